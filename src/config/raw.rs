@@ -1,0 +1,321 @@
+//! The shape of `portcullis.toml`. `portcullis schema config` prints it as JSON Schema.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    chain::Mode,
+    interceptors::{plugin, rate_limit, schema, secrets},
+    names::{ClientName, Group, ServerName},
+};
+
+/// The whole file. Relative paths are relative to the file.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    #[serde(default)]
+    pub listen: Listen,
+    /// Where the proxy keeps its audit store, client keys and local socket. Default: `.portcullis`
+    /// beside the config.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    #[serde(default)]
+    pub policy: Policy,
+    #[serde(default)]
+    pub audit: Audit,
+    #[serde(default)]
+    pub limits: Limits,
+    #[serde(default)]
+    pub telemetry: Telemetry,
+    #[serde(default)]
+    pub engine: Engine,
+    /// Who may connect, beside those of `portcullis client add`.
+    #[serde(default)]
+    pub clients: BTreeMap<ClientName, Client>,
+    /// The servers behind the proxy, in the order in which lists show them.
+    #[serde(default)]
+    pub servers: IndexMap<ServerName, Server>,
+    /// The chain, in order. Policy and audit are always in it and need no entry.
+    #[serde(default)]
+    pub interceptors: Vec<InterceptorEntry>,
+}
+
+fn default_state_dir() -> PathBuf {
+    ".portcullis".into()
+}
+
+/// Where clients connect.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Listen {
+    /// Address and port of the HTTP front. Anything but loopback should stand behind TLS.
+    pub http: SocketAddr,
+    /// Take calls without a key. Policy sees them as `Portcullis::Anonymous::"anonymous"`.
+    pub anonymous: bool,
+    /// `Host` values taken beside the address itself and, on loopback, `localhost`.
+    pub allowed_hosts: Vec<String>,
+    /// `Origin` values taken, for clients in a browser. None are by default.
+    pub allowed_origins: Vec<String>,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            http: SocketAddr::from(([127, 0, 0, 1], 8811)),
+            anonymous: false,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+        }
+    }
+}
+
+/// Where the Cedar policies are.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Policy {
+    /// Files, and folders whose `*.cedar` files are read (not those in folders within).
+    pub paths: Vec<PathBuf>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { paths: vec!["policies".into()] }
+    }
+}
+
+/// The audit log.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Audit {
+    /// The store's folder. Default: `audit` in the state folder.
+    pub dir: Option<PathBuf>,
+    /// Milliseconds that a call may wait for its record to be on disk before it is refused.
+    pub deadline_ms: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { dir: None, deadline_ms: 5_000 }
+    }
+}
+
+/// What is taken of one message, one client and one session.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Limits {
+    /// Bytes of one message of a client.
+    pub request_bytes: usize,
+    /// Bytes of one message of a server.
+    pub response_bytes: usize,
+    /// Nesting of arrays and objects in a message.
+    pub depth: usize,
+    /// Values in a message.
+    pub nodes: usize,
+    /// Exchanges that one principal may have under way at once.
+    pub concurrent: usize,
+    /// Legacy sessions at once, over all clients.
+    pub sessions: usize,
+    /// Seconds after which an unused legacy session ends.
+    pub session_idle_s: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_bytes: 4 << 20,
+            response_bytes: 64 << 20,
+            depth: 64,
+            nodes: 1_000_000,
+            concurrent: 256,
+            sessions: 10_000,
+            session_idle_s: 3_600,
+        }
+    }
+}
+
+/// Logs.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Telemetry {
+    pub log_format: LogFormat,
+    /// A filter such as `info` or `portcullis=debug`. `PORTCULLIS_LOG` overrides it.
+    pub log: Option<String>,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// JSON unless standard error is a terminal.
+    #[default]
+    Auto,
+    Text,
+    Json,
+}
+
+/// The container engine.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Engine {
+    /// The engine's socket: `unix:///var/run/docker.sock`. Default: `DOCKER_HOST`, else Docker's
+    /// usual sockets.
+    pub host: Option<String>,
+}
+
+/// One client with a key.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Client {
+    /// `sha256:` and the SHA-256 of the key in hex, as `portcullis client add` prints it.
+    pub key_hash: String,
+    /// Groups for policies: `principal in Portcullis::Group::"NAME"`.
+    #[serde(default)]
+    pub groups: Vec<Group>,
+}
+
+/// One server. Exactly one of `image`, `command` and `url`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Server {
+    /// A container image, by digest (`name@sha256:…`) or by a local image id (`sha256:…`).
+    pub image: Option<String>,
+    /// A program and its arguments. With `image`: arguments for the image's entry point.
+    pub command: Option<Vec<String>>,
+    /// A remote server's streamable HTTP endpoint.
+    pub url: Option<String>,
+    /// Where a `command` runs.
+    pub runtime: Runtime,
+    /// What stands before the server's names in the merged lists, with `__` between. Default: the
+    /// server's name. Empty: nothing.
+    pub prefix: Option<String>,
+    /// Plain environment.
+    pub env: BTreeMap<String, String>,
+    /// Secrets handed over as environment.
+    pub secrets: BTreeMap<String, SecretRef>,
+    /// Secret headers sent to a `url`.
+    pub headers: BTreeMap<String, SecretRef>,
+    /// Host folders: `SOURCE:TARGET` (read-only) or `SOURCE:TARGET:rw`.
+    pub mounts: Vec<MountEntry>,
+    pub resources: Resources,
+    /// Deviations from the hardened default profile, each with its own line.
+    pub hardening: Hardening,
+    pub era: Era,
+    /// Seconds for the server to start and greet.
+    pub start_timeout_s: u64,
+    /// Seconds for one call.
+    pub call_timeout_s: u64,
+    /// Seconds without a call after which the server is stopped. 0: never.
+    pub idle_stop_s: u64,
+    /// Calls under way at once; more are refused.
+    pub concurrent: usize,
+}
+
+/// Where a `command` runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Runtime {
+    /// In a container made of the program and its libraries where an engine answers and the
+    /// program is an executable that can be packed; else in the local sandbox.
+    #[default]
+    Auto,
+    Container,
+    Sandbox,
+}
+
+/// The protocol era in which a server is addressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Era {
+    /// Ask with `server/discover`, fall back to `initialize`.
+    #[default]
+    Auto,
+    Legacy,
+    Modern,
+}
+
+/// Where a secret comes from: `env:NAME` or `file:PATH`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SecretRef {
+    pub from: String,
+}
+
+/// `SOURCE:TARGET[:rw]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct MountEntry(pub String);
+
+/// Ceilings for one server's process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Resources {
+    /// MiB of memory (and swap together).
+    pub memory_mib: u64,
+    /// Processors.
+    pub cpus: f64,
+    /// Processes and threads.
+    pub pids: u32,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { memory_mib: 512, cpus: 1.0, pids: 128 }
+    }
+}
+
+/// Deviations from the hardened default profile. Each is off by default and shows in
+/// `portcullis server inspect`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Hardening {
+    /// Attach the engine's default network (a sandbox: the host's).
+    pub network: bool,
+    /// A writable root file system.
+    pub writable_root: bool,
+    /// Run as `UID:GID` instead of 65534:65534.
+    pub user: Option<String>,
+    /// Capabilities to add, such as `CAP_NET_BIND_SERVICE`.
+    pub cap_add: Vec<String>,
+    /// Take an image by tag, without a digest.
+    pub allow_tag: bool,
+    /// Allow programs in /tmp to be executed.
+    pub exec_tmp: bool,
+}
+
+/// One entry of the chain.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct InterceptorEntry {
+    #[serde(flatten)]
+    pub settings: EntrySettings,
+    #[serde(flatten)]
+    pub kind: Use,
+}
+
+/// What every entry of the chain may say.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct EntrySettings {
+    /// The name in records and refusals. Default: the value of `use`.
+    pub name: Option<String>,
+    pub mode: Mode,
+    /// Let a message pass when this interceptor fails.
+    pub fail_open: bool,
+    /// Milliseconds for one verdict. Default 1000.
+    pub deadline_ms: Option<u64>,
+    /// Ask only for these methods (a narrowing of the interceptor's own hooks).
+    pub events: Option<Vec<String>>,
+}
+
+/// Which interceptor an entry is, with that interceptor's own settings.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "use", rename_all = "kebab-case")]
+pub enum Use {
+    RateLimit(rate_limit::Config),
+    Schema(schema::Config),
+    Secrets(secrets::Config),
+    Plugin(plugin::Config),
+}

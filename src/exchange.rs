@@ -1,0 +1,308 @@
+//! An exchange: one message, its answer where it has one, and all that the stages know of them.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    identity::Principal,
+    names::{DecisionId, ServerName, SessionId},
+    refusal::Rule,
+};
+
+/// A JSON-RPC method, as the wire has it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Method(Arc<str>);
+
+impl Method {
+    pub const INITIALIZE: &str = "initialize";
+    pub const DISCOVER: &str = "server/discover";
+    pub const PING: &str = "ping";
+    pub const TOOLS_LIST: &str = "tools/list";
+    pub const TOOLS_CALL: &str = "tools/call";
+    pub const PROMPTS_LIST: &str = "prompts/list";
+    pub const PROMPTS_GET: &str = "prompts/get";
+    pub const RESOURCES_LIST: &str = "resources/list";
+    pub const TEMPLATES_LIST: &str = "resources/templates/list";
+    pub const RESOURCES_READ: &str = "resources/read";
+    pub const COMPLETE: &str = "completion/complete";
+    pub const SAMPLE: &str = "sampling/createMessage";
+    pub const ELICIT: &str = "elicitation/create";
+    pub const ROOTS_LIST: &str = "roots/list";
+    pub const CANCELLED: &str = "notifications/cancelled";
+    pub const INITIALIZED: &str = "notifications/initialized";
+    pub const PROGRESS: &str = "notifications/progress";
+    pub const LOG_MESSAGE: &str = "notifications/message";
+
+    /// The method of that name, known or not.
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// The name on the wire.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A revision of the protocol, oldest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Revision {
+    #[serde(rename = "2024-11-05")]
+    V2024_11_05,
+    #[serde(rename = "2025-03-26")]
+    V2025_03_26,
+    #[serde(rename = "2025-06-18")]
+    V2025_06_18,
+    #[serde(rename = "2025-11-25")]
+    V2025_11_25,
+    #[serde(rename = "2026-07-28")]
+    V2026_07_28,
+}
+
+impl Revision {
+    /// Every revision, oldest first.
+    pub const ALL: [Revision; 5] = [
+        Self::V2024_11_05,
+        Self::V2025_03_26,
+        Self::V2025_06_18,
+        Self::V2025_11_25,
+        Self::V2026_07_28,
+    ];
+    /// The newest revision that begins with `initialize`.
+    pub const LATEST_LEGACY: Revision = Self::V2025_11_25;
+    /// The newest stateless revision.
+    pub const LATEST_MODERN: Revision = Self::V2026_07_28;
+
+    /// The date by which the wire names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V2024_11_05 => "2024-11-05",
+            Self::V2025_03_26 => "2025-03-26",
+            Self::V2025_06_18 => "2025-06-18",
+            Self::V2025_11_25 => "2025-11-25",
+            Self::V2026_07_28 => "2026-07-28",
+        }
+    }
+
+    /// The revision of that date.
+    pub fn parse(date: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|revision| revision.as_str() == date)
+    }
+
+    /// Whether it is stateless (2026-07-28), without `initialize` and sessions.
+    pub fn is_modern(self) -> bool {
+        self >= Self::V2026_07_28
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How a client reached the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// Streamable HTTP over TCP.
+    Http,
+    /// Streamable HTTP over the local unix socket.
+    Unix,
+    /// Standard input and output.
+    Stdio,
+    /// The operator's own command line.
+    Cli,
+}
+
+/// Who speaks and who is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// A client's request or notification.
+    ClientToServer,
+    /// A server's request or notification.
+    ServerToClient,
+}
+
+/// Which half of an exchange passes the chain.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    Request,
+    Response,
+}
+
+/// JSON text that was checked once by the codec (UTF-8, no duplicate keys, within the caps), with
+/// the parsed value beside it as soon as somebody asks. What goes on is the text.
+#[derive(Debug, Clone)]
+pub struct Payload {
+    raw: Bytes,
+    value: OnceLock<Value>,
+}
+
+impl Payload {
+    /// Text that the codec checked.
+    pub fn new(raw: Bytes) -> Self {
+        Self { raw, value: OnceLock::new() }
+    }
+
+    /// The text, byte for byte.
+    pub fn raw(&self) -> &Bytes {
+        &self.raw
+    }
+
+    /// The value, parsed on first use and kept. An empty text is `null`.
+    pub fn value(&self) -> &Value {
+        self.value.get_or_init(|| serde_json::from_slice(&self.raw).unwrap_or(Value::Null))
+    }
+}
+
+impl From<Value> for Payload {
+    fn from(value: Value) -> Self {
+        let payload = Self::new(value.to_string().into());
+        let _ = payload.value.set(value);
+        payload
+    }
+}
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// A `result`.
+    Result(Payload),
+    /// An `error`, by the server that was called.
+    Error(Payload),
+}
+
+impl Answer {
+    /// The text of the result or the error object.
+    pub fn payload(&self) -> &Payload {
+        match self {
+            Self::Result(payload) | Self::Error(payload) => payload,
+        }
+    }
+
+    /// The same kind of answer with another text.
+    pub fn with(&self, raw: Bytes) -> Self {
+        match self {
+            Self::Result(_) => Self::Result(Payload::new(raw)),
+            Self::Error(_) => Self::Error(Payload::new(raw)),
+        }
+    }
+}
+
+/// A tool as its server defines it. Everything in it is the server's claim.
+#[derive(Debug)]
+pub struct Tool {
+    /// The server that owns it.
+    pub server: ServerName,
+    /// The name on that server.
+    pub name: String,
+    /// The whole definition, as the server sent it.
+    pub definition: Payload,
+}
+
+impl Tool {
+    /// A hint of the definition's `annotations`, where it is a boolean.
+    pub fn hint(&self, name: &str) -> Option<bool> {
+        self.definition.value().get("annotations")?.get(name)?.as_bool()
+    }
+}
+
+/// What a message is about, once the router knows.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// The proxy or a whole server: lists, pings, unknown methods.
+    None,
+    /// A tool, with its definition where the server has it. Without, the tool is unknown.
+    Tool { name: String, tool: Option<Arc<Tool>> },
+    /// A prompt by its name on its server.
+    Prompt { name: String },
+    /// A resource by its URI.
+    Resource { uri: String },
+}
+
+/// Something that an interceptor saw, for the audit record. Never holds a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The interceptor that reports.
+    pub interceptor: String,
+    /// The phase in which it looked.
+    pub phase: String,
+    /// The rule or the code by which it reports.
+    pub rule: Rule,
+    /// What was seen and where (a JSON pointer), in words.
+    pub message: String,
+    /// What came of it: `reported`, `redacted`, `replaced`, `refused`, `would-refuse`, `would-replace`, `fault`.
+    pub effect: String,
+}
+
+/// One message with its context: what interceptors look at.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    /// The decision's id, which the audit record and the agent share.
+    pub id: DecisionId,
+    /// When the message arrived.
+    pub at: jiff::Timestamp,
+    /// The same moment on the monotonic clock.
+    pub started: Instant,
+    /// Who asks. For a message of a server to a client: the client.
+    pub principal: Arc<Principal>,
+    pub direction: Direction,
+    pub method: Method,
+    /// Whether it expects no answer.
+    pub notification: bool,
+    pub transport: Transport,
+    pub client_addr: Option<SocketAddr>,
+    /// The legacy session, where there is one.
+    pub session: Option<SessionId>,
+    /// Calls made in this session so far (0 without one).
+    pub session_calls: u64,
+    /// The revision that the client speaks.
+    pub revision: Revision,
+    /// The server that is asked, or that asks.
+    pub server: Option<ServerName>,
+    pub target: Target,
+    /// `params`, with names as the server knows them.
+    pub request: Payload,
+    /// `result` or `error`, in the response phase.
+    pub response: Option<Answer>,
+    /// Labels that interceptors gave.
+    pub labels: BTreeSet<String>,
+    /// The trace id of a `traceparent`, where the client sent one.
+    pub trace: Option<String>,
+}
+
+impl Exchange {
+    /// `params.arguments`, where it is an object.
+    pub fn arguments(&self) -> Option<&serde_json::Map<String, Value>> {
+        self.request.value().get("arguments")?.as_object()
+    }
+
+    /// The text that passes the chain in this phase.
+    pub fn payload(&self, phase: Phase) -> &Payload {
+        match (phase, &self.response) {
+            (Phase::Response, Some(answer)) => answer.payload(),
+            _ => &self.request,
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The interceptors, one file each. They know no sockets and no siblings; `chain` calls them.
+
+pub mod plugin;
+pub mod policy;
+pub mod rate_limit;
+pub mod schema;
+pub mod secrets;

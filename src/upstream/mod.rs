@@ -1,0 +1,3 @@
+//! Servers: how one is started, spoken to, watched and ended.
+
+pub mod process;

@@ -1,0 +1,102 @@
+//! A server's process, wherever it runs: the contract between the runtimes (container, sandbox)
+//! and the connection that speaks MCP over its pipes.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::{
+    config::{Hardening, Resources},
+    names::ServerName,
+    vault::Secret,
+};
+
+/// What to start, the same for every runtime.
+#[derive(Debug, Clone)]
+pub struct LaunchSpec {
+    pub server: ServerName,
+    /// The program and its arguments. For an image: arguments after the image's entry point.
+    pub command: Vec<String>,
+    /// The image, for containers.
+    pub image: Option<String>,
+    /// Plain environment.
+    pub env: Vec<(String, String)>,
+    /// Secrets, handed over as environment.
+    pub secrets: Vec<(String, Secret)>,
+    /// Host folders, with their place inside.
+    pub mounts: Vec<Mount>,
+    pub resources: Resources,
+    /// What the operator allows beyond the hardened default profile.
+    pub hardening: Hardening,
+    /// The instance of the proxy that starts it, for labels and reaping.
+    pub instance: String,
+}
+
+/// A host folder that a server sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// On the host: absolute, symbolic links resolved.
+    pub source: PathBuf,
+    /// Inside: absolute.
+    pub target: PathBuf,
+    pub writable: bool,
+}
+
+/// A started process: three byte streams and an end.
+pub struct Process {
+    pub stdin: Box<dyn AsyncWrite + Send + Unpin>,
+    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
+    pub stderr: Box<dyn AsyncRead + Send + Unpin>,
+    pub handle: Box<dyn Handle>,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").field("handle", &self.handle.describe()).finish_non_exhaustive()
+    }
+}
+
+/// The way to end a process and to ask about it. Dropping it ends the process at once.
+#[async_trait]
+pub trait Handle: Send + Sync {
+    /// Where it runs, in one line: `container 0123456789ab`, `sandbox pid 42`.
+    fn describe(&self) -> String;
+
+    /// Waits for its end. May be called more than once.
+    async fn wait(&self) -> Exit;
+
+    /// Asks it to end, and ends it by force after `grace`. Returns once it is gone.
+    async fn stop(&self, grace: Duration);
+
+    /// What it uses now, where that can be told.
+    async fn usage(&self) -> Option<Usage>;
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code; 128 + n after signal n; -1 where it could not be told.
+    pub code: i64,
+    /// In words, where there is more to say: killed for memory, could not execute.
+    pub reason: Option<String>,
+}
+
+/// What a server's process uses.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Usage {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Seconds of processor time since it started.
+    pub cpu_seconds: f64,
+}
+
+/// A server that could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct LaunchFailure {
+    /// What went wrong, for the operator. Never holds a secret.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: Option<String>,
+}
