@@ -1,8 +1,141 @@
-//! The command line: one file a verb.
+//! The command line: one file a verb. Verbs hold no business logic: they call a room and print.
+//!
+//! Data goes to standard output, everything else to standard error. Exit codes are [`Exit`].
 
-use std::process::ExitCode;
+mod audit;
+mod check;
+mod client;
+mod connect;
+mod context;
+mod doctor;
+mod output;
+mod policy;
+mod run;
+mod schema;
+mod server;
+mod tools;
+
+use std::{ffi::OsStr, process::ExitCode, time::Duration};
+
+use clap::{Parser, Subcommand};
+
+pub use context::{Context, Exit, Format, Reports, Usage};
+pub use output::{Progress, escape, escape_json};
+
+/// A policy-enforcing security proxy for the Model Context Protocol.
+///
+/// Exit codes: 0 ok or allowed, 1 failure, 2 usage, 10 denied, 11 a check found something.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: context::Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the proxy
+    Run(run::Args),
+    /// Check the config, the policies and the plugins, and list every finding
+    Check(check::Args),
+    /// Say what this machine offers: engine, sandbox, limits
+    Doctor(doctor::Args),
+    /// Bridge a client's standard input and output to a running proxy
+    Connect(connect::Args),
+    /// Clients and their keys
+    Client(client::Args),
+    /// Servers behind the proxy
+    Server(server::Args),
+    /// Tools, as a client sees them
+    Tools(tools::Args),
+    /// Policies
+    Policy(policy::Args),
+    /// The audit log
+    Audit(audit::Args),
+    /// Print a schema
+    Schema(schema::Args),
+}
 
 /// Parses the arguments and runs the verb.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    if let Some(code) = before_runtime() {
+        return code;
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are errors to clap too, with their own code and stream. Nobody is
+            // left to tell where even that stream is closed.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let ctx = Context::new(cli.global);
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return output::failure(&anyhow::Error::new(error)).into(),
+    };
+    let outcome = runtime.block_on(cli.verb.run(&ctx));
+    // A read of standard input can't be cancelled and must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(error) => output::failure(&error).into(),
+    }
+}
+
+/// The hidden verbs that must not find threads of a runtime around them: the sandbox's launcher
+/// (which forks and confines itself) and the example server (which has a small runtime of its own).
+fn before_runtime() -> Option<ExitCode> {
+    let args: Vec<_> = std::env::args_os().skip(1).take(2).collect();
+    match args.iter().map(|arg| arg.as_os_str()).collect::<Vec<&OsStr>>().as_slice() {
+        [verb, ..] if *verb == "sandbox-exec" => Some(crate::sandbox::exec_main()),
+        [verb, name] if *verb == "example-server" && *name == "notes" => Some(example_notes()),
+        _ => None,
+    }
+}
+
+fn example_notes() -> ExitCode {
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::new)
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(notes_server::serve_stdio());
+            runtime.shutdown_timeout(Duration::from_millis(100));
+            outcome
+        });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output::failure(&error).into(),
+    }
+}
+
+impl Verb {
+    async fn run(self, ctx: &Context) -> anyhow::Result<Exit> {
+        match self {
+            Self::Run(args) => run::run(args, ctx).await,
+            Self::Check(args) => check::run(args, ctx).await,
+            Self::Doctor(args) => doctor::run(args, ctx).await,
+            Self::Connect(args) => connect::run(args, ctx).await,
+            Self::Client(args) => client::run(args, ctx).await,
+            Self::Server(args) => server::run(args, ctx).await,
+            Self::Tools(args) => tools::run(args, ctx).await,
+            Self::Policy(args) => policy::run(args, ctx).await,
+            Self::Audit(args) => audit::run(args, ctx).await,
+            Self::Schema(args) => schema::run(args, ctx).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
 }

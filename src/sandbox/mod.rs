@@ -1,1 +1,6 @@
 //! sandbox
+
+/// The launcher: `portcullis sandbox-exec`.
+pub fn exec_main() -> std::process::ExitCode {
+    std::process::ExitCode::FAILURE
+}

@@ -1,0 +1,215 @@
+//! Printing: escaped for terminals, without a panic on a closed pipe.
+
+use std::{
+    borrow::Cow,
+    fmt::Write as _,
+    io::{self, IsTerminal, Write as _},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget};
+use miette::{GraphicalReportHandler, GraphicalTheme};
+
+use super::{Exit, Reports, Usage};
+
+/// Characters that could steer a terminal or hide text from its reader: control characters, marks
+/// of direction, invisible characters and tags.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
+/// The text with every unsafe character written out: `\n`, `\u{1b}`.
+pub fn escape(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unsafe) {
+        return text.into();
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            c if is_unsafe(c) => escaped.extend(c.escape_default()),
+            c => escaped.push(c),
+        }
+    }
+    escaped.into()
+}
+
+/// JSON text with the unsafe characters that JSON itself leaves alone written as `\uXXXX`. They
+/// can only stand within strings, so the value stays the same.
+pub fn escape_json(text: &str) -> Cow<'_, str> {
+    let unsafe_here = |c: char| c != '\n' && is_unsafe(c);
+    if !text.contains(unsafe_here) {
+        return text.into();
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if unsafe_here(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(escaped, "\\u{unit:04x}");
+            }
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped.into()
+}
+
+/// Writes to standard output, and says so where that fails.
+pub(super) fn stdout(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Writes to standard error. Where that is closed, nobody is left to be told.
+pub(super) fn stderr(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// A table without lines, its cells escaped, as wide as the terminal where there is one.
+pub(super) fn table<R>(header: &[&str], rows: R) -> String
+where
+    R: IntoIterator,
+    R::Item: IntoIterator<Item = String>,
+{
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header.to_vec());
+    table.set_content_arrangement(if io::stdout().is_terminal() {
+        ContentArrangement::Dynamic
+    } else {
+        ContentArrangement::Disabled
+    });
+    for row in rows {
+        table.add_row(row.into_iter().map(|cell| escape(&cell).into_owned()));
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.lines().fold(String::new(), |mut text, line| {
+        text.push_str(line.trim_end());
+        text.push('\n');
+        text
+    })
+}
+
+/// A diagnostic with the place in the file under it, in colour on a terminal.
+pub(super) fn render(diagnostic: &dyn miette::Diagnostic) -> String {
+    let plain = !io::stderr().is_terminal() || std::env::var_os("NO_COLOR").is_some();
+    let theme = if plain { GraphicalTheme::unicode_nocolor() } else { GraphicalTheme::unicode() };
+    let mut text = String::new();
+    let handler = GraphicalReportHandler::new_themed(theme).with_links(false);
+    if handler.render_report(&mut text, diagnostic).is_err() {
+        text = format!("{}\n", escape(&diagnostic.to_string()));
+    }
+    text
+}
+
+/// Tells of an error that ended a verb, and how the program ends for it.
+pub(super) fn failure(error: &anyhow::Error) -> Exit {
+    let broken_pipe = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe);
+    if broken_pipe {
+        // The reader of our output went away (`portcullis … | head`): not worth a word, but
+        // what was asked for was not delivered either.
+        return Exit::Failure;
+    }
+    if let Some(Reports(reports)) = error.downcast_ref() {
+        reports.iter().for_each(|report| stderr(&render(report.as_ref())));
+        return Exit::Failure;
+    }
+    let mut text = format!("error: {}\n", escape(&error.to_string()));
+    for cause in error.chain().skip(1) {
+        let _ = writeln!(text, "  because: {}", escape(&cause.to_string()));
+    }
+    stderr(&text);
+    if error.is::<Usage>() { Exit::Usage } else { Exit::Failure }
+}
+
+/// A spinner on standard error, from the second second on.
+#[derive(Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    waiting: Option<(mpsc::Sender<()>, thread::JoinHandle<()>)>,
+}
+
+impl Progress {
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    pub(super) fn start(what: String) -> Self {
+        let bar = ProgressBar::new_spinner();
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+        bar.set_message(escape(&what).into_owned());
+        let waiting = io::stderr().is_terminal().then(|| {
+            let (done, over) = mpsc::channel::<()>();
+            let bar = bar.clone();
+            let show = move || {
+                if over.recv_timeout(Self::PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    bar.set_draw_target(ProgressDrawTarget::stderr());
+                    bar.enable_steady_tick(Duration::from_millis(100));
+                }
+            };
+            (done, thread::spawn(show))
+        });
+        Self { bar, waiting }
+    }
+
+    /// Says what is under way now.
+    pub fn now(&self, what: impl Into<String>) {
+        self.bar.set_message(escape(&what.into()).into_owned());
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some((done, thread)) = self.waiting.take() {
+            drop(done);
+            let _ = thread.join();
+        }
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_steer_a_terminal_is_written_out() {
+        for (text, shown) in [
+            ("plain, ünïcode, 日本", "plain, ünïcode, 日本"),
+            ("a\x1b[31mb", r"a\u{1b}[31mb"),
+            ("a\r\nb\tc", r"a\r\nb\tc"),
+            ("\u{202e}gnp.exe", r"\u{202e}gnp.exe"),
+            ("a\u{9b}31mb", r"a\u{9b}31mb"),
+            ("\u{e0041}", r"\u{e0041}"),
+        ] {
+            assert_eq!(escape(text), shown);
+        }
+    }
+
+    #[test]
+    fn escaped_json_is_the_same_value() {
+        let value = serde_json::json!({ "a": "\u{202e}x\u{7f}\u{e0041}\u{1b}", "b": ["\n"] });
+        let pretty = serde_json::to_string_pretty(&value).unwrap();
+        let text = escape_json(&pretty);
+        assert!(!text.contains(|c| c != '\n' && is_unsafe(c)), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+    }
+
+    #[test]
+    fn cells_cannot_break_a_table() {
+        let rows = [["a\nb".to_owned(), "c".to_owned()], ["longer cell".to_owned(), String::new()]];
+        assert_eq!(
+            table(&["NAME", "WHAT"], rows),
+            "NAME         WHAT\na\\nb         c\nlonger cell\n"
+        );
+    }
+}
