@@ -1,0 +1,221 @@
+//! JSON-RPC 2.0 messages, as MCP has them.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::{Caps, Flaw, Object, check};
+use crate::exchange::{Method, Payload};
+
+/// A request id: its JSON text, a string or a number.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Id(Bytes);
+
+impl Id {
+    /// The text, byte for byte as it came.
+    pub fn raw(&self) -> &Bytes {
+        &self.0
+    }
+
+    fn parse(raw: Bytes) -> Result<Self, Flaw> {
+        match raw.first() {
+            Some(b'"' | b'-' | b'0'..=b'9') if raw.len() <= 1024 => Ok(Self(raw)),
+            _ => Err(Flaw::Shape("`id` must be a string or a number")),
+        }
+    }
+}
+
+impl From<u64> for Id {
+    fn from(id: u64) -> Self {
+        Self(id.to_string().into())
+    }
+}
+
+/// One message: its text, and which kind it is.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    envelope: Object,
+    pub kind: Kind,
+}
+
+/// The kinds of message, with the text of what they carry.
+#[derive(Debug, Clone)]
+pub enum Kind {
+    Request { id: Id, method: Method, params: Option<Bytes> },
+    Notification { method: Method, params: Option<Bytes> },
+    Result { id: Id, result: Bytes },
+    Error { id: Option<Id>, error: Bytes },
+}
+
+impl Frame {
+    /// Reads one message, strictly.
+    ///
+    /// # Errors
+    /// A [`Flaw`] where it is not one JSON-RPC 2.0 message within the caps. A batch is none.
+    pub fn parse(raw: Bytes, caps: Caps) -> Result<Self, Flaw> {
+        check(&raw, caps)?;
+        if raw.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
+            return Err(Flaw::Shape("batches are not taken: send one message at a time"));
+        }
+        let envelope = Object::parse(raw)?;
+        if envelope.get("jsonrpc").as_deref() != Some(b"\"2.0\"") {
+            return Err(Flaw::Shape("`jsonrpc` must be \"2.0\""));
+        }
+        let id = envelope.get("id");
+        let params = envelope.get("params");
+        let (result, error) = (envelope.get("result"), envelope.get("error"));
+        if params.as_ref().is_some_and(|params| params.first() != Some(&b'{')) {
+            return Err(Flaw::Shape("`params` must be an object"));
+        }
+        let kind = match (envelope.get("method"), result, error) {
+            (Some(method), None, None) => {
+                let method: String = serde_json::from_slice(&method)
+                    .map_err(|_| Flaw::Shape("`method` must be a string"))?;
+                if method.len() > 256 {
+                    return Err(Flaw::Shape("`method` is longer than 256 bytes"));
+                }
+                let method = Method::new(&method);
+                match id {
+                    Some(id) => Kind::Request { id: Id::parse(id)?, method, params },
+                    None => Kind::Notification { method, params },
+                }
+            }
+            (None, Some(result), None) => {
+                let id = id.ok_or(Flaw::Shape("a result must have an `id`"))?;
+                Kind::Result { id: Id::parse(id)?, result }
+            }
+            (None, None, Some(error)) => {
+                let id = id.filter(|id| id != "null").map(Id::parse).transpose()?;
+                Kind::Error { id, error }
+            }
+            _ => return Err(Flaw::Shape("a message has one of `method`, `result` and `error`")),
+        };
+        Ok(Self { envelope, kind })
+    }
+
+    /// A request of our own.
+    pub fn request(id: u64, method: &str, params: &[u8]) -> Bytes {
+        let mut text =
+            format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":{}", Value::from(method))
+                .into_bytes();
+        if !params.is_empty() {
+            text.extend_from_slice(b",\"params\":");
+            text.extend_from_slice(params);
+        }
+        text.push(b'}');
+        text.into()
+    }
+
+    /// A notification of our own.
+    pub fn notification(method: &str, params: &[u8]) -> Bytes {
+        let mut text =
+            format!("{{\"jsonrpc\":\"2.0\",\"method\":{},\"params\":", Value::from(method))
+                .into_bytes();
+        text.extend_from_slice(params);
+        text.push(b'}');
+        text.into()
+    }
+
+    /// An answer with this `result` text.
+    pub fn result(id: &Id, result: &[u8]) -> Bytes {
+        Self::answer(Some(id), "result", result)
+    }
+
+    /// An answer with this `error` text. Without an id it is `null`, as JSON-RPC has it for
+    /// messages that could not be read.
+    pub fn error(id: Option<&Id>, error: &[u8]) -> Bytes {
+        Self::answer(id, "error", error)
+    }
+
+    fn answer(id: Option<&Id>, member: &str, value: &[u8]) -> Bytes {
+        let id = id.map_or(&b"null"[..], |id| id.raw());
+        let mut text = Vec::with_capacity(value.len() + id.len() + 40);
+        text.extend_from_slice(b"{\"jsonrpc\":\"2.0\",\"id\":");
+        text.extend_from_slice(id);
+        text.extend_from_slice(format!(",\"{member}\":").as_bytes());
+        text.extend_from_slice(value);
+        text.push(b'}');
+        text.into()
+    }
+
+    /// The same message with another id and other params (`None`: as they are). Everything else
+    /// of the envelope stays byte for byte.
+    pub fn forward(&self, id: Option<&Id>, params: Option<&[u8]>) -> Bytes {
+        let mut edits: Vec<(&str, Option<&[u8]>)> = Vec::with_capacity(2);
+        if let Some(id) = id {
+            edits.push(("id", Some(id.raw())));
+        }
+        if let Some(params) = params {
+            edits.push(("params", Some(params)));
+        }
+        self.envelope.with(&edits)
+    }
+
+    /// The text as it came.
+    pub fn raw(&self) -> &Bytes {
+        self.envelope.raw()
+    }
+}
+
+/// `params` as a payload: an absent one reads as an empty object.
+impl From<Option<Bytes>> for Payload {
+    fn from(params: Option<Bytes>) -> Self {
+        Payload::new(params.unwrap_or_else(|| Bytes::from_static(b"{}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAPS: Caps = Caps { bytes: 1 << 20, depth: 64, nodes: 10_000 };
+
+    fn parse(text: &str) -> Result<Frame, Flaw> {
+        Frame::parse(Bytes::copy_from_slice(text.as_bytes()), CAPS)
+    }
+
+    #[test]
+    fn kinds() {
+        let kind = |text| parse(text).unwrap().kind;
+        assert!(matches!(
+            kind(r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#),
+            Kind::Request { params: None, .. }
+        ));
+        assert!(matches!(
+            kind(r#"{"jsonrpc":"2.0","method":"x","params":{}}"#),
+            Kind::Notification { .. }
+        ));
+        assert!(matches!(kind(r#"{"jsonrpc":"2.0","id":"a","result":{}}"#), Kind::Result { .. }));
+        assert!(matches!(
+            kind(r#"{"jsonrpc":"2.0","id":null,"error":{}}"#),
+            Kind::Error { id: None, .. }
+        ));
+    }
+
+    #[test]
+    fn what_is_no_message() {
+        for (text, part) in [
+            (r#"{"id":1,"method":"ping"}"#, "jsonrpc"),
+            (r#"{"jsonrpc":"1.0","id":1,"method":"ping"}"#, "jsonrpc"),
+            (r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#, "`id`"),
+            (r#"{"jsonrpc":"2.0","id":{},"method":"ping"}"#, "`id`"),
+            (r#"{"jsonrpc":"2.0","id":1,"method":7}"#, "`method`"),
+            (r#"{"jsonrpc":"2.0","id":1,"method":"a","params":[1]}"#, "`params`"),
+            (r#"{"jsonrpc":"2.0","id":1,"method":"a","result":{}}"#, "one of"),
+            (r#"{"jsonrpc":"2.0","id":1}"#, "one of"),
+            (r#"{"jsonrpc":"2.0","result":{}}"#, "`id`"),
+            (r#" [{"jsonrpc":"2.0","id":1,"method":"ping"}]"#, "batches"),
+            (r#"7"#, "object"),
+        ] {
+            let flaw = parse(text).unwrap_err().to_string();
+            assert!(flaw.contains(part), "{text}: {flaw}");
+        }
+    }
+
+    #[test]
+    fn forwarding_changes_the_id_alone() {
+        let text = r#"{ "jsonrpc":"2.0", "x-extra": 1.0, "method":"tools/call", "params": {"a":50.0}, "id":"abc" }"#;
+        let frame = parse(text).unwrap();
+        assert_eq!(frame.forward(Some(&Id::from(7)), None), text.replace("\"abc\"", "7"));
+        assert_eq!(frame.forward(None, Some(b"{}")), text.replace("{\"a\":50.0}", "{}"));
+    }
+}

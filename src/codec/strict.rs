@@ -1,0 +1,317 @@
+//! The strict walk over a JSON text.
+
+use std::{borrow::Cow, cell::RefCell, collections::HashSet, fmt};
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+
+use crate::{config::Limits, refusal::Code, refusal::Refusal};
+
+/// How many levels from the top refuse keys that differ in case alone: the envelope, `params`,
+/// and `arguments` or `_meta`. Below that, such keys are data (environments, headers); above, a
+/// server that matches keys without case would read another message than policy did.
+const FOLDED_LEVELS: usize = 3;
+
+/// What is taken of one message.
+#[derive(Debug, Clone, Copy)]
+pub struct Caps {
+    /// Bytes of text.
+    pub bytes: usize,
+    /// Levels of arrays and objects.
+    pub depth: usize,
+    /// Values and keys.
+    pub nodes: usize,
+}
+
+impl Caps {
+    /// For a message of a client.
+    pub fn request(limits: &Limits) -> Self {
+        Self { bytes: limits.request_bytes, depth: limits.depth, nodes: limits.nodes }
+    }
+
+    /// For a message of a server.
+    pub fn response(limits: &Limits) -> Self {
+        Self { bytes: limits.response_bytes, depth: limits.depth, nodes: limits.nodes }
+    }
+}
+
+/// Why a text is not taken. None of them quotes a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    #[error("the message has more than {0} bytes")]
+    TooLarge(usize),
+    #[error("the message nests deeper than {0} levels")]
+    TooDeep(usize),
+    #[error("the message has more than {0} values")]
+    TooMany(usize),
+    #[error("the message is not UTF-8")]
+    NotUtf8,
+    #[error("an object has a key twice, exactly or but for case or escapes")]
+    DuplicateKey,
+    #[error("the message is not JSON (line {line}, column {column})")]
+    Syntax { line: usize, column: usize },
+    #[error("{0}")]
+    Shape(&'static str),
+}
+
+impl Flaw {
+    /// The stable code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::TooLarge(_) | Self::TooDeep(_) | Self::TooMany(_) => Code::TooLarge,
+            Self::NotUtf8 | Self::Syntax { .. } => Code::Malformed,
+            Self::DuplicateKey => Code::DuplicateKey,
+            Self::Shape(_) => Code::InvalidRequest,
+        }
+    }
+}
+
+impl From<Flaw> for Refusal {
+    fn from(flaw: Flaw) -> Self {
+        Refusal::new(flaw.code(), flaw.to_string())
+    }
+}
+
+/// Walks a whole JSON text.
+///
+/// # Errors
+/// The first [`Flaw`] met.
+pub fn check(text: &[u8], caps: Caps) -> Result<(), Flaw> {
+    if text.len() > caps.bytes {
+        return Err(Flaw::TooLarge(caps.bytes));
+    }
+    let text = std::str::from_utf8(text).map_err(|_| Flaw::NotUtf8)?;
+    let state = State { caps, nodes: RefCell::new(0), flaw: RefCell::new(None) };
+    let mut parser = serde_json::Deserializer::from_str(text);
+
+    let walked =
+        Walk { state: &state, depth: 0 }.deserialize(&mut parser).and_then(|()| parser.end());
+    match (walked, state.flaw.into_inner()) {
+        (_, Some(flaw)) => Err(flaw),
+        (Ok(()), None) => Ok(()),
+        (Err(error), None) => Err(Flaw::Syntax { line: error.line(), column: error.column() }),
+    }
+}
+
+struct State {
+    caps: Caps,
+    nodes: RefCell<usize>,
+    flaw: RefCell<Option<Flaw>>,
+}
+
+impl State {
+    fn fail<E: serde::de::Error>(&self, flaw: Flaw) -> E {
+        let error = E::custom(&flaw);
+        self.flaw.replace(Some(flaw));
+        error
+    }
+
+    fn count<E: serde::de::Error>(&self) -> Result<(), E> {
+        let mut nodes = self.nodes.borrow_mut();
+        *nodes += 1;
+        if *nodes > self.caps.nodes {
+            Err(self.fail(Flaw::TooMany(self.caps.nodes)))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Walk<'a> {
+    state: &'a State,
+    depth: usize,
+}
+
+impl Walk<'_> {
+    fn descend<E: serde::de::Error>(self) -> Result<Self, E> {
+        let depth = self.depth + 1;
+        if depth > self.state.caps.depth {
+            return Err(self.state.fail(Flaw::TooDeep(self.state.caps.depth)));
+        }
+        Ok(Self { depth, ..self })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        self.state.count()?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Walk<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let inner = self.descend()?;
+        while items.next_element_seed(inner)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        let inner = self.descend()?;
+        let mut keys = Keys::new(self.depth < FOLDED_LEVELS);
+        while let Some(Key(key)) = members.next_key()? {
+            self.state.count()?;
+            if !keys.insert(key) {
+                return Err(self.state.fail(Flaw::DuplicateKey));
+            }
+            members.next_value_seed(inner)?;
+        }
+        Ok(())
+    }
+}
+
+/// The keys of one object so far: a list while there are few, a set beyond.
+struct Keys<'de> {
+    folded: bool,
+    few: Vec<Cow<'de, str>>,
+    many: HashSet<Cow<'de, str>>,
+}
+
+impl<'de> Keys<'de> {
+    const FEW: usize = 16;
+
+    fn new(folded: bool) -> Self {
+        Self { folded, few: Vec::new(), many: HashSet::new() }
+    }
+
+    fn insert(&mut self, key: Cow<'de, str>) -> bool {
+        let key = if self.folded { fold(key) } else { key };
+        if self.few.contains(&key) || self.many.contains(&key) {
+            return false;
+        }
+        if self.few.len() < Self::FEW {
+            self.few.push(key);
+        } else {
+            self.many.insert(key);
+        }
+        true
+    }
+}
+
+/// Case folding as the most lenient matchers do it: `ſ` is `s`, the Kelvin sign is `k`.
+fn fold(key: Cow<'_, str>) -> Cow<'_, str> {
+    if key.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase()) {
+        return key;
+    }
+    Cow::Owned(key.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect())
+}
+
+/// A key, borrowed from the text unless it has escapes.
+pub(super) struct Key<'de>(pub Cow<'de, str>);
+
+impl<'de> serde::Deserialize<'de> for Key<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct KeyVisitor;
+
+        impl<'de> Visitor<'de> for KeyVisitor {
+            type Value = Key<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_borrowed_str<E>(self, key: &'de str) -> Result<Key<'de>, E> {
+                Ok(Key(Cow::Borrowed(key)))
+            }
+
+            fn visit_str<E>(self, key: &str) -> Result<Key<'de>, E> {
+                Ok(Key(Cow::Owned(key.to_owned())))
+            }
+        }
+
+        deserializer.deserialize_str(KeyVisitor).map_err(|error| D::Error::custom(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CAPS: Caps = Caps { bytes: 1 << 20, depth: 64, nodes: 10_000 };
+
+    #[test]
+    fn flaws() {
+        let deep = format!("{}{}", "[".repeat(65), "]".repeat(65));
+        let bottomless = "[".repeat(200_000);
+        let crowded = format!("[{}1]", "1,".repeat(10_000));
+        for (text, flaw) in [
+            (&br#"{"a":1,"a":2}"#[..], Some(Flaw::DuplicateKey)),
+            (br#"{"name":1,"\u006eame":2}"#, Some(Flaw::DuplicateKey)),
+            (br#"{"name":1,"Name":2}"#, Some(Flaw::DuplicateKey)),
+            ("{\"params\":1,\"param\u{17f}\":2}".as_bytes(), Some(Flaw::DuplicateKey)),
+            (br#"{"p":{"a":{"k":1,"K":2}}}"#, Some(Flaw::DuplicateKey)),
+            (br#"{"p":{"a":{"e":{"k":1,"K":2}}}}"#, None),
+            (br#"{"p":{"a":{"e":{"k":1,"k":2}}}}"#, Some(Flaw::DuplicateKey)),
+            (br#"[{"a":1},{"a":2}]"#, None),
+            (b"{\"a\":\"\xff\"}", Some(Flaw::NotUtf8)),
+            (br#""\ud800""#, Some(Flaw::Syntax { line: 1, column: 8 })),
+            (b"1e999", Some(Flaw::Syntax { line: 1, column: 5 })),
+            (b"{} {}", Some(Flaw::Syntax { line: 1, column: 4 })),
+            (b"", Some(Flaw::Syntax { line: 1, column: 0 })),
+            (b"\xef\xbb\xbf{}", Some(Flaw::Syntax { line: 1, column: 1 })),
+            (deep.as_bytes(), Some(Flaw::TooDeep(64))),
+            (bottomless.as_bytes(), Some(Flaw::TooDeep(64))),
+            (crowded.as_bytes(), Some(Flaw::TooMany(10_000))),
+        ] {
+            let got = check(text, CAPS).err();
+            assert_eq!(got, flaw, "{}", String::from_utf8_lossy(&text[..text.len().min(60)]));
+        }
+        assert_eq!(check(&[b' '; 11], Caps { bytes: 10, ..CAPS }), Err(Flaw::TooLarge(10)));
+    }
+
+    #[test]
+    fn many_keys_are_compared_too() {
+        let keys: Vec<_> = (0..100).map(|i| format!("\"k{i}\":0")).collect();
+        assert_eq!(check(format!("{{{}}}", keys.join(",")).as_bytes(), CAPS), Ok(()));
+        let twice = format!("{{{},\"K77\":0}}", keys.join(","));
+        assert_eq!(check(twice.as_bytes(), CAPS), Err(Flaw::DuplicateKey));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = check(&bytes, CAPS);
+        }
+
+        #[test]
+        fn what_passes_is_json(text in "[\\[\\]{}:,\"a-c0-2 ]{0,40}") {
+            if check(text.as_bytes(), CAPS).is_ok() {
+                prop_assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
+            }
+        }
+    }
+}
