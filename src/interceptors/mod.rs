@@ -5,3 +5,6 @@ pub mod policy;
 pub mod rate_limit;
 pub mod schema;
 pub mod secrets;
+
+#[cfg(test)]
+pub(crate) mod fixtures;

@@ -1,6 +1,336 @@
+//! Caps calls per client, server and tool. Refuses with `rate-limited`, names the limit as the
+//! rule, and says when to come back.
+//!
+//! Each limit is a GCRA (a leaky bucket as a meter, by the governor crate) per key: it holds
+//! `burst` calls and refills evenly, `calls` per `window`. All limits that a message falls under
+//! are asked before any is charged, in one step: a call that one limit refuses costs nothing
+//! under the others, so a client that hammers against its limit for one tool does not eat up its
+//! allowance for all tools.
+//!
+//! INVARIANT: memory is bounded by the config and the catalog, never by what a client writes.
+//! Names of tools that no server has share one count, and no more than [`TOOLS_PER_OWNER`] tools
+//! of one client and server have a count of their own; further ones share one.
+
+mod counts;
+
+use std::{collections::BTreeSet, fmt, num::NonZeroU32, str::FromStr, time::Duration};
+
+use async_trait::async_trait;
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock, DefaultClock, Reference},
+    middleware::NoOpMiddleware,
+};
+use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(default, rename_all = "kebab-case")]
-pub struct Config {}
+pub use self::counts::TOOLS_PER_OWNER;
+use self::counts::{Key, Owner, Store, Tool};
+use crate::{
+    chain::{Fault, Hook, Hooks, Interceptor, Verdict},
+    exchange::{Exchange, Method, Phase, Target},
+    refusal::{Code, Refusal, Rule},
+};
+
+/// Settings of `rate-limit`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// The limits. A message must pass every one that counts its method.
+    pub limits: Vec<Limit>,
+}
+
+/// One limit.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Limit {
+    /// What refusals and records call it. Default: made of its figures, such as
+    /// `100-per-1m-by-client-tool`.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// What has a count of its own: each client, each server, each tool, or each combination.
+    /// Empty: one count for everything.
+    #[serde(default = "per_client")]
+    pub per: BTreeSet<Per>,
+    /// Calls in a window.
+    pub calls: NonZeroU32,
+    /// The window: a number and one of `ms`, `s`, `m`, `h`, `d`, such as `1m`.
+    pub window: Window,
+    /// Calls that may come at once after a quiet time. Default: `calls`.
+    #[serde(default)]
+    pub burst: Option<NonZeroU32>,
+    /// Methods that count, or `*` for every one.
+    #[serde(default = "tool_calls")]
+    pub events: Vec<String>,
+}
+
+fn per_client() -> BTreeSet<Per> {
+    BTreeSet::from([Per::Client])
+}
+
+fn tool_calls() -> Vec<String> {
+    vec![Method::TOOLS_CALL.to_owned()]
+}
+
+/// What a limit tells apart.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Per {
+    Client,
+    Server,
+    Tool,
+}
+
+impl Per {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::Tool => "tool",
+        }
+    }
+}
+
+/// A length of time as the config has it, from 1 ms to 31 days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String", extend("pattern" = "^[0-9]+(ms|s|m|h|d)$"))]
+pub struct Window(Duration);
+
+/// A window that is no length of time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a window: write a number and one of ms, s, m, h, d, such as `30s` or `1m`, up to 31d"
+)]
+pub struct IllegalWindow(String);
+
+const UNITS: [(&str, u64); 5] =
+    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+const LONGEST_MS: u64 = 31 * 86_400_000;
+
+impl FromStr for Window {
+    type Err = IllegalWindow;
+
+    fn from_str(text: &str) -> Result<Self, IllegalWindow> {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        UNITS
+            .iter()
+            .find(|(name, _)| *name == unit)
+            .and_then(|(_, millis)| number.parse::<u64>().ok()?.checked_mul(*millis))
+            .filter(|millis| (1..=LONGEST_MS).contains(millis))
+            .map(|millis| Self(Duration::from_millis(millis)))
+            .ok_or_else(|| IllegalWindow(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Window {
+    type Error = IllegalWindow;
+
+    fn try_from(text: String) -> Result<Self, IllegalWindow> {
+        text.parse()
+    }
+}
+
+impl From<Window> for String {
+    fn from(window: Window) -> String {
+        window.to_string()
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
+        let (unit, size) =
+            UNITS.iter().rev().find(|(_, size)| millis % size == 0).unwrap_or(&UNITS[0]);
+        write!(f, "{}{unit}", millis / size)
+    }
+}
+
+/// Settings from which no interceptor can be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    #[error("`limits` is empty: give at least one limit, or take `rate-limit` out of the chain")]
+    Empty,
+    #[error("`limits[{0}].events` is empty: name the methods that count, or leave the key out")]
+    NoEvents(usize),
+    #[error(
+        "`limits[{0}]`: {calls} calls per {window} is finer than one per nanosecond",
+        calls = .1, window = .2
+    )]
+    TooFine(usize, NonZeroU32, Window),
+    #[error(
+        "`limits[{0}].burst` takes more than 10 years to refill: make it smaller, or `calls` greater"
+    )]
+    TooLong(usize),
+}
+
+/// The interceptor.
+pub struct RateLimit<C: Clock = DefaultClock> {
+    name: String,
+    hooks: Hooks,
+    clock: C,
+    /// Not after the start of any limiter's clock.
+    start: C::Instant,
+    limits: Mutex<Vec<Meter<C>>>,
+}
+
+/// A limit with its counts.
+struct Meter<C: Clock> {
+    rule: String,
+    words: String,
+    per: BTreeSet<Per>,
+    events: Hooks,
+    limiter: RateLimiter<Key, Store, C, NoOpMiddleware<C::Instant>>,
+    store: Store,
+}
+
+impl RateLimit {
+    /// The interceptor by the name that records are to have.
+    ///
+    /// # Errors
+    /// Limits that are empty or that no clock can measure.
+    pub fn new(name: impl Into<String>, config: &Config) -> Result<Self, Invalid> {
+        Self::with_clock(name, config, DefaultClock::default())
+    }
+}
+
+impl<C: Clock + Clone> RateLimit<C> {
+    /// [`RateLimit::new`] on another clock.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_clock(name: impl Into<String>, config: &Config, clock: C) -> Result<Self, Invalid> {
+        if config.limits.is_empty() {
+            return Err(Invalid::Empty);
+        }
+        let mut limits = Vec::new();
+        let mut hooks = Vec::new();
+        for (i, limit) in config.limits.iter().enumerate() {
+            let meter = Meter::new(i, limit, &clock)?;
+            hooks.extend(meter.events.0.iter().cloned());
+            limits.push(meter);
+        }
+        Ok(Self {
+            name: name.into(),
+            hooks: Hooks(hooks),
+            start: clock.now(),
+            clock,
+            limits: Mutex::new(limits),
+        })
+    }
+
+    /// Asks every limit that counts this message, and charges them all or none. Of several that
+    /// are spent, the one that recovers last is told.
+    fn admit(&self, exchange: &Exchange) -> Result<(), Refusal> {
+        let now = self.clock.now();
+        let elapsed = now.duration_since(self.start);
+        // One lock over all limits makes asking and charging one step.
+        let limits = self.limits.lock();
+        let mut charges = Vec::with_capacity(limits.len());
+        let mut spent: Option<(Duration, &Meter<C>)> = None;
+        for meter in limits.iter().filter(|m| m.events.wants(&exchange.method, Phase::Request)) {
+            let key = meter.store.place(key(&meter.per, exchange), elapsed);
+            match meter.limiter.check_key(&key) {
+                Ok(()) => charges.push((meter, key)),
+                Err(until) => {
+                    let wait = until.wait_time_from(now);
+                    if spent.is_none_or(|(longest, _)| wait > longest) {
+                        spent = Some((wait, meter));
+                    }
+                }
+            }
+        }
+        if let Some((wait, meter)) = spent {
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            return Err(Refusal::new(
+                Code::RateLimited,
+                format!("the rate limit of {} is reached; try again in {seconds} s", meter.words),
+            )
+            .rule(Rule::named(&meter.rule))
+            .retry_after(wait));
+        }
+        for (meter, key) in charges {
+            meter.store.charge(key, elapsed);
+        }
+        Ok(())
+    }
+}
+
+impl<C: Clock + Clone> Meter<C> {
+    fn new(i: usize, limit: &Limit, clock: &C) -> Result<Self, Invalid> {
+        if limit.events.is_empty() {
+            return Err(Invalid::NoEvents(i));
+        }
+        let burst = limit.burst.unwrap_or(limit.calls);
+        let interval = limit.window.0 / limit.calls.get();
+        let too_fine = || Invalid::TooFine(i, limit.calls, limit.window);
+        let quota = Quota::with_period(interval).ok_or_else(too_fine)?.allow_burst(burst);
+        // governor multiplies the two unchecked.
+        if interval.as_secs_f64() * f64::from(burst.get()) > 10.0 * 366.0 * 86_400.0 {
+            return Err(Invalid::TooLong(i));
+        }
+        let mut rule = format!("{}-per-{}", limit.calls, limit.window);
+        for (i, per) in limit.per.iter().enumerate() {
+            rule.push_str(if i == 0 { "-by-" } else { "-" });
+            rule.push_str(per.as_str());
+        }
+        let store = Store::default();
+        Ok(Self {
+            rule: limit.name.clone().unwrap_or(rule),
+            words: format!("{} calls per {}", limit.calls, limit.window),
+            per: limit.per.clone(),
+            events: Hooks(vec![Hook { events: limit.events.clone(), phase: Phase::Request }]),
+            limiter: RateLimiter::new(quota, store.clone(), clock.clone()),
+            store,
+        })
+    }
+}
+
+/// The count that a message falls under.
+fn key(per: &BTreeSet<Per>, exchange: &Exchange) -> Key {
+    let tool = match &exchange.target {
+        Target::Tool { tool: Some(tool), .. } => Tool::Known(tool.name.as_str().into()),
+        // A name that no server has is the client's to invent.
+        _ => Tool::Other,
+    };
+    Key {
+        owner: Owner {
+            client: per.contains(&Per::Client).then(|| exchange.principal.kind.clone()),
+            server: exchange.server.clone().filter(|_| {
+                // Tools of the same name on two servers are two tools.
+                per.contains(&Per::Server) || per.contains(&Per::Tool)
+            }),
+        },
+        tool: if per.contains(&Per::Tool) { tool } else { Tool::Other },
+    }
+}
+
+#[async_trait]
+impl<C> Interceptor for RateLimit<C>
+where
+    C: Clock + Clone + Send + Sync,
+{
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault> {
+        Ok(match phase {
+            Phase::Request => {
+                self.admit(exchange).map_or_else(Verdict::refuse, |()| Verdict::pass())
+            }
+            Phase::Response => Verdict::pass(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,24 +1,14 @@
 //! Where secrets come from, and the type that keeps them out of logs.
-//!
-//! Invariant: no error, no `Debug` and no `Display` of this room holds a value, nor a reference
-//! that could be one (a secret pasted where its reference belongs).
-
-mod source;
 
 use std::fmt;
 
-use zeroize::Zeroizing;
-
-pub use source::{Source, Unresolved};
-
-/// A secret value: no `Display`, and a `Debug` that shows nothing. Its memory is overwritten when
-/// it is dropped.
+/// A secret value: no `Display`, and a `Debug` that shows nothing.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Zeroizing<String>);
+pub struct Secret(String);
 
 impl Secret {
     pub fn new(value: String) -> Self {
-        Self(Zeroizing::new(value))
+        Self(value)
     }
 
     /// The value, for the one place that hands it over.

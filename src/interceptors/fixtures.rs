@@ -1,0 +1,63 @@
+//! Exchanges for the interceptors' tests.
+
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
+
+use serde_json::{Value, json};
+
+use crate::{
+    exchange::{Answer, Direction, Exchange, Method, Payload, Revision, Target, Tool, Transport},
+    identity::{Principal, PrincipalKind},
+    names::DecisionId,
+};
+
+/// A client's message without a server, a target or parameters.
+pub(crate) fn message(client: &str, method: &str) -> Exchange {
+    Exchange {
+        id: DecisionId::next(),
+        at: jiff::Timestamp::UNIX_EPOCH,
+        started: Instant::now(),
+        principal: Arc::new(Principal {
+            kind: PrincipalKind::Client(client.parse().unwrap()),
+            groups: Vec::new(),
+            verified: true,
+        }),
+        direction: Direction::ClientToServer,
+        method: Method::new(method),
+        notification: false,
+        transport: Transport::Http,
+        client_addr: None,
+        session: None,
+        session_calls: 0,
+        revision: Revision::LATEST_MODERN,
+        server: None,
+        target: Target::None,
+        request: Payload::from(json!({})),
+        response: None,
+        labels: BTreeSet::new(),
+        trace: None,
+    }
+}
+
+/// A tool of that definition.
+pub(crate) fn tool(server: &str, name: &str, definition: Value) -> Arc<Tool> {
+    Arc::new(Tool {
+        server: server.parse().unwrap(),
+        name: name.into(),
+        definition: Payload::from(definition),
+    })
+}
+
+/// A call of a tool.
+pub(crate) fn call(client: &str, tool: &Arc<Tool>, arguments: Value) -> Exchange {
+    Exchange {
+        server: Some(tool.server.clone()),
+        target: Target::Tool { name: tool.name.clone(), tool: Some(Arc::clone(tool)) },
+        request: Payload::from(json!({ "name": tool.name, "arguments": arguments })),
+        ..message(client, Method::TOOLS_CALL)
+    }
+}
+
+/// The same exchange with its result.
+pub(crate) fn answered(exchange: Exchange, result: Value) -> Exchange {
+    Exchange { response: Some(Answer::Result(Payload::from(result))), ..exchange }
+}

@@ -1,0 +1,175 @@
+//! Logs: to standard error only, since standard output may be protocol traffic.
+
+use std::io::{self, IsTerminal, Write};
+
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+
+use crate::config::{LogFormat, Telemetry};
+
+/// The variable whose filter comes before the config's.
+const VARIABLE: &str = "PORTCULLIS_LOG";
+const DEFAULT_FILTER: &str = "info";
+
+/// A log filter that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{origin}: `{filter}` is not a log filter ({reason}); write a level such as `info`, or levels by module such as `info,portcullis::policy=debug`"
+)]
+pub struct IllegalFilter {
+    /// The key or the variable that holds it.
+    pub origin: &'static str,
+    pub filter: String,
+    pub reason: String,
+}
+
+/// Starts logging for this process. A second call changes nothing.
+///
+/// # Errors
+/// A filter in the config or in `PORTCULLIS_LOG` that cannot be read.
+pub fn init(config: &Telemetry) -> Result<(), IllegalFilter> {
+    let filter = filter(config, std::env::var(VARIABLE).ok())?;
+    let json = match config.log_format {
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+        LogFormat::Auto => !io::stderr().is_terminal(),
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(Escaping(io::stderr));
+    // An `Err` says that a subscriber is there already, which is the wished state.
+    let _ = if json {
+        builder.json().flatten_event(true).with_span_list(false).try_init()
+    } else {
+        builder.try_init()
+    };
+    Ok(())
+}
+
+fn filter(config: &Telemetry, variable: Option<String>) -> Result<EnvFilter, IllegalFilter> {
+    let (origin, filter) = match (variable.filter(|v| !v.is_empty()), &config.log) {
+        (Some(filter), _) => (VARIABLE, filter),
+        (None, Some(filter)) => ("telemetry.log", filter.clone()),
+        (None, None) => ("the default", DEFAULT_FILTER.to_owned()),
+    };
+    EnvFilter::builder().parse(&filter).map_err(|error| IllegalFilter {
+        origin,
+        filter,
+        reason: error.to_string(),
+    })
+}
+
+/// A writer of whole lines that shows control and direction characters as `\uXXXX`, so that a
+/// tool's name can neither forge a line nor speak to a terminal. The form is JSON's own, so it
+/// is right inside a JSON line too.
+struct Escaping<M>(M);
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Escaping<M> {
+    type Writer = EscapingWriter<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        EscapingWriter(self.0.make_writer())
+    }
+}
+
+struct EscapingWriter<W>(W);
+
+impl<W: Write> Write for EscapingWriter<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write_all(escape(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// The line with its last line feed as it is and every other unsafe character shown.
+fn escape(line: &str) -> String {
+    let (text, end) = line.strip_suffix('\n').map_or((line, ""), |text| (text, "\n"));
+    let mut out = String::with_capacity(line.len());
+    for c in text.chars() {
+        if is_unsafe(c) {
+            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    out + end
+}
+
+/// Controls (C0, DEL, C1), line and paragraph separators, and the characters that change the
+/// direction of text (Unicode Standard Annex 9). All lie in the basic plane.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+    use tracing_subscriber::fmt;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const HOSTILE: &str = "x\r\n2026 INFO forged\u{1b}[31m\u{9b}2J\u{202e}";
+
+    #[test]
+    fn a_hostile_name_stays_on_its_line() {
+        for json in [false, true] {
+            let sink = Sink::default();
+            let make = {
+                let sink = sink.clone();
+                move || sink.clone()
+            };
+            let builder = fmt().with_ansi(false).with_writer(Escaping(make));
+            let log = || tracing::info!(tool = HOSTILE, other = %HOSTILE, "called {HOSTILE}");
+            if json {
+                tracing::subscriber::with_default(builder.json().finish(), log);
+            } else {
+                tracing::subscriber::with_default(builder.finish(), log);
+            }
+            let text = String::from_utf8(sink.0.lock().clone()).unwrap();
+            assert_eq!(text.lines().count(), 1, "{text:?}");
+            assert!(text.ends_with('\n'));
+            assert!(!text.trim_end_matches('\n').chars().any(is_unsafe), "{text:?}");
+            if json {
+                let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(value["fields"]["tool"], HOSTILE);
+            }
+        }
+    }
+
+    #[test]
+    fn the_variable_comes_before_the_config() {
+        let config = Telemetry { log: Some("warn".into()), ..Telemetry::default() };
+        assert_eq!(filter(&config, Some("debug".into())).unwrap().to_string(), "debug");
+        assert_eq!(filter(&config, Some(String::new())).unwrap().to_string(), "warn");
+        assert_eq!(filter(&Telemetry::default(), None).unwrap().to_string(), "info");
+    }
+
+    #[test]
+    fn an_illegal_filter_names_its_origin() {
+        let config = Telemetry { log: Some("portcullis=loud".into()), ..Telemetry::default() };
+        let error = filter(&config, None).unwrap_err();
+        assert_eq!(error.origin, "telemetry.log");
+        assert!(error.to_string().contains("`portcullis=loud` is not a log filter"));
+        assert_eq!(filter(&config, Some("a=b=c".into())).unwrap_err().origin, "PORTCULLIS_LOG");
+    }
+}

@@ -1,0 +1,631 @@
+//! Metrics in the names that users of MCP gateways know, as OpenMetrics text.
+//!
+//! Label values come from closed sets: methods, transports and outcomes of ours, names of the
+//! config, and tools that a server has. Everything else is folded to `other`, so that neither a
+//! client nor a server can grow the store.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::{
+    exchange::{Method, Tool, Transport},
+    identity::{Principal, PrincipalKind},
+    names::ServerName,
+    refusal::Code,
+};
+
+/// The content type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Tools that have a label of their own, over all servers.
+const TOOLS: usize = 1_000;
+/// Bytes of a tool's name that is taken for a label.
+const TOOL_BYTES: usize = 128;
+const OTHER: &str = "other";
+
+/// Methods that have a label of their own.
+const METHODS: &[&str] = &[
+    Method::INITIALIZE,
+    Method::DISCOVER,
+    Method::PING,
+    Method::TOOLS_LIST,
+    Method::TOOLS_CALL,
+    Method::PROMPTS_LIST,
+    Method::PROMPTS_GET,
+    Method::RESOURCES_LIST,
+    Method::TEMPLATES_LIST,
+    Method::RESOURCES_READ,
+    Method::COMPLETE,
+    Method::SAMPLE,
+    Method::ELICIT,
+    Method::ROOTS_LIST,
+    Method::CANCELLED,
+    Method::INITIALIZED,
+    Method::PROGRESS,
+    Method::LOG_MESSAGE,
+    "logging/setLevel",
+    "resources/subscribe",
+    "resources/unsubscribe",
+    "subscriptions/listen",
+    "notifications/tools/list_changed",
+    "notifications/prompts/list_changed",
+    "notifications/resources/list_changed",
+    "notifications/resources/updated",
+    "notifications/roots/list_changed",
+];
+
+/// JSON-RPC error codes that have a label of their own: JSON-RPC's, MCP's and ours.
+const ERRORS: &[(i64, &str)] = &[
+    (-32700, "-32700"),
+    (-32600, "-32600"),
+    (-32601, "-32601"),
+    (-32602, "-32602"),
+    (-32603, "-32603"),
+    (-32002, "-32002"),
+    (-32001, "-32001"),
+    (-32000, "-32000"),
+    (-32020, "-32020"),
+    (-32021, "-32021"),
+    (-32022, "-32022"),
+    (-31000, "-31000"),
+];
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// A result, or a notification that was taken.
+    Ok,
+    /// A tool's own failure: a result with `isError`.
+    ToolError,
+    /// An error of the server.
+    Error,
+    /// A refusal of the proxy.
+    Refused,
+    /// The client went away first.
+    Cancelled,
+}
+
+impl Outcome {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ToolError => "tool-error",
+            Self::Error => "error",
+            Self::Refused => "refused",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A label's value: ours, a name of the config, or a tool.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Value {
+    Fixed(&'static str),
+    Named(Arc<str>),
+}
+
+impl EncodeLabelValue for Value {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        match self {
+            Self::Fixed(text) => text.encode(encoder),
+            Self::Named(text) => text.as_ref().encode(encoder),
+        }
+    }
+}
+
+impl From<&ServerName> for Value {
+    fn from(name: &ServerName) -> Self {
+        Self::Named(name.as_str().into())
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct RequestLabels {
+    method: Value,
+    transport: Value,
+    outcome: Value,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct MethodLabels {
+    method: Value,
+    transport: Value,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct CallLabels {
+    server: Value,
+    tool: Value,
+    client: Value,
+    outcome: Value,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct ServerLabels {
+    server: Value,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct CodeLabels {
+    code: Value,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: Value,
+}
+
+type Histograms<S> = Family<S, Histogram>;
+type Seconds = Counter<f64, AtomicU64>;
+
+/// 50 µs to 60 s.
+const CALL_BUCKETS: [f64; 16] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 5.0, 60.0,
+];
+/// 10 µs to 1 s.
+const OVERHEAD_BUCKETS: [f64; 14] = [
+    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025,
+    0.05, 0.25, 1.0,
+];
+
+/// One finished `tools/call`.
+#[derive(Debug, Clone, Copy)]
+pub struct ToolCall<'a> {
+    pub server: Option<&'a ServerName>,
+    /// The tool, where a server has it.
+    pub tool: Option<&'a Tool>,
+    pub principal: &'a Principal,
+    pub outcome: Outcome,
+    /// From the message's arrival to its answer.
+    pub total: Duration,
+    /// The server's part in it; nothing where the call did not reach it.
+    pub in_tool: Option<Duration>,
+}
+
+/// All metrics of one proxy. Cheap to share in an `Arc`; no globals.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    active: Gauge,
+    durations: Histograms<MethodLabels>,
+    tool_calls: Family<CallLabels, Counter>,
+    in_tool: Histograms<ServerLabels>,
+    overhead: Histogram,
+    errors: Family<CodeLabels, Counter>,
+    refusals: Family<CodeLabels, Counter>,
+    sessions: Gauge,
+    running: Gauge,
+    memory: Family<ServerLabels, Gauge>,
+    cpu: Family<ServerLabels, Seconds>,
+    /// The last reading of each running server's processor time.
+    cpu_seen: Mutex<HashMap<ServerName, Duration>>,
+    audit_records: Counter,
+    reloads: Family<OutcomeLabels, Counter>,
+    tools_seen: Mutex<HashMap<ServerName, HashSet<Arc<str>>>>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Metrics that have counted nothing.
+    pub fn new() -> Self {
+        let call_histogram: fn() -> Histogram = || Histogram::new(CALL_BUCKETS);
+        let mut metrics = Self {
+            registry: Registry::default(),
+            requests: Family::default(),
+            active: Gauge::default(),
+            durations: Family::new_with_constructor(call_histogram),
+            tool_calls: Family::default(),
+            in_tool: Family::new_with_constructor(call_histogram),
+            overhead: Histogram::new(OVERHEAD_BUCKETS),
+            errors: Family::default(),
+            refusals: Family::default(),
+            sessions: Gauge::default(),
+            running: Gauge::default(),
+            memory: Family::default(),
+            cpu: Family::default(),
+            cpu_seen: Mutex::default(),
+            audit_records: Counter::default(),
+            reloads: Family::default(),
+            tools_seen: Mutex::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    /// The encoder adds `_total` to counters' names, and a full stop is added to the words.
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register(
+            "mcp_requests",
+            "Messages by method, transport and outcome",
+            self.requests.clone(),
+        );
+        r.register("mcp_requests_active", "Messages under way", self.active.clone());
+        r.register(
+            "mcp_request_duration_seconds",
+            "Time from a message's arrival to its answer",
+            self.durations.clone(),
+        );
+        r.register(
+            "mcp_tool_calls",
+            "Tool calls by server, tool, client and outcome",
+            self.tool_calls.clone(),
+        );
+        r.register(
+            "mcp_tool_call_duration_seconds",
+            "Time that tool calls spend in the server",
+            self.in_tool.clone(),
+        );
+        r.register(
+            "portcullis_overhead_seconds",
+            "Time that tool calls spend in the gateway, apart from the server",
+            self.overhead.clone(),
+        );
+        r.register("mcp_errors", "JSON-RPC errors given to clients, by code", self.errors.clone());
+        r.register("portcullis_refusals", "Refusals by stable code", self.refusals.clone());
+        r.register("portcullis_sessions_active", "Legacy sessions", self.sessions.clone());
+        r.register("portcullis_servers_running", "Servers that are running", self.running.clone());
+        r.register(
+            "portcullis_server_memory_bytes",
+            "Memory that a running server takes",
+            self.memory.clone(),
+        );
+        r.register(
+            "portcullis_server_cpu_seconds",
+            "Processor time that a server has taken",
+            self.cpu.clone(),
+        );
+        r.register("portcullis_audit_records", "Audit records written", self.audit_records.clone());
+        r.register(
+            "portcullis_policy_reloads",
+            "Reloads of the policies by outcome",
+            self.reloads.clone(),
+        );
+    }
+
+    /// A message has arrived. It counts as active until the guard is finished or dropped;
+    /// dropped, it counts as cancelled.
+    pub fn request(self: &Arc<Self>, method: &Method, transport: Transport) -> ActiveRequest {
+        self.active.inc();
+        ActiveRequest {
+            metrics: Arc::clone(self),
+            method: method_label(method),
+            transport: transport_label(transport),
+            outcome: Outcome::Cancelled,
+            began: Instant::now(),
+        }
+    }
+
+    /// A `tools/call` is over.
+    pub fn tool_call(&self, call: ToolCall<'_>) {
+        let server = call.server.map_or(Value::Fixed(OTHER), Value::from);
+        self.tool_calls
+            .get_or_create(&CallLabels {
+                server: server.clone(),
+                tool: self.tool_label(call.tool),
+                client: client_label(call.principal),
+                outcome: Value::Fixed(call.outcome.as_str()),
+            })
+            .inc();
+        let in_tool = call.in_tool.unwrap_or_default();
+        self.overhead.observe(call.total.saturating_sub(in_tool).as_secs_f64());
+        if call.in_tool.is_some() {
+            self.in_tool.get_or_create(&ServerLabels { server }).observe(in_tool.as_secs_f64());
+        }
+    }
+
+    /// A client was given a JSON-RPC error, the proxy's or a server's.
+    pub fn error(&self, rpc_code: i64) {
+        let code =
+            ERRORS.iter().find(|(code, _)| *code == rpc_code).map_or(OTHER, |(_, text)| text);
+        self.errors.get_or_create(&CodeLabels { code: Value::Fixed(code) }).inc();
+    }
+
+    /// The proxy refused.
+    pub fn refusal(&self, code: Code) {
+        self.refusals.get_or_create(&CodeLabels { code: Value::Fixed(code.as_str()) }).inc();
+    }
+
+    /// Legacy sessions at present.
+    pub fn sessions(&self, active: usize) {
+        self.sessions.set(i64::try_from(active).unwrap_or(i64::MAX));
+    }
+
+    /// A server was started.
+    pub fn server_started(&self) {
+        self.running.inc();
+    }
+
+    /// A server ended. Its memory is no longer shown; its processor time stays.
+    pub fn server_ended(&self, server: &ServerName) {
+        self.running.dec();
+        self.memory.remove(&ServerLabels { server: server.into() });
+        self.cpu_seen.lock().remove(server);
+    }
+
+    /// What a running server takes: memory in bytes, and processor time since its start.
+    pub fn server_usage(&self, server: &ServerName, memory_bytes: u64, cpu: Duration) {
+        let labels = ServerLabels { server: server.into() };
+        self.memory.get_or_create(&labels).set(i64::try_from(memory_bytes).unwrap_or(i64::MAX));
+        let before = self.cpu_seen.lock().insert(server.clone(), cpu).unwrap_or_default();
+        // Less than before: another process began, all of whose time is new.
+        let more = cpu.checked_sub(before).unwrap_or(cpu);
+        self.cpu.get_or_create(&labels).inc_by(more.as_secs_f64());
+    }
+
+    /// Audit records were written.
+    pub fn audit_records(&self, written: u64) {
+        self.audit_records.inc_by(written);
+    }
+
+    /// The policies were read again: taken, or rejected with the old set kept.
+    pub fn policy_reload(&self, taken: bool) {
+        let outcome = Value::Fixed(if taken { "taken" } else { "rejected" });
+        self.reloads.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// All metrics as OpenMetrics text, of [`CONTENT_TYPE`].
+    ///
+    /// # Errors
+    /// None that is known: the encoder's own, which writing to a string does not raise.
+    pub fn render(&self) -> Result<String, fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+
+    fn tool_label(&self, tool: Option<&Tool>) -> Value {
+        let Some(tool) = tool.filter(|tool| is_fit(&tool.name)) else {
+            return Value::Fixed(OTHER);
+        };
+        let mut seen = self.tools_seen.lock();
+        if let Some(name) = seen.get(&tool.server).and_then(|names| names.get(tool.name.as_str())) {
+            return Value::Named(Arc::clone(name));
+        }
+        if seen.values().map(HashSet::len).sum::<usize>() >= TOOLS {
+            return Value::Fixed(OTHER);
+        }
+        let name: Arc<str> = tool.name.as_str().into();
+        seen.entry(tool.server.clone()).or_default().insert(Arc::clone(&name));
+        Value::Named(name)
+    }
+}
+
+/// Whether a tool's name is short and plain enough for a label. The text format escapes quotes
+/// and line feeds, but no other control.
+fn is_fit(name: &str) -> bool {
+    name.len() <= TOOL_BYTES && !name.chars().any(char::is_control)
+}
+
+fn method_label(method: &Method) -> &'static str {
+    METHODS.iter().find(|known| **known == method.as_str()).copied().unwrap_or(OTHER)
+}
+
+fn transport_label(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Http => "http",
+        Transport::Unix => "unix",
+        Transport::Stdio => "stdio",
+        Transport::Cli => "cli",
+    }
+}
+
+fn client_label(principal: &Principal) -> Value {
+    match &principal.kind {
+        PrincipalKind::Client(name) => Value::Named(name.as_str().into()),
+        PrincipalKind::Local { .. } => Value::Fixed("local"),
+        PrincipalKind::Anonymous => Value::Fixed("anonymous"),
+    }
+}
+
+/// A message under way.
+#[must_use = "a dropped message counts as cancelled"]
+pub struct ActiveRequest {
+    metrics: Arc<Metrics>,
+    method: &'static str,
+    transport: &'static str,
+    outcome: Outcome,
+    began: Instant,
+}
+
+impl ActiveRequest {
+    /// The message has this outcome.
+    pub fn finish(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        let (method, transport) = (Value::Fixed(self.method), Value::Fixed(self.transport));
+        self.metrics.active.dec();
+        self.metrics
+            .durations
+            .get_or_create(&MethodLabels { method: method.clone(), transport: transport.clone() })
+            .observe(self.began.elapsed().as_secs_f64());
+        self.metrics
+            .requests
+            .get_or_create(&RequestLabels {
+                method,
+                transport,
+                outcome: Value::Fixed(self.outcome.as_str()),
+            })
+            .inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::exchange::Payload;
+
+    fn tool(server: &str, name: &str) -> Tool {
+        Tool {
+            server: server.parse().unwrap(),
+            name: name.into(),
+            definition: Payload::new(Bytes::from_static(b"{}")),
+        }
+    }
+
+    fn client(name: &str) -> Principal {
+        Principal {
+            kind: PrincipalKind::Client(name.parse().unwrap()),
+            groups: Vec::new(),
+            verified: true,
+        }
+    }
+
+    fn call(metrics: &Metrics, tool: Option<&Tool>) {
+        let server = "notes".parse().unwrap();
+        metrics.tool_call(ToolCall {
+            server: Some(&server),
+            tool,
+            principal: &client("ci"),
+            outcome: Outcome::Ok,
+            total: Duration::from_millis(12),
+            in_tool: Some(Duration::from_millis(10)),
+        });
+    }
+
+    fn lines(metrics: &Metrics, name: &str) -> Vec<String> {
+        let text = metrics.render().unwrap();
+        assert!(text.ends_with("# EOF\n"));
+        text.lines().filter(|line| line.starts_with(name)).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_call_shows_its_time_in_the_tool_and_in_the_gateway_apart() {
+        let metrics = Metrics::new();
+        call(&metrics, Some(&tool("notes", "add")));
+        assert_eq!(
+            lines(&metrics, "mcp_tool_calls_total"),
+            [r#"mcp_tool_calls_total{server="notes",tool="add",client="ci",outcome="ok"} 1"#]
+        );
+        assert_eq!(
+            lines(&metrics, "mcp_tool_call_duration_seconds_sum"),
+            [r#"mcp_tool_call_duration_seconds_sum{server="notes"} 0.01"#]
+        );
+        assert_eq!(
+            lines(&metrics, "portcullis_overhead_seconds_sum"),
+            ["portcullis_overhead_seconds_sum 0.002"]
+        );
+    }
+
+    #[test]
+    fn a_message_is_active_until_its_outcome() {
+        let metrics = Arc::new(Metrics::new());
+        let first = metrics.request(&Method::new("tools/call"), Transport::Http);
+        let second = metrics.request(&Method::new("no/such\nthing"), Transport::Stdio);
+        assert_eq!(lines(&metrics, "mcp_requests_active"), ["mcp_requests_active 2"]);
+        first.finish(Outcome::Ok);
+        drop(second);
+        assert_eq!(lines(&metrics, "mcp_requests_active"), ["mcp_requests_active 0"]);
+        let mut totals = lines(&metrics, "mcp_requests_total");
+        totals.sort_unstable();
+        assert_eq!(
+            totals,
+            [
+                r#"mcp_requests_total{method="other",transport="stdio",outcome="cancelled"} 1"#,
+                r#"mcp_requests_total{method="tools/call",transport="http",outcome="ok"} 1"#,
+            ]
+        );
+        assert_eq!(lines(&metrics, "mcp_request_duration_seconds_count").len(), 2);
+    }
+
+    #[test]
+    fn hostile_names_do_not_grow_the_store() {
+        let metrics = Metrics::new();
+        for i in 0..(TOOLS + 50) {
+            call(&metrics, Some(&tool("notes", &format!("t{i}"))));
+        }
+        call(&metrics, None);
+        for name in ["bad\rname".to_owned(), "x".repeat(TOOL_BYTES + 1)] {
+            call(&metrics, Some(&tool("notes", &name)));
+        }
+        let totals = lines(&metrics, "mcp_tool_calls_total");
+        assert_eq!(totals.len(), TOOLS + 1);
+        assert!(
+            totals.contains(
+                &r#"mcp_tool_calls_total{server="notes",tool="other",client="ci",outcome="ok"} 53"#
+                    .to_owned()
+            )
+        );
+        for code in [-32700, 7, 8, i64::MIN] {
+            metrics.error(code);
+        }
+        assert_eq!(lines(&metrics, "mcp_errors_total").len(), 2);
+    }
+
+    #[test]
+    fn a_restarted_server_adds_to_its_processor_time() {
+        let metrics = Metrics::new();
+        let name: ServerName = "notes".parse().unwrap();
+        metrics.server_started();
+        metrics.server_usage(&name, 1 << 20, Duration::from_secs(2));
+        metrics.server_usage(&name, 1 << 20, Duration::from_secs(3));
+        metrics.server_ended(&name);
+        assert_eq!(lines(&metrics, "portcullis_server_memory_bytes"), Vec::<String>::new());
+        metrics.server_started();
+        metrics.server_usage(&name, 1 << 20, Duration::from_secs(1));
+        assert_eq!(
+            lines(&metrics, "portcullis_server_cpu_seconds_total"),
+            [r#"portcullis_server_cpu_seconds_total{server="notes"} 4.0"#]
+        );
+        assert_eq!(lines(&metrics, "portcullis_servers_running"), ["portcullis_servers_running 1"]);
+    }
+
+    #[test]
+    fn every_metric_has_its_published_name() {
+        let metrics = Arc::new(Metrics::new());
+        metrics.request(&Method::new("ping"), Transport::Cli).finish(Outcome::Ok);
+        call(&metrics, None);
+        metrics.error(-32603);
+        for code in Code::ALL {
+            metrics.refusal(*code);
+        }
+        metrics.sessions(3);
+        metrics.server_usage(&"notes".parse().unwrap(), 5, Duration::from_secs(1));
+        metrics.audit_records(2);
+        metrics.policy_reload(true);
+        metrics.policy_reload(false);
+        for name in [
+            "mcp_requests_total{",
+            "mcp_requests_active ",
+            "mcp_request_duration_seconds_bucket{",
+            "mcp_tool_calls_total{",
+            "mcp_tool_call_duration_seconds_bucket{",
+            "portcullis_overhead_seconds_bucket{",
+            "mcp_errors_total{code=\"-32603\"} 1",
+            "portcullis_refusals_total{code=\"policy-denied\"} 1",
+            "portcullis_sessions_active 3",
+            "portcullis_servers_running ",
+            "portcullis_server_memory_bytes{server=\"notes\"} 5",
+            "portcullis_server_cpu_seconds_total{",
+            "portcullis_audit_records_total 2",
+            "portcullis_policy_reloads_total{outcome=\"taken\"} 1",
+            "portcullis_policy_reloads_total{outcome=\"rejected\"} 1",
+        ] {
+            assert!(!lines(&metrics, name).is_empty(), "{name}");
+        }
+    }
+}
