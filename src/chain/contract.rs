@@ -124,6 +124,12 @@ pub trait Interceptor: Send + Sync {
     /// When to ask.
     fn hooks(&self) -> &Hooks;
 
+    /// Whether it may be asked again about a message that another interceptor replaced. One that
+    /// counts messages is asked once.
+    fn repeatable(&self) -> bool {
+        true
+    }
+
     /// The verdict on one half of an exchange.
     ///
     /// # Errors

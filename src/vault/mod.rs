@@ -1,14 +1,24 @@
 //! Where secrets come from, and the type that keeps them out of logs.
+//!
+//! Invariant: no error, no `Debug` and no `Display` of this room holds a value, nor a reference
+//! that could be one (a secret pasted where its reference belongs).
+
+mod source;
 
 use std::fmt;
 
-/// A secret value: no `Display`, and a `Debug` that shows nothing.
+use zeroize::Zeroizing;
+
+pub use source::{Source, Unresolved};
+
+/// A secret value: no `Display`, and a `Debug` that shows nothing. Its memory is overwritten when
+/// it is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     pub fn new(value: String) -> Self {
-        Self(value)
+        Self(Zeroizing::new(value))
     }
 
     /// The value, for the one place that hands it over.
