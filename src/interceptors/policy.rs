@@ -1,1 +1,331 @@
+//! Asks the Cedar policies whether a message may pass, in both directions, and filters lists.
+//! Refuses with `policy-denied`, and with `invalid-params` where a policy could not look.
+//!
+//! Every method is decided but for the protocol's housekeeping: `ping`, `notifications/initialized`,
+//! `notifications/cancelled` and `notifications/progress`. They carry no content to anyone: they
+//! answer for the connection, or speak of an exchange that was decided when it began. They pass
+//! the chain and are recorded like any other message.
 
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::{
+    chain::{Decision, Fault, Hooks, Interceptor, Verdict},
+    exchange::{Answer, Direction, Exchange, Method, Phase, Target, Tool},
+    identity::Principal,
+    names::ServerName,
+    policy::{Action, Circumstances, Claims, Engine, Outcome, Request, Resource, Subject},
+    refusal::{Code, Refusal},
+};
+
+/// What an agent reads where no policy has words for it.
+const NOT_PERMITTED: &str = "not permitted by policy";
+
+/// The interceptor.
+#[derive(Debug)]
+pub struct PolicyGate {
+    engine: Arc<Engine>,
+    hooks: Hooks,
+}
+
+/// An entry of a list that a client may or may not see, by its name on its server.
+#[derive(Debug, Clone, Copy)]
+pub enum Listed<'a> {
+    Tool(&'a Tool),
+    Prompt { server: &'a ServerName, name: &'a str },
+    Resource { server: &'a ServerName, uri: &'a str },
+    Template { server: &'a ServerName, uri: &'a str },
+}
+
+/// What becomes of a message.
+#[derive(Debug)]
+enum Passage<'a> {
+    Housekeeping,
+    Decide(Question<'a>),
+}
+
+/// Who asks what of whom, with which arguments.
+#[derive(Debug)]
+struct Question<'a> {
+    subject: Subject<'a>,
+    action: Action,
+    resource: Resource<'a>,
+    method: &'a str,
+    args: Option<&'a Map<String, Value>>,
+}
+
+/// Why a message cannot be put to the policies.
+#[derive(Debug)]
+enum Unclear {
+    /// The sender's fault.
+    Refused(Refusal),
+    /// Ours: the exchange contradicts itself.
+    Fault(Fault),
+}
+
+impl PolicyGate {
+    /// A gate that asks this engine.
+    pub fn new(engine: Arc<Engine>) -> Self {
+        Self { engine, hooks: Hooks::every(&[Phase::Request, Phase::Response]) }
+    }
+
+    /// Whether a list may show this entry to this principal: whether it could use it in some
+    /// circumstances. A use is decided on its own.
+    pub fn visible(&self, principal: &Principal, entry: Listed<'_>) -> bool {
+        let (action, resource) = match entry {
+            Listed::Tool(tool) => (Action::CallTool, of_tool(&tool.server, &tool.name, Some(tool))),
+            Listed::Prompt { server, name } => {
+                (Action::GetPrompt, Resource::Prompt { server, name })
+            }
+            Listed::Resource { server, uri } => {
+                (Action::ReadResource, Resource::Resource { server, uri })
+            }
+            Listed::Template { server, uri } => {
+                (Action::SeeTemplate, Resource::Template { server, uri })
+            }
+        };
+        self.engine.could_allow(&Subject::Client(principal), action, &resource)
+    }
+
+    fn decide(&self, exchange: &Exchange, question: Question<'_>) -> Verdict {
+        let outcome = self.engine.decide(&Request {
+            subject: question.subject,
+            action: question.action,
+            resource: question.resource,
+            args: question.args,
+            circumstances: Circumstances {
+                method: question.method,
+                transport: exchange.transport,
+                revision: exchange.revision,
+                now: exchange.at,
+                source_ip: exchange.client_addr.map(|address| address.ip()),
+                session_calls: exchange.session_calls,
+            },
+        });
+        if outcome.allowed {
+            return Verdict { rules: outcome.rules, ..Verdict::pass() };
+        }
+        Verdict::refuse(refusal(outcome, question.action))
+    }
+
+    /// The requests to the client that a result carries (2026-07-28's multi-round-trip requests):
+    /// each is decided as the request of its own that it was before that revision.
+    fn decide_answer(&self, exchange: &Exchange) -> Result<Verdict, Fault> {
+        let Some(Answer::Result(result)) = &exchange.response else {
+            return Ok(Verdict::pass());
+        };
+        let carried: Carried = serde_json::from_slice(result.raw())
+            .map_err(|_| Fault("`inputRequests` of the result is not as specified".into()))?;
+        let mut verdict = Verdict::pass();
+        for request in carried.input_requests.into_iter().flatten().map(|(_, request)| request) {
+            let server = exchange.server.as_ref().ok_or_else(no_server)?;
+            let decided = self.decide(
+                exchange,
+                Question {
+                    subject: Subject::Server(server),
+                    action: of_server(&request.method, false),
+                    resource: Resource::Client(&exchange.principal),
+                    method: &request.method,
+                    args: request.params.as_ref(),
+                },
+            );
+            if matches!(decided.decision, Decision::Refuse(_)) {
+                return Ok(decided);
+            }
+            verdict.rules.extend(decided.rules);
+        }
+        Ok(verdict)
+    }
+}
+
+/// The part of a result that asks something of the client.
+#[derive(Debug, Deserialize)]
+struct Carried {
+    #[serde(rename = "inputRequests", default)]
+    input_requests: Option<BTreeMap<String, InputRequest>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct InputRequest {
+    method: String,
+    #[serde(default)]
+    params: Option<Map<String, Value>>,
+}
+
+#[async_trait]
+impl Interceptor for PolicyGate {
+    fn name(&self) -> &str {
+        "policy"
+    }
+
+    fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault> {
+        if phase == Phase::Response {
+            return self.decide_answer(exchange);
+        }
+        match passage(exchange) {
+            Ok(Passage::Housekeeping) => Ok(Verdict::pass()),
+            Ok(Passage::Decide(question)) => Ok(self.decide(exchange, question)),
+            Err(Unclear::Refused(refusal)) => Ok(Verdict::refuse(refusal)),
+            Err(Unclear::Fault(fault)) => Err(fault),
+        }
+    }
+}
+
+fn refusal(outcome: Outcome, action: Action) -> Refusal {
+    // A failure has no words for the agent: what failed may be a permit that says why it permits.
+    let reason = outcome.rules.iter().find_map(|rule| rule.reason.as_deref());
+    let message = reason.filter(|_| outcome.errors.is_empty()).unwrap_or(NOT_PERMITTED).to_owned();
+    let detail =
+        format!("{}: {} (policies {})", action.as_str(), outcome.explain(), outcome.revision);
+    let refusal = Refusal::new(Code::PolicyDenied, message).detail(detail);
+    Refusal { rules: outcome.rules, ..refusal }
+}
+
+fn no_server() -> Fault {
+    Fault("the message is about a server, and none is known".into())
+}
+
+fn invalid(message: &str) -> Unclear {
+    Unclear::Refused(Refusal::new(Code::InvalidParams, message))
+}
+
+fn of_tool<'a>(server: &'a ServerName, name: &'a str, tool: Option<&Tool>) -> Resource<'a> {
+    Resource::Tool { server, name, claims: tool.map(Claims::from).unwrap_or_default() }
+}
+
+fn of_server(method: &str, notification: bool) -> Action {
+    match method {
+        Method::SAMPLE => Action::Sample,
+        Method::ELICIT => Action::Elicit,
+        Method::ROOTS_LIST => Action::ListRoots,
+        _ if notification => Action::NotifyClient,
+        _ => Action::OtherServerMethod,
+    }
+}
+
+fn is_housekeeping(exchange: &Exchange) -> bool {
+    match exchange.method.as_str() {
+        Method::PING => true,
+        Method::CANCELLED | Method::PROGRESS => exchange.notification,
+        Method::INITIALIZED => {
+            exchange.notification && exchange.direction == Direction::ClientToServer
+        }
+        _ => false,
+    }
+}
+
+fn passage(exchange: &Exchange) -> Result<Passage<'_>, Unclear> {
+    if is_housekeeping(exchange) {
+        return Ok(Passage::Housekeeping);
+    }
+    let params = match exchange.request.value() {
+        Value::Null => None,
+        Value::Object(params) => Some(params),
+        _ => return Err(invalid("`params` must be an object")),
+    };
+    let method = exchange.method.as_str();
+    let question = match exchange.direction {
+        Direction::ClientToServer => {
+            let (action, resource, args) = asked(exchange, params)?;
+            Question { subject: Subject::Client(&exchange.principal), action, resource, method, args }
+        }
+        Direction::ServerToClient => Question {
+            subject: Subject::Server(server(exchange)?),
+            action: of_server(method, exchange.notification),
+            resource: Resource::Client(&exchange.principal),
+            method,
+            args: params,
+        },
+    };
+    Ok(Passage::Decide(question))
+}
+
+type Params<'a> = Option<&'a Map<String, Value>>;
+
+/// What a client asks for. Names are read from `params`, since those go on to the server, and must
+/// be those by which the router found the target.
+fn asked<'a>(
+    exchange: &'a Exchange,
+    params: Params<'a>,
+) -> Result<(Action, Resource<'a>, Params<'a>), Unclear> {
+    let place = || exchange.server.as_ref().map_or(Resource::Proxy, Resource::Server);
+    Ok(match exchange.method.as_str() {
+        Method::INITIALIZE
+        | Method::DISCOVER
+        | Method::TOOLS_LIST
+        | Method::PROMPTS_LIST
+        | Method::RESOURCES_LIST
+        | Method::TEMPLATES_LIST => (Action::Connect, place(), params),
+        Method::TOOLS_CALL => {
+            let name = text(params, "name")?;
+            let tool = match &exchange.target {
+                Target::Tool { name: found, tool } if found == name => tool.as_deref(),
+                _ => return Err(astray()),
+            };
+            (Action::CallTool, of_tool(server(exchange)?, name, tool), arguments(params)?)
+        }
+        Method::PROMPTS_GET => {
+            let name = text(params, "name")?;
+            match &exchange.target {
+                Target::Prompt { name: found } if found == name => {}
+                _ => return Err(astray()),
+            }
+            let resource = Resource::Prompt { server: server(exchange)?, name };
+            (Action::GetPrompt, resource, arguments(params)?)
+        }
+        Method::RESOURCES_READ | "resources/subscribe" | "resources/unsubscribe" => {
+            let uri = text(params, "uri")?;
+            match &exchange.target {
+                Target::Resource { uri: found } if found == uri => {}
+                _ => return Err(astray()),
+            }
+            let action = match exchange.method.as_str() {
+                Method::RESOURCES_READ => Action::ReadResource,
+                _ => Action::SubscribeResource,
+            };
+            (action, Resource::Resource { server: server(exchange)?, uri }, params)
+        }
+        Method::COMPLETE => {
+            let reference = params.and_then(|params| params.get("ref")).and_then(Value::as_object);
+            let server = server(exchange)?;
+            let resource = match text(reference, "type")? {
+                "ref/prompt" => Resource::Prompt { server, name: text(reference, "name")? },
+                "ref/resource" => Resource::Template { server, uri: text(reference, "uri")? },
+                _ => return Err(invalid("`ref.type` must be `ref/prompt` or `ref/resource`")),
+            };
+            (Action::Complete, resource, params)
+        }
+        _ if exchange.notification => (Action::NotifyServer, place(), params),
+        _ => (Action::OtherMethod, place(), params),
+    })
+}
+
+fn server(exchange: &Exchange) -> Result<&ServerName, Unclear> {
+    exchange.server.as_ref().ok_or_else(|| Unclear::Fault(no_server()))
+}
+
+fn astray() -> Unclear {
+    Unclear::Fault(Fault("`params` do not name what the message was routed to".into()))
+}
+
+fn text<'a>(params: Params<'a>, key: &str) -> Result<&'a str, Unclear> {
+    params
+        .and_then(|params| params.get(key))
+        .and_then(Value::as_str)
+        .ok_or_else(|| invalid(&format!("`{key}` must be a string")))
+}
+
+fn arguments<'a>(params: Params<'a>) -> Result<Params<'a>, Unclear> {
+    match params.and_then(|params| params.get("arguments")) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(arguments)) => Ok(Some(arguments)),
+        Some(_) => Err(invalid("`arguments` must be an object")),
+    }
+}

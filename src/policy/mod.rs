@@ -1,1 +1,27 @@
-//! policy
+//! Policy: Cedar decides what passes. Deny by default: what no policy permits is refused, and so
+//! is everything on which a policy fails.
+//!
+//! Invariants:
+//! - A decision is made on one whole set of policies, and says by its revision on which.
+//! - A set that does not validate is never used; the one before stays.
+//! - What [`Engine::could_allow`] denies, [`Engine::decide`] never allows.
+//! - This room knows neither the protocol's framing nor a clock: both are handed in.
+
+mod args;
+mod diagnostics;
+mod engine;
+mod entities;
+mod load;
+mod request;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+pub use diagnostics::{Diagnostics, Finding};
+pub use engine::{Engine, Failure, Outcome, Status};
+pub use load::Revision;
+pub use request::{Action, Circumstances, Claims, Request, Resource, Subject};
+pub use watch::{Watcher, watch};
+
+/// The Cedar schema that every policy is validated against.
+pub const SCHEMA: &str = include_str!("schema.cedarschema");

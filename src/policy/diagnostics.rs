@@ -1,0 +1,204 @@
+//! What is wrong with the policies, for the person who can mend it.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceCode};
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+
+/// A file of policies: its name as the operator wrote it, and its text.
+#[derive(Debug, Clone)]
+pub(super) struct File {
+    pub(super) name: PathBuf,
+    pub(super) text: Arc<str>,
+}
+
+impl File {
+    /// Line and column (both from 1; the column in characters) of a byte.
+    pub(super) fn position(&self, offset: usize) -> (u32, u32) {
+        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
+        let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+        let start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        let column = 1 + String::from_utf8_lossy(&before[start..]).chars().count();
+        (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
+    }
+}
+
+/// One thing that is wrong, or looks wrong, with a place and a remedy.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    code: &'static str,
+    severity: Severity,
+    message: String,
+    help: Option<String>,
+    labels: Vec<LabeledSpan>,
+    file: Option<PathBuf>,
+    position: Option<(u32, u32)>,
+    source: Option<NamedSource<Arc<str>>>,
+}
+
+impl Finding {
+    /// An error without a place in a file's text.
+    pub(super) fn error(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            severity: Severity::Error,
+            message: message.into(),
+            help: None,
+            labels: Vec::new(),
+            file: None,
+            position: None,
+            source: None,
+        }
+    }
+
+    /// What Cedar found, with its own labels and advice.
+    pub(super) fn of(code: &'static str, file: &File, found: &dyn Diagnostic) -> Self {
+        let labels: Vec<_> = found.labels().into_iter().flatten().collect();
+        let finding = Self::error(code, found.to_string());
+        Self {
+            help: found.help().map(|help| help.to_string()),
+            severity: found.severity().unwrap_or(Severity::Error),
+            ..finding
+        }
+        .labelled(file, labels)
+    }
+
+    /// With the file that it is about.
+    pub(super) fn file(mut self, name: impl Into<PathBuf>) -> Self {
+        self.file = Some(name.into());
+        self
+    }
+
+    /// With what to do about it.
+    pub(super) fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// With the very place in a file.
+    pub(super) fn at(self, file: &File, offset: usize, length: usize, label: &str) -> Self {
+        let label = (!label.is_empty()).then(|| label.to_owned());
+        self.labelled(file, vec![LabeledSpan::new(label, offset, length)])
+    }
+
+    /// The same as a warning: something that looks wrong and can be used.
+    pub(super) fn warning(mut self) -> Self {
+        self.severity = Severity::Warning;
+        self
+    }
+
+    /// What findings are sorted by: file, line, column.
+    pub(super) fn order(&self) -> (Option<PathBuf>, Option<(u32, u32)>) {
+        (self.file.clone(), self.position)
+    }
+
+    fn labelled(mut self, file: &File, labels: Vec<LabeledSpan>) -> Self {
+        self.position = labels.first().map(|label| file.position(label.offset()));
+        self.file = Some(file.name.clone());
+        self.source =
+            Some(NamedSource::new(file.name.to_string_lossy(), Arc::clone(&file.text)));
+        self.labels = labels;
+        self
+    }
+
+    /// A stable name for the kind of finding.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// Whether the policies can be used in spite of it.
+    pub fn is_warning(&self) -> bool {
+        self.severity != Severity::Error
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Finding {}
+
+impl Diagnostic for Finding {
+    fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        Some(Box::new(self.code))
+    }
+
+    fn severity(&self) -> Option<Severity> {
+        Some(self.severity)
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.help.as_ref().map(|help| Box::new(help) as Box<dyn fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.source.as_ref().map(|source| source as &dyn SourceCode)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        Some(Box::new(self.labels.iter().cloned()))
+    }
+}
+
+/// `{code, severity, message, file?, line?, column?, help?}`.
+impl Serialize for Finding {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut finding = serializer.serialize_struct("Finding", 7)?;
+        finding.serialize_field("code", self.code)?;
+        finding.serialize_field(
+            "severity",
+            if self.is_warning() { "warning" } else { "error" },
+        )?;
+        finding.serialize_field("message", &self.message)?;
+        finding.serialize_field("file", &self.file)?;
+        finding.serialize_field("line", &self.position.map(|(line, _)| line))?;
+        finding.serialize_field("column", &self.position.map(|(_, column)| column))?;
+        finding.serialize_field("help", &self.help)?;
+        finding.end()
+    }
+}
+
+/// Why a set of policies was not taken: every finding, not only the first.
+#[derive(Debug, Clone, thiserror::Error, Serialize)]
+#[serde(transparent)]
+pub struct Diagnostics {
+    findings: Vec<Finding>,
+}
+
+impl Diagnostics {
+    pub(super) fn new(findings: Vec<Finding>) -> Self {
+        Self { findings }
+    }
+
+    /// The findings, in the order of files and lines.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+}
+
+/// One line a finding: `FILE:LINE:COLUMN: MESSAGE`.
+impl fmt::Display for Diagnostics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, finding) in self.findings.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            if let Some(file) = &finding.file {
+                write!(f, "{}:", file.display())?;
+            }
+            if let Some((line, column)) = finding.position {
+                write!(f, "{line}:{column}:")?;
+            }
+            write!(f, "{}{finding}", if finding.file.is_some() { " " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+impl Diagnostic for Diagnostics {
+    fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn Diagnostic> + 'a>> {
+        Some(Box::new(self.findings.iter().map(|finding| finding as &dyn Diagnostic)))
+    }
+}

@@ -1,0 +1,252 @@
+//! Files of policies become one validated set, or findings.
+
+use std::{
+    collections::HashMap,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::diagnostics::{Diagnostics, File, Finding};
+use crate::refusal::Rule;
+
+/// The annotations that mean something. Another one is refused: to ignore it would drop what its
+/// author meant by it.
+const ANNOTATIONS: [&str; 2] = ["id", "reason"];
+
+/// Which policies decided: the SHA-256 of all files, by their names and contents. Displays as its
+/// first 12 hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Revision([u8; 32]);
+
+impl Revision {
+    fn of(files: &[File]) -> Self {
+        let mut hash = Sha256::new();
+        for file in files {
+            for part in [file.name.as_os_str().as_encoded_bytes(), file.text.as_bytes()] {
+                // The length first, so that no name runs into a content.
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+        }
+        Self(hash.finalize().into())
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(&self.0[..6]))
+    }
+}
+
+impl Serialize for Revision {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A validated set.
+pub(super) struct Loaded {
+    pub(super) policies: PolicySet,
+    /// Each policy's rule. The id of a [`PolicyId`] is the rule's id.
+    pub(super) rules: HashMap<PolicyId, Rule>,
+    pub(super) revision: Revision,
+    /// Whether any policy looks at `context.args`.
+    pub(super) reads_args: bool,
+    /// What looks wrong and is no error.
+    pub(super) warnings: Vec<Finding>,
+}
+
+/// Reads files and folders (`*.cedar`, sorted), relative to `base`, and validates them as one set.
+pub(super) fn load(
+    paths: &[PathBuf],
+    base: &Path,
+    schema: &Schema,
+) -> Result<Loaded, Diagnostics> {
+    let mut findings = Vec::new();
+    let files = read(paths, base, &mut findings);
+    let revision = Revision::of(&files);
+
+    let mut policies = PolicySet::new();
+    let mut rules: HashMap<PolicyId, Rule> = HashMap::new();
+    let mut file_of: HashMap<PolicyId, &File> = HashMap::new();
+    let mut reads_args = false;
+    for file in &files {
+        let parsed = match file.text.parse::<PolicySet>() {
+            Ok(parsed) => parsed,
+            Err(errors) => {
+                findings.extend(errors.iter().map(|e| Finding::of("policy-syntax", file, e)));
+                continue;
+            }
+        };
+        for template in parsed.templates() {
+            let (start, length) = span(template.as_ref().loc());
+            findings.push(
+                Finding::error("policy-template", "templates are not supported")
+                    .at(file, start, length, "has a slot (`?principal` or `?resource`)")
+                    .help("write one policy for each principal or resource, or use a group"),
+            );
+        }
+        for policy in in_order(&parsed) {
+            let (start, length) = span(policy.as_ref().loc());
+            let (line, _) = file.position(start);
+            check_annotations(policy, file, &mut findings);
+            let id = match policy.annotation("id") {
+                Some(id) if !id.is_empty() => id.to_owned(),
+                _ => format!("{}:{line}", file.name.display()),
+            };
+            let key = PolicyId::new(&id);
+            if let Some(first) = rules.get(&key) {
+                findings.push(
+                    Finding::error("policy-duplicate-id", format!("the id `{id}` is taken"))
+                        .at(file, start, length, "the second policy of that id")
+                        .help(format!("the first is at {}; give each an id of its own", place(first))),
+                );
+                continue;
+            }
+            reads_args |= policy.to_json().map_or(true, |json| reads(&json, "args"));
+            if let Err(error) = policies.add(policy.new_id(key.clone())) {
+                findings.push(Finding::of("policy-invalid", file, &error));
+                continue;
+            }
+            file_of.insert(key.clone(), file);
+            let reason = policy.annotation("reason").map(str::to_owned);
+            rules.insert(key, Rule { id, file: Some(file.name.clone()), line: Some(line), reason });
+        }
+    }
+
+    let validator = Validator::new(schema.clone());
+    let result = validator.validate(&policies, ValidationMode::Strict);
+    let found = |id: &PolicyId, e: &dyn miette::Diagnostic| match file_of.get(id) {
+        Some(file) => Finding::of("policy-invalid", file, e),
+        None => Finding::error("policy-invalid", e.to_string()),
+    };
+    findings.extend(result.validation_errors().map(|e| found(e.policy_id(), e)));
+    let warnings: Vec<_> =
+        result.validation_warnings().map(|w| found(w.policy_id(), w).warning()).collect();
+    if findings.is_empty() {
+        Ok(Loaded { policies, rules, revision, reads_args, warnings })
+    } else {
+        findings.extend(warnings);
+        findings.sort_by_key(Finding::order);
+        findings.dedup_by_key(|finding| (finding.order(), finding.to_string()));
+        Err(Diagnostics::new(findings))
+    }
+}
+
+/// `FILE:LINE` of a rule.
+fn place(rule: &Rule) -> String {
+    match (&rule.file, rule.line) {
+        (Some(file), Some(line)) => format!("{}:{line}", file.display()),
+        _ => rule.id.clone(),
+    }
+}
+
+/// Offset and length of a policy. Cedar's locations are of a type that it does not re-export, so
+/// they are taken by what they convert to.
+fn span(location: Option<&(impl Clone + Into<miette::SourceSpan>)>) -> (usize, usize) {
+    location.map_or((0, 0), |location| {
+        let span: miette::SourceSpan = location.clone().into();
+        (span.offset(), span.len())
+    })
+}
+
+fn in_order(parsed: &PolicySet) -> Vec<&Policy> {
+    let mut policies: Vec<_> = parsed.policies().collect();
+    policies.sort_by_key(|policy| span(policy.as_ref().loc()));
+    policies
+}
+
+fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) {
+    for (key, annotation) in policy.as_ref().annotations() {
+        let key = key.as_ref();
+        let (start, length) = span(annotation.loc.as_ref());
+        if !ANNOTATIONS.contains(&key) {
+            let near = ANNOTATIONS.iter().find(|known| strsim::damerau_levenshtein(known, key) <= 2);
+            let help = match near {
+                Some(near) => format!("did you mean `@{near}`?"),
+                None => "only `@id` and `@reason` are supported; take it out, since what it asks \
+                         for would not be done"
+                    .to_owned(),
+            };
+            findings.push(
+                Finding::error("policy-annotation", format!("unknown annotation `@{key}`"))
+                    .at(file, start, length, "means nothing here")
+                    .help(help),
+            );
+        } else if annotation.val.is_empty() {
+            findings.push(
+                Finding::error("policy-annotation", format!("`@{key}` is empty"))
+                    .at(file, start, length, "has no text")
+                    .help(format!("write `@{key}(\"…\")`, or leave it out")),
+            );
+        }
+    }
+}
+
+/// Whether a policy, as Cedar's JSON, may look at this attribute of `context`: it does so by name,
+/// or it takes `context` whole.
+fn reads(policy: &Value, attribute: &str) -> bool {
+    let is_context = |value: &Value| value.get("Var").is_some_and(|var| var == "context");
+    match policy {
+        Value::Object(members) => members.iter().any(|(operator, operand)| {
+            if matches!(operator.as_str(), "." | "has") && operand.get("left").is_some_and(is_context)
+            {
+                return operand.get("attr").is_none_or(|attr| attr == attribute);
+            }
+            (operator == "Var" && operand == "context") || reads(operand, attribute)
+        }),
+        Value::Array(items) => items.iter().any(|item| reads(item, attribute)),
+        _ => false,
+    }
+}
+
+/// The files that these paths name, each once, sorted by name.
+fn read(paths: &[PathBuf], base: &Path, findings: &mut Vec<Finding>) -> Vec<File> {
+    let mut names = Vec::new();
+    for path in paths {
+        match list(path, base) {
+            Ok(found) => names.extend(found),
+            Err(error) => findings.push(unreadable(path, &error)),
+        }
+    }
+    names.sort();
+    names.dedup();
+    let mut files = Vec::new();
+    for name in names {
+        match fs::read_to_string(base.join(&name)) {
+            Ok(text) => files.push(File { name, text: text.into() }),
+            Err(error) => findings.push(unreadable(&name, &error)),
+        }
+    }
+    files
+}
+
+fn list(path: &Path, base: &Path) -> io::Result<Vec<PathBuf>> {
+    if !fs::metadata(base.join(path))?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(base.join(path))? {
+        let name = path.join(entry?.file_name());
+        if name.extension().is_some_and(|extension| extension == "cedar") {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn unreadable(name: &Path, error: &io::Error) -> Finding {
+    let help = match error.kind() {
+        io::ErrorKind::NotFound => "make the file or folder, or correct `paths` under `[policy]`",
+        io::ErrorKind::InvalidData => "policies are UTF-8 text",
+        _ => "let the user who runs Portcullis read it",
+    };
+    Finding::error("policy-unreadable", format!("cannot read {}: {error}", name.display()))
+        .file(name)
+        .help(help)
+}

@@ -1,0 +1,180 @@
+//! What is decided: who wants to do what to what, in which circumstances.
+
+use std::net::IpAddr;
+
+use serde_json::{Map, Value};
+
+use crate::{
+    exchange,
+    exchange::Transport,
+    identity::Principal,
+    names::ServerName,
+};
+
+/// One question to the policies.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    pub subject: Subject<'a>,
+    pub action: Action,
+    pub resource: Resource<'a>,
+    /// What `context.args` shows. Must be free of duplicate keys.
+    pub args: Option<&'a Map<String, Value>>,
+    pub circumstances: Circumstances<'a>,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub enum Subject<'a> {
+    /// A client's message.
+    Client(&'a Principal),
+    /// A server's message to a client.
+    Server(&'a ServerName),
+}
+
+macro_rules! actions {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
+        /// What is asked for: the actions of the Cedar schema.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Action {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Action {
+            /// Every action.
+            pub const ALL: &[Action] = &[$(Action::$variant,)*];
+
+            /// The id in `Portcullis::Action::"…"`.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Action::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+actions! {
+    /// Greet the proxy, and ask for lists.
+    Connect = "connect",
+    CallTool = "call_tool",
+    GetPrompt = "get_prompt",
+    /// Have an argument of a prompt or a template completed.
+    Complete = "complete",
+    ReadResource = "read_resource",
+    SubscribeResource = "subscribe_resource",
+    /// See a resource template in its list.
+    SeeTemplate = "see_template",
+    /// Send a notification that is not about an exchange under way.
+    NotifyServer = "notify_server",
+    /// A client's method that has no action of its own.
+    OtherMethod = "other_method",
+    Sample = "sample",
+    Elicit = "elicit",
+    ListRoots = "list_roots",
+    /// Send a client a notification that is not about an exchange under way.
+    NotifyClient = "notify_client",
+    /// A server's method that has no action of its own.
+    OtherServerMethod = "other_server_method",
+}
+
+/// What it is asked of. Names are those of the server, without the proxy's prefix.
+#[derive(Debug, Clone, Copy)]
+pub enum Resource<'a> {
+    /// All servers at once.
+    Proxy,
+    Server(&'a ServerName),
+    Tool {
+        server: &'a ServerName,
+        name: &'a str,
+        claims: Claims,
+    },
+    Prompt {
+        server: &'a ServerName,
+        name: &'a str,
+    },
+    Resource {
+        server: &'a ServerName,
+        uri: &'a str,
+    },
+    Template {
+        server: &'a ServerName,
+        uri: &'a str,
+    },
+    /// The client that a server asks.
+    Client(&'a Principal),
+}
+
+/// What a server claims of a tool. Never trusted, only matched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Claims {
+    pub read_only: bool,
+    pub destructive: bool,
+    pub idempotent: bool,
+    pub open_world: bool,
+}
+
+impl Claims {
+    /// The claims of these hints (`readOnlyHint` and so on), with the defaults that MCP documents
+    /// (schema of revision 2025-11-25, `ToolAnnotations`) where one is absent. `destructiveHint`
+    /// is meaningful only where the tool is not read-only, so its default of `true` applies only
+    /// there; an explicit `true` always counts.
+    pub fn from_hints(hint: impl Fn(&str) -> Option<bool>) -> Self {
+        let read_only = hint("readOnlyHint").unwrap_or(false);
+        Self {
+            read_only,
+            destructive: hint("destructiveHint").unwrap_or(!read_only),
+            idempotent: hint("idempotentHint").unwrap_or(false),
+            open_world: hint("openWorldHint").unwrap_or(true),
+        }
+    }
+}
+
+impl Default for Claims {
+    /// The claims of a tool without annotations.
+    fn default() -> Self {
+        Self::from_hints(|_| None)
+    }
+}
+
+impl From<&exchange::Tool> for Claims {
+    fn from(tool: &exchange::Tool) -> Self {
+        Self::from_hints(|name| tool.hint(name))
+    }
+}
+
+/// The circumstances of one message.
+#[derive(Debug, Clone, Copy)]
+pub struct Circumstances<'a> {
+    /// The method, as on the wire.
+    pub method: &'a str,
+    pub transport: Transport,
+    pub revision: exchange::Revision,
+    /// When the message arrived.
+    pub now: jiff::Timestamp,
+    /// The client's address, where it has one.
+    pub source_ip: Option<IpAddr>,
+    /// Calls made in this session so far.
+    pub session_calls: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_hints_have_the_documented_defaults() {
+        let claims = |hints: &'static [(&str, bool)]| {
+            let claims = Claims::from_hints(|name| {
+                hints.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+            });
+            (claims.read_only, claims.destructive, claims.idempotent, claims.open_world)
+        };
+        for (hints, expected) in [
+            (&[] as &[_], (false, true, false, true)),
+            (&[("readOnlyHint", true)], (true, false, false, true)),
+            (&[("readOnlyHint", true), ("destructiveHint", true)], (true, true, false, true)),
+            (&[("destructiveHint", false)], (false, false, false, true)),
+            (&[("idempotentHint", true), ("openWorldHint", false)], (false, true, true, false)),
+        ] {
+            assert_eq!(claims(hints), expected, "{hints:?}");
+        }
+    }
+}
