@@ -22,7 +22,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.what {
         What::Config => ctx.json(&schemars::schema_for!(crate::config::Config))?,
         What::Audit => anyhow::bail!("the audit schema is not part of this build"),
-        What::Cedar => anyhow::bail!("the Cedar schema is not part of this build"),
+        What::Cedar => ctx.verbatim(crate::policy::SCHEMA)?,
     }
     Ok(Exit::Ok)
 }

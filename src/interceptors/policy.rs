@@ -234,7 +234,13 @@ fn passage(exchange: &Exchange) -> Result<Passage<'_>, Unclear> {
     let question = match exchange.direction {
         Direction::ClientToServer => {
             let (action, resource, args) = asked(exchange, params)?;
-            Question { subject: Subject::Client(&exchange.principal), action, resource, method, args }
+            Question {
+                subject: Subject::Client(&exchange.principal),
+                action,
+                resource,
+                method,
+                args,
+            }
         }
         Direction::ServerToClient => Question {
             subject: Subject::Server(server(exchange)?),

@@ -95,8 +95,7 @@ impl Finding {
     fn labelled(mut self, file: &File, labels: Vec<LabeledSpan>) -> Self {
         self.position = labels.first().map(|label| file.position(label.offset()));
         self.file = Some(file.name.clone());
-        self.source =
-            Some(NamedSource::new(file.name.to_string_lossy(), Arc::clone(&file.text)));
+        self.source = Some(NamedSource::new(file.name.to_string_lossy(), Arc::clone(&file.text)));
         self.labels = labels;
         self
     }
@@ -147,10 +146,7 @@ impl Serialize for Finding {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut finding = serializer.serialize_struct("Finding", 7)?;
         finding.serialize_field("code", self.code)?;
-        finding.serialize_field(
-            "severity",
-            if self.is_warning() { "warning" } else { "error" },
-        )?;
+        finding.serialize_field("severity", if self.is_warning() { "warning" } else { "error" })?;
         finding.serialize_field("message", &self.message)?;
         finding.serialize_field("file", &self.file)?;
         finding.serialize_field("line", &self.position.map(|(line, _)| line))?;

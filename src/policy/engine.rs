@@ -7,9 +7,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use cedar_policy::{
-    AuthorizationError, Authorizer, Decision, EvaluationError, PolicyId, Schema,
-};
+use cedar_policy::{AuthorizationError, Authorizer, Decision, EvaluationError, PolicyId, Schema};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use serde::Serialize;
@@ -144,9 +142,8 @@ impl Engine {
     /// # Errors
     /// Every finding of every file, where any is an error.
     pub fn load(paths: &[PathBuf], base: &Path) -> Result<Self, Diagnostics> {
-        let broken = |problem: String| {
-            Diagnostics::new(vec![Finding::error("policy-schema", problem)])
-        };
+        let broken =
+            |problem: String| Diagnostics::new(vec![Finding::error("policy-schema", problem)]);
         let (schema, _) =
             Schema::from_cedarschema_str(SCHEMA).map_err(|e| broken(e.to_string()))?;
         let vocabulary = Vocabulary::new(&schema).map_err(|e| broken(e.to_string()))?;

@@ -62,11 +62,7 @@ pub(super) struct Loaded {
 }
 
 /// Reads files and folders (`*.cedar`, sorted), relative to `base`, and validates them as one set.
-pub(super) fn load(
-    paths: &[PathBuf],
-    base: &Path,
-    schema: &Schema,
-) -> Result<Loaded, Diagnostics> {
+pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Loaded, Diagnostics> {
     let mut findings = Vec::new();
     let files = read(paths, base, &mut findings);
     let revision = Revision::of(&files);
@@ -104,7 +100,10 @@ pub(super) fn load(
                 findings.push(
                     Finding::error("policy-duplicate-id", format!("the id `{id}` is taken"))
                         .at(file, start, length, "the second policy of that id")
-                        .help(format!("the first is at {}; give each an id of its own", place(first))),
+                        .help(format!(
+                            "the first is at {}; give each an id of its own",
+                            place(first)
+                        )),
                 );
                 continue;
             }
@@ -166,7 +165,8 @@ fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) 
         let key = key.as_ref();
         let (start, length) = span(annotation.loc.as_ref());
         if !ANNOTATIONS.contains(&key) {
-            let near = ANNOTATIONS.iter().find(|known| strsim::damerau_levenshtein(known, key) <= 2);
+            let near =
+                ANNOTATIONS.iter().find(|known| strsim::damerau_levenshtein(known, key) <= 2);
             let help = match near {
                 Some(near) => format!("did you mean `@{near}`?"),
                 None => "only `@id` and `@reason` are supported; take it out, since what it asks \
@@ -194,7 +194,8 @@ fn reads(policy: &Value, attribute: &str) -> bool {
     let is_context = |value: &Value| value.get("Var").is_some_and(|var| var == "context");
     match policy {
         Value::Object(members) => members.iter().any(|(operator, operand)| {
-            if matches!(operator.as_str(), "." | "has") && operand.get("left").is_some_and(is_context)
+            if matches!(operator.as_str(), "." | "has")
+                && operand.get("left").is_some_and(is_context)
             {
                 return operand.get("attr").is_none_or(|attr| attr == attribute);
             }

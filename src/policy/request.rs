@@ -4,12 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value};
 
-use crate::{
-    exchange,
-    exchange::Transport,
-    identity::Principal,
-    names::ServerName,
-};
+use crate::{exchange, exchange::Transport, identity::Principal, names::ServerName};
 
 /// One question to the policies.
 #[derive(Debug, Clone)]
