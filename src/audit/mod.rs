@@ -1,1 +1,27 @@
-//! audit
+//! The audit log: what was decided of every message, on disk before the message leaves.
+//!
+//! - An *intent* is durable before a call leaves; its *outcome* follows. What is refused before it
+//!   leaves has one *refused* record. All carry the decision's id.
+//! - What can't be recorded is not done: a store that is full, slow, in use or broken says so with
+//!   [`Unavailable`], and the caller refuses.
+//! - No record holds an argument's value, a result or a secret: texts are kept as size and keyed
+//!   digest, arguments as their shape.
+//!
+//! Records are in `record`, the store in `store`, reading in `query`.
+
+mod digest;
+mod log;
+mod query;
+pub mod record;
+mod store;
+mod unavailable;
+
+#[cfg(test)]
+mod tests;
+
+pub use digest::DigestKey;
+pub use log::{Audit, Options, Reader, Scrub, Tail, Tailed};
+pub use query::{Archive, Filter, PAGE, PAGE_MAX, Page};
+pub use record::{Arrival, Conclusion, Intent, Outcome, Refused, Ruling};
+pub use store::Order;
+pub use unavailable::Unavailable;

@@ -93,7 +93,6 @@ struct Listed {
 struct Entry {
     name: String,
     /// The number of characters of its text.
-    #[schemars(with = "i64", range(min = 0))]
     length: usize,
 }
 

@@ -1,0 +1,273 @@
+//! The log that the chain writes to, and the reader for when no proxy runs.
+
+use std::{
+    fmt,
+    fs::{self, Permissions},
+    io,
+    ops::Deref,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::sync::{broadcast, mpsc};
+
+use super::{
+    digest::DigestKey,
+    query::Archive,
+    record::{Entry, Event, Happening, Intent, Outcome, Record, Refused},
+    store::{Job, Lock, LockRefused, Settings, Shelf, Writer, private_dir},
+    unavailable::Unavailable,
+};
+
+/// Records that a follower may lag behind.
+const TAIL: usize = 1024;
+
+/// Takes secrets out of a text, in place.
+pub type Scrub = Arc<dyn Fn(&mut String) + Send + Sync>;
+
+/// How a log is opened.
+#[derive(Clone)]
+pub struct Options {
+    /// How long a record may take to be on disk, and how long to wait for the store's lock.
+    pub deadline: Duration,
+    /// Bytes of the disk that are left free. Default 32 MiB.
+    pub reserve: u64,
+    /// Records that may wait for the disk. Default 4096.
+    pub queue: usize,
+    /// Passed over every text that a client, a server or a fault chose, before it is stored.
+    pub scrub: Option<Scrub>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(5), reserve: 32 << 20, queue: 4096, scrub: None }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("deadline", &self.deadline)
+            .field("reserve", &self.reserve)
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The audit log. Clones share it; the last one to go writes what is queued and closes the store.
+#[derive(Clone)]
+pub struct Audit {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dir: PathBuf,
+    options: Options,
+    key: DigestKey,
+    archive: Archive,
+    tail: broadcast::Sender<Arc<Entry>>,
+    /// Taken away to let the thread end.
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    /// Dropped last: the store is closed before others may have it.
+    _lock: Lock,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // The thread contains its panics; there is nothing to be told of here.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Audit").field("dir", &self.inner.dir).finish_non_exhaustive()
+    }
+}
+
+fn broken(dir: &Path) -> impl Fn(io::Error) -> Unavailable {
+    let dir = dir.to_owned();
+    move |error| Unavailable::Broken { dir: dir.clone(), why: error.to_string() }
+}
+
+fn lock(dir: &Path, deadline: Duration) -> Result<Lock, Unavailable> {
+    Lock::take(dir, deadline).map_err(|refused| match refused {
+        LockRefused::Held(pid) => Unavailable::Locked { dir: dir.to_owned(), pid },
+        LockRefused::Io(error) => broken(dir)(error),
+    })
+}
+
+impl Audit {
+    /// Opens the store in `dir`, or makes it (mode 0700). Blocks while another process has it, at
+    /// most for `deadline`, which is also how long a record may take later.
+    ///
+    /// # Errors
+    /// [`Unavailable`], with the reason and a remedy.
+    pub fn open(dir: &Path, deadline: Duration) -> Result<Self, Unavailable> {
+        Self::open_with(dir, Options { deadline, ..Options::default() })
+    }
+
+    /// Opens the store in `dir` with all the settings.
+    ///
+    /// # Errors
+    /// As [`Audit::open`].
+    pub fn open_with(dir: &Path, options: Options) -> Result<Self, Unavailable> {
+        private_dir(dir).map_err(broken(dir))?;
+        fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(broken(dir))?;
+        let held = lock(dir, options.deadline)?;
+        let key = DigestKey::open(dir).map_err(broken(dir))?;
+        let shelf = Arc::new(Shelf::open(dir).map_err(broken(dir))?);
+        let (tail, _) = broadcast::channel(TAIL);
+        let settings = Settings { queue: options.queue.max(1), reserve: options.reserve };
+        let (jobs, thread) = Writer::start(shelf.clone(), settings, tail.clone())
+            .map_err(|fault| Unavailable::of(fault, dir.to_owned(), options.reserve))?;
+        let inner = Inner {
+            dir: dir.to_owned(),
+            options,
+            key,
+            archive: Archive::new(shelf),
+            tail,
+            jobs: Some(jobs),
+            thread: Some(thread),
+            _lock: held,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The key that the records' digests are made with.
+    pub fn key(&self) -> &DigestKey {
+        &self.inner.key
+    }
+
+    /// Records that a message is about to leave. Durable when it returns `Ok`.
+    ///
+    /// # Errors
+    /// [`Unavailable`]: the message must not leave.
+    pub async fn intent(&self, intent: Intent) -> Result<(), Unavailable> {
+        self.record(intent.into()).await
+    }
+
+    /// Records what came of a message. Durable when it returns `Ok`.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; the intent stays on record without an outcome.
+    pub async fn outcome(&self, outcome: Outcome) -> Result<(), Unavailable> {
+        self.record(outcome.into()).await
+    }
+
+    /// Records that a message was refused before it left. Durable when it returns `Ok`.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; the message stays refused.
+    pub async fn refused(&self, refused: Refused) -> Result<(), Unavailable> {
+        self.record(refused.into()).await
+    }
+
+    /// Records something that happened to the proxy. Durable when it returns `Ok`.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn event(&self, what: Happening) -> Result<(), Unavailable> {
+        self.record(Event::now(what).into()).await
+    }
+
+    async fn record(&self, mut record: Record) -> Result<(), Unavailable> {
+        let Inner { dir, options, jobs, .. } = &*self.inner;
+        let closed = || Unavailable::Closed { dir: dir.clone() };
+        let unavailable = |fault| Unavailable::of(fault, dir.clone(), options.reserve);
+        if let Some(scrub) = &options.scrub {
+            record.scrub(&**scrub);
+        }
+        let (job, answer) = Job::new(record).map_err(unavailable)?;
+        let jobs = jobs.as_ref().ok_or_else(closed)?;
+        let written = async {
+            jobs.send(job).await.map_err(|_| closed())?;
+            answer
+                .await
+                .map_err(|_| Unavailable::Broken {
+                    dir: dir.clone(),
+                    why: "the store panicked (see the log)".into(),
+                })?
+                .map_err(unavailable)
+        };
+        tokio::time::timeout(options.deadline, written).await.unwrap_or_else(|_| {
+            Err(Unavailable::Slow { dir: dir.clone(), waited: options.deadline })
+        })
+    }
+
+    /// The records, for reading.
+    pub fn archive(&self) -> &Archive {
+        &self.inner.archive
+    }
+
+    /// All records from now on.
+    pub fn tail(&self) -> Tail {
+        Tail(self.inner.tail.subscribe())
+    }
+}
+
+/// Records as they are written.
+#[derive(Debug)]
+pub struct Tail(broadcast::Receiver<Arc<Entry>>);
+
+/// What a follower is told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Tailed {
+    /// A record was written.
+    Entry(Arc<Entry>),
+    /// The follower was too slow, and this many records went by. They are in the store.
+    Missed(u64),
+}
+
+impl Tail {
+    /// Waits for the next record. `None` when the log is closed.
+    pub async fn next(&mut self) -> Option<Tailed> {
+        match self.0.recv().await {
+            Ok(entry) => Some(Tailed::Entry(entry)),
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(Tailed::Missed(missed)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// A store that is opened to be read, while no proxy runs.
+pub struct Reader {
+    archive: Archive,
+    _lock: Lock,
+}
+
+impl Reader {
+    /// Opens the store in `dir`, waiting for it at most for `deadline`. Makes nothing.
+    ///
+    /// # Errors
+    /// [`Unavailable::Missing`] where there is no store; else as [`Audit::open`].
+    pub fn open(dir: &Path, deadline: Duration) -> Result<Self, Unavailable> {
+        if !dir.join("segments").is_dir() {
+            return Err(Unavailable::Missing { dir: dir.to_owned() });
+        }
+        let held = lock(dir, deadline)?;
+        let shelf = Shelf::open(dir).map_err(broken(dir))?;
+        Ok(Self { archive: Archive::new(Arc::new(shelf)), _lock: held })
+    }
+}
+
+impl Deref for Reader {
+    type Target = Archive;
+
+    fn deref(&self) -> &Archive {
+        &self.archive
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,538 @@
+//! Records made of exchanges: what is taken over, what is cut, what is kept as a digest only.
+
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{
+    shape,
+    v1::{
+        AnswerKind, Call, Decision, Direction, Event, Finding, Grounds, Happening, Intent, Outcome,
+        Record, Refusal, Refused, Rule, Shape, Target, Timing, Transport, VERSION,
+    },
+};
+use crate::{
+    audit::digest::{DigestKey, Domain},
+    exchange::{self, Answer, Exchange},
+    names::DecisionId,
+    refusal,
+};
+
+/// Bytes of one stored record. The store keeps up to 17 records in a page, and a page beyond
+/// 128 KiB would go to a file of its own that is not synced with the log.
+const RECORD_BYTES: usize = 7 * 1024;
+
+// Most that is kept of a text, in bytes as JSON writes it.
+const NAME: usize = 256;
+const URI: usize = 512;
+const WORDS: usize = 512;
+const DETAIL: usize = 1024;
+const LABEL: usize = 64;
+// Most that is kept of a list.
+const LABELS: usize = 16;
+const RULES: usize = 16;
+const FINDINGS: usize = 16;
+
+/// What the chain decided on, beyond the exchange.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ruling<'a> {
+    /// The rules that decided for letting it pass. Those of a refusal are taken from it.
+    pub rules: &'a [refusal::Rule],
+    /// What interceptors saw.
+    pub findings: &'a [exchange::Finding],
+    /// The revision of the policies that decided.
+    pub policy_revision: Option<&'a str>,
+}
+
+/// How an exchange that had an intent ended.
+#[derive(Debug, Clone, Copy)]
+pub enum Conclusion<'a> {
+    /// The answer, if it has one, was handed to the asker.
+    Delivered,
+    /// The answer was refused.
+    Refused(&'a refusal::Refusal),
+    /// The server gave no usable answer.
+    Failed(&'a refusal::Refusal),
+    /// The asker stopped waiting.
+    Cancelled,
+}
+
+/// What is known of a message that was refused before it became an exchange.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival<'a> {
+    pub id: DecisionId,
+    pub at: Timestamp,
+    pub transport: exchange::Transport,
+    pub client_addr: Option<SocketAddr>,
+    /// The principal's name and whether it was proven, where identity was settled.
+    pub principal: Option<(&'a str, bool)>,
+    /// The message, of which size and digest are recorded.
+    pub message: Option<&'a [u8]>,
+}
+
+impl Intent {
+    /// That this exchange is allowed and about to leave.
+    pub fn of(exchange: &Exchange, ruling: Ruling<'_>, key: &DigestKey) -> Self {
+        let (call, omitted) = call(exchange);
+        let mut grounds = grounds(ruling, None, omitted);
+        let shape = shape_of(exchange, key, &mut grounds);
+        Self {
+            call,
+            decision: Decision::Allowed,
+            grounds,
+            request: key.body(Domain::Request, exchange.request.raw()),
+            shape,
+        }
+    }
+}
+
+impl Outcome {
+    /// What came of this exchange. `server` is the time that the server took. The digest of the
+    /// response is of [`Exchange::response`] as it is now.
+    pub fn of(
+        exchange: &Exchange,
+        ruling: Ruling<'_>,
+        conclusion: Conclusion<'_>,
+        server: Option<Duration>,
+        key: &DigestKey,
+    ) -> Self {
+        let (call, omitted) = call(exchange);
+        let (decision, refusal) = match conclusion {
+            Conclusion::Delivered => (Decision::Allowed, None),
+            Conclusion::Refused(refusal) => (Decision::Refused, Some(refusal)),
+            Conclusion::Failed(refusal) => (Decision::Failed, Some(refusal)),
+            Conclusion::Cancelled => (Decision::Cancelled, None),
+        };
+        Self {
+            call,
+            decision,
+            refusal: refusal.map(refused),
+            grounds: grounds(ruling, refusal, omitted),
+            answer: exchange.response.as_ref().map(|answer| match answer {
+                Answer::Result(_) => AnswerKind::Result,
+                Answer::Error(_) => AnswerKind::Error,
+            }),
+            response: exchange
+                .response
+                .as_ref()
+                .map(|answer| key.body(Domain::Response, answer.payload().raw())),
+            timing: Timing {
+                total_us: micros(exchange.started.elapsed()),
+                server_us: server.map(micros),
+            },
+        }
+    }
+}
+
+impl Refused {
+    /// That this exchange was refused before it left.
+    pub fn of(
+        exchange: &Exchange,
+        refusal: &refusal::Refusal,
+        ruling: Ruling<'_>,
+        key: &DigestKey,
+    ) -> Self {
+        let (call, omitted) = call(exchange);
+        let mut grounds = grounds(ruling, Some(refusal), omitted);
+        let shape = shape_of(exchange, key, &mut grounds);
+        Self {
+            call,
+            decision: Decision::Refused,
+            refusal: refused(refusal),
+            grounds,
+            request: Some(key.body(Domain::Request, exchange.request.raw())),
+            shape,
+            timing: Timing { total_us: micros(exchange.started.elapsed()), server_us: None },
+        }
+    }
+
+    /// That a message was refused before it became an exchange.
+    pub fn on_arrival(arrival: Arrival<'_>, refusal: &refusal::Refusal, key: &DigestKey) -> Self {
+        let (principal, verified) = arrival.principal.unzip();
+        Self {
+            call: Call {
+                id: arrival.id,
+                at: arrival.at,
+                principal: principal.map(|name| clip(name, NAME)),
+                verified: verified.unwrap_or(false),
+                client_addr: arrival.client_addr,
+                transport: transport(arrival.transport),
+                session: None,
+                direction: Direction::ClientToServer,
+                method: None,
+                notification: false,
+                revision: None,
+                server: None,
+                target: None,
+                labels: BTreeSet::new(),
+                trace: None,
+            },
+            decision: Decision::Refused,
+            refusal: refused(refusal),
+            grounds: grounds(Ruling::default(), Some(refusal), 0),
+            request: arrival.message.map(|text| key.body(Domain::Request, text)),
+            shape: Shape::new(),
+            timing: Timing::default(),
+        }
+    }
+}
+
+impl Event {
+    /// That this happened now.
+    pub fn now(mut what: Happening) -> Self {
+        what.texts(|text| *text = clip(text, WORDS));
+        Self { id: DecisionId::next(), at: Timestamp::now(), what }
+    }
+}
+
+impl Happening {
+    fn texts(&mut self, mut change: impl FnMut(&mut String)) {
+        match self {
+            Self::ProxyStarted { version: one }
+            | Self::PolicyLoaded { revision: one, .. }
+            | Self::PolicyRejected { reason: one }
+            | Self::ClientAdded { client: one }
+            | Self::ClientRemoved { client: one } => change(one),
+            Self::ServerLaunched { server: one, place: two }
+            | Self::ServerLaunchFailed { server: one, reason: two }
+            | Self::SegmentQuarantined { segment: one, reason: two } => {
+                change(one);
+                change(two);
+            }
+            Self::ServerStopped { server, reason } => {
+                change(server);
+                reason.iter_mut().for_each(change);
+            }
+            Self::ProxyStopped { reason } => reason.iter_mut().for_each(change),
+        }
+    }
+}
+
+impl From<Intent> for Record {
+    fn from(intent: Intent) -> Self {
+        Self::Intent(Box::new(intent))
+    }
+}
+
+impl From<Outcome> for Record {
+    fn from(outcome: Outcome) -> Self {
+        Self::Outcome(Box::new(outcome))
+    }
+}
+
+impl From<Refused> for Record {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(Box::new(refused))
+    }
+}
+
+impl From<Event> for Record {
+    fn from(event: Event) -> Self {
+        Self::Event(event)
+    }
+}
+
+impl Record {
+    /// Passes every text that a client, a server or a fault chose through `change`.
+    pub(in crate::audit) fn scrub(&mut self, change: &dyn Fn(&mut String)) {
+        if let Self::Event(event) = self {
+            event.what.texts(change);
+        }
+        if let Some(call) = self.call_mut() {
+            call.method.iter_mut().for_each(change);
+            call.trace.iter_mut().for_each(change);
+            if let Some(Target::Tool(text) | Target::Prompt(text) | Target::Resource(text)) =
+                &mut call.target
+            {
+                change(text);
+            }
+            call.labels = std::mem::take(&mut call.labels)
+                .into_iter()
+                .map(|mut label| {
+                    change(&mut label);
+                    label
+                })
+                .collect();
+        }
+        let refusal = match self {
+            Self::Outcome(outcome) => outcome.refusal.as_mut(),
+            Self::Refused(refused) => Some(&mut refused.refusal),
+            Self::Intent(_) | Self::Event(_) => None,
+        };
+        if let Some(refusal) = refusal {
+            change(&mut refusal.message);
+            refusal.detail.iter_mut().for_each(change);
+        }
+        if let Some(grounds) = self.grounds_mut() {
+            for finding in &mut grounds.findings {
+                change(&mut finding.message);
+            }
+        }
+    }
+
+    fn call_mut(&mut self) -> Option<&mut Call> {
+        match self {
+            Self::Intent(intent) => Some(&mut intent.call),
+            Self::Outcome(outcome) => Some(&mut outcome.call),
+            Self::Refused(refused) => Some(&mut refused.call),
+            Self::Event(_) => None,
+        }
+    }
+
+    fn grounds_mut(&mut self) -> Option<&mut Grounds> {
+        match self {
+            Self::Intent(intent) => Some(&mut intent.grounds),
+            Self::Outcome(outcome) => Some(&mut outcome.grounds),
+            Self::Refused(refused) => Some(&mut refused.grounds),
+            Self::Event(_) => None,
+        }
+    }
+
+    fn shape_mut(&mut self) -> Option<&mut Shape> {
+        match self {
+            Self::Intent(intent) => Some(&mut intent.shape),
+            Self::Refused(refused) => Some(&mut refused.shape),
+            Self::Outcome(_) | Self::Event(_) => None,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Stored<'a> {
+    v: u8,
+    #[serde(flatten)]
+    record: &'a Record,
+}
+
+/// The text that is stored. Cuts the lists of a record that would be too large and counts what it
+/// cut.
+pub(in crate::audit) fn encode(record: &mut Record) -> serde_json::Result<Vec<u8>> {
+    const CUTS: [fn(&mut Record) -> usize; 4] = [
+        |record| record.shape_mut().map_or(0, |shape| std::mem::take(shape).len()),
+        |record| record.grounds_mut().map_or(0, |grounds| cut(&mut grounds.findings, 3)),
+        |record| record.call_mut().map_or(0, |call| std::mem::take(&mut call.labels).len()),
+        |record| record.grounds_mut().map_or(0, |g| cut(&mut g.rules, 1) + cut(&mut g.findings, 0)),
+    ];
+    let mut text = serde_json::to_vec(&Stored { v: VERSION, record })?;
+    for make_smaller in CUTS {
+        if text.len() <= RECORD_BYTES {
+            break;
+        }
+        let omitted = make_smaller(record);
+        if let Some(grounds) = record.grounds_mut() {
+            grounds.omitted = grounds.omitted.saturating_add(count(omitted));
+        }
+        text = serde_json::to_vec(&Stored { v: VERSION, record })?;
+    }
+    Ok(text)
+}
+
+fn cut<T>(list: &mut Vec<T>, most: usize) -> usize {
+    let omitted = list.len().saturating_sub(most);
+    list.truncate(most);
+    omitted
+}
+
+fn count(members: usize) -> u32 {
+    u32::try_from(members).unwrap_or(u32::MAX)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The call, and how many labels were left out.
+fn call(exchange: &Exchange) -> (Call, u32) {
+    let call = Call {
+        id: exchange.id,
+        at: exchange.at,
+        principal: Some(clip(&exchange.principal.name(), NAME)),
+        verified: exchange.principal.verified,
+        client_addr: exchange.client_addr,
+        transport: transport(exchange.transport),
+        session: exchange.session.as_ref().map(|session| session.prefix().to_owned()),
+        direction: match exchange.direction {
+            exchange::Direction::ClientToServer => Direction::ClientToServer,
+            exchange::Direction::ServerToClient => Direction::ServerToClient,
+        },
+        method: Some(clip(exchange.method.as_str(), NAME)),
+        notification: exchange.notification,
+        revision: Some(exchange.revision.as_str().to_owned()),
+        server: exchange.server.as_ref().map(ToString::to_string),
+        target: match &exchange.target {
+            exchange::Target::None => None,
+            exchange::Target::Tool { name, .. } => Some(Target::Tool(clip(name, NAME))),
+            exchange::Target::Prompt { name } => Some(Target::Prompt(clip(name, NAME))),
+            exchange::Target::Resource { uri } => {
+                Some(Target::Resource(clip(bare_uri(uri).as_str(), URI)))
+            }
+        },
+        labels: exchange.labels.iter().take(LABELS).map(|label| clip(label, LABEL)).collect(),
+        trace: exchange.trace.as_deref().map(|trace| clip(trace, LABEL)),
+    };
+    (call, count(exchange.labels.len().saturating_sub(LABELS)))
+}
+
+fn transport(transport: exchange::Transport) -> Transport {
+    match transport {
+        exchange::Transport::Http => Transport::Http,
+        exchange::Transport::Unix => Transport::Unix,
+        exchange::Transport::Stdio => Transport::Stdio,
+        exchange::Transport::Cli => Transport::Cli,
+    }
+}
+
+fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32) -> Grounds {
+    let refusing = refusal.map_or(&[][..], |refusal| refusal.rules.as_slice());
+    let rules = refusing.len() + ruling.rules.len();
+    Grounds {
+        rules: refusing.iter().chain(ruling.rules).take(RULES).map(rule).collect(),
+        findings: ruling
+            .findings
+            .iter()
+            .take(FINDINGS)
+            .map(|finding| Finding {
+                interceptor: clip(&finding.interceptor, NAME),
+                phase: clip(&finding.phase, LABEL),
+                rule: rule(&finding.rule),
+                message: clip(&finding.message, WORDS),
+                effect: clip(&finding.effect, LABEL),
+            })
+            .collect(),
+        policy_revision: ruling.policy_revision.map(|revision| clip(revision, NAME)),
+        omitted: omitted
+            .saturating_add(count(rules.saturating_sub(RULES)))
+            .saturating_add(count(ruling.findings.len().saturating_sub(FINDINGS))),
+    }
+}
+
+fn rule(rule: &refusal::Rule) -> Rule {
+    Rule {
+        id: clip(&rule.id, NAME),
+        file: rule.file.as_ref().map(|file| clip(&file.to_string_lossy(), URI)),
+        line: rule.line,
+        reason: rule.reason.as_deref().map(|reason| clip(reason, WORDS)),
+    }
+}
+
+fn refused(refusal: &refusal::Refusal) -> Refusal {
+    Refusal {
+        code: refusal.code.as_str().to_owned(),
+        message: clip(&refusal.message, WORDS),
+        detail: refusal.detail.as_deref().map(|detail| clip(detail, DETAIL)),
+    }
+}
+
+fn shape_of(exchange: &Exchange, key: &DigestKey, grounds: &mut Grounds) -> Shape {
+    let Some(arguments) = exchange.arguments() else { return Shape::new() };
+    let schema = match &exchange.target {
+        exchange::Target::Tool { tool: Some(tool), .. } => {
+            tool.definition.value().get("inputSchema")
+        }
+        _ => None,
+    };
+    let (shape, omitted) = shape::of(arguments, schema, key);
+    grounds.omitted = grounds.omitted.saturating_add(omitted);
+    shape
+}
+
+/// The URI without user, query, fragment and inline data.
+fn bare_uri(uri: &str) -> String {
+    let end = if uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:")) {
+        uri.find(',')
+    } else {
+        uri.find(['?', '#'])
+    };
+    let bare = &uri[..end.unwrap_or(uri.len())];
+    if let Some((scheme, rest)) = bare.split_once("://") {
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        if let Some((_, host)) = authority.rsplit_once('@') {
+            return format!("{scheme}://{host}{path}");
+        }
+    }
+    bare.to_owned()
+}
+
+/// The beginning of a text that takes at most `most` bytes as JSON, with `…` where it was cut.
+fn clip(text: &str, most: usize) -> String {
+    let mut bytes = 0;
+    for (at, c) in text.char_indices() {
+        bytes += match c {
+            '"' | '\\' => 2,
+            c if c.is_ascii_control() => 6,
+            c => c.len_utf8(),
+        };
+        if bytes > most {
+            return format!("{}…", &text[..at]);
+        }
+    }
+    text.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_is_recorded_without_what_can_hold_secrets() {
+        for (uri, bare) in [
+            ("file:///srv/a.txt", "file:///srv/a.txt"),
+            ("https://u:p@host/x?token=1#f", "https://host/x"),
+            ("https://host", "https://host"),
+            ("https://u@host#x@y/z", "https://host"),
+            ("data:text/plain,hello", "data:text/plain"),
+            ("notes:today?x", "notes:today"),
+            ("é", "é"),
+        ] {
+            assert_eq!(bare_uri(uri), bare);
+        }
+    }
+
+    #[test]
+    fn texts_are_clipped_at_characters() {
+        assert_eq!(clip("ab", 2), "ab");
+        assert_eq!(clip("äöü", 4), "äö…");
+        assert_eq!(clip("\u{1}\u{1}", 6), "\u{1}…");
+    }
+
+    #[test]
+    fn the_largest_record_fits() {
+        let evil = "\u{1}\"é".repeat(4096);
+        let rule = refusal::Rule {
+            id: evil.clone(),
+            file: Some(evil.clone().into()),
+            line: Some(u32::MAX),
+            reason: Some(evil.clone()),
+        };
+        let finding = exchange::Finding {
+            interceptor: evil.clone(),
+            phase: evil.clone(),
+            rule: rule.clone(),
+            message: evil.clone(),
+            effect: evil.clone(),
+        };
+        let mut refusal = refusal::Refusal::new(refusal::Code::PolicyDenied, evil.clone())
+            .detail(evil.clone())
+            .rule(rule.clone());
+        refusal.rules.resize(100, rule.clone());
+        let exchange = crate::audit::tests::exchange(|exchange| {
+            exchange.method = exchange::Method::new(&evil);
+            exchange.target = exchange::Target::Resource { uri: evil.clone() };
+            exchange.labels = (0..100).map(|i| format!("{i}{evil}")).collect();
+            exchange.trace = Some(evil.clone());
+        });
+        let ruling = Ruling {
+            rules: &vec![rule.clone(); 100],
+            findings: &vec![finding.clone(); 100],
+            policy_revision: Some(&evil),
+        };
+        let key = DigestKey::for_tests();
+        let mut record = Record::from(Refused::of(&exchange, &refusal, ruling, &key));
+        let text = encode(&mut record).unwrap();
+        assert!(text.len() <= RECORD_BYTES, "{}", text.len());
+        let omitted = record.grounds().unwrap().omitted;
+        // All labels, all findings, all rules but one, the one member of the shape.
+        assert_eq!(omitted, 100 + 100 + 199 + 1);
+    }
+}

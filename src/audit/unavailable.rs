@@ -1,0 +1,83 @@
+//! Why something can't be recorded or read.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::refusal::{Code, Refusal};
+
+use super::store::Fault;
+
+/// The store did not take a record, or could not be read. A call whose intent met this must not
+/// be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// Another process uses the store.
+    #[error(
+        "the audit store in {} is used by another process{}", dir.display(),
+        pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+    )]
+    Locked { dir: PathBuf, pid: Option<u32> },
+    /// The disk is full, or down to the reserve that is kept free.
+    #[error(
+        "no space for the audit store in {}: less than {} MiB are free", dir.display(),
+        reserve.div_ceil(1 << 20)
+    )]
+    Full {
+        dir: PathBuf,
+        /// Bytes that are kept free.
+        reserve: u64,
+    },
+    /// The record was not on disk in time. It may get there later.
+    #[error("the audit store in {} took longer than {waited:?} for a record", dir.display())]
+    Slow { dir: PathBuf, waited: Duration },
+    /// There is no store.
+    #[error("there is no audit store in {}", dir.display())]
+    Missing { dir: PathBuf },
+    /// The store or the disk below it fails.
+    #[error("the audit store in {} fails: {why}", dir.display())]
+    Broken { dir: PathBuf, why: String },
+    /// The store was closed.
+    #[error("the audit store in {} is closed", dir.display())]
+    Closed { dir: PathBuf },
+}
+
+impl Unavailable {
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Locked { .. } => {
+                "stop the other process, or give this one a `state-dir` or `audit.dir` of its own"
+            }
+            Self::Full { .. } => {
+                "free some space, or move the store to a larger disk with `audit.dir`; \
+                 folders of past days under `segments` can be archived while no proxy runs"
+            }
+            Self::Slow { .. } => {
+                "look for a disk that is slow or overloaded, or raise `audit.deadline-ms`"
+            }
+            Self::Missing { .. } => {
+                "start the proxy once with `portcullis run`, or check `state-dir` and `audit.dir`"
+            }
+            Self::Broken { .. } => {
+                "check that the folder is writable for this user and that the disk is sound"
+            }
+            Self::Closed { .. } => "start the proxy again",
+        }
+    }
+
+    pub(super) fn of(fault: Fault, dir: PathBuf, reserve: u64) -> Self {
+        match fault {
+            Fault::Full => Self::Full { dir, reserve },
+            Fault::InUse(_) => Self::Locked { dir, pid: None },
+            fault @ (Fault::Damaged(_) | Fault::Io(_)) => {
+                Self::Broken { dir, why: fault.to_string() }
+            }
+        }
+    }
+}
+
+impl From<Unavailable> for Refusal {
+    fn from(unavailable: Unavailable) -> Self {
+        Refusal::new(Code::AuditUnavailable, "the call could not be recorded, so it was not made")
+            .detail(format!("{unavailable}: {}", unavailable.remedy()))
+    }
+}
