@@ -1,6 +1,235 @@
+//! Asks a WebAssembly plugin. Refuses with `plugin-refused`, by the rule `PLUGIN` or
+//! `PLUGIN/RULE`; replaces payloads; labels and reports. A plugin that traps, takes too long, wants
+//! too much or talks nonsense is a fault.
+
+use std::{path::Path, path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(default, rename_all = "kebab-case")]
-pub struct Config {}
+use crate::{
+    chain::{self, Fault, Hook, Hooks, Interceptor},
+    config::EntrySettings,
+    exchange::{self, Answer, Exchange, Phase},
+    identity::PrincipalKind,
+    plugin::{self, Decision, Message, Pin, Settings, Unusable},
+    refusal::{Code, Refusal, Rule},
+};
+
+/// The default of `deadline-ms`.
+const DEADLINE_MS: u64 = 1_000;
+
+/// One plugin in the chain.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Config {
+    /// The component (`*.wasm`).
+    pub path: PathBuf,
+    /// The SHA-256 of the file, in hex. Required unless `allow-unpinned`.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    /// Take whatever file is at `path`: for work on a plugin.
+    #[serde(default)]
+    pub allow_unpinned: bool,
+    /// What the plugin itself is told; its schema for it is in its manifest.
+    #[serde(default)]
+    pub config: Map<String, Value>,
+    /// MiB of memory for one instance, 1 to 256.
+    #[serde(default = "default_memory_mib")]
+    pub memory_mib: u64,
+    /// Write the plugin's log lines to the proxy's log. A plugin sees whole messages, and can
+    /// write what stands in them.
+    #[serde(default)]
+    pub log: bool,
+}
+
+fn default_memory_mib() -> u64 {
+    64
+}
+
+/// See the module.
+pub struct Plugin {
+    name: String,
+    hooks: Hooks,
+    plugin: plugin::Plugin,
+}
+
+impl Plugin {
+    /// Loads the plugin of an entry; a relative `path` is relative to `base`. It blocks while it
+    /// compiles: call it off the async threads.
+    ///
+    /// # Errors
+    /// One [`Unusable`], which says what to do.
+    pub fn load(config: &Config, settings: &EntrySettings, base: &Path) -> Result<Self, Unusable> {
+        let pin = match &config.sha256 {
+            Some(sha256) => Pin::Sha256(sha256),
+            None if config.allow_unpinned => Pin::Any,
+            None => Pin::Missing,
+        };
+        let granted = Settings {
+            config: config.config.clone(),
+            memory_mib: config.memory_mib,
+            deadline: Duration::from_millis(settings.deadline_ms.unwrap_or(DEADLINE_MS)),
+            log: config.log,
+        };
+        let plugin = plugin::Plugin::load(&base.join(&config.path), pin, granted)?;
+        let manifest = plugin.manifest();
+        let hooks = narrowed(&manifest.hooks, settings.events.as_deref());
+        if hooks.0.is_empty() {
+            let hooked: Vec<_> = manifest.hooks.0.iter().flat_map(|hook| &hook.events).collect();
+            return Err(Unusable::NeverAsked {
+                plugin: manifest.name.clone(),
+                hooked: format!("{hooked:?}"),
+            });
+        }
+        let name = settings.name.clone().unwrap_or_else(|| manifest.name.clone());
+        Ok(Self { name, hooks, plugin })
+    }
+
+    /// What the plugin says of itself.
+    pub fn manifest(&self) -> &plugin::Manifest {
+        self.plugin.manifest()
+    }
+
+    /// The digest of its file, in hex.
+    pub fn sha256(&self) -> &str {
+        self.plugin.sha256()
+    }
+
+    fn rule(&self, rule: Option<&str>) -> Rule {
+        let plugin = &self.plugin.manifest().name;
+        Rule::named(rule.map_or_else(|| plugin.clone(), |rule| format!("{plugin}/{rule}")))
+    }
+
+    fn verdict(&self, said: plugin::Verdict, phase: Phase) -> chain::Verdict {
+        let mut verdict = match said.decision {
+            Decision::Pass => chain::Verdict::pass(),
+            Decision::Replace(text) => chain::Verdict::replace(text.into()),
+            Decision::Refuse(refused) => {
+                let words = match refused.message.trim() {
+                    "" => "a plugin refuses this",
+                    words => words,
+                };
+                let mut refusal = Refusal::new(Code::PluginRefused, words)
+                    .rule(self.rule(refused.rule.as_deref()));
+                refusal.detail = refused.detail;
+                chain::Verdict::refuse(refusal)
+            }
+        };
+        verdict.labels.extend(said.labels);
+        verdict.findings.extend(said.findings.into_iter().map(|finding| exchange::Finding {
+            interceptor: self.name.clone(),
+            phase: phase_name(phase).into(),
+            rule: self.rule(Some(&finding.rule)),
+            message: finding.message,
+            effect: "reported".into(),
+        }));
+        verdict
+    }
+}
+
+#[async_trait]
+impl Interceptor for Plugin {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<chain::Verdict, Fault> {
+        let message = message(exchange, phase, self.plugin.config())?;
+        match self.plugin.inspect(message).await {
+            Ok(said) => Ok(self.verdict(said, phase)),
+            Err(failure) => Err(Fault(failure.to_string())),
+        }
+    }
+}
+
+/// The plugin's hooks, without the events that the operator does not name.
+fn narrowed(hooks: &Hooks, events: Option<&[String]>) -> Hooks {
+    let Some(events) = events else { return hooks.clone() };
+    let all = |events: &[String]| events.iter().any(|event| event == "*");
+    let narrow = |hook: &Hook| {
+        let kept: Vec<String> = match (all(&hook.events), all(events)) {
+            (true, _) => events.to_vec(),
+            (_, true) => hook.events.clone(),
+            _ => hook.events.iter().filter(|event| events.contains(event)).cloned().collect(),
+        };
+        (!kept.is_empty()).then(|| Hook { events: kept, phase: hook.phase })
+    };
+    Hooks(hooks.0.iter().filter_map(narrow).collect())
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Request => "request",
+        Phase::Response => "response",
+    }
+}
+
+fn message(exchange: &Exchange, phase: Phase, config: &str) -> Result<Message, Fault> {
+    let payload = match std::str::from_utf8(exchange.payload(phase).raw()) {
+        Ok("") => "null",
+        Ok(text) => text,
+        Err(_) => return Err(Fault("the payload is not UTF-8".into())),
+    };
+    let principal = &exchange.principal;
+    Ok(Message {
+        event: exchange.method.as_str().into(),
+        phase: match phase {
+            Phase::Request => plugin::Phase::Request,
+            Phase::Response => plugin::Phase::Response,
+        },
+        direction: match exchange.direction {
+            exchange::Direction::ClientToServer => plugin::Direction::ClientToServer,
+            exchange::Direction::ServerToClient => plugin::Direction::ServerToClient,
+        },
+        server: exchange.server.as_ref().map(ToString::to_string),
+        target: match &exchange.target {
+            exchange::Target::None => plugin::Target::None,
+            exchange::Target::Tool { name, .. } => plugin::Target::Tool(name.clone()),
+            exchange::Target::Prompt { name } => plugin::Target::Prompt(name.clone()),
+            exchange::Target::Resource { uri } => plugin::Target::Resource(uri.clone()),
+        },
+        principal: plugin::Principal {
+            name: principal.name(),
+            kind: match principal.kind {
+                PrincipalKind::Client(_) => plugin::PrincipalKind::Client,
+                PrincipalKind::Local { .. } => plugin::PrincipalKind::Local,
+                PrincipalKind::Anonymous => plugin::PrincipalKind::Anonymous,
+            },
+            groups: principal.groups.iter().map(ToString::to_string).collect(),
+        },
+        labels: exchange.labels.iter().cloned().collect(),
+        session_prefix: exchange.session.as_ref().map(|session| session.prefix().to_owned()),
+        is_error: phase == Phase::Response && matches!(exchange.response, Some(Answer::Error(_))),
+        payload: payload.into(),
+        config: config.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operator_narrows_and_never_widens() {
+        let both = Hooks::on(&["tools/call", "tools/list"], Phase::Request)
+            .and(Hooks::on(&["tools/call"], Phase::Response));
+        let every = Hooks::every(&[Phase::Request]);
+        let list = ["tools/list".to_owned()];
+        let star = ["*".to_owned()];
+        let other = ["prompts/get".to_owned()];
+
+        assert_eq!(narrowed(&both, None), both);
+        assert_eq!(narrowed(&both, Some(&star)), both);
+        assert_eq!(narrowed(&both, Some(&list)), Hooks::on(&["tools/list"], Phase::Request));
+        assert_eq!(narrowed(&every, Some(&other)), Hooks::on(&["prompts/get"], Phase::Request));
+        assert!(narrowed(&both, Some(&other)).0.is_empty());
+        assert!(narrowed(&both, Some(&[])).0.is_empty());
+    }
+}

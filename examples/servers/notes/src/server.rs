@@ -93,6 +93,7 @@ struct Listed {
 struct Entry {
     name: String,
     /// The number of characters of its text.
+    #[schemars(with = "i64", range(min = 0))]
     length: usize,
 }
 

@@ -1,0 +1,146 @@
+//! What a plugin says of itself, checked.
+
+use crate::{
+    chain::{Hook, Hooks},
+    exchange::Phase,
+    names::ServerName,
+};
+
+use super::{bindings::exports::portcullis::interceptor::guest as wit, output::excerpt};
+
+/// Hooks of one plugin, and events of one hook.
+const HOOKS: usize = 16;
+const EVENTS: usize = 64;
+
+/// A plugin's own account of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    pub name: String,
+    pub version: String,
+    pub description: String,
+    pub hooks: Hooks,
+    /// The JSON Schema that the operator's configuration has to fit.
+    pub config_schema: Option<String>,
+}
+
+impl Manifest {
+    /// The manifest, if it holds together.
+    pub(super) fn check(said: wit::Manifest) -> Result<Self, String> {
+        // The alphabet of every other name: it stands in rules, logs and metrics.
+        if said.name.parse::<ServerName>().is_err() {
+            return Err(format!("`{}` is not a legal name", excerpt(&said.name, 64)));
+        }
+        if !is_version(&said.version) {
+            return Err(format!("`{}` is not a version such as 1.2.3", excerpt(&said.version, 64)));
+        }
+        if said.hooks.is_empty() {
+            return Err("it has no hooks, so it would never be asked".into());
+        }
+        if said.hooks.len() > HOOKS {
+            return Err(format!("it has more than {HOOKS} hooks"));
+        }
+        let hooks = said.hooks.into_iter().map(hook).collect::<Result<_, _>>()?;
+        Ok(Self {
+            name: said.name,
+            version: said.version,
+            description: excerpt(&said.description, 512),
+            hooks: Hooks(hooks),
+            config_schema: said.config_schema,
+        })
+    }
+}
+
+fn hook(said: wit::Hook) -> Result<Hook, String> {
+    if said.events.is_empty() {
+        return Err("a hook names no event".into());
+    }
+    if said.events.len() > EVENTS {
+        return Err(format!("a hook names more than {EVENTS} events"));
+    }
+    if let Some(event) = said.events.iter().find(|event| !is_method(event)) {
+        return Err(format!(
+            "`{}` is no MCP method: events are methods such as `tools/call`, or `*`",
+            excerpt(event, 64)
+        ));
+    }
+    let phase = match said.phase {
+        wit::Phase::Request => Phase::Request,
+        wit::Phase::Response => Phase::Response,
+    };
+    Ok(Hook { events: said.events, phase })
+}
+
+/// Methods of later revisions have to be hookable too, so this knows their shape and not a list:
+/// words with `/` between, of which only `initialize` and `ping` stand alone.
+fn is_method(event: &str) -> bool {
+    let word = |word: &str| {
+        !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphabetic() || b == b'_' || b == b'-')
+    };
+    matches!(event, "*" | "initialize" | "ping")
+        || (event.len() <= 64 && event.contains('/') && event.split('/').all(word))
+}
+
+fn is_version(version: &str) -> bool {
+    let core = version.split(['-', '+']).next().unwrap_or_default();
+    version.len() <= 64
+        && version.bytes().all(|b| b.is_ascii_graphic())
+        && core.split('.').count() == 3
+        && core.split('.').all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said() -> wit::Manifest {
+        wit::Manifest {
+            name: "probe".into(),
+            version: "1.0.0".into(),
+            description: "Looks".into(),
+            hooks: vec![wit::Hook {
+                events: vec!["tools/call".into()],
+                phase: wit::Phase::Request,
+            }],
+            config_schema: None,
+        }
+    }
+
+    #[test]
+    fn a_sound_manifest_passes() {
+        let manifest = Manifest::check(said()).unwrap();
+        assert_eq!(manifest.hooks, Hooks::on(&["tools/call"], Phase::Request));
+    }
+
+    #[test]
+    fn each_lie_is_named() {
+        type Lie = fn(&mut wit::Manifest);
+        let lies: [(Lie, &str); 9] = [
+            (|m| m.name = "Probe 1".into(), "not a legal name"),
+            (|m| m.name = String::new(), "not a legal name"),
+            (|m| m.version = "new".into(), "not a version"),
+            (|m| m.version = "1.2".into(), "not a version"),
+            (|m| m.hooks.clear(), "no hooks"),
+            (|m| m.hooks = vec![m.hooks[0].clone(); 17], "more than 16 hooks"),
+            (|m| m.hooks[0].events.clear(), "names no event"),
+            (|m| m.hooks[0].events = vec!["*".into(); 65], "more than 64 events"),
+            (|m| m.hooks[0].events = vec!["everything".into()], "is no MCP method"),
+        ];
+        for (lie, told) in lies {
+            let mut manifest = said();
+            lie(&mut manifest);
+            let error = Manifest::check(manifest).unwrap_err();
+            assert!(error.contains(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn methods_by_their_shape() {
+        for event in ["*", "ping", "initialize", "tools/call", "notifications/tools/list_changed"] {
+            assert!(is_method(event), "{event}");
+        }
+        for event in ["", "tools", "tools/", "/call", "tools//call", "tools/*", "tools call", "a/é"]
+        {
+            assert!(!is_method(event), "{event}");
+        }
+    }
+}
