@@ -142,6 +142,26 @@ impl fmt::Debug for SessionId {
     }
 }
 
+/// Up to three of the candidates that are most like a name, the likest first, for a message such
+/// as "did you mean". What is not alike is left out. Hand in only what the reader may see.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    const LONGEST: usize = 128;
+    const ALIKE: f64 = 0.8;
+    // The comparison takes time by the product of the lengths, and the name is a client's text.
+    if name.len() > LONGEST {
+        return Vec::new();
+    }
+    let folded = name.to_lowercase();
+    let mut alike: Vec<_> = candidates
+        .into_iter()
+        .filter(|candidate| candidate.len() <= LONGEST)
+        .map(|candidate| (strsim::jaro_winkler(&folded, &candidate.to_lowercase()), candidate))
+        .filter(|(likeness, _)| *likeness >= ALIKE)
+        .collect();
+    alike.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    alike.into_iter().take(3).map(|(_, candidate)| candidate.to_owned()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +174,16 @@ mod tests {
         for name in ["", "-x", "_x", "A", "a b", "a/b", "ä", &"x".repeat(65)] {
             assert!(name.parse::<ServerName>().is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn nearest_names_are_few_and_alike() {
+        let names = ["notes__add_note", "notes__list_notes", "notes__delete_note", "git__log"];
+        assert_eq!(nearest("notes__ad_note", names)[0], "notes__add_note");
+        assert_eq!(nearest("NOTES__LIST_NOTES", names)[0], "notes__list_notes");
+        assert!(nearest("zzz", names).is_empty());
+        assert!(nearest(&"notes".repeat(1_000), names).is_empty());
+        assert!(nearest("notes", ["notes1", "notes2", "notes3", "notes4"]).len() <= 3);
     }
 
     #[test]

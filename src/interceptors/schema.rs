@@ -1,7 +1,37 @@
-//! schema
+//! Checks arguments against a tool's `inputSchema` and structured results against its
+//! `outputSchema` (JSON Schema 2020-12, or the draft that `$schema` names).
+//!
+//! Refuses with `arguments-invalid`, `result-invalid`, and `server-misbehaved` where a tool's
+//! schema cannot be used. What it tells never holds a value, for that may be a secret: places,
+//! and the schema's own words.
+//!
+//! A schema is a server's text. INVARIANTS: nothing is fetched, neither from a network nor from a
+//! file; patterns run in linear time; the work of one check has a bound that is known before it
+//! begins (`bound`); what is compiled is kept once per definition and bounded (`cache`).
 
+mod bound;
+mod cache;
+mod checks;
+
+use std::{borrow::Cow, panic::AssertUnwindSafe, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::sync::{Semaphore, oneshot};
+
+use self::{
+    cache::{Cache, Checks},
+    checks::{Check, Misfit, Unusable as Reason},
+};
+use crate::{
+    chain::{Fault, Hooks, Interceptor, Verdict},
+    exchange::{Answer, Exchange, Finding, Method, Payload, Phase, Target, Tool},
+    refusal::{Code, Refusal, Rule},
+};
 
 /// Settings of `schema`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -32,3 +62,295 @@ pub enum Unusable {
     /// Let it pass unchecked, with a finding.
     Pass,
 }
+
+/// Settings from which no interceptor can be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    #[error(
+        "`arguments` and `results` are both false: leave one of them on, or take `schema` out of the chain"
+    )]
+    Nothing,
+}
+
+/// Bytes of a payload up to which it is checked in place, and not on a thread of its own.
+const IN_PLACE_BYTES: usize = 64 << 10;
+/// Units of work up to which a payload is checked in place.
+const IN_PLACE_WORK: u64 = 100_000;
+/// Definitions compiled, and large payloads checked, at once.
+const AT_ONCE: usize = 2;
+/// The stack of a compiling thread: compilation recurses with the length of a chain of references.
+const COMPILE_STACK: usize = 256 << 20;
+/// Bytes of a server's text in words of ours.
+const SHORT: usize = 200;
+
+/// The interceptor.
+pub struct Schema {
+    name: String,
+    hooks: Hooks,
+    unusable: Unusable,
+    cache: Mutex<Cache>,
+    compiling: Semaphore,
+    checking: Semaphore,
+}
+
+impl Schema {
+    /// The interceptor by the name that records are to have.
+    ///
+    /// # Errors
+    /// Settings by which there is nothing to check.
+    pub fn new(name: impl Into<String>, config: &Config) -> Result<Self, Invalid> {
+        if !config.arguments && !config.results {
+            return Err(Invalid::Nothing);
+        }
+        let on = |phase, wanted: bool| {
+            if wanted { Hooks::on(&[Method::TOOLS_CALL], phase) } else { Hooks::default() }
+        };
+        Ok(Self {
+            name: name.into(),
+            hooks: on(Phase::Request, config.arguments).and(on(Phase::Response, config.results)),
+            unusable: config.unusable,
+            cache: Mutex::default(),
+            compiling: Semaphore::new(AT_ONCE),
+            checking: Semaphore::new(AT_ONCE),
+        })
+    }
+
+    /// The compiled schemas of a tool.
+    async fn checks(&self, tool: &Arc<Tool>) -> Result<Arc<Checks>, Fault> {
+        if let Some(checks) = self.cache.lock().recognise(tool) {
+            return Ok(checks);
+        }
+        let key = cache::key(tool);
+        if let Some(checks) = self.cache.lock().find(tool, &key) {
+            return Ok(checks);
+        }
+        let _permit = self.compiling.acquire().await.map_err(closed)?;
+        if let Some(checks) = self.cache.lock().find(tool, &key) {
+            return Ok(checks);
+        }
+        let compiled = compile(Arc::clone(tool)).await?;
+        Ok(self.cache.lock().keep(tool, key, compiled))
+    }
+
+    /// Checks one side of a call, in place where that is quick.
+    async fn check(
+        &self,
+        checks: &Arc<Checks>,
+        side: Side,
+        payload: &Payload,
+    ) -> Result<Result<(), Misfit>, Fault> {
+        let Some(check) = side.of(checks) else { return Ok(Ok(())) };
+        if payload.raw().len() <= IN_PLACE_BYTES {
+            let value = side.part(parsed(payload)?);
+            let work = value.as_ref().map_or(Some(0), |value| check.work(value));
+            if work.is_none_or(|work| work <= IN_PLACE_WORK) {
+                return Ok(side.verdict(check, value.as_deref()));
+            }
+        }
+        let _permit = self.checking.acquire().await.map_err(closed)?;
+        let (checks, raw) = (Arc::clone(checks), payload.raw().clone());
+        tokio::task::spawn_blocking(move || side.judge(&checks, raw))
+            .await
+            .map_err(|error| Fault(format!("the check did not end: {error}")))?
+    }
+
+    fn finding(&self, phase: Phase, message: String) -> Finding {
+        Finding {
+            interceptor: self.name.clone(),
+            phase: match phase {
+                Phase::Request => "request".into(),
+                Phase::Response => "response".into(),
+            },
+            rule: Rule::named(self.name.clone()),
+            message,
+            effect: "reported".into(),
+        }
+    }
+
+    /// A tool's schema cannot be used.
+    fn unusable(&self, phase: Phase, side: Side, reason: &Reason) -> Verdict {
+        let detail = format!("the tool's {} {reason}", side.keyword());
+        match self.unusable {
+            Unusable::Pass => Verdict::pass().finding(self.finding(phase, detail)),
+            Unusable::Refuse => Verdict::refuse(
+                Refusal::new(
+                    Code::ServerMisbehaved,
+                    format!("the server's {} for this tool cannot be used", side.keyword()),
+                )
+                .rule(Rule::named(self.name.clone()))
+                .detail(detail),
+            ),
+        }
+    }
+
+    fn refuse(&self, side: Side, misfit: Misfit) -> Verdict {
+        let (code, what) = side.words();
+        let words = match misfit {
+            Misfit::Invalid(words) => format!("{what} do not fit the tool's schema: {words}"),
+            Misfit::Costly => {
+                format!("{what} are too large or too deep to be checked against the tool's schema")
+            }
+        };
+        Verdict::refuse(Refusal::new(code, words).rule(Rule::named(self.name.clone())))
+    }
+}
+
+#[async_trait]
+impl Interceptor for Schema {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault> {
+        // An unknown tool is the router's to refuse, with the names that this client may see.
+        let Target::Tool { tool: Some(tool), .. } = &exchange.target else {
+            return Ok(Verdict::pass());
+        };
+        let (side, payload) = match (phase, &exchange.response) {
+            (Phase::Request, _) => (Side::Arguments, &exchange.request),
+            (Phase::Response, Some(Answer::Result(payload))) => (Side::Result, payload),
+            (Phase::Response, _) => return Ok(Verdict::pass()),
+        };
+        let checks = self.checks(tool).await?;
+        if let Some(reason) = side.unusable(&checks) {
+            return Ok(self.unusable(phase, side, reason));
+        }
+        Ok(match self.check(&checks, side, payload).await? {
+            Ok(()) => Verdict::pass(),
+            Err(misfit) => self.refuse(side, misfit),
+        })
+    }
+}
+
+/// What is checked against which schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Arguments,
+    Result,
+}
+
+impl Side {
+    fn of(self, checks: &Checks) -> Option<&Check> {
+        match self {
+            Self::Arguments => checks.input.as_ref().ok(),
+            Self::Result => checks.output.as_ref()?.as_ref().ok(),
+        }
+    }
+
+    fn unusable(self, checks: &Checks) -> Option<&Reason> {
+        match self {
+            Self::Arguments => checks.input.as_ref().err(),
+            Self::Result => checks.output.as_ref()?.as_ref().err(),
+        }
+    }
+
+    fn keyword(self) -> &'static str {
+        match self {
+            Self::Arguments => "inputSchema",
+            Self::Result => "outputSchema",
+        }
+    }
+
+    fn words(self) -> (Code, &'static str) {
+        match self {
+            Self::Arguments => (Code::ArgumentsInvalid, "the arguments"),
+            Self::Result => (Code::ResultInvalid, "the results"),
+        }
+    }
+
+    /// The value to be checked, or `None` where the payload need not have one.
+    fn part(self, payload: &Value) -> Option<Cow<'_, Value>> {
+        match self {
+            // Absent arguments are none, as a tool without parameters is called.
+            Self::Arguments => Some(
+                payload
+                    .get("arguments")
+                    .map_or_else(|| Cow::Owned(Value::Object(Map::new())), Cow::Borrowed),
+            ),
+            Self::Result => {
+                let interim = payload
+                    .get("resultType")
+                    .and_then(Value::as_str)
+                    .is_some_and(|kind| kind != "complete");
+                let failed = payload.get("isError") == Some(&Value::Bool(true));
+                // A failure, and an answer that is not the result yet, need no structure.
+                (!interim && !failed).then(|| {
+                    Cow::Borrowed(payload.get("structuredContent").unwrap_or(&Value::Null))
+                })
+            }
+        }
+    }
+
+    fn verdict(self, check: &Check, value: Option<&Value>) -> Result<(), Misfit> {
+        match (self, value) {
+            (_, None) => Ok(()),
+            (Self::Arguments, Some(value)) if !value.is_object() => {
+                Err(Misfit::Invalid("`the whole` is no object".into()))
+            }
+            (Self::Result, Some(Value::Null)) => check
+                .check(&Value::Null)
+                .map_err(|_| Misfit::Invalid("`structuredContent` is absent".into())),
+            (_, Some(value)) => check.check(value),
+        }
+    }
+
+    /// The whole check on a thread of its own.
+    fn judge(self, checks: &Checks, raw: Bytes) -> Result<Result<(), Misfit>, Fault> {
+        let Some(check) = self.of(checks) else { return Ok(Ok(())) };
+        let payload = Payload::new(raw);
+        Ok(self.verdict(check, self.part(parsed(&payload)?).as_deref()))
+    }
+}
+
+/// The value of a payload. What cannot be parsed must not pass for an absent value.
+fn parsed(payload: &Payload) -> Result<&Value, Fault> {
+    match payload.value() {
+        Value::Null if !matches!(payload.raw().trim_ascii(), b"" | b"null") => {
+            Err(Fault("the payload is nested too deep to be parsed".into()))
+        }
+        value => Ok(value),
+    }
+}
+
+/// Compiles on a thread with a large stack, which it takes from the system only as far as it is
+/// used.
+async fn compile(tool: Arc<Tool>) -> Result<Checks, Fault> {
+    let (done, compiled) = oneshot::channel();
+    let work = move || {
+        let checks = std::panic::catch_unwind(AssertUnwindSafe(|| Checks::of(&tool)));
+        let _ = done.send(checks);
+    };
+    std::thread::Builder::new()
+        .name("schema-compile".into())
+        .stack_size(COMPILE_STACK)
+        .spawn(work)
+        .map_err(|error| Fault(format!("no thread to compile a schema on: {error}")))?;
+    match compiled.await {
+        Ok(Ok(checks)) => Ok(checks),
+        _ => Err(Fault("a schema could not be compiled".into())),
+    }
+}
+
+fn closed(_: tokio::sync::AcquireError) -> Fault {
+    Fault("the proxy is shutting down".into())
+}
+
+/// A server's text for words of ours: short, and without control characters.
+fn short(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if out.len() >= SHORT {
+            out.push('…');
+            break;
+        }
+        out.push(if c.is_control() { ' ' } else { c });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,444 @@
+//! How much work a schema can make, before it is trusted with any.
+//!
+//! A schema is a server's text. A few hundred bytes of `$ref` and `anyOf` can ask for 2^64
+//! evaluations, or for a recursion without an end, and a thread that validates cannot be
+//! interrupted. So each schema is read as a graph once. Its edges either stay at the same
+//! instance (`allOf`, `$ref`, `if`, …) or go to a child of it (`properties`, `items`, …). For every
+//! depth this gives the most work that one instance value at that depth can meet, and the most
+//! nested evaluations. An instance is validated only where both are within bounds.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::{Map, Value};
+
+/// Nesting of an instance for which a bound is known.
+pub(super) const DEPTH: usize = 64;
+/// Schemas within one schema.
+const SCHEMAS: usize = 10_000;
+/// Regular expressions within one schema.
+pub(super) const PATTERNS: usize = 128;
+
+/// Why a schema is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unbounded {
+    #[error("has more than {SCHEMAS} schemas within it")]
+    Size,
+    #[error("has more than {PATTERNS} patterns")]
+    Patterns,
+    #[error("refers to `{0}`, which is not within it")]
+    Reference(String),
+    #[error("has an `$id` within it, which changes what its references mean")]
+    Id,
+    #[error("refers to itself without an end")]
+    Endless,
+}
+
+/// The most that validation by one schema costs, by the depth of the instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bound {
+    /// Units of work for each value of an instance of this depth. Saturates.
+    work: Vec<u64>,
+    /// Evaluations under way at once.
+    nesting: Vec<u64>,
+    /// Names that the schema itself gives to properties.
+    pub names: HashSet<String>,
+    pub patterns: usize,
+}
+
+impl Bound {
+    /// Reads a schema.
+    pub(super) fn of(schema: &Value) -> Result<Self, Unbounded> {
+        let mut graph = Graph::new(schema);
+        graph.walk()?;
+        let order = graph.order()?;
+        let (work, nesting) = graph.measure(&order);
+        Ok(Self { work, nesting, names: graph.names, patterns: graph.patterns })
+    }
+
+    /// The most work per value, and the most nested evaluations, for an instance of this depth.
+    /// `None` beyond [`DEPTH`].
+    pub(super) fn at(&self, depth: usize) -> Option<(u64, u64)> {
+        Some((*self.work.get(depth)?, *self.nesting.get(depth)?))
+    }
+}
+
+#[derive(Default)]
+struct Node {
+    /// Work at one instance value, without other schemas.
+    own: u64,
+    /// Schemas applied to the same value.
+    same: Vec<usize>,
+    /// Schemas applied to children, any of which each may meet.
+    any: Vec<usize>,
+    /// Schemas applied to one child each, no two to the same.
+    apart: Vec<usize>,
+}
+
+/// The schemas within a schema; the root is the first. A schema is known by its address.
+struct Graph<'a> {
+    root: &'a Value,
+    ids: HashMap<usize, usize>,
+    found: Vec<&'a Value>,
+    nodes: Vec<Node>,
+    /// Schemas by the names that `$anchor` and `$dynamicAnchor` give them.
+    anchors: HashMap<&'a str, Vec<&'a Value>>,
+    names: HashSet<String>,
+    patterns: usize,
+    references: bool,
+    inner_id: bool,
+}
+
+impl<'a> Graph<'a> {
+    fn new(root: &'a Value) -> Self {
+        let mut anchors = HashMap::new();
+        collect_anchors(root, &mut anchors);
+        let mut graph = Self {
+            root,
+            ids: HashMap::new(),
+            found: Vec::new(),
+            nodes: Vec::new(),
+            anchors,
+            names: HashSet::new(),
+            patterns: 0,
+            references: false,
+            inner_id: false,
+        };
+        graph.id(root);
+        graph
+    }
+
+    fn id(&mut self, schema: &'a Value) -> usize {
+        let next = self.found.len();
+        let id = *self.ids.entry(std::ptr::from_ref(schema).addr()).or_insert(next);
+        if id == next {
+            self.found.push(schema);
+        }
+        id
+    }
+
+    /// Makes a node of every schema that can be reached.
+    fn walk(&mut self) -> Result<(), Unbounded> {
+        let mut at = 0;
+        while let Some(&schema) = self.found.get(at) {
+            let node = match schema {
+                Value::Object(schema) => self.node(schema, at == 0)?,
+                _ => Node { own: 1, ..Node::default() },
+            };
+            self.nodes.push(node);
+            if self.found.len() > SCHEMAS {
+                return Err(Unbounded::Size);
+            }
+            if self.patterns > PATTERNS {
+                return Err(Unbounded::Patterns);
+            }
+            at += 1;
+        }
+        if self.inner_id && self.references { Err(Unbounded::Id) } else { Ok(()) }
+    }
+
+    fn node(&mut self, schema: &'a Map<String, Value>, is_root: bool) -> Result<Node, Unbounded> {
+        let mut node = Node { own: 1, ..Node::default() };
+        let mut twice = false;
+        for (keyword, value) in schema {
+            node.own += 1;
+            match (keyword.as_str(), value) {
+                ("allOf" | "anyOf" | "oneOf", Value::Array(schemas)) => {
+                    self.extend(&mut node.same, schemas);
+                }
+                ("not" | "if" | "then" | "else", schema) => node.same.push(self.id(schema)),
+                ("dependentSchemas" | "dependencies", Value::Object(schemas)) => {
+                    let schemas = schemas.values().filter(|s| s.is_object() || s.is_boolean());
+                    self.extend(&mut node.same, schemas);
+                }
+                ("$ref" | "$dynamicRef" | "$recursiveRef", Value::String(reference)) => {
+                    self.references = true;
+                    let targets = self.targets(reference)?;
+                    self.extend(&mut node.same, targets);
+                }
+                ("$id" | "id", Value::String(_)) => self.inner_id |= !is_root,
+                ("properties", Value::Object(schemas)) => {
+                    self.names.extend(schemas.keys().cloned());
+                    node.own += schemas.len() as u64;
+                    self.extend(&mut node.apart, schemas.values());
+                }
+                ("items" | "prefixItems", Value::Array(schemas)) => {
+                    self.extend(&mut node.apart, schemas);
+                }
+                ("patternProperties", Value::Object(schemas)) => {
+                    self.patterns += schemas.len();
+                    node.own += 8 * schemas.len() as u64;
+                    self.extend(&mut node.any, schemas.values());
+                }
+                (
+                    "items"
+                    | "additionalItems"
+                    | "contains"
+                    | "additionalProperties"
+                    | "propertyNames",
+                    schema,
+                ) => node.any.push(self.id(schema)),
+                ("unevaluatedItems" | "unevaluatedProperties", schema) => {
+                    // What was evaluated is found by evaluating once more.
+                    twice = true;
+                    node.any.push(self.id(schema));
+                }
+                ("pattern", _) => {
+                    self.patterns += 1;
+                    node.own += 8;
+                }
+                ("enum" | "required", Value::Array(values)) => node.own += values.len() as u64,
+                ("uniqueItems", _) => node.own += 8,
+                _ => {}
+            }
+        }
+        if twice {
+            node.own *= 2;
+            node.same.extend_from_within(..);
+            node.any.extend_from_within(..);
+            // A child met by two of these is met twice as often: as if each met any child.
+            node.any.extend_from_slice(&node.apart);
+        }
+        Ok(node)
+    }
+
+    fn extend(&mut self, edges: &mut Vec<usize>, schemas: impl IntoIterator<Item = &'a Value>) {
+        for schema in schemas {
+            let id = self.id(schema);
+            edges.push(id);
+        }
+    }
+
+    /// What a reference may mean: a JSON pointer or an anchor in the same document.
+    fn targets(&self, reference: &str) -> Result<Vec<&'a Value>, Unbounded> {
+        let unknown = || Unbounded::Reference(crate::interceptors::schema::short(reference));
+        let fragment = reference.strip_prefix('#').ok_or_else(unknown)?;
+        if fragment.is_empty() || fragment.starts_with('/') {
+            let pointer = percent_decode(fragment).ok_or_else(unknown)?;
+            return self.root.pointer(&pointer).map(|target| vec![target]).ok_or_else(unknown);
+        }
+        self.anchors.get(fragment).cloned().ok_or_else(unknown)
+    }
+
+    /// Every node after all that apply to the same value within it.
+    fn order(&self) -> Result<Vec<usize>, Unbounded> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum Mark {
+            New,
+            Open,
+            Done,
+        }
+        let mut marks = vec![Mark::New; self.nodes.len()];
+        let mut order = Vec::with_capacity(self.nodes.len());
+        for start in 0..self.nodes.len() {
+            let mut stack = vec![(start, 0)];
+            while let Some((id, next)) = stack.pop() {
+                if next == 0 {
+                    if marks[id] == Mark::Done {
+                        continue;
+                    }
+                    marks[id] = Mark::Open;
+                }
+                match self.nodes[id].same.get(next) {
+                    Some(&inner) => {
+                        stack.push((id, next + 1));
+                        match marks[inner] {
+                            Mark::New => stack.push((inner, 0)),
+                            Mark::Open => return Err(Unbounded::Endless),
+                            Mark::Done => {}
+                        }
+                    }
+                    None => {
+                        marks[id] = Mark::Done;
+                        order.push(id);
+                    }
+                }
+            }
+        }
+        Ok(order)
+    }
+
+    /// For each depth up to [`DEPTH`]: the most work that applying the root causes at one value
+    /// no deeper than that, and the most nested evaluations.
+    fn measure(&self, order: &[usize]) -> (Vec<u64>, Vec<u64>) {
+        let sum = |row: &[u64], ids: &[usize]| {
+            ids.iter().fold(0u64, |sum, &id| sum.saturating_add(row[id]))
+        };
+        let most = |row: &[u64], ids: &[usize]| ids.iter().map(|&id| row[id]).max().unwrap_or(0);
+        let mut above = vec![0u64; self.nodes.len()];
+        let mut nested_above = above.clone();
+        let (mut work, mut nesting) = (Vec::new(), Vec::new());
+        for depth in 0..=DEPTH {
+            let mut row = vec![0u64; self.nodes.len()];
+            let mut nested = row.clone();
+            for &id in order {
+                let node = &self.nodes[id];
+                let here = if depth == 0 {
+                    node.own
+                } else {
+                    sum(&above, &node.any).saturating_add(most(&above, &node.apart))
+                };
+                row[id] = here.saturating_add(sum(&row, &node.same));
+                nested[id] = 1 + most(&nested, &node.same)
+                    .max(most(&nested_above, &node.any))
+                    .max(most(&nested_above, &node.apart));
+            }
+            let so_far = work.last().copied().unwrap_or(0);
+            work.push(row[0].max(so_far));
+            nesting.push(nested[0]);
+            (above, nested_above) = (row, nested);
+        }
+        (work, nesting)
+    }
+}
+
+fn collect_anchors<'a>(value: &'a Value, anchors: &mut HashMap<&'a str, Vec<&'a Value>>) {
+    match value {
+        Value::Object(members) => {
+            for keyword in ["$anchor", "$dynamicAnchor"] {
+                if let Some(Value::String(name)) = members.get(keyword) {
+                    anchors.entry(name).or_default().push(value);
+                }
+            }
+            members.values().for_each(|member| collect_anchors(member, anchors));
+        }
+        Value::Array(items) => items.iter().for_each(|item| collect_anchors(item, anchors)),
+        _ => {}
+    }
+}
+
+/// A URI fragment without its percent encoding, where that is UTF-8.
+fn percent_decode(fragment: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(fragment.len());
+    let mut bytes = fragment.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let high = char::from(bytes.next()?).to_digit(16)?;
+            let low = char::from(bytes.next()?).to_digit(16)?;
+            out.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            out.push(byte);
+        }
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn work(schema: &Value, depth: usize) -> u64 {
+        Bound::of(schema).unwrap().at(depth).unwrap().0
+    }
+
+    /// `levels` definitions, each of which applies the next one twice.
+    fn doubling(levels: usize, apply: impl Fn(&str) -> Value) -> Value {
+        let mut defs = Map::new();
+        for level in 0..levels {
+            defs.insert(format!("d{level}"), apply(&format!("#/$defs/d{}", level + 1)));
+        }
+        defs.insert(format!("d{levels}"), json!({ "type": "string" }));
+        json!({ "$ref": "#/$defs/d0", "$defs": defs })
+    }
+
+    #[test]
+    fn plain_schemas_cost_little() {
+        let schema = json!({
+            "type": "object",
+            "required": ["path"],
+            "properties": {
+                "path": { "type": "string" },
+                "tags": { "type": "array", "items": { "type": "string" } },
+            },
+        });
+        for depth in 0..=DEPTH {
+            assert!(work(&schema, depth) < 20);
+        }
+        let bound = Bound::of(&schema).unwrap();
+        assert_eq!(bound.at(DEPTH + 1), None);
+        assert!(bound.names.contains("tags"));
+    }
+
+    #[test]
+    fn doubling_at_one_value_shows() {
+        let schema = doubling(60, |next| json!({ "anyOf": [{ "$ref": next }, { "$ref": next }] }));
+        assert!(work(&schema, 0) > 1 << 60);
+        let schema = doubling(10, |next| json!({ "allOf": [{ "$ref": next }, { "$ref": next }] }));
+        assert!((1 << 10..1 << 14).contains(&work(&schema, 0)));
+    }
+
+    #[test]
+    fn doubling_by_depth_shows() {
+        let twice = json!({ "$ref": "#" });
+        let recursive = json!({ "properties": { "a": { "anyOf": [twice, twice] } } });
+        assert!(work(&recursive, 2) < 100);
+        assert!(work(&recursive, 60) > 1 << 60);
+    }
+
+    #[test]
+    fn a_tree_does_not_double() {
+        let twice = json!({ "$ref": "#" });
+        let tree = json!({
+            "properties": { "left": twice, "right": twice, "children": { "items": twice } }
+        });
+        assert!(work(&tree, 64) < 100);
+    }
+
+    #[test]
+    fn looking_for_what_is_unevaluated_counts_again() {
+        let mut schema = json!({ "type": "object" });
+        for _ in 0..30 {
+            schema = json!({ "allOf": [schema], "unevaluatedProperties": false });
+        }
+        assert!(work(&schema, 0) > 1 << 30);
+    }
+
+    #[test]
+    fn recursion_without_an_end_is_refused() {
+        for schema in [
+            json!({ "$ref": "#" }),
+            json!({ "allOf": [{ "not": { "$ref": "#" } }] }),
+            json!({ "$ref": "#/$defs/a", "$defs": {
+                "a": { "$ref": "#/$defs/b" }, "b": { "anyOf": [true, { "$ref": "#/$defs/a" }] } } }),
+            json!({ "$dynamicAnchor": "x", "$dynamicRef": "#x" }),
+            json!({ "properties": { "a": { "$ref": "#/properties/a" } } }),
+        ] {
+            assert_eq!(Bound::of(&schema), Err(Unbounded::Endless), "{schema}");
+        }
+    }
+
+    #[test]
+    fn references_stay_within() {
+        for reference in [
+            "https://example.com/schema.json",
+            "file:///etc/passwd",
+            "other.json#/a",
+            "#/nowhere",
+            "#nowhere",
+            "#/%zz",
+            "",
+        ] {
+            let schema = json!({ "items": { "$ref": reference } });
+            assert!(matches!(Bound::of(&schema), Err(Unbounded::Reference(_))), "{reference}");
+        }
+        for schema in [
+            json!({ "items": { "$ref": "#/x-y~1z/a%20b" }, "x-y/z": { "a b": true } }),
+            json!({ "items": { "$ref": "#here" }, "$defs": { "a": { "$anchor": "here" } } }),
+            json!({ "$id": "https://example.com/s", "items": { "$ref": "#/$defs/a" }, "$defs": { "a": {} } }),
+        ] {
+            assert!(Bound::of(&schema).is_ok(), "{schema}");
+        }
+        let inner =
+            json!({ "items": { "$id": "https://example.com/i", "items": { "$ref": "#" } } });
+        assert_eq!(Bound::of(&inner), Err(Unbounded::Id));
+    }
+
+    #[test]
+    fn size_is_bounded() {
+        let many: Vec<Value> = (0..=SCHEMAS).map(|_| json!({})).collect();
+        assert_eq!(Bound::of(&json!({ "anyOf": many })), Err(Unbounded::Size));
+        let many: Vec<Value> = (0..=PATTERNS).map(|_| json!({ "pattern": "a" })).collect();
+        assert_eq!(Bound::of(&json!({ "anyOf": many })), Err(Unbounded::Patterns));
+    }
+}

@@ -1,0 +1,110 @@
+//! Compiled schemas: one compilation per definition, however often the lists are fetched again.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use indexmap::IndexMap;
+use sha2::{Digest, Sha256};
+
+use super::checks::{Check, Unusable};
+use crate::exchange::Tool;
+
+/// Bytes that compiled schemas may take, by their own rough count.
+const BYTES: usize = 256 << 20;
+/// Tools for which no digest has to be made.
+const TOOLS: usize = 8_192;
+/// What an entry takes beside its patterns, for each byte of its definition.
+const BYTES_PER_BYTE: usize = 16;
+
+/// The schemas of one definition.
+pub(super) struct Checks {
+    pub input: Result<Check, Unusable>,
+    /// `None` where the definition has no `outputSchema`.
+    pub output: Option<Result<Check, Unusable>>,
+}
+
+impl Checks {
+    /// Compiles both schemas of a definition.
+    pub(super) fn of(tool: &Tool) -> Self {
+        let definition = tool.definition.value();
+        Self {
+            input: definition.get("inputSchema").ok_or(Unusable::Missing).and_then(Check::of),
+            output: definition.get("outputSchema").map(Check::of),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let of = |check: Option<&Check>| check.map_or(0, Check::bytes);
+        of(self.input.as_ref().ok())
+            + of(self.output.as_ref().and_then(|output| output.as_ref().ok()))
+    }
+}
+
+pub(super) type Key = [u8; 32];
+
+/// Bounded, oldest out first.
+#[derive(Default)]
+pub(super) struct Cache {
+    by_digest: IndexMap<Key, (usize, Arc<Checks>)>,
+    bytes: usize,
+    /// A digest costs more than a small call's validation, so the same tool in memory is
+    /// recognised by its address, for as long as it lives.
+    by_address: HashMap<usize, (Weak<Tool>, Weak<Checks>)>,
+}
+
+impl Cache {
+    /// What was compiled for this very tool.
+    pub(super) fn recognise(&self, tool: &Arc<Tool>) -> Option<Arc<Checks>> {
+        let (known, checks) = self.by_address.get(&Arc::as_ptr(tool).addr())?;
+        // An address is used again only after every reference, weak ones too, is gone.
+        (known.as_ptr() == Arc::as_ptr(tool)).then(|| checks.upgrade())?
+    }
+
+    /// What was compiled for the same definition.
+    pub(super) fn find(&mut self, tool: &Arc<Tool>, key: &Key) -> Option<Arc<Checks>> {
+        let checks = Arc::clone(&self.by_digest.get(key)?.1);
+        self.remember(tool, &checks);
+        Some(checks)
+    }
+
+    /// Keeps what was compiled.
+    pub(super) fn keep(&mut self, tool: &Arc<Tool>, key: Key, checks: Checks) -> Arc<Checks> {
+        let bytes = checks.bytes() + tool.definition.raw().len() * BYTES_PER_BYTE;
+        let checks = Arc::new(checks);
+        self.remember(tool, &checks);
+        if let Some((old, _)) = self.by_digest.insert(key, (bytes, Arc::clone(&checks))) {
+            self.bytes -= old;
+        }
+        self.bytes += bytes;
+        while self.bytes > BYTES && self.by_digest.len() > 1 {
+            if let Some((_, (old, _))) = self.by_digest.shift_remove_index(0) {
+                self.bytes -= old;
+            }
+        }
+        checks
+    }
+
+    fn remember(&mut self, tool: &Arc<Tool>, checks: &Arc<Checks>) {
+        if self.by_address.len() >= TOOLS {
+            self.by_address.retain(|_, (tool, _)| tool.strong_count() > 0);
+            if self.by_address.len() >= TOOLS {
+                self.by_address.clear();
+            }
+        }
+        let address = Arc::as_ptr(tool).addr();
+        self.by_address.insert(address, (Arc::downgrade(tool), Arc::downgrade(checks)));
+    }
+
+    /// Definitions kept.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.by_digest.len()
+    }
+}
+
+/// The key of a definition.
+pub(super) fn key(tool: &Tool) -> Key {
+    Sha256::digest(tool.definition.raw()).into()
+}
