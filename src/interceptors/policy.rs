@@ -335,3 +335,6 @@ fn arguments<'a>(params: Params<'a>) -> Result<Params<'a>, Unclear> {
         Some(_) => Err(invalid("`arguments` must be an object")),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -87,3 +87,118 @@ fn canonical(number: &Number) -> String {
         None => number.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn of(value: &Value) -> Vec<(String, String)> {
+        leaves(value.as_object().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn numbers_have_one_text() {
+        for (json, text) in [
+            ("50", "50"),
+            ("50.0", "50"),
+            ("5e1", "50"),
+            ("-0.0", "0"),
+            ("-0", "0"),
+            ("0.1", "0.1"),
+            ("1e-3", "0.001"),
+            ("-9223372036854775808", "-9223372036854775808"),
+            ("18446744073709551615", "18446744073709551615"),
+            ("1e20", "100000000000000000000"),
+        ] {
+            let value: Value = serde_json::from_str(&format!(r#"{{"n": {json}}}"#)).unwrap();
+            assert_eq!(of(&value), [("/n".to_owned(), text.to_owned())], "{json}");
+        }
+    }
+
+    #[test]
+    fn pointers_are_escaped_and_empty_containers_have_no_leaf() {
+        let value = json!({
+            "a/b": {"~1": "x"}, "": [null, [], {}, [true]], "ключ": {"\u{1f512}": ""},
+        });
+        let expected =
+            [("/a~1b/~01", "x"), ("//0", "null"), ("//3/0", "true"), ("/ключ/\u{1f512}", "")];
+        assert_eq!(of(&value), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    }
+
+    #[test]
+    fn depth_does_not_overflow_the_stack() {
+        // Built and taken apart by hand: serde_json's own parse and drop are recursive.
+        let mut value = json!("leaf");
+        for _ in 0..100_000 {
+            value = Value::Array(vec![value]);
+        }
+        let mut args = Map::from_iter([("a".to_owned(), value)]);
+        let found = leaves(&args).unwrap();
+        assert_eq!((found.len(), found[0].0.len()), (1, 2 + 2 * 100_000));
+        let mut rest = args.remove("a");
+        while let Some(Value::Array(mut items)) = rest {
+            rest = items.pop();
+        }
+    }
+
+    #[test]
+    fn too_many_leaves_are_an_error() {
+        let array = |length| Map::from_iter([("a".to_owned(), Value::from(vec![1; length]))]);
+        assert_eq!(leaves(&array(MAX_LEAVES)).unwrap().len(), MAX_LEAVES);
+        assert_eq!(leaves(&array(MAX_LEAVES + 1)), Err(TooMany));
+    }
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 64, 5, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                proptest::collection::hash_map("[a/~0-1]{0,3}|\\PC{0,4}", inner, 0..5)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn scalars(value: &Value) -> usize {
+        match value {
+            Value::Array(items) => items.iter().map(scalars).sum(),
+            Value::Object(members) => members.values().map(scalars).sum(),
+            _ => 1,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn tags_mirror_the_leaves(value in json()) {
+            let args = Map::from_iter([("args".to_owned(), value)]);
+            let found = leaves(&args).unwrap();
+            let args = Value::Object(args);
+            // As many as there are scalars, each under its own pointer, which serde_json's own
+            // reading of pointers finds again.
+            prop_assert_eq!(found.len(), scalars(&args));
+            let pointers: std::collections::HashSet<_> =
+                found.iter().map(|(pointer, _)| pointer).collect();
+            prop_assert_eq!(pointers.len(), found.len());
+            for (pointer, text) in &found {
+                match args.pointer(pointer).unwrap() {
+                    Value::String(string) => prop_assert_eq!(text, string),
+                    Value::Number(number) => prop_assert_eq!(
+                        text.parse::<f64>().unwrap(), number.as_f64().unwrap()
+                    ),
+                    Value::Bool(bool) => prop_assert_eq!(text, &bool.to_string()),
+                    Value::Null => prop_assert_eq!(text, "null"),
+                    other => prop_assert!(false, "no leaf: {other}"),
+                }
+            }
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf, sync::Arc};
 
 use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceCode};
-use serde::{Serialize, Serializer, ser::SerializeStruct};
+use serde::{Serialize, Serializer};
 
 /// A file of policies: its name as the operator wrote it, and its text.
 #[derive(Debug, Clone)]
@@ -100,6 +100,12 @@ impl Finding {
         self
     }
 
+    /// The very text that the finding is about.
+    pub(super) fn snippet(&self) -> Option<&str> {
+        let (label, source) = (self.labels.first()?, self.source.as_ref()?);
+        source.inner().get(label.offset()..label.offset().checked_add(label.len())?)
+    }
+
     /// A stable name for the kind of finding.
     pub fn code(&self) -> &'static str {
         self.code
@@ -144,15 +150,30 @@ impl Diagnostic for Finding {
 /// `{code, severity, message, file?, line?, column?, help?}`.
 impl Serialize for Finding {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut finding = serializer.serialize_struct("Finding", 7)?;
-        finding.serialize_field("code", self.code)?;
-        finding.serialize_field("severity", if self.is_warning() { "warning" } else { "error" })?;
-        finding.serialize_field("message", &self.message)?;
-        finding.serialize_field("file", &self.file)?;
-        finding.serialize_field("line", &self.position.map(|(line, _)| line))?;
-        finding.serialize_field("column", &self.position.map(|(_, column)| column))?;
-        finding.serialize_field("help", &self.help)?;
-        finding.end()
+        #[derive(Serialize)]
+        struct Shape<'a> {
+            code: &'a str,
+            severity: &'a str,
+            message: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            file: Option<&'a PathBuf>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            line: Option<u32>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            column: Option<u32>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            help: Option<&'a str>,
+        }
+        Shape {
+            code: self.code,
+            severity: if self.is_warning() { "warning" } else { "error" },
+            message: &self.message,
+            file: self.file.as_ref(),
+            line: self.position.map(|(line, _)| line),
+            column: self.position.map(|(_, column)| column),
+            help: self.help.as_deref(),
+        }
+        .serialize(serializer)
     }
 }
 

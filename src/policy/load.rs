@@ -1,12 +1,15 @@
 //! Files of policies become one validated set, or findings.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt, fs, io,
     path::{Path, PathBuf},
 };
 
-use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use cedar_policy::{
+    EntityUid, Policy, PolicyId, PolicySet, Schema, ValidationError, ValidationMode,
+    ValidationWarning, Validator,
+};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -118,15 +121,33 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
         }
     }
 
-    let validator = Validator::new(schema.clone());
-    let result = validator.validate(&policies, ValidationMode::Strict);
-    let found = |id: &PolicyId, e: &dyn miette::Diagnostic| match file_of.get(id) {
-        Some(file) => Finding::of("policy-invalid", file, e),
-        None => Finding::error("policy-invalid", e.to_string()),
+    let found = |code, id: &PolicyId, found: &dyn miette::Diagnostic| match file_of.get(id) {
+        Some(file) => Finding::of(code, file, found),
+        None => Finding::error(code, found.to_string()),
     };
-    findings.extend(result.validation_errors().map(|e| found(e.policy_id(), e)));
-    let warnings: Vec<_> =
-        result.validation_warnings().map(|w| found(w.policy_id(), w).warning()).collect();
+    let result = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
+    // Of a policy with an error, or one that no action fits, Cedar also says that it never
+    // applies: one finding is enough.
+    let mut reported: HashSet<_> = result.validation_errors().map(|e| e.policy_id()).collect();
+    findings.extend(result.validation_errors().map(|error| {
+        let finding = found("policy-invalid", error.policy_id(), error);
+        match error {
+            ValidationError::UnrecognizedActionId(_) => match nearest_action(&finding, schema) {
+                Some(near) => finding.help(format!("did you mean `{near}`?")),
+                None => finding.help("`portcullis schema cedar` lists the actions"),
+            },
+            _ => finding,
+        }
+    }));
+    let warnings: Vec<_> = result
+        .validation_warnings()
+        .filter(|warning| match warning {
+            ValidationWarning::InvalidActionApplication(_)
+            | ValidationWarning::ImpossiblePolicy(_) => reported.insert(warning.policy_id()),
+            _ => true,
+        })
+        .map(|warning| found("policy-warning", warning.policy_id(), warning).warning())
+        .collect();
     if findings.is_empty() {
         Ok(Loaded { policies, rules, revision, reads_args, warnings })
     } else {
@@ -135,6 +156,15 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
         findings.dedup_by_key(|finding| (finding.order(), finding.to_string()));
         Err(Diagnostics::new(findings))
     }
+}
+
+/// The action that somebody may have meant by the one that the finding is about.
+fn nearest_action(finding: &Finding, schema: &Schema) -> Option<String> {
+    let written = finding.snippet()?.split('"').nth(1)?;
+    let distance =
+        |action: &EntityUid| strsim::damerau_levenshtein(action.id().unescaped(), written);
+    let near = schema.actions().min_by_key(|action| distance(action))?;
+    (distance(near) <= 3).then(|| near.to_string())
 }
 
 /// `FILE:LINE` of a rule.

@@ -1,0 +1,297 @@
+use cedar_policy::{Entities, Schema};
+
+use super::*;
+use crate::{policy::entities::Vocabulary, refusal::Rule};
+
+fn call(engine: &Engine, principal: &Principal, tool: &str, json: &str) -> Outcome {
+    let (server_name, name) = tool.split_once('/').unwrap();
+    let server = server(server_name);
+    let arguments = args(json);
+    engine.decide(&Request {
+        subject: Subject::Client(principal),
+        action: Action::CallTool,
+        resource: Resource::Tool { server: &server, name, claims: Claims::default() },
+        args: Some(&arguments),
+        circumstances: circumstances("tools/call"),
+    })
+}
+
+/// Every action with a resource that it applies to.
+fn every_question<'a>(
+    principal: &'a Principal,
+    server: &'a ServerName,
+) -> Vec<(Subject<'a>, Action, Resource<'a>)> {
+    let tool = Resource::Tool { server, name: "t", claims: Claims::default() };
+    let prompt = Resource::Prompt { server, name: "p" };
+    let resource = Resource::Resource { server, uri: "file:///a" };
+    let template = Resource::Template { server, uri: "file:///{a}" };
+    let (asker, answerer) = (Subject::Client(principal), Subject::Server(server));
+    let peer = Resource::Client(principal);
+    vec![
+        (asker, Action::Connect, Resource::Proxy),
+        (asker, Action::Connect, Resource::Server(server)),
+        (asker, Action::CallTool, tool),
+        (asker, Action::GetPrompt, prompt),
+        (asker, Action::Complete, prompt),
+        (asker, Action::Complete, template),
+        (asker, Action::ReadResource, resource),
+        (asker, Action::SubscribeResource, resource),
+        (asker, Action::SeeTemplate, template),
+        (asker, Action::NotifyServer, Resource::Proxy),
+        (asker, Action::NotifyServer, Resource::Server(server)),
+        (asker, Action::OtherMethod, Resource::Proxy),
+        (asker, Action::OtherMethod, Resource::Server(server)),
+        (answerer, Action::Sample, peer),
+        (answerer, Action::Elicit, peer),
+        (answerer, Action::ListRoots, peer),
+        (answerer, Action::NotifyClient, peer),
+        (answerer, Action::OtherServerMethod, peer),
+    ]
+}
+
+#[test]
+fn the_schema_has_no_warning_and_every_question_fits_it() {
+    let (schema, warnings) = Schema::from_cedarschema_str(SCHEMA).unwrap();
+    assert_eq!(warnings.map(|warning| warning.to_string()).collect::<Vec<_>>(), [""; 0]);
+    let vocabulary = Vocabulary::new(&schema).unwrap();
+    let server = server("notes");
+    let arguments = args(r#"{"a": [1, {"b": null}], "c": "x"}"#);
+    for principal in [client("ci", &["bots", "eu"]), local("ann"), anonymous()] {
+        let questions = every_question(&principal, &server);
+        for action in Action::ALL {
+            assert!(questions.iter().any(|(_, asked, _)| asked == action), "{action:?}");
+        }
+        for (subject, action, resource) in questions {
+            let request = Request {
+                subject,
+                action,
+                resource,
+                args: Some(&arguments),
+                circumstances: circumstances("m"),
+            };
+            let (_, entities) = vocabulary.question(&request, &schema, true).unwrap();
+            Entities::from_entities(entities.iter().cloned(), Some(&schema))
+                .unwrap_or_else(|error| panic!("{action:?}: {error}"));
+            vocabulary.open_question(&subject, action, &resource, &schema).unwrap();
+        }
+    }
+}
+
+#[test]
+fn no_policies_allow_nothing_and_show_nothing() {
+    let empty = try_engine(&[]).unwrap();
+    let comments = engine("// Nothing here.\n");
+    let server = server("notes");
+    for engine in [empty, comments] {
+        for principal in [client("ci", &["bots"]), local("ann"), anonymous()] {
+            for (subject, action, resource) in every_question(&principal, &server) {
+                let outcome = engine.decide(&Request {
+                    subject,
+                    action,
+                    resource,
+                    args: None,
+                    circumstances: circumstances("m"),
+                });
+                assert!(!outcome.allowed && outcome.rules.is_empty(), "{action:?}");
+                assert_eq!(outcome.explain(), "no policy permits it");
+                assert!(!engine.could_allow(&subject, action, &resource), "{action:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_action_can_be_permitted_by_its_group() {
+    let engine = engine(
+        r#"permit (principal, action in Portcullis::Action::"from_client", resource);
+           permit (principal, action in Portcullis::Action::"from_server", resource);"#,
+    );
+    let (server, principal) = (server("notes"), client("ci", &[]));
+    for (subject, action, resource) in every_question(&principal, &server) {
+        let outcome = engine.decide(&Request {
+            subject,
+            action,
+            resource,
+            args: None,
+            circumstances: circumstances("m"),
+        });
+        assert!(outcome.allowed, "{action:?}");
+        assert!(engine.could_allow(&subject, action, &resource), "{action:?}");
+    }
+}
+
+#[test]
+fn calls_are_decided_by_the_table() {
+    let engine = engine(
+        r#"
+@id("bots-read")
+permit (principal in Portcullis::Group::"bots", action == Portcullis::Action::"call_tool",
+        resource == Portcullis::Tool::"notes/read_note");
+@id("ann-writes-in-srv")
+permit (principal == Portcullis::Local::"ann", action == Portcullis::Action::"call_tool",
+        resource in Portcullis::Server::"fs")
+when { context.args.hasTag("/path") && context.args.getTag("/path") like "/srv/*" };
+@id("known-arguments-only")
+forbid (principal, action == Portcullis::Action::"call_tool", resource in Portcullis::Server::"fs")
+unless { ["path", "text", "force"].containsAll(context.args.keys) };
+@id("no-force") @reason("force is not for agents")
+forbid (principal, action, resource)
+when { context.args.hasTag("/force") && context.args.getTag("/force") != "false" };
+@id("office")
+permit (principal is Portcullis::Anonymous, action == Portcullis::Action::"call_tool", resource)
+when { context has source_ip && context.source_ip.isInRange(ip("10.0.0.0/8"))
+       && context.now < datetime("2027-01-01") && context.transport == "http"
+       && context.session_calls < 10 && context.method == "tools/call"
+       && context.revision == "2025-11-25" && context.args.leaves <= 1 && context.args.size < 9 };
+"#,
+    );
+    let (bot, ann, nobody) = (client("ci", &["eu", "bots"]), local("ann"), anonymous());
+    // A client of the user's name is not the user.
+    let impostor = client("ann", &[]);
+    for (principal, tool, json, allowed, rules) in [
+        (&bot, "notes/read_note", "{}", true, &["bots-read"] as &[_]),
+        (&bot, "notes/Read_note", "{}", false, &[]),
+        (&bot, "notes/read_note/x", "{}", false, &[]),
+        (&bot, "notes2/read_note", "{}", false, &[]),
+        (&bot, "notes/delete_note", "{}", false, &[]),
+        (&bot, "notes/read_note", r#"{"force": true}"#, false, &["no-force"]),
+        (&bot, "notes/read_note", r#"{"force": "true"}"#, false, &["no-force"]),
+        (&bot, "notes/read_note", r#"{"force": 1.0}"#, false, &["no-force"]),
+        (&bot, "notes/read_note", r#"{"force": false}"#, true, &["bots-read"]),
+        (&ann, "fs/write", r#"{"path": "/srv/a"}"#, true, &["ann-writes-in-srv"]),
+        (&ann, "fs/write", r#"{"path": "/etc/a"}"#, false, &[]),
+        (&ann, "fs/write", r#"{"path": ["/srv/a"]}"#, false, &[]),
+        (&ann, "fs/write", r#"{"path": "/srv/a", "mode": 1}"#, false, &["known-arguments-only"]),
+        (&ann, "fs/write", r#"{"path": "/srv/a", "x": []}"#, false, &["known-arguments-only"]),
+        (
+            &ann,
+            "fs/write",
+            r#"{"path": "/srv/a", "x": 1, "force": null}"#,
+            false,
+            &["known-arguments-only", "no-force"],
+        ),
+        (&impostor, "fs/write", r#"{"path": "/srv/a"}"#, false, &[]),
+        (&nobody, "web/get", r#"{"q": "12345678"}"#, true, &["office"]),
+        (&nobody, "web/get", r#"{"q": "123456789"}"#, false, &[]),
+        (&nobody, "web/get", r#"{"q": [1, 2]}"#, false, &[]),
+    ] {
+        let outcome = call(&engine, principal, tool, json);
+        assert_eq!(outcome.allowed, allowed, "{} {tool} {json}", principal.name());
+        assert_eq!(ids(&outcome), rules, "{} {tool} {json}", principal.name());
+        assert_eq!(outcome.errors, []);
+    }
+}
+
+#[test]
+fn a_rule_has_its_file_line_and_reason() {
+    let engine = try_engine(&[
+        ("a.cedar", "// a comment\n\npermit (principal, action, resource);\n"),
+        (
+            "b.cedar",
+            "\n\n@id(\"no\")\n@reason(\"not here\")\nforbid (principal, action, resource)\nwhen { context.args.hasTag(\"/x\") };\n",
+        ),
+    ])
+    .unwrap();
+    let allowed = call(&engine, &anonymous(), "s/t", "{}");
+    assert_eq!(
+        allowed.rules,
+        [Rule {
+            id: "policies/a.cedar:3".into(),
+            file: Some("policies/a.cedar".into()),
+            line: Some(3),
+            reason: None,
+        }]
+    );
+    assert_eq!(allowed.explain(), "permitted by `policies/a.cedar:3`");
+    let refused = call(&engine, &anonymous(), "s/t", r#"{"x": 1}"#);
+    assert_eq!(
+        refused.rules,
+        [Rule {
+            id: "no".into(),
+            file: Some("policies/b.cedar".into()),
+            line: Some(3),
+            reason: Some("not here".into()),
+        }]
+    );
+    assert_eq!(refused.explain(), "forbidden by `no`");
+}
+
+#[test]
+fn a_policy_that_fails_refuses() {
+    // Integers overflow only at run time: one of the few failures that validation leaves.
+    let overflow = "when { context.session_calls + 9223372036854775807 > 0 };";
+    for (effect, scope) in [("forbid", "principal"), ("permit", "principal")] {
+        let engine = engine(&format!(
+            r#"@id("all") permit (principal, action, resource);
+               @id("fails") {effect} ({scope}, action, resource) {overflow}"#
+        ));
+        let outcome = call(&engine, &anonymous(), "s/t", "{}");
+        assert!(!outcome.allowed);
+        assert_eq!(ids(&outcome), ["fails"]);
+        assert_eq!(outcome.explain(), "policy `fails` failed: an integer overflows");
+    }
+}
+
+#[test]
+fn a_failure_beside_a_forbid_names_both() {
+    let engine = engine(
+        r#"@id("no") forbid (principal, action, resource);
+           @id("fails") permit (principal, action, resource)
+           when { context.session_calls + 9223372036854775807 > 0 };"#,
+    );
+    let outcome = call(&engine, &anonymous(), "s/t", "{}");
+    assert!(!outcome.allowed);
+    assert_eq!(ids(&outcome), ["no"]);
+    assert_eq!(outcome.errors[0].rule.as_ref().unwrap().id, "fails");
+}
+
+#[test]
+fn arguments_beyond_what_policies_are_shown_refuse_where_a_policy_looks() {
+    let many = format!(r#"{{"a": [{}]}}"#, vec!["1"; args::MAX_LEAVES + 1].join(","));
+    let enough = format!(r#"{{"a": [{}]}}"#, vec!["1"; args::MAX_LEAVES].join(","));
+    let looks = engine(
+        r#"permit (principal, action, resource);
+           forbid (principal, action, resource) when { context.args.hasTag("/a/9999") };"#,
+    );
+    let outcome = call(&looks, &anonymous(), "s/t", &many);
+    assert!(!outcome.allowed);
+    assert!(outcome.explain().contains("more than 10000 values"), "{}", outcome.explain());
+    assert!(!call(&looks, &anonymous(), "s/t", &enough).allowed);
+    assert_eq!(call(&looks, &anonymous(), "s/t", &enough).errors, []);
+
+    let looks_away = engine("permit (principal, action, resource);");
+    assert!(call(&looks_away, &anonymous(), "s/t", &many).allowed);
+}
+
+#[test]
+fn a_policy_that_takes_the_context_whole_sees_the_arguments() {
+    // Nothing names `args` here, and yet it counts.
+    let engine = engine(
+        r#"permit (principal, action, resource);
+           @id("whole") forbid (principal, action, resource)
+           when { [context].contains(context) && {c: context}.c.args.hasTag("/x") };"#,
+    );
+    assert_eq!(ids(&call(&engine, &anonymous(), "s/t", r#"{"x": 1}"#)), ["whole"]);
+}
+
+#[test]
+fn hostile_texts_are_only_texts() {
+    let engine = engine(
+        r#"permit (principal, action, resource);
+           @id("slash") forbid (principal, action, resource) when { context.args.hasTag("/a~1b/~0") };
+           @id("star") forbid (principal, action, resource)
+           when { context.args.hasTag("/s") && context.args.getTag("/s") like "a\*b" };"#,
+    );
+    let huge = "x".repeat(4 << 20);
+    for (json, rules) in [
+        (r#"{"a/b": {"~": 1}}"#.to_owned(), &["slash"] as &[_]),
+        (r#"{"a": {"b": {"~": 1}}}"#.to_owned(), &["policies/p.cedar:1"]),
+        (r#"{"s": "a*b"}"#.to_owned(), &["star"]),
+        (r#"{"s": "aXb"}"#.to_owned(), &["policies/p.cedar:1"]),
+        (r#"{"s": "\u0000\"\\\u202e${x}"}"#.to_owned(), &["policies/p.cedar:1"]),
+        (format!(r#"{{"{huge}": "{huge}"}}"#), &["policies/p.cedar:1"]),
+    ] {
+        let outcome = call(&engine, &anonymous(), "s/\u{202e}\"); permit (", &json);
+        assert_eq!(ids(&outcome), rules, "{}", &json[..json.len().min(60)]);
+    }
+}

@@ -1,0 +1,79 @@
+//! Tests over whole sets of policies.
+
+mod decisions;
+mod diagnostics;
+mod reload;
+mod visibility;
+
+use std::fs;
+
+use serde_json::{Map, Value};
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    exchange::{self, Transport},
+    identity::{Principal, PrincipalKind},
+    names::ServerName,
+};
+
+/// A folder `policies` with these files.
+fn folder(files: &[(&str, &str)]) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    fs::create_dir(folder.path().join("policies")).unwrap();
+    for (name, text) in files {
+        fs::write(folder.path().join("policies").join(name), text).unwrap();
+    }
+    folder
+}
+
+fn try_engine(files: &[(&str, &str)]) -> Result<Engine, Diagnostics> {
+    Engine::load(&["policies".into()], folder(files).path())
+}
+
+fn engine(policies: &str) -> Engine {
+    try_engine(&[("p.cedar", policies)]).unwrap()
+}
+
+fn server(name: &str) -> ServerName {
+    name.parse().unwrap()
+}
+
+fn client(name: &str, groups: &[&str]) -> Principal {
+    Principal {
+        kind: PrincipalKind::Client(name.parse().unwrap()),
+        groups: groups.iter().map(|group| group.parse().unwrap()).collect(),
+        verified: true,
+    }
+}
+
+fn local(user: &str) -> Principal {
+    Principal {
+        kind: PrincipalKind::Local { user: user.into() },
+        groups: Vec::new(),
+        verified: true,
+    }
+}
+
+fn anonymous() -> Principal {
+    Principal { kind: PrincipalKind::Anonymous, groups: Vec::new(), verified: false }
+}
+
+fn circumstances(method: &str) -> Circumstances<'_> {
+    Circumstances {
+        method,
+        transport: Transport::Http,
+        revision: exchange::Revision::LATEST_LEGACY,
+        now: "2026-11-21T08:30:00Z".parse().unwrap(),
+        source_ip: Some("10.1.2.3".parse().unwrap()),
+        session_calls: 3,
+    }
+}
+
+fn args(json: &str) -> Map<String, Value> {
+    serde_json::from_str(json).unwrap()
+}
+
+fn ids(outcome: &Outcome) -> Vec<&str> {
+    outcome.rules.iter().map(|rule| rule.id.as_str()).collect()
+}

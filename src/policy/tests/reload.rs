@@ -1,0 +1,65 @@
+use std::{sync::Arc, time::Duration};
+
+use super::*;
+
+const ALL: &str = "permit (principal, action, resource);";
+
+#[test]
+fn a_broken_set_is_not_used_and_the_old_one_stays() {
+    let folder = folder(&[("p.cedar", ALL)]);
+    let engine = Engine::load(&["policies".into()], folder.path()).unwrap();
+    let before = engine.revision();
+    let principal = anonymous();
+    let may = |engine: &Engine| {
+        engine.could_allow(&Subject::Client(&principal), Action::Connect, &Resource::Proxy)
+    };
+
+    fs::write(folder.path().join("policies/p.cedar"), "permit (principal").unwrap();
+    let diagnostics = engine.reload().unwrap_err();
+    assert_eq!(diagnostics.findings()[0].code(), "policy-syntax");
+    assert_eq!(engine.revision(), before);
+    assert!(may(&engine));
+    assert!(engine.status().borrow().last_error.is_some());
+
+    fs::remove_file(folder.path().join("policies/p.cedar")).unwrap();
+    assert_ne!(engine.reload().unwrap(), before);
+    assert!(engine.status().borrow().last_error.is_none());
+    assert!(!may(&engine));
+
+    fs::write(folder.path().join("policies/p.cedar"), ALL).unwrap();
+    assert_eq!(engine.reload().unwrap(), before, "the same files are the same revision");
+    assert!(may(&engine));
+}
+
+#[tokio::test]
+async fn a_change_is_seen_however_the_file_is_written() {
+    let folder = folder(&[("p.cedar", ALL)]);
+    let file = folder.path().join("policies/p.cedar");
+    // Once by its folder, once by its own name.
+    for path in ["policies", "policies/p.cedar"] {
+        let engine = Arc::new(Engine::load(&[path.into()], folder.path()).unwrap());
+        let _watcher = watch(Arc::clone(&engine)).unwrap();
+        let mut status = engine.status();
+        let mut change = async |policies: usize, broken: bool| {
+            let seen = status.wait_for(|status| {
+                status.policies == policies && status.last_error.is_some() == broken
+            });
+            tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap().unwrap();
+        };
+
+        // In place.
+        fs::write(&file, format!("{ALL}{ALL}\n").replace(";p", ";\np")).unwrap();
+        change(2, false).await;
+        // By rename, as many editors do, twice: the second finds another file than the first.
+        for count in [3, 4] {
+            let new = folder.path().join("policies/p.cedar~");
+            fs::write(&new, format!("{ALL}\n").repeat(count)).unwrap();
+            fs::rename(&new, &file).unwrap();
+            change(count, false).await;
+        }
+        fs::write(&file, "permit (").unwrap();
+        change(4, true).await;
+        fs::write(&file, ALL).unwrap();
+        change(1, false).await;
+    }
+}
