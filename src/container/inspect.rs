@@ -1,0 +1,198 @@
+//! What the engine itself says of our containers: for `server inspect`, from any process.
+
+use std::collections::HashMap;
+
+use bollard::{
+    models::{ContainerInspectResponse, HostConfig, MountType},
+    query_parameters::ListContainersOptionsBuilder,
+};
+use serde::Serialize;
+
+use super::{Engine, Fault, label, launch::NAME, seccomp};
+
+/// One of our containers, whoever launched it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Running {
+    pub id: String,
+    pub name: String,
+    pub image: String,
+    /// The labels' values, as they are.
+    pub server: String,
+    pub instance: String,
+    pub profile: String,
+    pub owner: String,
+    /// The engine's word for its state: `running`, `created`, `exited`.
+    pub state: String,
+}
+
+/// What the engine says of one container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Inspection {
+    pub id: String,
+    pub name: String,
+    pub image: String,
+    pub started: Option<String>,
+    /// The hash of the profile that it was made from.
+    pub profile: String,
+    /// The same items in the same words as [`Profile::describe`](super::Profile::describe), but as
+    /// the engine reports them.
+    pub fields: Vec<(String, String)>,
+    /// Names of its environment variables. Their values may be secrets.
+    pub env: Vec<String>,
+}
+
+impl Engine {
+    /// All containers of ours on this engine, of every instance.
+    pub async fn list(&self) -> Result<Vec<Running>, Fault> {
+        let filters = HashMap::from([("label", vec![label::OWNER, label::INSTANCE])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let found = self.docker.list_containers(Some(options)).await;
+        let found = found.map_err(Fault::of("list containers"))?;
+        Ok(found
+            .into_iter()
+            .filter_map(|container| {
+                let name = container.names?.first()?.trim_start_matches('/').to_owned();
+                let labels = container.labels?;
+                let label = |key| labels.get(key).cloned();
+                let server = label(label::SERVER)?;
+                // An image can bring labels; the name is the launcher's alone.
+                name.strip_prefix(NAME)?.strip_prefix(&server)?.strip_prefix('-')?;
+                Some(Running {
+                    id: container.id?,
+                    name,
+                    image: container.image.unwrap_or_default(),
+                    server,
+                    instance: label(label::INSTANCE)?,
+                    profile: label(label::PROFILE).unwrap_or_default(),
+                    owner: label(label::OWNER)?,
+                    state: container.state.map(|state| state.to_string()).unwrap_or_default(),
+                })
+            })
+            .collect())
+    }
+
+    /// What the engine says of a container, by its id or name.
+    pub async fn inspect(&self, container: &str) -> Result<Inspection, Fault> {
+        let found = self.docker.inspect_container(container, None).await;
+        Ok(Inspection::of(found.map_err(Fault::of("inspect the container"))?))
+    }
+}
+
+impl Inspection {
+    fn of(container: ContainerInspectResponse) -> Self {
+        let config = container.config.unwrap_or_default();
+        let host = container.host_config.unwrap_or_default();
+        let health = config.healthcheck.and_then(|check| check.test).unwrap_or_default();
+        let labels = config.labels.unwrap_or_default();
+        let env = config.env.unwrap_or_default();
+        let name = |pair: &String| pair.split('=').next().unwrap_or("").to_owned();
+        Self {
+            id: container.id.unwrap_or_default(),
+            name: container.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+            image: container.image.unwrap_or_default(),
+            started: container.state.and_then(|state| state.started_at),
+            profile: labels.get(label::PROFILE).cloned().unwrap_or_default(),
+            fields: fields(config.user.unwrap_or_default(), host, &health.join(" ")),
+            env: env.iter().map(name).collect(),
+        }
+    }
+}
+
+fn fields(user: String, host: HostConfig, health: &str) -> Vec<(String, String)> {
+    let number = |n: Option<i64>| n.unwrap_or(0).to_string();
+    let yes = |b: Option<bool>| b.unwrap_or(false).to_string();
+    let list = |items: Option<Vec<String>>| joined(items.unwrap_or_default());
+    let mode = |mode: Option<String>| match mode {
+        Some(mode) if !mode.is_empty() => mode,
+        _ => "private".to_owned(),
+    };
+    let security = host.security_opt.unwrap_or_default().into_iter().map(|option| {
+        option
+            .strip_prefix("seccomp=")
+            .map_or(option.clone(), |json| format!("seccomp={}", seccomp_name(json)))
+    });
+    let mut tmpfs: Vec<String> = host
+        .tmpfs
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(place, options)| format!("{place} {options}"))
+        .collect();
+    tmpfs.sort();
+    let mut ulimits: Vec<String> = host
+        .ulimits
+        .unwrap_or_default()
+        .into_iter()
+        .map(|limit| {
+            let name = limit.name.unwrap_or_default();
+            format!("{name}={}:{}", limit.soft.unwrap_or(-1), limit.hard.unwrap_or(-1))
+        })
+        .collect();
+    ulimits.sort();
+    let devices = host.devices.unwrap_or_default().into_iter();
+    let devices = devices.map(|device| device.path_on_host.unwrap_or_default()).collect();
+    let ports = host.port_bindings.unwrap_or_default().into_keys().collect();
+    let mounts = host.mounts.unwrap_or_default().into_iter().map(|mount| {
+        let line = mount_line(
+            &mount.source.unwrap_or_default(),
+            &mount.target.unwrap_or_default(),
+            !mount.read_only.unwrap_or(false),
+        );
+        match mount.typ {
+            Some(MountType::BIND) => line,
+            other => format!("{other:?} {line}"),
+        }
+    });
+    let mounts = mounts.chain(host.binds.unwrap_or_default()).collect();
+    [
+        ("User", user),
+        ("Privileged", yes(host.privileged)),
+        ("CapDrop", list(host.cap_drop)),
+        ("CapAdd", list(host.cap_add)),
+        ("SecurityOpt", joined(security.collect())),
+        ("ReadonlyRootfs", yes(host.readonly_rootfs)),
+        ("Tmpfs", joined(tmpfs)),
+        ("Memory", number(host.memory)),
+        ("MemorySwap", number(host.memory_swap)),
+        ("NanoCpus", number(host.nano_cpus)),
+        ("PidsLimit", number(host.pids_limit)),
+        ("Ulimits", joined(ulimits)),
+        ("NetworkMode", mode(host.network_mode)),
+        ("IpcMode", mode(host.ipc_mode)),
+        ("PidMode", mode(host.pid_mode)),
+        ("UTSMode", mode(host.uts_mode)),
+        ("CgroupnsMode", mode(host.cgroupns_mode.map(|mode| mode.to_string()))),
+        ("Init", yes(host.init)),
+        (
+            "RestartPolicy",
+            host.restart_policy
+                .and_then(|policy| policy.name)
+                .map_or(String::new(), |n| n.to_string()),
+        ),
+        ("AutoRemove", yes(host.auto_remove)),
+        ("LogConfig", host.log_config.and_then(|config| config.typ).unwrap_or_default()),
+        ("Healthcheck", health.to_owned()),
+        ("Devices", joined(devices)),
+        ("PortBindings", joined(ports)),
+        ("Mounts", joined(mounts)),
+    ]
+    .map(|(field, value)| (field.to_owned(), value))
+    .to_vec()
+}
+
+fn joined(items: Vec<String>) -> String {
+    if items.is_empty() { "none".to_owned() } else { items.join(", ") }
+}
+
+/// `SOURCE:TARGET:ro`, as the config writes it.
+pub(super) fn mount_line(source: &str, target: &str, writable: bool) -> String {
+    format!("{source}:{target}:{}", if writable { "rw" } else { "ro" })
+}
+
+/// What a seccomp profile is called where its text would be too long.
+pub(super) fn seccomp_name(json: &str) -> String {
+    if json == *seccomp::JSON {
+        format!("portcullis:{}", *seccomp::DIGEST)
+    } else {
+        "not ours".to_owned()
+    }
+}

@@ -1,0 +1,447 @@
+//! The hardened default profile: everything that confines a contained server, in one struct.
+//!
+//! Invariant: a container is created from a [`Profile`] alone ([`Profile::host_config`]), and what
+//! [`Profile::describe`] says of it is what the engine's `inspect` says of the container.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount as Bind,
+    MountBindOptions, MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy,
+    RestartPolicyNameEnum,
+};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    config::{Hardening, Resources},
+    upstream::process::{LaunchFailure, LaunchSpec, Mount},
+};
+
+use super::{
+    engine::Facts,
+    failure,
+    image::Image,
+    mounts::{self, Places},
+    seccomp,
+};
+
+const USER: &str = "65534:65534";
+const MIB: u64 = 1 << 20;
+const TMP: &str = "rw,noexec,nosuid,nodev,size=64m,mode=1777";
+const TMP_EXEC: &str = "rw,exec,nosuid,nodev,size=64m,mode=1777";
+
+/// Everything that confines one server's container.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Profile {
+    user: String,
+    cap_add: Vec<String>,
+    apparmor: bool,
+    readonly_root: bool,
+    exec_tmp: bool,
+    /// Volumes that the image declares: scratch space in memory instead of the host's disk.
+    scratch: Vec<String>,
+    memory: u64,
+    nano_cpus: i64,
+    pids: u32,
+    network: bool,
+    mounts: Vec<Mount>,
+    tag: Option<String>,
+    init: Option<&'static str>,
+}
+
+/// Something that the config loosened (or tightened) against the default profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Deviation {
+    /// The profile's field, by the engine's name for it.
+    pub field: &'static str,
+    pub default: String,
+    pub actual: String,
+    /// The key below `[servers.NAME]` that says so.
+    pub config_key: &'static str,
+}
+
+impl Profile {
+    /// The profile of a server as configured, before any engine was asked. Refuses values that no
+    /// container could or should have.
+    pub fn of(spec: &LaunchSpec) -> Result<Self, LaunchFailure> {
+        Self::new(spec, &Places::of_host())
+    }
+
+    pub(super) fn new(spec: &LaunchSpec, places: &Places) -> Result<Self, LaunchFailure> {
+        let LaunchSpec { resources, hardening, .. } = spec;
+        let tag = match &spec.image {
+            Some(name) => match name.parse::<Image>() {
+                Ok(Image::Tag(tag)) => Some(tag),
+                Ok(Image::Id(_) | Image::Digest(_)) => None,
+                Err(illegal) => {
+                    return Err(failure(
+                        illegal.to_string(),
+                        "name it as NAME@sha256:DIGEST, or by its local id sha256:ID",
+                    ));
+                }
+            },
+            None => None,
+        };
+        if let (Some(tag), false) = (&tag, hardening.allow_tag) {
+            return Err(failure(
+                format!("the image `{tag}` is named by tag, which can be moved to other content"),
+                format!(
+                    "name it by digest (`docker image inspect {tag}` shows RepoDigests and Id), or \
+                     set `hardening.allow-tag = true`"
+                ),
+            ));
+        }
+        Ok(Self {
+            user: user(hardening)?,
+            cap_add: capabilities(hardening)?,
+            apparmor: false,
+            readonly_root: !hardening.writable_root,
+            exec_tmp: hardening.exec_tmp,
+            scratch: Vec::new(),
+            memory: memory(resources)?,
+            nano_cpus: nano_cpus(resources)?,
+            pids: pids(resources)?,
+            network: hardening.network,
+            mounts: mounts::check(&spec.mounts, places)?,
+            tag,
+            init: Some("/sbin/docker-init"),
+        })
+    }
+
+    /// Takes in what only the engine and the image can tell.
+    pub(super) fn settle(&mut self, facts: &Facts, volumes: Vec<String>) {
+        self.apparmor = facts.apparmor;
+        if facts.podman {
+            self.init = None;
+        }
+        self.scratch = volumes
+            .into_iter()
+            .filter(|volume| !self.mounts.iter().any(|m| m.target.as_os_str() == volume.as_str()))
+            .collect();
+        self.scratch.sort();
+    }
+
+    pub(super) fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Bytes.
+    pub(super) fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    fn security_opt(&self) -> Vec<String> {
+        let mut options =
+            vec!["no-new-privileges:true".to_owned(), format!("seccomp={}", *seccomp::JSON)];
+        if self.apparmor {
+            options.push("apparmor=docker-default".to_owned());
+        }
+        options
+    }
+
+    fn tmpfs(&self) -> HashMap<String, String> {
+        let tmp = if self.exec_tmp { TMP_EXEC } else { TMP };
+        let scratch = self.scratch.iter().map(|place| (place.clone(), TMP.to_owned()));
+        scratch.chain([("/tmp".to_owned(), tmp.to_owned())]).collect()
+    }
+
+    /// What the engine is told.
+    pub(super) fn host_config(&self) -> HostConfig {
+        let limit = |name: &str, n| ResourcesUlimits {
+            name: Some(name.to_owned()),
+            soft: Some(n),
+            hard: Some(n),
+        };
+        HostConfig {
+            privileged: Some(false),
+            cap_drop: Some(vec!["ALL".to_owned()]),
+            cap_add: Some(self.cap_add.clone()),
+            security_opt: Some(self.security_opt()),
+            readonly_rootfs: Some(self.readonly_root),
+            tmpfs: Some(self.tmpfs()),
+            memory: i64::try_from(self.memory).ok(),
+            memory_swap: i64::try_from(self.memory).ok(),
+            nano_cpus: Some(self.nano_cpus),
+            pids_limit: Some(i64::from(self.pids)),
+            ulimits: Some(vec![limit("core", 0), limit("nofile", 1024)]),
+            oom_kill_disable: Some(false),
+            network_mode: Some(self.network_mode().to_owned()),
+            ipc_mode: Some("private".to_owned()),
+            // The engine's own default is the host's namespace on cgroup v1.
+            cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
+            init: Some(true),
+            restart_policy: Some(RestartPolicy {
+                name: Some(RestartPolicyNameEnum::NO),
+                maximum_retry_count: Some(0),
+            }),
+            auto_remove: Some(true),
+            // Standard output is protocol traffic: the engine's logs would hold results and secrets.
+            log_config: Some(HostConfigLogConfig {
+                typ: Some("none".to_owned()),
+                config: Some(HashMap::new()),
+            }),
+            publish_all_ports: Some(false),
+            mounts: Some(self.mounts.iter().map(bind).collect()),
+            ..HostConfig::default()
+        }
+    }
+
+    /// Replaces a health check that the image brings (which would run a program of its choosing)
+    /// by one that shows that the container can still start a process.
+    pub(super) fn health(&self) -> HealthConfig {
+        const SECOND: i64 = 1_000_000_000;
+        match self.init {
+            Some(init) => HealthConfig {
+                test: Some(["CMD", init, "--version"].map(str::to_owned).to_vec()),
+                interval: Some(30 * SECOND),
+                timeout: Some(5 * SECOND),
+                retries: Some(3),
+                start_period: Some(0),
+                start_interval: None,
+            },
+            None => HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() },
+        }
+    }
+
+    fn network_mode(&self) -> &'static str {
+        if self.network { "bridge" } else { "none" }
+    }
+
+    /// Each item of the profile by the engine's name for it, with its value.
+    pub fn describe(&self) -> Vec<(String, String)> {
+        let mut tmpfs: Vec<String> =
+            self.tmpfs().iter().map(|(place, options)| format!("{place} {options}")).collect();
+        tmpfs.sort();
+        let mut security = vec![
+            "no-new-privileges:true".to_owned(),
+            format!("seccomp={}", super::inspect::seccomp_name(&seccomp::JSON)),
+        ];
+        if self.apparmor {
+            security.push("apparmor=docker-default".to_owned());
+        }
+        [
+            ("User", self.user.clone()),
+            ("Privileged", "false".to_owned()),
+            ("CapDrop", "ALL".to_owned()),
+            ("CapAdd", or_none(&self.cap_add)),
+            ("SecurityOpt", security.join(", ")),
+            ("ReadonlyRootfs", self.readonly_root.to_string()),
+            ("Tmpfs", tmpfs.join(", ")),
+            ("Memory", self.memory.to_string()),
+            ("MemorySwap", self.memory.to_string()),
+            ("NanoCpus", self.nano_cpus.to_string()),
+            ("PidsLimit", self.pids.to_string()),
+            ("Ulimits", "core=0:0, nofile=1024:1024".to_owned()),
+            ("NetworkMode", self.network_mode().to_owned()),
+            ("IpcMode", "private".to_owned()),
+            ("PidMode", "private".to_owned()),
+            ("UTSMode", "private".to_owned()),
+            ("CgroupnsMode", "private".to_owned()),
+            ("Init", "true".to_owned()),
+            ("RestartPolicy", "no".to_owned()),
+            ("AutoRemove", "true".to_owned()),
+            ("LogConfig", "none".to_owned()),
+            ("Healthcheck", self.health().test.unwrap_or_default().join(" ")),
+            ("Devices", "none".to_owned()),
+            ("PortBindings", "none".to_owned()),
+            ("Mounts", or_none(&self.mounts.iter().map(describe_mount).collect::<Vec<_>>())),
+        ]
+        .map(|(field, value)| (field.to_owned(), value))
+        .to_vec()
+    }
+
+    /// A short hash over [`Profile::describe`]: containers with the same hash are confined alike.
+    pub fn hash(&self) -> String {
+        let mut hash = Sha256::new();
+        for (field, value) in self.describe() {
+            hash.update(field);
+            hash.update([0]);
+            hash.update(value);
+            hash.update([0]);
+        }
+        hex::encode(&hash.finalize()[..8])
+    }
+
+    /// Where this profile differs from the default one, and which line of the config says so.
+    pub fn deviations(&self) -> Vec<Deviation> {
+        let resources = Resources::default();
+        let memory = resources.memory_mib.saturating_mul(MIB);
+        let tmp = if self.exec_tmp { TMP_EXEC } else { TMP };
+        let mounted = or_none(&self.mounts.iter().map(describe_mount).collect::<Vec<_>>());
+        [
+            ("User", USER.to_owned(), self.user.clone(), "hardening.user"),
+            ("CapAdd", "none".to_owned(), or_none(&self.cap_add), "hardening.cap-add"),
+            (
+                "ReadonlyRootfs",
+                "true".to_owned(),
+                self.readonly_root.to_string(),
+                "hardening.writable-root",
+            ),
+            ("Tmpfs", format!("/tmp {TMP}"), format!("/tmp {tmp}"), "hardening.exec-tmp"),
+            ("NetworkMode", "none".to_owned(), self.network_mode().to_owned(), "hardening.network"),
+            (
+                "Image",
+                "by digest".to_owned(),
+                self.tag.as_ref().map_or("by digest".to_owned(), |tag| format!("by tag: {tag}")),
+                "hardening.allow-tag",
+            ),
+            ("Memory", memory.to_string(), self.memory.to_string(), "resources.memory-mib"),
+            (
+                "NanoCpus",
+                ((resources.cpus * 1e9) as i64).to_string(),
+                self.nano_cpus.to_string(),
+                "resources.cpus",
+            ),
+            ("PidsLimit", resources.pids.to_string(), self.pids.to_string(), "resources.pids"),
+            ("Mounts", "none".to_owned(), mounted, "mounts"),
+        ]
+        .into_iter()
+        .filter(|(_, default, actual, _)| default != actual)
+        .map(|(field, default, actual, config_key)| Deviation {
+            field,
+            default,
+            actual,
+            config_key,
+        })
+        .collect()
+    }
+}
+
+fn or_none(items: &[String]) -> String {
+    if items.is_empty() { "none".to_owned() } else { items.join(", ") }
+}
+
+fn describe_mount(mount: &Mount) -> String {
+    super::inspect::mount_line(
+        &mount.source.to_string_lossy(),
+        &mount.target.to_string_lossy(),
+        mount.writable,
+    )
+}
+
+fn bind(mount: &Mount) -> Bind {
+    Bind {
+        typ: Some(MountType::BIND),
+        source: Some(mount.source.to_string_lossy().into_owned()),
+        target: Some(mount.target.to_string_lossy().into_owned()),
+        read_only: Some(!mount.writable),
+        bind_options: Some(MountBindOptions {
+            propagation: Some(MountBindOptionsPropagationEnum::RPRIVATE),
+            // What is mounted below the folder was not checked, and engines before 25 would leave
+            // it writable in a read-only mount.
+            non_recursive: Some(true),
+            ..MountBindOptions::default()
+        }),
+        ..Bind::default()
+    }
+}
+
+fn user(hardening: &Hardening) -> Result<String, LaunchFailure> {
+    let Some(user) = &hardening.user else { return Ok(USER.to_owned()) };
+    let id = |id: &str| {
+        !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()) && id.parse::<i32>().is_ok()
+    };
+    match user.split_once(':') {
+        Some((uid, gid)) if id(uid) && id(gid) => Ok(user.clone()),
+        _ => Err(failure(
+            format!("`{}` is not UID:GID", user.escape_debug()),
+            "write `hardening.user` as two numbers, such as \"1000:1000\"",
+        )),
+    }
+}
+
+fn capabilities(hardening: &Hardening) -> Result<Vec<String>, LaunchFailure> {
+    let mut added = Vec::new();
+    for given in &hardening.cap_add {
+        let upper = given.to_ascii_uppercase();
+        let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
+        if !CAPABILITIES.contains(&name) {
+            return Err(failure(
+                format!("`{}` is not a capability that can be added", given.escape_debug()),
+                "name single capabilities in `hardening.cap-add`, such as CAP_NET_BIND_SERVICE",
+            ));
+        }
+        added.push(format!("CAP_{name}"));
+    }
+    added.sort();
+    added.dedup();
+    Ok(added)
+}
+
+fn memory(resources: &Resources) -> Result<u64, LaunchFailure> {
+    // Engines refuse less than 6 MiB; docker-init and a C library alone need nearly that.
+    match resources.memory_mib {
+        mib @ 6..=0xff_ffff => Ok(mib * MIB),
+        mib => Err(failure(
+            format!("{mib} MiB is no memory limit that a container can have"),
+            "set `resources.memory-mib` to 6 or more",
+        )),
+    }
+}
+
+fn nano_cpus(resources: &Resources) -> Result<i64, LaunchFailure> {
+    match resources.cpus {
+        cpus @ 0.01..=1024.0 => Ok((cpus * 1e9) as i64),
+        cpus => Err(failure(
+            format!("{cpus} processors is no limit that a container can have"),
+            "set `resources.cpus` to 0.01 or more",
+        )),
+    }
+}
+
+fn pids(resources: &Resources) -> Result<u32, LaunchFailure> {
+    match resources.pids {
+        // 0 would be no limit at all. The init takes one.
+        pids @ 2..=4_194_304 => Ok(pids),
+        pids => Err(failure(
+            format!("{pids} is no limit of processes that a container can have"),
+            "set `resources.pids` to 2 or more",
+        )),
+    }
+}
+
+/// From capabilities(7), without the prefix.
+const CAPABILITIES: &[&str] = &[
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
+];
