@@ -17,7 +17,7 @@ mod store;
 mod unavailable;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use digest::DigestKey;
 pub use log::{Audit, Options, Reader, Scrub, Tail, Tailed};

@@ -313,6 +313,28 @@ impl Archive {
         self.read(move |shelf| page(shelf, &filter)).await
     }
 
+    /// The newest `count` records that a filter finds, oldest first, whatever its order, limit and
+    /// `after`. The page has no next one.
+    ///
+    /// # Errors
+    /// As [`Archive::query`].
+    pub async fn last(&self, filter: Filter, count: usize) -> Result<Page, Unavailable> {
+        let mut filter = Filter { order: Order::NewestFirst, after: None, ..filter };
+        let mut found = Page::default();
+        while found.entries.len() < count {
+            filter.limit = Some(count - found.entries.len());
+            let page = self.query(filter.clone()).await?;
+            found.entries.extend(page.entries);
+            found.unreadable.extend(page.unreadable);
+            filter.after = page.next;
+            if page.next.is_none() {
+                break;
+            }
+        }
+        found.entries.reverse();
+        Ok(found)
+    }
+
     /// The records of one decision, oldest first: its intent and outcome, or its refusal.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A tool call, with whatever `change` makes of it.
-pub(super) fn exchange(change: impl FnOnce(&mut Exchange)) -> Exchange {
+pub(crate) fn exchange(change: impl FnOnce(&mut Exchange)) -> Exchange {
     let mut exchange = Exchange {
         id: DecisionId::next(),
         at: jiff::Timestamp::now(),

@@ -1,0 +1,183 @@
+//! The command line's end of the admin socket.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use http::{Method, Request, Response, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+use tokio_util::{
+    codec::{FramedRead, LinesCodec},
+    io::StreamReader,
+};
+
+use super::{Problem, socket::Address};
+
+/// Bytes of one answer.
+const ANSWER: usize = 64 << 20;
+/// Bytes of one line of a stream.
+const LINE: usize = 1 << 20;
+/// How long an answer may take to begin.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why a request got no usable answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The proxy answered with an error.
+    #[error("{}", .0.advice())]
+    Problem(Problem),
+    /// The proxy can't be reached, or went away.
+    #[error("the proxy does not answer on its admin socket ({0}): is it still running?")]
+    Gone(String),
+    /// The answer is not what was expected.
+    #[error(
+        "the running proxy answers in an unexpected way ({0}): is it of the same version as this \
+         command?"
+    )]
+    Unexpected(String),
+}
+
+impl Failure {
+    /// Whether the proxy said that what is asked for does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Problem(problem) if problem.status == http::StatusCode::NOT_FOUND)
+    }
+}
+
+fn gone(error: impl std::fmt::Display) -> Failure {
+    Failure::Gone(error.to_string())
+}
+
+/// A running proxy.
+#[derive(Debug, Clone)]
+pub struct Client {
+    state_dir: PathBuf,
+}
+
+impl Client {
+    /// The proxy that runs with this state folder, if one does.
+    pub async fn connect(state_dir: &Path) -> Option<Self> {
+        dial(state_dir).await.ok().map(|_| Self { state_dir: state_dir.to_owned() })
+    }
+
+    /// Asks for a value.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        read(self.send(Method::GET, path, Bytes::new()).await?).await
+    }
+
+    /// Sends a value and asks for another.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn post_json<B: Serialize + ?Sized, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, Failure> {
+        read(self.send(Method::POST, path, encode(body)?).await?).await
+    }
+
+    /// Sends a value and asks for a stream of lines.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn stream_lines<B: Serialize + ?Sized>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<Lines, Failure> {
+        let answer = self.send(Method::POST, path, encode(body)?).await?;
+        let bytes = answer.into_body().into_data_stream().map_err(io::Error::other);
+        let codec = LinesCodec::new_with_max_length(LINE);
+        Ok(Lines(FramedRead::new(StreamReader::new(bytes), codec).map_err(gone).boxed()))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Failure> {
+        let stream = dial(&self.state_dir).await.map_err(gone)?;
+        let exchange = async {
+            let (mut sender, connection) =
+                http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
+            // It ends with the connection, and its errors come back with the answer.
+            tokio::spawn(connection);
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header(header::HOST, "portcullis")
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(Full::new(body))
+                .map_err(|e| Failure::Unexpected(e.to_string()))?;
+            sender.send_request(request).await.map_err(gone)
+        };
+        let answer = tokio::time::timeout(PATIENCE, exchange)
+            .await
+            .map_err(|_| gone(format_args!("no answer in {PATIENCE:?}")))??;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        Err(Failure::Problem(Problem::read(status, &collect(answer).await?)))
+    }
+}
+
+async fn dial(state_dir: &Path) -> io::Result<UnixStream> {
+    let address = Address::of(state_dir)?;
+    UnixStream::connect(&address.path).await
+}
+
+fn encode<B: Serialize + ?Sized>(body: &B) -> Result<Bytes, Failure> {
+    serde_json::to_vec(body).map(Bytes::from).map_err(|e| Failure::Unexpected(e.to_string()))
+}
+
+async fn collect(answer: Response<Incoming>) -> Result<Bytes, Failure> {
+    Ok(Limited::new(answer.into_body(), ANSWER).collect().await.map_err(gone)?.to_bytes())
+}
+
+async fn read<T: DeserializeOwned>(answer: Response<Incoming>) -> Result<T, Failure> {
+    serde_json::from_slice(&collect(answer).await?).map_err(|e| Failure::Unexpected(e.to_string()))
+}
+
+/// A stream of lines.
+pub struct Lines(BoxStream<'static, Result<String, Failure>>);
+
+impl Lines {
+    /// Waits for the next line. `None` at the end.
+    ///
+    /// # Errors
+    /// [`Failure::Gone`] where the proxy went away.
+    pub async fn next(&mut self) -> Option<Result<String, Failure>> {
+        self.0.next().await
+    }
+
+    /// Waits for the next line and reads it as JSON. `None` at the end.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn next_json<T: DeserializeOwned>(&mut self) -> Option<Result<T, Failure>> {
+        let line = self.next().await?;
+        Some(line.and_then(|line| {
+            serde_json::from_str(&line).map_err(|e| Failure::Unexpected(e.to_string()))
+        }))
+    }
+}
+
+impl std::fmt::Debug for Lines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lines").finish_non_exhaustive()
+    }
+}
