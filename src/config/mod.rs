@@ -1,8 +1,138 @@
 //! `portcullis.toml`: read, checked once with spans, and from then on a [`Config`] of plain values.
+//!
+//! The text becomes a plain value with the place of everything in it (`document`), is held against
+//! the schema of its shape (`shape`), becomes typed (`typed`), and is checked for what a schema
+//! can't say (`checks`). Every step tells of all that is wrong, not only of the first; a part that
+//! one step found wrong is not shown to the next.
+//!
+//! INVARIANT: no message repeats what may be a secret; no text, however broken, panics.
 
+mod checks;
+mod document;
+mod entry;
+mod finding;
+mod place;
 mod raw;
+mod shape;
+mod typed;
+mod values;
 
-pub use raw::{
-    Audit, Client, Config, Engine, EntrySettings, Era, Hardening, InterceptorEntry, Limits, Listen,
-    LogFormat, MountEntry, Policy, Resources, Runtime, SecretRef, Server, Telemetry, Use,
+#[cfg(test)]
+mod docs;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
 };
+
+pub use entry::{InterceptorEntry, Use};
+pub use finding::{Code, Diagnostics, Finding, Severity};
+pub use raw::{
+    Audit, Client, Config, Engine, EntrySettings, Era, Hardening, Limits, Listen, LogFormat,
+    Policy, Resources, Runtime, Server, Telemetry,
+};
+pub use values::{IllegalMount, MountEntry, SecretRef};
+
+use document::Document;
+use finding::{MOST, Source};
+
+/// Bytes of a config file; no honest one comes near.
+const LARGEST: u64 = 4 << 20;
+
+/// A config that holds, with what later findings need to point into its file.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The settings, every path in them absolute.
+    pub config: Config,
+    /// The file, as the user named it.
+    pub path: PathBuf,
+    /// The folder that relative paths in the file are relative to. Absolute.
+    pub base: PathBuf,
+    /// What should be looked at but does not keep the proxy from starting.
+    pub warnings: Vec<Finding>,
+    document: Document,
+}
+
+impl Loaded {
+    /// A finding at the value of a JSON pointer into the file, such as `/interceptors/0/path`, or
+    /// at the nearest thing around it that stands in the file.
+    pub fn finding(&self, pointer: &str, code: Code, message: impl Into<String>) -> Finding {
+        self.document.at_value(pointer, code, message)
+    }
+
+    /// The line of a key or an array's element, from 1, by its JSON pointer.
+    pub fn line(&self, pointer: &str) -> Option<u32> {
+        self.document.at_key(pointer, Code::BadValue, "").position().map(|(line, _)| line)
+    }
+}
+
+/// Reads and checks a config file.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
+    let text = read(path).map_err(|finding| Diagnostics(vec![finding]))?;
+    parse(path, &text)
+}
+
+/// Checks the text of a config file. Touches no file: `path` is what messages call it and what
+/// relative paths are relative to.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse(path: &Path, text: &str) -> Result<Loaded, Diagnostics> {
+    let base = base_of(path);
+    let (document, mut findings) = Document::parse(path, text);
+    let mut config = None;
+    if findings.is_empty() {
+        let built = typed::build(&document, shape::check(&document), &mut findings);
+        checks::check(&built, &document, &mut findings);
+        config = Some(built.config);
+    }
+    findings.sort_by_key(Finding::offset);
+    findings.truncate(MOST);
+    match config {
+        Some(mut config) if findings.iter().all(|f| f.severity == Severity::Warning) => {
+            typed::resolve(&mut config, &base);
+            let path = path.to_owned();
+            Ok(Loaded { config, path, base, warnings: findings, document })
+        }
+        _ => Err(Diagnostics(findings)),
+    }
+}
+
+fn base_of(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    path.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned)
+}
+
+fn read(path: &Path) -> Result<String, Finding> {
+    let unreadable =
+        |what: String| Finding::new(Code::Unreadable, what).within(&Source::new(path, ""), None);
+    let shown = path.display();
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(unreadable(format!("there is no config file `{shown}`")).help(
+                "name one with `--config FILE` or PORTCULLIS_CONFIG; \
+                 `portcullis schema config` prints what it may hold",
+            ));
+        }
+        Err(error) => return Err(unreadable(format!("`{shown}` can't be read: {error}"))),
+    }
+    if bytes.len() as u64 > LARGEST {
+        return Err(unreadable(format!("`{shown}` is larger than {} MiB", LARGEST >> 20))
+            .help("is it the right file?"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(error.as_bytes().get(..good).unwrap_or_default());
+        Finding::new(Code::Syntax, "not UTF-8 from here on".to_owned())
+            .within(&Source::new(path, &text), Some(good..good))
+            .help("save the file as UTF-8")
+    })
+}

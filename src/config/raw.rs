@@ -6,9 +6,9 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{InterceptorEntry, MountEntry, SecretRef};
 use crate::{
     chain::Mode,
-    interceptors::{plugin, rate_limit, schema, secrets},
     names::{ClientName, Group, ServerName},
 };
 
@@ -52,9 +52,12 @@ fn default_state_dir() -> PathBuf {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Listen {
     /// Address and port of the HTTP front. Anything but loopback should stand behind TLS.
+    #[schemars(with = "String", extend("format" = "socket-address"))]
     pub http: SocketAddr,
     /// Take calls without a key. Policy sees them as `Portcullis::Anonymous::"anonymous"`.
     pub anonymous: bool,
+    /// Take them on an address that other machines can reach, too.
+    pub anonymous_beyond_loopback: bool,
     /// `Host` values taken beside the address itself and, on loopback, `localhost`.
     pub allowed_hosts: Vec<String>,
     /// `Origin` values taken, for clients in a browser. None are by default.
@@ -66,6 +69,7 @@ impl Default for Listen {
         Self {
             http: SocketAddr::from(([127, 0, 0, 1], 8811)),
             anonymous: false,
+            anonymous_beyond_loopback: false,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
         }
@@ -93,6 +97,7 @@ pub struct Audit {
     /// The store's folder. Default: `audit` in the state folder.
     pub dir: Option<PathBuf>,
     /// Milliseconds that a call may wait for its record to be on disk before it is refused.
+    #[schemars(range(min = 1))]
     pub deadline_ms: u64,
 }
 
@@ -107,18 +112,25 @@ impl Default for Audit {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Limits {
     /// Bytes of one message of a client.
+    #[schemars(range(min = 1))]
     pub request_bytes: usize,
     /// Bytes of one message of a server.
+    #[schemars(range(min = 1))]
     pub response_bytes: usize,
     /// Nesting of arrays and objects in a message.
+    #[schemars(range(min = 4, max = 1000))]
     pub depth: usize,
     /// Values in a message.
+    #[schemars(range(min = 1))]
     pub nodes: usize,
     /// Exchanges that one principal may have under way at once.
+    #[schemars(range(min = 1))]
     pub concurrent: usize,
     /// Legacy sessions at once, over all clients.
+    #[schemars(range(min = 1))]
     pub sessions: usize,
     /// Seconds after which an unused legacy session ends.
+    #[schemars(range(min = 1))]
     pub session_idle_s: u64,
 }
 
@@ -176,8 +188,8 @@ pub struct Client {
     pub groups: Vec<Group>,
 }
 
-/// One server. Exactly one of `image`, `command` and `url`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+/// One server: an `image`, a `command` or a `url`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Server {
     /// A container image, by digest (`name@sha256:…`) or by a local image id (`sha256:…`).
@@ -204,13 +216,39 @@ pub struct Server {
     pub hardening: Hardening,
     pub era: Era,
     /// Seconds for the server to start and greet.
+    #[schemars(range(min = 1))]
     pub start_timeout_s: u64,
     /// Seconds for one call.
+    #[schemars(range(min = 1))]
     pub call_timeout_s: u64,
     /// Seconds without a call after which the server is stopped. 0: never.
     pub idle_stop_s: u64,
     /// Calls under way at once; more are refused.
+    #[schemars(range(min = 1))]
     pub concurrent: usize,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            image: None,
+            command: None,
+            url: None,
+            runtime: Runtime::default(),
+            prefix: None,
+            env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            headers: BTreeMap::new(),
+            mounts: Vec::new(),
+            resources: Resources::default(),
+            hardening: Hardening::default(),
+            era: Era::default(),
+            start_timeout_s: 60,
+            call_timeout_s: 60,
+            idle_stop_s: 900,
+            concurrent: 64,
+        }
+    }
 }
 
 /// Where a `command` runs.
@@ -236,27 +274,18 @@ pub enum Era {
     Modern,
 }
 
-/// Where a secret comes from: `env:NAME` or `file:PATH`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct SecretRef {
-    pub from: String,
-}
-
-/// `SOURCE:TARGET[:rw]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct MountEntry(pub String);
-
 /// Ceilings for one server's process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Resources {
     /// MiB of memory (and swap together).
+    #[schemars(range(min = 8))]
     pub memory_mib: u64,
     /// Processors.
+    #[schemars(range(min = 0.01, max = 1024.0))]
     pub cpus: f64,
     /// Processes and threads.
+    #[schemars(range(min = 1))]
     pub pids: u32,
 }
 
@@ -285,19 +314,9 @@ pub struct Hardening {
     pub exec_tmp: bool,
 }
 
-/// One entry of the chain.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub struct InterceptorEntry {
-    #[serde(flatten)]
-    pub settings: EntrySettings,
-    #[serde(flatten)]
-    pub kind: Use,
-}
-
 /// What every entry of the chain may say.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(default, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct EntrySettings {
     /// The name in records and refusals. Default: the value of `use`.
     pub name: Option<String>,
@@ -305,17 +324,8 @@ pub struct EntrySettings {
     /// Let a message pass when this interceptor fails.
     pub fail_open: bool,
     /// Milliseconds for one verdict. Default 1000.
+    #[schemars(range(min = 1))]
     pub deadline_ms: Option<u64>,
     /// Ask only for these methods (a narrowing of the interceptor's own hooks).
     pub events: Option<Vec<String>>,
-}
-
-/// Which interceptor an entry is, with that interceptor's own settings.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "use", rename_all = "kebab-case")]
-pub enum Use {
-    RateLimit(rate_limit::Config),
-    Schema(schema::Config),
-    Secrets(secrets::Config),
-    Plugin(plugin::Config),
 }

@@ -1,5 +1,9 @@
 //! Who is calling: an API key, the local user, or nobody in particular becomes a [`Principal`].
 
+mod key;
+
+pub use key::{Key, KeyHash, NoHash, NoKey, NoRandomness};
+
 use serde::Serialize;
 
 use crate::names::{ClientName, Group};

@@ -1,0 +1,294 @@
+//! What a schema can't say: settings that depend on each other, and values with a meaning.
+
+mod server;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use serde_json::Value;
+
+use super::{
+    Finding,
+    document::Document,
+    finding::Code,
+    place::child,
+    shape::{brief, nearest},
+    typed::Built,
+};
+use crate::{exchange::Method, identity::KeyHash, names::ServerName};
+
+/// Checks everything.
+pub(super) fn check(built: &Built, document: &Document, findings: &mut Vec<Finding>) {
+    let mut checker = Checker { document, findings };
+    checker.listen(built);
+    checker.clients(built);
+    for (name, server) in &built.config.servers {
+        server::check(&mut checker, &child("/servers", name), server);
+    }
+    checker.prefixes(built);
+    checker.interceptors(built);
+    checker.rest(built);
+}
+
+struct Checker<'a> {
+    document: &'a Document,
+    findings: &'a mut Vec<Finding>,
+}
+
+impl Checker<'_> {
+    fn add(&mut self, finding: Finding) {
+        self.findings.push(finding);
+    }
+
+    /// Something is wrong with the value there.
+    fn bad(&mut self, pointer: &str, message: impl Into<String>, help: &str) {
+        self.add(self.document.at_value(pointer, Code::BadValue, message).help(help));
+    }
+
+    /// Two settings don't go together; shown at the key.
+    fn conflict(&mut self, pointer: &str, message: impl Into<String>, help: &str) {
+        self.add(self.document.at_key(pointer, Code::Conflict, message).help(help));
+    }
+
+    fn line_of(&self, pointer: &str) -> u32 {
+        let place = self.document.at_key(pointer, Code::Conflict, "").position();
+        place.map_or(0, |(line, _)| line)
+    }
+
+    fn listen(&mut self, built: &Built) {
+        let listen = &built.config.listen;
+        let open = !listen.http.ip().is_loopback();
+        if open && listen.anonymous && !listen.anonymous_beyond_loopback {
+            self.add(
+                self.document
+                    .at_key(
+                        "/listen/anonymous",
+                        Code::Unsafe,
+                        format!("anyone who reaches {} could call without a key", listen.http),
+                    )
+                    .help(
+                        "listen on 127.0.0.1, or give each client a key with `portcullis client \
+                         add`, or write `anonymous-beyond-loopback = true` if that is meant",
+                    ),
+            );
+        }
+        if listen.anonymous_beyond_loopback && !listen.anonymous {
+            self.conflict(
+                "/listen/anonymous-beyond-loopback",
+                "this has no meaning without `anonymous = true`",
+                "remove it, or add `anonymous = true`",
+            );
+        }
+        for (at, host) in listen.allowed_hosts.iter().enumerate() {
+            let legal = host
+                .parse::<http::uri::Authority>()
+                .is_ok_and(|host| !host.as_str().contains('@') && !host.as_str().contains('*'));
+            if !legal {
+                self.bad(
+                    &child("/listen/allowed-hosts", at),
+                    format!("`{}` is no host", brief(host)),
+                    "write `name` or `name:port`, without a scheme",
+                );
+            }
+        }
+        for (at, origin) in listen.allowed_origins.iter().enumerate() {
+            let legal = reqwest::Url::parse(origin)
+                .is_ok_and(|url| url.has_host() && url.origin().ascii_serialization() == *origin);
+            if !legal {
+                self.bad(
+                    &child("/listen/allowed-origins", at),
+                    format!("`{}` is no origin", brief(origin)),
+                    "write `https://name` or `https://name:port` in lower case, without a path",
+                );
+            }
+        }
+    }
+
+    fn clients(&mut self, built: &Built) {
+        let mut owners: HashMap<KeyHash, String> = HashMap::new();
+        for (name, client) in &built.config.clients {
+            let pointer = child(&child("/clients", name), "key-hash");
+            match client.key_hash.parse::<KeyHash>() {
+                Err(error) => self.bad(
+                    &pointer,
+                    error.to_string(),
+                    "`portcullis client add NAME` makes a key and its hash",
+                ),
+                Ok(hash) => {
+                    if let Some(other) = owners.insert(hash, name.to_string()) {
+                        self.conflict(
+                            &pointer,
+                            format!("the clients `{other}` and `{name}` have the same key"),
+                            "give each client a key of its own: the audit log tells them apart by it",
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Names of two servers must not run together: with the prefixes `a` and `a__b`, the server
+    /// of the first could offer `b__x` and pass for the second's `x`.
+    fn prefixes(&mut self, built: &Built) {
+        let mut owners: BTreeMap<&str, &ServerName> = BTreeMap::new();
+        for (name, server) in &built.config.servers {
+            let prefix = server.prefix.as_deref().unwrap_or(name.as_str());
+            let clash = owners.iter().find(|(other, _)| {
+                let (short, long) =
+                    if other.len() < prefix.len() { (**other, prefix) } else { (prefix, **other) };
+                long == short
+                    || (!short.is_empty()
+                        && long.strip_prefix(short).is_some_and(|rest| rest.starts_with("__")))
+            });
+            if let Some((_, other)) = clash {
+                let message = format!(
+                    "names of `{name}` could not be told from names of `{other}` (line {})",
+                    self.line_of(&child("/servers", other)),
+                );
+                let server = child("/servers", name);
+                let key = child(&server, "prefix");
+                let pointer = if self.document.get(&key).is_some() { key } else { server };
+                self.conflict(&pointer, message, "give one of them another `prefix`");
+            }
+            owners.insert(prefix, name);
+        }
+    }
+
+    fn interceptors(&mut self, built: &Built) {
+        let mut names: HashMap<&str, &str> = HashMap::new();
+        for (entry, pointer) in built.config.interceptors.iter().zip(&built.interceptors) {
+            let name = entry.name();
+            let key = child(pointer, "name");
+            let legal = (1..=64).contains(&name.len())
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+            if !legal {
+                self.bad(
+                    &key,
+                    "this is no name for an interceptor",
+                    "use 1 to 64 letters, digits, `.`, `_` and `-`",
+                );
+            } else if matches!(name, "policy" | "audit") {
+                self.conflict(
+                    &key,
+                    format!("`{name}` is always in the chain, under that name"),
+                    "choose another name",
+                );
+            }
+            if let Some(other) = names.insert(name, pointer) {
+                let message = format!(
+                    "two interceptors are called `{}` (line {})",
+                    brief(name),
+                    self.line_of(other)
+                );
+                let finding = self.document.at_key(&key, Code::Conflict, message);
+                self.add(finding.help("give each a `name` of its own: records name them by it"));
+            }
+            for (at, event) in entry.settings.events.iter().flatten().enumerate() {
+                self.event(&child(&child(pointer, "events"), at), event);
+            }
+            if entry.settings.events.as_ref().is_some_and(Vec::is_empty) {
+                self.bad(
+                    &child(pointer, "events"),
+                    "without an event the interceptor would never be asked",
+                    "remove the key to keep the interceptor's own events",
+                );
+            }
+            if let Some(Value::String(sha256)) = self.document.get(&child(pointer, "sha256"))
+                && !is_sha256(sha256)
+            {
+                self.bad(
+                    &child(pointer, "sha256"),
+                    "this is no SHA-256",
+                    "64 characters of 0-9 and a-f, as `sha256sum FILE` prints",
+                );
+            }
+        }
+    }
+
+    fn event(&mut self, pointer: &str, event: &str) {
+        if event == "*" || METHODS.contains(&event) {
+            return;
+        }
+        let message = format!("`{}` is no method that is known", brief(event));
+        let finding = self.document.at_value(pointer, Code::BadValue, message).warning();
+        self.add(match nearest(event, METHODS.iter().copied()) {
+            Some(method) => finding.label(format!("did you mean `{method}`?")),
+            None => finding,
+        });
+    }
+
+    fn rest(&mut self, built: &Built) {
+        if let Some(filter) = &built.config.telemetry.log
+            && let Err(error) = tracing_subscriber::EnvFilter::try_new(filter)
+        {
+            self.bad(
+                "/telemetry/log",
+                format!("this is no log filter: {error}"),
+                "write a level (`info`) or targets with levels (`portcullis=debug,info`)",
+            );
+        }
+        if let Some(host) = &built.config.engine.host {
+            let legal = match host.split_once("://") {
+                Some(("unix", path)) => path.starts_with('/'),
+                Some(("tcp" | "http", rest)) => !rest.is_empty(),
+                _ => false,
+            };
+            if !legal {
+                self.bad(
+                    "/engine/host",
+                    format!("`{}` is no address of a container engine", brief(host)),
+                    "such as `unix:///var/run/docker.sock`",
+                );
+            }
+        }
+        let mut seen = HashSet::new();
+        for (at, path) in built.config.policy.paths.iter().enumerate() {
+            if path.as_os_str().is_empty() {
+                self.bad(
+                    &child("/policy/paths", at),
+                    "this path is empty",
+                    "name a file or a folder",
+                );
+            } else if !seen.insert(path) {
+                self.conflict(
+                    &child("/policy/paths", at),
+                    "this path is named twice",
+                    "remove one of the two",
+                );
+            }
+        }
+        for (pointer, path) in [
+            ("/state-dir", Some(&built.config.state_dir)),
+            ("/audit/dir", built.config.audit.dir.as_ref()),
+        ] {
+            if path.is_some_and(|path| path.as_os_str().is_empty()) {
+                self.bad(pointer, "this path is empty", "name a folder");
+            }
+        }
+    }
+}
+
+/// Methods that an interceptor may be asked for.
+const METHODS: &[&str] = &[
+    Method::INITIALIZE,
+    Method::DISCOVER,
+    Method::PING,
+    Method::TOOLS_LIST,
+    Method::TOOLS_CALL,
+    Method::PROMPTS_LIST,
+    Method::PROMPTS_GET,
+    Method::RESOURCES_LIST,
+    Method::TEMPLATES_LIST,
+    Method::RESOURCES_READ,
+    Method::COMPLETE,
+    Method::SAMPLE,
+    Method::ELICIT,
+    Method::ROOTS_LIST,
+    Method::CANCELLED,
+    Method::INITIALIZED,
+    Method::PROGRESS,
+    Method::LOG_MESSAGE,
+];
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}

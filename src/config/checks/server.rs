@@ -1,0 +1,375 @@
+//! One server.
+
+use std::collections::HashSet;
+
+use http::HeaderName;
+use reqwest::Url;
+use serde_json::Value;
+
+use super::{Checker, is_sha256};
+use crate::config::{
+    Server,
+    finding::Code,
+    place::child,
+    shape::{brief, nearest},
+    values::{CAPABILITIES, is_env_name},
+};
+use crate::vault::Source;
+
+pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
+    kind(checker, at, server);
+    if let Some(image) = &server.image {
+        check_image(checker, at, image, server.hardening.allow_tag);
+    }
+    if let Some(command) = &server.command {
+        check_command(checker, at, command, server.image.is_some());
+    }
+    if let Some(url) = &server.url {
+        check_url(checker, &child(at, "url"), url);
+    }
+    prefix(checker, at, server);
+    environment(checker, at, server);
+    headers(checker, at, server);
+    mounts(checker, at, server);
+    hardening(checker, &child(at, "hardening"), server);
+}
+
+/// Exactly one kind, and no key that means nothing to it: a key without effect is a promise that
+/// is not kept.
+fn kind(checker: &mut Checker<'_>, at: &str, server: &Server) {
+    let (idle, of): (&[&str], &str) = match (&server.image, &server.command, &server.url) {
+        (None, None, None) => {
+            checker.add(
+                checker
+                    .document
+                    .at_key(at, Code::MissingKey, "this server is neither image, command nor url")
+                    .help(
+                        "add `image = \"NAME@sha256:…\"`, `command = [\"PROGRAM\", …]` or \
+                         `url = \"https://…\"`",
+                    ),
+            );
+            return;
+        }
+        (Some(_), _, Some(_)) | (_, Some(_), Some(_)) => {
+            let other = if server.image.is_some() { "image" } else { "command" };
+            checker.conflict(
+                &child(at, "url"),
+                format!("this server has both `{other}` and `url`"),
+                "keep one: a server is an image, a command or a url",
+            );
+            return;
+        }
+        (Some(_), _, None) => (&["runtime", "headers"], "an `image`"),
+        (None, Some(_), None) => (&["headers"], "a `command`"),
+        (None, None, Some(_)) => {
+            (&["runtime", "env", "secrets", "mounts", "resources", "hardening"], "a `url`")
+        }
+    };
+    for key in idle {
+        let pointer = child(at, key);
+        if checker.document.get(&pointer).is_some() {
+            checker.conflict(
+                &pointer,
+                format!("`{key}` has no meaning for {of}"),
+                match (*key, of) {
+                    ("secrets", "a `url`") => "to send a secret to a url, use `headers`",
+                    _ => "remove it",
+                },
+            );
+        }
+    }
+}
+
+fn check_image(checker: &mut Checker<'_>, at: &str, image: &str, allow_tag: bool) {
+    let pointer = child(at, "image");
+    let (name, digest) = match image.rsplit_once("sha256:") {
+        Some((name, digest)) => (name.strip_suffix('@').unwrap_or(name), Some(digest)),
+        None => (image, None),
+    };
+    let legal_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b))
+        && !name.starts_with(['-', '.', '/', ':'])
+        && !name.ends_with(['/', ':']);
+    if !legal_name || (name.is_empty() && digest.is_none()) {
+        checker.bad(
+            &pointer,
+            format!("`{}` is no name of an image", brief(image)),
+            "such as `ghcr.io/owner/name@sha256:…`",
+        );
+    } else if let Some(digest) = digest {
+        if !is_sha256(digest) {
+            checker.bad(
+                &pointer,
+                "this digest is no SHA-256",
+                "64 characters of 0-9 and a-f behind `sha256:`",
+            );
+        }
+    } else if !allow_tag {
+        checker.add(
+            checker
+                .document
+                .at_value(&pointer, Code::Unsafe, "an image by tag can change under your feet")
+                .label("no digest")
+                .help(
+                    "write `NAME@sha256:…` (`docker images --digests` shows it), or \
+                     `hardening.allow-tag = true` if that is meant",
+                ),
+        );
+    }
+}
+
+fn check_command(checker: &mut Checker<'_>, at: &str, command: &[String], image: bool) {
+    let pointer = child(at, "command");
+    if !image && command.first().is_none_or(String::is_empty) {
+        checker.bad(&pointer, "this names no program", "write `[\"PROGRAM\", \"ARGUMENT\", …]`");
+    }
+    for (index, _) in command.iter().enumerate().filter(|(_, part)| part.contains('\0')) {
+        let what = if index == 0 { "program" } else { "argument" };
+        checker.bad(&child(&pointer, index), format!("a NUL can't stand in a {what}"), "remove it");
+    }
+}
+
+fn check_url(checker: &mut Checker<'_>, pointer: &str, text: &str) {
+    let url = match Url::parse(text) {
+        Ok(url) => url,
+        Err(error) => {
+            return checker.bad(
+                pointer,
+                format!("this is no URL: {error}"),
+                "such as `https://mcp.example.com/mcp`",
+            );
+        }
+    };
+    let loopback = url.host_str().is_some_and(|host| {
+        host == "localhost"
+            || host
+                .trim_matches(['[', ']'])
+                .parse::<std::net::IpAddr>()
+                .is_ok_and(|address| address.is_loopback())
+    });
+    match url.scheme() {
+        "https" => {}
+        "http" if loopback => {}
+        "http" => checker.add(
+            checker
+                .document
+                .at_value(pointer, Code::Unsafe, "plain HTTP would show every call on the network")
+                .help("use https; plain http is taken for loopback addresses only"),
+        ),
+        other => checker.bad(
+            pointer,
+            format!("`{}` is no scheme for a server", brief(other)),
+            "use https",
+        ),
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        checker.add(
+            checker
+                .document
+                .at_key(pointer, Code::LiteralSecret, "this URL has credentials in it")
+                .help("send them by `headers = { Authorization = { from = \"env:NAME\" } }`"),
+        );
+    }
+    if url.fragment().is_some() {
+        checker.bad(pointer, "a server's URL has no fragment", "remove `#` and what follows");
+    }
+}
+
+fn prefix(checker: &mut Checker<'_>, at: &str, server: &Server) {
+    let Some(prefix) = &server.prefix else { return };
+    let legal = prefix.len() <= 64
+        && prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if !legal {
+        checker.bad(
+            &child(at, "prefix"),
+            format!("`{}` can't stand before the name of a tool", brief(prefix)),
+            "use at most 64 letters, digits, `_` and `-`: some clients take no others",
+        );
+    }
+}
+
+fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
+    let env = child(at, "env");
+    let secrets = child(at, "secrets");
+    for (parent, name) in server
+        .env
+        .keys()
+        .map(|name| (&env, name))
+        .chain(server.secrets.keys().map(|name| (&secrets, name)))
+    {
+        if !is_env_name(name) {
+            let message = format!("`{}` is no name of a variable", brief(name));
+            checker.add(
+                checker
+                    .document
+                    .at_key(&child(parent, name), Code::BadValue, message)
+                    .help("use letters, digits and `_`, not beginning with a digit"),
+            );
+        }
+        if name.starts_with("LD_") {
+            let finding = checker.document.at_key(
+                &child(parent, name),
+                Code::Unsafe,
+                format!("`{}` changes which code a program loads", brief(name)),
+            );
+            checker
+                .add(finding.warning().help("build what it needs into the image or the program"));
+        }
+    }
+    for (key, name, secret) in server
+        .secrets
+        .iter()
+        .map(|(name, secret)| ("secrets", name, secret))
+        .chain(server.headers.iter().map(|(name, secret)| ("headers", name, secret)))
+    {
+        if let Err(error) = Source::try_from(secret) {
+            let pointer = child(&child(&child(at, key), name), "from");
+            checker.add(checker.document.at_value(&pointer, Code::BadValue, error.to_string()));
+        }
+    }
+    for (name, value) in &server.env {
+        let pointer = child(&env, name);
+        if server.secrets.contains_key(name) {
+            checker.conflict(
+                &pointer,
+                format!("`{}` is in both `env` and `secrets`", brief(name)),
+                "remove it from `env`",
+            );
+        } else if value.contains('\0') {
+            checker.add(checker.document.at_key(
+                &pointer,
+                Code::BadValue,
+                "a NUL can't stand in a variable",
+            ));
+        } else if looks_secret(name, value) {
+            let message = format!("`{}` looks like a secret in plain text", brief(name));
+            checker.add(
+                checker.document.at_key(&pointer, Code::LiteralSecret, message).warning().help(
+                    format!("write it under `secrets`: `{name} = {{ from = \"env:{name}\" }}`"),
+                ),
+            );
+        }
+    }
+}
+
+/// By the name of the variable, and by how vendors' keys begin.
+fn looks_secret(name: &str, value: &str) -> bool {
+    const NAMES: &[&str] = &[
+        "TOKEN",
+        "SECRET",
+        "PASSWORD",
+        "PASSWD",
+        "API_KEY",
+        "APIKEY",
+        "PRIVATE_KEY",
+        "CREDENTIAL",
+        "ACCESS_KEY",
+        "_PAT",
+    ];
+    const STARTS: &[&str] = &[
+        "ghp_",
+        "gho_",
+        "ghu_",
+        "ghs_",
+        "ghr_",
+        "github_pat_",
+        "glpat-",
+        "xoxb-",
+        "xoxp-",
+        "sk-",
+        "AKIA",
+        "pck_",
+        "-----BEGIN",
+    ];
+    let name = name.to_ascii_uppercase();
+    let is_path =
+        value.starts_with(['/', '.']) || name.ends_with("_FILE") || name.ends_with("_PATH");
+    value.len() >= 8
+        && (STARTS.iter().any(|start| value.starts_with(start))
+            || (!is_path && NAMES.iter().any(|part| name.contains(part))))
+}
+
+fn headers(checker: &mut Checker<'_>, at: &str, server: &Server) {
+    let all = child(at, "headers");
+    for name in server.headers.keys() {
+        let pointer = child(&all, name);
+        let Ok(header) = HeaderName::try_from(name.as_str()) else {
+            let message = format!("`{}` is no name of a header", brief(name));
+            checker.add(checker.document.at_key(&pointer, Code::BadValue, message));
+            continue;
+        };
+        let ours = [
+            "host",
+            "content-length",
+            "content-type",
+            "accept",
+            "connection",
+            "te",
+            "transfer-encoding",
+            "upgrade",
+            "trailer",
+            "keep-alive",
+            "last-event-id",
+        ]
+        .contains(&header.as_str())
+            || header.as_str().starts_with("mcp-");
+        if ours {
+            checker.conflict(&pointer, format!("`{header}` is the proxy's to set"), "remove it");
+        }
+    }
+}
+
+fn mounts(checker: &mut Checker<'_>, at: &str, server: &Server) {
+    let mut targets = HashSet::new();
+    for (index, mount) in server.mounts.iter().enumerate() {
+        if !targets.insert(&mount.target) {
+            checker.conflict(
+                &child(&child(at, "mounts"), index),
+                format!("two mounts have the target `{}`", mount.target.display()),
+                "give each a target of its own",
+            );
+        }
+    }
+}
+
+fn hardening(checker: &mut Checker<'_>, at: &str, server: &Server) {
+    let hardening = &server.hardening;
+    for (index, capability) in hardening.cap_add.iter().enumerate() {
+        if CAPABILITIES.contains(&capability.as_str()) {
+            continue;
+        }
+        let message = format!("`{}` is no capability", brief(capability));
+        let finding = checker.document.at_value(
+            &child(&child(at, "cap-add"), index),
+            Code::BadValue,
+            message,
+        );
+        let full = format!("CAP_{}", capability.trim_start_matches("CAP_").to_ascii_uppercase());
+        checker.add(match nearest(&full, CAPABILITIES.iter().copied()) {
+            Some(name) => finding.label(format!("did you mean `{name}`?")),
+            None => finding.help("capabilities(7) names them"),
+        });
+    }
+    if let Some(user) = &hardening.user {
+        let number = |text: &str| {
+            !text.is_empty()
+                && text.bytes().all(|b| b.is_ascii_digit())
+                && text.parse::<u32>().is_ok()
+        };
+        if !user.split_once(':').is_some_and(|(uid, gid)| number(uid) && number(gid)) {
+            checker.bad(
+                &child(at, "user"),
+                format!("`{}` is no user", brief(user)),
+                "write `UID:GID` in numbers, such as `1000:1000`",
+            );
+        }
+    }
+    if server.image.is_none()
+        && let Some(Value::Bool(true)) = checker.document.get(&child(at, "allow-tag"))
+    {
+        checker.conflict(
+            &child(at, "allow-tag"),
+            "`allow-tag` has no meaning without an `image`",
+            "remove it",
+        );
+    }
+}

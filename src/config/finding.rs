@@ -1,0 +1,291 @@
+//! What is wrong with a config, where, and what to do about it.
+
+use std::{
+    fmt,
+    ops::Range,
+    path::Path,
+    sync::{Arc, LazyLock},
+};
+
+use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
+use regex::Regex;
+
+macro_rules! codes {
+    ($(#[doc = $doc:literal] $variant:ident = $text:literal;)*) => {
+        /// The kinds of finding. The text of a code never changes once published.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Code {
+            $(#[doc = $doc] $variant,)*
+        }
+
+        impl Code {
+            /// Every code, for the docs and the tests.
+            pub const ALL: &[Code] = &[$(Code::$variant,)*];
+
+            /// The stable text.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Code::$variant => $text,)* }
+            }
+
+            /// What it stands for, in a sentence.
+            pub fn about(self) -> &'static str {
+                match self { $(Code::$variant => $doc.trim_ascii(),)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The file is not there, or can't be read.
+    Unreadable = "config-unreadable";
+    /// The text is no TOML.
+    Syntax = "config-syntax";
+    /// A key that means nothing here.
+    UnknownKey = "config-unknown-key";
+    /// A key that must be there is not.
+    MissingKey = "config-missing-key";
+    /// A value of the wrong type or form.
+    BadValue = "config-bad-value";
+    /// Two settings that can't both hold.
+    Conflict = "config-conflict";
+    /// A setting that opens what should be shut, without the word that it is meant.
+    Unsafe = "config-unsafe";
+    /// A secret in plain text.
+    LiteralSecret = "config-literal-secret";
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Findings told of one file; nobody reads more at once.
+pub(super) const MOST: usize = 100;
+
+/// The text of a file as messages may show it: without secrets and control characters, every
+/// byte in its place.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    name: Arc<str>,
+    shown: Arc<str>,
+}
+
+/// A string given to a key that sounds like a secret's, and what looks like one anywhere. This is
+/// for the eyes of whoever reads an error: it may hide too much.
+static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
+    let patterns = [
+        r#"(?i)(?:token|secret|passw|credential|api[_-]?key|private[_-]?key|_pat\b|auth)[a-z0-9_-]*["']?[ \t]*=[ \t]*(?:"""(?P<a>(?s:.*?))(?:"""|\z)|'''(?P<b>(?s:.*?))(?:'''|\z)|"(?P<c>[^"\n]*)|'(?P<d>[^'\n]*))"#,
+        r"(?P<e>-----BEGIN[ A-Z]*PRIVATE KEY(?s:.*?)(?:-----END[ A-Z-]*|\z))",
+        r#"://(?P<g>[^/\s"'@]+)@"#,
+        r"(?P<f>\b(?:gh[oprsu]_|github_pat_|glpat-|xox[abeprs]-|sk-|AKIA|pck_)[A-Za-z0-9_-]{8,})",
+    ];
+    #[expect(clippy::unwrap_used, reason = "a constant, compiled by every test of this file")]
+    Regex::new(&patterns.join("|")).unwrap()
+});
+
+impl Source {
+    pub fn new(path: &Path, text: &str) -> Self {
+        let name = path.display().to_string();
+        let name: String =
+            name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        let mut bytes = text.as_bytes().to_vec();
+        for found in SECRETS.captures_iter(text) {
+            for group in found.iter().skip(1).flatten() {
+                mask(&mut bytes, text, group.range());
+            }
+        }
+        for (at, c) in text.char_indices() {
+            let hidden = (c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
+                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                    | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}');
+            if hidden {
+                bytes[at..at + c.len_utf8()].fill(b'?');
+            }
+        }
+        let shown = String::from_utf8_lossy(&bytes).into_owned();
+        Self { name: name.into(), shown: shown.into() }
+    }
+
+    /// Hides these ranges from all messages.
+    pub fn hide(&mut self, ranges: Vec<Range<usize>>) {
+        let mut bytes = self.shown.as_bytes().to_vec();
+        for range in ranges {
+            mask(&mut bytes, &self.shown, range);
+        }
+        self.shown = String::from_utf8_lossy(&bytes).into_owned().into();
+    }
+
+    fn position(&self, offset: usize) -> (u32, u32) {
+        let before = self.shown.get(..offset).unwrap_or(&self.shown);
+        let line = before.bytes().filter(|&b| b == b'\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
+    }
+}
+
+/// Puts a star for each byte but line breaks, so that lines and offsets stay.
+fn mask(bytes: &mut [u8], text: &str, range: Range<usize>) {
+    if !(text.is_char_boundary(range.start) && text.is_char_boundary(range.end)) {
+        return;
+    }
+    for byte in bytes.get_mut(range).into_iter().flatten() {
+        if !matches!(byte, b'\n' | b'\r') {
+            *byte = b'*';
+        }
+    }
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The proxy starts all the same.
+    Warning,
+    /// The proxy does not start.
+    Error,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    pub code: Code,
+    pub severity: Severity,
+    /// What is wrong, in one sentence.
+    pub message: String,
+    /// A word under the place.
+    pub label: Option<String>,
+    /// What to do.
+    pub help: Option<String>,
+    place: Option<Range<usize>>,
+    source: Option<Arc<NamedSource<Arc<str>>>>,
+    position: Option<(u32, u32)>,
+}
+
+impl Finding {
+    pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            severity: Severity::Error,
+            message: printable(&message.into()),
+            label: None,
+            help: None,
+            place: None,
+            source: None,
+            position: None,
+        }
+    }
+
+    pub(super) fn within(mut self, source: &Source, place: Option<Range<usize>>) -> Self {
+        self.source =
+            Some(Arc::new(NamedSource::new(source.name.to_string(), source.shown.clone())));
+        if let Some(place) = place {
+            // A table's own span may hold many lines, of which the first says enough.
+            let text = source.shown.get(place.clone()).unwrap_or("");
+            let first_line = text.lines().next().unwrap_or("").len();
+            let place = place.start..place.start + first_line;
+            self.position = Some(source.position(place.start));
+            self.place = Some(place);
+        }
+        self
+    }
+
+    /// The same as a warning.
+    pub fn warning(mut self) -> Self {
+        self.severity = Severity::Warning;
+        self
+    }
+
+    /// With a word under the place.
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = Some(printable(&label.into()));
+        self
+    }
+
+    /// With what to do.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(printable(&help.into()));
+        self
+    }
+
+    /// Line and column, from 1.
+    pub fn position(&self) -> Option<(u32, u32)> {
+        self.position
+    }
+
+    /// The file, as the user named it.
+    pub fn file(&self) -> Option<&str> {
+        self.source.as_deref().map(NamedSource::name)
+    }
+
+    pub(super) fn offset(&self) -> usize {
+        self.place.as_ref().map_or(0, |place| place.start)
+    }
+}
+
+/// Control characters as escapes: a key may hold any.
+fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        if c.is_control() && c != '\n' {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+        shown
+    })
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Finding {}
+
+impl Diagnostic for Finding {
+    fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        Some(Box::new(self.code))
+    }
+
+    fn severity(&self) -> Option<miette::Severity> {
+        Some(match self.severity {
+            Severity::Warning => miette::Severity::Warning,
+            Severity::Error => miette::Severity::Error,
+        })
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.help.as_ref().map(|help| Box::new(help) as Box<dyn fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.place.as_ref()?;
+        self.source.as_deref().map(|source| source as &dyn SourceCode)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let place = self.place.clone()?;
+        let label = LabeledSpan::new(self.label.clone(), place.start, place.len());
+        Some(Box::new(std::iter::once(label)))
+    }
+}
+
+/// Everything that is wrong with a config: at least one finding is an error.
+#[derive(Debug, Clone)]
+pub struct Diagnostics(pub Vec<Finding>);
+
+impl fmt::Display for Diagnostics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, finding) in self.0.iter().enumerate() {
+            let gap = if at == 0 { "" } else { "\n" };
+            write!(f, "{gap}{}", finding.file().unwrap_or("config"))?;
+            if let Some((line, column)) = finding.position() {
+                write!(f, ":{line}:{column}")?;
+            }
+            write!(f, ": {} [{}]", finding.message, finding.code)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Diagnostics {}

@@ -1,0 +1,63 @@
+//! Where things stand in the file: JSON pointers to byte ranges.
+
+use std::{collections::HashMap, ops::Range};
+
+use serde_path_to_error::Segment;
+
+/// Where a key and its value stand. An element of an array has no key of its own.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub key: Option<Range<usize>>,
+    pub value: Range<usize>,
+}
+
+impl Place {
+    /// The key, where there is one: a value may be a whole table.
+    pub fn head(&self) -> Range<usize> {
+        self.key.clone().unwrap_or_else(|| self.value.clone())
+    }
+}
+
+/// The places of everything in a file, by JSON pointer.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Places(HashMap<String, Place>);
+
+impl Places {
+    pub fn insert(&mut self, pointer: String, place: Place) {
+        self.0.insert(pointer, place);
+    }
+
+    /// The place of that pointer, or of the nearest thing around it that stands in the file.
+    pub fn nearest(&self, mut pointer: &str) -> Option<&Place> {
+        loop {
+            if let Some(place) = self.0.get(pointer) {
+                return Some(place);
+            }
+            pointer = pointer.rsplit_once('/')?.0;
+        }
+    }
+
+    /// Everything below a pointer.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Place)> {
+        self.0.iter().map(|(pointer, place)| (pointer.as_str(), place))
+    }
+}
+
+/// A pointer one step further.
+pub(super) fn child(pointer: &str, key: impl std::fmt::Display) -> String {
+    format!("{pointer}/{}", key.to_string().replace('~', "~0").replace('/', "~1"))
+}
+
+/// The keys and indices of a pointer.
+pub(super) fn segments(pointer: &str) -> Vec<String> {
+    pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~")).collect()
+}
+
+/// The pointer to where deserializing stopped.
+pub(super) fn pointer_of(path: &serde_path_to_error::Path) -> String {
+    path.iter().fold(String::new(), |pointer, segment| match segment {
+        Segment::Seq { index } => child(&pointer, index),
+        Segment::Map { key } => child(&pointer, key),
+        Segment::Enum { .. } | Segment::Unknown => pointer,
+    })
+}

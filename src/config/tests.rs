@@ -1,0 +1,654 @@
+use std::path::Path;
+
+use super::*;
+
+/// Findings on one line each: place, code, message, label, help. `HIDDEN` in the text stands for
+/// a secret, which no finding may show.
+fn findings(text: &str) -> String {
+    let secret = ["hunter", "2-hunter2"].concat();
+    let text = &text.replace("HIDDEN", &secret);
+    let findings = match parse(Path::new("/etc/p/portcullis.toml"), text) {
+        Ok(loaded) => loaded.warnings,
+        Err(Diagnostics(findings)) => findings,
+    };
+    let mut shown = String::new();
+    for finding in findings {
+        let (line, column) = finding.position().unwrap_or_default();
+        let severity = if finding.severity == Severity::Warning { "warning " } else { "" };
+        shown += &format!("{line}:{column} {severity}[{}] {}\n", finding.code, finding.message);
+        for (what, text) in [("^ ", &finding.label), ("= ", &finding.help)] {
+            if let Some(text) = text {
+                shown += &format!("    {what}{text}\n");
+            }
+        }
+    }
+    assert!(!shown.contains(&secret), "{shown}");
+    shown
+}
+
+#[test]
+fn unknown_keys_are_found_at_every_depth() {
+    let text = r#"
+listen.htp = "127.0.0.1:1"
+[polcy]
+[servers.a]
+imgae = "x"
+[[interceptors]]
+use = "rate-limit"
+limits = [{ calls = 1, widnow = "1m" }]
+[[interceptors]]
+use = "schema"
+bogus = 1
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    2:8 [config-unknown-key] unknown key `htp`
+        ^ did you mean `http`?
+        = known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`
+    3:2 [config-unknown-key] unknown key `polcy`
+        ^ did you mean `policy`?
+        = known here: `listen`, `state-dir`, `policy`, `audit`, `limits`, `telemetry`, `engine`, `clients`, `servers`, `interceptors`
+    5:1 [config-unknown-key] unknown key `imgae`
+        ^ did you mean `image`?
+        = known here: `image`, `command`, `url`, `runtime`, `prefix`, `env`, `secrets`, `headers`, `mounts`, `resources`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `concurrent`
+    8:11 [config-missing-key] the key `window` is missing
+        ^ in this table
+        = `window`: The window: a number and one of `ms`, `s`, `m`, `h`, `d`, such as `1m`.
+    8:24 [config-unknown-key] unknown key `widnow`
+        ^ did you mean `window`?
+        = known here: `name`, `per`, `calls`, `window`, `burst`, `events`
+    11:1 [config-unknown-key] unknown key `bogus`
+        ^ not known here
+        = known here: `use`, `arguments`, `results`, `unusable`, `name`, `mode`, `fail-open`, `deadline-ms`, `events`
+    "#);
+}
+
+#[test]
+fn an_entry_of_the_chain_says_which_it_is() {
+    let text = r#"
+[[interceptors]]
+use = "rate-limt"
+[[interceptors]]
+mode = "audit"
+[[interceptors]]
+use = 1
+[[interceptors]]
+use = "schema"
+mode = "enforced"
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    3:7 [config-bad-value] `rate-limt` is not a value of this key
+        ^ did you mean `rate-limit`?
+        = one of `rate-limit`, `schema`, `secrets`, `plugin`
+    4:1 [config-missing-key] the key `use` is missing
+        ^ in this table
+        = one of `rate-limit`, `schema`, `secrets`, `plugin`
+    7:7 [config-bad-value] expected a string, found an integer
+        = one of `rate-limit`, `schema`, `secrets`, `plugin`
+    10:8 [config-bad-value] `enforced` is not a value of this key
+        ^ did you mean `enforce`?
+        = one of `enforce`, `audit`
+    "#);
+}
+
+#[test]
+fn values_of_the_wrong_type_or_form() {
+    let text = r#"
+state-dir = 1
+[listen]
+http = "localhost"
+anonymous = "yes"
+[limits]
+depth = 0
+nodes = 1.5
+[telemetry]
+log-format = "jsn"
+[servers.a]
+command = "notes"
+[servers.b]
+command = []
+prefix = "a b"
+[servers.c]
+command = ["notes"]
+mounts = ["/a", "/a:/proc", "/a:/b:rw"]
+resources = { cpus = 0, memory-mib = 1 }
+[servers.d]
+command = ["notes"]
+env = { "A B" = "x", A = 1 }
+[servers.D]
+[clients.c]
+key-hash = "sha256:00"
+groups = ["a b"]
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    2:13 [config-bad-value] expected a string, found an integer
+        = Where the proxy keeps its audit store, client keys and local socket. Default: `.portcullis` beside the config.
+    4:8 [config-bad-value] invalid socket address syntax: write an address and a port, such as `127.0.0.1:8811`
+        = Address and port of the HTTP front. Anything but loopback should stand behind TLS.
+    5:13 [config-bad-value] expected true or false, found a string
+        = Take calls without a key. Policy sees them as `Portcullis::Anonymous::"anonymous"`.
+    7:9 [config-bad-value] this must be at least 4
+        = Nesting of arrays and objects in a message.
+    8:9 [config-bad-value] expected an integer, found a number with a fraction
+        = Values in a message.
+    10:14 [config-bad-value] `jsn` is not a value of this key
+        ^ did you mean `json`?
+        = one of `text`, `json`, `auto`
+    12:11 [config-bad-value] expected an array, found a string
+        = A program and its arguments. With `image`: arguments for the image's entry point.
+    14:11 [config-bad-value] this names no program
+        = write `["PROGRAM", "ARGUMENT", …]`
+    15:10 [config-bad-value] `a b` can't stand before the name of a tool
+        = use at most 64 letters, digits, `_` and `-`: some clients take no others
+    18:11 [config-bad-value] a mount is `SOURCE:TARGET`, with `:rw` behind it to let the server write
+        = `SOURCE:TARGET`, `SOURCE:TARGET:ro` or `SOURCE:TARGET:rw`.
+    18:17 [config-bad-value] nothing can be mounted on `/`, `/proc`, `/sys` or `/dev`
+        = `SOURCE:TARGET`, `SOURCE:TARGET:ro` or `SOURCE:TARGET:rw`.
+    19:22 [config-bad-value] this must be at least 0.01
+        = Processors.
+    19:38 [config-bad-value] this must be at least 8
+        = MiB of memory (and swap together).
+    22:26 [config-bad-value] expected a string, found an integer
+    23:10 [config-bad-value] `D` is not a legal name: use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit
+    26:11 [config-bad-value] `a b` is not a legal name: use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit
+        = A group that clients belong to, as Cedar policies see it.
+    "#);
+}
+
+#[test]
+fn values_that_json_lacks() {
+    let text = r#"
+state-dir = 1979-05-27
+limits.depth = 99999999999999999999
+limits.nodes = inf
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    2:13 [config-bad-value] this is a date, and no key takes one
+    3:16 [config-bad-value] this is a number beyond 64 bits
+    4:16 [config-bad-value] this is no finite number
+    "#);
+}
+
+#[test]
+fn all_errors_of_syntax() {
+    let text = r#"
+a =
+b = 1
+b = 2
+[x
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    2:4 [config-syntax] not TOML: string values must be quoted, expected literal string
+    4:1 [config-syntax] not TOML: duplicate key
+    5:3 [config-syntax] not TOML: unclosed table, expected `]`
+    "#);
+}
+
+#[test]
+fn a_server_is_one_of_three() {
+    let text = r#"
+[servers.none]
+[servers.two]
+image = "a@sha256:0000000000000000000000000000000000000000000000000000000000000000"
+url = "https://example.com/mcp"
+[servers.remote]
+url = "https://example.com/mcp"
+env = { A = "b" }
+secrets = { A = { from = "env:A" } }
+[servers.local]
+command = ["notes"]
+headers = { Authorization = { from = "env:A" } }
+hardening = { allow-tag = true }
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    2:10 [config-missing-key] this server is neither image, command nor url
+        = add `image = "NAME@sha256:…"`, `command = ["PROGRAM", …]` or `url = "https://…"`
+    5:1 [config-conflict] this server has both `image` and `url`
+        = keep one: a server is an image, a command or a url
+    8:1 [config-conflict] `env` has no meaning for a `url`
+        = remove it
+    8:9 [config-conflict] `A` is in both `env` and `secrets`
+        = remove it from `env`
+    9:1 [config-conflict] `secrets` has no meaning for a `url`
+        = to send a secret to a url, use `headers`
+    12:1 [config-conflict] `headers` has no meaning for a `command`
+        = remove it
+    13:15 [config-conflict] `allow-tag` has no meaning without an `image`
+        = remove it
+    "#);
+}
+
+#[test]
+fn images_come_by_digest() {
+    let text = r#"
+[servers.a]
+image = "ghcr.io/owner/name:latest"
+[servers.b]
+image = "name@sha256:12"
+[servers.c]
+image = "-v"
+[servers.d]
+image = "name:tag"
+hardening = { allow-tag = true }
+[servers.e]
+image = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    3:9 [config-unsafe] an image by tag can change under your feet
+        ^ no digest
+        = write `NAME@sha256:…` (`docker images --digests` shows it), or `hardening.allow-tag = true` if that is meant
+    5:9 [config-bad-value] this digest is no SHA-256
+        = 64 characters of 0-9 and a-f behind `sha256:`
+    7:9 [config-bad-value] `-v` is no name of an image
+        = such as `ghcr.io/owner/name@sha256:…`
+    "#);
+}
+
+#[test]
+fn urls_are_https_or_loopback() {
+    let text = r#"
+[servers.a]
+url = "http://example.com/mcp"
+[servers.b]
+url = "http://[::1]:80/mcp"
+[servers.c]
+url = "ftp://example.com"
+[servers.d]
+url = "https://me@example.com/#top"
+[servers.e]
+url = "example.com"
+headers = { Host = { from = "env:A" }, "b d" = { from = "env:A" } }
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    3:7 [config-unsafe] plain HTTP would show every call on the network
+        = use https; plain http is taken for loopback addresses only
+    7:7 [config-bad-value] `ftp` is no scheme for a server
+        = use https
+    9:1 [config-literal-secret] this URL has credentials in it
+        = send them by `headers = { Authorization = { from = "env:NAME" } }`
+    9:7 [config-bad-value] a server's URL has no fragment
+        = remove `#` and what follows
+    11:7 [config-bad-value] this is no URL: relative URL without a base
+        = such as `https://mcp.example.com/mcp`
+    12:13 [config-conflict] `host` is the proxy's to set
+        = remove it
+    12:40 [config-bad-value] `b d` is no name of a header
+    "#);
+}
+
+#[test]
+fn names_of_two_servers_do_not_run_together() {
+    let text = r#"
+[servers.a]
+command = ["x"]
+[servers.b]
+command = ["x"]
+prefix = "a"
+[servers.a__b]
+command = ["x"]
+[servers.c]
+command = ["x"]
+prefix = ""
+[servers.d]
+command = ["x"]
+prefix = ""
+[servers.a_b]
+command = ["x"]
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    6:1 [config-conflict] names of `b` could not be told from names of `a` (line 2)
+        = give one of them another `prefix`
+    7:10 [config-conflict] names of `a__b` could not be told from names of `b` (line 4)
+        = give one of them another `prefix`
+    14:1 [config-conflict] names of `d` could not be told from names of `c` (line 9)
+        = give one of them another `prefix`
+    "#);
+}
+
+#[test]
+fn what_opens_the_gate_must_be_meant() {
+    let text = r#"
+[listen]
+http = "0.0.0.0:8811"
+anonymous = true
+allowed-hosts = ["http://x", "x:80"]
+allowed-origins = ["https://x/", "https://x"]
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    4:1 [config-unsafe] anyone who reaches 0.0.0.0:8811 could call without a key
+        = listen on 127.0.0.1, or give each client a key with `portcullis client add`, or write `anonymous-beyond-loopback = true` if that is meant
+    5:18 [config-bad-value] `http://x` is no host
+        = write `name` or `name:port`, without a scheme
+    6:20 [config-bad-value] `https://x/` is no origin
+        = write `https://name` or `https://name:port` in lower case, without a path
+    "#);
+}
+
+#[test]
+fn hardening_is_checked() {
+    let text = r#"
+[servers.a]
+command = ["x"]
+mounts = ["/a:/b", "/c:/b"]
+env = { LD_PRELOAD = "x" }
+[servers.a.hardening]
+cap-add = ["net_raw", "CAP_SYS_ADMIN", "nonsense"]
+user = "root"
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    4:20 [config-conflict] two mounts have the target `/b`
+        = give each a target of its own
+    5:9 warning [config-unsafe] `LD_PRELOAD` changes which code a program loads
+        = build what it needs into the image or the program
+    7:12 [config-bad-value] `net_raw` is no capability
+        ^ did you mean `CAP_NET_RAW`?
+    7:40 [config-bad-value] `nonsense` is no capability
+        = capabilities(7) names them
+    8:8 [config-bad-value] `root` is no user
+        = write `UID:GID` in numbers, such as `1000:1000`
+    "#);
+}
+
+#[test]
+fn entries_of_the_chain_have_names_of_their_own() {
+    let text = r#"
+[[interceptors]]
+use = "schema"
+[[interceptors]]
+use = "schema"
+events = ["tool/call"]
+[[interceptors]]
+use = "schema"
+name = "policy"
+events = []
+[[interceptors]]
+use = "schema"
+name = "a b"
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    4:1 [config-conflict] two interceptors are called `schema` (line 2)
+        = give each a `name` of its own: records name them by it
+    6:11 warning [config-bad-value] `tool/call` is no method that is known
+        ^ did you mean `tools/call`?
+    9:1 [config-conflict] `policy` is always in the chain, under that name
+        = choose another name
+    10:10 [config-bad-value] without an event the interceptor would never be asked
+        = remove the key to keep the interceptor's own events
+    13:8 [config-bad-value] this is no name for an interceptor
+        = use 1 to 64 letters, digits, `.`, `_` and `-`
+    "#);
+}
+
+#[test]
+fn clients_do_not_share_a_key() {
+    let text = r#"
+[clients.a]
+key-hash = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+[clients.b]
+key-hash = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    5:1 [config-conflict] the clients `a` and `b` have the same key
+        = give each client a key of its own: the audit log tells them apart by it
+    "#);
+}
+
+#[test]
+fn a_literal_secret_is_warned_of() {
+    let text = r#"
+[servers.a]
+command = ["x"]
+env = { GITHUB_TOKEN = "HIDDEN", LOG = "info", KEY_FILE = "/run/key" }
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    4:9 warning [config-literal-secret] `GITHUB_TOKEN` looks like a secret in plain text
+        = write it under `secrets`: `GITHUB_TOKEN = { from = "env:GITHUB_TOKEN" }`
+    "#);
+}
+
+#[test]
+fn a_secret_in_place_of_its_reference_is_not_repeated() {
+    let text = r#"
+[servers.a]
+command = ["x"]
+secrets = { A = "HIDDEN", B = { from = 1 } }
+[servers.b]
+command = ["x"]
+secrets = { A = { from = "HIDDEN" } }
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    4:17 [config-bad-value] expected a table, found a string
+        = Where a secret comes from.
+    4:49 [config-bad-value] expected a string, found an integer
+        = `env:NAME`: a variable of the proxy's own environment. `file:PATH`: the content of a file, without the line break at its end.
+    7:26 [config-bad-value] a secret comes `from` a reference: write `env:NAME` or `file:PATH`, never the value
+    "#);
+}
+
+#[test]
+fn the_rest() {
+    let text = r#"
+[telemetry]
+log = "portcullis=loud"
+[engine]
+host = "/var/run/docker.sock"
+[policy]
+paths = ["a", "", "a"]
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    3:7 [config-bad-value] this is no log filter: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5
+        = write a level (`info`) or targets with levels (`portcullis=debug,info`)
+    5:8 [config-bad-value] `/var/run/docker.sock` is no address of a container engine
+        = such as `unix:///var/run/docker.sock`
+    7:15 [config-bad-value] this path is empty
+        = name a file or a folder
+    7:19 [config-conflict] this path is named twice
+        = remove one of the two
+    "#);
+}
+
+#[test]
+fn keys_cannot_steer_a_terminal() {
+    let text = r#"
+"a\u001b[31m" = 1
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    2:1 [config-unknown-key] unknown key `a\u{1b}[31m`
+        ^ not known here
+        = known here: `listen`, `state-dir`, `policy`, `audit`, `limits`, `telemetry`, `engine`, `clients`, `servers`, `interceptors`
+    "#);
+}
+
+#[test]
+fn a_finding_is_shown_in_its_place() {
+    let text = "[listen]\nhttp = \"127.0.0.1:8811\"\nanonymus = true\n";
+    let Diagnostics(findings) = parse(Path::new("/etc/p/portcullis.toml"), text).unwrap_err();
+    let mut shown = String::new();
+    miette::GraphicalReportHandler::new_themed(miette::GraphicalTheme::unicode_nocolor())
+        .render_report(&mut shown, &findings[0])
+        .unwrap();
+    insta::assert_snapshot!(shown, @"
+    config-unknown-key
+
+      × unknown key `anonymus`
+       ╭─[/etc/p/portcullis.toml:3:1]
+     2 │ http = \"127.0.0.1:8811\"
+     3 │ anonymus = true
+       · ────┬───
+       ·     ╰── did you mean `anonymous`?
+       ╰────
+      help: known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`
+    ");
+}
+
+#[test]
+fn no_message_and_no_excerpt_shows_a_secret() {
+    let secret = ["hunter", "2-hunter2"].concat();
+    let key = ["ghp", "_", &"a1".repeat(18)].concat();
+    for text in [
+        format!("[servers.a]\nenv = {{ API_KEY = \"{secret}\" }}\nbogus = 1\n"),
+        format!("[servers.a]\nenv.API_KEY = '''\n{secret}\n'''\nbogus = 1\n"),
+        format!("[servers.a]\nenv = {{ API_KEY = \"{secret}\", = }}\n"),
+        format!("[servers.a]\nsecrets = {{ X = \"{secret}\" }}\n"),
+        format!("[servers.a]\ncommand = ['x']\nsecrets = {{ X = {{ from = \"{secret}\" }} }}\n"),
+        format!("[servers.a]\nurl = 1\nheaders = {{ X = {{ from = [\"{secret}\"] }} }}\n"),
+        format!("[servers.a]\nurl = \"https://me:{secret}@example.com\"\n"),
+        format!("state-dir = \"{key}\"\nbogus = 1\n"),
+    ] {
+        let error = parse(Path::new("p.toml"), &text).unwrap_err();
+        let mut shown = error.to_string();
+        for finding in &error.0 {
+            let handler = miette::GraphicalReportHandler::new().with_context_lines(3);
+            handler.render_report(&mut shown, finding).unwrap();
+        }
+        assert!(!shown.contains(&secret) && !shown.contains(&key), "{shown}");
+    }
+}
+
+#[test]
+fn a_config_that_holds_is_loaded_with_absolute_paths() {
+    let text = r#"
+        [servers.z]
+        command = ["./bin/notes", "./as-it-is"]
+        mounts = ["data:/data", "/srv:/srv:rw"]
+        secrets = { A = { from = "file:a.txt" }, B = { from = "env:B" } }
+        [servers.a]
+        command = ["notes"]
+        [[interceptors]]
+        use = "plugin"
+        path = "p.wasm"
+        allow-unpinned = true
+    "#;
+    let loaded = parse(Path::new("/etc/p/portcullis.toml"), text).unwrap();
+    let config = &loaded.config;
+    assert_eq!(loaded.base, Path::new("/etc/p"));
+    assert_eq!(config.state_dir, Path::new("/etc/p/.portcullis"));
+    assert_eq!(config.audit.dir.as_deref(), Some(Path::new("/etc/p/.portcullis/audit")));
+    assert_eq!(config.policy.paths, [Path::new("/etc/p/policies")]);
+    // The order of the file, not of the alphabet.
+    let names: Vec<_> = config.servers.keys().map(|name| name.as_str()).collect();
+    assert_eq!(names, ["z", "a"]);
+    let server = &config.servers[0];
+    assert_eq!(server.command.as_deref().unwrap(), ["/etc/p/./bin/notes", "./as-it-is"]);
+    let mounts: Vec<_> = server.mounts.iter().map(ToString::to_string).collect();
+    assert_eq!(mounts, ["/etc/p/data:/data:ro", "/srv:/srv:rw"]);
+    assert_eq!(server.secrets["A"].from, "file:/etc/p/a.txt");
+    assert_eq!(server.secrets["B"].from, "env:B");
+    let Use::Plugin(plugin) = &config.interceptors[0].kind else { panic!() };
+    assert_eq!(plugin.path, Path::new("/etc/p/p.wasm"));
+    assert_eq!(loaded.line("/interceptors/0/path"), Some(10));
+    let finding = loaded.finding("/interceptors/0/path", Code::BadValue, "no plugin");
+    assert_eq!(finding.position(), Some((10, 16)));
+}
+
+#[test]
+fn an_empty_file_is_a_config_that_allows_nothing() {
+    let loaded = parse(Path::new("p.toml"), "").unwrap();
+    assert!(loaded.config.servers.is_empty() && !loaded.config.listen.anonymous);
+    assert!(loaded.warnings.is_empty());
+}
+
+#[test]
+fn the_quickstart_holds() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/quickstart/portcullis.toml");
+    let loaded = load(Path::new(path)).unwrap();
+    assert!(loaded.warnings.is_empty());
+}
+
+#[test]
+fn files_that_are_no_config() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("portcullis.toml");
+    let error = |path: &Path| {
+        let Diagnostics(findings) = load(path).unwrap_err();
+        (findings[0].code, findings[0].help.is_some(), findings[0].position())
+    };
+    assert_eq!(error(&path), (Code::Unreadable, true, None));
+    assert_eq!(error(dir.path()).0, Code::Unreadable);
+    std::fs::write(&path, b"a = 1\nb = '\xff'\n").unwrap();
+    assert_eq!(error(&path), (Code::Syntax, true, Some((2, 6))));
+    std::fs::write(&path, "#".repeat(5 << 20)).unwrap();
+    assert_eq!(error(&path), (Code::Unreadable, true, None));
+}
+
+#[test]
+fn findings_are_bounded() {
+    let text: String = (0..5_000).map(|n| format!("key-{n} = 1\n")).collect();
+    let Diagnostics(findings) = parse(Path::new("p.toml"), &text).unwrap_err();
+    assert!(findings.len() <= MOST);
+}
+
+#[test]
+fn deep_nesting_is_an_error_and_no_overflow() {
+    for text in ["a=".to_owned() + &"[".repeat(100_000), "a.".repeat(100_000) + "b = 1"] {
+        assert!(parse(Path::new("p.toml"), &text).is_err());
+    }
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Pieces of configs, right and wrong.
+    fn piece() -> impl Strategy<Value = String> {
+        let words = [
+            "[servers.a]",
+            "[servers",
+            "[[interceptors]]",
+            "use = \"rate-limit\"",
+            "use = 1",
+            "limits = [{ calls = 1, window = \"1m\" }]",
+            "[clients.\"a/b~\"]",
+            "key-hash = \"\"",
+            "command = [\"\\u0000\"]",
+            "image = \"@sha256:\"",
+            "url = \"http://\"",
+            "env = { a = \"é\" }",
+            "secrets.X.from = \"env:X\"",
+            "mounts = [\":\"]",
+            "prefix = \"__\"",
+            "= ",
+            "\"",
+            "'''",
+            "[",
+            "]",
+            "{",
+            "}",
+            "\n",
+            "\u{202e}",
+            "\r",
+            "1e999",
+            "-0",
+            "0x7fffffffffffffff",
+            "2026-01-01",
+            "a.b.c",
+            "listen.http = \"[::]:0\"",
+            "listen = 1",
+            "interceptors = 1",
+            "servers = []",
+            "\u{0}",
+        ];
+        prop_oneof![proptest::sample::select(words.to_vec()).prop_map(str::to_owned), ".{0,8}"]
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_the_loader(text in "(?s).{0,400}") {
+            let _ = parse(Path::new("p.toml"), &text);
+        }
+
+        #[test]
+        fn no_mix_of_pieces_panics_the_loader(
+            pieces in proptest::collection::vec((piece(), "[\n ]"), 0..40)
+        ) {
+            let text: String = pieces.into_iter().flat_map(|(piece, gap)| [piece, gap]).collect();
+            if let Err(Diagnostics(findings)) = parse(Path::new("p.toml"), &text) {
+                prop_assert!(findings.iter().any(|finding| finding.severity == Severity::Error));
+                for finding in findings {
+                    let mut shown = String::new();
+                    miette::GraphicalReportHandler::new().render_report(&mut shown, &finding).unwrap();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! API keys: what a client shows, and the hash that is kept.
+
+use std::{fmt, str::FromStr};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// How every key begins, so that scanners and people know it for what it is.
+const PREFIX: &str = "pck_";
+/// Characters after the prefix: 32 bytes in base64url without padding.
+const BODY: usize = 43;
+
+/// An API key: `pck_` and 256 random bits. Shown once, never stored.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(String);
+
+/// The operating system has no random bytes to give.
+#[derive(Debug, thiserror::Error)]
+#[error("the operating system gives no random bytes: {0}")]
+pub struct NoRandomness(getrandom::Error);
+
+/// What was presented has not the form of a key. Says nothing of the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this is no key of ours")]
+pub struct NoKey;
+
+impl Key {
+    /// A new key.
+    ///
+    /// # Errors
+    /// Where the operating system has no random bytes.
+    pub fn generate() -> Result<Self, NoRandomness> {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).map_err(NoRandomness)?;
+        Ok(Self(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))))
+    }
+
+    /// The whole key, for the one place that shows it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// The hash that is kept in its place.
+    ///
+    /// One round of SHA-256 is right here: slow hashes make guessable passwords dear to guess,
+    /// and 256 random bits can't be guessed at any speed. A slow one would only let strangers
+    /// spend the proxy's time.
+    pub fn hash(&self) -> KeyHash {
+        KeyHash(Sha256::digest(self.0.as_bytes()).into())
+    }
+}
+
+impl FromStr for Key {
+    type Err = NoKey;
+
+    fn from_str(text: &str) -> Result<Self, NoKey> {
+        let body = text.strip_prefix(PREFIX).ok_or(NoKey)?;
+        let legal = body.len() == BODY
+            && body.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        if legal { Ok(Self(text.to_owned())) } else { Err(NoKey) }
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(…)")
+    }
+}
+
+/// The SHA-256 of a key: `sha256:` and 64 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct KeyHash([u8; 32]);
+
+/// A text that is no [`KeyHash`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a key's hash is `sha256:` and 64 characters of 0-9 and a-f")]
+pub struct NoHash;
+
+impl KeyHash {
+    pub(super) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl FromStr for KeyHash {
+    type Err = NoHash;
+
+    fn from_str(text: &str) -> Result<Self, NoHash> {
+        let digits = text.strip_prefix("sha256:").ok_or(NoHash)?;
+        if digits.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(NoHash);
+        }
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(digits, &mut bytes).map_err(|_| NoHash)?;
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for KeyHash {
+    type Error = NoHash;
+
+    fn try_from(text: String) -> Result<Self, NoHash> {
+        text.parse()
+    }
+}
+
+impl From<KeyHash> for String {
+    fn from(hash: KeyHash) -> String {
+        hash.to_string()
+    }
+}
+
+impl fmt::Display for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyHash({self})")
+    }
+}
