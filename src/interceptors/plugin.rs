@@ -78,10 +78,13 @@ impl Plugin {
         let manifest = plugin.manifest();
         let hooks = narrowed(&manifest.hooks, settings.events.as_deref());
         if hooks.0.is_empty() {
-            let hooked: Vec<_> = manifest.hooks.0.iter().flat_map(|hook| &hook.events).collect();
+            let mut hooked: Vec<_> =
+                manifest.hooks.0.iter().flat_map(|hook| &hook.events).cloned().collect();
+            hooked.sort_unstable();
+            hooked.dedup();
             return Err(Unusable::NeverAsked {
                 plugin: manifest.name.clone(),
-                hooked: format!("{hooked:?}"),
+                hooked: hooked.join("`, `"),
             });
         }
         let name = settings.name.clone().unwrap_or_else(|| manifest.name.clone());

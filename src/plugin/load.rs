@@ -145,7 +145,7 @@ pub enum Unusable {
     #[diagnostic(code("plugin-memory"), help("write a number from 1 to {MEMORY_MIB_MAX}"))]
     Memory { path: PathBuf, said: u64 },
 
-    #[error("`events` leave the plugin `{plugin}` nothing to do: it hooks {hooked}")]
+    #[error("`events` leave the plugin `{plugin}` nothing to do: it hooks `{hooked}`")]
     #[diagnostic(code("plugin-never-asked"), help("name some of these events, or remove `events`"))]
     NeverAsked { plugin: String, hooked: String },
 
@@ -293,10 +293,89 @@ fn check_config(
             };
             return Err(Unusable::Config {
                 plugin: manifest.name.clone(),
-                reason: format!("{place} {}", excerpt(&error.masked().to_string(), 300)),
+                reason: format!(
+                    "{place}: {}",
+                    excerpt(&error.masked_with("what stands there").to_string(), 300)
+                ),
                 schema: excerpt(&schema.to_string(), 1_000),
             });
         }
     }
     Ok(config.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+    const MODULE: &[u8] = b"\0asm\x01\0\0\0";
+
+    /// A component that imports an empty interface of that name.
+    fn importing(name: &str) -> Vec<u8> {
+        let mut bytes = COMPONENT.to_vec();
+        // Section 7, types: one, an instance without declarations.
+        bytes.extend([7, 3, 1, 0x42, 0]);
+        // Section 10, imports: one, an instance of type 0.
+        let name_len = u8::try_from(name.len()).unwrap();
+        bytes.extend([10, name_len + 5, 1, 0, name_len]);
+        bytes.extend(name.bytes());
+        bytes.extend([5, 0]);
+        bytes
+    }
+
+    fn refusal(bytes: &[u8]) -> Unusable {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, bytes).unwrap();
+        let settings = Settings {
+            config: Map::new(),
+            memory_mib: 64,
+            deadline: Duration::from_secs(1),
+            log: false,
+        };
+        load(file.path(), Pin::Any, settings).err().unwrap()
+    }
+
+    #[test]
+    fn what_is_no_plugin_is_told_apart() {
+        let code = |bytes: &[u8]| refusal(bytes).code().unwrap().to_string();
+        for bytes in [&b""[..], b"\0as", b"\x7fELF\x02\x01\x01\0", b"(component)"] {
+            assert_eq!(code(bytes), "plugin-not-wasm", "{bytes:?}");
+        }
+        assert_eq!(code(MODULE), "plugin-core-module");
+        assert_eq!(code(&[COMPONENT, &[99, 0]].concat()), "plugin-invalid");
+        assert_eq!(code(COMPONENT), "plugin-world");
+        assert_eq!(code(&importing("portcullis:interceptor/log@0.1.7")), "plugin-world");
+    }
+
+    #[test]
+    fn what_it_asks_for_beyond_its_grants_is_listed() {
+        for name in [
+            "wasi:cli/environment@0.2.3",
+            "wasi:http/outgoing-handler@0.2.0",
+            "portcullis:interceptor/log@0.2.0",
+            "portcullis:interceptor/clock@0.1.0",
+            "log",
+        ] {
+            match refusal(&importing(name)) {
+                Unusable::Ungranted { imports, .. } => assert_eq!(imports, [name]),
+                other => panic!("{name}: {other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there() {
+        let settings = Settings {
+            config: Map::new(),
+            memory_mib: 64,
+            deadline: Duration::from_secs(1),
+            log: false,
+        };
+        let missing = load(Path::new("no/such.wasm"), Pin::Any, settings).err().unwrap();
+        assert_eq!(
+            missing.to_string(),
+            "cannot read the plugin `no/such.wasm`: No such file or directory (os error 2)"
+        );
+    }
 }

@@ -40,6 +40,7 @@ impl Guest for Hostile {
                 refuse(byte.to_string(), None)
             }
             "recurse" => refuse(depth(1).to_string(), None),
+            "recurse-in-memory" => refuse(depth_in_memory(1).to_string(), None),
             "flood-out" => Decision::Replace(text(100 << 20)),
             "flood-out-some" => Decision::Replace(text(8 << 20)),
             "flood-log" => {
@@ -72,7 +73,14 @@ impl Guest for Hostile {
     }
 }
 
+/// Without locals in memory: on the stack that the host keeps.
+#[inline(never)]
 fn depth(n: u64) -> u64 {
+    if n == u64::MAX { n } else { depth(n + 1) ^ depth(n + 2) }
+}
+
+/// With locals in memory: on the stack that the guest keeps.
+fn depth_in_memory(n: u64) -> u64 {
     let here = black_box([n; 64]);
-    if black_box(true) { depth(n + 1) + here[0] } else { n }
+    if black_box(true) { depth_in_memory(n + 1) + here[0] } else { n }
 }

@@ -1,0 +1,108 @@
+//! A plugin that means harm: every attempt is a fault within the deadline, and the next message
+//! is served.
+
+use std::time::Duration;
+
+use portcullis::chain::Decision;
+
+use super::*;
+
+/// Long enough for a busy machine to serve an honest message, short enough to wait for.
+fn settings() -> EntrySettings {
+    EntrySettings { deadline_ms: Some(2_000), ..EntrySettings::default() }
+}
+
+fn hostile() -> Plugin {
+    load(&Config { log: true, ..config("hostile") }, &settings()).expect("it loads")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_harm_is_a_fault_and_the_next_message_is_served() {
+    let plugin = hostile();
+    for (harm, told) in [
+        ("spin", "not done within 2s"),
+        ("allocate", "more than its 64 MiB"),
+        ("trap", "unreachable"),
+        ("panic", "unreachable"),
+        ("out-of-bounds", "out of bounds"),
+        ("recurse", "recursed beyond its stack"),
+        ("recurse-in-memory", "out of bounds"),
+        ("flood-out", "more than its 64 MiB"),
+        ("flood-out-some", "handed back more than"),
+        ("flood-log-forever", "not done within 2s"),
+        ("garbage", "not strict JSON"),
+        ("garbage-list", "not a JSON object"),
+        ("garbage-twice", "key twice"),
+        ("fail", "it failed: xxx"),
+        ("labels", "more than"),
+        ("label", "not a legal label"),
+    ] {
+        let Fault(text) = ask(&plugin, harm).await.expect_err(harm);
+        assert!(text.contains(told), "{harm}: {text}");
+        assert!(text.len() < 512, "{harm}: a short fault");
+        assert_eq!(ask(&plugin, "nothing").await, Ok(Verdict::pass()), "after {harm}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_megabytes_do_not_come_out_of_a_roomy_guest() {
+    let roomy = Config { memory_mib: 256, ..config("hostile") };
+    let plugin = load(&roomy, &settings()).expect("it loads");
+    let Fault(text) = ask(&plugin, "flood-out").await.expect_err("a fault");
+    assert!(text.contains("handed back more than"), "{text}");
+}
+
+#[tokio::test]
+async fn log_floods_are_cut_and_harm_no_verdict() {
+    assert_eq!(ask(&hostile(), "flood-log").await, Ok(Verdict::pass()));
+}
+
+#[tokio::test]
+async fn words_for_the_agent_are_cut() {
+    let verdict = ask(&hostile(), "long-words").await.expect("a verdict");
+    let Decision::Refuse(refusal) = verdict.decision else { panic!("refused") };
+    assert!(refusal.message.len() <= 520, "{}", refusal.message.len());
+    assert_eq!(refusal.rules[0].id, "hostile/words");
+}
+
+#[tokio::test]
+async fn every_message_meets_a_fresh_instance() {
+    let plugin = hostile();
+    for _ in 0..50 {
+        let verdict = ask(&plugin, "state").await.expect("a verdict");
+        let Decision::Refuse(refusal) = verdict.decision else { panic!("refused") };
+        assert_eq!(refusal.message, "0", "messages that the instance saw before");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_spinning_guests_leave_others_to_work() {
+    let plugin = Arc::new(hostile());
+    let spinning: Vec<_> = (0..40)
+        .map(|_| {
+            let plugin = plugin.clone();
+            tokio::spawn(async move { ask(&plugin, "spin").await })
+        })
+        .collect();
+    // Another plugin is asked while they spin; one of them ends only at its deadline.
+    let noop = load(&config("noop"), &settings()).expect("it loads");
+    for _ in 0..20 {
+        assert_eq!(ask(&noop, "any").await, Ok(Verdict::pass()));
+    }
+    for spun in spinning {
+        spun.await.expect("no panic").expect_err("a fault");
+    }
+    assert_eq!(ask(&plugin, "nothing").await, Ok(Verdict::pass()));
+}
+
+#[tokio::test]
+async fn a_dropped_question_ends_its_guest() {
+    let patient = EntrySettings { deadline_ms: Some(60_000), ..EntrySettings::default() };
+    let plugin = load(&config("hostile"), &patient).expect("it loads");
+    for _ in 0..50 {
+        let gone = Duration::from_millis(1);
+        // More often than there are permits: were guests left behind, the last would find none.
+        let _ = tokio::time::timeout(gone, ask(&plugin, "spin")).await;
+    }
+    assert_eq!(ask(&plugin, "nothing").await, Ok(Verdict::pass()));
+}

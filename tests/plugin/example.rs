@@ -1,0 +1,70 @@
+//! What `plugins/examples/redact-email` is for.
+
+use portcullis::{chain::Decision, refusal::Code};
+
+use super::*;
+
+fn redact_email() -> Plugin {
+    let mut config = config("redact-email");
+    config.config.insert("marker".into(), "internal-only".into());
+    load(&config, &EntrySettings::default()).expect("the example loads")
+}
+
+#[tokio::test]
+async fn addresses_in_results_are_replaced() {
+    let plugin = redact_email();
+    for (said, passed) in [
+        ("write to ada@example.org.", "write to [email]."),
+        ("<a.b+c@x-y.example.com>, d@e.f", "<[email]>, [email]"),
+        ("é@example.org x@y@example.org", "é@example.org x@[email]"),
+    ] {
+        let answer = json!({ "content": [{ "type": "text", "text": said }] });
+        let exchange = call("read", json!({}), Some(answer.clone()));
+        let verdict = plugin.inspect(&exchange, Phase::Response).await.expect("a verdict");
+        let decision = match verdict.decision {
+            Decision::Replace(text) => serde_json::from_slice(&text).expect("JSON"),
+            _ => answer,
+        };
+        assert_eq!(decision["content"][0]["text"], passed);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_replaced_keeps_its_order_and_its_digits() {
+    let text = |address| format!(r#"{{"z":12345678901234567890.50,"a":"{address}","b":0.10}}"#);
+    let mut exchange = call("read", json!({}), Some(Value::Null));
+    exchange.response = Some(Answer::Result(Payload::new(text("a@b.example").into())));
+    let verdict = redact_email().inspect(&exchange, Phase::Response).await.expect("a verdict");
+    assert_eq!(verdict, Verdict::replace(text("[email]").into()));
+}
+
+#[tokio::test]
+async fn what_holds_no_address_is_not_touched() {
+    let exchange = call("read", json!({}), Some(json!({ "content": [{ "text": "a @ b, c@d" }] })));
+    let verdict = redact_email().inspect(&exchange, Phase::Response).await.expect("a verdict");
+    assert_eq!(verdict, Verdict::pass());
+}
+
+#[tokio::test]
+async fn a_marked_call_is_refused_by_the_plugins_rule() {
+    let plugin = redact_email();
+    let marked = call("send", json!({ "to": ["x", { "y": "(internal-only)" }] }), None);
+    let verdict = plugin.inspect(&marked, Phase::Request).await.expect("a verdict");
+    let Decision::Refuse(refusal) = verdict.decision else { panic!("refused") };
+    assert_eq!(refusal.code, Code::PluginRefused);
+    assert_eq!(refusal.rules[0].id, "redact-email/marker");
+
+    let plain = call("send", json!({ "to": "x" }), None);
+    assert_eq!(plugin.inspect(&plain, Phase::Request).await.expect("a verdict"), Verdict::pass());
+}
+
+#[tokio::test]
+async fn without_a_marker_every_call_passes() {
+    let plugin =
+        load(&config("redact-email"), &EntrySettings::default()).expect("the example loads");
+    let verdict = ask(&plugin, "internal-only").await.expect("a verdict");
+    assert_eq!(verdict, Verdict::pass());
+    assert_eq!(plugin.name(), "redact-email");
+    assert!(plugin.hooks().wants(&Method::new(Method::TOOLS_CALL), Phase::Response));
+    assert!(!plugin.hooks().wants(&Method::new(Method::TOOLS_LIST), Phase::Response));
+}

@@ -1,0 +1,78 @@
+//! Plugins, built from source and asked through the interceptor: what they are for, and that none
+//! of them hurts anyone.
+
+mod contained;
+mod example;
+mod refused;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use portcullis::{
+    chain::{Fault, Interceptor, Verdict},
+    config::EntrySettings,
+    exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target, Transport},
+    identity::{Principal, PrincipalKind},
+    interceptors::plugin::{Config, Plugin},
+    names::DecisionId,
+    plugin::Unusable,
+};
+use serde_json::{Value, json};
+
+/// A built plugin. All are built, once, when the first is asked for.
+fn built(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let folder = BUILT.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let status = Command::new(root.join("plugins/build")).status().expect("plugins/build runs");
+        assert!(status.success(), "plugins/build failed");
+        root.join("target/plugins")
+    });
+    folder.join(name).with_extension("wasm")
+}
+
+fn config(name: &str) -> Config {
+    let entry = json!({ "path": built(name), "allow-unpinned": true });
+    serde_json::from_value(entry).expect("a legal entry")
+}
+
+fn load(config: &Config, settings: &EntrySettings) -> Result<Plugin, Unusable> {
+    Plugin::load(config, settings, Path::new("."))
+}
+
+/// A call of a tool, with this for an answer where there is one.
+fn call(tool: &str, arguments: Value, answer: Option<Value>) -> Exchange {
+    Exchange {
+        id: DecisionId::next(),
+        at: jiff::Timestamp::now(),
+        started: Instant::now(),
+        principal: Arc::new(Principal {
+            kind: PrincipalKind::Local { user: "tester".into() },
+            groups: Vec::new(),
+            verified: true,
+        }),
+        direction: Direction::ClientToServer,
+        method: Method::new(Method::TOOLS_CALL),
+        notification: false,
+        transport: Transport::Stdio,
+        client_addr: None,
+        session: None,
+        session_calls: 0,
+        revision: Revision::LATEST_LEGACY,
+        server: Some("notes".parse().expect("a legal name")),
+        target: Target::Tool { name: tool.into(), tool: None },
+        request: Payload::from(json!({ "name": tool, "arguments": arguments })),
+        response: answer.map(|answer| Answer::Result(Payload::from(answer))),
+        labels: BTreeSet::new(),
+        trace: None,
+    }
+}
+
+async fn ask(plugin: &Plugin, tool: &str) -> Result<Verdict, Fault> {
+    plugin.inspect(&call(tool, json!({}), None), Phase::Request).await
+}

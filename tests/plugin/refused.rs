@@ -1,0 +1,110 @@
+//! Plugins that are not loaded, and what the operator reads.
+
+use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
+use sha2::{Digest, Sha256};
+
+use super::*;
+
+fn refusal(config: &Config, settings: &EntrySettings) -> Unusable {
+    load(config, settings).err().expect("it is not loaded")
+}
+
+/// What the operator reads, with what differs between machines left out.
+fn told(unusable: &Unusable) -> String {
+    let mut text = String::new();
+    GraphicalReportHandler::new_themed(GraphicalTheme::none())
+        .with_width(10_000)
+        .render_report(&mut text, unusable)
+        .expect("text");
+    let root = env!("CARGO_MANIFEST_DIR");
+    text.replace(root, "…")
+}
+
+fn code(unusable: &Unusable) -> String {
+    unusable.code().expect("every one has a code").to_string()
+}
+
+#[test]
+fn the_pin_decides() {
+    let mut config = config("noop");
+    let bytes = std::fs::read(&config.path).expect("built");
+    let sha256 = hex::encode(Sha256::digest(bytes));
+    config.allow_unpinned = false;
+
+    let unpinned = refusal(&config, &EntrySettings::default());
+    assert_eq!(code(&unpinned), "plugin-unpinned");
+    assert!(told(&unpinned).contains(&format!("sha256 = \"{sha256}\"")), "it says what to write");
+
+    config.sha256 = Some("0".repeat(64));
+    assert_eq!(code(&refusal(&config, &EntrySettings::default())), "plugin-digest-mismatch");
+    // A digest binds even where none is required.
+    config.allow_unpinned = true;
+    assert_eq!(code(&refusal(&config, &EntrySettings::default())), "plugin-digest-mismatch");
+    config.sha256 = Some("latest".into());
+    assert_eq!(code(&refusal(&config, &EntrySettings::default())), "plugin-digest-illegal");
+
+    for pinned in [sha256.clone(), sha256.to_uppercase(), format!("sha256:{sha256}")] {
+        config.sha256 = Some(pinned);
+        let plugin = load(&config, &EntrySettings::default()).expect("the pinned one");
+        assert_eq!(plugin.sha256(), sha256);
+    }
+}
+
+#[test]
+fn one_that_lies_about_itself() {
+    let liar = refusal(&config("liar"), &EntrySettings::default());
+    insta::assert_snapshot!(told(&liar), @r#"
+    plugin-manifest
+
+      x the manifest of the plugin `…/target/plugins/liar.wasm` is wrong: `everything at once` is no MCP method: events are methods such as `tools/call`, or `*`
+      help: this is for the plugin's author to mend
+    "#);
+}
+
+#[test]
+fn one_that_never_says_what_it_is() {
+    let staller = refusal(&config("staller"), &EntrySettings::default());
+    insta::assert_snapshot!(told(&staller), @r#"
+    plugin-describe
+
+      x the plugin `…/target/plugins/staller.wasm` does not say what it is: it was not done within 1s
+      help: its `describe` has to answer within 1s
+    "#);
+}
+
+#[test]
+fn a_configuration_that_does_not_fit_shows_the_place_and_not_the_value() {
+    let mut config = config("redact-email");
+    config.config.insert("marker".into(), json!(4711));
+    let misfit = refusal(&config, &EntrySettings::default());
+    insta::assert_snapshot!(told(&misfit), @r#"
+    plugin-config
+
+      x `config` does not fit the plugin `redact-email`: `/marker`: what stands there is not of type "string"
+      help: the plugin's schema for it: {"type":"object","properties":{"marker":{"description":"Calls whose arguments hold this text are refused","type":"string","minLength":1}},"additionalProperties":false}
+    "#);
+}
+
+#[test]
+fn one_that_the_operators_events_leave_nothing_to_do() {
+    let settings =
+        EntrySettings { events: Some(vec!["prompts/get".into()]), ..EntrySettings::default() };
+    let idle = refusal(&config("redact-email"), &settings);
+    insta::assert_snapshot!(told(&idle), @r#"
+    plugin-never-asked
+
+      x `events` leave the plugin `redact-email` nothing to do: it hooks `tools/call`
+      help: name some of these events, or remove `events`
+    "#);
+}
+
+#[test]
+fn memory_that_cannot_be_granted() {
+    for mib in [0, 257, u64::MAX] {
+        let config = Config { memory_mib: mib, ..config("noop") };
+        assert_eq!(code(&refusal(&config, &EntrySettings::default())), "plugin-memory");
+    }
+    // Too little for it even to start.
+    let tight = Config { memory_mib: 1, ..config("redact-email") };
+    assert_eq!(code(&refusal(&tight, &EntrySettings::default())), "plugin-describe");
+}
