@@ -65,6 +65,7 @@ pub(super) struct Loaded {
 }
 
 /// Reads files and folders (`*.cedar`, sorted), relative to `base`, and validates them as one set.
+/// Files are named as they were given, and relative to `base` where they are below it.
 pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Loaded, Diagnostics> {
     let mut findings = Vec::new();
     let files = read(paths, base, &mut findings);
@@ -240,6 +241,7 @@ fn reads(policy: &Value, attribute: &str) -> bool {
 fn read(paths: &[PathBuf], base: &Path, findings: &mut Vec<Finding>) -> Vec<File> {
     let mut names = Vec::new();
     for path in paths {
+        let path = path.strip_prefix(base).unwrap_or(path);
         match list(path, base) {
             Ok(found) => names.extend(found),
             Err(error) => findings.push(unreadable(path, &error)),

@@ -3,6 +3,7 @@
 mod decisions;
 mod diagnostics;
 mod reload;
+mod shipped;
 mod visibility;
 
 use std::fs;

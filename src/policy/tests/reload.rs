@@ -1,4 +1,4 @@
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use super::*;
 
@@ -62,4 +62,26 @@ async fn a_change_is_seen_however_the_file_is_written() {
         fs::write(&file, ALL).unwrap();
         change(1, false).await;
     }
+}
+
+#[test]
+fn a_file_below_the_base_is_named_relative_to_it() {
+    let folder = folder(&[("p.cedar", ALL)]);
+    let names = |paths: &[PathBuf]| {
+        let engine = Engine::load(paths, folder.path()).unwrap();
+        let principal = anonymous();
+        let outcome = engine.decide(&Request {
+            subject: Subject::Client(&principal),
+            action: Action::Connect,
+            resource: Resource::Proxy,
+            args: None,
+            circumstances: circumstances("initialize"),
+        });
+        (outcome.rules[0].file.clone(), engine.revision())
+    };
+    let relative = names(&["policies".into()]);
+    assert_eq!(relative.0, Some("policies/p.cedar".into()));
+    // The same file by other ways is read once, under the same name.
+    let absolute = folder.path().join("policies/p.cedar");
+    assert_eq!(names(&[absolute, "policies/p.cedar".into()]), relative);
 }

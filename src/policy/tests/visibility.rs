@@ -27,7 +27,7 @@ const SCOPES: [[&str; 4]; 3] = [
 const CONDITIONS: [&str; 10] = [
     "",
     "when { false }",
-    "when { principal.verified }",
+    "when { principal has verified && principal.verified }",
     r#"when { context.transport == "http" }"#,
     r#"when { context.args.hasTag("/x") && context.args.getTag("/x") == "1" }"#,
     r#"unless { context.args.hasTag("/x") }"#,
