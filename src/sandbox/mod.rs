@@ -1,39 +1,37 @@
 //! Local programs in a sandbox: the default where no container engine is.
+//!
+//! A server gets a root of its own (read-only pieces of the host's programs and libraries, the
+//! mounts that the operator wrote, a private /tmp), namespaces of its own, no capability, a list
+//! of system calls, limits, and an environment of nothing but its own. [`facts`] lists it all.
+//!
+//! Why not a crate: `hakoniwa` comes closest, but forks the process that calls it (ours has
+//! threads, where only async-signal-safe code may run in the child), needs the C library libseccomp
+//! for its filters, binds the life of a tree to the *thread* that made it, and has no limit on a
+//! tree without cgroups. OCI runtimes as libraries need root or systemd. So the parts come from
+//! crates (`nix`, `landlock`, `seccompiler`, `caps`), and their order is ours: the executable
+//! starts itself anew as `portcullis sandbox-exec`, with one thread, which does the rest.
+//!
+//! As an ordinary user, the launcher first makes a user namespace, which owns all others. As root
+//! it builds the root with the host's own rights, then becomes 65534 for the host too, and only
+//! then makes a user namespace: what is inside has no rights over its own mounts, and a folder
+//! that only root may read is not readable inside.
+//!
+//! Invariants:
+//! - A program runs with all of it or not at all. Only landlock may be missing, in a kernel
+//!   without it.
+//! - Nothing of the plan, which holds secrets, is ever in an argument list, the launcher's
+//!   environment or a file.
+//! - The tree lives no longer than the control socket that the proxy holds; a `kill -9` of the
+//!   proxy closes it. No thread's end does.
 
-use std::process::ExitCode;
+mod exec;
+mod facts;
+mod launch;
+mod mounts;
+mod plan;
+mod program;
+mod wire;
 
-use crate::upstream::process::{LaunchFailure, LaunchSpec, Process};
-
-/// What of the sandbox this machine offers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Availability {
-    /// Each part and what there is of it, for `portcullis doctor`.
-    pub parts: Vec<(String, String)>,
-}
-
-/// Starts `spec.command` in a sandbox.
-///
-/// # Errors
-/// Where the program can't be started, or any part of the sandbox is missing: it never runs
-/// without.
-pub async fn launch(_spec: &LaunchSpec) -> Result<Process, LaunchFailure> {
-    Err(LaunchFailure { what: "the sandbox is not part of this build".into(), remedy: None })
-}
-
-/// The launcher's own process: the hidden verb `sandbox-exec`.
-pub fn exec_main() -> ExitCode {
-    ExitCode::FAILURE
-}
-
-/// What the sandbox does, for `portcullis server inspect`.
-pub fn facts() -> Vec<(String, String)> {
-    Vec::new()
-}
-
-/// What of the sandbox this machine offers.
-///
-/// # Errors
-/// What is missing, and the remedy.
-pub fn available() -> Result<Availability, String> {
-    Err("the sandbox is not part of this build".into())
-}
+pub use exec::exec_main;
+pub use facts::{Availability, available, facts};
+pub use launch::{launch, launch_by};

@@ -146,7 +146,8 @@ mod tests {
         }
         for text in ["", "env:", "env:A B", "env:1A", "file:", "vault:x", "hunter2", "ENV:A"] {
             let error = text.parse::<Source>().unwrap_err().to_string();
-            assert!(text.len() < 4 || !error.contains(text), "{error}");
+            assert!(error.starts_with("a secret comes `from` a reference"), "{error}");
+            assert!(text.ends_with(':') || text.is_empty() || !error.contains(text), "{error}");
         }
     }
 

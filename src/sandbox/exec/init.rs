@@ -1,0 +1,264 @@
+//! The first process of the sandbox's process namespace. It starts the program, reaps orphans,
+//! watches the whole tree's memory, takes the proxy's orders, and takes the tree with it when it
+//! ends: the kernel kills all that is left in a process namespace whose first process is gone.
+
+use std::{
+    collections::HashSet,
+    ffi::{CStr, CString},
+    fs::{self, File},
+    io::{Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{ffi::OsStrExt, net::UnixStream},
+    },
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal, kill},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::{
+        ForkResult, Pid, SysconfVar, dup2_stderr, dup2_stdin, dup2_stdout, execve, pipe2, setsid,
+        sysconf,
+    },
+};
+use zeroize::Zeroizing;
+
+use super::sys;
+use crate::sandbox::wire::{Failure, Plan, Report, TERMINATE, USAGE};
+
+/// Milliseconds between two looks at the tree's memory.
+const WATCH_MS: u16 = 250;
+
+/// The code of a tree that was killed.
+const KILLED: i64 = 137;
+
+/// Starts the program and stays until it has ended or the proxy is gone. Returns the exit code.
+pub(super) fn run(
+    plan: Plan,
+    control: &mut UnixStream,
+    streams: [OwnedFd; 3],
+    landlock: bool,
+) -> Result<i64, Failure> {
+    let children = signal_fd()?;
+    let memory = plan.memory;
+    if plan.program.is_none() {
+        report(control, &Report::Started { landlock });
+        return Ok(0);
+    }
+    let main = spawn(plan, streams)?;
+    report(control, &Report::Started { landlock });
+    let (code, reason) = watch(control, &children, main, memory);
+    report(control, &Report::Ended { code, reason });
+    Ok(code)
+}
+
+fn signal_fd() -> Result<SignalFd, Failure> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    mask.thread_block()
+        .and_then(|()| SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))
+        .map_err(|errno| {
+            Failure::new(format!("the sandbox can't wait for children: {}", errno.desc()))
+        })
+}
+
+/// Forks and executes the program. Returns once that has worked.
+fn spawn(plan: Plan, streams: [OwnedFd; 3]) -> Result<Pid, Failure> {
+    let failed = |what: &str, errno: Errno| {
+        Failure::new(format!("the sandbox can't {what}: {}", errno.desc()))
+    };
+    let image = Image::new(&plan)?;
+    let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed("make a pipe", errno))?;
+    match sys::fork().map_err(|errno| failed("start a process", errno))? {
+        ForkResult::Child => {
+            let errno = image.execute(&streams);
+            let _ = File::from(write).write_all(&(errno as i32).to_ne_bytes());
+            std::process::exit(127);
+        }
+        ForkResult::Parent { child } => {
+            drop((write, streams));
+            let mut errno = [0; 4];
+            // The pipe closes by itself when exec works.
+            match File::from(read).read_exact(&mut errno) {
+                Err(_) => Ok(child),
+                Ok(()) => Err(not_executed(&plan, Errno::from_raw(i32::from_ne_bytes(errno)))),
+            }
+        }
+    }
+}
+
+fn not_executed(plan: &Plan, errno: Errno) -> Failure {
+    let program = plan.program.as_deref().unwrap_or(Path::new("")).display();
+    let failure = Failure::new(format!("`{program}` can't be executed: {}", errno.desc()));
+    match errno {
+        Errno::ENOENT => failure.remedy(
+            "the program, its interpreter or its loader is not visible inside: mount the folder \
+             that holds it",
+        ),
+        Errno::EACCES => failure.remedy(
+            "it must be executable for everyone; nothing can be executed from /tmp or a writable \
+             mount unless the server's `hardening` says `exec-tmp = true`",
+        ),
+        _ => failure,
+    }
+}
+
+/// What execve takes.
+struct Image {
+    program: CString,
+    arguments: Vec<CString>,
+    /// Each with the NUL byte at its end.
+    environment: Vec<Zeroizing<Vec<u8>>>,
+}
+
+impl Image {
+    fn new(plan: &Plan) -> Result<Self, Failure> {
+        let text = |text: &[u8]| {
+            CString::new(text)
+                .map_err(|_| Failure::new("an argument or a variable holds a NUL byte"))
+        };
+        let program = plan.program.as_deref().unwrap_or(Path::new(""));
+        Ok(Self {
+            program: text(program.as_os_str().as_bytes())?,
+            arguments: plan
+                .arguments
+                .iter()
+                .map(|argument| text(argument.as_bytes()))
+                .collect::<Result<_, _>>()?,
+            environment: plan
+                .environment
+                .iter()
+                .map(|(name, value)| Zeroizing::new(format!("{name}={value}\0").into_bytes()))
+                .collect(),
+        })
+    }
+
+    /// Becomes the program. Returns only when that fails.
+    fn execute(&self, [stdin, stdout, stderr]: &[OwnedFd; 3]) -> Errno {
+        let environment = self.environment.iter().map(|pair| CStr::from_bytes_with_nul(pair));
+        let Ok(environment) = environment.collect::<Result<Vec<_>, _>>() else {
+            return Errno::EINVAL;
+        };
+        let ready = setsid()
+            .map(drop)
+            .and_then(|()| dup2_stdin(stdin))
+            .and_then(|()| dup2_stdout(stdout))
+            .and_then(|()| dup2_stderr(stderr))
+            // Rust ignores it, and the program would inherit that.
+            .and_then(|()| sys::default_signal(Signal::SIGPIPE))
+            .and_then(|()| SigSet::empty().thread_set_mask())
+            .and_then(|()| sys::close_all_on_exec());
+        match ready.and_then(|()| execve(&self.program, &self.arguments, &environment)) {
+            Err(errno) => errno,
+        }
+    }
+}
+
+/// Waits for the end of the program or of the proxy.
+fn watch(
+    control: &mut UnixStream,
+    children: &SignalFd,
+    main: Pid,
+    memory: u64,
+) -> (i64, Option<String>) {
+    let own = |reason: &str| (KILLED, Some(reason.to_owned()));
+    loop {
+        let mut ready = [
+            PollFd::new(control.as_fd(), PollFlags::POLLIN),
+            PollFd::new(children.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut ready, PollTimeout::from(WATCH_MS)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return own(errno.desc()),
+        }
+        let ordered = ready[0].any().unwrap_or(false);
+        while let Ok(Some(_)) = children.read_signal() {}
+        if let Some(end) = reap(main) {
+            return end;
+        }
+        if ordered {
+            let mut order = [0];
+            match control.read(&mut order) {
+                Ok(1) if order == [TERMINATE] => {
+                    let _ = kill(main, Signal::SIGTERM);
+                }
+                Ok(1) if order == [USAGE] => {
+                    let (memory, cpu_seconds) = usage();
+                    report(control, &Report::Usage { memory, cpu_seconds });
+                }
+                _ => return own("the proxy let go of it"),
+            }
+        }
+        let (used, _) = usage();
+        if used > memory {
+            return own(&format!("it used more memory than its {} MiB", memory >> 20));
+        }
+    }
+}
+
+/// Takes the status of every child that has ended. Returns the program's end, when it has.
+fn reap(main: Pid) -> Option<(i64, Option<String>)> {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) if pid == main => return Some((code.into(), None)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == main => {
+                let reason = format!("ended by {}", signal.as_str());
+                return Some((128 + i64::from(signal as i32), Some(reason)));
+            }
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return None,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Some((KILLED, Some(errno.desc().to_owned()))),
+        }
+    }
+}
+
+/// Bytes of memory and seconds of processor time of the whole tree, from /proc. Memory is what
+/// each process has for itself, what it shares without a file, what is swapped out, and /tmp.
+fn usage() -> (u64, f64) {
+    let mut memory = nix::sys::statvfs::statvfs("/tmp")
+        .map(|tmp| (tmp.blocks() - tmp.blocks_free()) * tmp.fragment_size())
+        .unwrap_or(0);
+    let mut ticks = 0;
+    let Ok(entries) = fs::read_dir("/proc") else { return (memory, 0.0) };
+    let pids: HashSet<u32> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for pid in pids {
+        if let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) {
+            // Behind the name, which is in brackets and may hold anything, the 12th to 15th field:
+            // own time in user and system mode, and that of children that have ended.
+            let fields = stat.rsplit(')').next().unwrap_or("").split_whitespace();
+            ticks +=
+                fields.skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
+        }
+        if pid == 1 {
+            continue;
+        }
+        if let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) {
+            memory += status
+                .lines()
+                .filter(|line| {
+                    ["RssAnon:", "RssShmem:", "VmSwap:"].iter().any(|name| line.starts_with(name))
+                })
+                .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+                .sum::<u64>()
+                << 10;
+        }
+    }
+    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    (memory, ticks as f64 / per_second as f64)
+}
+
+/// Tells the proxy. Where it is gone, the next read says so.
+pub(super) fn report(control: &mut UnixStream, report: &Report) {
+    if let Ok(mut line) = serde_json::to_vec(report) {
+        line.push(b'\n');
+        let _ = control.write_all(&line);
+    }
+}

@@ -1,0 +1,248 @@
+//! The root file system inside: an empty tmpfs with read-only pieces of the host's, put in the
+//! place of the host's root.
+
+use std::{
+    fs,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::{PermissionsExt, symlink},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2},
+    mount::{MntFlags, MsFlags, mount, umount2},
+    unistd::{chdir, chown, pivot_root},
+};
+
+use super::sys::{self, NODEV, NOEXEC, NOSUID, RDONLY};
+use crate::sandbox::wire::{Bind, Failure, Plan};
+
+/// Where the new root is put together. Covered in the launcher's own mount namespace only.
+const BASE: &str = "/tmp";
+
+const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+
+/// Parts of /proc that tell of the machine or steer it, and that no server needs: hidden.
+const HIDDEN: &[&str] = &[
+    "acpi",
+    "asound",
+    "kallsyms",
+    "kcore",
+    "keys",
+    "kmsg",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "timer_list",
+    "timer_stats",
+];
+
+/// Parts of /proc that programs read: read-only.
+const FIXED: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
+
+/// Builds the root and moves into it. Nothing of the host's file system can be reached afterwards
+/// but what the plan binds.
+pub(super) fn enter(plan: &Plan) -> Result<(), Failure> {
+    let none = None::<&Path>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(no_mounts)?;
+
+    // Opened before anything is covered, and without following a link: a source that was swapped
+    // for one since it was checked is refused.
+    let sources = plan
+        .binds
+        .iter()
+        .map(|bind| Ok((bind, open_source(&bind.source)?)))
+        .collect::<Result<Vec<_>, Failure>>()?;
+    let devices = DEVICES
+        .iter()
+        .map(|device| Ok((Bind::read_only(*device, *device), open_source(Path::new(device))?)))
+        .collect::<Result<Vec<_>, Failure>>()?;
+
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("root"), BASE, Some("tmpfs"), flags, Some("mode=0755,size=64m,nr_inodes=16k"))
+        .map_err(no_mounts)?;
+    chdir(BASE).map_err(at("enter the new root"))?;
+    furnish(plan)?;
+
+    let proc = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "proc", Some("proc"), proc, none).map_err(no_proc)?;
+    mask_proc()?;
+
+    let tmp = if plan.exec_tmp { flags } else { flags | MsFlags::MS_NOEXEC };
+    mount(Some("tmp"), "tmp", Some("tmpfs"), tmp, Some("mode=1777,size=64m,nr_inodes=16k"))
+        .map_err(at("mount a private /tmp"))?;
+
+    for (device, source) in &devices {
+        bind(device, source, &[], NOSUID | NOEXEC)?;
+    }
+    for (index, (wanted, source)) in sources.iter().enumerate() {
+        // A writable folder holds no programs, so that a server can't write itself one.
+        let restrictions = match (wanted.writable, plan.exec_tmp) {
+            (false, _) => RDONLY | NOSUID | NODEV,
+            (true, false) => NOSUID | NODEV | NOEXEC,
+            (true, true) => NOSUID | NODEV,
+        };
+        let earlier = plan.binds.get(..index).unwrap_or_default();
+        bind(wanted, source, earlier, restrictions)?;
+    }
+
+    pivot_root(".", ".").map_err(at("change the root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(at("let go of the host's root"))?;
+    chdir("/").map_err(at("enter the new root"))?;
+    if plan.writable_root {
+        let (uid, gid) = plan.user;
+        chown("/", Some(uid.into()), Some(gid.into())).map_err(at("hand over the root"))?;
+    } else {
+        let root = open(Path::new("/"))?;
+        sys::restrict_mount(root.as_fd(), RDONLY, false).map_err(at("make the root read-only"))?;
+    }
+    Ok(())
+}
+
+/// The folders, links and files of our own, in the current folder.
+fn furnish(plan: &Plan) -> Result<(), Failure> {
+    for folder in ["dev", "etc", "proc", "tmp"] {
+        fs::create_dir(folder).map_err(|error| io("create", Path::new(folder), &error))?;
+    }
+    let devices = [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("shm", "/tmp"),
+    ];
+    let devices = devices.map(|(name, target)| (Path::new("/dev").join(name), target.into()));
+    for (place, target) in devices.iter().chain(&plan.links) {
+        symlink(target, inside(place)).map_err(|error| io("link", place, &error))?;
+    }
+    for (place, contents) in &plan.files {
+        fs::write(inside(place), contents)
+            .and_then(|()| fs::set_permissions(inside(place), fs::Permissions::from_mode(0o644)))
+            .map_err(|error| io("write", place, &error))?;
+    }
+    Ok(())
+}
+
+fn mask_proc() -> Result<(), Failure> {
+    let none = None::<&Path>;
+    let exists = |name: &&&str| Path::new("proc").join(name).exists();
+    for name in HIDDEN.iter().filter(exists) {
+        let place = Path::new("proc").join(name);
+        if place.is_dir() {
+            let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            mount(Some("none"), &place, Some("tmpfs"), flags, Some("size=0,nr_inodes=2"))
+        } else {
+            mount(Some("/dev/null"), &place, none, MsFlags::MS_BIND, none)
+        }
+        .map_err(|errno| errno_at(&format!("hide /proc/{name}"), errno))?;
+    }
+    for name in FIXED.iter().filter(exists) {
+        let place = Path::new("proc").join(name);
+        mount(Some(&place), &place, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
+            .and_then(|()| {
+                nix::fcntl::open(
+                    &place,
+                    OFlag::O_PATH | OFlag::O_CLOEXEC,
+                    nix::sys::stat::Mode::empty(),
+                )
+            })
+            .and_then(|fd| sys::restrict_mount(fd.as_fd(), RDONLY, true))
+            .map_err(|errno| errno_at(&format!("make /proc/{name} read-only"), errno))?;
+    }
+    Ok(())
+}
+
+/// Binds one source to its place in the new root, which is the current folder.
+fn bind(bind: &Bind, source: &OwnedFd, earlier: &[Bind], restrict: u64) -> Result<(), Failure> {
+    let none = None::<&Path>;
+    let place = inside(&bind.target);
+    if !earlier.iter().any(|outer| bind.target.starts_with(&outer.target)) {
+        make_place(source, &place).map_err(|error| io("make room for", &bind.target, &error))?;
+    }
+    // Within another mount the place must be there already. Links are not followed: the other
+    // mount's owner may have left one that leads elsewhere.
+    let target = open_place(&place, &bind.target)?;
+    let fd = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(fd(source).as_str()), fd(&target).as_str(), none, flags, none)
+        .map_err(|errno| errno_at(&format!("mount `{}`", bind.source.display()), errno))?;
+    let mounted = open_place(&place, &bind.target)?;
+    sys::restrict_mount(mounted.as_fd(), restrict, true)
+        .map_err(|errno| errno_at(&format!("restrict `{}`", bind.source.display()), errno))
+}
+
+fn make_place(source: &OwnedFd, place: &Path) -> std::io::Result<()> {
+    let folder = fs::metadata(format!("/proc/self/fd/{}", source.as_raw_fd()))?.is_dir();
+    if folder {
+        return fs::create_dir_all(place);
+    }
+    if let Some(parent) = place.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::File::create(place).map(drop)
+}
+
+fn open_source(path: &Path) -> Result<OwnedFd, Failure> {
+    open(path).map_err(|failure| {
+        failure.remedy(
+            "it must exist, be readable for the user who runs the proxy, and hold no symbolic link",
+        )
+    })
+}
+
+fn open(path: &Path) -> Result<OwnedFd, Failure> {
+    openat2(AT_FDCWD, path, strict())
+        .map_err(|errno| errno_at(&format!("open `{}`", path.display()), errno))
+}
+
+fn open_place(place: &Path, shown: &Path) -> Result<OwnedFd, Failure> {
+    let base =
+        nix::fcntl::open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+            .map_err(at("open the new root"))?;
+    let how = strict().resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH);
+    openat2(base, place, how).map_err(|errno| {
+        errno_at(&format!("find a place for a mount at `{}`", shown.display()), errno)
+            .remedy("create the folder in the mount that surrounds it, as a folder and no link")
+    })
+}
+
+fn strict() -> OpenHow {
+    OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS)
+}
+
+/// An absolute path inside, as seen from the new root while it is only the current folder.
+fn inside(path: &Path) -> PathBuf {
+    path.strip_prefix("/").unwrap_or(path).to_owned()
+}
+
+fn at(what: &'static str) -> impl Fn(Errno) -> Failure {
+    move |errno| errno_at(what, errno)
+}
+
+fn errno_at(what: &str, errno: Errno) -> Failure {
+    Failure::new(format!("the sandbox can't {what}: {}", errno.desc()))
+}
+
+fn io(what: &str, path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(format!("the sandbox can't {what} `{}`: {error}", path.display()))
+}
+
+fn no_mounts(errno: Errno) -> Failure {
+    Failure::new(format!(
+        "the sandbox can't arrange its own file system: mount is refused ({})",
+        errno.desc()
+    ))
+    .remedy(super::USER_NAMESPACES)
+}
+
+fn no_proc(errno: Errno) -> Failure {
+    Failure::new(format!("the sandbox can't mount a /proc of its own ({})", errno.desc())).remedy(
+        "this happens inside containers, whose /proc is partly covered: run the proxy on the \
+         host, or give it a container engine",
+    )
+}

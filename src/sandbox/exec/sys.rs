@@ -1,0 +1,108 @@
+//! The system calls that no crate of ours wraps safely.
+
+use std::{
+    ffi::c_uint,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    sys::signal::{SigHandler, Signal},
+    unistd::ForkResult,
+};
+
+/// Restrictions of one mount, and of those beneath it.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns: u64,
+}
+
+// linux/mount.h; libc has no names for them on every target.
+pub(super) const RDONLY: u64 = 1;
+pub(super) const NOSUID: u64 = 2;
+pub(super) const NODEV: u64 = 4;
+pub(super) const NOEXEC: u64 = 8;
+
+/// Adds restrictions to a mount and to all beneath it. Unlike a remount it never clears any, and
+/// so needs no knowledge of those that an outer namespace has locked.
+pub(super) fn restrict_mount(at: BorrowedFd<'_>, set: u64, recursive: bool) -> nix::Result<()> {
+    let attr = MountAttr { set, ..Default::default() };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    #[expect(
+        unsafe_code,
+        reason = "mount_setattr(2) has no wrapper; all pointers outlive the call"
+    )]
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            at.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Forks. Only for a process of one thread, where everything that runs in a program may run in
+/// its child.
+pub(super) fn fork() -> nix::Result<ForkResult> {
+    #[expect(unsafe_code, reason = "the launcher has one thread, so its child may do anything")]
+    unsafe {
+        nix::unistd::fork()
+    }
+}
+
+/// Marks every file descriptor from 3 on to be closed by exec.
+pub(super) fn close_all_on_exec() -> nix::Result<()> {
+    #[expect(unsafe_code, reason = "close_range(2) with CLOEXEC closes nothing that is in use")]
+    let result = unsafe {
+        libc::syscall(libc::SYS_close_range, 3 as c_uint, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Takes ownership of descriptors that a message brought.
+pub(super) fn adopt(fds: &[RawFd]) -> Vec<OwnedFd> {
+    fds.iter()
+        .map(|fd| {
+            #[expect(
+                unsafe_code,
+                reason = "the kernel has just made it for us, nobody else has it"
+            )]
+            unsafe {
+                OwnedFd::from_raw_fd(*fd)
+            }
+        })
+        .collect()
+}
+
+/// Gives a signal its default effect again.
+pub(super) fn default_signal(signal: Signal) -> nix::Result<()> {
+    #[expect(unsafe_code, reason = "the default action runs no code of ours")]
+    unsafe {
+        nix::sys::signal::signal(signal, SigHandler::SigDfl).map(drop)
+    }
+}
+
+/// Brings up the loopback interface of this network namespace.
+pub(super) fn loopback_up() -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    #[expect(unsafe_code, reason = "a C structure of integers and arrays, for which zero is legal")]
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    #[expect(unsafe_code, reason = "SIOCSIFFLAGS reads an ifreq, which outlives the call")]
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    Errno::result(result)?;
+    Ok(())
+}

@@ -1,0 +1,311 @@
+//! The proxy's side: starts the launcher, hands it the plan and the streams, and holds the control
+//! socket, whose end is the end of the tree.
+
+use std::{
+    io::{self, BufRead, BufReader, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream as StdStream,
+    },
+    path::Path,
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use nix::{
+    fcntl::OFlag,
+    sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg},
+    unistd::pipe2,
+};
+use std::os::unix::process::ExitStatusExt;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, Lines},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
+    },
+    process::Child,
+    sync::{Mutex, mpsc, watch},
+    time::timeout,
+};
+use zeroize::Zeroizing;
+
+use super::wire::{Failure, Plan, Report, TERMINATE, USAGE};
+use crate::upstream::process::{Exit, Handle, LaunchFailure, LaunchSpec, Process, Usage};
+
+/// This executable, even where its file has been replaced since it was started.
+const OURSELVES: &str = "/proc/self/exe";
+
+/// The time that it may take to set up a sandbox and execute the program in it.
+const START: Duration = Duration::from_secs(30);
+
+/// The time that a tree has to be gone once it was let go of, before its launcher is killed too.
+const FALL: Duration = Duration::from_secs(5);
+
+/// Starts `spec.command` in a sandbox, and returns once the program has been executed.
+///
+/// # Errors
+/// Where the program can't be started, or any part of the sandbox is missing: it never runs
+/// without.
+pub async fn launch(spec: &LaunchSpec) -> Result<Process, LaunchFailure> {
+    launch_by(Path::new(OURSELVES), spec).await
+}
+
+/// As [`launch`], by another `portcullis` executable. For programs that hold this library and are
+/// not that executable themselves.
+///
+/// # Errors
+/// As [`launch`].
+pub async fn launch_by(launcher: &Path, spec: &LaunchSpec) -> Result<Process, LaunchFailure> {
+    let plan = {
+        let (spec, launcher) = (spec.clone(), launcher.to_owned());
+        let plan = tokio::task::spawn_blocking(move || Plan::new(&spec, &launcher));
+        plan.await.map_err(|error| unexpected(&error))??
+    };
+    let (mut command, start) = prepare(launcher, &plan).map_err(|error| unexpected(&error))?;
+    command.stderr(start.streams.theirs[2].try_clone().map_err(|error| unexpected(&error))?);
+    let child = tokio::process::Command::from(command).kill_on_drop(true).spawn();
+    let child = child.map_err(|error| no_launcher(launcher, &error))?;
+    drop(plan);
+    start.run(child).await
+}
+
+/// Sets a sandbox up and takes it down again, without a program.
+pub(super) fn attempt() -> Result<bool, LaunchFailure> {
+    let launcher = Path::new(OURSELVES);
+    let failed = |error: io::Error| unexpected(&error);
+    let (mut command, start) = prepare(launcher, &Plan::trial()?).map_err(failed)?;
+    let mut child = command.spawn().map_err(|error| no_launcher(launcher, &error))?;
+    drop(command);
+    let answer = start.ask_blocking();
+    let status = child.wait().map_err(failed)?;
+    match answer.map_err(failed)? {
+        Some(Report::Started { landlock }) => Ok(landlock),
+        Some(Report::Failed(failure)) => Err(failure.into()),
+        _ => Err(silent(status)),
+    }
+}
+
+impl From<Failure> for LaunchFailure {
+    fn from(failure: Failure) -> Self {
+        Self { what: failure.what, remedy: failure.remedy }
+    }
+}
+
+/// The program's streams: the ends that it gets, and ours.
+struct Streams {
+    theirs: [OwnedFd; 3],
+    ours: [OwnedFd; 3],
+}
+
+impl Streams {
+    fn new() -> nix::Result<Self> {
+        let pipe = || pipe2(OFlag::O_CLOEXEC);
+        let ((in_read, in_write), (out_read, out_write), (err_read, err_write)) =
+            (pipe()?, pipe()?, pipe()?);
+        Ok(Self { theirs: [in_read, out_write, err_write], ours: [in_write, out_read, err_read] })
+    }
+}
+
+/// All that is needed once the launcher runs.
+struct Start {
+    control: StdStream,
+    streams: Streams,
+    plan: Zeroizing<Vec<u8>>,
+}
+
+fn prepare(launcher: &Path, plan: &Plan) -> io::Result<(Command, Start)> {
+    let (control, theirs) = StdStream::pair()?;
+    // The room for all of it at once: a buffer that grows leaves copies of secrets behind.
+    let size: usize = plan.environment.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let mut body = Zeroizing::new(Vec::with_capacity(6 * size + (1 << 20)));
+    serde_json::to_writer(&mut *body, plan)?;
+    let mut command = Command::new(launcher);
+    command
+        .arg("sandbox-exec")
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    Ok((command, Start { control, streams: Streams::new()?, plan: body }))
+}
+
+impl Start {
+    /// Sends the plan's length and the streams. The socket is empty: nothing blocks.
+    fn send_streams(&self) -> io::Result<()> {
+        let length = u32::try_from(self.plan.len()).map_err(io::Error::other)?.to_be_bytes();
+        let fds: Vec<_> = self.streams.theirs.iter().map(AsRawFd::as_raw_fd).collect();
+        sendmsg::<UnixAddr>(
+            self.control.as_raw_fd(),
+            &[io::IoSlice::new(&length)],
+            &[ControlMessage::ScmRights(&fds)],
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
+        Ok(())
+    }
+
+    fn ask_blocking(mut self) -> io::Result<Option<Report>> {
+        self.send_streams()?;
+        self.control.set_read_timeout(Some(START))?;
+        self.control.write_all(&self.plan)?;
+        let mut line = String::new();
+        BufReader::new(&self.control).read_line(&mut line)?;
+        Ok(serde_json::from_str(&line).ok())
+    }
+
+    async fn run(self, mut child: Child) -> Result<Process, LaunchFailure> {
+        let failed = |error: io::Error| unexpected(&error);
+        self.send_streams().map_err(failed)?;
+        let Self { control, streams: Streams { theirs, ours: [stdin, stdout, stderr] }, plan } =
+            self;
+        drop(theirs);
+        control.set_nonblocking(true).map_err(failed)?;
+        let (read, mut write) = UnixStream::from_std(control).map_err(failed)?.into_split();
+        let mut reports = tokio::io::BufReader::new(read).lines();
+        let greeting = async {
+            // A launcher that ends early has said why, which is worth more than a broken pipe.
+            let _ = write.write_all(&plan).await;
+            reports.next_line().await.ok().flatten()
+        };
+        let Ok(line) = timeout(START, greeting).await else {
+            return Err(LaunchFailure {
+                what: format!("the sandbox was not ready within {} s", START.as_secs()),
+                remedy: Some("look whether the machine is overloaded".into()),
+            });
+        };
+        match line.and_then(|line| serde_json::from_str(&line).ok()) {
+            Some(Report::Started { .. }) => {}
+            Some(Report::Failed(failure)) => return Err(failure.into()),
+            _ => return Err(silent(child.wait().await.map_err(failed)?)),
+        }
+        let pid = child.id().unwrap_or_default();
+        let (ended, end) = watch::channel(None);
+        let (measured, usage) = mpsc::channel(1);
+        let (held, dropped) = mpsc::channel(1);
+        tokio::spawn(supervise(child, reports, measured, dropped, ended));
+        let handle = Running { pid, end, orders: Mutex::new(Some((write, usage))), _held: held };
+        Ok(Process {
+            stdin: Box::new(pipe::Sender::from_owned_fd(stdin).map_err(failed)?),
+            stdout: Box::new(pipe::Receiver::from_owned_fd(stdout).map_err(failed)?),
+            stderr: Box::new(pipe::Receiver::from_owned_fd(stderr).map_err(failed)?),
+            handle: Box::new(handle),
+        })
+    }
+}
+
+/// Reads the launcher's reports until its end, and reaps it.
+async fn supervise(
+    mut child: Child,
+    mut reports: Lines<tokio::io::BufReader<OwnedReadHalf>>,
+    measured: mpsc::Sender<Usage>,
+    mut dropped: mpsc::Receiver<()>,
+    ended: watch::Sender<Option<Exit>>,
+) {
+    let mut told = None;
+    loop {
+        tokio::select! {
+            line = reports.next_line() => match line {
+                Ok(Some(line)) => match serde_json::from_str(&line) {
+                    Ok(Report::Usage { memory, cpu_seconds }) => {
+                        // Nobody waits for it any more where there is no room.
+                        let _ = measured.try_send(Usage { memory, cpu_seconds });
+                    }
+                    Ok(Report::Ended { code, reason }) => told = Some(Exit { code, reason }),
+                    _ => {}
+                },
+                _ => break,
+            },
+            _ = dropped.recv() => break,
+        }
+    }
+    // The tree ends by itself: its first process has seen the end of the control socket, or is
+    // the reason for it.
+    let status = match timeout(FALL, child.wait()).await {
+        Ok(status) => status,
+        Err(_) => {
+            let _ = child.start_kill();
+            child.wait().await
+        }
+    };
+    let exit = told.unwrap_or_else(|| {
+        let code = status.ok().and_then(|status| {
+            status.code().or_else(|| status.signal().map(|signal| 128 + signal))
+        });
+        Exit { code: code.unwrap_or(-1).into(), reason: None }
+    });
+    ended.send_replace(Some(exit));
+}
+
+/// A tree that runs. Dropping it ends the control socket, and so the tree.
+struct Running {
+    /// The launcher's process.
+    pid: u32,
+    end: watch::Receiver<Option<Exit>>,
+    /// Our side of the control socket, until it is let go of, and the answers to `USAGE`.
+    orders: Mutex<Option<(OwnedWriteHalf, mpsc::Receiver<Usage>)>>,
+    _held: mpsc::Sender<()>,
+}
+
+impl Running {
+    async fn order(&self, order: u8) {
+        if let Some((write, _)) = self.orders.lock().await.as_mut() {
+            // A tree that has ended takes no orders.
+            let _ = write.write_all(&[order]).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Handle for Running {
+    fn describe(&self) -> String {
+        format!("sandbox pid {}", self.pid)
+    }
+
+    async fn wait(&self) -> Exit {
+        let mut end = self.end.clone();
+        let ended = end.wait_for(Option::is_some).await;
+        let exit = ended.ok().and_then(|exit| exit.clone());
+        exit.unwrap_or(Exit { code: -1, reason: Some("its supervisor is gone".into()) })
+    }
+
+    async fn stop(&self, grace: Duration) {
+        self.order(TERMINATE).await;
+        if timeout(grace, self.wait()).await.is_err() {
+            drop(self.orders.lock().await.take());
+            self.wait().await;
+        }
+    }
+
+    async fn usage(&self) -> Option<Usage> {
+        let mut orders = self.orders.lock().await;
+        let (write, usage) = orders.as_mut()?;
+        // An answer that came too late for an earlier question.
+        while usage.try_recv().is_ok() {}
+        write.write_all(&[USAGE]).await.ok()?;
+        timeout(Duration::from_secs(2), usage.recv()).await.ok().flatten()
+    }
+}
+
+fn unexpected(error: &dyn std::error::Error) -> LaunchFailure {
+    LaunchFailure { what: format!("the sandbox can't be started: {error}"), remedy: None }
+}
+
+fn no_launcher(launcher: &Path, error: &io::Error) -> LaunchFailure {
+    LaunchFailure {
+        what: format!(
+            "`{}` can't be executed as the sandbox's launcher: {error}",
+            launcher.display()
+        ),
+        remedy: Some("/proc must be mounted, and the executable be executable for its user".into()),
+    }
+}
+
+fn silent(status: ExitStatus) -> LaunchFailure {
+    LaunchFailure {
+        what: format!("the sandbox's launcher ended without a word ({status})"),
+        remedy: Some("`portcullis doctor` shows what the sandbox lacks".into()),
+    }
+}
