@@ -1,0 +1,276 @@
+//! What is broken gets one clear error with a place and a remedy, the right exit code, and leaves
+//! nothing half-started behind.
+
+use serde_json::json;
+
+use crate::support::{
+    engine::containers,
+    gate::{Setup, Written},
+    marked, target,
+};
+
+/// What is broken, and what the one who has to mend it must be told.
+struct Case {
+    name: &'static str,
+    written: Written,
+    /// All of these stand in what `run` and `check` say.
+    says: &'static [&'static str],
+}
+
+fn config(name: &'static str, body: &str, says: &'static [&'static str]) -> Case {
+    Case { name, written: Setup::new(body).write(), says }
+}
+
+fn policy(name: &'static str, text: &str, says: &'static [&'static str]) -> Case {
+    Case { name, written: Setup::notes().policies(text).write(), says }
+}
+
+#[tokio::test]
+async fn broken_files_end_the_start_with_a_place() {
+    let broken_plugin = |name, bytes: &[u8], more: &str, says| {
+        let entry = format!("[[interceptors]]\nuse = \"plugin\"\npath = \"plugin.wasm\"\n{more}");
+        Case { name, written: Setup::notes().and(&entry).file("plugin.wasm", bytes).write(), says }
+    };
+    let good = std::fs::read(target("plugins/redact-email.wasm")).unwrap();
+    let cases = [
+        config("no TOML", "[servers", &["portcullis.toml", "5"]),
+        config(
+            "unknown key",
+            "[servers.a]\ncommand = [\"x\"]\nimagee = \"y\"",
+            &["portcullis.toml:7", "imagee", "image"],
+        ),
+        config("wrong type", "[limits]\ndepth = \"deep\"", &["portcullis.toml:6", "depth"]),
+        config(
+            "two kinds of server",
+            "[servers.a]\ncommand = [\"x\"]\nurl = \"http://127.0.0.1:1/\"",
+            &["portcullis.toml:5", "url", "command"],
+        ),
+        config(
+            "no kind of server",
+            "[servers.a]\ncall-timeout-s = 3",
+            &["portcullis.toml:5", "command"],
+        ),
+        config(
+            "illegal name",
+            "[servers.\"A b\"]\ncommand = [\"x\"]",
+            &["portcullis.toml:5", "A b"],
+        ),
+        config(
+            "image without a digest",
+            "[servers.a]\nimage = \"debian:12\"",
+            &["portcullis.toml:6", "digest"],
+        ),
+        config(
+            "illegal image",
+            "[servers.a]\nimage = \"not an image@sha256:12\"",
+            &["portcullis.toml:6"],
+        ),
+        config(
+            "secret from nowhere",
+            "[servers.a]\ncommand = [\"x\"]\nsecrets = { T = { from = \"env:GATE_NO_SUCH_VARIABLE\" } }",
+            &["portcullis.toml:7", "GATE_NO_SUCH_VARIABLE"],
+        ),
+        config(
+            "mount of the root",
+            "[servers.a]\ncommand = [\"x\"]\nmounts = [\"/:/host\"]",
+            &["portcullis.toml:7"],
+        ),
+        config(
+            "key hash that is none",
+            "[clients.a]\nkey-hash = \"sha256:12\"",
+            &["portcullis.toml:6", "key-hash"],
+        ),
+        config(
+            "unknown interceptor",
+            "[[interceptors]]\nuse = \"rate-limt\"",
+            &["portcullis.toml:6", "rate-limit"],
+        ),
+        config(
+            "rate limit without a window",
+            "[[interceptors]]\nuse = \"rate-limit\"\nlimits = [{ calls = 1 }]",
+            &["portcullis.toml:7", "window"],
+        ),
+        policy("policy that does not parse", "permit (principal", &["gate.cedar:1"]),
+        policy(
+            "policy off the schema",
+            "@id(\"a\")\npermit (principal, action, resource)\nwhen { context.nonsense };\n",
+            &["gate.cedar", "nonsense"],
+        ),
+        policy(
+            "two policies of one id",
+            "@id(\"a\")\npermit (principal, action, resource);\n@id(\"a\")\nforbid (principal, action, resource);\n",
+            &["gate.cedar:3", "a"],
+        ),
+        broken_plugin(
+            "no plugin",
+            b"not wasm",
+            "allow-unpinned = true",
+            &["portcullis.toml", "plugin.wasm"],
+        ),
+        broken_plugin("plugin without a pin", &good, "", &["portcullis.toml", "sha256"]),
+        broken_plugin(
+            "plugin of another digest",
+            &good,
+            "sha256 = \"00\"",
+            &["portcullis.toml", "sha256"],
+        ),
+    ];
+    for Case { name, written, says } in cases {
+        for (verb, code) in [("check", 11), ("run", 1)] {
+            let ended = written.cli(&[verb]).await;
+            assert_eq!(ended.code, Some(code), "{name}, {verb}: {ended:#?}");
+            let said = format!("{}{}", ended.stdout, ended.stderr);
+            for words in says {
+                assert!(said.contains(words), "{name}, {verb}: `{words}` is not in\n{said}");
+            }
+            assert!(!said.contains("panicked"), "{name}, {verb}:\n{said}");
+        }
+        assert!(crate::support::marked(&written.mark).is_empty(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_config_is_named() {
+    let written = Setup::notes().write();
+    std::fs::remove_file(written.path("portcullis.toml")).unwrap();
+    for verb in ["run", "check"] {
+        let ended = written.cli(&[verb]).await;
+        assert!(matches!(ended.code, Some(1 | 2 | 11)), "{ended:#?}");
+        assert!(ended.stderr.contains("portcullis.toml"), "{ended:#?}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_words_on_the_command_line_are_usage() {
+    let written = Setup::notes().write();
+    for args in
+        [&["no-such-verb"][..], &["audit", "show"], &["client", "add"], &["run", "--no-such"]]
+    {
+        let ended = written.cli(args).await;
+        assert_eq!(ended.code, Some(2), "{args:?}: {ended:#?}");
+        assert!(ended.stdout.is_empty() && !ended.stderr.is_empty(), "{args:?}: {ended:#?}");
+    }
+    for args in [&["audit", "show", "nonsense"][..], &["client", "add", "Not A Name"]] {
+        let ended = written.cli(args).await;
+        assert!(matches!(ended.code, Some(1 | 2)), "{args:?}: {ended:#?}");
+        assert!(ended.stderr.contains(args[2]), "{args:?}: {ended:#?}");
+    }
+}
+
+#[tokio::test]
+async fn an_absent_engine_is_told_to_whoever_needs_it() {
+    let gone = "unix:///nonexistent/docker.sock";
+    let gate = Setup::notes()
+        .and(
+            r#"
+            [servers.contained]
+            command = ["{crooked}"]
+            runtime = "container"
+            start-timeout-s = 5
+            "#,
+        )
+        .and(&format!("[engine]\nhost = \"{gone}\""))
+        .start()
+        .await;
+    let agent = gate.modern();
+    let code = agent.refused("contained__echo", json!({ "text": "x" })).await;
+    assert!(["server-unavailable", "unknown-target"].contains(&&code[..]), "{code}");
+    agent.text("notes__read_note", json!({ "name": "welcome" })).await;
+    let log = gate.log().join("\n");
+    assert!(log.contains("nonexistent"), "{log}");
+    let doctor = gate.cli(&["doctor"]).await;
+    assert!(format!("{}{}", doctor.stdout, doctor.stderr).contains("nonexistent"), "{doctor:#?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn without_an_engine_a_command_runs_in_the_sandbox_and_the_log_says_why() {
+    let gate = Setup::new(
+        r#"
+        [engine]
+        host = "unix:///nonexistent/docker.sock"
+        [servers.notes]
+        command = ["portcullis", "example-server", "notes"]
+        env = { GATE = "{mark}" }
+        "#,
+    )
+    .start()
+    .await;
+    gate.modern().text("notes__read_note", json!({ "name": "welcome" })).await;
+    assert!(!marked(&gate.mark).is_empty());
+    let log = gate.log().join("\n");
+    assert!(log.contains("sandbox") && log.contains("nonexistent"), "{log}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn with_an_engine_a_command_runs_in_a_container() {
+    let gate = Setup::new(
+        "[servers.notes]\ncommand = [\"portcullis\", \"example-server\", \"notes\"]\nenv = { GATE = \"{mark}\" }",
+    )
+    .start()
+    .await;
+    gate.modern().text("notes__read_note", json!({ "name": "welcome" })).await;
+    assert_eq!(containers(&gate.mark).len(), 1);
+    let written = gate.stop().await;
+    assert!(containers(&written.mark).is_empty());
+}
+
+#[tokio::test]
+async fn an_image_that_is_not_there_and_a_program_that_is_not_are_told_apart() {
+    let digest = "0".repeat(64);
+    let gate = Setup::notes()
+        .and(&format!(
+            r#"
+            [servers.absent]
+            image = "sha256:{digest}"
+            start-timeout-s = 10
+            [servers.missing]
+            command = ["/nonexistent/program"]
+            runtime = "sandbox"
+            "#
+        ))
+        .start()
+        .await;
+    let agent = gate.modern();
+    for server in ["absent", "missing"] {
+        let code = agent.refused(&format!("{server}__echo"), json!({})).await;
+        assert!(["server-unavailable", "unknown-target"].contains(&&code[..]), "{server}: {code}");
+    }
+    let log = gate.log().join("\n");
+    assert!(log.contains(&digest[..12]) && log.contains("/nonexistent/program"), "{log}");
+    agent.text("notes__read_note", json!({ "name": "welcome" })).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_told_and_nothing_is_left() {
+    let first = Setup::notes().start().await;
+    let written = Setup::notes().write();
+    let config = std::fs::read_to_string(written.path("portcullis.toml")).unwrap();
+    let taken = config.replace("127.0.0.1:0", &first.addr.to_string());
+    std::fs::write(written.path("portcullis.toml"), taken).unwrap();
+    let ended = written.cli(&["run"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.stderr.contains(&first.addr.to_string()), "{ended:#?}");
+    assert!(crate::support::marked(&written.mark).is_empty());
+    first.stop().await;
+}
+
+#[tokio::test]
+async fn two_proxies_on_one_state_folder_do_not_mix() {
+    let first = Setup::notes().start().await;
+    let ended = first.cli(&["run"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.stderr.contains("state"), "{ended:#?}");
+    first.modern().text("notes__read_note", json!({ "name": "welcome" })).await;
+    first.stop().await;
+}
+
+#[tokio::test]
+async fn no_proxy_to_connect_to_is_told() {
+    let written = Setup::notes().write();
+    let ended = written.cli(&["connect"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.stderr.contains("portcullis run"), "{ended:#?}");
+}

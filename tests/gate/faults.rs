@@ -1,0 +1,211 @@
+//! Servers that hang, die, flood or talk nonsense: they hurt nobody but those who asked them.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::support::{
+    agent::Agent,
+    gate::{Gate, Setup},
+    in_time,
+};
+
+/// A crooked server with short deadlines beside an honest one.
+async fn beside_notes() -> Gate {
+    Setup::crooked("call-timeout-s = 2\nconcurrent = 4")
+        .and(
+            r#"
+            [servers.notes]
+            command = ["portcullis", "example-server", "notes"]
+            runtime = "sandbox"
+            [limits]
+            response-bytes = 1048576
+            "#,
+        )
+        .start()
+        .await
+}
+
+async fn honest_still_answers(agent: &Agent) {
+    let text = agent.text("notes__read_note", json!({ "name": "welcome" })).await;
+    assert!(text.contains("Portcullis"));
+    assert_eq!(agent.text("crooked__echo", json!({ "text": "still here" })).await, "still here");
+}
+
+#[tokio::test]
+async fn one_that_hangs_is_given_up() {
+    let gate = beside_notes().await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        assert_eq!(agent.refused("crooked__hang", json!({})).await, "server-timeout");
+        honest_still_answers(&agent).await;
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_is_full_refuses_and_delays_nobody_else() {
+    let gate = beside_notes().await;
+    let agent = gate.modern();
+    agent.text("crooked__echo", json!({ "text": "up" })).await;
+    let url = gate.url("/mcp");
+    let mut hanging = tokio::task::JoinSet::new();
+    for _ in 0..12 {
+        let url = url.clone();
+        hanging.spawn(async move {
+            Agent::modern(&url, None).refused("crooked__hang", json!({})).await
+        });
+    }
+    let began = Instant::now();
+    agent.text("notes__read_note", json!({ "name": "welcome" })).await;
+    let took = began.elapsed();
+    let mut codes = Vec::new();
+    while let Some(code) = hanging.join_next().await {
+        codes.push(code.unwrap());
+    }
+    assert_eq!(codes.iter().filter(|code| *code == "server-timeout").count(), 4, "{codes:?}");
+    assert_eq!(codes.iter().filter(|code| *code == "server-overloaded").count(), 8, "{codes:?}");
+    // The honest call waited for none of them: all twelve took at least the two seconds of a call.
+    assert!(took < began.elapsed());
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_dies_is_started_again() {
+    let gate = beside_notes().await;
+    let agent = gate.legacy().await;
+    assert_eq!(agent.refused("crooked__die", json!({})).await, "server-unavailable");
+    in_time("the server to be back", async {
+        while agent.call("crooked__echo", json!({ "text": "x" })).await.is_err() {}
+    })
+    .await;
+    honest_still_answers(&agent).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_floods_harms_nobody() {
+    let gate = beside_notes().await;
+    let agent = gate.modern();
+    for tool in ["crooked__flood", "crooked__flood_stderr"] {
+        // Whatever came of the call itself, it came.
+        let _ = agent.call(tool, json!({ "mib": 32 })).await;
+        in_time("the server to be back", async {
+            while agent.call("crooked__echo", json!({ "text": "x" })).await.is_err() {}
+        })
+        .await;
+        honest_still_answers(&agent).await;
+    }
+    let log: usize = gate.log().iter().map(String::len).sum();
+    assert!(log < 4 << 20, "a server filled the log with {log} bytes");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_is_refused() {
+    let gate = beside_notes().await;
+    let agent = gate.modern();
+    let code = agent.refused("crooked__huge", json!({ "mib": 4 })).await;
+    assert!(["too-large", "server-misbehaved"].contains(&&code[..]), "{code}");
+    in_time("the server to be back", async {
+        while agent.call("crooked__echo", json!({ "text": "x" })).await.is_err() {}
+    })
+    .await;
+    honest_still_answers(&agent).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn nonsense_goes_no_further() {
+    let gate = beside_notes().await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        assert_eq!(agent.text("crooked__babble", json!({})).await, "babbled");
+        assert_eq!(agent.text("crooked__twice", json!({})).await, "once");
+        assert_eq!(agent.text("crooked__stranger", json!({})).await, "for you");
+        assert_eq!(agent.refused("crooked__no_result", json!({})).await, "server-misbehaved");
+        honest_still_answers(&agent).await;
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_may_not_ask_the_client_unless_policy_says_so() {
+    let gate = Setup::crooked("")
+        .policies("@id(\"clients\")\npermit (principal, action in Portcullis::Action::\"from_client\", resource);\n")
+        .start()
+        .await;
+    let agent = gate.legacy().await;
+    let params = json!({ "name": "crooked__ask_client", "arguments": {} });
+    let request = json!({ "jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": params });
+    let answered = agent.send(request).await;
+    assert!(
+        answered.messages.iter().all(|m| m["method"] != "sampling/createMessage"),
+        "{:#?}",
+        answered.messages
+    );
+    let records = gate.records(&["--decision", "refused"]).await;
+    let asked = records.iter().find(|record| record["method"] == "sampling/createMessage");
+    assert_eq!(asked.expect("a record")["direction"], "server-to-client", "{records:#?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn servers_that_cannot_start_leave_the_others_alone() {
+    let crooked = crate::support::server("crooked");
+    let crooked = crooked.display();
+    let gate = Setup::notes()
+        .and(&format!(
+            r#"
+            [servers.dead]
+            command = ["{crooked}", "dead"]
+            runtime = "sandbox"
+            start-timeout-s = 2
+            [servers.silent]
+            command = ["{crooked}", "silent"]
+            runtime = "sandbox"
+            start-timeout-s = 2
+            [servers.babble]
+            command = ["{crooked}", "babble"]
+            runtime = "sandbox"
+            start-timeout-s = 2
+            [servers.away]
+            url = "http://127.0.0.1:9/mcp"
+            start-timeout-s = 2
+            "#
+        ))
+        .start()
+        .await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        let names = agent.names("tools/list").await;
+        assert!(names.iter().any(|name| name == "notes__read_note"), "{names:?}");
+        for server in ["dead", "silent", "away"] {
+            let code = agent.refused(&format!("{server}__echo"), json!({})).await;
+            let codes = ["server-unavailable", "server-timeout", "unknown-target"];
+            assert!(codes.contains(&&code[..]), "{server}: {code}");
+        }
+        agent.text("notes__read_note", json!({ "name": "welcome" })).await;
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn idle_servers_are_stopped_and_started_again() {
+    let gate = Setup::new(
+        r#"
+        [servers.notes]
+        command = ["portcullis", "example-server", "notes"]
+        runtime = "sandbox"
+        env = { GATE = "{mark}" }
+        idle-stop-s = 1
+        "#,
+    )
+    .start()
+    .await;
+    let agent = gate.modern();
+    agent.text("notes__read_note", json!({ "name": "welcome" })).await;
+    crate::support::until("the idle server to be gone", async || {
+        crate::support::marked(&gate.mark).is_empty().then_some(())
+    })
+    .await;
+    agent.text("notes__read_note", json!({ "name": "welcome" })).await;
+    gate.stop().await;
+}

@@ -1,0 +1,227 @@
+//! Who is let in: keys, `Host` and `Origin`, and sessions that belong to somebody.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    agent::Agent,
+    gate::Setup,
+    wire::{self, ORDINARY},
+};
+
+fn ping() -> Vec<u8> {
+    json!({ "jsonrpc": "2.0", "id": 1, "method": "ping" }).to_string().into_bytes()
+}
+
+#[tokio::test]
+async fn without_a_key_nobody_is_served() {
+    let written = Setup::notes().keyed().write();
+    let key = written.add_client("ci", &[]).await;
+    let gate = written.start().await;
+    let url = gate.url("/mcp");
+    // One that has the form of a key and was never given out.
+    let other = ["pck", &"A".repeat(43)].join("_");
+    for wrong in [None, Some(""), Some("x"), Some(&other[..]), Some(&key[..key.len() - 1])] {
+        let Err((status, error)) = Agent::legacy(&url, wrong).await else {
+            panic!("{wrong:?} was let in")
+        };
+        assert_eq!(status, 401, "{wrong:?}");
+        assert_eq!(error["data"]["code"], "unauthenticated", "{wrong:?}: {error:#}");
+        let modern = Agent::modern(&url, wrong);
+        assert_eq!(modern.refused("notes__list_notes", json!({})).await, "unauthenticated");
+    }
+    let answered = Agent::modern(&url, None)
+        .send(json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" }))
+        .await;
+    assert_eq!(answered.status, 401);
+    assert!(answered.challenge.unwrap().starts_with("Bearer"));
+    // Under any other scheme a key is no key.
+    let basic = format!("Basic {key}");
+    let headers = [ORDINARY, &[("Authorization", basic.as_str())]].concat();
+    assert_eq!(wire::post(gate.addr, "/mcp", &headers, &ping()).await.status, 401);
+
+    let agent = Agent::legacy(&url, Some(&key)).await.unwrap();
+    assert_eq!(agent.names("tools/list").await.len(), 4);
+    let agent = Agent::modern(&url, Some(&key));
+    assert_eq!(agent.names("tools/list").await.len(), 4);
+
+    // The refusals are on record, the keys are not.
+    let records = gate.records(&["--decision", "refused"]).await;
+    assert!(!records.is_empty());
+    let everything = format!("{records:?}{:?}", gate.log());
+    assert!(!everything.contains(&key[4..]) && !everything.contains(&other[4..]));
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_removed_is_out_and_one_that_is_added_is_in() {
+    let written = Setup::notes().keyed().write();
+    let key = written.add_client("old", &[]).await;
+    let gate = written.start().await;
+    let url = gate.url("/mcp");
+    let agent = Agent::modern(&url, Some(&key));
+    assert_eq!(agent.names("tools/list").await.len(), 4);
+    let new = gate.add_client("new", &[]).await;
+    crate::support::until("the new client to be let in", async || {
+        Agent::modern(&url, Some(&new)).ask("tools/list", json!({})).await.ok()
+    })
+    .await;
+    let listed = gate.cli(&["client", "ls", "--format", "json"]).await.expect(0).to_string();
+    assert!(listed.contains("old") && listed.contains("new"), "{listed}");
+    assert!(!listed.contains(&key) && !listed.contains(&new));
+    assert_eq!(gate.cli(&["client", "rm", "old"]).await.code, Some(0));
+    crate::support::until("the old client to be out", async || {
+        agent.ask("tools/list", json!({})).await.err()
+    })
+    .await;
+    assert!(Agent::modern(&url, Some(&new)).ask("tools/list", json!({})).await.is_ok());
+    // Removing one that is not there is an error that says so.
+    let again = gate.cli(&["client", "rm", "old"]).await;
+    assert_eq!(again.code, Some(1), "{again:?}");
+    assert!(again.stderr.contains("old"), "{again:?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn policy_tells_clients_groups_and_nobody_apart() {
+    let written = Setup::notes()
+        .policies(
+            r#"
+            @id("connect")
+            permit (principal, action == Portcullis::Action::"connect", resource);
+            @id("readers")
+            permit (principal in Portcullis::Group::"readers", action, resource == Portcullis::Tool::"notes/read_note");
+            @id("ci")
+            permit (principal == Portcullis::Client::"ci", action, resource == Portcullis::Tool::"notes/add_note");
+            @id("anonymous")
+            permit (principal is Portcullis::Anonymous, action, resource == Portcullis::Tool::"notes/list_notes");
+            "#,
+        )
+        .write();
+    let ci = written.add_client("ci", &[]).await;
+    let reader = written.add_client("reader", &["readers"]).await;
+    let gate = written.start().await;
+    let url = gate.url("/mcp");
+    let cases = [
+        (Some(&ci), "notes__add_note"),
+        (Some(&reader), "notes__read_note"),
+        (None, "notes__list_notes"),
+    ];
+    for (key, tool) in cases {
+        let agent = Agent::modern(&url, key.map(String::as_str));
+        assert_eq!(agent.names("tools/list").await, [tool]);
+    }
+    // A wrong key is not the same as none.
+    let wrong = Agent::modern(&url, Some("wrong"));
+    assert_eq!(wrong.refused("notes__list_notes", json!({})).await, "unauthenticated");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn foreign_hosts_and_origins_are_refused() {
+    let gate = Setup::notes()
+        .listen("allowed-hosts = [\"gate.example\"]\nallowed-origins = [\"https://app.example\"]")
+        .start()
+        .await;
+    let addr = gate.addr.to_string();
+    let local = format!("localhost:{}", gate.addr.port());
+    let body = json!({
+        "jsonrpc": "2.0", "id": 1, "method": "initialize",
+        "params": { "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } },
+    })
+    .to_string();
+    let cases: &[(&[(&str, &str)], u16)] = &[
+        (&[], 200),
+        (&[("Host", &local)], 200),
+        (&[("Host", "gate.example")], 200),
+        (&[("Host", "evil.example")], 403),
+        (&[("Host", "gate.example.evil.example")], 403),
+        (&[("Host", &addr), ("Origin", "https://app.example")], 200),
+        (&[("Host", &addr), ("Origin", "https://evil.example")], 403),
+        (&[("Host", &addr), ("Origin", "http://app.example")], 403),
+        (&[("Host", &addr), ("Origin", "null")], 403),
+        (
+            &[
+                ("Host", &addr),
+                ("Origin", "https://app.example"),
+                ("Origin", "https://evil.example"),
+            ],
+            403,
+        ),
+    ];
+    for (headers, status) in cases {
+        let headers = [ORDINARY, headers].concat();
+        let reply = wire::post(gate.addr, "/mcp", &headers, body.as_bytes()).await;
+        assert_eq!(reply.status, *status, "{headers:?}: {reply:#?}");
+        if *status == 403 {
+            assert_eq!(reply.refusal(), "forbidden-origin", "{headers:?}");
+        }
+    }
+    // Two hosts, or none, are no request at all.
+    for head in [format!("Host: {addr}\r\nHost: gate.example\r\n"), String::new()] {
+        let text = format!(
+            "POST /mcp HTTP/1.1\r\n{head}Content-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let reply = wire::raw(gate.addr, text.as_bytes()).await;
+        assert!(matches!(reply.status, 400 | 403), "{head:?}: {reply:#?}");
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_session_is_its_owners_alone() {
+    let written = Setup::notes().keyed().write();
+    let owner = written.add_client("owner", &[]).await;
+    let thief = written.add_client("thief", &[]).await;
+    let gate = written.start().await;
+    let url = gate.url("/mcp");
+    let agent = Agent::legacy(&url, Some(&owner)).await.unwrap();
+    let mut stolen = Agent::legacy(&url, Some(&thief)).await.unwrap();
+    stolen.session.clone_from(&agent.session);
+    assert_eq!(stolen.refused("notes__list_notes", json!({})).await, "session-unknown");
+    let mut invented = Agent::legacy(&url, Some(&owner)).await.unwrap();
+    invented.session = Some("00000000-0000-0000-0000-000000000000".into());
+    assert_eq!(invented.refused("notes__list_notes", json!({})).await, "session-unknown");
+    assert_eq!(agent.names("tools/list").await.len(), 4);
+
+    // Its owner ends it; then it is nobody's.
+    let session = agent.session.clone().unwrap();
+    let bearer = format!("Bearer {owner}");
+    let text = format!(
+        "DELETE /mcp HTTP/1.1\r\nHost: {}\r\nAuthorization: {bearer}\r\nMcp-Session-Id: {session}\r\nMCP-Protocol-Version: 2025-11-25\r\nConnection: close\r\n\r\n",
+        gate.addr
+    );
+    let reply = wire::raw(gate.addr, text.as_bytes()).await;
+    assert!(matches!(reply.status, 200 | 202 | 204), "{reply:#?}");
+    assert_eq!(agent.refused("notes__list_notes", json!({})).await, "session-unknown");
+    let records: Value = gate.records(&[]).await.into();
+    assert!(!records.to_string().contains(&session), "a whole session id is on record");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_servers_secret_reaches_that_server_and_nobody_else() {
+    let secret = ["hunter", "2", "hunter", "2"].concat();
+    for runtime in ["sandbox", "container"] {
+        let gate = Setup::crooked("")
+            .and("secrets = { TOKEN = { from = \"env:GATE_SECRET\" } }")
+            .runtime(runtime)
+            .env("GATE_SECRET", &secret)
+            .start()
+            .await;
+        let agent = gate.modern();
+        let given = agent.text("crooked__environment", json!({ "name": "TOKEN" })).await;
+        assert_eq!(given, secret, "{runtime}");
+        // The proxy's own environment is not the server's.
+        let own = agent.text("crooked__environment", json!({ "name": "GATE_SECRET" })).await;
+        assert_eq!(own, "", "{runtime}");
+        for pid in crate::support::marked(&gate.mark) {
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            assert!(!String::from_utf8_lossy(&arguments).contains(&secret), "{runtime}");
+        }
+        let inspected = gate.cli(&["server", "inspect", "crooked", "--format", "json"]).await;
+        let told = format!("{:?}{:?}{inspected:?}", gate.records(&[]).await, gate.log());
+        assert!(!told.contains(&secret), "{runtime}: {told}");
+        gate.stop().await;
+    }
+}

@@ -1,0 +1,19 @@
+//! The whole gate through its front door: the real executable, real clients, real servers, real
+//! containers. `tests/run` prepares what these tests need.
+
+mod support;
+
+mod audit;
+mod bad_input;
+mod eras;
+mod faults;
+mod frames;
+mod identity;
+mod interceptors;
+mod operations;
+mod orphans;
+mod others;
+mod policy;
+mod quickstart;
+mod sdks;
+mod shutdown;

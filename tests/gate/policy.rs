@@ -1,0 +1,173 @@
+//! Policy: deny by default, decisions on arguments, lists, reloads.
+
+use serde_json::json;
+
+use crate::support::{
+    PERMIT_ALL,
+    agent::{Agent, code_of},
+    gate::Setup,
+    until,
+};
+
+#[tokio::test]
+async fn with_empty_policies_nothing_is_listed_or_called() {
+    let gate = Setup::notes().policies("").start().await;
+    let cases = [
+        ("tools/list", json!({})),
+        ("tools/call", json!({ "name": "notes__list_notes", "arguments": {} })),
+        ("tools/call", json!({ "name": "notes__no_such_tool", "arguments": {} })),
+        ("prompts/list", json!({})),
+        ("prompts/get", json!({ "name": "notes__summarize_notes" })),
+        ("resources/list", json!({})),
+        ("resources/templates/list", json!({})),
+        ("resources/read", json!({ "uri": "note:///welcome" })),
+        (
+            "completion/complete",
+            json!({
+                "ref": { "type": "ref/prompt", "name": "notes__summarize_notes" },
+                "argument": { "name": "name", "value": "" },
+            }),
+        ),
+        ("server/discover", json!({})),
+        ("no/such/method", json!({})),
+    ];
+    let agent = gate.modern();
+    for (method, params) in cases {
+        match agent.ask(method, params).await {
+            // An empty list tells as little as a refusal.
+            Ok(result) => {
+                for of in ["tools", "prompts", "resources", "resourceTemplates"] {
+                    assert!(
+                        result[of].as_array().is_none_or(Vec::is_empty),
+                        "{method}: {result:#}"
+                    );
+                }
+                assert!(method.ends_with("/list"), "{method}: {result:#}");
+            }
+            Err(error) => {
+                let code = code_of(&error);
+                assert!(
+                    ["policy-denied", "unknown-target", "method-unknown"].contains(&&code[..]),
+                    "{method}: {error:#}"
+                );
+            }
+        }
+    }
+    assert!(Agent::legacy(&gate.url("/mcp"), None).await.is_err());
+    // No server was started for any of it.
+    assert!(crate::support::marked(&gate.mark).is_empty());
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_decision_can_depend_on_arguments() {
+    let gate = Setup::notes()
+        .policies(
+            r#"
+            @id("all")
+            permit (principal, action, resource);
+            @id("drafts-only")
+            @reason("agents write drafts")
+            forbid (principal, action == Portcullis::Action::"call_tool", resource == Portcullis::Tool::"notes/add_note")
+            unless { context.args.hasTag("/name") && context.args.getTag("/name") like "draft-*" };
+            "#,
+        )
+        .start()
+        .await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        let draft = json!({ "name": "draft-1", "text": "x", "replace": true });
+        assert!(agent.call("notes__add_note", draft).await.is_ok());
+        let other = json!({ "name": "final", "text": "x" });
+        assert_eq!(agent.refused("notes__add_note", other).await, "policy-denied");
+        // It is listed, since there are arguments with which it could be called.
+        assert!(agent.names("tools/list").await.contains(&"notes__add_note".into()));
+    }
+    let records = gate.records(&["--decision", "refused"]).await;
+    let rule = &records[0]["rules"][0];
+    assert_eq!(rule["id"], "drafts-only", "{records:#?}");
+    assert_eq!(rule["reason"], "agents write drafts");
+    assert!(rule["file"].as_str().unwrap().ends_with("gate.cedar"));
+    assert_eq!(rule["line"], 4, "{rule:#}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_used_is_not_listed_and_cannot_be_told_from_what_is_not_there() {
+    let gate = Setup::notes()
+        .policies(
+            r#"
+            @id("connect")
+            permit (principal, action == Portcullis::Action::"connect", resource);
+            @id("one-tool")
+            permit (principal, action, resource == Portcullis::Tool::"notes/read_note");
+            @id("one-resource")
+            permit (principal, action, resource == Portcullis::Resource::"notes/note:///welcome");
+            "#,
+        )
+        .start()
+        .await;
+    let agent = gate.modern();
+    assert_eq!(agent.names("tools/list").await, ["notes__read_note"]);
+    assert_eq!(agent.names("resources/list").await, ["note:///welcome"]);
+    assert!(agent.names("prompts/list").await.is_empty());
+    assert!(agent.names("resources/templates/list").await.is_empty());
+    assert!(agent.ask("resources/read", json!({ "uri": "note:///welcome" })).await.is_ok());
+    let hidden = agent.ask("resources/read", json!({ "uri": "note:///groceries" })).await;
+    assert_eq!(code_of(&hidden.unwrap_err()), "policy-denied");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_changed_file_is_in_force_and_a_broken_one_is_not() {
+    let mut gate = Setup::notes().start().await;
+    let agent = gate.modern();
+    assert!(agent.call("notes__list_notes", json!({})).await.is_ok());
+    let file = gate.path("policies/gate.cedar");
+
+    let narrow = format!(
+        "{PERMIT_ALL}@id(\"no-lists\")\nforbid (principal, action, resource == Portcullis::Tool::\"notes/list_notes\");\n"
+    );
+    std::fs::write(&file, &narrow).unwrap();
+    until("the new policy to refuse", async || {
+        agent.call("notes__list_notes", json!({})).await.err()
+    })
+    .await;
+    assert!(agent.call("notes__read_note", json!({ "name": "welcome" })).await.is_ok());
+
+    // One that does not parse, and one that parses and names what the schema has not.
+    for broken in
+        ["permit (principal", "permit (principal, action, resource) when { context.nonsense };"]
+    {
+        std::fs::write(&file, broken).unwrap();
+        let before = gate.log().len();
+        let place = |line: &str| line.contains("gate.cedar") && !line.contains("\"INFO\"");
+        gate.logged("the complaint", |line| place(line)).await;
+        assert!(gate.log().len() >= before);
+        assert_eq!(agent.refused("notes__list_notes", json!({})).await, "policy-denied");
+        assert!(agent.call("notes__read_note", json!({ "name": "welcome" })).await.is_ok());
+    }
+    let rejected = gate.records(&[]).await;
+    assert!(rejected.iter().any(|record| record["event"] == "policy-rejected"), "{rejected:#?}");
+
+    std::fs::write(&file, PERMIT_ALL).unwrap();
+    until("the mended policy to permit", async || {
+        agent.call("notes__list_notes", json!({})).await.ok()
+    })
+    .await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn can_i_says_what_the_proxy_does() {
+    let written = Setup::notes()
+        .policies("@id(\"read\")\npermit (principal, action, resource == Portcullis::Tool::\"notes/read_note\");\n")
+        .write();
+    let ended = written.cli(&["policy", "check"]).await;
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    std::fs::write(written.path("policies/bad.cedar"), "permit (principal, action, resurce);\n")
+        .unwrap();
+    let ended = written.cli(&["policy", "check"]).await;
+    assert_eq!(ended.code, Some(11), "{ended:#?}");
+    let said = format!("{}{}", ended.stdout, ended.stderr);
+    assert!(said.contains("bad.cedar:1"), "{said}");
+}

@@ -1,0 +1,390 @@
+//! A running proxy.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Output, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    sync::watch,
+};
+
+use super::{PERMIT_ALL, agent::Agent, in_time, new_mark, portcullis, root, server};
+
+/// A config, before anything runs.
+pub struct Setup {
+    body: String,
+    listen: String,
+    policies: String,
+    anonymous: bool,
+    env: Vec<(String, String)>,
+    mark: String,
+    folder: TempDir,
+}
+
+impl Setup {
+    /// A config with this body behind `state-dir` and `[listen]`. In it `{mark}`, `{crooked}`,
+    /// `{one-era}` and `{folder}` are replaced. Nobody needs a key, and policy permits everything,
+    /// unless the test says otherwise.
+    pub fn new(body: &str) -> Self {
+        Self {
+            body: body.into(),
+            listen: String::new(),
+            policies: PERMIT_ALL.into(),
+            anonymous: true,
+            env: Vec::new(),
+            mark: new_mark(),
+            folder: tempfile::Builder::new().prefix("gate.").tempdir().unwrap(),
+        }
+    }
+
+    /// With the notes server in the sandbox, which is the quickest to start.
+    pub fn notes() -> Self {
+        Self::new(
+            r#"
+            [servers.notes]
+            command = ["portcullis", "example-server", "notes"]
+            runtime = "sandbox"
+            env = { GATE = "{mark}" }
+            "#,
+        )
+    }
+
+    /// With the server that misbehaves on demand.
+    pub fn crooked(more: &str) -> Self {
+        Self::new(&format!(
+            r#"
+            [servers.crooked]
+            command = ["{{crooked}}"]
+            runtime = "sandbox"
+            env = {{ GATE = "{{mark}}" }}
+            {more}
+            "#
+        ))
+    }
+
+    /// The quickstart's own files, on a free port.
+    pub fn quickstart() -> Written {
+        let folder = tempfile::Builder::new().prefix("gate.").tempdir().unwrap();
+        let from = root().join("examples/quickstart");
+        let config = std::fs::read_to_string(from.join("portcullis.toml")).unwrap();
+        assert!(config.contains("127.0.0.1:8811"));
+        let config = config.replace("127.0.0.1:8811", "127.0.0.1:0");
+        std::fs::write(folder.path().join("portcullis.toml"), config).unwrap();
+        std::fs::create_dir(folder.path().join("policies")).unwrap();
+        for policy in std::fs::read_dir(from.join("policies")).unwrap() {
+            let policy = policy.unwrap();
+            let to = folder.path().join("policies").join(policy.file_name());
+            std::fs::copy(policy.path(), to).unwrap();
+        }
+        Written { env: Vec::new(), mark: new_mark(), folder }
+    }
+
+    /// In another runtime than the sandbox.
+    pub fn runtime(mut self, runtime: &str) -> Self {
+        self.body = self.body.replace("\"sandbox\"", &format!("\"{runtime}\""));
+        self
+    }
+
+    /// More of the config.
+    pub fn and(mut self, body: &str) -> Self {
+        self.body.push('\n');
+        self.body.push_str(body);
+        self
+    }
+
+    /// More of `[listen]`.
+    pub fn listen(mut self, lines: &str) -> Self {
+        self.listen.push_str(lines);
+        self.listen.push('\n');
+        self
+    }
+
+    pub fn policies(mut self, text: &str) -> Self {
+        self.policies = text.into();
+        self
+    }
+
+    /// Without a key nobody is served.
+    pub fn keyed(mut self) -> Self {
+        self.anonymous = false;
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// A file beside the config.
+    pub fn file(self, name: &str, text: impl AsRef<[u8]>) -> Self {
+        let path = self.folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+        self
+    }
+
+    /// Writes the files and starts nothing.
+    pub fn write(self) -> Written {
+        let folder = self.folder.path();
+        let body = self
+            .body
+            .replace("{mark}", &self.mark)
+            .replace("{folder}", folder.to_str().unwrap())
+            .replace("{crooked}", server("crooked").to_str().unwrap())
+            .replace("{one-era}", server("one-era").to_str().unwrap());
+        let config = format!(
+            "state-dir = \"state\"\n[listen]\nhttp = \"127.0.0.1:0\"\nanonymous = {}\n{}\n{body}\n",
+            self.anonymous, self.listen
+        );
+        std::fs::write(folder.join("portcullis.toml"), config).unwrap();
+        std::fs::create_dir_all(folder.join("policies")).unwrap();
+        std::fs::write(folder.join("policies/gate.cedar"), &self.policies).unwrap();
+        Written { env: self.env, mark: self.mark, folder: self.folder }
+    }
+
+    /// A running proxy that is ready.
+    pub async fn start(self) -> Gate {
+        self.write().start().await
+    }
+}
+
+/// A config on disk.
+pub struct Written {
+    env: Vec<(String, String)>,
+    pub mark: String,
+    folder: TempDir,
+}
+
+impl Written {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(portcullis());
+        command
+            .args(args)
+            .arg("--config")
+            .arg(self.path("portcullis.toml"))
+            .env_remove("PORTCULLIS_LOG")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            // Not left behind where a test panics.
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Runs a verb to its end.
+    pub async fn cli(&self, args: &[&str]) -> Ended {
+        let mut command = self.command(args);
+        command.stdin(Stdio::null());
+        let output = in_time(&format!("`portcullis {args:?}`"), command.output()).await.unwrap();
+        Ended::from(output)
+    }
+
+    /// Adds a client, as its operator would, and returns its key.
+    pub async fn add_client(&self, name: &str, groups: &[&str]) -> String {
+        let mut args = vec!["client", "add", name, "--format", "json"];
+        for group in groups {
+            args.extend(["--group", *group]);
+        }
+        let ended = self.cli(&args).await;
+        ended.expect(0)["key"].as_str().expect("a key").to_owned()
+    }
+
+    /// Starts `run` and waits until it is ready.
+    pub async fn start(self) -> Gate {
+        self.start_with(&[]).await
+    }
+
+    /// Starts `run` with more arguments and waits until it is ready.
+    pub async fn start_with(self, args: &[&str]) -> Gate {
+        let mut command = self.command(&[&["run"], args].concat());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (lines, log) = watch::channel(Vec::new());
+        let stderr = child.stderr.take().unwrap();
+        tokio::spawn(async move {
+            let mut stderr = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = stderr.next_line().await {
+                lines.send_modify(|lines| lines.push(line));
+            }
+        });
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take();
+        let mut gate = Gate {
+            written: self,
+            child,
+            stdin,
+            stdout,
+            log,
+            addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+        };
+        let listening = gate.logged("the proxy to listen", |line| line.contains("\"listening\""));
+        let line: Value = serde_json::from_str(&listening.await).unwrap();
+        gate.addr = find(&line, "addr").expect("an address").parse().unwrap();
+        let ready = super::until("the proxy to be ready", async || {
+            let answer = reqwest_client().get(gate.url("/readyz")).send().await.ok()?;
+            answer.status().is_success().then_some(())
+        });
+        ready.await;
+        gate
+    }
+}
+
+/// The first text under this name, at any depth.
+fn find<'v>(value: &'v Value, name: &str) -> Option<&'v str> {
+    match value {
+        Value::Object(members) => members
+            .get(name)
+            .and_then(Value::as_str)
+            .or_else(|| members.values().find_map(|value| find(value, name))),
+        _ => None,
+    }
+}
+
+/// A client without a proxy of its own and without surprises.
+pub fn reqwest_client() -> reqwest::Client {
+    static PROVIDER: std::sync::Once = std::sync::Once::new();
+    PROVIDER.call_once(|| {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+/// A program that ran to its end.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Ended {
+    /// Its JSON, after this exit code.
+    pub fn expect(&self, code: i32) -> Value {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:#?}"))
+    }
+}
+
+/// A running proxy. Dropped, it is killed: the servers it leaves are the next one's to reap.
+pub struct Gate {
+    written: Written,
+    child: Child,
+    pub stdin: Option<ChildStdin>,
+    pub stdout: Option<ChildStdout>,
+    log: watch::Receiver<Vec<String>>,
+    pub addr: SocketAddr,
+}
+
+impl std::ops::Deref for Gate {
+    type Target = Written;
+
+    fn deref(&self) -> &Written {
+        &self.written
+    }
+}
+
+impl Gate {
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.addr)
+    }
+
+    /// An agent without a key that has greeted all servers' endpoint with `initialize`.
+    pub async fn legacy(&self) -> Agent {
+        Agent::legacy(&self.url("/mcp"), None).await.expect("a session")
+    }
+
+    /// An agent without a key that speaks 2026-07-28 to all servers' endpoint.
+    pub fn modern(&self) -> Agent {
+        Agent::modern(&self.url("/mcp"), None)
+    }
+
+    /// Every line of the log so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.borrow().clone()
+    }
+
+    /// Waits for a line in the log.
+    pub async fn logged(&mut self, what: &str, matches: impl Fn(&str) -> bool) -> String {
+        let seen = self.log.wait_for(|lines| lines.iter().any(|line| matches(line)));
+        let found = match tokio::time::timeout(super::PATIENCE, seen).await {
+            Ok(Ok(lines)) => lines.iter().find(|line| matches(line)).cloned(),
+            // The end of its log is the end of the proxy.
+            Ok(Err(_)) => None,
+            Err(_) => None,
+        };
+        found.unwrap_or_else(|| panic!("waited in vain for {what}: {:#?}", self.log()))
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().expect("a proxy that runs").try_into().unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// Its end, which somebody else must have asked for.
+    pub async fn ended(&mut self) -> ExitStatus {
+        in_time("the proxy's end", self.child.wait()).await.unwrap()
+    }
+
+    /// Ends it as an operator would; nothing is left behind.
+    pub async fn stop(mut self) -> Written {
+        self.signal(Signal::SIGTERM);
+        let status = self.ended().await;
+        assert_eq!(status.code(), Some(0), "{:#?}", self.log());
+        assert!(crate::support::marked(&self.mark).is_empty(), "processes left behind");
+        self.written
+    }
+
+    /// Ends it as nobody should.
+    pub async fn kill_9(mut self) -> Written {
+        self.child.kill().await.unwrap();
+        self.written
+    }
+
+    /// Records of the audit log that `portcullis audit query` finds, newest or oldest first as it
+    /// will.
+    pub async fn records(&self, filter: &[&str]) -> Vec<Value> {
+        let args = [&["audit", "query", "--format", "json"], filter].concat();
+        let ended = self.cli(&args).await;
+        assert_eq!(ended.code, Some(0), "{ended:#?}");
+        serde_json::Deserializer::from_str(&ended.stdout)
+            .into_iter::<Value>()
+            .map(Result::unwrap)
+            .flat_map(|value| match value {
+                Value::Array(records) => records,
+                record => vec![record],
+            })
+            .collect()
+    }
+}
+
+/// The folder, for files that a test changes while the proxy runs.
+impl AsRef<Path> for Written {
+    fn as_ref(&self) -> &Path {
+        self.folder.path()
+    }
+}

@@ -1,0 +1,96 @@
+//! The proxy as its users meet it: the real executable, a config in a folder of its own, clients
+//! over the wire.
+
+pub mod agent;
+pub mod engine;
+pub mod gate;
+pub mod remote;
+pub mod sdk;
+pub mod wire;
+
+use std::{path::PathBuf, time::Duration};
+
+/// Long enough for a loaded machine. Reached only where something is broken.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A policy that permits everything, for tests of other things.
+pub const PERMIT_ALL: &str = "@id(\"all\")\npermit (principal, action, resource);\n";
+
+/// The executable under test.
+pub fn portcullis() -> PathBuf {
+    env!("CARGO_BIN_EXE_portcullis").into()
+}
+
+/// The checkout.
+pub fn root() -> PathBuf {
+    env!("CARGO_MANIFEST_DIR").into()
+}
+
+/// What `cargo test` and `tests/run` put beside the executable.
+pub fn target(path: &str) -> PathBuf {
+    let target = root().join("target").join(path);
+    assert!(target.exists(), "{} is not there: `tests/run` makes it", target.display());
+    target
+}
+
+/// A server of `tests/servers`.
+pub fn server(name: &str) -> PathBuf {
+    let folder = portcullis().parent().unwrap().join("examples");
+    let server = folder.join(name);
+    assert!(server.exists(), "{} is not there: `cargo build --examples`", server.display());
+    server
+}
+
+/// Waits for something to come, for as long as there is patience.
+pub async fn in_time<F: Future>(what: &str, future: F) -> F::Output {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("waited in vain for {what}"),
+    }
+}
+
+/// Asks again and again, for what tells nobody when it happens (a process's end, a container's).
+pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    in_time(what, async {
+        loop {
+            if let Some(found) = ask().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+}
+
+/// Processes of this machine that have `mark` in their environment.
+pub fn marked(mark: &str) -> Vec<i32> {
+    let mark = format!("GATE={mark}");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // A process that ends meanwhile has no environment, and neither has a zombie.
+        let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
+        if environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes()) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// Ends one process, as an out-of-memory killer would.
+pub fn kill_9(pid: i32) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+/// A mark that no other test has.
+pub fn new_mark() -> String {
+    uuid::Uuid::now_v7().simple().to_string()
+}
+
+/// A credential's look-alike, put together here so that it stands in no file.
+pub fn credential() -> String {
+    ["AK", "IA", "Q3EG", "XMPL", "7KEY", "R2D2"].concat()
+}

@@ -1,0 +1,184 @@
+//! A server that misbehaves on demand, over standard input and output, in the legacy revisions.
+//! Every tool is one way to go wrong; `echo` and `reflect` are the honest ones.
+//!
+//! With an argument it goes wrong before anybody asks: `silent` never greets, `dead` ends at once,
+//! `babble` writes no JSON.
+
+use std::{
+    io::{BufRead, Write, stdin, stdout},
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+fn main() {
+    match std::env::args().nth(1).as_deref() {
+        None => {}
+        Some("dead") => std::process::exit(3),
+        Some("babble") => say("this is no JSON"),
+        Some("silent") => {
+            // Until the end of input, and no longer: an orphan would be the test's own fault.
+            for _ in stdin().lock().lines() {}
+            return;
+        }
+        Some(other) => panic!("no such way to go wrong: {other}"),
+    }
+    for line in stdin().lock().lines() {
+        let Ok(line) = line else { return };
+        let Ok(message) = serde_json::from_str::<Value>(&line) else { continue };
+        let Some(method) = message["method"].as_str() else {
+            // An answer to what `ask_client` asked.
+            say(&log(&format!("the client answered {line}")));
+            continue;
+        };
+        let id = message["id"].clone();
+        if id.is_null() {
+            continue;
+        }
+        match method {
+            "initialize" => answer(
+                &id,
+                json!({
+                    "protocolVersion": message["params"]["protocolVersion"],
+                    "capabilities": { "tools": {}, "logging": {} },
+                    "serverInfo": { "name": "crooked", "version": "1" },
+                }),
+            ),
+            "ping" => answer(&id, json!({})),
+            "tools/list" => answer(&id, json!({ "tools": tools() })),
+            "tools/call" => {
+                // A thread for each: one that hangs holds up no other.
+                thread::spawn(move || call(&id, &line, &message["params"]));
+            }
+            _ => {
+                let error = json!({ "code": -32601, "message": "no such method" });
+                say(&json!({ "jsonrpc": "2.0", "id": id, "error": error }).to_string());
+            }
+        }
+    }
+}
+
+fn tools() -> Value {
+    let any = json!({ "type": "object" });
+    let tool = |name: &str| json!({ "name": name, "inputSchema": any });
+    let mut tools: Vec<_> = [
+        "echo",
+        "reflect",
+        "slow",
+        "hang",
+        "die",
+        "flood",
+        "flood_stderr",
+        "babble",
+        "huge",
+        "twice",
+        "stranger",
+        "leak",
+        "ask_client",
+        "spawn",
+        "no_result",
+        "environment",
+    ]
+    .map(tool)
+    .into();
+    tools.push(json!({
+        "name": "lie",
+        "inputSchema": any,
+        "outputSchema": {
+            "type": "object",
+            "properties": { "count": { "type": "integer" } },
+            "required": ["count"],
+        },
+    }));
+    tools.into()
+}
+
+fn call(id: &Value, line: &str, params: &Value) {
+    let arguments = &params["arguments"];
+    let mib = usize::try_from(arguments["mib"].as_u64().unwrap_or(1)).unwrap_or(1);
+    match params["name"].as_str().unwrap_or_default() {
+        "echo" => answer(id, text(arguments["text"].as_str().unwrap_or_default())),
+        "reflect" => answer(id, text(line)),
+        "environment" => {
+            let name = arguments["name"].as_str().unwrap_or_default();
+            answer(id, text(&std::env::var(name).unwrap_or_default()));
+        }
+        "slow" => {
+            thread::sleep(Duration::from_millis(arguments["ms"].as_u64().unwrap_or(100)));
+            answer(id, text("at last"));
+        }
+        "hang" => {}
+        "die" => std::process::exit(3),
+        "flood" => {
+            let line = log(&"x".repeat(1_000));
+            for _ in 0..mib * 1_000 {
+                say(&line);
+            }
+            answer(id, text("flooded"));
+        }
+        "flood_stderr" => {
+            let line = "x".repeat(1_000);
+            for _ in 0..mib * 1_000 {
+                eprintln!("{line}");
+            }
+            answer(id, text("flooded"));
+        }
+        "babble" => {
+            say("this is no JSON");
+            answer(id, text("babbled"));
+        }
+        "huge" => answer(id, text(&"x".repeat(mib << 20))),
+        "twice" => {
+            answer(id, text("once"));
+            answer(id, text("twice"));
+        }
+        "stranger" => {
+            answer(&json!(123_456_789), text("for nobody"));
+            answer(id, text("for you"));
+        }
+        "leak" => answer(id, text(&format!("the key is {}", credential()))),
+        "ask_client" => {
+            let params = json!({ "messages": [], "maxTokens": 1 });
+            let method = "sampling/createMessage";
+            say(&json!({ "jsonrpc": "2.0", "id": 900, "method": method, "params": params })
+                .to_string());
+            answer(id, text("asked"));
+        }
+        "spawn" => {
+            // Outlives its parent, unless somebody cares.
+            let child = std::process::Command::new("/bin/sleep").arg("3600").spawn();
+            answer(id, text(&format!("{:?}", child.map(|child| child.id()))));
+        }
+        "no_result" => say(&json!({ "jsonrpc": "2.0", "id": id }).to_string()),
+        "lie" => answer(
+            id,
+            json!({ "content": [], "structuredContent": { "count": "many" }, "isError": false }),
+        ),
+        _ => answer(id, json!({ "content": [], "isError": true })),
+    }
+}
+
+/// Something that looks like a cloud key, put together here so that it stands in no file.
+fn credential() -> String {
+    ["AK", "IA", "Q3EG", "XMPL", "7KEY", "R2D2"].concat()
+}
+
+fn text(text: &str) -> Value {
+    json!({ "content": [{ "type": "text", "text": text }], "isError": false })
+}
+
+fn log(text: &str) -> String {
+    let params = json!({ "level": "info", "data": text });
+    json!({ "jsonrpc": "2.0", "method": "notifications/message", "params": params }).to_string()
+}
+
+fn answer(id: &Value, result: Value) {
+    say(&json!({ "jsonrpc": "2.0", "id": id, "result": result }).to_string());
+}
+
+fn say(line: &str) {
+    let mut out = stdout().lock();
+    // Where nobody listens any more the end of input follows.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
