@@ -126,7 +126,7 @@ impl PolicyGate {
                 exchange,
                 Question {
                     subject: Subject::Server(server),
-                    action: of_server(&request.method, false),
+                    action: server_action(&request.method, false),
                     resource: Resource::Client(&exchange.principal),
                     method: &request.method,
                     args: request.params.as_ref(),
@@ -200,16 +200,6 @@ fn of_tool<'a>(server: &'a ServerName, name: &'a str, tool: Option<&Tool>) -> Re
     Resource::Tool { server, name, claims: tool.map(Claims::from).unwrap_or_default() }
 }
 
-fn of_server(method: &str, notification: bool) -> Action {
-    match method {
-        Method::SAMPLE => Action::Sample,
-        Method::ELICIT => Action::Elicit,
-        Method::ROOTS_LIST => Action::ListRoots,
-        _ if notification => Action::NotifyClient,
-        _ => Action::OtherServerMethod,
-    }
-}
-
 fn is_housekeeping(exchange: &Exchange) -> bool {
     match exchange.method.as_str() {
         Method::PING => true,
@@ -244,7 +234,7 @@ fn passage(exchange: &Exchange) -> Result<Passage<'_>, Unclear> {
         }
         Direction::ServerToClient => Question {
             subject: Subject::Server(server(exchange)?),
-            action: of_server(method, exchange.notification),
+            action: server_action(method, exchange.notification),
             resource: Resource::Client(&exchange.principal),
             method,
             args: params,
@@ -255,50 +245,69 @@ fn passage(exchange: &Exchange) -> Result<Passage<'_>, Unclear> {
 
 type Params<'a> = Option<&'a Map<String, Value>>;
 
+/// The action under which a client's message is decided.
+pub fn client_action(method: &str, notification: bool) -> Action {
+    match method {
+        Method::INITIALIZE
+        | Method::DISCOVER
+        | Method::TOOLS_LIST
+        | Method::PROMPTS_LIST
+        | Method::RESOURCES_LIST
+        | Method::TEMPLATES_LIST => Action::Connect,
+        Method::TOOLS_CALL => Action::CallTool,
+        Method::PROMPTS_GET => Action::GetPrompt,
+        Method::RESOURCES_READ => Action::ReadResource,
+        "resources/subscribe" | "resources/unsubscribe" => Action::SubscribeResource,
+        Method::COMPLETE => Action::Complete,
+        _ if notification => Action::NotifyServer,
+        _ => Action::OtherMethod,
+    }
+}
+
+/// The action under which a server's message to a client is decided.
+pub fn server_action(method: &str, notification: bool) -> Action {
+    match method {
+        Method::SAMPLE => Action::Sample,
+        Method::ELICIT => Action::Elicit,
+        Method::ROOTS_LIST => Action::ListRoots,
+        _ if notification => Action::NotifyClient,
+        _ => Action::OtherServerMethod,
+    }
+}
+
 /// What a client asks for. Names are read from `params`, since those go on to the server, and must
 /// be those by which the router found the target.
 fn asked<'a>(
     exchange: &'a Exchange,
     params: Params<'a>,
 ) -> Result<(Action, Resource<'a>, Params<'a>), Unclear> {
-    let place = || exchange.server.as_ref().map_or(Resource::Proxy, Resource::Server);
-    Ok(match exchange.method.as_str() {
-        Method::INITIALIZE
-        | Method::DISCOVER
-        | Method::TOOLS_LIST
-        | Method::PROMPTS_LIST
-        | Method::RESOURCES_LIST
-        | Method::TEMPLATES_LIST => (Action::Connect, place(), params),
-        Method::TOOLS_CALL => {
+    let action = client_action(exchange.method.as_str(), exchange.notification);
+    let (resource, args) = match action {
+        Action::CallTool => {
             let name = text(params, "name")?;
             let tool = match &exchange.target {
                 Target::Tool { name: found, tool } if found == name => tool.as_deref(),
                 _ => return Err(astray()),
             };
-            (Action::CallTool, of_tool(server(exchange)?, name, tool), arguments(params)?)
+            (of_tool(server(exchange)?, name, tool), arguments(params)?)
         }
-        Method::PROMPTS_GET => {
+        Action::GetPrompt => {
             let name = text(params, "name")?;
             match &exchange.target {
                 Target::Prompt { name: found } if found == name => {}
                 _ => return Err(astray()),
             }
-            let resource = Resource::Prompt { server: server(exchange)?, name };
-            (Action::GetPrompt, resource, arguments(params)?)
+            (Resource::Prompt { server: server(exchange)?, name }, arguments(params)?)
         }
-        Method::RESOURCES_READ | "resources/subscribe" | "resources/unsubscribe" => {
+        Action::ReadResource | Action::SubscribeResource => {
             let uri = text(params, "uri")?;
             match &exchange.target {
                 Target::Resource { uri: found } if found == uri => {}
                 _ => return Err(astray()),
             }
-            let action = match exchange.method.as_str() {
-                Method::RESOURCES_READ => Action::ReadResource,
-                _ => Action::SubscribeResource,
-            };
-            (action, Resource::Resource { server: server(exchange)?, uri }, params)
+            (Resource::Resource { server: server(exchange)?, uri }, params)
         }
-        Method::COMPLETE => {
+        Action::Complete => {
             let reference = params.and_then(|params| params.get("ref")).and_then(Value::as_object);
             let server = server(exchange)?;
             let resource = match text(reference, "type")? {
@@ -306,11 +315,11 @@ fn asked<'a>(
                 "ref/resource" => Resource::Template { server, uri: text(reference, "uri")? },
                 _ => return Err(invalid("`ref.type` must be `ref/prompt` or `ref/resource`")),
             };
-            (Action::Complete, resource, params)
+            (resource, params)
         }
-        _ if exchange.notification => (Action::NotifyServer, place(), params),
-        _ => (Action::OtherMethod, place(), params),
-    })
+        _ => (exchange.server.as_ref().map_or(Resource::Proxy, Resource::Server), params),
+    };
+    Ok((action, resource, args))
 }
 
 fn server(exchange: &Exchange) -> Result<&ServerName, Unclear> {

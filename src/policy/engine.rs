@@ -193,6 +193,15 @@ impl Engine {
         self.current.load().loaded.revision
     }
 
+    /// A warning for every mention of a server that is not among these: it decides nothing.
+    pub fn unknown_servers<'a>(
+        &self,
+        known: impl IntoIterator<Item = &'a ServerName>,
+    ) -> Vec<Finding> {
+        let known: Vec<_> = known.into_iter().collect();
+        self.current.load().loaded.unknown_servers(&known)
+    }
+
     /// Where the policies are: the paths as they were given, joined to the base.
     pub fn sources(&self) -> Vec<PathBuf> {
         self.paths.iter().map(|path| self.base.join(path)).collect()

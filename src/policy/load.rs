@@ -15,7 +15,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::diagnostics::{Diagnostics, File, Finding};
-use crate::refusal::Rule;
+use crate::{names::ServerName, refusal::Rule};
 
 /// The annotations that mean something. Another one is refused: to ignore it would drop what its
 /// author meant by it.
@@ -57,11 +57,20 @@ pub(super) struct Loaded {
     pub(super) policies: PolicySet,
     /// Each policy's rule. The id of a [`PolicyId`] is the rule's id.
     pub(super) rules: HashMap<PolicyId, Rule>,
+    /// Where each policy stands.
+    places: HashMap<PolicyId, Place>,
     pub(super) revision: Revision,
     /// Whether any policy looks at `context.args`.
     pub(super) reads_args: bool,
     /// What looks wrong and is no error.
     pub(super) warnings: Vec<Finding>,
+}
+
+/// A policy's text: its file, and the offset and length within.
+struct Place {
+    file: File,
+    start: usize,
+    length: usize,
 }
 
 /// Reads files and folders (`*.cedar`, sorted), relative to `base`, and validates them as one set.
@@ -73,7 +82,7 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
 
     let mut policies = PolicySet::new();
     let mut rules: HashMap<PolicyId, Rule> = HashMap::new();
-    let mut file_of: HashMap<PolicyId, &File> = HashMap::new();
+    let mut places: HashMap<PolicyId, Place> = HashMap::new();
     let mut reads_args = false;
     for file in &files {
         let parsed = match file.text.parse::<PolicySet>() {
@@ -106,7 +115,7 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
                         .at(file, start, length, "the second policy of that id")
                         .help(format!(
                             "the first is at {}; give each an id of its own",
-                            place(first)
+                            address(first)
                         )),
                 );
                 continue;
@@ -116,14 +125,14 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
                 findings.push(Finding::of("policy-invalid", file, &error));
                 continue;
             }
-            file_of.insert(key.clone(), file);
+            places.insert(key.clone(), Place { file: file.clone(), start, length });
             let reason = policy.annotation("reason").map(str::to_owned);
             rules.insert(key, Rule { id, file: Some(file.name.clone()), line: Some(line), reason });
         }
     }
 
-    let found = |code, id: &PolicyId, found: &dyn miette::Diagnostic| match file_of.get(id) {
-        Some(file) => Finding::of(code, file, found),
+    let found = |code, id: &PolicyId, found: &dyn miette::Diagnostic| match places.get(id) {
+        Some(place) => Finding::of(code, &place.file, found),
         None => Finding::error(code, found.to_string()),
     };
     let result = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
@@ -150,12 +159,64 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
         .map(|warning| found("policy-warning", warning.policy_id(), warning).warning())
         .collect();
     if findings.is_empty() {
-        Ok(Loaded { policies, rules, revision, reads_args, warnings })
+        Ok(Loaded { policies, rules, places, revision, reads_args, warnings })
     } else {
         findings.extend(warnings);
         findings.sort_by_key(Finding::order);
         findings.dedup_by_key(|finding| (finding.order(), finding.to_string()));
         Err(Diagnostics::new(findings))
+    }
+}
+
+impl Loaded {
+    /// A warning for every mention of a server that is not among the known ones, or of something
+    /// on such a server.
+    pub(super) fn unknown_servers(&self, known: &[&ServerName]) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for policy in self.policies.policies() {
+            let Some(place) = self.places.get(policy.id()) else { continue };
+            for literal in policy.entity_literals() {
+                let id = literal.id().unescaped();
+                let name = match literal.type_name().basename() {
+                    "Server" => id,
+                    "Tool" | "Prompt" | "Resource" | "ResourceTemplate" => {
+                        id.split_once('/').map_or(id, |(server, _)| server)
+                    }
+                    _ => continue,
+                };
+                if known.iter().any(|server| server.as_str() == name) {
+                    continue;
+                }
+                let near = known
+                    .iter()
+                    .map(|server| (strsim::damerau_levenshtein(server.as_str(), name), server))
+                    .min()
+                    .filter(|(distance, _)| *distance <= 2);
+                let help = match near {
+                    Some((_, server)) => format!("did you mean `{server}`?"),
+                    None => format!("add `[servers.{name}]` to the config, or take this out"),
+                };
+                let message = format!("the config has no server `{name}`");
+                let label = "is on no server of the config";
+                findings.push(place.warn(message, &literal.to_string(), label).help(help));
+            }
+        }
+        findings.sort_by_key(Finding::order);
+        findings
+    }
+}
+
+impl Place {
+    /// A warning at the first occurrence of a text in the policy, or at the policy itself.
+    fn warn(&self, message: String, text: &str, label: &str) -> Finding {
+        let policy = self.file.text.get(self.start..self.start + self.length).unwrap_or("");
+        let (start, length) = match policy.find(text) {
+            Some(offset) => (self.start + offset, text.len()),
+            None => (self.start, self.length),
+        };
+        Finding::error("policy-unknown-server", message)
+            .warning()
+            .at(&self.file, start, length, label)
     }
 }
 
@@ -169,7 +230,7 @@ fn nearest_action(finding: &Finding, schema: &Schema) -> Option<String> {
 }
 
 /// `FILE:LINE` of a rule.
-fn place(rule: &Rule) -> String {
+fn address(rule: &Rule) -> String {
     match (&rule.file, rule.line) {
         (Some(file), Some(line)) => format!("{}:{line}", file.display()),
         _ => rule.id.clone(),

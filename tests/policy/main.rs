@@ -1,0 +1,318 @@
+//! `portcullis policy`, `portcullis schema cedar`: what a person at the command line sees.
+
+use std::{fs, process::Output};
+
+use assert_cmd::Command;
+use insta::assert_snapshot;
+use tempfile::TempDir;
+
+const CONFIG: &str = r#"
+[clients.ci-bot]
+key-hash = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+groups = ["readers"]
+
+[servers.notes]
+command = ["portcullis", "example-server", "notes"]
+"#;
+
+const POLICIES: &str = r#"
+@id("readers-read")
+permit (
+  principal in Portcullis::Group::"readers",
+  action == Portcullis::Action::"call_tool",
+  resource in Portcullis::Server::"notes"
+)
+unless { context.args.hasTag("/force") };
+
+@id("no-destruction")
+@reason("nothing is destroyed here")
+forbid (principal, action, resource is Portcullis::Tool)
+when { resource.claims.destructive };
+
+@id("forms")
+permit (
+  principal == Portcullis::Server::"notes",
+  action == Portcullis::Action::"elicit",
+  resource
+);
+"#;
+
+/// A folder with the config and one file of policies.
+fn folder(policies: &str) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("portcullis.toml"), CONFIG).unwrap();
+    fs::create_dir(folder.path().join("policies")).unwrap();
+    fs::write(folder.path().join("policies/p.cedar"), policies).unwrap();
+    folder
+}
+
+fn portcullis(folder: &TempDir, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command.args(args).current_dir(folder.path()).env_clear().output().unwrap()
+}
+
+/// Exit code, standard output, standard error.
+fn shown(output: &Output) -> String {
+    format!(
+        "exit {}\n{}--- stderr\n{}",
+        output.status.code().unwrap(),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    )
+}
+
+fn run(policies: &str, args: &[&str]) -> String {
+    shown(&portcullis(&folder(policies), args))
+}
+
+#[test]
+fn check_of_a_sound_set() {
+    assert_snapshot!(run(POLICIES, &["policy", "check"]), @r#"
+    exit 0
+    3 policies: no findings
+    --- stderr
+    "#);
+    assert_snapshot!(run("", &["policy", "check"]), @r#"
+    exit 0
+    0 policies: nothing can be listed or called
+    --- stderr
+    "#);
+}
+
+#[test]
+fn check_finds_everything_with_its_place() {
+    assert_snapshot!(run(r#"@id("a")
+permit (principal, action == Portcullis::Action::"call_tols", resource);
+
+@mode("shadow")
+permit (principal is Portcullis::Client, action, resource)
+when { principal.verifed };
+"#, &["policy", "check"]), @r#"
+    exit 11
+    3 findings
+    --- stderr
+    policy-invalid
+
+      × for policy `a`, unrecognized action `Portcullis::Action::"call_tols"`
+       ╭─[policies/p.cedar:2:30]
+     1 │ @id("a")
+     2 │ permit (principal, action == Portcullis::Action::"call_tols", resource);
+       ·                              ───────────────────────────────
+     3 │ 
+       ╰────
+      help: did you mean `Portcullis::Action::"call_tool"`?
+    policy-annotation
+
+      × unknown annotation `@mode`
+       ╭─[policies/p.cedar:4:1]
+     3 │ 
+     4 │ @mode("shadow")
+       · ───────┬───────
+       ·        ╰── means nothing here
+     5 │ permit (principal is Portcullis::Client, action, resource)
+       ╰────
+      help: only `@id` and `@reason` are supported; take it out, since what it asks for would not be done
+    policy-invalid
+
+      × for policy `policies/p.cedar:4`, attribute `verifed` on entity type `Portcullis::Client` not found
+       ╭─[policies/p.cedar:6:8]
+     5 │ permit (principal is Portcullis::Client, action, resource)
+     6 │ when { principal.verifed };
+       ·        ─────────────────
+       ╰────
+      help: did you mean `verified`?
+    "#);
+}
+
+#[test]
+fn check_finds_servers_that_are_not_in_the_config() {
+    assert_snapshot!(run(r#"@id("a")
+permit (
+  principal,
+  action == Portcullis::Action::"call_tool",
+  resource == Portcullis::Tool::"note/read_note"
+);
+"#, &["policy", "check"]), @r#"
+    exit 11
+    1 finding
+    --- stderr
+    policy-unknown-server
+
+      ⚠ the config has no server `note`
+       ╭─[policies/p.cedar:5:15]
+     4 │   action == Portcullis::Action::"call_tool",
+     5 │   resource == Portcullis::Tool::"note/read_note"
+       ·               ─────────────────┬────────────────
+       ·                                ╰── is on no server of the config
+     6 │ );
+       ╰────
+      help: did you mean `notes`?
+    "#);
+}
+
+#[test]
+fn check_of_paths_as_json() {
+    let folder = folder("permit (principal");
+    fs::write(folder.path().join("good.cedar"), "permit (principal, action, resource);").unwrap();
+    let json = |path| portcullis(&folder, &["policy", "check", path, "--format", "json"]);
+    assert_snapshot!(shown(&json("policies")), @r#"
+    exit 11
+    {
+      "findings": [
+        {
+          "code": "policy-syntax",
+          "severity": "error",
+          "message": "unexpected end of input",
+          "file": "policies/p.cedar",
+          "line": 1,
+          "column": 18
+        }
+      ]
+    }
+    --- stderr
+    "#);
+    assert_snapshot!(shown(&json("good.cedar")), @r#"
+    exit 0
+    {
+      "findings": [],
+      "policies": 1,
+      "revision": "dea26c63281e"
+    }
+    --- stderr
+    "#);
+    assert_snapshot!(shown(&json("nowhere.cedar")), @r#"
+    exit 11
+    {
+      "findings": [
+        {
+          "code": "policy-unreadable",
+          "severity": "error",
+          "message": "cannot read nowhere.cedar: No such file or directory (os error 2)",
+          "file": "nowhere.cedar",
+          "help": "make the file or folder, or correct `paths` under `[policy]`"
+        }
+      ]
+    }
+    --- stderr
+    "#);
+}
+
+#[test]
+fn can_i_says_yes_and_no_with_the_rules() {
+    let folder = folder(POLICIES);
+    let ask = |args: &[&str]| {
+        let output = portcullis(&folder, &[&["policy", "can-i", "--as"], args].concat());
+        shown(&output)
+    };
+    let reads = "readOnlyHint=true";
+    assert_snapshot!(ask(&["ci-bot", "call_tool", "notes/read_note", "--hint", reads]), @r#"
+    exit 0
+    allowed: permitted by `readers-read`
+      readers-read  policies/p.cedar:2
+    --- stderr
+    "#);
+    assert_snapshot!(ask(&["ci-bot", "tools/call", "notes/delete_note"]), @r#"
+    exit 10
+    denied: forbidden by `no-destruction`
+      no-destruction  policies/p.cedar:10
+        nothing is destroyed here
+    --- stderr
+    asked as for a tool without annotations, which counts as destructive and open-world; `--hint` gives others
+    "#);
+    assert_snapshot!(ask(&["ci-bot", "tools/call", "notes/read_note", "--hint", reads, "--args", r#"{"force": 1}"#]), @r#"
+    exit 10
+    denied: no policy permits it
+    --- stderr
+    "#);
+    assert_snapshot!(ask(&["other", "call_tool", "notes/read_note", "--hint", reads]), @r#"
+    exit 10
+    denied: no policy permits it
+    --- stderr
+    "#);
+    assert_snapshot!(ask(&["other", "--group", "readers", "call_tool", "notes/read_note", "--hint", reads]), @r#"
+    exit 0
+    allowed: permitted by `readers-read`
+      readers-read  policies/p.cedar:2
+    --- stderr
+    "#);
+    assert_snapshot!(ask(&["local:ann", "tools/list"]), @r#"
+    exit 10
+    denied: no policy permits it
+    --- stderr
+    "#);
+    assert_snapshot!(ask(&["anonymous", "elicitation/create", "notes"]), @r#"
+    exit 0
+    allowed: permitted by `forms`
+      forms  policies/p.cedar:15
+    --- stderr
+    "#);
+}
+
+#[test]
+fn can_i_as_json() {
+    let output = portcullis(
+        &folder(POLICIES),
+        &["policy", "can-i", "--as", "ci-bot", "tools/call", "notes/x", "--format", "json"],
+    );
+    let mut answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(10));
+    assert_eq!(answer["revision"].take().as_str().map(str::len), Some(12));
+    assert_snapshot!(serde_json::to_string_pretty(&answer).unwrap(), @r#"
+    {
+      "principal": "ci-bot",
+      "action": "call_tool",
+      "target": "notes/x",
+      "allowed": false,
+      "rules": [
+        {
+          "id": "no-destruction",
+          "file": "policies/p.cedar",
+          "line": 10,
+          "reason": "nothing is destroyed here"
+        }
+      ],
+      "revision": null,
+      "errors": [],
+      "explanation": "forbidden by `no-destruction`"
+    }
+    "#);
+}
+
+#[test]
+fn questions_that_make_no_sense_are_usage_errors() {
+    let folder = folder(POLICIES);
+    for (args, expected) in [
+        (&["--as", "CI", "call_tool", "notes/x"] as &[_], "`--as`: `CI` is not a legal name"),
+        (&["--as", "ci", "call_tool", "notes"], "`call_tool` is asked of SERVER/TOOL"),
+        (&["--as", "ci", "call_tool", "No/x"], "the server's name: `No` is not a legal name"),
+        (&["--as", "ci", "call_tool", "notes/x", "--args", "[1]"], "`--args` is no JSON object"),
+        (&["--as", "ci", "call_tool", "notes/x", "--hint", "destructive=1"], "the hints are "),
+        (&["--as", "ci", "sample"], "`sample` is asked of a client, by a SERVER"),
+    ] {
+        let output = portcullis(&folder, &[&["policy", "can-i"], args].concat());
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains(expected), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+fn can_i_with_broken_policies_fails() {
+    assert_snapshot!(run("permit (", &["policy", "can-i", "--as", "ci-bot", "tools/list"]), @r#"
+    exit 1
+    --- stderr
+    policy-syntax
+
+      × unexpected end of input
+       ╭─[policies/p.cedar:1:9]
+     1 │ permit (
+       ╰────
+    "#);
+}
+
+#[test]
+fn the_cedar_schema_is_printed_as_it_is() {
+    let output = portcullis(&folder(""), &["schema", "cedar"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), portcullis::policy::SCHEMA);
+}
