@@ -162,7 +162,7 @@ fn narrowed(hooks: &Hooks, events: Option<&[String]>) -> Hooks {
             (_, true) => hook.events.clone(),
             _ => hook.events.iter().filter(|event| events.contains(event)).cloned().collect(),
         };
-        (!kept.is_empty()).then(|| Hook { events: kept, phase: hook.phase })
+        (!kept.is_empty()).then_some(Hook { events: kept, phase: hook.phase })
     };
     Hooks(hooks.0.iter().filter_map(narrow).collect())
 }

@@ -1,6 +1,12 @@
 //! What the host keeps for one instance: its bounds and the one function that it may call.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
 
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
@@ -20,17 +26,54 @@ const LOG_BYTES: usize = 256;
 #[error("the deadline has passed")]
 pub struct Overtime;
 
+/// What the instances of one plugin have of memory, and may have together.
+pub struct Budget {
+    used: AtomicUsize,
+    max: usize,
+}
+
+impl Budget {
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), max })
+    }
+
+    /// Bytes.
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let more = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.max);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Why an instance did not get the memory that it asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Starved {
+    /// Its own share is spent.
+    Alone,
+    /// The plugin's instances have all that they may have together.
+    Together,
+}
+
 /// The state of one instance.
 pub struct Guest {
     /// The plugin's name in log lines, where the operator lets it write some.
-    pub log: Option<Arc<str>>,
-    pub lines: u32,
+    log: Option<Arc<str>>,
+    lines: u32,
     /// Bytes of memory that it has, and that it may have.
-    pub memory: usize,
-    pub memory_max: usize,
-    pub tables: usize,
+    memory: usize,
+    memory_max: usize,
+    budget: Arc<Budget>,
+    /// Elements of its tables.
+    tables: usize,
     /// It asked for more memory than it may have.
-    pub starved: bool,
+    pub starved: Option<Starved>,
     /// When it has to be done.
     pub until: Instant,
     /// Keeps the clock going that ends it.
@@ -38,14 +81,21 @@ pub struct Guest {
 }
 
 impl Guest {
-    pub fn new(log: Option<Arc<str>>, memory_max: usize, until: Instant, running: Running) -> Self {
+    pub fn new(
+        log: Option<Arc<str>>,
+        memory_max: usize,
+        budget: Arc<Budget>,
+        until: Instant,
+        running: Running,
+    ) -> Self {
         Self {
             log,
             lines: 0,
             memory: 0,
             memory_max,
+            budget,
             tables: 0,
-            starved: false,
+            starved: None,
             until,
             running: Some(running),
         }
@@ -57,6 +107,12 @@ impl Guest {
     }
 }
 
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.budget.give_back(self.memory);
+    }
+}
+
 impl ResourceLimiter for Guest {
     fn memory_growing(
         &mut self,
@@ -64,9 +120,14 @@ impl ResourceLimiter for Guest {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let all = self.memory.saturating_add(desired.saturating_sub(current));
+        let more = desired.saturating_sub(current);
+        let all = self.memory.saturating_add(more);
         if all > self.memory_max {
-            self.starved = true;
+            self.starved = Some(Starved::Alone);
+            return Ok(false);
+        }
+        if !self.budget.take(more) {
+            self.starved = Some(Starved::Together);
             return Ok(false);
         }
         self.memory = all;
@@ -103,5 +164,44 @@ impl Log for Guest {
             Level::Warn => tracing::warn!(interceptor = %plugin, "{line}"),
             Level::Error => tracing::error!(interceptor = %plugin, "{line}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plugin::host::Host;
+
+    #[test]
+    fn instances_share_what_the_plugin_may_have() {
+        const PAGE: usize = 64 << 10;
+        let budget = Budget::new(6 * PAGE);
+        let guest = || {
+            let running = Host::shared().unwrap().running();
+            Guest::new(None, 4 * PAGE, budget.clone(), Instant::now(), running)
+        };
+        let (mut one, mut two) = (guest(), guest());
+
+        assert!(one.memory_growing(0, 3 * PAGE, None).unwrap());
+        assert!(!one.memory_growing(3 * PAGE, 5 * PAGE, None).unwrap());
+        assert_eq!(one.starved, Some(Starved::Alone));
+
+        assert!(two.memory_growing(0, 3 * PAGE, None).unwrap());
+        assert!(!two.memory_growing(3 * PAGE, 4 * PAGE, None).unwrap());
+        assert_eq!(two.starved, Some(Starved::Together));
+
+        drop(one);
+        assert!(two.memory_growing(3 * PAGE, 4 * PAGE, None).unwrap());
+        drop(two);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn tables_are_bounded_together() {
+        let running = Host::shared().unwrap().running();
+        let mut guest = Guest::new(None, 0, Budget::new(0), Instant::now(), running);
+        assert!(guest.table_growing(0, TABLE_ELEMENTS - 1, None).unwrap());
+        assert!(guest.table_growing(0, 1, None).unwrap());
+        assert!(!guest.table_growing(1, 2, None).unwrap());
     }
 }

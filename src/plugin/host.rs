@@ -19,7 +19,7 @@ pub const TABLE_ELEMENTS: usize = 20_000;
 /// Bytes of stack for a guest.
 const STACK: usize = 512 << 10;
 /// Instances at once, over all plugins. Each reserves address space, not memory.
-const INSTANCES: u32 = 512;
+const INSTANCES: u32 = 1_000;
 /// Bytes of an instance's memory that are kept and zeroed when it ends, not given back.
 const KEPT: usize = 256 << 10;
 /// How often a running guest is asked whether its time is over.

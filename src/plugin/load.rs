@@ -171,17 +171,12 @@ pub(super) fn load(path: &Path, pin: Pin<'_>, settings: Settings) -> Result<Plug
     refuse_ungranted(path, &host.engine, &component)?;
     let pre = link(path, &host.engine, &component)?;
 
-    let template = Template {
-        host,
-        pre,
-        log: None,
-        memory: usize::try_from(settings.memory_mib << 20).unwrap_or(usize::MAX),
-        deadline: settings.deadline,
-    };
+    let memory = usize::try_from(settings.memory_mib << 20).unwrap_or(usize::MAX);
+    let mut template = Template::new(host, pre, memory, settings.deadline);
     let manifest = describe(path, &template)?;
     let config = check_config(path, &manifest, settings.config)?;
-    let log = settings.log.then(|| Arc::from(manifest.name.as_str()));
-    Ok(Plugin::new(Template { log, ..template }, manifest, config, sha256))
+    template.log = settings.log.then(|| Arc::from(manifest.name.as_str()));
+    Ok(Plugin::new(template, manifest, config, sha256))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Unusable> {

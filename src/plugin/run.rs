@@ -14,7 +14,7 @@ use wasmtime::{Store, Trap, UpdateDeadline};
 use super::{
     Manifest, Message, Pin, Settings, Unusable, Verdict,
     bindings::{Plugin as World, PluginPre},
-    guest::{Guest, Overtime},
+    guest::{Budget, Guest, Overtime, Starved},
     host::Host,
     load, output,
 };
@@ -24,6 +24,8 @@ use super::{
 const AT_ONCE: usize = 32;
 /// Instances that are made before they are needed.
 const READY: usize = 2;
+/// What the instances of a plugin may have together, as a multiple of what one may have.
+const SHARES: usize = 8;
 /// Ticks of the clock that a guest runs where the message is, before it goes on elsewhere.
 const INLINE_TICKS: u64 = 2;
 /// Bytes that a guest may hand back beyond twice the payload's.
@@ -36,6 +38,8 @@ pub enum Failure {
     Deadline(Duration),
     #[error("it needs more than its {0} MiB of memory (`memory-mib`)")]
     Memory(usize),
+    #[error("its instances need more than {0} MiB of memory together")]
+    MemoryTogether(usize),
     #[error("it recursed beyond its stack")]
     Stack,
     #[error("it handed back more than twice the message and {} MiB", OUTPUT_SLACK >> 20)]
@@ -67,8 +71,9 @@ pub(super) struct Template {
     pub host: &'static Host,
     pub pre: PluginPre<Guest>,
     pub log: Option<Arc<str>>,
-    /// Bytes.
-    pub memory: usize,
+    /// Bytes for one instance.
+    memory: usize,
+    budget: Arc<Budget>,
     pub deadline: Duration,
 }
 
@@ -183,9 +188,21 @@ impl Inner {
 }
 
 impl Template {
+    /// `memory` is the bytes of one instance.
+    pub fn new(
+        host: &'static Host,
+        pre: PluginPre<Guest>,
+        memory: usize,
+        deadline: Duration,
+    ) -> Self {
+        let budget = Budget::new(memory.saturating_mul(SHARES));
+        Self { host, pre, log: None, memory, budget, deadline }
+    }
+
     /// A store with every bound set.
     pub fn store(&self, until: Instant) -> Store<Guest> {
-        let guest = Guest::new(self.log.clone(), self.memory, until, self.host.running());
+        let (log, budget) = (self.log.clone(), self.budget.clone());
+        let guest = Guest::new(log, self.memory, budget, until, self.host.running());
         let mut store = Store::new(&self.host.engine, guest);
         store.limiter(|guest| guest);
         store.set_epoch_deadline(1);
@@ -230,8 +247,11 @@ impl Template {
         let cause = error.root_cause().to_string();
         if error.is::<Overtime>() {
             Failure::Deadline(deadline)
-        } else if guest.starved {
-            Failure::Memory(self.memory >> 20)
+        } else if let Some(starved) = guest.starved {
+            match starved {
+                Starved::Alone => Failure::Memory(self.memory >> 20),
+                Starved::Together => Failure::MemoryTogether(self.budget.max() >> 20),
+            }
         } else if error.downcast_ref() == Some(&Trap::StackOverflow) {
             Failure::Stack
         } else if cause.contains("fuel allocated for hostcalls") {

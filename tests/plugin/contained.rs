@@ -12,6 +12,11 @@ fn settings() -> EntrySettings {
     EntrySettings { deadline_ms: Some(2_000), ..EntrySettings::default() }
 }
 
+/// A deadline that no test waits for.
+fn patient() -> EntrySettings {
+    EntrySettings { deadline_ms: Some(60_000), ..EntrySettings::default() }
+}
+
 fn hostile() -> Plugin {
     load(&Config { log: true, ..config("hostile") }, &settings()).expect("it loads")
 }
@@ -50,6 +55,22 @@ async fn a_hundred_megabytes_do_not_come_out_of_a_roomy_guest() {
     let plugin = load(&roomy, &settings()).expect("it loads");
     let Fault(text) = ask(&plugin, "flood-out").await.expect_err("a fault");
     assert!(text.contains("handed back more than"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_greedy_guests_are_starved_together() {
+    let plugin = Arc::new(load(&config("hostile"), &patient()).expect("it loads"));
+    let greedy: Vec<_> = (0..32)
+        .map(|_| {
+            let plugin = plugin.clone();
+            tokio::spawn(async move { ask(&plugin, "allocate").await })
+        })
+        .collect();
+    for starved in greedy {
+        let Fault(text) = starved.await.expect("no panic").expect_err("a fault");
+        assert!(text.contains("MiB of"), "{text}");
+    }
+    assert_eq!(ask(&plugin, "nothing").await, Ok(Verdict::pass()));
 }
 
 #[tokio::test]
@@ -97,8 +118,7 @@ async fn many_spinning_guests_leave_others_to_work() {
 
 #[tokio::test]
 async fn a_dropped_question_ends_its_guest() {
-    let patient = EntrySettings { deadline_ms: Some(60_000), ..EntrySettings::default() };
-    let plugin = load(&config("hostile"), &patient).expect("it loads");
+    let plugin = load(&config("hostile"), &patient()).expect("it loads");
     for _ in 0..50 {
         let gone = Duration::from_millis(1);
         // More often than there are permits: were guests left behind, the last would find none.
