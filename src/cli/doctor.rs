@@ -1,11 +1,343 @@
-//! `portcullis doctor`: says what this machine offers.
+//! `portcullis doctor`: says what this machine offers, and what stands in the way of a run.
+//!
+//! Ends with 11 when something would keep the proxy, or one of its servers, from working.
+
+use std::{
+    fs, io,
+    net::{SocketAddr, TcpListener},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        net::UnixStream,
+    },
+    path::Path,
+};
+
+use serde::Serialize;
 
 use super::{Context, Exit};
+use crate::{
+    admin,
+    config::{self, Config, Loaded, Runtime},
+    container, policy, sandbox,
+    upstream::process::LaunchFailure,
+    vault,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
+/// Where the config is looked for when nobody says otherwise.
+const DEFAULT_CONFIG: &str = "portcullis.toml";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Grade {
+    Ok,
+    Warn,
+    Fail,
+}
+
+impl Grade {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "FAIL",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: String,
+    status: Grade,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
+}
+
+impl Check {
+    fn ok(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { name: name.into(), status: Grade::Ok, detail: detail.into(), remedy: None }
+    }
+
+    fn warn(name: impl Into<String>, detail: impl Into<String>, remedy: &str) -> Self {
+        let remedy = Some(remedy.to_owned());
+        Self { name: name.into(), status: Grade::Warn, detail: detail.into(), remedy }
+    }
+
+    fn fail(name: impl Into<String>, detail: impl Into<String>, remedy: &str) -> Self {
+        Self { status: Grade::Fail, ..Self::warn(name, detail, remedy) }
+    }
+}
+
 /// Runs the verb.
-pub async fn run(_args: Args, _ctx: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("`portcullis doctor` is not part of this build")
+pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    let progress = ctx.progress("looking at this machine");
+    let loaded = config::load(&ctx.config);
+    let config = loaded.as_ref().ok().map(|loaded| &loaded.config);
+    let available = tokio::task::spawn_blocking(sandbox::available).await?;
+    let host = config.and_then(|config| config.engine.host.as_deref());
+    let engine = container::Engine::connect(host).await;
+
+    let mut checks = runtimes(config, &available, &engine);
+    match &loaded {
+        Ok(loaded) => {
+            checks.push(warned("config", &shown(&loaded.path), loaded.warnings.len()));
+            checks.push(state_dir(&loaded.config.state_dir));
+            checks.push(policies(loaded));
+            checks.push(port(&loaded.config));
+            checks.extend(secrets(&loaded.config));
+        }
+        Err(config::Diagnostics(findings)) => checks.push(no_config(&ctx.config, findings)),
+    }
+    drop(progress);
+
+    let failed = checks.iter().any(|check| check.status == Grade::Fail);
+    if ctx.is_json() {
+        ctx.json(&serde_json::json!({ "ok": !failed, "checks": checks }))?;
+    } else {
+        for Check { name, status, detail, remedy } in &checks {
+            ctx.line(format!("{:<5} {name:<12} {detail}", status.text()))?;
+            if let Some(remedy) = remedy {
+                ctx.line(format!("{:<19}{remedy}", ""))?;
+            }
+        }
+    }
+    Ok(if failed { Exit::Findings } else { Exit::Ok })
+}
+
+/// Where servers can run: the local sandbox, and a container engine.
+fn runtimes(
+    config: Option<&Config>,
+    available: &Result<sandbox::Availability, LaunchFailure>,
+    engine: &Result<container::Engine, container::NoEngine>,
+) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let servers = || config.into_iter().flat_map(|config| &config.servers);
+    match available {
+        Ok(available) => {
+            for (part, detail) in &available.parts {
+                checks.push(match (part.as_str(), available.landlock) {
+                    ("landlock", false) => Check::warn(
+                        part,
+                        detail,
+                        "the sandbox stands on everything else; a kernel with landlock adds a wall",
+                    ),
+                    _ => Check::ok(part, detail),
+                });
+            }
+        }
+        Err(why) => {
+            let needed =
+                engine.is_err() || servers().any(|(_, server)| server.runtime == Runtime::Sandbox);
+            let remedy = why.remedy.as_deref().unwrap_or("run servers in a container engine");
+            let check = if needed { Check::fail } else { Check::warn };
+            checks.push(check("sandbox", &why.what, remedy));
+        }
+    }
+    match engine {
+        Ok(engine) => {
+            let version = engine.version();
+            checks.push(Check::ok("engine", version.to_string()));
+            let warning = |text: &String| {
+                Check::warn("engine", text, "servers run all the same, with one wall less")
+            };
+            checks.extend(version.warnings.iter().map(warning));
+        }
+        Err(none) => {
+            let needing = servers()
+                .filter(|(_, server)| {
+                    server.image.is_some() || server.runtime == Runtime::Container
+                })
+                .map(|(name, _)| format!("`{name}`"))
+                .collect::<Vec<_>>();
+            let remedy = "install Docker or Podman, or say where it is: `engine.host`, DOCKER_HOST";
+            checks.push(if needing.is_empty() {
+                let detail = format!("{none}; programs run in the local sandbox");
+                Check::warn("engine", detail, remedy)
+            } else {
+                Check::fail("engine", format!("{none}; needed by {}", needing.join(", ")), remedy)
+            });
+        }
+    }
+    checks
+}
+
+fn no_config(path: &Path, findings: &[config::Finding]) -> Check {
+    let Some(first) = findings.first() else {
+        return Check::fail("config", shown(path), "run `portcullis check`");
+    };
+    let place = first.position().map(|(line, column)| format!(":{line}:{column}"));
+    let place = format!("{}{}", first.file().unwrap_or(&shown(path)), place.unwrap_or_default());
+    if !path.exists() && path == Path::new(DEFAULT_CONFIG) {
+        let remedy = first.help.as_deref().unwrap_or("name one with `--config FILE`");
+        return Check::warn("config", &first.message, remedy);
+    }
+    let more = match findings.len() {
+        1 => String::new(),
+        count => format!(" (and {} more)", count - 1),
+    };
+    let remedy = first.help.as_deref().unwrap_or("run `portcullis check` for every finding");
+    Check::fail("config", format!("{place}: {}{more}", first.message), remedy)
+}
+
+fn warned(name: &str, detail: &str, warnings: usize) -> Check {
+    match warnings {
+        0 => Check::ok(name, detail),
+        1 => Check::warn(name, format!("{detail}, with a warning"), "`portcullis check` shows it"),
+        count => {
+            let detail = format!("{detail}, with {count} warnings");
+            Check::warn(name, detail, "`portcullis check` shows them")
+        }
+    }
+}
+
+/// Whether the state folder can be used, or made.
+fn state_dir(dir: &Path) -> Check {
+    let name = "state";
+    let meta = match fs::metadata(dir) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent = dir.ancestors().skip(1).find(|folder| folder.exists());
+            let writable = parent.is_some_and(|parent| tempfile::tempfile_in(parent).is_ok());
+            return if writable {
+                Check::ok(name, format!("{} (will be made)", dir.display()))
+            } else {
+                Check::fail(
+                    name,
+                    format!("{} is not there and can't be made", dir.display()),
+                    "make it for the user who runs the proxy, or set `state-dir`",
+                )
+            };
+        }
+        Err(error) => {
+            let detail = format!("{}: {error}", dir.display());
+            return Check::fail(name, detail, "let the user who runs the proxy have it");
+        }
+    };
+    let shown = shown(dir);
+    if !meta.is_dir() {
+        return Check::fail(name, format!("{shown} is no folder"), "set another `state-dir`");
+    }
+    if meta.uid() != nix::unistd::geteuid().as_raw() {
+        let detail = format!("{shown} belongs to user {}, not to you", meta.uid());
+        return Check::fail(name, detail, "run as that user, or set another `state-dir`");
+    }
+    if let Err(error) = tempfile::tempfile_in(dir) {
+        let detail = format!("{shown} can't be written to: {error}");
+        return Check::fail(name, detail, "make room on the disk, or set another `state-dir`");
+    }
+    let mode = meta.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let detail = format!("{shown} is open to others (mode {mode:o})");
+        return Check::warn(name, detail, "`chmod 700` it; the proxy does so when it starts");
+    }
+    Check::ok(name, shown)
+}
+
+fn policies(loaded: &Loaded) -> Check {
+    match policy::Engine::load(&loaded.config.policy.paths, &loaded.base) {
+        Ok(engine) => {
+            let status = engine.status().borrow().clone();
+            if status.policies == 0 {
+                let detail = "no policy: everything is refused";
+                return Check::warn("policies", detail, "write one, or correct `policy.paths`");
+            }
+            warned("policies", &format!("{} in use", status.policies), status.warnings.len())
+        }
+        Err(found) => {
+            let text = found.to_string();
+            let first = text.lines().next().unwrap_or("they can't be loaded");
+            Check::fail("policies", first, "run `portcullis check` for every finding")
+        }
+    }
+}
+
+/// Whether the proxy could listen, or one with this config does already.
+fn port(config: &Config) -> Check {
+    let address = config.listen.http;
+    match TcpListener::bind(address) {
+        Ok(_) => listening(address, ""),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if UnixStream::connect(config.state_dir.join(admin::SOCKET)).is_ok() {
+                return listening(address, " (a proxy with this state folder runs)");
+            }
+            Check::fail(
+                "port",
+                format!("{address} is in use by another program"),
+                "end that program, or set another port in `listen.http`",
+            )
+        }
+        Err(error) => Check::fail(
+            "port",
+            format!("{address}: {error}"),
+            "set an address of this machine, and a port above 1023, in `listen.http`",
+        ),
+    }
+}
+
+fn listening(address: SocketAddr, more: &str) -> Check {
+    let detail = format!("{address}{more}");
+    if address.ip().is_loopback() {
+        return Check::ok("port", detail);
+    }
+    let remedy = "put a proxy with TLS in front of it, or listen on loopback";
+    Check::warn("port", format!("{detail} can be reached from outside, without TLS"), remedy)
+}
+
+/// The secrets that are not to be had now. They may be when the proxy starts.
+fn secrets(config: &Config) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for (server, settings) in &config.servers {
+        for (name, reference) in settings.secrets.iter().chain(&settings.headers) {
+            let source = vault::Source::try_from(reference);
+            if let Err(why) = source.and_then(|source| source.resolve()) {
+                let detail = format!("`{name}` of server `{server}`: {why}");
+                checks.push(Check::warn("secrets", detail, "the server can't start without it"));
+            }
+        }
+    }
+    checks
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let grade = |path: &Path| state_dir(path).status;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(grade(dir.path()), Grade::Ok);
+        assert_eq!(grade(&dir.path().join("new/folder")), Grade::Ok);
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(grade(dir.path()), Grade::Warn);
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert_eq!(grade(&file), Grade::Fail);
+        assert_eq!(grade(Path::new("/proc/nothing/here")), Grade::Fail);
+    }
+
+    #[test]
+    fn the_port() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("[listen]\nhttp = \"{}\"\n", taken.local_addr().unwrap());
+        let config = config::parse(&dir.path().join("portcullis.toml"), &text).unwrap().config;
+        assert_eq!(port(&config).status, Grade::Fail);
+        fs::create_dir(&config.state_dir).unwrap();
+        let _proxy =
+            std::os::unix::net::UnixListener::bind(config.state_dir.join(admin::SOCKET)).unwrap();
+        assert_eq!(port(&config).status, Grade::Ok);
+        drop(taken);
+        assert_eq!(port(&config).status, Grade::Ok);
+        assert_eq!(listening("0.0.0.0:8811".parse().unwrap(), "").status, Grade::Warn);
+    }
 }

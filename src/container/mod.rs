@@ -13,7 +13,7 @@ mod handle;
 mod image;
 mod inspect;
 mod launch;
-mod mounts;
+pub(crate) mod mounts;
 mod owner;
 mod pack;
 mod profile;

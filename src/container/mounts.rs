@@ -55,7 +55,7 @@ const NEVER_TARGETS: &[&str] = &["/dev", "/proc", "/run", "/sbin", "/sys", "/tmp
 
 /// Where things are on this host that no constant can know.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Places {
+pub(crate) struct Places {
     /// Home folders.
     pub homes: Vec<PathBuf>,
     /// The engine's socket and data.
@@ -92,7 +92,8 @@ pub(super) fn check(mounts: &[Mount], places: &Places) -> Result<Vec<Mount>, Lau
     Ok(checked)
 }
 
-fn check_source(mount: &Mount, places: &Places) -> Result<PathBuf, LaunchFailure> {
+/// The source with its links resolved, or why it is refused. The local sandbox has the same rule.
+pub(crate) fn check_source(mount: &Mount, places: &Places) -> Result<PathBuf, LaunchFailure> {
     let given = &mount.source;
     if given.as_os_str().as_bytes().starts_with(b"-") || !given.is_absolute() {
         return Err(failure(

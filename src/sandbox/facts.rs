@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::{exec, launch};
+use crate::upstream::process::LaunchFailure;
 
 /// What of the sandbox this machine offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,11 +43,8 @@ pub fn facts() -> Vec<(String, String)> {
 ///
 /// # Errors
 /// What is missing, and the remedy.
-pub fn available() -> Result<Availability, String> {
-    let landlock = launch::attempt().map_err(|failure| match failure.remedy {
-        Some(remedy) => format!("{}; {remedy}", failure.what),
-        None => failure.what,
-    })?;
+pub fn available() -> Result<Availability, LaunchFailure> {
+    let landlock = launch::attempt()?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let landlock_version = match exec::landlock_version().filter(|_| landlock) {
         Some(version) => format!("version {version}"),

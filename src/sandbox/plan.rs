@@ -8,11 +8,11 @@ use std::{
 };
 
 use super::{
-    mounts,
+    mounts::Rules,
     program::{self, Search},
     wire::{Bind, Plan},
 };
-use crate::upstream::process::{LaunchFailure, LaunchSpec};
+use crate::upstream::process::{LaunchFailure, LaunchSpec, Mount};
 
 /// The host's trees of programs and libraries, as far as it has them.
 pub(super) const SYSTEM: &[&str] =
@@ -52,16 +52,22 @@ impl Plan {
             ));
         }
         let mut plan = Self::skeleton(&spec.hardening)?;
+        let rules = Rules::of_host();
         for mount in &spec.mounts {
-            mounts::check(mount)?;
-            let (source, target) = (mount.source.clone(), mount.target.clone());
-            plan.binds.push(Bind { source, target, writable: mount.writable });
+            let Mount { source, target, writable } = rules.check(mount)?;
+            if plan.binds.iter().any(|bind| bind.target == target) {
+                return Err(refused(
+                    &format!("two mounts have the same place inside, `{}`", target.display()),
+                    "give each mount a place of its own",
+                ));
+            }
+            plan.binds.push(Bind { source, target, writable });
         }
         let mut environment: BTreeMap<String, String> = spec.env.iter().cloned().collect();
         let secrets = spec.secrets.iter();
         environment.extend(secrets.map(|(name, value)| (name.clone(), value.expose().to_owned())));
         let own_path = environment.get("PATH").cloned();
-        let mut search = Search::new(std::mem::take(&mut plan.binds), own_path.as_deref());
+        let mut search = Search::new(std::mem::take(&mut plan.binds), own_path.as_deref(), rules);
         // The links of the root count as trees too while the program is looked for.
         let links = plan.links.iter().map(|(place, _)| Bind::read_only(place, place));
         let links: Vec<_> = links.collect();

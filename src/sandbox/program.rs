@@ -8,7 +8,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{mounts, wire::Bind};
+use super::{mounts::Rules, wire::Bind};
 use crate::upstream::process::LaunchFailure;
 
 /// Where programs are looked for inside.
@@ -29,12 +29,13 @@ pub(super) struct Search {
     pub path: Vec<PathBuf>,
     /// Folders of the host that hold programs.
     folders: Vec<PathBuf>,
+    rules: Rules,
     hops: usize,
 }
 
 impl Search {
     /// Begins with what is mounted anyway. `path` is the server's own PATH, if it has one.
-    pub(super) fn new(binds: Vec<Bind>, path: Option<&str>) -> Self {
+    pub(super) fn new(binds: Vec<Bind>, path: Option<&str>, rules: Rules) -> Self {
         let host = env::var_os("PATH").unwrap_or_default();
         let folders = match path {
             Some(path) => env::split_paths(path).collect(),
@@ -44,7 +45,7 @@ impl Search {
                 .chain(env::split_paths(PATH))
                 .collect::<Vec<_>>(),
         };
-        Self { binds, path: Vec::new(), folders, hops: 0 }
+        Self { binds, path: Vec::new(), folders, rules, hops: 0 }
     }
 
     /// Finds the program by a command's first word. Returns its path inside.
@@ -150,7 +151,7 @@ impl Search {
     }
 
     fn mount(&mut self, source: &Path, target: &Path) -> Result<(), LaunchFailure> {
-        mounts::check_source(source)?;
+        self.rules.check_program(source)?;
         self.binds.push(Bind::read_only(source, target));
         Ok(())
     }
@@ -241,7 +242,7 @@ mod tests {
             ("app/node_modules/.bin/pkg", "app/node_modules/.bin/pkg", &["app/node_modules"]),
         ] {
             let system = ["/usr", "/bin"].map(|tree| Bind::read_only(tree, tree));
-            let mut search = Search::new(system.into(), None);
+            let mut search = Search::new(system.into(), None, Rules::of_host());
             let found = search.find(at(word).to_str().unwrap(), Path::new("/")).unwrap();
             assert_eq!(found, at(exec), "{word}");
             let sources: Vec<_> = search.binds.iter().skip(2).map(|b| b.source.clone()).collect();
@@ -254,7 +255,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = fs::canonicalize(dir.path()).unwrap();
         program(&dir.join("tool"), "binary");
-        let mut search = Search::new(vec![Bind::read_only(&dir, "/srv/tools")], Some("/srv/tools"));
+        let mut search = Search::new(
+            vec![Bind::read_only(&dir, "/srv/tools")],
+            Some("/srv/tools"),
+            Rules::of_host(),
+        );
         for word in ["tool", "/srv/tools/tool"] {
             let found = search.find(word, Path::new("/")).unwrap();
             assert_eq!(found, Path::new("/srv/tools/tool"));

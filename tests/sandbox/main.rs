@@ -1,6 +1,7 @@
 //! The sandbox, against the real kernel, through the real executable. As root, everything runs
 //! once more as an ordinary user.
 
+mod doctor;
 mod harness;
 
 use std::{
@@ -416,6 +417,7 @@ async fn what_holds_secrets_or_the_host_is_not_mounted() {
         (path("home"), "/data", false, true),
         (path("home/.ssh"), "/data", false, true),
         (path("link"), "/data", false, true),
+        ("/tmp".into(), "/data", false, true),
         (path("engine.sock"), "/engine.sock", false, true),
         (path("absent"), "/data", false, true),
         (path("fine"), "/", false, true),
