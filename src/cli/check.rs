@@ -1,11 +1,158 @@
 //! `portcullis check`: lists every finding in config, policies and plugins.
 
+use miette::{Diagnostic, Severity};
+use serde::Serialize;
+use tokio::task::spawn_blocking;
+
 use super::{Context, Exit};
+use crate::{
+    config::{self, Code, Diagnostics, InterceptorEntry, Loaded, Use},
+    identity::Store,
+    interceptors::{plugin, rate_limit, schema},
+    policy,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
+/// Something that is wrong, whichever room found it.
+type Found = Box<dyn Diagnostic + Send + Sync>;
+
 /// Runs the verb.
-pub async fn run(_args: Args, _ctx: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("`portcullis check` is not part of this build")
+pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    let path = ctx.config.clone();
+    let progress = ctx.progress("checking");
+    let found = spawn_blocking(move || everything(&path)).await?;
+    drop(progress);
+    if ctx.is_json() {
+        ctx.json(&found.iter().map(|one| Entry::of(one.as_ref())).collect::<Vec<_>>())?;
+    } else {
+        for one in &found {
+            ctx.diagnostic(one.as_ref())?;
+        }
+        match found.len() {
+            0 => ctx.line("nothing found")?,
+            1 => ctx.line("1 finding")?,
+            many => ctx.line(format!("{many} findings"))?,
+        }
+    }
+    Ok(if found.is_empty() { Exit::Ok } else { Exit::Findings })
+}
+
+fn everything(path: &std::path::Path) -> Vec<Found> {
+    let loaded = match config::load(path) {
+        Ok(loaded) => loaded,
+        // What it names can't be found without it.
+        Err(Diagnostics(findings)) => return findings.into_iter().map(boxed).collect(),
+    };
+    let mut found: Vec<Found> = loaded.warnings.iter().cloned().map(boxed).collect();
+    match policy::Engine::load(&loaded.config.policy.paths, &loaded.base) {
+        Ok(engine) => {
+            let status = engine.status();
+            found.extend(status.borrow().warnings.iter().cloned().map(boxed));
+        }
+        Err(diagnostics) => found.extend(diagnostics.findings().iter().cloned().map(boxed)),
+    }
+    for (at, entry) in loaded.config.interceptors.iter().enumerate() {
+        found.extend(interceptor(&loaded, at, entry));
+    }
+    for (name, server) in &loaded.config.servers {
+        for (at, mount) in server.mounts.iter().enumerate() {
+            if let Err(error) = mount.resolve() {
+                let message = format!("can't mount `{}`: {error}", mount.source.display());
+                let pointer = format!("/servers/{name}/mounts/{at}");
+                let finding = loaded.finding(&pointer, Code::BadValue, message);
+                found.push(boxed(finding.help("make it, or mount something else")));
+            }
+        }
+    }
+    if let Err(error) = Store::within(&loaded.config.state_dir).read() {
+        found.push(boxed(Unplaced { code: "clients-broken", message: error.to_string() }));
+    }
+    found
+}
+
+/// What keeps an entry of the chain from being made.
+fn interceptor(loaded: &Loaded, at: usize, entry: &InterceptorEntry) -> Option<Found> {
+    let here = format!("/interceptors/{at}");
+    let invalid = |error: &dyn std::error::Error| {
+        boxed(loaded.finding(&here, Code::BadValue, format!("`{}`: {error}", entry.name())))
+    };
+    match &entry.kind {
+        Use::RateLimit(config) => {
+            rate_limit::RateLimit::new(entry.name(), config).err().map(|error| invalid(&error))
+        }
+        Use::Schema(config) => {
+            schema::Schema::new(entry.name(), config).err().map(|error| invalid(&error))
+        }
+        Use::Secrets(_) => None,
+        Use::Plugin(config) => plugin::Plugin::load(config, &entry.settings, &loaded.base)
+            .err()
+            .map(|error| boxed(loaded.locate(&format!("{here}/path"), error))),
+    }
+}
+
+fn boxed(diagnostic: impl Diagnostic + Send + Sync + 'static) -> Found {
+    Box::new(diagnostic)
+}
+
+/// A finding about a file that no person writes.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Unplaced {
+    code: &'static str,
+    message: String,
+}
+
+impl Diagnostic for Unplaced {
+    fn code<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
+        Some(Box::new(self.code))
+    }
+}
+
+/// A finding for programs.
+#[derive(Debug, Serialize)]
+struct Entry {
+    code: Option<String>,
+    severity: &'static str,
+    file: Option<String>,
+    /// From 1.
+    line: Option<usize>,
+    /// From 1, in characters.
+    column: Option<usize>,
+    message: String,
+    help: Option<String>,
+}
+
+impl Entry {
+    fn of(found: &dyn Diagnostic) -> Self {
+        let label = found.labels().and_then(|mut labels| labels.next());
+        let source = found.source_code();
+        let before = source.and_then(|source| {
+            let offset = label.as_ref().map_or(0, |label| label.offset());
+            source.read_span(&(0, offset).into(), 0, 0).ok()
+        });
+        let position = before.as_ref().filter(|_| label.is_some()).map(|before| {
+            let text = String::from_utf8_lossy(before.data());
+            let line = text.matches('\n').count() + 1;
+            (line, text.rsplit('\n').next().unwrap_or_default().chars().count() + 1)
+        });
+        let help = found.help().map(|help| help.to_string());
+        let label = label.as_ref().and_then(|label| label.label());
+        Self {
+            code: found.code().map(|code| code.to_string()),
+            severity: match found.severity() {
+                Some(Severity::Advice | Severity::Warning) => "warning",
+                Some(Severity::Error) | None => "error",
+            },
+            line: position.map(|(line, _)| line),
+            column: position.map(|(_, column)| column),
+            file: before.and_then(|before| before.name().map(str::to_owned)),
+            message: found.to_string(),
+            help: match (label, help) {
+                (Some(label), Some(help)) => Some(format!("{label}; {help}")),
+                (label, help) => help.or(label.map(str::to_owned)),
+            },
+        }
+    }
 }

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::output::{self, Progress};
+use crate::config::{self, Diagnostics, Loaded};
 
 /// Options of every verb.
 #[derive(Debug, Args)]
@@ -90,6 +91,18 @@ impl Context {
         Self { config: global.config, format: global.format }
     }
 
+    /// Reads the config. Its warnings go to standard error.
+    ///
+    /// # Errors
+    /// [`Reports`] of everything that is wrong with it.
+    pub fn load(&self) -> anyhow::Result<Loaded> {
+        let loaded = config::load(&self.config).map_err(|Diagnostics(findings)| {
+            Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
+        })?;
+        loaded.warnings.iter().for_each(|warning| self.report(warning));
+        Ok(loaded)
+    }
+
     /// Whether data is to be JSON.
     pub fn is_json(&self) -> bool {
         self.format == Format::Json
@@ -142,6 +155,14 @@ impl Context {
         output::stdout(&output::table(header, rows))
     }
 
+    /// Prints a diagnostic with its place as data.
+    ///
+    /// # Errors
+    /// As [`Context::line`].
+    pub fn diagnostic(&self, diagnostic: &dyn miette::Diagnostic) -> io::Result<()> {
+        output::stdout(&output::render(diagnostic, &io::stdout()))
+    }
+
     /// Tells the person at the terminal something that is not data. Escaped, one line.
     pub fn note(&self, text: impl fmt::Display) {
         output::stderr(&format!("{}\n", output::escape(&text.to_string())));
@@ -149,7 +170,7 @@ impl Context {
 
     /// Prints a diagnostic with its place to standard error.
     pub fn report(&self, diagnostic: &dyn miette::Diagnostic) {
-        output::stderr(&output::render(diagnostic));
+        output::stderr(&output::render(diagnostic, &io::stderr()));
     }
 
     /// Shows that something is under way, on a terminal and once it took more than a second,

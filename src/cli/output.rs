@@ -99,8 +99,8 @@ where
 }
 
 /// A diagnostic with the place in the file under it, in colour on a terminal.
-pub(super) fn render(diagnostic: &dyn miette::Diagnostic) -> String {
-    let plain = !io::stderr().is_terminal() || std::env::var_os("NO_COLOR").is_some();
+pub(super) fn render(diagnostic: &dyn miette::Diagnostic, to: &impl IsTerminal) -> String {
+    let plain = !to.is_terminal() || std::env::var_os("NO_COLOR").is_some();
     let theme = if plain { GraphicalTheme::unicode_nocolor() } else { GraphicalTheme::unicode() };
     let mut text = String::new();
     let handler = GraphicalReportHandler::new_themed(theme).with_links(false);
@@ -122,7 +122,7 @@ pub(super) fn failure(error: &anyhow::Error) -> Exit {
         return Exit::Failure;
     }
     if let Some(Reports(reports)) = error.downcast_ref() {
-        reports.iter().for_each(|report| stderr(&render(report.as_ref())));
+        reports.iter().for_each(|report| stderr(&render(report.as_ref(), &io::stderr())));
         return Exit::Failure;
     }
     let mut text = format!("error: {}\n", escape(&error.to_string()));

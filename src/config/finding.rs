@@ -259,7 +259,6 @@ impl Diagnostic for Finding {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.place.as_ref()?;
         self.source.as_deref().map(|source| source as &dyn SourceCode)
     }
 
@@ -267,6 +266,49 @@ impl Diagnostic for Finding {
         let place = self.place.clone()?;
         let label = LabeledSpan::new(self.label.clone(), place.start, place.len());
         Some(Box::new(std::iter::once(label)))
+    }
+}
+
+/// What another room says of something that the config names, shown at the place where it is named.
+#[derive(Debug)]
+pub struct Located {
+    said: Box<dyn Diagnostic + Send + Sync>,
+    place: Finding,
+}
+
+impl Located {
+    pub(super) fn new(said: Box<dyn Diagnostic + Send + Sync>, place: Finding) -> Self {
+        Self { said, place }
+    }
+}
+
+impl fmt::Display for Located {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.said.fmt(f)
+    }
+}
+
+impl std::error::Error for Located {}
+
+impl Diagnostic for Located {
+    fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.said.code()
+    }
+
+    fn severity(&self) -> Option<miette::Severity> {
+        self.said.severity()
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.said.help()
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.place.source_code()
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        self.place.labels()
     }
 }
 

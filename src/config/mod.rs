@@ -29,7 +29,7 @@ use std::{
 };
 
 pub use entry::{InterceptorEntry, Use};
-pub use finding::{Code, Diagnostics, Finding, Severity};
+pub use finding::{Code, Diagnostics, Finding, Located, Severity};
 pub use raw::{
     Audit, Client, Config, Engine, EntrySettings, Era, Hardening, Limits, Listen, LogFormat,
     Policy, Resources, Runtime, Server, Telemetry,
@@ -45,7 +45,8 @@ const LARGEST: u64 = 4 << 20;
 /// A config that holds, with what later findings need to point into its file.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// The settings, every path in them absolute.
+    /// The settings. Paths in them are absolute, but for those of policies and plugins, which
+    /// are loaded with `base` and called by the names that stand in the file.
     pub config: Config,
     /// The file, as the user named it.
     pub path: PathBuf,
@@ -61,6 +62,16 @@ impl Loaded {
     /// at the nearest thing around it that stands in the file.
     pub fn finding(&self, pointer: &str, code: Code, message: impl Into<String>) -> Finding {
         self.document.at_value(pointer, code, message)
+    }
+
+    /// What another room says of something that the config names, shown at the place where it is
+    /// named.
+    pub fn locate(
+        &self,
+        pointer: &str,
+        said: impl miette::Diagnostic + Send + Sync + 'static,
+    ) -> Located {
+        Located::new(Box::new(said), self.document.at_value(pointer, Code::BadValue, ""))
     }
 
     /// The line of a key or an array's element, from 1, by its JSON pointer.

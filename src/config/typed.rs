@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{
-    Config, Finding, InterceptorEntry, Use,
+    Config, Finding, InterceptorEntry,
     document::Document,
     entry::{self, Misfit},
     finding::Code,
@@ -134,16 +134,14 @@ impl Builder<'_> {
     }
 }
 
-/// Makes every path absolute.
+/// Makes every path absolute, but for those of policies and plugins: their rooms take the base
+/// and call files by the names that the operator wrote.
 pub(super) fn resolve(config: &mut Config, base: &Path) {
     config.state_dir = base.join(&config.state_dir);
     config.audit.dir = Some(match &config.audit.dir {
         Some(dir) => base.join(dir),
         None => config.state_dir.join("audit"),
     });
-    for path in &mut config.policy.paths {
-        *path = base.join(&*path);
-    }
     for server in config.servers.values_mut() {
         for mount in &mut server.mounts {
             mount.source = base.join(&mount.source);
@@ -159,12 +157,6 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
             && program.contains('/')
         {
             *program = base.join(&*program).to_string_lossy().into_owned();
-        }
-    }
-    for entry in &mut config.interceptors {
-        match &mut entry.kind {
-            Use::Plugin(plugin) => plugin.path = base.join(&plugin.path),
-            Use::RateLimit(_) | Use::Schema(_) | Use::Secrets(_) => {}
         }
     }
 }

@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 
 /// How every key begins, so that scanners and people know it for what it is.
 const PREFIX: &str = "pck_";
@@ -69,20 +70,23 @@ impl fmt::Debug for Key {
 }
 
 /// The SHA-256 of a key: `sha256:` and 64 hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
+#[expect(clippy::derived_hash_with_manual_eq, reason = "both are of all bytes")]
 pub struct KeyHash([u8; 32]);
+
+/// In constant time. A table of hashes is safe to look keys up in all the same: what its timing
+/// tells is about a hash, of which no key can be made.
+impl PartialEq for KeyHash {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
 
 /// A text that is no [`KeyHash`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a key's hash is `sha256:` and 64 characters of 0-9 and a-f")]
 pub struct NoHash;
-
-impl KeyHash {
-    pub(super) fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
 
 impl FromStr for KeyHash {
     type Err = NoHash;
@@ -121,5 +125,41 @@ impl fmt::Display for KeyHash {
 impl fmt::Debug for KeyHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "KeyHash({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_random_and_recognized() {
+        let (a, b) = (Key::generate().unwrap(), Key::generate().unwrap());
+        assert_ne!(a.expose(), b.expose());
+        assert_eq!(a.expose().parse::<Key>().unwrap(), a);
+        assert_eq!(a.expose().len(), PREFIX.len() + BODY);
+        assert_eq!(format!("{a:?}"), "Key(…)");
+        let body = "A".repeat(BODY);
+        for text in [
+            "".to_owned(),
+            body.clone(),
+            format!("{PREFIX}{}", &body[1..]),
+            format!("{PREFIX}{body}A"),
+            format!("{PREFIX}{}=", &body[1..]),
+            format!("{PREFIX}{} ", &body[1..]),
+            format!("PCK_{body}"),
+        ] {
+            assert!(text.parse::<Key>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn hashes_read_what_they_write() {
+        let hash = Key::generate().unwrap().hash();
+        let text = hash.to_string();
+        assert_eq!(text.parse::<KeyHash>().unwrap(), hash);
+        for text in ["", "sha256:", &text[7..], &text[..70], &text.to_uppercase(), "sha256:zz"] {
+            assert!(text.parse::<KeyHash>().is_err(), "{text}");
+        }
     }
 }

@@ -1,8 +1,19 @@
 //! Who is calling: an API key, the local user, or nobody in particular becomes a [`Principal`].
+//!
+//! INVARIANT: a key is kept as its hash alone and shown once, by `portcullis client add`. No error,
+//! `Debug` or log line of this room holds one.
 
+mod bearer;
 mod key;
+mod keyring;
+mod store;
 
+pub use bearer::{BearerFault, bearer};
 pub use key::{Key, KeyHash, NoHash, NoKey, NoRandomness};
+pub use keyring::{Keyring, Origin, Watch};
+pub use store::{Store, StoreFault, Stored};
+
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -30,6 +41,26 @@ pub enum PrincipalKind {
 }
 
 impl Principal {
+    /// The holder of an API key.
+    pub fn client(name: ClientName, groups: Vec<Group>) -> Self {
+        Self { kind: PrincipalKind::Client(name), groups, verified: true }
+    }
+
+    /// The user who runs this process, by name, or by number where the number has no name.
+    pub fn local() -> Arc<Self> {
+        let uid = nix::unistd::Uid::current();
+        let user = nix::unistd::User::from_uid(uid).ok().flatten();
+        let user = user.map_or_else(|| uid.to_string(), |user| user.name);
+        let kind = PrincipalKind::Local { user };
+        Arc::new(Self { kind, groups: Vec::new(), verified: true })
+    }
+
+    /// A caller without a key.
+    pub fn anonymous() -> Arc<Self> {
+        let kind = PrincipalKind::Anonymous;
+        Arc::new(Self { kind, groups: Vec::new(), verified: false })
+    }
+
     /// The name in logs, metrics and records: the client's name, `local:USER` or `anonymous`.
     pub fn name(&self) -> String {
         match &self.kind {

@@ -1,0 +1,248 @@
+//! Who holds which key: the clients of the config and those of `portcullis client add`, the
+//! latter read again as soon as their file changes.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use parking_lot::Mutex;
+
+use super::{Key, KeyHash, Principal, Store, StoreFault};
+use crate::{
+    config::Config,
+    names::{ClientName, Group},
+};
+
+/// Where a client was written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// In `portcullis.toml`.
+    Config,
+    /// By `portcullis client add`.
+    Store,
+}
+
+/// All keys. Asked for every HTTP request, without a lock.
+#[derive(Debug)]
+pub struct Keyring {
+    configured: BTreeMap<ClientName, (KeyHash, Vec<Group>)>,
+    store: Store,
+    ring: ArcSwap<Ring>,
+    reloading: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    by_hash: HashMap<KeyHash, Arc<Principal>>,
+    by_name: BTreeMap<ClientName, (Origin, Arc<Principal>)>,
+}
+
+/// Watches the file of clients as long as it lives.
+#[derive(Debug)]
+pub struct Watch {
+    _watcher: RecommendedWatcher,
+}
+
+impl Keyring {
+    /// The keys of a config and of its state folder.
+    ///
+    /// # Errors
+    /// Where the file of clients is broken. A proxy must not start with half of its clients.
+    pub fn load(config: &Config) -> Result<Self, StoreFault> {
+        let configured = config.clients.iter().filter_map(|(name, client)| {
+            // The loader has refused a hash that is none.
+            let hash = client.key_hash.parse().ok()?;
+            Some((name.clone(), (hash, client.groups.clone())))
+        });
+        let keyring = Self {
+            configured: configured.collect(),
+            store: Store::within(&config.state_dir),
+            ring: ArcSwap::default(),
+            reloading: Mutex::new(()),
+        };
+        keyring.reload()?;
+        Ok(keyring)
+    }
+
+    /// Reads the file of clients again.
+    ///
+    /// # Errors
+    /// Where it is broken. The keys from before stay.
+    pub fn reload(&self) -> Result<(), StoreFault> {
+        // One at a time: an older reading must not follow a newer one.
+        let _guard = self.reloading.lock();
+        let mut ring = Ring::default();
+        for (name, (hash, groups)) in &self.configured {
+            ring.insert(name, *hash, groups, Origin::Config);
+        }
+        for (name, stored) in self.store.read()? {
+            ring.insert(&name, stored.key_hash, &stored.groups, Origin::Store);
+        }
+        self.ring.store(Arc::new(ring));
+        Ok(())
+    }
+
+    /// Reloads whenever the file of clients changes. A broken file is logged, and the keys from
+    /// before stay.
+    ///
+    /// # Errors
+    /// Where the state folder can't be made or watched.
+    pub fn watch(self: &Arc<Self>) -> anyhow::Result<Watch> {
+        self.store.prepare()?;
+        let keyring = Arc::downgrade(self);
+        let path = self.store.path().to_owned();
+        let mut watcher =
+            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                // A fault of the watch may hide a change.
+                let matters = event.as_ref().map_or(true, |event| {
+                    !event.kind.is_access()
+                        && (event.need_rescan()
+                            || event
+                                .paths
+                                .iter()
+                                .any(|changed| changed.file_name() == path.file_name()))
+                });
+                if let Some(keyring) = keyring.upgrade().filter(|_| matters) {
+                    match keyring.reload() {
+                        Ok(()) => tracing::info!("clients loaded again"),
+                        Err(error) => {
+                            tracing::error!(
+                                "clients have changed and are not used, those before stay: {error}"
+                            );
+                        }
+                    }
+                }
+            })?;
+        let folder = self.store.path().parent().unwrap_or_else(|| self.store.path());
+        watcher.watch(folder, RecursiveMode::NonRecursive)?;
+        // What changed between loading and watching.
+        self.reload()?;
+        Ok(Watch { _watcher: watcher })
+    }
+
+    /// Who holds a key.
+    pub fn authenticate(&self, key: &Key) -> Option<Arc<Principal>> {
+        self.ring.load().by_hash.get(&key.hash()).cloned()
+    }
+
+    /// The principal of a client, for the operator who asks on a client's behalf.
+    pub fn client(&self, name: &ClientName) -> Option<Arc<Principal>> {
+        self.ring.load().by_name.get(name).map(|(_, principal)| Arc::clone(principal))
+    }
+
+    /// Every client, by name.
+    pub fn clients(&self) -> Vec<(ClientName, Origin, Arc<Principal>)> {
+        let ring = self.ring.load();
+        ring.by_name.iter().map(|(name, (from, who))| (name.clone(), *from, who.clone())).collect()
+    }
+}
+
+impl Ring {
+    /// Adds a client, unless its name or key is taken: the config goes before the store.
+    fn insert(&mut self, name: &ClientName, hash: KeyHash, groups: &[Group], origin: Origin) {
+        if self.by_name.contains_key(name) {
+            tracing::warn!(client = %name, "in the config and in the store: the one in the config counts");
+            return;
+        }
+        let principal = Arc::new(Principal::client(name.clone(), groups.to_vec()));
+        if let Some(other) = self.by_hash.get(&hash) {
+            tracing::warn!(client = %name, other = %other.name(), "has the other's key: left out");
+            return;
+        }
+        self.by_hash.insert(hash, Arc::clone(&principal));
+        self.by_name.insert(name.clone(), (origin, principal));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        path::Path,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+    use crate::{config, identity::PrincipalKind};
+
+    fn config(dir: &Path, text: &str) -> Config {
+        config::parse(&dir.join("portcullis.toml"), text).unwrap().config
+    }
+
+    fn name(name: &str) -> ClientName {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn keys_of_config_and_store_are_known_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, stranger] = [(); 2].map(|()| Key::generate().unwrap());
+        let text = format!("[clients.a]\nkey-hash = \"{}\"\ngroups = [\"ops\"]\n", a.hash());
+        let config = config(dir.path(), &text);
+        let b = Store::within(&config.state_dir).add(&name("b"), vec![]).unwrap();
+        let keyring = Keyring::load(&config).unwrap();
+        let who = keyring.authenticate(&a).unwrap();
+        assert_eq!(who.kind, PrincipalKind::Client(name("a")));
+        assert_eq!(who.groups, ["ops".parse().unwrap()]);
+        assert!(who.verified);
+        assert_eq!(keyring.authenticate(&b).unwrap().name(), "b");
+        assert_eq!(keyring.authenticate(&stranger), None);
+        assert_eq!(keyring.client(&name("b")).unwrap().name(), "b");
+        let all: Vec<_> =
+            keyring.clients().into_iter().map(|(name, from, _)| (name, from)).collect();
+        assert_eq!(all, [(name("a"), Origin::Config), (name("b"), Origin::Store)]);
+    }
+
+    #[test]
+    fn a_name_in_both_is_the_configs() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = Key::generate().unwrap();
+        let config = config(dir.path(), &format!("[clients.a]\nkey-hash = \"{}\"\n", ours.hash()));
+        let other = Store::within(&config.state_dir).add(&name("a"), vec![]).unwrap();
+        let keyring = Keyring::load(&config).unwrap();
+        assert!(keyring.authenticate(&ours).is_some());
+        assert_eq!(keyring.authenticate(&other), None);
+    }
+
+    #[test]
+    fn a_broken_file_keeps_the_keys_from_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), "");
+        let store = Store::within(&config.state_dir);
+        let key = store.add(&name("a"), vec![]).unwrap();
+        let keyring = Keyring::load(&config).unwrap();
+        fs::write(store.path(), "[clients").unwrap();
+        assert!(keyring.reload().is_err());
+        assert!(keyring.authenticate(&key).is_some());
+        assert!(Keyring::load(&config).is_err(), "but a proxy does not start with it");
+    }
+
+    #[test]
+    fn a_client_comes_and_goes_while_the_proxy_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), "");
+        let keyring = Arc::new(Keyring::load(&config).unwrap());
+        let _watch = keyring.watch().unwrap();
+        let store = Store::within(&config.state_dir);
+        let until = |done: &dyn Fn() -> bool| {
+            let started = Instant::now();
+            while !done() {
+                assert!(started.elapsed() < Duration::from_secs(30), "no change was seen");
+                std::thread::yield_now();
+            }
+        };
+        let key = store.add(&name("a"), vec![]).unwrap();
+        until(&|| keyring.authenticate(&key).is_some());
+        store.remove(&name("a")).unwrap();
+        until(&|| keyring.authenticate(&key).is_none());
+    }
+
+    #[test]
+    fn the_local_user_is_verified_and_anonymous_is_not() {
+        assert!(Principal::local().verified && Principal::local().name().starts_with("local:"));
+        assert!(!Principal::anonymous().verified);
+    }
+}

@@ -1,0 +1,256 @@
+//! `clients.toml` in the state folder: the clients of `portcullis client add`.
+//!
+//! INVARIANT: readers see the file before or after a change, never between; of two writers, one
+//! waits for the other.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Key, KeyHash, NoRandomness};
+use crate::names::{ClientName, Group};
+
+/// Bytes of the file: room for some ten thousand clients.
+const LARGEST: u64 = 4 << 20;
+
+const HEADER: &str = "# Written by `portcullis client`. A key is kept as its hash alone.\n";
+
+/// One client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Stored {
+    pub key_hash: KeyHash,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
+    /// When the client was added.
+    pub added: Timestamp,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    #[serde(default)]
+    clients: BTreeMap<ClientName, Stored>,
+}
+
+/// The file, and the folder that it is in.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: PathBuf,
+    path: PathBuf,
+}
+
+/// What is wrong with the file of clients.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreFault {
+    #[error("`{}`: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("`{}` can be written by others: anyone could give themselves a key; `chmod 600` it", .0.display())]
+    Writable(PathBuf),
+    #[error("`{}` is larger than {} MiB", .0.display(), LARGEST >> 20)]
+    TooLarge(PathBuf),
+    #[error("`{}`, line {line}: {message}", path.display())]
+    Broken { path: PathBuf, line: usize, message: String },
+    #[error(
+        "there is a client `{0}` already: to give it a new key, `portcullis client rm {0}` first"
+    )]
+    Exists(ClientName),
+    #[error("there is no client `{0}`: `portcullis client ls` shows those that are")]
+    Missing(ClientName),
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
+}
+
+impl Store {
+    /// The store in a state folder. Touches nothing yet.
+    pub fn within(state_dir: &Path) -> Self {
+        Self { dir: state_dir.to_owned(), path: state_dir.join("clients.toml") }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the folder where it is not there, for its owner alone.
+    ///
+    /// # Errors
+    /// Where it can't be made.
+    pub fn prepare(&self) -> Result<(), StoreFault> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
+        made.map_err(|source| StoreFault::Io { path: self.dir.clone(), source })
+    }
+
+    /// All clients. A file that is not there holds none.
+    ///
+    /// # Errors
+    /// Where the file is broken, or others than its owner could have written it.
+    pub fn read(&self) -> Result<BTreeMap<ClientName, Stored>, StoreFault> {
+        let mut text = String::new();
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) => return Err(self.io(error)),
+        };
+        let meta = file.metadata().map_err(|error| self.io(error))?;
+        if meta.mode() & 0o022 != 0 {
+            return Err(StoreFault::Writable(self.path.clone()));
+        }
+        file.take(LARGEST + 1).read_to_string(&mut text).map_err(|error| self.io(error))?;
+        if text.len() as u64 > LARGEST {
+            return Err(StoreFault::TooLarge(self.path.clone()));
+        }
+        let content: Content = toml::from_str(&text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let before = text.get(..start).unwrap_or_default();
+            StoreFault::Broken {
+                path: self.path.clone(),
+                line: before.bytes().filter(|&b| b == b'\n').count() + 1,
+                message: error.message().to_owned(),
+            }
+        })?;
+        Ok(content.clients)
+    }
+
+    /// Adds a client, and returns the key that is stored nowhere.
+    ///
+    /// # Errors
+    /// Where there is one of that name, and where the file can't be read or written.
+    pub fn add(&self, name: &ClientName, groups: Vec<Group>) -> Result<Key, StoreFault> {
+        self.change(|clients| {
+            if clients.contains_key(name) {
+                return Err(StoreFault::Exists(name.clone()));
+            }
+            let key = Key::generate()?;
+            let added = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+            clients.insert(name.clone(), Stored { key_hash: key.hash(), groups, added });
+            Ok(key)
+        })
+    }
+
+    /// Removes a client.
+    ///
+    /// # Errors
+    /// Where there is none of that name, and where the file can't be read or written.
+    pub fn remove(&self, name: &ClientName) -> Result<(), StoreFault> {
+        self.change(|clients| match clients.remove(name) {
+            Some(_) => Ok(()),
+            None => Err(StoreFault::Missing(name.clone())),
+        })
+    }
+
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<ClientName, Stored>) -> Result<T, StoreFault>,
+    ) -> Result<T, StoreFault> {
+        self.prepare()?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(self.dir.join("clients.lock"))
+            .and_then(|lock| lock.lock().map(|()| lock))
+            .map_err(|error| self.io(error))?;
+        let mut clients = self.read()?;
+        let outcome = change(&mut clients)?;
+        self.write(Content { clients }).map_err(|error| self.io(error))?;
+        drop(lock);
+        Ok(outcome)
+    }
+
+    fn write(&self, content: Content) -> io::Result<()> {
+        let text = toml::to_string(&content).map_err(io::Error::other)?;
+        let mut file = tempfile::Builder::new()
+            .prefix(".clients-")
+            .permissions(fs::Permissions::from_mode(0o600))
+            .tempfile_in(&self.dir)?;
+        file.write_all(HEADER.as_bytes())?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(&self.path)?;
+        File::open(&self.dir)?.sync_all()
+    }
+
+    fn io(&self, source: io::Error) -> StoreFault {
+        StoreFault::Io { path: self.path.clone(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> ClientName {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn clients_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::within(&dir.path().join("state"));
+        assert!(store.read().unwrap().is_empty());
+        let key = store.add(&name("a"), vec!["ops".parse().unwrap()]).unwrap();
+        store.add(&name("b"), vec![]).unwrap();
+        assert!(matches!(store.add(&name("a"), vec![]), Err(StoreFault::Exists(_))));
+        let clients = store.read().unwrap();
+        assert_eq!(clients[&name("a")].key_hash, key.hash());
+        let text = fs::read_to_string(store.path()).unwrap();
+        assert!(!text.contains(key.expose()));
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(store.path()), 0o600);
+        assert_eq!(mode(&dir.path().join("state")), 0o700);
+        store.remove(&name("a")).unwrap();
+        assert!(matches!(store.remove(&name("a")), Err(StoreFault::Missing(_))));
+        assert_eq!(store.read().unwrap().into_keys().collect::<Vec<_>>(), [name("b")]);
+    }
+
+    #[test]
+    fn writers_at_once_lose_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::within(dir.path());
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let store = &store;
+                scope.spawn(move || {
+                    for at in 0..5 {
+                        store.add(&name(&format!("c{thread}-{at}")), vec![]).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(store.read().unwrap().len(), 40);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_trusted_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::within(dir.path());
+        store.add(&name("a"), vec![]).unwrap();
+        fs::set_permissions(store.path(), fs::Permissions::from_mode(0o660)).unwrap();
+        assert!(matches!(store.read(), Err(StoreFault::Writable(_))));
+        fs::set_permissions(store.path(), fs::Permissions::from_mode(0o600)).unwrap();
+        for (text, line) in [
+            ("x = 1\n", 1),
+            ("[clients.a]\nkey-hash = 'x'\nadded = '2026-01-01T00:00:00Z'\n", 2),
+            ("[clients\n", 1),
+            ("[clients.'A b']\n", 1),
+        ] {
+            fs::write(store.path(), text).unwrap();
+            let Err(StoreFault::Broken { line: found, .. }) = store.read() else {
+                panic!("{text}")
+            };
+            assert_eq!(found, line, "{text}");
+            // And nobody writes over what somebody may want to mend.
+            assert!(store.add(&name("b"), vec![]).is_err());
+            assert_eq!(fs::read_to_string(store.path()).unwrap(), text);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The command line from outside: exit codes, what goes to which stream, and what is never shown.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder with a config.
+fn folder(config: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("portcullis.toml"), config).unwrap();
+    fs::create_dir(dir.path().join("policies")).unwrap();
+    dir
+}
+
+fn command(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("portcullis"));
+    command.current_dir(dir).args(args).env_remove("PORTCULLIS_CONFIG").env_remove("NO_COLOR");
+    command
+}
+
+fn run(dir: &Path, args: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command(dir, args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+#[test]
+fn the_usage_is_2_and_help_is_0() {
+    let dir = folder("");
+    for args in [
+        &[][..],
+        &["nonsense"],
+        &["client"],
+        &["client", "add", "Bad Name"],
+        &["check", "--format", "yaml"],
+        &["schema", "everything"],
+    ] {
+        let (code, out, err) = run(dir.path(), args);
+        assert_eq!((code, out.as_str()), (2, ""), "{args:?}");
+        assert!(err.contains("Usage") || err.contains("error"), "{err}");
+    }
+    for args in [&["--help"][..], &["client", "add", "--help"], &["--version"]] {
+        let (code, out, err) = run(dir.path(), args);
+        assert_eq!((code, err.as_str()), (0, ""), "{args:?}");
+        assert!(out.contains("ortcullis"));
+    }
+}
+
+#[test]
+fn a_config_that_is_not_there_is_an_error_with_a_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, out, err) = run(dir.path(), &["client", "ls", "-c", "else/where.toml"]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("config-unreadable") && err.contains("else/where.toml"), "{err}");
+    assert!(err.contains("--config"), "{err}");
+    let (code, out, _) = run(dir.path(), &["check", "--format", "json"]);
+    let found: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &found[0]["code"]), (11, &"config-unreadable".into()));
+    assert_eq!(found[0]["file"], "portcullis.toml");
+}
+
+#[test]
+fn check_finds_everything_at_once() {
+    let dir = folder("[servers.a]\nimgae = 'x'\n\n[listen]\nhttp = 'x'\n");
+    let (code, out, err) = run(dir.path(), &["check"]);
+    assert_eq!((code, err.as_str()), (11, ""));
+    for part in ["config-unknown-key", "did you mean `image`?", "portcullis.toml:2:1", "2 findings"]
+    {
+        assert!(out.contains(part), "{part} in {out}");
+    }
+    let (code, out, err) = run(dir.path(), &["check", "--format", "json"]);
+    assert_eq!((code, err.as_str()), (11, ""));
+    let found: Value = serde_json::from_str(&out).unwrap();
+    let first = &found[0];
+    assert_eq!(first["code"], "config-unknown-key");
+    assert_eq!(first["severity"], "error");
+    assert_eq!(first["file"], "portcullis.toml");
+    assert_eq!((first["line"].as_u64(), first["column"].as_u64()), (Some(2), Some(1)));
+    assert!(first["help"].as_str().unwrap().contains("did you mean `image`?"));
+    assert_eq!(found.as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn check_looks_at_what_the_config_names() {
+    let dir = folder(
+        "[servers.a]\ncommand = ['x']\nmounts = ['nowhere:/data']\n\
+         [[interceptors]]\nuse = 'plugin'\npath = 'missing.wasm'\nallow-unpinned = true\n\
+         [[interceptors]]\nuse = 'rate-limit'\nlimits = []\n",
+    );
+    fs::write(dir.path().join("policies/a.cedar"), "permit(principal, action, resource").unwrap();
+    let (code, out, _) = run(dir.path(), &["check", "--format", "json"]);
+    let found: Value = serde_json::from_str(&out).unwrap();
+    let places: Vec<_> = found
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["file"].as_str().unwrap_or("-"), one["line"].as_u64().unwrap_or(0)))
+        .collect();
+    assert_eq!(code, 11);
+    assert!(places.iter().any(|(file, line)| file.ends_with("a.cedar") && *line == 1), "{out}");
+    for line in [3, 6, 8] {
+        assert!(places.contains(&("portcullis.toml", line)), "{line} in {out}");
+    }
+}
+
+#[test]
+fn check_is_0_where_nothing_is_found() {
+    let dir = folder("");
+    let (code, out, _) = run(dir.path(), &["check"]);
+    assert_eq!(code, 0, "{out}");
+    let (code, out, _) = run(dir.path(), &["check", "--format", "json"]);
+    assert_eq!((code, out.trim()), (0, "[]"));
+}
+
+#[test]
+fn a_clients_key_is_shown_once_and_alone_on_standard_output() {
+    let dir = folder(
+        "[clients.fixed]\nkey-hash = 'sha256:0000000000000000000000000000000000000000000000000000000000000000'\n",
+    );
+    let (code, key, err) = run(dir.path(), &["client", "add", "ci", "--group", "ops"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(key.starts_with("pck_") && key.lines().count() == 1, "one line");
+    assert!(!err.contains(key.trim()) && err.contains("Authorization"), "{err}");
+    let stored = fs::read_to_string(dir.path().join(".portcullis/clients.toml")).unwrap();
+    assert!(!stored.contains(key.trim()) && stored.contains("sha256:"));
+
+    for name in ["ci", "fixed"] {
+        let (code, out, err) = run(dir.path(), &["client", "add", name]);
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        assert!(err.contains(name), "{err}");
+    }
+    let (code, out, _) = run(dir.path(), &["client", "add", "b", "--format", "json"]);
+    let added: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &added["client"]), (0, &"b".into()));
+    assert!(added["key"].as_str().unwrap().starts_with("pck_"));
+
+    let (code, out, _) = run(dir.path(), &["client", "ls", "--format", "json"]);
+    let list: Value = serde_json::from_str(&out).unwrap();
+    let names: Vec<_> =
+        list.as_array().unwrap().iter().map(|one| one["client"].as_str().unwrap()).collect();
+    assert_eq!((code, names), (0, vec!["b", "ci", "fixed"]));
+    assert_eq!(list[1]["groups"][0], "ops");
+    let (_, out, _) = run(dir.path(), &["client", "ls"]);
+    assert!(out.contains("NAME") && out.contains("ops") && !out.contains(key.trim()), "{out}");
+
+    assert_eq!(run(dir.path(), &["client", "rm", "ci"]).0, 0);
+    let (code, _, err) = run(dir.path(), &["client", "rm", "ci"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("no client `ci`"), "{err}");
+    let (code, _, err) = run(dir.path(), &["client", "rm", "fixed"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("portcullis.toml:1"), "{err}");
+}
+
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    let dir = folder("");
+    let mut child = command(dir.path(), &["schema", "config"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Closed before anything can be read: the first write fails.
+    drop(child.stdout.take());
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    assert!(matches!(status.code(), Some(0 | 1)), "{status}");
+    assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
+}
+
+#[test]
+fn the_configs_schema_is_a_json_schema() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, out, err) = run(dir.path(), &["schema", "config"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let schema: Value = serde_json::from_str(&out).unwrap();
+    assert!(schema["properties"]["servers"].is_object());
+}
