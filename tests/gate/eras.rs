@@ -188,3 +188,46 @@ async fn a_missing_resource_has_the_code_of_the_clients_era() {
     }
     gate.stop().await;
 }
+
+#[tokio::test]
+async fn a_proxy_in_between_changes_no_answer() {
+    let (legacy, modern) =
+        (remote::serve(remote::legacy()).await, remote::serve(remote::MODERN).await);
+    let gate = Setup::new(&format!(
+        "[servers.legacy]\nurl = \"{legacy}\"\n[servers.modern]\nurl = \"{modern}\""
+    ))
+    .start()
+    .await;
+    let pairs = [
+        (
+            Agent::legacy(&legacy, None).await.unwrap(),
+            Agent::legacy(&gate.url("/servers/legacy/mcp"), None).await.unwrap(),
+            "legacy",
+        ),
+        (
+            Agent::modern(&modern, None),
+            Agent::modern(&gate.url("/servers/modern/mcp"), None),
+            "modern",
+        ),
+    ];
+    for (direct, proxied, server) in pairs {
+        let call = |tool: String| json!({ "name": tool, "arguments": { "name": "welcome" } });
+        let direct_call = direct.ask("tools/call", call("read_note".into())).await.unwrap();
+        let proxied_call =
+            proxied.ask("tools/call", call(format!("{server}__read_note"))).await.unwrap();
+        assert_eq!(direct_call, proxied_call);
+        let read = json!({ "uri": "note:///welcome" });
+        assert_eq!(
+            direct.ask("resources/read", read.clone()).await.unwrap(),
+            proxied.ask("resources/read", read).await.unwrap()
+        );
+        // A definition is its server's but for the name.
+        let mut tools = proxied.ask("tools/list", json!({})).await.unwrap()["tools"].take();
+        for tool in tools.as_array_mut().unwrap() {
+            let name = tool["name"].as_str().unwrap().rsplit("__").next().unwrap().to_owned();
+            tool["name"] = name.into();
+        }
+        assert_eq!(direct.ask("tools/list", json!({})).await.unwrap()["tools"], tools, "{server}");
+    }
+    gate.stop().await;
+}

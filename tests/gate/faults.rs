@@ -209,3 +209,52 @@ async fn idle_servers_are_stopped_and_started_again() {
     agent.text("notes__read_note", json!({ "name": "welcome" })).await;
     gate.stop().await;
 }
+
+#[tokio::test]
+async fn answers_go_to_those_who_asked() {
+    let gate = Setup::crooked("concurrent = 200").start().await;
+    let mut asking = tokio::task::JoinSet::new();
+    for number in 0..60 {
+        let url = gate.url("/mcp");
+        asking.spawn(async move {
+            let agent = match number % 2 {
+                0 => Agent::legacy(&url, None).await.unwrap(),
+                _ => Agent::modern(&url, None),
+            };
+            // All of them use the same ids.
+            for turn in 0..5 {
+                let text = format!("{number}/{turn}");
+                assert_eq!(agent.text("crooked__echo", json!({ "text": text })).await, text);
+            }
+        });
+    }
+    while let Some(done) = asking.join_next().await {
+        done.unwrap();
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_gives_its_place_back() {
+    let gate = Setup::crooked("call-timeout-s = 3600\nconcurrent = 1").start().await;
+    let url = gate.url("/mcp");
+    let hanging =
+        tokio::spawn(
+            async move { Agent::modern(&url, None).call("crooked__hang", json!({})).await },
+        );
+    crate::support::until("the call to be under way", async || {
+        let records = gate.records(&["--tool", "hang"]).await;
+        (!records.is_empty()).then_some(())
+    })
+    .await;
+    let agent = gate.modern();
+    assert_eq!(agent.refused("crooked__echo", json!({ "text": "x" })).await, "server-overloaded");
+    hanging.abort();
+    crate::support::until("its place to be free", async || {
+        agent.call("crooked__echo", json!({ "text": "x" })).await.ok()
+    })
+    .await;
+    let records = gate.records(&["--tool", "hang"]).await;
+    assert!(records.iter().any(|record| record["decision"] == "cancelled"), "{records:#?}");
+    gate.stop().await;
+}
