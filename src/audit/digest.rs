@@ -105,7 +105,7 @@ impl DigestKey {
     }
 
     #[cfg(test)]
-    pub(super) fn for_tests() -> Self {
+    pub(crate) fn for_tests() -> Self {
         Self::from_bytes(&[7; BYTES]).unwrap()
     }
 }

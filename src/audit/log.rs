@@ -271,3 +271,44 @@ impl fmt::Debug for Reader {
         f.debug_struct("Reader").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::{Ruling, tests::exchange};
+
+    /// A log whose queue nobody but the test empties.
+    fn stalled(dir: &Path, deadline: Duration) -> (Audit, mpsc::Receiver<Job>) {
+        let mut audit = Audit::open(dir, Duration::from_secs(60)).unwrap();
+        let (jobs, queue) = mpsc::channel(1);
+        let inner = Arc::get_mut(&mut audit.inner).unwrap();
+        inner.jobs = Some(jobs);
+        inner.options.deadline = deadline;
+        (audit, queue)
+    }
+
+    async fn write(audit: &Audit) -> Result<(), Unavailable> {
+        audit.intent(Intent::of(&exchange(|_| {}), Ruling::default(), audit.key())).await
+    }
+
+    #[tokio::test]
+    async fn a_record_that_is_not_on_disk_in_time_is_not_acknowledged() {
+        let dir = tempfile::tempdir().unwrap();
+        let waited = Duration::from_millis(10);
+        let (audit, mut queue) = stalled(dir.path(), waited);
+        let slow = Err(Unavailable::Slow { dir: dir.path().into(), waited });
+        assert_eq!(write(&audit).await, slow, "no answer");
+        assert_eq!(write(&audit).await, slow, "a full queue");
+        assert!(queue.recv().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_is_gone_is_no_acknowledgement() {
+        let dir = tempfile::tempdir().unwrap();
+        let (audit, mut queue) = stalled(dir.path(), Duration::from_secs(60));
+        let (written, _) = tokio::join!(write(&audit), async { drop(queue.recv().await) });
+        assert!(matches!(written, Err(Unavailable::Broken { .. })), "{written:?}");
+        drop(queue);
+        assert_eq!(write(&audit).await, Err(Unavailable::Closed { dir: dir.path().into() }));
+    }
+}

@@ -1,11 +1,36 @@
-//! secrets
+//! Finds secrets in what passes: in every string and key of requests, results, errors and lists.
+//! By default refuses a request that holds one, with `secret-found`, and redacts it from an
+//! answer.
+//!
+//! Two kinds are looked for: what a rule knows by its shape (`secrets/rules.toml`), and the very
+//! values that the proxy hands to servers. What is scanned is what strings say, not their JSON
+//! text: an escaped letter hides nothing. A redaction changes the string concerned and leaves
+//! every other byte as it was.
+//!
+//! INVARIANTS: neither a verdict nor an error holds a secret or a part of one. The work of a scan
+//! is bounded by the size of the payload; beyond the budget it is a fault.
 
-use std::collections::BTreeMap;
+mod json;
+mod payload;
+mod rules;
+mod scan;
 
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
-use crate::{names::ServerName, vault::Secret};
+pub use self::rules::IllegalRules;
+use self::{payload::Report, scan::Scanner};
+use crate::{
+    chain::{Decision, Fault, Hooks, Interceptor, Verdict},
+    exchange::{Exchange, Finding, Phase},
+    names::{ServerName, nearest},
+    refusal::{Code, Refusal, Rule},
+    vault::Secret,
+};
 
 /// Settings of `secrets`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -18,7 +43,7 @@ pub struct Config {
     /// What happens to the secrets of single rules, by the rule's id, in both phases. `vault`
     /// stands for all secrets that the proxy hands to servers.
     pub rules: BTreeMap<String, Action>,
-    /// Bytes of text that are scanned in one message. A longer message is a fault.
+    /// Bytes of a message that are scanned. A longer message is a fault.
     pub max_bytes: usize,
 }
 
@@ -33,18 +58,20 @@ impl Default for Config {
     }
 }
 
-/// What happens to a secret.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// What happens to a secret, the strictest last.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
-    /// Refuse the message with `secret-found`.
-    Refuse,
-    /// Put `[redacted:RULE]` in its place.
-    Redact,
-    /// Let it pass, with a finding.
-    Report,
     /// Do not look for it.
     Off,
+    /// Let it pass, with a finding.
+    Report,
+    /// Put `[redacted:RULE]` in its place. In an object's key: refuse.
+    Redact,
+    /// Refuse the message with `secret-found`.
+    Refuse,
 }
 
 /// A secret that the proxy itself hands to a server.
@@ -55,3 +82,215 @@ pub struct Known {
     pub name: String,
     pub value: Secret,
 }
+
+impl Known {
+    /// `vault:SERVER/NAME`, of characters that need no escape anywhere.
+    fn id(&self) -> String {
+        let plain = |c: char| {
+            if c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') { c } else { '_' }
+        };
+        format!("{VAULT}:{}/{}", self.server, self.name.chars().map(plain).collect::<String>())
+    }
+}
+
+/// Settings from which no interceptor can be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    #[error("`rules.{id}`: there is no such rule{hint}", hint = did_you_mean(.near))]
+    UnknownRule { id: String, near: Vec<String> },
+    #[error("`max-bytes` is 0: then every message is a fault")]
+    NoBytes,
+    #[error(transparent)]
+    Rules(#[from] IllegalRules),
+}
+
+fn did_you_mean(near: &[String]) -> String {
+    near.first().map_or_else(String::new, |near| format!("; did you mean `{near}`?"))
+}
+
+/// The id that stands for all known secrets.
+const VAULT: &str = "vault";
+/// Bytes of the shortest known secret that is looked for: shorter ones stand in any text.
+const SHORTEST_KNOWN: usize = 8;
+/// Bytes of a payload up to which it is scanned in place, and not on a thread of its own.
+const IN_PLACE_BYTES: usize = 128 << 10;
+/// Large payloads scanned at once.
+const AT_ONCE: usize = 2;
+
+/// The interceptor.
+pub struct Secrets {
+    name: String,
+    hooks: Hooks,
+    max_bytes: usize,
+    tables: Arc<Tables>,
+    scanning: Semaphore,
+}
+
+/// What a scanning thread needs.
+struct Tables {
+    scanner: Scanner,
+    /// For each of the scanner's ids.
+    request: Vec<Action>,
+    response: Vec<Action>,
+}
+
+impl Secrets {
+    /// The interceptor by the name that records are to have, with the values that servers are
+    /// given.
+    ///
+    /// # Errors
+    /// Settings for a rule that does not exist, or none by which anything could be scanned.
+    pub fn new(name: impl Into<String>, config: &Config, known: &[Known]) -> Result<Self, Invalid> {
+        if config.max_bytes == 0 {
+            return Err(Invalid::NoBytes);
+        }
+        let sources = rules::read(rules::BUILT_IN)?;
+        for id in config.rules.keys() {
+            let ids = || sources.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
+            if !ids().any(|known| known == id) {
+                return Err(Invalid::UnknownRule { id: id.clone(), near: nearest(id, ids()) });
+            }
+        }
+        let is_off = |id: &str| config.rules.get(id) == Some(&Action::Off);
+        let rules = sources
+            .iter()
+            .filter(|source| !is_off(&source.id))
+            .map(rules::Rule::new)
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut exact = Vec::new();
+        for secret in known.iter().filter(|_| !is_off(VAULT)) {
+            if secret.value.expose().len() >= SHORTEST_KNOWN {
+                exact.push((secret.id(), secret.value.expose()));
+            } else {
+                tracing::warn!(
+                    server = %secret.server,
+                    secret = %secret.name,
+                    "a secret of fewer than {SHORTEST_KNOWN} bytes is not looked for in messages"
+                );
+            }
+        }
+        let scanner = Scanner::new(rules, &exact)?;
+        let table = |default: Action| -> Vec<Action> {
+            let ids = scanner.ids.iter().enumerate();
+            ids.map(|(i, id)| {
+                let key = if scanner.is_known(i) { VAULT } else { id };
+                config.rules.get(key).copied().or(scanner.action(i)).unwrap_or(default)
+            })
+            .collect()
+        };
+        let (request, response) = (table(config.request), table(config.response));
+        Ok(Self {
+            name: name.into(),
+            hooks: Hooks::every(&[Phase::Request, Phase::Response]),
+            max_bytes: config.max_bytes,
+            tables: Arc::new(Tables { scanner, request, response }),
+            scanning: Semaphore::new(AT_ONCE),
+        })
+    }
+
+    fn finding(&self, phase: Phase, rule: &str, message: String, effect: &str) -> Finding {
+        Finding {
+            interceptor: self.name.clone(),
+            phase: match phase {
+                Phase::Request => "request".into(),
+                Phase::Response => "response".into(),
+            },
+            rule: Rule::named(rule),
+            message,
+            effect: effect.to_owned(),
+        }
+    }
+
+    /// What becomes of a message in which this was found.
+    fn verdict(&self, phase: Phase, report: Report) -> Verdict {
+        let mut verdict = Verdict::pass();
+        let id = |id: usize| self.tables.scanner.ids.get(id).map_or("", String::as_str);
+        for found in &report.found {
+            let what = if found.is_key { "the key at" } else { "the string at" };
+            let effect = match found.action {
+                Action::Refuse => "refused",
+                Action::Redact if !report.refuse => "redacted",
+                _ => "reported",
+            };
+            let place = if found.place.is_empty() { "the top" } else { &found.place };
+            let message = format!("a secret in {what} {place}");
+            verdict.findings.push(self.finding(phase, id(found.id), message, effect));
+        }
+        if report.more > 0 {
+            let message = format!("{} more secrets", report.more);
+            verdict.findings.push(self.finding(phase, &self.name, message, "reported"));
+        }
+        if report.refuse {
+            let side = match phase {
+                Phase::Request => "the request",
+                Phase::Response => "the answer",
+            };
+            let mut refusal = Refusal::new(
+                Code::SecretFound,
+                format!("{side} holds a secret, which may not pass here"),
+            );
+            let refused = report.found.iter().filter(|found| found.action == Action::Refuse);
+            let mut rules: Vec<_> = refused.map(|found| id(found.id)).collect();
+            rules.sort_unstable();
+            rules.dedup();
+            for rule in rules {
+                refusal = refusal.rule(Rule::named(rule));
+            }
+            verdict.decision = Decision::Refuse(refusal);
+        } else if let Some(redacted) = report.redacted {
+            verdict.decision = Decision::Replace(redacted);
+        }
+        verdict
+    }
+}
+
+impl Tables {
+    fn inspect(&self, phase: Phase, raw: &[u8]) -> Result<Report, Fault> {
+        let actions = match phase {
+            Phase::Request => &self.request,
+            Phase::Response => &self.response,
+        };
+        payload::inspect(&self.scanner, actions, raw).map_err(|error| Fault(error.to_string()))
+    }
+}
+
+#[async_trait]
+impl Interceptor for Secrets {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault> {
+        if phase == Phase::Response && exchange.response.is_none() {
+            return Ok(Verdict::pass());
+        }
+        let raw = exchange.payload(phase).raw();
+        if raw.len() > self.max_bytes {
+            return Err(Fault(format!(
+                "the message has {} bytes, and `max-bytes` is {}",
+                raw.len(),
+                self.max_bytes
+            )));
+        }
+        let report = if raw.len() <= IN_PLACE_BYTES {
+            self.tables.inspect(phase, raw)?
+        } else {
+            let closed = |_| Fault("the proxy is shutting down".into());
+            let _permit = self.scanning.acquire().await.map_err(closed)?;
+            let (tables, raw) = (Arc::clone(&self.tables), raw.clone());
+            tokio::task::spawn_blocking(move || tables.inspect(phase, &raw))
+                .await
+                .map_err(|error| Fault(format!("the scan did not end: {error}")))??
+        };
+        Ok(self.verdict(phase, report))
+    }
+}
+
+#[cfg(test)]
+mod templates;
+#[cfg(test)]
+mod tests;

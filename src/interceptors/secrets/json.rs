@@ -1,0 +1,357 @@
+//! Walks the strings of a JSON text that was validated before, with their places in the text, so
+//! that one string can be changed and every other byte stays as it was.
+
+use std::{borrow::Cow, fmt::Write as _, ops::Range};
+
+/// The text is not JSON after all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Malformed;
+
+/// Characters of a pointer that are shown.
+const POINTER: usize = 256;
+
+/// One string or key.
+pub(super) struct Text<'a> {
+    /// Where it stands, without its quotes.
+    pub span: Range<usize>,
+    /// What it says, escapes resolved: UTF-8 where the JSON text is.
+    pub decoded: Cow<'a, [u8]>,
+    pub is_key: bool,
+}
+
+/// The way from the root to a string.
+#[derive(Default)]
+pub(super) struct Path(Vec<Frame>);
+
+enum Frame {
+    Array(usize),
+    Object {
+        /// The key, in the text.
+        key: Range<usize>,
+        /// Whether the key must not be shown.
+        hidden: bool,
+        expects_key: bool,
+    },
+}
+
+impl Path {
+    /// The place as a JSON pointer (RFC 6901), shortened, hidden keys not shown.
+    pub(super) fn pointer(&self, raw: &[u8]) -> String {
+        let mut out = String::new();
+        for frame in &self.0 {
+            match frame {
+                Frame::Array(index) => {
+                    let _ = write!(out, "/{index}");
+                }
+                Frame::Object { hidden: true, .. } => out.push_str("/[redacted]"),
+                Frame::Object { key, .. } => {
+                    let key = decode(raw.get(key.clone()).unwrap_or_default());
+                    let key = String::from_utf8_lossy(&key);
+                    let _ = write!(out, "/{}", key.replace('~', "~0").replace('/', "~1"));
+                }
+            }
+            if out.len() > POINTER {
+                let end = (0..=POINTER).rev().find(|&i| out.is_char_boundary(i)).unwrap_or(0);
+                out.truncate(end);
+                out.push('…');
+                break;
+            }
+        }
+        out
+    }
+}
+
+/// Shows every string and key of the text, in order. `see` says of a key whether it must be
+/// hidden in the pointers of what is below it.
+pub(super) fn each_string<'a, E: From<Malformed>>(
+    raw: &'a [u8],
+    mut see: impl FnMut(&Path, Text<'a>) -> Result<bool, E>,
+) -> Result<(), E> {
+    let mut path = Path::default();
+    let mut at = 0;
+    while let Some(&byte) = raw.get(at) {
+        at += 1;
+        match byte {
+            b'{' => {
+                path.0.push(Frame::Object { key: 0..0, hidden: false, expects_key: true });
+            }
+            b'[' => path.0.push(Frame::Array(0)),
+            b'}' | b']' => match (byte, path.0.pop()) {
+                (b'}', Some(Frame::Object { .. })) | (b']', Some(Frame::Array(_))) => {}
+                _ => return Err(Malformed.into()),
+            },
+            b',' => match path.0.last_mut() {
+                Some(Frame::Array(index)) => *index += 1,
+                Some(Frame::Object { expects_key, .. }) => *expects_key = true,
+                None => return Err(Malformed.into()),
+            },
+            b'"' => {
+                let end = string_end(raw, at).ok_or(Malformed)?;
+                let span = at..end;
+                at = end + 1;
+                let decoded = decode(raw.get(span.clone()).unwrap_or_default());
+                let key_here = match path.0.last_mut() {
+                    Some(Frame::Object { key, hidden, expects_key }) if *expects_key => {
+                        (*key, *hidden, *expects_key) = (span.clone(), true, false);
+                        true
+                    }
+                    _ => false,
+                };
+                let hide = see(&path, Text { span, decoded, is_key: key_here })?;
+                if let (true, Some(Frame::Object { hidden, .. })) = (key_here, path.0.last_mut()) {
+                    *hidden = hide;
+                }
+            }
+            b':' | b' ' | b'\t' | b'\n' | b'\r' | b'+' | b'-' | b'.' => {}
+            byte if byte.is_ascii_alphanumeric() => {}
+            _ => return Err(Malformed.into()),
+        }
+    }
+    if path.0.is_empty() { Ok(()) } else { Err(Malformed.into()) }
+}
+
+/// The place of the quote that ends a string.
+fn string_end(raw: &[u8], from: usize) -> Option<usize> {
+    let mut at = from;
+    loop {
+        at += memchr::memchr2(b'"', b'\\', raw.get(at..)?)?;
+        if raw.get(at) == Some(&b'"') {
+            return Some(at);
+        }
+        at += 2;
+    }
+}
+
+/// One character or escape of a string: how long it is in the text, and what it says.
+fn unit(raw: &[u8]) -> (usize, [u8; 4], usize) {
+    let single = |len, byte| (len, [byte, 0, 0, 0], 1);
+    match raw {
+        [b'\\', b'u', ..] => {
+            let (len, c) = match (hex4(raw), raw.get(6..).and_then(hex4)) {
+                (Some(high @ 0xd800..=0xdbff), Some(low @ 0xdc00..=0xdfff)) => {
+                    (12, char::from_u32(0x1_0000 + ((high - 0xd800) << 10) + (low - 0xdc00)))
+                }
+                (Some(code), _) => (6, char::from_u32(code)),
+                (None, _) => (2, None),
+            };
+            let mut bytes = [0; 4];
+            let said = c.unwrap_or(char::REPLACEMENT_CHARACTER).encode_utf8(&mut bytes).len();
+            (len.min(raw.len()), bytes, said)
+        }
+        [b'\\', escape, ..] => single(
+            2,
+            match escape {
+                b'n' => b'\n',
+                b't' => b'\t',
+                b'r' => b'\r',
+                b'b' => 8,
+                b'f' => 12,
+                other => *other,
+            },
+        ),
+        [byte, ..] => single(1, *byte),
+        [] => (0, [0; 4], 0),
+    }
+}
+
+/// The code unit of a `\uXXXX` at the beginning.
+fn hex4(raw: &[u8]) -> Option<u32> {
+    let [b'\\', b'u', digits @ ..] = raw else { return None };
+    let digits = std::str::from_utf8(digits.get(..4)?).ok()?;
+    if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    u32::from_str_radix(digits, 16).ok()
+}
+
+fn decode(raw: &[u8]) -> Cow<'_, [u8]> {
+    if memchr::memchr(b'\\', raw).is_none() {
+        return Cow::Borrowed(raw);
+    }
+    let mut out = Vec::with_capacity(raw.len());
+    let mut rest = raw;
+    while !rest.is_empty() {
+        let plain = memchr::memchr(b'\\', rest).unwrap_or(rest.len());
+        let (text, escaped) = rest.split_at(plain);
+        out.extend_from_slice(text);
+        let (len, bytes, said) = unit(escaped);
+        out.extend_from_slice(bytes.get(..said).unwrap_or_default());
+        rest = escaped.get(len..).unwrap_or_default();
+    }
+    Cow::Owned(out)
+}
+
+/// Where ranges of what a string says stand in its text. The ranges are in order and apart, and
+/// each begins and ends between characters.
+pub(super) fn locate(raw: &[u8], ranges: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut places = Vec::with_capacity(ranges.len());
+    let (mut at, mut said) = (0, 0);
+    let mut go_to = |target: usize| {
+        while said < target && at < raw.len() {
+            let (len, _, bytes) = unit(raw.get(at..).unwrap_or_default());
+            at += len;
+            said += bytes;
+        }
+        at
+    };
+    for range in ranges {
+        let start = go_to(range.start);
+        places.push(start..go_to(range.end));
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn strings(raw: &str) -> Result<Vec<(String, String, bool)>, Malformed> {
+        let mut found = Vec::new();
+        each_string::<Malformed>(raw.as_bytes(), |path, text| {
+            let said = String::from_utf8(text.decoded.into_owned()).unwrap();
+            found.push((path.pointer(raw.as_bytes()), said, text.is_key));
+            Ok(false)
+        })?;
+        Ok(found)
+    }
+
+    #[test]
+    fn strings_have_their_places() {
+        let raw = r#" {"a": [1, "x", {"b/c~": "\u0079\n"}], "d":"z"} "#;
+        let values: Vec<_> = strings(raw).unwrap().into_iter().filter(|s| !s.2).collect();
+        let expect = [("/a/1", "x"), ("/a/2/b~1c~0", "y\n"), ("/d", "z")];
+        assert_eq!(values.len(), expect.len());
+        for ((pointer, said, _), (place, text)) in values.iter().zip(expect) {
+            assert_eq!((pointer.as_str(), said.as_str()), (place, text));
+        }
+    }
+
+    #[test]
+    fn a_hidden_key_is_in_no_pointer() {
+        let raw = br#"{"hide":{"k":"v"}}"#;
+        let mut pointers = Vec::new();
+        each_string::<Malformed>(raw, |path, text| {
+            pointers.push(path.pointer(raw));
+            Ok(text.decoded.as_ref() == b"hide")
+        })
+        .unwrap();
+        // A key is not shown before it was judged.
+        assert_eq!(pointers, ["/[redacted]", "/[redacted]/[redacted]", "/[redacted]/k"]);
+    }
+
+    #[test]
+    fn what_is_no_json_is_malformed() {
+        for raw in ["{", "}", "[}", "\"", "\"\\\"", "{]", "[1,2", ",", "\u{1}", "[\"a\\"] {
+            assert_eq!(strings(raw), Err(Malformed), "{raw:?}");
+        }
+        for raw in ["", " ", "1", "null", "\"\"", "[]", "{}"] {
+            assert!(strings(raw).is_ok(), "{raw:?}");
+        }
+    }
+
+    fn leaves(value: &Value, place: &str, out: &mut Vec<(String, String)>) {
+        match value {
+            Value::String(text) => out.push((place.to_owned(), text.clone())),
+            Value::Array(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    leaves(item, &format!("{place}/{i}"), out);
+                }
+            }
+            Value::Object(members) => {
+                for (key, member) in members {
+                    let key = key.replace('~', "~0").replace('/', "~1");
+                    leaves(member, &format!("{place}/{key}"), out);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn json_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 40, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::vec((any::<String>(), inner), 0..6)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// The value's text with characters escaped at random.
+    fn escaped(value: &Value, mask: u64) -> String {
+        let mut out = String::new();
+        let mut i = 0;
+        for c in value.to_string().chars() {
+            i += 1;
+            if !c.is_ascii() && mask >> (i % 64) & 1 == 1 {
+                let mut units = [0; 2];
+                for unit in c.encode_utf16(&mut units) {
+                    out.push_str(&format!("\\u{unit:04x}"));
+                }
+            } else {
+                out.push(c);
+            }
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn it_reads_what_serde_reads(value in json_value(), mask: u64) {
+            let raw = escaped(&value, mask);
+            prop_assert_eq!(&serde_json::from_str::<Value>(&raw).unwrap(), &value);
+            let mut expected = Vec::new();
+            leaves(&value, "", &mut expected);
+            let mut found = Vec::new();
+            for (pointer, said, is_key) in strings(&raw).unwrap() {
+                if !is_key {
+                    found.push((pointer, said));
+                }
+            }
+            prop_assert_eq!(found.len(), expected.len());
+            for ((pointer, said), (place, text)) in found.iter().zip(&expected) {
+                prop_assert_eq!(said, text);
+                if place.len() <= POINTER {
+                    prop_assert_eq!(pointer, place);
+                }
+            }
+        }
+
+        #[test]
+        fn a_range_of_what_is_said_is_found_in_the_text(
+            text: String, from: prop::sample::Index, to: prop::sample::Index, mask: u64
+        ) {
+            let raw = escaped(&json!(text), mask);
+            let body = &raw.as_bytes()[1..raw.len() - 1];
+            let cuts: Vec<usize> =
+                text.char_indices().map(|(i, _)| i).chain([text.len()]).collect();
+            let (a, b) = (*from.get(&cuts), *to.get(&cuts));
+            let range = a.min(b)..a.max(b);
+            let place = locate(body, std::slice::from_ref(&range)).remove(0);
+            let mut changed = body[..place.start].to_vec();
+            changed.extend_from_slice(b"|cut|");
+            changed.extend_from_slice(&body[place.end..]);
+            let changed = format!("\"{}\"", String::from_utf8(changed).unwrap());
+            let expected = format!("{}|cut|{}", &text[..range.start], &text[range.end..]);
+            prop_assert_eq!(serde_json::from_str::<String>(&changed).unwrap(), expected);
+        }
+
+        #[test]
+        fn it_never_panics(raw: Vec<u8>) {
+            let _ = each_string::<Malformed>(&raw, |path, text| {
+                let _ = path.pointer(&raw);
+                let _ = locate(&raw[text.span], &[0..1, 2..text.decoded.len()]);
+                Ok(false)
+            });
+        }
+    }
+}

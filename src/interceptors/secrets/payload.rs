@@ -1,0 +1,144 @@
+//! Scans a whole payload, and puts marks in the place of secrets without touching another byte.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::{
+    Action,
+    json::{Malformed, each_string, locate},
+    scan::{Budget, Hit, Scanner, Spent},
+};
+
+/// Secrets told of one payload; further ones are counted.
+const TOLD: usize = 50;
+/// Bytes that regexes may look at, beside [`BUDGET_FACTOR`] times the payload.
+const BUDGET: usize = 16 << 20;
+const BUDGET_FACTOR: usize = 4;
+
+/// What was found in a payload.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Report {
+    /// In the order of the text, the first [`TOLD`].
+    pub found: Vec<Found>,
+    /// Secrets beyond those.
+    pub more: usize,
+    /// Whether any is to be refused.
+    pub refuse: bool,
+    /// The text with its secrets redacted, where any is to be and none is to be refused.
+    pub redacted: Option<Bytes>,
+}
+
+/// One secret.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Which of the scanner's ids.
+    pub id: usize,
+    /// A JSON pointer; of a key, to its object's member.
+    pub place: String,
+    pub is_key: bool,
+    pub action: Action,
+}
+
+/// Why a payload could not be scanned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unscanned {
+    #[error("the payload is not JSON")]
+    Malformed,
+    #[error("the payload holds too many keywords of secrets to be scanned in bounded time")]
+    Spent,
+}
+
+impl From<Malformed> for Unscanned {
+    fn from(_: Malformed) -> Self {
+        Self::Malformed
+    }
+}
+
+impl From<Spent> for Unscanned {
+    fn from(_: Spent) -> Self {
+        Self::Spent
+    }
+}
+
+/// Looks at every string and key of a JSON text. `actions` has an action for each id.
+pub(super) fn inspect(
+    scanner: &Scanner,
+    actions: &[Action],
+    raw: &[u8],
+) -> Result<Report, Unscanned> {
+    let mut budget = Budget(BUDGET.saturating_add(raw.len().saturating_mul(BUDGET_FACTOR)));
+    let mut report = Report::default();
+    let mut cuts: Vec<(Range<usize>, usize)> = Vec::new();
+    each_string::<Unscanned>(raw, |path, text| {
+        let hits = scanner.scan(&text.decoded, &mut budget)?;
+        if hits.is_empty() {
+            return Ok(false);
+        }
+        let hits = join(hits, actions);
+        let mut redact = Vec::new();
+        for (hit, action) in &hits {
+            // A key cannot be redacted: another name is another member.
+            let action = match action {
+                Action::Redact if text.is_key => Action::Refuse,
+                action => *action,
+            };
+            report.refuse |= action == Action::Refuse;
+            if action == Action::Redact {
+                redact.push(hit);
+            }
+            if report.found.len() < TOLD {
+                let place = path.pointer(raw);
+                report.found.push(Found { id: hit.id, place, is_key: text.is_key, action });
+            } else {
+                report.more += 1;
+            }
+        }
+        let ranges: Vec<_> = redact.iter().map(|hit| hit.range.clone()).collect();
+        let places = locate(raw.get(text.span.clone()).unwrap_or_default(), &ranges);
+        cuts.extend(places.into_iter().zip(redact).map(|(place, hit)| {
+            (place.start + text.span.start..place.end + text.span.start, hit.id)
+        }));
+        Ok(true)
+    })?;
+    if !report.refuse && !cuts.is_empty() {
+        report.redacted = Some(splice(scanner, raw, &cuts));
+    }
+    Ok(report)
+}
+
+/// Hits in order and apart. Of those that overlap, the first that is longest gives its name, and
+/// the strictest its action. What is off, or reported beside something stricter, falls away.
+fn join(mut hits: Vec<Hit>, actions: &[Action]) -> Vec<(Hit, Action)> {
+    hits.sort_by_key(|hit| (hit.range.start, std::cmp::Reverse(hit.range.end), hit.id));
+    let mut joined: Vec<(Hit, Action)> = Vec::new();
+    for hit in hits {
+        let action = actions.get(hit.id).copied().unwrap_or(Action::Refuse);
+        if action == Action::Off {
+            continue;
+        }
+        match joined.last_mut() {
+            Some((last, strictest)) if hit.range.start < last.range.end => {
+                last.range.end = last.range.end.max(hit.range.end);
+                *strictest = (*strictest).max(action);
+            }
+            _ => joined.push((hit, action)),
+        }
+    }
+    joined
+}
+
+/// The text with a mark in the place of each cut. Cuts are in order and apart.
+fn splice(scanner: &Scanner, raw: &[u8], cuts: &[(Range<usize>, usize)]) -> Bytes {
+    let mut out = Vec::with_capacity(raw.len());
+    let mut at = 0;
+    for (cut, id) in cuts {
+        out.extend_from_slice(raw.get(at..cut.start).unwrap_or_default());
+        let name = scanner.ids.get(*id).map_or("", String::as_str);
+        // Ids hold nothing that JSON would have to escape.
+        out.extend_from_slice(format!("[redacted:{name}]").as_bytes());
+        at = cut.end;
+    }
+    out.extend_from_slice(raw.get(at..).unwrap_or_default());
+    out.into()
+}

@@ -1,0 +1,191 @@
+//! Finds secrets in one text: keywords by Aho-Corasick first, and around each of them the rule's
+//! regex.
+
+use std::ops::Range;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+
+use super::rules::{IllegalRules, Rule};
+
+/// A secret in a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hit {
+    /// Which of [`Scanner::ids`].
+    pub id: usize,
+    pub range: Range<usize>,
+}
+
+/// What a scan may still cost: bytes that regexes look at.
+pub(super) struct Budget(pub usize);
+
+/// The budget is spent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spent;
+
+/// Rules and known secrets, ready to be looked for.
+pub(super) struct Scanner {
+    rules: Vec<Rule>,
+    keywords: AhoCorasick,
+    /// For each keyword its rule, and its text where its case counts.
+    owners: Vec<(usize, Option<Vec<u8>>)>,
+    known: Option<AhoCorasick>,
+    /// Names: of the rules, then of the known secrets.
+    pub ids: Vec<String>,
+    /// Bytes of the shortest text that can hold a secret.
+    shortest: usize,
+}
+
+/// A stretch of the text in which a rule is to be tried.
+struct Window {
+    rule: usize,
+    start: usize,
+    end: usize,
+}
+
+impl Scanner {
+    /// A scanner for these rules, and for these exact texts by name.
+    pub(super) fn new(rules: Vec<Rule>, known: &[(String, &str)]) -> Result<Self, IllegalRules> {
+        let unusable =
+            |error: aho_corasick::BuildError| IllegalRules::Unreadable(error.to_string());
+        let mut owners = Vec::new();
+        let mut texts = Vec::new();
+        for (i, rule) in rules.iter().enumerate() {
+            for keyword in &rule.keywords {
+                texts.push(keyword.as_bytes());
+                owners.push((i, (!rule.ignore_case).then(|| keyword.as_bytes().to_vec())));
+            }
+        }
+        let keywords =
+            AhoCorasick::builder().ascii_case_insensitive(true).build(&texts).map_err(unusable)?;
+        let exact = (!known.is_empty())
+            .then(|| {
+                AhoCorasick::builder()
+                    .match_kind(MatchKind::LeftmostLongest)
+                    .build(known.iter().map(|(_, value)| value))
+            })
+            .transpose()
+            .map_err(unusable)?;
+        let ids = rules.iter().map(|rule| &rule.id).chain(known.iter().map(|(name, _)| name));
+        let shortest = rules.iter().map(|rule| rule.shortest);
+        Ok(Self {
+            keywords,
+            owners,
+            known: exact,
+            ids: ids.cloned().collect(),
+            shortest: shortest.chain(known.iter().map(|(_, text)| text.len())).min().unwrap_or(0),
+            rules,
+        })
+    }
+
+    /// The action that a rule asks for, whatever the settings' default.
+    pub(super) fn action(&self, id: usize) -> Option<super::Action> {
+        self.rules.get(id)?.action
+    }
+
+    /// Whether it is one of the known secrets.
+    pub(super) fn is_known(&self, id: usize) -> bool {
+        id >= self.rules.len()
+    }
+
+    /// Every secret in the text, which is UTF-8. Ranges begin and end between characters; they
+    /// may overlap.
+    pub(super) fn scan(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
+        let mut hits = Vec::new();
+        if text.len() < self.shortest {
+            return Ok(hits);
+        }
+        if let Some(known) = &self.known {
+            hits.extend(known.find_iter(text).map(|found| Hit {
+                id: self.rules.len() + found.pattern().as_usize(),
+                range: found.range(),
+            }));
+        }
+        for window in self.windows(text) {
+            let Some(rule) = self.rules.get(window.rule) else { continue };
+            budget.0 = budget.0.checked_sub(window.end - window.start).ok_or(Spent)?;
+            search(rule, text, &window, budget, &mut hits)?;
+        }
+        for hit in &mut hits {
+            widen(text, &mut hit.range);
+        }
+        Ok(hits)
+    }
+
+    /// Where to try which rule: around each keyword, windows of one rule joined where they touch,
+    /// so that no byte is looked at twice by one rule.
+    fn windows(&self, text: &[u8]) -> Vec<Window> {
+        let mut windows: Vec<Window> = Vec::new();
+        for found in self.keywords.find_overlapping_iter(text) {
+            let Some((owner, exact)) = self.owners.get(found.pattern().as_usize()) else {
+                continue;
+            };
+            if exact.as_ref().is_some_and(|keyword| text.get(found.range()) != Some(keyword)) {
+                continue;
+            }
+            let Some(rule) = self.rules.get(*owner) else { continue };
+            let start = found.start().saturating_sub(rule.before);
+            // One byte more, so that what must follow a match can be seen.
+            let end = (found.end() + rule.after + 1).min(text.len());
+            // Keywords come in the order of their ends: most join the last window of their rule.
+            match windows.iter_mut().rev().take(8).find(|window| window.rule == *owner) {
+                Some(last) if start <= last.end && start >= last.start => {
+                    last.end = last.end.max(end);
+                }
+                _ => windows.push(Window { rule: *owner, start, end }),
+            }
+        }
+        windows.sort_unstable_by_key(|window| (window.rule, window.start));
+        windows.dedup_by(|next, last| {
+            let joined = next.rule == last.rule && next.start <= last.end;
+            if joined {
+                last.end = last.end.max(next.end);
+            }
+            joined
+        });
+        windows
+    }
+}
+
+/// Tries one rule on one window.
+fn search(
+    rule: &Rule,
+    text: &[u8],
+    window: &Window,
+    budget: &mut Budget,
+    hits: &mut Vec<Hit>,
+) -> Result<(), Spent> {
+    let seen = text.get(..window.end).unwrap_or(text);
+    let mut at = window.start;
+    while let Some(found) = rule.regex.find_at(seen, at) {
+        let whole = found.range();
+        let secret = rule
+            .regex
+            .captures_at(seen, whole.start)
+            .and_then(|groups| groups.get(1).map(|group| group.range()))
+            .unwrap_or_else(|| whole.clone());
+        if seen.get(secret.clone()).is_some_and(|secret| rule.accepts(secret)) {
+            // The character after a secret may be the one before the next.
+            at = secret.end.max(whole.start + 1);
+            hits.push(Hit { id: window.rule, range: secret });
+        } else {
+            // What was taken for a secret may hide one that begins within it.
+            budget.0 = budget.0.checked_sub(whole.len()).ok_or(Spent)?;
+            at = whole.start + 1;
+        }
+        if at > seen.len() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a range begin and end between characters.
+fn widen(text: &[u8], range: &mut Range<usize>) {
+    let inside = |at: usize| text.get(at).is_some_and(|byte| byte & 0xc0 == 0x80);
+    while range.start > 0 && inside(range.start) {
+        range.start -= 1;
+    }
+    while inside(range.end) {
+        range.end += 1;
+    }
+}

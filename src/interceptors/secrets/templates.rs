@@ -1,0 +1,93 @@
+//! Makes examples of secrets out of templates, for no secret may stand in a file.
+
+/// A small generator of numbers (xorshift64*), the same from the same seed.
+pub(super) struct Seed(u64);
+
+impl Seed {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(super) fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit
+    }
+
+    fn draw(&mut self, alphabet: &str, length: usize) -> String {
+        let alphabet: Vec<char> = alphabet.chars().collect();
+        (0..length).map(|_| alphabet[self.below(alphabet.len())]).collect()
+    }
+}
+
+const DIGITS: &str = "0123456789";
+const LOWER: &str = "abcdefghijklmnopqrstuvwxyz";
+const UPPER: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
+/// What a generator makes; `None` where there is none of that name.
+fn generate(name: &str, length: usize, before: &str, seed: &mut Seed) -> Option<String> {
+    let base62 = format!("{DIGITS}{UPPER}{LOWER}");
+    Some(match name {
+        "base62" => seed.draw(&base62, length),
+        "base64raw" => seed.draw(&format!("{base62}+/"), length),
+        // Whole groups of four, as an encoder makes them.
+        "base64" => seed.draw(&format!("{base62}+/"), length.div_ceil(4) * 4),
+        "base64url" => seed.draw(&format!("{base62}-_"), length),
+        "base64lines" => {
+            let text = seed.draw(&format!("{base62}+/"), length);
+            text.as_bytes()
+                .chunks(64)
+                .map(|line| String::from_utf8_lossy(line).into_owned())
+                .collect::<Vec<_>>()
+                .join("\n")
+        }
+        "base36" => seed.draw(&format!("{DIGITS}{LOWER}"), length),
+        "base32" => seed.draw(&format!("{UPPER}234567"), length),
+        "bech32" => seed.draw("QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L", length),
+        "upper36" => seed.draw(&format!("{DIGITS}{UPPER}"), length),
+        "hex" => seed.draw("0123456789abcdef", length),
+        "digits" => seed.draw(DIGITS, length),
+        "digit19" => seed.draw("123456789", length),
+        "alpha" => seed.draw(&format!("{LOWER}{UPPER}"), length),
+        "lower" => seed.draw(LOWER, length),
+        "x" => "x".repeat(length),
+        "sp" => " ".into(),
+        "nl" => "\n".into(),
+        "colon" => ":".into(),
+        "jwt" => {
+            let mut part = |length| seed.draw(&format!("{base62}-_"), length);
+            format!("eyJ{}.eyJ{}.{}", part(33), part(80), part(43))
+        }
+        "crc32" => {
+            let random = &before.as_bytes()[before.len() - 30..];
+            String::from_utf8_lossy(&super::rules::base62(crc32fast::hash(random))).into_owned()
+        }
+        _ => return None,
+    })
+}
+
+/// The template with everything in braces that names a generator put in its place.
+pub(super) fn expand(template: &str, seed: &mut Seed) -> String {
+    let mut out = String::new();
+    let mut rest = template;
+    while let Some(open) = rest.find('{') {
+        out.push_str(&rest[..open]);
+        rest = &rest[open..];
+        let made = rest.find('}').and_then(|close| {
+            let (name, length) = rest[1..close].split_once(':').unwrap_or((&rest[1..close], "0"));
+            Some((generate(name, length.parse().ok()?, &out, seed)?, close))
+        });
+        match made {
+            Some((text, close)) => {
+                out.push_str(&text);
+                rest = &rest[close + 1..];
+            }
+            None => {
+                out.push('{');
+                rest = &rest[1..];
+            }
+        }
+    }
+    out + rest
+}

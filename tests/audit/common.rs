@@ -1,0 +1,72 @@
+//! Exchanges and records for the tests.
+
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration, time::Instant};
+
+use portcullis::{
+    audit::{Audit, Conclusion, Intent, Outcome, Refused, Ruling, Unavailable},
+    exchange::{Direction, Exchange, Method, Payload, Revision, Target, Transport},
+    identity::{Principal, PrincipalKind},
+    names::DecisionId,
+    refusal::{Code, Refusal, Rule},
+};
+use serde_json::json;
+
+/// Long enough for a loaded machine: no test waits for it to pass.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+pub fn open(dir: &Path) -> Audit {
+    Audit::open(dir, DEADLINE).unwrap()
+}
+
+/// A tool call.
+pub fn exchange(client: &str, server: &str, tool: &str) -> Exchange {
+    Exchange {
+        id: DecisionId::next(),
+        at: jiff::Timestamp::now(),
+        started: Instant::now(),
+        principal: Arc::new(Principal {
+            kind: PrincipalKind::Client(client.parse().unwrap()),
+            groups: Vec::new(),
+            verified: true,
+        }),
+        direction: Direction::ClientToServer,
+        method: Method::new(Method::TOOLS_CALL),
+        notification: false,
+        transport: Transport::Http,
+        client_addr: Some(([127, 0, 0, 1], 4000).into()),
+        session: None,
+        session_calls: 0,
+        revision: Revision::LATEST_MODERN,
+        server: Some(server.parse().unwrap()),
+        target: Target::Tool { name: tool.into(), tool: None },
+        request: Payload::from(json!({ "name": tool, "arguments": { "path": "/a" } })),
+        response: None,
+        labels: BTreeSet::new(),
+        trace: None,
+    }
+}
+
+pub fn call() -> Exchange {
+    exchange("ci-bot", "notes", "read")
+}
+
+pub async fn intent(audit: &Audit, exchange: &Exchange) -> Result<(), Unavailable> {
+    audit.intent(Intent::of(exchange, Ruling::default(), audit.key())).await
+}
+
+pub async fn outcome(audit: &Audit, exchange: &Exchange) -> Result<(), Unavailable> {
+    let conclusion = Conclusion::Delivered;
+    let outcome = Outcome::of(exchange, Ruling::default(), conclusion, None, audit.key());
+    audit.outcome(outcome).await
+}
+
+pub async fn refuse(audit: &Audit, exchange: &Exchange, code: Code) -> Result<(), Unavailable> {
+    let rule = Rule {
+        id: "no-destructive".into(),
+        file: Some("policies/github.cedar".into()),
+        line: Some(9),
+        reason: Some("Nothing is deleted by a machine".into()),
+    };
+    let refusal = Refusal::new(code, "not allowed").rule(rule);
+    audit.refused(Refused::of(exchange, &refusal, Ruling::default(), audit.key())).await
+}
