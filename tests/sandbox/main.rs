@@ -26,6 +26,7 @@ use tokio::io::AsyncReadExt;
 /// An ordinary user of this machine, who need not exist.
 const USER: u32 = 54321;
 
+const REFUSED: &str = "PORTCULLIS_TEST_REFUSED";
 const HOLDER: &str = "PORTCULLIS_TEST_HOLDER";
 
 fn is_root() -> bool {
@@ -326,6 +327,34 @@ async fn killing_the_launcher_or_the_first_process_ends_the_whole_tree() {
         kill(tree[victim]);
         assert_eq!(process.handle.wait().await.code, 137);
         gone(&tree).await;
+    }
+}
+
+#[tokio::test]
+async fn where_user_namespaces_are_refused_nothing_runs_without_one() {
+    if std::env::var_os(REFUSED).is_some() {
+        let failure = launch(&python("print('ran')")).await.unwrap_err();
+        assert!(failure.what.contains("user namespace"), "{failure:?}");
+        assert!(failure.remedy.unwrap().contains("user.max_user_namespaces"));
+        return;
+    }
+    // The number of namespaces can be limited within one of them, where it harms nobody.
+    for (limit, succeeds) in [("0", false), ("100", true)] {
+        let this = std::env::current_exe().unwrap();
+        let script = format!("echo {limit} > /proc/sys/user/max_user_namespaces && exec \"$@\"");
+        let name = match succeeds {
+            false => "where_user_namespaces_are_refused_nothing_runs_without_one",
+            true => "the_environment_is_what_the_config_says_and_nothing_else",
+        };
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "sh", "-c", &script, "sh"])
+            .arg(this)
+            .args(["--exact", name])
+            .env(REFUSED, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     }
 }
 

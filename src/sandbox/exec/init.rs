@@ -12,6 +12,7 @@ use std::{
         unix::{ffi::OsStrExt, net::UnixStream},
     },
     path::Path,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -33,8 +34,8 @@ use zeroize::Zeroizing;
 use super::sys;
 use crate::sandbox::wire::{Failure, Plan, Report, TERMINATE, USAGE};
 
-/// Milliseconds between two looks at the tree's memory.
-const WATCH_MS: u16 = 250;
+/// The time between two looks at the tree's memory.
+const WATCH: Duration = Duration::from_millis(250);
 
 /// The code of a tree that was killed.
 const KILLED: i64 = 137;
@@ -169,12 +170,16 @@ fn watch(
     memory: u64,
 ) -> (i64, Option<String>) {
     let own = |reason: &str| (KILLED, Some(reason.to_owned()));
+    let mut watched = Instant::now();
     loop {
         let mut ready = [
             PollFd::new(control.as_fd(), PollFlags::POLLIN),
             PollFd::new(children.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut ready, PollTimeout::from(WATCH_MS)) {
+        let patience = WATCH.saturating_sub(watched.elapsed());
+        // Rounded up: with nothing left to wait for, the look below is due.
+        let patience = PollTimeout::try_from(patience.as_millis() + 1).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut ready, patience) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return own(errno.desc()),
         }
@@ -196,9 +201,13 @@ fn watch(
                 _ => return own("the proxy let go of it"),
             }
         }
-        let (used, _) = usage();
-        if used > memory {
-            return own(&format!("it used more memory than its {} MiB", memory >> 20));
+        // Not for every child that ends: a look costs more than a child.
+        if watched.elapsed() >= WATCH {
+            let (used, _) = usage();
+            if used > memory {
+                return own(&format!("it used more memory than its {} MiB", memory >> 20));
+            }
+            watched = Instant::now();
         }
     }
 }

@@ -143,10 +143,7 @@ fn enter(plan: &Plan) -> Result<bool, Failure> {
     let _ = fs::write("/proc/self/oom_score_adj", "1000");
     prctl::set_dumpable(false).map_err(at("hide its memory"))?;
     confine::limit_processors(plan.cpus);
-    let needed = [Capability::CAP_SYS_ADMIN, Capability::CAP_SETUID, Capability::CAP_SETGID];
-    let privileged = needed
-        .iter()
-        .all(|capability| caps::has_cap(None, CapSet::Effective, *capability).unwrap_or(false));
+    let privileged = is_privileged(plan.user);
     if !privileged {
         confine::user_namespace(plan.user, (getuid().as_raw(), getgid().as_raw()))?;
     }
@@ -163,6 +160,23 @@ fn enter(plan: &Plan) -> Result<bool, Failure> {
             .remedy(USER_NAMESPACES)
     })?;
     Ok(privileged)
+}
+
+/// Whether the launcher may mount and become any user, and that user exists: in a container or
+/// a user namespace around us, there may be few.
+fn is_privileged((uid, gid): (u32, u32)) -> bool {
+    let needed = [Capability::CAP_SYS_ADMIN, Capability::CAP_SETUID, Capability::CAP_SETGID];
+    let able = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let exists = |file: &str, id: u32| {
+        let map = fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
+        map.lines().any(|line| {
+            let mut fields = line.split_whitespace().map(|field| field.parse::<u64>().unwrap_or(0));
+            let (first, _, count) = (fields.next(), fields.next(), fields.next());
+            let first = first.unwrap_or(0);
+            (first..first + count.unwrap_or(0)).contains(&u64::from(id))
+        })
+    };
+    needed.into_iter().all(able) && exists("uid_map", uid) && exists("gid_map", gid)
 }
 
 /// The first process inside. Returns the exit code.
