@@ -1,6 +1,6 @@
 //! Asks a WebAssembly plugin. Refuses with `plugin-refused`, by the rule `PLUGIN` or
 //! `PLUGIN/RULE`; replaces payloads; labels and reports. A plugin that traps, takes too long, wants
-//! too much or talks nonsense is a fault.
+//! too much or talks nonsense is a fault. Whether a replacement is legal is the chain's to say.
 
 use std::{path::Path, path::PathBuf, time::Duration};
 
@@ -23,7 +23,7 @@ const DEADLINE_MS: u64 = 1_000;
 
 /// One plugin in the chain.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     /// The component (`*.wasm`).
     pub path: PathBuf,
@@ -87,7 +87,7 @@ impl Plugin {
                 hooked: hooked.join("`, `"),
             });
         }
-        let name = settings.name.clone().unwrap_or_else(|| manifest.name.clone());
+        let name = settings.name.clone().unwrap_or_else(|| "plugin".into());
         Ok(Self { name, hooks, plugin })
     }
 

@@ -3,7 +3,12 @@
 
 use std::time::Duration;
 
-use portcullis::chain::Decision;
+use portcullis::{
+    chain::{Chain, Decision, Link, Trail},
+    codec::Caps,
+    config::Limits,
+    refusal::Code,
+};
 
 use super::*;
 
@@ -35,9 +40,6 @@ async fn every_harm_is_a_fault_and_the_next_message_is_served() {
         ("flood-out", "more than its 64 MiB"),
         ("flood-out-some", "handed back more than"),
         ("flood-log-forever", "not done within 2s"),
-        ("garbage", "not strict JSON"),
-        ("garbage-list", "not a JSON object"),
-        ("garbage-twice", "key twice"),
         ("fail", "it failed: xxx"),
         ("labels", "more than"),
         ("label", "not a legal label"),
@@ -46,6 +48,29 @@ async fn every_harm_is_a_fault_and_the_next_message_is_served() {
         assert!(text.contains(told), "{harm}: {text}");
         assert!(text.len() < 512, "{harm}: a short fault");
         assert_eq!(ask(&plugin, "nothing").await, Ok(Verdict::pass()), "after {harm}");
+    }
+}
+
+#[tokio::test]
+async fn garbage_does_not_take_a_payloads_place() {
+    let caps = Caps::request(&Limits::default());
+    let chain = Chain::new(vec![Link::strict(Arc::new(hostile()))], caps, caps);
+    for (harm, told) in [
+        ("garbage", "not JSON"),
+        ("garbage-list", "object"),
+        ("garbage-twice", "key twice"),
+        ("other-tool", "changes `name`"),
+    ] {
+        let mut exchange = call(harm, json!({}), None);
+        let before = exchange.request.raw().clone();
+        let refusal = chain
+            .pass(&mut exchange, Phase::Request, &mut Trail::default())
+            .await
+            .expect_err("refused");
+        assert_eq!(refusal.code, Code::InterceptorFault);
+        let detail = refusal.detail.expect("words for the operator");
+        assert!(detail.contains(told), "{harm}: {detail}");
+        assert_eq!(*exchange.request.raw(), before);
     }
 }
 

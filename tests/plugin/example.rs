@@ -64,7 +64,8 @@ async fn without_a_marker_every_call_passes() {
         load(&config("redact-email"), &EntrySettings::default()).expect("the example loads");
     let verdict = ask(&plugin, "internal-only").await.expect("a verdict");
     assert_eq!(verdict, Verdict::pass());
-    assert_eq!(plugin.name(), "redact-email");
+    assert_eq!(plugin.name(), "plugin");
+    assert_eq!(plugin.manifest().name, "redact-email");
     assert!(plugin.hooks().wants(&Method::new(Method::TOOLS_CALL), Phase::Response));
     assert!(!plugin.hooks().wants(&Method::new(Method::TOOLS_LIST), Phase::Response));
 }

@@ -56,6 +56,7 @@ impl Guest for Hostile {
             "garbage" => Decision::Replace("{\"a\":".into()),
             "garbage-list" => Decision::Replace("[]".into()),
             "garbage-twice" => Decision::Replace("{\"a\":1,\"a\":2}".into()),
+            "other-tool" => Decision::Replace("{\"name\":\"safe\"}".into()),
             "fail" => return Err(text(1 << 16)),
             "labels" => {
                 return Ok(Verdict {
