@@ -172,7 +172,10 @@ impl Engine {
             Ok(loaded) => {
                 let status = Status::of(&loaded);
                 let revision = loaded.revision;
-                self.current.store(Arc::new(Set::new(loaded)));
+                // The same set keeps what is kept of its answers.
+                if revision != self.revision() {
+                    self.current.store(Arc::new(Set::new(loaded)));
+                }
                 self.status.send_replace(status);
                 Ok(revision)
             }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
     time::Duration,
@@ -24,8 +24,19 @@ const PATIENCE: u32 = 20;
 /// Watches as long as it lives.
 #[derive(Debug)]
 pub struct Watcher {
-    /// Its end closes the channel, which ends the thread.
-    _watcher: RecommendedWatcher,
+    news: Sender<News>,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // Where the thread is gone already, there is nobody to stop.
+        let _ = self.news.send(News::Stop);
+    }
+}
+
+enum News {
+    Event(notify::Result<Event>),
+    Stop,
 }
 
 /// Reloads the engine whenever a policy file comes, changes or goes, and logs the outcome;
@@ -34,62 +45,89 @@ pub struct Watcher {
 /// # Errors
 /// Where the folders cannot be watched.
 pub fn watch(engine: Arc<Engine>) -> notify::Result<Watcher> {
-    let (sender, events) = channel();
-    let mut watcher = notify::recommended_watcher(move |event| {
+    let (news, inbox) = channel();
+    let sender = news.clone();
+    let watcher = notify::recommended_watcher(move |event| {
         // A failed send means that nobody reloads any more.
-        let _ = sender.send(event);
+        let _ = sender.send(News::Event(event));
     })?;
     let sources = engine.sources();
-    for folder in folders(&sources) {
-        watcher.watch(&folder, RecursiveMode::NonRecursive)?;
-    }
+    let mut watched = Watched { watcher, folders: BTreeSet::new() };
+    watched.renew(&sources)?;
     thread::Builder::new()
         .name("policy-watch".into())
-        .spawn(move || reload_on(&events, &engine))
+        .spawn(move || reload_on(&inbox, &engine, &sources, watched))
         .map_err(notify::Error::io)?;
-    Ok(Watcher { _watcher: watcher })
+    Ok(Watcher { news })
 }
 
-/// The folders to watch: each source's parent (a file is often replaced by a rename, and a watch
-/// on the file itself would follow the old one), and a source that is a folder itself.
-fn folders(sources: &[PathBuf]) -> BTreeSet<PathBuf> {
-    let mut folders = BTreeSet::new();
-    for source in sources {
-        match source.parent() {
-            Some(parent) if parent == Path::new("") => folders.insert(PathBuf::from(".")),
-            Some(parent) => folders.insert(parent.to_owned()),
-            None => false,
-        };
-        if source.is_dir() {
-            folders.insert(source.clone());
+/// The folders that are watched now.
+struct Watched {
+    watcher: RecommendedWatcher,
+    folders: BTreeSet<PathBuf>,
+}
+
+impl Watched {
+    /// Watches the folder that each source is in (a file is often replaced by a rename, and a watch
+    /// on the file itself would follow the old one), or, where that is gone, the nearest one above
+    /// it, and each source that is a folder. Anew each time, since a watch follows a folder that
+    /// was moved away and not the one that took its place.
+    fn renew(&mut self, sources: &[PathBuf]) -> notify::Result<()> {
+        for folder in std::mem::take(&mut self.folders) {
+            // A folder that is gone is watched no more.
+            let _ = self.watcher.unwatch(&folder);
         }
+        for source in sources {
+            let mut above = source.ancestors().skip(1).map(|folder| match folder {
+                folder if folder == Path::new("") => Path::new("."),
+                folder => folder,
+            });
+            let above = above.find(|folder| folder.is_dir());
+            let itself = source.is_dir().then_some(source.as_path());
+            self.folders.extend(above.into_iter().chain(itself).map(Path::to_owned));
+        }
+        let failed =
+            |folder: &PathBuf| self.watcher.watch(folder, RecursiveMode::NonRecursive).err();
+        // All are tried before a failure is told.
+        let failures: Vec<_> = self.folders.iter().filter_map(failed).collect();
+        failures.into_iter().next().map_or(Ok(()), Err)
     }
-    folders
 }
 
-fn reload_on(events: &Receiver<notify::Result<Event>>, engine: &Engine) {
-    while let Ok(event) = events.recv() {
-        if !matters(&event) {
+fn reload_on(inbox: &Receiver<News>, engine: &Engine, sources: &[PathBuf], mut watched: Watched) {
+    while let Ok(News::Event(event)) = inbox.recv() {
+        if !matters(&event, sources) {
             continue;
         }
         for _ in 0..PATIENCE {
-            match events.recv_timeout(QUIET) {
-                Ok(_) => {}
+            match inbox.recv_timeout(QUIET) {
+                Ok(News::Event(_)) => {}
                 Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => return,
+                Ok(News::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
         }
+        // First the watch and then the files: what changes in between is news again.
+        if let Err(error) = watched.renew(sources) {
+            tracing::warn!("changes of policies may go unseen: {error}");
+        }
+        let before = engine.revision();
         match engine.reload() {
+            Ok(revision) if revision == before => {}
             Ok(revision) => tracing::info!(%revision, "policies loaded again"),
             Err(diagnostics) => tracing::error!(
-                kept = %engine.revision(),
+                kept = %before,
                 "policies have changed and are not used, the ones before stay:\n{diagnostics}"
             ),
         }
     }
 }
 
-/// Whether an event may be about policies. Reading them is none; a fault of the watch may hide one.
-fn matters(event: &notify::Result<Event>) -> bool {
-    event.as_ref().map_or(true, |event| !event.kind.is_access())
+/// Whether an event may be about policies: other files in a watched folder are not, nor is reading.
+/// A fault of the watch may hide a change.
+fn matters(event: &notify::Result<Event>, sources: &[PathBuf]) -> bool {
+    let Ok(event) = event else { return true };
+    let concerns = |path: &PathBuf| {
+        sources.iter().any(|source| path.starts_with(source) || source.starts_with(path))
+    };
+    !event.kind.is_access() && (event.need_rescan() || event.paths.iter().any(concerns))
 }

@@ -44,7 +44,8 @@ async fn a_change_is_seen_however_the_file_is_written() {
             let seen = status.wait_for(|status| {
                 status.policies == policies && status.last_error.is_some() == broken
             });
-            tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap().unwrap();
+            let seen = tokio::time::timeout(Duration::from_secs(20), seen).await;
+            seen.unwrap_or_else(|_| panic!("{path}: not seen: {policies}, {broken}")).unwrap();
         };
 
         // In place.
@@ -61,6 +62,15 @@ async fn a_change_is_seen_however_the_file_is_written() {
         change(4, true).await;
         fs::write(&file, ALL).unwrap();
         change(1, false).await;
+        // The folder goes and another takes its place.
+        fs::rename(folder.path().join("policies"), folder.path().join("old")).unwrap();
+        change(1, true).await;
+        fs::create_dir(folder.path().join("policies")).unwrap();
+        fs::write(&file, format!("{ALL}\n{ALL}")).unwrap();
+        change(2, false).await;
+        fs::write(&file, ALL).unwrap();
+        change(1, false).await;
+        fs::remove_dir_all(folder.path().join("old")).unwrap();
     }
 }
 
