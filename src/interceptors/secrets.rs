@@ -15,7 +15,10 @@ mod payload;
 mod rules;
 mod scan;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -188,14 +191,23 @@ impl Secrets {
         })
     }
 
-    fn finding(&self, phase: Phase, rule: &str, message: String, effect: &str) -> Finding {
+    /// One of the scanner's rules, as records name it.
+    fn rule(&self, id: usize) -> Rule {
+        let scanner = &self.tables.scanner;
+        Rule {
+            reason: scanner.description(id).map(str::to_owned),
+            ..Rule::named(scanner.ids.get(id).map_or("", String::as_str))
+        }
+    }
+
+    fn finding(&self, phase: Phase, rule: Rule, message: String, effect: &str) -> Finding {
         Finding {
             interceptor: self.name.clone(),
             phase: match phase {
                 Phase::Request => "request".into(),
                 Phase::Response => "response".into(),
             },
-            rule: Rule::named(rule),
+            rule,
             message,
             effect: effect.to_owned(),
         }
@@ -204,7 +216,6 @@ impl Secrets {
     /// What becomes of a message in which this was found.
     fn verdict(&self, phase: Phase, report: Report) -> Verdict {
         let mut verdict = Verdict::pass();
-        let id = |id: usize| self.tables.scanner.ids.get(id).map_or("", String::as_str);
         for found in &report.found {
             let what = if found.is_key { "the key at" } else { "the string at" };
             let effect = match found.action {
@@ -214,11 +225,16 @@ impl Secrets {
             };
             let place = if found.place.is_empty() { "the top" } else { &found.place };
             let message = format!("a secret in {what} {place}");
-            verdict.findings.push(self.finding(phase, id(found.id), message, effect));
+            verdict.findings.push(self.finding(phase, self.rule(found.id), message, effect));
         }
         if report.more > 0 {
             let message = format!("{} more secrets", report.more);
-            verdict.findings.push(self.finding(phase, &self.name, message, "reported"));
+            verdict.findings.push(self.finding(
+                phase,
+                Rule::named(self.name.clone()),
+                message,
+                "reported",
+            ));
         }
         if report.refuse {
             let side = match phase {
@@ -230,11 +246,9 @@ impl Secrets {
                 format!("{side} holds a secret, which may not pass here"),
             );
             let refused = report.found.iter().filter(|found| found.action == Action::Refuse);
-            let mut rules: Vec<_> = refused.map(|found| id(found.id)).collect();
-            rules.sort_unstable();
-            rules.dedup();
-            for rule in rules {
-                refusal = refusal.rule(Rule::named(rule));
+            let ids: BTreeSet<_> = refused.map(|found| found.id).collect();
+            for id in ids {
+                refusal = refusal.rule(self.rule(id));
             }
             verdict.decision = Decision::Refuse(refusal);
         } else if let Some(redacted) = report.redacted {

@@ -81,6 +81,7 @@ pub enum IllegalRules {
 #[derive(Debug, Clone)]
 pub(super) struct Rule {
     pub id: String,
+    pub description: String,
     pub keywords: Vec<String>,
     pub ignore_case: bool,
     pub action: Option<super::Action>,
@@ -149,6 +150,7 @@ impl Rule {
         }
         Ok(Self {
             id: source.id.clone(),
+            description: source.description.clone(),
             keywords: source.keywords.clone(),
             ignore_case: source.ignore_case,
             action: source.action,

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::rules::{IllegalRules, Rule};
 
@@ -17,6 +17,9 @@ pub(super) struct Hit {
 
 /// What a scan may still cost: bytes that regexes look at.
 pub(super) struct Budget(pub usize);
+
+/// What a byte of a rejected match costs: its groups and its entropy were looked at too.
+const REJECTED: usize = 16;
 
 /// The budget is spent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +58,11 @@ impl Scanner {
                 owners.push((i, (!rule.ignore_case).then(|| keyword.as_bytes().to_vec())));
             }
         }
-        let keywords =
-            AhoCorasick::builder().ascii_case_insensitive(true).build(&texts).map_err(unusable)?;
+        let keywords = AhoCorasick::builder()
+            .ascii_case_insensitive(true)
+            .kind(Some(AhoCorasickKind::DFA))
+            .build(&texts)
+            .map_err(unusable)?;
         let exact = (!known.is_empty())
             .then(|| {
                 AhoCorasick::builder()
@@ -80,6 +86,11 @@ impl Scanner {
     /// The action that a rule asks for, whatever the settings' default.
     pub(super) fn action(&self, id: usize) -> Option<super::Action> {
         self.rules.get(id)?.action
+    }
+
+    /// What a rule is about, in its author's words.
+    pub(super) fn description(&self, id: usize) -> Option<&str> {
+        self.rules.get(id).map(|rule| rule.description.as_str())
     }
 
     /// Whether it is one of the known secrets.
@@ -169,7 +180,7 @@ fn search(
             hits.push(Hit { id: window.rule, range: secret });
         } else {
             // What was taken for a secret may hide one that begins within it.
-            budget.0 = budget.0.checked_sub(whole.len()).ok_or(Spent)?;
+            budget.0 = budget.0.checked_sub(REJECTED * whole.len()).ok_or(Spent)?;
             at = whole.start + 1;
         }
         if at > seen.len() {
