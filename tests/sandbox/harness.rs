@@ -112,6 +112,12 @@ pub fn descendants(of: u32) -> Vec<u32> {
     found.split_off(1)
 }
 
+/// The processes of a sandbox: launcher, first process, program, and so on.
+pub fn tree(process: &Process) -> Vec<u32> {
+    let launcher = process.handle.describe().rsplit(' ').next().unwrap().parse().unwrap();
+    [vec![launcher], descendants(launcher)].concat()
+}
+
 /// Whether a process is there and more than a status that waits to be read.
 pub fn lives(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))

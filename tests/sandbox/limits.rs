@@ -1,0 +1,39 @@
+//! Processes and memory.
+
+use crate::harness::{python, run};
+
+#[tokio::test]
+async fn a_fork_bomb_stays_within_its_processes() {
+    let text = r#"
+import os, time
+n = 1
+while True:
+    try:
+        if os.fork() == 0: time.sleep(600)
+        n += 1
+    except OSError as error:
+        print(n, os.strerror(error.errno)); break"#;
+    let mut spec = python(text);
+    spec.resources.pids = 20;
+    let run = run(&spec).await;
+    assert_eq!(run.stdout.trim(), "20 Resource temporarily unavailable", "{run:?}");
+}
+
+#[tokio::test]
+async fn memory_hogs_end_alone_and_together() {
+    let mut alone = python("b'x' * (1 << 30)");
+    alone.resources.memory_mib = 64;
+    let found = run(&alone).await;
+    assert!(found.stderr.contains("MemoryError"), "{found:?}");
+    for text in [
+        "import os, time\nfor _ in range(6): os.fork()\nb = b'x' * (8 << 20)\ntime.sleep(600)",
+        "import mmap, time\nm = mmap.mmap(-1, 1 << 30)\nfor i in range(1 << 30 >> 12): m[i << 12] = 1\ntime.sleep(600)",
+    ] {
+        let mut together = python(text);
+        together.resources.memory_mib = 64;
+        let found = run(&together).await;
+        assert_eq!(found.exit.code, 137, "{found:?}");
+        let reason = found.exit.reason.unwrap();
+        assert_eq!(reason, "it used more memory than its 64 MiB");
+    }
+}
