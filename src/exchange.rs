@@ -210,18 +210,21 @@ impl Answer {
     }
 }
 
-/// A tool as its server defines it. Everything in it is the server's claim.
+/// A tool, prompt, resource or template as its server defines it. Everything in it is the
+/// server's claim.
 #[derive(Debug)]
-pub struct Tool {
+pub struct Definition {
     /// The server that owns it.
     pub server: ServerName,
-    /// The name on that server.
+    /// The name on that server; a resource's URI, a template's URI template.
     pub name: String,
     /// The whole definition, as the server sent it.
     pub definition: Payload,
 }
 
-impl Tool {
+pub type Tool = Definition;
+
+impl Definition {
     /// A hint of the definition's `annotations`, where it is a boolean.
     pub fn hint(&self, name: &str) -> Option<bool> {
         self.definition.value().get("annotations")?.get(name)?.as_bool()
@@ -234,7 +237,7 @@ pub enum Target {
     /// The proxy or a whole server: lists, pings, unknown methods.
     None,
     /// A tool, with its definition where the server has it. Without, the tool is unknown.
-    Tool { name: String, tool: Option<Arc<Tool>> },
+    Tool { name: String, tool: Option<Arc<Definition>> },
     /// A prompt by its name on its server.
     Prompt { name: String },
     /// A resource by its URI.

@@ -146,12 +146,21 @@ pub struct Refusal {
     pub detail: Option<String>,
     /// When it is worth coming back.
     pub retry_after: Option<Duration>,
+    /// Further members of the error's `data`, where the protocol has some.
+    pub data: serde_json::Map<String, Value>,
 }
 
 impl Refusal {
     /// A refusal with a code and the words for the agent.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), rules: Vec::new(), detail: None, retry_after: None }
+        Self {
+            code,
+            message: message.into(),
+            rules: Vec::new(),
+            detail: None,
+            retry_after: None,
+            data: serde_json::Map::new(),
+        }
     }
 
     /// With the rule that decided.
@@ -172,10 +181,18 @@ impl Refusal {
         self
     }
 
+    /// With a member for the error's `data`.
+    pub fn data(mut self, name: &str, value: Value) -> Self {
+        self.data.insert(name.to_owned(), value);
+        self
+    }
+
     /// The JSON-RPC error object that the agent sees:
     /// `{code, message, data: {code, decision, retryAfterMs?}}`.
     pub fn to_rpc_error(&self, decision: DecisionId) -> Value {
-        let mut data = json!({ "code": self.code.as_str(), "decision": decision.to_string() });
+        let mut data = Value::Object(self.data.clone());
+        data["code"] = self.code.as_str().into();
+        data["decision"] = decision.to_string().into();
         if let Some(after) = self.retry_after {
             let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             data["retryAfterMs"] = millis.into();

@@ -16,7 +16,11 @@ impl Id {
         &self.0
     }
 
-    fn parse(raw: Bytes) -> Result<Self, Flaw> {
+    /// The id of this text.
+    ///
+    /// # Errors
+    /// A [`Flaw`] where it is neither a string nor a number.
+    pub fn parse(raw: Bytes) -> Result<Self, Flaw> {
         match raw.first() {
             Some(b'"' | b'-' | b'0'..=b'9') if raw.len() <= 1024 => Ok(Self(raw)),
             _ => Err(Flaw::Shape("`id` must be a string or a number")),

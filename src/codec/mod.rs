@@ -4,6 +4,7 @@
 //! which parsers are known to differ (a key twice, bad UTF-8, lone surrogates, numbers out of
 //! range) is refused here, and what goes on is the text that was read here.
 
+pub mod era;
 mod frame;
 mod object;
 mod strict;
@@ -11,3 +12,12 @@ mod strict;
 pub use frame::{Frame, Id, Kind};
 pub use object::Object;
 pub use strict::{Caps, Flaw, check};
+
+/// The text on one line, as standard input and event streams need it. Line breaks in JSON stand
+/// only between values: those inside strings are escaped.
+pub fn one_line(text: bytes::Bytes) -> bytes::Bytes {
+    if !text.iter().any(|b| matches!(b, b'\n' | b'\r')) {
+        return text;
+    }
+    text.iter().map(|&b| if matches!(b, b'\n' | b'\r') { b' ' } else { b }).collect()
+}

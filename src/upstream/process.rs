@@ -82,6 +82,16 @@ pub struct Exit {
     pub reason: Option<String>,
 }
 
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "exit code {}", self.code)?;
+        match &self.reason {
+            Some(reason) => write!(f, " ({reason})"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What a server's process uses.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Usage {

@@ -1,0 +1,161 @@
+//! Translation between the stateless revision (2026-07-28) and those before it, where both have
+//! the same thing in other words. Only members that one era has and the other has not are added or
+//! taken out; all else stays byte for byte.
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::Object;
+use crate::exchange::{Method, Revision};
+
+/// `_meta` keys of 2026-07-28.
+pub const META_REVISION: &str = "io.modelcontextprotocol/protocolVersion";
+pub const META_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
+pub const META_CLIENT_INFO: &str = "io.modelcontextprotocol/clientInfo";
+pub const META_SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
+const META_LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
+
+/// Members of a result that only 2026-07-28 has.
+const MODERN_RESULT: [&str; 3] = ["resultType", "ttlMs", "cacheScope"];
+
+/// Who the proxy is, for servers and clients.
+pub fn implementation() -> Value {
+    json!({ "name": "portcullis", "version": env!("CARGO_PKG_VERSION") })
+}
+
+/// What every modern request of the proxy's own carries in `_meta`. It offers a server nothing
+/// that the proxy would have to ask a client for.
+pub fn own_meta() -> Value {
+    json!({
+        META_REVISION: Revision::LATEST_MODERN.as_str(),
+        META_CAPABILITIES: {},
+        META_CLIENT_INFO: implementation(),
+    })
+}
+
+/// A client's `params` in the words of the server's era; nothing where they are the same. Params
+/// that are no object, or whose `_meta` is none, stay as they are: the codec refused them before.
+pub fn params(raw: &Bytes, client: Revision, server: Revision) -> Option<Bytes> {
+    if client.is_modern() == server.is_modern() {
+        return None;
+    }
+    let params = Object::parse(raw.clone()).ok()?;
+    let meta = params.object("_meta");
+    if server.is_modern() {
+        let own: Vec<(String, String)> = own_meta()
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(key, value)| (key.clone(), value.to_string()))
+            .collect();
+        let edits: Vec<_> =
+            own.iter().map(|(key, value)| (key.as_str(), Some(value.as_bytes()))).collect();
+        let meta = match meta {
+            Some(meta) => meta.with(&edits),
+            None => own_meta().to_string().into(),
+        };
+        return Some(params.with(&[("_meta", Some(&meta))]));
+    }
+    let meta = meta?;
+    let modern = [META_REVISION, META_CAPABILITIES, META_CLIENT_INFO, META_LOG_LEVEL];
+    let rest = meta.with(&modern.map(|key| (key, None)));
+    let empty = meta.keys().all(|key| modern.contains(&key));
+    Some(params.with(&[("_meta", (!empty).then_some(&rest[..]))]))
+}
+
+/// A server's `result` in the words of the client's era.
+///
+/// # Errors
+/// Where a modern server answers a legacy client with a question, which has no words there yet.
+pub fn result(
+    raw: Bytes,
+    method: &Method,
+    server: Revision,
+    client: Revision,
+) -> Result<Bytes, &'static str> {
+    if client.is_modern() == server.is_modern() {
+        return Ok(raw);
+    }
+    let Ok(result) = Object::parse(raw.clone()) else { return Ok(raw) };
+    if client.is_modern() {
+        let mut edits: Vec<(&str, Option<&[u8]>)> = vec![("resultType", Some(b"\"complete\""))];
+        if method.as_str() == Method::RESOURCES_READ {
+            edits.push(("ttlMs", Some(b"0")));
+            edits.push(("cacheScope", Some(b"\"private\"")));
+        }
+        return Ok(result.with(&edits));
+    }
+    match result.string("resultType").as_deref() {
+        None | Some("complete") => Ok(result.with(&MODERN_RESULT.map(|key| (key, None)))),
+        Some(_) => {
+            Err("it answered with a question, which this client's revision has no words for")
+        }
+    }
+}
+
+/// A header value as MCP 2026-07-28 has it: plain where it is visible ASCII without surrounding
+/// space and cannot be taken for the sentinel, else `=?base64?…?=`.
+pub fn header_text(value: &str) -> String {
+    let plain = value.bytes().all(|b| (0x20..0x7f).contains(&b))
+        && value.trim() == value
+        && !value.starts_with("=?base64?");
+    if plain { value.to_owned() } else { format!("=?base64?{}?=", BASE64_STANDARD.encode(value)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: Revision = Revision::V2025_06_18;
+    const NEW: Revision = Revision::V2026_07_28;
+
+    fn bytes(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    #[test]
+    fn params_gain_and_lose_what_the_modern_era_adds() {
+        let plain = bytes(r#"{"name":"t","arguments":{"x":1.0},"_meta":{"progressToken":1}}"#);
+        let modern = params(&plain, OLD, NEW).unwrap();
+        let value: Value = serde_json::from_slice(&modern).unwrap();
+        assert_eq!(value["_meta"][META_REVISION], "2026-07-28");
+        assert_eq!(value["_meta"]["progressToken"], 1);
+        assert!(modern.starts_with(br#"{"name":"t","arguments":{"x":1.0},"#));
+        assert_eq!(params(&modern, NEW, OLD).unwrap(), plain);
+
+        let bare = params(&bytes("{}"), OLD, NEW).unwrap();
+        assert_eq!(params(&bare, NEW, OLD).unwrap(), "{}");
+        assert_eq!(params(&plain, OLD, OLD), None);
+        assert_eq!(params(&plain, NEW, NEW), None);
+    }
+
+    #[test]
+    fn results_gain_and_lose_what_the_modern_era_adds() {
+        let call = Method::new(Method::TOOLS_CALL);
+        let read = Method::new(Method::RESOURCES_READ);
+        let plain = bytes(r#"{"content":[],"x":50.0}"#);
+        let modern = result(plain.clone(), &call, OLD, NEW).unwrap();
+        assert_eq!(modern, r#"{"content":[],"x":50.0,"resultType":"complete"}"#);
+        assert_eq!(result(modern, &call, NEW, OLD).unwrap(), plain);
+        let read = result(plain.clone(), &read, OLD, NEW).unwrap();
+        assert!(read.ends_with(br#""ttlMs":0,"cacheScope":"private"}"#));
+        let question = bytes(r#"{"resultType":"input_required"}"#);
+        assert!(result(question.clone(), &call, NEW, OLD).is_err());
+        assert_eq!(result(question.clone(), &call, NEW, NEW).unwrap(), question);
+    }
+
+    #[test]
+    fn header_values() {
+        for (value, text) in [
+            ("get_weather", "get_weather"),
+            ("a b", "a b"),
+            (" a", "=?base64?IGE=?="),
+            ("é", "=?base64?w6k=?="),
+            ("=?base64?x", "=?base64?PT9iYXNlNjQ/eA==?="),
+            ("a\nb", "=?base64?YQpi?="),
+        ] {
+            assert_eq!(header_text(value), text, "{value:?}");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Where a server runs: in a container, in the local sandbox, or elsewhere.
+
+use std::path::{Path, PathBuf};
+
+use super::process::{LaunchFailure, LaunchSpec, Process};
+use crate::{
+    codec::Caps,
+    config::{self, Runtime},
+    container,
+    names::ServerName,
+    sandbox,
+    vault::{Secret, Source},
+};
+
+/// Starts servers: knows the engine, where there is one, and who starts them.
+pub struct Launcher {
+    /// The container engine, or why there is none.
+    pub engine: Result<container::Engine, String>,
+    /// This run of the proxy, for labels.
+    pub instance: String,
+    /// The folder to which the config's relative paths are relative.
+    pub base: PathBuf,
+    /// What is taken of a server's messages.
+    pub caps: Caps,
+}
+
+/// Where a server is to run, and why there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In a container of an image, or of the packed program.
+    Container {
+        why: String,
+    },
+    Sandbox {
+        why: String,
+    },
+    Remote {
+        url: String,
+    },
+}
+
+impl Place {
+    /// The kind in one word.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Container { .. } => "container",
+            Self::Sandbox { .. } => "sandbox",
+            Self::Remote { .. } => "remote",
+        }
+    }
+
+    /// Why there.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Container { why } | Self::Sandbox { why } => why,
+            Self::Remote { url } => url,
+        }
+    }
+}
+
+impl Launcher {
+    /// Where a server would run.
+    pub fn place(&self, settings: &config::Server) -> Place {
+        if let Some(url) = &settings.url {
+            return Place::Remote { url: url.clone() };
+        }
+        if settings.image.is_some() {
+            return Place::Container { why: "the config names an image".into() };
+        }
+        match (settings.runtime, &self.engine) {
+            (Runtime::Container, _) => {
+                Place::Container { why: "the config says runtime = \"container\"".into() }
+            }
+            (Runtime::Sandbox, _) => {
+                Place::Sandbox { why: "the config says runtime = \"sandbox\"".into() }
+            }
+            (Runtime::Auto, Err(why)) => Place::Sandbox { why: why.clone() },
+            (Runtime::Auto, Ok(_)) => {
+                let program = settings.command.as_ref().and_then(|c| c.first());
+                match program.map(|program| packable(&self.program(program))) {
+                    Some(Err(why)) => Place::Sandbox { why },
+                    _ => Place::Container {
+                        why: "an engine answers and the program can be packed into an image".into(),
+                    },
+                }
+            }
+        }
+    }
+
+    /// Starts a server's process.
+    ///
+    /// # Errors
+    /// A [`LaunchFailure`], in words for the operator.
+    pub async fn start(
+        &self,
+        server: &ServerName,
+        settings: &config::Server,
+    ) -> Result<(Process, Place), LaunchFailure> {
+        let place = self.place(settings);
+        let mut spec = self.spec(server, settings)?;
+        let process = match &place {
+            Place::Container { .. } => {
+                let engine = self.engine.as_ref().map_err(|why| LaunchFailure {
+                    what: format!("no container engine answers: {why}"),
+                    remedy: Some("start Docker, or say runtime = \"sandbox\"".into()),
+                })?;
+                if spec.image.is_none() {
+                    let program = spec.command.first().map(PathBuf::from).unwrap_or_default();
+                    spec.image = Some(engine.pack(&program).await?);
+                    spec.command.remove(0);
+                }
+                engine.launch(&spec).await?
+            }
+            _ => sandbox::launch(&spec).await?,
+        };
+        Ok((process, place))
+    }
+
+    /// The secret headers of a remote server.
+    ///
+    /// # Errors
+    /// Where a secret cannot be had; the reference is named, never the value.
+    pub fn headers(
+        &self,
+        settings: &config::Server,
+    ) -> Result<Vec<(String, Secret)>, LaunchFailure> {
+        self.resolve(&settings.headers)
+    }
+
+    /// The secrets that a server is handed, for the scanner that looks for them in traffic.
+    ///
+    /// # Errors
+    /// As [`Launcher::headers`].
+    pub fn secrets(
+        &self,
+        settings: &config::Server,
+    ) -> Result<Vec<(String, Secret)>, LaunchFailure> {
+        let mut all = self.resolve(&settings.secrets)?;
+        all.extend(self.resolve(&settings.headers)?);
+        Ok(all)
+    }
+
+    /// What is started, as the runtimes take it.
+    ///
+    /// # Errors
+    /// Where a mount, a secret or the program is not to be had.
+    pub fn spec(
+        &self,
+        server: &ServerName,
+        settings: &config::Server,
+    ) -> Result<LaunchSpec, LaunchFailure> {
+        let spec = self.spec_without_secrets(server, settings)?;
+        Ok(LaunchSpec { secrets: self.resolve(&settings.secrets)?, ..spec })
+    }
+
+    /// The same for whoever only looks at it.
+    ///
+    /// # Errors
+    /// Where a mount or the program is not to be had.
+    pub fn spec_without_secrets(
+        &self,
+        server: &ServerName,
+        settings: &config::Server,
+    ) -> Result<LaunchSpec, LaunchFailure> {
+        let mut command = settings.command.clone().unwrap_or_default();
+        if settings.image.is_none()
+            && let Some(program) = command.first_mut()
+        {
+            *program = self.program(program).to_string_lossy().into_owned();
+        }
+        Ok(LaunchSpec {
+            server: server.clone(),
+            command,
+            image: settings.image.clone(),
+            env: settings.env.clone().into_iter().collect(),
+            secrets: Vec::new(),
+            mounts: settings
+                .mounts
+                .iter()
+                .map(|mount| {
+                    mount.resolve().map_err(|error| LaunchFailure {
+                        what: format!("mount `{mount}`: {error}"),
+                        remedy: Some("make the folder, or name another".into()),
+                    })
+                })
+                .collect::<Result<_, _>>()?,
+            resources: settings.resources.clone(),
+            hardening: settings.hardening.clone(),
+            instance: self.instance.clone(),
+        })
+    }
+
+    fn resolve(
+        &self,
+        refs: &std::collections::BTreeMap<String, config::SecretRef>,
+    ) -> Result<Vec<(String, Secret)>, LaunchFailure> {
+        refs.iter()
+            .map(|(name, reference)| {
+                let failure = |what: String| LaunchFailure {
+                    what: format!("secret `{name}`: {what}"),
+                    remedy: Some("set it, or name another source in the config".into()),
+                };
+                let source: Source = reference
+                    .from
+                    .parse()
+                    .map_err(|e: crate::vault::Unresolved| failure(e.to_string()))?;
+                let secret =
+                    source.relative_to(&self.base).resolve().map_err(|e| failure(e.to_string()))?;
+                Ok((name.clone(), secret))
+            })
+            .collect()
+    }
+
+    /// The program that a `command` names: `portcullis` is this very executable, a path is
+    /// relative to the config, a bare name is looked up in `PATH`.
+    fn program(&self, name: &str) -> PathBuf {
+        if name == "portcullis"
+            && let Ok(own) = std::env::current_exe()
+        {
+            return own;
+        }
+        if name.contains('/') {
+            return self.base.join(name);
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path)
+            .map(|folder| folder.join(name))
+            .find(|candidate| candidate.is_file())
+            .unwrap_or_else(|| PathBuf::from(name))
+    }
+}
+
+/// Programs that run other programs' text: packed alone they would lack their own libraries.
+const INTERPRETERS: [&str; 16] = [
+    "python", "node", "npx", "npm", "uv", "uvx", "deno", "bun", "ruby", "perl", "php", "java",
+    "sh", "bash", "dash", "env",
+];
+
+/// Whether a program is one file that can be packed with its libraries; if not, why not.
+fn packable(program: &Path) -> Result<(), String> {
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
+    if INTERPRETERS.contains(&stem) {
+        return Err(format!(
+            "`{name}` needs files of this machine that an image of it would lack; name an `image` to run it in a container"
+        ));
+    }
+    let mut magic = [0; 4];
+    let read = std::fs::File::open(program)
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut magic));
+    match read {
+        Ok(()) if &magic == b"\x7fELF" => Ok(()),
+        _ => Err(format!(
+            "`{name}` is no executable that can be packed; name an `image` to run it in a container"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_packed() {
+        assert_eq!(packable(&std::env::current_exe().unwrap()), Ok(()));
+        for program in
+            ["/usr/bin/python3.11", "/usr/bin/env", "/bin/sh", "/etc/passwd", "/nonexistent"]
+        {
+            assert!(packable(Path::new(program)).is_err(), "{program}");
+        }
+    }
+}

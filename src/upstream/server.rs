@@ -1,0 +1,519 @@
+//! One configured server: started when it is first needed, ended when nobody needs it.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+};
+
+use super::{
+    definitions::{Definitions, Items, Offer},
+    greeting::{Greeting, greet},
+    http::Http,
+    launcher::{Launcher, Place},
+    link::{Call, Failure, Link, Reply, Unsolicited},
+    pipe::Pipe,
+    process::{Exit, Handle, LaunchFailure, Usage},
+};
+use crate::{
+    config::{self, Era},
+    names::ServerName,
+    vault::Secret,
+};
+
+/// The longest wait between two tries to start a server that does not start.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long a server may take to end by itself.
+const GRACE: Duration = Duration::from_secs(3);
+/// Lines of standard error that are kept.
+const LOG_LINES: usize = 500;
+/// Bytes of one such line.
+const LOG_LINE_BYTES: usize = 2_000;
+
+/// What a server does and says on its own.
+#[derive(Debug)]
+pub enum Event {
+    Started { place: Place, process: String, revision: String, took: Duration },
+    NotStarted { why: String },
+    Ended { why: String },
+    Said(Unsolicited),
+}
+
+/// One server of the config.
+pub struct Server {
+    pub name: ServerName,
+    pub settings: config::Server,
+    launcher: Arc<Launcher>,
+    state: tokio::sync::Mutex<State>,
+    /// A copy of the state's running server, to be looked at without waiting.
+    shown: Mutex<Shown>,
+    permits: Arc<Semaphore>,
+    active: AtomicUsize,
+    last_used: Mutex<Instant>,
+    /// Whether the question for the era ended the process once, so that it is not asked again.
+    known_legacy: AtomicBool,
+    log: Arc<Mutex<VecDeque<String>>>,
+    events: mpsc::Sender<(ServerName, Event)>,
+}
+
+enum State {
+    Stopped,
+    Running(Arc<Running>),
+    Failed { until: Instant, pause: Duration, why: String },
+}
+
+#[derive(Default)]
+struct Shown {
+    running: Option<Arc<Running>>,
+    failure: Option<String>,
+}
+
+/// A started server.
+pub struct Running {
+    link: Arc<dyn Link>,
+    pub greeting: Greeting,
+    definitions: Arc<Definitions>,
+    process: Option<Arc<dyn Handle>>,
+    exit: Arc<OnceLock<Exit>>,
+    pub place: Place,
+    pub since: Instant,
+}
+
+/// What `portcullis server ls` and the metrics show.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// `running`, `stopped` or `failed`.
+    pub state: &'static str,
+    /// Where it runs, or would.
+    pub place: Place,
+    /// The process, where it runs here.
+    pub process: Option<String>,
+    pub revision: Option<String>,
+    pub active: usize,
+    /// Why it failed.
+    pub failure: Option<String>,
+    pub usage: Option<Usage>,
+}
+
+impl Server {
+    /// A server that is not started yet.
+    pub fn new(
+        name: ServerName,
+        settings: config::Server,
+        launcher: Arc<Launcher>,
+        events: mpsc::Sender<(ServerName, Event)>,
+    ) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(settings.concurrent)),
+            name,
+            settings,
+            launcher,
+            state: tokio::sync::Mutex::new(State::Stopped),
+            shown: Mutex::default(),
+            active: AtomicUsize::new(0),
+            last_used: Mutex::new(Instant::now()),
+            known_legacy: AtomicBool::new(false),
+            log: Arc::default(),
+            events,
+        }
+    }
+
+    fn call_timeout(&self) -> Duration {
+        Duration::from_secs(self.settings.call_timeout_s)
+    }
+
+    fn start_timeout(&self) -> Duration {
+        Duration::from_secs(self.settings.start_timeout_s)
+    }
+
+    /// The running server, started if need be. One start at a time; who comes meanwhile waits
+    /// for it.
+    ///
+    /// # Errors
+    /// A [`Failure`] where it does not start, or did not a moment ago.
+    pub async fn running(&self) -> Result<Arc<Running>, Failure> {
+        let mut state = self.state.lock().await;
+        let pause = match &*state {
+            State::Running(running) => match running.end() {
+                None => return Ok(running.clone()),
+                Some(why) => {
+                    self.say(Event::Ended { why }).await;
+                    Duration::ZERO
+                }
+            },
+            State::Failed { until, why, .. } if Instant::now() < *until => {
+                return Err(Failure::Unavailable(format!("it did not start a moment ago: {why}")));
+            }
+            State::Failed { pause, .. } => *pause,
+            State::Stopped => Duration::ZERO,
+        };
+        *state = State::Stopped;
+        self.show(None, None);
+        let began = Instant::now();
+        let started =
+            tokio::time::timeout(self.start_timeout(), self.start()).await.unwrap_or_else(|_| {
+                Err(Failure::Unavailable(format!(
+                    "it did not start within {} s (`start-timeout-s`)",
+                    self.settings.start_timeout_s
+                )))
+            });
+        match started {
+            Ok(running) => {
+                let running = Arc::new(running);
+                self.say(Event::Started {
+                    place: running.place.clone(),
+                    process: running.process.as_ref().map(|p| p.describe()).unwrap_or_default(),
+                    revision: running.greeting.revision.to_string(),
+                    took: began.elapsed(),
+                })
+                .await;
+                *state = State::Running(running.clone());
+                self.show(Some(running.clone()), None);
+                Ok(running)
+            }
+            Err(failure) => {
+                let pause = (pause * 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
+                let why = failure.to_string();
+                *state = State::Failed { until: Instant::now() + pause, pause, why: why.clone() };
+                self.show(None, Some(why.clone()));
+                self.say(Event::NotStarted { why }).await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn say(&self, event: Event) {
+        let _ = self.events.send((self.name.clone(), event)).await;
+    }
+
+    fn show(&self, running: Option<Arc<Running>>, failure: Option<String>) {
+        *self.shown.lock() = Shown { running, failure };
+    }
+
+    async fn start(&self) -> Result<Running, Failure> {
+        let probe = self.settings.era == Era::Auto && !self.known_legacy.load(Ordering::Relaxed);
+        let era = match self.settings.era {
+            Era::Auto if !probe => Era::Legacy,
+            era => era,
+        };
+        match self.start_as(era).await {
+            Err((failure, true)) if probe => {
+                tracing::debug!(server = %self.name, %failure, "the server ended when asked for its era; starting it as legacy");
+                self.known_legacy.store(true, Ordering::Relaxed);
+                self.start_as(Era::Legacy).await.map_err(|(failure, _)| failure)
+            }
+            started => started.map_err(|(failure, _)| failure),
+        }
+    }
+
+    /// Starts and greets; the flag of an error says whether the process died over the greeting.
+    async fn start_as(&self, era: Era) -> Result<Running, (Failure, bool)> {
+        let (sender, unsolicited) = mpsc::channel(64);
+        let definitions = Arc::new(Definitions::default());
+        let exit = Arc::new(OnceLock::new());
+        let (link, process, place): (Arc<dyn Link>, Option<Arc<dyn Handle>>, Place) =
+            if let Some(url) = &self.settings.url {
+                let headers =
+                    self.launcher.headers(&self.settings).map_err(|f| (refused(&f), false))?;
+                let link = Http::new(url, &headers, self.launcher.caps, sender)
+                    .map_err(|failure| (failure, false))?;
+                (Arc::new(link), None, Place::Remote { url: url.clone() })
+            } else {
+                let (process, place) = self
+                    .launcher
+                    .start(&self.name, &self.settings)
+                    .await
+                    .map_err(|failure| (refused(&failure), false))?;
+                let secrets = self.launcher.secrets(&self.settings).unwrap_or_default();
+                tokio::spawn(keep_log(process.stderr, self.log.clone(), secrets));
+                let link = Pipe::new(process.stdin, process.stdout, self.launcher.caps, sender);
+                let handle: Arc<dyn Handle> = process.handle.into();
+                tokio::spawn({
+                    let (handle, exit) = (Arc::downgrade(&handle), exit.clone());
+                    async move {
+                        if let Some(handle) = handle.upgrade() {
+                            let _ = exit.set(handle.wait().await);
+                        }
+                    }
+                });
+                (Arc::new(link), Some(handle), place)
+            };
+        tokio::spawn(forward(
+            self.name.clone(),
+            unsolicited,
+            definitions.clone(),
+            self.events.clone(),
+        ));
+        match greet(link.as_ref(), era, self.start_timeout()).await {
+            Ok(greeting) => {
+                let since = Instant::now();
+                Ok(Running { link, greeting, definitions, process, exit, place, since })
+            }
+            Err(failure) => {
+                let died = link.dead().is_some();
+                if let Some(process) = &process {
+                    process.stop(Duration::ZERO).await;
+                }
+                let failure = if died { self.with_last_words(failure, &exit) } else { failure };
+                Err((failure, died))
+            }
+        }
+    }
+
+    /// A death with the exit code and the last line of standard error: what an operator needs.
+    fn with_last_words(&self, failure: Failure, exit: &OnceLock<Exit>) -> Failure {
+        let mut text = failure.to_string();
+        if let Some(exit) = exit.get() {
+            text = format!("{text} with {exit}");
+        }
+        if let Some(line) = self.log.lock().back() {
+            text = format!("{text}; it last wrote: {line}");
+        }
+        Failure::Unavailable(text)
+    }
+
+    /// Makes a call, starting the server if need be.
+    ///
+    /// # Errors
+    /// A [`Failure`] where no answer came.
+    pub async fn call(&self, running: &Running, call: Call) -> Result<Reply, Failure> {
+        let _permit = self.permit()?;
+        let reply = running.link.call(call).await;
+        *self.last_used.lock() = Instant::now();
+        reply.map_err(|failure| match failure {
+            Failure::Unavailable(_) if running.process.is_some() => {
+                self.with_last_words(failure, &running.exit)
+            }
+            failure => failure,
+        })
+    }
+
+    fn permit(&self) -> Result<Active<'_>, Failure> {
+        let permit = self
+            .permits
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| Failure::Overloaded(self.settings.concurrent))?;
+        *self.last_used.lock() = Instant::now();
+        self.active.fetch_add(1, Ordering::SeqCst);
+        Ok(Active { count: &self.active, _permit: permit })
+    }
+
+    /// How long a call may take.
+    pub fn deadline(&self) -> Duration {
+        self.call_timeout()
+    }
+
+    /// What the server offers of a kind, starting it if need be.
+    ///
+    /// # Errors
+    /// A [`Failure`] where it does not say.
+    pub async fn items(&self, offer: Offer) -> Result<Items, Failure> {
+        let running = self.running().await?;
+        *self.last_used.lock() = Instant::now();
+        running
+            .definitions
+            .items(offer, &self.name, &running.greeting, running.link.as_ref(), self.call_timeout())
+            .await
+    }
+
+    /// Ends the server, if it runs.
+    pub async fn stop(&self, why: &str) {
+        let mut state = self.state.lock().await;
+        if let State::Running(running) = std::mem::replace(&mut *state, State::Stopped) {
+            self.show(None, None);
+            running.stop().await;
+            self.say(Event::Ended { why: why.to_owned() }).await;
+        }
+    }
+
+    /// Ends the server if nobody used it for as long as the config says, and notices its death.
+    pub async fn sweep(&self) {
+        let idle = Duration::from_secs(self.settings.idle_stop_s);
+        // A server that is being started is not idle; do not wait for it.
+        let Ok(mut state) = self.state.try_lock() else { return };
+        let State::Running(running) = &*state else { return };
+        let why = if let Some(why) = running.end() {
+            why
+        } else if !idle.is_zero()
+            && running.process.is_some()
+            && self.active.load(Ordering::SeqCst) == 0
+            && self.last_used.lock().elapsed() >= idle
+        {
+            running.stop().await;
+            format!("nobody used it for {} s", self.settings.idle_stop_s)
+        } else {
+            return;
+        };
+        *state = State::Stopped;
+        self.show(None, None);
+        drop(state);
+        self.say(Event::Ended { why }).await;
+    }
+
+    /// How it stands.
+    pub async fn status(&self) -> Status {
+        let (running, failure) = {
+            let shown = self.shown.lock();
+            (shown.running.clone().filter(|r| r.end().is_none()), shown.failure.clone())
+        };
+        let process = running.as_ref().and_then(|r| r.process.clone());
+        let usage = match &process {
+            Some(process) => tokio::time::timeout(Duration::from_secs(2), process.usage())
+                .await
+                .unwrap_or_default(),
+            None => None,
+        };
+        Status {
+            state: match (&running, &failure) {
+                (Some(_), _) => "running",
+                (None, Some(_)) => "failed",
+                (None, None) => "stopped",
+            },
+            place: match &running {
+                Some(running) => running.place.clone(),
+                None => self.launcher.place(&self.settings),
+            },
+            process: process.map(|p| p.describe()),
+            revision: running.as_ref().map(|r| r.greeting.revision.to_string()),
+            active: self.active.load(Ordering::SeqCst),
+            failure,
+            usage,
+        }
+    }
+
+    /// The running server, if it runs, without starting it.
+    pub fn peek(&self) -> Option<Arc<Running>> {
+        self.shown.lock().running.clone().filter(|running| running.end().is_none())
+    }
+
+    /// The last lines that it wrote to standard error, the secrets it was handed blotted out.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().iter().cloned().collect()
+    }
+}
+
+impl Running {
+    /// Why it ended, if it did.
+    fn end(&self) -> Option<String> {
+        let why = self.link.dead()?;
+        Some(match self.exit.get() {
+            Some(exit) => format!("{why} with {exit}"),
+            None => why,
+        })
+    }
+
+    async fn stop(&self) {
+        if let Some(process) = &self.process {
+            process.stop(GRACE).await;
+        }
+    }
+}
+
+struct Active<'a> {
+    count: &'a AtomicUsize,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn refused(failure: &LaunchFailure) -> Failure {
+    Failure::Unavailable(match &failure.remedy {
+        Some(remedy) => format!("{} ({remedy})", failure.what),
+        None => failure.what.clone(),
+    })
+}
+
+/// Passes on what a server says on its own; that a list changed is heard here first.
+async fn forward(
+    server: ServerName,
+    mut unsolicited: mpsc::Receiver<Unsolicited>,
+    definitions: Arc<Definitions>,
+    events: mpsc::Sender<(ServerName, Event)>,
+) {
+    while let Some(said) = unsolicited.recv().await {
+        if let Unsolicited::Notification { method, .. } = &said
+            && method.as_str().ends_with("/list_changed")
+        {
+            definitions.forget();
+        }
+        if events.send((server.clone(), Event::Said(said))).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps the last lines of standard error, without the secrets that the server was handed.
+async fn keep_log(
+    mut stderr: impl AsyncRead + Unpin,
+    log: Arc<Mutex<VecDeque<String>>>,
+    secrets: Vec<(String, Secret)>,
+) {
+    let mut chunk = vec![0; 4096];
+    let mut line = Vec::new();
+    let keep = |line: &mut Vec<u8>| {
+        let mut text = String::from_utf8_lossy(line).trim_end().to_owned();
+        line.clear();
+        for (_, secret) in &secrets {
+            if !secret.expose().is_empty() {
+                text = text.replace(secret.expose(), "[redacted]");
+            }
+        }
+        let mut log = log.lock();
+        if log.len() == LOG_LINES {
+            log.pop_front();
+        }
+        log.push_back(text);
+    };
+    loop {
+        match stderr.read(&mut chunk).await {
+            Ok(0) | Err(_) => break,
+            Ok(n) => {
+                for &byte in &chunk[..n] {
+                    if byte == b'\n' {
+                        keep(&mut line);
+                    } else if line.len() < LOG_LINE_BYTES {
+                        line.push(byte);
+                    }
+                }
+            }
+        }
+    }
+    if !line.is_empty() {
+        keep(&mut line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_log_is_bounded_and_without_secrets() {
+        let log = Arc::default();
+        let value = ["hunter", "2-is-long"].concat();
+        let secrets = vec![("K".to_owned(), Secret::new(value.clone()))];
+        let mut text = format!("key {value}\n");
+        for n in 0..LOG_LINES - 1 {
+            text.push_str(&format!("{n}{}\n", "x".repeat(LOG_LINE_BYTES)));
+        }
+        keep_log(text.as_bytes(), Arc::clone(&log), secrets).await;
+        let log = log.lock();
+        assert_eq!(log.len(), LOG_LINES);
+        assert_eq!(log[0], "key [redacted]");
+        assert_eq!(log[1].len(), LOG_LINE_BYTES);
+    }
+}
