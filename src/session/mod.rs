@@ -1,1 +1,283 @@
-//! session
+//! Legacy sessions: what a client said when it greeted, what it has under way, and the stream on
+//! which it hears from servers. Modern clients have none.
+//!
+//! INVARIANT: a session belongs to the principal and to the endpoint that opened it. To anybody
+//! else it does not exist.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    codec::Id,
+    exchange::Revision,
+    identity::Principal,
+    names::SessionId,
+    refusal::{Code, Refusal},
+    router::View,
+};
+
+/// Messages that may wait on a session's own stream; more are dropped.
+const OUTBOX: usize = 64;
+
+/// One legacy session.
+pub struct Session {
+    pub id: SessionId,
+    owner: Arc<Principal>,
+    view: View,
+    pub revision: Revision,
+    calls: AtomicU64,
+    used: Mutex<Instant>,
+    under_way: Mutex<HashMap<Id, CancellationToken>>,
+    outbox: Mutex<Option<mpsc::Sender<Bytes>>>,
+    ended: CancellationToken,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Requests that the session made so far.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// The principal that opened it.
+    pub fn owner(&self) -> &Arc<Principal> {
+        &self.owner
+    }
+
+    /// The endpoint that it was opened at.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Counts a request and makes it one that can be cancelled, until the guard is dropped.
+    pub fn begin(self: &Arc<Self>, id: &Id, cancel: CancellationToken) -> UnderWay {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.under_way.lock().insert(id.clone(), cancel);
+        UnderWay { session: self.clone(), id: id.clone() }
+    }
+
+    /// Cancels a request of this session, if it is under way.
+    pub fn cancel(&self, id: &Id) {
+        if let Some(cancel) = self.under_way.lock().get(id) {
+            cancel.cancel();
+        }
+    }
+
+    /// Opens the stream on which the client hears what answers nothing. The stream before it ends.
+    pub fn listen(&self) -> mpsc::Receiver<Bytes> {
+        let (sender, receiver) = mpsc::channel(OUTBOX);
+        *self.outbox.lock() = Some(sender);
+        receiver
+    }
+
+    /// Whether somebody listens.
+    pub fn is_heard(&self) -> bool {
+        self.outbox.lock().as_ref().is_some_and(|outbox| !outbox.is_closed())
+    }
+
+    /// Sends a message on the session's own stream. Without a listener, or with one that does not
+    /// read, it is dropped.
+    pub fn tell(&self, text: Bytes) {
+        if let Some(outbox) = self.outbox.lock().as_ref() {
+            let _ = outbox.try_send(text);
+        }
+    }
+
+    /// Done once the session has ended.
+    pub fn ended(&self) -> &CancellationToken {
+        &self.ended
+    }
+
+    fn end(&self) {
+        self.ended.cancel();
+        *self.outbox.lock() = None;
+        for (_, cancel) in self.under_way.lock().drain() {
+            cancel.cancel();
+        }
+    }
+}
+
+/// A request of a session that is under way.
+pub struct UnderWay {
+    session: Arc<Session>,
+    id: Id,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.session.under_way.lock().remove(&self.id);
+    }
+}
+
+/// All sessions.
+pub struct Sessions {
+    sessions: Mutex<HashMap<SessionId, Arc<Session>>>,
+    most: usize,
+    idle: Duration,
+}
+
+impl Sessions {
+    /// No sessions yet, at most `most`, each ended after `idle` without use.
+    pub fn new(most: usize, idle: Duration) -> Self {
+        Self { sessions: Mutex::default(), most, idle }
+    }
+
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// A refusal where there are too many.
+    pub fn open(
+        &self,
+        owner: Arc<Principal>,
+        view: View,
+        revision: Revision,
+    ) -> Result<Arc<Session>, Refusal> {
+        let mut random = [0; 24];
+        getrandom::fill(&mut random).map_err(|error| {
+            Refusal::new(Code::InterceptorFault, "no session can be opened")
+                .detail(format!("the system gives no random bytes: {error}"))
+        })?;
+        let session = Arc::new(Session {
+            id: SessionId::presented(&BASE64_URL_SAFE_NO_PAD.encode(random)),
+            owner,
+            view,
+            revision,
+            calls: AtomicU64::new(0),
+            used: Mutex::new(Instant::now()),
+            under_way: Mutex::default(),
+            outbox: Mutex::default(),
+            ended: CancellationToken::new(),
+        });
+        let mut sessions = self.sessions.lock();
+        if sessions.len() >= self.most {
+            return Err(Refusal::new(Code::RateLimited, "too many sessions are open")
+                .detail(format!("limits.sessions = {}", self.most))
+                .retry_after(Duration::from_secs(60)));
+        }
+        sessions.insert(session.id.clone(), session.clone());
+        Ok(session)
+    }
+
+    /// The session that a client presents, where it is its own and of this endpoint.
+    ///
+    /// # Errors
+    /// `session-unknown`, the same whether it never was, ended, or is another's.
+    pub fn find(
+        &self,
+        id: &SessionId,
+        principal: &Principal,
+        view: &View,
+    ) -> Result<Arc<Session>, Refusal> {
+        let session = self.sessions.lock().get(id).cloned();
+        match session {
+            Some(session) if session.owner.kind == principal.kind && session.view == *view => {
+                *session.used.lock() = Instant::now();
+                Ok(session)
+            }
+            _ => Err(Refusal::new(
+                Code::SessionUnknown,
+                "there is no such session: begin a new one with `initialize`",
+            )),
+        }
+    }
+
+    /// Ends a session.
+    pub fn close(&self, id: &SessionId) {
+        if let Some(session) = self.sessions.lock().remove(id) {
+            session.end();
+        }
+    }
+
+    /// Ends the sessions that nobody used for too long.
+    pub fn sweep(&self) {
+        let idle = self.idle;
+        self.sessions.lock().retain(|_, session| {
+            let keep = session.used.lock().elapsed() < idle
+                || session.is_heard()
+                || !session.under_way.lock().is_empty();
+            if !keep {
+                session.end();
+            }
+            keep
+        });
+    }
+
+    /// Every session.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        self.sessions.lock().values().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.sessions.lock().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::PrincipalKind;
+
+    fn principal(name: &str) -> Arc<Principal> {
+        Arc::new(Principal {
+            kind: PrincipalKind::Client(name.parse().unwrap()),
+            groups: Vec::new(),
+            verified: true,
+        })
+    }
+
+    #[test]
+    fn a_session_is_its_openers_alone() {
+        let sessions = Sessions::new(2, Duration::from_secs(60));
+        let (a, b) = (principal("a"), principal("b"));
+        let session = sessions.open(a.clone(), View::All, Revision::LATEST_LEGACY).unwrap();
+        assert!(sessions.find(&session.id, &a, &View::All).is_ok());
+        let one = View::One("s".parse().unwrap());
+        for result in [
+            sessions.find(&session.id, &b, &View::All),
+            sessions.find(&session.id, &a, &one),
+            sessions.find(&SessionId::presented("x"), &a, &View::All),
+        ] {
+            assert_eq!(result.err().unwrap().code, Code::SessionUnknown);
+        }
+        sessions.open(b.clone(), View::All, Revision::LATEST_LEGACY).unwrap();
+        let refusal = sessions.open(b, View::All, Revision::LATEST_LEGACY).err().unwrap();
+        assert_eq!(refusal.code, Code::RateLimited);
+        sessions.close(&session.id);
+        assert!(sessions.find(&session.id, &a, &View::All).is_err());
+        assert!(session.ended().is_cancelled());
+    }
+
+    #[test]
+    fn idle_sessions_end_and_their_requests_with_them() {
+        let sessions = Sessions::new(2, Duration::ZERO);
+        let session = sessions.open(principal("a"), View::All, Revision::LATEST_LEGACY).unwrap();
+        let cancel = CancellationToken::new();
+        let under_way = session.begin(&Id::from(1), cancel.clone());
+        sessions.sweep();
+        assert_eq!(sessions.count(), 1);
+        session.cancel(&Id::from(1));
+        assert!(cancel.is_cancelled());
+        drop(under_way);
+        sessions.sweep();
+        assert_eq!(sessions.count(), 0);
+    }
+}
