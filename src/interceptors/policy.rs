@@ -90,6 +90,22 @@ impl PolicyGate {
         self.engine.could_allow(&Subject::Client(principal), action, &resource)
     }
 
+    /// Whether this principal could call a tool of which only the name is known, whatever the
+    /// server claims of it: asked before a server is started to look for the tool.
+    pub fn conceivable(&self, principal: &Principal, server: &ServerName, name: &str) -> bool {
+        (0..16_u8).any(|bits| {
+            let bit = |n: u8| bits & (1 << n) != 0;
+            let claims = Claims {
+                read_only: bit(0),
+                destructive: bit(1),
+                idempotent: bit(2),
+                open_world: bit(3),
+            };
+            let resource = Resource::Tool { server, name, claims };
+            self.engine.could_allow(&Subject::Client(principal), Action::CallTool, &resource)
+        })
+    }
+
     fn decide(&self, exchange: &Exchange, question: Question<'_>) -> Verdict {
         let outcome = self.engine.decide(&Request {
             subject: question.subject,

@@ -1,0 +1,242 @@
+//! Puts a proxy together from its config: everything is checked before anything is started, so
+//! that a config with a fault leaves nothing behind.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::Proxy;
+use crate::{
+    audit::{Audit, Unavailable, record::Happening},
+    chain::{Chain, Link},
+    codec::Caps,
+    config::{self, Code, Finding, InterceptorEntry, Loaded, Use},
+    container,
+    interceptors::{
+        plugin::Plugin,
+        policy::PolicyGate,
+        rate_limit::RateLimit,
+        schema::Schema,
+        secrets::{Known, Secrets},
+    },
+    policy,
+    router::Router,
+    session::Sessions,
+    telemetry::Metrics,
+    upstream::{Launcher, Server},
+};
+
+/// The default of an entry's `deadline-ms`.
+const DEADLINE: Duration = Duration::from_millis(1_000);
+/// What a plugin's own deadline is given on top before the chain stops waiting for it.
+const SLACK: Duration = Duration::from_millis(250);
+/// What servers may do and say before the proxy has heard it.
+const EVENTS: usize = 1_024;
+
+/// Why a proxy does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartFailure {
+    #[error("the config cannot be used")]
+    Config(Vec<Finding>),
+    #[error(transparent)]
+    Policies(#[from] policy::Diagnostics),
+    #[error(transparent)]
+    Audit(#[from] Unavailable),
+    #[error("the policy files cannot be watched: {0}")]
+    Watch(String),
+}
+
+/// The parts of a proxy that a config describes and that can be checked without starting anything.
+pub struct Assembly {
+    pub policies: Arc<policy::Engine>,
+    links: Vec<Link>,
+    gate: Arc<PolicyGate>,
+    launcher: Arc<Launcher>,
+}
+
+impl Assembly {
+    /// Loads policies and plugins, resolves secrets, and looks for an engine.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the config or the policies.
+    pub async fn of(loaded: &Loaded) -> Result<Self, StartFailure> {
+        let config = &loaded.config;
+        let policies = Arc::new(policy::Engine::load(&config.policy.paths, &loaded.base)?);
+        let gate = Arc::new(PolicyGate::new(policies.clone()));
+        let engine = if config.servers.values().any(|server| server.url.is_none()) {
+            container::Engine::connect(config.engine.host.as_deref())
+                .await
+                .map_err(|absent| absent.to_string())
+        } else {
+            Err("no server needs a container engine".into())
+        };
+        let launcher = Arc::new(Launcher {
+            engine,
+            instance: uuid::Uuid::now_v7().to_string(),
+            base: loaded.base.clone(),
+            caps: Caps::response(&config.limits),
+        });
+        let mut findings = Vec::new();
+        let secrets = known_secrets(loaded, &launcher, &mut findings);
+        let links = links(loaded, gate.clone(), secrets, &mut findings).await;
+        if findings.is_empty() {
+            Ok(Self { policies, links, gate, launcher })
+        } else {
+            Err(StartFailure::Config(findings))
+        }
+    }
+
+    /// Where the state is kept.
+    pub fn state_dir(config: &config::Config) -> PathBuf {
+        config.state_dir.clone()
+    }
+
+    /// Starts the proxy: opens the audit log, clears away what an earlier run left, and begins to
+    /// hear servers. Servers themselves start when they are first needed.
+    ///
+    /// # Errors
+    /// Where the audit log cannot be used or the policies cannot be watched.
+    pub async fn start(
+        self,
+        loaded: &Loaded,
+    ) -> Result<(Arc<Proxy>, policy::Watcher), StartFailure> {
+        let config = Arc::new(loaded.config.clone());
+        let dir = config.audit.dir.clone().unwrap_or_else(|| config.state_dir.join("audit"));
+        let deadline = Duration::from_millis(config.audit.deadline_ms);
+        let audit = tokio::task::spawn_blocking(move || Audit::open(&dir, deadline))
+            .await
+            .map_err(|error| StartFailure::Watch(error.to_string()))??;
+        audit
+            .event(Happening::ProxyStarted { version: env!("CARGO_PKG_VERSION").to_owned() })
+            .await?;
+        let status = self.policies.status().borrow().clone();
+        audit
+            .event(Happening::PolicyLoaded {
+                revision: status.revision.to_string(),
+                policies: u64::try_from(status.policies).unwrap_or(u64::MAX),
+            })
+            .await?;
+        if let Ok(engine) = &self.launcher.engine {
+            match engine.reap(&self.launcher.instance).await {
+                Ok(0) => {}
+                Ok(reaped) => tracing::info!(reaped, "removed containers of an earlier run"),
+                Err(fault) => tracing::warn!(%fault, "orphaned containers could not be looked for"),
+            }
+        }
+        let watcher = policy::watch(self.policies.clone())
+            .map_err(|error| StartFailure::Watch(error.to_string()))?;
+
+        let (events, heard) = mpsc::channel(EVENTS);
+        let servers = config.servers.iter().map(|(name, settings)| {
+            let launcher = self.launcher.clone();
+            Arc::new(Server::new(name.clone(), settings.clone(), launcher, events.clone()))
+        });
+        let router = Router::new(servers.collect::<Vec<_>>());
+        let limits = &config.limits;
+        let proxy = Arc::new(Proxy {
+            chain: Chain::new(self.links, Caps::request(limits), Caps::response(limits)),
+            sessions: Sessions::new(limits.sessions, Duration::from_secs(limits.session_idle_s)),
+            router,
+            audit,
+            metrics: Arc::new(Metrics::new()),
+            policies: self.policies,
+            launcher: self.launcher,
+            gate: self.gate,
+            permits: Default::default(),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            config,
+        });
+        tokio::spawn(proxy.clone().hear(heard));
+        tokio::spawn(proxy.clone().sweep());
+        tokio::spawn(proxy.clone().tell_of_policies());
+        Ok((proxy, watcher))
+    }
+}
+
+/// The secrets that servers are handed, by the names under which they are found in traffic.
+fn known_secrets(loaded: &Loaded, launcher: &Launcher, findings: &mut Vec<Finding>) -> Vec<Known> {
+    let mut known = Vec::new();
+    for (server, settings) in &loaded.config.servers {
+        match launcher.secrets(settings) {
+            Ok(secrets) => known.extend(secrets.into_iter().map(|(name, value)| Known {
+                server: server.clone(),
+                name,
+                value,
+            })),
+            Err(failure) => {
+                let pointer = format!("/servers/{server}");
+                let finding = loaded.finding(&pointer, Code::BadValue, failure.what);
+                findings.push(match failure.remedy {
+                    Some(remedy) => finding.help(remedy),
+                    None => finding,
+                });
+            }
+        }
+    }
+    known
+}
+
+/// The chain of a config: what counts messages first, then policy, then the rest in the order of
+/// the config. Policy stands before all that is not native code or costs much: an unauthorized
+/// message reaches no plugin.
+async fn links(
+    loaded: &Loaded,
+    gate: Arc<PolicyGate>,
+    secrets: Vec<Known>,
+    findings: &mut Vec<Finding>,
+) -> Vec<Link> {
+    let (mut first, mut rest) = (Vec::new(), Vec::new());
+    for (at, entry) in loaded.config.interceptors.iter().enumerate() {
+        let counts = matches!(entry.kind, Use::RateLimit(_));
+        match link(entry, &loaded.base, &secrets).await {
+            Ok(link) if counts => first.push(link),
+            Ok(link) => rest.push(link),
+            Err(what) => {
+                findings.push(loaded.finding(&format!("/interceptors/{at}"), Code::BadValue, what));
+            }
+        }
+    }
+    first.push(Link::strict(gate));
+    first.extend(rest);
+    first
+}
+
+async fn link(
+    entry: &InterceptorEntry,
+    base: &std::path::Path,
+    secrets: &[Known],
+) -> Result<Link, String> {
+    let name = entry.name().to_owned();
+    let deadline = entry.settings.deadline_ms.map_or(DEADLINE, Duration::from_millis);
+    let (interceptor, deadline): (Arc<dyn crate::chain::Interceptor>, Duration) = match &entry.kind
+    {
+        Use::RateLimit(config) => {
+            (Arc::new(RateLimit::new(name, config).map_err(|e| e.to_string())?), deadline)
+        }
+        Use::Schema(config) => {
+            (Arc::new(Schema::new(name, config).map_err(|e| e.to_string())?), deadline)
+        }
+        Use::Secrets(config) => {
+            (Arc::new(Secrets::new(name, config, secrets).map_err(|e| e.to_string())?), deadline)
+        }
+        Use::Plugin(config) => {
+            let (config, settings, base) =
+                (config.clone(), entry.settings.clone(), base.to_owned());
+            let plugin =
+                tokio::task::spawn_blocking(move || Plugin::load(&config, &settings, &base))
+                    .await
+                    .map_err(|error| error.to_string())?
+                    .map_err(|unusable| unusable.to_string())?;
+            (Arc::new(plugin), deadline + SLACK)
+        }
+    };
+    Ok(Link {
+        interceptor,
+        mode: entry.settings.mode,
+        fail_open: entry.settings.fail_open,
+        deadline,
+        events: entry.settings.events.clone(),
+    })
+}

@@ -1,0 +1,200 @@
+//! The proxy: assembles the way of a message, and is the only room that names every stage.
+//!
+//! `way` takes one exchange through all stages; `own` has the answers that the proxy gives itself;
+//! `servers` hears what servers say on their own; `assembly` puts it all together from a config.
+
+mod assembly;
+mod own;
+mod servers;
+mod sight;
+mod way;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use crate::{
+    audit::{Arrival, Audit, Refused},
+    chain::Chain,
+    codec::{Caps, Frame, Id},
+    config::Config,
+    exchange::{Revision, Transport},
+    identity::{Principal, PrincipalKind},
+    interceptors::policy::PolicyGate,
+    names::DecisionId,
+    policy,
+    refusal::{Code, Refusal},
+    router::{Router, View},
+    session::{Session, Sessions},
+    telemetry::Metrics,
+    upstream::Launcher,
+};
+
+pub use assembly::{Assembly, StartFailure};
+
+/// How long calls under way may take to end when the proxy stops.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Notifications of one exchange that may wait for a client that does not read.
+const NOTICES: usize = 256;
+
+/// The running proxy.
+pub struct Proxy {
+    pub config: Arc<Config>,
+    pub router: Router,
+    pub sessions: Sessions,
+    pub audit: Audit,
+    pub metrics: Arc<Metrics>,
+    pub policies: Arc<policy::Engine>,
+    pub launcher: Arc<Launcher>,
+    gate: Arc<PolicyGate>,
+    chain: Chain,
+    /// Exchanges under way, by principal.
+    permits: Mutex<HashMap<PrincipalKind, Arc<Semaphore>>>,
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
+/// Who sends a message, and how it came.
+#[derive(Clone)]
+pub struct Caller {
+    pub principal: Arc<Principal>,
+    pub transport: Transport,
+    pub client_addr: Option<SocketAddr>,
+    pub view: View,
+    /// The legacy session; `initialize` comes without one.
+    pub session: Option<Arc<Session>>,
+    pub revision: Revision,
+}
+
+/// A message on its way.
+pub struct Ticket {
+    /// Notifications for the client that belong to it, as they come.
+    pub notices: mpsc::Receiver<Bytes>,
+    /// What became of it.
+    pub answer: oneshot::Receiver<Answered>,
+    /// Dropping it cancels the exchange.
+    pub cancel: DropGuard,
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub struct Answered {
+    /// The text of the answer; none for a notification.
+    pub text: Option<Bytes>,
+    /// The code of a refusal.
+    pub refused: Option<Code>,
+    /// The session that an `initialize` opened.
+    pub session: Option<Arc<Session>>,
+}
+
+impl Proxy {
+    /// Sends a message on its way. It goes on by itself; dropping the ticket cancels it.
+    pub fn take(self: &Arc<Self>, caller: Caller, frame: Frame) -> Ticket {
+        let (notices, receiver) = mpsc::channel(NOTICES);
+        let (sender, answer) = oneshot::channel();
+        let cancel = CancellationToken::new();
+        let guard = cancel.clone().drop_guard();
+        let proxy = self.clone();
+        self.tasks.spawn(async move {
+            let answered = proxy.exchange(caller, frame, notices, cancel).await;
+            // The client may be gone; what happened is recorded all the same.
+            let _ = sender.send(answered);
+        });
+        Ticket { notices: receiver, answer, cancel: guard }
+    }
+
+    /// Records a refusal of a message that did not become an exchange, and makes its answer.
+    pub async fn turn_away(
+        &self,
+        refusal: &Refusal,
+        transport: Transport,
+        client_addr: Option<SocketAddr>,
+        principal: Option<&Principal>,
+        message: Option<&[u8]>,
+        id: Option<&Id>,
+    ) -> Bytes {
+        let decision = DecisionId::next();
+        let name = principal.map(Principal::name);
+        let arrival = Arrival {
+            id: decision,
+            at: jiff::Timestamp::now(),
+            transport,
+            client_addr,
+            principal: name.as_deref().zip(principal.map(|p| p.verified)),
+            message,
+        };
+        self.metrics.refusal(refusal.code);
+        self.metrics.error(refusal.code.rpc().into());
+        tracing::info!(%decision, code = %refusal.code, detail = refusal.detail, "refused on arrival");
+        let record = Refused::on_arrival(arrival, refusal, self.audit.key());
+        if let Err(error) = self.audit.refused(record).await {
+            tracing::error!(%decision, %error, "a refusal could not be recorded");
+        }
+        Frame::error(id, refusal.to_rpc_error(decision).to_string().as_bytes())
+    }
+
+    /// What is taken of a client's message.
+    pub fn request_caps(&self) -> Caps {
+        Caps::request(&self.config.limits)
+    }
+
+    /// Done once the proxy takes no more messages.
+    pub fn closing(&self) -> &CancellationToken {
+        &self.closing
+    }
+
+    /// Stops: takes no more messages, lets those under way end for a while, ends the servers.
+    pub async fn close(&self, reason: &str) {
+        self.closing.cancel();
+        self.tasks.close();
+        let began = Instant::now();
+        if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!(under_way = self.tasks.len(), "calls were still under way at the end");
+        } else {
+            tracing::debug!(took = ?began.elapsed(), "all calls ended");
+        }
+        let servers = self.router.servers(&View::All);
+        futures_util::future::join_all(servers.iter().map(|s| s.stop("the proxy stops"))).await;
+        if let Ok(engine) = &self.launcher.engine
+            && let Err(fault) = engine.reap(&self.launcher.instance).await
+        {
+            tracing::warn!(%fault, "containers could not be cleaned away");
+        }
+        let what =
+            crate::audit::record::Happening::ProxyStopped { reason: Some(reason.to_owned()) };
+        if let Err(error) = self.audit.event(what).await {
+            tracing::error!(%error, "the end could not be recorded");
+        }
+    }
+
+    /// A place among the exchanges that a principal may have under way.
+    fn permit(&self, principal: &Principal) -> Result<OwnedSemaphorePermit, Refusal> {
+        let most = self.config.limits.concurrent;
+        let permits = {
+            let mut all = self.permits.lock();
+            // Principals come from the config, so there are few; those at rest are forgotten.
+            if all.len() > 1_000 {
+                all.retain(|_, permits| permits.available_permits() < most);
+            }
+            all.entry(principal.kind.clone())
+                .or_insert_with(|| Arc::new(Semaphore::new(most)))
+                .clone()
+        };
+        permits.try_acquire_owned().map_err(|_| {
+            Refusal::new(Code::RateLimited, "too many messages of this client are under way")
+                .detail(format!("limits.concurrent = {most}"))
+                .retry_after(Duration::from_millis(100))
+        })
+    }
+}

@@ -1,0 +1,157 @@
+//! Answers that the proxy gives itself: greetings, pings and the merged lists.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde_json::{Value, json};
+
+use super::{Caller, Proxy, sight::Sight};
+use crate::{
+    codec::era::{META_SERVER_INFO, implementation},
+    exchange::{Exchange, Method, Revision},
+    refusal::{Code, Refusal},
+    router::View,
+    upstream::{Offer, Running},
+};
+
+impl Proxy {
+    /// The result of a method that the proxy answers itself; nothing where it does not.
+    ///
+    /// # Errors
+    /// A refusal where it cannot be answered.
+    pub(super) async fn own_answer(
+        &self,
+        caller: &Caller,
+        exchange: &Exchange,
+    ) -> Result<Option<Bytes>, Refusal> {
+        let modern = exchange.revision.is_modern();
+        Ok(match exchange.method.as_str() {
+            Method::INITIALIZE => Some(self.initialized(caller, exchange).await),
+            Method::DISCOVER if modern => Some(self.discovered(caller).await),
+            Method::PING if !modern => Some(Bytes::from_static(b"{}")),
+            method => match Offer::of(method) {
+                Some(offer) => Some(self.list(caller, exchange, offer).await?),
+                None => None,
+            },
+        })
+    }
+
+    async fn initialized(&self, caller: &Caller, exchange: &Exchange) -> Bytes {
+        let (capabilities, instructions) = self.claims(&caller.view).await;
+        let mut result = json!({
+            "protocolVersion": exchange.revision.as_str(),
+            "capabilities": capabilities,
+            "serverInfo": implementation(),
+        });
+        if let Some(instructions) = instructions {
+            result["instructions"] = instructions;
+        }
+        result.to_string().into()
+    }
+
+    async fn discovered(&self, caller: &Caller) -> Bytes {
+        let (capabilities, instructions) = self.claims(&caller.view).await;
+        let versions: Vec<_> = Revision::ALL.iter().rev().map(|r| r.as_str()).collect();
+        let mut result = json!({
+            "resultType": "complete",
+            "supportedVersions": versions,
+            "capabilities": capabilities,
+            "ttlMs": 0,
+            "cacheScope": "private",
+            "_meta": { META_SERVER_INFO: implementation() },
+        });
+        if let Some(instructions) = instructions {
+            result["instructions"] = instructions;
+        }
+        result.to_string().into()
+    }
+
+    /// What an endpoint can do. Of a single server: what that server can, and its instructions.
+    /// Of all servers: all that the proxy can merge, so that a greeting waits for nobody.
+    async fn claims(&self, view: &View) -> (Value, Option<Value>) {
+        let everything = json!({
+            "tools": { "listChanged": true },
+            "prompts": { "listChanged": true },
+            "resources": { "listChanged": true },
+            "completions": {},
+        });
+        let running = match view {
+            View::All => None,
+            View::One(name) => match self.router.server(name) {
+                Some(server) => server.running().await.ok(),
+                None => None,
+            },
+        };
+        let Some(running) = running else { return (everything, None) };
+        let Value::Object(mut capabilities) = everything else { return (json!({}), None) };
+        capabilities.retain(|name, _| running.greeting.offers(name));
+        (Value::Object(capabilities), instructions(&running))
+    }
+
+    async fn list(
+        &self,
+        caller: &Caller,
+        exchange: &Exchange,
+        offer: Offer,
+    ) -> Result<Bytes, Refusal> {
+        // Everything is on one page, so no cursor was ever handed out.
+        if exchange.request.value().get("cursor").is_some() {
+            return Err(Refusal::new(Code::InvalidParams, "there is no such cursor"));
+        }
+        let sight = Sight { gate: &self.gate, principal: &caller.principal };
+        let items = self.router.list(&caller.view, offer, &sight).await;
+        let mut text =
+            BytesMut::with_capacity(items.iter().map(|i| i.len() + 1).sum::<usize>() + 99);
+        text.put_slice(format!("{{\"{}\":[", offer.member()).as_bytes());
+        for (at, item) in items.iter().enumerate() {
+            if at > 0 {
+                text.put_u8(b',');
+            }
+            text.put_slice(item);
+        }
+        text.put_u8(b']');
+        if exchange.revision.is_modern() {
+            text.put_slice(br#","resultType":"complete","ttlMs":0,"cacheScope":"private""#);
+        }
+        text.put_u8(b'}');
+        Ok(text.freeze())
+    }
+
+    /// The refusal of a tool that no server has, with the nearest names that this client may see.
+    pub(super) async fn unknown_tool(
+        &self,
+        caller: &Caller,
+        exchange: &Exchange,
+        name: &str,
+    ) -> Refusal {
+        let server = exchange.server.as_ref().and_then(|name| self.router.server(name));
+        let near = match server {
+            Some(server) => {
+                let sight = Sight { gate: &self.gate, principal: &caller.principal };
+                self.router.nearest_tools(&caller.view, server, name, &sight).await
+            }
+            None => Vec::new(),
+        };
+        let message = match near.as_slice() {
+            [] => "there is no such tool here".to_owned(),
+            near => format!("there is no such tool here; did you mean {}?", listed(near)),
+        };
+        let detail = format!(
+            "server `{}` has no tool of the name that was called",
+            exchange.server.as_ref().map_or("", |server| server.as_str())
+        );
+        Refusal::new(Code::Unknown, message).detail(detail)
+    }
+}
+
+fn instructions(running: &Running) -> Option<Value> {
+    running.greeting.words.value().get("instructions").filter(|words| words.is_string()).cloned()
+}
+
+fn listed(names: &[String]) -> String {
+    let quoted: Vec<_> = names.iter().map(|name| format!("`{}`", printable(name))).collect();
+    quoted.join(", ")
+}
+
+/// A server's name for its tool goes into a message: without characters that are not seen.
+fn printable(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(128).collect()
+}

@@ -1,0 +1,206 @@
+//! What servers do and say on their own.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::{Caller, Proxy, way::begin};
+use crate::{
+    audit::{Refused, Ruling, record::Happening},
+    chain::Trail,
+    codec::{Frame, Id},
+    exchange::{Direction, Method, Phase, Revision, Transport},
+    identity::{Principal, PrincipalKind},
+    names::ServerName,
+    refusal::{Code, Refusal},
+    router::View,
+    upstream::{Event, Unsolicited},
+};
+
+/// How often idle servers and sessions are looked for, and usage is read.
+const SWEEP: Duration = Duration::from_secs(2);
+
+impl Proxy {
+    /// Hears what servers do and say until the proxy has stopped.
+    pub(super) async fn hear(self: Arc<Self>, mut events: mpsc::Receiver<(ServerName, Event)>) {
+        while let Some((server, event)) = events.recv().await {
+            let happening = match event {
+                Event::Started { place, process, revision, took } => {
+                    tracing::info!(
+                        %server, place = place.kind(), why = place.why(), process, revision,
+                        took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                        "server started"
+                    );
+                    self.metrics.server_started();
+                    let place = if process.is_empty() { place.why().to_owned() } else { process };
+                    Happening::ServerLaunched { server: server.to_string(), place }
+                }
+                Event::NotStarted { why } => {
+                    tracing::warn!(%server, why, "server did not start");
+                    Happening::ServerLaunchFailed { server: server.to_string(), reason: why }
+                }
+                Event::Ended { why } => {
+                    tracing::info!(%server, why, "server ended");
+                    self.metrics.server_ended(&server);
+                    Happening::ServerStopped { server: server.to_string(), reason: Some(why) }
+                }
+                Event::Said(said) => {
+                    self.from_server(&server, said).await;
+                    continue;
+                }
+            };
+            if let Err(error) = self.audit.event(happening).await {
+                tracing::error!(%server, %error, "what a server did could not be recorded");
+            }
+        }
+    }
+
+    /// Takes a server's own request or notification through the chain. Lists that changed are told
+    /// to the sessions that see the server, each as the policies say. A request is refused: the
+    /// proxy tells servers that it can ask clients nothing, so none is expected.
+    pub(super) async fn from_server(&self, server: &ServerName, said: Unsolicited) {
+        match said {
+            Unsolicited::Notification { method, params } => {
+                for session in self.sessions.all().into_iter().filter(|s| s.is_heard()) {
+                    let sees = match session.view() {
+                        View::All => true,
+                        View::One(name) => name == server,
+                    };
+                    if !sees || !method.as_str().ends_with("/list_changed") {
+                        continue;
+                    }
+                    let caller = Caller {
+                        principal: session.owner().clone(),
+                        transport: Transport::Http,
+                        client_addr: None,
+                        view: session.view().clone(),
+                        session: Some(session.clone()),
+                        revision: session.revision,
+                    };
+                    let mut notice = begin(&caller, &method, true, params.clone());
+                    notice.direction = Direction::ServerToClient;
+                    notice.server = Some(server.clone());
+                    if let Some(text) = self.to_client(notice).await {
+                        session.tell(text);
+                    }
+                }
+            }
+            Unsolicited::Request { id, method, params, answer } => {
+                let text = self.refuse_server(server, &id, &method, params).await;
+                let _ = answer.send(text);
+            }
+        }
+    }
+
+    async fn refuse_server(
+        &self,
+        server: &ServerName,
+        id: &Id,
+        method: &Method,
+        params: Option<Bytes>,
+    ) -> Bytes {
+        // A server is shared, so its question belongs to no client in particular.
+        let nobody =
+            Principal { kind: PrincipalKind::Anonymous, groups: Vec::new(), verified: false };
+        let caller = Caller {
+            principal: Arc::new(nobody),
+            transport: Transport::Stdio,
+            client_addr: None,
+            view: View::One(server.clone()),
+            session: None,
+            revision: Revision::LATEST_LEGACY,
+        };
+        let mut question = begin(&caller, method, false, params);
+        question.direction = Direction::ServerToClient;
+        question.server = Some(server.clone());
+        let mut trail = Trail::default();
+        let refusal = match self.chain.pass(&mut question, Phase::Request, &mut trail).await {
+            Err(refusal) => refusal,
+            Ok(()) => Refusal::new(Code::MethodUnknown, "no client can be asked here"),
+        };
+        let ruling =
+            Ruling { rules: &trail.rules, findings: &trail.findings, policy_revision: None };
+        let record = Refused::of(&question, &refusal, ruling, self.audit.key());
+        if let Err(error) = self.audit.refused(record).await {
+            tracing::error!(%server, %error, "a refusal could not be recorded");
+        }
+        self.metrics.refusal(refusal.code);
+        Frame::error(Some(id), refusal.to_rpc_error(question.id).to_string().as_bytes())
+    }
+
+    /// Records every reload of the policies, taken or not.
+    pub(super) async fn tell_of_policies(self: Arc<Self>) {
+        let mut status = self.policies.status();
+        status.mark_unchanged();
+        loop {
+            tokio::select! {
+                changed = status.changed() => if changed.is_err() { return },
+                () = self.closing.cancelled() => return,
+            }
+            let now = status.borrow_and_update().clone();
+            self.metrics.policy_reload(now.last_error.is_none());
+            let happening = match now.last_error {
+                None => Happening::PolicyLoaded {
+                    revision: now.revision.to_string(),
+                    policies: u64::try_from(now.policies).unwrap_or(u64::MAX),
+                },
+                Some(failure) => Happening::PolicyRejected { reason: failure.to_string() },
+            };
+            if let Err(error) = self.audit.event(happening).await {
+                tracing::error!(%error, "a reload of the policies could not be recorded");
+            }
+        }
+    }
+
+    /// Ends what is idle and reads what servers use, until the proxy stops.
+    pub(super) async fn sweep(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(SWEEP);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = self.closing.cancelled() => return,
+            }
+            self.sessions.sweep();
+            self.metrics.sessions(self.sessions.count());
+            for server in self.router.servers(&View::All) {
+                server.sweep().await;
+            }
+        }
+    }
+
+    /// Reads what the running servers use, for the metrics.
+    pub async fn read_usage(&self) {
+        for server in self.router.servers(&View::All) {
+            if server.peek().is_some()
+                && let Some(usage) = server.status().await.usage
+            {
+                let cpu = Duration::try_from_secs_f64(usage.cpu_seconds).unwrap_or_default();
+                self.metrics.server_usage(&server.name, usage.memory, cpu);
+            }
+        }
+    }
+
+    /// The state of all servers, as JSON for the admin API.
+    pub async fn server_states(&self) -> Vec<serde_json::Value> {
+        let servers = self.router.servers(&View::All);
+        let states = servers.iter().map(|server| async {
+            let status = server.status().await;
+            json!({
+                "name": server.name,
+                "state": status.state,
+                "place": status.place.kind(),
+                "why": status.place.why(),
+                "process": status.process,
+                "revision": status.revision,
+                "active": status.active,
+                "failure": status.failure,
+                "memoryBytes": status.usage.map(|u| u.memory),
+                "cpuSeconds": status.usage.map(|u| u.cpu_seconds),
+            })
+        });
+        futures_util::future::join_all(states).await
+    }
+}

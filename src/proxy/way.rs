@@ -1,0 +1,582 @@
+//! One exchange, from arrival to answer.
+//!
+//! INVARIANTS
+//! - No message reaches a server, and no answer a client, but through [`Proxy::exchange`] or
+//!   [`Proxy::from_server`](super::Proxy::from_server).
+//! - The intent is on disk before a call leaves; where it cannot be, the call is not made.
+//! - However an exchange ends (answer, refusal, failure, cancellation), it is recorded.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Answered, Caller, Proxy, sight::Sight};
+use crate::{
+    audit::{Conclusion, Intent, Outcome, Refused, Ruling},
+    chain::Trail,
+    codec::{Frame, Id, Kind, Object, era},
+    exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target},
+    names::DecisionId,
+    refusal::{Code, Refusal},
+    session::Session,
+    telemetry::{self, ToolCall},
+    upstream::{Call, Notice, Reply, Server},
+};
+
+/// How an exchange that left ended.
+enum End {
+    /// With this answer, `result` or `error`.
+    Answered(Answer),
+    /// The server gave none.
+    Failed(Refusal),
+    /// The answer was refused.
+    Refused(Refusal),
+    Cancelled,
+}
+
+/// What is carried along an exchange's way, beside the exchange itself.
+struct Passage {
+    trail: Trail,
+    /// The time that the server took.
+    in_server: Option<Duration>,
+    session: Option<Arc<Session>>,
+}
+
+impl Proxy {
+    /// Takes one message of a client through all stages.
+    pub(super) async fn exchange(
+        self: &Arc<Self>,
+        caller: Caller,
+        frame: Frame,
+        notices: mpsc::Sender<Bytes>,
+        cancel: CancellationToken,
+    ) -> Answered {
+        let (id, method, params) = match &frame.kind {
+            Kind::Request { id, method, params } => (Some(id.clone()), method, params.clone()),
+            Kind::Notification { method, params } => (None, method, params.clone()),
+            Kind::Result { .. } | Kind::Error { .. } => {
+                return self.unasked(&caller, &frame).await;
+            }
+        };
+        let mut exchange = begin(&caller, method, id.is_none(), params);
+        let active = self.metrics.request(method, caller.transport);
+        let _under_way = match (&id, &caller.session) {
+            (Some(id), Some(session)) => Some(session.begin(id, cancel.clone())),
+            _ => None,
+        };
+        let mut passage = Passage { trail: Trail::default(), in_server: None, session: None };
+
+        let end = match self.admit(&caller, &mut exchange, &mut passage).await {
+            Err(refusal) => {
+                self.record_refusal(&exchange, &passage, &refusal).await;
+                Err(refusal)
+            }
+            Ok(server) => {
+                let end = self
+                    .carry_out(
+                        &caller,
+                        &frame,
+                        server,
+                        &mut exchange,
+                        &mut passage,
+                        notices,
+                        &cancel,
+                    )
+                    .await;
+                let end = self.leave(&mut exchange, &mut passage, end).await;
+                self.conclude(&exchange, &passage, end).await
+            }
+        };
+        let answered = self.answer(&exchange, id.as_ref(), end, passage.session.clone());
+        self.measure(&exchange, &passage, &answered, active);
+        answered
+    }
+
+    /// Everything before a call leaves: where it goes, whether it may, and the record of it.
+    async fn admit(
+        &self,
+        caller: &Caller,
+        exchange: &mut Exchange,
+        passage: &mut Passage,
+    ) -> Result<Option<Arc<Server>>, Refusal> {
+        if self.closing.is_cancelled() {
+            return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
+        }
+        let sight = Sight { gate: &self.gate, principal: &caller.principal };
+        let route = self
+            .router
+            .route(&caller.view, &exchange.method, exchange.request.raw(), &sight)
+            .await?;
+        exchange.server = route.server.as_ref().map(|server| server.name.clone());
+        exchange.target = route.target;
+        if let Some(params) = route.params {
+            exchange.request = Payload::new(params);
+        }
+        self.chain.pass(exchange, Phase::Request, &mut passage.trail).await?;
+        if let Target::Tool { name, tool: None } = &exchange.target {
+            return Err(self.unknown_tool(caller, exchange, name).await);
+        }
+        let intent = Intent::of(exchange, self.ruling(&passage.trail).borrow(), self.audit.key());
+        self.audit.intent(intent).await.map_err(|error| {
+            tracing::error!(decision = %exchange.id, %error, "a call could not be recorded and is not made");
+            Refusal::new(Code::AuditUnavailable, "the call could not be recorded, so it was not made")
+                .detail(error.to_string())
+        })?;
+        Ok(route.server)
+    }
+
+    /// Gets the answer: from the proxy itself, or from a server.
+    #[expect(clippy::too_many_arguments, reason = "all of one exchange's state, in one place")]
+    async fn carry_out(
+        self: &Arc<Self>,
+        caller: &Caller,
+        frame: &Frame,
+        server: Option<Arc<Server>>,
+        exchange: &mut Exchange,
+        passage: &mut Passage,
+        notices: mpsc::Sender<Bytes>,
+        cancel: &CancellationToken,
+    ) -> End {
+        let _permit = match self.permit(&caller.principal) {
+            Ok(permit) => permit,
+            Err(refusal) => return End::Failed(refusal),
+        };
+        if exchange.notification {
+            self.notified(caller, exchange);
+            return End::Answered(Answer::Result(Payload::new(Bytes::new())));
+        }
+        match self.own_answer(caller, exchange).await {
+            Ok(Some(result)) => {
+                if exchange.method.as_str() == Method::INITIALIZE {
+                    match self.open_session(caller, exchange) {
+                        Ok(session) => passage.session = session,
+                        Err(refusal) => return End::Failed(refusal),
+                    }
+                }
+                return End::Answered(Answer::Result(Payload::new(result)));
+            }
+            Ok(None) => {}
+            Err(refusal) => return End::Failed(refusal),
+        }
+        let Some(server) = server else {
+            return End::Failed(Refusal::new(
+                Code::MethodUnknown,
+                "this method is not one that can be asked of all servers at once",
+            ));
+        };
+        let began = Instant::now();
+        let end = tokio::select! {
+            end = self.ask(caller, frame, &server, exchange, notices) => end,
+            () = cancel.cancelled() => End::Cancelled,
+        };
+        passage.in_server = Some(began.elapsed());
+        end
+    }
+
+    /// Asks a server.
+    async fn ask(
+        self: &Arc<Self>,
+        caller: &Caller,
+        frame: &Frame,
+        server: &Arc<Server>,
+        exchange: &Exchange,
+        notices: mpsc::Sender<Bytes>,
+    ) -> End {
+        let running = match server.running().await {
+            Ok(running) => running,
+            Err(failure) => return End::Failed(failure.refusal(&server.name)),
+        };
+        let revision = running.greeting.revision;
+        let (sender, receiver) = mpsc::channel(64);
+        let call = Call {
+            method: exchange.method.clone(),
+            name: match &exchange.target {
+                Target::Tool { name, .. } | Target::Prompt { name } => Some(name.clone()),
+                Target::Resource { uri } => Some(uri.clone()),
+                Target::None => None,
+            },
+            headers: mirrored(exchange),
+            params: outgoing(frame, exchange, revision),
+            frame: Some(frame.clone()),
+            notices: Some(sender),
+            deadline: server.deadline(),
+        };
+        let reply = {
+            let relay = self.relay(caller, exchange, receiver, notices);
+            let call = server.call(&running, call);
+            tokio::pin!(relay, call);
+            tokio::select! {
+                reply = &mut call => reply,
+                () = &mut relay => call.await,
+            }
+        };
+        match reply {
+            Ok(Reply::Error(error)) => End::Answered(Answer::Error(Payload::new(error))),
+            Ok(Reply::Result(result)) => {
+                match era::result(result, &exchange.method, revision, exchange.revision) {
+                    Ok(result) => End::Answered(Answer::Result(Payload::new(result))),
+                    Err(why) => {
+                        let failure = crate::upstream::Failure::Misbehaved(why.into());
+                        End::Failed(failure.refusal(&server.name))
+                    }
+                }
+            }
+            Err(failure) => {
+                tracing::warn!(decision = %exchange.id, server = %server.name, %failure, "a call failed");
+                End::Failed(failure.refusal(&server.name))
+            }
+        }
+    }
+
+    /// Hands a server's notifications on to the client that waits, each through the chain.
+    async fn relay(
+        &self,
+        caller: &Caller,
+        exchange: &Exchange,
+        mut receiver: mpsc::Receiver<Notice>,
+        notices: mpsc::Sender<Bytes>,
+    ) {
+        while let Some(Notice { method, params }) = receiver.recv().await {
+            let mut notice = begin(caller, &method, true, params);
+            notice.direction = Direction::ServerToClient;
+            notice.server = exchange.server.clone();
+            if let Some(text) = self.to_client(notice).await {
+                // A client that does not read loses notifications, not its answer.
+                let _ = notices.try_send(text);
+            }
+        }
+    }
+
+    /// Sends a notification of a server through the chain; the text for the client, if it may pass.
+    pub(super) async fn to_client(&self, mut notice: Exchange) -> Option<Bytes> {
+        let mut passage = Passage { trail: Trail::default(), in_server: None, session: None };
+        if let Err(refusal) = self.chain.pass(&mut notice, Phase::Request, &mut passage.trail).await
+        {
+            self.record_refusal(&notice, &passage, &refusal).await;
+            return None;
+        }
+        let ruling = self.ruling(&passage.trail);
+        let intent = Intent::of(&notice, ruling.borrow(), self.audit.key());
+        match self.audit.intent(intent).await {
+            Ok(()) => Some(Frame::notification(notice.method.as_str(), notice.request.raw())),
+            Err(error) => {
+                tracing::error!(decision = %notice.id, %error, "a notification could not be recorded and is dropped");
+                None
+            }
+        }
+    }
+
+    /// Sends the answer through the chain.
+    async fn leave(&self, exchange: &mut Exchange, passage: &mut Passage, end: End) -> End {
+        let End::Answered(answer) = end else { return end };
+        if exchange.notification {
+            return End::Answered(answer);
+        }
+        if let Err(why) = well_formed(&answer) {
+            let refusal = Refusal::new(
+                Code::ServerMisbehaved,
+                "the server did not answer as the protocol has it",
+            );
+            return End::Failed(refusal.detail(why));
+        }
+        exchange.response = Some(answer);
+        match self.chain.pass(exchange, Phase::Response, &mut passage.trail).await {
+            Ok(()) => match exchange.response.clone() {
+                Some(answer) => End::Answered(answer),
+                None => End::Cancelled,
+            },
+            Err(refusal) => {
+                exchange.response = None;
+                End::Refused(refusal)
+            }
+        }
+    }
+
+    /// Records how an exchange ended. What cannot be recorded is not handed out.
+    async fn conclude(
+        &self,
+        exchange: &Exchange,
+        passage: &Passage,
+        end: End,
+    ) -> Result<Option<Answer>, Refusal> {
+        let conclusion = match &end {
+            End::Answered(_) => Conclusion::Delivered,
+            End::Failed(refusal) => Conclusion::Failed(refusal),
+            End::Refused(refusal) => Conclusion::Refused(refusal),
+            End::Cancelled => Conclusion::Cancelled,
+        };
+        let ruling = self.ruling(&passage.trail);
+        let outcome =
+            Outcome::of(exchange, ruling.borrow(), conclusion, passage.in_server, self.audit.key());
+        if let Err(error) = self.audit.outcome(outcome).await {
+            tracing::error!(decision = %exchange.id, %error, "an outcome could not be recorded");
+            if let Some(session) = &passage.session {
+                self.sessions.close(&session.id);
+            }
+            return Err(Refusal::new(
+                Code::AuditUnavailable,
+                "the call was made, but its outcome could not be recorded",
+            )
+            .detail(error.to_string()));
+        }
+        match end {
+            End::Answered(answer) => Ok(Some(answer)),
+            End::Cancelled => Ok(None),
+            End::Failed(refusal) | End::Refused(refusal) => {
+                if let Some(session) = &passage.session {
+                    self.sessions.close(&session.id);
+                }
+                tracing::info!(decision = %exchange.id, code = %refusal.code, detail = refusal.detail, "call refused or failed");
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn record_refusal(&self, exchange: &Exchange, passage: &Passage, refusal: &Refusal) {
+        tracing::info!(
+            decision = %exchange.id,
+            client = exchange.principal.name(),
+            server = exchange.server.as_ref().map(|s| s.as_str()),
+            method = exchange.method.as_str(),
+            code = %refusal.code,
+            "refused"
+        );
+        let ruling = self.ruling(&passage.trail);
+        let record = Refused::of(exchange, refusal, ruling.borrow(), self.audit.key());
+        if let Err(error) = self.audit.refused(record).await {
+            tracing::error!(decision = %exchange.id, %error, "a refusal could not be recorded");
+        }
+    }
+
+    /// An answer of a client to a question that nobody asked: the proxy tells servers that it
+    /// can ask a client nothing.
+    async fn unasked(&self, caller: &Caller, frame: &Frame) -> Answered {
+        let refusal =
+            Refusal::new(Code::InvalidRequest, "this answers no request that is under way");
+        let client = Some(&*caller.principal);
+        self.turn_away(
+            &refusal,
+            caller.transport,
+            caller.client_addr,
+            client,
+            Some(frame.raw()),
+            None,
+        )
+        .await;
+        Answered { text: None, refused: Some(refusal.code), session: None }
+    }
+
+    /// What a client's notification does here. Servers have sessions with the proxy, not with
+    /// clients, so none is passed on.
+    fn notified(&self, caller: &Caller, exchange: &Exchange) {
+        if exchange.method.as_str() == Method::CANCELLED
+            && let Some(session) = &caller.session
+            && let Some(id) = Object::parse(exchange.request.raw().clone())
+                .ok()
+                .and_then(|params| params.get("requestId"))
+                .and_then(|id| Id::parse(id).ok())
+        {
+            session.cancel(&id);
+        }
+    }
+
+    fn open_session(
+        &self,
+        caller: &Caller,
+        exchange: &Exchange,
+    ) -> Result<Option<Arc<Session>>, Refusal> {
+        let session =
+            self.sessions.open(caller.principal.clone(), caller.view.clone(), exchange.revision)?;
+        self.metrics.sessions(self.sessions.count());
+        Ok(Some(session))
+    }
+
+    fn answer(
+        &self,
+        exchange: &Exchange,
+        id: Option<&Id>,
+        end: Result<Option<Answer>, Refusal>,
+        session: Option<Arc<Session>>,
+    ) -> Answered {
+        let Some(id) = id else {
+            return Answered { text: None, refused: end.err().map(|r| r.code), session: None };
+        };
+        match end {
+            Ok(Some(Answer::Result(result))) => {
+                let text = Some(Frame::result(id, result.raw()));
+                Answered { text, refused: None, session }
+            }
+            Ok(Some(Answer::Error(error))) => {
+                if let Some(code) = error.value().get("code").and_then(Value::as_i64) {
+                    self.metrics.error(code);
+                }
+                Answered {
+                    text: Some(Frame::error(Some(id), error.raw())),
+                    refused: None,
+                    session: None,
+                }
+            }
+            Ok(None) => Answered { text: None, refused: None, session: None },
+            Err(refusal) => {
+                self.metrics.refusal(refusal.code);
+                self.metrics.error(refusal.code.rpc().into());
+                let error = refusal.to_rpc_error(exchange.id).to_string();
+                let text = Some(Frame::error(Some(id), error.as_bytes()));
+                Answered { text, refused: Some(refusal.code), session: None }
+            }
+        }
+    }
+
+    fn measure(
+        &self,
+        exchange: &Exchange,
+        passage: &Passage,
+        answered: &Answered,
+        active: telemetry::ActiveRequest,
+    ) {
+        use telemetry::Outcome;
+        let outcome = match (answered.refused, &exchange.response) {
+            (Some(_), _) => Outcome::Refused,
+            (None, Some(Answer::Error(_))) => Outcome::Error,
+            (None, Some(Answer::Result(result))) => {
+                // Only tools have results that are failures.
+                let failed = exchange.method.as_str() == Method::TOOLS_CALL
+                    && Object::parse(result.raw().clone())
+                        .is_ok_and(|o| o.get("isError").as_deref() == Some(b"true"));
+                if failed { Outcome::ToolError } else { Outcome::Ok }
+            }
+            (None, None) if exchange.notification => Outcome::Ok,
+            (None, None) => Outcome::Cancelled,
+        };
+        active.finish(outcome);
+        if let Target::Tool { tool, .. } = &exchange.target {
+            self.metrics.tool_call(ToolCall {
+                server: exchange.server.as_ref(),
+                tool: tool.as_deref(),
+                principal: &exchange.principal,
+                outcome,
+                total: exchange.started.elapsed(),
+                in_tool: passage.in_server,
+            });
+        }
+    }
+
+    fn ruling<'a>(&self, trail: &'a Trail) -> Grounds<'a> {
+        Grounds { trail, revision: self.policies.revision().to_string() }
+    }
+}
+
+/// A [`Ruling`] that owns its text.
+struct Grounds<'a> {
+    trail: &'a Trail,
+    revision: String,
+}
+
+impl Grounds<'_> {
+    fn borrow(&self) -> Ruling<'_> {
+        Ruling {
+            rules: &self.trail.rules,
+            findings: &self.trail.findings,
+            policy_revision: Some(&self.revision),
+        }
+    }
+}
+
+/// A message as an exchange that is about nothing yet.
+pub(super) fn begin(
+    caller: &Caller,
+    method: &Method,
+    notification: bool,
+    params: Option<Bytes>,
+) -> Exchange {
+    let request = Payload::from(params);
+    let trace = traceparent(request.raw());
+    Exchange {
+        id: DecisionId::next(),
+        at: jiff::Timestamp::now(),
+        started: Instant::now(),
+        principal: caller.principal.clone(),
+        direction: Direction::ClientToServer,
+        method: method.clone(),
+        notification,
+        transport: caller.transport,
+        client_addr: caller.client_addr,
+        session: caller.session.as_ref().map(|session| session.id.clone()),
+        session_calls: caller.session.as_ref().map_or(0, |session| session.calls()),
+        revision: caller.revision,
+        server: None,
+        target: Target::None,
+        request,
+        response: None,
+        labels: Default::default(),
+        trace,
+    }
+}
+
+/// The trace id of `_meta.traceparent` (W3C Trace Context: `00-TRACE-SPAN-FLAGS`).
+fn traceparent(params: &Bytes) -> Option<String> {
+    let parent = Object::parse(params.clone()).ok()?.object("_meta")?.string("traceparent")?;
+    let trace = parent.split('-').nth(1)?;
+    let legal = trace.len() == 32 && trace.bytes().all(|b| b.is_ascii_hexdigit());
+    legal.then(|| trace.to_owned())
+}
+
+/// The `params` for a server: what the client sent where nobody changed it, in the words of the
+/// server's era.
+fn outgoing(frame: &Frame, exchange: &Exchange, server: Revision) -> Option<Bytes> {
+    let raw = exchange.request.raw();
+    if let Some(translated) = era::params(raw, exchange.revision, server) {
+        return Some(translated);
+    }
+    let sent = match &frame.kind {
+        Kind::Request { params, .. } | Kind::Notification { params, .. } => params.is_some(),
+        _ => false,
+    };
+    (sent || raw.as_ref() != b"{}").then(|| raw.clone())
+}
+
+/// The `Mcp-Param-*` headers that a tool's schema asks for (`x-mcp-header`, MCP 2026-07-28):
+/// computed from what is sent, never taken from the client.
+fn mirrored(exchange: &Exchange) -> Vec<(String, String)> {
+    let (Target::Tool { tool: Some(tool), .. }, Some(arguments)) =
+        (&exchange.target, exchange.arguments())
+    else {
+        return Vec::new();
+    };
+    let Some(properties) =
+        tool.definition.value().pointer("/inputSchema/properties").and_then(Value::as_object)
+    else {
+        return Vec::new();
+    };
+    properties
+        .iter()
+        .filter_map(|(name, schema)| {
+            let header = schema.get("x-mcp-header")?.as_str()?;
+            let value = match arguments.get(name)? {
+                Value::String(text) => text.clone(),
+                value @ (Value::Number(_) | Value::Bool(_)) => value.to_string(),
+                _ => return None,
+            };
+            Some((format!("Mcp-Param-{header}"), value))
+        })
+        .collect()
+}
+
+/// Whether an answer has the shape that JSON-RPC and MCP give it.
+fn well_formed(answer: &Answer) -> Result<(), String> {
+    let payload = answer.payload();
+    let object = Object::parse(payload.raw().clone())
+        .map_err(|_| "its `result` or `error` is no object".to_owned())?;
+    if let Answer::Error(_) = answer
+        && (object.get("code").is_none() || object.string("message").is_none())
+    {
+        return Err("its `error` lacks `code` or `message`".into());
+    }
+    Ok(())
+}
