@@ -103,10 +103,42 @@ impl Client {
         Ok(Lines(FramedRead::new(StreamReader::new(bytes), codec).map_err(gone).boxed()))
     }
 
+    /// Sends an MCP message and returns the text of the answer, whatever its status.
+    ///
+    /// # Errors
+    /// [`Failure`] where there is no JSON to return.
+    pub async fn mcp(&self, headers: &[(&str, String)], message: Bytes) -> Result<Bytes, Failure> {
+        let mut all = vec![("accept", "application/json".to_owned())];
+        all.extend(headers.iter().map(|(name, value)| (*name, value.clone())));
+        let answer = self.request(Method::POST, "/mcp", &all, message).await?;
+        let status = answer.status();
+        let body = collect(answer).await?;
+        if body.first() == Some(&b'{') {
+            Ok(body)
+        } else {
+            Err(Failure::Unexpected(format!("it answered {status}")))
+        }
+    }
+
     async fn send(
         &self,
         method: Method,
         path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Failure> {
+        let answer = self.request(method, path, &[], body).await?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        Err(Failure::Problem(Problem::read(status, &collect(answer).await?)))
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
         body: Bytes,
     ) -> Result<Response<Incoming>, Failure> {
         let stream = dial(&self.state_dir).await.map_err(gone)?;
@@ -115,23 +147,21 @@ impl Client {
                 http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
             // It ends with the connection, and its errors come back with the answer.
             tokio::spawn(connection);
-            let request = Request::builder()
+            let mut request = Request::builder()
                 .method(method)
                 .uri(path)
                 .header(header::HOST, "portcullis")
-                .header(header::CONTENT_TYPE, "application/json")
-                .body(Full::new(body))
-                .map_err(|e| Failure::Unexpected(e.to_string()))?;
+                .header(header::CONTENT_TYPE, "application/json");
+            for (name, value) in headers {
+                request = request.header(*name, value);
+            }
+            let request =
+                request.body(Full::new(body)).map_err(|e| Failure::Unexpected(e.to_string()))?;
             sender.send_request(request).await.map_err(gone)
         };
-        let answer = tokio::time::timeout(PATIENCE, exchange)
+        tokio::time::timeout(PATIENCE, exchange)
             .await
-            .map_err(|_| gone(format_args!("no answer in {PATIENCE:?}")))??;
-        if answer.status().is_success() {
-            return Ok(answer);
-        }
-        let status = answer.status();
-        Err(Failure::Problem(Problem::read(status, &collect(answer).await?)))
+            .map_err(|_| gone(format_args!("no answer in {PATIENCE:?}")))?
     }
 }
 

@@ -10,6 +10,7 @@
 mod audit;
 mod client;
 mod problem;
+mod proxy;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -17,4 +18,5 @@ mod tests;
 pub use audit::{TailLine, TailRequest, routes as audit_routes};
 pub use client::{Client, Failure, Lines};
 pub use problem::Problem;
-pub use socket::{BindFailure, Peer, SOCKET, Server};
+pub use proxy::routes as proxy_routes;
+pub use socket::{Address, BindFailure, Peer, SOCKET, Server};

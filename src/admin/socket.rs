@@ -29,13 +29,14 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// The path of the socket for the system. Where the state folder's path is too long for a socket,
 /// it leads through the open folder: `/proc/self/fd/N/admin.sock`.
-pub(super) struct Address {
-    pub(super) path: PathBuf,
+pub struct Address {
+    /// The path to connect to.
+    pub path: PathBuf,
     _dir: Option<File>,
 }
 
 impl Address {
-    pub(super) fn of(state_dir: &Path) -> io::Result<Self> {
+    pub fn of(state_dir: &Path) -> io::Result<Self> {
         let path = state_dir.join(SOCKET);
         if path.as_os_str().len() <= PATH_BYTES {
             return Ok(Self { path, _dir: None });

@@ -1,1 +1,10 @@
-//! front
+//! Where clients connect: bytes in, bytes out. Everything that is about bytes, headers and streams
+//! happens here, and nothing that is about policy.
+
+pub mod http;
+pub mod stdio;
+
+use std::time::Duration;
+
+/// How long what is under way may take to end once a front closes.
+const DRAIN: Duration = Duration::from_secs(10);

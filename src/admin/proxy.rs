@@ -1,0 +1,50 @@
+//! What the running proxy tells of its servers.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    routing::get,
+};
+use serde_json::{Value, json};
+
+use super::Problem;
+use crate::{proxy::Proxy, upstream::Server};
+
+/// `GET /v1/servers`, `GET /v1/servers/NAME/log`, `GET /v1/status`.
+pub fn routes(proxy: Arc<Proxy>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/servers", get(servers))
+        .route("/v1/servers/{name}/log", get(log))
+        .with_state(proxy)
+}
+
+async fn status(State(proxy): State<Arc<Proxy>>) -> Json<Value> {
+    let policies = proxy.policies.status().borrow().clone();
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "policies": policies,
+        "sessions": proxy.sessions.count(),
+        "servers": proxy.server_states().await,
+    }))
+}
+
+async fn servers(State(proxy): State<Arc<Proxy>>) -> Json<Vec<Value>> {
+    Json(proxy.server_states().await)
+}
+
+async fn log(
+    State(proxy): State<Arc<Proxy>>,
+    Path(name): Path<String>,
+) -> Result<Json<Vec<String>>, Problem> {
+    Ok(Json(server(&proxy, &name)?.log()))
+}
+
+fn server<'a>(proxy: &'a Proxy, name: &str) -> Result<&'a Arc<Server>, Problem> {
+    name.parse()
+        .ok()
+        .and_then(|name| proxy.router.server(&name))
+        .ok_or_else(|| Problem::not_found(format!("there is no server `{name}`")))
+}

@@ -1,0 +1,268 @@
+//! What is checked of a request's headers and body before it is a message.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, StatusCode, Uri, header},
+};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::json;
+
+use crate::{
+    codec::{
+        Frame, Kind, Object,
+        era::{META_CAPABILITIES, META_REVISION},
+    },
+    config::Listen,
+    exchange::{Method, Revision},
+    names::SessionId,
+    refusal::{Code, Refusal},
+    session::Session,
+};
+
+/// How long a body may take to arrive.
+const BODY: Duration = Duration::from_secs(30);
+
+/// The `Host` and `Origin` values that are taken.
+pub(super) struct Hosts {
+    hosts: Vec<String>,
+    origins: Vec<String>,
+}
+
+impl Hosts {
+    pub fn new(listen: &Listen, address: SocketAddr) -> Self {
+        let port = address.port();
+        let mut hosts: Vec<String> =
+            listen.allowed_hosts.iter().map(|h| h.to_lowercase()).collect();
+        hosts.push(address.to_string());
+        if address.ip().is_loopback() {
+            hosts.extend(["localhost", "127.0.0.1", "[::1]"].map(|host| format!("{host}:{port}")));
+        }
+        let origins = listen.allowed_origins.iter().map(|o| o.to_lowercase()).collect();
+        Self { hosts, origins }
+    }
+
+    /// A page in a browser can send requests here under a name of its own that resolves to this
+    /// address; what it cannot do is send another `Host` or `Origin` than its own.
+    pub fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Refusal> {
+        let refused = |what: &str| {
+            Refusal::new(Code::ForbiddenOrigin, format!("this {what} is not allowed here"))
+        };
+        let host = match (single(headers, &header::HOST), uri.authority()) {
+            (Ok(Some(host)), None) => host.to_lowercase(),
+            // HTTP/2 has the host in the URI; where there is a header too, they must agree.
+            (Ok(None), Some(authority)) => authority.as_str().to_lowercase(),
+            (Ok(Some(host)), Some(authority)) if host.eq_ignore_ascii_case(authority.as_str()) => {
+                host.to_lowercase()
+            }
+            _ => return Err(refused("host")),
+        };
+        if !self.hosts.contains(&host) {
+            return Err(refused("host"));
+        }
+        match single(headers, &header::ORIGIN) {
+            Ok(None) => Ok(()),
+            Ok(Some(origin)) if self.origins.contains(&origin.to_lowercase()) => Ok(()),
+            _ => Err(refused("origin")),
+        }
+    }
+}
+
+/// The one value of a header; none; or an error where there are several or it is no text.
+fn single<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Result<Option<&'a str>, ()> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => value.to_str().map(Some).map_err(|_| ()),
+        _ => Err(()),
+    }
+}
+
+/// Checks what a POST carries and takes; whether the client takes an event stream.
+pub(super) fn content(headers: &HeaderMap) -> Result<bool, StatusCode> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let kind = kind.split(';').next().unwrap_or("").trim();
+    if !kind.eq_ignore_ascii_case("application/json")
+        || headers.contains_key(header::CONTENT_ENCODING)
+    {
+        return Err(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    }
+    let (json, stream) =
+        (accepts(headers, "application/json"), accepts(headers, "text/event-stream"));
+    if json { Ok(stream) } else { Err(StatusCode::NOT_ACCEPTABLE) }
+}
+
+/// Whether `Accept` names a media type. Without the header everything is taken.
+pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
+    let mut ranges = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|range| range.split(';').next().unwrap_or("").trim().to_ascii_lowercase())
+        .peekable();
+    if ranges.peek().is_none() {
+        return true;
+    }
+    let group = wanted.split('/').next().unwrap_or("");
+    ranges.any(|range| range == wanted || range == "*/*" || range == format!("{group}/*"))
+}
+
+/// Reads a body of at most `most` bytes.
+pub(super) async fn body(body: Body, most: usize) -> Result<Bytes, Refusal> {
+    match tokio::time::timeout(BODY, Limited::new(body, most).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(Refusal::new(Code::TooLarge, format!("the message has more than {most} bytes")))
+        }
+        Ok(Err(_)) => Err(Refusal::new(Code::Malformed, "the body broke off")),
+        Err(_) => Err(Refusal::new(Code::Malformed, "the body took too long to arrive")),
+    }
+}
+
+/// In which era a message speaks.
+#[derive(Debug)]
+pub(super) enum Speaks {
+    /// `initialize`, with the revision that is agreed on.
+    Greeting(Revision),
+    /// In a legacy session, with the revision that the header names, if it does.
+    Legacy { session: SessionId, revision: Option<Revision> },
+    /// Stateless: 2026-07-28.
+    Modern,
+}
+
+/// Tells the era of a message, and holds a modern one against its headers.
+pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<Speaks, Refusal> {
+    let version = header_text(headers, "mcp-protocol-version")?;
+    let (method, params) = match &frame.kind {
+        Kind::Request { method, params, .. } | Kind::Notification { method, params } => {
+            (method.as_str(), params.as_ref())
+        }
+        Kind::Result { .. } | Kind::Error { .. } => ("", None),
+    };
+    let params = match params {
+        Some(params) => Some(Object::parse(params.clone()).map_err(Refusal::from)?),
+        None => None,
+    };
+    if method == Method::INITIALIZE {
+        return Ok(Speaks::Greeting(greeted(params.as_ref())));
+    }
+    let session = header_text(headers, "mcp-session-id")?.map(|id| SessionId::presented(&id));
+    let meta = params.as_ref().and_then(|params| params.object("_meta"));
+    let claimed = meta.as_ref().and_then(|meta| meta.string(META_REVISION));
+    let revision = match &version {
+        Some(version) => Some(Revision::parse(version).ok_or_else(|| unsupported(version))?),
+        None => None,
+    };
+    let modern = revision.is_some_and(Revision::is_modern) || claimed.is_some();
+    if !modern {
+        return match session {
+            Some(session) => Ok(Speaks::Legacy { session, revision }),
+            None => Err(Refusal::new(
+                Code::InvalidRequest,
+                "begin with `initialize`, or speak 2026-07-28 (`MCP-Protocol-Version` and `_meta`)",
+            )),
+        };
+    }
+    if session.is_some() {
+        return Err(Refusal::new(Code::InvalidRequest, "2026-07-28 knows no sessions"));
+    }
+    if matches!(frame.kind, Kind::Request { .. }) {
+        modern_request(headers, version, claimed, meta.as_ref(), method, params.as_ref())?;
+    }
+    Ok(Speaks::Modern)
+}
+
+/// What MCP 2026-07-28 asks of a request: `_meta` with revision and capabilities, and headers that
+/// say what the body says.
+fn modern_request(
+    headers: &HeaderMap,
+    version: Option<String>,
+    claimed: Option<String>,
+    meta: Option<&Object>,
+    method: &str,
+    params: Option<&Object>,
+) -> Result<(), Refusal> {
+    let missing = |what: &str| Refusal::new(Code::InvalidParams, format!("`_meta` lacks `{what}`"));
+    let mismatch = |what: &str| {
+        Refusal::new(
+            Code::HeaderMismatch,
+            format!("header `{what}` is missing or not what the body says"),
+        )
+    };
+    let claimed = claimed.ok_or_else(|| missing(META_REVISION))?;
+    if !Revision::parse(&claimed).is_some_and(Revision::is_modern) {
+        return Err(unsupported(&claimed));
+    }
+    if meta.and_then(|meta| meta.object(META_CAPABILITIES)).is_none() {
+        return Err(missing(META_CAPABILITIES));
+    }
+    if version.as_deref() != Some(claimed.as_str()) {
+        return Err(mismatch("MCP-Protocol-Version"));
+    }
+    if header_text(headers, "mcp-method")?.as_deref() != Some(method) {
+        return Err(mismatch("Mcp-Method"));
+    }
+    let name = match method {
+        Method::TOOLS_CALL | Method::PROMPTS_GET => "name",
+        Method::RESOURCES_READ => "uri",
+        _ => return Ok(()),
+    };
+    let said = params.and_then(|params| params.string(name));
+    let header = header_text(headers, "mcp-name")?.and_then(|value| decoded(&value));
+    if said.is_none() || header != said {
+        return Err(mismatch("Mcp-Name"));
+    }
+    Ok(())
+}
+
+/// A header's text, where it stands once.
+fn header_text(headers: &HeaderMap, name: &'static str) -> Result<Option<String>, Refusal> {
+    let name = header::HeaderName::from_static(name);
+    single(headers, &name).map(|value| value.map(|v| v.trim().to_owned())).map_err(|()| {
+        Refusal::new(
+            Code::HeaderMismatch,
+            format!("header `{name}` stands more than once or is no text"),
+        )
+    })
+}
+
+/// A header's value with the `=?base64?…?=` form of MCP 2026-07-28 decoded.
+fn decoded(value: &str) -> Option<String> {
+    match value.strip_prefix("=?base64?").and_then(|rest| rest.strip_suffix("?=")) {
+        Some(encoded) => String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok(),
+        None => Some(value.to_owned()),
+    }
+}
+
+/// The revision to agree on: the one that the client asks for where it is a legacy one that is
+/// known, else the latest legacy one.
+pub(in crate::front) fn greeted(params: Option<&Object>) -> Revision {
+    params
+        .and_then(|params| params.string("protocolVersion"))
+        .and_then(|version| Revision::parse(&version))
+        .filter(|revision| !revision.is_modern())
+        .unwrap_or(Revision::LATEST_LEGACY)
+}
+
+/// The session, where the header does not name another revision than the one agreed on.
+pub(super) fn agreed(
+    revision: Option<Revision>,
+    session: Arc<Session>,
+) -> Result<Arc<Session>, Refusal> {
+    match revision {
+        Some(revision) if revision != session.revision => Err(unsupported(revision.as_str())),
+        _ => Ok(session),
+    }
+}
+
+pub(in crate::front) fn unsupported(requested: &str) -> Refusal {
+    let supported: Vec<_> = Revision::ALL.iter().rev().map(|r| r.as_str()).collect();
+    let requested: String = requested.chars().filter(|c| !c.is_control()).take(32).collect();
+    Refusal::new(Code::RevisionUnsupported, "this protocol revision is not spoken here")
+        .data("supported", json!(supported))
+        .data("requested", json!(requested))
+}
