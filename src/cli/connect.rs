@@ -1,11 +1,275 @@
-//! `portcullis connect`: bridges standard input and output to a running proxy.
+//! `portcullis connect`: bridges a client's standard input and output to a running proxy.
+//!
+//! Without `--url` it speaks over the local socket of the proxy that runs with this config, as the
+//! local user. With one it speaks HTTP with a key from `PORTCULLIS_KEY` or a file: a key on the
+//! command line could be read by every user of the machine.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use parking_lot::Mutex;
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use sse_stream::SseStream;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    sync::mpsc,
+    task::JoinSet,
+};
 
 use super::{Context, Exit};
+use crate::{
+    admin,
+    codec::{Caps, Frame, Kind, Object, era, one_line},
+    config::Limits,
+    exchange::Method,
+    names::ServerName,
+};
 
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The proxy's endpoint, such as `http://127.0.0.1:8811/mcp`. Default: the local socket of the
+    /// proxy that runs with this config
+    #[arg(long)]
+    url: Option<String>,
+    /// A file that holds the client's key. Default: the variable PORTCULLIS_KEY
+    #[arg(long, value_name = "FILE", requires = "url")]
+    key_file: Option<PathBuf>,
+    /// Show this server alone, its names without a prefix
+    #[arg(long, conflicts_with = "url")]
+    server: Option<ServerName>,
+}
 
 /// Runs the verb.
-pub async fn run(_args: Args, _ctx: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("`portcullis connect` is not part of this build")
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    let bridge = Arc::new(Bridge::to(&args, ctx).await?);
+    let (output, mut lines) = mpsc::channel::<Bytes>(64);
+    let writer = tokio::spawn(async move {
+        let mut stdout = tokio::io::stdout();
+        while let Some(line) = lines.recv().await {
+            stdout.write_all(&one_line(line)).await?;
+            stdout.write_all(b"\n").await?;
+            stdout.flush().await?;
+        }
+        Ok::<_, std::io::Error>(())
+    });
+    let mut tasks = JoinSet::new();
+    let mut input = BufReader::new(tokio::io::stdin());
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if input.read_until(b'\n', &mut line).await? == 0 {
+            break;
+        }
+        let text = Bytes::copy_from_slice(line.trim_ascii());
+        if text.is_empty() {
+            continue;
+        }
+        let message = Message::of(&text);
+        let greeting = message.method.as_deref() == Some(Method::INITIALIZE);
+        let sent = bridge.clone().send(message, text, output.clone());
+        if greeting {
+            // What follows needs the session that this opens.
+            sent.await;
+            if bridge.session.lock().is_some() {
+                tokio::spawn(bridge.clone().listen(output.clone()));
+            }
+        } else {
+            tasks.spawn(sent);
+        }
+        while tasks.try_join_next().is_some() {}
+    }
+    while tasks.join_next().await.is_some() {}
+    bridge.end().await;
+    drop(output);
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), writer).await;
+    Ok(Exit::Ok)
+}
+
+/// What a bridge must know of a message to write its headers.
+struct Message {
+    id: Option<Bytes>,
+    method: Option<String>,
+    /// The modern revision that it names in `_meta`.
+    revision: Option<String>,
+    name: Option<String>,
+}
+
+impl Message {
+    fn of(text: &Bytes) -> Self {
+        let caps = Caps::request(&Limits::default());
+        let nothing = Self { id: None, method: None, revision: None, name: None };
+        let Ok(frame) = Frame::parse(text.clone(), caps) else { return nothing };
+        let (id, method, params) = match frame.kind {
+            Kind::Request { id, method, params } => (Some(id.raw().clone()), method, params),
+            Kind::Notification { method, params } => (None, method, params),
+            Kind::Result { .. } | Kind::Error { .. } => return nothing,
+        };
+        let params = params.and_then(|params| Object::parse(params).ok());
+        let revision = params
+            .as_ref()
+            .and_then(|params| params.object("_meta"))
+            .and_then(|meta| meta.string(era::META_REVISION));
+        let key = match method.as_str() {
+            Method::TOOLS_CALL | Method::PROMPTS_GET => Some("name"),
+            Method::RESOURCES_READ => Some("uri"),
+            _ => None,
+        };
+        let name = key.and_then(|key| params.as_ref().and_then(|params| params.string(key)));
+        Self { id, method: Some(method.as_str().to_owned()), revision, name }
+    }
+}
+
+struct Bridge {
+    client: reqwest::Client,
+    url: String,
+    key: Option<String>,
+    session: Mutex<Option<String>>,
+    /// Holds the way to the socket open.
+    _socket: Option<admin::Address>,
+}
+
+impl Bridge {
+    async fn to(args: &Args, ctx: &Context) -> anyhow::Result<Self> {
+        if let Some(url) = &args.url {
+            let key = match &args.key_file {
+                Some(path) => Some(
+                    std::fs::read_to_string(path)
+                        .with_context(|| format!("cannot read the key file {}", path.display()))?,
+                ),
+                None => std::env::var("PORTCULLIS_KEY").ok(),
+            };
+            let client =
+                reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
+            let key = key.map(|key| key.trim().to_owned());
+            return Ok(Self {
+                client,
+                url: url.clone(),
+                key,
+                session: Mutex::default(),
+                _socket: None,
+            });
+        }
+        let loaded = ctx.load()?;
+        let state_dir = &loaded.config.state_dir;
+        anyhow::ensure!(
+            admin::Client::connect(state_dir).await.is_some(),
+            "no proxy runs with {}: start it with `portcullis run`, or name one with --url",
+            loaded.path.display()
+        );
+        let socket = admin::Address::of(state_dir)?;
+        let client =
+            reqwest::Client::builder().no_proxy().unix_socket(socket.path.clone()).build()?;
+        let path = match &args.server {
+            Some(server) => format!("/servers/{server}/mcp"),
+            None => "/mcp".to_owned(),
+        };
+        Ok(Self {
+            client,
+            url: format!("http://portcullis{path}"),
+            key: None,
+            session: Mutex::default(),
+            _socket: Some(socket),
+        })
+    }
+
+    fn headers(&self, mut request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key);
+        }
+        if let Some(session) = self.session.lock().as_ref() {
+            request = request.header("mcp-session-id", session);
+        }
+        request
+    }
+
+    /// Posts a message and hands on all that comes back.
+    async fn send(self: Arc<Self>, message: Message, text: Bytes, output: mpsc::Sender<Bytes>) {
+        let id = message.id.clone();
+        if let Err(error) = self.post(message, text, &output).await {
+            // The client waits for an answer, so it gets one.
+            let error = serde_json::json!({
+                "code": -32603,
+                "message": format!("the proxy cannot be reached: {error:#}"),
+            });
+            let id = id.as_deref().unwrap_or(b"null");
+            let text = [
+                &b"{\"jsonrpc\":\"2.0\",\"id\":"[..],
+                id,
+                b",\"error\":",
+                error.to_string().as_bytes(),
+                b"}",
+            ]
+            .concat();
+            let _ = output.send(text.into()).await;
+        }
+    }
+
+    async fn post(
+        &self,
+        message: Message,
+        text: Bytes,
+        output: &mpsc::Sender<Bytes>,
+    ) -> anyhow::Result<()> {
+        let mut request = self
+            .headers(self.client.post(&self.url))
+            .header(CONTENT_TYPE, "application/json")
+            .header(ACCEPT, "application/json, text/event-stream");
+        if let Some(revision) = &message.revision {
+            request = request.header("mcp-protocol-version", revision);
+            if let Some(method) = &message.method {
+                request = request.header("mcp-method", method);
+            }
+            if let Some(name) = &message.name {
+                request = request.header("mcp-name", era::header_text(name));
+            }
+        }
+        let response = request.body(text).send().await?;
+        if message.method.as_deref() == Some(Method::INITIALIZE)
+            && let Some(session) = response.headers().get("mcp-session-id")
+        {
+            *self.session.lock() = session.to_str().ok().map(str::to_owned);
+        }
+        let kind = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+        if kind.starts_with("text/event-stream") {
+            return relay(response, output).await;
+        }
+        let status = response.status();
+        if kind.starts_with("application/json") {
+            let body = response.bytes().await?;
+            output.send(body).await?;
+        } else if message.id.is_some() {
+            anyhow::bail!("it answered {status}");
+        }
+        Ok(())
+    }
+
+    /// Hands on what the session hears beside answers.
+    async fn listen(self: Arc<Self>, output: mpsc::Sender<Bytes>) {
+        let request = self.headers(self.client.get(&self.url)).header(ACCEPT, "text/event-stream");
+        if let Ok(response) = request.send().await
+            && response.status().is_success()
+        {
+            let _ = relay(response, &output).await;
+        }
+    }
+
+    async fn end(&self) {
+        if self.session.lock().is_some() {
+            let request = self.headers(self.client.delete(&self.url));
+            let limit = std::time::Duration::from_secs(2);
+            let _ = tokio::time::timeout(limit, request.send()).await;
+        }
+    }
+}
+
+async fn relay(response: reqwest::Response, output: &mpsc::Sender<Bytes>) -> anyhow::Result<()> {
+    let mut events = SseStream::from_bytes_stream(response.bytes_stream());
+    while let Some(event) = events.next().await {
+        if let Some(data) = event?.data.filter(|data| !data.is_empty()) {
+            output.send(data.into()).await?;
+        }
+    }
+    Ok(())
 }

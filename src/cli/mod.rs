@@ -73,6 +73,8 @@ pub fn main() -> ExitCode {
         }
     };
     let ctx = Context::new(cli.global);
+    // TLS to remote servers; an error says that a provider is there already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return output::failure(&anyhow::Error::new(error)).into(),

@@ -1,18 +1,217 @@
 //! `portcullis run`: runs the proxy.
 
-use super::{Context, Exit};
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{Context, Exit, Reports};
+use crate::{
+    admin,
+    codec::{Frame, era},
+    config::Loaded,
+    exchange::{Revision, Transport},
+    front,
+    identity::{Keyring, Principal},
+    proxy::{Assembly, Caller, Proxy, StartFailure},
+    router::View,
+    telemetry,
+    upstream::{Launcher, Offer},
+};
+
+/// The file in the state folder that holds the address of the HTTP front while the proxy runs.
+pub(super) const ADDRESS: &str = "address";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Check everything, start the servers, list what a client would see, and end
+    /// Check everything, start the servers, list what the local user would see, and end
     #[arg(long)]
     dry_run: bool,
-    /// Serve one client over standard input and output, beside HTTP
+    /// Serve one client over standard input and output, beside HTTP; end with its input
     #[arg(long)]
     stdio: bool,
 }
 
 /// Runs the verb.
-pub async fn run(_args: Args, _ctx: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("`portcullis run` is not part of this build")
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    let loaded = ctx.load()?;
+    telemetry::init(&loaded.config.telemetry)?;
+    let assembly = {
+        let _progress =
+            ctx.progress("loading policies and plugins, looking for a container engine");
+        Assembly::of(&loaded).await.map_err(reported)?
+    };
+    let keyring = Arc::new(Keyring::load(&loaded.config)?);
+    // What can be taken by somebody else is taken before anything starts.
+    let socket = admin::Server::bind(&loaded.config.state_dir)?;
+    if args.dry_run {
+        let (proxy, _watcher) = assembly.start(&loaded).await.map_err(reported)?;
+        let listed = dry_run(ctx, &loaded, &proxy).await;
+        proxy.close("the dry run is over").await;
+        return listed;
+    }
+    let listener = match front::http::Listener::bind(loaded.config.listen.http).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            return Err(anyhow::Error::new(error).context(format!(
+                "cannot listen on {}: choose another `listen.http`",
+                loaded.config.listen.http
+            )));
+        }
+    };
+    let address = listener.address();
+    let (proxy, _policy_watcher) = assembly.start(&loaded).await.map_err(reported)?;
+    let _key_watcher = keyring.watch().context("the file of clients cannot be watched")?;
+
+    let stop = CancellationToken::new();
+    let routes =
+        front::http::network(proxy.clone(), keyring.clone(), &loaded.config.listen, address);
+    let network = tokio::spawn(listener.serve(routes, stop.clone()));
+    let local = admin::audit_routes(proxy.audit.clone(), stop.clone())
+        .merge(admin::proxy_routes(proxy.clone()))
+        .merge(front::http::local(proxy.clone(), keyring));
+    let local = tokio::spawn(socket.serve(local, stop.clone()));
+    let announced = Announced::at(&loaded, address)?;
+    ctx.note(format_args!("portcullis listens on http://{address}/mcp"));
+    announce(ctx, &proxy.launcher, &loaded);
+    tracing::info!(%address, state_dir = %loaded.config.state_dir.display(), "listening");
+
+    let reason = wait(args.stdio, &proxy).await?;
+    tracing::info!(reason, "stopping");
+    drop(announced);
+    stop.cancel();
+    proxy.close(reason).await;
+    let _ = network.await;
+    let _ = local.await;
+    Ok(Exit::Ok)
+}
+
+/// Waits for a reason to stop.
+async fn wait(stdio: bool, proxy: &Arc<Proxy>) -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let input_ended = async {
+        if stdio {
+            front::stdio::serve(proxy.clone(), tokio::io::stdin(), tokio::io::stdout()).await;
+        } else {
+            std::future::pending::<()>().await;
+        }
+    };
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        () = input_ended => "the input ended",
+    })
+}
+
+/// The file that says where the proxy listens; gone when it stops.
+struct Announced(PathBuf);
+
+impl Announced {
+    fn at(loaded: &Loaded, address: std::net::SocketAddr) -> anyhow::Result<Self> {
+        let path = loaded.config.state_dir.join(ADDRESS);
+        std::fs::write(&path, format!("{address}\n"))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Tells where each server will run, and why there.
+fn announce(ctx: &Context, launcher: &Launcher, loaded: &Loaded) {
+    for (name, settings) in &loaded.config.servers {
+        let place = launcher.place(settings);
+        ctx.note(format_args!("server `{name}`: {} ({})", place.kind(), place.why()));
+    }
+}
+
+async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Proxy>) -> anyhow::Result<Exit> {
+    announce(ctx, &proxy.launcher, loaded);
+    let _progress = ctx.progress("starting the servers");
+    let caller = Caller {
+        principal: Principal::local(),
+        transport: Transport::Cli,
+        client_addr: None,
+        view: View::All,
+        session: None,
+        revision: Revision::LATEST_MODERN,
+    };
+    let mut shown = serde_json::Map::new();
+    for offer in Offer::ALL {
+        let params = serde_json::json!({ "_meta": era::own_meta() }).to_string();
+        let text = Frame::request(1, offer.method(), params.as_bytes());
+        let frame = Frame::parse(text, proxy.request_caps())?;
+        let mut ticket = proxy.take(caller.clone(), frame);
+        while ticket.notices.recv().await.is_some() {}
+        let answered = ticket.answer.await?;
+        let answer: serde_json::Value = answered
+            .text
+            .map(|text| serde_json::from_slice(&text))
+            .transpose()?
+            .unwrap_or_default();
+        if let Some(error) = answer.get("error") {
+            ctx.note(format_args!(
+                "{}: {}",
+                offer.method(),
+                error["message"].as_str().unwrap_or("")
+            ));
+            continue;
+        }
+        let names: Vec<_> = answer["result"][offer.member()]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|item| item[offer.key()].as_str().map(str::to_owned))
+            .collect();
+        shown.insert(offer.member().to_owned(), names.into());
+    }
+    let failed: Vec<_> = proxy
+        .server_states()
+        .await
+        .into_iter()
+        .filter_map(|state| {
+            let failure = state["failure"].as_str()?.to_owned();
+            Some(format!("server `{}`: {failure}", state["name"].as_str().unwrap_or("")))
+        })
+        .collect();
+    if ctx.is_json() {
+        ctx.json(&shown)?;
+    } else {
+        for (kind, names) in &shown {
+            for name in names.as_array().into_iter().flatten() {
+                ctx.line(format_args!("{kind}: {}", name.as_str().unwrap_or("")))?;
+            }
+        }
+    }
+    for failure in &failed {
+        ctx.note(failure);
+    }
+    Ok(if failed.is_empty() { Exit::Ok } else { Exit::Failure })
+}
+
+/// A failure to start as what a person reads.
+pub(super) fn reported(failure: StartFailure) -> anyhow::Error {
+    match failure {
+        StartFailure::Config(findings) => Reports(boxed(findings)).into(),
+        StartFailure::Policies(diagnostics) => {
+            Reports(boxed(diagnostics.findings().to_vec())).into()
+        }
+        StartFailure::Audit(unavailable) => {
+            let remedy = unavailable.remedy();
+            anyhow::anyhow!("{unavailable}; {remedy}")
+        }
+        failure @ StartFailure::Watch(_) => failure.into(),
+    }
+}
+
+fn boxed<D: miette::Diagnostic + Send + Sync + 'static>(
+    findings: Vec<D>,
+) -> Vec<Box<dyn miette::Diagnostic + Send + Sync>> {
+    findings.into_iter().map(|finding| Box::new(finding) as _).collect()
 }

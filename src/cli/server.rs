@@ -1,6 +1,17 @@
 //! `portcullis server`: the servers behind the proxy.
 
+use serde_json::{Value, json};
+
 use super::{Context, Exit};
+use crate::{
+    admin,
+    codec::Caps,
+    config::Loaded,
+    container,
+    names::ServerName,
+    sandbox,
+    upstream::{Launcher, Place},
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -10,15 +21,178 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// List the servers
+    /// List the servers: where each runs, and how it stands
     Ls,
-    /// Show one server, its hardening and every deviation
-    Inspect { name: String },
-    /// Show what a server wrote to standard error
-    Logs { name: String },
+    /// Show a server's whole profile, and where the config deviates from the hardened default
+    Inspect { server: ServerName },
+    /// Show the last lines that a running server wrote to standard error
+    Logs { server: ServerName },
 }
 
 /// Runs the verb.
-pub async fn run(_args: Args, _ctx: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("`portcullis server` is not part of this build")
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    let loaded = ctx.load()?;
+    let proxy = admin::Client::connect(&loaded.config.state_dir).await;
+    match args.verb {
+        Verb::Ls => ls(ctx, &loaded, proxy).await,
+        Verb::Inspect { server } => inspect(ctx, &loaded, proxy, &server).await,
+        Verb::Logs { server } => logs(ctx, &loaded, proxy, &server).await,
+    }
+}
+
+async fn ls(ctx: &Context, loaded: &Loaded, proxy: Option<admin::Client>) -> anyhow::Result<Exit> {
+    let states: Vec<Value> = match proxy {
+        Some(proxy) => proxy.get_json("/v1/servers").await?,
+        None => {
+            let launcher = launcher(loaded).await;
+            let servers = loaded.config.servers.iter();
+            servers
+                .map(|(name, settings)| {
+                    let place = launcher.place(settings);
+                    json!({ "name": name, "state": "stopped", "place": place.kind(), "why": place.why() })
+                })
+                .collect()
+        }
+    };
+    if ctx.is_json() {
+        ctx.json(&states)?;
+    } else {
+        let rows = states.iter().map(|state| {
+            ["name", "state", "place", "process", "revision"]
+                .map(|key| state[key].as_str().unwrap_or("").to_owned())
+                .into_iter()
+                .chain([state["failure"]
+                    .as_str()
+                    .or(state["why"].as_str())
+                    .unwrap_or("")
+                    .to_owned()])
+                .collect::<Vec<_>>()
+        });
+        ctx.table(&["server", "state", "place", "process", "revision", "why"], rows)?;
+    }
+    Ok(Exit::Ok)
+}
+
+async fn inspect(
+    ctx: &Context,
+    loaded: &Loaded,
+    proxy: Option<admin::Client>,
+    name: &ServerName,
+) -> anyhow::Result<Exit> {
+    let settings = configured(loaded, name)?;
+    let launcher = launcher(loaded).await;
+    let place = launcher.place(settings);
+    let (profile, deviations): (Vec<(String, String)>, Vec<container::Deviation>) = match &place {
+        Place::Remote { url } => (vec![("url".into(), url.clone())], Vec::new()),
+        Place::Container { .. } => {
+            let mut spec = launcher.spec_without_secrets(name, settings)?;
+            if spec.image.is_none() {
+                // A packed program's image is known once it is packed, and is then an id.
+                spec.image = Some(format!("sha256:{}", "0".repeat(64)));
+            }
+            let profile = container::Profile::of(&spec)?;
+            (profile.describe(), profile.deviations())
+        }
+        Place::Sandbox { .. } => (sandbox::facts(), Vec::new()),
+    };
+    let running: Option<Value> = match proxy {
+        Some(proxy) => {
+            let states: Vec<Value> = proxy.get_json("/v1/servers").await?;
+            states.into_iter().find(|state| state["name"] == name.as_str())
+        }
+        None => None,
+    };
+    let deviations: Vec<Value> = deviations
+        .into_iter()
+        .map(|deviation| {
+            let pointer = format!("/servers/{name}/{}", deviation.config_key.replace('.', "/"));
+            json!({
+                "field": deviation.field,
+                "default": deviation.default,
+                "actual": deviation.actual,
+                "configKey": deviation.config_key,
+                "line": loaded.line(&pointer),
+            })
+        })
+        .collect();
+    if ctx.is_json() {
+        let profile: serde_json::Map<String, Value> =
+            profile.into_iter().map(|(field, value)| (field, value.into())).collect();
+        ctx.json(&json!({
+            "name": name,
+            "place": place.kind(),
+            "why": place.why(),
+            "running": running,
+            "profile": profile,
+            "deviations": deviations,
+        }))?;
+        return Ok(Exit::Ok);
+    }
+    ctx.line(format_args!("server {name}: {} ({})", place.kind(), place.why()))?;
+    if let Some(running) = running {
+        let text = |key: &str| running[key].as_str().unwrap_or("").to_owned();
+        ctx.line(format_args!("{} {} {}", text("state"), text("process"), text("revision")))?;
+    }
+    ctx.table(&["setting", "value"], profile.into_iter().map(|(field, value)| [field, value]))?;
+    if deviations.is_empty() {
+        ctx.line("no deviation from the hardened default profile")?;
+        return Ok(Exit::Ok);
+    }
+    let file = loaded.path.display().to_string();
+    let rows = deviations.iter().map(|deviation| {
+        let text = |key: &str| deviation[key].as_str().unwrap_or("").to_owned();
+        let line = deviation["line"].as_u64().map_or(file.clone(), |line| format!("{file}:{line}"));
+        vec![text("field"), text("default"), text("actual"), text("configKey"), line]
+    });
+    ctx.line("deviations from the hardened default profile:")?;
+    ctx.table(&["setting", "default", "here", "because of", "at"], rows)?;
+    Ok(Exit::Ok)
+}
+
+async fn logs(
+    ctx: &Context,
+    loaded: &Loaded,
+    proxy: Option<admin::Client>,
+    name: &ServerName,
+) -> anyhow::Result<Exit> {
+    configured(loaded, name)?;
+    let Some(proxy) = proxy else {
+        anyhow::bail!(
+            "no proxy runs with this config, so there are no logs: start it with `portcullis run`"
+        )
+    };
+    let lines: Vec<String> = proxy.get_json(&format!("/v1/servers/{name}/log")).await?;
+    if ctx.is_json() {
+        ctx.json(&lines)?;
+    } else {
+        for line in lines {
+            ctx.line(line)?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn configured<'a>(
+    loaded: &'a Loaded,
+    name: &ServerName,
+) -> anyhow::Result<&'a crate::config::Server> {
+    loaded.config.servers.get(name).ok_or_else(|| {
+        let known: Vec<_> = loaded.config.servers.keys().map(|name| name.as_str()).collect();
+        let near = crate::names::nearest(name.as_str(), known.iter().copied());
+        match near.first() {
+            Some(near) => anyhow::anyhow!("there is no server `{name}`; did you mean `{near}`?"),
+            None => anyhow::anyhow!("there is no server `{name}`; the config has {known:?}"),
+        }
+    })
+}
+
+async fn launcher(loaded: &Loaded) -> Launcher {
+    Launcher {
+        engine: container::Engine::connect(loaded.config.engine.host.as_deref())
+            .await
+            .map_err(|absent| absent.to_string()),
+        instance: String::new(),
+        base: loaded.base.clone(),
+        caps: Caps::response(&loaded.config.limits),
+    }
 }

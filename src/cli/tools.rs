@@ -1,27 +1,40 @@
-//! `portcullis tools`: tools, as a client sees them.
+//! `portcullis tools`: tools as a client sees them, through the whole chain. Speaks to the running
+//! proxy over its local socket; where none runs, one is started for the question and ended after.
 
-use super::{Context, Exit};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use super::{Context, Exit, Usage, run::reported};
+use crate::{
+    admin,
+    codec::{Frame, era},
+    config::Loaded,
+    exchange::{Method, Revision, Transport},
+    front::http::AS,
+    identity::{Keyring, Principal},
+    names::ClientName,
+    proxy::{Assembly, Caller},
+    router::View,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Speak as this client (`anonymous` for a caller without a key). Default: the local user
+    #[arg(long = "as", value_name = "CLIENT", global = true)]
+    client: Option<String>,
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// List the tools that a client may see
-    Ls {
-        /// The client; without it, the local user
-        #[arg(long = "as", value_name = "CLIENT")]
-        client: Option<String>,
-    },
+    /// List the tools that the client may see
+    Ls,
     /// Call a tool
     Call {
-        /// The client; without it, the local user
-        #[arg(long = "as", value_name = "CLIENT")]
-        client: Option<String>,
-        /// The name of the tool, as lists show it
+        /// The tool, as `tools ls` names it
         tool: String,
         /// The arguments, a JSON object
         #[arg(default_value = "{}")]
@@ -30,6 +43,117 @@ enum Verb {
 }
 
 /// Runs the verb.
-pub async fn run(_args: Args, _ctx: &Context) -> anyhow::Result<Exit> {
-    anyhow::bail!("`portcullis tools` is not part of this build")
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    let loaded = ctx.load()?;
+    let (method, mut params, name) = match &args.verb {
+        Verb::Ls => (Method::TOOLS_LIST, json!({}), None),
+        Verb::Call { tool, arguments } => {
+            let arguments: Value = serde_json::from_str(arguments)
+                .map_err(|error| Usage(format!("the arguments are no JSON: {error}")))?;
+            if !arguments.is_object() {
+                return Err(Usage("the arguments must be a JSON object".into()).into());
+            }
+            let params = json!({ "name": tool, "arguments": arguments });
+            (Method::TOOLS_CALL, params, Some(tool.as_str()))
+        }
+    };
+    params["_meta"] = era::own_meta();
+    let text = Frame::request(1, method, params.to_string().as_bytes());
+    let answer = {
+        let _progress = ctx.progress("asking the proxy");
+        match admin::Client::connect(&loaded.config.state_dir).await {
+            Some(proxy) => {
+                let mut headers = vec![
+                    ("mcp-protocol-version", Revision::LATEST_MODERN.as_str().to_owned()),
+                    ("mcp-method", method.to_owned()),
+                ];
+                if let Some(name) = name {
+                    headers.push(("mcp-name", era::header_text(name)));
+                }
+                if let Some(client) = &args.client {
+                    headers.push((AS, client.clone()));
+                }
+                proxy.mcp(&headers, text).await?
+            }
+            None => alone(&loaded, args.client.as_deref(), text).await?,
+        }
+    };
+    let answer: Value = serde_json::from_slice(&answer).context("the proxy's answer is no JSON")?;
+    if let Some(error) = answer.get("error") {
+        if ctx.is_json() {
+            ctx.json(error)?;
+        } else {
+            ctx.note(error["message"].as_str().unwrap_or("refused"));
+        }
+        let refused = error["data"]["code"].as_str().is_some_and(|code| {
+            !matches!(
+                code,
+                "server-unavailable" | "server-timeout" | "server-overloaded" | "server-misbehaved"
+            )
+        });
+        return Ok(if refused { Exit::Denied } else { Exit::Failure });
+    }
+    let result = &answer["result"];
+    if ctx.is_json() {
+        ctx.json(result)?;
+    } else if name.is_none() {
+        let tools = result["tools"].as_array().into_iter().flatten();
+        let rows = tools.map(|tool| {
+            let text = |key: &str| tool[key].as_str().unwrap_or("");
+            let first = text("description").lines().next().unwrap_or("").to_owned();
+            [text("name").to_owned(), first]
+        });
+        ctx.table(&["tool", "what it says it does"], rows)?;
+    } else {
+        for item in result["content"].as_array().into_iter().flatten() {
+            match item["text"].as_str() {
+                Some(text) => {
+                    for line in text.lines() {
+                        ctx.line(line)?;
+                    }
+                }
+                None => ctx.json_line(item)?,
+            }
+        }
+    }
+    Ok(if result["isError"] == true { Exit::Failure } else { Exit::Ok })
+}
+
+/// Starts a proxy for one message.
+async fn alone(
+    loaded: &Loaded,
+    client: Option<&str>,
+    text: bytes::Bytes,
+) -> anyhow::Result<bytes::Bytes> {
+    let principal = match client {
+        None | Some("local") => Principal::local(),
+        Some("anonymous") => Principal::anonymous(),
+        Some(name) => {
+            let name: ClientName = name.parse()?;
+            Keyring::load(&loaded.config)?
+                .client(&name)
+                .with_context(|| format!("there is no client `{name}`"))?
+        }
+    };
+    let assembly = Assembly::of(loaded).await.map_err(reported)?;
+    let _claim = admin::Server::bind(&loaded.config.state_dir)?;
+    let (proxy, _watcher) = assembly.start(loaded).await.map_err(reported)?;
+    let caller = Caller {
+        principal,
+        transport: Transport::Cli,
+        client_addr: None,
+        view: View::All,
+        session: None,
+        revision: Revision::LATEST_MODERN,
+    };
+    let answer = async {
+        let frame = Frame::parse(text, proxy.request_caps())?;
+        let mut ticket = Arc::clone(&proxy).take(caller, frame);
+        while ticket.notices.recv().await.is_some() {}
+        let answered = ticket.answer.await?;
+        answered.text.context("the call was cancelled")
+    };
+    let answer: anyhow::Result<bytes::Bytes> = answer.await;
+    proxy.close("the question is answered").await;
+    answer
 }
