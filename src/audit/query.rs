@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     record::{Cursor, Decision, Entry, Kind, Record, v1},
-    store::{Fault, Field, Order, Segment, Shelf, Span, decision, kind, stamp, time},
+    store::{Fault, Field, Loss, Order, Segment, Shelf, Span, decision, kind, stamp, time},
     unavailable::Unavailable,
 };
 use crate::names::DecisionId;
@@ -221,6 +221,11 @@ fn page(shelf: &Shelf, filter: &Filter) -> Page {
     }
     for name in segments {
         let scanned = shelf.segment(name).and_then(|segment| {
+            if let Some(Loss { after, until }) = segment.loss() {
+                let (after, until) = (time(after.max(name)), time(until));
+                let label = shelf.label(name);
+                page.note(format!("{label}: damaged, records of {after} to {until} are lost"));
+            }
             let mut each = |stamp| {
                 budget -= 1;
                 look(shelf, segment.as_ref(), stamp, filter, &mut page)?;

@@ -67,8 +67,8 @@ impl Unavailable {
     pub(super) fn of(fault: Fault, dir: PathBuf, reserve: u64) -> Self {
         match fault {
             Fault::Full => Self::Full { dir, reserve },
-            Fault::InUse(_) => Self::Locked { dir, pid: None },
-            fault @ (Fault::Damaged(_) | Fault::Io(_)) => {
+            // Another process would have been kept out by the store's own lock.
+            fault @ (Fault::InUse(_) | Fault::Damaged(_) | Fault::Io(_)) => {
                 Self::Broken { dir, why: fault.to_string() }
             }
         }

@@ -129,6 +129,39 @@ async fn a_damaged_segment_is_put_aside_loudly_and_a_new_one_begun() {
 }
 
 #[tokio::test]
+async fn records_that_damage_took_are_told_of() {
+    for whole_page in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = open(dir.path());
+        for _ in 0..100 {
+            intent(&audit, &call()).await.unwrap();
+        }
+        drop(audit);
+        let log = segments(dir.path()).pop().unwrap().join("db");
+        let mut bytes = fs::read(&log).unwrap();
+        let middle = bytes.iter().rposition(|byte| *byte != 0).unwrap() / 2;
+        let flipped = if whole_page { 4096 } else { 1 };
+        bytes[middle..middle + flipped].iter_mut().for_each(|byte| *byte ^= 0x40);
+        fs::write(&log, bytes).unwrap();
+
+        for opened in 0..2 {
+            let audit = open(dir.path());
+            intent(&audit, &call()).await.unwrap();
+            let events = Filter { kind: Some(Kind::Event), ..Filter::default() };
+            let page = audit.archive().query(events).await.unwrap();
+            let [entry] = page.entries.as_slice() else { panic!("{page:?}") };
+            let Record::Event(event) = &entry.record else { panic!("{entry:?}") };
+            assert!(matches!(event.what, Happening::RecordsLost { .. }), "{event:?}");
+            let all = Filter { limit: Some(PAGE_MAX), ..Filter::default() };
+            let page = audit.archive().query(all).await.unwrap();
+            assert!(page.unreadable[0].contains("are lost"), "{:?}", page.unreadable);
+            let left = page.entries.len();
+            assert!((3 + opened..102).contains(&left), "{left} are left and can be read");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_damaged_segment_of_another_day_is_noted_and_the_rest_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let audit = open(dir.path());

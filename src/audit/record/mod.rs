@@ -1,6 +1,8 @@
-//! What is recorded. The types of the newest version; how they are made of an exchange.
+//! What is recorded: the types of the newest version, how they are made of an exchange, how they
+//! become text.
 
 mod build;
+mod encode;
 mod shape;
 pub mod v1;
 
@@ -11,4 +13,4 @@ pub use v1::{
     Transport,
 };
 
-pub(super) use build::encode;
+pub(super) use encode::encode;

@@ -399,6 +399,18 @@ pub enum Happening {
     ClientAdded { client: String },
     /// A client's key was taken away.
     ClientRemoved { client: String },
+    /// Records of this store that were acknowledged are gone: a part of it is damaged. Later ones
+    /// are in a new part.
+    RecordsLost {
+        /// The folder, still in its place.
+        segment: String,
+        /// No record after this time is left in it.
+        #[schemars(with = "String", extend("format" = "date-time"))]
+        after: Timestamp,
+        /// The last lost record was written at this time.
+        #[schemars(with = "String", extend("format" = "date-time"))]
+        until: Timestamp,
+    },
     /// A part of this store could not be opened and was put aside. Records in it can't be queried.
     SegmentQuarantined {
         /// The folder, now under `quarantine` in the store.

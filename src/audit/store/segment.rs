@@ -1,9 +1,10 @@
 //! One segment: an ordered map of bytes whose commits are atomic and durable.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io,
     ops::ControlFlow,
+    os::unix::fs::FileExt as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
@@ -50,7 +51,9 @@ impl From<sled::Error> for Fault {
         match &error {
             sled::Error::Io(io) if is_full(io.kind()) => Self::Full,
             sled::Error::Io(io) if io.to_string().contains("could not acquire lock") => {
-                Self::InUse("another process, or a query that is still running, has it".into())
+                Self::InUse(
+                    "a query that is still running has it; it is free again in a moment".into(),
+                )
             }
             sled::Error::Io(io)
                 if matches!(
@@ -83,6 +86,15 @@ pub(in crate::audit) struct Write {
     pub index: Vec<Span>,
 }
 
+/// Records that were acknowledged and are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::audit) struct Loss {
+    /// The last stamp that is left; 0 where none is.
+    pub after: u64,
+    /// The last stamp that was acknowledged.
+    pub until: u64,
+}
+
 /// What the log needs of a store, so that another can take sled's place.
 pub(in crate::audit) trait Segment: Send + Sync {
     /// Puts these records and their index entries on disk, all or none. They are durable when it
@@ -91,6 +103,12 @@ pub(in crate::audit) trait Segment: Send + Sync {
 
     /// The text of the record with this stamp.
     fn record(&self, stamp: u64) -> Result<Option<Vec<u8>>, Fault>;
+
+    /// The stamp of the newest record.
+    fn last(&self) -> Result<Option<u64>, Fault>;
+
+    /// What was missing when it was opened.
+    fn loss(&self) -> Option<Loss>;
 
     /// Shows `each` the stamps of a span from `first` to `last`, both included, until it breaks.
     fn scan(
@@ -107,7 +125,38 @@ pub(in crate::audit) trait Segment: Send + Sync {
 pub(super) struct SledSegment {
     db: sled::Db,
     log: File,
+    mark: Mark,
+    loss: Option<Loss>,
     path: PathBuf,
+}
+
+/// The last stamp that was acknowledged, in a file beside sled's. sled opens a log that is damaged
+/// in the middle without a word, cut off at the damage; this tells. It is written after the log
+/// was synced and is not synced itself, so it can be behind the log and never before it.
+struct Mark(File);
+
+impl Mark {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        Ok(Self(file))
+    }
+
+    fn get(&self) -> u64 {
+        let mut bytes = [0; 8];
+        match self.0.read_exact_at(&mut bytes, 0) {
+            Ok(()) => u64::from_be_bytes(bytes),
+            // A segment that nothing was written to yet.
+            Err(_) => 0,
+        }
+    }
+
+    fn set(&self, stamp: u64) {
+        if let Err(error) = self.0.write_all_at(&stamp.to_be_bytes(), 0) {
+            // The records are safe; only a later loss of these last ones would go unnoticed.
+            tracing::warn!(%error, "the mark of the audit store was not written");
+        }
+    }
 }
 
 /// sled 0.34 asserts where it finds files that it did not expect; those panics are faults of the
@@ -144,7 +193,12 @@ impl SledSegment {
                     .map_err(|e| Fault::io("syncing", dir, &e))?;
             }
         }
-        Ok(Self { db, log, path: path.to_owned() })
+        let mark =
+            Mark::open(&path.join("acknowledged")).map_err(|e| Fault::io("opening", path, &e))?;
+        let mut segment = Self { db, log, mark, loss: None, path: path.to_owned() };
+        let (after, until) = (segment.last()?.unwrap_or(0), segment.mark.get());
+        segment.loss = (after < until).then_some(Loss { after, until });
+        Ok(segment)
     }
 
     /// Whether there is a segment to open, so that a read makes none.
@@ -167,12 +221,30 @@ impl Segment for SledSegment {
             self.db.flush()?;
             // flush() hands the log to the system by sync_file_range, which a power cut does not
             // respect; this does.
-            self.log.sync_data().map_err(|e| Fault::io("syncing", &self.path, &e))
+            self.log.sync_data().map_err(|e| Fault::io("syncing", &self.path, &e))?;
+            if let Some(last) = writes.last() {
+                self.mark.set(last.stamp);
+            }
+            Ok(())
         })
     }
 
     fn record(&self, stamp: u64) -> Result<Option<Vec<u8>>, Fault> {
         contained(|| Ok(self.db.get(Span::records().at(stamp))?.map(|text| text.to_vec())))
+    }
+
+    fn last(&self) -> Result<Option<u64>, Fault> {
+        let mut last = None;
+        let span = Span::records();
+        let _ = self.scan(&span, 0, u64::MAX, Order::NewestFirst, &mut |stamp| {
+            last = Some(stamp);
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(last)
+    }
+
+    fn loss(&self) -> Option<Loss> {
+        self.loss
     }
 
     fn scan(

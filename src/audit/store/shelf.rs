@@ -11,10 +11,7 @@ use std::{
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 use parking_lot::Mutex;
 
-use super::{
-    keys::Span,
-    segment::{Fault, Order, Segment, SledSegment},
-};
+use super::segment::{Fault, Segment, SledSegment};
 
 /// The name of a segment's folder is the time of its first stamp.
 const NAME: &str = "%Y%m%dT%H%M%S.%6f";
@@ -187,16 +184,6 @@ impl Shelf {
         inner.names.retain(|&begin| begin != first);
         Ok(to)
     }
-}
-
-/// The last stamp of a segment.
-pub(super) fn last(segment: &dyn Segment) -> Result<Option<u64>, Fault> {
-    let mut last = None;
-    let _ = segment.scan(&Span::records(), 0, u64::MAX, Order::NewestFirst, &mut |stamp| {
-        last = Some(stamp);
-        Ok(std::ops::ControlFlow::Break(()))
-    })?;
-    Ok(last)
 }
 
 #[cfg(test)]

@@ -13,15 +13,16 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
     keys::{self, Span},
-    segment::{Fault, Segment, Write},
+    segment::{Fault, Loss, Segment, Write},
     shelf::{self, Shelf},
 };
-use crate::audit::record::{Cursor, Entry, Event, Happening, Record, encode, v1};
+use crate::audit::record::{Cursor, Entry, Event, Happening, Kind, Record, encode, v1};
 
 /// Records in one commit.
 const BATCH: usize = 512;
 /// Microseconds of a day: the period of a segment.
 const PERIOD: u64 = 86_400_000_000;
+const MINUTE: u64 = 60_000_000;
 /// Below this much free space, damage that shows up in a write is taken for the full disk it is.
 const CRAMPED: u64 = 4 << 20;
 
@@ -64,8 +65,8 @@ pub(in crate::audit) struct Writer {
     current: Option<(u64, Arc<dyn Segment>)>,
     /// The last stamp that was given.
     last: u64,
-    /// Segments put aside, not yet on record.
-    quarantined: Vec<Happening>,
+    /// What befell the store and is not yet on record.
+    news: Vec<Happening>,
 }
 
 impl Writer {
@@ -77,11 +78,10 @@ impl Writer {
         tail: broadcast::Sender<Arc<Entry>>,
     ) -> Result<(mpsc::Sender<Job>, JoinHandle<()>), Fault> {
         let (jobs, queue) = mpsc::channel(settings.queue);
-        let mut writer =
-            Self { shelf, settings, tail, current: None, last: 0, quarantined: Vec::new() };
+        let mut writer = Self { shelf, settings, tail, current: None, last: 0, news: Vec::new() };
         writer.check_space()?;
         writer.open()?;
-        if !writer.quarantined.is_empty() {
+        if !writer.news.is_empty() {
             writer.commit(Vec::new())?;
         }
         let thread = thread::Builder::new()
@@ -112,8 +112,16 @@ impl Writer {
     fn batch(&mut self, jobs: Vec<Job>) {
         let (mut replies, mut records) = (Vec::new(), Vec::new());
         for job in jobs {
+            // A call whose producer gave up waiting is not made, so it was never intended. Other
+            // records tell of what has happened, whether or not somebody waits for them.
+            if job.reply.is_closed() && job.record.kind() == Kind::Intent {
+                continue;
+            }
             replies.push(job.reply);
             records.push((job.record, job.text, job.index));
+        }
+        if records.is_empty() {
+            return;
         }
         let done = self.check_space().and_then(|()| self.commit(records));
         if let Err(fault) = &done {
@@ -177,8 +185,8 @@ impl Writer {
             return Err(Fault::Io("no segment is open".into()));
         };
         let mut next = now.max(self.last + 1);
-        let mut writes = Vec::with_capacity(records.len() + self.quarantined.len());
-        for what in &self.quarantined {
+        let mut writes = Vec::with_capacity(records.len() + self.news.len());
+        for what in &self.news {
             let mut record = Record::from(Event::now(what.clone()));
             let text = encode(&mut record).map_err(|e| Fault::Io(e.to_string()))?;
             writes.push(Write { stamp: next, text, index: keys::index(&record) });
@@ -192,7 +200,7 @@ impl Writer {
         }
         segment.commit(&writes)?;
         self.last = next - 1;
-        self.quarantined.clear();
+        self.news.clear();
         Ok(stamps)
     }
 
@@ -218,24 +226,22 @@ impl Writer {
         let now = shelf::stamp(Timestamp::now()).max(self.last + 1);
         if let Some(first) = self.shelf.newest().filter(|first| first / PERIOD >= now / PERIOD) {
             let opened = self.shelf.write(first).and_then(|segment| {
-                let last = shelf::last(segment.as_ref())?;
+                let last = segment.last()?;
                 Ok((segment, last.unwrap_or(first)))
             });
             match opened {
-                Ok((segment, last)) => {
-                    self.last = self.last.max(last);
-                    self.current = Some((first, segment));
-                    if last > now + 60_000_000 {
-                        let ahead = SignedDuration::from_micros(
-                            i64::try_from(last - now).unwrap_or(i64::MAX),
-                        );
-                        tracing::warn!(
-                            "the clock is {ahead:#} behind the newest audit record: new records \
-                             are stamped after it until the clock has caught up"
-                        );
+                Ok((segment, last)) => match segment.loss() {
+                    None => {
+                        self.continue_after(last, now);
+                        self.current = Some((first, segment));
+                        return Ok(());
                     }
-                    return Ok(());
-                }
+                    Some(loss) => {
+                        drop(segment);
+                        self.forget();
+                        self.lost(first, loss);
+                    }
+                },
                 Err(Fault::Damaged(why)) => {
                     self.forget();
                     if self.free()? < CRAMPED {
@@ -255,6 +261,30 @@ impl Writer {
         self.begin(now.max(self.last + 1))
     }
 
+    fn continue_after(&mut self, last: u64, now: u64) {
+        self.last = self.last.max(last);
+        if last > now.saturating_add(MINUTE) {
+            let ahead = SignedDuration::from_micros(i64::try_from(last - now).unwrap_or(i64::MAX));
+            tracing::warn!(
+                "the clock is {ahead:#} behind the newest audit record: new records are stamped \
+                 after it until the clock has caught up"
+            );
+        }
+    }
+
+    /// Records are gone from a segment. What is left of it stays readable; nothing more is
+    /// written to it.
+    fn lost(&mut self, first: u64, loss: Loss) {
+        let segment = self.shelf.label(first);
+        let (after, until) = (shelf::time(loss.after.max(first)), shelf::time(loss.until));
+        tracing::error!(
+            %segment, %after, %until,
+            "audit records are lost: the segment is damaged. A new one is begun. Check the disk"
+        );
+        self.news.push(Happening::RecordsLost { segment, after, until });
+        self.last = self.last.max(loss.until);
+    }
+
     fn begin(&mut self, first: u64) -> Result<(), Fault> {
         self.forget();
         let segment = self.shelf.write(first)?;
@@ -270,8 +300,7 @@ impl Writer {
             "a segment of the audit store does not open; it was put aside and a new one begun. \
              Its records can't be queried. Keep the folder: they may be recovered from it"
         );
-        self.quarantined
-            .push(Happening::SegmentQuarantined { segment: place, reason: why.to_owned() });
+        self.news.push(Happening::SegmentQuarantined { segment: place, reason: why.to_owned() });
         Ok(())
     }
 
