@@ -36,9 +36,7 @@ async fn writer() {
             }
         })
     });
-    for producer in producers.collect::<Vec<_>>() {
-        producer.await.unwrap();
-    }
+    futures_util::future::join_all(producers).await;
 }
 
 struct Writer {

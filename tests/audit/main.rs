@@ -1,6 +1,8 @@
 //! The audit log against what it must withstand: abrupt stops, full disks, damage, other
 //! processes, many producers; and what must never be found in it.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 mod command;
 mod common;
 mod crash;

@@ -141,7 +141,7 @@ impl Writer {
         let dir = self.shelf.dir();
         let disk =
             statvfs(dir).map_err(|e| Fault::io("asking for free space in", dir, &e.into()))?;
-        Ok(u64::from(disk.blocks_available()).saturating_mul(u64::from(disk.fragment_size())))
+        Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
     }
 
     /// Writes a batch; once more into a new segment where the old one turns out to be damaged.
