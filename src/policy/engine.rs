@@ -9,25 +9,18 @@ use std::{
 use arc_swap::ArcSwap;
 use cedar_policy::{AuthorizationError, Authorizer, Decision, EvaluationError, PolicyId, Schema};
 use parking_lot::Mutex;
-use quick_cache::sync::Cache;
 use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{
     SCHEMA,
+    cache::{self, Kept, Key},
     diagnostics::{Diagnostics, Finding},
-    entities::Vocabulary,
+    entities::{Frame, Unaskable, Vocabulary},
     load::{self, Loaded, Revision},
-    request::{Action, Claims, Request, Resource, Subject},
+    request::{Action, Request, Resource, Subject},
 };
-use crate::{
-    identity::{Principal, PrincipalKind},
-    names::{Group, ServerName},
-    refusal::Rule,
-};
-
-/// Answers of [`Engine::could_allow`] that are kept, over all principals.
-const VISIBLE: usize = 50_000;
+use crate::{names::ServerName, refusal::Rule};
 
 /// Decides. Shared by all; a reload swaps the set for later decisions and leaves those under way.
 pub struct Engine {
@@ -36,6 +29,7 @@ pub struct Engine {
     schema: Schema,
     vocabulary: Vocabulary,
     authorizer: Authorizer,
+    frames: Kept<Arc<Frame>>,
     current: ArcSwap<Set>,
     /// Held while the files are read, so that two reloads do not overtake each other.
     reloading: Mutex<()>,
@@ -45,31 +39,7 @@ pub struct Engine {
 /// A set in use. What is kept of its answers goes with it.
 struct Set {
     loaded: Loaded,
-    visible: Cache<Visible, bool>,
-}
-
-/// All that an answer of [`Engine::could_allow`] depends on, but for the set of policies.
-#[derive(PartialEq, Eq, Hash)]
-struct Visible {
-    subject: Party,
-    action: Action,
-    resource: Asked,
-}
-
-#[derive(PartialEq, Eq, Hash)]
-enum Party {
-    Client { kind: PrincipalKind, groups: Vec<Group>, verified: bool },
-    Server(ServerName),
-}
-
-#[derive(PartialEq, Eq, Hash)]
-enum Asked {
-    Proxy,
-    Party(Party),
-    Tool(ServerName, String, Claims),
-    Prompt(ServerName, String),
-    Resource(ServerName, String),
-    Template(ServerName, String),
+    visible: Kept<bool>,
 }
 
 /// A decision.
@@ -155,6 +125,7 @@ impl Engine {
             schema,
             vocabulary,
             authorizer: Authorizer::new(),
+            frames: cache::empty(),
             current: ArcSwap::from_pointee(Set::new(loaded)),
             reloading: Mutex::new(()),
             status,
@@ -213,20 +184,21 @@ impl Engine {
     /// Decides. Allowed is what a policy permits, none forbids and none fails on.
     pub fn decide(&self, request: &Request<'_>) -> Outcome {
         let set = self.current.load();
-        let Loaded { policies, rules, revision, reads_args, .. } = &set.loaded;
-        let (question, entities) =
-            match self.vocabulary.question(request, &self.schema, *reads_args) {
-                Ok(question) => question,
-                Err(unaskable) => {
-                    let failure = Failure { rule: None, problem: unaskable.to_string() };
-                    return Outcome {
-                        allowed: false,
-                        rules: Vec::new(),
-                        revision: *revision,
-                        errors: vec![failure],
-                    };
-                }
-            };
+        let Loaded { policies, rules, revision, reads, .. } = &set.loaded;
+        let unasked = |unaskable: Unaskable| Outcome {
+            allowed: false,
+            rules: Vec::new(),
+            revision: *revision,
+            errors: vec![Failure { rule: None, problem: unaskable.to_string() }],
+        };
+        let frame = match self.frame(request) {
+            Ok(frame) => frame,
+            Err(unaskable) => return unasked(unaskable),
+        };
+        let (question, entities) = match self.vocabulary.question(&frame, request, *reads) {
+            Ok(question) => question,
+            Err(unaskable) => return unasked(unaskable),
+        };
         let response = self.authorizer.is_authorized(&question, policies, &entities);
         let rule = |id: &PolicyId| rules.get(id).cloned();
         // Cedar skips a policy that fails. A forbid that is skipped forbids nothing, so any
@@ -253,6 +225,17 @@ impl Engine {
         Outcome { allowed, rules: deciding, revision: *revision, errors }
     }
 
+    fn frame(&self, request: &Request<'_>) -> Result<Arc<Frame>, Unaskable> {
+        let Request { subject, action, resource, .. } = request;
+        let key = Key::of(subject, *action, resource);
+        if let Some(frame) = self.frames.get(&key) {
+            return Ok(frame);
+        }
+        let frame = Arc::new(self.vocabulary.frame(subject, *action, resource, &self.schema)?);
+        self.frames.insert(key, Arc::clone(&frame));
+        Ok(frame)
+    }
+
     /// Whether the subject could be allowed to do this to the resource in some circumstances, with
     /// some arguments: what a list may show. Never says no to what [`Engine::decide`] allows.
     pub fn could_allow(
@@ -262,7 +245,7 @@ impl Engine {
         resource: &Resource<'_>,
     ) -> bool {
         let set = self.current.load();
-        let key = Visible::of(subject, action, resource);
+        let key = Key::of(subject, action, resource);
         if let Some(visible) = set.visible.get(&key) {
             return visible;
         }
@@ -313,7 +296,7 @@ impl fmt::Debug for Engine {
 
 impl Set {
     fn new(loaded: Loaded) -> Self {
-        Self { loaded, visible: Cache::new(VISIBLE) }
+        Self { loaded, visible: cache::empty() }
     }
 }
 
@@ -324,37 +307,6 @@ impl Status {
             policies: loaded.rules.len(),
             warnings: loaded.warnings.clone(),
             last_error: None,
-        }
-    }
-}
-
-impl Visible {
-    fn of(subject: &Subject<'_>, action: Action, resource: &Resource<'_>) -> Self {
-        let subject = match *subject {
-            Subject::Client(principal) => principal.into(),
-            Subject::Server(name) => Party::Server(name.clone()),
-        };
-        let resource = match *resource {
-            Resource::Proxy => Asked::Proxy,
-            Resource::Server(name) => Asked::Party(Party::Server(name.clone())),
-            Resource::Client(principal) => Asked::Party(principal.into()),
-            Resource::Tool { server, name, claims } => {
-                Asked::Tool(server.clone(), name.to_owned(), claims)
-            }
-            Resource::Prompt { server, name } => Asked::Prompt(server.clone(), name.to_owned()),
-            Resource::Resource { server, uri } => Asked::Resource(server.clone(), uri.to_owned()),
-            Resource::Template { server, uri } => Asked::Template(server.clone(), uri.to_owned()),
-        };
-        Self { subject, action, resource }
-    }
-}
-
-impl From<&Principal> for Party {
-    fn from(principal: &Principal) -> Self {
-        Self::Client {
-            kind: principal.kind.clone(),
-            groups: principal.groups.clone(),
-            verified: principal.verified,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A question as Cedar takes it: a request, and the few entities that matter to it.
 
+use std::borrow::Cow;
+
 use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, PartialEntities,
     PartialEntityUid, PartialRequest, RestrictedExpression, Schema,
@@ -8,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{
     args::{self, TooMany},
+    load::Reads,
     request::{Action, Circumstances, Claims, Request, Resource, Subject},
 };
 use crate::{
@@ -40,6 +43,15 @@ pub(super) struct Vocabulary {
     args: EntityUid,
     /// In the order of [`Action::ALL`], each with its groups.
     actions: Vec<Entity>,
+}
+
+/// The uids of a question, and all of its entities but the arguments.
+#[derive(Debug)]
+pub(super) struct Frame {
+    subject: EntityUid,
+    action: EntityUid,
+    resource: EntityUid,
+    entities: Entities,
 }
 
 type Attributes = Vec<(String, RestrictedExpression)>;
@@ -91,29 +103,53 @@ impl Vocabulary {
         })
     }
 
-    /// The whole question.
-    ///
-    /// `show_args` is whether any policy looks at the arguments: if none does, they stay out.
-    pub(super) fn question(
+    /// The part of a question that does not depend on the call, checked against the schema.
+    pub(super) fn frame(
         &self,
-        request: &Request<'_>,
+        subject: &Subject<'_>,
+        action: Action,
+        resource: &Resource<'_>,
         schema: &Schema,
-        show_args: bool,
-    ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
-        let action = self.action(request.action)?;
+    ) -> Result<Frame, Unaskable> {
+        let action = self.action(action)?;
         let mut entities = vec![action.clone()];
-        let subject = self.subject(&request.subject, &mut entities)?;
-        let resource = self.resource(&request.resource, &mut entities)?;
-        if show_args {
-            entities.push(self.args(request.args)?);
-        }
-        let context = self.context(&request.circumstances)?;
-        let request =
-            cedar_policy::Request::new(subject, action.uid(), resource, context, Some(schema))
-                .map_err(|_| Unaskable::Misfit("request"))?;
+        let subject = self.subject(subject, &mut entities)?;
+        let resource = self.resource(resource, &mut entities)?;
+        open(&subject, action, &resource, schema)?;
         let entities = Entities::from_entities(entities, None)
             .map_err(|_| Unaskable::Misfit("set of entities"))?;
-        Ok((request, entities))
+        Ok(Frame { subject, action: action.uid(), resource, entities })
+    }
+
+    /// The whole question. What no policy reads stays out of it: building a datetime or an address
+    /// costs more than a decision.
+    pub(super) fn question<'f>(
+        &self,
+        frame: &'f Frame,
+        request: &Request<'_>,
+        reads: Reads,
+    ) -> Result<(cedar_policy::Request, Cow<'f, Entities>), Unaskable> {
+        let context = self.context(&request.circumstances, reads)?;
+        let Frame { subject, action, resource, entities } = frame;
+        // Not checked against the schema again: the frame was, and the context would lack what no
+        // policy reads.
+        let question = cedar_policy::Request::new(
+            subject.clone(),
+            action.clone(),
+            resource.clone(),
+            context,
+            None,
+        )
+        .map_err(|_| Unaskable::Misfit("request"))?;
+        if !reads.args {
+            return Ok((question, Cow::Borrowed(entities)));
+        }
+        let args = self.args(request.args)?;
+        let entities = entities
+            .clone()
+            .add_entities([args], None)
+            .map_err(|_| Unaskable::Misfit("set of entities"))?;
+        Ok((question, Cow::Owned(entities)))
     }
 
     /// The question with its circumstances and arguments left open.
@@ -127,14 +163,7 @@ impl Vocabulary {
         let mut entities = Vec::new();
         let subject = self.subject(subject, &mut entities)?;
         let resource = self.resource(resource, &mut entities)?;
-        let request = PartialRequest::new(
-            PartialEntityUid::from_concrete(subject),
-            self.action(action)?.uid(),
-            PartialEntityUid::from_concrete(resource),
-            None,
-            schema,
-        )
-        .map_err(|_| Unaskable::Misfit("request"))?;
+        let request = open(&subject, self.action(action)?, &resource, schema)?;
         let entities = Entities::from_entities(entities, None)
             .ok()
             .and_then(|entities| PartialEntities::from_concrete(entities, schema).ok())
@@ -235,28 +264,51 @@ impl Vocabulary {
             .map_err(|_| Unaskable::Misfit("set of arguments"))
     }
 
-    fn context(&self, circumstances: &Circumstances<'_>) -> Result<Context, Unaskable> {
+    fn context(
+        &self,
+        circumstances: &Circumstances<'_>,
+        reads: Reads,
+    ) -> Result<Context, Unaskable> {
         let transport = match circumstances.transport {
             Transport::Http => "http",
             Transport::Unix => "unix",
             Transport::Stdio => "stdio",
             Transport::Cli => "cli",
         };
-        let now = circumstances.now.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
         let mut pairs = vec![
             ("method".to_owned(), text(circumstances.method)),
             ("transport".to_owned(), text(transport)),
             ("revision".to_owned(), text(circumstances.revision.as_str())),
-            ("now".to_owned(), RestrictedExpression::new_datetime(now)),
             ("session_calls".to_owned(), long(circumstances.session_calls)),
             ("args".to_owned(), RestrictedExpression::new_entity_uid(self.args.clone())),
         ];
-        if let Some(address) = circumstances.source_ip {
+        if reads.now {
+            let now = circumstances.now.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
+            pairs.push(("now".to_owned(), RestrictedExpression::new_datetime(now)));
+        }
+        if let Some(address) = circumstances.source_ip.filter(|_| reads.source_ip) {
             let address = RestrictedExpression::new_ip(address.to_canonical().to_string());
             pairs.push(("source_ip".to_owned(), address));
         }
         Context::from_pairs(pairs).map_err(|_| Unaskable::Misfit("context"))
     }
+}
+
+/// A request with its context left open. Fails where the schema has no such request.
+fn open(
+    subject: &EntityUid,
+    action: &Entity,
+    resource: &EntityUid,
+    schema: &Schema,
+) -> Result<PartialRequest, Unaskable> {
+    PartialRequest::new(
+        PartialEntityUid::from_concrete(subject.clone()),
+        action.uid(),
+        PartialEntityUid::from_concrete(resource.clone()),
+        None,
+        schema,
+    )
+    .map_err(|_| Unaskable::Misfit("request"))
 }
 
 fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {

@@ -52,6 +52,24 @@ impl Serialize for Revision {
     }
 }
 
+/// What policies look at of a message's circumstances. What none looks at need not be shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Reads {
+    pub(super) args: bool,
+    pub(super) now: bool,
+    pub(super) source_ip: bool,
+}
+
+impl Reads {
+    fn add(&mut self, policy: &Policy) {
+        let json = policy.to_json().ok();
+        let reads = |attribute| json.as_ref().is_none_or(|policy| reads(policy, attribute));
+        self.args |= reads("args");
+        self.now |= reads("now");
+        self.source_ip |= reads("source_ip");
+    }
+}
+
 /// A validated set.
 pub(super) struct Loaded {
     pub(super) policies: PolicySet,
@@ -60,8 +78,7 @@ pub(super) struct Loaded {
     /// Where each policy stands.
     places: HashMap<PolicyId, Place>,
     pub(super) revision: Revision,
-    /// Whether any policy looks at `context.args`.
-    pub(super) reads_args: bool,
+    pub(super) reads: Reads,
     /// What looks wrong and is no error.
     pub(super) warnings: Vec<Finding>,
 }
@@ -83,7 +100,7 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
     let mut policies = PolicySet::new();
     let mut rules: HashMap<PolicyId, Rule> = HashMap::new();
     let mut places: HashMap<PolicyId, Place> = HashMap::new();
-    let mut reads_args = false;
+    let mut reads = Reads::default();
     for file in &files {
         let parsed = match file.text.parse::<PolicySet>() {
             Ok(parsed) => parsed,
@@ -120,7 +137,7 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
                 );
                 continue;
             }
-            reads_args |= policy.to_json().map_or(true, |json| reads(&json, "args"));
+            reads.add(policy);
             if let Err(error) = policies.add(policy.new_id(key.clone())) {
                 findings.push(Finding::of("policy-invalid", file, &error));
                 continue;
@@ -159,7 +176,7 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
         .map(|warning| found("policy-warning", warning.policy_id(), warning).warning())
         .collect();
     if findings.is_empty() {
-        Ok(Loaded { policies, rules, places, revision, reads_args, warnings })
+        Ok(Loaded { policies, rules, places, revision, reads, warnings })
     } else {
         findings.extend(warnings);
         findings.sort_by_key(Finding::order);

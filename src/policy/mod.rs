@@ -8,6 +8,7 @@
 //! - This room knows neither the protocol's framing nor a clock: both are handed in.
 
 mod args;
+mod cache;
 mod diagnostics;
 mod engine;
 mod entities;

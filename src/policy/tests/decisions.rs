@@ -1,7 +1,10 @@
 use cedar_policy::{Entities, Schema};
 
 use super::*;
-use crate::{policy::entities::Vocabulary, refusal::Rule};
+use crate::{
+    policy::{entities::Vocabulary, load::Reads},
+    refusal::Rule,
+};
 
 fn call(engine: &Engine, principal: &Principal, tool: &str, json: &str) -> Outcome {
     let (server_name, name) = tool.split_once('/').unwrap();
@@ -69,11 +72,32 @@ fn the_schema_has_no_warning_and_every_question_fits_it() {
                 args: Some(&arguments),
                 circumstances: circumstances("m"),
             };
-            let (_, entities) = vocabulary.question(&request, &schema, true).unwrap();
+            let frame = vocabulary.frame(&subject, action, &resource, &schema).unwrap();
+            let everything = Reads { args: true, now: true, source_ip: true };
+            let (question, entities) = vocabulary.question(&frame, &request, everything).unwrap();
+            let context = question.context().unwrap().clone();
+            context.validate(&schema, question.action().unwrap()).unwrap();
             Entities::from_entities(entities.iter().cloned(), Some(&schema))
                 .unwrap_or_else(|error| panic!("{action:?}: {error}"));
             vocabulary.open_question(&subject, action, &resource, &schema).unwrap();
         }
+    }
+}
+
+#[test]
+fn a_question_that_the_schema_does_not_have_is_refused() {
+    let engine = engine("permit (principal, action, resource);");
+    let (server, principal) = (server("notes"), anonymous());
+    for (subject, action, resource) in [
+        (Subject::Client(&principal), Action::CallTool, Resource::Server(&server)),
+        (Subject::Client(&principal), Action::Sample, Resource::Client(&principal)),
+        (Subject::Server(&server), Action::Connect, Resource::Proxy),
+    ] {
+        let request =
+            Request { subject, action, resource, args: None, circumstances: circumstances("m") };
+        let outcome = engine.decide(&request);
+        assert_eq!(outcome.explain(), "the request does not fit the policy schema", "{action:?}");
+        assert!(!outcome.allowed && !engine.could_allow(&subject, action, &resource));
     }
 }
 

@@ -1,6 +1,8 @@
+use cedar_policy::{Authorizer, Decision, PolicySet, Schema};
 use proptest::prelude::*;
 
 use super::*;
+use crate::policy::{entities::Vocabulary, load::Reads};
 
 const SCOPES: [[&str; 4]; 3] = [
     [
@@ -24,7 +26,7 @@ const SCOPES: [[&str; 4]; 3] = [
 ];
 
 /// Conditions that hold, do not, depend on the call, or fail.
-const CONDITIONS: [&str; 10] = [
+const CONDITIONS: [&str; 12] = [
     "",
     "when { false }",
     "when { principal has verified && principal.verified }",
@@ -34,6 +36,8 @@ const CONDITIONS: [&str; 10] = [
     "when { context.session_calls > 5 }",
     "when { context.session_calls + 9223372036854775807 > 0 }",
     "when { 9223372036854775807 + 1 > 0 }",
+    r#"when { context.now < datetime("2027-01-01") }"#,
+    r#"when { [context].contains(context) && [context.args].contains({c: context}.c.args) }"#,
     r#"when { principal.name == "a" || context has source_ip }"#,
 ];
 
@@ -56,12 +60,37 @@ fn policies() -> impl Strategy<Value = String> {
     })
 }
 
+/// What plain Cedar says when it is shown everything.
+struct Plain {
+    schema: Schema,
+    vocabulary: Vocabulary,
+    policies: PolicySet,
+}
+
+impl Plain {
+    fn new(policies: &str) -> Self {
+        let (schema, _) = Schema::from_cedarschema_str(SCHEMA).unwrap();
+        let vocabulary = Vocabulary::new(&schema).unwrap();
+        Self { schema, vocabulary, policies: policies.parse().unwrap() }
+    }
+
+    fn allows(&self, request: &Request<'_>) -> bool {
+        let Request { subject, action, resource, .. } = request;
+        let frame = self.vocabulary.frame(subject, *action, resource, &self.schema).unwrap();
+        let everything = Reads { args: true, now: true, source_ip: true };
+        let (question, entities) = self.vocabulary.question(&frame, request, everything).unwrap();
+        let response = Authorizer::new().is_authorized(&question, &self.policies, &entities);
+        response.decision() == Decision::Allow && response.diagnostics().errors().next().is_none()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_is_allowed_is_shown(policies in policies()) {
+    fn what_cedar_allows_is_allowed_and_what_is_allowed_is_shown(policies in policies()) {
         let engine = engine(&policies);
+        let plain = Plain::new(&policies);
         let (s, other) = (server("s"), server("other"));
         let principals = [client("a", &[]), client("b", &["g"]), client("b", &[]), local("a"), anonymous()];
         let claims = Claims::default();
@@ -77,7 +106,7 @@ proptest! {
                             [(None, 0), (Some("10.1.2.3".parse().unwrap()), 6)]
                         {
                             let arguments = args(json);
-                            let outcome = engine.decide(&Request {
+                            let request = Request {
                                 subject,
                                 action: Action::CallTool,
                                 resource,
@@ -87,7 +116,9 @@ proptest! {
                                     session_calls,
                                     ..circumstances("tools/call")
                                 },
-                            });
+                            };
+                            let outcome = engine.decide(&request);
+                            prop_assert_eq!(outcome.allowed, plain.allows(&request));
                             prop_assert!(
                                 shown || !outcome.allowed,
                                 "allowed and not shown: {} {server}/{name} {json}\n{policies}",
