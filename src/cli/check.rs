@@ -6,17 +6,14 @@ use tokio::task::spawn_blocking;
 
 use super::{Context, Exit};
 use crate::{
-    config::{self, Code, Diagnostics, InterceptorEntry, Loaded, Use},
+    config::{self, Code, Diagnostics},
     identity::Store,
-    interceptors::{plugin, rate_limit, schema},
     policy,
+    proxy::{Found, interceptor},
 };
 
 #[derive(Debug, clap::Args)]
 pub struct Args {}
-
-/// Something that is wrong, whichever room found it.
-type Found = Box<dyn Diagnostic + Send + Sync>;
 
 /// Runs the verb.
 pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
@@ -54,7 +51,7 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
         Err(diagnostics) => found.extend(diagnostics.findings().iter().cloned().map(boxed)),
     }
     for (at, entry) in loaded.config.interceptors.iter().enumerate() {
-        found.extend(interceptor(&loaded, at, entry));
+        found.extend(interceptor(&loaded, at, entry, &[]).err());
     }
     for (name, server) in &loaded.config.servers {
         for (at, mount) in server.mounts.iter().enumerate() {
@@ -70,26 +67,6 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
         found.push(boxed(Unplaced { code: "clients-broken", message: error.to_string() }));
     }
     found
-}
-
-/// What keeps an entry of the chain from being made.
-fn interceptor(loaded: &Loaded, at: usize, entry: &InterceptorEntry) -> Option<Found> {
-    let here = format!("/interceptors/{at}");
-    let invalid = |error: &dyn std::error::Error| {
-        boxed(loaded.finding(&here, Code::BadValue, format!("`{}`: {error}", entry.name())))
-    };
-    match &entry.kind {
-        Use::RateLimit(config) => {
-            rate_limit::RateLimit::new(entry.name(), config).err().map(|error| invalid(&error))
-        }
-        Use::Schema(config) => {
-            schema::Schema::new(entry.name(), config).err().map(|error| invalid(&error))
-        }
-        Use::Secrets(_) => None,
-        Use::Plugin(config) => plugin::Plugin::load(config, &entry.settings, &loaded.base)
-            .err()
-            .map(|error| boxed(loaded.locate(&format!("{here}/path"), error))),
-    }
 }
 
 fn boxed(diagnostic: impl Diagnostic + Send + Sync + 'static) -> Found {

@@ -198,7 +198,7 @@ async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Proxy>) -> anyhow::
 /// A failure to start as what a person reads.
 pub(super) fn reported(failure: StartFailure) -> anyhow::Error {
     match failure {
-        StartFailure::Config(findings) => Reports(boxed(findings)).into(),
+        StartFailure::Config(found) => Reports(found).into(),
         StartFailure::Policies(diagnostics) => {
             Reports(boxed(diagnostics.findings().to_vec())).into()
         }
@@ -206,7 +206,7 @@ pub(super) fn reported(failure: StartFailure) -> anyhow::Error {
             let remedy = unavailable.remedy();
             anyhow::anyhow!("{unavailable}; {remedy}")
         }
-        failure @ StartFailure::Watch(_) => failure.into(),
+        failure @ (StartFailure::Watch(_) | StartFailure::Task(_)) => failure.into(),
     }
 }
 

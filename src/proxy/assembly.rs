@@ -1,7 +1,7 @@
 //! Puts a proxy together from its config: everything is checked before anything is started, so
 //! that a config with a fault leaves nothing behind.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -9,9 +9,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::Proxy;
 use crate::{
     audit::{Audit, Unavailable, record::Happening},
-    chain::{Chain, Link},
+    chain::{Chain, Interceptor, Link},
     codec::Caps,
-    config::{self, Code, Finding, InterceptorEntry, Loaded, Use},
+    config::{Code, InterceptorEntry, Loaded, Use},
     container,
     interceptors::{
         plugin::Plugin,
@@ -34,17 +34,22 @@ const SLACK: Duration = Duration::from_millis(250);
 /// What servers may do and say before the proxy has heard it.
 const EVENTS: usize = 1_024;
 
+/// Something that is wrong with a config, whichever room found it.
+pub type Found = Box<dyn miette::Diagnostic + Send + Sync>;
+
 /// Why a proxy does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartFailure {
     #[error("the config cannot be used")]
-    Config(Vec<Finding>),
+    Config(Vec<Found>),
     #[error(transparent)]
     Policies(#[from] policy::Diagnostics),
     #[error(transparent)]
     Audit(#[from] Unavailable),
     #[error("the policy files cannot be watched: {0}")]
     Watch(String),
+    #[error("a part of the start ended early: {0}")]
+    Task(String),
 }
 
 /// The parts of a proxy that a config describes and that can be checked without starting anything.
@@ -77,19 +82,21 @@ impl Assembly {
             base: loaded.base.clone(),
             caps: Caps::response(&config.limits),
         });
-        let mut findings = Vec::new();
-        let secrets = known_secrets(loaded, &launcher, &mut findings);
-        let links = links(loaded, gate.clone(), secrets, &mut findings).await;
-        if findings.is_empty() {
+        let (links, found) = tokio::task::spawn_blocking({
+            let (loaded, launcher, gate) = (loaded.clone(), launcher.clone(), gate.clone());
+            move || {
+                let mut found = Vec::new();
+                let known = known_secrets(&loaded, &launcher, &mut found);
+                (links(&loaded, gate, &known, &mut found), found)
+            }
+        })
+        .await
+        .map_err(|error| StartFailure::Task(error.to_string()))?;
+        if found.is_empty() {
             Ok(Self { policies, links, gate, launcher })
         } else {
-            Err(StartFailure::Config(findings))
+            Err(StartFailure::Config(found))
         }
-    }
-
-    /// Where the state is kept.
-    pub fn state_dir(config: &config::Config) -> PathBuf {
-        config.state_dir.clone()
     }
 
     /// Starts the proxy: opens the audit log, clears away what an earlier run left, and begins to
@@ -106,7 +113,7 @@ impl Assembly {
         let deadline = Duration::from_millis(config.audit.deadline_ms);
         let audit = tokio::task::spawn_blocking(move || Audit::open(&dir, deadline))
             .await
-            .map_err(|error| StartFailure::Watch(error.to_string()))??;
+            .map_err(|error| StartFailure::Task(error.to_string()))??;
         audit
             .event(Happening::ProxyStarted { version: env!("CARGO_PKG_VERSION").to_owned() })
             .await?;
@@ -168,10 +175,10 @@ fn known_secrets(loaded: &Loaded, launcher: &Launcher, findings: &mut Vec<Findin
             Err(failure) => {
                 let pointer = format!("/servers/{server}");
                 let finding = loaded.finding(&pointer, Code::BadValue, failure.what);
-                findings.push(match failure.remedy {
+                found.push(Box::new(match failure.remedy {
                     Some(remedy) => finding.help(remedy),
                     None => finding,
-                });
+                }));
             }
         }
     }
@@ -181,21 +188,36 @@ fn known_secrets(loaded: &Loaded, launcher: &Launcher, findings: &mut Vec<Findin
 /// The chain of a config: what counts messages first, then policy, then the rest in the order of
 /// the config. Policy stands before all that is not native code or costs much: an unauthorized
 /// message reaches no plugin.
-async fn links(
+fn links(
     loaded: &Loaded,
     gate: Arc<PolicyGate>,
-    secrets: Vec<Known>,
-    findings: &mut Vec<Finding>,
+    known: &[Known],
+    found: &mut Vec<Found>,
 ) -> Vec<Link> {
     let (mut first, mut rest) = (Vec::new(), Vec::new());
     for (at, entry) in loaded.config.interceptors.iter().enumerate() {
-        let counts = matches!(entry.kind, Use::RateLimit(_));
-        match link(entry, &loaded.base, &secrets).await {
-            Ok(link) if counts => first.push(link),
-            Ok(link) => rest.push(link),
-            Err(what) => {
-                findings.push(loaded.finding(&format!("/interceptors/{at}"), Code::BadValue, what));
+        let interceptor = match interceptor(loaded, at, entry, known) {
+            Ok(interceptor) => interceptor,
+            Err(wrong) => {
+                found.push(wrong);
+                continue;
             }
+        };
+        let settings = &entry.settings;
+        let deadline = settings.deadline_ms.map_or(DEADLINE, Duration::from_millis);
+        let link = Link {
+            interceptor,
+            mode: settings.mode,
+            fail_open: settings.fail_open,
+            deadline: match entry.kind {
+                Use::Plugin(_) => deadline + SLACK,
+                _ => deadline,
+            },
+            events: settings.events.clone(),
+        };
+        match entry.kind {
+            Use::RateLimit(_) => first.push(link),
+            _ => rest.push(link),
         }
     }
     first.push(Link::strict(gate));
@@ -203,40 +225,34 @@ async fn links(
     first
 }
 
-async fn link(
+/// The interceptor of the entry at `at`. It blocks while a plugin compiles.
+///
+/// # Errors
+/// What is wrong with the entry, at its place in the config.
+pub fn interceptor(
+    loaded: &Loaded,
+    at: usize,
     entry: &InterceptorEntry,
-    base: &std::path::Path,
-    secrets: &[Known],
-) -> Result<Link, String> {
-    let name = entry.name().to_owned();
-    let deadline = entry.settings.deadline_ms.map_or(DEADLINE, Duration::from_millis);
-    let (interceptor, deadline): (Arc<dyn crate::chain::Interceptor>, Duration) = match &entry.kind
-    {
+    known: &[Known],
+) -> Result<Arc<dyn Interceptor>, Found> {
+    let here = format!("/interceptors/{at}");
+    let name = entry.name();
+    let invalid = |error: &dyn std::error::Error| -> Found {
+        Box::new(loaded.finding(&here, Code::BadValue, format!("`{name}`: {error}")))
+    };
+    Ok(match &entry.kind {
         Use::RateLimit(config) => {
-            (Arc::new(RateLimit::new(name, config).map_err(|e| e.to_string())?), deadline)
+            Arc::new(RateLimit::new(name, config).map_err(|error| invalid(&error))?)
         }
         Use::Schema(config) => {
-            (Arc::new(Schema::new(name, config).map_err(|e| e.to_string())?), deadline)
+            Arc::new(Schema::new(name, config).map_err(|error| invalid(&error))?)
         }
         Use::Secrets(config) => {
-            (Arc::new(Secrets::new(name, config, secrets).map_err(|e| e.to_string())?), deadline)
+            Arc::new(Secrets::new(name, config, known).map_err(|error| invalid(&error))?)
         }
         Use::Plugin(config) => {
-            let (config, settings, base) =
-                (config.clone(), entry.settings.clone(), base.to_owned());
-            let plugin =
-                tokio::task::spawn_blocking(move || Plugin::load(&config, &settings, &base))
-                    .await
-                    .map_err(|error| error.to_string())?
-                    .map_err(|unusable| unusable.to_string())?;
-            (Arc::new(plugin), deadline + SLACK)
+            let plugin = Plugin::load(config, &entry.settings, &loaded.base);
+            Arc::new(plugin.map_err(|error| loaded.locate(&format!("{here}/path"), error))?)
         }
-    };
-    Ok(Link {
-        interceptor,
-        mode: entry.settings.mode,
-        fail_open: entry.settings.fail_open,
-        deadline,
-        events: entry.settings.events.clone(),
     })
 }

@@ -41,7 +41,7 @@ use crate::{
     upstream::Launcher,
 };
 
-pub use assembly::{Assembly, StartFailure};
+pub use assembly::{Assembly, Found, StartFailure, interceptor};
 
 /// How long calls under way may take to end when the proxy stops.
 const DRAIN: Duration = Duration::from_secs(10);
