@@ -30,6 +30,16 @@ async fn python_node_and_our_own_programs_run() {
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
     let version = run(&spec(&["portcullis", "--version"])).await;
     assert!(version.stdout.starts_with("portcullis "), "{version:?}");
+    let hello = serde_json::json!({
+        "jsonrpc": "2.0", "id": 1, "method": "initialize",
+        "params": {
+            "protocolVersion": "2025-06-18", "capabilities": {},
+            "clientInfo": { "name": "test", "version": "0" },
+        },
+    });
+    let notes = spec(&["portcullis", "example-server", "notes"]);
+    let notes = run_with(&notes, &format!("{hello}\n")).await;
+    assert!(notes.stdout.contains(r#""protocolVersion""#), "{notes:?}");
 
     let environment = folder.join("venv");
     let made = Command::new("/usr/bin/python3")
