@@ -163,7 +163,7 @@ impl Assembly {
 }
 
 /// The secrets that servers are handed, by the names under which they are found in traffic.
-fn known_secrets(loaded: &Loaded, launcher: &Launcher, findings: &mut Vec<Finding>) -> Vec<Known> {
+fn known_secrets(loaded: &Loaded, launcher: &Launcher, found: &mut Vec<Found>) -> Vec<Known> {
     let mut known = Vec::new();
     for (server, settings) in &loaded.config.servers {
         match launcher.secrets(settings) {
