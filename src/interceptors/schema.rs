@@ -88,9 +88,9 @@ pub struct Schema {
     name: String,
     hooks: Hooks,
     unusable: Unusable,
-    cache: Mutex<Cache>,
-    compiling: Semaphore,
-    checking: Semaphore,
+    cache: Arc<Mutex<Cache>>,
+    compiling: Arc<Semaphore>,
+    checking: Arc<Semaphore>,
 }
 
 impl Schema {
@@ -109,9 +109,9 @@ impl Schema {
             name: name.into(),
             hooks: on(Phase::Request, config.arguments).and(on(Phase::Response, config.results)),
             unusable: config.unusable,
-            cache: Mutex::default(),
-            compiling: Semaphore::new(AT_ONCE),
-            checking: Semaphore::new(AT_ONCE),
+            cache: Arc::default(),
+            compiling: Arc::new(Semaphore::new(AT_ONCE)),
+            checking: Arc::new(Semaphore::new(AT_ONCE)),
         })
     }
 
@@ -124,12 +124,19 @@ impl Schema {
         if let Some(checks) = self.cache.lock().find(tool, &key) {
             return Ok(checks);
         }
-        let _permit = self.compiling.acquire().await.map_err(closed)?;
+        let permit = Arc::clone(&self.compiling).acquire_owned().await.map_err(closed)?;
         if let Some(checks) = self.cache.lock().find(tool, &key) {
             return Ok(checks);
         }
-        let compiled = compile(Arc::clone(tool)).await?;
-        Ok(self.cache.lock().keep(tool, key, compiled))
+        let (cache, tool) = (Arc::clone(&self.cache), Arc::clone(tool));
+        // The work has the permit and keeps its result, whether or not this call still waits: a
+        // schema that takes longer than a deadline is compiled once all the same.
+        on_large_stack(move || {
+            let _permit = permit;
+            let checks = Checks::of(&tool);
+            cache.lock().keep(&tool, key, checks)
+        })
+        .await
     }
 
     /// Checks one side of a call, in place where that is quick.
@@ -147,9 +154,14 @@ impl Schema {
                 return Ok(side.verdict(check, value.as_deref()));
             }
         }
-        let _permit = self.checking.acquire().await.map_err(closed)?;
+        let permit = Arc::clone(&self.checking).acquire_owned().await.map_err(closed)?;
         let (checks, raw) = (Arc::clone(checks), payload.raw().clone());
-        tokio::task::spawn_blocking(move || side.judge(&checks, raw))
+        let judge = move || {
+            // Held by the thread: a call whose deadline passed has not ended its check.
+            let _permit = permit;
+            side.judge(&checks, raw)
+        };
+        tokio::task::spawn_blocking(judge)
             .await
             .map_err(|error| Fault(format!("the check did not end: {error}")))?
     }
@@ -318,19 +330,21 @@ fn parsed(payload: &Payload) -> Result<&Value, Fault> {
 
 /// Compiles on a thread with a large stack, which it takes from the system only as far as it is
 /// used.
-async fn compile(tool: Arc<Tool>) -> Result<Checks, Fault> {
-    let (done, compiled) = oneshot::channel();
+async fn on_large_stack<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Fault> {
+    let (done, made) = oneshot::channel();
     let work = move || {
-        let checks = std::panic::catch_unwind(AssertUnwindSafe(|| Checks::of(&tool)));
-        let _ = done.send(checks);
+        let made = std::panic::catch_unwind(AssertUnwindSafe(work));
+        let _ = done.send(made);
     };
     std::thread::Builder::new()
         .name("schema-compile".into())
         .stack_size(COMPILE_STACK)
         .spawn(work)
         .map_err(|error| Fault(format!("no thread to compile a schema on: {error}")))?;
-    match compiled.await {
-        Ok(Ok(checks)) => Ok(checks),
+    match made.await {
+        Ok(Ok(made)) => Ok(made),
         _ => Err(Fault("a schema could not be compiled".into())),
     }
 }

@@ -126,7 +126,7 @@ pub struct Secrets {
     hooks: Hooks,
     max_bytes: usize,
     tables: Arc<Tables>,
-    scanning: Semaphore,
+    scanning: Arc<Semaphore>,
 }
 
 /// What a scanning thread needs.
@@ -187,7 +187,7 @@ impl Secrets {
             hooks: Hooks::every(&[Phase::Request, Phase::Response]),
             max_bytes: config.max_bytes,
             tables: Arc::new(Tables { scanner, request, response }),
-            scanning: Semaphore::new(AT_ONCE),
+            scanning: Arc::new(Semaphore::new(AT_ONCE)),
         })
     }
 
@@ -294,9 +294,14 @@ impl Interceptor for Secrets {
             self.tables.inspect(phase, raw)?
         } else {
             let closed = |_| Fault("the proxy is shutting down".into());
-            let _permit = self.scanning.acquire().await.map_err(closed)?;
+            let permit = Arc::clone(&self.scanning).acquire_owned().await.map_err(closed)?;
             let (tables, raw) = (Arc::clone(&self.tables), raw.clone());
-            tokio::task::spawn_blocking(move || tables.inspect(phase, &raw))
+            let scan = move || {
+                // Held by the thread: a call whose deadline passed has not ended its scan.
+                let _permit = permit;
+                tables.inspect(phase, &raw)
+            };
+            tokio::task::spawn_blocking(scan)
                 .await
                 .map_err(|error| Fault(format!("the scan did not end: {error}")))??
         };
