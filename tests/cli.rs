@@ -1,5 +1,7 @@
 //! The command line from outside: exit codes, what goes to which stream, and what is never shown.
 
+#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
 use std::{
     fs,
     path::Path,
@@ -90,7 +92,9 @@ fn check_looks_at_what_the_config_names() {
     let dir = folder(
         "[servers.a]\ncommand = ['x']\nmounts = ['nowhere:/data']\n\
          [[interceptors]]\nuse = 'plugin'\npath = 'missing.wasm'\nallow-unpinned = true\n\
-         [[interceptors]]\nuse = 'rate-limit'\nlimits = []\n",
+         [[interceptors]]\nuse = 'rate-limit'\nlimits = []\n\
+         [[interceptors]]\nuse = 'secrets'\nrules = { nonsense = 'refuse' }\n\
+         [policy]\npaths = ['policies', 'nowhere']\n",
     );
     fs::write(dir.path().join("policies/a.cedar"), "permit(principal, action, resource").unwrap();
     let (code, out, _) = run(dir.path(), &["check", "--format", "json"]);
@@ -103,7 +107,7 @@ fn check_looks_at_what_the_config_names() {
         .collect();
     assert_eq!(code, 11);
     assert!(places.iter().any(|(file, line)| file.ends_with("a.cedar") && *line == 1), "{out}");
-    for line in [3, 6, 8] {
+    for line in [3, 6, 8, 11, 15] {
         assert!(places.contains(&("portcullis.toml", line)), "{line} in {out}");
     }
 }

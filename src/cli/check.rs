@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 
 use super::{Context, Exit};
 use crate::{
-    config::{self, Code, Diagnostics},
+    config::{self, Code, Diagnostics, Loaded},
     identity::Store,
     policy,
     proxy::{Found, interceptor},
@@ -26,6 +26,7 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     } else {
         for one in &found {
             ctx.diagnostic(one.as_ref())?;
+            ctx.verbatim("\n")?;
         }
         match found.len() {
             0 => ctx.line("nothing found")?,
@@ -46,9 +47,11 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     match policy::Engine::load(&loaded.config.policy.paths, &loaded.base) {
         Ok(engine) => {
             let status = engine.status();
-            found.extend(status.borrow().warnings.iter().cloned().map(boxed));
+            found.extend(status.borrow().warnings.iter().map(|warning| placed(&loaded, warning)));
         }
-        Err(diagnostics) => found.extend(diagnostics.findings().iter().cloned().map(boxed)),
+        Err(diagnostics) => {
+            found.extend(diagnostics.findings().iter().map(|finding| placed(&loaded, finding)));
+        }
     }
     for (at, entry) in loaded.config.interceptors.iter().enumerate() {
         found.extend(interceptor(&loaded, at, entry, &[]).err());
@@ -67,6 +70,20 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
         found.push(boxed(Unplaced { code: "clients-broken", message: error.to_string() }));
     }
     found
+}
+
+/// A finding of the policies. One that is about no text of theirs is about the config's `paths`.
+fn placed(loaded: &Loaded, finding: &policy::Finding) -> Found {
+    if finding.labels().is_some_and(|mut labels| labels.next().is_some()) {
+        return boxed(finding.clone());
+    }
+    let message = finding.to_string();
+    let mut paths = loaded.config.policy.paths.iter();
+    let pointer = match paths.position(|path| message.contains(&*path.to_string_lossy())) {
+        Some(at) => format!("/policy/paths/{at}"),
+        None => "/policy/paths".into(),
+    };
+    boxed(loaded.locate(&pointer, finding.clone()))
 }
 
 fn boxed(diagnostic: impl Diagnostic + Send + Sync + 'static) -> Found {

@@ -91,16 +91,14 @@ impl Context {
         Self { config: global.config, format: global.format }
     }
 
-    /// Reads the config. Its warnings go to standard error.
+    /// Reads the config. Its `warnings` are not shown: `check` and `run` do that.
     ///
     /// # Errors
     /// [`Reports`] of everything that is wrong with it.
     pub fn load(&self) -> anyhow::Result<Loaded> {
-        let loaded = config::load(&self.config).map_err(|Diagnostics(findings)| {
+        Ok(config::load(&self.config).map_err(|Diagnostics(findings)| {
             Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
-        })?;
-        loaded.warnings.iter().for_each(|warning| self.report(warning));
-        Ok(loaded)
+        })?)
     }
 
     /// Whether data is to be JSON.

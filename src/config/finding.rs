@@ -176,8 +176,7 @@ impl Finding {
     }
 
     pub(super) fn within(mut self, source: &Source, place: Option<Range<usize>>) -> Self {
-        self.source =
-            Some(Arc::new(NamedSource::new(source.name.to_string(), source.shown.clone())));
+        self.source = Some(Arc::new(NamedSource::new(&source.name, source.shown.clone())));
         if let Some(place) = place {
             // A table's own span may hold many lines, of which the first says enough.
             let text = source.shown.get(place.clone()).unwrap_or("");

@@ -3,11 +3,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::Path,
     sync::Arc,
 };
 
 use arc_swap::ArcSwap;
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use parking_lot::Mutex;
 
 use super::{Key, KeyHash, Principal, Store, StoreFault};
@@ -90,34 +91,26 @@ impl Keyring {
     ///
     /// # Errors
     /// Where the state folder can't be made or watched.
-    pub fn watch(self: &Arc<Self>) -> anyhow::Result<Watch> {
+    pub fn watch(self: &Arc<Self>) -> Result<Watch, StoreFault> {
         self.store.prepare()?;
         let keyring = Arc::downgrade(self);
         let path = self.store.path().to_owned();
-        let mut watcher =
-            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-                // A fault of the watch may hide a change.
-                let matters = event.as_ref().map_or(true, |event| {
-                    !event.kind.is_access()
-                        && (event.need_rescan()
-                            || event
-                                .paths
-                                .iter()
-                                .any(|changed| changed.file_name() == path.file_name()))
-                });
-                if let Some(keyring) = keyring.upgrade().filter(|_| matters) {
-                    match keyring.reload() {
-                        Ok(()) => tracing::info!("clients loaded again"),
-                        Err(error) => {
-                            tracing::error!(
-                                "clients have changed and are not used, those before stay: {error}"
-                            );
-                        }
-                    }
+        let follow = move |event: notify::Result<Event>| {
+            if let Some(keyring) = keyring.upgrade().filter(|_| matters(&event, &path)) {
+                match keyring.reload() {
+                    Ok(()) => tracing::info!("clients loaded again"),
+                    Err(fault) => tracing::error!(
+                        "clients have changed and are not used, those before stay: {fault}"
+                    ),
                 }
-            })?;
+            }
+        };
         let folder = self.store.path().parent().unwrap_or_else(|| self.store.path());
-        watcher.watch(folder, RecursiveMode::NonRecursive)?;
+        let watcher = notify::recommended_watcher(follow)
+            .and_then(|mut watcher| {
+                watcher.watch(folder, RecursiveMode::NonRecursive).map(|()| watcher)
+            })
+            .map_err(|source| StoreFault::Watch { path: folder.to_owned(), source })?;
         // What changed between loading and watching.
         self.reload()?;
         Ok(Watch { _watcher: watcher })
@@ -138,6 +131,15 @@ impl Keyring {
         let ring = self.ring.load();
         ring.by_name.iter().map(|(name, (from, who))| (name.clone(), *from, who.clone())).collect()
     }
+}
+
+/// Whether an event may be about the file of clients. A fault of the watch may hide one.
+fn matters(event: &notify::Result<Event>, path: &Path) -> bool {
+    event.as_ref().map_or(true, |event| {
+        !event.kind.is_access()
+            && (event.need_rescan()
+                || event.paths.iter().any(|changed| changed.file_name() == path.file_name()))
+    })
 }
 
 impl Ring {
@@ -161,7 +163,6 @@ impl Ring {
 mod tests {
     use std::{
         fs,
-        path::Path,
         time::{Duration, Instant},
     };
 

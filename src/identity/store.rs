@@ -64,6 +64,8 @@ pub enum StoreFault {
     Exists(ClientName),
     #[error("there is no client `{0}`: `portcullis client ls` shows those that are")]
     Missing(ClientName),
+    #[error("`{}` can't be watched for changes: {source}", path.display())]
+    Watch { path: PathBuf, source: notify::Error },
     #[error(transparent)]
     Random(#[from] NoRandomness),
 }
