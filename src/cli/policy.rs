@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 
 use super::{Context, Exit, Reports, Usage};
 use crate::{
-    config::{self, Config},
+    config::Config,
     exchange::{self, Transport},
-    identity::{Principal, PrincipalKind},
+    identity::{Principal, PrincipalKind, Store},
     interceptors::policy::{client_action, server_action},
     names::{Group, ServerName},
     policy::{
@@ -41,7 +41,7 @@ struct CanI {
     /// Who asks: a client's name, `local:USER` or `anonymous`
     #[arg(long = "as", value_name = "CLIENT")]
     client: String,
-    /// A group of the client, beside those of the config; may be given several times
+    /// A group of the client, beside those that it has; may be given several times
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<Group>,
     /// An action (`call_tool`) or a method (`tools/call`)
@@ -80,13 +80,6 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-fn configured(ctx: &Context) -> anyhow::Result<Config> {
-    let loaded = config::load(&ctx.config).map_err(|diagnostics| {
-        Reports(diagnostics.0.into_iter().map(|finding| Box::new(finding) as _).collect())
-    })?;
-    Ok(loaded.config)
-}
-
 /// Loads with names relative to the working folder, so that they can be opened from there.
 fn load(paths: &[PathBuf]) -> Result<Engine, Vec<Finding>> {
     let here = std::env::current_dir().unwrap_or_default();
@@ -105,7 +98,7 @@ struct Checked<'a> {
 fn check(paths: &[PathBuf], ctx: &Context) -> anyhow::Result<Exit> {
     let mut servers = None;
     let engine = if paths.is_empty() {
-        let config = configured(ctx)?;
+        let config = ctx.load()?.config;
         servers = Some(config.servers);
         load(&config.policy.paths)
     } else {
@@ -125,7 +118,9 @@ fn check(paths: &[PathBuf], ctx: &Context) -> anyhow::Result<Exit> {
         let revision = status.map(|status| status.revision);
         ctx.json(&Checked { findings: &findings, policies, revision })?;
     } else {
-        findings.iter().for_each(|finding| ctx.report(finding));
+        for finding in &findings {
+            ctx.diagnostic(finding)?;
+        }
         match (policies, findings.len()) {
             (Some(0), 0) => ctx.line("0 policies: nothing can be listed or called")?,
             (Some(policies), 0) => {
@@ -153,7 +148,7 @@ struct Answer<'a> {
 }
 
 fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
-    let config = configured(ctx)?;
+    let config = ctx.load()?.config;
     let engine = load(&config.policy.paths)
         .map_err(|findings| Reports(findings.into_iter().map(|f| Box::new(f) as _).collect()))?;
     let principal = principal(question, &config)?;
@@ -232,8 +227,10 @@ fn principal(question: &CanI, config: &Config) -> anyhow::Result<Principal> {
         (_, Some(user)) => PrincipalKind::Local { user: user.to_owned() },
         (name, None) => {
             let name = name.parse().map_err(|error| Usage(format!("`--as`: {error}")))?;
-            let known = config.clients.get(&name);
-            groups.extend(known.into_iter().flat_map(|client| client.groups.iter().cloned()));
+            let added = Store::within(&config.state_dir).read()?;
+            groups.extend(added.get(&name).into_iter().flat_map(|client| client.groups.clone()));
+            let written = config.clients.get(&name);
+            groups.extend(written.into_iter().flat_map(|client| client.groups.clone()));
             PrincipalKind::Client(name)
         }
     };

@@ -60,8 +60,8 @@ struct Question<'a> {
 /// Why a message cannot be put to the policies.
 #[derive(Debug)]
 enum Unclear {
-    /// The sender's fault.
-    Refused(Refusal),
+    /// The sender's fault, in words for it.
+    Invalid(String),
     /// Ours: the exchange contradicts itself.
     Fault(Fault),
 }
@@ -188,7 +188,9 @@ impl Interceptor for PolicyGate {
         match passage(exchange) {
             Ok(Passage::Housekeeping) => Ok(Verdict::pass()),
             Ok(Passage::Decide(question)) => Ok(self.decide(exchange, question)),
-            Err(Unclear::Refused(refusal)) => Ok(Verdict::refuse(refusal)),
+            Err(Unclear::Invalid(why)) => {
+                Ok(Verdict::refuse(Refusal::new(Code::InvalidParams, why)))
+            }
             Err(Unclear::Fault(fault)) => Err(fault),
         }
     }
@@ -209,7 +211,7 @@ fn no_server() -> Fault {
 }
 
 fn invalid(message: &str) -> Unclear {
-    Unclear::Refused(Refusal::new(Code::InvalidParams, message))
+    Unclear::Invalid(message.to_owned())
 }
 
 fn of_tool<'a>(server: &'a ServerName, name: &'a str, tool: Option<&Tool>) -> Resource<'a> {

@@ -89,8 +89,6 @@ permit (principal is Portcullis::Client, action, resource)
 when { principal.verifed };
 "#, &["policy", "check"]), @r#"
     exit 11
-    3 findings
-    --- stderr
     policy-invalid
 
       × for policy `a`, unrecognized action `Portcullis::Action::"call_tols"`
@@ -121,6 +119,8 @@ when { principal.verifed };
        ·        ─────────────────
        ╰────
       help: did you mean `verified`?
+    3 findings
+    --- stderr
     "#);
 }
 
@@ -134,8 +134,6 @@ permit (
 );
 "#, &["policy", "check"]), @r#"
     exit 11
-    1 finding
-    --- stderr
     policy-unknown-server
 
       ⚠ the config has no server `note`
@@ -147,6 +145,8 @@ permit (
      6 │ );
        ╰────
       help: did you mean `notes`?
+    1 finding
+    --- stderr
     "#);
 }
 
