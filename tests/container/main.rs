@@ -1,0 +1,12 @@
+//! Servers in containers, on a real engine. Without one these tests fail, and say so.
+
+#![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
+
+mod confinement;
+mod lifecycle;
+mod packing;
+mod profile;
+mod reaping;
+mod refusals;
+mod runtimes;
+mod support;
