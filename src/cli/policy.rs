@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{Context, Exit, Reports, Usage};
 use crate::{
-    config::Config,
+    config::{Config, Loaded},
     exchange::{self, Transport},
     identity::{Principal, PrincipalKind, Store},
     interceptors::policy::{client_action, server_action},
@@ -80,6 +80,11 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
 }
 
+/// The config's policies, wherever the program runs.
+fn sources(loaded: &Loaded) -> Vec<PathBuf> {
+    loaded.config.policy.paths.iter().map(|path| loaded.base.join(path)).collect()
+}
+
 /// Loads with names relative to the working folder, so that they can be opened from there.
 fn load(paths: &[PathBuf]) -> Result<Engine, Vec<Finding>> {
     let here = std::env::current_dir().unwrap_or_default();
@@ -98,9 +103,10 @@ struct Checked<'a> {
 fn check(paths: &[PathBuf], ctx: &Context) -> anyhow::Result<Exit> {
     let mut servers = None;
     let engine = if paths.is_empty() {
-        let config = ctx.load()?.config;
-        servers = Some(config.servers);
-        load(&config.policy.paths)
+        let loaded = ctx.load()?;
+        let engine = load(&sources(&loaded));
+        servers = Some(loaded.config.servers);
+        engine
     } else {
         load(paths)
     };
@@ -148,10 +154,10 @@ struct Answer<'a> {
 }
 
 fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
-    let config = ctx.load()?.config;
-    let engine = load(&config.policy.paths)
+    let loaded = ctx.load()?;
+    let engine = load(&sources(&loaded))
         .map_err(|findings| Reports(findings.into_iter().map(|f| Box::new(f) as _).collect()))?;
-    let principal = principal(question, &config)?;
+    let principal = principal(question, &loaded.config)?;
     let (action, method) = action(question);
     let target = Target::parse(action, question.target.as_deref())?;
     let args: Option<Map<String, Value>> = match &question.args {

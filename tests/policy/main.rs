@@ -249,6 +249,17 @@ fn can_i_says_yes_and_no_with_the_rules() {
 }
 
 #[test]
+fn policies_are_those_beside_the_config() {
+    let folder = folder("@id(\"inner\") permit (principal, action, resource);");
+    let outer = TempDir::new_in(folder.path()).unwrap();
+    let config = folder.path().join("portcullis.toml");
+    let config = config.to_str().unwrap();
+    let ask = ["policy", "can-i", "-c", config, "--as", "ci-bot", "tools/list"];
+    let output = portcullis(&outer, &ask);
+    assert!(shown(&output).starts_with("exit 0\nallowed: permitted by `inner`\n"));
+}
+
+#[test]
 fn can_i_as_json() {
     let output = portcullis(
         &folder(POLICIES),
