@@ -26,7 +26,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 pub use self::rules::IllegalRules;
-use self::{payload::Report, scan::Scanner};
+use self::{
+    payload::Report,
+    scan::{Budget, Hit, Scanner},
+};
 use crate::{
     chain::{Decision, Fault, Hooks, Interceptor, Verdict},
     exchange::{Exchange, Finding, Phase},
@@ -135,6 +138,55 @@ struct Tables {
     /// For each of the scanner's ids.
     request: Vec<Action>,
     response: Vec<Action>,
+}
+
+/// Takes the secrets out of short texts that are kept: records and log lines. Knows every built-in
+/// rule, whatever the chain is told of it, and the values that servers are given.
+pub struct Scrubber {
+    scanner: Scanner,
+}
+
+impl Scrubber {
+    /// A scrubber that knows these values too.
+    ///
+    /// # Errors
+    /// Values by which nothing could be scanned.
+    pub fn new(known: &[Known]) -> Result<Self, Invalid> {
+        let sources = rules::read(rules::BUILT_IN)?;
+        let rules = sources.iter().map(rules::Rule::new).collect::<Result<Vec<_>, _>>()?;
+        let exact: Vec<_> = known
+            .iter()
+            .filter(|secret| secret.value.expose().len() >= SHORTEST_KNOWN)
+            .map(|secret| (secret.id(), secret.value.expose()))
+            .collect();
+        Ok(Self { scanner: Scanner::new(rules, &exact)? })
+    }
+
+    /// Puts `[redacted:RULE]` where a secret stands. A text that costs too much to look through is
+    /// replaced whole.
+    pub fn scrub(&self, text: &mut String) {
+        let mut budget = Budget(1 << 20);
+        let Ok(mut hits) = self.scanner.scan(text.as_bytes(), &mut budget) else {
+            *text = "[redacted]".into();
+            return;
+        };
+        // From the end, so that earlier places stay where they are; of overlapping hits the one
+        // that begins first takes all.
+        hits.sort_by_key(|hit| (hit.range.start, std::cmp::Reverse(hit.range.end)));
+        let mut whole: Vec<Hit> = Vec::new();
+        for hit in hits {
+            match whole.last_mut() {
+                Some(last) if hit.range.start < last.range.end => {
+                    last.range.end = last.range.end.max(hit.range.end);
+                }
+                _ => whole.push(hit),
+            }
+        }
+        for hit in whole.into_iter().rev() {
+            let id = self.scanner.ids.get(hit.id).map_or("", String::as_str);
+            text.replace_range(hit.range, &format!("[redacted:{id}]"));
+        }
+    }
 }
 
 impl Secrets {

@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Proxy;
 use crate::{
-    audit::{Audit, Unavailable, record::Happening},
+    audit::{self, Audit, Unavailable, record::Happening},
     chain::{Chain, Interceptor, Link},
     codec::Caps,
     config::{Code, InterceptorEntry, Loaded, Use},
@@ -18,7 +18,7 @@ use crate::{
         policy::PolicyGate,
         rate_limit::RateLimit,
         schema::Schema,
-        secrets::{Known, Secrets},
+        secrets::{Known, Scrubber, Secrets},
     },
     policy,
     router::Router,
@@ -58,6 +58,7 @@ pub struct Assembly {
     links: Vec<Link>,
     gate: Arc<PolicyGate>,
     launcher: Arc<Launcher>,
+    scrubber: Arc<Scrubber>,
 }
 
 impl Assembly {
@@ -82,18 +83,20 @@ impl Assembly {
             base: loaded.base.clone(),
             caps: Caps::response(&config.limits),
         });
-        let (links, found) = tokio::task::spawn_blocking({
+        let (links, scrubber, found) = tokio::task::spawn_blocking({
             let (loaded, launcher, gate) = (loaded.clone(), launcher.clone(), gate.clone());
             move || {
                 let mut found = Vec::new();
                 let known = known_secrets(&loaded, &launcher, &mut found);
-                (links(&loaded, gate, &known, &mut found), found)
+                let scrubber = Scrubber::new(&known).map_err(|error| error.to_string());
+                (links(&loaded, gate, &known, &mut found), scrubber, found)
             }
         })
         .await
         .map_err(|error| StartFailure::Task(error.to_string()))?;
         if found.is_empty() {
-            Ok(Self { policies, links, gate, launcher })
+            let scrubber = Arc::new(scrubber.map_err(StartFailure::Task)?);
+            Ok(Self { policies, links, gate, launcher, scrubber })
         } else {
             Err(StartFailure::Config(found))
         }
@@ -111,7 +114,11 @@ impl Assembly {
         let config = Arc::new(loaded.config.clone());
         let dir = config.audit.dir.clone().unwrap_or_else(|| config.state_dir.join("audit"));
         let deadline = Duration::from_millis(config.audit.deadline_ms);
-        let audit = tokio::task::spawn_blocking(move || Audit::open(&dir, deadline))
+        let scrubber = self.scrubber.clone();
+        // A name or a URI can hold a secret, and what is refused early never met the chain.
+        let scrub: audit::Scrub = Arc::new(move |text| scrubber.scrub(text));
+        let options = audit::Options { deadline, scrub: Some(scrub), ..Default::default() };
+        let audit = tokio::task::spawn_blocking(move || Audit::open_with(&dir, options))
             .await
             .map_err(|error| StartFailure::Task(error.to_string()))??;
         audit
@@ -150,6 +157,7 @@ impl Assembly {
             policies: self.policies,
             launcher: self.launcher,
             gate: self.gate,
+            scrubber: self.scrubber,
             permits: Default::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),

@@ -31,7 +31,7 @@ use crate::{
     config::Config,
     exchange::{Revision, Transport},
     identity::{Principal, PrincipalKind},
-    interceptors::policy::PolicyGate,
+    interceptors::{policy::PolicyGate, secrets::Scrubber},
     names::DecisionId,
     policy,
     refusal::{Code, Refusal},
@@ -58,6 +58,7 @@ pub struct Proxy {
     pub policies: Arc<policy::Engine>,
     pub launcher: Arc<Launcher>,
     gate: Arc<PolicyGate>,
+    scrubber: Arc<Scrubber>,
     chain: Chain,
     /// Exchanges under way, by principal.
     permits: Mutex<HashMap<PrincipalKind, Arc<Semaphore>>>,
@@ -142,6 +143,13 @@ impl Proxy {
             tracing::error!(%decision, %error, "a refusal could not be recorded");
         }
         Frame::error(id, refusal.to_rpc_error(decision).to_string().as_bytes())
+    }
+
+    /// A text of a client's or a server's as a log may show it.
+    fn shown(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        self.scrubber.scrub(&mut text);
+        text
     }
 
     /// What is taken of a client's message.

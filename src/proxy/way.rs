@@ -343,7 +343,7 @@ impl Proxy {
             decision = %exchange.id,
             client = exchange.principal.name(),
             server = exchange.server.as_ref().map(|s| s.as_str()),
-            method = exchange.method.as_str(),
+            method = self.shown(exchange.method.as_str()),
             code = %refusal.code,
             "refused"
         );

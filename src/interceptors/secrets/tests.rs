@@ -3,7 +3,6 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    scan::Budget,
     templates::{Seed, expand},
     *,
 };
@@ -362,5 +361,29 @@ proptest! {
             Some(raw) => prop_assert_eq!(serde_json::from_slice::<Value>(&raw).unwrap(), expected),
             None => prop_assert!(texts.iter().all(|(_, has, _)| !has)),
         }
+    }
+}
+
+#[test]
+fn a_scrubber_leaves_nothing_of_a_secret() {
+    let value = ["correct", "horse", "battery"].join("-");
+    let known = Known {
+        server: "s".parse().unwrap(),
+        name: "KEY".into(),
+        value: Secret::new(value.clone()),
+    };
+    let scrubber = Scrubber::new(&[known]).unwrap();
+    let token = token();
+    for (text, scrubbed) in [
+        ("tools/call".to_owned(), "tools/call".to_owned()),
+        (format!("é{token}é"), "é[redacted:github-token]é".to_owned()),
+        (
+            format!("{value} and {token}"),
+            "[redacted:vault:s/KEY] and [redacted:github-token]".to_owned(),
+        ),
+    ] {
+        let mut got = text.clone();
+        scrubber.scrub(&mut got);
+        assert_eq!(got, scrubbed);
     }
 }
