@@ -36,6 +36,9 @@ pub struct Args {
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
+    for warning in &loaded.warnings {
+        ctx.report(warning);
+    }
     telemetry::init(&loaded.config.telemetry)?;
     let assembly = {
         let _progress =

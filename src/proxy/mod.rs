@@ -173,7 +173,13 @@ impl Proxy {
             tracing::debug!(took = ?began.elapsed(), "all calls ended");
         }
         let servers = self.router.servers(&View::All);
-        futures_util::future::join_all(servers.iter().map(|s| s.stop("the proxy stops"))).await;
+        let stopped =
+            futures_util::future::join_all(servers.iter().map(|s| s.stop("the proxy stops")));
+        // A server that is just being started is not waited for: what it has become by then is
+        // ended by the reaping below, or with this process.
+        if tokio::time::timeout(DRAIN, stopped).await.is_err() {
+            tracing::warn!("not every server could be stopped in time");
+        }
         if let Ok(engine) = &self.launcher.engine
             && let Err(fault) = engine.reap(&self.launcher.instance).await
         {

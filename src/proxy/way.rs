@@ -29,6 +29,11 @@ use crate::{
     upstream::{Call, Notice, Reply, Server},
 };
 
+/// Methods that change a server for all its clients, or whose fruits could not be brought to the
+/// one that asked: not offered, whatever the policies say.
+const UNSHARED: [&str; 4] =
+    ["logging/setLevel", "resources/subscribe", "resources/unsubscribe", "subscriptions/listen"];
+
 /// How an exchange that left ended.
 enum End {
     /// With this answer, `result` or `error`.
@@ -164,6 +169,12 @@ impl Proxy {
             Ok(None) => {}
             Err(refusal) => return End::Failed(refusal),
         }
+        if UNSHARED.contains(&exchange.method.as_str()) {
+            return End::Failed(Refusal::new(
+                Code::MethodUnknown,
+                "this method is not offered here",
+            ));
+        }
         let Some(server) = server else {
             return End::Failed(Refusal::new(
                 Code::MethodUnknown,
@@ -207,15 +218,9 @@ impl Proxy {
             notices: Some(sender),
             deadline: server.deadline(),
         };
-        let reply = {
-            let relay = self.relay(caller, exchange, receiver, notices);
-            let call = server.call(&running, call);
-            tokio::pin!(relay, call);
-            tokio::select! {
-                reply = &mut call => reply,
-                () = &mut relay => call.await,
-            }
-        };
+        // The relay ends with the call, which holds the sender, so that no notification is lost.
+        let relay = self.relay(caller, exchange, receiver, notices);
+        let (reply, ()) = tokio::join!(server.call(&running, call), relay);
         match reply {
             Ok(Reply::Error(error)) => End::Answered(Answer::Error(Payload::new(error))),
             Ok(Reply::Result(result)) => {

@@ -238,6 +238,10 @@ impl Router {
                 }
             };
             for item in items.iter().filter(|item| sight.item(offer, item)) {
+                if *view == View::All && self.shadows(server, &item.name) {
+                    tracing::warn!(server = %server.name, "an item named like another server's is left out");
+                    continue;
+                }
                 texts.push(match (view, offer) {
                     (View::All, Offer::Tools | Offer::Prompts) => self.outward(server, item, offer),
                     _ => item.definition.raw().clone(),
@@ -245,6 +249,15 @@ impl Router {
             }
         }
         texts
+    }
+
+    /// Whether a server without a prefix names something as if it stood behind another's.
+    fn shadows(&self, server: &Server, name: &str) -> bool {
+        prefix(server).is_empty()
+            && self.servers.values().map(|other| prefix(other)).any(|other| {
+                !other.is_empty()
+                    && name.strip_prefix(other).is_some_and(|rest| rest.starts_with(SEPARATOR))
+            })
     }
 
     fn outward(&self, server: &Server, item: &Definition, offer: Offer) -> Bytes {

@@ -15,7 +15,7 @@ use axum::{
     extract::{Path, Request, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
 use bytes::Bytes;
 
@@ -76,10 +76,11 @@ pub fn local(proxy: Arc<Proxy>, keyring: Arc<Keyring>) -> Router {
 }
 
 fn mcp(front: Front) -> Router {
-    Router::new()
-        .route("/mcp", post(all_post).get(all_get).delete(all_delete))
-        .route("/servers/{name}/mcp", post(one_post).get(one_get).delete(one_delete))
-        .with_state(front)
+    Router::new().route("/mcp", methods()).route("/servers/{name}/mcp", methods()).with_state(front)
+}
+
+fn methods() -> MethodRouter<Front> {
+    post(post_message).get(get_stream).delete(delete_session)
 }
 
 fn operations(proxy: Arc<Proxy>) -> Router {
@@ -116,49 +117,19 @@ async fn metrics(State(proxy): State<Arc<Proxy>>) -> Response {
     }
 }
 
-async fn all_post(State(front): State<Front>, request: Request) -> Response {
-    front.post(View::All, request).await
+/// The server that a path names; none where it names all.
+type Named = Option<Path<String>>;
+
+async fn post_message(State(front): State<Front>, name: Named, request: Request) -> Response {
+    front.post(name, request).await
 }
 
-async fn all_get(State(front): State<Front>, request: Request) -> Response {
-    front.get(View::All, request).await
+async fn get_stream(State(front): State<Front>, name: Named, request: Request) -> Response {
+    front.get(name, request).await
 }
 
-async fn all_delete(State(front): State<Front>, request: Request) -> Response {
-    front.delete(View::All, request).await
-}
-
-async fn one_post(
-    State(front): State<Front>,
-    Path(name): Path<String>,
-    request: Request,
-) -> Response {
-    match front.view(&name) {
-        Some(view) => front.post(view, request).await,
-        None => no_server(),
-    }
-}
-
-async fn one_get(
-    State(front): State<Front>,
-    Path(name): Path<String>,
-    request: Request,
-) -> Response {
-    match front.view(&name) {
-        Some(view) => front.get(view, request).await,
-        None => no_server(),
-    }
-}
-
-async fn one_delete(
-    State(front): State<Front>,
-    Path(name): Path<String>,
-    request: Request,
-) -> Response {
-    match front.view(&name) {
-        Some(view) => front.delete(view, request).await,
-        None => no_server(),
-    }
+async fn delete_session(State(front): State<Front>, name: Named, request: Request) -> Response {
+    front.delete(name, request).await
 }
 
 fn no_server() -> Response {
@@ -173,7 +144,8 @@ struct Visitor {
 }
 
 impl Front {
-    fn view(&self, name: &str) -> Option<View> {
+    fn view(&self, name: Named) -> Option<View> {
+        let Some(Path(name)) = name else { return Some(View::All) };
         let name = name.parse().ok()?;
         self.proxy.router.server(&name).map(|server| View::One(server.name.clone()))
     }
@@ -238,12 +210,13 @@ impl Front {
         reply::refused(refusal.code, text)
     }
 
-    async fn post(&self, view: View, request: Request) -> Response {
+    async fn post(&self, name: Named, request: Request) -> Response {
         let address = request.extensions().get::<SocketAddr>().copied();
         let visitor = match self.admit(&request) {
             Ok(visitor) => visitor,
             Err(refusal) => return self.turn_away(refusal, None, address, None, None).await,
         };
+        let Some(view) = self.view(name) else { return no_server() };
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
         let away = |refusal, message: Option<Bytes>, id: Option<Id>| {
@@ -301,12 +274,13 @@ impl Front {
     }
 
     /// The stream of a legacy session, on which it hears what answers nothing.
-    async fn get(&self, view: View, request: Request) -> Response {
+    async fn get(&self, name: Named, request: Request) -> Response {
         let address = request.extensions().get::<SocketAddr>().copied();
         let visitor = match self.admit(&request) {
             Ok(visitor) => visitor,
             Err(refusal) => return self.turn_away(refusal, None, address, None, None).await,
         };
+        let Some(view) = self.view(name) else { return no_server() };
         let headers = request.headers();
         let Some(id) = presented(headers) else {
             return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response();
@@ -321,12 +295,13 @@ impl Front {
     }
 
     /// Ends a legacy session.
-    async fn delete(&self, view: View, request: Request) -> Response {
+    async fn delete(&self, name: Named, request: Request) -> Response {
         let address = request.extensions().get::<SocketAddr>().copied();
         let visitor = match self.admit(&request) {
             Ok(visitor) => visitor,
             Err(refusal) => return self.turn_away(refusal, None, address, None, None).await,
         };
+        let Some(view) = self.view(name) else { return no_server() };
         let Some(id) = presented(request.headers()) else {
             return StatusCode::BAD_REQUEST.into_response();
         };
