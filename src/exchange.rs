@@ -222,8 +222,6 @@ pub struct Definition {
     pub definition: Payload,
 }
 
-pub type Tool = Definition;
-
 impl Definition {
     /// A hint of the definition's `annotations`, where it is a boolean.
     pub fn hint(&self, name: &str) -> Option<bool> {

@@ -5,7 +5,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 use serde_json::{Value, json};
 
 use crate::{
-    exchange::{Answer, Direction, Exchange, Method, Payload, Revision, Target, Tool, Transport},
+    exchange::{
+        Answer, Definition, Direction, Exchange, Method, Payload, Revision, Target, Transport,
+    },
     identity::{Principal, PrincipalKind},
     names::DecisionId,
 };
@@ -39,8 +41,8 @@ pub(crate) fn message(client: &str, method: &str) -> Exchange {
 }
 
 /// A tool of that definition.
-pub(crate) fn tool(server: &str, name: &str, definition: Value) -> Arc<Tool> {
-    Arc::new(Tool {
+pub(crate) fn tool(server: &str, name: &str, definition: Value) -> Arc<Definition> {
+    Arc::new(Definition {
         server: server.parse().unwrap(),
         name: name.into(),
         definition: Payload::from(definition),
@@ -48,7 +50,7 @@ pub(crate) fn tool(server: &str, name: &str, definition: Value) -> Arc<Tool> {
 }
 
 /// A call of a tool.
-pub(crate) fn call(client: &str, tool: &Arc<Tool>, arguments: Value) -> Exchange {
+pub(crate) fn call(client: &str, tool: &Arc<Definition>, arguments: Value) -> Exchange {
     Exchange {
         server: Some(tool.server.clone()),
         target: Target::Tool { name: tool.name.clone(), tool: Some(Arc::clone(tool)) },

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     chain::{Decision, Fault, Hooks, Interceptor, Verdict},
-    exchange::{Answer, Direction, Exchange, Method, Phase, Target, Tool},
+    exchange::{Answer, Definition, Direction, Exchange, Method, Phase, Target},
     identity::Principal,
     names::ServerName,
     policy::{Action, Circumstances, Claims, Engine, Outcome, Request, Resource, Subject},
@@ -34,7 +34,7 @@ pub struct PolicyGate {
 /// An entry of a list that a client may or may not see, by its name on its server.
 #[derive(Debug, Clone, Copy)]
 pub enum Listed<'a> {
-    Tool(&'a Tool),
+    Tool(&'a Definition),
     Prompt { server: &'a ServerName, name: &'a str },
     Resource { server: &'a ServerName, uri: &'a str },
     Template { server: &'a ServerName, uri: &'a str },
@@ -214,7 +214,7 @@ fn invalid(message: &str) -> Unclear {
     Unclear::Invalid(message.to_owned())
 }
 
-fn of_tool<'a>(server: &'a ServerName, name: &'a str, tool: Option<&Tool>) -> Resource<'a> {
+fn of_tool<'a>(server: &'a ServerName, name: &'a str, tool: Option<&Definition>) -> Resource<'a> {
     Resource::Tool { server, name, claims: tool.map(Claims::from).unwrap_or_default() }
 }
 

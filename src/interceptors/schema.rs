@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     chain::{Fault, Hooks, Interceptor, Verdict},
-    exchange::{Answer, Exchange, Finding, Method, Payload, Phase, Target, Tool},
+    exchange::{Answer, Definition, Exchange, Finding, Method, Payload, Phase, Target},
     refusal::{Code, Refusal, Rule},
 };
 
@@ -116,7 +116,7 @@ impl Schema {
     }
 
     /// The compiled schemas of a tool.
-    async fn checks(&self, tool: &Arc<Tool>) -> Result<Arc<Checks>, Fault> {
+    async fn checks(&self, tool: &Arc<Definition>) -> Result<Arc<Checks>, Fault> {
         if let Some(checks) = self.cache.lock().recognise(tool) {
             return Ok(checks);
         }

@@ -129,8 +129,8 @@ impl Default for Claims {
     }
 }
 
-impl From<&exchange::Tool> for Claims {
-    fn from(tool: &exchange::Tool) -> Self {
+impl From<&exchange::Definition> for Claims {
+    fn from(tool: &exchange::Definition) -> Self {
         Self::from_hints(|name| tool.hint(name))
     }
 }

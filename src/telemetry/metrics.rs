@@ -19,7 +19,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    exchange::{Method, Tool, Transport},
+    exchange::{Definition, Method, Transport},
     identity::{Principal, PrincipalKind},
     names::ServerName,
     refusal::Code,
@@ -186,7 +186,7 @@ const OVERHEAD_BUCKETS: [f64; 14] = [
 pub struct ToolCall<'a> {
     pub server: Option<&'a ServerName>,
     /// The tool, where a server has it.
-    pub tool: Option<&'a Tool>,
+    pub tool: Option<&'a Definition>,
     pub principal: &'a Principal,
     pub outcome: Outcome,
     /// From the message's arrival to its answer.
@@ -392,7 +392,7 @@ impl Metrics {
         Ok(out)
     }
 
-    fn tool_label(&self, tool: Option<&Tool>) -> Value {
+    fn tool_label(&self, tool: Option<&Definition>) -> Value {
         let Some(tool) = tool.filter(|tool| is_fit(&tool.name)) else {
             return Value::Fixed(OTHER);
         };

@@ -4,7 +4,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use portcullis::{
     audit::{Arrival, Audit, Conclusion, Intent, Options, Outcome, Refused, Ruling},
-    exchange::{Answer, Payload, Target, Tool},
+    exchange::{Answer, Definition, Payload, Target},
     names::DecisionId,
     refusal::{Code, Refusal},
 };
@@ -43,7 +43,7 @@ async fn no_value_of_a_message_is_in_the_store() {
     let audit = Audit::open_with(dir.path(), options).unwrap();
 
     let mut exchange = call();
-    let tool = Tool {
+    let tool = Definition {
         server: "notes".parse().unwrap(),
         name: "read".into(),
         definition: Payload::from(json!({"inputSchema": {"properties": {"declared": {}}}})),

@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
 
 use super::checks::{Check, Unusable};
-use crate::exchange::Tool;
+use crate::exchange::Definition;
 
 /// Bytes that compiled schemas may take, by their own rough count.
 const BYTES: usize = 256 << 20;
@@ -27,7 +27,7 @@ pub(super) struct Checks {
 
 impl Checks {
     /// Compiles both schemas of a definition.
-    pub(super) fn of(tool: &Tool) -> Self {
+    pub(super) fn of(tool: &Definition) -> Self {
         let definition = tool.definition.value();
         Self {
             input: definition.get("inputSchema").ok_or(Unusable::Missing).and_then(Check::of),
@@ -51,26 +51,26 @@ pub(super) struct Cache {
     bytes: usize,
     /// A digest costs more than a small call's validation, so the same tool in memory is
     /// recognised by its address, for as long as it lives.
-    by_address: HashMap<usize, (Weak<Tool>, Weak<Checks>)>,
+    by_address: HashMap<usize, (Weak<Definition>, Weak<Checks>)>,
 }
 
 impl Cache {
     /// What was compiled for this very tool.
-    pub(super) fn recognise(&self, tool: &Arc<Tool>) -> Option<Arc<Checks>> {
+    pub(super) fn recognise(&self, tool: &Arc<Definition>) -> Option<Arc<Checks>> {
         let (known, checks) = self.by_address.get(&Arc::as_ptr(tool).addr())?;
         // An address is used again only after every reference, weak ones too, is gone.
         (known.as_ptr() == Arc::as_ptr(tool)).then(|| checks.upgrade())?
     }
 
     /// What was compiled for the same definition.
-    pub(super) fn find(&mut self, tool: &Arc<Tool>, key: &Key) -> Option<Arc<Checks>> {
+    pub(super) fn find(&mut self, tool: &Arc<Definition>, key: &Key) -> Option<Arc<Checks>> {
         let checks = Arc::clone(&self.by_digest.get(key)?.1);
         self.remember(tool, &checks);
         Some(checks)
     }
 
     /// Keeps what was compiled.
-    pub(super) fn keep(&mut self, tool: &Arc<Tool>, key: Key, checks: Checks) -> Arc<Checks> {
+    pub(super) fn keep(&mut self, tool: &Arc<Definition>, key: Key, checks: Checks) -> Arc<Checks> {
         let bytes = checks.bytes() + tool.definition.raw().len() * BYTES_PER_BYTE;
         let checks = Arc::new(checks);
         self.remember(tool, &checks);
@@ -86,7 +86,7 @@ impl Cache {
         checks
     }
 
-    fn remember(&mut self, tool: &Arc<Tool>, checks: &Arc<Checks>) {
+    fn remember(&mut self, tool: &Arc<Definition>, checks: &Arc<Checks>) {
         if self.by_address.len() >= TOOLS {
             self.by_address.retain(|_, (tool, _)| tool.strong_count() > 0);
             if self.by_address.len() >= TOOLS {
@@ -105,6 +105,6 @@ impl Cache {
 }
 
 /// The key of a definition.
-pub(super) fn key(tool: &Tool) -> Key {
+pub(super) fn key(tool: &Definition) -> Key {
     Sha256::digest(tool.definition.raw()).into()
 }

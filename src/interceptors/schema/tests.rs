@@ -12,11 +12,15 @@ fn schema() -> Schema {
     Schema::new("schema", &Config::default()).unwrap()
 }
 
-fn with_input(input: Value) -> Arc<Tool> {
+fn with_input(input: Value) -> Arc<Definition> {
     tool("s", "t", json!({ "name": "t", "inputSchema": input }))
 }
 
-async fn request(schema: &Schema, tool: &Arc<Tool>, arguments: Value) -> Result<Verdict, Fault> {
+async fn request(
+    schema: &Schema,
+    tool: &Arc<Definition>,
+    arguments: Value,
+) -> Result<Verdict, Fault> {
     schema.inspect(&call("a", tool, arguments), Phase::Request).await
 }
 
@@ -27,15 +31,15 @@ fn refusal(verdict: Verdict) -> Refusal {
     }
 }
 
-async fn refused(tool: &Arc<Tool>, arguments: Value) -> Refusal {
+async fn refused(tool: &Arc<Definition>, arguments: Value) -> Refusal {
     refusal(request(&schema(), tool, arguments).await.unwrap())
 }
 
-async fn passes(tool: &Arc<Tool>, arguments: Value) -> bool {
+async fn passes(tool: &Arc<Definition>, arguments: Value) -> bool {
     request(&schema(), tool, arguments).await.unwrap() == Verdict::pass()
 }
 
-fn notes() -> Arc<Tool> {
+fn notes() -> Arc<Definition> {
     with_input(json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",

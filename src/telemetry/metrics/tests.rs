@@ -3,8 +3,8 @@ use bytes::Bytes;
 use super::*;
 use crate::exchange::Payload;
 
-fn tool(server: &str, name: &str) -> Tool {
-    Tool {
+fn tool(server: &str, name: &str) -> Definition {
+    Definition {
         server: server.parse().unwrap(),
         name: name.into(),
         definition: Payload::new(Bytes::from_static(b"{}")),
@@ -19,7 +19,7 @@ fn client(name: &str) -> Principal {
     }
 }
 
-fn call(metrics: &Metrics, tool: Option<&Tool>) {
+fn call(metrics: &Metrics, tool: Option<&Definition>) {
     let server = "notes".parse().unwrap();
     metrics.tool_call(ToolCall {
         server: Some(&server),
