@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
 use crate::{
-    harness::{launch, probe, python, secret, tree},
+    harness::{launch, probe, probe_server, python, run, secret, spec, tree},
     is_root,
 };
 
@@ -57,6 +57,41 @@ async fn a_server_can_do_nothing_that_it_should_not() {
         json!({ "NOFILE": 1024, "CORE": 0, "NPROC": 128 + own, "DATA": 1 << 30 })
     );
     assert_eq!(found["processors"], 1);
+}
+
+/// The same MCP server that is put into containers finds no more here.
+#[tokio::test]
+async fn the_probe_finds_nothing_that_it_should_not() {
+    let probe = probe_server().display().to_string();
+    let run = run(&spec(&[&probe, "--print"])).await;
+    assert_eq!(run.exit.code, 0, "{run:?}");
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    let of = |name: &str| report[name].as_object().unwrap();
+    assert_eq!((&report["uid"], &report["gid"]), (&json!(65534), &json!(65534)));
+    for (set, held) in of("capabilities") {
+        assert_eq!(*held, json!([]), "{set}");
+    }
+    assert_eq!((&report["no_new_privs"], &report["seccomp"]), (&json!(true), &json!(2)));
+    assert_eq!(report["writable"], json!(["/dev/shm", "/tmp"]));
+    assert_eq!(report["exec_from_tmp"], "EACCES");
+    assert_eq!(report["interfaces"], json!([]));
+    for (address, outcome) in of("connects") {
+        let expected = if address.starts_with("127.") { "ECONNREFUSED" } else { "ENETUNREACH" };
+        assert_eq!(outcome, expected, "{address}");
+    }
+    let open = of("sockets").iter().filter(|(_, outcome)| *outcome == "ok");
+    let open: Vec<_> = open.map(|(family, _)| family.as_str()).collect();
+    assert_eq!(open, ["inet", "inet-udp", "inet6", "netlink-route", "unix"]);
+    for (call, outcome) in of("calls") {
+        assert_eq!(outcome, "ENOSYS", "{call}");
+    }
+    for (file, outcome) in of("proc_writes") {
+        assert_ne!(outcome, "ok", "{file}");
+    }
+    assert_eq!(report["host_files"], json!([]));
+    assert_eq!(report["processes"].as_array().unwrap().len(), 2);
+    let names: Vec<_> = of("env").keys().map(String::as_str).collect();
+    assert_eq!(names, ["HOME", "PATH"]);
 }
 
 #[tokio::test]

@@ -4,7 +4,11 @@ use std::{
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
 };
+
+use crate::is_root;
 
 use portcullis::{
     sandbox,
@@ -89,6 +93,28 @@ pub async fn probe(change: impl FnOnce(&mut LaunchSpec)) -> Value {
     let run = run(&spec).await;
     assert_eq!(run.exit.code, 0, "{run:?}");
     serde_json::from_str(&run.stdout).unwrap()
+}
+
+/// The executable of the MCP server that tries what it should not be able to do. It is built with
+/// the features of the whole workspace, so that nothing else is built anew for it.
+pub fn probe_server() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        // Beside this very executable's folder: target/PROFILE.
+        let this = std::env::current_exe().unwrap();
+        let server = this.ancestors().nth(2).unwrap().join("probe");
+        // An ordinary user finds what root has built for the same run.
+        if !(server.exists() && !is_root()) {
+            let built = Command::new(env!("CARGO"))
+                .args(["build", "--workspace", "--bin", "probe", "--quiet"])
+                .current_dir(env!("CARGO_MANIFEST_DIR"))
+                .status()
+                .unwrap();
+            assert!(built.success());
+        }
+        server
+    };
+    BUILT.get_or_init(build).clone()
 }
 
 /// Every process that descends from this one on the host.
