@@ -28,6 +28,8 @@ use super::engine::{missing, words};
 
 /// For the engine to say how a container ended after its streams did.
 const VERDICT: Duration = Duration::from_secs(5);
+/// For a container to end by itself: ten years, which stands for no limit.
+const LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 /// For the engine to have removed a container that was ended by force.
 const REMOVAL: Duration = Duration::from_secs(20);
 
@@ -177,7 +179,9 @@ pub(super) async fn watch(
     exit: Arc<watch::Sender<Option<Exit>>>,
 ) {
     let next = WaitContainerOptionsBuilder::new().condition("next-exit").build();
-    let mut ended = Box::pin(docker.wait_container(&id, Some(next)));
+    // Some engines send nothing, not even headers, before the end.
+    let patient = docker.clone().with_timeout(LIFETIME);
+    let mut ended = Box::pin(patient.wait_container(&id, Some(next)));
     let verdict = tokio::select! {
         verdict = ended.next() => verdict,
         _ = streams => match timeout(VERDICT, ended.next()).await {

@@ -80,11 +80,14 @@ async fn mounts_of_the_host() {
     }
 }
 
+/// A change to a default launch, and words of its refusal.
+type Change = (fn(&mut Hardening, &mut Resources), &'static str);
+
 #[tokio::test]
 async fn values_that_no_container_should_have() {
     let engine = engine().await;
     let image = bash(&engine).await;
-    let changes: [(fn(&mut Hardening, &mut Resources), &str); 12] = [
+    let changes: [Change; 12] = [
         (|h, _| h.user = Some("root".into()), "not UID:GID"),
         (|h, _| h.user = Some("-1:0".into()), "not UID:GID"),
         (|h, _| h.user = Some("0".into()), "not UID:GID"),
