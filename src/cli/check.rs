@@ -47,7 +47,9 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     match policy::Engine::load(&loaded.config.policy.paths, &loaded.base) {
         Ok(engine) => {
             let status = engine.status();
-            found.extend(status.borrow().warnings.iter().map(|warning| placed(&loaded, warning)));
+            let unknown = engine.unknown_servers(loaded.config.servers.keys());
+            let warnings = status.borrow().warnings.clone();
+            found.extend(warnings.iter().chain(&unknown).map(|warning| placed(&loaded, warning)));
         }
         Err(diagnostics) => {
             found.extend(diagnostics.findings().iter().map(|finding| placed(&loaded, finding)));

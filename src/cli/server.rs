@@ -82,18 +82,22 @@ async fn inspect(
     let settings = configured(loaded, name)?;
     let launcher = launcher(loaded).await;
     let place = launcher.place(settings);
-    let (profile, deviations): (Vec<(String, String)>, Vec<container::Deviation>) = match &place {
+    let (profile, deviations) = match &place {
         Place::Remote { url } => (vec![("url".into(), url.clone())], Vec::new()),
-        Place::Container { .. } => {
+        local => {
             let mut spec = launcher.spec_without_secrets(name, settings)?;
             if spec.image.is_none() {
                 // A packed program's image is known once it is packed, and is then an id.
                 spec.image = Some(format!("sha256:{}", "0".repeat(64)));
             }
+            // The keys that open something are the same wherever the server runs.
             let profile = container::Profile::of(&spec)?;
-            (profile.describe(), profile.deviations())
+            let shown = match local {
+                Place::Sandbox { .. } => sandbox::facts(),
+                _ => profile.describe(),
+            };
+            (shown, profile.deviations())
         }
-        Place::Sandbox { .. } => (sandbox::facts(), Vec::new()),
     };
     let running: Option<Value> = match proxy {
         Some(proxy) => {
