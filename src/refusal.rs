@@ -147,7 +147,7 @@ pub struct Refusal {
     /// When it is worth coming back.
     pub retry_after: Option<Duration>,
     /// Further members of the error's `data`, where the protocol has some.
-    pub data: serde_json::Map<String, Value>,
+    pub data: Option<Box<serde_json::Map<String, Value>>>,
 }
 
 impl Refusal {
@@ -159,7 +159,7 @@ impl Refusal {
             rules: Vec::new(),
             detail: None,
             retry_after: None,
-            data: serde_json::Map::new(),
+            data: None,
         }
     }
 
@@ -183,14 +183,14 @@ impl Refusal {
 
     /// With a member for the error's `data`.
     pub fn data(mut self, name: &str, value: Value) -> Self {
-        self.data.insert(name.to_owned(), value);
+        self.data.get_or_insert_default().insert(name.to_owned(), value);
         self
     }
 
     /// The JSON-RPC error object that the agent sees:
     /// `{code, message, data: {code, decision, retryAfterMs?}}`.
     pub fn to_rpc_error(&self, decision: DecisionId) -> Value {
-        let mut data = Value::Object(self.data.clone());
+        let mut data = Value::Object(self.data.as_deref().cloned().unwrap_or_default());
         data["code"] = self.code.as_str().into();
         data["decision"] = decision.to_string().into();
         if let Some(after) = self.retry_after {

@@ -251,7 +251,7 @@ impl<'de> serde::Deserialize<'de> for Key<'de> {
             }
         }
 
-        deserializer.deserialize_str(KeyVisitor).map_err(|error| D::Error::custom(error))
+        deserializer.deserialize_str(KeyVisitor).map_err(D::Error::custom)
     }
 }
 

@@ -47,7 +47,7 @@ impl Proxy {
                     Happening::ServerStopped { server: server.to_string(), reason: Some(why) }
                 }
                 Event::Said(said) => {
-                    self.from_server(&server, said).await;
+                    self.take_from(&server, said).await;
                     continue;
                 }
             };
@@ -60,7 +60,7 @@ impl Proxy {
     /// Takes a server's own request or notification through the chain. Lists that changed are told
     /// to the sessions that see the server, each as the policies say. A request is refused: the
     /// proxy tells servers that it can ask clients nothing, so none is expected.
-    pub(super) async fn from_server(&self, server: &ServerName, said: Unsolicited) {
+    pub(super) async fn take_from(&self, server: &ServerName, said: Unsolicited) {
         match said {
             Unsolicited::Notification { method, params } => {
                 for session in self.sessions.all().into_iter().filter(|s| s.is_heard()) {

@@ -2,7 +2,7 @@
 //!
 //! INVARIANTS
 //! - No message reaches a server, and no answer a client, but through [`Proxy::exchange`] or
-//!   [`Proxy::from_server`](super::Proxy::from_server).
+//!   [`Proxy::take_from`](super::Proxy::take_from).
 //! - The intent is on disk before a call leaves; where it cannot be, the call is not made.
 //! - However an exchange ends (answer, refusal, failure, cancellation), it is recorded.
 
