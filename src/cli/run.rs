@@ -150,7 +150,8 @@ async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Proxy>) -> anyhow::
         let params = serde_json::json!({ "_meta": era::own_meta() }).to_string();
         let text = Frame::request(1, offer.method(), params.as_bytes());
         let frame = Frame::parse(text, proxy.request_caps())?;
-        let mut ticket = proxy.take(caller.clone(), frame);
+        let place = proxy.enter(&caller.principal)?;
+        let mut ticket = proxy.take(caller.clone(), frame, place);
         while ticket.notices.recv().await.is_some() {}
         let answered = ticket.answer.await?;
         let answer: serde_json::Value = answered

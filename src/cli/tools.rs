@@ -1,8 +1,6 @@
 //! `portcullis tools`: tools as a client sees them, through the whole chain. Speaks to the running
 //! proxy over its local socket; where none runs, one is started for the question and ended after.
 
-use std::sync::Arc;
-
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
@@ -148,7 +146,8 @@ async fn alone(
     };
     let answer = async {
         let frame = Frame::parse(text, proxy.request_caps())?;
-        let mut ticket = Arc::clone(&proxy).take(caller, frame);
+        let place = proxy.enter(&caller.principal)?;
+        let mut ticket = proxy.take(caller, frame, place);
         while ticket.notices.recv().await.is_some() {}
         let answered = ticket.answer.await?;
         answered.text.context("the call was cancelled")

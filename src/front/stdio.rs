@@ -116,7 +116,11 @@ impl Client {
             session,
             revision,
         };
-        let mut ticket = self.proxy.take(caller, frame);
+        let place = match self.proxy.enter(&self.principal) {
+            Ok(place) => place,
+            Err(refusal) => return self.turn_away(refusal, Some(&line), id.as_ref()).await,
+        };
+        let mut ticket = self.proxy.take(caller, frame, place);
         if greeting {
             // Everything after it is said in its session.
             if let Ok(answered) = ticket.answer.await {

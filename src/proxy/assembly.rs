@@ -31,8 +31,8 @@ use crate::{
 const DEADLINE: Duration = Duration::from_millis(1_000);
 /// What a plugin's own deadline is given on top before the chain stops waiting for it.
 const SLACK: Duration = Duration::from_millis(250);
-/// What servers may do and say before the proxy has heard it.
-const EVENTS: usize = 1_024;
+/// What a server may do and say before the proxy has heard it.
+const EVENTS: usize = 64;
 
 /// Something that is wrong with a config, whichever room found it.
 pub type Found = Box<dyn miette::Diagnostic + Send + Sync>;
@@ -141,12 +141,15 @@ impl Assembly {
         let watcher = policy::watch(self.policies.clone())
             .map_err(|error| StartFailure::Watch(error.to_string()))?;
 
-        let (events, heard) = mpsc::channel(EVENTS);
-        let servers = config.servers.iter().map(|(name, settings)| {
+        // A channel for each server: one that floods fills its own.
+        let (mut servers, mut heard) = (Vec::new(), Vec::new());
+        for (name, settings) in &config.servers {
+            let (events, receiver) = mpsc::channel(EVENTS);
             let launcher = self.launcher.clone();
-            Arc::new(Server::new(name.clone(), settings.clone(), launcher, events.clone()))
-        });
-        let router = Router::new(servers.collect::<Vec<_>>());
+            servers.push(Arc::new(Server::new(name.clone(), settings.clone(), launcher, events)));
+            heard.push((name.clone(), receiver));
+        }
+        let router = Router::new(servers);
         let limits = &config.limits;
         let proxy = Arc::new(Proxy {
             chain: Chain::new(self.links, Caps::request(limits), Caps::response(limits)),
@@ -163,7 +166,9 @@ impl Assembly {
             closing: CancellationToken::new(),
             config,
         });
-        tokio::spawn(proxy.clone().hear(heard));
+        for (name, events) in heard {
+            tokio::spawn(proxy.clone().hear(name, events));
+        }
         tokio::spawn(proxy.clone().sweep());
         tokio::spawn(proxy.clone().tell_of_policies());
         Ok((proxy, watcher))

@@ -78,6 +78,9 @@ pub struct Caller {
     pub revision: Revision,
 }
 
+/// A principal's place for one message; given up when it is dropped.
+pub struct Place(#[expect(dead_code, reason = "held, not used")] OwnedSemaphorePermit);
+
 /// A message on its way.
 pub struct Ticket {
     /// Notifications for the client that belong to it, as they come.
@@ -100,8 +103,9 @@ pub struct Answered {
 }
 
 impl Proxy {
-    /// Sends a message on its way. It goes on by itself; dropping the ticket cancels it.
-    pub fn take(self: &Arc<Self>, caller: Caller, frame: Frame) -> Ticket {
+    /// Sends a message on its way, from the place that its principal took for it. It goes on by
+    /// itself; dropping the ticket cancels it.
+    pub fn take(self: &Arc<Self>, caller: Caller, frame: Frame, place: Place) -> Ticket {
         let (notices, receiver) = mpsc::channel(NOTICES);
         let (sender, answer) = oneshot::channel();
         let cancel = CancellationToken::new();
@@ -109,6 +113,7 @@ impl Proxy {
         let proxy = self.clone();
         self.tasks.spawn(async move {
             let answered = proxy.exchange(caller, frame, notices, cancel).await;
+            drop(place);
             // The client may be gone; what happened is recorded all the same.
             let _ = sender.send(answered);
         });
@@ -192,8 +197,12 @@ impl Proxy {
         }
     }
 
-    /// A place among the exchanges that a principal may have under way.
-    fn permit(&self, principal: &Principal) -> Result<OwnedSemaphorePermit, Refusal> {
+    /// A place among the messages that a principal may have under way: taken before a message is
+    /// read, so that what is held of one principal's messages is bounded.
+    ///
+    /// # Errors
+    /// `rate-limited` where there is none left.
+    pub fn enter(&self, principal: &Principal) -> Result<Place, Refusal> {
         let most = self.config.limits.concurrent;
         let permits = {
             let mut all = self.permits.lock();
@@ -205,7 +214,7 @@ impl Proxy {
                 .or_insert_with(|| Arc::new(Semaphore::new(most)))
                 .clone()
         };
-        permits.try_acquire_owned().map_err(|_| {
+        permits.try_acquire_owned().map(Place).map_err(|_| {
             Refusal::new(Code::RateLimited, "too many messages of this client are under way")
                 .detail(format!("limits.concurrent = {most}"))
                 .retry_after(Duration::from_millis(100))

@@ -23,9 +23,13 @@ use crate::{
 const SWEEP: Duration = Duration::from_secs(2);
 
 impl Proxy {
-    /// Hears what servers do and say until the proxy has stopped.
-    pub(super) async fn hear(self: Arc<Self>, mut events: mpsc::Receiver<(ServerName, Event)>) {
-        while let Some((server, event)) = events.recv().await {
+    /// Hears what one server does and says until the proxy has stopped.
+    pub(super) async fn hear(
+        self: Arc<Self>,
+        server: ServerName,
+        mut events: mpsc::Receiver<Event>,
+    ) {
+        while let Some(event) = events.recv().await {
             let happening = match event {
                 Event::Started { place, process, revision, took } => {
                     tracing::info!(

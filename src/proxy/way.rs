@@ -148,10 +148,6 @@ impl Proxy {
         notices: mpsc::Sender<Bytes>,
         cancel: &CancellationToken,
     ) -> End {
-        let _permit = match self.permit(&caller.principal) {
-            Ok(permit) => permit,
-            Err(refusal) => return End::Failed(refusal),
-        };
         if exchange.notification {
             self.notified(caller, exchange);
             return End::Answered(Answer::Result(Payload::new(Bytes::new())));

@@ -29,6 +29,8 @@ use crate::{
     router::View,
 };
 
+/// One principal may have one of so many parts of all sessions, so that none takes them all.
+const SHARE: usize = 10;
 /// Messages that may wait on a session's own stream; more are dropped.
 const OUTBOX: usize = 64;
 
@@ -167,7 +169,8 @@ impl Sessions {
             ended: CancellationToken::new(),
         });
         let mut sessions = self.sessions.lock();
-        if sessions.len() >= self.most {
+        let own = sessions.values().filter(|s| s.owner.kind == session.owner.kind).count();
+        if sessions.len() >= self.most || own >= self.most.div_ceil(SHARE) {
             return Err(Refusal::new(Code::RateLimited, "too many sessions are open")
                 .detail(format!("limits.sessions = {}", self.most))
                 .retry_after(Duration::from_secs(60)));
@@ -246,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_session_is_its_openers_alone() {
-        let sessions = Sessions::new(2, Duration::from_secs(60));
+        let sessions = Sessions::new(11, Duration::from_secs(60));
         let (a, b) = (principal("a"), principal("b"));
         let session = sessions.open(a.clone(), View::All, Revision::LATEST_LEGACY).unwrap();
         assert!(sessions.find(&session.id, &a, &View::All).is_ok());
@@ -258,7 +261,9 @@ mod tests {
         ] {
             assert_eq!(result.err().unwrap().code, Code::SessionUnknown);
         }
-        sessions.open(b.clone(), View::All, Revision::LATEST_LEGACY).unwrap();
+        for _ in 0..2 {
+            sessions.open(b.clone(), View::All, Revision::LATEST_LEGACY).unwrap();
+        }
         let refusal = sessions.open(b, View::All, Revision::LATEST_LEGACY).err().unwrap();
         assert_eq!(refusal.code, Code::RateLimited);
         sessions.close(&session.id);

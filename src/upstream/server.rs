@@ -62,7 +62,7 @@ pub struct Server {
     /// Whether the question for the era ended the process once, so that it is not asked again.
     known_legacy: AtomicBool,
     log: Arc<Mutex<VecDeque<String>>>,
-    events: mpsc::Sender<(ServerName, Event)>,
+    events: mpsc::Sender<Event>,
 }
 
 enum State {
@@ -110,7 +110,7 @@ impl Server {
         name: ServerName,
         settings: config::Server,
         launcher: Arc<Launcher>,
-        events: mpsc::Sender<(ServerName, Event)>,
+        events: mpsc::Sender<Event>,
     ) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(settings.concurrent)),
@@ -192,7 +192,7 @@ impl Server {
     }
 
     async fn say(&self, event: Event) {
-        let _ = self.events.send((self.name.clone(), event)).await;
+        let _ = self.events.send(event).await;
     }
 
     fn show(&self, running: Option<Arc<Running>>, failure: Option<String>) {
@@ -247,12 +247,7 @@ impl Server {
                 });
                 (Arc::new(link), Some(handle), place)
             };
-        tokio::spawn(forward(
-            self.name.clone(),
-            unsolicited,
-            definitions.clone(),
-            self.events.clone(),
-        ));
+        tokio::spawn(forward(unsolicited, definitions.clone(), self.events.clone()));
         match greet(link.as_ref(), era, self.start_timeout()).await {
             Ok(greeting) => {
                 let since = Instant::now();
@@ -439,10 +434,9 @@ fn refused(failure: &LaunchFailure) -> Failure {
 
 /// Passes on what a server says on its own; that a list changed is heard here first.
 async fn forward(
-    server: ServerName,
     mut unsolicited: mpsc::Receiver<Unsolicited>,
     definitions: Arc<Definitions>,
-    events: mpsc::Sender<(ServerName, Event)>,
+    events: mpsc::Sender<Event>,
 ) {
     while let Some(said) = unsolicited.recv().await {
         if let Unsolicited::Notification { method, .. } = &said
@@ -450,7 +444,7 @@ async fn forward(
         {
             definitions.forget();
         }
-        if events.send((server.clone(), Event::Said(said))).await.is_err() {
+        if events.send(Event::Said(said)).await.is_err() {
             return;
         }
     }

@@ -14,6 +14,7 @@ use axum::{
     Router,
     extract::{Path, Request, State},
     http::{HeaderMap, StatusCode, header},
+    middleware::Next,
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
@@ -64,9 +65,9 @@ pub fn network(
     address: SocketAddr,
 ) -> Router {
     let hosts = Hosts::new(listen, address);
-    let door = Door::Network { hosts, anonymous: listen.anonymous };
-    mcp(Front { proxy: proxy.clone(), keyring, door: Arc::new(door) })
-        .merge(operations(proxy).layer(axum::middleware::from_fn(near)))
+    let door = Arc::new(Door::Network { hosts, anonymous: listen.anonymous });
+    let guarded = axum::middleware::from_fn_with_state(door.clone(), guarded);
+    mcp(Front { proxy: proxy.clone(), keyring, door }).merge(operations(proxy).layer(guarded))
 }
 
 /// The routes of the local socket's door.
@@ -91,10 +92,18 @@ fn operations(proxy: Arc<Proxy>) -> Router {
         .with_state(proxy)
 }
 
-/// Metrics name servers, tools and clients: on the network only this machine may read them.
-async fn near(request: Request, next: axum::middleware::Next) -> Response {
+/// Metrics name servers, tools and clients: on the network only this machine may have them, and
+/// no page of another host that a browser on this machine shows. Health is anybody's to ask.
+async fn guarded(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
+    if request.uri().path() != "/metrics" {
+        return next.run(request).await;
+    }
     let near = request.extensions().get::<SocketAddr>().is_some_and(|a| a.ip().is_loopback());
-    if near || request.uri().path() != "/metrics" {
+    let known = match &*door {
+        Door::Network { hosts, .. } => hosts.check(request.headers(), request.uri()).is_ok(),
+        Door::Local => true,
+    };
+    if near && known {
         next.run(request).await
     } else {
         (StatusCode::FORBIDDEN, "metrics are for this machine alone\n").into_response()
@@ -231,6 +240,10 @@ impl Front {
             Err(status) => return status.into_response(),
         };
         let caps = self.proxy.request_caps();
+        let place = match self.proxy.enter(&visitor.principal) {
+            Ok(place) => place,
+            Err(refusal) => return away(refusal, None, None).await,
+        };
         let text = match arrival::body(body, caps.bytes).await {
             Ok(text) => text,
             Err(refusal) => return away(refusal, None, None).await,
@@ -270,7 +283,7 @@ impl Front {
             session,
             revision,
         };
-        reply::carry(self.proxy.take(caller, frame), id.is_none(), streams, revision).await
+        reply::carry(self.proxy.take(caller, frame, place), id.is_none(), streams, revision).await
     }
 
     /// The stream of a legacy session, on which it hears what answers nothing.
