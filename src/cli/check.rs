@@ -7,6 +7,7 @@ use tokio::task::spawn_blocking;
 use super::{Context, Exit};
 use crate::{
     config::{self, Code, Diagnostics, Loaded},
+    container::mounts::{self, Places},
     identity::Store,
     policy,
     proxy::{Found, interceptor},
@@ -58,14 +59,25 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     for (at, entry) in loaded.config.interceptors.iter().enumerate() {
         found.extend(interceptor(&loaded, at, entry, &[]).err());
     }
+    let places = Places::of_host();
     for (name, server) in &loaded.config.servers {
         for (at, mount) in server.mounts.iter().enumerate() {
-            if let Err(error) = mount.resolve() {
-                let message = format!("can't mount `{}`: {error}", mount.source.display());
-                let pointer = format!("/servers/{name}/mounts/{at}");
-                let finding = loaded.finding(&pointer, Code::BadValue, message);
-                found.push(boxed(finding.help("make it, or mount something else")));
-            }
+            let (message, remedy) = match mount.resolve() {
+                Ok(mount) => match mounts::check_source(&mount, &places) {
+                    Ok(_) => continue,
+                    Err(failure) => (failure.what, failure.remedy),
+                },
+                Err(error) => (
+                    format!("can't mount `{}`: {error}", mount.source.display()),
+                    Some("make it, or mount something else".to_owned()),
+                ),
+            };
+            let pointer = format!("/servers/{name}/mounts/{at}");
+            let finding = loaded.finding(&pointer, Code::BadValue, message);
+            found.push(boxed(match remedy {
+                Some(remedy) => finding.help(remedy),
+                None => finding,
+            }));
         }
     }
     if let Err(error) = Store::within(&loaded.config.state_dir).read() {
