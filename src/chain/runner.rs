@@ -168,6 +168,8 @@ impl Chain {
         };
 
         let enforced = link.mode == Mode::Enforce;
+        let told =
+            verdict.findings.iter().any(|f| matches!(&f.effect[..], "redacted" | "replaced"));
         trail.findings.extend(verdict.findings.into_iter().map(|mut finding| {
             if !enforced {
                 finding.effect = match finding.effect.as_str() {
@@ -203,6 +205,12 @@ impl Chain {
                     _ => exchange.request = Payload::new(raw),
                 }
                 trail.replaced = true;
+                // Who changed a message is on record, also where the interceptor says nothing.
+                if !told {
+                    let message = "replaced the payload".to_owned();
+                    let rule = Rule::named(name);
+                    trail.findings.push(link.finding(phase, rule, message, "replaced"));
+                }
                 Ok(true)
             }
             Decision::Replace(_) => {
