@@ -94,6 +94,23 @@ pub fn result(
     }
 }
 
+/// What a legacy server answers for a resource that it has not. In 2026-07-28 it is `-32602`,
+/// which can mean more, so the way back has no translation.
+const RESOURCE_NOT_FOUND: &[u8] = b"-32002";
+
+/// A server's `error` in the words of the client's era.
+pub fn error(raw: Bytes, method: &Method, server: Revision, client: Revision) -> Bytes {
+    if server.is_modern() || !client.is_modern() || method.as_str() != Method::RESOURCES_READ {
+        return raw;
+    }
+    match Object::parse(raw.clone()) {
+        Ok(error) if error.get("code").is_some_and(|code| &code[..] == RESOURCE_NOT_FOUND) => {
+            error.with(&[("code", Some(b"-32602"))])
+        }
+        _ => raw,
+    }
+}
+
 /// A header value as MCP 2026-07-28 has it: plain where it is visible ASCII without surrounding
 /// space and cannot be taken for the sentinel, else `=?base64?…?=`.
 pub fn header_text(value: &str) -> String {
@@ -112,6 +129,20 @@ mod tests {
 
     fn bytes(text: &str) -> Bytes {
         Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    #[test]
+    fn a_missing_resource_has_the_modern_code_for_a_modern_client_alone() {
+        let read = Method::new(Method::RESOURCES_READ);
+        let call = Method::new(Method::TOOLS_CALL);
+        let missing = bytes(r#"{"code":-32002,"message":"m","data":{"uri":"u"}}"#);
+        assert_eq!(
+            error(missing.clone(), &read, OLD, NEW),
+            bytes(r#"{"code":-32602,"message":"m","data":{"uri":"u"}}"#)
+        );
+        assert_eq!(error(missing.clone(), &read, OLD, OLD), missing);
+        assert_eq!(error(missing.clone(), &call, OLD, NEW), missing);
+        assert_eq!(error(missing.clone(), &read, NEW, NEW), missing);
     }
 
     #[test]

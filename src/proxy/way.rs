@@ -218,7 +218,10 @@ impl Proxy {
         let relay = self.relay(caller, exchange, receiver, notices);
         let (reply, ()) = tokio::join!(server.call(&running, call), relay);
         match reply {
-            Ok(Reply::Error(error)) => End::Answered(Answer::Error(Payload::new(error))),
+            Ok(Reply::Error(error)) => {
+                let error = era::error(error, &exchange.method, revision, exchange.revision);
+                End::Answered(Answer::Error(Payload::new(error)))
+            }
             Ok(Reply::Result(result)) => {
                 match era::result(result, &exchange.method, revision, exchange.revision) {
                     Ok(result) => End::Answered(Answer::Result(Payload::new(result))),
