@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
+use serde::{Deserialize, de::IgnoredAny};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::{mpsc, oneshot},
@@ -43,7 +44,7 @@ struct Shared {
 }
 
 struct Pending {
-    answer: oneshot::Sender<Reply>,
+    answer: oneshot::Sender<Result<Reply, Failure>>,
     notices: Option<mpsc::Sender<Notice>>,
     /// The client's progress token, as text.
     token: Option<Bytes>,
@@ -98,7 +99,7 @@ impl Link for Pipe {
         let work = async {
             self.send(text).await?;
             guard.sent = true;
-            answer.await.map_err(|_| self.unavailable())
+            answer.await.unwrap_or_else(|_| Err(self.unavailable()))
         };
         let reply = tokio::time::timeout(call.deadline, work).await;
         match reply {
@@ -192,12 +193,19 @@ impl Reader {
                     break format!("it wrote a message of more than {} bytes", self.caps.bytes);
                 }
                 Some(Ok(line)) if line.iter().all(u8::is_ascii_whitespace) => {}
-                Some(Ok(line)) => match Frame::parse(line, self.caps) {
+                Some(Ok(line)) => match Frame::parse(line.clone(), self.caps) {
                     Ok(frame) => self.take(frame),
-                    Err(flaw) => {
+                    Err(flaw) => match claimed(&line) {
+                        // Whoever waits for it would wait in vain.
+                        Some(id) => {
+                            self.settle(
+                                id,
+                                Err(Failure::Misbehaved(format!("its answer: {flaw}"))),
+                            );
+                        }
                         // Some servers print to standard output; what is no message answers nothing.
-                        tracing::debug!(%flaw, "a line of a server is no message");
-                    }
+                        None => tracing::debug!(%flaw, "a line of a server is no message"),
+                    },
                 },
             }
         };
@@ -240,10 +248,14 @@ impl Reader {
     }
 
     fn answer(&self, id: &Bytes, reply: Reply) {
-        let pending = std::str::from_utf8(id)
-            .ok()
-            .and_then(|id| id.parse().ok())
-            .and_then(|id: u64| self.shared.pending.lock().remove(&id));
+        match std::str::from_utf8(id).ok().and_then(|id| id.parse().ok()) {
+            Some(id) => self.settle(id, Ok(reply)),
+            None => tracing::debug!("a server answered with an id that was never given"),
+        }
+    }
+
+    fn settle(&self, id: u64, reply: Result<Reply, Failure>) {
+        let pending = self.shared.pending.lock().remove(&id);
         match pending {
             Some(pending) => drop(pending.answer.send(reply)),
             None => tracing::debug!("a server answered a request that is not under way"),
@@ -264,6 +276,17 @@ impl Reader {
             let _ = self.unsolicited.try_send(Unsolicited::Notification { method, params });
         }
     }
+}
+
+/// The request that a line answers, or would, were it a legal message.
+fn claimed(line: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Claim {
+        id: u64,
+        method: Option<IgnoredAny>,
+    }
+    let claim: Claim = serde_json::from_slice(line).ok()?;
+    claim.method.is_none().then_some(claim.id)
 }
 
 #[cfg(test)]
