@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody},
     http::{HeaderMap, StatusCode, Uri, header},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -111,13 +111,16 @@ pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
     ranges.any(|range| range == wanted || range == "*/*" || range == format!("{group}/*"))
 }
 
-/// Reads a body of at most `most` bytes.
+/// Reads a body of at most `most` bytes. One that announces more is not waited for.
 pub(super) async fn body(body: Body, most: usize) -> Result<Bytes, Refusal> {
+    let too_large =
+        || Refusal::new(Code::TooLarge, format!("the message has more than {most} bytes"));
+    if usize::try_from(body.size_hint().lower()).map_or(true, |announced| announced > most) {
+        return Err(too_large());
+    }
     match tokio::time::timeout(BODY, Limited::new(body, most).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(Refusal::new(Code::TooLarge, format!("the message has more than {most} bytes")))
-        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(Refusal::new(Code::Malformed, "the body broke off")),
         Err(_) => Err(Refusal::new(Code::Malformed, "the body took too long to arrive")),
     }
