@@ -78,7 +78,7 @@ async fn a_query_finds_by_server_tool_client_decision_and_code() {
 async fn tail_follows() {
     let gate = Setup::notes().start().await;
     let mut tail = tokio::process::Command::new(portcullis())
-        .args(["audit", "tail", "--format", "json", "--config"])
+        .args(["audit", "tail", "--follow", "--format", "json", "--config"])
         .arg(gate.path("portcullis.toml"))
         .stdout(std::process::Stdio::piped())
         .kill_on_drop(true)

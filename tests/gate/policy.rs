@@ -112,8 +112,23 @@ async fn what_cannot_be_used_is_not_listed_and_cannot_be_told_from_what_is_not_t
     assert!(agent.names("prompts/list").await.is_empty());
     assert!(agent.names("resources/templates/list").await.is_empty());
     assert!(agent.ask("resources/read", json!({ "uri": "note:///welcome" })).await.is_ok());
-    let hidden = agent.ask("resources/read", json!({ "uri": "note:///groceries" })).await;
-    assert_eq!(code_of(&hidden.unwrap_err()), "policy-denied");
+    for (method, hidden, absent) in [
+        ("resources/read", json!({ "uri": "note:///groceries" }), json!({ "uri": "note:///none" })),
+        ("tools/call", json!({ "name": "notes__list_notes" }), json!({ "name": "notes__none" })),
+        (
+            "prompts/get",
+            json!({ "name": "notes__summarize_notes" }),
+            json!({ "name": "notes__none" }),
+        ),
+    ] {
+        let told = |error: serde_json::Value| {
+            let decision = error["data"]["decision"].as_str().unwrap().to_owned();
+            error.to_string().replace(&decision, "")
+        };
+        let hidden = agent.ask(method, hidden).await.unwrap_err();
+        let absent = agent.ask(method, absent).await.unwrap_err();
+        assert_eq!(told(hidden), told(absent), "{method}");
+    }
     gate.stop().await;
 }
 

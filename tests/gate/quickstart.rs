@@ -17,7 +17,7 @@ async fn a_call_passes_another_is_refused_and_the_audit_log_has_both() {
     let decision = error["data"]["decision"].as_str().unwrap();
     // What the agent reads has the id too, and nothing of the rule.
     assert!(error["message"].as_str().unwrap().contains(decision));
-    assert!(!error.to_string().contains("notes-are-not-deleted"));
+    assert!(!error.to_string().contains("notes-are-not-destroyed"));
 
     // The note is still there.
     let read = agent.text("notes__read_note", json!({ "name": "welcome" })).await;
@@ -25,8 +25,8 @@ async fn a_call_passes_another_is_refused_and_the_audit_log_has_both() {
 
     let refused = gate.cli(&["audit", "show", decision, "--format", "json"]).await;
     let refused = refused.expect(0).to_string();
-    assert!(refused.contains("notes-are-not-deleted"), "{refused}");
-    assert!(refused.contains("notes.cedar"), "{refused}");
+    assert!(refused.contains("deleting notes is not permitted here"), "{refused}");
+    assert!(refused.contains(".cedar"), "{refused}");
     let records = gate.records(&[]).await;
     let of = |tool: &str, decision: &str| {
         records

@@ -226,12 +226,12 @@ impl Written {
             child,
             stdin,
             stdout,
-            log,
+            log: Log(log),
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
         };
         let listening = gate.logged("the proxy to listen", |line| line.contains("\"listening\""));
         let line: Value = serde_json::from_str(&listening.await).unwrap();
-        gate.addr = find(&line, "addr").expect("an address").parse().unwrap();
+        gate.addr = find(&line, "address").expect("an address").parse().unwrap();
         let ready = super::until("the proxy to be ready", async || {
             let answer = reqwest_client().get(gate.url("/readyz")).send().await.ok()?;
             answer.status().is_success().then_some(())
@@ -293,8 +293,21 @@ pub struct Gate {
     child: Child,
     pub stdin: Option<ChildStdin>,
     pub stdout: Option<ChildStdout>,
-    log: watch::Receiver<Vec<String>>,
+    log: Log,
     pub addr: SocketAddr,
+}
+
+/// What the proxy writes to standard error. Shown where a test fails.
+struct Log(watch::Receiver<Vec<String>>);
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let lines = self.0.borrow();
+            let last = lines.len().saturating_sub(40);
+            eprintln!("the proxy's log ended with:\n{}", lines[last..].join("\n"));
+        }
+    }
 }
 
 impl std::ops::Deref for Gate {
@@ -322,12 +335,12 @@ impl Gate {
 
     /// Every line of the log so far.
     pub fn log(&self) -> Vec<String> {
-        self.log.borrow().clone()
+        self.log.0.borrow().clone()
     }
 
     /// Waits for a line in the log.
     pub async fn logged(&mut self, what: &str, matches: impl Fn(&str) -> bool) -> String {
-        let seen = self.log.wait_for(|lines| lines.iter().any(|line| matches(line)));
+        let seen = self.log.0.wait_for(|lines| lines.iter().any(|line| matches(line)));
         let found = match tokio::time::timeout(super::PATIENCE, seen).await {
             Ok(Ok(lines)) => lines.iter().find(|line| matches(line)).cloned(),
             // The end of its log is the end of the proxy.
@@ -368,7 +381,9 @@ impl Gate {
     /// Records of the audit log that `portcullis audit query` finds, newest or oldest first as it
     /// will.
     pub async fn records(&self, filter: &[&str]) -> Vec<Value> {
-        let args = [&["audit", "query", "--format", "json"], filter].concat();
+        let args =
+            [&["audit", "query", "--format", "json", "--intents", "--limit", "1000"], filter]
+                .concat();
         let ended = self.cli(&args).await;
         assert_eq!(ended.code, Some(0), "{ended:#?}");
         serde_json::Deserializer::from_str(&ended.stdout)
