@@ -167,7 +167,7 @@ async fn wrong_words_on_the_command_line_are_usage() {
 #[tokio::test]
 async fn an_absent_engine_is_told_to_whoever_needs_it() {
     let gone = "unix:///nonexistent/docker.sock";
-    let gate = Setup::notes()
+    let mut gate = Setup::notes()
         .and(
             r#"
             [servers.contained]
@@ -183,8 +183,7 @@ async fn an_absent_engine_is_told_to_whoever_needs_it() {
     let code = agent.refused("contained__echo", json!({ "text": "x" })).await;
     assert!(["server-unavailable", "unknown-target"].contains(&&code[..]), "{code}");
     agent.text("notes__read_note", json!({ "name": "welcome" })).await;
-    let log = gate.log().join("\n");
-    assert!(log.contains("nonexistent"), "{log}");
+    gate.logged("the reason", |line| line.contains("nonexistent")).await;
     let doctor = gate.cli(&["doctor"]).await;
     assert!(format!("{}{}", doctor.stdout, doctor.stderr).contains("nonexistent"), "{doctor:#?}");
     gate.stop().await;
@@ -192,7 +191,7 @@ async fn an_absent_engine_is_told_to_whoever_needs_it() {
 
 #[tokio::test]
 async fn without_an_engine_a_command_runs_in_the_sandbox_and_the_log_says_why() {
-    let gate = Setup::new(
+    let mut gate = Setup::new(
         r#"
         [engine]
         host = "unix:///nonexistent/docker.sock"
@@ -205,8 +204,10 @@ async fn without_an_engine_a_command_runs_in_the_sandbox_and_the_log_says_why() 
     .await;
     gate.modern().text("notes__read_note", json!({ "name": "welcome" })).await;
     assert!(!marked(&gate.mark).is_empty());
-    let log = gate.log().join("\n");
-    assert!(log.contains("sandbox") && log.contains("nonexistent"), "{log}");
+    gate.logged("the place and the reason", |line| {
+        line.contains("sandbox") && line.contains("nonexistent")
+    })
+    .await;
     gate.stop().await;
 }
 
@@ -226,7 +227,7 @@ async fn with_an_engine_a_command_runs_in_a_container() {
 #[tokio::test]
 async fn an_image_that_is_not_there_and_a_program_that_is_not_are_told_apart() {
     let digest = "0".repeat(64);
-    let gate = Setup::notes()
+    let mut gate = Setup::notes()
         .and(&format!(
             r#"
             [servers.absent]
@@ -244,8 +245,8 @@ async fn an_image_that_is_not_there_and_a_program_that_is_not_are_told_apart() {
         let code = agent.refused(&format!("{server}__echo"), json!({})).await;
         assert!(["server-unavailable", "unknown-target"].contains(&&code[..]), "{server}: {code}");
     }
-    let log = gate.log().join("\n");
-    assert!(log.contains(&digest[..12]) && log.contains("/nonexistent/program"), "{log}");
+    gate.logged("the image", |line| line.contains(&digest)).await;
+    gate.logged("the program", |line| line.contains("/nonexistent/program")).await;
     agent.text("notes__read_note", json!({ "name": "welcome" })).await;
     gate.stop().await;
 }
