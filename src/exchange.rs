@@ -43,6 +43,37 @@ impl Method {
     pub const PROGRESS: &str = "notifications/progress";
     pub const LOG_MESSAGE: &str = "notifications/message";
 
+    /// Methods that the proxy knows by name.
+    pub const KNOWN: &[&str] = &[
+        Self::INITIALIZE,
+        Self::DISCOVER,
+        Self::PING,
+        Self::TOOLS_LIST,
+        Self::TOOLS_CALL,
+        Self::PROMPTS_LIST,
+        Self::PROMPTS_GET,
+        Self::RESOURCES_LIST,
+        Self::TEMPLATES_LIST,
+        Self::RESOURCES_READ,
+        Self::COMPLETE,
+        Self::SAMPLE,
+        Self::ELICIT,
+        Self::ROOTS_LIST,
+        Self::CANCELLED,
+        Self::INITIALIZED,
+        Self::PROGRESS,
+        Self::LOG_MESSAGE,
+        "logging/setLevel",
+        "resources/subscribe",
+        "resources/unsubscribe",
+        "subscriptions/listen",
+        "notifications/tools/list_changed",
+        "notifications/prompts/list_changed",
+        "notifications/resources/list_changed",
+        "notifications/resources/updated",
+        "notifications/roots/list_changed",
+    ];
+
     /// The method of that name, known or not.
     pub fn new(name: &str) -> Self {
         Self(name.into())
@@ -151,6 +182,16 @@ pub enum Phase {
     Response,
 }
 
+impl Phase {
+    /// The name in configs and records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Response => "response",
+        }
+    }
+}
+
 /// JSON text that was checked once by the codec (UTF-8, no duplicate keys, within the caps), with
 /// the parsed value beside it as soon as somebody asks. What goes on is the text.
 #[derive(Debug, Clone)]
@@ -243,18 +284,57 @@ pub enum Target {
 }
 
 /// Something that an interceptor saw, for the audit record. Never holds a secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// The interceptor that reports.
     pub interceptor: String,
     /// The phase in which it looked.
-    pub phase: String,
+    pub phase: Phase,
     /// The rule or the code by which it reports.
     pub rule: Rule,
     /// What was seen and where (a JSON pointer), in words.
     pub message: String,
-    /// What came of it: `reported`, `redacted`, `replaced`, `refused`, `would-refuse`, `would-replace`, `fault`.
-    pub effect: String,
+    /// What came of it.
+    pub effect: Effect,
+}
+
+/// What came of a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    Reported,
+    Redacted,
+    Replaced,
+    Refused,
+    /// In `audit` mode: it would have been refused.
+    WouldRefuse,
+    /// In `audit` mode: it would have been redacted or replaced.
+    WouldReplace,
+    /// The interceptor failed, and the message passed because the operator said so.
+    Fault,
+}
+
+impl Effect {
+    /// The name in records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reported => "reported",
+            Self::Redacted => "redacted",
+            Self::Replaced => "replaced",
+            Self::Refused => "refused",
+            Self::WouldRefuse => "would-refuse",
+            Self::WouldReplace => "would-replace",
+            Self::Fault => "fault",
+        }
+    }
+
+    /// What it comes to where verdicts have no effect.
+    pub fn in_audit(self) -> Self {
+        match self {
+            Self::Refused => Self::WouldRefuse,
+            Self::Redacted | Self::Replaced => Self::WouldReplace,
+            other => other,
+        }
+    }
 }
 
 /// One message with its context: what interceptors look at.

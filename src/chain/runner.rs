@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use super::{Decision, Fault, Hooks, Interceptor, Mode, Verdict};
 use crate::{
     codec::{self, Caps, Object},
-    exchange::{Exchange, Finding, Payload, Phase},
+    exchange::{Effect, Exchange, Finding, Payload, Phase},
     refusal::{Code, Refusal, Rule},
 };
 
@@ -59,17 +59,8 @@ impl Link {
         }
     }
 
-    fn finding(&self, phase: Phase, rule: Rule, message: String, effect: &str) -> Finding {
-        Finding {
-            interceptor: self.interceptor.name().to_owned(),
-            phase: match phase {
-                Phase::Request => "request".into(),
-                Phase::Response => "response".into(),
-            },
-            rule,
-            message,
-            effect: effect.to_owned(),
-        }
+    fn finding(&self, phase: Phase, rule: Rule, message: String, effect: Effect) -> Finding {
+        Finding { interceptor: self.interceptor.name().to_owned(), phase, rule, message, effect }
     }
 }
 
@@ -155,7 +146,12 @@ impl Chain {
             Err(Fault(what)) => {
                 tracing::warn!(interceptor = name, decision = %exchange.id, fault = %what, "interceptor fault");
                 if link.fail_open || link.mode == Mode::Audit {
-                    trail.findings.push(link.finding(phase, Rule::named(name), what, "fault"));
+                    trail.findings.push(link.finding(
+                        phase,
+                        Rule::named(name),
+                        what,
+                        Effect::Fault,
+                    ));
                     return Ok(false);
                 }
                 return Err(Refusal::new(
@@ -172,11 +168,7 @@ impl Chain {
             verdict.findings.iter().any(|f| matches!(&f.effect[..], "redacted" | "replaced"));
         trail.findings.extend(verdict.findings.into_iter().map(|mut finding| {
             if !enforced {
-                finding.effect = match finding.effect.as_str() {
-                    "refused" => "would-refuse".into(),
-                    "redacted" | "replaced" => "would-replace".into(),
-                    _ => finding.effect,
-                };
+                finding.effect = finding.effect.in_audit();
             }
             finding
         }));
@@ -196,7 +188,7 @@ impl Chain {
             Decision::Refuse(refusal) => {
                 let rule = refusal.rules.into_iter().next().unwrap_or_else(|| Rule::named(name));
                 let message = format!("{}: {}", refusal.code, refusal.message);
-                trail.findings.push(link.finding(phase, rule, message, "would-refuse"));
+                trail.findings.push(link.finding(phase, rule, message, Effect::WouldRefuse));
                 Ok(false)
             }
             Decision::Replace(raw) if enforced => {
@@ -219,7 +211,7 @@ impl Chain {
                     phase,
                     Rule::named(name),
                     message,
-                    "would-replace",
+                    Effect::WouldReplace,
                 ));
                 Ok(false)
             }
@@ -412,7 +404,7 @@ mod tests {
             let (result, exchange, trail, _) =
                 Bench::default().link("f", |l| l.fail_open = true, move |x| again(x)).run().await;
             assert_eq!(result, Ok(()));
-            assert_eq!(trail.findings[0].effect, "fault");
+            assert_eq!(trail.findings[0].effect, Effect::Fault);
             assert_eq!(exchange.request.raw(), "{\"name\":\"t\"}");
         }
     }
@@ -452,8 +444,8 @@ mod tests {
             .await;
         assert_eq!(result, Ok(()));
         assert_eq!(exchange.request.raw(), "{\"name\":\"t\"}");
-        let effects: Vec<_> = trail.findings.iter().map(|f| f.effect.as_str()).collect();
-        assert_eq!(effects, ["would-refuse", "would-replace"]);
+        let effects: Vec<_> = trail.findings.iter().map(|f| f.effect).collect();
+        assert_eq!(effects, [Effect::WouldRefuse, Effect::WouldReplace]);
     }
 
     #[tokio::test]

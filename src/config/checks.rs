@@ -205,12 +205,12 @@ impl Checker<'_> {
     }
 
     fn event(&mut self, pointer: &str, event: &str) {
-        if event == "*" || METHODS.contains(&event) {
+        if event == "*" || Method::KNOWN.contains(&event) {
             return;
         }
         let message = format!("`{}` is no method that is known", brief(event));
         let finding = self.document.at_value(pointer, Code::BadValue, message).warning();
-        self.add(match nearest(event, METHODS.iter().copied()) {
+        self.add(match nearest(event, Method::KNOWN.iter().copied()) {
             Some(method) => finding.label(format!("did you mean `{method}`?")),
             None => finding,
         });
@@ -266,28 +266,6 @@ impl Checker<'_> {
         }
     }
 }
-
-/// Methods that an interceptor may be asked for.
-const METHODS: &[&str] = &[
-    Method::INITIALIZE,
-    Method::DISCOVER,
-    Method::PING,
-    Method::TOOLS_LIST,
-    Method::TOOLS_CALL,
-    Method::PROMPTS_LIST,
-    Method::PROMPTS_GET,
-    Method::RESOURCES_LIST,
-    Method::TEMPLATES_LIST,
-    Method::RESOURCES_READ,
-    Method::COMPLETE,
-    Method::SAMPLE,
-    Method::ELICIT,
-    Method::ROOTS_LIST,
-    Method::CANCELLED,
-    Method::INITIALIZED,
-    Method::PROGRESS,
-    Method::LOG_MESSAGE,
-];
 
 fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))

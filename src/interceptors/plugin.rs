@@ -124,10 +124,10 @@ impl Plugin {
         verdict.labels.extend(said.labels);
         verdict.findings.extend(said.findings.into_iter().map(|finding| exchange::Finding {
             interceptor: self.name.clone(),
-            phase: phase_name(phase).into(),
+            phase,
             rule: self.rule(Some(&finding.rule)),
             message: finding.message,
-            effect: "reported".into(),
+            effect: exchange::Effect::Reported,
         }));
         verdict
     }
@@ -165,13 +165,6 @@ fn narrowed(hooks: &Hooks, events: Option<&[String]>) -> Hooks {
         (!kept.is_empty()).then_some(Hook { events: kept, phase: hook.phase })
     };
     Hooks(hooks.0.iter().filter_map(narrow).collect())
-}
-
-fn phase_name(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Request => "request",
-        Phase::Response => "response",
-    }
 }
 
 fn message(exchange: &Exchange, phase: Phase, config: &str) -> Result<Message, Fault> {

@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     chain::{Fault, Hooks, Interceptor, Verdict},
-    exchange::{Answer, Definition, Exchange, Finding, Method, Payload, Phase, Target},
+    exchange::{Answer, Definition, Effect, Exchange, Finding, Method, Payload, Phase, Target},
     refusal::{Code, Refusal, Rule},
 };
 
@@ -169,13 +169,10 @@ impl Schema {
     fn finding(&self, phase: Phase, message: String) -> Finding {
         Finding {
             interceptor: self.name.clone(),
-            phase: match phase {
-                Phase::Request => "request".into(),
-                Phase::Response => "response".into(),
-            },
+            phase,
             rule: Rule::named(self.name.clone()),
             message,
-            effect: "reported".into(),
+            effect: Effect::Reported,
         }
     }
 

@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     chain::{Decision, Fault, Hooks, Interceptor, Verdict},
-    exchange::{Exchange, Finding, Phase},
+    exchange::{Effect, Exchange, Finding, Phase},
     names::{ServerName, nearest},
     refusal::{Code, Refusal, Rule},
     vault::Secret,
@@ -252,17 +252,8 @@ impl Secrets {
         }
     }
 
-    fn finding(&self, phase: Phase, rule: Rule, message: String, effect: &str) -> Finding {
-        Finding {
-            interceptor: self.name.clone(),
-            phase: match phase {
-                Phase::Request => "request".into(),
-                Phase::Response => "response".into(),
-            },
-            rule,
-            message,
-            effect: effect.to_owned(),
-        }
+    fn finding(&self, phase: Phase, rule: Rule, message: String, effect: Effect) -> Finding {
+        Finding { interceptor: self.name.clone(), phase, rule, message, effect }
     }
 
     /// What becomes of a message in which this was found.
@@ -271,9 +262,9 @@ impl Secrets {
         for found in &report.found {
             let what = if found.is_key { "the key at" } else { "the string at" };
             let effect = match found.action {
-                Action::Refuse => "refused",
-                Action::Redact if !report.refuse => "redacted",
-                _ => "reported",
+                Action::Refuse => Effect::Refused,
+                Action::Redact if !report.refuse => Effect::Redacted,
+                _ => Effect::Reported,
             };
             let place = if found.place.is_empty() { "the top" } else { &found.place };
             let message = format!("a secret in {what} {place}");
@@ -285,7 +276,7 @@ impl Secrets {
                 phase,
                 Rule::named(self.name.clone()),
                 message,
-                "reported",
+                Effect::Reported,
             ));
         }
         if report.refuse {

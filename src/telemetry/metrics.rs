@@ -34,37 +34,6 @@ const TOOLS: usize = 1_000;
 const TOOL_BYTES: usize = 128;
 const OTHER: &str = "other";
 
-/// Methods that have a label of their own.
-const METHODS: &[&str] = &[
-    Method::INITIALIZE,
-    Method::DISCOVER,
-    Method::PING,
-    Method::TOOLS_LIST,
-    Method::TOOLS_CALL,
-    Method::PROMPTS_LIST,
-    Method::PROMPTS_GET,
-    Method::RESOURCES_LIST,
-    Method::TEMPLATES_LIST,
-    Method::RESOURCES_READ,
-    Method::COMPLETE,
-    Method::SAMPLE,
-    Method::ELICIT,
-    Method::ROOTS_LIST,
-    Method::CANCELLED,
-    Method::INITIALIZED,
-    Method::PROGRESS,
-    Method::LOG_MESSAGE,
-    "logging/setLevel",
-    "resources/subscribe",
-    "resources/unsubscribe",
-    "subscriptions/listen",
-    "notifications/tools/list_changed",
-    "notifications/prompts/list_changed",
-    "notifications/resources/list_changed",
-    "notifications/resources/updated",
-    "notifications/roots/list_changed",
-];
-
 /// JSON-RPC error codes that have a label of their own: JSON-RPC's, MCP's and ours.
 const ERRORS: &[(i64, &str)] = &[
     (-32700, "-32700"),
@@ -416,7 +385,7 @@ fn is_fit(name: &str) -> bool {
 }
 
 fn method_label(method: &Method) -> &'static str {
-    METHODS.iter().find(|known| **known == method.as_str()).copied().unwrap_or(OTHER)
+    Method::KNOWN.iter().find(|known| **known == method.as_str()).copied().unwrap_or(OTHER)
 }
 
 fn transport_label(transport: Transport) -> &'static str {

@@ -328,10 +328,10 @@ fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32)
             .take(FINDINGS)
             .map(|finding| Finding {
                 interceptor: clip(&finding.interceptor, NAME),
-                phase: clip(&finding.phase, LABEL),
+                phase: finding.phase.as_str().to_owned(),
                 rule: rule(&finding.rule),
                 message: clip(&finding.message, WORDS),
-                effect: clip(&finding.effect, LABEL),
+                effect: finding.effect.as_str().to_owned(),
             })
             .collect(),
         policy_revision: ruling.policy_revision.map(|revision| clip(revision, NAME)),

@@ -92,10 +92,10 @@ mod tests {
         };
         let finding = exchange::Finding {
             interceptor: evil.clone(),
-            phase: evil.clone(),
+            phase: crate::exchange::Phase::Request,
             rule: rule.clone(),
             message: evil.clone(),
-            effect: evil.clone(),
+            effect: crate::exchange::Effect::Reported,
         };
         let mut refusal = refusal::Refusal::new(refusal::Code::PolicyDenied, evil.clone())
             .detail(evil.clone())

@@ -293,10 +293,10 @@ mod tests {
         let key = DigestKey::for_tests();
         let finding = exchange::Finding {
             interceptor: "secrets".into(),
-            phase: "request".into(),
+            phase: exchange::Phase::Request,
             rule: refusal::Rule::named("entropy"),
             message: "a token at /arguments/path".into(),
-            effect: "reported".into(),
+            effect: exchange::Effect::Reported,
         };
         let ruling = Ruling {
             findings: std::slice::from_ref(&finding),

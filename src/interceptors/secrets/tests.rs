@@ -146,7 +146,7 @@ async fn a_request_with_a_secret_is_refused() {
     assert!(refusal.rules[0].reason.as_ref().is_some_and(|reason| reason.contains("CRC-32")));
     let finding = &verdict.findings[0];
     assert_eq!(finding.message, "a secret in the string at /arguments/a/1");
-    assert_eq!(finding.effect, "refused");
+    assert_eq!(finding.effect, Effect::Refused);
     assert!(!format!("{verdict:?}").contains(&token()[4..]));
 }
 
@@ -163,7 +163,7 @@ async fn an_answer_is_redacted_and_no_other_byte_changes() {
         };
         let verdict = response(&secrets, &raw(shown)).await;
         assert_eq!(replacement(&verdict), raw("[redacted:github-token]"));
-        assert_eq!(verdict.findings[0].effect, "redacted");
+        assert_eq!(verdict.findings[0].effect, Effect::Redacted);
         assert!(verdict.findings[0].message.ends_with("/content/0/text"));
     }
 }
@@ -212,7 +212,7 @@ async fn settings_decide_by_phase_and_by_rule() {
     let verdict = request(&reporting, &raw).await;
     assert_eq!(verdict.decision, Decision::Pass);
     assert_eq!(verdict.findings.len(), 2);
-    assert!(verdict.findings.iter().all(|f| f.effect == "reported"));
+    assert!(verdict.findings.iter().all(|f| f.effect == Effect::Reported));
 
     let redacting = with("request = 'redact'\nrules = { github-token = 'off' }");
     let verdict = request(&redacting, &raw).await;
@@ -222,8 +222,8 @@ async fn settings_decide_by_phase_and_by_rule() {
     let strict = with("rules = { aws-access-key-id = 'refuse' }");
     let verdict = response(&strict, &raw).await;
     assert!(matches!(verdict.decision, Decision::Refuse(_)));
-    let effects: Vec<_> = verdict.findings.iter().map(|f| f.effect.as_str()).collect();
-    assert_eq!(effects, ["reported", "refused"]);
+    let effects: Vec<_> = verdict.findings.iter().map(|f| f.effect).collect();
+    assert_eq!(effects, [Effect::Reported, Effect::Refused]);
 
     let off = with("request = 'off'");
     assert_eq!(request(&off, &raw).await, Verdict::pass());
