@@ -249,9 +249,8 @@ async fn a_definition_is_compiled_once() {
 async fn a_call_that_no_longer_waits_does_not_undo_the_compilation() {
     let schema = schema();
     let tool = notes();
-    // A timeout of nothing polls once.
-    let waited = tokio::time::timeout(std::time::Duration::ZERO, schema.checks(&tool)).await;
-    assert!(waited.is_err());
+    // Polled once and dropped: the compilation has begun, and nearly always not ended.
+    drop(futures_util::FutureExt::now_or_never(schema.checks(&tool)));
     // Both permits are free again once the thread has ended, and its result is there.
     let all = u32::try_from(AT_ONCE).unwrap();
     drop(schema.compiling.acquire_many(all).await.unwrap());
