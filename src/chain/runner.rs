@@ -164,8 +164,10 @@ impl Chain {
         };
 
         let enforced = link.mode == Mode::Enforce;
-        let told =
-            verdict.findings.iter().any(|f| matches!(&f.effect[..], "redacted" | "replaced"));
+        let told = verdict
+            .findings
+            .iter()
+            .any(|f| matches!(f.effect, Effect::Redacted | Effect::Replaced));
         trail.findings.extend(verdict.findings.into_iter().map(|mut finding| {
             if !enforced {
                 finding.effect = finding.effect.in_audit();
@@ -201,7 +203,7 @@ impl Chain {
                 if !told {
                     let message = "replaced the payload".to_owned();
                     let rule = Rule::named(name);
-                    trail.findings.push(link.finding(phase, rule, message, "replaced"));
+                    trail.findings.push(link.finding(phase, rule, message, Effect::Replaced));
                 }
                 Ok(true)
             }
