@@ -120,3 +120,38 @@ async fn the_everything_server_in_the_sandbox() {
     }
     gate.stop().await;
 }
+
+#[tokio::test]
+async fn progress_reaches_the_one_who_asked_for_it() {
+    let modules = target("tests/servers/node");
+    let gate = Setup::new(&format!(
+        r#"
+        [servers.everything]
+        command = ["node", "/opt/node/node_modules/@modelcontextprotocol/server-everything/dist/index.js"]
+        runtime = "sandbox"
+        mounts = ["{}:/opt/node"]
+        "#,
+        modules.display(),
+    ))
+    .start()
+    .await;
+    let agent = gate.legacy().await;
+    let params = json!({
+        "name": "everything__trigger-long-running-operation",
+        "arguments": { "duration": 1, "steps": 4 },
+        "_meta": { "progressToken": "mine" },
+    });
+    let request = json!({ "jsonrpc": "2.0", "id": "a", "method": "tools/call", "params": params });
+    let answered = agent.send(request).await;
+    let (notices, answers): (Vec<_>, Vec<_>) =
+        answered.messages.into_iter().partition(|message| message["method"].is_string());
+    assert_eq!(answers.len(), 1, "{answers:#?}");
+    assert_eq!(answers[0]["id"], "a");
+    let progress: Vec<_> =
+        notices.iter().filter(|n| n["method"] == "notifications/progress").collect();
+    assert!(!progress.is_empty(), "{notices:#?}");
+    for notice in progress {
+        assert_eq!(notice["params"]["progressToken"], "mine");
+    }
+    gate.stop().await;
+}

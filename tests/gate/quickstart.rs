@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::gate::Setup;
+use crate::support::{gate::Setup, in_time, portcullis, root};
 
 #[tokio::test]
 async fn a_call_passes_another_is_refused_and_the_audit_log_has_both() {
@@ -34,5 +34,38 @@ async fn a_call_passes_another_is_refused_and_the_audit_log_has_both() {
             .any(|record| record["target"]["tool"] == tool && record["decision"] == decision)
     };
     assert!(of("list_notes", "allowed") && of("delete_note", "refused"), "{records:#?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn the_readmes_commands_do_what_it_says() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let section = readme.split("### Try it").nth(1).unwrap().split("\n## ").next().unwrap();
+    let commands: Vec<_> =
+        section.lines().filter_map(|line| line.strip_prefix("$ portcullis ")).collect();
+    let [add, delete, query] = commands.as_slice() else { panic!("{commands:?}") };
+    let gate = Setup::quickstart().start().await;
+    let shell = async |command: &str| {
+        let mut shell = tokio::process::Command::new("sh");
+        let script = format!("exec \"$PORTCULLIS\" -c \"$CONFIG\" {command}");
+        shell.arg("-c").arg(script);
+        shell.env("PORTCULLIS", portcullis()).env("CONFIG", gate.path("portcullis.toml"));
+        let output = in_time(command, shell.output()).await.unwrap();
+        let all = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(all).unwrap())
+    };
+    let (code, said) = shell(add).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(section.contains(&said), "the README does not show\n{said}");
+    let (code, said) = shell(delete).await;
+    assert_eq!(code, Some(10), "{said}");
+    let (reason, decision) = said.split_once(", decision ").unwrap();
+    assert!(section.contains(reason), "the README does not show\n{reason}");
+    let (code, said) = shell(query).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(decision.trim().trim_end_matches(']')), "{said}");
+    for has in ["refused", "policy-denied", "notes/delete_note", "allowed", "notes/add_note"] {
+        assert!(said.contains(has), "{has} is not in\n{said}");
+    }
     gate.stop().await;
 }
