@@ -37,24 +37,54 @@ impl Greeting {
 /// [`Failure::Unavailable`] where the link died, in which case a caller that probed should start
 /// the server again and greet it as legacy; the other failures of [`Link::call`].
 pub async fn greet(link: &dyn Link, era: Era, deadline: Duration) -> Result<Greeting, Failure> {
-    if era != Era::Legacy {
-        let wait = if era == Era::Auto { PROBE.min(deadline) } else { deadline };
-        match discover(link, wait).await {
-            Ok(Some(greeting)) => {
-                link.agreed(greeting.revision);
-                return Ok(greeting);
-            }
-            Ok(None) if era == Era::Modern => {
-                return Err(Failure::Misbehaved("it does not speak 2026-07-28".into()));
-            }
-            Err(failure) if era == Era::Modern || link.dead().is_some() => return Err(failure),
-            Ok(None) | Err(_) => {}
-        }
-    }
-    let greeting = initialize(link, deadline).await?;
+    let greeting = match era {
+        Era::Legacy => initialize(link, deadline).await?,
+        Era::Modern => discover(link, deadline)
+            .await?
+            .ok_or_else(|| Failure::Misbehaved("it does not speak 2026-07-28".into()))?,
+        Era::Auto => probe(link, PROBE.min(deadline), deadline).await?,
+    };
     link.agreed(greeting.revision);
-    link.notify(Method::INITIALIZED, Bytes::from_static(b"{}")).await?;
+    if !greeting.revision.is_modern() {
+        link.notify(Method::INITIALIZED, Bytes::from_static(b"{}")).await?;
+    }
     Ok(greeting)
+}
+
+/// Finds out the era. A server that has not answered after `patience` may be a legacy one that
+/// leaves unknown requests unanswered, or one that is slow to start. So it is greeted as legacy
+/// and its answer to the question is still heard: a modern server that was slow gives it, and
+/// refuses `initialize` on the connection on which it did.
+async fn probe(
+    link: &dyn Link,
+    patience: Duration,
+    deadline: Duration,
+) -> Result<Greeting, Failure> {
+    let discovery = discover(link, deadline);
+    tokio::pin!(discovery);
+    let settled = |found: Result<Option<Greeting>, Failure>| match found {
+        Err(failure) if link.dead().is_some() => Some(Err(failure)),
+        found => found.ok().flatten().map(Ok),
+    };
+    if let Ok(found) = tokio::time::timeout(patience, &mut discovery).await {
+        return match settled(found) {
+            Some(end) => end,
+            None => initialize(link, deadline).await,
+        };
+    }
+    let initialization = initialize(link, deadline);
+    tokio::pin!(initialization);
+    tokio::select! {
+        biased;
+        found = &mut discovery => match settled(found) {
+            Some(end) => end,
+            None => initialization.await,
+        },
+        greeting = &mut initialization => match greeting {
+            Ok(greeting) => Ok(greeting),
+            Err(failure) => settled(discovery.await).unwrap_or(Err(failure)),
+        },
+    }
 }
 
 async fn discover(link: &dyn Link, deadline: Duration) -> Result<Option<Greeting>, Failure> {
@@ -97,5 +127,58 @@ async fn initialize(link: &dyn Link, deadline: Duration) -> Result<Greeting, Fai
                 })?;
             Ok(Greeting { revision, words })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncBufReadExt, AsyncWriteExt, BufReader, duplex},
+        sync::mpsc,
+    };
+
+    use super::*;
+    use crate::{codec::Caps, upstream::pipe::Pipe};
+
+    const MODERN: &str =
+        r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"]}}"#;
+    const UNKNOWN: &str = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"?"}}"#;
+    const LEGACY: &str = r#"{"jsonrpc":"2.0","id":2,"result":{"protocolVersion":"2025-06-18"}}"#;
+    const REFUSED: &str = r#"{"jsonrpc":"2.0","id":2,"error":{"code":-32022,"message":"?"}}"#;
+
+    /// Greets a server that answers once it has heard both questions.
+    async fn slow(answers: &[&str]) -> Result<Revision, Failure> {
+        let (stdin, heard) = duplex(1 << 12);
+        let (stdout, mut said) = duplex(1 << 12);
+        let caps = Caps { bytes: 1 << 12, depth: 8, nodes: 100 };
+        let (sender, _unsolicited) = mpsc::channel(1);
+        let link = Pipe::new(stdin, stdout, caps, sender);
+        let server = async {
+            let mut lines = BufReader::new(heard).lines();
+            for method in [Method::DISCOVER, Method::INITIALIZE] {
+                assert!(lines.next_line().await.unwrap().unwrap().contains(method));
+            }
+            for answer in answers {
+                said.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+            }
+            (lines, said)
+        };
+        let greeting = probe(&link, Duration::ZERO, Duration::from_secs(9));
+        let (greeting, _open) = tokio::join!(greeting, server);
+        greeting.map(|greeting| greeting.revision)
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_slow_to_answer_is_greeted_in_its_own_era() {
+        let (modern, legacy) = (Ok(Revision::V2026_07_28), Ok(Revision::V2025_06_18));
+        for (answers, revision) in [
+            (&[MODERN, REFUSED][..], &modern),
+            (&[REFUSED, MODERN], &modern),
+            (&[UNKNOWN, LEGACY], &legacy),
+            (&[LEGACY], &legacy),
+        ] {
+            assert_eq!(slow(answers).await, *revision, "{answers:?}");
+        }
+        assert!(slow(&[UNKNOWN, REFUSED]).await.is_err());
     }
 }
