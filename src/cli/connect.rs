@@ -237,7 +237,7 @@ impl Bridge {
         }
         let status = response.status();
         if kind.starts_with("application/json") {
-            let body = response.bytes().await?;
+            let body = addressed(response.bytes().await?, message.id.as_deref());
             output.send(body).await?;
         } else if message.id.is_some() {
             anyhow::bail!("it answered {status}");
@@ -264,6 +264,18 @@ impl Bridge {
     }
 }
 
+/// An answer as the client finds it: what the proxy refuses before it has read the message names
+/// no id (a key that is missing, say), and a client would wait for its own for ever.
+fn addressed(body: Bytes, id: Option<&[u8]>) -> Bytes {
+    let Some(id) = id else { return body };
+    match Object::parse(body.clone()) {
+        Ok(answer) if answer.get("id").is_none_or(|id| id.as_ref() == b"null") => {
+            answer.with(&[("id", Some(id))])
+        }
+        _ => body,
+    }
+}
+
 async fn relay(response: reqwest::Response, output: &mpsc::Sender<Bytes>) -> anyhow::Result<()> {
     let mut events = SseStream::from_bytes_stream(response.bytes_stream());
     while let Some(event) = events.next().await {
@@ -272,4 +284,22 @@ async fn relay(response: reqwest::Response, output: &mpsc::Sender<Bytes>) -> any
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_without_an_id_gets_that_of_its_request() {
+        let body = |text: &'static str| Bytes::from_static(text.as_bytes());
+        let refused = body(r#"{"jsonrpc":"2.0","id":null,"error":{"code":-31000,"message":"x"}}"#);
+        assert_eq!(
+            addressed(refused.clone(), Some(b"\"a\"")),
+            r#"{"jsonrpc":"2.0","id":"a","error":{"code":-31000,"message":"x"}}"#
+        );
+        assert_eq!(addressed(refused.clone(), None), refused);
+        let answer = body(r#"{"jsonrpc":"2.0","id":7,"result":{}}"#);
+        assert_eq!(addressed(answer.clone(), Some(b"7")), answer);
+    }
 }
