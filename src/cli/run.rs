@@ -137,6 +137,9 @@ fn announce(ctx: &Context, launcher: &Launcher, loaded: &Loaded) {
 async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Proxy>) -> anyhow::Result<Exit> {
     announce(ctx, &proxy.launcher, loaded);
     let _progress = ctx.progress("starting the servers");
+    // Lists start only the servers of which the local user could use something.
+    let servers = proxy.router.servers(&View::All);
+    futures_util::future::join_all(servers.iter().map(|server| server.running())).await;
     let caller = Caller {
         principal: Principal::local(),
         transport: Transport::Cli,
