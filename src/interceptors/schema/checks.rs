@@ -115,10 +115,11 @@ impl Check {
             let index = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
             place.push_str(if known || (index && part.len() < 8) { part } else { "*" });
         }
-        if place.is_empty() {
-            place.push_str("the whole");
+        let expectation = expectation(error.kind());
+        match place.as_str() {
+            "" => format!("the top level {}", short(&expectation)),
+            place => format!("`{}` {}", short(place), short(&expectation)),
         }
-        format!("`{}` {}", short(&place), short(&expectation(error.kind())))
     }
 }
 
@@ -149,7 +150,8 @@ fn expectation(kind: &Kind) -> String {
         Kind::MinProperties { limit } => format!("has fewer than {limit} properties"),
         Kind::MaxProperties { limit } => format!("has more than {limit} properties"),
         Kind::AdditionalProperties { unexpected } | Kind::UnevaluatedProperties { unexpected } => {
-            format!("has {} properties that the schema does not name", unexpected.len())
+            let (number, what) = (unexpected.len(), "that the schema does not name");
+            format!("has {number} {} {what}", if number == 1 { "property" } else { "properties" })
         }
         Kind::UniqueItems => "has an item twice".into(),
         Kind::FalseSchema => "must be absent".into(),

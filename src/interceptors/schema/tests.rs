@@ -66,7 +66,7 @@ async fn the_refusal_tells_the_place_and_the_expectation_and_no_value() {
     const HIDDEN: &str = "hunter2hunter2";
     let tool = notes();
     for (arguments, words) in [
-        (json!({}), "`the whole` lacks `title`"),
+        (json!({}), "the top level lacks `title`"),
         (json!({ "title": 5 }), "`/title` is no string"),
         (json!({ "title": HIDDEN }), "`/title` does not match the pattern `^[A-Z]`"),
         (json!({ "title": format!("A{HIDDEN}") }), "`/title` is longer than 9 characters"),
@@ -76,7 +76,7 @@ async fn the_refusal_tells_the_place_and_the_expectation_and_no_value() {
         (json!({ "title": "A", "tags": [HIDDEN, HIDDEN] }), "`/tags` has an item twice"),
         (
             json!({ "title": "A", HIDDEN: 1 }),
-            "`the whole` has 1 properties that the schema does not name",
+            "the top level has 1 property that the schema does not name",
         ),
     ] {
         let refusal = refused(&tool, arguments).await;
