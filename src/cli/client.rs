@@ -21,6 +21,7 @@ pub struct Args {
 enum Verb {
     /// Add a client and print its key, this once
     Add {
+        /// The client's name, as policies and records have it
         name: ClientName,
         /// A group for policies; may be given several times
         #[arg(long = "group", value_name = "GROUP")]
@@ -29,7 +30,10 @@ enum Verb {
     /// List the clients
     Ls,
     /// Remove a client; its key ends at once
-    Rm { name: ClientName },
+    Rm {
+        /// The client's name
+        name: ClientName,
+    },
 }
 
 /// Runs the verb.

@@ -10,6 +10,7 @@ use crate::config::{self, Diagnostics, Loaded};
 
 /// Options of every verb.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// The config file
     #[arg(
@@ -18,6 +19,7 @@ pub struct Global {
         global = true,
         value_name = "FILE",
         env = "PORTCULLIS_CONFIG",
+        hide_env_values = true,
         default_value = "portcullis.toml"
     )]
     pub config: PathBuf,

@@ -24,9 +24,15 @@ enum Verb {
     /// List the servers: where each runs, and how it stands
     Ls,
     /// Show a server's whole profile, and where the config deviates from the hardened default
-    Inspect { server: ServerName },
+    Inspect {
+        /// The server's name in the config
+        server: ServerName,
+    },
     /// Show the last lines that a running server wrote to standard error
-    Logs { server: ServerName },
+    Logs {
+        /// The server's name in the config
+        server: ServerName,
+    },
 }
 
 /// Runs the verb.
@@ -68,7 +74,7 @@ async fn ls(ctx: &Context, loaded: &Loaded, proxy: Option<admin::Client>) -> any
                     .to_owned()])
                 .collect::<Vec<_>>()
         });
-        ctx.table(&["server", "state", "place", "process", "revision", "why"], rows)?;
+        ctx.table(&["SERVER", "STATE", "PLACE", "PROCESS", "REVISION", "WHY"], rows)?;
     }
     Ok(Exit::Ok)
 }
@@ -137,7 +143,7 @@ async fn inspect(
         let text = |key: &str| running[key].as_str().unwrap_or("").to_owned();
         ctx.line(format_args!("{} {} {}", text("state"), text("process"), text("revision")))?;
     }
-    ctx.table(&["setting", "value"], profile.into_iter().map(|(field, value)| [field, value]))?;
+    ctx.table(&["SETTING", "VALUE"], profile.into_iter().map(|(field, value)| [field, value]))?;
     if deviations.is_empty() {
         ctx.line("no deviation from the hardened default profile")?;
         return Ok(Exit::Ok);
@@ -149,7 +155,7 @@ async fn inspect(
         vec![text("field"), text("default"), text("actual"), text("configKey"), line]
     });
     ctx.line("deviations from the hardened default profile:")?;
-    ctx.table(&["setting", "default", "here", "because of", "at"], rows)?;
+    ctx.table(&["SETTING", "DEFAULT", "HERE", "BECAUSE OF", "AT"], rows)?;
     Ok(Exit::Ok)
 }
 
@@ -168,6 +174,8 @@ async fn logs(
     let lines: Vec<String> = proxy.get_json(&format!("/v1/servers/{name}/log")).await?;
     if ctx.is_json() {
         ctx.json(&lines)?;
+    } else if lines.is_empty() {
+        ctx.note(format_args!("Server `{name}` has written nothing to standard error."));
     } else {
         for line in lines {
             ctx.line(line)?;

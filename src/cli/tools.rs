@@ -101,7 +101,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             let first = text("description").lines().next().unwrap_or("").to_owned();
             [text("name").to_owned(), first]
         });
-        ctx.table(&["tool", "what it says it does"], rows)?;
+        ctx.table(&["TOOL", "WHAT IT SAYS IT DOES"], rows)?;
     } else {
         for item in result["content"].as_array().into_iter().flatten() {
             match item["text"].as_str() {

@@ -80,6 +80,22 @@ fn check_of_a_sound_set() {
 }
 
 #[test]
+fn a_config_elsewhere_brings_its_own_policies() {
+    let elsewhere = folder(POLICIES);
+    let here = folder("");
+    let config = elsewhere.path().join("portcullis.toml");
+    let run = |args: &[&str]| {
+        let config = ["--config", config.to_str().unwrap()];
+        shown(&portcullis(&here, &[args, &config].concat()))
+    };
+    assert_snapshot!(run(&["policy", "check"]), @r#"
+    exit 0
+    3 policies: no findings
+    --- stderr
+    "#);
+}
+
+#[test]
 fn check_finds_everything_with_its_place() {
     assert_snapshot!(run(r#"@id("a")
 permit (principal, action == Portcullis::Action::"call_tols", resource);
