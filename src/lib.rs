@@ -4,32 +4,62 @@
 //! message through all of them; [`proxy`] assembles the way and is the only module that names
 //! every stage.
 
-// The vocabulary that every stage shares.
-pub mod exchange;
+// The vocabulary that every stage shares: ids, one message with its context, refusals.
 pub mod names;
+
+pub mod exchange;
+
 pub mod refusal;
 
 // The way of a message.
-pub mod chain;
-pub mod codec;
+
+// Where clients connect.
 pub mod front;
+
+// Who is calling.
 pub mod identity;
-pub mod interceptors;
-pub mod router;
+
+// Bytes to messages.
+pub mod codec;
+
+// What a legacy client said before.
 pub mod session;
+
+// Puts all stages together, and takes a message through them.
+pub mod proxy;
+
+// Whom it is for.
+pub mod router;
+
+// Who looks at it, and what becomes of their verdicts.
+pub mod chain;
+
+// Those who look.
+pub mod interceptors;
+
+// Cedar, and WebAssembly, for two of them.
+pub mod policy;
+
+pub mod plugin;
+
+// The record of what was decided.
+pub mod audit;
+
+// The server, and where it runs.
 pub mod upstream;
 
-// What the stages stand on.
-pub mod audit;
 pub mod container;
-pub mod plugin;
-pub mod policy;
+
 pub mod sandbox;
+
+// The secrets that it is handed.
 pub mod vault;
 
 // The house around them.
-pub mod admin;
-pub mod cli;
 pub mod config;
-pub mod proxy;
+
+pub mod cli;
+
+pub mod admin;
+
 pub mod telemetry;
