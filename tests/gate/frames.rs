@@ -8,6 +8,8 @@ use crate::support::{
     wire::{self, ORDINARY, Reply},
 };
 
+type Headers<'a> = &'a [(&'a str, &'a str)];
+
 async fn gate() -> Gate {
     Setup::crooked("").and("[limits]\nrequest-bytes = 65536").start().await
 }
@@ -193,7 +195,7 @@ async fn what_is_no_ordinary_post_is_refused() {
     let agent = gate.legacy().await;
     let ping = br#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
     let accept = ("Accept", "application/json, text/event-stream");
-    let cases: &[(&str, &[(&str, &str)], &[u16])] = &[
+    let cases: &[(&str, Headers, &[u16])] = &[
         ("text", &[("Content-Type", "text/plain"), accept], &[415]),
         ("a form", &[("Content-Type", "application/x-www-form-urlencoded"), accept], &[415]),
         ("no type", &[accept], &[415]),
@@ -278,7 +280,7 @@ async fn in_2026_07_28_headers_and_body_agree() {
     const NAME: (&str, &str) = ("Mcp-Name", "crooked__echo");
     // `crooked__echo` in the encoding that the revision has for what a header cannot hold.
     const ENCODED: (&str, &str) = ("Mcp-Name", "=?base64?Y3Jvb2tlZF9fZWNobw==?=");
-    let cases: &[(&str, &[(&str, &str)], Option<&str>)] = &[
+    let cases: &[(&str, Headers, Option<&str>)] = &[
         ("all", &[VERSION, METHOD, NAME], None),
         ("an encoded name", &[VERSION, METHOD, ENCODED], None),
         ("no method", &[VERSION, NAME], Some("header-mismatch")),

@@ -1,6 +1,8 @@
 //! The whole gate through its front door: the real executable, real clients, real servers, real
 //! containers. `tests/run` prepares what these tests need.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 mod support;
 
 mod audit;

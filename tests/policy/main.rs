@@ -1,5 +1,7 @@
 //! `portcullis policy`, `portcullis schema cedar`: what a person at the command line sees.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 use std::{fs, process::Output};
 
 use assert_cmd::Command;

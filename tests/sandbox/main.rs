@@ -1,6 +1,8 @@
 //! The sandbox, against the real kernel, through the real executable. As root, everything runs
 //! once more as an ordinary user.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 mod confined;
 mod doctor;
 mod harness;
