@@ -105,7 +105,15 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
         let parsed = match file.text.parse::<PolicySet>() {
             Ok(parsed) => parsed,
             Err(errors) => {
-                findings.extend(errors.iter().map(|e| Finding::of("policy-syntax", file, e)));
+                findings.extend(errors.iter().map(|error| {
+                    let finding = Finding::of("policy-syntax", file, error);
+                    // Only the scope of an action takes a set, which Cedar does not say.
+                    if error.to_string().contains("found set of entity uids") {
+                        finding.help("write it as a condition: `when { resource in […] }`")
+                    } else {
+                        finding
+                    }
+                }));
                 continue;
             }
         };

@@ -32,6 +32,21 @@ fn a_syntax_error() {
 }
 
 #[test]
+fn a_set_where_none_may_stand() {
+    let policy = r#"permit (principal, action, resource in [Portcullis::Server::"a"]);"#;
+    assert_snapshot!(findings(&[("a.cedar", policy)]), @r#"
+    policy-syntax
+
+      × expected single entity uid or template slot, found set of entity uids
+       ╭─[policies/a.cedar:1:40]
+     1 │ permit (principal, action, resource in [Portcullis::Server::"a"]);
+       ·                                        ─────────────────────────
+       ╰────
+      help: write it as a condition: `when { resource in […] }`
+    "#);
+}
+
+#[test]
 fn unknown_names_get_the_nearest_known_one() {
     assert_snapshot!(findings(&[("a.cedar", r#"@id("a")
 permit (principal is Portcullis::Cleint, action, resource);
