@@ -7,7 +7,10 @@ use std::{
     ops::Deref,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -69,6 +72,8 @@ struct Inner {
     key: DigestKey,
     archive: Archive,
     tail: broadcast::Sender<Arc<Entry>>,
+    /// Records acknowledged since the log was opened.
+    written: AtomicU64,
     /// Taken away to let the thread end.
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
@@ -134,6 +139,7 @@ impl Audit {
             key,
             archive: Archive::new(shelf),
             tail,
+            written: AtomicU64::new(0),
             jobs: Some(jobs),
             thread: Some(thread),
             _lock: held,
@@ -179,7 +185,7 @@ impl Audit {
     }
 
     async fn record(&self, mut record: Record) -> Result<(), Unavailable> {
-        let Inner { dir, options, jobs, .. } = &*self.inner;
+        let Inner { dir, options, jobs, written: total, .. } = &*self.inner;
         let closed = || Unavailable::Closed { dir: dir.clone() };
         let unavailable = |fault| Unavailable::of(fault, dir.clone(), options.reserve);
         if let Some(scrub) = &options.scrub {
@@ -195,11 +201,18 @@ impl Audit {
                     dir: dir.clone(),
                     why: "the store panicked (see the log)".into(),
                 })?
-                .map_err(unavailable)
+                .map_err(unavailable)?;
+            total.fetch_add(1, Ordering::Relaxed);
+            Ok(())
         };
         tokio::time::timeout(options.deadline, written).await.unwrap_or_else(|_| {
             Err(Unavailable::Slow { dir: dir.clone(), waited: options.deadline })
         })
+    }
+
+    /// How many records were acknowledged since the log was opened.
+    pub fn written(&self) -> u64 {
+        self.inner.written.load(Ordering::Relaxed)
     }
 
     /// The records, for reading.

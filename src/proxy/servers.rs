@@ -175,8 +175,9 @@ impl Proxy {
         }
     }
 
-    /// Reads what the running servers use, for the metrics.
+    /// Reads what the running servers use and what was recorded, for the metrics.
     pub async fn read_usage(&self) {
+        self.metrics.audit_records(self.audit.written());
         for server in self.router.servers(&View::All) {
             if server.peek().is_some()
                 && let Some(usage) = server.status().await.usage

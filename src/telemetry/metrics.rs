@@ -7,7 +7,10 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -340,9 +343,9 @@ impl Metrics {
         self.cpu.get_or_create(&labels).inc_by(more.as_secs_f64());
     }
 
-    /// Audit records were written.
+    /// So many audit records were written since the start.
     pub fn audit_records(&self, written: u64) {
-        self.audit_records.inc_by(written);
+        self.audit_records.inner().fetch_max(written, Ordering::Relaxed);
     }
 
     /// The policies were read again: taken, or rejected with the old set kept.

@@ -32,6 +32,7 @@ async fn health_readiness_and_metrics_need_no_key_and_tell_no_secret() {
         assert!(metrics.contains(has), "{has} is not in\n{metrics}");
     }
     assert!(metrics.trim_end().ends_with("# EOF"), "{metrics}");
+    assert!(!metrics.contains("portcullis_audit_records_total 0\n"), "{metrics}");
     assert!(!metrics.contains(&key));
     // Names that servers do not have are no labels: they would be without end.
     assert!(!metrics.contains("no_such"), "{metrics}");
