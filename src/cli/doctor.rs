@@ -88,7 +88,7 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             checks.push(state_dir(&loaded.config.state_dir));
             checks.push(policies(loaded));
             checks.push(port(&loaded.config));
-            checks.extend(secrets(&loaded.config));
+            checks.extend(secrets(loaded));
         }
         Err(config::Diagnostics(findings)) => checks.push(no_config(&ctx.config, findings)),
     }
@@ -288,14 +288,14 @@ fn listening(address: SocketAddr, more: &str) -> Check {
 }
 
 /// The secrets that are not to be had now. They may be when the proxy starts.
-fn secrets(config: &Config) -> Vec<Check> {
+fn secrets(loaded: &Loaded) -> Vec<Check> {
     let mut checks = Vec::new();
-    for (server, settings) in &config.servers {
+    for (server, settings) in &loaded.config.servers {
         for (name, reference) in settings.secrets.iter().chain(&settings.headers) {
             let source = vault::Source::try_from(reference);
-            if let Err(why) = source.and_then(|source| source.resolve()) {
+            if let Err(why) = source.and_then(|source| source.relative_to(&loaded.base).resolve()) {
                 let detail = format!("`{name}` of server `{server}`: {why}");
-                checks.push(Check::warn("secrets", detail, "the server can't start without it"));
+                checks.push(Check::warn("secrets", detail, "the proxy does not start without it"));
             }
         }
     }
