@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 
 use super::{Decision, Fault, Hooks, Interceptor, Mode, Verdict};
 use crate::{
-    codec::{self, Caps, Object},
+    codec::{self, Caps, Object, Text},
     exchange::{Effect, Exchange, Finding, Payload, Phase},
     refusal::{Code, Refusal, Rule},
 };
@@ -228,7 +228,11 @@ impl Chain {
             Phase::Request => self.request,
             Phase::Response => self.response,
         };
-        let object = codec::check(raw, caps)
+        let what = match phase {
+            Phase::Request => Text::Params,
+            Phase::Response => Text::Value,
+        };
+        let object = codec::check(raw, what, caps)
             .and_then(|()| Object::parse(raw.clone()))
             .map_err(|flaw| Fault(format!("its replacement is not legal: {flaw}")))?;
         if phase == Phase::Request {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Caps, Flaw, Object, check};
+use super::{Caps, Flaw, Object, Text, check};
 use crate::exchange::{Method, Payload};
 
 /// A request id: its JSON text, a string or a number.
@@ -56,7 +56,7 @@ impl Frame {
     /// # Errors
     /// A [`Flaw`] where it is not one JSON-RPC 2.0 message within the caps. A batch is none.
     pub fn parse(raw: Bytes, caps: Caps) -> Result<Self, Flaw> {
-        check(&raw, caps)?;
+        check(&raw, Text::Message, caps)?;
         if raw.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
             return Err(Flaw::Shape("batches are not taken: send one message at a time"));
         }
@@ -78,6 +78,12 @@ impl Frame {
                     return Err(Flaw::Shape("`method` is longer than 256 bytes"));
                 }
                 let method = Method::new(&method);
+                // What no interceptor sees must not reach a server.
+                if envelope.keys().any(|k| !["jsonrpc", "id", "method", "params"].contains(&k)) {
+                    return Err(Flaw::Shape(
+                        "a request has no members but `jsonrpc`, `id`, `method` and `params`",
+                    ));
+                }
                 match id {
                     Some(id) => Kind::Request { id: Id::parse(id)?, method, params },
                     None => Kind::Notification { method, params },
@@ -205,6 +211,7 @@ mod tests {
             (r#"{"jsonrpc":"2.0","id":1,"method":7}"#, "`method`"),
             (r#"{"jsonrpc":"2.0","id":1,"method":"a","params":[1]}"#, "`params`"),
             (r#"{"jsonrpc":"2.0","id":1,"method":"a","result":{}}"#, "one of"),
+            (r#"{"jsonrpc":"2.0","id":1,"method":"a","x":1}"#, "no members but"),
             (r#"{"jsonrpc":"2.0","id":1}"#, "one of"),
             (r#"{"jsonrpc":"2.0","result":{}}"#, "`id`"),
             (r#" [{"jsonrpc":"2.0","id":1,"method":"ping"}]"#, "batches"),
@@ -217,7 +224,8 @@ mod tests {
 
     #[test]
     fn forwarding_changes_the_id_alone() {
-        let text = r#"{ "jsonrpc":"2.0", "x-extra": 1.0, "method":"tools/call", "params": {"a":50.0}, "id":"abc" }"#;
+        let text =
+            r#"{ "jsonrpc":"2.0",  "method":"tools/call", "params": {"a":50.0}, "id":"abc" }"#;
         let frame = parse(text).unwrap();
         assert_eq!(frame.forward(Some(&Id::from(7)), None), text.replace("\"abc\"", "7"));
         assert_eq!(frame.forward(None, Some(b"{}")), text.replace("{\"a\":50.0}", "{}"));

@@ -11,7 +11,7 @@ mod strict;
 
 pub use frame::{Frame, Id, Kind};
 pub use object::Object;
-pub use strict::{Caps, Flaw, check};
+pub use strict::{Caps, Flaw, Text, check};
 
 /// The text on one line, as standard input and event streams need it. Line breaks in JSON stand
 /// only between values: those inside strings are escaped.

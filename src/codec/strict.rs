@@ -11,6 +11,66 @@ use crate::{config::Limits, refusal::Code, refusal::Refusal};
 /// server that matches keys without case would read another message than policy did.
 const FOLDED_LEVELS: usize = 3;
 
+/// Members of a message's envelope.
+const ENVELOPE: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
+
+/// Members of `params` by which something is decided or routed.
+const PARAMS: [&str; 16] = [
+    "name",
+    "arguments",
+    "uri",
+    "ref",
+    "argument",
+    "context",
+    "cursor",
+    "level",
+    "requestId",
+    "progressToken",
+    "protocolVersion",
+    "capabilities",
+    "clientInfo",
+    "requestState",
+    "inputResponses",
+    "_meta",
+];
+
+/// What a text is. In a message and in `params`, a key that is a known one but for case is refused
+/// where it stands alone, too: policy would not see it, and a server that matches keys without
+/// case would act on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Text {
+    /// A whole message.
+    Message,
+    /// The `params` of one.
+    Params,
+    /// Anything else.
+    Value,
+}
+
+impl Text {
+    fn known(self) -> &'static [&'static str] {
+        match self {
+            Self::Message => &ENVELOPE,
+            Self::Params => &PARAMS,
+            Self::Value => &[],
+        }
+    }
+
+    /// What the value of a key is.
+    fn below(self, key: &str) -> Self {
+        if self == Self::Message && key == "params" { Self::Params } else { Self::Value }
+    }
+
+    fn misspells(self, key: &str) -> bool {
+        let known = self.known();
+        if known.contains(&key) || known.is_empty() {
+            return false;
+        }
+        let folded = fold(Cow::Borrowed(key));
+        known.iter().any(|known| fold(Cow::Borrowed(known)) == folded)
+    }
+}
+
 /// What is taken of one message.
 #[derive(Debug, Clone, Copy)]
 pub struct Caps {
@@ -47,6 +107,8 @@ pub enum Flaw {
     NotUtf8,
     #[error("an object has a key twice, exactly or but for case or escapes")]
     DuplicateKey,
+    #[error("a key is a known one but for case or a look-alike letter")]
+    MisspelledKey,
     #[error("the message is not JSON (line {line}, column {column})")]
     Syntax { line: usize, column: usize },
     #[error("{0}")]
@@ -59,7 +121,7 @@ impl Flaw {
         match self {
             Self::TooLarge(_) | Self::TooDeep(_) | Self::TooMany(_) => Code::TooLarge,
             Self::NotUtf8 | Self::Syntax { .. } => Code::Malformed,
-            Self::DuplicateKey => Code::DuplicateKey,
+            Self::DuplicateKey | Self::MisspelledKey => Code::DuplicateKey,
             Self::Shape(_) => Code::InvalidRequest,
         }
     }
@@ -75,7 +137,7 @@ impl From<Flaw> for Refusal {
 ///
 /// # Errors
 /// The first [`Flaw`] met.
-pub fn check(text: &[u8], caps: Caps) -> Result<(), Flaw> {
+pub fn check(text: &[u8], what: Text, caps: Caps) -> Result<(), Flaw> {
     if text.len() > caps.bytes {
         return Err(Flaw::TooLarge(caps.bytes));
     }
@@ -84,7 +146,7 @@ pub fn check(text: &[u8], caps: Caps) -> Result<(), Flaw> {
     let mut parser = serde_json::Deserializer::from_str(text);
 
     let walked =
-        Walk { state: &state, depth: 0 }.deserialize(&mut parser).and_then(|()| parser.end());
+        Walk { state: &state, depth: 0, what }.deserialize(&mut parser).and_then(|()| parser.end());
     match (walked, state.flaw.into_inner()) {
         (_, Some(flaw)) => Err(flaw),
         (Ok(()), None) => Ok(()),
@@ -120,6 +182,7 @@ impl State {
 struct Walk<'a> {
     state: &'a State,
     depth: usize,
+    what: Text,
 }
 
 impl Walk<'_> {
@@ -173,7 +236,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        let inner = self.descend()?;
+        let inner = Walk { what: Text::Value, ..self.descend()? };
         while items.next_element_seed(inner)?.is_some() {}
         Ok(())
     }
@@ -183,6 +246,10 @@ impl<'de> Visitor<'de> for Walk<'_> {
         let mut keys = Keys::new(self.depth < FOLDED_LEVELS);
         while let Some(Key(key)) = members.next_key()? {
             self.state.count()?;
+            if self.what.misspells(&key) {
+                return Err(self.state.fail(Flaw::MisspelledKey));
+            }
+            let inner = Walk { what: self.what.below(&key), ..inner };
             if !keys.insert(key) {
                 return Err(self.state.fail(Flaw::DuplicateKey));
             }
@@ -287,29 +354,49 @@ mod tests {
             (bottomless.as_bytes(), Some(Flaw::TooDeep(64))),
             (crowded.as_bytes(), Some(Flaw::TooMany(10_000))),
         ] {
-            let got = check(text, CAPS).err();
+            let got = check(text, Text::Value, CAPS).err();
             assert_eq!(got, flaw, "{}", String::from_utf8_lossy(&text[..text.len().min(60)]));
         }
-        assert_eq!(check(&[b' '; 11], Caps { bytes: 10, ..CAPS }), Err(Flaw::TooLarge(10)));
+        assert_eq!(
+            check(&[b' '; 11], Text::Value, Caps { bytes: 10, ..CAPS }),
+            Err(Flaw::TooLarge(10))
+        );
+    }
+
+    #[test]
+    fn a_known_key_is_spelled_as_it_is_known() {
+        for (text, what, flaw) in [
+            (r#"{"method":"m","Params":{}}"#, Text::Message, Some(Flaw::MisspelledKey)),
+            (r#"{"params":{"Arguments":{}}}"#, Text::Message, Some(Flaw::MisspelledKey)),
+            ("{\"params\":{\"argument\u{17f}\":{}}}", Text::Message, Some(Flaw::MisspelledKey)),
+            (r#"{"params":{"requeststate":""}}"#, Text::Message, Some(Flaw::MisspelledKey)),
+            (r#"{"params":{"arguments":{"Name":1}}}"#, Text::Message, None),
+            (r#"{"result":{"Name":1}}"#, Text::Message, None),
+            (r#"{"Name":1}"#, Text::Params, Some(Flaw::MisspelledKey)),
+            (r#"{"Name":1}"#, Text::Value, None),
+            (r#"[{"Name":1}]"#, Text::Params, None),
+        ] {
+            assert_eq!(check(text.as_bytes(), what, CAPS).err(), flaw, "{text}");
+        }
     }
 
     #[test]
     fn many_keys_are_compared_too() {
         let keys: Vec<_> = (0..100).map(|i| format!("\"k{i}\":0")).collect();
-        assert_eq!(check(format!("{{{}}}", keys.join(",")).as_bytes(), CAPS), Ok(()));
+        assert_eq!(check(format!("{{{}}}", keys.join(",")).as_bytes(), Text::Value, CAPS), Ok(()));
         let twice = format!("{{{},\"K77\":0}}", keys.join(","));
-        assert_eq!(check(twice.as_bytes(), CAPS), Err(Flaw::DuplicateKey));
+        assert_eq!(check(twice.as_bytes(), Text::Value, CAPS), Err(Flaw::DuplicateKey));
     }
 
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = check(&bytes, CAPS);
+            let _ = check(&bytes, Text::Message, CAPS);
         }
 
         #[test]
         fn what_passes_is_json(text in "[\\[\\]{}:,\"a-c0-2 ]{0,40}") {
-            if check(text.as_bytes(), CAPS).is_ok() {
+            if check(text.as_bytes(), Text::Message, CAPS).is_ok() {
                 prop_assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
             }
         }
