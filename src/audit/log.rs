@@ -188,9 +188,7 @@ impl Audit {
         let Inner { dir, options, jobs, written: total, .. } = &*self.inner;
         let closed = || Unavailable::Closed { dir: dir.clone() };
         let unavailable = |fault| Unavailable::of(fault, dir.clone(), options.reserve);
-        if let Some(scrub) = &options.scrub {
-            record.scrub(&**scrub);
-        }
+        record.settle(options.scrub.as_deref().map(|scrub| scrub as &dyn Fn(&mut String)));
         let (job, answer) = Job::new(record).map_err(unavailable)?;
         let jobs = jobs.as_ref().ok_or_else(closed)?;
         let written = async {

@@ -24,6 +24,9 @@ const URI: usize = 512;
 const WORDS: usize = 512;
 const DETAIL: usize = 1024;
 const LABEL: usize = 64;
+/// Bytes that are kept of a text beyond its limit until secrets are taken out of it: as long as a
+/// secret of the vault may be, so that no cut keeps the first part of one.
+const MARGIN: usize = 64 << 10;
 // Most that is kept of a list.
 const LABELS: usize = 16;
 const RULES: usize = 16;
@@ -176,7 +179,7 @@ impl Refused {
 impl Event {
     /// That this happened now.
     pub fn now(mut what: Happening) -> Self {
-        what.texts(|text| *text = clip(text, WORDS));
+        what.texts(|text| *text = bound(text, WORDS));
         Self { id: DecisionId::next(), at: Timestamp::now(), what }
     }
 }
@@ -230,23 +233,38 @@ impl From<Event> for Record {
 }
 
 impl Record {
-    /// Passes every text that a client, a server or a fault chose through `change`.
-    pub(in crate::audit) fn scrub(&mut self, change: &dyn Fn(&mut String)) {
+    /// Passes every text that a client, a server or a fault chose through `scrub`, and only then
+    /// clips it: of a secret that a cut went through, the first part would be kept.
+    pub(in crate::audit) fn settle(&mut self, scrub: Option<&dyn Fn(&mut String)>) {
+        let change = |text: &mut String, most| {
+            // The constructors cut here, at the latest three bytes before for a whole character.
+            let cut = text.len() + 3 >= most + MARGIN;
+            if let Some(scrub) = scrub {
+                scrub(text);
+            }
+            if cut {
+                // The last of what is left can be the first part of a secret, and what was taken
+                // out before can have moved it to below the limit.
+                text.truncate(text.floor_char_boundary(text.len().saturating_sub(MARGIN)));
+                text.push('…');
+            }
+            *text = clip(text, most);
+        };
         if let Self::Event(event) = self {
-            event.what.texts(change);
+            event.what.texts(|text| change(text, WORDS));
         }
         if let Some(call) = self.call_mut() {
-            call.method.iter_mut().for_each(change);
-            call.trace.iter_mut().for_each(change);
-            if let Some(Target::Tool(text) | Target::Prompt(text) | Target::Resource(text)) =
-                &mut call.target
-            {
-                change(text);
+            call.method.iter_mut().for_each(|method| change(method, NAME));
+            call.trace.iter_mut().for_each(|trace| change(trace, LABEL));
+            match &mut call.target {
+                Some(Target::Tool(name) | Target::Prompt(name)) => change(name, NAME),
+                Some(Target::Resource(uri)) => change(uri, URI),
+                None => {}
             }
             call.labels = std::mem::take(&mut call.labels)
                 .into_iter()
                 .map(|mut label| {
-                    change(&mut label);
+                    change(&mut label, LABEL);
                     label
                 })
                 .collect();
@@ -257,12 +275,12 @@ impl Record {
             Self::Intent(_) | Self::Event(_) => None,
         };
         if let Some(refusal) = refusal {
-            change(&mut refusal.message);
-            refusal.detail.iter_mut().for_each(change);
+            change(&mut refusal.message, WORDS);
+            refusal.detail.iter_mut().for_each(|detail| change(detail, DETAIL));
         }
         if let Some(grounds) = self.grounds_mut() {
             for finding in &mut grounds.findings {
-                change(&mut finding.message);
+                change(&mut finding.message, WORDS);
             }
         }
     }
@@ -290,20 +308,20 @@ fn call(exchange: &Exchange) -> (Call, u32) {
             exchange::Direction::ClientToServer => Direction::ClientToServer,
             exchange::Direction::ServerToClient => Direction::ServerToClient,
         },
-        method: Some(clip(exchange.method.as_str(), NAME)),
+        method: Some(bound(exchange.method.as_str(), NAME)),
         notification: exchange.notification,
         revision: Some(exchange.revision.as_str().to_owned()),
         server: exchange.server.as_ref().map(ToString::to_string),
         target: match &exchange.target {
             exchange::Target::None => None,
-            exchange::Target::Tool { name, .. } => Some(Target::Tool(clip(name, NAME))),
-            exchange::Target::Prompt { name } => Some(Target::Prompt(clip(name, NAME))),
+            exchange::Target::Tool { name, .. } => Some(Target::Tool(bound(name, NAME))),
+            exchange::Target::Prompt { name } => Some(Target::Prompt(bound(name, NAME))),
             exchange::Target::Resource { uri } => {
-                Some(Target::Resource(clip(bare_uri(uri).as_str(), URI)))
+                Some(Target::Resource(bound(bare_uri(uri).as_str(), URI)))
             }
         },
-        labels: exchange.labels.iter().take(LABELS).map(|label| clip(label, LABEL)).collect(),
-        trace: exchange.trace.as_deref().map(|trace| clip(trace, LABEL)),
+        labels: exchange.labels.iter().take(LABELS).map(|label| bound(label, LABEL)).collect(),
+        trace: exchange.trace.as_deref().map(|trace| bound(trace, LABEL)),
     };
     (call, count(exchange.labels.len().saturating_sub(LABELS)))
 }
@@ -330,7 +348,7 @@ fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32)
                 interceptor: clip(&finding.interceptor, NAME),
                 phase: finding.phase.as_str().to_owned(),
                 rule: rule(&finding.rule),
-                message: clip(&finding.message, WORDS),
+                message: bound(&finding.message, WORDS),
                 effect: finding.effect.as_str().to_owned(),
             })
             .collect(),
@@ -353,8 +371,8 @@ fn rule(rule: &refusal::Rule) -> Rule {
 fn refused(refusal: &refusal::Refusal) -> Refusal {
     Refusal {
         code: refusal.code.as_str().to_owned(),
-        message: clip(&refusal.message, WORDS),
-        detail: refusal.detail.as_deref().map(|detail| clip(detail, DETAIL)),
+        message: bound(&refusal.message, WORDS),
+        detail: refusal.detail.as_deref().map(|detail| bound(detail, DETAIL)),
     }
 }
 
@@ -388,6 +406,11 @@ fn bare_uri(uri: &str) -> String {
     bare.to_owned()
 }
 
+/// The beginning of a text that has all that will be kept of it, and [`MARGIN`].
+fn bound(text: &str, most: usize) -> String {
+    text[..text.floor_char_boundary(most + MARGIN)].to_owned()
+}
+
 /// The beginning of a text that takes at most `most` bytes as JSON, with `…` where it was cut.
 fn clip(text: &str, most: usize) -> String {
     let mut bytes = 0;
@@ -407,6 +430,7 @@ fn clip(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::tests::exchange;
 
     #[test]
     fn a_uri_is_recorded_without_what_can_hold_secrets() {
@@ -428,5 +452,35 @@ mod tests {
         assert_eq!(clip("ab", 2), "ab");
         assert_eq!(clip("äöü", 4), "äö…");
         assert_eq!(clip("\u{1}\u{1}", 6), "\u{1}…");
+    }
+
+    #[test]
+    fn secrets_are_taken_out_before_a_text_is_clipped() {
+        let secret = ["S3", "CR3T"].concat();
+        let scrub = |text: &mut String| *text = text.replace(&secret, "[x]");
+        let of = |name: &str| {
+            let exchange = exchange(|exchange| {
+                exchange.target = exchange::Target::Tool { name: name.into(), tool: None };
+            });
+            let key = DigestKey::for_tests();
+            let mut record = Record::from(Intent::of(&exchange, Ruling::default(), &key));
+            record.settle(Some(&scrub));
+            match record.call().and_then(|call| call.target.clone()) {
+                Some(Target::Tool(name)) => name,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(of("short"), "short");
+        // Around the limit, and around the place where the text is cut before.
+        for at in [NAME, NAME + MARGIN] {
+            for before in at - 10..at + 4 {
+                let name = of(&format!("{}{secret}", "a".repeat(before)));
+                assert!(!name.contains("S3"), "{before}: {name}");
+                assert!(name.len() <= NAME + '…'.len_utf8(), "{before}: {}", name.len());
+            }
+        }
+        // What is taken out moves what follows to the front.
+        let name = of(&secret.repeat((NAME + MARGIN) / secret.len() + 1));
+        assert!(!name.contains("S3]") && !name.contains("]S"), "{name}");
     }
 }

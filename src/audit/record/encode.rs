@@ -114,6 +114,7 @@ mod tests {
         };
         let key = DigestKey::for_tests();
         let mut record = Record::from(Refused::of(&exchange, &refusal, ruling, &key));
+        record.settle(None);
         let text = encode(&mut record).unwrap();
         assert!(text.len() <= RECORD_BYTES, "{}", text.len());
         let omitted = record.grounds().unwrap().omitted;

@@ -188,6 +188,8 @@ impl Writer {
         let mut writes = Vec::with_capacity(records.len() + self.news.len());
         for what in &self.news {
             let mut record = Record::from(Event::now(what.clone()));
+            // The words are the store's own, so there is nothing to take out.
+            record.settle(None);
             let text = encode(&mut record).map_err(|e| Fault::Io(e.to_string()))?;
             writes.push(Write { stamp: next, text, index: keys::index(&record) });
             next += 1;
