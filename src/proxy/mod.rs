@@ -11,7 +11,7 @@ mod way;
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -100,6 +100,15 @@ pub struct Answered {
     pub refused: Option<Code>,
     /// The session that an `initialize` opened.
     pub session: Option<Arc<Session>>,
+}
+
+/// Where an address's limits are counted: the address itself, or an IPv6 address's /64, the
+/// whole of which one machine has.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        v4 => v4,
+    }
 }
 
 impl Proxy {

@@ -53,7 +53,7 @@ impl Hosts {
         };
         let host = match (single(headers, &header::HOST), uri.authority()) {
             (Ok(Some(host)), None) => host.to_lowercase(),
-            // HTTP/2 has the host in the URI; where there is a header too, they must agree.
+            // A URI can name the host, too (RFC 9112, 3.2.2); then they must agree.
             (Ok(None), Some(authority)) => authority.as_str().to_lowercase(),
             (Ok(Some(host)), Some(authority)) if host.eq_ignore_ascii_case(authority.as_str()) => {
                 host.to_lowercase()
