@@ -78,8 +78,20 @@ pub struct Caller {
     pub revision: Revision,
 }
 
-/// A principal's place for one message; given up when it is dropped.
+/// A principal's place for one message and its answer; given up when it is dropped.
 pub struct Place(#[expect(dead_code, reason = "held, not used")] OwnedSemaphorePermit);
+
+/// An answer's text with the place of its message.
+struct Held {
+    text: Bytes,
+    _place: Place,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
 
 /// A message on its way.
 pub struct Ticket {
@@ -94,7 +106,8 @@ pub struct Ticket {
 /// What became of a message.
 #[derive(Debug)]
 pub struct Answered {
-    /// The text of the answer; none for a notification.
+    /// The text of the answer; none for a notification. It holds its principal's [`Place`] until
+    /// it is dropped, so that answers that nobody reads are bounded as messages are.
     pub text: Option<Bytes>,
     /// The code of a refusal.
     pub refused: Option<Code>,
@@ -121,8 +134,9 @@ impl Proxy {
         let guard = cancel.clone().drop_guard();
         let proxy = self.clone();
         self.tasks.spawn(async move {
-            let answered = proxy.exchange(caller, frame, notices, cancel).await;
-            drop(place);
+            let mut answered = proxy.exchange(caller, frame, notices, cancel).await;
+            answered.text =
+                answered.text.map(|text| Bytes::from_owner(Held { text, _place: place }));
             // The client may be gone; what happened is recorded all the same.
             let _ = sender.send(answered);
         });
@@ -228,5 +242,34 @@ impl Proxy {
                 .detail(format!("limits.concurrent = {most}"))
                 .retry_after(Duration::from_millis(100))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_keeps_its_place_until_nobody_has_it_any_more() {
+        let permits = Arc::new(Semaphore::new(1));
+        let place = Place(permits.clone().try_acquire_owned().unwrap());
+        let text = Bytes::from_owner(Held { text: Bytes::from_static(b"{}"), _place: place });
+        let part = text.slice(1..);
+        drop(text);
+        assert_eq!(permits.available_permits(), 0);
+        drop(part);
+        assert_eq!(permits.available_permits(), 1);
+    }
+
+    #[test]
+    fn an_ipv6_address_counts_as_its_network() {
+        for (address, counted) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ] {
+            let counted: IpAddr = counted.parse().unwrap();
+            assert_eq!(network(address.parse().unwrap()), counted, "{address}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Answers: one JSON text, or a stream of events that ends with it.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, task::Poll, time::Duration};
 
 use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
@@ -106,7 +106,15 @@ fn events(ticket: Ticket, first: Option<Bytes>) -> Response {
     // The notices' channel ends when the exchange does, so the answer comes last.
     let answer = stream::once(answer)
         .filter_map(|answered| async { answered.ok().and_then(|answered| answered.text) })
-        .map(event);
+        .flat_map(|text| {
+            let last = event(text.clone());
+            // The text holds its principal's place. The stream is asked for what follows only
+            // once there is room for it, that is when most of the text is written.
+            stream::once(std::future::ready(last)).chain(stream::poll_fn(move |_| {
+                let _ = &text;
+                Poll::Ready(None)
+            }))
+        });
     let events = notices.chain(answer).map(move |event| {
         // Held until the stream is dropped: a client that goes away cancels its call.
         let _ = &cancel;
