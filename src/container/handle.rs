@@ -15,7 +15,7 @@ use bollard::{
         WaitContainerOptionsBuilder,
     },
 };
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::BoxFuture};
 use nix::sys::signal::Signal;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -59,12 +59,15 @@ impl Handle for Container {
         format!("container {}", self.id().get(..12).unwrap_or(self.id()))
     }
 
-    async fn wait(&self) -> Exit {
-        match self.exit.clone().wait_for(Option::is_some).await {
-            Ok(exit) => exit.clone().unwrap_or_else(lost),
-            // The watcher ends without a verdict only with the runtime itself.
-            Err(_) => lost(),
-        }
+    fn wait(&self) -> BoxFuture<'static, Exit> {
+        let mut exit = self.exit.clone();
+        Box::pin(async move {
+            match exit.wait_for(Option::is_some).await {
+                Ok(exit) => exit.clone().unwrap_or_else(lost),
+                // The watcher ends without a verdict only with the runtime itself.
+                Err(_) => lost(),
+            }
+        })
     }
 
     async fn stop(&self, grace: Duration) {

@@ -13,6 +13,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use nix::{
     fcntl::OFlag,
     sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg},
@@ -264,11 +265,13 @@ impl Handle for Running {
         format!("sandbox pid {}", self.pid)
     }
 
-    async fn wait(&self) -> Exit {
+    fn wait(&self) -> BoxFuture<'static, Exit> {
         let mut end = self.end.clone();
-        let ended = end.wait_for(Option::is_some).await;
-        let exit = ended.ok().and_then(|exit| exit.clone());
-        exit.unwrap_or(Exit { code: -1, reason: Some("its supervisor is gone".into()) })
+        Box::pin(async move {
+            let ended = end.wait_for(Option::is_some).await;
+            let exit = ended.ok().and_then(|exit| exit.clone());
+            exit.unwrap_or(Exit { code: -1, reason: Some("its supervisor is gone".into()) })
+        })
     }
 
     async fn stop(&self, grace: Duration) {

@@ -4,6 +4,7 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
@@ -57,14 +58,16 @@ impl fmt::Debug for Process {
     }
 }
 
-/// The way to end a process and to ask about it. Dropping it ends the process at once.
+/// The way to end a process and to ask about it. Dropping it ends the process at once, whoever
+/// still waits for its end.
 #[async_trait]
 pub trait Handle: Send + Sync {
     /// Where it runs, in one line: `container 0123456789ab`, `sandbox pid 42`.
     fn describe(&self) -> String;
 
-    /// Waits for its end. May be called more than once.
-    async fn wait(&self) -> Exit;
+    /// Waits for its end. May be called more than once. What waits does not hold the process: it
+    /// sees the end that the handle's drop brings about.
+    fn wait(&self) -> BoxFuture<'static, Exit>;
 
     /// Asks it to end, and ends it by force after `grace`. Returns once it is gone.
     async fn stop(&self, grace: Duration);

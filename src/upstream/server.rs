@@ -34,6 +34,8 @@ use crate::{
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long a server may take to end by itself.
 const GRACE: Duration = Duration::from_secs(3);
+/// How long its end by force may take on top.
+const FORCE: Duration = Duration::from_secs(5);
 /// Lines of standard error that are kept.
 const LOG_LINES: usize = 500;
 /// Bytes of one such line.
@@ -145,7 +147,12 @@ impl Server {
         let pause = match &*state {
             State::Running(running) => match running.end() {
                 None => return Ok(running.clone()),
+                // The connection is dead, which the process behind it need not be.
                 Some(why) => {
+                    let running = running.clone();
+                    running.stop(Duration::ZERO).await;
+                    *state = State::Stopped;
+                    self.show(None, None);
                     self.say(Event::Ended { why }).await;
                     Duration::ZERO
                 }
@@ -238,11 +245,9 @@ impl Server {
                 let link = Pipe::new(process.stdin, process.stdout, self.launcher.caps, sender);
                 let handle: Arc<dyn Handle> = process.handle.into();
                 tokio::spawn({
-                    let (handle, exit) = (Arc::downgrade(&handle), exit.clone());
+                    let (end, exit) = (handle.wait(), exit.clone());
                     async move {
-                        if let Some(handle) = handle.upgrade() {
-                            let _ = exit.set(handle.wait().await);
-                        }
+                        let _ = exit.set(end.await);
                     }
                 });
                 (Arc::new(link), Some(handle), place)
@@ -256,7 +261,7 @@ impl Server {
             Err(failure) => {
                 let died = link.dead().is_some();
                 if let Some(process) = &process {
-                    process.stop(Duration::ZERO).await;
+                    end(process.as_ref(), Duration::ZERO).await;
                 }
                 let failure = if died { self.with_last_words(failure, &exit) } else { failure };
                 Err((failure, died))
@@ -324,9 +329,10 @@ impl Server {
     /// Ends the server, if it runs.
     pub async fn stop(&self, why: &str) {
         let mut state = self.state.lock().await;
-        if let State::Running(running) = std::mem::replace(&mut *state, State::Stopped) {
+        if let State::Running(running) = &*state {
+            running.stop(GRACE).await;
+            *state = State::Stopped;
             self.show(None, None);
-            running.stop().await;
             self.say(Event::Ended { why: why.to_owned() }).await;
         }
     }
@@ -338,13 +344,14 @@ impl Server {
         let Ok(mut state) = self.state.try_lock() else { return };
         let State::Running(running) = &*state else { return };
         let why = if let Some(why) = running.end() {
+            running.stop(Duration::ZERO).await;
             why
         } else if !idle.is_zero()
             && running.process.is_some()
             && self.active.load(Ordering::SeqCst) == 0
             && self.last_used.lock().elapsed() >= idle
         {
-            running.stop().await;
+            running.stop(GRACE).await;
             format!("nobody used it for {} s", self.settings.idle_stop_s)
         } else {
             return;
@@ -407,10 +414,19 @@ impl Running {
         })
     }
 
-    async fn stop(&self) {
+    /// Ends the process, where there is one here. Until it is gone, the state keeps it: a caller
+    /// that gives up half way leaves it to the next.
+    async fn stop(&self, grace: Duration) {
         if let Some(process) = &self.process {
-            process.stop(GRACE).await;
+            end(process.as_ref(), grace).await;
         }
+    }
+}
+
+/// Ends a process, and does not wait for ever for that: what then remains goes with its handle.
+async fn end(process: &dyn Handle, grace: Duration) {
+    if tokio::time::timeout(grace + FORCE, process.stop(grace)).await.is_err() {
+        tracing::warn!(process = process.describe(), "a server's process did not end in time");
     }
 }
 

@@ -41,7 +41,10 @@ async fn dropping_the_handle_ends_the_whole_tree() {
     process.stdout.read_exact(&mut [0; 3]).await.unwrap();
     let tree = tree(&process);
     assert_eq!(tree.len(), 5);
+    // Who waits for its end does not hold it.
+    let end = tokio::spawn(process.handle.wait());
     drop(process);
+    end.await.unwrap();
     gone(&tree).await;
 }
 
