@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::{
     greeting::Greeting,
@@ -84,6 +85,8 @@ pub type Items = Arc<Vec<Arc<Definition>>>;
 
 /// Items that one server may offer of a kind. One that offers more is cut off there.
 const MOST_ITEMS: usize = 10_000;
+/// How long who asks again for a list that was not to be had is told so without a new try.
+const FAILED: Duration = Duration::from_secs(5);
 /// Pages that one list may have.
 const MOST_PAGES: usize = 1_000;
 /// How long lists of a server that cannot tell of changes are kept.
@@ -99,7 +102,7 @@ pub struct Definitions {
 
 #[derive(Default)]
 struct Slot {
-    kept: Mutex<Option<(Instant, Items)>>,
+    kept: Mutex<Option<(Instant, Result<Items, Failure>)>>,
     fetching: tokio::sync::Mutex<()>,
 }
 
@@ -112,42 +115,54 @@ impl Definitions {
         }
     }
 
-    /// The items of a kind.
+    /// The items of a kind: at most `bytes` bytes of lists, had within `deadline`. Who asks while
+    /// they are fetched waits for that, and shares what becomes of it.
     ///
     /// # Errors
-    /// A [`Failure`] where the server does not list them as the protocol has it.
+    /// A [`Failure`] where the server does not list them as the protocol has it, or did not a
+    /// moment ago.
     pub async fn items(
         &self,
         offer: Offer,
         server: &ServerName,
         greeting: &Greeting,
         link: &dyn Link,
+        bytes: usize,
         deadline: Duration,
     ) -> Result<Items, Failure> {
         if !greeting.offers(offer.capability()) {
             return Ok(Items::default());
         }
         let slot = &self.slots[offer as usize];
-        if let Some(items) = slot.fresh() {
-            return Ok(items);
+        if let Some(kept) = slot.fresh() {
+            return kept;
         }
-        let _one_at_a_time = slot.fetching.lock().await;
-        if let Some(items) = slot.fresh() {
-            return Ok(items);
+        // Whoever fetches may be given up by its own caller; the next then begins anew, and those
+        // behind it wait no longer than they would for a fetch of their own.
+        let Ok(_one_at_a_time) = timeout(deadline, slot.fetching.lock()).await else {
+            return Err(Failure::Timeout(deadline));
+        };
+        if let Some(kept) = slot.fresh() {
+            return kept;
         }
         let changes = self.changes.load(Ordering::SeqCst);
-        let items = Items::new(fetch(offer, server, greeting, link, deadline).await?);
+        let fetched = timeout(deadline, fetch(offer, server, greeting, link, bytes, deadline))
+            .await
+            .unwrap_or(Err(Failure::Timeout(deadline)))
+            .map(Items::new);
         if self.changes.load(Ordering::SeqCst) == changes {
-            *slot.kept.lock() = Some((Instant::now(), items.clone()));
+            *slot.kept.lock() = Some((Instant::now(), fetched.clone()));
         }
-        Ok(items)
+        fetched
     }
 }
 
 impl Slot {
-    fn fresh(&self) -> Option<Items> {
+    fn fresh(&self) -> Option<Result<Items, Failure>> {
         let kept = self.kept.lock();
-        kept.as_ref().filter(|(since, _)| since.elapsed() < KEPT).map(|(_, items)| items.clone())
+        let (since, result) = kept.as_ref()?;
+        let limit = if result.is_ok() { KEPT } else { FAILED };
+        (since.elapsed() < limit).then(|| result.clone())
     }
 }
 
@@ -156,9 +171,11 @@ async fn fetch(
     server: &ServerName,
     greeting: &Greeting,
     link: &dyn Link,
+    bytes: usize,
     deadline: Duration,
 ) -> Result<Vec<Arc<Definition>>, Failure> {
     let mut items = Vec::new();
+    let mut left = bytes;
     let mut cursor: Option<Value> = None;
     for _ in 0..MOST_PAGES {
         let mut params = json!({});
@@ -177,6 +194,12 @@ async fn fetch(
                 return Err(Failure::Misbehaved(format!("it refused `{}`", offer.method())));
             }
         };
+        // Items are slices of their page, which stays in memory with them.
+        let Some(rest) = left.checked_sub(result.len()) else {
+            tracing::warn!(%server, list = offer.method(), "the server's list is cut off at {bytes} bytes");
+            return Ok(items);
+        };
+        left = rest;
         let (page, next) = page(offer, server, result)?;
         items.extend(page);
         if items.len() >= MOST_ITEMS {
@@ -239,5 +262,64 @@ mod tests {
         for bad in ["[]", "{}", r#"{"tools":{}}"#] {
             assert!(page(Offer::Tools, &server, Bytes::copy_from_slice(bad.as_bytes())).is_err());
         }
+    }
+    /// A server that lists for ever, `page` bytes at a time, or never answers.
+    struct Lister {
+        page: Option<usize>,
+        asked: AtomicU64,
+    }
+
+    #[async_trait::async_trait]
+    impl Link for Lister {
+        async fn call(&self, _: Call) -> Result<Reply, Failure> {
+            let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+            let Some(bytes) = self.page else { return std::future::pending().await };
+            let item = json!({ "name": asked.to_string(), "x": "x".repeat(bytes) });
+            let page = json!({ "tools": [item], "nextCursor": asked.to_string() });
+            Ok(Reply::Result(page.to_string().into()))
+        }
+
+        async fn notify(&self, _: &str, _: Bytes) -> Result<(), Failure> {
+            Ok(())
+        }
+
+        fn agreed(&self, _: crate::exchange::Revision) {}
+
+        fn dead(&self) -> Option<String> {
+            None
+        }
+    }
+
+    fn greeting() -> Greeting {
+        Greeting {
+            revision: crate::exchange::Revision::LATEST_LEGACY,
+            words: Payload::new(Bytes::from_static(br#"{"capabilities":{"tools":{}}}"#)),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_without_end_is_cut_off() {
+        let link = Lister { page: Some(1_000), asked: AtomicU64::new(0) };
+        let (definitions, server) = (Definitions::default(), "s".parse().unwrap());
+        let items = definitions
+            .items(Offer::Tools, &server, &greeting(), &link, 10_000, Duration::from_secs(9))
+            .await
+            .unwrap();
+        assert_eq!(items.len(), 9);
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_for_a_list_share_its_failure() {
+        let link = Lister { page: None, asked: AtomicU64::new(0) };
+        let (definitions, server) = (Definitions::default(), "s".parse().unwrap());
+        let (greeting, deadline) = (greeting(), Duration::from_millis(50));
+        let waiting = (0..20)
+            .map(|_| definitions.items(Offer::Tools, &server, &greeting, &link, 1, deadline));
+        for result in futures_util::future::join_all(waiting).await {
+            assert_eq!(result.unwrap_err(), Failure::Timeout(deadline));
+        }
+        let again = definitions.items(Offer::Tools, &server, &greeting, &link, 1, deadline).await;
+        assert_eq!(again.unwrap_err(), Failure::Timeout(deadline));
+        assert_eq!(link.asked.load(Ordering::SeqCst), 1);
     }
 }

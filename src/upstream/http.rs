@@ -64,8 +64,10 @@ impl Http {
             value.set_sensitive(true);
             map.insert(key, value);
         }
-        // A redirect would carry the operator's credentials to a place that nobody named.
+        // A redirect or a proxy of the environment would carry the operator's credentials to a place
+        // that the config does not name.
         let client = reqwest::Client::builder()
+            .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(std::time::Duration::from_secs(10))
             .build()

@@ -228,8 +228,9 @@ impl Reader {
                         let lines = self.lines.clone();
                         tokio::spawn(async move {
                             let text = text.await.unwrap_or_else(|_| nobody(&id));
+                            // As below: a server that does not read is not waited for.
                             if let Some(lines) = lines.upgrade() {
-                                let _ = lines.send(text).await;
+                                let _ = lines.try_send(text);
                             }
                         });
                     }

@@ -320,9 +320,11 @@ impl Server {
     pub async fn items(&self, offer: Offer) -> Result<Items, Failure> {
         let running = self.running().await?;
         *self.last_used.lock() = Instant::now();
+        let (greeting, link) = (&running.greeting, running.link.as_ref());
+        let bytes = self.launcher.caps.bytes;
         running
             .definitions
-            .items(offer, &self.name, &running.greeting, running.link.as_ref(), self.call_timeout())
+            .items(offer, &self.name, greeting, link, bytes, self.call_timeout())
             .await
     }
 
