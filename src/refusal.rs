@@ -126,7 +126,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// A rule that stands in no file.
+    /// A rule of which no file is known here. The chain adds where its interceptor was configured.
     pub fn named(id: impl Into<String>) -> Self {
         Self { id: id.into(), file: None, line: None, reason: None }
     }

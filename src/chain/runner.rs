@@ -1,6 +1,6 @@
 //! Carries verdicts out.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 
@@ -26,6 +26,9 @@ pub struct Link {
     pub deadline: Duration,
     /// The methods to which the operator narrowed it.
     pub events: Option<Vec<String>>,
+    /// Where the operator put it into the chain, a file and a line from 1: the place of each of
+    /// its rules that has none of its own.
+    pub place: Option<(PathBuf, u32)>,
 }
 
 impl Link {
@@ -37,6 +40,7 @@ impl Link {
             fail_open: false,
             deadline: Duration::from_secs(1),
             events: None,
+            place: None,
         }
     }
 
@@ -61,6 +65,34 @@ impl Link {
 
     fn finding(&self, phase: Phase, rule: Rule, message: String, effect: Effect) -> Finding {
         Finding { interceptor: self.interceptor.name().to_owned(), phase, rule, message, effect }
+    }
+
+    /// The link as the rule of what the chain itself says of it.
+    fn rule(&self) -> Rule {
+        let mut rule = Rule::named(self.interceptor.name());
+        self.put(&mut rule);
+        rule
+    }
+
+    fn put(&self, rule: &mut Rule) {
+        if let (None, Some((file, line))) = (&rule.file, &self.place) {
+            rule.file = Some(file.clone());
+            rule.line = Some(*line);
+        }
+    }
+
+    /// Puts every rule of a verdict in its place. A refusal by an entry of the config has a rule
+    /// also where its interceptor names none.
+    fn placed(&self, mut verdict: Verdict) -> Verdict {
+        if let Decision::Refuse(refusal) = &mut verdict.decision {
+            if refusal.rules.is_empty() && self.place.is_some() {
+                refusal.rules.push(self.rule());
+            }
+            refusal.rules.iter_mut().for_each(|rule| self.put(rule));
+        }
+        verdict.rules.iter_mut().for_each(|rule| self.put(rule));
+        verdict.findings.iter_mut().for_each(|finding| self.put(&mut finding.rule));
+        verdict
     }
 }
 
@@ -99,6 +131,7 @@ impl Chain {
         trail: &mut Trail,
     ) -> Result<(), Refusal> {
         let mut version = 0_usize;
+        let mut changer = None;
         let mut seen: Vec<Option<usize>> = vec![None; self.links.len()];
         for round in 0..ROUNDS {
             let mut settled = true;
@@ -111,18 +144,23 @@ impl Chain {
                 }
                 settled = false;
                 let replaced = self.step(link, exchange, phase, trail).await?;
-                version += usize::from(replaced);
+                if replaced {
+                    version += 1;
+                    changer = Some(link);
+                }
                 *seen = Some(version);
             }
             if settled {
                 return Ok(());
             }
         }
-        Err(Refusal::new(
+        let mut refusal = Refusal::new(
             Code::InterceptorFault,
             "the checks on this message did not come to an end",
         )
-        .detail(format!("interceptors still changed the message in round {ROUNDS}")))
+        .detail(format!("interceptors still changed the message in round {ROUNDS}"));
+        refusal.rules.extend(changer.map(Link::rule));
+        Err(refusal)
     }
 
     /// Asks one link and carries out its verdict; true where it replaced the payload.
@@ -136,7 +174,7 @@ impl Chain {
         let name = link.interceptor.name();
         let verdict = match link.ask(exchange, phase).await {
             Ok(verdict) => match self.legal(exchange, phase, &verdict.decision) {
-                Ok(()) => Ok(verdict),
+                Ok(()) => Ok(link.placed(verdict)),
                 Err(fault) => Err(fault),
             },
             Err(fault) => Err(fault),
@@ -146,19 +184,14 @@ impl Chain {
             Err(Fault(what)) => {
                 tracing::warn!(interceptor = name, decision = %exchange.id, fault = %what, "interceptor fault");
                 if link.fail_open || link.mode == Mode::Audit {
-                    trail.findings.push(link.finding(
-                        phase,
-                        Rule::named(name),
-                        what,
-                        Effect::Fault,
-                    ));
+                    trail.findings.push(link.finding(phase, link.rule(), what, Effect::Fault));
                     return Ok(false);
                 }
                 return Err(Refusal::new(
                     Code::InterceptorFault,
                     "a check on this message could not be completed",
                 )
-                .rule(Rule::named(name))
+                .rule(link.rule())
                 .detail(what));
             }
         };
@@ -188,7 +221,7 @@ impl Chain {
             }
             Decision::Refuse(refusal) if enforced => Err(refusal),
             Decision::Refuse(refusal) => {
-                let rule = refusal.rules.into_iter().next().unwrap_or_else(|| Rule::named(name));
+                let rule = refusal.rules.into_iter().next().unwrap_or_else(|| link.rule());
                 let message = format!("{}: {}", refusal.code, refusal.message);
                 trail.findings.push(link.finding(phase, rule, message, Effect::WouldRefuse));
                 Ok(false)
@@ -202,7 +235,7 @@ impl Chain {
                 // Who changed a message is on record, also where the interceptor says nothing.
                 if !told {
                     let message = "replaced the payload".to_owned();
-                    let rule = Rule::named(name);
+                    let rule = link.rule();
                     trail.findings.push(link.finding(phase, rule, message, Effect::Replaced));
                 }
                 Ok(true)
@@ -211,7 +244,7 @@ impl Chain {
                 let message = "would replace the payload".to_owned();
                 trail.findings.push(link.finding(
                     phase,
-                    Rule::named(name),
+                    link.rule(),
                     message,
                     Effect::WouldReplace,
                 ));
@@ -249,226 +282,4 @@ impl Chain {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{sync::Mutex, time::Instant};
-
-    use async_trait::async_trait;
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::{
-        config::Limits,
-        exchange::{Direction, Method, Revision, Target, Transport},
-        identity::{Principal, PrincipalKind},
-        names::DecisionId,
-    };
-
-    type Verdicts = Box<dyn Fn(&Exchange) -> Result<Verdict, Fault> + Send + Sync>;
-
-    struct Fake {
-        name: String,
-        hooks: Hooks,
-        verdict: Verdicts,
-        log: Arc<Mutex<Vec<String>>>,
-    }
-
-    #[async_trait]
-    impl Interceptor for Fake {
-        fn name(&self) -> &str {
-            &self.name
-        }
-
-        fn hooks(&self) -> &Hooks {
-            &self.hooks
-        }
-
-        async fn inspect(&self, exchange: &Exchange, _: Phase) -> Result<Verdict, Fault> {
-            let text = String::from_utf8_lossy(exchange.request.raw()).into_owned();
-            self.log.lock().unwrap().push(format!("{} {text}", self.name));
-            (self.verdict)(exchange)
-        }
-    }
-
-    fn exchange() -> Exchange {
-        Exchange {
-            id: DecisionId::next(),
-            at: jiff::Timestamp::now(),
-            started: Instant::now(),
-            principal: Arc::new(Principal {
-                kind: PrincipalKind::Anonymous,
-                groups: Vec::new(),
-                verified: false,
-            }),
-            direction: Direction::ClientToServer,
-            method: Method::new("tools/call"),
-            notification: false,
-            transport: Transport::Http,
-            client_addr: None,
-            session: None,
-            session_calls: 0,
-            revision: Revision::LATEST_LEGACY,
-            server: None,
-            target: Target::None,
-            request: Payload::new(Bytes::from_static(b"{\"name\":\"t\"}")),
-            response: None,
-            labels: Default::default(),
-            trace: None,
-        }
-    }
-
-    #[derive(Default)]
-    struct Bench {
-        links: Vec<Link>,
-        log: Arc<Mutex<Vec<String>>>,
-    }
-
-    impl Bench {
-        fn link(
-            mut self,
-            name: &str,
-            change: impl FnOnce(&mut Link),
-            verdict: impl Fn(&Exchange) -> Result<Verdict, Fault> + Send + Sync + 'static,
-        ) -> Self {
-            let fake = Fake {
-                name: name.into(),
-                hooks: Hooks::every(&[Phase::Request]),
-                verdict: Box::new(verdict),
-                log: self.log.clone(),
-            };
-            let mut link = Link::strict(Arc::new(fake));
-            change(&mut link);
-            self.links.push(link);
-            self
-        }
-
-        async fn run(self) -> (Result<(), Refusal>, Exchange, Trail, Vec<String>) {
-            let (mut exchange, mut trail) = (exchange(), Trail::default());
-            let limits = Limits::default();
-            let chain = Chain::new(self.links, Caps::request(&limits), Caps::response(&limits));
-            let result = chain.pass(&mut exchange, Phase::Request, &mut trail).await;
-            let log = self.log.lock().unwrap().clone();
-            (result, exchange, trail, log)
-        }
-    }
-
-    fn pass(_: &Exchange) -> Result<Verdict, Fault> {
-        Ok(Verdict::pass())
-    }
-
-    fn replace(text: &'static str) -> impl Fn(&Exchange) -> Result<Verdict, Fault> {
-        move |exchange| {
-            Ok(if exchange.request.raw() == text {
-                Verdict::pass()
-            } else {
-                Verdict::replace(Bytes::from_static(text.as_bytes()))
-            })
-        }
-    }
-
-    fn refuse(_: &Exchange) -> Result<Verdict, Fault> {
-        Ok(Verdict::refuse(Refusal::new(Code::PolicyDenied, "no")))
-    }
-
-    #[tokio::test]
-    async fn a_replacement_goes_past_the_others_again() {
-        let (result, exchange, trail, log) = Bench::default()
-            .link("a", |_| {}, pass)
-            .link("b", |_| {}, replace("{\"name\":\"t\",\"x\":1}"))
-            .link("c", |_| {}, pass)
-            .run()
-            .await;
-        assert_eq!(result, Ok(()));
-        assert!(trail.replaced);
-        assert_eq!(exchange.request.raw(), "{\"name\":\"t\",\"x\":1}");
-        let (old, new) = ("{\"name\":\"t\"}", "{\"name\":\"t\",\"x\":1}");
-        assert_eq!(
-            log,
-            [format!("a {old}"), format!("b {old}"), format!("c {new}"), format!("a {new}")]
-        );
-    }
-
-    #[tokio::test]
-    async fn faults_are_refusals_unless_fail_open() {
-        let fault = |_: &Exchange| Err(Fault("broken".into()));
-        let panic = |_: &Exchange| -> Result<Verdict, Fault> { panic!("at the guard") };
-        let retarget = replace("{\"name\":\"other\"}");
-        let twice = replace("{\"name\":\"t\",\"x\":1,\"x\":2}");
-        let bench: [(&str, Verdicts); 4] = [
-            ("broken", Box::new(fault)),
-            ("panicked", Box::new(panic)),
-            ("changes `name`", Box::new(retarget)),
-            ("twice", Box::new(twice)),
-        ];
-        for (part, verdict) in bench {
-            let verdict = Arc::new(verdict);
-            let again = verdict.clone();
-            let (result, ..) = Bench::default().link("f", |_| {}, move |x| verdict(x)).run().await;
-            let refusal = result.unwrap_err();
-            assert_eq!(refusal.code, Code::InterceptorFault);
-            assert!(refusal.detail.unwrap().contains(part), "{part}");
-
-            let (result, exchange, trail, _) =
-                Bench::default().link("f", |l| l.fail_open = true, move |x| again(x)).run().await;
-            assert_eq!(result, Ok(()));
-            assert_eq!(trail.findings[0].effect, Effect::Fault);
-            assert_eq!(exchange.request.raw(), "{\"name\":\"t\"}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_missed_deadline_is_a_fault() {
-        struct Never(Hooks);
-
-        #[async_trait]
-        impl Interceptor for Never {
-            fn name(&self) -> &str {
-                "never"
-            }
-
-            fn hooks(&self) -> &Hooks {
-                &self.0
-            }
-
-            async fn inspect(&self, _: &Exchange, _: Phase) -> Result<Verdict, Fault> {
-                std::future::pending().await
-            }
-        }
-
-        let mut link = Link::strict(Arc::new(Never(Hooks::every(&[Phase::Request]))));
-        link.deadline = Duration::from_millis(1);
-        let (result, ..) = Bench { links: vec![link], ..Bench::default() }.run().await;
-        assert_eq!(result.unwrap_err().code, Code::InterceptorFault);
-    }
-
-    #[tokio::test]
-    async fn audit_mode_changes_nothing() {
-        let audit = |link: &mut Link| link.mode = Mode::Audit;
-        let (result, exchange, trail, _) = Bench::default()
-            .link("r", audit, refuse)
-            .link("m", audit, replace("{\"name\":\"t\",\"x\":1}"))
-            .run()
-            .await;
-        assert_eq!(result, Ok(()));
-        assert_eq!(exchange.request.raw(), "{\"name\":\"t\"}");
-        let effects: Vec<_> = trail.findings.iter().map(|f| f.effect).collect();
-        assert_eq!(effects, [Effect::WouldRefuse, Effect::WouldReplace]);
-    }
-
-    #[tokio::test]
-    async fn the_first_refusal_ends_the_way() {
-        let (result, _, _, log) =
-            Bench::default().link("a", |_| {}, refuse).link("b", |_| {}, pass).run().await;
-        assert_eq!(result.unwrap_err().code, Code::PolicyDenied);
-        assert_eq!(log.len(), 1);
-    }
-
-    #[tokio::test]
-    async fn interceptors_that_never_agree_are_a_fault() {
-        let (result, ..) = Bench::default()
-            .link("a", |_| {}, replace("{\"name\":\"t\",\"x\":1}"))
-            .link("b", |_| {}, replace("{\"name\":\"t\",\"x\":2}"))
-            .run()
-            .await;
-        assert_eq!(result.unwrap_err().code, Code::InterceptorFault);
-    }
-}
+mod tests;

@@ -227,6 +227,9 @@ fn links(
                 _ => deadline,
             },
             events: settings.events.clone(),
+            place: loaded
+                .line(&format!("/interceptors/{at}"))
+                .map(|line| (loaded.path.clone(), line)),
         };
         match entry.kind {
             Use::RateLimit(_) => first.push(link),

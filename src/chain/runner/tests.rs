@@ -1,0 +1,277 @@
+use std::{sync::Mutex, time::Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::*;
+use crate::{
+    config::Limits,
+    exchange::{Direction, Method, Revision, Target, Transport},
+    identity::{Principal, PrincipalKind},
+    names::DecisionId,
+};
+
+type Verdicts = Box<dyn Fn(&Exchange) -> Result<Verdict, Fault> + Send + Sync>;
+
+struct Fake {
+    name: String,
+    hooks: Hooks,
+    verdict: Verdicts,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+#[async_trait]
+impl Interceptor for Fake {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    async fn inspect(&self, exchange: &Exchange, _: Phase) -> Result<Verdict, Fault> {
+        let text = String::from_utf8_lossy(exchange.request.raw()).into_owned();
+        self.log.lock().unwrap().push(format!("{} {text}", self.name));
+        (self.verdict)(exchange)
+    }
+}
+
+fn exchange() -> Exchange {
+    Exchange {
+        id: DecisionId::next(),
+        at: jiff::Timestamp::now(),
+        started: Instant::now(),
+        principal: Arc::new(Principal {
+            kind: PrincipalKind::Anonymous,
+            groups: Vec::new(),
+            verified: false,
+        }),
+        direction: Direction::ClientToServer,
+        method: Method::new("tools/call"),
+        notification: false,
+        transport: Transport::Http,
+        client_addr: None,
+        session: None,
+        session_calls: 0,
+        revision: Revision::LATEST_LEGACY,
+        server: None,
+        target: Target::None,
+        request: Payload::new(Bytes::from_static(b"{\"name\":\"t\"}")),
+        response: None,
+        labels: Default::default(),
+        trace: None,
+    }
+}
+
+#[derive(Default)]
+struct Bench {
+    links: Vec<Link>,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Bench {
+    fn link(
+        mut self,
+        name: &str,
+        change: impl FnOnce(&mut Link),
+        verdict: impl Fn(&Exchange) -> Result<Verdict, Fault> + Send + Sync + 'static,
+    ) -> Self {
+        let fake = Fake {
+            name: name.into(),
+            hooks: Hooks::every(&[Phase::Request]),
+            verdict: Box::new(verdict),
+            log: self.log.clone(),
+        };
+        let mut link = Link::strict(Arc::new(fake));
+        change(&mut link);
+        self.links.push(link);
+        self
+    }
+
+    async fn run(self) -> (Result<(), Refusal>, Exchange, Trail, Vec<String>) {
+        let (mut exchange, mut trail) = (exchange(), Trail::default());
+        let limits = Limits::default();
+        let chain = Chain::new(self.links, Caps::request(&limits), Caps::response(&limits));
+        let result = chain.pass(&mut exchange, Phase::Request, &mut trail).await;
+        let log = self.log.lock().unwrap().clone();
+        (result, exchange, trail, log)
+    }
+}
+
+fn pass(_: &Exchange) -> Result<Verdict, Fault> {
+    Ok(Verdict::pass())
+}
+
+fn replace(text: &'static str) -> impl Fn(&Exchange) -> Result<Verdict, Fault> {
+    move |exchange| {
+        Ok(if exchange.request.raw() == text {
+            Verdict::pass()
+        } else {
+            Verdict::replace(Bytes::from_static(text.as_bytes()))
+        })
+    }
+}
+
+fn refuse(_: &Exchange) -> Result<Verdict, Fault> {
+    Ok(Verdict::refuse(Refusal::new(Code::PolicyDenied, "no")))
+}
+
+#[tokio::test]
+async fn a_replacement_goes_past_the_others_again() {
+    let (result, exchange, trail, log) = Bench::default()
+        .link("a", |_| {}, pass)
+        .link("b", |_| {}, replace("{\"name\":\"t\",\"x\":1}"))
+        .link("c", |_| {}, pass)
+        .run()
+        .await;
+    assert_eq!(result, Ok(()));
+    assert!(trail.replaced);
+    assert_eq!(exchange.request.raw(), "{\"name\":\"t\",\"x\":1}");
+    let (old, new) = ("{\"name\":\"t\"}", "{\"name\":\"t\",\"x\":1}");
+    assert_eq!(
+        log,
+        [format!("a {old}"), format!("b {old}"), format!("c {new}"), format!("a {new}")]
+    );
+}
+
+#[tokio::test]
+async fn faults_are_refusals_unless_fail_open() {
+    let fault = |_: &Exchange| Err(Fault("broken".into()));
+    let panic = |_: &Exchange| -> Result<Verdict, Fault> { panic!("at the guard") };
+    let retarget = replace("{\"name\":\"other\"}");
+    let twice = replace("{\"name\":\"t\",\"x\":1,\"x\":2}");
+    let bench: [(&str, Verdicts); 4] = [
+        ("broken", Box::new(fault)),
+        ("panicked", Box::new(panic)),
+        ("changes `name`", Box::new(retarget)),
+        ("twice", Box::new(twice)),
+    ];
+    for (part, verdict) in bench {
+        let verdict = Arc::new(verdict);
+        let again = verdict.clone();
+        let (result, ..) = Bench::default().link("f", |_| {}, move |x| verdict(x)).run().await;
+        let refusal = result.unwrap_err();
+        assert_eq!(refusal.code, Code::InterceptorFault);
+        assert!(refusal.detail.unwrap().contains(part), "{part}");
+
+        let (result, exchange, trail, _) =
+            Bench::default().link("f", |l| l.fail_open = true, move |x| again(x)).run().await;
+        assert_eq!(result, Ok(()));
+        assert_eq!(trail.findings[0].effect, Effect::Fault);
+        assert_eq!(exchange.request.raw(), "{\"name\":\"t\"}");
+    }
+}
+
+#[tokio::test]
+async fn a_missed_deadline_is_a_fault() {
+    struct Never(Hooks);
+
+    #[async_trait]
+    impl Interceptor for Never {
+        fn name(&self) -> &str {
+            "never"
+        }
+
+        fn hooks(&self) -> &Hooks {
+            &self.0
+        }
+
+        async fn inspect(&self, _: &Exchange, _: Phase) -> Result<Verdict, Fault> {
+            std::future::pending().await
+        }
+    }
+
+    let mut link = Link::strict(Arc::new(Never(Hooks::every(&[Phase::Request]))));
+    link.deadline = Duration::from_millis(1);
+    let (result, ..) = Bench { links: vec![link], ..Bench::default() }.run().await;
+    assert_eq!(result.unwrap_err().code, Code::InterceptorFault);
+}
+
+#[tokio::test]
+async fn audit_mode_changes_nothing() {
+    let audit = |link: &mut Link| link.mode = Mode::Audit;
+    let (result, exchange, trail, _) = Bench::default()
+        .link("r", audit, refuse)
+        .link("m", audit, replace("{\"name\":\"t\",\"x\":1}"))
+        .run()
+        .await;
+    assert_eq!(result, Ok(()));
+    assert_eq!(exchange.request.raw(), "{\"name\":\"t\"}");
+    let effects: Vec<_> = trail.findings.iter().map(|f| f.effect).collect();
+    assert_eq!(effects, [Effect::WouldRefuse, Effect::WouldReplace]);
+}
+
+#[tokio::test]
+async fn the_first_refusal_ends_the_way() {
+    let (result, _, _, log) =
+        Bench::default().link("a", |_| {}, refuse).link("b", |_| {}, pass).run().await;
+    assert_eq!(result.unwrap_err().code, Code::PolicyDenied);
+    assert_eq!(log.len(), 1);
+}
+
+#[tokio::test]
+async fn interceptors_that_never_agree_are_a_fault() {
+    let (result, ..) = Bench::default()
+        .link("a", |_| {}, replace("{\"name\":\"t\",\"x\":1}"))
+        .link("b", |_| {}, replace("{\"name\":\"t\",\"x\":2}"))
+        .run()
+        .await;
+    assert_eq!(result.unwrap_err().code, Code::InterceptorFault);
+}
+
+#[tokio::test]
+async fn every_rule_has_a_file_and_a_line() {
+    fn put(link: &mut Link) {
+        link.place = Some(("gate.toml".into(), 7));
+    }
+    fn placed(name: &str) -> Rule {
+        Rule { file: Some("gate.toml".into()), line: Some(7), ..Rule::named(name) }
+    }
+    let own = Rule { file: Some("a.cedar".into()), line: Some(1), ..Rule::named("own") };
+    let by_rules = {
+        let own = own.clone();
+        move |_: &Exchange| {
+            let refusal = Refusal::new(Code::PolicyDenied, "no").rule(Rule::named("limit"));
+            Ok(Verdict::refuse(refusal.rule(own.clone())))
+        }
+    };
+    let broken = |_: &Exchange| Err(Fault("broken".into()));
+
+    let (result, ..) = Bench::default().link("a", put, by_rules.clone()).run().await;
+    assert_eq!(result.unwrap_err().rules, [placed("limit"), own]);
+    for verdict in [Box::new(refuse) as Verdicts, Box::new(broken)] {
+        let (result, ..) = Bench::default().link("a", put, verdict).run().await;
+        assert_eq!(result.unwrap_err().rules, [placed("a")]);
+    }
+    let (result, ..) = Bench::default()
+        .link("a", put, replace("{\"name\":\"t\",\"x\":1}"))
+        .link("b", put, replace("{\"name\":\"t\",\"x\":2}"))
+        .run()
+        .await;
+    assert_eq!(result.unwrap_err().rules.len(), 1);
+
+    let audited = |link: &mut Link| {
+        put(link);
+        link.mode = Mode::Audit;
+    };
+    let said = |_: &Exchange| {
+        Ok(Verdict::pass().finding(Finding {
+            interceptor: "d".into(),
+            phase: Phase::Request,
+            rule: Rule::named("seen"),
+            message: String::new(),
+            effect: Effect::Reported,
+        }))
+    };
+    let (result, _, trail, _) = Bench::default()
+        .link("a", audited, by_rules)
+        .link("b", audited, broken)
+        .link("c", audited, replace("{\"name\":\"t\",\"x\":1}"))
+        .link("d", audited, said)
+        .run()
+        .await;
+    assert_eq!(result, Ok(()));
+    let rules: Vec<_> = trail.findings.into_iter().map(|finding| finding.rule).collect();
+    assert_eq!(rules, [placed("limit"), placed("b"), placed("c"), placed("seen")]);
+}
