@@ -127,16 +127,29 @@ impl PolicyGate {
         Verdict::refuse(refusal(outcome, question.action))
     }
 
-    /// The requests to the client that a result carries (2026-07-28's multi-round-trip requests):
-    /// each is decided as the request of its own that it was before that revision.
+    /// The requests to the client that an answer carries (2026-07-28's multi-round-trip requests,
+    /// 2025-11-25's error of required URL elicitations): each is decided as the request of its own
+    /// that it is elsewhere.
     fn decide_answer(&self, exchange: &Exchange) -> Result<Verdict, Fault> {
-        let Some(Answer::Result(result)) = &exchange.response else {
-            return Ok(Verdict::pass());
+        let requests: Vec<InputRequest> = match &exchange.response {
+            None => return Ok(Verdict::pass()),
+            Some(Answer::Result(result)) => serde_json::from_slice::<Carried>(result.raw())
+                .map_err(|_| Fault("`inputRequests` of the result is not as specified".into()))?
+                .input_requests
+                .map(|requests| requests.into_values().collect())
+                .unwrap_or_default(),
+            Some(Answer::Error(error)) => match error.value().pointer("/data/elicitations") {
+                None => Vec::new(),
+                Some(elicitations) => elicitations
+                    .as_array()
+                    .and_then(|all| all.iter().map(elicitation).collect())
+                    .ok_or_else(|| {
+                        Fault("`elicitations` of the error is not as specified".into())
+                    })?,
+            },
         };
-        let carried: Carried = serde_json::from_slice(result.raw())
-            .map_err(|_| Fault("`inputRequests` of the result is not as specified".into()))?;
         let mut verdict = Verdict::pass();
-        for request in carried.input_requests.into_iter().flatten().map(|(_, request)| request) {
+        for request in requests {
             let server = exchange.server.as_ref().ok_or_else(no_server)?;
             let decided = self.decide(
                 exchange,
@@ -155,6 +168,14 @@ impl PolicyGate {
         }
         Ok(verdict)
     }
+}
+
+/// An elicitation that an error asks for, as the request that it is.
+fn elicitation(params: &Value) -> Option<InputRequest> {
+    Some(InputRequest {
+        method: Method::ELICIT.to_owned(),
+        params: Some(params.as_object()?.clone()),
+    })
 }
 
 /// The part of a result that asks something of the client.

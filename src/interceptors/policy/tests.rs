@@ -255,6 +255,31 @@ async fn requests_that_a_result_carries_are_decided_each() {
     }
 }
 
+#[tokio::test]
+async fn an_errors_elicitations_are_decided() {
+    let error = |data: Value| {
+        let error = json!({"code": -32042, "message": "m", "data": data});
+        Exchange {
+            server: Some("web".parse().unwrap()),
+            response: Some(Answer::Error(Payload::from(error))),
+            ..message("ci", "tools/call")
+        }
+    };
+    let asks = || error(json!({"elicitations": [{"mode": "url", "url": "https://a.example"}]}));
+    let permits = r#"permit (principal == Portcullis::Server::"web", action == Portcullis::Action::"elicit", resource)
+                     when { context.args.hasTag("/url") && context.args.getTag("/url") like "https://a.example*" };"#;
+    for (policies, exchange, passes) in [
+        ("", asks(), false),
+        (permits, asks(), true),
+        (permits, error(json!({"elicitations": [{"url": "https://b.example"}]})), false),
+        ("", error(json!({"other": 1})), true),
+    ] {
+        let verdict = gate(policies).inspect(&exchange, Phase::Response).await.unwrap();
+        assert_eq!(matches!(verdict.decision, Decision::Pass), passes);
+    }
+    assert!(gate("").inspect(&error(json!({"elicitations": 1})), Phase::Response).await.is_err());
+}
+
 #[test]
 fn lists_are_filtered_by_what_could_be_used() {
     let gate = gate(
