@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::Proxy;
+use super::{Proxy, refusals::Refusals};
 use crate::{
     audit::{self, Audit, Unavailable, record::Happening},
     chain::{Chain, Interceptor, Link},
@@ -162,6 +162,7 @@ impl Assembly {
             gate: self.gate,
             scrubber: self.scrubber,
             permits: Default::default(),
+            refusals: Refusals::new(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             config,

@@ -1,10 +1,12 @@
 //! The proxy: assembles the way of a message, and is the only room that names every stage.
 //!
 //! `way` takes one exchange through all stages; `own` has the answers that the proxy gives itself;
+//! `refusals` bounds how many of them are recorded one by one;
 //! `servers` hears what servers say on their own; `assembly` puts it all together from a config.
 
 mod assembly;
 mod own;
+mod refusals;
 mod servers;
 mod sight;
 mod way;
@@ -41,6 +43,8 @@ use crate::{
     upstream::Launcher,
 };
 
+use refusals::Refusals;
+
 pub use assembly::{Assembly, Found, StartFailure, interceptor};
 
 /// How long calls under way may take to end when the proxy stops.
@@ -62,6 +66,7 @@ pub struct Proxy {
     chain: Chain,
     /// Exchanges under way, by principal.
     permits: Mutex<HashMap<PrincipalKind, Arc<Semaphore>>>,
+    refusals: Refusals,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -143,7 +148,8 @@ impl Proxy {
         Ticket { notices: receiver, answer, cancel: guard }
     }
 
-    /// Records a refusal of a message that did not become an exchange, and makes its answer.
+    /// Records a refusal of a message that did not become an exchange, and makes its answer. Of a
+    /// flood the count alone is recorded.
     pub async fn turn_away(
         &self,
         refusal: &Refusal,
@@ -154,6 +160,13 @@ impl Proxy {
         id: Option<&Id>,
     ) -> Bytes {
         let decision = DecisionId::next();
+        self.metrics.refusal(refusal.code);
+        self.metrics.error(refusal.code.rpc().into());
+        let answer = Frame::error(id, refusal.to_rpc_error(decision).to_string().as_bytes());
+        if !self.refusals.of_address(client_addr) {
+            tracing::debug!(%decision, code = %refusal.code, "refused on arrival, one of many");
+            return answer;
+        }
         let name = principal.map(Principal::name);
         let arrival = Arrival {
             id: decision,
@@ -163,14 +176,25 @@ impl Proxy {
             principal: name.as_deref().zip(principal.map(|p| p.verified)),
             message,
         };
-        self.metrics.refusal(refusal.code);
-        self.metrics.error(refusal.code.rpc().into());
         tracing::info!(%decision, code = %refusal.code, detail = refusal.detail, "refused on arrival");
         let record = Refused::on_arrival(arrival, refusal, self.audit.key());
         if let Err(error) = self.audit.refused(record).await {
             tracing::error!(%decision, %error, "a refusal could not be recorded");
         }
-        Frame::error(id, refusal.to_rpc_error(decision).to_string().as_bytes())
+        answer
+    }
+
+    /// Records how many refusals have no record of their own, once it is time.
+    async fn count_refusals(&self, end: bool) {
+        self.refusals.sweep();
+        let Some(excess) = self.refusals.take(end) else { return };
+        let (count, since) = (excess.count, excess.since);
+        tracing::warn!(count, %since, "too many refusals to record each");
+        let what = crate::audit::record::Happening::RefusalsUnrecorded { count, since };
+        if let Err(error) = self.audit.event(what).await {
+            tracing::error!(%error, "a count of refusals could not be recorded");
+            self.refusals.add(excess);
+        }
     }
 
     /// A text of a client's or a server's as a log may show it.
@@ -213,6 +237,7 @@ impl Proxy {
         {
             tracing::warn!(%fault, "containers could not be cleaned away");
         }
+        self.count_refusals(true).await;
         let what =
             crate::audit::record::Happening::ProxyStopped { reason: Some(reason.to_owned()) };
         if let Err(error) = self.audit.event(what).await {

@@ -13,7 +13,7 @@ use crate::{
     codec::{Frame, Id},
     exchange::{Direction, Method, Phase, Revision, Transport},
     identity::{Principal, PrincipalKind},
-    names::ServerName,
+    names::{DecisionId, ServerName},
     refusal::{Code, Refusal},
     router::View,
     upstream::{Event, Unsolicited},
@@ -105,6 +105,13 @@ impl Proxy {
         method: &Method,
         params: Option<Bytes>,
     ) -> Bytes {
+        let unasked = || Refusal::new(Code::MethodUnknown, "no client can be asked here");
+        if !self.refusals.of_server(server) {
+            // What is not recorded one by one need not be looked at, either: it goes nowhere.
+            let (refusal, decision) = (unasked(), DecisionId::next());
+            self.metrics.refusal(refusal.code);
+            return Frame::error(Some(id), refusal.to_rpc_error(decision).to_string().as_bytes());
+        }
         // A server is shared, so its question belongs to no client in particular.
         let nobody =
             Principal { kind: PrincipalKind::Anonymous, groups: Vec::new(), verified: false };
@@ -122,7 +129,7 @@ impl Proxy {
         let mut trail = Trail::default();
         let refusal = match self.chain.pass(&mut question, Phase::Request, &mut trail).await {
             Err(refusal) => refusal,
-            Ok(()) => Refusal::new(Code::MethodUnknown, "no client can be asked here"),
+            Ok(()) => unasked(),
         };
         let ruling =
             Ruling { rules: &trail.rules, findings: &trail.findings, policy_revision: None };
@@ -167,6 +174,7 @@ impl Proxy {
                 _ = tick.tick() => {}
                 () = self.closing.cancelled() => return,
             }
+            self.count_refusals(false).await;
             self.sessions.sweep();
             self.metrics.sessions(self.sessions.count());
             for server in self.router.servers(&View::All) {

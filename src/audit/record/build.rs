@@ -204,6 +204,7 @@ impl Happening {
                 reason.iter_mut().for_each(change);
             }
             Self::ProxyStopped { reason } => reason.iter_mut().for_each(change),
+            Self::RefusalsUnrecorded { .. } => {}
         }
     }
 }

@@ -399,6 +399,14 @@ pub enum Happening {
     ClientAdded { client: String },
     /// A client's key was taken away.
     ClientRemoved { client: String },
+    /// Messages were refused without a record of each: more came than are recorded one by one.
+    RefusalsUnrecorded {
+        /// How many they were.
+        count: u64,
+        /// When the first of them was refused. The last was before this record.
+        #[schemars(with = "String", extend("format" = "date-time"))]
+        since: Timestamp,
+    },
     /// Records of this store that were acknowledged are gone: a part of it is damaged. Later ones
     /// are in a new part.
     RecordsLost {

@@ -95,6 +95,9 @@ fn happening(what: &Happening) -> String {
         Happening::PolicyRejected { reason } => format!("policies rejected: {reason}"),
         Happening::ClientAdded { client } => format!("client {client} added"),
         Happening::ClientRemoved { client } => format!("client {client} removed"),
+        Happening::RefusalsUnrecorded { count, since } => {
+            format!("{count} messages refused since {since} without a record of each")
+        }
         Happening::RecordsLost { segment, after, until } => {
             format!("audit records of {after} to {until} are lost: {segment} is damaged")
         }
