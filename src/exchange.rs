@@ -197,13 +197,14 @@ impl Phase {
 #[derive(Debug, Clone)]
 pub struct Payload {
     raw: Bytes,
-    value: OnceLock<Value>,
+    /// Shared by clones, so that none is parsed or copied twice.
+    value: Arc<OnceLock<Value>>,
 }
 
 impl Payload {
     /// Text that the codec checked.
     pub fn new(raw: Bytes) -> Self {
-        Self { raw, value: OnceLock::new() }
+        Self { raw, value: Arc::default() }
     }
 
     /// The text, byte for byte.

@@ -10,7 +10,7 @@ mod object;
 mod strict;
 
 pub use frame::{Frame, Id, Kind};
-pub use object::Object;
+pub use object::{Object, may_have};
 pub use strict::{Caps, Flaw, Text, check};
 
 /// The text on one line, as standard input and event streams need it. Line breaks in JSON stand

@@ -20,7 +20,7 @@ use super::{Answered, Caller, Proxy, sight::Sight};
 use crate::{
     audit::{Conclusion, Intent, Outcome, Refused, Ruling},
     chain::Trail,
-    codec::{Frame, Id, Kind, Object, era},
+    codec::{Frame, Id, Kind, Object, era, may_have},
     exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target},
     names::DecisionId,
     refusal::{Code, Refusal},
@@ -451,6 +451,7 @@ impl Proxy {
             (None, Some(Answer::Result(result))) => {
                 // Only tools have results that are failures.
                 let failed = exchange.method.as_str() == Method::TOOLS_CALL
+                    && may_have(result.raw(), "isError")
                     && Object::parse(result.raw().clone())
                         .is_ok_and(|o| o.get("isError").as_deref() == Some(b"true"));
                 if failed { Outcome::ToolError } else { Outcome::Ok }
@@ -525,6 +526,9 @@ pub(super) fn begin(
 
 /// The trace id of `_meta.traceparent` (W3C Trace Context: `00-TRACE-SPAN-FLAGS`).
 fn traceparent(params: &Bytes) -> Option<String> {
+    if !may_have(params, "traceparent") {
+        return None;
+    }
     let parent = Object::parse(params.clone()).ok()?.object("_meta")?.string("traceparent")?;
     let trace = parent.split('-').nth(1)?;
     let legal = trace.len() == 32 && trace.bytes().all(|b| b.is_ascii_hexdigit());

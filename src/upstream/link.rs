@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    codec::{Frame, Id, Object},
+    codec::{Frame, Id, Object, may_have},
     exchange::{Method, Revision},
     refusal::{Code, Refusal},
 };
@@ -49,7 +49,11 @@ impl Call {
     /// The text to send under an id of ours, and the client's progress token where it gave one:
     /// ids and tokens of many clients meet on one link, so both become ours.
     pub(super) fn text(&self, id: u64) -> (Bytes, Option<Bytes>) {
-        let token = self.params.as_ref().and_then(|params| Object::parse(params.clone()).ok());
+        let token = self
+            .params
+            .as_ref()
+            .filter(|params| may_have(params, "progressToken"))
+            .and_then(|params| Object::parse(params.clone()).ok());
         let (params, token) = match token.and_then(|params| swap_token(&params, id)) {
             Some((params, token)) => (Some(params), Some(token)),
             None => (self.params.clone(), None),
@@ -203,6 +207,9 @@ mod tests {
             r#"{"progressToken":"abc","progress":0.50}"#
         );
 
+        let hidden = br#"{"_meta":{"progress\u0054oken":"abc"}}"#;
+        call.params = Some(Bytes::from_static(hidden));
+        assert_eq!(call.text(9).1.unwrap(), "\"abc\"");
         call.params = Some(Bytes::from_static(br#"{"name":"t"}"#));
         assert_eq!(call.text(8).1, None);
     }
