@@ -209,5 +209,7 @@ async fn launcher(loaded: &Loaded) -> Launcher {
         instance: String::new(),
         base: loaded.base.clone(),
         caps: Caps::response(&loaded.config.limits),
+        // Nothing is started here.
+        handed: Default::default(),
     }
 }

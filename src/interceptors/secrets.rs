@@ -141,7 +141,8 @@ struct Tables {
 }
 
 /// Takes the secrets out of short texts that are kept: records and log lines. Knows every built-in
-/// rule, whatever the chain is told of it, and the values that servers are given.
+/// rule, whatever the chain is told of it, and the values that servers are given, each line of
+/// them too: what is kept line by line holds a key of many lines in parts.
 pub struct Scrubber {
     scanner: Scanner,
 }
@@ -154,11 +155,14 @@ impl Scrubber {
     pub fn new(known: &[Known]) -> Result<Self, Invalid> {
         let sources = rules::read(rules::BUILT_IN)?;
         let rules = sources.iter().map(rules::Rule::new).collect::<Result<Vec<_>, _>>()?;
-        let exact: Vec<_> = known
-            .iter()
-            .filter(|secret| secret.value.expose().len() >= SHORTEST_KNOWN)
-            .map(|secret| (secret.id(), secret.value.expose()))
-            .collect();
+        let mut exact = Vec::new();
+        for secret in known {
+            let value = secret.value.expose();
+            let parts: BTreeSet<_> =
+                [value].into_iter().chain(value.lines().map(str::trim)).collect();
+            let long = parts.into_iter().filter(|part| part.len() >= SHORTEST_KNOWN);
+            exact.extend(long.map(|part| (secret.id(), part)));
+        }
         Ok(Self { scanner: Scanner::new(rules, &exact)? })
     }
 

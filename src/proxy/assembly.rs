@@ -1,7 +1,7 @@
 //! Puts a proxy together from its config: everything is checked before anything is started, so
 //! that a config with a fault leaves nothing behind.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -20,11 +20,12 @@ use crate::{
         schema::Schema,
         secrets::{Known, Scrubber, Secrets},
     },
+    names::ServerName,
     policy,
     router::Router,
     session::Sessions,
     telemetry::Metrics,
-    upstream::{Launcher, Server},
+    upstream::{Handed, Launcher, Server},
 };
 
 /// The default of an entry's `deadline-ms`.
@@ -77,25 +78,27 @@ impl Assembly {
         } else {
             Err("no server needs a container engine".into())
         };
-        let launcher = Arc::new(Launcher {
-            engine,
-            instance: uuid::Uuid::now_v7().to_string(),
-            base: loaded.base.clone(),
-            caps: Caps::response(&config.limits),
-        });
-        let (links, scrubber, found) = tokio::task::spawn_blocking({
-            let (loaded, launcher, gate) = (loaded.clone(), launcher.clone(), gate.clone());
+        let (links, handed, scrubber, found) = tokio::task::spawn_blocking({
+            let (loaded, gate) = (loaded.clone(), gate.clone());
             move || {
                 let mut found = Vec::new();
-                let known = known_secrets(&loaded, &launcher, &mut found);
+                let handed = handed(&loaded, &mut found);
+                let known = known(&handed);
                 let scrubber = Scrubber::new(&known).map_err(|error| error.to_string());
-                (links(&loaded, gate, &known, &mut found), scrubber, found)
+                (links(&loaded, gate, &known, &mut found), handed, scrubber, found)
             }
         })
         .await
         .map_err(|error| StartFailure::Task(error.to_string()))?;
         if found.is_empty() {
             let scrubber = Arc::new(scrubber.map_err(StartFailure::Task)?);
+            let launcher = Arc::new(Launcher {
+                engine,
+                instance: uuid::Uuid::now_v7().to_string(),
+                base: loaded.base.clone(),
+                caps: Caps::response(&config.limits),
+                handed,
+            });
             Ok(Self { policies, links, gate, launcher, scrubber })
         } else {
             Err(StartFailure::Config(found))
@@ -117,7 +120,7 @@ impl Assembly {
         let scrubber = self.scrubber.clone();
         // A name or a URI can hold a secret, and what is refused early never met the chain.
         let scrub: audit::Scrub = Arc::new(move |text| scrubber.scrub(text));
-        let options = audit::Options { deadline, scrub: Some(scrub), ..Default::default() };
+        let options = audit::Options { deadline, scrub: Some(scrub.clone()), ..Default::default() };
         let audit = tokio::task::spawn_blocking(move || Audit::open_with(&dir, options))
             .await
             .map_err(|error| StartFailure::Task(error.to_string()))??;
@@ -141,13 +144,21 @@ impl Assembly {
         let watcher = policy::watch(self.policies.clone())
             .map_err(|error| StartFailure::Watch(error.to_string()))?;
 
-        // A channel for each server: one that floods fills its own.
+        // Channels for each server: one that floods fills its own, and not the one by which it is
+        // recorded that it was started and ended.
         let (mut servers, mut heard) = (Vec::new(), Vec::new());
         for (name, settings) in &config.servers {
-            let (events, receiver) = mpsc::channel(EVENTS);
-            let launcher = self.launcher.clone();
-            servers.push(Arc::new(Server::new(name.clone(), settings.clone(), launcher, events)));
-            heard.push((name.clone(), receiver));
+            let (events, happened) = mpsc::channel(EVENTS);
+            let (words, said) = mpsc::channel(EVENTS);
+            servers.push(Arc::new(Server::new(
+                name.clone(),
+                settings.clone(),
+                self.launcher.clone(),
+                scrub.clone(),
+                events,
+                words,
+            )));
+            heard.push((name.clone(), happened, said));
         }
         let router = Router::new(servers);
         let limits = &config.limits;
@@ -167,8 +178,9 @@ impl Assembly {
             closing: CancellationToken::new(),
             config,
         });
-        for (name, events) in heard {
-            tokio::spawn(proxy.clone().hear(name, events));
+        for (name, happened, said) in heard {
+            tokio::spawn(proxy.clone().record(name.clone(), happened));
+            tokio::spawn(proxy.clone().hear(name, said));
         }
         tokio::spawn(proxy.clone().sweep());
         tokio::spawn(proxy.clone().tell_of_policies());
@@ -176,16 +188,14 @@ impl Assembly {
     }
 }
 
-/// The secrets that servers are handed, by the names under which they are found in traffic.
-fn known_secrets(loaded: &Loaded, launcher: &Launcher, found: &mut Vec<Found>) -> Vec<Known> {
-    let mut known = Vec::new();
+/// The secrets that servers are handed, read once for this run.
+fn handed(loaded: &Loaded, found: &mut Vec<Found>) -> BTreeMap<ServerName, Handed> {
+    let mut all = BTreeMap::new();
     for (server, settings) in &loaded.config.servers {
-        match launcher.secrets(settings) {
-            Ok(secrets) => known.extend(secrets.into_iter().map(|(name, value)| Known {
-                server: server.clone(),
-                name,
-                value,
-            })),
+        match Handed::read(settings, &loaded.base) {
+            Ok(handed) => {
+                all.insert(server.clone(), handed);
+            }
             Err(failure) => {
                 let pointer = format!("/servers/{server}");
                 let finding = loaded.finding(&pointer, Code::BadValue, failure.what);
@@ -196,7 +206,18 @@ fn known_secrets(loaded: &Loaded, launcher: &Launcher, found: &mut Vec<Found>) -
             }
         }
     }
-    known
+    all
+}
+
+/// The same by the names under which they are found in traffic.
+fn known(handed: &BTreeMap<ServerName, Handed>) -> Vec<Known> {
+    let all = handed.iter().flat_map(|(server, handed)| handed.iter().map(move |s| (server, s)));
+    all.map(|(server, (name, value))| Known {
+        server: server.clone(),
+        name: name.clone(),
+        value: value.clone(),
+    })
+    .collect()
 }
 
 /// The chain of a config: what counts messages first, then policy, then the rest in the order of

@@ -23,8 +23,19 @@ use crate::{
 const SWEEP: Duration = Duration::from_secs(2);
 
 impl Proxy {
-    /// Hears what one server does and says until the proxy has stopped.
+    /// Hears what one server says until the proxy has stopped.
     pub(super) async fn hear(
+        self: Arc<Self>,
+        server: ServerName,
+        mut said: mpsc::Receiver<Unsolicited>,
+    ) {
+        while let Some(said) = said.recv().await {
+            self.take_from(&server, said).await;
+        }
+    }
+
+    /// Records what becomes of one server until the proxy has stopped.
+    pub(super) async fn record(
         self: Arc<Self>,
         server: ServerName,
         mut events: mpsc::Receiver<Event>,
@@ -42,17 +53,15 @@ impl Proxy {
                     Happening::ServerLaunched { server: server.to_string(), place }
                 }
                 Event::NotStarted { why } => {
+                    let why = self.shown(&why);
                     tracing::warn!(%server, why, "server did not start");
                     Happening::ServerLaunchFailed { server: server.to_string(), reason: why }
                 }
                 Event::Ended { why } => {
+                    let why = self.shown(&why);
                     tracing::info!(%server, why, "server ended");
                     self.metrics.server_ended(&server);
                     Happening::ServerStopped { server: server.to_string(), reason: Some(why) }
-                }
-                Event::Said(said) => {
-                    self.take_from(&server, said).await;
-                    continue;
                 }
             };
             if let Err(error) = self.audit.event(happening).await {
@@ -177,9 +186,9 @@ impl Proxy {
             self.count_refusals(false).await;
             self.sessions.sweep();
             self.metrics.sessions(self.sessions.count());
-            for server in self.router.servers(&View::All) {
-                server.sweep().await;
-            }
+            // All at once: one that is slow to end keeps none of the others.
+            let servers = self.router.servers(&View::All);
+            futures_util::future::join_all(servers.iter().map(|server| server.sweep())).await;
         }
     }
 
@@ -209,7 +218,7 @@ impl Proxy {
                 "process": status.process,
                 "revision": status.revision,
                 "active": status.active,
-                "failure": status.failure,
+                "failure": status.failure.map(|why| self.shown(&why)),
                 "memoryBytes": status.usage.map(|u| u.memory),
                 "cpuSeconds": status.usage.map(|u| u.cpu_seconds),
             })

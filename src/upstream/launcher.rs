@@ -1,6 +1,9 @@
 //! Where a server runs: in a container, in the local sandbox, or elsewhere.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use super::process::{LaunchFailure, LaunchSpec, Process};
 use crate::{
@@ -22,6 +25,36 @@ pub struct Launcher {
     pub base: PathBuf,
     /// What is taken of a server's messages.
     pub caps: Caps,
+    /// What each server is handed, read once: what is looked for in traffic and in logs is what
+    /// was handed out, whatever has become of its source.
+    pub handed: BTreeMap<ServerName, Handed>,
+}
+
+/// The secrets of one server.
+#[derive(Debug, Clone, Default)]
+pub struct Handed {
+    /// For the environment of its process.
+    pub secrets: Vec<(String, Secret)>,
+    /// For the requests to a remote one.
+    pub headers: Vec<(String, Secret)>,
+}
+
+impl Handed {
+    /// Reads the secrets of a server; files are relative to the config's folder, `base`.
+    ///
+    /// # Errors
+    /// Where a secret cannot be had; the reference is named, never the value.
+    pub fn read(settings: &config::Server, base: &Path) -> Result<Self, LaunchFailure> {
+        Ok(Self {
+            secrets: resolve(&settings.secrets, base)?,
+            headers: resolve(&settings.headers, base)?,
+        })
+    }
+
+    /// All of them, by the names under which the server gets them.
+    pub fn iter(&self) -> impl Iterator<Item = &(String, Secret)> {
+        self.secrets.iter().chain(&self.headers)
+    }
 }
 
 /// Where a server is to run, and why there.
@@ -116,41 +149,28 @@ impl Launcher {
         Ok((process, place))
     }
 
-    /// The secret headers of a remote server.
+    /// The secrets that a server is handed.
     ///
     /// # Errors
-    /// Where a secret cannot be had; the reference is named, never the value.
-    pub fn headers(
-        &self,
-        settings: &config::Server,
-    ) -> Result<Vec<(String, Secret)>, LaunchFailure> {
-        self.resolve(&settings.headers)
-    }
-
-    /// The secrets that a server is handed, for the scanner that looks for them in traffic.
-    ///
-    /// # Errors
-    /// As [`Launcher::headers`].
-    pub fn secrets(
-        &self,
-        settings: &config::Server,
-    ) -> Result<Vec<(String, Secret)>, LaunchFailure> {
-        let mut all = self.resolve(&settings.secrets)?;
-        all.extend(self.resolve(&settings.headers)?);
-        Ok(all)
+    /// Where they were not read when the proxy started.
+    pub fn handed(&self, server: &ServerName) -> Result<&Handed, LaunchFailure> {
+        self.handed.get(server).ok_or_else(|| LaunchFailure {
+            what: "its secrets were not read when the proxy started".into(),
+            remedy: Some("start the proxy again".into()),
+        })
     }
 
     /// What is started, as the runtimes take it.
     ///
     /// # Errors
-    /// Where a mount, a secret or the program is not to be had.
+    /// Where a mount or the program is not to be had, or the secrets were not read.
     pub fn spec(
         &self,
         server: &ServerName,
         settings: &config::Server,
     ) -> Result<LaunchSpec, LaunchFailure> {
         let spec = self.spec_without_secrets(server, settings)?;
-        Ok(LaunchSpec { secrets: self.resolve(&settings.secrets)?, ..spec })
+        Ok(LaunchSpec { secrets: self.handed(server)?.secrets.clone(), ..spec })
     }
 
     /// The same for whoever only looks at it.
@@ -190,27 +210,6 @@ impl Launcher {
         })
     }
 
-    fn resolve(
-        &self,
-        refs: &std::collections::BTreeMap<String, config::SecretRef>,
-    ) -> Result<Vec<(String, Secret)>, LaunchFailure> {
-        refs.iter()
-            .map(|(name, reference)| {
-                let failure = |what: String| LaunchFailure {
-                    what: format!("secret `{name}`: {what}"),
-                    remedy: Some("set it, or name another source in the config".into()),
-                };
-                let source: Source = reference
-                    .from
-                    .parse()
-                    .map_err(|e: crate::vault::Unresolved| failure(e.to_string()))?;
-                let secret =
-                    source.relative_to(&self.base).resolve().map_err(|e| failure(e.to_string()))?;
-                Ok((name.clone(), secret))
-            })
-            .collect()
-    }
-
     /// The program that a `command` names: `portcullis` is this very executable, a path is
     /// relative to the config, a bare name is looked up in `PATH`.
     fn program(&self, name: &str) -> PathBuf {
@@ -228,6 +227,26 @@ impl Launcher {
             .find(|candidate| candidate.is_file())
             .unwrap_or_else(|| PathBuf::from(name))
     }
+}
+
+fn resolve(
+    refs: &BTreeMap<String, config::SecretRef>,
+    base: &Path,
+) -> Result<Vec<(String, Secret)>, LaunchFailure> {
+    refs.iter()
+        .map(|(name, reference)| {
+            let failure = |what: String| LaunchFailure {
+                what: format!("secret `{name}`: {what}"),
+                remedy: Some("set it, or name another source in the config".into()),
+            };
+            let source: Source = reference
+                .from
+                .parse()
+                .map_err(|e: crate::vault::Unresolved| failure(e.to_string()))?;
+            let secret = source.relative_to(base).resolve().map_err(|e| failure(e.to_string()))?;
+            Ok((name.clone(), secret))
+        })
+        .collect()
 }
 
 /// Programs that run other programs' text: packed alone they would lack their own libraries.

@@ -14,6 +14,6 @@ mod server;
 
 pub use definitions::{Items, Offer};
 pub use greeting::Greeting;
-pub use launcher::{Launcher, Place};
+pub use launcher::{Handed, Launcher, Place};
 pub use link::{Call, Failure, Link, Notice, Reply, Unsolicited};
-pub use server::{Event, Running, Server, Status};
+pub use server::{Event, Running, Scrub, Server, Status};

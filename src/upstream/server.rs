@@ -38,16 +38,21 @@ const GRACE: Duration = Duration::from_secs(3);
 const FORCE: Duration = Duration::from_secs(5);
 /// Lines of standard error that are kept.
 const LOG_LINES: usize = 500;
-/// Bytes of one such line.
+/// Bytes of one such line that are kept.
 const LOG_LINE_BYTES: usize = 2_000;
+/// Bytes of one such line that are read. Of a longer one nothing is kept: where it is cut, a secret
+/// could be in two parts that nobody knows.
+const LOG_LINE_READ: usize = 16 << 10;
 
-/// What a server does and says on its own.
+/// Takes the secrets out of a text that is kept.
+pub type Scrub = Arc<dyn Fn(&mut String) + Send + Sync>;
+
+/// What becomes of a server.
 #[derive(Debug)]
 pub enum Event {
     Started { place: Place, process: String, revision: String, took: Duration },
     NotStarted { why: String },
     Ended { why: String },
-    Said(Unsolicited),
 }
 
 /// One server of the config.
@@ -64,7 +69,9 @@ pub struct Server {
     /// Whether the question for the era ended the process once, so that it is not asked again.
     known_legacy: AtomicBool,
     log: Arc<Mutex<VecDeque<String>>>,
+    scrub: Scrub,
     events: mpsc::Sender<Event>,
+    said: mpsc::Sender<Unsolicited>,
 }
 
 enum State {
@@ -107,12 +114,15 @@ pub struct Status {
 }
 
 impl Server {
-    /// A server that is not started yet.
+    /// A server that is not started yet. What becomes of it goes to `events`, what it says on its
+    /// own to `said`; its standard error is kept as `scrub` leaves it.
     pub fn new(
         name: ServerName,
         settings: config::Server,
         launcher: Arc<Launcher>,
+        scrub: Scrub,
         events: mpsc::Sender<Event>,
+        said: mpsc::Sender<Unsolicited>,
     ) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(settings.concurrent)),
@@ -125,7 +135,9 @@ impl Server {
             last_used: Mutex::new(Instant::now()),
             known_legacy: AtomicBool::new(false),
             log: Arc::default(),
+            scrub,
             events,
+            said,
         }
     }
 
@@ -229,9 +241,8 @@ impl Server {
         let exit = Arc::new(OnceLock::new());
         let (link, process, place): (Arc<dyn Link>, Option<Arc<dyn Handle>>, Place) =
             if let Some(url) = &self.settings.url {
-                let headers =
-                    self.launcher.headers(&self.settings).map_err(|f| (refused(&f), false))?;
-                let link = Http::new(url, &headers, self.launcher.caps, sender)
+                let handed = self.launcher.handed(&self.name).map_err(|f| (refused(&f), false))?;
+                let link = Http::new(url, &handed.headers, self.launcher.caps, sender)
                     .map_err(|failure| (failure, false))?;
                 (Arc::new(link), None, Place::Remote { url: url.clone() })
             } else {
@@ -240,8 +251,13 @@ impl Server {
                     .start(&self.name, &self.settings)
                     .await
                     .map_err(|failure| (refused(&failure), false))?;
-                let secrets = self.launcher.secrets(&self.settings).unwrap_or_default();
-                tokio::spawn(keep_log(process.stderr, self.log.clone(), secrets));
+                let handed = self.launcher.handed(&self.name).map_err(|f| (refused(&f), false))?;
+                tokio::spawn(keep_log(
+                    process.stderr,
+                    self.log.clone(),
+                    self.scrub.clone(),
+                    handed.secrets.clone(),
+                ));
                 let link = Pipe::new(process.stdin, process.stdout, self.launcher.caps, sender);
                 let handle: Arc<dyn Handle> = process.handle.into();
                 tokio::spawn({
@@ -252,7 +268,7 @@ impl Server {
                 });
                 (Arc::new(link), Some(handle), place)
             };
-        tokio::spawn(forward(unsolicited, definitions.clone(), self.events.clone()));
+        tokio::spawn(forward(unsolicited, definitions.clone(), self.said.clone()));
         match greet(link.as_ref(), era, self.start_timeout()).await {
             Ok(greeting) => {
                 let since = Instant::now();
@@ -263,20 +279,21 @@ impl Server {
                 if let Some(process) = &process {
                     end(process.as_ref(), Duration::ZERO).await;
                 }
-                let failure = if died { self.with_last_words(failure, &exit) } else { failure };
+                let failure = if died { self.with_exit(failure, &exit) } else { failure };
                 Err((failure, died))
             }
         }
     }
 
-    /// A death with the exit code and the last line of standard error: what an operator needs.
-    fn with_last_words(&self, failure: Failure, exit: &OnceLock<Exit>) -> Failure {
+    /// A death with the exit code and where to look further. What the server wrote itself stays
+    /// out: a failure's text goes to places where a server has no say.
+    fn with_exit(&self, failure: Failure, exit: &OnceLock<Exit>) -> Failure {
         let mut text = failure.to_string();
         if let Some(exit) = exit.get() {
             text = format!("{text} with {exit}");
         }
-        if let Some(line) = self.log.lock().back() {
-            text = format!("{text}; it last wrote: {line}");
+        if !self.log.lock().is_empty() {
+            text = format!("{text}; see `portcullis server logs {}`", self.name);
         }
         Failure::Unavailable(text)
     }
@@ -291,7 +308,7 @@ impl Server {
         *self.last_used.lock() = Instant::now();
         reply.map_err(|failure| match failure {
             Failure::Unavailable(_) if running.process.is_some() => {
-                self.with_last_words(failure, &running.exit)
+                self.with_exit(failure, &running.exit)
             }
             failure => failure,
         })
@@ -454,7 +471,7 @@ fn refused(failure: &LaunchFailure) -> Failure {
 async fn forward(
     mut unsolicited: mpsc::Receiver<Unsolicited>,
     definitions: Arc<Definitions>,
-    events: mpsc::Sender<Event>,
+    heard: mpsc::Sender<Unsolicited>,
 ) {
     while let Some(said) = unsolicited.recv().await {
         if let Unsolicited::Notification { method, .. } = &said
@@ -462,7 +479,7 @@ async fn forward(
         {
             definitions.forget();
         }
-        if events.send(Event::Said(said)).await.is_err() {
+        if heard.send(said).await.is_err() {
             return;
         }
     }
@@ -472,18 +489,26 @@ async fn forward(
 async fn keep_log(
     mut stderr: impl AsyncRead + Unpin,
     log: Arc<Mutex<VecDeque<String>>>,
+    scrub: Scrub,
     secrets: Vec<(String, Secret)>,
 ) {
     let mut chunk = vec![0; 4096];
     let mut line = Vec::new();
     let keep = |line: &mut Vec<u8>| {
-        let mut text = String::from_utf8_lossy(line).trim_end().to_owned();
+        let mut text = if line.len() > LOG_LINE_READ {
+            format!("[a line of more than {LOG_LINE_READ} bytes]")
+        } else {
+            String::from_utf8_lossy(line).trim_end().to_owned()
+        };
         line.clear();
+        scrub(&mut text);
+        // Here even a value is looked for that is too short to be looked for in every message.
         for (_, secret) in &secrets {
             if !secret.expose().is_empty() {
                 text = text.replace(secret.expose(), "[redacted]");
             }
         }
+        text.truncate(text.floor_char_boundary(LOG_LINE_BYTES));
         let mut log = log.lock();
         if log.len() == LOG_LINES {
             log.pop_front();
@@ -497,7 +522,7 @@ async fn keep_log(
                 for &byte in &chunk[..n] {
                     if byte == b'\n' {
                         keep(&mut line);
-                    } else if line.len() < LOG_LINE_BYTES {
+                    } else if line.len() <= LOG_LINE_READ {
                         line.push(byte);
                     }
                 }
@@ -519,13 +544,19 @@ mod tests {
         let value = ["hunter", "2-is-long"].concat();
         let secrets = vec![("K".to_owned(), Secret::new(value.clone()))];
         let mut text = format!("key {value}\n");
-        for n in 0..LOG_LINES - 1 {
+        // Where a line is cut, and where reading it ends, no part of a secret is left.
+        text.push_str(&format!("{}{value}\n", "x".repeat(LOG_LINE_BYTES - 3)));
+        text.push_str(&format!("{}{value}\n", "x".repeat(LOG_LINE_READ - 3)));
+        for n in 0..LOG_LINES - 3 {
             text.push_str(&format!("{n}{}\n", "x".repeat(LOG_LINE_BYTES)));
         }
-        keep_log(text.as_bytes(), Arc::clone(&log), secrets).await;
+        let scrub: Scrub = Arc::new(|text| *text = text.replace("key", "word"));
+        keep_log(text.as_bytes(), Arc::clone(&log), scrub, secrets).await;
         let log = log.lock();
         assert_eq!(log.len(), LOG_LINES);
-        assert_eq!(log[0], "key [redacted]");
-        assert_eq!(log[1].len(), LOG_LINE_BYTES);
+        assert_eq!(log[0], "word [redacted]");
+        assert!(log[1].ends_with("x[re"), "{}", log[1]);
+        assert_eq!(log[2], format!("[a line of more than {LOG_LINE_READ} bytes]"));
+        assert_eq!(log[3].len(), LOG_LINE_BYTES);
     }
 }

@@ -372,7 +372,9 @@ fn a_scrubber_leaves_nothing_of_a_secret() {
         name: "KEY".into(),
         value: Secret::new(value.clone()),
     };
-    let scrubber = Scrubber::new(&[known]).unwrap();
+    let lines = ["first-of-many-lines", "  second-of-many", "third"].join("\n");
+    let many = Known { name: "MANY".into(), value: Secret::new(lines.clone()), ..known.clone() };
+    let scrubber = Scrubber::new(&[known, many]).unwrap();
     let token = token();
     for (text, scrubbed) in [
         ("tools/call".to_owned(), "tools/call".to_owned()),
@@ -381,6 +383,8 @@ fn a_scrubber_leaves_nothing_of_a_secret() {
             format!("{value} and {token}"),
             "[redacted:vault:s/KEY] and [redacted:github-token]".to_owned(),
         ),
+        (lines, "[redacted:vault:s/MANY]".to_owned()),
+        ("x second-of-many x".to_owned(), "x [redacted:vault:s/MANY] x".to_owned()),
     ] {
         let mut got = text.clone();
         scrubber.scrub(&mut got);
