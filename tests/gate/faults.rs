@@ -1,7 +1,5 @@
 //! Servers that hang, die, flood or talk nonsense: they hurt nobody but those who asked them.
 
-use std::time::Instant;
-
 use serde_json::json;
 
 use crate::support::{
@@ -55,17 +53,16 @@ async fn one_that_is_full_refuses_and_delays_nobody_else() {
             Agent::modern(&url, None).refused("crooked__hang", json!({})).await
         });
     }
-    let began = Instant::now();
-    agent.text("notes__read_note", json!({ "name": "welcome" })).await;
-    let took = began.elapsed();
+    // The eight that find no place come back at once, so the four that do hang by now.
     let mut codes = Vec::new();
-    while let Some(code) = hanging.join_next().await {
-        codes.push(code.unwrap());
+    for _ in 0..8 {
+        codes.push(hanging.join_next().await.unwrap().unwrap());
     }
-    assert_eq!(codes.iter().filter(|code| *code == "server-timeout").count(), 4, "{codes:?}");
-    assert_eq!(codes.iter().filter(|code| *code == "server-overloaded").count(), 8, "{codes:?}");
-    // The honest call waited for none of them: all twelve took at least the two seconds of a call.
-    assert!(took < began.elapsed());
+    assert!(codes.iter().all(|code| code == "server-overloaded"), "{codes:?}");
+    agent.text("notes__read_note", json!({ "name": "welcome" })).await;
+    assert!(hanging.try_join_next().is_none(), "the honest call waited for one that hangs");
+    let codes = hanging.join_all().await;
+    assert_eq!(codes, ["server-timeout"; 4]);
     gate.stop().await;
 }
 
@@ -183,6 +180,29 @@ async fn servers_that_cannot_start_leave_the_others_alone() {
             assert!(codes.contains(&&code[..]), "{server}: {code}");
         }
         agent.text("notes__read_note", json!({ "name": "welcome" })).await;
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_never_lists_is_left_out_of_lists() {
+    let crooked = crate::support::server("crooked");
+    let gate = Setup::notes()
+        .and(&format!(
+            r#"
+            [servers.mute]
+            command = ["{}", "mute"]
+            runtime = "sandbox"
+            call-timeout-s = 5
+            "#,
+            crooked.display()
+        ))
+        .start()
+        .await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        let names = in_time("a list", agent.names("tools/list")).await;
+        assert!(names.iter().any(|name| name == "notes__read_note"), "{names:?}");
+        assert!(!names.iter().any(|name| name.starts_with("mute__")), "{names:?}");
     }
     gate.stop().await;
 }

@@ -30,6 +30,11 @@ async fn a_spent_limit_refuses_and_says_when_to_come_back() {
             agent.names("tools/list").await;
         }
     }
+    // The operator is told where the limit stands.
+    let records = gate.records(&["--decision", "refused"]).await;
+    let rule = &records[0]["rules"][0];
+    assert!(rule["file"].as_str().is_some_and(|file| file.ends_with(".toml")), "{records:#?}");
+    assert!(rule["line"].as_u64().is_some_and(|line| line > 1), "{records:#?}");
     gate.stop().await;
 }
 

@@ -1,8 +1,8 @@
 //! A server that misbehaves on demand, over standard input and output, in the legacy revisions.
 //! Every tool is one way to go wrong; `echo` and `reflect` are the honest ones.
 //!
-//! With an argument it goes wrong before anybody asks: `silent` never greets, `dead` ends at once,
-//! `babble` writes no JSON.
+//! With an argument it goes wrong before anybody asks: `silent` never greets, `mute` greets and
+//! never lists its tools, `dead` ends at once, `babble` writes no JSON.
 
 use std::{
     io::{BufRead, Write, stdin, stdout},
@@ -13,8 +13,10 @@ use std::{
 use serde_json::{Value, json};
 
 fn main() {
-    match std::env::args().nth(1).as_deref() {
-        None => {}
+    let way = std::env::args().nth(1);
+    let lists = way.as_deref() != Some("mute");
+    match way.as_deref() {
+        None | Some("mute") => {}
         Some("dead") => std::process::exit(3),
         Some("babble") => say("this is no JSON"),
         Some("silent") => {
@@ -46,6 +48,7 @@ fn main() {
                 }),
             ),
             "ping" => answer(&id, json!({})),
+            "tools/list" if !lists => {}
             "tools/list" => answer(&id, json!({ "tools": tools() })),
             "tools/call" => {
                 // A thread for each: one that hangs holds up no other.
