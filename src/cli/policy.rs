@@ -176,6 +176,7 @@ fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
         action,
         resource,
         args: args.as_ref(),
+        written: question.args.as_deref().unwrap_or_default().as_bytes(),
         circumstances: Circumstances {
             method: &method,
             transport: Transport::Http,

@@ -55,6 +55,8 @@ struct Question<'a> {
     resource: Resource<'a>,
     method: &'a str,
     args: Option<&'a Map<String, Value>>,
+    /// The text in which `args` stand.
+    written: &'a [u8],
 }
 
 /// Why a message cannot be put to the policies.
@@ -112,6 +114,7 @@ impl PolicyGate {
             action: question.action,
             resource: question.resource,
             args: question.args,
+            written: question.written,
             circumstances: Circumstances {
                 method: question.method,
                 transport: exchange.transport,
@@ -159,6 +162,7 @@ impl PolicyGate {
                     resource: Resource::Client(&exchange.principal),
                     method: &request.method,
                     args: request.params.as_ref(),
+                    written: exchange.payload(Phase::Response).raw(),
                 },
             );
             if matches!(decided.decision, Decision::Refuse(_)) {
@@ -269,6 +273,7 @@ fn passage(exchange: &Exchange) -> Result<Passage<'_>, Unclear> {
                 resource,
                 method,
                 args,
+                written: exchange.request.raw(),
             }
         }
         Direction::ServerToClient => Question {
@@ -277,6 +282,7 @@ fn passage(exchange: &Exchange) -> Result<Passage<'_>, Unclear> {
             resource: Resource::Client(&exchange.principal),
             method,
             args: params,
+            written: exchange.request.raw(),
         },
     };
     Ok(Passage::Decide(question))

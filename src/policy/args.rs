@@ -6,14 +6,20 @@ use serde_json::{Map, Number, Value};
 /// arguments at all: to show only some would let the others pass unseen.
 pub(super) const MAX_LEAVES: usize = 10_000;
 
-/// More leaves than [`MAX_LEAVES`].
+/// Why arguments cannot be shown to policies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the arguments hold more than {MAX_LEAVES} values, which is more than policies are shown")]
-pub(super) struct TooMany;
+pub(super) enum Unshowable {
+    #[error(
+        "the arguments hold more than {MAX_LEAVES} values, which is more than policies are shown"
+    )]
+    TooMany,
+    #[error("the arguments hold a number with more digits than policies are shown")]
+    Inexact,
+}
 
 /// All leaves of an object, in its order, by JSON pointer (RFC 6901). Empty arrays and objects
 /// have none.
-pub(super) fn leaves(args: &Map<String, Value>) -> Result<Vec<(String, String)>, TooMany> {
+pub(super) fn leaves(args: &Map<String, Value>) -> Result<Vec<(String, String)>, Unshowable> {
     enum Children<'a> {
         Object(serde_json::map::Iter<'a>),
         Array(std::iter::Enumerate<std::slice::Iter<'a, Value>>),
@@ -54,7 +60,7 @@ pub(super) fn leaves(args: &Map<String, Value>) -> Result<Vec<(String, String)>,
             Some(Value::Null) => "null".to_owned(),
         };
         if found.len() == MAX_LEAVES {
-            return Err(TooMany);
+            return Err(Unshowable::TooMany);
         }
         found.push((pointer.clone(), text));
     }
@@ -72,8 +78,70 @@ fn push_token(pointer: &mut String, token: &str) {
     }
 }
 
+/// Checks that policies are shown every number of a JSON text at its full value. A parsed number is
+/// a 64-bit integer or a double; the server reads the text, and may read all of its digits.
+pub(super) fn exact(json: &[u8]) -> Result<(), Unshowable> {
+    let mut rest = json;
+    while let Some((&first, after)) = rest.split_first() {
+        rest = match first {
+            b'"' => past_string(after),
+            b'-' | b'0'..=b'9' => {
+                let is_part = |b: &u8| matches!(b, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-');
+                let end = rest.iter().position(|b| !is_part(b)).unwrap_or(rest.len());
+                let (number, after) = rest.split_at(end);
+                if !survives(number) {
+                    return Err(Unshowable::Inexact);
+                }
+                after
+            }
+            _ => after,
+        };
+    }
+    Ok(())
+}
+
+/// What follows the string whose first quote is behind us.
+fn past_string(mut rest: &[u8]) -> &[u8] {
+    while let Some((&first, after)) = rest.split_first() {
+        rest = match first {
+            b'"' => return after,
+            b'\\' => after.get(1..).unwrap_or_default(),
+            _ => after,
+        };
+    }
+    rest
+}
+
+fn survives(number: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(number) else { return false };
+    let Ok(number) = text.parse::<Number>() else { return false };
+    let value = value(text);
+    value.is_some() && value == self::value(&canonical(&number))
+}
+
+/// The value of a decimal: whether it is negative, its digits without zeros at either end, and the
+/// power of ten of the last one. `None` where the exponent is beyond all reason.
+fn value(text: &str) -> Option<(bool, String, i64)> {
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let (negative, mantissa) = match mantissa.strip_prefix('-') {
+        Some(mantissa) => (true, mantissa),
+        None => (false, mantissa),
+    };
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = format!("{whole}{fraction}");
+    let digits = digits.trim_start_matches('0');
+    let kept = digits.trim_end_matches('0');
+    if kept.is_empty() {
+        return Some((false, String::new(), 0));
+    }
+    let zeros = i64::try_from(digits.len() - kept.len()).ok()?;
+    let places = i64::try_from(fraction.len()).ok()?;
+    let exponent = exponent.parse::<i64>().ok()?.checked_add(zeros)?.checked_sub(places)?;
+    Some((negative, kept.to_owned(), exponent))
+}
+
 /// One text for one number, however it was written: `50`, `50.0` and `5e1` are all `50`. Plain
-/// decimal, without exponent. What no 64-bit integer holds is the nearest double.
+/// decimal, without exponent. What no 64-bit integer holds is the nearest double: see [`exact`].
 fn canonical(number: &Number) -> String {
     if let Some(integer) = number.as_i64() {
         return integer.to_string();
@@ -119,6 +187,34 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_shown_in_full_or_not_at_all() {
+        for json in [
+            r#"{"a": [0, -0.0, 0e5, 50.0, 5E+1, 1e-3, 0.1, 1e20, 1.5e300], "b": -0.25}"#,
+            "[18446744073709551615, -9223372036854775808, 9007199254740993]",
+            "[0.30000000000000004, 5e-324, 100000000000000000000]",
+            // Digits in strings and keys are not numbers.
+            r#"{"12345678901234567890123": "1e-999 \" 1e-999 \\", "x": "\\\"1e-999"}"#,
+            "",
+        ] {
+            assert_eq!(exact(json.as_bytes()), Ok(()), "{json}");
+        }
+        for number in [
+            "12345678901234567890123",
+            "18446744073709551617",
+            "-9223372036854775809",
+            "9007199254740993.0",
+            "0.1000000000000000055",
+            "1.00000000000000000001",
+            "1e-400",
+            "1e400",
+            "1e99999999999999999999",
+        ] {
+            let json = format!(r#"{{"\\": "\"", "a": [1, {number}]}}"#);
+            assert_eq!(exact(json.as_bytes()), Err(Unshowable::Inexact), "{json}");
+        }
+    }
+
+    #[test]
     fn pointers_are_escaped_and_empty_containers_have_no_leaf() {
         let value = json!({
             "a/b": {"~1": "x"}, "": [null, [], {}, [true]], "ключ": {"\u{1f512}": ""},
@@ -148,7 +244,7 @@ mod tests {
     fn too_many_leaves_are_an_error() {
         let array = |length| Map::from_iter([("a".to_owned(), Value::from(vec![1; length]))]);
         assert_eq!(leaves(&array(MAX_LEAVES)).unwrap().len(), MAX_LEAVES);
-        assert_eq!(leaves(&array(MAX_LEAVES + 1)), Err(TooMany));
+        assert_eq!(leaves(&array(MAX_LEAVES + 1)), Err(Unshowable::TooMany));
     }
 
     fn json() -> impl Strategy<Value = Value> {
@@ -177,6 +273,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_a_parse_keeps_is_exact(value in json()) {
+            prop_assert_eq!(exact(value.to_string().as_bytes()), Ok(()));
+        }
+
         #[test]
         fn tags_mirror_the_leaves(value in json()) {
             let args = Map::from_iter([("args".to_owned(), value)]);

@@ -9,7 +9,7 @@ use cedar_policy::{
 use serde_json::{Map, Value};
 
 use super::{
-    args::{self, TooMany},
+    args::{self, Unshowable},
     load::Reads,
     request::{Action, Circumstances, Claims, Request, Resource, Subject},
 };
@@ -23,7 +23,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unaskable {
     #[error(transparent)]
-    TooMany(#[from] TooMany),
+    Unshowable(#[from] Unshowable),
     #[error("the {0} does not fit the policy schema")]
     Misfit(&'static str),
 }
@@ -144,6 +144,7 @@ impl Vocabulary {
         if !reads.args {
             return Ok((question, Cow::Borrowed(entities)));
         }
+        args::exact(request.written)?;
         let args = self.args(request.args)?;
         let entities = entities
             .clone()

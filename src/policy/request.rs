@@ -14,6 +14,9 @@ pub struct Request<'a> {
     pub resource: Resource<'a>,
     /// What `context.args` shows. Must be free of duplicate keys.
     pub args: Option<&'a Map<String, Value>>,
+    /// A JSON text that holds `args` as the server will read them: a number in it that has more
+    /// digits than could be shown refuses, where a policy looks at arguments.
+    pub written: &'a [u8],
     pub circumstances: Circumstances<'a>,
 }
 

@@ -15,6 +15,7 @@ fn call(engine: &Engine, principal: &Principal, tool: &str, json: &str) -> Outco
         action: Action::CallTool,
         resource: Resource::Tool { server: &server, name, claims: Claims::default() },
         args: Some(&arguments),
+        written: json.as_bytes(),
         circumstances: circumstances("tools/call"),
     })
 }
@@ -70,6 +71,7 @@ fn the_schema_has_no_warning_and_every_question_fits_it() {
                 action,
                 resource,
                 args: Some(&arguments),
+                written: b"",
                 circumstances: circumstances("m"),
             };
             let frame = vocabulary.frame(&subject, action, &resource, &schema).unwrap();
@@ -93,8 +95,14 @@ fn a_question_that_the_schema_does_not_have_is_refused() {
         (Subject::Client(&principal), Action::Sample, Resource::Client(&principal)),
         (Subject::Server(&server), Action::Connect, Resource::Proxy),
     ] {
-        let request =
-            Request { subject, action, resource, args: None, circumstances: circumstances("m") };
+        let request = Request {
+            subject,
+            action,
+            resource,
+            args: None,
+            written: b"",
+            circumstances: circumstances("m"),
+        };
         let outcome = engine.decide(&request);
         assert_eq!(outcome.explain(), "the request does not fit the policy schema", "{action:?}");
         assert!(!outcome.allowed && !engine.could_allow(&subject, action, &resource));
@@ -114,6 +122,7 @@ fn no_policies_allow_nothing_and_show_nothing() {
                     action,
                     resource,
                     args: None,
+                    written: b"",
                     circumstances: circumstances("m"),
                 });
                 assert!(!outcome.allowed && outcome.rules.is_empty(), "{action:?}");
@@ -137,6 +146,7 @@ fn every_action_can_be_permitted_by_its_group() {
             action,
             resource,
             args: None,
+            written: b"",
             circumstances: circumstances("m"),
         });
         assert!(outcome.allowed, "{action:?}");
@@ -285,6 +295,22 @@ fn arguments_beyond_what_policies_are_shown_refuse_where_a_policy_looks() {
 
     let looks_away = engine("permit (principal, action, resource);");
     assert!(call(&looks_away, &anonymous(), "s/t", &many).allowed);
+}
+
+#[test]
+fn numbers_that_cannot_be_shown_refuse_where_a_policy_looks() {
+    let long = r#"{"id": 12345678901234567890123}"#;
+    let looks = engine(
+        r#"permit (principal, action, resource);
+           forbid (principal, action, resource) when { context.args.hasTag("/other") };"#,
+    );
+    let outcome = call(&looks, &anonymous(), "s/t", long);
+    assert!(!outcome.allowed);
+    assert!(outcome.explain().contains("more digits"), "{}", outcome.explain());
+    assert!(call(&looks, &anonymous(), "s/t", r#"{"id": 12345678901234567890}"#).allowed);
+
+    let looks_away = engine("permit (principal, action, resource);");
+    assert!(call(&looks_away, &anonymous(), "s/t", long).allowed);
 }
 
 #[test]

@@ -85,6 +85,7 @@ fn a_file_below_the_base_is_named_relative_to_it() {
             action: Action::Connect,
             resource: Resource::Proxy,
             args: None,
+            written: b"",
             circumstances: circumstances("initialize"),
         });
         (outcome.rules[0].file.clone(), engine.revision())

@@ -17,6 +17,7 @@ fn ask(engine: &Engine, principal: &Principal, action: Action, resource: Resourc
         action,
         resource,
         args: None,
+        written: b"",
         circumstances: circumstances("m"),
     })
 }
@@ -100,6 +101,7 @@ fn the_starter_set() {
             action,
             resource: peer,
             args: Some(&arguments),
+            written: json.as_bytes(),
             circumstances: circumstances("m"),
         });
         assert_eq!(outcome.allowed, allowed, "{action:?} {json}");

@@ -111,6 +111,7 @@ proptest! {
                                 action: Action::CallTool,
                                 resource,
                                 args: Some(&arguments),
+                                written: json.as_bytes(),
                                 circumstances: Circumstances {
                                     source_ip,
                                     session_calls,
