@@ -85,6 +85,12 @@ codes! {
     DuplicateKey = "duplicate-key", INVALID_REQUEST, 400;
     /// More bytes, values or levels than are taken.
     TooLarge = "too-large", INVALID_REQUEST, 413;
+    /// A body that is not plain JSON, by its `Content-Type` or `Content-Encoding`.
+    UnsupportedMedia = "unsupported-media", INVALID_REQUEST, 415;
+    /// An answer of a kind that `Accept` does not name.
+    NotAcceptable = "not-acceptable", INVALID_REQUEST, 406;
+    /// An HTTP method that is not known here, or not without a session.
+    VerbUnknown = "verb-unknown", INVALID_REQUEST, 405;
     /// A method that is not known, or not one of this revision.
     MethodUnknown = "method-unknown", METHOD_NOT_FOUND, 404;
     /// A header and the body disagree (MCP 2026-07-28).

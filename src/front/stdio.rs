@@ -136,7 +136,7 @@ impl Client {
             }
             return;
         }
-        let (outbox, gone) = (self.outbox.clone(), self.gone.clone());
+        let (outbox, gone, asked) = (self.outbox.clone(), self.gone.clone(), id.is_some());
         self.tasks.spawn(async move {
             let _cancel = ticket.cancel;
             while let Some(notice) = ticket.notices.recv().await {
@@ -144,7 +144,8 @@ impl Client {
             }
             tokio::select! {
                 answered = ticket.answer => {
-                    if let Some(text) = answered.ok().and_then(|answered| answered.text) {
+                    // Here, unlike over HTTP, nothing tells a refused notification from an answer.
+                    if asked && let Some(text) = answered.ok().and_then(|answered| answered.text) {
                         let _ = outbox.send(text).await;
                     }
                 }

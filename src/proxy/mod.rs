@@ -111,7 +111,8 @@ pub struct Ticket {
 /// What became of a message.
 #[derive(Debug)]
 pub struct Answered {
-    /// The text of the answer; none for a notification. It holds its principal's [`Place`] until
+    /// The text of the answer; for a notification only that of its refusal, which a transport
+    /// with a channel for it may hand out. It holds its principal's [`Place`] until
     /// it is dropped, so that answers that nobody reads are bounded as messages are.
     pub text: Option<Bytes>,
     /// The code of a refusal.

@@ -364,16 +364,17 @@ impl Proxy {
         let refusal =
             Refusal::new(Code::InvalidRequest, "this answers no request that is under way");
         let client = Some(&*caller.principal);
-        self.turn_away(
-            &refusal,
-            caller.transport,
-            caller.client_addr,
-            client,
-            Some(frame.raw()),
-            None,
-        )
-        .await;
-        Answered { text: None, refused: Some(refusal.code), session: None }
+        let text = self
+            .turn_away(
+                &refusal,
+                caller.transport,
+                caller.client_addr,
+                client,
+                Some(frame.raw()),
+                None,
+            )
+            .await;
+        Answered { text: Some(text), refused: Some(refusal.code), session: None }
     }
 
     /// What a client's notification does here. Servers have sessions with the proxy, not with
@@ -409,7 +410,12 @@ impl Proxy {
         session: Option<Arc<Session>>,
     ) -> Answered {
         let Some(id) = id else {
-            return Answered { text: None, refused: end.err().map(|r| r.code), session: None };
+            let refusal = end.err();
+            let text = refusal.as_ref().map(|refusal| {
+                let error = refusal.to_rpc_error(exchange.id).to_string();
+                Frame::error(None, error.as_bytes())
+            });
+            return Answered { text, refused: refusal.map(|r| r.code), session: None };
         };
         match end {
             Ok(Some(Answer::Result(result))) => {

@@ -218,7 +218,27 @@ async fn what_is_no_ordinary_post_is_refused() {
     for (name, headers, statuses) in cases {
         let reply = wire::post(gate.addr, "/mcp", headers, ping).await;
         assert!(statuses.contains(&reply.status), "{name}: {reply:#?}");
+        match reply.status {
+            415 => assert_eq!(reply.refusal(), "unsupported-media", "{name}"),
+            406 => assert_eq!(reply.refusal(), "not-acceptable", "{name}"),
+            _ => {}
+        }
         still_answers(&agent).await;
+    }
+    // Refusals at the endpoints have a code, whatever they are for.
+    for (line, status, code) in [
+        ("PUT /mcp", 405, "verb-unknown"),
+        ("GET /mcp", 405, "verb-unknown"),
+        ("DELETE /mcp", 400, "invalid-request"),
+        ("POST /servers/nope/mcp", 404, "unknown-target"),
+    ] {
+        let text = format!(
+            "{line} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+            gate.addr
+        );
+        let reply = wire::raw(gate.addr, text.as_bytes()).await;
+        assert_eq!((reply.status, reply.refusal().as_str()), (status, code), "{line}: {reply:#?}");
+        assert!(reply.messages()[0]["error"]["data"]["decision"].is_string(), "{line}");
     }
     // Other verbs and other places.
     for (line, statuses) in [

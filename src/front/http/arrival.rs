@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, HttpBody},
-    http::{HeaderMap, StatusCode, Uri, header},
+    http::{HeaderMap, Uri, header},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -82,17 +82,25 @@ fn single<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Result<Optio
 }
 
 /// Checks what a POST carries and takes; whether the client takes an event stream.
-pub(super) fn content(headers: &HeaderMap) -> Result<bool, StatusCode> {
+pub(super) fn content(headers: &HeaderMap) -> Result<bool, Refusal> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
     let kind = kind.split(';').next().unwrap_or("").trim();
     if !kind.eq_ignore_ascii_case("application/json")
         || headers.contains_key(header::CONTENT_ENCODING)
     {
-        return Err(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        return Err(Refusal::new(
+            Code::UnsupportedMedia,
+            "send `Content-Type: application/json`, without a `Content-Encoding`",
+        ));
     }
     let (json, stream) =
         (accepts(headers, "application/json"), accepts(headers, "text/event-stream"));
-    if json { Ok(stream) } else { Err(StatusCode::NOT_ACCEPTABLE) }
+    if json { Ok(stream) } else { Err(not_acceptable("application/json")) }
+}
+
+/// What is answered where `Accept` does not name what there is.
+pub(super) fn not_acceptable(kind: &str) -> Refusal {
+    Refusal::new(Code::NotAcceptable, format!("`Accept` must name `{kind}`"))
 }
 
 /// Whether `Accept` names a media type. Without the header everything is taken.

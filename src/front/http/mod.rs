@@ -81,7 +81,7 @@ fn mcp(front: Front) -> Router {
 }
 
 fn methods() -> MethodRouter<Front> {
-    post(post_message).get(get_stream).delete(delete_session)
+    post(post_message).get(get_stream).delete(delete_session).fallback(other_verb)
 }
 
 fn operations(proxy: Arc<Proxy>) -> Router {
@@ -141,8 +141,16 @@ async fn delete_session(State(front): State<Front>, name: Named, request: Reques
     front.delete(name, request).await
 }
 
-fn no_server() -> Response {
-    (StatusCode::NOT_FOUND, "there is no server of this name\n").into_response()
+async fn other_verb(State(front): State<Front>, request: Request) -> Response {
+    let address = request.extensions().get::<SocketAddr>().copied();
+    let (visitor, refusal) = match front.admit(&request) {
+        Ok(visitor) => {
+            let refusal = Refusal::new(Code::VerbUnknown, "this HTTP method is not known here");
+            (Some(visitor), refusal)
+        }
+        Err(refusal) => (None, refusal),
+    };
+    front.turn_away(refusal, visitor.as_ref(), address, None, None).await
 }
 
 /// Who is at the door.
@@ -153,10 +161,12 @@ struct Visitor {
 }
 
 impl Front {
-    fn view(&self, name: Named) -> Option<View> {
-        let Some(Path(name)) = name else { return Some(View::All) };
-        let name = name.parse().ok()?;
-        self.proxy.router.server(&name).map(|server| View::One(server.name.clone()))
+    fn view(&self, name: Named) -> Result<View, Refusal> {
+        let Some(Path(name)) = name else { return Ok(View::All) };
+        let server = name.parse().ok().and_then(|name| self.proxy.router.server(&name));
+        let server =
+            server.ok_or_else(|| Refusal::new(Code::Unknown, "there is no server of this name"))?;
+        Ok(View::One(server.name.clone()))
     }
 
     /// Lets a visitor in, or says why not.
@@ -225,7 +235,6 @@ impl Front {
             Ok(visitor) => visitor,
             Err(refusal) => return self.turn_away(refusal, None, address, None, None).await,
         };
-        let Some(view) = self.view(name) else { return no_server() };
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
         let away = |refusal, message: Option<Bytes>, id: Option<Id>| {
@@ -235,9 +244,13 @@ impl Front {
                     .await
             }
         };
+        let view = match self.view(name) {
+            Ok(view) => view,
+            Err(refusal) => return away(refusal, None, None).await,
+        };
         let streams = match arrival::content(&headers) {
             Ok(streams) => streams,
-            Err(status) => return status.into_response(),
+            Err(refusal) => return away(refusal, None, None).await,
         };
         let caps = self.proxy.request_caps();
         let place = match self.proxy.enter(&visitor.principal) {
@@ -293,15 +306,17 @@ impl Front {
             Ok(visitor) => visitor,
             Err(refusal) => return self.turn_away(refusal, None, address, None, None).await,
         };
-        let Some(view) = self.view(name) else { return no_server() };
-        let headers = request.headers();
-        let Some(id) = presented(headers) else {
-            return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response();
-        };
-        if !arrival::accepts(headers, "text/event-stream") {
-            return StatusCode::NOT_ACCEPTABLE.into_response();
-        }
-        match self.proxy.sessions.find(&id, &visitor.principal, &view) {
+        let session = self.view(name).and_then(|view| {
+            let headers = request.headers();
+            let id = presented(headers).ok_or_else(|| {
+                Refusal::new(Code::VerbUnknown, "a GET needs the `Mcp-Session-Id` of a session")
+            })?;
+            if !arrival::accepts(headers, "text/event-stream") {
+                return Err(arrival::not_acceptable("text/event-stream"));
+            }
+            self.proxy.sessions.find(&id, &visitor.principal, &view)
+        });
+        match session {
             Ok(session) => reply::listen(&session, self.proxy.closing().clone()),
             Err(refusal) => self.turn_away(refusal, Some(&visitor), address, None, None).await,
         }
@@ -314,11 +329,16 @@ impl Front {
             Ok(visitor) => visitor,
             Err(refusal) => return self.turn_away(refusal, None, address, None, None).await,
         };
-        let Some(view) = self.view(name) else { return no_server() };
-        let Some(id) = presented(request.headers()) else {
-            return StatusCode::BAD_REQUEST.into_response();
-        };
-        match self.proxy.sessions.find(&id, &visitor.principal, &view) {
+        let session = self.view(name).and_then(|view| {
+            let id = presented(request.headers()).ok_or_else(|| {
+                Refusal::new(
+                    Code::InvalidRequest,
+                    "a DELETE needs the `Mcp-Session-Id` of a session",
+                )
+            })?;
+            self.proxy.sessions.find(&id, &visitor.principal, &view)
+        });
+        match session {
             Ok(session) => {
                 self.proxy.sessions.close(&session.id);
                 StatusCode::NO_CONTENT.into_response()

@@ -28,17 +28,28 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// How often a stream shows a sign of life.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// The HTTP methods of the endpoints: all but `POST` only in a legacy session.
+const VERBS: &str = "POST, GET, DELETE";
+
 /// The answer to a message that was refused before it was one.
 pub(super) fn refused(code: Code, text: Bytes) -> Response {
     let status = StatusCode::from_u16(code.http()).unwrap_or(StatusCode::BAD_REQUEST);
-    // A refusal with a status of its own is no answer of 200.
-    let status = if status.is_success() { StatusCode::BAD_REQUEST } else { status };
+    let status = match code {
+        // What a path names.
+        Code::Unknown => StatusCode::NOT_FOUND,
+        // A refusal with a status of its own is no answer of 200.
+        _ if status.is_success() => StatusCode::BAD_REQUEST,
+        _ => status,
+    };
     let mut response = json(status, text);
     if code == Code::Unauthenticated {
         response.headers_mut().insert(
             header::WWW_AUTHENTICATE,
             HeaderValue::from_static("Bearer realm=\"portcullis\""),
         );
+    }
+    if code == Code::VerbUnknown {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(VERBS));
     }
     response
 }
@@ -78,8 +89,11 @@ fn whole(answered: Option<Answered>, notification: bool, revision: Revision) -> 
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
     if notification {
-        let taken = answered.refused.is_none();
-        return if taken { StatusCode::ACCEPTED } else { StatusCode::FORBIDDEN }.into_response();
+        return match (answered.refused, answered.text) {
+            (None, _) => StatusCode::ACCEPTED.into_response(),
+            (Some(_), Some(text)) => json(StatusCode::FORBIDDEN, text),
+            (Some(_), None) => StatusCode::FORBIDDEN.into_response(),
+        };
     }
     let status = match answered.refused {
         // MCP 2026-07-28 gives these a status of their own.
