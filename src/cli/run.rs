@@ -146,6 +146,7 @@ async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Proxy>) -> anyhow::
         client_addr: None,
         view: View::All,
         session: None,
+        calls: None,
         revision: Revision::LATEST_MODERN,
     };
     let mut shown = serde_json::Map::new();

@@ -142,6 +142,7 @@ async fn alone(
         client_addr: None,
         view: View::All,
         session: None,
+        calls: None,
         revision: Revision::LATEST_MODERN,
     };
     let answer = async {

@@ -22,7 +22,7 @@ use crate::{
     proxy::{Caller, Proxy},
     refusal::{Code, Refusal},
     router::View,
-    session::Session,
+    session::{Calls, Session},
 };
 
 /// Answers that may wait for a client that does not read. When they do, no more is read of it.
@@ -45,6 +45,7 @@ pub async fn serve(
         proxy,
         outbox,
         session: None,
+        calls: Arc::default(),
         tasks: JoinSet::new(),
         gone: CancellationToken::new(),
     };
@@ -83,6 +84,8 @@ struct Client {
     proxy: Arc<Proxy>,
     outbox: mpsc::Sender<Bytes>,
     session: Option<Arc<Session>>,
+    /// What is under way without a session.
+    calls: Arc<Calls>,
     tasks: JoinSet<()>,
     gone: CancellationToken,
 }
@@ -113,6 +116,10 @@ impl Client {
             transport: Transport::Stdio,
             client_addr: None,
             view: View::All,
+            calls: Some(match &session {
+                Some(session) => session.calls.clone(),
+                None => self.calls.clone(),
+            }),
             session,
             revision,
         };

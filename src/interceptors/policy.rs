@@ -92,6 +92,13 @@ impl PolicyGate {
         self.engine.could_allow(&Subject::Client(principal), action, &resource)
     }
 
+    /// Whether a merged list may hold what a server offers: whether this principal could greet
+    /// that server.
+    pub fn lists(&self, principal: &Principal, server: &ServerName) -> bool {
+        let resource = Resource::Server(server);
+        self.engine.could_allow(&Subject::Client(principal), Action::Connect, &resource)
+    }
+
     /// Whether this principal could call a tool of which only the name is known, whatever the
     /// server claims of it: asked before a server is started to look for the tool.
     pub fn conceivable(&self, principal: &Principal, server: &ServerName, name: &str) -> bool {

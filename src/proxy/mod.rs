@@ -38,7 +38,7 @@ use crate::{
     policy,
     refusal::{Code, Refusal},
     router::{Router, View},
-    session::{Session, Sessions},
+    session::{Calls, Session, Sessions},
     telemetry::Metrics,
     upstream::Launcher,
 };
@@ -80,6 +80,8 @@ pub struct Caller {
     pub view: View,
     /// The legacy session; `initialize` comes without one.
     pub session: Option<Arc<Session>>,
+    /// What the client has under way, where it can cancel by an id.
+    pub calls: Option<Arc<Calls>>,
     pub revision: Revision,
 }
 

@@ -90,6 +90,7 @@ impl Proxy {
                         client_addr: None,
                         view: session.view().clone(),
                         session: Some(session.clone()),
+                        calls: None,
                         revision: session.revision,
                     };
                     let mut notice = begin(&caller, &method, true, params.clone());
@@ -130,6 +131,7 @@ impl Proxy {
             client_addr: None,
             view: View::One(server.clone()),
             session: None,
+            calls: None,
             revision: Revision::LATEST_LEGACY,
         };
         let mut question = begin(&caller, method, false, params);

@@ -28,6 +28,10 @@ impl router::Sight for Sight<'_> {
         self.gate.visible(self.principal, Listed::Resource { server, uri })
     }
 
+    fn server(&self, server: &ServerName) -> bool {
+        self.gate.lists(self.principal, server)
+    }
+
     fn item(&self, offer: Offer, definition: &Definition) -> bool {
         let (server, name) = (&definition.server, definition.name.as_str());
         let entry = match offer {

@@ -46,11 +46,21 @@ enum End {
 }
 
 /// What is carried along an exchange's way, beside the exchange itself.
+#[derive(Default)]
 struct Passage {
     trail: Trail,
-    /// The time that the server took.
-    in_server: Option<Duration>,
+    /// When a server was asked.
+    asked: Option<Instant>,
+    /// The time that servers took.
+    in_server: Duration,
     session: Option<Arc<Session>>,
+}
+
+impl Passage {
+    /// The time that the server took, where it was asked.
+    fn served(&self) -> Option<Duration> {
+        self.asked.map(|_| self.in_server)
+    }
 }
 
 impl Proxy {
@@ -71,33 +81,40 @@ impl Proxy {
         };
         let mut exchange = begin(&caller, method, id.is_none(), params);
         let active = self.metrics.request(method, caller.transport);
-        let _under_way = match (&id, &caller.session) {
-            (Some(id), Some(session)) => Some(session.begin(id, cancel.clone())),
-            _ => None,
+        let mut passage = Passage::default();
+        let under_way = match (&id, &caller.calls) {
+            (Some(id), Some(calls)) => calls.begin(id, cancel.clone()).map(Some),
+            _ => Ok(None),
         };
-        let mut passage = Passage { trail: Trail::default(), in_server: None, session: None };
-
-        let end = match self.admit(&caller, &mut exchange, &mut passage).await {
-            Err(refusal) => {
+        if let (Some(_), Some(session)) = (&id, &caller.session) {
+            session.count();
+        }
+        let admitted = match &under_way {
+            Err(refusal) => Some(Err(refusal.clone())),
+            Ok(_) => tokio::select! {
+                admitted = self.admit(&caller, &mut exchange, &mut passage) => Some(admitted),
+                () = cancel.cancelled() => None,
+            },
+        };
+        let end = match admitted {
+            Some(Err(refusal)) => {
                 self.record_refusal(&exchange, &passage, &refusal).await;
                 Err(refusal)
             }
-            Ok(server) => {
-                let end = self
-                    .carry_out(
-                        &caller,
-                        &frame,
-                        server,
-                        &mut exchange,
-                        &mut passage,
-                        notices,
-                        &cancel,
-                    )
-                    .await;
+            Some(Ok(server)) => {
+                let end = tokio::select! {
+                    end = self.carry_out(&caller, &frame, server, &mut exchange, &mut passage, notices) => end,
+                    () = cancel.cancelled() => End::Cancelled,
+                };
+                if let Some(asked) = passage.asked {
+                    passage.in_server += asked.elapsed();
+                }
                 let end = self.leave(&mut exchange, &mut passage, end).await;
                 self.conclude(&exchange, &passage, end).await
             }
+            None => self.conclude(&exchange, &passage, End::Cancelled).await,
         };
+        drop(under_way);
         let answered = self.answer(&exchange, id.as_ref(), end, passage.session.clone());
         self.measure(&exchange, &passage, &answered, active);
         answered
@@ -114,10 +131,12 @@ impl Proxy {
             return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
         }
         let sight = Sight { gate: &self.gate, principal: &caller.principal };
-        let route = self
-            .router
-            .route(&caller.view, &exchange.method, exchange.request.raw(), &sight)
-            .await?;
+        let began = Instant::now();
+        let routed =
+            self.router.route(&caller.view, &exchange.method, exchange.request.raw(), &sight).await;
+        // What takes time here is a server: it is started, or asked for its lists.
+        passage.in_server += began.elapsed();
+        let route = routed?;
         exchange.server = route.server.as_ref().map(|server| server.name.clone());
         exchange.target = route.target;
         if let Some(params) = route.params {
@@ -137,7 +156,6 @@ impl Proxy {
     }
 
     /// Gets the answer: from the proxy itself, or from a server.
-    #[expect(clippy::too_many_arguments, reason = "all of one exchange's state, in one place")]
     async fn carry_out(
         self: &Arc<Self>,
         caller: &Caller,
@@ -146,7 +164,6 @@ impl Proxy {
         exchange: &mut Exchange,
         passage: &mut Passage,
         notices: mpsc::Sender<Bytes>,
-        cancel: &CancellationToken,
     ) -> End {
         if exchange.notification {
             self.notified(caller, exchange);
@@ -177,13 +194,8 @@ impl Proxy {
                 "this method is not one that can be asked of all servers at once",
             ));
         };
-        let began = Instant::now();
-        let end = tokio::select! {
-            end = self.ask(caller, frame, &server, exchange, notices) => end,
-            () = cancel.cancelled() => End::Cancelled,
-        };
-        passage.in_server = Some(began.elapsed());
-        end
+        passage.asked = Some(Instant::now());
+        self.ask(caller, frame, &server, exchange, notices).await
     }
 
     /// Asks a server.
@@ -259,7 +271,7 @@ impl Proxy {
 
     /// Sends a notification of a server through the chain; the text for the client, if it may pass.
     pub(super) async fn to_client(&self, mut notice: Exchange) -> Option<Bytes> {
-        let mut passage = Passage { trail: Trail::default(), in_server: None, session: None };
+        let mut passage = Passage::default();
         if let Err(refusal) = self.chain.pass(&mut notice, Phase::Request, &mut passage.trail).await
         {
             self.record_refusal(&notice, &passage, &refusal).await;
@@ -317,7 +329,7 @@ impl Proxy {
         };
         let ruling = self.ruling(&passage.trail);
         let outcome =
-            Outcome::of(exchange, ruling.borrow(), conclusion, passage.in_server, self.audit.key());
+            Outcome::of(exchange, ruling.borrow(), conclusion, passage.served(), self.audit.key());
         if let Err(error) = self.audit.outcome(outcome).await {
             tracing::error!(decision = %exchange.id, %error, "an outcome could not be recorded");
             if let Some(session) = &passage.session {
@@ -381,13 +393,13 @@ impl Proxy {
     /// clients, so none is passed on.
     fn notified(&self, caller: &Caller, exchange: &Exchange) {
         if exchange.method.as_str() == Method::CANCELLED
-            && let Some(session) = &caller.session
+            && let Some(calls) = &caller.calls
             && let Some(id) = Object::parse(exchange.request.raw().clone())
                 .ok()
                 .and_then(|params| params.get("requestId"))
                 .and_then(|id| Id::parse(id).ok())
         {
-            session.cancel(&id);
+            calls.cancel(&id);
         }
     }
 
@@ -473,7 +485,7 @@ impl Proxy {
                 principal: &exchange.principal,
                 outcome,
                 total: exchange.started.elapsed(),
-                in_tool: passage.in_server,
+                in_tool: passage.served(),
             });
         }
     }
@@ -519,7 +531,7 @@ pub(super) fn begin(
         transport: caller.transport,
         client_addr: caller.client_addr,
         session: caller.session.as_ref().map(|session| session.id.clone()),
-        session_calls: caller.session.as_ref().map_or(0, |session| session.calls()),
+        session_calls: caller.session.as_ref().map_or(0, |session| session.requests()),
         revision: caller.revision,
         server: None,
         target: Target::None,

@@ -6,7 +6,7 @@
 
 mod template;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -18,11 +18,14 @@ use crate::{
     exchange::{Definition, Method, Target},
     names::{ServerName, nearest},
     refusal::{Code, Refusal},
-    upstream::{Failure, Offer, Server},
+    upstream::{Failure, Items, Offer, Server},
 };
 
 /// What stands between a server's prefix and a name.
 pub const SEPARATOR: &str = "__";
+
+/// How long a merged list waits for one server.
+const SOON: Duration = Duration::from_secs(10);
 
 /// Which servers an endpoint shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub trait Sight: Sync {
     fn tool(&self, server: &ServerName, name: &str) -> bool;
     fn prompt(&self, server: &ServerName, name: &str) -> bool;
     fn resource(&self, server: &ServerName, uri: &str) -> bool;
+    /// A server's lists, among those of all servers.
+    fn server(&self, server: &ServerName) -> bool;
     /// An item of a list.
     fn item(&self, offer: Offer, definition: &Definition) -> bool;
 }
@@ -99,7 +104,7 @@ impl Router {
                     return Err(Refusal::new(Code::InvalidParams, "`arguments` must be an object"));
                 }
                 let outer = required(&object, "name")?;
-                let (server, name) = self.owner(view, &outer, Offer::Tools).await?;
+                let (server, name) = self.owner(view, &outer, Offer::Tools, sight).await?;
                 let tool = if sight.tool(&server.name, &name) {
                     find(&server, Offer::Tools, &name).await?
                 } else {
@@ -111,7 +116,7 @@ impl Router {
             Method::PROMPTS_GET => {
                 let object = object()?;
                 let outer = required(&object, "name")?;
-                let (server, name) = self.owner(view, &outer, Offer::Prompts).await?;
+                let (server, name) = self.owner(view, &outer, Offer::Prompts, sight).await?;
                 let params = renamed(&object, "name", &outer, &name);
                 Ok(Route { server: Some(server), target: Target::Prompt { name }, params })
             }
@@ -132,7 +137,7 @@ impl Router {
                     return Ok(Route { server: Some(server), target, params: None });
                 }
                 let outer = required(&reference, "name")?;
-                let (server, name) = self.owner(view, &outer, Offer::Prompts).await?;
+                let (server, name) = self.owner(view, &outer, Offer::Prompts, sight).await?;
                 let params = renamed(&reference, "name", &outer, &name)
                     .map(|reference| object.with(&[("ref", Some(&reference))]));
                 Ok(Route { server: Some(server), target: Target::Prompt { name }, params })
@@ -154,6 +159,7 @@ impl Router {
         view: &View,
         outer: &str,
         offer: Offer,
+        sight: &dyn Sight,
     ) -> Result<(Arc<Server>, String), Refusal> {
         if let View::One(name) = view {
             let server = self.servers.get(name).ok_or_else(|| unknown_server(name))?;
@@ -175,8 +181,13 @@ impl Router {
         if let Some((_, server, inner)) = owner {
             return Ok((server.clone(), inner.to_owned()));
         }
-        for server in self.servers.values().filter(|server| prefix(server).is_empty()) {
-            if let Ok(items) = server.items(offer).await
+        let seen = |server: &&Arc<Server>| match offer {
+            Offer::Tools => sight.tool(&server.name, outer),
+            _ => sight.prompt(&server.name, outer),
+        };
+        let bare = self.servers.values().filter(|server| prefix(server).is_empty());
+        for server in bare.filter(seen) {
+            if let Ok(items) = soon(server, offer).await
                 && items.iter().any(|item| item.name == outer)
             {
                 return Ok((server.clone(), outer.to_owned()));
@@ -199,7 +210,7 @@ impl Router {
         let candidates: Vec<_> =
             self.servers.values().filter(|server| sight.resource(&server.name, uri)).collect();
         for offer in [Offer::Resources, Offer::Templates] {
-            let lists = join_all(candidates.iter().map(|server| server.items(offer))).await;
+            let lists = join_all(candidates.iter().map(|server| soon(server, offer))).await;
             let mut holders = candidates.iter().zip(&lists).filter(|(_, items)| {
                 items.as_ref().is_ok_and(|items| {
                     items.iter().any(|item| match offer {
@@ -226,8 +237,11 @@ impl Router {
     /// What a list shows in this view: each visible item's text, renamed where the view has
     /// prefixes. A server that fails is left out.
     pub async fn list(&self, view: &View, offer: Offer, sight: &dyn Sight) -> Vec<Bytes> {
-        let servers = self.servers(view);
-        let lists = join_all(servers.iter().map(|server| server.items(offer))).await;
+        let mut servers = self.servers(view);
+        if *view == View::All {
+            servers.retain(|server| sight.server(&server.name));
+        }
+        let lists = join_all(servers.iter().map(|server| soon(server, offer))).await;
         let mut texts = Vec::new();
         for (server, items) in servers.iter().zip(lists) {
             let items = match items {
@@ -284,6 +298,18 @@ impl Router {
         near.into_iter()
             .map(|name| if *view == View::All { outer_name(server, &name) } else { name })
             .collect()
+    }
+}
+
+/// What a server offers, if it says so soon. One that does not goes on starting, or thinking, by
+/// itself: it is missing from this list, and delays it no longer.
+async fn soon(server: &Arc<Server>, offer: Offer) -> Result<Items, Failure> {
+    let asked = server.clone();
+    let items = tokio::spawn(async move { asked.items(offer).await });
+    match tokio::time::timeout(SOON, items).await {
+        Ok(Ok(items)) => items,
+        Ok(Err(_)) => Err(Failure::Misbehaved("its list could not be read".into())),
+        Err(_) => Err(Failure::Timeout(SOON)),
     }
 }
 

@@ -4,6 +4,8 @@
 //! INVARIANT: a session belongs to the principal and to the endpoint that opened it. To anybody
 //! else it does not exist.
 
+mod calls;
+
 use std::{
     collections::HashMap,
     fmt,
@@ -21,13 +23,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    codec::Id,
     exchange::Revision,
     identity::Principal,
     names::SessionId,
     refusal::{Code, Refusal},
     router::View,
 };
+
+pub use calls::Calls;
 
 /// One principal may have one of so many parts of all sessions, so that none takes them all.
 const SHARE: usize = 10;
@@ -40,9 +43,9 @@ pub struct Session {
     owner: Arc<Principal>,
     view: View,
     pub revision: Revision,
-    calls: AtomicU64,
     used: Mutex<Instant>,
-    under_way: Mutex<HashMap<Id, CancellationToken>>,
+    pub calls: Arc<Calls>,
+    requests: AtomicU64,
     outbox: Mutex<Option<mpsc::Sender<Bytes>>>,
     ended: CancellationToken,
 }
@@ -55,8 +58,13 @@ impl fmt::Debug for Session {
 
 impl Session {
     /// Requests that the session made so far.
-    pub fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request.
+    pub fn count(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The principal that opened it.
@@ -67,20 +75,6 @@ impl Session {
     /// The endpoint that it was opened at.
     pub fn view(&self) -> &View {
         &self.view
-    }
-
-    /// Counts a request and makes it one that can be cancelled, until the guard is dropped.
-    pub fn begin(self: &Arc<Self>, id: &Id, cancel: CancellationToken) -> UnderWay {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        self.under_way.lock().insert(id.clone(), cancel);
-        UnderWay { session: self.clone(), id: id.clone() }
-    }
-
-    /// Cancels a request of this session, if it is under way.
-    pub fn cancel(&self, id: &Id) {
-        if let Some(cancel) = self.under_way.lock().get(id) {
-            cancel.cancel();
-        }
     }
 
     /// Opens the stream on which the client hears what answers nothing. The stream before it ends.
@@ -111,21 +105,7 @@ impl Session {
     fn end(&self) {
         self.ended.cancel();
         *self.outbox.lock() = None;
-        for (_, cancel) in self.under_way.lock().drain() {
-            cancel.cancel();
-        }
-    }
-}
-
-/// A request of a session that is under way.
-pub struct UnderWay {
-    session: Arc<Session>,
-    id: Id,
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.session.under_way.lock().remove(&self.id);
+        self.calls.end();
     }
 }
 
@@ -162,9 +142,9 @@ impl Sessions {
             owner,
             view,
             revision,
-            calls: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
             used: Mutex::new(Instant::now()),
-            under_way: Mutex::default(),
+            calls: Arc::default(),
             outbox: Mutex::default(),
             ended: CancellationToken::new(),
         });
@@ -215,7 +195,7 @@ impl Sessions {
         self.sessions.lock().retain(|_, session| {
             let keep = session.used.lock().elapsed() < idle
                 || session.is_heard()
-                || !session.under_way.lock().is_empty();
+                || !session.calls.is_empty();
             if !keep {
                 session.end();
             }
@@ -237,7 +217,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::PrincipalKind;
+    use crate::{codec::Id, identity::PrincipalKind};
 
     fn principal(name: &str) -> Arc<Principal> {
         Arc::new(Principal {
@@ -276,10 +256,10 @@ mod tests {
         let sessions = Sessions::new(2, Duration::ZERO);
         let session = sessions.open(principal("a"), View::All, Revision::LATEST_LEGACY).unwrap();
         let cancel = CancellationToken::new();
-        let under_way = session.begin(&Id::from(1), cancel.clone());
+        let under_way = session.calls.begin(&Id::from(1), cancel.clone()).unwrap();
         sessions.sweep();
         assert_eq!(sessions.count(), 1);
-        session.cancel(&Id::from(1));
+        session.calls.cancel(&Id::from(1));
         assert!(cancel.is_cancelled());
         drop(under_way);
         sessions.sweep();

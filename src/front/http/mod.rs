@@ -293,6 +293,7 @@ impl Front {
             transport: visitor.transport,
             client_addr: visitor.address,
             view,
+            calls: session.as_ref().map(|session| session.calls.clone()),
             session,
             revision,
         };
