@@ -63,7 +63,7 @@ impl Refusals {
             || self.count()
     }
 
-    /// Whether a refusal of a server's question is recorded; if not, it is counted.
+    /// Whether what a server says unasked is taken and recorded by itself; if not, it is counted.
     pub fn of_server(&self, server: &ServerName) -> bool {
         self.servers.check_key(server).is_ok() || self.count()
     }

@@ -71,19 +71,31 @@ impl Proxy {
     }
 
     /// Takes a server's own request or notification through the chain. Lists that changed are told
-    /// to the sessions that see the server, each as the policies say. A request is refused: the
-    /// proxy tells servers that it can ask clients nothing, so none is expected.
+    /// to the sessions that see the server, each as the policies say. Everything else is refused:
+    /// the proxy tells servers that it can ask clients nothing, and what belongs to no call has no
+    /// client to go to.
     pub(super) async fn take_from(&self, server: &ServerName, said: Unsolicited) {
         match said {
             Unsolicited::Notification { method, params } => {
-                for session in self.sessions.all().into_iter().filter(|s| s.is_heard()) {
-                    let sees = match session.view() {
+                let told = method.as_str().ends_with("/list_changed");
+                let hearers: Vec<_> = self
+                    .sessions
+                    .all()
+                    .into_iter()
+                    .filter(|session| told && session.is_heard())
+                    .filter(|session| match session.view() {
                         View::All => true,
                         View::One(name) => name == server,
-                    };
-                    if !sees || !method.as_str().ends_with("/list_changed") {
-                        continue;
-                    }
+                    })
+                    .collect();
+                if hearers.is_empty() {
+                    self.refuse_server(server, None, &method, params).await;
+                    return;
+                }
+                if !self.refusals.of_server(server) {
+                    return;
+                }
+                for session in hearers {
                     let caller = Caller {
                         principal: session.owner().clone(),
                         transport: Transport::Http,
@@ -102,7 +114,7 @@ impl Proxy {
                 }
             }
             Unsolicited::Request { id, method, params, answer } => {
-                let text = self.refuse_server(server, &id, &method, params).await;
+                let text = self.refuse_server(server, Some(&id), &method, params).await;
                 let _ = answer.send(text);
             }
         }
@@ -111,16 +123,16 @@ impl Proxy {
     async fn refuse_server(
         &self,
         server: &ServerName,
-        id: &Id,
+        id: Option<&Id>,
         method: &Method,
         params: Option<Bytes>,
     ) -> Bytes {
-        let unasked = || Refusal::new(Code::MethodUnknown, "no client can be asked here");
+        let unasked = || Refusal::new(Code::MethodUnknown, "there is no client for this here");
         if !self.refusals.of_server(server) {
             // What is not recorded one by one need not be looked at, either: it goes nowhere.
             let (refusal, decision) = (unasked(), DecisionId::next());
             self.metrics.refusal(refusal.code);
-            return Frame::error(Some(id), refusal.to_rpc_error(decision).to_string().as_bytes());
+            return Frame::error(id, refusal.to_rpc_error(decision).to_string().as_bytes());
         }
         // A server is shared, so its question belongs to no client in particular.
         let nobody =
@@ -134,7 +146,7 @@ impl Proxy {
             calls: None,
             revision: Revision::LATEST_LEGACY,
         };
-        let mut question = begin(&caller, method, false, params);
+        let mut question = begin(&caller, method, id.is_none(), params);
         question.direction = Direction::ServerToClient;
         question.server = Some(server.clone());
         let mut trail = Trail::default();
@@ -149,7 +161,7 @@ impl Proxy {
             tracing::error!(%server, %error, "a refusal could not be recorded");
         }
         self.metrics.refusal(refusal.code);
-        Frame::error(Some(id), refusal.to_rpc_error(question.id).to_string().as_bytes())
+        Frame::error(id, refusal.to_rpc_error(question.id).to_string().as_bytes())
     }
 
     /// Records every reload of the policies, taken or not.
