@@ -1,7 +1,6 @@
 //! One configured server: started when it is first needed, ended when nobody needs it.
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -10,10 +9,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     definitions::{Definitions, Items, Offer},
@@ -21,13 +17,13 @@ use super::{
     http::Http,
     launcher::{Launcher, Place},
     link::{Call, Failure, Link, Reply, Unsolicited},
+    log::{self, Log, Scrub},
     pipe::Pipe,
     process::{Exit, Handle, LaunchFailure, Usage},
 };
 use crate::{
     config::{self, Era},
     names::ServerName,
-    vault::Secret,
 };
 
 /// The longest wait between two tries to start a server that does not start.
@@ -36,16 +32,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(3);
 /// How long its end by force may take on top.
 const FORCE: Duration = Duration::from_secs(5);
-/// Lines of standard error that are kept.
-const LOG_LINES: usize = 500;
-/// Bytes of one such line that are kept.
-const LOG_LINE_BYTES: usize = 2_000;
-/// Bytes of one such line that are read. Of a longer one nothing is kept: where it is cut, a secret
-/// could be in two parts that nobody knows.
-const LOG_LINE_READ: usize = 16 << 10;
-
-/// Takes the secrets out of a text that is kept.
-pub type Scrub = Arc<dyn Fn(&mut String) + Send + Sync>;
+/// Bytes of a failure's text.
+const FAILURE_BYTES: usize = 1_000;
 
 /// What becomes of a server.
 #[derive(Debug)]
@@ -68,7 +56,7 @@ pub struct Server {
     last_used: Mutex<Instant>,
     /// Whether the question for the era ended the process once, so that it is not asked again.
     known_legacy: AtomicBool,
-    log: Arc<Mutex<VecDeque<String>>>,
+    log: Log,
     scrub: Scrub,
     events: mpsc::Sender<Event>,
     said: mpsc::Sender<Unsolicited>,
@@ -200,6 +188,7 @@ impl Server {
                 Ok(running)
             }
             Err(failure) => {
+                let failure = self.told(failure);
                 let pause = (pause * 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
                 let why = failure.to_string();
                 *state = State::Failed { until: Instant::now() + pause, pause, why: why.clone() };
@@ -226,6 +215,7 @@ impl Server {
         };
         match self.start_as(era).await {
             Err((failure, true)) if probe => {
+                let failure = self.told(failure);
                 tracing::debug!(server = %self.name, %failure, "the server ended when asked for its era; starting it as legacy");
                 self.known_legacy.store(true, Ordering::Relaxed);
                 self.start_as(Era::Legacy).await.map_err(|(failure, _)| failure)
@@ -252,7 +242,7 @@ impl Server {
                     .await
                     .map_err(|failure| (refused(&failure), false))?;
                 let handed = self.launcher.handed(&self.name).map_err(|f| (refused(&f), false))?;
-                tokio::spawn(keep_log(
+                tokio::spawn(log::keep(
                     process.stderr,
                     self.log.clone(),
                     self.scrub.clone(),
@@ -295,7 +285,7 @@ impl Server {
         if !self.log.lock().is_empty() {
             text = format!("{text}; see `portcullis server logs {}`", self.name);
         }
-        Failure::Unavailable(text)
+        self.told(Failure::Unavailable(text))
     }
 
     /// Makes a call, starting the server if need be.
@@ -310,8 +300,23 @@ impl Server {
             Failure::Unavailable(_) if running.process.is_some() => {
                 self.with_exit(failure, &running.exit)
             }
-            failure => failure,
+            failure => self.told(failure),
         })
+    }
+
+    /// A failure as it may be logged: a part of its text can be the server's own, a header's name
+    /// or a content type.
+    fn told(&self, failure: Failure) -> Failure {
+        let clean = |mut text: String| {
+            (self.scrub)(&mut text);
+            text.truncate(text.floor_char_boundary(FAILURE_BYTES));
+            text
+        };
+        match failure {
+            Failure::Unavailable(text) => Failure::Unavailable(clean(text)),
+            Failure::Misbehaved(text) => Failure::Misbehaved(clean(text)),
+            failure @ (Failure::Timeout(_) | Failure::Overloaded(_)) => failure,
+        }
     }
 
     fn permit(&self) -> Result<Active<'_>, Failure> {
@@ -343,6 +348,7 @@ impl Server {
             .definitions
             .items(offer, &self.name, greeting, link, bytes, self.call_timeout())
             .await
+            .map_err(|failure| self.told(failure))
     }
 
     /// Ends the server, if it runs.
@@ -482,81 +488,5 @@ async fn forward(
         if heard.send(said).await.is_err() {
             return;
         }
-    }
-}
-
-/// Keeps the last lines of standard error, without the secrets that the server was handed.
-async fn keep_log(
-    mut stderr: impl AsyncRead + Unpin,
-    log: Arc<Mutex<VecDeque<String>>>,
-    scrub: Scrub,
-    secrets: Vec<(String, Secret)>,
-) {
-    let mut chunk = vec![0; 4096];
-    let mut line = Vec::new();
-    let keep = |line: &mut Vec<u8>| {
-        let mut text = if line.len() > LOG_LINE_READ {
-            format!("[a line of more than {LOG_LINE_READ} bytes]")
-        } else {
-            String::from_utf8_lossy(line).trim_end().to_owned()
-        };
-        line.clear();
-        scrub(&mut text);
-        // Here even a value is looked for that is too short to be looked for in every message.
-        for (_, secret) in &secrets {
-            if !secret.expose().is_empty() {
-                text = text.replace(secret.expose(), "[redacted]");
-            }
-        }
-        text.truncate(text.floor_char_boundary(LOG_LINE_BYTES));
-        let mut log = log.lock();
-        if log.len() == LOG_LINES {
-            log.pop_front();
-        }
-        log.push_back(text);
-    };
-    loop {
-        match stderr.read(&mut chunk).await {
-            Ok(0) | Err(_) => break,
-            Ok(n) => {
-                for &byte in &chunk[..n] {
-                    if byte == b'\n' {
-                        keep(&mut line);
-                    } else if line.len() <= LOG_LINE_READ {
-                        line.push(byte);
-                    }
-                }
-            }
-        }
-    }
-    if !line.is_empty() {
-        keep(&mut line);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn the_log_is_bounded_and_without_secrets() {
-        let log = Arc::default();
-        let value = ["hunter", "2-is-long"].concat();
-        let secrets = vec![("K".to_owned(), Secret::new(value.clone()))];
-        let mut text = format!("key {value}\n");
-        // Where a line is cut, and where reading it ends, no part of a secret is left.
-        text.push_str(&format!("{}{value}\n", "x".repeat(LOG_LINE_BYTES - 3)));
-        text.push_str(&format!("{}{value}\n", "x".repeat(LOG_LINE_READ - 3)));
-        for n in 0..LOG_LINES - 3 {
-            text.push_str(&format!("{n}{}\n", "x".repeat(LOG_LINE_BYTES)));
-        }
-        let scrub: Scrub = Arc::new(|text| *text = text.replace("key", "word"));
-        keep_log(text.as_bytes(), Arc::clone(&log), scrub, secrets).await;
-        let log = log.lock();
-        assert_eq!(log.len(), LOG_LINES);
-        assert_eq!(log[0], "word [redacted]");
-        assert!(log[1].ends_with("x[re"), "{}", log[1]);
-        assert_eq!(log[2], format!("[a line of more than {LOG_LINE_READ} bytes]"));
-        assert_eq!(log[3].len(), LOG_LINE_BYTES);
     }
 }

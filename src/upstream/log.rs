@@ -1,0 +1,98 @@
+//! What a server writes to standard error, as much of it as is kept.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::vault::Secret;
+
+/// Lines of standard error that are kept.
+const LINES: usize = 500;
+/// Bytes of one such line that are kept.
+const LINE_BYTES: usize = 2_000;
+/// Bytes of one such line that are read. Of a longer one nothing is kept: where it is cut, a secret
+/// could be in two parts that nobody knows.
+const LINE_READ: usize = 16 << 10;
+
+/// Takes the secrets out of a text that is kept.
+pub type Scrub = Arc<dyn Fn(&mut String) + Send + Sync>;
+
+/// The last lines, oldest first.
+pub(super) type Log = Arc<Mutex<VecDeque<String>>>;
+
+/// Keeps the last lines of standard error, without the secrets that the server was handed.
+pub(super) async fn keep(
+    mut stderr: impl AsyncRead + Unpin,
+    log: Log,
+    scrub: Scrub,
+    secrets: Vec<(String, Secret)>,
+) {
+    let mut chunk = vec![0; 4096];
+    let mut line = Vec::new();
+    let keep = |line: &mut Vec<u8>| {
+        let mut text = if line.len() > LINE_READ {
+            format!("[a line of more than {LINE_READ} bytes]")
+        } else {
+            String::from_utf8_lossy(line).trim_end().to_owned()
+        };
+        line.clear();
+        scrub(&mut text);
+        // Here even a value is looked for that is too short to be looked for in every message.
+        for (_, secret) in &secrets {
+            if !secret.expose().is_empty() {
+                text = text.replace(secret.expose(), "[redacted]");
+            }
+        }
+        text.truncate(text.floor_char_boundary(LINE_BYTES));
+        let mut log = log.lock();
+        if log.len() == LINES {
+            log.pop_front();
+        }
+        log.push_back(text);
+    };
+    loop {
+        match stderr.read(&mut chunk).await {
+            Ok(0) | Err(_) => break,
+            Ok(n) => {
+                for &byte in &chunk[..n] {
+                    if byte == b'\n' {
+                        keep(&mut line);
+                    } else if line.len() <= LINE_READ {
+                        line.push(byte);
+                    }
+                }
+            }
+        }
+    }
+    if !line.is_empty() {
+        keep(&mut line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_log_is_bounded_and_without_secrets() {
+        let log = Arc::default();
+        let value = ["hunter", "2-is-long"].concat();
+        let secrets = vec![("K".to_owned(), Secret::new(value.clone()))];
+        let mut text = format!("key {value}\n");
+        // Where a line is cut, and where reading it ends, no part of a secret is left.
+        text.push_str(&format!("{}{value}\n", "x".repeat(LINE_BYTES - 3)));
+        text.push_str(&format!("{}{value}\n", "x".repeat(LINE_READ - 3)));
+        for n in 0..LINES - 3 {
+            text.push_str(&format!("{n}{}\n", "x".repeat(LINE_BYTES)));
+        }
+        let scrub: Scrub = Arc::new(|text| *text = text.replace("key", "word"));
+        keep(text.as_bytes(), Arc::clone(&log), scrub, secrets).await;
+        let log = log.lock();
+        assert_eq!(log.len(), LINES);
+        assert_eq!(log[0], "word [redacted]");
+        assert!(log[1].ends_with("x[re"), "{}", log[1]);
+        assert_eq!(log[2], format!("[a line of more than {LINE_READ} bytes]"));
+        assert_eq!(log[3].len(), LINE_BYTES);
+    }
+}
