@@ -53,6 +53,8 @@ const UNSUPPORTED_REVISION: i32 = -32022;
 codes! {
     /// No policy permits it, or one forbids it.
     PolicyDenied = "policy-denied", REFUSED, 200;
+    /// The client gave it up before it was decided.
+    Withdrawn = "withdrawn", REFUSED, 200;
     /// A rate limit is spent.
     RateLimited = "rate-limited", REFUSED, 200;
     /// The arguments do not fit the tool's input schema.

@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use super::{Decision, Fault, Hooks, Interceptor, Mode, Verdict};
 use crate::{
     codec::{self, Caps, Object, Text},
-    exchange::{Effect, Exchange, Finding, Payload, Phase},
+    exchange::{Answer, Effect, Exchange, Finding, Payload, Phase},
     refusal::{Code, Refusal, Rule},
 };
 
@@ -263,7 +263,10 @@ impl Chain {
         };
         let what = match phase {
             Phase::Request => Text::Params,
-            Phase::Response => Text::Value,
+            Phase::Response => match exchange.response {
+                Some(Answer::Error(_)) => Text::Error,
+                _ => Text::Result,
+            },
         };
         let object = codec::check(raw, what, caps)
             .and_then(|()| Object::parse(raw.clone()))

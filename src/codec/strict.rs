@@ -15,7 +15,7 @@ const FOLDED_LEVELS: usize = 3;
 const ENVELOPE: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
 
 /// Members of `params` by which something is decided or routed.
-const PARAMS: [&str; 16] = [
+const PARAMS: [&str; 18] = [
     "name",
     "arguments",
     "uri",
@@ -31,8 +31,15 @@ const PARAMS: [&str; 16] = [
     "clientInfo",
     "requestState",
     "inputResponses",
+    "taskId",
+    "task",
     "_meta",
 ];
+
+/// Members of an answer in which a server can ask something of the client.
+const RESULT: [&str; 4] = ["inputRequests", "requestState", "resultType", "_meta"];
+const ERROR: [&str; 3] = ["code", "message", "data"];
+const DATA: [&str; 1] = ["elicitations"];
 
 /// What a text is. In a message and in `params`, a key that is a known one but for case is refused
 /// where it stands alone, too: policy would not see it, and a server that matches keys without
@@ -43,6 +50,12 @@ pub enum Text {
     Message,
     /// The `params` of one.
     Params,
+    /// The `result` of one.
+    Result,
+    /// The `error` of one.
+    Error,
+    /// The `data` of an error.
+    Data,
     /// Anything else.
     Value,
 }
@@ -52,13 +65,22 @@ impl Text {
         match self {
             Self::Message => &ENVELOPE,
             Self::Params => &PARAMS,
+            Self::Result => &RESULT,
+            Self::Error => &ERROR,
+            Self::Data => &DATA,
             Self::Value => &[],
         }
     }
 
     /// What the value of a key is.
     fn below(self, key: &str) -> Self {
-        if self == Self::Message && key == "params" { Self::Params } else { Self::Value }
+        match (self, key) {
+            (Self::Message, "params") => Self::Params,
+            (Self::Message, "result") => Self::Result,
+            (Self::Message, "error") => Self::Error,
+            (Self::Error, "data") => Self::Data,
+            _ => Self::Value,
+        }
     }
 
     fn misspells(self, key: &str) -> bool {
@@ -372,6 +394,10 @@ mod tests {
             (r#"{"params":{"requeststate":""}}"#, Text::Message, Some(Flaw::MisspelledKey)),
             (r#"{"params":{"arguments":{"Name":1}}}"#, Text::Message, None),
             (r#"{"result":{"Name":1}}"#, Text::Message, None),
+            (r#"{"result":{"InputRequests":{}}}"#, Text::Message, Some(Flaw::MisspelledKey)),
+            (r#"{"error":{"data":{"Elicitations":[]}}}"#, Text::Message, Some(Flaw::MisspelledKey)),
+            (r#"{"error":{"Data":{}}}"#, Text::Message, Some(Flaw::MisspelledKey)),
+            (r#"{"params":{"TaskId":1}}"#, Text::Message, Some(Flaw::MisspelledKey)),
             (r#"{"Name":1}"#, Text::Params, Some(Flaw::MisspelledKey)),
             (r#"{"Name":1}"#, Text::Value, None),
             (r#"[{"Name":1}]"#, Text::Params, None),

@@ -229,7 +229,7 @@ impl Proxy {
         }
         let servers = self.router.servers(&View::All);
         let stopped =
-            futures_util::future::join_all(servers.iter().map(|s| s.stop("the proxy stops")));
+            futures_util::future::join_all(servers.iter().map(|s| s.close("the proxy stops")));
         // A server that is just being started is not waited for: what it has become by then is
         // ended by the reaping below, or with this process.
         if tokio::time::timeout(DRAIN, stopped).await.is_err() {

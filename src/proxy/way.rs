@@ -112,7 +112,12 @@ impl Proxy {
                 let end = self.leave(&mut exchange, &mut passage, end).await;
                 self.conclude(&exchange, &passage, end).await
             }
-            None => self.conclude(&exchange, &passage, End::Cancelled).await,
+            None => {
+                let refusal =
+                    Refusal::new(Code::Withdrawn, "the client gave it up before it was decided");
+                self.record_refusal(&exchange, &passage, &refusal).await;
+                Err(refusal)
+            }
         };
         drop(under_way);
         let answered = self.answer(&exchange, id.as_ref(), end, passage.session.clone());

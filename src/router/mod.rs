@@ -288,7 +288,7 @@ impl Router {
     pub async fn nearest_tools(
         &self,
         view: &View,
-        server: &Server,
+        server: &Arc<Server>,
         name: &str,
         sight: &dyn Sight,
     ) -> Vec<String> {
@@ -304,13 +304,7 @@ impl Router {
 /// What a server offers, if it says so soon. One that does not goes on starting, or thinking, by
 /// itself: it is missing from this list, and delays it no longer.
 async fn soon(server: &Arc<Server>, offer: Offer) -> Result<Items, Failure> {
-    let asked = server.clone();
-    let items = tokio::spawn(async move { asked.items(offer).await });
-    match tokio::time::timeout(SOON, items).await {
-        Ok(Ok(items)) => items,
-        Ok(Err(_)) => Err(Failure::Misbehaved("its list could not be read".into())),
-        Err(_) => Err(Failure::Timeout(SOON)),
-    }
+    tokio::time::timeout(SOON, server.items(offer)).await.unwrap_or(Err(Failure::Timeout(SOON)))
 }
 
 fn prefix(server: &Server) -> &str {
@@ -326,7 +320,7 @@ fn outer_name(server: &Server, name: &str) -> String {
 }
 
 async fn find(
-    server: &Server,
+    server: &Arc<Server>,
     offer: Offer,
     name: &str,
 ) -> Result<Option<Arc<Definition>>, Refusal> {

@@ -89,7 +89,7 @@ const MOST_ITEMS: usize = 10_000;
 const FAILED: Duration = Duration::from_secs(5);
 /// Pages that one list may have.
 const MOST_PAGES: usize = 1_000;
-/// How long lists of a server that cannot tell of changes are kept.
+/// How long lists are kept: a server may not tell of changes.
 const KEPT: Duration = Duration::from_secs(60);
 
 /// The lists of one running server.
@@ -115,6 +115,12 @@ impl Definitions {
         }
     }
 
+    /// The items of a kind as they were last fetched, or why they could not be, where that is not
+    /// long ago.
+    pub fn kept(&self, offer: Offer) -> Option<Result<Items, Failure>> {
+        self.slots[offer as usize].fresh()
+    }
+
     /// The items of a kind: at most `bytes` bytes of lists, had within `deadline`. Who asks while
     /// they are fetched waits for that, and shares what becomes of it.
     ///
@@ -137,8 +143,6 @@ impl Definitions {
         if let Some(kept) = slot.fresh() {
             return kept;
         }
-        // Whoever fetches may be given up by its own caller; the next then begins anew, and those
-        // behind it wait no longer than they would for a fetch of their own.
         let Ok(_one_at_a_time) = timeout(deadline, slot.fetching.lock()).await else {
             return Err(Failure::Timeout(deadline));
         };

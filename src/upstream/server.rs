@@ -26,6 +26,8 @@ use crate::{
     names::ServerName,
 };
 
+/// Calls that may wait for a server to start, or to tell what it offers.
+const WAITING: usize = 256;
 /// The longest wait between two tries to start a server that does not start.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long a server may take to end by itself.
@@ -52,6 +54,8 @@ pub struct Server {
     /// A copy of the state's running server, to be looked at without waiting.
     shown: Mutex<Shown>,
     permits: Arc<Semaphore>,
+    /// Who may wait for a start or a list.
+    waiting: Arc<Semaphore>,
     active: AtomicUsize,
     last_used: Mutex<Instant>,
     /// Whether the question for the era ended the process once, so that it is not asked again.
@@ -64,8 +68,14 @@ pub struct Server {
 
 enum State {
     Stopped,
+    /// The proxy stops: it is not started again.
+    Closed,
     Running(Arc<Running>),
-    Failed { until: Instant, pause: Duration, why: String },
+    Failed {
+        until: Instant,
+        pause: Duration,
+        why: String,
+    },
 }
 
 #[derive(Default)]
@@ -114,6 +124,7 @@ impl Server {
     ) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(settings.concurrent)),
+            waiting: Arc::new(Semaphore::new(WAITING)),
             name,
             settings,
             launcher,
@@ -142,9 +153,35 @@ impl Server {
     ///
     /// # Errors
     /// A [`Failure`] where it does not start, or did not a moment ago.
-    pub async fn running(&self) -> Result<Arc<Running>, Failure> {
+    pub async fn running(self: &Arc<Self>) -> Result<Arc<Running>, Failure> {
+        if let Some(running) = self.peek() {
+            return Ok(running);
+        }
+        self.apart(|server| async move { server.started().await }).await
+    }
+
+    /// Does work that outlives its caller: a client that gives up must not undo the start, or the
+    /// list, that others wait for or that the next try needs. How much may wait is bounded.
+    async fn apart<T, W>(self: &Arc<Self>, work: impl FnOnce(Arc<Self>) -> W) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Failure>> + Send + 'static,
+    {
+        let permit =
+            self.waiting.clone().try_acquire_owned().map_err(|_| Failure::Overloaded(WAITING))?;
+        let work = work(self.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            work.await
+        })
+        .await
+        .unwrap_or_else(|_| Err(Failure::Misbehaved("the work for it ended early".into())))
+    }
+
+    async fn started(&self) -> Result<Arc<Running>, Failure> {
         let mut state = self.state.lock().await;
         let pause = match &*state {
+            State::Closed => return Err(Failure::Unavailable("the proxy is shutting down".into())),
             State::Running(running) => match running.end() {
                 None => return Ok(running.clone()),
                 // The connection is dead, which the process behind it need not be.
@@ -339,9 +376,16 @@ impl Server {
     ///
     /// # Errors
     /// A [`Failure`] where it does not say.
-    pub async fn items(&self, offer: Offer) -> Result<Items, Failure> {
-        let running = self.running().await?;
+    pub async fn items(self: &Arc<Self>, offer: Offer) -> Result<Items, Failure> {
         *self.last_used.lock() = Instant::now();
+        if let Some(kept) = self.peek().and_then(|running| running.definitions.kept(offer)) {
+            return kept;
+        }
+        self.apart(move |server| async move { server.listed(offer).await }).await
+    }
+
+    async fn listed(&self, offer: Offer) -> Result<Items, Failure> {
+        let running = self.started().await?;
         let (greeting, link) = (&running.greeting, running.link.as_ref());
         let bytes = self.launcher.caps.bytes;
         running
@@ -351,12 +395,11 @@ impl Server {
             .map_err(|failure| self.told(failure))
     }
 
-    /// Ends the server, if it runs.
-    pub async fn stop(&self, why: &str) {
+    /// Ends the server, if it runs, for good.
+    pub async fn close(&self, why: &str) {
         let mut state = self.state.lock().await;
-        if let State::Running(running) = &*state {
+        if let State::Running(running) = std::mem::replace(&mut *state, State::Closed) {
             running.stop(GRACE).await;
-            *state = State::Stopped;
             self.show(None, None);
             self.say(Event::Ended { why: why.to_owned() }).await;
         }
@@ -383,8 +426,9 @@ impl Server {
         };
         *state = State::Stopped;
         self.show(None, None);
-        drop(state);
+        // Before the next start can be told of.
         self.say(Event::Ended { why }).await;
+        drop(state);
     }
 
     /// How it stands.
