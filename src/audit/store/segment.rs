@@ -7,6 +7,8 @@ use std::{
     os::unix::fs::FileExt as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +17,11 @@ use super::keys::{self, Span};
 
 /// Bytes of pages that one open segment keeps in memory.
 const CACHE: u64 = 32 << 20;
+
+/// How long a store that was just closed may still be locked.
+const LINGERING: Duration = Duration::from_secs(2);
+/// Between two tries to open it.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a segment did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -175,14 +182,15 @@ impl SledSegment {
     /// Opens the segment in `path`, or makes it.
     pub(super) fn open(path: &Path) -> Result<Self, Fault> {
         let fresh = !path.exists();
-        let db = contained(|| {
-            sled::Config::new()
-                .path(path)
-                .flush_every_ms(None)
-                .cache_capacity(CACHE)
-                .open()
-                .map_err(Fault::from)
-        })?;
+        let config = || sled::Config::new().path(path).flush_every_ms(None).cache_capacity(CACHE);
+        let began = Instant::now();
+        let db = loop {
+            match contained(|| config().open().map_err(Fault::from)) {
+                // sled's own threads give the lock up a moment after the store was dropped.
+                Err(Fault::InUse(_)) if began.elapsed() < LINGERING => thread::sleep(PAUSE),
+                opened => break opened?,
+            }
+        };
         let log = File::open(path.join("db")).map_err(|e| Fault::io("opening", path, &e))?;
         if fresh {
             // The names of the new files must be as durable as their contents.
