@@ -11,6 +11,7 @@ use bollard::{
     query_parameters::{AttachContainerOptionsBuilder, CreateContainerOptionsBuilder},
 };
 use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
@@ -105,8 +106,11 @@ impl Engine {
         let (out, stdout) = streams::pipe();
         let (err, stderr) = streams::pipe();
         let (ended, streams_ended) = oneshot::channel();
+        let over = CancellationToken::new();
+        let no_more = over.clone();
         tokio::spawn(async move {
             streams::demultiplex(attached.output, out, err).await;
+            no_more.cancel();
             let _ = ended.send(());
         });
 
@@ -128,7 +132,7 @@ impl Engine {
             )
         })?;
         Ok(Process {
-            stdin: Box::new(Stdin::new(attached.input)),
+            stdin: Box::new(Stdin::new(attached.input, over)),
             stdout,
             stderr,
             handle: Box::new(Container::new(guard, watched)),

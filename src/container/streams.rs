@@ -16,7 +16,10 @@ use tokio::{
     sync::mpsc::{self, error::SendTimeoutError},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::io::StreamReader;
+use tokio_util::{
+    io::StreamReader,
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+};
 
 /// Frames (of at most 32 KiB each) that wait for their reader.
 const QUEUE: usize = 8;
@@ -61,15 +64,22 @@ pub(super) fn pipe() -> (mpsc::Sender<Bytes>, Box<dyn AsyncRead + Send + Unpin>)
 }
 
 /// The container's standard input. Dropping it is its end, as with a pipe.
-pub(super) struct Stdin(Option<Input>);
+///
+/// The engine may keep the connection of a container that has ended, and read nothing more from
+/// it; so a write fails as soon as the container's own streams have ended, instead of waiting.
+pub(super) struct Stdin {
+    input: Option<Input>,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+}
 
 impl Stdin {
-    pub fn new(input: Input) -> Self {
-        Self(Some(input))
+    /// `ended` is cancelled once the container's streams have ended.
+    pub fn new(input: Input, ended: CancellationToken) -> Self {
+        Self { input: Some(input), ended: Box::pin(ended.cancelled_owned()) }
     }
 
     fn inner(&mut self) -> io::Result<Pin<&mut (dyn AsyncWrite + Send + 'static)>> {
-        self.0.as_mut().map(Pin::as_mut).ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+        self.input.as_mut().map(Pin::as_mut).ok_or_else(|| io::ErrorKind::BrokenPipe.into())
     }
 }
 
@@ -79,18 +89,24 @@ impl AsyncWrite for Stdin {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         self.inner()?.poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         self.inner()?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(input) = &mut self.0 else { return Poll::Ready(Ok(())) };
+        let Some(input) = &mut self.input else { return Poll::Ready(Ok(())) };
         let shut = input.as_mut().poll_shutdown(cx);
         if shut.is_ready() {
-            self.0 = None;
+            self.input = None;
         }
         shut
     }
@@ -99,7 +115,7 @@ impl AsyncWrite for Stdin {
 impl Drop for Stdin {
     fn drop(&mut self) {
         // The reading half keeps the connection open, so its end has to be said.
-        if let (Some(mut input), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+        if let (Some(mut input), Ok(runtime)) = (self.input.take(), Handle::try_current()) {
             runtime.spawn(async move {
                 let _ = input.shutdown().await;
             });
