@@ -53,19 +53,27 @@ async fn errors_that_nobody_reads_do_not_hold_up_the_output() {
 #[tokio::test]
 async fn a_reader_that_stops_holds_up_the_server_and_not_our_memory() {
     let engine = engine().await;
-    let script = "for ((i = 0; ; i++)); do printf '%065536d' 0; echo $i >&2; done";
+    // The first count is waited for alone. All later ones come by the same stream as the output,
+    // so when that is full none of them need arrive.
+    let script = "echo 0 >&2; read; \
+                  for ((i = 1; ; i++)); do printf '%065536d' 0; echo $i >&2; done";
     let process = engine.launch(&spec(bash(&engine).await, &["-c", script])).await.unwrap();
-    let Process { stdout, stderr, handle, .. } = process;
+    let Process { mut stdin, mut stdout, stderr, handle } = process;
     let mut written = BufReader::new(stderr).lines();
-    let mut last: u32 = written.next_line().await.unwrap().unwrap().parse().unwrap();
-    // The count stops when the pipes are full: a second without progress is the observation.
+    assert_eq!(written.next_line().await.unwrap().unwrap(), "0");
+    stdin.write_all(b"\n").await.unwrap();
+    // The count stops when the pipes are full: two seconds without progress are the observation.
+    let mut last: u32 = 0;
     while let Ok(Ok(Some(line))) =
-        tokio::time::timeout(Duration::from_secs(1), written.next_line()).await
+        tokio::time::timeout(Duration::from_secs(2), written.next_line()).await
     {
         last = line.parse().unwrap();
     }
     assert!((0..1024).contains(&last), "{last} writes of 64 KiB");
-    drop(stdout);
+    // Held up is not lost: read on, and the server writes on.
+    let mut rest = vec![0; 1024 * 65536];
+    stdout.read_exact(&mut rest).await.unwrap();
+    assert!(rest.iter().all(|byte| *byte == b'0'));
     handle.stop(Duration::ZERO).await;
 }
 
