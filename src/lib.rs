@@ -55,6 +55,9 @@ pub mod sandbox;
 // The secrets that it is handed.
 pub mod vault;
 
+// What clients keep for us.
+pub mod seal;
+
 // The house around them.
 pub mod config;
 

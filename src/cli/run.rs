@@ -214,7 +214,9 @@ pub(super) fn reported(failure: StartFailure) -> anyhow::Error {
             let remedy = unavailable.remedy();
             anyhow::anyhow!("{unavailable}; {remedy}")
         }
-        failure @ (StartFailure::Watch(_) | StartFailure::Task(_)) => failure.into(),
+        failure @ (StartFailure::Seal(_) | StartFailure::Watch(_) | StartFailure::Task(_)) => {
+            failure.into()
+        }
     }
 }
 

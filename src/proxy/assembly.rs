@@ -23,6 +23,7 @@ use crate::{
     names::ServerName,
     policy,
     router::Router,
+    seal::{KeyFault, Seal},
     session::Sessions,
     telemetry::Metrics,
     upstream::{Handed, Launcher, Server},
@@ -47,6 +48,8 @@ pub enum StartFailure {
     Policies(#[from] policy::Diagnostics),
     #[error(transparent)]
     Audit(#[from] Unavailable),
+    #[error(transparent)]
+    Seal(#[from] KeyFault),
     #[error("the policy files cannot be watched: {0}")]
     Watch(String),
     #[error("a part of the start ended early: {0}")]
@@ -109,12 +112,16 @@ impl Assembly {
     /// hear servers. Servers themselves start when they are first needed.
     ///
     /// # Errors
-    /// Where the audit log cannot be used or the policies cannot be watched.
+    /// Where the key of the seal or the audit log cannot be used or the policies cannot be watched.
     pub async fn start(
         self,
         loaded: &Loaded,
     ) -> Result<(Arc<Proxy>, policy::Watcher), StartFailure> {
         let config = Arc::new(loaded.config.clone());
+        let state_dir = config.state_dir.clone();
+        let seal = tokio::task::spawn_blocking(move || Seal::load(&state_dir))
+            .await
+            .map_err(|error| StartFailure::Task(error.to_string()))??;
         let dir = config.audit.dir.clone().unwrap_or_else(|| config.state_dir.join("audit"));
         let deadline = Duration::from_millis(config.audit.deadline_ms);
         let scrubber = self.scrubber.clone();
@@ -170,6 +177,7 @@ impl Assembly {
             metrics: Arc::new(Metrics::new()),
             policies: self.policies,
             launcher: self.launcher,
+            seal: Arc::new(seal),
             gate: self.gate,
             scrubber: self.scrubber,
             permits: Default::default(),

@@ -38,6 +38,7 @@ use crate::{
     policy,
     refusal::{Code, Refusal},
     router::{Router, View},
+    seal::Seal,
     session::{Calls, Session, Sessions},
     telemetry::Metrics,
     upstream::Launcher,
@@ -61,6 +62,8 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     pub policies: Arc<policy::Engine>,
     pub launcher: Arc<Launcher>,
+    /// Seals what clients keep for us.
+    pub seal: Arc<Seal>,
     gate: Arc<PolicyGate>,
     scrubber: Arc<Scrubber>,
     chain: Chain,
