@@ -218,7 +218,10 @@ mod tests {
         {
             assert_eq!(seal.open(purpose, bound, &text), Err(Broken::Forged), "{purpose}");
         }
-        assert_eq!(Seal::of(&Zeroizing::new([2; 32])).open("state", b"alice", &text), Err(Broken::Forged));
+        assert_eq!(
+            Seal::of(&Zeroizing::new([2; 32])).open("state", b"alice", &text),
+            Err(Broken::Forged)
+        );
         let padded = format!("{text}=");
         let longer = format!("{text}AAAA");
         let huge = "A".repeat(3 * LARGEST);
