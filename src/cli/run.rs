@@ -148,6 +148,7 @@ async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Proxy>) -> anyhow::
         session: None,
         calls: None,
         revision: Revision::LATEST_MODERN,
+        headers: None,
     };
     let mut shown = serde_json::Map::new();
     for offer in Offer::ALL {

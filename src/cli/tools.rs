@@ -144,6 +144,7 @@ async fn alone(
         session: None,
         calls: None,
         revision: Revision::LATEST_MODERN,
+        headers: None,
     };
     let answer = async {
         let frame = Frame::parse(text, proxy.request_caps())?;

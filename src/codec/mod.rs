@@ -6,6 +6,7 @@
 
 pub mod era;
 mod frame;
+pub mod headers;
 mod object;
 mod strict;
 

@@ -122,6 +122,7 @@ impl Client {
             }),
             session,
             revision,
+            headers: None,
         };
         let place = match self.proxy.enter(&self.principal) {
             Ok(place) => place,

@@ -1,11 +1,13 @@
 //! The proxy: assembles the way of a message, and is the only room that names every stage.
 //!
 //! `way` takes one exchange through all stages; `own` has the answers that the proxy gives itself;
+//! `params` holds headers that repeat arguments against them;
 //! `refusals` bounds how many of them are recorded one by one;
 //! `servers` hears what servers say on their own; `assembly` puts it all together from a config.
 
 mod assembly;
 mod own;
+mod params;
 mod refusals;
 mod servers;
 mod sight;
@@ -19,6 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::{
@@ -86,6 +89,9 @@ pub struct Caller {
     /// What the client has under way, where it can cancel by an id.
     pub calls: Option<Arc<Calls>>,
     pub revision: Revision,
+    /// The `Mcp-Param-*` headers of a modern message, where it came with headers to be held
+    /// against its body.
+    pub headers: Option<Arc<HeaderMap>>,
 }
 
 /// A principal's place for one message and its answer; given up when it is dropped.

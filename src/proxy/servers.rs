@@ -104,6 +104,7 @@ impl Proxy {
                         session: Some(session.clone()),
                         calls: None,
                         revision: session.revision,
+                        headers: None,
                     };
                     let mut notice = begin(&caller, &method, true, params.clone());
                     notice.direction = Direction::ServerToClient;
@@ -145,6 +146,7 @@ impl Proxy {
             session: None,
             calls: None,
             revision: Revision::LATEST_LEGACY,
+            headers: None,
         };
         let mut question = begin(&caller, method, id.is_none(), params);
         question.direction = Direction::ServerToClient;

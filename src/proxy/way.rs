@@ -147,10 +147,12 @@ impl Proxy {
         if let Some(params) = route.params {
             exchange.request = Payload::new(params);
         }
+        let sent = exchange.request.clone();
         self.chain.pass(exchange, Phase::Request, &mut passage.trail).await?;
         if let Target::Tool { name, tool: None } = &exchange.target {
             return Err(self.unknown_tool(caller, exchange, name).await);
         }
+        self.params_agree(caller, exchange, &sent)?;
         let intent = Intent::of(exchange, self.ruling(&passage.trail).borrow(), self.audit.key());
         self.audit.intent(intent).await.map_err(|error| {
             tracing::error!(decision = %exchange.id, %error, "a call could not be recorded and is not made");
@@ -225,7 +227,7 @@ impl Proxy {
                 Target::Resource { uri } => Some(uri.clone()),
                 Target::None => None,
             },
-            headers: mirrored(exchange),
+            headers: self.repeated(caller, exchange),
             params: outgoing(frame, exchange, revision),
             frame: Some(frame.clone()),
             notices: Some(sender),
@@ -570,33 +572,6 @@ fn outgoing(frame: &Frame, exchange: &Exchange, server: Revision) -> Option<Byte
         _ => false,
     };
     (sent || raw.as_ref() != b"{}").then(|| raw.clone())
-}
-
-/// The `Mcp-Param-*` headers that a tool's schema asks for (`x-mcp-header`, MCP 2026-07-28):
-/// computed from what is sent, never taken from the client.
-fn mirrored(exchange: &Exchange) -> Vec<(String, String)> {
-    let (Target::Tool { tool: Some(tool), .. }, Some(arguments)) =
-        (&exchange.target, exchange.arguments())
-    else {
-        return Vec::new();
-    };
-    let Some(properties) =
-        tool.definition.value().pointer("/inputSchema/properties").and_then(Value::as_object)
-    else {
-        return Vec::new();
-    };
-    properties
-        .iter()
-        .filter_map(|(name, schema)| {
-            let header = schema.get("x-mcp-header")?.as_str()?;
-            let value = match arguments.get(name)? {
-                Value::String(text) => text.clone(),
-                value @ (Value::Number(_) | Value::Bool(_)) => value.to_string(),
-                _ => return None,
-            };
-            Some((format!("Mcp-Param-{header}"), value))
-        })
-        .collect()
 }
 
 /// Whether an answer has the shape that JSON-RPC and MCP give it.

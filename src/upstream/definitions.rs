@@ -2,6 +2,8 @@
 //! the server says that they changed.
 
 use std::{
+    collections::HashMap,
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,7 +21,7 @@ use super::{
     link::{Call, Failure, Link, Reply},
 };
 use crate::{
-    codec::{Object, era::own_meta},
+    codec::{Object, era::own_meta, headers::Repeated, may_have},
     exchange::{Definition, Method, Payload},
     names::ServerName,
 };
@@ -80,9 +82,68 @@ impl Offer {
     }
 }
 
-/// Items, in the server's order.
-pub type Items = Arc<Vec<Arc<Definition>>>;
+/// A list as it was fetched.
+pub type Items = Arc<List>;
 
+/// Items in the server's order, each name once.
+#[derive(Debug, Default)]
+pub struct List {
+    items: Vec<Arc<Definition>>,
+    notices: Notices,
+}
+
+impl List {
+    /// What was left out, and why.
+    pub fn notices(&self) -> &Notices {
+        &self.notices
+    }
+}
+
+impl Deref for List {
+    type Target = [Arc<Definition>];
+
+    fn deref(&self) -> &[Arc<Definition>] {
+        &self.items
+    }
+}
+
+/// What an operator should know of a server's lists. Of a flood of it only the count is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Notices {
+    told: Vec<String>,
+    more: usize,
+}
+
+impl Notices {
+    /// Tells of an item by its name, which is the server's text: it is shown without what could
+    /// forge a line or a terminal's state.
+    pub fn item(&mut self, name: &str, why: &str) {
+        let shown: String =
+            name.chars().take(SHOWN).flat_map(char::escape_debug).filter(char::is_ascii).collect();
+        let more = if name.chars().nth(SHOWN).is_some() { "…" } else { "" };
+        self.add(format!("`{shown}{more}` is left out: {why}"));
+    }
+
+    /// Tells of something that is not the server's text.
+    pub fn add(&mut self, notice: String) {
+        if self.told.len() < MOST_NOTICES {
+            self.told.push(notice);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// The notices, the last of them a count where there were too many.
+    pub fn iter(&self) -> impl Iterator<Item = String> {
+        let more = (self.more > 0).then(|| format!("and {} more of the kind", self.more));
+        self.told.iter().cloned().chain(more)
+    }
+}
+
+/// Notices of one list that are kept.
+const MOST_NOTICES: usize = 16;
+/// Characters of an item's name that a notice shows.
+const SHOWN: usize = 64;
 /// Items that one server may offer of a kind. One that offers more is cut off there.
 const MOST_ITEMS: usize = 10_000;
 /// How long who asks again for a list that was not to be had is told so without a new try.
@@ -154,6 +215,12 @@ impl Definitions {
             .await
             .unwrap_or(Err(Failure::Timeout(deadline)))
             .map(Items::new);
+        if let Ok(items) = &fetched
+            && let told @ 1.. = items.notices.iter().count()
+        {
+            // Which is the server's text, and not for a log.
+            tracing::warn!(%server, list = offer.method(), told, "a part of the server's list is left out");
+        }
         if self.changes.load(Ordering::SeqCst) == changes {
             *slot.kept.lock() = Some((Instant::now(), fetched.clone()));
         }
@@ -177,13 +244,13 @@ async fn fetch(
     link: &dyn Link,
     bytes: usize,
     deadline: Duration,
-) -> Result<Vec<Arc<Definition>>, Failure> {
-    let mut items = Vec::new();
+) -> Result<List, Failure> {
+    let mut gathered = Gathered { offer, modern: greeting.revision.is_modern(), ..Gathered::default() };
     let mut left = bytes;
     let mut cursor: Option<Value> = None;
     for _ in 0..MOST_PAGES {
         let mut params = json!({});
-        if greeting.revision.is_modern() {
+        if gathered.modern {
             params["_meta"] = own_meta();
         }
         if let Some(cursor) = &cursor {
@@ -193,80 +260,176 @@ async fn fetch(
         let result = match link.call(call).await? {
             Reply::Result(result) => result,
             // A server may offer resources and know no templates.
-            Reply::Error(_) if offer == Offer::Templates => return Ok(items),
+            Reply::Error(_) if offer == Offer::Templates => break,
             Reply::Error(_) => {
                 return Err(Failure::Misbehaved(format!("it refused `{}`", offer.method())));
             }
         };
         // Items are slices of their page, which stays in memory with them.
         let Some(rest) = left.checked_sub(result.len()) else {
-            tracing::warn!(%server, list = offer.method(), "the server's list is cut off at {bytes} bytes");
-            return Ok(items);
+            gathered.list.notices.add(format!("the list is cut off at {bytes} bytes"));
+            break;
         };
         left = rest;
-        let (page, next) = page(offer, server, result)?;
-        items.extend(page);
-        if items.len() >= MOST_ITEMS {
-            tracing::warn!(%server, list = offer.method(), "the server's list is cut off at {MOST_ITEMS} items");
-            items.truncate(MOST_ITEMS);
-            return Ok(items);
+        let next = gathered.page(server, result)?;
+        if gathered.list.items.len() > MOST_ITEMS {
+            gathered.list.notices.add(format!("the list is cut off at {MOST_ITEMS} items"));
+            gathered.list.items.truncate(MOST_ITEMS);
+            break;
         }
         match next {
-            // The same cursor again would go round for ever.
+            // An empty cursor is one like any other. The same cursor again would go round for
+            // ever.
             Some(next) if cursor.as_ref() != Some(&next) => cursor = Some(next),
-            _ => return Ok(items),
+            _ => break,
         }
     }
-    Ok(items)
+    Ok(gathered.list)
 }
 
-type Page = (Vec<Arc<Definition>>, Option<Value>);
+/// What was taken of a list's pages so far.
+struct Gathered {
+    offer: Offer,
+    /// Whether the server speaks 2026-07-28, where a tool with a bad `x-mcp-header` is none.
+    modern: bool,
+    list: List,
+    /// Where the item of a name stands.
+    seen: HashMap<String, usize>,
+}
 
-fn page(offer: Offer, server: &ServerName, result: Bytes) -> Result<Page, Failure> {
-    let misbehaved =
-        || Failure::Misbehaved(format!("its answer to `{}` is no list", offer.method()));
-    let object = Object::parse(result).map_err(|_| misbehaved())?;
-    let list = object.get(offer.member()).ok_or_else(misbehaved)?;
-    let raws: Vec<&serde_json::value::RawValue> =
-        serde_json::from_slice(&list).map_err(|_| misbehaved())?;
-    let mut items = Vec::with_capacity(raws.len());
-    for raw in raws {
-        let raw = list.slice_ref(raw.get().as_bytes());
-        let Some(name) = Object::parse(raw.clone()).ok().and_then(|item| item.string(offer.key()))
-        else {
-            tracing::warn!(%server, list = offer.method(), "an item without `{}` is left out", offer.key());
-            continue;
-        };
-        items.push(Arc::new(Definition {
-            server: server.clone(),
-            name,
-            definition: Payload::new(raw),
-        }));
+impl Default for Gathered {
+    fn default() -> Self {
+        Self { offer: Offer::Tools, modern: false, list: List::default(), seen: HashMap::new() }
     }
-    let next = object
-        .get("nextCursor")
-        .and_then(|cursor| serde_json::from_slice::<Value>(&cursor).ok())
-        .filter(Value::is_string);
-    Ok((items, next))
+}
+
+impl Gathered {
+    /// Takes a page's items; the cursor to the next page.
+    fn page(&mut self, server: &ServerName, result: Bytes) -> Result<Option<Value>, Failure> {
+        let offer = self.offer;
+        let misbehaved =
+            || Failure::Misbehaved(format!("its answer to `{}` is no list", offer.method()));
+        let object = Object::parse(result).map_err(|_| misbehaved())?;
+        let list = object.get(offer.member()).ok_or_else(misbehaved)?;
+        let raws: Vec<&serde_json::value::RawValue> =
+            serde_json::from_slice(&list).map_err(|_| misbehaved())?;
+        for raw in raws {
+            let raw = list.slice_ref(raw.get().as_bytes());
+            let name =
+                Object::parse(raw.clone()).ok().and_then(|item| item.string(offer.key()));
+            match name {
+                Some(name) => self.item(server, name, raw),
+                None => {
+                    let notice = format!("an item without `{}` is left out", offer.key());
+                    self.list.notices.add(notice);
+                }
+            }
+        }
+        Ok(object
+            .get("nextCursor")
+            .and_then(|cursor| serde_json::from_slice::<Value>(&cursor).ok())
+            .filter(Value::is_string))
+    }
+
+    fn item(&mut self, server: &ServerName, name: String, raw: Bytes) {
+        if let Some(&first) = self.seen.get(&name) {
+            // A list that goes round shows the very same again, which is nothing to tell of.
+            if self.list.items.get(first).is_some_and(|item| *item.definition.raw() != raw) {
+                self.list.notices.item(&name, "the list has one of this name before it");
+            }
+            return;
+        }
+        let definition = Payload::new(raw);
+        if self.modern
+            && self.offer == Offer::Tools
+            && may_have(definition.raw(), "x-mcp-header")
+            && let Some(schema) = definition.value().get("inputSchema")
+            && let Err(why) = Repeated::of(schema)
+        {
+            self.list.notices.item(&name, why);
+            return;
+        }
+        self.seen.insert(name.clone(), self.list.items.len());
+        let server = server.clone();
+        self.list.items.push(Arc::new(Definition { server, name, definition }));
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn gathered(modern: bool, pages: &[&'static str]) -> List {
+        let mut gathered = Gathered { modern, ..Gathered::default() };
+        for page in pages {
+            let page = Bytes::from_static(page.as_bytes());
+            gathered.page(&"s".parse().unwrap(), page).unwrap();
+        }
+        gathered.list
+    }
+
+    fn names(list: &List) -> Vec<&str> {
+        list.iter().map(|item| item.name.as_str()).collect()
+    }
+
     #[test]
     fn pages_keep_the_text_of_items() {
         let text = r#"{"tools":[{"name":"a","x":1.0},{"noname":1},{"name":"b"}],"nextCursor":""}"#;
         let server = "s".parse().unwrap();
-        let (items, next) =
-            page(Offer::Tools, &server, Bytes::from_static(text.as_bytes())).unwrap();
-        assert_eq!(items.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(items[0].definition.raw(), r#"{"name":"a","x":1.0}"#);
+        let mut gathered = Gathered::default();
+        let next = gathered.page(&server, Bytes::from_static(text.as_bytes())).unwrap();
+        assert_eq!(names(&gathered.list), ["a", "b"]);
+        assert_eq!(gathered.list[0].definition.raw(), r#"{"name":"a","x":1.0}"#);
         assert_eq!(next, Some(Value::from("")));
         for bad in ["[]", "{}", r#"{"tools":{}}"#] {
-            assert!(page(Offer::Tools, &server, Bytes::copy_from_slice(bad.as_bytes())).is_err());
+            let bad = Bytes::copy_from_slice(bad.as_bytes());
+            assert!(Gathered::default().page(&server, bad).is_err());
         }
     }
+
+    #[test]
+    fn of_items_with_one_name_the_first_counts() {
+        let list = gathered(
+            false,
+            &[
+                r#"{"tools":[{"name":"a","n":1},{"name":"b"},{"name":"a","n":2}]}"#,
+                r#"{"tools":[{"name":"b"},{"name":"c"}]}"#,
+            ],
+        );
+        assert_eq!(names(&list), ["a", "b", "c"]);
+        assert_eq!(list[0].definition.raw(), r#"{"name":"a","n":1}"#);
+        // `b` came twice as the same.
+        let notices: Vec<_> = list.notices().iter().collect();
+        assert_eq!(notices, ["`a` is left out: the list has one of this name before it"]);
+    }
+
+    #[test]
+    fn a_modern_tool_with_a_bad_header_is_none() {
+        let page = r#"{"tools":[
+            {"name":"a\u001b[2J\n","inputSchema":{"properties":{"x":{"type":"number","x-mcp-header":"X"}}}},
+            {"name":"b","inputSchema":{"properties":{"x":{"type":"string","x-mcp-header":"X"}}}}
+        ]}"#;
+        let list = gathered(true, &[page]);
+        assert_eq!(names(&list), ["b"]);
+        let notices: Vec<_> = list.notices().iter().collect();
+        let why = "`x-mcp-header` stands at what is no string, integer or boolean";
+        assert_eq!(notices, [format!(r"`a\u{{1b}}[2J\n` is left out: {why}")]);
+        // To a server of an era without such headers it means nothing.
+        assert_eq!(gathered(false, &[page]).len(), 2);
+    }
+
+    #[test]
+    fn a_flood_of_notices_is_counted() {
+        let mut notices = Notices::default();
+        for number in 0..1_000 {
+            notices.item(&format!("{number}{}", "é".repeat(1_000)), "why");
+        }
+        let told: Vec<_> = notices.iter().collect();
+        assert_eq!(told.len(), MOST_NOTICES + 1);
+        assert_eq!(told.last().unwrap(), "and 984 more of the kind");
+        assert!(told.iter().all(|notice| notice.len() < 1_000));
+    }
+
     /// A server that lists for ever, `page` bytes at a time, or never answers.
     struct Lister {
         page: Option<usize>,

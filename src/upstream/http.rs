@@ -113,9 +113,9 @@ impl Http {
             return Ok(headers);
         }
         let mut put = |name: HeaderName, value: &str| {
-            let value = HeaderValue::try_from(header_text(value))
+            let value = HeaderValue::try_from(value)
                 .map_err(|_| Failure::Misbehaved("a header value cannot be sent".into()))?;
-            headers.insert(name, value);
+            headers.append(name, value);
             Ok::<_, Failure>(())
         };
         if probing && !modern {
@@ -123,7 +123,7 @@ impl Http {
         }
         put(METHOD, call.method.as_str())?;
         if let Some(name) = &call.name {
-            put(NAME, name)?;
+            put(NAME, &header_text(name))?;
         }
         for (name, value) in &call.headers {
             let name = HeaderName::try_from(name)

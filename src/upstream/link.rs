@@ -19,7 +19,7 @@ pub struct Call {
     pub method: Method,
     /// What a modern HTTP server wants in `Mcp-Name`: the tool, the prompt or the URI.
     pub name: Option<String>,
-    /// Further headers for a modern HTTP server (`Mcp-Param-*`).
+    /// Further headers for a modern HTTP server (`Mcp-Param-*`), encoded for the wire.
     pub headers: Vec<(String, String)>,
     /// The client's own message, where the request forwards one: all that nobody changed in it
     /// goes on byte for byte.

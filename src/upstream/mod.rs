@@ -13,7 +13,7 @@ mod pipe;
 pub mod process;
 mod server;
 
-pub use definitions::{Items, Offer};
+pub use definitions::{Items, List, Notices, Offer};
 pub use greeting::Greeting;
 pub use launcher::{Handed, Launcher, Place};
 pub use link::{Call, Failure, Link, Notice, Reply, Unsolicited};

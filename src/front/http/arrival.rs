@@ -6,7 +6,6 @@ use axum::{
     body::{Body, HttpBody},
     http::{HeaderMap, Uri, header},
 };
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
@@ -15,9 +14,10 @@ use crate::{
     codec::{
         Frame, Kind, Object,
         era::{META_CAPABILITIES, META_REVISION},
+        headers::{PARAM, decoded},
     },
     config::Listen,
-    exchange::{Method, Revision},
+    exchange::{Method, Revision, Transport},
     names::SessionId,
     refusal::{Code, Refusal},
     session::Session,
@@ -223,8 +223,8 @@ fn modern_request(
         _ => return Ok(()),
     };
     let said = params.and_then(|params| params.string(name));
-    let header = header_text(headers, "mcp-name")?.and_then(|value| decoded(&value));
-    if said.is_none() || header != said {
+    let header = header_text(headers, "mcp-name")?;
+    if said.is_none() || header.as_deref().and_then(decoded).as_deref() != said.as_deref() {
         return Err(mismatch("Mcp-Name"));
     }
     Ok(())
@@ -241,12 +241,16 @@ fn header_text(headers: &HeaderMap, name: &'static str) -> Result<Option<String>
     })
 }
 
-/// A header's value with the `=?base64?…?=` form of MCP 2026-07-28 decoded.
-fn decoded(value: &str) -> Option<String> {
-    match value.strip_prefix("=?base64?").and_then(|rest| rest.strip_suffix("?=")) {
-        Some(encoded) => String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok(),
-        None => Some(value.to_owned()),
-    }
+/// The headers that repeat arguments, where they are to be held against the body: the tool is not
+/// known yet, so that is done later. What comes over a local socket may be a bridge of standard
+/// input, where nobody has to send them; those that are sent must be right there, too.
+pub(super) fn params(headers: &HeaderMap, transport: Transport) -> Option<Arc<HeaderMap>> {
+    let params: HeaderMap = headers
+        .iter()
+        .filter(|(name, _)| name.as_str().starts_with(PARAM))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    (transport == Transport::Http || !params.is_empty()).then(|| Arc::new(params))
 }
 
 /// The revision to agree on: the one that the client asks for where it is a legacy one that is

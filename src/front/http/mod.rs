@@ -295,6 +295,9 @@ impl Front {
             view,
             calls: session.as_ref().map(|session| session.calls.clone()),
             session,
+            headers: matches!(speaks, Speaks::Modern)
+                .then(|| arrival::params(&headers, visitor.transport))
+                .flatten(),
             revision,
         };
         reply::carry(self.proxy.take(caller, frame, place), id.is_none(), streams, revision).await

@@ -98,6 +98,7 @@ fn whole(answered: Option<Answered>, notification: bool, revision: Revision) -> 
     let status = match answered.refused {
         // MCP 2026-07-28 gives these a status of their own.
         Some(Code::MethodUnknown) if revision.is_modern() => StatusCode::NOT_FOUND,
+        Some(Code::HeaderMismatch) if revision.is_modern() => StatusCode::BAD_REQUEST,
         Some(Code::ShuttingDown) => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::OK,
     };
