@@ -245,7 +245,8 @@ async fn fetch(
     bytes: usize,
     deadline: Duration,
 ) -> Result<List, Failure> {
-    let mut gathered = Gathered { offer, modern: greeting.revision.is_modern(), ..Gathered::default() };
+    let mut gathered =
+        Gathered { offer, modern: greeting.revision.is_modern(), ..Gathered::default() };
     let mut left = bytes;
     let mut cursor: Option<Value> = None;
     for _ in 0..MOST_PAGES {
@@ -315,8 +316,7 @@ impl Gathered {
             serde_json::from_slice(&list).map_err(|_| misbehaved())?;
         for raw in raws {
             let raw = list.slice_ref(raw.get().as_bytes());
-            let name =
-                Object::parse(raw.clone()).ok().and_then(|item| item.string(offer.key()));
+            let name = Object::parse(raw.clone()).ok().and_then(|item| item.string(offer.key()));
             match name {
                 Some(name) => self.item(server, name, raw),
                 None => {
