@@ -38,6 +38,9 @@ impl Method {
     pub const SAMPLE: &str = "sampling/createMessage";
     pub const ELICIT: &str = "elicitation/create";
     pub const ROOTS_LIST: &str = "roots/list";
+    pub const SUBSCRIBE: &str = "resources/subscribe";
+    pub const UNSUBSCRIBE: &str = "resources/unsubscribe";
+    pub const LISTEN: &str = "subscriptions/listen";
     pub const CANCELLED: &str = "notifications/cancelled";
     pub const INITIALIZED: &str = "notifications/initialized";
     pub const PROGRESS: &str = "notifications/progress";
@@ -64,9 +67,9 @@ impl Method {
         Self::PROGRESS,
         Self::LOG_MESSAGE,
         "logging/setLevel",
-        "resources/subscribe",
-        "resources/unsubscribe",
-        "subscriptions/listen",
+        Self::SUBSCRIBE,
+        Self::UNSUBSCRIBE,
+        Self::LISTEN,
         "notifications/tools/list_changed",
         "notifications/prompts/list_changed",
         "notifications/resources/list_changed",

@@ -139,7 +139,7 @@ async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Proxy>) -> anyhow::
     let _progress = ctx.progress("starting the servers");
     // Lists start only the servers of which the local user could use something.
     let servers = proxy.router.servers(&View::All);
-    futures_util::future::join_all(servers.iter().map(|server| server.running())).await;
+    futures_util::future::join_all(servers.iter().map(|server| server.shared().running())).await;
     let caller = Caller {
         principal: Principal::local(),
         transport: Transport::Cli,

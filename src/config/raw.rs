@@ -223,9 +223,14 @@ pub struct Server {
     pub call_timeout_s: u64,
     /// Seconds without a call after which the server is stopped. 0: never.
     pub idle_stop_s: u64,
-    /// Calls under way at once; more are refused.
+    /// Calls under way at once on one instance; more are refused.
     #[schemars(range(min = 1))]
     pub concurrent: usize,
+    pub sharing: Sharing,
+    /// Instances for single clients at once; clients beyond that are refused. One client has at
+    /// most a quarter of them.
+    #[schemars(range(min = 1))]
+    pub instances: usize,
 }
 
 impl Default for Server {
@@ -247,6 +252,8 @@ impl Default for Server {
             call_timeout_s: 60,
             idle_stop_s: 900,
             concurrent: 64,
+            sharing: Sharing::default(),
+            instances: 64,
         }
     }
 }
@@ -272,6 +279,18 @@ pub enum Era {
     Auto,
     Legacy,
     Modern,
+}
+
+/// Who shares an instance of a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sharing {
+    /// All clients share one, but for those that the server may ask something (samples of a model,
+    /// the user's input, roots): each of those has its own where the server is a legacy one.
+    #[default]
+    Auto,
+    /// All clients share one, and the server can ask nobody anything.
+    Shared,
 }
 
 /// Ceilings for one server's process.

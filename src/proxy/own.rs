@@ -79,7 +79,7 @@ impl Proxy {
         let running = match view {
             View::All => None,
             View::One(name) => match self.router.server(name) {
-                Some(server) => server.running().await.ok(),
+                Some(server) => server.shared().running().await.ok(),
                 None => None,
             },
         };

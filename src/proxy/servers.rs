@@ -16,7 +16,7 @@ use crate::{
     names::{DecisionId, ServerName},
     refusal::{Code, Refusal},
     router::View,
-    upstream::{Event, Unsolicited},
+    upstream::{Event, Heard, Said},
 };
 
 /// How often idle servers and sessions are looked for, and usage is read.
@@ -27,10 +27,10 @@ impl Proxy {
     pub(super) async fn hear(
         self: Arc<Self>,
         server: ServerName,
-        mut said: mpsc::Receiver<Unsolicited>,
+        mut heard: mpsc::Receiver<Heard>,
     ) {
-        while let Some(said) = said.recv().await {
-            self.take_from(&server, said).await;
+        while let Some(heard) = heard.recv().await {
+            self.take_from(&server, heard.said).await;
         }
     }
 
@@ -63,6 +63,10 @@ impl Proxy {
                     self.metrics.server_ended(&server);
                     Happening::ServerStopped { server: server.to_string(), reason: Some(why) }
                 }
+                Event::Lost { count } => {
+                    tracing::warn!(%server, count, "messages of a server were dropped");
+                    Happening::MessagesDropped { server: server.to_string(), count }
+                }
             };
             if let Err(error) = self.audit.event(happening).await {
                 tracing::error!(%server, %error, "what a server did could not be recorded");
@@ -74,9 +78,9 @@ impl Proxy {
     /// to the sessions that see the server, each as the policies say. Everything else is refused:
     /// the proxy tells servers that it can ask clients nothing, and what belongs to no call has no
     /// client to go to.
-    pub(super) async fn take_from(&self, server: &ServerName, said: Unsolicited) {
+    pub(super) async fn take_from(&self, server: &ServerName, said: Said) {
         match said {
-            Unsolicited::Notification { method, params } => {
+            Said::Notification { method, params } => {
                 let told = method.as_str().ends_with("/list_changed");
                 let hearers: Vec<_> = self
                     .sessions
@@ -114,7 +118,7 @@ impl Proxy {
                     }
                 }
             }
-            Unsolicited::Request { id, method, params, answer } => {
+            Said::Request { id, method, params, answer } => {
                 let text = self.refuse_server(server, Some(&id), &method, params).await;
                 let _ = answer.send(text);
             }
@@ -212,12 +216,17 @@ impl Proxy {
     pub async fn read_usage(&self) {
         self.metrics.audit_records(self.audit.written());
         for server in self.router.servers(&View::All) {
-            if server.peek().is_some()
-                && let Some(usage) = server.status().await.usage
-            {
-                let cpu = Duration::try_from_secs_f64(usage.cpu_seconds).unwrap_or_default();
-                self.metrics.server_usage(&server.name, usage.memory, cpu);
-            }
+            let usage: Vec<_> = server
+                .status()
+                .await
+                .usage
+                .iter()
+                .map(|(number, usage)| {
+                    let cpu = Duration::try_from_secs_f64(usage.cpu_seconds).unwrap_or_default();
+                    (*number, usage.memory, cpu)
+                })
+                .collect();
+            self.metrics.server_usage(&server.name, &usage);
         }
     }
 
@@ -235,10 +244,19 @@ impl Proxy {
                 "revision": status.revision,
                 "active": status.active,
                 "failure": status.failure.map(|why| self.shown(&why)),
-                "memoryBytes": status.usage.map(|u| u.memory),
-                "cpuSeconds": status.usage.map(|u| u.cpu_seconds),
+                "instances": status.instances,
+                "dropped": status.lost,
+                "memoryBytes": sum(status.usage.iter().map(|(_, usage)| usage.memory)),
+                "cpuSeconds": sum(status.usage.iter().map(|(_, usage)| usage.cpu_seconds)),
             })
         });
         futures_util::future::join_all(states).await
     }
+}
+
+/// A sum, unless there is nothing of which it could be one.
+fn sum<T: std::iter::Sum>(values: impl Iterator<Item = T>) -> Option<T> {
+    let mut values = values.peekable();
+    values.peek()?;
+    Some(values.sum())
 }

@@ -26,7 +26,7 @@ use crate::{
     refusal::{Code, Refusal},
     session::Session,
     telemetry::{self, ToolCall},
-    upstream::{Call, Notice, Reply, Server},
+    upstream::{Call, Clock, Reply, Said, Server},
 };
 
 /// Methods that change a server for all its clients, or whose fruits could not be brought to the
@@ -214,7 +214,8 @@ impl Proxy {
         exchange: &Exchange,
         notices: mpsc::Sender<Bytes>,
     ) -> End {
-        let running = match server.running().await {
+        let instance = server.shared();
+        let running = match instance.running().await {
             Ok(running) => running,
             Err(failure) => return End::Failed(failure.refusal(&server.name)),
         };
@@ -230,12 +231,12 @@ impl Proxy {
             headers: self.repeated(caller, exchange),
             params: outgoing(frame, exchange, revision),
             frame: Some(frame.clone()),
-            notices: Some(sender),
-            deadline: server.deadline(),
+            said: Some(sender),
+            clock: Clock::new(server.deadline()),
         };
         // The relay ends with the call, which holds the sender, so that no notification is lost.
         let relay = self.relay(caller, exchange, receiver, notices);
-        let (reply, ()) = tokio::join!(server.call(&running, call), relay);
+        let (reply, ()) = tokio::join!(instance.call(&running, call), relay);
         match reply {
             Ok(Reply::Error(error)) => {
                 let error = era::error(error, &exchange.method, revision, exchange.revision);
@@ -262,10 +263,20 @@ impl Proxy {
         &self,
         caller: &Caller,
         exchange: &Exchange,
-        mut receiver: mpsc::Receiver<Notice>,
+        mut receiver: mpsc::Receiver<Said>,
         notices: mpsc::Sender<Bytes>,
     ) {
-        while let Some(Notice { method, params }) = receiver.recv().await {
+        while let Some(said) = receiver.recv().await {
+            let (method, params) = match said {
+                Said::Notification { method, params } => (method, params),
+                // A server's question is shared as the server is.
+                request @ Said::Request { .. } => {
+                    if let Some(server) = &exchange.server {
+                        self.take_from(server, request).await;
+                    }
+                    continue;
+                }
+            };
             let mut notice = begin(caller, &method, true, params);
             notice.direction = Direction::ServerToClient;
             notice.server = exchange.server.clone();

@@ -182,8 +182,8 @@ pub struct Metrics {
     running: Gauge,
     memory: Family<ServerLabels, Gauge>,
     cpu: Family<ServerLabels, Seconds>,
-    /// The last reading of each running server's processor time.
-    cpu_seen: Mutex<HashMap<ServerName, Duration>>,
+    /// The last reading of each server's instances: their processor time by their numbers.
+    cpu_seen: Mutex<HashMap<ServerName, HashMap<u64, Duration>>>,
     audit_records: Counter,
     reloads: Family<OutcomeLabels, Counter>,
     tools_seen: Mutex<HashMap<ServerName, HashSet<Arc<str>>>>,
@@ -321,26 +321,33 @@ impl Metrics {
         self.sessions.set(i64::try_from(active).unwrap_or(i64::MAX));
     }
 
-    /// A server was started.
+    /// An instance of a server was started.
     pub fn server_started(&self) {
         self.running.inc();
     }
 
-    /// A server ended. Its memory is no longer shown; its processor time stays.
+    /// An instance of a server ended. What the others take is read anew; the processor time of
+    /// all that ever ran stays.
     pub fn server_ended(&self, server: &ServerName) {
         self.running.dec();
         self.memory.remove(&ServerLabels { server: server.into() });
-        self.cpu_seen.lock().remove(server);
     }
 
-    /// What a running server takes: memory in bytes, and processor time since its start.
-    pub fn server_usage(&self, server: &ServerName, memory_bytes: u64, cpu: Duration) {
+    /// What the running instances of a server take: the number of each, its memory in bytes, and
+    /// its processor time since its start.
+    pub fn server_usage(&self, server: &ServerName, instances: &[(u64, u64, Duration)]) {
+        if instances.is_empty() {
+            return;
+        }
         let labels = ServerLabels { server: server.into() };
-        self.memory.get_or_create(&labels).set(i64::try_from(memory_bytes).unwrap_or(i64::MAX));
-        let before = self.cpu_seen.lock().insert(server.clone(), cpu).unwrap_or_default();
-        // Less than before: another process began, all of whose time is new.
-        let more = cpu.checked_sub(before).unwrap_or(cpu);
-        self.cpu.get_or_create(&labels).inc_by(more.as_secs_f64());
+        let memory: u64 = instances.iter().map(|(_, memory, _)| memory).sum();
+        self.memory.get_or_create(&labels).set(i64::try_from(memory).unwrap_or(i64::MAX));
+        let now = instances.iter().map(|(number, _, cpu)| (*number, *cpu)).collect();
+        let before = self.cpu_seen.lock().insert(server.clone(), now).unwrap_or_default();
+        let more = instances.iter().map(|(number, _, cpu)| {
+            cpu.saturating_sub(before.get(number).copied().unwrap_or_default()).as_secs_f64()
+        });
+        self.cpu.get_or_create(&labels).inc_by(more.sum());
     }
 
     /// So many audit records were written since the start.

@@ -5,7 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::link::{Call, Failure, Link, Reply};
+use super::{
+    link::{Call, Failure, Link, Reply},
+    party::Party,
+};
 use crate::{
     codec::era::{implementation, own_meta},
     config::Era,
@@ -14,6 +17,31 @@ use crate::{
 
 /// How long a server may take to answer the question that only modern servers know.
 const PROBE: Duration = Duration::from_secs(3);
+
+/// In whose name a legacy server is greeted.
+#[derive(Debug)]
+pub(super) struct Hello {
+    revision: Revision,
+    /// The text of an object, which goes on byte for byte.
+    capabilities: Bytes,
+}
+
+impl Default for Hello {
+    /// In nobody's: there is nobody whom the server could ask.
+    fn default() -> Self {
+        Self { revision: Revision::LATEST_LEGACY, capabilities: Bytes::from_static(b"{}") }
+    }
+}
+
+impl Hello {
+    /// In the name of a party.
+    pub fn of(party: &Party) -> Self {
+        Self {
+            revision: party.revision.min(Revision::LATEST_LEGACY),
+            capabilities: party.capabilities.clone(),
+        }
+    }
+}
 
 /// What a server said when it was greeted.
 #[derive(Debug)]
@@ -36,13 +64,18 @@ impl Greeting {
 /// # Errors
 /// [`Failure::Unavailable`] where the link died, in which case a caller that probed should start
 /// the server again and greet it as legacy; the other failures of [`Link::call`].
-pub async fn greet(link: &dyn Link, era: Era, deadline: Duration) -> Result<Greeting, Failure> {
+pub(super) async fn greet(
+    link: &dyn Link,
+    era: Era,
+    hello: &Hello,
+    deadline: Duration,
+) -> Result<Greeting, Failure> {
     let greeting = match era {
-        Era::Legacy => initialize(link, deadline).await?,
+        Era::Legacy => initialize(link, hello, deadline).await?,
         Era::Modern => discover(link, deadline)
             .await?
             .ok_or_else(|| Failure::Misbehaved("it does not speak 2026-07-28".into()))?,
-        Era::Auto => probe(link, PROBE.min(deadline), deadline).await?,
+        Era::Auto => probe(link, hello, PROBE.min(deadline), deadline).await?,
     };
     link.agreed(greeting.revision);
     if !greeting.revision.is_modern() {
@@ -57,6 +90,7 @@ pub async fn greet(link: &dyn Link, era: Era, deadline: Duration) -> Result<Gree
 /// refuses `initialize` on the connection on which it did.
 async fn probe(
     link: &dyn Link,
+    hello: &Hello,
     patience: Duration,
     deadline: Duration,
 ) -> Result<Greeting, Failure> {
@@ -69,10 +103,10 @@ async fn probe(
     if let Ok(found) = tokio::time::timeout(patience, &mut discovery).await {
         return match settled(found) {
             Some(end) => end,
-            None => initialize(link, deadline).await,
+            None => initialize(link, hello, deadline).await,
         };
     }
-    let initialization = initialize(link, deadline);
+    let initialization = initialize(link, hello, deadline);
     tokio::pin!(initialization);
     tokio::select! {
         biased;
@@ -103,16 +137,17 @@ async fn discover(link: &dyn Link, deadline: Duration) -> Result<Option<Greeting
     }
 }
 
-async fn initialize(link: &dyn Link, deadline: Duration) -> Result<Greeting, Failure> {
-    let params = json!({
-        "protocolVersion": Revision::LATEST_LEGACY.as_str(),
-        "capabilities": {},
-        "clientInfo": implementation(),
-    });
-    match link
-        .call(Call::own(Method::INITIALIZE, Some(params.to_string().into()), deadline))
-        .await?
-    {
+async fn initialize(
+    link: &dyn Link,
+    hello: &Hello,
+    deadline: Duration,
+) -> Result<Greeting, Failure> {
+    let mut params = Vec::from(&b"{\"protocolVersion\":\""[..]);
+    params.extend_from_slice(hello.revision.as_str().as_bytes());
+    params.extend_from_slice(b"\",\"capabilities\":");
+    params.extend_from_slice(&hello.capabilities);
+    params.extend_from_slice(format!(",\"clientInfo\":{}}}", implementation()).as_bytes());
+    match link.call(Call::own(Method::INITIALIZE, Some(params.into()), deadline)).await? {
         Reply::Error(_) => Err(Failure::Misbehaved("it refused `initialize`".into())),
         Reply::Result(result) => {
             let words = Payload::new(result);
@@ -132,13 +167,13 @@ async fn initialize(link: &dyn Link, deadline: Duration) -> Result<Greeting, Fai
 
 #[cfg(test)]
 mod tests {
-    use tokio::{
-        io::{AsyncBufReadExt, AsyncWriteExt, BufReader, duplex},
-        sync::mpsc,
-    };
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, duplex};
 
     use super::*;
-    use crate::{codec::Caps, upstream::pipe::Pipe};
+    use crate::{
+        codec::Caps,
+        upstream::{ear::Ear, pipe::Pipe},
+    };
 
     const MODERN: &str =
         r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"]}}"#;
@@ -151,8 +186,8 @@ mod tests {
         let (stdin, heard) = duplex(1 << 12);
         let (stdout, mut said) = duplex(1 << 12);
         let caps = Caps { bytes: 1 << 12, depth: 8, nodes: 100 };
-        let (sender, _unsolicited) = mpsc::channel(1);
-        let link = Pipe::new(stdin, stdout, caps, sender);
+        let (ear, _heard) = Ear::test(None);
+        let link = Pipe::new(stdin, stdout, caps, ear);
         let server = async {
             let mut lines = BufReader::new(heard).lines();
             for method in [Method::DISCOVER, Method::INITIALIZE] {
@@ -163,7 +198,8 @@ mod tests {
             }
             (lines, said)
         };
-        let greeting = probe(&link, Duration::ZERO, Duration::from_secs(9));
+        let hello = Hello::default();
+        let greeting = probe(&link, &hello, Duration::ZERO, Duration::from_secs(9));
         let (greeting, _open) = tokio::join!(greeting, server);
         greeting.map(|greeting| greeting.revision)
     }

@@ -11,10 +11,15 @@ use futures_util::{StreamExt, TryStreamExt};
 use parking_lot::RwLock;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use sse_stream::SseStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::link::{
-    Call, Failure, Link, Notice, Reply, Unsolicited, nobody, pong, progress_token, restore_token,
+use super::{
+    asked::Asked,
+    ear::Ear,
+    link::{
+        Call, Failure, Link, Mine, Reply, Said, nobody, pong, progress_token, subscription,
+        tells_of_lists,
+    },
 };
 use crate::{
     codec::{Caps, Frame, Kind, era::header_text},
@@ -38,7 +43,8 @@ pub struct Http {
     session: RwLock<Option<HeaderValue>>,
     revision: RwLock<Option<Revision>>,
     dead: OnceLock<String>,
-    unsolicited: mpsc::Sender<Unsolicited>,
+    ear: Ear,
+    asked: Asked,
 }
 
 impl Http {
@@ -50,7 +56,7 @@ impl Http {
         url: &str,
         headers: &[(String, Secret)],
         caps: Caps,
-        unsolicited: mpsc::Sender<Unsolicited>,
+        ear: Ear,
     ) -> Result<Self, Failure> {
         let unavailable = |what: String| Failure::Unavailable(what);
         let url =
@@ -81,7 +87,8 @@ impl Http {
             session: RwLock::default(),
             revision: RwLock::default(),
             dead: OnceLock::new(),
-            unsolicited,
+            ear,
+            asked: Asked::default(),
         })
     }
 
@@ -136,7 +143,7 @@ impl Http {
     async fn exchange(
         &self,
         id: u64,
-        token: Option<Bytes>,
+        mine: Mine,
         call: Call,
         text: Bytes,
     ) -> Result<Reply, Failure> {
@@ -171,7 +178,7 @@ impl Http {
                 }
             }
             "text/event-stream" if status.is_success() => {
-                self.stream(id, token, call, response).await
+                self.stream(id, mine, call, response).await
             }
             _ if !status.is_success() => {
                 Err(Failure::Unavailable(format!("it answered {status} without a JSON-RPC error")))
@@ -202,7 +209,7 @@ impl Http {
     async fn stream(
         &self,
         id: u64,
-        token: Option<Bytes>,
+        mine: Mine,
         call: Call,
         response: reqwest::Response,
     ) -> Result<Reply, Failure> {
@@ -239,52 +246,67 @@ impl Http {
                     return Err(Failure::Misbehaved("its answer answers another request".into()));
                 }
                 Kind::Notification { method, params } => {
-                    self.notice(id, token.as_ref(), &call, method, params);
+                    self.notification(id, &mine, &call, method, params).await;
                 }
-                Kind::Request { id, method, params } => self.request(id, method, params).await,
+                Kind::Request { id, method, params } => {
+                    self.request(&call, id, method, params).await;
+                }
             }
         }
         Err(Failure::Unavailable("its event stream ended before the answer".into()))
     }
 
-    fn notice(
+    async fn notification(
         &self,
         id: u64,
-        token: Option<&Bytes>,
+        mine: &Mine,
         call: &Call,
         method: Method,
         params: Option<Bytes>,
     ) {
-        if method.as_str().ends_with("/list_changed") {
-            let _ = self.unsolicited.try_send(Unsolicited::Notification { method, params });
-            return;
+        if let Some(named) = subscription(params.as_ref())
+            && named != id
+        {
+            return tracing::debug!("a server tells of a subscription on another's stream");
         }
-        let Some(notices) = &call.notices else { return };
-        let params = if method.as_str() == Method::PROGRESS {
-            match token {
-                Some(token) if progress_token(params.as_ref()) == Some(id) => {
-                    restore_token(params, token)
-                }
-                // Progress that nobody asked for.
-                _ => return,
+        match method.as_str() {
+            Method::CANCELLED => return self.asked.take_back(params.as_ref()),
+            // Progress that nobody asked for is dropped.
+            Method::PROGRESS
+                if mine.token.is_none() || progress_token(params.as_ref()) != Some(id) =>
+            {
+                return;
             }
-        } else {
-            params
-        };
-        let _ = notices.try_send(Notice { method, params });
+            _ => {}
+        }
+        let lists = tells_of_lists(&method) && !mine.subscribes;
+        let said = Said::Notification { method, params: mine.restored(params) };
+        match &call.said {
+            Some(call) if !lists => self.ear.tell_call(call, said).await,
+            _ => self.ear.tell(said),
+        }
     }
 
-    async fn request(&self, id: crate::codec::Id, method: Method, params: Option<Bytes>) {
-        let text = if method.as_str() == Method::PING {
-            pong(&id)
-        } else {
-            let (answer, text) = oneshot::channel();
-            let unsolicited = Unsolicited::Request { id: id.clone(), method, params, answer };
-            match self.unsolicited.try_send(unsolicited) {
-                Ok(()) => text.await.unwrap_or_else(|_| nobody(&id)),
-                Err(_) => nobody(&id),
-            }
-        };
+    async fn request(
+        &self,
+        call: &Call,
+        id: crate::codec::Id,
+        method: Method,
+        params: Option<Bytes>,
+    ) {
+        if method.as_str() == Method::PING {
+            return self.answer(pong(&id)).await;
+        }
+        let (place, text) = oneshot::channel();
+        let said = Said::Request { id: id.clone(), method, params, answer: place };
+        match &call.said {
+            Some(call) => self.ear.tell_call(call, said).await,
+            None => self.ear.tell(said),
+        }
+        self.answer(text.await.unwrap_or_else(|_| nobody(&id))).await;
+    }
+
+    async fn answer(&self, text: Bytes) {
         if let Err(failure) = self.post(text, HeaderMap::new()).await {
             tracing::debug!(%failure, "an answer to a server's request could not be sent");
         }
@@ -298,17 +320,17 @@ impl Link for Http {
             return Err(Failure::Unavailable(why.clone()));
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let deadline = call.deadline;
-        let (text, token) = call.text(id);
-        match tokio::time::timeout(deadline, self.exchange(id, token, call, text)).await {
-            Ok(reply) => reply,
-            Err(_) => {
+        let clock = call.clock.clone();
+        let (text, mine) = call.text(id);
+        match clock.bound(self.exchange(id, mine, call, text)).await {
+            Err(failure @ Failure::Timeout(_)) => {
                 if self.session.read().is_some() {
                     let params = format!("{{\"requestId\":{id},\"reason\":\"timed out\"}}");
                     let _ = self.notify(Method::CANCELLED, params.into()).await;
                 }
-                Err(Failure::Timeout(deadline))
+                Err(failure)
             }
+            reply => reply,
         }
     }
 

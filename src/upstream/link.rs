@@ -7,8 +7,13 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use super::{Clock, PartyKey};
 use crate::{
-    codec::{Frame, Id, Object, may_have},
+    codec::{
+        Frame, Id, Kind, Object,
+        era::{META_LOG_LEVEL, META_SUBSCRIPTION},
+        may_have,
+    },
     exchange::{Method, Revision},
     refusal::{Code, Refusal},
 };
@@ -26,10 +31,10 @@ pub struct Call {
     pub frame: Option<Frame>,
     /// `params`, where there are any.
     pub params: Option<Bytes>,
-    /// Where notifications that belong to this request go.
-    pub notices: Option<mpsc::Sender<Notice>>,
+    /// Where goes what the server says that belongs to this request.
+    pub said: Option<mpsc::Sender<Said>>,
     /// How long to wait for the answer.
-    pub deadline: Duration,
+    pub clock: Clock,
 }
 
 impl Call {
@@ -41,14 +46,14 @@ impl Call {
             headers: Vec::new(),
             frame: None,
             params,
-            notices: None,
-            deadline,
+            said: None,
+            clock: Clock::new(deadline),
         }
     }
 
-    /// The text to send under an id of ours, and the client's progress token where it gave one:
-    /// ids and tokens of many clients meet on one link, so both become ours.
-    pub(super) fn text(&self, id: u64) -> (Bytes, Option<Bytes>) {
+    /// The text to send under an id of ours, and what the client calls its own in it: ids and
+    /// tokens of many clients meet on one link, so all become ours.
+    pub(super) fn text(&self, id: u64) -> (Bytes, Mine) {
         let token = self
             .params
             .as_ref()
@@ -62,7 +67,17 @@ impl Call {
             Some(frame) => frame.forward(Some(&Id::from(id)), params.as_deref()),
             None => Frame::request(id, self.method.as_str(), params.as_deref().unwrap_or_default()),
         };
-        (text, token)
+        let client = match self.frame.as_ref().map(|frame| &frame.kind) {
+            Some(Kind::Request { id, .. }) => Some(id.raw().clone()),
+            _ => None,
+        };
+        let mine = Mine {
+            token,
+            id: client,
+            subscribes: self.method.as_str() == Method::LISTEN,
+            logs: self.params.as_ref().is_some_and(|params| may_have(params, META_LOG_LEVEL)),
+        };
+        (text, mine)
     }
 }
 
@@ -73,11 +88,41 @@ fn swap_token(params: &Object, id: u64) -> Option<(Bytes, Bytes)> {
     Some((params.with(&[("_meta", Some(&meta))]), token))
 }
 
-/// A notification that belongs to a request, with the client's own progress token in it.
+/// What a client calls its own in a request, where ours stands on the link.
 #[derive(Debug, Clone)]
-pub struct Notice {
-    pub method: Method,
-    pub params: Option<Bytes>,
+pub(super) struct Mine {
+    /// The text of its progress token.
+    pub token: Option<Bytes>,
+    /// The text of its id, which names its subscription as well; our own requests have none.
+    pub id: Option<Bytes>,
+    /// Whether it opens a subscription.
+    pub subscribes: bool,
+    /// Whether it asks for log messages.
+    pub logs: bool,
+}
+
+impl Mine {
+    /// A notification's `params` with the client's own words put back.
+    pub fn restored(&self, params: Option<Bytes>) -> Option<Bytes> {
+        let params = params?;
+        let Ok(object) = Object::parse(params.clone()) else { return Some(params) };
+        let meta = object
+            .object("_meta")
+            .filter(|meta| meta.get(META_SUBSCRIPTION).is_some())
+            .map(|meta| meta.with(&[(META_SUBSCRIPTION, self.id.as_deref())]));
+        let mut edits: Vec<(&str, Option<&[u8]>)> = Vec::new();
+        if let Some(token) = &self.token
+            && object.get("progressToken").is_some()
+        {
+            edits.push(("progressToken", Some(token)));
+        }
+        if let Some(meta) = &meta {
+            // Without an id of a client's, nobody knows the subscription by another name.
+            let empty = Object::parse(meta.clone()).is_ok_and(|meta| meta.keys().next().is_none());
+            edits.push(("_meta", (!empty).then_some(&meta[..])));
+        }
+        Some(if edits.is_empty() { params } else { object.with(&edits) })
+    }
 }
 
 /// What a server answered: the text of `result` or `error`.
@@ -95,8 +140,9 @@ pub enum Failure {
     Unavailable(String),
     #[error("it did not answer within {} s", .0.as_secs_f32())]
     Timeout(Duration),
-    #[error("it has {0} calls under way, which is its limit")]
-    Overloaded(usize),
+    /// It has as many of something as it may have.
+    #[error("it has {most} {what}, which is its limit")]
+    Overloaded { what: &'static str, most: usize },
     #[error("{0}")]
     Misbehaved(String),
 }
@@ -111,8 +157,8 @@ impl Failure {
             Self::Timeout(_) => {
                 (Code::ServerTimeout, format!("server `{server}` did not answer in time"))
             }
-            Self::Overloaded(_) => {
-                (Code::ServerOverloaded, format!("server `{server}` has too many calls under way"))
+            Self::Overloaded { what, .. } => {
+                (Code::ServerOverloaded, format!("server `{server}` has too many {what}"))
             }
             Self::Misbehaved(_) => (
                 Code::ServerMisbehaved,
@@ -123,20 +169,31 @@ impl Failure {
     }
 }
 
-/// What a server says that belongs to no request of ours.
+/// What a server says beside its answers.
 #[derive(Debug)]
-pub enum Unsolicited {
-    /// A request of the server's. Whoever takes it must send the text of the whole answer.
-    Request {
-        id: Id,
-        method: Method,
-        params: Option<Bytes>,
-        answer: oneshot::Sender<Bytes>,
-    },
-    Notification {
-        method: Method,
-        params: Option<Bytes>,
-    },
+pub enum Said {
+    /// A request. Whoever takes it sends the text of the whole answer. Once the server has taken
+    /// the request back, or is gone, nobody waits for the answer: `answer` is closed.
+    Request { id: Id, method: Method, params: Option<Bytes>, answer: oneshot::Sender<Bytes> },
+    /// A notification. The client's own progress token, or id of its subscription, is in it.
+    Notification { method: Method, params: Option<Bytes> },
+}
+
+impl Said {
+    /// Its method.
+    pub fn method(&self) -> &Method {
+        match self {
+            Self::Request { method, .. } | Self::Notification { method, .. } => method,
+        }
+    }
+}
+
+/// What a server says that belongs to no call.
+#[derive(Debug)]
+pub struct Heard {
+    /// For whom the instance runs that said it; nothing where it is the shared one.
+    pub party: Option<PartyKey>,
+    pub said: Said,
 }
 
 /// A line to one server.
@@ -161,6 +218,11 @@ pub trait Link: Send + Sync {
     fn dead(&self) -> Option<String>;
 }
 
+/// Whether a notification tells that a list changed.
+pub(super) fn tells_of_lists(method: &Method) -> bool {
+    method.as_str().ends_with("/list_changed")
+}
+
 /// The answer to a server's request that nobody takes.
 pub(super) fn nobody(id: &Id) -> Bytes {
     let error =
@@ -173,16 +235,22 @@ pub(super) fn pong(id: &Id) -> Bytes {
     Frame::result(id, b"{}")
 }
 
-/// A server's notification with the client's own token put back, where it is about progress.
-pub(super) fn restore_token(params: Option<Bytes>, token: &Bytes) -> Option<Bytes> {
-    let object = Object::parse(params?).ok()?;
-    Some(object.with(&[("progressToken", Some(token))]))
-}
-
 /// The token of ours that a progress notification names.
 pub(super) fn progress_token(params: Option<&Bytes>) -> Option<u64> {
     let token = Object::parse(params?.clone()).ok()?.get("progressToken")?;
     serde_json::from_slice::<Value>(&token).ok()?.as_u64()
+}
+
+/// The id of ours by which a notification names its subscription.
+pub(super) fn subscription(params: Option<&Bytes>) -> Option<u64> {
+    let params = params.filter(|params| may_have(params, META_SUBSCRIPTION))?;
+    let id = Object::parse(params.clone()).ok()?.object("_meta")?.get(META_SUBSCRIPTION)?;
+    // Some servers write every id as a string.
+    match serde_json::from_slice(&id).ok()? {
+        Value::Number(id) => id.as_u64(),
+        Value::String(id) => id.parse().ok(),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -193,24 +261,57 @@ mod tests {
     fn progress_tokens_become_ours_and_come_back() {
         let params = Bytes::from_static(br#"{"name":"t","_meta":{"progressToken":"abc","x":1.0}}"#);
         let mut call = Call::own("tools/call", Some(params), Duration::from_secs(1));
-        let (text, token) = call.text(7);
+        let (text, mine) = call.text(7);
         assert_eq!(
             text,
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"t","_meta":{"progressToken":7,"x":1.0}}}"#
         );
-        let token = token.unwrap();
-        assert_eq!(token, "\"abc\"");
-        let notice = Bytes::from_static(br#"{"progressToken":7,"progress":0.50}"#);
-        assert_eq!(progress_token(Some(&notice)), Some(7));
+        assert_eq!(mine.token.as_deref(), Some(&b"\"abc\""[..]));
+        let said = Bytes::from_static(br#"{"progressToken":7,"progress":0.50}"#);
+        assert_eq!(progress_token(Some(&said)), Some(7));
         assert_eq!(
-            restore_token(Some(notice), &token).unwrap(),
+            mine.restored(Some(said)).unwrap(),
             r#"{"progressToken":"abc","progress":0.50}"#
         );
 
         let hidden = br#"{"_meta":{"progress\u0054oken":"abc"}}"#;
         call.params = Some(Bytes::from_static(hidden));
-        assert_eq!(call.text(9).1.unwrap(), "\"abc\"");
+        assert_eq!(call.text(9).1.token.unwrap(), "\"abc\"");
         call.params = Some(Bytes::from_static(br#"{"name":"t"}"#));
-        assert_eq!(call.text(8).1, None);
+        assert_eq!(call.text(8).1.token, None);
+    }
+
+    #[test]
+    fn subscriptions_are_known_by_our_ids_and_by_the_clients() {
+        let caps = crate::codec::Caps { bytes: 1_000, depth: 9, nodes: 99 };
+        let text = br#"{"jsonrpc":"2.0","id":"mine","method":"subscriptions/listen","params":{}}"#;
+        let mut call = Call::own(Method::LISTEN, None, Duration::from_secs(1));
+        call.frame = Some(Frame::parse(Bytes::from_static(text), caps).unwrap());
+        let mine = call.text(5).1;
+        assert!(mine.subscribes);
+        let own = Call::own(Method::LISTEN, None, Duration::from_secs(1)).text(5).1;
+        let key = META_SUBSCRIPTION;
+        for (said, clients, ours) in [
+            (
+                format!(r#"{{"uri":"u","_meta":{{"{key}":5,"x":1.0}}}}"#),
+                format!(r#"{{"uri":"u","_meta":{{"{key}":"mine","x":1.0}}}}"#),
+                r#"{"uri":"u","_meta":{"x":1.0}}"#.to_owned(),
+            ),
+            (
+                format!(r#"{{"_meta":{{"{key}":"5"}}}}"#),
+                format!(r#"{{"_meta":{{"{key}":"mine"}}}}"#),
+                "{}".to_owned(),
+            ),
+        ] {
+            let said = Some(Bytes::from(said));
+            assert_eq!(subscription(said.as_ref()), Some(5));
+            assert_eq!(mine.restored(said.clone()).unwrap(), clients);
+            assert_eq!(own.restored(said).unwrap(), ours);
+        }
+        for said in ["{}", r#"{"_meta":{}}"#, r#"{"_meta":1}"#, "["] {
+            let said = Some(Bytes::copy_from_slice(said.as_bytes()));
+            assert_eq!(subscription(said.as_ref()), None);
+            assert_eq!(mine.restored(said.clone()), said);
+        }
     }
 }

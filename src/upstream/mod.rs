@@ -3,19 +3,28 @@
 //! INVARIANT: what a server does (hang, die, flood, lie) ends at its own calls: every queue to and
 //! from it is bounded, every wait has a deadline, and its failure is a [`Failure`] of that call.
 
+mod asked;
+mod clock;
 mod definitions;
+mod ear;
 mod greeting;
 mod http;
+mod instance;
 mod launcher;
 mod link;
 mod log;
+mod party;
 mod pipe;
 pub mod process;
 mod server;
+mod watch;
 
+pub use clock::{Clock, Paused};
 pub use definitions::{Items, List, Notices, Offer};
 pub use greeting::Greeting;
+pub use instance::{Event, Instance, Running};
 pub use launcher::{Handed, Launcher, Place};
-pub use link::{Call, Failure, Link, Notice, Reply, Unsolicited};
+pub use link::{Call, Failure, Heard, Link, Reply, Said};
 pub use log::Scrub;
-pub use server::{Event, Running, Server, Status};
+pub use party::{Party, PartyKey};
+pub use server::{Server, Status};

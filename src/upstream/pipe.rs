@@ -12,24 +12,29 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, de::IgnoredAny};
+use serde_json::value::RawValue;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::{mpsc, oneshot},
 };
 use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, FramedRead};
 
-use super::link::{
-    Call, Failure, Link, Notice, Reply, Unsolicited, nobody, pong, progress_token, restore_token,
+use super::{
+    asked::Asked,
+    ear::Ear,
+    link::{Call, Failure, Link, Mine, Reply, Said, nobody, pong, progress_token, subscription},
 };
 use crate::{
-    codec::{Caps, Frame, Kind, one_line},
+    codec::{Caps, Flaw, Frame, Id, Kind, Text, check, one_line},
     exchange::{Method, Revision},
 };
 
 /// Messages that may wait for a server that does not read.
 const QUEUE: usize = 64;
+/// How long a message that answers no wait of ours waits for such a server.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A line over two pipes. When its last handle is dropped, the server's standard input closes.
 pub struct Pipe {
@@ -41,31 +46,34 @@ struct Shared {
     pending: Mutex<HashMap<u64, Pending>>,
     next: AtomicU64,
     dead: OnceLock<String>,
+    revision: RwLock<Option<Revision>>,
 }
 
 struct Pending {
     answer: oneshot::Sender<Result<Reply, Failure>>,
-    notices: Option<mpsc::Sender<Notice>>,
-    /// The client's progress token, as text.
-    token: Option<Bytes>,
+    said: Option<mpsc::Sender<Said>>,
+    /// What the client calls its own in the request.
+    mine: Mine,
 }
 
 impl Pipe {
-    /// Speaks over these two ends; what belongs to no request goes to `unsolicited`.
+    /// Speaks over these two ends; what belongs to no request goes to `ear`.
     pub fn new(
         stdin: impl AsyncWrite + Send + Unpin + 'static,
         stdout: impl AsyncRead + Send + Unpin + 'static,
         caps: Caps,
-        unsolicited: mpsc::Sender<Unsolicited>,
+        ear: Ear,
     ) -> Self {
         let (lines, queue) = mpsc::channel(QUEUE);
         let shared = Arc::new(Shared {
             pending: Mutex::default(),
             next: AtomicU64::new(1),
             dead: OnceLock::new(),
+            revision: RwLock::default(),
         });
         tokio::spawn(write(stdin, queue, shared.clone()));
-        let reader = Reader { shared: shared.clone(), caps, unsolicited, lines: lines.downgrade() };
+        let asked = Asked::default();
+        let reader = Reader { shared: shared.clone(), caps, ear, asked, lines: lines.downgrade() };
         tokio::spawn(reader.run(stdout));
         Self { lines, shared }
     }
@@ -87,10 +95,12 @@ impl Link for Pipe {
             return Err(self.unavailable());
         }
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let (text, token) = call.text(id);
+        let (text, mine) = call.text(id);
         let (sender, answer) = oneshot::channel();
-        let pending = Pending { answer: sender, notices: call.notices, token };
+        let pending = Pending { answer: sender, said: call.said, mine };
         self.shared.pending.lock().insert(id, pending);
+        // A greeting cannot be taken back.
+        let cancels = call.method.as_str() != Method::INITIALIZE;
         let mut guard = Cancel { pipe: self, id, sent: false };
         if self.shared.dead.get().is_some() {
             // It died between the look above and the entry: nobody would answer.
@@ -98,27 +108,26 @@ impl Link for Pipe {
         }
         let work = async {
             self.send(text).await?;
-            guard.sent = true;
+            guard.sent = cancels;
             answer.await.unwrap_or_else(|_| Err(self.unavailable()))
         };
-        let reply = tokio::time::timeout(call.deadline, work).await;
-        match reply {
-            Ok(reply) => {
-                guard.sent = false;
-                reply
-            }
-            Err(_) => Err(Failure::Timeout(call.deadline)),
+        let reply = call.clock.bound(work).await;
+        if !matches!(reply, Err(Failure::Timeout(_))) {
+            guard.sent = false;
         }
+        reply
     }
 
     async fn notify(&self, method: &str, params: Bytes) -> Result<(), Failure> {
         let text = Frame::notification(method, &params);
-        tokio::time::timeout(Duration::from_secs(5), self.send(text))
+        tokio::time::timeout(PATIENCE, self.send(text))
             .await
-            .unwrap_or(Err(Failure::Timeout(Duration::from_secs(5))))
+            .unwrap_or(Err(Failure::Timeout(PATIENCE)))
     }
 
-    fn agreed(&self, _: Revision) {}
+    fn agreed(&self, revision: Revision) {
+        *self.shared.revision.write() = Some(revision);
+    }
 
     fn dead(&self) -> Option<String> {
         self.shared.dead.get().cloned()
@@ -137,10 +146,19 @@ impl Drop for Cancel<'_> {
         self.pipe.shared.pending.lock().remove(&self.id);
         if self.sent {
             let params = format!("{{\"requestId\":{},\"reason\":\"cancelled\"}}", self.id);
-            // A full queue means that the server does not read; it would not hear this either.
-            let _ =
-                self.pipe.lines.try_send(Frame::notification(Method::CANCELLED, params.as_bytes()));
+            let text = Frame::notification(Method::CANCELLED, params.as_bytes());
+            if let Err(mpsc::error::TrySendError::Full(text)) = self.pipe.lines.try_send(text) {
+                // There are no more of these than calls that are given up.
+                tokio::spawn(late(self.pipe.lines.clone(), text));
+            }
         }
+    }
+}
+
+/// Sends to a server that does not read just now.
+async fn late(lines: mpsc::Sender<Bytes>, text: Bytes) {
+    if tokio::time::timeout(PATIENCE, lines.send(text)).await.is_err() {
+        tracing::debug!("a server does not read, and misses a message that is no request");
     }
 }
 
@@ -174,7 +192,8 @@ impl Shared {
 struct Reader {
     shared: Arc<Shared>,
     caps: Caps,
-    unsolicited: mpsc::Sender<Unsolicited>,
+    ear: Ear,
+    asked: Asked,
     lines: mpsc::WeakSender<Bytes>,
 }
 
@@ -192,27 +211,59 @@ impl Reader {
                 Some(Err(AnyDelimiterCodecError::MaxChunkLengthExceeded)) => {
                     break format!("it wrote a message of more than {} bytes", self.caps.bytes);
                 }
-                Some(Ok(line)) if line.iter().all(u8::is_ascii_whitespace) => {}
-                Some(Ok(line)) => match Frame::parse(line.clone(), self.caps) {
-                    Ok(frame) => self.take(frame),
-                    Err(flaw) => match claimed(&line) {
-                        // Whoever waits for it would wait in vain.
-                        Some(id) => {
-                            self.settle(
-                                id,
-                                Err(Failure::Misbehaved(format!("its answer: {flaw}"))),
-                            );
-                        }
-                        // Some servers print to standard output; what is no message answers nothing.
-                        None => tracing::debug!(%flaw, "a line of a server is no message"),
-                    },
+                Some(Ok(line)) => match line.iter().find(|b| !b.is_ascii_whitespace()) {
+                    None => {}
+                    Some(b'[') => self.batch(line).await,
+                    Some(_) => self.message(line).await,
                 },
             }
         };
         self.shared.die(why);
     }
 
-    fn take(&self, frame: Frame) {
+    async fn message(&self, text: Bytes) {
+        match Frame::parse(text.clone(), self.caps) {
+            Ok(frame) => self.take(frame).await,
+            Err(flaw) => self.malformed(&text, &flaw),
+        }
+    }
+
+    /// A batch, which one revision has: each of its elements is a message.
+    async fn batch(&self, text: Bytes) {
+        let taken = *self.shared.revision.read() == Some(Revision::V2025_03_26);
+        let whole = check(&text, Text::Message, self.caps);
+        let flaw = match (&whole, serde_json::from_slice::<Vec<&RawValue>>(&text)) {
+            (Err(flaw), _) => flaw.clone(),
+            (_, Ok(elements)) if taken && !elements.is_empty() => {
+                for element in elements {
+                    self.message(text.slice_ref(element.get().as_bytes())).await;
+                }
+                return;
+            }
+            (_, Ok(elements)) => {
+                let flaw = Flaw::Shape("a batch, where its revision has none");
+                for element in elements {
+                    self.malformed(element.get().as_bytes(), &flaw);
+                }
+                return;
+            }
+            (_, Err(_)) => Flaw::Shape("a batch that is no array"),
+        };
+        tracing::debug!(%flaw, "a line of a server is no message");
+    }
+
+    fn malformed(&self, text: &[u8], flaw: &Flaw) {
+        match claimed(text) {
+            // Whoever waits for it would wait in vain.
+            Some(id) => {
+                self.settle(id, Err(Failure::Misbehaved(format!("its answer: {flaw}"))));
+            }
+            // Some servers print to standard output; what is no message answers nothing.
+            None => tracing::debug!(%flaw, "a line of a server is no message"),
+        }
+    }
+
+    async fn take(&self, frame: Frame) {
         match frame.kind {
             Kind::Result { id, result } => self.answer(id.raw(), Reply::Result(result)),
             Kind::Error { id: Some(id), error } => self.answer(id.raw(), Reply::Error(error)),
@@ -220,31 +271,17 @@ impl Reader {
             Kind::Request { id, method, .. } if method.as_str() == Method::PING => {
                 self.send(pong(&id));
             }
-            Kind::Request { id, method, params } => {
-                let (answer, text) = oneshot::channel();
-                let unsolicited = Unsolicited::Request { id: id.clone(), method, params, answer };
-                match self.unsolicited.try_send(unsolicited) {
-                    Ok(()) => {
-                        let lines = self.lines.clone();
-                        tokio::spawn(async move {
-                            let text = text.await.unwrap_or_else(|_| nobody(&id));
-                            // As below: a server that does not read is not waited for.
-                            if let Some(lines) = lines.upgrade() {
-                                let _ = lines.try_send(text);
-                            }
-                        });
-                    }
-                    Err(_) => self.send(nobody(&id)),
-                }
-            }
-            Kind::Notification { method, params } => self.notice(method, params),
+            Kind::Request { id, method, params } => self.request(id, method, params).await,
+            Kind::Notification { method, params } => self.notification(method, params).await,
         }
     }
 
     /// Without waiting: a server that asks and does not read must not stop its own answers.
     fn send(&self, text: Bytes) {
-        if let Some(lines) = self.lines.upgrade() {
-            let _ = lines.try_send(text);
+        if let Some(lines) = self.lines.upgrade()
+            && lines.try_send(text).is_err()
+        {
+            tracing::debug!("a server does not read, and misses an answer to what it asked");
         }
     }
 
@@ -263,19 +300,83 @@ impl Reader {
         }
     }
 
-    fn notice(&self, method: Method, params: Option<Bytes>) {
-        if method.as_str() == Method::PROGRESS {
-            let Some(id) = progress_token(params.as_ref()) else { return };
-            let pending = self.shared.pending.lock();
-            // Progress that nobody asked for is dropped.
-            let Some(Pending { notices: Some(notices), token: Some(token), .. }) = pending.get(&id)
-            else {
-                return;
+    async fn request(&self, id: Id, method: Method, params: Option<Bytes>) {
+        let lines = self.lines.clone();
+        let place = self.asked.place(&id, move |text| async move {
+            if let Some(lines) = lines.upgrade() {
+                late(lines, text).await;
+            }
+        });
+        let Some(answer) = place else { return self.send(nobody(&id)) };
+        self.tell_party(Said::Request { id, method, params, answer }).await;
+    }
+
+    async fn notification(&self, method: Method, params: Option<Bytes>) {
+        if let Some(id) = subscription(params.as_ref()) {
+            let Some((call, mine)) = self.call(|at, _| at == id) else {
+                return tracing::debug!("a server tells of a subscription that is over");
             };
-            let _ = notices.try_send(Notice { method, params: restore_token(params, token) });
-        } else {
-            let _ = self.unsolicited.try_send(Unsolicited::Notification { method, params });
+            let params = mine.restored(params);
+            return self.ear.tell_call(&call, Said::Notification { method, params }).await;
         }
+        match method.as_str() {
+            Method::PROGRESS => {
+                let Some(id) = progress_token(params.as_ref()) else { return };
+                // Progress that nobody asked for is dropped.
+                let asked = |at, pending: &Pending| at == id && pending.mine.token.is_some();
+                if let Some((call, mine)) = self.call(asked) {
+                    let params = mine.restored(params);
+                    self.ear.tell_call(&call, Said::Notification { method, params }).await;
+                }
+            }
+            Method::CANCELLED => self.asked.take_back(params.as_ref()),
+            Method::LOG_MESSAGE => match self.logged() {
+                Some(call) => {
+                    self.ear.tell_call(&call, Said::Notification { method, params }).await;
+                }
+                None => self.tell_party(Said::Notification { method, params }).await,
+            },
+            // Of what a server offers, not of what it was asked.
+            "notifications/resources/updated" => {
+                self.ear.tell(Said::Notification { method, params });
+            }
+            name if name.ends_with("/list_changed") => {
+                self.ear.tell(Said::Notification { method, params });
+            }
+            _ => self.tell_party(Said::Notification { method, params }).await,
+        }
+    }
+
+    /// Tells what names no call. All calls of a party's own instance are that party's, so the
+    /// newest of them is as good as any; on a shared one nobody can be told.
+    async fn tell_party(&self, said: Said) {
+        let newest = || {
+            let pending = self.shared.pending.lock();
+            let hearing = pending.iter().filter(|(_, pending)| pending.said.is_some());
+            hearing.max_by_key(|(id, _)| **id).and_then(|(_, pending)| pending.said.clone())
+        };
+        match self.ear.has_party().then(newest).flatten() {
+            Some(call) => self.ear.tell_call(&call, said).await,
+            None => self.ear.tell(said),
+        }
+    }
+
+    /// The only call that asked for log messages, as 2026-07-28 has it, where it is the only call
+    /// at all: a log message names no call, and one client's must not come to another.
+    fn logged(&self) -> Option<mpsc::Sender<Said>> {
+        let pending = self.shared.pending.lock();
+        let mut calls = pending.values().filter(|pending| !pending.mine.subscribes);
+        match (calls.next(), calls.next()) {
+            (Some(call), None) if call.mine.logs => call.said.clone(),
+            _ => None,
+        }
+    }
+
+    /// The call of which this holds, where it wants to hear something.
+    fn call(&self, holds: impl Fn(u64, &Pending) -> bool) -> Option<(mpsc::Sender<Said>, Mine)> {
+        let pending = self.shared.pending.lock();
+        let (_, call) = pending.iter().find(|(id, pending)| holds(**id, pending))?;
+        Some((call.said.clone()?, call.mine.clone()))
     }
 }
 
@@ -291,116 +392,4 @@ fn claimed(line: &[u8]) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncBufReadExt, BufReader, duplex};
-
-    use super::*;
-
-    const CAPS: Caps = Caps { bytes: 1 << 16, depth: 64, nodes: 10_000 };
-
-    struct Server {
-        lines: tokio::io::Lines<BufReader<tokio::io::DuplexStream>>,
-        stdout: tokio::io::DuplexStream,
-    }
-
-    impl Server {
-        async fn read(&mut self) -> String {
-            self.lines.next_line().await.unwrap().unwrap()
-        }
-
-        async fn write(&mut self, text: &str) {
-            self.stdout.write_all(format!("{text}\n").as_bytes()).await.unwrap();
-        }
-    }
-
-    fn pipe() -> (Arc<Pipe>, Server, mpsc::Receiver<Unsolicited>) {
-        let (stdin, server_in) = duplex(1 << 16);
-        let (stdout, server_out) = duplex(1 << 20);
-        let (sender, unsolicited) = mpsc::channel(4);
-        let pipe = Pipe::new(stdin, stdout, CAPS, sender);
-        let server = Server { lines: BufReader::new(server_in).lines(), stdout: server_out };
-        (Arc::new(pipe), server, unsolicited)
-    }
-
-    fn call(deadline: Duration) -> Call {
-        Call::own("tools/call", Some(Bytes::from_static(b"{\n \"name\": \"t\"}")), deadline)
-    }
-
-    #[tokio::test]
-    async fn answers_find_their_requests_in_any_order() {
-        let (pipe, mut server, _unsolicited) = pipe();
-        let first = tokio::spawn({
-            let pipe = pipe.clone();
-            async move { pipe.call(call(Duration::from_secs(9))).await }
-        });
-        let text = server.read().await;
-        assert!(text.contains("\"id\":1") && text.contains("{  \"name\""), "{text}");
-        let second = tokio::spawn({
-            let pipe = pipe.clone();
-            async move { pipe.call(call(Duration::from_secs(9))).await }
-        });
-        server.read().await;
-        server.write("not json").await;
-        server.write(r#"{"jsonrpc":"2.0","id":2,"result":{"n":2}}"#).await;
-        server.write(r#"{"jsonrpc":"2.0","id":77,"result":{}}"#).await;
-        server.write(r#"{"jsonrpc":"2.0","id":1,"error":{"n":1}}"#).await;
-        assert!(matches!(first.await.unwrap(), Ok(Reply::Error(e)) if e == r#"{"n":1}"#));
-        assert!(matches!(second.await.unwrap(), Ok(Reply::Result(r)) if r == r#"{"n":2}"#));
-    }
-
-    #[tokio::test]
-    async fn a_call_that_is_given_up_is_cancelled() {
-        let (pipe, mut server, _unsolicited) = pipe();
-        let failed = pipe.call(call(Duration::from_millis(20))).await.unwrap_err();
-        assert_eq!(failed, Failure::Timeout(Duration::from_millis(20)));
-        server.read().await;
-        let cancelled = server.read().await;
-        assert!(
-            cancelled.contains("notifications/cancelled") && cancelled.contains("\"requestId\":1")
-        );
-        assert!(pipe.shared.pending.lock().is_empty());
-    }
-
-    #[tokio::test]
-    async fn death_ends_every_wait() {
-        let (pipe, mut server, _unsolicited) = pipe();
-        let waiting = tokio::spawn({
-            let pipe = pipe.clone();
-            async move { pipe.call(call(Duration::from_secs(9))).await }
-        });
-        server.read().await;
-        drop(server);
-        assert!(matches!(waiting.await.unwrap(), Err(Failure::Unavailable(_))));
-        assert!(pipe.dead().is_some());
-        assert!(matches!(
-            pipe.call(call(Duration::from_secs(9))).await,
-            Err(Failure::Unavailable(_))
-        ));
-    }
-
-    #[tokio::test]
-    async fn too_long_a_line_ends_the_link() {
-        let (pipe, mut server, _unsolicited) = pipe();
-        let waiting = tokio::spawn({
-            let pipe = pipe.clone();
-            async move { pipe.call(call(Duration::from_secs(9))).await }
-        });
-        server.read().await;
-        server.write(&"x".repeat((1 << 16) + 2)).await;
-        let Err(Failure::Unavailable(why)) = waiting.await.unwrap() else { panic!("no failure") };
-        assert!(why.contains("65536"), "{why}");
-    }
-
-    #[tokio::test]
-    async fn servers_ask_and_ping() {
-        let (_pipe, mut server, mut unsolicited) = pipe();
-        server.write(r#"{"jsonrpc":"2.0","id":"p","method":"ping"}"#).await;
-        assert_eq!(server.read().await, r#"{"jsonrpc":"2.0","id":"p","result":{}}"#);
-        server.write(r#"{"jsonrpc":"2.0","id":5,"method":"roots/list"}"#).await;
-        let Some(Unsolicited::Request { answer, .. }) = unsolicited.recv().await else {
-            panic!("no request")
-        };
-        drop(answer);
-        assert!(server.read().await.contains("takes no requests"));
-    }
-}
+mod tests;

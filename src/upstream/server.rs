@@ -1,448 +1,199 @@
-//! One configured server: started when it is first needed, ended when nobody needs it.
+//! One configured server and its instances: the one that all clients share, and those of parties
+//! that the server may ask something.
 
-use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use futures_util::future::join_all;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::mpsc;
 
 use super::{
-    definitions::{Definitions, Items, Offer},
-    greeting::{Greeting, greet},
-    http::Http,
+    definitions::{Items, Offer},
+    instance::{Common, Event, Instance, Running},
     launcher::{Launcher, Place},
-    link::{Call, Failure, Link, Reply, Unsolicited},
-    log::{self, Log, Scrub},
-    pipe::Pipe,
-    process::{Exit, Handle, LaunchFailure, Usage},
+    link::{Failure, Heard},
+    log::Scrub,
+    party::{Party, PartyKey},
+    process::Usage,
 };
 use crate::{
-    config::{self, Era},
+    config::{self, Era, Sharing},
     names::ServerName,
 };
 
-/// Calls that may wait for a server to start, or to tell what it offers.
-const WAITING: usize = 256;
-/// The longest wait between two tries to start a server that does not start.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long a server may take to end by itself.
-const GRACE: Duration = Duration::from_secs(3);
-/// How long its end by force may take on top.
-const FORCE: Duration = Duration::from_secs(5);
-/// Bytes of a failure's text.
-const FAILURE_BYTES: usize = 1_000;
-
-/// What becomes of a server.
-#[derive(Debug)]
-pub enum Event {
-    Started { place: Place, process: String, revision: String, took: Duration },
-    NotStarted { why: String },
-    Ended { why: String },
-}
+/// One principal may have one of so many parts of a server's instances, so that none takes them
+/// all.
+const SHARE: usize = 4;
 
 /// One server of the config.
 pub struct Server {
     pub name: ServerName,
     pub settings: config::Server,
-    launcher: Arc<Launcher>,
-    state: tokio::sync::Mutex<State>,
-    /// A copy of the state's running server, to be looked at without waiting.
-    shown: Mutex<Shown>,
-    permits: Arc<Semaphore>,
-    /// Who may wait for a start or a list.
-    waiting: Arc<Semaphore>,
-    active: AtomicUsize,
-    last_used: Mutex<Instant>,
-    /// Whether the question for the era ended the process once, so that it is not asked again.
-    known_legacy: AtomicBool,
-    log: Log,
-    scrub: Scrub,
-    events: mpsc::Sender<Event>,
-    said: mpsc::Sender<Unsolicited>,
-}
-
-enum State {
-    Stopped,
-    /// The proxy stops: it is not started again.
-    Closed,
-    Running(Arc<Running>),
-    Failed {
-        until: Instant,
-        pause: Duration,
-        why: String,
-    },
-}
-
-#[derive(Default)]
-struct Shown {
-    running: Option<Arc<Running>>,
-    failure: Option<String>,
-}
-
-/// A started server.
-pub struct Running {
-    link: Arc<dyn Link>,
-    pub greeting: Greeting,
-    definitions: Arc<Definitions>,
-    process: Option<Arc<dyn Handle>>,
-    exit: Arc<OnceLock<Exit>>,
-    pub place: Place,
-    pub since: Instant,
+    common: Arc<Common>,
+    shared: Arc<Instance>,
+    /// Nothing once the server was closed.
+    own: Mutex<Option<HashMap<PartyKey, Arc<Instance>>>>,
 }
 
 /// What `portcullis server ls` and the metrics show.
 #[derive(Debug, Clone)]
 pub struct Status {
-    /// `running`, `stopped` or `failed`.
+    /// `running`, `stopped` or `failed`: the shared instance.
     pub state: &'static str,
     /// Where it runs, or would.
     pub place: Place,
-    /// The process, where it runs here.
+    /// The shared instance's process, where it runs here.
     pub process: Option<String>,
     pub revision: Option<String>,
+    /// Calls under way, of all instances.
     pub active: usize,
-    /// Why it failed.
+    /// Instances that run.
+    pub instances: usize,
+    /// Why the shared one failed.
     pub failure: Option<String>,
-    pub usage: Option<Usage>,
+    /// What each running instance uses, by its number.
+    pub usage: Vec<(u64, Usage)>,
+    /// Messages of the present instances that did not fit a queue and were dropped.
+    pub lost: u64,
 }
 
 impl Server {
     /// A server that is not started yet. What becomes of it goes to `events`, what it says on its
-    /// own to `said`; its standard error is kept as `scrub` leaves it.
+    /// own to `heard`; its standard error is kept as `scrub` leaves it.
     pub fn new(
         name: ServerName,
         settings: config::Server,
         launcher: Arc<Launcher>,
         scrub: Scrub,
         events: mpsc::Sender<Event>,
-        said: mpsc::Sender<Unsolicited>,
+        heard: mpsc::Sender<Heard>,
     ) -> Self {
-        Self {
-            permits: Arc::new(Semaphore::new(settings.concurrent)),
-            waiting: Arc::new(Semaphore::new(WAITING)),
-            name,
-            settings,
+        let common = Arc::new(Common {
+            name: name.clone(),
+            settings: settings.clone(),
             launcher,
-            state: tokio::sync::Mutex::new(State::Stopped),
-            shown: Mutex::default(),
-            active: AtomicUsize::new(0),
-            last_used: Mutex::new(Instant::now()),
-            known_legacy: AtomicBool::new(false),
             log: Arc::default(),
             scrub,
             events,
-            said,
-        }
+            heard,
+            era: RwLock::default(),
+        });
+        let shared = Arc::new(Instance::new(common.clone(), None));
+        Self { name, settings, common, shared, own: Mutex::new(Some(HashMap::new())) }
     }
 
-    fn call_timeout(&self) -> Duration {
-        Duration::from_secs(self.settings.call_timeout_s)
+    /// The instance that serves all lists, and all calls of clients that can be asked nothing.
+    pub fn shared(&self) -> &Arc<Instance> {
+        &self.shared
     }
 
-    fn start_timeout(&self) -> Duration {
-        Duration::from_secs(self.settings.start_timeout_s)
-    }
-
-    /// The running server, started if need be. One start at a time; who comes meanwhile waits
-    /// for it.
+    /// The instance for a party that the server may ask something: its own, but where the server
+    /// is a modern one, which needs none, or where the config says that all share one.
     ///
     /// # Errors
-    /// A [`Failure`] where it does not start, or did not a moment ago.
-    pub async fn running(self: &Arc<Self>) -> Result<Arc<Running>, Failure> {
-        if let Some(running) = self.peek() {
-            return Ok(running);
+    /// [`Failure::Overloaded`] where there are too many, of all or of this principal.
+    pub fn own(self: &Arc<Self>, party: &Party) -> Result<Arc<Instance>, Failure> {
+        let modern = *self.common.era.read() == Some(Era::Modern);
+        if modern || self.settings.sharing == Sharing::Shared {
+            return Ok(self.shared.clone());
         }
-        self.apart(|server| async move { server.started().await }).await
-    }
-
-    /// Does work that outlives its caller: a client that gives up must not undo the start, or the
-    /// list, that others wait for or that the next try needs. How much may wait is bounded.
-    async fn apart<T, W>(self: &Arc<Self>, work: impl FnOnce(Arc<Self>) -> W) -> Result<T, Failure>
-    where
-        T: Send + 'static,
-        W: Future<Output = Result<T, Failure>> + Send + 'static,
-    {
-        let permit =
-            self.waiting.clone().try_acquire_owned().map_err(|_| Failure::Overloaded(WAITING))?;
-        let work = work(self.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
-            work.await
-        })
-        .await
-        .unwrap_or_else(|_| Err(Failure::Misbehaved("the work for it ended early".into())))
-    }
-
-    async fn started(&self) -> Result<Arc<Running>, Failure> {
-        let mut state = self.state.lock().await;
-        let pause = match &*state {
-            State::Closed => return Err(Failure::Unavailable("the proxy is shutting down".into())),
-            State::Running(running) => match running.end() {
-                None => return Ok(running.clone()),
-                // The connection is dead, which the process behind it need not be.
-                Some(why) => {
-                    let running = running.clone();
-                    running.stop(Duration::ZERO).await;
-                    *state = State::Stopped;
-                    self.show(None, None);
-                    self.say(Event::Ended { why }).await;
-                    Duration::ZERO
-                }
-            },
-            State::Failed { until, why, .. } if Instant::now() < *until => {
-                return Err(Failure::Unavailable(format!("it did not start a moment ago: {why}")));
-            }
-            State::Failed { pause, .. } => *pause,
-            State::Stopped => Duration::ZERO,
+        let mut own = self.own.lock();
+        let Some(own) = own.as_mut() else {
+            return Err(Failure::Unavailable("the proxy is shutting down".into()));
         };
-        *state = State::Stopped;
-        self.show(None, None);
-        let began = Instant::now();
-        let started =
-            tokio::time::timeout(self.start_timeout(), self.start()).await.unwrap_or_else(|_| {
-                Err(Failure::Unavailable(format!(
-                    "it did not start within {} s (`start-timeout-s`)",
-                    self.settings.start_timeout_s
-                )))
-            });
-        match started {
-            Ok(running) => {
-                let running = Arc::new(running);
-                self.say(Event::Started {
-                    place: running.place.clone(),
-                    process: running.process.as_ref().map(|p| p.describe()).unwrap_or_default(),
-                    revision: running.greeting.revision.to_string(),
-                    took: began.elapsed(),
-                })
-                .await;
-                *state = State::Running(running.clone());
-                self.show(Some(running.clone()), None);
-                Ok(running)
-            }
-            Err(failure) => {
-                let failure = self.told(failure);
-                let pause = (pause * 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
-                let why = failure.to_string();
-                *state = State::Failed { until: Instant::now() + pause, pause, why: why.clone() };
-                self.show(None, Some(why.clone()));
-                self.say(Event::NotStarted { why }).await;
-                Err(failure)
-            }
+        if let Some(instance) = own.get(&party.key) {
+            instance.touch();
+            return Ok(instance.clone());
         }
-    }
-
-    async fn say(&self, event: Event) {
-        let _ = self.events.send(event).await;
-    }
-
-    fn show(&self, running: Option<Arc<Running>>, failure: Option<String>) {
-        *self.shown.lock() = Shown { running, failure };
-    }
-
-    async fn start(&self) -> Result<Running, Failure> {
-        let probe = self.settings.era == Era::Auto && !self.known_legacy.load(Ordering::Relaxed);
-        let era = match self.settings.era {
-            Era::Auto if !probe => Era::Legacy,
-            era => era,
-        };
-        match self.start_as(era).await {
-            Err((failure, true)) if probe => {
-                let failure = self.told(failure);
-                tracing::debug!(server = %self.name, %failure, "the server ended when asked for its era; starting it as legacy");
-                self.known_legacy.store(true, Ordering::Relaxed);
-                self.start_as(Era::Legacy).await.map_err(|(failure, _)| failure)
-            }
-            started => started.map_err(|(failure, _)| failure),
+        let most = self.settings.instances;
+        let principals = own
+            .values()
+            .filter(|own| own.owner().is_some_and(|owner| owner.principal == party.principal))
+            .count();
+        if own.len() >= most || principals >= most.div_ceil(SHARE) {
+            return Err(Failure::Overloaded { what: "instances for single clients", most });
         }
+        let instance = Arc::new(Instance::new(self.common.clone(), Some(party.clone())));
+        own.insert(party.key.clone(), instance.clone());
+        Ok(instance)
     }
 
-    /// Starts and greets; the flag of an error says whether the process died over the greeting.
-    async fn start_as(&self, era: Era) -> Result<Running, (Failure, bool)> {
-        let (sender, unsolicited) = mpsc::channel(64);
-        let definitions = Arc::new(Definitions::default());
-        let exit = Arc::new(OnceLock::new());
-        let (link, process, place): (Arc<dyn Link>, Option<Arc<dyn Handle>>, Place) =
-            if let Some(url) = &self.settings.url {
-                let handed = self.launcher.handed(&self.name).map_err(|f| (refused(&f), false))?;
-                let link = Http::new(url, &handed.headers, self.launcher.caps, sender)
-                    .map_err(|failure| (failure, false))?;
-                (Arc::new(link), None, Place::Remote { url: url.clone() })
-            } else {
-                let (process, place) = self
-                    .launcher
-                    .start(&self.name, &self.settings)
-                    .await
-                    .map_err(|failure| (refused(&failure), false))?;
-                let handed = self.launcher.handed(&self.name).map_err(|f| (refused(&f), false))?;
-                tokio::spawn(log::keep(
-                    process.stderr,
-                    self.log.clone(),
-                    self.scrub.clone(),
-                    handed.secrets.clone(),
-                ));
-                let link = Pipe::new(process.stdin, process.stdout, self.launcher.caps, sender);
-                let handle: Arc<dyn Handle> = process.handle.into();
-                tokio::spawn({
-                    let (end, exit) = (handle.wait(), exit.clone());
-                    async move {
-                        let _ = exit.set(end.await);
-                    }
-                });
-                (Arc::new(link), Some(handle), place)
-            };
-        tokio::spawn(forward(unsolicited, definitions.clone(), self.said.clone()));
-        match greet(link.as_ref(), era, self.start_timeout()).await {
-            Ok(greeting) => {
-                let since = Instant::now();
-                Ok(Running { link, greeting, definitions, process, exit, place, since })
-            }
-            Err(failure) => {
-                let died = link.dead().is_some();
-                if let Some(process) = &process {
-                    end(process.as_ref(), Duration::ZERO).await;
-                }
-                let failure = if died { self.with_exit(failure, &exit) } else { failure };
-                Err((failure, died))
-            }
+    /// The party's own instance, where it has one.
+    pub fn owned(&self, key: &PartyKey) -> Option<Arc<Instance>> {
+        self.own.lock().as_ref()?.get(key).cloned()
+    }
+
+    /// Ends a party's own instance, if it has one: the party is gone.
+    pub async fn leave(&self, key: &PartyKey) {
+        let own = self.own.lock().as_mut().and_then(|own| own.remove(key));
+        if let Some(own) = own {
+            own.close("its client is gone").await;
         }
-    }
-
-    /// A death with the exit code and where to look further. What the server wrote itself stays
-    /// out: a failure's text goes to places where a server has no say.
-    fn with_exit(&self, failure: Failure, exit: &OnceLock<Exit>) -> Failure {
-        let mut text = failure.to_string();
-        if let Some(exit) = exit.get() {
-            text = format!("{text} with {exit}");
-        }
-        if !self.log.lock().is_empty() {
-            text = format!("{text}; see `portcullis server logs {}`", self.name);
-        }
-        self.told(Failure::Unavailable(text))
-    }
-
-    /// Makes a call, starting the server if need be.
-    ///
-    /// # Errors
-    /// A [`Failure`] where no answer came.
-    pub async fn call(&self, running: &Running, call: Call) -> Result<Reply, Failure> {
-        let _permit = self.permit()?;
-        let reply = running.link.call(call).await;
-        *self.last_used.lock() = Instant::now();
-        reply.map_err(|failure| match failure {
-            Failure::Unavailable(_) if running.process.is_some() => {
-                self.with_exit(failure, &running.exit)
-            }
-            failure => self.told(failure),
-        })
-    }
-
-    /// A failure as it may be logged: a part of its text can be the server's own, a header's name
-    /// or a content type.
-    fn told(&self, failure: Failure) -> Failure {
-        let clean = |mut text: String| {
-            (self.scrub)(&mut text);
-            text.truncate(text.floor_char_boundary(FAILURE_BYTES));
-            text
-        };
-        match failure {
-            Failure::Unavailable(text) => Failure::Unavailable(clean(text)),
-            Failure::Misbehaved(text) => Failure::Misbehaved(clean(text)),
-            failure @ (Failure::Timeout(_) | Failure::Overloaded(_)) => failure,
-        }
-    }
-
-    fn permit(&self) -> Result<Active<'_>, Failure> {
-        let permit = self
-            .permits
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| Failure::Overloaded(self.settings.concurrent))?;
-        *self.last_used.lock() = Instant::now();
-        self.active.fetch_add(1, Ordering::SeqCst);
-        Ok(Active { count: &self.active, _permit: permit })
     }
 
     /// How long a call may take.
     pub fn deadline(&self) -> Duration {
-        self.call_timeout()
+        self.shared.call_timeout()
     }
 
     /// What the server offers of a kind, starting it if need be.
     ///
     /// # Errors
     /// A [`Failure`] where it does not say.
-    pub async fn items(self: &Arc<Self>, offer: Offer) -> Result<Items, Failure> {
-        *self.last_used.lock() = Instant::now();
-        if let Some(kept) = self.peek().and_then(|running| running.definitions.kept(offer)) {
-            return kept;
-        }
-        self.apart(move |server| async move { server.listed(offer).await }).await
+    pub async fn items(&self, offer: Offer) -> Result<Items, Failure> {
+        self.shared.items(offer).await
     }
 
-    async fn listed(&self, offer: Offer) -> Result<Items, Failure> {
-        let running = self.started().await?;
-        let (greeting, link) = (&running.greeting, running.link.as_ref());
-        let bytes = self.launcher.caps.bytes;
-        running
-            .definitions
-            .items(offer, &self.name, greeting, link, bytes, self.call_timeout())
-            .await
-            .map_err(|failure| self.told(failure))
+    /// The running shared instance, if it runs, without starting it.
+    pub fn peek(&self) -> Option<Arc<Running>> {
+        self.shared.peek()
     }
 
-    /// Ends the server, if it runs, for good.
+    /// The last lines that its instances wrote to standard error, the secrets they were handed
+    /// blotted out.
+    pub fn log(&self) -> Vec<String> {
+        self.common.log.lock().iter().cloned().collect()
+    }
+
+    fn all(&self) -> Vec<Arc<Instance>> {
+        let own = self.own.lock();
+        let own = own.iter().flat_map(HashMap::values);
+        own.chain([&self.shared]).cloned().collect()
+    }
+
+    /// Ends all that runs of it, for good.
     pub async fn close(&self, why: &str) {
-        let mut state = self.state.lock().await;
-        if let State::Running(running) = std::mem::replace(&mut *state, State::Closed) {
-            running.stop(GRACE).await;
-            self.show(None, None);
-            self.say(Event::Ended { why: why.to_owned() }).await;
-        }
+        let own = self.own.lock().take().unwrap_or_default();
+        let all = own.values().chain([&self.shared]);
+        join_all(all.map(|instance| instance.close(why))).await;
     }
 
-    /// Ends the server if nobody used it for as long as the config says, and notices its death.
+    /// Ends the instances that nobody used for as long as the config says, and notices the death
+    /// of any.
     pub async fn sweep(&self) {
-        let idle = Duration::from_secs(self.settings.idle_stop_s);
-        // A server that is being started is not idle; do not wait for it.
-        let Ok(mut state) = self.state.try_lock() else { return };
-        let State::Running(running) = &*state else { return };
-        let why = if let Some(why) = running.end() {
-            running.stop(Duration::ZERO).await;
-            why
-        } else if !idle.is_zero()
-            && running.process.is_some()
-            && self.active.load(Ordering::SeqCst) == 0
-            && self.last_used.lock().elapsed() >= idle
-        {
-            running.stop(GRACE).await;
-            format!("nobody used it for {} s", self.settings.idle_stop_s)
-        } else {
-            return;
-        };
-        *state = State::Stopped;
-        self.show(None, None);
-        // Before the next start can be told of.
-        self.say(Event::Ended { why }).await;
-        drop(state);
+        join_all(self.all().iter().map(|instance| instance.sweep())).await;
+        if let Some(own) = self.own.lock().as_mut() {
+            // One that somebody just got is about to be used.
+            own.retain(|_, own| {
+                Arc::strong_count(own) > 1 || own.peek().is_some() || !own.is_idle()
+            });
+        }
     }
 
     /// How it stands.
     pub async fn status(&self) -> Status {
-        let (running, failure) = {
-            let shown = self.shown.lock();
-            (shown.running.clone().filter(|r| r.end().is_none()), shown.failure.clone())
-        };
-        let process = running.as_ref().and_then(|r| r.process.clone());
-        let usage = match &process {
-            Some(process) => tokio::time::timeout(Duration::from_secs(2), process.usage())
-                .await
-                .unwrap_or_default(),
-            None => None,
+        let all = self.all();
+        let mut all = join_all(all.iter().map(|instance| instance.standing())).await;
+        let active = all.iter().map(|one| one.active).sum();
+        let lost = all.iter().map(|one| one.lost).sum();
+        let running = || all.iter().filter_map(|one| Some((one.running.as_ref()?, one.usage)));
+        let instances = running().count();
+        let usage = running().filter_map(|(one, usage)| Some((one.number, usage?))).collect();
+        // The shared one comes last, and is always there.
+        let shared = all.pop();
+        let (running, process, failure) = match shared {
+            Some(shared) => (shared.running, shared.process, shared.failure),
+            None => (None, None, None),
         };
         Status {
             state: match (&running, &failure) {
@@ -452,85 +203,15 @@ impl Server {
             },
             place: match &running {
                 Some(running) => running.place.clone(),
-                None => self.launcher.place(&self.settings),
+                None => self.common.launcher.place(&self.settings),
             },
-            process: process.map(|p| p.describe()),
+            process,
             revision: running.as_ref().map(|r| r.greeting.revision.to_string()),
-            active: self.active.load(Ordering::SeqCst),
+            active,
+            instances,
             failure,
             usage,
-        }
-    }
-
-    /// The running server, if it runs, without starting it.
-    pub fn peek(&self) -> Option<Arc<Running>> {
-        self.shown.lock().running.clone().filter(|running| running.end().is_none())
-    }
-
-    /// The last lines that it wrote to standard error, the secrets it was handed blotted out.
-    pub fn log(&self) -> Vec<String> {
-        self.log.lock().iter().cloned().collect()
-    }
-}
-
-impl Running {
-    /// Why it ended, if it did.
-    fn end(&self) -> Option<String> {
-        let why = self.link.dead()?;
-        Some(match self.exit.get() {
-            Some(exit) => format!("{why} with {exit}"),
-            None => why,
-        })
-    }
-
-    /// Ends the process, where there is one here. Until it is gone, the state keeps it: a caller
-    /// that gives up half way leaves it to the next.
-    async fn stop(&self, grace: Duration) {
-        if let Some(process) = &self.process {
-            end(process.as_ref(), grace).await;
-        }
-    }
-}
-
-/// Ends a process, and does not wait for ever for that: what then remains goes with its handle.
-async fn end(process: &dyn Handle, grace: Duration) {
-    if tokio::time::timeout(grace + FORCE, process.stop(grace)).await.is_err() {
-        tracing::warn!(process = process.describe(), "a server's process did not end in time");
-    }
-}
-
-struct Active<'a> {
-    count: &'a AtomicUsize,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Drop for Active<'_> {
-    fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-fn refused(failure: &LaunchFailure) -> Failure {
-    Failure::Unavailable(match &failure.remedy {
-        Some(remedy) => format!("{} ({remedy})", failure.what),
-        None => failure.what.clone(),
-    })
-}
-
-/// Passes on what a server says on its own; that a list changed is heard here first.
-async fn forward(
-    mut unsolicited: mpsc::Receiver<Unsolicited>,
-    definitions: Arc<Definitions>,
-    heard: mpsc::Sender<Unsolicited>,
-) {
-    while let Some(said) = unsolicited.recv().await {
-        if let Unsolicited::Notification { method, .. } = &said
-            && method.as_str().ends_with("/list_changed")
-        {
-            definitions.forget();
-        }
-        if heard.send(said).await.is_err() {
-            return;
+            lost,
         }
     }
 }

@@ -192,6 +192,7 @@ impl Happening {
             | Self::PolicyRejected { reason: one }
             | Self::ClientAdded { client: one }
             | Self::ClientRemoved { client: one }
+            | Self::MessagesDropped { server: one, .. }
             | Self::RecordsLost { segment: one, .. } => change(one),
             Self::ServerLaunched { server: one, place: two }
             | Self::ServerLaunchFailed { server: one, reason: two }

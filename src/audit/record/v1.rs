@@ -391,6 +391,12 @@ pub enum Happening {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
+    /// Messages that a server sent unasked came faster than they were taken, and were dropped.
+    MessagesDropped {
+        server: String,
+        /// How many, since the last such record.
+        count: u64,
+    },
     /// Policies took effect.
     PolicyLoaded { revision: String, policies: u64 },
     /// Policies were read and not taken; the old ones stay.
@@ -491,7 +497,8 @@ impl Record {
             Self::Event(event) => match &event.what {
                 Happening::ServerLaunched { server, .. }
                 | Happening::ServerLaunchFailed { server, .. }
-                | Happening::ServerStopped { server, .. } => Some(server),
+                | Happening::ServerStopped { server, .. }
+                | Happening::MessagesDropped { server, .. } => Some(server),
                 _ => None,
             },
             _ => self.call()?.server.as_deref(),

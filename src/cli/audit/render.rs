@@ -89,6 +89,9 @@ fn happening(what: &Happening) -> String {
         Happening::ServerStopped { server, reason } => {
             format!("server {server} stopped{}", because(reason))
         }
+        Happening::MessagesDropped { server, count } => {
+            format!("server {server}: {count} of its messages came too fast and were dropped")
+        }
         Happening::PolicyLoaded { revision, policies } => {
             format!("policies loaded: {policies}, revision {revision}")
         }

@@ -105,15 +105,23 @@ fn a_restarted_server_adds_to_its_processor_time() {
     let metrics = Metrics::new();
     let name: ServerName = "notes".parse().unwrap();
     metrics.server_started();
-    metrics.server_usage(&name, 1 << 20, Duration::from_secs(2));
-    metrics.server_usage(&name, 1 << 20, Duration::from_secs(3));
+    let took = |instances: &[(u64, u64)]| {
+        let read = |&(number, seconds)| (number, 1 << 20, Duration::from_secs(seconds));
+        metrics.server_usage(&name, &instances.iter().map(read).collect::<Vec<_>>());
+    };
+    took(&[(1, 2)]);
+    took(&[(1, 3), (2, 5)]);
+    assert_eq!(
+        lines(&metrics, "portcullis_server_memory_bytes"),
+        [r#"portcullis_server_memory_bytes{server="notes"} 2097152"#]
+    );
     metrics.server_ended(&name);
     assert_eq!(lines(&metrics, "portcullis_server_memory_bytes"), Vec::<String>::new());
     metrics.server_started();
-    metrics.server_usage(&name, 1 << 20, Duration::from_secs(1));
+    took(&[(2, 6), (3, 1)]);
     assert_eq!(
         lines(&metrics, "portcullis_server_cpu_seconds_total"),
-        [r#"portcullis_server_cpu_seconds_total{server="notes"} 4.0"#]
+        [r#"portcullis_server_cpu_seconds_total{server="notes"} 10.0"#]
     );
     assert_eq!(lines(&metrics, "portcullis_servers_running"), ["portcullis_servers_running 1"]);
 }
@@ -128,7 +136,7 @@ fn every_metric_has_its_published_name() {
         metrics.refusal(*code);
     }
     metrics.sessions(3);
-    metrics.server_usage(&"notes".parse().unwrap(), 5, Duration::from_secs(1));
+    metrics.server_usage(&"notes".parse().unwrap(), &[(1, 5, Duration::from_secs(1))]);
     metrics.audit_records(2);
     metrics.policy_reload(true);
     metrics.policy_reload(false);

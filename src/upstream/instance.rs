@@ -1,0 +1,588 @@
+//! One instance of a server: started when it is first needed, ended when nobody needs it.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::{
+    definitions::{Definitions, Items, Offer},
+    ear::Ear,
+    greeting::{Greeting, Hello, greet},
+    http::Http,
+    launcher::{Launcher, Place},
+    link::{Call, Failure, Heard, Link, Reply},
+    log::{self, Log, Scrub},
+    party::{Party, PartyKey},
+    pipe::Pipe,
+    process::{Exit, Handle, LaunchFailure, Usage},
+    watch::Watched,
+};
+use crate::{
+    config::{self, Era},
+    names::ServerName,
+};
+
+/// Calls that may wait for an instance to start, or to tell what it offers.
+const WAITING: usize = 256;
+/// The longest wait between two tries to start one that does not start.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long one may take to end by itself.
+const GRACE: Duration = Duration::from_secs(3);
+/// How long its end by force may take on top.
+const FORCE: Duration = Duration::from_secs(5);
+/// Bytes of a failure's text.
+const FAILURE_BYTES: usize = 1_000;
+
+/// Numbers of running instances.
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
+
+/// What becomes of a server.
+#[derive(Debug)]
+pub enum Event {
+    Started {
+        place: Place,
+        process: String,
+        revision: String,
+        took: Duration,
+    },
+    NotStarted {
+        why: String,
+    },
+    Ended {
+        why: String,
+    },
+    /// So many more of its messages did not fit a queue and were dropped.
+    Lost {
+        count: u64,
+    },
+}
+
+/// What all instances of a server share.
+pub(super) struct Common {
+    pub name: ServerName,
+    pub settings: config::Server,
+    pub launcher: Arc<Launcher>,
+    pub log: Log,
+    pub scrub: Scrub,
+    pub events: mpsc::Sender<Event>,
+    pub heard: mpsc::Sender<Heard>,
+    /// The era that it was last greeted in.
+    pub era: RwLock<Option<Era>>,
+}
+
+/// One instance of a server: the one that all clients share, or one that is greeted in the name
+/// of one party.
+pub struct Instance {
+    common: Arc<Common>,
+    party: Option<Party>,
+    state: tokio::sync::Mutex<State>,
+    /// A copy of the state's running server, to be looked at without waiting.
+    shown: Mutex<Shown>,
+    permits: Arc<Semaphore>,
+    /// Who may wait for a start or a list.
+    waiting: Arc<Semaphore>,
+    active: AtomicUsize,
+    last_used: Mutex<Instant>,
+    /// Whether the question for the era ended the process once, so that it is not asked again.
+    known_legacy: AtomicBool,
+    /// Messages of it that did not fit a queue, and how many of those were told of.
+    lost: Arc<AtomicU64>,
+    told_lost: AtomicU64,
+    pub(super) watched: Watched,
+}
+
+enum State {
+    Stopped,
+    /// The proxy stops, or its party is gone: it is not started again.
+    Closed,
+    Running(Arc<Running>),
+    Failed {
+        until: Instant,
+        pause: Duration,
+        why: String,
+    },
+}
+
+#[derive(Default)]
+struct Shown {
+    running: Option<Arc<Running>>,
+    failure: Option<String>,
+}
+
+/// A started instance.
+pub struct Running {
+    /// No two that ever ran have the same.
+    pub number: u64,
+    pub(super) link: Arc<dyn Link>,
+    pub greeting: Greeting,
+    definitions: Arc<Definitions>,
+    process: Option<Arc<dyn Handle>>,
+    exit: Arc<OnceLock<Exit>>,
+    pub place: Place,
+    pub since: Instant,
+}
+
+/// How one instance stands.
+pub(super) struct Standing {
+    pub running: Option<Arc<Running>>,
+    pub process: Option<String>,
+    pub active: usize,
+    pub failure: Option<String>,
+    pub usage: Option<Usage>,
+    pub lost: u64,
+}
+
+impl Instance {
+    /// An instance that is not started yet.
+    pub(super) fn new(common: Arc<Common>, party: Option<Party>) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(common.settings.concurrent)),
+            waiting: Arc::new(Semaphore::new(WAITING)),
+            common,
+            party,
+            state: tokio::sync::Mutex::new(State::Stopped),
+            shown: Mutex::default(),
+            active: AtomicUsize::new(0),
+            last_used: Mutex::new(Instant::now()),
+            known_legacy: AtomicBool::new(false),
+            lost: Arc::default(),
+            told_lost: AtomicU64::new(0),
+            watched: Watched::default(),
+        }
+    }
+
+    /// For whom it runs; nothing where it is shared.
+    pub fn party(&self) -> Option<&PartyKey> {
+        self.party.as_ref().map(|party| &party.key)
+    }
+
+    pub(super) fn owner(&self) -> Option<&Party> {
+        self.party.as_ref()
+    }
+
+    pub(super) fn call_timeout(&self) -> Duration {
+        Duration::from_secs(self.common.settings.call_timeout_s)
+    }
+
+    fn start_timeout(&self) -> Duration {
+        Duration::from_secs(self.common.settings.start_timeout_s)
+    }
+
+    /// The running instance, started if need be. One start at a time; who comes meanwhile waits
+    /// for it.
+    ///
+    /// # Errors
+    /// A [`Failure`] where it does not start, or did not a moment ago.
+    pub async fn running(self: &Arc<Self>) -> Result<Arc<Running>, Failure> {
+        if let Some(running) = self.peek() {
+            return Ok(running);
+        }
+        self.apart(|server| async move { server.started().await }).await
+    }
+
+    /// Does work that outlives its caller: a client that gives up must not undo the start, or the
+    /// list, that others wait for or that the next try needs. How much may wait is bounded.
+    async fn apart<T, W>(self: &Arc<Self>, work: impl FnOnce(Arc<Self>) -> W) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Failure>> + Send + 'static,
+    {
+        let full = |_| Failure::Overloaded { what: "calls that wait for it", most: WAITING };
+        let permit = self.waiting.clone().try_acquire_owned().map_err(full)?;
+        let work = work(self.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            work.await
+        })
+        .await
+        .unwrap_or_else(|_| Err(Failure::Misbehaved("the work for it ended early".into())))
+    }
+
+    async fn started(&self) -> Result<Arc<Running>, Failure> {
+        let mut state = self.state.lock().await;
+        let pause = match &*state {
+            State::Closed => return Err(Failure::Unavailable("it was ended for good".into())),
+            State::Running(running) => match running.end() {
+                None => return Ok(running.clone()),
+                // The connection is dead, which the process behind it need not be.
+                Some(why) => {
+                    let running = running.clone();
+                    running.stop(Duration::ZERO).await;
+                    *state = State::Stopped;
+                    self.show(None, None);
+                    self.say(Event::Ended { why }).await;
+                    Duration::ZERO
+                }
+            },
+            State::Failed { until, why, .. } if Instant::now() < *until => {
+                return Err(Failure::Unavailable(format!("it did not start a moment ago: {why}")));
+            }
+            State::Failed { pause, .. } => *pause,
+            State::Stopped => Duration::ZERO,
+        };
+        *state = State::Stopped;
+        self.show(None, None);
+        let began = Instant::now();
+        let started =
+            tokio::time::timeout(self.start_timeout(), self.start()).await.unwrap_or_else(|_| {
+                Err(Failure::Unavailable(format!(
+                    "it did not start within {} s (`start-timeout-s`)",
+                    self.common.settings.start_timeout_s
+                )))
+            });
+        match started {
+            Ok(running) => {
+                let running = Arc::new(running);
+                self.say(Event::Started {
+                    place: running.place.clone(),
+                    process: running.process.as_ref().map(|p| p.describe()).unwrap_or_default(),
+                    revision: running.greeting.revision.to_string(),
+                    took: began.elapsed(),
+                })
+                .await;
+                *state = State::Running(running.clone());
+                self.show(Some(running.clone()), None);
+                self.watched.begin(&running);
+                Ok(running)
+            }
+            Err(failure) => {
+                let failure = self.told(failure);
+                let pause = (pause * 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
+                let why = failure.to_string();
+                *state = State::Failed { until: Instant::now() + pause, pause, why: why.clone() };
+                self.show(None, Some(why.clone()));
+                self.say(Event::NotStarted { why }).await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn say(&self, event: Event) {
+        let _ = self.common.events.send(event).await;
+    }
+
+    fn show(&self, running: Option<Arc<Running>>, failure: Option<String>) {
+        *self.shown.lock() = Shown { running, failure };
+    }
+
+    async fn start(&self) -> Result<Running, Failure> {
+        // One of a party's own exists because the server is a legacy one, as the shared one found.
+        let known = self.known_legacy.load(Ordering::Relaxed)
+            || self.party.is_some() && *self.common.era.read() == Some(Era::Legacy);
+        let probe = self.common.settings.era == Era::Auto && !known;
+        let era = match self.common.settings.era {
+            Era::Auto if !probe => Era::Legacy,
+            era => era,
+        };
+        match self.start_as(era).await {
+            Err((failure, true)) if probe => {
+                let failure = self.told(failure);
+                tracing::debug!(server = %self.common.name, %failure, "the server ended when asked for its era; starting it as legacy");
+                self.known_legacy.store(true, Ordering::Relaxed);
+                self.start_as(Era::Legacy).await.map_err(|(failure, _)| failure)
+            }
+            started => started.map_err(|(failure, _)| failure),
+        }
+    }
+
+    /// Starts and greets; the flag of an error says whether the process died over the greeting.
+    async fn start_as(&self, era: Era) -> Result<Running, (Failure, bool)> {
+        let definitions = Arc::new(Definitions::default());
+        let ear = Ear::new(
+            self.common.name.clone(),
+            self.party.as_ref().map(|party| party.key.clone()),
+            definitions.clone(),
+            self.common.heard.clone(),
+            self.lost.clone(),
+        );
+        let exit = Arc::new(OnceLock::new());
+        let (link, process, place): (Arc<dyn Link>, Option<Arc<dyn Handle>>, Place) =
+            if let Some(url) = &self.common.settings.url {
+                let handed = self
+                    .common
+                    .launcher
+                    .handed(&self.common.name)
+                    .map_err(|f| (refused(&f), false))?;
+                let link = Http::new(url, &handed.headers, self.common.launcher.caps, ear)
+                    .map_err(|failure| (failure, false))?;
+                (Arc::new(link), None, Place::Remote { url: url.clone() })
+            } else {
+                let (process, place) = self
+                    .common
+                    .launcher
+                    .start(&self.common.name, &self.common.settings)
+                    .await
+                    .map_err(|failure| (refused(&failure), false))?;
+                let handed = self
+                    .common
+                    .launcher
+                    .handed(&self.common.name)
+                    .map_err(|f| (refused(&f), false))?;
+                tokio::spawn(log::keep(
+                    process.stderr,
+                    self.common.log.clone(),
+                    self.common.scrub.clone(),
+                    handed.secrets.clone(),
+                ));
+                let link = Pipe::new(process.stdin, process.stdout, self.common.launcher.caps, ear);
+                let handle: Arc<dyn Handle> = process.handle.into();
+                tokio::spawn({
+                    let (end, exit) = (handle.wait(), exit.clone());
+                    async move {
+                        let _ = exit.set(end.await);
+                    }
+                });
+                (Arc::new(link), Some(handle), place)
+            };
+        let hello = match &self.party {
+            Some(party) => Hello::of(party),
+            None => Hello::default(),
+        };
+        match greet(link.as_ref(), era, &hello, self.start_timeout()).await {
+            Ok(greeting) => {
+                let modern = greeting.revision.is_modern();
+                *self.common.era.write() = Some(if modern { Era::Modern } else { Era::Legacy });
+                let (number, since) = (NUMBERS.fetch_add(1, Ordering::Relaxed), Instant::now());
+                Ok(Running { number, link, greeting, definitions, process, exit, place, since })
+            }
+            Err(failure) => {
+                let died = link.dead().is_some();
+                if let Some(process) = &process {
+                    end(process.as_ref(), Duration::ZERO).await;
+                }
+                let failure = if died { self.with_exit(failure, &exit) } else { failure };
+                Err((failure, died))
+            }
+        }
+    }
+
+    /// A death with the exit code and where to look further. What the server wrote itself stays
+    /// out: a failure's text goes to places where a server has no say.
+    fn with_exit(&self, failure: Failure, exit: &OnceLock<Exit>) -> Failure {
+        let mut text = failure.to_string();
+        if let Some(exit) = exit.get() {
+            text = format!("{text} with {exit}");
+        }
+        if !self.common.log.lock().is_empty() {
+            text = format!("{text}; see `portcullis server logs {}`", self.common.name);
+        }
+        self.told(Failure::Unavailable(text))
+    }
+
+    /// Makes a call, starting the server if need be.
+    ///
+    /// # Errors
+    /// A [`Failure`] where no answer came.
+    pub async fn call(&self, running: &Running, call: Call) -> Result<Reply, Failure> {
+        let _permit = self.permit()?;
+        let reply = running.link.call(call).await;
+        self.touch();
+        reply.map_err(|failure| match failure {
+            Failure::Unavailable(_) if running.process.is_some() => {
+                self.with_exit(failure, &running.exit)
+            }
+            failure => self.told(failure),
+        })
+    }
+
+    /// Sends a notification.
+    ///
+    /// # Errors
+    /// A [`Failure`] where it could not be sent.
+    pub async fn notify(
+        &self,
+        running: &Running,
+        method: &str,
+        params: Bytes,
+    ) -> Result<(), Failure> {
+        self.touch();
+        running.link.notify(method, params).await.map_err(|failure| self.told(failure))
+    }
+
+    /// A failure as it may be logged: a part of its text can be the server's own, a header's name
+    /// or a content type.
+    fn told(&self, failure: Failure) -> Failure {
+        let clean = |mut text: String| {
+            (self.common.scrub)(&mut text);
+            text.truncate(text.floor_char_boundary(FAILURE_BYTES));
+            text
+        };
+        match failure {
+            Failure::Unavailable(text) => Failure::Unavailable(clean(text)),
+            Failure::Misbehaved(text) => Failure::Misbehaved(clean(text)),
+            failure @ (Failure::Timeout(_) | Failure::Overloaded { .. }) => failure,
+        }
+    }
+
+    /// Notes that somebody needs it.
+    pub(super) fn touch(&self) {
+        *self.last_used.lock() = Instant::now();
+    }
+
+    fn permit(&self) -> Result<Active<'_>, Failure> {
+        let permit = self.permits.clone().try_acquire_owned().map_err(|_| Failure::Overloaded {
+            what: "calls under way",
+            most: self.common.settings.concurrent,
+        })?;
+        self.touch();
+        self.active.fetch_add(1, Ordering::SeqCst);
+        Ok(Active { count: &self.active, _permit: permit })
+    }
+
+    /// What it offers of a kind, starting it if need be.
+    ///
+    /// # Errors
+    /// A [`Failure`] where it does not say.
+    pub(super) async fn items(self: &Arc<Self>, offer: Offer) -> Result<Items, Failure> {
+        self.touch();
+        if let Some(kept) = self.peek().and_then(|running| running.definitions.kept(offer)) {
+            return kept;
+        }
+        self.apart(move |server| async move { server.listed(offer).await }).await
+    }
+
+    async fn listed(&self, offer: Offer) -> Result<Items, Failure> {
+        let running = self.started().await?;
+        let (greeting, link) = (&running.greeting, running.link.as_ref());
+        let bytes = self.common.launcher.caps.bytes;
+        running
+            .definitions
+            .items(offer, &self.common.name, greeting, link, bytes, self.call_timeout())
+            .await
+            .map_err(|failure| self.told(failure))
+    }
+
+    /// Ends it, if it runs, for good.
+    pub(super) async fn close(&self, why: &str) {
+        let mut state = self.state.lock().await;
+        if let State::Running(running) = std::mem::replace(&mut *state, State::Closed) {
+            running.stop(GRACE).await;
+            self.show(None, None);
+            self.say(Event::Ended { why: why.to_owned() }).await;
+        }
+        drop(state);
+        self.tell_lost().await;
+    }
+
+    /// Ends it if nobody used it for as long as the config says, and notices its death.
+    pub(super) async fn sweep(&self) {
+        self.tell_lost().await;
+        // One that is being started is not idle; do not wait for it.
+        let Ok(mut state) = self.state.try_lock() else { return };
+        let State::Running(running) = &*state else { return };
+        let ends = running.process.is_some() || self.party.is_some();
+        let why = if let Some(why) = running.end() {
+            running.stop(Duration::ZERO).await;
+            why
+        } else if ends && self.is_idle() {
+            running.stop(GRACE).await;
+            format!("nobody used it for {} s", self.common.settings.idle_stop_s)
+        } else {
+            return;
+        };
+        *state = State::Stopped;
+        self.show(None, None);
+        // Before the next start can be told of.
+        self.say(Event::Ended { why }).await;
+        drop(state);
+    }
+
+    /// Whether nobody has used it for as long as the config says, nor waits for it to tell
+    /// something.
+    pub(super) fn is_idle(&self) -> bool {
+        let idle = Duration::from_secs(self.common.settings.idle_stop_s);
+        !idle.is_zero()
+            && self.active.load(Ordering::SeqCst) == 0
+            && self.watched.is_empty()
+            && self.last_used.lock().elapsed() >= idle
+    }
+
+    /// Tells of messages that were dropped since it was last told.
+    async fn tell_lost(&self) {
+        let lost = self.lost.load(Ordering::Relaxed);
+        let count = lost.saturating_sub(self.told_lost.swap(lost, Ordering::Relaxed));
+        if count > 0 {
+            self.say(Event::Lost { count }).await;
+        }
+    }
+
+    /// How it stands.
+    pub(super) async fn standing(&self) -> Standing {
+        let (running, failure) = {
+            let shown = self.shown.lock();
+            (shown.running.clone().filter(|r| r.end().is_none()), shown.failure.clone())
+        };
+        let process = running.as_ref().and_then(|r| r.process.clone());
+        let usage = match &process {
+            Some(process) => tokio::time::timeout(Duration::from_secs(2), process.usage())
+                .await
+                .unwrap_or_default(),
+            None => None,
+        };
+        Standing {
+            running,
+            process: process.map(|process| process.describe()),
+            active: self.active.load(Ordering::SeqCst),
+            failure,
+            usage,
+            lost: self.lost.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The running instance, if it runs, without starting it.
+    pub fn peek(&self) -> Option<Arc<Running>> {
+        self.shown.lock().running.clone().filter(|running| running.end().is_none())
+    }
+}
+
+impl Running {
+    /// Why it ended, if it did.
+    fn end(&self) -> Option<String> {
+        let why = self.link.dead()?;
+        Some(match self.exit.get() {
+            Some(exit) => format!("{why} with {exit}"),
+            None => why,
+        })
+    }
+
+    /// Ends the process, where there is one here. Until it is gone, the state keeps it: a caller
+    /// that gives up half way leaves it to the next.
+    async fn stop(&self, grace: Duration) {
+        if let Some(process) = &self.process {
+            end(process.as_ref(), grace).await;
+        }
+    }
+}
+
+/// Ends a process, and does not wait for ever for that: what then remains goes with its handle.
+async fn end(process: &dyn Handle, grace: Duration) {
+    if tokio::time::timeout(grace + FORCE, process.stop(grace)).await.is_err() {
+        tracing::warn!(process = process.describe(), "a server's process did not end in time");
+    }
+}
+
+struct Active<'a> {
+    count: &'a AtomicUsize,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn refused(failure: &LaunchFailure) -> Failure {
+    Failure::Unavailable(match &failure.remedy {
+        Some(remedy) => format!("{} ({remedy})", failure.what),
+        None => failure.what.clone(),
+    })
+}
