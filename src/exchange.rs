@@ -38,13 +38,25 @@ impl Method {
     pub const SAMPLE: &str = "sampling/createMessage";
     pub const ELICIT: &str = "elicitation/create";
     pub const ROOTS_LIST: &str = "roots/list";
-    pub const SUBSCRIBE: &str = "resources/subscribe";
-    pub const UNSUBSCRIBE: &str = "resources/unsubscribe";
-    pub const LISTEN: &str = "subscriptions/listen";
     pub const CANCELLED: &str = "notifications/cancelled";
     pub const INITIALIZED: &str = "notifications/initialized";
     pub const PROGRESS: &str = "notifications/progress";
     pub const LOG_MESSAGE: &str = "notifications/message";
+    pub const SET_LEVEL: &str = "logging/setLevel";
+    pub const SUBSCRIBE: &str = "resources/subscribe";
+    pub const UNSUBSCRIBE: &str = "resources/unsubscribe";
+    pub const LISTEN: &str = "subscriptions/listen";
+    pub const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
+    pub const TOOLS_CHANGED: &str = "notifications/tools/list_changed";
+    pub const PROMPTS_CHANGED: &str = "notifications/prompts/list_changed";
+    pub const RESOURCES_CHANGED: &str = "notifications/resources/list_changed";
+    pub const ROOTS_CHANGED: &str = "notifications/roots/list_changed";
+    pub const UPDATED: &str = "notifications/resources/updated";
+    pub const TASKS_LIST: &str = "tasks/list";
+    pub const TASK_STATUS: &str = "notifications/tasks/status";
+
+    /// Methods about one task, by its `taskId`.
+    pub const TASK: &[&str] = &["tasks/get", "tasks/result", "tasks/update", "tasks/cancel"];
 
     /// Methods that the proxy knows by name.
     pub const KNOWN: &[&str] = &[
@@ -66,15 +78,23 @@ impl Method {
         Self::INITIALIZED,
         Self::PROGRESS,
         Self::LOG_MESSAGE,
-        "logging/setLevel",
+        Self::SET_LEVEL,
         Self::SUBSCRIBE,
         Self::UNSUBSCRIBE,
         Self::LISTEN,
-        "notifications/tools/list_changed",
-        "notifications/prompts/list_changed",
-        "notifications/resources/list_changed",
-        "notifications/resources/updated",
-        "notifications/roots/list_changed",
+        Self::ACKNOWLEDGED,
+        Self::TOOLS_CHANGED,
+        Self::PROMPTS_CHANGED,
+        Self::RESOURCES_CHANGED,
+        Self::UPDATED,
+        Self::ROOTS_CHANGED,
+        Self::TASKS_LIST,
+        Self::TASK[0],
+        Self::TASK[1],
+        Self::TASK[2],
+        Self::TASK[3],
+        Self::TASK_STATUS,
+        "notifications/elicitation/complete",
     ];
 
     /// The method of that name, known or not.

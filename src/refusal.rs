@@ -107,6 +107,12 @@ codes! {
     ServerOverloaded = "server-overloaded", INTERNAL, 200;
     /// What the server answered is no legal answer.
     ServerMisbehaved = "server-misbehaved", INTERNAL, 200;
+    /// The client did not give what a server asked of it, or could not be asked.
+    ClientUnavailable = "client-unavailable", INTERNAL, 200;
+    /// The client did not answer a server's request in time.
+    ClientTimeout = "client-timeout", INTERNAL, 200;
+    /// A `requestState` or a task that is not known here, not this client's, or too old.
+    StateUnknown = "state-unknown", INVALID_PARAMS, 400;
     /// The proxy is shutting down.
     ShuttingDown = "shutting-down", INTERNAL, 503;
 }

@@ -268,6 +268,7 @@ fn usual_method(action: Action) -> &'static str {
     match action {
         Action::Connect => Method::INITIALIZE,
         Action::CallTool => Method::TOOLS_CALL,
+        Action::FollowTask => Method::TASK[0],
         Action::GetPrompt => Method::PROMPTS_GET,
         Action::Complete => Method::COMPLETE,
         Action::ReadResource => Method::RESOURCES_READ,
@@ -310,7 +311,7 @@ impl<'a> Target<'a> {
                 Some(name) => Self::Server(server(name)?),
                 None => Self::Proxy,
             },
-            Action::CallTool => {
+            Action::CallTool | Action::FollowTask => {
                 let (server, name) = on_server("SERVER/TOOL")?;
                 Self::Tool(server, name)
             }

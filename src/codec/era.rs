@@ -16,8 +16,11 @@ pub const META_CLIENT_INFO: &str = "io.modelcontextprotocol/clientInfo";
 pub const META_SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
 pub const META_LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
 
-/// By which a notification names the subscription that it belongs to.
+/// The listen request to which a notification belongs.
 pub const META_SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
+
+/// The extension of 2026-07-28 by which calls go on as tasks.
+pub const TASKS_EXTENSION: &str = "io.modelcontextprotocol/tasks";
 
 /// Members of a result that only 2026-07-28 has.
 const MODERN_RESULT: [&str; 3] = ["resultType", "ttlMs", "cacheScope"];
@@ -37,40 +40,91 @@ pub fn own_meta() -> Value {
     })
 }
 
+/// A client as a server of the other era must know it.
+#[derive(Debug, Clone)]
+pub struct Speaker {
+    pub revision: Revision,
+    /// `capabilities`, as text.
+    pub capabilities: Bytes,
+    /// `clientInfo`, as text.
+    pub info: Option<Bytes>,
+    /// The least severe log messages that it wants.
+    pub level: Option<&'static str>,
+}
+
+impl Speaker {
+    /// The `_meta` members in which a modern request says what a legacy client said once.
+    fn meta(&self) -> Vec<(&'static str, Bytes)> {
+        let text = |value: Value| Bytes::from(value.to_string());
+        let mut meta = vec![
+            (META_REVISION, text(Revision::LATEST_MODERN.as_str().into())),
+            (META_CAPABILITIES, self.capabilities.clone()),
+            (META_CLIENT_INFO, self.info.clone().unwrap_or_else(|| text(implementation()))),
+        ];
+        meta.extend(self.level.map(|level| (META_LOG_LEVEL, text(level.into()))));
+        meta
+    }
+}
+
 /// A client's `params` in the words of the server's era; nothing where they are the same. Params
 /// that are no object, or whose `_meta` is none, stay as they are: the codec refused them before.
-pub fn params(raw: &Bytes, client: Revision, server: Revision) -> Option<Bytes> {
-    if client.is_modern() == server.is_modern() {
+pub fn params(raw: &Bytes, client: &Speaker, server: Revision) -> Option<Bytes> {
+    if client.revision.is_modern() == server.is_modern() {
         return None;
     }
     let params = Object::parse(raw.clone()).ok()?;
     let meta = params.object("_meta");
     if server.is_modern() {
-        let own: Vec<(String, String)> = own_meta()
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(key, value)| (key.clone(), value.to_string()))
-            .collect();
-        let edits: Vec<_> =
-            own.iter().map(|(key, value)| (key.as_str(), Some(value.as_bytes()))).collect();
+        let own = client.meta();
+        let edits: Vec<_> = own.iter().map(|(key, value)| (*key, Some(&value[..]))).collect();
         let meta = match meta {
             Some(meta) => meta.with(&edits),
-            None => own_meta().to_string().into(),
+            None => Object::parse(Bytes::from_static(b"{}")).ok()?.with(&edits),
         };
         return Some(params.with(&[("_meta", Some(&meta))]));
     }
-    let meta = meta?;
+    let mut edits: Vec<(&str, Option<&[u8]>)> =
+        vec![("inputResponses", None), ("requestState", None)];
     let modern = [META_REVISION, META_CAPABILITIES, META_CLIENT_INFO, META_LOG_LEVEL];
-    let rest = meta.with(&modern.map(|key| (key, None)));
-    let empty = meta.keys().all(|key| modern.contains(&key));
-    Some(params.with(&[("_meta", (!empty).then_some(&rest[..]))]))
+    let rest = meta.as_ref().map(|meta| meta.with(&modern.map(|key| (key, None))));
+    if let (Some(meta), Some(rest)) = (&meta, &rest) {
+        let empty = meta.keys().all(|key| modern.contains(&key));
+        edits.push(("_meta", (!empty).then_some(&rest[..])));
+    }
+    Some(params.with(&edits))
+}
+
+/// What a modern result is, by its `resultType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResultKind {
+    Complete,
+    /// The server needs something of the client first.
+    InputRequired,
+    /// The work goes on as a task.
+    Task,
+    /// A kind that the revision does not know, which makes the result invalid.
+    Unknown,
+}
+
+impl ResultKind {
+    /// The kind of a modern server's result.
+    pub fn of(result: &Object) -> Self {
+        match result.get("resultType") {
+            None => Self::Complete,
+            Some(_) => match result.string("resultType").as_deref() {
+                Some("complete") => Self::Complete,
+                Some("input_required") => Self::InputRequired,
+                Some("task") => Self::Task,
+                _ => Self::Unknown,
+            },
+        }
+    }
 }
 
 /// A server's `result` in the words of the client's era.
 ///
 /// # Errors
-/// Where a modern server answers a legacy client with a question, which has no words there yet.
+/// Where a modern server answers a legacy client with what has no words there.
 pub fn result(
     raw: Bytes,
     method: &Method,
@@ -89,11 +143,9 @@ pub fn result(
         }
         return Ok(result.with(&edits));
     }
-    match result.string("resultType").as_deref() {
-        None | Some("complete") => Ok(result.with(&MODERN_RESULT.map(|key| (key, None)))),
-        Some(_) => {
-            Err("it answered with a question, which this client's revision has no words for")
-        }
+    match ResultKind::of(&result) {
+        ResultKind::Complete => Ok(result.with(&MODERN_RESULT.map(|key| (key, None)))),
+        _ => Err("it answered with a kind of result that this client's revision has no words for"),
     }
 }
 
@@ -126,9 +178,19 @@ pub fn header_text(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::may_have;
 
     const OLD: Revision = Revision::V2025_06_18;
     const NEW: Revision = Revision::V2026_07_28;
+
+    fn speaker(revision: Revision) -> Speaker {
+        Speaker {
+            revision,
+            capabilities: bytes(r#"{"roots":{ "x":1.0}}"#),
+            info: Some(bytes(r#"{"name":"c"}"#)),
+            level: Some("error"),
+        }
+    }
 
     fn bytes(text: &str) -> Bytes {
         Bytes::copy_from_slice(text.as_bytes())
@@ -151,17 +213,22 @@ mod tests {
     #[test]
     fn params_gain_and_lose_what_the_modern_era_adds() {
         let plain = bytes(r#"{"name":"t","arguments":{"x":1.0},"_meta":{"progressToken":1}}"#);
-        let modern = params(&plain, OLD, NEW).unwrap();
+        let modern = params(&plain, &speaker(OLD), NEW).unwrap();
         let value: Value = serde_json::from_slice(&modern).unwrap();
         assert_eq!(value["_meta"][META_REVISION], "2026-07-28");
+        assert_eq!(value["_meta"][META_LOG_LEVEL], "error");
+        assert_eq!(value["_meta"][META_CLIENT_INFO]["name"], "c");
         assert_eq!(value["_meta"]["progressToken"], 1);
         assert!(modern.starts_with(br#"{"name":"t","arguments":{"x":1.0},"#));
-        assert_eq!(params(&modern, NEW, OLD).unwrap(), plain);
+        assert!(may_have(&modern, r#"{"roots":{ "x":1.0}}"#));
+        assert_eq!(params(&modern, &speaker(NEW), OLD).unwrap(), plain);
 
-        let bare = params(&bytes("{}"), OLD, NEW).unwrap();
-        assert_eq!(params(&bare, NEW, OLD).unwrap(), "{}");
-        assert_eq!(params(&plain, OLD, OLD), None);
-        assert_eq!(params(&plain, NEW, NEW), None);
+        let bare = params(&bytes("{}"), &speaker(OLD), NEW).unwrap();
+        assert_eq!(params(&bare, &speaker(NEW), OLD).unwrap(), "{}");
+        let retried = bytes(r#"{"name":"t","inputResponses":{},"requestState":"s"}"#);
+        assert_eq!(params(&retried, &speaker(NEW), OLD).unwrap(), r#"{"name":"t"}"#);
+        assert_eq!(params(&plain, &speaker(OLD), OLD), None);
+        assert_eq!(params(&plain, &speaker(NEW), NEW), None);
     }
 
     #[test]
@@ -177,6 +244,16 @@ mod tests {
         let question = bytes(r#"{"resultType":"input_required"}"#);
         assert!(result(question.clone(), &call, NEW, OLD).is_err());
         assert_eq!(result(question.clone(), &call, NEW, NEW).unwrap(), question);
+        for (text, kind) in [
+            ("{}", ResultKind::Complete),
+            (r#"{"resultType":"complete"}"#, ResultKind::Complete),
+            (r#"{"resultType":"input_required"}"#, ResultKind::InputRequired),
+            (r#"{"resultType":"task"}"#, ResultKind::Task),
+            (r#"{"resultType":"other"}"#, ResultKind::Unknown),
+            (r#"{"resultType":1}"#, ResultKind::Unknown),
+        ] {
+            assert_eq!(ResultKind::of(&Object::parse(bytes(text)).unwrap()), kind, "{text}");
+        }
     }
 
     #[test]

@@ -132,6 +132,9 @@ pub struct Limits {
     /// Seconds after which an unused legacy session ends.
     #[schemars(range(min = 1))]
     pub session_idle_s: u64,
+    /// Seconds that a client may take to answer what a server asks it.
+    #[schemars(range(min = 1, max = 3600))]
+    pub question_s: u64,
 }
 
 impl Default for Limits {
@@ -144,6 +147,7 @@ impl Default for Limits {
             concurrent: 256,
             sessions: 10_000,
             session_idle_s: 3_600,
+            question_s: 300,
         }
     }
 }

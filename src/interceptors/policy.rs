@@ -305,11 +305,15 @@ pub fn client_action(method: &str, notification: bool) -> Action {
         | Method::TOOLS_LIST
         | Method::PROMPTS_LIST
         | Method::RESOURCES_LIST
-        | Method::TEMPLATES_LIST => Action::Connect,
+        | Method::TEMPLATES_LIST
+        | Method::TASKS_LIST
+        | Method::LISTEN
+        | Method::SET_LEVEL => Action::Connect,
         Method::TOOLS_CALL => Action::CallTool,
         Method::PROMPTS_GET => Action::GetPrompt,
         Method::RESOURCES_READ => Action::ReadResource,
-        "resources/subscribe" | "resources/unsubscribe" => Action::SubscribeResource,
+        Method::SUBSCRIBE | Method::UNSUBSCRIBE => Action::SubscribeResource,
+        method if Method::TASK.contains(&method) => Action::FollowTask,
         Method::COMPLETE => Action::Complete,
         _ if notification => Action::NotifyServer,
         _ => Action::OtherMethod,
@@ -343,6 +347,12 @@ fn asked<'a>(
             };
             (of_tool(server(exchange)?, name, tool), arguments(params)?)
         }
+        Action::FollowTask => match &exchange.target {
+            Target::Tool { name, tool } => {
+                (of_tool(server(exchange)?, name, tool.as_deref()), params)
+            }
+            _ => return Err(astray()),
+        },
         Action::GetPrompt => {
             let name = text(params, "name")?;
             match &exchange.target {

@@ -56,6 +56,8 @@ actions! {
     GetPrompt = "get_prompt",
     /// Have an argument of a prompt or a template completed.
     Complete = "complete",
+    /// Ask for a task that a tool's call became, for its result, or for its end.
+    FollowTask = "follow_task",
     ReadResource = "read_resource",
     SubscribeResource = "subscribe_resource",
     /// See a resource template in its list.

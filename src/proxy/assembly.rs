@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Proxy, refusals::Refusals};
+use super::{Proxy, parked::Lot, refusals::Refusals};
 use crate::{
     audit::{self, Audit, Unavailable, record::Happening},
     chain::{Chain, Interceptor, Link},
@@ -182,6 +182,9 @@ impl Assembly {
             scrubber: self.scrubber,
             permits: Default::default(),
             refusals: Refusals::new(),
+            parked: Lot::new(),
+            listeners: Default::default(),
+            task_log: Default::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             config,

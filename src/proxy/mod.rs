@@ -1,16 +1,26 @@
 //! The proxy: assembles the way of a message, and is the only room that names every stage.
 //!
 //! `way` takes one exchange through all stages; `own` has the answers that the proxy gives itself;
-//! `params` holds headers that repeat arguments against them;
-//! `refusals` bounds how many of them are recorded one by one;
-//! `servers` hears what servers say on their own; `assembly` puts it all together from a config.
+//! `call` makes one call at a server (`dialogue`), whatever the two eras; `questions` puts to clients
+//! what servers ask, `parked` and `state` have it wait for clients that are stateless; `listen` knows
+//! who hears of changes, `tasks` whose task is whose; `guest` is a client with what it says of
+//! itself. `params` holds headers that repeat arguments against them; `refusals` bounds how many of them are recorded one by one; `servers` hears what servers
+//! say on their own; `assembly` puts it all together from a config.
 
 mod assembly;
+mod call;
+mod dialogue;
+mod guest;
+mod listen;
 mod own;
 mod params;
+mod parked;
+mod questions;
 mod refusals;
 mod servers;
 mod sight;
+mod state;
+mod tasks;
 mod way;
 
 use std::{
@@ -47,7 +57,10 @@ use crate::{
     upstream::Launcher,
 };
 
+use listen::Listeners;
+use parked::Lot;
 use refusals::Refusals;
+use tasks::Tasks;
 
 pub use assembly::{Assembly, Found, StartFailure, interceptor};
 
@@ -73,6 +86,9 @@ pub struct Proxy {
     /// Exchanges under way, by principal.
     permits: Mutex<HashMap<PrincipalKind, Arc<Semaphore>>>,
     refusals: Refusals,
+    parked: Lot,
+    listeners: Listeners,
+    task_log: Tasks,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -229,6 +245,7 @@ impl Proxy {
     /// Stops: takes no more messages, lets those under way end for a while, ends the servers.
     pub async fn close(&self, reason: &str) {
         self.closing.cancel();
+        self.parked.clear();
         self.tasks.close();
         let began = Instant::now();
         if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {

@@ -1,11 +1,16 @@
 //! Answers that the proxy gives itself: greetings, pings and the merged lists.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Value, json};
 
-use super::{Caller, Proxy, sight::Sight};
+use super::{Proxy, guest::Guest, sight::Sight};
 use crate::{
-    codec::era::{META_SERVER_INFO, implementation},
+    codec::{
+        Object,
+        era::{META_SERVER_INFO, TASKS_EXTENSION, implementation},
+    },
     exchange::{Exchange, Method, Revision},
     refusal::{Code, Refusal},
     router::View,
@@ -22,76 +27,93 @@ impl Proxy {
     /// A refusal where it cannot be answered.
     pub(super) async fn own_answer(
         &self,
-        caller: &Caller,
+        guest: &Guest,
         exchange: &Exchange,
     ) -> Result<Option<Bytes>, Refusal> {
         let modern = exchange.revision.is_modern();
         Ok(match exchange.method.as_str() {
-            Method::INITIALIZE => Some(self.initialized(caller, exchange).await),
-            Method::DISCOVER if modern => Some(self.discovered(caller).await),
+            Method::INITIALIZE => Some(self.initialized(guest, exchange).await),
+            Method::DISCOVER if modern => Some(self.discovered(guest).await),
             Method::PING if !modern => Some(Bytes::from_static(b"{}")),
+            Method::TASKS_LIST if !modern => Some(self.list_tasks(guest).await),
             method => match Offer::of(method) {
-                Some(offer) => Some(self.list(caller, exchange, offer).await?),
+                Some(offer) => Some(self.list(guest, exchange, offer).await?),
                 None => None,
             },
         })
     }
 
-    async fn initialized(&self, caller: &Caller, exchange: &Exchange) -> Bytes {
-        let (capabilities, instructions) = self.claims(&caller.view).await;
+    async fn initialized(&self, guest: &Guest, exchange: &Exchange) -> Bytes {
+        let revision = Value::from(exchange.revision.as_str()).to_string();
+        let Some(running) = self.greeted(&guest.view).await else {
+            return json!({
+                "protocolVersion": exchange.revision.as_str(),
+                "capabilities": merged(false),
+                "serverInfo": implementation(),
+            })
+            .to_string()
+            .into();
+        };
+        let words = &running.greeting.words;
+        if !running.greeting.revision.is_modern()
+            && let Ok(object) = Object::parse(words.raw().clone())
+        {
+            // The server's own greeting, in the client's revision.
+            return object.with(&[("protocolVersion", Some(revision.as_bytes()))]);
+        }
+        let words = words.value();
         let mut result = json!({
             "protocolVersion": exchange.revision.as_str(),
-            "capabilities": capabilities,
-            "serverInfo": implementation(),
+            "capabilities": capabilities(words, false),
+            "serverInfo": server_info(words),
         });
-        if let Some(instructions) = instructions {
-            result["instructions"] = instructions;
+        if let Some(instructions) = words.get("instructions") {
+            result["instructions"] = instructions.clone();
         }
         result.to_string().into()
     }
 
-    async fn discovered(&self, caller: &Caller) -> Bytes {
-        let (capabilities, instructions) = self.claims(&caller.view).await;
+    async fn discovered(&self, guest: &Guest) -> Bytes {
         let versions: Vec<_> = Revision::ALL.iter().rev().map(|r| r.as_str()).collect();
+        let versions = json!(versions);
+        let running = self.greeted(&guest.view).await;
+        if let Some(running) = &running
+            && running.greeting.revision.is_modern()
+            && let Ok(object) = Object::parse(running.greeting.words.raw().clone())
+        {
+            // The server's own words; how long they hold is for policy to say, too.
+            return object.with(&[
+                ("supportedVersions", Some(versions.to_string().as_bytes())),
+                ("ttlMs", Some(b"0")),
+                ("cacheScope", Some(b"\"private\"")),
+            ]);
+        }
+        let words = running.as_ref().map(|running| running.greeting.words.value());
         let mut result = json!({
             "resultType": "complete",
             "supportedVersions": versions,
-            "capabilities": capabilities,
+            "capabilities": words.map_or_else(|| merged(true), |words| capabilities(words, true)),
             "ttlMs": 0,
             "cacheScope": "private",
-            "_meta": { META_SERVER_INFO: implementation() },
+            "_meta": { META_SERVER_INFO: words.map_or_else(implementation, server_info) },
         });
-        if let Some(instructions) = instructions {
-            result["instructions"] = instructions;
+        if let Some(instructions) = words.and_then(|words| words.get("instructions")) {
+            result["instructions"] = instructions.clone();
         }
         result.to_string().into()
     }
 
-    /// What an endpoint can do. Of a single server: what that server can, and its instructions.
-    /// Of all servers: all that the proxy can merge, so that a greeting waits for nobody.
-    async fn claims(&self, view: &View) -> (Value, Option<Value>) {
-        let everything = json!({
-            "tools": { "listChanged": true },
-            "prompts": { "listChanged": true },
-            "resources": { "listChanged": true },
-            "completions": {},
-        });
-        let running = match view {
+    /// The one server of a view, running. A greeting for all servers waits for none of them.
+    async fn greeted(&self, view: &View) -> Option<Arc<Running>> {
+        match view {
             View::All => None,
-            View::One(name) => match self.router.server(name) {
-                Some(server) => server.shared().running().await.ok(),
-                None => None,
-            },
-        };
-        let Some(running) = running else { return (everything, None) };
-        let Value::Object(mut capabilities) = everything else { return (json!({}), None) };
-        capabilities.retain(|name, _| running.greeting.offers(name));
-        (Value::Object(capabilities), instructions(&running))
+            View::One(name) => self.router.server(name)?.shared().running().await.ok(),
+        }
     }
 
     async fn list(
         &self,
-        caller: &Caller,
+        guest: &Guest,
         exchange: &Exchange,
         offer: Offer,
     ) -> Result<Bytes, Refusal> {
@@ -99,8 +121,8 @@ impl Proxy {
         if exchange.request.value().get("cursor").is_some() {
             return Err(Refusal::new(Code::InvalidParams, "there is no such cursor"));
         }
-        let sight = Sight { gate: &self.gate, principal: &caller.principal };
-        let items = self.router.list(&caller.view, offer, &sight).await;
+        let sight = Sight { gate: &self.gate, principal: &guest.principal };
+        let items = self.router.list(&guest.view, offer, &sight).await;
         let mut text =
             BytesMut::with_capacity(items.iter().map(|i| i.len() + 1).sum::<usize>() + 99);
         text.put_slice(format!("{{\"{}\":[", offer.member()).as_bytes());
@@ -121,15 +143,15 @@ impl Proxy {
     /// The refusal of a tool that no server has, with the nearest names that this client may see.
     pub(super) async fn unknown_tool(
         &self,
-        caller: &Caller,
+        guest: &Guest,
         exchange: &Exchange,
         name: &str,
     ) -> Refusal {
         let server = exchange.server.as_ref().and_then(|name| self.router.server(name));
         let near = match server {
             Some(server) => {
-                let sight = Sight { gate: &self.gate, principal: &caller.principal };
-                self.router.nearest_tools(&caller.view, server, name, &sight).await
+                let sight = Sight { gate: &self.gate, principal: &guest.principal };
+                self.router.nearest_tools(&guest.view, server, name, &sight).await
             }
             None => Vec::new(),
         };
@@ -142,8 +164,43 @@ impl Proxy {
     }
 }
 
-fn instructions(running: &Running) -> Option<Value> {
-    running.greeting.words.value().get("instructions").filter(|words| words.is_string()).cloned()
+/// What can be done at the endpoint of all servers, which has all that the proxy can merge.
+fn merged(modern: bool) -> Value {
+    let mut capabilities = json!({
+        "tools": { "listChanged": true },
+        "prompts": { "listChanged": true },
+        "resources": { "subscribe": true, "listChanged": true },
+        "completions": {},
+        "logging": {},
+    });
+    if modern {
+        capabilities["extensions"] = json!({ TASKS_EXTENSION: {} });
+    } else {
+        capabilities["tasks"] =
+            json!({ "list": {}, "cancel": {}, "requests": { "tools": { "call": {} } } });
+    }
+    capabilities
+}
+
+/// A server's capabilities in the words of the other era. Tasks have other methods there.
+fn capabilities(words: &Value, modern: bool) -> Value {
+    let mut capabilities = words.get("capabilities").cloned().unwrap_or_else(|| json!({}));
+    if let Some(capabilities) = capabilities.as_object_mut() {
+        if modern {
+            capabilities.remove("tasks");
+        } else if let Some(extensions) =
+            capabilities.get_mut("extensions").and_then(Value::as_object_mut)
+        {
+            extensions.remove(TASKS_EXTENSION);
+        }
+    }
+    capabilities
+}
+
+/// What a server says that it is, in either era's words.
+fn server_info(words: &Value) -> Value {
+    let modern = words.get("_meta").and_then(|meta| meta.get(META_SERVER_INFO));
+    modern.or_else(|| words.get("serverInfo")).cloned().unwrap_or_else(implementation)
 }
 
 /// Names of tools are a server's words, and these pass no chain: only what can be nothing but a name

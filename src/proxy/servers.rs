@@ -6,17 +6,18 @@ use bytes::Bytes;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{Caller, Proxy, way::begin};
+use super::{Caller, Proxy, guest::Guest, questions::Way, way::begin};
 use crate::{
     audit::{Refused, Ruling, record::Happening},
     chain::Trail,
-    codec::{Frame, Id},
+    codec::{Frame, Id, Object},
     exchange::{Direction, Method, Phase, Revision, Transport},
     identity::{Principal, PrincipalKind},
     names::{DecisionId, ServerName},
     refusal::{Code, Refusal},
     router::View,
-    upstream::{Event, Heard, Said},
+    session::Session,
+    upstream::{Event, Heard, Instance, PartyKey, Running, Said},
 };
 
 /// How often idle servers and sessions are looked for, and usage is read.
@@ -30,7 +31,7 @@ impl Proxy {
         mut heard: mpsc::Receiver<Heard>,
     ) {
         while let Some(heard) = heard.recv().await {
-            self.take_from(&server, heard.said).await;
+            self.take_from(&server, heard).await;
         }
     }
 
@@ -74,58 +75,102 @@ impl Proxy {
         }
     }
 
-    /// Takes a server's own request or notification through the chain. Lists that changed are told
-    /// to the sessions that see the server, each as the policies say. Everything else is refused:
-    /// the proxy tells servers that it can ask clients nothing, and what belongs to no call has no
-    /// client to go to.
-    pub(super) async fn take_from(&self, server: &ServerName, said: Said) {
+    /// Takes what a server says that belongs to no call: requests and messages to the session for
+    /// which alone it runs, changes to all who are to hear of them. Everything else has no client
+    /// to go to, and is refused.
+    async fn take_from(self: &Arc<Self>, server: &ServerName, heard: Heard) {
+        let Heard { party, said } = heard;
+        let session = match &party {
+            Some(PartyKey::Session(id)) => self.sessions.get(id),
+            _ => None,
+        };
         match said {
-            Said::Notification { method, params } => {
-                let told = method.as_str().ends_with("/list_changed");
-                let hearers: Vec<_> = self
-                    .sessions
-                    .all()
-                    .into_iter()
-                    .filter(|session| told && session.is_heard())
-                    .filter(|session| match session.view() {
-                        View::All => true,
-                        View::One(name) => name == server,
-                    })
-                    .collect();
-                if hearers.is_empty() {
-                    self.refuse_server(server, None, &method, params).await;
-                    return;
-                }
-                if !self.refusals.of_server(server) {
-                    return;
-                }
-                for session in hearers {
-                    let caller = Caller {
-                        principal: session.owner().clone(),
-                        transport: Transport::Http,
-                        client_addr: None,
-                        view: session.view().clone(),
-                        session: Some(session.clone()),
-                        calls: None,
-                        revision: session.revision,
-                        headers: None,
+            Said::Request { id, method, params, answer } => match session {
+                Some(session) if session.is_heard() => {
+                    let way = Way {
+                        server: server.clone(),
+                        instance: self.running(server, &party),
+                        out: None,
+                        clock: None,
+                        over: session.ended().clone(),
                     };
-                    let mut notice = begin(&caller, &method, true, params.clone());
-                    notice.direction = Direction::ServerToClient;
-                    notice.server = Some(server.clone());
-                    if let Some(text) = self.to_client(notice).await {
-                        session.tell(text);
-                    }
+                    self.put(Guest::at(&session), way, (id, method, params), answer);
                 }
-            }
-            Said::Request { id, method, params, answer } => {
-                let text = self.refuse_server(server, Some(&id), &method, params).await;
-                let _ = answer.send(text);
+                _ => {
+                    let text = self.refuse_server(server, Some(&id), &method, params).await;
+                    let _ = answer.send(text);
+                }
+            },
+            Said::Notification { method, params } => {
+                if !self.hand_on(server, &party, session, &method, params.clone()).await {
+                    self.refuse_server(server, None, &method, params).await;
+                }
             }
         }
     }
 
-    async fn refuse_server(
+    /// Hands a notification on; whether there was anybody for it.
+    async fn hand_on(
+        &self,
+        server: &ServerName,
+        party: &Option<PartyKey>,
+        session: Option<Arc<Session>>,
+        method: &Method,
+        params: Option<Bytes>,
+    ) -> bool {
+        let change = [
+            Method::TOOLS_CHANGED,
+            Method::PROMPTS_CHANGED,
+            Method::RESOURCES_CHANGED,
+            Method::UPDATED,
+        ]
+        .contains(&method.as_str());
+        // What each hearer is sent is on record, so a flood of it is bounded as refusals are.
+        if (change || session.is_some()) && !self.refusals.of_server(server) {
+            return true;
+        }
+        if change {
+            return self.tell_of_change(server, party.as_ref(), method, params).await;
+        }
+        let sessions = match (session, method.as_str()) {
+            (Some(session), _) => vec![session],
+            (None, Method::TASK_STATUS) => {
+                let id = params.clone().and_then(|params| Object::parse(params).ok());
+                let id = id.and_then(|params| params.string("taskId")).unwrap_or_default();
+                let owner = self.task_log.owner(server, party.as_ref(), &id);
+                let mut sessions = self.sessions.all();
+                sessions.retain(|session| Some(&session.owner().kind) == owner.as_ref());
+                sessions
+            }
+            (None, _) => return false,
+        };
+        let mut told = false;
+        for session in sessions.into_iter().filter(|session| session.is_heard()) {
+            let guest = Guest::at(&session);
+            told = true;
+            if let Some(text) = self.notice_to(&guest, server, method, params.clone()).await {
+                session.tell(text);
+            }
+        }
+        told
+    }
+
+    /// The instance of a server that runs for a party.
+    fn running(
+        &self,
+        server: &ServerName,
+        party: &Option<PartyKey>,
+    ) -> Option<(Arc<Instance>, Arc<Running>)> {
+        let server = self.router.server(server)?;
+        let instance = match party {
+            Some(key) => server.owned(key)?,
+            None => server.shared().clone(),
+        };
+        let running = instance.peek()?;
+        Some((instance, running))
+    }
+
+    pub(super) async fn refuse_server(
         &self,
         server: &ServerName,
         id: Option<&Id>,
@@ -205,6 +250,7 @@ impl Proxy {
             }
             self.count_refusals(false).await;
             self.sessions.sweep();
+            self.parked.sweep();
             self.metrics.sessions(self.sessions.count());
             // All at once: one that is slow to end keeps none of the others.
             let servers = self.router.servers(&View::All);

@@ -16,23 +16,19 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Answered, Caller, Proxy, sight::Sight};
+use super::{Answered, Caller, Proxy, call::set_level, guest::Guest, sight::Sight};
 use crate::{
     audit::{Conclusion, Intent, Outcome, Refused, Ruling},
     chain::Trail,
-    codec::{Frame, Id, Kind, Object, era, may_have},
+    codec::{Frame, Id, Kind, Object, may_have},
     exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target},
     names::DecisionId,
     refusal::{Code, Refusal},
-    session::Session,
+    router::View,
+    session::{Abilities, Level, Opening, Session},
     telemetry::{self, ToolCall},
-    upstream::{Call, Clock, Reply, Said, Server},
+    upstream::{PartyKey, Server},
 };
-
-/// Methods that change a server for all its clients, or whose fruits could not be brought to the
-/// one that asked: not offered, whatever the policies say.
-const UNSHARED: [&str; 4] =
-    ["logging/setLevel", "resources/subscribe", "resources/unsubscribe", "subscriptions/listen"];
 
 /// How an exchange that left ended.
 enum End {
@@ -47,8 +43,8 @@ enum End {
 
 /// What is carried along an exchange's way, beside the exchange itself.
 #[derive(Default)]
-struct Passage {
-    trail: Trail,
+pub(super) struct Passage {
+    pub trail: Trail,
     /// When a server was asked.
     asked: Option<Instant>,
     /// The time that servers took.
@@ -76,9 +72,10 @@ impl Proxy {
             Kind::Request { id, method, params } => (Some(id.clone()), method, params.clone()),
             Kind::Notification { method, params } => (None, method, params.clone()),
             Kind::Result { .. } | Kind::Error { .. } => {
-                return self.unasked(&caller, &frame).await;
+                return self.answered(&caller, &frame).await;
             }
         };
+        let caller = Guest::of(caller, &frame);
         let mut exchange = begin(&caller, method, id.is_none(), params);
         let active = self.metrics.request(method, caller.transport);
         let mut passage = Passage::default();
@@ -103,7 +100,7 @@ impl Proxy {
             }
             Some(Ok(server)) => {
                 let end = tokio::select! {
-                    end = self.carry_out(&caller, &frame, server, &mut exchange, &mut passage, notices) => end,
+                    end = self.carry_out(&caller, &frame, server, &mut exchange, &mut passage, &notices) => end,
                     () = cancel.cancelled() => End::Cancelled,
                 };
                 if let Some(asked) = passage.asked {
@@ -128,17 +125,23 @@ impl Proxy {
     /// Everything before a call leaves: where it goes, whether it may, and the record of it.
     async fn admit(
         &self,
-        caller: &Caller,
+        guest: &Guest,
         exchange: &mut Exchange,
         passage: &mut Passage,
     ) -> Result<Option<Arc<Server>>, Refusal> {
         if self.closing.is_cancelled() {
             return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
         }
-        let sight = Sight { gate: &self.gate, principal: &caller.principal };
+        let sight = Sight { gate: &self.gate, principal: &guest.principal };
         let began = Instant::now();
-        let routed =
-            self.router.route(&caller.view, &exchange.method, exchange.request.raw(), &sight).await;
+        let routed = match self.task_route(guest, exchange).await {
+            Ok(None) => {
+                let (method, params) = (&exchange.method, exchange.request.raw());
+                self.router.route(&guest.view, method, params, &sight).await
+            }
+            Ok(Some(route)) => Ok(route),
+            Err(refusal) => Err(refusal),
+        };
         // What takes time here is a server: it is started, or asked for its lists.
         passage.in_server += began.elapsed();
         let route = routed?;
@@ -150,9 +153,9 @@ impl Proxy {
         let sent = exchange.request.clone();
         self.chain.pass(exchange, Phase::Request, &mut passage.trail).await?;
         if let Target::Tool { name, tool: None } = &exchange.target {
-            return Err(self.unknown_tool(caller, exchange, name).await);
+            return Err(self.unknown_tool(guest, exchange, name).await);
         }
-        self.params_agree(caller, exchange, &sent)?;
+        self.params_agree(guest, exchange, &sent)?;
         let intent = Intent::of(exchange, self.ruling(&passage.trail).borrow(), self.audit.key());
         self.audit.intent(intent).await.map_err(|error| {
             tracing::error!(decision = %exchange.id, %error, "a call could not be recorded and is not made");
@@ -165,21 +168,21 @@ impl Proxy {
     /// Gets the answer: from the proxy itself, or from a server.
     async fn carry_out(
         self: &Arc<Self>,
-        caller: &Caller,
+        guest: &Guest,
         frame: &Frame,
         server: Option<Arc<Server>>,
         exchange: &mut Exchange,
         passage: &mut Passage,
-        notices: mpsc::Sender<Bytes>,
+        notices: &mpsc::Sender<Bytes>,
     ) -> End {
         if exchange.notification {
-            self.notified(caller, exchange);
+            self.notified(guest, exchange).await;
             return End::Answered(Answer::Result(Payload::new(Bytes::new())));
         }
-        match self.own_answer(caller, exchange).await {
+        match self.own_answer(guest, exchange).await {
             Ok(Some(result)) => {
                 if exchange.method.as_str() == Method::INITIALIZE {
-                    match self.open_session(caller, exchange) {
+                    match self.open_session(guest, exchange) {
                         Ok(session) => passage.session = session,
                         Err(refusal) => return End::Failed(refusal),
                     }
@@ -189,102 +192,35 @@ impl Proxy {
             Ok(None) => {}
             Err(refusal) => return End::Failed(refusal),
         }
-        if UNSHARED.contains(&exchange.method.as_str()) {
-            return End::Failed(Refusal::new(
-                Code::MethodUnknown,
-                "this method is not offered here",
-            ));
-        }
-        let Some(server) = server else {
-            return End::Failed(Refusal::new(
+        let answer = match (exchange.method.as_str(), &frame.kind, server) {
+            (Method::LISTEN, Kind::Request { id, .. }, _) if guest.revision.is_modern() => {
+                self.listen(guest, id, exchange, notices).await
+            }
+            (Method::SUBSCRIBE | Method::UNSUBSCRIBE, _, Some(server))
+                if !guest.revision.is_modern() =>
+            {
+                self.subscribe(guest, exchange, &server).await
+            }
+            (Method::SET_LEVEL, ..) if !guest.revision.is_modern() => {
+                self.log_level(guest, exchange).await
+            }
+            (method, _, _) if !method_of(method, guest.revision) => {
+                Err(Refusal::new(Code::MethodUnknown, "this method is not one of this revision"))
+            }
+            (_, _, None) => Err(Refusal::new(
                 Code::MethodUnknown,
                 "this method is not one that can be asked of all servers at once",
-            ));
+            )),
+            (_, _, Some(server)) => {
+                passage.asked = Some(Instant::now());
+                let answer = self.ask(guest, frame, &server, exchange, notices).await;
+                answer.and_then(|answer| {
+                    self.note_task(guest, &server, exchange, &answer)?;
+                    Ok(answer)
+                })
+            }
         };
-        passage.asked = Some(Instant::now());
-        self.ask(caller, frame, &server, exchange, notices).await
-    }
-
-    /// Asks a server.
-    async fn ask(
-        self: &Arc<Self>,
-        caller: &Caller,
-        frame: &Frame,
-        server: &Arc<Server>,
-        exchange: &Exchange,
-        notices: mpsc::Sender<Bytes>,
-    ) -> End {
-        let instance = server.shared();
-        let running = match instance.running().await {
-            Ok(running) => running,
-            Err(failure) => return End::Failed(failure.refusal(&server.name)),
-        };
-        let revision = running.greeting.revision;
-        let (sender, receiver) = mpsc::channel(64);
-        let call = Call {
-            method: exchange.method.clone(),
-            name: match &exchange.target {
-                Target::Tool { name, .. } | Target::Prompt { name } => Some(name.clone()),
-                Target::Resource { uri } => Some(uri.clone()),
-                Target::None => None,
-            },
-            headers: self.repeated(caller, exchange),
-            params: outgoing(frame, exchange, revision),
-            frame: Some(frame.clone()),
-            said: Some(sender),
-            clock: Clock::new(server.deadline()),
-        };
-        // The relay ends with the call, which holds the sender, so that no notification is lost.
-        let relay = self.relay(caller, exchange, receiver, notices);
-        let (reply, ()) = tokio::join!(instance.call(&running, call), relay);
-        match reply {
-            Ok(Reply::Error(error)) => {
-                let error = era::error(error, &exchange.method, revision, exchange.revision);
-                End::Answered(Answer::Error(Payload::new(error)))
-            }
-            Ok(Reply::Result(result)) => {
-                match era::result(result, &exchange.method, revision, exchange.revision) {
-                    Ok(result) => End::Answered(Answer::Result(Payload::new(result))),
-                    Err(why) => {
-                        let failure = crate::upstream::Failure::Misbehaved(why.into());
-                        End::Failed(failure.refusal(&server.name))
-                    }
-                }
-            }
-            Err(failure) => {
-                tracing::warn!(decision = %exchange.id, server = %server.name, %failure, "a call failed");
-                End::Failed(failure.refusal(&server.name))
-            }
-        }
-    }
-
-    /// Hands a server's notifications on to the client that waits, each through the chain.
-    async fn relay(
-        &self,
-        caller: &Caller,
-        exchange: &Exchange,
-        mut receiver: mpsc::Receiver<Said>,
-        notices: mpsc::Sender<Bytes>,
-    ) {
-        while let Some(said) = receiver.recv().await {
-            let (method, params) = match said {
-                Said::Notification { method, params } => (method, params),
-                // A server's question is shared as the server is.
-                request @ Said::Request { .. } => {
-                    if let Some(server) = &exchange.server {
-                        self.take_from(server, request).await;
-                    }
-                    continue;
-                }
-            };
-            let mut notice = begin(caller, &method, true, params);
-            notice.direction = Direction::ServerToClient;
-            notice.server = exchange.server.clone();
-            if let Some(text) = self.to_client(notice).await {
-                // A client that does not read loses notifications, not its answer.
-                let _ = notices.try_send(text);
-            }
-        }
+        answer.map_or_else(End::Failed, End::Answered)
     }
 
     /// Sends a notification of a server through the chain; the text for the client, if it may pass.
@@ -372,7 +308,12 @@ impl Proxy {
         }
     }
 
-    async fn record_refusal(&self, exchange: &Exchange, passage: &Passage, refusal: &Refusal) {
+    pub(super) async fn record_refusal(
+        &self,
+        exchange: &Exchange,
+        passage: &Passage,
+        refusal: &Refusal,
+    ) {
         tracing::info!(
             decision = %exchange.id,
             client = exchange.principal.name(),
@@ -388,9 +329,21 @@ impl Proxy {
         }
     }
 
-    /// An answer of a client to a question that nobody asked: the proxy tells servers that it
-    /// can ask a client nothing.
-    async fn unasked(&self, caller: &Caller, frame: &Frame) -> Answered {
+    /// Takes a client's answer to what a server asked it. One to a question that nobody asked is
+    /// refused.
+    async fn answered(&self, caller: &Caller, frame: &Frame) -> Answered {
+        let settled = match (&frame.kind, &caller.session) {
+            (Kind::Result { id, result }, Some(session)) => {
+                session.asks.settle(id, Answer::Result(Payload::new(result.clone())))
+            }
+            (Kind::Error { id: Some(id), error }, Some(session)) => {
+                session.asks.settle(id, Answer::Error(Payload::new(error.clone())))
+            }
+            _ => false,
+        };
+        if settled {
+            return Answered { text: None, refused: None, session: None };
+        }
         let refusal =
             Refusal::new(Code::InvalidRequest, "this answers no request that is under way");
         let client = Some(&*caller.principal);
@@ -407,28 +360,94 @@ impl Proxy {
         Answered { text: Some(text), refused: Some(refusal.code), session: None }
     }
 
-    /// What a client's notification does here. Servers have sessions with the proxy, not with
-    /// clients, so none is passed on.
-    fn notified(&self, caller: &Caller, exchange: &Exchange) {
-        if exchange.method.as_str() == Method::CANCELLED
-            && let Some(calls) = &caller.calls
-            && let Some(id) = Object::parse(exchange.request.raw().clone())
-                .ok()
-                .and_then(|params| params.get("requestId"))
-                .and_then(|id| Id::parse(id).ok())
-        {
-            calls.cancel(&id);
+    /// Does what a client's notification is for.
+    async fn notified(self: &Arc<Self>, guest: &Guest, exchange: &Exchange) {
+        let params = exchange.request.raw();
+        match exchange.method.as_str() {
+            Method::CANCELLED => {
+                let id = Object::parse(params.clone())
+                    .ok()
+                    .and_then(|params| params.get("requestId"))
+                    .and_then(|id| Id::parse(id).ok());
+                if let (Some(calls), Some(id)) = (&guest.calls, id) {
+                    calls.cancel(&id);
+                }
+            }
+            Method::PROGRESS => {
+                if let Some(session) = &guest.session {
+                    session.asks.progress(params);
+                }
+            }
+            Method::INITIALIZED => {}
+            // What a client has is told to the servers that run for it alone. What else it has to
+            // say goes to the one server that it speaks to.
+            method => {
+                let servers = self.router.servers(&guest.view);
+                let told = servers.iter().filter_map(|server| {
+                    let own = guest.party_key(server).and_then(|key| server.owned(&key));
+                    match (method, &guest.view, own) {
+                        (_, _, Some(own)) => Some(own),
+                        (Method::ROOTS_CHANGED, ..) | (_, View::All, None) => None,
+                        (_, View::One(_), None) => Some(server.shared().clone()),
+                    }
+                });
+                for instance in told {
+                    if let Some(running) = instance.peek() {
+                        let sent = instance.notify(&running, method, params.clone()).await;
+                        if let Err(failure) = sent {
+                            tracing::debug!(%failure, "a server could not be told");
+                        }
+                    }
+                }
+            }
         }
     }
 
+    /// Answers `logging/setLevel`: from now on the session hears no less severe messages, and the
+    /// servers that run for it alone send none.
+    async fn log_level(&self, guest: &Guest, exchange: &Exchange) -> Result<Answer, Refusal> {
+        let level = Object::parse(exchange.request.raw().clone())
+            .ok()
+            .and_then(|params| params.string("level"))
+            .and_then(|level| Level::parse(&level))
+            .ok_or_else(|| Refusal::new(Code::InvalidParams, "`level` is not one of MCP's"))?;
+        let Some(session) = &guest.session else {
+            return Err(Refusal::new(Code::MethodUnknown, "this method needs a session"));
+        };
+        session.set_level(level);
+        let key = PartyKey::Session(session.id.clone());
+        for server in self.router.servers(&guest.view) {
+            if let Some(instance) = server.owned(&key)
+                && let Some(running) = instance.peek()
+                && let Err(failure) = set_level(&instance, &running, level.as_str()).await
+            {
+                return Err(failure.refusal(&server.name));
+            }
+        }
+        Ok(Answer::Result(Payload::new(Bytes::from_static(b"{}"))))
+    }
+
     fn open_session(
-        &self,
-        caller: &Caller,
+        self: &Arc<Self>,
+        guest: &Guest,
         exchange: &Exchange,
     ) -> Result<Option<Arc<Session>>, Refusal> {
-        let session =
-            self.sessions.open(caller.principal.clone(), caller.view.clone(), exchange.revision)?;
+        let greeting = Object::parse(exchange.request.raw().clone()).ok();
+        let get = |key| greeting.as_ref().and_then(|greeting| greeting.get(key));
+        let session = self.sessions.open(Opening {
+            owner: guest.principal.clone(),
+            view: guest.view.clone(),
+            transport: guest.transport,
+            revision: exchange.revision,
+            abilities: Abilities::new(get("capabilities")),
+            info: get("clientInfo"),
+        })?;
         self.metrics.sessions(self.sessions.count());
+        let (proxy, opened) = (self.clone(), session.clone());
+        tokio::spawn(async move {
+            opened.ended().cancelled().await;
+            proxy.depart(&opened).await;
+        });
         Ok(Some(session))
     }
 
@@ -508,19 +527,19 @@ impl Proxy {
         }
     }
 
-    fn ruling<'a>(&self, trail: &'a Trail) -> Grounds<'a> {
+    pub(super) fn ruling<'a>(&self, trail: &'a Trail) -> Grounds<'a> {
         Grounds { trail, revision: self.policies.revision().to_string() }
     }
 }
 
 /// A [`Ruling`] that owns its text.
-struct Grounds<'a> {
+pub(super) struct Grounds<'a> {
     trail: &'a Trail,
     revision: String,
 }
 
 impl Grounds<'_> {
-    fn borrow(&self) -> Ruling<'_> {
+    pub fn borrow(&self) -> Ruling<'_> {
         Ruling {
             rules: &self.trail.rules,
             findings: &self.trail.findings,
@@ -571,22 +590,24 @@ fn traceparent(params: &Bytes) -> Option<String> {
     legal.then(|| trace.to_owned())
 }
 
-/// The `params` for a server: what the client sent where nobody changed it, in the words of the
-/// server's era.
-fn outgoing(frame: &Frame, exchange: &Exchange, server: Revision) -> Option<Bytes> {
-    let raw = exchange.request.raw();
-    if let Some(translated) = era::params(raw, exchange.revision, server) {
-        return Some(translated);
+/// Whether a revision has a method. Methods that MCP does not know are the client's and the
+/// server's affair.
+fn method_of(method: &str, revision: Revision) -> bool {
+    match method {
+        Method::INITIALIZE
+        | Method::PING
+        | Method::SET_LEVEL
+        | Method::SUBSCRIBE
+        | Method::UNSUBSCRIBE
+        | "tasks/result"
+        | Method::TASKS_LIST => !revision.is_modern(),
+        Method::DISCOVER | Method::LISTEN | "tasks/update" => revision.is_modern(),
+        _ => true,
     }
-    let sent = match &frame.kind {
-        Kind::Request { params, .. } | Kind::Notification { params, .. } => params.is_some(),
-        _ => false,
-    };
-    (sent || raw.as_ref() != b"{}").then(|| raw.clone())
 }
 
 /// Whether an answer has the shape that JSON-RPC and MCP give it.
-fn well_formed(answer: &Answer) -> Result<(), String> {
+pub(super) fn well_formed(answer: &Answer) -> Result<(), String> {
     let payload = answer.payload();
     let object = Object::parse(payload.raw().clone())
         .map_err(|_| "its `result` or `error` is no object".to_owned())?;

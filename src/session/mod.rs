@@ -4,7 +4,10 @@
 //! INVARIANT: a session belongs to the principal and to the endpoint that opened it. To anybody
 //! else it does not exist.
 
+mod abilities;
+mod asks;
 mod calls;
+mod level;
 
 use std::{
     collections::HashMap,
@@ -23,14 +26,17 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    exchange::Revision,
+    exchange::{Revision, Transport},
     identity::Principal,
     names::SessionId,
     refusal::{Code, Refusal},
     router::View,
 };
 
+pub use abilities::Abilities;
+pub use asks::{Ask, Asks, Word};
 pub use calls::Calls;
+pub use level::Level;
 
 /// One principal may have one of so many parts of all sessions, so that none takes them all.
 const SHARE: usize = 10;
@@ -45,6 +51,14 @@ pub struct Session {
     pub revision: Revision,
     used: Mutex<Instant>,
     pub calls: Arc<Calls>,
+    /// What servers asked of the client.
+    pub asks: Arc<Asks>,
+    pub abilities: Abilities,
+    /// `clientInfo` of the greeting, as text.
+    pub info: Option<Bytes>,
+    /// How the client reached the proxy.
+    pub transport: Transport,
+    level: Mutex<Option<Level>>,
     requests: AtomicU64,
     outbox: Mutex<Option<mpsc::Sender<Bytes>>>,
     ended: CancellationToken,
@@ -89,12 +103,21 @@ impl Session {
         self.outbox.lock().as_ref().is_some_and(|outbox| !outbox.is_closed())
     }
 
-    /// Sends a message on the session's own stream. Without a listener, or with one that does not
-    /// read, it is dropped.
-    pub fn tell(&self, text: Bytes) {
-        if let Some(outbox) = self.outbox.lock().as_ref() {
-            let _ = outbox.try_send(text);
-        }
+    /// Sends a message on the session's own stream; false where it is lost, because nobody listens
+    /// or who does reads nothing.
+    pub fn tell(&self, text: Bytes) -> bool {
+        let outbox = self.outbox.lock();
+        outbox.as_ref().is_some_and(|outbox| outbox.try_send(text).is_ok())
+    }
+
+    /// The least severe log messages that the client wants, where it said so.
+    pub fn level(&self) -> Option<Level> {
+        *self.level.lock()
+    }
+
+    /// Takes note of which log messages the client wants.
+    pub fn set_level(&self, level: Level) {
+        *self.level.lock() = Some(level);
     }
 
     /// Done once the session has ended.
@@ -107,6 +130,17 @@ impl Session {
         *self.outbox.lock() = None;
         self.calls.end();
     }
+}
+
+/// How a client opens a session.
+pub struct Opening {
+    pub owner: Arc<Principal>,
+    pub view: View,
+    pub transport: Transport,
+    pub revision: Revision,
+    pub abilities: Abilities,
+    /// `clientInfo`, as text.
+    pub info: Option<Bytes>,
 }
 
 /// All sessions.
@@ -126,12 +160,7 @@ impl Sessions {
     ///
     /// # Errors
     /// A refusal where there are too many.
-    pub fn open(
-        &self,
-        owner: Arc<Principal>,
-        view: View,
-        revision: Revision,
-    ) -> Result<Arc<Session>, Refusal> {
+    pub fn open(&self, opening: Opening) -> Result<Arc<Session>, Refusal> {
         let mut random = [0; 24];
         getrandom::fill(&mut random).map_err(|error| {
             Refusal::new(Code::InterceptorFault, "no session can be opened")
@@ -139,12 +168,17 @@ impl Sessions {
         })?;
         let session = Arc::new(Session {
             id: SessionId::presented(&BASE64_URL_SAFE_NO_PAD.encode(random)),
-            owner,
-            view,
-            revision,
+            owner: opening.owner,
+            view: opening.view,
+            revision: opening.revision,
+            transport: opening.transport,
+            abilities: opening.abilities,
+            info: opening.info,
             requests: AtomicU64::new(0),
             used: Mutex::new(Instant::now()),
             calls: Arc::default(),
+            asks: Arc::default(),
+            level: Mutex::default(),
             outbox: Mutex::default(),
             ended: CancellationToken::new(),
         });
@@ -203,6 +237,11 @@ impl Sessions {
         });
     }
 
+    /// The session of this id, whoever asks: for what servers say to it.
+    pub fn get(&self, id: &SessionId) -> Option<Arc<Session>> {
+        self.sessions.lock().get(id).cloned()
+    }
+
     /// Every session.
     pub fn all(&self) -> Vec<Arc<Session>> {
         self.sessions.lock().values().cloned().collect()
@@ -227,11 +266,22 @@ mod tests {
         })
     }
 
+    fn opening(owner: &Arc<Principal>) -> Opening {
+        Opening {
+            owner: owner.clone(),
+            view: View::All,
+            transport: Transport::Http,
+            revision: Revision::LATEST_LEGACY,
+            abilities: Abilities::default(),
+            info: None,
+        }
+    }
+
     #[test]
     fn a_session_is_its_openers_alone() {
         let sessions = Sessions::new(11, Duration::from_secs(60));
         let (a, b) = (principal("a"), principal("b"));
-        let session = sessions.open(a.clone(), View::All, Revision::LATEST_LEGACY).unwrap();
+        let session = sessions.open(opening(&a)).unwrap();
         assert!(sessions.find(&session.id, &a, &View::All).is_ok());
         let one = View::One("s".parse().unwrap());
         for result in [
@@ -242,9 +292,9 @@ mod tests {
             assert_eq!(result.err().unwrap().code, Code::SessionUnknown);
         }
         for _ in 0..2 {
-            sessions.open(b.clone(), View::All, Revision::LATEST_LEGACY).unwrap();
+            sessions.open(opening(&b)).unwrap();
         }
-        let refusal = sessions.open(b, View::All, Revision::LATEST_LEGACY).err().unwrap();
+        let refusal = sessions.open(opening(&b)).err().unwrap();
         assert_eq!(refusal.code, Code::RateLimited);
         sessions.close(&session.id);
         assert!(sessions.find(&session.id, &a, &View::All).is_err());
@@ -254,7 +304,7 @@ mod tests {
     #[test]
     fn idle_sessions_end_and_their_requests_with_them() {
         let sessions = Sessions::new(2, Duration::ZERO);
-        let session = sessions.open(principal("a"), View::All, Revision::LATEST_LEGACY).unwrap();
+        let session = sessions.open(opening(&principal("a"))).unwrap();
         let cancel = CancellationToken::new();
         let under_way = session.calls.begin(&Id::from(1), cancel.clone()).unwrap();
         sessions.sweep();

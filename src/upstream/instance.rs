@@ -128,6 +128,8 @@ pub struct Running {
     exit: Arc<OnceLock<Exit>>,
     pub place: Place,
     pub since: Instant,
+    /// The least severe log messages that it was last told to send, where it was told.
+    pub level: Mutex<Option<&'static str>>,
 }
 
 /// How one instance stands.
@@ -351,7 +353,18 @@ impl Instance {
                 let modern = greeting.revision.is_modern();
                 *self.common.era.write() = Some(if modern { Era::Modern } else { Era::Legacy });
                 let (number, since) = (NUMBERS.fetch_add(1, Ordering::Relaxed), Instant::now());
-                Ok(Running { number, link, greeting, definitions, process, exit, place, since })
+                let level = Mutex::default();
+                Ok(Running {
+                    number,
+                    link,
+                    greeting,
+                    definitions,
+                    process,
+                    exit,
+                    place,
+                    since,
+                    level,
+                })
             }
             Err(failure) => {
                 let died = link.dead().is_some();

@@ -23,6 +23,8 @@ const EACH: &str = r#"
     resource == Portcullis::Server::"notes");
 @id("call_tool") permit (principal == Portcullis::Client::"ci", action == Portcullis::Action::"call_tool",
     resource == Portcullis::Tool::"notes/t") when { context.args.hasTag("/a") };
+@id("follow_task") permit (principal == Portcullis::Client::"ci", action == Portcullis::Action::"follow_task",
+    resource == Portcullis::Tool::"notes/t");
 @id("get_prompt") permit (principal == Portcullis::Client::"ci", action == Portcullis::Action::"get_prompt",
     resource == Portcullis::Prompt::"notes/p") when { context.args.hasTag("/a") };
 @id("read_resource") permit (principal == Portcullis::Client::"ci", action == Portcullis::Action::"read_resource",
@@ -36,7 +38,7 @@ const EACH: &str = r#"
 @id("notify_server") permit (principal == Portcullis::Client::"ci", action == Portcullis::Action::"notify_server",
     resource == Portcullis::Proxy::"portcullis") when { context.method == "notifications/roots/list_changed" };
 @id("other_method") permit (principal == Portcullis::Client::"ci", action == Portcullis::Action::"other_method",
-    resource == Portcullis::Server::"notes") when { context.method == "tasks/get" && context.args.hasTag("/taskId") };
+    resource == Portcullis::Server::"notes") when { context.method == "acme/get" && context.args.hasTag("/taskId") };
 @id("sample") permit (principal == Portcullis::Server::"notes", action == Portcullis::Action::"sample",
     resource == Portcullis::Client::"ci") when { context.args.hasTag("/maxTokens") };
 @id("elicit") permit (principal == Portcullis::Server::"notes", action == Portcullis::Action::"elicit",
@@ -97,6 +99,10 @@ async fn every_method_is_asked_for_under_its_action() {
     let none = gate_of_nothing();
     let t = tool("notes", "t", json!({}));
     let all = |method| message("ci", method);
+    let task = |method| Exchange {
+        target: Target::Tool { name: "t".into(), tool: None },
+        ..about_notes(method, json!({"taskId": "1"}))
+    };
     let notification = |method| Exchange { notification: true, ..message("ci", method) };
     for (exchange, expected) in [
         (all("initialize"), "connect"),
@@ -109,6 +115,11 @@ async fn every_method_is_asked_for_under_its_action() {
         (call("ci", &t, json!({"a": 1})), "call_tool"),
         (call("ci", &t, json!({"b": 1})), REFUSED),
         (call("other", &t, json!({"a": 1})), REFUSED),
+        (all("tasks/list"), "connect"),
+        (all("subscriptions/listen"), "connect"),
+        (all("logging/setLevel"), "connect"),
+        (task("tasks/get"), "follow_task"),
+        (task("tasks/cancel"), "follow_task"),
         (about_notes("prompts/get", json!({"name": "p", "arguments": {"a": "x"}})), "get_prompt"),
         (about_notes("prompts/get", json!({"name": "p"})), REFUSED),
         (about_notes("resources/read", json!({"uri": "note://1"})), "read_resource"),
@@ -130,8 +141,8 @@ async fn every_method_is_asked_for_under_its_action() {
         ),
         (notification("notifications/roots/list_changed"), "notify_server"),
         (notification("notifications/other"), REFUSED),
-        (about_notes("tasks/get", json!({"taskId": "1"})), "other_method"),
-        (about_notes("tasks/cancel", json!({"taskId": "1"})), REFUSED),
+        (about_notes("acme/get", json!({"taskId": "1"})), "other_method"),
+        (about_notes("acme/end", json!({"taskId": "1"})), REFUSED),
         (about_notes("Tools/Call", json!({"name": "t"})), REFUSED),
         (about_notes("sampling/createMessage", json!({})), REFUSED),
         (from_server("sampling/createMessage", json!({"maxTokens": 1})), "sample"),

@@ -35,6 +35,7 @@ fn every_question<'a>(
         (asker, Action::Connect, Resource::Proxy),
         (asker, Action::Connect, Resource::Server(server)),
         (asker, Action::CallTool, tool),
+        (asker, Action::FollowTask, tool),
         (asker, Action::GetPrompt, prompt),
         (asker, Action::Complete, prompt),
         (asker, Action::Complete, template),

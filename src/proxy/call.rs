@@ -1,0 +1,452 @@
+//! One call at a server, in the words of both eras.
+//!
+//! Whatever the eras, a server may ask its client something in the midst of a call. The four cases:
+//!
+//! | client | server | |
+//! |---|---|---|
+//! | legacy | legacy | the question is put to the client on the call's stream |
+//! | legacy | modern | `input_required`: each question is put, then the call is made again with the answers |
+//! | modern | legacy | the call is parked, the client is told `input_required`, and takes it up with its answers |
+//! | modern | modern | `input_required` goes on, with the server's state sealed to who was asked |
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Proxy,
+    dialogue::{Dialogue, Turn},
+    guest::Guest,
+    parked::{Open, Parked},
+    questions::Way,
+    state::{State, TTL},
+    way::begin,
+};
+use crate::{
+    codec::{
+        Frame, Id, Kind, Object,
+        era::{self, ResultKind, Speaker},
+    },
+    exchange::{Answer, Direction, Exchange, Method, Payload, Revision, Target},
+    refusal::{Code, Refusal},
+    upstream::{Call, Clock, Failure, Instance, Reply, Running, Said, Server},
+};
+
+/// How often a modern server may ask a legacy client for more before its call is given up.
+const ROUNDS: usize = 32;
+/// Questions that a server may ask in one call.
+const QUESTIONS: usize = 32;
+/// How long a modern server that wants the call made again, and asks nothing, is left alone.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How far a call came.
+enum Talk {
+    Over(Result<Reply, Failure>),
+    /// The server asks a modern client something.
+    Asks(Dialogue, Vec<Open>),
+}
+
+/// A call as it is made, and made again.
+struct Making<'a> {
+    guest: &'a Guest,
+    frame: &'a Frame,
+    server: &'a Arc<Server>,
+    exchange: &'a Exchange,
+    notices: &'a mpsc::Sender<Bytes>,
+}
+
+impl Proxy {
+    /// Asks a server, and gets the answer in the client's words.
+    ///
+    /// # Errors
+    /// A refusal where there is no answer.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        guest: &Guest,
+        frame: &Frame,
+        server: &Arc<Server>,
+        exchange: &Exchange,
+        notices: &mpsc::Sender<Bytes>,
+    ) -> Result<Answer, Refusal> {
+        let making = Making { guest, frame, server, exchange, notices };
+        let state = if guest.revision.is_modern() { self.open_state(exchange)? } else { None };
+        if let Some(State::Parked(key)) = &state {
+            let parked = self.parked.take(key).ok_or_else(|| {
+                Refusal::new(Code::StateUnknown, "this call waits no more: begin again")
+            })?;
+            return self.resume(&making, parked).await;
+        }
+        let (instance, running) =
+            self.instance(guest, server).await.map_err(|failure| failed(&failure, &making))?;
+        let revision = running.greeting.revision;
+        let mut params = outgoing(&making, revision);
+        if let (Some(State::Server(own)), Some(text)) = (&state, &params) {
+            // What the client hands back is the server's again.
+            let own = Value::from(own.as_str()).to_string();
+            params = Object::parse(text.clone())
+                .ok()
+                .map(|params| params.with(&[("requestState", Some(own.as_bytes()))]));
+        }
+        let modern = revision.is_modern();
+        for _ in 0..ROUNDS {
+            let call = self.call_of(&making, params.clone());
+            let dialogue = Dialogue::begin(instance.clone(), running.clone(), call);
+            let talk = self.converse(&making, (&instance, &running), dialogue).await;
+            let reply = match talk {
+                Talk::Over(reply) => reply.map_err(|failure| failed(&failure, &making))?,
+                Talk::Asks(dialogue, open) => {
+                    return self.park(&making, Parked { dialogue, open, revision, paused: None });
+                }
+            };
+            let asked = match &reply {
+                Reply::Result(result) if modern && !guest.revision.is_modern() => {
+                    Object::parse(result.clone())
+                        .ok()
+                        .filter(|result| ResultKind::of(result) == ResultKind::InputRequired)
+                }
+                _ => None,
+            };
+            let Some(asked) = asked else { return self.translated(&making, revision, reply) };
+            let answers = self.gather(&making, &asked).await?;
+            params = Some(again(params.as_ref(), &asked, &answers));
+        }
+        let failure = Failure::Misbehaved(format!("it asked for more {ROUNDS} times"));
+        Err(failed(&failure, &making))
+    }
+
+    /// The instance of a server that answers this client, running.
+    pub(super) async fn instance(
+        &self,
+        guest: &Guest,
+        server: &Arc<Server>,
+    ) -> Result<(Arc<Instance>, Arc<Running>), Failure> {
+        let shared = server.shared();
+        let running = shared.running().await?;
+        let party = match running.greeting.revision.is_modern() {
+            true => None,
+            false => guest.party(server),
+        };
+        let Some(party) = party else { return Ok((shared.clone(), running)) };
+        let own = server.own(&party)?;
+        let running = own.running().await?;
+        if let Some(level) = guest.level {
+            set_level(&own, &running, level.as_str()).await?;
+        }
+        Ok((own, running))
+    }
+
+    fn call_of(&self, making: &Making<'_>, params: Option<Bytes>) -> Call {
+        let exchange = making.exchange;
+        Call {
+            method: exchange.method.clone(),
+            name: match &exchange.target {
+                Target::Tool { name, .. } | Target::Prompt { name } => Some(name.clone()),
+                Target::Resource { uri } => Some(uri.clone()),
+                Target::None => None,
+            },
+            headers: self.repeated(making.guest, exchange),
+            params,
+            frame: Some(making.frame.clone()),
+            said: None,
+            clock: Clock::new(making.server.deadline()),
+        }
+    }
+
+    /// Hears a server out: hands on what it says meanwhile, and puts what it asks.
+    async fn converse(
+        self: &Arc<Self>,
+        making: &Making<'_>,
+        (instance, running): (&Arc<Instance>, &Arc<Running>),
+        mut dialogue: Dialogue,
+    ) -> Talk {
+        let Making { guest, server, exchange, notices, .. } = making;
+        // What is put to the client is taken back where the call ends before it is answered.
+        let over = CancellationToken::new();
+        let _over = over.clone().drop_guard();
+        let mut put = 0;
+        let mut open = Vec::new();
+        loop {
+            let turn = tokio::select! {
+                biased;
+                turn = dialogue.next() => turn,
+                // All that the server asked at once is handed over at once.
+                () = std::future::ready(()), if !open.is_empty() => {
+                    return Talk::Asks(dialogue, open);
+                }
+            };
+            match turn {
+                Turn::Over(reply) => return Talk::Over(reply),
+                Turn::Said(Said::Notification { method, params }) => {
+                    self.pass_on(guest, exchange, notices, method, params).await;
+                }
+                Turn::Said(Said::Request { id, method, params, answer }) => {
+                    if put >= QUESTIONS || open.len() >= QUESTIONS {
+                        let text =
+                            self.refuse_server(&server.name, Some(&id), &method, params).await;
+                        let _ = answer.send(text);
+                        continue;
+                    }
+                    if guest.session.is_some() {
+                        put += 1;
+                        let way = Way {
+                            server: server.name.clone(),
+                            instance: Some((instance.clone(), running.clone())),
+                            out: Some((*notices).clone()),
+                            clock: Some(dialogue.clock().clone()),
+                            over: over.clone(),
+                        };
+                        self.put((*guest).clone(), way, (id, method, params), answer);
+                        continue;
+                    }
+                    match self.admit_question(guest, &server.name, &id, &method, params).await {
+                        Ok(question) => open.push(Open::new(self, question, id, answer)),
+                        Err(text) => drop(answer.send(text)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands a server's notification on to the client that waits, through the chain.
+    async fn pass_on(
+        &self,
+        guest: &Guest,
+        exchange: &Exchange,
+        notices: &mpsc::Sender<Bytes>,
+        method: Method,
+        params: Option<Bytes>,
+    ) {
+        let mut notice = begin(guest, &method, true, params);
+        notice.direction = Direction::ServerToClient;
+        notice.server = exchange.server.clone();
+        if !wanted(guest, &notice) {
+            return;
+        }
+        if let Some(text) = self.to_client(notice).await {
+            // A client that does not read loses notifications, not its answer.
+            let _ = notices.try_send(text);
+        }
+    }
+
+    /// Leaves a call waiting, and tells its client what the server asks.
+    fn park(&self, making: &Making<'_>, mut parked: Parked) -> Result<Answer, Refusal> {
+        parked.paused = Some(parked.dialogue.clock().pause());
+        let requests: Vec<_> = parked.open.iter().map(Open::request).collect();
+        let limit = Duration::from_secs(self.config.limits.question_s).min(TTL);
+        let owner = making.guest.principal.kind.clone();
+        let key = self.parked.park(owner, parked, limit)?;
+        let state = self.seal_state(making.exchange, &State::Parked(key))?;
+        let parts: [&[u8]; 5] = [
+            b"{\"resultType\":\"input_required\",\"inputRequests\":{",
+            &requests.join(&b","[..]),
+            b"},\"requestState\":",
+            &state,
+            b"}",
+        ];
+        Ok(Answer::Result(Payload::new(parts.concat().into())))
+    }
+
+    /// Takes a parked call up with what the client answered.
+    async fn resume(
+        self: &Arc<Self>,
+        making: &Making<'_>,
+        parked: Parked,
+    ) -> Result<Answer, Refusal> {
+        let Parked { dialogue, open, revision, .. } = parked;
+        let given = Object::parse(making.exchange.request.raw().clone())
+            .ok()
+            .and_then(|params| params.object("inputResponses"));
+        let mut left = Vec::new();
+        for open in open {
+            match given.as_ref().and_then(|given| given.get(&open.key())) {
+                Some(result) => open.settle(result).await,
+                None => left.push(open),
+            }
+        }
+        if !left.is_empty() {
+            let parked = Parked { dialogue, open: left, revision, paused: None };
+            return self.park(making, parked);
+        }
+        // Its instance is the one that asked; what it asks from now on is handed over as before.
+        let (instance, running) = self
+            .instance(making.guest, making.server)
+            .await
+            .map_err(|failure| failed(&failure, making))?;
+        match self.converse(making, (&instance, &running), dialogue).await {
+            Talk::Over(reply) => {
+                let reply = reply.map_err(|failure| failed(&failure, making))?;
+                self.translated(making, revision, reply)
+            }
+            Talk::Asks(dialogue, open) => {
+                self.park(making, Parked { dialogue, open, revision, paused: None })
+            }
+        }
+    }
+
+    /// Puts all that a modern server asks in a result to a legacy client; the answers by their
+    /// keys.
+    async fn gather(
+        self: &Arc<Self>,
+        making: &Making<'_>,
+        asked: &Object,
+    ) -> Result<Vec<(String, Bytes)>, Refusal> {
+        let misbehaved = || {
+            failed(&Failure::Misbehaved("its `inputRequests` are not as specified".into()), making)
+        };
+        let Some(requests) = asked.get("inputRequests") else {
+            tokio::time::sleep(AGAIN).await;
+            return Ok(Vec::new());
+        };
+        let requests = Object::parse(requests)
+            .ok()
+            .filter(|requests| requests.keys().count() <= QUESTIONS)
+            .ok_or_else(misbehaved)?;
+        let over = CancellationToken::new();
+        let _over = over.clone().drop_guard();
+        let mut waiting = Vec::new();
+        for key in requests.keys() {
+            let request = requests.object(key).ok_or_else(misbehaved)?;
+            let method = request.string("method").ok_or_else(misbehaved)?;
+            let (sender, answer) = oneshot::channel();
+            let way = Way {
+                server: making.server.name.clone(),
+                instance: None,
+                out: Some(making.notices.clone()),
+                clock: None,
+                over: over.clone(),
+            };
+            // The id is nobody's: the server knows the question by its key.
+            let question = (Id::from(0), Method::new(&method), request.get("params"));
+            self.put(making.guest.clone(), way, question, sender);
+            waiting.push((key.to_owned(), method, answer));
+        }
+        let mut answers = Vec::new();
+        for (key, method, answer) in waiting {
+            let text = answer.await.unwrap_or_default();
+            let frame = Object::parse(text).map_err(|_| misbehaved())?;
+            match frame.get("result") {
+                Some(result) => answers.push((key, result)),
+                // Who does not answer a form cancels it; for the rest there are no such words.
+                None if method == Method::ELICIT => {
+                    answers.push((key, Bytes::from_static(b"{\"action\":\"cancel\"}")));
+                }
+                None => {
+                    return Err(Refusal::new(
+                        Code::ClientUnavailable,
+                        "the server asked for something that the client did not give",
+                    )
+                    .detail(format!("the server's request was `{}`", method.escape_debug())));
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    /// A server's reply in the client's words.
+    fn translated(
+        &self,
+        making: &Making<'_>,
+        revision: Revision,
+        reply: Reply,
+    ) -> Result<Answer, Refusal> {
+        let (method, client) = (&making.exchange.method, making.guest.revision);
+        match reply {
+            Reply::Error(error) => {
+                let error = era::error(error, method, revision, client);
+                Ok(Answer::Error(Payload::new(error)))
+            }
+            Reply::Result(result) => {
+                let result = era::result(result, method, revision, client)
+                    .map_err(|why| failed(&Failure::Misbehaved(why.into()), making))?;
+                if revision.is_modern() && client.is_modern() {
+                    return self.sealed(making.exchange, result);
+                }
+                Ok(Answer::Result(Payload::new(result)))
+            }
+        }
+    }
+
+    /// A modern result with the server's own `requestState` sealed into one of ours.
+    fn sealed(&self, exchange: &Exchange, result: Bytes) -> Result<Answer, Refusal> {
+        let plain = |result| Ok(Answer::Result(Payload::new(result)));
+        if !crate::codec::may_have(&result, "requestState") {
+            return plain(result);
+        }
+        let Ok(object) = Object::parse(result.clone()) else { return plain(result) };
+        if ResultKind::of(&object) != ResultKind::InputRequired {
+            return plain(result);
+        }
+        match object.string("requestState") {
+            Some(own) => {
+                let state = self.seal_state(exchange, &State::Server(own))?;
+                plain(object.with(&[("requestState", Some(&state))]))
+            }
+            None => plain(result),
+        }
+    }
+}
+
+/// Tells a server which log messages its client wants, where it does not know that yet.
+pub(super) async fn set_level(
+    instance: &Arc<Instance>,
+    running: &Arc<Running>,
+    level: &'static str,
+) -> Result<(), Failure> {
+    if !running.greeting.offers("logging") || running.level.lock().replace(level) == Some(level) {
+        return Ok(());
+    }
+    let params = json!({ "level": level }).to_string();
+    let limit = Duration::from_secs(10);
+    let call = Call::own(Method::SET_LEVEL, Some(params.into()), limit);
+    instance.call(running, call).await.map(drop)
+}
+
+/// Whether the client wants to hear this. Log messages are filtered by their level.
+pub(super) fn wanted(guest: &Guest, notice: &Exchange) -> bool {
+    notice.method.as_str() != Method::LOG_MESSAGE
+        || guest.wants(notice.request.value().get("level").and_then(Value::as_str))
+}
+
+fn failed(failure: &Failure, making: &Making<'_>) -> Refusal {
+    let (decision, server) = (making.exchange.id, &making.server.name);
+    tracing::warn!(%decision, %server, %failure, "a call failed");
+    failure.refusal(server)
+}
+
+/// The `params` of the next try, with what the client answered and the server's own state.
+fn again(params: Option<&Bytes>, asked: &Object, answers: &[(String, Bytes)]) -> Bytes {
+    let empty = Bytes::from_static(b"{}");
+    let pairs: Vec<_> = answers.iter().map(|(key, text)| (key.as_str(), Some(&text[..]))).collect();
+    let responses = Object::parse(empty.clone()).map(|object| object.with(&pairs)).ok();
+    let state = asked.get("requestState");
+    let edits = [
+        ("inputResponses", responses.as_deref().filter(|_| !answers.is_empty())),
+        ("requestState", state.as_deref()),
+    ];
+    let params = params.unwrap_or(&empty);
+    Object::parse(params.clone()).map_or_else(|_| params.clone(), |object| object.with(&edits))
+}
+
+/// The `params` for a server: what the client sent where nobody changed it, in the words of the
+/// server's era.
+fn outgoing(making: &Making<'_>, server: Revision) -> Option<Bytes> {
+    let raw = making.exchange.request.raw();
+    let guest = making.guest;
+    let speaker = Speaker {
+        revision: guest.revision,
+        capabilities: guest.abilities.raw().clone(),
+        info: guest.info.clone(),
+        level: guest.level.map(|level| level.as_str()),
+    };
+    if let Some(translated) = era::params(raw, &speaker, server) {
+        return Some(translated);
+    }
+    let sent = match &making.frame.kind {
+        Kind::Request { params, .. } | Kind::Notification { params, .. } => params.is_some(),
+        _ => false,
+    };
+    (sent || raw.as_ref() != b"{}").then(|| raw.clone())
+}

@@ -1,0 +1,134 @@
+//! A client with what it says of itself.
+
+use std::{ops::Deref, sync::Arc};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::Caller;
+use crate::{
+    codec::{
+        Frame, Kind, Object,
+        era::{META_CAPABILITIES, META_CLIENT_INFO, META_LOG_LEVEL},
+    },
+    config::Sharing,
+    exchange::Revision,
+    session::{Abilities, Level},
+    upstream::{Party, PartyKey, Server},
+};
+
+/// Who sends a message, with what the client says of itself: in its greeting, or in each message.
+#[derive(Clone)]
+pub(super) struct Guest {
+    caller: Caller,
+    pub abilities: Abilities,
+    /// The least severe log messages that it wants, where it said so.
+    pub level: Option<Level>,
+    /// `clientInfo`, as text. A claim, never a basis for a decision.
+    pub info: Option<Bytes>,
+}
+
+impl Deref for Guest {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+impl Guest {
+    /// The sender of a message.
+    pub fn of(caller: Caller, frame: &Frame) -> Self {
+        if let Some(session) = &caller.session {
+            let (abilities, level) = (session.abilities.clone(), session.level());
+            let info = session.info.clone();
+            return Self { caller, abilities, level, info };
+        }
+        let meta = match &frame.kind {
+            Kind::Request { params: Some(params), .. } if caller.revision.is_modern() => {
+                Object::parse(params.clone()).ok().and_then(|params| params.object("_meta"))
+            }
+            _ => None,
+        };
+        let get = |key| meta.as_ref().and_then(|meta| meta.get(key));
+        let level = meta.as_ref().and_then(|meta| meta.string(META_LOG_LEVEL));
+        Self {
+            abilities: Abilities::new(get(META_CAPABILITIES)),
+            level: level.and_then(|level| Level::parse(&level)),
+            info: get(META_CLIENT_INFO),
+            caller,
+        }
+    }
+
+    /// The client of a legacy session, to which a server speaks.
+    pub fn at(session: &Arc<crate::session::Session>) -> Self {
+        Self {
+            caller: Caller {
+                principal: session.owner().clone(),
+                transport: session.transport,
+                client_addr: None,
+                view: session.view().clone(),
+                session: Some(session.clone()),
+                calls: None,
+                revision: session.revision,
+                headers: None,
+            },
+            abilities: session.abilities.clone(),
+            level: session.level(),
+            info: session.info.clone(),
+        }
+    }
+
+    /// Whether a log message of a server is one that the client wants. A legacy client that never
+    /// said which is sent all, a modern one none.
+    pub fn wants(&self, level: Option<&str>) -> bool {
+        match self.level {
+            None => !self.revision.is_modern(),
+            Some(least) => level.and_then(Level::parse).is_none_or(|level| level >= least),
+        }
+    }
+
+    /// The party for which a server runs that answers this client; none where it runs for all.
+    pub fn party_key(&self, server: &Server) -> Option<PartyKey> {
+        let modern = |running: Arc<crate::upstream::Running>| running.greeting.revision.is_modern();
+        if server.shared().peek().is_some_and(modern) {
+            return None;
+        }
+        self.party(server).map(|party| party.key)
+    }
+
+    /// As whom a legacy server must know this client, where it must be told apart from others: the
+    /// server could ask it something, or was told which log messages it wants. A remote server
+    /// keeps sessions of its own, so there every session has one.
+    pub fn party(&self, server: &Server) -> Option<Party> {
+        if server.settings.sharing == Sharing::Shared {
+            return None;
+        }
+        let told_apart = self.abilities.is_askable() || self.level.is_some();
+        let capabilities = self.abilities.raw().clone();
+        let principal = self.principal.kind.clone();
+        match &self.session {
+            Some(session) if told_apart || server.settings.url.is_some() => Some(Party {
+                key: PartyKey::Session(session.id.clone()),
+                principal,
+                revision: session.revision,
+                capabilities,
+            }),
+            None if told_apart => {
+                let mut digest = Sha256::new();
+                digest.update(&capabilities);
+                digest.update(self.level.map_or("", Level::as_str));
+                Some(Party {
+                    key: PartyKey::Client {
+                        principal: principal.clone(),
+                        capabilities: digest.finalize().into(),
+                    },
+                    principal,
+                    revision: Revision::LATEST_LEGACY,
+                    capabilities,
+                })
+            }
+            _ => None,
+        }
+    }
+}

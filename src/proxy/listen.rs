@@ -1,0 +1,402 @@
+//! Who hears of changes: legacy sessions by what they subscribed to, modern clients by
+//! `subscriptions/listen`.
+//!
+//! INVARIANT: a client hears of a list, or of a resource, only where policy lets it see the server,
+//! or read the resource's changes; and each notification passes the chain as what it is to it.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Proxy,
+    call::wanted,
+    guest::Guest,
+    sight::Sight,
+    way::{Passage, begin},
+};
+use crate::{
+    audit::{Conclusion, Intent, Outcome},
+    codec::{Frame, Id, Object, era::META_SUBSCRIPTION},
+    exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Target},
+    names::{ServerName, SessionId},
+    refusal::{Code, Refusal},
+    router::{Sight as _, View},
+    session::Session,
+    upstream::{Failure, Instance, PartyKey, Reply, Server},
+};
+
+/// Resources that one client may watch.
+const MOST: usize = 256;
+
+/// What a client wants to hear of (MCP 2026-07-28, `subscriptions/listen`).
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Filter {
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    tools_list_changed: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    prompts_list_changed: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    resources_list_changed: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    resource_subscriptions: Vec<String>,
+}
+
+impl Filter {
+    fn lists(&self, method: &str) -> bool {
+        match method {
+            Method::TOOLS_CHANGED => self.tools_list_changed,
+            Method::PROMPTS_CHANGED => self.prompts_list_changed,
+            Method::RESOURCES_CHANGED => self.resources_list_changed,
+            _ => false,
+        }
+    }
+}
+
+/// A modern client that listens.
+struct Listener {
+    guest: Guest,
+    /// The id of its request, by which it knows what it hears.
+    id: Id,
+    filter: Filter,
+    /// The servers of the resources in the filter.
+    watched: Vec<(ServerName, String)>,
+    out: mpsc::Sender<Bytes>,
+    /// Cancelled where it does not read what it asked for.
+    slow: CancellationToken,
+}
+
+/// All that listen, and what is watched for them and for sessions.
+#[derive(Default)]
+pub(super) struct Listeners {
+    next: AtomicU64,
+    all: Mutex<HashMap<u64, Arc<Listener>>>,
+    /// What sessions subscribed to, and the instances that tell them.
+    subscribed: Mutex<HashMap<Subscription, Arc<Instance>>>,
+}
+
+type Subscription = (SessionId, ServerName, String);
+
+/// Takes a listener out where its request ends, however it does.
+struct Listening {
+    proxy: Arc<Proxy>,
+    key: u64,
+    watches: Vec<(Arc<Instance>, String)>,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.proxy.listeners.all.lock().remove(&self.key);
+        let watches = std::mem::take(&mut self.watches);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let work = async move {
+                for (instance, uri) in watches {
+                    unwatch(&instance, &uri).await;
+                }
+            };
+            self.proxy.tasks.spawn_on(work, &runtime);
+        }
+    }
+}
+
+impl Proxy {
+    /// Answers `subscriptions/listen`: tells what is granted, then everything of it, until the
+    /// client closes its stream or the proxy stops.
+    ///
+    /// # Errors
+    /// A refusal where the filter is none, or the client does not read what it hears.
+    pub(super) async fn listen(
+        self: &Arc<Self>,
+        guest: &Guest,
+        id: &Id,
+        exchange: &Exchange,
+        out: &mpsc::Sender<Bytes>,
+    ) -> Result<Answer, Refusal> {
+        let invalid = |why: &str| Refusal::new(Code::InvalidParams, why.to_owned());
+        let notifications = exchange.request.value().get("notifications");
+        let asked: Filter =
+            notifications.ok_or_else(|| invalid("`notifications` must be an object")).and_then(
+                |filter| Filter::deserialize(filter).map_err(|error| invalid(&error.to_string())),
+            )?;
+        if asked.resource_subscriptions.len() > MOST {
+            return Err(invalid(&format!("at most {MOST} resources can be watched")));
+        }
+        let mut granted = Filter { resource_subscriptions: Vec::new(), ..asked.clone() };
+        let mut listening =
+            Listening { proxy: self.clone(), key: self.listeners.next(), watches: Vec::new() };
+        let mut watched = Vec::new();
+        for uri in asked.resource_subscriptions {
+            if let Some((server, instance)) = self.watch_one(guest, &uri).await {
+                listening.watches.push((instance, uri.clone()));
+                watched.push((server, uri.clone()));
+                granted.resource_subscriptions.push(uri);
+            }
+        }
+        let slow = CancellationToken::new();
+        let tag = tag(id);
+        let acknowledged = json!({ "notifications": granted, "_meta": tag }).to_string();
+        let text = Frame::notification(Method::ACKNOWLEDGED, acknowledged.as_bytes());
+        if out.send(text).await.is_err() {
+            return Err(Refusal::new(Code::Withdrawn, "the client listens no more"));
+        }
+        let listener = Listener {
+            guest: guest.clone(),
+            id: id.clone(),
+            filter: granted,
+            watched,
+            out: out.clone(),
+            slow: slow.clone(),
+        };
+        self.listeners.all.lock().insert(listening.key, Arc::new(listener));
+        tokio::select! {
+            () = slow.cancelled() => {
+                Err(Refusal::new(Code::ClientTimeout, "this client does not read what it hears"))
+            }
+            () = self.closing.cancelled() => {
+                let result = json!({ "resultType": "complete", "_meta": tag });
+                Ok(Answer::Result(Payload::from(result)))
+            }
+        }
+    }
+
+    /// Takes one resource into a filter, as the request of its own that it is in other revisions.
+    async fn watch_one(&self, guest: &Guest, uri: &str) -> Option<(ServerName, Arc<Instance>)> {
+        let method = Method::new(Method::SUBSCRIBE);
+        let params = Bytes::from(json!({ "uri": uri }).to_string());
+        let mut exchange = begin(guest, &method, false, Some(params.clone()));
+        let mut passage = Passage::default();
+        let sight = Sight { gate: &self.gate, principal: &guest.principal };
+        let admitted = async {
+            let route = self.router.route(&guest.view, &method, &params, &sight).await?;
+            exchange.server = route.server.as_ref().map(|server| server.name.clone());
+            exchange.target = route.target;
+            self.chain.pass(&mut exchange, Phase::Request, &mut passage.trail).await?;
+            route
+                .server
+                .ok_or_else(|| Refusal::new(Code::Unknown, "there is no such resource here"))
+        };
+        let server = match admitted.await {
+            Ok(server) => server,
+            Err(refusal) => {
+                self.record_refusal(&exchange, &passage, &refusal).await;
+                return None;
+            }
+        };
+        let (ruling, key) = (self.ruling(&passage.trail), self.audit.key());
+        self.audit.intent(Intent::of(&exchange, ruling.borrow(), key)).await.ok()?;
+        let watched = self.watch(guest, &server, uri).await;
+        let conclusion = match &watched {
+            Ok(_) => Conclusion::Delivered,
+            Err(refusal) => Conclusion::Failed(refusal),
+        };
+        let outcome = Outcome::of(&exchange, ruling.borrow(), conclusion, None, key);
+        let recorded = self.audit.outcome(outcome).await.is_ok();
+        let instance = watched.ok()?.ok()?;
+        if !recorded {
+            unwatch(&instance, uri).await;
+            return None;
+        }
+        Some((server.name.clone(), instance))
+    }
+
+    /// Has a server tell of a resource's changes: the instance that will, or the server's own error.
+    async fn watch(
+        &self,
+        guest: &Guest,
+        server: &Arc<Server>,
+        uri: &str,
+    ) -> Result<Result<Arc<Instance>, Bytes>, Refusal> {
+        let failed = |failure: Failure| failure.refusal(&server.name);
+        let (instance, _) = self.instance(guest, server).await.map_err(failed)?;
+        Ok(match instance.watch(uri).await.map_err(failed)? {
+            Reply::Result(_) => Ok(instance),
+            Reply::Error(error) => Err(error),
+        })
+    }
+
+    /// Answers `resources/subscribe` and `resources/unsubscribe` of a legacy session.
+    ///
+    /// # Errors
+    /// A refusal where the server cannot tell of changes.
+    pub(super) async fn subscribe(
+        &self,
+        guest: &Guest,
+        exchange: &Exchange,
+        server: &Arc<Server>,
+    ) -> Result<Answer, Refusal> {
+        let (Some(session), Target::Resource { uri }) = (&guest.session, &exchange.target) else {
+            return Err(Refusal::new(Code::MethodUnknown, "this method is not of this revision"));
+        };
+        let key = (session.id.clone(), server.name.clone(), uri.clone());
+        if exchange.method.as_str() == Method::UNSUBSCRIBE {
+            let watching = self.listeners.subscribed.lock().remove(&key);
+            if let Some(instance) = watching {
+                unwatch(&instance, uri).await;
+            }
+        } else {
+            let many =
+                self.listeners.subscribed.lock().keys().filter(|k| k.0 == session.id).count();
+            if many >= MOST {
+                return Err(Refusal::new(
+                    Code::RateLimited,
+                    format!("at most {MOST} resources can be watched"),
+                ));
+            }
+            match self.watch(guest, server, uri).await? {
+                Err(error) => return Ok(Answer::Error(Payload::new(error))),
+                Ok(instance) => {
+                    // Twice is once, so what was watched before is watched no more.
+                    let before = self.listeners.subscribed.lock().insert(key, instance);
+                    if let Some(instance) = before {
+                        unwatch(&instance, uri).await;
+                    }
+                }
+            }
+            if session.ended().is_cancelled() {
+                self.unsubscribe_all(session).await;
+            }
+        }
+        Ok(Answer::Result(Payload::new(Bytes::from_static(b"{}"))))
+    }
+
+    async fn unsubscribe_all(&self, session: &Session) {
+        let all: Vec<_> = {
+            let mut subscribed = self.listeners.subscribed.lock();
+            subscribed.extract_if(|key, _| key.0 == session.id).collect()
+        };
+        for ((_, _, uri), instance) in all {
+            unwatch(&instance, &uri).await;
+        }
+    }
+
+    /// Ends what was kept for a session: its subscriptions, and the servers that ran for it alone.
+    pub(super) async fn depart(&self, session: &Arc<Session>) {
+        self.unsubscribe_all(session).await;
+        let key = PartyKey::Session(session.id.clone());
+        self.task_log.forget(&key);
+        let servers = self.router.servers(&View::All);
+        futures_util::future::join_all(servers.iter().map(|server| server.leave(&key))).await;
+    }
+
+    /// Tells those of a change who are to hear of it; whether there was anybody.
+    pub(super) async fn tell_of_change(
+        &self,
+        server: &ServerName,
+        party: Option<&PartyKey>,
+        method: &Method,
+        params: Option<Bytes>,
+    ) -> bool {
+        let uri = (method.as_str() == Method::UPDATED).then(|| {
+            let params = params.clone().and_then(|params| Object::parse(params).ok());
+            params.and_then(|params| params.string("uri")).unwrap_or_default()
+        });
+        let sees = |guest: &Guest| {
+            let shown = match &guest.view {
+                View::All => true,
+                View::One(name) => name == server,
+            };
+            let sight = Sight { gate: &self.gate, principal: &guest.principal };
+            shown && sight.server(server)
+        };
+        let mut told = false;
+        for session in self.sessions.all() {
+            let meant = match (&uri, party) {
+                (_, Some(PartyKey::Client { .. })) => false,
+                (_, Some(PartyKey::Session(id))) if *id != session.id => false,
+                (Some(uri), _) => {
+                    let key = (session.id.clone(), server.clone(), uri.clone());
+                    self.listeners.subscribed.lock().contains_key(&key)
+                }
+                (None, _) => true,
+            };
+            let guest = Guest::at(&session);
+            if !meant || !session.is_heard() || !sees(&guest) {
+                continue;
+            }
+            told = true;
+            if let Some(text) = self.notice_to(&guest, server, method, params.clone()).await {
+                session.tell(text);
+            }
+        }
+        let listeners: Vec<_> = self.listeners.all.lock().values().cloned().collect();
+        for listener in listeners {
+            let meant = match &uri {
+                Some(uri) => listener.watched.contains(&(server.clone(), uri.clone())),
+                None => listener.filter.lists(method.as_str()),
+            };
+            let theirs = party.is_none_or(|party| match self.router.server(server) {
+                Some(server) => listener.guest.party_key(server).as_ref() == Some(party),
+                None => false,
+            });
+            if !meant || !theirs || !sees(&listener.guest) {
+                continue;
+            }
+            told = true;
+            let params = tagged(params.as_ref(), &listener.id);
+            let text = self.notice_to(&listener.guest, server, method, Some(params)).await;
+            if let Some(text) = text
+                && listener.out.try_send(text).is_err()
+            {
+                listener.slow.cancel();
+            }
+        }
+        told
+    }
+
+    /// A server's notification for one client, through the chain.
+    pub(super) async fn notice_to(
+        &self,
+        guest: &Guest,
+        server: &ServerName,
+        method: &Method,
+        params: Option<Bytes>,
+    ) -> Option<Bytes> {
+        let mut notice = begin(guest, method, true, params);
+        notice.direction = Direction::ServerToClient;
+        notice.server = Some(server.clone());
+        if !wanted(guest, &notice) {
+            return None;
+        }
+        self.to_client(notice).await
+    }
+}
+
+async fn unwatch(instance: &Arc<Instance>, uri: &str) {
+    if let Err(failure) = instance.unwatch(uri).await {
+        tracing::debug!(%failure, "a watch could not be ended");
+    }
+}
+
+impl Listeners {
+    fn next(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+fn tag(id: &Id) -> Value {
+    json!({ META_SUBSCRIPTION: serde_json::from_slice::<Value>(id.raw()).unwrap_or_default() })
+}
+
+/// `params` with the id by which the listener knows its subscription.
+fn tagged(params: Option<&Bytes>, id: &Id) -> Bytes {
+    let empty = Bytes::from_static(b"{}");
+    let params = params.unwrap_or(&empty);
+    let Ok(object) = Object::parse(params.clone()) else { return params.clone() };
+    let meta = match object.object("_meta") {
+        Some(meta) => meta.with(&[(META_SUBSCRIPTION, Some(id.raw()))]),
+        None => tag(id).to_string().into(),
+    };
+    object.with(&[("_meta", Some(&meta))])
+}

@@ -1,0 +1,295 @@
+//! Tasks: calls that go on after their answer (those of revision 2025-11-25, and the extension
+//! `io.modelcontextprotocol/tasks` of 2026-07-28).
+//!
+//! INVARIANT: a task is its maker's alone. A server sees all clients as one, so here is known whose
+//! task is whose, and what is not known here is nobody's.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde_json::value::RawValue;
+
+use super::{Proxy, guest::Guest};
+use crate::{
+    codec::{Object, may_have},
+    exchange::{Answer, Exchange, Method, Target},
+    identity::PrincipalKind,
+    names::ServerName,
+    refusal::{Code, Refusal},
+    router::Route,
+    upstream::{Call, Failure, Offer, PartyKey, Reply, Server},
+};
+
+/// Tasks that are known at once, and those of one principal among them.
+const MOST: usize = 16_384;
+const OF_ONE: usize = 1_024;
+/// How long a task is known after it was last spoken of.
+const KEPT: Duration = Duration::from_secs(24 * 3_600);
+/// Pages of one server's list of tasks that are asked for.
+const PAGES: usize = 16;
+
+/// Where a task is known: a server, the party for which alone it runs, and the server's id.
+type Key = (ServerName, Option<PartyKey>, String);
+
+/// What is known of a task.
+#[derive(Clone)]
+struct Task {
+    owner: PrincipalKind,
+    /// The tool that was called.
+    tool: String,
+    used: Instant,
+}
+
+/// All tasks that clients may follow.
+#[derive(Default)]
+pub(super) struct Tasks {
+    known: Mutex<HashMap<Key, Task>>,
+}
+
+impl Tasks {
+    /// Takes note of a task.
+    ///
+    /// # Errors
+    /// Where the maker has too many, or the id is taken.
+    fn made(&self, key: Key, task: Task) -> Result<(), Refusal> {
+        let mut known = self.known.lock();
+        if known.len() >= MOST {
+            known.retain(|_, task| task.used.elapsed() < KEPT);
+        }
+        // A client knows a task by its id alone, also where it sees many servers.
+        let taken = |(other, of): (&Key, &Task)| {
+            other.2 == key.2
+                && if other.0 == key.0 {
+                    other.1 == key.1 && of.owner != task.owner
+                } else {
+                    of.owner == task.owner && (other.1 == key.1 || other.1.is_none())
+                }
+        };
+        if known.iter().any(taken) {
+            return Err(Refusal::new(
+                Code::ServerMisbehaved,
+                "the server gave its task an id that is taken",
+            ));
+        }
+        let own = known.values().filter(|other| other.owner == task.owner).count();
+        if known.len() >= MOST || own >= OF_ONE {
+            return Err(Refusal::new(Code::RateLimited, "too many tasks are known of this client"));
+        }
+        known.insert(key, task);
+        Ok(())
+    }
+
+    /// The tool of a principal's task.
+    fn tool(&self, owner: &PrincipalKind, key: &Key) -> Option<String> {
+        let mut known = self.known.lock();
+        let task = known.get_mut(key).filter(|task| task.owner == *owner)?;
+        if task.used.elapsed() >= KEPT {
+            return None;
+        }
+        task.used = Instant::now();
+        Some(task.tool.clone())
+    }
+
+    /// Who made a task of a server that it runs for this party, or for all.
+    pub fn owner(
+        &self,
+        server: &ServerName,
+        party: Option<&PartyKey>,
+        id: &str,
+    ) -> Option<PrincipalKind> {
+        let key = (server.clone(), party.cloned(), id.to_owned());
+        self.known.lock().get(&key).map(|task| task.owner.clone())
+    }
+
+    fn on(&self, owner: &PrincipalKind, server: &ServerName, party: &Option<PartyKey>) -> bool {
+        let known = self.known.lock();
+        known.iter().any(|(key, task)| task.owner == *owner && key.0 == *server && key.1 == *party)
+    }
+
+    /// Forgets the tasks of a party whose servers have ended.
+    pub fn forget(&self, party: &PartyKey) {
+        self.known.lock().retain(|key, _| key.1.as_ref() != Some(party));
+    }
+}
+
+impl Proxy {
+    /// Where a message about a task goes; nothing where it is about none.
+    ///
+    /// # Errors
+    /// A refusal where the task is not this client's.
+    pub(super) async fn task_route(
+        &self,
+        guest: &Guest,
+        exchange: &Exchange,
+    ) -> Result<Option<Route>, Refusal> {
+        if !Method::TASK.contains(&exchange.method.as_str()) {
+            return Ok(None);
+        }
+        let unknown = || Refusal::new(Code::StateUnknown, "there is no such task here");
+        let id = Object::parse(exchange.request.raw().clone())
+            .ok()
+            .and_then(|params| params.string("taskId"))
+            .ok_or_else(|| Refusal::new(Code::InvalidParams, "`taskId` must be a string"))?;
+        let visible = self.router.servers(&guest.view).into_iter();
+        let (server, name) = visible
+            .filter_map(|server| {
+                let key = (server.name.clone(), guest.party_key(&server), id.clone());
+                let tool = self.task_log.tool(&guest.principal.kind, &key)?;
+                Some((server, tool))
+            })
+            .next()
+            .ok_or_else(unknown)?;
+        let items =
+            server.items(Offer::Tools).await.map_err(|failure| failure.refusal(&server.name))?;
+        let tool = items.iter().find(|item| item.name == name).cloned();
+        let target = Target::Tool { name, tool };
+        Ok(Some(Route { server: Some(server), target, params: None }))
+    }
+
+    /// Takes note of the task that an answer makes.
+    ///
+    /// # Errors
+    /// A refusal where it cannot be followed.
+    pub(super) fn note_task(
+        &self,
+        guest: &Guest,
+        server: &Server,
+        exchange: &Exchange,
+        answer: &Answer,
+    ) -> Result<(), Refusal> {
+        let (Answer::Result(result), Target::Tool { name, .. }) = (answer, &exchange.target) else {
+            return Ok(());
+        };
+        if exchange.method.as_str() != Method::TOOLS_CALL || !may_have(result.raw(), "taskId") {
+            return Ok(());
+        }
+        let Ok(object) = Object::parse(result.raw().clone()) else { return Ok(()) };
+        let id = if exchange.revision.is_modern() {
+            (object.string("resultType").as_deref() == Some("task"))
+                .then(|| object.string("taskId"))
+                .flatten()
+        } else {
+            object.object("task").and_then(|task| task.string("taskId"))
+        };
+        let Some(id) = id else { return Ok(()) };
+        let owner = exchange.principal.kind.clone();
+        let task = Task { owner, tool: name.clone(), used: Instant::now() };
+        self.task_log.made((server.name.clone(), guest.party_key(server), id), task)
+    }
+
+    /// The result of `tasks/list`: of each server's tasks those that this client made.
+    pub(super) async fn list_tasks(&self, guest: &Guest) -> Bytes {
+        let mut all = Vec::new();
+        for server in self.router.servers(&guest.view) {
+            let party = guest.party_key(&server);
+            if !self.task_log.on(&guest.principal.kind, &server.name, &party) {
+                continue;
+            }
+            match self.tasks_of(guest, &server).await {
+                Ok(tasks) => all.extend(tasks),
+                Err(failure) => {
+                    tracing::warn!(server = %server.name, %failure, "the server is missing from a list of tasks");
+                }
+            }
+        }
+        [&b"{\"tasks\":["[..], &all.join(&b","[..]), b"]}"].concat().into()
+    }
+
+    async fn tasks_of(&self, guest: &Guest, server: &Arc<Server>) -> Result<Vec<Bytes>, Failure> {
+        let misbehaved = || Failure::Misbehaved("its answer to `tasks/list` is no list".into());
+        let (instance, running) = self.instance(guest, server).await?;
+        let party = guest.party_key(server);
+        let mut own = Vec::new();
+        let mut cursor: Option<Bytes> = None;
+        for _ in 0..PAGES {
+            let params = match &cursor {
+                Some(cursor) => [&b"{\"cursor\":"[..], cursor, b"}"].concat().into(),
+                None => Bytes::from_static(b"{}"),
+            };
+            let call = Call::own(Method::TASKS_LIST, Some(params), server.deadline());
+            let result = match instance.call(&running, call).await? {
+                Reply::Result(result) => Object::parse(result).map_err(|_| misbehaved())?,
+                Reply::Error(_) => return Ok(own),
+            };
+            let list = result.get("tasks").ok_or_else(misbehaved)?;
+            let tasks: Vec<&RawValue> = serde_json::from_slice(&list).map_err(|_| misbehaved())?;
+            for task in tasks {
+                let text = list.slice_ref(task.get().as_bytes());
+                let id = Object::parse(text.clone()).ok().and_then(|task| task.string("taskId"));
+                let key = id.map(|id| (server.name.clone(), party.clone(), id));
+                if key.is_some_and(|key| self.task_log.tool(&guest.principal.kind, &key).is_some())
+                {
+                    own.push(text);
+                }
+            }
+            match result.get("nextCursor") {
+                Some(next) if cursor.as_ref() != Some(&next) => cursor = Some(next),
+                _ => break,
+            }
+        }
+        Ok(own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::SessionId;
+
+    fn owner(name: &str) -> PrincipalKind {
+        PrincipalKind::Client(name.parse().unwrap())
+    }
+
+    fn task(name: &str) -> Task {
+        Task { owner: owner(name), tool: "t".to_owned(), used: Instant::now() }
+    }
+
+    fn key(server: &str, session: Option<&str>, id: &str) -> Key {
+        let party = session.map(|id| PartyKey::Session(SessionId::presented(id)));
+        (server.parse().unwrap(), party, id.to_owned())
+    }
+
+    #[test]
+    fn a_task_is_its_makers_alone() {
+        let tasks = Tasks::default();
+        for (made, by, fine) in [
+            (key("s", None, "1"), "a", true),
+            // Again, by the same server for the same client.
+            (key("s", None, "1"), "a", true),
+            // One id for two clients of one process.
+            (key("s", None, "1"), "b", false),
+            // A process of another session has ids of its own.
+            (key("s", Some("x"), "1"), "b", true),
+            (key("s", Some("y"), "1"), "b", true),
+            // Whoever sees both servers could not tell them apart.
+            (key("other", None, "1"), "a", false),
+            (key("other", Some("x"), "1"), "b", false),
+            (key("other", Some("z"), "1"), "b", true),
+        ] {
+            assert_eq!(tasks.made(made.clone(), task(by)).is_ok(), fine, "{made:?} {by}");
+        }
+        assert!(tasks.tool(&owner("a"), &key("s", None, "1")).is_some());
+        assert!(tasks.tool(&owner("b"), &key("s", None, "1")).is_none());
+        let session = PartyKey::Session(SessionId::presented("x"));
+        let server = "s".parse().unwrap();
+        assert_eq!(tasks.owner(&server, Some(&session), "1"), Some(owner("b")));
+        tasks.forget(&session);
+        assert_eq!(tasks.owner(&server, Some(&session), "1"), None);
+    }
+
+    #[test]
+    fn tasks_are_bounded() {
+        let tasks = Tasks::default();
+        for id in 0..OF_ONE {
+            tasks.made(key("s", None, &id.to_string()), task("a")).unwrap();
+        }
+        let refusal = tasks.made(key("s", None, "x"), task("a")).unwrap_err();
+        assert_eq!(refusal.code, Code::RateLimited);
+        assert!(tasks.made(key("s", None, "x"), task("b")).is_ok());
+    }
+}
