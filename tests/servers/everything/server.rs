@@ -100,7 +100,7 @@ impl Everything {
 
 impl ServerHandler for Everything {
     fn get_info(&self) -> ServerConfig {
-        let capabilities = ServerCapabilities::builder()
+        let mut capabilities = ServerCapabilities::builder()
             .enable_tools()
             .enable_tool_list_changed()
             .enable_prompts()
@@ -112,6 +112,10 @@ impl ServerHandler for Everything {
             .enable_logging()
             .enable_tasks()
             .build();
+        // Tasks of this kind are of 2026-07-28.
+        if !self.house.revisions.contains(&ProtocolVersion::V_2026_07_28) {
+            capabilities.extensions = None;
+        }
         ServerConfig::new(capabilities)
             .with_server_info(Implementation::new("everything", env!("CARGO_PKG_VERSION")))
             .with_instructions("Has something of everything.")
@@ -128,7 +132,6 @@ impl ServerHandler for Everything {
     ) -> Result<InitializeResult, ErrorData> {
         context.peer.set_peer_info(request.clone());
         let mut result = self.negotiate_initialize(&request)?;
-        // Tasks of this kind are of 2026-07-28.
         result.capabilities.extensions = None;
         Ok(result)
     }

@@ -16,6 +16,9 @@ use crate::{
     ask::{Answers, Gathered, Round, elicit, undeclared},
 };
 
+/// What a job takes at most where somebody waits for the answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// A call that may run as a task.
 #[derive(Debug, Clone)]
 pub enum Job {
@@ -66,7 +69,7 @@ impl Job {
                 });
                 Ok(heard(&futures_util::future::try_join_all(asked).await?.into_iter().collect()))
             }
-            other => Ok(other.at_once().await?),
+            other => Ok(other.take(Duration::MAX).await?),
         }
     }
 
@@ -77,14 +80,15 @@ impl Job {
                 Gathered::All(answers) => heard(&answers).into(),
                 Gathered::Missing(missing) => round.asking(missing, &())?.into(),
             }),
-            other => Ok(other.at_once().await?.into()),
+            other => Ok(other.take(PATIENCE).await?.into()),
         }
     }
 
-    async fn at_once(self) -> Result<CallToolResult, ErrorData> {
+    async fn take(self, longest: Duration) -> Result<CallToolResult, ErrorData> {
         match self {
             Self::Compute { seconds, label } => {
-                tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+                let time = Duration::from_secs_f64(seconds).min(longest);
+                tokio::time::sleep(time).await;
                 Ok(text(format!("computed {label}")))
             }
             Self::Broken => Err(ErrorData::internal_error("the job broke", None)),

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::future::try_join_all;
 use rmcp::{
     ErrorData, RoleServer, ServiceError,
     model::{
@@ -39,16 +40,20 @@ pub fn is_modern(context: &RequestContext<RoleServer>) -> bool {
 }
 
 impl Round<'_> {
-    /// Asks what this round has no answer to.
+    /// Asks what this round has no answer to, all at once.
     pub async fn gather(&self, requests: InputRequests) -> Result<Gathered, ErrorData> {
+        for request in requests.values() {
+            self.allowed(request)?;
+        }
+        if !is_modern(self.context) {
+            let asked = requests
+                .into_iter()
+                .map(async |(name, request)| Ok::<_, ErrorData>((name, self.send(request).await?)));
+            return Ok(Gathered::All(try_join_all(asked).await?.into_iter().collect()));
+        }
         let mut answers = Answers::new();
         let mut missing = InputRequests::new();
         for (name, request) in requests {
-            self.allowed(&request)?;
-            if !is_modern(self.context) {
-                answers.insert(name, self.send(request).await?);
-                continue;
-            }
             let given = self.given.and_then(|given| given.get(&name));
             match given.filter(|answer| fits(&request, answer)) {
                 Some(answer) => _ = answers.insert(name, answer.clone()),
