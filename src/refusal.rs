@@ -48,6 +48,7 @@ const METHOD_NOT_FOUND: i32 = -32601;
 const INVALID_PARAMS: i32 = -32602;
 const INTERNAL: i32 = -32603;
 const HEADER_MISMATCH: i32 = -32020;
+const MISSING_CAPABILITY: i32 = -32021;
 const UNSUPPORTED_REVISION: i32 = -32022;
 
 codes! {
@@ -97,6 +98,8 @@ codes! {
     MethodUnknown = "method-unknown", METHOD_NOT_FOUND, 404;
     /// A header and the body disagree (MCP 2026-07-28).
     HeaderMismatch = "header-mismatch", HEADER_MISMATCH, 400;
+    /// The client does not declare a capability that the method needs (MCP 2026-07-28).
+    CapabilityMissing = "capability-missing", MISSING_CAPABILITY, 400;
     /// A protocol revision that is not spoken here.
     RevisionUnsupported = "revision-unsupported", UNSUPPORTED_REVISION, 400;
     /// The server is down, could not start, or ended while the call was under way.

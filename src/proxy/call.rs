@@ -130,7 +130,15 @@ impl Proxy {
             false => guest.party(server),
         };
         let Some(party) = party else { return Ok((shared.clone(), running)) };
-        let own = server.own(&party)?;
+        let own = match server.own(&party) {
+            Ok(own) => own,
+            // Rather one that can ask it nothing than none; and from now on the same one.
+            Err(Failure::Overloaded { .. }) if guest.shares(&server.name) => {
+                tracing::warn!(server = %server.name, client = guest.principal.name(), "too many instances for single clients: this one shares the common one, which cannot ask it anything");
+                return Ok((shared.clone(), running));
+            }
+            Err(failure) => return Err(failure),
+        };
         let running = own.running().await?;
         if let Some(level) = guest.level {
             set_level(&own, &running, level.as_str()).await?;
@@ -143,6 +151,10 @@ impl Proxy {
         Call {
             method: exchange.method.clone(),
             name: match &exchange.target {
+                _ if Method::TASK.contains(&exchange.method.as_str()) => {
+                    let params = exchange.request.value();
+                    params.get("taskId").and_then(Value::as_str).map(str::to_owned)
+                }
                 Target::Tool { name, .. } | Target::Prompt { name } => Some(name.clone()),
                 Target::Resource { uri } => Some(uri.clone()),
                 Target::None => None,

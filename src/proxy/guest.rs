@@ -13,6 +13,7 @@ use crate::{
     },
     config::Sharing,
     exchange::Revision,
+    names::ServerName,
     session::{Abilities, Level},
     upstream::{Party, PartyKey, Server},
 };
@@ -88,6 +89,15 @@ impl Guest {
         }
     }
 
+    /// Takes note that a session shares the instance of a server that runs for all; false where
+    /// there is no session to which that would stick.
+    pub fn shares(&self, server: &ServerName) -> bool {
+        self.session.as_ref().is_some_and(|session| {
+            session.shares.lock().insert(server.clone());
+            true
+        })
+    }
+
     /// The party for which a server runs that answers this client; none where it runs for all.
     pub fn party_key(&self, server: &Server) -> Option<PartyKey> {
         let modern = |running: Arc<crate::upstream::Running>| running.greeting.revision.is_modern();
@@ -101,7 +111,10 @@ impl Guest {
     /// server could ask it something, or was told which log messages it wants. A remote server
     /// keeps sessions of its own, so there every session has one.
     pub fn party(&self, server: &Server) -> Option<Party> {
-        if server.settings.sharing == Sharing::Shared {
+        let shares = |session: &Arc<crate::session::Session>| {
+            session.shares.lock().contains(&server.name)
+        };
+        if server.settings.sharing == Sharing::Shared || self.session.as_ref().is_some_and(shares) {
             return None;
         }
         let told_apart = self.abilities.is_askable() || self.level.is_some();

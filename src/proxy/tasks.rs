@@ -12,11 +12,11 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde_json::value::RawValue;
+use serde_json::{json, value::RawValue};
 
 use super::{Proxy, guest::Guest};
 use crate::{
-    codec::{Object, may_have},
+    codec::{Object, era::TASKS_EXTENSION, may_have},
     exchange::{Answer, Exchange, Method, Target},
     identity::PrincipalKind,
     names::ServerName,
@@ -129,6 +129,14 @@ impl Proxy {
     ) -> Result<Option<Route>, Refusal> {
         if !Method::TASK.contains(&exchange.method.as_str()) {
             return Ok(None);
+        }
+        if guest.revision.is_modern() && !guest.abilities.extension(TASKS_EXTENSION) {
+            let required = json!({ "extensions": { TASKS_EXTENSION: {} } });
+            return Err(Refusal::new(
+                Code::CapabilityMissing,
+                "this method is for clients that declare the extension of tasks",
+            )
+            .data("requiredCapabilities", required));
         }
         let unknown = || Refusal::new(Code::StateUnknown, "there is no such task here");
         let id = Object::parse(exchange.request.raw().clone())

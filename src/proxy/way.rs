@@ -132,6 +132,10 @@ impl Proxy {
         if self.closing.is_cancelled() {
             return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
         }
+        if !method_of(exchange.method.as_str(), guest.revision) {
+            let words = "this method is not one of this revision";
+            return Err(Refusal::new(Code::MethodUnknown, words));
+        }
         let sight = Sight { gate: &self.gate, principal: &guest.principal };
         let began = Instant::now();
         let routed = match self.task_route(guest, exchange).await {
@@ -203,9 +207,6 @@ impl Proxy {
             }
             (Method::SET_LEVEL, ..) if !guest.revision.is_modern() => {
                 self.log_level(guest, exchange).await
-            }
-            (method, _, _) if !method_of(method, guest.revision) => {
-                Err(Refusal::new(Code::MethodUnknown, "this method is not one of this revision"))
             }
             (_, _, None) => Err(Refusal::new(
                 Code::MethodUnknown,

@@ -231,7 +231,7 @@ impl Router {
                 (None, _) => {}
             }
         }
-        Err(Refusal::new(Code::Unknown, "there is no such resource here"))
+        Err(Refusal::new(Code::Unknown, "there is no such resource here").data("uri", uri.into()))
     }
 
     /// What a list shows in this view: each visible item's text, renamed where the view has

@@ -39,6 +39,11 @@ impl Abilities {
         ["/sampling", "/elicitation", "/roots"].into_iter().any(|ability| self.has(ability))
     }
 
+    /// Whether the client has this extension.
+    pub fn extension(&self, name: &str) -> bool {
+        self.0.value().get("extensions").is_some_and(|extensions| extensions.get(name).is_some())
+    }
+
     /// Whether the client says that it takes this request. Methods that MCP does not know are
     /// between the client and the server.
     pub fn takes(&self, method: &Method, params: &Value) -> bool {

@@ -10,7 +10,7 @@ mod calls;
 mod level;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     sync::{
         Arc,
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     exchange::{Revision, Transport},
     identity::Principal,
-    names::SessionId,
+    names::{ServerName, SessionId},
     refusal::{Code, Refusal},
     router::View,
 };
@@ -59,6 +59,8 @@ pub struct Session {
     /// How the client reached the proxy.
     pub transport: Transport,
     level: Mutex<Option<Level>>,
+    /// The servers that have no more room for an instance of this client alone.
+    pub shares: Mutex<BTreeSet<ServerName>>,
     requests: AtomicU64,
     outbox: Mutex<Option<mpsc::Sender<Bytes>>>,
     ended: CancellationToken,
@@ -179,6 +181,7 @@ impl Sessions {
             calls: Arc::default(),
             asks: Arc::default(),
             level: Mutex::default(),
+            shares: Mutex::default(),
             outbox: Mutex::default(),
             ended: CancellationToken::new(),
         });

@@ -66,6 +66,14 @@ impl Hosts {
         match single(headers, &header::ORIGIN) {
             Ok(None) => Ok(()),
             Ok(Some(origin)) if self.origins.contains(&origin.to_lowercase()) => Ok(()),
+            // A page of this very host, which was checked above and has no pages.
+            Ok(Some(origin))
+                if origin
+                    .split_once("://")
+                    .is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(&host)) =>
+            {
+                Ok(())
+            }
             _ => Err(refused("origin")),
         }
     }
@@ -158,12 +166,12 @@ pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<Speaks, Refus
         Some(params) => Some(Object::parse(params.clone()).map_err(Refusal::from)?),
         None => None,
     };
-    if method == Method::INITIALIZE {
+    let meta = params.as_ref().and_then(|params| params.object("_meta"));
+    let claimed = meta.as_ref().and_then(|meta| meta.string(META_REVISION));
+    if method == Method::INITIALIZE && claimed.is_none() {
         return Ok(Speaks::Greeting(greeted(params.as_ref())));
     }
     let session = header_text(headers, "mcp-session-id")?.map(|id| SessionId::presented(&id));
-    let meta = params.as_ref().and_then(|params| params.object("_meta"));
-    let claimed = meta.as_ref().and_then(|meta| meta.string(META_REVISION));
     let revision = match &version {
         Some(version) => Some(Revision::parse(version).ok_or_else(|| unsupported(version))?),
         None => None,
@@ -205,14 +213,14 @@ fn modern_request(
         )
     };
     let claimed = claimed.ok_or_else(|| missing(META_REVISION))?;
+    if version.as_deref() != Some(claimed.as_str()) {
+        return Err(mismatch("MCP-Protocol-Version"));
+    }
     if !Revision::parse(&claimed).is_some_and(Revision::is_modern) {
         return Err(unsupported(&claimed));
     }
     if meta.and_then(|meta| meta.object(META_CAPABILITIES)).is_none() {
         return Err(missing(META_CAPABILITIES));
-    }
-    if version.as_deref() != Some(claimed.as_str()) {
-        return Err(mismatch("MCP-Protocol-Version"));
     }
     if header_text(headers, "mcp-method")?.as_deref() != Some(method) {
         return Err(mismatch("Mcp-Method"));
@@ -220,6 +228,8 @@ fn modern_request(
     let name = match method {
         Method::TOOLS_CALL | Method::PROMPTS_GET => "name",
         Method::RESOURCES_READ => "uri",
+        // Tasks are an extension, whose rule it is.
+        method if Method::TASK.contains(&method) => "taskId",
         _ => return Ok(()),
     };
     let said = params.and_then(|params| params.string(name));
