@@ -111,9 +111,8 @@ impl Guest {
     /// server could ask it something, or was told which log messages it wants. A remote server
     /// keeps sessions of its own, so there every session has one.
     pub fn party(&self, server: &Server) -> Option<Party> {
-        let shares = |session: &Arc<crate::session::Session>| {
-            session.shares.lock().contains(&server.name)
-        };
+        let shares =
+            |session: &Arc<crate::session::Session>| session.shares.lock().contains(&server.name);
         if server.settings.sharing == Sharing::Shared || self.session.as_ref().is_some_and(shares) {
             return None;
         }
