@@ -96,8 +96,7 @@ impl Everything {
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         if let Some(stream) = context.extensions.get::<StreamOf>() {
-            self.house.sessions.close(stream).await.map_err(internal)?;
-            tokio::time::sleep(PAUSE).await;
+            self.house.sessions.send_away(stream).await.map_err(internal)?;
         }
         Ok(text("Reconnected.").into())
     }

@@ -14,14 +14,27 @@ use rmcp::{
         },
     },
 };
+use tokio::sync::broadcast;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// After how long the client should come back.
 const RETRY: Duration = Duration::from_millis(300);
 
+/// How long a client that was sent away is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// rmcp's sessions, which tell each request the stream that it is answered on.
-#[derive(Default)]
-pub struct Sessions(LocalSessionManager);
+pub struct Sessions {
+    inner: LocalSessionManager,
+    /// Every session with a client that came back.
+    back: broadcast::Sender<SessionId>,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { inner: LocalSessionManager::default(), back: broadcast::Sender::new(64) }
+    }
+}
 
 /// The stream that a request is answered on.
 #[derive(Clone)]
@@ -32,15 +45,20 @@ pub struct StreamOf {
 
 impl Sessions {
     async fn handle(&self, id: &SessionId) -> Result<LocalSessionHandle, LocalSessionManagerError> {
-        let sessions = self.0.sessions.read().await;
+        let sessions = self.inner.sessions.read().await;
         let found = sessions.get(id).cloned();
         found.ok_or_else(|| LocalSessionManagerError::SessionNotFound(id.clone()))
     }
 
-    /// Ends the response. What is still to be said waits for the client's return.
-    pub async fn close(&self, stream: &StreamOf) -> Result<(), LocalSessionManagerError> {
+    /// Ends the response in the middle, and waits for the client to come back for its rest.
+    pub async fn send_away(&self, stream: &StreamOf) -> Result<(), LocalSessionManagerError> {
+        let mut back = self.back.subscribe();
         let handle = self.handle(&stream.session).await?;
-        Ok(handle.close_sse_stream(stream.request, Some(RETRY)).await?)
+        handle.close_sse_stream(stream.request, Some(RETRY)).await?;
+        let returned = async { while back.recv().await.is_ok_and(|id| id != stream.session) {} };
+        // One that does not come back can have the rest later.
+        let _ = tokio::time::timeout(PATIENCE, returned).await;
+        Ok(())
     }
 }
 
@@ -49,7 +67,7 @@ impl SessionManager for Sessions {
     type Transport = <LocalSessionManager as SessionManager>::Transport;
 
     async fn create_session(&self) -> Result<(SessionId, Self::Transport), Self::Error> {
-        self.0.create_session().await
+        self.inner.create_session().await
     }
 
     async fn initialize_session(
@@ -57,15 +75,15 @@ impl SessionManager for Sessions {
         id: &SessionId,
         message: ClientJsonRpcMessage,
     ) -> Result<ServerJsonRpcMessage, Self::Error> {
-        self.0.initialize_session(id, message).await
+        self.inner.initialize_session(id, message).await
     }
 
     async fn has_session(&self, id: &SessionId) -> Result<bool, Self::Error> {
-        self.0.has_session(id).await
+        self.inner.has_session(id).await
     }
 
     async fn close_session(&self, id: &SessionId) -> Result<(), Self::Error> {
-        self.0.close_session(id).await
+        self.inner.close_session(id).await
     }
 
     async fn create_stream(
@@ -90,14 +108,14 @@ impl SessionManager for Sessions {
         id: &SessionId,
         message: ClientJsonRpcMessage,
     ) -> Result<(), Self::Error> {
-        self.0.accept_message(id, message).await
+        self.inner.accept_message(id, message).await
     }
 
     async fn create_standalone_stream(
         &self,
         id: &SessionId,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Self::Error> {
-        self.0.create_standalone_stream(id).await
+        self.inner.create_standalone_stream(id).await
     }
 
     async fn resume(
@@ -105,6 +123,9 @@ impl SessionManager for Sessions {
         id: &SessionId,
         last_event_id: String,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Self::Error> {
-        self.0.resume(id, last_event_id).await
+        let stream = self.inner.resume(id, last_event_id).await?;
+        // An error says that nobody waits.
+        let _ = self.back.send(id.clone());
+        Ok(stream)
     }
 }

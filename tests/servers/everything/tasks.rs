@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::{
     answers::text,
-    ask::{Answers, Gathered, Round, elicit, undeclared},
+    ask::{Answers, Gathered, Round, elicit, is_modern, undeclared},
 };
 
 /// What a job takes at most where somebody waits for the answer.
@@ -103,7 +103,8 @@ fn heard(answers: &Answers) -> CallToolResult {
 
 /// Whether the client takes a task for an answer.
 pub fn known(context: &RequestContext<RoleServer>) -> bool {
-    context.client_capabilities().is_some_and(|declared| declared.supports_tasks())
+    is_modern(context)
+        && context.client_capabilities().is_some_and(|declared| declared.supports_tasks())
 }
 
 /// Refuses a client of 2026-07-28 that does not take one.
