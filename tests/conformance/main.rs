@@ -147,7 +147,7 @@ async fn modern_to_a_server_of_both_eras() {
 
 #[tokio::test]
 async fn modern_to_a_legacy_server() {
-    through(MODERN, "legacy", Over::Http, MERGED).await;
+    through(MODERN, "legacy", Over::Http, OWN).await;
 }
 
 #[tokio::test]
