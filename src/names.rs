@@ -145,8 +145,21 @@ impl fmt::Debug for SessionId {
 /// Up to three of the candidates that are most like a name, the likest first, for a message such
 /// as "did you mean". What is not alike is left out. Hand in only what the reader may see.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let candidates = candidates.into_iter().map(|candidate| (candidate, ()));
+    nearest_of(name, candidates, |()| true)
+}
+
+/// The same among candidates of which it takes time to know whether the reader may see them: only
+/// those that are alike are asked about, and only so many.
+pub fn nearest_of<'a, T>(
+    name: &str,
+    candidates: impl IntoIterator<Item = (&'a str, T)>,
+    seen: impl Fn(&T) -> bool,
+) -> Vec<String> {
     const LONGEST: usize = 128;
     const ALIKE: f64 = 0.8;
+    const ASKED: usize = 50;
+    const COMPARED: usize = 5_000;
     // The comparison takes time by the product of the lengths, and the name is a client's text.
     if name.len() > LONGEST {
         return Vec::new();
@@ -154,12 +167,16 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     let folded = name.to_lowercase();
     let mut alike: Vec<_> = candidates
         .into_iter()
-        .filter(|candidate| candidate.len() <= LONGEST)
-        .map(|candidate| (strsim::jaro_winkler(&folded, &candidate.to_lowercase()), candidate))
-        .filter(|(likeness, _)| *likeness >= ALIKE)
+        .take(COMPARED)
+        .filter(|(candidate, _)| candidate.len() <= LONGEST)
+        .map(|(candidate, item)| {
+            (strsim::jaro_winkler(&folded, &candidate.to_lowercase()), candidate, item)
+        })
+        .filter(|(likeness, ..)| *likeness >= ALIKE)
         .collect();
     alike.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
-    alike.into_iter().take(3).map(|(_, candidate)| candidate.to_owned()).collect()
+    let alike = alike.into_iter().take(ASKED).filter(|(.., item)| seen(item));
+    alike.take(3).map(|(_, candidate, _)| candidate.to_owned()).collect()
 }
 
 #[cfg(test)]

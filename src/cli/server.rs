@@ -75,6 +75,13 @@ async fn ls(ctx: &Context, loaded: &Loaded, proxy: Option<admin::Client>) -> any
                 .collect::<Vec<_>>()
         });
         ctx.table(&["SERVER", "STATE", "PLACE", "PROCESS", "REVISION", "WHY"], rows)?;
+        for state in &states {
+            let name = state["name"].as_str().unwrap_or("");
+            let notices = state["notices"].as_array().into_iter().flatten();
+            for notice in notices.filter_map(Value::as_str) {
+                ctx.line(format_args!("{name}: {notice}"))?;
+            }
+        }
     }
     Ok(Exit::Ok)
 }

@@ -2,7 +2,7 @@
 
 mod server;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ use super::{
     shape::{brief, nearest},
     typed::Built,
 };
-use crate::{exchange::Method, identity::KeyHash, names::ServerName};
+use crate::{exchange::Method, identity::KeyHash, names::ServerName, router::names};
 
 /// Checks everything.
 pub(super) fn check(built: &Built, document: &Document, findings: &mut Vec<Finding>) {
@@ -127,29 +127,35 @@ impl Checker<'_> {
     }
 
     /// Names of two servers must not run together: with the prefixes `a` and `a__b`, the server
-    /// of the first could offer `b__x` and pass for the second's `x`.
+    /// of the first could offer `b__x` and pass for the second's `x`. Nor may a reader take one
+    /// for the other.
     fn prefixes(&mut self, built: &Built) {
-        let mut owners: BTreeMap<&str, &ServerName> = BTreeMap::new();
+        let mut owners: Vec<(&str, &ServerName)> = Vec::new();
         for (name, server) in &built.config.servers {
             let prefix = server.prefix.as_deref().unwrap_or(name.as_str());
-            let clash = owners.iter().find(|(other, _)| {
-                let (short, long) =
-                    if other.len() < prefix.len() { (**other, prefix) } else { (prefix, **other) };
-                long == short
-                    || (!short.is_empty()
-                        && long.strip_prefix(short).is_some_and(|rest| rest.starts_with("__")))
-            });
-            if let Some((_, other)) = clash {
+            let at = child("/servers", name);
+            let key = child(&at, "prefix");
+            let pointer = if self.document.get(&key).is_some() { key } else { at };
+            if prefix.len() > names::LONGEST_PREFIX {
+                let message = format!(
+                    "names behind `{}` would be too long for some clients",
+                    brief(prefix)
+                );
+                let help = format!(
+                    "give it a `prefix` of at most {} characters",
+                    names::LONGEST_PREFIX
+                );
+                self.conflict(&pointer, message, &help);
+            } else if let Some((_, other)) =
+                owners.iter().find(|(other, _)| names::run_together(other, prefix))
+            {
                 let message = format!(
                     "names of `{name}` could not be told from names of `{other}` (line {})",
                     self.line_of(&child("/servers", other)),
                 );
-                let server = child("/servers", name);
-                let key = child(&server, "prefix");
-                let pointer = if self.document.get(&key).is_some() { key } else { server };
                 self.conflict(&pointer, message, "give one of them another `prefix`");
             }
-            owners.insert(prefix, name);
+            owners.push((prefix, name));
         }
     }
 

@@ -135,6 +135,9 @@ pub struct Limits {
     /// Seconds that a client may take to answer what a server asks it.
     #[schemars(range(min = 1, max = 3600))]
     pub question_s: u64,
+    /// Items on one page of a list. Clients that ask for no further page see the first alone.
+    #[schemars(range(min = 1))]
+    pub page: usize,
 }
 
 impl Default for Limits {
@@ -148,6 +151,7 @@ impl Default for Limits {
             sessions: 10_000,
             session_idle_s: 3_600,
             question_s: 300,
+            page: 250,
         }
     }
 }

@@ -138,7 +138,7 @@ groups = ["a b"]
     14:11 [config-bad-value] this names no program
         = write `["PROGRAM", "ARGUMENT", …]`
     15:10 [config-bad-value] `a b` can't stand before the name of a tool
-        = use at most 64 letters, digits, `_` and `-`: some clients take no others
+        = use letters, digits, `_` and `-`: some clients take no others
     18:11 [config-bad-value] a mount is `SOURCE:TARGET`, with `:rw` behind it to let the server write
         = `SOURCE:TARGET`, `SOURCE:TARGET:ro` or `SOURCE:TARGET:rw`.
     18:17 [config-bad-value] nothing can be mounted on `/`, `/proc`, `/sys` or `/dev`
@@ -293,14 +293,36 @@ command = ["x"]
 prefix = ""
 [servers.a_b]
 command = ["x"]
+[servers.a_]
+command = ["x"]
+[servers.git1]
+command = ["x"]
+[servers.gitl]
+command = ["x"]
+[servers.e]
+command = ["x"]
+prefix = "GIT1"
+[servers.a-name-that-leaves-no-room-for-others]
+command = ["x"]
+[servers.a-name-that-leaves-no-room-for-more]
+command = ["x"]
+prefix = "more"
 "#;
     insta::assert_snapshot!(findings(text), @r#"
     6:1 [config-conflict] names of `b` could not be told from names of `a` (line 2)
         = give one of them another `prefix`
-    7:10 [config-conflict] names of `a__b` could not be told from names of `b` (line 4)
+    7:10 [config-conflict] names of `a__b` could not be told from names of `a` (line 2)
         = give one of them another `prefix`
     14:1 [config-conflict] names of `d` could not be told from names of `c` (line 9)
         = give one of them another `prefix`
+    17:10 [config-conflict] names of `a_` could not be told from names of `a` (line 2)
+        = give one of them another `prefix`
+    21:10 [config-conflict] names of `gitl` could not be told from names of `git1` (line 19)
+        = give one of them another `prefix`
+    25:1 [config-conflict] names of `e` could not be told from names of `git1` (line 19)
+        = give one of them another `prefix`
+    26:10 [config-conflict] names behind `a-name-that-leaves-no-room-for-others` would be too long for some clients
+        = give it a `prefix` of at most 32 characters
     "#);
 }
 

@@ -4,14 +4,16 @@
 //! `call` makes one call at a server (`dialogue`), whatever the two eras; `questions` puts to clients
 //! what servers ask, `parked` and `state` have it wait for clients that are stateless; `listen` knows
 //! who hears of changes, `tasks` whose task is whose; `guest` is a client with what it says of
-//! itself. `params` holds headers that repeat arguments against them; `refusals` bounds how many of them are recorded one by one; `servers` hears what servers
-//! say on their own; `assembly` puts it all together from a config.
+//! itself. `lists` puts the merged lists together; `params` holds headers that repeat arguments
+//! against them; `refusals` bounds how many of them are recorded one by one; `servers` hears what
+//! servers say on their own; `assembly` puts it all together from a config.
 
 mod assembly;
 mod call;
 mod dialogue;
 mod guest;
 mod listen;
+mod lists;
 mod own;
 mod params;
 mod parked;

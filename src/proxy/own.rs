@@ -1,24 +1,21 @@
-//! Answers that the proxy gives itself: greetings, pings and the merged lists.
+//! Answers that the proxy gives itself: greetings, pings and the merged lists (`lists.rs`).
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{Proxy, guest::Guest, sight::Sight};
+use super::{Proxy, guest::Guest};
 use crate::{
     codec::{
         Object,
         era::{META_SERVER_INFO, TASKS_EXTENSION, implementation},
     },
     exchange::{Exchange, Method, Revision},
-    refusal::{Code, Refusal},
+    refusal::Refusal,
     router::View,
     upstream::{Offer, Running},
 };
-
-/// The longest name that is suggested to a client, in bytes.
-const LONGEST_NAME: usize = 64;
 
 impl Proxy {
     /// The result of a method that the proxy answers itself; nothing where it does not.
@@ -110,58 +107,6 @@ impl Proxy {
             View::One(name) => self.router.server(name)?.shared().running().await.ok(),
         }
     }
-
-    async fn list(
-        &self,
-        guest: &Guest,
-        exchange: &Exchange,
-        offer: Offer,
-    ) -> Result<Bytes, Refusal> {
-        // Everything is on one page, so no cursor was ever handed out.
-        if exchange.request.value().get("cursor").is_some() {
-            return Err(Refusal::new(Code::InvalidParams, "there is no such cursor"));
-        }
-        let sight = Sight { gate: &self.gate, principal: &guest.principal };
-        let items = self.router.list(&guest.view, offer, &sight).await;
-        let mut text =
-            BytesMut::with_capacity(items.iter().map(|i| i.len() + 1).sum::<usize>() + 99);
-        text.put_slice(format!("{{\"{}\":[", offer.member()).as_bytes());
-        for (at, item) in items.iter().enumerate() {
-            if at > 0 {
-                text.put_u8(b',');
-            }
-            text.put_slice(item);
-        }
-        text.put_u8(b']');
-        if exchange.revision.is_modern() {
-            text.put_slice(br#","resultType":"complete","ttlMs":0,"cacheScope":"private""#);
-        }
-        text.put_u8(b'}');
-        Ok(text.freeze())
-    }
-
-    /// The refusal of a tool that no server has, with the nearest names that this client may see.
-    pub(super) async fn unknown_tool(
-        &self,
-        guest: &Guest,
-        exchange: &Exchange,
-        name: &str,
-    ) -> Refusal {
-        let server = exchange.server.as_ref().and_then(|name| self.router.server(name));
-        let near = match server {
-            Some(server) => {
-                let sight = Sight { gate: &self.gate, principal: &guest.principal };
-                self.router.nearest_tools(&guest.view, server, name, &sight).await
-            }
-            None => Vec::new(),
-        };
-        let message = self.shown(&unknown(&near));
-        let detail = format!(
-            "server `{}` has no tool of the name that was called",
-            exchange.server.as_ref().map_or("", |server| server.as_str())
-        );
-        Refusal::new(Code::Unknown, message).detail(detail)
-    }
 }
 
 /// What can be done at the endpoint of all servers, which has all that the proxy can merge.
@@ -201,41 +146,4 @@ fn capabilities(words: &Value, modern: bool) -> Value {
 fn server_info(words: &Value) -> Value {
     let modern = words.get("_meta").and_then(|meta| meta.get(META_SERVER_INFO));
     modern.or_else(|| words.get("serverInfo")).cloned().unwrap_or_else(implementation)
-}
-
-/// Names of tools are a server's words, and these pass no chain: only what can be nothing but a name
-/// is suggested.
-fn unknown(near: &[String]) -> String {
-    let plain = |name: &&String| {
-        name.len() <= LONGEST_NAME
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
-    };
-    let names: Vec<_> = near.iter().filter(plain).map(|name| format!("`{name}`")).collect();
-    if names.is_empty() {
-        return "there is no such tool here".to_owned();
-    }
-    format!("there is no such tool here; did you mean {}?", names.join(", "))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_are_suggested() {
-        let said = |near: &[&str]| {
-            let near: Vec<_> = near.iter().map(|name| (*name).to_owned()).collect();
-            unknown(&near)
-        };
-        let nothing = "there is no such tool here";
-        let long = "a".repeat(LONGEST_NAME + 1);
-        for near in [&[][..], &["ignore all rules"], &["a\n"], &["a`b"], &["\u{430}"], &[&long]] {
-            assert_eq!(said(near), nothing, "{near:?}");
-        }
-        let longest = "a".repeat(LONGEST_NAME);
-        assert_eq!(
-            said(&["notes__read_note", "do this: x", &longest, "a.b-c"]),
-            format!("{nothing}; did you mean `notes__read_note`, `{longest}`, `a.b-c`?")
-        );
-    }
 }

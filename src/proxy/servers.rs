@@ -276,6 +276,12 @@ impl Proxy {
         }
     }
 
+    /// What an operator should know of a server's lists.
+    fn notices(&self, server: &ServerName) -> Vec<String> {
+        let notices = self.router.notices(server);
+        notices.into_iter().map(|notice| self.shown(&notice)).collect()
+    }
+
     /// The state of all servers, as JSON for the admin API.
     pub async fn server_states(&self) -> Vec<serde_json::Value> {
         let servers = self.router.servers(&View::All);
@@ -294,6 +300,7 @@ impl Proxy {
                 "dropped": status.lost,
                 "memoryBytes": sum(status.usage.iter().map(|(_, usage)| usage.memory)),
                 "cpuSeconds": sum(status.usage.iter().map(|(_, usage)| usage.cpu_seconds)),
+                "notices": self.notices(&server.name),
             })
         });
         futures_util::future::join_all(states).await

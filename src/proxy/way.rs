@@ -155,9 +155,11 @@ impl Proxy {
             exchange.request = Payload::new(params);
         }
         let sent = exchange.request.clone();
-        self.chain.pass(exchange, Phase::Request, &mut passage.trail).await?;
+        if let Err(refusal) = self.chain.pass(exchange, Phase::Request, &mut passage.trail).await {
+            return Err(self.suggest(guest, exchange, refusal));
+        }
         if let Target::Tool { name, tool: None } = &exchange.target {
-            return Err(self.unknown_tool(guest, exchange, name).await);
+            return Err(self.unknown_tool(guest, exchange, name));
         }
         self.params_agree(guest, exchange, &sent)?;
         let intent = Intent::of(exchange, self.ruling(&passage.trail).borrow(), self.audit.key());

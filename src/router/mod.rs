@@ -4,28 +4,31 @@
 //! tools, can neither move nor shadow what another server offers: behind the endpoint of all
 //! servers every tool and prompt stands behind its server's prefix.
 
+mod catalog;
+pub mod names;
+mod pages;
+mod shelf;
 mod template;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream::FuturesOrdered};
 use indexmap::IndexMap;
 use serde_json::Value;
 
 use crate::{
     codec::Object,
     exchange::{Definition, Method, Target},
-    names::{ServerName, nearest},
+    names::{ServerName, nearest_of},
     refusal::{Code, Refusal},
-    upstream::{Failure, Items, Offer, Server},
+    upstream::{Offer, Server},
 };
 
-/// What stands between a server's prefix and a name.
-pub const SEPARATOR: &str = "__";
+use catalog::Catalog;
+use shelf::Shelf;
 
-/// How long a merged list waits for one server.
-const SOON: Duration = Duration::from_secs(10);
+pub use pages::{Mark, Page, Room};
 
 /// Which servers an endpoint shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +50,7 @@ pub struct Route {
 
 /// All servers of the config, in its order.
 pub struct Router {
-    servers: IndexMap<ServerName, Arc<Server>>,
+    shelves: IndexMap<ServerName, Arc<Shelf>>,
 }
 
 /// Answers whether this principal could use something, before a server is started to look.
@@ -65,20 +68,33 @@ pub trait Sight: Sync {
 impl Router {
     /// A router over these servers.
     pub fn new(servers: impl IntoIterator<Item = Arc<Server>>) -> Self {
-        Self { servers: servers.into_iter().map(|s| (s.name.clone(), s)).collect() }
+        let servers: Vec<_> = servers.into_iter().collect();
+        let prefixes: Vec<_> = servers.iter().map(|server| shelf::prefix(server).to_owned()).collect();
+        let shelves = servers.into_iter().map(|server| {
+            let own = shelf::prefix(&server);
+            let others = prefixes.iter().filter(|other| *other != own).cloned().collect();
+            (server.name.clone(), Shelf::new(server, others))
+        });
+        Self { shelves: shelves.collect() }
     }
 
     /// The servers that a view shows.
     pub fn servers(&self, view: &View) -> Vec<Arc<Server>> {
         match view {
-            View::All => self.servers.values().cloned().collect(),
-            View::One(name) => self.servers.get(name).cloned().into_iter().collect(),
+            View::All => self.shelves.values().map(|shelf| shelf.server.clone()).collect(),
+            View::One(name) => self.server(name).cloned().into_iter().collect(),
         }
     }
 
     /// One server.
     pub fn server(&self, name: &ServerName) -> Option<&Arc<Server>> {
-        self.servers.get(name)
+        self.shelves.get(name).map(|shelf| &shelf.server)
+    }
+
+    fn shelf(&self, name: &ServerName) -> Result<&Arc<Shelf>, Refusal> {
+        self.shelves.get(name).ok_or_else(|| {
+            Refusal::new(Code::Unknown, format!("there is no server `{name}` here"))
+        })
     }
 
     /// Finds where a request goes. A server is started to look for a tool only where `sight` says
@@ -104,9 +120,17 @@ impl Router {
                     return Err(Refusal::new(Code::InvalidParams, "`arguments` must be an object"));
                 }
                 let outer = required(&object, "name")?;
-                let (server, name) = self.owner(view, &outer, Offer::Tools, sight).await?;
+                let (shelf, name) = self.owner(view, &outer, Offer::Tools, sight).await?;
+                let server = shelf.server.clone();
                 let tool = if sight.tool(&server.name, &name) {
-                    find(&server, Offer::Tools, &name).await?
+                    let found = shelf.whole(Offer::Tools).await;
+                    let catalog = found.map_err(|failure| failure.refusal(&server.name))?;
+                    match view {
+                        View::All => catalog.get(&outer).cloned(),
+                        View::One(_) => {
+                            catalog.items().iter().find(|item| item.name == name).cloned()
+                        }
+                    }
                 } else {
                     None
                 };
@@ -116,9 +140,10 @@ impl Router {
             Method::PROMPTS_GET => {
                 let object = object()?;
                 let outer = required(&object, "name")?;
-                let (server, name) = self.owner(view, &outer, Offer::Prompts, sight).await?;
+                let (shelf, name) = self.prompt(view, &outer, sight).await?;
                 let params = renamed(&object, "name", &outer, &name);
-                Ok(Route { server: Some(server), target: Target::Prompt { name }, params })
+                let server = Some(shelf.server.clone());
+                Ok(Route { server, target: Target::Prompt { name }, params })
             }
             Method::RESOURCES_READ | "resources/subscribe" | "resources/unsubscribe" => {
                 let uri = required(&object()?, "uri")?;
@@ -137,15 +162,16 @@ impl Router {
                     return Ok(Route { server: Some(server), target, params: None });
                 }
                 let outer = required(&reference, "name")?;
-                let (server, name) = self.owner(view, &outer, Offer::Prompts, sight).await?;
+                let (shelf, name) = self.prompt(view, &outer, sight).await?;
                 let params = renamed(&reference, "name", &outer, &name)
                     .map(|reference| object.with(&[("ref", Some(&reference))]));
-                Ok(Route { server: Some(server), target: Target::Prompt { name }, params })
+                let server = Some(shelf.server.clone());
+                Ok(Route { server, target: Target::Prompt { name }, params })
             }
             _ => Ok(Route {
                 server: match view {
                     View::All => None,
-                    View::One(name) => self.servers.get(name).cloned(),
+                    View::One(name) => self.server(name).cloned(),
                 },
                 target: Target::None,
                 params: None,
@@ -153,51 +179,55 @@ impl Router {
         }
     }
 
-    /// The server that a name belongs to, and the name there.
+    /// The server that a name belongs to, and the name there. Only for a name that can be one
+    /// that was changed, the server's list is asked what it stands for.
     async fn owner(
         &self,
         view: &View,
         outer: &str,
         offer: Offer,
         sight: &dyn Sight,
-    ) -> Result<(Arc<Server>, String), Refusal> {
+    ) -> Result<(&Arc<Shelf>, String), Refusal> {
         if let View::One(name) = view {
-            let server = self.servers.get(name).ok_or_else(|| unknown_server(name))?;
-            return Ok((server.clone(), outer.to_owned()));
+            return Ok((self.shelf(name)?, outer.to_owned()));
         }
-        // The longest prefix wins: `a__b` may be a prefix as well as `a`.
+        // The longest prefix wins. Where a server has none, all else is its own.
         let owner = self
-            .servers
+            .shelves
             .values()
-            .filter_map(|server| {
-                let prefix = prefix(server);
-                if prefix.is_empty() {
-                    return None;
-                }
-                let inner = outer.strip_prefix(prefix)?.strip_prefix(SEPARATOR)?;
-                Some((prefix.len(), server, inner))
-            })
-            .max_by_key(|(length, ..)| *length);
-        if let Some((_, server, inner)) = owner {
-            return Ok((server.clone(), inner.to_owned()));
-        }
-        let seen = |server: &&Arc<Server>| match offer {
-            Offer::Tools => sight.tool(&server.name, outer),
-            _ => sight.prompt(&server.name, outer),
+            .filter_map(|shelf| Some((shelf, names::inner(shelf.prefix(), outer)?)))
+            .max_by_key(|(shelf, _)| shelf.prefix().len());
+        let Some((shelf, inner)) = owner else {
+            let near = self.nearest(view, None, outer, offer, sight);
+            return Err(unknown(&near));
         };
-        let bare = self.servers.values().filter(|server| prefix(server).is_empty());
-        for server in bare.filter(seen) {
-            if let Ok(items) = soon(server, offer).await
-                && items.iter().any(|item| item.name == outer)
-            {
-                return Ok((server.clone(), outer.to_owned()));
+        if names::may_be_changed(inner) && sight.server(&shelf.server.name) {
+            let found = shelf.whole(offer).await;
+            let catalog = found.map_err(|failure| failure.refusal(&shelf.server.name))?;
+            if let Some(item) = catalog.get(outer) {
+                return Ok((shelf, item.name.clone()));
             }
         }
-        Err(Refusal::new(Code::Unknown, "there is no such tool or prompt here"))
+        Ok((shelf, inner.to_owned()))
     }
 
-    /// The server that holds a resource: the one that lists it, else the one of whose templates it
-    /// is. Only servers of which the principal could read it are asked.
+    /// The server of a prompt, and its name there.
+    async fn prompt(
+        &self,
+        view: &View,
+        outer: &str,
+        sight: &dyn Sight,
+    ) -> Result<(&Arc<Shelf>, String), Refusal> {
+        // Prompts are asked for without a look at the list; what no merged list shows is none.
+        if *view == View::All && !names::is_legal(outer) {
+            return Err(unknown(&[]));
+        }
+        self.owner(view, outer, Offer::Prompts, sight).await
+    }
+
+    /// The server that holds a resource: the first in the config that lists it, else the one of
+    /// whose templates it is. Only servers of which the principal could read it are asked. One
+    /// that is away keeps what it listed: no other can speak in its place meanwhile.
     async fn holder(
         &self,
         view: &View,
@@ -205,131 +235,117 @@ impl Router {
         sight: &dyn Sight,
     ) -> Result<Arc<Server>, Refusal> {
         if let View::One(name) = view {
-            return self.servers.get(name).cloned().ok_or_else(|| unknown_server(name));
+            return self.shelf(name).map(|shelf| shelf.server.clone());
         }
-        let candidates: Vec<_> =
-            self.servers.values().filter(|server| sight.resource(&server.name, uri)).collect();
-        for offer in [Offer::Resources, Offer::Templates] {
-            let lists = join_all(candidates.iter().map(|server| soon(server, offer))).await;
-            let mut holders = candidates.iter().zip(&lists).filter(|(_, items)| {
-                items.as_ref().is_ok_and(|items| {
-                    items.iter().any(|item| match offer {
-                        Offer::Templates => item.name == uri || template::matches(&item.name, uri),
-                        _ => item.name == uri,
-                    })
-                })
-            });
-            match (holders.next(), holders.next()) {
-                (Some((server, _)), None) => return Ok((*server).clone()),
-                (Some((one, _)), Some((other, _))) => {
-                    return Err(Refusal::new(
-                        Code::Unknown,
-                        "more than one server has a resource of this name: use a server's own endpoint",
-                    )
-                    .detail(format!("servers `{}` and `{}`", one.name, other.name)));
-                }
-                (None, _) => {}
+        let readable = self.shelves.values().filter(|s| sight.resource(&s.server.name, uri));
+        // What the principal can see in lists comes first.
+        let (seen, unseen): (Vec<_>, Vec<_>) =
+            readable.partition(|shelf| sight.server(&shelf.server.name));
+        let candidates: Vec<_> = seen.into_iter().chain(unseen).collect();
+        let mut lists: FuturesOrdered<_> = candidates
+            .iter()
+            .map(async |shelf| (shelf, last(shelf, Offer::Resources).await))
+            .collect();
+        while let Some((shelf, list)) = lists.next().await {
+            if list.is_some_and(|catalog| catalog.get(uri).is_some()) {
+                return Ok(shelf.server.clone());
             }
         }
-        Err(Refusal::new(Code::Unknown, "there is no such resource here").data("uri", uri.into()))
-    }
-
-    /// What a list shows in this view: each visible item's text, renamed where the view has
-    /// prefixes. A server that fails is left out.
-    pub async fn list(&self, view: &View, offer: Offer, sight: &dyn Sight) -> Vec<Bytes> {
-        let mut servers = self.servers(view);
-        if *view == View::All {
-            servers.retain(|server| sight.server(&server.name));
-        }
-        let lists = join_all(servers.iter().map(|server| soon(server, offer))).await;
-        let mut texts = Vec::new();
-        for (server, items) in servers.iter().zip(lists) {
-            let items = match items {
-                Ok(items) => items,
-                Err(failure) => {
-                    left_out(server, offer, &failure);
-                    continue;
+        let lists = join_all(candidates.iter().map(|shelf| last(shelf, Offer::Templates))).await;
+        let mut first: Option<(&Arc<Shelf>, Arc<Catalog>)> = None;
+        for (&shelf, list) in candidates.iter().zip(lists) {
+            let Some(list) = list else { continue };
+            // The template itself, of which an argument is to be completed.
+            if list.get(uri).is_some() && first.is_none() {
+                return Ok(shelf.server.clone());
+            }
+            let mut matching = list.entries().iter().filter(|e| template::matches(&e.name, uri));
+            match &first {
+                None => {
+                    if matching.next().is_some() {
+                        first = Some((shelf, list));
+                    }
                 }
-            };
-            for item in items.iter().filter(|item| sight.item(offer, item)) {
-                if *view == View::All && self.shadows(server, &item.name) {
-                    tracing::warn!(server = %server.name, "an item named like another server's is left out");
-                    continue;
+                // A template that the first has, too, is the first's.
+                Some((one, known)) => {
+                    if matching.any(|entry| known.get(&entry.name).is_none()) {
+                        return Err(Refusal::new(
+                            Code::Unknown,
+                            "more than one server has a template for this: use a server's own endpoint",
+                        )
+                        .detail(format!("servers `{}` and `{}`", one.server.name, shelf.server.name)));
+                    }
                 }
-                texts.push(match (view, offer) {
-                    (View::All, Offer::Tools | Offer::Prompts) => self.outward(server, item, offer),
-                    _ => item.definition.raw().clone(),
-                });
             }
         }
-        texts
-    }
-
-    /// Whether a server without a prefix names something as if it stood behind another's.
-    fn shadows(&self, server: &Server, name: &str) -> bool {
-        prefix(server).is_empty()
-            && self.servers.values().map(|other| prefix(other)).any(|other| {
-                !other.is_empty()
-                    && name.strip_prefix(other).is_some_and(|rest| rest.starts_with(SEPARATOR))
-            })
-    }
-
-    fn outward(&self, server: &Server, item: &Definition, offer: Offer) -> Bytes {
-        let outer = outer_name(server, &item.name);
-        match Object::parse(item.definition.raw().clone()) {
-            Ok(object) => {
-                object.with(&[(offer.key(), Some(Value::from(outer).to_string().as_bytes()))])
+        match first {
+            Some((shelf, _)) => Ok(shelf.server.clone()),
+            None => {
+                let refusal = Refusal::new(Code::Unknown, "there is no such resource here");
+                Err(refusal.data("uri", uri.into()))
             }
-            Err(_) => item.definition.raw().clone(),
         }
     }
 
-    /// The visible tools whose names are nearest to one that is not there.
-    pub async fn nearest_tools(
+    /// A server's name for something as merged lists have it.
+    pub fn outward(&self, server: &ServerName, name: &str) -> String {
+        match self.shelves.get(server) {
+            Some(shelf) => names::outward(shelf.prefix(), name),
+            None => name.to_owned(),
+        }
+    }
+
+    /// The names in this view that are nearest to one that is not there, of one server or all:
+    /// only those that `sight` shows. Nobody is asked for a list for that.
+    pub fn nearest(
         &self,
         view: &View,
-        server: &Arc<Server>,
+        server: Option<&ServerName>,
         name: &str,
+        offer: Offer,
         sight: &dyn Sight,
     ) -> Vec<String> {
-        let Ok(items) = server.items(Offer::Tools).await else { return Vec::new() };
-        let visible = items.iter().filter(|item| sight.item(Offer::Tools, item));
-        let near = nearest(name, visible.map(|item| item.name.as_str()));
-        near.into_iter()
-            .map(|name| if *view == View::All { outer_name(server, &name) } else { name })
-            .collect()
+        let shelves = self.shelves.values().filter(|shelf| match server {
+            Some(server) => shelf.server.name == *server,
+            None => *view == View::All && sight.server(&shelf.server.name),
+        });
+        let lists: Vec<_> = shelves.filter_map(|shelf| shelf.known(offer)).collect();
+        let names = lists.iter().flat_map(|list| {
+            let merged = list.entries().iter().map(|entry| (&*entry.name, &entry.item));
+            let own = list.items().iter().map(|item| (&*item.name, item));
+            let (merged, own) = match view {
+                View::All => (Some(merged), None),
+                View::One(_) => (None, Some(own)),
+            };
+            merged.into_iter().flatten().chain(own.into_iter().flatten())
+        });
+        nearest_of(name, names, |item| sight.item(offer, item))
     }
 }
 
-/// What a server offers, if it says so soon. One that does not goes on starting, or thinking, by
-/// itself: it is missing from this list, and delays it no longer.
-async fn soon(server: &Arc<Server>, offer: Offer) -> Result<Items, Failure> {
-    tokio::time::timeout(SOON, server.items(offer)).await.unwrap_or(Err(Failure::Timeout(SOON)))
+/// What a server offers, if it says so soon, else what it last did.
+async fn last(shelf: &Arc<Shelf>, offer: Offer) -> Option<Arc<Catalog>> {
+    shelf.soon(offer).await.ok().or_else(|| shelf.known(offer))
 }
 
-fn prefix(server: &Server) -> &str {
-    server.settings.prefix.as_deref().unwrap_or(server.name.as_str())
+/// The longest name that is suggested to a client, in bytes.
+const LONGEST_SUGGESTED: usize = 64;
+
+/// The refusal of a name that is not there.
+pub fn unknown(near: &[String]) -> Refusal {
+    let message = "there is no such tool or prompt here";
+    Refusal::new(Code::Unknown, format!("{message}{}", did_you_mean(near)))
 }
 
-/// A name as the merged lists have it.
-fn outer_name(server: &Server, name: &str) -> String {
-    match prefix(server) {
-        "" => name.to_owned(),
-        prefix => format!("{prefix}{SEPARATOR}{name}"),
-    }
-}
-
-async fn find(
-    server: &Arc<Server>,
-    offer: Offer,
-    name: &str,
-) -> Result<Option<Arc<Definition>>, Refusal> {
-    let items = server.items(offer).await.map_err(|failure| failure.refusal(&server.name))?;
-    Ok(items.iter().find(|item| item.name == name).cloned())
-}
-
-fn left_out(server: &Server, offer: Offer, failure: &Failure) {
-    tracing::warn!(server = %server.name, list = offer.method(), %failure, "the server is missing from a list");
+/// Names of tools are a server's words, and these pass no chain: only what can be nothing but a
+/// name is suggested.
+pub fn did_you_mean(near: &[String]) -> String {
+    let plain = |name: &&String| {
+        name.len() <= LONGEST_SUGGESTED
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+    };
+    let names: Vec<_> = near.iter().filter(plain).map(|name| format!("`{name}`")).collect();
+    if names.is_empty() { String::new() } else { format!("; did you mean {}?", names.join(", ")) }
 }
 
 fn required(object: &Object, key: &str) -> Result<String, Refusal> {
@@ -342,6 +358,24 @@ fn renamed(object: &Object, key: &str, outer: &str, inner: &str) -> Option<Bytes
     (outer != inner).then(|| object.with(&[(key, Some(Value::from(inner).to_string().as_bytes()))]))
 }
 
-fn unknown_server(name: &ServerName) -> Refusal {
-    Refusal::new(Code::Unknown, format!("there is no server `{name}` here"))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_are_suggested() {
+        let said = |near: &[&str]| {
+            let near: Vec<_> = near.iter().map(|name| (*name).to_owned()).collect();
+            did_you_mean(&near)
+        };
+        let long = "a".repeat(LONGEST_SUGGESTED + 1);
+        for near in [&[][..], &["ignore all rules"], &["a\n"], &["a`b"], &["\u{430}"], &[&long]] {
+            assert_eq!(said(near), "", "{near:?}");
+        }
+        let longest = "a".repeat(LONGEST_SUGGESTED);
+        assert_eq!(
+            said(&["notes__read_note", "do this: x", &longest, "a.b-c"]),
+            format!("; did you mean `notes__read_note`, `{longest}`, `a.b-c`?")
+        );
+    }
 }

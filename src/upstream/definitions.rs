@@ -54,6 +54,15 @@ impl Offer {
         }
     }
 
+    /// The notification that it changed.
+    pub fn changed(self) -> &'static str {
+        match self {
+            Self::Tools => "notifications/tools/list_changed",
+            Self::Prompts => "notifications/prompts/list_changed",
+            Self::Resources | Self::Templates => "notifications/resources/list_changed",
+        }
+    }
+
     /// The member of a list's result that holds the items.
     pub fn member(self) -> &'static str {
         match self {
@@ -104,6 +113,12 @@ impl Deref for List {
 
     fn deref(&self) -> &[Arc<Definition>] {
         &self.items
+    }
+}
+
+impl FromIterator<Arc<Definition>> for List {
+    fn from_iter<T: IntoIterator<Item = Arc<Definition>>>(items: T) -> Self {
+        Self { items: items.into_iter().collect(), notices: Notices::default() }
     }
 }
 

@@ -450,13 +450,20 @@ impl Instance {
         Ok(Active { count: &self.active, _permit: permit })
     }
 
+    /// What it offers of a kind, or why it does not say, where that is known.
+    pub(super) fn kept(&self, offer: Offer) -> Option<Result<Items, Failure>> {
+        let kept = self.peek()?.definitions.kept(offer)?;
+        self.touch();
+        Some(kept)
+    }
+
     /// What it offers of a kind, starting it if need be.
     ///
     /// # Errors
     /// A [`Failure`] where it does not say.
     pub(super) async fn items(self: &Arc<Self>, offer: Offer) -> Result<Items, Failure> {
         self.touch();
-        if let Some(kept) = self.peek().and_then(|running| running.definitions.kept(offer)) {
+        if let Some(kept) = self.kept(offer) {
             return kept;
         }
         self.apart(move |server| async move { server.listed(offer).await }).await

@@ -11,13 +11,14 @@ use super::{
     definitions::{Items, Offer},
     instance::{Common, Event, Instance, Running},
     launcher::{Launcher, Place},
-    link::{Failure, Heard},
+    link::{Failure, Heard, Said},
     log::Scrub,
     party::{Party, PartyKey},
     process::Usage,
 };
 use crate::{
     config::{self, Era, Sharing},
+    exchange::Method,
     names::ServerName,
 };
 
@@ -134,6 +135,20 @@ impl Server {
     /// How long a call may take.
     pub fn deadline(&self) -> Duration {
         self.shared.call_timeout()
+    }
+
+    /// What the server offers of a kind, or why it does not say, where that is known.
+    pub fn kept(&self, offer: Offer) -> Option<Result<Items, Failure>> {
+        self.shared.kept(offer)
+    }
+
+    /// Says in the server's place that a list changed: it was not to be had when clients asked
+    /// for it, and now it is.
+    pub fn tell_of_list(&self, offer: Offer) {
+        let method = Method::new(offer.changed());
+        // Where the queue is full, much is told already, and a client that minds asks again.
+        let said = Said::Notification { method, params: None };
+        let _ = self.common.heard.try_send(Heard { party: None, said });
     }
 
     /// What the server offers of a kind, starting it if need be.

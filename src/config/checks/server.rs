@@ -176,13 +176,12 @@ fn check_url(checker: &mut Checker<'_>, pointer: &str, text: &str) {
 
 fn prefix(checker: &mut Checker<'_>, at: &str, server: &Server) {
     let Some(prefix) = &server.prefix else { return };
-    let legal = prefix.len() <= 64
-        && prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    let legal = prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if !legal {
         checker.bad(
             &child(at, "prefix"),
             format!("`{}` can't stand before the name of a tool", brief(prefix)),
-            "use at most 64 letters, digits, `_` and `-`: some clients take no others",
+            "use letters, digits, `_` and `-`: some clients take no others",
         );
     }
 }

@@ -1,0 +1,240 @@
+//! Names as the merged lists have them.
+//!
+//! A server may call a tool what it likes; the strictest of the common clients take
+//! `[a-zA-Z0-9_-]{1,64}`. A name that fits with its prefix stays as it is. Any other has what does
+//! not fit replaced and a part of its own hash behind it, so that it is the same in every run and
+//! differs from that of every other name.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+use sha2::{Digest, Sha256};
+
+/// What stands between a server's prefix and a name.
+pub const SEPARATOR: &str = "__";
+/// Characters that a name may have, its prefix included.
+pub const LONGEST: usize = 64;
+/// Characters that a prefix may have: half of them are for the names behind it.
+pub const LONGEST_PREFIX: usize = 32;
+
+/// Hexadecimal digits of a name's hash that are shown.
+const DIGITS: usize = 8;
+
+/// Whether every client takes this name.
+pub fn is_legal(name: &str) -> bool {
+    (1..=LONGEST).contains(&name.len()) && name.bytes().all(fits)
+}
+
+fn fits(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
+}
+
+/// A server's name for something, as the merged lists have it.
+pub fn outward(prefix: &str, name: &str) -> String {
+    let start = start(prefix);
+    let plain = format!("{start}{name}");
+    if is_legal(&plain) {
+        return plain;
+    }
+    let room = LONGEST.saturating_sub(start.len() + 1 + DIGITS);
+    let mut stem = String::with_capacity(room);
+    for character in name.chars() {
+        if stem.len() == room {
+            break;
+        }
+        match u8::try_from(character) {
+            Ok(byte) if fits(byte) => stem.push(character),
+            // One for a run of them: a name of another script is its hash.
+            _ if stem.ends_with('_') => {}
+            _ => stem.push('_'),
+        }
+    }
+    let hash = hex::encode(Sha256::digest(name.as_bytes()));
+    format!("{start}{stem}_{}", &hash[..DIGITS])
+}
+
+/// Whether a name without its prefix can be one that was changed: then only the server's list says
+/// what it stands for.
+pub fn may_be_changed(inner: &str) -> bool {
+    inner.len() > DIGITS
+        && inner.is_char_boundary(inner.len() - DIGITS)
+        && inner[inner.len() - DIGITS..].bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        && inner.as_bytes()[inner.len() - DIGITS - 1] == b'_'
+}
+
+/// A name behind this prefix, without it.
+pub fn inner<'a>(prefix: &str, outer: &'a str) -> Option<&'a str> {
+    outer.strip_prefix(&start(prefix))
+}
+
+fn start(prefix: &str) -> String {
+    if prefix.is_empty() { String::new() } else { format!("{prefix}{SEPARATOR}") }
+}
+
+/// Whether names behind one prefix could be taken for names behind the other: because they are
+/// equal, or would be to somebody who minds neither case nor look-alikes (`git1`, `gitl`), or
+/// because one with its separator begins the other.
+pub fn run_together(one: &str, other: &str) -> bool {
+    if one.is_empty() || other.is_empty() {
+        return one == other;
+    }
+    // Case is minded neither before look-alikes are replaced, where `0` is an `O`, nor after.
+    [one.to_owned(), one.to_lowercase()].iter().zip([other.to_owned(), other.to_lowercase()]).any(
+        |(one, other)| {
+            let (one, other) = (look(&start(one)), look(&start(&other)));
+            one.starts_with(&other) || other.starts_with(&one)
+        },
+    )
+}
+
+/// Whether a name that stands behind no prefix looks as if it stood behind this one.
+pub fn looks_behind(prefix: &str, name: &str) -> bool {
+    !prefix.is_empty()
+        && (look(name).starts_with(&look(&start(prefix)))
+            || look(&name.to_lowercase()).starts_with(&look(&start(&prefix.to_lowercase()))))
+}
+
+/// What a text looks like to somebody who minds no case: its skeleton by Unicode's technical
+/// standard 39, in lower case.
+pub fn look(text: &str) -> String {
+    unicode_security::skeleton(text).flat_map(char::to_lowercase).collect()
+}
+
+/// Whether a text has what is not seen where it is shown, or turns what is around it: controls,
+/// the marks of writing directions, what has no width, and what is no character at all.
+pub fn has_unseen(text: &str) -> bool {
+    static UNSEEN: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new(r"[\p{C}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]").ok());
+    UNSEEN.as_ref().is_none_or(|unseen| unseen.is_match(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_that_fit_stay() {
+        assert_eq!(outward("notes", "add_note"), "notes__add_note");
+        assert_eq!(outward("", "Add-Note9"), "Add-Note9");
+        assert_eq!(outward("p", ""), "p__");
+        let name = "n".repeat(LONGEST - 3);
+        assert_eq!(outward("p", &name), format!("p__{name}"));
+    }
+
+    #[test]
+    fn names_that_do_not_fit_get_a_hash() {
+        for (name, expected) in [
+            ("repos/list", "p__repos_list_"),
+            ("admin.tools.list", "p__admin_tools_list_"),
+            ("読む", "p____"),
+            (" ", "p____"),
+        ] {
+            let outward = outward("p", name);
+            assert!(outward.starts_with(expected), "{name}: {outward}");
+            assert!(may_be_changed(inner("p", &outward).unwrap()), "{name}: {outward}");
+        }
+        assert_eq!(outward("p", "a.b"), "p__a_b_2e7336dc");
+        assert_ne!(outward("p", "a.b"), outward("p", "a/b"));
+        let long = "n".repeat(LONGEST - 2);
+        assert_eq!(outward("p", &long).len(), LONGEST);
+        assert_ne!(outward("p", &long), outward("p", &format!("{long}n")));
+    }
+
+    #[test]
+    fn prefixes_that_run_together() {
+        for (one, other, together) in [
+            ("a", "a", true),
+            ("a", "b", false),
+            ("a", "ab", false),
+            ("a", "A", true),
+            ("a", "a__b", true),
+            // `a_` with its separator is `a` with its separator and `_`.
+            ("a", "a_", true),
+            ("a", "A_", true),
+            ("a", "a_b", false),
+            ("git1", "gitl", true),
+            ("git1", "gitI", true),
+            ("n0tes", "notes", true),
+            ("N0TES", "notes", true),
+            ("modern", "modem", true),
+            ("", "", true),
+            ("", "a", false),
+        ] {
+            assert_eq!(run_together(one, other), together, "{one} {other}");
+            assert_eq!(run_together(other, one), together, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn names_that_pass_for_anothers() {
+        for (name, behind) in [
+            ("notes__read", true),
+            ("Notes__read", true),
+            ("n\u{43e}tes__read", true),
+            ("n0tes__read", true),
+            ("notes_read", false),
+            ("my_notes__read", false),
+        ] {
+            assert_eq!(looks_behind("notes", name), behind, "{name}");
+        }
+        assert!(!looks_behind("", "x"));
+    }
+
+    #[test]
+    fn what_is_not_seen_is_found() {
+        for unseen in ["a\u{200b}b", "a\u{202e}b", "\u{2066}a", "a\nb", "a\u{ad}b", "\u{fe0f}", "\u{e0041}"] {
+            assert!(has_unseen(unseen), "{unseen:?}");
+        }
+        for seen in ["a b", "読む", "naïve", "\u{430}", "a.b/c"] {
+            assert!(!has_unseen(seen), "{seen:?}");
+        }
+    }
+
+    fn prefix() -> impl Strategy<Value = String> {
+        "[a-zA-Z0-9_-]{0,32}"
+    }
+
+    fn name() -> impl Strategy<Value = String> {
+        prop_oneof!["[a-zA-Z0-9_-]{0,70}", "[a-z./_ ]{0,70}", "\\PC{0,80}", ".{0,20}"]
+    }
+
+    proptest! {
+        #[test]
+        fn outward_names_are_legal(prefix in prefix(), name in name()) {
+            let outward = outward(&prefix, &name);
+            prop_assert!(is_legal(&outward), "{:?}", outward);
+            let inner = inner(&prefix, &outward);
+            prop_assert!(inner.is_some());
+            let inner = inner.unwrap_or_default();
+            prop_assert!(inner == name || may_be_changed(inner), "{:?}", outward);
+        }
+
+        #[test]
+        fn outward_names_differ(
+            prefix in prefix(),
+            names in proptest::collection::hash_set(name(), 0..20),
+        ) {
+            let outward: HashSet<_> = names.iter().map(|name| outward(&prefix, name)).collect();
+            prop_assert_eq!(outward.len(), names.len());
+        }
+
+        #[test]
+        fn names_of_two_servers_differ(
+            one in prefix(), other in prefix(), a in name(), b in name(),
+        ) {
+            if !one.is_empty() && !other.is_empty() && !run_together(&one, &other) {
+                prop_assert_ne!(outward(&one, &a), outward(&other, &b));
+            }
+        }
+
+        #[test]
+        fn no_text_panics(text in ".{0,40}") {
+            let _ = (has_unseen(&text), look(&text), may_be_changed(&text), is_legal(&text));
+            let _ = looks_behind(&text, &text);
+        }
+    }
+}
