@@ -137,14 +137,10 @@ impl Checker<'_> {
             let key = child(&at, "prefix");
             let pointer = if self.document.get(&key).is_some() { key } else { at };
             if prefix.len() > names::LONGEST_PREFIX {
-                let message = format!(
-                    "names behind `{}` would be too long for some clients",
-                    brief(prefix)
-                );
-                let help = format!(
-                    "give it a `prefix` of at most {} characters",
-                    names::LONGEST_PREFIX
-                );
+                let message =
+                    format!("names behind `{}` would be too long for some clients", brief(prefix));
+                let help =
+                    format!("give it a `prefix` of at most {} characters", names::LONGEST_PREFIX);
                 self.conflict(&pointer, message, &help);
             } else if let Some((_, other)) =
                 owners.iter().find(|(other, _)| names::run_together(other, prefix))

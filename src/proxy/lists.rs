@@ -70,9 +70,8 @@ impl Proxy {
 
     /// Where a cursor says that the page begins.
     fn mark(&self, cursor: &Value, bound: &[u8]) -> Result<Mark, Refusal> {
-        let none = |why: String| {
-            Refusal::new(Code::InvalidParams, "there is no such cursor").detail(why)
-        };
+        let none =
+            |why: String| Refusal::new(Code::InvalidParams, "there is no such cursor").detail(why);
         let text = cursor.as_str().ok_or_else(|| none("it is no string".into()))?;
         let mark =
             self.seal.open(PURPOSE, bound, text).map_err(|broken| none(broken.to_string()))?;
@@ -92,7 +91,12 @@ impl Proxy {
 
     /// Adds the nearest names to what policy said of a tool that this client cannot see. Whether
     /// there is such a tool makes no difference to what it is told.
-    pub(super) fn suggest(&self, caller: &Caller, exchange: &Exchange, refusal: Refusal) -> Refusal {
+    pub(super) fn suggest(
+        &self,
+        caller: &Caller,
+        exchange: &Exchange,
+        refusal: Refusal,
+    ) -> Refusal {
         let Target::Tool { name, tool } = &exchange.target else { return refusal };
         let sight = Sight { gate: &self.gate, principal: &caller.principal };
         if refusal.code != Code::PolicyDenied

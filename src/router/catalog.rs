@@ -1,6 +1,9 @@
 //! What the merged lists show of one server's list, by the names that they have there.
 
-use std::{collections::{HashMap, HashSet}, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::names;
 use crate::{

@@ -69,7 +69,8 @@ impl Router {
     /// A router over these servers.
     pub fn new(servers: impl IntoIterator<Item = Arc<Server>>) -> Self {
         let servers: Vec<_> = servers.into_iter().collect();
-        let prefixes: Vec<_> = servers.iter().map(|server| shelf::prefix(server).to_owned()).collect();
+        let prefixes: Vec<_> =
+            servers.iter().map(|server| shelf::prefix(server).to_owned()).collect();
         let shelves = servers.into_iter().map(|server| {
             let own = shelf::prefix(&server);
             let others = prefixes.iter().filter(|other| *other != own).cloned().collect();
@@ -92,9 +93,9 @@ impl Router {
     }
 
     fn shelf(&self, name: &ServerName) -> Result<&Arc<Shelf>, Refusal> {
-        self.shelves.get(name).ok_or_else(|| {
-            Refusal::new(Code::Unknown, format!("there is no server `{name}` here"))
-        })
+        self.shelves
+            .get(name)
+            .ok_or_else(|| Refusal::new(Code::Unknown, format!("there is no server `{name}` here")))
     }
 
     /// Finds where a request goes. A server is started to look for a tool only where `sight` says

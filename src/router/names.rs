@@ -186,7 +186,9 @@ mod tests {
 
     #[test]
     fn what_is_not_seen_is_found() {
-        for unseen in ["a\u{200b}b", "a\u{202e}b", "\u{2066}a", "a\nb", "a\u{ad}b", "\u{fe0f}", "\u{e0041}"] {
+        for unseen in
+            ["a\u{200b}b", "a\u{202e}b", "\u{2066}a", "a\nb", "a\u{ad}b", "\u{fe0f}", "\u{e0041}"]
+        {
             assert!(has_unseen(unseen), "{unseen:?}");
         }
         for seen in ["a b", "読む", "naïve", "\u{430}", "a.b/c"] {

@@ -88,12 +88,9 @@ impl Router {
                 View::One(_) => {
                     part.catalog.items().iter().map(|item| (&*item.name, item)).collect()
                 }
-                View::All => part
-                    .catalog
-                    .entries()
-                    .iter()
-                    .map(|entry| (&*entry.name, &entry.item))
-                    .collect(),
+                View::All => {
+                    part.catalog.entries().iter().map(|entry| (&*entry.name, &entry.item)).collect()
+                }
             };
             let skipped = match begin {
                 Some((_, place)) if part.at < place => continue,
@@ -144,9 +141,10 @@ impl Router {
         matches!(offer, Offer::Resources | Offer::Templates)
             && parts.iter().take_while(|earlier| earlier.at < part.at).any(|earlier| {
                 let known = earlier.shelf.known(offer);
-                known.as_ref().and_then(|catalog| catalog.get(name)).is_some_and(|item| {
-                    sight.item(offer, item)
-                })
+                known
+                    .as_ref()
+                    .and_then(|catalog| catalog.get(name))
+                    .is_some_and(|item| sight.item(offer, item))
             })
     }
 

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{FutureExt, future::{BoxFuture, Shared}};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use parking_lot::Mutex;
 
 use super::catalog::Catalog;
@@ -157,11 +160,7 @@ impl Shelf {
     }
 
     /// Takes what a server said of a list.
-    fn settle(
-        &self,
-        offer: Offer,
-        items: Result<Items, Failure>,
-    ) -> Result<Arc<Catalog>, Failure> {
+    fn settle(&self, offer: Offer, items: Result<Items, Failure>) -> Result<Arc<Catalog>, Failure> {
         let mut slot = self.slot(offer).lock();
         let items = match items {
             Ok(items) => items,
