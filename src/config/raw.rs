@@ -209,7 +209,8 @@ pub struct Server {
     /// Where a `command` runs.
     pub runtime: Runtime,
     /// What stands before the server's names in the merged lists, with `__` between. Default: the
-    /// server's name. Empty: nothing.
+    /// server's name. Empty: nothing. At most 32 characters; one server's must not be taken for
+    /// another's.
     pub prefix: Option<String>,
     /// Plain environment.
     pub env: BTreeMap<String, String>,

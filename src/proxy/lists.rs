@@ -89,8 +89,8 @@ impl Proxy {
         Refusal::new(Code::Unknown, self.shown(&message)).detail(detail)
     }
 
-    /// Adds the nearest names to what policy said of a tool that this client cannot see. Whether
-    /// there is such a tool makes no difference to what it is told.
+    /// Adds the nearest names where no policy had words for a tool that this client cannot see.
+    /// Whether there is such a tool makes no difference to what it is told.
     pub(super) fn suggest(
         &self,
         caller: &Caller,
@@ -100,6 +100,7 @@ impl Proxy {
         let Target::Tool { name, tool } = &exchange.target else { return refusal };
         let sight = Sight { gate: &self.gate, principal: &caller.principal };
         if refusal.code != Code::PolicyDenied
+            || refusal.rules.iter().any(|rule| rule.reason.is_some())
             || tool.as_ref().is_some_and(|tool| sight.item(Offer::Tools, tool))
         {
             return refusal;

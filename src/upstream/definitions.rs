@@ -133,8 +133,7 @@ impl Notices {
     /// Tells of an item by its name, which is the server's text: it is shown without what could
     /// forge a line or a terminal's state.
     pub fn item(&mut self, name: &str, why: &str) {
-        let shown: String =
-            name.chars().take(SHOWN).flat_map(char::escape_debug).filter(char::is_ascii).collect();
+        let shown: String = name.chars().take(SHOWN).flat_map(char::escape_default).collect();
         let more = if name.chars().nth(SHOWN).is_some() { "…" } else { "" };
         self.add(format!("`{shown}{more}` is left out: {why}"));
     }

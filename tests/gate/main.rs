@@ -5,6 +5,7 @@
 
 mod support;
 
+mod aggregation;
 mod audit;
 mod bad_input;
 mod eras;

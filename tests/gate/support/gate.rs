@@ -33,7 +33,7 @@ pub struct Setup {
 
 impl Setup {
     /// A config with this body behind `state-dir` and `[listen]`. In it `{mark}`, `{crooked}`,
-    /// `{one-era}` and `{folder}` are replaced. Nobody needs a key, and policy permits everything,
+    /// `{lister}`, `{one-era}` and `{folder}` are replaced. Nobody needs a key, and policy permits everything,
     /// unless the test says otherwise.
     pub fn new(body: &str) -> Self {
         Self {
@@ -141,6 +141,7 @@ impl Setup {
             .replace("{mark}", &self.mark)
             .replace("{folder}", folder.to_str().unwrap())
             .replace("{crooked}", server("crooked").to_str().unwrap())
+            .replace("{lister}", server("lister").to_str().unwrap())
             .replace("{one-era}", server("one-era").to_str().unwrap());
         let config = format!(
             "state-dir = \"state\"\n[listen]\nhttp = \"127.0.0.1:0\"\nanonymous = {}\n{}\n{body}\n",

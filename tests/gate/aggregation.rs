@@ -1,0 +1,433 @@
+//! Many servers behind one endpoint: names, order, pages, and those that are late.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use axum::{Json, extract::State, http::HeaderMap};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::support::{
+    agent::{Agent, LEGACY, MODERN, code_of},
+    gate::{Gate, Setup, reqwest_client},
+    in_time,
+};
+
+/// A server that lists what it is told to.
+fn lister(name: &str, more: &str, mut lists: Value) -> String {
+    lists["label"] = name.into();
+    format!(
+        "[servers.{name}]\ncommand = [\"{{lister}}\", '''{lists}''']\nruntime = \"sandbox\"\n{more}\n"
+    )
+}
+
+/// What the strictest of common clients take.
+fn is_legal(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+/// What `server ls` says of a server's lists.
+async fn notices(gate: &Gate, server: &str) -> Vec<String> {
+    let states = gate.cli(&["server", "ls", "--format", "json"]).await.expect(0);
+    let state = states.as_array().unwrap().iter().find(|state| state["name"] == server);
+    let notices = state.expect("the server")["notices"].as_array().expect("notices");
+    notices.iter().map(|notice| notice.as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn names_are_legal_and_lead_back() {
+    let long = "n".repeat(90);
+    let names = ["add", "repos/list", "repos.list", "読む", "b c", &long, &long[1..]];
+    let gate =
+        Setup::new(&lister("a", "", json!({ "tools": names, "prompts": names }))).start().await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        let tools = agent.names("tools/list").await;
+        assert_eq!(tools, agent.names("prompts/list").await);
+        assert_eq!(tools.len(), names.len(), "{tools:?}");
+        assert_eq!(tools[0], "a__add");
+        for (tool, name) in tools.iter().zip(names) {
+            assert!(is_legal(tool), "{tool}");
+            assert_eq!(agent.text(tool, json!({})).await, format!("a:{name}"));
+            let prompt = agent.ask("prompts/get", json!({ "name": tool })).await.unwrap();
+            assert_eq!(prompt["messages"][0]["content"]["text"], format!("a:{name}"));
+            let params = json!({
+                "ref": { "type": "ref/prompt", "name": tool },
+                "argument": { "name": "x", "value": "" },
+            });
+            let completed = agent.ask("completion/complete", params).await.unwrap();
+            assert_eq!(completed["completion"]["values"], json!([name]));
+        }
+        // A name that no list shows is none, though the server would know it.
+        assert_eq!(agent.refused("a__b c", json!({})).await, "unknown-target");
+    }
+    let alone = Agent::modern(&gate.url("/servers/a/mcp"), None);
+    assert_eq!(alone.names("tools/list").await, names);
+    assert_eq!(alone.text("repos/list", json!({})).await, "a:repos/list");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_could_deceive_is_left_out_and_told() {
+    let again = json!({ "name": "read", "inputSchema": { "type": "object" }, "title": "other" });
+    let tools = json!(["read", "re\u{430}d", "re\u{200b}ad", again, "write"]);
+    let gate = Setup::new(&lister("a", "", json!({ "tools": tools }))).start().await;
+    let agent = gate.legacy().await;
+    assert_eq!(agent.names("tools/list").await, ["a__read", "a__write"]);
+    let list = agent.ask("tools/list", json!({})).await.unwrap();
+    assert!(list["tools"][0].get("title").is_none(), "{list:#}");
+    let told = notices(&gate, "a").await;
+    for (name, why) in [
+        ("`read`", "of this name before"),
+        (r"`re\u{430}d`", "looks like another"),
+        (r"`re\u{200b}ad`", "not seen"),
+    ] {
+        let tells = |notice: &&String| notice.contains(name) && notice.contains(why);
+        assert_eq!(told.iter().filter(tells).count(), 1, "{name}: {told:#?}");
+    }
+    gate.stop().await;
+}
+
+/// Every name of a list, page by page, and the number of pages.
+async fn pages(agent: &Agent, method: &str, of: &str) -> (Vec<String>, usize) {
+    let (mut names, mut count, mut params) = (Vec::new(), 0, json!({}));
+    loop {
+        let page = agent.ask(method, params).await.unwrap();
+        count += 1;
+        let items = page[of].as_array().unwrap();
+        names.extend(items.iter().map(|item| item["name"].as_str().unwrap().to_owned()));
+        let Some(cursor) = page["nextCursor"].as_str() else { return (names, count) };
+        params = json!({ "cursor": cursor });
+    }
+}
+
+#[tokio::test]
+async fn lists_have_pages_in_the_order_of_the_config() {
+    let names: Vec<_> = (0..5).map(|number| format!("t{number}")).collect();
+    let lists = json!({ "tools": names, "prompts": names, "page": 2 });
+    let gate = Setup::new(&lister("b", "", lists.clone()))
+        .and(&lister("a", "", lists))
+        .and("[limits]\npage = 3")
+        .keyed()
+        .write();
+    let (one, other) = (gate.add_client("one", &[]).await, gate.add_client("other", &[]).await);
+    let gate = gate.start().await;
+    let expected: Vec<_> =
+        ["b", "a"].iter().flat_map(|s| (0..5).map(move |n| format!("{s}__t{n}"))).collect();
+    let url = gate.url("/mcp");
+    let legacy = Agent::legacy(&url, Some(&one)).await.unwrap();
+    let modern = Agent::modern(&url, Some(&one));
+    for agent in [&legacy, &modern] {
+        assert_eq!(pages(agent, "tools/list", "tools").await, (expected.clone(), 4));
+    }
+    let list = legacy.ask("tools/list", json!({})).await.unwrap();
+    let cursor = list["nextCursor"].as_str().expect("a cursor");
+    // The same client's, in whichever era.
+    let second = modern.ask("tools/list", json!({ "cursor": cursor })).await.unwrap();
+    assert_eq!(second["tools"][0]["name"], "b__t3");
+    let elsewhere = gate.url("/servers/b/mcp");
+    for (agent, method, cursor) in [
+        (&modern, "prompts/list", json!(cursor)),
+        (&Agent::modern(&url, Some(&other)), "tools/list", json!(cursor)),
+        (&Agent::modern(&elsewhere, Some(&one)), "tools/list", json!(cursor)),
+        (&modern, "tools/list", json!(format!("{cursor}A"))),
+        (&modern, "tools/list", json!("")),
+        (&modern, "tools/list", json!(7)),
+        (&modern, "tools/list", Value::Null),
+    ] {
+        let error = agent.ask(method, json!({ "cursor": cursor })).await.unwrap_err();
+        assert_eq!(error["code"], -32602, "{error:#}");
+        assert_eq!(code_of(&error), "invalid-params");
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_is_late_holds_up_no_list_and_is_told_of() {
+    let gate = Setup::new(&lister("quick", "", json!({ "tools": ["t"] })))
+        .and(&lister(
+            "late",
+            "mounts = [\"{folder}/signs:/signs\"]",
+            json!({ "tools": ["t"], "wait": "/signs/go" }),
+        ))
+        .file("signs/none", "")
+        .start()
+        .await;
+    let agent = gate.legacy().await;
+    let mut heard = reqwest_client()
+        .get(gate.url("/mcp"))
+        .header("accept", "text/event-stream")
+        .header("mcp-session-id", agent.session.as_deref().unwrap())
+        .header("mcp-protocol-version", LEGACY)
+        .send()
+        .await
+        .unwrap();
+    // The first list waits a while for it, the next ones do not, and none has it.
+    for _ in 0..20 {
+        assert_eq!(agent.names("tools/list").await, ["quick__t"]);
+    }
+    let told = notices(&gate, "late").await;
+    assert!(told.iter().any(|notice| notice.contains("missing from `tools/list`")), "{told:?}");
+    std::fs::write(gate.path("signs/go"), "").unwrap();
+    in_time("word of the list", async {
+        let mut text = String::new();
+        while !text.contains("notifications/tools/list_changed") {
+            let chunk = heard.chunk().await.unwrap().expect("more of the stream");
+            text.push_str(&String::from_utf8_lossy(&chunk));
+        }
+    })
+    .await;
+    assert_eq!(agent.names("tools/list").await, ["quick__t", "late__t"]);
+    assert_eq!(notices(&gate, "late").await, Vec::<String>::new());
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn the_only_server_of_an_endpoint_is_not_left_out() {
+    let gate = Setup::new("[servers.away]\nurl = \"http://127.0.0.1:9/mcp\"").start().await;
+    let alone = Agent::modern(&gate.url("/servers/away/mcp"), None);
+    let error = alone.ask("tools/list", json!({})).await.unwrap_err();
+    assert_eq!(code_of(&error), "server-unavailable");
+    assert_eq!(gate.modern().names("tools/list").await, Vec::<String>::new());
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_resource_is_of_the_first_that_lists_it() {
+    let lists =
+        |uris: Value, templates: Value| json!({ "resources": uris, "templates": templates });
+    let gate = Setup::new(&lister("one", "", lists(json!(["x://1", "x://2"]), json!(["t://{a}"]))))
+        .and(&lister(
+            "two",
+            "",
+            lists(json!(["x://2", "x://3"]), json!(["t://{a}", "u://{a}", "t://{+b}/c"])),
+        ))
+        .start()
+        .await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        assert_eq!(agent.names("resources/list").await, ["x://1", "x://2", "x://3"]);
+        assert_eq!(
+            agent.names("resources/templates/list").await,
+            ["t://{a}", "u://{a}", "t://{+b}/c"]
+        );
+        for (uri, server) in [
+            ("x://1", "one"),
+            ("x://2", "one"),
+            ("x://3", "two"),
+            // A template that both have is the first's, like a resource.
+            ("t://y", "one"),
+            ("u://y", "two"),
+            ("t://y/z/c", "two"),
+        ] {
+            let read = agent.ask("resources/read", json!({ "uri": uri })).await.unwrap();
+            assert_eq!(read["contents"][0]["text"], format!("{server}:{uri}"));
+        }
+    }
+    let told = notices(&gate, "two").await;
+    assert!(
+        told.contains(
+            &"1 of its resources are `one`'s in merged lists, which comes first".to_owned()
+        ),
+        "{told:?}"
+    );
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn of_two_templates_for_one_uri_neither_is_guessed() {
+    let gate = Setup::new(&lister("one", "", json!({ "templates": ["t://{+a}"] })))
+        .and(&lister("two", "", json!({ "templates": ["t://{b}"] })))
+        .start()
+        .await;
+    let error = gate.modern().ask("resources/read", json!({ "uri": "t://y" })).await.unwrap_err();
+    assert_eq!(code_of(&error), "unknown-target");
+    let alone = Agent::modern(&gate.url("/servers/two/mcp"), None);
+    let read = alone.ask("resources/read", json!({ "uri": "t://y" })).await.unwrap();
+    assert_eq!(read["contents"][0]["text"], "two:t://y");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_client_may_see_is_suggested_and_nothing_else() {
+    let tools = ["read_note", "read_nose", "write"];
+    let gate = Setup::new(&lister("a", "", json!({ "tools": tools })))
+        .policies(
+            r#"
+            @id("lists")
+            permit (principal, action == Portcullis::Action::"connect", resource);
+            @id("reads")
+            permit (principal, action == Portcullis::Action::"call_tool", resource)
+            when { resource.name == "read_note" };
+            "#,
+        )
+        .start()
+        .await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        assert_eq!(agent.names("tools/list").await, ["a__read_note"]);
+        // One that is not there, and one that is not to be seen.
+        let mut said = Vec::new();
+        for tool in ["a__read_nota", "a__read_nose"] {
+            let error = agent.call(tool, json!({})).await.unwrap_err();
+            assert_eq!(code_of(&error), "policy-denied");
+            // Behind it stand the code and the decision's id.
+            let message = error["message"].as_str().unwrap();
+            said.push(message.split(" [").next().unwrap().to_owned());
+        }
+        assert!(said[0].ends_with("did you mean `a__read_note`?"), "{said:?}");
+        assert_eq!(said[0], said[1]);
+        // A prefix that is not there.
+        let error = agent.call("b__read_note", json!({})).await.unwrap_err();
+        assert_eq!(code_of(&error), "unknown-target");
+        assert!(error["message"].as_str().unwrap().contains("`a__read_note`"), "{error:#}");
+    }
+    gate.stop().await;
+}
+
+fn with_headers() -> Value {
+    json!({
+        "name": "query",
+        "inputSchema": { "type": "object", "properties": {
+            "region": { "type": "string", "x-mcp-header": "Region" },
+            "options": { "type": "object", "properties": {
+                "limit": { "type": "integer", "x-mcp-header": "Limit" },
+            } },
+        } },
+    })
+}
+
+/// Calls `query` as a modern client with these headers; the status and the message.
+async fn query(
+    gate: &Gate,
+    server: &str,
+    arguments: Value,
+    headers: &[(&str, &str)],
+) -> (u16, Value) {
+    let name = format!("{server}__query");
+    let params = json!({
+        "name": name,
+        "arguments": arguments,
+        "_meta": {
+            "io.modelcontextprotocol/protocolVersion": MODERN,
+            "io.modelcontextprotocol/clientCapabilities": {},
+        },
+    });
+    let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params });
+    let mut post = reqwest_client()
+        .post(gate.url("/mcp"))
+        .header("content-type", "application/json")
+        .header("accept", "application/json")
+        .header("mcp-protocol-version", MODERN)
+        .header("mcp-method", "tools/call")
+        .header("mcp-name", name);
+    for (name, value) in headers {
+        post = post.header(*name, *value);
+    }
+    let reply = in_time("an answer", post.body(body.to_string()).send()).await.unwrap();
+    (reply.status().as_u16(), serde_json::from_str(&reply.text().await.unwrap()).unwrap())
+}
+
+#[tokio::test]
+async fn headers_that_repeat_arguments_must_say_what_they_say() {
+    let gate = Setup::new(&lister("a", "", json!({ "tools": [with_headers()] }))).start().await;
+    let arguments = json!({ "region": "Zürich", "options": { "limit": 42 } });
+    let right = [("mcp-param-region", "=?base64?WsO8cmljaA==?="), ("mcp-param-limit", "42.0")];
+    let (status, answer) = query(&gate, "a", arguments.clone(), &right).await;
+    assert_eq!(status, 200, "{answer:#}");
+    assert_eq!(answer["result"]["content"][0]["text"], "a:query");
+    // What is not known is nobody's business.
+    let more = [right[0], right[1], ("mcp-param-other", "x")];
+    assert_eq!(query(&gate, "a", arguments.clone(), &more).await.0, 200);
+    for wrong in [
+        &[][..],
+        &right[..1],
+        &[right[0], ("mcp-param-limit", "43")],
+        &[right[0], ("mcp-param-limit", "")],
+        &[("mcp-param-region", "Zurich"), right[1]],
+        &[("mcp-param-region", "=?base64?WsO8?"), right[1]],
+        &[right[0], right[1], right[1]],
+    ] {
+        let (status, answer) = query(&gate, "a", arguments.clone(), wrong).await;
+        assert_eq!((status, &answer["error"]["code"]), (400, &json!(-32020)), "{wrong:?}");
+        assert_eq!(code_of(&answer["error"]), "header-mismatch");
+    }
+    // Where there is no value there must be no header.
+    assert_eq!(query(&gate, "a", json!({}), &[]).await.0, 200);
+    assert_eq!(query(&gate, "a", json!({ "region": null }), &[]).await.0, 200);
+    assert_eq!(query(&gate, "a", json!({}), &[right[1]]).await.0, 400);
+    // An earlier revision has no such headers.
+    assert_eq!(gate.legacy().await.text("a__query", arguments).await, "a:query");
+    gate.stop().await;
+}
+
+type Heard = Arc<Mutex<Vec<(HeaderMap, Value)>>>;
+
+/// A modern server over HTTP that keeps what calls it got.
+async fn remote(heard: Heard) -> String {
+    async fn answer(
+        State(heard): State<Heard>,
+        headers: HeaderMap,
+        Json(message): Json<Value>,
+    ) -> Json<Value> {
+        let bad = json!({
+            "name": "bad",
+            "inputSchema": { "properties": { "x": { "type": "number", "x-mcp-header": "X" } } },
+        });
+        let result = match message["method"].as_str().unwrap_or_default() {
+            "server/discover" => json!({
+                "supportedVersions": [MODERN],
+                "capabilities": { "tools": {} },
+            }),
+            "tools/list" => json!({ "tools": [with_headers(), bad] }),
+            _ => {
+                heard.lock().unwrap().push((headers, message.clone()));
+                json!({ "content": [{ "type": "text", "text": "done" }] })
+            }
+        };
+        let mut result = result;
+        result["resultType"] = "complete".into();
+        result["ttlMs"] = 0.into();
+        result["cacheScope"] = "private".into();
+        Json(json!({ "jsonrpc": "2.0", "id": message["id"], "result": result }))
+    }
+    let app = axum::Router::new().route("/mcp", axum::routing::post(answer)).with_state(heard);
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    format!("http://{addr}/mcp")
+}
+
+#[tokio::test]
+async fn a_modern_server_gets_the_headers_that_it_asks_for() {
+    let heard = Heard::default();
+    let url = remote(heard.clone()).await;
+    let gate = Setup::new(&format!("[servers.far]\nurl = \"{url}\"")).start().await;
+    let arguments = json!({ "region": " Zürich", "options": { "limit": 7 } });
+    // From a client whose era has no such headers, and from one that sends its own.
+    let legacy = gate.legacy().await;
+    assert_eq!(legacy.names("tools/list").await, ["far__query"]);
+    assert_eq!(legacy.text("far__query", arguments.clone()).await, "done");
+    let region = "=?base64?IFrDvHJpY2g=?=";
+    let sent = [
+        ("mcp-param-region", region),
+        ("mcp-param-limit", "7"),
+        ("mcp-param-other", "=?base64?w7w=?="),
+        ("x-other", "x"),
+    ];
+    assert_eq!(query(&gate, "far", arguments, &sent).await.0, 200);
+    let heard = heard.lock().unwrap().clone();
+    let got = |at: usize, name: &str| heard[at].0.get(name).map(|v| v.to_str().unwrap().to_owned());
+    for at in 0..2 {
+        assert_eq!(got(at, "mcp-name").as_deref(), Some("query"));
+        assert_eq!(heard[at].1["params"]["name"], "query");
+        assert_eq!(got(at, "mcp-param-region").as_deref(), Some(region));
+        assert_eq!(got(at, "mcp-param-limit").as_deref(), Some("7"));
+        assert_eq!(got(at, "x-other"), None);
+    }
+    assert_eq!(got(0, "mcp-param-other"), None);
+    assert_eq!(got(1, "mcp-param-other").as_deref(), Some("=?base64?w7w=?="));
+    let told = notices(&gate, "far").await;
+    assert!(told.iter().any(|n| n.contains("`bad`") && n.contains("x-mcp-header")), "{told:?}");
+    gate.stop().await;
+}
