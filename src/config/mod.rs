@@ -32,7 +32,7 @@ pub use entry::{InterceptorEntry, Use};
 pub use finding::{Code, Diagnostics, Finding, Located, Severity};
 pub use raw::{
     Audit, Client, Config, Engine, EntrySettings, Era, Hardening, Limits, Listen, LogFormat,
-    Policy, Resources, Runtime, Server, Sharing, Telemetry,
+    Policy, Resources, Runtime, Server, Sharing, Telemetry, Transport,
 };
 pub use values::{IllegalMount, MountEntry, SecretRef};
 

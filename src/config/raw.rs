@@ -204,8 +204,10 @@ pub struct Server {
     pub image: Option<String>,
     /// A program and its arguments. With `image`: arguments for the image's entry point.
     pub command: Option<Vec<String>>,
-    /// A remote server's streamable HTTP endpoint.
+    /// A remote server's endpoint.
     pub url: Option<String>,
+    /// What is spoken to a `url`.
+    pub transport: Transport,
     /// Where a `command` runs.
     pub runtime: Runtime,
     /// What stands before the server's names in the merged lists, with `__` between. Default: the
@@ -248,6 +250,7 @@ impl Default for Server {
             image: None,
             command: None,
             url: None,
+            transport: Transport::default(),
             runtime: Runtime::default(),
             prefix: None,
             env: BTreeMap::new(),
@@ -265,6 +268,18 @@ impl Default for Server {
             instances: 64,
         }
     }
+}
+
+/// What is spoken to a remote server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// Streamable HTTP, and HTTP+SSE with servers that do not take that.
+    #[default]
+    Auto,
+    StreamableHttp,
+    /// HTTP+SSE, as revision 2024-11-05 has it: `url` is that of the event stream.
+    Sse,
 }
 
 /// Where a `command` runs.

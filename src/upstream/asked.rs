@@ -37,9 +37,9 @@ impl Asked {
         let (answer, text) = oneshot::channel();
         let (all, own) = (self.open.clone(), id.clone());
         let waiting = tokio::spawn(async move {
-            let text = text.await.unwrap_or_else(|_| nobody(&own));
+            send(text.await.unwrap_or_else(|_| nobody(&own))).await;
+            // Not before: a server that does not read could have any number of answers waiting.
             all.lock().remove(&own);
-            send(text).await;
         });
         open.insert(id.clone(), waiting.abort_handle());
         Some(answer)
@@ -57,11 +57,18 @@ impl Asked {
     }
 }
 
-impl Drop for Asked {
-    fn drop(&mut self) {
+impl Asked {
+    /// Nobody waits for any answer any more.
+    pub fn end(&self) {
         for (_, waiting) in self.open.lock().drain() {
             waiting.abort();
         }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

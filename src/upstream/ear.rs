@@ -100,6 +100,17 @@ impl Ear {
         }
     }
 
+    /// Takes what belongs to a call and came on that call's own stream: only the call waits.
+    pub async fn tell_stream(&self, call: &mpsc::Sender<Said>, said: Said) {
+        // Whoever called may be gone.
+        let _ = call.send(said).await;
+    }
+
+    /// What is known of the server's lists may be old: it may have told of changes to nobody.
+    pub fn missed(&self) {
+        self.definitions.forget();
+    }
+
     /// Counts what nobody could take. A request among them is answered by the drop of its answer's
     /// sender.
     fn lose(&self, said: &Said) {

@@ -81,6 +81,7 @@ pub(super) async fn greet(
     if !greeting.revision.is_modern() {
         link.notify(Method::INITIALIZED, Bytes::from_static(b"{}")).await?;
     }
+    link.listen();
     Ok(greeting)
 }
 

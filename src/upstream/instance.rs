@@ -11,18 +11,16 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     definitions::{Definitions, Items, Offer},
-    ear::Ear,
-    greeting::{Greeting, Hello, greet},
-    http::Http,
+    greeting::Greeting,
     launcher::{Launcher, Place},
     link::{Call, Failure, Heard, Link, Reply},
-    log::{self, Log, Scrub},
+    log::{Log, Scrub},
     party::{Party, PartyKey},
-    pipe::Pipe,
-    process::{Exit, Handle, LaunchFailure, Usage},
+    process::{Exit, Handle, Usage},
     watch::Watched,
 };
 use crate::{
@@ -40,9 +38,6 @@ const GRACE: Duration = Duration::from_secs(3);
 const FORCE: Duration = Duration::from_secs(5);
 /// Bytes of a failure's text.
 const FAILURE_BYTES: usize = 1_000;
-
-/// Numbers of running instances.
-static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 /// What becomes of a server.
 #[derive(Debug)]
@@ -76,13 +71,15 @@ pub(super) struct Common {
     pub heard: mpsc::Sender<Heard>,
     /// The era that it was last greeted in.
     pub era: RwLock<Option<Era>>,
+    /// Whether it was found to speak HTTP+SSE alone.
+    pub sse: AtomicBool,
 }
 
 /// One instance of a server: the one that all clients share, or one that is greeted in the name
 /// of one party.
 pub struct Instance {
-    common: Arc<Common>,
-    party: Option<Party>,
+    pub(super) common: Arc<Common>,
+    pub(super) party: Option<Party>,
     state: tokio::sync::Mutex<State>,
     /// A copy of the state's running server, to be looked at without waiting.
     shown: Mutex<Shown>,
@@ -92,9 +89,9 @@ pub struct Instance {
     active: AtomicUsize,
     last_used: Mutex<Instant>,
     /// Whether the question for the era ended the process once, so that it is not asked again.
-    known_legacy: AtomicBool,
+    pub(super) known_legacy: AtomicBool,
     /// Messages of it that did not fit a queue, and how many of those were told of.
-    lost: Arc<AtomicU64>,
+    pub(super) lost: Arc<AtomicU64>,
     told_lost: AtomicU64,
     pub(super) watched: Watched,
 }
@@ -122,10 +119,13 @@ pub struct Running {
     /// No two that ever ran have the same.
     pub number: u64,
     pub(super) link: Arc<dyn Link>,
+    pub(super) ear: Ear,
+    /// What keeps the server telling of what is watched.
+    pub(super) listening: Mutex<Option<AbortOnDropHandle<()>>>,
     pub greeting: Greeting,
-    definitions: Arc<Definitions>,
-    process: Option<Arc<dyn Handle>>,
-    exit: Arc<OnceLock<Exit>>,
+    pub(super) definitions: Arc<Definitions>,
+    pub(super) process: Option<Arc<dyn Handle>>,
+    pub(super) exit: Arc<OnceLock<Exit>>,
     pub place: Place,
     pub since: Instant,
     /// The least severe log messages that it was last told to send, where it was told.
@@ -174,7 +174,7 @@ impl Instance {
         Duration::from_secs(self.common.settings.call_timeout_s)
     }
 
-    fn start_timeout(&self) -> Duration {
+    pub(super) fn start_timeout(&self) -> Duration {
         Duration::from_secs(self.common.settings.start_timeout_s)
     }
 
@@ -275,111 +275,9 @@ impl Instance {
         *self.shown.lock() = Shown { running, failure };
     }
 
-    async fn start(&self) -> Result<Running, Failure> {
-        // One of a party's own exists because the server is a legacy one, as the shared one found.
-        let known = self.known_legacy.load(Ordering::Relaxed)
-            || self.party.is_some() && *self.common.era.read() == Some(Era::Legacy);
-        let probe = self.common.settings.era == Era::Auto && !known;
-        let era = match self.common.settings.era {
-            Era::Auto if !probe => Era::Legacy,
-            era => era,
-        };
-        match self.start_as(era).await {
-            Err((failure, true)) if probe => {
-                let failure = self.told(failure);
-                tracing::debug!(server = %self.common.name, %failure, "the server ended when asked for its era; starting it as legacy");
-                self.known_legacy.store(true, Ordering::Relaxed);
-                self.start_as(Era::Legacy).await.map_err(|(failure, _)| failure)
-            }
-            started => started.map_err(|(failure, _)| failure),
-        }
-    }
-
-    /// Starts and greets; the flag of an error says whether the process died over the greeting.
-    async fn start_as(&self, era: Era) -> Result<Running, (Failure, bool)> {
-        let definitions = Arc::new(Definitions::default());
-        let ear = Ear::new(
-            self.common.name.clone(),
-            self.party.as_ref().map(|party| party.key.clone()),
-            definitions.clone(),
-            self.common.heard.clone(),
-            self.lost.clone(),
-        );
-        let exit = Arc::new(OnceLock::new());
-        let (link, process, place): (Arc<dyn Link>, Option<Arc<dyn Handle>>, Place) =
-            if let Some(url) = &self.common.settings.url {
-                let handed = self
-                    .common
-                    .launcher
-                    .handed(&self.common.name)
-                    .map_err(|f| (refused(&f), false))?;
-                let link = Http::new(url, &handed.headers, self.common.launcher.caps, ear)
-                    .map_err(|failure| (failure, false))?;
-                (Arc::new(link), None, Place::Remote { url: url.clone() })
-            } else {
-                let (process, place) = self
-                    .common
-                    .launcher
-                    .start(&self.common.name, &self.common.settings)
-                    .await
-                    .map_err(|failure| (refused(&failure), false))?;
-                let handed = self
-                    .common
-                    .launcher
-                    .handed(&self.common.name)
-                    .map_err(|f| (refused(&f), false))?;
-                tokio::spawn(log::keep(
-                    process.stderr,
-                    self.common.log.clone(),
-                    self.common.scrub.clone(),
-                    handed.secrets.clone(),
-                ));
-                let link = Pipe::new(process.stdin, process.stdout, self.common.launcher.caps, ear);
-                let handle: Arc<dyn Handle> = process.handle.into();
-                tokio::spawn({
-                    let (end, exit) = (handle.wait(), exit.clone());
-                    async move {
-                        let _ = exit.set(end.await);
-                    }
-                });
-                (Arc::new(link), Some(handle), place)
-            };
-        let hello = match &self.party {
-            Some(party) => Hello::of(party),
-            None => Hello::default(),
-        };
-        match greet(link.as_ref(), era, &hello, self.start_timeout()).await {
-            Ok(greeting) => {
-                let modern = greeting.revision.is_modern();
-                *self.common.era.write() = Some(if modern { Era::Modern } else { Era::Legacy });
-                let (number, since) = (NUMBERS.fetch_add(1, Ordering::Relaxed), Instant::now());
-                let level = Mutex::default();
-                Ok(Running {
-                    number,
-                    link,
-                    greeting,
-                    definitions,
-                    process,
-                    exit,
-                    place,
-                    since,
-                    level,
-                })
-            }
-            Err(failure) => {
-                let died = link.dead().is_some();
-                if let Some(process) = &process {
-                    end(process.as_ref(), Duration::ZERO).await;
-                }
-                let failure = if died { self.with_exit(failure, &exit) } else { failure };
-                Err((failure, died))
-            }
-        }
-    }
-
     /// A death with the exit code and where to look further. What the server wrote itself stays
     /// out: a failure's text goes to places where a server has no say.
-    fn with_exit(&self, failure: Failure, exit: &OnceLock<Exit>) -> Failure {
+    pub(super) fn with_exit(&self, failure: Failure, exit: &OnceLock<Exit>) -> Failure {
         let mut text = failure.to_string();
         if let Some(exit) = exit.get() {
             text = format!("{text} with {exit}");
@@ -422,7 +320,7 @@ impl Instance {
 
     /// A failure as it may be logged: a part of its text can be the server's own, a header's name
     /// or a content type.
-    fn told(&self, failure: Failure) -> Failure {
+    pub(super) fn told(&self, failure: Failure) -> Failure {
         let clean = |mut text: String| {
             (self.common.scrub)(&mut text);
             text.truncate(text.floor_char_boundary(FAILURE_BYTES));
@@ -576,6 +474,10 @@ impl Running {
     /// Ends the process, where there is one here. Until it is gone, the state keeps it: a caller
     /// that gives up half way leaves it to the next.
     async fn stop(&self, grace: Duration) {
+        drop(self.listening.lock().take());
+        if !grace.is_zero() {
+            self.link.leave().await;
+        }
         if let Some(process) = &self.process {
             end(process.as_ref(), grace).await;
         }
@@ -583,7 +485,7 @@ impl Running {
 }
 
 /// Ends a process, and does not wait for ever for that: what then remains goes with its handle.
-async fn end(process: &dyn Handle, grace: Duration) {
+pub(super) async fn end(process: &dyn Handle, grace: Duration) {
     if tokio::time::timeout(grace + FORCE, process.stop(grace)).await.is_err() {
         tracing::warn!(process = process.describe(), "a server's process did not end in time");
     }
@@ -598,11 +500,4 @@ impl Drop for Active<'_> {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::SeqCst);
     }
-}
-
-fn refused(failure: &LaunchFailure) -> Failure {
-    Failure::Unavailable(match &failure.remedy {
-        Some(remedy) => format!("{} ({remedy})", failure.what),
-        None => failure.what.clone(),
-    })
 }

@@ -188,6 +188,14 @@ impl Said {
     }
 }
 
+impl Said {
+    /// Whether it is of what a server offers to all, and not of what it was asked.
+    pub(super) fn is_of_server(&self) -> bool {
+        let method = self.method();
+        tells_of_lists(method) || method.as_str() == Method::UPDATED
+    }
+}
+
 /// What a server says that belongs to no call.
 #[derive(Debug)]
 pub struct Heard {
@@ -216,6 +224,17 @@ pub trait Link: Send + Sync {
 
     /// Why the link is dead, once it is.
     fn dead(&self) -> Option<String>;
+
+    /// The greeting is over: the server may say what it wants from now on.
+    fn listen(&self) {}
+
+    /// Whether the server takes no greeting here, as one of an older transport would not.
+    fn turned_away(&self) -> bool {
+        false
+    }
+
+    /// Takes leave of the server, where there are words for it.
+    async fn leave(&self) {}
 }
 
 /// Whether a notification tells that a list changed.

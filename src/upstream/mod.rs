@@ -4,6 +4,8 @@
 //! from it is bounded, every wait has a deadline, and its failure is a [`Failure`] of that call.
 
 mod asked;
+mod batch;
+mod board;
 mod clock;
 mod definitions;
 mod ear;
@@ -12,11 +14,13 @@ mod http;
 mod instance;
 mod launcher;
 mod link;
+mod listen;
 mod log;
 mod party;
 mod pipe;
 pub mod process;
 mod server;
+mod start;
 mod watch;
 
 pub use clock::{Clock, Paused};

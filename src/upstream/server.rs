@@ -1,7 +1,11 @@
 //! One configured server and its instances: the one that all clients share, and those of parties
 //! that the server may ask something.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use parking_lot::{Mutex, RwLock};
@@ -78,6 +82,7 @@ impl Server {
             events,
             heard,
             era: RwLock::default(),
+            sse: AtomicBool::new(false),
         });
         let shared = Arc::new(Instance::new(common.clone(), None));
         Self { name, settings, common, shared, own: Mutex::new(Some(HashMap::new())) }

@@ -1,53 +1,128 @@
 //! Resources that clients want to hear of.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::{
     instance::{Instance, Running},
     link::{Call, Failure, Reply},
+    listen::{self, Granted, Wanted},
 };
 use crate::exchange::Method;
 
 /// Resources of one instance that can be watched at once.
 const MOST: usize = 1_000;
-
 /// How long a server that was started again may take to take each again.
 const RENEWAL: Duration = Duration::from_secs(30);
 
-/// What is watched on one instance, and by how many.
-#[derive(Default)]
+/// What is watched on one instance.
 pub(super) struct Watched {
-    uris: Mutex<BTreeMap<String, usize>>,
-    /// One change at a time, so that the server is told of changes in their order.
+    wanted: watch::Sender<Wanted>,
+    /// What a modern server said to that.
+    granted: watch::Sender<Granted>,
+    /// A legacy server is told of one change at a time, so that it hears of them in their order.
     changing: tokio::sync::Mutex<()>,
+}
+
+impl Default for Watched {
+    fn default() -> Self {
+        let (wanted, granted) = (watch::Sender::default(), watch::Sender::default());
+        Self { wanted, granted, changing: tokio::sync::Mutex::default() }
+    }
 }
 
 impl Watched {
     pub fn is_empty(&self) -> bool {
-        self.uris.lock().is_empty()
+        self.wanted.borrow().is_empty()
+    }
+
+    /// One more watches. Whether it is the first.
+    ///
+    /// # Errors
+    /// Where too much is watched already.
+    fn add(&self, uri: &str) -> Result<bool, Failure> {
+        let mut added = Ok(false);
+        self.wanted.send_if_modified(|wanted| {
+            if let Some(watching) = wanted.get_mut(uri) {
+                *watching += 1;
+                return false;
+            }
+            if wanted.len() >= MOST {
+                added = Err(Failure::Overloaded { what: "watched resources", most: MOST });
+                return false;
+            }
+            added = Ok(true);
+            wanted.insert(uri.to_owned(), 1);
+            true
+        });
+        added
+    }
+
+    /// One watches no longer. Whether it was the last.
+    fn remove(&self, uri: &str) -> bool {
+        self.wanted.send_if_modified(|wanted| match wanted.get_mut(uri) {
+            None => false,
+            Some(watching) if *watching > 1 => {
+                *watching -= 1;
+                false
+            }
+            Some(_) => wanted.remove(uri).is_some(),
+        })
     }
 
     /// Tells an instance that was just started, perhaps once more, what is watched.
     pub fn begin(&self, running: &Arc<Running>) {
-        let uris: Vec<_> = self.uris.lock().keys().cloned().collect();
+        if running.greeting.revision.is_modern() {
+            self.granted.send_replace(Granted::default());
+            let listening = listen::begin(
+                running.link.clone(),
+                &running.greeting,
+                running.ear.clone(),
+                self.wanted.subscribe(),
+                self.granted.clone(),
+            );
+            *running.listening.lock() = Some(listening);
+            return;
+        }
+        let uris: Vec<_> = self.wanted.borrow().keys().cloned().collect();
         if uris.is_empty() {
             return;
         }
-        let running = running.clone();
-        tokio::spawn(async move {
+        let link = running.link.clone();
+        let renewing = tokio::spawn(async move {
             for uri in uris {
-                let call = change(Method::SUBSCRIBE, &uri, RENEWAL);
-                if !matches!(running.link.call(call).await, Ok(Reply::Result(_))) {
+                let reply = link.call(change(Method::SUBSCRIBE, &uri, RENEWAL)).await;
+                if !matches!(reply, Ok(Reply::Result(_))) {
                     tracing::warn!(
                         "a server that was started again takes no subscription to a resource that it had taken"
                     );
                 }
             }
         });
+        *running.listening.lock() = Some(tokio_util::task::AbortOnDropHandle::new(renewing));
+    }
+
+    /// What a modern server grants of one resource, once it has said so.
+    async fn granted(&self, uri: &str) -> Result<Reply, Failure> {
+        let mut granted = self.granted.subscribe();
+        let said = granted.wait_for(|granted| granted.asked.contains(uri)).await;
+        let Ok(said) = said else { return Err(Failure::Unavailable("it ended".into())) };
+        if said.granted.contains(uri) {
+            return Ok(Reply::Result(Bytes::from_static(b"{}")));
+        }
+        match &said.instead {
+            Some(instead) => instead.clone().map(Reply::Error),
+            None => {
+                let error = json!({
+                    "code": -32602,
+                    "message": "the server does not tell of changes of this resource",
+                });
+                Ok(Reply::Error(error.to_string().into()))
+            }
+        }
     }
 }
 
@@ -60,27 +135,27 @@ impl Instance {
     /// A [`Failure`] where the server did not answer. Its refusal is a [`Reply::Error`].
     pub async fn watch(self: &Arc<Self>, uri: &str) -> Result<Reply, Failure> {
         let running = self.running().await?;
+        let mut watching = Watching { watched: &self.watched, uri, takes_back: false };
         let change = change(Method::SUBSCRIBE, uri, self.call_timeout());
         let clock = change.clock.clone();
         let work = async {
+            if running.greeting.revision.is_modern() {
+                self.watched.add(uri)?;
+                watching.takes_back = true;
+                return self.watched.granted(uri).await;
+            }
             let _one_at_a_time = self.watched.changing.lock().await;
-            {
-                let mut uris = self.watched.uris.lock();
-                if let Some(watching) = uris.get_mut(uri) {
-                    *watching += 1;
-                    return Ok(Reply::Result(Bytes::from_static(b"{}")));
-                }
-                if uris.len() >= MOST {
-                    return Err(Failure::Overloaded { what: "watched resources", most: MOST });
-                }
+            let first = self.watched.add(uri)?;
+            watching.takes_back = true;
+            if first {
+                self.call(&running, change).await
+            } else {
+                Ok(Reply::Result(Bytes::from_static(b"{}")))
             }
-            let reply = self.call(&running, change).await?;
-            if let Reply::Result(_) = reply {
-                *self.watched.uris.lock().entry(uri.to_owned()).or_default() += 1;
-            }
-            Ok(reply)
         };
-        clock.bound(work).await
+        let reply = clock.bound(work).await;
+        watching.takes_back &= !matches!(reply, Ok(Reply::Result(_)));
+        reply
     }
 
     /// One that watched does so no longer. After the last, the server is told, if it runs.
@@ -91,25 +166,31 @@ impl Instance {
     pub async fn unwatch(self: &Arc<Self>, uri: &str) -> Result<(), Failure> {
         let change = change(Method::UNSUBSCRIBE, uri, self.call_timeout());
         let clock = change.clock.clone();
-        let work = async {
-            let _one_at_a_time = self.watched.changing.lock().await;
-            {
-                let mut uris = self.watched.uris.lock();
-                match uris.get_mut(uri) {
-                    None => return Ok(()),
-                    Some(watching) if *watching > 1 => {
-                        *watching -= 1;
-                        return Ok(());
-                    }
-                    Some(_) => drop(uris.remove(uri)),
-                }
-            }
-            match self.peek() {
-                Some(running) => self.call(&running, change).await.map(drop),
-                None => Ok(()),
-            }
-        };
-        clock.bound(work).await
+        let turn = clock.bound(async { Ok(self.watched.changing.lock().await) }).await;
+        if !self.watched.remove(uri) {
+            return Ok(());
+        }
+        let _one_at_a_time = turn?;
+        match self.peek().filter(|running| !running.greeting.revision.is_modern()) {
+            Some(running) => self.call(&running, change).await.map(drop),
+            // A modern server hears of it by the next subscription.
+            None => Ok(()),
+        }
+    }
+}
+
+/// Takes back what was wanted where the server does not grant it, or the caller gives up.
+struct Watching<'a> {
+    watched: &'a Watched,
+    uri: &'a str,
+    takes_back: bool,
+}
+
+impl Drop for Watching<'_> {
+    fn drop(&mut self) {
+        if self.takes_back {
+            self.watched.remove(self.uri);
+        }
     }
 }
 

@@ -59,8 +59,8 @@ fn kind(checker: &mut Checker<'_>, at: &str, server: &Server) {
             );
             return;
         }
-        (Some(_), _, None) => (&["runtime", "headers"], "an `image`"),
-        (None, Some(_), None) => (&["headers"], "a `command`"),
+        (Some(_), _, None) => (&["runtime", "headers", "transport"], "an `image`"),
+        (None, Some(_), None) => (&["headers", "transport"], "a `command`"),
         (None, None, Some(_)) => {
             (&["runtime", "env", "secrets", "mounts", "resources", "hardening"], "a `url`")
         }

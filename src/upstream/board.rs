@@ -1,0 +1,329 @@
+//! The calls under way on one link, and what of the server's words belongs to which.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, de::IgnoredAny};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, mpsc, oneshot},
+};
+
+use super::{
+    asked::Asked,
+    batch,
+    ear::Ear,
+    link::{Call, Failure, Mine, Reply, Said, nobody, pong, progress_token, subscription},
+};
+use crate::{
+    codec::{Caps, Flaw, Frame, Id, Kind},
+    exchange::{Method, Revision},
+};
+
+/// Messages that nobody waits for which may wait for a server to take them.
+const ERRANDS: usize = 256;
+
+/// Brings a text to the server, or gives it up after a while.
+pub(super) type Out = Arc<dyn Fn(Bytes) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// One link's calls.
+pub(super) struct Board {
+    pub caps: Caps,
+    pub ear: Ear,
+    pending: Mutex<HashMap<u64, Pending>>,
+    next: AtomicU64,
+    dead: OnceLock<String>,
+    revision: RwLock<Option<Revision>>,
+    asked: Asked,
+    out: Out,
+    errands: Arc<Semaphore>,
+}
+
+struct Pending {
+    answer: oneshot::Sender<Result<Reply, Failure>>,
+    said: Option<mpsc::Sender<Said>>,
+    mine: Mine,
+}
+
+/// A call that is on its way.
+pub(super) struct Begun {
+    pub id: u64,
+    pub mine: Mine,
+    pub said: Option<mpsc::Sender<Said>>,
+    pub answer: oneshot::Receiver<Result<Reply, Failure>>,
+}
+
+/// By which way something came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The only one that the server has.
+    Only,
+    /// One beside those of the calls: what comes here and names no call belongs to none.
+    Beside,
+}
+
+impl Board {
+    /// No calls yet. What belongs to none goes to `ear`; what the server is to hear, to `out`.
+    pub fn new(caps: Caps, ear: Ear, out: Out) -> Self {
+        Self {
+            caps,
+            ear,
+            pending: Mutex::default(),
+            next: AtomicU64::new(1),
+            dead: OnceLock::new(),
+            revision: RwLock::default(),
+            asked: Asked::default(),
+            out,
+            errands: Arc::new(Semaphore::new(ERRANDS)),
+        }
+    }
+
+    /// Enters a call; its text under an id of ours. It stands until [`forget`](Self::forget).
+    pub fn begin(&self, call: &Call) -> (Begun, Bytes) {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (text, mine) = call.text(id);
+        let (sender, answer) = oneshot::channel();
+        let pending = Pending { answer: sender, said: call.said.clone(), mine: mine.clone() };
+        self.pending.lock().insert(id, pending);
+        if self.dead.get().is_some() {
+            // It may have died before the entry: nobody else would end the wait.
+            self.pending.lock().remove(&id);
+        }
+        (Begun { id, mine, said: call.said.clone(), answer }, text)
+    }
+
+    pub fn forget(&self, id: u64) {
+        self.pending.lock().remove(&id);
+    }
+
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.pending.lock().is_empty()
+    }
+
+    /// Ends every call.
+    pub fn die(&self, why: String) {
+        let _ = self.dead.set(why);
+        // Dropping the senders ends every wait.
+        self.pending.lock().clear();
+        self.asked.end();
+    }
+
+    pub fn dead(&self) -> Option<String> {
+        self.dead.get().cloned()
+    }
+
+    /// Why nobody answers.
+    pub fn unavailable(&self) -> Failure {
+        Failure::Unavailable(self.dead().unwrap_or_else(|| "its connection ended".to_owned()))
+    }
+
+    pub fn agreed(&self, revision: Revision) {
+        *self.revision.write() = Some(revision);
+    }
+
+    pub fn revision(&self) -> Option<Revision> {
+        *self.revision.read()
+    }
+
+    /// Sends what nobody waits for, without waiting: a server that does not read must not stop
+    /// its own answers.
+    pub fn send(&self, text: Bytes) {
+        // Where the process ends there is nobody left to tell.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let Ok(permit) = self.errands.clone().try_acquire_owned() else {
+            return tracing::debug!("a server does not read, and misses a message");
+        };
+        let sending = (self.out)(text);
+        runtime.spawn(async move {
+            sending.await;
+            drop(permit);
+        });
+    }
+
+    /// Tells the server that nobody waits for an answer any more.
+    pub fn cancel(&self, id: u64) {
+        let params = format!("{{\"requestId\":{id},\"reason\":\"cancelled\"}}");
+        self.send(Frame::notification(Method::CANCELLED, params.as_bytes()));
+    }
+
+    /// Takes one text of a line that all calls share.
+    pub async fn take(&self, text: Bytes, way: Way) {
+        let messages = match batch::messages(text.clone(), self.caps, self.revision()) {
+            Ok(messages) => messages,
+            Err(flaw) => {
+                for element in batch::elements(&text) {
+                    self.malformed(&element, &flaw);
+                }
+                return tracing::debug!(%flaw, "a text of a server is no message");
+            }
+        };
+        for message in messages {
+            match Frame::parse(message.clone(), self.caps) {
+                Ok(frame) => self.message(frame, way).await,
+                Err(flaw) => self.malformed(&message, &flaw),
+            }
+        }
+    }
+
+    fn malformed(&self, text: &[u8], flaw: &Flaw) {
+        match claimed(text) {
+            // Whoever waits for it would wait in vain.
+            Some(id) => {
+                self.settle(id, Err(Failure::Misbehaved(format!("its answer: {flaw}"))));
+            }
+            // Some servers print to standard output; what is no message answers nothing.
+            None => tracing::debug!(%flaw, "a text of a server is no message"),
+        }
+    }
+
+    async fn message(&self, frame: Frame, way: Way) {
+        match frame.kind {
+            Kind::Result { id, result } => self.answer(id.raw(), Reply::Result(result)),
+            Kind::Error { id: Some(id), error } => self.answer(id.raw(), Reply::Error(error)),
+            Kind::Error { id: None, .. } => tracing::debug!("a server's error names no request"),
+            Kind::Request { id, method, params } => {
+                let Some(said) = self.request(id, method, params) else { return };
+                self.tell_party(said, way).await;
+            }
+            Kind::Notification { method, params } => self.notification(method, params, way).await,
+        }
+    }
+
+    fn answer(&self, id: &Bytes, reply: Reply) {
+        match std::str::from_utf8(id).ok().and_then(|id| id.parse().ok()) {
+            Some(id) => self.settle(id, Ok(reply)),
+            None => tracing::debug!("a server answered with an id that was never given"),
+        }
+    }
+
+    fn settle(&self, id: u64, reply: Result<Reply, Failure>) {
+        let pending = self.pending.lock().remove(&id);
+        match pending {
+            Some(pending) => drop(pending.answer.send(reply)),
+            None => tracing::debug!("a server answered a request that is not under way"),
+        }
+    }
+
+    /// A server's request, with a place for its answer. Nothing where it is answered already: a
+    /// ping, or one too many.
+    pub fn request(&self, id: Id, method: Method, params: Option<Bytes>) -> Option<Said> {
+        if method.as_str() == Method::PING {
+            self.send(pong(&id));
+            return None;
+        }
+        let Some(answer) = self.asked.place(&id, {
+            let out = self.out.clone();
+            move |text| out(text)
+        }) else {
+            self.send(nobody(&id));
+            return None;
+        };
+        Some(Said::Request { id, method, params, answer })
+    }
+
+    /// The server takes back a request of its own.
+    pub fn take_back(&self, params: Option<&Bytes>) {
+        self.asked.take_back(params);
+    }
+
+    async fn notification(&self, method: Method, params: Option<Bytes>, way: Way) {
+        if let Some(id) = subscription(params.as_ref()) {
+            let Some((call, mine)) = self.call(id) else {
+                return tracing::debug!("a server tells of a subscription that is over");
+            };
+            let params = mine.restored(params);
+            return self.ear.tell_call(&call, Said::Notification { method, params }).await;
+        }
+        match method.as_str() {
+            Method::PROGRESS => {
+                let call = progress_token(params.as_ref()).and_then(|id| self.call(id));
+                // Progress that nobody asked for is dropped.
+                if let Some((call, mine)) = call.filter(|(_, mine)| mine.token.is_some()) {
+                    let params = mine.restored(params);
+                    self.ear.tell_call(&call, Said::Notification { method, params }).await;
+                }
+            }
+            Method::CANCELLED => self.take_back(params.as_ref()),
+            _ => {
+                let logs = method.as_str() == Method::LOG_MESSAGE && way == Way::Only;
+                let said = Said::Notification { method, params };
+                if said.is_of_server() {
+                    self.ear.tell(said);
+                } else if let Some(call) = logs.then(|| self.logged()).flatten() {
+                    self.ear.tell_call(&call, said).await;
+                } else {
+                    self.tell_party(said, way).await;
+                }
+            }
+        }
+    }
+
+    /// Tells what names no call. All calls of a party's own instance are that party's, so the
+    /// newest of them is as good as any; on a shared one nobody can be told.
+    async fn tell_party(&self, said: Said, way: Way) {
+        let newest = || {
+            let pending = self.pending.lock();
+            let hearing = pending.iter().filter(|(_, pending)| pending.said.is_some());
+            hearing.max_by_key(|(id, _)| **id).and_then(|(_, pending)| pending.said.clone())
+        };
+        let guess = way == Way::Only && self.ear.has_party();
+        match guess.then(newest).flatten() {
+            Some(call) => self.ear.tell_call(&call, said).await,
+            None => self.ear.tell(said),
+        }
+    }
+
+    /// The only call that asked for log messages, as 2026-07-28 has it, where it is the only call
+    /// at all: a log message names no call, and one client's must not come to another.
+    fn logged(&self) -> Option<mpsc::Sender<Said>> {
+        let pending = self.pending.lock();
+        let mut calls = pending.values().filter(|pending| !pending.mine.subscribes);
+        match (calls.next(), calls.next()) {
+            (Some(call), None) if call.mine.logs => call.said.clone(),
+            _ => None,
+        }
+    }
+
+    /// A call that wants to hear something.
+    fn call(&self, id: u64) -> Option<(mpsc::Sender<Said>, Mine)> {
+        let pending = self.pending.lock();
+        let call = pending.get(&id)?;
+        Some((call.said.clone()?, call.mine.clone()))
+    }
+}
+
+/// Takes a call off the board when its caller does, and tells the server, where it is to be told.
+pub(super) struct Cancel<'a> {
+    pub board: &'a Board,
+    pub id: u64,
+    pub tells: bool,
+}
+
+impl Drop for Cancel<'_> {
+    fn drop(&mut self) {
+        self.board.forget(self.id);
+        if self.tells {
+            self.board.cancel(self.id);
+        }
+    }
+}
+
+/// The request that a text answers, or would, were it a legal message.
+fn claimed(text: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Claim {
+        id: u64,
+        method: Option<IgnoredAny>,
+    }
+    let claim: Claim = serde_json::from_slice(text).ok()?;
+    claim.method.is_none().then_some(claim.id)
+}

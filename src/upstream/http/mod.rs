@@ -1,0 +1,314 @@
+//! The lines to a remote server: streamable HTTP in either era, and the HTTP+SSE of 2024-11-05.
+//!
+//! `wire` makes the requests, `events` reads event streams, `streams` takes them up again where
+//! they break, `sse` is the older transport.
+
+mod events;
+mod sse;
+mod streams;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use reqwest::{
+    Response,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    batch,
+    board::{Begun, Board, Cancel},
+    ear::Ear,
+    link::{Call, Failure, Link, Reply, Said, progress_token, subscription},
+};
+use crate::{
+    codec::{Caps, Frame, Kind, era::header_text},
+    exchange::{Method, Revision},
+    vault::Secret,
+};
+use wire::{EVENTS, JSON, PATIENCE, REVISION, SESSION, Wire, body, content_type};
+
+pub(super) use sse::Sse;
+
+const METHOD: HeaderName = HeaderName::from_static("mcp-method");
+const NAME: HeaderName = HeaderName::from_static("mcp-name");
+
+/// A line to one endpoint of streamable HTTP.
+pub(super) struct Http {
+    line: Arc<Line>,
+    /// Ends the streams that are open beside those of calls.
+    _open: DropGuard,
+}
+
+struct Line {
+    wire: Arc<Wire>,
+    board: Board,
+    closing: CancellationToken,
+    /// Whether the server takes no greeting here, as one that only speaks HTTP+SSE would not.
+    turned_away: AtomicBool,
+}
+
+impl Http {
+    /// A line to `url`, with secret headers; what belongs to no request goes to `ear`.
+    ///
+    /// # Errors
+    /// A [`Failure`] where the URL or a header is not legal. It names the header, never its value.
+    pub fn new(
+        url: &str,
+        headers: &[(String, Secret)],
+        caps: Caps,
+        ear: Ear,
+    ) -> Result<Self, Failure> {
+        let wire = Arc::new(Wire::new(url, headers)?);
+        let out = {
+            let wire = wire.clone();
+            Arc::new(move |text| {
+                let wire = wire.clone();
+                let sending = async move {
+                    let sending = wire.post(text, HeaderMap::new());
+                    if !matches!(tokio::time::timeout(PATIENCE, sending).await, Ok(Ok(_))) {
+                        tracing::debug!("a message that is no request could not be sent");
+                    }
+                };
+                Box::pin(sending) as _
+            })
+        };
+        let closing = CancellationToken::new();
+        let line = Arc::new(Line {
+            wire,
+            board: Board::new(caps, ear, out),
+            closing: closing.clone(),
+            turned_away: AtomicBool::new(false),
+        });
+        Ok(Self { line, _open: closing.drop_guard() })
+    }
+}
+
+impl Line {
+    fn modern(&self) -> bool {
+        self.wire.revision.read().is_some_and(Revision::is_modern)
+    }
+
+    /// The server knows the session no longer: it has to be greeted again.
+    fn forgotten(&self) -> Failure {
+        let why = "it ended the session";
+        self.board.die(why.into());
+        Failure::Unavailable(why.into())
+    }
+
+    fn call_headers(&self, call: &Call) -> Result<HeaderMap, Failure> {
+        let mut headers = HeaderMap::new();
+        let probing = call.method.as_str() == Method::DISCOVER;
+        let modern = self.modern();
+        if !modern && !probing {
+            return Ok(headers);
+        }
+        let mut put = |name: HeaderName, value: &str| {
+            let value = HeaderValue::try_from(value)
+                .map_err(|_| Failure::Misbehaved("a header value cannot be sent".into()))?;
+            headers.append(name, value);
+            Ok::<_, Failure>(())
+        };
+        if probing && !modern {
+            put(REVISION, Revision::LATEST_MODERN.as_str())?;
+        }
+        put(METHOD, call.method.as_str())?;
+        if let Some(name) = &call.name {
+            put(NAME, &header_text(name))?;
+        }
+        for (name, value) in &call.headers {
+            let name = HeaderName::try_from(name)
+                .map_err(|_| Failure::Misbehaved(format!("`{name}` is not a legal header name")))?;
+            put(name, value)?;
+        }
+        Ok(headers)
+    }
+
+    async fn exchange(&self, begun: &Begun, call: &Call, text: Bytes) -> Result<Reply, Failure> {
+        let response = self.wire.post(text, self.call_headers(call)?).await?;
+        let status = response.status();
+        let greeting = call.method.as_str() == Method::INITIALIZE;
+        if greeting && let Some(session) = response.headers().get(SESSION) {
+            *self.wire.session.write() = Some(session.clone());
+        }
+        if status.as_u16() == 404 && self.wire.session.read().is_some() {
+            return Err(self.forgotten());
+        }
+        if matches!(status.as_u16(), 401 | 403) {
+            return Err(Failure::Unavailable(format!(
+                "it answered {status}: check the server's `headers` in the config"
+            )));
+        }
+        if greeting && matches!(status.as_u16(), 400 | 404 | 405) {
+            return self.turned_away(begun, response).await;
+        }
+        match content_type(&response).as_str() {
+            JSON => self.answer(begun, body(response, self.board.caps.bytes).await?).await,
+            EVENTS if status.is_success() => self.answer_stream(begun, response).await,
+            _ if !status.is_success() => {
+                Err(Failure::Unavailable(format!("it answered {status} without a JSON-RPC error")))
+            }
+            other => Err(Failure::Misbehaved(format!("it answered with content type `{other}`"))),
+        }
+    }
+
+    /// A greeting that was refused on the way: by the server in its own words, or by what knows no
+    /// such endpoint.
+    async fn turned_away(&self, begun: &Begun, response: Response) -> Result<Reply, Failure> {
+        let status = response.status();
+        let text = body(response, self.board.caps.bytes).await?;
+        match self.answer(begun, text).await {
+            Ok(reply) => Ok(reply),
+            Err(_) => {
+                self.turned_away.store(true, Ordering::Relaxed);
+                Err(Failure::Unavailable(format!("it answered {status} without a JSON-RPC error")))
+            }
+        }
+    }
+
+    /// A text that is the answer.
+    async fn answer(&self, begun: &Begun, text: Bytes) -> Result<Reply, Failure> {
+        match self.text(begun, text, "its answer").await? {
+            Some(reply) => Ok(reply),
+            None => Err(Failure::Misbehaved("its answer answers another request".into())),
+        }
+    }
+
+    /// A text that came in answer to a call: the call's reply, where it is one.
+    async fn text(&self, begun: &Begun, text: Bytes, what: &str) -> Result<Option<Reply>, Failure> {
+        let misbehaved = |flaw| Failure::Misbehaved(format!("{what}: {flaw}"));
+        let caps = self.board.caps;
+        let mut reply = None;
+        for message in batch::messages(text, caps, self.board.revision()).map_err(misbehaved)? {
+            let frame = Frame::parse(message, caps).map_err(misbehaved)?;
+            if let Some(answer) = self.frame(begun, frame).await? {
+                reply = Some(answer);
+            }
+        }
+        Ok(reply)
+    }
+
+    async fn frame(&self, begun: &Begun, frame: Frame) -> Result<Option<Reply>, Failure> {
+        let ours = begun.id.to_string();
+        match frame.kind {
+            Kind::Result { id, result } if id.raw() == &ours => Ok(Some(Reply::Result(result))),
+            Kind::Error { id, error } if id.as_ref().is_none_or(|id| id.raw() == &ours) => {
+                Ok(Some(Reply::Error(error)))
+            }
+            Kind::Result { .. } | Kind::Error { .. } => {
+                Err(Failure::Misbehaved("its answer answers another request".into()))
+            }
+            Kind::Notification { method, params } => {
+                self.notification(begun, method, params).await;
+                Ok(None)
+            }
+            Kind::Request { id, method, params } => {
+                if let Some(said) = self.board.request(id, method, params) {
+                    self.tell(begun, said).await;
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    async fn notification(&self, begun: &Begun, method: Method, params: Option<Bytes>) {
+        if subscription(params.as_ref()).is_some_and(|named| named != begun.id) {
+            return tracing::debug!("a server tells of a subscription on another's stream");
+        }
+        match method.as_str() {
+            Method::CANCELLED => return self.board.take_back(params.as_ref()),
+            // Progress that nobody asked for is dropped.
+            Method::PROGRESS
+                if begun.mine.token.is_none()
+                    || progress_token(params.as_ref()) != Some(begun.id) =>
+            {
+                return;
+            }
+            _ => {}
+        }
+        let params = begun.mine.restored(params);
+        self.tell(begun, Said::Notification { method, params }).await;
+    }
+
+    /// Tells what came on a call's own stream.
+    async fn tell(&self, begun: &Begun, said: Said) {
+        match &begun.said {
+            Some(call) if begun.mine.subscribes || !said.is_of_server() => {
+                self.board.ear.tell_stream(call, said).await;
+            }
+            _ => self.board.ear.tell(said),
+        }
+    }
+}
+
+#[async_trait]
+impl Link for Http {
+    async fn call(&self, call: Call) -> Result<Reply, Failure> {
+        let board = &self.line.board;
+        if board.dead().is_some() {
+            return Err(board.unavailable());
+        }
+        let (mut begun, text) = board.begin(&call);
+        // A modern server sees that the stream is closed; a greeting cannot be taken back.
+        let tells = self.line.wire.session.read().is_some() && !self.line.modern();
+        let mut guard = Cancel { board, id: begun.id, tells };
+        // Where a server answers on the stream beside, that is an answer, too.
+        let (_, never) = tokio::sync::oneshot::channel();
+        let beside = std::mem::replace(&mut begun.answer, never);
+        let work = async {
+            tokio::select! {
+                reply = self.line.exchange(&begun, &call, text) => reply,
+                Ok(reply) = beside => reply,
+            }
+        };
+        let reply = call.clock.bound(work).await;
+        guard.tells &= matches!(reply, Err(Failure::Timeout(_)));
+        reply
+    }
+
+    async fn notify(&self, method: &str, params: Bytes) -> Result<(), Failure> {
+        let sent = self.line.wire.post(Frame::notification(method, &params), HeaderMap::new());
+        match tokio::time::timeout(PATIENCE, sent).await {
+            Ok(Ok(response)) => {
+                let status = response.status().as_u16();
+                let session = self.line.wire.session.read().is_some();
+                if status == 404 && session { Err(self.line.forgotten()) } else { Ok(()) }
+            }
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(Failure::Timeout(PATIENCE)),
+        }
+    }
+
+    fn agreed(&self, revision: Revision) {
+        *self.line.wire.revision.write() = Some(revision);
+        self.line.board.agreed(revision);
+    }
+
+    fn dead(&self) -> Option<String> {
+        self.line.board.dead()
+    }
+
+    fn turned_away(&self) -> bool {
+        self.line.turned_away.load(Ordering::Relaxed)
+    }
+
+    fn listen(&self) {
+        // The stateless revision has no such stream.
+        if !self.line.modern() {
+            tokio::spawn(self.line.clone().hear());
+        }
+    }
+
+    async fn leave(&self) {
+        self.line.closing.cancel();
+        self.line.wire.leave().await;
+    }
+}

@@ -1,0 +1,199 @@
+//! The line of revision 2024-11-05: one event stream for all that the server says, and an endpoint
+//! that it names there for all that it is told.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use reqwest::{StatusCode, Url, header::HeaderMap};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    super::{
+        board::{Board, Cancel, Way},
+        ear::Ear,
+        link::{Call, Failure, Link, Reply},
+    },
+    events::Events,
+    wire::{EVENTS, PATIENCE, Wire, content_type},
+};
+use crate::{
+    codec::{Caps, Frame},
+    exchange::{Method, Revision},
+    vault::Secret,
+};
+
+/// A line to one server of HTTP+SSE.
+pub(in crate::upstream) struct Sse {
+    wire: Arc<Wire>,
+    /// Where it wants to be told.
+    endpoint: Url,
+    board: Arc<Board>,
+    _open: DropGuard,
+}
+
+impl Sse {
+    /// Opens the stream at `url`, with secret headers, and waits for the endpoint; what belongs to
+    /// no request goes to `ear`.
+    ///
+    /// # Errors
+    /// A [`Failure`] where there is no such stream, or where it names an endpoint of another
+    /// origin: the operator's headers go nowhere but where the config says.
+    pub async fn open(
+        url: &str,
+        headers: &[(String, Secret)],
+        caps: Caps,
+        ear: Ear,
+    ) -> Result<Self, Failure> {
+        let wire = Arc::new(Wire::new(url, headers)?);
+        let response = wire.listen(None).await?;
+        let status = response.status();
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            return Err(Failure::Unavailable(format!(
+                "it answered {status}: check the server's `headers` in the config"
+            )));
+        }
+        if status != StatusCode::OK || content_type(&response) != EVENTS {
+            return Err(Failure::Unavailable(format!("it has no event stream: {status}")));
+        }
+        let mut events = Events::of(response, caps.bytes);
+        let endpoint = loop {
+            let event = events.next().await.ok_or_else(|| {
+                Failure::Unavailable("its event stream ended before the endpoint".into())
+            })??;
+            if event.event.as_deref() == Some("endpoint") {
+                break endpoint(wire.url(), event.data.as_deref().unwrap_or_default())?;
+            }
+        };
+        let out = {
+            let (wire, endpoint) = (wire.clone(), endpoint.clone());
+            Arc::new(move |text| {
+                let (wire, endpoint) = (wire.clone(), endpoint.clone());
+                let sending = async move {
+                    if let Err(failure) = tell(&wire, endpoint, text).await {
+                        tracing::debug!(%failure, "a message that is no request could not be sent");
+                    }
+                };
+                Box::pin(sending) as _
+            })
+        };
+        let board = Arc::new(Board::new(caps, ear, out));
+        let closing = CancellationToken::new();
+        tokio::spawn(read(events, board.clone(), closing.clone()));
+        Ok(Self { wire, endpoint, board, _open: closing.drop_guard() })
+    }
+}
+
+/// The endpoint that a server names, which has to be of its own origin.
+fn endpoint(url: &Url, named: &str) -> Result<Url, Failure> {
+    let endpoint = url
+        .join(named)
+        .map_err(|_| Failure::Misbehaved("it names an endpoint that is no URL".into()))?;
+    let credentials = !endpoint.username().is_empty() || endpoint.password().is_some();
+    if endpoint.origin() != url.origin() || credentials {
+        return Err(Failure::Misbehaved("it names an endpoint of another origin".into()));
+    }
+    Ok(endpoint)
+}
+
+/// Posts what is answered on the stream, or not at all.
+async fn tell(wire: &Wire, endpoint: Url, text: Bytes) -> Result<(), Failure> {
+    let posting = wire.post_to(endpoint, text, HeaderMap::new());
+    let response =
+        tokio::time::timeout(PATIENCE, posting).await.unwrap_or(Err(Failure::Timeout(PATIENCE)))?;
+    let status = response.status();
+    if status.is_success() {
+        Ok(())
+    } else {
+        Err(Failure::Unavailable(format!("it answered {status} to a message")))
+    }
+}
+
+async fn read(mut events: Events, board: Arc<Board>, closing: CancellationToken) {
+    let reading = async {
+        loop {
+            match events.next().await {
+                Some(Ok(event)) => {
+                    let message = event.event.as_deref().is_none_or(|event| event == "message");
+                    if let Some(data) = event.data.filter(|data| message && !data.is_empty()) {
+                        board.take(data.into(), Way::Only).await;
+                    }
+                }
+                Some(Err(failure)) => return failure.to_string(),
+                None => return "its event stream ended".to_owned(),
+            }
+        }
+    };
+    let why = tokio::select! {
+        why = reading => why,
+        () = closing.cancelled() => "the line was closed".to_owned(),
+    };
+    board.die(why);
+}
+
+#[async_trait]
+impl Link for Sse {
+    async fn call(&self, call: Call) -> Result<Reply, Failure> {
+        if self.board.dead().is_some() {
+            return Err(self.board.unavailable());
+        }
+        let (mut begun, text) = self.board.begin(&call);
+        // A greeting cannot be taken back.
+        let tells = call.method.as_str() != Method::INITIALIZE;
+        let mut guard = Cancel { board: &self.board, id: begun.id, tells };
+        let work = async {
+            let (wire, endpoint) = (self.wire.clone(), self.endpoint.clone());
+            let gone = |_| Err(self.board.unavailable());
+            // The answer may come before the server says that it took the question.
+            tokio::select! {
+                answer = &mut begun.answer => return answer.unwrap_or_else(gone),
+                told = tell(&wire, endpoint, text) => told?,
+            }
+            begun.answer.await.unwrap_or_else(gone)
+        };
+        let reply = call.clock.bound(work).await;
+        guard.tells &= matches!(reply, Err(Failure::Timeout(_)));
+        reply
+    }
+
+    async fn notify(&self, method: &str, params: Bytes) -> Result<(), Failure> {
+        tell(&self.wire, self.endpoint.clone(), Frame::notification(method, &params)).await
+    }
+
+    fn agreed(&self, revision: Revision) {
+        *self.wire.revision.write() = Some(revision);
+        self.board.agreed(revision);
+    }
+
+    fn dead(&self) -> Option<String> {
+        self.board.dead()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_of_the_servers_own_origin() {
+        let url = Url::parse("https://a.example/base/sse?x=1").unwrap();
+        for (named, whole) in [
+            ("/messages?session=1", "https://a.example/messages?session=1"),
+            ("messages", "https://a.example/base/messages"),
+            ("https://a.example:443/m", "https://a.example/m"),
+        ] {
+            assert_eq!(endpoint(&url, named).unwrap().as_str(), whole);
+        }
+        for named in [
+            "http://a.example/m",
+            "https://a.example:444/m",
+            "https://b.example/m",
+            "//b.example/m",
+            "https://u:p@a.example/m",
+            "data:x",
+            "https://",
+        ] {
+            assert!(endpoint(&url, named).is_err(), "{named}");
+        }
+    }
+}

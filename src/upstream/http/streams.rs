@@ -1,0 +1,130 @@
+//! Event streams of streamable HTTP: that of a call, which is taken up again where it breaks, and
+//! the one beside, on which a legacy server says what belongs to no call.
+
+use std::sync::Arc;
+
+use reqwest::Response;
+
+use super::{
+    super::{
+        board::{Begun, Way},
+        link::{Failure, Reply},
+    },
+    Line,
+    events::{Events, Resume},
+    wire::{EVENTS, content_type},
+};
+
+/// Tries in a row to take up a call's stream that may fail.
+const TRIES: u32 = 5;
+
+impl Line {
+    /// Reads events until the answer. Every event is a message of its own and parsed as strictly
+    /// as any other.
+    pub(super) async fn answer_stream(
+        &self,
+        begun: &Begun,
+        response: Response,
+    ) -> Result<Reply, Failure> {
+        let mut events = Events::of(response, self.board.caps.bytes);
+        let mut resume = Resume::default();
+        loop {
+            match events.next().await {
+                Some(Ok(event)) => {
+                    resume.note(&event);
+                    let Some(data) = event.data.filter(|data| !data.is_empty()) else { continue };
+                    if let Some(reply) = self.text(begun, data.into(), "an event of it").await? {
+                        return Ok(reply);
+                    }
+                }
+                Some(Err(failure @ Failure::Misbehaved(_))) => return Err(failure),
+                Some(Err(failure)) => events = self.resumed(&resume, failure).await?,
+                None => {
+                    let why = "its event stream ended before the answer";
+                    events = self.resumed(&resume, Failure::Unavailable(why.into())).await?;
+                }
+            }
+        }
+    }
+
+    /// Takes up a call's stream that ended, behind the last event that came. The call's own clock
+    /// bounds it all.
+    async fn resumed(&self, resume: &Resume, ended: Failure) -> Result<Events, Failure> {
+        let Some(last) = resume.last.as_ref().filter(|_| !self.modern()) else {
+            return Err(ended);
+        };
+        for failed in 0..TRIES {
+            tokio::time::sleep(resume.pause(failed)).await;
+            let Ok(response) = self.wire.listen(Some(last)).await else { continue };
+            match response.status().as_u16() {
+                404 if self.wire.session.read().is_some() => return Err(self.forgotten()),
+                200 if content_type(&response) == EVENTS => {
+                    return Ok(Events::of(response, self.board.caps.bytes));
+                }
+                429 | 500.. => {}
+                _ => break,
+            }
+        }
+        Err(ended)
+    }
+
+    /// Hears what a legacy server says beside its calls, until the line is closed or the server
+    /// has no such stream.
+    pub(super) async fn hear(self: Arc<Self>) {
+        let hearing = async {
+            let mut resume = Resume::default();
+            let mut failed: u32 = 0;
+            loop {
+                match self.wire.listen(resume.last.as_ref()).await {
+                    Ok(response) => match response.status().as_u16() {
+                        200 if content_type(&response) == EVENTS => {
+                            if failed > 0 && resume.last.is_none() {
+                                self.board.ear.missed();
+                            }
+                            let heard = self.heard(response, &mut resume).await;
+                            // What ends at once is tried again as seldom as what fails.
+                            failed = if heard { 1 } else { failed + 1 };
+                        }
+                        404 if self.wire.session.read().is_some() => {
+                            self.forgotten();
+                            return;
+                        }
+                        429 | 500.. => failed += 1,
+                        status => {
+                            tracing::debug!(status, "a server has no stream beside its calls");
+                            return;
+                        }
+                    },
+                    Err(_) => failed += 1,
+                }
+                tokio::time::sleep(resume.pause(failed.saturating_sub(1))).await;
+            }
+        };
+        tokio::select! {
+            () = hearing => {}
+            () = self.closing.cancelled() => {}
+        }
+    }
+
+    /// Reads one stream to its end. Whether anything came.
+    async fn heard(&self, response: Response, resume: &mut Resume) -> bool {
+        let mut events = Events::of(response, self.board.caps.bytes);
+        let mut heard = false;
+        loop {
+            match events.next().await {
+                Some(Ok(event)) => {
+                    heard = true;
+                    resume.note(&event);
+                    if let Some(data) = event.data.filter(|data| !data.is_empty()) {
+                        self.board.take(data.into(), Way::Beside).await;
+                    }
+                }
+                Some(Err(failure)) => {
+                    tracing::debug!(%failure, "a server's stream beside its calls broke");
+                    return heard;
+                }
+                None => return heard,
+            }
+        }
+    }
+}

@@ -1,0 +1,432 @@
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::Method as Verb,
+    response::Response,
+};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use super::*;
+use crate::{
+    names::SessionId,
+    upstream::{Clock, Heard, PartyKey},
+};
+
+const CAPS: Caps = Caps { bytes: 1 << 16, depth: 64, nodes: 10_000 };
+
+/// A request as the server got it, to be answered by the test.
+struct Got {
+    verb: Verb,
+    path: String,
+    headers: HeaderMap,
+    body: Value,
+    reply: oneshot::Sender<Response>,
+}
+
+impl Got {
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    fn status(self, status: u16) {
+        let _ = self.reply.send(Response::builder().status(status).body(Body::empty()).unwrap());
+    }
+
+    fn result(self, headers: &[(&str, &str)]) {
+        let text = json!({ "jsonrpc": "2.0", "id": self.body["id"], "result": {} }).to_string();
+        let mut response = Response::builder().header("content-type", JSON);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        let _ = self.reply.send(response.body(Body::from(text)).unwrap());
+    }
+
+    /// Answers with a stream, which lives as long as its sender.
+    fn stream(self) -> mpsc::UnboundedSender<String> {
+        let (sender, events) = mpsc::unbounded_channel::<String>();
+        let events =
+            futures_util::StreamExt::map(UnboundedReceiverStream::new(events), Ok::<_, Infallible>);
+        let response =
+            Response::builder().header("content-type", EVENTS).body(Body::from_stream(events));
+        let _ = self.reply.send(response.unwrap());
+        sender
+    }
+}
+
+/// A server that does what the test says.
+struct Remote {
+    url: String,
+    requests: mpsc::UnboundedReceiver<Got>,
+}
+
+impl Remote {
+    async fn start() -> Self {
+        // As the command line does.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (sender, requests) = mpsc::unbounded_channel();
+        let app = Router::new().fallback(take).with_state(sender);
+        let listener =
+            tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { url, requests }
+    }
+
+    async fn next(&mut self) -> Got {
+        soon(self.requests.recv()).await.unwrap()
+    }
+
+    fn line(&self, party: Option<PartyKey>) -> (Arc<Http>, mpsc::Receiver<Heard>) {
+        let (ear, heard) = Ear::test(party);
+        (Arc::new(Http::new(&self.url, &[], CAPS, ear).unwrap()), heard)
+    }
+
+    /// A line with a session of the latest legacy revision, without a stream beside.
+    async fn session(&mut self) -> (Arc<Http>, mpsc::Receiver<Heard>) {
+        let (line, heard) = self.line(None);
+        let greeting = start(&line, call(Method::INITIALIZE));
+        self.next().await.result(&[("mcp-session-id", "s1")]);
+        assert!(matches!(soon(greeting).await.unwrap(), Ok(Reply::Result(_))));
+        line.agreed(Revision::LATEST_LEGACY);
+        (line, heard)
+    }
+}
+
+async fn take(State(requests): State<mpsc::UnboundedSender<Got>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, 1 << 16).await.unwrap();
+    let (reply, response) = oneshot::channel();
+    let got = Got {
+        verb: parts.method,
+        path: parts.uri.to_string(),
+        headers: parts.headers,
+        body: serde_json::from_slice(&body).unwrap_or_default(),
+        reply,
+    };
+    let _ = requests.send(got);
+    response.await.unwrap_or_default()
+}
+
+async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), work).await.expect("in time")
+}
+
+fn call(method: &str) -> Call {
+    Call::own(method, Some(Bytes::from_static(b"{}")), Duration::from_secs(30))
+}
+
+fn start(
+    line: &Arc<impl Link + 'static>,
+    call: Call,
+) -> tokio::task::JoinHandle<Result<Reply, Failure>> {
+    let line = line.clone();
+    tokio::spawn(async move { line.call(call).await })
+}
+
+fn event(id: &str, message: Value) -> String {
+    format!("id: {id}\ndata: {message}\n\n")
+}
+
+fn answer(id: &Value) -> Value {
+    json!({ "jsonrpc": "2.0", "id": id, "result": { "x": 1 } })
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_early_is_taken_up_again_behind_its_last_event() {
+    let mut remote = Remote::start().await;
+    let (line, _heard) = remote.session().await;
+    let calling = start(&line, call("tools/call"));
+    let got = remote.next().await;
+    let id = got.body["id"].clone();
+    got.stream().send("id: 7/a\nretry: 1\ndata:\n\n".into()).unwrap();
+    // Twice: with an answer that is no stream in between.
+    let got = remote.next().await;
+    assert_eq!((got.verb.as_str(), got.header("last-event-id")), ("GET", "7/a"));
+    assert_eq!((got.header("mcp-session-id"), got.header("accept")), ("s1", EVENTS));
+    got.status(503);
+    let stream = remote.next().await.stream();
+    stream.send(event("8", json!({ "jsonrpc": "2.0", "method": "notifications/x" }))).unwrap();
+    drop(stream);
+    let got = remote.next().await;
+    assert_eq!(got.header("last-event-id"), "8");
+    got.stream().send(event("9", answer(&id))).unwrap();
+    let reply = soon(calling).await.unwrap();
+    assert!(matches!(reply, Ok(Reply::Result(result)) if result == r#"{"x":1}"#));
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_taken_up_is_a_failure() {
+    let mut remote = Remote::start().await;
+    let (line, _heard) = remote.session().await;
+    // Without an id there is no place behind which to go on.
+    let calling = start(&line, call("tools/call"));
+    remote.next().await.stream().send("data: \n\n".into()).unwrap();
+    assert!(matches!(soon(calling).await.unwrap(), Err(Failure::Unavailable(_))));
+    // The server has no streams to resume.
+    let calling = start(&line, call("tools/call"));
+    remote.next().await.stream().send("id: 1\nretry: 1\ndata:\n\n".into()).unwrap();
+    remote.next().await.status(405);
+    assert!(matches!(soon(calling).await.unwrap(), Err(Failure::Unavailable(_))));
+    // It answers for ever with streams that say nothing: the clock ends that.
+    let mut limited = call("tools/call");
+    limited.clock = Clock::new(Duration::from_millis(300));
+    let calling = start(&line, limited);
+    remote.next().await.stream().send("id: 1\nretry: 1\ndata:\n\n".into()).unwrap();
+    let reply = loop {
+        tokio::select! {
+            got = remote.next() => match got.verb {
+                Verb::GET => drop(got.stream()),
+                _ => got.status(202),
+            },
+            () = async { while !calling.is_finished() { tokio::task::yield_now().await } } => break calling.await,
+        }
+    };
+    assert!(matches!(reply.unwrap(), Err(Failure::Timeout(_))));
+    assert!(line.dead().is_none());
+}
+
+#[tokio::test]
+async fn a_forgotten_session_ends_the_line() {
+    let mut remote = Remote::start().await;
+    let (line, _heard) = remote.session().await;
+    let calling = start(&line, call("tools/call"));
+    let got = remote.next().await;
+    assert_eq!(got.header("mcp-protocol-version"), "2025-11-25");
+    got.status(404);
+    assert!(matches!(soon(calling).await.unwrap(), Err(Failure::Unavailable(_))));
+    assert_eq!(line.dead().unwrap(), "it ended the session");
+
+    let (line, _heard) = remote.session().await;
+    line.listen();
+    remote.next().await.status(404);
+    soon(async {
+        while line.dead().is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
+    let mut remote = Remote::start().await;
+    let (line, mut heard) = remote.session().await;
+    line.listen();
+    let got = remote.next().await;
+    assert_eq!((got.verb.as_str(), got.header("mcp-session-id")), ("GET", "s1"));
+    let stream = got.stream();
+    let ask = json!({ "jsonrpc": "2.0", "id": "q", "method": "roots/list" });
+    stream.send(format!("retry: 1\n{}", event("1", ask))).unwrap();
+    let Heard { party: None, said: Said::Request { answer: place, .. } } =
+        soon(heard.recv()).await.unwrap()
+    else {
+        panic!("no request")
+    };
+    place.send(Bytes::from_static(br#"{"jsonrpc":"2.0","id":"q","result":{"roots":[]}}"#)).unwrap();
+    let got = remote.next().await;
+    assert_eq!((got.verb.as_str(), &got.body["id"]), ("POST", &json!("q")));
+    got.status(202);
+
+    // Progress names its call; so does its token, wherever it comes.
+    let (said, mut told) = mpsc::channel(4);
+    let mut asking = call("tools/call");
+    asking.params = Some(Bytes::from_static(br#"{"_meta":{"progressToken":"mine"}}"#));
+    asking.said = Some(said);
+    let calling = start(&line, asking);
+    let got = remote.next().await;
+    let ours = got.body["params"]["_meta"]["progressToken"].clone();
+    assert_eq!(ours, got.body["id"]);
+    let progress = json!({ "progressToken": ours, "progress": 1 });
+    let progress = json!({ "jsonrpc": "2.0", "method": Method::PROGRESS, "params": progress });
+    stream.send(event("2", progress)).unwrap();
+    let Some(Said::Notification { params: Some(params), .. }) = soon(told.recv()).await else {
+        panic!("no progress")
+    };
+    assert_eq!(params, r#"{"progressToken":"mine","progress":1}"#);
+    got.result(&[]);
+    soon(calling).await.unwrap().unwrap();
+
+    drop(stream);
+    let got = remote.next().await;
+    assert_eq!((got.verb.as_str(), got.header("last-event-id")), ("GET", "2"));
+    let stream = got.stream();
+    let changed = json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed" });
+    stream.send(event("3", changed)).unwrap();
+    let told = soon(heard.recv()).await.unwrap().said;
+    assert_eq!(told.method().as_str(), "notifications/tools/list_changed");
+
+    // The end: the session is given back.
+    let leaving = tokio::spawn(async move { line.leave().await });
+    let got = remote.next().await;
+    assert_eq!((got.verb.as_str(), got.header("mcp-session-id")), ("DELETE", "s1"));
+    got.status(204);
+    soon(leaving).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_without_a_stream_beside_is_not_asked_again() {
+    let mut remote = Remote::start().await;
+    let (line, _heard) = remote.session().await;
+    line.listen();
+    remote.next().await.status(405);
+    let calling = start(&line, call("tools/call"));
+    let got = remote.next().await;
+    assert_eq!(got.verb, Verb::POST);
+    got.result(&[]);
+    soon(calling).await.unwrap().unwrap();
+    // A modern server is never asked.
+    let (line, _heard) = remote.line(None);
+    line.agreed(Revision::LATEST_MODERN);
+    line.listen();
+    let calling = start(&line, call("tools/call"));
+    assert_eq!(remote.next().await.verb, Verb::POST);
+    calling.abort();
+}
+
+#[tokio::test]
+async fn what_a_server_asks_on_a_calls_stream_belongs_to_the_call() {
+    let mut remote = Remote::start().await;
+    let (line, mut heard) = remote.session().await;
+    let (said, mut told) = mpsc::channel(4);
+    let mut asking = call("tools/call");
+    asking.said = Some(said);
+    let calling = start(&line, asking);
+    let got = remote.next().await;
+    let id = got.body["id"].clone();
+    let stream = got.stream();
+    let ask = |id: u64| json!({ "jsonrpc": "2.0", "id": id, "method": "elicitation/create" });
+    let say = |method: &str, params: Value| json!({ "jsonrpc": "2.0", "method": method, "params": params });
+    stream.send(event("1", ask(1))).unwrap();
+    stream.send(event("2", ask(2))).unwrap();
+    let mut places = Vec::new();
+    for _ in 0..2 {
+        let Some(Said::Request { answer, .. }) = soon(told.recv()).await else {
+            panic!("no request")
+        };
+        places.push(answer);
+    }
+    // It takes one back, tells the call something, and all something else.
+    stream.send(event("3", say(Method::CANCELLED, json!({ "requestId": 1 })))).unwrap();
+    soon(places[0].closed()).await;
+    stream.send(event("4", say(Method::LOG_MESSAGE, json!({ "data": 1.0 })))).unwrap();
+    let Some(Said::Notification { params: Some(params), .. }) = soon(told.recv()).await else {
+        panic!("no notification")
+    };
+    assert_eq!(params, r#"{"data":1.0}"#);
+    stream.send(event("5", say(Method::UPDATED, json!({ "uri": "u" })))).unwrap();
+    let all = soon(heard.recv()).await.unwrap().said;
+    assert_eq!(all.method().as_str(), Method::UPDATED);
+    // The stream goes on while the other question is open, and nobody answers that.
+    stream.send(event("6", answer(&id))).unwrap();
+    soon(calling).await.unwrap().unwrap();
+    drop(places);
+    let got = remote.next().await;
+    assert_eq!((&got.body["id"], &got.body["error"]["code"]), (&json!(2), &json!(-32603)));
+    got.status(202);
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_is_cancelled_in_the_words_of_the_era() {
+    let mut remote = Remote::start().await;
+    let (line, _heard) = remote.session().await;
+    let calling = start(&line, call("tools/call"));
+    let got = remote.next().await;
+    calling.abort();
+    let cancel = remote.next().await;
+    assert_eq!(cancel.body["method"], Method::CANCELLED);
+    assert_eq!(cancel.body["params"]["requestId"], got.body["id"]);
+    cancel.status(202);
+
+    let (line, _heard) = remote.line(None);
+    line.agreed(Revision::LATEST_MODERN);
+    let calling = start(&line, call("tools/call"));
+    let stream = remote.next().await.stream();
+    calling.abort();
+    soon(stream.closed()).await;
+    assert!(remote.requests.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn batches_are_taken_where_the_revision_has_them() {
+    let mut remote = Remote::start().await;
+    for (revision, taken) in [(Revision::V2025_03_26, true), (Revision::V2025_06_18, false)] {
+        let (line, _heard) = remote.line(None);
+        line.agreed(revision);
+        let calling = start(&line, call("tools/call"));
+        let got = remote.next().await;
+        let told = json!({ "jsonrpc": "2.0", "method": Method::LOG_MESSAGE, "params": {} });
+        let batch = json!([told, answer(&got.body["id"])]);
+        got.stream().send(event("1", batch)).unwrap();
+        assert_eq!(soon(calling).await.unwrap().is_ok(), taken, "{revision}");
+    }
+}
+
+#[tokio::test]
+async fn the_older_transport_has_one_stream_and_an_endpoint() {
+    let mut remote = Remote::start().await;
+    let key = PartyKey::Session(SessionId::presented("party"));
+    let (ear, mut heard) = Ear::test(Some(key.clone()));
+    let url = remote.url.clone();
+    let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, ear).await });
+    let got = remote.next().await;
+    assert_eq!((got.verb.as_str(), got.header("accept")), ("GET", EVENTS));
+    let stream = got.stream();
+    stream.send("event: endpoint\ndata: /told?session=1\n\n".into()).unwrap();
+    let line = Arc::new(soon(opening).await.unwrap().unwrap());
+
+    let (said, mut told) = mpsc::channel(4);
+    let mut asking = call("tools/call");
+    asking.said = Some(said);
+    let calling = start(&line, asking);
+    let got = remote.next().await;
+    assert_eq!((got.verb.as_str(), got.path.as_str()), ("POST", "/told?session=1"));
+    let id = got.body["id"].clone();
+    got.status(202);
+    // A question on the one line of a party's own belongs to its newest call.
+    let ask = json!({ "jsonrpc": "2.0", "id": 5, "method": "roots/list" });
+    stream.send(format!("event: message\ndata: {ask}\n\n")).unwrap();
+    let Some(Said::Request { answer: place, .. }) = soon(told.recv()).await else {
+        panic!("no request")
+    };
+    place.send(Bytes::from_static(br#"{"jsonrpc":"2.0","id":5,"result":{}}"#)).unwrap();
+    let got = remote.next().await;
+    assert_eq!(got.body["id"], 5);
+    got.status(202);
+    stream.send(format!("event: message\ndata: {}\n\n", answer(&id))).unwrap();
+    soon(calling).await.unwrap().unwrap();
+    // Without a call, it belongs to the party.
+    stream.send(format!("data: {ask}\n\n")).unwrap();
+    assert_eq!(soon(heard.recv()).await.unwrap().party, Some(key));
+
+    // What the endpoint does not take has no answer; the end of the stream is that of the line.
+    let calling = start(&line, call("tools/call"));
+    let got = loop {
+        let got = remote.next().await;
+        if got.body["method"] == "tools/call" {
+            break got;
+        }
+    };
+    got.status(500);
+    assert!(matches!(soon(calling).await.unwrap(), Err(Failure::Unavailable(_))));
+    let calling = start(&line, call("tools/call"));
+    drop(stream);
+    assert!(matches!(soon(calling).await.unwrap(), Err(Failure::Unavailable(_))));
+    assert!(line.dead().is_some());
+}
+
+#[tokio::test]
+async fn an_endpoint_elsewhere_is_refused() {
+    let mut remote = Remote::start().await;
+    for said in ["event: endpoint\ndata: http://other.example/m\n\n", "data: {}\n\n"] {
+        let (ear, _heard) = Ear::test(None);
+        let url = remote.url.clone();
+        let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, ear).await });
+        remote.next().await.stream().send(said.into()).unwrap();
+        assert!(soon(opening).await.unwrap().is_err());
+    }
+}

@@ -1,0 +1,169 @@
+//! How an instance is started: its process, its line, its greeting.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    definitions::Definitions,
+    ear::Ear,
+    greeting::{Greeting, Hello, greet},
+    http::{Http, Sse},
+    instance::{Instance, Running, end},
+    launcher::{Handed, Place},
+    link::{Failure, Link},
+    log,
+    pipe::Pipe,
+    process::{Exit, Handle, LaunchFailure},
+};
+use crate::config::{Era, Transport};
+
+/// Numbers of running instances.
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
+
+/// A line with what is at its end.
+struct Line {
+    link: Arc<dyn Link>,
+    process: Option<Arc<dyn Handle>>,
+    place: Place,
+}
+
+impl Instance {
+    pub(super) async fn start(&self) -> Result<Running, Failure> {
+        // One of a party's own exists because the server is a legacy one, as the shared one found.
+        let known = self.known_legacy.load(Ordering::Relaxed)
+            || self.party.is_some() && *self.common.era.read() == Some(Era::Legacy);
+        let probe = self.common.settings.era == Era::Auto && !known;
+        let era = match self.common.settings.era {
+            Era::Auto if !probe => Era::Legacy,
+            era => era,
+        };
+        match self.start_as(era).await {
+            Err((failure, true)) if probe => {
+                let failure = self.told(failure);
+                tracing::debug!(server = %self.common.name, %failure, "the server ended when asked for its era; starting it as legacy");
+                self.known_legacy.store(true, Ordering::Relaxed);
+                self.start_as(Era::Legacy).await.map_err(|(failure, _)| failure)
+            }
+            started => started.map_err(|(failure, _)| failure),
+        }
+    }
+
+    /// Starts and greets; the flag of an error says whether the process died over the greeting.
+    async fn start_as(&self, era: Era) -> Result<Running, (Failure, bool)> {
+        let definitions = Arc::new(Definitions::default());
+        let ear = Ear::new(
+            self.common.name.clone(),
+            self.party().cloned(),
+            definitions.clone(),
+            self.common.heard.clone(),
+            self.lost.clone(),
+        );
+        let exit = Arc::new(OnceLock::new());
+        let hello = self.party.as_ref().map(Hello::of).unwrap_or_default();
+        let mut line = self.line(&ear, &exit).await.map_err(|failure| (failure, false))?;
+        let mut greeted = greet(line.link.as_ref(), era, &hello, self.start_timeout()).await;
+        if greeted.is_err()
+            && line.link.turned_away()
+            && self.common.settings.transport == Transport::Auto
+            && let Ok((older, greeting)) = self.older(ear.clone(), &hello).await
+        {
+            (line.link, greeted) = (older, Ok(greeting));
+        }
+        let Line { link, process, place } = line;
+        match greeted {
+            Ok(greeting) => {
+                let modern = greeting.revision.is_modern();
+                *self.common.era.write() = Some(if modern { Era::Modern } else { Era::Legacy });
+                let (number, since) = (NUMBERS.fetch_add(1, Ordering::Relaxed), Instant::now());
+                Ok(Running {
+                    number,
+                    link,
+                    ear,
+                    listening: Mutex::default(),
+                    greeting,
+                    definitions,
+                    process,
+                    exit,
+                    place,
+                    since,
+                    level: Mutex::default(),
+                })
+            }
+            Err(failure) => {
+                let died = link.dead().is_some();
+                if let Some(process) = &process {
+                    end(process.as_ref(), Duration::ZERO).await;
+                }
+                let failure = if died { self.with_exit(failure, &exit) } else { failure };
+                Err((failure, died))
+            }
+        }
+    }
+
+    async fn line(&self, ear: &Ear, exit: &Arc<OnceLock<Exit>>) -> Result<Line, Failure> {
+        let (name, settings) = (&self.common.name, &self.common.settings);
+        let launcher = &self.common.launcher;
+        if let Some(url) = &settings.url {
+            let headers = &self.handed()?.headers;
+            let found = self.common.sse.load(Ordering::Relaxed);
+            let link: Arc<dyn Link> = match settings.transport {
+                Transport::Auto if found => {
+                    let opened = Sse::open(url, headers, launcher.caps, ear.clone()).await;
+                    // It may speak otherwise by now: next time it is asked anew.
+                    self.common.sse.store(opened.is_ok(), Ordering::Relaxed);
+                    Arc::new(opened?)
+                }
+                Transport::Sse => {
+                    Arc::new(Sse::open(url, headers, launcher.caps, ear.clone()).await?)
+                }
+                Transport::Auto | Transport::StreamableHttp => {
+                    Arc::new(Http::new(url, headers, launcher.caps, ear.clone())?)
+                }
+            };
+            return Ok(Line { link, process: None, place: Place::Remote { url: url.clone() } });
+        }
+        let (process, place) =
+            launcher.start(name, settings).await.map_err(|failure| refused(&failure))?;
+        let secrets = self.handed()?.secrets.clone();
+        let (log, scrub) = (self.common.log.clone(), self.common.scrub.clone());
+        tokio::spawn(log::keep(process.stderr, log, scrub, secrets));
+        let link = Pipe::new(process.stdin, process.stdout, launcher.caps, ear.clone());
+        let handle: Arc<dyn Handle> = process.handle.into();
+        tokio::spawn({
+            let (end, exit) = (handle.wait(), exit.clone());
+            async move {
+                let _ = exit.set(end.await);
+            }
+        });
+        Ok(Line { link: Arc::new(link), process: Some(handle), place })
+    }
+
+    /// Greets a remote server over HTTP+SSE, which it may speak where it takes no greeting over
+    /// streamable HTTP.
+    async fn older(&self, ear: Ear, hello: &Hello) -> Result<(Arc<dyn Link>, Greeting), Failure> {
+        let url = self.common.settings.url.as_deref().unwrap_or_default();
+        let headers = &self.handed()?.headers;
+        let link = Sse::open(url, headers, self.common.launcher.caps, ear).await?;
+        let greeting = greet(&link, Era::Legacy, hello, self.start_timeout()).await?;
+        self.common.sse.store(true, Ordering::Relaxed);
+        Ok((Arc::new(link), greeting))
+    }
+
+    fn handed(&self) -> Result<&Handed, Failure> {
+        self.common.launcher.handed(&self.common.name).map_err(|failure| refused(&failure))
+    }
+}
+
+fn refused(failure: &LaunchFailure) -> Failure {
+    Failure::Unavailable(match &failure.remedy {
+        Some(remedy) => format!("{} ({remedy})", failure.what),
+        None => failure.what.clone(),
+    })
+}
