@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     definitions::{Definitions, Items, Offer},
+    ear::Ear,
     greeting::Greeting,
     launcher::{Launcher, Place},
     link::{Call, Failure, Heard, Link, Reply},

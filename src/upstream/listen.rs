@@ -222,3 +222,153 @@ fn resources(params: Option<&Bytes>) -> BTreeSet<String> {
         .and_then(|params| params.pointer("/notifications/resourceSubscriptions")?.as_array());
     uris.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines, duplex};
+
+    use super::*;
+    use crate::{
+        codec::{Caps, era::META_SUBSCRIPTION},
+        exchange::{Payload, Revision},
+        upstream::{Heard, pipe::Pipe},
+    };
+
+    struct Server {
+        lines: Lines<BufReader<DuplexStream>>,
+        stdout: DuplexStream,
+    }
+
+    impl Server {
+        async fn read(&mut self) -> Value {
+            let line = self.lines.next_line();
+            let line = tokio::time::timeout(Duration::from_secs(30), line).await.expect("in time");
+            serde_json::from_str(&line.unwrap().unwrap()).unwrap()
+        }
+
+        /// The next subscription: its id and filter.
+        async fn listened(&mut self) -> (Value, Value) {
+            let mut message = self.read().await;
+            assert_eq!(message["method"], Method::LISTEN, "{message}");
+            (message["id"].take(), message["params"]["notifications"].take())
+        }
+
+        async fn cancelled(&mut self) -> Value {
+            let mut message = self.read().await;
+            assert_eq!(message["method"], Method::CANCELLED, "{message}");
+            message["params"]["requestId"].take()
+        }
+
+        async fn write(&mut self, message: Value) {
+            self.stdout.write_all(format!("{message}\n").as_bytes()).await.unwrap();
+        }
+
+        async fn tell(&mut self, id: &Value, method: &str, mut params: Value) {
+            params["_meta"] = json!({ META_SUBSCRIPTION: id });
+            self.write(json!({ "jsonrpc": "2.0", "method": method, "params": params })).await;
+        }
+    }
+
+    struct Bench {
+        server: Server,
+        heard: mpsc::Receiver<Heard>,
+        wanted: watch::Sender<Wanted>,
+        granted: watch::Receiver<Granted>,
+        listening: AbortOnDropHandle<()>,
+    }
+
+    fn bench(capabilities: Value) -> Bench {
+        let (stdin, server_in) = duplex(1 << 14);
+        let (stdout, server_out) = duplex(1 << 14);
+        let (ear, heard) = Ear::test(None);
+        let caps = Caps { bytes: 1 << 14, depth: 9, nodes: 1_000 };
+        let link = Arc::new(Pipe::new(stdin, stdout, caps, ear.clone()));
+        let words = json!({ "capabilities": capabilities }).to_string();
+        let greeting =
+            Greeting { revision: Revision::LATEST_MODERN, words: Payload::new(words.into()) };
+        let (wanted, granted) = (watch::Sender::default(), watch::Sender::default());
+        let server = Server { lines: BufReader::new(server_in).lines(), stdout: server_out };
+        let (changes, answers) = (wanted.subscribe(), granted.subscribe());
+        let listening = begin(link, &greeting, ear, changes, granted);
+        Bench { server, heard, wanted, granted: answers, listening }
+    }
+
+    impl Bench {
+        fn want(&self, uris: &[&str]) {
+            let wanted = uris.iter().map(|uri| ((*uri).to_owned(), 1)).collect();
+            self.wanted.send_replace(wanted);
+        }
+    }
+
+    async fn answered(granted: &mut watch::Receiver<Granted>, asked: &str) -> Granted {
+        let said = granted.wait_for(|said| said.asked.contains(asked));
+        tokio::time::timeout(Duration::from_secs(30), said).await.unwrap().unwrap().clone()
+    }
+
+    fn set(uris: &[&str]) -> BTreeSet<String> {
+        uris.iter().map(|uri| (*uri).to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn one_subscription_follows_what_is_wanted() {
+        let mut bench = bench(json!({ "tools": { "listChanged": true }, "resources": {} }));
+        let (first, filter) = bench.server.listened().await;
+        assert_eq!(filter, json!({ "toolsListChanged": true }));
+        // Before it has acknowledged, a server has nothing to tell.
+        let changed = Method::TOOLS_CHANGED;
+        bench.server.tell(&first, changed, json!({ "early": true })).await;
+        bench.server.tell(&first, Method::ACKNOWLEDGED, json!({ "notifications": filter })).await;
+        bench.server.tell(&first, changed, json!({})).await;
+        let Heard { party: None, said: Said::Notification { method, params } } =
+            bench.heard.recv().await.unwrap()
+        else {
+            panic!("no notification")
+        };
+        // The id of the subscription is ours, and nobody else's.
+        assert_eq!((method.as_str(), params.unwrap()), (changed, Bytes::from_static(b"{}")));
+
+        bench.want(&["a", "b"]);
+        let (second, filter) = bench.server.listened().await;
+        let both = json!({ "toolsListChanged": true, "resourceSubscriptions": ["a", "b"] });
+        assert_eq!(filter, both);
+        // The first goes on until the second is granted.
+        bench.server.tell(&first, changed, json!({})).await;
+        assert!(bench.heard.recv().await.is_some());
+        let granted = json!({ "notifications": { "resourceSubscriptions": ["b"] } });
+        bench.server.tell(&second, Method::ACKNOWLEDGED, granted).await;
+        let said = answered(&mut bench.granted, "a").await;
+        assert_eq!((said.asked, said.granted), (set(&["a", "b"]), set(&["b"])));
+        assert_eq!(bench.server.cancelled().await, first);
+        bench.server.tell(&second, Method::UPDATED, json!({ "uri": "b" })).await;
+        let heard = bench.heard.recv().await.unwrap();
+        assert_eq!(heard.said.method().as_str(), Method::UPDATED);
+
+        // One that ends is opened again.
+        bench.server.write(json!({ "jsonrpc": "2.0", "id": second, "result": {} })).await;
+        let (third, filter) = bench.server.listened().await;
+        assert_eq!(filter, both);
+        drop(bench.listening);
+        assert_eq!(bench.server.cancelled().await, third);
+    }
+
+    #[tokio::test]
+    async fn what_a_server_refuses_is_known_and_not_asked_for_over_and_over() {
+        let mut bench = bench(json!({ "tools": {} }));
+        bench.want(&["a"]);
+        let (id, filter) = bench.server.listened().await;
+        assert_eq!(filter, json!({ "resourceSubscriptions": ["a"] }));
+        let error = json!({ "code": -32601, "message": "no" });
+        bench.server.write(json!({ "jsonrpc": "2.0", "id": id, "error": error })).await;
+        let said = answered(&mut bench.granted, "a").await;
+        assert_eq!(said.instead, Some(Ok(error.to_string().into())));
+        // The next that it hears is of what is wanted by then.
+        bench.want(&[]);
+        bench.want(&["b"]);
+        assert_eq!(bench.server.listened().await.1, json!({ "resourceSubscriptions": ["b"] }));
+        drop(bench.server);
+        let said = answered(&mut bench.granted, "b").await;
+        assert!(matches!(said.instead, Some(Err(Failure::Unavailable(_)))));
+        // With the link, it is over.
+        tokio::time::timeout(Duration::from_secs(30), bench.listening).await.unwrap().unwrap();
+    }
+}
