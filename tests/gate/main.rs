@@ -13,6 +13,7 @@ mod faults;
 mod frames;
 mod identity;
 mod interceptors;
+mod matrix;
 mod operations;
 mod orphans;
 mod others;

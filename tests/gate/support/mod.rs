@@ -2,6 +2,7 @@
 //! over the wire.
 
 pub mod agent;
+pub mod client;
 pub mod engine;
 pub mod gate;
 pub mod remote;

@@ -1,0 +1,174 @@
+//! Every revision and transport of a client against every revision and transport of a server, in
+//! everything that both can do. `docs/matrix.md` is made of what comes out: run this with
+//! PORTCULLIS_WRITE_DOCS=1 to write it.
+
+mod cells;
+mod table;
+
+use std::{process::Stdio, sync::Arc};
+
+use futures_util::StreamExt;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+use crate::support::{
+    client::{Client, REVISIONS, Transport, Wrong},
+    gate::{Gate, Setup},
+    in_time, portcullis, server,
+};
+
+use cells::{Expected, Feature};
+use table::Outcome;
+
+/// Pairs at once. Each has processes of its own.
+const AT_ONCE: usize = 6;
+
+/// One side: a revision over a transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Side {
+    revision: &'static str,
+    transport: Transport,
+}
+
+impl Side {
+    fn all() -> Vec<Self> {
+        let of = |revision| Transport::of(revision).map(|transport| Self { revision, transport });
+        REVISIONS.into_iter().flat_map(of).collect()
+    }
+
+    /// The name of the server with this side.
+    fn server(self) -> String {
+        let transport = match self.transport {
+            Transport::Http => "http",
+            Transport::Stdio => "stdio",
+            Transport::Sse => "sse",
+        };
+        format!("r{}-{transport}", self.revision)
+    }
+}
+
+/// A server of another machine, as far as the proxy can tell.
+async fn remote(side: Side) -> (Child, String) {
+    let mut command = Command::new(server("scripted"));
+    let transport = if side.transport == Transport::Sse { "sse" } else { "http" };
+    command.args([side.revision, transport]).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let stdout = child.stdout.take().unwrap();
+    let mut lines = BufReader::new(stdout).lines();
+    let url = in_time("a server's URL", lines.next_line()).await.unwrap().unwrap();
+    (child, url)
+}
+
+/// A proxy with a server for each side.
+async fn gate() -> (Gate, Vec<Child>) {
+    let mut config = String::new();
+    let mut children = Vec::new();
+    for side in Side::all() {
+        config.push_str(&format!("[servers.{}]\n", side.server()));
+        if side.transport == Transport::Stdio {
+            let program = server("scripted");
+            config.push_str(&format!(
+                "command = [\"{}\", \"{}\", \"stdio\"]\nruntime = \"sandbox\"\n",
+                program.display(),
+                side.revision
+            ));
+        } else {
+            let (child, url) = remote(side).await;
+            children.push(child);
+            config.push_str(&format!("url = \"{url}\"\n"));
+        }
+    }
+    (Setup::new(&config).start().await, children)
+}
+
+async fn connect(gate: &Gate, client: Side, server: &str) -> Result<Arc<Client>, Wrong> {
+    let revision = client.revision;
+    match client.transport {
+        Transport::Http => {
+            Client::http(revision, &gate.url(&format!("/servers/{server}/mcp"))).await
+        }
+        Transport::Sse => Client::sse(revision, &gate.url(&format!("/servers/{server}/sse"))).await,
+        Transport::Stdio => {
+            let config = gate.path("portcullis.toml");
+            let config = config.to_str().unwrap();
+            let args = ["connect", "--config", config, "--server", server];
+            Client::stdio(revision, &portcullis(), &args).await
+        }
+    }
+}
+
+/// All cells of one pair, one after another.
+async fn pair(gate: &Gate, client: Side, server: Side) -> Vec<Outcome> {
+    let connected = connect(gate, client, &server.server()).await;
+    cells_of(&connected, client, server).await
+}
+
+async fn cells_of(
+    connected: &Result<Arc<Client>, Wrong>,
+    client: Side,
+    server: Side,
+) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    for feature in Feature::ALL {
+        let expected = feature.expected(client.revision, server.revision);
+        let done = match (connected, expected) {
+            (_, Expected::Absent) => Ok(()),
+            (Err(wrong), _) => Err(format!("no connection: {wrong}")),
+            (Ok(client), _) => {
+                let done = cells::exchange(client, server.revision, feature).await;
+                let wrongs = client.wrongs();
+                match done {
+                    Ok(()) if wrongs.is_empty() => Ok(()),
+                    Ok(()) => Err(wrongs.join("; ")),
+                    Err(wrong) if wrongs.is_empty() => Err(wrong),
+                    Err(wrong) => Err(format!("{wrong}; {}", wrongs.join("; "))),
+                }
+            }
+        };
+        outcomes.push(Outcome { client, server, feature, done });
+    }
+    outcomes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_revision_reaches_every_other_over_every_transport() {
+    let (gate, servers) = gate().await;
+    let mut pairs = Vec::new();
+    for client in Side::all() {
+        pairs.extend(Side::all().into_iter().map(|server| (client, server)));
+    }
+    let gate_ref = &gate;
+    let outcomes: Vec<Outcome> = futures_util::stream::iter(pairs)
+        .map(|(client, server)| pair(gate_ref, client, server))
+        .buffered(AT_ONCE)
+        .flat_map(futures_util::stream::iter)
+        .collect()
+        .await;
+    table::check_cells(&outcomes);
+    table::check_page();
+    gate.stop().await;
+    drop(servers);
+}
+
+/// What is found wrong above is the proxy's: without it, nothing is.
+#[tokio::test]
+async fn without_a_proxy_each_revision_reaches_itself() {
+    let mut outcomes = Vec::new();
+    for side in Side::all() {
+        let (connected, _child) = if side.transport == Transport::Stdio {
+            let program = server("scripted");
+            (Client::stdio(side.revision, &program, &[side.revision, "stdio"]).await, None)
+        } else {
+            let (child, url) = remote(side).await;
+            let client = match side.transport {
+                Transport::Sse => Client::sse(side.revision, &url).await,
+                _ => Client::http(side.revision, &url).await,
+            };
+            (client, Some(child))
+        };
+        outcomes.extend(cells_of(&connected, side, side).await);
+    }
+    table::check_cells(&outcomes);
+}

@@ -1,0 +1,116 @@
+//! What came out, as a page of the documentation and as a list of what is wrong.
+
+use std::{collections::BTreeMap, fmt::Write};
+
+use super::{
+    Side,
+    cells::{Expected, Feature},
+};
+use crate::support::{
+    client::{REVISIONS, Transport, Wrong},
+    root,
+};
+
+/// One cell of one pair.
+pub struct Outcome {
+    pub client: Side,
+    pub server: Side,
+    pub feature: Feature,
+    pub done: Result<(), Wrong>,
+}
+
+const HEAD: &str = "<!-- Made by the test `every_revision_reaches_every_other_over_every_transport`. Change `tests/gate/matrix`, not this. -->
+
+# Which revisions work together
+
+Each cell is an exchange between a client of one revision and a server of another, through the proxy, that the tests make over every transport that the two revisions have.
+
+";
+
+const FOOT: &str = "
+- **✓**: it works over every pair of these transports.
+- **–**: one of the two revisions does not have it.
+- **at once**: both have tasks, but of two kinds that cannot be translated. In 2025-11-25 the client asks for a task, on a tool that says it can be one, and a blocking `tasks/result` has the outcome; in the extension to 2026-07-28 the server decides whether a call becomes a task, and asks its questions in it. So neither side is told that the other has tasks, and the call is answered when it is done.
+
+What the columns mean:
+
+| column | exchange |
+|---|---|
+";
+
+/// Holds what came out against what should have.
+///
+/// # Panics
+/// Where a cell failed.
+pub fn check_cells(outcomes: &[Outcome]) {
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| outcome.done.is_err()).collect();
+    if !failed.is_empty() {
+        panic!("{} of {} cells failed:\n{}", failed.len(), outcomes.len(), failures(&failed));
+    }
+}
+
+/// Holds `docs/matrix.md` against what should come out.
+///
+/// # Panics
+/// Where it says something else.
+pub fn check_page() {
+    let page = page();
+    let path = root().join("docs/matrix.md");
+    if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    assert!(
+        std::fs::read_to_string(&path).unwrap_or_default() == page,
+        "docs/matrix.md is not what came out: run this test with PORTCULLIS_WRITE_DOCS=1"
+    );
+}
+
+/// The failures, first by what they have in common and then one by one.
+fn failures(failed: &[&Outcome]) -> String {
+    let mut by_feature: BTreeMap<&str, usize> = BTreeMap::new();
+    for outcome in failed {
+        *by_feature.entry(outcome.feature.name()).or_default() += 1;
+    }
+    let mut text = format!("{by_feature:?}\n");
+    for Outcome { client, server, feature, done } in failed {
+        let Err(wrong) = done else { continue };
+        let wrong: String = wrong.chars().take(400).collect();
+        let _ = writeln!(
+            text,
+            "{} {} → {} {}: {}: {wrong}",
+            client.revision,
+            client.transport,
+            server.revision,
+            server.transport,
+            feature.name(),
+        );
+    }
+    text
+}
+
+fn page() -> String {
+    let mut page = HEAD.to_owned();
+    page.push_str("| revision | transports |\n|---|---|\n");
+    for revision in REVISIONS {
+        let [first, second] = Transport::of(revision);
+        let _ = writeln!(page, "| {revision} | {first}, {second} |");
+    }
+    let columns: Vec<_> = Feature::ALL.iter().map(|feature| feature.name()).collect();
+    let _ = writeln!(page, "\n| client | server | {} |", columns.join(" | "));
+    let _ = writeln!(page, "|---|---|{}", "---|".repeat(columns.len()));
+    for client in REVISIONS {
+        for server in REVISIONS {
+            let cells = Feature::ALL.map(|feature| match feature.expected(client, server) {
+                Expected::Works => "✓",
+                Expected::Absent => "–",
+                Expected::Impossible => "at once",
+            });
+            let _ = writeln!(page, "| {client} | {server} | {} |", cells.join(" | "));
+        }
+    }
+    page.push_str(FOOT);
+    for feature in Feature::ALL {
+        let _ = writeln!(page, "| {} | {} |", feature.name(), feature.meaning());
+    }
+    page
+}
