@@ -19,5 +19,6 @@ mod orphans;
 mod others;
 mod policy;
 mod quickstart;
+mod sdk_servers;
 mod sdks;
 mod shutdown;

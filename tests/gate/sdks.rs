@@ -1,8 +1,18 @@
-//! The official SDKs as clients, in both eras, over HTTP and over pipes.
+//! SDKs as clients, in both eras, over HTTP and over pipes.
 
 use serde_json::{Value, json};
 
-use crate::support::{gate::Setup, portcullis, sdk::Sdk};
+use crate::support::{
+    gate::Setup,
+    new_mark, portcullis,
+    sdk::{Sdk, inspect},
+    server,
+};
+
+/// Those whose results are the protocol's own. Pydantic AI's are values for a model.
+const PLAIN: [Sdk; 4] = [Sdk::Python, Sdk::FastMcp, Sdk::TypeScript, Sdk::Rmcp];
+/// One for each language that starts a program for its pipes.
+const BY_PIPE: [Sdk; 3] = [Sdk::Python, Sdk::TypeScript, Sdk::Rmcp];
 
 fn steps() -> Value {
     json!([
@@ -67,7 +77,7 @@ async fn over_http_with_a_key() {
     let written = Setup::notes().keyed().policies(POLICY).write();
     let key = written.add_client("sdk", &[]).await;
     let gate = written.start().await;
-    for sdk in Sdk::ALL {
+    for sdk in PLAIN {
         for era in ["legacy", "modern"] {
             let report = sdk.report(era, &["--url", &gate.url("/mcp")], Some(&key), &steps()).await;
             check(era, &report);
@@ -83,7 +93,7 @@ async fn over_the_bridge_to_a_running_proxy() {
     let program = portcullis();
     let target =
         ["--stdio", program.to_str().unwrap(), "connect", "--config", config.to_str().unwrap()];
-    for sdk in Sdk::ALL {
+    for sdk in BY_PIPE {
         for era in ["legacy", "modern"] {
             check(era, &sdk.report(era, &target, None, &steps()).await);
         }
@@ -93,7 +103,7 @@ async fn over_the_bridge_to_a_running_proxy() {
 
 #[tokio::test]
 async fn over_the_pipes_of_a_proxy_of_their_own() {
-    for sdk in Sdk::ALL {
+    for sdk in BY_PIPE {
         for era in ["legacy", "modern"] {
             let written = Setup::notes().policies(POLICY).write();
             let config = written.path("portcullis.toml");
@@ -110,4 +120,111 @@ async fn over_the_pipes_of_a_proxy_of_their_own() {
             assert!(crate::support::marked(&written.mark).is_empty(), "{sdk:?} {era}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_pydantic_ai_agent_uses_tools() {
+    let gate = Setup::notes().policies(POLICY).start().await;
+    let target = ["--url", &gate.url("/mcp")];
+    let steps = json!([
+        { "method": "tools/list" },
+        { "method": "tools/call", "params": { "name": "notes__read_note", "arguments": { "name": "welcome" } } },
+        { "method": "prompts/get", "params": { "name": "notes__summarize_notes", "arguments": { "name": "groceries" } } },
+        { "method": "resources/read", "params": { "uri": "note:///welcome" } },
+        { "method": "agent", "params": { "tool": "notes__list_notes" } },
+        { "method": "tools/call", "params": { "name": "notes__delete_note", "arguments": { "name": "welcome" } } },
+    ]);
+    for era in ["legacy", "modern"] {
+        let report = Sdk::PydanticAi.report(era, &target, None, &steps).await;
+        let steps = report["steps"].as_array().unwrap();
+        let [tools, call, prompt, read, agent, delete] = steps.as_slice() else {
+            panic!("{report:#}")
+        };
+        assert_eq!(tools["result"]["tools"].as_array().unwrap().len(), 3, "{tools:#}");
+        for (step, text) in [
+            (call, "behind Portcullis"),
+            (prompt, "two lemons"),
+            (read, "behind Portcullis"),
+            (agent, "groceries"),
+        ] {
+            assert!(step["result"]["value"].to_string().contains(text), "{step:#}");
+        }
+        assert_eq!(delete["error"]["data"]["code"], "policy-denied", "{delete:#}");
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn the_inspector_sees_what_policy_shows() {
+    let gate = Setup::notes().policies(POLICY).start().await;
+    let url = gate.url("/mcp");
+    for era in ["legacy", "modern"] {
+        let inspect = async |method: &[&str]| inspect(era, &[&url], method).await;
+        let tools = inspect(&["tools/list"]).await.unwrap().to_string();
+        assert!(tools.contains("notes__read_note"), "{era}: {tools}");
+        assert!(!tools.contains("notes__delete_note"), "{era}: {tools}");
+        let call = ["tools/call", "--tool-name", "notes__read_note", "--tool-arg", "name=welcome"];
+        let called = inspect(&call).await.unwrap().to_string();
+        assert!(called.contains("behind Portcullis"), "{era}: {called}");
+        let read = inspect(&["resources/read", "--uri", "note:///welcome"]).await.unwrap();
+        assert!(read.to_string().contains("behind Portcullis"), "{era}: {read:#}");
+        let get = ["prompts/get", "--prompt-name", "notes__summarize_notes", "--prompt-args"];
+        let got = inspect(&[&get[..], &["name=groceries"]].concat()).await.unwrap();
+        assert!(got.to_string().contains("two lemons"), "{era}: {got:#}");
+        let delete = ["tools/call", "--tool-name", "notes__delete_note", "--tool-arg", "name=n"];
+        let refused = inspect(&delete).await;
+        assert!(format!("{refused:?}").contains("policy-denied"), "{era}: {refused:#?}");
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn servers_of_both_eras_ask_clients_of_both_eras() {
+    let scripted = server("scripted");
+    let mut config = String::new();
+    let servers = [("legacy", "2025-11-25"), ("modern", "2026-07-28")];
+    for (name, revision) in servers {
+        config.push_str(&format!(
+            "[servers.{name}]\ncommand = [\"{}\", \"{revision}\", \"stdio\"]\nruntime = \"sandbox\"\n",
+            scripted.display()
+        ));
+    }
+    let gate = Setup::new(&config).start().await;
+    let mut wrong = Vec::new();
+    for (name, revision) in servers {
+        let url = gate.url(&format!("/servers/{name}/mcp"));
+        for sdk in Sdk::ALL {
+            for era in ["legacy", "modern"] {
+                let call = |tool: &str, arguments: Value| {
+                    let params = json!({ "name": tool, "arguments": arguments });
+                    json!({ "method": "tools/call", "params": params })
+                };
+                let steps = json!([
+                    call("echo", json!({ "text": "hello" })),
+                    call("sample", json!({})),
+                    call("form", json!({})),
+                    call("roots", json!({})),
+                    { "cancel": new_mark() },
+                ]);
+                let report = sdk.report(era, &["--url", &url], None, &steps).await;
+                let said = [
+                    &format!("{revision}: hello"),
+                    "the client said: 42 from a model",
+                    "the client said: Ada",
+                    "the client said: file:///clients/root",
+                    "it was cancelled",
+                ];
+                for (step, said) in report["steps"].as_array().unwrap().iter().zip(said) {
+                    if !step["result"].to_string().contains(said) {
+                        wrong.push(format!("{sdk:?} {era} → {name}: {step} without {said:?}"));
+                    }
+                }
+                if report["steps"][4]["heard"] != 1.0 {
+                    wrong.push(format!("{sdk:?} {era} → {name}: no progress: {report:#}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    gate.stop().await;
 }

@@ -6,6 +6,7 @@ pub mod client;
 pub mod engine;
 pub mod gate;
 pub mod remote;
+pub mod rmcp;
 pub mod sdk;
 pub mod wire;
 

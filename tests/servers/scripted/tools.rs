@@ -168,6 +168,11 @@ impl Request {
             "wait" => {
                 let mark = self.argument("mark")?;
                 mark_in(&world.begun, &mark);
+                let token = &self.params["_meta"]["progressToken"];
+                if !token.is_null() {
+                    let params = json!({ "progressToken": token, "progress": 1 });
+                    self.say("notifications/progress", params);
+                }
                 self.gone.cancelled().await;
                 mark_in(&world.cancelled, &mark);
                 Ok(text("nobody hears this"))
