@@ -4,7 +4,7 @@
 //! local user. With one it speaks HTTP with a key from `PORTCULLIS_KEY` or a file: a key on the
 //! command line could be read by every user of the machine.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use tokio::{
     sync::mpsc,
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{Context, Exit};
 use crate::{
@@ -67,6 +68,9 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             continue;
         }
         let message = Message::of(&text);
+        if bridge.closes(&message) {
+            continue;
+        }
         let greeting = message.method.as_deref() == Some(Method::INITIALIZE);
         let sent = bridge.clone().send(message, text, output.clone());
         if greeting {
@@ -94,12 +98,14 @@ struct Message {
     /// The modern revision that it names in `_meta`.
     revision: Option<String>,
     name: Option<String>,
+    /// The request that it takes back.
+    cancels: Option<Bytes>,
 }
 
 impl Message {
     fn of(text: &Bytes) -> Self {
         let caps = Caps::request(&Limits::default());
-        let nothing = Self { id: None, method: None, revision: None, name: None };
+        let nothing = Self { id: None, method: None, revision: None, name: None, cancels: None };
         let Ok(frame) = Frame::parse(text.clone(), caps) else { return nothing };
         let (id, method, params) = match frame.kind {
             Kind::Request { id, method, params } => (Some(id.raw().clone()), method, params),
@@ -114,10 +120,14 @@ impl Message {
         let key = match method.as_str() {
             Method::TOOLS_CALL | Method::PROMPTS_GET => Some("name"),
             Method::RESOURCES_READ => Some("uri"),
+            "tasks/get" | "tasks/update" | "tasks/cancel" => Some("taskId"),
             _ => None,
         };
         let name = key.and_then(|key| params.as_ref().and_then(|params| params.string(key)));
-        Self { id, method: Some(method.as_str().to_owned()), revision, name }
+        let cancels = (method.as_str() == Method::CANCELLED)
+            .then(|| params.as_ref().and_then(|params| params.get("requestId")))
+            .flatten();
+        Self { id, method: Some(method.as_str().to_owned()), revision, name, cancels }
     }
 }
 
@@ -126,6 +136,10 @@ struct Bridge {
     url: String,
     key: Option<String>,
     session: Mutex<Option<String>>,
+    /// The legacy revision that was agreed on.
+    agreed: Mutex<Option<String>>,
+    /// Requests under way, by their ids as the client wrote them.
+    open: Mutex<HashMap<Bytes, CancellationToken>>,
     /// Holds the way to the socket open.
     _socket: Option<admin::Address>,
 }
@@ -148,6 +162,8 @@ impl Bridge {
                 url: url.clone(),
                 key,
                 session: Mutex::default(),
+                agreed: Mutex::default(),
+                open: Mutex::default(),
                 _socket: None,
             });
         }
@@ -170,6 +186,8 @@ impl Bridge {
             url: format!("http://portcullis{path}"),
             key: None,
             session: Mutex::default(),
+            agreed: Mutex::default(),
+            open: Mutex::default(),
             _socket: Some(socket),
         })
     }
@@ -181,11 +199,50 @@ impl Bridge {
         if let Some(session) = self.session.lock().as_ref() {
             request = request.header("mcp-session-id", session);
         }
+        if let Some(revision) = self.agreed.lock().as_ref() {
+            request = request.header("mcp-protocol-version", revision);
+        }
         request
     }
 
+    /// Takes a request back as 2026-07-28 has it over HTTP, by the end of its stream. In a session
+    /// the message itself goes on.
+    fn closes(&self, message: &Message) -> bool {
+        let Some(id) = &message.cancels else { return false };
+        if self.session.lock().is_some() {
+            return false;
+        }
+        if let Some(open) = self.open.lock().remove(id) {
+            open.cancel();
+        }
+        true
+    }
+
     /// Posts a message and hands on all that comes back.
-    async fn send(self: Arc<Self>, message: Message, text: Bytes, output: mpsc::Sender<Bytes>) {
+    fn send(
+        self: Arc<Self>,
+        message: Message,
+        text: Bytes,
+        output: mpsc::Sender<Bytes>,
+    ) -> impl Future<Output = ()> + Send {
+        // At once, not when the future is first polled: what follows may take it back.
+        let closed = CancellationToken::new();
+        if let Some(id) = &message.id {
+            self.open.lock().insert(id.clone(), closed.clone());
+        }
+        async move {
+            let id = message.id.clone();
+            tokio::select! {
+                () = closed.cancelled() => {}
+                () = self.carry(message, text, output) => {}
+            }
+            if let Some(id) = id {
+                self.open.lock().remove(&id);
+            }
+        }
+    }
+
+    async fn carry(&self, message: Message, text: Bytes, output: mpsc::Sender<Bytes>) {
         let id = message.id.clone();
         if let Err(error) = self.post(message, text, &output).await {
             // The client waits for an answer, so it gets one.
@@ -226,23 +283,54 @@ impl Bridge {
             }
         }
         let response = request.body(text).send().await?;
-        if message.method.as_deref() == Some(Method::INITIALIZE)
+        let greeting = message.method.as_deref() == Some(Method::INITIALIZE);
+        if greeting
             && let Some(session) = response.headers().get("mcp-session-id")
         {
             *self.session.lock() = session.to_str().ok().map(str::to_owned);
         }
         let kind = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
         if kind.starts_with("text/event-stream") {
-            return relay(response, output).await;
+            return self.relay(response, greeting, output).await;
         }
         let status = response.status();
         if kind.starts_with("application/json") {
             let body = addressed(response.bytes().await?, message.id.as_deref());
+            if greeting {
+                self.agree(&body);
+            }
             output.send(body).await?;
         } else if message.id.is_some() {
             anyhow::bail!("it answered {status}");
         }
         Ok(())
+    }
+
+    async fn relay(
+        &self,
+        response: reqwest::Response,
+        greeting: bool,
+        output: &mpsc::Sender<Bytes>,
+    ) -> anyhow::Result<()> {
+        let mut events = SseStream::from_bytes_stream(response.bytes_stream());
+        while let Some(event) = events.next().await {
+            if let Some(data) = event?.data.filter(|data| !data.is_empty()) {
+                let text = Bytes::from(data);
+                if greeting {
+                    self.agree(&text);
+                }
+                output.send(text).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the revision that the answer to `initialize` names, for the headers that follow.
+    fn agree(&self, text: &Bytes) {
+        let result = Object::parse(text.clone()).ok().and_then(|answer| answer.object("result"));
+        if let Some(revision) = result.and_then(|result| result.string("protocolVersion")) {
+            *self.agreed.lock() = Some(revision);
+        }
     }
 
     /// Hands on what the session hears beside answers.
@@ -251,7 +339,7 @@ impl Bridge {
         if let Ok(response) = request.send().await
             && response.status().is_success()
         {
-            let _ = relay(response, &output).await;
+            let _ = self.relay(response, false, &output).await;
         }
     }
 
@@ -274,16 +362,6 @@ fn addressed(body: Bytes, id: Option<&[u8]>) -> Bytes {
         }
         _ => body,
     }
-}
-
-async fn relay(response: reqwest::Response, output: &mpsc::Sender<Bytes>) -> anyhow::Result<()> {
-    let mut events = SseStream::from_bytes_stream(response.bytes_stream());
-    while let Some(event) = events.next().await {
-        if let Some(data) = event?.data.filter(|data| !data.is_empty()) {
-            output.send(data.into()).await?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
