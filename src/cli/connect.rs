@@ -284,9 +284,7 @@ impl Bridge {
         }
         let response = request.body(text).send().await?;
         let greeting = message.method.as_deref() == Some(Method::INITIALIZE);
-        if greeting
-            && let Some(session) = response.headers().get("mcp-session-id")
-        {
+        if greeting && let Some(session) = response.headers().get("mcp-session-id") {
             *self.session.lock() = session.to_str().ok().map(str::to_owned);
         }
         let kind = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");

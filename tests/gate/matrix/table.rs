@@ -65,25 +65,28 @@ pub fn check_page() {
     );
 }
 
-/// The failures, first by what they have in common and then one by one.
+/// The failures: those that say the same are one.
 fn failures(failed: &[&Outcome]) -> String {
-    let mut by_feature: BTreeMap<&str, usize> = BTreeMap::new();
-    for outcome in failed {
-        *by_feature.entry(outcome.feature.name()).or_default() += 1;
-    }
-    let mut text = format!("{by_feature:?}\n");
+    let names = regex::Regex::new(
+        r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}|127\.0\.0\.1:\d+|r?20\d\d-\d\d-\d\d",
+    )
+    .unwrap();
+    let mut alike: BTreeMap<(&str, String), Vec<String>> = BTreeMap::new();
     for Outcome { client, server, feature, done } in failed {
         let Err(wrong) = done else { continue };
-        let wrong: String = wrong.chars().take(400).collect();
-        let _ = writeln!(
-            text,
-            "{} {} → {} {}: {}: {wrong}",
-            client.revision,
-            client.transport,
-            server.revision,
-            server.transport,
-            feature.name(),
+        let wrong: String = names.replace_all(wrong, "…").chars().take(300).collect();
+        let pair = format!(
+            "{} {} → {} {}",
+            client.revision, client.transport, server.revision, server.transport
         );
+        alike.entry((feature.name(), wrong)).or_default().push(pair);
+    }
+    let mut text = String::new();
+    for ((feature, wrong), pairs) in alike {
+        let _ = writeln!(text, "{feature}, {} times: {wrong}", pairs.len());
+        for pair in pairs.iter().take(4) {
+            let _ = writeln!(text, "    {pair}");
+        }
     }
     text
 }

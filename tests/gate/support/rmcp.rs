@@ -109,7 +109,10 @@ pub async fn report(era: &str, target: &[&str], key: Option<&str>, steps: &Value
             ["--stdio", program, args @ ..] => {
                 let mut command = Command::new(program);
                 command.args(args);
-                let child = TokioChildProcess::new(command).unwrap();
+                let (child, _) = TokioChildProcess::builder(command)
+                    .stderr(std::process::Stdio::null())
+                    .spawn()
+                    .unwrap();
                 handler.serve_with_lifecycle(child, mode).await.unwrap()
             }
             other => panic!("no target: {other:?}"),
