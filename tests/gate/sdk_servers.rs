@@ -27,6 +27,14 @@ async fn remote(program: &Path, args: &[&str]) -> (Child, String) {
     (child, url.expect("a URL"))
 }
 
+/// The folder of the Python that a virtual environment stands on: the sandbox shows what belongs to
+/// the system, and this may not.
+async fn base(python: &Path) -> String {
+    let print = ["-c", "import sys; print(sys.base_prefix)"];
+    let output = in_time("Python", Command::new(python).args(print).output()).await.unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
 /// Everything that these servers have.
 async fn exchange(client: &Client, name: &str) -> Result<(), Wrong> {
     let samples = !name.starts_with("fastmcp");
@@ -73,11 +81,15 @@ async fn servers_of_every_sdk_serve_clients_of_both_eras() {
     let python = target("tests/python/bin/python");
     let sdks = root().join("tests/sdks");
     let (mut config, mut children, mut names) = (String::new(), Vec::new(), Vec::new());
+    let base = base(&python).await;
     for era in ["legacy", "modern"] {
         let mut pipe = |name: &str, folder: &str, command: &[&str]| {
-            let mount = format!("{}:/sdk", sdks.join(folder).display());
+            let mut mounts = vec![format!("{}:/sdk", sdks.join(folder).display())];
+            if folder == "python" && !base.starts_with("/usr") {
+                mounts.push(format!("{base}:{base}"));
+            }
             config.push_str(&format!(
-                "[servers.{name}-pipe-{era}]\ncommand = {command:?}\nmounts = [{mount:?}]\n\
+                "[servers.{name}-pipe-{era}]\ncommand = {command:?}\nmounts = {mounts:?}\n\
                  runtime = \"sandbox\"\nera = \"{era}\"\n"
             ));
             names.push(format!("{name}-pipe-{era}"));
