@@ -53,10 +53,12 @@ impl Method {
     pub const ROOTS_CHANGED: &str = "notifications/roots/list_changed";
     pub const UPDATED: &str = "notifications/resources/updated";
     pub const TASKS_LIST: &str = "tasks/list";
+    /// Of 2025-11-25 only.
+    pub const TASKS_RESULT: &str = "tasks/result";
     pub const TASK_STATUS: &str = "notifications/tasks/status";
 
     /// Methods about one task, by its `taskId`.
-    pub const TASK: &[&str] = &["tasks/get", "tasks/result", "tasks/update", "tasks/cancel"];
+    pub const TASK: &[&str] = &["tasks/get", Self::TASKS_RESULT, "tasks/update", "tasks/cancel"];
 
     /// Methods that the proxy knows by name.
     pub const KNOWN: &[&str] = &[

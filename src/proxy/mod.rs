@@ -146,6 +146,8 @@ pub struct Answered {
     pub text: Option<Bytes>,
     /// The code of a refusal.
     pub refused: Option<Code>,
+    /// The code in the `error` that it is, a server's or of a refusal.
+    pub error: Option<i64>,
     /// The session that an `initialize` opened.
     pub session: Option<Arc<Session>>,
 }

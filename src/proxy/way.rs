@@ -345,7 +345,7 @@ impl Proxy {
             _ => false,
         };
         if settled {
-            return Answered { text: None, refused: None, session: None };
+            return Answered { text: None, refused: None, error: None, session: None };
         }
         let refusal =
             Refusal::new(Code::InvalidRequest, "this answers no request that is under way");
@@ -360,7 +360,8 @@ impl Proxy {
                 None,
             )
             .await;
-        Answered { text: Some(text), refused: Some(refusal.code), session: None }
+        let (refused, error) = (Some(refusal.code), Some(refusal.code.rpc().into()));
+        Answered { text: Some(text), refused, error, session: None }
     }
 
     /// Does what a client's notification is for.
@@ -467,30 +468,35 @@ impl Proxy {
                 let error = refusal.to_rpc_error(exchange.id).to_string();
                 Frame::error(None, error.as_bytes())
             });
-            return Answered { text, refused: refusal.map(|r| r.code), session: None };
+            let refused = refusal.map(|refusal| refusal.code);
+            let error = refused.map(|code| code.rpc().into());
+            return Answered { text, refused, error, session: None };
         };
         match end {
             Ok(Some(Answer::Result(result))) => {
                 let text = Some(Frame::result(id, result.raw()));
-                Answered { text, refused: None, session }
+                Answered { text, refused: None, error: None, session }
             }
             Ok(Some(Answer::Error(error))) => {
-                if let Some(code) = error.value().get("code").and_then(Value::as_i64) {
+                let code = error.value().get("code").and_then(Value::as_i64);
+                if let Some(code) = code {
                     self.metrics.error(code);
                 }
                 Answered {
                     text: Some(Frame::error(Some(id), error.raw())),
                     refused: None,
+                    error: code,
                     session: None,
                 }
             }
-            Ok(None) => Answered { text: None, refused: None, session: None },
+            Ok(None) => Answered { text: None, refused: None, error: None, session: None },
             Err(refusal) => {
                 self.metrics.refusal(refusal.code);
-                self.metrics.error(refusal.code.rpc().into());
+                let code = refusal.code.rpc().into();
+                self.metrics.error(code);
                 let error = refusal.to_rpc_error(exchange.id).to_string();
                 let text = Some(Frame::error(Some(id), error.as_bytes()));
-                Answered { text, refused: Some(refusal.code), session: None }
+                Answered { text, refused: Some(refusal.code), error: Some(code), session: None }
             }
         }
     }
@@ -602,7 +608,7 @@ fn method_of(method: &str, revision: Revision) -> bool {
         | Method::SET_LEVEL
         | Method::SUBSCRIBE
         | Method::UNSUBSCRIBE
-        | "tasks/result"
+        | Method::TASKS_RESULT
         | Method::TASKS_LIST => !revision.is_modern(),
         Method::DISCOVER | Method::LISTEN | "tasks/update" => revision.is_modern(),
         _ => true,

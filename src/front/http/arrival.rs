@@ -229,7 +229,7 @@ fn modern_request(
         Method::TOOLS_CALL | Method::PROMPTS_GET => "name",
         Method::RESOURCES_READ => "uri",
         // Tasks are an extension, whose rule it is.
-        method if Method::TASK.contains(&method) => "taskId",
+        method if Method::TASK.contains(&method) && method != Method::TASKS_RESULT => "taskId",
         _ => return Ok(()),
     };
     let said = params.and_then(|params| params.string(name));

@@ -28,6 +28,12 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// How often a stream shows a sign of life.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// Codes of JSON-RPC and of MCP 2026-07-28. Between the last two there is that of a missing client
+/// capability.
+const METHOD_NOT_FOUND: i64 = -32601;
+const HEADER_MISMATCH: i64 = -32020;
+const UNSUPPORTED_VERSION: i64 = -32022;
+
 /// The HTTP methods of the endpoints: all but `POST` only in a legacy session.
 const VERBS: &str = "POST, GET, DELETE";
 
@@ -95,11 +101,13 @@ fn whole(answered: Option<Answered>, notification: bool, revision: Revision) -> 
             (Some(_), None) => StatusCode::FORBIDDEN.into_response(),
         };
     }
-    let status = match answered.refused {
-        // MCP 2026-07-28 gives these a status of their own.
-        Some(Code::MethodUnknown) if revision.is_modern() => StatusCode::NOT_FOUND,
-        Some(Code::HeaderMismatch) if revision.is_modern() => StatusCode::BAD_REQUEST,
-        Some(Code::ShuttingDown) => StatusCode::SERVICE_UNAVAILABLE,
+    let status = match (answered.refused, answered.error) {
+        (Some(Code::ShuttingDown), _) => StatusCode::SERVICE_UNAVAILABLE,
+        // MCP 2026-07-28 gives these a status of their own, whoever says them.
+        (_, Some(METHOD_NOT_FOUND)) if revision.is_modern() => StatusCode::NOT_FOUND,
+        (_, Some(UNSUPPORTED_VERSION..=HEADER_MISMATCH)) if revision.is_modern() => {
+            StatusCode::BAD_REQUEST
+        }
         _ => StatusCode::OK,
     };
     let Some(text) = answered.text else {
