@@ -116,6 +116,8 @@ codes! {
     ClientTimeout = "client-timeout", INTERNAL, 200;
     /// A `requestState` or a task that is not known here, not this client's, or too old.
     StateUnknown = "state-unknown", INVALID_PARAMS, 400;
+    /// The client did not read in time what was sent to it.
+    TooSlow = "too-slow", REFUSED, 200;
     /// The proxy is shutting down.
     ShuttingDown = "shutting-down", INTERNAL, 503;
 }

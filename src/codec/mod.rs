@@ -4,12 +4,14 @@
 //! which parsers are known to differ (a key twice, bad UTF-8, lone surrogates, numbers out of
 //! range) is refused here, and what goes on is the text that was read here.
 
+mod batch;
 pub mod era;
 mod frame;
 pub mod headers;
 mod object;
 mod strict;
 
+pub use batch::{elements, is_batch};
 pub use frame::{Frame, Id, Kind};
 pub use object::{Object, may_have};
 pub use strict::{Caps, Flaw, Text, check};

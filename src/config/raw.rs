@@ -62,6 +62,9 @@ pub struct Listen {
     pub allowed_hosts: Vec<String>,
     /// `Origin` values taken, for clients in a browser. None are by default.
     pub allowed_origins: Vec<String>,
+    /// Offer REST, too: `/tools`, `/invoke`, `/batch` and `/openapi.json`, for the same clients
+    /// and under the same policies as `/mcp`.
+    pub rest: bool,
 }
 
 impl Default for Listen {
@@ -72,6 +75,7 @@ impl Default for Listen {
             anonymous_beyond_loopback: false,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
+            rest: true,
         }
     }
 }

@@ -1,7 +1,11 @@
 //! Where clients connect: bytes in, bytes out. Everything that is about bytes, headers and streams
 //! happens here, and nothing that is about policy.
 
+mod batch;
+mod connection;
 pub mod http;
+mod rest;
+mod sent;
 pub mod stdio;
 
 use std::time::Duration;

@@ -5,7 +5,8 @@
 //! what servers ask, `parked` and `state` have it wait for clients that are stateless; `listen` knows
 //! who hears of changes, `tasks` whose task is whose; `guest` is a client with what it says of
 //! itself. `lists` puts the merged lists together; `params` holds headers that repeat arguments
-//! against them; `refusals` bounds how many of them are recorded one by one; `servers` hears what
+//! against them; `places` bounds what a principal has under way; `refusals` bounds how many of them
+//! are recorded one by one; `servers` hears what
 //! servers say on their own; `assembly` puts it all together from a config.
 
 mod assembly;
@@ -17,6 +18,7 @@ mod lists;
 mod own;
 mod params;
 mod parked;
+mod places;
 mod questions;
 mod refusals;
 mod servers;
@@ -35,7 +37,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -61,10 +63,12 @@ use crate::{
 
 use listen::Listeners;
 use parked::Lot;
+use places::Permits;
 use refusals::Refusals;
 use tasks::Tasks;
 
 pub use assembly::{Assembly, Found, StartFailure, interceptor};
+pub use places::Place;
 
 /// How long calls under way may take to end when the proxy stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -86,7 +90,7 @@ pub struct Proxy {
     scrubber: Arc<Scrubber>,
     chain: Chain,
     /// Exchanges under way, by principal.
-    permits: Mutex<HashMap<PrincipalKind, Arc<Semaphore>>>,
+    permits: Mutex<HashMap<PrincipalKind, Permits>>,
     refusals: Refusals,
     parked: Lot,
     listeners: Listeners,
@@ -110,21 +114,6 @@ pub struct Caller {
     /// The `Mcp-Param-*` headers of a modern message, where it came with headers to be held
     /// against its body.
     pub headers: Option<Arc<HeaderMap>>,
-}
-
-/// A principal's place for one message and its answer; given up when it is dropped.
-pub struct Place(#[expect(dead_code, reason = "held, not used")] OwnedSemaphorePermit);
-
-/// An answer's text with the place of its message.
-struct Held {
-    text: Bytes,
-    _place: Place,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.text
-    }
 }
 
 /// A message on its way.
@@ -171,9 +160,12 @@ impl Proxy {
         let guard = cancel.clone().drop_guard();
         let proxy = self.clone();
         self.tasks.spawn(async move {
-            let mut answered = proxy.exchange(caller, frame, notices, cancel).await;
-            answered.text =
-                answered.text.map(|text| Bytes::from_owner(Held { text, _place: place }));
+            let mut answered = if place.suits(&frame) {
+                proxy.exchange(caller, frame, notices, cancel).await
+            } else {
+                proxy.crowded_out(&caller, &frame).await
+            };
+            answered.text = answered.text.map(|text| place.hold(text));
             // The client may be gone; what happened is recorded all the same.
             let _ = sender.send(answered);
         });
@@ -277,47 +269,11 @@ impl Proxy {
             tracing::error!(%error, "the end could not be recorded");
         }
     }
-
-    /// A place among the messages that a principal may have under way: taken before a message is
-    /// read, so that what is held of one principal's messages is bounded.
-    ///
-    /// # Errors
-    /// `rate-limited` where there is none left.
-    pub fn enter(&self, principal: &Principal) -> Result<Place, Refusal> {
-        let most = self.config.limits.concurrent;
-        let permits = {
-            let mut all = self.permits.lock();
-            // Principals come from the config, so there are few; those at rest are forgotten.
-            if all.len() > 1_000 {
-                all.retain(|_, permits| permits.available_permits() < most);
-            }
-            all.entry(principal.kind.clone())
-                .or_insert_with(|| Arc::new(Semaphore::new(most)))
-                .clone()
-        };
-        permits.try_acquire_owned().map(Place).map_err(|_| {
-            Refusal::new(Code::RateLimited, "too many messages of this client are under way")
-                .detail(format!("limits.concurrent = {most}"))
-                .retry_after(Duration::from_millis(100))
-        })
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_answer_keeps_its_place_until_nobody_has_it_any_more() {
-        let permits = Arc::new(Semaphore::new(1));
-        let place = Place(permits.clone().try_acquire_owned().unwrap());
-        let text = Bytes::from_owner(Held { text: Bytes::from_static(b"{}"), _place: place });
-        let part = text.slice(1..);
-        drop(text);
-        assert_eq!(permits.available_permits(), 0);
-        drop(part);
-        assert_eq!(permits.available_permits(), 1);
-    }
 
     #[test]
     fn an_ipv6_address_counts_as_its_network() {

@@ -8,6 +8,7 @@ mod abilities;
 mod asks;
 mod calls;
 mod level;
+mod replay;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -22,7 +23,6 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -37,11 +37,10 @@ pub use abilities::Abilities;
 pub use asks::{Ask, Asks, Word};
 pub use calls::Calls;
 pub use level::Level;
+pub use replay::{Event, Reader, Stream, Streams, TooSlow};
 
 /// One principal may have one of so many parts of all sessions, so that none takes them all.
 const SHARE: usize = 10;
-/// Messages that may wait on a session's own stream; more are dropped.
-const OUTBOX: usize = 64;
 
 /// One legacy session.
 pub struct Session {
@@ -62,7 +61,8 @@ pub struct Session {
     /// The servers that have no more room for an instance of this client alone.
     pub shares: Mutex<BTreeSet<ServerName>>,
     requests: AtomicU64,
-    outbox: Mutex<Option<mpsc::Sender<Bytes>>>,
+    /// The event streams on which the client hears from us.
+    pub streams: Streams,
     ended: CancellationToken,
 }
 
@@ -94,22 +94,22 @@ impl Session {
     }
 
     /// Opens the stream on which the client hears what answers nothing. The stream before it ends.
-    pub fn listen(&self) -> mpsc::Receiver<Bytes> {
-        let (sender, receiver) = mpsc::channel(OUTBOX);
-        *self.outbox.lock() = Some(sender);
-        receiver
+    pub fn listen(&self) -> Reader {
+        self.streams.own().join()
     }
 
-    /// Whether somebody listens.
+    /// Whether somebody listens, or may come back to.
     pub fn is_heard(&self) -> bool {
-        self.outbox.lock().as_ref().is_some_and(|outbox| !outbox.is_closed())
+        self.streams.own().is_heard()
     }
 
-    /// Sends a message on the session's own stream; false where it is lost, because nobody listens
-    /// or who does reads nothing.
+    /// Sends a message on the session's own stream; false where it is lost, because nobody listens.
     pub fn tell(&self, text: Bytes) -> bool {
-        let outbox = self.outbox.lock();
-        outbox.as_ref().is_some_and(|outbox| outbox.try_send(text).is_ok())
+        let heard = self.is_heard();
+        if heard {
+            self.streams.own().push(text);
+        }
+        heard
     }
 
     /// The least severe log messages that the client wants, where it said so.
@@ -129,7 +129,7 @@ impl Session {
 
     fn end(&self) {
         self.ended.cancel();
-        *self.outbox.lock() = None;
+        self.streams.end();
         self.calls.end();
     }
 }
@@ -168,6 +168,10 @@ impl Sessions {
             Refusal::new(Code::InterceptorFault, "no session can be opened")
                 .detail(format!("the system gives no random bytes: {error}"))
         })?;
+        let of_owner = |s: &&Arc<Session>| s.owner.kind == opening.owner.kind;
+        let budget =
+            self.sessions.lock().values().find(of_owner).map(|s| s.streams.budget().clone());
+        let budget = budget.unwrap_or_default();
         let session = Arc::new(Session {
             id: SessionId::presented(&BASE64_URL_SAFE_NO_PAD.encode(random)),
             owner: opening.owner,
@@ -182,7 +186,7 @@ impl Sessions {
             asks: Arc::default(),
             level: Mutex::default(),
             shares: Mutex::default(),
-            outbox: Mutex::default(),
+            streams: Streams::new(budget),
             ended: CancellationToken::new(),
         });
         let mut sessions = self.sessions.lock();
@@ -236,6 +240,7 @@ impl Sessions {
             if !keep {
                 session.end();
             }
+            session.streams.sweep();
             keep
         });
     }

@@ -91,6 +91,14 @@ fn single<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Result<Optio
 
 /// Checks what a POST carries and takes; whether the client takes an event stream.
 pub(super) fn content(headers: &HeaderMap) -> Result<bool, Refusal> {
+    is_json(headers)?;
+    let (json, stream) =
+        (accepts(headers, "application/json"), accepts(headers, "text/event-stream"));
+    if json { Ok(stream) } else { Err(not_acceptable("application/json")) }
+}
+
+/// Checks what a POST carries.
+pub(in crate::front) fn is_json(headers: &HeaderMap) -> Result<(), Refusal> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
     let kind = kind.split(';').next().unwrap_or("").trim();
     if !kind.eq_ignore_ascii_case("application/json")
@@ -101,9 +109,7 @@ pub(super) fn content(headers: &HeaderMap) -> Result<bool, Refusal> {
             "send `Content-Type: application/json`, without a `Content-Encoding`",
         ));
     }
-    let (json, stream) =
-        (accepts(headers, "application/json"), accepts(headers, "text/event-stream"));
-    if json { Ok(stream) } else { Err(not_acceptable("application/json")) }
+    Ok(())
 }
 
 /// What is answered where `Accept` does not name what there is.
@@ -128,7 +134,7 @@ pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
 }
 
 /// Reads a body of at most `most` bytes. One that announces more is not waited for.
-pub(super) async fn body(body: Body, most: usize) -> Result<Bytes, Refusal> {
+pub(in crate::front) async fn body(body: Body, most: usize) -> Result<Bytes, Refusal> {
     let too_large =
         || Refusal::new(Code::TooLarge, format!("the message has more than {most} bytes"));
     if usize::try_from(body.size_hint().lower()).map_or(true, |announced| announced > most) {
@@ -172,10 +178,7 @@ pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<Speaks, Refus
         return Ok(Speaks::Greeting(greeted(params.as_ref())));
     }
     let session = header_text(headers, "mcp-session-id")?.map(|id| SessionId::presented(&id));
-    let revision = match &version {
-        Some(version) => Some(Revision::parse(version).ok_or_else(|| unsupported(version))?),
-        None => None,
-    };
+    let revision = named(version.as_deref())?;
     let modern = revision.is_some_and(Revision::is_modern) || claimed.is_some();
     if !modern {
         return match session {
@@ -193,6 +196,15 @@ pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<Speaks, Refus
         modern_request(headers, version, claimed, meta.as_ref(), method, params.as_ref())?;
     }
     Ok(Speaks::Modern)
+}
+
+/// The revision that the header names, if it does.
+pub(super) fn revision(headers: &HeaderMap) -> Result<Option<Revision>, Refusal> {
+    named(header_text(headers, "mcp-protocol-version")?.as_deref())
+}
+
+fn named(version: Option<&str>) -> Result<Option<Revision>, Refusal> {
+    version.map(|version| Revision::parse(version).ok_or_else(|| unsupported(version))).transpose()
 }
 
 /// What MCP 2026-07-28 asks of a request: `_meta` with revision and capabilities, and headers that
@@ -238,6 +250,22 @@ fn modern_request(
         return Err(mismatch("Mcp-Name"));
     }
     Ok(())
+}
+
+/// Turns away who speaks 2026-07-28, which has neither streams of its own to `GET` nor sessions to
+/// `DELETE`.
+pub(super) fn legacy(headers: &HeaderMap) -> Result<(), Refusal> {
+    match revision(headers)? {
+        Some(revision) if revision.is_modern() => {
+            Err(Refusal::new(Code::VerbUnknown, "2026-07-28 has no HTTP method but POST"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The last event that a client had of a stream that it lost.
+pub(super) fn last_event(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    header_text(headers, "last-event-id")
 }
 
 /// A header's text, where it stands once.

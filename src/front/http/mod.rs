@@ -4,35 +4,40 @@
 //! is allowed here (DNS rebinding) or where it has no identity. Then its body is read within the
 //! limits, parsed once, and sent on its way.
 
-mod arrival;
+pub(super) mod arrival;
 mod listener;
+mod paired;
 mod reply;
+mod sse;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
-    extract::{Path, Request, State},
-    http::{HeaderMap, StatusCode, header},
+    extract::{FromRequestParts, RawPathParams, Request, State, rejection::RawPathParamsRejection},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
-    routing::{MethodRouter, get, post},
+    routing::{get, post},
 };
 use bytes::Bytes;
 
 use crate::{
-    codec::Id,
+    codec::{Frame, Id, Kind, is_batch},
     config::Listen,
-    exchange::Transport,
+    exchange::{Revision, Transport},
     identity::{Keyring, Principal, bearer},
     names::{ClientName, SessionId},
-    proxy::Proxy,
+    proxy::{Caller, Proxy},
     refusal::{Code, Refusal},
     router::View,
+    session::Session,
     telemetry::CONTENT_TYPE,
 };
 
+use super::{batch, rest};
 use arrival::{Hosts, Speaks};
+use paired::Connections;
 
 pub(super) use arrival::{greeted, unsupported};
 pub use listener::Listener;
@@ -43,10 +48,11 @@ const SESSION: &str = "mcp-session-id";
 
 /// What the handlers need.
 #[derive(Clone)]
-struct Front {
-    proxy: Arc<Proxy>,
+pub(super) struct Front {
+    pub(super) proxy: Arc<Proxy>,
     keyring: Arc<Keyring>,
     door: Arc<Door>,
+    connections: Arc<Connections>,
 }
 
 /// The kinds of door, which differ in how they know who is calling.
@@ -67,21 +73,39 @@ pub fn network(
     let hosts = Hosts::new(listen, address);
     let door = Arc::new(Door::Network { hosts, anonymous: listen.anonymous });
     let guarded = axum::middleware::from_fn_with_state(door.clone(), guarded);
-    mcp(Front { proxy: proxy.clone(), keyring, door }).merge(operations(proxy).layer(guarded))
+    mcp(Front { proxy: proxy.clone(), keyring, door, connections: Arc::default() })
+        .merge(operations(proxy).layer(guarded))
 }
 
 /// The routes of the local socket's door.
 pub fn local(proxy: Arc<Proxy>, keyring: Arc<Keyring>) -> Router {
-    mcp(Front { proxy: proxy.clone(), keyring, door: Arc::new(Door::Local) })
-        .merge(operations(proxy))
+    let (door, connections) = (Arc::new(Door::Local), Arc::default());
+    mcp(Front { proxy: proxy.clone(), keyring, door, connections }).merge(operations(proxy))
 }
 
 fn mcp(front: Front) -> Router {
-    Router::new().route("/mcp", methods()).route("/servers/{name}/mcp", methods()).with_state(front)
-}
-
-fn methods() -> MethodRouter<Front> {
-    post(post_message).get(get_stream).delete(delete_session).fallback(other_verb)
+    let only = |allowed: &'static str| {
+        move |State(front): State<Front>, request: Request| {
+            other_verb(front, request, HeaderValue::from_static(allowed))
+        }
+    };
+    let methods = || {
+        let methods = post(post_message).get(get_stream).delete(delete_session);
+        methods.fallback(only("POST, GET, DELETE"))
+    };
+    let connect = || get(connect).fallback(only("GET"));
+    let post_to = || post(post_to).fallback(only("POST"));
+    let rest =
+        if front.proxy.config.listen.rest { rest::routes(front.clone()) } else { Router::new() };
+    Router::new()
+        .route("/mcp", methods())
+        .route("/servers/{server}/mcp", methods())
+        .route("/sse", connect())
+        .route("/servers/{server}/sse", connect())
+        .route("/sse/{connection}", post_to())
+        .route("/servers/{server}/sse/{connection}", post_to())
+        .with_state(front)
+        .merge(rest)
 }
 
 fn operations(proxy: Arc<Proxy>) -> Router {
@@ -126,22 +150,45 @@ async fn metrics(State(proxy): State<Arc<Proxy>>) -> Response {
     }
 }
 
-/// The server that a path names; none where it names all.
-type Named = Option<Path<String>>;
+/// What a path names.
+struct Named(Result<RawPathParams, RawPathParamsRejection>);
 
-async fn post_message(State(front): State<Front>, name: Named, request: Request) -> Response {
-    front.post(name, request).await
+impl Named {
+    fn get(&self, name: &str) -> Option<&str> {
+        let named = self.0.as_ref().ok()?;
+        named.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
 }
 
-async fn get_stream(State(front): State<Front>, name: Named, request: Request) -> Response {
-    front.get(name, request).await
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(RawPathParams::from_request_parts(parts, state).await))
+    }
 }
 
-async fn delete_session(State(front): State<Front>, name: Named, request: Request) -> Response {
-    front.delete(name, request).await
+async fn post_message(State(front): State<Front>, named: Named, request: Request) -> Response {
+    front.post(named, request).await
 }
 
-async fn other_verb(State(front): State<Front>, request: Request) -> Response {
+async fn get_stream(State(front): State<Front>, named: Named, request: Request) -> Response {
+    front.get(named, request).await
+}
+
+async fn delete_session(State(front): State<Front>, named: Named, request: Request) -> Response {
+    front.delete(named, request).await
+}
+
+async fn connect(State(front): State<Front>, named: Named, request: Request) -> Response {
+    front.connect(named, request).await
+}
+
+async fn post_to(State(front): State<Front>, named: Named, request: Request) -> Response {
+    front.post_to(named, request).await
+}
+
+async fn other_verb(front: Front, request: Request, allowed: HeaderValue) -> Response {
     let address = request.extensions().get::<SocketAddr>().copied();
     let (visitor, refusal) = match front.admit(&request) {
         Ok(visitor) => {
@@ -150,27 +197,67 @@ async fn other_verb(State(front): State<Front>, request: Request) -> Response {
         }
         Err(refusal) => (None, refusal),
     };
-    front.turn_away(refusal, visitor.as_ref(), address, None, None).await
+    let code = refusal.code;
+    let mut response = front.turn_away(refusal, visitor.as_ref(), address, None, None).await;
+    if code == Code::VerbUnknown {
+        response.headers_mut().insert(header::ALLOW, allowed);
+    }
+    response
 }
 
 /// Who is at the door.
-struct Visitor {
-    principal: Arc<Principal>,
+pub(super) struct Visitor {
+    pub(super) principal: Arc<Principal>,
     transport: Transport,
-    address: Option<SocketAddr>,
+    pub(super) address: Option<SocketAddr>,
+}
+
+impl Visitor {
+    pub(super) fn caller(
+        &self,
+        view: View,
+        session: Option<Arc<Session>>,
+        revision: Revision,
+    ) -> Caller {
+        Caller {
+            principal: self.principal.clone(),
+            transport: self.transport,
+            client_addr: self.address,
+            view,
+            calls: session.as_ref().map(|session| session.calls.clone()),
+            session,
+            revision,
+            headers: None,
+        }
+    }
 }
 
 impl Front {
-    fn view(&self, name: Named) -> Result<View, Refusal> {
-        let Some(Path(name)) = name else { return Ok(View::All) };
+    fn view(&self, named: &Named) -> Result<View, Refusal> {
+        match &named.0 {
+            Ok(_) => self.view_of(named.get("server")),
+            Err(_) => Err(no_server()),
+        }
+    }
+
+    /// The view of the one server that is named, or of all.
+    pub(super) fn view_of(&self, name: Option<&str>) -> Result<View, Refusal> {
+        let Some(name) = name else { return Ok(View::All) };
         let server = name.parse().ok().and_then(|name| self.proxy.router.server(&name));
-        let server =
-            server.ok_or_else(|| Refusal::new(Code::Unknown, "there is no server of this name"))?;
-        Ok(View::One(server.name.clone()))
+        Ok(View::One(server.ok_or_else(no_server)?.name.clone()))
+    }
+
+    /// Lets a visitor in, or answers why not.
+    async fn enter(&self, request: Request) -> Result<(Visitor, Request), Response> {
+        let address = request.extensions().get::<SocketAddr>().copied();
+        match self.admit(&request) {
+            Ok(visitor) => Ok((visitor, request)),
+            Err(refusal) => Err(self.turn_away(refusal, None, address, None, None).await),
+        }
     }
 
     /// Lets a visitor in, or says why not.
-    fn admit(&self, request: &Request) -> Result<Visitor, Refusal> {
+    pub(super) fn admit(&self, request: &Request) -> Result<Visitor, Refusal> {
         let headers = request.headers();
         let address = request.extensions().get::<SocketAddr>().copied();
         match &*self.door {
@@ -219,21 +306,32 @@ impl Front {
         message: Option<&[u8]>,
         id: Option<&Id>,
     ) -> Response {
+        let text = self.refuse(&refusal, visitor, address, message, id).await;
+        reply::refused(refusal.code, text)
+    }
+
+    /// Records a refusal and makes its text.
+    pub(super) async fn refuse(
+        &self,
+        refusal: &Refusal,
+        visitor: Option<&Visitor>,
+        address: Option<SocketAddr>,
+        message: Option<&[u8]>,
+        id: Option<&Id>,
+    ) -> Bytes {
         let transport = match (visitor, &*self.door) {
             (Some(visitor), _) => visitor.transport,
             (None, Door::Network { .. }) => Transport::Http,
             (None, Door::Local) => Transport::Unix,
         };
         let principal = visitor.map(|visitor| &*visitor.principal);
-        let text = self.proxy.turn_away(&refusal, transport, address, principal, message, id).await;
-        reply::refused(refusal.code, text)
+        self.proxy.turn_away(refusal, transport, address, principal, message, id).await
     }
 
-    async fn post(&self, name: Named, request: Request) -> Response {
-        let address = request.extensions().get::<SocketAddr>().copied();
-        let visitor = match self.admit(&request) {
-            Ok(visitor) => visitor,
-            Err(refusal) => return self.turn_away(refusal, None, address, None, None).await,
+    async fn post(&self, named: Named, request: Request) -> Response {
+        let (visitor, request) = match self.enter(request).await {
+            Ok(entered) => entered,
+            Err(response) => return response,
         };
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
@@ -244,7 +342,7 @@ impl Front {
                     .await
             }
         };
-        let view = match self.view(name) {
+        let view = match self.view(&named) {
             Ok(view) => view,
             Err(refusal) => return away(refusal, None, None).await,
         };
@@ -261,79 +359,93 @@ impl Front {
             Ok(text) => text,
             Err(refusal) => return away(refusal, None, None).await,
         };
-        let frame = match crate::codec::Frame::parse(text.clone(), caps) {
+        if let Some(session) = self.takes_batch(&text, &headers, &visitor, &view) {
+            let revision = session.revision;
+            let caller = visitor.caller(view, Some(session), revision);
+            let carrier = reply::Carrier { proxy: self.proxy.clone(), caller, streams };
+            return match carrier.batch(&text, place).await {
+                Ok(response) => response,
+                Err(refusal) => away(refusal, Some(text.clone()), None).await,
+            };
+        }
+        let frame = match Frame::parse(text.clone(), caps) {
             Ok(frame) => frame,
             Err(flaw) => return away(flaw.into(), Some(text), None).await,
         };
         let id = match &frame.kind {
-            crate::codec::Kind::Request { id, .. } => Some(id.clone()),
+            Kind::Request { id, .. } => Some(id.clone()),
             _ => None,
         };
-        let speaks = match arrival::speaks(&headers, &frame) {
-            Ok(speaks) => speaks,
+        let spoken = arrival::speaks(&headers, &frame).and_then(|speaks| match speaks {
+            Speaks::Greeting(revision) => Ok((revision, None)),
+            Speaks::Modern => Ok((Revision::LATEST_MODERN, None)),
+            Speaks::Legacy { session, revision } => {
+                let found = self.proxy.sessions.find(&session, &visitor.principal, &view)?;
+                let session = arrival::agreed(revision, found)?;
+                Ok((session.revision, Some(session)))
+            }
+        });
+        let (revision, session) = match spoken {
+            Ok(spoken) => spoken,
             Err(refusal) => return away(refusal, Some(text), id).await,
         };
-        let session = match &speaks {
-            Speaks::Legacy { session, revision } => {
-                let found = self.proxy.sessions.find(session, &visitor.principal, &view);
-                match found.and_then(|found| arrival::agreed(*revision, found)) {
-                    Ok(session) => Some(session),
-                    Err(refusal) => return away(refusal, Some(text), id).await,
-                }
-            }
-            Speaks::Greeting(_) | Speaks::Modern => None,
-        };
-        let revision = match (&speaks, &session) {
-            (Speaks::Greeting(revision), _) => *revision,
-            (_, Some(session)) => session.revision,
-            _ => crate::exchange::Revision::LATEST_MODERN,
-        };
-        let caller = crate::proxy::Caller {
-            principal: visitor.principal.clone(),
-            transport: visitor.transport,
-            client_addr: visitor.address,
-            view,
-            calls: session.as_ref().map(|session| session.calls.clone()),
-            session,
-            headers: matches!(speaks, Speaks::Modern)
-                .then(|| arrival::params(&headers, visitor.transport))
-                .flatten(),
-            revision,
-        };
-        reply::carry(self.proxy.take(caller, frame, place), id.is_none(), streams, revision).await
+        let mut caller = visitor.caller(view, session, revision);
+        if revision.is_modern() {
+            caller.headers = arrival::params(&headers, visitor.transport);
+        }
+        reply::Carrier { proxy: self.proxy.clone(), caller, streams }.one(frame, place).await
+    }
+
+    /// The session in which a batch is sent, where it is one that takes them. Elsewhere a batch is
+    /// no message.
+    fn takes_batch(
+        &self,
+        text: &[u8],
+        headers: &HeaderMap,
+        visitor: &Visitor,
+        view: &View,
+    ) -> Option<Arc<Session>> {
+        let id = presented(headers).filter(|_| is_batch(text))?;
+        let session = self.proxy.sessions.find(&id, &visitor.principal, view).ok()?;
+        let session = arrival::agreed(arrival::revision(headers).ok()?, session).ok()?;
+        batch::are_taken_in(&session).then_some(session)
     }
 
     /// The stream of a legacy session, on which it hears what answers nothing.
-    async fn get(&self, name: Named, request: Request) -> Response {
-        let address = request.extensions().get::<SocketAddr>().copied();
-        let visitor = match self.admit(&request) {
-            Ok(visitor) => visitor,
-            Err(refusal) => return self.turn_away(refusal, None, address, None, None).await,
+    async fn get(&self, named: Named, request: Request) -> Response {
+        let (visitor, request) = match self.enter(request).await {
+            Ok(entered) => entered,
+            Err(response) => return response,
         };
-        let session = self.view(name).and_then(|view| {
+        let listens = self.view(&named).and_then(|view| {
             let headers = request.headers();
+            arrival::legacy(headers)?;
             let id = presented(headers).ok_or_else(|| {
                 Refusal::new(Code::VerbUnknown, "a GET needs the `Mcp-Session-Id` of a session")
             })?;
             if !arrival::accepts(headers, "text/event-stream") {
                 return Err(arrival::not_acceptable("text/event-stream"));
             }
-            self.proxy.sessions.find(&id, &visitor.principal, &view)
+            let session = self.proxy.sessions.find(&id, &visitor.principal, &view)?;
+            let last = arrival::last_event(headers)?;
+            reply::listen(&session, last.as_deref(), self.proxy.closing().clone())
         });
-        match session {
-            Ok(session) => reply::listen(&session, self.proxy.closing().clone()),
-            Err(refusal) => self.turn_away(refusal, Some(&visitor), address, None, None).await,
+        match listens {
+            Ok(response) => response,
+            Err(refusal) => {
+                self.turn_away(refusal, Some(&visitor), visitor.address, None, None).await
+            }
         }
     }
 
     /// Ends a legacy session.
-    async fn delete(&self, name: Named, request: Request) -> Response {
-        let address = request.extensions().get::<SocketAddr>().copied();
-        let visitor = match self.admit(&request) {
-            Ok(visitor) => visitor,
-            Err(refusal) => return self.turn_away(refusal, None, address, None, None).await,
+    async fn delete(&self, named: Named, request: Request) -> Response {
+        let (visitor, request) = match self.enter(request).await {
+            Ok(entered) => entered,
+            Err(response) => return response,
         };
-        let session = self.view(name).and_then(|view| {
+        let session = self.view(&named).and_then(|view| {
+            arrival::legacy(request.headers())?;
             let id = presented(request.headers()).ok_or_else(|| {
                 Refusal::new(
                     Code::InvalidRequest,
@@ -347,9 +459,15 @@ impl Front {
                 self.proxy.sessions.close(&session.id);
                 StatusCode::NO_CONTENT.into_response()
             }
-            Err(refusal) => self.turn_away(refusal, Some(&visitor), address, None, None).await,
+            Err(refusal) => {
+                self.turn_away(refusal, Some(&visitor), visitor.address, None, None).await
+            }
         }
     }
+}
+
+fn no_server() -> Refusal {
+    Refusal::new(Code::Unknown, "there is no server of this name")
 }
 
 fn presented(headers: &HeaderMap) -> Option<SessionId> {

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod client;
 pub mod engine;
+pub mod events;
 pub mod gate;
 pub mod remote;
 pub mod rmcp;

@@ -1,0 +1,80 @@
+//! Batches: several messages in one array, as revision 2025-03-26 has them and no other.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::Flaw;
+
+/// Whether a text is an array, if it is anything.
+pub fn is_batch(text: &[u8]) -> bool {
+    text.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[')
+}
+
+/// The elements of a batch of at most `most`, each as it came. Whether they are messages is for
+/// [`Frame::parse`](super::Frame::parse) to say, of each.
+///
+/// # Errors
+/// A [`Flaw`] where the text is no array, or one of none or too many.
+pub fn elements(text: &Bytes, most: usize) -> Result<Vec<Bytes>, Flaw> {
+    let str = std::str::from_utf8(text).map_err(|_| Flaw::NotUtf8)?;
+    let mut parser = serde_json::Deserializer::from_str(str);
+    let found = parser
+        .deserialize_seq(Elements { most })
+        .and_then(|found| parser.end().map(|()| found))
+        .map_err(|error| match error.is_data() {
+            true => Flaw::TooMany(most),
+            false => Flaw::Syntax { line: error.line(), column: error.column() },
+        })?;
+    if found.is_empty() {
+        return Err(Flaw::Shape("a batch has at least one message"));
+    }
+    Ok(found.into_iter().map(|element| text.slice_ref(element.get().as_bytes())).collect())
+}
+
+struct Elements {
+    most: usize,
+}
+
+impl<'de> Visitor<'de> for Elements {
+    type Value = Vec<&'de RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an array of at most {} messages", self.most)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut found = Vec::new();
+        while let Some(element) = seq.next_element()? {
+            if found.len() == self.most {
+                return Err(A::Error::custom("too many messages"));
+            }
+            found.push(element);
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(text: &'static str) -> Result<Vec<Bytes>, Flaw> {
+        elements(&Bytes::from_static(text.as_bytes()), 2)
+    }
+
+    #[test]
+    fn elements_stay_as_they_came() {
+        let text = " [ {\"a\": 1.0 } ,\n7 ] ";
+        assert!(is_batch(text.as_bytes()));
+        assert_eq!(split(text).unwrap(), ["{\"a\": 1.0 }", "7"]);
+        assert_eq!(split("[1,2,3]"), Err(Flaw::TooMany(2)));
+        assert!(matches!(split("[]"), Err(Flaw::Shape(_))));
+        for broken in ["[1", "[1,]", "[1] 2", "[1}", "["] {
+            assert!(matches!(split(broken), Err(Flaw::Syntax { .. })), "{broken}");
+        }
+        assert!(!is_batch(b"{}") && !is_batch(b""));
+    }
+}

@@ -1,0 +1,192 @@
+//! Streams of answers: what a client may lose and get again, and what one that does not read may
+//! hold up.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    agent::{Agent, MODERN, code_of},
+    events::Events,
+    gate::{Gate, Setup},
+    until,
+    wire::{self, ORDINARY},
+};
+
+fn call(id: u64, tool: &str, arguments: Value) -> String {
+    let params = json!({ "name": format!("crooked__{tool}"), "arguments": arguments });
+    json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params }).to_string()
+}
+
+/// A client of a legacy session that reads its streams itself.
+struct Legacy {
+    url: String,
+    key: Option<String>,
+    session: String,
+}
+
+impl Legacy {
+    async fn new(gate: &Gate, key: Option<&str>, revision: &str) -> Self {
+        let url = gate.url("/mcp");
+        let agent = Agent::legacy_of(&url, key, revision).await.expect("a session");
+        let key = key.map(|key| format!("Bearer {key}"));
+        Self { url, key, session: agent.session.unwrap() }
+    }
+
+    fn headers<'a>(&'a self, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+        let mut headers = vec![("mcp-session-id", self.session.as_str())];
+        headers.extend(self.key.as_deref().map(|key| ("authorization", key)));
+        headers.extend(more);
+        headers
+    }
+
+    async fn post(&self, body: String) -> Events {
+        Events::post(&self.url, &self.headers(&[]), body).await
+    }
+
+    async fn resume(&self, last: &str) -> Events {
+        let headers = self.headers(&[("accept", "text/event-stream"), ("last-event-id", last)]);
+        Events::get(&self.url, &headers).await
+    }
+
+    async fn cancel(&self, id: u64) -> u16 {
+        let params = json!({ "requestId": id });
+        let method = "notifications/cancelled";
+        let message = json!({ "jsonrpc": "2.0", "method": method, "params": params });
+        self.post(message.to_string()).await.status
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_broke_off_goes_on_where_it_was_and_for_its_own_client_alone() {
+    let written = Setup::crooked("").keyed().write();
+    let (a, b) = (written.add_client("a", &[]).await, written.add_client("b", &[]).await);
+    let gate = written.start().await;
+    let client = Legacy::new(&gate, Some(&a), "2025-11-25").await;
+    let mut stream = client.post(call(1, "slow", json!({ "ms": 3000 }))).await;
+    let priming = stream.next().await.unwrap();
+    assert_eq!(priming.data, "");
+    assert!(priming.retry.is_some() && priming.name.is_none(), "{priming:?}");
+    let last = priming.id.unwrap();
+    // The connection ends; the call does not.
+    drop(stream);
+    let mut stream = client.resume(&last).await;
+    assert_eq!(stream.status, 200);
+    let answer = stream.next().await.unwrap();
+    assert_eq!(answer.message()["result"]["content"][0]["text"], "at last");
+    assert_eq!(answer.message()["id"], 1);
+    assert!(stream.next().await.is_none());
+    let id = answer.id.clone().unwrap();
+    assert_ne!(id, last);
+    // It may have been lost on the way: for a while it can be had again.
+    let again = client.resume(&last).await.next().await.unwrap();
+    assert_eq!((again.id, again.data), (answer.id, answer.data));
+    assert!(client.resume(&id).await.next().await.is_none());
+
+    // Another session's events do not exist, be it the same client's or another's.
+    for key in [&a, &b] {
+        let other = Legacy::new(&gate, Some(key), "2025-11-25").await;
+        for id in [&last, &id, "0-1", "no such", "ffffffffffffffff-18446744073709551615"] {
+            let mut refused = other.resume(id).await;
+            assert_eq!(refused.status, 400, "{id}");
+            assert_eq!(code_of(&refused.message().await["error"]), "invalid-request");
+        }
+    }
+    let key = format!("Bearer {b}");
+    let thief = Legacy { url: client.url.clone(), key: Some(key), session: client.session.clone() };
+    let mut refused = thief.resume(&last).await;
+    assert_eq!(refused.status, 404);
+    assert_eq!(code_of(&refused.message().await["error"]), "session-unknown");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_of_a_session_ends_by_a_cancellation_and_not_with_its_connection() {
+    let gate = Setup::crooked("call-timeout-s = 3600").start().await;
+    let client = Legacy::new(&gate, None, "2025-11-25").await;
+    let mut stream = client.post(call(7, "hang", json!({}))).await;
+    let last = stream.next().await.unwrap().id.unwrap();
+    drop(stream);
+    let mut stream = client.resume(&last).await;
+    assert_eq!(client.cancel(7).await, 202);
+    assert!(stream.next().await.is_none());
+    let records = gate.records(&["--tool", "hang"]).await;
+    assert!(records.iter().any(|record| record["decision"] == "cancelled"), "{records:#?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn clients_of_earlier_revisions_get_ids_and_no_empty_events() {
+    let gate = Setup::crooked("").start().await;
+    for revision in ["2025-03-26", "2025-06-18"] {
+        let client = Legacy::new(&gate, None, revision).await;
+        let mut stream = client.post(call(1, "slow", json!({ "ms": 1500 }))).await;
+        let first = stream.next().await.unwrap();
+        assert_eq!(first.message()["id"], 1, "{revision}");
+        assert!(first.id.is_some(), "{revision}");
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn the_stream_of_a_session_is_one_and_goes_on_too() {
+    let gate = Setup::crooked("").start().await;
+    let client = Legacy::new(&gate, None, "2025-11-25").await;
+    let headers = client.headers(&[("accept", "text/event-stream")]);
+    let mut first = Events::get(&client.url, &headers).await;
+    let id = first.next().await.unwrap().id.unwrap();
+    let mut second = Events::get(&client.url, &headers).await;
+    assert!(first.next().await.is_none(), "a message goes to one stream");
+    let newer = second.next().await.unwrap().id.unwrap();
+    assert_ne!(id, newer);
+    drop(second);
+    let mut resumed = client.resume(&id).await;
+    assert_eq!(resumed.next().await.unwrap().id, Some(newer));
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_whose_places_are_all_taken_can_free_one() {
+    let gate =
+        Setup::crooked("call-timeout-s = 3600").and("[limits]\nconcurrent = 1").start().await;
+    let client = Legacy::new(&gate, None, "2025-11-25").await;
+    let mut stream = client.post(call(7, "hang", json!({}))).await;
+    stream.next().await.unwrap();
+    let refused = client.post(call(8, "echo", json!({}))).await.message().await;
+    assert_eq!(code_of(&refused["error"]), "rate-limited");
+    assert_eq!(refused["id"], 8);
+    // An answer is heard, too, though nobody asked.
+    let mut answer = client.post(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#.into()).await;
+    assert_eq!(code_of(&answer.message().await["error"]), "invalid-request");
+    assert_eq!(client.cancel(7).await, 202);
+    assert!(stream.next().await.is_none());
+    until("the place to be free", async || {
+        let answer = client.post(call(9, "echo", json!({ "text": "x" }))).await.message().await;
+        answer.get("result").is_some().then_some(())
+    })
+    .await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn the_modern_revision_knows_no_verb_but_post() {
+    let gate = Setup::crooked("").start().await;
+    for verb in ["GET", "DELETE"] {
+        let head = format!(
+            "{verb} /mcp HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nAccept: text/event-stream\r\n\
+             MCP-Protocol-Version: {MODERN}\r\n\r\n",
+            gate.addr
+        );
+        let reply = wire::raw(gate.addr, head.as_bytes()).await;
+        assert_eq!((reply.status, reply.header("allow")), (405, Some("POST")), "{reply:#?}");
+        assert_eq!(reply.refusal(), "verb-unknown");
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_path_that_is_no_text_is_refused_as_any_other() {
+    let gate = Setup::crooked("").start().await;
+    let ping = br#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+    let reply = wire::post(gate.addr, "/servers/%ff/mcp", ORDINARY, ping).await;
+    assert_eq!((reply.status, reply.refusal().as_str()), (404, "unknown-target"));
+    gate.stop().await;
+}
