@@ -114,14 +114,21 @@ async fn what_cannot_be_used_is_not_listed_and_cannot_be_told_from_what_is_not_t
     assert!(agent.ask("resources/read", json!({ "uri": "note:///welcome" })).await.is_ok());
     for (method, hidden, absent) in [
         ("resources/read", json!({ "uri": "note:///groceries" }), json!({ "uri": "note:///none" })),
-        ("tools/call", json!({ "name": "notes__list_notes" }), json!({ "name": "notes__none" })),
+        // As like to what can be seen: what is suggested goes by the name that was asked for.
+        (
+            "tools/call",
+            json!({ "name": "notes__list_notes" }),
+            json!({ "name": "notes__list_nodes" }),
+        ),
         (
             "prompts/get",
             json!({ "name": "notes__summarize_notes" }),
             json!({ "name": "notes__none" }),
         ),
     ] {
-        let told = |error: serde_json::Value| {
+        let told = |mut error: serde_json::Value| {
+            // The client's own words.
+            error["data"]["uri"].take();
             let decision = error["data"]["decision"].as_str().unwrap().to_owned();
             error.to_string().replace(&decision, "")
         };
