@@ -418,9 +418,10 @@ async fn a_modern_server_gets_the_headers_that_it_asks_for() {
     assert_eq!(query(&gate, "far", arguments, &sent).await.0, 200);
     let heard = heard.lock().unwrap().clone();
     let got = |at: usize, name: &str| heard[at].0.get(name).map(|v| v.to_str().unwrap().to_owned());
-    for at in 0..2 {
+    assert_eq!(heard.len(), 2);
+    for (at, (_, message)) in heard.iter().enumerate() {
         assert_eq!(got(at, "mcp-name").as_deref(), Some("query"));
-        assert_eq!(heard[at].1["params"]["name"], "query");
+        assert_eq!(message["params"]["name"], "query");
         assert_eq!(got(at, "mcp-param-region").as_deref(), Some(region));
         assert_eq!(got(at, "mcp-param-limit").as_deref(), Some("7"));
         assert_eq!(got(at, "x-other"), None);
