@@ -43,7 +43,7 @@ bogus = 1
     insta::assert_snapshot!(findings(text), @r#"
     2:8 [config-unknown-key] unknown key `htp`
         ^ did you mean `http`?
-        = known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`
+        = known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`, `rest`
     3:2 [config-unknown-key] unknown key `polcy`
         ^ did you mean `policy`?
         = known here: `listen`, `state-dir`, `policy`, `audit`, `limits`, `telemetry`, `engine`, `clients`, `servers`, `interceptors`
@@ -498,7 +498,7 @@ fn a_finding_is_shown_in_its_place() {
        · ────┬───
        ·     ╰── did you mean `anonymous`?
        ╰────
-      help: known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`
+      help: known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`, `rest`
     ");
 }
 

@@ -11,13 +11,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::DropGuard;
 
 use crate::{
-    codec::{Frame, Kind},
+    codec::{Frame, Id, Kind},
     proxy::{Answered, Caller, Place, Proxy, Ticket},
 };
 
 /// A message that was sent on its way, or was turned away.
 pub(super) enum Sent {
-    UnderWay { ticket: Ticket, asked: bool },
+    UnderWay { ticket: Ticket, id: Option<Id> },
     Settled(Answer),
 }
 
@@ -38,15 +38,26 @@ pub(super) enum Piece {
 impl Sent {
     /// Sends a message on its way.
     pub fn take(proxy: &Arc<Proxy>, caller: Caller, frame: Frame, place: Place) -> Self {
-        let asked = matches!(frame.kind, Kind::Request { .. });
-        Self::UnderWay { ticket: proxy.take(caller, frame, place), asked }
+        let id = match &frame.kind {
+            Kind::Request { id, .. } => Some(id.clone()),
+            _ => None,
+        };
+        Self::UnderWay { ticket: proxy.take(caller, frame, place), id }
     }
 
     /// Whether an answer is to come.
     pub fn is_asked(&self) -> bool {
         match self {
-            Self::UnderWay { asked, .. } => *asked,
+            Self::UnderWay { id, .. } => id.is_some(),
             Self::Settled(answer) => answer.asked,
+        }
+    }
+
+    /// The id by which the client knows it.
+    pub fn id(&self) -> Option<&Id> {
+        match self {
+            Self::UnderWay { id, .. } => id.as_ref(),
+            Self::Settled(_) => None,
         }
     }
 }
@@ -64,8 +75,9 @@ pub(super) fn pieces(sent: Vec<Sent>) -> (SelectAll<BoxStream<'static, Piece>>, 
     let mut guards = Vec::new();
     let pieces = stream::select_all(sent.into_iter().map(|sent| match sent {
         Sent::Settled(answer) => stream::once(ready(Piece::Answer(answer))).boxed(),
-        Sent::UnderWay { ticket: Ticket { notices, answer, cancel }, asked } => {
+        Sent::UnderWay { ticket: Ticket { notices, answer, cancel }, id } => {
             guards.push(cancel);
+            let asked = id.is_some();
             stream::unfold(Stage::UnderWay { notices, answer, asked }, Stage::next).boxed()
         }
     }));

@@ -9,6 +9,7 @@ mod asks;
 mod calls;
 mod level;
 mod replay;
+mod stream;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -37,7 +38,8 @@ pub use abilities::Abilities;
 pub use asks::{Ask, Asks, Word};
 pub use calls::Calls;
 pub use level::Level;
-pub use replay::{Event, Reader, Stream, Streams, TooSlow};
+pub use replay::Streams;
+pub use stream::{Event, Reader, Stream, TooSlow};
 
 /// One principal may have one of so many parts of all sessions, so that none takes them all.
 const SHARE: usize = 10;

@@ -1,49 +1,31 @@
-//! Streams of messages to a client, each a bounded queue with one reader.
-//!
-//! Those of a legacy session outlive their reader for a while: what was sent last and what is not
-//! sent yet is kept, so that a client whose connection broke can go on where it was
+//! The streams of a legacy session outlive their readers for a while: what was sent last and what
+//! is not sent yet is kept, so that a client whose connection broke can go on where it was
 //! (`Last-Event-ID`, revision 2025-11-25). What is kept is bounded in events, bytes and time for
 //! each stream, and in bytes for each principal over all its sessions.
-//!
-//! INVARIANT: a reader that takes nothing for [`PATIENCE`], or falls behind what cannot wait, is cut
-//! off. Nobody but its own call waits for it.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::timeout};
 
+use super::stream::{OWN, Reader, Stream};
 use crate::refusal::{Code, Refusal};
 
-/// Events that a stream keeps.
-const EVENTS: usize = 256;
-/// Bytes that a stream keeps. One event may have more.
-const BYTES: usize = 1 << 20;
 /// Bytes that all streams of one principal's sessions keep.
 const BUDGET: usize = 16 << 20;
-/// How long a message may wait for a reader that takes nothing.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// How long a stream is kept that has no reader.
-const KEPT: Duration = Duration::from_secs(60);
 /// Streams that a session keeps after their end.
 const STREAMS: usize = 64;
-/// The stream that a session has for what belongs to none of its requests.
-const OWN: u64 = 0;
-
 /// Bytes that may be kept for one principal.
 #[derive(Debug, Default)]
 pub struct Budget(AtomicUsize);
 
 impl Budget {
-    fn take(&self, bytes: usize) -> bool {
+    pub(super) fn take(&self, bytes: usize) -> bool {
         self.0
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(bytes).filter(|used| *used <= BUDGET)
@@ -51,7 +33,7 @@ impl Budget {
             .is_ok()
     }
 
-    fn give_back(&self, bytes: usize) {
+    pub(super) fn give_back(&self, bytes: usize) {
         self.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
@@ -91,8 +73,7 @@ impl Streams {
         let mut all = self.of_requests.lock();
         all.last += 1;
         let stream = Arc::new(Stream::new(all.last, Some(self.budget.clone())));
-        let number = stream.number;
-        all.streams.insert(number, stream.clone());
+        all.streams.insert(stream.number, stream.clone());
         sweep(&mut all.streams);
         stream
     }
@@ -133,382 +114,19 @@ impl Streams {
 fn sweep(streams: &mut BTreeMap<u64, Arc<Stream>>) {
     streams.retain(|_, stream| !stream.is_over());
     let ended: Vec<_> =
-        streams.iter().filter(|(_, s)| s.state.lock().ended).map(|(number, _)| *number).collect();
+        streams.iter().filter(|(_, s)| s.has_ended()).map(|(number, _)| *number).collect();
     for number in ended.iter().take(ended.len().saturating_sub(STREAMS)) {
         streams.remove(number);
     }
 }
 
-/// One stream.
-pub struct Stream {
-    number: u64,
-    /// Of a stream that can be resumed.
-    budget: Option<Arc<Budget>>,
-    patience: Duration,
-    state: Mutex<State>,
-    news: watch::Sender<()>,
-}
-
-struct State {
-    /// What is kept: what was sent, and behind it what was not.
-    events: VecDeque<Kept>,
-    /// The number of the first event that is kept.
-    first: u64,
-    /// The number of the event that is to be sent next.
-    next: u64,
-    /// Bytes that are not sent yet.
-    waiting: usize,
-    /// Bytes that the budget was charged with.
-    charged: usize,
-    ended: bool,
-    /// The reader that the stream has, by number; earlier ones end.
-    reader: u64,
-    heard: bool,
-    /// Since when nobody reads.
-    since: Instant,
-}
-
-/// An event.
-struct Kept {
-    /// None once it was sent and is not kept to be sent again.
-    text: Option<Bytes>,
-    /// What the budget was charged with for it.
-    charged: usize,
-}
-
-/// A reader took nothing for too long.
-#[derive(Debug, PartialEq, Eq)]
-pub struct TooSlow;
-
-impl Stream {
-    /// A stream that ends with its reader.
-    pub fn fleeting() -> Arc<Self> {
-        Arc::new(Self::new(OWN, None))
-    }
-
-    fn new(number: u64, budget: Option<Arc<Budget>>) -> Self {
-        let state = State {
-            events: VecDeque::new(),
-            first: 1,
-            next: 1,
-            waiting: 0,
-            charged: 0,
-            ended: false,
-            reader: 0,
-            heard: false,
-            since: Instant::now(),
-        };
-        let (state, news) = (Mutex::new(state), watch::Sender::new(()));
-        Self { number, budget, patience: PATIENCE, state, news }
-    }
-
-    /// Sends a message. The oldest events are forgotten for it; a reader that did not have them
-    /// yet is cut off.
-    pub fn push(&self, text: Bytes) {
-        self.add(&mut self.state.lock(), text);
-        self.news.send_replace(());
-    }
-
-    /// Sends a message, once the reader has taken enough of what waits.
-    ///
-    /// # Errors
-    /// [`TooSlow`] where it took nothing for too long. Of a stream that can be resumed it is cut
-    /// off instead, and the message is kept.
-    pub async fn send(&self, text: Bytes) -> Result<(), TooSlow> {
-        let mut news = self.news.subscribe();
-        let mut read = None;
-        loop {
-            {
-                let mut state = self.state.lock();
-                let room = state.unread() < EVENTS && state.waiting <= BYTES;
-                if room || !state.heard {
-                    self.add(&mut state, text);
-                    break;
-                }
-                if read == Some(state.next) {
-                    if self.budget.is_none() {
-                        return Err(TooSlow);
-                    }
-                    state.cut_off();
-                    self.add(&mut state, text);
-                    break;
-                }
-                read = Some(state.next);
-            }
-            let taken = async {
-                while news.changed().await.is_ok() {
-                    let state = self.state.lock();
-                    if !state.heard || Some(state.next) != read {
-                        break;
-                    }
-                }
-            };
-            let _ = timeout(self.patience, taken).await;
-        }
-        self.news.send_replace(());
-        Ok(())
-    }
-
-    fn add(&self, state: &mut State, text: Bytes) {
-        if state.ended {
-            return;
-        }
-        let bytes = text.len();
-        let charged = self.charge(bytes);
-        while state.events.len() >= EVENTS || state.charged + charged > BYTES {
-            if !state.forget_first(self.budget.as_deref()) {
-                break;
-            }
-        }
-        if !state.heard && charged < bytes {
-            // For nobody in particular no more is kept than the budget has.
-            while state.forget_first(self.budget.as_deref()) {}
-        }
-        state.charged += charged;
-        state.waiting += bytes;
-        state.events.push_back(Kept { text: Some(text), charged });
-    }
-
-    /// Charges the budget, where there is one that has enough.
-    fn charge(&self, bytes: usize) -> usize {
-        let taken = bytes <= BYTES && self.budget.as_ref().is_some_and(|budget| budget.take(bytes));
-        if taken { bytes } else { 0 }
-    }
-
-    /// Sends the event without a message by which a client has an id to resume from.
-    pub fn prime(&self) {
-        self.push(Bytes::new());
-    }
-
-    /// Sends an answer, whatever waits: its text holds its principal's place, which bounds how
-    /// many do.
-    pub fn answer(&self, text: Bytes) {
-        let mut state = self.state.lock();
-        if !state.ended {
-            state.waiting += text.len();
-            state.events.push_back(Kept { text: Some(text), charged: 0 });
-        }
-        drop(state);
-        self.news.send_replace(());
-    }
-
-    /// Ends the stream.
-    pub fn end(&self) {
-        let mut state = self.state.lock();
-        if !state.ended {
-            state.ended = true;
-            if !state.heard {
-                state.since = Instant::now();
-            }
-        }
-        drop(state);
-        self.news.send_replace(());
-    }
-
-    /// Reads what is not sent yet, in the place of whoever read until now.
-    pub fn read(self: &Arc<Self>) -> Reader {
-        self.reader(&mut self.state.lock())
-    }
-
-    /// Reads what is sent from now on, in the place of whoever read until now.
-    pub fn join(self: &Arc<Self>) -> Reader {
-        let mut state = self.state.lock();
-        state.next = state.end();
-        state.waiting = 0;
-        self.reader(&mut state)
-    }
-
-    /// Reads again what was sent behind an event.
-    fn resume(self: &Arc<Self>, last: u64) -> Option<Reader> {
-        let mut state = self.state.lock();
-        if last >= state.end() || state.reader == 0 {
-            return None;
-        }
-        let from = (last + 1).max(state.first);
-        let rest = state.events.iter().skip(usize::try_from(from - state.first).ok()?);
-        let (mut waiting, mut lost) = (0, from > last + 1);
-        for kept in rest.clone() {
-            match &kept.text {
-                Some(text) => waiting += text.len(),
-                None => lost = true,
-            }
-        }
-        if lost {
-            // Without its last event a stream that has ended is of no use.
-            if state.ended && rest.last().is_none_or(|kept| kept.text.is_none()) {
-                return None;
-            }
-            tracing::info!(stream = self.number, "a stream is resumed without all of its events");
-        }
-        state.next = from;
-        state.waiting = waiting;
-        Some(self.reader(&mut state))
-    }
-
-    fn reader(self: &Arc<Self>, state: &mut State) -> Reader {
-        state.reader += 1;
-        state.heard = true;
-        let reader =
-            Reader { stream: self.clone(), number: state.reader, news: self.news.subscribe() };
-        self.news.send_replace(());
-        reader
-    }
-
-    /// Whether somebody reads, or may come back to.
-    pub fn is_heard(&self) -> bool {
-        let state = self.state.lock();
-        let comes_back = self.budget.is_some() && state.reader > 0 && state.since.elapsed() < KEPT;
-        !state.ended && (state.heard || comes_back)
-    }
-
-    /// Done once nobody reads any more.
-    pub async fn left(&self) {
-        let mut news = self.news.subscribe();
-        while self.state.lock().heard {
-            if news.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Whether it has ended and nobody may come back for it any more.
-    fn is_over(&self) -> bool {
-        let state = self.state.lock();
-        state.ended && !state.heard && state.since.elapsed() >= KEPT
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        if let Some(budget) = &self.budget {
-            budget.give_back(self.state.get_mut().charged);
-        }
-    }
-}
-
-impl State {
-    /// The number of the event after the last.
-    fn end(&self) -> u64 {
-        self.first + self.events.len() as u64
-    }
-
-    fn unread(&self) -> usize {
-        usize::try_from(self.end().saturating_sub(self.next)).unwrap_or(usize::MAX)
-    }
-
-    fn forget_first(&mut self, budget: Option<&Budget>) -> bool {
-        let Some(kept) = self.events.pop_front() else { return false };
-        if self.first >= self.next {
-            self.waiting -= kept.text.as_ref().map_or(0, Bytes::len);
-        }
-        self.first += 1;
-        self.charged -= kept.charged;
-        if let Some(budget) = budget {
-            budget.give_back(kept.charged);
-        }
-        true
-    }
-
-    fn cut_off(&mut self) {
-        tracing::warn!("a client reads too slowly and is cut off");
-        self.reader += 1;
-        self.heard = false;
-        self.since = Instant::now();
-    }
-}
-
-/// One who reads a stream.
-pub struct Reader {
-    stream: Arc<Stream>,
-    number: u64,
-    news: watch::Receiver<()>,
-}
-
-/// A message of a stream, or the empty text that gives a client an id to resume from.
-#[derive(Debug)]
-pub struct Event {
-    /// Of a stream that can be resumed.
-    pub id: Option<String>,
-    pub text: Bytes,
-}
-
-impl Reader {
-    /// The next event; none where the stream has ended, is read by another, or is too fast.
-    pub async fn next(&mut self) -> Option<Event> {
-        loop {
-            self.news.borrow_and_update();
-            match self.look() {
-                Look::Event(event) => return Some(event),
-                Look::Over => return None,
-                Look::Wait => {}
-            }
-            if self.news.changed().await.is_err() {
-                return None;
-            }
-        }
-    }
-
-    fn look(&mut self) -> Look {
-        let stream = &self.stream;
-        let mut guard = stream.state.lock();
-        let state = &mut *guard;
-        if state.reader != self.number {
-            return Look::Over;
-        }
-        if state.next < state.first {
-            state.cut_off();
-            return Look::Over;
-        }
-        let rest = usize::try_from(state.next - state.first).unwrap_or(usize::MAX);
-        let found = state.events.iter_mut().enumerate().skip(rest);
-        let mut found = found.filter_map(|(at, kept)| Some((at, kept.text.take()?, kept)));
-        let Some((at, text, kept)) = found.next() else {
-            return if state.ended { Look::Over } else { Look::Wait };
-        };
-        let number = state.first + at as u64;
-        state.next = number + 1;
-        state.waiting -= text.len();
-        if kept.charged == text.len() {
-            kept.text = Some(text.clone());
-        } else {
-            // A copy, for the answer that is sent holds its principal's place.
-            kept.charged = stream.charge(text.len());
-            state.charged += kept.charged;
-            if kept.charged > 0 {
-                kept.text = Some(Bytes::copy_from_slice(&text));
-            }
-        }
-        while state.first < state.next && (stream.budget.is_none() || state.charged > BYTES) {
-            state.forget_first(stream.budget.as_deref());
-        }
-        drop(guard);
-        stream.news.send_replace(());
-        let id = stream.budget.as_ref().map(|_| format!("{:x}-{number}", stream.number));
-        Look::Event(Event { id, text })
-    }
-}
-
-enum Look {
-    Event(Event),
-    Wait,
-    Over,
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        let mut state = self.stream.state.lock();
-        if state.reader == self.number {
-            state.heard = false;
-            state.since = Instant::now();
-            drop(state);
-            self.stream.news.send_replace(());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
+    use super::super::stream::{BYTES, EVENTS};
     use super::*;
+    use bytes::Bytes;
 
     fn text(text: &str) -> Bytes {
         Bytes::copy_from_slice(text.as_bytes())
@@ -516,7 +134,7 @@ mod tests {
 
     async fn drain(reader: &mut Reader) -> Vec<(String, Bytes)> {
         let mut events = Vec::new();
-        while let Look::Event(event) = reader.look() {
+        while let Some(Some(event)) = reader.next().now_or_never() {
             events.push((event.id.unwrap_or_default(), event.text));
         }
         events
@@ -580,7 +198,6 @@ mod tests {
             for _ in 0..3 {
                 stream.push(mib.clone());
             }
-            assert!(stream.state.lock().charged <= BYTES);
         }
         assert!(kept() <= BUDGET);
         drop(streams);
@@ -602,35 +219,6 @@ mod tests {
         assert!(streams.resume(&format!("1-{EVENTS}")).is_err());
         drop((reader, streams, stream));
         assert_eq!(kept(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_reader_that_takes_nothing_is_waited_for_only_so_long() {
-        let hasty = |number, budget| {
-            let mut stream = Stream::new(number, budget);
-            stream.patience = Duration::from_millis(1);
-            Arc::new(stream)
-        };
-        let budget = Some(Arc::new(Budget::default()));
-        for (stream, resumable) in [(hasty(OWN, None), false), (hasty(1, budget), true)] {
-            let mut reader = stream.read();
-            let mut sent = 0;
-            while sent < 2 * EVENTS {
-                if stream.state.lock().unread() == EVENTS {
-                    reader.next().await.unwrap();
-                }
-                stream.send(text("x")).await.unwrap();
-                sent += 1;
-            }
-            if resumable {
-                stream.send(text("x")).await.unwrap();
-                stream.left().await;
-                assert!(reader.next().await.is_none());
-            } else {
-                assert_eq!(stream.send(text("x")).await, Err(TooSlow));
-                assert!(reader.next().await.is_some());
-            }
-        }
     }
 
     #[test]

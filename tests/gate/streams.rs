@@ -190,3 +190,57 @@ async fn a_path_that_is_no_text_is_refused_as_any_other() {
     assert_eq!((reply.status, reply.refusal().as_str()), (404, "unknown-target"));
     gate.stop().await;
 }
+
+/// More than all buffers between a server and a client that does not read.
+fn flood() -> Value {
+    json!({ "mib": 64, "bytes": 262_144 })
+}
+
+#[tokio::test]
+async fn a_call_whose_client_reads_nothing_is_ended_with_an_error() {
+    let mut gate = Setup::crooked("").start().await;
+    let mut message: Value = serde_json::from_str(&call(1, "flood", flood())).unwrap();
+    message["params"]["_meta"] = json!({
+        "io.modelcontextprotocol/protocolVersion": MODERN,
+        "io.modelcontextprotocol/clientCapabilities": {},
+        "io.modelcontextprotocol/logLevel": "debug",
+    });
+    let headers = [
+        ("mcp-protocol-version", MODERN),
+        ("mcp-method", "tools/call"),
+        ("mcp-name", "crooked__flood"),
+    ];
+    let mut stream = Events::post(&gate.url("/mcp"), &headers, message.to_string()).await;
+    assert_eq!(stream.message().await["method"], "notifications/message");
+    gate.logged("the client to be cut off", |line| line.contains("too-slow")).await;
+    // Nobody else waited for it.
+    let other = gate.modern();
+    assert_eq!(other.text("crooked__echo", json!({ "text": "x" })).await, "x");
+    let mut last = Value::Null;
+    while let Some(event) = stream.next().await {
+        last = event.message();
+    }
+    assert_eq!(code_of(&last["error"]), "too-slow");
+    assert_eq!(last["id"], 1);
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_reader_of_a_session_that_reads_nothing_is_cut_off_and_may_come_back() {
+    let mut gate = Setup::crooked("").start().await;
+    let client = Legacy::new(&gate, None, "2025-11-25").await;
+    let mut stream = client.post(call(1, "flood", flood())).await;
+    let mut last = stream.next().await.unwrap().id.unwrap();
+    gate.logged("the client to be cut off", |line| line.contains("reads too slowly")).await;
+    while let Some(event) = stream.next().await {
+        assert!(!event.data.contains("flooded"), "the answer came to who was cut off");
+        last = event.id.unwrap();
+    }
+    let mut stream = client.resume(&last).await;
+    let mut answer = Value::Null;
+    while let Some(event) = stream.next().await {
+        answer = event.message();
+    }
+    assert_eq!(answer["result"]["content"][0]["text"], "flooded");
+    gate.stop().await;
+}

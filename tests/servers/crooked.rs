@@ -114,8 +114,9 @@ fn call(id: &Value, line: &str, params: &Value) {
         "hang" => {}
         "die" => std::process::exit(3),
         "flood" => {
-            let line = log(&"x".repeat(1_000));
-            for _ in 0..mib * 1_000 {
+            let bytes = usize::try_from(arguments["bytes"].as_u64().unwrap_or(1_000)).unwrap_or(1);
+            let line = log(&"x".repeat(bytes));
+            for _ in 0..(mib * 1_000_000).div_ceil(bytes) {
                 say(&line);
             }
             answer(id, text("flooded"));

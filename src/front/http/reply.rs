@@ -19,7 +19,7 @@ use super::{
     SESSION, sse,
 };
 use crate::{
-    codec::Frame,
+    codec::{Frame, Id},
     exchange::Revision,
     proxy::{Caller, Place, Proxy},
     refusal::{Code, Refusal},
@@ -123,6 +123,7 @@ impl Carrier {
     async fn pump(self, sent: Vec<Sent>, mut opened: oneshot::Sender<Opened>) {
         let session = self.caller.session.clone();
         let streams = self.streams && sent.iter().any(Sent::is_asked);
+        let id = sent.first().and_then(Sent::id).cloned();
         let (mut pieces, guards) = pieces(sent);
         let silence = if session.is_some() { SILENCE_RESUMABLE } else { SILENCE };
         let silence = tokio::time::sleep(silence);
@@ -165,7 +166,7 @@ impl Carrier {
                 Some(Piece::Notice(text)) => {
                     if stream.send(text).await == Err(TooSlow) {
                         drop(guards);
-                        stream.answer(self.too_slow().await);
+                        stream.answer(self.too_slow(id.as_ref()).await);
                         break;
                     }
                 }
@@ -182,12 +183,12 @@ impl Carrier {
         stream.end();
     }
 
-    async fn too_slow(&self) -> Bytes {
+    async fn too_slow(&self, id: Option<&Id>) -> Bytes {
         let refusal = Refusal::new(Code::TooSlow, "what was sent was not read in time");
         let caller = &self.caller;
         let (transport, address) = (caller.transport, caller.client_addr);
         let principal = Some(&*caller.principal);
-        self.proxy.turn_away(&refusal, transport, address, principal, None, None).await
+        self.proxy.turn_away(&refusal, transport, address, principal, None, id).await
     }
 }
 

@@ -1,0 +1,474 @@
+//! A stream of messages to a client: a bounded queue with one reader.
+//!
+//! INVARIANT: a reader that takes nothing for [`PATIENCE`], or falls behind what cannot wait, is cut
+//! off. Nobody but its own call waits for it.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::{sync::watch, time::timeout};
+
+use super::replay::Budget;
+
+/// Events that a stream keeps.
+pub(super) const EVENTS: usize = 256;
+/// Bytes that a stream keeps. One event may have more.
+pub(super) const BYTES: usize = 1 << 20;
+/// How long a message may wait for a reader that takes nothing.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a stream is kept that has no reader.
+const KEPT: Duration = Duration::from_secs(60);
+/// The stream that a session has for what belongs to none of its requests.
+pub(super) const OWN: u64 = 0;
+
+/// One stream.
+pub struct Stream {
+    pub(super) number: u64,
+    /// Of a stream that can be resumed.
+    budget: Option<Arc<Budget>>,
+    patience: Duration,
+    state: Mutex<State>,
+    news: watch::Sender<()>,
+}
+
+struct State {
+    /// What is kept: what was sent, and behind it what was not.
+    events: VecDeque<Kept>,
+    /// The number of the first event that is kept.
+    first: u64,
+    /// The number of the event that is to be sent next.
+    next: u64,
+    /// Bytes that are not sent yet.
+    waiting: usize,
+    /// Bytes that the budget was charged with.
+    charged: usize,
+    ended: bool,
+    /// The reader that the stream has, by number; earlier ones end.
+    reader: u64,
+    heard: bool,
+    /// Since when nobody reads.
+    since: Instant,
+}
+
+/// An event.
+struct Kept {
+    /// None once it was sent and is not kept to be sent again.
+    text: Option<Bytes>,
+    /// What the budget was charged with for it.
+    charged: usize,
+}
+
+/// A reader took nothing for too long.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooSlow;
+
+impl Stream {
+    /// A stream that ends with its reader.
+    pub fn fleeting() -> Arc<Self> {
+        Arc::new(Self::new(OWN, None))
+    }
+
+    pub(super) fn new(number: u64, budget: Option<Arc<Budget>>) -> Self {
+        let state = State {
+            events: VecDeque::new(),
+            first: 1,
+            next: 1,
+            waiting: 0,
+            charged: 0,
+            ended: false,
+            reader: 0,
+            heard: false,
+            since: Instant::now(),
+        };
+        let (state, news) = (Mutex::new(state), watch::Sender::new(()));
+        Self { number, budget, patience: PATIENCE, state, news }
+    }
+
+    /// Sends a message. The oldest events are forgotten for it; a reader that did not have them
+    /// yet is cut off.
+    pub fn push(&self, text: Bytes) {
+        self.add(&mut self.state.lock(), text);
+        self.news.send_replace(());
+    }
+
+    /// Sends a message, once the reader has taken enough of what waits.
+    ///
+    /// # Errors
+    /// [`TooSlow`] where it took nothing for too long. Of a stream that can be resumed it is cut
+    /// off instead, and the message is kept.
+    pub async fn send(&self, text: Bytes) -> Result<(), TooSlow> {
+        let mut news = self.news.subscribe();
+        let mut read = None;
+        loop {
+            {
+                let mut state = self.state.lock();
+                let room = state.unread() < EVENTS && state.waiting <= BYTES;
+                if room || !state.heard {
+                    self.add(&mut state, text);
+                    break;
+                }
+                if read == Some(state.next) {
+                    if self.budget.is_none() {
+                        return Err(TooSlow);
+                    }
+                    state.cut_off();
+                    self.add(&mut state, text);
+                    break;
+                }
+                read = Some(state.next);
+            }
+            let taken = async {
+                while news.changed().await.is_ok() {
+                    let state = self.state.lock();
+                    if !state.heard || Some(state.next) != read {
+                        break;
+                    }
+                }
+            };
+            let _ = timeout(self.patience, taken).await;
+        }
+        self.news.send_replace(());
+        Ok(())
+    }
+
+    fn add(&self, state: &mut State, text: Bytes) {
+        if state.ended {
+            return;
+        }
+        let (bytes, budget) = (text.len(), self.budget.as_deref());
+        loop {
+            let behind = state.unread() >= EVENTS || state.waiting > BYTES;
+            let full = behind || state.events.len() >= EVENTS || state.charged + bytes > BYTES;
+            // What was sent goes first; what was not, where nobody reads or who does is behind.
+            let dispensable = state.first < state.next || !state.heard || behind;
+            if !(full && dispensable && state.forget_first(budget)) {
+                break;
+            }
+        }
+        let mut charged = self.charge(state, bytes);
+        while charged < bytes && !state.heard && state.forget_first(budget) {
+            charged = self.charge(state, bytes);
+        }
+        state.charged += charged;
+        state.waiting += bytes;
+        state.events.push_back(Kept { text: Some(text), charged });
+    }
+
+    /// What is charged for so many bytes: all, or nothing where there is no more room for them.
+    fn charge(&self, state: &State, bytes: usize) -> usize {
+        let room = state.charged + bytes <= BYTES;
+        let taken = room && self.budget.as_ref().is_some_and(|budget| budget.take(bytes));
+        if taken { bytes } else { 0 }
+    }
+
+    /// Sends the event without a message by which a client has an id to resume from.
+    pub fn prime(&self) {
+        self.push(Bytes::new());
+    }
+
+    /// Sends an answer, whatever waits: its text holds its principal's place, which bounds how
+    /// many do.
+    pub fn answer(&self, text: Bytes) {
+        let mut state = self.state.lock();
+        if !state.ended {
+            state.waiting += text.len();
+            state.events.push_back(Kept { text: Some(text), charged: 0 });
+        }
+        drop(state);
+        self.news.send_replace(());
+    }
+
+    /// Ends the stream.
+    pub fn end(&self) {
+        let mut state = self.state.lock();
+        if !state.ended {
+            state.ended = true;
+            if !state.heard {
+                state.since = Instant::now();
+            }
+        }
+        drop(state);
+        self.news.send_replace(());
+    }
+
+    /// Reads what is not sent yet, in the place of whoever read until now.
+    pub fn read(self: &Arc<Self>) -> Reader {
+        self.reader(&mut self.state.lock())
+    }
+
+    /// Reads what is sent from now on, in the place of whoever read until now.
+    pub fn join(self: &Arc<Self>) -> Reader {
+        let mut state = self.state.lock();
+        state.next = state.end();
+        state.waiting = 0;
+        self.reader(&mut state)
+    }
+
+    /// Reads again what was sent behind an event.
+    pub(super) fn resume(self: &Arc<Self>, last: u64) -> Option<Reader> {
+        let mut state = self.state.lock();
+        if last >= state.end() || state.reader == 0 {
+            return None;
+        }
+        let from = (last + 1).max(state.first);
+        let rest = state.events.iter().skip(usize::try_from(from - state.first).ok()?);
+        let (mut waiting, mut lost) = (0, from > last + 1);
+        for kept in rest.clone() {
+            match &kept.text {
+                Some(text) => waiting += text.len(),
+                None => lost = true,
+            }
+        }
+        if lost {
+            // Without its last event a stream that has ended is of no use.
+            if state.ended && rest.last().is_none_or(|kept| kept.text.is_none()) {
+                return None;
+            }
+            tracing::info!(stream = self.number, "a stream is resumed without all of its events");
+        }
+        state.next = from;
+        state.waiting = waiting;
+        Some(self.reader(&mut state))
+    }
+
+    fn reader(self: &Arc<Self>, state: &mut State) -> Reader {
+        state.reader += 1;
+        state.heard = true;
+        let reader =
+            Reader { stream: self.clone(), number: state.reader, news: self.news.subscribe() };
+        self.news.send_replace(());
+        reader
+    }
+
+    /// Whether somebody reads, or may come back to.
+    pub fn is_heard(&self) -> bool {
+        let state = self.state.lock();
+        let comes_back = self.budget.is_some() && state.reader > 0 && state.since.elapsed() < KEPT;
+        !state.ended && (state.heard || comes_back)
+    }
+
+    /// Done once nobody reads any more.
+    pub async fn left(&self) {
+        let mut news = self.news.subscribe();
+        while self.state.lock().heard {
+            if news.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether no more is to come.
+    pub(super) fn has_ended(&self) -> bool {
+        self.state.lock().ended
+    }
+
+    /// Whether it has ended and nobody may come back for it any more.
+    pub(super) fn is_over(&self) -> bool {
+        let state = self.state.lock();
+        state.ended && !state.heard && state.since.elapsed() >= KEPT
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(budget) = &self.budget {
+            budget.give_back(self.state.get_mut().charged);
+        }
+    }
+}
+
+impl State {
+    /// The number of the event after the last.
+    fn end(&self) -> u64 {
+        self.first + self.events.len() as u64
+    }
+
+    fn unread(&self) -> usize {
+        to_index(self.end().saturating_sub(self.next))
+    }
+
+    fn forget_first(&mut self, budget: Option<&Budget>) -> bool {
+        let Some(kept) = self.events.pop_front() else { return false };
+        if self.first >= self.next {
+            self.waiting -= kept.text.as_ref().map_or(0, Bytes::len);
+        }
+        self.first += 1;
+        self.charged -= kept.charged;
+        if let Some(budget) = budget {
+            budget.give_back(kept.charged);
+        }
+        true
+    }
+
+    fn cut_off(&mut self) {
+        tracing::warn!("a client reads too slowly and is cut off");
+        self.reader += 1;
+        self.heard = false;
+        self.since = Instant::now();
+    }
+}
+
+/// One who reads a stream.
+pub struct Reader {
+    stream: Arc<Stream>,
+    number: u64,
+    news: watch::Receiver<()>,
+}
+
+/// A message of a stream, or the empty text that gives a client an id to resume from.
+#[derive(Debug)]
+pub struct Event {
+    /// Of a stream that can be resumed.
+    pub id: Option<String>,
+    pub text: Bytes,
+}
+
+impl Reader {
+    /// The next event; none where the stream has ended, is read by another, or is too fast.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            self.news.borrow_and_update();
+            match self.look() {
+                Look::Event(event) => return Some(event),
+                Look::Over => return None,
+                Look::Wait => {}
+            }
+            if self.news.changed().await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    fn look(&mut self) -> Look {
+        let stream = &self.stream;
+        let mut guard = stream.state.lock();
+        let state = &mut *guard;
+        if state.reader != self.number {
+            return Look::Over;
+        }
+        if state.next < state.first {
+            state.cut_off();
+            return Look::Over;
+        }
+        let rest = to_index(state.next - state.first);
+        let found = state.events.iter_mut().enumerate().skip(rest);
+        let mut found = found.filter_map(|(at, kept)| Some((at, kept.text.take()?, kept)));
+        let Some((at, text, kept)) = found.next() else {
+            return if state.ended { Look::Over } else { Look::Wait };
+        };
+        let number = state.first + at as u64;
+        state.next = number + 1;
+        state.waiting -= text.len();
+        if kept.charged == text.len() {
+            kept.text = Some(text.clone());
+        } else {
+            // What was sent before gives way to it.
+            let (bytes, budget) = (text.len(), stream.budget.as_deref());
+            while bytes <= BYTES
+                && state.charged + bytes > BYTES
+                && state.first < number
+                && state.forget_first(budget)
+            {}
+            let charged = stream.charge(state, bytes);
+            state.charged += charged;
+            if charged > 0
+                && let Some(kept) = state.events.get_mut(to_index(number - state.first))
+            {
+                // A copy, for the answer that is sent holds its principal's place.
+                *kept = Kept { text: Some(Bytes::copy_from_slice(&text)), charged };
+            }
+        }
+        if stream.budget.is_none() {
+            while state.first < state.next && state.forget_first(None) {}
+        }
+        drop(guard);
+        stream.news.send_replace(());
+        let id = stream.budget.as_ref().map(|_| format!("{:x}-{number}", stream.number));
+        Look::Event(Event { id, text })
+    }
+}
+
+/// A difference of numbers that is within what is kept, or beyond all of it.
+fn to_index(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+enum Look {
+    Event(Event),
+    Wait,
+    Over,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut state = self.stream.state.lock();
+        if state.reader == self.number {
+            state.heard = false;
+            state.since = Instant::now();
+            drop(state);
+            self.stream.news.send_replace(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_takes_nothing_is_waited_for_only_so_long() {
+        let hasty = |number, budget| {
+            let mut stream = Stream::new(number, budget);
+            stream.patience = Duration::from_millis(1);
+            Arc::new(stream)
+        };
+        let budget = Some(Arc::new(Budget::default()));
+        for (stream, resumable) in [(hasty(OWN, None), false), (hasty(1, budget), true)] {
+            let mut reader = stream.read();
+            let mut sent = 0;
+            while sent < 2 * EVENTS {
+                if stream.state.lock().unread() == EVENTS {
+                    reader.next().await.unwrap();
+                }
+                stream.send(text("x")).await.unwrap();
+                sent += 1;
+            }
+            if resumable {
+                stream.send(text("x")).await.unwrap();
+                stream.left().await;
+                assert!(reader.next().await.is_none());
+            } else {
+                assert_eq!(stream.send(text("x")).await, Err(TooSlow));
+                assert!(reader.next().await.is_some());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_reader_that_reads_is_not_forgotten() {
+        let budget = Arc::new(Budget::default());
+        let stream = Arc::new(Stream::new(1, Some(budget)));
+        let mut reader = stream.read();
+        let sent = tokio::spawn(async move {
+            for n in 0..10_u8 {
+                stream.send(Bytes::from(vec![n; BYTES * 2 / 3])).await.unwrap();
+            }
+            stream.answer(Bytes::from(vec![10; 3 * BYTES]));
+            stream.end();
+        });
+        for n in 0..=10 {
+            assert_eq!(reader.next().await.unwrap().text[0], n);
+        }
+        assert!(reader.next().await.is_none());
+        sent.await.unwrap();
+    }
+}
