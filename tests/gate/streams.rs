@@ -191,6 +191,29 @@ async fn a_path_that_is_no_text_is_refused_as_any_other() {
     gate.stop().await;
 }
 
+#[tokio::test]
+async fn who_wants_to_listen_must_take_a_stream() {
+    let gate = Setup::crooked("").start().await;
+    let listen = json!({
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "subscriptions/listen",
+        "params": { "notifications": {}, "_meta": {
+            "io.modelcontextprotocol/protocolVersion": MODERN,
+            "io.modelcontextprotocol/clientCapabilities": {},
+        } },
+    });
+    let headers = [
+        ("Content-Type", "application/json"),
+        ("Accept", "application/json"),
+        ("MCP-Protocol-Version", MODERN),
+        ("Mcp-Method", "subscriptions/listen"),
+    ];
+    let reply = wire::post(gate.addr, "/mcp", &headers, listen.to_string().as_bytes()).await;
+    assert_eq!((reply.status, reply.refusal().as_str()), (406, "not-acceptable"));
+    gate.stop().await;
+}
+
 /// More than all buffers between a server and a client that does not read.
 fn flood() -> Value {
     json!({ "mib": 64, "bytes": 262_144 })

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use crate::{
     codec::{Frame, Id, Kind, is_batch},
     config::Listen,
-    exchange::{Revision, Transport},
+    exchange::{Method, Revision, Transport},
     identity::{Keyring, Principal, bearer},
     names::{ClientName, SessionId},
     proxy::{Caller, Proxy},
@@ -378,6 +378,10 @@ impl Front {
         };
         let spoken = arrival::speaks(&headers, &frame).and_then(|speaks| match speaks {
             Speaks::Greeting(revision) => Ok((revision, None)),
+            // It has no answer but a stream.
+            Speaks::Modern if !streams && is_listen(&frame) => {
+                Err(arrival::not_acceptable("text/event-stream"))
+            }
             Speaks::Modern => Ok((Revision::LATEST_MODERN, None)),
             Speaks::Legacy { session, revision } => {
                 let found = self.proxy.sessions.find(&session, &visitor.principal, &view)?;
@@ -464,6 +468,10 @@ impl Front {
             }
         }
     }
+}
+
+fn is_listen(frame: &Frame) -> bool {
+    matches!(&frame.kind, Kind::Request { method, .. } if method.as_str() == Method::LISTEN)
 }
 
 fn no_server() -> Refusal {

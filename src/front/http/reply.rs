@@ -164,7 +164,8 @@ impl Carrier {
                     }
                 }
                 Some(Piece::Notice(text)) => {
-                    if stream.send(text).await == Err(TooSlow) {
+                    let sent = stream.send(text).await;
+                    if sent == Err(TooSlow) {
                         drop(guards);
                         stream.answer(self.too_slow(id.as_ref()).await);
                         break;
