@@ -1,7 +1,7 @@
 //! The calls under way on one link, and what of the server's words belongs to which.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -24,12 +24,15 @@ use super::{
     link::{Call, Failure, Mine, Reply, Said, nobody, pong, progress_token, subscription},
 };
 use crate::{
-    codec::{Caps, Flaw, Frame, Id, Kind},
+    codec::{Caps, Flaw, Frame, Id, Kind, Object, may_have},
     exchange::{Method, Revision},
 };
 
 /// Messages that nobody waits for which may wait for a server to take them.
 const ERRANDS: usize = 256;
+
+/// Tasks of which progress may be told when the calls that began them are long over.
+const TASKS: usize = 256;
 
 /// Brings a text to the server, or gives it up after a while.
 pub(super) type Out = Arc<dyn Fn(Bytes) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -39,6 +42,8 @@ pub(super) struct Board {
     pub caps: Caps,
     pub ear: Ear,
     pending: Mutex<HashMap<u64, Pending>>,
+    /// Calls that were answered with a task, whose progress tokens go on: the newest.
+    tasks: Mutex<VecDeque<(u64, Mine)>>,
     next: AtomicU64,
     dead: OnceLock<String>,
     revision: RwLock<Option<Revision>>,
@@ -77,6 +82,7 @@ impl Board {
             caps,
             ear,
             pending: Mutex::default(),
+            tasks: Mutex::default(),
             next: AtomicU64::new(1),
             dead: OnceLock::new(),
             revision: RwLock::default(),
@@ -208,8 +214,27 @@ impl Board {
     fn settle(&self, id: u64, reply: Result<Reply, Failure>) {
         let pending = self.pending.lock().remove(&id);
         match pending {
-            Some(pending) => drop(pending.answer.send(reply)),
+            Some(pending) => {
+                if let Ok(reply) = &reply {
+                    self.answered(id, &pending.mine, reply);
+                }
+                drop(pending.answer.send(reply));
+            }
             None => tracing::debug!("a server answered a request that is not under way"),
+        }
+    }
+
+    /// Keeps in mind what outlives the call: the progress token of a task.
+    pub fn answered(&self, id: u64, mine: &Mine, reply: &Reply) {
+        if let Reply::Result(result) = reply
+            && mine.token.is_some()
+            && begins_task(result)
+        {
+            let mut tasks = self.tasks.lock();
+            if tasks.len() == TASKS {
+                tasks.pop_front();
+            }
+            tasks.push_back((id, mine.clone()));
         }
     }
 
@@ -245,11 +270,15 @@ impl Board {
         }
         match method.as_str() {
             Method::PROGRESS => {
-                let call = progress_token(params.as_ref()).and_then(|id| self.call(id));
                 // Progress that nobody asked for is dropped.
-                if let Some((call, mine)) = call.filter(|(_, mine)| mine.token.is_some()) {
+                let Some(id) = progress_token(params.as_ref()) else { return };
+                let call = self.call(id).filter(|(_, mine)| mine.token.is_some());
+                if let Some((call, mine)) = call {
                     let params = mine.restored(params);
                     self.ear.tell_call(&call, Said::Notification { method, params }).await;
+                } else if let Some(mine) = self.task(id) {
+                    let params = mine.restored(params);
+                    self.ear.tell(Said::Notification { method, params });
                 }
             }
             Method::CANCELLED => self.take_back(params.as_ref()),
@@ -293,6 +322,12 @@ impl Board {
         }
     }
 
+    /// A call that was answered with a task.
+    fn task(&self, id: u64) -> Option<Mine> {
+        let tasks = self.tasks.lock();
+        tasks.iter().find(|(task, _)| *task == id).map(|(_, mine)| mine.clone())
+    }
+
     /// A call that wants to hear something.
     fn call(&self, id: u64) -> Option<(mpsc::Sender<Said>, Mine)> {
         let pending = self.pending.lock();
@@ -315,6 +350,14 @@ impl Drop for Cancel<'_> {
             self.board.cancel(self.id);
         }
     }
+}
+
+/// Whether a result is that the work goes on as a task.
+fn begins_task(result: &Bytes) -> bool {
+    may_have(result, "task")
+        && Object::parse(result.clone()).is_ok_and(|result| {
+            result.object("task").is_some_and(|task| task.get("taskId").is_some())
+        })
 }
 
 /// The request that a text answers, or would, were it a legal message.

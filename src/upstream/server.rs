@@ -235,3 +235,90 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{codec::Caps, exchange::Revision, identity::PrincipalKind, names::SessionId};
+
+    fn server(settings: config::Server) -> Arc<Server> {
+        let launcher = Arc::new(Launcher {
+            engine: Err("none".into()),
+            instance: String::new(),
+            base: "/".into(),
+            caps: Caps { bytes: 1_000, depth: 9, nodes: 99 },
+            handed: Default::default(),
+        });
+        let (events, _) = mpsc::channel(1);
+        let (heard, _) = mpsc::channel(1);
+        let name = "s".parse().unwrap();
+        Arc::new(Server::new(name, settings, launcher, Arc::new(|_| {}), events, heard))
+    }
+
+    fn party(session: usize, client: &str) -> Party {
+        Party {
+            key: PartyKey::Session(SessionId::presented(&session.to_string())),
+            principal: PrincipalKind::Client(client.parse().unwrap()),
+            revision: Revision::LATEST_LEGACY,
+            capabilities: Bytes::from_static(br#"{"roots":{}}"#),
+        }
+    }
+
+    #[tokio::test]
+    async fn parties_have_instances_of_their_own_and_none_has_them_all() {
+        let server = server(config::Server { instances: 6, ..Default::default() });
+        let first = server.own(&party(0, "a")).unwrap();
+        assert_eq!(first.party(), Some(&party(0, "a").key));
+        assert!(Arc::ptr_eq(&first, &server.own(&party(0, "a")).unwrap()));
+        assert!(!Arc::ptr_eq(&first, server.shared()));
+        server.own(&party(1, "a")).unwrap();
+        let refused = |party| match server.own(&party) {
+            Err(failure) => failure,
+            Ok(_) => panic!("one too many"),
+        };
+        let full = Failure::Overloaded { what: "instances for single clients", most: 6 };
+        assert_eq!(refused(party(2, "a")), full);
+        for (session, client) in [(3, "b"), (4, "b"), (5, "c"), (6, "c")] {
+            server.own(&party(session, client)).unwrap();
+        }
+        assert_eq!(refused(party(7, "d")), full);
+
+        // Who leaves makes room, and is started no more.
+        server.leave(&party(0, "a").key).await;
+        assert!(server.owned(&party(0, "a").key).is_none());
+        assert!(matches!(first.running().await, Err(Failure::Unavailable(_))));
+        server.own(&party(7, "d")).unwrap();
+        server.close("the test ends").await;
+        assert!(matches!(refused(party(7, "d")), Failure::Unavailable(_)));
+    }
+
+    #[tokio::test]
+    async fn instances_that_nobody_uses_go() {
+        let settings = config::Server { idle_stop_s: 1, ..Default::default() };
+        let server = server(settings);
+        let held = server.own(&party(0, "a")).unwrap();
+        drop(server.own(&party(1, "a")).unwrap());
+        // What is used again and again stays; the other goes once its time is over.
+        let swept = async {
+            while server.owned(&party(1, "a").key).is_some() {
+                server.sweep().await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), swept).await.unwrap();
+        assert!(Arc::ptr_eq(&held, &server.owned(&party(0, "a").key).unwrap()));
+    }
+
+    #[test]
+    fn all_share_one_where_the_config_or_the_era_says_so() {
+        let shared = config::Server { sharing: Sharing::Shared, ..Default::default() };
+        let servers = [server(shared), server(config::Server::default())];
+        *servers[1].common.era.write() = Some(Era::Modern);
+        for server in servers {
+            let own = server.own(&party(0, "a")).unwrap();
+            assert!(Arc::ptr_eq(&own, server.shared()));
+        }
+    }
+}

@@ -21,6 +21,7 @@ mod others;
 mod paired;
 mod policy;
 mod quickstart;
+mod remotes;
 mod rest;
 mod sdk_servers;
 mod sdks;

@@ -271,6 +271,9 @@ impl Link for Http {
         };
         let reply = call.clock.bound(work).await;
         guard.tells &= matches!(reply, Err(Failure::Timeout(_)));
+        if let Ok(reply) = &reply {
+            board.answered(begun.id, &begun.mine, reply);
+        }
         reply
     }
 

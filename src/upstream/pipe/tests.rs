@@ -193,6 +193,34 @@ async fn a_log_message_goes_to_the_call_that_asked_for_it_where_it_is_the_only_o
 }
 
 #[tokio::test]
+async fn a_tasks_progress_goes_on_when_its_call_is_over() {
+    let (pipe, mut server, mut heard) = pipe();
+    for (result, goes_on) in [(r#"{"task":{"taskId":"t"}}"#, true), (r#"{"task":1}"#, false)] {
+        let (call, _told) = hearing(r#"{"_meta":{"progressToken":"mine"}}"#);
+        let calling = tokio::spawn({
+            let pipe = pipe.clone();
+            async move { pipe.call(call).await }
+        });
+        let text: serde_json::Value = serde_json::from_str(&server.read().await).unwrap();
+        let id = &text["id"];
+        server.write(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#)).await;
+        calling.await.unwrap().unwrap();
+        let progress = format!(r#"{{"progressToken":{id},"progress":1.0}}"#);
+        server.write(&notification("notifications/progress", &progress)).await;
+        server.write(&notification("notifications/x", "{}")).await;
+        let Some(Heard { said: Said::Notification { method, params }, .. }) = heard.recv().await
+        else {
+            panic!("no notification")
+        };
+        assert_eq!(method.as_str() == "notifications/progress", goes_on);
+        if goes_on {
+            assert_eq!(params.unwrap(), r#"{"progressToken":"mine","progress":1.0}"#);
+            heard.recv().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_batch_is_its_messages_in_the_revision_that_has_them() {
     for (revision, taken) in [
         (Revision::V2024_11_05, false),

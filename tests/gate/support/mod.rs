@@ -6,6 +6,7 @@ pub mod client;
 pub mod engine;
 pub mod events;
 pub mod gate;
+pub mod peers;
 pub mod remote;
 pub mod rmcp;
 pub mod sdk;

@@ -1,0 +1,46 @@
+//! Remote servers, as each revision has them.
+
+use serde_json::json;
+
+use crate::support::{Setup, peers};
+
+#[tokio::test]
+async fn a_server_of_http_and_sse_is_found_and_greeted_again_when_its_stream_ends() {
+    let url = peers::sse().await;
+    let gate = Setup::new(&format!(
+        "[servers.found]\nurl = \"{url}\"\n[servers.told]\nurl = \"{url}\"\ntransport = \"sse\""
+    ))
+    .start()
+    .await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        for server in ["found", "told"] {
+            let (echo, end) = (format!("{server}__echo"), format!("{server}__end"));
+            assert_eq!(agent.text(&echo, json!({ "text": "one" })).await, "one");
+            assert_eq!(agent.text(&end, json!({ "text": "two" })).await, "two");
+            // The end may be seen only when it is spoken to.
+            let again = agent.call(&echo, json!({ "text": "three" })).await;
+            if again.is_err() {
+                assert_eq!(agent.text(&echo, json!({ "text": "three" })).await, "three");
+            }
+        }
+    }
+    let states = gate.cli(&["--format", "json", "server", "ls"]).await.expect(0);
+    for state in states.as_array().unwrap() {
+        assert_eq!(
+            (&state["revision"], &state["state"]),
+            (&json!("2024-11-05"), &json!("running"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_early_is_taken_up_and_a_forgotten_session_begun_anew() {
+    let url = peers::polled().await;
+    let gate = Setup::new(&format!("[servers.polled]\nurl = \"{url}\"")).start().await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        assert_eq!(agent.text("polled__echo", json!({ "text": "one" })).await, "one");
+        assert_eq!(agent.text("polled__end", json!({ "text": "two" })).await, "two");
+        assert_eq!(agent.refused("polled__echo", json!({})).await, "server-unavailable");
+        assert_eq!(agent.text("polled__echo", json!({ "text": "three" })).await, "three");
+    }
+}

@@ -1,0 +1,177 @@
+//! Remote servers as older revisions have them, written out by hand: HTTP+SSE, and streamable HTTP
+//! with streams that end early and sessions that are forgotten.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Query, Request, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
+
+type Events = mpsc::UnboundedSender<String>;
+
+async fn serve(app: Router) -> SocketAddr {
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    addr
+}
+
+fn stream() -> (Events, Response) {
+    let (sender, events) = mpsc::unbounded_channel::<String>();
+    let body = Body::from_stream(UnboundedReceiverStream::new(events).map(Ok::<_, Infallible>));
+    (sender, ([("content-type", "text/event-stream")], body).into_response())
+}
+
+async fn read(request: Request) -> (HeaderMap, Value) {
+    let (parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+    (parts.headers, serde_json::from_slice(&body).unwrap_or_default())
+}
+
+/// The result of a request, where it is one that both servers have.
+fn result(message: &Value, revision: &str) -> Value {
+    match message["method"].as_str().unwrap_or_default() {
+        "initialize" => json!({
+            "protocolVersion": revision,
+            "capabilities": { "tools": {} },
+            "serverInfo": { "name": "peer", "version": "1" },
+        }),
+        "tools/list" => {
+            let tool = |name: &str| json!({ "name": name, "inputSchema": { "type": "object" } });
+            let tools = ["echo", "end"].map(tool);
+            json!({ "tools": tools })
+        }
+        "tools/call" => {
+            let text = &message["params"]["arguments"]["text"];
+            json!({ "content": [{ "type": "text", "text": text }] })
+        }
+        _ => json!({}),
+    }
+}
+
+fn answer(message: &Value, revision: &str) -> Value {
+    json!({ "jsonrpc": "2.0", "id": message["id"], "result": result(message, revision) })
+}
+
+#[derive(Default)]
+struct Sse {
+    next: AtomicU64,
+    open: Mutex<std::collections::HashMap<String, Events>>,
+}
+
+/// A server of 2024-11-05 over HTTP+SSE: `echo` answers, `end` answers and ends the stream.
+/// Returns the URL of its stream, where it takes no POST.
+pub async fn sse() -> String {
+    let app = Router::new()
+        .route("/sse", get(open_sse))
+        .route("/told", post(told))
+        .with_state(Arc::<Sse>::default());
+    format!("http://{}/sse", serve(app).await)
+}
+
+async fn open_sse(State(server): State<Arc<Sse>>) -> Response {
+    let (events, response) = stream();
+    let session = server.next.fetch_add(1, Ordering::Relaxed).to_string();
+    events.send(format!("event: endpoint\ndata: /told?session={session}\n\n")).unwrap();
+    server.open.lock().unwrap().insert(session, events);
+    response
+}
+
+async fn told(
+    State(server): State<Arc<Sse>>,
+    Query(query): Query<std::collections::HashMap<String, String>>,
+    request: Request,
+) -> StatusCode {
+    let (_, message) = read(request).await;
+    let session = query.get("session").cloned().unwrap_or_default();
+    let mut open = server.open.lock().unwrap();
+    let Some(events) = open.get(&session) else { return StatusCode::NOT_FOUND };
+    if message["id"].is_null() || message["method"].is_null() {
+        return StatusCode::ACCEPTED;
+    }
+    let text = answer(&message, "2024-11-05");
+    let _ = events.send(format!("event: message\ndata: {text}\n\n"));
+    if message["params"]["name"] == "end" {
+        open.remove(&session);
+    }
+    StatusCode::ACCEPTED
+}
+
+#[derive(Default)]
+struct Polled {
+    next: AtomicU64,
+    session: Mutex<Option<String>>,
+    /// Answers that are handed out once somebody asks for them again.
+    kept: Mutex<Vec<Value>>,
+}
+
+/// A server of 2025-11-25 that ends the stream of every call before it has answered: `echo` is
+/// answered on the stream that takes up the first, `end` as well, and the session is forgotten.
+pub async fn polled() -> String {
+    let app = Router::new()
+        .route("/mcp", post(asked).get(asked_again))
+        .with_state(Arc::<Polled>::default());
+    format!("http://{}/mcp", serve(app).await)
+}
+
+fn known(server: &Polled, headers: &HeaderMap) -> bool {
+    let session = headers.get("mcp-session-id").and_then(|id| id.to_str().ok());
+    session.is_some() && session == server.session.lock().unwrap().as_deref()
+}
+
+async fn asked(State(server): State<Arc<Polled>>, request: Request) -> Response {
+    let (headers, message) = read(request).await;
+    let method = message["method"].as_str().unwrap_or_default();
+    let answer = answer(&message, "2025-11-25");
+    match method {
+        "server/discover" => StatusCode::BAD_REQUEST.into_response(),
+        "initialize" => {
+            let session = server.next.fetch_add(1, Ordering::Relaxed).to_string();
+            *server.session.lock().unwrap() = Some(session.clone());
+            ([("mcp-session-id", session)], axum::Json(answer)).into_response()
+        }
+        _ if !known(&server, &headers) => StatusCode::NOT_FOUND.into_response(),
+        "tools/call" => {
+            server.kept.lock().unwrap().push(answer);
+            let (events, response) = stream();
+            let end = message["params"]["name"] == "end";
+            let id = if end { "last" } else { "more" };
+            events.send(format!("id: {id}\nretry: 1\ndata:\n\n")).unwrap();
+            response
+        }
+        _ if message["id"].is_null() => StatusCode::ACCEPTED.into_response(),
+        _ => axum::Json(answer).into_response(),
+    }
+}
+
+async fn asked_again(State(server): State<Arc<Polled>>, headers: HeaderMap) -> Response {
+    if !known(&server, &headers) {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    let Some(last) = headers.get("last-event-id") else {
+        return StatusCode::METHOD_NOT_ALLOWED.into_response();
+    };
+    let (events, response) = stream();
+    for answer in std::mem::take(&mut *server.kept.lock().unwrap()) {
+        events.send(format!("id: end\ndata: {answer}\n\n")).unwrap();
+    }
+    if last == "last" {
+        *server.session.lock().unwrap() = None;
+    }
+    response
+}
