@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Setup, peers};
+use crate::support::{gate::Setup, peers};
 
 #[tokio::test]
 async fn a_server_of_http_and_sse_is_found_and_greeted_again_when_its_stream_ends() {
