@@ -2,6 +2,7 @@
 //! with streams that end early and sessions that are forgotten.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     net::SocketAddr,
     sync::{
@@ -71,7 +72,7 @@ fn answer(message: &Value, revision: &str) -> Value {
 #[derive(Default)]
 struct Sse {
     next: AtomicU64,
-    open: Mutex<std::collections::HashMap<String, Events>>,
+    open: Mutex<HashMap<String, Events>>,
 }
 
 /// A server of 2024-11-05 over HTTP+SSE: `echo` answers, `end` answers and ends the stream.
@@ -94,7 +95,7 @@ async fn open_sse(State(server): State<Arc<Sse>>) -> Response {
 
 async fn told(
     State(server): State<Arc<Sse>>,
-    Query(query): Query<std::collections::HashMap<String, String>>,
+    Query(query): Query<HashMap<String, String>>,
     request: Request,
 ) -> StatusCode {
     let (_, message) = read(request).await;
@@ -115,9 +116,8 @@ async fn told(
 #[derive(Default)]
 struct Polled {
     next: AtomicU64,
-    session: Mutex<Option<String>>,
-    /// Answers that are handed out once somebody asks for them again.
-    kept: Mutex<Vec<Value>>,
+    /// The sessions, with the answers that are handed out once somebody asks for them again.
+    sessions: Mutex<HashMap<String, Vec<Value>>>,
 }
 
 /// A server of 2025-11-25 that ends the stream of every call before it has answered: `echo` is
@@ -129,25 +129,26 @@ pub async fn polled() -> String {
     format!("http://{}/mcp", serve(app).await)
 }
 
-fn known(server: &Polled, headers: &HeaderMap) -> bool {
-    let session = headers.get("mcp-session-id").and_then(|id| id.to_str().ok());
-    session.is_some() && session == server.session.lock().unwrap().as_deref()
+fn session(headers: &HeaderMap) -> String {
+    headers.get("mcp-session-id").map_or("", |id| id.to_str().unwrap()).to_owned()
 }
 
 async fn asked(State(server): State<Arc<Polled>>, request: Request) -> Response {
     let (headers, message) = read(request).await;
     let method = message["method"].as_str().unwrap_or_default();
     let answer = answer(&message, "2025-11-25");
+    let session = session(&headers);
+    let known = server.sessions.lock().unwrap().contains_key(&session);
     match method {
         "server/discover" => StatusCode::BAD_REQUEST.into_response(),
         "initialize" => {
             let session = server.next.fetch_add(1, Ordering::Relaxed).to_string();
-            *server.session.lock().unwrap() = Some(session.clone());
+            server.sessions.lock().unwrap().insert(session.clone(), Vec::new());
             ([("mcp-session-id", session)], axum::Json(answer)).into_response()
         }
-        _ if !known(&server, &headers) => StatusCode::NOT_FOUND.into_response(),
+        _ if !known => StatusCode::NOT_FOUND.into_response(),
         "tools/call" => {
-            server.kept.lock().unwrap().push(answer);
+            server.sessions.lock().unwrap().entry(session).or_default().push(answer);
             let (events, response) = stream();
             let end = message["params"]["name"] == "end";
             let id = if end { "last" } else { "more" };
@@ -160,18 +161,20 @@ async fn asked(State(server): State<Arc<Polled>>, request: Request) -> Response 
 }
 
 async fn asked_again(State(server): State<Arc<Polled>>, headers: HeaderMap) -> Response {
-    if !known(&server, &headers) {
+    let session = session(&headers);
+    let mut sessions = server.sessions.lock().unwrap();
+    let Some(kept) = sessions.get_mut(&session) else {
         return StatusCode::NOT_FOUND.into_response();
-    }
+    };
     let Some(last) = headers.get("last-event-id") else {
         return StatusCode::METHOD_NOT_ALLOWED.into_response();
     };
     let (events, response) = stream();
-    for answer in std::mem::take(&mut *server.kept.lock().unwrap()) {
+    for answer in std::mem::take(kept) {
         events.send(format!("id: end\ndata: {answer}\n\n")).unwrap();
     }
     if last == "last" {
-        *server.session.lock().unwrap() = None;
+        sessions.remove(&session);
     }
     response
 }
