@@ -304,7 +304,10 @@ impl Board {
             let hearing = pending.iter().filter(|(_, pending)| pending.said.is_some());
             hearing.max_by_key(|(id, _)| **id).and_then(|(_, pending)| pending.said.clone())
         };
-        let guess = way == Way::Only && self.ear.has_party();
+        // A modern client can be asked nothing but in answer to a call, so a question that came
+        // beside the calls is put to one all the same.
+        let only_by_calls = matches!(said, Said::Request { .. }) && self.ear.has_modern_party();
+        let guess = only_by_calls || way == Way::Only && self.ear.has_party();
         match guess.then(newest).flatten() {
             Some(call) => self.ear.tell_call(&call, said).await,
             None => self.ear.tell(said),

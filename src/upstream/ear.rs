@@ -71,6 +71,11 @@ impl Ear {
         self.party.is_some()
     }
 
+    /// Whether that party is a client without a session.
+    pub fn has_modern_party(&self) -> bool {
+        matches!(self.party, Some(PartyKey::Client { .. }))
+    }
+
     /// Takes what belongs to no call, without waiting. That a list changed is never missed, even
     /// where it cannot be told to anybody.
     pub fn tell(&self, said: Said) {

@@ -1,13 +1,7 @@
 //! Tasks, of 2025-11-25's core and of 2026-07-28's extension. A task is done when it has been asked
 //! for a second time, so that nothing depends on a clock.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::BTreeMap, sync::Mutex};
 
 use serde_json::{Value, json};
 
@@ -17,7 +11,6 @@ const STAMP: &str = "2026-08-01T12:00:00Z";
 
 #[derive(Default)]
 pub struct Tasks {
-    next: AtomicU64,
     tasks: Mutex<BTreeMap<String, Task>>,
 }
 
@@ -92,7 +85,7 @@ impl Tasks {
         if !as_task {
             return Ok(task.result());
         }
-        let id = format!("task-{}", self.next.fetch_add(1, Ordering::Relaxed));
+        let id = format!("task-{}", uuid::Uuid::now_v7());
         let mut shown = task.shown(&id, modern);
         lock(&self.tasks).insert(id, task);
         if modern {

@@ -1,6 +1,9 @@
 //! A client in any revision, over any transport, that hears all that it is told and answers what
 //! it is asked.
 
+mod answers;
+mod inbox;
+
 use std::{
     collections::HashMap,
     fmt,
@@ -19,10 +22,14 @@ use sse_stream::SseStream;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::{Child, Command},
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     task::AbortHandle,
 };
 
+use self::{
+    answers::{answer, capabilities},
+    inbox::{Inbox, inbox, read, take_text},
+};
 use super::gate::reqwest_client;
 
 /// The revisions, oldest first. As texts, they sort by age.
@@ -88,52 +95,6 @@ enum Wire {
         lines: mpsc::UnboundedSender<String>,
         _child: Child,
     },
-}
-
-/// What came in.
-struct Inbox {
-    revision: &'static str,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Value>>>,
-    /// Notifications, in the order in which they came.
-    heard: watch::Sender<Vec<Value>>,
-    /// Requests of the server, to be answered.
-    asked: mpsc::UnboundedSender<Value>,
-    /// What breaks the rules of the revision.
-    wrongs: Mutex<Vec<Wrong>>,
-}
-
-impl Inbox {
-    fn take(&self, message: Value) {
-        let method = message["method"].as_str();
-        let id = message.get("id").filter(|id| !id.is_null());
-        match (method, id) {
-            (Some(_), None) => self.heard.send_modify(|heard| heard.push(message)),
-            (Some(method), Some(_)) if self.revision == MODERN => {
-                self.wrong(format!("a server's request in 2026-07-28: {method}"));
-            }
-            (Some(_), Some(_)) => drop(self.asked.send(message)),
-            (None, Some(id)) => {
-                let waiting = id.as_u64().and_then(|id| lock(&self.waiting).remove(&id));
-                match waiting {
-                    Some(waiting) => drop(waiting.send(message)),
-                    None => self.wrong(format!("an answer to nothing: {message}")),
-                }
-            }
-            (None, None) => self.wrong(format!("neither question nor answer: {message}")),
-        }
-    }
-
-    fn wrong(&self, wrong: Wrong) {
-        lock(&self.wrongs).push(wrong);
-    }
-
-    /// Ends the wait of a request that can have no answer any more.
-    fn give_up(&self, id: u64, why: &str) {
-        if let Some(waiting) = lock(&self.waiting).remove(&id) {
-            let error = json!({ "code": 0, "message": why });
-            let _ = waiting.send(json!({ "id": id, "error": error }));
-        }
-    }
 }
 
 impl Client {
@@ -514,53 +475,6 @@ impl Client {
     }
 }
 
-/// Takes all messages of an answer; what is said when they were not the one that was waited for.
-async fn read(reply: reqwest::Response, inbox: &Inbox) -> String {
-    let status = reply.status();
-    let kind = reply.headers().get("content-type").and_then(|kind| kind.to_str().ok());
-    if kind.is_some_and(|kind| kind.starts_with("text/event-stream")) {
-        let mut events = SseStream::from_bytes_stream(reply.bytes_stream());
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => {
-                    if let Some(data) = event.data.filter(|data| !data.is_empty()) {
-                        take_text(inbox, &data);
-                    }
-                }
-                Err(error) => return format!("{status}, then {error}"),
-            }
-        }
-        return format!("{status} and a stream without the answer");
-    }
-    match reply.text().await {
-        Ok(body) if body.is_empty() => format!("{status} without a body"),
-        Ok(body) => {
-            take_text(inbox, &body);
-            format!("{status} {body}")
-        }
-        Err(error) => format!("{status}, then {error}"),
-    }
-}
-
-fn take_text(inbox: &Inbox, text: &str) {
-    match serde_json::from_str(text) {
-        Ok(message) => inbox.take(message),
-        Err(error) => inbox.wrong(format!("{error}: {text}")),
-    }
-}
-
-fn inbox(revision: &'static str) -> (Arc<Inbox>, mpsc::UnboundedReceiver<Value>) {
-    let (asked, to_answer) = mpsc::unbounded_channel();
-    let inbox = Inbox {
-        revision,
-        waiting: Mutex::default(),
-        heard: watch::Sender::default(),
-        asked,
-        wrongs: Mutex::default(),
-    };
-    (Arc::new(inbox), to_answer)
-}
-
 /// The result of what was asked.
 ///
 /// # Errors
@@ -571,52 +485,6 @@ pub async fn finish(method: &str, answer: oneshot::Receiver<Value>) -> Result<Va
     match message.get("result") {
         Some(result) => Ok(result.clone()),
         None => Err(format!("{method}: {}", message["error"])),
-    }
-}
-
-/// What the client can do, as its revision says it.
-fn capabilities(revision: &str) -> Value {
-    let mut capabilities = json!({ "sampling": {}, "roots": {} });
-    if revision != MODERN {
-        capabilities["roots"] = json!({ "listChanged": true });
-    }
-    match revision {
-        "2025-06-18" => capabilities["elicitation"] = json!({}),
-        "2025-11-25" | MODERN => capabilities["elicitation"] = json!({ "form": {}, "url": {} }),
-        _ => {}
-    }
-    if revision == MODERN {
-        capabilities["extensions"] = json!({ "io.modelcontextprotocol/tasks": {} });
-    }
-    capabilities
-}
-
-/// What the client answers.
-fn answer(revision: &str, method: &str, params: &Value) -> Result<Value, Wrong> {
-    match method {
-        "ping" if revision != MODERN => Ok(json!({})),
-        "sampling/createMessage" if params["messages"][0]["content"]["text"].is_string() => {
-            let content = json!({ "type": "text", "text": format!("42 in {revision}") });
-            Ok(json!({
-                "role": "assistant", "content": content, "model": "scripted", "stopReason": "endTurn",
-            }))
-        }
-        "roots/list" => {
-            Ok(json!({ "roots": [{ "uri": format!("file:///{revision}"), "name": "root" }] }))
-        }
-        "elicitation/create" if revision < "2025-06-18" => {
-            Err(format!("{revision} has no {method}"))
-        }
-        "elicitation/create" if params["mode"] == "url" => {
-            if revision < "2025-11-25" || !params["url"].is_string() {
-                return Err(format!("{method} in {revision}: {params}"));
-            }
-            Ok(json!({ "action": "accept" }))
-        }
-        "elicitation/create" if params["requestedSchema"]["properties"].is_object() => {
-            Ok(json!({ "action": "accept", "content": { "name": "Ada" } }))
-        }
-        other => Err(format!("{revision} has no answer to {other} {params}")),
     }
 }
 
