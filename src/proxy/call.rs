@@ -39,6 +39,8 @@ use crate::{
 const ROUNDS: usize = 32;
 /// Questions that a server may ask in one call.
 const QUESTIONS: usize = 32;
+/// How long after one question another is asked at once with it.
+const AT_ONCE: Duration = Duration::from_millis(50);
 /// How long a modern server that wants the call made again, and asks nothing, is left alone.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -184,8 +186,8 @@ impl Proxy {
             let turn = tokio::select! {
                 biased;
                 turn = dialogue.next() => turn,
-                // All that the server asked at once is handed over at once.
-                () = std::future::ready(()), if !open.is_empty() => {
+                // All that the server asks at once is handed over at once.
+                () = tokio::time::sleep(AT_ONCE), if !open.is_empty() => {
                     return Talk::Asks(dialogue, open);
                 }
             };
