@@ -20,6 +20,7 @@ mod orphans;
 mod others;
 mod paired;
 mod policy;
+mod questions;
 mod quickstart;
 mod remotes;
 mod rest;

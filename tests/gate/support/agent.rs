@@ -18,6 +18,8 @@ pub struct Agent {
     key: Option<String>,
     pub session: Option<String>,
     modern: bool,
+    /// What it says that it can be asked; in the legacy era, at its handshake.
+    pub abilities: Value,
     id: AtomicU64,
     /// What the server said of itself when it was greeted.
     pub greeting: Value,
@@ -53,7 +55,7 @@ impl Agent {
         let mut agent = Self::new(url, key, false);
         let hello = json!({
             "protocolVersion": revision,
-            "capabilities": { "sampling": {} },
+            "capabilities": agent.abilities,
             "clientInfo": { "name": "gate", "version": "1" },
         });
         let answered = agent.send(agent.request("initialize", hello)).await;
@@ -80,6 +82,7 @@ impl Agent {
             key: key.map(str::to_owned),
             session: None,
             modern,
+            abilities: if modern { json!({}) } else { json!({ "sampling": {} }) },
             id: AtomicU64::new(1),
             greeting: Value::Null,
         }
@@ -90,7 +93,7 @@ impl Agent {
         if self.modern {
             params["_meta"] = json!({
                 "io.modelcontextprotocol/protocolVersion": MODERN,
-                "io.modelcontextprotocol/clientCapabilities": {},
+                "io.modelcontextprotocol/clientCapabilities": self.abilities,
                 "io.modelcontextprotocol/clientInfo": { "name": "gate", "version": "1" },
             });
         }
@@ -115,7 +118,8 @@ impl Agent {
                 .header("mcp-protocol-version", MODERN)
                 .header("mcp-method", message["method"].as_str().unwrap_or_default());
             let params = &message["params"];
-            if let Some(name) = params["name"].as_str().or(params["uri"].as_str()) {
+            let name = ["name", "uri", "taskId"].into_iter().find_map(|key| params[key].as_str());
+            if let Some(name) = name {
                 post = post.header("mcp-name", name);
             }
         } else if let Some(revision) = self.greeting["protocolVersion"].as_str() {

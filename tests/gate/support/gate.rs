@@ -72,6 +72,18 @@ impl Setup {
         ))
     }
 
+    /// With the server that asks its client everything, in the eras that it speaks.
+    pub fn everything(era: &str) -> Self {
+        Self::new(&format!(
+            r#"
+            [servers.everything]
+            command = ["{{everything}}", "--era", "{era}"]
+            runtime = "sandbox"
+            env = {{ GATE = "{{mark}}" }}
+            "#
+        ))
+    }
+
     /// The quickstart's own files, on a free port.
     pub fn quickstart() -> Written {
         let folder = tempfile::Builder::new().prefix("gate.").tempdir().unwrap();
@@ -142,6 +154,7 @@ impl Setup {
             .replace("{folder}", folder.to_str().unwrap())
             .replace("{crooked}", server("crooked").to_str().unwrap())
             .replace("{lister}", server("lister").to_str().unwrap())
+            .replace("{everything}", server("everything").to_str().unwrap())
             .replace("{one-era}", server("one-era").to_str().unwrap());
         let config = format!(
             "state-dir = \"state\"\n[listen]\nhttp = \"127.0.0.1:0\"\nanonymous = {}\n{}\n{body}\n",

@@ -1,0 +1,181 @@
+//! What servers ask of clients: who is asked, who may answer, what is decided and recorded.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    agent::{Agent, code_of},
+    credential,
+    gate::{Gate, Setup},
+};
+
+const ASK: &str = "everything__test_elicitation";
+const STATEFUL: &str = "everything__test_input_required_result_request_state";
+const TASK: &str = "everything__test_tool_with_task";
+
+/// A modern client that can be asked everything.
+fn askable(gate: &Gate, key: Option<&str>) -> Agent {
+    let mut agent = Agent::modern(&gate.url("/mcp"), key);
+    agent.abilities = json!({
+        "elicitation": {}, "sampling": {}, "roots": {},
+        "extensions": { "io.modelcontextprotocol/tasks": {} },
+    });
+    agent
+}
+
+/// The call that asks, or that answers what was asked.
+fn call(message: &str, answer: Option<(&Value, Value)>) -> Value {
+    call_of(ASK, json!({ "message": message }), answer)
+}
+
+fn call_of(tool: &str, arguments: Value, answer: Option<(&Value, Value)>) -> Value {
+    let mut params = json!({ "name": tool, "arguments": arguments });
+    if let Some((asked, given)) = answer {
+        let keys = asked["inputRequests"].as_object().unwrap().keys();
+        params["inputResponses"] = keys.map(|key| (key.clone(), given.clone())).collect();
+        if let Some(state) = asked.get("requestState") {
+            params["requestState"] = state.clone();
+        }
+    }
+    params
+}
+
+fn accept() -> Value {
+    json!({ "action": "accept", "content": { "username": "ann", "email": "ann@example.org" } })
+}
+
+#[tokio::test]
+async fn a_state_is_for_its_client_and_its_request_alone() {
+    // Of a legacy server the call is parked here, of a modern one its own state is sealed.
+    for era in ["legacy", "modern"] {
+        let written = Setup::everything(era).keyed().write();
+        let keys = [written.add_client("a", &[]).await, written.add_client("b", &[]).await];
+        let gate = written.start().await;
+        let [a, b] = [0, 1].map(|at| askable(&gate, Some(&keys[at])));
+        let ask = async |agent: &Agent, arguments: Value, asked: Option<&Value>| {
+            let given = asked.map(|asked| (asked, json!({ "action": "accept", "content": { "ok": true } })));
+            agent.ask("tools/call", call_of(STATEFUL, arguments, given)).await
+        };
+        let asked = ask(&a, json!({}), None).await.unwrap();
+        assert_eq!(asked["resultType"], "input_required", "{asked:#}");
+        let state = asked["requestState"].as_str().unwrap();
+
+        let stolen = ask(&b, json!({}), Some(&asked)).await.unwrap_err();
+        assert_eq!(code_of(&stolen), "state-unknown", "{era}");
+        let other = ask(&a, json!({ "x": 1 }), Some(&asked)).await.unwrap_err();
+        assert_eq!(code_of(&other), "state-unknown", "{era}");
+        let mut forged = asked.clone();
+        let first = if state.starts_with('A') { "B" } else { "A" };
+        forged["requestState"] = format!("{first}{}", &state[1..]).into();
+        let forged = ask(&a, json!({}), Some(&forged)).await.unwrap_err();
+        assert_eq!(code_of(&forged), "state-unknown", "{era}");
+
+        let done = ask(&a, json!({}), Some(&asked)).await.unwrap();
+        assert_eq!(done["resultType"], "complete", "{done:#}");
+        assert!(done["content"][0]["text"].as_str().unwrap().contains("state-ok"), "{done:#}");
+        if era == "legacy" {
+            // What was parked is taken up once.
+            let again = ask(&a, json!({}), Some(&asked)).await.unwrap_err();
+            assert_eq!(code_of(&again), "state-unknown");
+        }
+        gate.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_question_is_decided_and_on_record() {
+    for era in ["legacy", "modern"] {
+        let gate = Setup::everything(era)
+            .policies(
+                r#"
+                @id("clients")
+                permit (principal, action in Portcullis::Action::"from_client", resource);
+                @id("forms")
+                permit (principal == Portcullis::Server::"everything",
+                    action == Portcullis::Action::"elicit", resource)
+                when { context.args.getTag("/message") like "*who*" };
+                "#,
+            )
+            .start()
+            .await;
+        let agent = askable(&gate, None);
+        let asked = agent.ask("tools/call", call("who?", None)).await.unwrap();
+        assert_eq!(asked["resultType"], "input_required", "{asked:#}");
+        agent.ask("tools/call", call("who?", Some((&asked, accept())))).await.unwrap();
+
+        // What policy does not permit is not asked.
+        match agent.ask("tools/call", call("your password?", None)).await {
+            // A legacy server hears of it, and says how it went on.
+            Ok(result) => assert_ne!(result["resultType"], "input_required", "{result:#}"),
+            Err(error) => assert!(!error.to_string().contains("input_required"), "{error:#}"),
+        }
+        let records = gate.records(&[]).await;
+        let of = |method: &str, decision: &str| {
+            let found = records.iter().filter(|record| record["method"] == method);
+            found.filter(|record| record["decision"] == decision).count()
+        };
+        if era == "legacy" {
+            // An intent and an outcome, and the refusal.
+            assert_eq!(of("elicitation/create", "allowed"), 2, "{records:#?}");
+            assert_eq!(of("elicitation/create", "refused"), 1, "{records:#?}");
+        } else {
+            assert_eq!(of("tools/call", "refused"), 1, "{records:#?}");
+        }
+        gate.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn who_cannot_be_asked_is_not() {
+    let gate = Setup::everything("legacy").start().await;
+    // It says nothing of itself, so it shares a server that knows that it can ask nobody.
+    let agent = gate.modern();
+    let answer = agent.ask("tools/call", call("who?", None)).await;
+    let text = answer.unwrap_or_else(|error| error).to_string();
+    assert!(text.contains("elicitation"), "{text}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_passes_the_chain_before_the_server_sees_it() {
+    let secret = credential();
+    for era in ["legacy", "modern"] {
+        let gate = Setup::everything(era)
+            .and("[[interceptors]]\nuse = \"secrets\"\nresponse = \"refuse\"\n")
+            .start()
+            .await;
+        let agent = askable(&gate, None);
+        let asked = agent.ask("tools/call", call("who?", None)).await.unwrap();
+        let mut given = accept();
+        given["content"]["username"] = secret.clone().into();
+        let answer = agent.ask("tools/call", call("who?", Some((&asked, given)))).await;
+        let text = answer.unwrap_or_else(|error| error).to_string();
+        assert!(!text.contains(&secret), "{era}: {text}");
+        assert!(text.contains("secret-found"), "{era}: {text}");
+        gate.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_task_is_its_makers_alone() {
+    let written = Setup::everything("modern").keyed().write();
+    let keys = [written.add_client("a", &[]).await, written.add_client("b", &[]).await];
+    let gate = written.start().await;
+    let [a, b] = [0, 1].map(|at| askable(&gate, Some(&keys[at])));
+    let asked = a.call(TASK, json!({})).await.unwrap();
+    let given = json!({ "action": "accept", "content": { "name": "ann" } });
+    let params = call_of(TASK, json!({}), Some((&asked, given)));
+    let task = a.ask("tools/call", params).await.unwrap();
+    assert_eq!(task["resultType"], "task", "{task:#}");
+    let id = json!({ "taskId": task["taskId"] });
+    let found = a.ask("tasks/get", id.clone()).await.unwrap();
+    assert_eq!(found["taskId"], task["taskId"]);
+    for method in ["tasks/get", "tasks/cancel"] {
+        let error = b.ask(method, id.clone()).await.unwrap_err();
+        assert_eq!(code_of(&error), "state-unknown", "{method}");
+    }
+    // A client that does not speak of tasks is told what it lacks.
+    let plain = Agent::modern(&gate.url("/mcp"), Some(&keys[0]));
+    let error = plain.ask("tasks/get", id).await.unwrap_err();
+    assert_eq!(code_of(&error), "capability-missing");
+    gate.stop().await;
+}
