@@ -182,6 +182,7 @@ impl Assembly {
             scrubber: self.scrubber,
             permits: Default::default(),
             refusals: Refusals::new(),
+            under_way: Default::default(),
             parked: Lot::new(),
             listeners: Default::default(),
             task_log: Default::default(),

@@ -1,14 +1,55 @@
 //! A call under way at a server, with what the server says meanwhile.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-use tokio::sync::mpsc;
+use parking_lot::Mutex;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::upstream::{Call, Clock, Failure, Instance, Reply, Running, Said};
+use crate::{
+    names::ServerName,
+    upstream::{Call, Clock, Failure, Instance, PartyKey, Reply, Running, Said},
+};
 
 /// What a server may say that its client has not heard yet.
 const SAID: usize = 64;
+
+/// The calls under way on instances that run for one party alone, newest last. What such a server
+/// says beside its calls, on a stream of its own, is said for one of them as a rule.
+#[derive(Default)]
+pub(super) struct UnderWay(Mutex<HashMap<(ServerName, PartyKey), Vec<mpsc::Sender<Said>>>>);
+
+impl UnderWay {
+    /// Hands what a server said to the newest call under way; back where there is none.
+    pub fn tell(&self, server: &ServerName, party: &PartyKey, said: Said) -> Option<Said> {
+        let all = self.0.lock();
+        let newest = all.get(&(server.clone(), party.clone())).and_then(|calls| calls.last());
+        let Some(newest) = newest else { return Some(said) };
+        match newest.try_send(said) {
+            Ok(()) => None,
+            Err(TrySendError::Full(said) | TrySendError::Closed(said)) => Some(said),
+        }
+    }
+}
+
+/// A call's place among those under way, until it is dropped.
+struct Entry {
+    all: Arc<UnderWay>,
+    key: (ServerName, PartyKey),
+    call: mpsc::Sender<Said>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut all = self.all.0.lock();
+        if let Some(calls) = all.get_mut(&self.key) {
+            calls.retain(|call| !call.same_channel(&self.call));
+            if calls.is_empty() {
+                all.remove(&self.key);
+            }
+        }
+    }
+}
 
 /// A call under way. Dropping it cancels the call.
 pub(super) struct Dialogue {
@@ -25,11 +66,26 @@ pub(super) enum Turn {
 
 impl Dialogue {
     /// Makes a call.
-    pub fn begin(instance: Arc<Instance>, running: Arc<Running>, mut call: Call) -> Self {
+    pub fn begin(
+        all: &Arc<UnderWay>,
+        server: &ServerName,
+        instance: Arc<Instance>,
+        running: Arc<Running>,
+        mut call: Call,
+    ) -> Self {
         let (sender, said) = mpsc::channel(SAID);
+        let entry = instance.party().map(|party| {
+            let key = (server.clone(), party.clone());
+            all.0.lock().entry(key.clone()).or_default().push(sender.clone());
+            Entry { all: all.clone(), key, call: sender.clone() }
+        });
         call.said = Some(sender);
         let clock = call.clock.clone();
-        let reply = tokio::spawn(async move { instance.call(&running, call).await });
+        let reply = tokio::spawn(async move {
+            // Here, so that no sender is left once the answer is there.
+            let _entry = entry;
+            instance.call(&running, call).await
+        });
         Self { said, reply: AbortOnDropHandle::new(reply), clock }
     }
 

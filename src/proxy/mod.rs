@@ -61,6 +61,7 @@ use crate::{
     upstream::Launcher,
 };
 
+use dialogue::UnderWay;
 use listen::Listeners;
 use parked::Lot;
 use places::Permits;
@@ -92,6 +93,7 @@ pub struct Proxy {
     /// Exchanges under way, by principal.
     permits: Mutex<HashMap<PrincipalKind, Permits>>,
     refusals: Refusals,
+    under_way: Arc<UnderWay>,
     parked: Lot,
     listeners: Listeners,
     task_log: Tasks,

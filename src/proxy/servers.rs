@@ -79,7 +79,15 @@ impl Proxy {
     /// which alone it runs, changes to all who are to hear of them. Everything else has no client
     /// to go to, and is refused.
     async fn take_from(self: &Arc<Self>, server: &ServerName, heard: Heard) {
-        let Heard { party, said } = heard;
+        let Heard { party, mut said } = heard;
+        if let Some(party) = &party
+            && !is_change(said.method())
+        {
+            said = match self.under_way.tell(server, party, said) {
+                Some(said) => said,
+                None => return,
+            };
+        }
         let session = match &party {
             Some(PartyKey::Session(id)) => self.sessions.get(id),
             _ => None,
@@ -118,13 +126,7 @@ impl Proxy {
         method: &Method,
         params: Option<Bytes>,
     ) -> bool {
-        let change = [
-            Method::TOOLS_CHANGED,
-            Method::PROMPTS_CHANGED,
-            Method::RESOURCES_CHANGED,
-            Method::UPDATED,
-        ]
-        .contains(&method.as_str());
+        let change = is_change(method);
         // What each hearer is sent is on record, so a flood of it is bounded as refusals are.
         if (change || session.is_some()) && !self.refusals.of_server(server) {
             return true;
@@ -312,4 +314,10 @@ fn sum<T: std::iter::Sum>(values: impl Iterator<Item = T>) -> Option<T> {
     let mut values = values.peekable();
     values.peek()?;
     Some(values.sum())
+}
+
+/// Whether a notification tells of a change, which many may want to hear of.
+fn is_change(method: &Method) -> bool {
+    [Method::TOOLS_CHANGED, Method::PROMPTS_CHANGED, Method::RESOURCES_CHANGED, Method::UPDATED]
+        .contains(&method.as_str())
 }

@@ -92,7 +92,9 @@ async fn a_question_is_decided_and_on_record() {
                 @id("forms")
                 permit (principal == Portcullis::Server::"everything",
                     action == Portcullis::Action::"elicit", resource)
-                when { context.args.getTag("/message") like "*who*" };
+                when {
+                    context.args.hasTag("/message") && context.args.getTag("/message") like "*who*"
+                };
                 "#,
             )
             .start()
