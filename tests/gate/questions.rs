@@ -52,7 +52,8 @@ async fn a_state_is_for_its_client_and_its_request_alone() {
         let gate = written.start().await;
         let [a, b] = [0, 1].map(|at| askable(&gate, Some(&keys[at])));
         let ask = async |agent: &Agent, arguments: Value, asked: Option<&Value>| {
-            let given = asked.map(|asked| (asked, json!({ "action": "accept", "content": { "ok": true } })));
+            let given = asked
+                .map(|asked| (asked, json!({ "action": "accept", "content": { "ok": true } })));
             agent.ask("tools/call", call_of(STATEFUL, arguments, given)).await
         };
         let asked = ask(&a, json!({}), None).await.unwrap();
