@@ -21,7 +21,7 @@ use crate::{
     identity::PrincipalKind,
     names::ServerName,
     refusal::{Code, Refusal},
-    router::Route,
+    router::{Route, View},
     upstream::{Call, Failure, Offer, PartyKey, Reply, Server},
 };
 
@@ -55,19 +55,19 @@ impl Tasks {
     /// Takes note of a task.
     ///
     /// # Errors
-    /// Where the maker has too many, or the id is taken.
-    fn made(&self, key: Key, task: Task) -> Result<(), Refusal> {
+    /// Where the maker has too many, or the id is taken: on its server, or, for a maker that sees
+    /// `many` servers and knows a task by its id alone, on any of them.
+    fn made(&self, key: Key, task: Task, many: bool) -> Result<(), Refusal> {
         let mut known = self.known.lock();
         if known.len() >= MOST {
             known.retain(|_, task| task.used.elapsed() < KEPT);
         }
-        // A client knows a task by its id alone, also where it sees many servers.
         let taken = |(other, of): (&Key, &Task)| {
             other.2 == key.2
                 && if other.0 == key.0 {
                     other.1 == key.1 && of.owner != task.owner
                 } else {
-                    of.owner == task.owner && (other.1 == key.1 || other.1.is_none())
+                    many && of.owner == task.owner && (other.1 == key.1 || other.1.is_none())
                 }
         };
         if known.iter().any(taken) {
@@ -187,7 +187,8 @@ impl Proxy {
         let Some(id) = id else { return Ok(()) };
         let owner = exchange.principal.kind.clone();
         let task = Task { owner, tool: name.clone(), used: Instant::now() };
-        self.task_log.made((server.name.clone(), guest.party_key(server), id), task)
+        let key = (server.name.clone(), guest.party_key(server), id);
+        self.task_log.made(key, task, guest.view == View::All)
     }
 
     /// The result of `tasks/list`: of each server's tasks those that this client made.
@@ -279,8 +280,10 @@ mod tests {
             (key("other", Some("x"), "1"), "b", false),
             (key("other", Some("z"), "1"), "b", true),
         ] {
-            assert_eq!(tasks.made(made.clone(), task(by)).is_ok(), fine, "{made:?} {by}");
+            assert_eq!(tasks.made(made.clone(), task(by), true).is_ok(), fine, "{made:?} {by}");
         }
+        // Who sees one server can tell.
+        assert!(tasks.made(key("other", None, "1"), task("a"), false).is_ok());
         assert!(tasks.tool(&owner("a"), &key("s", None, "1")).is_some());
         assert!(tasks.tool(&owner("b"), &key("s", None, "1")).is_none());
         let session = PartyKey::Session(SessionId::presented("x"));
@@ -294,10 +297,10 @@ mod tests {
     fn tasks_are_bounded() {
         let tasks = Tasks::default();
         for id in 0..OF_ONE {
-            tasks.made(key("s", None, &id.to_string()), task("a")).unwrap();
+            tasks.made(key("s", None, &id.to_string()), task("a"), true).unwrap();
         }
-        let refusal = tasks.made(key("s", None, "x"), task("a")).unwrap_err();
+        let refusal = tasks.made(key("s", None, "x"), task("a"), true).unwrap_err();
         assert_eq!(refusal.code, Code::RateLimited);
-        assert!(tasks.made(key("s", None, "x"), task("b")).is_ok());
+        assert!(tasks.made(key("s", None, "x"), task("b"), true).is_ok());
     }
 }
