@@ -124,9 +124,8 @@ impl Listener {
                 }
             }
             let ended = async {
-                match &mut open {
-                    Some(open) => drop((&mut open.pump).await),
-                    None => {}
+                if let Some(open) = &mut open {
+                    let _ = (&mut open.pump).await;
                 }
                 tokio::time::sleep(pause(failed)).await;
             };
