@@ -289,7 +289,7 @@ impl State {
     }
 
     fn unread(&self) -> usize {
-        to_index(self.end().saturating_sub(self.next))
+        to_index(self.end() - self.next.max(self.first))
     }
 
     fn forget_first(&mut self, budget: Option<&Budget>) -> bool {
