@@ -72,29 +72,38 @@ impl Everything {
         &self,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
+        let messages =
+            ["Tool execution started", "Tool processing data", "Tool execution completed"];
+        for message in messages {
+            self.log(context, message).await?;
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(text("Logged three times.").into())
+    }
+
+    async fn log(
+        &self,
+        context: &RequestContext<RoleServer>,
+        message: &str,
+    ) -> Result<(), ErrorData> {
         // A session that set no level gets everything; a request of 2026-07-28 nothing.
         let level = match is_modern(context) {
             true => context.meta.log_level(),
             false => Some(self.level.lock().unwrap_or(LoggingLevel::Debug)),
         };
-        let heard = matches!(level, Some(LoggingLevel::Debug | LoggingLevel::Info));
-        let messages =
-            ["Tool execution started", "Tool processing data", "Tool execution completed"];
-        for message in messages {
-            if heard {
-                let message =
-                    LoggingMessageNotificationParam::new(LoggingLevel::Info, json!(message));
-                context.peer.notify_logging_message(message).await.map_err(internal)?;
-            }
-            tokio::time::sleep(PAUSE).await;
+        if !matches!(level, Some(LoggingLevel::Debug | LoggingLevel::Info)) {
+            return Ok(());
         }
-        Ok(text("Logged three times.").into())
+        let message = LoggingMessageNotificationParam::new(LoggingLevel::Info, json!(message));
+        context.peer.notify_logging_message(message).await.map_err(internal)
     }
 
     async fn reconnection(
         &self,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
+        // What is said before the answer makes a stream of it, where one would not be needed.
+        self.log(context, "Tool execution started").await?;
         if let Some(stream) = context.extensions.get::<StreamOf>() {
             self.house.sessions.send_away(stream).await.map_err(internal)?;
         }
