@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use crate::suite::{LEGACY, MODERN};
+use crate::suite::{LEGACY, MODERN, Place};
 
 /// Scenario and check id of what fails where the suite of `revision` meets a server of `era`.
-pub fn failing(root: &Path, revision: &str, era: &str) -> Vec<(String, String)> {
+pub fn failing(root: &Path, revision: &str, era: &str) -> Vec<Place> {
     let server = match era {
         "legacy" => LEGACY,
         "modern" => MODERN,

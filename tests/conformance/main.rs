@@ -102,8 +102,7 @@ async fn through(revision: &str, era: &str, over: Over, path: &str) {
         }
     };
     let gate = gate(&server_lines).await;
-    let report = Report::of(&gate.url(path), revision).await;
-    report.expect_failing(&listed::failing(&root(), revision, era));
+    Report::expect(&gate.url(path), revision, &listed::failing(&root(), revision, era)).await;
     gate.stop().await;
 }
 
@@ -111,7 +110,7 @@ async fn through(revision: &str, era: &str, over: Over, path: &str) {
 async fn the_server_itself_conforms() {
     let served = Served::start("both").await;
     for revision in [LEGACY, MODERN] {
-        Report::of(&served.url, revision).await.expect_failing(&[]);
+        Report::expect(&served.url, revision, &[]).await;
     }
 }
 

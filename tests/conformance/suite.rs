@@ -20,6 +20,9 @@ pub const MODERN: &str = "2026-07-28";
 /// A run takes ten seconds. Reached only where something hangs in every scenario.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// The scenario that the suite itself always skips.
+const SKIPPED: &str = "tasks-status-notifications";
+
 /// One check that a scenario made.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -39,9 +42,14 @@ enum Status {
     /// What the specification says SHOULD be. The server does it, so the proxy has to.
     Warning,
     Failure,
+    /// Not made, since the server does not claim to have what is checked. It does.
     Skipped,
+    /// Told, and neither good nor bad.
     Info,
 }
+
+/// A scenario and the id of a check in it.
+pub type Place = (String, String);
 
 /// What a run found.
 pub struct Report {
@@ -53,53 +61,69 @@ pub struct Report {
 }
 
 impl Report {
-    /// Runs what `revision` requires, and what is reported but not required, against this URL.
-    pub async fn of(url: &str, revision: &str) -> Self {
-        let folder = tempfile::Builder::new().prefix("conformance.").tempdir().unwrap();
-        let results = folder.path().to_str().unwrap();
-        let (code, output) =
-            conformance(&["server", "--url", url, "--requirements", revision, "-o", results]).await;
-        let checks =
-            std::fs::read_dir(folder.path()).unwrap().map(|entry| read(&entry.unwrap().path()));
-        let report = Self { run: format!("{revision} at {url}"), checks: checks.collect(), output };
+    /// Runs what `revision` requires, and what is reported but not required, against this URL, and
+    /// expects exactly these checks to fail.
+    pub async fn expect(url: &str, revision: &str, listed: &[Place]) {
+        let mut report = Self::of(url, &["--requirements", revision]).await;
         let missing: Vec<_> = scenarios(revision)
             .await
             .into_iter()
             .filter(|scenario| !report.checks.contains_key(scenario))
             .collect();
-        assert!(
-            matches!(code, Some(0 | 1)) && missing.is_empty(),
-            "{}: the suite ended with {code:?}, without {missing:?}:\n{}",
-            report.run,
-            report.output
-        );
-        report
+        assert!(missing.is_empty(), "{}: not run: {missing:?}\n{}", report.run, report.output);
+        // Many scenarios wait for half a second and no longer. On a machine that had other things
+        // to do then, they fail, and not when they are run again.
+        let late: BTreeSet<_> =
+            report.unlisted(listed).into_keys().map(|(scenario, _)| scenario).collect();
+        for scenario in late {
+            let again = Self::of(url, &["--scenario", &scenario, "--spec-version", revision]).await;
+            println!("{}: {scenario} was run again", report.run);
+            report.checks.extend(again.checks);
+            report.output += &again.output;
+        }
+        report.judge(listed);
     }
 
-    /// Exactly these checks (scenario and id) fail.
-    pub fn expect_failing(&self, listed: &[(String, String)]) {
+    async fn of(url: &str, which: &[&str]) -> Self {
+        let folder = tempfile::Builder::new().prefix("conformance.").tempdir().unwrap();
+        let results = folder.path().to_str().unwrap();
+        let args = [&["server", "--url", url, "-o", results], which].concat();
+        let (code, output) = conformance(&args).await;
+        assert!(matches!(code, Some(0 | 1)), "{url}: the suite ended with {code:?}:\n{output}");
+        let checks =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| read(&entry.unwrap().path()));
+        Self { run: format!("{which:?} at {url}"), checks: checks.collect(), output }
+    }
+
+    /// Every check that does not succeed.
+    fn failing(&self) -> impl Iterator<Item = (Place, &Check)> {
+        let all = self.checks.iter().filter(|(scenario, _)| *scenario != SKIPPED);
+        all.flat_map(|(scenario, checks)| {
+            let failing = |check: &&Check| !matches!(check.status, Status::Success | Status::Info);
+            checks
+                .iter()
+                .filter(failing)
+                .map(move |check| ((scenario.clone(), check.id.clone()), check))
+        })
+    }
+
+    fn unlisted(&self, listed: &[Place]) -> BTreeMap<Place, &Check> {
+        self.failing().filter(|(place, _)| !listed.contains(place)).collect()
+    }
+
+    fn judge(&self, listed: &[Place]) {
         let mut unlisted = String::new();
-        let mut failing = BTreeSet::new();
-        for (scenario, checks) in &self.checks {
-            for check in checks {
-                if !matches!(check.status, Status::Failure | Status::Warning) {
-                    continue;
-                }
-                failing.insert((scenario.clone(), check.id.clone()));
-                if listed.iter().any(|(s, id)| s == scenario && *id == check.id) {
-                    continue;
-                }
-                let mut details = check.details.to_string();
-                details.truncate(details.floor_char_boundary(1500));
-                unlisted += &format!(
-                    "\n{:?} {scenario}:{} ({})\n    {}\n    {details}",
-                    check.status,
-                    check.id,
-                    check.description,
-                    check.error_message.as_deref().unwrap_or("no message"),
-                );
-            }
+        for ((scenario, id), check) in self.unlisted(listed) {
+            let mut details = check.details.to_string();
+            details.truncate(details.floor_char_boundary(1500));
+            unlisted += &format!(
+                "\n{:?} {scenario}:{id} ({})\n    {}\n    {details}",
+                check.status,
+                check.description,
+                check.error_message.as_deref().unwrap_or("no message"),
+            );
         }
+        let failing: BTreeSet<_> = self.failing().map(|(place, _)| place).collect();
         let stale: Vec<_> = listed.iter().filter(|listed| !failing.contains(listed)).collect();
         assert!(
             unlisted.is_empty() && stale.is_empty(),
