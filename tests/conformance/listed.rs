@@ -1,28 +1,42 @@
-//! The checks that cannot succeed, as docs/conformance.md lists them.
+//! What docs/conformance.md says of a run.
 
 use std::path::Path;
 
-use crate::suite::{LEGACY, MODERN, Place};
+use crate::suite::Place;
 
-/// Scenario and check id of what fails where the suite of `revision` meets a server of `era`.
-pub fn failing(root: &Path, revision: &str, era: &str) -> Vec<Place> {
-    let server = match era {
-        "legacy" => LEGACY,
-        "modern" => MODERN,
-        // A server of both is no excuse.
-        _ => return Vec::new(),
-    };
+/// What a run must find.
+pub struct Listed {
+    /// How many checks succeed at least.
+    pub succeed: usize,
+    /// The checks that cannot.
+    pub failing: Vec<Place>,
+}
+
+/// What is said of the suite of `revision` where the server is one of `server`.
+pub fn listed(root: &Path, revision: &str, server: &str, reached: &str) -> Listed {
     let page = std::fs::read_to_string(root.join("docs/conformance.md")).unwrap();
-    let mut listed = Vec::new();
+    let mut succeed = None;
+    let mut failing = Vec::new();
     for row in page.lines().filter(|line| line.starts_with("| 20")) {
         let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
-        let [suite, with, scenario, check, why] = cells[..] else {
+        let [suite, with, third, fourth, fifth] = cells[..] else {
             panic!("a row of docs/conformance.md without five cells: {row}");
         };
-        assert!(!why.is_empty() && suite != with, "{row}");
-        if suite == revision && with == server {
-            listed.push((scenario.trim_matches('`').into(), check.trim_matches('`').into()));
+        if (suite, with) != (revision, server) {
+            continue;
+        }
+        // A scenario and its check in one table, and a way and a number in the other.
+        match (third.strip_prefix('`'), fourth.strip_prefix('`')) {
+            (Some(scenario), Some(check)) => {
+                assert!(!fifth.is_empty(), "a row of docs/conformance.md without a reason: {row}");
+                failing.push((scenario.trim_matches('`').into(), check.trim_matches('`').into()));
+            }
+            _ if third == reached => succeed = fourth.parse().ok(),
+            _ => {}
         }
     }
-    listed
+    let succeed = succeed.unwrap_or_else(|| {
+        panic!("docs/conformance.md has no row of {revision} | {server} | {reached}")
+    });
+    Listed { succeed, failing }
 }
