@@ -73,11 +73,13 @@ impl Report {
         assert!(missing.is_empty(), "{}: not run: {missing:?}\n{}", report.run, report.output);
         // Many scenarios wait for half a second and no longer. On a machine that had other things
         // to do then, they fail, and not when they are run again.
-        let late: BTreeSet<_> =
-            report.unlisted(&listed.failing).into_keys().map(|(scenario, _)| scenario).collect();
-        for scenario in late {
+        let late = report.unlisted(&listed.failing);
+        let why = |check: &Check| check.error_message.clone().unwrap_or_default();
+        let late: BTreeMap<_, _> =
+            late.into_iter().map(|((scenario, id), check)| (scenario, (id, why(check)))).collect();
+        for (scenario, (id, why)) in late {
+            println!("{}: {scenario} is run again, for its {id}: {why}", report.run);
             let again = Self::of(url, &["--scenario", &scenario, "--spec-version", revision]).await;
-            println!("{}: {scenario} was run again", report.run);
             report.checks.extend(again.checks);
             report.output += &again.output;
         }
