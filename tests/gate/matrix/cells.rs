@@ -10,6 +10,27 @@ use crate::support::{
 const WATCHED: &str = "scripted:///watched";
 const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 
+/// A client at one of the servers that its endpoint has.
+pub struct At<'c> {
+    pub client: &'c Client,
+    /// What the proxy puts before the names of that server.
+    pub prefix: &'c str,
+}
+
+impl At<'_> {
+    fn named(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}
+
+impl std::ops::Deref for At<'_> {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        self.client
+    }
+}
+
 /// A column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feature {
@@ -96,6 +117,12 @@ impl Feature {
         }
     }
 
+    /// Whether it names its server where many are behind one endpoint: these servers all have the
+    /// same resources, and a changed list is everybody's.
+    pub fn names_a_server(self) -> bool {
+        !matches!(self, Self::Resources | Self::Completion | Self::Subscribe | Self::Changes)
+    }
+
     /// The first revision that has it.
     fn since(self) -> &'static str {
         match self {
@@ -117,7 +144,7 @@ impl Feature {
 }
 
 /// Does what the feature is about, with the server of that revision.
-pub async fn exchange(client: &Client, server: &str, feature: Feature) -> Result<(), Wrong> {
+pub async fn exchange(client: &At<'_>, server: &str, feature: Feature) -> Result<(), Wrong> {
     match feature {
         Feature::Tools => tools(client, server).await,
         Feature::Resources => resources(client).await,
@@ -157,8 +184,8 @@ fn called(result: &Value, text: &str) -> Result<(), Wrong> {
         .map_err(|wrong| format!("{wrong} in {result}"))
 }
 
-async fn call(client: &Client, tool: &str, arguments: Value, text: &str) -> Result<(), Wrong> {
-    let params = json!({ "name": tool, "arguments": arguments });
+async fn call(client: &At<'_>, tool: &str, arguments: Value, text: &str) -> Result<(), Wrong> {
+    let params = json!({ "name": client.named(tool), "arguments": arguments });
     let result = client.ask("tools/call", params).await;
     called(&result.map_err(|wrong| format!("{tool}: {wrong}"))?, text)
 }
@@ -168,22 +195,22 @@ fn names(result: &Value, list: &str, name: &str) -> Vec<String> {
     entries.filter_map(|entry| entry[name].as_str().map(str::to_owned)).collect()
 }
 
-async fn tools(client: &Client, server: &str) -> Result<(), Wrong> {
+async fn tools(client: &At<'_>, server: &str) -> Result<(), Wrong> {
     let listed = client.ask("tools/list", json!({})).await?;
     let tools = names(&listed, "tools", "name");
-    if !tools.contains(&"echo".to_owned()) {
+    if !tools.contains(&client.named("echo")) {
         return Err(format!("no `echo` among {tools:?}"));
     }
     let text = json!({ "text": "héllo" });
     call(client, "echo", text, &format!("{server}: héllo")).await?;
-    let none = json!({ "name": "none", "arguments": {} });
+    let none = json!({ "name": client.named("none"), "arguments": {} });
     match client.ask("tools/call", none).await {
         Ok(result) => Err(format!("a tool that there is not: {result}")),
         Err(_) => Ok(()),
     }
 }
 
-async fn resources(client: &Client) -> Result<(), Wrong> {
+async fn resources(client: &At<'_>) -> Result<(), Wrong> {
     let listed = client.ask("resources/list", json!({})).await?;
     expect("resources", &names(&listed, "resources", "uri").into(), json!([WATCHED]))?;
     let listed = client.ask("resources/templates/list", json!({})).await?;
@@ -200,17 +227,20 @@ async fn resources(client: &Client) -> Result<(), Wrong> {
     }
 }
 
-async fn prompts(client: &Client) -> Result<(), Wrong> {
+async fn prompts(client: &At<'_>) -> Result<(), Wrong> {
     let listed = client.ask("prompts/list", json!({})).await?;
-    expect("prompts", &names(&listed, "prompts", "name").into(), json!(["greet"]))?;
-    let params = json!({ "name": "greet", "arguments": { "name": "Ada" } });
+    let prompts = names(&listed, "prompts", "name");
+    if !prompts.contains(&client.named("greet")) {
+        return Err(format!("no `greet` among {prompts:?}"));
+    }
+    let params = json!({ "name": client.named("greet"), "arguments": { "name": "Ada" } });
     let prompt = client.ask("prompts/get", params).await?;
     expect("the prompt", &prompt["messages"][0]["content"]["text"], "Greet Ada.")
 }
 
-async fn completion(client: &Client) -> Result<(), Wrong> {
+async fn completion(client: &At<'_>) -> Result<(), Wrong> {
     for reference in [
-        json!({ "type": "ref/prompt", "name": "greet" }),
+        json!({ "type": "ref/prompt", "name": client.named("greet") }),
         json!({ "type": "ref/resource", "uri": "scripted:///by-name/{name}" }),
     ] {
         let argument = json!({ "name": "name", "value": "A" });
@@ -221,9 +251,9 @@ async fn completion(client: &Client) -> Result<(), Wrong> {
     Ok(())
 }
 
-async fn progress(client: &Client) -> Result<(), Wrong> {
+async fn progress(client: &At<'_>) -> Result<(), Wrong> {
     let token = new_mark();
-    let params = json!({ "name": "steps", "arguments": {}, "_meta": { "progressToken": token } });
+    let params = json!({ "name": client.named("steps"), "arguments": {}, "_meta": { "progressToken": token } });
     called(&client.ask("tools/call", params).await?, "three steps")?;
     let of_this = |message: &Value| {
         message["method"] == "notifications/progress"
@@ -237,9 +267,9 @@ async fn progress(client: &Client) -> Result<(), Wrong> {
     expect("the steps", &steps.into(), json!([1, 2, 3]))
 }
 
-async fn cancel(client: &Client) -> Result<(), Wrong> {
+async fn cancel(client: &At<'_>) -> Result<(), Wrong> {
     let mark = json!({ "mark": new_mark() });
-    let params = json!({ "name": "wait", "arguments": mark });
+    let params = json!({ "name": client.named("wait"), "arguments": mark });
     let (id, answer) = client.begin("tools/call", params).await?;
     call(client, "begun", mark.clone(), "it has begun").await?;
     client.cancel(id).await?;
@@ -248,9 +278,9 @@ async fn cancel(client: &Client) -> Result<(), Wrong> {
     Ok(())
 }
 
-async fn log(client: &Client) -> Result<(), Wrong> {
+async fn log(client: &At<'_>) -> Result<(), Wrong> {
     let text = new_mark();
-    let mut params = json!({ "name": "log", "arguments": { "text": text } });
+    let mut params = json!({ "name": client.named("log"), "arguments": { "text": text } });
     if client.revision == MODERN {
         params["_meta"] = json!({ "io.modelcontextprotocol/logLevel": "warning" });
     } else {
@@ -266,7 +296,7 @@ async fn log(client: &Client) -> Result<(), Wrong> {
 }
 
 /// Opens a stream for these and waits for its acknowledgement.
-async fn listen(client: &Client, notifications: Value) -> Result<u64, Wrong> {
+async fn listen(client: &At<'_>, notifications: Value) -> Result<u64, Wrong> {
     let params = json!({ "notifications": notifications });
     let (id, answer) = client.begin("subscriptions/listen", params).await?;
     let acknowledged = client.heard("the acknowledgement", |message| {
@@ -291,7 +321,7 @@ async fn listen(client: &Client, notifications: Value) -> Result<u64, Wrong> {
     }
 }
 
-async fn subscribe(client: &Client) -> Result<(), Wrong> {
+async fn subscribe(client: &At<'_>) -> Result<(), Wrong> {
     let modern = client.revision == MODERN;
     let subscription = if modern {
         Some(listen(client, json!({ "resourceSubscriptions": [WATCHED] })).await?)
@@ -315,7 +345,7 @@ async fn subscribe(client: &Client) -> Result<(), Wrong> {
     }
 }
 
-async fn changes(client: &Client) -> Result<(), Wrong> {
+async fn changes(client: &At<'_>) -> Result<(), Wrong> {
     let subscription = if client.revision == MODERN {
         Some(listen(client, json!({ "toolsListChanged": true })).await?)
     } else {
@@ -333,7 +363,7 @@ async fn changes(client: &Client) -> Result<(), Wrong> {
     }
 }
 
-async fn elicit(client: &Client, server: &str) -> Result<(), Wrong> {
+async fn elicit(client: &At<'_>, server: &str) -> Result<(), Wrong> {
     call(client, "form", json!({}), "the client said: Ada").await?;
     if client.revision >= "2025-11-25" && server >= "2025-11-25" {
         call(client, "link", json!({}), "the client said: accept").await?;
@@ -342,11 +372,11 @@ async fn elicit(client: &Client, server: &str) -> Result<(), Wrong> {
 }
 
 /// Tasks as 2025-11-25 has them: the client wants one.
-async fn core_tasks(client: &Client) -> Result<(), Wrong> {
+async fn core_tasks(client: &At<'_>) -> Result<(), Wrong> {
     if client.greeting["capabilities"]["tasks"]["requests"]["tools"]["call"].is_null() {
         return Err(format!("`tasks` is not offered: {}", client.greeting));
     }
-    let begin = json!({ "name": "work", "arguments": {}, "task": { "ttl": 60_000 } });
+    let begin = json!({ "name": client.named("work"), "arguments": {}, "task": { "ttl": 60_000 } });
     let task = client.ask("tools/call", begin.clone()).await?;
     let id = &task["task"]["taskId"];
     expect("the new task", &task["task"]["status"], "working")?;
@@ -370,8 +400,8 @@ async fn core_tasks(client: &Client) -> Result<(), Wrong> {
 }
 
 /// Tasks as the extension to 2026-07-28 has them: the server makes one.
-async fn extension_tasks(client: &Client) -> Result<(), Wrong> {
-    let begin = json!({ "name": "work", "arguments": {} });
+async fn extension_tasks(client: &At<'_>) -> Result<(), Wrong> {
+    let begin = json!({ "name": client.named("work"), "arguments": {} });
     let task = client.ask("tools/call", begin.clone()).await?;
     expect("the kind of result", &task["resultType"], "task")?;
     let id = &task["taskId"];

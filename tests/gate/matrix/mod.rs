@@ -14,12 +14,12 @@ use tokio::{
 };
 
 use crate::support::{
-    client::{Client, REVISIONS, Transport, Wrong},
+    client::{Client, MODERN, REVISIONS, Transport, Wrong},
     gate::{Gate, Setup},
     in_time, portcullis, server,
 };
 
-use cells::{Expected, Feature};
+use cells::{At, Expected, Feature};
 use table::Outcome;
 
 /// Pairs at once. Each has processes of its own.
@@ -83,41 +83,40 @@ async fn gate() -> (Gate, Vec<Child>) {
     (Setup::new(&config).start().await, children)
 }
 
-async fn connect(gate: &Gate, client: Side, server: &str) -> Result<Arc<Client>, Wrong> {
+/// Connects to one server, or to all of them behind one endpoint.
+async fn connect(gate: &Gate, client: Side, server: Option<&str>) -> Result<Arc<Client>, Wrong> {
     let revision = client.revision;
+    let path = server.map(|server| format!("/servers/{server}")).unwrap_or_default();
     match client.transport {
-        Transport::Http => {
-            Client::http(revision, &gate.url(&format!("/servers/{server}/mcp"))).await
-        }
-        Transport::Sse => Client::sse(revision, &gate.url(&format!("/servers/{server}/sse"))).await,
+        Transport::Http => Client::http(revision, &gate.url(&format!("{path}/mcp"))).await,
+        Transport::Sse => Client::sse(revision, &gate.url(&format!("{path}/sse"))).await,
         Transport::Stdio => {
             let config = gate.path("portcullis.toml");
-            let config = config.to_str().unwrap();
-            let args = ["connect", "--config", config, "--server", server];
+            let mut args = vec!["connect", "--config", config.to_str().unwrap()];
+            if let Some(server) = server {
+                args.extend(["--server", server]);
+            }
             Client::stdio(revision, &portcullis(), &args).await
         }
     }
 }
 
-/// All cells of one pair, one after another.
-async fn pair(gate: &Gate, client: Side, server: Side) -> Vec<Outcome> {
-    let connected = connect(gate, client, &server.server()).await;
-    cells_of(&connected, client, server).await
-}
-
+/// The cells of one pair, one after another.
 async fn cells_of(
     connected: &Result<Arc<Client>, Wrong>,
-    client: Side,
-    server: Side,
+    (client, server): (Side, Side),
+    prefix: &str,
+    features: impl Iterator<Item = Feature>,
 ) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
-    for feature in Feature::ALL {
+    for feature in features {
         let expected = feature.expected(client.revision, server.revision);
         let done = match (connected, expected) {
             (_, Expected::Absent) => Ok(()),
             (Err(wrong), _) => Err(format!("no connection: {wrong}")),
             (Ok(client), _) => {
-                let done = cells::exchange(client, server.revision, feature).await;
+                let at = At { client, prefix };
+                let done = cells::exchange(&at, server.revision, feature).await;
                 let wrongs = client.wrongs();
                 match done {
                     Ok(()) if wrongs.is_empty() => Ok(()),
@@ -141,13 +140,44 @@ async fn every_revision_reaches_every_other_over_every_transport() {
     }
     let gate_ref = &gate;
     let outcomes: Vec<Outcome> = futures_util::stream::iter(pairs)
-        .map(|(client, server)| pair(gate_ref, client, server))
+        .map(|(client, server)| async move {
+            let connected = connect(gate_ref, client, Some(&server.server())).await;
+            cells_of(&connected, (client, server), "", Feature::ALL.into_iter()).await
+        })
         .buffered(AT_ONCE)
         .flat_map(futures_util::stream::iter)
         .collect()
         .await;
     table::check_cells(&outcomes);
     table::check_page();
+    gate.stop().await;
+    drop(servers);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_revision_reaches_all_servers_behind_one_endpoint() {
+    let (gate, servers) = gate().await;
+    let gate_ref = &gate;
+    let outcomes: Vec<Outcome> = futures_util::stream::iter(Side::all())
+        .map(|client| async move {
+            let connected = connect(gate_ref, client, None).await;
+            let mut outcomes = Vec::new();
+            for server in Side::all() {
+                let prefix = format!("{}__", server.server());
+                // Over the one pipe that all its clients share, its log messages name no call: with
+                // more than one under way they are nobody's.
+                let shared = server.revision == MODERN && server.transport == Transport::Stdio;
+                let features = Feature::ALL.into_iter().filter(|feature| feature.names_a_server());
+                let features = features.filter(|feature| *feature != Feature::Log || !shared);
+                outcomes.extend(cells_of(&connected, (client, server), &prefix, features).await);
+            }
+            outcomes
+        })
+        .buffered(AT_ONCE)
+        .flat_map(futures_util::stream::iter)
+        .collect()
+        .await;
+    table::check_cells(&outcomes);
     gate.stop().await;
     drop(servers);
 }
@@ -168,7 +198,7 @@ async fn without_a_proxy_each_revision_reaches_itself() {
             };
             (client, Some(child))
         };
-        outcomes.extend(cells_of(&connected, side, side).await);
+        outcomes.extend(cells_of(&connected, (side, side), "", Feature::ALL.into_iter()).await);
     }
     table::check_cells(&outcomes);
 }

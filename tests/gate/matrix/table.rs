@@ -32,6 +32,8 @@ const FOOT: &str = "
 - **–**: one of the two revisions does not have it.
 - **at once**: both have tasks, but of two kinds that cannot be translated. In 2025-11-25 the client asks for a task, on a tool that says it can be one, and a blocking `tasks/result` has the outcome; in the extension to 2026-07-28 the server decides whether a call becomes a task, and asks its questions in it. So neither side is told that the other has tasks, and the call is answered when it is done.
 
+The tests make most of these exchanges behind one endpoint with all servers, too. One thing depends on what else is under way: a server of 2026-07-28 over standard input and output serves all clients at once, and its log messages name no call. They are handed on where the call that asked for them is the only one under way, and dropped where it is not.
+
 What the columns mean:
 
 | column | exchange |
