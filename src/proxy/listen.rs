@@ -93,19 +93,26 @@ type Subscription = (SessionId, ServerName, String);
 struct Listening {
     proxy: Arc<Proxy>,
     key: u64,
-    watches: Vec<(Arc<Instance>, String)>,
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
         self.proxy.listeners.all.lock().remove(&self.key);
-        let watches = std::mem::take(&mut self.watches);
+    }
+}
+
+/// A resource that is watched until this is dropped.
+struct Watching {
+    proxy: Arc<Proxy>,
+    instance: Arc<Instance>,
+    uri: String,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let work = async move {
-                for (instance, uri) in watches {
-                    unwatch(&instance, &uri).await;
-                }
-            };
+            let (instance, uri) = (self.instance.clone(), std::mem::take(&mut self.uri));
+            let work = async move { unwatch(&instance, &uri).await };
             self.proxy.tasks.spawn_on(work, &runtime);
         }
     }
@@ -134,14 +141,16 @@ impl Proxy {
             return Err(invalid(&format!("at most {MOST} resources can be watched")));
         }
         let mut granted = Filter { resource_subscriptions: Vec::new(), ..asked.clone() };
-        let mut listening =
-            Listening { proxy: self.clone(), key: self.listeners.next(), watches: Vec::new() };
-        let mut watched = Vec::new();
-        for uri in asked.resource_subscriptions {
-            if let Some((server, instance)) = self.watch_one(guest, &uri).await {
-                listening.watches.push((instance, uri.clone()));
+        let listening = Listening { proxy: self.clone(), key: self.listeners.next() };
+        let (mut watches, mut watched) = (Vec::new(), Vec::new());
+        // All at once: a server opens one subscription for what it is asked together.
+        let asked_for = asked.resource_subscriptions.iter().map(|uri| self.watch_one(guest, uri));
+        let found = futures_util::future::join_all(asked_for).await;
+        for (uri, found) in asked.resource_subscriptions.iter().zip(found) {
+            if let Some((server, watching)) = found {
+                watches.push(watching);
                 watched.push((server, uri.clone()));
-                granted.resource_subscriptions.push(uri);
+                granted.resource_subscriptions.push(uri.clone());
             }
         }
         let slow = CancellationToken::new();
@@ -172,7 +181,7 @@ impl Proxy {
     }
 
     /// Takes one resource into a filter, as the request of its own that it is in other revisions.
-    async fn watch_one(&self, guest: &Guest, uri: &str) -> Option<(ServerName, Arc<Instance>)> {
+    async fn watch_one(self: &Arc<Self>, guest: &Guest, uri: &str) -> Option<(ServerName, Watching)> {
         let method = Method::new(Method::SUBSCRIBE);
         let params = Bytes::from(json!({ "uri": uri }).to_string());
         let mut exchange = begin(guest, &method, false, Some(params.clone()));
@@ -204,11 +213,8 @@ impl Proxy {
         let outcome = Outcome::of(&exchange, ruling.borrow(), conclusion, None, key);
         let recorded = self.audit.outcome(outcome).await.is_ok();
         let instance = watched.ok()?.ok()?;
-        if !recorded {
-            unwatch(&instance, uri).await;
-            return None;
-        }
-        Some((server.name.clone(), instance))
+        let watching = Watching { proxy: self.clone(), instance, uri: uri.to_owned() };
+        recorded.then(|| (server.name.clone(), watching))
     }
 
     /// Has a server tell of a resource's changes: the instance that will, or the server's own error.

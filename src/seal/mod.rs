@@ -1,7 +1,7 @@
 //! Handles that the proxy gives out and takes back: text that says something to nobody but us,
 //! and that nobody but us can make or change.
 //!
-//! A client keeps them for us (`requestState`, task ids, cursors), so a restart loses none.
+//! A client keeps them for us (`requestState`, cursors), so a restart loses none.
 //!
 //! INVARIANT: what opens was sealed by this proxy, for the same purpose, bound to the same bytes,
 //! and is not past its time. Every other text is refused; no error, `Debug` or log line holds the
