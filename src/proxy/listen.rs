@@ -181,7 +181,11 @@ impl Proxy {
     }
 
     /// Takes one resource into a filter, as the request of its own that it is in other revisions.
-    async fn watch_one(self: &Arc<Self>, guest: &Guest, uri: &str) -> Option<(ServerName, Watching)> {
+    async fn watch_one(
+        self: &Arc<Self>,
+        guest: &Guest,
+        uri: &str,
+    ) -> Option<(ServerName, Watching)> {
         let method = Method::new(Method::SUBSCRIBE);
         let params = Bytes::from(json!({ "uri": uri }).to_string());
         let mut exchange = begin(guest, &method, false, Some(params.clone()));
