@@ -11,7 +11,6 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
-use sse_stream::SseStream;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     sync::mpsc,
@@ -22,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, Exit};
 use crate::{
     admin,
-    codec::{Caps, Frame, Kind, Object, era, one_line},
+    codec::{Caps, Frame, Kind, Object, era, events, one_line},
     config::Limits,
     exchange::Method,
     names::ServerName,
@@ -310,15 +309,17 @@ impl Bridge {
         greeting: bool,
         output: &mpsc::Sender<Bytes>,
     ) -> anyhow::Result<()> {
-        let mut events = SseStream::from_bytes_stream(response.bytes_stream());
+        // The proxy bounds what it hands out.
+        let mut events = std::pin::pin!(events(response.bytes_stream(), usize::MAX));
         while let Some(event) = events.next().await {
-            if let Some(data) = event?.data.filter(|data| !data.is_empty()) {
-                let text = Bytes::from(data);
-                if greeting {
-                    self.agree(&text);
-                }
-                output.send(text).await?;
+            let text = event?.data;
+            if text.is_empty() {
+                continue;
             }
+            if greeting {
+                self.agree(&text);
+            }
+            output.send(text).await?;
         }
         Ok(())
     }

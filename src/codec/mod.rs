@@ -6,12 +6,14 @@
 
 mod batch;
 pub mod era;
+mod events;
 mod frame;
 pub mod headers;
 mod object;
 mod strict;
 
 pub use batch::{elements, is_batch};
+pub use events::{Broken, Event, EventReader, TooLarge, events};
 pub use frame::{Frame, Id, Kind};
 pub use object::{Object, may_have};
 pub use strict::{Caps, Flaw, Text, check};

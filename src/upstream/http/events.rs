@@ -1,19 +1,13 @@
 //! A server's event stream, event by event.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream::BoxStream};
 use reqwest::header::HeaderValue;
-use sse_stream::{Error, Sse, SseStream};
 
 use super::{super::link::Failure, wire::broken};
+use crate::codec::{Broken, Event, events};
 
 /// The pause before a stream is taken up again, where the server names none.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -21,7 +15,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
 
 /// Events of a server, each of at most as many bytes as a message.
-pub(super) struct Events(BoxStream<'static, Result<Sse, Failure>>);
+pub(super) struct Events(BoxStream<'static, Result<Event, Failure>>);
 
 impl Events {
     /// The events of an answer's body.
@@ -34,33 +28,17 @@ impl Events {
         chunks: impl Stream<Item = Result<Bytes, Failure>> + Send + 'static,
         most: usize,
     ) -> Self {
-        // Bytes since the last event: the reader below buffers one event whole.
-        let since = Arc::new(AtomicUsize::new(0));
-        let counter = since.clone();
-        let chunks = chunks.map(move |chunk| {
-            let chunk = chunk?;
-            if counter.fetch_add(chunk.len(), Ordering::Relaxed) + chunk.len() > most {
-                return Err(Failure::Misbehaved(format!(
-                    "an event of it has more than {most} bytes"
-                )));
-            }
-            Ok(chunk)
-        });
-        let events = SseStream::from_bytes_stream(Box::pin(chunks)).map(move |event| {
-            since.store(0, Ordering::Relaxed);
-            event.map_err(|error| match error {
-                Error::Body(cause) => match cause.downcast::<Failure>() {
-                    Ok(failure) => *failure,
-                    Err(cause) => Failure::Unavailable(format!("its event stream broke: {cause}")),
-                },
-                error => Failure::Misbehaved(format!("its event stream is none: {error}")),
+        let events = events(chunks, most).map(|event| {
+            event.map_err(|broken| match broken {
+                Broken::Source(failure) => failure,
+                Broken::TooLarge(_) => Failure::Misbehaved(broken.to_string()),
             })
         });
         Self(events.boxed())
     }
 
     /// The next event; nothing at the end.
-    pub async fn next(&mut self) -> Option<Result<Sse, Failure>> {
+    pub async fn next(&mut self) -> Option<Result<Event, Failure>> {
         self.0.next().await
     }
 }
@@ -75,10 +53,10 @@ pub(super) struct Resume {
 
 impl Resume {
     /// Notes where the stream stands after an event.
-    pub fn note(&mut self, event: &Sse) {
+    pub fn note(&mut self, event: &Event) {
         if let Some(id) = &event.id {
             // An empty id takes back the one before. One that no header can hold cannot be named.
-            self.last = Some(id).filter(|id| !id.is_empty()).and_then(|id| id.parse().ok());
+            self.last = Some(id).filter(|id| !id.is_empty()).and_then(|id| HeaderValue::from_bytes(id).ok());
         }
         if let Some(retry) = event.retry {
             self.retry = Some(Duration::from_millis(retry));
@@ -101,7 +79,7 @@ mod tests {
 
     const MOST: usize = 100;
 
-    async fn all(chunks: &[&[u8]]) -> Vec<Result<Sse, Failure>> {
+    async fn all(chunks: &[&[u8]]) -> Vec<Result<Event, Failure>> {
         let chunks: Vec<_> = chunks.iter().map(|c| Ok(Bytes::copy_from_slice(c))).collect();
         let mut events = Events::from_chunks(stream::iter(chunks), MOST);
         let mut all = Vec::new();
@@ -122,16 +100,14 @@ mod tests {
         let endless = [&b"data: xxxxxxxxxxxxxxxxxxxxxxxxxx\n"[..]; 10];
         let last = all(&endless).await.pop().unwrap();
         assert!(matches!(last, Err(Failure::Misbehaved(why)) if why.contains("more than 100")));
-        let bad = all(&[b"data: \xff\n\n"]).await.pop().unwrap();
-        assert!(matches!(bad, Err(Failure::Misbehaved(_))));
     }
 
     #[test]
     fn where_a_stream_is_taken_up_again() {
         let mut resume = Resume::default();
         assert_eq!(resume.pause(0), PAUSE);
-        let event = |id: Option<&str>, retry| Sse {
-            id: id.map(str::to_owned),
+        let event = |id: Option<&str>, retry| Event {
+            id: id.map(|id| Bytes::copy_from_slice(id.as_bytes())),
             retry,
             ..Default::default()
         };

@@ -61,8 +61,8 @@ impl Sse {
             let event = events.next().await.ok_or_else(|| {
                 Failure::Unavailable("its event stream ended before the endpoint".into())
             })??;
-            if event.event.as_deref() == Some("endpoint") {
-                break endpoint(wire.url(), event.data.as_deref().unwrap_or_default())?;
+            if event.name.as_deref() == Some(b"endpoint") {
+                break endpoint(wire.url(), &String::from_utf8_lossy(&event.data))?;
             }
         };
         let out = {
@@ -114,9 +114,9 @@ async fn read(mut events: Events, board: Arc<Board>, closing: CancellationToken)
         loop {
             match events.next().await {
                 Some(Ok(event)) => {
-                    let message = event.event.as_deref().is_none_or(|event| event == "message");
-                    if let Some(data) = event.data.filter(|data| message && !data.is_empty()) {
-                        board.take(data.into(), Way::Only).await;
+                    let message = event.name.as_deref().is_none_or(|name| name == b"message");
+                    if message && !event.data.is_empty() {
+                        board.take(event.data, Way::Only).await;
                     }
                 }
                 Some(Err(failure)) => return failure.to_string(),

@@ -32,8 +32,10 @@ impl Line {
             match events.next().await {
                 Some(Ok(event)) => {
                     resume.note(&event);
-                    let Some(data) = event.data.filter(|data| !data.is_empty()) else { continue };
-                    if let Some(reply) = self.text(begun, data.into(), "an event of it").await? {
+                    if event.data.is_empty() {
+                        continue;
+                    }
+                    if let Some(reply) = self.text(begun, event.data, "an event of it").await? {
                         return Ok(reply);
                     }
                 }
@@ -115,8 +117,8 @@ impl Line {
                 Some(Ok(event)) => {
                     heard = true;
                     resume.note(&event);
-                    if let Some(data) = event.data.filter(|data| !data.is_empty()) {
-                        self.board.take(data.into(), Way::Beside).await;
+                    if !event.data.is_empty() {
+                        self.board.take(event.data, Way::Beside).await;
                     }
                 }
                 Some(Err(failure)) => {

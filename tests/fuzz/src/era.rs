@@ -1,0 +1,102 @@
+//! Translation between the eras: what goes there and back again has lost nothing.
+
+use bytes::Bytes;
+use portcullis::{
+    codec::{Caps, Object, Text, check, era},
+    exchange::{Method, Revision},
+};
+use serde_json::Value;
+
+const CAPS: Caps = Caps { bytes: 1 << 16, depth: 32, nodes: 2_000 };
+const LEGACY: Revision = Revision::LATEST_LEGACY;
+const MODERN: Revision = Revision::LATEST_MODERN;
+
+/// The first byte picks a method; the rest is a text.
+pub fn target(bytes: &[u8]) {
+    let Some((&pick, text)) = bytes.split_first() else { return };
+    let method = match pick % 4 {
+        0 => Method::TOOLS_CALL,
+        1 => Method::RESOURCES_READ,
+        2 => Method::PROMPTS_GET,
+        _ => "tools/list",
+    };
+    let method = Method::new(method);
+    let text = Bytes::copy_from_slice(text);
+    // Where one era answers the other with nothing changed, so it does within one era.
+    for revision in [LEGACY, MODERN] {
+        assert_eq!(era::params(&text, revision, revision), None);
+        assert_eq!(era::error(text.clone(), &method, revision, revision), text);
+    }
+    if check(&text, Text::Params, CAPS).is_ok() {
+        params(&text);
+    }
+    if check(&text, Text::Result, CAPS).is_ok() {
+        results(&text, &method);
+    }
+    if check(&text, Text::Error, CAPS).is_ok() {
+        errors(&text, &method);
+    }
+}
+
+/// A legacy client's params, there and back.
+fn params(text: &Bytes) {
+    let Some(modern) = era::params(text, LEGACY, MODERN) else { return };
+    check(&modern, Text::Params, CAPS).expect("params that pass");
+    kept(text, &modern, &["_meta"]);
+    let legacy = era::params(&modern, MODERN, LEGACY).expect("params of the other era");
+    kept(text, &legacy, &["_meta"]);
+    let meta = |text: &[u8]| match value(text) {
+        Value::Object(mut members) => match members.remove("_meta") {
+            Some(Value::Object(meta)) => meta,
+            _ => Default::default(),
+        },
+        _ => Default::default(),
+    };
+    let (mut before, after) = (meta(text), meta(&legacy));
+    before.retain(|key, _| !is_modern(key));
+    assert_eq!(before, after, "`_meta` lost something");
+}
+
+/// A legacy server's result, there and back.
+fn results(text: &Bytes, method: &Method) {
+    let Ok(modern) = era::result(text.clone(), method, LEGACY, MODERN) else { return };
+    kept(text, &modern, &MODERN_RESULT);
+    if let Ok(legacy) = era::result(modern, method, MODERN, LEGACY) {
+        kept(text, &legacy, &MODERN_RESULT);
+    }
+}
+
+fn errors(text: &Bytes, method: &Method) {
+    let modern = era::error(text.clone(), method, LEGACY, MODERN);
+    kept(text, &modern, &["code"]);
+}
+
+/// Members of a result that are one era's alone.
+const MODERN_RESULT: [&str; 3] = ["resultType", "ttlMs", "cacheScope"];
+
+fn is_modern(key: &str) -> bool {
+    ["protocolVersion", "clientCapabilities", "clientInfo", "logLevel"]
+        .iter()
+        .any(|name| key == format!("io.modelcontextprotocol/{name}"))
+}
+
+/// Every member of `before` but `own` stands in `after`, byte for byte and in the same order; and
+/// nothing new does.
+fn kept(before: &Bytes, after: &Bytes, own: &[&str]) {
+    let Ok(before) = Object::parse(before.clone()) else {
+        assert_eq!(before, after, "what is no object changed");
+        return;
+    };
+    let after = Object::parse(after.clone()).expect("an object");
+    let rest = |object: &Object| -> Vec<String> {
+        object.keys().filter(|key| !own.contains(key)).map(str::to_owned).collect()
+    };
+    assert_eq!(rest(&before), rest(&after), "other members");
+    for key in rest(&before) {
+        assert_eq!(before.get(&key), after.get(&key), "{key} changed");
+    }
+}
+
+fn value(text: &[u8]) -> Value {
+    serde_json::from_slice(text).expect("JSON")
+}
