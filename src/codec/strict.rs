@@ -4,6 +4,9 @@ use std::{borrow::Cow, cell::RefCell, collections::HashSet, fmt};
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
+use super::era::{
+    META_CAPABILITIES, META_CLIENT_INFO, META_LOG_LEVEL, META_REVISION, META_SUBSCRIPTION,
+};
 use crate::{config::Limits, refusal::Code, refusal::Refusal};
 
 /// How many levels from the top refuse keys that differ in case alone: the envelope, `params`,
@@ -36,8 +39,21 @@ const PARAMS: [&str; 18] = [
     "_meta",
 ];
 
+/// Members of the `_meta` of `params` that say for whom a message speaks, and what belongs to it.
+/// Some are added where a message goes on in the other era: beside a look-alike they would be one
+/// key twice.
+const META: [&str; 6] = [
+    "progressToken",
+    META_REVISION,
+    META_CAPABILITIES,
+    META_CLIENT_INFO,
+    META_LOG_LEVEL,
+    META_SUBSCRIPTION,
+];
+
 /// Members of an answer in which a server can ask something of the client.
-const RESULT: [&str; 4] = ["inputRequests", "requestState", "resultType", "_meta"];
+const RESULT: [&str; 6] =
+    ["inputRequests", "requestState", "resultType", "ttlMs", "cacheScope", "_meta"];
 const ERROR: [&str; 3] = ["code", "message", "data"];
 const DATA: [&str; 1] = ["elicitations"];
 
@@ -50,6 +66,8 @@ pub enum Text {
     Message,
     /// The `params` of one.
     Params,
+    /// The `_meta` of these.
+    Meta,
     /// The `result` of one.
     Result,
     /// The `error` of one.
@@ -65,6 +83,7 @@ impl Text {
         match self {
             Self::Message => &ENVELOPE,
             Self::Params => &PARAMS,
+            Self::Meta => &META,
             Self::Result => &RESULT,
             Self::Error => &ERROR,
             Self::Data => &DATA,
@@ -76,6 +95,7 @@ impl Text {
     fn below(self, key: &str) -> Self {
         match (self, key) {
             (Self::Message, "params") => Self::Params,
+            (Self::Params, "_meta") => Self::Meta,
             (Self::Message, "result") => Self::Result,
             (Self::Message, "error") => Self::Error,
             (Self::Error, "data") => Self::Data,
@@ -399,6 +419,18 @@ mod tests {
             (r#"{"error":{"Data":{}}}"#, Text::Message, Some(Flaw::MisspelledKey)),
             (r#"{"params":{"TaskId":1}}"#, Text::Message, Some(Flaw::MisspelledKey)),
             (r#"{"Name":1}"#, Text::Params, Some(Flaw::MisspelledKey)),
+            (
+                r#"{"params":{"_meta":{"ProgressToken":1}}}"#,
+                Text::Message,
+                Some(Flaw::MisspelledKey),
+            ),
+            (
+                r#"{"_meta":{"io.modelcontextprotocol/clientCapabilitieS":{}}}"#,
+                Text::Params,
+                Some(Flaw::MisspelledKey),
+            ),
+            (r#"{"_meta":{"io.ModelContextProtocol/other":{},"Name":1}}"#, Text::Params, None),
+            (r#"{"result":{"TtlMs":1}}"#, Text::Message, Some(Flaw::MisspelledKey)),
             (r#"{"Name":1}"#, Text::Value, None),
             (r#"[{"Name":1}]"#, Text::Params, None),
         ] {

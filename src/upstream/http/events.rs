@@ -56,7 +56,9 @@ impl Resume {
     pub fn note(&mut self, event: &Event) {
         if let Some(id) = &event.id {
             // An empty id takes back the one before. One that no header can hold cannot be named.
-            self.last = Some(id).filter(|id| !id.is_empty()).and_then(|id| HeaderValue::from_bytes(id).ok());
+            self.last = Some(id)
+                .filter(|id| !id.is_empty())
+                .and_then(|id| HeaderValue::from_bytes(id).ok());
         }
         if let Some(retry) = event.retry {
             self.retry = Some(Duration::from_millis(retry));

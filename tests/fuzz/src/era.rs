@@ -2,12 +2,17 @@
 
 use bytes::Bytes;
 use portcullis::{
-    codec::{Caps, Object, Text, check, era},
+    codec::{
+        Caps, Object, Text, check,
+        era::{self, ResultKind, Speaker},
+    },
     exchange::{Method, Revision},
 };
 use serde_json::Value;
 
 const CAPS: Caps = Caps { bytes: 1 << 16, depth: 32, nodes: 2_000 };
+/// With room for what a translation adds.
+const ROOMY: Caps = Caps { bytes: 1 << 17, depth: 40, nodes: 3_000 };
 const LEGACY: Revision = Revision::LATEST_LEGACY;
 const MODERN: Revision = Revision::LATEST_MODERN;
 
@@ -22,9 +27,9 @@ pub fn target(bytes: &[u8]) {
     };
     let method = Method::new(method);
     let text = Bytes::copy_from_slice(text);
-    // Where one era answers the other with nothing changed, so it does within one era.
     for revision in [LEGACY, MODERN] {
-        assert_eq!(era::params(&text, revision, revision), None);
+        assert_eq!(era::params(&text, &speaker(revision), revision), None);
+        assert_eq!(era::result(text.clone(), &method, revision, revision).as_ref(), Ok(&text));
         assert_eq!(era::error(text.clone(), &method, revision, revision), text);
     }
     if check(&text, Text::Params, CAPS).is_ok() {
@@ -38,13 +43,24 @@ pub fn target(bytes: &[u8]) {
     }
 }
 
+fn speaker(revision: Revision) -> Speaker {
+    Speaker {
+        revision,
+        capabilities: Bytes::from_static(b"{\"roots\":{\"x\" : 1.0}}"),
+        info: None,
+        level: Some("debug"),
+    }
+}
+
 /// A legacy client's params, there and back.
 fn params(text: &Bytes) {
-    let Some(modern) = era::params(text, LEGACY, MODERN) else { return };
-    check(&modern, Text::Params, CAPS).expect("params that pass");
+    let Some(modern) = era::params(text, &speaker(LEGACY), MODERN) else { return };
+    check(&modern, Text::Params, ROOMY).expect("params that pass");
     kept(text, &modern, &["_meta"]);
-    let legacy = era::params(&modern, MODERN, LEGACY).expect("params of the other era");
-    kept(text, &legacy, &["_meta"]);
+    let Value::Object(said) = &value(&modern)["_meta"] else { panic!("no `_meta`") };
+    assert_eq!(said["io.modelcontextprotocol/clientCapabilities"]["roots"]["x"], 1.0);
+    let legacy = era::params(&modern, &speaker(MODERN), LEGACY).expect("params of the other era");
+    kept(text, &legacy, &["_meta", "inputResponses", "requestState"]);
     let meta = |text: &[u8]| match value(text) {
         Value::Object(mut members) => match members.remove("_meta") {
             Some(Value::Object(meta)) => meta,
@@ -60,9 +76,17 @@ fn params(text: &Bytes) {
 /// A legacy server's result, there and back.
 fn results(text: &Bytes, method: &Method) {
     let Ok(modern) = era::result(text.clone(), method, LEGACY, MODERN) else { return };
+    check(&modern, Text::Result, ROOMY).expect("a result that passes");
     kept(text, &modern, &MODERN_RESULT);
-    if let Ok(legacy) = era::result(modern, method, MODERN, LEGACY) {
-        kept(text, &legacy, &MODERN_RESULT);
+    // What a legacy server says is complete, whatever it calls it.
+    let legacy = era::result(modern, method, MODERN, LEGACY).expect("a complete result");
+    kept(text, &legacy, &MODERN_RESULT);
+    if let (Ok(object), Ok(Value::Object(_))) =
+        (Object::parse(text.clone()), serde_json::from_slice(text))
+    {
+        let complete = ResultKind::of(&object) == ResultKind::Complete;
+        let passed = era::result(text.clone(), method, MODERN, LEGACY);
+        assert_eq!(passed.is_ok(), complete, "a question passed for an answer");
     }
 }
 

@@ -33,7 +33,8 @@ pub struct Setup {
 
 impl Setup {
     /// A config with this body behind `state-dir` and `[listen]`. In it `{mark}`, `{crooked}`,
-    /// `{lister}`, `{one-era}` and `{folder}` are replaced. Nobody needs a key, and policy permits everything,
+    /// `{lister}`, `{one-era}`, `{recorder}` and `{folder}` are replaced. Nobody needs a key, and policy
+    /// permits everything,
     /// unless the test says otherwise.
     pub fn new(body: &str) -> Self {
         Self {
@@ -148,14 +149,14 @@ impl Setup {
     /// Writes the files and starts nothing.
     pub fn write(self) -> Written {
         let folder = self.folder.path();
-        let body = self
-            .body
-            .replace("{mark}", &self.mark)
-            .replace("{folder}", folder.to_str().unwrap())
-            .replace("{crooked}", server("crooked").to_str().unwrap())
-            .replace("{lister}", server("lister").to_str().unwrap())
-            .replace("{everything}", server("everything").to_str().unwrap())
-            .replace("{one-era}", server("one-era").to_str().unwrap());
+        let mut body =
+            self.body.replace("{mark}", &self.mark).replace("{folder}", folder.to_str().unwrap());
+        for name in ["crooked", "everything", "lister", "one-era", "recorder"] {
+            let here = format!("{{{name}}}");
+            if body.contains(&here) {
+                body = body.replace(&here, server(name).to_str().unwrap());
+            }
+        }
         let config = format!(
             "state-dir = \"state\"\n[listen]\nhttp = \"127.0.0.1:0\"\nanonymous = {}\n{}\n{body}\n",
             self.anonymous, self.listen

@@ -7,6 +7,7 @@ pub mod engine;
 pub mod events;
 pub mod gate;
 pub mod peers;
+pub mod recorder;
 pub mod remote;
 pub mod rmcp;
 pub mod sdk;

@@ -1,0 +1,58 @@
+//! Servers that do as they are told: `tests/servers/recorder.rs`.
+
+use std::process::Stdio;
+
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+use super::{
+    gate::{Gate, Setup},
+    in_time, server,
+};
+
+/// One over HTTP, which ends with the test.
+pub struct Recorder {
+    _child: Child,
+    pub url: String,
+}
+
+impl Recorder {
+    pub async fn start(era: &str) -> Self {
+        let mut child = Command::new(server("recorder"))
+            .args([era, "http"])
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let url = in_time("its URL", lines.next_line()).await.unwrap().unwrap();
+        Self { _child: child, url }
+    }
+}
+
+/// A proxy before one of each era, over pipes and over HTTP. It serves its standard input, too.
+pub async fn gate(more: &str) -> (Gate, [Recorder; 2]) {
+    let (legacy, modern) = (Recorder::start("legacy").await, Recorder::start("modern").await);
+    let gate = Setup::new(&format!(
+        r#"
+        [servers.pipe-legacy]
+        command = ["{{recorder}}", "legacy"]
+        runtime = "sandbox"
+        [servers.pipe-modern]
+        command = ["{{recorder}}", "modern"]
+        runtime = "sandbox"
+        [servers.http-legacy]
+        url = "{}"
+        [servers.http-modern]
+        url = "{}"
+        {more}
+        "#,
+        legacy.url, modern.url
+    ))
+    .write()
+    .start_with(&["--stdio"])
+    .await;
+    (gate, [legacy, modern])
+}
