@@ -36,11 +36,12 @@ pub struct Sessions {
 
 struct Session {
     connection: Arc<Connection>,
-    /// What belongs to no request, until a stream takes it.
-    general: Arc<Mutex<Option<Messages>>>,
+    general: General,
 }
 
 type Messages = mpsc::UnboundedReceiver<Value>;
+/// What belongs to no request, unless a stream has it.
+type General = Arc<Mutex<Option<Messages>>>;
 type Shared = State<Arc<Sessions>>;
 
 /// Serves on a free port of loopback and prints the URL.
@@ -74,7 +75,7 @@ impl Sessions {
         (id, connection)
     }
 
-    fn find(&self, id: &str) -> Option<(Arc<Connection>, Arc<Mutex<Option<Messages>>>)> {
+    fn find(&self, id: &str) -> Option<(Arc<Connection>, General)> {
         lock(&self.open).get(id).map(|s| (s.connection.clone(), s.general.clone()))
     }
 }
@@ -208,7 +209,7 @@ fn answer(
 }
 
 /// The stream for what belongs to no request. When it closes, the next takes over.
-fn general_stream(general: &Arc<Mutex<Option<Messages>>>, first: Option<String>) -> Response {
+fn general_stream(general: &General, first: Option<String>) -> Response {
     match lock(general).take() {
         Some(messages) => events(Events {
             messages: Some(messages),
@@ -229,7 +230,7 @@ fn events(events: Events) -> Response {
 struct Events {
     messages: Option<Messages>,
     first: Option<String>,
-    back: Option<Arc<Mutex<Option<Messages>>>>,
+    back: Option<General>,
     _guard: Option<DropGuard>,
 }
 
