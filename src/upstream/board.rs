@@ -1,7 +1,7 @@
 //! The calls under way on one link, and what of the server's words belongs to which.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -34,6 +34,12 @@ const ERRANDS: usize = 256;
 /// Tasks of which progress may be told when the calls that began them are long over.
 const TASKS: usize = 256;
 
+/// Bytes of a progress token and an id that are kept for a task.
+const TASK_BYTES: usize = 1_024;
+
+/// Calls for log messages, given up without an answer, that are told apart.
+const GIVEN_UP: usize = 1_024;
+
 /// Brings a text to the server, or gives it up after a while.
 pub(super) type Out = Arc<dyn Fn(Bytes) -> BoxFuture<'static, ()> + Send + Sync>;
 
@@ -44,6 +50,9 @@ pub(super) struct Board {
     pending: Mutex<HashMap<u64, Pending>>,
     /// Calls that were answered with a task, whose progress tokens go on: the newest.
     tasks: Mutex<VecDeque<(u64, Mine)>>,
+    /// Calls that asked for log messages and were given up: the server may still log for them.
+    /// Locked within `pending`, where both are.
+    given_up: Mutex<HashSet<u64>>,
     next: AtomicU64,
     dead: OnceLock<String>,
     revision: RwLock<Option<Revision>>,
@@ -83,6 +92,7 @@ impl Board {
             ear,
             pending: Mutex::default(),
             tasks: Mutex::default(),
+            given_up: Mutex::default(),
             next: AtomicU64::new(1),
             dead: OnceLock::new(),
             revision: RwLock::default(),
@@ -108,6 +118,17 @@ impl Board {
 
     pub fn forget(&self, id: u64) {
         self.pending.lock().remove(&id);
+    }
+
+    /// Gives up a call that the server may be at work on.
+    fn give_up(&self, id: u64) {
+        let mut pending = self.pending.lock();
+        if pending.remove(&id).is_some_and(|call| call.mine.logs && !call.mine.subscribes) {
+            let mut given_up = self.given_up.lock();
+            // One too many stands for ever, under an id that no answer has.
+            let id = if given_up.len() < GIVEN_UP { id } else { u64::MAX };
+            given_up.insert(id);
+        }
     }
 
     #[cfg(test)]
@@ -220,21 +241,24 @@ impl Board {
                 }
                 drop(pending.answer.send(reply));
             }
-            None => tracing::debug!("a server answered a request that is not under way"),
+            None => {
+                self.given_up.lock().remove(&id);
+                tracing::debug!("a server answered a request that is not under way");
+            }
         }
     }
 
     /// Keeps in mind what outlives the call: the progress token of a task.
     pub fn answered(&self, id: u64, mine: &Mine, reply: &Reply) {
         if let Reply::Result(result) = reply
-            && mine.token.is_some()
+            && let Some(kept) = mine.copied(TASK_BYTES)
             && begins_task(result)
         {
             let mut tasks = self.tasks.lock();
             if tasks.len() == TASKS {
                 tasks.pop_front();
             }
-            tasks.push_back((id, mine.clone()));
+            tasks.push_back((id, kept));
         }
     }
 
@@ -315,9 +339,13 @@ impl Board {
     }
 
     /// The only call that asked for log messages, as 2026-07-28 has it, where it is the only call
-    /// at all: a log message names no call, and one client's must not come to another.
+    /// at all, and none that was given up can still log: a log message names no call, and one
+    /// client's must not come to another.
     fn logged(&self) -> Option<mpsc::Sender<Said>> {
         let pending = self.pending.lock();
+        if !self.given_up.lock().is_empty() {
+            return None;
+        }
         let mut calls = pending.values().filter(|pending| !pending.mine.subscribes);
         match (calls.next(), calls.next()) {
             (Some(call), None) if call.mine.logs => call.said.clone(),
@@ -348,9 +376,11 @@ pub(super) struct Cancel<'a> {
 
 impl Drop for Cancel<'_> {
     fn drop(&mut self) {
-        self.board.forget(self.id);
         if self.tells {
+            self.board.give_up(self.id);
             self.board.cancel(self.id);
+        } else {
+            self.board.forget(self.id);
         }
     }
 }

@@ -102,6 +102,15 @@ pub(super) struct Mine {
 }
 
 impl Mine {
+    /// A copy that keeps nothing of the client's message alive, where there is a progress token
+    /// and it all has at most so many bytes.
+    pub fn copied(&self, most: usize) -> Option<Self> {
+        let copy = |text: &Bytes| Bytes::copy_from_slice(text);
+        let (token, id) = (self.token.as_ref()?, self.id.as_ref());
+        let bytes = token.len() + id.map_or(0, Bytes::len);
+        (bytes <= most).then(|| Self { token: Some(copy(token)), id: id.map(copy), ..*self })
+    }
+
     /// A notification's `params` with the client's own words put back.
     pub fn restored(&self, params: Option<Bytes>) -> Option<Bytes> {
         let params = params?;

@@ -13,8 +13,9 @@ use super::{
 };
 use crate::exchange::Method;
 
-/// Resources of one instance that can be watched at once.
-const MOST: usize = 1_000;
+/// Resources of one instance that can be watched at once, by however many. How many each principal
+/// may watch is for the proxy to bound: nothing here knows principals.
+const MOST: usize = 4_096;
 /// How long a server that was started again may take to take each again.
 const RENEWAL: Duration = Duration::from_secs(30);
 
@@ -55,6 +56,12 @@ impl Watched {
                 return false;
             }
             added = Ok(true);
+            // What was said of it when it was last watched is no answer to this. Before it is
+            // wanted, lest the new answer go with the old.
+            self.granted.send_if_modified(|said| {
+                said.granted.remove(uri);
+                said.asked.remove(uri)
+            });
             wanted.insert(uri.to_owned(), 1);
             true
         });
@@ -135,6 +142,8 @@ impl Instance {
     /// A [`Failure`] where the server did not answer. Its refusal is a [`Reply::Error`].
     pub async fn watch(self: &Arc<Self>, uri: &str) -> Result<Reply, Failure> {
         let running = self.running().await?;
+        // Dropped last: nobody else may count on a subscription that is being taken back.
+        let mut turn = None;
         let mut watching = Watching { watched: &self.watched, uri, takes_back: false };
         let change = change(Method::SUBSCRIBE, uri, self.call_timeout());
         let clock = change.clock.clone();
@@ -144,7 +153,7 @@ impl Instance {
                 watching.takes_back = true;
                 return self.watched.granted(uri).await;
             }
-            let _one_at_a_time = self.watched.changing.lock().await;
+            turn = Some(self.watched.changing.lock().await);
             let first = self.watched.add(uri)?;
             watching.takes_back = true;
             if first {

@@ -136,10 +136,13 @@ impl Line {
         let response = self.wire.post(text, self.call_headers(call)?).await?;
         let status = response.status();
         let greeting = call.method.as_str() == Method::INITIALIZE;
-        if greeting && let Some(session) = response.headers().get(SESSION) {
+        if greeting
+            && status.is_success()
+            && let Some(session) = response.headers().get(SESSION)
+        {
             *self.wire.session.write() = Some(session.clone());
         }
-        if status.as_u16() == 404 && self.wire.session.read().is_some() {
+        if !greeting && status.as_u16() == 404 && self.wire.session.read().is_some() {
             return Err(self.forgotten());
         }
         if matches!(status.as_u16(), 401 | 403) {

@@ -70,7 +70,7 @@ impl Sse {
             Arc::new(move |text| {
                 let (wire, endpoint) = (wire.clone(), endpoint.clone());
                 let sending = async move {
-                    if let Err(failure) = tell(&wire, endpoint, text).await {
+                    if let Err(failure) = soon(tell(&wire, endpoint, text)).await {
                         tracing::debug!(%failure, "a message that is no request could not be sent");
                     }
                 };
@@ -96,17 +96,21 @@ fn endpoint(url: &Url, named: &str) -> Result<Url, Failure> {
     Ok(endpoint)
 }
 
-/// Posts what is answered on the stream, or not at all.
+/// Posts what is answered on the stream, or not at all. A server may take its time: some answer
+/// a POST only once the work is done.
 async fn tell(wire: &Wire, endpoint: Url, text: Bytes) -> Result<(), Failure> {
-    let posting = wire.post_to(endpoint, text, HeaderMap::new());
-    let response =
-        tokio::time::timeout(PATIENCE, posting).await.unwrap_or(Err(Failure::Timeout(PATIENCE)))?;
+    let response = wire.post_to(endpoint, text, HeaderMap::new()).await?;
     let status = response.status();
     if status.is_success() {
         Ok(())
     } else {
         Err(Failure::Unavailable(format!("it answered {status} to a message")))
     }
+}
+
+/// Bounds what no call's clock does.
+async fn soon(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or(Err(Failure::Timeout(PATIENCE)))
 }
 
 async fn read(mut events: Events, board: Arc<Board>, closing: CancellationToken) {
@@ -157,7 +161,8 @@ impl Link for Sse {
     }
 
     async fn notify(&self, method: &str, params: Bytes) -> Result<(), Failure> {
-        tell(&self.wire, self.endpoint.clone(), Frame::notification(method, &params)).await
+        let text = Frame::notification(method, &params);
+        soon(tell(&self.wire, self.endpoint.clone(), text)).await
     }
 
     fn agreed(&self, revision: Revision) {

@@ -1,7 +1,10 @@
 //! Event streams of streamable HTTP: that of a call, which is taken up again where it breaks, and
 //! the one beside, on which a legacy server says what belongs to no call.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use reqwest::Response;
 
@@ -17,6 +20,10 @@ use super::{
 
 /// Tries in a row to take up a call's stream that may fail.
 const TRIES: u32 = 5;
+/// The least pause before the stream beside the calls is opened again, whatever the server says.
+const LEAST_PAUSE: Duration = Duration::from_millis(250);
+/// A stream that was open for so long did not fail, even if nothing came on it.
+const LONG_LIVED: Duration = Duration::from_secs(30);
 
 impl Line {
     /// Reads events until the answer. Every event is a message of its own and parsed as strictly
@@ -76,22 +83,35 @@ impl Line {
         let hearing = async {
             let mut resume = Resume::default();
             let mut failed: u32 = 0;
+            // Whether the server has such a stream: it was open once.
+            let mut opened = false;
             loop {
                 match self.wire.listen(resume.last.as_ref()).await {
                     Ok(response) => match response.status().as_u16() {
                         200 if content_type(&response) == EVENTS => {
-                            if failed > 0 && resume.last.is_none() {
+                            if (opened || failed > 0) && resume.last.is_none() {
                                 self.board.ear.missed();
                             }
+                            opened = true;
+                            let since = Instant::now();
                             let heard = self.heard(response, &mut resume).await;
                             // What ends at once is tried again as seldom as what fails.
-                            failed = if heard { 1 } else { failed + 1 };
+                            let lasted = heard || since.elapsed() >= LONG_LIVED;
+                            failed = if lasted { 1 } else { failed + 1 };
                         }
-                        404 if self.wire.session.read().is_some() => {
+                        // Where no such stream was ever open, the server may know none and have
+                        // the session all the same: the next call finds out.
+                        404 if opened && self.wire.session.read().is_some() => {
                             self.forgotten();
                             return;
                         }
-                        429 | 500.. => failed += 1,
+                        409 | 429 | 500.. => failed += 1,
+                        // It has such a stream, but not behind that event.
+                        _ if opened => {
+                            resume.last = None;
+                            self.board.ear.missed();
+                            failed += 1;
+                        }
                         status => {
                             tracing::debug!(status, "a server has no stream beside its calls");
                             return;
@@ -99,7 +119,8 @@ impl Line {
                     },
                     Err(_) => failed += 1,
                 }
-                tokio::time::sleep(resume.pause(failed.saturating_sub(1))).await;
+                let pause = resume.pause(failed.saturating_sub(1));
+                tokio::time::sleep(pause.max(LEAST_PAUSE)).await;
             }
         };
         tokio::select! {

@@ -201,8 +201,10 @@ async fn a_forgotten_session_ends_the_line() {
     assert!(matches!(soon(calling).await.unwrap(), Err(Failure::Unavailable(_))));
     assert_eq!(line.dead().unwrap(), "it ended the session");
 
+    // So does a stream beside that was there once.
     let (line, _heard) = remote.session().await;
     line.listen();
+    drop(remote.next().await.stream());
     remote.next().await.status(404);
     soon(async {
         while line.dead().is_none() {
@@ -272,13 +274,16 @@ async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
 async fn a_server_without_a_stream_beside_is_not_asked_again() {
     let mut remote = Remote::start().await;
     let (line, _heard) = remote.session().await;
-    line.listen();
-    remote.next().await.status(405);
-    let calling = start(&line, call("tools/call"));
-    let got = remote.next().await;
-    assert_eq!(got.verb, Verb::POST);
-    got.result(&[]);
-    soon(calling).await.unwrap().unwrap();
+    // Some do not even route it, which says nothing of the session.
+    for status in [405, 404] {
+        line.listen();
+        remote.next().await.status(status);
+        let calling = start(&line, call("tools/call"));
+        let got = remote.next().await;
+        assert_eq!((got.verb.as_str(), got.header("mcp-session-id")), ("POST", "s1"));
+        got.result(&[]);
+        soon(calling).await.unwrap().unwrap();
+    }
     // A modern server is never asked.
     let (line, _heard) = remote.line(None);
     line.agreed(Revision::LATEST_MODERN);
@@ -286,6 +291,38 @@ async fn a_server_without_a_stream_beside_is_not_asked_again() {
     let calling = start(&line, call("tools/call"));
     assert_eq!(remote.next().await.verb, Verb::POST);
     calling.abort();
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_taken_up_again_is_opened_anew() {
+    let mut remote = Remote::start().await;
+    let (line, mut heard) = remote.session().await;
+    line.listen();
+    let stream = remote.next().await.stream();
+    stream.send("id: 1\nretry: 0\ndata:\n\n".into()).unwrap();
+    drop(stream);
+    for (status, last) in [(409, "1"), (400, "1")] {
+        let got = remote.next().await;
+        assert_eq!(got.header("last-event-id"), last);
+        got.status(status);
+    }
+    let got = remote.next().await;
+    assert_eq!((got.verb.as_str(), got.header("last-event-id")), ("GET", ""));
+    let changed = json!({ "jsonrpc": "2.0", "method": Method::TOOLS_CHANGED });
+    got.stream().send(event("1", changed)).unwrap();
+    assert_eq!(soon(heard.recv()).await.unwrap().said.method().as_str(), Method::TOOLS_CHANGED);
+    assert!(line.dead().is_none());
+}
+
+#[tokio::test]
+async fn a_greeting_that_is_not_taken_begins_no_session() {
+    let mut remote = Remote::start().await;
+    let (line, _heard) = remote.line(None);
+    let greeting = start(&line, call(Method::INITIALIZE));
+    let refused = Response::builder().status(404).header("mcp-session-id", "s1");
+    let _ = remote.next().await.reply.send(refused.body(Body::empty()).unwrap());
+    assert!(matches!(soon(greeting).await.unwrap(), Err(Failure::Unavailable(_))));
+    assert!(line.turned_away() && line.dead().is_none());
 }
 
 #[tokio::test]
@@ -399,6 +436,19 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
     got.status(202);
     stream.send(format!("event: message\ndata: {}\n\n", answer(&id))).unwrap();
     soon(calling).await.unwrap().unwrap();
+    // The time that the endpoint takes is the call's: some servers answer once the work is done.
+    let mut limited = call("tools/call");
+    limited.clock = Clock::new(PATIENCE + Duration::from_secs(1));
+    let calling = start(&line, limited);
+    let working = loop {
+        let got = remote.next().await;
+        if got.body["method"] == "tools/call" {
+            break got;
+        }
+    };
+    let told = soon(calling).await.unwrap();
+    assert!(matches!(told, Err(Failure::Timeout(limit)) if limit > PATIENCE));
+    drop(working);
     // Without a call, it belongs to the party.
     stream.send(format!("data: {ask}\n\n")).unwrap();
     assert_eq!(soon(heard.recv()).await.unwrap().party, Some(key));

@@ -193,6 +193,32 @@ async fn a_log_message_goes_to_the_call_that_asked_for_it_where_it_is_the_only_o
 }
 
 #[tokio::test]
+async fn what_a_call_that_was_given_up_still_logs_comes_to_no_other() {
+    let (pipe, mut server, mut heard) = pipe();
+    let asks = r#"{"_meta":{"io.modelcontextprotocol/logLevel":"info"}}"#;
+    let start = |call| {
+        let pipe = pipe.clone();
+        tokio::spawn(async move { pipe.call(call).await })
+    };
+    let (call, _told) = hearing(asks);
+    let first = start(call);
+    server.read().await;
+    first.abort();
+    assert!(server.read().await.contains("notifications/cancelled"));
+    let (call, mut told) = hearing(asks);
+    let _second = start(call);
+    server.read().await;
+    let log = notification("notifications/message", "{}");
+    server.write(&log).await;
+    assert_eq!(heard.recv().await.unwrap().said.method().as_str(), "notifications/message");
+    assert!(told.try_recv().is_err());
+    // Its answer is the last of it.
+    server.write(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
+    server.write(&log).await;
+    assert_eq!(method(&mut told).await, "notifications/message");
+}
+
+#[tokio::test]
 async fn a_tasks_progress_goes_on_when_its_call_is_over() {
     let (pipe, mut server, mut heard) = pipe();
     for (result, goes_on) in [(r#"{"task":{"taskId":"t"}}"#, true), (r#"{"task":1}"#, false)] {
