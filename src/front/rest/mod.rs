@@ -23,7 +23,6 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::{
-    batch,
     http::{Front, Visitor, arrival},
     sent::{Piece, Sent, pieces},
 };
@@ -35,7 +34,7 @@ use crate::{
     router::View,
 };
 
-use answer::Reply;
+use answer::{Reply, json};
 
 /// Calls in one batch.
 const MOST: usize = 64;
@@ -83,7 +82,7 @@ impl Named {
 
 async fn openapi(State(front): State<Front>, request: Request) -> Response {
     match enter(&front, request).await {
-        Ok(_) => json(StatusCode::OK, Bytes::from_static(OPENAPI.as_bytes())),
+        Ok(_) => json(StatusCode::OK, vec![Bytes::from_static(OPENAPI.as_bytes())]),
         Err(reply) => reply.into_response(),
     }
 }
@@ -151,7 +150,7 @@ async fn invoke_all(State(front): State<Front>, named: Named, request: Request) 
             Err(refusal) => settled(&front, &visitor, refusal, Some(&text)).await.into_element(),
         }
     });
-    json(StatusCode::OK, batch::array(join_all(replies).await).unwrap_or_default())
+    json(StatusCode::OK, answer::array(join_all(replies).await))
 }
 
 async fn only_get(State(front): State<Front>, request: Request) -> Response {
@@ -247,8 +246,4 @@ async fn enter(front: &Front, request: Request) -> Result<(Visitor, Request), Re
     };
     let text = front.refuse(&refusal, None, address, None, None).await;
     Err(Reply::refused(refusal.code, &text))
-}
-
-fn json(status: StatusCode, text: Bytes) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
