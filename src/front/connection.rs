@@ -42,7 +42,6 @@ pub(super) struct Connection {
     pub principal: Arc<Principal>,
     pub view: View,
     transport: Transport,
-    address: Option<SocketAddr>,
     outbox: mpsc::Sender<Bytes>,
     session: Mutex<Option<Arc<Session>>>,
     /// What is under way without a session.
@@ -70,7 +69,6 @@ impl Connection {
         principal: Arc<Principal>,
         view: View,
         transport: Transport,
-        address: Option<SocketAddr>,
     ) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let connection = Self {
@@ -78,7 +76,6 @@ impl Connection {
             principal,
             view,
             transport,
-            address,
             outbox,
             session: Mutex::default(),
             calls: Arc::default(),
@@ -88,7 +85,7 @@ impl Connection {
         (Arc::new(connection), messages)
     }
 
-    /// Takes a message. Its answer goes to the outbox. Where the message is `initialize`, the task
+    /// Takes a message that comes from this address. Its answer goes to the outbox. Where the message is `initialize`, the task
     /// that is returned ends when it is answered: all that follows is said in its session.
     ///
     /// # Errors
@@ -97,12 +94,13 @@ impl Connection {
         self: &Arc<Self>,
         text: Bytes,
         place: Place,
+        address: Option<SocketAddr>,
     ) -> Result<Option<JoinHandle<()>>, Away> {
         let session = self.session.lock().clone();
         if is_batch(&text)
             && let Some(session) = session.filter(|session| batch::are_taken_in(session))
         {
-            return self.take_batch(session, text, place).await.map(|()| None);
+            return self.take_batch(session, text, place, address).await.map(|()| None);
         }
         let frame = Frame::parse(text, self.proxy.request_caps()).map_err(Refusal::from)?;
         let (id, greets) = match &frame.kind {
@@ -118,7 +116,8 @@ impl Connection {
         let greeting = greets && !revision.is_modern();
         let session = self.session.lock().clone();
         let session = session.filter(|_| !revision.is_modern() && !greeting);
-        let sent = Sent::take(&self.proxy, self.caller(revision, session), frame, place);
+        let caller = self.caller(revision, session, address);
+        let sent = Sent::take(&self.proxy, caller, frame, place);
         let task = self.tasks.spawn(self.clone().carry(vec![sent], false));
         Ok(greeting.then_some(task))
     }
@@ -128,18 +127,24 @@ impl Connection {
         session: Arc<Session>,
         text: Bytes,
         place: Place,
+        address: Option<SocketAddr>,
     ) -> Result<(), Away> {
-        let caller = self.caller(session.revision, Some(session));
+        let caller = self.caller(session.revision, Some(session), address);
         let sent = batch::take(&self.proxy, &caller, &text, place).await?;
         self.tasks.spawn(self.clone().carry(sent, true));
         Ok(())
     }
 
-    fn caller(&self, revision: Revision, session: Option<Arc<Session>>) -> Caller {
+    fn caller(
+        &self,
+        revision: Revision,
+        session: Option<Arc<Session>>,
+        address: Option<SocketAddr>,
+    ) -> Caller {
         Caller {
             principal: self.principal.clone(),
             transport: self.transport,
-            client_addr: self.address,
+            client_addr: address,
             view: self.view.clone(),
             calls: Some(match &session {
                 Some(session) => session.calls.clone(),
@@ -198,12 +203,11 @@ impl Connection {
         }
     }
 
-    /// The text of a refusal, which is recorded.
+    /// The text of a refusal, which is recorded, where what was refused came from no address.
     pub async fn turn_away(&self, away: &Away, message: Option<&[u8]>) -> Bytes {
-        let (transport, address) = (self.transport, self.address);
         let principal = Some(&*self.principal);
         let id = away.id.as_ref();
-        self.proxy.turn_away(&away.refusal, transport, address, principal, message, id).await
+        self.proxy.turn_away(&away.refusal, self.transport, None, principal, message, id).await
     }
 
     /// What follows is said in this session, and what the session hears goes to the outbox.

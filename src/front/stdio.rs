@@ -34,7 +34,7 @@ pub async fn serve(
     let closing = proxy.closing().clone();
     let bytes = proxy.request_caps().bytes;
     let (client, messages) =
-        Connection::new(proxy, Principal::local(), View::All, Transport::Stdio, None);
+        Connection::new(proxy, Principal::local(), View::All, Transport::Stdio);
     let writer = tokio::spawn(write(output, messages));
     let codec = AnyDelimiterCodec::new_with_max_length(b"\n".to_vec(), b"\n".to_vec(), bytes);
     let mut lines = FramedRead::new(input, codec);
@@ -67,7 +67,7 @@ pub async fn serve(
 
 async fn take(client: &Arc<Connection>, line: Bytes) -> Result<(), Away> {
     let place = client.proxy.enter_within(&client.principal, PATIENCE).await?;
-    if let Some(greeting) = client.take(line, place).await? {
+    if let Some(greeting) = client.take(line, place, None).await? {
         // Everything after it is said in its session.
         let _ = greeting.await;
     }

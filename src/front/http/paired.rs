@@ -101,7 +101,6 @@ impl Front {
                 visitor.principal.clone(),
                 view,
                 visitor.transport,
-                visitor.address,
             );
             let most = self.proxy.config.limits.sessions;
             let open = self.connections.open(connection.clone(), most)?;
@@ -144,7 +143,7 @@ impl Front {
             let text = arrival::body(request.into_body(), bytes).await?;
             message = Some(text.clone());
             // The answer to `initialize` is not waited for here: it comes on the stream.
-            connection.take(text, place).await
+            connection.take(text, place, visitor.address).await
         };
         match taken.await {
             Ok(_) => StatusCode::ACCEPTED.into_response(),
