@@ -2,8 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::Write,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -22,6 +24,25 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The scenario that the suite itself always skips.
 const SKIPPED: &str = "tasks-status-notifications";
+
+/// The scenarios that wait for something for 200 to 600 ms and no longer. On a machine that had
+/// other things to do then, they fail, and not when they are run again. No other is.
+const TIMED: [&str; 2] = ["server-stateless", "tools-call-with-logging"];
+
+/// How many may be run again, over all runs: more are no chance.
+const MOST_AGAIN: usize = 2;
+
+/// How many were.
+static AGAIN: AtomicUsize = AtomicUsize::new(0);
+
+/// Checks that are made only where an answer is a stream. Whether it is depends on how long a call
+/// takes, so they are not counted among those that succeed. They may not fail either.
+const OF_STREAMS: [&str; 4] = [
+    "server-sse-priming-event",
+    "server-sse-retry-field",
+    "server-sse-disconnect-resume",
+    "server-sse-streams-functional",
+];
 
 /// One check that a scenario made.
 #[derive(Debug, Deserialize)]
@@ -71,14 +92,20 @@ impl Report {
             .filter(|scenario| !report.checks.contains_key(scenario))
             .collect();
         assert!(missing.is_empty(), "{}: not run: {missing:?}\n{}", report.run, report.output);
-        // Many scenarios wait for half a second and no longer. On a machine that had other things
-        // to do then, they fail, and not when they are run again.
         let late = report.unlisted(&listed.failing);
         let why = |check: &Check| check.error_message.clone().unwrap_or_default();
-        let late: BTreeMap<_, _> =
-            late.into_iter().map(|((scenario, id), check)| (scenario, (id, why(check)))).collect();
+        let late: BTreeMap<_, _> = late
+            .into_iter()
+            .filter(|((scenario, _), _)| TIMED.contains(&scenario.as_str()))
+            .map(|((scenario, id), check)| (scenario, (id, why(check))))
+            .collect();
         for (scenario, (id, why)) in late {
-            println!("{}: {scenario} is run again, for its {id}: {why}", report.run);
+            let told = format!("{}: {scenario} is run again, for its {id}: {why}\n", report.run);
+            // Not by a macro: what those print is not seen where the test passes.
+            std::io::stderr().write_all(told.as_bytes()).unwrap();
+            report.output += &told;
+            let again = AGAIN.fetch_add(1, Ordering::Relaxed) + 1;
+            assert!(again <= MOST_AGAIN, "too many are late:\n{}", report.output);
             let again = Self::of(url, &["--scenario", &scenario, "--spec-version", revision]).await;
             report.checks.extend(again.checks);
             report.output += &again.output;
@@ -134,7 +161,9 @@ impl Report {
             self.run,
             self.output
         );
-        let passed = self.checks.values().flatten().filter(|check| check.status == Status::Success);
+        let passed = self.checks.values().flatten().filter(|check| {
+            check.status == Status::Success && !OF_STREAMS.contains(&check.id.as_str())
+        });
         let passed = passed.count();
         println!("{}: {passed} passed, {} failed", self.run, failing.len());
         assert!(passed >= *succeed, "{}: {passed} passed, and {succeed} did before", self.run);
