@@ -236,14 +236,16 @@ pub struct Server {
     /// Seconds for one call.
     #[schemars(range(min = 1))]
     pub call_timeout_s: u64,
-    /// Seconds without a call after which the server is stopped. 0: never.
+    /// Seconds without a call after which an instance is stopped. 0: never. One in which resources
+    /// are watched is not idle, and the common one of a remote server is not stopped.
     pub idle_stop_s: u64,
     /// Calls under way at once on one instance; more are refused.
     #[schemars(range(min = 1))]
     pub concurrent: usize,
     pub sharing: Sharing,
-    /// Instances for single clients at once; clients beyond that are refused. One client has at
-    /// most a quarter of them.
+    /// Instances for single clients at once. Beyond that, a legacy session shares the common one,
+    /// which can ask it nothing, and a client of 2026-07-28 is refused. One client has at most a
+    /// quarter of them.
     #[schemars(range(min = 1))]
     pub instances: usize,
 }
