@@ -81,7 +81,12 @@ pub fn params(raw: &Bytes, client: &Speaker, server: Revision) -> Option<Bytes> 
             Some(meta) => meta.with(&edits),
             None => Object::parse(Bytes::from_static(b"{}")).ok()?.with(&edits),
         };
-        return Some(params.with(&[("_meta", Some(&meta))]));
+        // A client that cannot have been asked cannot have answered, nor been handed a state.
+        return Some(params.with(&[
+            ("_meta", Some(&meta)),
+            ("inputResponses", None),
+            ("requestState", None),
+        ]));
     }
     let mut edits: Vec<(&str, Option<&[u8]>)> =
         vec![("inputResponses", None), ("requestState", None)];
@@ -227,6 +232,8 @@ mod tests {
         assert_eq!(params(&bare, &speaker(NEW), OLD).unwrap(), "{}");
         let retried = bytes(r#"{"name":"t","inputResponses":{},"requestState":"s"}"#);
         assert_eq!(params(&retried, &speaker(NEW), OLD).unwrap(), r#"{"name":"t"}"#);
+        let forged = params(&retried, &speaker(OLD), NEW).unwrap();
+        assert!(!may_have(&forged, "inputResponses") && !may_have(&forged, "requestState"));
         assert_eq!(params(&plain, &speaker(OLD), OLD), None);
         assert_eq!(params(&plain, &speaker(NEW), NEW), None);
     }

@@ -38,7 +38,9 @@ use crate::{
 /// How often a modern server may ask a legacy client for more before its call is given up.
 const ROUNDS: usize = 32;
 /// Questions that a server may ask in one call.
-const QUESTIONS: usize = 32;
+const QUESTIONS: usize = 64;
+/// Bytes of the questions that a parked call may keep.
+const PARKED_BYTES: usize = 1 << 20;
 /// How long after one question another is asked at once with it.
 const AT_ONCE: Duration = Duration::from_millis(50);
 /// How long a modern server that wants the call made again, and asks nothing, is left alone.
@@ -106,7 +108,8 @@ impl Proxy {
             let reply = match talk {
                 Talk::Over(reply) => reply.map_err(|failure| failed(&failure, &making))?,
                 Talk::Asks(dialogue, open) => {
-                    return self.park(&making, Parked { dialogue, open, revision, paused: None });
+                    let at = (instance, running);
+                    return self.park(&making, Parked::new(dialogue, open, at));
                 }
             };
             let asked = match &reply {
@@ -187,13 +190,14 @@ impl Proxy {
         let over = CancellationToken::new();
         let _over = over.clone().drop_guard();
         let mut put = 0;
-        let mut open = Vec::new();
+        let mut open: Vec<Open> = Vec::new();
+        let mut together = None;
         loop {
             let turn = tokio::select! {
                 biased;
                 turn = dialogue.next() => turn,
                 // All that the server asks at once is handed over at once.
-                () = tokio::time::sleep(AT_ONCE), if !open.is_empty() => {
+                () = expired(together), if !open.is_empty() => {
                     return Talk::Asks(dialogue, open);
                 }
             };
@@ -203,14 +207,17 @@ impl Proxy {
                     self.pass_on(guest, exchange, notices, method, params).await;
                 }
                 Turn::Said(Said::Request { id, method, params, answer }) => {
-                    if put >= QUESTIONS || open.len() >= QUESTIONS {
+                    put += 1;
+                    let held: usize = open.iter().map(Open::size).sum();
+                    let size = params.as_ref().map_or(0, Bytes::len);
+                    let parks = guest.session.is_none();
+                    if put > QUESTIONS || (parks && held + size > PARKED_BYTES) {
                         let text =
                             self.refuse_server(&server.name, Some(&id), &method, params).await;
                         let _ = answer.send(text);
                         continue;
                     }
                     if guest.session.is_some() {
-                        put += 1;
                         let way = Way {
                             server: server.name.clone(),
                             instance: Some((instance.clone(), running.clone())),
@@ -221,9 +228,23 @@ impl Proxy {
                         self.put((*guest).clone(), way, (id, method, params), answer);
                         continue;
                     }
-                    match self.admit_question(guest, &server.name, &id, &method, params).await {
-                        Ok(question) => open.push(Open::new(self, question, id, answer)),
-                        Err(text) => drop(answer.send(text)),
+                    // On a task of its own, so that it is recorded to its end.
+                    let (proxy, guest, server) =
+                        (self.clone(), (*guest).clone(), server.name.clone());
+                    let admitted = self.tasks.spawn(async move {
+                        let admitted =
+                            proxy.admit_question(&guest, &server, &id, &method, params).await;
+                        match admitted {
+                            Ok(question) => Some(Open::new(&proxy, question, id, answer)),
+                            Err(text) => {
+                                let _ = answer.send(text);
+                                None
+                            }
+                        }
+                    });
+                    if let Ok(Some(question)) = admitted.await {
+                        together.get_or_insert_with(|| tokio::time::Instant::now() + AT_ONCE);
+                        open.push(question);
                     }
                 }
             }
@@ -253,7 +274,10 @@ impl Proxy {
 
     /// Leaves a call waiting, and tells its client what the server asks.
     fn park(&self, making: &Making<'_>, mut parked: Parked) -> Result<Answer, Refusal> {
-        parked.paused = Some(parked.dialogue.clock().pause());
+        if self.closing.is_cancelled() {
+            return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
+        }
+        parked.pause();
         let requests: Vec<_> = parked.open.iter().map(Open::request).collect();
         let limit = Duration::from_secs(self.config.limits.question_s).min(TTL);
         let owner = making.guest.principal.kind.clone();
@@ -273,35 +297,29 @@ impl Proxy {
     async fn resume(
         self: &Arc<Self>,
         making: &Making<'_>,
-        parked: Parked,
+        mut parked: Parked,
     ) -> Result<Answer, Refusal> {
-        let Parked { dialogue, open, revision, .. } = parked;
         let given = Object::parse(making.exchange.request.raw().clone())
             .ok()
             .and_then(|params| params.object("inputResponses"));
-        let mut left = Vec::new();
-        for open in open {
-            match given.as_ref().and_then(|given| given.get(&open.key())) {
-                Some(result) => open.settle(result).await,
-                None => left.push(open),
+        for open in std::mem::take(&mut parked.open) {
+            match given.as_ref().and_then(|given| given.get(open.key())) {
+                // On a task of its own, so that it is recorded to its end.
+                Some(result) => drop(self.tasks.spawn(open.settle(result)).await),
+                None => parked.open.push(open),
             }
         }
-        if !left.is_empty() {
-            let parked = Parked { dialogue, open: left, revision, paused: None };
+        if !parked.open.is_empty() {
             return self.park(making, parked);
         }
-        // Its instance is the one that asked; what it asks from now on is handed over as before.
-        let (instance, running) = self
-            .instance(making.guest, making.server)
-            .await
-            .map_err(|failure| failed(&failure, making))?;
+        let (dialogue, (instance, running)) = parked.resume();
         match self.converse(making, (&instance, &running), dialogue).await {
             Talk::Over(reply) => {
                 let reply = reply.map_err(|failure| failed(&failure, making))?;
-                self.translated(making, revision, reply)
+                self.translated(making, running.greeting.revision, reply)
             }
             Talk::Asks(dialogue, open) => {
-                self.park(making, Parked { dialogue, open, revision, paused: None })
+                self.park(making, Parked::new(dialogue, open, (instance, running)))
             }
         }
     }
@@ -358,7 +376,7 @@ impl Proxy {
                         Code::ClientUnavailable,
                         "the server asked for something that the client did not give",
                     )
-                    .detail(format!("the server's request was `{}`", method.escape_debug())));
+                    .detail("its `inputRequests` were not all answered"));
                 }
             }
         }
@@ -409,19 +427,30 @@ impl Proxy {
     }
 }
 
+/// Waits until a moment; for ever where there is none yet.
+async fn expired(until: Option<tokio::time::Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Tells a server which log messages its client wants, where it does not know that yet.
 pub(super) async fn set_level(
     instance: &Arc<Instance>,
     running: &Arc<Running>,
     level: &'static str,
 ) -> Result<(), Failure> {
-    if !running.greeting.offers("logging") || running.level.lock().replace(level) == Some(level) {
+    if !running.greeting.offers("logging") || *running.level.lock() == Some(level) {
         return Ok(());
     }
     let params = json!({ "level": level }).to_string();
     let limit = Duration::from_secs(10);
     let call = Call::own(Method::SET_LEVEL, Some(params.into()), limit);
-    instance.call(running, call).await.map(drop)
+    if let Reply::Result(_) = instance.call(running, call).await? {
+        *running.level.lock() = Some(level);
+    }
+    Ok(())
 }
 
 /// Whether the client wants to hear this. Log messages are filtered by their level.

@@ -17,7 +17,9 @@ const SAID: usize = 64;
 /// The calls under way on instances that run for one party alone, newest last. What such a server
 /// says beside its calls, on a stream of its own, is said for one of them as a rule.
 #[derive(Default)]
-pub(super) struct UnderWay(Mutex<HashMap<(ServerName, PartyKey), Vec<mpsc::Sender<Said>>>>);
+pub(super) struct UnderWay(Mutex<HashMap<Key, Vec<mpsc::Sender<Said>>>>);
+
+type Key = (ServerName, PartyKey);
 
 impl UnderWay {
     /// Hands what a server said to the newest call under way; back where there is none.
@@ -35,7 +37,7 @@ impl UnderWay {
 /// A call's place among those under way, until it is dropped.
 struct Entry {
     all: Arc<UnderWay>,
-    key: (ServerName, PartyKey),
+    key: Key,
     call: mpsc::Sender<Said>,
 }
 

@@ -30,6 +30,7 @@ use crate::{
     audit::{Conclusion, Intent, Outcome},
     codec::{Frame, Id, Object, era::META_SUBSCRIPTION},
     exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Target},
+    identity::PrincipalKind,
     names::{ServerName, SessionId},
     refusal::{Code, Refusal},
     router::{Sight as _, View},
@@ -37,8 +38,10 @@ use crate::{
     upstream::{Failure, Instance, PartyKey, Reply, Server},
 };
 
-/// Resources that one client may watch.
+/// Resources that one session, or one listener, may watch.
 const MOST: usize = 256;
+/// Resources that may be watched for one principal.
+const OF_ONE: usize = 1_024;
 
 /// What a client wants to hear of (MCP 2026-07-28, `subscriptions/listen`).
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -83,8 +86,10 @@ struct Listener {
 pub(super) struct Listeners {
     next: AtomicU64,
     all: Mutex<HashMap<u64, Arc<Listener>>>,
-    /// What sessions subscribed to, and the instances that tell them.
-    subscribed: Mutex<HashMap<Subscription, Arc<Instance>>>,
+    /// What sessions subscribed to.
+    subscribed: Mutex<HashMap<Subscription, Watching>>,
+    /// How many resources are watched for each principal.
+    watched: Mutex<HashMap<PrincipalKind, usize>>,
 }
 
 type Subscription = (SessionId, ServerName, String);
@@ -101,9 +106,40 @@ impl Drop for Listening {
     }
 }
 
+/// A place among the resources that are watched for a principal, until it is dropped.
+struct Turn {
+    proxy: Arc<Proxy>,
+    owner: PrincipalKind,
+}
+
+impl Turn {
+    fn take(proxy: &Arc<Proxy>, owner: &PrincipalKind) -> Result<Self, Refusal> {
+        let mut watched = proxy.listeners.watched.lock();
+        let count = watched.entry(owner.clone()).or_default();
+        if *count >= OF_ONE {
+            let words = format!("at most {OF_ONE} resources can be watched by one client");
+            return Err(Refusal::new(Code::RateLimited, words));
+        }
+        *count += 1;
+        Ok(Self { proxy: proxy.clone(), owner: owner.clone() })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut watched = self.proxy.listeners.watched.lock();
+        if let Some(count) = watched.get_mut(&self.owner) {
+            *count -= 1;
+            if *count == 0 {
+                watched.remove(&self.owner);
+            }
+        }
+    }
+}
+
 /// A resource that is watched until this is dropped.
 struct Watching {
-    proxy: Arc<Proxy>,
+    turn: Turn,
     instance: Arc<Instance>,
     uri: String,
 }
@@ -112,8 +148,12 @@ impl Drop for Watching {
     fn drop(&mut self) {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (instance, uri) = (self.instance.clone(), std::mem::take(&mut self.uri));
-            let work = async move { unwatch(&instance, &uri).await };
-            self.proxy.tasks.spawn_on(work, &runtime);
+            let work = async move {
+                if let Err(failure) = instance.unwatch(&uri).await {
+                    tracing::debug!(%failure, "a watch could not be ended");
+                }
+            };
+            self.turn.proxy.tasks.spawn_on(work, &runtime);
         }
     }
 }
@@ -144,10 +184,14 @@ impl Proxy {
         let listening = Listening { proxy: self.clone(), key: self.listeners.next() };
         let (mut watches, mut watched) = (Vec::new(), Vec::new());
         // All at once: a server opens one subscription for what it is asked together.
-        let asked_for = asked.resource_subscriptions.iter().map(|uri| self.watch_one(guest, uri));
+        // On tasks of their own, so that each is recorded to its end.
+        let asked_for = asked.resource_subscriptions.iter().map(|uri| {
+            let (proxy, guest, uri) = (self.clone(), guest.clone(), uri.clone());
+            self.tasks.spawn(async move { proxy.watch_one(&guest, &uri).await })
+        });
         let found = futures_util::future::join_all(asked_for).await;
         for (uri, found) in asked.resource_subscriptions.iter().zip(found) {
-            if let Some((server, watching)) = found {
+            if let Ok(Some((server, watching))) = found {
                 watches.push(watching);
                 watched.push((server, uri.clone()));
                 granted.resource_subscriptions.push(uri.clone());
@@ -216,22 +260,22 @@ impl Proxy {
         };
         let outcome = Outcome::of(&exchange, ruling.borrow(), conclusion, None, key);
         let recorded = self.audit.outcome(outcome).await.is_ok();
-        let instance = watched.ok()?.ok()?;
-        let watching = Watching { proxy: self.clone(), instance, uri: uri.to_owned() };
+        let watching = watched.ok()?.ok()?;
         recorded.then(|| (server.name.clone(), watching))
     }
 
-    /// Has a server tell of a resource's changes: the instance that will, or the server's own error.
+    /// Has a server tell of a resource's changes, or returns the server's own error.
     async fn watch(
-        &self,
+        self: &Arc<Self>,
         guest: &Guest,
         server: &Arc<Server>,
         uri: &str,
-    ) -> Result<Result<Arc<Instance>, Bytes>, Refusal> {
+    ) -> Result<Result<Watching, Bytes>, Refusal> {
         let failed = |failure: Failure| failure.refusal(&server.name);
+        let turn = Turn::take(self, &guest.principal.kind)?;
         let (instance, _) = self.instance(guest, server).await.map_err(failed)?;
         Ok(match instance.watch(uri).await.map_err(failed)? {
-            Reply::Result(_) => Ok(instance),
+            Reply::Result(_) => Ok(Watching { turn, instance, uri: uri.to_owned() }),
             Reply::Error(error) => Err(error),
         })
     }
@@ -241,7 +285,7 @@ impl Proxy {
     /// # Errors
     /// A refusal where the server cannot tell of changes.
     pub(super) async fn subscribe(
-        &self,
+        self: &Arc<Self>,
         guest: &Guest,
         exchange: &Exchange,
         server: &Arc<Server>,
@@ -252,9 +296,7 @@ impl Proxy {
         let key = (session.id.clone(), server.name.clone(), uri.clone());
         if exchange.method.as_str() == Method::UNSUBSCRIBE {
             let watching = self.listeners.subscribed.lock().remove(&key);
-            if let Some(instance) = watching {
-                unwatch(&instance, uri).await;
-            }
+            drop(watching);
         } else {
             let many =
                 self.listeners.subscribed.lock().keys().filter(|k| k.0 == session.id).count();
@@ -266,34 +308,30 @@ impl Proxy {
             }
             match self.watch(guest, server, uri).await? {
                 Err(error) => return Ok(Answer::Error(Payload::new(error))),
-                Ok(instance) => {
+                Ok(watching) => {
                     // Twice is once, so what was watched before is watched no more.
-                    let before = self.listeners.subscribed.lock().insert(key, instance);
-                    if let Some(instance) = before {
-                        unwatch(&instance, uri).await;
-                    }
+                    let before = self.listeners.subscribed.lock().insert(key, watching);
+                    drop(before);
                 }
             }
             if session.ended().is_cancelled() {
-                self.unsubscribe_all(session).await;
+                self.unsubscribe_all(session);
             }
         }
         Ok(Answer::Result(Payload::new(Bytes::from_static(b"{}"))))
     }
 
-    async fn unsubscribe_all(&self, session: &Session) {
-        let all: Vec<_> = {
-            let mut subscribed = self.listeners.subscribed.lock();
-            subscribed.extract_if(|key, _| key.0 == session.id).collect()
-        };
-        for ((_, _, uri), instance) in all {
-            unwatch(&instance, &uri).await;
-        }
+    fn unsubscribe_all(&self, session: &Session) {
+        let mut subscribed = self.listeners.subscribed.lock();
+        let all: Vec<_> = subscribed.extract_if(|key, _| key.0 == session.id).collect();
+        // What ends with them takes other locks.
+        drop(subscribed);
+        drop(all);
     }
 
     /// Ends what was kept for a session: its subscriptions, and the servers that ran for it alone.
     pub(super) async fn depart(&self, session: &Arc<Session>) {
-        self.unsubscribe_all(session).await;
+        self.unsubscribe_all(session);
         let key = PartyKey::Session(session.id.clone());
         self.task_log.forget(&key);
         let servers = self.router.servers(&View::All);
@@ -326,8 +364,9 @@ impl Proxy {
                 (_, Some(PartyKey::Client { .. })) => false,
                 (_, Some(PartyKey::Session(id))) if *id != session.id => false,
                 (Some(uri), _) => {
-                    let key = (session.id.clone(), server.clone(), uri.clone());
-                    self.listeners.subscribed.lock().contains_key(&key)
+                    let subscribed = self.listeners.subscribed.lock();
+                    let mut own = subscribed.keys().filter(|key| key.0 == session.id);
+                    own.any(|(_, of, watched)| of == server && covers(watched, uri))
                 }
                 (None, _) => true,
             };
@@ -343,7 +382,10 @@ impl Proxy {
         let listeners: Vec<_> = self.listeners.all.lock().values().cloned().collect();
         for listener in listeners {
             let meant = match &uri {
-                Some(uri) => listener.watched.contains(&(server.clone(), uri.clone())),
+                Some(uri) => listener
+                    .watched
+                    .iter()
+                    .any(|(of, watched)| of == server && covers(watched, uri)),
                 None => listener.filter.lists(method.as_str()),
             };
             let theirs = party.is_none_or(|party| match self.router.server(server) {
@@ -383,10 +425,12 @@ impl Proxy {
     }
 }
 
-async fn unwatch(instance: &Arc<Instance>, uri: &str) {
-    if let Err(failure) = instance.unwatch(uri).await {
-        tracing::debug!(%failure, "a watch could not be ended");
-    }
+/// Whether who watches one URI hears of a change of another: of itself, and of what is below it
+/// (MCP: an update may be of a part of the resource that was subscribed).
+fn covers(watched: &str, changed: &str) -> bool {
+    changed.strip_prefix(watched).is_some_and(|rest| {
+        rest.is_empty() || watched.ends_with('/') || rest.starts_with(['/', '?', '#'])
+    })
 }
 
 impl Listeners {
@@ -409,4 +453,23 @@ fn tagged(params: Option<&Bytes>, id: &Id) -> Bytes {
         None => tag(id).to_string().into(),
     };
     object.with(&[("_meta", Some(&meta))])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covers;
+
+    #[test]
+    fn a_change_below_what_is_watched_is_heard_of() {
+        for (watched, changed, heard) in [
+            ("file:///a", "file:///a", true),
+            ("file:///a", "file:///a/b", true),
+            ("file:///a/", "file:///a/b", true),
+            ("file:///a", "file:///a#b", true),
+            ("file:///a", "file:///ab", false),
+            ("file:///a/b", "file:///a", false),
+        ] {
+            assert_eq!(covers(watched, changed), heard, "{watched} {changed}");
+        }
+    }
 }

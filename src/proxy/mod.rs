@@ -251,6 +251,7 @@ impl Proxy {
         } else {
             tracing::debug!(took = ?began.elapsed(), "all calls ended");
         }
+        self.parked.clear();
         let servers = self.router.servers(&View::All);
         let stopped =
             futures_util::future::join_all(servers.iter().map(|s| s.close("the proxy stops")));

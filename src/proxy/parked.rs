@@ -23,10 +23,10 @@ use super::{
 };
 use crate::{
     codec::Id,
-    exchange::{Answer, Payload, Revision},
+    exchange::{Answer, Payload},
     identity::PrincipalKind,
     refusal::{Code, Refusal},
-    upstream::Paused,
+    upstream::{Instance, Paused, Running},
 };
 
 /// Calls that may be parked at once, and those of one principal among them.
@@ -35,12 +35,33 @@ const OF_ONE: usize = 64;
 
 /// A call that waits for its client.
 pub(super) struct Parked {
-    pub dialogue: Dialogue,
+    dialogue: Dialogue,
     pub open: Vec<Open>,
-    /// The revision that the server speaks.
-    pub revision: Revision,
+    /// Where it is made.
+    at: (Arc<Instance>, Arc<Running>),
     /// Its time stands still while it waits.
-    pub paused: Option<Paused>,
+    paused: Option<Paused>,
+    /// When it is given up, once it waits: the same for who takes it up and answers nothing.
+    until: Option<Instant>,
+}
+
+impl Parked {
+    /// A call with what its server asks.
+    pub fn new(dialogue: Dialogue, open: Vec<Open>, at: (Arc<Instance>, Arc<Running>)) -> Self {
+        Self { dialogue, open, at, paused: None, until: None }
+    }
+
+    /// Stops its clock.
+    pub fn pause(&mut self) {
+        self.paused = Some(self.dialogue.clock().pause());
+    }
+
+    /// The call with its clock running again.
+    pub fn resume(self) -> (Dialogue, (Arc<Instance>, Arc<Running>)) {
+        let Self { dialogue, at, paused, .. } = self;
+        drop(paused);
+        (dialogue, at)
+    }
 }
 
 /// A question that the client was handed. Dropped unanswered, it is recorded as withdrawn.
@@ -77,6 +98,11 @@ impl Open {
         &self.key
     }
 
+    /// Bytes that it keeps.
+    pub fn size(&self) -> usize {
+        self.request.len()
+    }
+
     /// It as a member of `inputRequests`, as text.
     pub fn request(&self) -> Bytes {
         self.request.clone()
@@ -85,7 +111,11 @@ impl Open {
     /// Takes the client's answer through the chain to the server.
     pub async fn settle(mut self, result: Bytes) {
         if let Some((question, id, answer)) = self.inner.take() {
-            let given = Ok(Answer::Result(Payload::new(result)));
+            let given = match answer.is_closed() {
+                // The server took it back meanwhile.
+                true => Err(withdrawn()),
+                false => Ok(Answer::Result(Payload::new(result))),
+            };
             let _ = answer.send(self.proxy.settle_question(question, &id, given).await);
         }
     }
@@ -130,9 +160,10 @@ impl Lot {
     pub fn park(
         &self,
         owner: PrincipalKind,
-        parked: Parked,
+        mut parked: Parked,
         limit: Duration,
     ) -> Result<Uuid, Refusal> {
+        let until = *parked.until.get_or_insert_with(|| Instant::now() + limit);
         let mut cells = self.cells.lock();
         let own = cells.values().filter(|cell| cell.owner == owner).count();
         if cells.len() >= MOST || own >= OF_ONE {
@@ -140,7 +171,7 @@ impl Lot {
                 .retry_after(Duration::from_secs(1)));
         }
         let key = Uuid::now_v7();
-        cells.insert(key, Cell { owner, until: Instant::now() + limit, parked });
+        cells.insert(key, Cell { owner, until, parked });
         Ok(key)
     }
 

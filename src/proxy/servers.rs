@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{Caller, Proxy, guest::Guest, questions::Way, way::begin};
+use super::{Caller, Proxy, guest::Guest, questions::Way, tasks::place, way::begin};
 use crate::{
     audit::{Refused, Ruling, record::Happening},
     chain::Trail,
@@ -94,7 +94,8 @@ impl Proxy {
         };
         match said {
             Said::Request { id, method, params, answer } => match session {
-                Some(session) if session.is_heard() => {
+                // Each is on record, so a flood of them is bounded as refusals are.
+                Some(session) if session.is_heard() && self.refusals.of_server(server) => {
                     let way = Way {
                         server: server.clone(),
                         instance: self.running(server, &party),
@@ -139,9 +140,16 @@ impl Proxy {
             (None, Method::TASK_STATUS) => {
                 let id = params.clone().and_then(|params| Object::parse(params).ok());
                 let id = id.and_then(|params| params.string("taskId")).unwrap_or_default();
-                let owner = self.task_log.owner(server, party.as_ref(), &id);
+                let at = self.router.server(server).and_then(|s| place(s, party.clone()));
+                let owner = at.and_then(|at| self.task_log.owner(at, &id));
                 let mut sessions = self.sessions.all();
-                sessions.retain(|session| Some(&session.owner().kind) == owner.as_ref());
+                sessions.retain(|session| {
+                    Some(&session.owner().kind) == owner.as_ref()
+                        && match session.view() {
+                            View::All => true,
+                            View::One(name) => name == server,
+                        }
+                });
                 sessions
             }
             (None, _) => return false,

@@ -30,11 +30,17 @@ const MOST: usize = 16_384;
 const OF_ONE: usize = 1_024;
 /// How long a task is known after it was last spoken of.
 const KEPT: Duration = Duration::from_secs(24 * 3_600);
+/// Bytes of a task's id.
+const ID_BYTES: usize = 1_024;
 /// Pages of one server's list of tasks that are asked for.
 const PAGES: usize = 16;
 
-/// Where a task is known: a server, the party for which alone it runs, and the server's id.
-type Key = (ServerName, Option<PartyKey>, String);
+/// Which process has a task: of which server, for which party alone, and which of all that ever
+/// ran, since the next one gives the same ids to others.
+type Place = (ServerName, Option<PartyKey>, u64);
+
+/// A task's place, and the server's id of it.
+type Key = (Place, String);
 
 /// What is known of a task.
 #[derive(Clone)]
@@ -58,16 +64,20 @@ impl Tasks {
     /// Where the maker has too many, or the id is taken: on its server, or, for a maker that sees
     /// `many` servers and knows a task by its id alone, on any of them.
     fn made(&self, key: Key, task: Task, many: bool) -> Result<(), Refusal> {
-        let mut known = self.known.lock();
-        if known.len() >= MOST {
-            known.retain(|_, task| task.used.elapsed() < KEPT);
+        if key.1.len() > ID_BYTES {
+            let words = "the server gave its task an id that is too long";
+            return Err(Refusal::new(Code::ServerMisbehaved, words));
         }
+        let mut known = self.known.lock();
         let taken = |(other, of): (&Key, &Task)| {
-            other.2 == key.2
+            let ((server, party, _), (own_server, own_party, _)) = (&other.0, &key.0);
+            other.1 == key.1
                 && if other.0 == key.0 {
-                    other.1 == key.1 && of.owner != task.owner
+                    of.owner != task.owner
                 } else {
-                    many && of.owner == task.owner && (other.1 == key.1 || other.1.is_none())
+                    many && server != own_server
+                        && of.owner == task.owner
+                        && (party == own_party || party.is_none())
                 }
         };
         if known.iter().any(taken) {
@@ -76,9 +86,17 @@ impl Tasks {
                 "the server gave its task an id that is taken",
             ));
         }
-        let own = known.values().filter(|other| other.owner == task.owner).count();
-        if known.len() >= MOST || own >= OF_ONE {
-            return Err(Refusal::new(Code::RateLimited, "too many tasks are known of this client"));
+        if known.len() >= MOST {
+            known.retain(|_, task| task.used.elapsed() < KEPT);
+        }
+        // A client that has too many loses sight of the one that it has not asked for longest.
+        let own = || known.iter().filter(|(_, other)| other.owner == task.owner);
+        if own().count() >= OF_ONE {
+            let oldest = own().min_by_key(|(_, other)| other.used).map(|(key, _)| key.clone());
+            oldest.map(|key| known.remove(&key));
+        }
+        if known.len() >= MOST {
+            return Err(Refusal::new(Code::RateLimited, "too many tasks are known here"));
         }
         known.insert(key, task);
         Ok(())
@@ -95,25 +113,18 @@ impl Tasks {
         Some(task.tool.clone())
     }
 
-    /// Who made a task of a server that it runs for this party, or for all.
-    pub fn owner(
-        &self,
-        server: &ServerName,
-        party: Option<&PartyKey>,
-        id: &str,
-    ) -> Option<PrincipalKind> {
-        let key = (server.clone(), party.cloned(), id.to_owned());
-        self.known.lock().get(&key).map(|task| task.owner.clone())
+    /// Who made a task.
+    pub fn owner(&self, place: Place, id: &str) -> Option<PrincipalKind> {
+        self.known.lock().get(&(place, id.to_owned())).map(|task| task.owner.clone())
     }
 
-    fn on(&self, owner: &PrincipalKind, server: &ServerName, party: &Option<PartyKey>) -> bool {
-        let known = self.known.lock();
-        known.iter().any(|(key, task)| task.owner == *owner && key.0 == *server && key.1 == *party)
+    fn at(&self, owner: &PrincipalKind, place: &Place) -> bool {
+        self.known.lock().iter().any(|(key, task)| task.owner == *owner && key.0 == *place)
     }
 
     /// Forgets the tasks of a party whose servers have ended.
     pub fn forget(&self, party: &PartyKey) {
-        self.known.lock().retain(|key, _| key.1.as_ref() != Some(party));
+        self.known.lock().retain(|key, _| key.0.1.as_ref() != Some(party));
     }
 }
 
@@ -146,7 +157,7 @@ impl Proxy {
         let visible = self.router.servers(&guest.view).into_iter();
         let (server, name) = visible
             .filter_map(|server| {
-                let key = (server.name.clone(), guest.party_key(&server), id.clone());
+                let key = (place(&server, guest.party_key(&server))?, id.clone());
                 let tool = self.task_log.tool(&guest.principal.kind, &key)?;
                 Some((server, tool))
             })
@@ -187,16 +198,17 @@ impl Proxy {
         let Some(id) = id else { return Ok(()) };
         let owner = exchange.principal.kind.clone();
         let task = Task { owner, tool: name.clone(), used: Instant::now() };
-        let key = (server.name.clone(), guest.party_key(server), id);
-        self.task_log.made(key, task, guest.view == View::All)
+        // A process that has ended since took its tasks with it.
+        let Some(place) = place(server, guest.party_key(server)) else { return Ok(()) };
+        self.task_log.made((place, id), task, guest.view == View::All)
     }
 
     /// The result of `tasks/list`: of each server's tasks those that this client made.
     pub(super) async fn list_tasks(&self, guest: &Guest) -> Bytes {
         let mut all = Vec::new();
         for server in self.router.servers(&guest.view) {
-            let party = guest.party_key(&server);
-            if !self.task_log.on(&guest.principal.kind, &server.name, &party) {
+            let place = place(&server, guest.party_key(&server));
+            if !place.is_some_and(|place| self.task_log.at(&guest.principal.kind, &place)) {
                 continue;
             }
             match self.tasks_of(guest, &server).await {
@@ -212,7 +224,7 @@ impl Proxy {
     async fn tasks_of(&self, guest: &Guest, server: &Arc<Server>) -> Result<Vec<Bytes>, Failure> {
         let misbehaved = || Failure::Misbehaved("its answer to `tasks/list` is no list".into());
         let (instance, running) = self.instance(guest, server).await?;
-        let party = guest.party_key(server);
+        let Some(place) = place(server, guest.party_key(server)) else { return Ok(Vec::new()) };
         let mut own = Vec::new();
         let mut cursor: Option<Bytes> = None;
         for _ in 0..PAGES {
@@ -230,7 +242,7 @@ impl Proxy {
             for task in tasks {
                 let text = list.slice_ref(task.get().as_bytes());
                 let id = Object::parse(text.clone()).ok().and_then(|task| task.string("taskId"));
-                let key = id.map(|id| (server.name.clone(), party.clone(), id));
+                let key = id.map(|id| (place.clone(), id));
                 if key.is_some_and(|key| self.task_log.tool(&guest.principal.kind, &key).is_some())
                 {
                     own.push(text);
@@ -243,6 +255,17 @@ impl Proxy {
         }
         Ok(own)
     }
+}
+
+/// Where the tasks of a server are that runs for this party, or for all; nothing where it does not
+/// run. A remote server is no process of ours: its tasks outlive a connection.
+pub(super) fn place(server: &Server, party: Option<PartyKey>) -> Option<Place> {
+    let instance = match &party {
+        Some(key) => server.owned(key)?,
+        None => server.shared().clone(),
+    };
+    let run = if server.settings.url.is_some() { 0 } else { instance.peek()?.number };
+    Some((server.name.clone(), party, run))
 }
 
 #[cfg(test)]
@@ -260,7 +283,7 @@ mod tests {
 
     fn key(server: &str, session: Option<&str>, id: &str) -> Key {
         let party = session.map(|id| PartyKey::Session(SessionId::presented(id)));
-        (server.parse().unwrap(), party, id.to_owned())
+        ((server.parse().unwrap(), party, 1), id.to_owned())
     }
 
     #[test]
@@ -286,11 +309,17 @@ mod tests {
         assert!(tasks.made(key("other", None, "1"), task("a"), false).is_ok());
         assert!(tasks.tool(&owner("a"), &key("s", None, "1")).is_some());
         assert!(tasks.tool(&owner("b"), &key("s", None, "1")).is_none());
-        let session = PartyKey::Session(SessionId::presented("x"));
-        let server = "s".parse().unwrap();
-        assert_eq!(tasks.owner(&server, Some(&session), "1"), Some(owner("b")));
-        tasks.forget(&session);
-        assert_eq!(tasks.owner(&server, Some(&session), "1"), None);
+        let (place, id) = key("s", Some("x"), "1");
+        assert_eq!(tasks.owner(place.clone(), &id), Some(owner("b")));
+        tasks.forget(&PartyKey::Session(SessionId::presented("x")));
+        assert_eq!(tasks.owner(place, &id), None);
+        // Another process gives the same ids to others.
+        let mut next = key("s", None, "1");
+        next.0.2 = 2;
+        tasks.made(next.clone(), task("b"), true).unwrap();
+        assert!(tasks.tool(&owner("a"), &next).is_none());
+        let long = key("s", None, &"x".repeat(ID_BYTES + 1));
+        assert!(tasks.made(long, task("a"), true).is_err());
     }
 
     #[test]
@@ -299,8 +328,10 @@ mod tests {
         for id in 0..OF_ONE {
             tasks.made(key("s", None, &id.to_string()), task("a"), true).unwrap();
         }
-        let refusal = tasks.made(key("s", None, "x"), task("a"), true).unwrap_err();
-        assert_eq!(refusal.code, Code::RateLimited);
-        assert!(tasks.made(key("s", None, "x"), task("b"), true).is_ok());
+        // One more, and the oldest is forgotten.
+        tasks.made(key("s", None, "x"), task("a"), true).unwrap();
+        assert!(tasks.tool(&owner("a"), &key("s", None, "0")).is_none());
+        assert_eq!(tasks.known.lock().len(), OF_ONE);
+        assert!(tasks.made(key("s", None, "y"), task("b"), true).is_ok());
     }
 }
