@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     config::{self, Era},
+    exchange::Revision,
     names::ServerName,
 };
 
@@ -289,13 +290,18 @@ impl Instance {
         self.told(Failure::Unavailable(text))
     }
 
-    /// Makes a call, starting the server if need be.
+    /// Makes a call. Where a remote server did not take it because it had ended the session, it
+    /// is greeted anew and gets it once more.
     ///
     /// # Errors
     /// A [`Failure`] where no answer came.
-    pub async fn call(&self, running: &Running, call: Call) -> Result<Reply, Failure> {
+    pub async fn call(self: &Arc<Self>, running: &Running, call: Call) -> Result<Reply, Failure> {
         let _permit = self.permit()?;
-        let reply = running.link.call(call).await;
+        let again = running.process.is_none().then(|| call.clone());
+        let mut reply = running.link.call(call).await;
+        if let (Err(Failure::Forgotten), Some(call)) = (&reply, again) {
+            reply = self.call_again(running.greeting.revision, call).await;
+        }
         self.touch();
         reply.map_err(|failure| match failure {
             Failure::Unavailable(_) if running.process.is_some() => {
@@ -303,6 +309,20 @@ impl Instance {
             }
             failure => self.told(failure),
         })
+    }
+
+    async fn call_again(
+        self: &Arc<Self>,
+        revision: Revision,
+        call: Call,
+    ) -> Result<Reply, Failure> {
+        let clock = call.clock.clone();
+        let running = clock.bound(self.running()).await?;
+        // In the words of another revision it would be another call.
+        if running.greeting.revision != revision {
+            return Err(Failure::Forgotten);
+        }
+        running.link.call(call).await
     }
 
     /// Sends a notification.
@@ -330,6 +350,7 @@ impl Instance {
         match failure {
             Failure::Unavailable(text) => Failure::Unavailable(clean(text)),
             Failure::Misbehaved(text) => Failure::Misbehaved(clean(text)),
+            Failure::Forgotten => Failure::Unavailable(failure.to_string()),
             failure @ (Failure::Timeout(_) | Failure::Overloaded { .. }) => failure,
         }
     }
@@ -369,6 +390,15 @@ impl Instance {
     }
 
     async fn listed(&self, offer: Offer) -> Result<Items, Failure> {
+        match self.listed_once(offer).await {
+            // Greeted anew, it may tell.
+            Err(Failure::Forgotten) => self.listed_once(offer).await,
+            listed => listed,
+        }
+        .map_err(|failure| self.told(failure))
+    }
+
+    async fn listed_once(&self, offer: Offer) -> Result<Items, Failure> {
         let running = self.started().await?;
         let (greeting, link) = (&running.greeting, running.link.as_ref());
         let bytes = self.common.launcher.caps.bytes;
@@ -376,7 +406,6 @@ impl Instance {
             .definitions
             .items(offer, &self.common.name, greeting, link, bytes, self.call_timeout())
             .await
-            .map_err(|failure| self.told(failure))
     }
 
     /// Ends it, if it runs, for good.

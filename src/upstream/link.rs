@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// A request for a server.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Call {
     pub method: Method,
     /// What a modern HTTP server wants in `Mcp-Name`: the tool, the prompt or the URI.
@@ -147,6 +147,9 @@ pub enum Failure {
     /// It is not there: it did not start, it ended, it cannot be reached.
     #[error("{0}")]
     Unavailable(String),
+    /// It did not take the request, because it had ended the session.
+    #[error("it ended the session")]
+    Forgotten,
     #[error("it did not answer within {} s", .0.as_secs_f32())]
     Timeout(Duration),
     /// It has as many of something as it may have.
@@ -160,7 +163,7 @@ impl Failure {
     /// What the agent is told; the operator's detail goes with it.
     pub fn refusal(&self, server: &crate::names::ServerName) -> Refusal {
         let (code, message) = match self {
-            Self::Unavailable(_) => {
+            Self::Unavailable(_) | Self::Forgotten => {
                 (Code::ServerUnavailable, format!("server `{server}` is not available"))
             }
             Self::Timeout(_) => {

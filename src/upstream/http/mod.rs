@@ -143,7 +143,8 @@ impl Line {
             *self.wire.session.write() = Some(session.clone());
         }
         if !greeting && status.as_u16() == 404 && self.wire.session.read().is_some() {
-            return Err(self.forgotten());
+            self.forgotten();
+            return Err(Failure::Forgotten);
         }
         if matches!(status.as_u16(), 401 | 403) {
             return Err(Failure::Unavailable(format!(
@@ -256,8 +257,9 @@ impl Line {
 impl Link for Http {
     async fn call(&self, call: Call) -> Result<Reply, Failure> {
         let board = &self.line.board;
+        // Nothing but the end of its session ends such a line.
         if board.dead().is_some() {
-            return Err(board.unavailable());
+            return Err(Failure::Forgotten);
         }
         let (mut begun, text) = board.begin(&call);
         // A modern server sees that the stream is closed; a greeting cannot be taken back.

@@ -198,7 +198,7 @@ async fn a_forgotten_session_ends_the_line() {
     let got = remote.next().await;
     assert_eq!(got.header("mcp-protocol-version"), "2025-11-25");
     got.status(404);
-    assert!(matches!(soon(calling).await.unwrap(), Err(Failure::Unavailable(_))));
+    assert_eq!(soon(calling).await.unwrap().unwrap_err(), Failure::Forgotten);
     assert_eq!(line.dead().unwrap(), "it ended the session");
 
     // So does a stream beside that was there once.
