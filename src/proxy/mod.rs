@@ -1,6 +1,6 @@
 //! The proxy: assembles the way of a message, and is the only room that names every stage.
 //!
-//! `way` takes one exchange through all stages; `own` has the answers that the proxy gives itself;
+//! `way` takes one exchange through all stages; `told` is what a client says that asks nothing; `own` has the answers that the proxy gives itself;
 //! `call` makes one call at a server (`dialogue`), whatever the two eras; `questions` puts to clients
 //! what servers ask, `parked` and `state` have it wait for clients that are stateless; `listen` knows
 //! who hears of changes, `tasks` whose task is whose; `guest` is a client with what it says of
@@ -25,6 +25,7 @@ mod servers;
 mod sight;
 mod state;
 mod tasks;
+mod told;
 mod way;
 
 use std::{

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Answered, Caller, Proxy, call::set_level, guest::Guest, sight::Sight};
+use super::{Answered, Caller, Proxy, guest::Guest, sight::Sight};
 use crate::{
     audit::{Conclusion, Intent, Outcome, Refused, Ruling},
     chain::Trail,
@@ -24,10 +24,9 @@ use crate::{
     exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target},
     names::DecisionId,
     refusal::{Code, Refusal},
-    router::View,
-    session::{Abilities, Level, Opening, Session},
+    session::{Abilities, Opening, Session},
     telemetry::{self, ToolCall},
-    upstream::{PartyKey, Server},
+    upstream::Server,
 };
 
 /// How an exchange that left ended.
@@ -330,105 +329,6 @@ impl Proxy {
         if let Err(error) = self.audit.refused(record).await {
             tracing::error!(decision = %exchange.id, %error, "a refusal could not be recorded");
         }
-    }
-
-    /// Takes a client's answer to what a server asked it. One to a question that nobody asked is
-    /// refused.
-    async fn answered(&self, caller: &Caller, frame: &Frame) -> Answered {
-        let settled = match (&frame.kind, &caller.session) {
-            (Kind::Result { id, result }, Some(session)) => {
-                session.asks.settle(id, Answer::Result(Payload::new(result.clone())))
-            }
-            (Kind::Error { id: Some(id), error }, Some(session)) => {
-                session.asks.settle(id, Answer::Error(Payload::new(error.clone())))
-            }
-            _ => false,
-        };
-        if settled {
-            return Answered { text: None, refused: None, error: None, session: None };
-        }
-        let refusal =
-            Refusal::new(Code::InvalidRequest, "this answers no request that is under way");
-        let client = Some(&*caller.principal);
-        let text = self
-            .turn_away(
-                &refusal,
-                caller.transport,
-                caller.client_addr,
-                client,
-                Some(frame.raw()),
-                None,
-            )
-            .await;
-        let (refused, error) = (Some(refusal.code), Some(refusal.code.rpc().into()));
-        Answered { text: Some(text), refused, error, session: None }
-    }
-
-    /// Does what a client's notification is for.
-    async fn notified(self: &Arc<Self>, guest: &Guest, exchange: &Exchange) {
-        let params = exchange.request.raw();
-        match exchange.method.as_str() {
-            Method::CANCELLED => {
-                let id = Object::parse(params.clone())
-                    .ok()
-                    .and_then(|params| params.get("requestId"))
-                    .and_then(|id| Id::parse(id).ok());
-                if let (Some(calls), Some(id)) = (&guest.calls, id) {
-                    calls.cancel(&id);
-                }
-            }
-            Method::PROGRESS => {
-                if let Some(session) = &guest.session {
-                    session.asks.progress(params);
-                }
-            }
-            Method::INITIALIZED => {}
-            // What a client has is told to the servers that run for it alone. What else it has to
-            // say goes to the one server that it speaks to.
-            method => {
-                let servers = self.router.servers(&guest.view);
-                let told = servers.iter().filter_map(|server| {
-                    let own = guest.party_key(server).and_then(|key| server.owned(&key));
-                    match (method, &guest.view, own) {
-                        (_, _, Some(own)) => Some(own),
-                        (Method::ROOTS_CHANGED, ..) | (_, View::All, None) => None,
-                        (_, View::One(_), None) => Some(server.shared().clone()),
-                    }
-                });
-                for instance in told {
-                    if let Some(running) = instance.peek() {
-                        let sent = instance.notify(&running, method, params.clone()).await;
-                        if let Err(failure) = sent {
-                            tracing::debug!(%failure, "a server could not be told");
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Answers `logging/setLevel`: from now on the session hears no less severe messages, and the
-    /// servers that run for it alone send none.
-    async fn log_level(&self, guest: &Guest, exchange: &Exchange) -> Result<Answer, Refusal> {
-        let level = Object::parse(exchange.request.raw().clone())
-            .ok()
-            .and_then(|params| params.string("level"))
-            .and_then(|level| Level::parse(&level))
-            .ok_or_else(|| Refusal::new(Code::InvalidParams, "`level` is not one of MCP's"))?;
-        let Some(session) = &guest.session else {
-            return Err(Refusal::new(Code::MethodUnknown, "this method needs a session"));
-        };
-        session.set_level(level);
-        let key = PartyKey::Session(session.id.clone());
-        for server in self.router.servers(&guest.view) {
-            if let Some(instance) = server.owned(&key)
-                && let Some(running) = instance.peek()
-                && let Err(failure) = set_level(&instance, &running, level.as_str()).await
-            {
-                return Err(failure.refusal(&server.name));
-            }
-        }
-        Ok(Answer::Result(Payload::new(Bytes::from_static(b"{}"))))
     }
 
     fn open_session(
