@@ -67,7 +67,7 @@ fn plain(text: &str) -> Option<String> {
 /// RFC 4648, section 4, with all of its padding, and nothing in the bits that it leaves over.
 fn base64(text: &[u8]) -> Option<Vec<u8>> {
     const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    if text.len() % 4 != 0 {
+    if !text.len().is_multiple_of(4) {
         return None;
     }
     let padding = text.iter().rev().take_while(|&&byte| byte == b'=').count();
