@@ -56,7 +56,10 @@ fn speaker(revision: Revision) -> Speaker {
 fn params(text: &Bytes) {
     let Some(modern) = era::params(text, &speaker(LEGACY), MODERN) else { return };
     check(&modern, Text::Params, ROOMY).expect("params that pass");
-    kept(text, &modern, &["_meta"]);
+    // Who cannot have been asked has not answered.
+    kept(text, &modern, &["_meta", "inputResponses", "requestState"]);
+    let asked = Object::parse(modern.clone()).expect("an object");
+    assert!(asked.get("inputResponses").is_none() && asked.get("requestState").is_none());
     let Value::Object(said) = &value(&modern)["_meta"] else { panic!("no `_meta`") };
     assert_eq!(said["io.modelcontextprotocol/clientCapabilities"]["roots"]["x"], 1.0);
     let legacy = era::params(&modern, &speaker(MODERN), LEGACY).expect("params of the other era");
