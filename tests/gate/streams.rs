@@ -250,7 +250,8 @@ async fn a_call_whose_client_reads_nothing_is_ended_with_an_error() {
 
 #[tokio::test]
 async fn a_reader_of_a_session_that_reads_nothing_is_cut_off_and_may_come_back() {
-    let mut gate = Setup::crooked("").start().await;
+    // The server is held up until the client is cut off, and that takes its time.
+    let mut gate = Setup::crooked("call-timeout-s = 300").start().await;
     let client = Legacy::new(&gate, None, "2025-11-25").await;
     let mut stream = client.post(call(1, "flood", flood())).await;
     let mut last = stream.next().await.unwrap().id.unwrap();
