@@ -1,30 +1,39 @@
 //! A server that answers what it is told to, and tells what it received, byte for byte.
 //!
 //! `recorder legacy|modern` speaks over standard input and output; with `http` behind it, over
-//! streamable HTTP on loopback, and writes its URL to standard output. Its tool `record` answers
-//! with the text of `arguments.legacy` or `arguments.modern`, a member of an answer (`"result":…` or
+//! streamable HTTP on loopback, and writes its URL to standard output; `recorder legacy sse` does so
+//! over HTTP+SSE. Its tool `record` answers with the text of `arguments.legacy` or `arguments.modern`, a member of an answer (`"result":…` or
 //! `"error":…`); as an event stream where `arguments.stream` is true. `received` returns the last message that called
 //! `record`.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     io::{BufRead, Write},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use axum::{
     body::{Body, Bytes},
+    extract::Path,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::post,
+    routing::{get, post},
 };
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 
 static RECEIVED: Mutex<String> = Mutex::new(String::new());
 static GO: Notify = Notify::const_new();
+/// The streams of HTTP+SSE that are open, by the ids in their endpoints.
+static OPEN: Mutex<Option<HashMap<u64, mpsc::UnboundedSender<String>>>> = Mutex::new(None);
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// What is to be said.
 struct Said {
@@ -43,8 +52,17 @@ fn main() -> anyhow::Result<()> {
         Some("modern") => true,
         other => anyhow::bail!("no such era: {other:?}"),
     };
-    if args.get(1).is_some_and(|way| way == "http") {
-        return serve(modern);
+    match args.get(1).map(String::as_str) {
+        None => {}
+        Some("http") => {
+            let took = move |body: Bytes| async move { reply(modern, &body) };
+            return serve("/mcp", axum::Router::new().route("/mcp", post(took)));
+        }
+        Some("sse") if !modern => {
+            let app = axum::Router::new().route("/sse", get(open)).route("/told/{id}", post(told));
+            return serve("/sse", app);
+        }
+        other => anyhow::bail!("no such way: {other:?}"),
     }
     let mut stdout = std::io::stdout();
     let mut waiting = Vec::new();
@@ -70,11 +88,52 @@ fn main() -> anyhow::Result<()> {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn serve(modern: bool) -> anyhow::Result<()> {
+async fn serve(path: &str, app: axum::Router) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    println!("http://{}/mcp", listener.local_addr()?);
-    let took = move |body: Bytes| async move { reply(modern, &body) };
-    Ok(axum::serve(listener, axum::Router::new().route("/mcp", post(took))).await?)
+    println!("http://{}{path}", listener.local_addr()?);
+    Ok(axum::serve(listener, app).await?)
+}
+
+/// Opens a stream, which tells first where to post.
+async fn open() -> Response {
+    let (sender, events) = mpsc::unbounded_channel();
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    let _ = sender.send(format!("event: endpoint\ndata: /told/{id}\n\n"));
+    let mut open = OPEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let open = open.get_or_insert_default();
+    open.retain(|_, sender| !sender.is_closed());
+    open.insert(id, sender);
+    let events = UnboundedReceiverStream::new(events).map(Ok::<_, Infallible>);
+    ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events)).into_response()
+}
+
+/// Takes what was posted for a stream, and answers there.
+async fn told(Path(id): Path<u64>, body: Bytes) -> Response {
+    let sender = {
+        let open = OPEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        open.as_ref().and_then(|open| open.get(&id).cloned())
+    };
+    let Some(sender) = sender else { return StatusCode::NOT_FOUND.into_response() };
+    let text = std::str::from_utf8(&body).map_err(anyhow::Error::from);
+    match text.and_then(|text| answer(false, text)) {
+        Ok(None) => {}
+        Ok(Some(Said { before, text, go, .. })) => {
+            if go {
+                GO.notify_one();
+            }
+            let waits = before.is_some();
+            let _ = before.map(|before| sender.send(event(&before)));
+            tokio::spawn(async move {
+                if waits {
+                    GO.notified().await;
+                }
+                // A stream that nobody reads any more has no use for it.
+                let _ = sender.send(event(&text));
+            });
+        }
+        Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
+    }
+    StatusCode::ACCEPTED.into_response()
 }
 
 fn reply(modern: bool, body: &[u8]) -> Response {

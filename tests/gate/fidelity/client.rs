@@ -10,6 +10,7 @@ use tokio::{
 
 use super::message::members;
 use crate::support::{
+    events::Events,
     gate::Gate,
     in_time,
     wire::{self, ORDINARY, Reply},
@@ -24,6 +25,8 @@ pub struct Client {
 enum Line {
     /// HTTP, at each server's own endpoint, with a session for each where the era has them.
     Http { addr: SocketAddr, sessions: HashMap<&'static str, String> },
+    /// HTTP+SSE, at each server's own endpoint: a stream, and the path that it told.
+    Paired { addr: SocketAddr, connections: HashMap<&'static str, (Events, String)> },
     /// Standard input and output, where all servers are one.
     Pipe { stdin: ChildStdin, lines: Lines<BufReader<ChildStdout>> },
 }
@@ -35,7 +38,7 @@ impl Client {
         if !modern {
             for server in servers {
                 let path = format!("/servers/{server}/mcp");
-                let hello = hello().to_string();
+                let hello = hello("2025-11-25").to_string();
                 let reply = wire::post(gate.addr, &path, ORDINARY, hello.as_bytes()).await;
                 let session = reply.header("mcp-session-id").expect("a session").to_owned();
                 sessions.insert(*server, session);
@@ -44,31 +47,58 @@ impl Client {
         Self { modern, line: Line::Http { addr: gate.addr, sessions } }
     }
 
+    /// One over HTTP+SSE, of the revision that has it.
+    pub async fn paired(gate: &Gate, servers: &[&'static str]) -> Self {
+        let mut connections = HashMap::new();
+        for server in servers {
+            let url = gate.url(&format!("/servers/{server}/sse"));
+            let mut stream = Events::get(&url, &[("accept", "text/event-stream")]).await;
+            let endpoint = stream.next().await.expect("an endpoint");
+            assert_eq!((stream.status, endpoint.name.as_deref()), (200, Some("endpoint")));
+            connections.insert(*server, (stream, endpoint.data));
+        }
+        let line = Line::Paired { addr: gate.addr, connections };
+        let mut client = Self { modern: false, line };
+        for server in servers {
+            client.send(server, &hello("2024-11-05").to_string()).await;
+        }
+        client
+    }
+
     /// One over the proxy's standard input and output, which begins as a legacy one.
     pub async fn pipe(gate: &mut Gate) -> Self {
         let stdin = gate.stdin.take().unwrap();
         let lines = BufReader::new(gate.stdout.take().unwrap()).lines();
         let mut client = Self { modern: false, line: Line::Pipe { stdin, lines } };
-        client.send("", &hello().to_string()).await;
+        client.send("", &hello("2025-11-25").to_string()).await;
         client
     }
 
     pub fn name(&self) -> String {
         let line = match self.line {
             Line::Http { .. } => "http",
+            Line::Paired { .. } => "http+sse",
             Line::Pipe { .. } => "stdio",
         };
         format!("{} over {line}", if self.modern { "modern" } else { "legacy" })
     }
 
-    /// Whether a line is a message to it.
-    pub fn lines(&self) -> bool {
+    /// Whether what it sends is a message a line.
+    pub fn sends_lines(&self) -> bool {
         matches!(self.line, Line::Pipe { .. })
+    }
+
+    /// Whether what it gets is a message a line, as an event of the proxy's is.
+    pub fn gets_lines(&self) -> bool {
+        matches!(self.line, Line::Pipe { .. } | Line::Paired { .. })
     }
 
     /// What it calls a server's tool.
     pub fn tool(&self, server: &str, tool: &str) -> String {
-        if self.lines() { format!("{server}__{tool}") } else { tool.into() }
+        match self.line {
+            Line::Pipe { .. } => format!("{server}__{tool}"),
+            Line::Http { .. } | Line::Paired { .. } => tool.into(),
+        }
     }
 
     /// The last message that reached a server's `record`.
@@ -106,13 +136,25 @@ impl Client {
                 let path = format!("/servers/{server}/mcp");
                 last(&wire::post(*addr, &path, &headers, text.as_bytes()).await)
             }
+            Line::Paired { addr, connections } => {
+                let (stream, path) = connections.get_mut(server).expect("a connection");
+                let reply = wire::post(*addr, path, ORDINARY, text.as_bytes()).await;
+                assert_eq!((reply.status, reply.body.as_str()), (202, ""), "{text}");
+                loop {
+                    let event = stream.next().await.expect("an answer before the end");
+                    assert_eq!(event.name.as_deref(), Some("message"), "{event:?}");
+                    if is_answer(&event.data) {
+                        return event.data;
+                    }
+                }
+            }
             Line::Pipe { stdin, lines } => {
                 let line = format!("{}\n", text.replace('\n', " "));
                 in_time("room for a line", stdin.write_all(line.as_bytes())).await.unwrap();
                 loop {
                     let line = in_time("an answer", lines.next_line()).await.unwrap();
                     let line = line.expect("an answer before the end");
-                    if !members(&line).iter().any(|(key, _)| key == "\"method\"") {
+                    if is_answer(&line) {
                         return line;
                     }
                 }
@@ -121,11 +163,15 @@ impl Client {
     }
 }
 
-fn hello() -> Value {
+fn is_answer(text: &str) -> bool {
+    !members(text).iter().any(|(key, _)| key == "\"method\"")
+}
+
+fn hello(revision: &str) -> Value {
     json!({
         "jsonrpc": "2.0", "id": 0, "method": "initialize",
         "params": {
-            "protocolVersion": "2025-11-25",
+            "protocolVersion": revision,
             "capabilities": {},
             "clientInfo": { "name": "fidelity", "version": "1" },
         },

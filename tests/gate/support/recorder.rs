@@ -19,9 +19,10 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    pub async fn start(era: &str) -> Self {
+    /// One of an era that is spoken to over `http` or `sse`.
+    pub async fn start(era: &str, way: &str) -> Self {
         let mut child = Command::new(server("recorder"))
-            .args([era, "http"])
+            .args([era, way])
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -34,7 +35,8 @@ impl Recorder {
 
 /// A proxy before one of each era, over pipes and over HTTP. It serves its standard input, too.
 pub async fn gate(more: &str) -> (Gate, [Recorder; 2]) {
-    let (legacy, modern) = (Recorder::start("legacy").await, Recorder::start("modern").await);
+    let legacy = Recorder::start("legacy", "http").await;
+    let modern = Recorder::start("modern", "http").await;
     let gate = Setup::new(&format!(
         r#"
         [servers.pipe-legacy]
