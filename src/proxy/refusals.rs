@@ -13,11 +13,11 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::network;
-use crate::names::ServerName;
+use crate::{names::ServerName, upstream::PartyKey};
 
 /// Records a second, and at once, of one network.
 const OF_ONE: (u32, u32) = (20, 100);
-/// Records a second, and at once, of one server's questions.
+/// Records a second, and at once, of what one server says for one client, or for all.
 const OF_SERVER: (u32, u32) = (10, 50);
 /// Records a second, and at once, of all.
 const OF_ALL: (u32, u32) = (100, 500);
@@ -30,10 +30,16 @@ const INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Refusals {
     /// By network; `None` is whoever comes over no network.
     networks: DefaultKeyedRateLimiter<Option<IpAddr>>,
-    servers: DefaultKeyedRateLimiter<ServerName>,
+    servers: DefaultKeyedRateLimiter<Speaker>,
+    /// What tells of changes, apart: other chatter must not swallow it.
+    changes: DefaultKeyedRateLimiter<Speaker>,
     all: DefaultDirectRateLimiter,
     excess: Mutex<Option<Excess>>,
 }
+
+/// A server, and for whom alone it speaks: what one client's instance says must not silence
+/// another's.
+type Speaker = (ServerName, Option<PartyKey>);
 
 /// Refusals without a record of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +55,7 @@ impl Refusals {
         Self {
             networks: RateLimiter::keyed(quota(OF_ONE)),
             servers: RateLimiter::keyed(quota(OF_SERVER)),
+            changes: RateLimiter::keyed(quota(OF_SERVER)),
             all: RateLimiter::direct(quota(OF_ALL)),
             excess: Mutex::new(None),
         }
@@ -64,8 +71,13 @@ impl Refusals {
     }
 
     /// Whether what a server says unasked is taken and recorded by itself; if not, it is counted.
-    pub fn of_server(&self, server: &ServerName) -> bool {
-        self.servers.check_key(server).is_ok() || self.count()
+    pub fn of_server(&self, server: &ServerName, party: Option<&PartyKey>) -> bool {
+        self.servers.check_key(&(server.clone(), party.cloned())).is_ok() || self.count()
+    }
+
+    /// Whether a change of which a server tells is handed on; if not, it is counted.
+    pub fn of_changes(&self, server: &ServerName, party: Option<&PartyKey>) -> bool {
+        self.changes.check_key(&(server.clone(), party.cloned())).is_ok() || self.count()
     }
 
     fn count(&self) -> bool {
@@ -92,10 +104,14 @@ impl Refusals {
         self.excess.lock().take_if(|excess| end || excess.began.elapsed() >= INTERVAL)
     }
 
-    /// Forgets networks that are at rest.
+    /// Forgets who is at rest.
     pub fn sweep(&self) {
         self.networks.retain_recent();
         self.networks.shrink_to_fit();
+        self.servers.retain_recent();
+        self.servers.shrink_to_fit();
+        self.changes.retain_recent();
+        self.changes.shrink_to_fit();
     }
 }
 
@@ -107,6 +123,7 @@ fn quota((rate, burst): (u32, u32)) -> Quota {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::SessionId;
 
     #[test]
     fn a_flood_is_counted_and_others_are_still_recorded() {
@@ -117,8 +134,12 @@ mod tests {
         assert!(refusals.of_address(Some("192.0.2.2:1".parse().unwrap())));
         assert!(refusals.of_address(None));
         let server: ServerName = "notes".parse().unwrap();
-        let asked = (0..5_000).filter(|_| refusals.of_server(&server)).count();
+        let asked = (0..5_000).filter(|_| refusals.of_server(&server, None)).count();
         assert!((50..5_000).contains(&asked), "{asked}");
+        // Neither another client's instance nor what tells of changes is silenced by that.
+        let session = PartyKey::Session(SessionId::presented("x"));
+        assert!(refusals.of_server(&server, Some(&session)));
+        assert!(refusals.of_changes(&server, None));
 
         assert_eq!(refusals.take(false), None, "the interval is not over");
         let excess = refusals.take(true).unwrap();

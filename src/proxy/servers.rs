@@ -95,7 +95,9 @@ impl Proxy {
         match said {
             Said::Request { id, method, params, answer } => match session {
                 // Each is on record, so a flood of them is bounded as refusals are.
-                Some(session) if session.is_heard() && self.refusals.of_server(server) => {
+                Some(session)
+                    if session.is_heard() && self.refusals.of_server(server, party.as_ref()) =>
+                {
                     let way = Way {
                         server: server.clone(),
                         instance: self.running(server, &party),
@@ -129,7 +131,12 @@ impl Proxy {
     ) -> bool {
         let change = is_change(method);
         // What each hearer is sent is on record, so a flood of it is bounded as refusals are.
-        if (change || session.is_some()) && !self.refusals.of_server(server) {
+        let taken = match (change, &session) {
+            (true, _) => self.refusals.of_changes(server, party.as_ref()),
+            (false, Some(_)) => self.refusals.of_server(server, party.as_ref()),
+            (false, None) => true,
+        };
+        if !taken {
             return true;
         }
         if change {
@@ -188,7 +195,7 @@ impl Proxy {
         params: Option<Bytes>,
     ) -> Bytes {
         let unasked = || Refusal::new(Code::MethodUnknown, "there is no client for this here");
-        if !self.refusals.of_server(server) {
+        if !self.refusals.of_server(server, None) {
             // What is not recorded one by one need not be looked at, either: it goes nowhere.
             let (refusal, decision) = (unasked(), DecisionId::next());
             self.metrics.refusal(refusal.code);
