@@ -11,6 +11,7 @@
 
 mod digest;
 mod log;
+pub mod proof;
 mod query;
 pub mod record;
 mod store;

@@ -1,0 +1,171 @@
+//! The tree while it grows: only what is needed to go on and to tell its root.
+
+use super::Hash;
+
+/// Records of a tile: the part of the tree that is kept as one hash when its records are gone.
+pub(in crate::audit) const TILE: u64 = 1 << TILE_LEVEL;
+/// How many levels of the tree a tile has.
+const TILE_LEVEL: u32 = 8;
+
+/// The right edge of the tree over the first `size` records, as RFC 9162 builds it: the roots of
+/// the perfect trees that it is made of, largest first. At most 64 hashes, so clones are cheap.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(in crate::audit) struct Frontier {
+    size: u64,
+    /// One for each bit that is set in `size`.
+    peaks: Vec<Hash>,
+}
+
+/// A tile was to be added where none can begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a tile of {TILE} records cannot begin at record {0}")]
+pub(in crate::audit) struct Unaligned(pub u64);
+
+impl std::fmt::Debug for Frontier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Frontier({}, {})", self.size, self.root())
+    }
+}
+
+impl Frontier {
+    /// The tree over whole tiles, given by their roots, and the records after them, given by their
+    /// hashes.
+    pub(in crate::audit) fn of_tiles(
+        tiles: impl IntoIterator<Item = Hash>,
+        rest: impl IntoIterator<Item = Hash>,
+    ) -> Self {
+        let mut tree = Self::default();
+        for tile in tiles {
+            tree.push(TILE_LEVEL, tile);
+        }
+        rest.into_iter().for_each(|leaf| tree.append(leaf));
+        tree
+    }
+
+    /// Adds a record by its hash.
+    pub(in crate::audit) fn append(&mut self, leaf: Hash) {
+        self.push(0, leaf);
+    }
+
+    /// Adds a tile by its root.
+    ///
+    /// # Errors
+    /// Where the records so far do not fill their tiles.
+    pub(in crate::audit) fn append_tile(&mut self, root: Hash) -> Result<(), Unaligned> {
+        if !self.size.is_multiple_of(TILE) {
+            return Err(Unaligned(self.size));
+        }
+        self.push(TILE_LEVEL, root);
+        Ok(())
+    }
+
+    /// Adds a perfect tree of 2^level records. Callers see to it that `size` is a multiple of that.
+    fn push(&mut self, level: u32, mut hash: Hash) {
+        let mut trees = self.size >> level;
+        while trees & 1 == 1
+            && let Some(left) = self.peaks.pop()
+        {
+            hash = Hash::node(&left, &hash);
+            trees >>= 1;
+        }
+        self.peaks.push(hash);
+        self.size += 1 << level;
+    }
+
+    /// Records in the tree.
+    pub(in crate::audit) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The Merkle tree hash.
+    pub(in crate::audit) fn root(&self) -> Hash {
+        let mut peaks = self.peaks.iter().rev();
+        match peaks.next() {
+            Some(&last) => peaks.fold(last, |right, left| Hash::node(left, &right)),
+            None => Hash::empty(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The definition, RFC 9162 section 2.1.1.
+    fn naive(leaves: &[Hash]) -> Hash {
+        match leaves {
+            [] => Hash::empty(),
+            [leaf] => *leaf,
+            _ => {
+                let (left, right) = leaves.split_at(leaves.len().next_power_of_two() / 2);
+                Hash::node(&naive(left), &naive(right))
+            }
+        }
+    }
+
+    fn leaves(count: usize) -> Vec<Hash> {
+        (0..count).map(|at| Hash::leaf(&at.to_le_bytes())).collect()
+    }
+
+    #[test]
+    fn the_known_trees_of_certificate_transparency() {
+        let inputs = [
+            "",
+            "00",
+            "10",
+            "2021",
+            "3031",
+            "40414243",
+            "5051525354555657",
+            "606162636465666768696a6b6c6d6e6f",
+        ];
+        let roots = [
+            "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+            "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
+            "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77",
+            "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+            "4e3bbb1f7b478dcfe71fb631631519a3bca12c9aefca1612bfce4c13a86264d4",
+            "76e67dadbcdf1e10e1b74ddc608abd2f98dfb16fbce75277b5232a127f2087ef",
+            "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
+            "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
+        ];
+        let mut tree = Frontier::default();
+        assert_eq!(
+            tree.root().to_string(),
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+        for (at, (input, root)) in inputs.iter().zip(roots).enumerate() {
+            tree.append(Hash::leaf(&hex::decode(input).unwrap()));
+            assert_eq!((tree.size(), tree.root().to_string()), (at as u64 + 1, root.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_tile_begins_where_the_one_before_ends() {
+        let mut tree = Frontier::of_tiles([naive(&leaves(256))], []);
+        assert_eq!(tree, leaves(256).into_iter().fold(Frontier::default(), append));
+        tree.append(Hash::ZERO);
+        assert_eq!(tree.append_tile(Hash::ZERO), Err(Unaligned(257)));
+        assert_eq!(tree.size(), 257);
+    }
+
+    fn append(mut tree: Frontier, leaf: Hash) -> Frontier {
+        tree.append(leaf);
+        tree
+    }
+
+    proptest! {
+        #[test]
+        fn any_tree_is_as_defined_however_it_is_made(count in 0_usize..1500, tiles in 0_usize..6) {
+            let leaves = leaves(count);
+            let tree = leaves.iter().copied().fold(Frontier::default(), append);
+            prop_assert_eq!(tree.size(), count as u64);
+            prop_assert_eq!(tree.root(), naive(&leaves));
+            let (whole, rest) = leaves.split_at(tiles.min(count / 256) * 256);
+            let roots = whole.chunks(256).map(naive);
+            prop_assert_eq!(Frontier::of_tiles(roots, rest.iter().copied()), tree);
+        }
+    }
+}
