@@ -10,6 +10,7 @@
 //! Records are in `record`, the store in `store`, reading in `query`.
 
 mod digest;
+mod life;
 mod log;
 pub mod proof;
 mod query;
