@@ -10,6 +10,7 @@
 //!   record.
 //! - Whoever drops a segment's folder drops a day: that is retention.
 
+pub(super) mod facts;
 mod keys;
 mod lock;
 mod segment;

@@ -1,11 +1,14 @@
 //! Finding records: filters, pages and the way through the indexes.
 
+mod tally;
+
 use std::{ops::ControlFlow, sync::Arc};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
+pub(super) use self::tally::Tally;
 use super::{
     record::{Cursor, Decision, Entry, Kind, Record, v1},
     store::{Fault, Field, Loss, Order, Segment, Shelf, Span, decision, kind, stamp, time},

@@ -1,0 +1,109 @@
+//! What the index knows of a record: its terms, its times, its sizes.
+
+use serde::{Deserialize, Serialize};
+
+use super::{decision, kind};
+use crate::audit::record::{Record, Target};
+
+/// A field with an index.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub(in crate::audit) enum Field {
+    Id = 1,
+    Trace = 2,
+    Session = 3,
+    Principal = 4,
+    Server = 5,
+    /// A tool's name on its server.
+    Tool = 6,
+    Method = 7,
+    Decision = 8,
+    Code = 9,
+    Kind = 10,
+    /// The id of a rule that decided, or that found something.
+    Rule = 11,
+    Label = 12,
+    Event = 13,
+    /// A prompt's name or a resource's URI.
+    Target = 14,
+}
+
+/// What the index knows of a record.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::audit) struct Facts {
+    /// The values of the indexed fields, each pair once.
+    pub terms: Vec<(Field, String)>,
+    /// Microseconds from the message's arrival to its end.
+    pub total_us: Option<u64>,
+    /// Microseconds of it that the server took.
+    pub server_us: Option<u64>,
+    /// Bytes of the parameters.
+    pub request_bytes: Option<u64>,
+    /// Bytes of the answer.
+    pub response_bytes: Option<u64>,
+}
+
+impl Facts {
+    /// The facts of a record.
+    pub(in crate::audit) fn of(record: &Record) -> Self {
+        let mut facts = Self::default();
+        facts.add(Field::Id, record.id().to_string());
+        facts.add(Field::Kind, kind(record.kind()));
+        for (field, value) in [
+            (Field::Server, record.server()),
+            (Field::Tool, record.tool()),
+            (Field::Decision, record.decision().map(decision)),
+            (Field::Code, record.refusal().map(|refusal| refusal.code.as_str())),
+        ] {
+            value.into_iter().for_each(|value| facts.add(field, value));
+        }
+        if let Some(call) = record.call() {
+            for (field, value) in [
+                (Field::Trace, &call.trace),
+                (Field::Session, &call.session),
+                (Field::Principal, &call.principal),
+                (Field::Method, &call.method),
+            ] {
+                value.iter().for_each(|value| facts.add(field, value.as_str()));
+            }
+            if let Some(Target::Prompt(name) | Target::Resource(name)) = &call.target {
+                facts.add(Field::Target, name.as_str());
+            }
+            call.labels.iter().for_each(|label| facts.add(Field::Label, label.as_str()));
+        }
+        if let Some(grounds) = record.grounds() {
+            let found = grounds.findings.iter().map(|finding| &finding.rule);
+            for rule in grounds.rules.iter().chain(found) {
+                facts.add(Field::Rule, rule.id.as_str());
+            }
+        }
+        match record {
+            Record::Intent(intent) => facts.request_bytes = Some(intent.request.bytes),
+            Record::Outcome(outcome) => {
+                facts.response_bytes = outcome.response.as_ref().map(|body| body.bytes);
+                facts.total_us = Some(outcome.timing.total_us);
+                facts.server_us = outcome.timing.server_us;
+            }
+            Record::Refused(refused) => {
+                facts.request_bytes = refused.request.as_ref().map(|body| body.bytes);
+            }
+            Record::Event(event) => {
+                let event = serde_json::to_value(&event.what).unwrap_or_default();
+                if let Some(name) = event.get("event").and_then(|name| name.as_str()) {
+                    facts.add(Field::Event, name);
+                }
+            }
+        }
+        facts
+    }
+
+    fn add(&mut self, field: Field, value: impl Into<String>) {
+        let term = (field, value.into());
+        if !self.terms.contains(&term) {
+            self.terms.push(term);
+        }
+    }
+}
