@@ -445,7 +445,10 @@ mod tests {
     }
 
     fn records() -> impl Strategy<Value = Vec<(u8, u8, u64, u32)>> {
-        proptest::collection::vec((0..5_u8, 0..5_u8, 0..10_000_000_000_u64, 0..1_000_000_u32), 0..60)
+        proptest::collection::vec(
+            (0..5_u8, 0..5_u8, 0..10_000_000_000_u64, 0..1_000_000_u32),
+            0..60,
+        )
     }
 
     fn tally(records: &[(u8, u8, u64, u32)]) -> Tally {

@@ -6,9 +6,7 @@ use super::{decision, kind};
 use crate::audit::record::{Record, Target};
 
 /// A field with an index.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub(in crate::audit) enum Field {
