@@ -1,5 +1,7 @@
 //! The tree while it grows: only what is needed to go on and to tell its root.
 
+use serde::{Deserialize, Serialize};
+
 use super::Hash;
 
 /// Records of a tile: the part of the tree that is kept as one hash when its records are gone.
@@ -9,11 +11,34 @@ const TILE_LEVEL: u32 = 8;
 
 /// The right edge of the tree over the first `size` records, as RFC 9162 builds it: the roots of
 /// the perfect trees that it is made of, largest first. At most 64 hashes, so clones are cheap.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Parts")]
 pub(in crate::audit) struct Frontier {
     size: u64,
     /// One for each bit that is set in `size`.
     peaks: Vec<Hash>,
+}
+
+/// A frontier as it is read, not yet known to be one.
+#[derive(Deserialize)]
+struct Parts {
+    size: u64,
+    peaks: Vec<Hash>,
+}
+
+impl TryFrom<Parts> for Frontier {
+    type Error = String;
+
+    fn try_from(Parts { size, peaks }: Parts) -> Result<Self, String> {
+        let wanted = size.count_ones();
+        if peaks.len() != wanted as usize {
+            return Err(format!(
+                "a tree of {size} records has {wanted} peaks, not {}",
+                peaks.len()
+            ));
+        }
+        Ok(Self { size, peaks })
+    }
 }
 
 /// A tile was to be added where none can begin.
@@ -149,6 +174,15 @@ mod tests {
         tree.append(Hash::ZERO);
         assert_eq!(tree.append_tile(Hash::ZERO), Err(Unaligned(257)));
         assert_eq!(tree.size(), 257);
+    }
+
+    #[test]
+    fn only_a_frontier_is_read_as_one() {
+        let tree = Frontier::of_tiles([], leaves(11));
+        let text = serde_json::to_string(&tree).unwrap();
+        assert_eq!(serde_json::from_str::<Frontier>(&text).unwrap(), tree);
+        let wrong = text.replace("\"size\":11", "\"size\":12");
+        assert!(serde_json::from_str::<Frontier>(&wrong).is_err(), "{wrong}");
     }
 
     fn append(mut tree: Frontier, leaf: Hash) -> Frontier {
