@@ -12,6 +12,7 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::{
     identity::Principal,
@@ -287,9 +288,25 @@ pub struct Definition {
     pub name: String,
     /// The whole definition, as the server sent it.
     pub definition: Payload,
+    pin: OnceLock<Option<String>>,
 }
 
 impl Definition {
+    /// A definition as its server sent it.
+    pub fn new(server: ServerName, name: String, definition: Payload) -> Self {
+        Self { server, name, definition, pin: OnceLock::new() }
+    }
+
+    /// `sha256:` and the digest of the definition in canonical form (RFC 8785), made on first use
+    /// and kept. None where it has no such form.
+    pub fn pin(&self) -> Option<&str> {
+        let made = || {
+            let text = serde_json_canonicalizer::to_vec(self.definition.value()).ok()?;
+            Some(format!("sha256:{}", hex::encode(Sha256::digest(text))))
+        };
+        self.pin.get_or_init(made).as_deref()
+    }
+
     /// A hint of the definition's `annotations`, where it is a boolean.
     pub fn hint(&self, name: &str) -> Option<bool> {
         self.definition.value().get("annotations")?.get(name)?.as_bool()

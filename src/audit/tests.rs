@@ -20,6 +20,7 @@ pub(crate) fn exchange(change: impl FnOnce(&mut Exchange)) -> Exchange {
             kind: PrincipalKind::Client("ci-bot".parse().unwrap()),
             groups: Vec::new(),
             verified: true,
+            key: None,
         }),
         direction: Direction::ClientToServer,
         method: Method::new(Method::TOOLS_CALL),

@@ -242,7 +242,7 @@ fn principal(question: &CanI, config: &Config) -> anyhow::Result<Principal> {
         }
     };
     let verified = kind != PrincipalKind::Anonymous;
-    Ok(Principal { kind, groups, verified })
+    Ok(Principal { kind, groups, verified, key: None })
 }
 
 /// The action that is asked for, and what `context.method` is.

@@ -83,6 +83,13 @@ impl PartialEq for KeyHash {
     }
 }
 
+impl KeyHash {
+    /// The first digits: which key it is, for records and lists.
+    pub fn id(&self) -> String {
+        hex::encode(&self.0[..6])
+    }
+}
+
 /// A text that is no [`KeyHash`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a key's hash is `sha256:` and 64 characters of 0-9 and a-f")]

@@ -149,7 +149,9 @@ impl Ring {
             tracing::warn!(client = %name, "in the config and in the store: the one in the config counts");
             return;
         }
-        let principal = Arc::new(Principal::client(name.clone(), groups.to_vec()));
+        let key = Some(hash.id());
+        let principal =
+            Arc::new(Principal { key, ..Principal::client(name.clone(), groups.to_vec()) });
         if let Some(other) = self.by_hash.get(&hash) {
             tracing::warn!(client = %name, other = %other.name(), "has the other's key: left out");
             return;

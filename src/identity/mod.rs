@@ -26,6 +26,9 @@ pub struct Principal {
     pub groups: Vec<Group>,
     /// Whether the identity was proven (a key, the owner of the socket).
     pub verified: bool,
+    /// Which key proved it: [`KeyHash::id`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 /// The kinds of principal.
@@ -43,7 +46,7 @@ pub enum PrincipalKind {
 impl Principal {
     /// The holder of an API key.
     pub fn client(name: ClientName, groups: Vec<Group>) -> Self {
-        Self { kind: PrincipalKind::Client(name), groups, verified: true }
+        Self { kind: PrincipalKind::Client(name), groups, verified: true, key: None }
     }
 
     /// The user who runs this process, by name, or by number where the number has no name.
@@ -52,13 +55,13 @@ impl Principal {
         let user = nix::unistd::User::from_uid(uid).ok().flatten();
         let user = user.map_or_else(|| uid.to_string(), |user| user.name);
         let kind = PrincipalKind::Local { user };
-        Arc::new(Self { kind, groups: Vec::new(), verified: true })
+        Arc::new(Self { kind, groups: Vec::new(), verified: true, key: None })
     }
 
     /// A caller without a key.
     pub fn anonymous() -> Arc<Self> {
         let kind = PrincipalKind::Anonymous;
-        Arc::new(Self { kind, groups: Vec::new(), verified: false })
+        Arc::new(Self { kind, groups: Vec::new(), verified: false, key: None })
     }
 
     /// The name in logs, metrics and records: the client's name, `local:USER` or `anonymous`.

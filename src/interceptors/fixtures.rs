@@ -22,6 +22,7 @@ pub(crate) fn message(client: &str, method: &str) -> Exchange {
             kind: PrincipalKind::Client(client.parse().unwrap()),
             groups: Vec::new(),
             verified: true,
+            key: None,
         }),
         direction: Direction::ClientToServer,
         method: Method::new(method),
@@ -42,11 +43,8 @@ pub(crate) fn message(client: &str, method: &str) -> Exchange {
 
 /// A tool of that definition.
 pub(crate) fn tool(server: &str, name: &str, definition: Value) -> Arc<Definition> {
-    Arc::new(Definition {
-        server: server.parse().unwrap(),
-        name: name.into(),
-        definition: Payload::from(definition),
-    })
+    let definition = Payload::from(definition);
+    Arc::new(Definition::new(server.parse().unwrap(), name.into(), definition))
 }
 
 /// A call of a tool.

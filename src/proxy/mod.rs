@@ -194,13 +194,12 @@ impl Proxy {
             tracing::debug!(%decision, code = %refusal.code, "refused on arrival, one of many");
             return answer;
         }
-        let name = principal.map(Principal::name);
         let arrival = Arrival {
             id: decision,
             at: jiff::Timestamp::now(),
             transport,
             client_addr,
-            principal: name.as_deref().zip(principal.map(|p| p.verified)),
+            principal,
             message,
         };
         tracing::info!(%decision, code = %refusal.code, detail = refusal.detail, "refused on arrival");

@@ -8,7 +8,10 @@ use tokio::sync::mpsc;
 
 use super::{Caller, Proxy, guest::Guest, questions::Way, tasks::place, way::begin};
 use crate::{
-    audit::{Refused, Ruling, record::Happening},
+    audit::{
+        Refused, Ruling,
+        record::{DropReason, Dropped, Era, Happening, Launched, PlaceKind, Stopped},
+    },
     chain::Trail,
     codec::{Frame, Id, Object},
     exchange::{Direction, Method, Phase, Revision, Transport},
@@ -17,7 +20,7 @@ use crate::{
     refusal::{Code, Refusal},
     router::View,
     session::Session,
-    upstream::{Event, Heard, Instance, PartyKey, Running, Said},
+    upstream::{Event, Heard, Instance, PartyKey, Place, Running, Said},
 };
 
 /// How often idle servers and sessions are looked for, and usage is read.
@@ -50,23 +53,51 @@ impl Proxy {
                         "server started"
                     );
                     self.metrics.server_started();
-                    let place = if process.is_empty() { place.why().to_owned() } else { process };
-                    Happening::ServerLaunched { server: server.to_string(), place }
+                    Happening::ServerLaunched(Box::new(Launched {
+                        server: server.to_string(),
+                        kind: kind(&place),
+                        why: place.why().to_owned(),
+                        place: if process.is_empty() { place.why().to_owned() } else { process },
+                        program: None,
+                        image_ref: None,
+                        image: None,
+                        profile: None,
+                        deviations: Vec::new(),
+                        principal: None,
+                        era: Era::Legacy,
+                        revision,
+                        claims: None,
+                        took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+                    }))
                 }
                 Event::NotStarted { why } => {
                     let why = self.shown(&why);
                     tracing::warn!(%server, why, "server did not start");
-                    Happening::ServerLaunchFailed { server: server.to_string(), reason: why }
+                    Happening::ServerLaunchFailed {
+                        server: server.to_string(),
+                        kind: PlaceKind::Remote,
+                        principal: None,
+                        reason: why,
+                    }
                 }
                 Event::Ended { why } => {
                     let why = self.shown(&why);
                     tracing::info!(%server, why, "server ended");
                     self.metrics.server_ended(&server);
-                    Happening::ServerStopped { server: server.to_string(), reason: Some(why) }
+                    Happening::ServerStopped(Stopped {
+                        server: server.to_string(),
+                        reason: why,
+                        ..Stopped::default()
+                    })
                 }
                 Event::Lost { count } => {
                     tracing::warn!(%server, count, "messages of a server were dropped");
-                    Happening::MessagesDropped { server: server.to_string(), count }
+                    Happening::MessagesDropped(Dropped {
+                        server: server.to_string(),
+                        principal: None,
+                        why: DropReason::Flood,
+                        count,
+                    })
                 }
             };
             if let Err(error) = self.audit.event(happening).await {
@@ -203,7 +234,7 @@ impl Proxy {
         }
         // A server is shared, so its question belongs to no client in particular.
         let nobody =
-            Principal { kind: PrincipalKind::Anonymous, groups: Vec::new(), verified: false };
+            Principal { kind: PrincipalKind::Anonymous, groups: Vec::new(), verified: false, key: None };
         let caller = Caller {
             principal: Arc::new(nobody),
             transport: Transport::Stdio,
@@ -223,7 +254,7 @@ impl Proxy {
             Ok(()) => unasked(),
         };
         let ruling =
-            Ruling { rules: &trail.rules, findings: &trail.findings, policy_revision: None };
+            Ruling { rules: &trail.rules, findings: &trail.findings, ..Ruling::default() };
         let record = Refused::of(&question, &refusal, ruling, self.audit.key());
         if let Err(error) = self.audit.refused(record).await {
             tracing::error!(%server, %error, "a refusal could not be recorded");
@@ -329,6 +360,14 @@ fn sum<T: std::iter::Sum>(values: impl Iterator<Item = T>) -> Option<T> {
     let mut values = values.peekable();
     values.peek()?;
     Some(values.sum())
+}
+
+fn kind(place: &Place) -> PlaceKind {
+    match place {
+        Place::Container { .. } => PlaceKind::Container,
+        Place::Sandbox { .. } => PlaceKind::Sandbox,
+        Place::Remote { .. } => PlaceKind::Remote,
+    }
 }
 
 /// Whether a notification tells of a change, which many may want to hear of.

@@ -453,6 +453,7 @@ impl Grounds<'_> {
             rules: &self.trail.rules,
             findings: &self.trail.findings,
             policy_revision: Some(&self.revision),
+            ..Ruling::default()
         }
     }
 }

@@ -117,7 +117,7 @@ mod tests {
             let text = serde_json::json!({ "name": name }).to_string();
             let definition = Payload::new(Bytes::from(text));
             let server = "s".parse().unwrap();
-            Arc::new(Definition { server, name: name.to_owned(), definition })
+            Arc::new(Definition::new(server, name.to_owned(), definition))
         };
         Arc::new(names.into_iter().map(item).collect())
     }

@@ -273,6 +273,7 @@ mod tests {
             kind: PrincipalKind::Client(name.parse().unwrap()),
             groups: Vec::new(),
             verified: true,
+            key: None,
         })
     }
 

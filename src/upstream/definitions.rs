@@ -365,7 +365,7 @@ impl Gathered {
         }
         self.seen.insert(name.clone(), self.list.items.len());
         let server = server.clone();
-        self.list.items.push(Arc::new(Definition { server, name, definition }));
+        self.list.items.push(Arc::new(Definition::new(server, name, definition)));
     }
 }
 

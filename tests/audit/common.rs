@@ -28,6 +28,7 @@ pub fn exchange(client: &str, server: &str, tool: &str) -> Exchange {
             kind: PrincipalKind::Client(client.parse().unwrap()),
             groups: Vec::new(),
             verified: true,
+            key: None,
         }),
         direction: Direction::ClientToServer,
         method: Method::new(Method::TOOLS_CALL),

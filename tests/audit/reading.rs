@@ -5,7 +5,7 @@ use std::time::Duration;
 use portcullis::{
     audit::{
         Audit, Filter, Order, PAGE_MAX,
-        record::{Decision, Entry, Happening, Kind},
+        record::{Decision, Entry, Happening, Kind, Stopped},
     },
     exchange::Method,
     refusal::Code,
@@ -67,7 +67,10 @@ async fn write(audit: &Audit, call: &Call) {
             outcome(audit, &exchange).await.unwrap();
         }
         Ends::Event => {
-            let what = Happening::ServerStopped { server: call.server.into(), reason: None };
+            let what = Happening::ServerStopped(Stopped {
+                server: call.server.into(),
+                ..Stopped::default()
+            });
             audit.event(what).await.unwrap();
         }
     }

@@ -55,6 +55,7 @@ fn call(tool: &str, arguments: Value, answer: Option<Value>) -> Exchange {
             kind: PrincipalKind::Local { user: "tester".into() },
             groups: Vec::new(),
             verified: true,
+            key: None,
         }),
         direction: Direction::ClientToServer,
         method: Method::new(Method::TOOLS_CALL),

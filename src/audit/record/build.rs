@@ -1,19 +1,25 @@
 //! Records made of exchanges: what is taken over, what is cut, what is kept as a digest only.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
 use super::{
     shape,
     v1::{
-        AnswerKind, Call, Decision, Direction, Event, Finding, Grounds, Happening, Intent, Outcome,
+        AnswerKind, Call, Decision, Direction, Era, Event, Finding, Grounds, Intent, Kept, Outcome,
         Record, Refusal, Refused, Rule, Shape, Target, Timing, Transport,
     },
+    Happening,
 };
 use crate::{
     audit::digest::{DigestKey, Domain},
     exchange::{self, Answer, Exchange},
+    identity::Principal,
     names::DecisionId,
     refusal,
 };
@@ -31,6 +37,10 @@ const MARGIN: usize = 64 << 10;
 const LABELS: usize = 16;
 const RULES: usize = 16;
 const FINDINGS: usize = 16;
+const GROUPS: usize = 16;
+const STAGES: usize = 32;
+/// Bytes of the largest result whose shape is told.
+const SHAPED: usize = 1 << 20;
 
 /// What the chain decided on, beyond the exchange.
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,6 +51,10 @@ pub struct Ruling<'a> {
     pub findings: &'a [exchange::Finding],
     /// The revision of the policies that decided.
     pub policy_revision: Option<&'a str>,
+    /// The digest of the image that the server runs from.
+    pub image: Option<&'a str>,
+    /// The time that each stage took. A stage may stand several times.
+    pub stages: &'a [(String, Duration)],
 }
 
 /// How an exchange that had an intent ended.
@@ -63,8 +77,8 @@ pub struct Arrival<'a> {
     pub at: Timestamp,
     pub transport: exchange::Transport,
     pub client_addr: Option<SocketAddr>,
-    /// The principal's name and whether it was proven, where identity was settled.
-    pub principal: Option<(&'a str, bool)>,
+    /// Who it is, where identity was settled.
+    pub principal: Option<&'a Principal>,
     /// The message, of which size and digest are recorded.
     pub message: Option<&'a [u8]>,
 }
@@ -72,7 +86,7 @@ pub struct Arrival<'a> {
 impl Intent {
     /// That this exchange is allowed and about to leave.
     pub fn of(exchange: &Exchange, ruling: Ruling<'_>, key: &DigestKey) -> Self {
-        let (call, omitted) = call(exchange);
+        let (call, omitted) = call(exchange, ruling);
         let mut grounds = grounds(ruling, None, omitted);
         let shape = shape_of(exchange, key, &mut grounds);
         Self {
@@ -81,7 +95,14 @@ impl Intent {
             grounds,
             request: key.body(Domain::Request, exchange.request.raw()),
             shape,
+            arguments: None,
         }
+    }
+
+    /// With the arguments, where a policy has them kept.
+    pub fn keeping(mut self, arguments: Option<Kept>) -> Self {
+        self.arguments = arguments;
+        self
     }
 }
 
@@ -95,18 +116,22 @@ impl Outcome {
         server: Option<Duration>,
         key: &DigestKey,
     ) -> Self {
-        let (call, omitted) = call(exchange);
+        let (call, omitted) = call(exchange, ruling);
         let (decision, refusal) = match conclusion {
             Conclusion::Delivered => (Decision::Allowed, None),
             Conclusion::Refused(refusal) => (Decision::Refused, Some(refusal)),
             Conclusion::Failed(refusal) => (Decision::Failed, Some(refusal)),
             Conclusion::Cancelled => (Decision::Cancelled, None),
         };
+        let mut grounds = grounds(ruling, refusal, omitted);
+        let shape = exchange.response.as_ref().map(|answer| result_shape(exchange, answer, key));
+        let (shape, omitted) = shape.unwrap_or_default();
+        grounds.omitted = grounds.omitted.saturating_add(omitted);
         Self {
             call,
             decision,
             refusal: refusal.map(refused),
-            grounds: grounds(ruling, refusal, omitted),
+            grounds,
             answer: exchange.response.as_ref().map(|answer| match answer {
                 Answer::Result(_) => AnswerKind::Result,
                 Answer::Error(_) => AnswerKind::Error,
@@ -115,11 +140,16 @@ impl Outcome {
                 .response
                 .as_ref()
                 .map(|answer| key.body(Domain::Response, answer.payload().raw())),
-            timing: Timing {
-                total_us: micros(exchange.started.elapsed()),
-                server_us: server.map(micros),
-            },
+            shape,
+            result: None,
+            timing: timing(exchange, ruling, server),
         }
+    }
+
+    /// With the result, where a policy has it kept.
+    pub fn keeping(mut self, result: Option<Kept>) -> Self {
+        self.result = result;
+        self
     }
 }
 
@@ -131,7 +161,7 @@ impl Refused {
         ruling: Ruling<'_>,
         key: &DigestKey,
     ) -> Self {
-        let (call, omitted) = call(exchange);
+        let (call, omitted) = call(exchange, ruling);
         let mut grounds = grounds(ruling, Some(refusal), omitted);
         let shape = shape_of(exchange, key, &mut grounds);
         Self {
@@ -141,36 +171,28 @@ impl Refused {
             grounds,
             request: Some(key.body(Domain::Request, exchange.request.raw())),
             shape,
-            timing: Timing { total_us: micros(exchange.started.elapsed()), server_us: None },
+            arguments: None,
+            timing: timing(exchange, ruling, None),
         }
+    }
+
+    /// With the arguments, where a policy has them kept.
+    pub fn keeping(mut self, arguments: Option<Kept>) -> Self {
+        self.arguments = arguments;
+        self
     }
 
     /// That a message was refused before it became an exchange.
     pub fn on_arrival(arrival: Arrival<'_>, refusal: &refusal::Refusal, key: &DigestKey) -> Self {
-        let (principal, verified) = arrival.principal.unzip();
+        let (call, omitted) = stranger(&arrival);
         Self {
-            call: Call {
-                id: arrival.id,
-                at: arrival.at,
-                principal: principal.map(|name| clip(name, NAME)),
-                verified: verified.unwrap_or(false),
-                client_addr: arrival.client_addr,
-                transport: transport(arrival.transport),
-                session: None,
-                direction: Direction::ClientToServer,
-                method: None,
-                notification: false,
-                revision: None,
-                server: None,
-                target: None,
-                labels: BTreeSet::new(),
-                trace: None,
-            },
+            call,
             decision: Decision::Refused,
             refusal: refused(refusal),
-            grounds: grounds(Ruling::default(), Some(refusal), 0),
+            grounds: grounds(Ruling::default(), Some(refusal), omitted),
             request: arrival.message.map(|text| key.body(Domain::Request, text)),
             shape: Shape::new(),
+            arguments: None,
             timing: Timing::default(),
         }
     }
@@ -181,32 +203,6 @@ impl Event {
     pub fn now(mut what: Happening) -> Self {
         what.texts(|text| *text = bound(text, WORDS));
         Self { id: DecisionId::next(), at: Timestamp::now(), what }
-    }
-}
-
-impl Happening {
-    fn texts(&mut self, mut change: impl FnMut(&mut String)) {
-        match self {
-            Self::ProxyStarted { version: one }
-            | Self::PolicyLoaded { revision: one, .. }
-            | Self::PolicyRejected { reason: one }
-            | Self::ClientAdded { client: one }
-            | Self::ClientRemoved { client: one }
-            | Self::MessagesDropped { server: one, .. }
-            | Self::RecordsLost { segment: one, .. } => change(one),
-            Self::ServerLaunched { server: one, place: two }
-            | Self::ServerLaunchFailed { server: one, reason: two }
-            | Self::SegmentQuarantined { segment: one, reason: two } => {
-                change(one);
-                change(two);
-            }
-            Self::ServerStopped { server, reason } => {
-                change(server);
-                reason.iter_mut().for_each(change);
-            }
-            Self::ProxyStopped { reason } => reason.iter_mut().for_each(change),
-            Self::RefusalsUnrecorded { .. } => {}
-        }
     }
 }
 
@@ -296,15 +292,47 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The call, and how many labels were left out.
-fn call(exchange: &Exchange) -> (Call, u32) {
+/// What is known of a message that is none yet, and how many groups were left out.
+fn stranger(arrival: &Arrival<'_>) -> (Call, u32) {
+    let (groups, omitted) = arrival.principal.map(groups).unwrap_or_default();
     let call = Call {
+        id: arrival.id,
+        at: arrival.at,
+        principal: arrival.principal.map(|principal| clip(&principal.name(), NAME)),
+        verified: arrival.principal.is_some_and(|principal| principal.verified),
+        groups,
+        key: arrival.principal.and_then(|principal| principal.key.clone()),
+        client_addr: arrival.client_addr,
+        transport: transport(arrival.transport),
+        session: None,
+        direction: Direction::ClientToServer,
+        method: None,
+        notification: false,
+        era: None,
+        revision: None,
+        server: None,
+        image: None,
+        target: None,
+        pin: None,
+        labels: BTreeSet::new(),
+        trace: None,
+    };
+    (call, omitted)
+}
+
+/// The call, and how many labels and groups were left out.
+fn call(exchange: &Exchange, ruling: Ruling<'_>) -> (Call, u32) {
+    let principal = Some(&*exchange.principal);
+    let arrival = Arrival {
         id: exchange.id,
         at: exchange.at,
-        principal: Some(clip(&exchange.principal.name(), NAME)),
-        verified: exchange.principal.verified,
+        transport: exchange.transport,
         client_addr: exchange.client_addr,
-        transport: transport(exchange.transport),
+        principal,
+        message: None,
+    };
+    let (stranger, omitted) = stranger(&arrival);
+    let call = Call {
         session: exchange.session.as_ref().map(|session| session.prefix().to_owned()),
         direction: match exchange.direction {
             exchange::Direction::ClientToServer => Direction::ClientToServer,
@@ -312,8 +340,10 @@ fn call(exchange: &Exchange) -> (Call, u32) {
         },
         method: Some(bound(exchange.method.as_str(), NAME)),
         notification: exchange.notification,
+        era: Some(era(exchange.revision)),
         revision: Some(exchange.revision.as_str().to_owned()),
         server: exchange.server.as_ref().map(ToString::to_string),
+        image: ruling.image.map(|image| clip(image, NAME)),
         target: match &exchange.target {
             exchange::Target::None => None,
             exchange::Target::Tool { name, .. } => Some(Target::Tool(bound(name, NAME))),
@@ -322,10 +352,43 @@ fn call(exchange: &Exchange) -> (Call, u32) {
                 Some(Target::Resource(bound(bare_uri(uri).as_str(), URI)))
             }
         },
+        pin: match &exchange.target {
+            exchange::Target::Tool { tool: Some(tool), .. } => tool.pin().map(str::to_owned),
+            _ => None,
+        },
         labels: exchange.labels.iter().take(LABELS).map(|label| bound(label, LABEL)).collect(),
         trace: exchange.trace.as_deref().map(|trace| bound(trace, LABEL)),
+        ..stranger
     };
-    (call, count(exchange.labels.len().saturating_sub(LABELS)))
+    (call, omitted.saturating_add(count(exchange.labels.len().saturating_sub(LABELS))))
+}
+
+/// The groups, and how many were left out.
+fn groups(principal: &Principal) -> (Vec<String>, u32) {
+    let shown = principal.groups.iter().take(GROUPS).map(|group| clip(group.as_str(), LABEL));
+    (shown.collect(), count(principal.groups.len().saturating_sub(GROUPS)))
+}
+
+fn era(revision: exchange::Revision) -> Era {
+    if revision.is_modern() { Era::Modern } else { Era::Legacy }
+}
+
+fn timing(exchange: &Exchange, ruling: Ruling<'_>, server: Option<Duration>) -> Timing {
+    let mut stages = BTreeMap::<&str, Duration>::new();
+    for (name, took) in ruling.stages {
+        if stages.len() < STAGES || stages.contains_key(name.as_str()) {
+            *stages.entry(name).or_default() += *took;
+        }
+    }
+    Timing {
+        total_us: micros(exchange.started.elapsed()),
+        server_us: server.map(micros),
+        stages_us: stages
+            .into_iter()
+            .map(|(name, took)| (clip(name, NAME), micros(took)))
+            .filter(|(_, took)| *took > 0)
+            .collect(),
+    }
 }
 
 fn transport(transport: exchange::Transport) -> Transport {
@@ -378,17 +441,35 @@ fn refused(refusal: &refusal::Refusal) -> Refusal {
     }
 }
 
+/// The shape of the arguments; where the method has none by that name, of its parameters.
 fn shape_of(exchange: &Exchange, key: &DigestKey, grounds: &mut Grounds) -> Shape {
-    let Some(arguments) = exchange.arguments() else { return Shape::new() };
-    let schema = match &exchange.target {
-        exchange::Target::Tool { tool: Some(tool), .. } => {
-            tool.definition.value().get("inputSchema")
-        }
-        _ => None,
-    };
-    let (shape, omitted) = shape::of(arguments, schema, key);
+    let arguments = exchange.request.value().get("arguments").filter(|value| value.is_object());
+    let value = arguments.unwrap_or(exchange.request.value());
+    let (mut shape, omitted) = shape::of(value, schema(exchange, "inputSchema"), key);
+    if arguments.is_none() {
+        // The protocol's own, the same in every message.
+        shape.retain(|place, _| place != "/_meta" && !place.starts_with("/_meta/"));
+    }
     grounds.omitted = grounds.omitted.saturating_add(omitted);
     shape
+}
+
+/// The shape of a result or an error, and how many members were left out.
+fn result_shape(exchange: &Exchange, answer: &Answer, key: &DigestKey) -> (Shape, u32) {
+    let text = answer.payload().raw();
+    if text.len() > SHAPED {
+        return Default::default();
+    }
+    let mut text = serde_json::Deserializer::from_slice(text);
+    shape::of(&mut text, schema(exchange, "outputSchema"), key)
+}
+
+/// A schema of the tool that is called.
+fn schema<'a>(exchange: &'a Exchange, which: &str) -> Option<&'a serde_json::Value> {
+    match &exchange.target {
+        exchange::Target::Tool { tool: Some(tool), .. } => tool.definition.value().get(which),
+        _ => None,
+    }
 }
 
 /// The URI without user, query, fragment and inline data.

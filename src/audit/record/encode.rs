@@ -111,6 +111,7 @@ mod tests {
             rules: &vec![rule.clone(); 100],
             findings: &vec![finding.clone(); 100],
             policy_revision: Some(&evil),
+            ..Ruling::default()
         };
         let key = DigestKey::for_tests();
         let mut record = Record::from(Refused::of(&exchange, &refusal, ruling, &key));

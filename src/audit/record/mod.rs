@@ -1,16 +1,24 @@
 //! What is recorded: the types of the newest version, how they are made of an exchange, how they
 //! become text.
 
+mod access;
 mod build;
 mod encode;
+mod happening;
+mod kept;
 mod shape;
 pub mod v1;
+mod words;
 
 pub use build::{Arrival, Conclusion, Ruling};
+pub use happening::{
+    AdminAction, DropReason, Dropped, Egress, HandedBy, Happening, Launched, PlaceKind,
+    PluginLoaded, SecretHanded, SecretSource, SessionOpened, Stopped, Who,
+};
 pub use v1::{
-    AnswerKind, Body, Call, Cursor, Decision, Direction, Entry, Event, Finding, Grounds, Happening,
-    IllegalCursor, Intent, Kind, Outcome, Record, Refusal, Refused, Rule, Shape, Target, Timing,
-    Transport,
+    AnswerKind, Body, Call, Cursor, Decision, Direction, Entry, Era, Event, Finding, Grounds,
+    IllegalCursor, Intent, Kept, Kind, Outcome, Record, Refusal, Refused, Rule, Shape, Target,
+    Timing, Transport,
 };
 
 pub(super) use encode::encode;

@@ -1,8 +1,16 @@
-//! The shape of arguments: which members there are and of which types, never what they hold.
+//! The shape of arguments and results: which members there are and of which types, never what
+//! they hold. Read from the text as it is walked, so that a large result is not built in memory.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fmt,
+};
 
-use serde_json::{Map, Value};
+use serde::{
+    Deserializer,
+    de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::Value;
 
 use super::v1::Shape;
 use crate::audit::digest::DigestKey;
@@ -18,10 +26,15 @@ const KEY: usize = 64;
 /// Property names collected of a schema.
 const NAMES: usize = 1024;
 
-/// The shape of `arguments`, and how many members were left out. Keys that `schema` declares are
-/// shown; others stand as keyed digests.
-pub(super) fn of(
-    arguments: &Map<String, Value>,
+/// The members that MCP itself names in parameters, results and errors: no data is in them.
+const PROTOCOL: &[&str] = &[
+    "_meta", "action", "annotations", "argument", "arguments", "audience", "blob", "capabilities", "clientInfo", "code", "completion", "content", "contents", "context", "costPriority", "cursor", "data", "description", "elicitationId", "elicitations", "hasMore", "hints", "icons", "includeContext", "inputRequests", "inputResponses", "inputSchema", "instructions", "intelligencePriority", "isError", "lastModified", "level", "logger", "maxTokens", "message", "messages", "method", "mimeType", "mode", "model", "modelPreferences", "name", "nextCursor", "notifications", "outputSchema", "params", "priority", "progress", "progressToken", "prompts", "protocolVersion", "reason", "ref", "requestId", "requestState", "requestedSchema", "required", "resource", "resourceTemplates", "resources", "resultType", "role", "roots", "serverInfo", "size", "speedPriority", "status", "stopReason", "stopSequences", "structuredContent", "supportedVersions", "systemPrompt", "task", "taskId", "temperature", "text", "title", "toolChoice", "tools", "total", "ttl", "type", "uri", "uriTemplate", "url", "values", "version",
+];
+
+/// The shape of what a deserializer holds (an object), and how many members were left out. Keys
+/// that `schema` declares or MCP names are shown; others stand as keyed digests.
+pub(super) fn of<'de>(
+    value: impl Deserializer<'de>,
     schema: Option<&Value>,
     key: &DigestKey,
 ) -> (Shape, u32) {
@@ -30,7 +43,13 @@ pub(super) fn of(
         declared(schema, DEPTH * 2, &mut names);
     }
     let mut walk = Walk { names, key, types: BTreeMap::new(), visits: 0, omitted: 0 };
-    walk.object(arguments, "", DEPTH);
+    // The top is an object, of which there is nothing to say.
+    let top = At { walk: &mut walk, at: String::new(), depth: DEPTH + 1 };
+    if top.deserialize(value).is_err() {
+        // Deeper than the parser goes: what was seen until there stands.
+        walk.omit(1);
+    }
+    walk.types.remove("");
     let shape = walk
         .types
         .into_iter()
@@ -73,68 +92,138 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn omit(&mut self, members: usize) {
-        self.omitted = self.omitted.saturating_add(u32::try_from(members).unwrap_or(u32::MAX));
+    fn omit(&mut self, members: u32) {
+        self.omitted = self.omitted.saturating_add(members);
     }
 
-    fn object(&mut self, members: &Map<String, Value>, at: &str, depth: usize) {
-        for (seen, (name, value)) in members.iter().enumerate() {
-            if self.visits > VISITS {
-                self.omit(members.len() - seen);
-                return;
-            }
-            let step = if self.names.contains(name.as_str()) {
-                name.replace('~', "~0").replace('/', "~1")
-            } else {
-                self.key.stand_in(name)
-            };
-            self.value(value, format!("{at}/{step}"), depth);
+    /// A key as a shape shows it.
+    fn step(&self, name: &str) -> String {
+        if self.names.contains(name) || PROTOCOL.binary_search(&name).is_ok() {
+            name.replace('~', "~0").replace('/', "~1")
+        } else {
+            self.key.stand_in(name)
         }
     }
+}
 
-    fn value(&mut self, value: &Value, at: String, depth: usize) {
-        self.visits += 1;
-        let known = self.types.contains_key(&at);
-        if self.visits > VISITS || (!known && self.types.len() >= MEMBERS) {
-            self.omit(1);
-            return;
+/// A place whose value is to be looked at.
+struct At<'w, 'a> {
+    walk: &'w mut Walk<'a>,
+    at: String,
+    depth: usize,
+}
+
+impl At<'_, '_> {
+    /// Notes the type; whether what is within is to be looked at.
+    fn is(&mut self, kind: &'static str) -> bool {
+        self.walk.visits += 1;
+        let known = self.walk.types.contains_key(&self.at);
+        // The top takes none of the places.
+        if self.walk.visits > VISITS || (!known && self.walk.types.len() > MEMBERS) {
+            self.walk.omit(1);
+            return false;
         }
-        let kind = match value {
-            Value::Null => "null",
-            Value::Bool(_) => "boolean",
-            Value::Number(_) => "number",
-            Value::String(_) => "string",
-            Value::Array(_) => "array",
-            Value::Object(_) => "object",
-        };
-        self.types.entry(at.clone()).or_default().insert(kind);
-        if depth <= 1 {
-            return;
-        }
-        match value {
-            Value::Array(items) => {
-                for (seen, item) in items.iter().enumerate() {
-                    if self.visits > VISITS {
-                        self.omit(items.len() - seen);
-                        return;
-                    }
-                    self.value(item, format!("{at}/*"), depth - 1);
-                }
+        self.walk.types.entry(self.at.clone()).or_default().insert(kind);
+        self.depth > 1
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for At<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for At<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(mut self) -> Result<(), E> {
+        self.is("null");
+        Ok(())
+    }
+
+    fn visit_bool<E>(mut self, _: bool) -> Result<(), E> {
+        self.is("boolean");
+        Ok(())
+    }
+
+    fn visit_i64<E>(mut self, _: i64) -> Result<(), E> {
+        self.is("number");
+        Ok(())
+    }
+
+    fn visit_u64<E>(mut self, _: u64) -> Result<(), E> {
+        self.is("number");
+        Ok(())
+    }
+
+    fn visit_f64<E>(mut self, _: f64) -> Result<(), E> {
+        self.is("number");
+        Ok(())
+    }
+
+    fn visit_str<E>(mut self, _: &str) -> Result<(), E> {
+        self.is("string");
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
+        let enter = self.is("array");
+        while enter && self.walk.visits <= VISITS {
+            let at = format!("{}/*", self.at);
+            let item = At { walk: self.walk, at, depth: self.depth - 1 };
+            if items.next_element_seed(item)?.is_none() {
+                return Ok(());
             }
-            Value::Object(members) => self.object(members, &at, depth - 1),
-            _ => {}
         }
+        while items.next_element::<IgnoredAny>()?.is_some() {
+            if enter {
+                self.walk.omit(1);
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
+        let enter = self.is("object");
+        while enter && self.walk.visits <= VISITS {
+            let Some(name) = members.next_key::<String>()? else { return Ok(()) };
+            let at = format!("{}/{}", self.at, self.walk.step(&name));
+            members.next_value_seed(At { walk: self.walk, at, depth: self.depth - 1 })?;
+        }
+        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+            if enter {
+                self.walk.omit(1);
+            }
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     use super::*;
 
     fn shape(arguments: Value, schema: Value) -> (Shape, u32) {
-        of(arguments.as_object().unwrap(), Some(&schema), &DigestKey::for_tests())
+        let key = DigestKey::for_tests();
+        let read = of(&arguments, Some(&schema), &key);
+        let text = arguments.to_string();
+        let streamed = of(&mut serde_json::Deserializer::from_str(&text), Some(&schema), &key);
+        assert_eq!(read, streamed, "a text has the shape of its value");
+        read
+    }
+
+    #[test]
+    fn the_protocols_words_are_sorted() {
+        assert!(PROTOCOL.is_sorted());
     }
 
     #[test]
@@ -159,21 +248,30 @@ mod tests {
     }
 
     #[test]
+    fn a_result_shows_the_protocols_members() {
+        let (shape, _) = shape(
+            json!({"content": [{"type": "text", "text": "v"}], "structuredContent": {"v": 1}}),
+            json!({}),
+        );
+        assert_eq!(shape["/content/*/text"], "string");
+        assert!(!shape.contains_key("/structuredContent/v"), "{shape:?}");
+    }
+
+    #[test]
     fn a_shape_is_bounded() {
         let wide: Map<String, Value> = (0..500).map(|i| (i.to_string(), json!(1))).collect();
-        let (shape, omitted) = of(&wide, None, &DigestKey::for_tests());
-        assert_eq!(shape.len(), MEMBERS);
+        let (wide, omitted) = shape(Value::Object(wide), json!({}));
+        assert_eq!(wide.len(), MEMBERS);
         assert_eq!(omitted as usize, 500 - MEMBERS);
 
         let mut deep = json!(1);
         for _ in 0..60 {
             deep = json!({ "a": deep });
         }
-        let (shape, _) = of(deep.as_object().unwrap(), None, &DigestKey::for_tests());
-        assert_eq!(shape.len(), DEPTH);
+        assert_eq!(shape(deep, json!({})).0.len(), DEPTH);
 
         let long = json!({ "a": vec![json!({"b": 1}); 100_000] });
-        let (shape, omitted) = of(long.as_object().unwrap(), None, &DigestKey::for_tests());
-        assert!(shape.len() == 3 && omitted > 0);
+        let (long, omitted) = shape(long, json!({}));
+        assert!(long.len() == 3 && omitted > 0);
     }
 }

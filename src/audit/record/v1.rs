@@ -11,7 +11,9 @@ use std::{
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::Happening;
 use crate::names::DecisionId;
 
 /// The version that these types are.
@@ -137,6 +139,12 @@ pub struct Call {
     /// Whether that identity was proven.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub verified: bool,
+    /// The client's groups.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// The first digits of the hash of the client's key: one name can have had several keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// The client's address and port, over a network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
@@ -152,15 +160,26 @@ pub struct Call {
     /// Whether the message expects no answer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub notification: bool,
+    /// The era of the protocol that the client speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub era: Option<Era>,
     /// The protocol revision that the client speaks, a date.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
     /// The server that is asked, or that asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
+    /// `sha256:` and the digest of the image that the server runs from, where it runs in a
+    /// container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// The tool, prompt or resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
+    /// `sha256:` and the digest of the tool's definition in canonical form (RFC 8785): the same
+    /// as long as its server says the same of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<String>,
     /// Labels that interceptors gave.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub labels: BTreeSet<String>,
@@ -177,6 +196,16 @@ pub enum Transport {
     Unix,
     Stdio,
     Cli,
+}
+
+/// The eras of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Era {
+    /// Up to 2025-11-25: begins with `initialize`, has sessions.
+    Legacy,
+    /// From 2026-07-28: stateless.
+    Modern,
 }
 
 /// Who speaks and who is spoken to.
@@ -217,7 +246,7 @@ pub struct Grounds {
     pub omitted: u32,
 }
 
-fn is_zero(count: &u32) -> bool {
+pub(super) fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
@@ -262,6 +291,25 @@ pub struct Body {
     pub digest: String,
 }
 
+/// A body that is kept because a policy's `@keep` says so. Everything that the secret scanner
+/// knows was taken out of it first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Kept {
+    /// The JSON, with `[redacted:RULE]` in the place of each secret. Absent where it could not be
+    /// looked through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<Value>,
+    /// How many secrets were taken out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub redacted: u32,
+    /// Whether more than the limit was there: long texts end with `…`, later members are left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
+    /// Why there is no body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
 /// Why a message, or its answer, did not pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refusal {
@@ -274,7 +322,7 @@ pub struct Refusal {
     pub detail: Option<String>,
 }
 
-/// The types of the arguments by JSON pointer. `*` stands for every element of an array, `|`
+/// The types of arguments or of a result by JSON pointer. `*` stands for every element of an array, `|`
 /// joins the types where they differ. A key that neither the tool's schema nor the protocol names
 /// stands as `#` and the beginning of its keyed digest, since a key can hold data too.
 pub type Shape = BTreeMap<String, String>;
@@ -293,6 +341,10 @@ pub struct Intent {
     /// The shape of the arguments.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shape: Shape,
+    /// The arguments (where there are none by that name: the parameters without `_meta`), where a
+    /// policy that decided says `@keep("arguments")`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<Kept>,
 }
 
 /// What came of a message that had an intent.
@@ -312,6 +364,12 @@ pub struct Outcome {
     /// The result or the error object as it reached its last stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response: Option<Body>,
+    /// The shape of the result. A result of more than 1 MiB has none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shape: Shape,
+    /// The result or the error object, where a policy that decided says `@keep("result")`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Kept>,
     #[serde(flatten)]
     pub timing: Timing,
 }
@@ -325,13 +383,19 @@ pub enum AnswerKind {
 }
 
 /// How long it took.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Timing {
     /// Microseconds from the message's arrival to this record.
     pub total_us: u64,
     /// Microseconds of it that the server took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_us: Option<u64>,
+    /// Microseconds of it in each stage: `parse`, `route`, `request/NAME` for each interceptor
+    /// before the call, `intent` for the record that has to be on disk before it leaves, `server`,
+    /// `response/NAME` for each interceptor on the way back. Stages that took less than one are
+    /// left out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stages_us: BTreeMap<String, u64>,
 }
 
 /// A message that was refused before it left.
@@ -350,6 +414,9 @@ pub struct Refused {
     /// The shape of the arguments.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shape: Shape,
+    /// The arguments, as in an intent, where a policy that decided says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<Kept>,
     #[serde(flatten)]
     pub timing: Timing,
 }
@@ -364,152 +431,4 @@ pub struct Event {
     pub at: Timestamp,
     #[serde(flatten)]
     pub what: Happening,
-}
-
-/// The events. `event` says which it is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "event", rename_all = "kebab-case")]
-pub enum Happening {
-    /// The proxy began to take messages.
-    ProxyStarted { version: String },
-    /// The proxy stopped in an orderly way.
-    ProxyStopped {
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        reason: Option<String>,
-    },
-    /// A server was started.
-    ServerLaunched {
-        server: String,
-        /// Where it runs: `container 0123456789ab`, `sandbox pid 42`, a URL's host.
-        place: String,
-    },
-    /// A server could not be started.
-    ServerLaunchFailed { server: String, reason: String },
-    /// A server ended or was stopped.
-    ServerStopped {
-        server: String,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        reason: Option<String>,
-    },
-    /// Messages that a server sent unasked came faster than they were taken, and were dropped.
-    MessagesDropped {
-        server: String,
-        /// How many, since the last such record.
-        count: u64,
-    },
-    /// Policies took effect.
-    PolicyLoaded { revision: String, policies: u64 },
-    /// Policies were read and not taken; the old ones stay.
-    PolicyRejected { reason: String },
-    /// A client was given a key.
-    ClientAdded { client: String },
-    /// A client's key was taken away.
-    ClientRemoved { client: String },
-    /// Messages were refused without a record of each: more came than are recorded one by one.
-    RefusalsUnrecorded {
-        /// How many they were.
-        count: u64,
-        /// When the first of them was refused. The last was before this record.
-        #[schemars(with = "String", extend("format" = "date-time"))]
-        since: Timestamp,
-    },
-    /// Records of this store that were acknowledged are gone: a part of it is damaged. Later ones
-    /// are in a new part.
-    RecordsLost {
-        /// The folder, still in its place.
-        segment: String,
-        /// No record after this time is left in it.
-        #[schemars(with = "String", extend("format" = "date-time"))]
-        after: Timestamp,
-        /// The last lost record was written at this time.
-        #[schemars(with = "String", extend("format" = "date-time"))]
-        until: Timestamp,
-    },
-    /// A part of this store could not be opened and was put aside. Records in it can't be queried.
-    SegmentQuarantined {
-        /// The folder, now under `quarantine` in the store.
-        segment: String,
-        reason: String,
-    },
-}
-
-impl Record {
-    /// Which kind it is.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Intent(_) => Kind::Intent,
-            Self::Outcome(_) => Kind::Outcome,
-            Self::Refused(_) => Kind::Refused,
-            Self::Event(_) => Kind::Event,
-        }
-    }
-
-    /// The decision's id, or the event's own.
-    pub fn id(&self) -> DecisionId {
-        match self {
-            Self::Event(event) => event.id,
-            _ => self.call().map_or(DecisionId::from_bytes([0; 16]), |call| call.id),
-        }
-    }
-
-    /// The message, except for an event.
-    pub fn call(&self) -> Option<&Call> {
-        match self {
-            Self::Intent(intent) => Some(&intent.call),
-            Self::Outcome(outcome) => Some(&outcome.call),
-            Self::Refused(refused) => Some(&refused.call),
-            Self::Event(_) => None,
-        }
-    }
-
-    /// What was decided, except for an event.
-    pub fn decision(&self) -> Option<Decision> {
-        match self {
-            Self::Intent(intent) => Some(intent.decision),
-            Self::Outcome(outcome) => Some(outcome.decision),
-            Self::Refused(refused) => Some(refused.decision),
-            Self::Event(_) => None,
-        }
-    }
-
-    /// Why it did not pass.
-    pub fn refusal(&self) -> Option<&Refusal> {
-        match self {
-            Self::Outcome(outcome) => outcome.refusal.as_ref(),
-            Self::Refused(refused) => Some(&refused.refusal),
-            Self::Intent(_) | Self::Event(_) => None,
-        }
-    }
-
-    /// On what grounds it was decided, except for an event.
-    pub fn grounds(&self) -> Option<&Grounds> {
-        match self {
-            Self::Intent(intent) => Some(&intent.grounds),
-            Self::Outcome(outcome) => Some(&outcome.grounds),
-            Self::Refused(refused) => Some(&refused.grounds),
-            Self::Event(_) => None,
-        }
-    }
-
-    /// The server that the record is about.
-    pub fn server(&self) -> Option<&str> {
-        match self {
-            Self::Event(event) => match &event.what {
-                Happening::ServerLaunched { server, .. }
-                | Happening::ServerLaunchFailed { server, .. }
-                | Happening::ServerStopped { server, .. }
-                | Happening::MessagesDropped { server, .. } => Some(server),
-                _ => None,
-            },
-            _ => self.call()?.server.as_deref(),
-        }
-    }
-
-    /// The tool that the record is about.
-    pub fn tool(&self) -> Option<&str> {
-        match self.call()?.target.as_ref()? {
-            Target::Tool(name) => Some(name),
-            Target::Prompt(_) | Target::Resource(_) => None,
-        }
-    }
 }

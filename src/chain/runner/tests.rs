@@ -46,6 +46,7 @@ fn exchange() -> Exchange {
             kind: PrincipalKind::Anonymous,
             groups: Vec::new(),
             verified: false,
+            key: None,
         }),
         direction: Direction::ClientToServer,
         method: Method::new("tools/call"),

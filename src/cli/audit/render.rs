@@ -2,7 +2,7 @@
 
 use crate::{
     audit::record::{
-        AnswerKind, Call, Decision, Direction, Entry, Grounds, Happening, Record, Rule, Target,
+        AnswerKind, Call, Decision, Direction, Entry, Grounds, Record, Rule, Target,
         Transport,
     },
     cli::escape,
@@ -27,7 +27,7 @@ pub(super) fn row(entry: &Entry) -> [String; 7] {
         record.refusal().map(|refusal| refusal.code.clone()).unwrap_or_default(),
         call.and_then(|call| call.principal.clone()).unwrap_or_default(),
         match record {
-            Record::Event(event) => happening(&event.what),
+            Record::Event(event) => event.what.to_string(),
             _ => call.map(what).unwrap_or_default(),
         },
         took,
@@ -73,41 +73,6 @@ fn what(call: &Call) -> String {
         (None, None) => String::new(),
     };
     format!("{method}{about}")
-}
-
-fn happening(what: &Happening) -> String {
-    let because = |reason: &Option<String>| {
-        reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default()
-    };
-    match what {
-        Happening::ProxyStarted { version } => format!("proxy started, version {version}"),
-        Happening::ProxyStopped { reason } => format!("proxy stopped{}", because(reason)),
-        Happening::ServerLaunched { server, place } => format!("server {server} started: {place}"),
-        Happening::ServerLaunchFailed { server, reason } => {
-            format!("server {server} could not be started: {reason}")
-        }
-        Happening::ServerStopped { server, reason } => {
-            format!("server {server} stopped{}", because(reason))
-        }
-        Happening::MessagesDropped { server, count } => {
-            format!("server {server}: {count} of its messages came too fast and were dropped")
-        }
-        Happening::PolicyLoaded { revision, policies } => {
-            format!("policies loaded: {policies}, revision {revision}")
-        }
-        Happening::PolicyRejected { reason } => format!("policies rejected: {reason}"),
-        Happening::ClientAdded { client } => format!("client {client} added"),
-        Happening::ClientRemoved { client } => format!("client {client} removed"),
-        Happening::RefusalsUnrecorded { count, since } => {
-            format!("{count} messages refused since {since} without a record of each")
-        }
-        Happening::RecordsLost { segment, after, until } => {
-            format!("audit records of {after} to {until} are lost: {segment} is damaged")
-        }
-        Happening::SegmentQuarantined { segment, reason } => {
-            format!("audit records put aside in {segment}: {reason}")
-        }
-    }
 }
 
 /// What is said of a decision: labels and texts, each once.
@@ -234,7 +199,7 @@ pub(super) fn decision(entries: &[Entry]) -> Vec<String> {
                     .unwrap_or_default();
                 lines.add("took", format!("{}{server}", millis(outcome.timing.total_us)));
             }
-            Record::Event(event) => lines.add("event", happening(&event.what)),
+            Record::Event(event) => lines.add("event", event.what.to_string()),
             Record::Intent(_) | Record::Refused(_) => {}
         }
     }
@@ -349,7 +314,11 @@ mod tests {
         );
         let mut outcome =
             Outcome::of(&exchange, Ruling::default(), Conclusion::Delivered, None, &key);
-        outcome.timing = crate::audit::record::Timing { total_us: 12_345, server_us: Some(9_000) };
+        outcome.timing = crate::audit::record::Timing {
+            total_us: 12_345,
+            server_us: Some(9_000),
+            ..Default::default()
+        };
         let text = decision(&[entry(intent), entry(outcome)]);
         assert_eq!(text[0], "01010101-0101-0101-0101-010101010101 allowed");
         let client = "  client    ci-bot from 127.0.0.1:4000 over HTTP, session 01234567…";

@@ -45,6 +45,7 @@ fn client(name: &str, groups: &[&str]) -> Principal {
         kind: PrincipalKind::Client(name.parse().unwrap()),
         groups: groups.iter().map(|group| group.parse().unwrap()).collect(),
         verified: true,
+        key: None,
     }
 }
 
@@ -53,11 +54,12 @@ fn local(user: &str) -> Principal {
         kind: PrincipalKind::Local { user: user.into() },
         groups: Vec::new(),
         verified: true,
+        key: None,
     }
 }
 
 fn anonymous() -> Principal {
-    Principal { kind: PrincipalKind::Anonymous, groups: Vec::new(), verified: false }
+    Principal { kind: PrincipalKind::Anonymous, groups: Vec::new(), verified: false, key: None }
 }
 
 fn circumstances(method: &str) -> Circumstances<'_> {

@@ -4,11 +4,8 @@ use super::*;
 use crate::exchange::Payload;
 
 fn tool(server: &str, name: &str) -> Definition {
-    Definition {
-        server: server.parse().unwrap(),
-        name: name.into(),
-        definition: Payload::new(Bytes::from_static(b"{}")),
-    }
+    let definition = Payload::new(Bytes::from_static(b"{}"));
+    Definition::new(server.parse().unwrap(), name.into(), definition)
 }
 
 fn client(name: &str) -> Principal {
@@ -16,6 +13,7 @@ fn client(name: &str) -> Principal {
         kind: PrincipalKind::Client(name.parse().unwrap()),
         groups: Vec::new(),
         verified: true,
+        key: None,
     }
 }
 

@@ -1,0 +1,523 @@
+//! What happens to the proxy, as records of kind `event` have it: version 1, as in `v1`.
+
+use std::net::SocketAddr;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::v1::{Decision, Era, Transport};
+
+/// The events. `event` says which it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Happening {
+    /// The proxy began to take messages.
+    ProxyStarted { version: String },
+    /// The proxy did not start: what it was told to do cannot be done.
+    ProxyNotStarted {
+        version: String,
+        /// Everything that is wrong, one a line.
+        reason: String,
+    },
+    /// The proxy stopped in an orderly way.
+    ProxyStopped {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// The config that this run goes by.
+    ConfigLoaded {
+        /// Its file.
+        file: String,
+        /// `sha256:` and the digest of the file.
+        revision: String,
+        /// How many servers it names.
+        servers: u64,
+        /// Its chain of interceptors in their order, `NAME` or `NAME (audit)`.
+        chain: Vec<String>,
+    },
+    /// Policies took effect.
+    PolicyLoaded { revision: String, policies: u64 },
+    /// Policies were read and not taken; the old ones stay.
+    PolicyRejected { reason: String },
+    /// A plugin was loaded.
+    PluginLoaded(PluginLoaded),
+    /// A plugin was not loaded, and so the proxy did not start.
+    PluginRefused {
+        /// The interceptor's name.
+        plugin: String,
+        file: String,
+        reason: String,
+    },
+    /// A client was let in: the first message of this principal with this key from this address,
+    /// or the first one after an hour without any.
+    ClientSeen(Who),
+    /// A session was opened by an `initialize`, which has records of its own.
+    SessionOpened(SessionOpened),
+    /// A session ended: the client closed it or left, or it was not used for too long.
+    SessionEnded {
+        session: String,
+        principal: String,
+        /// How many requests were made in it.
+        requests: u64,
+    },
+    /// A server was started, or connected to.
+    ServerLaunched(Box<Launched>),
+    /// A server could not be started.
+    ServerLaunchFailed {
+        server: String,
+        /// Where it was to run.
+        kind: PlaceKind,
+        /// The one client for which alone it was to run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        principal: Option<String>,
+        reason: String,
+    },
+    /// A server ended or was stopped.
+    ServerStopped(Stopped),
+    /// The proxy itself opens connections to a remote server. What servers of its own ask of a
+    /// network is not seen here: they have none but where a launch's deviations say so.
+    EgressOpened(Egress),
+    /// A server was handed secrets. No value is on record.
+    SecretsHanded { server: String, secrets: Vec<SecretHanded> },
+    /// A secret could not be had, and so the proxy did not start.
+    SecretUnresolved {
+        server: String,
+        /// The name under which the server would have got it.
+        secret: String,
+        source: SecretSource,
+        reason: String,
+    },
+    /// Messages were dropped, and how many.
+    MessagesDropped(Dropped),
+    /// A client was given a key.
+    ClientAdded {
+        client: String,
+        /// The first digits of the hash of its key.
+        key: String,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        groups: Vec<String>,
+    },
+    /// A client's key was taken away.
+    ClientRemoved { client: String, key: String },
+    /// Somebody asked something of the running proxy at its admin socket.
+    AdminAction(AdminAction),
+    /// Messages were refused without a record of each: more came than are recorded one by one.
+    RefusalsUnrecorded {
+        /// How many they were.
+        count: u64,
+        /// When the first of them was refused. The last was before this record.
+        #[schemars(with = "String", extend("format" = "date-time"))]
+        since: Timestamp,
+    },
+    /// Records of this store that were acknowledged are gone: a part of it is damaged. Later ones
+    /// are in a new part.
+    RecordsLost {
+        /// The folder, still in its place.
+        segment: String,
+        /// No record after this time is left in it.
+        #[schemars(with = "String", extend("format" = "date-time"))]
+        after: Timestamp,
+        /// The last lost record was written at this time.
+        #[schemars(with = "String", extend("format" = "date-time"))]
+        until: Timestamp,
+    },
+    /// A part of this store could not be opened and was put aside. Records in it can't be queried.
+    SegmentQuarantined {
+        /// The folder, now under `quarantine` in the store.
+        segment: String,
+        reason: String,
+    },
+}
+
+/// Who is at the door.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Who {
+    /// The client's name, `local:USER` or `anonymous`.
+    pub principal: String,
+    /// Whether that identity was proven.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub verified: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// The first digits of the hash of the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The address and port, over a network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub client_addr: Option<SocketAddr>,
+    pub transport: Transport,
+}
+
+/// A session that was opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionOpened {
+    /// The first characters of its id, as in the records of its calls.
+    pub session: String,
+    #[serde(flatten)]
+    pub who: Who,
+    pub revision: String,
+    /// Name and version that the client claims.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claims: Option<String>,
+}
+
+/// A plugin that was loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PluginLoaded {
+    /// The interceptor's name.
+    pub plugin: String,
+    pub file: String,
+    /// `sha256:` and the digest of the file.
+    pub digest: String,
+    /// Whether the config names that digest.
+    pub pinned: bool,
+    /// Name and version by its own manifest.
+    pub claims: String,
+    /// What it may do beyond its verdicts: `log`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grants: Vec<String>,
+    /// MiB of memory that one instance of it may have.
+    pub memory_mib: u64,
+}
+
+/// Where a server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PlaceKind {
+    Container,
+    Sandbox,
+    Remote,
+}
+
+/// A server that was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Launched {
+    pub server: String,
+    pub kind: PlaceKind,
+    /// Which one: `container 0123456789ab`, `sandbox pid 42`, a URL without user and query.
+    pub place: String,
+    /// Why it runs there, or where its URL leads.
+    pub why: String,
+    /// The program, in a sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
+    /// The image as the config or the packing names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_ref: Option<String>,
+    /// `sha256:` and the digest by which the engine knows the image that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The digest of all that confines it, as in the container's label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// What the config changed against the default profile: `FIELD: ACTUAL (CONFIG KEY)`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deviations: Vec<String>,
+    /// The one client for which alone it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<String>,
+    /// The era in which it was greeted.
+    pub era: Era,
+    pub revision: String,
+    /// Name and version that it claims.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claims: Option<String>,
+    /// Microseconds until it was ready.
+    pub took_us: u64,
+}
+
+/// A server that ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Stopped {
+    pub server: String,
+    /// As at its launch.
+    pub place: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<String>,
+    pub reason: String,
+    /// Its exit code: 128 + n after signal n, -1 where it could not be told. Absent for a remote
+    /// one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i64>,
+    /// What else is known of its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_reason: Option<String>,
+}
+
+/// A way out of this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Egress {
+    pub server: String,
+    /// The URL without user, query and fragment.
+    pub url: String,
+    /// `streamable-http` or `sse`.
+    pub protocol: String,
+    /// Whether the way there is encrypted.
+    pub encrypted: bool,
+}
+
+/// Where a secret comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecretSource {
+    /// A variable of the proxy's own environment.
+    Env,
+    File,
+    /// What was written is no reference.
+    Illegal,
+}
+
+/// A secret that a server was handed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SecretHanded {
+    /// The name under which the server gets it.
+    pub secret: String,
+    pub source: SecretSource,
+    /// How it is handed over.
+    pub by: HandedBy,
+}
+
+/// How a secret is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HandedBy {
+    /// In the environment of its process.
+    Environment,
+    /// In a header of every request to it.
+    Header,
+}
+
+/// Messages that were dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Dropped {
+    pub server: String,
+    /// For whom they were, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<String>,
+    pub why: DropReason,
+    /// How many, since the last such record.
+    pub count: u64,
+}
+
+/// Why messages were dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DropReason {
+    /// The server sent them unasked, and faster than they were taken.
+    Flood,
+    /// Log messages below the level that the client asked for.
+    Level,
+    /// Notifications of a call that its client did not read. They were allowed, and have an
+    /// intent each.
+    Unread,
+}
+
+/// What an operator asked of the running proxy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AdminAction {
+    /// The user id, as the system tells.
+    pub uid: u32,
+    /// The user's name, where the system knows one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// What is asked: the HTTP method and the path, such as `POST /v1/audit/query`.
+    pub verb: String,
+    /// What it is asked of or about: a filter, a server's name, a decision's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    pub decision: Decision,
+}
+
+impl Happening {
+    /// The value of `event`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ProxyStarted { .. } => "proxy-started",
+            Self::ProxyNotStarted { .. } => "proxy-not-started",
+            Self::ProxyStopped { .. } => "proxy-stopped",
+            Self::ConfigLoaded { .. } => "config-loaded",
+            Self::PolicyLoaded { .. } => "policy-loaded",
+            Self::PolicyRejected { .. } => "policy-rejected",
+            Self::PluginLoaded(_) => "plugin-loaded",
+            Self::PluginRefused { .. } => "plugin-refused",
+            Self::ClientSeen(_) => "client-seen",
+            Self::SessionOpened(_) => "session-opened",
+            Self::SessionEnded { .. } => "session-ended",
+            Self::ServerLaunched(_) => "server-launched",
+            Self::ServerLaunchFailed { .. } => "server-launch-failed",
+            Self::ServerStopped(_) => "server-stopped",
+            Self::EgressOpened(_) => "egress-opened",
+            Self::SecretsHanded { .. } => "secrets-handed",
+            Self::SecretUnresolved { .. } => "secret-unresolved",
+            Self::MessagesDropped(_) => "messages-dropped",
+            Self::ClientAdded { .. } => "client-added",
+            Self::ClientRemoved { .. } => "client-removed",
+            Self::AdminAction(_) => "admin-action",
+            Self::RefusalsUnrecorded { .. } => "refusals-unrecorded",
+            Self::RecordsLost { .. } => "records-lost",
+            Self::SegmentQuarantined { .. } => "segment-quarantined",
+        }
+    }
+
+    /// The server that it is about.
+    pub fn server(&self) -> Option<&str> {
+        match self {
+            Self::ServerLaunched(launched) => Some(&launched.server),
+            Self::ServerStopped(stopped) => Some(&stopped.server),
+            Self::EgressOpened(egress) => Some(&egress.server),
+            Self::MessagesDropped(dropped) => Some(&dropped.server),
+            Self::ServerLaunchFailed { server, .. }
+            | Self::SecretsHanded { server, .. }
+            | Self::SecretUnresolved { server, .. } => Some(server),
+            _ => None,
+        }
+    }
+
+    /// The principal that it is about.
+    pub fn principal(&self) -> Option<&str> {
+        match self {
+            Self::ClientSeen(who) => Some(&who.principal),
+            Self::SessionOpened(opened) => Some(&opened.who.principal),
+            Self::SessionEnded { principal, .. } => Some(principal),
+            Self::ClientAdded { client, .. } | Self::ClientRemoved { client, .. } => Some(client),
+            Self::ServerLaunched(launched) => launched.principal.as_deref(),
+            Self::ServerLaunchFailed { principal, .. } => principal.as_deref(),
+            Self::ServerStopped(stopped) => stopped.principal.as_deref(),
+            Self::MessagesDropped(dropped) => dropped.principal.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The session that it is about.
+    pub fn session(&self) -> Option<&str> {
+        match self {
+            Self::SessionOpened(opened) => Some(&opened.session),
+            Self::SessionEnded { session, .. } => Some(session),
+            _ => None,
+        }
+    }
+
+    /// What was decided, where it is a decision.
+    pub fn decision(&self) -> Option<Decision> {
+        match self {
+            Self::AdminAction(action) => Some(action.decision),
+            _ => None,
+        }
+    }
+
+    /// Shows every text that is not a word of these types.
+    pub(super) fn texts(&mut self, mut change: impl FnMut(&mut String)) {
+        match self {
+            Self::ProxyStarted { version } => change(version),
+            Self::ProxyNotStarted { version, reason } => {
+                change(version);
+                change(reason);
+            }
+            Self::ProxyStopped { reason } => reason.iter_mut().for_each(change),
+            Self::ConfigLoaded { file, revision, servers: _, chain } => {
+                change(file);
+                change(revision);
+                chain.iter_mut().for_each(change);
+            }
+            Self::PolicyLoaded { revision, .. } => change(revision),
+            Self::PolicyRejected { reason } => change(reason),
+            Self::PluginLoaded(loaded) => {
+                let PluginLoaded { plugin, file, digest, claims, grants, .. } = loaded;
+                [plugin, file, digest, claims].into_iter().chain(grants).for_each(change);
+            }
+            Self::PluginRefused { plugin, file, reason } => {
+                [plugin, file, reason].into_iter().for_each(change);
+            }
+            Self::ClientSeen(who) => who.texts(change),
+            Self::SessionOpened(SessionOpened { session, who, revision, claims }) => {
+                [session, revision].into_iter().chain(claims).for_each(&mut change);
+                who.texts(change);
+            }
+            Self::SessionEnded { session, principal, .. } => {
+                change(session);
+                change(principal);
+            }
+            Self::ServerLaunched(launched) => launched.texts(change),
+            Self::ServerLaunchFailed { server, kind: _, principal, reason } => {
+                [server, reason].into_iter().chain(principal).for_each(change);
+            }
+            Self::ServerStopped(stopped) => {
+                let Stopped { server, place, principal, reason, exit_code: _, exit_reason } =
+                    stopped;
+                let more = principal.iter_mut().chain(exit_reason);
+                [server, place, reason].into_iter().chain(more).for_each(change);
+            }
+            Self::EgressOpened(Egress { server, url, protocol, .. }) => {
+                [server, url, protocol].into_iter().for_each(change);
+            }
+            Self::SecretsHanded { server, secrets } => {
+                let names = secrets.iter_mut().map(|handed| &mut handed.secret);
+                std::iter::once(server).chain(names).for_each(change);
+            }
+            Self::SecretUnresolved { server, secret, source: _, reason } => {
+                [server, secret, reason].into_iter().for_each(change);
+            }
+            Self::MessagesDropped(Dropped { server, principal, .. }) => {
+                std::iter::once(server).chain(principal).for_each(change);
+            }
+            Self::ClientAdded { client, key, groups } => {
+                [client, key].into_iter().chain(groups).for_each(change);
+            }
+            Self::ClientRemoved { client, key } => {
+                change(client);
+                change(key);
+            }
+            Self::AdminAction(AdminAction { user, verb, target, .. }) => {
+                user.iter_mut().chain([verb]).chain(target).for_each(change);
+            }
+            Self::RefusalsUnrecorded { .. } => {}
+            Self::RecordsLost { segment, .. } => change(segment),
+            Self::SegmentQuarantined { segment, reason } => {
+                change(segment);
+                change(reason);
+            }
+        }
+    }
+}
+
+impl Who {
+    fn texts(&mut self, change: impl FnMut(&mut String)) {
+        let Self { principal, groups, key, .. } = self;
+        std::iter::once(principal).chain(groups).chain(key).for_each(change);
+    }
+}
+
+impl Launched {
+    fn texts(&mut self, change: impl FnMut(&mut String)) {
+        let Self {
+            server,
+            kind: _,
+            place,
+            why,
+            program,
+            image_ref,
+            image,
+            profile,
+            deviations,
+            principal,
+            era: _,
+            revision,
+            claims,
+            took_us: _,
+        } = self;
+        [server, place, why, revision]
+            .into_iter()
+            .chain(program)
+            .chain(image_ref)
+            .chain(image)
+            .chain(profile)
+            .chain(deviations)
+            .chain(principal)
+            .chain(claims)
+            .for_each(change);
+    }
+}

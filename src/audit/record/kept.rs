@@ -1,0 +1,152 @@
+//! Bodies that a policy has kept, cut to size. They come here without secrets: to cut first could
+//! leave the first part of one that nobody knows any more.
+
+use serde_json::{Map, Value};
+
+use super::v1::Kept;
+
+/// Bytes of JSON that are kept of one body.
+const MOST: usize = 16 << 10;
+/// What a member costs beyond its text: quotes, a colon, a comma.
+const AROUND: usize = 4;
+/// Levels that are kept: the record has to be read again by parsers that stop at 128.
+const DEPTH: usize = 64;
+
+impl Kept {
+    /// A body from which `redacted` secrets were taken.
+    pub fn of(body: Value, redacted: usize) -> Self {
+        let mut left = Left { bytes: MOST, cut: false };
+        let body = left.value(body, DEPTH);
+        Self {
+            body: Some(body),
+            redacted: u32::try_from(redacted).unwrap_or(u32::MAX),
+            cut: left.cut,
+            failure: None,
+        }
+    }
+
+    /// That nothing is kept, and why.
+    pub fn failed(why: impl Into<String>) -> Self {
+        Self { failure: Some(why.into()), ..Self::default() }
+    }
+}
+
+struct Left {
+    bytes: usize,
+    cut: bool,
+}
+
+impl Left {
+    fn take(&mut self, bytes: usize) -> bool {
+        match self.bytes.checked_sub(bytes) {
+            Some(left) => self.bytes = left,
+            None => {
+                self.bytes = 0;
+                self.cut = true;
+            }
+        }
+        !self.cut
+    }
+
+    fn value(&mut self, value: Value, depth: usize) -> Value {
+        match value {
+            Value::String(text) => Value::String(self.text(text)),
+            Value::Array(items) => {
+                let mut kept = Vec::new();
+                for item in items {
+                    if !self.enter(depth) {
+                        break;
+                    }
+                    kept.push(self.value(item, depth - 1));
+                }
+                Value::Array(kept)
+            }
+            Value::Object(members) => {
+                let mut kept = Map::new();
+                for (name, member) in members {
+                    if !self.enter(depth) || !self.take(written(&name)) {
+                        break;
+                    }
+                    let member = self.value(member, depth - 1);
+                    kept.insert(name, member);
+                }
+                Value::Object(kept)
+            }
+            // A number has at most some twenty digits, so it need not be cut.
+            plain => {
+                self.take(plain.to_string().len());
+                plain
+            }
+        }
+    }
+
+    fn enter(&mut self, depth: usize) -> bool {
+        self.cut |= depth <= 1;
+        self.take(AROUND)
+    }
+
+    fn text(&mut self, text: String) -> String {
+        let before = self.bytes;
+        if self.take(written(&text)) {
+            return text;
+        }
+        let mut end = 0;
+        let mut bytes = 0;
+        for (at, c) in text.char_indices() {
+            bytes += width(c);
+            if bytes > before {
+                break;
+            }
+            end = at + c.len_utf8();
+        }
+        format!("{}…", &text[..end])
+    }
+}
+
+fn written(text: &str) -> usize {
+    text.chars().map(width).sum()
+}
+
+/// Bytes of a character in JSON.
+fn width(c: char) -> usize {
+    match c {
+        '"' | '\\' => 2,
+        c if c.is_ascii_control() => 6,
+        c => c.len_utf8(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_fits_is_kept_whole() {
+        let body = json!({"a": [1, 2.5, null, true, "x\n\"é"], "b": {"c": {}}});
+        let kept = Kept::of(body.clone(), 3);
+        assert_eq!(kept, Kept { body: Some(body), redacted: 3, cut: false, failure: None });
+    }
+
+    #[test]
+    fn what_does_not_fit_is_cut_and_stays_json() {
+        let mut deep = json!("x");
+        for _ in 0..120 {
+            deep = json!([deep]);
+        }
+        for body in [
+            json!({"a": "é\"".repeat(MOST)}),
+            json!({"a": vec!["some text"; MOST]}),
+            json!((0..MOST).map(|i| (format!("key{i}"), json!(i))).collect::<Map<_, _>>()),
+            json!("\u{1}".repeat(MOST)),
+            deep,
+        ] {
+            let kept = Kept::of(body, 0);
+            assert!(kept.cut);
+            let text = kept.body.unwrap().to_string();
+            assert!(text.len() <= MOST + 16, "{}", text.len());
+            assert!(text.len() > MOST / 2 || text.contains("[[["), "{}", text.len());
+        }
+    }
+}

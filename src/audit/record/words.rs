@@ -1,0 +1,107 @@
+//! Events in words, one line each.
+
+use std::fmt;
+
+use super::happening::{DropReason, Happening, HandedBy, Launched};
+
+impl fmt::Display for Happening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ProxyStarted { version } => write!(f, "proxy started, version {version}"),
+            Self::ProxyNotStarted { reason, .. } => write!(f, "proxy did not start: {reason}"),
+            Self::ProxyStopped { reason: Some(reason) } => write!(f, "proxy stopped: {reason}"),
+            Self::ProxyStopped { reason: None } => f.write_str("proxy stopped"),
+            Self::ConfigLoaded { file, revision, servers, .. } => {
+                write!(f, "config loaded: {file}, {servers} servers, revision {revision}")
+            }
+            Self::PolicyLoaded { revision, policies } => {
+                write!(f, "policies loaded: {policies}, revision {revision}")
+            }
+            Self::PolicyRejected { reason } => write!(f, "policies rejected: {reason}"),
+            Self::PluginLoaded(loaded) => {
+                write!(f, "plugin {} loaded: {}, {}", loaded.plugin, loaded.file, loaded.digest)
+            }
+            Self::PluginRefused { plugin, file, reason } => {
+                write!(f, "plugin {plugin} not loaded: {file}: {reason}")
+            }
+            Self::ClientSeen(who) => {
+                write!(f, "{} came in", who.principal)?;
+                match who.client_addr {
+                    Some(address) => write!(f, " from {address}"),
+                    None => Ok(()),
+                }
+            }
+            Self::SessionOpened(opened) => {
+                write!(f, "{} opened session {}", opened.who.principal, opened.session)
+            }
+            Self::SessionEnded { session, principal, requests } => {
+                write!(f, "session {session} of {principal} ended after {requests} requests")
+            }
+            Self::ServerLaunched(launched) => started(launched, f),
+            Self::ServerLaunchFailed { server, reason, .. } => {
+                write!(f, "server {server} could not be started: {reason}")
+            }
+            Self::ServerStopped(stopped) => {
+                write!(f, "server {} stopped: {}", stopped.server, stopped.reason)
+            }
+            Self::EgressOpened(egress) => {
+                write!(f, "server {}: connects to {}", egress.server, egress.url)
+            }
+            Self::SecretsHanded { server, secrets } => {
+                write!(f, "server {server} was handed secrets:")?;
+                for handed in secrets {
+                    let by = match handed.by {
+                        HandedBy::Environment => "environment",
+                        HandedBy::Header => "header",
+                    };
+                    write!(f, " {} ({by})", handed.secret)?;
+                }
+                Ok(())
+            }
+            Self::SecretUnresolved { server, secret, reason, .. } => {
+                write!(f, "server {server}: secret {secret} is not to be had: {reason}")
+            }
+            Self::MessagesDropped(dropped) => {
+                let why = match dropped.why {
+                    DropReason::Flood => "came too fast",
+                    DropReason::Level => "were below the level that the client asked for",
+                    DropReason::Unread => "were not read by the client",
+                };
+                let (server, count) = (&dropped.server, dropped.count);
+                write!(f, "server {server}: {count} of its messages {why} and were dropped")
+            }
+            Self::ClientAdded { client, key, .. } => write!(f, "client {client} added, key {key}"),
+            Self::ClientRemoved { client, key } => write!(f, "client {client} removed, key {key}"),
+            Self::AdminAction(action) => {
+                match &action.user {
+                    Some(user) => write!(f, "{user} asked: {}", action.verb)?,
+                    None => write!(f, "user {} asked: {}", action.uid, action.verb)?,
+                }
+                match &action.target {
+                    Some(target) => write!(f, " {target}"),
+                    None => Ok(()),
+                }
+            }
+            Self::RefusalsUnrecorded { count, since } => {
+                write!(f, "{count} messages refused since {since} without a record of each")
+            }
+            Self::RecordsLost { segment, after, until } => {
+                write!(f, "audit records of {after} to {until} are lost: {segment} is damaged")
+            }
+            Self::SegmentQuarantined { segment, reason } => {
+                write!(f, "audit records put aside in {segment}: {reason}")
+            }
+        }
+    }
+}
+
+fn started(launched: &Launched, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "server {} started: {}", launched.server, launched.place)?;
+    if let Some(image) = &launched.image {
+        write!(f, ", image {image}")?;
+    }
+    match &launched.principal {
+        Some(principal) => write!(f, ", for {principal} alone"),
+        None => Ok(()),
+    }
+}
