@@ -233,8 +233,12 @@ impl Proxy {
             return Frame::error(id, refusal.to_rpc_error(decision).to_string().as_bytes());
         }
         // A server is shared, so its question belongs to no client in particular.
-        let nobody =
-            Principal { kind: PrincipalKind::Anonymous, groups: Vec::new(), verified: false, key: None };
+        let nobody = Principal {
+            kind: PrincipalKind::Anonymous,
+            groups: Vec::new(),
+            verified: false,
+            key: None,
+        };
         let caller = Caller {
             principal: Arc::new(nobody),
             transport: Transport::Stdio,
@@ -253,8 +257,7 @@ impl Proxy {
             Err(refusal) => refusal,
             Ok(()) => unasked(),
         };
-        let ruling =
-            Ruling { rules: &trail.rules, findings: &trail.findings, ..Ruling::default() };
+        let ruling = Ruling { rules: &trail.rules, findings: &trail.findings, ..Ruling::default() };
         let record = Refused::of(&question, &refusal, ruling, self.audit.key());
         if let Err(error) = self.audit.refused(record).await {
             tracing::error!(%server, %error, "a refusal could not be recorded");

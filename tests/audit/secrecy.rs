@@ -43,11 +43,8 @@ async fn no_value_of_a_message_is_in_the_store() {
     let audit = Audit::open_with(dir.path(), options).unwrap();
 
     let mut exchange = call();
-    let tool = Definition {
-        server: "notes".parse().unwrap(),
-        name: "read".into(),
-        definition: Payload::from(json!({"inputSchema": {"properties": {"declared": {}}}})),
-    };
+    let definition = Payload::from(json!({"inputSchema": {"properties": {"declared": {}}}}));
+    let tool = Definition::new("notes".parse().unwrap(), "read".into(), definition);
     exchange.target = Target::Tool { name: "read".into(), tool: Some(Arc::new(tool)) };
     exchange.request = Payload::from(json!({
         "name": "read",

@@ -2,9 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::v1::{
-    Call, Decision, Grounds, Kept, Kind, Record, Refusal, Target, Timing,
-};
+use super::v1::{Call, Decision, Grounds, Kept, Kind, Record, Refusal, Target, Timing};
 use crate::names::DecisionId;
 
 impl Record {

@@ -9,12 +9,11 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    shape,
+    Happening, shape,
     v1::{
         AnswerKind, Call, Decision, Direction, Era, Event, Finding, Grounds, Intent, Kept, Outcome,
         Record, Refusal, Refused, Rule, Shape, Target, Timing, Transport,
     },
-    Happening,
 };
 use crate::{
     audit::digest::{DigestKey, Domain},

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::happening::{DropReason, Happening, HandedBy, Launched};
+use super::happening::{DropReason, HandedBy, Happening, Launched};
 
 impl fmt::Display for Happening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,8 +2,7 @@
 
 use crate::{
     audit::record::{
-        AnswerKind, Call, Decision, Direction, Entry, Grounds, Record, Rule, Target,
-        Transport,
+        AnswerKind, Call, Decision, Direction, Entry, Grounds, Record, Rule, Target, Transport,
     },
     cli::escape,
 };
