@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 use super::Problem;
 use crate::{
     audit::{
-        Audit, Filter, PAGE_MAX, Page, Tail, Tailed,
-        record::{Cursor, Entry, Kind},
+        Audit, Filter, PAGE_MAX, Page, Seq, Tail, Tailed,
+        record::{Entry, Kind},
     },
     names::DecisionId,
 };
@@ -102,7 +102,7 @@ async fn tail(
     } else {
         held.audit.archive().last(filter.clone(), last.min(PAGE_MAX)).await?
     };
-    let seen = page.entries.last().map(|entry| entry.cursor);
+    let seen = page.entries.last().map(|entry| entry.seq);
     let unreadable = page.unreadable.into_iter().map(TailLine::Unreadable);
     let entries = page.entries.into_iter().map(|entry| TailLine::Entry(Box::new(entry)));
     let lines = stream::iter(unreadable.chain(entries).collect::<Vec<_>>())
@@ -123,18 +123,19 @@ async fn tail(
 fn follow_on(
     tail: Tail,
     filter: Filter,
-    seen: Option<Cursor>,
+    seen: Option<Seq>,
 ) -> impl Stream<Item = TailLine> + Send {
     stream::unfold(tail, |mut tail| async { tail.next().await.map(|tailed| (tailed, tail)) })
         .filter_map(move |tailed| {
             ready(match tailed {
                 Tailed::Missed(count) => Some(TailLine::Missed(count)),
-                Tailed::Entry(entry) => {
+                Tailed::Record(written) => {
+                    let entry = &written.entry;
                     let asked_for = filter.intents
                         || filter.kind.is_some()
                         || entry.record.kind() != Kind::Intent;
-                    (asked_for && Some(entry.cursor) > seen && filter.matches(&entry))
-                        .then(|| TailLine::Entry(Box::new((*entry).clone())))
+                    (asked_for && Some(entry.seq) > seen && filter.matches(&entry))
+                        .then(|| TailLine::Entry(Box::new(entry.clone())))
                 }
             })
         })

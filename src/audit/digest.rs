@@ -24,6 +24,7 @@ pub(super) enum Domain {
     Request,
     Response,
     ArgumentKey,
+    IndexTerm,
 }
 
 /// The store's key for digests. Made once, at random, and kept in `digest.key` (mode 0600).
@@ -96,6 +97,13 @@ impl DigestKey {
             bytes: text.len() as u64,
             digest: format!("hmac-sha256:{}", hex::encode(self.mac(domain, text))),
         }
+    }
+
+    /// A short digest of a value of an indexed field, so that an index tells nobody what records
+    /// hold.
+    pub(super) fn term(&self, field: u8, value: &str) -> [u8; 8] {
+        let mac = self.mac(Domain::IndexTerm, &[&[field], value.as_bytes()].concat());
+        mac.first_chunk().copied().unwrap_or_default()
     }
 
     /// A short stand-in for a key of an object that may hold data.

@@ -19,9 +19,11 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::{
     digest::DigestKey,
+    life::{Manifest, ManifestFault},
+    line::Line,
     query::Archive,
     record::{Entry, Event, Happening, Intent, Outcome, Record, Refused},
-    store::{Job, Lock, LockRefused, Settings, Shelf, Writer, private_dir},
+    store::{Job, Lock, LockRefused, Mode, Settings, Shelf, Writer, private_dir},
     unavailable::Unavailable,
 };
 
@@ -71,7 +73,7 @@ struct Inner {
     options: Options,
     key: DigestKey,
     archive: Archive,
-    tail: broadcast::Sender<Arc<Entry>>,
+    tail: broadcast::Sender<Arc<Written>>,
     /// Records acknowledged since the log was opened.
     written: AtomicU64,
     /// Taken away to let the thread end.
@@ -102,6 +104,11 @@ fn broken(dir: &Path) -> impl Fn(io::Error) -> Unavailable {
     move |error| Unavailable::Broken { dir: dir.clone(), why: error.to_string() }
 }
 
+fn manifest(dir: &Path) -> impl Fn(ManifestFault) -> Unavailable {
+    let dir = dir.to_owned();
+    move |fault| Unavailable::Broken { dir: dir.clone(), why: fault.to_string() }
+}
+
 fn lock(dir: &Path, deadline: Duration) -> Result<Lock, Unavailable> {
     Lock::take(dir, deadline).map_err(|refused| match refused {
         LockRefused::Held(pid) => Unavailable::Locked { dir: dir.to_owned(), pid },
@@ -128,11 +135,14 @@ impl Audit {
         fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(broken(dir))?;
         let held = lock(dir, options.deadline)?;
         let key = DigestKey::open(dir).map_err(broken(dir))?;
-        let shelf = Arc::new(Shelf::open(dir).map_err(broken(dir))?);
+        Manifest::open(dir).map_err(manifest(dir))?;
+        let unavailable = |fault| Unavailable::of(fault, dir.to_owned(), options.reserve);
+        let opened = Shelf::open(dir, key.clone(), None, Mode::Write).map_err(unavailable)?;
+        let shelf = opened.shelf.clone();
         let (tail, _) = broadcast::channel(TAIL);
         let settings = Settings { queue: options.queue.max(1), reserve: options.reserve };
-        let (jobs, thread) = Writer::start(shelf.clone(), settings, tail.clone())
-            .map_err(|fault| Unavailable::of(fault, dir.to_owned(), options.reserve))?;
+        let (jobs, thread) =
+            Writer::start(opened, settings, tail.clone()).map_err(unavailable)?;
         let inner = Inner {
             dir: dir.to_owned(),
             options,
@@ -224,15 +234,24 @@ impl Audit {
     }
 }
 
+/// A record as it was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Written {
+    /// Its canonical text.
+    pub line: Line,
+    /// What it says.
+    pub entry: Entry,
+}
+
 /// Records as they are written.
 #[derive(Debug)]
-pub struct Tail(broadcast::Receiver<Arc<Entry>>);
+pub struct Tail(broadcast::Receiver<Arc<Written>>);
 
 /// What a follower is told.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Tailed {
     /// A record was written.
-    Entry(Arc<Entry>),
+    Record(Arc<Written>),
     /// The follower was too slow, and this many records went by. They are in the store.
     Missed(u64),
 }
@@ -241,7 +260,7 @@ impl Tail {
     /// Waits for the next record. `None` when the log is closed.
     pub async fn next(&mut self) -> Option<Tailed> {
         match self.0.recv().await {
-            Ok(entry) => Some(Tailed::Entry(entry)),
+            Ok(written) => Some(Tailed::Record(written)),
             Err(broadcast::error::RecvError::Lagged(missed)) => Some(Tailed::Missed(missed)),
             Err(broadcast::error::RecvError::Closed) => None,
         }
@@ -264,8 +283,11 @@ impl Reader {
             return Err(Unavailable::Missing { dir: dir.to_owned() });
         }
         let held = lock(dir, deadline)?;
-        let shelf = Shelf::open(dir).map_err(broken(dir))?;
-        Ok(Self { archive: Archive::new(Arc::new(shelf)), _lock: held })
+        Manifest::open(dir).map_err(manifest(dir))?;
+        let key = DigestKey::open(dir).map_err(broken(dir))?;
+        let opened = Shelf::open(dir, key, None, Mode::Read)
+            .map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
+        Ok(Self { archive: Archive::new(opened.shelf), _lock: held })
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod digest;
 mod life;
+mod line;
 mod log;
 pub mod proof;
 mod query;
@@ -22,8 +23,8 @@ mod unavailable;
 pub(crate) mod tests;
 
 pub use digest::DigestKey;
-pub use log::{Audit, Options, Reader, Scrub, Tail, Tailed};
-pub use query::{Archive, Filter, PAGE, PAGE_MAX, Page};
+pub use line::{Line, LineHead, Seq};
+pub use log::{Audit, Options, Reader, Scrub, Tail, Tailed, Written};
+pub use query::{Archive, Filter, Order, PAGE, PAGE_MAX, Page};
 pub use record::{Arrival, Conclusion, Intent, Outcome, Refused, Ruling};
-pub use store::Order;
 pub use unavailable::Unavailable;

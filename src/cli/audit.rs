@@ -16,8 +16,8 @@ use super::{Context, Exit, Reports};
 use crate::{
     admin::{Client, TailLine, TailRequest},
     audit::{
-        Filter, Order, PAGE_MAX, Page, Reader, Unavailable,
-        record::{Cursor, Decision, Entry},
+        Filter, Order, PAGE_MAX, Page, Reader, Seq, Unavailable,
+        record::{Decision, Entry},
     },
     config,
     names::DecisionId,
@@ -55,9 +55,9 @@ enum Verb {
         /// How many records to show
         #[arg(long, default_value_t = 50, value_name = "N")]
         limit: usize,
-        /// Begin behind this record: the cursor that the query before ended with
-        #[arg(long, value_name = "CURSOR")]
-        after: Option<Cursor>,
+        /// Begin behind this record: the number that the query before ended with
+        #[arg(long, value_name = "SEQ")]
+        after: Option<Seq>,
         /// The oldest records first
         #[arg(long)]
         oldest_first: bool,

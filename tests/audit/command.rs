@@ -70,7 +70,7 @@ async fn the_log_is_read_where_no_proxy_runs() {
     assert_eq!((text(&none), none.stderr.as_slice()), ("", b"no records\n".as_slice()));
 
     let first = run(dir.path(), &["--format", "json", "audit", "query", "--limit", "1"]).await;
-    let cursor = json(&first)[0]["cursor"].as_str().unwrap().to_owned();
+    let cursor = json(&first)[0]["seq"].to_string();
     let hint = String::from_utf8(first.stderr).unwrap();
     assert_eq!(hint, format!("there may be more: --after {cursor}\n"));
     let rest = ["--format", "json", "audit", "query", "--after", &cursor];

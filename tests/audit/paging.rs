@@ -1,14 +1,14 @@
 //! Pages stay what they are while records are written.
 
-use portcullis::audit::{Audit, Filter, Order, record::Cursor};
+use portcullis::audit::{Audit, Filter, Order, Seq};
 
 use crate::common::{call, intent, open};
 
-async fn walk(audit: &Audit, mut filter: Filter, between: impl AsyncFn()) -> Vec<Cursor> {
+async fn walk(audit: &Audit, mut filter: Filter, between: impl AsyncFn()) -> Vec<Seq> {
     let mut cursors = Vec::new();
     loop {
         let page = audit.archive().query(filter.clone()).await.unwrap();
-        cursors.extend(page.entries.iter().map(|entry| entry.cursor));
+        cursors.extend(page.entries.iter().map(|entry| entry.seq));
         match page.next {
             Some(next) => filter.after = Some(next),
             None => return cursors,
@@ -39,8 +39,8 @@ async fn pages_are_stable_while_records_are_written() {
     let mut seen = Vec::new();
     for _ in 0..12 {
         let page = audit.archive().query(oldest.clone()).await.unwrap();
-        seen.extend(page.entries.iter().map(|entry| entry.cursor));
-        oldest.after = page.entries.last().map(|entry| entry.cursor).or(oldest.after);
+        seen.extend(page.entries.iter().map(|entry| entry.seq));
+        oldest.after = page.entries.last().map(|entry| entry.seq).or(oldest.after);
         write().await;
     }
     let now = walk(&audit, all, async || {}).await;

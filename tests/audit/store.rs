@@ -103,106 +103,96 @@ async fn a_disk_that_fills_up_under_the_store_refuses_and_recovers() {
     assert_eq!(count(&audit, Kind::Event).await, 0, "nothing was quarantined");
 }
 
+/// The file of commits of the newest segment.
+fn commits(dir: &Path) -> PathBuf {
+    let segment = segments(dir).pop().unwrap();
+    let mut names: Vec<_> =
+        fs::read_dir(segment).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.retain(|path| path.file_name().unwrap().to_string_lossy().starts_with("wal-"));
+    names.sort();
+    names.pop().unwrap()
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 0x40;
+    fs::write(path, bytes).unwrap();
+}
+
 #[tokio::test]
-async fn a_damaged_segment_is_put_aside_loudly_and_a_new_one_begun() {
+async fn a_torn_commit_was_never_acknowledged_and_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = open(dir.path());
+    for _ in 0..10 {
+        intent(&audit, &call()).await.unwrap();
+    }
+    drop(audit);
+    let mut bytes = fs::read(commits(dir.path())).unwrap();
+    let torn = bytes[..100].to_vec();
+    bytes.extend(torn);
+    fs::write(commits(dir.path()), bytes).unwrap();
+
+    let audit = open(dir.path());
+    intent(&audit, &call()).await.unwrap();
+    assert_eq!(count(&audit, Kind::Intent).await, 11);
+    assert_eq!(count(&audit, Kind::Event).await, 0);
+}
+
+#[tokio::test]
+async fn records_that_damage_took_are_told_of() {
     let dir = tempfile::tempdir().unwrap();
     let audit = open(dir.path());
     for _ in 0..100 {
         intent(&audit, &call()).await.unwrap();
     }
     drop(audit);
-    let damaged = segments(dir.path()).pop().unwrap();
-    fs::write(damaged.join("conf"), "no config of sled's").unwrap();
+    let path = commits(dir.path());
+    flip(&path, fs::metadata(&path).unwrap().len() as usize / 2);
 
-    let audit = open(dir.path());
-    intent(&audit, &call()).await.unwrap();
-    let events = Filter { kind: Some(Kind::Event), ..Filter::default() };
-    let page = audit.archive().query(events).await.unwrap();
-    let [entry] = page.entries.as_slice() else { panic!("{page:?}") };
-    let Record::Event(event) = &entry.record else { panic!("{entry:?}") };
-    let Happening::SegmentQuarantined { segment, .. } = &event.what else { panic!("{event:?}") };
-    let aside = dir.path().join("quarantine").join(damaged.file_name().unwrap());
-    assert_eq!(Path::new(segment), aside);
-    assert!(aside.join("db").exists(), "what was written is kept");
-    assert_eq!(count(&audit, Kind::Intent).await, 1);
-    assert_eq!(segments(dir.path()).len(), 1);
-}
-
-#[tokio::test]
-async fn records_that_damage_took_are_told_of() {
-    for whole_page in [false, true] {
-        let dir = tempfile::tempdir().unwrap();
+    for opened in 0..2 {
         let audit = open(dir.path());
-        for _ in 0..100 {
-            intent(&audit, &call()).await.unwrap();
-        }
-        drop(audit);
-        let log = segments(dir.path()).pop().unwrap().join("db");
-        let mut bytes = fs::read(&log).unwrap();
-        let middle = bytes.iter().rposition(|byte| *byte != 0).unwrap() / 2;
-        let flipped = if whole_page { 4096 } else { 1 };
-        bytes[middle..middle + flipped].iter_mut().for_each(|byte| *byte ^= 0x40);
-        fs::write(&log, bytes).unwrap();
-
-        for opened in 0..2 {
-            let audit = open(dir.path());
-            intent(&audit, &call()).await.unwrap();
-            let events = Filter { kind: Some(Kind::Event), ..Filter::default() };
-            let page = audit.archive().query(events).await.unwrap();
-            let [entry] = page.entries.as_slice() else { panic!("{page:?}") };
-            let Record::Event(event) = &entry.record else { panic!("{entry:?}") };
-            assert!(matches!(event.what, Happening::RecordsLost { .. }), "{event:?}");
-            let all = Filter { limit: Some(PAGE_MAX), ..Filter::default() };
-            let page = audit.archive().query(all).await.unwrap();
-            assert!(page.unreadable[0].contains("are lost"), "{:?}", page.unreadable);
-            let left = page.entries.len();
-            assert!((3 + opened..102).contains(&left), "{left} are left and can be read");
-        }
+        intent(&audit, &call()).await.unwrap();
+        let events = Filter { kind: Some(Kind::Event), ..Filter::default() };
+        let page = audit.archive().query(events).await.unwrap();
+        let [entry] = page.entries.as_slice() else { panic!("{page:?}") };
+        let Record::Event(event) = &entry.record else { panic!("{entry:?}") };
+        let Happening::RecordsLost { from, until, reason } = &event.what else {
+            panic!("{event:?}")
+        };
+        assert_eq!((until.0, entry.seq), (100, *from));
+        assert!((40..60).contains(&from.0), "{from}");
+        assert!(reason.as_ref().unwrap().contains("checksum"), "{reason:?}");
+        assert_eq!(count(&audit, Kind::Intent).await, from.0 as usize + opened + 1);
     }
+    let aside = fs::read_dir(dir.path().join("quarantine")).unwrap().count();
+    assert_eq!(aside, 1, "what was damaged is kept");
 }
 
-#[tokio::test]
-async fn a_damaged_segment_of_another_day_is_noted_and_the_rest_is_read() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_is_damaged_or_gone_is_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let audit = open(dir.path());
-    intent(&audit, &call()).await.unwrap();
+    let calls: Vec<_> = (0..9000).map(|_| call()).collect();
+    for written in
+        futures_util::future::join_all(calls.iter().map(|call| intent(&audit, call))).await
+    {
+        written.unwrap();
+    }
     drop(audit);
-    let old = dir.path().join("segments").join("20200101T000000.000000");
-    fs::create_dir(&old).unwrap();
-    fs::write(old.join("db"), "").unwrap();
-    fs::write(old.join("conf"), "no config of sled's").unwrap();
-
-    let audit = open(dir.path());
-    let page = audit.archive().query(Filter::default()).await.unwrap();
-    assert_eq!(page.entries.len(), 1);
-    assert_eq!(page.unreadable.len(), 1);
-    assert!(page.unreadable[0].contains("20200101T000000.000000"), "{:?}", page.unreadable);
-    intent(&audit, &call()).await.unwrap();
-}
-
-#[tokio::test]
-async fn records_of_two_days_are_one_log() {
-    let dir = tempfile::tempdir().unwrap();
-    let audit = open(dir.path());
-    let call = call();
-    intent(&audit, &call).await.unwrap();
-    drop(audit);
-    // A segment of an earlier day goes on to the beginning of the next one.
-    let old = segments(dir.path()).pop().unwrap();
-    fs::rename(&old, old.with_file_name("20200101T000000.000000")).unwrap();
-
-    let audit = open(dir.path());
-    outcome(&audit, &call).await.unwrap();
-    assert_eq!(segments(dir.path()).len(), 2);
-    let shown = audit.archive().show(call.id).await.unwrap();
-    let kinds: Vec<_> = shown.entries.iter().map(|entry| entry.record.kind()).collect();
-    assert_eq!(kinds, [Kind::Intent, Kind::Outcome]);
-    let page = audit.archive().query(Filter::default()).await.unwrap();
-    assert_eq!(page.entries, shown.entries[1..], "an intent with an outcome is not shown");
-    drop(audit);
-
-    let reader = Reader::open(dir.path(), DEADLINE).unwrap();
-    assert_eq!(reader.show(call.id).await.unwrap(), shown);
+    let index = segments(dir.path()).pop().unwrap().join("index");
+    for damage in 0..3 {
+        match damage {
+            0 => fs::remove_dir_all(&index).unwrap(),
+            1 => fs::write(index.join("conf"), "no config of sled's").unwrap(),
+            _ => {}
+        }
+        let audit = open(dir.path());
+        intent(&audit, &call()).await.unwrap();
+        assert_eq!(count(&audit, Kind::Intent).await, 9001 + damage);
+        assert_eq!(count(&audit, Kind::Event).await, 0, "nothing was lost");
+        let shown = audit.archive().show(calls[17].id).await.unwrap();
+        assert_eq!(shown.entries.len(), 1);
+    }
 }
 
 #[tokio::test]
@@ -239,7 +229,7 @@ async fn a_follower_that_lags_is_told_how_much_it_missed() {
     let Some(Tailed::Missed(missed)) = tail.next().await else { panic!("nothing was missed") };
     let mut seen = 0;
     while missed + seen < 1500 {
-        assert!(matches!(tail.next().await, Some(Tailed::Entry(_))));
+        assert!(matches!(tail.next().await, Some(Tailed::Record(_))));
         seen += 1;
     }
     drop(audit);

@@ -2,7 +2,7 @@
 
 mod tally;
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,8 +10,9 @@ use tokio::sync::Semaphore;
 
 pub(super) use self::tally::Tally;
 use super::{
-    record::{Cursor, Decision, Entry, Kind, Record, v1},
-    store::{Fault, Field, Loss, Order, Segment, Shelf, Span, decision, kind, stamp, time},
+    line::Seq,
+    record::{Decision, Entry, Kind},
+    store::{Bits, Block, Fault, Field, Shelf, View, decision, kind},
     unavailable::Unavailable,
 };
 use crate::names::DecisionId;
@@ -20,8 +21,6 @@ use crate::names::DecisionId;
 pub const PAGE: usize = 50;
 /// The largest page.
 pub const PAGE_MAX: usize = 1000;
-/// Records looked at for one page, so that no query holds a thread for long.
-const BUDGET: usize = 20_000;
 /// Queries that run at once.
 const AT_ONCE: usize = 2;
 /// Notes of unreadable parts in one page.
@@ -64,7 +63,7 @@ pub struct Filter {
     pub limit: Option<usize>,
     /// Only records beyond this one, in the filter's order: `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub after: Option<Cursor>,
+    pub after: Option<Seq>,
 }
 
 /// Some of the records that a filter finds.
@@ -74,7 +73,7 @@ pub struct Page {
     /// Where the next page begins. Absent on the last one. A page can be short, or empty, and
     /// still have a next one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<Cursor>,
+    pub next: Option<Seq>,
     /// Parts of the store that could not be read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<String>,
@@ -89,10 +88,13 @@ impl Page {
     }
 }
 
-/// The first stamp that is not before a time.
-fn ceiling(time: Timestamp) -> u64 {
-    let floor = stamp(time);
-    floor + u64::from(time.subsec_nanosecond().rem_euclid(1000) > 0 && time > Timestamp::UNIX_EPOCH)
+/// Which records come first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    #[default]
+    NewestFirst,
+    OldestFirst,
 }
 
 impl Filter {
@@ -100,8 +102,8 @@ impl Filter {
     pub fn matches(&self, entry: &Entry) -> bool {
         let record = &entry.record;
         let call = record.call();
-        let (first, last) = self.window();
-        (first..=last).contains(&entry.cursor.0)
+        self.since.is_none_or(|since| entry.recorded >= since)
+            && self.until.is_none_or(|until| entry.recorded < until)
             && is(&self.client, call.and_then(|call| call.principal.as_deref()))
             && is(&self.server, record.server())
             && is(&self.tool, record.tool())
@@ -112,34 +114,11 @@ impl Filter {
             && self.kind.is_none_or(|wanted| record.kind() == wanted)
     }
 
-    /// First and last stamp by `since` and `until`.
-    fn window(&self) -> (u64, u64) {
-        let last = match self.until {
-            // Nothing was recorded before 1970.
-            Some(until) => match ceiling(until).checked_sub(1) {
-                Some(last) => last,
-                None => return (u64::MAX, 0),
-            },
-            None => u64::MAX,
-        };
-        (self.since.map_or(0, ceiling), last)
-    }
-
-    /// First and last stamp of what is left to look at.
-    fn rest(&self) -> (u64, u64) {
-        let (first, last) = self.window();
-        match (self.after, self.order) {
-            (None, _) => (first, last),
-            (Some(Cursor(0)), Order::NewestFirst) => (u64::MAX, 0),
-            (Some(Cursor(after)), Order::NewestFirst) => (first, last.min(after - 1)),
-            (Some(Cursor(after)), Order::OldestFirst) => (first.max(after.saturating_add(1)), last),
-        }
-    }
-
-    /// The row of the index that holds fewest of the records that don't match.
-    fn span(&self) -> Span {
+    /// The places of a block that can match.
+    fn places(&self, block: &Block) -> Result<Bits, Fault> {
         let id = self.id.map(|id| id.to_string());
-        [
+        let mut places = Bits::first(block.count());
+        for (field, value) in [
             (Field::Id, id.as_deref()),
             (Field::Code, self.code.as_deref()),
             (Field::Kind, self.kind.map(kind)),
@@ -148,12 +127,14 @@ impl Filter {
             (Field::Principal, self.client.as_deref()),
             (Field::Server, self.server.as_deref()),
             (Field::Method, self.method.as_deref()),
-        ]
-        .into_iter()
-        .find_map(|(field, value)| {
-            value.filter(|value| field.indexes(value)).map(|value| Span::of(field, value))
-        })
-        .unwrap_or_else(Span::records)
+        ] {
+            if let Some(value) = value
+                && !places.is_empty()
+            {
+                places = &places & &block.term(field, value)?;
+            }
+        }
+        Ok(places)
     }
 }
 
@@ -161,123 +142,75 @@ fn is(wanted: &Option<String>, value: Option<&str>) -> bool {
     wanted.as_deref().is_none_or(|wanted| value == Some(wanted))
 }
 
-#[derive(Deserialize)]
-struct Version {
-    v: u8,
-}
-
-#[derive(Deserialize)]
-struct Stored {
-    #[serde(flatten)]
-    record: Record,
-}
-
-fn decode(stamp: u64, text: &[u8]) -> Result<Entry, String> {
-    let about = |e: serde_json::Error| format!("record {}: {e}", Cursor(stamp));
-    let Version { v } = serde_json::from_slice(text).map_err(about)?;
-    if v != v1::VERSION {
-        return Err(format!(
-            "record {} is of version {v}: read it with the Portcullis that wrote it, or a newer one",
-            Cursor(stamp)
-        ));
-    }
-    let Stored { record } = serde_json::from_slice(text).map_err(about)?;
-    Ok(Entry { v, cursor: Cursor(stamp), recorded: time(stamp), record })
-}
-
-/// Whether a decision has an outcome on record. Looked for in the segment of its intent and the
-/// one after it: no call lasts longer than a day.
-fn has_outcome(shelf: &Shelf, intent: &Entry) -> Result<bool, Fault> {
-    let span = Span::of(Field::Id, &intent.record.id().to_string());
-    let mut found = false;
-    for first in shelf.within(intent.cursor.0, u64::MAX).into_iter().take(2) {
-        let segment = shelf.segment(first)?;
-        let _ = segment.scan(
-            &span,
-            intent.cursor.0.saturating_add(1),
-            u64::MAX,
-            Order::OldestFirst,
-            &mut |stamp| {
-                let entry = segment.record(stamp)?.and_then(|text| decode(stamp, &text).ok());
-                found = entry.is_some_and(|entry| {
-                    entry.record.kind() == Kind::Outcome && entry.record.id() == intent.record.id()
-                });
-                Ok(if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-            },
-        )?;
-        if found {
-            break;
+/// Whether a decision has an outcome on record, in the block of its intent or a later one.
+fn has_outcome(view: &View, intent: &Entry) -> Result<bool, Fault> {
+    let id = intent.record.id().to_string();
+    let (blocks, _) = view.blocks(intent.seq.0, u64::MAX, None, None);
+    for block in blocks {
+        let outcomes = block.term(Field::Kind, kind(Kind::Outcome))?;
+        if !(&outcomes & &block.term(Field::Id, &id)?).is_empty() {
+            return Ok(true);
         }
     }
-    Ok(found)
+    Ok(false)
 }
 
-fn page(shelf: &Shelf, filter: &Filter) -> Page {
+fn page(shelf: &Arc<Shelf>, filter: &Filter) -> Page {
+    let view = shelf.view();
     let limit = filter.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
-    let (first, last) = filter.rest();
-    let span = filter.span();
     let mut page = Page::default();
-    let mut budget = BUDGET;
-    let mut segments = shelf.within(first, last);
-    if filter.order == Order::NewestFirst {
-        segments.reverse();
+    let newest = filter.order == Order::NewestFirst;
+    let (first, last) = match (filter.after, newest) {
+        (None, _) => (0, u64::MAX),
+        (Some(Seq(0)), true) => return page,
+        (Some(Seq(after)), true) => (0, after - 1),
+        (Some(Seq(after)), false) => (after.saturating_add(1), u64::MAX),
+    };
+    let (mut blocks, unreadable) = view.blocks(first, last, filter.since, filter.until);
+    unreadable.into_iter().for_each(|what| page.note(what));
+    if newest {
+        blocks.reverse();
     }
-    for name in segments {
-        let scanned = shelf.segment(name).and_then(|segment| {
-            if let Some(Loss { after, until }) = segment.loss() {
-                let (after, until) = (time(after.max(name)), time(until));
-                let label = shelf.label(name);
-                page.note(format!("{label}: damaged, records of {after} to {until} are lost"));
+    for block in blocks {
+        let mut lines = match filter.places(&block).and_then(|places| block.lines(&places)) {
+            Ok(lines) => lines,
+            Err(fault) => {
+                page.note(fault.to_string());
+                continue;
             }
-            let mut each = |stamp| {
-                budget -= 1;
-                look(shelf, segment.as_ref(), stamp, filter, &mut page)?;
-                if budget == 0 || page.entries.len() >= limit {
-                    page.next = Some(Cursor(stamp));
-                    return Ok(ControlFlow::Break(()));
+        };
+        if newest {
+            lines.reverse();
+        }
+        for line in lines.iter().filter(|line| (first..=last).contains(&line.seq().0)) {
+            let entry = match line.entry() {
+                Ok(entry) => entry,
+                Err(what) => {
+                    page.note(what);
+                    continue;
                 }
-                Ok(ControlFlow::Continue(()))
             };
-            segment.scan(&span, first, last, filter.order, &mut each)
-        });
-        match scanned {
-            Ok(ControlFlow::Continue(())) => {}
-            Ok(ControlFlow::Break(())) => break,
-            Err(fault) => page.note(format!("{}: {fault}", shelf.label(name))),
+            if !filter.matches(&entry) {
+                continue;
+            }
+            let answered = filter.intents
+                || filter.kind.is_some()
+                || entry.record.kind() != Kind::Intent
+                || has_outcome(&view, &entry).is_ok_and(|has| !has);
+            if answered {
+                page.entries.push(entry);
+            }
+            if page.entries.len() >= limit {
+                page.next = Some(line.seq());
+                return page;
+            }
         }
     }
     page
 }
 
-fn look(
-    shelf: &Shelf,
-    segment: &dyn Segment,
-    stamp: u64,
-    filter: &Filter,
-    page: &mut Page,
-) -> Result<(), Fault> {
-    let Some(text) = segment.record(stamp)? else {
-        page.note(format!("record {} is in an index and not in the store", Cursor(stamp)));
-        return Ok(());
-    };
-    match decode(stamp, &text) {
-        Ok(entry) if filter.matches(&entry) => {
-            let shown = filter.intents
-                || filter.kind.is_some()
-                || entry.record.kind() != Kind::Intent
-                || !has_outcome(shelf, &entry)?;
-            if shown {
-                page.entries.push(entry);
-            }
-        }
-        Ok(_) => {}
-        Err(what) => page.note(what),
-    }
-    Ok(())
-}
-
 /// All records of one decision, oldest first.
-fn decision_records(shelf: &Shelf, id: DecisionId) -> Page {
+fn decision_records(shelf: &Arc<Shelf>, id: DecisionId) -> Page {
     let filter = Filter {
         id: Some(id),
         intents: true,
@@ -285,19 +218,7 @@ fn decision_records(shelf: &Shelf, id: DecisionId) -> Page {
         limit: Some(PAGE_MAX),
         ..Filter::default()
     };
-    // An id says when it was made: look around that time before looking everywhere.
-    let bytes = id.as_bytes();
-    let mut millis = [0; 8];
-    millis[2..].copy_from_slice(&bytes[..6]);
-    let made = u64::from_be_bytes(millis).saturating_mul(1000);
-    let (hour, day) = (3_600_000_000, 86_400_000_000);
-    let near = Filter {
-        since: Some(time(made.saturating_sub(hour))),
-        until: Some(time(made.saturating_add(2 * day))),
-        ..filter.clone()
-    };
-    let found = page(shelf, &near);
-    if found.entries.is_empty() { page(shelf, &filter) } else { found }
+    page(shelf, &filter)
 }
 
 /// A store's records, for reading.
@@ -353,7 +274,7 @@ impl Archive {
 
     async fn read(
         &self,
-        work: impl FnOnce(&Shelf) -> Page + Send + 'static,
+        work: impl FnOnce(&Arc<Shelf>) -> Page + Send + 'static,
     ) -> Result<Page, Unavailable> {
         let dir = || self.shelf.dir().to_owned();
         let permit = self

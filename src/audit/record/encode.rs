@@ -1,21 +1,11 @@
 //! Records as text of a bounded size.
 
-use serde::Serialize;
+use super::v1::{Call, Grounds, Record, Shape};
 
-use super::v1::{Call, Grounds, Record, Shape, VERSION};
+/// Bytes of one record: what a call can make the log grow by is bounded.
+const RECORD_BYTES: usize = 64 * 1024;
 
-/// Bytes of one stored record. The store keeps up to 17 records in a page, and a page beyond
-/// 128 KiB would go to a file of its own that is not synced with the log.
-const RECORD_BYTES: usize = 7 * 1024;
-
-#[derive(Serialize)]
-struct Stored<'a> {
-    v: u8,
-    #[serde(flatten)]
-    record: &'a Record,
-}
-
-/// The text that is stored. Cuts the lists of a record that would be too large and counts what it
+/// The JSON object of a record, without what its place in the log adds. Cuts the lists of a record that would be too large and counts what it
 /// cut.
 pub(in crate::audit) fn encode(record: &mut Record) -> serde_json::Result<Vec<u8>> {
     const CUTS: [fn(&mut Record) -> usize; 4] = [
@@ -24,7 +14,7 @@ pub(in crate::audit) fn encode(record: &mut Record) -> serde_json::Result<Vec<u8
         |record| record.call_mut().map_or(0, |call| std::mem::take(&mut call.labels).len()),
         |record| record.grounds_mut().map_or(0, |g| cut(&mut g.rules, 1) + cut(&mut g.findings, 0)),
     ];
-    let mut text = serde_json::to_vec(&Stored { v: VERSION, record })?;
+    let mut text = serde_json::to_vec(record)?;
     for make_smaller in CUTS {
         if text.len() <= RECORD_BYTES {
             break;
@@ -34,7 +24,7 @@ pub(in crate::audit) fn encode(record: &mut Record) -> serde_json::Result<Vec<u8
             grounds.omitted =
                 grounds.omitted.saturating_add(u32::try_from(omitted).unwrap_or(u32::MAX));
         }
-        text = serde_json::to_vec(&Stored { v: VERSION, record })?;
+        text = serde_json::to_vec(record)?;
     }
     Ok(text)
 }

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::v1::{Decision, Era, Transport};
+use crate::audit::line::Seq;
 
 /// The events. `event` says which it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -110,23 +111,16 @@ pub enum Happening {
         #[schemars(with = "String", extend("format" = "date-time"))]
         since: Timestamp,
     },
-    /// Records of this store that were acknowledged are gone: a part of it is damaged. Later ones
-    /// are in a new part.
+    /// Records that were acknowledged are gone: the files that held them are damaged, and what is
+    /// left of those is in `quarantine`. Later records take their places.
     RecordsLost {
-        /// The folder, still in its place.
-        segment: String,
-        /// No record after this time is left in it.
-        #[schemars(with = "String", extend("format" = "date-time"))]
-        after: Timestamp,
-        /// The last lost record was written at this time.
-        #[schemars(with = "String", extend("format" = "date-time"))]
-        until: Timestamp,
-    },
-    /// A part of this store could not be opened and was put aside. Records in it can't be queried.
-    SegmentQuarantined {
-        /// The folder, now under `quarantine` in the store.
-        segment: String,
-        reason: String,
+        /// The place of the first lost record.
+        from: Seq,
+        /// The place after the last.
+        until: Seq,
+        /// What was found.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
 }
 
@@ -359,7 +353,6 @@ impl Happening {
             Self::AdminAction(_) => "admin-action",
             Self::RefusalsUnrecorded { .. } => "refusals-unrecorded",
             Self::RecordsLost { .. } => "records-lost",
-            Self::SegmentQuarantined { .. } => "segment-quarantined",
         }
     }
 
@@ -475,11 +468,7 @@ impl Happening {
                 user.iter_mut().chain([verb]).chain(target).for_each(change);
             }
             Self::RefusalsUnrecorded { .. } => {}
-            Self::RecordsLost { segment, .. } => change(segment),
-            Self::SegmentQuarantined { segment, reason } => {
-                change(segment);
-                change(reason);
-            }
+            Self::RecordsLost { reason, .. } => reason.iter_mut().for_each(change),
         }
     }
 }

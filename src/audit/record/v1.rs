@@ -3,9 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::SocketAddr,
-    str::FromStr,
 };
 
 use jiff::Timestamp;
@@ -14,7 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Happening;
-use crate::names::DecisionId;
+use crate::{
+    audit::{line::Seq, proof::Hash},
+    names::DecisionId,
+};
 
 /// The version that these types are.
 pub const VERSION: u8 = 1;
@@ -25,63 +26,16 @@ pub const VERSION: u8 = 1;
 pub struct Entry {
     /// The version of the record: 1.
     pub v: u8,
-    /// The record's place in the store. Later records have greater cursors.
-    pub cursor: Cursor,
-    /// When the record was written, to the microsecond. Unique, and never before that of an
-    /// earlier record, also where the clock was set back.
+    /// The record's place in the log, counted from 0 without gaps.
+    pub seq: Seq,
+    /// When the record was written, to the microsecond: never before an earlier record, also where
+    /// the clock was set back.
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub recorded: Timestamp,
+    /// The hash of the record before; zeros for the first.
+    pub prev: Hash,
     #[serde(flatten)]
     pub record: Record,
-}
-
-/// A place in the store: the microsecond since 1970 at which a record was written, as 16 digits
-/// in hex.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
-pub struct Cursor(pub(in crate::audit) u64);
-
-/// Text that is no cursor.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{}` is not a cursor: use the `cursor` of a record, 16 digits in hex",
-    .0.escape_default()
-)]
-pub struct IllegalCursor(String);
-
-impl fmt::Display for Cursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-impl FromStr for Cursor {
-    type Err = IllegalCursor;
-
-    fn from_str(text: &str) -> Result<Self, IllegalCursor> {
-        let digits = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        match u64::from_str_radix(text, 16) {
-            Ok(stamp) if digits => Ok(Self(stamp)),
-            _ => Err(IllegalCursor(text.chars().take(64).collect())),
-        }
-    }
-}
-
-impl TryFrom<String> for Cursor {
-    type Error = IllegalCursor;
-
-    fn try_from(text: String) -> Result<Self, IllegalCursor> {
-        text.parse()
-    }
-}
-
-impl From<Cursor> for String {
-    fn from(cursor: Cursor) -> String {
-        cursor.to_string()
-    }
 }
 
 /// What is recorded. `record` says which kind it is.

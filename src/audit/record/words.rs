@@ -85,11 +85,9 @@ impl fmt::Display for Happening {
             Self::RefusalsUnrecorded { count, since } => {
                 write!(f, "{count} messages refused since {since} without a record of each")
             }
-            Self::RecordsLost { segment, after, until } => {
-                write!(f, "audit records of {after} to {until} are lost: {segment} is damaged")
-            }
-            Self::SegmentQuarantined { segment, reason } => {
-                write!(f, "audit records put aside in {segment}: {reason}")
+            Self::RecordsLost { from, until, reason } => {
+                let reason = reason.as_deref().unwrap_or("they are gone from the disk");
+                write!(f, "audit records {from} to {} are lost: {reason}", until.0.saturating_sub(1))
             }
         }
     }

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{decision, kind};
-use crate::audit::record::{Record, Target};
+use crate::audit::record::{Decision, Kind, Record, Target};
 
 /// A field with an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -42,6 +41,26 @@ pub(in crate::audit) struct Facts {
     pub request_bytes: Option<u64>,
     /// Bytes of the answer.
     pub response_bytes: Option<u64>,
+}
+
+/// The text of a decision, as the record has it.
+pub(in crate::audit) fn decision(decision: Decision) -> &'static str {
+    match decision {
+        Decision::Allowed => "allowed",
+        Decision::Refused => "refused",
+        Decision::Failed => "failed",
+        Decision::Cancelled => "cancelled",
+    }
+}
+
+/// The text of a kind, as the record has it.
+pub(in crate::audit) fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Intent => "intent",
+        Kind::Outcome => "outcome",
+        Kind::Refused => "refused",
+        Kind::Event => "event",
+    }
 }
 
 impl Facts {

@@ -1,25 +1,36 @@
-//! Where records are kept: a row of segments, each a sled store in a folder of its own for one
-//! day, of which the newest is written by one thread.
+//! Where records are kept: plain files that are the log, and an index that can be made of them.
 //!
-//! - `store.lock` is held by the one process that uses the store.
-//! - A segment that does not open is moved to `quarantine/` and a new one begun: sled 0.34 has
-//!   open reports of stores that do not open after an abrupt stop, and no record of today is
-//!   worth refusing all calls of tomorrow.
-//! - sled opens a log with damage in its middle without a word, cut off at the damage. Each segment
-//!   has a mark of its last acknowledged record, so that such a loss is seen, told and put on
-//!   record.
-//! - Whoever drops a segment's folder drops a day: that is retention.
+//! - A record is a line ([`Line`](super::line::Line)), a commit a [`frame`] of lines in the file
+//!   of commits of its [`block`]. One thread ([`writer`]) commits, with one sync of the disk for
+//!   all who wait; another ([`sealer`]) packs whole blocks into their [`segment`], a folder for
+//!   each day. Whoever drops a folder drops a day: that is retention.
+//! - sled 0.34 holds the [`index`] alone. Its flush does not sync, some stores do not open after an
+//!   abrupt stop, and deletes give no space back: none of that touches a record, and an index that
+//!   is damaged is thrown away and made again.
+//! - `store.lock` is held by the one process that writes the store. `head` names the last
+//!   acknowledged record, so that a loss is seen, told and put on record.
+//! - A [`View`] is all that was durable at one moment.
 
-pub(super) mod facts;
-mod keys;
+mod bits;
+mod block;
+pub(in crate::audit) mod facts;
+mod fault;
+pub(in crate::audit) mod frame;
+mod index;
 mod lock;
+mod sealer;
 mod segment;
 mod shelf;
 mod writer;
 
-pub(super) use keys::{Field, Span, decision, kind};
+pub(super) use bits::Bits;
+pub(super) use block::Block;
+pub(super) use facts::{Facts, Field, decision, kind};
+pub(super) use fault::Fault;
 pub(super) use lock::{Lock, Refused as LockRefused};
-pub use segment::Order;
-pub(super) use segment::{Fault, Loss, Segment};
-pub(super) use shelf::{Shelf, private_dir, stamp, time};
+pub(super) use segment::Mode;
+pub(super) use shelf::{Head, SegmentInfo, Shelf, View, private_dir, stamp, time};
 pub(super) use writer::{Job, Settings, Writer};
+
+/// Most records of a block: places in it fit into 512 bytes of bits.
+pub(super) const BLOCK: u64 = 4096;

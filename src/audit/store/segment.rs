@@ -1,284 +1,595 @@
-//! One segment: an ordered map of bytes whose commits are atomic and durable.
+//! One segment: a folder with the records of a day, as frames, and their index.
+//!
+//! `records` has the frames of whole blocks. What was committed since is in `wal-…`, a file for
+//! each block, until the block is sealed: compressed, appended to `records`, synced, indexed. A
+//! file of commits is removed only when its block is in `records`.
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
-    ops::ControlFlow,
-    os::unix::fs::FileExt as _,
-    panic::{AssertUnwindSafe, catch_unwind},
+    io::{self, Read as _},
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    sync::Arc,
 };
 
+use bytes::Bytes;
+use jiff::Timestamp;
+use parking_lot::{Mutex, RwLock};
+use quick_cache::{Weighter, sync::Cache};
 use serde::{Deserialize, Serialize};
 
-use super::keys::{self, Span};
+use super::{
+    block::{Added, BlockMeta, FrameAt, Growing},
+    facts::Facts,
+    fault::Fault,
+    frame::{self, BadFrame, Frame, Frames, Pack},
+    index::Index,
+    private_dir, stamp,
+};
+use crate::audit::{
+    digest::DigestKey,
+    life::{Cipher, write_durably},
+    line::Line,
+    proof::{Frontier, Hash},
+};
 
-/// Bytes of pages that one open segment keeps in memory.
+/// Bytes of unpacked frames that are kept for queries.
 const CACHE: u64 = 32 << 20;
+const CLOSED: &str = "segment.json";
 
-/// How long a store that was just closed may still be locked.
-const LINGERING: Duration = Duration::from_secs(2);
-/// Between two tries to open it.
-const PAUSE: Duration = Duration::from_millis(5);
-
-/// Why a segment did not do what was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(in crate::audit) enum Fault {
-    /// Its files are not what they should be.
-    #[error("damaged: {0}")]
-    Damaged(String),
-    /// Something else has it open.
-    #[error("in use: {0}")]
-    InUse(String),
-    /// No room on the disk.
-    #[error("no space left on the disk")]
-    Full,
-    /// The system failed.
-    #[error("{0}")]
-    Io(String),
+/// What all segments of a store need.
+pub(super) struct Tools {
+    pub dir: PathBuf,
+    pub key: DigestKey,
+    pub cipher: Option<Arc<Cipher>>,
+    cache: Cache<(u64, u64), Arc<Vec<Bytes>>, Bytewise>,
 }
 
-impl Fault {
-    pub(super) fn io(doing: &str, path: &Path, error: &io::Error) -> Self {
-        if is_full(error.kind()) {
-            return Self::Full;
-        }
-        Self::Io(format!("{doing} {}: {error}", path.display()))
+#[derive(Clone)]
+struct Bytewise;
+
+impl Weighter<(u64, u64), Arc<Vec<Bytes>>> for Bytewise {
+    fn weight(&self, _: &(u64, u64), lines: &Arc<Vec<Bytes>>) -> u64 {
+        lines.iter().map(|line| line.len() as u64 + 48).sum::<u64>().max(1)
     }
 }
 
-fn is_full(kind: io::ErrorKind) -> bool {
-    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
+impl Tools {
+    pub fn new(dir: &Path, key: DigestKey, cipher: Option<Arc<Cipher>>) -> Self {
+        let cache = Cache::with_weighter(4096, CACHE, Bytewise);
+        Self { dir: dir.to_owned(), key, cipher, cache }
+    }
 
-impl From<sled::Error> for Fault {
-    fn from(error: sled::Error) -> Self {
-        match &error {
-            sled::Error::Io(io) if is_full(io.kind()) => Self::Full,
-            sled::Error::Io(io) if io.to_string().contains("could not acquire lock") => {
-                Self::InUse(
-                    "a query that is still running has it; it is free again in a moment".into(),
-                )
-            }
-            sled::Error::Io(io)
-                if matches!(
-                    io.kind(),
-                    io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
-                ) =>
-            {
-                Self::Damaged(error.to_string())
-            }
-            sled::Error::Io(_) => Self::Io(error.to_string()),
-            _ => Self::Damaged(error.to_string()),
-        }
+    /// The folder of the segment that begins with this record.
+    pub fn path(&self, first: u64) -> PathBuf {
+        self.dir.join("segments").join(format!("{first:016}"))
     }
 }
 
-/// Which records come first.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Order {
-    #[default]
-    NewestFirst,
-    OldestFirst,
-}
-
-/// A record to be committed.
-#[derive(Debug)]
-pub(in crate::audit) struct Write {
-    pub stamp: u64,
-    pub text: Vec<u8>,
-    pub index: Vec<Span>,
+/// What a closed segment says of itself, so that it need not be opened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(in crate::audit) struct Closed {
+    /// `seq` of its first record.
+    pub first: u64,
+    /// `seq` after its last.
+    pub end: u64,
+    /// When its first record was written.
+    pub begin: Timestamp,
+    /// When its last record was written.
+    pub ended: Timestamp,
+    /// The hash of its last record.
+    pub last: Hash,
+    /// The tree over all records of the log up to its end.
+    pub tree: Frontier,
 }
 
 /// Records that were acknowledged and are gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::audit) struct Loss {
-    /// The last stamp that is left; 0 where none is.
-    pub after: u64,
-    /// The last stamp that was acknowledged.
+    /// `seq` of the first lost one: the next record takes it.
+    pub from: u64,
+    /// `seq` after the last lost one.
     pub until: u64,
 }
 
-/// What the log needs of a store, so that another can take sled's place.
-pub(in crate::audit) trait Segment: Send + Sync {
-    /// Puts these records and their index entries on disk, all or none. They are durable when it
-    /// returns.
-    fn commit(&self, writes: &[Write]) -> Result<(), Fault>;
-
-    /// The text of the record with this stamp.
-    fn record(&self, stamp: u64) -> Result<Option<Vec<u8>>, Fault>;
-
-    /// The stamp of the newest record.
-    fn last(&self) -> Result<Option<u64>, Fault>;
-
-    /// What was missing when it was opened.
-    fn loss(&self) -> Option<Loss>;
-
-    /// Shows `each` the stamps of a span from `first` to `last`, both included, until it breaks.
-    fn scan(
-        &self,
-        span: &Span,
-        first: u64,
-        last: u64,
-        order: Order,
-        each: &mut dyn FnMut(u64) -> Result<ControlFlow<()>, Fault>,
-    ) -> Result<ControlFlow<()>, Fault>;
+pub(super) fn sync_dir(dir: &Path) -> Result<(), Fault> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Fault::io("syncing", dir, &e))
 }
 
-/// A segment on sled 0.34.
-pub(super) struct SledSegment {
-    db: sled::Db,
-    log: File,
-    mark: Mark,
-    loss: Option<Loss>,
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options
+}
+
+/// Commits of one block.
+#[derive(Debug)]
+pub(super) struct Wal {
+    file: File,
     path: PathBuf,
+    /// Bytes of it that are acknowledged.
+    length: u64,
 }
 
-/// The last stamp that was acknowledged, in a file beside sled's. sled opens a log that is damaged
-/// in the middle without a word, cut off at the damage; this tells. It is written after the log
-/// was synced and is not synced itself, so it can be behind the log and never before it.
-struct Mark(File);
-
-impl Mark {
-    fn open(path: &Path) -> io::Result<Self> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        Ok(Self(file))
+impl Wal {
+    fn path(segment: &Path, first: u64) -> PathBuf {
+        segment.join(format!("wal-{first:016}"))
     }
 
-    fn get(&self) -> u64 {
-        let mut bytes = [0; 8];
-        match self.0.read_exact_at(&mut bytes, 0) {
-            Ok(()) => u64::from_be_bytes(bytes),
-            // A segment that nothing was written to yet.
-            Err(_) => 0,
-        }
+    /// Begins the commits of the block that begins with this record. What is there under its name
+    /// was never acknowledged.
+    pub fn begin(segment: &Path, first: u64) -> Result<Self, Fault> {
+        let path = Self::path(segment, first);
+        let opened = private().truncate(true).open(&path);
+        let file = opened.map_err(|e| Fault::io("making", &path, &e))?;
+        // The name must be as durable as what is written under it.
+        sync_dir(segment)?;
+        Ok(Self { file, path, length: 0 })
     }
 
-    fn set(&self, stamp: u64) {
-        if let Err(error) = self.0.write_all_at(&stamp.to_be_bytes(), 0) {
-            // The records are safe; only a later loss of these last ones would go unnoticed.
-            tracing::warn!(%error, "the mark of the audit store was not written");
-        }
+    /// Goes on after the first `length` bytes, which are whole frames.
+    fn resume(path: PathBuf, length: u64) -> Result<Self, Fault> {
+        let file = private().open(&path).map_err(|e| Fault::io("opening", &path, &e))?;
+        file.set_len(length)
+            .and_then(|()| file.sync_all())
+            .map_err(|e| Fault::io("cutting", &path, &e))?;
+        Ok(Self { file, path, length })
+    }
+
+    /// Appends a frame. Durable when it returns `Ok`; else nothing more must be written here.
+    pub fn append(&mut self, frame: &[u8]) -> Result<(), Fault> {
+        self.file
+            .write_all_at(frame, self.length)
+            .and_then(|()| self.file.sync_data())
+            .map_err(|e| Fault::io("writing", &self.path, &e))?;
+        self.length += frame.len() as u64;
+        Ok(())
     }
 }
 
-/// sled 0.34 asserts where it finds files that it did not expect; those panics are faults of the
-/// segment, not of the proxy.
-fn contained<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let words = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(Fault::Damaged(words.unwrap_or("the store panicked").chars().take(300).collect()))
-    })
+/// Whether a segment is opened to be written, or only looked at: then no record's file changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::audit) enum Mode {
+    Write,
+    Read,
 }
 
-impl SledSegment {
-    /// Opens the segment in `path`, or makes it.
-    pub(super) fn open(path: &Path) -> Result<Self, Fault> {
-        let fresh = !path.exists();
-        let config = || sled::Config::new().path(path).flush_every_ms(None).cache_capacity(CACHE);
-        let began = Instant::now();
-        let db = loop {
-            match contained(|| config().open().map_err(Fault::from)) {
-                // sled's own threads give the lock up a moment after the store was dropped.
-                Err(Fault::InUse(_)) if began.elapsed() < LINGERING => thread::sleep(PAUSE),
-                opened => break opened?,
+/// A segment as it was found.
+pub(super) struct Found {
+    pub segment: Arc<Segment>,
+    /// Blocks that are not in `records` yet, in order.
+    pub growing: Vec<Arc<Growing>>,
+    /// The commits of the last of them.
+    pub wal: Option<Wal>,
+    /// `seq` after the last record.
+    pub end: u64,
+    /// What can't be read, in words.
+    pub damage: Vec<String>,
+}
+
+/// A segment that is open.
+pub(super) struct Segment {
+    pub first: u64,
+    path: PathBuf,
+    records: File,
+    /// Bytes of `records` that are indexed.
+    length: Mutex<u64>,
+    index: RwLock<Arc<Index>>,
+    blocks: RwLock<Arc<Vec<Arc<BlockMeta>>>>,
+    tools: Arc<Tools>,
+}
+
+impl Segment {
+    /// Makes the segment that begins with this record.
+    pub fn make(tools: &Arc<Tools>, first: u64) -> Result<Arc<Self>, Fault> {
+        let path = tools.path(first);
+        private_dir(&path).map_err(|e| Fault::io("making", &path, &e))?;
+        let segment = Self::bare(tools, first)?;
+        sync_dir(&path)?;
+        sync_dir(&tools.dir.join("segments"))?;
+        Ok(Arc::new(segment))
+    }
+
+    fn bare(tools: &Arc<Tools>, first: u64) -> Result<Self, Fault> {
+        let path = tools.path(first);
+        let file = path.join("records");
+        let records = private().open(&file).map_err(|e| Fault::io("opening", &file, &e))?;
+        let index = Index::open_or_renew(&path.join("index"), &tools.key, tools.cipher.clone())?;
+        Ok(Self {
+            first,
+            path,
+            records,
+            length: Mutex::new(0),
+            index: RwLock::new(Arc::new(index)),
+            blocks: RwLock::default(),
+            tools: tools.clone(),
+        })
+    }
+
+    /// Opens a segment and brings its index up to its records.
+    pub fn open(tools: &Arc<Tools>, first: u64, mode: Mode) -> Result<Found, Fault> {
+        let segment = Self::bare(tools, first)?;
+        let mut damage = Vec::new();
+        segment.load()?;
+        let sealed = segment.end();
+        let mut wals = segment.wals()?;
+        if mode == Mode::Write {
+            for (_, path) in wals.iter().filter(|(first, _)| *first < sealed) {
+                fs::remove_file(path).map_err(|e| Fault::io("removing", path, &e))?;
             }
+        }
+        wals.retain(|(first, _)| *first >= sealed);
+        let limit = wals.first().map_or(u64::MAX, |(first, _)| *first);
+        segment.catch_up(limit, mode, &mut damage)?;
+        let mut end = segment.end();
+        let mut growing: Vec<Arc<Growing>> = Vec::new();
+        let mut wal = None;
+        for (at, (first, path)) in wals.iter().enumerate() {
+            if *first != end {
+                // Commits after some that are gone: their place in the log is taken anew.
+                damage.push(format!("{}: does not go on from record {end}", path.display()));
+                segment.set_aside(path, mode)?;
+                continue;
+            }
+            let next = wals.get(at + 1).map_or(u64::MAX, |(first, _)| *first);
+            let (block, length, bad) = segment.commits(*first, path, next)?;
+            end = block.end();
+            if let Some(bad @ BadFrame::Sealed(_)) = bad {
+                return Err(Fault::Io(format!("{}: {bad}", path.display())));
+            }
+            if let Some(bad) = bad.filter(|bad| *bad != BadFrame::Torn) {
+                damage.push(format!("{} at byte {length}: {bad}", path.display()));
+                segment.copy_aside(path, mode)?;
+            }
+            wal = (mode == Mode::Write).then(|| Wal::resume(path.clone(), length)).transpose()?;
+            growing.push(Arc::new(block));
+        }
+        Ok(Found { segment: Arc::new(segment), growing, wal, end, damage })
+    }
+
+    /// Takes over the blocks of the index that `records` has.
+    fn load(&self) -> Result<(), Fault> {
+        let all = match self.index().blocks() {
+            Err(Fault::Damaged(why)) => {
+                tracing::warn!(segment = %self.path.display(), why, "an index of the audit log is made again");
+                self.renew_index()?;
+                Vec::new()
+            }
+            all => all?,
         };
-        let log = File::open(path.join("db")).map_err(|e| Fault::io("opening", path, &e))?;
-        if fresh {
-            // The names of the new files must be as durable as their contents.
-            let parent = path.parent().unwrap_or(path);
-            for dir in [path, parent] {
-                File::open(dir)
-                    .and_then(|dir| dir.sync_all())
-                    .map_err(|e| Fault::io("syncing", dir, &e))?;
-            }
-        }
-        let mark =
-            Mark::open(&path.join("acknowledged")).map_err(|e| Fault::io("opening", path, &e))?;
-        let mut segment = Self { db, log, mark, loss: None, path: path.to_owned() };
-        let (after, until) = (segment.last()?.unwrap_or(0), segment.mark.get());
-        segment.loss = (after < until).then_some(Loss { after, until });
-        Ok(segment)
+        let size = self.size()?;
+        let mut end = self.first;
+        let fits = |block: &Arc<BlockMeta>| {
+            let fits = block.first >= end && block.offset_after() <= size;
+            end = block.after();
+            fits
+        };
+        let good = all.iter().take_while({
+            let mut fits = fits;
+            move |block| fits(block)
+        });
+        let good: Vec<_> = good.cloned().collect();
+        self.index().forget(all.get(good.len()..).unwrap_or_default())?;
+        *self.length.lock() = good.last().map_or(0, |block| block.offset_after());
+        *self.blocks.write() = Arc::new(good);
+        Ok(())
     }
 
-    /// Whether there is a segment to open, so that a read makes none.
-    pub(super) fn exists(path: &Path) -> bool {
-        fs::metadata(path.join("db")).is_ok()
+    fn size(&self) -> Result<u64, Fault> {
+        let metadata = self.records.metadata().map_err(|e| Fault::io("reading", &self.path, &e))?;
+        Ok(metadata.len())
+    }
+
+    fn renew_index(&self) -> Result<(), Fault> {
+        let path = self.path.join("index");
+        let mut index = self.index.write();
+        // sled holds a lock on its file until it is dropped, so the new one gets a new file.
+        fs::remove_dir_all(&path).map_err(|e| Fault::io("removing", &path, &e))?;
+        *index = Arc::new(Index::open(&path, &self.tools.key, self.tools.cipher.clone())?);
+        Ok(())
+    }
+
+    /// Indexes the frames of `records` that the index does not have, up to the record `limit`;
+    /// those from there on are in commits too, and are cut off to be sealed again.
+    fn catch_up(&self, limit: u64, mode: Mode, damage: &mut Vec<String>) -> Result<(), Fault> {
+        let size = self.size()?;
+        let mut offset = *self.length.lock();
+        let mut block: Option<(Growing, Vec<FrameAt>)> = None;
+        while offset < size {
+            let (frame, length) = match self.frame_at(offset) {
+                Ok(found) => found,
+                Err(BadFrame::Sealed(why)) => return Err(Fault::Io(why)),
+                Err(_) if limit != u64::MAX => break,
+                Err(bad) => {
+                    let file = self.path.join("records");
+                    damage.push(format!("{} at byte {offset}: {bad}", file.display()));
+                    match self.skip(offset, size) {
+                        Some(next) => {
+                            self.index_block(block.take())?;
+                            offset = next;
+                            continue;
+                        }
+                        None => break,
+                    }
+                }
+            };
+            if frame.first >= limit {
+                break;
+            }
+            let fits = |(growing, _): &(Growing, _)| {
+                growing.end() == frame.first && !growing.is_full()
+            };
+            if !block.as_ref().is_some_and(fits) {
+                self.index_block(block.take())?;
+            }
+            let (growing, frames) =
+                block.get_or_insert_with(|| (Growing::new(frame.first), Vec::new()));
+            growing.extend(added(&frame)?);
+            frames.push(FrameAt {
+                first: frame.first,
+                offset,
+                length: u32::try_from(length).unwrap_or(u32::MAX),
+            });
+            offset += length;
+        }
+        self.index_block(block)?;
+        if mode == Mode::Write && *self.length.lock() < size && limit != u64::MAX {
+            let length = *self.length.lock();
+            self.records.set_len(length).map_err(|e| Fault::io("cutting", &self.path, &e))?;
+        }
+        Ok(())
+    }
+
+    /// Where the next frame that can be read begins, after one that can't.
+    fn skip(&self, offset: u64, size: u64) -> Option<u64> {
+        let mut head = [0; 4];
+        self.records.read_exact_at(&mut head, offset).ok()?;
+        let next = offset + 8 + u64::from(u32::from_le_bytes(head));
+        (next < size && self.frame_at(next).is_ok()).then_some(next)
+    }
+
+    fn index_block(&self, block: Option<(Growing, Vec<FrameAt>)>) -> Result<(), Fault> {
+        let Some((growing, frames)) = block else { return Ok(()) };
+        let sealing = growing.sealed(frames);
+        self.index().put(&sealing)?;
+        self.take(sealing.meta);
+        Ok(())
+    }
+
+    fn take(&self, meta: BlockMeta) {
+        *self.length.lock() = meta.offset_after();
+        Arc::make_mut(&mut self.blocks.write()).push(Arc::new(meta));
+    }
+
+    /// Reads the commits of one block, up to the record `next`, which a later file begins with.
+    fn commits(
+        &self,
+        first: u64,
+        path: &Path,
+        next: u64,
+    ) -> Result<(Growing, u64, Option<BadFrame>), Fault> {
+        let file = File::open(path).map_err(|e| Fault::io("opening", path, &e))?;
+        let mut frames = Frames::new(io::BufReader::new(file), self.tools.cipher.as_deref());
+        let block = Growing::new(first);
+        let mut good = 0;
+        loop {
+            match frames.next() {
+                None => return Ok((block, good, None)),
+                Some(Err(bad)) => return Ok((block, good, Some(bad))),
+                // A commit that failed and was made again in the next file.
+                Some(Ok(frame)) if frame.first != block.end() || frame.first >= next => {
+                    return Ok((block, good, None));
+                }
+                Some(Ok(frame)) => match added(&frame) {
+                    Ok(records) => {
+                        block.extend(records);
+                        good = frames.offset();
+                    }
+                    Err(_) => {
+                        let bad = BadFrame::Damaged("a line is not a record's");
+                        return Ok((block, good, Some(bad)));
+                    }
+                },
+            }
+        }
+    }
+
+    /// The files of commits, in order.
+    fn wals(&self) -> Result<Vec<(u64, PathBuf)>, Fault> {
+        let failed = |e: io::Error| Fault::io("reading", &self.path, &e);
+        let mut wals = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let first = name.to_str().and_then(|name| name.strip_prefix("wal-"));
+            if let Some(first) = first.and_then(|digits| digits.parse().ok()) {
+                wals.push((first, entry.path()));
+            }
+        }
+        wals.sort_unstable();
+        Ok(wals)
+    }
+
+    /// Keeps a file that is damaged for whoever may recover something from it.
+    fn copy_aside(&self, path: &Path, mode: Mode) -> Result<(), Fault> {
+        if mode == Mode::Read {
+            return Ok(());
+        }
+        let aside = self.tools.dir.join("quarantine");
+        private_dir(&aside).map_err(|e| Fault::io("making", &aside, &e))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let to = aside.join(format!("{name}.{}", stamp(Timestamp::now())));
+        fs::copy(path, &to).map_err(|e| Fault::io("copying", path, &e))?;
+        Ok(())
+    }
+
+    fn set_aside(&self, path: &Path, mode: Mode) -> Result<(), Fault> {
+        if mode == Mode::Write {
+            self.copy_aside(path, mode)?;
+            fs::remove_file(path).map_err(|e| Fault::io("removing", path, &e))?;
+        }
+        Ok(())
+    }
+
+    /// The segment's folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn index(&self) -> Arc<Index> {
+        self.index.read().clone()
+    }
+
+    /// The blocks that are sealed, in order.
+    pub fn blocks(&self) -> Arc<Vec<Arc<BlockMeta>>> {
+        self.blocks.read().clone()
+    }
+
+    /// `seq` after the last sealed record.
+    pub fn end(&self) -> u64 {
+        self.blocks.read().last().map_or(self.first, |block| block.after())
+    }
+
+    fn frame_at(&self, offset: u64) -> Result<(Frame, u64), BadFrame> {
+        // A handle has one place that it stands at, and threads share this one.
+        let mut file = Positioned { file: &self.records, at: offset };
+        let mut frames = Frames::new(file.by_ref(), self.tools.cipher.as_deref());
+        let frame = frames.next().unwrap_or(Err(BadFrame::Torn))?;
+        Ok((frame, frames.offset()))
+    }
+
+    /// The lines of a frame.
+    pub fn frame(&self, at: &FrameAt) -> Result<Arc<Vec<Bytes>>, Fault> {
+        let key = (self.first, at.offset);
+        self.tools.cache.get_or_insert_with(&key, || {
+            let about = |what: &dyn std::fmt::Display| {
+                let file = self.path.join("records");
+                Fault::Damaged(format!("{} at byte {}: {what}", file.display(), at.offset))
+            };
+            let mut bytes = vec![0; at.length as usize];
+            self.records.read_exact_at(&mut bytes, at.offset).map_err(|e| about(&e))?;
+            let (frame, _) =
+                frame::read(&bytes, self.tools.cipher.as_deref()).map_err(|bad| about(&bad))?;
+            if frame.first != at.first {
+                return Err(about(&"another frame than the index says"));
+            }
+            Ok(Arc::new(frame.lines().collect()))
+        })
+    }
+
+    /// Puts a block into `records` and the index, and removes its commits.
+    pub fn seal(&self, block: &Growing) -> Result<(), Fault> {
+        let file = self.path.join("records");
+        let begin = *self.length.lock();
+        let mut bytes = Vec::new();
+        let mut frames = Vec::new();
+        for (first, lines) in block.frames() {
+            let from = bytes.len();
+            frame::write(&mut bytes, first, &lines, Pack::Zstd, self.tools.cipher.as_deref())
+                .map_err(|e| Fault::io("packing records for", &file, &e))?;
+            frames.push(FrameAt {
+                first,
+                offset: begin + from as u64,
+                length: u32::try_from(bytes.len() - from).unwrap_or(u32::MAX),
+            });
+        }
+        self.records
+            .write_all_at(&bytes, begin)
+            .and_then(|()| self.records.set_len(begin + bytes.len() as u64))
+            .and_then(|()| self.records.sync_all())
+            .map_err(|e| Fault::io("writing", &file, &e))?;
+        let sealing = block.sealed(frames);
+        if let Err(fault) = self.index().put(&sealing) {
+            tracing::warn!(%fault, segment = %self.path.display(), "an index of the audit log is made again");
+            self.reindex()?;
+            self.index().put(&sealing)?;
+        }
+        self.take(sealing.meta);
+        Ok(())
+    }
+
+    /// Removes the commits of a block that is sealed.
+    pub fn forget_commits(&self, block: &Growing) {
+        let path = Wal::path(&self.path, block.first);
+        if let Err(error) = fs::remove_file(&path) {
+            // It is removed when the segment is opened next.
+            tracing::debug!(%error, path = %path.display(), "commits that are sealed are still there");
+        }
+    }
+
+    /// Makes the index again: sled takes nothing more after an error.
+    fn reindex(&self) -> Result<(), Fault> {
+        self.renew_index()?;
+        for block in self.blocks().iter() {
+            let again = Growing::new(block.first);
+            for at in &block.frames {
+                let (frame, _) =
+                    self.frame_at(at.offset).map_err(|bad| Fault::Damaged(bad.to_string()))?;
+                again.extend(added(&frame)?);
+            }
+            self.index().put(&again.sealed(block.frames.clone()))?;
+        }
+        Ok(())
+    }
+
+    /// Says that all its blocks are sealed. `tree` is of all records up to its first.
+    pub fn close(&self, mut tree: Frontier) -> Result<Closed, Fault> {
+        let blocks = self.blocks();
+        let mut last = Hash::ZERO;
+        for block in blocks.iter() {
+            block.append_to(&mut tree)?;
+            last = block.last;
+        }
+        let closed = Closed {
+            first: self.first,
+            end: self.end(),
+            begin: super::time(blocks.first().map_or(0, |block| block.begin)),
+            ended: super::time(blocks.last().map_or(0, |block| block.end)),
+            last,
+            tree,
+        };
+        let text = serde_json::to_vec_pretty(&closed).map_err(|e| Fault::Io(e.to_string()))?;
+        write_durably(&self.path, CLOSED, &text).map_err(|e| Fault::io("closing", &self.path, &e))?;
+        Ok(closed)
+    }
+
+    /// What a segment says of itself, if it is closed.
+    pub fn closed(tools: &Tools, first: u64) -> Result<Option<Closed>, Fault> {
+        let path = tools.path(first).join(CLOSED);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|e| Fault::Damaged(format!("{}: {e}", path.display()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Fault::io("reading", &path, &error)),
+        }
     }
 }
 
-impl Segment for SledSegment {
-    fn commit(&self, writes: &[Write]) -> Result<(), Fault> {
-        contained(|| {
-            let mut batch = sled::Batch::default();
-            for write in writes {
-                batch.insert(Span::records().at(write.stamp), write.text.as_slice());
-                for span in &write.index {
-                    batch.insert(span.at(write.stamp), &[]);
-                }
-            }
-            self.db.apply_batch(batch)?;
-            self.db.flush()?;
-            // flush() hands the log to the system by sync_file_range, which a power cut does not
-            // respect; this does.
-            self.log.sync_data().map_err(|e| Fault::io("syncing", &self.path, &e))?;
-            if let Some(last) = writes.last() {
-                self.mark.set(last.stamp);
-            }
-            Ok(())
+/// The records of a frame, as a block takes them.
+fn added(frame: &Frame) -> Result<Vec<Added>, Fault> {
+    frame
+        .lines()
+        .map(|text| {
+            let line = Line::read(text.clone())
+                .ok_or_else(|| Fault::Damaged("a line is not a record's".into()))?;
+            let recorded = line.head().map_or(0, |head| stamp(head.recorded));
+            // A record that this version can't read is kept, and found by its place alone.
+            let facts = line.entry().map(|entry| Facts::of(&entry.record)).unwrap_or_default();
+            Ok(Added { text, hash: line.hash(), facts, recorded })
         })
-    }
+        .collect()
+}
 
-    fn record(&self, stamp: u64) -> Result<Option<Vec<u8>>, Fault> {
-        contained(|| Ok(self.db.get(Span::records().at(stamp))?.map(|text| text.to_vec())))
-    }
+struct Positioned<'a> {
+    file: &'a File,
+    at: u64,
+}
 
-    fn last(&self) -> Result<Option<u64>, Fault> {
-        let mut last = None;
-        let span = Span::records();
-        let _ = self.scan(&span, 0, u64::MAX, Order::NewestFirst, &mut |stamp| {
-            last = Some(stamp);
-            Ok(ControlFlow::Break(()))
-        })?;
-        Ok(last)
-    }
-
-    fn loss(&self) -> Option<Loss> {
-        self.loss
-    }
-
-    fn scan(
-        &self,
-        span: &Span,
-        first: u64,
-        last: u64,
-        order: Order,
-        each: &mut dyn FnMut(u64) -> Result<ControlFlow<()>, Fault>,
-    ) -> Result<ControlFlow<()>, Fault> {
-        if first > last {
-            return Ok(ControlFlow::Continue(()));
-        }
-        contained(|| {
-            let mut keys = self.db.range(span.at(first)..=span.at(last)).keys();
-            while let Some(key) = match order {
-                Order::NewestFirst => keys.next_back(),
-                Order::OldestFirst => keys.next(),
-            } {
-                let stamp = keys::stamp(&key?)
-                    .ok_or_else(|| Fault::Damaged("a key without a stamp".into()))?;
-                if each(stamp)?.is_break() {
-                    return Ok(ControlFlow::Break(()));
-                }
-            }
-            Ok(ControlFlow::Continue(()))
-        })
+impl io::Read for Positioned<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(into, self.at)?;
+        self.at += read as u64;
+        Ok(read)
     }
 }

@@ -1,202 +1,543 @@
-//! All segments of a store: found by name, opened when they are asked for.
+//! All segments of a store: what is sealed, what still grows, and views of both.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder},
     io,
     os::unix::fs::DirBuilderExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
-use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+use jiff::Timestamp;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
-use super::segment::{Fault, Segment, SledSegment};
+use super::{
+    bits::Bits,
+    block::{Block, Growing, Place},
+    fault::Fault,
+    segment::{Closed, Found, Loss, Mode, Segment, Tools, Wal},
+};
+use crate::audit::{
+    digest::DigestKey,
+    life::Cipher,
+    line::{LineHead, Line},
+    proof::{Frontier, Hash},
+};
 
-/// The name of a segment's folder is the time of its first stamp.
-const NAME: &str = "%Y%m%dT%H%M%S.%6f";
 /// Old segments kept open for queries.
-const OPEN: usize = 3;
-
-/// The segments of one store.
-pub(in crate::audit) struct Shelf {
-    dir: PathBuf,
-    inner: Mutex<Inner>,
-}
-
-#[derive(Default)]
-struct Inner {
-    /// First stamps of all segments, in order.
-    names: Vec<u64>,
-    /// Open segments, the one used last at the end.
-    open: Vec<(u64, Arc<dyn Segment>)>,
-    /// The one that is written.
-    current: Option<(u64, Arc<dyn Segment>)>,
-}
+const OPEN: usize = 8;
+/// The file that says which record was acknowledged last.
+const HEAD: &str = "head";
 
 /// Makes a folder that only its owner can enter, and those above it where they are missing.
 pub(in crate::audit) fn private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// The time of a stamp.
-pub(in crate::audit) fn time(stamp: u64) -> Timestamp {
-    i64::try_from(stamp)
+/// The time of microseconds since 1970.
+pub(in crate::audit) fn time(micros: u64) -> Timestamp {
+    i64::try_from(micros)
         .ok()
         .and_then(|micros| Timestamp::from_microsecond(micros).ok())
         .unwrap_or(Timestamp::MAX)
 }
 
-/// The stamp of a time.
+/// The microseconds since 1970 of a time.
 pub(in crate::audit) fn stamp(time: Timestamp) -> u64 {
     u64::try_from(time.as_microsecond()).unwrap_or(0)
 }
 
-fn name(first: u64) -> String {
-    time(first).strftime(NAME).to_string()
+/// The durable end of the log.
+#[derive(Debug, Clone)]
+pub(in crate::audit) struct Head {
+    /// The tree over all records.
+    pub tree: Frontier,
+    /// The hash of the last one.
+    pub last: Hash,
+    /// When it was written.
+    pub recorded: Timestamp,
 }
 
-fn parse(name: &str) -> Option<u64> {
-    let time = DateTime::strptime(NAME, name).ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp();
-    // A name that is not written as we write it is not ours.
-    Some(stamp(time)).filter(|&first| self::name(first) == name)
+/// What is known of a segment without reading it.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::audit) struct SegmentInfo {
+    /// `seq` of its first record.
+    pub first: u64,
+    /// `seq` after its last one.
+    pub end: u64,
+    /// When its last record was written.
+    pub ended: Timestamp,
+    /// Whether it takes no more records.
+    pub closed: bool,
+    /// The folder.
+    pub path: std::path::PathBuf,
+}
+
+/// A segment, open or not.
+struct Slot {
+    first: u64,
+    closed: Mutex<Option<Closed>>,
+    open: Mutex<Option<Arc<Segment>>>,
+}
+
+impl Slot {
+    fn new(first: u64, closed: Option<Closed>) -> Arc<Self> {
+        Arc::new(Self { first, closed: Mutex::new(closed), open: Mutex::new(None) })
+    }
+}
+
+/// The segments of one store.
+pub(in crate::audit) struct Shelf {
+    tools: Arc<Tools>,
+    inner: Mutex<Inner>,
+    ends: watch::Sender<u64>,
+    /// What could not be read when the store was opened.
+    damage: Vec<String>,
+}
+
+struct Inner {
+    slots: Arc<Vec<Arc<Slot>>>,
+    /// Blocks in memory, in order; the last may still grow.
+    growing: Vec<Arc<Growing>>,
+    /// `seq` after the last sealed record.
+    sealed: u64,
+    head: Head,
+    /// First records of old segments that were opened, the latest at the end.
+    opened: Vec<u64>,
+}
+
+/// What a writer goes on with.
+pub(in crate::audit) struct Opened {
+    pub shelf: Arc<Shelf>,
+    pub(super) current: Option<Current>,
+    /// Blocks that are to be sealed, with their segments.
+    pub(super) unsealed: Vec<(Arc<Segment>, Arc<Growing>)>,
+    /// Segments that are to be closed after that.
+    pub(super) unclosed: Vec<Arc<Segment>>,
+    pub(super) loss: Option<Loss>,
+}
+
+/// The segment that is written.
+pub(super) struct Current {
+    pub segment: Arc<Segment>,
+    pub growing: Arc<Growing>,
+    pub wal: Option<Wal>,
 }
 
 impl Shelf {
-    /// Looks what segments there are in the store in `dir`.
-    pub(in crate::audit) fn open(dir: &Path) -> io::Result<Self> {
-        let mut names = Vec::new();
-        match fs::read_dir(dir.join("segments")) {
-            Ok(entries) => {
-                for entry in entries {
-                    names.extend(entry?.file_name().to_str().and_then(parse));
+    /// Opens the store in `dir`. Only with [`Mode::Write`] may it change the files of records.
+    pub(in crate::audit) fn open(
+        dir: &Path,
+        key: DigestKey,
+        cipher: Option<Arc<Cipher>>,
+        mode: Mode,
+    ) -> Result<Opened, Fault> {
+        let tools = Arc::new(Tools::new(dir, key, cipher));
+        let mut slots = Vec::new();
+        let mut head = Head {
+            tree: Frontier::default(),
+            last: Hash::ZERO,
+            recorded: Timestamp::UNIX_EPOCH,
+        };
+        let mut end = 0;
+        let (mut growing, mut unsealed, mut unclosed) = (Vec::new(), Vec::new(), Vec::new());
+        let mut current = None;
+        let mut damage = Vec::new();
+        let firsts = firsts(dir)?;
+        for (at, &first) in firsts.iter().enumerate() {
+            let closed = match Segment::closed(&tools, first) {
+                Ok(closed) => closed,
+                Err(fault) => {
+                    damage.push(fault.to_string());
+                    None
                 }
+            };
+            let slot = Slot::new(first, closed.clone());
+            slots.push(slot.clone());
+            if let Some(closed) = closed {
+                head = Head { tree: closed.tree, last: closed.last, recorded: closed.ended };
+                end = closed.end;
+                continue;
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+            let found = Segment::open(&tools, first, mode)?;
+            let Found { segment, growing: blocks, wal, end: after, damage: bad } = found;
+            damage.extend(bad);
+            *slot.open.lock() = Some(segment.clone());
+            head.read(&segment, &blocks)?;
+            end = after;
+            unsealed.extend(blocks.iter().map(|block| (segment.clone(), block.clone())));
+            growing.extend(blocks);
+            if at + 1 < firsts.len() {
+                unclosed.push(segment);
+                continue;
+            }
+            let last = unsealed.pop_if(|(of, block)| of.first == first && !block.is_full());
+            let block = match last {
+                Some((_, block)) => block,
+                None => {
+                    let block = Arc::new(Growing::new(end));
+                    growing.push(block.clone());
+                    block
+                }
+            };
+            // A full block's commits take nothing more.
+            let wal = wal.filter(|_| !block.is_empty());
+            current = Some(Current { segment, growing: block, wal });
         }
-        names.sort_unstable();
-        Ok(Self { dir: dir.to_owned(), inner: Mutex::new(Inner { names, ..Inner::default() }) })
+        let sealed = growing.first().map_or(end, |block| block.first);
+        let mark = read_head(dir);
+        let loss = mark.filter(|(seq, _)| *seq >= end).map(|(seq, _)| Loss {
+            from: end,
+            until: seq + 1,
+        });
+        if let Some((_, hash)) = mark.filter(|(seq, hash)| *seq + 1 == end && *hash != head.last) {
+            damage.push(format!(
+                "the last record is not the one that was acknowledged, of which the hash was {hash}"
+            ));
+        }
+        let shelf = Self {
+            tools,
+            inner: Mutex::new(Inner {
+                slots: Arc::new(slots),
+                growing,
+                sealed,
+                head,
+                opened: Vec::new(),
+            }),
+            ends: watch::Sender::new(end),
+            damage,
+        };
+        Ok(Opened { shelf: Arc::new(shelf), current, unsealed, unclosed, loss })
     }
 
     /// The folder of the store.
     pub(in crate::audit) fn dir(&self) -> &Path {
-        &self.dir
+        &self.tools.dir
     }
 
-    fn path(&self, first: u64) -> PathBuf {
-        self.dir.join("segments").join(name(first))
+    pub(super) fn tools(&self) -> &Arc<Tools> {
+        &self.tools
     }
 
-    /// First stamps of the segments that can hold records with stamps from `first` to `last`, in
-    /// order.
-    pub(in crate::audit) fn within(&self, first: u64, last: u64) -> Vec<u64> {
+    /// What could not be read when the store was opened, in words.
+    pub(in crate::audit) fn damage(&self) -> &[String] {
+        &self.damage
+    }
+
+    /// How many records the log has had: `seq` after the last durable one, now and whenever it
+    /// changes.
+    pub(in crate::audit) fn ends(&self) -> watch::Receiver<u64> {
+        self.ends.subscribe()
+    }
+
+    /// The durable end of the log.
+    pub(in crate::audit) fn head(&self) -> Head {
+        self.inner.lock().head.clone()
+    }
+
+    /// All that is durable now. Records that come later are not in it.
+    pub(in crate::audit) fn view(self: &Arc<Self>) -> View {
         let inner = self.inner.lock();
-        let names = &inner.names;
-        names
+        let memory = inner
+            .growing
             .iter()
-            .enumerate()
-            .filter(|&(at, &begin)| {
-                begin <= last && names.get(at + 1).is_none_or(|&next| next > first)
+            .map(|block| {
+                let count = usize::try_from(block.end() - block.first).unwrap_or(0);
+                (block.clone(), count)
             })
-            .map(|(_, &begin)| begin)
+            .collect::<Vec<_>>();
+        let end = memory.last().map_or(inner.sealed, |(block, count)| block.first + *count as u64);
+        View {
+            shelf: self.clone(),
+            slots: inner.slots.clone(),
+            sealed: inner.sealed,
+            memory,
+            end,
+        }
+    }
+
+    /// All segments, in order.
+    pub(in crate::audit) fn segments(&self) -> Vec<SegmentInfo> {
+        let (slots, head, end) = {
+            let inner = self.inner.lock();
+            (inner.slots.clone(), inner.head.clone(), *self.ends.borrow())
+        };
+        slots
+            .iter()
+            .map(|slot| {
+                let closed = slot.closed.lock();
+                SegmentInfo {
+                    first: slot.first,
+                    end: closed.as_ref().map_or(end, |closed| closed.end),
+                    ended: closed.as_ref().map_or(head.recorded, |closed| closed.ended),
+                    closed: closed.is_some(),
+                    path: self.tools.path(slot.first),
+                }
+            })
             .collect()
     }
 
-    /// A segment by its first stamp, opened if it is not.
-    pub(in crate::audit) fn segment(&self, first: u64) -> Result<Arc<dyn Segment>, Fault> {
+    /// Forgets a closed segment, whose folder can then be removed. Views that were made before
+    /// keep what they have open.
+    pub(in crate::audit) fn forget(&self, first: u64) {
         let mut inner = self.inner.lock();
-        if let Some((_, segment)) = inner.current.as_ref().filter(|(begin, _)| *begin == first) {
-            return Ok(segment.clone());
-        }
-        if let Some(at) = inner.open.iter().position(|(begin, _)| *begin == first) {
-            let used = inner.open.remove(at);
-            let segment = used.1.clone();
-            inner.open.push(used);
+        Arc::make_mut(&mut inner.slots)
+            .retain(|slot| slot.first != first || slot.closed.lock().is_none());
+    }
+
+    /// The blocks of a segment, opened if it is not.
+    fn open_slot(&self, slot: &Slot) -> Result<Arc<Segment>, Fault> {
+        if let Some(segment) = slot.open.lock().clone() {
             return Ok(segment);
         }
-        let path = self.path(first);
-        if !SledSegment::exists(&path) {
-            return Err(Fault::Damaged("its log file is missing".into()));
+        let path = self.tools.path(slot.first);
+        if !path.join("records").is_file() {
+            return Err(Fault::Damaged(format!("{}: its records are missing", path.display())));
         }
-        let segment: Arc<dyn Segment> = Arc::new(SledSegment::open(&path)?);
-        if inner.open.len() >= OPEN {
-            inner.open.remove(0);
+        let mut open = slot.open.lock();
+        if let Some(segment) = open.clone() {
+            return Ok(segment);
         }
-        inner.open.push((first, segment.clone()));
-        Ok(segment)
-    }
-
-    /// What a person calls a segment.
-    pub(in crate::audit) fn label(&self, first: u64) -> String {
-        self.path(first).display().to_string()
-    }
-
-    /// The first stamp of the newest segment.
-    pub(super) fn newest(&self) -> Option<u64> {
-        self.inner.lock().names.last().copied()
-    }
-
-    /// Opens this segment for writing, or makes it, in the place of the one written so far.
-    pub(super) fn write(&self, first: u64) -> Result<Arc<dyn Segment>, Fault> {
+        let found = Segment::open(&self.tools, slot.first, Mode::Read)?;
+        for what in &found.damage {
+            tracing::error!("{what}");
+        }
+        *open = Some(found.segment.clone());
+        drop(open);
         let mut inner = self.inner.lock();
-        if let Some(old) = inner.current.take() {
-            // Closed now unless a query still reads it.
-            drop(old);
-        }
-        inner.open.retain(|(begin, _)| *begin != first);
-        let path = self.path(first);
-        let parent = self.dir.join("segments");
-        private_dir(&parent).map_err(|e| Fault::io("making", &parent, &e))?;
-        let segment: Arc<dyn Segment> = Arc::new(SledSegment::open(&path)?);
-        if let Err(at) = inner.names.binary_search(&first) {
-            inner.names.insert(at, first);
-        }
-        inner.current = Some((first, segment.clone()));
-        Ok(segment)
-    }
-
-    /// Closes the segment that is written.
-    pub(super) fn close(&self) {
-        self.inner.lock().current = None;
-    }
-
-    /// Moves a segment that does not open out of the way. Returns where it is now.
-    pub(super) fn quarantine(&self, first: u64) -> Result<PathBuf, Fault> {
-        let mut inner = self.inner.lock();
-        inner.current = None;
-        inner.open.retain(|(begin, _)| *begin != first);
-        let (from, aside) = (self.path(first), self.dir.join("quarantine"));
-        private_dir(&aside).map_err(|e| Fault::io("making", &aside, &e))?;
-        let mut to = aside.join(name(first));
-        for again in 1..1000 {
-            if !to.exists() {
-                break;
+        inner.opened.push(slot.first);
+        if inner.opened.len() > OPEN {
+            let oldest = inner.opened.remove(0);
+            for slot in inner.slots.iter().filter(|slot| slot.first == oldest) {
+                // Views that still read it keep it open.
+                *slot.open.lock() = None;
             }
-            to = aside.join(format!("{}.{again}", name(first)));
         }
-        fs::rename(&from, &to).map_err(|e| Fault::io("moving aside", &from, &e))?;
-        for dir in [aside, self.dir.join("segments")] {
-            File::open(&dir)
-                .and_then(|dir| dir.sync_all())
-                .map_err(|e| Fault::io("syncing", &dir, &e))?;
+        Ok(found.segment)
+    }
+
+    /// Adds a segment that is to be written.
+    pub(super) fn add(&self, segment: &Arc<Segment>) {
+        let slot = Slot::new(segment.first, None);
+        *slot.open.lock() = Some(segment.clone());
+        Arc::make_mut(&mut self.inner.lock().slots).push(slot);
+    }
+
+    /// Records in `block`, which is the last one or a new one, are durable now.
+    pub(super) fn grown(&self, block: &Arc<Growing>, head: Head) {
+        let mut inner = self.inner.lock();
+        if inner.growing.last().is_none_or(|last| last.first != block.first) {
+            inner.growing.push(block.clone());
         }
-        inner.names.retain(|&begin| begin != first);
-        Ok(to)
+        inner.head = head;
+        self.ends.send_replace(block.end());
+    }
+
+    /// A block is in its segment now.
+    pub(super) fn sealed(&self, block: &Growing) {
+        let mut inner = self.inner.lock();
+        inner.growing.retain(|growing| growing.first != block.first);
+        inner.sealed = block.end();
+    }
+
+    /// How many blocks wait to be sealed.
+    pub(super) fn unsealed(&self) -> usize {
+        self.inner.lock().growing.len()
+    }
+
+    /// A segment takes no more records, all of which are sealed.
+    pub(super) fn close(&self, segment: &Segment) -> Result<(), Fault> {
+        let slots = self.inner.lock().slots.clone();
+        let at = slots.iter().position(|slot| slot.first == segment.first);
+        let before = at.and_then(|at| slots.get(at.checked_sub(1)?));
+        let tree = match before {
+            None => Frontier::default(),
+            Some(before) => {
+                let closed = before.closed.lock();
+                let closed = closed.as_ref().ok_or_else(|| {
+                    Fault::Io("the segment before it is not closed yet".into())
+                })?;
+                closed.tree.clone()
+            }
+        };
+        let closed = segment.close(tree)?;
+        if let Some(slot) = at.and_then(|at| slots.get(at)) {
+            *slot.closed.lock() = Some(closed);
+            self.inner.lock().opened.push(segment.first);
+        }
+        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_segments_are_times_and_sort() {
-        let first = 1_700_000_000_123_456;
-        assert_eq!(name(first), "20231114T221320.123456");
-        assert_eq!(parse("20231114T221320.123456"), Some(first));
-        for other in ["", "x", "20231114T221320", "20231114T221320.123456.1", "20231114T221320.1"] {
-            assert_eq!(parse(other), None, "{other}");
+impl Head {
+    /// Adds the records of a segment and of blocks that are not in it yet.
+    fn read(&mut self, segment: &Segment, growing: &[Arc<Growing>]) -> Result<(), Fault> {
+        for block in segment.blocks().iter() {
+            block.append_to(&mut self.tree)?;
+            self.last = block.last;
+            self.recorded = time(block.end);
         }
+        for block in growing {
+            block.append_to(&mut self.tree);
+            if let Some((last, recorded)) = block.last() {
+                self.last = last;
+                self.recorded = time(recorded);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first records of all segments, in order.
+fn firsts(dir: &Path) -> Result<Vec<u64>, Fault> {
+    let dir = dir.join("segments");
+    let failed = |e: io::Error| Fault::io("reading", &dir, &e);
+    let mut firsts = Vec::new();
+    match fs::read_dir(&dir) {
+        Ok(entries) => {
+            for entry in entries {
+                let name = entry.map_err(failed)?.file_name();
+                let digits = name.to_str().filter(|name| name.len() == 16);
+                firsts.extend(digits.and_then(|digits| digits.parse::<u64>().ok()));
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    firsts.sort_unstable();
+    Ok(firsts)
+}
+
+/// The record that was acknowledged last, and its hash.
+fn read_head(dir: &Path) -> Option<(u64, Hash)> {
+    let text = fs::read_to_string(dir.join(HEAD)).ok()?;
+    let (seq, hash) = text.trim_end().split_once(' ')?;
+    Some((seq.parse().ok()?, Hash::from_hex(hash.as_bytes())?))
+}
+
+/// The file with the record that was acknowledged last. It is written after that record was
+/// synced and not synced itself: it can be behind the log, and never before it.
+pub(super) struct Mark(fs::File);
+
+impl Mark {
+    pub fn open(dir: &Path) -> Result<Self, Fault> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = dir.join(HEAD);
+        let mut options = fs::OpenOptions::new();
+        let opened = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
+        opened.map(Self).map_err(|e| Fault::io("opening", &path, &e))
+    }
+
+    pub fn set(&self, seq: u64, hash: Hash) {
+        use std::os::unix::fs::FileExt as _;
+        let text = format!("{seq:020} {hash}\n");
+        if let Err(error) = self.0.write_all_at(text.as_bytes(), 0) {
+            // The records are safe; only a later loss of these last ones would go unnoticed.
+            tracing::warn!(%error, "the head of the audit log was not written");
+        }
+    }
+}
+
+/// All that was durable at one moment.
+#[derive(Clone)]
+pub(in crate::audit) struct View {
+    shelf: Arc<Shelf>,
+    slots: Arc<Vec<Arc<Slot>>>,
+    /// `seq` after the last record that was sealed then.
+    sealed: u64,
+    memory: Vec<(Arc<Growing>, usize)>,
+    end: u64,
+}
+
+impl View {
+    /// `seq` of the first record that there is.
+    pub fn first(&self) -> u64 {
+        let memory = self.memory.first().map(|(block, _)| block.first);
+        self.slots.first().map(|slot| slot.first).or(memory).unwrap_or(self.end)
+    }
+
+    /// `seq` after the last record.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// The blocks that can hold records with a `seq` from `first` to `last`, both included, that
+    /// were written from `since` on and before `until`; in order. And what can't be read.
+    pub fn blocks(
+        &self,
+        first: u64,
+        last: u64,
+        since: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> (Vec<Block>, Vec<String>) {
+        let (mut blocks, mut unreadable) = (Vec::new(), Vec::new());
+        for (at, slot) in self.slots.iter().enumerate() {
+            let next = self.slots.get(at + 1).map_or(self.sealed, |next| next.first);
+            if slot.first > last || next <= first || slot.first >= self.sealed {
+                continue;
+            }
+            let outside = slot.closed.lock().as_ref().is_some_and(|closed| {
+                since.is_some_and(|since| closed.ended < since)
+                    || until.is_some_and(|until| closed.begin >= until)
+            });
+            if outside {
+                continue;
+            }
+            match self.shelf.open_slot(slot) {
+                Ok(segment) => {
+                    for meta in segment.blocks().iter().filter(|meta| meta.first < self.sealed) {
+                        let (segment, meta) = (segment.clone(), meta.clone());
+                        blocks.push(Block(Place::Segment { segment, meta }));
+                    }
+                }
+                Err(fault) => {
+                    let path = self.shelf.tools.path(slot.first);
+                    unreadable.push(format!("{}: {fault}", path.display()));
+                }
+            }
+        }
+        let memory = self.memory.iter().filter(|(_, count)| *count > 0);
+        blocks.extend(memory.map(|(block, count)| {
+            Block(Place::Memory { block: block.clone(), count: *count })
+        }));
+        blocks.retain(|block| {
+            block.first() <= last
+                && block.first() + block.count() as u64 > first
+                && since.is_none_or(|since| block.end() >= since)
+                && until.is_none_or(|until| block.begin() < until)
+        });
+        (blocks, unreadable)
+    }
+
+    /// Records from `from` on, in order, at most `most`. Fewer only at the end of the view or
+    /// before records that can't be read.
+    ///
+    /// # Errors
+    /// Where the first of them can't be read.
+    pub fn lines(&self, from: u64, most: usize) -> Result<Vec<Line>, Fault> {
+        let last = from.saturating_add(most.saturating_sub(1) as u64);
+        let (blocks, unreadable) = self.blocks(from, last, None, None);
+        let mut lines: Vec<Line> = Vec::new();
+        for block in blocks {
+            let count = block.count();
+            let begin = usize::try_from(from.saturating_sub(block.first())).unwrap_or(usize::MAX);
+            let end = usize::try_from(last - block.first() + 1).map_or(count, |end| end.min(count));
+            let places: Bits = (begin..end).collect();
+            match block.lines(&places) {
+                Ok(more) => lines.extend(more),
+                Err(fault) if lines.is_empty() => return Err(fault),
+                Err(_) => break,
+            }
+        }
+        match unreadable.into_iter().next() {
+            Some(what) if lines.is_empty() => Err(Fault::Damaged(what)),
+            _ => Ok(lines),
+        }
+    }
+
+    /// What stands before the record `seq`, if that is still there.
+    pub fn head_of(&self, seq: u64) -> Option<LineHead> {
+        self.lines(seq, 1).ok()?.first().and_then(Line::head)
     }
 }

@@ -1,4 +1,4 @@
-//! The one thread that writes. It takes whatever waits in the queue, commits it as one batch and
+//! The one thread that writes. It takes whatever waits in the queue, commits it as one frame and
 //! answers each producer; so a sync of the disk serves all that came in during the one before.
 
 use std::{
@@ -12,19 +12,29 @@ use nix::sys::statvfs::statvfs;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
-    keys::{self, Span},
-    segment::{Fault, Loss, Segment, Write},
-    shelf::{self, Shelf},
+    block::{Added, Growing},
+    facts::Facts,
+    fault::Fault,
+    frame::{self, Pack},
+    sealer::{Sealer, Task},
+    segment::{Loss, Segment, Wal},
+    shelf::{self, Current, Head, Mark, Opened, Shelf},
 };
-use crate::audit::record::{Cursor, Entry, Event, Happening, Kind, Record, encode, v1};
+use crate::audit::{
+    line::{Line, LineHead, Seq},
+    log::Written,
+    record::{Entry, Event, Happening, Kind, Record, VERSION, encode},
+};
 
 /// Records in one commit.
 const BATCH: usize = 512;
+/// Bytes of records in one commit.
+const BATCH_BYTES: usize = 4 << 20;
 /// Microseconds of a day: the period of a segment.
 const PERIOD: u64 = 86_400_000_000;
 const MINUTE: u64 = 60_000_000;
-/// Below this much free space, damage that shows up in a write is taken for the full disk it is.
-const CRAMPED: u64 = 4 << 20;
+/// Blocks that may wait to be sealed. Each holds up to 8 MiB of records in memory.
+const UNSEALED: usize = 8;
 
 /// What a writer goes by.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +50,7 @@ pub(in crate::audit) struct Settings {
 pub(in crate::audit) struct Job {
     record: Record,
     text: Vec<u8>,
-    index: Vec<Span>,
+    facts: Facts,
     reply: oneshot::Sender<Result<(), Fault>>,
 }
 
@@ -50,37 +60,54 @@ impl Job {
         mut record: Record,
     ) -> Result<(Self, oneshot::Receiver<Result<(), Fault>>), Fault> {
         let text = encode(&mut record).map_err(|e| Fault::Io(format!("encoding a record: {e}")))?;
-        let index = keys::index(&record);
+        let facts = Facts::of(&record);
         let (reply, answer) = oneshot::channel();
-        Ok((Self { record, text, index, reply }, answer))
+        Ok((Self { record, text, facts, reply }, answer))
     }
+}
+
+/// A record that is about to be committed.
+struct Draft {
+    record: Record,
+    text: Vec<u8>,
+    facts: Facts,
 }
 
 /// The writing thread.
 pub(in crate::audit) struct Writer {
     shelf: Arc<Shelf>,
     settings: Settings,
-    tail: broadcast::Sender<Arc<Entry>>,
-    /// First stamp and segment that is written.
-    current: Option<(u64, Arc<dyn Segment>)>,
-    /// The last stamp that was given.
-    last: u64,
+    tail: broadcast::Sender<Arc<Written>>,
+    sealer: Sealer,
+    mark: Mark,
+    current: Option<Current>,
+    head: Head,
     /// What befell the store and is not yet on record.
     news: Vec<Happening>,
 }
 
 impl Writer {
-    /// Opens the newest segment and starts the thread. It ends, everything written, when the last
-    /// sender is gone.
+    /// Starts the thread. It ends, everything written, when the last sender is gone.
     pub(in crate::audit) fn start(
-        shelf: Arc<Shelf>,
+        opened: Opened,
         settings: Settings,
-        tail: broadcast::Sender<Arc<Entry>>,
+        tail: broadcast::Sender<Arc<Written>>,
     ) -> Result<(mpsc::Sender<Job>, JoinHandle<()>), Fault> {
+        let Opened { shelf, current, unsealed, unclosed, loss } = opened;
+        let mark = Mark::open(shelf.dir())?;
+        let sealer = Sealer::start(shelf.clone())?;
         let (jobs, queue) = mpsc::channel(settings.queue);
-        let mut writer = Self { shelf, settings, tail, current: None, last: 0, news: Vec::new() };
+        let head = shelf.head();
+        let news = Vec::new();
+        let mut writer = Self { shelf, settings, tail, sealer, mark, current, head, news };
         writer.check_space()?;
-        writer.open()?;
+        for (segment, block) in unsealed {
+            writer.sealer.put(Task::Seal { segment, block })?;
+        }
+        for segment in unclosed {
+            writer.sealer.put(Task::Close(segment))?;
+        }
+        writer.tell(loss);
         if !writer.news.is_empty() {
             writer.commit(Vec::new())?;
         }
@@ -91,223 +118,217 @@ impl Writer {
         Ok((jobs, thread))
     }
 
+    /// Tells of what was found when the store was opened.
+    fn tell(&mut self, loss: Option<Loss>) {
+        for what in self.shelf.damage() {
+            tracing::error!("the audit log is damaged: {what}");
+        }
+        if let Some(Loss { from, until }) = loss {
+            tracing::error!(
+                from, until,
+                "records of the audit log are lost: what could not be read is in `quarantine`. Check the disk"
+            );
+            let reason = self.shelf.damage().first().cloned();
+            self.news.push(Happening::RecordsLost { from: Seq(from), until: Seq(until), reason });
+        }
+        let now = shelf::stamp(Timestamp::now());
+        let last = shelf::stamp(self.head.recorded);
+        if last > now.saturating_add(MINUTE) {
+            let ahead = SignedDuration::from_micros(i64::try_from(last - now).unwrap_or(i64::MAX));
+            tracing::warn!(
+                "the clock is {ahead:#} behind the newest audit record: new records carry its time \
+                 until the clock has caught up"
+            );
+        }
+    }
+
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         while let Some(first) = queue.blocking_recv() {
+            let mut bytes = first.text.len();
             let mut jobs = vec![first];
             while jobs.len() < BATCH
+                && bytes < BATCH_BYTES
                 && let Ok(job) = queue.try_recv()
             {
+                bytes += job.text.len();
                 jobs.push(job);
             }
             // A panic below is a fault of this batch: its producers see their answers gone.
             let done = catch_unwind(AssertUnwindSafe(|| self.batch(jobs)));
             if done.is_err() {
-                tracing::error!("the audit store panicked; it is opened again");
-                let _ = catch_unwind(AssertUnwindSafe(|| self.forget()));
+                tracing::error!("the audit store panicked");
+                self.give_up();
             }
         }
-        let _ = catch_unwind(AssertUnwindSafe(|| self.forget()));
     }
 
     fn batch(&mut self, jobs: Vec<Job>) {
-        let (mut replies, mut records) = (Vec::new(), Vec::new());
-        for job in jobs {
+        let (mut replies, mut drafts) = (Vec::new(), Vec::new());
+        for Job { record, text, facts, reply } in jobs {
             // A call whose producer gave up waiting is not made, so it was never intended. Other
             // records tell of what has happened, whether or not somebody waits for them.
-            if job.reply.is_closed() && job.record.kind() == Kind::Intent {
+            if reply.is_closed() && record.kind() == Kind::Intent {
                 continue;
             }
-            replies.push(job.reply);
-            records.push((job.record, job.text, job.index));
+            replies.push(reply);
+            drafts.push(Draft { record, text, facts });
         }
-        if records.is_empty() {
-            return;
-        }
-        let done = self.check_space().and_then(|()| self.commit(records));
-        if let Err(fault) = &done {
-            tracing::error!(%fault, records = replies.len(), "audit records not written");
-        }
-        for reply in replies {
-            // A producer that gave up waiting is no longer there to be told.
-            let _ = reply.send(done.clone());
+        let mut answers = replies.into_iter();
+        while !drafts.is_empty() {
+            let most = self.room().min(drafts.len());
+            let part: Vec<Draft> = drafts.drain(..most).collect();
+            let count = part.len();
+            let done = self.check_space().and_then(|()| self.commit(part));
+            if let Err(fault) = &done {
+                tracing::error!(%fault, records = count, "audit records not written");
+            }
+            for reply in answers.by_ref().take(count) {
+                // A producer that gave up waiting is no longer there to be told.
+                let _ = reply.send(done.clone());
+            }
         }
     }
 
     fn check_space(&self) -> Result<(), Fault> {
-        if self.free()? < self.settings.reserve { Err(Fault::Full) } else { Ok(()) }
-    }
-
-    fn free(&self) -> Result<u64, Fault> {
         let dir = self.shelf.dir();
         let disk =
             statvfs(dir).map_err(|e| Fault::io("asking for free space in", dir, &e.into()))?;
-        Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
+        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+        if free < self.settings.reserve { Err(Fault::Full) } else { Ok(()) }
     }
 
-    /// Writes a batch; once more into a new segment where the old one turns out to be damaged.
-    fn commit(&mut self, records: Vec<(Record, Vec<u8>, Vec<Span>)>) -> Result<(), Fault> {
-        match self.commit_once(&records) {
-            Ok(stamps) => {
-                self.announce(records, &stamps);
-                return Ok(());
-            }
-            Err(Fault::Damaged(why)) if self.free()? >= CRAMPED => {
-                let first = self.current.as_ref().map(|(first, _)| *first);
-                self.forget();
-                if let Some(first) = first {
-                    self.quarantine(first, &why)?;
-                }
-            }
-            Err(Fault::Damaged(_)) => {
-                self.forget();
-                return Err(Fault::Full);
-            }
-            Err(fault) => {
-                // sled takes nothing more after an error: it is opened anew with the next batch.
-                self.forget();
-                return Err(fault);
-            }
-        }
-        let stamps = self.commit_once(&records).inspect_err(|_| self.forget())?;
-        self.announce(records, &stamps);
-        Ok(())
+    /// How many records the next commit may have: those of one block.
+    fn room(&self) -> usize {
+        let left = self.current.as_ref().map_or(super::BLOCK, |current| current.growing.room());
+        usize::try_from(left).unwrap_or(usize::MAX).saturating_sub(self.news.len()).max(1)
     }
 
-    fn commit_once(&mut self, records: &[(Record, Vec<u8>, Vec<Span>)]) -> Result<Vec<u64>, Fault> {
-        let now = shelf::stamp(Timestamp::now()).max(self.last + 1);
-        match &self.current {
-            // The first stamp of a later day begins a segment.
-            Some((first, _)) if now / PERIOD > first / PERIOD => self.begin(now)?,
-            Some(_) => {}
-            None => self.open()?,
-        }
-        let Some((_, segment)) = self.current.clone() else {
-            return Err(Fault::Io("no segment is open".into()));
-        };
-        let mut next = now.max(self.last + 1);
-        let mut writes = Vec::with_capacity(records.len() + self.news.len());
+    /// Commits these records in one frame, after the news.
+    fn commit(&mut self, drafts: Vec<Draft>) -> Result<(), Fault> {
+        let recorded = shelf::stamp(Timestamp::now()).max(shelf::stamp(self.head.recorded));
+        self.prepare(recorded)?;
+        let mut all = Vec::with_capacity(self.news.len() + drafts.len());
         for what in &self.news {
             let mut record = Record::from(Event::now(what.clone()));
             // The words are the store's own, so there is nothing to take out.
             record.settle(None);
             let text = encode(&mut record).map_err(|e| Fault::Io(e.to_string()))?;
-            writes.push(Write { stamp: next, text, index: keys::index(&record) });
-            next += 1;
+            let facts = Facts::of(&record);
+            all.push(Draft { record, text, facts });
         }
-        let mut stamps = Vec::with_capacity(records.len());
-        for (_, text, index) in records {
-            writes.push(Write { stamp: next, text: text.clone(), index: index.clone() });
-            stamps.push(next);
-            next += 1;
+        all.extend(drafts);
+        let Some(current) = &mut self.current else {
+            return Err(Fault::Io("no segment is open".into()));
+        };
+        let Some(wal) = &mut current.wal else {
+            return Err(Fault::Io("no file of commits is open".into()));
+        };
+        let mut head = self.head.clone();
+        head.recorded = shelf::time(recorded);
+        let first = head.tree.size();
+        let (mut lines, mut added, mut records) = (Vec::new(), Vec::new(), Vec::new());
+        for Draft { record, text, facts } in all {
+            let seq = Seq(head.tree.size());
+            let before = LineHead { seq, recorded: head.recorded, prev: head.last };
+            let line = Line::write(before, &text);
+            head.last = line.hash();
+            head.tree.append(head.last);
+            lines.push(line.text().clone());
+            added.push(Added { text: line.text().clone(), hash: head.last, facts, recorded });
+            records.push((before, line, record));
         }
-        segment.commit(&writes)?;
-        self.last = next - 1;
+        let mut bytes = Vec::new();
+        let cipher = self.shelf.tools().cipher.as_deref();
+        frame::write(&mut bytes, first, &lines, Pack::Plain, cipher)
+            .map_err(|e| Fault::Io(format!("framing records: {e}")))?;
+        if let Err(fault) = wal.append(&bytes) {
+            // What the file holds now is uncertain: what is acknowledged of it is sealed from
+            // memory, and the next commit begins another.
+            self.give_up();
+            return Err(fault);
+        }
+        current.growing.extend(added);
+        self.mark.set(head.tree.size() - 1, head.last);
+        self.shelf.grown(&current.growing, head.clone());
+        self.head = head;
         self.news.clear();
-        Ok(stamps)
+        self.announce(records);
+        if current_is_full(self.current.as_ref()) {
+            self.end_block();
+        }
+        Ok(())
     }
 
-    fn announce(&self, records: Vec<(Record, Vec<u8>, Vec<Span>)>, stamps: &[u64]) {
+    fn announce(&self, records: Vec<(LineHead, Line, Record)>) {
         if self.tail.receiver_count() == 0 {
             return;
         }
-        for ((record, ..), &stamp) in records.into_iter().zip(stamps) {
-            let entry = Entry {
-                v: v1::VERSION,
-                cursor: Cursor(stamp),
-                recorded: shelf::time(stamp),
-                record,
-            };
+        for (LineHead { seq, recorded, prev }, line, record) in records {
+            let entry = Entry { v: VERSION, seq, recorded, prev, record };
             // Fails where the last listener has just gone.
-            let _ = self.tail.send(Arc::new(entry));
+            let _ = self.tail.send(Arc::new(Written { line, entry }));
         }
     }
 
-    /// Goes on with the newest segment if it is of today (or of a day to come, where the clock was
-    /// set back), or begins one.
-    fn open(&mut self) -> Result<(), Fault> {
-        let now = shelf::stamp(Timestamp::now()).max(self.last + 1);
-        if let Some(first) = self.shelf.newest().filter(|first| first / PERIOD >= now / PERIOD) {
-            let opened = self.shelf.write(first).and_then(|segment| {
-                let last = segment.last()?;
-                Ok((segment, last.unwrap_or(first)))
-            });
-            match opened {
-                Ok((segment, last)) => match segment.loss() {
-                    None => {
-                        self.continue_after(last, now);
-                        self.current = Some((first, segment));
-                        return Ok(());
-                    }
-                    Some(loss) => {
-                        drop(segment);
-                        self.forget();
-                        self.lost(first, loss);
-                    }
-                },
-                Err(Fault::Damaged(why)) => {
-                    self.forget();
-                    if self.free()? < CRAMPED {
-                        return Err(Fault::Full);
-                    }
-                    self.quarantine(first, &why)?;
-                    // The lost segment may have given stamps up to now, and after it where the
-                    // clock was set back.
-                    self.last = self.last.max(first);
-                }
-                Err(fault) => {
-                    self.forget();
-                    return Err(fault);
-                }
+    /// Sees to it that there is a segment of today and a file to commit to.
+    fn prepare(&mut self, now: u64) -> Result<(), Fault> {
+        if self.shelf.unsealed() > UNSEALED {
+            return Err(Fault::Io(
+                "records can't be packed as fast as they come, or not at all: see the log".into(),
+            ));
+        }
+        let end = self.head.tree.size();
+        let begun = self.current.as_ref().and_then(|current| current.begin());
+        if begun.is_some_and(|begin| now / PERIOD > begin / PERIOD) {
+            self.end_block();
+            if let Some(Current { segment, .. }) = self.current.take() {
+                self.sealer.put(Task::Close(segment))?;
             }
         }
-        self.begin(now.max(self.last + 1))
+        let current = match &mut self.current {
+            Some(current) => current,
+            none => {
+                let segment = Segment::make(self.shelf.tools(), end)?;
+                self.shelf.add(&segment);
+                let growing = Arc::new(Growing::new(end));
+                none.insert(Current { segment, growing, wal: None })
+            }
+        };
+        if current.wal.is_none() {
+            let Current { segment, growing, .. } = &*current;
+            current.wal = Some(Wal::begin(segment.path(), growing.first)?);
+        }
+        Ok(())
     }
 
-    fn continue_after(&mut self, last: u64, now: u64) {
-        self.last = self.last.max(last);
-        if last > now.saturating_add(MINUTE) {
-            let ahead = SignedDuration::from_micros(i64::try_from(last - now).unwrap_or(i64::MAX));
-            tracing::warn!(
-                "the clock is {ahead:#} behind the newest audit record: new records are stamped \
-                 after it until the clock has caught up"
-            );
+    /// The block takes no more records: it goes to be sealed.
+    fn end_block(&mut self) {
+        let Some(current) = &mut self.current else { return };
+        current.wal = None;
+        if current.growing.is_empty() {
+            return;
+        }
+        let next = Arc::new(Growing::new(self.head.tree.size()));
+        let block = std::mem::replace(&mut current.growing, next);
+        let segment = current.segment.clone();
+        if let Err(fault) = self.sealer.put(Task::Seal { segment, block }) {
+            tracing::error!(%fault, "a block of the audit log is not sealed");
         }
     }
 
-    /// Records are gone from a segment. What is left of it stays readable; nothing more is
-    /// written to it.
-    fn lost(&mut self, first: u64, loss: Loss) {
-        let segment = self.shelf.label(first);
-        let (after, until) = (shelf::time(loss.after.max(first)), shelf::time(loss.until));
-        tracing::error!(
-            %segment, %after, %until,
-            "audit records are lost: the segment is damaged. A new one is begun. Check the disk"
-        );
-        self.news.push(Happening::RecordsLost { segment, after, until });
-        self.last = self.last.max(loss.until);
+    fn give_up(&mut self) {
+        self.end_block();
     }
+}
 
-    fn begin(&mut self, first: u64) -> Result<(), Fault> {
-        self.forget();
-        let segment = self.shelf.write(first)?;
-        self.current = Some((first, segment));
-        Ok(())
-    }
+fn current_is_full(current: Option<&Current>) -> bool {
+    current.is_some_and(|current| current.growing.is_full())
+}
 
-    fn quarantine(&mut self, first: u64, why: &str) -> Result<(), Fault> {
-        let place = self.shelf.quarantine(first)?.display().to_string();
-        tracing::error!(
-            segment = %place,
-            reason = %why,
-            "a segment of the audit store does not open; it was put aside and a new one begun. \
-             Its records can't be queried. Keep the folder: they may be recovered from it"
-        );
-        self.news.push(Happening::SegmentQuarantined { segment: place, reason: why.to_owned() });
-        Ok(())
-    }
-
-    fn forget(&mut self) {
-        self.current = None;
-        self.shelf.close();
+impl Current {
+    /// When the first record of the segment was written.
+    fn begin(&self) -> Option<u64> {
+        let sealed = self.segment.blocks().first().map(|block| block.begin);
+        sealed.or_else(|| self.growing.begin())
     }
 }

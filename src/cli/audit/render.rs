@@ -233,8 +233,9 @@ mod tests {
     fn entry(record: impl Into<Record>) -> Entry {
         Entry {
             v: 1,
-            cursor: "0006441a1bd98000".parse().unwrap(),
+            seq: crate::audit::Seq(7),
             recorded: Timestamp::from_microsecond(1_795_248_000_123_456).unwrap(),
+            prev: crate::audit::proof::Hash::ZERO,
             record: record.into(),
         }
     }

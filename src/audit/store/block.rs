@@ -1,0 +1,384 @@
+//! Blocks: up to 4096 records with what the index knows of them. The one that grows is in memory;
+//! the others are in their segment's files.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use parking_lot::RwLock;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    BLOCK,
+    bits::Bits,
+    facts::{Facts, Field},
+    fault::Fault,
+    segment::Segment,
+    time,
+};
+use crate::audit::{
+    line::Line,
+    proof::{Frontier, Hash, TILE},
+    query::Tally,
+};
+
+/// Bytes of lines after which a block ends early, so that what is in memory is bounded.
+const BYTES: usize = 8 << 20;
+/// Records of a frame in a segment's `records`: those of a tile.
+const FRAME: u64 = TILE;
+
+/// A block that still grows, or is on its way into the segment.
+#[derive(Debug)]
+pub(super) struct Growing {
+    pub first: u64,
+    inner: RwLock<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    lines: Vec<Bytes>,
+    hashes: Vec<Hash>,
+    /// With the microseconds since 1970 at which each was written.
+    facts: Vec<(u64, Facts)>,
+    terms: HashMap<Field, HashMap<String, Vec<u16>>>,
+    begin: u64,
+    end: u64,
+    bytes: usize,
+}
+
+/// A record that a block takes.
+#[derive(Debug)]
+pub(super) struct Added {
+    pub text: Bytes,
+    pub hash: Hash,
+    pub facts: Facts,
+    /// Microseconds since 1970.
+    pub recorded: u64,
+}
+
+impl Growing {
+    pub fn new(first: u64) -> Self {
+        Self { first, inner: RwLock::default() }
+    }
+
+    /// `seq` after its last record.
+    pub fn end(&self) -> u64 {
+        self.first + self.inner.read().lines.len() as u64
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.inner.read().lines.is_empty()
+    }
+
+    pub fn is_full(&self) -> bool {
+        let inner = self.inner.read();
+        let end = self.first + inner.lines.len() as u64;
+        !inner.lines.is_empty() && (end.is_multiple_of(BLOCK) || inner.bytes >= BYTES)
+    }
+
+    /// How many more records it may take.
+    pub fn room(&self) -> u64 {
+        BLOCK - self.end() % BLOCK
+    }
+
+    pub fn extend(&self, records: impl IntoIterator<Item = Added>) {
+        let mut inner = self.inner.write();
+        for Added { text, hash, facts, recorded } in records {
+            if inner.lines.is_empty() {
+                inner.begin = recorded;
+            }
+            inner.end = recorded;
+            inner.bytes += text.len();
+            let at = u16::try_from(inner.lines.len()).unwrap_or(u16::MAX);
+            for (field, value) in &facts.terms {
+                let values = inner.terms.entry(*field).or_default();
+                match values.get_mut(value) {
+                    Some(places) => places.push(at),
+                    None => {
+                        values.insert(value.clone(), vec![at]);
+                    }
+                }
+            }
+            inner.lines.push(text);
+            inner.hashes.push(hash);
+            inner.facts.push((recorded, facts));
+        }
+    }
+
+    /// Adds its records to the tree.
+    pub fn append_to(&self, tree: &mut Frontier) {
+        self.inner.read().hashes.iter().for_each(|leaf| tree.append(*leaf));
+    }
+
+    /// The microsecond at which its first record was written.
+    pub fn begin(&self) -> Option<u64> {
+        let inner = self.inner.read();
+        (!inner.lines.is_empty()).then_some(inner.begin)
+    }
+
+    /// The hash of its last record, and the microsecond at which that was written.
+    pub fn last(&self) -> Option<(Hash, u64)> {
+        let inner = self.inner.read();
+        inner.hashes.last().map(|hash| (*hash, inner.end))
+    }
+
+    /// The records as frames: where each begins in the block, and its lines.
+    pub fn frames(&self) -> Vec<(u64, Vec<Bytes>)> {
+        let inner = self.inner.read();
+        let mut frames: Vec<(u64, Vec<Bytes>)> = Vec::new();
+        for (seq, line) in (self.first..).zip(&inner.lines) {
+            match frames.last_mut() {
+                Some((_, lines)) if seq % FRAME != 0 => lines.push(line.clone()),
+                _ => frames.push((seq, vec![line.clone()])),
+            }
+        }
+        frames
+    }
+
+    /// What the index keeps of it.
+    pub fn sealed(&self, frames: Vec<FrameAt>) -> Sealing {
+        let inner = self.inner.read();
+        let mut hashes = inner.hashes.iter().copied();
+        // A tile that began in the block before, or goes on in the next one, can't be folded here.
+        let ragged = (TILE - self.first % TILE) % TILE;
+        let lead: Vec<Hash> = hashes.by_ref().take(usize::try_from(ragged).unwrap_or(0)).collect();
+        let rest: Vec<Hash> = hashes.collect();
+        let (whole, trail) = rest.as_chunks::<{ TILE as usize }>();
+        let tiles = whole
+            .iter()
+            .map(|tile| Frontier::of_tiles([], tile.iter().copied()).root())
+            .collect();
+        let mut tally = Tally::default();
+        for (recorded, facts) in &inner.facts {
+            tally.add(time(*recorded), facts);
+        }
+        let terms = inner
+            .terms
+            .iter()
+            .flat_map(|(field, values)| values.iter().map(|(v, places)| (*field, v, places)));
+        Sealing {
+            meta: BlockMeta {
+                first: self.first,
+                count: u32::try_from(inner.lines.len()).unwrap_or(u32::MAX),
+                begin: inner.begin,
+                end: inner.end,
+                frames,
+                lead,
+                tiles,
+                trail: trail.to_vec(),
+                last: inner.hashes.last().copied().unwrap_or(Hash::ZERO),
+            },
+            terms: terms.map(|(f, v, places)| (f, v.clone(), places.clone())).collect(),
+            tally,
+        }
+    }
+}
+
+/// A block as the index takes it.
+pub(super) struct Sealing {
+    pub meta: BlockMeta,
+    pub terms: Vec<(Field, String, Vec<u16>)>,
+    pub tally: Tally,
+}
+
+/// Where a frame stands in `records`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FrameAt {
+    /// `seq` of its first record.
+    pub first: u64,
+    pub offset: u64,
+    pub length: u32,
+}
+
+/// A block in a segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BlockMeta {
+    pub first: u64,
+    pub count: u32,
+    /// When its first record was written, in microseconds since 1970.
+    pub begin: u64,
+    pub end: u64,
+    pub frames: Vec<FrameAt>,
+    /// Hashes of the records before the first whole tile.
+    pub lead: Vec<Hash>,
+    /// Roots of its whole tiles.
+    pub tiles: Vec<Hash>,
+    /// Hashes of the records after the last whole tile.
+    pub trail: Vec<Hash>,
+    /// The hash of its last record.
+    pub last: Hash,
+}
+
+impl BlockMeta {
+    /// `seq` after its last record.
+    pub fn after(&self) -> u64 {
+        self.first + u64::from(self.count)
+    }
+
+    /// Where its last frame ends in `records`.
+    pub fn offset_after(&self) -> u64 {
+        self.frames.last().map_or(0, |frame| frame.offset + u64::from(frame.length))
+    }
+
+    /// Adds its records to the tree.
+    pub fn append_to(&self, tree: &mut Frontier) -> Result<(), Fault> {
+        self.lead.iter().for_each(|leaf| tree.append(*leaf));
+        for tile in &self.tiles {
+            tree.append_tile(*tile).map_err(|e| Fault::Damaged(e.to_string()))?;
+        }
+        self.trail.iter().for_each(|leaf| tree.append(*leaf));
+        Ok(())
+    }
+}
+
+/// A block of a view.
+#[derive(Clone)]
+pub(in crate::audit) struct Block(pub(super) Place);
+
+#[derive(Clone)]
+pub(super) enum Place {
+    /// In memory; records beyond `count` came after the view was made.
+    Memory { block: Arc<Growing>, count: usize },
+    Segment { segment: Arc<Segment>, meta: Arc<BlockMeta> },
+}
+
+impl Block {
+    /// `seq` of its first record.
+    pub fn first(&self) -> u64 {
+        match &self.0 {
+            Place::Memory { block, .. } => block.first,
+            Place::Segment { meta, .. } => meta.first,
+        }
+    }
+
+    /// How many records it has.
+    pub fn count(&self) -> usize {
+        match &self.0 {
+            Place::Memory { count, .. } => *count,
+            Place::Segment { meta, .. } => meta.count as usize,
+        }
+    }
+
+    /// When its first record was written.
+    pub fn begin(&self) -> Timestamp {
+        time(match &self.0 {
+            Place::Memory { block, .. } => block.inner.read().begin,
+            Place::Segment { meta, .. } => meta.begin,
+        })
+    }
+
+    /// No record of it was written later.
+    pub fn end(&self) -> Timestamp {
+        time(match &self.0 {
+            Place::Memory { block, .. } => block.inner.read().end,
+            Place::Segment { meta, .. } => meta.end,
+        })
+    }
+
+    /// The places whose records have this value in this field: all of them, and no others.
+    ///
+    /// # Errors
+    /// Where the index or the records can't be read.
+    pub fn term(&self, field: Field, value: &str) -> Result<Bits, Fault> {
+        match &self.0 {
+            Place::Memory { block, count } => {
+                let inner = block.inner.read();
+                let places = inner.terms.get(&field).and_then(|values| values.get(value));
+                let within = |at: &usize| at < count;
+                Ok(places.into_iter().flatten().map(|at| usize::from(*at)).filter(within).collect())
+            }
+            Place::Segment { segment, meta } => {
+                let found = segment.index().term(meta.first, field, value)?;
+                if !field.is_rare() {
+                    return Ok(found);
+                }
+                // The index keeps short digests of these.
+                let mut bits = Bits::default();
+                for line in self.lines(&found)? {
+                    let facts = line.entry().map(|entry| Facts::of(&entry.record));
+                    let has = |(f, v): &(Field, String)| *f == field && v == value;
+                    if facts.is_ok_and(|facts| facts.terms.iter().any(has)) {
+                        bits.insert(usize::try_from(line.seq().0 - meta.first).unwrap_or(usize::MAX));
+                    }
+                }
+                Ok(bits)
+            }
+        }
+    }
+
+    /// The records at these places, in order.
+    ///
+    /// # Errors
+    /// Where they can't be read.
+    pub fn lines(&self, places: &Bits) -> Result<Vec<Line>, Fault> {
+        let read = |text: Bytes| {
+            Line::read(text).ok_or_else(|| Fault::Damaged("a line is not a record's".into()))
+        };
+        match &self.0 {
+            Place::Memory { block, count } => {
+                let inner = block.inner.read();
+                let lines = places.iter().filter(|at| at < count);
+                lines.filter_map(|at| inner.lines.get(at)).cloned().map(read).collect()
+            }
+            Place::Segment { segment, meta } => {
+                let mut lines = Vec::new();
+                for (at, frame) in meta.frames.iter().enumerate() {
+                    let end = meta.frames.get(at + 1).map_or(meta.after(), |next| next.first);
+                    let wanted = |seq: u64| {
+                        usize::try_from(seq - meta.first).is_ok_and(|at| places.contains(at))
+                    };
+                    if !(frame.first..end).any(wanted) {
+                        continue;
+                    }
+                    let all = segment.frame(frame)?;
+                    for (seq, text) in (frame.first..).zip(all.iter()) {
+                        if wanted(seq) {
+                            lines.push(read(text.clone())?);
+                        }
+                    }
+                }
+                Ok(lines)
+            }
+        }
+    }
+
+    /// What is known of all its records together.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn tally(&self) -> Result<Arc<Tally>, Fault> {
+        match &self.0 {
+            Place::Memory { block, count } => {
+                let inner = block.inner.read();
+                let mut tally = Tally::default();
+                for (recorded, facts) in inner.facts.iter().take(*count) {
+                    tally.add(time(*recorded), facts);
+                }
+                Ok(Arc::new(tally))
+            }
+            Place::Segment { segment, meta } => segment.index().tally(meta.first),
+        }
+    }
+
+    /// The hashes of its records before the first whole tile, the roots of its whole tiles, and
+    /// the hashes of the records after them.
+    pub fn hashes(&self) -> (Vec<Hash>, Vec<Hash>, Vec<Hash>) {
+        match &self.0 {
+            Place::Memory { block, count } => {
+                let inner = block.inner.read();
+                let leaves = inner.hashes.get(..*count).unwrap_or(&inner.hashes);
+                let ragged = (TILE - block.first % TILE) % TILE;
+                let (lead, rest) =
+                    leaves.split_at(usize::try_from(ragged).unwrap_or(0).min(leaves.len()));
+                let (whole, trail) = rest.as_chunks::<{ TILE as usize }>();
+                let root = |tile: &[Hash; TILE as usize]| {
+                    Frontier::of_tiles([], tile.iter().copied()).root()
+                };
+                (lead.to_vec(), whole.iter().map(root).collect(), trail.to_vec())
+            }
+            Place::Segment { meta, .. } => {
+                (meta.lead.clone(), meta.tiles.clone(), meta.trail.clone())
+            }
+        }
+    }
+}

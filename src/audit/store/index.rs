@@ -1,0 +1,218 @@
+//! A segment's index, on sled 0.34: what can be made again from its records. A damaged one is
+//! thrown away, so nothing that sled does or fails to do can cost a record.
+//!
+//! | key | value |
+//! |---|---|
+//! | `m`, first `seq` of a block | the block: where its frames stand, its hashes |
+//! | `t`, field, keyed digest of a value, first `seq` | the places in the block with that value |
+//! | `p`, first `seq` | digests and places of values that few records share |
+//! | `y`, first `seq` | the block's tally |
+
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    bits::Bits,
+    block::{BlockMeta, Sealing},
+    facts::Field,
+    fault::Fault,
+};
+use crate::audit::{digest::DigestKey, life::Cipher, query::Tally};
+
+/// Bytes of pages that one open index keeps in memory.
+const CACHE: u64 = 8 << 20;
+/// How long an index that was just closed may still be locked.
+const LINGERING: Duration = Duration::from_secs(2);
+/// Between two tries to open it.
+const PAUSE: Duration = Duration::from_millis(5);
+/// Bytes of a digest of a value that few records share, and of its place.
+const RARE: usize = 6;
+
+impl Field {
+    /// Whether hardly two decisions have the same value: an index of its own for each would be
+    /// larger than the records.
+    pub(super) fn is_rare(self) -> bool {
+        matches!(self, Self::Id | Self::Trace | Self::Session)
+    }
+}
+
+/// The index of one segment.
+pub(super) struct Index {
+    db: sled::Db,
+    key: DigestKey,
+    cipher: Option<Arc<Cipher>>,
+}
+
+fn at(prefix: &[u8], first: u64) -> Vec<u8> {
+    let mut key = prefix.to_vec();
+    key.extend(first.to_be_bytes());
+    key
+}
+
+/// sled 0.34 asserts where it finds files that it did not expect; those panics are faults of the
+/// index, not of the proxy.
+fn contained<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let words = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(Fault::Damaged(words.unwrap_or("the index panicked").chars().take(300).collect()))
+    })
+}
+
+fn damaged(error: impl std::fmt::Display) -> Fault {
+    Fault::Damaged(format!("the index: {error}"))
+}
+
+impl Index {
+    /// Opens the index in `path`, or makes it.
+    pub fn open(path: &Path, key: &DigestKey, cipher: Option<Arc<Cipher>>) -> Result<Self, Fault> {
+        let config = || sled::Config::new().path(path).flush_every_ms(None).cache_capacity(CACHE);
+        let began = Instant::now();
+        loop {
+            match contained(|| config().open().map_err(Fault::from)) {
+                // sled's own threads give the lock up a moment after the index was dropped.
+                Err(Fault::InUse(_)) if began.elapsed() < LINGERING => thread::sleep(PAUSE),
+                opened => return Ok(Self { db: opened?, key: key.clone(), cipher }),
+            }
+        }
+    }
+
+    /// Opens the index in `path`; one that can't be opened is removed and a new one begun.
+    pub fn open_or_renew(
+        path: &PathBuf,
+        key: &DigestKey,
+        cipher: Option<Arc<Cipher>>,
+    ) -> Result<Self, Fault> {
+        match Self::open(path, key, cipher.clone()) {
+            Err(Fault::Damaged(why)) => {
+                tracing::warn!(index = %path.display(), why, "an index of the audit log is damaged; it is made again");
+                fs::remove_dir_all(path).map_err(|e| Fault::io("removing", path, &e))?;
+                Self::open(path, key, cipher)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Seals a value where the store is encrypted: tallies and places hold what records hold.
+    fn wrap(&self, key: &[u8], value: Vec<u8>) -> Result<Vec<u8>, Fault> {
+        match &self.cipher {
+            Some(cipher) => cipher.seal(key, &value).map_err(damaged),
+            None => Ok(value),
+        }
+    }
+
+    fn unwrap(&self, key: &[u8], value: &[u8]) -> Result<Vec<u8>, Fault> {
+        match &self.cipher {
+            Some(cipher) => cipher.open(key, value).map_err(damaged),
+            None => Ok(value.to_vec()),
+        }
+    }
+
+    fn term_key(&self, first: u64, field: Field, value: &str) -> Vec<u8> {
+        let mut key = vec![b't', field as u8];
+        key.extend(self.key.term(field as u8, value));
+        at(&key, first)
+    }
+
+    fn rare(&self, field: Field, value: &str) -> [u8; 4] {
+        let digest = self.key.term(field as u8, value);
+        digest.first_chunk().copied().unwrap_or_default()
+    }
+
+    /// Puts a block in, all of it or nothing.
+    pub fn put(&self, sealing: &Sealing) -> Result<(), Fault> {
+        let first = sealing.meta.first;
+        let mut batch = sled::Batch::default();
+        let mut insert = |key: Vec<u8>, value: Vec<u8>| {
+            let value = self.wrap(&key, value)?;
+            batch.insert(key, value);
+            Ok::<_, Fault>(())
+        };
+        let mut rare: Vec<[u8; RARE]> = Vec::new();
+        for (field, value, places) in &sealing.terms {
+            if field.is_rare() {
+                for place in places {
+                    let mut entry = [0; RARE];
+                    let (digest, at) = entry.split_at_mut(4);
+                    digest.copy_from_slice(&self.rare(*field, value));
+                    at.copy_from_slice(&place.to_le_bytes());
+                    rare.push(entry);
+                }
+            } else {
+                let bits: Bits = places.iter().map(|at| usize::from(*at)).collect();
+                insert(self.term_key(first, *field, value), bits.to_bytes())?;
+            }
+        }
+        rare.sort_unstable();
+        insert(at(b"p", first), rare.concat())?;
+        insert(at(b"y", first), postcard::to_allocvec(&sealing.tally).map_err(damaged)?)?;
+        // Says that all of the block is there, and is found first.
+        insert(at(b"m", first), postcard::to_allocvec(&sealing.meta).map_err(damaged)?)?;
+        contained(|| {
+            self.db.apply_batch(batch)?;
+            self.db.flush()?;
+            Ok(())
+        })
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        contained(|| {
+            let value = self.db.get(key)?;
+            value.map(|value| self.unwrap(key, &value)).transpose()
+        })
+    }
+
+    /// The places in a block with this value; for a rare field, perhaps some more.
+    pub fn term(&self, first: u64, field: Field, value: &str) -> Result<Bits, Fault> {
+        if !field.is_rare() {
+            let found = self.get(&self.term_key(first, field, value))?;
+            return Ok(found.map(|bytes| Bits::from_bytes(&bytes)).unwrap_or_default());
+        }
+        let digest = self.rare(field, value);
+        let found = self.get(&at(b"p", first))?.unwrap_or_default();
+        let entries = found.as_chunks::<RARE>().0;
+        let from = entries.partition_point(|entry| entry[..4] < digest[..]);
+        let same = entries.iter().skip(from).take_while(|entry| entry[..4] == digest[..]);
+        Ok(same.map(|entry| usize::from(u16::from_le_bytes([entry[4], entry[5]]))).collect())
+    }
+
+    /// What is known of a block's records together.
+    pub fn tally(&self, first: u64) -> Result<Arc<Tally>, Fault> {
+        let bytes = self.get(&at(b"y", first))?;
+        let bytes = bytes.ok_or_else(|| damaged("a block has no tally"))?;
+        postcard::from_bytes(&bytes).map(Arc::new).map_err(damaged)
+    }
+
+    /// All blocks, in order.
+    pub fn blocks(&self) -> Result<Vec<Arc<BlockMeta>>, Fault> {
+        contained(|| {
+            let entries = self.db.scan_prefix(b"m");
+            entries
+                .map(|entry| {
+                    let (key, value) = entry?;
+                    let bytes = self.unwrap(&key, &value)?;
+                    postcard::from_bytes(&bytes).map(Arc::new).map_err(damaged)
+                })
+                .collect()
+        })
+    }
+
+    /// Forgets these blocks.
+    pub fn forget(&self, blocks: &[Arc<BlockMeta>]) -> Result<(), Fault> {
+        contained(|| {
+            for block in blocks {
+                self.db.remove(at(b"m", block.first))?;
+            }
+            self.db.flush()?;
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,111 @@
+//! The thread that seals blocks, so that no call waits for the packing of records.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use super::{
+    block::Growing,
+    fault::Fault,
+    segment::Segment,
+    shelf::Shelf,
+};
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What is to be done, in order.
+pub(super) enum Task {
+    /// Put a block into its segment.
+    Seal { segment: Arc<Segment>, block: Arc<Growing> },
+    /// Say of a segment that all its blocks are sealed.
+    Close(Arc<Segment>),
+}
+
+/// The sealing thread. Dropped, it does what is left, each task once, and ends: what can't be done
+/// is done when the store is opened next.
+pub(super) struct Sealer {
+    tasks: Option<mpsc::Sender<Task>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sealer {
+    pub fn start(shelf: Arc<Shelf>) -> Result<Self, Fault> {
+        let (tasks, queue) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("audit-seal".into())
+            .spawn(move || run(&shelf, &queue))
+            .map_err(|e| Fault::Io(format!("starting the sealing thread: {e}")))?;
+        Ok(Self { tasks: Some(tasks), thread: Some(thread) })
+    }
+
+    /// Queues a task. The writer sees to it that few blocks wait.
+    pub fn put(&self, task: Task) -> Result<(), Fault> {
+        let sent = self.tasks.as_ref().map(|tasks| tasks.send(task));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            _ => Err(Fault::Io("the sealing thread has ended".into())),
+        }
+    }
+}
+
+impl Drop for Sealer {
+    fn drop(&mut self) {
+        self.tasks = None;
+        if let Some(thread) = self.thread.take() {
+            // It contains its panics; there is nothing to be told of here.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(shelf: &Shelf, queue: &mpsc::Receiver<Task>) {
+    let mut waiting: Vec<Task> = Vec::new();
+    let mut open = true;
+    while open || !waiting.is_empty() {
+        if waiting.is_empty() {
+            match queue.recv() {
+                Ok(task) => waiting.push(task),
+                Err(_) => break,
+            }
+        }
+        while let Some(task) = waiting.first() {
+            let done = catch_unwind(AssertUnwindSafe(|| work(shelf, task)))
+                .unwrap_or_else(|_| Err(Fault::Io("the sealing thread panicked".into())));
+            match done {
+                Ok(()) => {
+                    waiting.remove(0);
+                }
+                Err(fault) => {
+                    tracing::error!(%fault, "a block of the audit log can't be sealed");
+                    break;
+                }
+            }
+        }
+        if waiting.is_empty() {
+            continue;
+        }
+        // Later blocks can't be sealed before this one: wait, and take in what comes meanwhile.
+        match queue.recv_timeout(PAUSE) {
+            Ok(task) => waiting.push(task),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) if open => open = false,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn work(shelf: &Shelf, task: &Task) -> Result<(), Fault> {
+    match task {
+        Task::Seal { segment, block } => {
+            segment.seal(block)?;
+            shelf.sealed(block);
+            segment.forget_commits(block);
+            Ok(())
+        }
+        Task::Close(segment) => shelf.close(segment),
+    }
+}
