@@ -120,11 +120,7 @@ async fn tail(
     Ok(response)
 }
 
-fn follow_on(
-    tail: Tail,
-    filter: Filter,
-    seen: Option<Seq>,
-) -> impl Stream<Item = TailLine> + Send {
+fn follow_on(tail: Tail, filter: Filter, seen: Option<Seq>) -> impl Stream<Item = TailLine> + Send {
     stream::unfold(tail, |mut tail| async { tail.next().await.map(|tailed| (tailed, tail)) })
         .filter_map(move |tailed| {
             ready(match tailed {

@@ -141,8 +141,7 @@ impl Audit {
         let shelf = opened.shelf.clone();
         let (tail, _) = broadcast::channel(TAIL);
         let settings = Settings { queue: options.queue.max(1), reserve: options.reserve };
-        let (jobs, thread) =
-            Writer::start(opened, settings, tail.clone()).map_err(unavailable)?;
+        let (jobs, thread) = Writer::start(opened, settings, tail.clone()).map_err(unavailable)?;
         let inner = Inner {
             dir: dir.to_owned(),
             options,

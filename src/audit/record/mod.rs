@@ -16,9 +16,8 @@ pub use happening::{
     PluginLoaded, SecretHanded, SecretSource, SessionOpened, Stopped, Who,
 };
 pub use v1::{
-    AnswerKind, Body, Call, Decision, Direction, Entry, Era, Event, Finding, Grounds,
-    Intent, Kept, Kind, Outcome, Record, Refusal, Refused, Rule, Shape, Target,
-    Timing, Transport, VERSION,
+    AnswerKind, Body, Call, Decision, Direction, Entry, Era, Event, Finding, Grounds, Intent, Kept,
+    Kind, Outcome, Record, Refusal, Refused, Rule, Shape, Target, Timing, Transport, VERSION,
 };
 
 pub(super) use encode::encode;

@@ -87,7 +87,11 @@ impl fmt::Display for Happening {
             }
             Self::RecordsLost { from, until, reason } => {
                 let reason = reason.as_deref().unwrap_or("they are gone from the disk");
-                write!(f, "audit records {from} to {} are lost: {reason}", until.0.saturating_sub(1))
+                write!(
+                    f,
+                    "audit records {from} to {} are lost: {reason}",
+                    until.0.saturating_sub(1)
+                )
             }
         }
     }

@@ -144,10 +144,8 @@ impl Growing {
         let lead: Vec<Hash> = hashes.by_ref().take(usize::try_from(ragged).unwrap_or(0)).collect();
         let rest: Vec<Hash> = hashes.collect();
         let (whole, trail) = rest.as_chunks::<{ TILE as usize }>();
-        let tiles = whole
-            .iter()
-            .map(|tile| Frontier::of_tiles([], tile.iter().copied()).root())
-            .collect();
+        let tiles =
+            whole.iter().map(|tile| Frontier::of_tiles([], tile.iter().copied()).root()).collect();
         let mut tally = Tally::default();
         for (recorded, facts) in &inner.facts {
             tally.add(time(*recorded), facts);
@@ -238,8 +236,14 @@ pub(in crate::audit) struct Block(pub(super) Place);
 #[derive(Clone)]
 pub(super) enum Place {
     /// In memory; records beyond `count` came after the view was made.
-    Memory { block: Arc<Growing>, count: usize },
-    Segment { segment: Arc<Segment>, meta: Arc<BlockMeta> },
+    Memory {
+        block: Arc<Growing>,
+        count: usize,
+    },
+    Segment {
+        segment: Arc<Segment>,
+        meta: Arc<BlockMeta>,
+    },
 }
 
 impl Block {
@@ -298,7 +302,9 @@ impl Block {
                     let facts = line.entry().map(|entry| Facts::of(&entry.record));
                     let has = |(f, v): &(Field, String)| *f == field && v == value;
                     if facts.is_ok_and(|facts| facts.terms.iter().any(has)) {
-                        bits.insert(usize::try_from(line.seq().0 - meta.first).unwrap_or(usize::MAX));
+                        bits.insert(
+                            usize::try_from(line.seq().0 - meta.first).unwrap_or(usize::MAX),
+                        );
                     }
                 }
                 Ok(bits)

@@ -148,11 +148,8 @@ fn decode(rest: &[u8], cipher: Option<&Cipher>) -> Result<Frame, BadFrame> {
             .map_err(|fault| BadFrame::Sealed(fault.to_string()))?;
         body = &opened;
     }
-    let body = if flags & ZSTD != 0 {
-        Bytes::from(unpack(body)?)
-    } else {
-        Bytes::copy_from_slice(body)
-    };
+    let body =
+        if flags & ZSTD != 0 { Bytes::from(unpack(body)?) } else { Bytes::copy_from_slice(body) };
     if memchr::memchr_iter(b'\n', &body).count() != count as usize
         || body.last().is_some_and(|last| *last != b'\n')
     {
@@ -280,7 +277,10 @@ mod tests {
         write(&mut file, 7, &lines(3), Pack::Plain, None).unwrap();
         write(&mut file, 10, &lines(300), Pack::Zstd, None).unwrap();
         let read: Vec<_> = Frames::new(file.as_slice(), None).map(Result::unwrap).collect();
-        assert_eq!(read.iter().map(|f| (f.first, f.count)).collect::<Vec<_>>(), [(7, 3), (10, 300)]);
+        assert_eq!(
+            read.iter().map(|f| (f.first, f.count)).collect::<Vec<_>>(),
+            [(7, 3), (10, 300)]
+        );
         assert_eq!(read[1].lines().collect::<Vec<_>>(), lines(300));
     }
 

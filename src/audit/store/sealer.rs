@@ -7,12 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    block::Growing,
-    fault::Fault,
-    segment::Segment,
-    shelf::Shelf,
-};
+use super::{block::Growing, fault::Fault, segment::Segment, shelf::Shelf};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -316,9 +316,8 @@ impl Segment {
             if frame.first >= limit {
                 break;
             }
-            let fits = |(growing, _): &(Growing, _)| {
-                growing.end() == frame.first && !growing.is_full()
-            };
+            let fits =
+                |(growing, _): &(Growing, _)| growing.end() == frame.first && !growing.is_full();
             if !block.as_ref().is_some_and(fits) {
                 self.index_block(block.take())?;
             }
@@ -549,7 +548,8 @@ impl Segment {
             tree,
         };
         let text = serde_json::to_vec_pretty(&closed).map_err(|e| Fault::Io(e.to_string()))?;
-        write_durably(&self.path, CLOSED, &text).map_err(|e| Fault::io("closing", &self.path, &e))?;
+        write_durably(&self.path, CLOSED, &text)
+            .map_err(|e| Fault::io("closing", &self.path, &e))?;
         Ok(closed)
     }
 

@@ -21,7 +21,7 @@ use super::{
 use crate::audit::{
     digest::DigestKey,
     life::Cipher,
-    line::{LineHead, Line},
+    line::{Line, LineHead},
     proof::{Frontier, Hash},
 };
 
@@ -135,11 +135,8 @@ impl Shelf {
     ) -> Result<Opened, Fault> {
         let tools = Arc::new(Tools::new(dir, key, cipher));
         let mut slots = Vec::new();
-        let mut head = Head {
-            tree: Frontier::default(),
-            last: Hash::ZERO,
-            recorded: Timestamp::UNIX_EPOCH,
-        };
+        let mut head =
+            Head { tree: Frontier::default(), last: Hash::ZERO, recorded: Timestamp::UNIX_EPOCH };
         let mut end = 0;
         let (mut growing, mut unsealed, mut unclosed) = (Vec::new(), Vec::new(), Vec::new());
         let mut current = None;
@@ -187,10 +184,8 @@ impl Shelf {
         }
         let sealed = growing.first().map_or(end, |block| block.first);
         let mark = read_head(dir);
-        let loss = mark.filter(|(seq, _)| *seq >= end).map(|(seq, _)| Loss {
-            from: end,
-            until: seq + 1,
-        });
+        let loss =
+            mark.filter(|(seq, _)| *seq >= end).map(|(seq, _)| Loss { from: end, until: seq + 1 });
         if let Some((_, hash)) = mark.filter(|(seq, hash)| *seq + 1 == end && *hash != head.last) {
             damage.push(format!(
                 "the last record is not the one that was acknowledged, of which the hash was {hash}"
@@ -248,13 +243,7 @@ impl Shelf {
             })
             .collect::<Vec<_>>();
         let end = memory.last().map_or(inner.sealed, |(block, count)| block.first + *count as u64);
-        View {
-            shelf: self.clone(),
-            slots: inner.slots.clone(),
-            sealed: inner.sealed,
-            memory,
-            end,
-        }
+        View { shelf: self.clone(), slots: inner.slots.clone(), sealed: inner.sealed, memory, end }
     }
 
     /// All segments, in order.
@@ -355,9 +344,9 @@ impl Shelf {
             None => Frontier::default(),
             Some(before) => {
                 let closed = before.closed.lock();
-                let closed = closed.as_ref().ok_or_else(|| {
-                    Fault::Io("the segment before it is not closed yet".into())
-                })?;
+                let closed = closed
+                    .as_ref()
+                    .ok_or_else(|| Fault::Io("the segment before it is not closed yet".into()))?;
                 closed.tree.clone()
             }
         };
@@ -498,9 +487,10 @@ impl View {
             }
         }
         let memory = self.memory.iter().filter(|(_, count)| *count > 0);
-        blocks.extend(memory.map(|(block, count)| {
-            Block(Place::Memory { block: block.clone(), count: *count })
-        }));
+        blocks
+            .extend(memory.map(|(block, count)| {
+                Block(Place::Memory { block: block.clone(), count: *count })
+            }));
         blocks.retain(|block| {
             block.first() <= last
                 && block.first() + block.count() as u64 > first

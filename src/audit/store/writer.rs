@@ -125,7 +125,8 @@ impl Writer {
         }
         if let Some(Loss { from, until }) = loss {
             tracing::error!(
-                from, until,
+                from,
+                until,
                 "records of the audit log are lost: what could not be read is in `quarantine`. Check the disk"
             );
             let reason = self.shelf.damage().first().cloned();
