@@ -175,7 +175,7 @@ impl fmt::Display for Revision {
 }
 
 /// How a client reached the proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transport {
     /// Streamable HTTP over TCP.

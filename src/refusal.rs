@@ -142,12 +142,32 @@ pub struct Rule {
     /// Its `@reason`, in its author's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Its `@keep`: what the audit log is to keep of messages that it decides.
+    #[serde(skip)]
+    pub keep: Keep,
+}
+
+/// Which bodies the audit log keeps, where else it has their shape and digest alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keep {
+    pub arguments: bool,
+    pub result: bool,
+}
+
+impl Keep {
+    /// All that any of these rules wants kept.
+    pub fn of<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Self {
+        rules.into_iter().fold(Self::default(), |all, rule| Self {
+            arguments: all.arguments || rule.keep.arguments,
+            result: all.result || rule.keep.result,
+        })
+    }
 }
 
 impl Rule {
     /// A rule of which no file is known here. The chain adds where its interceptor was configured.
     pub fn named(id: impl Into<String>) -> Self {
-        Self { id: id.into(), file: None, line: None, reason: None }
+        Self { id: id.into(), file: None, line: None, reason: None, keep: Keep::default() }
     }
 }
 

@@ -77,6 +77,8 @@ pub struct Verdict {
     pub decision: Decision,
     /// Rules that decided for letting it pass (a permit), for the record.
     pub rules: Vec<Rule>,
+    /// The revision of the policies that decided, where policies did.
+    pub revision: Option<String>,
     pub findings: Vec<Finding>,
     /// Labels for the exchange, from here on.
     pub labels: BTreeSet<String>,
@@ -99,7 +101,19 @@ impl Verdict {
     }
 
     fn of(decision: Decision) -> Self {
-        Self { decision, rules: Vec::new(), findings: Vec::new(), labels: BTreeSet::new() }
+        Self {
+            decision,
+            rules: Vec::new(),
+            revision: None,
+            findings: Vec::new(),
+            labels: BTreeSet::new(),
+        }
+    }
+
+    /// With the revision of the policies that decided.
+    pub fn by(mut self, revision: impl ToString) -> Self {
+        self.revision = Some(revision.to_string());
+        self
     }
 
     /// With something seen.

@@ -1,6 +1,11 @@
 //! Carries verdicts out.
 
-use std::{panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::FutureExt;
 
@@ -102,8 +107,13 @@ pub struct Trail {
     /// The rules that let it pass.
     pub rules: Vec<Rule>,
     pub findings: Vec<Finding>,
+    /// The revision of the policies that decided last.
+    pub revision: Option<String>,
     /// Whether an interceptor replaced the payload.
     pub replaced: bool,
+    /// What took how long: `PHASE/NAME` of each interceptor that was asked, in order, and what
+    /// others add.
+    pub stages: Vec<(String, Duration)>,
 }
 
 /// The links, in order.
@@ -172,7 +182,10 @@ impl Chain {
         trail: &mut Trail,
     ) -> Result<bool, Refusal> {
         let name = link.interceptor.name();
-        let verdict = match link.ask(exchange, phase).await {
+        let began = Instant::now();
+        let asked = link.ask(exchange, phase).await;
+        trail.stages.push((format!("{}/{name}", phase.as_str()), began.elapsed()));
+        let verdict = match asked {
             Ok(verdict) => match self.legal(exchange, phase, &verdict.decision) {
                 Ok(()) => Ok(link.placed(verdict)),
                 Err(fault) => Err(fault),
@@ -209,6 +222,7 @@ impl Chain {
         }));
         if enforced {
             exchange.labels.extend(verdict.labels);
+            trail.revision = verdict.revision.or(trail.revision.take());
         }
         match verdict.decision {
             Decision::Pass => {

@@ -43,7 +43,13 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let assembly = {
         let _progress =
             ctx.progress("loading policies and plugins, looking for a container engine");
-        Assembly::of(&loaded).await.map_err(reported)?
+        match Assembly::of(&loaded).await {
+            Ok(assembly) => assembly,
+            Err(failure) => {
+                failure.record(&loaded).await;
+                return Err(reported(failure));
+            }
+        }
     };
     let keyring = Arc::new(Keyring::load(&loaded.config)?);
     // What can be taken by somebody else is taken before anything starts.
@@ -65,6 +71,8 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     };
     let address = listener.address();
     let (proxy, _policy_watcher) = assembly.start(&loaded).await.map_err(reported)?;
+    // Before they are read again: what has changed since they were loaded is on record, too.
+    tokio::spawn(proxy.clone().tell_of_clients(keyring.changes()));
     let _key_watcher = keyring.watch().context("the file of clients cannot be watched")?;
 
     let stop = CancellationToken::new();
@@ -207,7 +215,7 @@ async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Proxy>) -> anyhow::
 /// A failure to start as what a person reads.
 pub(super) fn reported(failure: StartFailure) -> anyhow::Error {
     match failure {
-        StartFailure::Config(found) => Reports(found).into(),
+        StartFailure::Config(found, _) => Reports(found).into(),
         StartFailure::Policies(diagnostics) => {
             Reports(boxed(diagnostics.findings().to_vec())).into()
         }

@@ -1,5 +1,7 @@
 //! JSON-RPC 2.0 messages, as MCP has them.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -39,6 +41,8 @@ impl From<u64> for Id {
 pub struct Frame {
     envelope: Object,
     pub kind: Kind,
+    /// How long reading it took.
+    pub took: Duration,
 }
 
 /// The kinds of message, with the text of what they carry.
@@ -56,6 +60,7 @@ impl Frame {
     /// # Errors
     /// A [`Flaw`] where it is not one JSON-RPC 2.0 message within the caps. A batch is none.
     pub fn parse(raw: Bytes, caps: Caps) -> Result<Self, Flaw> {
+        let began = Instant::now();
         check(&raw, Text::Message, caps)?;
         if raw.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
             return Err(Flaw::Shape("batches are not taken: send one message at a time"));
@@ -99,7 +104,7 @@ impl Frame {
             }
             _ => return Err(Flaw::Shape("a message has one of `method`, `result` and `error`")),
         };
-        Ok(Self { envelope, kind })
+        Ok(Self { envelope, kind, took: began.elapsed() })
     }
 
     /// A request of our own.

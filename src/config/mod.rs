@@ -36,6 +36,8 @@ pub use raw::{
 };
 pub use values::{IllegalMount, MountEntry, SecretRef};
 
+use sha2::{Digest as _, Sha256};
+
 use document::Document;
 use finding::{MOST, Source};
 
@@ -52,6 +54,8 @@ pub struct Loaded {
     pub path: PathBuf,
     /// The folder that relative paths in the file are relative to. Absolute.
     pub base: PathBuf,
+    /// `sha256:` and the digest of the file.
+    pub revision: String,
     /// What should be looked at but does not keep the proxy from starting.
     pub warnings: Vec<Finding>,
     document: Document,
@@ -109,7 +113,8 @@ pub fn parse(path: &Path, text: &str) -> Result<Loaded, Diagnostics> {
         Some(mut config) if findings.iter().all(|f| f.severity == Severity::Warning) => {
             typed::resolve(&mut config, &base);
             let path = path.to_owned();
-            Ok(Loaded { config, path, base, warnings: findings, document })
+            let revision = format!("sha256:{}", hex::encode(Sha256::digest(text)));
+            Ok(Loaded { config, path, base, revision, warnings: findings, document })
         }
         _ => Err(Diagnostics(findings)),
     }

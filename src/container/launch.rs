@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    upstream::process::{LaunchFailure, LaunchSpec, Process},
+    upstream::process::{LaunchFailure, LaunchSpec, Origin, Process},
     vault::Secret,
 };
 
@@ -70,6 +70,7 @@ impl Engine {
                 )
             }
         })?;
+        let image_id = found.id;
         let volumes = found.config.and_then(|config| config.volumes).unwrap_or_default();
         profile.settle(&self.facts, volumes);
 
@@ -136,6 +137,13 @@ impl Engine {
             stdout,
             stderr,
             handle: Box::new(Container::new(guard, watched)),
+            origin: Origin {
+                program: None,
+                image_ref: Some(image.as_str().to_owned()),
+                image: image_id,
+                profile: Some(profile.hash()),
+                deviations: profile.deviations().iter().map(ToString::to_string).collect(),
+            },
         })
     }
 }

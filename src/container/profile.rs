@@ -3,7 +3,7 @@
 //! Invariant: a container is created from a [`Profile`] alone ([`Profile::host_config`]), and what
 //! [`Profile::describe`] says of it is what the engine's `inspect` says of the container.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt};
 
 use bollard::models::{
     HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount as Bind,
@@ -59,6 +59,13 @@ pub struct Deviation {
     pub actual: String,
     /// The key below `[servers.NAME]` that says so.
     pub config_key: &'static str,
+}
+
+/// `FIELD: ACTUAL (CONFIG KEY)`.
+impl fmt::Display for Deviation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ({})", self.field, self.actual, self.config_key)
+    }
 }
 
 impl Profile {

@@ -10,6 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use super::{Key, KeyHash, Principal, Store, StoreFault};
 use crate::{
@@ -32,7 +33,17 @@ pub struct Keyring {
     configured: BTreeMap<ClientName, (KeyHash, Vec<Group>)>,
     store: Store,
     ring: ArcSwap<Ring>,
-    reloading: Mutex<()>,
+    /// Who is told of changes. Held while the keys are read.
+    told: Mutex<Option<mpsc::UnboundedSender<Change>>>,
+}
+
+/// What changed among the clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A client holds a key now.
+    Added { client: ClientName, key: String, groups: Vec<Group> },
+    /// A client does not hold this key any more.
+    Removed { client: ClientName, key: String },
 }
 
 #[derive(Debug, Default)]
@@ -62,7 +73,7 @@ impl Keyring {
             configured: configured.collect(),
             store: Store::within(&config.state_dir),
             ring: ArcSwap::default(),
-            reloading: Mutex::new(()),
+            told: Mutex::default(),
         };
         keyring.reload()?;
         Ok(keyring)
@@ -74,7 +85,7 @@ impl Keyring {
     /// Where it is broken. The keys from before stay.
     pub fn reload(&self) -> Result<(), StoreFault> {
         // One at a time: an older reading must not follow a newer one.
-        let _guard = self.reloading.lock();
+        let told = self.told.lock();
         let mut ring = Ring::default();
         for (name, (hash, groups)) in &self.configured {
             ring.insert(name, *hash, groups, Origin::Config);
@@ -82,8 +93,30 @@ impl Keyring {
         for (name, stored) in self.store.read()? {
             ring.insert(&name, stored.key_hash, &stored.groups, Origin::Store);
         }
-        self.ring.store(Arc::new(ring));
+        let ring = Arc::new(ring);
+        let before = self.ring.swap(ring.clone());
+        if let Some(told) = &*told {
+            // Before those of the same name that are added.
+            let removed = before.less(&ring).map(|(client, principal)| Change::Removed {
+                client: client.clone(),
+                key: principal.key.clone().unwrap_or_default(),
+            });
+            let added = ring.less(&before).map(|(client, principal)| Change::Added {
+                client: client.clone(),
+                key: principal.key.clone().unwrap_or_default(),
+                groups: principal.groups.clone(),
+            });
+            // Who was told may have stopped to listen.
+            removed.chain(added).for_each(|change| drop(told.send(change)));
+        }
         Ok(())
+    }
+
+    /// The changes from now on, for one listener. They are the operator's, so they need no bound.
+    pub fn changes(&self) -> mpsc::UnboundedReceiver<Change> {
+        let (sender, changes) = mpsc::unbounded_channel();
+        *self.told.lock() = Some(sender);
+        changes
     }
 
     /// Reloads whenever the file of clients changes. A broken file is logged, and the keys from
@@ -143,6 +176,17 @@ fn matters(event: &notify::Result<Event>, path: &Path) -> bool {
 }
 
 impl Ring {
+    /// The clients that the other has not, or with another key or other groups.
+    fn less<'a>(
+        &'a self,
+        other: &'a Ring,
+    ) -> impl Iterator<Item = (&'a ClientName, &'a Arc<Principal>)> {
+        self.by_name.iter().filter_map(|(name, (_, principal))| {
+            let same = other.by_name.get(name).is_some_and(|(_, theirs)| theirs == principal);
+            (!same).then_some((name, principal))
+        })
+    }
+
     /// Adds a client, unless its name or key is taken: the config goes before the store.
     fn insert(&mut self, name: &ClientName, hash: KeyHash, groups: &[Group], origin: Origin) {
         if self.by_name.contains_key(name) {
@@ -237,10 +281,17 @@ mod tests {
                 std::thread::yield_now();
             }
         };
-        let key = store.add(&name("a"), vec![]).unwrap();
+        let mut changes = keyring.changes();
+        let key = store.add(&name("a"), vec!["ops".parse().unwrap()]).unwrap();
         until(&|| keyring.authenticate(&key).is_some());
         store.remove(&name("a")).unwrap();
         until(&|| keyring.authenticate(&key).is_none());
+        let id = key.hash().id();
+        let groups = vec!["ops".parse().unwrap()];
+        let added = Change::Added { client: name("a"), key: id.clone(), groups };
+        assert_eq!(changes.try_recv(), Ok(added));
+        assert_eq!(changes.try_recv(), Ok(Change::Removed { client: name("a"), key: id }));
+        assert!(changes.try_recv().is_err(), "nothing else has changed");
     }
 
     #[test]

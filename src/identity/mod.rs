@@ -10,7 +10,7 @@ mod store;
 
 pub use bearer::{BearerFault, bearer};
 pub use key::{Key, KeyHash, NoHash, NoKey, NoRandomness};
-pub use keyring::{Keyring, Origin, Watch};
+pub use keyring::{Change, Keyring, Origin, Watch};
 pub use store::{Store, StoreFault, Stored};
 
 use std::sync::Arc;
@@ -66,10 +66,17 @@ impl Principal {
 
     /// The name in logs, metrics and records: the client's name, `local:USER` or `anonymous`.
     pub fn name(&self) -> String {
-        match &self.kind {
-            PrincipalKind::Client(name) => name.to_string(),
-            PrincipalKind::Local { user } => format!("local:{user}"),
-            PrincipalKind::Anonymous => "anonymous".into(),
+        self.kind.name()
+    }
+}
+
+impl PrincipalKind {
+    /// As [`Principal::name`].
+    pub fn name(&self) -> String {
+        match self {
+            Self::Client(name) => name.to_string(),
+            Self::Local { user } => format!("local:{user}"),
+            Self::Anonymous => "anonymous".into(),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     identity::Principal,
     names::ServerName,
     policy::{Action, Circumstances, Claims, Engine, Outcome, Request, Resource, Subject},
-    refusal::{Code, Refusal},
+    refusal::{Code, Keep, Refusal, Rule},
 };
 
 /// What an agent reads where no policy has words for it.
@@ -131,10 +131,11 @@ impl PolicyGate {
                 session_calls: exchange.session_calls,
             },
         });
+        let revision = outcome.revision;
         if outcome.allowed {
-            return Verdict { rules: outcome.rules, ..Verdict::pass() };
+            return Verdict { rules: outcome.rules, ..Verdict::pass() }.by(revision);
         }
-        Verdict::refuse(refusal(outcome, question.action))
+        Verdict::refuse(refusal(outcome, question.action)).by(revision)
     }
 
     /// The requests to the client that an answer carries (2026-07-28's multi-round-trip requests,
@@ -175,7 +176,12 @@ impl PolicyGate {
             if matches!(decided.decision, Decision::Refuse(_)) {
                 return Ok(decided);
             }
-            verdict.rules.extend(decided.rules);
+            // What is asked stands in the answer.
+            verdict.rules.extend(decided.rules.into_iter().map(|rule| Rule {
+                keep: Keep { arguments: false, result: rule.keep.arguments },
+                ..rule
+            }));
+            verdict.revision = decided.revision;
         }
         Ok(verdict)
     }

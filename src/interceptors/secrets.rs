@@ -14,6 +14,7 @@ mod json;
 mod payload;
 mod rules;
 mod scan;
+mod scrubber;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,10 +26,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-pub use self::rules::IllegalRules;
-use self::{
-    payload::Report,
-    scan::{Budget, Hit, Scanner},
+use self::{payload::Report, scan::Scanner};
+pub use self::{
+    rules::IllegalRules,
+    scrubber::{Redacted, Scrubber},
 };
 use crate::{
     chain::{Decision, Fault, Hooks, Interceptor, Verdict},
@@ -138,59 +139,6 @@ struct Tables {
     /// For each of the scanner's ids.
     request: Vec<Action>,
     response: Vec<Action>,
-}
-
-/// Takes the secrets out of short texts that are kept: records and log lines. Knows every built-in
-/// rule, whatever the chain is told of it, and the values that servers are given, each line of
-/// them too: what is kept line by line holds a key of many lines in parts.
-pub struct Scrubber {
-    scanner: Scanner,
-}
-
-impl Scrubber {
-    /// A scrubber that knows these values too.
-    ///
-    /// # Errors
-    /// Values by which nothing could be scanned.
-    pub fn new(known: &[Known]) -> Result<Self, Invalid> {
-        let sources = rules::read(rules::BUILT_IN)?;
-        let rules = sources.iter().map(rules::Rule::new).collect::<Result<Vec<_>, _>>()?;
-        let mut exact = Vec::new();
-        for secret in known {
-            let value = secret.value.expose();
-            let parts: BTreeSet<_> =
-                [value].into_iter().chain(value.lines().map(str::trim)).collect();
-            let long = parts.into_iter().filter(|part| part.len() >= SHORTEST_KNOWN);
-            exact.extend(long.map(|part| (secret.id(), part)));
-        }
-        Ok(Self { scanner: Scanner::new(rules, &exact)? })
-    }
-
-    /// Puts `[redacted:RULE]` where a secret stands. A text that costs too much to look through is
-    /// replaced whole.
-    pub fn scrub(&self, text: &mut String) {
-        let mut budget = Budget(1 << 20);
-        let Ok(mut hits) = self.scanner.scan(text.as_bytes(), &mut budget) else {
-            *text = "[redacted]".into();
-            return;
-        };
-        // From the end, so that earlier places stay where they are; of overlapping hits the one
-        // that begins first takes all.
-        hits.sort_by_key(|hit| (hit.range.start, std::cmp::Reverse(hit.range.end)));
-        let mut whole: Vec<Hit> = Vec::new();
-        for hit in hits {
-            match whole.last_mut() {
-                Some(last) if hit.range.start < last.range.end => {
-                    last.range.end = last.range.end.max(hit.range.end);
-                }
-                _ => whole.push(hit),
-            }
-        }
-        for hit in whole.into_iter().rev() {
-            let id = self.scanner.ids.get(hit.id).map_or("", String::as_str);
-            text.replace_range(hit.range, &format!("[redacted:{id}]"));
-        }
-    }
 }
 
 impl Secrets {

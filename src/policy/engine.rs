@@ -99,6 +99,8 @@ pub struct Status {
     pub revision: Revision,
     /// How many policies it has.
     pub policies: usize,
+    /// Those of them that have the audit log keep bodies, by `@keep`.
+    pub keeping: Vec<String>,
     /// What looks wrong in it.
     pub warnings: Vec<Finding>,
     /// Why the files as they are now are not in use, where the last reload failed.
@@ -305,6 +307,7 @@ impl Status {
         Self {
             revision: loaded.revision,
             policies: loaded.rules.len(),
+            keeping: loaded.keeping(),
             warnings: loaded.warnings.clone(),
             last_error: None,
         }

@@ -15,11 +15,14 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::diagnostics::{Diagnostics, File, Finding};
-use crate::{names::ServerName, refusal::Rule};
+use crate::{
+    names::ServerName,
+    refusal::{Keep, Rule},
+};
 
 /// The annotations that mean something. Another one is refused: to ignore it would drop what its
 /// author meant by it.
-const ANNOTATIONS: [&str; 2] = ["id", "reason"];
+const ANNOTATIONS: [&str; 3] = ["id", "reason", "keep"];
 
 /// Which policies decided: the SHA-256 of all files, by their names and contents. Displays as its
 /// first 12 hex digits.
@@ -128,7 +131,7 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
         for policy in in_order(&parsed) {
             let (start, length) = span(policy.as_ref().loc());
             let (line, _) = file.position(start);
-            check_annotations(policy, file, &mut findings);
+            let keep = check_annotations(policy, file, &mut findings);
             let id = match policy.annotation("id") {
                 Some(id) if !id.is_empty() => id.to_owned(),
                 _ => format!("{}:{line}", file.name.display()),
@@ -152,7 +155,8 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
             }
             places.insert(key.clone(), Place { file: file.clone(), start, length });
             let reason = policy.annotation("reason").map(str::to_owned);
-            rules.insert(key, Rule { id, file: Some(file.name.clone()), line: Some(line), reason });
+            let file = Some(file.name.clone());
+            rules.insert(key, Rule { id, file, line: Some(line), reason, keep });
         }
     }
 
@@ -194,6 +198,14 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
 }
 
 impl Loaded {
+    /// The ids of the policies that have bodies kept.
+    pub(super) fn keeping(&self) -> Vec<String> {
+        let keeping = self.rules.values().filter(|rule| rule.keep != Keep::default());
+        let mut ids: Vec<_> = keeping.map(|rule| rule.id.clone()).collect();
+        ids.sort();
+        ids
+    }
+
     /// A warning for every mention of a server that is not among the known ones, or of something
     /// on such a server.
     pub(super) fn unknown_servers(&self, known: &[&ServerName]) -> Vec<Finding> {
@@ -277,7 +289,9 @@ fn in_order(parsed: &PolicySet) -> Vec<&Policy> {
     policies
 }
 
-fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) {
+/// Checks the annotations of a policy; what its `@keep` says.
+fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) -> Keep {
+    let mut keep = Keep::default();
     for (key, annotation) in policy.as_ref().annotations() {
         let key = key.as_ref();
         let (start, length) = span(annotation.loc.as_ref());
@@ -286,8 +300,8 @@ fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) 
                 ANNOTATIONS.iter().find(|known| strsim::damerau_levenshtein(known, key) <= 2);
             let help = match near {
                 Some(near) => format!("did you mean `@{near}`?"),
-                None => "only `@id` and `@reason` are supported; take it out, since what it asks \
-                         for would not be done"
+                None => "only `@id`, `@reason` and `@keep` are supported; take it out, since what \
+                         it asks for would not be done"
                     .to_owned(),
             };
             findings.push(
@@ -301,8 +315,27 @@ fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) 
                     .at(file, start, length, "has no text")
                     .help(format!("write `@{key}(\"…\")`, or leave it out")),
             );
+        } else if key == "keep" {
+            for word in annotation.val.split(',').map(str::trim) {
+                match word {
+                    "arguments" => keep.arguments = true,
+                    "result" => keep.result = true,
+                    _ => findings.push(
+                        Finding::error(
+                            "policy-annotation",
+                            format!("`@keep` does not know `{}`", word.escape_debug()),
+                        )
+                        .at(file, start, length, "is not kept")
+                        .help(
+                            "write `@keep(\"arguments\")`, `@keep(\"result\")` or \
+                             `@keep(\"arguments,result\")`",
+                        ),
+                    ),
+                }
+            }
         }
     }
+    keep
 }
 
 /// Whether a policy, as Cedar's JSON, may look at this attribute of `context`: it does so by name,

@@ -3,18 +3,18 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Proxy, parked::Lot, refusals::Refusals};
+use super::{Proxy, beginning, parked::Lot, refusals::Refusals};
 use crate::{
     audit::{self, Audit, Unavailable, record::Happening},
     chain::{Chain, Interceptor, Link},
     codec::Caps,
-    config::{Code, InterceptorEntry, Loaded, Use},
+    config::{Code, Config, InterceptorEntry, Loaded, Use},
     container,
     interceptors::{
-        plugin::Plugin,
+        plugin::{self, Plugin},
         policy::PolicyGate,
         rate_limit::RateLimit,
         schema::Schema,
@@ -43,7 +43,7 @@ pub type Found = Box<dyn miette::Diagnostic + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 pub enum StartFailure {
     #[error("the config cannot be used")]
-    Config(Vec<Found>),
+    Config(Vec<Found>, Vec<Happening>),
     #[error(transparent)]
     Policies(#[from] policy::Diagnostics),
     #[error(transparent)]
@@ -63,6 +63,8 @@ pub struct Assembly {
     gate: Arc<PolicyGate>,
     launcher: Arc<Launcher>,
     scrubber: Arc<Scrubber>,
+    /// The plugins in the chain, for the record.
+    pub(super) plugins: Vec<Happening>,
 }
 
 impl Assembly {
@@ -81,18 +83,19 @@ impl Assembly {
         } else {
             Err("no server needs a container engine".into())
         };
-        let (links, handed, scrubber, found) = tokio::task::spawn_blocking({
+        let (links, handed, scrubber, gathered) = tokio::task::spawn_blocking({
             let (loaded, gate) = (loaded.clone(), gate.clone());
             move || {
-                let mut found = Vec::new();
-                let handed = handed(&loaded, &mut found);
+                let mut gathered = Gathered::default();
+                let handed = handed(&loaded, &mut gathered);
                 let known = known(&handed);
                 let scrubber = Scrubber::new(&known).map_err(|error| error.to_string());
-                (links(&loaded, gate, &known, &mut found), handed, scrubber, found)
+                (links(&loaded, gate, &known, &mut gathered), handed, scrubber, gathered)
             }
         })
         .await
         .map_err(|error| StartFailure::Task(error.to_string()))?;
+        let Gathered { found, happened } = gathered;
         if found.is_empty() {
             let scrubber = Arc::new(scrubber.map_err(StartFailure::Task)?);
             let launcher = Arc::new(Launcher {
@@ -102,9 +105,9 @@ impl Assembly {
                 caps: Caps::response(&config.limits),
                 handed,
             });
-            Ok(Self { policies, links, gate, launcher, scrubber })
+            Ok(Self { policies, links, gate, launcher, scrubber, plugins: happened })
         } else {
-            Err(StartFailure::Config(found))
+            Err(StartFailure::Config(found, happened))
         }
     }
 
@@ -122,25 +125,12 @@ impl Assembly {
         let seal = tokio::task::spawn_blocking(move || Seal::load(&state_dir))
             .await
             .map_err(|error| StartFailure::Task(error.to_string()))??;
-        let dir = config.audit.dir.clone().unwrap_or_else(|| config.state_dir.join("audit"));
         let deadline = Duration::from_millis(config.audit.deadline_ms);
         let scrubber = self.scrubber.clone();
         // A name or a URI can hold a secret, and what is refused early never met the chain.
         let scrub: audit::Scrub = Arc::new(move |text| scrubber.scrub(text));
-        let options = audit::Options { deadline, scrub: Some(scrub.clone()), ..Default::default() };
-        let audit = tokio::task::spawn_blocking(move || Audit::open_with(&dir, options))
-            .await
-            .map_err(|error| StartFailure::Task(error.to_string()))??;
-        audit
-            .event(Happening::ProxyStarted { version: env!("CARGO_PKG_VERSION").to_owned() })
-            .await?;
-        let status = self.policies.status().borrow().clone();
-        audit
-            .event(Happening::PolicyLoaded {
-                revision: status.revision.to_string(),
-                policies: u64::try_from(status.policies).unwrap_or(u64::MAX),
-            })
-            .await?;
+        let audit = open(&config, deadline, Some(scrub.clone())).await?;
+        self.record(loaded, &audit).await?;
         if let Ok(engine) = &self.launcher.engine {
             match engine.reap(&self.launcher.instance).await {
                 Ok(0) => {}
@@ -180,6 +170,9 @@ impl Assembly {
             seal: Arc::new(seal),
             gate: self.gate,
             scrubber: self.scrubber,
+            looking: Arc::new(Semaphore::new(super::recording::AT_ONCE)),
+            presence: Default::default(),
+            drops: Default::default(),
             permits: Default::default(),
             refusals: Refusals::new(),
             under_way: Default::default(),
@@ -200,18 +193,41 @@ impl Assembly {
     }
 }
 
+/// Opens the audit log of a config.
+pub(super) async fn open(
+    config: &Config,
+    deadline: Duration,
+    scrub: Option<audit::Scrub>,
+) -> Result<Audit, Unavailable> {
+    let dir = config.audit.dir.clone().unwrap_or_else(|| config.state_dir.join("audit"));
+    let options = audit::Options { deadline, scrub, ..Default::default() };
+    let opened = tokio::task::spawn_blocking({
+        let dir = dir.clone();
+        move || Audit::open_with(&dir, options)
+    });
+    opened.await.unwrap_or_else(|error| Err(Unavailable::Broken { dir, why: error.to_string() }))
+}
+
+/// What is wrong with a config, and what is to be recorded of it.
+#[derive(Default)]
+struct Gathered {
+    found: Vec<Found>,
+    happened: Vec<Happening>,
+}
+
 /// The secrets that servers are handed, read once for this run.
-fn handed(loaded: &Loaded, found: &mut Vec<Found>) -> BTreeMap<ServerName, Handed> {
+fn handed(loaded: &Loaded, gathered: &mut Gathered) -> BTreeMap<ServerName, Handed> {
     let mut all = BTreeMap::new();
     for (server, settings) in &loaded.config.servers {
         match Handed::read(settings, &loaded.base) {
             Ok(handed) => {
                 all.insert(server.clone(), handed);
             }
-            Err(failure) => {
+            Err(not) => {
+                gathered.happened.push(beginning::no_secret(server, &not));
                 let pointer = format!("/servers/{server}");
-                let finding = loaded.finding(&pointer, Code::BadValue, failure.what);
-                found.push(Box::new(match failure.remedy {
+                let finding = loaded.finding(&pointer, Code::BadValue, not.failure.what);
+                gathered.found.push(Box::new(match not.failure.remedy {
                     Some(remedy) => finding.help(remedy),
                     None => finding,
                 }));
@@ -239,14 +255,28 @@ fn links(
     loaded: &Loaded,
     gate: Arc<PolicyGate>,
     known: &[Known],
-    found: &mut Vec<Found>,
+    gathered: &mut Gathered,
 ) -> Vec<Link> {
     let (mut first, mut rest) = (Vec::new(), Vec::new());
     for (at, entry) in loaded.config.interceptors.iter().enumerate() {
-        let interceptor = match interceptor(loaded, at, entry, known) {
+        let made = match &entry.kind {
+            Use::Plugin(config) => match plugin(loaded, at, entry, config) {
+                Ok(plugin) => {
+                    gathered.happened.push(beginning::plugin(entry, config, &plugin));
+                    Ok(Arc::new(plugin) as Arc<dyn Interceptor>)
+                }
+                Err(wrong) => {
+                    let why = wrong.to_string();
+                    gathered.happened.push(beginning::no_plugin(entry, &config.path, why));
+                    Err(wrong)
+                }
+            },
+            _ => interceptor(loaded, at, entry, known),
+        };
+        let interceptor = match made {
             Ok(interceptor) => interceptor,
             Err(wrong) => {
-                found.push(wrong);
+                gathered.found.push(wrong);
                 continue;
             }
         };
@@ -300,9 +330,18 @@ pub fn interceptor(
         Use::Secrets(config) => {
             Arc::new(Secrets::new(name, config, known).map_err(|error| invalid(&error))?)
         }
-        Use::Plugin(config) => {
-            let plugin = Plugin::load(config, &entry.settings, &loaded.base);
-            Arc::new(plugin.map_err(|error| loaded.locate(&format!("{here}/path"), error))?)
-        }
+        Use::Plugin(config) => Arc::new(plugin(loaded, at, entry, config)?),
+    })
+}
+
+fn plugin(
+    loaded: &Loaded,
+    at: usize,
+    entry: &InterceptorEntry,
+    config: &plugin::Config,
+) -> Result<Plugin, Found> {
+    let plugin = Plugin::load(config, &entry.settings, &loaded.base);
+    plugin.map_err(|error| -> Found {
+        Box::new(loaded.locate(&format!("/interceptors/{at}/path"), error))
     })
 }

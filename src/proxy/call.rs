@@ -13,7 +13,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -26,6 +29,7 @@ use super::{
     way::begin,
 };
 use crate::{
+    audit::record::DropReason,
     codec::{
         Frame, Id, Kind, Object,
         era::{self, ResultKind, Speaker},
@@ -263,13 +267,27 @@ impl Proxy {
         let mut notice = begin(guest, &method, true, params);
         notice.direction = Direction::ServerToClient;
         notice.server = exchange.server.clone();
-        if !wanted(guest, &notice) {
+        if !self.is_wanted(guest, &notice) {
             return;
         }
-        if let Some(text) = self.to_client(notice).await {
+        let server = notice.server.clone();
+        if let Some(text) = self.to_client(notice).await
             // A client that does not read loses notifications, not its answer.
-            let _ = notices.try_send(text);
+            && let Err(TrySendError::Full(_)) = notices.try_send(text)
+            && let Some(server) = server
+        {
+            self.drops.count(&server, &guest.principal.kind, DropReason::Unread);
         }
+    }
+
+    /// Whether the client wants to hear this. Log messages are filtered by their level.
+    pub(super) fn is_wanted(&self, guest: &Guest, notice: &Exchange) -> bool {
+        let wanted = notice.method.as_str() != Method::LOG_MESSAGE
+            || guest.wants(notice.request.value().get("level").and_then(Value::as_str));
+        if let (false, Some(server)) = (wanted, &notice.server) {
+            self.drops.count(server, &guest.principal.kind, DropReason::Level);
+        }
+        wanted
     }
 
     /// Leaves a call waiting, and tells its client what the server asks.
@@ -451,12 +469,6 @@ pub(super) async fn set_level(
         *running.level.lock() = Some(level);
     }
     Ok(())
-}
-
-/// Whether the client wants to hear this. Log messages are filtered by their level.
-pub(super) fn wanted(guest: &Guest, notice: &Exchange) -> bool {
-    notice.method.as_str() != Method::LOG_MESSAGE
-        || guest.wants(notice.request.value().get("level").and_then(Value::as_str))
 }
 
 fn failed(failure: &Failure, making: &Making<'_>) -> Refusal {

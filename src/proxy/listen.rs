@@ -21,13 +21,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Proxy,
-    call::wanted,
     guest::Guest,
     sight::Sight,
     way::{Passage, begin},
 };
 use crate::{
-    audit::{Conclusion, Intent, Outcome},
+    audit::Conclusion,
     codec::{Frame, Id, Object, era::META_SUBSCRIPTION},
     exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Target},
     identity::PrincipalKind,
@@ -251,15 +250,14 @@ impl Proxy {
                 return None;
             }
         };
-        let (ruling, key) = (self.ruling(&passage.trail), self.audit.key());
-        self.audit.intent(Intent::of(&exchange, ruling.borrow(), key)).await.ok()?;
+        passage.image = self.image(guest, &server);
+        self.record_intent(&exchange, &mut passage).await.ok()?;
         let watched = self.watch(guest, &server, uri).await;
         let conclusion = match &watched {
             Ok(_) => Conclusion::Delivered,
             Err(refusal) => Conclusion::Failed(refusal),
         };
-        let outcome = Outcome::of(&exchange, ruling.borrow(), conclusion, None, key);
-        let recorded = self.audit.outcome(outcome).await.is_ok();
+        let recorded = self.record_outcome(&exchange, &passage, conclusion).await.is_ok();
         let watching = watched.ok()?.ok()?;
         recorded.then(|| (server.name.clone(), watching))
     }
@@ -418,7 +416,7 @@ impl Proxy {
         let mut notice = begin(guest, method, true, params);
         notice.direction = Direction::ServerToClient;
         notice.server = Some(server.clone());
-        if !wanted(guest, &notice) {
+        if !self.is_wanted(guest, &notice) {
             return None;
         }
         self.to_client(notice).await

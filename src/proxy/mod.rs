@@ -5,11 +5,12 @@
 //! what servers ask, `parked` and `state` have it wait for clients that are stateless; `listen` knows
 //! who hears of changes, `tasks` whose task is whose; `guest` is a client with what it says of
 //! itself. `lists` puts the merged lists together; `params` holds headers that repeat arguments
-//! against them; `places` bounds what a principal has under way; `refusals` bounds how many of them
+//! against them; `recording` puts exchanges on record, `presence` who came and went; `places` bounds what a principal has under way; `refusals` bounds how many of them
 //! are recorded one by one; `servers` hears what
 //! servers say on their own; `assembly` puts it all together from a config.
 
 mod assembly;
+mod beginning;
 mod call;
 mod dialogue;
 mod guest;
@@ -19,7 +20,9 @@ mod own;
 mod params;
 mod parked;
 mod places;
+mod presence;
 mod questions;
+mod recording;
 mod refusals;
 mod servers;
 mod sight;
@@ -38,7 +41,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -66,6 +69,7 @@ use dialogue::UnderWay;
 use listen::Listeners;
 use parked::Lot;
 use places::Permits;
+use presence::{Drops, Presence};
 use refusals::Refusals;
 use tasks::Tasks;
 
@@ -90,6 +94,10 @@ pub struct Proxy {
     pub seal: Arc<Seal>,
     gate: Arc<PolicyGate>,
     scrubber: Arc<Scrubber>,
+    /// Large bodies that are looked through for secrets, to be kept.
+    looking: Arc<Semaphore>,
+    presence: Presence,
+    drops: Drops,
     chain: Chain,
     /// Exchanges under way, by principal.
     permits: Mutex<HashMap<PrincipalKind, Permits>>,
@@ -266,6 +274,7 @@ impl Proxy {
             tracing::warn!(%fault, "containers could not be cleaned away");
         }
         self.count_refusals(true).await;
+        self.tell_of_drops().await;
         let what =
             crate::audit::record::Happening::ProxyStopped { reason: Some(reason.to_owned()) };
         if let Err(error) = self.audit.event(what).await {

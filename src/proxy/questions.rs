@@ -6,7 +6,10 @@
 //! - It is on record before it leaves, and however it ends (answer, refusal, time, withdrawal).
 //! - It goes to the client whose call the server answers, or for whom alone the server runs.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use serde_json::json;
@@ -19,7 +22,7 @@ use super::{
     way::{Passage, begin, well_formed},
 };
 use crate::{
-    audit::{Conclusion, Intent, Outcome},
+    audit::Conclusion,
     codec::{Frame, Id, Object, may_have},
     exchange::{Answer, Direction, Exchange, Method, Phase},
     names::ServerName,
@@ -34,6 +37,7 @@ pub(super) struct Question {
     passage: Passage,
     /// Whether the server's message had `params`.
     sent: bool,
+    put: Instant,
 }
 
 /// Where a question goes, and its answer.
@@ -75,6 +79,7 @@ impl Proxy {
         exchange.direction = Direction::ServerToClient;
         exchange.server = Some(server.clone());
         let mut passage = Passage::default();
+        passage.image = self.router.server(server).and_then(|server| self.image(guest, server));
         let admitted = async {
             if !guest.abilities.takes(method, exchange.request.value()) {
                 return Err(Refusal::new(
@@ -89,13 +94,12 @@ impl Proxy {
             self.metrics.refusal(refusal.code);
             return Err(refused(id, &refusal, &exchange));
         }
-        let intent = Intent::of(&exchange, self.ruling(&passage.trail).borrow(), self.audit.key());
-        if let Err(error) = self.audit.intent(intent).await {
+        if let Err(error) = self.record_intent(&exchange, &mut passage).await {
             tracing::error!(decision = %exchange.id, %error, "a server's request could not be recorded and is not put");
             let refusal = Refusal::new(Code::AuditUnavailable, "the request could not be recorded");
             return Err(refused(id, &refusal, &exchange));
         }
-        Ok(Question { exchange, passage, sent })
+        Ok(Question { exchange, passage, sent, put: Instant::now() })
     }
 
     /// Takes a client's answer through the chain, and records how the question ended. The text of
@@ -106,7 +110,8 @@ impl Proxy {
         id: &Id,
         answer: Result<Answer, Refusal>,
     ) -> Bytes {
-        let Question { mut exchange, mut passage, .. } = question;
+        let Question { mut exchange, mut passage, put, .. } = question;
+        passage.trail.stages.push(("client".into(), put.elapsed()));
         let checked = match answer {
             Err(refusal) => Err((false, refusal)),
             Ok(answer) => match well_formed(&answer) {
@@ -129,9 +134,7 @@ impl Proxy {
             Err((true, refusal)) => Conclusion::Refused(refusal),
             Err((false, refusal)) => Conclusion::Failed(refusal),
         };
-        let ruling = self.ruling(&passage.trail);
-        let outcome = Outcome::of(&exchange, ruling.borrow(), conclusion, None, self.audit.key());
-        if let Err(error) = self.audit.outcome(outcome).await {
+        if let Err(error) = self.record_outcome(&exchange, &passage, conclusion).await {
             tracing::error!(decision = %exchange.id, %error, "an outcome could not be recorded");
             let refusal = Refusal::new(Code::AuditUnavailable, "the answer could not be recorded");
             return refused(id, &refusal, &exchange);

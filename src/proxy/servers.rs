@@ -6,13 +6,17 @@ use bytes::Bytes;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{Caller, Proxy, guest::Guest, questions::Way, tasks::place, way::begin};
+use super::{
+    Caller, Proxy, beginning,
+    guest::Guest,
+    questions::Way,
+    tasks::place,
+    way::{Passage, begin},
+};
 use crate::{
-    audit::{
-        Refused, Ruling,
-        record::{DropReason, Dropped, Era, Happening, Launched, PlaceKind, Stopped},
+    audit::record::{
+        DropReason, Dropped, Egress, Happening, Launched, SecretHanded, Stopped, bare_uri,
     },
-    chain::Trail,
     codec::{Frame, Id, Object},
     exchange::{Direction, Method, Phase, Revision, Transport},
     identity::{Principal, PrincipalKind},
@@ -20,7 +24,7 @@ use crate::{
     refusal::{Code, Refusal},
     router::View,
     session::Session,
-    upstream::{Event, Heard, Instance, PartyKey, Place, Running, Said},
+    upstream::{Event, Heard, Instance, PartyKey, Running, Said, Started},
 };
 
 /// How often idle servers and sessions are looked for, and usage is read.
@@ -45,63 +49,60 @@ impl Proxy {
         mut events: mpsc::Receiver<Event>,
     ) {
         while let Some(event) = events.recv().await {
-            let happening = match event {
-                Event::Started { place, process, revision, took } => {
-                    tracing::info!(
-                        %server, place = place.kind(), why = place.why(), process, revision,
-                        took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-                        "server started"
-                    );
-                    self.metrics.server_started();
-                    Happening::ServerLaunched(Box::new(Launched {
-                        server: server.to_string(),
-                        kind: kind(&place),
-                        why: place.why().to_owned(),
-                        place: if process.is_empty() { place.why().to_owned() } else { process },
-                        program: None,
-                        image_ref: None,
-                        image: None,
-                        profile: None,
-                        deviations: Vec::new(),
-                        principal: None,
-                        era: Era::Legacy,
-                        revision,
-                        claims: None,
-                        took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-                    }))
-                }
-                Event::NotStarted { why } => {
-                    let why = self.shown(&why);
-                    tracing::warn!(%server, why, "server did not start");
-                    Happening::ServerLaunchFailed {
-                        server: server.to_string(),
-                        kind: PlaceKind::Remote,
-                        principal: None,
-                        reason: why,
-                    }
-                }
-                Event::Ended { why } => {
-                    let why = self.shown(&why);
-                    tracing::info!(%server, why, "server ended");
-                    self.metrics.server_ended(&server);
-                    Happening::ServerStopped(Stopped {
-                        server: server.to_string(),
-                        reason: why,
-                        ..Stopped::default()
-                    })
-                }
-                Event::Lost { count } => {
-                    tracing::warn!(%server, count, "messages of a server were dropped");
-                    Happening::MessagesDropped(Dropped {
-                        server: server.to_string(),
-                        principal: None,
-                        why: DropReason::Flood,
-                        count,
-                    })
-                }
-            };
-            if let Err(error) = self.audit.event(happening).await {
-                tracing::error!(%server, %error, "what a server did could not be recorded");
+            let happening = self.happened(&server, event);
+            self.note(happening).await;
+        }
+    }
+
+    /// What became of a server, for the log, the metrics and the record.
+    fn happened(&self, name: &ServerName, event: Event) -> Happening {
+        let server = name.to_string();
+        match event {
+            Event::Handing(secrets) => Happening::SecretsHanded {
+                server,
+                secrets: secrets.iter().map(SecretHanded::from).collect(),
+            },
+            Event::Connecting { url, protocol } => Happening::EgressOpened(Egress {
+                server,
+                encrypted: url.starts_with("https://"),
+                url: bare_uri(&url),
+                protocol: protocol.to_owned(),
+            }),
+            Event::Started(started) => {
+                let Started { place, process, revision, took, .. } = &*started;
+                tracing::info!(
+                    %server, place = place.kind(), why = place.why(), process, %revision,
+                    took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                    "server started"
+                );
+                self.metrics.server_started();
+                Happening::ServerLaunched(Box::new(Launched::of(name, *started)))
+            }
+            Event::NotStarted { place, party, why } => {
+                let why = self.shown(&why);
+                tracing::warn!(%server, why, "server did not start");
+                let principal = party.as_ref().map(PrincipalKind::name);
+                let kind = (&place).into();
+                Happening::ServerLaunchFailed { server, kind, principal, reason: why }
+            }
+            Event::Ended { process, party, why, exit } => {
+                let why = self.shown(&why);
+                tracing::info!(%server, why, "server ended");
+                self.metrics.server_ended(name);
+                let (exit_code, exit_reason) = exit.map(|exit| (exit.code, exit.reason)).unzip();
+                Happening::ServerStopped(Stopped {
+                    server,
+                    place: bare_uri(&process),
+                    principal: party.as_ref().map(PrincipalKind::name),
+                    reason: why,
+                    exit_code,
+                    exit_reason: exit_reason.flatten(),
+                })
+            }
+            Event::Lost { count } => {
+                tracing::warn!(%server, count, "messages of a server were dropped");
+                let why = DropReason::Flood;
+                Happening::MessagesDropped(Dropped { server, principal: None, why, count })
             }
         }
     }
@@ -252,16 +253,13 @@ impl Proxy {
         let mut question = begin(&caller, method, id.is_none(), params);
         question.direction = Direction::ServerToClient;
         question.server = Some(server.clone());
-        let mut trail = Trail::default();
-        let refusal = match self.chain.pass(&mut question, Phase::Request, &mut trail).await {
+        let mut passage = Passage::default();
+        let passed = self.chain.pass(&mut question, Phase::Request, &mut passage.trail).await;
+        let refusal = match passed {
             Err(refusal) => refusal,
             Ok(()) => unasked(),
         };
-        let ruling = Ruling { rules: &trail.rules, findings: &trail.findings, ..Ruling::default() };
-        let record = Refused::of(&question, &refusal, ruling, self.audit.key());
-        if let Err(error) = self.audit.refused(record).await {
-            tracing::error!(%server, %error, "a refusal could not be recorded");
-        }
+        self.record_refusal(&question, &passage, &refusal).await;
         self.metrics.refusal(refusal.code);
         Frame::error(id, refusal.to_rpc_error(question.id).to_string().as_bytes())
     }
@@ -277,16 +275,11 @@ impl Proxy {
             }
             let now = status.borrow_and_update().clone();
             self.metrics.policy_reload(now.last_error.is_none());
-            let happening = match now.last_error {
-                None => Happening::PolicyLoaded {
-                    revision: now.revision.to_string(),
-                    policies: u64::try_from(now.policies).unwrap_or(u64::MAX),
-                },
+            let happening = match &now.last_error {
+                None => beginning::policies(&now),
                 Some(failure) => Happening::PolicyRejected { reason: failure.to_string() },
             };
-            if let Err(error) = self.audit.event(happening).await {
-                tracing::error!(%error, "a reload of the policies could not be recorded");
-            }
+            self.note(happening).await;
         }
     }
 
@@ -300,6 +293,7 @@ impl Proxy {
                 () = self.closing.cancelled() => return,
             }
             self.count_refusals(false).await;
+            self.tell_of_drops().await;
             self.sessions.sweep();
             self.parked.sweep();
             self.metrics.sessions(self.sessions.count());
@@ -363,14 +357,6 @@ fn sum<T: std::iter::Sum>(values: impl Iterator<Item = T>) -> Option<T> {
     let mut values = values.peekable();
     values.peek()?;
     Some(values.sum())
-}
-
-fn kind(place: &Place) -> PlaceKind {
-    match place {
-        Place::Container { .. } => PlaceKind::Container,
-        Place::Sandbox { .. } => PlaceKind::Sandbox,
-        Place::Remote { .. } => PlaceKind::Remote,
-    }
 }
 
 /// Whether a notification tells of a change, which many may want to hear of.

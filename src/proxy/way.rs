@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Answered, Caller, Proxy, guest::Guest, sight::Sight};
 use crate::{
-    audit::{Conclusion, Intent, Outcome, Refused, Ruling},
+    audit::Conclusion,
     chain::Trail,
     codec::{Frame, Id, Kind, Object, may_have},
     exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target},
@@ -49,11 +49,13 @@ pub(super) struct Passage {
     /// The time that servers took.
     in_server: Duration,
     session: Option<Arc<Session>>,
+    /// The digest of the image that the server runs from.
+    pub image: Option<String>,
 }
 
 impl Passage {
     /// The time that the server took, where it was asked.
-    fn served(&self) -> Option<Duration> {
+    pub fn served(&self) -> Option<Duration> {
         self.asked.map(|_| self.in_server)
     }
 }
@@ -75,9 +77,11 @@ impl Proxy {
             }
         };
         let caller = Guest::of(caller, &frame);
+        self.note_client(&caller).await;
         let mut exchange = begin(&caller, method, id.is_none(), params);
         let active = self.metrics.request(method, caller.transport);
         let mut passage = Passage::default();
+        passage.trail.stages.push(("parse".into(), frame.took));
         let under_way = match (&id, &caller.calls) {
             (Some(id), Some(calls)) => calls.begin(id, cancel.clone()).map(Some),
             _ => Ok(None),
@@ -103,7 +107,9 @@ impl Proxy {
                     () = cancel.cancelled() => End::Cancelled,
                 };
                 if let Some(asked) = passage.asked {
-                    passage.in_server += asked.elapsed();
+                    let took = asked.elapsed();
+                    passage.in_server += took;
+                    passage.trail.stages.push(("server".into(), took));
                 }
                 let end = self.leave(&mut exchange, &mut passage, end).await;
                 self.conclude(&exchange, &passage, end).await
@@ -146,8 +152,11 @@ impl Proxy {
             Err(refusal) => Err(refusal),
         };
         // What takes time here is a server: it is started, or asked for its lists.
-        passage.in_server += began.elapsed();
+        let took = began.elapsed();
+        passage.in_server += took;
+        passage.trail.stages.push(("route".into(), took));
         let route = routed?;
+        passage.image = route.server.as_ref().and_then(|server| self.image(guest, server));
         exchange.server = route.server.as_ref().map(|server| server.name.clone());
         exchange.target = route.target;
         if let Some(params) = route.params {
@@ -161,8 +170,7 @@ impl Proxy {
             return Err(self.unknown_tool(guest, exchange, name));
         }
         self.params_agree(guest, exchange, &sent)?;
-        let intent = Intent::of(exchange, self.ruling(&passage.trail).borrow(), self.audit.key());
-        self.audit.intent(intent).await.map_err(|error| {
+        self.record_intent(exchange, passage).await.map_err(|error| {
             tracing::error!(decision = %exchange.id, %error, "a call could not be recorded and is not made");
             Refusal::new(Code::AuditUnavailable, "the call could not be recorded, so it was not made")
                 .detail(error.to_string())
@@ -188,7 +196,10 @@ impl Proxy {
             Ok(Some(result)) => {
                 if exchange.method.as_str() == Method::INITIALIZE {
                     match self.open_session(guest, exchange) {
-                        Ok(session) => passage.session = session,
+                        Ok(session) => {
+                            exchange.session = session.as_ref().map(|session| session.id.clone());
+                            passage.session = session;
+                        }
                         Err(refusal) => return End::Failed(refusal),
                     }
                 }
@@ -216,6 +227,8 @@ impl Proxy {
             (_, _, Some(server)) => {
                 passage.asked = Some(Instant::now());
                 let answer = self.ask(guest, frame, &server, exchange, notices).await;
+                // It may have been started anew, or for this client alone.
+                passage.image = self.image(guest, &server).or(passage.image.take());
                 answer.and_then(|answer| {
                     self.note_task(guest, &server, exchange, &answer)?;
                     Ok(answer)
@@ -233,9 +246,7 @@ impl Proxy {
             self.record_refusal(&notice, &passage, &refusal).await;
             return None;
         }
-        let ruling = self.ruling(&passage.trail);
-        let intent = Intent::of(&notice, ruling.borrow(), self.audit.key());
-        match self.audit.intent(intent).await {
+        match self.record_intent(&notice, &mut passage).await {
             Ok(()) => Some(Frame::notification(notice.method.as_str(), notice.request.raw())),
             Err(error) => {
                 tracing::error!(decision = %notice.id, %error, "a notification could not be recorded and is dropped");
@@ -283,10 +294,7 @@ impl Proxy {
             End::Refused(refusal) => Conclusion::Refused(refusal),
             End::Cancelled => Conclusion::Cancelled,
         };
-        let ruling = self.ruling(&passage.trail);
-        let outcome =
-            Outcome::of(exchange, ruling.borrow(), conclusion, passage.served(), self.audit.key());
-        if let Err(error) = self.audit.outcome(outcome).await {
+        if let Err(error) = self.record_outcome(exchange, passage, conclusion).await {
             tracing::error!(decision = %exchange.id, %error, "an outcome could not be recorded");
             if let Some(session) = &passage.session {
                 self.sessions.close(&session.id);
@@ -310,27 +318,6 @@ impl Proxy {
         }
     }
 
-    pub(super) async fn record_refusal(
-        &self,
-        exchange: &Exchange,
-        passage: &Passage,
-        refusal: &Refusal,
-    ) {
-        tracing::info!(
-            decision = %exchange.id,
-            client = exchange.principal.name(),
-            server = exchange.server.as_ref().map(|s| s.as_str()),
-            method = self.shown(exchange.method.as_str()),
-            code = %refusal.code,
-            "refused"
-        );
-        let ruling = self.ruling(&passage.trail);
-        let record = Refused::of(exchange, refusal, ruling.borrow(), self.audit.key());
-        if let Err(error) = self.audit.refused(record).await {
-            tracing::error!(decision = %exchange.id, %error, "a refusal could not be recorded");
-        }
-    }
-
     fn open_session(
         self: &Arc<Self>,
         guest: &Guest,
@@ -347,9 +334,9 @@ impl Proxy {
             info: get("clientInfo"),
         })?;
         self.metrics.sessions(self.sessions.count());
-        let (proxy, opened) = (self.clone(), session.clone());
+        let (proxy, opened, caller) = (self.clone(), session.clone(), (**guest).clone());
         tokio::spawn(async move {
-            opened.ended().cancelled().await;
+            proxy.note_session(&opened, &caller).await;
             proxy.depart(&opened).await;
         });
         Ok(Some(session))
@@ -433,27 +420,6 @@ impl Proxy {
                 total: exchange.started.elapsed(),
                 in_tool: passage.served(),
             });
-        }
-    }
-
-    pub(super) fn ruling<'a>(&self, trail: &'a Trail) -> Grounds<'a> {
-        Grounds { trail, revision: self.policies.revision().to_string() }
-    }
-}
-
-/// A [`Ruling`] that owns its text.
-pub(super) struct Grounds<'a> {
-    trail: &'a Trail,
-    revision: String,
-}
-
-impl Grounds<'_> {
-    pub fn borrow(&self) -> Ruling<'_> {
-        Ruling {
-            rules: &self.trail.rules,
-            findings: &self.trail.findings,
-            policy_revision: Some(&self.revision),
-            ..Ruling::default()
         }
     }
 }

@@ -33,7 +33,7 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::wire::{Failure, Plan, Report, TERMINATE, USAGE};
-use crate::upstream::process::{Exit, Handle, LaunchFailure, LaunchSpec, Process, Usage};
+use crate::upstream::process::{Exit, Handle, LaunchFailure, LaunchSpec, Origin, Process, Usage};
 
 /// This executable, even where its file has been replaced since it was started.
 const OURSELVES: &str = "/proc/self/exe";
@@ -68,8 +68,11 @@ pub async fn launch_by(launcher: &Path, spec: &LaunchSpec) -> Result<Process, La
     command.stderr(start.streams.theirs[2].try_clone().map_err(|error| unexpected(&error))?);
     let child = tokio::process::Command::from(command).kill_on_drop(true).spawn();
     let child = child.map_err(|error| no_launcher(launcher, &error))?;
+    let program = plan.program.as_ref().map(|program| program.display().to_string());
     drop(plan);
-    start.run(child).await
+    let mut process = start.run(child).await?;
+    process.origin.program = program;
+    Ok(process)
 }
 
 /// Sets a sandbox up and takes it down again, without a program.
@@ -193,6 +196,7 @@ impl Start {
             stdout: Box::new(pipe::Receiver::from_owned_fd(stdout).map_err(failed)?),
             stderr: Box::new(pipe::Receiver::from_owned_fd(stderr).map_err(failed)?),
             handle: Box::new(handle),
+            origin: Origin::default(),
         })
     }
 }

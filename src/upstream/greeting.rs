@@ -52,9 +52,23 @@ pub struct Greeting {
 }
 
 impl Greeting {
+    /// Name and version by which the server calls itself.
+    pub fn claims(&self) -> Option<String> {
+        claims(self.words.value().get("serverInfo")?)
+    }
+
     /// Whether the server says that it has a capability.
     pub fn offers(&self, capability: &str) -> bool {
         self.words.value().get("capabilities").is_some_and(|c| c.get(capability).is_some())
+    }
+}
+
+/// Name and version of an `Implementation`, as one text.
+pub fn claims(info: &Value) -> Option<String> {
+    let name = info.get("name")?.as_str()?;
+    match info.get("version").and_then(Value::as_str) {
+        Some(version) => Some(format!("{name} {version}")),
+        None => Some(name.to_owned()),
     }
 }
 

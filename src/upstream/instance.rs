@@ -16,17 +16,19 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     definitions::{Definitions, Items, Offer},
     ear::Ear,
+    event::{Event, Started},
     greeting::Greeting,
     launcher::{Launcher, Place},
     link::{Call, Failure, Heard, Link, Reply},
     log::{Log, Scrub},
     party::{Party, PartyKey},
-    process::{Exit, Handle, Usage},
+    process::{Exit, Handle, Origin, Usage},
     watch::Watched,
 };
 use crate::{
     config::{self, Era},
     exchange::Revision,
+    identity::PrincipalKind,
     names::ServerName,
 };
 
@@ -38,29 +40,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(3);
 /// How long its end by force may take on top.
 const FORCE: Duration = Duration::from_secs(5);
+/// For a process that was ended to say how it ended.
+const VERDICT: Duration = Duration::from_secs(1);
 /// Bytes of a failure's text.
 const FAILURE_BYTES: usize = 1_000;
-
-/// What becomes of a server.
-#[derive(Debug)]
-pub enum Event {
-    Started {
-        place: Place,
-        process: String,
-        revision: String,
-        took: Duration,
-    },
-    NotStarted {
-        why: String,
-    },
-    Ended {
-        why: String,
-    },
-    /// So many more of its messages did not fit a queue and were dropped.
-    Lost {
-        count: u64,
-    },
-}
 
 /// What all instances of a server share.
 pub(super) struct Common {
@@ -129,6 +112,8 @@ pub struct Running {
     pub(super) process: Option<Arc<dyn Handle>>,
     pub(super) exit: Arc<OnceLock<Exit>>,
     pub place: Place,
+    /// What runs there.
+    pub origin: Origin,
     pub since: Instant,
     /// The least severe log messages that it was last told to send, where it was told.
     pub level: Mutex<Option<&'static str>>,
@@ -222,7 +207,7 @@ impl Instance {
                     running.stop(Duration::ZERO).await;
                     *state = State::Stopped;
                     self.show(None, None);
-                    self.say(Event::Ended { why }).await;
+                    self.tell_end(&running, why).await;
                     Duration::ZERO
                 }
             },
@@ -245,12 +230,15 @@ impl Instance {
         match started {
             Ok(running) => {
                 let running = Arc::new(running);
-                self.say(Event::Started {
+                self.say(Event::Started(Box::new(Started {
                     place: running.place.clone(),
                     process: running.process.as_ref().map(|p| p.describe()).unwrap_or_default(),
-                    revision: running.greeting.revision.to_string(),
+                    origin: running.origin.clone(),
+                    party: self.principal(),
+                    revision: running.greeting.revision,
+                    claims: running.greeting.claims(),
                     took: began.elapsed(),
-                })
+                })))
                 .await;
                 *state = State::Running(running.clone());
                 self.show(Some(running.clone()), None);
@@ -263,14 +251,32 @@ impl Instance {
                 let why = failure.to_string();
                 *state = State::Failed { until: Instant::now() + pause, pause, why: why.clone() };
                 self.show(None, Some(why.clone()));
-                self.say(Event::NotStarted { why }).await;
+                let place = self.common.launcher.place(&self.common.settings);
+                self.say(Event::NotStarted { place, party: self.principal(), why }).await;
                 Err(failure)
             }
         }
     }
 
-    async fn say(&self, event: Event) {
+    pub(super) async fn say(&self, event: Event) {
         let _ = self.common.events.send(event).await;
+    }
+
+    /// Tells that what ran has ended, and how.
+    async fn tell_end(&self, running: &Running, why: String) {
+        let (process, exit) = match &running.process {
+            Some(process) => {
+                let exit = tokio::time::timeout(VERDICT, process.wait()).await.ok();
+                (process.describe(), exit)
+            }
+            None => (running.place.why().to_owned(), None),
+        };
+        self.say(Event::Ended { process, party: self.principal(), why, exit }).await;
+    }
+
+    /// The one client for which alone it runs.
+    fn principal(&self) -> Option<PrincipalKind> {
+        self.party.as_ref().map(|party| party.principal.clone())
     }
 
     fn show(&self, running: Option<Arc<Running>>, failure: Option<String>) {
@@ -414,7 +420,7 @@ impl Instance {
         if let State::Running(running) = std::mem::replace(&mut *state, State::Closed) {
             running.stop(GRACE).await;
             self.show(None, None);
-            self.say(Event::Ended { why: why.to_owned() }).await;
+            self.tell_end(&running, why.to_owned()).await;
         }
         drop(state);
         self.tell_lost().await;
@@ -436,10 +442,11 @@ impl Instance {
         } else {
             return;
         };
+        let running = running.clone();
         *state = State::Stopped;
         self.show(None, None);
         // Before the next start can be told of.
-        self.say(Event::Ended { why }).await;
+        self.tell_end(&running, why).await;
         drop(state);
     }
 

@@ -12,7 +12,7 @@ use crate::{
     container,
     names::ServerName,
     sandbox,
-    vault::{Secret, Source},
+    vault::{Secret, Source, Unresolved},
 };
 
 /// Starts servers: knows the engine, where there is one, and who starts them.
@@ -37,6 +37,19 @@ pub struct Handed {
     pub secrets: Vec<(String, Secret)>,
     /// For the requests to a remote one.
     pub headers: Vec<(String, Secret)>,
+    /// Where each of them came from, by its name.
+    pub sources: BTreeMap<String, Source>,
+}
+
+/// A secret of a server that is not to be had.
+#[derive(Debug)]
+pub struct NotHanded {
+    /// The name under which the server would get it.
+    pub secret: String,
+    /// Where it was to come from, where that is a reference.
+    pub source: Option<Source>,
+    /// In words.
+    pub failure: LaunchFailure,
 }
 
 impl Handed {
@@ -44,10 +57,12 @@ impl Handed {
     ///
     /// # Errors
     /// Where a secret cannot be had; the reference is named, never the value.
-    pub fn read(settings: &config::Server, base: &Path) -> Result<Self, LaunchFailure> {
+    pub fn read(settings: &config::Server, base: &Path) -> Result<Self, NotHanded> {
+        let mut sources = BTreeMap::new();
         Ok(Self {
-            secrets: resolve(&settings.secrets, base)?,
-            headers: resolve(&settings.headers, base)?,
+            secrets: resolve(&settings.secrets, base, &mut sources)?,
+            headers: resolve(&settings.headers, base, &mut sources)?,
+            sources,
         })
     }
 
@@ -144,7 +159,15 @@ impl Launcher {
                 }
                 engine.launch(&spec).await?
             }
-            _ => sandbox::launch(&spec).await?,
+            _ => {
+                let mut process = sandbox::launch(&spec).await?;
+                // The sandbox keeps to the same defaults, but has neither image nor capabilities.
+                if let Ok(profile) = container::Profile::of(&spec) {
+                    let changed = profile.deviations();
+                    process.origin.deviations = changed.iter().map(ToString::to_string).collect();
+                }
+                process
+            }
         };
         Ok((process, place))
     }
@@ -232,18 +255,23 @@ impl Launcher {
 fn resolve(
     refs: &BTreeMap<String, config::SecretRef>,
     base: &Path,
-) -> Result<Vec<(String, Secret)>, LaunchFailure> {
+    sources: &mut BTreeMap<String, Source>,
+) -> Result<Vec<(String, Secret)>, NotHanded> {
     refs.iter()
         .map(|(name, reference)| {
-            let failure = |what: String| LaunchFailure {
-                what: format!("secret `{name}`: {what}"),
-                remedy: Some("set it, or name another source in the config".into()),
+            let not_handed = |source: Option<Source>, what: Unresolved| NotHanded {
+                secret: name.clone(),
+                source,
+                failure: LaunchFailure {
+                    what: format!("secret `{name}`: {what}"),
+                    remedy: Some("set it, or name another source in the config".into()),
+                },
             };
-            let source: Source = reference
-                .from
-                .parse()
-                .map_err(|e: crate::vault::Unresolved| failure(e.to_string()))?;
-            let secret = source.relative_to(base).resolve().map_err(|e| failure(e.to_string()))?;
+            let source: Source =
+                reference.from.parse().map_err(|what: Unresolved| not_handed(None, what))?;
+            let resolved = source.clone().relative_to(base).resolve();
+            let secret = resolved.map_err(|what| not_handed(Some(source.clone()), what))?;
+            sources.insert(name.clone(), source);
             Ok((name.clone(), secret))
         })
         .collect()

@@ -50,6 +50,22 @@ pub struct Process {
     pub stdout: Box<dyn AsyncRead + Send + Unpin>,
     pub stderr: Box<dyn AsyncRead + Send + Unpin>,
     pub handle: Box<dyn Handle>,
+    pub origin: Origin,
+}
+
+/// What runs, and how it is confined: for the record.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The program, where it is one of this machine.
+    pub program: Option<String>,
+    /// The image as it was named.
+    pub image_ref: Option<String>,
+    /// The digest by which the engine knows the image.
+    pub image: Option<String>,
+    /// The digest of the container's profile.
+    pub profile: Option<String>,
+    /// What the config changed against the default profile, one a line.
+    pub deviations: Vec<String>,
 }
 
 impl fmt::Debug for Process {

@@ -13,7 +13,8 @@ use tokio::sync::mpsc;
 
 use super::{
     definitions::{Items, Offer},
-    instance::{Common, Event, Instance, Running},
+    event::Event,
+    instance::{Common, Instance, Running},
     launcher::{Launcher, Place},
     link::{Failure, Heard, Said},
     log::Scrub,

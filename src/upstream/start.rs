@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use super::{
     definitions::Definitions,
     ear::Ear,
+    event::{Event, Handing},
     greeting::{Greeting, Hello, greet},
     http::{Http, Sse},
     instance::{Instance, Running, end},
@@ -20,7 +21,7 @@ use super::{
     link::{Failure, Link},
     log,
     pipe::Pipe,
-    process::{Exit, Handle, LaunchFailure},
+    process::{Exit, Handle, LaunchFailure, Origin},
 };
 use crate::config::{Era, Transport};
 
@@ -32,6 +33,7 @@ struct Line {
     link: Arc<dyn Link>,
     process: Option<Arc<dyn Handle>>,
     place: Place,
+    origin: Origin,
 }
 
 impl Instance {
@@ -76,7 +78,7 @@ impl Instance {
         {
             (line.link, greeted) = (older, Ok(greeting));
         }
-        let Line { link, process, place } = line;
+        let Line { link, process, place, origin } = line;
         match greeted {
             Ok(greeting) => {
                 let modern = greeting.revision.is_modern();
@@ -92,6 +94,7 @@ impl Instance {
                     process,
                     exit,
                     place,
+                    origin,
                     since,
                     level: Mutex::default(),
                 })
@@ -113,6 +116,12 @@ impl Instance {
         if let Some(url) = &settings.url {
             let headers = &self.handed()?.headers;
             let found = self.common.sse.load(Ordering::Relaxed);
+            let sse = match settings.transport {
+                Transport::Auto => found,
+                other => other == Transport::Sse,
+            };
+            self.tell_connecting(url, sse).await;
+            self.tell_handing().await?;
             let link: Arc<dyn Link> = match settings.transport {
                 Transport::Auto if found => {
                     let opened = Sse::open(url, headers, launcher.caps, ear.clone()).await;
@@ -127,22 +136,24 @@ impl Instance {
                     Arc::new(Http::new(url, headers, launcher.caps, ear.clone())?)
                 }
             };
-            return Ok(Line { link, process: None, place: Place::Remote { url: url.clone() } });
+            let place = Place::Remote { url: url.clone() };
+            return Ok(Line { link, process: None, place, origin: Origin::default() });
         }
+        self.tell_handing().await?;
         let (process, place) =
             launcher.start(name, settings).await.map_err(|failure| refused(&failure))?;
         let secrets = self.handed()?.secrets.clone();
         let (log, scrub) = (self.common.log.clone(), self.common.scrub.clone());
         tokio::spawn(log::keep(process.stderr, log, scrub, secrets));
         let link = Pipe::new(process.stdin, process.stdout, launcher.caps, ear.clone());
-        let handle: Arc<dyn Handle> = process.handle.into();
+        let (handle, origin): (Arc<dyn Handle>, _) = (process.handle.into(), process.origin);
         tokio::spawn({
             let (end, exit) = (handle.wait(), exit.clone());
             async move {
                 let _ = exit.set(end.await);
             }
         });
-        Ok(Line { link: Arc::new(link), process: Some(handle), place })
+        Ok(Line { link: Arc::new(link), process: Some(handle), place, origin })
     }
 
     /// Greets a remote server over HTTP+SSE, which it may speak where it takes no greeting over
@@ -150,10 +161,32 @@ impl Instance {
     async fn older(&self, ear: Ear, hello: &Hello) -> Result<(Arc<dyn Link>, Greeting), Failure> {
         let url = self.common.settings.url.as_deref().unwrap_or_default();
         let headers = &self.handed()?.headers;
+        self.tell_connecting(url, true).await;
         let link = Sse::open(url, headers, self.common.launcher.caps, ear).await?;
         let greeting = greet(&link, Era::Legacy, hello, self.start_timeout()).await?;
         self.common.sse.store(true, Ordering::Relaxed);
         Ok((Arc::new(link), greeting))
+    }
+
+    async fn tell_connecting(&self, url: &str, sse: bool) {
+        let protocol = if sse { "sse" } else { "streamable-http" };
+        self.say(Event::Connecting { url: url.to_owned(), protocol }).await;
+    }
+
+    /// Tells which secrets it is about to be handed.
+    async fn tell_handing(&self) -> Result<(), Failure> {
+        let handed = self.handed()?;
+        let environment = handed.secrets.iter().map(|(name, _)| (name, false));
+        let headers = handed.headers.iter().map(|(name, _)| (name, true));
+        let all = environment.chain(headers).filter_map(|(name, header)| {
+            let source = handed.sources.get(name)?.clone();
+            Some(Handing { secret: name.clone(), source, header })
+        });
+        let all: Vec<_> = all.collect();
+        if !all.is_empty() {
+            self.say(Event::Handing(all)).await;
+        }
+        Ok(())
     }
 
     fn handed(&self) -> Result<&Handed, Failure> {

@@ -67,6 +67,7 @@ pub async fn refuse(audit: &Audit, exchange: &Exchange, code: Code) -> Result<()
         file: Some("policies/github.cedar".into()),
         line: Some(9),
         reason: Some("Nothing is deleted by a machine".into()),
+        keep: Default::default(),
     };
     let refusal = Refusal::new(code, "not allowed").rule(rule);
     audit.refused(Refused::of(exchange, &refusal, Ruling::default(), audit.key())).await

@@ -58,7 +58,7 @@ async fn a_reader_that_stops_holds_up_the_server_and_not_our_memory() {
     let script = "echo 0 >&2; read; \
                   for ((i = 1; ; i++)); do printf '%065536d' 0; echo $i >&2; done";
     let process = engine.launch(&spec(bash(&engine).await, &["-c", script])).await.unwrap();
-    let Process { mut stdin, mut stdout, stderr, handle } = process;
+    let Process { mut stdin, mut stdout, stderr, handle, .. } = process;
     let mut written = BufReader::new(stderr).lines();
     assert_eq!(written.next_line().await.unwrap().unwrap(), "0");
     stdin.write_all(b"\n").await.unwrap();

@@ -75,7 +75,7 @@ pub struct Ran {
 
 /// Gives a process its input, and lets it run to its end.
 pub async fn finish(process: Process, input: &str) -> Ran {
-    let Process { mut stdin, mut stdout, mut stderr, handle } = process;
+    let Process { mut stdin, mut stdout, mut stderr, handle, .. } = process;
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let feed = async {
         let _ = stdin.write_all(input.as_bytes()).await;

@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    Happening, shape,
+    Happening, Who, shape,
     v1::{
         AnswerKind, Call, Decision, Direction, Era, Event, Finding, Grounds, Intent, Kept, Outcome,
         Record, Refusal, Refused, Rule, Shape, Target, Timing, Transport,
@@ -205,6 +205,24 @@ impl Event {
     }
 }
 
+impl Who {
+    /// This principal, over this transport and from this address.
+    pub fn of(
+        principal: &Principal,
+        by: exchange::Transport,
+        client_addr: Option<SocketAddr>,
+    ) -> Self {
+        Self {
+            principal: principal.name(),
+            verified: principal.verified,
+            groups: groups(principal).0,
+            key: principal.key.clone(),
+            client_addr,
+            transport: transport(by),
+        }
+    }
+}
+
 impl From<Intent> for Record {
     fn from(intent: Intent) -> Self {
         Self::Intent(Box::new(intent))
@@ -287,7 +305,7 @@ fn count(members: usize) -> u32 {
     u32::try_from(members).unwrap_or(u32::MAX)
 }
 
-fn micros(duration: Duration) -> u64 {
+pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -368,7 +386,7 @@ fn groups(principal: &Principal) -> (Vec<String>, u32) {
     (shown.collect(), count(principal.groups.len().saturating_sub(GROUPS)))
 }
 
-fn era(revision: exchange::Revision) -> Era {
+pub(super) fn era(revision: exchange::Revision) -> Era {
     if revision.is_modern() { Era::Modern } else { Era::Legacy }
 }
 
@@ -472,7 +490,7 @@ fn schema<'a>(exchange: &'a Exchange, which: &str) -> Option<&'a serde_json::Val
 }
 
 /// The URI without user, query, fragment and inline data.
-fn bare_uri(uri: &str) -> String {
+pub(crate) fn bare_uri(uri: &str) -> String {
     let end = if uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:")) {
         uri.find(',')
     } else {

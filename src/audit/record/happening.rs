@@ -38,7 +38,13 @@ pub enum Happening {
         chain: Vec<String>,
     },
     /// Policies took effect.
-    PolicyLoaded { revision: String, policies: u64 },
+    PolicyLoaded {
+        revision: String,
+        policies: u64,
+        /// The policies that have bodies kept, by `@keep`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        keeping: Vec<String>,
+    },
     /// Policies were read and not taken; the old ones stay.
     PolicyRejected { reason: String },
     /// A plugin was loaded.
@@ -121,6 +127,43 @@ pub enum Happening {
         /// What was found.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+    },
+    /// The operator lets messages pass that cannot be recorded, and some did: so many records of
+    /// each kind are missing.
+    RecordsMissed {
+        #[schemars(with = "String", extend("format" = "date-time"))]
+        since: Timestamp,
+        #[schemars(with = "String", extend("format" = "date-time"))]
+        until: Timestamp,
+        intents: u64,
+        outcomes: u64,
+        refusals: u64,
+        events: u64,
+    },
+    /// Records grew too old, or the store too large: a segment was dropped, and its proof kept.
+    SegmentDropped {
+        /// `seq` of its first and its last record.
+        first: u64,
+        last: u64,
+        /// When those were written.
+        #[schemars(with = "String", extend("format" = "date-time"))]
+        from: Timestamp,
+        #[schemars(with = "String", extend("format" = "date-time"))]
+        to: Timestamp,
+        bytes: u64,
+        why: String,
+    },
+    /// Records are encrypted under another key from here on.
+    KeyRotated {
+        /// The key's id.
+        key: String,
+    },
+    /// The store was copied.
+    StoreBackedUp {
+        to: String,
+        /// `seq` of the first and the last record of the copy.
+        first: u64,
+        last: u64,
     },
 }
 
@@ -324,6 +367,9 @@ pub struct AdminAction {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     pub decision: Decision,
+    /// The code of a refusal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
 }
 
 impl Happening {
@@ -353,6 +399,10 @@ impl Happening {
             Self::AdminAction(_) => "admin-action",
             Self::RefusalsUnrecorded { .. } => "refusals-unrecorded",
             Self::RecordsLost { .. } => "records-lost",
+            Self::RecordsMissed { .. } => "records-missed",
+            Self::SegmentDropped { .. } => "segment-dropped",
+            Self::KeyRotated { .. } => "key-rotated",
+            Self::StoreBackedUp { .. } => "store-backed-up",
         }
     }
 
@@ -416,7 +466,9 @@ impl Happening {
                 change(revision);
                 chain.iter_mut().for_each(change);
             }
-            Self::PolicyLoaded { revision, .. } => change(revision),
+            Self::PolicyLoaded { revision, keeping, .. } => {
+                std::iter::once(revision).chain(keeping).for_each(change);
+            }
             Self::PolicyRejected { reason } => change(reason),
             Self::PluginLoaded(loaded) => {
                 let PluginLoaded { plugin, file, digest, claims, grants, .. } = loaded;
@@ -464,11 +516,14 @@ impl Happening {
                 change(client);
                 change(key);
             }
-            Self::AdminAction(AdminAction { user, verb, target, .. }) => {
-                user.iter_mut().chain([verb]).chain(target).for_each(change);
+            Self::AdminAction(AdminAction { user, verb, target, code, .. }) => {
+                user.iter_mut().chain([verb]).chain(target).chain(code).for_each(change);
             }
-            Self::RefusalsUnrecorded { .. } => {}
             Self::RecordsLost { reason, .. } => reason.iter_mut().for_each(change),
+            Self::RefusalsUnrecorded { .. } | Self::RecordsMissed { .. } => {}
+            Self::SegmentDropped { why: one, .. }
+            | Self::KeyRotated { key: one }
+            | Self::StoreBackedUp { to: one, .. } => change(one),
         }
     }
 }

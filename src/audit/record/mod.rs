@@ -6,10 +6,12 @@ mod build;
 mod encode;
 mod happening;
 mod kept;
+mod launch;
 mod shape;
 pub mod v1;
 mod words;
 
+pub(crate) use build::bare_uri;
 pub use build::{Arrival, Conclusion, Ruling};
 pub use happening::{
     AdminAction, DropReason, Dropped, Egress, HandedBy, Happening, Launched, PlaceKind,

@@ -14,7 +14,7 @@ impl fmt::Display for Happening {
             Self::ConfigLoaded { file, revision, servers, .. } => {
                 write!(f, "config loaded: {file}, {servers} servers, revision {revision}")
             }
-            Self::PolicyLoaded { revision, policies } => {
+            Self::PolicyLoaded { revision, policies, .. } => {
                 write!(f, "policies loaded: {policies}, revision {revision}")
             }
             Self::PolicyRejected { reason } => write!(f, "policies rejected: {reason}"),
@@ -77,8 +77,11 @@ impl fmt::Display for Happening {
                     Some(user) => write!(f, "{user} asked: {}", action.verb)?,
                     None => write!(f, "user {} asked: {}", action.uid, action.verb)?,
                 }
-                match &action.target {
-                    Some(target) => write!(f, " {target}"),
+                if let Some(target) = &action.target {
+                    write!(f, " {target}")?;
+                }
+                match &action.code {
+                    Some(code) => write!(f, ", refused: {code}"),
                     None => Ok(()),
                 }
             }
@@ -92,6 +95,18 @@ impl fmt::Display for Happening {
                     "audit records {from} to {} are lost: {reason}",
                     until.0.saturating_sub(1)
                 )
+            }
+            Self::RecordsMissed { since, until, intents, outcomes, refusals, events } => write!(
+                f,
+                "messages passed unrecorded from {since} to {until}: {intents} intents, \
+                 {outcomes} outcomes, {refusals} refusals and {events} events are missing"
+            ),
+            Self::SegmentDropped { first, last, why, .. } => {
+                write!(f, "audit records {first} to {last} dropped: {why}")
+            }
+            Self::KeyRotated { key } => write!(f, "audit records are encrypted by key {key} now"),
+            Self::StoreBackedUp { to, first, last } => {
+                write!(f, "audit records {first} to {last} copied to {to}")
             }
         }
     }

@@ -16,6 +16,11 @@ const TOLD: usize = 50;
 const BUDGET: usize = 16 << 20;
 const BUDGET_FACTOR: usize = 4;
 
+/// What looking through a payload of that size may cost.
+pub(super) fn budget_of(bytes: usize) -> Budget {
+    Budget(BUDGET.saturating_add(bytes.saturating_mul(BUDGET_FACTOR)))
+}
+
 /// What was found in a payload.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {
@@ -67,7 +72,7 @@ pub(super) fn inspect(
     actions: &[Action],
     raw: &[u8],
 ) -> Result<Report, Unscanned> {
-    let mut budget = Budget(BUDGET.saturating_add(raw.len().saturating_mul(BUDGET_FACTOR)));
+    let mut budget = budget_of(raw.len());
     let mut report = Report::default();
     let mut cuts: Vec<(Range<usize>, usize)> = Vec::new();
     each_string::<Unscanned>(raw, |path, text| {

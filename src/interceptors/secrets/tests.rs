@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
+    scan::Budget,
     templates::{Seed, expand},
     *,
 };
@@ -390,4 +391,86 @@ fn a_scrubber_leaves_nothing_of_a_secret() {
         scrubber.scrub(&mut got);
         assert_eq!(got, scrubbed);
     }
+}
+
+/// A body with a secret in each place that it can stand in, in each spelling of JSON.
+fn bodies(secret: &str) -> Vec<String> {
+    let escaped: String = secret.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
+    let quoted = Value::from(secret).to_string();
+    let plain = &quoted[1..quoted.len() - 1];
+    let mut all = Vec::new();
+    for spelled in [plain, &escaped] {
+        all.extend([
+            format!(r#"{{"a":"{spelled}"}}"#),
+            format!(r#"{{"a":["x",{{"b":"say {spelled} now"}}]}}"#),
+            format!(r#"{{"{spelled}":1}}"#),
+            format!(r#"{{"é":{{"k {spelled}":["{spelled}"]}}}}"#),
+        ]);
+    }
+    all
+}
+
+#[test]
+fn no_secret_of_the_corpus_is_left_in_a_kept_body() {
+    let scrubber = Scrubber::new(&[]).unwrap();
+    let scanner = scanner();
+    let mut seed = Seed::new(3);
+    for source in rules::read(rules::BUILT_IN).unwrap() {
+        for template in &source.matches {
+            let text = expand(template, &mut seed);
+            // What of the example is the secret, as the rule itself says.
+            let hits = scanner.scan(text.as_bytes(), &mut Budget(usize::MAX)).unwrap();
+            let secrets: Vec<_> = hits.iter().map(|hit| &text[hit.range.clone()]).collect();
+            for body in bodies(&text) {
+                let Redacted { body: kept, secrets: count } =
+                    scrubber.redact(body.as_bytes()).unwrap();
+                assert!(count > 0, "{}: {body}", source.id);
+                let kept = texts(&kept).join("\0");
+                for secret in &secrets {
+                    assert!(!kept.contains(*secret), "{}: {template}", source.id);
+                }
+            }
+        }
+    }
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    match value {
+        Value::Array(items) => items.iter().flat_map(texts).collect(),
+        Value::Object(members) => {
+            members.iter().flat_map(|(k, v)| [vec![k.clone()], texts(v)].concat()).collect()
+        }
+        Value::String(text) => vec![text.clone()],
+        plain => vec![plain.to_string()],
+    }
+}
+
+#[test]
+fn kept_bodies_lose_known_values_and_what_keys_give_away() {
+    let value = ["8675", "3099", "1122"].concat();
+    let known = Known {
+        server: "s".parse().unwrap(),
+        name: "PIN".into(),
+        value: Secret::new(value.clone()),
+    };
+    let scrubber = Scrubber::new(&[known]).unwrap();
+    let named = made("{base64raw:40}");
+    let body = format!(
+        r#"{{"n":{value},"s":"a {value}","aws_secret_access_key":"{named}","clean":[1.50,null]}}"#
+    );
+    let redacted = scrubber.redact(body.as_bytes()).unwrap();
+    assert_eq!(redacted.secrets, 3);
+    assert_eq!(
+        redacted.body,
+        json!({
+            "n": "[redacted:vault:s/PIN]",
+            "s": "a [redacted:vault:s/PIN]",
+            "aws_secret_access_key": "[redacted:aws-secret-access-key]",
+            "clean": [1.5, null],
+        })
+    );
+    assert_eq!(scrubber.redact(b"no json"), None);
+    // A flood of keywords is given up, and nothing of it is kept.
+    let flood = json!("glpat-".repeat(150_000)).to_string();
+    assert_eq!(scrubber.redact(flood.as_bytes()), None);
 }

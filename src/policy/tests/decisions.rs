@@ -235,6 +235,7 @@ fn a_rule_has_its_file_line_and_reason() {
             file: Some("policies/a.cedar".into()),
             line: Some(3),
             reason: None,
+            keep: Default::default(),
         }]
     );
     assert_eq!(allowed.explain(), "permitted by `policies/a.cedar:3`");
@@ -246,6 +247,7 @@ fn a_rule_has_its_file_line_and_reason() {
             file: Some("policies/b.cedar".into()),
             line: Some(3),
             reason: Some("not here".into()),
+            keep: Default::default(),
         }]
     );
     assert_eq!(refused.explain(), "forbidden by `no`");

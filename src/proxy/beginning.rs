@@ -1,0 +1,143 @@
+//! What is on record of a start, and of one that failed: what the proxy goes by, and what it was
+//! told to do and could not.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use super::assembly::{Assembly, StartFailure};
+use crate::{
+    audit::{
+        Audit, Scrub, Unavailable,
+        record::{Happening, PluginLoaded, SecretSource},
+    },
+    chain::Mode,
+    config::{InterceptorEntry, Loaded},
+    interceptors::{
+        plugin::{self, Plugin},
+        secrets::Scrubber,
+    },
+    names::ServerName,
+    policy,
+    upstream::NotHanded,
+};
+
+/// How long a failed start waits for a store that a running proxy may have.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+fn version() -> String {
+    env!("CARGO_PKG_VERSION").to_owned()
+}
+
+fn count(members: usize) -> u64 {
+    u64::try_from(members).unwrap_or(u64::MAX)
+}
+
+/// What a config comes to, as its file is now.
+fn config(loaded: &Loaded) -> Happening {
+    let chain = loaded.config.interceptors.iter().map(|entry| match entry.settings.mode {
+        Mode::Enforce => entry.name().to_owned(),
+        Mode::Audit => format!("{} (audit)", entry.name()),
+    });
+    Happening::ConfigLoaded {
+        file: loaded.path.display().to_string(),
+        revision: loaded.revision.clone(),
+        servers: count(loaded.config.servers.len()),
+        chain: chain.collect(),
+    }
+}
+
+/// These policies, in force.
+pub(super) fn policies(status: &policy::Status) -> Happening {
+    Happening::PolicyLoaded {
+        revision: status.revision.to_string(),
+        policies: count(status.policies),
+        keeping: status.keeping.clone(),
+    }
+}
+
+/// A plugin that was loaded.
+pub(super) fn plugin(
+    entry: &InterceptorEntry,
+    config: &plugin::Config,
+    plugin: &Plugin,
+) -> Happening {
+    let manifest = plugin.manifest();
+    Happening::PluginLoaded(PluginLoaded {
+        plugin: entry.name().to_owned(),
+        file: config.path.display().to_string(),
+        digest: format!("sha256:{}", plugin.sha256()),
+        pinned: config.sha256.is_some(),
+        claims: format!("{} {}", manifest.name, manifest.version),
+        grants: config.log.then(|| "log".to_owned()).into_iter().collect(),
+        memory_mib: config.memory_mib,
+    })
+}
+
+/// A plugin that was not loaded.
+pub(super) fn no_plugin(entry: &InterceptorEntry, path: &Path, why: String) -> Happening {
+    Happening::PluginRefused {
+        plugin: entry.name().to_owned(),
+        file: path.display().to_string(),
+        reason: why,
+    }
+}
+
+/// A secret that is not to be had.
+pub(super) fn no_secret(server: &ServerName, not: &NotHanded) -> Happening {
+    Happening::SecretUnresolved {
+        server: server.to_string(),
+        secret: not.secret.clone(),
+        source: not.source.as_ref().map_or(SecretSource::Illegal, SecretSource::from),
+        reason: not.failure.what.clone(),
+    }
+}
+
+impl Assembly {
+    /// Records the start. The proxy takes no message before.
+    pub(super) async fn record(&self, loaded: &Loaded, audit: &Audit) -> Result<(), Unavailable> {
+        audit.event(Happening::ProxyStarted { version: version() }).await?;
+        audit.event(config(loaded)).await?;
+        let loaded = policies(&self.policies.status().borrow().clone());
+        audit.event(loaded).await?;
+        for plugin in &self.plugins {
+            audit.event(plugin.clone()).await?;
+        }
+        Ok(())
+    }
+}
+
+impl StartFailure {
+    /// Records that the proxy did not start, where the store can be had. Where it can't, this is
+    /// all that is left to say so.
+    pub async fn record(&self, loaded: &Loaded) {
+        let (reason, first) = match self {
+            // Then there is nothing to record it in.
+            Self::Audit(_) => return,
+            Self::Config(found, happened) => {
+                let all: Vec<_> = found.iter().map(ToString::to_string).collect();
+                (all.join("\n"), happened.clone())
+            }
+            Self::Policies(diagnostics) => {
+                let reason = diagnostics.to_string();
+                (reason.clone(), vec![Happening::PolicyRejected { reason }])
+            }
+            other => (other.to_string(), Vec::new()),
+        };
+        let last = Happening::ProxyNotStarted { version: version(), reason };
+        let all = [vec![config(loaded)], first, vec![last]].concat();
+        if let Err(error) = write(loaded, all).await {
+            tracing::warn!(%error, "that the proxy did not start could not be recorded");
+        }
+    }
+}
+
+async fn write(loaded: &Loaded, all: Vec<Happening>) -> Result<(), Unavailable> {
+    // No secret was read, so what is known by its form is all to look for.
+    let scrub = Scrubber::new(&[])
+        .ok()
+        .map(|scrubber| -> Scrub { Arc::new(move |text: &mut String| scrubber.scrub(text)) });
+    let audit = super::assembly::open(&loaded.config, PATIENCE, scrub).await?;
+    for happening in all {
+        audit.event(happening).await?;
+    }
+    Ok(())
+}
