@@ -23,6 +23,7 @@ mod paired;
 mod policy;
 mod questions;
 mod quickstart;
+mod records;
 mod remotes;
 mod rest;
 mod sdk_servers;

@@ -127,7 +127,7 @@ when { principal.verifed };
        ·        ╰── means nothing here
      5 │ permit (principal is Portcullis::Client, action, resource)
        ╰────
-      help: only `@id` and `@reason` are supported; take it out, since what it asks for would not be done
+      help: only `@id`, `@reason` and `@keep` are supported; take it out, since what it asks for would not be done
     policy-invalid
 
       × for policy `policies/p.cedar:4`, attribute `verifed` on entity type `Portcullis::Client` not found

@@ -154,8 +154,8 @@ permit (principal, action, resource);"#)]), @r#"
        ·            ╰── means nothing here
      3 │ @resaon("typo")
        ╰────
-      help: only `@id` and `@reason` are supported; take it out, since what it asks for would not be
-            done
+      help: only `@id`, `@reason` and `@keep` are supported; take it out, since what it asks for would
+            not be done
     policy-annotation
 
       × unknown annotation `@resaon`
@@ -187,8 +187,8 @@ permit (principal, action, resource);"#)]), @r#"
        ·        ╰── means nothing here
      3 │ @reazon("typo")
        ╰────
-      help: only `@id` and `@reason` are supported; take it out, since what it asks for would not be
-            done
+      help: only `@id`, `@reason` and `@keep` are supported; take it out, since what it asks for would
+            not be done
     policy-annotation
 
       × unknown annotation `@reazon`
@@ -262,4 +262,13 @@ forbid (principal, action == Portcullis::Action::"sample", resource is Portculli
     let warnings = &status.borrow().warnings;
     assert!(warnings[0].is_warning());
     assert_snapshot!(serde_json::to_string(&warnings).unwrap(), @r#"[{"code":"policy-warning","severity":"warning","message":"for policy `never`, unable to find an applicable action given the policy scope constraints","file":"policies/p.cedar","line":1,"column":1}]"#);
+}
+
+#[test]
+fn keeping_what_nobody_knows() {
+    assert_snapshot!(findings(&[("a.cedar", r#"@keep("arguments,result")
+permit (principal, action, resource);
+@keep("arguments, answers")
+permit (principal, action, resource);"#)]), @r#"
+    "#);
 }

@@ -216,6 +216,24 @@ impl Written {
         ended.expect(0)["key"].as_str().expect("a key").to_owned()
     }
 
+    /// Records of the audit log that `portcullis audit query` finds, newest or oldest first as it
+    /// will.
+    pub async fn records(&self, filter: &[&str]) -> Vec<Value> {
+        let args =
+            [&["audit", "query", "--format", "json", "--intents", "--limit", "1000"], filter]
+                .concat();
+        let ended = self.cli(&args).await;
+        assert_eq!(ended.code, Some(0), "{ended:#?}");
+        serde_json::Deserializer::from_str(&ended.stdout)
+            .into_iter::<Value>()
+            .map(Result::unwrap)
+            .flat_map(|value| match value {
+                Value::Array(records) => records,
+                record => vec![record],
+            })
+            .collect()
+    }
+
     /// Starts `run` and waits until it is ready.
     pub async fn start(self) -> Gate {
         self.start_with(&[]).await
@@ -391,24 +409,6 @@ impl Gate {
     pub async fn kill_9(mut self) -> Written {
         self.child.kill().await.unwrap();
         self.written
-    }
-
-    /// Records of the audit log that `portcullis audit query` finds, newest or oldest first as it
-    /// will.
-    pub async fn records(&self, filter: &[&str]) -> Vec<Value> {
-        let args =
-            [&["audit", "query", "--format", "json", "--intents", "--limit", "1000"], filter]
-                .concat();
-        let ended = self.cli(&args).await;
-        assert_eq!(ended.code, Some(0), "{ended:#?}");
-        serde_json::Deserializer::from_str(&ended.stdout)
-            .into_iter::<Value>()
-            .map(Result::unwrap)
-            .flat_map(|value| match value {
-                Value::Array(records) => records,
-                record => vec![record],
-            })
-            .collect()
     }
 }
 

@@ -1,0 +1,208 @@
+//! What happens to the proxy.
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::{like, one};
+use crate::support::{
+    agent::Agent,
+    gate::{Gate, Setup, Written},
+    peers, target, until,
+};
+
+fn sha256(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+/// Waits for a record like this.
+async fn seen(gate: &Gate, wanted: Value) -> Value {
+    until(&format!("a record like {wanted}"), async || {
+        like(&gate.records(&[]).await, &wanted).first().map(|found| (*found).clone())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_run_is_on_record_from_its_start_to_its_end() {
+    let written = Setup::notes()
+        .env("NOTES_TOKEN", &["a", "token", "for", "notes"].join("-"))
+        .and("secrets = { TOKEN = { from = \"env:NOTES_TOKEN\" } }\nidle-stop-s = 600")
+        .keyed()
+        .and("[[interceptors]]\nuse = \"schema\"\nmode = \"audit\"")
+        .write();
+    let key = written.add_client("ann", &["ops"]).await;
+    let config = std::fs::read(written.path("portcullis.toml")).unwrap();
+    let gate = written.start().await;
+    let agent = Agent::legacy(&gate.url("/mcp"), Some(&key)).await.unwrap();
+    agent.call("notes__list_notes", json!({})).await.unwrap();
+    agent.call("notes__list_notes", json!({})).await.unwrap();
+    let session = agent.session.clone().expect("a session");
+    let closed = crate::support::gate::reqwest_client()
+        .delete(gate.url("/mcp"))
+        .bearer_auth(&key)
+        .header("mcp-session-id", &session)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(closed.status(), 204);
+    seen(
+        &gate,
+        json!({ "event": "session-ended", "session": session[..8], "principal": "ann",
+        "requests": 2 }),
+    )
+    .await;
+    let written = gate.stop().await;
+    let records = written.records(&[]).await;
+    let version = env!("CARGO_PKG_VERSION");
+    for wanted in [
+        json!({ "event": "proxy-started", "version": version }),
+        json!({ "event": "config-loaded", "revision": sha256(&config), "file": "*", "servers": 1,
+            "chain": ["schema (audit)"] }),
+        json!({ "event": "policy-loaded", "policies": 1, "revision": "*" }),
+        json!({ "event": "client-seen", "principal": "ann", "verified": true, "groups": ["ops"],
+            "key": "*", "client_addr": "*", "transport": "http" }),
+        json!({ "event": "session-opened", "principal": "ann", "session": session[..8] }),
+        json!({ "event": "secrets-handed", "server": "notes",
+            "secrets": [{ "secret": "TOKEN", "source": "env", "by": "environment" }] }),
+        json!({ "event": "server-launched", "server": "notes", "kind": "sandbox", "place": "*",
+            "why": "*", "program": "*", "era": "*", "revision": "*", "claims": "*",
+            "took_us": "*" }),
+        json!({ "event": "server-stopped", "server": "notes", "reason": "the proxy stops",
+            "place": "*", "exit_code": "*" }),
+        json!({ "event": "proxy-stopped", "reason": "SIGTERM" }),
+    ] {
+        one(&records, &wanted);
+    }
+    // Not one for each message.
+    assert_eq!(like(&records, &json!({ "event": "client-seen" })).len(), 1, "{records:#?}");
+    let text = serde_json::to_string(&records).unwrap();
+    assert!(!text.contains("token-for-notes"), "{text}");
+}
+
+#[tokio::test]
+async fn clients_and_policies_that_change_are_on_record() {
+    let gate = Setup::notes().start().await;
+    let cli = async |args: &[&str]| assert_eq!(gate.cli(args).await.code, Some(0), "{args:?}");
+    cli(&["client", "add", "bob", "--group", "ops"]).await;
+    let added = seen(&gate, json!({ "event": "client-added", "client": "bob", "groups": ["ops"] }));
+    let key = added.await["key"].clone();
+    cli(&["client", "rm", "bob"]).await;
+    seen(&gate, json!({ "event": "client-removed", "client": "bob", "key": key })).await;
+    let policies = gate.path("policies/gate.cedar");
+    let two = "permit (principal, action, resource);\npermit (principal, action, resource);";
+    std::fs::write(&policies, two).unwrap();
+    seen(&gate, json!({ "event": "policy-loaded", "policies": 2 })).await;
+    std::fs::write(&policies, "permit (principal").unwrap();
+    seen(&gate, json!({ "event": "policy-rejected", "reason": "*" })).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_ends_or_does_not_start_says_how() {
+    let gate = Setup::crooked("")
+        .and("[servers.dead]\ncommand = [\"{crooked}\", \"dead\"]\nruntime = \"sandbox\"")
+        .start()
+        .await;
+    let agent = gate.modern();
+    assert!(agent.call("crooked__die", json!({})).await.is_err());
+    assert!(agent.call("dead__echo", json!({})).await.is_err());
+    seen(
+        &gate,
+        json!({ "event": "server-launch-failed", "server": "dead", "kind": "sandbox",
+        "reason": "*" }),
+    )
+    .await;
+    seen(
+        &gate,
+        json!({ "event": "server-stopped", "server": "crooked", "exit_code": 3,
+        "reason": "*", "place": "*" }),
+    )
+    .await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn ways_out_of_the_machine_and_their_secrets_are_on_record() {
+    let url = peers::polled().await;
+    let token = ["a", "header", "of", "ours"].join("-");
+    let gate = Setup::new(&format!(
+        "[servers.away]\nurl = \"{url}\"\nheaders = {{ X-Token = {{ from = \"file:token\" }} }}"
+    ))
+    .file("token", &token)
+    .start()
+    .await;
+    assert_eq!(gate.modern().text("away__echo", json!({ "text": "one" })).await, "one");
+    let records = gate.records(&[]).await;
+    for wanted in [
+        json!({ "event": "egress-opened", "server": "away", "url": url, "encrypted": false,
+            "protocol": "streamable-http" }),
+        json!({ "event": "secrets-handed", "server": "away",
+            "secrets": [{ "secret": "X-Token", "source": "file", "by": "header" }] }),
+        json!({ "event": "server-launched", "server": "away", "kind": "remote", "place": url }),
+    ] {
+        one(&records, &wanted);
+    }
+    assert!(!serde_json::to_string(&records).unwrap().contains(&token));
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn plugins_are_on_record_with_their_digests() {
+    let plugin = target("plugins/redact-email.wasm");
+    let digest = sha256(&std::fs::read(&plugin).unwrap());
+    let entry = |sha256: &str| {
+        format!(
+            "[[interceptors]]\nuse = \"plugin\"\nname = \"mail\"\npath = \"{}\"\nsha256 = \
+             \"{sha256}\"\nlog = true\n",
+            plugin.display()
+        )
+    };
+    let gate = Setup::notes().and(&entry(&digest[7..])).start().await;
+    one(
+        &gate.records(&[]).await,
+        &json!({ "event": "plugin-loaded", "plugin": "mail", "digest": digest, "pinned": true,
+            "grants": ["log"], "claims": "*", "memory_mib": 64, "file": "*" }),
+    );
+    gate.stop().await;
+    let written = Setup::notes().and(&entry(&"0".repeat(64))).write();
+    let records = not_started(&written).await;
+    one(&records, &json!({ "event": "plugin-refused", "plugin": "mail", "reason": "*" }));
+}
+
+#[tokio::test]
+async fn a_secret_that_is_not_to_be_had_is_on_record() {
+    for (from, source) in [("env:SURELY_UNSET", "env"), ("file:missing", "file")] {
+        let secrets = format!("secrets = {{ TOKEN = {{ from = \"{from}\" }} }}");
+        let written = Setup::notes().and(&secrets).write();
+        let records = not_started(&written).await;
+        one(
+            &records,
+            &json!({ "event": "secret-unresolved", "server": "notes", "secret": "TOKEN",
+            "source": source, "reason": "*" }),
+        );
+    }
+}
+
+/// What is on record of a start that fails.
+async fn not_started(written: &Written) -> Vec<Value> {
+    let ended = written.cli(&["run"]).await;
+    assert_ne!(ended.code, Some(0), "{ended:#?}");
+    let records = written.records(&[]).await;
+    one(&records, &json!({ "event": "config-loaded", "revision": "*" }));
+    one(&records, &json!({ "event": "proxy-not-started", "reason": "*", "version": "*" }));
+    records
+}
+
+#[tokio::test]
+async fn log_messages_that_a_client_does_not_want_are_counted() {
+    let gate = Setup::everything("legacy").start().await;
+    // A modern client that says nothing of it is sent none.
+    gate.modern().call("everything__test_tool_with_logging", json!({})).await.unwrap();
+    seen(
+        &gate,
+        json!({ "event": "messages-dropped", "server": "everything", "why": "level",
+        "principal": "anonymous", "count": "*" }),
+    )
+    .await;
+    gate.stop().await;
+}
