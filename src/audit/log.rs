@@ -21,6 +21,7 @@ use super::{
     digest::DigestKey,
     life::{Manifest, ManifestFault},
     line::Line,
+    proof::{self, CheckpointFault, Checkpointer, Verifier},
     query::Archive,
     record::{Entry, Event, Happening, Intent, Outcome, Record, Refused},
     store::{Job, Lock, LockRefused, Mode, Settings, Shelf, Writer, private_dir},
@@ -44,11 +45,19 @@ pub struct Options {
     pub queue: usize,
     /// Passed over every text that a client, a server or a fault chose, before it is stored.
     pub scrub: Option<Scrub>,
+    /// How checkpoints are made.
+    pub checkpoints: proof::Settings,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(5), reserve: 32 << 20, queue: 4096, scrub: None }
+        Self {
+            deadline: Duration::from_secs(5),
+            reserve: 32 << 20,
+            queue: 4096,
+            scrub: None,
+            checkpoints: proof::Settings::default(),
+        }
     }
 }
 
@@ -79,6 +88,8 @@ struct Inner {
     /// Taken away to let the thread end.
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    /// Signs the last checkpoint when it is dropped: after the last record.
+    checkpointer: Option<Checkpointer>,
     /// Dropped last: the store is closed before others may have it.
     _lock: Lock,
 }
@@ -90,6 +101,7 @@ impl Drop for Inner {
             // The thread contains its panics; there is nothing to be told of here.
             let _ = thread.join();
         }
+        self.checkpointer = None;
     }
 }
 
@@ -135,10 +147,14 @@ impl Audit {
         fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(broken(dir))?;
         let held = lock(dir, options.deadline)?;
         let key = DigestKey::open(dir).map_err(broken(dir))?;
-        Manifest::open(dir).map_err(manifest(dir))?;
+        let store = Manifest::open(dir).map_err(manifest(dir))?;
         let unavailable = |fault| Unavailable::of(fault, dir.to_owned(), options.reserve);
         let opened = Shelf::open(dir, key.clone(), None, Mode::Write).map_err(unavailable)?;
         let shelf = opened.shelf.clone();
+        let signed = shelf.clone();
+        let head = move || signed.head();
+        let checkpointer = Checkpointer::start(dir, &store.id, &options.checkpoints, head)
+            .map_err(|fault| Unavailable::Broken { dir: dir.to_owned(), why: fault.to_string() })?;
         let (tail, _) = broadcast::channel(TAIL);
         let settings = Settings { queue: options.queue.max(1), reserve: options.reserve };
         let (jobs, thread) = Writer::start(opened, settings, tail.clone()).map_err(unavailable)?;
@@ -151,6 +167,7 @@ impl Audit {
             written: AtomicU64::new(0),
             jobs: Some(jobs),
             thread: Some(thread),
+            checkpointer: Some(checkpointer),
             _lock: held,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -222,6 +239,28 @@ impl Audit {
         self.inner.written.load(Ordering::Relaxed)
     }
 
+    /// Signs a checkpoint of all records there are.
+    ///
+    /// # Errors
+    /// Says why there is none.
+    pub async fn checkpoint(&self) -> Result<proof::Status, CheckpointFault> {
+        match &self.inner.checkpointer {
+            Some(checkpointer) => checkpointer.now().await,
+            None => Err(CheckpointFault::Closed),
+        }
+    }
+
+    /// What became of checkpoints since the log was opened.
+    pub fn checkpoints(&self) -> proof::Status {
+        self.inner.checkpointer.as_ref().map(Checkpointer::status).unwrap_or_default()
+    }
+
+    /// What checkpoints are checked with.
+    pub fn verifier(&self) -> Option<Verifier> {
+        let checkpointer = self.inner.checkpointer.as_ref()?;
+        Some(checkpointer.signer().verifier().clone())
+    }
+
     /// The records, for reading.
     pub fn archive(&self) -> &Archive {
         &self.inner.archive
@@ -282,7 +321,7 @@ impl Reader {
             return Err(Unavailable::Missing { dir: dir.to_owned() });
         }
         let held = lock(dir, deadline)?;
-        Manifest::open(dir).map_err(manifest(dir))?;
+        let store = Manifest::open(dir).map_err(manifest(dir))?;
         let key = DigestKey::open(dir).map_err(broken(dir))?;
         let opened = Shelf::open(dir, key, None, Mode::Read)
             .map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;

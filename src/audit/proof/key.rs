@@ -21,6 +21,8 @@ use signed_note::{
 };
 use zeroize::Zeroizing;
 
+use crate::audit::life::write_durably;
+
 /// The file of the signing key, in the state folder.
 const FILE: &str = "audit-signing.key";
 /// The file of the verifier key, in the state folder.
@@ -153,14 +155,24 @@ impl Verifier {
         String::from_utf8(parsed.text().to_owned()).map_err(|_| NotSigned::Malformed)
     }
 
-    /// The verifier key that the state folder has.
-    pub(super) fn read(state: &Path) -> io::Result<Option<Self>> {
-        let path = state.join(VERIFIER);
-        match fs::read_to_string(&path) {
-            Ok(text) => text.trim().parse().map(Some).map_err(io::Error::other),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+    /// The verifier keys that a folder has, one a line, the newest last.
+    pub(super) fn read(dir: &Path) -> io::Result<Vec<Self>> {
+        match fs::read_to_string(dir.join(VERIFIER)) {
+            Ok(text) => text.lines().map(|line| line.parse().map_err(io::Error::other)).collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Adds the key to those that a folder has.
+    pub(super) fn keep(&self, dir: &Path) -> io::Result<()> {
+        let mut keys = Self::read(dir)?;
+        if keys.contains(self) {
+            return Ok(());
+        }
+        keys.push(self.clone());
+        let text: String = keys.iter().map(|key| format!("{key}\n")).collect();
+        write_durably(dir, VERIFIER, text.as_bytes())
     }
 }
 

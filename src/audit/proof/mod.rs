@@ -1,12 +1,28 @@
 //! What proves the log: the Merkle tree over its records (RFC 9162), signed checkpoints of it
 //! (C2SP tlog-checkpoint), and what is checked with them.
+//!
+//! - `checkpointer` signs the tree that the store has, on a thread that nobody waits for; witnesses
+//!   get what it signed.
+//! - `verify` needs the plain files of a store, or a copy of them, and a verifier key.
+//!
+//! INVARIANT: what can go wrong here stops no call; it is logged, counted and shown in the status.
 
 mod checkpoint;
+mod checkpointer;
 mod hash;
 mod key;
+mod ledger;
 mod notes;
+mod stub;
 mod tree;
+pub mod verify;
+mod witness;
 
+pub(in crate::audit) use checkpointer::Checkpointer;
+pub use checkpointer::{CheckpointFault, Settings, Status};
 pub use hash::Hash;
+pub(in crate::audit) use key::Signer;
 pub use key::{IllegalVerifier, KeyFault, Verifier};
-pub(in crate::audit) use tree::{Frontier, TILE, Unaligned};
+pub(in crate::audit) use stub::{Part, Stub};
+pub(in crate::audit) use tree::{Frontier, TILE};
+pub use witness::{Status as WitnessStatus, Witness};

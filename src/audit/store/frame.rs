@@ -127,6 +127,11 @@ fn covered(flags: u8, first: u64, count: u32) -> [u8; HEADER - 8] {
     bytes
 }
 
+/// Whether these are flags that a frame can have.
+pub(in crate::audit) fn knows(flags: u8) -> bool {
+    flags & !(ZSTD | ENCRYPTED) == 0
+}
+
 /// The bytes of a frame after its length and checksum, the checksum found right.
 fn decode(rest: &[u8], cipher: Option<&Cipher>) -> Result<Frame, BadFrame> {
     const SHORT: BadFrame = BadFrame::Damaged("a frame is too short");
@@ -135,7 +140,7 @@ fn decode(rest: &[u8], cipher: Option<&Cipher>) -> Result<Frame, BadFrame> {
     let (first, count) = numbers.split_first_chunk::<8>().ok_or(SHORT)?;
     let count = count.first_chunk::<4>().ok_or(SHORT)?;
     let (first, count) = (u64::from_le_bytes(*first), u32::from_le_bytes(*count));
-    if flags & !(ZSTD | ENCRYPTED) != 0 {
+    if !knows(*flags) {
         return Err(BadFrame::Damaged("a frame has flags that this version does not know"));
     }
     let opened;

@@ -1,0 +1,164 @@
+//! Where the frames of a file stand, also behind one that is damaged.
+
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
+
+use crate::audit::store::frame::{self, BODY_MAX, HEADER};
+
+/// Records of a frame at most: no block has more.
+const COUNT_MAX: u32 = 4096;
+/// Bytes that are looked through at once for the next frame.
+const WINDOW: usize = 1 << 20;
+
+/// A file of frames.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub file: File,
+    /// Its name within the store's folder.
+    pub name: String,
+}
+
+/// A frame that its header tells of.
+#[derive(Debug, Clone)]
+pub(super) struct Unit {
+    pub source: Arc<Source>,
+    pub offset: u64,
+    /// With the header.
+    pub length: usize,
+    pub first: u64,
+    pub count: u32,
+}
+
+impl Unit {
+    pub fn records(&self) -> Range<u64> {
+        self.first..self.first.saturating_add(u64::from(self.count))
+    }
+
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; self.length];
+        self.source.file.read_exact_at(&mut bytes, self.offset)?;
+        Ok(bytes)
+    }
+}
+
+/// What stands in a file, in order.
+#[derive(Debug, Clone)]
+pub(super) enum Piece {
+    Frame(Unit),
+    /// No frame, in these bytes. It is the file's last piece where nothing could be found behind it.
+    Damage {
+        source: Arc<Source>,
+        bytes: Range<u64>,
+        last: bool,
+    },
+}
+
+struct Header {
+    length: usize,
+    checksum: u32,
+    flags: u8,
+    first: u64,
+    count: u32,
+}
+
+fn header(bytes: &[u8]) -> Option<Header> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let (checksum, rest) = rest.split_first_chunk()?;
+    let (flags, rest) = rest.split_first()?;
+    let (first, rest) = rest.split_first_chunk()?;
+    let header = Header {
+        length: 8_usize.checked_add(u32::from_le_bytes(*length) as usize)?,
+        checksum: u32::from_le_bytes(*checksum),
+        flags: *flags,
+        first: u64::from_le_bytes(*first),
+        count: u32::from_le_bytes(*rest.first_chunk()?),
+    };
+    let sound = (HEADER..=HEADER + BODY_MAX + 64).contains(&header.length)
+        && frame::knows(header.flags)
+        && (1..=COUNT_MAX).contains(&header.count);
+    sound.then_some(header)
+}
+
+/// Finds the frames of a file; `next` is the record that the first one begins with if nothing is
+/// missing.
+pub(super) fn pieces(source: &Arc<Source>, mut next: u64) -> io::Result<Vec<Piece>> {
+    let size = source.file.metadata()?.len();
+    let mut pieces = Vec::new();
+    let mut offset = 0;
+    while offset < size {
+        match unit(source, offset, size, next)? {
+            Some(unit) => {
+                offset += unit.length as u64;
+                next = unit.records().end;
+                pieces.push(Piece::Frame(unit));
+            }
+            None => {
+                // A header that is wrong in its length alone leads to what is no header.
+                let begin = match pieces.last() {
+                    Some(Piece::Frame(unit)) if !sound(unit)? => {
+                        let begin = unit.offset;
+                        pieces.pop();
+                        begin
+                    }
+                    _ => offset,
+                };
+                let found = search(source, begin + 1, size, next)?;
+                let (source, bytes) = (source.clone(), begin..found.unwrap_or(size));
+                pieces.push(Piece::Damage { source, bytes, last: found.is_none() });
+                offset = found.unwrap_or(size);
+            }
+        }
+    }
+    Ok(pieces)
+}
+
+/// The frame at `offset`, if there is one: its header is as expected, or its checksum is right.
+fn unit(source: &Arc<Source>, offset: u64, size: u64, next: u64) -> io::Result<Option<Unit>> {
+    let mut bytes = [0; HEADER];
+    if offset + HEADER as u64 > size {
+        return Ok(None);
+    }
+    source.file.read_exact_at(&mut bytes, offset)?;
+    let Some(header) = header(&bytes) else { return Ok(None) };
+    if offset + header.length as u64 > size {
+        return Ok(None);
+    }
+    let unit = Unit {
+        source: source.clone(),
+        offset,
+        length: header.length,
+        first: header.first,
+        count: header.count,
+    };
+    Ok((header.first == next || sound(&unit)?).then_some(unit))
+}
+
+/// Whether a frame's checksum is right.
+pub(super) fn sound(unit: &Unit) -> io::Result<bool> {
+    let bytes = unit.read()?;
+    let rest = bytes.get(8..).unwrap_or_default();
+    Ok(header(&bytes).is_some_and(|header| header.checksum == crc32fast::hash(rest)))
+}
+
+/// Where the next frame begins whose checksum is right.
+fn search(source: &Arc<Source>, from: u64, size: u64, next: u64) -> io::Result<Option<u64>> {
+    let mut window = from;
+    while window + HEADER as u64 <= size {
+        let length = usize::try_from(size - window).unwrap_or(usize::MAX).min(WINDOW + HEADER);
+        let mut bytes = vec![0; length];
+        source.file.read_exact_at(&mut bytes, window)?;
+        for (at, head) in bytes.windows(HEADER).enumerate().take(WINDOW) {
+            let Some(header) = header(head) else { continue };
+            let offset = window + at as u64;
+            let near = header.first >= next && header.first - next <= u64::from(u32::MAX);
+            if !near || offset + header.length as u64 > size {
+                continue;
+            }
+            let Header { length, first, count, .. } = header;
+            if sound(&Unit { source: source.clone(), offset, length, first, count })? {
+                return Ok(Some(offset));
+            }
+        }
+        window += WINDOW as u64;
+    }
+    Ok(None)
+}

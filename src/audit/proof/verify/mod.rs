@@ -1,0 +1,227 @@
+//! Verification: holds all files of a store against each other and against its checkpoints.
+//!
+//! It needs no index, no lock and no running proxy, and may look at a store that is written. What
+//! it reads first can only be behind what it reads later: the newest checkpoint of the state
+//! folder, `head`, checkpoints, commits, sealed records.
+
+mod book;
+mod digest;
+mod files;
+mod finding;
+mod frames;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::audit::{
+    life::{Cipher, Manifest},
+    proof::{Hash, Verifier, key},
+};
+
+use book::Book;
+use finding::Findings;
+use walk::Walk;
+
+pub use finding::{Finding, KeySource, Report, SignedSize, What};
+
+pub(super) use book::FILE as CHECKPOINTS;
+
+/// The copy of the newest checkpoint in the state folder, which is not the store's.
+pub(super) const NEWEST: &str = "audit-checkpoint";
+/// The file that says which record was acknowledged last.
+const HEAD: &str = "head";
+/// How often to begin again where retention takes a segment away meanwhile.
+const TRIES: usize = 5;
+
+/// What is verified, and with what.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// The store's folder.
+    pub dir: PathBuf,
+    /// The state folder, which has the verifier key and the newest checkpoint.
+    pub state: Option<PathBuf>,
+    /// Verifier keys, instead of those of the state folder.
+    pub keys: Vec<Verifier>,
+    /// Files of checkpoints that were kept elsewhere.
+    pub witnesses: Vec<PathBuf>,
+    /// Begin at the newest checkpoint of at most so many records, and take it as given.
+    pub since: Option<u64>,
+    /// The keys that records are encrypted with.
+    pub(in crate::audit) cipher: Option<Arc<Cipher>>,
+}
+
+/// Why nothing can be said of a store.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    #[error("there is no audit store in `{}`", .0.display())]
+    Missing(PathBuf),
+    #[error("`{}`: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{0}")]
+    Store(String),
+    #[error("records are encrypted: {0}")]
+    Sealed(String),
+    #[error("the store has no checkpoint of at most {0} records to begin with")]
+    Since(u64),
+    #[error("segments went away faster than they could be read: try again")]
+    Moving,
+}
+
+/// Why a walk ended early.
+#[derive(Debug)]
+enum Halt {
+    Fault(Fault),
+    /// A segment that was there is gone.
+    Moved,
+}
+
+impl From<Fault> for Halt {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> Fault {
+    let path = path.to_owned();
+    move |source| Fault::Io { path: path.clone(), source }
+}
+
+/// Verifies a store.
+///
+/// # Errors
+/// Where nothing can be said of it. What is wrong with it is in the report.
+pub fn verify(request: &Request) -> Result<Report, Fault> {
+    for _ in 0..TRIES {
+        match once(request) {
+            Ok(report) => return Ok(report),
+            Err(Halt::Fault(fault)) => return Err(fault),
+            Err(Halt::Moved) => {}
+        }
+    }
+    Err(Fault::Moving)
+}
+
+fn once(request: &Request) -> Result<Report, Halt> {
+    let Request { dir, state, witnesses, since, cipher, .. } = request;
+    let manifest = Manifest::read(dir)
+        .map_err(|fault| Fault::Store(fault.to_string()))?
+        .ok_or_else(|| Fault::Missing(dir.clone()))?;
+    let mut findings = Findings::default();
+    let mut notes = Vec::new();
+    let (keys, key_source) = keys(request, &mut notes)?;
+    let origin = key::origin(&manifest.id);
+    if !keys.is_empty() && !keys.iter().any(|key| key.name() == origin) {
+        let names: Vec<_> = keys.iter().map(Verifier::name).collect();
+        let message = format!(
+            "this is the store `{origin}`, and the verifier key is of `{}`: the whole store was \
+             replaced, or the key is another one's",
+            names.join("`, `")
+        );
+        findings.add(Finding::new(What::StoreSwapped, message).file("store.json"));
+    }
+    let mut others = Vec::new();
+    for path in kept_newest(state.as_deref().unwrap_or(dir)).map_err(failed(dir))? {
+        others.push((path.clone(), fs::read(&path).map_err(failed(&path))?));
+    }
+    for path in witnesses {
+        others.push((path.clone(), fs::read(path).map_err(failed(path))?));
+    }
+    let head = head(dir, &mut findings).map_err(failed(dir))?;
+    let mut book = Book::read(dir, &keys, &mut findings).map_err(failed(dir))?;
+    for (path, bytes) in &others {
+        book.witness(path, bytes, &keys, &mut findings);
+    }
+    book.settle();
+    let since = match since {
+        Some(most) => {
+            let kept = book.kept.iter().rev().find(|kept| kept.signed.checkpoint.size <= *most);
+            Some(kept.ok_or(Fault::Since(*most))?.signed.checkpoint.clone())
+        }
+        None => None,
+    };
+    let walk = Walk::new(dir, &keys, &book, head, cipher.as_deref(), findings);
+    let walked = walk.run(since.as_ref())?;
+    notes.extend(walked.notes);
+    Ok(Report {
+        store: manifest.id,
+        keys: keys.iter().map(ToString::to_string).collect(),
+        key_source,
+        first: walked.first,
+        end: walked.end,
+        records: walked.records,
+        checkpoints: walked.checkpoints,
+        signed: walked.signed,
+        findings: walked.findings.list,
+        omitted: walked.findings.omitted,
+        notes,
+    })
+}
+
+/// The newest checkpoint that the state folder has, and those that were the newest when the store
+/// turned out not to have them.
+fn kept_newest(state: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(state) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(NEWEST)) {
+            paths.push(entry.path());
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// The keys to check with, and where they are from.
+fn keys(request: &Request, notes: &mut Vec<String>) -> Result<(Vec<Verifier>, KeySource), Fault> {
+    if !request.keys.is_empty() {
+        return Ok((request.keys.clone(), KeySource::Given));
+    }
+    if let Some(state) = &request.state {
+        let found = Verifier::read(state).map_err(failed(&state.join(key::VERIFIER)))?;
+        if !found.is_empty() {
+            return Ok((found, KeySource::State));
+        }
+    }
+    let own = Verifier::read(&request.dir).map_err(failed(&request.dir.join(key::VERIFIER)))?;
+    if own.is_empty() {
+        notes.push("there is no verifier key: no checkpoint can be checked".into());
+        return Ok((own, KeySource::None));
+    }
+    notes.push(
+        "the verifier key is the store's own: give the one that you keep with `--key`, else a \
+         store that was replaced as a whole looks right"
+            .into(),
+    );
+    Ok((own, KeySource::Store))
+}
+
+/// The record that was acknowledged last.
+fn head(dir: &Path, findings: &mut Findings) -> io::Result<Option<(u64, Hash)>> {
+    let text = match fs::read(dir.join(HEAD)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let parsed = std::str::from_utf8(&text).ok().and_then(|text| {
+        let (seq, hash) = text.strip_suffix('\n')?.split_once(' ')?;
+        let digits = seq.len() == 20 && seq.bytes().all(|b| b.is_ascii_digit());
+        Some((seq.parse().ok().filter(|_| digits)?, Hash::from_hex(hash.as_bytes())?))
+    });
+    // Nothing is in it before the first record.
+    if parsed.is_none() && !text.is_empty() {
+        findings.add(Finding::new(What::HeadDamaged, "it can't be read").file(HEAD));
+    }
+    Ok(parsed)
+}

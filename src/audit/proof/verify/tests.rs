@@ -1,0 +1,447 @@
+//! A store made by hand, and what verification says of it when something in it is changed. What
+//! the proxy itself writes is held to the same in `tests/audit/tampering.rs`.
+
+use std::{fs, path::Path, time::Duration};
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+
+use super::*;
+use crate::audit::{
+    line::{Line, LineHead, Seq},
+    proof::{
+        Frontier, Signer, TILE,
+        checkpoint::{Checkpoint, Pace, Signed},
+        ledger::Ledger,
+        notes,
+        stub::{Part, Stub},
+    },
+    store::frame::{self, Pack},
+};
+
+/// Records of the first segment, of which all are sealed; of the second, of which the first block
+/// is; and at the end.
+const SEGMENT: u64 = 700;
+const SEALED: u64 = 1300;
+const END: u64 = 1310;
+
+struct Made {
+    dir: tempfile::TempDir,
+    signer: Signer,
+    lines: Vec<Bytes>,
+}
+
+fn lines(count: u64, change: impl Fn(u64) -> &'static str) -> Vec<Bytes> {
+    let mut prev = Hash::ZERO;
+    (0..count)
+        .map(|seq| {
+            let after = SignedDuration::from_secs(i64::try_from(seq / 10).unwrap());
+            let recorded = Timestamp::from_second(1_795_000_000).unwrap() + after;
+            let head = LineHead { seq: Seq(seq), recorded, prev };
+            let line = Line::write(head, format!("{{\"x\":\"{}\"}}", change(seq)).as_bytes());
+            prev = line.hash();
+            line.text().clone()
+        })
+        .collect()
+}
+
+fn put(dir: &Path, name: &str, frames: &[(u64, &[Bytes])], pack: Pack) {
+    let mut bytes = Vec::new();
+    for (first, lines) in frames {
+        frame::write(&mut bytes, *first, lines, pack, None).unwrap();
+    }
+    fs::create_dir_all(dir.join(name).parent().unwrap()).unwrap();
+    fs::write(dir.join(name), bytes).unwrap();
+}
+
+fn tree(lines: &[Bytes]) -> Frontier {
+    Frontier::of_tiles([], lines.iter().map(|line| Hash::leaf(line)))
+}
+
+/// Writes the segments of these records: frames end at tiles and at the segment's end.
+fn write(dir: &Path, lines: &[Bytes]) {
+    let frames = |from: u64, to: u64| {
+        let mut frames = Vec::new();
+        let mut at = from;
+        while at < to {
+            let end = ((at / TILE + 1) * TILE).min(to);
+            frames.push((at, &lines[at as usize..end as usize]));
+            at = end;
+        }
+        frames
+    };
+    let closed = &lines[..SEGMENT as usize];
+    put(dir, "segments/0000000000000000/records", &frames(0, SEGMENT), Pack::Zstd);
+    let json = serde_json::json!({
+        "first": 0, "end": SEGMENT, "begin": Timestamp::UNIX_EPOCH,
+        "ended": LineHead::read(&closed[SEGMENT as usize - 1]).unwrap().recorded,
+        "last": Hash::leaf(&closed[SEGMENT as usize - 1]), "tree": tree(closed),
+    });
+    let path = dir.join("segments/0000000000000000/segment.json");
+    fs::write(path, json.to_string()).unwrap();
+    let second = format!("segments/{SEGMENT:016}");
+    put(dir, &format!("{second}/records"), &frames(SEGMENT, SEALED), Pack::Zstd);
+    let open: Vec<_> =
+        (SEALED..END).map(|seq| (seq, &lines[seq as usize..=seq as usize])).collect();
+    put(dir, &format!("{second}/wal-{SEALED:016}"), &open, Pack::Plain);
+    let last = Hash::leaf(&lines[END as usize - 1]);
+    fs::write(dir.join("head"), format!("{:020} {last}\n", END - 1)).unwrap();
+}
+
+fn sign(dir: &Path, signer: &Signer, lines: &[Bytes], sizes: &[u64]) {
+    let mut ledger = Ledger::open(dir, &[signer.verifier().clone()]).unwrap();
+    for &size in sizes {
+        let part = &lines[..size as usize];
+        let newest = ledger.newest();
+        let time = part
+            .last()
+            .map_or(Timestamp::UNIX_EPOCH, |line| LineHead::read(line).unwrap().recorded);
+        let checkpoint = Checkpoint {
+            origin: signer.origin().into(),
+            size,
+            root: tree(part).root(),
+            number: newest.map_or(0, |newest| newest.checkpoint.number + 1),
+            before: newest.map_or(Hash::ZERO, |newest| newest.hash),
+            last: part.last().map_or(Hash::ZERO, |line| Hash::leaf(line)),
+            time,
+            next: Pace { records: 300, time: Duration::from_secs(60) },
+        };
+        ledger.append(checkpoint.sign(signer).unwrap()).unwrap();
+    }
+}
+
+const SIZES: [u64; 6] = [0, 256, 300, 700, 1000, 1305];
+
+fn made() -> Made {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Manifest::open(dir.path()).unwrap();
+    let signer = Signer::open(dir.path(), &store.id).unwrap();
+    signer.verifier().keep(dir.path()).unwrap();
+    let lines = lines(END, |_| "as it was");
+    write(dir.path(), &lines);
+    sign(dir.path(), &signer, &lines, &SIZES);
+    Made { dir, signer, lines }
+}
+
+impl Made {
+    fn request(&self) -> Request {
+        Request { dir: self.dir.path().to_owned(), ..Request::default() }
+    }
+
+    fn report(&self) -> Report {
+        verify(&self.request()).unwrap()
+    }
+
+    /// What is found, by its words, each once.
+    fn found(&self) -> Vec<What> {
+        let mut found: Vec<_> = self.report().findings.iter().map(|f| f.what).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+const FIRST: &str = "segments/0000000000000000/records";
+const WAL: &str = "segments/0000000000000700/wal-0000000000001300";
+
+#[test]
+fn an_untouched_store_passes() {
+    let made = made();
+    let report = made.report();
+    assert_eq!(report.findings, []);
+    assert_eq!((report.first, report.end, report.records), (0, END, END));
+    assert_eq!((report.checkpoints, report.signed.unwrap().size), (6, 1305));
+    assert_eq!(report.notes.len(), 1, "{:?}", report.notes);
+    let keys = vec![made.signer.verifier().clone()];
+    let report = verify(&Request { keys, ..made.request() }).unwrap();
+    assert_eq!((report.findings, report.notes), (vec![], vec![]));
+    for (since, first, records) in
+        [(0, 0, END), (299, 256, END), (700, 700, 610), (9999, 1305, 610)]
+    {
+        let report = verify(&Request { since: Some(since), ..made.request() }).unwrap();
+        assert_eq!(report.findings, []);
+        assert_eq!((report.first, report.records), (first, records), "{since}");
+        assert_eq!(report.signed.unwrap().size, 1305);
+    }
+}
+
+#[test]
+fn every_flipped_bit_of_a_file_of_records_is_found() {
+    let made = made();
+    for (name, step) in [(FIRST, 97), (WAL, 13)] {
+        let good = fs::read(made.path(name)).unwrap();
+        for at in (0..good.len()).step_by(step).chain(0..24) {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1 << (at % 8);
+            fs::write(made.path(name), &bytes).unwrap();
+            let report = made.report();
+            let finding = report.findings.iter().find(|f| f.what == What::FrameDamaged);
+            let finding = finding.unwrap_or_else(|| panic!("{name} {at}: {report:?}"));
+            assert_eq!(finding.file.as_deref(), Some(name));
+            assert!(finding.offset.unwrap() <= at as u64);
+        }
+        fs::write(made.path(name), &good).unwrap();
+    }
+    assert_eq!(made.found(), []);
+}
+
+#[test]
+fn what_stands_behind_damage_is_still_held_against_its_checkpoints() {
+    let made = made();
+    let mut bytes = fs::read(made.path(FIRST)).unwrap();
+    let length = u32::from_le_bytes(*bytes.first_chunk().unwrap()) as usize + 8;
+    // The header of the second frame.
+    for at in [0, 3, 9, 17] {
+        let mut bytes = bytes.clone();
+        bytes[length + at] ^= 0x40;
+        fs::write(made.path(FIRST), &bytes).unwrap();
+        let report = made.report();
+        let found: Vec<_> = report.findings.iter().map(|f| (f.what, f.seq, f.offset)).collect();
+        assert_eq!(found, [(What::FrameDamaged, Some(256), Some(length as u64))], "{at}");
+        // Those at 0 and 256, and those within the second segment.
+        assert_eq!((report.checkpoints, report.signed.unwrap().size), (4, 1305));
+    }
+    bytes.truncate(length + 100);
+    fs::write(made.path(FIRST), &bytes).unwrap();
+    assert_eq!(made.found(), [What::FrameDamaged]);
+    bytes.truncate(length);
+    fs::write(made.path(FIRST), &bytes).unwrap();
+    assert_eq!(made.found(), [What::RecordMissing]);
+}
+
+#[test]
+fn a_record_that_was_changed_is_found_whatever_was_changed_with_it() {
+    let made = made();
+    // One line, and the checksum with it.
+    let mut lines = made.lines.clone();
+    let text = String::from_utf8(lines[400].to_vec()).unwrap().replace("was", "is");
+    lines[400] = Bytes::from(text);
+    write(made.dir.path(), &lines);
+    let report = made.report();
+    let found: Vec<_> = report.findings.iter().map(|f| (f.what, f.seq)).collect();
+    assert_eq!(found, [(What::ChainBroken, Some(401)), (What::RootMismatch, Some(300))]);
+    // All of the chain after it.
+    write(
+        made.dir.path(),
+        &super::tests::lines(END, |seq| if seq == 400 { "is" } else { "as it was" }),
+    );
+    let report = made.report();
+    let found: Vec<_> = report.findings.iter().map(|f| (f.what, f.seq)).collect();
+    assert_eq!(found, [(What::RootMismatch, Some(300))]);
+    assert!(report.findings[0].message.contains("300 to 699"), "{}", report.findings[0]);
+}
+
+#[test]
+fn records_that_are_taken_out_put_in_or_moved_are_found() {
+    let made = made();
+    let of = |lines: &[Bytes]| {
+        let frames: Vec<_> = lines.chunks(256).zip([0, 256, 512]).map(|(l, at)| (at, l)).collect();
+        put(made.dir.path(), FIRST, &frames, Pack::Zstd);
+        made.found()
+    };
+    let mut without = made.lines[..SEGMENT as usize].to_vec();
+    without.remove(100);
+    let found = of(&without);
+    assert!(found.contains(&What::RecordMisplaced) && found.contains(&What::ChainBroken));
+    let mut twice = made.lines[..SEGMENT as usize].to_vec();
+    twice.insert(100, twice[99].clone());
+    assert!(of(&twice).contains(&What::RecordMisplaced));
+    let mut swapped = made.lines[..SEGMENT as usize].to_vec();
+    swapped.swap(100, 101);
+    assert!(of(&swapped).contains(&What::RecordMisplaced));
+    let all: Vec<_> = made.lines[..SEGMENT as usize].chunks(256).collect();
+    put(made.dir.path(), FIRST, &[(0, all[0]), (512, all[2]), (256, all[1])], Pack::Zstd);
+    assert_eq!(made.found(), [What::RecordMissing, What::RecordMisplaced]);
+    put(
+        made.dir.path(),
+        FIRST,
+        &[(0, all[0]), (0, all[0]), (256, all[1]), (512, all[2])],
+        Pack::Zstd,
+    );
+    assert_eq!(made.found(), [What::RecordMisplaced]);
+    put(made.dir.path(), FIRST, &[(0, all[0]), (512, all[2])], Pack::Zstd);
+    assert_eq!(made.found(), [What::RecordMissing]);
+}
+
+#[test]
+fn a_cut_tail_is_found() {
+    let made = made();
+    let good = fs::read(made.path(WAL)).unwrap();
+    let frame = u32::from_le_bytes(*good.first_chunk().unwrap()) as usize + 8;
+    // The last commit, which no checkpoint has.
+    fs::write(made.path(WAL), &good[..frame * 9]).unwrap();
+    assert_eq!(made.found(), [What::TailCut]);
+    fs::write(made.path(WAL), &good[..frame * 9 + 10]).unwrap();
+    assert_eq!(made.found(), [What::FrameDamaged]);
+    // The mark with it: what no checkpoint has is not proven.
+    let last = Hash::leaf(&made.lines[END as usize - 2]);
+    fs::write(made.path("head"), format!("{:020} {last}\n", END - 2)).unwrap();
+    let report = made.report();
+    assert_eq!(report.findings, []);
+    assert!(report.notes[1].contains("not finished"), "{:?}", report.notes);
+    // As far as a checkpoint reaches, it is found.
+    fs::write(made.path(WAL), &good[..frame * 4]).unwrap();
+    fs::remove_file(made.path("head")).unwrap();
+    assert_eq!(made.found(), [What::TailCut]);
+    fs::remove_file(made.path(WAL)).unwrap();
+    assert_eq!(made.found(), [What::TailCut]);
+    // A mark of another record, or none that can be read.
+    fs::write(made.path(WAL), &good).unwrap();
+    fs::write(made.path("head"), format!("{:020} {}\n", END - 1, Hash::ZERO)).unwrap();
+    assert_eq!(made.found(), [What::HeadMismatch]);
+    fs::write(made.path("head"), "nothing\n").unwrap();
+    assert_eq!(made.found(), [What::HeadDamaged]);
+}
+
+#[test]
+fn a_segment_that_is_gone_is_found_unless_retention_says_so() {
+    let made = made();
+    let gone = made.path("segments/0000000000000000");
+    fs::rename(&gone, made.path("aside")).unwrap();
+    assert_eq!(made.found(), [What::RecordMissing]);
+    let part = &made.lines[..SEGMENT as usize];
+    let hash = |lines: &[Bytes]| lines.iter().map(|line| Hash::leaf(line)).collect::<Vec<_>>();
+    let tile = |at: usize| Part::Tile(tree(&part[at..at + 256]).root());
+    let mut stub = Stub {
+        first: 0,
+        end: SEGMENT,
+        began: LineHead::read(&part[0]).unwrap().recorded,
+        ended: LineHead::read(&part[part.len() - 1]).unwrap().recorded,
+        last: Hash::leaf(&part[part.len() - 1]),
+        parts: [tile(0), tile(256)]
+            .into_iter()
+            .chain(hash(&part[512..]).into_iter().map(Part::Leaf))
+            .collect(),
+    };
+    stub.split::<()>(&SIZES, |range| Ok(hash(&part[range.start as usize..range.end as usize])))
+        .unwrap();
+    stub.write(made.dir.path(), &made.signer).unwrap();
+    let report = made.report();
+    assert_eq!(report.findings, []);
+    assert_eq!((report.first, report.checkpoints), (SEGMENT, 6));
+    // Someone else's proof, a changed one, and one of other records.
+    let path = Stub::path(made.dir.path(), 0);
+    let good = fs::read(&path).unwrap();
+    let other = Signer::for_tests(made.signer.origin().strip_prefix("portcullis/").unwrap(), 9);
+    stub.write(made.dir.path(), &other).unwrap();
+    assert_eq!(made.found(), [What::ProofDamaged]);
+    fs::write(&path, &good[..good.len() - 70]).unwrap();
+    assert_eq!(made.found(), [What::ProofDamaged]);
+    stub.parts[0] = Part::Tile(Hash::ZERO);
+    stub.write(made.dir.path(), &made.signer).unwrap();
+    assert_eq!(made.found(), [What::RootMismatch]);
+    fs::write(&path, &good).unwrap();
+    // One that is in both places is being dropped.
+    fs::rename(made.path("aside"), &gone).unwrap();
+    assert_eq!(made.found(), []);
+}
+
+#[test]
+fn checkpoints_that_are_gone_or_of_another_hand_are_found() {
+    let made = made();
+    let path = made.path(CHECKPOINTS);
+    let good = fs::read_to_string(&path).unwrap();
+    let notes: Vec<_> = good.split_inclusive("\n\n").collect();
+    let notes: Vec<_> = notes.chunks(2).map(|pair| pair.concat()).collect();
+    let keys = vec![made.signer.verifier().clone()];
+    let without = |gone: &[usize]| {
+        let left = notes.iter().enumerate().filter(|(at, _)| !gone.contains(at));
+        fs::write(&path, left.map(|(_, note)| note.as_str()).collect::<String>()).unwrap();
+        made.found()
+    };
+    assert_eq!(without(&[]), []);
+    assert_eq!(without(&[0]), [What::CheckpointMissing]);
+    assert_eq!(without(&[2, 3]), [What::CheckpointMissing]);
+    assert_eq!(without(&[0, 1, 2, 3, 4, 5]), [What::CheckpointMissing]);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(made.found(), [What::CheckpointMissing]);
+    fs::write(&path, [1, 0, 2, 3, 4, 5].map(|at| notes[at].as_str()).concat()).unwrap();
+    assert!(made.found().contains(&What::CheckpointMisplaced));
+    // The newest ones: a witness has them, or the state folder.
+    assert_eq!(without(&[5]), []);
+    fs::write(made.path(NEWEST), &notes[5]).unwrap();
+    assert_eq!(made.found(), [What::CheckpointMissing]);
+    fs::remove_file(made.path(NEWEST)).unwrap();
+    let logged = format!(
+        "<110>1 - {}\n",
+        serde_json::json!({ "checkpoint": notes[5].trim_end_matches('\n').to_owned() + "\n" })
+    );
+    for witness in [good.as_str(), logged.as_str()] {
+        fs::write(made.path("witness"), witness).unwrap();
+        let witnesses = vec![made.path("witness")];
+        let report = verify(&Request { witnesses, keys: keys.clone(), ..made.request() }).unwrap();
+        let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
+        assert_eq!(found, [What::CheckpointMissing], "{report:?}");
+    }
+    // Every bit of them.
+    for at in 0..good.len() {
+        let mut bytes = good.clone().into_bytes();
+        bytes[at] ^= 1 << (at % 8);
+        fs::write(&path, bytes).unwrap();
+        assert!(!made.found().is_empty(), "byte {at}");
+    }
+    // Another key signs them, and other records.
+    fs::remove_file(&path).unwrap();
+    let id = made.signer.origin().strip_prefix("portcullis/").unwrap();
+    let forger = Signer::for_tests(id, 9);
+    sign(made.dir.path(), &forger, &made.lines, &SIZES);
+    assert_eq!(made.found(), [What::CheckpointOtherKey]);
+}
+
+#[test]
+fn a_store_that_was_swapped_or_rolled_back_is_found() {
+    let (mine, theirs) = (made(), made());
+    let keys = vec![mine.signer.verifier().clone()];
+    let report = verify(&Request { keys, ..theirs.request() }).unwrap();
+    let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
+    assert!(found.contains(&What::StoreSwapped) && found.contains(&What::CheckpointOtherStore));
+    // Rolled back: what the state folder has is newer.
+    let state = tempfile::tempdir().unwrap();
+    let notes = fs::read_to_string(mine.path(CHECKPOINTS)).unwrap();
+    let text = notes::split(notes.as_bytes()).notes.last().unwrap().1.to_vec();
+    fs::write(state.path().join(NEWEST), &text).unwrap();
+    mine.signer.verifier().keep(state.path()).unwrap();
+    let earlier = tempfile::tempdir().unwrap();
+    fs::copy(mine.path("store.json"), earlier.path().join("store.json")).unwrap();
+    let lines = mine.lines.clone();
+    put(earlier.path(), FIRST, &[(0, &lines[..256]), (256, &lines[256..300])], Pack::Zstd);
+    sign(earlier.path(), &mine.signer, &lines, &SIZES[..3]);
+    let request = Request {
+        dir: earlier.path().into(),
+        state: Some(state.path().into()),
+        ..Request::default()
+    };
+    let found: Vec<_> = verify(&request).unwrap().findings.iter().map(|f| f.what).collect();
+    assert_eq!(found, [What::CheckpointMissing, What::TailCut]);
+    assert!(Signed::unchecked(std::str::from_utf8(&text).unwrap()).is_some());
+}
+
+#[test]
+fn a_log_that_went_on_without_checkpoints_is_found() {
+    let made = made();
+    fs::remove_file(made.path(CHECKPOINTS)).unwrap();
+    sign(made.dir.path(), &made.signer, &made.lines, &[0]);
+    // 1310 records, ten a second: nothing is due yet.
+    assert_eq!(made.found(), []);
+    let lines = lines(END, |_| "as it was");
+    let late: Vec<_> = {
+        let mut prev = Hash::ZERO;
+        let later = |line: &Bytes| {
+            let head = LineHead::read(line).unwrap();
+            let after = SignedDuration::from_secs(i64::try_from(head.seq.0).unwrap());
+            let line = Line::write(
+                LineHead { recorded: head.recorded + after, prev, ..head },
+                b"{\"x\":1}",
+            );
+            prev = line.hash();
+            line.text().clone()
+        };
+        lines.iter().map(later).collect()
+    };
+    write(made.dir.path(), &late);
+    assert_eq!(made.found(), [What::CheckpointOverdue]);
+}
