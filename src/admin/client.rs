@@ -20,6 +20,7 @@ use tokio_util::{
 };
 
 use super::{Problem, socket::Address};
+use crate::config::Config;
 
 /// Bytes of one answer.
 const ANSWER: usize = 64 << 20;
@@ -59,13 +60,41 @@ fn gone(error: impl std::fmt::Display) -> Failure {
 /// A running proxy.
 #[derive(Debug, Clone)]
 pub struct Client {
-    state_dir: PathBuf,
+    at: At,
+}
+
+/// Where it is reached.
+#[derive(Debug, Clone)]
+enum At {
+    StateDir(PathBuf),
+    Socket(PathBuf),
 }
 
 impl Client {
     /// The proxy that runs with this state folder, if one does.
     pub async fn connect(state_dir: &Path) -> Option<Self> {
-        dial(state_dir).await.ok().map(|_| Self { state_dir: state_dir.to_owned() })
+        Self::reach(At::StateDir(state_dir.to_owned())).await.ok()
+    }
+
+    /// The proxy whose `admin.socket` this is.
+    ///
+    /// # Errors
+    /// Where nobody answers there, or this user may not knock.
+    pub async fn knock(socket: &Path) -> io::Result<Self> {
+        Self::reach(At::Socket(socket.to_owned())).await
+    }
+
+    /// The proxy that runs with this config, if one does: over the socket of its owner, or else
+    /// over the one for those who have a role.
+    pub async fn find(config: &Config) -> Option<Self> {
+        if let Some(client) = Self::connect(&config.state_dir).await {
+            return Some(client);
+        }
+        Self::knock(config.admin.socket.as_deref()?).await.ok()
+    }
+
+    async fn reach(at: At) -> io::Result<Self> {
+        dial(&at).await.map(|_| Self { at })
     }
 
     /// Asks for a value.
@@ -141,7 +170,7 @@ impl Client {
         headers: &[(&str, String)],
         body: Bytes,
     ) -> Result<Response<Incoming>, Failure> {
-        let stream = dial(&self.state_dir).await.map_err(gone)?;
+        let stream = dial(&self.at).await.map_err(gone)?;
         let exchange = async {
             let (mut sender, connection) =
                 http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
@@ -165,9 +194,11 @@ impl Client {
     }
 }
 
-async fn dial(state_dir: &Path) -> io::Result<UnixStream> {
-    let address = Address::of(state_dir)?;
-    UnixStream::connect(&address.path).await
+async fn dial(at: &At) -> io::Result<UnixStream> {
+    match at {
+        At::StateDir(state_dir) => UnixStream::connect(&Address::of(state_dir)?.path).await,
+        At::Socket(path) => UnixStream::connect(path).await,
+    }
 }
 
 fn encode<B: Serialize + ?Sized>(body: &B) -> Result<Bytes, Failure> {

@@ -1,7 +1,11 @@
 //! The operator's way into a running proxy: HTTP over `admin.sock` in the state folder.
 //!
-//! - The socket is the user's alone (mode 0600, in a folder of mode 0700), and each peer's user id
-//!   is asked of the system: the proxy's own user and root are let in, nobody else.
+//! - That socket is its owner's alone (mode 0600, in a folder of mode 0700). Where the config says
+//!   `admin.socket` there is a second one, a door for those who have a role. Each peer's user and
+//!   group are asked of the kernel.
+//! - Nothing is answered that the peer's roles do not allow (`guard`): root and the proxy's own
+//!   user may do everything, others what `admin.roles` names. Refusals, and who reads records, are
+//!   on record.
 //! - [`Server`] serves any [`axum::Router`]: [`audit_routes`] is this room's, others are merged
 //!   with it where the proxy is assembled. Handlers that need to know who asks take
 //!   `ConnectInfo<Peer>`.
@@ -9,14 +13,18 @@
 
 mod audit;
 mod client;
+mod guard;
 mod problem;
 mod proxy;
+mod roles;
 mod socket;
 #[cfg(test)]
 mod tests;
 
 pub use audit::{TailLine, TailRequest, routes as audit_routes};
 pub use client::{Client, Failure, Lines};
+pub use guard::Recorder;
 pub use problem::Problem;
 pub use proxy::routes as proxy_routes;
-pub use socket::{Address, BindFailure, Peer, SOCKET, Server};
+pub use roles::{IllegalMember, Member, Named, Role, Roles, Standing};
+pub use socket::{Address, BindFailure, PATH_BYTES, Peer, SOCKET, Server};

@@ -1,13 +1,19 @@
-//! The socket: made for its owner alone, every peer asked who it is.
+//! The sockets: that of the owner in the state folder, and the door where others with a role may
+//! knock. Every peer is asked who it is.
 
 use std::{
+    collections::HashMap,
     fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io,
     os::{
         fd::AsRawFd as _,
-        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+        unix::fs::{
+            DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+            PermissionsExt as _,
+        },
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,15 +23,36 @@ use axum::{
     serve::{IncomingStream, Listener},
 };
 use nix::unistd::Uid;
-use tokio::net::{UnixListener, UnixStream};
+use parking_lot::Mutex;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{Semaphore, mpsc},
+    task::{JoinSet, spawn_blocking},
+};
 use tokio_util::sync::CancellationToken;
+
+use super::{
+    Recorder, Roles,
+    guard::guarded,
+    roles::{Standing, is_owner},
+};
 
 /// The socket's name in the state folder.
 pub const SOCKET: &str = "admin.sock";
 /// Longest path of a socket: `sun_path` has 108 bytes with the closing zero.
-const PATH_BYTES: usize = 107;
+pub const PATH_BYTES: usize = 107;
 /// What requests under way have to finish when the proxy stops.
 const GRACE: Duration = Duration::from_secs(2);
+/// Connections of one user who is not the owner.
+const OF_ONE: usize = 32;
+/// Connections of all who have no role: they are only told so.
+const OF_STRANGERS: usize = 16;
+/// Connections of all but the owner.
+const OF_ALL: usize = 256;
+/// Peers whose roles are looked up at once.
+const LOOKUPS: usize = 8;
+/// How long the name service may take to tell a user's groups.
+const LOOKUP: Duration = Duration::from_secs(5);
 
 /// The path of the socket for the system. Where the state folder's path is too long for a socket,
 /// it leads through the open folder: `/proc/self/fd/N/admin.sock`.
@@ -56,28 +83,47 @@ pub enum BindFailure {
          its own", .0.display()
     )]
     AlreadyRunning(PathBuf),
+    /// Another process listens where `admin.socket` is to be.
+    #[error("another process listens on {}: give this proxy another `admin.socket`", .0.display())]
+    InUse(PathBuf),
+    /// There is something that is no socket.
+    #[error("{} is there and no socket: remove it, or set another `admin.socket`", .0.display())]
+    NoSocket(PathBuf),
+    /// Others could put a socket of their own in the place of ours.
+    #[error(
+        "others can write to {} (mode {:o}), and so put a false proxy in the place of this one: \
+         choose a folder for `admin.socket` that only root or this user can write to",
+        .0.display(), .1
+    )]
+    OpenFolder(PathBuf, u32),
     /// The system refused.
     #[error("{doing} {}", path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
 }
 
-/// The admin socket, not served yet. It is removed when the value is dropped.
+/// The admin sockets, not served yet. They are removed when the value is dropped.
 pub struct Server {
-    listener: Guarded,
-    _place: Place,
-}
-
-/// The socket's file and the claim on it.
-struct Place {
-    address: Address,
+    own: UnixListener,
+    door: Option<UnixListener>,
+    roles: Arc<Roles>,
+    recorder: Option<Recorder>,
+    _places: Vec<Place>,
     _claim: File,
 }
+
+/// A socket's file.
+struct Place(Address);
 
 impl Drop for Place {
     fn drop(&mut self) {
         // What can't be removed is removed by the next proxy.
-        let _ = fs::remove_file(&self.address.path);
+        let _ = fs::remove_file(&self.0.path);
     }
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BindFailure {
+    let path = path.to_owned();
+    move |source| BindFailure::Io { doing, path, source }
 }
 
 impl Server {
@@ -87,10 +133,18 @@ impl Server {
     /// # Errors
     /// [`BindFailure`]. Must be called within a tokio runtime.
     pub fn bind(state_dir: &Path) -> Result<Self, BindFailure> {
-        let failed = |doing, path: &Path| {
-            let path = path.to_owned();
-            move |source| BindFailure::Io { doing, path, source }
-        };
+        Self::bind_with(state_dir, None, Roles::default())
+    }
+
+    /// The same, and with it a door for those who have a role.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub fn bind_with(
+        state_dir: &Path,
+        door: Option<&Path>,
+        roles: Roles,
+    ) -> Result<Self, BindFailure> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -110,34 +164,40 @@ impl Server {
             Err(TryLockError::WouldBlock) => {
                 return Err(BindFailure::AlreadyRunning(state_dir.to_owned()));
             }
-            Err(TryLockError::Error(source)) => {
-                return Err(BindFailure::Io { doing: "cannot lock", path: lock, source });
-            }
+            Err(TryLockError::Error(source)) => return Err(failed("cannot lock", &lock)(source)),
         }
         let shown = state_dir.join(SOCKET);
         let address = Address::of(state_dir).map_err(failed("cannot open", state_dir))?;
-        match fs::remove_file(&address.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("cannot remove the old socket", &shown)(error));
+        let (own, place) = listen(address, &shown, 0o600)?;
+        let mut places = vec![place];
+        let door = match door {
+            Some(path) => {
+                let (door, place) = knock(path, &roles)?;
+                places.push(place);
+                Some(door)
             }
-            _ => {}
-        }
-        let listener =
-            UnixListener::bind(&address.path).map_err(failed("cannot make the socket", &shown))?;
-        let place = Place { address, _claim: claim };
-        fs::set_permissions(&place.address.path, Permissions::from_mode(0o600))
-            .map_err(failed("cannot make private", &shown))?;
-        Ok(Self { listener: Guarded { listener }, _place: place })
+            None => None,
+        };
+        let roles = Arc::new(roles);
+        Ok(Self { own, door, roles, recorder: None, _places: places, _claim: claim })
     }
 
-    /// Serves these routes until `stopping` is cancelled, and then a moment longer, for what is
-    /// under way.
+    /// With a record of every refusal, and of everybody who reads records.
+    #[must_use]
+    pub fn recorded(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
+    /// Serves these routes, to each peer those that its roles allow, until `stopping` is
+    /// cancelled, and then a moment longer, for what is under way.
     ///
     /// # Errors
     /// Where the listening itself fails.
     pub async fn serve(self, routes: Router, stopping: CancellationToken) -> io::Result<()> {
-        let service = routes.into_make_service_with_connect_info::<Peer>();
-        let served = axum::serve(self.listener, service)
+        let Self { own, door, roles, recorder, _places, _claim } = self;
+        let service = guarded(routes, recorder).into_make_service_with_connect_info::<Peer>();
+        let served = axum::serve(Doors::open(own, door, roles), service)
             .with_graceful_shutdown(stopping.clone().cancelled_owned());
         let patience = async {
             stopping.cancelled().await;
@@ -150,54 +210,236 @@ impl Server {
     }
 }
 
-/// Who asks, as the system tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Makes a socket of this mode. What a killed proxy left there is replaced.
+fn listen(address: Address, shown: &Path, mode: u32) -> Result<(UnixListener, Place), BindFailure> {
+    match fs::symlink_metadata(&address.path) {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(BindFailure::NoSocket(shown.to_owned()));
+        }
+        Ok(_) => fs::remove_file(&address.path)
+            .map_err(failed("cannot remove the old socket", shown))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed("cannot look at", shown)(error)),
+    }
+    let listener =
+        UnixListener::bind(&address.path).map_err(failed("cannot make the socket", shown))?;
+    let place = Place(address);
+    fs::set_permissions(&place.0.path, Permissions::from_mode(mode))
+        .map_err(failed("cannot set the mode of", shown))?;
+    Ok((listener, place))
+}
+
+/// Makes the socket for those who have a role. Everybody may connect to it, because a file has
+/// one group and roles have many; who may ask is decided of each peer.
+fn knock(path: &Path, roles: &Roles) -> Result<(UnixListener, Place), BindFailure> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    if !parent.exists() {
+        DirBuilder::new()
+            .mode(0o755)
+            .create(parent)
+            .and_then(|()| fs::set_permissions(parent, Permissions::from_mode(0o755)))
+            .map_err(failed("cannot make the folder of `admin.socket`:", parent))?;
+    }
+    let meta = fs::metadata(parent).map_err(failed("cannot look at", parent))?;
+    if meta.mode() & 0o022 != 0 || !is_owner(meta.uid()) {
+        return Err(BindFailure::OpenFolder(parent.to_owned(), meta.mode() & 0o7777));
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(BindFailure::InUse(path.to_owned()));
+    }
+    let mode = if roles.is_empty() { 0o600 } else { 0o666 };
+    listen(Address { path: path.to_owned(), _dir: None }, path, mode)
+}
+
+/// Who asks, as the kernel tells, and what the config makes of it.
+#[derive(Debug, Clone)]
 pub struct Peer {
     /// The user id.
     pub uid: u32,
     /// The process id, where it is known.
     pub pid: Option<i32>,
+    /// What the peer may do.
+    pub standing: Standing,
+    /// Held as long as the connection.
+    _seat: Option<Arc<Seat>>,
 }
 
-struct Guarded {
-    listener: UnixListener,
+/// The connections of those who are not the owner, by user; strangers have one count together.
+#[derive(Debug, Default)]
+struct Seats(Mutex<HashMap<Option<u32>, usize>>);
+
+#[derive(Debug)]
+struct Seat {
+    whose: Option<u32>,
+    seats: Arc<Seats>,
 }
 
-fn may_enter(uid: u32) -> bool {
-    uid == 0 || uid == Uid::effective().as_raw()
+impl Seats {
+    fn take(self: &Arc<Self>, uid: u32, standing: Standing) -> Option<Arc<Seat>> {
+        let (whose, most) = if standing == Standing::STRANGER {
+            (None, OF_STRANGERS)
+        } else {
+            (Some(uid), OF_ONE)
+        };
+        let mut taken = self.0.lock();
+        if taken.values().sum::<usize>() >= OF_ALL {
+            return None;
+        }
+        let own = taken.entry(whose).or_default();
+        if *own >= most {
+            return None;
+        }
+        *own += 1;
+        Some(Arc::new(Seat { whose, seats: self.clone() }))
+    }
 }
 
-impl Listener for Guarded {
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut taken = self.seats.0.lock();
+        if let Some(count) = taken.get_mut(&self.whose) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.whose);
+            }
+        }
+    }
+}
+
+/// Both sockets as one listener. Whoever knocks at the door is looked up beside the accepting, so
+/// that a slow name service keeps nobody out of the owner's socket.
+struct Doors {
+    arrivals: mpsc::Receiver<(UnixStream, Peer)>,
+    /// Ended when this is dropped, and the sockets closed with them.
+    _accepting: JoinSet<()>,
+}
+
+impl Doors {
+    fn open(own: UnixListener, door: Option<UnixListener>, roles: Arc<Roles>) -> Self {
+        let (arrived, arrivals) = mpsc::channel(1);
+        let mut accepting = JoinSet::new();
+        if let Some(door) = door {
+            accepting.spawn(accept_at_door(door, roles, arrived.clone()));
+        }
+        accepting.spawn(accept_owner(own, arrived));
+        Self { arrivals, _accepting: accepting }
+    }
+}
+
+/// The next connection, and the user, group and process at its other end.
+async fn accept(listener: &UnixListener) -> (UnixStream, tokio::net::unix::UCred) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => match stream.peer_cred() {
+                Ok(peer) => return (stream, peer),
+                Err(error) => tracing::warn!(%error, "peer of the admin socket unknown"),
+            },
+            Err(error) => {
+                tracing::error!(%error, "the admin socket accepts nobody");
+                // Out of file handles, most likely: asking again at once would not help.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+async fn accept_owner(own: UnixListener, arrived: mpsc::Sender<(UnixStream, Peer)>) {
+    loop {
+        let (stream, peer) = accept(&own).await;
+        if !is_owner(peer.uid()) {
+            tracing::warn!(uid = peer.uid(), "stranger at the owner's admin socket");
+            continue;
+        }
+        let peer =
+            Peer { uid: peer.uid(), pid: peer.pid(), standing: Standing::OWNER, _seat: None };
+        if arrived.send((stream, peer)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn accept_at_door(
+    door: UnixListener,
+    roles: Arc<Roles>,
+    arrived: mpsc::Sender<(UnixStream, Peer)>,
+) {
+    let seats = Arc::new(Seats::default());
+    let lookups = Arc::new(Semaphore::new(LOOKUPS));
+    loop {
+        let (stream, peer) = accept(&door).await;
+        let Ok(lookup) = lookups.clone().acquire_owned().await else { return };
+        let (roles, seats, arrived) = (roles.clone(), seats.clone(), arrived.clone());
+        tokio::spawn(async move {
+            let (uid, gid) = (peer.uid(), peer.gid());
+            let looking = spawn_blocking(move || {
+                // Held by the lookup itself: one that hangs is not followed by any number more.
+                let _lookup = lookup;
+                roles.standing(uid, gid)
+            });
+            let standing = match tokio::time::timeout(LOOKUP, looking).await {
+                Ok(Ok(standing)) => standing,
+                _ => {
+                    tracing::error!(uid, "the name service does not tell the user's groups");
+                    Standing::STRANGER
+                }
+            };
+            let seat = if standing.owner {
+                None
+            } else {
+                // One too many is hung up on.
+                let Some(seat) = seats.take(uid, standing) else { return };
+                Some(seat)
+            };
+            let peer = Peer { uid, pid: peer.pid(), standing, _seat: seat };
+            let _ = arrived.send((stream, peer)).await;
+        });
+    }
+}
+
+impl Listener for Doors {
     type Io = UnixStream;
     type Addr = Peer;
 
     async fn accept(&mut self) -> (UnixStream, Peer) {
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => match stream.peer_cred() {
-                    Ok(peer) if may_enter(peer.uid()) => {
-                        let peer = Peer { uid: peer.uid(), pid: peer.pid() };
-                        return (stream, peer);
-                    }
-                    Ok(peer) => tracing::warn!(uid = peer.uid(), "stranger at the admin socket"),
-                    Err(error) => tracing::warn!(%error, "peer of the admin socket unknown"),
-                },
-                Err(error) => {
-                    tracing::error!(%error, "the admin socket accepts nobody");
-                    // Out of file handles, most likely: asking again at once would not help.
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            }
+        match self.arrivals.recv().await {
+            Some(arrival) => arrival,
+            // The accepting ends with this value alone.
+            None => std::future::pending().await,
         }
     }
 
     fn local_addr(&self) -> io::Result<Peer> {
-        Ok(Peer { uid: Uid::effective().as_raw(), pid: None })
+        let uid = Uid::effective().as_raw();
+        Ok(Peer { uid, pid: None, standing: Standing::OWNER, _seat: None })
     }
 }
 
-impl Connected<IncomingStream<'_, Guarded>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Guarded>) -> Self {
-        *stream.remote_addr()
+impl Connected<IncomingStream<'_, Doors>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Doors>) -> Self {
+        stream.remote_addr().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_and_one_user_leave_seats_for_others() {
+        let seats = Arc::new(Seats::default());
+        let roles = Roles { auditor: vec!["group:4001".parse().unwrap()], ..Roles::default() };
+        let auditor = roles.standing(5001, 4001);
+        let strangers: Vec<_> =
+            (0..1_000).filter_map(|uid| seats.take(uid, Standing::STRANGER)).collect();
+        assert_eq!(strangers.len(), OF_STRANGERS);
+        let of_one: Vec<_> = (0..1_000).filter_map(|_| seats.take(5001, auditor)).collect();
+        assert_eq!(of_one.len(), OF_ONE);
+        assert!(seats.take(5002, auditor).is_some());
+        drop(of_one);
+        assert!(seats.take(5001, auditor).is_some());
+        let all: Vec<_> = (0..1_000).filter_map(|uid| seats.take(uid, auditor)).collect();
+        assert_eq!(all.len() + strangers.len(), OF_ALL);
+        drop((all, strangers));
+        assert!(seats.0.lock().is_empty());
     }
 }

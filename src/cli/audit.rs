@@ -33,6 +33,15 @@ pub struct Args {
     /// The state folder, instead of the one that the config names
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// The running proxy's `admin.socket`, for who has a role but can't read the config
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "PORTCULLIS_ADMIN_SOCKET",
+        conflicts_with = "state_dir"
+    )]
+    socket: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -151,7 +160,17 @@ fn unavailable(unavailable: Unavailable) -> anyhow::Error {
 }
 
 impl Source {
-    async fn find(ctx: &Context, state_dir: Option<&Path>) -> anyhow::Result<Self> {
+    async fn find(
+        ctx: &Context,
+        state_dir: Option<&Path>,
+        socket: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        if let Some(socket) = socket {
+            let client = Client::knock(socket).await.with_context(|| {
+                format!("no proxy answers on {}: is it its `admin.socket`?", socket.display())
+            })?;
+            return Ok(Self::Proxy(client));
+        }
         let (state_dir, store) = match state_dir {
             Some(dir) => (dir.to_owned(), dir.join("audit")),
             None => {
@@ -160,6 +179,9 @@ impl Source {
                         Reports(found.0.into_iter().map(|f| Box::new(f) as _).collect())
                     })?
                     .config;
+                if let Some(client) = Client::find(&config).await {
+                    return Ok(Self::Proxy(client));
+                }
                 let store = config.audit.dir.unwrap_or_else(|| config.state_dir.join("audit"));
                 (config.state_dir, store)
             }
@@ -193,7 +215,7 @@ impl Source {
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let source = {
         let _progress = ctx.progress("opening the audit log");
-        Source::find(ctx, args.state_dir.as_deref()).await?
+        Source::find(ctx, args.state_dir.as_deref(), args.socket.as_deref()).await?
     };
     match args.verb {
         Verb::Tail { follow, lines, which } => {

@@ -53,7 +53,12 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     };
     let keyring = Arc::new(Keyring::load(&loaded.config)?);
     // What can be taken by somebody else is taken before anything starts.
-    let socket = admin::Server::bind(&loaded.config.state_dir)?;
+    let settings = &loaded.config.admin;
+    let socket = admin::Server::bind_with(
+        &loaded.config.state_dir,
+        settings.socket.as_deref(),
+        settings.roles.clone(),
+    )?;
     if args.dry_run {
         let (proxy, _watcher) = assembly.start(&loaded).await.map_err(reported)?;
         let listed = dry_run(ctx, &loaded, &proxy).await;
@@ -82,7 +87,14 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let local = admin::audit_routes(proxy.audit.clone(), stop.clone())
         .merge(admin::proxy_routes(proxy.clone()))
         .merge(front::http::local(proxy.clone(), keyring));
-    let local = tokio::spawn(socket.serve(local, stop.clone()));
+    let recorder = admin::Recorder {
+        audit: proxy.audit.clone(),
+        refusal: Arc::new({
+            let proxy = proxy.clone();
+            move || proxy.records_admin_refusal()
+        }),
+    };
+    let local = tokio::spawn(socket.recorded(recorder).serve(local, stop.clone()));
     let announced = Announced::at(&loaded, address)?;
     ctx.note(format_args!("portcullis listens on http://{address}/mcp"));
     announce(ctx, &proxy.launcher, &loaded);

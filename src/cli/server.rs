@@ -38,7 +38,7 @@ enum Verb {
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
-    let proxy = admin::Client::connect(&loaded.config.state_dir).await;
+    let proxy = admin::Client::find(&loaded.config).await;
     match args.verb {
         Verb::Ls => ls(ctx, &loaded, proxy).await,
         Verb::Inspect { server } => inspect(ctx, &loaded, proxy, &server).await,

@@ -59,7 +59,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let text = Frame::request(1, method, params.to_string().as_bytes());
     let answer = {
         let _progress = ctx.progress("asking the proxy");
-        match admin::Client::connect(&loaded.config.state_dir).await {
+        match admin::Client::find(&loaded.config).await {
             Some(proxy) => {
                 let mut headers = vec![
                     ("mcp-protocol-version", Revision::LATEST_MODERN.as_str().to_owned()),

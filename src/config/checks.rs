@@ -14,12 +14,15 @@ use super::{
     shape::{brief, nearest},
     typed::Built,
 };
-use crate::{exchange::Method, identity::KeyHash, names::ServerName, router::names};
+use crate::{
+    admin::{PATH_BYTES, Role}, exchange::Method, identity::KeyHash, names::ServerName, router::names, vault::Source};
 
 /// Checks everything.
 pub(super) fn check(built: &Built, document: &Document, findings: &mut Vec<Finding>) {
     let mut checker = Checker { document, findings };
     checker.listen(built);
+    checker.admin(built);
+    checker.encryption(built);
     checker.clients(built);
     for (name, server) in &built.config.servers {
         server::check(&mut checker, &child("/servers", name), server);
@@ -100,6 +103,56 @@ impl Checker<'_> {
                     "write `https://name` or `https://name:port` in lower case, without a path",
                 );
             }
+        }
+    }
+
+    fn admin(&mut self, built: &Built) {
+        let admin = &built.config.admin;
+        if !admin.roles.is_empty() && admin.socket.is_none() {
+            self.conflict(
+                "/admin/roles",
+                "nobody who is named here gets to the socket in the state folder",
+                "set `admin.socket`, such as \"/run/portcullis/admin.sock\"",
+            );
+        }
+        if let Some(socket) = &admin.socket
+            && (socket.as_os_str().is_empty() || socket.as_os_str().len() > PATH_BYTES)
+        {
+            self.bad(
+                "/admin/socket",
+                format!("a socket's path has 1 to {PATH_BYTES} bytes"),
+                "such as \"/run/portcullis/admin.sock\"",
+            );
+        }
+        for (role, at, member) in admin.roles.members() {
+            let before = match role {
+                Role::Auditor => &admin.roles.auditor,
+                Role::Operator => &admin.roles.operator,
+            };
+            if before.iter().take(at).any(|other| other == member) {
+                self.conflict(
+                    &child(&format!("/admin/roles/{role}"), at),
+                    format!("`{member}` is named twice"),
+                    "remove one of the two",
+                );
+            }
+        }
+    }
+
+    fn encryption(&mut self, built: &Built) {
+        let Some(encryption) = &built.config.audit.encryption else { return };
+        let at = "/audit/encryption";
+        let old = encryption.old_keys.iter().enumerate();
+        let old = old.map(|(i, key)| (child(&child(at, "old-keys"), i), key));
+        let mut seen: Vec<&str> = Vec::new();
+        for (pointer, key) in [(child(at, "key"), &encryption.key)].into_iter().chain(old) {
+            // What was written is not repeated: it may be the key itself.
+            if let Err(error) = Source::try_from(key) {
+                self.bad(&pointer, error.to_string(), "such as `{ from = \"env:AUDIT_KEY\" }`");
+            } else if seen.contains(&key.from.as_str()) {
+                self.conflict(&pointer, "this key is named twice", "remove one of the two");
+            }
+            seen.push(&key.from);
         }
     }
 

@@ -31,10 +31,11 @@ use std::{
 pub use entry::{InterceptorEntry, Use};
 pub use finding::{Code, Diagnostics, Finding, Located, Severity};
 pub use raw::{
-    Audit, Client, Config, Engine, EntrySettings, Era, Hardening, Limits, Listen, LogFormat,
-    Policy, Resources, Runtime, Server, Sharing, Telemetry, Transport,
+    Admin, Audit, Client, Config, Encryption, Engine, EntrySettings, Era, Hardening, Limits, Listen,
+    LogFormat, OnFailure, Policy, Resources, Retention, Runtime, Server, Sharing, Telemetry,
+    Transport,
 };
-pub use values::{IllegalMount, MountEntry, SecretRef};
+pub use values::{Age, IllegalMount, MountEntry, SecretRef, Size};
 
 use sha2::{Digest as _, Sha256};
 

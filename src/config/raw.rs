@@ -6,8 +6,9 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{InterceptorEntry, MountEntry, SecretRef};
+use super::{Age, InterceptorEntry, MountEntry, SecretRef, Size};
 use crate::{
+    admin::Roles,
     chain::Mode,
     names::{ClientName, Group, ServerName},
 };
@@ -26,6 +27,8 @@ pub struct Config {
     pub policy: Policy,
     #[serde(default)]
     pub audit: Audit,
+    #[serde(default)]
+    pub admin: Admin,
     #[serde(default)]
     pub limits: Limits,
     #[serde(default)]
@@ -103,12 +106,68 @@ pub struct Audit {
     /// Milliseconds that a call may wait for its record to be on disk before it is refused.
     #[schemars(range(min = 1))]
     pub deadline_ms: u64,
+    pub on_failure: OnFailure,
+    pub retention: Retention,
+    /// Encrypts records at rest. Without it the files are only their owner's to read.
+    pub encryption: Option<Encryption>,
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Self { dir: None, deadline_ms: 5_000 }
+        Self {
+            dir: None,
+            deadline_ms: 5_000,
+            on_failure: OnFailure::default(),
+            retention: Retention::default(),
+            encryption: None,
+        }
     }
+}
+
+/// What becomes of a call that can't be recorded: the store is full, slow or broken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// It goes on without a record. Logs and metrics tell so, and the log itself once it works
+    /// again: how many records it misses, and since when.
+    Pass,
+}
+
+/// How long records are kept. Without a limit: for ever. Whole segments are dropped, the oldest
+/// first; their proofs stay.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Retention {
+    /// Records older than this are dropped: `90d`, `12h`, `26w`.
+    pub max_age: Option<Age>,
+    /// The oldest records are dropped while the segments take more than this: `20GiB`. Also those
+    /// that were not exported yet.
+    pub max_size: Option<Size>,
+}
+
+/// Encryption of records at rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Encryption {
+    /// The key for new records: 32 random bytes as 64 hex digits or in base64, such as
+    /// `openssl rand -hex 32` makes.
+    pub key: SecretRef,
+    /// Keys that were used before, for as long as records of their time are kept.
+    #[serde(default)]
+    pub old_keys: Vec<SecretRef>,
+}
+
+/// The operator's way into the running proxy, over a local socket.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Admin {
+    /// A second socket, for users who have a role: nobody but root and the user who runs the proxy
+    /// gets to the one in the state folder. Its folder must be one that others can't write to.
+    pub socket: Option<PathBuf>,
+    pub roles: Roles,
 }
 
 /// What is taken of one message, one client and one session.

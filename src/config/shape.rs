@@ -11,12 +11,12 @@ use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 use super::{
-    Config, MountEntry,
+    Age, Config, MountEntry, Size,
     document::Document,
     finding::{Code, Finding, MOST},
     place::child,
 };
-use crate::names::ServerName;
+use crate::{admin::Member, names::ServerName};
 
 /// The schema without references, so that the path of a failed keyword leads to its place.
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
@@ -50,6 +50,9 @@ type Fault = fn(&str) -> Option<String>;
 /// Formats of ours, so that each text that is wrong is found, not only the first.
 const FORMATS: &[(&str, Fault)] = &[
     ("name", |text| text.parse::<ServerName>().err().map(|error| error.to_string())),
+    ("age", |text| text.parse::<Age>().err().map(|error| error.to_string())),
+    ("size", |text| text.parse::<Size>().err().map(|error| error.to_string())),
+    ("member", |text| text.parse::<Member>().err().map(|error| error.to_string())),
     ("mount", |text| text.parse::<MountEntry>().err().map(|error| error.to_string())),
     ("socket-address", |text| {
         let error = text.parse::<SocketAddr>().err()?;

@@ -39,6 +39,7 @@ pub(super) fn build(
         state_dir: ".portcullis".into(),
         policy: builder.section("policy"),
         audit: builder.section("audit"),
+        admin: builder.section("admin"),
         limits: builder.section("limits"),
         telemetry: builder.section("telemetry"),
         engine: builder.section("engine"),
@@ -142,6 +143,15 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
         Some(dir) => base.join(dir),
         None => config.state_dir.join("audit"),
     });
+    let keys = config.audit.encryption.iter_mut();
+    for key in keys.flat_map(|keys| std::iter::once(&mut keys.key).chain(&mut keys.old_keys)) {
+        if let Ok(source) = vault::Source::try_from(&*key) {
+            key.from = source.relative_to(base).to_string();
+        }
+    }
+    if let Some(socket) = &mut config.admin.socket {
+        *socket = base.join(&*socket);
+    }
     for server in config.servers.values_mut() {
         for mount in &mut server.mounts {
             mount.source = base.join(&mount.source);

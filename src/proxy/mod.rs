@@ -218,6 +218,12 @@ impl Proxy {
         answer
     }
 
+    /// Whether one more refusal at the admin socket gets a record of its own; if not, it is
+    /// counted.
+    pub fn records_admin_refusal(&self) -> bool {
+        self.refusals.of_admin()
+    }
+
     /// Records how many refusals have no record of their own, once it is time.
     async fn count_refusals(&self, end: bool) {
         self.refusals.sweep();

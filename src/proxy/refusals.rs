@@ -19,6 +19,8 @@ use crate::{names::ServerName, upstream::PartyKey};
 const OF_ONE: (u32, u32) = (20, 100);
 /// Records a second, and at once, of what one server says for one client, or for all.
 const OF_SERVER: (u32, u32) = (10, 50);
+/// Records a second, and at once, of what the admin socket refuses.
+const OF_ADMIN: (u32, u32) = (5, 50);
 /// Records a second, and at once, of all.
 const OF_ALL: (u32, u32) = (100, 500);
 /// Networks that are counted apart; while there are more, refusals of the rest are only counted.
@@ -33,6 +35,8 @@ pub(super) struct Refusals {
     servers: DefaultKeyedRateLimiter<Speaker>,
     /// What tells of changes, apart: other chatter must not swallow it.
     changes: DefaultKeyedRateLimiter<Speaker>,
+    /// What strangers at the admin socket do must not swallow what clients do.
+    admin: DefaultDirectRateLimiter,
     all: DefaultDirectRateLimiter,
     excess: Mutex<Option<Excess>>,
 }
@@ -56,6 +60,7 @@ impl Refusals {
             networks: RateLimiter::keyed(quota(OF_ONE)),
             servers: RateLimiter::keyed(quota(OF_SERVER)),
             changes: RateLimiter::keyed(quota(OF_SERVER)),
+            admin: RateLimiter::direct(quota(OF_ADMIN)),
             all: RateLimiter::direct(quota(OF_ALL)),
             excess: Mutex::new(None),
         }
@@ -68,6 +73,11 @@ impl Refusals {
             && self.networks.check_key(&network).is_ok()
             && self.all.check().is_ok()
             || self.count()
+    }
+
+    /// Whether a refusal at the admin socket is recorded; if not, it is counted.
+    pub fn of_admin(&self) -> bool {
+        self.admin.check().is_ok() || self.count()
     }
 
     /// Whether what a server says unasked is taken and recorded by itself; if not, it is counted.
@@ -133,6 +143,8 @@ mod tests {
         assert!((100..5_000).contains(&recorded), "{recorded}");
         assert!(refusals.of_address(Some("192.0.2.2:1".parse().unwrap())));
         assert!(refusals.of_address(None));
+        let admin = (0..5_000).filter(|_| refusals.of_admin()).count();
+        assert!((50..5_000).contains(&admin), "{admin}");
         let server: ServerName = "notes".parse().unwrap();
         let asked = (0..5_000).filter(|_| refusals.of_server(&server, None)).count();
         assert!((50..5_000).contains(&asked), "{asked}");
@@ -143,7 +155,7 @@ mod tests {
 
         assert_eq!(refusals.take(false), None, "the interval is not over");
         let excess = refusals.take(true).unwrap();
-        assert_eq!(excess.count, 10_000 - recorded as u64 - asked as u64);
+        assert_eq!(excess.count, 15_000 - (recorded + admin + asked) as u64);
         assert_eq!(refusals.take(true), None);
         refusals.add(excess);
         assert_eq!(refusals.take(true), Some(excess));

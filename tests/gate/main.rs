@@ -26,6 +26,7 @@ mod quickstart;
 mod records;
 mod remotes;
 mod rest;
+mod roles;
 mod sdk_servers;
 mod sdks;
 mod shutdown;

@@ -1,0 +1,59 @@
+//! The operator's keys, fetched where the config says that they are.
+
+use super::{Cipher, CipherFault, Key, Manifest};
+use crate::{
+    config::{Encryption, SecretRef},
+    vault::{Source, Unresolved},
+};
+
+/// The keys of an audit log: one for new records, and those of old ones.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    current: Key,
+    old: Vec<Key>,
+}
+
+/// Why a key is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyTrouble {
+    /// Its secret could not be fetched.
+    #[error(transparent)]
+    Unresolved(#[from] Unresolved),
+    /// It is no key, or one that is given twice.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+impl From<CipherFault> for KeyTrouble {
+    fn from(fault: CipherFault) -> Self {
+        Self::Unusable(fault.to_string())
+    }
+}
+
+impl Keys {
+    /// Fetches the keys of a loaded config.
+    ///
+    /// # Errors
+    /// Which of them is not to be had, as a JSON pointer from the top of the config, and why.
+    pub fn fetch(encryption: &Encryption) -> Result<Self, (String, KeyTrouble)> {
+        let at = "/audit/encryption";
+        let key = |pointer: String, reference: &SecretRef| {
+            fetch(reference).map_err(|trouble| (pointer, trouble))
+        };
+        let current = key(format!("{at}/key"), &encryption.key)?;
+        let old = encryption.old_keys.iter().enumerate();
+        let old = old
+            .map(|(i, reference)| key(format!("{at}/old-keys/{i}"), reference))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { current, old })
+    }
+
+    /// The cipher of one store.
+    pub(in crate::audit) fn cipher(&self, manifest: &Manifest) -> Result<Cipher, CipherFault> {
+        Cipher::new(&manifest.id, &self.current, &self.old)
+    }
+}
+
+fn fetch(reference: &SecretRef) -> Result<Key, KeyTrouble> {
+    Ok(Key::parse(&Source::try_from(reference)?.resolve()?)?)
+}
