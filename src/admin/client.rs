@@ -28,6 +28,8 @@ const ANSWER: usize = 64 << 20;
 const LINE: usize = 1 << 20;
 /// How long an answer may take to begin.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same where much is copied first.
+const LONG_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// Why a request got no usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +119,19 @@ impl Client {
         read(self.send(Method::POST, path, encode(body)?).await?).await
     }
 
+    /// The same for what may take as long as it takes to copy a log.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn post_json_slowly<B: Serialize + ?Sized, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, Failure> {
+        let request = self.request_in(LONG_PATIENCE, Method::POST, path, &[], encode(body)?);
+        read(accepted(request.await?).await?).await
+    }
+
     /// Sends a value and asks for a stream of lines.
     ///
     /// # Errors
@@ -155,16 +170,22 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<Response<Incoming>, Failure> {
-        let answer = self.request(method, path, &[], body).await?;
-        if answer.status().is_success() {
-            return Ok(answer);
-        }
-        let status = answer.status();
-        Err(Failure::Problem(Problem::read(status, &collect(answer).await?)))
+        accepted(self.request(method, path, &[], body).await?).await
     }
 
     async fn request(
         &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Failure> {
+        self.request_in(PATIENCE, method, path, headers, body).await
+    }
+
+    async fn request_in(
+        &self,
+        patience: Duration,
         method: Method,
         path: &str,
         headers: &[(&str, String)],
@@ -188,10 +209,19 @@ impl Client {
                 request.body(Full::new(body)).map_err(|e| Failure::Unexpected(e.to_string()))?;
             sender.send_request(request).await.map_err(gone)
         };
-        tokio::time::timeout(PATIENCE, exchange)
+        tokio::time::timeout(patience, exchange)
             .await
-            .map_err(|_| gone(format_args!("no answer in {PATIENCE:?}")))?
+            .map_err(|_| gone(format_args!("no answer in {patience:?}")))?
     }
+}
+
+/// An answer that is no problem.
+async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
+    if answer.status().is_success() {
+        return Ok(answer);
+    }
+    let status = answer.status();
+    Err(Failure::Problem(Problem::read(status, &collect(answer).await?)))
 }
 
 async fn dial(at: &At) -> io::Result<UnixStream> {

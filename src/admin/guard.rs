@@ -50,11 +50,6 @@ fn need(path: &str) -> Need {
     }
 }
 
-/// Whether it is on record that somebody asked for this path and was answered.
-fn is_recorded(path: &str) -> bool {
-    path.starts_with("/v1/audit/") || path.starts_with("/v1/servers/")
-}
-
 /// Where admin actions are recorded.
 #[derive(Clone)]
 pub struct Recorder {
@@ -75,8 +70,8 @@ async fn admit(
     next: Next,
 ) -> Response {
     let path = request.uri().path();
-    let (need, recorded) = (need(path), is_recorded(path));
-    let words = path.starts_with("/v1/");
+    // The rest is what clients are offered, too, and records of its own or none.
+    let (need, own) = (need(path), path.starts_with("/v1/"));
     if let Err(problem) = allowed(need, &peer) {
         if let Some(recorder) = recorder.filter(|recorder| (recorder.refusal)()) {
             tracing::warn!(uid = peer.uid, path, "refused at the admin socket");
@@ -87,7 +82,7 @@ async fn admit(
         }
         return problem.into_response();
     }
-    let request = match recorder.filter(|_| recorded) {
+    let request = match recorder.filter(|_| own) {
         Some(recorder) => match on_record(&recorder, &peer, request).await {
             Ok(request) => request,
             Err(problem) => return problem.into_response(),
@@ -95,21 +90,20 @@ async fn admit(
         None => request,
     };
     let answer = next.run(request).await;
-    if words { in_words(answer).await } else { answer }
+    if own { in_words(answer).await } else { answer }
 }
 
 fn allowed(need: Need, peer: &Peer) -> Result<(), Problem> {
     let (met, whom) = match need {
         Need::Nothing => (true, String::new()),
         Need::Role(role) => (peer.standing.has(role), format!("those with the role `{role}`")),
-        Need::Owner => {
-            (peer.standing.owner, "root and the user who runs the proxy".to_owned())
-        }
+        Need::Owner => (peer.standing.owner, "root and the user who runs the proxy".to_owned()),
     };
     if met {
         return Ok(());
     }
-    let who = name(peer.uid).map_or_else(|| format!("user {}", peer.uid), |name| format!("`{name}`"));
+    let who =
+        name(peer.uid).map_or_else(|| format!("user {}", peer.uid), |name| format!("`{name}`"));
     let remedy = match need {
         Need::Role(role) => format!(
             "have the operator name you, or a group of yours, in `admin.roles.{role}` of the config \
@@ -117,18 +111,17 @@ fn allowed(need: Need, peer: &Peer) -> Result<(), Problem> {
         ),
         _ => "run the command as that user".to_owned(),
     };
-    Err(Problem::new(StatusCode::FORBIDDEN, format!("this is for {whom}, and {who} is none of them"))
-        .code("admin-role-missing")
-        .remedy(remedy))
+    Err(Problem::new(
+        StatusCode::FORBIDDEN,
+        format!("this is for {whom}, and {who} is none of them"),
+    )
+    .code("admin-role-missing")
+    .remedy(remedy))
 }
 
 /// Records a question before it is answered, and hands it on. A reader who is not the owner gets
 /// nothing that is not on record; the owner must be able to look at a store that takes none.
-async fn on_record(
-    recorder: &Recorder,
-    peer: &Peer,
-    request: Request,
-) -> Result<Request, Problem> {
+async fn on_record(recorder: &Recorder, peer: &Peer, request: Request) -> Result<Request, Problem> {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, QUESTION).await.map_err(|_| {
         Problem::new(
@@ -168,8 +161,8 @@ fn action(
         pid: peer.pid,
         verb: cut(&verb, RECORDED),
         target: asked.or(query),
-        decision: if refused.is_some() { Decision::Refused } else { Decision::Allowed },
         code: refused.map(|problem| problem.code.clone()),
+        decision: if refused.is_some() { Decision::Refused } else { Decision::Allowed },
     })
 }
 

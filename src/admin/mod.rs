@@ -14,6 +14,7 @@
 mod audit;
 mod client;
 mod guard;
+mod keeping;
 mod problem;
 mod proxy;
 mod roles;
@@ -24,6 +25,7 @@ mod tests;
 pub use audit::{TailLine, TailRequest, routes as audit_routes};
 pub use client::{Client, Failure, Lines};
 pub use guard::Recorder;
+pub use keeping::{BackupRequest, routes as keeping_routes};
 pub use problem::Problem;
 pub use proxy::routes as proxy_routes;
 pub use roles::{IllegalMember, Member, Named, Role, Roles, Standing};

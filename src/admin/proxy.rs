@@ -23,11 +23,22 @@ pub fn routes(proxy: Arc<Proxy>) -> Router {
 
 async fn status(State(proxy): State<Arc<Proxy>>) -> Json<Value> {
     let policies = proxy.policies.status().borrow().clone();
+    let (missing, missed) = proxy.audit.missed();
+    let audit = &proxy.config.audit;
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "policies": policies,
         "sessions": proxy.sessions.count(),
         "servers": proxy.server_states().await,
+        "audit": {
+            "records": proxy.audit.written(),
+            "on-failure": audit.on_failure,
+            "missed": missed,
+            // Present while calls go on without a record.
+            "missing": missing,
+            "retention": audit.retention,
+            "encrypted": audit.encryption.is_some(),
+        },
     }))
 }
 

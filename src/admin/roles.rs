@@ -211,9 +211,19 @@ impl Roles {
         if uid == UNMAPPED || self.is_empty() {
             return Standing::STRANGER;
         }
+        let has = |role| self.grant(role, uid, gid);
+        Standing { owner: false, auditor: has(Role::Auditor), operator: has(Role::Operator) }
+    }
+
+    /// Whether the config gives this role to the user, whoever runs this process. Blocks as
+    /// [`Roles::standing`].
+    pub fn grant(&self, role: Role, uid: u32, gid: u32) -> bool {
+        let members = match role {
+            Role::Auditor => &self.auditor,
+            Role::Operator => &self.operator,
+        };
         let groups = groups(uid, gid);
-        let is = |members: &[Member]| members.iter().any(|member| member.includes(uid, &groups));
-        Standing { owner: false, auditor: is(&self.auditor), operator: is(&self.operator) }
+        uid != UNMAPPED && members.iter().any(|member| member.includes(uid, &groups))
     }
 }
 
@@ -222,7 +232,8 @@ fn groups(uid: u32, gid: u32) -> Vec<u32> {
     let mut groups = vec![gid];
     if let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) {
         groups.push(user.gid.as_raw());
-        let listed = CString::new(user.name).ok().and_then(|name| getgrouplist(&name, user.gid).ok());
+        let listed =
+            CString::new(user.name).ok().and_then(|name| getgrouplist(&name, user.gid).ok());
         groups.extend(listed.into_iter().flatten().map(Gid::as_raw));
     }
     groups

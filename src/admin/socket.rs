@@ -216,8 +216,9 @@ fn listen(address: Address, shown: &Path, mode: u32) -> Result<(UnixListener, Pl
         Ok(meta) if !meta.file_type().is_socket() => {
             return Err(BindFailure::NoSocket(shown.to_owned()));
         }
-        Ok(_) => fs::remove_file(&address.path)
-            .map_err(failed("cannot remove the old socket", shown))?,
+        Ok(_) => {
+            fs::remove_file(&address.path).map_err(failed("cannot remove the old socket", shown))?
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed("cannot look at", shown)(error)),
     }
@@ -276,11 +277,8 @@ struct Seat {
 
 impl Seats {
     fn take(self: &Arc<Self>, uid: u32, standing: Standing) -> Option<Arc<Seat>> {
-        let (whose, most) = if standing == Standing::STRANGER {
-            (None, OF_STRANGERS)
-        } else {
-            (Some(uid), OF_ONE)
-        };
+        let (whose, most) =
+            if standing == Standing::STRANGER { (None, OF_STRANGERS) } else { (Some(uid), OF_ONE) };
         let mut taken = self.0.lock();
         if taken.values().sum::<usize>() >= OF_ALL {
             return None;

@@ -2,21 +2,25 @@
 //! the records but not the key.
 
 use std::{
-    fmt,
-    fs::{self, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    fmt, fs,
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
-use super::record::Body;
+use super::{
+    life::{Cipher, CipherFault, write_durably},
+    record::Body,
+};
 
 /// The file of the key, in the store's folder.
 const FILE: &str = "digest.key";
 const BYTES: usize = 32;
+/// Bytes that the file may have, encrypted or not.
+const LARGEST: u64 = 4096;
 
 /// What is digested, so that a digest of one kind says nothing of another.
 #[derive(Debug, Clone, Copy)]
@@ -38,27 +42,57 @@ impl fmt::Debug for DigestKey {
 }
 
 impl DigestKey {
-    /// Reads the key of the store in `dir`, or makes one.
-    pub(super) fn open(dir: &Path) -> io::Result<Self> {
+    /// Reads the key of the store in `dir`, or makes one. Where records are encrypted, so is the
+    /// key: with it, who has the files could check guesses at what the index holds.
+    pub(super) fn open(dir: &Path, cipher: Option<&Cipher>) -> io::Result<Self> {
         let path = dir.join(FILE);
-        match Self::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => return other,
+        let kept = match Self::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other?),
+        };
+        let bytes = match &kept {
+            Some(kept) => Self::unsealed(kept, cipher)
+                .map_err(|fault| io::Error::other(format!("{}: {fault}", path.display())))?,
+            None => {
+                let mut bytes = [0; BYTES];
+                getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+                bytes.to_vec()
+            }
+        };
+        if bytes.len() != BYTES {
+            return Err(io::Error::other(format!(
+                "{} is not a key of {BYTES} bytes: restore it, or delete it for a new key \
+                 (digests of old and new records can then not be compared)",
+                path.display()
+            )));
         }
-        let mut bytes = [0; BYTES];
-        getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-        // Written whole under another name first: a half-written key would lock the store.
-        let fresh = dir.join("digest.key.new");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&fresh, &path)?;
-        fs::File::open(dir)?.sync_all()?;
+        let current = match (&kept, cipher) {
+            (None, _) => false,
+            (Some(kept), None) => kept.len() == BYTES,
+            (Some(kept), Some(cipher)) => {
+                kept.len() > BYTES && Cipher::needs(kept) == Some(cipher.id())
+            }
+        };
+        if !current {
+            let text = match cipher {
+                Some(cipher) => cipher.seal(FILE.as_bytes(), &bytes).map_err(io::Error::other)?,
+                None => bytes.clone(),
+            };
+            // Whole or not at all: a half-written key would lock the store.
+            write_durably(dir, FILE, &text)?;
+        }
         Self::from_bytes(&bytes)
     }
 
-    fn read(path: &Path) -> io::Result<Self> {
+    fn unsealed(kept: &[u8], cipher: Option<&Cipher>) -> Result<Vec<u8>, CipherFault> {
+        match (Cipher::needs(kept), cipher) {
+            (Some(_), Some(cipher)) => cipher.open(FILE.as_bytes(), kept),
+            (Some(id), None) => Err(CipherFault::Needs(id)),
+            (None, _) => Ok(kept.to_vec()),
+        }
+    }
+
+    fn read(path: &Path) -> io::Result<Vec<u8>> {
         let file = fs::File::open(path)?;
         let mode = file.metadata()?.mode() & 0o777;
         if mode & 0o077 != 0 {
@@ -68,16 +102,9 @@ impl DigestKey {
                 path.display()
             )));
         }
-        let mut bytes = Vec::with_capacity(BYTES + 1);
-        file.take(BYTES as u64 + 1).read_to_end(&mut bytes)?;
-        if bytes.len() != BYTES {
-            return Err(io::Error::other(format!(
-                "{} is not a key of {BYTES} bytes: restore it, or delete it for a new key \
-                 (digests of old and new records can then not be compared)",
-                path.display()
-            )));
-        }
-        Self::from_bytes(&bytes)
+        let mut bytes = Vec::new();
+        file.take(LARGEST).read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
@@ -125,25 +152,28 @@ mod tests {
     #[test]
     fn the_key_is_kept_and_is_the_owners_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let first = DigestKey::open(dir.path()).unwrap().body(Domain::Request, b"{}");
-        let again = DigestKey::open(dir.path()).unwrap().body(Domain::Request, b"{}");
+        let first = DigestKey::open(dir.path(), None).unwrap().body(Domain::Request, b"{}");
+        let again = DigestKey::open(dir.path(), None).unwrap().body(Domain::Request, b"{}");
         assert_eq!(first, again);
         assert_eq!(fs::metadata(dir.path().join(FILE)).unwrap().mode() & 0o777, 0o600);
         let other = tempfile::tempdir().unwrap();
-        assert_ne!(DigestKey::open(other.path()).unwrap().body(Domain::Request, b"{}"), first);
+        assert_ne!(
+            DigestKey::open(other.path(), None).unwrap().body(Domain::Request, b"{}"),
+            first
+        );
     }
 
     #[test]
     fn a_readable_or_short_key_is_refused_with_a_remedy() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
-        DigestKey::open(dir.path()).unwrap();
+        DigestKey::open(dir.path(), None).unwrap();
         let path = dir.path().join(FILE);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(DigestKey::open(dir.path()).unwrap_err().to_string().contains("chmod 600"));
+        assert!(DigestKey::open(dir.path(), None).unwrap_err().to_string().contains("chmod 600"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, b"short").unwrap();
-        assert!(DigestKey::open(dir.path()).unwrap_err().to_string().contains("32 bytes"));
+        assert!(DigestKey::open(dir.path(), None).unwrap_err().to_string().contains("32 bytes"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -19,12 +19,12 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::{
     digest::DigestKey,
-    life::{Manifest, ManifestFault},
+    life::{self, Cipher, Gap, Keys, Manifest, ManifestFault, Missed, PROBE},
     line::Line,
     proof::{self, CheckpointFault, Checkpointer, Verifier},
     query::Archive,
     record::{Entry, Event, Happening, Intent, Outcome, Record, Refused},
-    store::{Job, Lock, LockRefused, Mode, Settings, Shelf, Writer, private_dir},
+    store::{Job, Lock, LockRefused, Mode, Settings, Shelf, Writer, first_segment, private_dir},
     unavailable::Unavailable,
 };
 
@@ -43,6 +43,11 @@ pub struct Options {
     pub reserve: u64,
     /// Records that may wait for the disk. Default 4096.
     pub queue: usize,
+    /// What records are encrypted with. Without it they are not.
+    pub keys: Option<Keys>,
+    /// Whether a record that can't be written is only counted, and told of later, instead of
+    /// being an error.
+    pub pass: bool,
     /// Passed over every text that a client, a server or a fault chose, before it is stored.
     pub scrub: Option<Scrub>,
     /// How checkpoints are made.
@@ -55,6 +60,8 @@ impl Default for Options {
             deadline: Duration::from_secs(5),
             reserve: 32 << 20,
             queue: 4096,
+            keys: None,
+            pass: false,
             scrub: None,
             checkpoints: proof::Settings::default(),
         }
@@ -67,6 +74,7 @@ impl fmt::Debug for Options {
             .field("deadline", &self.deadline)
             .field("reserve", &self.reserve)
             .field("queue", &self.queue)
+            .field("pass", &self.pass)
             .finish_non_exhaustive()
     }
 }
@@ -82,6 +90,10 @@ struct Inner {
     options: Options,
     key: DigestKey,
     archive: Archive,
+    /// What the log misses.
+    gap: Gap,
+    /// Held by what must not meet another: a backup and the dropping of segments.
+    keeping: tokio::sync::Mutex<()>,
     tail: broadcast::Sender<Arc<Written>>,
     /// Records acknowledged since the log was opened.
     written: AtomicU64,
@@ -116,9 +128,35 @@ fn broken(dir: &Path) -> impl Fn(io::Error) -> Unavailable {
     move |error| Unavailable::Broken { dir: dir.clone(), why: error.to_string() }
 }
 
-fn manifest(dir: &Path) -> impl Fn(ManifestFault) -> Unavailable {
+fn unfit(dir: &Path) -> impl Fn(ManifestFault) -> Unavailable {
     let dir = dir.to_owned();
-    move |fault| Unavailable::Broken { dir: dir.clone(), why: fault.to_string() }
+    move |fault| Unavailable::Unfit { dir: dir.clone(), why: fault.to_string() }
+}
+
+/// Which store this is, and the cipher of its records, where these keys are those that it takes.
+fn identify(
+    dir: &Path,
+    keys: Option<&Keys>,
+) -> Result<(Manifest, Option<Arc<Cipher>>), Unavailable> {
+    let unfit_for = |why: String| Unavailable::Unfit { dir: dir.to_owned(), why };
+    if life::is_unfinished(dir) {
+        return Err(unfit_for("it is a backup that was interrupted: take it again".into()));
+    }
+    if let Some((path, mode)) = life::open_to_others(dir).map_err(broken(dir))? {
+        return Err(unfit_for(format!(
+            "others can write to {} (mode {mode:o}), and could have changed records: verify the \
+             log, then `chmod -R go-rwx` the folder",
+            path.display()
+        )));
+    }
+    let manifest = Manifest::open(dir).map_err(unfit(dir))?;
+    let cipher = keys
+        .map(|keys| keys.cipher(&manifest))
+        .transpose()
+        .map_err(|fault| unfit_for(fault.to_string()))?;
+    let first = first_segment(dir).map_err(broken(dir))?;
+    manifest.admit(cipher.as_ref(), first).map_err(unfit(dir))?;
+    Ok((manifest, cipher.map(Arc::new)))
 }
 
 fn lock(dir: &Path, deadline: Duration) -> Result<Lock, Unavailable> {
@@ -144,25 +182,40 @@ impl Audit {
     /// As [`Audit::open`].
     pub fn open_with(dir: &Path, options: Options) -> Result<Self, Unavailable> {
         private_dir(dir).map_err(broken(dir))?;
-        fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(broken(dir))?;
         let held = lock(dir, options.deadline)?;
-        let key = DigestKey::open(dir).map_err(broken(dir))?;
-        let store = Manifest::open(dir).map_err(manifest(dir))?;
+        let (mut manifest, cipher) = identify(dir, options.keys.as_ref())?;
+        fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(broken(dir))?;
+        let key = DigestKey::open(dir, cipher.as_deref()).map_err(broken(dir))?;
         let unavailable = |fault| Unavailable::of(fault, dir.to_owned(), options.reserve);
-        let opened = Shelf::open(dir, key.clone(), None, Mode::Write).map_err(unavailable)?;
+        let opened =
+            Shelf::open(dir, key.clone(), cipher.clone(), Mode::Write).map_err(unavailable)?;
         let shelf = opened.shelf.clone();
+        let rotated = match &cipher {
+            Some(cipher) => {
+                manifest.uses(dir, cipher.id(), shelf.view().end()).map_err(unfit(dir))?
+            }
+            None => None,
+        };
         let signed = shelf.clone();
         let head = move || signed.head();
-        let checkpointer = Checkpointer::start(dir, &store.id, &options.checkpoints, head)
+        let checkpointer = Checkpointer::start(dir, &manifest.id, &options.checkpoints, head)
             .map_err(|fault| Unavailable::Broken { dir: dir.to_owned(), why: fault.to_string() })?;
         let (tail, _) = broadcast::channel(TAIL);
         let settings = Settings { queue: options.queue.max(1), reserve: options.reserve };
         let (jobs, thread) = Writer::start(opened, settings, tail.clone()).map_err(unavailable)?;
+        if let Some(id) = rotated {
+            let what = Happening::KeyRotated { key: id.to_string() };
+            let (job, _) = Job::new(Event::now(what).into()).map_err(unavailable)?;
+            // Nothing else is in the queue yet.
+            let _ = jobs.try_send(job);
+        }
         let inner = Inner {
             dir: dir.to_owned(),
             options,
             key,
             archive: Archive::new(shelf),
+            gap: Gap::default(),
+            keeping: Default::default(),
             tail,
             written: AtomicU64::new(0),
             jobs: Some(jobs),
@@ -210,33 +263,43 @@ impl Audit {
         self.record(Event::now(what).into()).await
     }
 
-    async fn record(&self, mut record: Record) -> Result<(), Unavailable> {
-        let Inner { dir, options, jobs, written: total, .. } = &*self.inner;
-        let closed = || Unavailable::Closed { dir: dir.clone() };
-        let unavailable = |fault| Unavailable::of(fault, dir.clone(), options.reserve);
-        record.settle(options.scrub.as_deref().map(|scrub| scrub as &dyn Fn(&mut String)));
-        let (job, answer) = Job::new(record).map_err(unavailable)?;
-        let jobs = jobs.as_ref().ok_or_else(closed)?;
-        let written = async {
-            jobs.send(job).await.map_err(|_| closed())?;
-            answer
-                .await
-                .map_err(|_| Unavailable::Broken {
-                    dir: dir.clone(),
-                    why: "the store panicked (see the log)".into(),
-                })?
-                .map_err(unavailable)?;
-            total.fetch_add(1, Ordering::Relaxed);
-            Ok(())
-        };
-        tokio::time::timeout(options.deadline, written).await.unwrap_or_else(|_| {
-            Err(Unavailable::Slow { dir: dir.clone(), waited: options.deadline })
-        })
+    async fn record(&self, record: Record) -> Result<(), Unavailable> {
+        let inner = &self.inner;
+        let kind = record.kind();
+        if let Some(missed) = inner.gap.open() {
+            inner.gap.miss(kind, &format_args!("the store takes none since {}", missed.since));
+            return Ok(());
+        }
+        match inner.write(record).await {
+            Err(fault) if inner.options.pass => {
+                if inner.gap.miss(kind, &fault) {
+                    tokio::spawn(mend(Arc::downgrade(inner)));
+                }
+                Ok(())
+            }
+            written => written,
+        }
     }
 
     /// How many records were acknowledged since the log was opened.
     pub fn written(&self) -> u64 {
         self.inner.written.load(Ordering::Relaxed)
+    }
+
+    /// What the log misses while calls go on without it, and how many records it missed since it
+    /// was opened.
+    pub fn missed(&self) -> (Option<Missed>, u64) {
+        (self.inner.gap.open(), self.inner.gap.total())
+    }
+
+    /// The folder of the store.
+    pub(in crate::audit) fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
+    /// Held while files of the store are copied or dropped.
+    pub(in crate::audit) fn keeping(&self) -> &tokio::sync::Mutex<()> {
+        &self.inner.keeping
     }
 
     /// Signs a checkpoint of all records there are.
@@ -269,6 +332,51 @@ impl Audit {
     /// All records from now on.
     pub fn tail(&self) -> Tail {
         Tail(self.inner.tail.subscribe())
+    }
+}
+
+impl Inner {
+    /// Writes a record. Durable when it returns `Ok`.
+    async fn write(&self, mut record: Record) -> Result<(), Unavailable> {
+        let Self { dir, options, jobs, written: total, .. } = self;
+        let closed = || Unavailable::Closed { dir: dir.clone() };
+        let unavailable = |fault| Unavailable::of(fault, dir.clone(), options.reserve);
+        record.settle(options.scrub.as_deref().map(|scrub| scrub as &dyn Fn(&mut String)));
+        let (job, answer) = Job::new(record).map_err(unavailable)?;
+        let jobs = jobs.as_ref().ok_or_else(closed)?;
+        let written = async {
+            jobs.send(job).await.map_err(|_| closed())?;
+            answer
+                .await
+                .map_err(|_| Unavailable::Broken {
+                    dir: dir.clone(),
+                    why: "the store panicked (see the log)".into(),
+                })?
+                .map_err(unavailable)?;
+            total.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        tokio::time::timeout(options.deadline, written).await.unwrap_or_else(|_| {
+            Err(Unavailable::Slow { dir: dir.clone(), waited: options.deadline })
+        })
+    }
+}
+
+/// Tries again and again whether the store takes the record of what it misses, until it does.
+async fn mend(inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(PROBE).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let Some(missed) = inner.gap.open() else { return };
+        if inner.write(Event::now(missed.into()).into()).await.is_ok() {
+            tracing::warn!(
+                since = %missed.since, until = %missed.until, records = missed.count(),
+                "the audit log takes records again; it tells of those that it misses"
+            );
+            if inner.gap.told(&missed) {
+                return;
+            }
+        }
     }
 }
 
@@ -316,14 +424,14 @@ impl Reader {
     ///
     /// # Errors
     /// [`Unavailable::Missing`] where there is no store; else as [`Audit::open`].
-    pub fn open(dir: &Path, deadline: Duration) -> Result<Self, Unavailable> {
+    pub fn open(dir: &Path, deadline: Duration, keys: Option<&Keys>) -> Result<Self, Unavailable> {
         if !dir.join("segments").is_dir() {
             return Err(Unavailable::Missing { dir: dir.to_owned() });
         }
         let held = lock(dir, deadline)?;
-        let store = Manifest::open(dir).map_err(manifest(dir))?;
-        let key = DigestKey::open(dir).map_err(broken(dir))?;
-        let opened = Shelf::open(dir, key, None, Mode::Read)
+        let (_, cipher) = identify(dir, keys)?;
+        let key = DigestKey::open(dir, cipher.as_deref()).map_err(broken(dir))?;
+        let opened = Shelf::open(dir, key, cipher, Mode::Read)
             .map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
         Ok(Self { archive: Archive::new(opened.shelf), _lock: held })
     }

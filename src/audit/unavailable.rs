@@ -35,6 +35,9 @@ pub enum Unavailable {
     /// The store or the disk below it fails.
     #[error("the audit store in {} fails: {why}", dir.display())]
     Broken { dir: PathBuf, why: String },
+    /// The folder is not a store that can be opened here, or not with these keys.
+    #[error("the audit store in {} can't be opened: {why}", dir.display())]
+    Unfit { dir: PathBuf, why: String },
     /// The store was closed.
     #[error("the audit store in {} is closed", dir.display())]
     Closed { dir: PathBuf },
@@ -48,8 +51,8 @@ impl Unavailable {
                 "stop the other process, or give this one a `state-dir` or `audit.dir` of its own"
             }
             Self::Full { .. } => {
-                "free some space, or move the store to a larger disk with `audit.dir`; \
-                 folders of past days under `segments` can be archived while no proxy runs"
+                "free some space, bound the log with `audit.retention` (`portcullis audit prune` \
+                 drops what it says at once), or move the store to a larger disk with `audit.dir`"
             }
             Self::Slow { .. } => {
                 "look for a disk that is slow or overloaded, or raise `audit.deadline-ms`"
@@ -59,6 +62,9 @@ impl Unavailable {
             }
             Self::Broken { .. } => {
                 "check that the folder is writable for this user and that the disk is sound"
+            }
+            Self::Unfit { .. } => {
+                "give the key, or use the version, that it takes: docs/audit/README.md says more"
             }
             Self::Closed { .. } => "start the proxy again",
         }

@@ -1,47 +1,31 @@
 //! `portcullis audit`: reads the audit log, through the running proxy where there is one (it alone
 //! can open its store), else from the store itself.
 
+mod keep;
+mod place;
 mod render;
-
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
 
 use anyhow::Context as _;
 use jiff::{Span, Timestamp, Zoned, civil::DateTime, tz::TimeZone};
 use serde_json::json;
 
-use super::{Context, Exit, Reports};
+use self::place::{Place, Where, unavailable};
+use super::{Context, Exit};
 use crate::{
     admin::{Client, TailLine, TailRequest},
     audit::{
-        Filter, Order, PAGE_MAX, Page, Reader, Seq, Unavailable,
+        Filter, Order, PAGE_MAX, Page, Reader, Seq,
         record::{Decision, Entry},
     },
-    config,
     names::DecisionId,
 };
-
-/// How long to wait for a store that another command is reading.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
-    /// The state folder, instead of the one that the config names
-    #[arg(long, global = true, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-    /// The running proxy's `admin.socket`, for who has a role but can't read the config
-    #[arg(
-        long,
-        global = true,
-        value_name = "PATH",
-        env = "PORTCULLIS_ADMIN_SOCKET",
-        conflicts_with = "state_dir"
-    )]
-    socket: Option<PathBuf>,
+    #[command(flatten)]
+    place: Where,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -77,6 +61,8 @@ enum Verb {
         #[arg(value_name = "ID")]
         decision: DecisionId,
     },
+    /// Copy the log, also while the proxy runs, to a folder that can be verified and opened
+    Backup(keep::BackupArgs),
 }
 
 /// Which records.
@@ -155,42 +141,12 @@ enum Source {
     Store(Reader),
 }
 
-fn unavailable(unavailable: Unavailable) -> anyhow::Error {
-    anyhow::anyhow!("{unavailable}: {}", unavailable.remedy())
-}
-
 impl Source {
-    async fn find(
-        ctx: &Context,
-        state_dir: Option<&Path>,
-        socket: Option<&Path>,
-    ) -> anyhow::Result<Self> {
-        if let Some(socket) = socket {
-            let client = Client::knock(socket).await.with_context(|| {
-                format!("no proxy answers on {}: is it its `admin.socket`?", socket.display())
-            })?;
-            return Ok(Self::Proxy(client));
-        }
-        let (state_dir, store) = match state_dir {
-            Some(dir) => (dir.to_owned(), dir.join("audit")),
-            None => {
-                let config = config::load(&ctx.config)
-                    .map_err(|found| {
-                        Reports(found.0.into_iter().map(|f| Box::new(f) as _).collect())
-                    })?
-                    .config;
-                if let Some(client) = Client::find(&config).await {
-                    return Ok(Self::Proxy(client));
-                }
-                let store = config.audit.dir.unwrap_or_else(|| config.state_dir.join("audit"));
-                (config.state_dir, store)
-            }
-        };
-        if let Some(client) = Client::connect(&state_dir).await {
-            return Ok(Self::Proxy(client));
-        }
-        let opened = tokio::task::spawn_blocking(move || Reader::open(&store, PATIENCE)).await?;
-        Ok(Self::Store(opened.map_err(unavailable)?))
+    async fn open(place: Place) -> anyhow::Result<Self> {
+        Ok(match place {
+            Place::Proxy(client) => Self::Proxy(client),
+            Place::Files(files) => Self::Store(files.read().await?),
+        })
     }
 
     async fn query(&self, filter: &Filter) -> anyhow::Result<Page> {
@@ -213,20 +169,22 @@ impl Source {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let source = {
+    let place = args.place.find(ctx).await?;
+    let read = async |place| {
         let _progress = ctx.progress("opening the audit log");
-        Source::find(ctx, args.state_dir.as_deref(), args.socket.as_deref()).await?
+        Source::open(place).await
     };
     match args.verb {
         Verb::Tail { follow, lines, which } => {
-            tail(&source, ctx, which.into(), lines, follow).await
+            tail(&read(place).await?, ctx, which.into(), lines, follow).await
         }
         Verb::Query { which, limit, after, oldest_first } => {
             let order = if oldest_first { Order::OldestFirst } else { Order::NewestFirst };
             let filter = Filter { order, after, ..which.into() };
-            query(&source, ctx, filter, limit).await
+            query(&read(place).await?, ctx, filter, limit).await
         }
-        Verb::Show { decision } => show(&source, ctx, decision).await,
+        Verb::Show { decision } => show(&read(place).await?, ctx, decision).await,
+        Verb::Backup(args) => keep::backup(&place, ctx, args).await,
     }
 }
 

@@ -80,6 +80,14 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
             }));
         }
     }
+    for (role, at, member) in loaded.config.admin.roles.members() {
+        if member.id().is_none() {
+            let message = format!("`{member}` is not known on this machine: nobody has the role");
+            let pointer = format!("/admin/roles/{role}/{at}");
+            let finding = loaded.finding(&pointer, Code::BadValue, message).warning();
+            found.push(boxed(finding.help("correct the name, or add the user or group")));
+        }
+    }
     if let Err(error) = Store::within(&loaded.config.state_dir).read() {
         found.push(boxed(Unplaced { code: "clients-broken", message: error.to_string() }));
     }

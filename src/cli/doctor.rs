@@ -2,6 +2,8 @@
 //!
 //! Ends with 11 when something would keep the proxy, or one of its servers, from working.
 
+mod audit;
+
 use std::{
     fs, io,
     net::{SocketAddr, TcpListener},
@@ -89,6 +91,8 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             checks.push(policies(loaded));
             checks.push(port(&loaded.config));
             checks.extend(secrets(loaded));
+            checks.extend(audit::checks(loaded));
+            checks.extend(audit::running(&loaded.config).await);
         }
         Err(config::Diagnostics(findings)) => checks.push(no_config(&ctx.config, findings)),
     }

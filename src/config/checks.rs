@@ -15,7 +15,13 @@ use super::{
     typed::Built,
 };
 use crate::{
-    admin::{PATH_BYTES, Role}, exchange::Method, identity::KeyHash, names::ServerName, router::names, vault::Source};
+    admin::{PATH_BYTES, Role},
+    exchange::Method,
+    identity::KeyHash,
+    names::ServerName,
+    router::names,
+    vault::Source,
+};
 
 /// Checks everything.
 pub(super) fn check(built: &Built, document: &Document, findings: &mut Vec<Finding>) {

@@ -146,8 +146,7 @@ impl FromStr for Age {
 
     fn from_str(text: &str) -> Result<Self, IllegalAge> {
         let span: Span = text.parse().map_err(|_| IllegalAge)?;
-        let age =
-            span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| IllegalAge)?;
+        let age = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| IllegalAge)?;
         if age.is_positive() { Ok(Self(age)) } else { Err(IllegalAge) }
     }
 }

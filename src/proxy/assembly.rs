@@ -11,7 +11,7 @@ use crate::{
     audit::{self, Audit, Unavailable, record::Happening},
     chain::{Chain, Interceptor, Link},
     codec::Caps,
-    config::{Code, Config, InterceptorEntry, Loaded, Use},
+    config::{Code, Config, InterceptorEntry, Loaded, OnFailure, Use},
     container,
     interceptors::{
         plugin::{self, Plugin},
@@ -200,7 +200,13 @@ pub(super) async fn open(
     scrub: Option<audit::Scrub>,
 ) -> Result<Audit, Unavailable> {
     let dir = config.audit.dir.clone().unwrap_or_else(|| config.state_dir.join("audit"));
-    let options = audit::Options { deadline, scrub, ..Default::default() };
+    let keys = config.audit.encryption.as_ref().map(audit::Keys::fetch).transpose();
+    let keys = keys.map_err(|(pointer, trouble)| Unavailable::Unfit {
+        dir: dir.clone(),
+        why: format!("`{}`: {trouble}", pointer.trim_start_matches('/').replace('/', ".")),
+    })?;
+    let pass = config.audit.on_failure == OnFailure::Pass;
+    let options = audit::Options { deadline, scrub, keys, pass, ..Default::default() };
     let opened = tokio::task::spawn_blocking({
         let dir = dir.clone();
         move || Audit::open_with(&dir, options)

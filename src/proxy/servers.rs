@@ -306,6 +306,8 @@ impl Proxy {
     /// Reads what the running servers use and what was recorded, for the metrics.
     pub async fn read_usage(&self) {
         self.metrics.audit_records(self.audit.written());
+        let (gap, missed) = self.audit.missed();
+        self.metrics.audit_missed(missed, gap.is_some());
         for server in self.router.servers(&View::All) {
             let usage: Vec<_> = server
                 .status()

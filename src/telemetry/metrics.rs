@@ -185,6 +185,8 @@ pub struct Metrics {
     /// The last reading of each server's instances: their processor time by their numbers.
     cpu_seen: Mutex<HashMap<ServerName, HashMap<u64, Duration>>>,
     audit_records: Counter,
+    audit_missed: Counter,
+    audit_passing: Gauge,
     reloads: Family<OutcomeLabels, Counter>,
     tools_seen: Mutex<HashMap<ServerName, HashSet<Arc<str>>>>,
 }
@@ -215,6 +217,8 @@ impl Metrics {
             cpu: Family::default(),
             cpu_seen: Mutex::default(),
             audit_records: Counter::default(),
+            audit_missed: Counter::default(),
+            audit_passing: Gauge::default(),
             reloads: Family::default(),
             tools_seen: Mutex::default(),
         };
@@ -266,6 +270,16 @@ impl Metrics {
             self.cpu.clone(),
         );
         r.register("portcullis_audit_records", "Audit records written", self.audit_records.clone());
+        r.register(
+            "portcullis_audit_missed",
+            "Audit records that the log misses, where calls go on without it",
+            self.audit_missed.clone(),
+        );
+        r.register(
+            "portcullis_audit_passing",
+            "1 while calls go on without an audit record",
+            self.audit_passing.clone(),
+        );
         r.register(
             "portcullis_policy_reloads",
             "Reloads of the policies by outcome",
@@ -353,6 +367,12 @@ impl Metrics {
     /// So many audit records were written since the start.
     pub fn audit_records(&self, written: u64) {
         self.audit_records.inner().fetch_max(written, Ordering::Relaxed);
+    }
+
+    /// So many audit records were missed since the start, and whether calls go on without them.
+    pub fn audit_missed(&self, missed: u64, passing: bool) {
+        self.audit_missed.inner().fetch_max(missed, Ordering::Relaxed);
+        self.audit_passing.set(i64::from(passing));
     }
 
     /// The policies were read again: taken, or rejected with the old set kept.

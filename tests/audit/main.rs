@@ -6,6 +6,7 @@
 mod command;
 mod common;
 mod crash;
+mod life;
 mod paging;
 mod reading;
 mod secrecy;

@@ -16,12 +16,12 @@ use portcullis::audit::{
 use crate::common::{DEADLINE, call, intent, open, outcome};
 
 /// A small file system of its own, for the full disk.
-struct SmallDisk {
-    dir: tempfile::TempDir,
+pub struct SmallDisk {
+    pub dir: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    fn new(mebibytes: u32) -> Self {
+    pub fn new(mebibytes: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let size = format!("size={mebibytes}m");
         mount(Some("none"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
@@ -203,7 +203,7 @@ async fn a_folder_that_cannot_be_made_or_used_is_named() {
     let broken = Audit::open(&file.join("audit"), DEADLINE).unwrap_err();
     assert!(matches!(broken, Unavailable::Broken { .. }));
     assert!(broken.to_string().contains(&file.display().to_string()), "{broken}");
-    let missing = Reader::open(&dir.path().join("none"), DEADLINE).unwrap_err();
+    let missing = Reader::open(&dir.path().join("none"), DEADLINE, None).unwrap_err();
     assert!(matches!(missing, Unavailable::Missing { .. }));
     assert!(!dir.path().join("none").exists());
 }

@@ -145,21 +145,21 @@ impl Manifest {
     }
 
     /// Notes that records from `since` on are encrypted with this key. Durable when it returns,
-    /// so that no record is without the name of its key.
+    /// so that no record is without the name of its key. Returns the key if that is news.
     pub(in crate::audit) fn uses(
         &mut self,
         dir: &Path,
         id: KeyId,
         since: u64,
-    ) -> Result<(), ManifestFault> {
+    ) -> Result<Option<KeyId>, ManifestFault> {
         if self.keys.last().is_some_and(|last| last.id == id) {
-            return Ok(());
+            return Ok(None);
         }
         let mut next = self.clone();
         next.keys.push(KeyUse { id, since });
         next.write(dir)?;
         *self = next;
-        Ok(())
+        Ok(Some(id))
     }
 
     fn write(&self, dir: &Path) -> Result<(), ManifestFault> {
@@ -252,7 +252,7 @@ mod tests {
         let both = cipher(&manifest.id, 2, &[1]);
         // The first ten records were written without a key.
         manifest.uses(dir.path(), first.id(), 10).unwrap();
-        manifest.uses(dir.path(), first.id(), 20).unwrap();
+        assert_eq!(manifest.uses(dir.path(), first.id(), 20).unwrap(), None);
         manifest.uses(dir.path(), second.id(), 30).unwrap();
         let manifest = Manifest::open(dir.path()).unwrap();
         assert_eq!(manifest.keys.iter().map(|key| key.since).collect::<Vec<_>>(), [10, 30]);

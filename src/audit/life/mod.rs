@@ -1,11 +1,23 @@
-//! The life of a store: what makes it this store (`manifest`), and encryption at rest (`cipher`).
+//! The life of a store: what makes it this store (`manifest`), encryption at rest (`cipher`,
+//! `keys`), what is missing where calls go on without it (`gap`), what is dropped (`retention`),
+//! and copies (`backup`).
 //!
 //! INVARIANT: no error, `Debug` or log line of this room holds a key or what was encrypted.
 
+mod backup;
 mod cipher;
+mod gap;
+mod keeper;
 mod keys;
 mod manifest;
+mod modes;
 
+pub(in crate::audit) use backup::is_unfinished;
+pub use backup::{Backup, BackupFault};
 pub(in crate::audit) use cipher::{Cipher, CipherFault, Key, KeyId};
+pub use gap::Missed;
+pub(in crate::audit) use gap::{Gap, PROBE};
+pub use keeper::back_up;
 pub use keys::{KeyTrouble, Keys};
-pub(in crate::audit) use manifest::{FORMAT, Manifest, ManifestFault, write_durably};
+pub(in crate::audit) use manifest::{Manifest, ManifestFault, write_durably};
+pub(in crate::audit) use modes::open_to_others;

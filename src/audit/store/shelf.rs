@@ -398,6 +398,12 @@ fn firsts(dir: &Path) -> Result<Vec<u64>, Fault> {
     Ok(firsts)
 }
 
+/// The first record of the oldest segment in `dir`; 0 where there is none.
+pub(in crate::audit) fn first_segment(dir: &Path) -> io::Result<u64> {
+    let firsts = firsts(dir).map_err(io::Error::other)?;
+    Ok(firsts.first().copied().unwrap_or(0))
+}
+
 /// The record that was acknowledged last, and its hash.
 fn read_head(dir: &Path) -> Option<(u64, Hash)> {
     let text = fs::read_to_string(dir.join(HEAD)).ok()?;

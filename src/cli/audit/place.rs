@@ -1,0 +1,127 @@
+//! Where an audit log is, and whether this user may read it there.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use nix::unistd::{Gid, Uid};
+
+use super::super::Context;
+use crate::{
+    admin::{Client, Role, Roles},
+    audit::{Keys, Reader, Unavailable},
+    config::Encryption,
+};
+
+/// How long to wait for a store that another command is reading.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How the log is named on the command line.
+#[derive(Debug, clap::Args)]
+pub(super) struct Where {
+    /// The state folder, instead of the one that the config names
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// The running proxy's `admin.socket`, for who has a role but can't read the config
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "PORTCULLIS_ADMIN_SOCKET",
+        conflicts_with = "state_dir"
+    )]
+    socket: Option<PathBuf>,
+}
+
+/// A log: that of a running proxy, or the files of one that does not run.
+pub(super) enum Place {
+    Proxy(Client),
+    Files(Files),
+}
+
+/// The files of a log that no proxy has open.
+pub(super) struct Files {
+    /// The store's folder.
+    pub store: PathBuf,
+    encryption: Option<Encryption>,
+    roles: Roles,
+}
+
+pub(super) fn unavailable(unavailable: Unavailable) -> anyhow::Error {
+    anyhow::anyhow!("{unavailable}: {}", unavailable.remedy())
+}
+
+impl Where {
+    /// Finds the log.
+    pub async fn find(&self, ctx: &Context) -> anyhow::Result<Place> {
+        if let Some(socket) = &self.socket {
+            let client = Client::knock(socket).await.with_context(|| {
+                format!("no proxy answers on {}: is it its `admin.socket`?", socket.display())
+            })?;
+            return Ok(Place::Proxy(client));
+        }
+        if let Some(state_dir) = &self.state_dir {
+            if let Some(client) = Client::connect(state_dir).await {
+                return Ok(Place::Proxy(client));
+            }
+            let store = state_dir.join("audit");
+            return Ok(Place::Files(Files { store, encryption: None, roles: Roles::default() }));
+        }
+        let config = ctx.load()?.config;
+        if let Some(client) = Client::find(&config).await {
+            return Ok(Place::Proxy(client));
+        }
+        let store = config.audit.dir.unwrap_or_else(|| config.state_dir.join("audit"));
+        let (encryption, roles) = (config.audit.encryption, config.admin.roles);
+        Ok(Place::Files(Files { store, encryption, roles }))
+    }
+}
+
+impl Files {
+    /// Whether this user may do with the log what takes that role. The modes of the files keep
+    /// others out; this says so in words, and holds also where somebody made them wider.
+    pub fn permit(&self, role: Role) -> anyhow::Result<()> {
+        let owner = match fs::metadata(&self.store) {
+            Ok(meta) => meta.uid(),
+            // Whoever is to open it says so.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => {
+                let store = self.store.display();
+                let advice = "ask the running proxy: start it, and name its `admin.socket`";
+                return Err(anyhow::Error::new(error).context(format!("{store}: {advice}")));
+            }
+        };
+        let (uid, gid) = (Uid::effective(), Gid::effective());
+        let own = uid.is_root() || uid.as_raw() == owner;
+        anyhow::ensure!(
+            own || self.roles.grant(role, uid.as_raw(), gid.as_raw()),
+            "this is for root, the owner of {}, and those with the role `{role}`: have the \
+             operator name you in `admin.roles.{role}` of the config",
+            self.store.display()
+        );
+        Ok(())
+    }
+
+    /// The keys that the config names.
+    pub fn keys(&self) -> anyhow::Result<Option<Keys>> {
+        let keys = self.encryption.as_ref().map(Keys::fetch).transpose();
+        Ok(keys.map_err(|(_, trouble)| trouble)?)
+    }
+
+    /// Opens the log to read its records.
+    pub async fn read(&self) -> anyhow::Result<Reader> {
+        self.permit(Role::Auditor)?;
+        let (store, keys) = (self.store.clone(), self.keys()?);
+        let open = move || Reader::open(&store, PATIENCE, keys.as_ref());
+        tokio::task::spawn_blocking(open).await?.map_err(unavailable)
+    }
+}
+
+/// A path as another process understands it.
+pub(super) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot look at {}", path.display()))
+}

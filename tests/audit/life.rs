@@ -1,0 +1,324 @@
+//! Encryption at rest, backups, and calls that go on without a log.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use portcullis::{
+    audit::{
+        Audit, Filter, Keys, Options, Order, PAGE_MAX, Reader, Unavailable,
+        record::{Event, Happening, Kind, Record},
+    },
+    config::{Encryption, SecretRef},
+};
+use tempfile::TempDir;
+
+use crate::{
+    common::{DEADLINE, call, exchange, intent, open, outcome, refuse},
+    store::SmallDisk,
+};
+
+/// Keys of the operator, each a file.
+struct Safe(TempDir);
+
+impl Safe {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            let random = [uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple()];
+            fs::write(dir.path().join(name), random.map(|half| half.to_string()).concat()).unwrap();
+        }
+        Self(dir)
+    }
+
+    fn keys(&self, current: &str, old: &[&str]) -> Keys {
+        let key =
+            |name: &str| SecretRef { from: format!("file:{}", self.0.path().join(name).display()) };
+        let old_keys = old.iter().map(|name| key(name)).collect();
+        Keys::fetch(&Encryption { key: key(current), old_keys }).unwrap()
+    }
+}
+
+fn encrypted(dir: &Path, keys: &Keys) -> Result<Audit, Unavailable> {
+    let keys = Some(keys.clone());
+    Audit::open_with(dir, Options { deadline: DEADLINE, keys, ..Options::default() })
+}
+
+/// All events on record, the oldest first.
+async fn events(audit: &Audit) -> Vec<Happening> {
+    let filter = Filter {
+        kind: Some(Kind::Event),
+        order: Order::OldestFirst,
+        limit: Some(PAGE_MAX),
+        ..Filter::default()
+    };
+    let page = audit.archive().query(filter).await.unwrap();
+    assert_eq!(page.unreadable, Vec::<String>::new());
+    let happened = page.entries.into_iter().map(|entry| match entry.record {
+        Record::Event(Event { what, .. }) => what,
+        other => panic!("{other:?}"),
+    });
+    happened.collect()
+}
+
+/// How many intents are on record, all of them readable.
+async fn intents(reader: &portcullis::audit::Archive) -> usize {
+    let mut filter =
+        Filter { kind: Some(Kind::Intent), limit: Some(PAGE_MAX), ..Filter::default() };
+    let mut count = 0;
+    loop {
+        let page = reader.query(filter.clone()).await.unwrap();
+        assert_eq!(page.unreadable, Vec::<String>::new());
+        count += page.entries.len();
+        match page.next {
+            Some(next) => filter.after = Some(next),
+            None => return count,
+        }
+    }
+}
+
+/// All files below a folder.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+/// Files that hold one of these texts.
+fn holding(dir: &Path, texts: &[&str]) -> Vec<PathBuf> {
+    let mut found = files(dir);
+    found.retain(|path| {
+        let bytes = fs::read(path).unwrap();
+        texts.iter().any(|text| bytes.windows(text.len()).any(|part| part == text.as_bytes()))
+    });
+    found
+}
+
+/// Writes more than a block, so that there is a sealed one with its index, and one that grows.
+async fn fill(audit: &Audit) {
+    let mut writing = tokio::task::JoinSet::new();
+    for _ in 0..64 {
+        let audit = audit.clone();
+        writing.spawn(async move {
+            for _ in 0..35 {
+                let call = exchange("quetzalcoatl", "popocatepetl", "ixtaccihuatl");
+                intent(&audit, &call).await.unwrap();
+                outcome(&audit, &call).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = writing.join_next().await {
+        done.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn no_file_of_an_encrypted_log_holds_what_a_record_says() {
+    const SAID: [&str; 6] =
+        ["quetzalcoatl", "popocatepetl", "ixtaccihuatl", "tools/call", "principal", "\"seq\""];
+    let (dir, plain, safe) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Safe::new());
+    let audit = open(plain.path());
+    fill(&audit).await;
+    drop(audit);
+    assert!(!holding(plain.path(), &SAID).is_empty(), "else the search finds nothing");
+
+    let keys = safe.keys("a", &[]);
+    let audit = encrypted(dir.path(), &keys).unwrap();
+    fill(&audit).await;
+    drop(audit);
+    let audit = encrypted(dir.path(), &keys).unwrap();
+    let here = audit.archive();
+    assert_eq!(intents(here).await, 64 * 35);
+    let filter = Filter { client: Some("quetzalcoatl".into()), ..Filter::default() };
+    assert!(!here.query(filter).await.unwrap().entries.is_empty());
+    drop(audit);
+    assert!(files(dir.path()).len() > 5);
+    assert_eq!(holding(dir.path(), &SAID), Vec::<PathBuf>::new());
+    // Nor is there the key by which guesses at the index could be checked.
+    assert_ne!(fs::metadata(dir.path().join("digest.key")).unwrap().len(), 32);
+}
+
+#[tokio::test]
+async fn without_its_key_an_encrypted_log_says_which_one_it_takes() {
+    let (dir, safe) = (tempfile::tempdir().unwrap(), Safe::new());
+    let audit = encrypted(dir.path(), &safe.keys("a", &[])).unwrap();
+    intent(&audit, &call()).await.unwrap();
+    drop(audit);
+    let before = fs::read(dir.path().join("store.json")).unwrap();
+    let wrong = safe.keys("b", &[]);
+    for keys in [None, Some(&wrong)] {
+        let deadline = Duration::from_secs(5);
+        let refused = [
+            Reader::open(dir.path(), deadline, keys).unwrap_err(),
+            Audit::open_with(
+                dir.path(),
+                Options { deadline, keys: keys.cloned(), ..Options::default() },
+            )
+            .unwrap_err(),
+        ];
+        for unfit in refused {
+            assert!(matches!(unfit, Unavailable::Unfit { .. }), "{unfit:?}");
+            let words = unfit.to_string();
+            assert!(words.contains("encrypted with the key"), "{words}");
+            assert!(words.contains("audit.encryption.key"), "{words}");
+        }
+    }
+    assert_eq!(fs::read(dir.path().join("store.json")).unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_key_is_rotated_and_old_records_are_still_read() {
+    let (dir, safe) = (tempfile::tempdir().unwrap(), Safe::new());
+    // From no key to one, and to the next.
+    let audit = open(dir.path());
+    intent(&audit, &call()).await.unwrap();
+    drop(audit);
+    let audit = encrypted(dir.path(), &safe.keys("a", &[])).unwrap();
+    intent(&audit, &call()).await.unwrap();
+    drop(audit);
+    let audit = encrypted(dir.path(), &safe.keys("b", &["a"])).unwrap();
+    intent(&audit, &call()).await.unwrap();
+    assert_eq!(intents(audit.archive()).await, 3);
+    let rotated = events(&audit).await;
+    let rotated: Vec<_> = rotated
+        .iter()
+        .filter_map(|what| match what {
+            Happening::KeyRotated { key } => Some(key),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(rotated.len(), 2);
+    assert_ne!(rotated[0], rotated[1]);
+    drop(audit);
+    let unfit = encrypted(dir.path(), &safe.keys("b", &[])).unwrap_err();
+    assert!(unfit.to_string().contains(rotated[0].as_str()), "{unfit}");
+    // The first record is readable by whoever has the file: it was written before.
+    let back = encrypted(dir.path(), &safe.keys("a", &["b"])).unwrap();
+    assert_eq!(intents(back.archive()).await, 3);
+}
+
+#[tokio::test]
+async fn calls_go_on_without_a_log_only_where_that_was_chosen_and_are_told_of_later() {
+    let disk = SmallDisk::new(24);
+    let dir = disk.dir.path().join("audit");
+    let options = Options { deadline: DEADLINE, reserve: 4 << 20, ..Options::default() };
+    let audit = Audit::open_with(&dir, Options { pass: true, ..options.clone() }).unwrap();
+    intent(&audit, &call()).await.unwrap();
+    assert_eq!(audit.missed(), (None, 0));
+    let filler = disk.dir.path().join("filler");
+    fs::write(&filler, vec![0; 20 << 20]).unwrap();
+    for _ in 0..3 {
+        let call = call();
+        intent(&audit, &call).await.unwrap();
+        outcome(&audit, &call).await.unwrap();
+    }
+    refuse(&audit, &call(), portcullis::refusal::Code::PolicyDenied).await.unwrap();
+    let (missing, total) = audit.missed();
+    let missing = missing.expect("calls go on without a record");
+    assert_eq!((missing.intents, missing.outcomes, missing.refusals, total), (3, 3, 1, 7));
+
+    fs::remove_file(&filler).unwrap();
+    let mended = async {
+        while audit.missed().0.is_some() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, mended).await.expect("the store takes records again");
+    let after = call();
+    intent(&audit, &after).await.unwrap();
+    let told = events(&audit).await;
+    let [Happening::RecordsMissed { since, until, intents, outcomes, refusals, events }] =
+        &told[..]
+    else {
+        panic!("{told:?}")
+    };
+    assert_eq!((*intents, *outcomes, *refusals, *events), (3, 3, 1, 0));
+    assert!(*since >= missing.since && since <= until);
+    assert_eq!(self::intents(audit.archive()).await, 2);
+    drop(audit);
+
+    let audit = Audit::open_with(&dir, options).unwrap();
+    fs::write(&filler, vec![0; 20 << 20]).unwrap();
+    let refused = intent(&audit, &call()).await.unwrap_err();
+    assert!(matches!(refused, Unavailable::Full { .. }), "{refused:?}");
+    assert_eq!(audit.missed(), (None, 0));
+}
+
+#[tokio::test]
+async fn a_backup_is_taken_while_records_are_written_and_goes_on_as_a_log() {
+    let (dir, safe) = (tempfile::tempdir().unwrap(), Safe::new());
+    let (store, to) = (dir.path().join("audit"), dir.path().join("backup"));
+    let keys = safe.keys("a", &[]);
+    let audit = encrypted(&store, &keys).unwrap();
+    let filling = tokio::spawn({
+        let audit = audit.clone();
+        async move {
+            for _ in 0..3 {
+                fill(&audit).await;
+            }
+        }
+    });
+    let mut last = 0;
+    for _ in 0..4 {
+        let backup = audit.back_up(to.clone()).await.unwrap();
+        // Each is a whole log up to a record that was durable when it began.
+        let copy = Reader::open(&to, DEADLINE, Some(&keys)).unwrap();
+        let newest = copy.query(Filter { limit: Some(1), intents: true, ..Filter::default() });
+        let newest = newest.await.unwrap();
+        assert_eq!(newest.unreadable, Vec::<String>::new());
+        let has = newest.entries.first().map_or(0, |entry| entry.seq.0);
+        assert!(has >= backup.last.unwrap_or(0), "{has}: {backup:?}");
+        assert!(has >= last);
+        last = has;
+    }
+    filling.await.unwrap();
+    drop(audit);
+
+    // Restored: opened by a proxy, and gone on with.
+    let restored = encrypted(&to, &keys).unwrap();
+    let before = intents(restored.archive()).await;
+    intent(&restored, &call()).await.unwrap();
+    assert_eq!(intents(restored.archive()).await, before + 1);
+    let what = events(&restored).await;
+    let lost = |what: &Happening| matches!(what, Happening::RecordsLost { .. });
+    assert!(!what.iter().any(lost), "{what:?}");
+}
+
+#[tokio::test]
+async fn a_log_that_others_could_have_changed_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("audit");
+    drop(open(&store));
+    for mode in [0o720, 0o702, 0o777] {
+        fs::set_permissions(&store, fs::Permissions::from_mode(mode)).unwrap();
+        let refused = [
+            Audit::open(&store, DEADLINE).unwrap_err(),
+            Reader::open(&store, DEADLINE, None).unwrap_err(),
+        ];
+        for unfit in refused {
+            assert!(unfit.to_string().contains("others can write to"), "{mode:o}: {unfit}");
+        }
+    }
+    // Who could only read it could change nothing.
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).unwrap();
+    drop(open(&store));
+    assert_eq!(fs::metadata(&store).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[tokio::test]
+async fn a_log_of_a_newer_version_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = r#"{"format":2,"id":"unknown to us"}"#;
+    fs::write(dir.path().join("store.json"), text).unwrap();
+    let unfit = Audit::open(dir.path(), DEADLINE).unwrap_err();
+    assert!(unfit.to_string().contains("use the version that wrote it"), "{unfit}");
+    assert_eq!(fs::read_to_string(dir.path().join("store.json")).unwrap(), text);
+    assert!(!dir.path().join("segments").exists());
+}
