@@ -4,8 +4,8 @@
 //!   leaves has one *refused* record. All carry the decision's id.
 //! - What can't be recorded is not done: a store that is full, slow, in use or broken says so with
 //!   [`Unavailable`], and the caller refuses.
-//! - No record holds an argument's value, a result or a secret: texts are kept as size and keyed
-//!   digest, arguments as their shape.
+//! - No record holds a secret, and none an argument's value or a result unless a policy says
+//!   `@keep`: texts are kept as size and keyed digest, arguments and results as their shape.
 //!
 //! Records are in `record`, the store in `store`, reading in `query`.
 

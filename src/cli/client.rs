@@ -6,9 +6,12 @@ use serde_json::{Value, json};
 
 use super::{Context, Exit};
 use crate::{
+    admin,
+    audit::record::Happening,
     config::Loaded,
-    identity::{Store, StoreFault},
+    identity::{KeyHash, Store, StoreFault},
     names::{ClientName, Group},
+    proxy::record_alone,
 };
 
 #[derive(Debug, clap::Args)]
@@ -41,13 +44,24 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
     let store = Store::within(&loaded.config.state_dir);
     match args.verb {
-        Verb::Add { name, groups } => add(ctx, &loaded, &store, &name, groups),
+        Verb::Add { name, groups } => add(ctx, &loaded, &store, &name, groups).await,
         Verb::Ls => ls(ctx, &loaded, &store),
-        Verb::Rm { name } => rm(ctx, &loaded, &store, &name),
+        Verb::Rm { name } => rm(ctx, &loaded, &store, &name).await,
     }
 }
 
-fn add(
+/// Records what was done. A proxy that runs sees it and records it itself.
+async fn record(ctx: &Context, loaded: &Loaded, what: Happening) {
+    if admin::Client::connect(&loaded.config.state_dir).await.is_some() {
+        return;
+    }
+    if let Err(error) = record_alone(loaded, vec![what]).await {
+        let remedy = error.remedy();
+        ctx.note(format!("This is not in the audit log: {error}; {remedy}"));
+    }
+}
+
+async fn add(
     ctx: &Context,
     loaded: &Loaded,
     store: &Store,
@@ -59,6 +73,12 @@ fn add(
     }
     let groups: Vec<Group> = groups.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
     let key = store.add(name, groups.clone())?;
+    let added = Happening::ClientAdded {
+        client: name.to_string(),
+        key: key.hash().id(),
+        groups: groups.iter().map(ToString::to_string).collect(),
+    };
+    record(ctx, loaded, added).await;
     if ctx.is_json() {
         ctx.json(&json!({
             "client": name,
@@ -80,6 +100,7 @@ fn ls(ctx: &Context, loaded: &Loaded, store: &Store) -> anyhow::Result<Exit> {
     let configured = loaded.config.clients.iter().map(|(name, client)| Row {
         name,
         groups: &client.groups,
+        key: client.key_hash.parse::<KeyHash>().map(|hash| hash.id()).unwrap_or_default(),
         place: "config",
         added: None,
     });
@@ -87,6 +108,7 @@ fn ls(ctx: &Context, loaded: &Loaded, store: &Store) -> anyhow::Result<Exit> {
     let stored = stored.iter().map(|(name, client)| Row {
         name,
         groups: &client.groups,
+        key: client.key_hash.id(),
         place: "state",
         added: Some(client.added.to_string()),
     });
@@ -98,11 +120,17 @@ fn ls(ctx: &Context, loaded: &Loaded, store: &Store) -> anyhow::Result<Exit> {
         ctx.note("No clients yet: `portcullis client add NAME` makes one.");
     } else {
         ctx.table(
-            &["NAME", "GROUPS", "WHERE", "ADDED"],
+            &["NAME", "GROUPS", "KEY", "WHERE", "ADDED"],
             rows.iter().map(|row| {
                 let groups: Vec<&str> = row.groups.iter().map(Group::as_str).collect();
                 let added = row.added.clone().unwrap_or_default();
-                [row.name.to_string(), groups.join(", "), row.place.to_owned(), added]
+                [
+                    row.name.to_string(),
+                    groups.join(", "),
+                    row.key.clone(),
+                    row.place.to_owned(),
+                    added,
+                ]
             }),
         )?;
     }
@@ -112,6 +140,8 @@ fn ls(ctx: &Context, loaded: &Loaded, store: &Store) -> anyhow::Result<Exit> {
 struct Row<'a> {
     name: &'a ClientName,
     groups: &'a [Group],
+    /// Which key it holds, as records have it.
+    key: String,
     /// `config` or `state`.
     place: &'static str,
     added: Option<String>,
@@ -122,20 +152,27 @@ impl Row<'_> {
         json!({
             "client": self.name,
             "groups": self.groups,
+            "key": self.key,
             "where": self.place,
             "added": self.added,
         })
     }
 }
 
-fn rm(ctx: &Context, loaded: &Loaded, store: &Store, name: &ClientName) -> anyhow::Result<Exit> {
-    match store.remove(name) {
-        Ok(()) => {}
+async fn rm(
+    ctx: &Context,
+    loaded: &Loaded,
+    store: &Store,
+    name: &ClientName,
+) -> anyhow::Result<Exit> {
+    let key = match store.remove(name) {
+        Ok(removed) => removed.key_hash.id(),
         Err(StoreFault::Missing(_)) if loaded.config.clients.contains_key(name) => {
             anyhow::bail!("{}: remove it there", in_config(loaded, name));
         }
         Err(fault) => return Err(fault.into()),
-    }
+    };
+    record(ctx, loaded, Happening::ClientRemoved { client: name.to_string(), key }).await;
     if ctx.is_json() {
         ctx.json(&json!({ "client": name, "removed": true }))?;
     } else {

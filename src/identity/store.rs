@@ -137,14 +137,13 @@ impl Store {
         })
     }
 
-    /// Removes a client.
+    /// Removes a client; what it was.
     ///
     /// # Errors
     /// Where there is none of that name, and where the file can't be read or written.
-    pub fn remove(&self, name: &ClientName) -> Result<(), StoreFault> {
-        self.change(|clients| match clients.remove(name) {
-            Some(_) => Ok(()),
-            None => Err(StoreFault::Missing(name.clone())),
+    pub fn remove(&self, name: &ClientName) -> Result<Stored, StoreFault> {
+        self.change(|clients| {
+            clients.remove(name).ok_or_else(|| StoreFault::Missing(name.clone()))
         })
     }
 

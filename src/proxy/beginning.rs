@@ -20,7 +20,7 @@ use crate::{
     upstream::NotHanded,
 };
 
-/// How long a failed start waits for a store that a running proxy may have.
+/// How long who records alone waits for a store that a running proxy may have.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 fn version() -> String {
@@ -124,13 +124,17 @@ impl StartFailure {
         };
         let last = Happening::ProxyNotStarted { version: version(), reason };
         let all = [vec![config(loaded)], first, vec![last]].concat();
-        if let Err(error) = write(loaded, all).await {
+        if let Err(error) = record_alone(loaded, all).await {
             tracing::warn!(%error, "that the proxy did not start could not be recorded");
         }
     }
 }
 
-async fn write(loaded: &Loaded, all: Vec<Happening>) -> Result<(), Unavailable> {
+/// Records what happens while no proxy runs.
+///
+/// # Errors
+/// [`Unavailable`], also where a proxy runs after all.
+pub async fn record_alone(loaded: &Loaded, all: Vec<Happening>) -> Result<(), Unavailable> {
     // No secret was read, so what is known by its form is all to look for.
     let scrub = Scrubber::new(&[])
         .ok()

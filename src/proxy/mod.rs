@@ -73,6 +73,7 @@ use presence::{Drops, Presence};
 use refusals::Refusals;
 use tasks::Tasks;
 
+pub use beginning::record_alone;
 pub use assembly::{Assembly, Found, StartFailure, interceptor};
 pub use places::Place;
 

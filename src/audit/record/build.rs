@@ -38,6 +38,7 @@ const RULES: usize = 16;
 const FINDINGS: usize = 16;
 const GROUPS: usize = 16;
 const STAGES: usize = 32;
+const MEMBERS: usize = 64;
 /// Bytes of the largest result whose shape is told.
 const SHAPED: usize = 1 << 20;
 
@@ -200,6 +201,7 @@ impl Refused {
 impl Event {
     /// That this happened now.
     pub fn now(mut what: Happening) -> Self {
+        what.shorten(MEMBERS);
         what.texts(|text| *text = bound(text, WORDS));
         Self { id: DecisionId::next(), at: Timestamp::now(), what }
     }

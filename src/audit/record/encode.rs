@@ -58,7 +58,8 @@ impl Record {
         match self {
             Self::Intent(intent) => Some(&mut intent.shape),
             Self::Refused(refused) => Some(&mut refused.shape),
-            Self::Outcome(_) | Self::Event(_) => None,
+            Self::Outcome(outcome) => Some(&mut outcome.shape),
+            Self::Event(_) => None,
         }
     }
 }

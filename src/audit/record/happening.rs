@@ -452,6 +452,18 @@ impl Happening {
         }
     }
 
+    /// Cuts the lists of what an operator wrote, who may have written much.
+    pub(super) fn shorten(&mut self, most: usize) {
+        match self {
+            Self::ConfigLoaded { chain: list, .. }
+            | Self::PolicyLoaded { keeping: list, .. }
+            | Self::ClientAdded { groups: list, .. } => list.truncate(most),
+            Self::ServerLaunched(launched) => launched.deviations.truncate(most),
+            Self::SecretsHanded { secrets, .. } => secrets.truncate(most),
+            _ => {}
+        }
+    }
+
     /// Shows every text that is not a word of these types.
     pub(super) fn texts(&mut self, mut change: impl FnMut(&mut String)) {
         match self {

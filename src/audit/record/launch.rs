@@ -11,15 +11,11 @@ use crate::{
     vault::Source,
 };
 
-/// Deviations that are told.
-const DEVIATIONS: usize = 32;
-
 impl Launched {
     /// This start of a server.
     pub fn of(server: &ServerName, started: Started) -> Self {
         let Started { place, process, origin, party, revision, claims, took } = started;
-        let Origin { program, image_ref, image, profile, mut deviations } = origin;
-        deviations.truncate(DEVIATIONS);
+        let Origin { program, image_ref, image, profile, deviations } = origin;
         Self {
             server: server.to_string(),
             kind: (&place).into(),

@@ -3,6 +3,8 @@
 
 mod access;
 mod build;
+#[cfg(test)]
+mod docs;
 mod encode;
 mod happening;
 mod kept;

@@ -1,0 +1,190 @@
+//! `docs/audit/records.md` is made of the schema, so that it has every kind and every field.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use serde_json::{Map, Value};
+
+use super::Entry;
+
+const INTRODUCTION: &str = include_str!("docs.md");
+const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/audit/records.md");
+
+#[test]
+fn docs_audit_records_md_is_up_to_date() {
+    let text = document();
+    if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
+        std::fs::write(PATH, &text).unwrap();
+    }
+    let written = std::fs::read_to_string(PATH).unwrap_or_default();
+    assert!(
+        written == text,
+        "docs/audit/records.md is not what the schema says: run this test with \
+         PORTCULLIS_WRITE_DOCS=1"
+    );
+}
+
+/// The fields of one kind of record or event, by name: their schema, and whether they are required.
+type Fields = BTreeMap<String, (Value, bool)>;
+
+struct Schema(Value);
+
+impl Schema {
+    fn new() -> Self {
+        Self(schemars::schema_for!(Entry).to_value())
+    }
+
+    fn target<'s>(&'s self, schema: &'s Value) -> &'s Value {
+        let reference = schema.get("$ref").and_then(Value::as_str);
+        let place = reference.and_then(|reference| reference.strip_prefix('#'));
+        place.and_then(|place| self.0.pointer(place)).unwrap_or(schema)
+    }
+
+    /// The fields of an object, also those that are flattened into it.
+    fn fields(&self, schema: &Value) -> Fields {
+        let mut fields = Fields::new();
+        let target = self.target(schema);
+        for place in [schema, target] {
+            let required: Vec<&str> = list(place, "required").filter_map(Value::as_str).collect();
+            for (name, field) in members(place, "properties") {
+                let required = required.contains(&name.as_str());
+                fields.insert(name.clone(), (field.clone(), required));
+            }
+            for part in list(place, "allOf") {
+                fields.extend(self.fields(part));
+            }
+        }
+        fields
+    }
+
+    /// The values of a tag, with the variants of it.
+    fn variants<'s>(&'s self, schema: &'s Value, tag: &str) -> Vec<(String, &'s Value)> {
+        let named = |variant: &'s Value| {
+            let name = variant["properties"][tag]["const"].as_str()?;
+            Some((name.to_owned(), variant))
+        };
+        list(self.target(schema), "oneOf").filter_map(named).collect()
+    }
+
+    /// What a value is, in words, with a link where it is told of apart.
+    fn value(&self, schema: &Value) -> String {
+        let schema = not_null(schema);
+        if let Some(name) = schema["$ref"].as_str().and_then(|name| name.rsplit('/').next()) {
+            let target = self.target(schema);
+            return match self.words(target) {
+                Some(words) => words,
+                None if target.get("properties").is_none() && target.get("oneOf").is_none() => {
+                    self.value(target)
+                }
+                None => format!("[{name}](#{})", name.to_lowercase()),
+            };
+        }
+        if let Some(constant) = schema["const"].as_str() {
+            return format!("`{constant}`");
+        }
+        let of = |what: &str| match schema["format"].as_str() {
+            Some(format @ ("uuid" | "date-time")) => format.to_owned(),
+            _ => what.to_owned(),
+        };
+        match schema["type"].as_str() {
+            Some("array") => format!("list of {}", self.value(&schema["items"])),
+            Some("object") if schema["additionalProperties"].is_object() => {
+                format!("map to {}", self.value(&schema["additionalProperties"]))
+            }
+            Some("string") => of("text"),
+            Some("integer" | "number") => "number".into(),
+            Some("boolean") => "boolean".into(),
+            _ => "JSON".into(),
+        }
+    }
+
+    /// The words of an enumeration.
+    fn words(&self, target: &Value) -> Option<String> {
+        let mut all: Vec<&str> = list(target, "enum").filter_map(Value::as_str).collect();
+        for variant in list(target, "oneOf") {
+            all.push(variant["const"].as_str()?);
+        }
+        let quoted: Vec<_> = all.iter().map(|word| format!("`{word}`")).collect();
+        (!quoted.is_empty()).then(|| quoted.join(", "))
+    }
+}
+
+fn list<'s>(schema: &'s Value, name: &str) -> impl Iterator<Item = &'s Value> {
+    schema[name].as_array().into_iter().flatten()
+}
+
+fn members<'s>(schema: &'s Value, name: &str) -> impl Iterator<Item = (&'s String, &'s Value)> {
+    schema[name].as_object().into_iter().flat_map(Map::iter)
+}
+
+/// The branch that is not null, of an optional value.
+fn not_null(schema: &Value) -> &Value {
+    list(schema, "anyOf").find(|branch| branch["type"] != "null").unwrap_or(schema)
+}
+
+fn about(schema: &Value) -> String {
+    let about = schema["description"].as_str().unwrap_or_default();
+    // What rustdoc links, a page does not.
+    about.replace(['\n'], " ").replace('|', "\\|").replace("[`", "`").replace("`]", "`")
+}
+
+fn document() -> String {
+    let schema = Schema::new();
+    let mut text = INTRODUCTION.to_owned();
+    text.push_str("\n## Every record\n\n| field | value | |\n|---|---|---|\n");
+    rows(&mut text, &schema, &schema.fields(&schema.0), &["record"]);
+
+    let kinds = schema.variants(&schema.0, "record");
+    text.push_str("\n## Kinds\n\n| `record` | |\n|---|---|\n");
+    for (name, variant) in &kinds {
+        let _ = writeln!(text, "| `{name}` | {} |", about(variant));
+    }
+    let messages: Vec<_> = kinds.iter().filter(|(name, _)| name != "event").collect();
+    text.push_str("\n## Messages\n\nThe fields of `intent` (I), `outcome` (O) and `refused` (R). ");
+    text.push_str("Those in bold are always there.\n\n| field | in | value | |\n|---|---|---|---|\n");
+    let mut all: BTreeMap<String, (Value, String)> = BTreeMap::new();
+    for (name, variant) in messages {
+        let letter = name[..1].to_uppercase();
+        for (field, (value, required)) in schema.fields(variant) {
+            let here = all.entry(field).or_insert_with(|| (value, String::new()));
+            here.1.push_str(&if required { format!("**{letter}**") } else { letter.clone() });
+        }
+    }
+    all.remove("record");
+    for (field, (value, kinds)) in &all {
+        let (what, about) = (schema.value(value), about(value));
+        let _ = writeln!(text, "| `{field}` | {kinds} | {what} | {about} |");
+    }
+
+    text.push_str("\n## Events\n\nEvery event has its own `id` and the time `at` which it ");
+    text.push_str("happened. Fields in bold are always there.\n");
+    let event = kinds.iter().find(|(name, _)| name == "event").unwrap().1;
+    for (name, variant) in schema.variants(event, "event") {
+        let _ = write!(text, "\n### `{name}`\n\n{}\n", about(variant).replace("\\|", "|"));
+        let fields = schema.fields(variant);
+        if fields.len() > 1 {
+            text.push_str("\n| field | value | |\n|---|---|---|\n");
+            rows(&mut text, &schema, &fields, &["event"]);
+        }
+    }
+
+    text.push_str("\n## Values\n");
+    for name in ["Target", "Body", "Kept", "Refusal", "Rule", "Finding", "SecretHanded"] {
+        let target = &schema.0["$defs"][name];
+        let _ = write!(text, "\n### {name}\n\n{}\n\n", about(target).replace("\\|", "|"));
+        text.push_str("| field | value | |\n|---|---|---|\n");
+        let one_of: Fields = list(target, "oneOf").flat_map(|one| schema.fields(one)).collect();
+        let fields = if one_of.is_empty() { schema.fields(target) } else { one_of };
+        rows(&mut text, &schema, &fields, &[]);
+    }
+    text
+}
+
+fn rows(text: &mut String, schema: &Schema, fields: &Fields, omit: &[&str]) {
+    for (name, (field, required)) in fields {
+        if omit.contains(&name.as_str()) {
+            continue;
+        }
+        let name = if *required { format!("**`{name}`**") } else { format!("`{name}`") };
+        let _ = writeln!(text, "| {name} | {} | {} |", schema.value(field), about(field));
+    }
+}
