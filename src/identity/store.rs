@@ -142,9 +142,7 @@ impl Store {
     /// # Errors
     /// Where there is none of that name, and where the file can't be read or written.
     pub fn remove(&self, name: &ClientName) -> Result<Stored, StoreFault> {
-        self.change(|clients| {
-            clients.remove(name).ok_or_else(|| StoreFault::Missing(name.clone()))
-        })
+        self.change(|clients| clients.remove(name).ok_or_else(|| StoreFault::Missing(name.clone())))
     }
 
     fn change<T>(

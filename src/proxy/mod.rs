@@ -73,8 +73,8 @@ use presence::{Drops, Presence};
 use refusals::Refusals;
 use tasks::Tasks;
 
-pub use beginning::record_alone;
 pub use assembly::{Assembly, Found, StartFailure, interceptor};
+pub use beginning::record_alone;
 pub use places::Place;
 
 /// How long calls under way may take to end when the proxy stops.

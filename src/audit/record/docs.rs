@@ -140,7 +140,9 @@ fn document() -> String {
     }
     let messages: Vec<_> = kinds.iter().filter(|(name, _)| name != "event").collect();
     text.push_str("\n## Messages\n\nThe fields of `intent` (I), `outcome` (O) and `refused` (R). ");
-    text.push_str("Those in bold are always there.\n\n| field | in | value | |\n|---|---|---|---|\n");
+    text.push_str(
+        "Those in bold are always there.\n\n| field | in | value | |\n|---|---|---|---|\n",
+    );
     let mut all: BTreeMap<String, (Value, String)> = BTreeMap::new();
     for (name, variant) in messages {
         let letter = name[..1].to_uppercase();

@@ -61,7 +61,8 @@ pub enum Happening {
     ClientSeen(Who),
     /// A session was opened by an `initialize`, which has records of its own.
     SessionOpened(SessionOpened),
-    /// A session ended: the client closed it or left, or it was not used for too long.
+    /// A session ended: the client closed it or left, or it was not used for too long. Those that
+    /// are open when the proxy stops end with it.
     SessionEnded {
         session: String,
         principal: String,

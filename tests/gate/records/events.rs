@@ -206,3 +206,62 @@ async fn log_messages_that_a_client_does_not_want_are_counted() {
     .await;
     gate.stop().await;
 }
+
+#[tokio::test]
+async fn clients_that_change_without_a_proxy_are_on_record() {
+    let written = Setup::notes().keyed().write();
+    written.add_client("ann", &["ops"]).await;
+    assert_eq!(written.cli(&["client", "rm", "ann"]).await.code, Some(0));
+    let records = written.records(&[]).await;
+    let added = json!({ "event": "client-added", "client": "ann", "groups": ["ops"], "key": "*" });
+    let key = &one(&records, &added)["key"];
+    one(&records, &json!({ "event": "client-removed", "client": "ann", "key": key }));
+}
+
+#[tokio::test]
+async fn notifications_that_a_client_does_not_read_are_counted() {
+    let mut gate = Setup::crooked("").write().start_with(&["--stdio"]).await;
+    let mut input = gate.stdin.take().unwrap();
+    let hello = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": {},
+        "clientInfo": { "name": "deaf", "version": "1" } } });
+    let ready = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
+    let flood = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {
+        "name": "crooked__flood", "arguments": { "mib": 64 } } });
+    let lines = format!("{hello}\n{ready}\n{flood}\n");
+    tokio::io::AsyncWriteExt::write_all(&mut input, lines.as_bytes()).await.unwrap();
+    // Nobody reads its output, until it is on record that something was dropped.
+    for why in ["flood", "unread"] {
+        seen(
+            &gate,
+            json!({ "event": "messages-dropped", "server": "crooked", "why": why,
+            "count": "*" }),
+        )
+        .await;
+    }
+    drop(gate.stdout.take());
+    drop(input);
+    gate.ended().await;
+}
+
+#[tokio::test]
+async fn a_container_is_on_record_with_its_image_and_what_confines_it() {
+    let gate = Setup::crooked("[servers.crooked.hardening]\nwritable-root = true")
+        .runtime("container")
+        .start()
+        .await;
+    assert_eq!(gate.modern().text("crooked__echo", json!({ "text": "one" })).await, "one");
+    let records = gate.records(&[]).await;
+    let launched = one(
+        &records,
+        &json!({ "event": "server-launched", "server": "crooked",
+        "kind": "container", "place": "*", "why": "*", "image": "*", "image_ref": "*",
+        "profile": "*", "deviations": ["ReadonlyRootfs: false (hardening.writable-root)"] }),
+    );
+    let image = &launched["image"];
+    assert!(image.as_str().unwrap().starts_with("sha256:"), "{launched:#}");
+    for record in ["intent", "outcome"] {
+        one(&records, &json!({ "record": record, "target": { "tool": "echo" }, "image": image }));
+    }
+    gate.stop().await;
+}
