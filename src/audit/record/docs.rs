@@ -85,7 +85,9 @@ impl Schema {
             Some(format @ ("uuid" | "date-time")) => format.to_owned(),
             _ => what.to_owned(),
         };
-        match schema["type"].as_str() {
+        let kinds = schema["type"].as_array().into_iter().flatten();
+        let kind = kinds.chain([&schema["type"]]).filter_map(Value::as_str);
+        match kind.into_iter().find(|kind| *kind != "null") {
             Some("array") => format!("list of {}", self.value(&schema["items"])),
             Some("object") if schema["additionalProperties"].is_object() => {
                 format!("map to {}", self.value(&schema["additionalProperties"]))
@@ -101,7 +103,12 @@ impl Schema {
     fn words(&self, target: &Value) -> Option<String> {
         let mut all: Vec<&str> = list(target, "enum").filter_map(Value::as_str).collect();
         for variant in list(target, "oneOf") {
-            all.push(variant["const"].as_str()?);
+            let plain = list(variant, "enum").chain([&variant["const"]]);
+            let before = all.len();
+            all.extend(plain.filter_map(Value::as_str));
+            if all.len() == before {
+                return None;
+            }
         }
         let quoted: Vec<_> = all.iter().map(|word| format!("`{word}`")).collect();
         (!quoted.is_empty()).then(|| quoted.join(", "))

@@ -68,7 +68,7 @@ impl Record {
 mod tests {
     use super::*;
     use crate::{
-        audit::{DigestKey, Refused, Ruling},
+        audit::{DigestKey, Refused, Ruling, record::Kept},
         exchange, refusal,
     };
 
@@ -106,12 +106,16 @@ mod tests {
             ..Ruling::default()
         };
         let key = DigestKey::for_tests();
-        let mut record = Record::from(Refused::of(&exchange, &refusal, ruling, &key));
+        let refused = Refused::of(&exchange, &refusal, ruling, &key);
+        let kept = Kept::of(evil.repeat(8).into(), 0);
+        let mut record = Record::from(refused.keeping(Some(kept)));
         record.settle(None);
         let text = encode(&mut record).unwrap();
         assert!(text.len() <= RECORD_BYTES, "{}", text.len());
         let omitted = record.grounds().unwrap().omitted;
-        // All labels, all findings, all rules but one, the one member of the shape.
-        assert_eq!(omitted, 100 + 100 + 199 + 1);
+        // All rules, findings and labels but sixteen, all findings but three of those, and the one
+        // member of the shape. What a policy has kept stays.
+        assert_eq!(omitted, (200 - 16) + (100 - 16) + (100 - 16) + 13 + 1);
+        assert!(record.kept().is_some_and(|kept| kept.cut && kept.body.is_some()));
     }
 }

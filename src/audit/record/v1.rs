@@ -286,13 +286,14 @@ pub type Shape = BTreeMap<String, String>;
 pub struct Intent {
     #[serde(flatten)]
     pub call: Call,
-    /// Always `allowed`.
+    /// What was decided: `allowed` in an intent, `refused` in a refusal.
     pub decision: Decision,
     #[serde(flatten)]
     pub grounds: Grounds,
-    /// The parameters as they leave.
+    /// The parameters as they leave. Of what could not be read: the whole message.
     pub request: Body,
-    /// The shape of the arguments.
+    /// The shape of the arguments; in an outcome that of the result, unless that has more than
+    /// 1 MiB.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shape: Shape,
     /// The arguments (where there are none by that name: the parameters without `_meta`), where a
@@ -357,7 +358,7 @@ pub struct Timing {
 pub struct Refused {
     #[serde(flatten)]
     pub call: Call,
-    /// Always `refused`.
+    /// What was decided: `allowed` in an intent, `refused` in a refusal.
     pub decision: Decision,
     pub refusal: Refusal,
     #[serde(flatten)]

@@ -270,5 +270,16 @@ fn keeping_what_nobody_knows() {
 permit (principal, action, resource);
 @keep("arguments, answers")
 permit (principal, action, resource);"#)]), @r#"
+    policy-annotation
+
+      × `@keep` does not know `answers`
+       ╭─[policies/a.cedar:3:1]
+     2 │ permit (principal, action, resource);
+     3 │ @keep("arguments, answers")
+       · ─────────────┬─────────────
+       ·              ╰── is not kept
+     4 │ permit (principal, action, resource);
+       ╰────
+      help: write `@keep("arguments")`, `@keep("result")` or `@keep("arguments,result")`
     "#);
 }
