@@ -21,12 +21,16 @@ use super::{
     digest::DigestKey,
     life::{self, Cipher, Gap, Keys, Manifest, ManifestFault, Missed, PROBE},
     line::Line,
-    proof::{self, CheckpointFault, Checkpointer, Verifier},
+    proof::{self, CheckpointFault, Checkpointer, Proof, ProveFault, Prover, Verifier},
     query::Archive,
     record::{Entry, Event, Happening, Intent, Outcome, Record, Refused},
-    store::{Job, Lock, LockRefused, Mode, Settings, Shelf, Writer, first_segment, private_dir},
+    store::{
+        Fault, Job, Lock, LockRefused, Mode, SegmentInfo, Settings, Shelf, Writer, first_segment,
+        private_dir,
+    },
     unavailable::Unavailable,
 };
+use crate::names::DecisionId;
 
 /// Records that a follower may lag behind.
 const TAIL: usize = 1024;
@@ -102,6 +106,7 @@ struct Inner {
     thread: Option<JoinHandle<()>>,
     /// Signs the last checkpoint when it is dropped: after the last record.
     checkpointer: Option<Checkpointer>,
+    prover: Prover,
     /// Dropped last: the store is closed before others may have it.
     _lock: Lock,
 }
@@ -209,11 +214,13 @@ impl Audit {
             // Nothing else is in the queue yet.
             let _ = jobs.try_send(job);
         }
+        let archive = Archive::new(shelf.clone());
         let inner = Inner {
             dir: dir.to_owned(),
             options,
             key,
-            archive: Archive::new(shelf),
+            prover: Prover::new(shelf, archive.clone()),
+            archive,
             gap: Gap::default(),
             keeping: Default::default(),
             tail,
@@ -324,6 +331,38 @@ impl Audit {
         Some(checkpointer.signer().verifier().clone())
     }
 
+    /// Proves that the records of a decision are in the log, with a checkpoint that is made now
+    /// where none has them.
+    ///
+    /// # Errors
+    /// Says why there is no proof.
+    pub async fn prove(&self, id: DecisionId) -> Result<Proof, ProveFault> {
+        let prover = &self.inner.prover;
+        if let Some(proof) = prover.include(id).await? {
+            return Ok(proof);
+        }
+        self.checkpoint().await.map_err(|_| ProveFault::Unsigned)?;
+        prover.include(id).await?.ok_or(ProveFault::Unsigned)
+    }
+
+    /// Proves that the log at the checkpoint of `from` records is the beginning of that of `to`.
+    ///
+    /// # Errors
+    /// Says why there is no proof.
+    pub async fn consistency(&self, from: u64, to: u64) -> Result<Proof, ProveFault> {
+        self.inner.prover.consist(from, to).await
+    }
+
+    /// Keeps of a closed segment what proofs need, signed and durable, so that its folder can be
+    /// removed. Blocks.
+    pub(in crate::audit) fn keep_proof(&self, segment: &SegmentInfo) -> Result<(), Fault> {
+        let Inner { dir, checkpointer, prover, .. } = &*self.inner;
+        match checkpointer {
+            Some(checkpointer) => prover.keep(checkpointer.signer(), segment),
+            None => Err(Fault::Io(format!("{} is closed", dir.display()))),
+        }
+    }
+
     /// The records, for reading.
     pub fn archive(&self) -> &Archive {
         &self.inner.archive
@@ -416,6 +455,7 @@ impl Tail {
 /// A store that is opened to be read, while no proxy runs.
 pub struct Reader {
     archive: Archive,
+    shelf: Arc<Shelf>,
     _lock: Lock,
 }
 
@@ -433,7 +473,28 @@ impl Reader {
         let key = DigestKey::open(dir, cipher.as_deref()).map_err(broken(dir))?;
         let opened = Shelf::open(dir, key, cipher, Mode::Read)
             .map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
-        Ok(Self { archive: Archive::new(opened.shelf), _lock: held })
+        let shelf = opened.shelf;
+        Ok(Self { archive: Archive::new(shelf.clone()), shelf, _lock: held })
+    }
+
+    fn prover(&self) -> Prover {
+        Prover::new(self.shelf.clone(), self.archive.clone())
+    }
+
+    /// Proves that the records of a decision are in the log. `None` where no checkpoint has them.
+    ///
+    /// # Errors
+    /// Says why there is no proof.
+    pub async fn prove(&self, id: DecisionId) -> Result<Option<Proof>, ProveFault> {
+        self.prover().include(id).await
+    }
+
+    /// As [`Audit::consistency`].
+    ///
+    /// # Errors
+    /// Says why there is no proof.
+    pub async fn consistency(&self, from: u64, to: u64) -> Result<Proof, ProveFault> {
+        self.prover().consist(from, to).await
     }
 }
 

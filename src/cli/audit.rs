@@ -3,6 +3,7 @@
 
 mod keep;
 mod place;
+mod proof;
 mod render;
 
 use anyhow::Context as _;
@@ -63,6 +64,16 @@ enum Verb {
     },
     /// Copy the log, also while the proxy runs, to a folder that can be verified and opened
     Backup(keep::BackupArgs),
+    /// Hold the log's files against each other and against its checkpoints
+    Verify(proof::VerifyArgs),
+    /// Prove that the records of a decision are in the log, or check such a proof
+    Prove(proof::ProveArgs),
+    /// Prove that the log at one checkpoint begins with that at another, or check such a proof
+    Consistency(proof::ConsistencyArgs),
+    /// Have the running proxy sign a checkpoint now
+    Checkpoint,
+    /// Print the key that checkpoints are checked with
+    Key,
 }
 
 /// Which records.
@@ -169,22 +180,26 @@ impl Source {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let place = args.place.find(ctx).await?;
-    let read = async |place| {
+    let read = async || {
         let _progress = ctx.progress("opening the audit log");
-        Source::open(place).await
+        Source::open(args.place.find(ctx).await?).await
     };
     match args.verb {
+        Verb::Verify(verify) => proof::verify(&args.place, ctx, verify).await,
+        Verb::Prove(prove) => proof::prove(&args.place, ctx, prove).await,
+        Verb::Consistency(which) => proof::consistency(&args.place, ctx, which).await,
+        Verb::Checkpoint => proof::checkpoint(&args.place, ctx).await,
+        Verb::Key => proof::key(&args.place, ctx),
         Verb::Tail { follow, lines, which } => {
-            tail(&read(place).await?, ctx, which.into(), lines, follow).await
+            tail(&read().await?, ctx, which.into(), lines, follow).await
         }
         Verb::Query { which, limit, after, oldest_first } => {
             let order = if oldest_first { Order::OldestFirst } else { Order::NewestFirst };
             let filter = Filter { order, after, ..which.into() };
-            query(&read(place).await?, ctx, filter, limit).await
+            query(&read().await?, ctx, filter, limit).await
         }
-        Verb::Show { decision } => show(&read(place).await?, ctx, decision).await,
-        Verb::Backup(args) => keep::backup(&place, ctx, args).await,
+        Verb::Show { decision } => show(&read().await?, ctx, decision).await,
+        Verb::Backup(backup) => keep::backup(&args.place.find(ctx).await?, ctx, backup).await,
     }
 }
 

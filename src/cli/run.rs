@@ -86,6 +86,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let network = tokio::spawn(listener.serve(routes, stop.clone()));
     let local = admin::audit_routes(proxy.audit.clone(), stop.clone())
         .merge(admin::keeping_routes(proxy.audit.clone()))
+        .merge(admin::proof_routes(proxy.audit.clone()))
         .merge(admin::proxy_routes(proxy.clone()))
         .merge(front::http::local(proxy.clone(), keyring));
     let recorder = admin::Recorder {

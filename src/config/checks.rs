@@ -325,6 +325,16 @@ impl Checker<'_> {
                 self.bad(pointer, "this path is empty", "name a folder");
             }
         }
+        for (at, witness) in built.config.audit.witness.iter().enumerate() {
+            if witness.place().is_none() {
+                self.bad(
+                    &child("/audit/witness", at),
+                    "this names no witness, or several",
+                    "give one of `file = \"PATH\"`, `syslog = \"udp://HOST:PORT\"` (or `tcp://`, \
+                     or `unix:///PATH`) and `url = \"https://…\"`",
+                );
+            }
+        }
     }
 }
 

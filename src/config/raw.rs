@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Age, InterceptorEntry, MountEntry, SecretRef, Size};
 use crate::{
     admin::Roles,
+    audit::proof,
     chain::Mode,
     names::{ClientName, Group, ServerName},
 };
@@ -110,6 +111,9 @@ pub struct Audit {
     pub retention: Retention,
     /// Encrypts records at rest. Without it the files are only their owner's to read.
     pub encryption: Option<Encryption>,
+    pub checkpoint: Checkpoint,
+    /// Who else is told of checkpoints, so that they are kept where this machine can't change them.
+    pub witness: Vec<Witness>,
 }
 
 impl Default for Audit {
@@ -120,6 +124,56 @@ impl Default for Audit {
             on_failure: OnFailure::default(),
             retention: Retention::default(),
             encryption: None,
+            checkpoint: Checkpoint::default(),
+            witness: Vec::new(),
+        }
+    }
+}
+
+/// When a checkpoint of the audit log is signed, beside the proxy's start and end.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Checkpoint {
+    /// After so many records.
+    #[schemars(range(min = 1))]
+    pub records: u64,
+    /// So many seconds after a record that no checkpoint has.
+    #[schemars(range(min = 1, max = 86400))]
+    pub seconds: u64,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { records: 10_000, seconds: 60 }
+    }
+}
+
+/// A witness of checkpoints: one of `file`, `syslog` and `url`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Witness {
+    /// A file to append to, such as one on another machine's disk.
+    pub file: Option<PathBuf>,
+    /// A syslog (RFC 5424): `udp://HOST:PORT`, `tcp://HOST:PORT` or `unix:///dev/log`.
+    pub syslog: Option<String>,
+    /// A URL that takes each checkpoint in the body of a POST.
+    pub url: Option<String>,
+}
+
+impl Witness {
+    /// Where it is; `None` unless exactly one legal place is named.
+    pub fn place(&self) -> Option<proof::Witness> {
+        match (&self.file, &self.syslog, &self.url) {
+            (Some(file), None, None) if !file.as_os_str().is_empty() => {
+                Some(proof::Witness::File(file.clone()))
+            }
+            (None, Some(address), None) => proof::Witness::syslog(address),
+            (None, None, Some(url)) => {
+                let scheme = reqwest::Url::parse(url).ok()?.scheme().to_owned();
+                let web = matches!(scheme.as_str(), "http" | "https");
+                web.then(|| proof::Witness::Url(url.clone()))
+            }
+            _ => None,
         }
     }
 }

@@ -152,6 +152,9 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
     if let Some(socket) = &mut config.admin.socket {
         *socket = base.join(&*socket);
     }
+    for witness in &mut config.audit.witness {
+        witness.file = witness.file.as_ref().map(|file| base.join(file));
+    }
     for server in config.servers.values_mut() {
         for mount in &mut server.mounts {
             mount.source = base.join(&mount.source);

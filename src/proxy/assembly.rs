@@ -8,10 +8,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Proxy, beginning, parked::Lot, refusals::Refusals};
 use crate::{
-    audit::{self, Audit, Unavailable, record::Happening},
+    audit::{self, Audit, Unavailable, proof, record::Happening},
     chain::{Chain, Interceptor, Link},
     codec::Caps,
-    config::{Code, Config, InterceptorEntry, Loaded, OnFailure, Use},
+    config::{self, Code, Config, InterceptorEntry, Loaded, OnFailure, Use},
     container,
     interceptors::{
         plugin::{self, Plugin},
@@ -206,12 +206,21 @@ pub(super) async fn open(
         why: format!("`{}`: {trouble}", pointer.trim_start_matches('/').replace('/', ".")),
     })?;
     let pass = config.audit.on_failure == OnFailure::Pass;
-    let options = audit::Options { deadline, scrub, keys, pass, ..Default::default() };
+    let checkpoints = checkpoints(config);
+    let options = audit::Options { deadline, scrub, keys, pass, checkpoints, ..Default::default() };
     let opened = tokio::task::spawn_blocking({
         let dir = dir.clone();
         move || Audit::open_with(&dir, options)
     });
     opened.await.unwrap_or_else(|error| Err(Unavailable::Broken { dir, why: error.to_string() }))
+}
+
+/// How checkpoints of the audit log are made, by the config.
+fn checkpoints(config: &Config) -> proof::Settings {
+    let config::Checkpoint { records, seconds } = config.audit.checkpoint;
+    let witnesses = config.audit.witness.iter().filter_map(config::Witness::place).collect();
+    let time = Duration::from_secs(seconds);
+    proof::Settings { state: Some(config.state_dir.clone()), records, time, witnesses }
 }
 
 /// What is wrong with a config, and what is to be recorded of it.

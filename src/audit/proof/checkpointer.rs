@@ -15,7 +15,7 @@ use std::{
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::{
@@ -54,7 +54,8 @@ impl Default for Settings {
 }
 
 /// What became of checkpoints.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Status {
     /// The newest one, as it was signed.
     pub note: String,

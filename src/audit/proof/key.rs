@@ -156,7 +156,10 @@ impl Verifier {
     }
 
     /// The verifier keys that a folder has, one a line, the newest last.
-    pub(super) fn read(dir: &Path) -> io::Result<Vec<Self>> {
+    ///
+    /// # Errors
+    /// Where it can't be read, or is no key.
+    pub fn read(dir: &Path) -> io::Result<Vec<Self>> {
         match fs::read_to_string(dir.join(VERIFIER)) {
             Ok(text) => text.lines().map(|line| line.parse().map_err(io::Error::other)).collect(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),

@@ -7,7 +7,7 @@ use super::Hash;
 /// Records of a tile: the part of the tree that is kept as one hash when its records are gone.
 pub(in crate::audit) const TILE: u64 = 1 << TILE_LEVEL;
 /// How many levels of the tree a tile has.
-const TILE_LEVEL: u32 = 8;
+pub(super) const TILE_LEVEL: u32 = 8;
 
 /// The right edge of the tree over the first `size` records, as RFC 9162 builds it: the roots of
 /// the perfect trees that it is made of, largest first. At most 64 hashes, so clones are cheap.
@@ -44,7 +44,7 @@ impl TryFrom<Parts> for Frontier {
 /// A tile was to be added where none can begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a tile of {TILE} records cannot begin at record {0}")]
-pub(in crate::audit) struct Unaligned(pub u64);
+pub(in crate::audit) struct Unaligned(u64);
 
 impl std::fmt::Debug for Frontier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -95,6 +95,16 @@ impl Frontier {
         }
         self.peaks.push(hash);
         self.size += 1 << level;
+    }
+
+    /// The root of the perfect tree over 2^level records, the `at`-th of that size, if this tree is
+    /// made of it.
+    pub(super) fn peak(&self, level: u32, at: u64) -> Option<Hash> {
+        let bit = 1_u64.checked_shl(level)?;
+        // The larger ones stand before it.
+        let before = self.size & !(bit | (bit - 1));
+        let is_one = self.size & bit != 0 && at.checked_mul(bit) == Some(before);
+        self.peaks.get(before.count_ones() as usize).copied().filter(|_| is_one)
     }
 
     /// Records in the tree.
@@ -174,6 +184,23 @@ mod tests {
         tree.append(Hash::ZERO);
         assert_eq!(tree.append_tile(Hash::ZERO), Err(Unaligned(257)));
         assert_eq!(tree.size(), 257);
+    }
+
+    #[test]
+    fn the_parts_that_a_tree_is_made_of_are_known() {
+        let leaves = leaves(0b1011);
+        let tree = Frontier::of_tiles([], leaves.iter().copied());
+        for level in 0..70 {
+            for at in [0, 1, 2, 3, 4, 5, 9, 10, 11, u64::MAX] {
+                let root = match (level, at) {
+                    (3, 0) => Some(naive(&leaves[..8])),
+                    (1, 4) => Some(naive(&leaves[8..10])),
+                    (0, 10) => Some(leaves[10]),
+                    _ => None,
+                };
+                assert_eq!(tree.peak(level, at), root, "{level} {at}");
+            }
+        }
     }
 
     #[test]

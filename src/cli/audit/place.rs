@@ -14,7 +14,7 @@ use super::super::Context;
 use crate::{
     admin::{Client, Role, Roles},
     audit::{Keys, Reader, Unavailable},
-    config::Encryption,
+    config::{Config, Encryption},
 };
 
 /// How long to wait for a store that another command is reading.
@@ -75,13 +75,36 @@ impl Where {
         if let Some(client) = Client::find(&config).await {
             return Ok(Place::Proxy(client));
         }
-        let store = config.audit.dir.unwrap_or_else(|| config.state_dir.join("audit"));
-        let (encryption, roles) = (config.audit.encryption, config.admin.roles);
-        Ok(Place::Files(Files { store, encryption, roles }))
+        Ok(Place::Files(Files::of(config).files))
+    }
+
+    /// Where the files are, also of a log that a proxy has open: for what needs no lock.
+    pub fn folders(&self, ctx: &Context) -> anyhow::Result<Folders> {
+        Ok(match &self.state_dir {
+            Some(state_dir) => {
+                let (encryption, roles) = (None, Roles::default());
+                let files = Files { store: state_dir.join("audit"), encryption, roles };
+                Folders { state_dir: state_dir.clone(), files }
+            }
+            None => Files::of(ctx.load()?.config),
+        })
     }
 }
 
+/// The folders of a log, whether or not a proxy runs.
+pub(super) struct Folders {
+    pub state_dir: PathBuf,
+    pub files: Files,
+}
+
 impl Files {
+    fn of(config: Config) -> Folders {
+        let state_dir = config.state_dir;
+        let store = config.audit.dir.unwrap_or_else(|| state_dir.join("audit"));
+        let (encryption, roles) = (config.audit.encryption, config.admin.roles);
+        Folders { state_dir, files: Self { store, encryption, roles } }
+    }
+
     /// Whether this user may do with the log what takes that role. The modes of the files keep
     /// others out; this says so in words, and holds also where somebody made them wider.
     pub fn permit(&self, role: Role) -> anyhow::Result<()> {

@@ -16,7 +16,7 @@ use crate::audit::proof::{Frontier, Hash};
 
 /// What a segment that takes no more records says of itself.
 #[derive(Debug, Deserialize)]
-pub(super) struct Closed {
+pub(in crate::audit::proof) struct Closed {
     /// `seq` after its last record.
     pub end: u64,
     pub ended: Timestamp,
@@ -26,7 +26,7 @@ pub(super) struct Closed {
 }
 
 /// What the segment that begins with `first` says of itself. Nobody has signed it.
-pub(super) fn closed(dir: &Path, first: u64) -> Option<Closed> {
+pub(in crate::audit::proof) fn closed(dir: &Path, first: u64) -> Option<Closed> {
     let path = dir.join(format!("segments/{first:016}/segment.json"));
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
@@ -57,12 +57,12 @@ fn open(dir: &Path, name: String) -> io::Result<Option<Arc<Source>>> {
 }
 
 /// The first records of all segments, in order.
-pub(super) fn segments(dir: &Path) -> io::Result<Vec<u64>> {
+pub(in crate::audit::proof) fn segments(dir: &Path) -> io::Result<Vec<u64>> {
     numbered(&dir.join("segments"), |name| Some(name).filter(|name| name.len() == 16))
 }
 
 /// The first records of all segments that were dropped, in order.
-pub(super) fn dropped(dir: &Path) -> io::Result<Vec<u64>> {
+pub(in crate::audit::proof) fn dropped(dir: &Path) -> io::Result<Vec<u64>> {
     numbered(&dir.join("dropped"), |name| name.strip_suffix(".proof"))
 }
 

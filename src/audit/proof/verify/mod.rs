@@ -17,11 +17,10 @@ mod tests;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use crate::audit::{
-    life::{Cipher, Manifest},
+    life::{Keys, Manifest},
     proof::{Hash, Verifier, key},
 };
 
@@ -32,6 +31,7 @@ use walk::Walk;
 pub use finding::{Finding, KeySource, Report, SignedSize, What};
 
 pub(super) use book::FILE as CHECKPOINTS;
+pub(super) use files::{closed, dropped, segments};
 
 /// The copy of the newest checkpoint in the state folder, which is not the store's.
 pub(super) const NEWEST: &str = "audit-checkpoint";
@@ -54,7 +54,14 @@ pub struct Request {
     /// Begin at the newest checkpoint of at most so many records, and take it as given.
     pub since: Option<u64>,
     /// The keys that records are encrypted with.
-    pub(in crate::audit) cipher: Option<Arc<Cipher>>,
+    pub encryption: Option<Keys>,
+}
+
+impl Request {
+    /// To verify all of a store, with the keys that the state folder has, or else the store.
+    pub fn of(dir: PathBuf, state: Option<PathBuf>) -> Self {
+        Self { dir, state, ..Self::default() }
+    }
 }
 
 /// Why nothing can be said of a store.
@@ -109,10 +116,12 @@ pub fn verify(request: &Request) -> Result<Report, Fault> {
 }
 
 fn once(request: &Request) -> Result<Report, Halt> {
-    let Request { dir, state, witnesses, since, cipher, .. } = request;
+    let Request { dir, state, witnesses, since, encryption, .. } = request;
     let manifest = Manifest::read(dir)
         .map_err(|fault| Fault::Store(fault.to_string()))?
         .ok_or_else(|| Fault::Missing(dir.clone()))?;
+    let cipher = encryption.as_ref().map(|keys| keys.cipher(&manifest)).transpose();
+    let cipher = cipher.map_err(|fault| Fault::Store(fault.to_string()))?;
     let mut findings = Findings::default();
     let mut notes = Vec::new();
     let (keys, key_source) = keys(request, &mut notes)?;
@@ -146,7 +155,7 @@ fn once(request: &Request) -> Result<Report, Halt> {
         }
         None => None,
     };
-    let walk = Walk::new(dir, &keys, &book, head, cipher.as_deref(), findings);
+    let walk = Walk::new(dir, &keys, &book, head, cipher.as_ref(), findings);
     let walked = walk.run(since.as_ref())?;
     notes.extend(walked.notes);
     Ok(Report {

@@ -21,7 +21,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{notes, verify::CHECKPOINTS};
@@ -51,6 +51,22 @@ pub enum Witness {
     Url(String),
 }
 
+impl Witness {
+    /// The syslog of an address: `udp://HOST:PORT`, `tcp://HOST:PORT` or `unix:///PATH`.
+    pub fn syslog(address: &str) -> Option<Self> {
+        let named = |address: &str| {
+            let (host, port) = address.rsplit_once(':')?;
+            (!host.is_empty() && port.parse::<u16>().is_ok()).then(|| address.to_owned())
+        };
+        match address.split_once("://")? {
+            ("udp", address) => named(address).map(Self::SyslogUdp),
+            ("tcp", address) => named(address).map(Self::SyslogTcp),
+            ("unix", path) if path.starts_with('/') => Some(Self::SyslogUnix(path.into())),
+            _ => None,
+        }
+    }
+}
+
 impl std::fmt::Display for Witness {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -68,7 +84,8 @@ impl std::fmt::Display for Witness {
 }
 
 /// What a witness was told.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Status {
     /// Who.
     pub to: String,
