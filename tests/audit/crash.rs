@@ -39,13 +39,13 @@ async fn writer() {
     futures_util::future::join_all(producers).await;
 }
 
-struct Writer {
+pub struct Writer {
     process: Child,
     lines: std::io::Lines<BufReader<ChildStdout>>,
 }
 
 impl Writer {
-    fn start(store: &Path) -> Self {
+    pub fn start(store: &Path) -> Self {
         let mut process = Command::new(env::current_exe().unwrap())
             .args(["--exact", "crash::writer", "--nocapture"])
             .env(STORE, store)
@@ -57,7 +57,7 @@ impl Writer {
     }
 
     /// The ids of acknowledged intents; none any more once the process is dead.
-    fn acknowledged(&mut self) -> impl Iterator<Item = DecisionId> {
+    pub fn acknowledged(&mut self) -> impl Iterator<Item = DecisionId> {
         self.lines.by_ref().map_while(Result::ok).filter_map(|line| {
             // The last line may be torn, and the first stands behind what the harness prints.
             line.split_once("acknowledged ").and_then(|(_, id)| id.parse().ok())
@@ -65,7 +65,7 @@ impl Writer {
     }
 
     /// Kills it and returns what else it had acknowledged.
-    fn kill(mut self) -> Vec<DecisionId> {
+    pub fn kill(mut self) -> Vec<DecisionId> {
         self.process.kill().unwrap();
         let rest = self.acknowledged().collect();
         self.process.wait().unwrap();

@@ -11,3 +11,4 @@ mod paging;
 mod reading;
 mod secrecy;
 mod store;
+mod tampering;
