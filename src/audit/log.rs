@@ -34,6 +34,7 @@ use crate::names::DecisionId;
 
 /// Records that a follower may lag behind.
 const TAIL: usize = 1024;
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// Takes secrets out of a text, in place.
 pub type Scrub = Arc<dyn Fn(&mut String) + Send + Sync>;
@@ -52,6 +53,8 @@ pub struct Options {
     /// Whether a record that can't be written is only counted, and told of later, instead of
     /// being an error.
     pub pass: bool,
+    /// The time that a segment is of. Default: a day, from midnight UTC.
+    pub segment: Duration,
     /// Passed over every text that a client, a server or a fault chose, before it is stored.
     pub scrub: Option<Scrub>,
     /// How checkpoints are made.
@@ -66,6 +69,7 @@ impl Default for Options {
             queue: 4096,
             keys: None,
             pass: false,
+            segment: DAY,
             scrub: None,
             checkpoints: proof::Settings::default(),
         }
@@ -79,6 +83,7 @@ impl fmt::Debug for Options {
             .field("reserve", &self.reserve)
             .field("queue", &self.queue)
             .field("pass", &self.pass)
+            .field("segment", &self.segment)
             .finish_non_exhaustive()
     }
 }
@@ -206,7 +211,11 @@ impl Audit {
         let checkpointer = Checkpointer::start(dir, &manifest.id, &options.checkpoints, head)
             .map_err(|fault| Unavailable::Broken { dir: dir.to_owned(), why: fault.to_string() })?;
         let (tail, _) = broadcast::channel(TAIL);
-        let settings = Settings { queue: options.queue.max(1), reserve: options.reserve };
+        let settings = Settings {
+            queue: options.queue.max(1),
+            reserve: options.reserve,
+            period: u64::try_from(options.segment.as_micros()).unwrap_or(u64::MAX).max(1),
+        };
         let (jobs, thread) = Writer::start(opened, settings, tail.clone()).map_err(unavailable)?;
         if let Some(id) = rotated {
             let what = Happening::KeyRotated { key: id.to_string() };

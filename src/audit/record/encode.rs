@@ -5,8 +5,8 @@ use super::v1::{Call, Grounds, Record, Shape};
 /// Bytes of one record: what a call can make the log grow by is bounded.
 const RECORD_BYTES: usize = 64 * 1024;
 
-/// The JSON object of a record, without what its place in the log adds. Cuts the lists of a record that would be too large and counts what it
-/// cut.
+/// The JSON object of a record, without what its place in the log adds. Cuts the lists of a record
+/// that would be too large and counts what it cut.
 pub(in crate::audit) fn encode(record: &mut Record) -> serde_json::Result<Vec<u8>> {
     const CUTS: [fn(&mut Record) -> usize; 4] = [
         |record| record.shape_mut().map_or(0, |shape| std::mem::take(shape).len()),

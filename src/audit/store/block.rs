@@ -46,6 +46,14 @@ struct Inner {
     bytes: usize,
 }
 
+/// Records that can't be read, and whose hashes no index has, stand in the tree as zeros: their
+/// places stay taken. Verification finds them; this only lets the log go on.
+fn fill(tree: &mut Frontier, up_to: u64) {
+    while tree.size() < up_to {
+        tree.append(Hash::ZERO);
+    }
+}
+
 /// A record that a block takes.
 #[derive(Debug)]
 pub(super) struct Added {
@@ -64,6 +72,11 @@ impl Growing {
     /// `seq` after its last record.
     pub fn end(&self) -> u64 {
         self.first + self.inner.read().lines.len() as u64
+    }
+
+    /// Bytes of its lines.
+    pub fn bytes(&self) -> usize {
+        self.inner.read().bytes
     }
 
     pub fn is_empty(&self) -> bool {
@@ -107,6 +120,7 @@ impl Growing {
 
     /// Adds its records to the tree.
     pub fn append_to(&self, tree: &mut Frontier) {
+        fill(tree, self.first);
         self.inner.read().hashes.iter().for_each(|leaf| tree.append(*leaf));
     }
 
@@ -220,6 +234,7 @@ impl BlockMeta {
 
     /// Adds its records to the tree.
     pub fn append_to(&self, tree: &mut Frontier) -> Result<(), Fault> {
+        fill(tree, self.first);
         self.lead.iter().for_each(|leaf| tree.append(*leaf));
         for tile in &self.tiles {
             tree.append_tile(*tile).map_err(|e| Fault::Damaged(e.to_string()))?;

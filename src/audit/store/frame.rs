@@ -9,6 +9,9 @@
 //! | 4 | number of lines, little-endian |
 //! | … | the body: the lines, each ended by a line feed; compressed first, then encrypted |
 //!
+//! Eight zeros where a frame would begin are the end: files of commits are filled with zeros ahead
+//! of the frames, since the size of a file that grows is one more thing to sync with each commit.
+//!
 //! The checksum finds what a disk or an interrupted write did. What a person did, the hashes find.
 
 use std::io::{self, Read};
@@ -182,6 +185,13 @@ fn unpack(body: &[u8]) -> Result<Vec<u8>, BadFrame> {
     }
 }
 
+/// Whether these bytes can be the header of a frame whose first record is one of `records`.
+pub(in crate::audit) fn may_begin(header: &[u8], records: &std::ops::Range<u64>) -> bool {
+    let seq = header.get(9..17).and_then(|bytes| bytes.first_chunk::<8>());
+    header.get(8).is_some_and(|flags| flags & !(ZSTD | ENCRYPTED) == 0)
+        && seq.is_some_and(|bytes| records.contains(&u64::from_le_bytes(*bytes)))
+}
+
 /// Reads the frame at the beginning of `bytes`, and how long it is.
 ///
 /// # Errors
@@ -237,6 +247,9 @@ impl<'a, R: Read> Frames<'a, R> {
         let (length, checksum) = head.split_first_chunk::<4>().ok_or(BadFrame::Torn)?;
         let checksum = checksum.first_chunk::<4>().ok_or(BadFrame::Torn)?;
         let length = u32::from_le_bytes(*length) as usize;
+        if head == [0; 8] {
+            return Ok(None);
+        }
         if length < HEADER - 8 || length > BODY_MAX + HEADER {
             return Err(BadFrame::Damaged("a frame's length can't be right"));
         }
@@ -295,11 +308,7 @@ mod tests {
             let mut file = Vec::new();
             write(&mut file, 7, &lines(3), pack, None).unwrap();
             for at in 0..file.len() {
-                assert_eq!(
-                    read(&file[..at], None),
-                    Err(if at == 0 { BadFrame::Torn } else { BadFrame::Torn }),
-                    "cut at {at}"
-                );
+                assert_eq!(read(&file[..at], None), Err(BadFrame::Torn), "cut at {at}");
                 for bit in 0..8 {
                     let mut other = file.clone();
                     other[at] ^= 1 << bit;
@@ -307,6 +316,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn zeros_are_the_end() {
+        let mut file = Vec::new();
+        write(&mut file, 7, &lines(3), Pack::Plain, None).unwrap();
+        let end = file.len() as u64;
+        file.resize(file.len() + 100, 0);
+        let mut frames = Frames::new(file.as_slice(), None);
+        assert_eq!((frames.by_ref().map(Result::unwrap).count(), frames.offset()), (1, end));
     }
 
     #[test]

@@ -7,7 +7,12 @@ use std::{
     time::Duration,
 };
 
-use super::{block::Growing, fault::Fault, segment::Segment, shelf::Shelf};
+use super::{
+    block::Growing,
+    fault::Fault,
+    segment::{Segment, Wal},
+    shelf::Shelf,
+};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -16,6 +21,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) enum Task {
     /// Put a block into its segment.
     Seal { segment: Arc<Segment>, block: Arc<Growing> },
+    /// Make ready what the commits of the next block go to.
+    Prepare,
     /// Say of a segment that all its blocks are sealed.
     Close(Arc<Segment>),
 }
@@ -99,6 +106,13 @@ fn work(shelf: &Shelf, task: &Task) -> Result<(), Fault> {
             segment.seal(block)?;
             shelf.sealed(block);
             segment.forget_commits(block);
+            Ok(())
+        }
+        Task::Prepare => {
+            // Commits do without, only slower.
+            if let Err(error) = Wal::prepare(shelf.dir()) {
+                tracing::debug!(%error, "no file is filled ahead for audit records");
+            }
             Ok(())
         }
         Task::Close(segment) => shelf.close(segment),

@@ -7,6 +7,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _},
+    ops::Range,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -36,6 +37,10 @@ use crate::audit::{
 /// Bytes of unpacked frames that are kept for queries.
 const CACHE: u64 = 32 << 20;
 const CLOSED: &str = "segment.json";
+/// A file of zeros in the store's folder, which the next file of commits is made of.
+const SPARE: &str = "spare";
+/// Its bytes: about as many as the commits of a block take.
+const FILL: usize = 4 << 20;
 
 /// What all segments of a store need.
 pub(super) struct Tools {
@@ -120,11 +125,28 @@ impl Wal {
     /// was never acknowledged.
     pub fn begin(segment: &Path, first: u64) -> Result<Self, Fault> {
         let path = Self::path(segment, first);
-        let opened = private().truncate(true).open(&path);
+        let spare = segment.ancestors().nth(2).map(|store| store.join(SPARE));
+        let filled = spare.is_some_and(|spare| fs::rename(spare, &path).is_ok());
+        let opened = private().truncate(!filled).open(&path);
         let file = opened.map_err(|e| Fault::io("making", &path, &e))?;
         // The name must be as durable as what is written under it.
         sync_dir(segment)?;
         Ok(Self { file, path, length: 0 })
+    }
+
+    /// Makes the file of zeros for the next block. Commits into it need not sync its size: one
+    /// write of the disk less for each.
+    pub fn prepare(store: &Path) -> io::Result<()> {
+        let path = store.join(SPARE);
+        if path.exists() {
+            return Ok(());
+        }
+        // Whole or not there: a shorter one would only be slower, but why have it.
+        let unfinished = store.join("spare.new");
+        let file = private().truncate(true).open(&unfinished)?;
+        file.write_all_at(&vec![0; FILL], 0)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, &path)
     }
 
     /// Goes on after the first `length` bytes, which are whole frames.
@@ -207,7 +229,14 @@ impl Segment {
     }
 
     /// Opens a segment and brings its index up to its records.
-    pub fn open(tools: &Arc<Tools>, first: u64, mode: Mode) -> Result<Found, Fault> {
+    /// `acknowledged` is after the last record that was: what can't be read beyond it is a commit
+    /// that a stop interrupted.
+    pub fn open(
+        tools: &Arc<Tools>,
+        first: u64,
+        mode: Mode,
+        acknowledged: u64,
+    ) -> Result<Found, Fault> {
         let segment = Self::bare(tools, first)?;
         let mut damage = Vec::new();
         segment.load()?;
@@ -237,7 +266,8 @@ impl Segment {
             if let Some(bad @ BadFrame::Sealed(_)) = bad {
                 return Err(Fault::Io(format!("{}: {bad}", path.display())));
             }
-            if let Some(bad) = bad.filter(|bad| *bad != BadFrame::Torn) {
+            let torn = at + 1 == wals.len() && end >= acknowledged;
+            if let Some(bad) = bad.filter(|bad| !torn && *bad != BadFrame::Torn) {
                 damage.push(format!("{} at byte {length}: {bad}", path.display()));
                 segment.copy_aside(path, mode)?;
             }
@@ -294,19 +324,21 @@ impl Segment {
     fn catch_up(&self, limit: u64, mode: Mode, damage: &mut Vec<String>) -> Result<(), Fault> {
         let size = self.size()?;
         let mut offset = *self.length.lock();
+        let mut next = self.end();
         let mut block: Option<(Growing, Vec<FrameAt>)> = None;
         while offset < size {
             let (frame, length) = match self.frame_at(offset) {
                 Ok(found) => found,
                 Err(BadFrame::Sealed(why)) => return Err(Fault::Io(why)),
-                Err(_) if limit != u64::MAX => break,
+                // A block that was being sealed: its commits are still there.
+                Err(_) if limit == next => break,
                 Err(bad) => {
                     let file = self.path.join("records");
                     damage.push(format!("{} at byte {offset}: {bad}", file.display()));
-                    match self.skip(offset, size) {
-                        Some(next) => {
+                    match self.skip(offset, size, next..limit) {
+                        Some(readable) => {
                             self.index_block(block.take())?;
-                            offset = next;
+                            offset = readable;
                             continue;
                         }
                         None => break,
@@ -330,21 +362,38 @@ impl Segment {
                 length: u32::try_from(length).unwrap_or(u32::MAX),
             });
             offset += length;
+            next = frame.first + u64::from(frame.count);
         }
         self.index_block(block)?;
-        if mode == Mode::Write && *self.length.lock() < size && limit != u64::MAX {
+        if next == limit && mode == Mode::Write {
             let length = *self.length.lock();
             self.records.set_len(length).map_err(|e| Fault::io("cutting", &self.path, &e))?;
+        } else if next != limit {
+            // Whatever can't be read stays for whoever may recover something from it.
+            *self.length.lock() = size;
         }
         Ok(())
     }
 
-    /// Where the next frame that can be read begins, after one that can't.
-    fn skip(&self, offset: u64, size: u64) -> Option<u64> {
-        let mut head = [0; 4];
-        self.records.read_exact_at(&mut head, offset).ok()?;
-        let next = offset + 8 + u64::from(u32::from_le_bytes(head));
-        (next < size && self.frame_at(next).is_ok()).then_some(next)
+    /// Where the next frame that can be read begins, after one that can't, of those that have
+    /// these records.
+    fn skip(&self, offset: u64, size: u64, records: Range<u64>) -> Option<u64> {
+        let mut window = vec![0; 1 << 20];
+        let mut from = offset + 1;
+        while from + (frame::HEADER as u64) < size {
+            let length = usize::try_from(size - from).map_or(window.len(), |n| n.min(window.len()));
+            let bytes = window.get_mut(..length)?;
+            self.records.read_exact_at(bytes, from).ok()?;
+            let found = bytes.windows(frame::HEADER).enumerate().find_map(|(at, header)| {
+                let at = from + at as u64;
+                (frame::may_begin(header, &records) && self.frame_at(at).is_ok()).then_some(at)
+            });
+            if found.is_some() {
+                return found;
+            }
+            from += (length - frame::HEADER + 1) as u64;
+        }
+        None
     }
 
     fn index_block(&self, block: Option<(Growing, Vec<FrameAt>)>) -> Result<(), Fault> {

@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt as _,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use jiff::Timestamp;
@@ -78,12 +78,32 @@ pub(in crate::audit) struct SegmentInfo {
 struct Slot {
     first: u64,
     closed: Mutex<Option<Closed>>,
-    open: Mutex<Option<Arc<Segment>>>,
+    open: Mutex<Held>,
+}
+
+/// A segment as a slot holds it.
+#[derive(Default)]
+struct Held {
+    open: Option<Arc<Segment>>,
+    /// One that was given up and that a view may still read: sled lets nobody open it twice.
+    given_up: Weak<Segment>,
+}
+
+impl Held {
+    fn get(&self) -> Option<Arc<Segment>> {
+        self.open.clone().or_else(|| self.given_up.upgrade())
+    }
+
+    fn give_up(&mut self) {
+        if let Some(segment) = self.open.take() {
+            self.given_up = Arc::downgrade(&segment);
+        }
+    }
 }
 
 impl Slot {
     fn new(first: u64, closed: Option<Closed>) -> Arc<Self> {
-        Arc::new(Self { first, closed: Mutex::new(closed), open: Mutex::new(None) })
+        Arc::new(Self { first, closed: Mutex::new(closed), open: Mutex::default() })
     }
 }
 
@@ -141,6 +161,8 @@ impl Shelf {
         let (mut growing, mut unsealed, mut unclosed) = (Vec::new(), Vec::new(), Vec::new());
         let mut current = None;
         let mut damage = Vec::new();
+        let mark = read_head(dir);
+        let acknowledged = mark.map_or(0, |(seq, _)| seq + 1);
         let firsts = firsts(dir)?;
         for (at, &first) in firsts.iter().enumerate() {
             let closed = match Segment::closed(&tools, first) {
@@ -157,10 +179,10 @@ impl Shelf {
                 end = closed.end;
                 continue;
             }
-            let found = Segment::open(&tools, first, mode)?;
+            let found = Segment::open(&tools, first, mode, acknowledged)?;
             let Found { segment, growing: blocks, wal, end: after, damage: bad } = found;
             damage.extend(bad);
-            *slot.open.lock() = Some(segment.clone());
+            slot.open.lock().open = Some(segment.clone());
             head.read(&segment, &blocks)?;
             end = after;
             unsealed.extend(blocks.iter().map(|block| (segment.clone(), block.clone())));
@@ -183,7 +205,6 @@ impl Shelf {
             current = Some(Current { segment, growing: block, wal });
         }
         let sealed = growing.first().map_or(end, |block| block.first);
-        let mark = read_head(dir);
         let loss =
             mark.filter(|(seq, _)| *seq >= end).map(|(seq, _)| Loss { from: end, until: seq + 1 });
         if let Some((_, hash)) = mark.filter(|(seq, hash)| *seq + 1 == end && *hash != head.last) {
@@ -277,30 +298,27 @@ impl Shelf {
 
     /// The blocks of a segment, opened if it is not.
     fn open_slot(&self, slot: &Slot) -> Result<Arc<Segment>, Fault> {
-        if let Some(segment) = slot.open.lock().clone() {
+        let mut held = slot.open.lock();
+        if let Some(segment) = held.get() {
+            held.open = Some(segment.clone());
             return Ok(segment);
         }
         let path = self.tools.path(slot.first);
         if !path.join("records").is_file() {
             return Err(Fault::Damaged(format!("{}: its records are missing", path.display())));
         }
-        let mut open = slot.open.lock();
-        if let Some(segment) = open.clone() {
-            return Ok(segment);
-        }
-        let found = Segment::open(&self.tools, slot.first, Mode::Read)?;
+        let found = Segment::open(&self.tools, slot.first, Mode::Read, 0)?;
         for what in &found.damage {
             tracing::error!("{what}");
         }
-        *open = Some(found.segment.clone());
-        drop(open);
+        held.open = Some(found.segment.clone());
+        drop(held);
         let mut inner = self.inner.lock();
         inner.opened.push(slot.first);
         if inner.opened.len() > OPEN {
             let oldest = inner.opened.remove(0);
             for slot in inner.slots.iter().filter(|slot| slot.first == oldest) {
-                // Views that still read it keep it open.
-                *slot.open.lock() = None;
+                slot.open.lock().give_up();
             }
         }
         Ok(found.segment)
@@ -309,7 +327,7 @@ impl Shelf {
     /// Adds a segment that is to be written.
     pub(super) fn add(&self, segment: &Arc<Segment>) {
         let slot = Slot::new(segment.first, None);
-        *slot.open.lock() = Some(segment.clone());
+        slot.open.lock().open = Some(segment.clone());
         Arc::make_mut(&mut self.inner.lock().slots).push(slot);
     }
 
@@ -330,9 +348,9 @@ impl Shelf {
         inner.sealed = block.end();
     }
 
-    /// How many blocks wait to be sealed.
+    /// Bytes of records that are not sealed.
     pub(super) fn unsealed(&self) -> usize {
-        self.inner.lock().growing.len()
+        self.inner.lock().growing.iter().map(|block| block.bytes()).sum()
     }
 
     /// A segment takes no more records, all of which are sealed.

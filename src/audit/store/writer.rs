@@ -30,11 +30,14 @@ use crate::audit::{
 const BATCH: usize = 512;
 /// Bytes of records in one commit.
 const BATCH_BYTES: usize = 4 << 20;
-/// Microseconds of a day: the period of a segment.
-const PERIOD: u64 = 86_400_000_000;
 const MINUTE: u64 = 60_000_000;
-/// Blocks that may wait to be sealed. Each holds up to 8 MiB of records in memory.
-const UNSEALED: usize = 8;
+/// Records of a block after which the file of the next one's commits is made ready: a store that
+/// takes few has none.
+const PREPARE: u64 = 512;
+/// Bytes of the disk beyond the reserve that are needed for that.
+const PREPARE_FREE: u64 = 64 << 20;
+/// Bytes of records that may wait in memory to be sealed.
+const UNSEALED: usize = 64 << 20;
 
 /// What a writer goes by.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +46,8 @@ pub(in crate::audit) struct Settings {
     pub queue: usize,
     /// Bytes of the disk that are left free.
     pub reserve: u64,
+    /// Microseconds that a segment is of.
+    pub period: u64,
 }
 
 /// A record on its way to the disk.
@@ -158,7 +163,7 @@ impl Writer {
             let done = catch_unwind(AssertUnwindSafe(|| self.batch(jobs)));
             if done.is_err() {
                 tracing::error!("the audit store panicked");
-                self.give_up();
+                self.end_block();
             }
         }
     }
@@ -191,11 +196,14 @@ impl Writer {
     }
 
     fn check_space(&self) -> Result<(), Fault> {
+        if self.free()? < self.settings.reserve { Err(Fault::Full) } else { Ok(()) }
+    }
+
+    fn free(&self) -> Result<u64, Fault> {
         let dir = self.shelf.dir();
         let disk =
             statvfs(dir).map_err(|e| Fault::io("asking for free space in", dir, &e.into()))?;
-        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
-        if free < self.settings.reserve { Err(Fault::Full) } else { Ok(()) }
+        Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
     }
 
     /// How many records the next commit may have: those of one block.
@@ -245,7 +253,7 @@ impl Writer {
         if let Err(fault) = wal.append(&bytes) {
             // What the file holds now is uncertain: what is acknowledged of it is sealed from
             // memory, and the next commit begins another.
-            self.give_up();
+            self.end_block();
             return Err(fault);
         }
         current.growing.extend(added);
@@ -254,10 +262,23 @@ impl Writer {
         self.head = head;
         self.news.clear();
         self.announce(records);
-        if current_is_full(self.current.as_ref()) {
+        self.look_ahead(first);
+        Ok(())
+    }
+
+    /// Ends the block if it is full, and makes ready what the next one needs. `before` is the first
+    /// record of this commit.
+    fn look_ahead(&mut self, before: u64) {
+        let Some(current) = &self.current else { return };
+        let (begin, end) = (current.growing.first, self.head.tree.size());
+        let passed = before - begin < PREPARE && end - begin >= PREPARE;
+        if passed && self.free().is_ok_and(|free| free > self.settings.reserve + PREPARE_FREE) {
+            // Commits do without, only slower.
+            let _ = self.sealer.put(Task::Prepare);
+        }
+        if current.growing.is_full() {
             self.end_block();
         }
-        Ok(())
     }
 
     fn announce(&self, records: Vec<(LineHead, Line, Record)>) {
@@ -280,7 +301,8 @@ impl Writer {
         }
         let end = self.head.tree.size();
         let begun = self.current.as_ref().and_then(|current| current.begin());
-        if begun.is_some_and(|begin| now / PERIOD > begin / PERIOD) {
+        let period = self.settings.period;
+        if begun.is_some_and(|begin| now / period > begin / period) {
             self.end_block();
             if let Some(Current { segment, .. }) = self.current.take() {
                 self.sealer.put(Task::Close(segment))?;
@@ -316,14 +338,6 @@ impl Writer {
             tracing::error!(%fault, "a block of the audit log is not sealed");
         }
     }
-
-    fn give_up(&mut self) {
-        self.end_block();
-    }
-}
-
-fn current_is_full(current: Option<&Current>) -> bool {
-    current.is_some_and(|current| current.growing.is_full())
 }
 
 impl Current {
