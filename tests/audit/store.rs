@@ -248,7 +248,7 @@ async fn records_of_many_segments_are_one_log() {
             assert_eq!(kinds, [Kind::Intent, Kind::Outcome]);
         }
     }
-    let reader = Reader::open(dir.path(), DEADLINE).unwrap();
+    let reader = Reader::open(dir.path(), DEADLINE, None).unwrap();
     let shown = reader.show(calls[0].id).await.unwrap();
     assert_eq!(shown.entries.len(), 2);
 }
