@@ -268,8 +268,10 @@ impl Proxy {
         }
         self.parked.clear();
         let servers = self.router.servers(&View::All);
-        let stopped =
-            futures_util::future::join_all(servers.iter().map(|s| s.close("the proxy stops")));
+        let stopped = futures_util::future::join_all(servers.iter().map(|server| async {
+            server.close("the proxy stops").await;
+            server.flush().await;
+        }));
         // A server that is just being started is not waited for: what it has become by then is
         // ended by the reaping below, or with this process.
         if tokio::time::timeout(DRAIN, stopped).await.is_err() {

@@ -49,15 +49,21 @@ impl Proxy {
         mut events: mpsc::Receiver<Event>,
     ) {
         while let Some(event) = events.recv().await {
-            let happening = self.happened(&server, event);
-            self.note(happening).await;
+            if let Some(happening) = self.happened(&server, event) {
+                self.note(happening).await;
+            }
         }
     }
 
     /// What became of a server, for the log, the metrics and the record.
-    fn happened(&self, name: &ServerName, event: Event) -> Happening {
+    fn happened(&self, name: &ServerName, event: Event) -> Option<Happening> {
         let server = name.to_string();
-        match event {
+        Some(match event {
+            Event::Flush(done) => {
+                // Who waited may have given up.
+                let _ = done.send(());
+                return None;
+            }
             Event::Handing(secrets) => Happening::SecretsHanded {
                 server,
                 secrets: secrets.iter().map(SecretHanded::from).collect(),
@@ -104,7 +110,7 @@ impl Proxy {
                 let why = DropReason::Flood;
                 Happening::MessagesDropped(Dropped { server, principal: None, why, count })
             }
-        }
+        })
     }
 
     /// Takes what a server says that belongs to no call: requests and messages to the session for

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::{
     launcher::Place,
     process::{Exit, Origin},
@@ -38,6 +40,8 @@ pub enum Event {
     Lost {
         count: u64,
     },
+    /// Somebody waits until all before this is recorded.
+    Flush(oneshot::Sender<()>),
 }
 
 /// One instance that was started.

@@ -10,7 +10,7 @@ use super::{
     party::Party,
 };
 use crate::{
-    codec::era::{implementation, own_meta},
+    codec::era::{META_SERVER_INFO, implementation, own_meta},
     config::Era,
     exchange::{Method, Payload, Revision},
 };
@@ -54,7 +54,9 @@ pub struct Greeting {
 impl Greeting {
     /// Name and version by which the server calls itself.
     pub fn claims(&self) -> Option<String> {
-        claims(self.words.value().get("serverInfo")?)
+        let words = self.words.value();
+        let modern = words.get("_meta").and_then(|meta| meta.get(META_SERVER_INFO));
+        claims(modern.or_else(|| words.get("serverInfo"))?)
     }
 
     /// Whether the server says that it has a capability.

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     definitions::{Items, Offer},
@@ -163,6 +163,14 @@ impl Server {
     /// A [`Failure`] where it does not say.
     pub async fn items(&self, offer: Offer) -> Result<Items, Failure> {
         self.shared.items(offer).await
+    }
+
+    /// Waits until what became of it so far is recorded.
+    pub async fn flush(&self) {
+        let (done, recorded) = oneshot::channel();
+        self.shared.say(Event::Flush(done)).await;
+        // Nobody records any more.
+        let _ = recorded.await;
     }
 
     /// The running shared instance, if it runs, without starting it.
