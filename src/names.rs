@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A name that is no legal [`ServerName`], [`ClientName`] or [`Group`].
+/// A name that is no legal [`ServerName`], [`ClientName`], [`ExportName`] or [`Group`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a legal name: use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit"
@@ -71,6 +71,10 @@ name! {
 name! {
     /// A client: the holder of an API key.
     ClientName
+}
+name! {
+    /// A stream of audit records to somewhere else.
+    ExportName
 }
 name! {
     /// A group that clients belong to, as Cedar policies see it.

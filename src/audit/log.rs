@@ -99,6 +99,7 @@ struct Inner {
     options: Options,
     key: DigestKey,
     archive: Archive,
+    shelf: Arc<Shelf>,
     /// What the log misses.
     gap: Gap,
     /// Held by what must not meet another: a backup and the dropping of segments.
@@ -228,8 +229,9 @@ impl Audit {
             dir: dir.to_owned(),
             options,
             key,
-            prover: Prover::new(shelf, archive.clone()),
+            prover: Prover::new(shelf.clone(), archive.clone()),
             archive,
+            shelf,
             gap: Gap::default(),
             keeping: Default::default(),
             tail,
@@ -375,6 +377,10 @@ impl Audit {
     /// The records, for reading.
     pub fn archive(&self) -> &Archive {
         &self.inner.archive
+    }
+
+    pub(super) fn shelf(&self) -> &Arc<Shelf> {
+        &self.inner.shelf
     }
 
     /// All records from now on.

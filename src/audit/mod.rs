@@ -10,6 +10,7 @@
 //! Records are in `record`, the store in `store`, reading in `query`.
 
 mod digest;
+pub mod export;
 mod life;
 mod line;
 mod log;

@@ -51,6 +51,11 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             }
         }
     };
+    anyhow::ensure!(
+        !(args.stdio && assembly.writes_to_stdout()),
+        "with --stdio, standard output is the client's: give the audit export `to = \"stdout\"` a \
+         file, or leave out --stdio"
+    );
     let keyring = Arc::new(Keyring::load(&loaded.config)?);
     // What can be taken by somebody else is taken before anything starts.
     let settings = &loaded.config.admin;
@@ -237,9 +242,10 @@ pub(super) fn reported(failure: StartFailure) -> anyhow::Error {
             let remedy = unavailable.remedy();
             anyhow::anyhow!("{unavailable}; {remedy}")
         }
-        failure @ (StartFailure::Seal(_) | StartFailure::Watch(_) | StartFailure::Task(_)) => {
-            failure.into()
-        }
+        failure @ (StartFailure::Seal(_)
+        | StartFailure::Export(_)
+        | StartFailure::Watch(_)
+        | StartFailure::Task(_)) => failure.into(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a schema can't say: settings that depend on each other, and values with a meaning.
 
+mod export;
 mod server;
 
 use std::collections::{HashMap, HashSet};
@@ -35,6 +36,7 @@ pub(super) fn check(built: &Built, document: &Document, findings: &mut Vec<Findi
     }
     checker.prefixes(built);
     checker.interceptors(built);
+    export::check(&mut checker, &built.config.audit.export);
     checker.rest(built);
 }
 

@@ -68,8 +68,15 @@ impl Document {
     /// Whether the value there may be a secret, so that no message may repeat it.
     pub fn is_sensitive(pointer: &str) -> bool {
         let parts = super::place::segments(pointer);
-        matches!(parts.as_slice(), [servers, _, what, _, ..]
-            if servers == "servers" && matches!(what.as_str(), "env" | "secrets" | "headers"))
+        match parts.as_slice() {
+            [servers, _, what, _, ..] if servers == "servers" => {
+                matches!(what.as_str(), "env" | "secrets" | "headers")
+            }
+            [audit, export, _, what, ..] if audit == "audit" && export == "export" => {
+                matches!(what.as_str(), "to" | "headers")
+            }
+            _ => false,
+        }
     }
 
     /// What stands where a secret is named is hidden from all messages, unless it is a name.
@@ -79,9 +86,17 @@ impl Document {
             .iter()
             .filter(|(pointer, _)| Self::is_sensitive(pointer))
             .filter(|(pointer, _)| match self.get(pointer) {
-                Some(Value::String(text)) => {
-                    !pointer.ends_with("/from") || text.parse::<crate::vault::Source>().is_err()
+                Some(Value::String(text)) if pointer.ends_with("/from") => {
+                    text.parse::<crate::vault::Source>().is_err()
                 }
+                // A target of the plain kinds is a place. What else stands there may hold a token.
+                Some(Value::String(text)) if pointer.ends_with("/to") => {
+                    !["file:", "unix:", "stdout", "syslog+"]
+                        .iter()
+                        .any(|kind| text.starts_with(kind))
+                        || text.contains('@')
+                }
+                Some(Value::String(_)) => true,
                 _ => false,
             })
             .map(|(_, place)| place.value.clone())

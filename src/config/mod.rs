@@ -31,9 +31,9 @@ use std::{
 pub use entry::{InterceptorEntry, Use};
 pub use finding::{Code, Diagnostics, Finding, Located, Severity};
 pub use raw::{
-    Admin, Audit, Checkpoint, Client, Config, Encryption, Engine, EntrySettings, Era, Hardening,
-    Limits, Listen, LogFormat, OnFailure, Policy, Resources, Retention, Runtime, Server, Sharing,
-    Telemetry, Transport, Witness,
+    Admin, Audit, Begin, Checkpoint, Client, Config, Destination, Encryption, Engine,
+    EntrySettings, Era, Export, Hardening, Limits, Listen, LogFormat, OnFailure, Policy, Resources,
+    Retention, Runtime, Server, Sharing, Telemetry, Transport, Witness,
 };
 pub use values::{Age, IllegalMount, MountEntry, SecretRef, Size};
 

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::{Age, InterceptorEntry, MountEntry, SecretRef, Size};
 use crate::{
     admin::Roles,
-    audit::proof,
+    audit::{export::Format, proof},
     chain::Mode,
-    names::{ClientName, Group, ServerName},
+    names::{ClientName, ExportName, Group, ServerName},
 };
 
 /// The whole file. Relative paths are relative to the file.
@@ -114,6 +114,8 @@ pub struct Audit {
     pub checkpoint: Checkpoint,
     /// Who else is told of checkpoints, so that they are kept where this machine can't change them.
     pub witness: Vec<Witness>,
+    /// Where records go beside the store, each a stream of its own.
+    pub export: Vec<Export>,
 }
 
 impl Default for Audit {
@@ -126,6 +128,7 @@ impl Default for Audit {
             encryption: None,
             checkpoint: Checkpoint::default(),
             witness: Vec::new(),
+            export: Vec::new(),
         }
     }
 }
@@ -212,6 +215,59 @@ pub struct Encryption {
     /// Keys that were used before, for as long as records of their time are kept.
     #[serde(default)]
     pub old_keys: Vec<SecretRef>,
+}
+
+/// One stream of audit records to a target.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Export {
+    /// Its name in logs and metrics, and of its cursor in the store.
+    pub name: ExportName,
+    /// `file:PATH`, `stdout`, `https://…`, `otlp+https://…`, `syslog+tls://HOST:PORT`,
+    /// `syslog+tcp://HOST:PORT`, `syslog+udp://HOST:PORT`, `unix:PATH` or `postgres://…`. A URL
+    /// with a password or a token in it is a reference: `{ from = "env:NAME" }`.
+    pub to: Destination,
+    /// How records are written. Default: `jsonl`, but what OTLP and syslog have of their own.
+    /// `postgres` has columns and takes none.
+    #[serde(default)]
+    pub format: Option<Format>,
+    /// Which record is the first, where none was delivered yet.
+    #[serde(default)]
+    pub begin: Begin,
+    /// Secret headers sent to an HTTP endpoint.
+    #[serde(default)]
+    pub headers: BTreeMap<String, SecretRef>,
+    /// Certificates (PEM) of the authorities that are taken for a target over TLS. Default: those
+    /// of the system.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// Records that are delivered at once, at most.
+    #[serde(default = "default_batch")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub batch: usize,
+}
+
+fn default_batch() -> usize {
+    500
+}
+
+/// A target: as it is, or where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Destination {
+    Plain(String),
+    Secret(SecretRef),
+}
+
+/// Where a stream of records begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Begin {
+    /// With the oldest record in the store.
+    #[default]
+    Oldest,
+    /// With the first record after the stream's first start.
+    Now,
 }
 
 /// The operator's way into the running proxy, over a local socket.

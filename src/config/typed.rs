@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{
-    Config, Finding, InterceptorEntry,
+    Config, Destination, Finding, InterceptorEntry,
     document::Document,
     entry::{self, Misfit},
     finding::Code,
@@ -154,6 +154,20 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
     }
     for witness in &mut config.audit.witness {
         witness.file = witness.file.as_ref().map(|file| base.join(file));
+    }
+    for export in &mut config.audit.export {
+        if let Some(file) = &mut export.ca_file {
+            *file = base.join(&*file);
+        }
+        let to = match &mut export.to {
+            Destination::Secret(secret) => Some(secret),
+            Destination::Plain(_) => None,
+        };
+        for secret in export.headers.values_mut().chain(to) {
+            if let Ok(source) = vault::Source::try_from(&*secret) {
+                secret.from = source.relative_to(base).to_string();
+            }
+        }
     }
     for server in config.servers.values_mut() {
         for mount in &mut server.mounts {

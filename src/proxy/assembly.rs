@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Proxy, beginning, parked::Lot, refusals::Refusals};
 use crate::{
-    audit::{self, Audit, Unavailable, proof, record::Happening},
+    audit::{self, Audit, Unavailable, export, proof, record::Happening},
     chain::{Chain, Interceptor, Link},
     codec::Caps,
     config::{self, Code, Config, InterceptorEntry, Loaded, OnFailure, Use},
@@ -50,6 +50,8 @@ pub enum StartFailure {
     Audit(#[from] Unavailable),
     #[error(transparent)]
     Seal(#[from] KeyFault),
+    #[error("the audit records cannot be exported: {0}")]
+    Export(#[from] export::Illegal),
     #[error("the policy files cannot be watched: {0}")]
     Watch(String),
     #[error("a part of the start ended early: {0}")]
@@ -65,6 +67,7 @@ pub struct Assembly {
     scrubber: Arc<Scrubber>,
     /// The plugins in the chain, for the record.
     pub(super) plugins: Vec<Happening>,
+    exports: Vec<export::Settings>,
 }
 
 impl Assembly {
@@ -83,14 +86,15 @@ impl Assembly {
         } else {
             Err("no server needs a container engine".into())
         };
-        let (links, handed, scrubber, gathered) = tokio::task::spawn_blocking({
+        let (links, handed, scrubber, exports, gathered) = tokio::task::spawn_blocking({
             let (loaded, gate) = (loaded.clone(), gate.clone());
             move || {
                 let mut gathered = Gathered::default();
                 let handed = handed(&loaded, &mut gathered);
                 let known = known(&handed);
                 let scrubber = Scrubber::new(&known).map_err(|error| error.to_string());
-                (links(&loaded, gate, &known, &mut gathered), handed, scrubber, gathered)
+                let exports = exports(&loaded, &mut gathered.found);
+                (links(&loaded, gate, &known, &mut gathered), handed, scrubber, exports, gathered)
             }
         })
         .await
@@ -105,10 +109,15 @@ impl Assembly {
                 caps: Caps::response(&config.limits),
                 handed,
             });
-            Ok(Self { policies, links, gate, launcher, scrubber, plugins: happened })
+            Ok(Self { policies, links, gate, launcher, scrubber, exports, plugins: happened })
         } else {
             Err(StartFailure::Config(found, happened))
         }
+    }
+
+    /// Whether records go to standard output, which then can't be a client's.
+    pub fn writes_to_stdout(&self) -> bool {
+        self.exports.iter().any(export::Settings::writes_to_stdout)
     }
 
     /// Starts the proxy: opens the audit log, clears away what an earlier run left, and begins to
@@ -157,6 +166,8 @@ impl Assembly {
             )));
             heard.push((name.clone(), happened, said));
         }
+        let metrics = Arc::new(Metrics::new());
+        let exports = audit.export(self.exports, |name| metrics.export(name))?;
         let router = Router::new(servers);
         let limits = &config.limits;
         let proxy = Arc::new(Proxy {
@@ -164,7 +175,8 @@ impl Assembly {
             sessions: Sessions::new(limits.sessions, Duration::from_secs(limits.session_idle_s)),
             router,
             audit,
-            metrics: Arc::new(Metrics::new()),
+            exports,
+            metrics,
             policies: self.policies,
             launcher: self.launcher,
             seal: Arc::new(seal),
@@ -228,6 +240,22 @@ fn checkpoints(config: &Config) -> proof::Settings {
 struct Gathered {
     found: Vec<Found>,
     happened: Vec<Happening>,
+}
+
+/// The streams of audit records, with their secrets.
+fn exports(loaded: &Loaded, found: &mut Vec<Found>) -> Vec<export::Settings> {
+    let mut all = Vec::new();
+    for (at, entry) in loaded.config.audit.export.iter().enumerate() {
+        match export::Settings::read(entry, &loaded.base) {
+            Ok(settings) => all.push(settings),
+            Err(illegal) => {
+                let pointer = format!("/audit/export/{at}");
+                let what = format!("the export `{}`: {illegal}", entry.name);
+                found.push(Box::new(loaded.finding(&pointer, Code::BadValue, what)));
+            }
+        }
+    }
+    all
 }
 
 /// The secrets that servers are handed, read once for this run.

@@ -48,7 +48,7 @@ use tokio_util::{
 };
 
 use crate::{
-    audit::{Arrival, Audit, Refused},
+    audit::{Arrival, Audit, Refused, export::Streams},
     chain::Chain,
     codec::{Caps, Frame, Id},
     config::Config,
@@ -79,6 +79,8 @@ pub use places::Place;
 
 /// How long calls under way may take to end when the proxy stops.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long exports may take to deliver the last records when the proxy stops.
+const LAST_EXPORT: Duration = Duration::from_secs(5);
 /// Notifications of one exchange that may wait for a client that does not read.
 const NOTICES: usize = 256;
 
@@ -88,6 +90,8 @@ pub struct Proxy {
     pub router: Router,
     pub sessions: Sessions,
     pub audit: Audit,
+    /// The streams of audit records to elsewhere.
+    pub exports: Streams,
     pub metrics: Arc<Metrics>,
     pub policies: Arc<policy::Engine>,
     pub launcher: Arc<Launcher>,
@@ -289,6 +293,7 @@ impl Proxy {
         if let Err(error) = self.audit.event(what).await {
             tracing::error!(%error, "the end could not be recorded");
         }
+        self.exports.finish(LAST_EXPORT).await;
     }
 }
 

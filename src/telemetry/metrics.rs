@@ -22,9 +22,10 @@ use prometheus_client::{
 };
 
 use crate::{
+    audit::export::Meters,
     exchange::{Definition, Method, Transport},
     identity::{Principal, PrincipalKind},
-    names::ServerName,
+    names::{ExportName, ServerName},
     refusal::Code,
 };
 
@@ -130,6 +131,11 @@ struct ServerLabels {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct ExportLabels {
+    export: Value,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct CodeLabels {
     code: Value,
 }
@@ -187,6 +193,10 @@ pub struct Metrics {
     audit_records: Counter,
     audit_missed: Counter,
     audit_passing: Gauge,
+    exported: Family<ExportLabels, Counter>,
+    export_failures: Family<ExportLabels, Counter>,
+    export_lost: Family<ExportLabels, Counter>,
+    export_lag: Family<ExportLabels, Gauge>,
     reloads: Family<OutcomeLabels, Counter>,
     tools_seen: Mutex<HashMap<ServerName, HashSet<Arc<str>>>>,
 }
@@ -219,6 +229,10 @@ impl Metrics {
             audit_records: Counter::default(),
             audit_missed: Counter::default(),
             audit_passing: Gauge::default(),
+            exported: Family::default(),
+            export_failures: Family::default(),
+            export_lost: Family::default(),
+            export_lag: Family::default(),
             reloads: Family::default(),
             tools_seen: Mutex::default(),
         };
@@ -279,6 +293,26 @@ impl Metrics {
             "portcullis_audit_passing",
             "1 while calls go on without an audit record",
             self.audit_passing.clone(),
+        );
+        r.register(
+            "portcullis_audit_export_records",
+            "Audit records delivered, by export",
+            self.exported.clone(),
+        );
+        r.register(
+            "portcullis_audit_export_failures",
+            "Batches of audit records that could not be delivered, by export",
+            self.export_failures.clone(),
+        );
+        r.register(
+            "portcullis_audit_export_lost_records",
+            "Audit records that were gone before they were delivered, by export",
+            self.export_lost.clone(),
+        );
+        r.register(
+            "portcullis_audit_export_lag_records",
+            "Audit records that wait to be delivered, by export",
+            self.export_lag.clone(),
         );
         r.register(
             "portcullis_policy_reloads",
@@ -373,6 +407,17 @@ impl Metrics {
     pub fn audit_missed(&self, missed: u64, passing: bool) {
         self.audit_missed.inner().fetch_max(missed, Ordering::Relaxed);
         self.audit_passing.set(i64::from(passing));
+    }
+
+    /// What one stream of audit records counts.
+    pub fn export(&self, name: &ExportName) -> Meters {
+        let labels = ExportLabels { export: Value::Named(name.as_str().into()) };
+        Meters {
+            records: self.exported.get_or_create_owned(&labels),
+            failures: self.export_failures.get_or_create_owned(&labels),
+            lost: self.export_lost.get_or_create_owned(&labels),
+            lag: self.export_lag.get_or_create_owned(&labels),
+        }
     }
 
     /// The policies were read again: taken, or rejected with the old set kept.

@@ -1,0 +1,97 @@
+//! How far a stream has come, in a file that survives restarts.
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::audit::{life::write_durably, proof::Hash};
+
+/// The version of the file.
+const VERSION: u8 = 1;
+
+/// A place in one log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Cursor {
+    v: u8,
+    /// The log's id.
+    pub log: String,
+    /// The first record that is not delivered.
+    pub next: u64,
+    /// The hash of the record before it, which that one must name. Absent where no record was
+    /// delivered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<Hash>,
+}
+
+impl Cursor {
+    pub fn new(log: String, next: u64, hash: Option<Hash>) -> Self {
+        Self { v: VERSION, log, next, hash }
+    }
+}
+
+/// The file of one stream: `exports/NAME.cursor` in the store's folder.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    folder: PathBuf,
+    name: String,
+}
+
+impl Place {
+    pub fn new(store: &Path, stream: &str) -> Self {
+        Self { folder: store.join("exports"), name: format!("{stream}.cursor") }
+    }
+
+    /// What is kept; `None` where nothing is.
+    ///
+    /// # Errors
+    /// Where the file can't be read, or is none of ours.
+    pub fn read(&self) -> io::Result<Option<Cursor>> {
+        let text = match fs::read(self.folder.join(&self.name)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let cursor: Cursor = serde_json::from_slice(&text)?;
+        if cursor.v == VERSION {
+            Ok(Some(cursor))
+        } else {
+            Err(io::Error::other(format!("it is of version {}", cursor.v)))
+        }
+    }
+
+    /// Keeps it; durable when it returns.
+    pub fn write(&self, cursor: &Cursor) -> io::Result<()> {
+        use fs::DirBuilder;
+        use std::os::unix::fs::DirBuilderExt as _;
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
+        write_durably(&self.folder, &self.name, &serde_json::to_vec(cursor)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path(), "siem");
+        assert_eq!(place.read().unwrap(), None);
+        for cursor in [
+            Cursor::new("a".into(), 0, None),
+            Cursor::new("a".into(), u64::MAX, Some(Hash([7; 32]))),
+        ] {
+            place.write(&cursor).unwrap();
+            assert_eq!(place.read().unwrap(), Some(cursor));
+        }
+        let file = dir.path().join("exports/siem.cursor");
+        for broken in ["", "{", r#"{"v":2,"log":"a","next":1}"#, r#"{"v":1,"next":1}"#] {
+            fs::write(&file, broken).unwrap();
+            assert!(place.read().is_err(), "{broken}");
+        }
+    }
+}

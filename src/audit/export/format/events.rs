@@ -1,0 +1,101 @@
+//! What each event of a record is in other vocabularies.
+
+use super::Severity;
+
+/// OCSF's classes for events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    /// 6002: a program starts, stops, changes.
+    Lifecycle,
+    /// 6008: a program fails at something.
+    Error,
+    /// 6003: somebody calls an interface.
+    Api,
+    /// 3002: somebody comes in or leaves.
+    Authentication,
+    /// 3004: something that is administered is used or changes.
+    Entity,
+    /// 4001: a connection.
+    Network,
+    /// 0: what no class is for.
+    Base,
+}
+
+/// One event's part in other vocabularies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Meaning {
+    pub severity: Severity,
+    pub class: Class,
+    /// The class's activity, with its name there; 99 is named by the event.
+    pub activity: (u8, &'static str),
+    pub failed: bool,
+}
+
+const fn meaning(severity: Severity, class: Class, activity: (u8, &'static str)) -> Meaning {
+    Meaning { severity, class, activity, failed: false }
+}
+
+const fn failure(severity: Severity, class: Class, activity: (u8, &'static str)) -> Meaning {
+    Meaning { severity, class, activity, failed: true }
+}
+
+use Class::{Api, Authentication, Base, Entity, Error, Lifecycle, Network};
+use Severity::{Critical, High, Informational, Low, Medium};
+
+const START: (u8, &str) = (3, "Start");
+const STOP: (u8, &str) = (4, "Stop");
+const ENABLE: (u8, &str) = (6, "Enable");
+const GENERAL: (u8, &str) = (1, "General Error");
+const CREATE: (u8, &str) = (1, "Create");
+const READ: (u8, &str) = (2, "Read");
+const UPDATE: (u8, &str) = (3, "Update");
+const DELETE: (u8, &str) = (4, "Delete");
+const LOGON: (u8, &str) = (1, "Logon");
+const LOGOFF: (u8, &str) = (2, "Logoff");
+const OPEN: (u8, &str) = (1, "Open");
+const OTHER: (u8, &str) = (99, "");
+
+/// By the events' names. A test holds it to the published schema.
+const EVENTS: &[(&str, Meaning)] = &[
+    ("proxy-started", meaning(Informational, Lifecycle, START)),
+    ("proxy-not-started", failure(High, Lifecycle, START)),
+    ("proxy-stopped", meaning(Informational, Lifecycle, STOP)),
+    ("config-loaded", meaning(Informational, Entity, UPDATE)),
+    ("policy-loaded", meaning(Informational, Entity, UPDATE)),
+    ("policy-rejected", failure(High, Entity, UPDATE)),
+    ("plugin-loaded", meaning(Informational, Lifecycle, ENABLE)),
+    ("plugin-refused", failure(High, Lifecycle, ENABLE)),
+    ("client-seen", meaning(Informational, Authentication, LOGON)),
+    ("session-opened", meaning(Informational, Authentication, OTHER)),
+    ("session-ended", meaning(Informational, Authentication, LOGOFF)),
+    ("server-launched", meaning(Informational, Lifecycle, START)),
+    ("server-launch-failed", failure(Medium, Lifecycle, START)),
+    ("server-stopped", meaning(Informational, Lifecycle, STOP)),
+    ("egress-opened", meaning(Informational, Network, OPEN)),
+    ("secrets-handed", meaning(Low, Entity, READ)),
+    ("secret-unresolved", failure(High, Entity, READ)),
+    ("messages-dropped", failure(Medium, Error, GENERAL)),
+    ("client-added", meaning(Low, Entity, CREATE)),
+    ("client-removed", meaning(Low, Entity, DELETE)),
+    ("admin-action", meaning(Informational, Api, OTHER)),
+    ("refusals-unrecorded", failure(High, Error, GENERAL)),
+    ("records-missed", failure(Critical, Error, GENERAL)),
+    ("segment-dropped", meaning(Low, Entity, DELETE)),
+    ("key-rotated", meaning(Low, Entity, UPDATE)),
+    ("store-backed-up", meaning(Informational, Entity, READ)),
+    ("records-lost", failure(Critical, Error, GENERAL)),
+    ("segment-quarantined", failure(Critical, Error, GENERAL)),
+];
+
+/// What that event is; of one that is not in the table, that it is one.
+pub(super) fn of(event: &str) -> Meaning {
+    EVENTS
+        .iter()
+        .find(|(name, _)| *name == event)
+        .map_or(meaning(Informational, Base, OTHER), |(_, meaning)| *meaning)
+}
+
+#[cfg(test)]
+pub(super) fn is_known(event: &str) -> bool {
+    EVENTS.iter().any(|(name, _)| *name == event)
+}

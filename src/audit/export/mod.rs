@@ -1,0 +1,45 @@
+//! Records on their way out: once, into a file (`portcullis audit export`), or as a stream to
+//! where the config says (`[[audit.export]]`).
+//!
+//! - A format is a pure function of records (`format/`).
+//! - A stream delivers every record at least once: its cursor moves behind what was acknowledged,
+//!   is kept on disk, and is all that a restart needs (`stream.rs`).
+//! - A target that is slow, broken or gone harms nobody: its stream waits, and tells.
+//! - No message, metric or `Debug` holds a target's credentials.
+
+mod cursor;
+mod format;
+mod item;
+mod source;
+mod stream;
+mod streams;
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use format::{Fault, Format, Origin, Writer};
+pub use item::Item;
+pub use streams::{Meters, Settings, Streams};
+pub use target::{Illegal, Target};
+
+use std::sync::Arc;
+
+use super::{Audit, life::Manifest};
+use crate::names::ExportName;
+
+impl Audit {
+    /// Starts streams of this log's records.
+    ///
+    /// # Errors
+    /// Where a target's headers or certificates can't be used, with the stream's name.
+    pub fn export(
+        &self,
+        settings: Vec<Settings>,
+        meters: impl Fn(&ExportName) -> Meters,
+    ) -> Result<Streams, Illegal> {
+        let shelf = self.shelf();
+        let manifest = Manifest::open(shelf.dir()).map_err(|fault| Illegal(fault.to_string()))?;
+        let source: Arc<dyn stream::Source> = Arc::new(source::Stored(shelf.clone()));
+        Streams::start(settings, shelf.dir(), &Origin::here(manifest.id), &source, meters)
+    }
+}

@@ -1,0 +1,44 @@
+//! The store as the source of streams.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::stream::Source;
+use crate::audit::{
+    line::Line,
+    store::{Shelf, View},
+};
+
+pub(super) struct Stored(pub Arc<Shelf>);
+
+impl Source for Stored {
+    fn ends(&self) -> watch::Receiver<u64> {
+        self.0.ends()
+    }
+
+    fn first(&self) -> u64 {
+        self.0.view().first()
+    }
+
+    fn lines(&self, from: u64, most: usize) -> Result<Vec<Line>, String> {
+        let view = self.0.view();
+        let from = from.max(view.first());
+        let lines = view.lines(from, most).map_err(|fault| fault.to_string())?;
+        if lines.is_empty() && from < view.end() {
+            return Err(format!("record {from} is not where it should be"));
+        }
+        Ok(lines)
+    }
+
+    fn behind(&self, from: u64) -> Option<u64> {
+        let view = self.0.view();
+        let (blocks, _) = view.blocks(from, view.end(), None, None);
+        let readable = |seq: &u64| *seq > from && is_readable(&view, *seq);
+        blocks.iter().map(|block| block.first()).find(readable)
+    }
+}
+
+fn is_readable(view: &View, seq: u64) -> bool {
+    view.lines(seq, 1).is_ok_and(|lines| !lines.is_empty())
+}

@@ -1,0 +1,145 @@
+//! The streams of audit records.
+
+use std::{collections::HashMap, path::Path};
+
+use http::HeaderName;
+
+use super::Checker;
+use crate::{
+    audit::export::Target,
+    config::{Destination, Export, finding::Code, place::child, shape::brief},
+    vault::Source,
+};
+
+pub(super) fn check(checker: &mut Checker<'_>, exports: &[Export]) {
+    let mut names = HashMap::new();
+    let mut stdout = None;
+    for (at, export) in exports.iter().enumerate() {
+        let at = child("/audit/export", at);
+        if let Some(other) = names.insert(export.name.as_str(), at.clone()) {
+            let message = format!(
+                "two exports are called `{}` (line {})",
+                export.name,
+                checker.line_of(&child(&other, "name"))
+            );
+            checker.conflict(
+                &child(&at, "name"),
+                message,
+                "give each a name of its own: each has a cursor of that name in the store",
+            );
+        }
+        let target = target(checker, &at, export);
+        headers(checker, &at, export, target.as_ref());
+        if let Some(target) = target {
+            of_target(checker, &at, export, &target);
+            if matches!(target, Target::Stdout)
+                && let Some(other) = stdout.replace(at.clone())
+            {
+                let message = format!(
+                    "two exports write to standard output (line {})",
+                    checker.line_of(&other)
+                );
+                checker.conflict(&child(&at, "to"), message, "keep one, or give it a file");
+            }
+        }
+    }
+}
+
+/// The target, where it stands in the file itself.
+fn target(checker: &mut Checker<'_>, at: &str, export: &Export) -> Option<Target> {
+    let at = child(at, "to");
+    let text = match &export.to {
+        Destination::Plain(text) => text,
+        Destination::Secret(secret) => {
+            if let Err(error) = Source::try_from(secret) {
+                let at = child(&at, "from");
+                checker.add(checker.document.at_value(&at, Code::BadValue, error.to_string()));
+            }
+            return None;
+        }
+    };
+    match Target::parse(text, Path::new("/")) {
+        Ok(target) if target.has_credentials() => {
+            let finding = checker
+                .document
+                .at_key(&at, Code::LiteralSecret, "this URL has credentials in it")
+                .help("put the whole URL into a secret: `to = { from = \"env:NAME\" }`");
+            checker.add(finding);
+            None
+        }
+        Ok(target) => Some(target),
+        Err(illegal) => {
+            checker.add(checker.document.at_value(&at, Code::BadValue, illegal.to_string()));
+            None
+        }
+    }
+}
+
+fn of_target(checker: &mut Checker<'_>, at: &str, export: &Export, target: &Target) {
+    if target.is_open() {
+        let finding = checker
+            .document
+            .at_key(&child(at, "to"), Code::Unsafe, "records go over the network in the open")
+            .warning()
+            .help("use `https`, `syslog+tls` or PostgreSQL's `sslmode=require`, if the target can");
+        checker.add(finding);
+    }
+    if let Some(format) = export.format
+        && !target.formats().contains(&format)
+    {
+        let known: Vec<String> = target.formats().iter().map(|f| format!("`{f}`")).collect();
+        let help = match known.as_slice() {
+            [] => "remove it: PostgreSQL has columns".to_owned(),
+            known => format!("known here: {}", known.join(", ")),
+        };
+        checker.conflict(
+            &child(at, "format"),
+            format!("`{format}` can't be streamed to {}", kind(target)),
+            &help,
+        );
+    }
+    if export.ca_file.is_some() && !target.takes_ca() {
+        checker.conflict(
+            &child(at, "ca-file"),
+            format!("`ca-file` has no meaning for {}", kind(target)),
+            "remove it: there is no TLS on the way",
+        );
+    }
+}
+
+fn kind(target: &Target) -> &'static str {
+    match target {
+        Target::File(_) => "a file",
+        Target::Stdout => "standard output",
+        Target::Http(_) => "an HTTP endpoint",
+        Target::Otlp(_) => "a receiver of OTLP",
+        Target::Stream { .. } | Target::Udp { .. } => "syslog",
+        Target::Unix(_) => "a local socket",
+        Target::Postgres(_) => "PostgreSQL",
+    }
+}
+
+fn headers(checker: &mut Checker<'_>, at: &str, export: &Export, target: Option<&Target>) {
+    let at = child(at, "headers");
+    if let Some(target) = target
+        && !export.headers.is_empty()
+        && !target.takes_headers()
+    {
+        checker.conflict(
+            &at,
+            format!("`headers` has no meaning for {}", kind(target)),
+            "remove it",
+        );
+    }
+    for (name, secret) in &export.headers {
+        let at = child(&at, name);
+        if HeaderName::try_from(name).is_err() {
+            let message = format!("`{}` is no name of a header", brief(name));
+            checker.add(checker.document.at_key(&at, Code::BadValue, message));
+        }
+        if let Err(error) = Source::try_from(secret) {
+            let at = child(&at, "from");
+            checker.add(checker.document.at_value(&at, Code::BadValue, error.to_string()));
+        }
+    }
+}

@@ -1,0 +1,103 @@
+use super::{super::Destination, findings, parse};
+
+#[test]
+fn exports_that_could_not_run_are_found() {
+    let text = r#"
+[[audit.export]]
+name = "a"
+to = "https://me:HIDDEN@siem.example/in"
+[[audit.export]]
+name = "a"
+to = "syslog+tcp://loghost"
+format = "parquet"
+headers = { Authorization = { from = "env:TOKEN" } }
+ca-file = "ca.pem"
+[[audit.export]]
+name = "b"
+to = "ftp://me:HIDDEN@host"
+[[audit.export]]
+name = "c"
+to = { from = "HIDDEN" }
+[[audit.export]]
+name = "d"
+to = "stdout"
+[[audit.export]]
+name = "e"
+to = "stdout"
+[[audit.export]]
+name = "f"
+to = "postgres://audit@db.example/audit"
+format = "jsonl"
+headers = { "a b" = { from = "HIDDEN" } }
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    4:1 [config-literal-secret] this URL has credentials in it
+        = put the whole URL into a secret: `to = { from = "env:NAME" }`
+    6:1 [config-conflict] two exports are called `a` (line 3)
+        = give each a name of its own: each has a cursor of that name in the store
+    7:1 warning [config-unsafe] records go over the network in the open
+        = use `https`, `syslog+tls` or PostgreSQL's `sslmode=require`, if the target can
+    8:1 [config-conflict] `parquet` can't be streamed to syslog
+        = known here: `syslog`, `cef`, `ocsf`
+    9:1 [config-conflict] `headers` has no meaning for syslog
+        = remove it
+    10:1 [config-conflict] `ca-file` has no meaning for syslog
+        = remove it: there is no TLS on the way
+    13:6 [config-bad-value] this is no target: write `file:PATH`, `stdout`, `https://…`, `otlp+https://…`, `syslog+tls://HOST:PORT`, `syslog+tcp://HOST:PORT`, `syslog+udp://HOST:PORT`, `unix:PATH` or `postgres://…`
+    16:15 [config-bad-value] a secret comes `from` a reference: write `env:NAME` or `file:PATH`, never the value
+    22:1 [config-conflict] two exports write to standard output (line 17)
+        = keep one, or give it a file
+    26:1 [config-conflict] `jsonl` can't be streamed to PostgreSQL
+        = remove it: PostgreSQL has columns
+    27:1 [config-conflict] `headers` has no meaning for PostgreSQL
+        = remove it
+    27:13 [config-bad-value] `a b` is no name of a header
+    27:30 [config-bad-value] a secret comes `from` a reference: write `env:NAME` or `file:PATH`, never the value
+    "#);
+}
+
+#[test]
+fn exports_of_another_shape_are_found() {
+    let text = r#"
+[[audit.export]]
+name = "d"
+to = "stdout"
+batch = 0
+format = "xml"
+[[audit.export]]
+name = "No Name"
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    5:9 [config-bad-value] this must be at least 1
+        = Records that are delivered at once, at most.
+    6:10 [config-bad-value] `xml` is not a value of this key
+        = one of `jsonl`, `csv`, `parquet`, `ocsf`, `cef`, `syslog`, `otlp`
+    7:1 [config-missing-key] the key `to` is missing
+        ^ in this table
+        = `to`: `file:PATH`, `stdout`, `https://…`, `otlp+https://…`, `syslog+tls://HOST:PORT`, `syslog+tcp://HOST:PORT`, `syslog+udp://HOST:PORT`, `unix:PATH` or `postgres://…`. A URL with a password or a token in it is a reference: `{ from = "env:NAME" }`.
+    8:8 [config-bad-value] `No Name` is not a legal name: use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit
+        = Its name in logs and metrics, and of its cursor in the store.
+    "#);
+}
+
+#[test]
+fn exports_are_read_with_their_paths_seen_from_the_config() {
+    let text = r#"
+[[audit.export]]
+name = "siem"
+to = "syslog+tls://siem.example"
+format = "cef"
+ca-file = "ca.pem"
+[[audit.export]]
+name = "warehouse"
+to = { from = "file:db-url" }
+begin = "now"
+"#;
+    let loaded = parse(std::path::Path::new("/etc/p/portcullis.toml"), text).unwrap();
+    let [siem, warehouse] = loaded.config.audit.export.as_slice() else { panic!("two exports") };
+    assert_eq!(siem.ca_file.as_deref(), Some(std::path::Path::new("/etc/p/ca.pem")));
+    assert_eq!(siem.batch, 500);
+    let Destination::Secret(secret) = &warehouse.to else { panic!("a reference") };
+    assert_eq!(secret.from, "file:/etc/p/db-url");
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+}
