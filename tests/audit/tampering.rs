@@ -167,7 +167,7 @@ fn put(path: &Path, frames: &[Frame]) {
         let body = if flags & 1 == 0 {
             body.into_bytes()
         } else {
-            zstd::encode_all(body.as_bytes(), 3).unwrap()
+            zstd::bulk::compress(body.as_bytes(), 3).unwrap()
         };
         let mut rest = vec![*flags];
         rest.extend(first.to_le_bytes());
@@ -628,4 +628,42 @@ fn witnesses_are_told_in_order_and_after_a_failure() {
         let request = Request { witnesses, ..Request::of(log.store(), Some(log.state().into())) };
         assert_eq!(verify(&request).unwrap().findings, []);
     }
+}
+
+/// A verifier that shares no code with the proxy: the format is as it is documented.
+#[test]
+fn somebody_elses_verifier_comes_to_the_same_result() {
+    let log = log();
+    let keys = fs::read_to_string(log.path("audit-verifier")).unwrap();
+    let (key, dir) = (keys.trim(), tempfile::tempdir().unwrap());
+    let mut lines: Vec<String> = Vec::new();
+    for path in [log.find("records"), log.find("wal-")] {
+        lines.extend(frames(&path).into_iter().flat_map(|frame| frame.lines));
+    }
+    let records = dir.path().join("records.jsonl");
+    let run = |lines: &[String], key: &str| {
+        fs::write(&records, lines.iter().map(|line| format!("{line}\n")).collect::<String>())
+            .unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/audit/verify.py");
+        let mut python = Command::new("python3");
+        python.args([script, key]).args([&log.path("checkpoints"), &records]);
+        python.output().unwrap()
+    };
+    let good = run(&lines, key);
+    assert_eq!(text(&good), "verified: 4510 records\n", "{good:?}");
+    let refused = |lines: &[String], key: &str, why: &str| {
+        let output = run(lines, key);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(why), "{said}");
+    };
+    refused(&lines[..4000], key, "were signed");
+    let mut changed = lines.clone();
+    changed[2000] = changed[2000].replace("ci-bot", "mallory");
+    refused(&changed, key, "record 2001 does not name the one before it");
+    changed.remove(2000);
+    refused(&changed, key, "record 2000 is not there");
+    let other = tempfile::tempdir().unwrap();
+    drop(open(other.path(), &other.path().join("audit")));
+    let other = fs::read_to_string(other.path().join("audit-verifier")).unwrap();
+    refused(&lines, other.trim(), "none of this log");
 }

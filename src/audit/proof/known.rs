@@ -111,7 +111,7 @@ impl Known {
     fn skip(&mut self, dir: &Path, from: u64) -> Result<(), Fault> {
         let firsts = segments(dir).map_err(|e| Fault::io("reading", dir, &e))?;
         for first in firsts.iter().rev() {
-            if let Some(closed) = closed(dir, *first)
+            if let Ok(Some(closed)) = closed(dir, *first)
                 && closed.end <= from
                 && closed.tree.size() == closed.end
             {

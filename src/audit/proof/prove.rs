@@ -260,7 +260,7 @@ pub(in crate::audit) fn keep(
             }
         }
     }
-    if closed(dir, first).is_none_or(|closed| closed.tree != tree) {
+    if !closed(dir, first).is_ok_and(|closed| closed.is_some_and(|closed| closed.tree == tree)) {
         return Err(Fault::Damaged(format!(
             "the hashes of the segment {first} are not those with which it was closed: it is kept, \
              and `portcullis audit verify` says more"

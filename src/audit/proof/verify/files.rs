@@ -14,6 +14,9 @@ use serde::Deserialize;
 use super::frames::{self, Piece, Source, Unit};
 use crate::audit::proof::{Frontier, Hash};
 
+/// The file in which a closed segment says what it is.
+pub(super) const CLOSED: &str = "segment.json";
+
 /// What a segment that takes no more records says of itself.
 #[derive(Debug, Deserialize)]
 pub(in crate::audit::proof) struct Closed {
@@ -26,9 +29,12 @@ pub(in crate::audit::proof) struct Closed {
 }
 
 /// What the segment that begins with `first` says of itself. Nobody has signed it.
-pub(in crate::audit::proof) fn closed(dir: &Path, first: u64) -> Option<Closed> {
-    let path = dir.join(format!("segments/{first:016}/segment.json"));
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+pub(in crate::audit::proof) fn closed(dir: &Path, first: u64) -> io::Result<Option<Closed>> {
+    match fs::read(dir.join(format!("segments/{first:016}/{CLOSED}"))) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// A segment's folder.

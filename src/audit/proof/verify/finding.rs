@@ -52,7 +52,7 @@ pub enum What {
     ProofDamaged,
     /// What retention kept of a segment is not what was there.
     ProofMismatch,
-    /// The index does not say what the records say.
+    /// What a segment says of itself is not what its records say.
     IndexMismatch,
 }
 
@@ -125,6 +125,10 @@ pub(super) struct Findings {
 }
 
 impl Findings {
+    pub fn count(&self) -> u64 {
+        self.list.len() as u64 + self.omitted
+    }
+
     pub fn add(&mut self, finding: Finding) {
         if self.list.len() < MOST {
             self.list.push(finding);

@@ -210,7 +210,30 @@ fn what_stands_behind_damage_is_still_held_against_its_checkpoints() {
     assert_eq!(made.found(), [What::FrameDamaged]);
     bytes.truncate(length);
     fs::write(made.path(FIRST), &bytes).unwrap();
-    assert_eq!(made.found(), [What::RecordMissing]);
+    assert_eq!(made.found(), [What::RecordMissing, What::IndexMismatch]);
+}
+
+#[test]
+fn what_a_segment_says_of_itself_is_held_against_its_records() {
+    let made = made();
+    let path = made.path("segments/0000000000000000/segment.json");
+    let good = fs::read_to_string(&path).unwrap();
+    for (from, to) in
+        [("\"end\":700", "\"end\":701"), ("\"peaks\":[\"", "\"peaks\":[\"0"), ("{", "[")]
+    {
+        let other = good.replacen(from, to, 1);
+        assert_ne!(other, good);
+        fs::write(&path, other).unwrap();
+        assert_eq!(made.found(), [What::IndexMismatch], "{to}");
+    }
+    let root = tree(&made.lines[..512]).root().to_string();
+    assert!(good.contains(&root));
+    fs::write(&path, good.replace(&root, &Hash::ZERO.to_string())).unwrap();
+    assert_eq!(made.found(), [What::IndexMismatch]);
+    // Who begins there finds out, too.
+    let report = verify(&Request { since: Some(700), ..made.request() }).unwrap();
+    let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
+    assert_eq!(found, [What::RootMismatch]);
 }
 
 #[test]

@@ -59,6 +59,8 @@ pub(super) struct Walk<'a> {
     tree: Option<Frontier>,
     /// Whether that was made of records, or of a checkpoint that holds.
     trusted: bool,
+    /// The size of the checkpoint that was to be taken as given.
+    anchor: Option<u64>,
     /// The checkpoint to come, in `kept`.
     at: usize,
     /// Whether something was told that is the reason why records are missing here.
@@ -103,6 +105,7 @@ impl<'a> Walk<'a> {
             recorded: Timestamp::MIN,
             tree: Some(Frontier::default()),
             trusted: true,
+            anchor: None,
             at: 0,
             explained: false,
             signed: None,
@@ -158,9 +161,10 @@ impl<'a> Walk<'a> {
     /// Goes to the last place before a checkpoint whose tree is known. What says so need not be
     /// believed: the checkpoint's root tells.
     fn begin(&mut self, since: &Checkpoint, all: &[(u64, bool)]) -> u64 {
+        self.anchor = Some(since.size);
         self.at = self.kept.partition_point(|kept| kept.signed.checkpoint.size < since.size);
         for (first, _) in all.iter().rev() {
-            let Some(closed) = files::closed(self.dir, *first) else { continue };
+            let Ok(Some(closed)) = files::closed(self.dir, *first) else { continue };
             if closed.end <= since.size && closed.tree.size() == closed.end {
                 self.next = closed.end;
                 self.prev = Some(closed.last);
@@ -209,7 +213,7 @@ impl<'a> Walk<'a> {
         }
         let before = files::segments(self.dir).unwrap_or_default();
         let before = before.iter().rev().find(|begin| **begin < first);
-        let closed = before.and_then(|before| files::closed(self.dir, *before));
+        let closed = before.and_then(|before| files::closed(self.dir, *before).ok().flatten());
         if let Some(closed) = closed.filter(|c| c.end == first && c.tree.size() == first) {
             self.tree = Some(closed.tree);
             self.trusted = false;
@@ -261,10 +265,14 @@ impl<'a> Walk<'a> {
         let opened = Segment::open(self.dir, first).map_err(failed(self.dir))?;
         let segment = opened.ok_or(Halt::Moved)?;
         let content = segment.content().map_err(failed(self.dir))?;
+        let found = self.findings.count();
         for pieces in content.pieces.chunk_by(|a, b| a.unit().is_some() == b.unit().is_some()) {
             for pieces in pieces.chunks(BATCH) {
                 self.pieces(pieces)?;
             }
+        }
+        if found == self.findings.count() {
+            self.closed(first);
         }
         if let Some(Piece::Damage { source, bytes, .. }) = content.unfinished.filter(|_| newest) {
             let acknowledged = self.head.is_some_and(|(seq, _)| seq >= self.next);
@@ -281,6 +289,25 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Holds what a closed segment says of itself against its records, in which nothing was found:
+    /// the proxy goes by it when it starts.
+    fn closed(&mut self, first: u64) {
+        let says = match files::closed(self.dir, first) {
+            Ok(None) => return,
+            Ok(Some(closed)) => {
+                let Some(tree) = self.tree.as_ref().filter(|_| self.trusted) else { return };
+                if closed.end == self.next && closed.tree == *tree && Some(closed.last) == self.prev
+                {
+                    return;
+                }
+                "it does not say what the records say"
+            }
+            Err(_) => "it can't be read",
+        };
+        let finding = Finding::new(What::IndexMismatch, says);
+        self.findings.add(finding.file(format!("segments/{first:016}/{}", files::CLOSED)));
     }
 
     fn pieces(&mut self, pieces: &[Piece]) -> Result<(), Halt> {
@@ -404,7 +431,7 @@ impl<'a> Walk<'a> {
                     self.mismatched = false;
                     self.signed = Some(SignedSize { size: checkpoint.size, time: checkpoint.time });
                 }
-                Some(false) if self.trusted => {
+                Some(false) if self.trusted || self.anchor == Some(checkpoint.size) => {
                     self.checkpoints += 1;
                     // One finding is enough for all that a change spoils.
                     if std::mem::replace(&mut self.mismatched, true) {
