@@ -1,0 +1,148 @@
+//! An endpoint that takes a batch as the body of a `POST`, OTLP's among them. A batch is
+//! acknowledged by a status of 2xx.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use reqwest::Url;
+use serde::Deserialize;
+
+use super::{
+    super::{Format, Item, Origin, format},
+    Illegal, PATIENCE, Sink, Undelivered, causes, in_time, tls,
+};
+use crate::vault::Secret;
+
+/// The longest that an endpoint may put us off by `Retry-After`.
+const LATEST: Duration = Duration::from_secs(300);
+/// Bytes of an answer that are looked at.
+const ANSWER: usize = 64 << 10;
+
+pub(super) struct Endpoint {
+    client: reqwest::Client,
+    url: Url,
+    format: Format,
+    origin: Origin,
+    headers: HeaderMap,
+}
+
+impl Endpoint {
+    pub fn new(
+        url: Url,
+        format: Format,
+        origin: Origin,
+        headers: &[(String, Secret)],
+        ca_file: Option<&Path>,
+    ) -> Result<Self, Illegal> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let key = HeaderName::try_from(name)
+                .map_err(|_| Illegal(format!("`{}` is no header", name.escape_default())))?;
+            let mut value = HeaderValue::try_from(value.expose())
+                .map_err(|_| Illegal(format!("the value of the header `{key}` is not legal")))?;
+            value.set_sensitive(true);
+            map.insert(key, value);
+        }
+        // A redirect or a proxy of the environment would carry records and credentials to a place
+        // that the config does not name.
+        let mut client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(PATIENCE)
+            .timeout(PATIENCE);
+        if ca_file.is_some() {
+            client = client.tls_backend_preconfigured(tls::client(ca_file)?.as_ref().clone());
+        }
+        let client = client
+            .build()
+            .map_err(|error| Illegal(format!("no HTTP client could be made: {error}")))?;
+        Ok(Self { client, url, format, origin, headers: map })
+    }
+}
+
+/// What an OTLP receiver says of a request that it took in part only.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Taken {
+    partial_success: Option<Partial>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Partial {
+    /// A number of 64 bits, which the mapping has as text; not every receiver follows.
+    rejected_log_records: serde_json::Value,
+}
+
+impl Taken {
+    fn rejected(&self) -> u64 {
+        self.partial_success.as_ref().map_or(0, |partial| match &partial.rejected_log_records {
+            serde_json::Value::String(text) => text.parse().unwrap_or(0),
+            number => number.as_u64().unwrap_or(0),
+        })
+    }
+}
+
+#[async_trait]
+impl Sink for Endpoint {
+    async fn deliver(&mut self, items: Arc<Vec<Item>>) -> Result<(), Undelivered> {
+        let (Some(first), Some(last)) = (items.first(), items.last()) else { return Ok(()) };
+        let body = Bytes::from(format::lines(self.format, &items, &self.origin, true)?);
+        let request = self
+            .client
+            .post(self.url.clone())
+            .header(header::CONTENT_TYPE, self.format.media())
+            .header("portcullis-log", &self.origin.log)
+            .header("portcullis-records", format!("{}-{}", first.seq, last.seq))
+            .headers(self.headers.clone())
+            .body(body);
+        let answer = request.send().await.map_err(|error| {
+            let what = causes(&error.without_url());
+            Undelivered::Failed(format!("the endpoint can't be reached: {what}"))
+        })?;
+        let status = answer.status();
+        if status.is_success() {
+            if self.format == Format::Otlp {
+                tell_of_rejected(answer).await?;
+            }
+            return Ok(());
+        }
+        let what = format!("the endpoint answered {status}");
+        Err(match (status, retry_after(answer.headers())) {
+            (StatusCode::PAYLOAD_TOO_LARGE, _) => Undelivered::TooLarge(what),
+            (_, Some(wait)) => Undelivered::Later { what, wait },
+            (_, None) => Undelivered::Failed(what),
+        })
+    }
+}
+
+/// OTLP forbids to send again what a receiver rejected while it took the rest, so it is told.
+async fn tell_of_rejected(mut answer: reqwest::Response) -> Result<(), Undelivered> {
+    let read = async {
+        let mut text = Vec::new();
+        while let Ok(Some(chunk)) = answer.chunk().await {
+            if text.len() + chunk.len() > ANSWER {
+                break;
+            }
+            text.extend_from_slice(&chunk);
+        }
+        Ok(text)
+    };
+    let text = in_time("the endpoint's answer", read).await?;
+    let rejected = serde_json::from_slice::<Taken>(&text).unwrap_or_default().rejected();
+    if rejected > 0 {
+        tracing::error!(
+            rejected,
+            "the receiver of an audit export took a request but rejected records of it"
+        );
+    }
+    Ok(())
+}
+
+/// The seconds of `Retry-After`; a date is not looked at.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(LATEST))
+}
