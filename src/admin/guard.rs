@@ -42,8 +42,9 @@ fn need(path: &str) -> Need {
     match path {
         "/healthz" | "/readyz" => Need::Nothing,
         "/metrics" | "/v1/status" | "/v1/servers" => Need::Role(Role::Operator),
-        // They move records where the proxy may write, or take them away, but show none.
-        "/v1/audit/backup" | "/v1/audit/prune" => Need::Role(Role::Operator),
+        // It writes all records wherever the proxy may write.
+        "/v1/audit/backup" => Need::Owner,
+        "/v1/audit/prune" => Need::Role(Role::Operator),
         _ if path.starts_with("/v1/servers/") => Need::Role(Role::Operator),
         _ if path.starts_with("/v1/audit/") => Need::Role(Role::Auditor),
         _ => Need::Owner,
@@ -133,7 +134,14 @@ async fn on_record(recorder: &Recorder, peer: &Peer, request: Request) -> Result
     let asked = asked(&body);
     let request = Request::from_parts(parts, Body::from(body));
     match recorder.audit.event(action(peer, &request, asked, None)).await {
-        Ok(()) => Ok(request),
+        // Where calls go on without a record, readings do not.
+        Ok(()) if peer.standing.owner || recorder.audit.missed().0.is_none() => Ok(request),
+        Ok(()) => Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "it could not be recorded that you ask, so you are not answered: the log takes no records",
+        )
+        .code("audit-unavailable")
+        .remedy("the proxy's own log says why")),
         Err(fault) if peer.standing.owner => {
             tracing::error!(%fault, uid = peer.uid, "an admin action is not on record");
             Ok(request)
@@ -227,6 +235,7 @@ mod tests {
             ("/v1/status", Need::Role(Role::Operator)),
             ("/v1/servers/notes/log", Need::Role(Role::Operator)),
             ("/v1/audit/prune", Need::Role(Role::Operator)),
+            ("/v1/audit/backup", Need::Owner),
             ("/v1/audit/query", Need::Role(Role::Auditor)),
             ("/v1/audit/show/x", Need::Role(Role::Auditor)),
             ("/mcp", Need::Owner),

@@ -26,7 +26,7 @@ mod tests;
 pub use audit::{TailLine, TailRequest, routes as audit_routes};
 pub use client::{Client, Failure, Lines};
 pub use guard::Recorder;
-pub use keeping::{BackupRequest, routes as keeping_routes};
+pub use keeping::{BackupRequest, PruneRequest, routes as keeping_routes};
 pub use problem::Problem;
 pub use proof::{ConsistencyRequest, ProveRequest, routes as proof_routes};
 pub use proxy::routes as proxy_routes;

@@ -14,8 +14,7 @@ use serde::{Deserialize, Serialize};
 pub enum Role {
     /// Reads and verifies the audit log.
     Auditor,
-    /// Sees how the proxy and its servers do, and keeps the audit log: backups and retention, but
-    /// no records.
+    /// Sees how the proxy and its servers do, and has old records dropped, but sees none.
     Operator,
 }
 
@@ -34,8 +33,8 @@ impl fmt::Display for Role {
 pub struct Roles {
     /// Who may read, export and verify the audit log: `user:NAME` or `group:NAME` of this machine.
     pub auditor: Vec<Member>,
-    /// Who may see the state and the logs of servers, make backups and have old records dropped,
-    /// without seeing records.
+    /// Who may see the state and the logs of servers and have old records dropped, without seeing
+    /// records.
     pub operator: Vec<Member>,
 }
 

@@ -48,6 +48,9 @@ pub struct Options {
     pub reserve: u64,
     /// Records that may wait for the disk. Default 4096.
     pub queue: usize,
+    /// Bytes of packed records after which a segment ends, if its day does not end first.
+    /// Default 1 GiB.
+    pub segment_bytes: u64,
     /// What records are encrypted with. Without it they are not.
     pub keys: Option<Keys>,
     /// Whether a record that can't be written is only counted, and told of later, instead of
@@ -67,6 +70,7 @@ impl Default for Options {
             deadline: Duration::from_secs(5),
             reserve: 32 << 20,
             queue: 4096,
+            segment_bytes: 1 << 30,
             keys: None,
             pass: false,
             segment: DAY,
@@ -196,6 +200,7 @@ impl Audit {
         let held = lock(dir, options.deadline)?;
         let (mut manifest, cipher) = identify(dir, options.keys.as_ref())?;
         fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(broken(dir))?;
+        life::sweep(dir).map_err(broken(dir))?;
         let key = DigestKey::open(dir, cipher.as_deref()).map_err(broken(dir))?;
         let unavailable = |fault| Unavailable::of(fault, dir.to_owned(), options.reserve);
         let opened =
@@ -216,6 +221,7 @@ impl Audit {
             queue: options.queue.max(1),
             reserve: options.reserve,
             period: u64::try_from(options.segment.as_micros()).unwrap_or(u64::MAX).max(1),
+            bytes: options.segment_bytes,
         };
         let (jobs, thread) = Writer::start(opened, settings, tail.clone()).map_err(unavailable)?;
         if let Some(id) = rotated {

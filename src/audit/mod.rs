@@ -24,7 +24,10 @@ mod unavailable;
 pub(crate) mod tests;
 
 pub use digest::DigestKey;
-pub use life::{Backup, BackupFault, KeyTrouble, Keys, Missed, back_up};
+pub use life::{
+    Backup, BackupFault, Dropped, KeyTrouble, Keys, Limits, Missed, PruneFault, Pruned, Why,
+    back_up,
+};
 pub use line::{Line, LineHead, Seq};
 pub use log::{Audit, Options, Reader, Scrub, Tail, Tailed, Written};
 pub use query::{Archive, Filter, Order, PAGE, PAGE_MAX, Page};

@@ -64,6 +64,8 @@ enum Verb {
     },
     /// Copy the log, also while the proxy runs, to a folder that can be verified and opened
     Backup(keep::BackupArgs),
+    /// Drop the records that `audit.retention` leaves no room for; their proofs stay
+    Prune(keep::PruneArgs),
     /// Hold the log's files against each other and against its checkpoints
     Verify(proof::VerifyArgs),
     /// Prove that the records of a decision are in the log, or check such a proof
@@ -200,6 +202,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
         Verb::Show { decision } => show(&read().await?, ctx, decision).await,
         Verb::Backup(backup) => keep::backup(&args.place.find(ctx).await?, ctx, backup).await,
+        Verb::Prune(prune) => keep::prune(&args.place.find(ctx).await?, ctx, prune).await,
     }
 }
 

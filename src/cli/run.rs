@@ -90,7 +90,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         front::http::network(proxy.clone(), keyring.clone(), &loaded.config.listen, address);
     let network = tokio::spawn(listener.serve(routes, stop.clone()));
     let local = admin::audit_routes(proxy.audit.clone(), stop.clone())
-        .merge(admin::keeping_routes(proxy.audit.clone()))
+        .merge(admin::keeping_routes(proxy.clone()))
         .merge(admin::proof_routes(proxy.audit.clone()))
         .merge(admin::proxy_routes(proxy.clone()))
         .merge(front::http::local(proxy.clone(), keyring));

@@ -29,6 +29,8 @@ use crate::{
     upstream::{Handed, Launcher, Server},
 };
 
+/// Segments of the audit log that `max-size` has room for, at least.
+const SEGMENTS: u64 = 8;
 /// The default of an entry's `deadline-ms`.
 const DEADLINE: Duration = Duration::from_millis(1_000);
 /// What a plugin's own deadline is given on top before the chain stops waiting for it.
@@ -200,6 +202,7 @@ impl Assembly {
             tokio::spawn(proxy.clone().hear(name, said));
         }
         tokio::spawn(proxy.clone().sweep());
+        tokio::spawn(proxy.clone().keep_log());
         tokio::spawn(proxy.clone().tell_of_policies());
         Ok((proxy, watcher))
     }
@@ -219,7 +222,12 @@ pub(super) async fn open(
     })?;
     let pass = config.audit.on_failure == OnFailure::Pass;
     let checkpoints = checkpoints(config);
-    let options = audit::Options { deadline, scrub, keys, pass, checkpoints, ..Default::default() };
+    let mut options =
+        audit::Options { deadline, scrub, keys, pass, checkpoints, ..Default::default() };
+    if let Some(size) = config.audit.retention.max_size {
+        // So small that dropping one keeps most of what may be kept.
+        options.segment_bytes = options.segment_bytes.min(size.0 / SEGMENTS);
+    }
     let opened = tokio::task::spawn_blocking({
         let dir = dir.clone();
         move || Audit::open_with(&dir, options)

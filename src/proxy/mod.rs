@@ -14,6 +14,7 @@ mod beginning;
 mod call;
 mod dialogue;
 mod guest;
+mod keeping;
 mod listen;
 mod lists;
 mod own;
@@ -75,6 +76,7 @@ use tasks::Tasks;
 
 pub use assembly::{Assembly, Found, StartFailure, interceptor};
 pub use beginning::record_alone;
+pub use keeping::prune_alone;
 pub use places::Place;
 
 /// How long calls under way may take to end when the proxy stops.

@@ -9,7 +9,7 @@ use std::{
 
 use portcullis::{
     audit::{
-        Audit, Filter, Keys, Options, Order, PAGE_MAX, Reader, Unavailable,
+        Audit, Filter, Keys, Limits, Options, Order, PAGE_MAX, Reader, Unavailable, Why,
         record::{Event, Happening, Kind, Record},
     },
     config::{Encryption, SecretRef},
@@ -295,7 +295,9 @@ async fn a_backup_is_taken_while_records_are_written_and_goes_on_as_a_log() {
 async fn a_log_that_others_could_have_changed_is_not_opened() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("audit");
-    drop(open(&store));
+    let audit = open(&store);
+    intent(&audit, &call()).await.unwrap();
+    drop(audit);
     for mode in [0o720, 0o702, 0o777] {
         fs::set_permissions(&store, fs::Permissions::from_mode(mode)).unwrap();
         let refused = [
@@ -321,4 +323,72 @@ async fn a_log_of_a_newer_version_is_left_alone() {
     assert!(unfit.to_string().contains("use the version that wrote it"), "{unfit}");
     assert_eq!(fs::read_to_string(dir.path().join("store.json")).unwrap(), text);
     assert!(!dir.path().join("segments").exists());
+}
+
+#[tokio::test]
+async fn old_segments_go_whole_and_leave_their_proofs() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { deadline: DEADLINE, segment_bytes: 1, ..Options::default() };
+    let audit = Audit::open_with(dir.path(), options.clone()).unwrap();
+    // More than a block each: a segment ends when it has one packed.
+    let segments = |dir: &Path| {
+        let mut names: Vec<_> = fs::read_dir(dir.join("segments"))
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let closed = |dir: &Path| {
+        let all = segments(dir);
+        let has = |name: &&String| dir.join("segments").join(name).join("segment.json").exists();
+        all.iter().filter(has).count()
+    };
+    let enough = async {
+        while closed(dir.path()) < 4 {
+            fill(&audit).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, enough).await.expect("segments that are closed");
+    let before = segments(dir.path());
+    let limits = Limits { age: None, size: Some(1) };
+
+    let would = audit.prune(limits, None, true).await.unwrap();
+    assert!(would.dropped.len() >= 3, "{would:?}");
+    assert_eq!(segments(dir.path()), before, "a dry run drops nothing");
+    assert!(!dir.path().join("dropped").exists());
+    // Nothing is too old yet, and what was not exported is kept as long as it is not too much.
+    let limits_of_age = Limits { age: Some(jiff::SignedDuration::from_hours(1)), size: None };
+    let kept = audit.prune(limits_of_age, None, false).await.unwrap();
+    assert_eq!((kept.dropped.len(), kept.held), (0, None));
+    let now = Limits { age: Some(jiff::SignedDuration::ZERO), size: None };
+    let held = audit.prune(now, Some(0), false).await.unwrap();
+    assert_eq!((held.dropped.len(), held.held), (0, Some(0)));
+
+    let pruned = audit.prune(limits, Some(0), false).await.unwrap();
+    assert!(pruned.dropped.iter().all(|dropped| dropped.why == Why::SizeUndelivered));
+    let left = segments(dir.path());
+    assert_eq!(left, before[before.len() - left.len()..]);
+    assert!(left.len() >= 2 && left.len() < before.len(), "{left:?} of {before:?}");
+    for name in &before[..before.len() - left.len()] {
+        assert!(dir.path().join("dropped").join(format!("{name}.proof")).exists(), "{name}");
+    }
+    let told = events(&audit).await;
+    let told = told.iter().filter(|what| matches!(what, Happening::SegmentDropped { .. }));
+    assert_eq!(told.count(), pruned.dropped.len());
+
+    // The log goes on, now and after the next start.
+    let first: u64 = left[0].parse().unwrap();
+    intent(&audit, &call()).await.unwrap();
+    drop(audit);
+    fs::create_dir(dir.path().join("segments/0000000000000000.dropping")).unwrap();
+    let audit = Audit::open_with(dir.path(), options).unwrap();
+    assert!(!dir.path().join("segments/0000000000000000.dropping").exists());
+    intent(&audit, &call()).await.unwrap();
+    let oldest =
+        Filter { order: Order::OldestFirst, limit: Some(1), intents: true, ..Filter::default() };
+    let oldest = audit.archive().query(oldest).await.unwrap();
+    assert_eq!(oldest.entries[0].seq.0, first);
+    assert!(!events(&audit).await.iter().any(|what| matches!(what, Happening::RecordsLost { .. })));
 }

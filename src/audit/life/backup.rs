@@ -23,7 +23,7 @@ const UNFINISHED: &str = "backup-unfinished";
 const HEAD: &str = "head";
 const CHECKPOINTS: &str = "checkpoints";
 /// Small files that are what the store is.
-const OWN: [&str; 2] = ["store.json", "digest.key"];
+const OWN: [&str; 3] = ["store.json", "digest.key", "audit-verifier"];
 /// Folders of whole files.
 const FOLDERS: [&str; 3] = ["dropped", "exports", "quarantine"];
 

@@ -11,13 +11,16 @@ mod keeper;
 mod keys;
 mod manifest;
 mod modes;
+mod retention;
 
 pub(in crate::audit) use backup::is_unfinished;
 pub use backup::{Backup, BackupFault};
 pub(in crate::audit) use cipher::{Cipher, CipherFault, Key, KeyId};
 pub use gap::Missed;
 pub(in crate::audit) use gap::{Gap, PROBE};
-pub use keeper::back_up;
+pub(in crate::audit) use keeper::sweep;
+pub use keeper::{Dropped, PruneFault, Pruned, back_up};
 pub use keys::{KeyTrouble, Keys};
 pub(in crate::audit) use manifest::{Manifest, ManifestFault, write_durably};
 pub(in crate::audit) use modes::open_to_others;
+pub use retention::{Limits, Why};

@@ -277,6 +277,11 @@ impl Segment {
         Ok(Found { segment: Arc::new(segment), growing, wal, end, damage })
     }
 
+    /// Bytes of packed records.
+    pub fn packed(&self) -> u64 {
+        *self.length.lock()
+    }
+
     /// Takes over the blocks of the index that `records` has.
     fn load(&self) -> Result<(), Fault> {
         let all = match self.index().blocks() {

@@ -66,6 +66,8 @@ pub(in crate::audit) struct SegmentInfo {
     pub first: u64,
     /// `seq` after its last one.
     pub end: u64,
+    /// When its first record was written, once it is closed.
+    pub began: Option<Timestamp>,
     /// When its last record was written.
     pub ended: Timestamp,
     /// Whether it takes no more records.
@@ -280,6 +282,7 @@ impl Shelf {
                 SegmentInfo {
                     first: slot.first,
                     end: closed.as_ref().map_or(end, |closed| closed.end),
+                    began: closed.as_ref().map(|closed| closed.begin),
                     ended: closed.as_ref().map_or(head.recorded, |closed| closed.ended),
                     closed: closed.is_some(),
                     path: self.tools.path(slot.first),

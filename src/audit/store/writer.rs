@@ -48,6 +48,9 @@ pub(in crate::audit) struct Settings {
     pub reserve: u64,
     /// Microseconds that a segment is of.
     pub period: u64,
+    /// Bytes of packed records after which a segment takes no more: it is the least that retention
+    /// can drop.
+    pub bytes: u64,
 }
 
 /// A record on its way to the disk.
@@ -302,7 +305,11 @@ impl Writer {
         let end = self.head.tree.size();
         let begun = self.current.as_ref().and_then(|current| current.begin());
         let period = self.settings.period;
-        if begun.is_some_and(|begin| now / period > begin / period) {
+        let large = self
+            .current
+            .as_ref()
+            .is_some_and(|current| current.segment.packed() >= self.settings.bytes);
+        if large || begun.is_some_and(|begin| now / period > begin / period) {
             self.end_block();
             if let Some(Current { segment, .. }) = self.current.take() {
                 self.sealer.put(Task::Close(segment))?;

@@ -12,9 +12,10 @@ use nix::unistd::{Gid, Uid};
 
 use super::super::Context;
 use crate::{
-    admin::{Client, Role, Roles},
-    audit::{Keys, Reader, Unavailable},
-    config::{Config, Encryption},
+    admin::{Client, Role},
+    audit::{Keys, Pruned, Reader, Unavailable},
+    config::Config,
+    proxy,
 };
 
 /// How long to wait for a store that another command is reading.
@@ -47,8 +48,8 @@ pub(super) enum Place {
 pub(super) struct Files {
     /// The store's folder.
     pub store: PathBuf,
-    encryption: Option<Encryption>,
-    roles: Roles,
+    /// What it is opened with, where the config said where it is.
+    config: Option<Box<Config>>,
 }
 
 pub(super) fn unavailable(unavailable: Unavailable) -> anyhow::Error {
@@ -69,7 +70,7 @@ impl Where {
                 return Ok(Place::Proxy(client));
             }
             let store = state_dir.join("audit");
-            return Ok(Place::Files(Files { store, encryption: None, roles: Roles::default() }));
+            return Ok(Place::Files(Files { store, config: None }));
         }
         let config = ctx.load()?.config;
         if let Some(client) = Client::find(&config).await {
@@ -82,8 +83,7 @@ impl Where {
     pub fn folders(&self, ctx: &Context) -> anyhow::Result<Folders> {
         Ok(match &self.state_dir {
             Some(state_dir) => {
-                let (encryption, roles) = (None, Roles::default());
-                let files = Files { store: state_dir.join("audit"), encryption, roles };
+                let files = Files { store: state_dir.join("audit"), config: None };
                 Folders { state_dir: state_dir.clone(), files }
             }
             None => Files::of(ctx.load()?.config),
@@ -99,10 +99,9 @@ pub(super) struct Folders {
 
 impl Files {
     fn of(config: Config) -> Folders {
-        let state_dir = config.state_dir;
-        let store = config.audit.dir.unwrap_or_else(|| state_dir.join("audit"));
-        let (encryption, roles) = (config.audit.encryption, config.admin.roles);
-        Folders { state_dir, files: Self { store, encryption, roles } }
+        let state_dir = config.state_dir.clone();
+        let store = config.audit.dir.clone().unwrap_or_else(|| state_dir.join("audit"));
+        Folders { state_dir, files: Self { store, config: Some(Box::new(config)) } }
     }
 
     /// Whether this user may do with the log what takes that role. The modes of the files keep
@@ -121,7 +120,9 @@ impl Files {
         let (uid, gid) = (Uid::effective(), Gid::effective());
         let own = uid.is_root() || uid.as_raw() == owner;
         anyhow::ensure!(
-            own || self.roles.grant(role, uid.as_raw(), gid.as_raw()),
+            own || self.config.as_ref().is_some_and(|config| {
+                config.admin.roles.grant(role, uid.as_raw(), gid.as_raw())
+            }),
             "this is for root, the owner of {}, and those with the role `{role}`: have the \
              operator name you in `admin.roles.{role}` of the config",
             self.store.display()
@@ -131,8 +132,17 @@ impl Files {
 
     /// The keys that the config names.
     pub fn keys(&self) -> anyhow::Result<Option<Keys>> {
-        let keys = self.encryption.as_ref().map(Keys::fetch).transpose();
+        let encryption = self.config.as_ref().and_then(|config| config.audit.encryption.as_ref());
+        let keys = encryption.map(Keys::fetch).transpose();
         Ok(keys.map_err(|(_, trouble)| trouble)?)
+    }
+
+    /// Drops what the config's retention leaves no room for.
+    pub async fn prune(&self, dry: bool) -> anyhow::Result<Pruned> {
+        let config = self.config.as_ref().context(
+            "`audit.retention` of a config says what is dropped: name the config, no state folder",
+        )?;
+        Ok(proxy::prune_alone(config, dry).await?)
     }
 
     /// Opens the log to read its records.
