@@ -2,9 +2,11 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `POST /v1/audit/query` with a [`Filter`] | a [`Page`] |
+//! | `POST /v1/audit/query` with a [`Query`] | a [`Page`] |
 //! | `GET /v1/audit/show/ID` | a [`Page`] of the decision's records, or 404 |
 //! | `POST /v1/audit/tail` with a [`TailRequest`] | lines of JSON, each a [`TailLine`] |
+//! | `POST /v1/audit/count` with a [`CountRequest`] | a slice: [`Counted`] |
+//! | `POST /v1/audit/stats` with a [`StatsRequest`] | a slice: [`Summed`] |
 
 use std::convert::Infallible;
 
@@ -24,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 use super::Problem;
 use crate::{
     audit::{
-        Audit, Filter, PAGE_MAX, Page, Seq, Tail, Tailed,
-        record::{Entry, Kind},
+        Audit, CountRequest, Counted, Line, PAGE_MAX, Page, Query, Seq, StatsRequest, Summed, Tail,
+        Tailed, record::Kind,
     },
     names::DecisionId,
 };
@@ -35,7 +37,7 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 pub struct TailRequest {
     /// Which records. Its `order`, `limit` and `after` are not looked at.
-    pub filter: Filter,
+    pub query: Query,
     /// How many of those on record to begin with, at most [`PAGE_MAX`].
     pub last: usize,
     /// Whether to go on with those to come.
@@ -47,7 +49,7 @@ pub struct TailRequest {
 #[serde(rename_all = "kebab-case")]
 pub enum TailLine {
     /// A record.
-    Entry(Box<Entry>),
+    Record(Line),
     /// This many records went by unseen, since the follower was too slow. They are in the store.
     Missed(u64),
     /// A part of the store can't be read.
@@ -66,14 +68,27 @@ pub fn routes(audit: Audit, stopping: CancellationToken) -> Router {
         .route("/v1/audit/query", post(query))
         .route("/v1/audit/show/{id}", get(show))
         .route("/v1/audit/tail", post(tail))
+        .route("/v1/audit/count", post(count))
+        .route("/v1/audit/stats", post(stats))
         .with_state(Held { audit, stopping })
 }
 
-async fn query(
+async fn query(State(held): State<Held>, Json(query): Json<Query>) -> Result<Json<Page>, Problem> {
+    Ok(Json(held.audit.archive().query(query).await?))
+}
+
+async fn count(
     State(held): State<Held>,
-    Json(filter): Json<Filter>,
-) -> Result<Json<Page>, Problem> {
-    Ok(Json(held.audit.archive().query(filter).await?))
+    Json(request): Json<CountRequest>,
+) -> Result<Json<Counted>, Problem> {
+    Ok(Json(held.audit.archive().count(request).await?))
+}
+
+async fn stats(
+    State(held): State<Held>,
+    Json(request): Json<StatsRequest>,
+) -> Result<Json<Summed>, Problem> {
+    Ok(Json(held.audit.archive().stats(request).await?))
 }
 
 async fn show(State(held): State<Held>, Path(id): Path<String>) -> Result<Json<Page>, Problem> {
@@ -84,7 +99,7 @@ async fn show(State(held): State<Held>, Path(id): Path<String>) -> Result<Json<P
         )
     })?;
     let page = held.audit.archive().show(id).await?;
-    if page.entries.is_empty() && page.unreadable.is_empty() {
+    if page.lines.is_empty() && page.unreadable.is_empty() {
         return Err(Problem::not_found(format!("there is no record of the decision {id}")));
     }
     Ok(Json(page))
@@ -94,19 +109,19 @@ async fn tail(
     State(held): State<Held>,
     Json(request): Json<TailRequest>,
 ) -> Result<Response, Problem> {
-    let TailRequest { filter, last, follow } = request;
+    let TailRequest { query, last, follow } = request;
     // Listen before looking, so that no record falls between the two.
     let coming = follow.then(|| held.audit.tail());
     let page = if last == 0 {
         Page::default()
     } else {
-        held.audit.archive().last(filter.clone(), last.min(PAGE_MAX)).await?
+        held.audit.archive().last(query.clone(), last.min(PAGE_MAX)).await?
     };
-    let seen = page.entries.last().map(|entry| entry.seq);
+    let seen = page.lines.last().map(Line::seq);
     let unreadable = page.unreadable.into_iter().map(TailLine::Unreadable);
-    let entries = page.entries.into_iter().map(|entry| TailLine::Entry(Box::new(entry)));
-    let lines = stream::iter(unreadable.chain(entries).collect::<Vec<_>>())
-        .chain(stream::iter(coming).flat_map(move |tail| follow_on(tail, filter.clone(), seen)))
+    let records = page.lines.into_iter().map(TailLine::Record);
+    let lines = stream::iter(unreadable.chain(records).collect::<Vec<_>>())
+        .chain(stream::iter(coming).flat_map(move |tail| follow_on(tail, query.clone(), seen)))
         .map(|line| {
             let mut text = serde_json::to_vec(&line).unwrap_or_default();
             text.push(b'\n');
@@ -120,18 +135,17 @@ async fn tail(
     Ok(response)
 }
 
-fn follow_on(tail: Tail, filter: Filter, seen: Option<Seq>) -> impl Stream<Item = TailLine> + Send {
+fn follow_on(tail: Tail, query: Query, seen: Option<Seq>) -> impl Stream<Item = TailLine> + Send {
+    let intents = query.intents || query.filter.asks_for_intents();
     stream::unfold(tail, |mut tail| async { tail.next().await.map(|tailed| (tailed, tail)) })
         .filter_map(move |tailed| {
             ready(match tailed {
                 Tailed::Missed(count) => Some(TailLine::Missed(count)),
                 Tailed::Record(written) => {
                     let entry = &written.entry;
-                    let asked_for = filter.intents
-                        || filter.kind.is_some()
-                        || entry.record.kind() != Kind::Intent;
-                    (asked_for && Some(entry.seq) > seen && filter.matches(&entry))
-                        .then(|| TailLine::Entry(Box::new(entry.clone())))
+                    let asked_for = intents || entry.record.kind() != Kind::Intent;
+                    (asked_for && Some(entry.seq) > seen && query.filter.matches(entry))
+                        .then(|| TailLine::Record(written.line.clone()))
                 }
             })
         })

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{BindFailure, Client, Peer, SOCKET, Server, TailLine, TailRequest, audit_routes};
 use crate::{
     audit::{
-        Audit, Filter, Intent, Outcome, Page, Ruling,
+        Audit, CountRequest, Counted, Intent, Outcome, Page, Query, Ruling, StatsRequest, Summed,
         record::{Conclusion, Kind},
         tests::exchange,
     },
@@ -55,13 +55,19 @@ async fn the_log_is_queried_shown_and_followed() {
     let Running { audit, client, stopping, served } = run(dir.path()).await;
     let id = write_one(&audit).await;
 
-    let page: Page = client.post_json("/v1/audit/query", &Filter::default()).await.unwrap();
-    assert_eq!(page.entries.iter().map(|e| e.record.kind()).collect::<Vec<_>>(), [Kind::Outcome]);
+    let page: Page = client.post_json("/v1/audit/query", &Query::default()).await.unwrap();
+    let kinds = |page: &Page| -> Vec<Kind> {
+        page.entries().unwrap().iter().map(|entry| entry.record.kind()).collect()
+    };
+    assert_eq!(kinds(&page), [Kind::Outcome]);
     let page: Page = client.get_json(&format!("/v1/audit/show/{id}")).await.unwrap();
-    assert_eq!(
-        page.entries.iter().map(|e| e.record.kind()).collect::<Vec<_>>(),
-        [Kind::Intent, Kind::Outcome]
-    );
+    assert_eq!(kinds(&page), [Kind::Intent, Kind::Outcome]);
+    let counted: Counted =
+        client.post_json("/v1/audit/count", &CountRequest::default()).await.unwrap();
+    assert_eq!(counted.groups.iter().map(|group| group.count).collect::<Vec<_>>(), [1]);
+    let summed: Summed =
+        client.post_json("/v1/audit/stats", &StatsRequest::default()).await.unwrap();
+    assert_eq!(summed.tally, audit.archive().stats(StatsRequest::default()).await.unwrap().tally);
     let missing = client.get_json::<Page>(&format!("/v1/audit/show/{}", DecisionId::next())).await;
     assert!(missing.unwrap_err().is_not_found());
     let nonsense = client.get_json::<Page>("/v1/audit/show/x%0Ay").await.unwrap_err();
@@ -70,7 +76,7 @@ async fn the_log_is_queried_shown_and_followed() {
     let request = TailRequest { last: 10, follow: true, ..TailRequest::default() };
     let mut lines = client.stream_lines("/v1/audit/tail", &request).await.unwrap();
     let mut next = async || match lines.next_json::<TailLine>().await {
-        Some(Ok(TailLine::Entry(entry))) => Some(entry.record.id()),
+        Some(Ok(TailLine::Record(line))) => Some(line.entry().unwrap().record.id()),
         None => None,
         other => panic!("{other:?}"),
     };

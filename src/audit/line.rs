@@ -140,6 +140,12 @@ impl Line {
         &self.text
     }
 
+    /// The canonical text.
+    pub fn json(&self) -> &str {
+        // It was written by us, or read by a parser that takes nothing else.
+        std::str::from_utf8(&self.text).unwrap_or_default()
+    }
+
     /// The record's hash.
     pub fn hash(&self) -> Hash {
         Hash::leaf(&self.text)

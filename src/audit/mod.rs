@@ -30,6 +30,10 @@ pub use life::{
 };
 pub use line::{Line, LineHead, Seq};
 pub use log::{Audit, Options, Reader, Scrub, Tail, Tailed, Written};
-pub use query::{Archive, Filter, Order, PAGE, PAGE_MAX, Page};
+pub use query::{
+    Archive, By, Column, Count, CountRequest, Counted, Counting, Counts, Filter, GROUP_MAX, Group,
+    IllegalColumn, IllegalFilter, IllegalGroup, Order, PAGE, PAGE_MAX, Page, Query, StatsRequest,
+    Summed, Tally, Timeline, Times, Type, summary,
+};
 pub use record::{Arrival, Conclusion, Intent, Outcome, Refused, Ruling};
 pub use unavailable::Unavailable;

@@ -4,19 +4,23 @@
 mod keep;
 mod place;
 mod proof;
+mod query;
 mod render;
+mod stats;
+mod which;
 
 use anyhow::Context as _;
-use jiff::{Span, Timestamp, Zoned, civil::DateTime, tz::TimeZone};
 use serde_json::json;
 
-use self::place::{Place, Where, unavailable};
+use self::{
+    place::{Place, Where, unavailable},
+    which::Which,
+};
 use super::{Context, Exit};
 use crate::{
     admin::{Client, TailLine, TailRequest},
     audit::{
-        Filter, Order, PAGE_MAX, Page, Reader, Seq,
-        record::{Decision, Entry},
+        CountRequest, Counted, Line, Page, Query, Reader, StatsRequest, Summed, record::Entry,
     },
     names::DecisionId,
 };
@@ -42,20 +46,9 @@ enum Verb {
         #[command(flatten)]
         which: Which,
     },
-    /// Search the log
-    Query {
-        #[command(flatten)]
-        which: Which,
-        /// How many records to show
-        #[arg(long, default_value_t = 50, value_name = "N")]
-        limit: usize,
-        /// Begin behind this record: the number that the query before ended with
-        #[arg(long, value_name = "SEQ")]
-        after: Option<Seq>,
-        /// The oldest records first
-        #[arg(long)]
-        oldest_first: bool,
-    },
+    /// Search the log, and count what is found
+    #[command(after_long_help = which::LANGUAGE)]
+    Query(query::Args),
     /// Show everything on record of one decision, with the rule that decided
     Show {
         /// The decision's id, as the agent was given it
@@ -76,76 +69,8 @@ enum Verb {
     Checkpoint,
     /// Print the key that checkpoints are checked with
     Key,
-}
-
-/// Which records.
-#[derive(Debug, Clone, clap::Args)]
-struct Which {
-    /// The client's name, `local:USER` or `anonymous`
-    #[arg(long, value_name = "NAME")]
-    client: Option<String>,
-    /// The server's name
-    #[arg(long, value_name = "NAME")]
-    server: Option<String>,
-    /// The tool's name on its server
-    #[arg(long, value_name = "NAME")]
-    tool: Option<String>,
-    /// The method, such as `tools/call`
-    #[arg(long, value_name = "METHOD")]
-    method: Option<String>,
-    /// What was decided
-    #[arg(long, value_enum, value_name = "DECISION")]
-    decision: Option<Decision>,
-    /// The code of the refusal, such as `policy-denied`
-    #[arg(long, value_name = "CODE")]
-    code: Option<String>,
-    /// From this time on: `2026-11-21T08:00:00Z`, or a while ago: `90m`, `24h`, `7d`
-    #[arg(long, value_name = "TIME", value_parser = moment)]
-    since: Option<Timestamp>,
-    /// Up to this time, given like `--since`
-    #[arg(long, value_name = "TIME", value_parser = moment)]
-    until: Option<Timestamp>,
-    /// Show intents also where their outcome is on record
-    #[arg(long)]
-    intents: bool,
-}
-
-impl From<Which> for Filter {
-    fn from(which: Which) -> Self {
-        let Which { client, server, tool, method, decision, code, since, until, intents } = which;
-        Self {
-            client,
-            server,
-            tool,
-            method,
-            decision,
-            code,
-            since,
-            until,
-            intents,
-            ..Self::default()
-        }
-    }
-}
-
-/// A time, a local date and time, or a while ago.
-fn moment(text: &str) -> Result<Timestamp, String> {
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time);
-    }
-    if let Ok(ago) = text.parse::<Span>()
-        && let Ok(time) = Zoned::now().checked_sub(ago.abs())
-    {
-        return Ok(time.timestamp());
-    }
-    if let Ok(local) = text.parse::<DateTime>()
-        && let Ok(time) = local.to_zoned(TimeZone::system())
-    {
-        return Ok(time.timestamp());
-    }
-    Err("give a time such as 2026-11-21T08:00:00Z, a local date such as 2026-11-21, or a while \
-         ago such as 90m, 24h or 7d"
-        .into())
+    /// Sum up the log: who, what, how often, how long; by default of the last 24 hours
+    Stats(stats::Args),
 }
 
 /// Where records are read.
@@ -162,10 +87,24 @@ impl Source {
         })
     }
 
-    async fn query(&self, filter: &Filter) -> anyhow::Result<Page> {
+    async fn query(&self, query: &Query) -> anyhow::Result<Page> {
         Ok(match self {
-            Self::Proxy(client) => client.post_json("/v1/audit/query", filter).await?,
-            Self::Store(reader) => reader.query(filter.clone()).await.map_err(unavailable)?,
+            Self::Proxy(client) => client.post_json("/v1/audit/query", query).await?,
+            Self::Store(reader) => reader.query(query.clone()).await.map_err(unavailable)?,
+        })
+    }
+
+    async fn count(&self, request: &CountRequest) -> anyhow::Result<Counted> {
+        Ok(match self {
+            Self::Proxy(client) => client.post_json("/v1/audit/count", request).await?,
+            Self::Store(reader) => reader.count(request.clone()).await.map_err(unavailable)?,
+        })
+    }
+
+    async fn stats(&self, request: &StatsRequest) -> anyhow::Result<Summed> {
+        Ok(match self {
+            Self::Proxy(client) => client.post_json("/v1/audit/stats", request).await?,
+            Self::Store(reader) => reader.stats(request.clone()).await.map_err(unavailable)?,
         })
     }
 
@@ -182,7 +121,7 @@ impl Source {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let read = async || {
+    let source = async || {
         let _progress = ctx.progress("opening the audit log");
         Source::open(args.place.find(ctx).await?).await
     };
@@ -193,16 +132,21 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Checkpoint => proof::checkpoint(&args.place, ctx).await,
         Verb::Key => proof::key(&args.place, ctx),
         Verb::Tail { follow, lines, which } => {
-            tail(&read().await?, ctx, which.into(), lines, follow).await
+            let query = which.query()?;
+            tail(&source().await?, ctx, query, lines, follow).await
         }
-        Verb::Query { which, limit, after, oldest_first } => {
-            let order = if oldest_first { Order::OldestFirst } else { Order::NewestFirst };
-            let filter = Filter { order, after, ..which.into() };
-            query(&read().await?, ctx, filter, limit).await
+        Verb::Query(args) => {
+            // What is asked is read first: a slip of the pen needs no store.
+            let asked = args.read()?;
+            query::run(&source().await?, ctx, asked).await
         }
-        Verb::Show { decision } => show(&read().await?, ctx, decision).await,
+        Verb::Show { decision } => show(&source().await?, ctx, decision).await,
         Verb::Backup(backup) => keep::backup(&args.place.find(ctx).await?, ctx, backup).await,
         Verb::Prune(prune) => keep::prune(&args.place.find(ctx).await?, ctx, prune).await,
+        Verb::Stats(args) => {
+            let asked = args.read()?;
+            stats::run(&source().await?, ctx, asked).await
+        }
     }
 }
 
@@ -214,45 +158,18 @@ fn conclude(ctx: &Context, unreadable: &[String]) -> Exit {
     if unreadable.is_empty() { Exit::Ok } else { Exit::Failure }
 }
 
-async fn query(
-    source: &Source,
-    ctx: &Context,
-    mut filter: Filter,
-    limit: usize,
-) -> anyhow::Result<Exit> {
-    let mut found = Page::default();
-    let progress = ctx.progress("searching the audit log");
-    loop {
-        filter.limit = Some((limit - found.entries.len()).clamp(1, PAGE_MAX));
-        let page = source.query(&filter).await?;
-        if ctx.is_json() {
-            for entry in &page.entries {
-                ctx.json_line(entry)?;
-            }
-        }
-        found.entries.extend(page.entries);
-        found.unreadable.extend(page.unreadable);
-        found.next = page.next;
-        filter.after = page.next;
-        if found.next.is_none() || found.entries.len() >= limit {
-            break;
-        }
-    }
-    drop(progress);
-    if !ctx.is_json() {
-        print(ctx, &found.entries)?;
-    }
-    if let Some(next) = found.next {
-        ctx.note(format_args!("there may be more: --after {next}"));
-    }
-    Ok(conclude(ctx, &found.unreadable))
+/// The records of lines. One of a newer version can't be shown, only handed on.
+fn entries(lines: &[Line]) -> anyhow::Result<Vec<Entry>> {
+    lines.iter().map(|line| line.entry().map_err(anyhow::Error::msg)).collect()
 }
 
-fn print(ctx: &Context, entries: &[Entry]) -> anyhow::Result<()> {
-    if entries.is_empty() {
+fn print(ctx: &Context, lines: &[Line]) -> anyhow::Result<()> {
+    if ctx.is_json() {
+        lines.iter().try_for_each(|line| ctx.canonical(line.json()))?;
+    } else if lines.is_empty() {
         ctx.note("no records");
     } else {
-        ctx.table(&render::HEADER, entries.iter().map(render::row))?;
+        ctx.table(&render::HEADER, entries(lines)?.iter().map(render::row))?;
     }
     Ok(())
 }
@@ -260,31 +177,28 @@ fn print(ctx: &Context, entries: &[Entry]) -> anyhow::Result<()> {
 async fn tail(
     source: &Source,
     ctx: &Context,
-    filter: Filter,
+    query: Query,
     lines: usize,
     follow: bool,
 ) -> anyhow::Result<Exit> {
     let client = match source {
         Source::Proxy(client) => client,
         Source::Store(reader) => {
-            let page = reader.last(filter, lines).await.map_err(unavailable)?;
-            for entry in page.entries.iter().filter(|_| ctx.is_json()) {
-                ctx.json_line(entry)?;
-            }
-            if !ctx.is_json() {
-                print(ctx, &page.entries)?;
-            }
+            let page = reader.last(query, lines).await.map_err(unavailable)?;
+            print(ctx, &page.lines)?;
             anyhow::ensure!(!follow, "there is nothing to follow: no proxy runs here");
             return Ok(conclude(ctx, &page.unreadable));
         }
     };
-    let request = TailRequest { filter, last: lines, follow };
+    let request = TailRequest { query, last: lines, follow };
     let mut stream = client.stream_lines("/v1/audit/tail", &request).await?;
     let mut unreadable = Vec::new();
     while let Some(line) = stream.next_json::<TailLine>().await {
         match line.context("the log can no longer be followed")? {
-            TailLine::Entry(entry) if ctx.is_json() => ctx.json_line(&entry)?,
-            TailLine::Entry(entry) => ctx.line(render::line(&entry))?,
+            TailLine::Record(line) if ctx.is_json() => ctx.canonical(line.json())?,
+            TailLine::Record(line) => {
+                ctx.line(render::line(&line.entry().map_err(anyhow::Error::msg)?))?;
+            }
             TailLine::Missed(count) => ctx.note(format_args!(
                 "warning: {count} records came too fast to be shown: `portcullis audit query` has them"
             )),
@@ -300,33 +214,13 @@ async fn tail(
 async fn show(source: &Source, ctx: &Context, id: DecisionId) -> anyhow::Result<Exit> {
     let page = source.show(id).await?;
     let exit = conclude(ctx, &page.unreadable);
-    anyhow::ensure!(!page.entries.is_empty(), "there is no record of the decision {id}");
+    anyhow::ensure!(!page.lines.is_empty(), "there is no record of the decision {id}");
     if ctx.is_json() {
-        ctx.json(&json!({ "id": id, "records": page.entries }))?;
+        ctx.json(&json!({ "id": id, "records": page.lines }))?;
     } else {
-        for line in render::decision(&page.entries) {
+        for line in render::decision(&entries(&page.lines)?) {
             ctx.line(line)?;
         }
     }
     Ok(exit)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_absolute_local_or_ago() {
-        assert_eq!(
-            moment("2026-11-21T08:00:00Z").unwrap(),
-            Timestamp::from_second(1_795_248_000).unwrap()
-        );
-        for ago in ["90m", "24h", "7d", "1h30m", "2 weeks"] {
-            assert!(moment(ago).unwrap() < Timestamp::now(), "{ago}");
-        }
-        assert!(moment("2026-11-21").is_ok() && moment("2026-11-21T08:00").is_ok());
-        for nonsense in ["", "yesterday", "5", "1x", "99999999999y"] {
-            assert!(moment(nonsense).is_err(), "{nonsense}");
-        }
-    }
 }

@@ -1,6 +1,11 @@
 //! What every verb is handed, and what it hands back.
 
-use std::{fmt, io, path::PathBuf, process::ExitCode};
+use std::{
+    fmt,
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -141,6 +146,19 @@ impl Context {
     pub fn json_line(&self, value: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_string(value)?;
         output::stdout(&format!("{}\n", output::escape_json(&text)))
+    }
+
+    /// Prints a line of JSON as it is: its bytes are what was hashed. On a terminal, characters
+    /// that could steer it are escaped, which leaves the value the same.
+    ///
+    /// # Errors
+    /// As [`Context::line`].
+    pub fn canonical(&self, text: &str) -> io::Result<()> {
+        if io::stdout().is_terminal() {
+            output::stdout(&format!("{}\n", output::escape_json(text)))
+        } else {
+            output::stdout(&format!("{text}\n"))
+        }
     }
 
     /// Prints a table. Cells are escaped.

@@ -8,7 +8,7 @@ use std::{
 use assert_cmd::cargo::cargo_bin;
 use portcullis::{
     admin::{Server, audit_routes},
-    audit::{Filter, record::Kind},
+    audit::record::Kind,
     exchange::Target,
     names::DecisionId,
     refusal::Code,
@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::common::{call, exchange, intent, open, outcome, refuse};
+use crate::common::{call, exchange, find, intent, open, outcome, query, refuse};
 
 fn portcullis(state_dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(cargo_bin("portcullis"));
@@ -72,7 +72,7 @@ async fn the_log_is_read_where_no_proxy_runs() {
     let first = run(dir.path(), &["--format", "json", "audit", "query", "--limit", "1"]).await;
     let cursor = json(&first)[0]["seq"].to_string();
     let hint = String::from_utf8(first.stderr).unwrap();
-    assert_eq!(hint, format!("there may be more: --after {cursor}\n"));
+    assert_eq!(hint, format!("there are more: --after {cursor}\n"));
     let rest = ["--format", "json", "audit", "query", "--after", &cursor];
     assert_eq!(json(&run(dir.path(), &rest).await), all[1..]);
 
@@ -137,9 +137,8 @@ async fn no_record_steers_the_terminal() {
     let mut hostile = call();
     hostile.target = Target::Tool { name: evil.into(), tool: None };
     refuse(&audit, &hostile, Code::Unknown).await.unwrap();
-    let filter = Filter { tool: Some(evil.into()), ..Filter::default() };
-    let page = audit.archive().query(filter).await.unwrap();
-    assert_eq!(page.entries[0].record.kind(), Kind::Refused);
+    let found = find(&audit, query("tool contains title")).await;
+    assert_eq!(found[0].record.kind(), Kind::Refused);
     drop(audit);
     let id = hostile.id.to_string();
     for args in [

@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration, time::Instant};
 
 use portcullis::{
-    audit::{Audit, Conclusion, Intent, Outcome, Refused, Ruling, Unavailable},
+    audit::{
+        Archive, Audit, Conclusion, Intent, Outcome, PAGE_MAX, Query, Refused, Ruling, Unavailable,
+        record::Entry,
+    },
     exchange::{Direction, Exchange, Method, Payload, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
     names::DecisionId,
@@ -13,6 +16,32 @@ use serde_json::json;
 
 /// Long enough for a loaded machine: no test waits for it to pass.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A query of a filter, intents included.
+pub fn query(filter: &str) -> Query {
+    let filter = filter.parse().unwrap_or_else(|illegal| panic!("{filter}: {illegal}"));
+    Query { filter, intents: true, limit: Some(PAGE_MAX), ..Query::default() }
+}
+
+/// All that a query finds.
+pub async fn find(audit: &Audit, query: Query) -> Vec<Entry> {
+    find_in(audit.archive(), query).await
+}
+
+/// All that a query finds in a log that is only read.
+pub async fn find_in(archive: &Archive, mut query: Query) -> Vec<Entry> {
+    let mut found = Vec::new();
+    loop {
+        let page = archive.query(query.clone()).await.unwrap();
+        assert_eq!(page.unreadable, Vec::<String>::new());
+        assert!(page.lines.len() <= query.limit.unwrap());
+        found.extend(page.entries().unwrap());
+        match page.next {
+            Some(next) => query.after = Some(next),
+            None => return found,
+        }
+    }
+}
 
 pub fn open(dir: &Path) -> Audit {
     Audit::open(dir, DEADLINE).unwrap()

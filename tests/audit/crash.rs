@@ -10,11 +10,11 @@ use std::{
 };
 
 use portcullis::{
-    audit::{Audit, Filter, PAGE_MAX, Unavailable, record::Kind},
+    audit::{Audit, Unavailable, record::Kind},
     names::DecisionId,
 };
 
-use crate::common::{DEADLINE, call, intent, open, outcome};
+use crate::common::{DEADLINE, call, find, intent, open, outcome, query};
 
 const STORE: &str = "PORTCULLIS_TEST_AUDIT_STORE";
 const KILLS: usize = 20;
@@ -74,18 +74,8 @@ impl Writer {
 }
 
 async fn ids_on_record(audit: &Audit) -> HashSet<DecisionId> {
-    let mut filter =
-        Filter { kind: Some(Kind::Intent), limit: Some(PAGE_MAX), ..Filter::default() };
-    let mut ids = HashSet::new();
-    loop {
-        let page = audit.archive().query(filter.clone()).await.unwrap();
-        assert_eq!(page.unreadable, Vec::<String>::new());
-        ids.extend(page.entries.iter().map(|entry| entry.record.id()));
-        match page.next {
-            Some(next) => filter.after = Some(next),
-            None => return ids,
-        }
-    }
+    let intents = find(audit, query("kind = intent")).await;
+    intents.iter().map(|entry| entry.record.id()).collect()
 }
 
 #[tokio::test]
@@ -98,13 +88,11 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         acknowledged.extend(writer.acknowledged().take(20 + kill * 37 % 400));
         acknowledged.extend(writer.kill());
         let audit = open(dir.path());
-        let quarantined = Filter { kind: Some(Kind::Event), ..Filter::default() };
-        let events = audit.archive().query(quarantined).await.unwrap();
-        assert_eq!(events.entries, []);
+        assert_eq!(find(&audit, query("kind = event")).await, []);
         // The index of ids has them too.
         for id in acknowledged.iter().take(50) {
             let shown = audit.archive().show(*id).await.unwrap();
-            assert_eq!(shown.entries[0].record.kind(), Kind::Intent);
+            assert_eq!(shown.entries().unwrap()[0].record.kind(), Kind::Intent);
         }
     }
     let audit = open(dir.path());

@@ -9,15 +9,15 @@ use std::{
 
 use portcullis::{
     audit::{
-        Audit, Filter, Keys, Limits, Options, Order, PAGE_MAX, Reader, Unavailable, Why,
-        record::{Event, Happening, Kind, Record},
+        Audit, Keys, Limits, Options, Order, Query, Reader, Unavailable, Why,
+        record::{Event, Happening, Record},
     },
     config::{Encryption, SecretRef},
 };
 use tempfile::TempDir;
 
 use crate::{
-    common::{DEADLINE, call, exchange, intent, open, outcome, refuse},
+    common::{DEADLINE, call, exchange, find, find_in, intent, open, outcome, query, refuse},
     store::SmallDisk,
 };
 
@@ -49,15 +49,8 @@ fn encrypted(dir: &Path, keys: &Keys) -> Result<Audit, Unavailable> {
 
 /// All events on record, the oldest first.
 async fn events(audit: &Audit) -> Vec<Happening> {
-    let filter = Filter {
-        kind: Some(Kind::Event),
-        order: Order::OldestFirst,
-        limit: Some(PAGE_MAX),
-        ..Filter::default()
-    };
-    let page = audit.archive().query(filter).await.unwrap();
-    assert_eq!(page.unreadable, Vec::<String>::new());
-    let happened = page.entries.into_iter().map(|entry| match entry.record {
+    let query = Query { order: Order::OldestFirst, ..query("kind = event") };
+    let happened = find(audit, query).await.into_iter().map(|entry| match entry.record {
         Record::Event(Event { what, .. }) => what,
         other => panic!("{other:?}"),
     });
@@ -66,18 +59,7 @@ async fn events(audit: &Audit) -> Vec<Happening> {
 
 /// How many intents are on record, all of them readable.
 async fn intents(reader: &portcullis::audit::Archive) -> usize {
-    let mut filter =
-        Filter { kind: Some(Kind::Intent), limit: Some(PAGE_MAX), ..Filter::default() };
-    let mut count = 0;
-    loop {
-        let page = reader.query(filter.clone()).await.unwrap();
-        assert_eq!(page.unreadable, Vec::<String>::new());
-        count += page.entries.len();
-        match page.next {
-            Some(next) => filter.after = Some(next),
-            None => return count,
-        }
-    }
+    find_in(reader, query("kind = intent")).await.len()
 }
 
 /// All files below a folder.
@@ -136,8 +118,7 @@ async fn no_file_of_an_encrypted_log_holds_what_a_record_says() {
     let audit = encrypted(dir.path(), &keys).unwrap();
     let here = audit.archive();
     assert_eq!(intents(here).await, 64 * 35);
-    let filter = Filter { client: Some("quetzalcoatl".into()), ..Filter::default() };
-    assert!(!here.query(filter).await.unwrap().entries.is_empty());
+    assert!(!find_in(&here, query("client = quetzalcoatl")).await.is_empty());
     drop(audit);
     assert!(files(dir.path()).len() > 5);
     assert_eq!(holding(dir.path(), &SAID), Vec::<PathBuf>::new());
@@ -270,10 +251,10 @@ async fn a_backup_is_taken_while_records_are_written_and_goes_on_as_a_log() {
         let backup = audit.back_up(to.clone()).await.unwrap();
         // Each is a whole log up to a record that was durable when it began.
         let copy = Reader::open(&to, DEADLINE, Some(&keys)).unwrap();
-        let newest = copy.query(Filter { limit: Some(1), intents: true, ..Filter::default() });
+        let newest = copy.query(Query { limit: Some(1), ..query("") });
         let newest = newest.await.unwrap();
         assert_eq!(newest.unreadable, Vec::<String>::new());
-        let has = newest.entries.first().map_or(0, |entry| entry.seq.0);
+        let has = newest.lines.first().map_or(0, |line| line.seq().0);
         assert!(has >= backup.last.unwrap_or(0), "{has}: {backup:?}");
         assert!(has >= last);
         last = has;
@@ -386,9 +367,8 @@ async fn old_segments_go_whole_and_leave_their_proofs() {
     let audit = Audit::open_with(dir.path(), options).unwrap();
     assert!(!dir.path().join("segments/0000000000000000.dropping").exists());
     intent(&audit, &call()).await.unwrap();
-    let oldest =
-        Filter { order: Order::OldestFirst, limit: Some(1), intents: true, ..Filter::default() };
+    let oldest = Query { order: Order::OldestFirst, limit: Some(1), ..query("") };
     let oldest = audit.archive().query(oldest).await.unwrap();
-    assert_eq!(oldest.entries[0].seq.0, first);
+    assert_eq!(oldest.lines[0].seq().0, first);
     assert!(!events(&audit).await.iter().any(|what| matches!(what, Happening::RecordsLost { .. })));
 }

@@ -1,217 +1,410 @@
-//! A query finds what a look at every record finds.
+//! A question finds what a look at every record finds.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::LazyLock,
+};
 
 use portcullis::{
     audit::{
-        Audit, Filter, Order, PAGE_MAX,
-        record::{Decision, Entry, Happening, Kind, Stopped},
+        Audit, By, Column, CountRequest, Counting, Intent, Order, Outcome, Query, Refused, Ruling,
+        StatsRequest, Tally,
+        record::{Happening, Stopped},
     },
-    exchange::Method,
-    refusal::Code,
+    exchange::{Effect, Exchange, Finding, Method, Phase},
+    refusal::{Code, Refusal, Rule},
 };
 use proptest::{
     collection::vec,
-    option,
     prelude::{Just, Strategy, any, prop_oneof},
     sample::select,
     test_runner::{Config, TestRunner},
 };
+use serde_json::Value;
 
-use crate::common::{exchange, intent, open, outcome, refuse};
+use crate::common::{exchange, find, open, query};
 
-const CLIENTS: &[&str] = &["ci-bot", "dev"];
+/// Enough for two whole blocks of the index and one that grows.
+const CALLS: usize = 4600;
+const CLIENTS: &[&str] = &["ci-bot", "dev", "cy"];
 const SERVERS: &[&str] = &["notes", "github"];
-const TOOLS: &[&str] = &["read", "write", "a\u{0}b"];
+const TOOLS: &[&str] = &["read", "write", "read_all", "a\u{0}b"];
 const METHODS: &[&str] = &[Method::TOOLS_CALL, Method::TOOLS_LIST, "x/unknown"];
 const CODES: &[Code] = &[Code::PolicyDenied, Code::RateLimited];
 
-#[derive(Debug, Clone)]
-struct Call {
-    client: &'static str,
-    server: &'static str,
-    tool: &'static str,
-    method: &'static str,
-    ends: Ends,
+/// One of some values, by a number that looks random and is the same in each run.
+fn pick<T: Copy>(of: &[T], at: usize, salt: usize) -> T {
+    of[(at.wrapping_mul(2_654_435_761).wrapping_add(salt * 40_503) >> 7) % of.len()]
 }
 
-#[derive(Debug, Clone)]
-enum Ends {
-    Refused(Code),
-    Pending,
-    Done,
-    /// An event of the server instead of a call.
-    Event,
+fn made(at: usize) -> Exchange {
+    let mut exchange = exchange(pick(CLIENTS, at, 1), pick(SERVERS, at, 2), pick(TOOLS, at, 3));
+    exchange.method = Method::new(pick(METHODS, at, 4));
+    if at % 3 == 0 {
+        exchange.labels.insert(pick(&["pii", "prod"], at, 5).into());
+    }
+    if at % 5 == 0 {
+        exchange.client_addr = Some(([10, 0, (at % 256) as u8, 1], 4000).into());
+    }
+    if at % 7 == 0 {
+        exchange.trace = Some(format!("{:032x}", at / 70));
+    }
+    exchange
 }
 
-fn calls() -> impl Strategy<Value = Call> {
-    let ends = prop_oneof![
-        select(CODES).prop_map(Ends::Refused),
-        Just(Ends::Pending),
-        Just(Ends::Done),
-        Just(Ends::Event),
-    ];
-    (select(CLIENTS), select(SERVERS), select(TOOLS), select(METHODS), ends).prop_map(
-        |(client, server, tool, method, ends)| Call { client, server, tool, method, ends },
-    )
-}
-
-async fn write(audit: &Audit, call: &Call) {
-    let mut exchange = exchange(call.client, call.server, call.tool);
-    exchange.method = Method::new(call.method);
-    match call.ends {
-        Ends::Refused(code) => refuse(audit, &exchange, code).await.unwrap(),
-        Ends::Pending => intent(audit, &exchange).await.unwrap(),
-        Ends::Done => {
-            intent(audit, &exchange).await.unwrap();
-            outcome(audit, &exchange).await.unwrap();
+async fn write(audit: &Audit, at: usize) {
+    let exchange = made(at);
+    let finding = Finding {
+        interceptor: "secrets".into(),
+        phase: Phase::Request,
+        rule: Rule::named("entropy"),
+        message: "a token at /arguments/path".into(),
+        effect: Effect::Reported,
+    };
+    let rule = Rule::named(pick(&["r-1", "r-2"], at, 6));
+    let ruling = Ruling {
+        rules: std::slice::from_ref(&rule),
+        findings: if at % 4 == 0 { std::slice::from_ref(&finding) } else { &[] },
+        policy_revision: Some("7f3a"),
+        ..Ruling::default()
+    };
+    match at % 11 {
+        0 | 1 => {
+            let refusal = Refusal::new(pick(CODES, at, 7), "not allowed").rule(rule.clone());
+            audit.refused(Refused::of(&exchange, &refusal, ruling, audit.key())).await.unwrap();
         }
-        Ends::Event => {
-            let what = Happening::ServerStopped(Stopped {
-                server: call.server.into(),
-                ..Stopped::default()
-            });
+        // A call that was under way when the proxy died.
+        2 => audit.intent(Intent::of(&exchange, ruling, audit.key())).await.unwrap(),
+        3 => {
+            let server = pick(SERVERS, at, 2).into();
+            let what = Happening::ServerStopped(Stopped { server, ..Stopped::default() });
             audit.event(what).await.unwrap();
         }
-    }
-}
-
-/// A filter but for the times and the id, which are chosen among the records by their place.
-#[derive(Debug, Clone)]
-struct Asked {
-    filter: Filter,
-    since: Option<usize>,
-    until: Option<usize>,
-    id: Option<usize>,
-}
-
-fn filters() -> impl Strategy<Value = Asked> {
-    let texts = (
-        option::of(select(CLIENTS)),
-        option::of(select(SERVERS)),
-        option::of(select(TOOLS)),
-        option::of(select(METHODS)),
-        option::of(select(CODES)),
-    );
-    let kinds = (
-        option::of(select(&[Decision::Allowed, Decision::Refused, Decision::Failed][..])),
-        option::of(select(&[Kind::Intent, Kind::Outcome, Kind::Refused, Kind::Event][..])),
-        any::<bool>(),
-        any::<bool>(),
-    );
-    let place = || option::weighted(0.3, 0..100_usize);
-    (texts, kinds, (place(), place(), place()), 1..9_usize).prop_map(
-        |((client, server, tool, method, code), kinds, (since, until, id), limit)| {
-            let (decision, kind, intents, newest) = kinds;
-            let filter = Filter {
-                client: client.map(str::to_owned),
-                server: server.map(str::to_owned),
-                tool: tool.map(str::to_owned),
-                method: method.map(str::to_owned),
-                code: code.map(|code| code.as_str().to_owned()),
-                decision,
-                kind,
-                intents,
-                order: if newest { Order::NewestFirst } else { Order::OldestFirst },
-                limit: Some(limit),
-                ..Filter::default()
-            };
-            Asked { filter, since, until, id }
-        },
-    )
-}
-
-fn text<'a>(value: &'a serde_json::Value, pointer: &str) -> Option<&'a str> {
-    value.pointer(pointer).and_then(serde_json::Value::as_str)
-}
-
-/// The filter once more, over the JSON of all records.
-fn naive(all: &[Entry], filter: &Filter) -> Vec<Entry> {
-    let json: Vec<_> = all.iter().map(|entry| serde_json::to_value(entry).unwrap()).collect();
-    let mut found = Vec::new();
-    for (entry, value) in all.iter().zip(&json) {
-        let is = |pointer: &str, wanted: Option<&str>| {
-            wanted.is_none_or(|wanted| text(value, pointer) == Some(wanted))
-        };
-        let kind = filter.kind.map(|kind| serde_json::to_value(kind).unwrap());
-        let decision = filter.decision.map(|decision| serde_json::to_value(decision).unwrap());
-        let id = filter.id.map(|id| id.to_string());
-        let done = json
-            .iter()
-            .any(|other| text(other, "/record") == Some("outcome") && other["id"] == value["id"]);
-        let hidden = !filter.intents
-            && filter.kind.is_none()
-            && text(value, "/record") == Some("intent")
-            && done;
-        let wanted = is("/principal", filter.client.as_deref())
-            && is("/server", filter.server.as_deref())
-            && is("/target/tool", filter.tool.as_deref())
-            && is("/method", filter.method.as_deref())
-            && is("/refusal/code", filter.code.as_deref())
-            && is("/id", id.as_deref())
-            && is("/record", kind.as_ref().and_then(|kind| kind.as_str()))
-            && is("/decision", decision.as_ref().and_then(|decision| decision.as_str()))
-            && filter.since.is_none_or(|since| entry.recorded >= since)
-            && filter.until.is_none_or(|until| entry.recorded < until);
-        if wanted && !hidden {
-            found.push(entry.clone());
-        }
-    }
-    if filter.order == Order::NewestFirst {
-        found.reverse();
-    }
-    found
-}
-
-async fn walk(audit: &Audit, mut filter: Filter) -> Vec<Entry> {
-    let mut found = Vec::new();
-    loop {
-        let page = audit.archive().query(filter.clone()).await.unwrap();
-        assert!(page.entries.len() <= filter.limit.unwrap());
-        assert_eq!(page.unreadable, Vec::<String>::new());
-        found.extend(page.entries);
-        match page.next {
-            Some(next) => filter.after = Some(next),
-            None => return found,
+        _ => {
+            audit.intent(Intent::of(&exchange, ruling, audit.key())).await.unwrap();
+            let conclusion = portcullis::audit::Conclusion::Delivered;
+            let mut outcome = Outcome::of(&exchange, ruling, conclusion, None, audit.key());
+            outcome.timing.total_us = (at * at % 1_000_000) as u64;
+            outcome.timing.server_us = (at % 2 == 0).then_some((at % 5000) as u64);
+            audit.outcome(outcome).await.unwrap();
         }
     }
 }
 
-async fn holds(calls: &[Call], asked: &[Asked]) {
+/// A log, and all its records as JSON.
+struct Log {
+    audit: Audit,
+    all: Vec<Value>,
+    _dir: tempfile::TempDir,
+}
+
+async fn log() -> Log {
     let dir = tempfile::tempdir().unwrap();
     let audit = open(dir.path());
-    for call in calls {
-        write(&audit, call).await;
+    for some in (0..CALLS).collect::<Vec<_>>().chunks(256) {
+        futures_util::future::join_all(some.iter().map(|at| write(&audit, *at))).await;
     }
-    let everything = Filter {
-        intents: true,
-        order: Order::OldestFirst,
-        limit: Some(PAGE_MAX),
-        ..Filter::default()
-    };
-    let all = walk(&audit, everything).await;
-    for Asked { filter, since, until, id } in asked {
-        let at = |place: &Option<usize>| place.map(|place| &all[place % all.len()]);
-        let filter = Filter {
-            since: at(since).map(|entry| entry.recorded),
-            // Between two microseconds too.
-            until: at(until).map(|entry| entry.recorded + Duration::from_nanos(500)),
-            id: at(id).map(|entry| entry.record.id()),
-            ..filter.clone()
+    let everything = Query { order: Order::OldestFirst, ..query("") };
+    let all = find(&audit, everything).await;
+    let all = all.iter().map(|entry| serde_json::to_value(entry).unwrap()).collect();
+    Log { audit, all, _dir: dir }
+}
+
+/// A condition as text, and what it means of a record's JSON.
+#[derive(Clone)]
+enum Asked {
+    One(String, std::sync::Arc<dyn Fn(&Value) -> bool + Send + Sync>),
+    Not(Box<Asked>),
+    All(Vec<Asked>),
+    Any(Vec<Asked>),
+}
+
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text())
+    }
+}
+
+impl Asked {
+    fn text(&self) -> String {
+        let join = |parts: &[Asked], word: &str| {
+            let parts: Vec<_> = parts.iter().map(|part| format!("({})", part.text())).collect();
+            parts.join(word)
         };
-        assert_eq!(walk(&audit, filter.clone()).await, naive(&all, &filter), "{filter:?}");
+        match self {
+            Self::One(text, _) => text.clone(),
+            Self::Not(part) => format!("not ({})", part.text()),
+            Self::All(parts) => join(parts, " and "),
+            Self::Any(parts) => join(parts, " or "),
+        }
     }
+
+    fn holds(&self, record: &Value) -> bool {
+        match self {
+            Self::One(_, holds) => holds(record),
+            Self::Not(part) => !part.holds(record),
+            Self::All(parts) => parts.iter().all(|part| part.holds(record)),
+            Self::Any(parts) => parts.iter().any(|part| part.holds(record)),
+        }
+    }
+}
+
+fn one(text: String, holds: impl Fn(&Value) -> bool + Send + Sync + 'static) -> Asked {
+    Asked::One(text, std::sync::Arc::new(holds))
+}
+
+/// The text at a JSON pointer.
+fn at<'a>(record: &'a Value, pointer: &str) -> Option<&'a str> {
+    record.pointer(pointer).and_then(Value::as_str)
+}
+
+/// Fields with one text: name, pointer, values that occur and some that don't.
+static TEXTS: LazyLock<Vec<(&str, &str, Vec<&str>)>> = LazyLock::new(|| {
+    vec![
+        ("client", "/principal", vec!["ci-bot", "dev", "nobody"]),
+        ("server", "/server", vec!["notes", "github"]),
+        ("tool", "/target/tool", vec!["read", "read_all", "a\u{0}b", "none"]),
+        ("target", "/target/tool", vec!["read", "write"]),
+        ("method", "/method", vec!["tools/call", "x/unknown"]),
+        ("code", "/refusal/code", vec!["policy-denied", "rate-limited"]),
+        ("event", "/event", vec!["server-stopped"]),
+        ("trace", "/trace", vec!["00000000000000000000000000000003"]),
+        ("policy", "/policy_revision", vec!["7f3a", "0"]),
+    ]
+});
+
+/// The ids of the rules of a record.
+fn rules(record: &Value) -> Vec<&str> {
+    let list = |name: &str| record[name].as_array().cloned().unwrap_or_default().len();
+    let rules = (0..list("rules")).filter_map(|n| at(record, &format!("/rules/{n}/id")));
+    let found = (0..list("findings")).filter_map(|n| at(record, &format!("/findings/{n}/rule/id")));
+    rules.chain(found).collect()
+}
+
+fn leaves() -> impl Strategy<Value = Asked> {
+    let texts = (select(&**TEXTS), any::<proptest::sample::Index>(), 0..5_u8).prop_map(
+        |((name, pointer, values), which, how)| {
+            let value = *which.get(&values);
+            let first: String = value.chars().take(2).collect();
+            match how {
+                0 | 1 => one(
+                    format!(
+                        "{name} = {}",
+                        Value::from(value).to_string().replace("\\u0000", "\\0")
+                    ),
+                    move |record| at(record, pointer) == Some(value),
+                ),
+                2 => one(format!("{name} ~ \"{}*\"", first.replace('\0', "\\0")), move |record| {
+                    at(record, pointer).is_some_and(|text| text.starts_with(&first))
+                }),
+                3 => one(format!("{name} contains \"E\""), move |record| {
+                    at(record, pointer).is_some_and(|text| text.to_lowercase().contains('e'))
+                }),
+                _ => one(format!("has {name}"), move |record| at(record, pointer).is_some()),
+            }
+        },
+    );
+    let words = prop_oneof![
+        select(&["intent", "outcome", "refused", "event"][..]).prop_map(|kind| {
+            one(format!("kind = {kind}"), move |record| at(record, "/record") == Some(kind))
+        }),
+        select(&["allowed", "refused", "failed"][..]).prop_map(|word| {
+            one(format!("decision = {word}"), move |record| at(record, "/decision") == Some(word))
+        }),
+        select(&["r-1", "r-2", "entropy", "r-9"][..]).prop_map(|rule| {
+            one(format!("rule = {rule}"), move |record| rules(record).contains(&rule))
+        }),
+        select(&["pii", "prod"][..]).prop_map(|label| {
+            one(format!("label = {label}"), move |record| {
+                record["labels"].as_array().is_some_and(|labels| labels.contains(&label.into()))
+            })
+        }),
+        Just(one("code in (rate-limited, x) or has event".into(), |record| {
+            at(record, "/refusal/code") == Some("rate-limited") || at(record, "/event").is_some()
+        })),
+        Just(one("addr = 10.0.128.0/17".into(), |record| {
+            let address = at(record, "/client_addr").and_then(|addr| addr.strip_prefix("10.0."));
+            let third = address.and_then(|rest| rest.split('.').next()?.parse::<u8>().ok());
+            third.is_some_and(|third| third >= 128)
+        })),
+        Just(one("finding contains TOKEN".into(), |record| record["findings"].is_array())),
+        Just(one("text contains rate-lim".into(), |record| record
+            .to_string()
+            .contains("rate-lim"))),
+    ];
+    let numbers = prop_oneof![
+        (0..1_000_000_u64).prop_map(|most| {
+            one(format!("total > {most}us"), move |record| {
+                record["total_us"].as_u64().is_some_and(|total| total > most)
+            })
+        }),
+        (0..5000_u64).prop_map(|most| {
+            one(format!("upstream <= {most}us"), move |record| {
+                record["server_us"].as_u64().is_some_and(|time| time <= most)
+            })
+        }),
+        (0..12_000_u64).prop_map(|seq| {
+            one(format!("seq >= {seq}"), move |record| record["seq"].as_u64() >= Some(seq))
+        }),
+        (0..100_u64).prop_map(|bytes| {
+            one(format!("request > {bytes}"), move |record| {
+                record["request"]["bytes"].as_u64().is_some_and(|size| size > bytes)
+            })
+        }),
+    ];
+    prop_oneof![3 => texts, 3 => words, 2 => numbers]
+}
+
+/// A condition, in which `TIME` stands for the time of some record.
+fn asked() -> impl Strategy<Value = (Asked, Option<(bool, usize)>)> {
+    let tree = leaves().prop_recursive(3, 12, 3, |part| {
+        prop_oneof![
+            vec(part.clone(), 2..4).prop_map(Asked::All),
+            vec(part.clone(), 2..4).prop_map(Asked::Any),
+            part.prop_map(|part| Asked::Not(Box::new(part))),
+        ]
+    });
+    (tree, proptest::option::of((any::<bool>(), 0..CALLS)))
+}
+
+/// With a bound of time, taken from the log.
+fn timed(log: &Log, (asked, time): (Asked, Option<(bool, usize)>)) -> Asked {
+    let Some((since, which)) = time else { return asked };
+    let time: jiff::Timestamp =
+        at(&log.all[which % log.all.len()], "/recorded").unwrap().parse().unwrap();
+    let of = |record: &Value| at(record, "/recorded").unwrap().parse::<jiff::Timestamp>().unwrap();
+    let bound = match since {
+        true => one(format!("time >= {time}"), move |record| of(record) >= time),
+        false => one(format!("time < {time}"), move |record| of(record) < time),
+    };
+    Asked::All(vec![bound, asked])
+}
+
+fn run<S: Strategy>(cases: u32, strategy: S, holds: impl AsyncFn(&Log, S::Value)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let log = runtime.block_on(log());
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    TestRunner::new(config)
+        .run(&strategy, |value| {
+            runtime.block_on(holds(&log, value));
+            Ok(())
+        })
+        .unwrap();
 }
 
 #[test]
 fn a_query_finds_what_a_look_at_every_record_finds() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut runner =
-        TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
-    runner
-        .run(&(vec(calls(), 1..40), vec(filters(), 20)), |(calls, asked)| {
-            runtime.block_on(holds(&calls, &asked));
-            Ok(())
-        })
-        .unwrap();
+    run(50, (asked(), any::<bool>(), 1..1000_usize), async |log, (asked, newest, limit)| {
+        let asked = timed(log, asked);
+        let mut wanted: Vec<_> =
+            log.all.iter().filter(|record| asked.holds(record)).map(|r| r["seq"].clone()).collect();
+        let order = if newest { Order::NewestFirst } else { Order::OldestFirst };
+        if newest {
+            wanted.reverse();
+        }
+        let asked = Query { order, limit: Some(limit), ..query(&asked.text()) };
+        let found = find(&log.audit, asked.clone()).await;
+        let found: Vec<_> = found.iter().map(|entry| Value::from(entry.seq.0)).collect();
+        assert_eq!(found, wanted, "{}", asked.filter);
+    });
+}
+
+#[test]
+fn counts_and_summaries_are_those_of_the_records() {
+    const BY: &[&[Column]] = &[
+        &[],
+        &[Column::Client],
+        &[Column::Client, Column::Tool],
+        &[Column::Code],
+        &[Column::Rule, Column::Decision],
+        &[Column::Label],
+        &[Column::Day, Column::Kind],
+        &[Column::Addr],
+    ];
+    run(25, (asked(), select(BY)), async |log, (asked, by)| {
+        let asked = timed(log, asked);
+        let filter = query(&asked.text()).filter;
+        let intents = filter.asks_for_intents();
+        let mut wanted = BTreeMap::<Vec<Option<String>>, u64>::new();
+        let mut decisions = BTreeMap::<String, u64>::new();
+        let entries = find(&log.audit, Query { order: Order::OldestFirst, ..query("") }).await;
+        for (record, entry) in log.all.iter().zip(&entries) {
+            let is_intent = at(record, "/record") == Some("intent");
+            if !asked.holds(record) {
+                continue;
+            }
+            if let Some(decision) = at(record, "/decision").filter(|_| !is_intent) {
+                *decisions.entry(decision.to_owned()).or_default() += 1;
+            }
+            if is_intent && !intents {
+                continue;
+            }
+            let mut groups = vec![Vec::new()];
+            for column in by {
+                let mut values: Vec<_> =
+                    column.values(entry).into_iter().map(|v| Some(v.into_owned())).collect();
+                if values.is_empty() {
+                    values.push(None);
+                }
+                let longer = |group: &Vec<Option<String>>| {
+                    let group = group.clone();
+                    let with = values
+                        .iter()
+                        .map(move |value| group.iter().chain([value]).cloned().collect::<Vec<_>>());
+                    with.collect::<Vec<_>>()
+                };
+                groups = groups.iter().flat_map(longer).collect();
+            }
+            for group in groups {
+                *wanted.entry(group).or_default() += 1;
+            }
+        }
+        let by = By::try_from(by.to_vec()).unwrap();
+        let mut request = CountRequest { filter: filter.clone(), by, ..CountRequest::default() };
+        let mut counting = Counting::default();
+        loop {
+            let counted = log.audit.archive().count(request.clone()).await.unwrap();
+            request.after = counted.next;
+            counting.take(counted);
+            if request.after.is_none() {
+                break;
+            }
+        }
+        let (groups, others) = counting.finish();
+        let found: BTreeMap<_, _> = groups.into_iter().map(|g| (g.values, g.count)).collect();
+        assert_eq!((found, others), (wanted, 0), "{filter}");
+
+        let mut request = StatsRequest { filter: filter.clone(), after: None };
+        let mut tally = Tally::default();
+        loop {
+            let summed = log.audit.archive().stats(request.clone()).await.unwrap();
+            tally.merge(&summed.tally);
+            request.after = summed.next;
+            if summed.next.is_none() {
+                break;
+            }
+        }
+        let found: BTreeMap<_, _> = ["allowed", "refused", "failed", "cancelled"]
+            .into_iter()
+            .map(|word| (word.to_owned(), tally.decisions().get(&word.to_owned()).all))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        assert_eq!(found, decisions, "{filter}");
+    });
+}
+
+#[tokio::test]
+async fn an_intent_is_shown_where_it_has_no_outcome() {
+    let log = log().await;
+    let shown = find(&log.audit, Query { intents: false, ..query("") }).await;
+    let of = |kind: &'static str| log.all.iter().filter(move |r| at(r, "/record") == Some(kind));
+    let answered: HashSet<_> = of("outcome").map(|outcome| outcome["id"].clone()).collect();
+    let is_hidden = |r: &&Value| at(r, "/record") == Some("intent") && answered.contains(&r["id"]);
+    let rest = log.all.iter().rev().filter(|record| !is_hidden(record));
+    let wanted: Vec<_> = rest.map(|record| record["seq"].clone()).collect();
+    let shown: Vec<_> = shown.iter().map(|entry| Value::from(entry.seq.0)).collect();
+    assert_eq!(shown, wanted);
+    // What only an intent has finds intents.
+    let found = find(&log.audit, Query { intents: false, ..query("kind = intent") }).await;
+    assert_eq!(found.len(), of("intent").count());
 }

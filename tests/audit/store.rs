@@ -9,11 +9,11 @@ use std::{
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use portcullis::audit::{
-    Audit, Filter, Options, PAGE_MAX, Reader, Tailed, Unavailable,
+    Audit, Options, Query, Reader, Tailed, Unavailable,
     record::{Happening, Kind, Record},
 };
 
-use crate::common::{DEADLINE, call, intent, open, outcome};
+use crate::common::{DEADLINE, call, find, intent, open, outcome, query};
 
 /// A small file system of its own, for the full disk.
 pub struct SmallDisk {
@@ -43,18 +43,8 @@ fn segments(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
-async fn count(audit: &Audit, kind: Kind) -> usize {
-    let mut filter = Filter { kind: Some(kind), limit: Some(PAGE_MAX), ..Filter::default() };
-    let mut count = 0;
-    loop {
-        let page = audit.archive().query(filter.clone()).await.unwrap();
-        assert_eq!(page.unreadable, Vec::<String>::new());
-        count += page.entries.len();
-        match page.next {
-            Some(next) => filter.after = Some(next),
-            None => return count,
-        }
-    }
+async fn count(audit: &Audit, kind: &str) -> usize {
+    find(audit, query(&format!("kind = {kind}"))).await.len()
 }
 
 #[tokio::test]
@@ -98,9 +88,9 @@ async fn a_disk_that_fills_up_under_the_store_refuses_and_recovers() {
     let audit = Audit::open_with(&dir, options).unwrap();
     // Records that were answered with an error may be there too; none that was acknowledged may
     // be missing.
-    let found = count(&audit, Kind::Intent).await;
+    let found = count(&audit, "intent").await;
     assert!(found > written, "{found} of {}", written + 1);
-    assert_eq!(count(&audit, Kind::Event).await, 0, "nothing was quarantined");
+    assert_eq!(count(&audit, "event").await, 0, "nothing was quarantined");
 }
 
 /// The file of commits of the newest segment.
@@ -134,8 +124,8 @@ async fn a_torn_commit_was_never_acknowledged_and_is_cut_off() {
 
     let audit = open(dir.path());
     intent(&audit, &call()).await.unwrap();
-    assert_eq!(count(&audit, Kind::Intent).await, 11);
-    assert_eq!(count(&audit, Kind::Event).await, 0);
+    assert_eq!(count(&audit, "intent").await, 11);
+    assert_eq!(count(&audit, "event").await, 0);
 }
 
 #[tokio::test]
@@ -152,9 +142,8 @@ async fn records_that_damage_took_are_told_of() {
     for opened in 0..2 {
         let audit = open(dir.path());
         intent(&audit, &call()).await.unwrap();
-        let events = Filter { kind: Some(Kind::Event), ..Filter::default() };
-        let page = audit.archive().query(events).await.unwrap();
-        let [entry] = page.entries.as_slice() else { panic!("{page:?}") };
+        let events = find(&audit, query("kind = event")).await;
+        let [entry] = events.as_slice() else { panic!("{events:?}") };
         let Record::Event(event) = &entry.record else { panic!("{entry:?}") };
         let Happening::RecordsLost { from, until, reason } = &event.what else {
             panic!("{event:?}")
@@ -162,7 +151,7 @@ async fn records_that_damage_took_are_told_of() {
         assert_eq!((until.0, entry.seq), (100, *from));
         assert!((40..60).contains(&from.0), "{from}");
         assert!(reason.as_ref().unwrap().contains("a frame's "), "{reason:?}");
-        assert_eq!(count(&audit, Kind::Intent).await, from.0 as usize + opened + 1);
+        assert_eq!(count(&audit, "intent").await, from.0 as usize + opened + 1);
     }
     let aside = fs::read_dir(dir.path().join("quarantine")).unwrap().count();
     assert_eq!(aside, 1, "what was damaged is kept");
@@ -188,10 +177,10 @@ async fn an_index_that_is_damaged_or_gone_is_made_again() {
         }
         let audit = open(dir.path());
         intent(&audit, &call()).await.unwrap();
-        assert_eq!(count(&audit, Kind::Intent).await, 9001 + damage);
-        assert_eq!(count(&audit, Kind::Event).await, 0, "nothing was lost");
+        assert_eq!(count(&audit, "intent").await, 9001 + damage);
+        assert_eq!(count(&audit, "event").await, 0, "nothing was lost");
         let shown = audit.archive().show(calls[17].id).await.unwrap();
-        assert_eq!(shown.entries.len(), 1);
+        assert_eq!(shown.lines.len(), 1);
     }
 }
 
@@ -215,9 +204,9 @@ async fn one_bad_frame_costs_its_own_records_alone() {
 
         let audit = open(dir.path());
         intent(&audit, &call()).await.unwrap();
-        assert_eq!(count(&audit, Kind::Intent).await, 4501 - 256);
-        let newest = audit.archive().query(Filter::default()).await.unwrap();
-        assert_eq!(newest.entries[0].seq.0, 4500, "the places of the lost ones stay taken");
+        assert_eq!(count(&audit, "intent").await, 4501 - 256);
+        let newest = audit.archive().query(Query::default()).await.unwrap();
+        assert_eq!(newest.lines[0].seq().0, 4500, "the places of the lost ones stay taken");
         drop(audit);
         assert!(fs::metadata(segment.join("records")).unwrap().len() >= size, "nothing is cut");
     }
@@ -240,17 +229,18 @@ async fn records_of_many_segments_are_one_log() {
             calls.push(call);
         }
         assert!(segments(dir.path()).len() > 3 * (opened + 1));
-        assert_eq!(count(&audit, Kind::Intent).await, calls.len());
-        assert_eq!(count(&audit, Kind::Event).await, 0);
+        assert_eq!(count(&audit, "intent").await, calls.len());
+        assert_eq!(count(&audit, "event").await, 0);
         for call in &calls {
             let shown = audit.archive().show(call.id).await.unwrap();
-            let kinds: Vec<_> = shown.entries.iter().map(|entry| entry.record.kind()).collect();
+            let kinds: Vec<_> =
+                shown.entries().unwrap().iter().map(|entry| entry.record.kind()).collect();
             assert_eq!(kinds, [Kind::Intent, Kind::Outcome]);
         }
     }
     let reader = Reader::open(dir.path(), DEADLINE, None).unwrap();
     let shown = reader.show(calls[0].id).await.unwrap();
-    assert_eq!(shown.entries.len(), 2);
+    assert_eq!(shown.lines.len(), 2);
 }
 
 #[tokio::test]
@@ -318,5 +308,5 @@ async fn many_producers_share_the_syncs() {
     }
     let rate = (2 * PRODUCERS * CALLS) as f64 / started.elapsed().as_secs_f64();
     println!("{PRODUCERS} producers: {rate:.0} records a second");
-    assert_eq!(count(&audit, Kind::Outcome).await, PRODUCERS * CALLS);
+    assert_eq!(count(&audit, "outcome").await, PRODUCERS * CALLS);
 }

@@ -61,13 +61,13 @@ impl Prover {
     /// them yet.
     pub async fn include(&self, id: DecisionId) -> Result<Option<Proof>, ProveFault> {
         let page = self.archive.show(id).await.map_err(|e| ProveFault::Store(e.to_string()))?;
-        if page.entries.is_empty() {
+        if page.lines.is_empty() {
             return Err(match page.unreadable.into_iter().next() {
                 Some(what) => ProveFault::Store(what),
                 None => ProveFault::Unknown(id),
             });
         }
-        let seqs: Vec<u64> = page.entries.iter().map(|entry| entry.seq.0).collect();
+        let seqs: Vec<u64> = page.lines.iter().map(|line| line.seq().0).collect();
         self.work(move |prover| {
             let view = prover.shelf.view();
             let mut lines = Vec::new();

@@ -43,13 +43,35 @@ impl Count {
 /// Counts by value. Where values are too many (a client can invent names of tools), the rarest are
 /// counted together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound(serialize = "K: Serialize", deserialize = "K: Deserialize<'de>"))]
 pub struct Counts<K: Ord = String> {
+    #[serde(with = "pairs")]
     by: BTreeMap<K, Count>,
     others: Count,
+    /// Whether there are values that are not in `by`.
+    cut: bool,
+}
+
+/// Maps as lists of pairs: JSON has no keys but texts.
+mod pairs {
+    use super::*;
+
+    pub fn serialize<K: Serialize, S: Serializer>(
+        map: &BTreeMap<K, Count>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map)
+    }
+
+    pub fn deserialize<'de, K: Deserialize<'de> + Ord, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<K, Count>, D::Error> {
+        Vec::deserialize(deserializer).map(BTreeMap::from_iter)
+    }
 }
 
 impl<K: Ord + Clone> Counts<K> {
-    fn add(&mut self, value: K, count: Count) {
+    pub(super) fn add(&mut self, value: K, count: Count) {
         self.by.entry(value).or_default().add(count);
         if self.by.len() > 2 * VALUES {
             self.cut();
@@ -60,6 +82,7 @@ impl<K: Ord + Clone> Counts<K> {
         let mut sizes: Vec<u64> = self.by.values().map(|count| count.all).collect();
         let (_, &mut least, _) = sizes.select_nth_unstable_by(VALUES, |a, b| b.cmp(a));
         let mut kept = VALUES;
+        self.cut = true;
         let (by, others) = (&mut self.by, &mut self.others);
         by.retain(|_, count| {
             let keep = count.all >= least && kept > 0;
@@ -80,6 +103,13 @@ impl<K: Ord + Clone> Counts<K> {
             }
         }
         self.others.add(other.others);
+        self.cut |= other.cut;
+    }
+
+    /// Every value that any of the records has, those with a count of nothing included; `None`
+    /// where not all are known.
+    pub(super) fn values(&self) -> Option<impl Iterator<Item = &K>> {
+        (!self.cut).then(|| self.by.keys())
     }
 
     /// The counts by value, in the order of values.
@@ -95,6 +125,26 @@ impl<K: Ord + Clone> Counts<K> {
     /// The count of one value, as far as it is kept apart.
     pub fn get(&self, value: &K) -> Count {
         self.by.get(value).copied().unwrap_or_default()
+    }
+
+    /// The most frequent values, and what was counted of all others.
+    pub fn top(&self, most: usize) -> (Vec<(&K, Count)>, Count) {
+        let mut all: Vec<_> = self.iter().filter(|(_, count)| count.all > 0).collect();
+        all.sort_by(|(a, x), (b, y)| y.all.cmp(&x.all).then_with(|| a.cmp(b)));
+        let rest = all.split_off(most.min(all.len()));
+        let mut others = self.others;
+        rest.into_iter().for_each(|(_, count)| others.add(count));
+        (all, others)
+    }
+
+    /// How many values there are, as far as they are kept apart.
+    pub fn len(&self) -> usize {
+        self.by.values().filter(|count| count.all > 0).count()
+    }
+
+    /// Whether nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0 && self.others == Count::default()
     }
 }
 
@@ -131,6 +181,16 @@ impl Times {
     /// How many were measured.
     pub fn count(&self) -> u64 {
         self.0.as_ref().map_or(0, Histogram::len)
+    }
+
+    /// The least and the most, no closer together than they were.
+    pub(super) fn range(&self) -> Option<(u64, u64)> {
+        let histogram = self.0.as_ref().filter(|histogram| !histogram.is_empty())?;
+        let most = histogram.max();
+        let most = if most >= LONGEST { u64::MAX } else { most };
+        // A time of nothing is counted as one microsecond.
+        let least = if histogram.min() <= 1 { 0 } else { histogram.min() };
+        Some((least, most))
     }
 
     /// The microseconds within which this share of them was done.
@@ -179,7 +239,7 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    fn add(&mut self, at: Timestamp, count: Count) {
+    pub(super) fn add(&mut self, at: Timestamp, count: Count) {
         let minute = u32::try_from(at.as_second().max(0) / 60).unwrap_or(u32::MAX);
         self.slots.entry(minute >> self.power).or_default().add(count);
         self.widen(self.power);
@@ -241,6 +301,7 @@ pub struct Tally {
     pub(super) decisions: Counts,
     pub(super) codes: Counts,
     pub(super) rules: Counts,
+    pub(super) labels: Counts,
     pub(super) events: Counts,
     pub(super) total: Times,
     /// The part of it that the servers took.
@@ -252,23 +313,25 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Decisions by what was decided.
+    pub fn decisions(&self) -> &Counts {
+        &self.decisions
+    }
+
     /// Counts a record.
-    pub fn add(&mut self, recorded: Timestamp, facts: &Facts) {
-        let first = |wanted: Field| {
-            facts.terms.iter().find_map(|(field, value)| (*field == wanted).then_some(value))
-        };
+    pub(in crate::audit) fn add(&mut self, recorded: Timestamp, facts: &Facts) {
+        let first = |wanted| facts.term(wanted);
         let decided = first(Field::Decision);
-        let refused = decided.map(String::as_str) == Some(decision(Decision::Refused));
+        let refused = decided == Some(decision(Decision::Refused));
         let one = Count { all: 1, refused: u64::from(refused) };
         self.records += 1;
         self.request_bytes = self.request_bytes.saturating_add(facts.request_bytes.unwrap_or(0));
-        let intent = first(Field::Kind).map(String::as_str) == Some(kind(Kind::Intent));
+        let intent = first(Field::Kind) == Some(kind(Kind::Intent));
         if let Some(kind) = first(Field::Kind) {
-            self.kinds.add(kind.clone(), one);
+            self.kinds.add(kind.to_owned(), one);
         }
-        if intent {
-            return;
-        }
+        // Its values are to be known all the same.
+        let counted = if intent { Count::default() } else { one };
         self.response_bytes = self.response_bytes.saturating_add(facts.response_bytes.unwrap_or(0));
         for (field, value) in &facts.terms {
             let counts = match field {
@@ -279,35 +342,39 @@ impl Tally {
                 Field::Code => &mut self.codes,
                 Field::Rule => &mut self.rules,
                 Field::Event => &mut self.events,
+                Field::Label => &mut self.labels,
                 Field::Tool => {
-                    let server = first(Field::Server).cloned().unwrap_or_default();
-                    self.tools.add((server, value.clone()), one);
+                    let server = first(Field::Server).unwrap_or_default().to_owned();
+                    self.tools.add((server, value.clone()), counted);
                     continue;
                 }
-                Field::Kind
-                | Field::Id
-                | Field::Trace
-                | Field::Session
-                | Field::Label
-                | Field::Target => continue,
+                Field::Kind | Field::Id | Field::Trace | Field::Session | Field::Target => continue,
             };
-            counts.add(value.clone(), one);
+            counts.add(value.clone(), counted);
         }
+        if intent {
+            return;
+        }
+        self.add_times(facts);
+        if decided.is_some() {
+            self.timeline.add(recorded, one);
+        }
+    }
+
+    /// Measures a record's times.
+    pub(super) fn add_times(&mut self, facts: &Facts) {
         if let Some(micros) = facts.total_us {
             self.total.record(micros, 1);
         }
         if let Some(micros) = facts.server_us {
             self.server.record(micros, 1);
-            if let Some(name) = first(Field::Server) {
+            if let Some(name) = facts.term(Field::Server) {
                 if let Some(times) = self.by_server.get_mut(name) {
                     times.record(micros, 1);
                 } else if self.by_server.len() < SERVERS {
-                    self.by_server.entry(name.clone()).or_default().record(micros, 1);
+                    self.by_server.entry(name.to_owned()).or_default().record(micros, 1);
                 }
             }
-        }
-        if decided.is_some() {
-            self.timeline.add(recorded, one);
         }
     }
 
@@ -322,6 +389,7 @@ impl Tally {
             (&mut self.decisions, &other.decisions),
             (&mut self.codes, &other.codes),
             (&mut self.rules, &other.rules),
+            (&mut self.labels, &other.labels),
             (&mut self.events, &other.events),
         ] {
             mine.merge(other);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     BLOCK,
     bits::Bits,
-    facts::{Facts, Field},
+    facts::{Facts, Field, kind},
     fault::Fault,
     segment::Segment,
     time,
@@ -20,10 +20,13 @@ use crate::audit::{
     line::Line,
     proof::{Frontier, Hash, TILE},
     query::Tally,
+    record::Kind,
 };
 
 /// Bytes of lines after which a block ends early, so that what is in memory is bounded.
 const BYTES: usize = 8 << 20;
+/// What the index calls intents whose outcome is in the same block: a kind that no record has.
+const ANSWERED: &str = "answered intent";
 /// Records of a frame in a segment's `records`: those of a tile.
 const FRAME: u64 = TILE;
 
@@ -41,6 +44,8 @@ struct Inner {
     /// With the microseconds since 1970 at which each was written.
     facts: Vec<(u64, Facts)>,
     terms: HashMap<Field, HashMap<String, Vec<u16>>>,
+    /// Intents and their outcomes, where both are in this block.
+    answered: Vec<(u16, u16)>,
     begin: u64,
     end: u64,
     bytes: usize,
@@ -62,6 +67,22 @@ pub(super) struct Added {
     pub facts: Facts,
     /// Microseconds since 1970.
     pub recorded: u64,
+}
+
+impl Inner {
+    /// Notes the intent that a record is the outcome of.
+    fn answer(&mut self, at: u16, facts: &Facts) {
+        if facts.term(Field::Kind) != Some(kind(Kind::Outcome)) {
+            return;
+        }
+        let same = facts.term(Field::Id).and_then(|id| self.terms.get(&Field::Id)?.get(id));
+        let intents = same.into_iter().flatten().filter(|at| {
+            let facts = self.facts.get(usize::from(**at)).map(|(_, facts)| facts);
+            facts.and_then(|facts| facts.term(Field::Kind)) == Some(kind(Kind::Intent))
+        });
+        let pairs: Vec<_> = intents.map(|intent| (*intent, at)).collect();
+        self.answered.extend(pairs);
+    }
 }
 
 impl Growing {
@@ -103,6 +124,7 @@ impl Growing {
             inner.end = recorded;
             inner.bytes += text.len();
             let at = u16::try_from(inner.lines.len()).unwrap_or(u16::MAX);
+            inner.answer(at, &facts);
             for (field, value) in &facts.terms {
                 let values = inner.terms.entry(*field).or_default();
                 match values.get_mut(value) {
@@ -168,6 +190,8 @@ impl Growing {
             .terms
             .iter()
             .flat_map(|(field, values)| values.iter().map(|(v, places)| (*field, v, places)));
+        let answered = inner.answered.iter().map(|(intent, _)| *intent).collect();
+        let answered = (Field::Kind, ANSWERED.to_owned(), answered);
         Sealing {
             meta: BlockMeta {
                 first: self.first,
@@ -180,7 +204,10 @@ impl Growing {
                 trail: trail.to_vec(),
                 last: inner.hashes.last().copied().unwrap_or(Hash::ZERO),
             },
-            terms: terms.map(|(f, v, places)| (f, v.clone(), places.clone())).collect(),
+            terms: terms
+                .map(|(f, v, places)| (f, v.clone(), places.clone()))
+                .chain([answered])
+                .collect(),
             tally,
         }
     }
@@ -323,6 +350,23 @@ impl Block {
                     }
                 }
                 Ok(bits)
+            }
+        }
+    }
+
+    /// The places of intents whose outcome is in the same block.
+    ///
+    /// # Errors
+    /// Where the index can't be read.
+    pub fn answered(&self) -> Result<Bits, Fault> {
+        match &self.0 {
+            Place::Memory { block, count } => {
+                let inner = block.inner.read();
+                let within = inner.answered.iter().filter(|(_, at)| usize::from(*at) < *count);
+                Ok(within.map(|(intent, _)| usize::from(*intent)).collect())
+            }
+            Place::Segment { segment, meta } => {
+                segment.index().term(meta.first, Field::Kind, ANSWERED)
             }
         }
     }

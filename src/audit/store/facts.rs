@@ -70,20 +70,18 @@ impl Facts {
         facts.add(Field::Id, record.id().to_string());
         facts.add(Field::Kind, kind(record.kind()));
         for (field, value) in [
+            (Field::Principal, record.principal()),
+            (Field::Session, record.session()),
             (Field::Server, record.server()),
             (Field::Tool, record.tool()),
+            (Field::Event, record.event()),
             (Field::Decision, record.decision().map(decision)),
             (Field::Code, record.refusal().map(|refusal| refusal.code.as_str())),
         ] {
             value.into_iter().for_each(|value| facts.add(field, value));
         }
         if let Some(call) = record.call() {
-            for (field, value) in [
-                (Field::Trace, &call.trace),
-                (Field::Session, &call.session),
-                (Field::Principal, &call.principal),
-                (Field::Method, &call.method),
-            ] {
+            for (field, value) in [(Field::Trace, &call.trace), (Field::Method, &call.method)] {
                 value.iter().for_each(|value| facts.add(field, value.as_str()));
             }
             if let Some(Target::Prompt(name) | Target::Resource(name)) = &call.target {
@@ -107,14 +105,14 @@ impl Facts {
             Record::Refused(refused) => {
                 facts.request_bytes = refused.request.as_ref().map(|body| body.bytes);
             }
-            Record::Event(event) => {
-                let event = serde_json::to_value(&event.what).unwrap_or_default();
-                if let Some(name) = event.get("event").and_then(|name| name.as_str()) {
-                    facts.add(Field::Event, name);
-                }
-            }
+            Record::Event(_) => {}
         }
         facts
+    }
+
+    /// The first value of a field.
+    pub(in crate::audit) fn term(&self, field: Field) -> Option<&str> {
+        self.terms.iter().find(|(of, _)| *of == field).map(|(_, value)| value.as_str())
     }
 
     fn add(&mut self, field: Field, value: impl Into<String>) {

@@ -1,8 +1,11 @@
 //! Records as a person reads them. What a cell or a line holds is escaped where it is printed.
 
 use crate::{
-    audit::record::{
-        AnswerKind, Call, Decision, Direction, Entry, Grounds, Record, Rule, Target, Transport,
+    audit::{
+        Column, Type,
+        record::{
+            AnswerKind, Call, Decision, Direction, Entry, Grounds, Record, Rule, Target, Transport,
+        },
     },
     cli::escape,
 };
@@ -32,6 +35,15 @@ pub(super) fn row(entry: &Entry) -> [String; 7] {
         took,
         record.id().to_string(),
     ]
+}
+
+/// What a record has in a column.
+pub(super) fn cell(column: Column, entry: &Entry) -> String {
+    match (column, column.ty()) {
+        (Column::Time, _) => format!("{:.3}", entry.recorded),
+        (_, Type::Duration) => column.number(entry).map(millis).unwrap_or_default(),
+        _ => column.values(entry).join(", "),
+    }
 }
 
 /// A record on one line, in columns.

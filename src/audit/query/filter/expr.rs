@@ -1,0 +1,239 @@
+//! A filter as a tree, and back as text.
+
+use std::{fmt, net::IpAddr};
+
+use jiff::Timestamp;
+
+use super::{
+    column::{Column, Type},
+    literal::{self, Pattern},
+};
+
+/// What must hold of a record.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::audit::query) enum Expr {
+    /// All of these; of none, everything.
+    And(Vec<Expr>),
+    /// One of these; of none, nothing.
+    Or(Vec<Expr>),
+    Not(Box<Expr>),
+    Test(Test),
+}
+
+/// What must hold of one column.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::audit::query) enum Test {
+    /// One of its values is one of these.
+    In(Column, Vec<String>),
+    /// One of its values has this form.
+    Like(Column, Pattern),
+    /// One of its texts has this in it.
+    Contains(Column, Pattern),
+    /// It has a number (microseconds, bytes), and that compares so.
+    Number(Column, Compare, u64),
+    /// The time of writing compares so.
+    Time(Compare, Timestamp),
+    /// The client's address is in one of these networks.
+    Address(Vec<Network>),
+    /// It has any value.
+    Has(Column),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::audit::query) enum Compare {
+    Less,
+    AtMost,
+    More,
+    AtLeast,
+    Equal,
+}
+
+impl Compare {
+    pub fn holds<T: Ord>(self, left: &T, right: &T) -> bool {
+        match self {
+            Self::Less => left < right,
+            Self::AtMost => left <= right,
+            Self::More => left > right,
+            Self::AtLeast => left >= right,
+            Self::Equal => left == right,
+        }
+    }
+
+    fn sign(self) -> &'static str {
+        match self {
+            Self::Less => "<",
+            Self::AtMost => "<=",
+            Self::More => ">",
+            Self::AtLeast => ">=",
+            Self::Equal => "=",
+        }
+    }
+}
+
+/// An address, or all that begin with the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::audit::query) struct Network {
+    pub address: IpAddr,
+    pub bits: u8,
+}
+
+impl Network {
+    /// Whether an address is in it. IPv4 addresses that are written as IPv6 are IPv4 ones.
+    pub fn has(&self, other: IpAddr) -> bool {
+        let shift = |all: u32| all.saturating_sub(u32::from(self.bits));
+        match (self.address, other.to_canonical()) {
+            (IpAddr::V4(mine), IpAddr::V4(other)) => {
+                let differ = mine.to_bits() ^ other.to_bits();
+                differ.checked_shr(shift(32)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(mine), IpAddr::V6(other)) => {
+                let differ = mine.to_bits() ^ other.to_bits();
+                differ.checked_shr(shift(128)).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+
+    /// The bits of a single address.
+    pub fn most_bits(address: IpAddr) -> u8 {
+        if address.is_ipv4() { 32 } else { 128 }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)?;
+        if self.bits < Self::most_bits(self.address) { write!(f, "/{}", self.bits) } else { Ok(()) }
+    }
+}
+
+impl Default for Expr {
+    fn default() -> Self {
+        Self::And(Vec::new())
+    }
+}
+
+impl Expr {
+    /// All of these.
+    pub fn all(parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut all = Vec::new();
+        for part in parts {
+            match part {
+                Self::And(more) => all.extend(more),
+                one => all.push(one),
+            }
+        }
+        match <[Self; 1]>::try_from(all) {
+            Ok([one]) => one,
+            Err(all) => Self::And(all),
+        }
+    }
+
+    /// One of these.
+    pub fn any(parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut any = Vec::new();
+        for part in parts {
+            match part {
+                Self::Or(more) => any.extend(more),
+                one => any.push(one),
+            }
+        }
+        match <[Self; 1]>::try_from(any) {
+            Ok([one]) => one,
+            Err(any) => Self::Or(any),
+        }
+    }
+
+    /// Every test in it.
+    pub fn tests(&self, each: &mut impl FnMut(&Test)) {
+        match self {
+            Self::And(parts) | Self::Or(parts) => parts.iter().for_each(|part| part.tests(each)),
+            Self::Not(part) => part.tests(each),
+            Self::Test(test) => each(test),
+        }
+    }
+
+    fn strength(&self) -> u8 {
+        match self {
+            Self::Or(_) => 0,
+            Self::And(_) => 1,
+            Self::Not(_) | Self::Test(_) => 2,
+        }
+    }
+
+    fn part(&self, around: u8, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.strength() <= around { write!(f, "({self})") } else { write!(f, "{self}") }
+    }
+}
+
+impl Test {
+    pub fn column(&self) -> Column {
+        match self {
+            Self::In(column, _)
+            | Self::Like(column, _)
+            | Self::Contains(column, _)
+            | Self::Number(column, ..)
+            | Self::Has(column) => *column,
+            Self::Time(..) => Column::Time,
+            Self::Address(_) => Column::Addr,
+        }
+    }
+}
+
+impl fmt::Display for Expr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (parts, word) = match self {
+            Self::And(parts) => (parts, "and"),
+            Self::Or(parts) => (parts, "or"),
+            Self::Not(part) => {
+                f.write_str("not ")?;
+                return part.part(1, f);
+            }
+            Self::Test(test) => return test.fmt(f),
+        };
+        for (at, part) in parts.iter().enumerate() {
+            if at > 0 {
+                write!(f, " {word} ")?;
+            }
+            part.part(self.strength(), f)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::In(column, values) => list(*column, values.iter().map(|v| literal::quoted(v)), f),
+            Self::Like(column, pattern) => {
+                write!(f, "{column} ~ {}", literal::quoted(pattern.text()))
+            }
+            Self::Contains(column, pattern) => {
+                write!(f, "{column} contains {}", literal::quoted(pattern.text()))
+            }
+            Self::Number(column, compare, number) => {
+                write!(f, "{column} {} ", compare.sign())?;
+                match column.ty() {
+                    Type::Duration => f.write_str(&literal::micros(*number)),
+                    _ => number.fmt(f),
+                }
+            }
+            Self::Time(compare, time) => write!(f, "time {} {time}", compare.sign()),
+            Self::Address(networks) => {
+                list(Column::Addr, networks.iter().map(|network| network.to_string().into()), f)
+            }
+            Self::Has(column) => write!(f, "has {column}"),
+        }
+    }
+}
+
+fn list<'a>(
+    column: Column,
+    mut values: impl ExactSizeIterator<Item = std::borrow::Cow<'a, str>>,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    if values.len() == 1 {
+        return write!(f, "{column} = {}", values.next().unwrap_or_default());
+    }
+    write!(f, "{column} in ({})", values.collect::<Vec<_>>().join(", "))
+}

@@ -1,0 +1,219 @@
+//! Values as a filter writes them.
+
+use std::{borrow::Cow, net::IpAddr};
+
+use jiff::{
+    Span, Timestamp, ToSpan as _, Zoned,
+    civil::{Date, DateTime},
+};
+use regex::{Regex, RegexBuilder};
+
+use super::expr::Network;
+
+/// Words that mean something where a value could stand.
+const WORDS: &[&str] = &["and", "or", "not", "in", "has", "contains", "ago"];
+/// Bytes of a compiled pattern.
+const PATTERN: usize = 1 << 20;
+
+/// Whether a character can stand in a value without quotes.
+pub(super) fn is_bare(c: char) -> bool {
+    !(c.is_whitespace()
+        || c.is_control()
+        || matches!(c, '(' | ')' | '"' | '\'' | ',' | '=' | '!' | '<' | '>' | '~'))
+}
+
+/// Whether it is a word of the language, in capitals or not.
+pub(super) fn is_word(text: &str) -> bool {
+    WORDS.iter().any(|word| word.eq_ignore_ascii_case(text))
+}
+
+/// A value as a filter writes it: in quotes where it must be.
+pub(super) fn quoted(text: &str) -> Cow<'_, str> {
+    if !text.is_empty() && !is_word(text) && text.chars().all(is_bare) && text.is_ascii() {
+        return text.into();
+    }
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for c in text.chars() {
+        match c {
+            '\'' => quoted.push(c),
+            c => quoted.extend(c.escape_debug()),
+        }
+    }
+    quoted.push('"');
+    quoted.into()
+}
+
+/// A form that texts can have, or a text that they can have in them.
+#[derive(Debug, Clone)]
+pub(in crate::audit::query) struct Pattern {
+    text: String,
+    regex: Regex,
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.regex.as_str() == other.regex.as_str()
+    }
+}
+
+impl Pattern {
+    /// The whole text, where `*` stands for any characters and `?` for one.
+    pub fn glob(text: &str) -> Option<Self> {
+        let mut pattern = String::from(r"\A");
+        let mut literal = String::new();
+        for c in text.chars() {
+            let any = match c {
+                '*' => ".*",
+                '?' => ".",
+                c => {
+                    literal.push(c);
+                    continue;
+                }
+            };
+            pattern.push_str(&regex::escape(&std::mem::take(&mut literal)));
+            pattern.push_str(any);
+        }
+        pattern.push_str(&regex::escape(&literal));
+        pattern.push_str(r"\z");
+        Self::compile(text, &pattern, false)
+    }
+
+    /// This text anywhere, in capitals or not.
+    pub fn part(text: &str) -> Option<Self> {
+        Self::compile(text, &regex::escape(text), true)
+    }
+
+    fn compile(text: &str, pattern: &str, any_case: bool) -> Option<Self> {
+        let mut builder = RegexBuilder::new(pattern);
+        builder.dot_matches_new_line(true).case_insensitive(any_case).size_limit(PATTERN);
+        Some(Self { text: text.to_owned(), regex: builder.build().ok()? })
+    }
+
+    /// What was written.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub fn fits(&self, text: &str) -> bool {
+        self.regex.is_match(text)
+    }
+}
+
+/// A time, or the day that it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moment {
+    At(Timestamp),
+    Day { begin: Timestamp, end: Timestamp },
+}
+
+/// A time in words: `24h ago`, `2026-11-21`, `2026-11-21T08:00`, `2026-11-21T08:00:00Z`, `today`.
+pub(super) fn moment(text: &str, now: &Zoned) -> Option<Moment> {
+    let lower = text.to_ascii_lowercase();
+    if let Some(ago) = lower.strip_suffix("ago").map(str::trim_end) {
+        let ago: Span = ago.parse().ok()?;
+        return Some(Moment::At(now.checked_sub(ago.abs()).ok()?.timestamp()));
+    }
+    match lower.as_str() {
+        "now" => return Some(Moment::At(now.timestamp())),
+        "today" => return day(now.date(), now),
+        "yesterday" => return day(now.date().yesterday().ok()?, now),
+        _ => {}
+    }
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Some(Moment::At(time));
+    }
+    // A longer text is no date: jiff would drop its time.
+    if text.len() == 10
+        && let Ok(date) = text.parse::<Date>()
+    {
+        return day(date, now);
+    }
+    let local: DateTime = text.parse().ok()?;
+    Some(Moment::At(local.to_zoned(now.time_zone().clone()).ok()?.timestamp()))
+}
+
+fn day(date: Date, now: &Zoned) -> Option<Moment> {
+    let begin = date.to_zoned(now.time_zone().clone()).ok()?;
+    let end = begin.checked_add(1.day()).ok()?;
+    Some(Moment::Day { begin: begin.timestamp(), end: end.timestamp() })
+}
+
+/// A number and its unit: `1.5s`.
+fn number(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let (_, factor) = units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit.trim()))?;
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() || part.len() > 6 || (part.is_empty() && number.contains('.')) {
+        return None;
+    }
+    let part = match part {
+        "" => 0_u128,
+        digits => {
+            let tens = 10_u64.pow(u32::try_from(digits.len()).ok()?);
+            u128::from(digits.parse::<u64>().ok()?) * u128::from(*factor) / u128::from(tens)
+        }
+    };
+    let whole = u128::from(whole.parse::<u64>().ok()?) * u128::from(*factor);
+    u64::try_from(whole.checked_add(part)?).ok()
+}
+
+/// How long: `200ms`, in microseconds.
+pub(super) fn duration(text: &str) -> Option<u64> {
+    const UNITS: &[(&str, u64)] = &[
+        ("us", 1),
+        ("µs", 1),
+        ("ms", 1000),
+        ("s", 1_000_000),
+        ("m", 60_000_000),
+        ("min", 60_000_000),
+        ("h", 3_600_000_000),
+    ];
+    number(text, UNITS)
+}
+
+/// Microseconds as a filter writes them.
+pub(super) fn micros(micros: u64) -> String {
+    match micros {
+        whole if whole.is_multiple_of(1_000_000) => format!("{}s", whole / 1_000_000),
+        whole if whole.is_multiple_of(1000) => format!("{}ms", whole / 1000),
+        micros => format!("{micros}us"),
+    }
+}
+
+/// A size: `64KiB`.
+pub(super) fn bytes(text: &str) -> Option<u64> {
+    const UNITS: &[(&str, u64)] = &[
+        ("", 1),
+        ("b", 1),
+        ("kb", 1000),
+        ("k", 1000),
+        ("mb", 1_000_000),
+        ("gb", 1_000_000_000),
+        ("kib", 1 << 10),
+        ("mib", 1 << 20),
+        ("gib", 1 << 30),
+    ];
+    number(text, UNITS)
+}
+
+/// An address or a network: `10.0.0.0/8`.
+pub(super) fn network(text: &str) -> Option<Network> {
+    let (address, bits) = match text.split_once('/') {
+        Some((address, bits)) => (address, Some(bits)),
+        None => (text, None),
+    };
+    let address: IpAddr = address.parse().ok()?;
+    let most = Network::most_bits(address);
+    let bits = match bits {
+        Some(bits) => bits.parse().ok().filter(|bits| *bits <= most)?,
+        None => most,
+    };
+    // An IPv4 address in IPv6 is compared as the IPv4 one.
+    let (address, bits) = match address.to_canonical() {
+        plain if plain != address => (plain, bits.checked_sub(96)?),
+        same => (same, bits),
+    };
+    Some(Network { address, bits })
+}

@@ -1,0 +1,212 @@
+//! Pages of records.
+
+use std::time::{Duration, Instant};
+
+use jiff::{Timestamp, ToSpan as _};
+
+use super::{
+    Order, PAGE, PAGE_MAX, Page, Query,
+    filter::{Column, Filter},
+    plan::{Asked, Bounds},
+    values::holds,
+    walk::{Walk, beyond},
+};
+use crate::{
+    audit::{
+        line::Line,
+        record::{Entry, Kind},
+        store::{BLOCK, Bits, Block, Fault, Field, View, kind},
+    },
+    names::DecisionId,
+};
+
+/// Records that are read at once: fewer than a frame holds, so that a short page reads little.
+const CHUNK: usize = 64;
+/// Blocks after that of an intent in which its outcome is looked for: some 65,000 records.
+const LATER: u64 = 16;
+/// How long a decision is looked for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One page of what a query finds.
+pub(super) fn page(view: &View, query: &Query) -> Page {
+    let limit = query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
+    let mut walk = Walk::new(view, &query.filter, query.order, query.after);
+    let (first, last) = walk.left();
+    let pace = walk.pace();
+    let search = Search {
+        view,
+        query,
+        first,
+        last,
+        limit,
+        hide: !query.intents && !query.filter.asks_for_intents(),
+    };
+    let mut page = Page::default();
+    while let Some(step) = walk.step() {
+        step.unreadable.into_iter().for_each(|what| page.note(what));
+        for block in &step.blocks {
+            match search.block(block, &mut page) {
+                Ok(false) => {}
+                // There is one more, which is the next page's.
+                Ok(true) => {
+                    page.next = page.lines.last().map(Line::seq);
+                    return page;
+                }
+                Err(fault) => page.note(fault.to_string()),
+            }
+            if pace.is_over() {
+                page.next = Some(beyond(block, query.order));
+                return page;
+            }
+        }
+        if pace.is_over() {
+            page.next = Some(step.done);
+            return page;
+        }
+    }
+    page
+}
+
+struct Search<'a> {
+    view: &'a View,
+    query: &'a Query,
+    first: u64,
+    last: u64,
+    limit: usize,
+    /// Whether intents are hidden where their outcome is on record.
+    hide: bool,
+}
+
+impl Search<'_> {
+    /// Adds what a block has. Says whether there is more than the page takes.
+    fn block(&self, block: &Block, page: &mut Page) -> Result<bool, Fault> {
+        let mut asked = Asked::new(block);
+        let bounds = asked.bounds(self.query.filter.expr())?;
+        let mut places = &bounds.may & &between(block, self.first, self.last);
+        let mut open = Bits::default();
+        if self.hide && !places.is_empty() {
+            let intents = &asked.kind(Kind::Intent)? & &places;
+            if !intents.is_empty() {
+                let answered = block.answered()?;
+                places = answered.not_in(&places);
+                open = answered.not_in(&intents);
+            }
+        }
+        let mut all: Vec<usize> = places.iter().collect();
+        if self.query.order == Order::NewestFirst {
+            all.reverse();
+        }
+        for chunk in all.chunks(CHUNK) {
+            let mut lines = block.lines(&chunk.iter().copied().collect())?;
+            if self.query.order == Order::NewestFirst {
+                lines.reverse();
+            }
+            for line in lines {
+                let place = usize::try_from(line.seq().0 - block.first()).unwrap_or(usize::MAX);
+                if !self.finds(&line, place, &bounds, &open, block, page)? {
+                    continue;
+                }
+                if page.lines.len() >= self.limit {
+                    return Ok(true);
+                }
+                page.lines.push(line);
+            }
+        }
+        Ok(false)
+    }
+
+    fn finds(
+        &self,
+        line: &Line,
+        place: usize,
+        bounds: &Bounds,
+        open: &Bits,
+        block: &Block,
+        page: &mut Page,
+    ) -> Result<bool, Fault> {
+        let (sure, open) = (bounds.sure.contains(place), open.contains(place));
+        if sure && !open {
+            return Ok(true);
+        }
+        let entry = match line.entry() {
+            Ok(entry) => entry,
+            Err(what) => {
+                page.note(what);
+                return Ok(false);
+            }
+        };
+        Ok((sure || holds(self.query.filter.expr(), &entry))
+            && !(open && answered_later(self.view, block, &entry)?))
+    }
+}
+
+/// The places of a block from one `seq` to another.
+pub(super) fn between(block: &Block, first: u64, last: u64) -> Bits {
+    let begin = block.first();
+    let places = 0..block.count();
+    places.filter(|place| (first..=last).contains(&(begin + *place as u64))).collect()
+}
+
+/// Whether the outcome of an intent is in one of the next blocks.
+fn answered_later(view: &View, block: &Block, intent: &Entry) -> Result<bool, Fault> {
+    let id = intent.record.id().to_string();
+    let begin = block.first() + block.count() as u64;
+    let (blocks, _) = view.blocks(begin, begin.saturating_add(LATER * BLOCK), None, None);
+    for block in blocks {
+        let outcomes = block.term(Field::Kind, kind(Kind::Outcome))?;
+        if !outcomes.is_empty() && !(&outcomes & &block.term(Field::Id, &id)?).is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// All records of one decision, oldest first.
+pub(super) fn decision(view: &View, id: DecisionId) -> Page {
+    let filter = Filter::equals(Column::Id, &id.to_string()).unwrap_or_default();
+    // An id says when it was made, and its records are not from before, but for a clock that was
+    // set; nor long after.
+    if let Some(made) = made(id) {
+        let near = |hours: i64| made.checked_add(hours.hours()).ok();
+        let (since, until) = (near(-1), near(48));
+        let near = since.into_iter().map(Filter::since).chain(until.map(Filter::until));
+        let found = whole(view, near.fold(filter.clone(), Filter::and));
+        if !found.lines.is_empty() {
+            return found;
+        }
+    }
+    whole(view, filter)
+}
+
+fn made(id: DecisionId) -> Option<Timestamp> {
+    let bytes = id.as_bytes();
+    let mut millis = [0; 8];
+    millis.get_mut(2..)?.copy_from_slice(bytes.get(..6)?);
+    Timestamp::from_millisecond(i64::from_be_bytes(millis)).ok()
+}
+
+/// All pages of a search that finds few.
+fn whole(view: &View, filter: Filter) -> Page {
+    let began = Instant::now();
+    let mut query = Query {
+        filter,
+        intents: true,
+        order: Order::OldestFirst,
+        limit: Some(PAGE_MAX),
+        after: None,
+    };
+    let mut all = Page::default();
+    loop {
+        let found = page(view, &query);
+        all.lines.extend(found.lines);
+        found.unreadable.into_iter().for_each(|what| all.note(what));
+        query.after = found.next;
+        if found.next.is_none() || all.lines.len() >= PAGE_MAX {
+            return all;
+        }
+        if began.elapsed() > PATIENCE {
+            all.note("not all records were looked through: it took too long".into());
+            return all;
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Summaries: the tallies of whole blocks, merged, and the records at the edges.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    NOTES, Order, Tally,
+    filter::{Column, Filter},
+    page::between,
+    plan::Asked,
+    tally::Count,
+    values::holds,
+    walk::{Walk, beyond},
+};
+use crate::audit::{
+    line::Seq,
+    record::{Decision, Entry, Kind},
+    store::{Bits, Block, Facts, Fault, Field, View, decision},
+};
+
+/// Records of a block that are read rather than counted by the index.
+const FEW: usize = 512;
+/// A block that took longer than this is read, so that the times of its records are right.
+const LONG_SECONDS: i64 = 3600;
+/// Of so many blocks that are counted by the index, one gives a sample of times.
+const SAMPLED: usize = 32;
+/// Outcomes of such a sample.
+const SAMPLE: usize = 256;
+/// Parts of a block of which each is put at one time.
+const SECTIONS: usize = 16;
+
+/// Which records to sum up.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct StatsRequest {
+    /// Which records.
+    pub filter: Filter,
+    /// Only records after this one: `next` of the slice before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Seq>,
+}
+
+/// A part of a summary. Those of all slices, merged, are the answer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summed {
+    pub tally: Tally,
+    /// Where to go on. Absent where all is summed up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Seq>,
+    /// Parts of the store that could not be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<String>,
+}
+
+/// One slice of a summary.
+pub(super) fn stats(view: &View, request: &StatsRequest) -> Summed {
+    let order = Order::OldestFirst;
+    let mut walk = Walk::new(view, &request.filter, order, request.after);
+    let (first, last) = walk.left();
+    let (since, until) = walk.window();
+    let pace = walk.pace();
+    let mut summed = Summed::default();
+    let note = |summed: &mut Summed, what: String| {
+        tracing::error!("{what}");
+        if summed.unreadable.len() < NOTES {
+            summed.unreadable.push(what);
+        }
+    };
+    'walk: while let Some(step) = walk.step() {
+        step.unreadable.into_iter().for_each(|what| note(&mut summed, what));
+        for (at, block) in step.blocks.iter().enumerate() {
+            let part = Part {
+                block,
+                filter: &request.filter,
+                within: between(block, first, last),
+                edge: since.is_some_and(|since| block.begin() < since)
+                    || until.is_some_and(|until| block.end() >= until),
+                sample: at % SAMPLED == 0,
+            };
+            let mut unreadable = Vec::new();
+            match part.sum(&mut summed.tally, &mut unreadable) {
+                Ok(()) => unreadable.into_iter().for_each(|what| note(&mut summed, what)),
+                Err(fault) => note(&mut summed, fault.to_string()),
+            }
+            if pace.is_over() {
+                summed.next = Some(beyond(block, order));
+                break 'walk;
+            }
+        }
+        if pace.is_over() {
+            summed.next = Some(step.done);
+            break;
+        }
+    }
+    summed.next = summed.next.filter(|next| next.0 < last);
+    summed
+}
+
+struct Part<'a> {
+    block: &'a Block,
+    filter: &'a Filter,
+    within: Bits,
+    /// Whether records of it lie outside of the time that is asked for.
+    edge: bool,
+    /// Whether times of some records are read where it is counted by the index.
+    sample: bool,
+}
+
+impl Part<'_> {
+    fn sum(&self, tally: &mut Tally, unreadable: &mut Vec<String>) -> Result<(), Fault> {
+        let mut asked = Asked::new(self.block);
+        let bounds = asked.bounds(self.filter.expr())?;
+        let places = &bounds.may & &self.within;
+        if places.is_empty() {
+            return Ok(());
+        }
+        let exact = bounds.is_exact();
+        if exact && places.count() == self.block.count() {
+            tally.merge(asked.tally()?.as_ref());
+            return Ok(());
+        }
+        let seconds = self.block.end().duration_since(self.block.begin()).as_secs();
+        let indexed = exact && !self.edge && places.count() > FEW && seconds < LONG_SECONDS;
+        if indexed && let Some(part) = by_index(&mut asked, &places)? {
+            tally.merge(&part);
+            if self.sample {
+                self.read(&some(&asked, &places)?, unreadable, |_, facts| tally.add_times(facts))?;
+            }
+            return Ok(());
+        }
+        self.read(&places, unreadable, |entry, facts| {
+            let place = usize::try_from(entry.seq.0 - self.block.first()).unwrap_or(usize::MAX);
+            if bounds.sure.contains(place) || holds(self.filter.expr(), entry) {
+                tally.add(entry.recorded, facts);
+            }
+        })
+    }
+
+    fn read(
+        &self,
+        places: &Bits,
+        unreadable: &mut Vec<String>,
+        mut each: impl FnMut(&Entry, &Facts),
+    ) -> Result<(), Fault> {
+        for line in self.block.lines(places)? {
+            match line.entry() {
+                Ok(entry) => each(&entry, &Facts::of(&entry.record)),
+                Err(what) => unreadable.push(what),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Outcomes among these places, evenly spread.
+fn some(asked: &Asked<'_>, places: &Bits) -> Result<Bits, Fault> {
+    let outcomes = &asked.kind(Kind::Outcome)? & places;
+    let every = outcomes.count().div_ceil(SAMPLE).max(1);
+    Ok(outcomes.iter().step_by(every).collect())
+}
+
+/// What the index knows of these places: everything but times and sizes, which stay empty. `None`
+/// where the values are too many for it.
+fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Tally>, Fault> {
+    let block = asked.block;
+    let counted = asked.kind(Kind::Intent)?.not_in(places);
+    let refused = block.term(Field::Decision, decision(Decision::Refused))?;
+    let count = |places: &Bits| Count {
+        all: places.count() as u64,
+        refused: (places & &refused).count() as u64,
+    };
+    let mut tally = Tally { records: places.count() as u64, ..Tally::default() };
+    for (column, counts) in [
+        (Column::Kind, &mut tally.kinds),
+        (Column::Client, &mut tally.principals),
+        (Column::Server, &mut tally.servers),
+        (Column::Method, &mut tally.methods),
+        (Column::Decision, &mut tally.decisions),
+        (Column::Code, &mut tally.codes),
+        (Column::Rule, &mut tally.rules),
+        (Column::Label, &mut tally.labels),
+        (Column::Event, &mut tally.events),
+    ] {
+        let among = if column == Column::Kind { places } else { &counted };
+        let Some(parts) = asked.parts(column)? else { return Ok(None) };
+        for (value, of) in parts {
+            counts.add(value, count(&(&of & among)));
+        }
+    }
+    let known = asked.tally()?;
+    let Some(tools) = known.tools.values() else { return Ok(None) };
+    for (server, tool) in tools {
+        let mut of = &block.term(Field::Tool, tool)? & &counted;
+        if !server.is_empty() {
+            of = &of & &block.term(Field::Server, server)?;
+        }
+        tally.tools.add((server.clone(), tool.clone()), count(&of));
+    }
+    let decided = joined(asked.parts(Column::Decision)?.unwrap_or_default());
+    let counted = &counted & &decided;
+    // When each was written, as far as that can be told without reading it.
+    let (begin, end) = (block.begin(), block.end());
+    let size = block.count().div_ceil(SECTIONS).max(1);
+    for section in 0..SECTIONS {
+        let within = (section * size..(section + 1) * size).collect::<Bits>();
+        let here = count(&(&counted & &within));
+        if here.all > 0 {
+            let sections = i32::try_from(SECTIONS).unwrap_or(1);
+            let share = end.duration_since(begin) * i32::try_from(section).unwrap_or(0) / sections;
+            tally.timeline.add(begin.checked_add(share).unwrap_or(end), here);
+        }
+    }
+    Ok(Some(tally))
+}
+
+fn joined(parts: Vec<(String, Bits)>) -> Bits {
+    parts.iter().fold(Bits::default(), |joined, (_, places)| &joined | places)
+}

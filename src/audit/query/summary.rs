@@ -1,0 +1,182 @@
+//! What a person wants to know of many records.
+
+use serde::Serialize;
+
+use super::tally::{Count, Counts, Tally, Times};
+
+/// A summary of records, as `audit stats` prints it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// All records, intents included.
+    pub records: u64,
+    /// Decisions: calls that ended, and messages that were refused.
+    pub decisions: u64,
+    pub allowed: u64,
+    pub refused: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    /// Events.
+    pub events: u64,
+    pub clients: Top,
+    pub servers: Vec<Server>,
+    pub tools: Top,
+    pub methods: Top,
+    /// Codes of refusals and failures.
+    pub codes: Top,
+    /// Rules of refusals.
+    pub rules: Top,
+    pub latency: Latency,
+    /// Decisions by time.
+    pub timeline: Vec<Slot>,
+    /// The seconds of a slot.
+    pub slot_seconds: i64,
+    /// Bytes of parameters and of answers. Absent where they were not summed up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Bytes>,
+}
+
+/// The most frequent values.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Top {
+    pub top: Vec<Entry>,
+    /// What was counted of all others.
+    pub others: u64,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    pub name: String,
+    pub count: u64,
+    /// How many of them were refused.
+    pub refused: u64,
+}
+
+/// A server, with the times that it took.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Server {
+    #[serde(flatten)]
+    pub entry: Entry,
+    pub latency: Quantiles,
+}
+
+/// How long calls took.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Latency {
+    /// From a message's arrival to its end.
+    pub total: Quantiles,
+    /// The part of it that servers took.
+    pub servers: Quantiles,
+    /// Whether only some calls were measured: a sample, evenly spread.
+    pub sampled: bool,
+}
+
+/// Shares of calls and the microseconds in which they were done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Quantiles {
+    /// How many were measured.
+    pub count: u64,
+    pub p50_us: Option<u64>,
+    pub p90_us: Option<u64>,
+    pub p99_us: Option<u64>,
+    pub max_us: Option<u64>,
+}
+
+/// A stretch of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Slot {
+    /// Its beginning, in seconds since 1970.
+    pub at: i64,
+    pub count: u64,
+    pub refused: u64,
+}
+
+/// Sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Bytes {
+    pub requests: u64,
+    pub responses: u64,
+}
+
+impl From<&Times> for Quantiles {
+    fn from(times: &Times) -> Self {
+        Self {
+            count: times.count(),
+            p50_us: times.quantile(0.5),
+            p90_us: times.quantile(0.9),
+            p99_us: times.quantile(0.99),
+            max_us: times.quantile(1.0),
+        }
+    }
+}
+
+fn top<K: Ord + Clone>(counts: &Counts<K>, most: usize, name: impl Fn(&K) -> String) -> Top {
+    let (top, others) = counts.top(most);
+    let entry = |(key, count): (&K, Count)| Entry {
+        name: name(key),
+        count: count.all,
+        refused: count.refused,
+    };
+    Top { top: top.into_iter().map(entry).collect(), others: others.all }
+}
+
+/// The same of refusals alone: what else the value stands for does not count.
+fn refusals(counts: &Counts, most: usize) -> Top {
+    let mut all: Vec<Entry> = counts
+        .iter()
+        .filter(|(_, count)| count.refused > 0)
+        .map(|(name, count)| Entry {
+            name: name.clone(),
+            count: count.refused,
+            refused: count.refused,
+        })
+        .collect();
+    all.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.name.cmp(&b.name)));
+    let rest = all.split_off(most.min(all.len()));
+    let others = rest.iter().map(|entry| entry.count).sum::<u64>() + counts.others().refused;
+    Top { top: all, others }
+}
+
+impl Summary {
+    /// The summary of a tally with at most so many of each.
+    pub fn of(tally: &Tally, most: usize) -> Self {
+        let decided = |word: &str| tally.decisions.get(&word.to_owned()).all;
+        let kind = |word: &str| tally.kinds.get(&word.to_owned()).all;
+        let names = |name: &String| name.clone();
+        let servers = top(&tally.servers, most, names).top.into_iter().map(|entry| {
+            let times = tally.by_server.get(&entry.name);
+            Server { latency: times.map(Quantiles::from).unwrap_or_default(), entry }
+        });
+        let total = Quantiles::from(&tally.total);
+        let sampled = total.count < kind("outcome");
+        Self {
+            records: tally.records,
+            decisions: kind("outcome") + kind("refused"),
+            allowed: decided("allowed"),
+            refused: decided("refused"),
+            failed: decided("failed"),
+            cancelled: decided("cancelled"),
+            events: kind("event"),
+            clients: top(&tally.principals, most, names),
+            servers: servers.collect(),
+            tools: top(&tally.tools, most, |(server, tool)| match server.as_str() {
+                "" => tool.clone(),
+                server => format!("{server}/{tool}"),
+            }),
+            methods: top(&tally.methods, most, names),
+            codes: top(&tally.codes, most, names),
+            rules: refusals(&tally.rules, most),
+            latency: Latency { total, servers: Quantiles::from(&tally.server), sampled },
+            timeline: tally
+                .timeline
+                .iter()
+                .map(|(at, count)| Slot { at, count: count.all, refused: count.refused })
+                .collect(),
+            slot_seconds: tally.timeline.width(),
+            bytes: (!sampled).then_some(Bytes {
+                requests: tally.request_bytes,
+                responses: tally.response_bytes,
+            }),
+        }
+    }
+}
