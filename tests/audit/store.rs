@@ -128,6 +128,52 @@ async fn a_torn_commit_was_never_acknowledged_and_is_cut_off() {
     assert_eq!(count(&audit, "event").await, 0);
 }
 
+/// A flipped bit of a length, a zeroed head and a commit that is taken out of the middle.
+#[tokio::test]
+async fn no_good_commit_is_cut_off_without_a_copy_and_a_word() {
+    for damage in 0..3 {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = open(dir.path());
+        for _ in 0..20 {
+            intent(&audit, &call()).await.unwrap();
+        }
+        drop(audit);
+        let path = commits(dir.path());
+        let mut bytes = fs::read(&path).unwrap();
+        let length = u32::from_le_bytes(bytes[..4].try_into().unwrap()) as usize + 8;
+        match damage {
+            0 => bytes[length + 2] ^= 0x40,
+            1 => bytes[length..length + 8].fill(0),
+            _ => drop(bytes.drain(length..2 * length)),
+        }
+        fs::write(&path, &bytes).unwrap();
+        // A power cut can leave the head behind.
+        fs::remove_file(dir.path().join("head")).unwrap();
+
+        let audit = open(dir.path());
+        intent(&audit, &call()).await.unwrap();
+        let aside: Vec<_> = fs::read_dir(dir.path().join("quarantine")).unwrap().collect();
+        let [Ok(kept)] = aside.as_slice() else { panic!("{damage}: {aside:?}") };
+        assert_eq!(fs::read(kept.path()).unwrap(), bytes);
+    }
+}
+
+#[tokio::test]
+async fn another_digest_key_hides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = open(dir.path());
+    let calls: Vec<_> = (0..4200).map(|_| call()).collect();
+    for written in
+        futures_util::future::join_all(calls.iter().map(|call| intent(&audit, call))).await
+    {
+        written.unwrap();
+    }
+    drop(audit);
+    fs::remove_file(dir.path().join("digest.key")).unwrap();
+    let audit = open(dir.path());
+    assert_eq!(audit.archive().show(calls[0].id).await.unwrap().entries.len(), 1);
+}
+
 #[tokio::test]
 async fn records_that_damage_took_are_told_of() {
     let dir = tempfile::tempdir().unwrap();

@@ -53,9 +53,11 @@ struct Inner {
 
 /// Records that can't be read, and whose hashes no index has, stand in the tree as zeros: their
 /// places stay taken. Verification finds them; this only lets the log go on.
-fn fill(tree: &mut Frontier, up_to: u64) {
+pub(super) fn fill(tree: &mut Frontier, up_to: u64) {
     while tree.size() < up_to {
-        tree.append(Hash::ZERO);
+        if up_to - tree.size() < TILE || tree.append_tile(Hash::ZERO).is_err() {
+            tree.append(Hash::ZERO);
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use std::io::{self, Read};
 
 use bytes::Bytes;
 
-use crate::audit::life::Cipher;
+use crate::audit::life::{Cipher, CipherFault};
 
 /// Bytes before the body.
 pub(in crate::audit) const HEADER: usize = 21;
@@ -153,7 +153,10 @@ fn decode(rest: &[u8], cipher: Option<&Cipher>) -> Result<Frame, BadFrame> {
             cipher.ok_or_else(|| BadFrame::Sealed("there is no `audit.encryption` key".into()))?;
         opened = cipher
             .open(&covered(*flags, first, count), body)
-            .map_err(|fault| BadFrame::Sealed(fault.to_string()))?;
+            .map_err(|fault| match fault {
+                CipherFault::Needs(_) => BadFrame::Sealed(fault.to_string()),
+                _ => BadFrame::Damaged("a frame is not what was encrypted"),
+            })?;
         body = &opened;
     }
     let body =
@@ -188,6 +191,10 @@ fn unpack(body: &[u8]) -> Result<Vec<u8>, BadFrame> {
 /// Whether these bytes can be the header of a frame whose first record is one of `records`.
 pub(in crate::audit) fn may_begin(header: &[u8], records: &std::ops::Range<u64>) -> bool {
     let seq = header.get(9..17).and_then(|bytes| bytes.first_chunk::<8>());
+    let length = header.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
+    if !(HEADER - 8..=BODY_MAX + HEADER).contains(&length) {
+        return false;
+    }
     header.get(8).is_some_and(|flags| flags & !(ZSTD | ENCRYPTED) == 0)
         && seq.is_some_and(|bytes| records.contains(&u64::from_le_bytes(*bytes)))
 }

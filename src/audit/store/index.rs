@@ -7,6 +7,7 @@
 //! | `t`, field, keyed digest of a value, first `seq` | the places in the block with that value |
 //! | `p`, first `seq` | digests and places of values that few records share |
 //! | `y`, first `seq` | the block's tally |
+//! | `k` | a digest that tells which key the others were made with |
 
 use std::{
     fs,
@@ -80,7 +81,11 @@ impl Index {
             match contained(|| config().open().map_err(Fault::from)) {
                 // sled's own threads give the lock up a moment after the index was dropped.
                 Err(Fault::InUse(_)) if began.elapsed() < LINGERING => thread::sleep(PAUSE),
-                opened => return Ok(Self { db: opened?, key: key.clone(), cipher }),
+                opened => {
+                    let index = Self { db: opened?, key: key.clone(), cipher };
+                    index.check_key()?;
+                    return Ok(index);
+                }
             }
         }
     }
@@ -99,6 +104,20 @@ impl Index {
             }
             opened => opened,
         }
+    }
+
+    /// An index that another key made would find nothing, and so hide records.
+    fn check_key(&self) -> Result<(), Fault> {
+        let mine = self.key.term(0, "the key of this index");
+        contained(|| match self.db.get(b"k")? {
+            Some(theirs) if *theirs == mine => Ok(()),
+            None if self.db.is_empty() => {
+                self.db.insert(b"k", mine.as_slice())?;
+                self.db.flush()?;
+                Ok(())
+            }
+            _ => Err(damaged("it was made with another `digest.key`")),
+        })
     }
 
     /// Seals a value where the store is encrypted: tallies and places hold what records hold.

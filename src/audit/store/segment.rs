@@ -266,8 +266,9 @@ impl Segment {
             if let Some(bad @ BadFrame::Sealed(_)) = bad {
                 return Err(Fault::Io(format!("{}: {bad}", path.display())));
             }
-            let torn = at + 1 == wals.len() && end >= acknowledged;
-            if let Some(bad) = bad.filter(|bad| !torn && *bad != BadFrame::Torn) {
+            let more = segment.goes_on(path, length, end..next)?;
+            if more || (at + 1 == wals.len() && end < acknowledged) {
+                let bad = bad.as_ref().map_or("commits are missing".into(), ToString::to_string);
                 damage.push(format!("{} at byte {length}: {bad}", path.display()));
                 segment.copy_aside(path, mode)?;
             }
@@ -383,22 +384,16 @@ impl Segment {
     /// Where the next frame that can be read begins, after one that can't, of those that have
     /// these records.
     fn skip(&self, offset: u64, size: u64, records: Range<u64>) -> Option<u64> {
-        let mut window = vec![0; 1 << 20];
-        let mut from = offset + 1;
-        while from + (frame::HEADER as u64) < size {
-            let length = usize::try_from(size - from).map_or(window.len(), |n| n.min(window.len()));
-            let bytes = window.get_mut(..length)?;
-            self.records.read_exact_at(bytes, from).ok()?;
-            let found = bytes.windows(frame::HEADER).enumerate().find_map(|(at, header)| {
-                let at = from + at as u64;
-                (frame::may_begin(header, &records) && self.frame_at(at).is_ok()).then_some(at)
-            });
-            if found.is_some() {
-                return found;
-            }
-            from += (length - frame::HEADER + 1) as u64;
-        }
-        None
+        find(&self.records, self.tools.cipher.as_deref(), offset + 1..size, &records)
+    }
+
+    /// Whether commits of these records follow in a file after this place. What a stop left there
+    /// of a commit that was not acknowledged is none.
+    fn goes_on(&self, path: &Path, from: u64, records: Range<u64>) -> Result<bool, Fault> {
+        let failed = |e| Fault::io("reading", path, &e);
+        let file = File::open(path).map_err(failed)?;
+        let size = file.metadata().map_err(failed)?.len();
+        Ok(find(&file, self.tools.cipher.as_deref(), from..size, &records).is_some())
     }
 
     fn index_block(&self, block: Option<(Growing, Vec<FrameAt>)>) -> Result<(), Fault> {
@@ -430,8 +425,10 @@ impl Segment {
                 None => return Ok((block, good, None)),
                 Some(Err(bad)) => return Ok((block, good, Some(bad))),
                 // A commit that failed and was made again in the next file.
-                Some(Ok(frame)) if frame.first != block.end() || frame.first >= next => {
-                    return Ok((block, good, None));
+                Some(Ok(frame)) if frame.first >= next => return Ok((block, good, None)),
+                Some(Ok(frame)) if frame.first != block.end() => {
+                    let bad = BadFrame::Damaged("commits are missing before a frame");
+                    return Ok((block, good, Some(bad)));
                 }
                 Some(Ok(frame)) => match added(&frame) {
                     Ok(records) => {
@@ -618,6 +615,33 @@ impl Segment {
             Err(error) => Err(Fault::io("reading", &path, &error)),
         }
     }
+}
+
+/// The first place in a part of a file where a frame with these records can be read.
+fn find(
+    file: &File,
+    cipher: Option<&Cipher>,
+    part: Range<u64>,
+    records: &Range<u64>,
+) -> Option<u64> {
+    let mut window = vec![0; 1 << 20];
+    let mut from = part.start;
+    while from + (frame::HEADER as u64) < part.end {
+        let left = part.end - from;
+        let length = usize::try_from(left).map_or(window.len(), |left| left.min(window.len()));
+        let bytes = window.get_mut(..length)?;
+        file.read_exact_at(bytes, from).ok()?;
+        let found = bytes.windows(frame::HEADER).enumerate().find_map(|(at, header)| {
+            let at = from + at as u64;
+            let readable = || Frames::new(Positioned { file, at }, cipher).next();
+            (frame::may_begin(header, records) && matches!(readable(), Some(Ok(_)))).then_some(at)
+        });
+        if found.is_some() {
+            return found;
+        }
+        from += (length - frame::HEADER + 1) as u64;
+    }
+    None
 }
 
 /// The records of a frame, as a block takes them.

@@ -14,7 +14,8 @@ use tokio::sync::watch;
 
 use super::{
     bits::Bits,
-    block::{Block, Growing, Place},
+    BLOCK,
+    block::{Block, Growing, Place, fill},
     fault::Fault,
     segment::{Closed, Found, Loss, Mode, Segment, Tools, Wal},
 };
@@ -167,7 +168,28 @@ impl Shelf {
         let acknowledged = mark.map_or(0, |(seq, _)| seq + 1);
         let firsts = firsts(dir)?;
         for (at, &first) in firsts.iter().enumerate() {
+            // Damage costs a segment few records at its end; the first one begins where retention left.
+            if at > 0 && first > acknowledged.max(end) + 16 * BLOCK {
+                damage.push(format!(
+                    "{}: it begins after records that there never were",
+                    tools.path(first).display()
+                ));
+                continue;
+            }
+            let next = firsts.get(at + 1).copied();
+            let fits = |closed: &Closed| {
+                closed.first == first
+                    && closed.tree.size() == closed.end
+                    && next.is_none_or(|next| next == closed.end)
+            };
             let closed = match Segment::closed(&tools, first) {
+                Ok(Some(closed)) if !fits(&closed) => {
+                    damage.push(format!(
+                        "{}: what `segment.json` says does not fit",
+                        tools.path(first).display()
+                    ));
+                    None
+                }
                 Ok(closed) => closed,
                 Err(fault) => {
                     damage.push(fault.to_string());
@@ -185,6 +207,7 @@ impl Shelf {
             let Found { segment, growing: blocks, wal, end: after, damage: bad } = found;
             damage.extend(bad);
             slot.open.lock().open = Some(segment.clone());
+            fill(&mut head.tree, first);
             head.read(&segment, &blocks)?;
             end = after;
             unsealed.extend(blocks.iter().map(|block| (segment.clone(), block.clone())));
