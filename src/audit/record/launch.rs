@@ -2,7 +2,8 @@
 
 use super::{
     HandedBy, Launched, PlaceKind, SecretHanded, SecretSource,
-    build::{bare_uri, era, micros},
+    bounds::bare_uri,
+    build::{era, micros},
 };
 use crate::{
     identity::PrincipalKind,

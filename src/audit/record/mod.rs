@@ -1,7 +1,9 @@
 //! What is recorded: the types of the newest version, how they are made of an exchange, how they
 //! become text.
 
+mod about;
 mod access;
+mod bounds;
 mod build;
 #[cfg(test)]
 mod docs;
@@ -13,7 +15,7 @@ mod shape;
 pub mod v1;
 mod words;
 
-pub(crate) use build::bare_uri;
+pub(crate) use bounds::bare_uri;
 pub use build::{Arrival, Conclusion, Ruling};
 pub use happening::{
     AdminAction, DropReason, Dropped, Egress, HandedBy, Happening, Launched, PlaceKind,

@@ -1,0 +1,212 @@
+//! What an event is about, and the texts in it that others chose.
+
+use super::{
+    AdminAction, Dropped, Egress, Happening, Launched, PluginLoaded, SessionOpened, Stopped, Who,
+    v1::Decision,
+};
+
+impl Happening {
+    /// The value of `event`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ProxyStarted { .. } => "proxy-started",
+            Self::ProxyNotStarted { .. } => "proxy-not-started",
+            Self::ProxyStopped { .. } => "proxy-stopped",
+            Self::ConfigLoaded { .. } => "config-loaded",
+            Self::PolicyLoaded { .. } => "policy-loaded",
+            Self::PolicyRejected { .. } => "policy-rejected",
+            Self::PluginLoaded(_) => "plugin-loaded",
+            Self::PluginRefused { .. } => "plugin-refused",
+            Self::ClientSeen(_) => "client-seen",
+            Self::SessionOpened(_) => "session-opened",
+            Self::SessionEnded { .. } => "session-ended",
+            Self::ServerLaunched(_) => "server-launched",
+            Self::ServerLaunchFailed { .. } => "server-launch-failed",
+            Self::ServerStopped(_) => "server-stopped",
+            Self::EgressOpened(_) => "egress-opened",
+            Self::SecretsHanded { .. } => "secrets-handed",
+            Self::SecretUnresolved { .. } => "secret-unresolved",
+            Self::MessagesDropped(_) => "messages-dropped",
+            Self::ClientAdded { .. } => "client-added",
+            Self::ClientRemoved { .. } => "client-removed",
+            Self::AdminAction(_) => "admin-action",
+            Self::RefusalsUnrecorded { .. } => "refusals-unrecorded",
+            Self::RecordsLost { .. } => "records-lost",
+            Self::RecordsMissed { .. } => "records-missed",
+            Self::SegmentDropped { .. } => "segment-dropped",
+            Self::KeyRotated { .. } => "key-rotated",
+            Self::StoreBackedUp { .. } => "store-backed-up",
+        }
+    }
+
+    /// The server that it is about.
+    pub fn server(&self) -> Option<&str> {
+        match self {
+            Self::ServerLaunched(launched) => Some(&launched.server),
+            Self::ServerStopped(stopped) => Some(&stopped.server),
+            Self::EgressOpened(egress) => Some(&egress.server),
+            Self::MessagesDropped(dropped) => Some(&dropped.server),
+            Self::ServerLaunchFailed { server, .. }
+            | Self::SecretsHanded { server, .. }
+            | Self::SecretUnresolved { server, .. } => Some(server),
+            _ => None,
+        }
+    }
+
+    /// The principal that it is about.
+    pub fn principal(&self) -> Option<&str> {
+        match self {
+            Self::ClientSeen(who) => Some(&who.principal),
+            Self::SessionOpened(opened) => Some(&opened.who.principal),
+            Self::SessionEnded { principal, .. } => Some(principal),
+            Self::ClientAdded { client, .. } | Self::ClientRemoved { client, .. } => Some(client),
+            Self::ServerLaunched(launched) => launched.principal.as_deref(),
+            Self::ServerLaunchFailed { principal, .. } => principal.as_deref(),
+            Self::ServerStopped(stopped) => stopped.principal.as_deref(),
+            Self::MessagesDropped(dropped) => dropped.principal.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The session that it is about.
+    pub fn session(&self) -> Option<&str> {
+        match self {
+            Self::SessionOpened(opened) => Some(&opened.session),
+            Self::SessionEnded { session, .. } => Some(session),
+            _ => None,
+        }
+    }
+
+    /// What was decided, where it is a decision.
+    pub fn decision(&self) -> Option<Decision> {
+        match self {
+            Self::AdminAction(action) => Some(action.decision),
+            _ => None,
+        }
+    }
+
+    /// Cuts the lists of what an operator wrote, who may have written much.
+    pub(super) fn shorten(&mut self, most: usize) {
+        match self {
+            Self::ConfigLoaded { chain: list, .. }
+            | Self::PolicyLoaded { keeping: list, .. }
+            | Self::ClientAdded { groups: list, .. } => list.truncate(most),
+            Self::ServerLaunched(launched) => launched.deviations.truncate(most),
+            Self::SecretsHanded { secrets, .. } => secrets.truncate(most),
+            _ => {}
+        }
+    }
+
+    /// Shows every text that is not a word of these types.
+    pub(super) fn texts(&mut self, mut change: impl FnMut(&mut String)) {
+        match self {
+            Self::ProxyStarted { version } => change(version),
+            Self::ProxyNotStarted { version, reason } => {
+                change(version);
+                change(reason);
+            }
+            Self::ProxyStopped { reason } => reason.iter_mut().for_each(change),
+            Self::ConfigLoaded { file, revision, servers: _, chain } => {
+                change(file);
+                change(revision);
+                chain.iter_mut().for_each(change);
+            }
+            Self::PolicyLoaded { revision, keeping, .. } => {
+                std::iter::once(revision).chain(keeping).for_each(change);
+            }
+            Self::PolicyRejected { reason } => change(reason),
+            Self::PluginLoaded(loaded) => {
+                let PluginLoaded { plugin, file, digest, claims, grants, .. } = loaded;
+                [plugin, file, digest, claims].into_iter().chain(grants).for_each(change);
+            }
+            Self::PluginRefused { plugin, file, reason } => {
+                [plugin, file, reason].into_iter().for_each(change);
+            }
+            Self::ClientSeen(who) => who.texts(change),
+            Self::SessionOpened(SessionOpened { session, who, revision, claims }) => {
+                [session, revision].into_iter().chain(claims).for_each(&mut change);
+                who.texts(change);
+            }
+            Self::SessionEnded { session, principal, .. } => {
+                change(session);
+                change(principal);
+            }
+            Self::ServerLaunched(launched) => launched.texts(change),
+            Self::ServerLaunchFailed { server, kind: _, principal, reason } => {
+                [server, reason].into_iter().chain(principal).for_each(change);
+            }
+            Self::ServerStopped(stopped) => {
+                let Stopped { server, place, principal, reason, exit_code: _, exit_reason } =
+                    stopped;
+                let more = principal.iter_mut().chain(exit_reason);
+                [server, place, reason].into_iter().chain(more).for_each(change);
+            }
+            Self::EgressOpened(Egress { server, url, protocol, .. }) => {
+                [server, url, protocol].into_iter().for_each(change);
+            }
+            Self::SecretsHanded { server, secrets } => {
+                let names = secrets.iter_mut().map(|handed| &mut handed.secret);
+                std::iter::once(server).chain(names).for_each(change);
+            }
+            Self::SecretUnresolved { server, secret, source: _, reason } => {
+                [server, secret, reason].into_iter().for_each(change);
+            }
+            Self::MessagesDropped(Dropped { server, principal, .. }) => {
+                std::iter::once(server).chain(principal).for_each(change);
+            }
+            Self::ClientAdded { client, key, groups } => {
+                [client, key].into_iter().chain(groups).for_each(change);
+            }
+            Self::ClientRemoved { client, key } => {
+                change(client);
+                change(key);
+            }
+            Self::AdminAction(AdminAction { user, verb, target, code, .. }) => {
+                user.iter_mut().chain([verb]).chain(target).chain(code).for_each(change);
+            }
+            Self::RecordsLost { reason, .. } => reason.iter_mut().for_each(change),
+            Self::RefusalsUnrecorded { .. } | Self::RecordsMissed { .. } => {}
+            Self::SegmentDropped { why: one, .. }
+            | Self::KeyRotated { key: one }
+            | Self::StoreBackedUp { to: one, .. } => change(one),
+        }
+    }
+}
+
+impl Who {
+    fn texts(&mut self, change: impl FnMut(&mut String)) {
+        let Self { principal, groups, key, .. } = self;
+        std::iter::once(principal).chain(groups).chain(key).for_each(change);
+    }
+}
+
+impl Launched {
+    fn texts(&mut self, change: impl FnMut(&mut String)) {
+        let Self {
+            server,
+            kind: _,
+            place,
+            why,
+            program,
+            image_ref,
+            image,
+            profile,
+            deviations,
+            principal,
+            era: _,
+            revision,
+            claims,
+            took_us: _,
+        } = self;
+        [server, place, why, revision]
+            .into_iter()
+            .chain(program)
+            .chain(image_ref)
+            .chain(image)
+            .chain(profile)
+            .chain(deviations)
+            .chain(principal)
+            .chain(claims)
+            .for_each(change);
+    }
+}
