@@ -171,7 +171,7 @@ async fn another_digest_key_hides_nothing() {
     drop(audit);
     fs::remove_file(dir.path().join("digest.key")).unwrap();
     let audit = open(dir.path());
-    assert_eq!(audit.archive().show(calls[0].id).await.unwrap().entries.len(), 1);
+    assert_eq!(audit.archive().show(calls[0].id).await.unwrap().lines.len(), 1);
 }
 
 #[tokio::test]
