@@ -11,7 +11,7 @@ use std::{
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::frames::{self, Piece, Source, Unit};
+use super::frames::{self, Fill, Piece, Source, Unit};
 use crate::audit::proof::{Frontier, Hash};
 
 /// The file in which a closed segment says what it is.
@@ -108,7 +108,7 @@ impl Segment {
     pub fn content(&self) -> io::Result<Content> {
         let mut content = Content { pieces: Vec::new(), unfinished: None };
         if let Some(records) = &self.records {
-            content.pieces = frames::pieces(records, self.first)?;
+            content.pieces = frames::pieces(records, self.first, Fill::None)?;
         }
         let end = |pieces: &[Piece]| {
             pieces.iter().rev().find_map(|piece| match piece {
@@ -121,7 +121,7 @@ impl Segment {
         while let Some((begin, source)) = wals.next() {
             // A commit that failed was made again in the next file.
             let until = wals.peek().map(|(begin, _)| *begin);
-            let mut pieces = frames::pieces(source, *begin)?;
+            let mut pieces = frames::pieces(source, *begin, Fill::Zeros)?;
             for piece in &mut pieces {
                 if let Piece::Frame(unit) = piece
                     && !frames::sound(unit)?

@@ -78,9 +78,16 @@ fn header(bytes: &[u8]) -> Option<Header> {
     sound.then_some(header)
 }
 
+/// Whether a file ends with zeros that were written ahead of its frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fill {
+    None,
+    Zeros,
+}
+
 /// Finds the frames of a file; `next` is the record that the first one begins with if nothing is
 /// missing.
-pub(super) fn pieces(source: &Arc<Source>, mut next: u64) -> io::Result<Vec<Piece>> {
+pub(super) fn pieces(source: &Arc<Source>, mut next: u64, fill: Fill) -> io::Result<Vec<Piece>> {
     let size = source.file.metadata()?.len();
     let mut pieces = Vec::new();
     let mut offset = 0;
@@ -91,6 +98,7 @@ pub(super) fn pieces(source: &Arc<Source>, mut next: u64) -> io::Result<Vec<Piec
                 next = unit.records().end;
                 pieces.push(Piece::Frame(unit));
             }
+            None if fill == Fill::Zeros && are_zeros(source, offset, size)? => break,
             None => {
                 // A header that is wrong in its length alone leads to what is no header.
                 let begin = match pieces.last() {
@@ -102,6 +110,16 @@ pub(super) fn pieces(source: &Arc<Source>, mut next: u64) -> io::Result<Vec<Piec
                     _ => offset,
                 };
                 let found = search(source, begin + 1, size, next)?;
+                // Frames are written in order: if one behind it is whole by now, so is this one.
+                if found.is_some()
+                    && let Some(unit) = unit(source, begin, size, next)?
+                    && sound(&unit)?
+                {
+                    offset = begin + unit.length as u64;
+                    next = unit.records().end;
+                    pieces.push(Piece::Frame(unit));
+                    continue;
+                }
                 let (source, bytes) = (source.clone(), begin..found.unwrap_or(size));
                 pieces.push(Piece::Damage { source, bytes, last: found.is_none() });
                 offset = found.unwrap_or(size);
@@ -109,6 +127,23 @@ pub(super) fn pieces(source: &Arc<Source>, mut next: u64) -> io::Result<Vec<Piec
         }
     }
     Ok(pieces)
+}
+
+/// Whether there are only zeros from `offset` on.
+fn are_zeros(source: &Arc<Source>, offset: u64, size: u64) -> io::Result<bool> {
+    let mut bytes = vec![0; usize::try_from(size - offset).unwrap_or(usize::MAX).min(WINDOW)];
+    let mut at = offset;
+    while at < size {
+        let read = source.file.read_at(&mut bytes, at)?;
+        if read == 0 {
+            break;
+        }
+        if bytes.iter().take(read).any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        at += read as u64;
+    }
+    Ok(true)
 }
 
 /// The frame at `offset`, if there is one: its header is as expected, or its checksum is right.
