@@ -35,6 +35,7 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, made once")]
 enum Verb {
     /// Run the proxy
     Run(run::Args),

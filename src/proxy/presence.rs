@@ -60,7 +60,10 @@ impl Presence {
 
 /// Messages that were dropped, not recorded yet.
 #[derive(Default)]
-pub(super) struct Drops(Mutex<HashMap<(ServerName, Option<PrincipalKind>, DropReason), u64>>);
+pub(super) struct Drops(Mutex<HashMap<Dropping, u64>>);
+
+/// Of which server, for whom, and why.
+type Dropping = (ServerName, Option<PrincipalKind>, DropReason);
 
 impl Drops {
     /// Counts a message of a server that a client does not get.

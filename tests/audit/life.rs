@@ -118,7 +118,7 @@ async fn no_file_of_an_encrypted_log_holds_what_a_record_says() {
     let audit = encrypted(dir.path(), &keys).unwrap();
     let here = audit.archive();
     assert_eq!(intents(here).await, 64 * 35);
-    assert!(!find_in(&here, query("client = quetzalcoatl")).await.is_empty());
+    assert!(!find_in(here, query("client = quetzalcoatl")).await.is_empty());
     drop(audit);
     assert!(files(dir.path()).len() > 5);
     assert_eq!(holding(dir.path(), &SAID), Vec::<PathBuf>::new());

@@ -40,13 +40,13 @@ fn pick<T: Copy>(of: &[T], at: usize, salt: usize) -> T {
 fn made(at: usize) -> Exchange {
     let mut exchange = exchange(pick(CLIENTS, at, 1), pick(SERVERS, at, 2), pick(TOOLS, at, 3));
     exchange.method = Method::new(pick(METHODS, at, 4));
-    if at % 3 == 0 {
+    if at.is_multiple_of(3) {
         exchange.labels.insert(pick(&["pii", "prod"], at, 5).into());
     }
-    if at % 5 == 0 {
+    if at.is_multiple_of(5) {
         exchange.client_addr = Some(([10, 0, (at % 256) as u8, 1], 4000).into());
     }
-    if at % 7 == 0 {
+    if at.is_multiple_of(7) {
         exchange.trace = Some(format!("{:032x}", at / 70));
     }
     exchange
@@ -64,7 +64,7 @@ async fn write(audit: &Audit, at: usize) {
     let rule = Rule::named(pick(&["r-1", "r-2"], at, 6));
     let ruling = Ruling {
         rules: std::slice::from_ref(&rule),
-        findings: if at % 4 == 0 { std::slice::from_ref(&finding) } else { &[] },
+        findings: if at.is_multiple_of(4) { std::slice::from_ref(&finding) } else { &[] },
         policy_revision: Some("7f3a"),
         ..Ruling::default()
     };
@@ -85,7 +85,7 @@ async fn write(audit: &Audit, at: usize) {
             let conclusion = portcullis::audit::Conclusion::Delivered;
             let mut outcome = Outcome::of(&exchange, ruling, conclusion, None, audit.key());
             outcome.timing.total_us = (at * at % 1_000_000) as u64;
-            outcome.timing.server_us = (at % 2 == 0).then_some((at % 5000) as u64);
+            outcome.timing.server_us = (at.is_multiple_of(2)).then_some((at % 5000) as u64);
             audit.outcome(outcome).await.unwrap();
         }
     }

@@ -151,9 +151,8 @@ fn decode(rest: &[u8], cipher: Option<&Cipher>) -> Result<Frame, BadFrame> {
     if flags & ENCRYPTED != 0 {
         let cipher =
             cipher.ok_or_else(|| BadFrame::Sealed("there is no `audit.encryption` key".into()))?;
-        opened = cipher
-            .open(&covered(*flags, first, count), body)
-            .map_err(|fault| match fault {
+        opened =
+            cipher.open(&covered(*flags, first, count), body).map_err(|fault| match fault {
                 CipherFault::Needs(_) => BadFrame::Sealed(fault.to_string()),
                 _ => BadFrame::Damaged("a frame is not what was encrypted"),
             })?;
@@ -257,7 +256,7 @@ impl<'a, R: Read> Frames<'a, R> {
         if head == [0; 8] {
             return Ok(None);
         }
-        if length < HEADER - 8 || length > BODY_MAX + HEADER {
+        if !(HEADER - 8..=BODY_MAX + HEADER).contains(&length) {
             return Err(BadFrame::Damaged("a frame's length can't be right"));
         }
         let rest = self.bytes(length)?;

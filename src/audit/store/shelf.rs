@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    bits::Bits,
     BLOCK,
+    bits::Bits,
     block::{Block, Growing, Place, fill},
     fault::Fault,
     segment::{Closed, Found, Loss, Mode, Segment, Tools, Wal},
@@ -22,7 +22,7 @@ use super::{
 use crate::audit::{
     digest::DigestKey,
     life::Cipher,
-    line::{Line, LineHead},
+    line::Line,
     proof::{Frontier, Hash},
 };
 
@@ -574,10 +574,5 @@ impl View {
             Some(what) if lines.is_empty() => Err(Fault::Damaged(what)),
             _ => Ok(lines),
         }
-    }
-
-    /// What stands before the record `seq`, if that is still there.
-    pub fn head_of(&self, seq: u64) -> Option<LineHead> {
-        self.lines(seq, 1).ok()?.first().and_then(Line::head)
     }
 }

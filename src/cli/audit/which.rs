@@ -118,7 +118,7 @@ impl Which {
 fn moment(sign: &str, text: &str, now: &Zoned) -> Option<Filter> {
     let text = text.trim();
     // Only a value: what else a filter can be made of is left to filters.
-    if text.contains(|c: char| matches!(c, '"' | '(' | ')' | '\\')) {
+    if text.contains(['"', '(', ')', '\\']) {
         return None;
     }
     let read = |text: &str| Filter::parse(&format!("time {sign} \"{text}\""), now).ok();

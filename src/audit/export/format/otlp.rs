@@ -60,12 +60,15 @@ struct Attribute<'a> {
 }
 
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
 enum AnyValue<'a> {
-    StringValue(std::borrow::Cow<'a, str>),
-    IntValue(String),
-    BoolValue(bool),
-    ArrayValue(Values<'a>),
+    #[serde(rename = "stringValue")]
+    String(std::borrow::Cow<'a, str>),
+    #[serde(rename = "intValue")]
+    Int(String),
+    #[serde(rename = "boolValue")]
+    Bool(bool),
+    #[serde(rename = "arrayValue")]
+    Array(Values<'a>),
 }
 
 #[derive(Serialize)]
@@ -78,7 +81,7 @@ struct Attributes<'a>(Vec<Attribute<'a>>);
 
 impl<'a> Attributes<'a> {
     fn text(&mut self, key: &'static str, text: impl Into<std::borrow::Cow<'a, str>>) {
-        self.0.push(Attribute { key, value: AnyValue::StringValue(text.into()) });
+        self.0.push(Attribute { key, value: AnyValue::String(text.into()) });
     }
 
     fn maybe(&mut self, key: &'static str, text: Option<&'a str>) {
@@ -88,13 +91,13 @@ impl<'a> Attributes<'a> {
     }
 
     fn integer(&mut self, key: &'static str, number: impl std::fmt::Display) {
-        self.0.push(Attribute { key, value: AnyValue::IntValue(number.to_string()) });
+        self.0.push(Attribute { key, value: AnyValue::Int(number.to_string()) });
     }
 
     fn list(&mut self, key: &'static str, texts: impl Iterator<Item = &'a str>) {
-        let values: Vec<_> = texts.map(|text| AnyValue::StringValue(text.into())).collect();
+        let values: Vec<_> = texts.map(|text| AnyValue::String(text.into())).collect();
         if !values.is_empty() {
-            self.0.push(Attribute { key, value: AnyValue::ArrayValue(Values { values }) });
+            self.0.push(Attribute { key, value: AnyValue::Array(Values { values }) });
         }
     }
 }
@@ -127,7 +130,7 @@ fn record(item: &Item) -> LogRecord<'_> {
         severity_number,
         severity_text,
         event_name: format!("portcullis.audit.{name}"),
-        body: AnyValue::StringValue(item.text().into()),
+        body: AnyValue::String(item.text().into()),
         attributes: attributes(item),
         trace_id: item
             .record
@@ -167,7 +170,7 @@ fn attributes(item: &Item) -> Vec<Attribute<'_>> {
     // Only the beginning of the session's id is on record: not `mcp.session.id`.
     all.maybe("portcullis.session", item.record.session());
     let Some(call) = item.record.call() else { return all.0 };
-    all.0.push(Attribute { key: "portcullis.verified", value: AnyValue::BoolValue(call.verified) });
+    all.0.push(Attribute { key: "portcullis.verified", value: AnyValue::Bool(call.verified) });
     all.maybe("mcp.method.name", call.method.as_deref());
     all.maybe("mcp.protocol.version", call.revision.as_deref());
     all.text(
