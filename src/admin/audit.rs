@@ -70,7 +70,12 @@ pub fn routes(audit: Audit, stopping: CancellationToken) -> Router {
         .route("/v1/audit/tail", post(tail))
         .route("/v1/audit/count", post(count))
         .route("/v1/audit/stats", post(stats))
+        .route("/v1/audit/id", get(id))
         .with_state(Held { audit, stopping })
+}
+
+async fn id(State(held): State<Held>) -> Json<String> {
+    Json(held.audit.id().to_owned())
 }
 
 async fn query(State(held): State<Held>, Json(query): Json<Query>) -> Result<Json<Page>, Problem> {

@@ -100,6 +100,7 @@ pub struct Audit {
 
 struct Inner {
     dir: PathBuf,
+    id: String,
     options: Options,
     key: DigestKey,
     archive: Archive,
@@ -233,6 +234,7 @@ impl Audit {
         let archive = Archive::new(shelf.clone());
         let inner = Inner {
             dir: dir.to_owned(),
+            id: manifest.id.clone(),
             options,
             key,
             prover: Prover::new(shelf.clone(), archive.clone()),
@@ -248,6 +250,11 @@ impl Audit {
             _lock: held,
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The store's id: the name of its chain.
+    pub fn id(&self) -> &str {
+        &self.inner.id
     }
 
     /// The key that the records' digests are made with.
@@ -475,6 +482,7 @@ impl Tail {
 
 /// A store that is opened to be read, while no proxy runs.
 pub struct Reader {
+    id: String,
     archive: Archive,
     shelf: Arc<Shelf>,
     _lock: Lock,
@@ -490,12 +498,18 @@ impl Reader {
             return Err(Unavailable::Missing { dir: dir.to_owned() });
         }
         let held = lock(dir, deadline)?;
-        let (_, cipher) = identify(dir, keys)?;
+        let (manifest, cipher) = identify(dir, keys)?;
         let key = DigestKey::open(dir, cipher.as_deref()).map_err(broken(dir))?;
         let opened = Shelf::open(dir, key, cipher, Mode::Read)
             .map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
         let shelf = opened.shelf;
-        Ok(Self { archive: Archive::new(shelf.clone()), shelf, _lock: held })
+        let archive = Archive::new(shelf.clone());
+        Ok(Self { id: manifest.id, archive, shelf, _lock: held })
+    }
+
+    /// The store's id: the name of its chain.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     fn prover(&self) -> Prover {

@@ -1,6 +1,7 @@
 //! `portcullis audit`: reads the audit log, through the running proxy where there is one (it alone
 //! can open its store), else from the store itself.
 
+mod export;
 mod keep;
 mod place;
 mod proof;
@@ -55,6 +56,9 @@ enum Verb {
         #[arg(value_name = "ID")]
         decision: DecisionId,
     },
+    /// Write records in a format for others, oldest first
+    #[command(after_long_help = which::LANGUAGE)]
+    Export(export::Args),
     /// Copy the log, also while the proxy runs, to a folder that can be verified and opened
     Backup(keep::BackupArgs),
     /// Drop the records that `audit.retention` leaves no room for; their proofs stay
@@ -84,6 +88,14 @@ impl Source {
         Ok(match place {
             Place::Proxy(client) => Self::Proxy(client),
             Place::Files(files) => Self::Store(files.read().await?),
+        })
+    }
+
+    /// The log's id.
+    async fn id(&self) -> anyhow::Result<String> {
+        Ok(match self {
+            Self::Proxy(client) => client.get_json("/v1/audit/id").await?,
+            Self::Store(reader) => reader.id().to_owned(),
         })
     }
 
@@ -143,6 +155,10 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Show { decision } => show(&source().await?, ctx, decision).await,
         Verb::Backup(backup) => keep::backup(&args.place.find(ctx).await?, ctx, backup).await,
         Verb::Prune(prune) => keep::prune(&args.place.find(ctx).await?, ctx, prune).await,
+        Verb::Export(args) => {
+            let asked = args.read()?;
+            export::run(&source().await?, ctx, asked).await
+        }
         Verb::Stats(args) => {
             let asked = args.read()?;
             stats::run(&source().await?, ctx, asked).await

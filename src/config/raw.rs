@@ -231,6 +231,9 @@ pub struct Export {
     /// `postgres` has columns and takes none.
     #[serde(default)]
     pub format: Option<Format>,
+    /// Only records that this filter is for, such as `decision = refused`. Default: all.
+    #[serde(default)]
+    pub filter: Option<String>,
     /// Which record is the first, where none was delivered yet.
     #[serde(default)]
     pub begin: Begin,

@@ -10,6 +10,7 @@ mod audit;
 mod bad_input;
 mod batches;
 mod eras;
+mod exports;
 mod faults;
 mod fidelity;
 mod frames;

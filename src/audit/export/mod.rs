@@ -24,7 +24,7 @@ pub use target::{Illegal, Target};
 
 use std::sync::Arc;
 
-use super::{Audit, life::Manifest};
+use super::Audit;
 use crate::names::ExportName;
 
 impl Audit {
@@ -38,8 +38,8 @@ impl Audit {
         meters: impl Fn(&ExportName) -> Meters,
     ) -> Result<Streams, Illegal> {
         let shelf = self.shelf();
-        let manifest = Manifest::open(shelf.dir()).map_err(|fault| Illegal(fault.to_string()))?;
         let source: Arc<dyn stream::Source> = Arc::new(source::Stored(shelf.clone()));
-        Streams::start(settings, shelf.dir(), &Origin::here(manifest.id), &source, meters)
+        let origin = Origin::here(self.id().to_owned());
+        Streams::start(settings, shelf.dir(), &origin, &source, meters)
     }
 }

@@ -173,7 +173,7 @@ impl Stream {
                 self.next = first;
             }
         }
-        tracing::info!(export = name, target = self.parts.target, next = self.next, "exporting");
+        tracing::info!(export = name, to = self.parts.target, next = self.next, "exporting");
     }
 
     /// Delivers until it is told to stop, or the log is closed.
@@ -319,7 +319,7 @@ impl Stream {
         }
         tracing::warn!(
             export = self.parts.name,
-            target = self.parts.target,
+            to = self.parts.target,
             error = %undelivered,
             attempt = self.failures,
             waiting = end.saturating_sub(self.next),

@@ -13,11 +13,12 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
-    Format, Illegal, Origin, Target,
+    Format, Illegal, Item, Origin, Target,
     cursor::Place,
     stream::{Pace, Parts, Source, Stream, Wanted},
 };
 use crate::{
+    audit::Filter,
     config::{self, Begin, Destination},
     names::ExportName,
     vault::{Secret, Source as SecretSource},
@@ -160,7 +161,7 @@ impl Settings {
                 if target.is_open() {
                     tracing::warn!(
                         export = %entry.name,
-                        %target,
+                        to = %target,
                         "records go over the network in the open"
                     );
                 }
@@ -175,6 +176,11 @@ impl Settings {
         if !entry.headers.is_empty() && !target.takes_headers() {
             return Err(Illegal(format!("`headers` has no meaning for {target}")));
         }
+        let wanted = entry.filter.as_deref().map(|text| {
+            let filter: Filter = text.parse().map_err(|e| Illegal(format!("its filter: {e}")))?;
+            Ok::<Wanted, Illegal>(Arc::new(move |item: &Item| filter.matches(&item.entry)))
+        });
+        let wanted = wanted.transpose()?;
         let headers = entry
             .headers
             .iter()
@@ -188,7 +194,7 @@ impl Settings {
             ca_file: entry.ca_file.clone(),
             batch: entry.batch,
             from_now: entry.begin == Begin::Now,
-            wanted: None,
+            wanted,
         })
     }
 

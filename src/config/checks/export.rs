@@ -6,7 +6,7 @@ use http::HeaderName;
 
 use super::Checker;
 use crate::{
-    audit::export::Target,
+    audit::{Filter, export::Target},
     config::{Destination, Export, finding::Code, place::child, shape::brief},
     vault::Source,
 };
@@ -28,6 +28,7 @@ pub(super) fn check(checker: &mut Checker<'_>, exports: &[Export]) {
                 "give each a name of its own: each has a cursor of that name in the store",
             );
         }
+        filter(checker, &child(&at, "filter"), export);
         let target = target(checker, &at, export);
         headers(checker, &at, export, target.as_ref());
         if let Some(target) = target {
@@ -42,6 +43,22 @@ pub(super) fn check(checker: &mut Checker<'_>, exports: &[Export]) {
                 checker.conflict(&child(&at, "to"), message, "keep one, or give it a file");
             }
         }
+    }
+}
+
+fn filter(checker: &mut Checker<'_>, at: &str, export: &Export) {
+    match export.filter.as_deref().map(str::parse::<Filter>) {
+        Some(Err(illegal)) => checker.bad(
+            at,
+            format!("this is no filter: {illegal}"),
+            "docs/audit/queries.md has the language; `portcullis audit query` takes the same",
+        ),
+        Some(Ok(filter)) if filter.says_when() => checker.bad(
+            at,
+            "a stream has no use for a time: it would be that of the proxy's start",
+            "leave it out; `begin = \"now\"` leaves out what is on record already",
+        ),
+        _ => {}
     }
 }
 

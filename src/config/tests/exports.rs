@@ -26,6 +26,7 @@ name = "e"
 to = "stdout"
 [[audit.export]]
 name = "f"
+filter = "decision = maybe"
 to = "postgres://audit@db.example/audit"
 format = "jsonl"
 headers = { "a b" = { from = "HIDDEN" } }

@@ -46,7 +46,9 @@ pub(super) struct Postgres(pub Arc<ClientConfig>);
 
 pub(super) struct Handshake {
     connector: TlsConnector,
-    name: ServerName<'static>,
+    /// What the certificate must be for. A local socket's server has no name, and needs none as
+    /// long as nobody asks for TLS.
+    name: Option<ServerName<'static>>,
 }
 
 impl<S> MakeTlsConnect<S> for Postgres
@@ -58,7 +60,7 @@ where
     type Error = io::Error;
 
     fn make_tls_connect(&mut self, host: &str) -> io::Result<Handshake> {
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let name = ServerName::try_from(host.to_owned()).ok();
         Ok(Handshake { connector: self.0.clone().into(), name })
     }
 }
@@ -72,7 +74,12 @@ where
     type Future = Pin<Box<dyn Future<Output = io::Result<Secured<S>>> + Send>>;
 
     fn connect(self, stream: S) -> Self::Future {
-        Box::pin(async move { Ok(Secured(self.connector.connect(self.name, stream).await?)) })
+        Box::pin(async move {
+            let name = self.name.ok_or_else(|| {
+                io::Error::other("the server's name can't be in a certificate")
+            })?;
+            Ok(Secured(self.connector.connect(name, stream).await?))
+        })
     }
 }
 
