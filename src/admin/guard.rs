@@ -11,7 +11,6 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use http::{StatusCode, header};
-use nix::unistd::{Uid, User};
 use serde_json::Value;
 
 use super::{Peer, Problem, Role};
@@ -104,7 +103,7 @@ fn allowed(need: Need, peer: &Peer) -> Result<(), Problem> {
         return Ok(());
     }
     let who =
-        name(peer.uid).map_or_else(|| format!("user {}", peer.uid), |name| format!("`{name}`"));
+        peer.user.as_ref().map_or_else(|| format!("user {}", peer.uid), |user| format!("`{user}`"));
     let remedy = match need {
         Need::Role(role) => format!(
             "have the operator name you, or a group of yours, in `admin.roles.{role}` of the config \
@@ -165,7 +164,7 @@ fn action(
     let query = request.uri().query().map(|query| cut(query, RECORDED));
     Happening::AdminAction(AdminAction {
         uid: peer.uid,
-        user: name(peer.uid),
+        user: peer.user.as_deref().map(str::to_owned),
         pid: peer.pid,
         verb: cut(&verb, RECORDED),
         target: asked.or(query),
@@ -201,10 +200,6 @@ fn cut(text: &str, most: usize) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
-}
-
-fn name(uid: u32) -> Option<String> {
-    User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
 }
 
 /// An error that is no [`Problem`] (axum's own, of a body that is no JSON) as one.

@@ -22,7 +22,7 @@ use axum::{
     extract::connect_info::Connected,
     serve::{IncomingStream, Listener},
 };
-use nix::unistd::Uid;
+use nix::unistd::{Uid, User};
 use parking_lot::Mutex;
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -106,6 +106,8 @@ pub struct Server {
     own: UnixListener,
     door: Option<UnixListener>,
     roles: Arc<Roles>,
+    /// Those who come to the socket of the owner, by name.
+    owners: Vec<(u32, Option<Arc<str>>)>,
     recorder: Option<Recorder>,
     _places: Vec<Place>,
     _claim: File,
@@ -179,7 +181,9 @@ impl Server {
             None => None,
         };
         let roles = Arc::new(roles);
-        Ok(Self { own, door, roles, recorder: None, _places: places, _claim: claim })
+        // Once, and before anybody waits for it.
+        let owners = [0, Uid::effective().as_raw()].map(|uid| (uid, name(uid))).into();
+        Ok(Self { own, door, roles, owners, recorder: None, _places: places, _claim: claim })
     }
 
     /// With a record of every refusal, and of everybody who reads records.
@@ -195,9 +199,9 @@ impl Server {
     /// # Errors
     /// Where the listening itself fails.
     pub async fn serve(self, routes: Router, stopping: CancellationToken) -> io::Result<()> {
-        let Self { own, door, roles, recorder, _places, _claim } = self;
+        let Self { own, door, roles, owners, recorder, _places, _claim } = self;
         let service = guarded(routes, recorder).into_make_service_with_connect_info::<Peer>();
-        let served = axum::serve(Doors::open(own, door, roles), service)
+        let served = axum::serve(Doors::open(own, owners, door, roles), service)
             .with_graceful_shutdown(stopping.clone().cancelled_owned());
         let patience = async {
             stopping.cancelled().await;
@@ -257,12 +261,19 @@ fn knock(path: &Path, roles: &Roles) -> Result<(UnixListener, Place), BindFailur
 pub struct Peer {
     /// The user id.
     pub uid: u32,
+    /// The user's name, where the machine knows one.
+    pub user: Option<Arc<str>>,
     /// The process id, where it is known.
     pub pid: Option<i32>,
     /// What the peer may do.
     pub standing: Standing,
     /// Held as long as the connection.
     _seat: Option<Arc<Seat>>,
+}
+
+/// The name of a user. Blocks while the name service looks.
+fn name(uid: u32) -> Option<Arc<str>> {
+    User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name.into())
 }
 
 /// The connections of those who are not the owner, by user; strangers have one count together.
@@ -313,13 +324,18 @@ struct Doors {
 }
 
 impl Doors {
-    fn open(own: UnixListener, door: Option<UnixListener>, roles: Arc<Roles>) -> Self {
+    fn open(
+        own: UnixListener,
+        owners: Vec<(u32, Option<Arc<str>>)>,
+        door: Option<UnixListener>,
+        roles: Arc<Roles>,
+    ) -> Self {
         let (arrived, arrivals) = mpsc::channel(1);
         let mut accepting = JoinSet::new();
         if let Some(door) = door {
             accepting.spawn(accept_at_door(door, roles, arrived.clone()));
         }
-        accepting.spawn(accept_owner(own, arrived));
+        accepting.spawn(accept_owner(own, owners, arrived));
         Self { arrivals, _accepting: accepting }
     }
 }
@@ -341,15 +357,19 @@ async fn accept(listener: &UnixListener) -> (UnixStream, tokio::net::unix::UCred
     }
 }
 
-async fn accept_owner(own: UnixListener, arrived: mpsc::Sender<(UnixStream, Peer)>) {
+async fn accept_owner(
+    own: UnixListener,
+    owners: Vec<(u32, Option<Arc<str>>)>,
+    arrived: mpsc::Sender<(UnixStream, Peer)>,
+) {
     loop {
         let (stream, peer) = accept(&own).await;
-        if !is_owner(peer.uid()) {
-            tracing::warn!(uid = peer.uid(), "stranger at the owner's admin socket");
+        let (uid, pid) = (peer.uid(), peer.pid());
+        let Some((_, user)) = owners.iter().find(|(owner, _)| *owner == uid) else {
+            tracing::warn!(uid, "stranger at the owner's admin socket");
             continue;
-        }
-        let peer =
-            Peer { uid: peer.uid(), pid: peer.pid(), standing: Standing::OWNER, _seat: None };
+        };
+        let peer = Peer { uid, user: user.clone(), pid, standing: Standing::OWNER, _seat: None };
         if arrived.send((stream, peer)).await.is_err() {
             return;
         }
@@ -372,13 +392,13 @@ async fn accept_at_door(
             let looking = spawn_blocking(move || {
                 // Held by the lookup itself: one that hangs is not followed by any number more.
                 let _lookup = lookup;
-                roles.standing(uid, gid)
+                (roles.standing(uid, gid), name(uid))
             });
-            let standing = match tokio::time::timeout(LOOKUP, looking).await {
-                Ok(Ok(standing)) => standing,
+            let (standing, user) = match tokio::time::timeout(LOOKUP, looking).await {
+                Ok(Ok(found)) => found,
                 _ => {
                     tracing::error!(uid, "the name service does not tell the user's groups");
-                    Standing::STRANGER
+                    (Standing::STRANGER, None)
                 }
             };
             let seat = if standing.owner {
@@ -388,7 +408,7 @@ async fn accept_at_door(
                 let Some(seat) = seats.take(uid, standing) else { return };
                 Some(seat)
             };
-            let peer = Peer { uid, pid: peer.pid(), standing, _seat: seat };
+            let peer = Peer { uid, user, pid: peer.pid(), standing, _seat: seat };
             let _ = arrived.send((stream, peer)).await;
         });
     }
@@ -408,7 +428,7 @@ impl Listener for Doors {
 
     fn local_addr(&self) -> io::Result<Peer> {
         let uid = Uid::effective().as_raw();
-        Ok(Peer { uid, pid: None, standing: Standing::OWNER, _seat: None })
+        Ok(Peer { uid, user: None, pid: None, standing: Standing::OWNER, _seat: None })
     }
 }
 
