@@ -62,7 +62,7 @@ impl Presence {
 #[derive(Default)]
 pub(super) struct Drops(Mutex<HashMap<Dropping, u64>>);
 
-/// Of which server, for whom, and why.
+/// The server whose messages they were, for whom, and why they were dropped.
 type Dropping = (ServerName, Option<PrincipalKind>, DropReason);
 
 impl Drops {

@@ -10,7 +10,7 @@ use std::{
 use portcullis::{
     audit::{
         Audit, Keys, Limits, Options, Order, Query, Reader, Unavailable, Why,
-        record::{Event, Happening, Record},
+        record::{Happening, Record},
     },
     config::{Encryption, SecretRef},
 };
@@ -51,7 +51,7 @@ fn encrypted(dir: &Path, keys: &Keys) -> Result<Audit, Unavailable> {
 async fn events(audit: &Audit) -> Vec<Happening> {
     let query = Query { order: Order::OldestFirst, ..query("kind = event") };
     let happened = find(audit, query).await.into_iter().map(|entry| match entry.record {
-        Record::Event(Event { what, .. }) => what,
+        Record::Event(event) => event.what,
         other => panic!("{other:?}"),
     });
     happened.collect()

@@ -238,7 +238,7 @@ impl From<Refused> for Record {
 
 impl From<Event> for Record {
     fn from(event: Event) -> Self {
-        Self::Event(event)
+        Self::Event(Box::new(event))
     }
 }
 

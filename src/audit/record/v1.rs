@@ -50,7 +50,7 @@ pub enum Record {
     /// A message that was refused before it left.
     Refused(Box<Refused>),
     /// Something that happened to the proxy and not in a call.
-    Event(Event),
+    Event(Box<Event>),
 }
 
 /// The kinds of record.
