@@ -8,6 +8,7 @@ mod common;
 mod crash;
 mod life;
 mod paging;
+mod questions;
 mod reading;
 mod secrecy;
 mod store;

@@ -151,7 +151,10 @@ pub(super) fn between(block: &Block, first: u64, last: u64) -> Bits {
 fn answered_later(view: &View, block: &Block, intent: &Entry) -> Result<bool, Fault> {
     let id = intent.record.id().to_string();
     let begin = block.first() + block.count() as u64;
-    let (blocks, _) = view.blocks(begin, begin.saturating_add(LATER * BLOCK), None, None);
+    let end = begin.saturating_add(LATER * BLOCK);
+    // Of a log of few records a day, these would be many segments.
+    let end = view.segments(begin, end).get(2).map_or(end, |next| end.min(next.saturating_sub(1)));
+    let (blocks, _) = view.blocks(begin, end, None, None);
     for block in blocks {
         let outcomes = block.term(Field::Kind, kind(Kind::Outcome))?;
         if !outcomes.is_empty() && !(&outcomes & &block.term(Field::Id, &id)?).is_empty() {

@@ -17,6 +17,8 @@ use crate::audit::{
 
 /// Records of one step.
 const STEP: u64 = 64 * BLOCK;
+/// Segments of one step: each that is read is open for so long.
+const SEGMENTS: usize = 4;
 /// How long one request may look; then it answers with what it has, and where it stopped.
 const SLICE: Duration = Duration::from_millis(300);
 
@@ -84,6 +86,16 @@ impl<'a> Walk<'a> {
             Order::NewestFirst => ((self.last / STEP * STEP).max(self.first), self.last),
             Order::OldestFirst => {
                 (self.first, (self.first / STEP * STEP + STEP - 1).min(self.last))
+            }
+        };
+        let begins = self.view.segments(from, to);
+        let (from, to) = match self.order {
+            Order::NewestFirst => {
+                let begin = begins.iter().rev().nth(SEGMENTS - 1);
+                (begin.map_or(from, |begin| from.max(*begin)), to)
+            }
+            Order::OldestFirst => {
+                (from, begins.get(SEGMENTS).map_or(to, |next| to.min(next.saturating_sub(1))))
             }
         };
         let (mut blocks, unreadable) = self.view.blocks(from, to, self.since, self.until);

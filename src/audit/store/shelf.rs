@@ -501,6 +501,15 @@ impl View {
         self.end
     }
 
+    /// Where the segments begin that have records with a `seq` from `first` to `last`.
+    pub fn segments(&self, first: u64, last: u64) -> Vec<u64> {
+        let nexts = self.slots.iter().skip(1).map(|slot| slot.first).chain([u64::MAX]);
+        let both = self.slots.iter().map(|slot| slot.first).zip(nexts);
+        both.filter(|(begin, next)| *begin <= last && *next > first)
+            .map(|(begin, _)| begin)
+            .collect()
+    }
+
     /// The blocks that can hold records with a `seq` from `first` to `last`, both included, that
     /// were written from `since` on and before `until`; in order. And what can't be read.
     pub fn blocks(

@@ -4,7 +4,8 @@ use crate::{
     audit::{
         Column, Type,
         record::{
-            AnswerKind, Call, Decision, Direction, Entry, Grounds, Record, Rule, Target, Transport,
+            AnswerKind, Call, Decision, Direction, Entry, Grounds, Kept, Record, Rule, Target,
+            Transport,
         },
     },
     cli::escape,
@@ -115,12 +116,24 @@ impl Lines {
             .unwrap_or_default();
         let client = call.principal.as_deref().unwrap_or("(nobody identified)");
         self.add("client", format!("{client}{verified}{from} over {transport}{session}"));
+        if !call.groups.is_empty() {
+            self.add("groups", call.groups.join(", "));
+        }
+        if let Some(key) = &call.key {
+            self.add("key", format!("{key}…"));
+        }
         let kind = if call.notification { " (notification)" } else { "" };
         let from_server = match call.direction {
             Direction::ClientToServer => "",
             Direction::ServerToClient => " (from the server)",
         };
         self.add("message", format!("{}{kind}{from_server}", what(call)));
+        if let Some(image) = &call.image {
+            self.add("image", image);
+        }
+        if let Some(pin) = &call.pin {
+            self.add("pin", pin);
+        }
         if let Some(revision) = &call.revision {
             self.add("revision", revision);
         }
@@ -158,6 +171,24 @@ impl Lines {
     }
 }
 
+/// When a message comes through a stage.
+fn turn(stage: &str) -> usize {
+    const TURNS: [&str; 6] = ["parse", "route", "request/", "intent", "server", "response/"];
+    TURNS.iter().position(|turn| stage.starts_with(turn)).unwrap_or(TURNS.len())
+}
+
+/// What of a body was kept.
+fn kept(kept: &Kept) -> String {
+    let Some(body) = &kept.body else {
+        return format!("(not kept: {})", kept.failure.as_deref().unwrap_or("nothing is left"));
+    };
+    let redacted = match kept.redacted {
+        0 => String::new(),
+        count => format!(" ({count} secrets taken out)"),
+    };
+    format!("{body}{redacted}{}", if kept.cut { " (cut)" } else { "" })
+}
+
 /// `"ID"  FILE:LINE`.
 fn place(rule: &Rule) -> String {
     match (&rule.file, rule.line) {
@@ -186,13 +217,18 @@ pub(super) fn decision(entries: &[Entry]) -> Vec<String> {
         let (request, shape) = match record {
             Record::Intent(intent) => (Some(&intent.request), Some(&intent.shape)),
             Record::Refused(refused) => (refused.request.as_ref(), Some(&refused.shape)),
-            Record::Outcome(_) | Record::Event(_) => (None, None),
+            Record::Outcome(outcome) => (None, Some(&outcome.shape)),
+            Record::Event(_) => (None, None),
         };
+        let part = if let Record::Outcome(_) = record { "result" } else { "argument" };
         if let Some(body) = request {
             lines.add("request", format!("{} bytes, {}", body.bytes, body.digest));
         }
         for (pointer, kind) in shape.into_iter().flatten() {
-            lines.add("argument", format!("{pointer}: {kind}"));
+            lines.add(part, format!("{pointer}: {kind}"));
+        }
+        if let Some(body) = record.kept() {
+            lines.add("kept", format!("{part}: {}", kept(body)));
         }
         match record {
             Record::Outcome(outcome) => {
@@ -213,9 +249,16 @@ pub(super) fn decision(entries: &[Entry]) -> Vec<String> {
             Record::Event(event) => lines.add("event", event.what.to_string()),
             Record::Intent(_) | Record::Refused(_) => {}
         }
+        let stages = record.timing().into_iter().flat_map(|timing| &timing.stages_us);
+        let mut stages: Vec<_> = stages.collect();
+        stages.sort_by_key(|(stage, _)| turn(stage));
+        for (stage, micros) in stages {
+            lines.add("", format!("{} in {stage}", millis(*micros)));
+        }
     }
     for entry in entries {
-        lines.add("recorded", format!("{}, {}", entry.recorded, word(&entry.record)));
+        let word = word(&entry.record);
+        lines.add("recorded", format!("{}, {word}, record {}", entry.recorded, entry.seq));
     }
     let mut text = Vec::new();
     if let Some(Entry { record, .. }) = entries.last() {
@@ -309,7 +352,7 @@ mod tests {
               policies  revision 7f3a
               request   41 bytes, hmac-sha256:[digest]
               argument  /#[key]: string
-              recorded  2026-11-21T08:00:00.123456Z, refused
+              recorded  2026-11-21T08:00:00.123456Z, refused, record 7
             "#);
         });
     }
