@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc};
 
 use super::{
@@ -39,6 +40,9 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Takes secrets out of a text, in place.
 pub type Scrub = Arc<dyn Fn(&mut String) + Send + Sync>;
 
+/// What time it is.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
 /// How a log is opened.
 #[derive(Clone)]
 pub struct Options {
@@ -62,6 +66,9 @@ pub struct Options {
     pub scrub: Option<Scrub>,
     /// How checkpoints are made.
     pub checkpoints: proof::Settings,
+    /// What records are stamped with. Default: the system's clock. They never go back, whatever
+    /// it says.
+    pub clock: Clock,
 }
 
 impl Default for Options {
@@ -76,6 +83,7 @@ impl Default for Options {
             segment: DAY,
             scrub: None,
             checkpoints: proof::Settings::default(),
+            clock: Arc::new(Timestamp::now),
         }
     }
 }
@@ -239,6 +247,7 @@ impl Audit {
             reserve: options.reserve,
             period: u64::try_from(options.segment.as_micros()).unwrap_or(u64::MAX).max(1),
             bytes: options.segment_bytes,
+            clock: options.clock.clone(),
         };
         let (jobs, thread) = Writer::start(opened, settings, tail.clone()).map_err(unavailable)?;
         if let Some(id) = rotated {

@@ -29,11 +29,12 @@ pub use life::{
     back_up,
 };
 pub use line::{Line, LineHead, Seq};
-pub use log::{Audit, Options, Reader, Scrub, Tail, Tailed, Written};
+pub use log::{Audit, Clock, Options, Reader, Scrub, Tail, Tailed, Written};
 pub use query::{
     Archive, By, Column, Count, CountRequest, Counted, Counting, Counts, Filter, GROUP_MAX, Group,
     IllegalColumn, IllegalFilter, IllegalGroup, Order, PAGE, PAGE_MAX, Page, Query, StatsRequest,
     Summed, Tally, Timeline, Times, Type, summary,
 };
 pub use record::{Arrival, Conclusion, Intent, Outcome, Refused, Ruling};
+pub use store::frame::{BODY_MAX as FRAME_MAX, BadFrame, Frame, frames};
 pub use unavailable::Unavailable;

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod clock;
 mod command;
 mod common;
 mod crash;
@@ -10,6 +11,7 @@ mod life;
 mod paging;
 mod questions;
 mod reading;
+mod recovery;
 mod secrecy;
 mod store;
 mod tampering;

@@ -9,6 +9,7 @@ mod aggregation;
 mod audit;
 mod bad_input;
 mod batches;
+mod durability;
 mod eras;
 mod exports;
 mod faults;

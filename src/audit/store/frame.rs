@@ -25,14 +25,14 @@ pub(in crate::audit) const HEADER: usize = 21;
 const ZSTD: u8 = 1;
 const ENCRYPTED: u8 = 2;
 /// Most bytes of a body, compressed or not. What claims more is no frame of ours.
-pub(in crate::audit) const BODY_MAX: usize = 64 << 20;
+pub const BODY_MAX: usize = 64 << 20;
 /// Bytes that are read at once, so that a false length costs no more memory than there is file.
 const CHUNK: usize = 1 << 20;
 const LEVEL: i32 = 3;
 
 /// Why bytes are not a frame.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(in crate::audit) enum BadFrame {
+pub enum BadFrame {
     /// The file ends in the middle of it.
     #[error("the file ends in the middle of a frame")]
     Torn,
@@ -49,7 +49,7 @@ pub(in crate::audit) enum BadFrame {
 
 /// Lines as they were read from a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::audit) struct Frame {
+pub struct Frame {
     /// `seq` of the first line.
     pub first: u64,
     /// How many lines the frame says that it has.
@@ -212,6 +212,11 @@ pub(in crate::audit) fn read(
         Some(Err(bad)) => Err(bad),
         None => Err(BadFrame::Torn),
     }
+}
+
+/// The frames of a file that is not encrypted, in order. Ends after the first bad one.
+pub fn frames(file: impl Read) -> impl Iterator<Item = Result<Frame, BadFrame>> {
+    Frames::new(file, None)
 }
 
 /// The frames of a file, in order. Ends after the first bad one.

@@ -31,9 +31,18 @@ const OPEN: usize = 8;
 /// The file that says which record was acknowledged last.
 const HEAD: &str = "head";
 
-/// Makes a folder that only its owner can enter, and those above it where they are missing.
+/// Makes a folder that only its owner can enter, and those above it where they are missing. It is
+/// still there after a power cut.
 pub(in crate::audit) fn private_dir(dir: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let made: Vec<_> = dir.ancestors().take_while(missing).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    // A name is only as durable as the folder that it stands in.
+    for above in made.into_iter().filter_map(Path::parent) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        fs::File::open(above)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// The time of microseconds since 1970.

@@ -7,7 +7,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use nix::sys::statvfs::statvfs;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::audit::{
     line::{Line, LineHead, Seq},
-    log::Written,
+    log::{Clock, Written},
     record::{Entry, Event, Happening, Kind, Record, VERSION, encode},
 };
 
@@ -40,7 +40,6 @@ const PREPARE_FREE: u64 = 64 << 20;
 const UNSEALED: usize = 64 << 20;
 
 /// What a writer goes by.
-#[derive(Debug, Clone, Copy)]
 pub(in crate::audit) struct Settings {
     /// Records that may wait.
     pub queue: usize,
@@ -51,6 +50,8 @@ pub(in crate::audit) struct Settings {
     /// Bytes of packed records after which a segment takes no more: it is the least that retention
     /// can drop.
     pub bytes: u64,
+    /// What time it is.
+    pub clock: Clock,
 }
 
 /// A record on its way to the disk.
@@ -140,7 +141,7 @@ impl Writer {
             let reason = self.shelf.damage().first().cloned();
             self.news.push(Happening::RecordsLost { from: Seq(from), until: Seq(until), reason });
         }
-        let now = shelf::stamp(Timestamp::now());
+        let now = shelf::stamp((self.settings.clock)());
         let last = shelf::stamp(self.head.recorded);
         if last > now.saturating_add(MINUTE) {
             let ahead = SignedDuration::from_micros(i64::try_from(last - now).unwrap_or(i64::MAX));
@@ -217,7 +218,7 @@ impl Writer {
 
     /// Commits these records in one frame, after the news.
     fn commit(&mut self, drafts: Vec<Draft>) -> Result<(), Fault> {
-        let recorded = shelf::stamp(Timestamp::now()).max(shelf::stamp(self.head.recorded));
+        let recorded = shelf::stamp((self.settings.clock)()).max(shelf::stamp(self.head.recorded));
         self.prepare(recorded)?;
         let mut all = Vec::with_capacity(self.news.len() + drafts.len());
         for what in &self.news {

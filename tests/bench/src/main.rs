@@ -1,5 +1,6 @@
 //! What `tools/call` costs through portcullis, against the same call made directly, in one run.
 
+mod audit;
 mod cpu;
 mod echo;
 mod load;
@@ -52,9 +53,11 @@ struct Args {
     role: Option<Role>,
 }
 
-/// The parts that the benchmark starts itself as.
+/// Another measurement, and the parts that the benchmark starts itself as.
 #[derive(Debug, clap::Subcommand)]
 enum Role {
+    /// What the audit log costs to write, to keep and to verify
+    Audit(audit::Args),
     /// The echo server over streamable HTTP
     #[command(hide = true)]
     Serve,
@@ -80,13 +83,14 @@ impl Sample {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    match args.role {
-        Some(Role::Serve) => echo::http().await,
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match &args.role {
+        Some(Role::Audit(args)) => audit::run(args),
+        Some(Role::Serve) => runtime()?.block_on(echo::http()),
         Some(Role::Stdio) => echo::stdio(),
-        None => measure_all(&args).await,
+        None => runtime()?.block_on(measure_all(&args)),
     }
 }
 

@@ -7,15 +7,17 @@ mod era;
 mod events;
 mod frame;
 mod header;
+mod log;
 mod tree;
 
 /// Holds one room to what it promises.
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 4] = [
+pub const TARGETS: [(&str, Target); 5] = [
     ("frame", frame::target),
     ("events", events::target),
     ("header", header::target),
     ("era", era::target),
+    ("log", log::target),
 ];

@@ -1,0 +1,20 @@
+//! How fast a store is verified.
+
+use std::{path::Path, time::Instant};
+
+use anyhow::ensure;
+use portcullis::audit::proof::verify;
+
+use super::row;
+
+pub fn verified(store: &Path, records: u64) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let mut request = verify::Request::default();
+    request.dir = store.to_owned();
+    let report = verify::verify(&request)?;
+    let took = began.elapsed();
+    ensure!(report.is_good() && report.records == records, "{report:?}");
+    let rate = records as f64 / took.as_secs_f64();
+    row("verified", format!("{rate:.0} records a second, {:.0} s for all", took.as_secs_f64()));
+    Ok(())
+}

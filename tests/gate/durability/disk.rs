@@ -1,0 +1,265 @@
+//! Disks that are full, read-only, slow or broken: calls are refused with a stable code and reach
+//! no server, and go on without a restart once the disk does.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use fuser::Errno;
+
+use super::{
+    faulty::{Disk, Faults},
+    sound,
+    traffic::{Caller, Came, Witness},
+    tree::Cut,
+};
+use crate::support::{
+    gate::{Gate, Setup, Written},
+    in_time, until,
+};
+
+const UNAVAILABLE: &str = "audit-unavailable";
+/// More than the store keeps free.
+const ROOM: u64 = 512 << 20;
+
+/// A proxy whose audit log is on a disk that fails on demand.
+struct Rig {
+    // Before the folder that it is in.
+    disk: Disk,
+    witness: Witness,
+    gate: Gate,
+    caller: Caller,
+    answered: Vec<String>,
+}
+
+async fn config(more: &str) -> (Disk, Witness, Written) {
+    let (witness, url) = Witness::serve().await;
+    let written = Setup::new(&format!(
+        "[servers.witness]\nurl = \"{url}\"\n[audit]\ndir = \"{{folder}}/disk/audit\"\n{more}"
+    ))
+    .write();
+    let at: PathBuf = written.path("disk");
+    std::fs::create_dir(&at).unwrap();
+    (Disk::new(&at, ROOM), witness, written)
+}
+
+impl Rig {
+    async fn new(more: &str) -> Self {
+        let (disk, witness, written) = config(more).await;
+        let gate = written.start().await;
+        let caller = Caller::new(&gate.url("/mcp"));
+        let mut rig = Self { disk, witness, gate, caller, answered: Vec::new() };
+        rig.answers().await;
+        rig
+    }
+
+    /// A call is made and answered.
+    async fn answers(&mut self) {
+        let (mark, came) = self.caller.call().await;
+        assert_eq!(came, Came::Answer, "{:#?}", self.gate.log());
+        self.answered.push(mark);
+    }
+
+    /// Calls are refused because they cannot be recorded, and reach no server.
+    async fn refuses(&self) {
+        for _ in 0..3 {
+            let (mark, came) = self.caller.call().await;
+            assert_eq!(came, Came::Refusal(UNAVAILABLE.into()), "{:#?}", self.gate.log());
+            assert!(!self.witness.seen().contains(&mark), "a call went out unrecorded");
+        }
+    }
+
+    /// The disk is well again: calls are answered without a restart.
+    async fn recovers(&mut self) {
+        let back = until("calls to be answered again", async || match self.caller.call().await {
+            (mark, Came::Answer) => Some(mark),
+            (_, Came::Refusal(code)) if code == UNAVAILABLE => None,
+            other => panic!("{other:?}"),
+        });
+        self.answered.push(back.await);
+        for _ in 0..3 {
+            self.answers().await;
+        }
+    }
+
+    /// All that clients and the server know of is on record, also after the power went.
+    async fn check(mut self) {
+        let written = self.gate.kill_9().await;
+        self.disk.power_cut(Cut::Everything);
+        let marks = sound(&written, "disk/audit").await;
+        for mark in &self.answered {
+            assert_eq!(marks.get(mark).map(Vec::len), Some(2), "{mark} was answered");
+        }
+        for mark in self.witness.seen() {
+            assert!(marks.contains_key(&mark), "{mark} went out unrecorded");
+        }
+        let gate = written.start().await;
+        let (_, came) = Caller::new(&gate.url("/mcp")).call().await;
+        assert_eq!(came, Came::Answer);
+        gate.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_disk_below_the_reserve_refuses_and_recovers() {
+    let mut rig = Rig::new("").await;
+    rig.disk.leave(1 << 20);
+    rig.refuses().await;
+    rig.disk.leave(ROOM);
+    rig.recovers().await;
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_without_a_warning_refuses_and_recovers() {
+    let mut rig = Rig::new("").await;
+    for full in [Errno::ENOSPC, Errno::EDQUOT] {
+        rig.disk.set(Faults { writes: Some(full), ..Faults::default() });
+        rig.refuses().await;
+        rig.disk.set(Faults::default());
+        rig.recovers().await;
+    }
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn a_disk_that_became_read_only_refuses_and_recovers() {
+    let mut rig = Rig::new("").await;
+    let read_only = Some(Errno::EROFS);
+    rig.disk.set(Faults { writes: read_only, syncs: read_only, ..Faults::default() });
+    rig.refuses().await;
+    rig.disk.set(Faults::default());
+    rig.recovers().await;
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn a_sync_that_fails_is_no_acknowledgement_even_if_the_next_succeeds() {
+    let mut rig = Rig::new("").await;
+    for _ in 0..3 {
+        rig.disk.set(Faults { syncs: Some(Errno::EIO), ..Faults::default() });
+        rig.refuses().await;
+        rig.disk.set(Faults::default());
+        rig.recovers().await;
+    }
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn a_sync_that_takes_too_long_refuses_and_recovers() {
+    let mut rig = Rig::new("deadline-ms = 300").await;
+    rig.disk.set(Faults { hold: true, ..Faults::default() });
+    let first = {
+        let caller = rig.caller.clone();
+        tokio::spawn(async move { caller.call().await })
+    };
+    rig.disk.holding().await;
+    // This one's intent is in the commit that hangs; those behind it are not even begun.
+    let (mark, came) = in_time("the first call", first).await.unwrap();
+    assert_eq!(came, Came::Refusal(UNAVAILABLE.into()));
+    assert!(!rig.witness.seen().contains(&mark));
+    rig.refuses().await;
+    rig.disk.set(Faults::default());
+    rig.recovers().await;
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn an_outcome_that_cannot_be_recorded_is_not_handed_out() {
+    let rig = Rig::new("").await;
+    rig.witness.hold();
+    let caller = rig.caller.clone();
+    let call = tokio::spawn(async move { caller.call().await });
+    rig.witness.holding().await;
+    let broken = Some(Errno::EIO);
+    rig.disk.set(Faults { writes: broken, syncs: broken, ..Faults::default() });
+    rig.witness.release();
+    let (mark, came) = in_time("the call", call).await.unwrap();
+    assert_eq!(came, Came::Refusal(UNAVAILABLE.into()));
+    assert!(rig.witness.seen().contains(&mark), "the server has done it");
+    rig.disk.set(Faults::default());
+    // `check` finds at least the intent of it.
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn where_the_operator_chose_so_calls_go_on_and_it_is_said_loudly() {
+    let mut rig = Rig::new("on-failure = \"pass\"").await;
+    let broken = Some(Errno::EIO);
+    rig.disk.set(Faults { writes: broken, syncs: broken, ..Faults::default() });
+    let mut unrecorded = Vec::new();
+    for _ in 0..3 {
+        let (mark, came) = rig.caller.call().await;
+        assert_eq!(came, Came::Answer);
+        assert!(rig.witness.seen().contains(&mark));
+        unrecorded.push(mark);
+    }
+    let loud = |line: &str| line.contains("CALLS GO ON WITHOUT AN AUDIT RECORD");
+    rig.gate.logged("loud words", loud).await;
+    let line = rig.gate.log().into_iter().find(|line| loud(line)).unwrap();
+    assert!(line.contains("ERROR"), "{line}");
+    rig.disk.set(Faults::default());
+    let counted = until("the log to say what it misses", async || {
+        rig.caller.call().await;
+        let records = rig.gate.records(&[]).await;
+        records.into_iter().find(|record| record["event"] == "records-missed")
+    });
+    let counted = counted.await;
+    // Also those that came before the disk was tried again.
+    for kind in ["intents", "outcomes"] {
+        assert!(counted[kind].as_u64().is_some_and(|missed| missed >= 3), "{counted:#}");
+    }
+    let written = rig.gate.kill_9().await;
+    rig.disk.power_cut(Cut::Everything);
+    let marks = sound(&written, "disk/audit").await;
+    assert!(unrecorded.iter().all(|mark| !marks.contains_key(mark)));
+    assert!(rig.answered.iter().all(|mark| marks[mark].len() == 2));
+}
+
+#[tokio::test]
+async fn a_proxy_whose_log_cannot_be_written_does_not_start() {
+    let (disk, _, written) = config("").await;
+    let read_only = Some(Errno::EROFS);
+    disk.set(Faults { writes: read_only, syncs: read_only, ..Faults::default() });
+    let ended = written.cli(&["run"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.stderr.contains("Read-only file system"), "{ended:#?}");
+    assert!(ended.stderr.contains("disk/audit"), "{ended:#?}");
+    disk.set(Faults::default());
+    written.start().await.stop().await;
+}
+
+#[tokio::test]
+async fn a_proxy_out_of_file_handles_refuses_what_it_cannot_record() {
+    let mut rig = Rig::new("").await;
+    let pid = rig.gate.pid();
+    let open: BTreeSet<u64> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    // The next one that is opened would be this.
+    limit(pid, (0..).find(|handle| !open.contains(handle)).unwrap());
+    // More than a file of commits takes, over the connections that there are.
+    let mut refused = 0;
+    for _ in 0..2500 {
+        match rig.caller.call().await {
+            (mark, Came::Answer) => rig.answered.push(mark),
+            (mark, Came::Refusal(code)) if code == UNAVAILABLE => {
+                assert!(!rig.witness.seen().contains(&mark));
+                refused += 1;
+            }
+            other => panic!("{other:?}: {:#?}", rig.gate.log()),
+        }
+    }
+    assert!(refused > 0, "no new file was needed");
+    limit(pid, 4096);
+    rig.recovers().await;
+    rig.check().await;
+}
+
+/// Sets how many file handles another process may have.
+fn limit(pid: i32, handles: u64) {
+    let status = std::process::Command::new("prlimit")
+        .args([format!("--pid={pid}"), format!("--nofile={handles}:")])
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+}
