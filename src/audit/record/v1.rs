@@ -41,7 +41,6 @@ pub struct Entry {
 /// What is recorded. `record` says which kind it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "record", rename_all = "kebab-case")]
-#[expect(clippy::large_enum_variant, reason = "events are few beside calls, which are boxed")]
 pub enum Record {
     /// A message that was allowed, written before it leaves the proxy.
     Intent(Box<Intent>),

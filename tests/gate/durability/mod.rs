@@ -18,9 +18,7 @@ use crate::support::gate::Written;
 /// gap, its times never go back, and nothing was put aside. Returns the kinds of records of each
 /// call, by its mark.
 async fn sound(written: &Written, store: &str) -> BTreeMap<String, Vec<String>> {
-    let mut request = verify::Request::default();
-    request.dir = written.path(store);
-    request.state = Some(written.path("state"));
+    let request = verify::Request::of(written.path(store), Some(written.path("state")));
     let verified = tokio::task::spawn_blocking(move || verify::verify(&request));
     let report = verified.await.unwrap().unwrap();
     assert!(report.is_good(), "{report:#?}");

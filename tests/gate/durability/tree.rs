@@ -335,10 +335,10 @@ impl Random {
             1 => return new.to_vec(),
             _ => {}
         }
-        let len = if self.next() % 2 == 0 { old.len() } else { new.len() };
+        let len = if self.next().is_multiple_of(2) { old.len() } else { new.len() };
         let mut mixed = vec![0; len];
         for (at, page) in mixed.chunks_mut(PAGE).enumerate() {
-            copy_page(if self.next() % 2 == 0 { old } else { new }, at, page);
+            copy_page(if self.next().is_multiple_of(2) { old } else { new }, at, page);
         }
         mixed
     }

@@ -91,10 +91,10 @@ async fn a_kill_in_mid_export_leaves_no_gap() {
 async fn credentials_are_sent_and_never_shown() {
     let sink = Sink::start(Manner::Well).await;
     let token = crate::support::credential();
-    let setup = exporting(&format!(
-        "[[audit.export]]\nname = \"siem\"\nto = {{ from = \"env:SINK_URL\" }}\nformat = \"ocsf\"\n\
-         headers = {{ Authorization = {{ from = \"file:token\" }} }}\n"
-    ));
+    let setup = exporting(
+        "[[audit.export]]\nname = \"siem\"\nto = { from = \"env:SINK_URL\" }\nformat = \"ocsf\"\n\
+         headers = { Authorization = { from = \"file:token\" } }\n",
+    );
     let url = format!("http://user:{token}@{}/in/{token}?key={token}", sink.address);
     let gate = setup.env("SINK_URL", &url).file("token", format!("Splunk {token}\n")).start().await;
     calls(&gate, 2).await;

@@ -37,7 +37,7 @@ async fn every_format_holds_every_record_with_and_without_a_proxy() {
             "csv" => {
                 let mut reader = csv::Reader::from_reader(&bytes[..]);
                 let rows = reader.records().map(Result::unwrap);
-                rows.map(|row| row.iter().last().unwrap().to_owned()).collect()
+                rows.map(|row| row.iter().next_back().unwrap().to_owned()).collect()
             }
             "otlp" => {
                 let text = String::from_utf8(bytes).unwrap();

@@ -75,9 +75,9 @@ where
 
     fn connect(self, stream: S) -> Self::Future {
         Box::pin(async move {
-            let name = self.name.ok_or_else(|| {
-                io::Error::other("the server's name can't be in a certificate")
-            })?;
+            let name = self
+                .name
+                .ok_or_else(|| io::Error::other("the server's name can't be in a certificate"))?;
             Ok(Secured(self.connector.connect(name, stream).await?))
         })
     }

@@ -67,7 +67,8 @@ fn call(number: u64) -> anyhow::Result<Exchange> {
     let server = format!("server-{}", random % 7);
     let tool = format!("tool_{}", random / 7 % 23);
     let path = format!("/srv/projects/{}/file-{}.md", random % 97, random % 9973);
-    let arguments = json!({ "path": path, "lines": random % 1000, "follow": random % 2 == 0 });
+    let arguments =
+        json!({ "path": path, "lines": random % 1000, "follow": random.is_multiple_of(2) });
     let principal = Principal {
         kind: PrincipalKind::Client(client(random / 161).parse()?),
         groups: vec!["readers".parse()?],
@@ -173,7 +174,7 @@ pub fn fill(dir: &Path, records: u64, calendar: &Calendar) -> anyhow::Result<()>
                     }
                     let number = scatter(number);
                     let call = call(number)?;
-                    if number % 20 == 0 {
+                    if number.is_multiple_of(20) {
                         written.fetch_add(1, Ordering::Relaxed);
                         let refusal = Refusal::new(Code::PolicyDenied, "not allowed")
                             .rule(rule("nothing-is-deleted", 31));

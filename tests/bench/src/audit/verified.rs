@@ -9,8 +9,7 @@ use super::row;
 
 pub fn verified(store: &Path, records: u64) -> anyhow::Result<()> {
     let began = Instant::now();
-    let mut request = verify::Request::default();
-    request.dir = store.to_owned();
+    let request = verify::Request::of(store.to_owned(), None);
     let report = verify::verify(&request)?;
     let took = began.elapsed();
     ensure!(report.is_good() && report.records == records, "{report:?}");
