@@ -14,26 +14,17 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use miette::{GraphicalReportHandler, GraphicalTheme};
 
 use super::{Exit, Reports, Usage};
-
-/// Characters that could steer a terminal or hide text from its reader: control characters, marks
-/// of direction, invisible characters and tags.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-            | '\u{e0000}'..='\u{e007f}')
-}
+use crate::audit::record::can_steer;
 
 /// The text with every unsafe character written out: `\n`, `\u{1b}`.
 pub fn escape(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_unsafe) {
+    if !text.contains(can_steer) {
         return text.into();
     }
     let mut escaped = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         match c {
-            c if is_unsafe(c) => escaped.extend(c.escape_default()),
+            c if can_steer(c) => escaped.extend(c.escape_default()),
             c => escaped.push(c),
         }
     }
@@ -43,13 +34,13 @@ pub fn escape(text: &str) -> Cow<'_, str> {
 /// JSON text with the unsafe characters that JSON itself leaves alone written as `\uXXXX`. They
 /// can only stand within strings, so the value stays the same.
 pub fn escape_json(text: &str) -> Cow<'_, str> {
-    let unsafe_here = |c: char| c != '\n' && is_unsafe(c);
-    if !text.contains(unsafe_here) {
+    let steers = |c: char| c != '\n' && can_steer(c);
+    if !text.contains(steers) {
         return text.into();
     }
     let mut escaped = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if unsafe_here(c) {
+        if steers(c) {
             for unit in c.encode_utf16(&mut [0; 2]) {
                 let _ = write!(escaped, "\\u{unit:04x}");
             }
@@ -200,7 +191,7 @@ mod tests {
         let value = serde_json::json!({ "a": "\u{202e}x\u{7f}\u{e0041}\u{1b}", "b": ["\n"] });
         let pretty = serde_json::to_string_pretty(&value).unwrap();
         let text = escape_json(&pretty);
-        assert!(!text.contains(|c| c != '\n' && is_unsafe(c)), "{text}");
+        assert!(!text.contains(|c| c != '\n' && can_steer(c)), "{text}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
     }
 

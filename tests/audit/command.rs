@@ -85,7 +85,7 @@ async fn the_log_is_read_where_no_proxy_runs() {
     assert_eq!(follow.status.code(), Some(1));
     let unknown = run(dir.path(), &["audit", "show", &DecisionId::next().to_string()]).await;
     assert_eq!(unknown.status.code(), Some(1));
-    let nonsense = run(dir.path(), &["audit", "query", "--since", "yesterday"]).await;
+    let nonsense = run(dir.path(), &["audit", "query", "--since", "tomorrow"]).await;
     assert_eq!(nonsense.status.code(), Some(2));
     let missing = run(&dir.path().join("none"), &["audit", "query"]).await;
     assert_eq!(missing.status.code(), Some(1));

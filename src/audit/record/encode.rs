@@ -1,4 +1,9 @@
-//! Records as text of a bounded size.
+//! Records as text of a bounded size, which steers no terminal that it is shown on.
+
+use std::io;
+
+use serde::Serialize as _;
+use serde_json::{Serializer, ser::Formatter};
 
 use super::v1::{Call, Grounds, Record, Shape};
 
@@ -14,7 +19,7 @@ pub(in crate::audit) fn encode(record: &mut Record) -> serde_json::Result<Vec<u8
         |record| record.call_mut().map_or(0, |call| std::mem::take(&mut call.labels).len()),
         |record| record.grounds_mut().map_or(0, |g| cut(&mut g.rules, 1) + cut(&mut g.findings, 0)),
     ];
-    let mut text = serde_json::to_vec(record)?;
+    let mut text = json(record)?;
     for make_smaller in CUTS {
         if text.len() <= RECORD_BYTES {
             break;
@@ -24,9 +29,48 @@ pub(in crate::audit) fn encode(record: &mut Record) -> serde_json::Result<Vec<u8
             grounds.omitted =
                 grounds.omitted.saturating_add(u32::try_from(omitted).unwrap_or(u32::MAX));
         }
-        text = serde_json::to_vec(record)?;
+        text = json(record)?;
     }
     Ok(text)
+}
+
+fn json(record: &Record) -> serde_json::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(1024);
+    record.serialize(&mut Serializer::with_formatter(&mut text, Visible))?;
+    Ok(text)
+}
+
+/// Characters that could steer a terminal or hide text from its reader: control characters, marks
+/// of direction, invisible characters and tags.
+pub(crate) fn can_steer(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
+/// JSON in which such characters are escaped, also those that JSON itself leaves alone: what was
+/// hashed is printed as it is, by us and by whoever reads an export.
+struct Visible;
+
+impl Formatter for Visible {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| can_steer(*c)) {
+            let (before, after) = rest.split_at(at);
+            writer.write_all(before.as_bytes())?;
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = after.get(c.len_utf8()..).unwrap_or_default();
+        }
+        writer.write_all(rest.as_bytes())
+    }
 }
 
 fn cut<T>(list: &mut Vec<T>, most: usize) -> usize {
@@ -71,6 +115,21 @@ mod tests {
         audit::{DigestKey, Refused, Ruling, record::Kept},
         exchange, refusal,
     };
+
+    #[test]
+    fn a_record_steers_no_terminal() {
+        let evil = "re\u{1b}[2J\u{7}ad\r\n\u{9b}2J\u{202e}\u{7f}\u{e0041}\\\"é日";
+        let exchange = crate::audit::tests::exchange(|exchange| {
+            exchange.target = exchange::Target::Tool { name: evil.into(), tool: None };
+        });
+        let refusal = refusal::Refusal::new(refusal::Code::Unknown, evil);
+        let key = DigestKey::for_tests();
+        let mut record = Refused::of(&exchange, &refusal, Ruling::default(), &key).into();
+        let text = String::from_utf8(encode(&mut record).unwrap()).unwrap();
+        assert!(!text.contains(can_steer), "{text}");
+        assert!(text.contains("é日"), "{text}");
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+    }
 
     #[test]
     fn the_largest_record_fits() {
