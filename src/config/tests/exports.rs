@@ -48,12 +48,14 @@ headers = { "a b" = { from = "HIDDEN" } }
     16:15 [config-bad-value] a secret comes `from` a reference: write `env:NAME` or `file:PATH`, never the value
     22:1 [config-conflict] two exports write to standard output (line 17)
         = keep one, or give it a file
-    26:1 [config-conflict] `jsonl` can't be streamed to PostgreSQL
+    25:10 [config-bad-value] this is no filter: `maybe` is no value of `decision`
+        = docs/audit/queries.md has the language; `portcullis audit query` takes the same
+    27:1 [config-conflict] `jsonl` can't be streamed to PostgreSQL
         = remove it: PostgreSQL has columns
-    27:1 [config-conflict] `headers` has no meaning for PostgreSQL
+    28:1 [config-conflict] `headers` has no meaning for PostgreSQL
         = remove it
-    27:13 [config-bad-value] `a b` is no name of a header
-    27:30 [config-bad-value] a secret comes `from` a reference: write `env:NAME` or `file:PATH`, never the value
+    28:13 [config-bad-value] `a b` is no name of a header
+    28:30 [config-bad-value] a secret comes `from` a reference: write `env:NAME` or `file:PATH`, never the value
     "#);
 }
 

@@ -117,6 +117,10 @@ impl Segment {
             })
         };
         let mut next = end(&content.pieces).unwrap_or(self.first);
+        // A block that is being sealed, or was when the writing ended, still has its commits.
+        if self.wals.iter().any(|(begin, _)| *begin <= next) {
+            content.pieces.pop_if(|piece| matches!(piece, Piece::Damage { last: true, .. }));
+        }
         let mut wals = self.wals.iter().peekable();
         while let Some((begin, source)) = wals.next() {
             // A commit that failed was made again in the next file.

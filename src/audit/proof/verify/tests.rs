@@ -321,6 +321,25 @@ fn a_cut_tail_is_found() {
 }
 
 #[test]
+fn a_block_that_was_being_sealed_is_no_damage() {
+    let made = made();
+    let records = made.path("segments/0000000000000700/records");
+    let good = fs::read(&records).unwrap();
+    let mut sealing = Vec::new();
+    let open = &made.lines[SEALED as usize..];
+    frame::write(&mut sealing, SEALED, open, Pack::Zstd, None).unwrap();
+    for cut in [1, 20, sealing.len() / 2, sealing.len()] {
+        fs::write(&records, [&good, &sealing[..cut]].concat()).unwrap();
+        let report = made.report();
+        assert_eq!((report.findings, report.end), (vec![], END), "{cut}");
+    }
+    // Without the commits, it is what is left of the records.
+    fs::write(&records, [&good, &sealing[..20]].concat()).unwrap();
+    fs::remove_file(made.path(WAL)).unwrap();
+    assert_eq!(made.found(), [What::FrameDamaged, What::TailCut]);
+}
+
+#[test]
 fn a_segment_that_is_gone_is_found_unless_retention_says_so() {
     let made = made();
     let gone = made.path("segments/0000000000000000");

@@ -465,6 +465,13 @@ impl<'a> Walk<'a> {
             );
             self.findings.add(Finding::new(What::TailCut, message).file("head").seq(self.next));
         }
+        if self.head.is_none() && self.next > 0 {
+            self.notes.push(
+                "`head` is not there, as after a power cut: had records behind the newest \
+                 checkpoint been cut off, nothing here would tell"
+                    .into(),
+            );
+        }
         if self.also > 0 {
             self.notes
                 .push(format!("{} more checkpoints do not hold for the same reason", self.also));
