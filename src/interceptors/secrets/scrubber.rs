@@ -1,6 +1,9 @@
 //! Takes secrets out of what is kept: texts of records and log lines, and whole bodies.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::Range,
+};
 
 use serde_json::{Map, Value};
 
@@ -17,6 +20,10 @@ use super::{
 pub struct Scrubber {
     scanner: Scanner,
 }
+
+/// Longest key that is looked at together with its value: longer ones name nothing that a rule
+/// knows, and each element of an array is looked at with its key.
+const KEY: usize = 128;
 
 /// A body without its secrets.
 #[derive(Debug, PartialEq, Eq)]
@@ -103,12 +110,15 @@ impl Taking<'_> {
             }
             Value::Object(members) => {
                 let mut redacted = Map::with_capacity(members.len());
+                let mut same: HashMap<String, usize> = HashMap::new();
                 for (name, member) in members {
                     let member = self.value(member, &name)?;
                     let mut name = self.text(name, "")?;
                     // Two keys that are secrets can come to the same.
-                    while redacted.contains_key(&name) {
-                        name.push('\'');
+                    if redacted.contains_key(&name) {
+                        let times = same.entry(name.clone()).or_insert(1);
+                        *times += 1;
+                        name = format!("{name}#{times}");
                     }
                     redacted.insert(name, member);
                 }
@@ -126,7 +136,7 @@ impl Taking<'_> {
     fn text(&mut self, mut text: String, key: &str) -> Result<String, Spent> {
         let scanner = &self.scrubber.scanner;
         let mut hits = scanner.scan(text.as_bytes(), &mut self.budget)?;
-        if !key.is_empty() {
+        if !key.is_empty() && key.len() <= KEY {
             // Some secrets are known by the name before them alone, which here is the key.
             let named = format!("{key}={text}");
             let before = key.len() + 1;

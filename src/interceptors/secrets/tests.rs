@@ -474,3 +474,16 @@ fn kept_bodies_lose_known_values_and_what_keys_give_away() {
     let flood = json!("glpat-".repeat(150_000)).to_string();
     assert_eq!(scrubber.redact(flood.as_bytes()), None);
 }
+
+#[test]
+fn keys_that_are_secrets_all_keep_their_members() {
+    let scrubber = Scrubber::new(&[]).unwrap();
+    let named_key = |secret: &str| format!("aws_secret_access_key={secret}");
+    let named = made("{base64raw:40}");
+    let other = expand("{base64raw:40}", &mut Seed::new(8));
+    let body = json!({ "ghp": 0, named_key(&named): 1, named_key(&other): 2 }).to_string();
+    let redacted = scrubber.redact(body.as_bytes()).unwrap().body;
+    let keys: Vec<_> = redacted.as_object().unwrap().keys().collect();
+    let mark = "aws_secret_access_key=[redacted:aws-secret-access-key]";
+    assert_eq!(keys, ["ghp", mark, &format!("{mark}#2")]);
+}
