@@ -1,6 +1,9 @@
 //! `portcullis policy`: checks policies and asks them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use clap::ArgAction;
 use serde::Serialize;
@@ -179,11 +182,12 @@ fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
         written: question.args.as_deref().unwrap_or_default().as_bytes(),
         circumstances: Circumstances {
             method: &method,
-            transport: Transport::Http,
-            revision: exchange::Revision::LATEST_LEGACY,
+            transport: Some(Transport::Http),
+            revision: Some(exchange::Revision::LATEST_LEGACY),
             now: jiff::Timestamp::now(),
             source_ip: None,
             session_calls: 0,
+            labels: &BTreeSet::new(),
         },
     });
     print(question, &principal, action, &outcome, ctx)?;
@@ -280,7 +284,11 @@ fn usual_method(action: Action) -> &'static str {
         Action::NotifyServer
         | Action::OtherMethod
         | Action::NotifyClient
-        | Action::OtherServerMethod => "",
+        | Action::OtherServerMethod
+        | Action::Launch
+        | Action::HandSecret
+        | Action::Reach
+        | Action::Grant => "",
     }
 }
 
@@ -337,6 +345,10 @@ impl<'a> Target<'a> {
             | Action::NotifyClient
             | Action::OtherServerMethod => {
                 Self::Asker(server(text.ok_or(missing("a client, by a SERVER"))?)?)
+            }
+            Action::Launch | Action::HandSecret | Action::Reach | Action::Grant => {
+                let what = format!("`{}` is no client's to ask for", action.as_str());
+                return Err(Usage(what).into());
             }
         })
     }

@@ -17,7 +17,9 @@ use crate::{
     exchange::{Answer, Definition, Direction, Exchange, Method, Phase, Target},
     identity::Principal,
     names::ServerName,
-    policy::{Action, Circumstances, Claims, Engine, Outcome, Request, Resource, Subject},
+    policy::{
+        Action, Circumstances, Claimant, Claims, Engine, Outcome, Request, Resource, Subject,
+    },
     refusal::{Code, Keep, Refusal, Rule},
 };
 
@@ -109,6 +111,7 @@ impl PolicyGate {
                 destructive: bit(1),
                 idempotent: bit(2),
                 open_world: bit(3),
+                by: Claimant::Server,
             };
             let resource = Resource::Tool { server, name, claims };
             self.engine.could_allow(&Subject::Client(principal), Action::CallTool, &resource)
@@ -124,11 +127,12 @@ impl PolicyGate {
             written: question.written,
             circumstances: Circumstances {
                 method: question.method,
-                transport: exchange.transport,
-                revision: exchange.revision,
+                transport: Some(exchange.transport),
+                revision: Some(exchange.revision),
                 now: exchange.at,
                 source_ip: exchange.client_addr.map(|address| address.ip()),
                 session_calls: exchange.session_calls,
+                labels: &exchange.labels,
             },
         });
         let revision = outcome.revision;

@@ -17,9 +17,25 @@ pub(super) enum Unshowable {
     Inexact,
 }
 
-/// All leaves of an object, in its order, by JSON pointer (RFC 6901). Empty arrays and objects
-/// have none.
-pub(super) fn leaves(args: &Map<String, Value>) -> Result<Vec<(String, String)>, Unshowable> {
+/// A scalar among the arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Leaf {
+    /// Where it stands, by JSON pointer (RFC 6901).
+    pub(super) pointer: String,
+    pub(super) value: String,
+    /// Whether it is a string, and not a number, a boolean or null.
+    is_string: bool,
+}
+
+impl Leaf {
+    /// The value of a string.
+    pub(super) fn text(&self) -> Option<&str> {
+        self.is_string.then_some(&*self.value)
+    }
+}
+
+/// All leaves of an object, in its order. Empty arrays and objects have none.
+pub(super) fn leaves(args: &Map<String, Value>) -> Result<Vec<Leaf>, Unshowable> {
     enum Children<'a> {
         Object(serde_json::map::Iter<'a>),
         Array(std::iter::Enumerate<std::slice::Iter<'a, Value>>),
@@ -41,7 +57,8 @@ pub(super) fn leaves(args: &Map<String, Value>) -> Result<Vec<(String, String)>,
                 value
             }),
         };
-        let text = match child {
+        let is_string = matches!(child, Some(Value::String(_)));
+        let value = match child {
             None => {
                 stack.pop();
                 continue;
@@ -62,7 +79,7 @@ pub(super) fn leaves(args: &Map<String, Value>) -> Result<Vec<(String, String)>,
         if found.len() == MAX_LEAVES {
             return Err(Unshowable::TooMany);
         }
-        found.push((pointer.clone(), text));
+        found.push(Leaf { pointer: pointer.clone(), value, is_string });
     }
     Ok(found)
 }
@@ -163,8 +180,12 @@ mod tests {
 
     use super::*;
 
+    fn pairs(args: &Map<String, Value>) -> Vec<(String, String)> {
+        leaves(args).unwrap().into_iter().map(|leaf| (leaf.pointer, leaf.value)).collect()
+    }
+
     fn of(value: &Value) -> Vec<(String, String)> {
-        leaves(value.as_object().unwrap()).unwrap()
+        pairs(value.as_object().unwrap())
     }
 
     #[test]
@@ -232,7 +253,7 @@ mod tests {
             value = Value::Array(vec![value]);
         }
         let mut args = Map::from_iter([("a".to_owned(), value)]);
-        let found = leaves(&args).unwrap();
+        let found = pairs(&args);
         assert_eq!((found.len(), found[0].0.len()), (1, 2 + 2 * 100_000));
         let mut rest = args.remove("a");
         while let Some(Value::Array(mut items)) = rest {
@@ -281,7 +302,7 @@ mod tests {
         #[test]
         fn tags_mirror_the_leaves(value in json()) {
             let args = Map::from_iter([("args".to_owned(), value)]);
-            let found = leaves(&args).unwrap();
+            let found = pairs(&args);
             let args = Value::Object(args);
             // As many as there are scalars, each under its own pointer, which serde_json's own
             // reading of pointers finds again.

@@ -2,7 +2,7 @@
 
 use quick_cache::{Weighter, sync::Cache};
 
-use super::request::{Action, Claims, Resource, Subject};
+use super::request::{Action, Claims, Program, Resource, Subject};
 use crate::{
     identity::{Principal, PrincipalKind},
     names::{Group, ServerName},
@@ -26,6 +26,7 @@ pub(super) struct Key {
 enum Party {
     Client { kind: PrincipalKind, groups: Vec<Group>, verified: bool },
     Server(ServerName),
+    Plugin(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -36,6 +37,10 @@ enum Asked {
     Prompt(ServerName, String),
     Resource(ServerName, String),
     Template(ServerName, String),
+    Program(Program),
+    Secret { server: ServerName, name: String, source: String, header: bool },
+    Host(String, u16),
+    Grant(String),
 }
 
 impl Key {
@@ -43,6 +48,7 @@ impl Key {
         let subject = match *subject {
             Subject::Client(principal) => principal.into(),
             Subject::Server(name) => Party::Server(name.clone()),
+            Subject::Plugin(name) => Party::Plugin(name.to_owned()),
         };
         let resource = match *resource {
             Resource::Proxy => Asked::Proxy,
@@ -54,6 +60,15 @@ impl Key {
             Resource::Prompt { server, name } => Asked::Prompt(server.clone(), name.to_owned()),
             Resource::Resource { server, uri } => Asked::Resource(server.clone(), uri.to_owned()),
             Resource::Template { server, uri } => Asked::Template(server.clone(), uri.to_owned()),
+            Resource::Program(program) => Asked::Program(program.clone()),
+            Resource::Secret { server, name, source, header } => Asked::Secret {
+                server: server.clone(),
+                name: name.to_owned(),
+                source: source.to_owned(),
+                header,
+            },
+            Resource::Host { name, port } => Asked::Host(name.to_owned(), port),
+            Resource::Grant(name) => Asked::Grant(name.to_owned()),
         };
         Self { subject, action, resource }
     }
@@ -81,10 +96,12 @@ impl<V> Weighter<Key, V> for ByNames {
             | Asked::Prompt(_, name)
             | Asked::Resource(_, name)
             | Asked::Template(_, name) => name.len() as u64,
+            // The operator's own, and few.
+            Asked::Program(_) | Asked::Secret { .. } | Asked::Host(..) | Asked::Grant(_) => 0,
         };
         let groups = match &key.subject {
             Party::Client { groups, .. } => groups.len() as u64,
-            Party::Server(_) => 0,
+            Party::Server(_) | Party::Plugin(_) => 0,
         };
         // A resource's entity has its name three times: in its id and in its attributes.
         ENTRY + 4 * name + 128 * groups

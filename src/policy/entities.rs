@@ -9,12 +9,13 @@ use cedar_policy::{
 use serde_json::{Map, Value};
 
 use super::{
-    args::{self, Unshowable},
+    args::{self, Leaf, Unshowable},
     load::Reads,
-    request::{Action, Circumstances, Claims, Request, Resource, Subject},
+    located,
+    request::{Action, Circumstances, Claims, Program, Request, Resource, Subject},
 };
 use crate::{
-    exchange::Transport,
+    exchange::{Revision, Transport},
     identity::{Principal, PrincipalKind},
     names::ServerName,
 };
@@ -40,7 +41,14 @@ pub(super) struct Vocabulary {
     prompt: EntityTypeName,
     resource: EntityTypeName,
     template: EntityTypeName,
+    plugin: EntityTypeName,
+    program: EntityTypeName,
+    secret: EntityTypeName,
+    host: EntityTypeName,
+    grant: EntityTypeName,
     args: EntityUid,
+    paths: EntityUid,
+    urls: EntityUid,
     /// In the order of [`Action::ALL`], each with its groups.
     actions: Vec<Entity>,
 }
@@ -98,7 +106,14 @@ impl Vocabulary {
             prompt: name("Prompt")?,
             resource: name("Resource")?,
             template: name("ResourceTemplate")?,
+            plugin: name("Plugin")?,
+            program: name("Program")?,
+            secret: name("Secret")?,
+            host: name("Host")?,
+            grant: name("Grant")?,
             args: uid(&name("Args")?, "args"),
+            paths: uid(&name("Paths")?, "paths"),
+            urls: uid(&name("Urls")?, "urls"),
             actions,
         })
     }
@@ -141,14 +156,32 @@ impl Vocabulary {
             None,
         )
         .map_err(|_| Unaskable::Misfit("request"))?;
-        if !reads.args {
+        if !reads.arguments() {
             return Ok((question, Cow::Borrowed(entities)));
         }
         args::exact(request.written)?;
-        let args = self.args(request.args)?;
+        let leaves = request.args.map(args::leaves).transpose()?.unwrap_or_default();
+        let mut shown = Vec::new();
+        if reads.paths {
+            let paths = leaves
+                .iter()
+                .filter_map(|leaf| Some((leaf.pointer.clone(), text(located::path(leaf.text()?)))));
+            shown.push(tagged(&self.paths, paths)?);
+        }
+        if reads.urls {
+            let urls = leaves
+                .iter()
+                .filter_map(|leaf| Some((leaf.pointer.clone(), located::Url::read(leaf.text()?)?)))
+                .map(|(pointer, url)| Ok((pointer, web(url)?)))
+                .collect::<Result<Vec<_>, Unaskable>>()?;
+            shown.push(tagged(&self.urls, urls)?);
+        }
+        if reads.args {
+            shown.push(self.args(request.args, leaves)?);
+        }
         let entities = entities
             .clone()
-            .add_entities([args], None)
+            .add_entities(shown, None)
             .map_err(|_| Unaskable::Misfit("set of entities"))?;
         Ok((question, Cow::Owned(entities)))
     }
@@ -184,6 +217,7 @@ impl Vocabulary {
         match subject {
             Subject::Client(principal) => self.principal(principal, entities),
             Subject::Server(name) => self.server(name, entities),
+            Subject::Plugin(name) => named(&self.plugin, name, name, entities),
         }
     }
 
@@ -241,8 +275,26 @@ impl Vocabulary {
             Resource::Prompt { server, name } => {
                 (&self.prompt, server, name, vec![("name".to_owned(), text(name))])
             }
-            Resource::Resource { server, uri } => (&self.resource, server, uri, located(uri)),
-            Resource::Template { server, uri } => (&self.template, server, uri, located(uri)),
+            Resource::Resource { server, uri } => (&self.resource, server, uri, place(uri)?),
+            // A template is no URI yet.
+            Resource::Template { server, uri } => (&self.template, server, uri, scheme(uri)),
+            Resource::Secret { server, name, source, header } => {
+                let attributes = vec![
+                    ("name".to_owned(), text(name)),
+                    ("source".to_owned(), text(source)),
+                    ("header".to_owned(), RestrictedExpression::new_bool(header)),
+                ];
+                (&self.secret, server, name, attributes)
+            }
+            Resource::Program(program) => return self.program(program, entities),
+            Resource::Host { name, port } => {
+                let uid = uid(&self.host, &format!("{name}:{port}"));
+                let attributes =
+                    vec![("name".to_owned(), text(name)), ("port".to_owned(), long(port.into()))];
+                entities.push(entity(uid.clone(), attributes, Vec::new())?);
+                return Ok(uid);
+            }
+            Resource::Grant(name) => return named(&self.grant, name, name, entities),
         };
         let parent = self.server(server, entities)?;
         // A server's name holds no `/`, so the first one ends it.
@@ -251,16 +303,36 @@ impl Vocabulary {
         Ok(uid)
     }
 
-    fn args(&self, args: Option<&Map<String, Value>>) -> Result<Entity, Unaskable> {
-        let leaves = args.map(args::leaves).transpose()?.unwrap_or_default();
-        let size = leaves.iter().map(|(_, value)| value.len()).sum::<usize>();
+    fn program(
+        &self,
+        program: &Program,
+        entities: &mut Vec<Entity>,
+    ) -> Result<EntityUid, Unaskable> {
+        let uid = uid(&self.program, &program.name);
+        let deviations = program.deviations.iter().map(text);
+        let mut attributes = vec![
+            ("runtime".to_owned(), text(program.runtime)),
+            ("name".to_owned(), text(&program.name)),
+            ("deviations".to_owned(), RestrictedExpression::new_set(deviations)),
+        ];
+        attributes.extend(program.digest.iter().map(|digest| ("digest".to_owned(), text(digest))));
+        entities.push(entity(uid.clone(), attributes, Vec::new())?);
+        Ok(uid)
+    }
+
+    fn args(
+        &self,
+        args: Option<&Map<String, Value>>,
+        leaves: Vec<Leaf>,
+    ) -> Result<Entity, Unaskable> {
+        let size = leaves.iter().map(|leaf| leaf.value.len()).sum::<usize>();
         let keys = args.into_iter().flat_map(Map::keys).map(text);
         let attributes = [
             ("keys".to_owned(), RestrictedExpression::new_set(keys)),
             ("leaves".to_owned(), long(leaves.len() as u64)),
             ("size".to_owned(), long(size as u64)),
         ];
-        let tags = leaves.into_iter().map(|(pointer, value)| (pointer, text(value)));
+        let tags = leaves.into_iter().map(|leaf| (leaf.pointer, text(leaf.value)));
         Entity::new_with_tags(self.args.clone(), attributes, [], tags)
             .map_err(|_| Unaskable::Misfit("set of arguments"))
     }
@@ -270,19 +342,19 @@ impl Vocabulary {
         circumstances: &Circumstances<'_>,
         reads: Reads,
     ) -> Result<Context, Unaskable> {
-        let transport = match circumstances.transport {
-            Transport::Http => "http",
-            Transport::Unix => "unix",
-            Transport::Stdio => "stdio",
-            Transport::Cli => "cli",
-        };
         let mut pairs = vec![
             ("method".to_owned(), text(circumstances.method)),
-            ("transport".to_owned(), text(transport)),
-            ("revision".to_owned(), text(circumstances.revision.as_str())),
+            ("transport".to_owned(), text(circumstances.transport.map_or("", transport))),
+            ("revision".to_owned(), text(circumstances.revision.map_or("", Revision::as_str))),
             ("session_calls".to_owned(), long(circumstances.session_calls)),
             ("args".to_owned(), RestrictedExpression::new_entity_uid(self.args.clone())),
+            ("paths".to_owned(), RestrictedExpression::new_entity_uid(self.paths.clone())),
+            ("urls".to_owned(), RestrictedExpression::new_entity_uid(self.urls.clone())),
         ];
+        if reads.labels {
+            let labels = RestrictedExpression::new_set(circumstances.labels.iter().map(text));
+            pairs.push(("labels".to_owned(), labels));
+        }
         if reads.now {
             let now = circumstances.now.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
             pairs.push(("now".to_owned(), RestrictedExpression::new_datetime(now)));
@@ -293,6 +365,35 @@ impl Vocabulary {
         }
         Context::from_pairs(pairs).map_err(|_| Unaskable::Misfit("context"))
     }
+}
+
+fn transport(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Http => "http",
+        Transport::Unix => "unix",
+        Transport::Stdio => "stdio",
+        Transport::Cli => "cli",
+    }
+}
+
+/// An entity that has a name and nothing else.
+fn named(
+    kind: &EntityTypeName,
+    id: &str,
+    name: &str,
+    entities: &mut Vec<Entity>,
+) -> Result<EntityUid, Unaskable> {
+    let uid = uid(kind, id);
+    entities.push(entity(uid.clone(), vec![("name".to_owned(), text(name))], Vec::new())?);
+    Ok(uid)
+}
+
+fn tagged(
+    uid: &EntityUid,
+    tags: impl IntoIterator<Item = (String, RestrictedExpression)>,
+) -> Result<Entity, Unaskable> {
+    Entity::new_with_tags(uid.clone(), [], [], tags)
+        .map_err(|_| Unaskable::Misfit("set of arguments"))
 }
 
 /// A request with its context left open. Fails where the schema has no such request.
@@ -316,20 +417,47 @@ fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
     EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
 }
 
-fn located(uri: &str) -> Attributes {
+fn scheme(uri: &str) -> Attributes {
     let scheme = uri.split_once(':').map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
     vec![("uri".to_owned(), text(uri)), ("scheme".to_owned(), text(scheme))]
 }
 
-fn record(claims: Claims) -> Result<RestrictedExpression, Unaskable> {
+/// What a URI says of where something is.
+fn place(uri: &str) -> Result<Attributes, Unaskable> {
+    let mut attributes = scheme(uri);
+    if let Some(path) = located::file(uri) {
+        attributes.push(("path".to_owned(), text(path)));
+    }
+    if let Some(url) = located::Url::read(uri) {
+        attributes.push(("url".to_owned(), web(url)?));
+    }
+    Ok(attributes)
+}
+
+fn web(url: located::Url) -> Result<RestrictedExpression, Unaskable> {
+    let bool = RestrictedExpression::new_bool;
     let fields = [
-        ("read_only", claims.read_only),
-        ("destructive", claims.destructive),
-        ("idempotent", claims.idempotent),
-        ("open_world", claims.open_world),
+        ("href", text(url.href)),
+        ("scheme", text(url.scheme)),
+        ("host", text(url.host)),
+        ("port", long(url.port.into())),
+        ("path", text(url.path)),
+        ("login", bool(url.login)),
+        ("verbatim", bool(url.verbatim)),
     ];
-    RestrictedExpression::new_record(
-        fields.map(|(name, value)| (name.to_owned(), RestrictedExpression::new_bool(value))),
-    )
-    .map_err(|_| Unaskable::Misfit("set of claims"))
+    RestrictedExpression::new_record(fields.map(|(name, value)| (name.to_owned(), value)))
+        .map_err(|_| Unaskable::Misfit("URL"))
+}
+
+fn record(claims: Claims) -> Result<RestrictedExpression, Unaskable> {
+    let bool = RestrictedExpression::new_bool;
+    let fields = [
+        ("read_only", bool(claims.read_only)),
+        ("destructive", bool(claims.destructive)),
+        ("idempotent", bool(claims.idempotent)),
+        ("open_world", bool(claims.open_world)),
+        ("by", text(claims.by.as_str())),
+    ];
+    RestrictedExpression::new_record(fields.map(|(name, value)| (name.to_owned(), value)))
+        .map_err(|_| Unaskable::Misfit("set of claims"))
 }

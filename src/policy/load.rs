@@ -59,15 +59,26 @@ impl Serialize for Revision {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Reads {
     pub(super) args: bool,
+    pub(super) paths: bool,
+    pub(super) urls: bool,
+    pub(super) labels: bool,
     pub(super) now: bool,
     pub(super) source_ip: bool,
 }
 
 impl Reads {
+    /// Whether any policy looks at arguments, however it reads them.
+    pub(super) fn arguments(self) -> bool {
+        self.args || self.paths || self.urls
+    }
+
     fn add(&mut self, policy: &Policy) {
         let json = policy.to_json().ok();
         let reads = |attribute| json.as_ref().is_none_or(|policy| reads(policy, attribute));
         self.args |= reads("args");
+        self.paths |= reads("paths");
+        self.urls |= reads("urls");
+        self.labels |= reads("labels");
         self.now |= reads("now");
         self.source_ip |= reads("source_ip");
     }

@@ -13,6 +13,7 @@ mod diagnostics;
 mod engine;
 mod entities;
 mod load;
+mod located;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,7 @@ mod watch;
 pub use diagnostics::{Diagnostics, Finding};
 pub use engine::{Engine, Failure, Outcome, Status};
 pub use load::Revision;
-pub use request::{Action, Circumstances, Claims, Request, Resource, Subject};
+pub use request::{Action, Circumstances, Claimant, Claims, Program, Request, Resource, Subject};
 pub use watch::{Watcher, watch};
 
 /// The Cedar schema that every policy is validated against.

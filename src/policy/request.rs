@@ -1,6 +1,6 @@
 //! What is decided: who wants to do what to what, in which circumstances.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use serde_json::{Map, Value};
 
@@ -25,8 +25,10 @@ pub struct Request<'a> {
 pub enum Subject<'a> {
     /// A client's message.
     Client(&'a Principal),
-    /// A server's message to a client.
+    /// A server: its message to a client, or what the proxy does for it.
     Server(&'a ServerName),
+    /// A plugin that is to be given something, by its name in the config.
+    Plugin(&'a str),
 }
 
 macro_rules! actions {
@@ -73,6 +75,14 @@ actions! {
     NotifyClient = "notify_client",
     /// A server's method that has no action of its own.
     OtherServerMethod = "other_server_method",
+    /// Start a server.
+    Launch = "launch",
+    /// Hand a server a secret.
+    HandSecret = "hand_secret",
+    /// Let a server's traffic out of this machine.
+    Reach = "reach",
+    /// Give a plugin a function of the host.
+    Grant = "grant",
 }
 
 /// What it is asked of. Names are those of the server, without the proxy's prefix.
@@ -100,15 +110,65 @@ pub enum Resource<'a> {
     },
     /// The client that a server asks.
     Client(&'a Principal),
+    /// What is started as a server.
+    Program(&'a Program),
+    /// What a server is handed.
+    Secret {
+        server: &'a ServerName,
+        /// Of the environment variable or the header.
+        name: &'a str,
+        /// Where the value comes from: `env`, `file` and so on.
+        source: &'a str,
+        header: bool,
+    },
+    /// Where a way out of this machine leads to.
+    Host {
+        name: &'a str,
+        port: u16,
+    },
+    /// A function of the host, by its name.
+    Grant(&'a str),
 }
 
-/// What a server claims of a tool. Never trusted, only matched.
+/// What is started as a server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Program {
+    /// `container`, `sandbox`, `remote` or `embedded`.
+    pub runtime: &'static str,
+    /// The image as the config has it, the program, or the URL.
+    pub name: String,
+    /// Of the image, where it is known before the start.
+    pub digest: Option<String>,
+    /// Keys of the config by which the hardened profile is weakened.
+    pub deviations: Vec<String>,
+}
+
+/// What is claimed of a tool. Never trusted, only matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Claims {
     pub read_only: bool,
     pub destructive: bool,
     pub idempotent: bool,
     pub open_world: bool,
+    pub by: Claimant,
+}
+
+/// Who claims it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Claimant {
+    Server,
+    /// The operator, in the config.
+    Operator,
+}
+
+impl Claimant {
+    /// The text that policies see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Operator => "operator",
+        }
+    }
 }
 
 impl Claims {
@@ -123,6 +183,7 @@ impl Claims {
             destructive: hint("destructiveHint").unwrap_or(!read_only),
             idempotent: hint("idempotentHint").unwrap_or(false),
             open_world: hint("openWorldHint").unwrap_or(true),
+            by: Claimant::Server,
         }
     }
 }
@@ -145,14 +206,32 @@ impl From<&exchange::Definition> for Claims {
 pub struct Circumstances<'a> {
     /// The method, as on the wire.
     pub method: &'a str,
-    pub transport: Transport,
-    pub revision: exchange::Revision,
+    pub transport: Option<Transport>,
+    pub revision: Option<exchange::Revision>,
     /// When the message arrived.
     pub now: jiff::Timestamp,
     /// The client's address, where it has one.
     pub source_ip: Option<IpAddr>,
     /// Calls made in this session so far.
     pub session_calls: u64,
+    /// What the session was given by `@label`, and what interceptors gave this message.
+    pub labels: &'a BTreeSet<String>,
+}
+
+impl Circumstances<'_> {
+    /// Those of what the proxy does of itself.
+    pub fn own(now: jiff::Timestamp) -> Self {
+        static NONE: BTreeSet<String> = BTreeSet::new();
+        Self {
+            method: "",
+            transport: None,
+            revision: None,
+            now,
+            source_ip: None,
+            session_calls: 0,
+            labels: &NONE,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
+use std::sync::LazyLock;
+
 use cedar_policy::{Entities, Schema};
 
 use super::*;
-use crate::{
-    policy::{entities::Vocabulary, load::Reads},
-    refusal::Rule,
-};
+use crate::{policy::entities::Vocabulary, refusal::Rule};
 
 fn call(engine: &Engine, principal: &Principal, tool: &str, json: &str) -> Outcome {
     let (server_name, name) = tool.split_once('/').unwrap();
@@ -31,6 +30,7 @@ fn every_question<'a>(
     let template = Resource::Template { server, uri: "file:///{a}" };
     let (asker, answerer) = (Subject::Client(principal), Subject::Server(server));
     let peer = Resource::Client(principal);
+    let site = Resource::Resource { server, uri: "https://example.com/a" };
     vec![
         (asker, Action::Connect, Resource::Proxy),
         (asker, Action::Connect, Resource::Server(server)),
@@ -40,6 +40,7 @@ fn every_question<'a>(
         (asker, Action::Complete, prompt),
         (asker, Action::Complete, template),
         (asker, Action::ReadResource, resource),
+        (asker, Action::ReadResource, site),
         (asker, Action::SubscribeResource, resource),
         (asker, Action::SeeTemplate, template),
         (asker, Action::NotifyServer, Resource::Proxy),
@@ -51,7 +52,171 @@ fn every_question<'a>(
         (answerer, Action::ListRoots, peer),
         (answerer, Action::NotifyClient, peer),
         (answerer, Action::OtherServerMethod, peer),
+        (answerer, Action::Launch, Resource::Program(program())),
+        (
+            answerer,
+            Action::HandSecret,
+            Resource::Secret { server, name: "TOKEN", source: "env", header: false },
+        ),
+        (answerer, Action::Reach, Resource::Host { name: "example.com", port: 443 }),
+        (Subject::Plugin("pii"), Action::Grant, Resource::Grant("log")),
     ]
+}
+
+fn program() -> &'static Program {
+    static PROGRAM: LazyLock<Program> = LazyLock::new(|| Program {
+        runtime: "container",
+        name: "example/notes:1".into(),
+        digest: Some("sha256:00".into()),
+        deviations: vec!["resources.memory".into()],
+    });
+    &PROGRAM
+}
+
+#[test]
+fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
+    let engine = engine(
+        r#"
+        @id("hardened")
+        permit (principal == Portcullis::Server::"notes", action == Portcullis::Action::"launch", resource)
+        when { resource.runtime == "container" && resource has digest && resource.digest == "sha256:00" }
+        unless { resource.deviations.contains("hardening.privileged") };
+        @id("by-day")
+        permit (principal, action == Portcullis::Action::"hand_secret", resource in Portcullis::Server::"notes")
+        when { resource.source == "env" && !resource.header && context.now.toTime() > duration("8h") };
+        @id("https")
+        permit (principal, action == Portcullis::Action::"reach", resource)
+        when { resource.name like "*.example.com" && resource.port == 443 };
+        @id("log")
+        permit (principal == Portcullis::Plugin::"pii", action == Portcullis::Action::"grant", resource == Portcullis::Grant::"log");
+        "#,
+    );
+    let decide = |subject, action, resource| {
+        let outcome = engine.decide(&Request {
+            subject,
+            action,
+            resource,
+            args: None,
+            written: b"",
+            circumstances: Circumstances::own("2026-11-21T08:30:00Z".parse().unwrap()),
+        });
+        assert_eq!(outcome.errors, []);
+        ids(&outcome).join(" ")
+    };
+    let (notes, other) = (server("notes"), server("other"));
+    let weak = Program { deviations: vec!["hardening.privileged".into()], ..program().clone() };
+    let unknown = Program { digest: None, ..program().clone() };
+    for (subject, program, rules) in [
+        (&notes, program(), "hardened"),
+        (&notes, &weak, ""),
+        (&notes, &unknown, ""),
+        (&other, program(), ""),
+    ] {
+        let resource = Resource::Program(program);
+        assert_eq!(
+            decide(Subject::Server(subject), Action::Launch, resource),
+            rules,
+            "{program:?}"
+        );
+    }
+    for (server, source, header, rules) in [
+        (&notes, "env", false, "by-day"),
+        (&notes, "file", false, ""),
+        (&notes, "env", true, ""),
+        (&other, "env", false, ""),
+    ] {
+        let resource = Resource::Secret { server, name: "TOKEN", source, header };
+        assert_eq!(decide(Subject::Server(server), Action::HandSecret, resource), rules);
+    }
+    for (name, port, rules) in
+        [("api.example.com", 443, "https"), ("api.example.com", 80, ""), ("example.org", 443, "")]
+    {
+        let resource = Resource::Host { name, port };
+        assert_eq!(
+            decide(Subject::Server(&notes), Action::Reach, resource),
+            rules,
+            "{name}:{port}"
+        );
+    }
+    for (plugin, grant, rules) in [("pii", "log", "log"), ("pii", "http", ""), ("other", "log", "")]
+    {
+        let resource = Resource::Grant(grant);
+        assert_eq!(decide(Subject::Plugin(plugin), Action::Grant, resource), rules);
+    }
+}
+
+#[test]
+fn paths_urls_and_labels_are_matched_as_they_are_meant() {
+    let engine = engine(
+        r#"
+        @id("srv")
+        permit (principal, action, resource == Portcullis::Tool::"fs/read")
+        when { context.paths.hasTag("/path") && context.paths.getTag("/path") like "/srv/*" };
+        @id("api")
+        permit (principal, action, resource == Portcullis::Tool::"web/get")
+        when {
+          context.urls.hasTag("/url") && context.urls.getTag("/url").host == "api.example.com" &&
+          context.urls.getTag("/url").port == 443 && context.urls.getTag("/url").verbatim
+        };
+        @id("srv-files")
+        permit (principal, action == Portcullis::Action::"read_resource", resource)
+        when { resource has path && resource.path like "/srv/*" };
+        @id("site")
+        permit (principal, action == Portcullis::Action::"read_resource", resource)
+        when { resource has url && resource.url.host == "example.com" };
+        @id("clean")
+        permit (principal, action, resource == Portcullis::Tool::"web/post")
+        unless { context.labels.contains("tainted") };
+        "#,
+    );
+    let ann = client("ann", &[]);
+    for (tool, json, rules) in [
+        ("fs/read", r#"{"path": "/srv/a"}"#, "srv"),
+        ("fs/read", r#"{"path": "file:///srv/x/../a"}"#, "srv"),
+        ("fs/read", r#"{"path": "/srv/../etc/passwd"}"#, ""),
+        ("fs/read", r#"{"path": "/srv/%2e%2e/etc"}"#, "srv"),
+        ("fs/read", r#"{"path": "file:///srv/%2e%2e/etc"}"#, ""),
+        ("fs/read", r#"{"path": "srv/a"}"#, ""),
+        ("fs/read", r#"{"path": 1}"#, ""),
+        ("fs/read", r#"{"path": ["/srv/a"]}"#, ""),
+        ("web/get", r#"{"url": "https://api.example.com/x"}"#, "api"),
+        ("web/get", r#"{"url": "https://api.example.com@evil.example/x"}"#, ""),
+        ("web/get", r#"{"url": "https://api.example.com:8443/x"}"#, ""),
+        ("web/get", r#"{"url": "https:\\api.example.com/x"}"#, ""),
+        ("web/get", r#"{"url": "api.example.com"}"#, ""),
+        ("web/post", "{}", "clean"),
+    ] {
+        assert_eq!(ids(&call(&engine, &ann, tool, json)).join(" "), rules, "{tool} {json}");
+    }
+    let notes = server("notes");
+    for (uri, rules) in [
+        ("file:///srv/a", "srv-files"),
+        ("file:///srv/../etc", ""),
+        ("https://EXAMPLE.com/a", "site"),
+        ("https://example.org/a", ""),
+        ("note://1", ""),
+    ] {
+        let outcome = engine.decide(&Request {
+            subject: Subject::Client(&ann),
+            action: Action::ReadResource,
+            resource: Resource::Resource { server: &notes, uri },
+            args: None,
+            written: b"",
+            circumstances: circumstances("resources/read"),
+        });
+        assert_eq!(ids(&outcome).join(" "), rules, "{uri}");
+    }
+    let tainted = BTreeSet::from(["tainted".to_owned()]);
+    let web = server("web");
+    let outcome = engine.decide(&Request {
+        subject: Subject::Client(&ann),
+        action: Action::CallTool,
+        resource: Resource::Tool { server: &web, name: "post", claims: Claims::default() },
+        args: None,
+        written: b"",
+        circumstances: Circumstances { labels: &tainted, ..circumstances("tools/call") },
+    });
+    assert!(!outcome.allowed);
 }
 
 #[test]
@@ -76,7 +241,7 @@ fn the_schema_has_no_warning_and_every_question_fits_it() {
                 circumstances: circumstances("m"),
             };
             let frame = vocabulary.frame(&subject, action, &resource, &schema).unwrap();
-            let everything = Reads { args: true, now: true, source_ip: true };
+            let everything = everything();
             let (question, entities) = vocabulary.question(&frame, &request, everything).unwrap();
             let context = question.context().unwrap().clone();
             context.validate(&schema, question.action().unwrap()).unwrap();
@@ -138,7 +303,8 @@ fn no_policies_allow_nothing_and_show_nothing() {
 fn every_action_can_be_permitted_by_its_group() {
     let engine = engine(
         r#"permit (principal, action in Portcullis::Action::"from_client", resource);
-           permit (principal, action in Portcullis::Action::"from_server", resource);"#,
+           permit (principal, action in Portcullis::Action::"from_server", resource);
+           permit (principal, action in Portcullis::Action::"from_proxy", resource);"#,
     );
     let (server, principal) = (server("notes"), client("ci", &[]));
     for (subject, action, resource) in every_question(&principal, &server) {

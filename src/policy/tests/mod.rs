@@ -6,7 +6,7 @@ mod reload;
 mod shipped;
 mod visibility;
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use serde_json::{Map, Value};
 use tempfile::TempDir;
@@ -62,14 +62,25 @@ fn anonymous() -> Principal {
     Principal { kind: PrincipalKind::Anonymous, groups: Vec::new(), verified: false, key: None }
 }
 
+fn none() -> &'static BTreeSet<String> {
+    static NONE: BTreeSet<String> = BTreeSet::new();
+    &NONE
+}
+
+/// As if a policy looked at all there is.
+fn everything() -> load::Reads {
+    load::Reads { args: true, paths: true, urls: true, labels: true, now: true, source_ip: true }
+}
+
 fn circumstances(method: &str) -> Circumstances<'_> {
     Circumstances {
         method,
-        transport: Transport::Http,
-        revision: exchange::Revision::LATEST_LEGACY,
+        transport: Some(Transport::Http),
+        revision: Some(exchange::Revision::LATEST_LEGACY),
         now: "2026-11-21T08:30:00Z".parse().unwrap(),
         source_ip: Some("10.1.2.3".parse().unwrap()),
         session_calls: 3,
+        labels: none(),
     }
 }
 

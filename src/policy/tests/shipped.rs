@@ -24,7 +24,7 @@ fn ask(engine: &Engine, principal: &Principal, action: Action, resource: Resourc
 
 /// Claims of (read only, destructive, idempotent, open world).
 fn claims(read_only: bool, destructive: bool, idempotent: bool, open_world: bool) -> Claims {
-    Claims { read_only, destructive, idempotent, open_world }
+    Claims { read_only, destructive, idempotent, open_world, by: Claimant::Server }
 }
 
 #[test]

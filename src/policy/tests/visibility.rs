@@ -2,7 +2,7 @@ use cedar_policy::{Authorizer, Decision, PolicySet, Schema};
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{entities::Vocabulary, load::Reads};
+use crate::policy::entities::Vocabulary;
 
 const SCOPES: [[&str; 4]; 3] = [
     [
@@ -77,7 +77,7 @@ impl Plain {
     fn allows(&self, request: &Request<'_>) -> bool {
         let Request { subject, action, resource, .. } = request;
         let frame = self.vocabulary.frame(subject, *action, resource, &self.schema).unwrap();
-        let everything = Reads { args: true, now: true, source_ip: true };
+        let everything = everything();
         let (question, entities) = self.vocabulary.question(&frame, request, everything).unwrap();
         let response = Authorizer::new().is_authorized(&question, &self.policies, &entities);
         response.decision() == Decision::Allow && response.diagnostics().errors().next().is_none()
