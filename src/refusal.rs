@@ -70,7 +70,7 @@ codes! {
     PluginRefused = "plugin-refused", REFUSED, 200;
     /// An interceptor failed, and it is not `fail-open`.
     InterceptorFault = "interceptor-fault", REFUSED, 200;
-    /// The call could not be recorded, so it was not made.
+    /// The call, or the start of its server, could not be recorded, so it was not made.
     AuditUnavailable = "audit-unavailable", REFUSED, 200;
     /// No key, or none that is known.
     Unauthenticated = "unauthenticated", REFUSED, 401;

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -24,7 +24,7 @@ use super::{
     line::Line,
     proof::{self, CheckpointFault, Checkpointer, Proof, ProveFault, Prover, Verifier},
     query::Archive,
-    record::{Entry, Event, Happening, Intent, Outcome, Record, Refused},
+    record::{Entry, Event, Happening, Intent, Kind, Outcome, Record, Refused},
     store::{
         Fault, Job, Lock, LockRefused, Mode, SegmentInfo, Settings, Shelf, Writer, first_segment,
         private_dir,
@@ -120,6 +120,8 @@ struct Inner {
     tail: broadcast::Sender<Arc<Written>>,
     /// Records acknowledged since the log was opened.
     written: AtomicU64,
+    /// Whether the store took the last record.
+    well: AtomicBool,
     /// Taken away to let the thread end.
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
@@ -257,6 +259,7 @@ impl Audit {
             let _ = jobs.try_send(job);
         }
         let archive = Archive::new(shelf.clone());
+        let gap = Gap::new(options.pass);
         let inner = Inner {
             dir: dir.to_owned(),
             id: manifest.id.clone(),
@@ -265,10 +268,11 @@ impl Audit {
             prover: Prover::new(shelf.clone(), archive.clone()),
             archive,
             shelf,
-            gap: Gap::default(),
+            gap,
             keeping: Default::default(),
             tail,
             written: AtomicU64::new(0),
+            well: AtomicBool::new(true),
             jobs: Some(jobs),
             thread: Some(thread),
             checkpointer: Some(checkpointer),
@@ -306,15 +310,35 @@ impl Audit {
     /// Records that a message was refused before it left. Durable when it returns `Ok`.
     ///
     /// # Errors
-    /// [`Unavailable`]; the message stays refused.
+    /// [`Unavailable`]; the message stays refused, and the log tells later that it misses one.
     pub async fn refused(&self, refused: Refused) -> Result<(), Unavailable> {
-        self.record(refused.into()).await
+        let written = self.record(refused.into()).await;
+        if let Err(fault) = &written {
+            self.inner.miss(Kind::Refused, fault);
+        }
+        written
     }
 
-    /// Records something that happened to the proxy. Durable when it returns `Ok`.
+    /// Records something that happened already and can't be refused any more. What the store does
+    /// not take is counted, and the log tells of it once it takes records again. While the store
+    /// is known to take none, nothing that is told waits for it.
+    pub async fn tell(&self, what: Happening) {
+        let (inner, event) = (&self.inner, what.name());
+        let why = match inner.gap.open().filter(|_| !inner.well.load(Ordering::Relaxed)) {
+            Some(missed) => format!("the store takes none since {}", missed.since),
+            None => match inner.write(Event::now(what).into()).await {
+                Ok(()) => return,
+                Err(fault) => fault.to_string(),
+            },
+        };
+        tracing::warn!(event, why, "what happened could not be recorded");
+        inner.miss(Kind::Event, &why);
+    }
+
+    /// Records something that is about to happen to the proxy. Durable when it returns `Ok`.
     ///
     /// # Errors
-    /// [`Unavailable`].
+    /// [`Unavailable`]: what would happen, must not.
     pub async fn event(&self, what: Happening) -> Result<(), Unavailable> {
         self.record(Event::now(what).into()).await
     }
@@ -322,15 +346,15 @@ impl Audit {
     async fn record(&self, record: Record) -> Result<(), Unavailable> {
         let inner = &self.inner;
         let kind = record.kind();
-        if let Some(missed) = inner.gap.open() {
-            inner.gap.miss(kind, &format_args!("the store takes none since {}", missed.since));
+        if inner.options.pass
+            && let Some(missed) = inner.gap.open()
+        {
+            inner.miss(kind, &format_args!("the store takes none since {}", missed.since));
             return Ok(());
         }
         match inner.write(record).await {
             Err(fault) if inner.options.pass => {
-                if inner.gap.miss(kind, &fault) {
-                    tokio::spawn(mend(Arc::downgrade(inner)));
-                }
+                inner.miss(kind, &fault);
                 Ok(())
             }
             written => written,
@@ -345,7 +369,8 @@ impl Audit {
     /// What the log misses while calls go on without it, and how many records it missed since it
     /// was opened.
     pub fn missed(&self) -> (Option<Missed>, u64) {
-        (self.inner.gap.open(), self.inner.gap.total())
+        let passing = self.inner.gap.open().filter(|_| self.inner.options.pass);
+        (passing, self.inner.gap.total())
     }
 
     /// The folder of the store.
@@ -428,6 +453,13 @@ impl Audit {
 }
 
 impl Inner {
+    /// Counts a record that the store did not take, and has somebody tell of it once it does.
+    fn miss(self: &Arc<Self>, kind: Kind, why: &dyn fmt::Display) {
+        if self.gap.miss(kind, why) {
+            tokio::spawn(mend(Arc::downgrade(self)));
+        }
+    }
+
     /// Writes a record. Durable when it returns `Ok`.
     async fn write(&self, mut record: Record) -> Result<(), Unavailable> {
         let Self { dir, options, jobs, written: total, .. } = self;
@@ -448,9 +480,11 @@ impl Inner {
             total.fetch_add(1, Ordering::Relaxed);
             Ok(())
         };
-        tokio::time::timeout(options.deadline, written).await.unwrap_or_else(|_| {
+        let written = tokio::time::timeout(options.deadline, written).await.unwrap_or_else(|_| {
             Err(Unavailable::Slow { dir: dir.clone(), waited: options.deadline })
-        })
+        });
+        self.well.store(written.is_ok(), Ordering::Relaxed);
+        written
     }
 }
 

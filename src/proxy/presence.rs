@@ -83,27 +83,29 @@ impl Proxy {
     /// Records that a client came in, unless it was here lately.
     pub(super) async fn note_client(&self, caller: &Caller) {
         if self.presence.is_new(caller) {
-            self.note(Happening::ClientSeen(who(caller))).await;
+            self.audit.tell(Happening::ClientSeen(who(caller))).await;
         }
     }
 
     /// Records a session from its opening to its end.
     pub(super) async fn note_session(&self, session: &Arc<Session>, caller: &Caller) {
         let info = session.info.as_ref().and_then(|info| serde_json::from_slice(info).ok());
-        self.note(Happening::SessionOpened(SessionOpened {
-            session: session.id.prefix().to_owned(),
-            who: who(caller),
-            revision: session.revision.to_string(),
-            claims: info.as_ref().and_then(claims),
-        }))
-        .await;
+        self.audit
+            .tell(Happening::SessionOpened(SessionOpened {
+                session: session.id.prefix().to_owned(),
+                who: who(caller),
+                revision: session.revision.to_string(),
+                claims: info.as_ref().and_then(claims),
+            }))
+            .await;
         session.ended().cancelled().await;
-        self.note(Happening::SessionEnded {
-            session: session.id.prefix().to_owned(),
-            principal: session.owner().name(),
-            requests: session.requests(),
-        })
-        .await;
+        self.audit
+            .tell(Happening::SessionEnded {
+                session: session.id.prefix().to_owned(),
+                principal: session.owner().name(),
+                requests: session.requests(),
+            })
+            .await;
     }
 
     /// Records which clients are given keys and lose them, as long as somebody tells.
@@ -112,17 +114,18 @@ impl Proxy {
         mut changes: tokio::sync::mpsc::UnboundedReceiver<Change>,
     ) {
         while let Some(change) = changes.recv().await {
-            self.note(match change {
-                Change::Added { client, key, groups } => Happening::ClientAdded {
-                    client: client.to_string(),
-                    key,
-                    groups: groups.iter().map(ToString::to_string).collect(),
-                },
-                Change::Removed { client, key } => {
-                    Happening::ClientRemoved { client: client.to_string(), key }
-                }
-            })
-            .await;
+            self.audit
+                .tell(match change {
+                    Change::Added { client, key, groups } => Happening::ClientAdded {
+                        client: client.to_string(),
+                        key,
+                        groups: groups.iter().map(ToString::to_string).collect(),
+                    },
+                    Change::Removed { client, key } => {
+                        Happening::ClientRemoved { client: client.to_string(), key }
+                    }
+                })
+                .await;
         }
     }
 
@@ -140,14 +143,6 @@ impl Proxy {
                 tracing::error!(%server, %error, "a count of dropped messages could not be recorded");
                 self.drops.add(server, of, why, count);
             }
-        }
-    }
-
-    /// Records what happened; where that fails, the log has it.
-    pub(super) async fn note(&self, what: Happening) {
-        let name = what.name();
-        if let Err(error) = self.audit.event(what).await {
-            tracing::error!(event = name, %error, "what happened could not be recorded");
         }
     }
 }

@@ -14,9 +14,7 @@ use super::{
     way::{Passage, begin},
 };
 use crate::{
-    audit::record::{
-        DropReason, Dropped, Egress, Happening, Launched, SecretHanded, Stopped, bare_uri,
-    },
+    audit::record::{DropReason, Dropped, Happening, Launched, Stopped, bare_uri},
     codec::{Frame, Id, Object},
     exchange::{Direction, Method, Phase, Revision, Transport},
     identity::{Principal, PrincipalKind},
@@ -24,7 +22,7 @@ use crate::{
     refusal::{Code, Refusal},
     router::View,
     session::Session,
-    upstream::{Event, Heard, Instance, PartyKey, Running, Said, Started},
+    upstream::{Event, Heard, Instance, Launching, PartyKey, Running, Said, Started},
 };
 
 /// How often idle servers and sessions are looked for, and usage is read.
@@ -49,31 +47,37 @@ impl Proxy {
         mut events: mpsc::Receiver<Event>,
     ) {
         while let Some(event) = events.recv().await {
-            if let Some(happening) = self.happened(&server, event) {
-                self.note(happening).await;
+            match event {
+                // Who waited may have given up.
+                Event::Flush(done) => drop(done.send(())),
+                Event::Launching(launching, recorded) => {
+                    let _ = recorded.send(self.launching(&server, &launching).await);
+                }
+                event => {
+                    if let Some(happening) = self.happened(&server, event) {
+                        self.audit.tell(happening).await;
+                    }
+                }
             }
         }
+    }
+
+    /// Records what is about to be done to start a server. Where that fails, it is not done.
+    async fn launching(&self, server: &ServerName, launching: &Launching) -> Result<(), String> {
+        let all = Happening::launching(server, launching);
+        // Together, so that they wait for one commit. The order is kept.
+        let all = all.into_iter().map(|happening| self.audit.event(happening));
+        futures_util::future::try_join_all(all).await.map(drop).map_err(|error| {
+            tracing::error!(%server, %error, "a server's start could not be recorded and is not made");
+            format!("{error}: {}", error.remedy())
+        })
     }
 
     /// What became of a server, for the log, the metrics and the record.
     fn happened(&self, name: &ServerName, event: Event) -> Option<Happening> {
         let server = name.to_string();
         Some(match event {
-            Event::Flush(done) => {
-                // Who waited may have given up.
-                let _ = done.send(());
-                return None;
-            }
-            Event::Handing(secrets) => Happening::SecretsHanded {
-                server,
-                secrets: secrets.iter().map(SecretHanded::from).collect(),
-            },
-            Event::Connecting { url, protocol } => Happening::EgressOpened(Egress {
-                server,
-                encrypted: url.starts_with("https://"),
-                url: bare_uri(&url),
-                protocol: protocol.to_owned(),
-            }),
+            Event::Launching(..) | Event::Flush(_) => return None,
             Event::Started(started) => {
                 let Started { place, process, revision, took, .. } = &*started;
                 tracing::info!(
@@ -84,19 +88,20 @@ impl Proxy {
                 self.metrics.server_started();
                 Happening::ServerLaunched(Box::new(Launched::of(name, *started)))
             }
-            Event::NotStarted { place, party, why } => {
+            Event::NotStarted { launch, place, party, why } => {
                 let why = self.shown(&why);
                 tracing::warn!(%server, why, "server did not start");
                 let principal = party.as_ref().map(PrincipalKind::name);
                 let kind = (&place).into();
-                Happening::ServerLaunchFailed { server, kind, principal, reason: why }
+                Happening::ServerLaunchFailed { launch, server, kind, principal, reason: why }
             }
-            Event::Ended { process, party, why, exit } => {
+            Event::Ended { launch, process, party, why, exit } => {
                 let why = self.shown(&why);
                 tracing::info!(%server, why, "server ended");
                 self.metrics.server_ended(name);
                 let (exit_code, exit_reason) = exit.map(|exit| (exit.code, exit.reason)).unzip();
                 Happening::ServerStopped(Stopped {
+                    launch,
                     server,
                     place: bare_uri(&process),
                     principal: party.as_ref().map(PrincipalKind::name),
@@ -285,7 +290,7 @@ impl Proxy {
                 None => beginning::policies(&now),
                 Some(failure) => Happening::PolicyRejected { reason: failure.to_string() },
             };
-            self.note(happening).await;
+            self.audit.tell(happening).await;
         }
     }
 

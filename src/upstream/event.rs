@@ -8,27 +8,23 @@ use super::{
     launcher::Place,
     process::{Exit, Origin},
 };
-use crate::{exchange::Revision, identity::PrincipalKind, vault::Source};
+use crate::{exchange::Revision, identity::PrincipalKind, names::DecisionId, vault::Source};
 
 /// What becomes of a server.
 #[derive(Debug)]
 pub enum Event {
-    /// It is about to be handed secrets.
-    Handing(Vec<Handing>),
-    /// Connections to it, elsewhere, are about to be opened.
-    Connecting {
-        url: String,
-        /// `streamable-http` or `sse`.
-        protocol: &'static str,
-    },
+    /// It is to be started, or connected to. It is once that is on record, and not else.
+    Launching(Box<Launching>, Recorded),
     Started(Box<Started>),
     NotStarted {
+        launch: DecisionId,
         place: Place,
         /// The one client for which alone it was to run.
         party: Option<PrincipalKind>,
         why: String,
     },
     Ended {
+        launch: DecisionId,
         /// Which one: [`Started::process`], or its URL.
         process: String,
         party: Option<PrincipalKind>,
@@ -44,9 +40,35 @@ pub enum Event {
     Flush(oneshot::Sender<()>),
 }
 
+/// Takes whether something is on record; if not, why not.
+pub type Recorded = oneshot::Sender<Result<(), String>>;
+
+/// One instance that is to be started.
+#[derive(Debug)]
+pub struct Launching {
+    /// What joins all that becomes of it.
+    pub launch: DecisionId,
+    pub place: Place,
+    /// The one client for which alone it is to run.
+    pub party: Option<PrincipalKind>,
+    /// The way to it, where it runs elsewhere.
+    pub way: Option<Connecting>,
+    /// The secrets that it is to be handed.
+    pub handing: Vec<Handing>,
+}
+
+/// Connections to a server elsewhere.
+#[derive(Debug)]
+pub struct Connecting {
+    pub url: String,
+    /// `streamable-http` or `sse`.
+    pub protocol: &'static str,
+}
+
 /// One instance that was started.
 #[derive(Debug)]
 pub struct Started {
+    pub launch: DecisionId,
     pub place: Place,
     /// Which process or container it is; empty for a remote one.
     pub process: String,

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    Clock,
     definitions::{Definitions, Items, Offer},
     ear::Ear,
     event::{Event, Started},
@@ -23,13 +24,14 @@ use super::{
     log::{Log, Scrub},
     party::{Party, PartyKey},
     process::{Exit, Handle, Origin, Usage},
+    start::Launch,
     watch::Watched,
 };
 use crate::{
     config::{self, Era},
     exchange::Revision,
     identity::PrincipalKind,
-    names::ServerName,
+    names::{DecisionId, ServerName},
 };
 
 /// Calls that may wait for an instance to start, or to tell what it offers.
@@ -103,6 +105,8 @@ struct Shown {
 pub struct Running {
     /// No two that ever ran have the same.
     pub number: u64,
+    /// What joins all that is told of it.
+    pub(super) launch: DecisionId,
     pub(super) link: Arc<dyn Link>,
     pub(super) ear: Ear,
     /// What keeps the server telling of what is watched.
@@ -219,18 +223,21 @@ impl Instance {
         };
         *state = State::Stopped;
         self.show(None, None);
+        let (launch, clock) = (DecisionId::next(), Clock::new(self.start_timeout()));
         let began = Instant::now();
-        let started =
-            tokio::time::timeout(self.start_timeout(), self.start()).await.unwrap_or_else(|_| {
-                Err(Failure::Unavailable(format!(
-                    "it did not start within {} s (`start-timeout-s`)",
-                    self.common.settings.start_timeout_s
-                )))
-            });
+        let started = tokio::select! {
+            biased;
+            started = self.start(Launch { id: launch, clock: &clock }) => started,
+            () = clock.expired() => Err(Failure::Unavailable(format!(
+                "it did not start within {} s (`start-timeout-s`)",
+                self.common.settings.start_timeout_s
+            ))),
+        };
         match started {
             Ok(running) => {
                 let running = Arc::new(running);
                 self.say(Event::Started(Box::new(Started {
+                    launch,
                     place: running.place.clone(),
                     process: running.process.as_ref().map(|p| p.describe()).unwrap_or_default(),
                     origin: running.origin.clone(),
@@ -249,10 +256,14 @@ impl Instance {
                 let failure = self.told(failure);
                 let pause = (pause * 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
                 let why = failure.to_string();
-                *state = State::Failed { until: Instant::now() + pause, pause, why: why.clone() };
+                // That is no fault of the server's: as soon as it can be recorded, it is started.
+                if !matches!(failure, Failure::Unrecorded(_)) {
+                    let until = Instant::now() + pause;
+                    *state = State::Failed { until, pause, why: why.clone() };
+                }
                 self.show(None, Some(why.clone()));
                 let place = self.common.launcher.place(&self.common.settings);
-                self.say(Event::NotStarted { place, party: self.principal(), why }).await;
+                self.say(Event::NotStarted { launch, place, party: self.principal(), why }).await;
                 Err(failure)
             }
         }
@@ -271,11 +282,12 @@ impl Instance {
             }
             None => (running.place.why().to_owned(), None),
         };
-        self.say(Event::Ended { process, party: self.principal(), why, exit }).await;
+        let (launch, party) = (running.launch, self.principal());
+        self.say(Event::Ended { launch, process, party, why, exit }).await;
     }
 
     /// The one client for which alone it runs.
-    fn principal(&self) -> Option<PrincipalKind> {
+    pub(super) fn principal(&self) -> Option<PrincipalKind> {
         self.party.as_ref().map(|party| party.principal.clone())
     }
 
@@ -356,6 +368,7 @@ impl Instance {
         match failure {
             Failure::Unavailable(text) => Failure::Unavailable(clean(text)),
             Failure::Misbehaved(text) => Failure::Misbehaved(clean(text)),
+            Failure::Unrecorded(text) => Failure::Unrecorded(clean(text)),
             Failure::Forgotten => Failure::Unavailable(failure.to_string()),
             failure @ (Failure::Timeout(_) | Failure::Overloaded { .. }) => failure,
         }

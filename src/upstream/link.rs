@@ -157,6 +157,9 @@ pub enum Failure {
     Overloaded { what: &'static str, most: usize },
     #[error("{0}")]
     Misbehaved(String),
+    /// Its start could not be recorded, so it was not started.
+    #[error("its start can't be recorded: {0}")]
+    Unrecorded(String),
 }
 
 impl Failure {
@@ -175,6 +178,10 @@ impl Failure {
             Self::Misbehaved(_) => (
                 Code::ServerMisbehaved,
                 format!("server `{server}` did not answer as the protocol has it"),
+            ),
+            Self::Unrecorded(_) => (
+                Code::AuditUnavailable,
+                format!("the start of server `{server}` could not be recorded, so it was not made"),
             ),
         };
         Refusal::new(code, message).detail(self.to_string())

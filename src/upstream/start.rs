@@ -9,11 +9,13 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use super::{
+    Clock,
     definitions::Definitions,
     ear::Ear,
-    event::{Event, Handing},
+    event::{Connecting, Event, Handing, Launching},
     greeting::{Greeting, Hello, greet},
     http::{Http, Sse},
     instance::{Instance, Running, end},
@@ -23,7 +25,10 @@ use super::{
     pipe::Pipe,
     process::{Exit, Handle, LaunchFailure, Origin},
 };
-use crate::config::{Era, Transport};
+use crate::{
+    config::{Era, Transport},
+    names::DecisionId,
+};
 
 /// Numbers of running instances.
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
@@ -36,8 +41,18 @@ struct Line {
     origin: Origin,
 }
 
+/// One start of an instance.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Launch<'a> {
+    /// What joins all that is told of it.
+    pub id: DecisionId,
+    /// How long it may take. It stands still while the audit log is waited for, which has a
+    /// deadline of its own.
+    pub clock: &'a Clock,
+}
+
 impl Instance {
-    pub(super) async fn start(&self) -> Result<Running, Failure> {
+    pub(super) async fn start(&self, launch: Launch<'_>) -> Result<Running, Failure> {
         // One of a party's own exists because the server is a legacy one, as the shared one found.
         let known = self.known_legacy.load(Ordering::Relaxed)
             || self.party.is_some() && *self.common.era.read() == Some(Era::Legacy);
@@ -46,19 +61,19 @@ impl Instance {
             Era::Auto if !probe => Era::Legacy,
             era => era,
         };
-        match self.start_as(era).await {
+        match self.start_as(launch, era).await {
             Err((failure, true)) if probe => {
                 let failure = self.told(failure);
                 tracing::debug!(server = %self.common.name, %failure, "the server ended when asked for its era; starting it as legacy");
                 self.known_legacy.store(true, Ordering::Relaxed);
-                self.start_as(Era::Legacy).await.map_err(|(failure, _)| failure)
+                self.start_as(launch, Era::Legacy).await.map_err(|(failure, _)| failure)
             }
             started => started.map_err(|(failure, _)| failure),
         }
     }
 
     /// Starts and greets; the flag of an error says whether the process died over the greeting.
-    async fn start_as(&self, era: Era) -> Result<Running, (Failure, bool)> {
+    async fn start_as(&self, launch: Launch<'_>, era: Era) -> Result<Running, (Failure, bool)> {
         let definitions = Arc::new(Definitions::default());
         let ear = Ear::new(
             self.common.name.clone(),
@@ -69,12 +84,12 @@ impl Instance {
         );
         let exit = Arc::new(OnceLock::new());
         let hello = self.party.as_ref().map(Hello::of).unwrap_or_default();
-        let mut line = self.line(&ear, &exit).await.map_err(|failure| (failure, false))?;
+        let mut line = self.line(launch, &ear, &exit).await.map_err(|failure| (failure, false))?;
         let mut greeted = greet(line.link.as_ref(), era, &hello, self.start_timeout()).await;
         if greeted.is_err()
             && line.link.turned_away()
             && self.common.settings.transport == Transport::Auto
-            && let Ok((older, greeting)) = self.older(ear.clone(), &hello).await
+            && let Ok((older, greeting)) = self.older(launch, ear.clone(), &hello).await
         {
             (line.link, greeted) = (older, Ok(greeting));
         }
@@ -86,6 +101,7 @@ impl Instance {
                 let (number, since) = (NUMBERS.fetch_add(1, Ordering::Relaxed), Instant::now());
                 Ok(Running {
                     number,
+                    launch: launch.id,
                     link,
                     ear,
                     listening: Mutex::default(),
@@ -110,7 +126,12 @@ impl Instance {
         }
     }
 
-    async fn line(&self, ear: &Ear, exit: &Arc<OnceLock<Exit>>) -> Result<Line, Failure> {
+    async fn line(
+        &self,
+        launch: Launch<'_>,
+        ear: &Ear,
+        exit: &Arc<OnceLock<Exit>>,
+    ) -> Result<Line, Failure> {
         let (name, settings) = (&self.common.name, &self.common.settings);
         let launcher = &self.common.launcher;
         if let Some(url) = &settings.url {
@@ -120,8 +141,7 @@ impl Instance {
                 Transport::Auto => found,
                 other => other == Transport::Sse,
             };
-            self.tell_connecting(url, sse).await;
-            self.tell_handing().await?;
+            self.announce(launch, Some((url, sse))).await?;
             let link: Arc<dyn Link> = match settings.transport {
                 Transport::Auto if found => {
                     let opened = Sse::open(url, headers, launcher.caps, ear.clone()).await;
@@ -139,7 +159,7 @@ impl Instance {
             let place = Place::Remote { url: url.clone() };
             return Ok(Line { link, process: None, place, origin: Origin::default() });
         }
-        self.tell_handing().await?;
+        self.announce(launch, None).await?;
         let (process, place) =
             launcher.start(name, settings).await.map_err(|failure| refused(&failure))?;
         let secrets = self.handed()?.secrets.clone();
@@ -158,35 +178,49 @@ impl Instance {
 
     /// Greets a remote server over HTTP+SSE, which it may speak where it takes no greeting over
     /// streamable HTTP.
-    async fn older(&self, ear: Ear, hello: &Hello) -> Result<(Arc<dyn Link>, Greeting), Failure> {
+    async fn older(
+        &self,
+        launch: Launch<'_>,
+        ear: Ear,
+        hello: &Hello,
+    ) -> Result<(Arc<dyn Link>, Greeting), Failure> {
         let url = self.common.settings.url.as_deref().unwrap_or_default();
         let headers = &self.handed()?.headers;
-        self.tell_connecting(url, true).await;
+        self.announce(launch, Some((url, true))).await?;
         let link = Sse::open(url, headers, self.common.launcher.caps, ear).await?;
         let greeting = greet(&link, Era::Legacy, hello, self.start_timeout()).await?;
         self.common.sse.store(true, Ordering::Relaxed);
         Ok((Arc::new(link), greeting))
     }
 
-    async fn tell_connecting(&self, url: &str, sse: bool) {
-        let protocol = if sse { "sse" } else { "streamable-http" };
-        self.say(Event::Connecting { url: url.to_owned(), protocol }).await;
-    }
-
-    /// Tells which secrets it is about to be handed.
-    async fn tell_handing(&self) -> Result<(), Failure> {
+    /// Has it recorded what is about to be done: that it is started, the way to it, and the secrets
+    /// that it is handed. `way` is a URL and whether HTTP+SSE is spoken there.
+    ///
+    /// # Errors
+    /// [`Failure::Unrecorded`]: then nothing of it may be done.
+    async fn announce(&self, launch: Launch<'_>, way: Option<(&str, bool)>) -> Result<(), Failure> {
         let handed = self.handed()?;
         let environment = handed.secrets.iter().map(|(name, _)| (name, false));
         let headers = handed.headers.iter().map(|(name, _)| (name, true));
-        let all = environment.chain(headers).filter_map(|(name, header)| {
+        let handing = environment.chain(headers).filter_map(|(name, header)| {
             let source = handed.sources.get(name)?.clone();
             Some(Handing { secret: name.clone(), source, header })
         });
-        let all: Vec<_> = all.collect();
-        if !all.is_empty() {
-            self.say(Event::Handing(all)).await;
-        }
-        Ok(())
+        let launching = Launching {
+            launch: launch.id,
+            place: self.common.launcher.place(&self.common.settings),
+            party: self.principal(),
+            way: way.map(|(url, sse)| Connecting {
+                url: url.to_owned(),
+                protocol: if sse { "sse" } else { "streamable-http" },
+            }),
+            handing: handing.collect(),
+        };
+        let _paused = launch.clock.pause();
+        let (recorded, answer) = oneshot::channel();
+        self.say(Event::Launching(Box::new(launching), recorded)).await;
+        let nobody = |_| Err("the proxy is shutting down".to_owned());
+        answer.await.unwrap_or_else(nobody).map_err(Failure::Unrecorded)
     }
 
     fn handed(&self) -> Result<&Handed, Failure> {

@@ -12,6 +12,7 @@ use portcullis::{
         record::{Happening, Stopped},
     },
     exchange::{Effect, Exchange, Finding, Method, Phase},
+    names::DecisionId,
     refusal::{Code, Refusal, Rule},
 };
 use proptest::{
@@ -77,7 +78,15 @@ async fn write(audit: &Audit, at: usize) {
         2 => audit.intent(Intent::of(&exchange, ruling, audit.key())).await.unwrap(),
         3 => {
             let server = pick(SERVERS, at, 2).into();
-            let what = Happening::ServerStopped(Stopped { server, ..Stopped::default() });
+            let what = Happening::ServerStopped(Stopped {
+                launch: DecisionId::next(),
+                server,
+                place: "sandbox pid 42".into(),
+                principal: None,
+                reason: "nobody used it".into(),
+                exit_code: Some(0),
+                exit_reason: None,
+            });
             audit.event(what).await.unwrap();
         }
         _ => {

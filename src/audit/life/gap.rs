@@ -1,7 +1,7 @@
-//! What the log misses where the operator chose that calls go on without it (`on-failure =
-//! "pass"`).
+//! What the log misses: records of what had happened already when the store did not take them, and,
+//! where the operator chose that calls go on without it (`on-failure = "pass"`), all others.
 //!
-//! From the first record that the store did not take, no call waits for it any more: each is
+//! From the first such record that the store did not take, none waits for it any more: each is
 //! counted, and once a second it is tried whether the store takes the record that tells of them.
 //! When it does, the log is whole again but for the gap that it tells of.
 
@@ -76,7 +76,11 @@ impl From<Missed> for Happening {
 
 /// What is missed now, and all that was since the log was opened.
 #[derive(Debug, Default)]
-pub(in crate::audit) struct Gap(Mutex<State>);
+pub(in crate::audit) struct Gap {
+    /// Whether calls go on.
+    pass: bool,
+    state: Mutex<State>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -86,10 +90,15 @@ struct State {
 }
 
 impl Gap {
+    /// Nothing is missed yet. `pass` says whether calls go on where something is.
+    pub(in crate::audit) fn new(pass: bool) -> Self {
+        Self { pass, state: Mutex::default() }
+    }
+
     /// The store did not take a record of this kind, or was not asked, because it does not work.
     /// Whether that begins a gap: then somebody has to [probe](PROBE) the store until it ends.
     pub(in crate::audit) fn miss(&self, kind: Kind, why: &dyn std::fmt::Display) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let now = Timestamp::now();
         let begins = state.open.is_none();
         let missed = state.open.get_or_insert_with(|| Missed::new(now));
@@ -99,28 +108,32 @@ impl Gap {
         if state.said.is_none_or(|said| said.elapsed() >= REMIND) {
             state.said = Some(Instant::now());
             drop(state);
-            tracing::error!(
-                %since, count, "CALLS GO ON WITHOUT AN AUDIT RECORD (`audit.on-failure` is \
-                 \"pass\"): {why}"
-            );
+            if self.pass {
+                tracing::error!(
+                    %since, count, "CALLS GO ON WITHOUT AN AUDIT RECORD (`audit.on-failure` is \
+                     \"pass\"): {why}"
+                );
+            } else {
+                tracing::error!(%since, count, "THE AUDIT LOG MISSES RECORDS of what happened: {why}");
+            }
         }
         begins
     }
 
     /// What is missed, while the store takes no records.
     pub(in crate::audit) fn open(&self) -> Option<Missed> {
-        self.0.lock().open
+        self.state.lock().open
     }
 
     /// How many records were missed since the log was opened.
     pub(in crate::audit) fn total(&self) -> u64 {
-        self.0.lock().total
+        self.state.lock().total
     }
 
     /// The log tells of these now. Returns whether that is all: more may have been missed while
     /// it was written, and are told of by another record.
     pub(in crate::audit) fn told(&self, told: &Missed) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let rest = state.open.map(|open| open.less(told)).filter(|rest| rest.count() > 0);
         state.open = rest.map(|rest| Missed { since: told.until, ..rest });
         if state.open.is_none() {

@@ -1,8 +1,8 @@
 //! What an event is about, and the texts in it that others chose.
 
 use super::{
-    AdminAction, Dropped, Egress, Happening, Launched, PluginLoaded, SessionOpened, Stopped, Who,
-    v1::Decision,
+    AdminAction, Dropped, Egress, Happening, Launched, Launching, PluginLoaded, SessionOpened,
+    Stopped, Who, v1::Decision,
 };
 
 impl Happening {
@@ -20,6 +20,7 @@ impl Happening {
             Self::ClientSeen(_) => "client-seen",
             Self::SessionOpened(_) => "session-opened",
             Self::SessionEnded { .. } => "session-ended",
+            Self::ServerLaunching(_) => "server-launching",
             Self::ServerLaunched(_) => "server-launched",
             Self::ServerLaunchFailed { .. } => "server-launch-failed",
             Self::ServerStopped(_) => "server-stopped",
@@ -42,6 +43,7 @@ impl Happening {
     /// The server that it is about.
     pub fn server(&self) -> Option<&str> {
         match self {
+            Self::ServerLaunching(launching) => Some(&launching.server),
             Self::ServerLaunched(launched) => Some(&launched.server),
             Self::ServerStopped(stopped) => Some(&stopped.server),
             Self::EgressOpened(egress) => Some(&egress.server),
@@ -60,8 +62,12 @@ impl Happening {
             Self::SessionOpened(opened) => Some(&opened.who.principal),
             Self::SessionEnded { principal, .. } => Some(principal),
             Self::ClientAdded { client, .. } | Self::ClientRemoved { client, .. } => Some(client),
+            Self::ServerLaunching(launching) => launching.principal.as_deref(),
+            Self::EgressOpened(egress) => egress.principal.as_deref(),
             Self::ServerLaunched(launched) => launched.principal.as_deref(),
-            Self::ServerLaunchFailed { principal, .. } => principal.as_deref(),
+            Self::ServerLaunchFailed { principal, .. } | Self::SecretsHanded { principal, .. } => {
+                principal.as_deref()
+            }
             Self::ServerStopped(stopped) => stopped.principal.as_deref(),
             Self::MessagesDropped(dropped) => dropped.principal.as_deref(),
             _ => None,
@@ -131,22 +137,32 @@ impl Happening {
                 change(session);
                 change(principal);
             }
+            Self::ServerLaunching(Launching { launch: _, server, kind: _, principal }) => {
+                std::iter::once(server).chain(principal).for_each(change);
+            }
             Self::ServerLaunched(launched) => launched.texts(change),
-            Self::ServerLaunchFailed { server, kind: _, principal, reason } => {
+            Self::ServerLaunchFailed { launch: _, server, kind: _, principal, reason } => {
                 [server, reason].into_iter().chain(principal).for_each(change);
             }
             Self::ServerStopped(stopped) => {
-                let Stopped { server, place, principal, reason, exit_code: _, exit_reason } =
-                    stopped;
+                let Stopped {
+                    launch: _,
+                    server,
+                    place,
+                    principal,
+                    reason,
+                    exit_code: _,
+                    exit_reason,
+                } = stopped;
                 let more = principal.iter_mut().chain(exit_reason);
                 [server, place, reason].into_iter().chain(more).for_each(change);
             }
-            Self::EgressOpened(Egress { server, url, protocol, .. }) => {
-                [server, url, protocol].into_iter().for_each(change);
+            Self::EgressOpened(Egress { server, principal, url, protocol, .. }) => {
+                [server, url, protocol].into_iter().chain(principal).for_each(change);
             }
-            Self::SecretsHanded { server, secrets } => {
+            Self::SecretsHanded { launch: _, server, principal, secrets } => {
                 let names = secrets.iter_mut().map(|handed| &mut handed.secret);
-                std::iter::once(server).chain(names).for_each(change);
+                std::iter::once(server).chain(principal).chain(names).for_each(change);
             }
             Self::SecretUnresolved { server, secret, source: _, reason } => {
                 [server, secret, reason].into_iter().for_each(change);
@@ -183,6 +199,7 @@ impl Who {
 impl Launched {
     fn texts(&mut self, change: impl FnMut(&mut String)) {
         let Self {
+            launch: _,
             server,
             kind: _,
             place,

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::v1::{Decision, Era, Transport};
-use crate::audit::line::Seq;
+use crate::{audit::line::Seq, names::DecisionId};
 
 /// The events. `event` says which it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -69,10 +69,17 @@ pub enum Happening {
         /// How many requests were made in it.
         requests: u64,
     },
+    /// A server is about to be started, or connected to. Where this can't be recorded, it is not.
+    /// One launch has several where it takes several tries: a legacy server that ends when it is
+    /// asked for its era is started anew, a remote one is tried in an older protocol.
+    ServerLaunching(Launching),
     /// A server was started, or connected to.
     ServerLaunched(Box<Launched>),
     /// A server could not be started.
     ServerLaunchFailed {
+        /// As in its `server-launching`.
+        #[schemars(with = "String", extend("format" = "uuid"))]
+        launch: DecisionId,
         server: String,
         /// Where it was to run.
         kind: PlaceKind,
@@ -83,11 +90,20 @@ pub enum Happening {
     },
     /// A server ended or was stopped.
     ServerStopped(Stopped),
-    /// The proxy itself opens connections to a remote server. What servers of its own ask of a
+    /// The proxy itself is about to open connections to a remote server. What servers of its own ask of a
     /// network is not seen here: they have none but where a launch's deviations say so.
     EgressOpened(Egress),
-    /// A server was handed secrets. No value is on record.
-    SecretsHanded { server: String, secrets: Vec<SecretHanded> },
+    /// A server is about to be handed secrets. No value is on record.
+    SecretsHanded {
+        /// As in its `server-launching`.
+        #[schemars(with = "String", extend("format" = "uuid"))]
+        launch: DecisionId,
+        server: String,
+        /// The one client for which alone it is to run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        principal: Option<String>,
+        secrets: Vec<SecretHanded>,
+    },
     /// A secret could not be had, and so the proxy did not start.
     SecretUnresolved {
         server: String,
@@ -129,8 +145,9 @@ pub enum Happening {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
-    /// The operator lets messages pass that cannot be recorded, and some did: so many records of
-    /// each kind are missing.
+    /// The store did not take records, and so many of each kind are missing: of what had happened
+    /// already, and of refusals; where the operator lets messages pass that cannot be recorded,
+    /// of those, too.
     RecordsMissed {
         #[schemars(with = "String", extend("format" = "date-time"))]
         since: Timestamp,
@@ -229,9 +246,25 @@ pub enum PlaceKind {
     Remote,
 }
 
+/// A server that is to be started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Launching {
+    /// What joins all events of one launch.
+    #[schemars(with = "String", extend("format" = "uuid"))]
+    pub launch: DecisionId,
+    pub server: String,
+    pub kind: PlaceKind,
+    /// The one client for which alone it is to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<String>,
+}
+
 /// A server that was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Launched {
+    /// As in its `server-launching`.
+    #[schemars(with = "String", extend("format" = "uuid"))]
+    pub launch: DecisionId,
     pub server: String,
     pub kind: PlaceKind,
     /// Which one: `container 0123456789ab`, `sandbox pid 42`, a URL without user and query.
@@ -267,8 +300,11 @@ pub struct Launched {
 }
 
 /// A server that ended.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stopped {
+    /// As in its `server-launching`.
+    #[schemars(with = "String", extend("format" = "uuid"))]
+    pub launch: DecisionId,
     pub server: String,
     /// As at its launch.
     pub place: String,
@@ -287,7 +323,13 @@ pub struct Stopped {
 /// A way out of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Egress {
+    /// As in its `server-launching`.
+    #[schemars(with = "String", extend("format" = "uuid"))]
+    pub launch: DecisionId,
     pub server: String,
+    /// The one client for which alone they are opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<String>,
     /// The URL without user, query and fragment.
     pub url: String,
     /// `streamable-http` or `sse`.

@@ -1,23 +1,24 @@
 //! Events made of what becomes of servers.
 
 use super::{
-    HandedBy, Launched, PlaceKind, SecretHanded, SecretSource,
+    Egress, HandedBy, Happening, Launched, Launching, PlaceKind, SecretHanded, SecretSource,
     bounds::bare_uri,
     build::{era, micros},
 };
 use crate::{
     identity::PrincipalKind,
     names::ServerName,
-    upstream::{Handing, Place, Started, process::Origin},
+    upstream::{self, Handing, Place, Started, process::Origin},
     vault::Source,
 };
 
 impl Launched {
     /// This start of a server.
     pub fn of(server: &ServerName, started: Started) -> Self {
-        let Started { place, process, origin, party, revision, claims, took } = started;
+        let Started { launch, place, process, origin, party, revision, claims, took } = started;
         let Origin { program, image_ref, image, profile, deviations } = origin;
         Self {
+            launch,
             server: server.to_string(),
             kind: (&place).into(),
             why: match &place {
@@ -39,6 +40,36 @@ impl Launched {
             claims,
             took_us: micros(took),
         }
+    }
+}
+
+impl Happening {
+    /// All that is on record of a start of a server before it is made.
+    pub fn launching(server: &ServerName, launching: &upstream::Launching) -> Vec<Self> {
+        let upstream::Launching { launch, place, party, way, handing } = launching;
+        let (launch, server) = (*launch, server.to_string());
+        let principal = party.as_ref().map(PrincipalKind::name);
+        let mut all = vec![Self::ServerLaunching(Launching {
+            launch,
+            server: server.clone(),
+            kind: place.into(),
+            principal: principal.clone(),
+        })];
+        all.extend(way.as_ref().map(|way| {
+            Self::EgressOpened(Egress {
+                launch,
+                server: server.clone(),
+                principal: principal.clone(),
+                encrypted: way.url.starts_with("https://"),
+                url: bare_uri(&way.url),
+                protocol: way.protocol.to_owned(),
+            })
+        }));
+        if !handing.is_empty() {
+            let secrets = handing.iter().map(SecretHanded::from).collect();
+            all.push(Self::SecretsHanded { launch, server, principal, secrets });
+        }
+        all
     }
 }
 

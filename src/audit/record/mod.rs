@@ -18,7 +18,7 @@ mod words;
 pub(crate) use bounds::bare_uri;
 pub use build::{Arrival, Conclusion, Ruling};
 pub use happening::{
-    AdminAction, DropReason, Dropped, Egress, HandedBy, Happening, Launched, PlaceKind,
+    AdminAction, DropReason, Dropped, Egress, HandedBy, Happening, Launched, Launching, PlaceKind,
     PluginLoaded, SecretHanded, SecretSource, SessionOpened, Stopped, Who,
 };
 pub use v1::{

@@ -37,6 +37,9 @@ impl fmt::Display for Happening {
             Self::SessionEnded { session, principal, requests } => {
                 write!(f, "session {session} of {principal} ended after {requests} requests")
             }
+            Self::ServerLaunching(launching) => {
+                write!(f, "server {} is being started", launching.server)
+            }
             Self::ServerLaunched(launched) => started(launched, f),
             Self::ServerLaunchFailed { server, reason, .. } => {
                 write!(f, "server {server} could not be started: {reason}")
@@ -47,8 +50,8 @@ impl fmt::Display for Happening {
             Self::EgressOpened(egress) => {
                 write!(f, "server {}: connects to {}", egress.server, egress.url)
             }
-            Self::SecretsHanded { server, secrets } => {
-                write!(f, "server {server} was handed secrets:")?;
+            Self::SecretsHanded { server, secrets, .. } => {
+                write!(f, "server {server} is handed secrets:")?;
                 for handed in secrets {
                     let by = match handed.by {
                         HandedBy::Environment => "environment",
@@ -98,8 +101,8 @@ impl fmt::Display for Happening {
             }
             Self::RecordsMissed { since, until, intents, outcomes, refusals, events } => write!(
                 f,
-                "messages passed unrecorded from {since} to {until}: {intents} intents, \
-                 {outcomes} outcomes, {refusals} refusals and {events} events are missing"
+                "not recorded from {since} to {until}: {intents} intents, {outcomes} outcomes, \
+                 {refusals} refusals and {events} events"
             ),
             Self::SegmentDropped { first, last, why, .. } => {
                 write!(f, "audit records {first} to {last} dropped: {why}")

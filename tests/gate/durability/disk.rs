@@ -4,14 +4,17 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use fuser::Errno;
+use serde_json::{Value, json};
 
 use super::{
+    all_records,
     faulty::{Disk, Faults},
     sound,
     traffic::{Caller, Came, Witness},
     tree::Cut,
 };
 use crate::support::{
+    agent::code_of,
     gate::{Gate, Setup, Written},
     in_time, until,
 };
@@ -242,10 +245,8 @@ async fn a_proxy_out_of_file_handles_refuses_what_it_cannot_record() {
     for _ in 0..2500 {
         match rig.caller.call().await {
             (mark, Came::Answer) => rig.answered.push(mark),
-            (mark, Came::Refusal(code)) if code == UNAVAILABLE => {
-                assert!(!rig.witness.seen().contains(&mark));
-                refused += 1;
-            }
+            // Also one that was made, whose outcome needed the file: `check` finds its intent.
+            (_, Came::Refusal(code)) if code == UNAVAILABLE => refused += 1,
             other => panic!("{other:?}: {:#?}", rig.gate.log()),
         }
     }
@@ -253,6 +254,83 @@ async fn a_proxy_out_of_file_handles_refuses_what_it_cannot_record() {
     limit(pid, 4096);
     rig.recovers().await;
     rig.check().await;
+}
+
+/// A server that leaves a sign where it is started, and no more.
+const SIGNS: &str = r#"
+    [servers.signs]
+    command = ["sh", "-c", "echo $TOKEN >> /out/started"]
+    runtime = "sandbox"
+    mounts = ["{folder}/out:/out:rw"]
+    secrets = { TOKEN = { from = "env:SIGNS_TOKEN" } }
+"#;
+
+#[tokio::test]
+async fn a_server_whose_start_cannot_be_recorded_is_neither_started_nor_connected_to() {
+    let token = ["a", "token", "of", "signs"].join("-");
+    let (witness, url) = Witness::serve().await;
+    let written = Setup::new(&format!(
+        "[servers.witness]\nurl = \"{url}\"\nheaders = {{ X-Token = {{ from = \
+         \"env:SIGNS_TOKEN\" }} }}\n{SIGNS}\n[audit]\ndir = \"{{folder}}/disk/audit\""
+    ))
+    .env("SIGNS_TOKEN", &token)
+    .file("out/none", "")
+    .write();
+    let (at, started) = (written.path("disk"), written.path("out/started"));
+    std::fs::create_dir(&at).unwrap();
+    // The sandbox has a user of its own.
+    let anybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(written.path("out"), anybody).unwrap();
+    let mut disk = Disk::new(&at, ROOM);
+    let gate = written.start().await;
+    let (agent, caller) = (gate.modern(), Caller::new(&gate.url("/mcp")));
+    disk.leave(1 << 20);
+    for _ in 0..3 {
+        let refused = agent.call("signs__any", json!({})).await.unwrap_err();
+        assert_eq!(code_of(&refused), UNAVAILABLE, "{refused:#}");
+        assert_eq!(caller.call().await.1, Came::Refusal(UNAVAILABLE.into()));
+    }
+    assert!(!started.exists(), "it was started unrecorded");
+    assert_eq!(witness.messages(), 0, "it was connected to unrecorded");
+    disk.leave(ROOM);
+    // No pause was held against them: the next call starts them.
+    until("calls to be answered again", async || match caller.call().await.1 {
+        Came::Answer => Some(()),
+        Came::Refusal(code) if code == UNAVAILABLE => None,
+        other => panic!("{other:?}"),
+    })
+    .await;
+    let ended = agent.call("signs__any", json!({})).await.unwrap_err();
+    assert_eq!(code_of(&ended), "server-unavailable", "{ended:#}");
+    assert_eq!(std::fs::read_to_string(&started).unwrap().lines().next(), Some(&token[..]));
+    let missed = until("the log to say what it misses", async || {
+        let records = gate.records(&[]).await;
+        records.into_iter().find(|record| record["event"] == "records-missed")
+    });
+    let missed = missed.await;
+    assert!(missed["events"].as_u64().is_some_and(|missed| missed >= 6), "{missed:#}");
+    assert!(missed["refusals"].as_u64().is_some_and(|missed| missed >= 6), "{missed:#}");
+    assert_eq!((&missed["intents"], &missed["outcomes"]), (&json!(0), &json!(0)));
+    let written = gate.kill_9().await;
+    disk.power_cut(Cut::Everything);
+    sound(&written, "disk/audit").await;
+    // What joins them is on each, and the start itself is behind what it needed.
+    let records = all_records(&written).await;
+    let of = |server: &str, event: &str| {
+        let is = |record: &&Value| record["event"] == event && record["server"] == server;
+        records.iter().rfind(is).unwrap_or_else(|| panic!("no {event} of {server}: {records:#?}"))
+    };
+    for (server, events) in [
+        (
+            "witness",
+            &["server-launching", "egress-opened", "secrets-handed", "server-launched"][..],
+        ),
+        ("signs", &["server-launching", "secrets-handed", "server-launch-failed"][..]),
+    ] {
+        let all: Vec<_> = events.iter().map(|event| of(server, event)).collect();
+        assert!(all.iter().all(|record| record["launch"] == all[0]["launch"]), "{all:#?}");
+        assert!(all.is_sorted_by_key(|record| record["seq"].as_u64()), "{all:#?}");
+    }
 }
 
 /// Sets how many file handles another process may have.

@@ -24,6 +24,8 @@ pub struct Witness(Arc<Seen>);
 
 struct Seen {
     marks: Mutex<HashSet<String>>,
+    /// Messages of any kind.
+    messages: AtomicU64,
     /// Answers wait while this is set.
     held: watch::Sender<bool>,
     /// How many do.
@@ -34,7 +36,12 @@ impl Witness {
     /// Serves until the test ends. Returns the URL, too.
     pub async fn serve() -> (Self, String) {
         let (held, waiting) = (watch::Sender::new(false), watch::Sender::new(0));
-        let witness = Self(Arc::new(Seen { marks: Mutex::default(), held, waiting }));
+        let witness = Self(Arc::new(Seen {
+            marks: Mutex::default(),
+            messages: AtomicU64::new(0),
+            held,
+            waiting,
+        }));
         let seen = witness.clone();
         let answer = move |body: Bytes| async move { seen.answer(&body).await };
         let app = axum::Router::new().route("/mcp", post(answer));
@@ -47,6 +54,7 @@ impl Witness {
     async fn answer(&self, body: &[u8]) -> axum::response::Response {
         use axum::{Json, http::StatusCode, response::IntoResponse as _};
         let message: Value = serde_json::from_slice(body).unwrap();
+        self.0.messages.fetch_add(1, Ordering::Relaxed);
         let result = match message["method"].as_str().unwrap_or_default() {
             "initialize" => json!({
                 "protocolVersion": LEGACY,
@@ -72,6 +80,11 @@ impl Witness {
             return StatusCode::ACCEPTED.into_response();
         }
         Json(json!({ "jsonrpc": "2.0", "id": message["id"], "result": result })).into_response()
+    }
+
+    /// How many messages of any kind came.
+    pub fn messages(&self) -> u64 {
+        self.0.messages.load(Ordering::Relaxed)
     }
 
     /// The marks of all calls that came.

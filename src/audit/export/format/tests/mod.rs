@@ -139,6 +139,7 @@ fn instance(schema: &Value, root: &Value) -> Value {
         (Some("boolean"), _) => true.into(),
         (Some("integer" | "number"), _) => 7.into(),
         (_, Some("date-time")) => "2026-11-21T15:00:00Z".into(),
+        (_, Some("uuid")) => ID.into(),
         _ => "192.0.2.9:443".into(),
     }
 }
