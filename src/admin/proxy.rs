@@ -36,6 +36,8 @@ async fn status(State(proxy): State<Arc<Proxy>>) -> Json<Value> {
             "missed": missed,
             // Present while calls go on without a record.
             "missing": missing,
+            // Present while checkpoints can't be signed.
+            "unsigned": proxy.audit.checkpoints().failing,
             "retention": audit.retention,
             "encrypted": audit.encryption.is_some(),
         },

@@ -22,12 +22,12 @@ use super::{
     digest::DigestKey,
     life::{self, Cipher, Gap, Keys, Manifest, ManifestFault, Missed, PROBE},
     line::Line,
-    proof::{self, CheckpointFault, Checkpointer, Proof, ProveFault, Prover, Verifier},
+    proof::{self, CheckpointFault, Checkpointer, GoesOn, Proof, ProveFault, Prover, Verifier},
     query::Archive,
     record::{Entry, Event, Happening, Intent, Kind, Outcome, Record, Refused},
     store::{
-        Fault, Job, Lock, LockRefused, Mode, SegmentInfo, Settings, Shelf, Writer, first_segment,
-        private_dir,
+        Fault, Job, Lock, LockRefused, Mode, Opened, Opening, SegmentInfo, Settings, Shelf, Trust,
+        Writer, first_segment, private_dir,
     },
     unavailable::Unavailable,
 };
@@ -201,6 +201,55 @@ fn identify(
     Ok((manifest, cipher.map(Arc::new)))
 }
 
+/// Opens the files of a store to go on with it, and says why nothing must be signed over it, if
+/// so: the tree must go on from what was signed last, and say what the records say.
+fn open_shelf(
+    dir: &Path,
+    state: &Path,
+    key: &DigestKey,
+    cipher: Option<&Arc<Cipher>>,
+) -> Result<(Opened, Option<String>), Fault> {
+    let keys = proof::known_keys(state, dir);
+    let dropped = |first| proof::dropped_before(dir, &keys, first);
+    let open = |trust, again| {
+        let (key, cipher, mode) = (key.clone(), cipher.cloned(), Mode::Write);
+        Shelf::open(dir, Opening { key, cipher, mode, trust, again, dropped: &dropped })
+    };
+    let stands = |opened: &Opened| {
+        let view = opened.shelf.view();
+        proof::goes_on(dir, &keys, state, &opened.shelf, &view)
+    };
+    let opened = open(Trust::Believe, None)?;
+    let why = match stands(&opened) {
+        GoesOn::Yes => {
+            let groundless = opened.groundless.clone();
+            return Ok((opened, groundless));
+        }
+        GoesOn::Shorter => "it ends before records that were signed".to_owned(),
+        GoesOn::No(why) => why,
+    };
+    tracing::error!(
+        why,
+        "the audit log does not go on from its newest checkpoint: what is known of its records is \
+         made again, from them"
+    );
+    let damage = opened.shelf.damage().to_vec();
+    drop(opened);
+    let again = open(Trust::Doubt, Some(damage))?;
+    match stands(&again) {
+        // What is lost is put on record, and the log goes on with what there is.
+        GoesOn::Yes | GoesOn::Shorter => {
+            let groundless = again.groundless.clone();
+            Ok((again, groundless))
+        }
+        GoesOn::No(why) => {
+            let damage = again.shelf.damage().to_vec();
+            drop(again);
+            Ok((open(Trust::Believe, Some(damage))?, Some(why)))
+        }
+    }
+}
+
 fn lock(dir: &Path, deadline: Duration) -> Result<Lock, Unavailable> {
     Lock::take(dir, deadline).map_err(|refused| match refused {
         LockRefused::Held(pid) => Unavailable::Locked { dir: dir.to_owned(), pid },
@@ -230,8 +279,8 @@ impl Audit {
         life::sweep(dir).map_err(broken(dir))?;
         let key = DigestKey::open(dir, cipher.as_deref()).map_err(broken(dir))?;
         let unavailable = |fault| Unavailable::of(fault, dir.to_owned(), options.reserve);
-        let opened =
-            Shelf::open(dir, key.clone(), cipher.clone(), Mode::Write).map_err(unavailable)?;
+        let state = options.checkpoints.state.as_deref().unwrap_or(dir);
+        let (opened, fork) = open_shelf(dir, state, &key, cipher.as_ref()).map_err(unavailable)?;
         let shelf = opened.shelf.clone();
         let rotated = match &cipher {
             Some(cipher) => {
@@ -241,7 +290,7 @@ impl Audit {
         };
         let signed = shelf.clone();
         let head = move || signed.head();
-        let checkpointer = Checkpointer::start(dir, &manifest.id, &options.checkpoints, head)
+        let checkpointer = Checkpointer::start(dir, &manifest.id, &options.checkpoints, fork, head)
             .map_err(|fault| Unavailable::Broken { dir: dir.to_owned(), why: fault.to_string() })?;
         let (tail, _) = broadcast::channel(TAIL);
         let settings = Settings {
@@ -432,6 +481,9 @@ impl Audit {
     pub(in crate::audit) fn keep_proof(&self, segment: &SegmentInfo) -> Result<(), Fault> {
         let Inner { dir, checkpointer, prover, .. } = &*self.inner;
         match checkpointer {
+            Some(checkpointer) if checkpointer.is_forked() => Err(Fault::Damaged(
+                "the log is not the one that was signed last: none of it is dropped".into(),
+            )),
             Some(checkpointer) => prover.keep(checkpointer.signer(), segment),
             None => Err(Fault::Io(format!("{} is closed", dir.display()))),
         }
@@ -559,8 +611,11 @@ impl Reader {
         let held = lock(dir, deadline)?;
         let (manifest, cipher) = identify(dir, keys)?;
         let key = DigestKey::open(dir, cipher.as_deref()).map_err(broken(dir))?;
-        let opened = Shelf::open(dir, key, cipher, Mode::Read)
-            .map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
+        // Nothing is signed, so nobody asks how the tree began.
+        let (mode, trust, dropped) = (Mode::Read, Trust::Believe, &|_| None);
+        let opening = Opening { key, cipher, mode, trust, again: None, dropped };
+        let opened =
+            Shelf::open(dir, opening).map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
         let shelf = opened.shelf;
         let archive = Archive::new(shelf.clone());
         Ok(Self { id: manifest.id, archive, shelf, _lock: held })

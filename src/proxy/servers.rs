@@ -319,6 +319,7 @@ impl Proxy {
         self.metrics.audit_records(self.audit.written());
         let (gap, missed) = self.audit.missed();
         self.metrics.audit_missed(missed, gap.is_some());
+        self.metrics.audit_unsigned(self.audit.checkpoints().failing.is_some());
         self.exports.measure();
         for server in self.router.servers(&View::All) {
             let usage: Vec<_> = server

@@ -193,6 +193,7 @@ pub struct Metrics {
     audit_records: Counter,
     audit_missed: Counter,
     audit_passing: Gauge,
+    audit_unsigned: Gauge,
     exported: Family<ExportLabels, Counter>,
     export_failures: Family<ExportLabels, Counter>,
     export_lost: Family<ExportLabels, Counter>,
@@ -229,6 +230,7 @@ impl Metrics {
             audit_records: Counter::default(),
             audit_missed: Counter::default(),
             audit_passing: Gauge::default(),
+            audit_unsigned: Gauge::default(),
             exported: Family::default(),
             export_failures: Family::default(),
             export_lost: Family::default(),
@@ -293,6 +295,11 @@ impl Metrics {
             "portcullis_audit_passing",
             "1 while calls go on without an audit record",
             self.audit_passing.clone(),
+        );
+        r.register(
+            "portcullis_audit_unsigned",
+            "1 while no checkpoint of the audit log can be signed",
+            self.audit_unsigned.clone(),
         );
         r.register(
             "portcullis_audit_export_records",
@@ -407,6 +414,11 @@ impl Metrics {
     pub fn audit_missed(&self, missed: u64, passing: bool) {
         self.audit_missed.inner().fetch_max(missed, Ordering::Relaxed);
         self.audit_passing.set(i64::from(passing));
+    }
+
+    /// Whether checkpoints of the audit log can't be signed now.
+    pub fn audit_unsigned(&self, unsigned: bool) {
+        self.audit_unsigned.set(i64::from(unsigned));
     }
 
     /// What one stream of audit records counts.

@@ -15,3 +15,4 @@ mod recovery;
 mod secrecy;
 mod store;
 mod tampering;
+mod tree;

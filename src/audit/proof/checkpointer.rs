@@ -70,6 +70,8 @@ pub struct Status {
     /// Why the last one could not be made, until one is made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failing: Option<String>,
+    /// Whether none is signed at all, because the log is not the one that was signed last.
+    pub forked: bool,
     /// Who else is told.
     pub witnesses: Vec<witness::Status>,
 }
@@ -79,6 +81,12 @@ pub struct Status {
 pub enum CheckpointFault {
     #[error("the checkpoint could not be made: {0}")]
     Failed(String),
+    #[error(
+        "the audit log is not the one that was signed last, so that no checkpoint of it is signed \
+         until that is mended: {0}. `portcullis audit verify` says more. Stop the proxy and restore \
+         the log from a backup, or move its folder away and keep it: a new log begins"
+    )]
+    Forked(String),
     #[error("no more checkpoints are made: the audit log is closed")]
     Closed,
 }
@@ -102,7 +110,8 @@ impl fmt::Debug for Checkpointer {
 
 impl Checkpointer {
     /// Makes a checkpoint of the store in `dir` and starts the thread. Called before the store
-    /// takes records, so that each has one that is not older than the run that wrote it.
+    /// takes records, so that each has one that is not older than the run that wrote it. Signs
+    /// nothing at all where `fork` says why the log is not the one that was signed last.
     ///
     /// # Errors
     /// Where there is no key to sign with. Anything else is logged, and tried again.
@@ -110,6 +119,7 @@ impl Checkpointer {
         dir: &Path,
         store: &str,
         settings: &Settings,
+        fork: Option<String>,
         head: impl Fn() -> Head + Send + 'static,
     ) -> Result<Self, KeyFault> {
         let Settings { records, time, witnesses, .. } = settings;
@@ -129,6 +139,7 @@ impl Checkpointer {
             signer: signer.clone(),
             pace: Pace { records: *records, time: *time },
             ledger: None,
+            fork,
             head: Box::new(head),
             status: status.clone(),
             nudge: witnesses.nudge(),
@@ -164,6 +175,11 @@ impl Checkpointer {
         Status { witnesses: self.witnesses.status(), ..self.status.lock().clone() }
     }
 
+    /// Whether nothing is signed, because the log is not the one that was signed last.
+    pub fn is_forked(&self) -> bool {
+        self.status.lock().forked
+    }
+
     /// The key that signs.
     pub fn signer(&self) -> &Signer {
         &self.signer
@@ -186,6 +202,8 @@ struct Maker {
     signer: Arc<Signer>,
     pace: Pace,
     ledger: Option<Ledger>,
+    /// Why nothing is signed.
+    fork: Option<String>,
     head: Box<dyn Fn() -> Head + Send>,
     status: Arc<Mutex<Status>>,
     nudge: witness::Nudge,
@@ -215,6 +233,10 @@ impl Maker {
     }
 
     fn is_due(&mut self) -> bool {
+        if self.fork.is_some() {
+            // No other try in this run would do better.
+            return false;
+        }
         let size = (self.head)().tree.size();
         let status = self.status.lock();
         if size == status.size && status.failing.is_none() {
@@ -230,6 +252,15 @@ impl Maker {
 
     /// Makes a checkpoint, unless the newest one has all records.
     fn make(&mut self) -> Result<(), CheckpointFault> {
+        if let Some(why) = &self.fork {
+            let fault = CheckpointFault::Forked(why.clone());
+            let mut status = self.status.lock();
+            status.failures += 1;
+            status.failing = Some(fault.to_string());
+            status.forked = true;
+            tracing::error!(why, "NO CHECKPOINT OF THE AUDIT LOG IS SIGNED: {fault}");
+            return Err(fault);
+        }
         self.waiting = None;
         let made = catch_unwind(AssertUnwindSafe(|| self.sign()))
             .unwrap_or_else(|_| Err(io::Error::other("a panic (see the log)")));
@@ -246,6 +277,7 @@ impl Maker {
                     time: Some(time),
                     failures,
                     failing: None,
+                    forked: false,
                     witnesses,
                 };
                 drop(status);

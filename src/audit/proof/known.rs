@@ -10,7 +10,7 @@ use super::{
     tree::TILE_LEVEL,
     verify::{closed, dropped, segments},
 };
-use crate::audit::store::{Block, Fault, View};
+use crate::audit::store::{Block, Fault, Head, View};
 
 /// The part of the tree from one place to another, and the roots of what is left of it.
 #[derive(Debug, Default)]
@@ -19,6 +19,15 @@ pub(super) struct Known {
     base: Frontier,
     tiles: BTreeMap<u64, Hash>,
     leaves: BTreeMap<u64, Hash>,
+}
+
+/// What the signed proofs of dropped segments say of the log before the record `first`.
+pub(in crate::audit) fn dropped_before(dir: &Path, keys: &[Verifier], first: u64) -> Option<Head> {
+    let mut known = Known::default();
+    known.stubs(dir, keys, first).ok()?;
+    let last = dropped(dir).ok()?.into_iter().rfind(|begin| *begin < first)?;
+    let Stub { last, ended, .. } = Stub::read(dir, last, keys).ok()?.ok()?;
+    (known.base.size() == first).then_some(Head { tree: known.base, last, recorded: ended })
 }
 
 impl Known {

@@ -9,6 +9,7 @@
 
 mod checkpoint;
 mod checkpointer;
+mod going_on;
 mod hash;
 mod key;
 mod known;
@@ -23,9 +24,11 @@ mod witness;
 
 pub(in crate::audit) use checkpointer::Checkpointer;
 pub use checkpointer::{CheckpointFault, Settings, Status};
+pub(in crate::audit) use going_on::{GoesOn, goes_on, known_keys};
 pub use hash::Hash;
 pub(in crate::audit) use key::Signer;
 pub use key::{IllegalVerifier, KeyFault, Verifier};
+pub(in crate::audit) use known::dropped_before;
 pub use prove::{Included, Proof, ProofFault, Proven};
 pub use prover::ProveFault;
 pub(in crate::audit) use prover::Prover;

@@ -84,6 +84,22 @@ impl Frontier {
         Ok(())
     }
 
+    /// Takes the places up to the record `size`, whose hashes nobody has: zeros stand there. As many
+    /// steps as a number has digits, since a damaged file may name any size.
+    pub(in crate::audit) fn pad(&mut self, size: u64) {
+        let mut zeros = vec![Hash::ZERO];
+        while self.size < size {
+            // The largest tree that may begin here and does not go too far.
+            let level = self.size.trailing_zeros().min((size - self.size).ilog2());
+            while zeros.len() <= level as usize {
+                zeros.extend(zeros.last().map(|below| Hash::node(below, below)));
+            }
+            if let Some(root) = zeros.get(level as usize) {
+                self.push(level, *root);
+            }
+        }
+    }
+
     /// Adds a perfect tree of 2^level records. Callers see to it that `size` is a multiple of that.
     fn push(&mut self, level: u32, mut hash: Hash) {
         let mut trees = self.size >> level;
@@ -184,6 +200,21 @@ mod tests {
         tree.append(Hash::ZERO);
         assert_eq!(tree.append_tile(Hash::ZERO), Err(Unaligned(257)));
         assert_eq!(tree.size(), 257);
+    }
+
+    #[test]
+    fn places_without_hashes_are_zeros_however_many_there_are() {
+        let one = Hash::leaf(b"1");
+        for (before, after) in [(0, 0), (0, 1), (0, 700), (3, 3), (3, 4), (5, 300), (256, 1024)] {
+            let leaves = vec![one; before].into_iter();
+            let mut padded = Frontier::of_tiles([], leaves.clone());
+            padded.pad(after as u64);
+            let all = leaves.chain(vec![Hash::ZERO; after - before]);
+            assert_eq!(padded, Frontier::of_tiles([], all), "{before} {after}");
+        }
+        let mut tree = Frontier::default();
+        tree.pad(u64::MAX);
+        assert_eq!(tree.size(), u64::MAX);
     }
 
     #[test]

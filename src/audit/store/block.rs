@@ -51,16 +51,6 @@ struct Inner {
     bytes: usize,
 }
 
-/// Records that can't be read, and whose hashes no index has, stand in the tree as zeros: their
-/// places stay taken. Verification finds them; this only lets the log go on.
-pub(super) fn fill(tree: &mut Frontier, up_to: u64) {
-    while tree.size() < up_to {
-        if up_to - tree.size() < TILE || tree.append_tile(Hash::ZERO).is_err() {
-            tree.append(Hash::ZERO);
-        }
-    }
-}
-
 /// A record that a block takes.
 #[derive(Debug)]
 pub(super) struct Added {
@@ -144,7 +134,7 @@ impl Growing {
 
     /// Adds its records to the tree.
     pub fn append_to(&self, tree: &mut Frontier) {
-        fill(tree, self.first);
+        tree.pad(self.first);
         self.inner.read().hashes.iter().for_each(|leaf| tree.append(*leaf));
     }
 
@@ -261,9 +251,32 @@ impl BlockMeta {
         self.frames.last().map_or(0, |frame| frame.offset + u64::from(frame.length))
     }
 
+    /// Whether it can be what a block of these records says: nobody has signed an index.
+    pub fn is_sound(&self) -> bool {
+        let count = u64::from(self.count);
+        let ragged = (TILE - self.first % TILE) % TILE;
+        let (lead, tiles, trail) = (self.lead.len(), self.tiles.len(), self.trail.len());
+        let hashes = lead as u64 + tiles as u64 * TILE + trail as u64;
+        let after = self.first.checked_add(count);
+        let frames = |pair: &[FrameAt]| match pair {
+            [a, b] => {
+                a.first < b.first && a.offset.checked_add(u64::from(a.length)) == Some(b.offset)
+            }
+            _ => true,
+        };
+        (1..=BLOCK).contains(&count)
+            && hashes == count
+            && lead as u64 == ragged.min(count)
+            && (trail as u64) < TILE
+            && self.frames.first().is_some_and(|frame| frame.first == self.first)
+            && self.frames.last().is_some_and(|frame| after.is_some_and(|end| frame.first < end))
+            && self.frames.windows(2).all(frames)
+            && self.frames.iter().all(|at| at.offset.checked_add(u64::from(at.length)).is_some())
+    }
+
     /// Adds its records to the tree.
     pub fn append_to(&self, tree: &mut Frontier) -> Result<(), Fault> {
-        fill(tree, self.first);
+        tree.pad(self.first);
         self.lead.iter().for_each(|leaf| tree.append(*leaf));
         for tile in &self.tiles {
             tree.append_tile(*tile).map_err(|e| Fault::Damaged(e.to_string()))?;

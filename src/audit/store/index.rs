@@ -223,15 +223,4 @@ impl Index {
                 .collect()
         })
     }
-
-    /// Forgets these blocks.
-    pub fn forget(&self, blocks: &[Arc<BlockMeta>]) -> Result<(), Fault> {
-        contained(|| {
-            for block in blocks {
-                self.db.remove(at(b"m", block.first))?;
-            }
-            self.db.flush()?;
-            Ok(())
-        })
-    }
 }

@@ -28,8 +28,10 @@ pub(super) use block::Block;
 pub(super) use facts::{Facts, Field, decision, kind};
 pub(super) use fault::Fault;
 pub(super) use lock::{Lock, Refused as LockRefused};
-pub(super) use segment::Mode;
-pub(super) use shelf::{Head, SegmentInfo, Shelf, View, first_segment, private_dir, stamp, time};
+pub(super) use segment::{Mode, Trust};
+pub(super) use shelf::{
+    Head, Opened, Opening, SegmentInfo, Shelf, View, first_segment, private_dir, stamp, time,
+};
 pub(super) use writer::{Job, Settings, Writer};
 
 /// Most records of a block: places in it fit into 512 bytes of bits.

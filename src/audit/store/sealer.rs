@@ -81,6 +81,11 @@ fn run(shelf: &Shelf, queue: &mpsc::Receiver<Task>) {
                 Ok(()) => {
                     waiting.remove(0);
                 }
+                // It stays as it is until the store is opened next; blocks must not wait for it.
+                Err(fault @ Fault::Damaged(_)) if matches!(task, Task::Close(_)) => {
+                    tracing::error!(%fault, "a segment of the audit log is not closed");
+                    waiting.remove(0);
+                }
                 Err(fault) => {
                     tracing::error!(%fault, "a block of the audit log can't be sealed");
                     break;

@@ -176,6 +176,13 @@ pub(in crate::audit) enum Mode {
     Read,
 }
 
+/// Whether what was written down of records, to save reading them, is taken as it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::audit) enum Trust {
+    Believe,
+    Doubt,
+}
+
 /// A segment as it was found.
 pub(super) struct Found {
     pub segment: Arc<Segment>,
@@ -236,10 +243,14 @@ impl Segment {
         first: u64,
         mode: Mode,
         acknowledged: u64,
+        index: Trust,
     ) -> Result<Found, Fault> {
         let segment = Self::bare(tools, first)?;
         let mut damage = Vec::new();
-        segment.load()?;
+        match index {
+            Trust::Believe => segment.load()?,
+            Trust::Doubt => drop(segment.renewed("it is in doubt")?),
+        }
         let sealed = segment.end();
         let mut wals = segment.wals()?;
         if mode == Mode::Write {
@@ -283,32 +294,33 @@ impl Segment {
         *self.length.lock()
     }
 
-    /// Takes over the blocks of the index that `records` has.
+    /// Takes over the blocks of the index. One that is damaged, or has what `records` has not, is
+    /// made again: what it knows of other blocks would be as doubtful.
     fn load(&self) -> Result<(), Fault> {
-        let all = match self.index().blocks() {
-            Err(Fault::Damaged(why)) => {
-                tracing::warn!(segment = %self.path.display(), why, "an index of the audit log is made again");
-                self.renew_index()?;
-                Vec::new()
-            }
-            all => all?,
-        };
         let size = self.size()?;
         let mut end = self.first;
-        let fits = |block: &Arc<BlockMeta>| {
-            let fits = block.first >= end && block.offset_after() <= size;
-            end = block.after();
+        let mut fits = |block: &Arc<BlockMeta>| {
+            let fits = block.is_sound() && block.first >= end && block.offset_after() <= size;
+            end = block.first.saturating_add(u64::from(block.count));
             fits
         };
-        let good = all.iter().take_while({
-            let mut fits = fits;
-            move |block| fits(block)
-        });
-        let good: Vec<_> = good.cloned().collect();
-        self.index().forget(all.get(good.len()..).unwrap_or_default())?;
-        *self.length.lock() = good.last().map_or(0, |block| block.offset_after());
-        *self.blocks.write() = Arc::new(good);
+        let blocks = match self.index().blocks() {
+            Ok(blocks) if blocks.iter().all(&mut fits) => blocks,
+            Ok(_) => self.renewed("it is not of these records")?,
+            Err(Fault::Damaged(why)) => self.renewed(&why)?,
+            Err(fault) => return Err(fault),
+        };
+        *self.length.lock() = blocks.last().map_or(0, |block| block.offset_after());
+        *self.blocks.write() = Arc::new(blocks);
         Ok(())
+    }
+
+    /// Begins the index anew; it has no blocks then.
+    fn renewed(&self, why: &str) -> Result<Vec<Arc<BlockMeta>>, Fault> {
+        let segment = self.path.display();
+        tracing::warn!(%segment, why, "an index of the audit log is made again");
+        self.renew_index()?;
+        Ok(Vec::new())
     }
 
     fn size(&self) -> Result<u64, Fault> {

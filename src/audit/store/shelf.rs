@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use super::{
     BLOCK,
     bits::Bits,
-    block::{Block, Growing, Place, fill},
+    block::{Block, Growing, Place},
     fault::Fault,
-    segment::{Closed, Found, Loss, Mode, Segment, Tools, Wal},
+    segment::{Closed, Found, Loss, Mode, Segment, Tools, Trust, Wal},
 };
 use crate::audit::{
     digest::DigestKey,
@@ -124,6 +124,8 @@ pub(in crate::audit) struct Shelf {
     tools: Arc<Tools>,
     inner: Mutex<Inner>,
     ends: watch::Sender<u64>,
+    /// The tree before the first segment, where that was not closed when the store was opened.
+    base: Option<Frontier>,
     /// What could not be read when the store was opened.
     damage: Vec<String>,
 }
@@ -139,6 +141,22 @@ struct Inner {
     opened: Vec<u64>,
 }
 
+/// What a shelf is opened by.
+pub(in crate::audit) struct Opening<'a> {
+    pub key: DigestKey,
+    pub cipher: Option<Arc<Cipher>>,
+    /// Only with [`Mode::Write`] may the files of records change.
+    pub mode: Mode,
+    /// Whether closed segments are believed what they say of themselves, and the others their
+    /// index. Else the tree is made of records again, and of the indexes of closed segments.
+    pub trust: Trust,
+    /// What was found when it was opened a moment ago, where it was: what can't be read was cut
+    /// off and set aside then.
+    pub again: Option<Vec<String>>,
+    /// What there was before a record, where retention dropped all of it.
+    pub dropped: &'a dyn Fn(u64) -> Option<Head>,
+}
+
 /// What a writer goes on with.
 pub(in crate::audit) struct Opened {
     pub shelf: Arc<Shelf>,
@@ -148,6 +166,8 @@ pub(in crate::audit) struct Opened {
     /// Segments that are to be closed after that.
     pub(super) unclosed: Vec<Arc<Segment>>,
     pub(super) loss: Option<Loss>,
+    /// Why nobody knows the tree before the first segment.
+    pub(in crate::audit) groundless: Option<String>,
 }
 
 /// The segment that is written.
@@ -158,13 +178,9 @@ pub(super) struct Current {
 }
 
 impl Shelf {
-    /// Opens the store in `dir`. Only with [`Mode::Write`] may it change the files of records.
-    pub(in crate::audit) fn open(
-        dir: &Path,
-        key: DigestKey,
-        cipher: Option<Arc<Cipher>>,
-        mode: Mode,
-    ) -> Result<Opened, Fault> {
+    /// Opens the store in `dir`.
+    pub(in crate::audit) fn open(dir: &Path, opening: Opening<'_>) -> Result<Opened, Fault> {
+        let Opening { key, cipher, mode, trust, again, dropped } = opening;
         let tools = Arc::new(Tools::new(dir, key, cipher));
         let mut slots = Vec::new();
         let mut head =
@@ -173,6 +189,7 @@ impl Shelf {
         let (mut growing, mut unsealed, mut unclosed) = (Vec::new(), Vec::new(), Vec::new());
         let mut current = None;
         let mut damage = Vec::new();
+        let (mut base, mut groundless) = (Some(Frontier::default()), None);
         let mark = read_head(dir);
         let acknowledged = mark.map_or(0, |(seq, _)| seq + 1);
         let firsts = firsts(dir)?;
@@ -205,18 +222,43 @@ impl Shelf {
                     None
                 }
             };
+            // One in the middle that is not closed is rare: a stop between two days, or damage.
+            let index = match (&closed, next) {
+                (Some(_), _) => Trust::Believe,
+                (None, Some(_)) => Trust::Doubt,
+                (None, None) => trust,
+            };
+            let closed = closed.filter(|_| trust == Trust::Believe);
             let slot = Slot::new(first, closed.clone());
             slots.push(slot.clone());
             if let Some(closed) = closed {
                 head = Head { tree: closed.tree, last: closed.last, recorded: closed.ended };
+                groundless = None;
                 end = closed.end;
                 continue;
             }
-            let found = Segment::open(&tools, first, mode, acknowledged)?;
+            if at == 0 && first > 0 {
+                match dropped(first) {
+                    Some(before) => {
+                        base = Some(before.tree.clone());
+                        head = before;
+                    }
+                    None => {
+                        base = None;
+                        let path = tools.path(first);
+                        let path = path.display();
+                        let why = format!("{path}: nothing tells of the records before it");
+                        damage.push(why.clone());
+                        groundless = Some(why);
+                    }
+                }
+            }
+            let expected = if again.is_some() { 0 } else { acknowledged };
+            let found = Segment::open(&tools, first, mode, expected, index)?;
             let Found { segment, growing: blocks, wal, end: after, damage: bad } = found;
             damage.extend(bad);
             slot.open.lock().open = Some(segment.clone());
-            fill(&mut head.tree, first);
+            head.tree.pad(first);
             head.read(&segment, &blocks)?;
             end = after;
             unsealed.extend(blocks.iter().map(|block| (segment.clone(), block.clone())));
@@ -246,6 +288,11 @@ impl Shelf {
                 "the last record is not the one that was acknowledged, of which the hash was {hash}"
             ));
         }
+        if let Some(mut earlier) = again {
+            damage.retain(|what| !earlier.contains(what));
+            earlier.append(&mut damage);
+            damage = earlier;
+        }
         let shelf = Self {
             tools,
             inner: Mutex::new(Inner {
@@ -256,9 +303,10 @@ impl Shelf {
                 opened: Vec::new(),
             }),
             ends: watch::Sender::new(end),
+            base,
             damage,
         };
-        Ok(Opened { shelf: Arc::new(shelf), current, unsealed, unclosed, loss })
+        Ok(Opened { shelf: Arc::new(shelf), current, unsealed, unclosed, loss, groundless })
     }
 
     /// The folder of the store.
@@ -323,6 +371,15 @@ impl Shelf {
             .collect()
     }
 
+    /// The tree at the end of the last closed segment that has no record from `size` on.
+    pub(in crate::audit) fn closed_before(&self, size: u64) -> Option<Frontier> {
+        let slots = self.inner.lock().slots.clone();
+        slots.iter().rev().find_map(|slot| {
+            let closed = slot.closed.lock();
+            closed.as_ref().filter(|closed| closed.end <= size).map(|closed| closed.tree.clone())
+        })
+    }
+
     /// Forgets a closed segment, whose folder can then be removed. Views that were made before
     /// keep what they have open.
     pub(in crate::audit) fn forget(&self, first: u64) {
@@ -342,7 +399,7 @@ impl Shelf {
         if !path.join("records").is_file() {
             return Err(Fault::Damaged(format!("{}: its records are missing", path.display())));
         }
-        let found = Segment::open(&self.tools, slot.first, Mode::Read, 0)?;
+        let found = Segment::open(&self.tools, slot.first, Mode::Read, 0, Trust::Believe)?;
         for what in &found.damage {
             tracing::error!("{what}");
         }
@@ -394,15 +451,13 @@ impl Shelf {
         let at = slots.iter().position(|slot| slot.first == segment.first);
         let before = at.and_then(|at| slots.get(at.checked_sub(1)?));
         let tree = match before {
-            None => Frontier::default(),
-            Some(before) => {
-                let closed = before.closed.lock();
-                let closed = closed
-                    .as_ref()
-                    .ok_or_else(|| Fault::Io("the segment before it is not closed yet".into()))?;
-                closed.tree.clone()
-            }
+            None => self.base.clone(),
+            Some(before) => before.closed.lock().as_ref().map(|closed| closed.tree.clone()),
         };
+        let tree = tree.ok_or_else(|| {
+            let path = segment.path().display();
+            Fault::Damaged(format!("{path} can't be closed: nothing tells of the tree before it"))
+        })?;
         let closed = segment.close(tree)?;
         if let Some(slot) = at.and_then(|at| slots.get(at)) {
             *slot.closed.lock() = Some(closed);

@@ -102,7 +102,7 @@ impl Writer {
         settings: Settings,
         tail: broadcast::Sender<Arc<Written>>,
     ) -> Result<(mpsc::Sender<Job>, JoinHandle<()>), Fault> {
-        let Opened { shelf, current, unsealed, unclosed, loss } = opened;
+        let Opened { shelf, current, unsealed, unclosed, loss, .. } = opened;
         let mark = Mark::open(shelf.dir())?;
         let sealer = Sealer::start(shelf.clone())?;
         let (jobs, queue) = mpsc::channel(settings.queue);

@@ -41,16 +41,24 @@ pub(super) fn checks(loaded: &Loaded) -> Vec<Check> {
     checks
 }
 
-/// What a running proxy says: whether calls go on without a record now.
-pub(super) async fn running(config: &Config) -> Option<Check> {
-    let proxy = Client::find(config).await?;
+/// What a running proxy says: whether calls go on without a record now, and records without a
+/// signature.
+pub(super) async fn running(config: &Config) -> Vec<Check> {
+    let Some(proxy) = Client::find(config).await else { return Vec::new() };
     // A proxy that does not say, or not to this user, is none of this check's business.
-    let status: Value = proxy.get_json("/v1/status").await.ok()?;
-    let missing = status["audit"]["missing"].as_object()?;
-    let since = missing.get("since").and_then(Value::as_str).unwrap_or("some time");
-    let detail = format!("CALLS GO ON WITHOUT A RECORD since {since}: the log takes none");
-    let remedy = "the proxy's own log says why: a full, slow or broken disk";
-    Some(Check::fail("audit", detail, remedy))
+    let status: Value = proxy.get_json("/v1/status").await.unwrap_or_default();
+    let mut checks = Vec::new();
+    if let Some(missing) = status["audit"]["missing"].as_object() {
+        let since = missing.get("since").and_then(Value::as_str).unwrap_or("some time");
+        let detail = format!("CALLS GO ON WITHOUT A RECORD since {since}: the log takes none");
+        let remedy = "the proxy's own log says why: a full, slow or broken disk";
+        checks.push(Check::fail("audit", detail, remedy));
+    }
+    if let Some(why) = status["audit"]["unsigned"].as_str() {
+        let detail = format!("NO CHECKPOINT IS SIGNED: {why}");
+        checks.push(Check::fail("audit", detail, "`portcullis audit verify` says more"));
+    }
+    checks
 }
 
 fn nobody(role: &str, member: &Member) -> Check {
