@@ -76,9 +76,7 @@ async fn admit(
         if let Some(recorder) = recorder.filter(|recorder| (recorder.refusal)()) {
             tracing::warn!(uid = peer.uid, path, "refused at the admin socket");
             let action = action(&peer, &request, None, Some(&problem));
-            if let Err(fault) = recorder.audit.event(action).await {
-                tracing::error!(%fault, "a refusal at the admin socket is not on record");
-            }
+            recorder.audit.tell(action).await;
         }
         return problem.into_response();
     }
@@ -132,19 +130,20 @@ async fn on_record(recorder: &Recorder, peer: &Peer, request: Request) -> Result
     })?;
     let asked = asked(&body);
     let request = Request::from_parts(parts, Body::from(body));
-    match recorder.audit.event(action(peer, &request, asked, None)).await {
+    let action = action(peer, &request, asked, None);
+    if peer.standing.owner {
+        recorder.audit.tell(action).await;
+        return Ok(request);
+    }
+    match recorder.audit.event(action).await {
         // Where calls go on without a record, readings do not.
-        Ok(()) if peer.standing.owner || recorder.audit.missed().0.is_none() => Ok(request),
+        Ok(()) if recorder.audit.missed().0.is_none() => Ok(request),
         Ok(()) => Err(Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "it could not be recorded that you ask, so you are not answered: the log takes no records",
         )
         .code("audit-unavailable")
         .remedy("the proxy's own log says why")),
-        Err(fault) if peer.standing.owner => {
-            tracing::error!(%fault, uid = peer.uid, "an admin action is not on record");
-            Ok(request)
-        }
         Err(fault) => Err(Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             format!("it could not be recorded that you ask, so you are not answered: {fault}"),

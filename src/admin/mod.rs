@@ -13,6 +13,7 @@
 
 mod audit;
 mod client;
+mod clients;
 mod guard;
 mod keeping;
 mod problem;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use audit::{TailLine, TailRequest, routes as audit_routes};
 pub use client::{Client, Failure, Lines};
+pub use clients::{ClientChange, routes as client_routes};
 pub use guard::Recorder;
 pub use keeping::{BackupRequest, PruneRequest, routes as keeping_routes};
 pub use problem::Problem;

@@ -422,6 +422,17 @@ impl Audit {
         (passing, self.inner.gap.total())
     }
 
+    /// What is said where a record was not there in time.
+    pub fn too_slow(&self) -> Unavailable {
+        let Inner { dir, options, .. } = &*self.inner;
+        Unavailable::Slow { dir: dir.clone(), waited: options.deadline }
+    }
+
+    /// Whether the store took the record that it was last asked to take.
+    pub fn is_well(&self) -> bool {
+        self.inner.well.load(Ordering::Relaxed)
+    }
+
     /// The folder of the store.
     pub(in crate::audit) fn dir(&self) -> &Path {
         &self.inner.dir

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use super::{Context, Exit};
 use crate::{
     admin,
-    audit::record::Happening,
+    audit::record::By,
     config::Loaded,
-    identity::{KeyHash, Store, StoreFault},
+    identity::{Change, Key, KeyHash, Store, StoreFault},
     names::{ClientName, Group},
-    proxy::record_alone,
+    proxy::record_client_alone,
 };
 
 #[derive(Debug, clap::Args)]
@@ -50,14 +51,40 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-/// Records what was done. A proxy that runs sees it and records it itself.
-async fn record(ctx: &Context, loaded: &Loaded, what: Happening) {
-    if admin::Client::connect(&loaded.config.state_dir).await.is_some() {
-        return;
+/// Records what is about to be done: a proxy that runs does it, else this command itself.
+async fn record(loaded: &Loaded, change: &Change, reason: Option<String>) -> anyhow::Result<()> {
+    let change = change.clone();
+    if let Some(proxy) = admin::Client::connect(&loaded.config.state_dir).await {
+        let asked = admin::ClientChange { change, reason };
+        return Ok(proxy.post_json("/v1/clients", &asked).await?);
     }
-    if let Err(error) = record_alone(loaded, vec![what]).await {
-        let remedy = error.remedy();
-        ctx.note(format!("This is not in the audit log: {error}; {remedy}"));
+    let uid = nix::unistd::getuid();
+    let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
+    let by = By { uid: Some(uid.as_raw()), user, reason };
+    record_client_alone(loaded, change, by)
+        .await
+        .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
+}
+
+/// Makes a change once it is on record.
+async fn on_record<T>(
+    ctx: &Context,
+    loaded: &Loaded,
+    change: Change,
+    make: impl FnOnce() -> Result<T, StoreFault>,
+) -> anyhow::Result<T> {
+    record(loaded, &change, None)
+        .await
+        .context("this can't be recorded in the audit log, so it is not done")?;
+    match make() {
+        Ok(made) => Ok(made),
+        Err(fault) => {
+            let why = format!("it could not be done: {fault}");
+            if let Err(error) = record(loaded, &change.reverse(), Some(why)).await {
+                ctx.note(format!("The audit log says that it was done: {error:#}"));
+            }
+            Err(fault.into())
+        }
     }
 }
 
@@ -72,13 +99,13 @@ async fn add(
         anyhow::bail!(in_config(loaded, name));
     }
     let groups: Vec<Group> = groups.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-    let key = store.add(name, groups.clone())?;
-    let added = Happening::ClientAdded {
-        client: name.to_string(),
-        key: key.hash().id(),
-        groups: groups.iter().map(ToString::to_string).collect(),
-    };
-    record(ctx, loaded, added).await;
+    if store.read()?.contains_key(name) {
+        return Err(StoreFault::Exists(name.clone()).into());
+    }
+    let key = Key::generate()?;
+    let (client, id) = (name.clone(), key.hash().id());
+    let added = Change::Added { client, key: id, groups: groups.clone() };
+    on_record(ctx, loaded, added, || store.add_with(name, &key, groups.clone())).await?;
     if ctx.is_json() {
         ctx.json(&json!({
             "client": name,
@@ -165,14 +192,15 @@ async fn rm(
     store: &Store,
     name: &ClientName,
 ) -> anyhow::Result<Exit> {
-    let key = match store.remove(name) {
-        Ok(removed) => removed.key_hash.id(),
-        Err(StoreFault::Missing(_)) if loaded.config.clients.contains_key(name) => {
+    let key = match store.read()?.get(name) {
+        Some(stored) => stored.key_hash.id(),
+        None if loaded.config.clients.contains_key(name) => {
             anyhow::bail!("{}: remove it there", in_config(loaded, name));
         }
-        Err(fault) => return Err(fault.into()),
+        None => return Err(StoreFault::Missing(name.clone()).into()),
     };
-    record(ctx, loaded, Happening::ClientRemoved { client: name.to_string(), key }).await;
+    let removed = Change::Removed { client: name.clone(), key };
+    on_record(ctx, loaded, removed, || store.remove(name)).await?;
     if ctx.is_json() {
         ctx.json(&json!({ "client": name, "removed": true }))?;
     } else {

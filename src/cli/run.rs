@@ -14,7 +14,8 @@ use crate::{
     exchange::{Revision, Transport},
     front,
     identity::{Keyring, Principal},
-    proxy::{Assembly, Caller, Proxy, StartFailure},
+    policy::Watcher,
+    proxy::{Assembly, Caller, Proxy, Purpose, StartFailure, not_started},
     router::View,
     telemetry,
     upstream::{Launcher, Offer},
@@ -39,53 +40,110 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     for warning in &loaded.warnings {
         ctx.report(warning);
     }
-    telemetry::init(&loaded.config.telemetry)?;
+    let begun = match begin(&args, ctx, &loaded).await {
+        Ok(begun) => begun,
+        Err(NotBegun::Assembly(failure)) => {
+            failure.record(&loaded).await;
+            return Err(reported(failure));
+        }
+        Err(NotBegun::Other(error)) => {
+            not_started(&loaded, Vec::new(), format!("{error:#}")).await;
+            return Err(error);
+        }
+    };
+    let proxy = begun.proxy.clone();
+    let ran = match &begun.door {
+        None => {
+            let listed = dry_run(ctx, &loaded, &proxy).await;
+            if listed.is_ok() {
+                proxy.close("the dry run is over").await;
+            }
+            listed
+        }
+        Some(_) => serve(&args, ctx, &loaded, begun).await,
+    };
+    if let Err(error) = &ran {
+        proxy.close(&format!("{error:#}")).await;
+    }
+    ran
+}
+
+/// A proxy that is started, and what it needs to be reached.
+struct Begun {
+    proxy: Arc<Proxy>,
+    watcher: Watcher,
+    keyring: Arc<Keyring>,
+    socket: admin::Server,
+    /// None for a dry run.
+    door: Option<front::http::Listener>,
+}
+
+/// Why there is none.
+enum NotBegun {
+    Assembly(StartFailure),
+    Other(anyhow::Error),
+}
+
+impl From<StartFailure> for NotBegun {
+    fn from(failure: StartFailure) -> Self {
+        Self::Assembly(failure)
+    }
+}
+
+impl From<anyhow::Error> for NotBegun {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// Checks everything and starts the proxy. Whatever fails here is on record as one that did not
+/// start.
+async fn begin(args: &Args, ctx: &Context, loaded: &Loaded) -> Result<Begun, NotBegun> {
+    telemetry::init(&loaded.config.telemetry).map_err(anyhow::Error::new)?;
     let assembly = {
         let _progress =
             ctx.progress("loading policies and plugins, looking for a container engine");
-        match Assembly::of(&loaded).await {
-            Ok(assembly) => assembly,
-            Err(failure) => {
-                failure.record(&loaded).await;
-                return Err(reported(failure));
-            }
-        }
+        Assembly::of(loaded).await?
     };
-    anyhow::ensure!(
-        !(args.stdio && assembly.writes_to_stdout()),
-        "with --stdio, standard output is the client's: give the audit export `to = \"stdout\"` a \
-         file, or leave out --stdio"
-    );
-    let keyring = Arc::new(Keyring::load(&loaded.config)?);
+    if args.stdio && assembly.writes_to_stdout() {
+        return Err(NotBegun::Other(anyhow::anyhow!(
+            "with --stdio, standard output is the client's: give the audit export \
+             `to = \"stdout\"` a file, or leave out --stdio"
+        )));
+    }
+    let keyring = Arc::new(Keyring::load(&loaded.config).map_err(anyhow::Error::new)?);
     // What can be taken by somebody else is taken before anything starts.
     let settings = &loaded.config.admin;
     let socket = admin::Server::bind_with(
         &loaded.config.state_dir,
         settings.socket.as_deref(),
         settings.roles.clone(),
-    )?;
-    if args.dry_run {
-        let (proxy, _watcher) = assembly.start(&loaded).await.map_err(reported)?;
-        let listed = dry_run(ctx, &loaded, &proxy).await;
-        proxy.close("the dry run is over").await;
-        return listed;
-    }
-    let listener = match front::http::Listener::bind(loaded.config.listen.http).await {
-        Ok(listener) => listener,
-        Err(error) => {
-            return Err(anyhow::Error::new(error).context(format!(
-                "cannot listen on {}: choose another `listen.http`",
-                loaded.config.listen.http
-            )));
-        }
+    )
+    .map_err(anyhow::Error::new)?;
+    let (door, purpose) = if args.dry_run {
+        (None, Purpose::DryRun)
+    } else {
+        let http = loaded.config.listen.http;
+        let listener = front::http::Listener::bind(http).await;
+        let taken = || format!("cannot listen on {http}: choose another `listen.http`");
+        (Some(listener.with_context(taken)?), Purpose::Serve)
     };
+    let (proxy, watcher) = assembly.start(loaded, purpose).await?;
+    Ok(Begun { proxy, watcher, keyring, socket, door })
+}
+
+/// Takes messages until there is a reason to stop.
+async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> anyhow::Result<Exit> {
+    let Begun { proxy, watcher: _watcher, keyring, socket, door } = begun;
+    let listener = door.context("a dry run takes no messages")?;
     let address = listener.address();
-    let (proxy, _policy_watcher) = assembly.start(&loaded).await.map_err(reported)?;
     // Before they are read again: what has changed since they were loaded is on record, too.
     tokio::spawn(proxy.clone().tell_of_clients(keyring.changes()));
     let _key_watcher = keyring.watch().context("the file of clients cannot be watched")?;
 
     let stop = CancellationToken::new();
+    // Whatever ends this ends those.
+    let _stopped = stop.clone().drop_guard();
     let routes =
         front::http::network(proxy.clone(), keyring.clone(), &loaded.config.listen, address);
     let network = tokio::spawn(listener.serve(routes, stop.clone()));
@@ -93,6 +151,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         .merge(admin::keeping_routes(proxy.clone()))
         .merge(admin::proof_routes(proxy.audit.clone()))
         .merge(admin::proxy_routes(proxy.clone()))
+        .merge(admin::client_routes(proxy.clone()))
         .merge(front::http::local(proxy.clone(), keyring));
     let recorder = admin::Recorder {
         audit: proxy.audit.clone(),
@@ -102,15 +161,16 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }),
     };
     let local = tokio::spawn(socket.recorded(recorder).serve(local, stop.clone()));
-    let announced = Announced::at(&loaded, address)?;
+    let announced = Announced::at(loaded, address)?;
     ctx.note(format_args!("portcullis listens on http://{address}/mcp"));
-    announce(ctx, &proxy.launcher, &loaded);
+    announce(ctx, &proxy.launcher, loaded);
     tracing::info!(%address, state_dir = %loaded.config.state_dir.display(), "listening");
 
     let reason = wait(args.stdio, &proxy).await?;
     tracing::info!(reason, "stopping");
     drop(announced);
     stop.cancel();
+    // Who is being answered needs the proxy, which lets those under way end.
     proxy.close(reason).await;
     let _ = network.await;
     let _ = local.await;

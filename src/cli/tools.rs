@@ -13,7 +13,7 @@ use crate::{
     front::http::AS,
     identity::{Keyring, Principal},
     names::ClientName,
-    proxy::{Assembly, Caller},
+    proxy::{Assembly, Caller, Purpose},
     router::View,
 };
 
@@ -135,7 +135,7 @@ async fn alone(
     };
     let assembly = Assembly::of(loaded).await.map_err(reported)?;
     let _claim = admin::Server::bind(&loaded.config.state_dir)?;
-    let (proxy, _watcher) = assembly.start(loaded).await.map_err(reported)?;
+    let (proxy, _watcher) = assembly.start(loaded, Purpose::Serve).await.map_err(reported)?;
     let caller = Caller {
         principal,
         transport: Transport::Cli,

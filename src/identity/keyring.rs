@@ -10,6 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{Key, KeyHash, Principal, Store, StoreFault};
@@ -38,12 +39,34 @@ pub struct Keyring {
 }
 
 /// What changed among the clients.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Change {
     /// A client holds a key now.
     Added { client: ClientName, key: String, groups: Vec<Group> },
     /// A client does not hold this key any more.
     Removed { client: ClientName, key: String },
+}
+
+impl Change {
+    /// Whether it gives the same client the same key as the other, or takes it away as the other.
+    pub fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Added { client, key, .. }, Self::Added { client: whose, key: which, .. })
+            | (Self::Removed { client, key }, Self::Removed { client: whose, key: which }) => {
+                (client, key) == (whose, which)
+            }
+            _ => false,
+        }
+    }
+
+    /// What undoes it.
+    pub fn reverse(&self) -> Self {
+        match self.clone() {
+            Self::Added { client, key, .. } => Self::Removed { client, key },
+            Self::Removed { client, key } => Self::Added { client, key, groups: Vec::new() },
+        }
+    }
 }
 
 #[derive(Debug, Default)]

@@ -121,19 +121,33 @@ impl Store {
         Ok(content.clients)
     }
 
-    /// Adds a client, and returns the key that is stored nowhere.
+    /// Adds a client with a new key, and returns the key, which is stored nowhere.
+    ///
+    /// # Errors
+    /// As [`Store::add_with`], and where there is no randomness.
+    pub fn add(&self, name: &ClientName, groups: Vec<Group>) -> Result<Key, StoreFault> {
+        let key = Key::generate()?;
+        self.add_with(name, &key, groups)?;
+        Ok(key)
+    }
+
+    /// Adds a client with this key.
     ///
     /// # Errors
     /// Where there is one of that name, and where the file can't be read or written.
-    pub fn add(&self, name: &ClientName, groups: Vec<Group>) -> Result<Key, StoreFault> {
+    pub fn add_with(
+        &self,
+        name: &ClientName,
+        key: &Key,
+        groups: Vec<Group>,
+    ) -> Result<(), StoreFault> {
         self.change(|clients| {
             if clients.contains_key(name) {
                 return Err(StoreFault::Exists(name.clone()));
             }
-            let key = Key::generate()?;
             let added = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
             clients.insert(name.clone(), Stored { key_hash: key.hash(), groups, added });
-            Ok(key)
+            Ok(())
         })
     }
 

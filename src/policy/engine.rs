@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use cedar_policy::{AuthorizationError, Authorizer, Decision, EvaluationError, PolicyId, Schema};
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::{
     SCHEMA,
@@ -34,7 +34,21 @@ pub struct Engine {
     /// Held while the files are read, so that two reloads do not overtake each other.
     reloading: Mutex<()>,
     status: watch::Sender<Status>,
+    /// Who is told of every reload.
+    told: Mutex<Option<mpsc::Sender<Reload>>>,
 }
+
+/// What came of reading the files again.
+#[derive(Debug, Clone)]
+pub enum Reload {
+    /// They are used from now on.
+    Taken(Status),
+    /// They are not used.
+    Rejected(Diagnostics),
+}
+
+/// Reloads that may wait to be heard of; the next one waits for those.
+const RELOADS: usize = 16;
 
 /// A set in use. What is kept of its answers goes with it.
 struct Set {
@@ -131,11 +145,13 @@ impl Engine {
             current: ArcSwap::from_pointee(Set::new(loaded)),
             reloading: Mutex::new(()),
             status,
+            told: Mutex::default(),
         })
     }
 
     /// Reads the files again. The new set is used as a whole, or, where it does not validate, not
-    /// at all. Either way, [`Engine::status`] has the outcome.
+    /// at all. Either way, [`Engine::status`] has the outcome. Blocks where too many reloads were
+    /// not heard of yet.
     ///
     /// # Errors
     /// Every finding of every file, where any is an error.
@@ -144,6 +160,8 @@ impl Engine {
         match load::load(&self.paths, &self.base, &self.schema) {
             Ok(loaded) => {
                 let status = Status::of(&loaded);
+                // Before it decides: whoever meets its decisions can wait until it is known.
+                self.tell(Reload::Taken(status.clone()));
                 let revision = loaded.revision;
                 // The same set keeps what is kept of its answers.
                 if revision != self.revision() {
@@ -153,10 +171,28 @@ impl Engine {
                 Ok(revision)
             }
             Err(diagnostics) => {
+                self.tell(Reload::Rejected(diagnostics.clone()));
                 self.status.send_modify(|status| status.last_error = Some(diagnostics.clone()));
                 Err(diagnostics)
             }
         }
+    }
+
+    fn tell(&self, reload: Reload) {
+        let told = self.told.lock().clone();
+        if let Some(told) = told
+            && told.blocking_send(reload).is_err()
+        {
+            // Nobody listens any more.
+            *self.told.lock() = None;
+        }
+    }
+
+    /// Every reload from now on, for one listener. A set is told of before it decides anything.
+    pub fn reloads(&self) -> mpsc::Receiver<Reload> {
+        let (sender, reloads) = mpsc::channel(RELOADS);
+        *self.told.lock() = Some(sender);
+        reloads
     }
 
     /// The status, and word of each change to it: a reload, good or bad.

@@ -20,7 +20,7 @@ mod tests;
 mod watch;
 
 pub use diagnostics::{Diagnostics, Finding};
-pub use engine::{Engine, Failure, Outcome, Status};
+pub use engine::{Engine, Failure, Outcome, Reload, Status};
 pub use load::Revision;
 pub use request::{Action, Circumstances, Claimant, Claims, Program, Request, Resource, Subject};
 pub use watch::{Watcher, watch};

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Proxy, beginning, parked::Lot, refusals::Refusals};
+use super::{Proxy, beginning, parked::Lot, refusals::Refusals, reloads::Revisions};
 use crate::{
     audit::{self, Audit, Unavailable, export, proof, record::Happening},
     chain::{Chain, Interceptor, Link},
@@ -72,6 +72,15 @@ pub struct Assembly {
     exports: Vec<export::Settings>,
 }
 
+/// What a proxy is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To take messages.
+    Serve,
+    /// To see whether it could.
+    DryRun,
+}
+
 impl Assembly {
     /// Loads policies and plugins, resolves secrets, and looks for an engine.
     ///
@@ -130,6 +139,7 @@ impl Assembly {
     pub async fn start(
         self,
         loaded: &Loaded,
+        purpose: Purpose,
     ) -> Result<(Arc<Proxy>, policy::Watcher), StartFailure> {
         let config = Arc::new(loaded.config.clone());
         let state_dir = config.state_dir.clone();
@@ -141,7 +151,6 @@ impl Assembly {
         // A name or a URI can hold a secret, and what is refused early never met the chain.
         let scrub: audit::Scrub = Arc::new(move |text| scrubber.scrub(text));
         let audit = open(&config, deadline, Some(scrub.clone())).await?;
-        self.record(loaded, &audit).await?;
         if let Ok(engine) = &self.launcher.engine {
             match engine.reap(&self.launcher.instance).await {
                 Ok(0) => {}
@@ -149,6 +158,7 @@ impl Assembly {
                 Err(fault) => tracing::warn!(%fault, "orphaned containers could not be looked for"),
             }
         }
+        let reloads = self.policies.reloads();
         let watcher = policy::watch(self.policies.clone())
             .map_err(|error| StartFailure::Watch(error.to_string()))?;
 
@@ -169,6 +179,7 @@ impl Assembly {
             heard.push((name.clone(), happened, said));
         }
         let metrics = Arc::new(Metrics::new());
+        let revision = self.record(loaded, &audit, purpose).await?;
         let exports = audit.export(self.exports, |name| metrics.export(name))?;
         let router = Router::new(servers);
         let limits = &config.limits;
@@ -182,11 +193,13 @@ impl Assembly {
             policies: self.policies,
             launcher: self.launcher,
             seal: Arc::new(seal),
+            revisions: Revisions::new(revision),
             gate: self.gate,
             scrubber: self.scrubber,
             looking: Arc::new(Semaphore::new(super::recording::AT_ONCE)),
             presence: Default::default(),
             drops: Default::default(),
+            expected: Default::default(),
             permits: Default::default(),
             refusals: Refusals::new(),
             under_way: Default::default(),
@@ -203,7 +216,7 @@ impl Assembly {
         }
         tokio::spawn(proxy.clone().sweep());
         tokio::spawn(proxy.clone().keep_log());
-        tokio::spawn(proxy.clone().tell_of_policies());
+        tokio::spawn(proxy.clone().tell_of_policies(reloads));
         Ok((proxy, watcher))
     }
 }

@@ -3,14 +3,15 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use super::assembly::{Assembly, StartFailure};
+use super::assembly::{Assembly, Purpose, StartFailure};
 use crate::{
     audit::{
         Audit, Scrub, Unavailable,
-        record::{Happening, PluginLoaded, SecretSource},
+        record::{By, Happening, PluginLoaded, SecretSource},
     },
     chain::Mode,
     config::{InterceptorEntry, Loaded},
+    identity::Change,
     interceptors::{
         plugin::{self, Plugin},
         secrets::Scrubber,
@@ -92,16 +93,23 @@ pub(super) fn no_secret(server: &ServerName, not: &NotHanded) -> Happening {
 }
 
 impl Assembly {
-    /// Records the start. The proxy takes no message before.
-    pub(super) async fn record(&self, loaded: &Loaded, audit: &Audit) -> Result<(), Unavailable> {
-        audit.event(Happening::ProxyStarted { version: version() }).await?;
+    /// Records the start, and tells the revision of the policies that it records. The proxy takes no
+    /// message before.
+    pub(super) async fn record(
+        &self,
+        loaded: &Loaded,
+        audit: &Audit,
+        purpose: Purpose,
+    ) -> Result<policy::Revision, Unavailable> {
+        let dry_run = purpose == Purpose::DryRun;
+        audit.event(Happening::ProxyStarted { version: version(), dry_run }).await?;
         audit.event(config(loaded)).await?;
-        let loaded = policies(&self.policies.status().borrow().clone());
-        audit.event(loaded).await?;
+        let status = self.policies.status().borrow().clone();
+        audit.event(policies(&status)).await?;
         for plugin in &self.plugins {
             audit.event(plugin.clone()).await?;
         }
-        Ok(())
+        Ok(status.revision)
     }
 }
 
@@ -122,11 +130,17 @@ impl StartFailure {
             }
             other => (other.to_string(), Vec::new()),
         };
-        let last = Happening::ProxyNotStarted { version: version(), reason };
-        let all = [vec![config(loaded)], first, vec![last]].concat();
-        if let Err(error) = record_alone(loaded, all).await {
-            tracing::warn!(%error, "that the proxy did not start could not be recorded");
-        }
+        not_started(loaded, first, reason).await;
+    }
+}
+
+/// Records that the proxy did not start, after what happened on the way, where the store can be
+/// had.
+pub async fn not_started(loaded: &Loaded, happened: Vec<Happening>, reason: String) {
+    let last = Happening::ProxyNotStarted { version: version(), reason };
+    let all = [vec![config(loaded)], happened, vec![last]].concat();
+    if let Err(error) = record_alone(loaded, all).await {
+        tracing::warn!(%error, "that the proxy did not start could not be recorded");
     }
 }
 
@@ -144,4 +158,16 @@ pub async fn record_alone(loaded: &Loaded, all: Vec<Happening>) -> Result<(), Un
         audit.event(happening).await?;
     }
     Ok(())
+}
+
+/// Records a change among the clients that is about to be made while no proxy runs.
+///
+/// # Errors
+/// As [`record_alone`]: then it must not be made.
+pub async fn record_client_alone(
+    loaded: &Loaded,
+    change: Change,
+    by: By,
+) -> Result<(), Unavailable> {
+    record_alone(loaded, vec![super::presence::changed(change, by)]).await
 }

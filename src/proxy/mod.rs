@@ -1,13 +1,14 @@
 //! The proxy: assembles the way of a message, and is the only room that names every stage.
 //!
-//! `way` takes one exchange through all stages; `told` is what a client says that asks nothing; `own` has the answers that the proxy gives itself;
-//! `call` makes one call at a server (`dialogue`), whatever the two eras; `questions` puts to clients
-//! what servers ask, `parked` and `state` have it wait for clients that are stateless; `listen` knows
-//! who hears of changes, `tasks` whose task is whose; `guest` is a client with what it says of
-//! itself. `lists` puts the merged lists together; `params` holds headers that repeat arguments
-//! against them; `recording` puts exchanges on record, `presence` who came and went; `places` bounds what a principal has under way; `refusals` bounds how many of them
-//! are recorded one by one; `servers` hears what
-//! servers say on their own; `assembly` puts it all together from a config.
+//! `way` takes one exchange through all stages; `told` is what a client says that asks nothing;
+//! `own` has the answers that the proxy gives itself; `call` makes one call at a server
+//! (`dialogue`), whatever the two eras; `questions` puts to clients what servers ask, `parked` and
+//! `state` have it wait for clients that are stateless; `listen` knows who hears of changes, `tasks`
+//! whose task is whose; `guest` is a client with what it says of itself. `lists` puts the merged
+//! lists together; `params` holds headers that repeat arguments against them; `recording` puts
+//! exchanges on record, `presence` who came and went, `reloads` which policies decide; `places`
+//! bounds what a principal has under way; `refusals` bounds how many of them are recorded one by
+//! one; `servers` hears what servers say on their own; `assembly` puts it all together from a config.
 
 mod assembly;
 mod beginning;
@@ -25,6 +26,7 @@ mod presence;
 mod questions;
 mod recording;
 mod refusals;
+mod reloads;
 mod servers;
 mod sight;
 mod state;
@@ -70,12 +72,13 @@ use dialogue::UnderWay;
 use listen::Listeners;
 use parked::Lot;
 use places::Permits;
-use presence::{Drops, Presence};
+use presence::{Drops, Expected, Presence};
 use refusals::Refusals;
+use reloads::Revisions;
 use tasks::Tasks;
 
-pub use assembly::{Assembly, Found, StartFailure, interceptor};
-pub use beginning::record_alone;
+pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor};
+pub use beginning::{not_started, record_alone, record_client_alone};
 pub use keeping::prune_alone;
 pub use places::Place;
 
@@ -99,12 +102,15 @@ pub struct Proxy {
     pub launcher: Arc<Launcher>,
     /// Seals what clients keep for us.
     pub seal: Arc<Seal>,
+    /// The policies that are on record.
+    revisions: Revisions,
     gate: Arc<PolicyGate>,
     scrubber: Arc<Scrubber>,
     /// Large bodies that are looked through for secrets, to be kept.
     looking: Arc<Semaphore>,
     presence: Presence,
     drops: Drops,
+    expected: Expected,
     chain: Chain,
     /// Exchanges under way, by principal.
     permits: Mutex<HashMap<PrincipalKind, Permits>>,
@@ -288,8 +294,13 @@ impl Proxy {
         {
             tracing::warn!(%fault, "containers could not be cleaned away");
         }
-        self.count_refusals(true).await;
-        self.tell_of_drops().await;
+        let counts = async {
+            self.count_refusals(true).await;
+            self.tell_of_drops().await;
+        };
+        if tokio::time::timeout(DRAIN, counts).await.is_err() {
+            tracing::error!("the last counts of refusals and dropped messages are not on record");
+        }
         let what =
             crate::audit::record::Happening::ProxyStopped { reason: Some(reason.to_owned()) };
         if let Err(error) = self.audit.event(what).await {

@@ -2,7 +2,7 @@
 //! way to them. Counted here and recorded as events, since each message of it would say the same.
 
 use std::{
-    collections::{HashMap, hash_map::RandomState},
+    collections::{HashMap, VecDeque, hash_map::RandomState},
     hash::BuildHasher as _,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,7 +12,10 @@ use parking_lot::Mutex;
 
 use super::{Caller, Proxy, network};
 use crate::{
-    audit::record::{DropReason, Dropped, Happening, SessionOpened, Who},
+    audit::{
+        Unavailable,
+        record::{By, DropReason, Dropped, Happening, SessionOpened, Who},
+    },
     identity::{Change, Principal, PrincipalKind},
     names::ServerName,
     session::Session,
@@ -25,6 +28,8 @@ const AWAY: Duration = Duration::from_secs(60 * 60);
 const CLIENTS: usize = 10_000;
 /// Counts of drops that are kept apart until they are recorded.
 const COUNTS: usize = 1_000;
+/// Changes among the clients that are recorded and not seen yet.
+const CHANGES: usize = 1_000;
 
 /// Clients that were seen lately.
 #[derive(Default)]
@@ -34,15 +39,19 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// Whether this client was not seen lately: its principal, with its key, from its network.
-    fn is_new(&self, caller: &Caller) -> bool {
+    /// Notes that this client is here: its principal, with its key, from its network. Tells by what
+    /// it is remembered where it was not seen lately.
+    fn enter(&self, caller: &Caller) -> Option<u64> {
         let Principal { kind, key, .. } = &*caller.principal;
         let from = caller.client_addr.map(|address| network(address.ip()));
         let who = self.hasher.hash_one((kind, key, from, caller.transport));
         let now = Instant::now();
         let mut seen = self.seen.lock();
         match seen.get_mut(&who) {
-            Some(last) => now.duration_since(std::mem::replace(last, now)) >= AWAY,
+            Some(last) => {
+                let away = now.duration_since(std::mem::replace(last, now)) >= AWAY;
+                away.then_some(who)
+            }
             None => {
                 if seen.len() >= CLIENTS {
                     seen.retain(|_, last| now.duration_since(*last) < AWAY);
@@ -52,9 +61,14 @@ impl Presence {
                     seen.clear();
                 }
                 seen.insert(who, now);
-                true
+                Some(who)
             }
         }
+    }
+
+    /// Takes a client for new again.
+    fn forget(&self, who: u64) {
+        self.seen.lock().remove(&who);
     }
 }
 
@@ -79,11 +93,54 @@ impl Drops {
     }
 }
 
+/// Changes among the clients that are on record, and that will be seen in their file.
+#[derive(Default)]
+pub(super) struct Expected(Mutex<VecDeque<Change>>);
+
+impl Expected {
+    fn add(&self, change: Change) {
+        let mut changes = self.0.lock();
+        if changes.len() >= CHANGES {
+            changes.pop_front();
+        }
+        changes.push_back(change);
+    }
+
+    /// Whether this one was expected. It is not any more.
+    fn take(&self, change: &Change) -> bool {
+        let mut changes = self.0.lock();
+        let at = changes.iter().position(|expected| expected.is_like(change));
+        at.and_then(|at| changes.remove(at)).is_some()
+    }
+}
+
+/// What is recorded of a change among the clients.
+pub(super) fn changed(change: Change, by: By) -> Happening {
+    match change {
+        Change::Added { client, key, groups } => Happening::ClientAdded {
+            client: client.to_string(),
+            key,
+            groups: groups.iter().map(ToString::to_string).collect(),
+            by,
+        },
+        Change::Removed { client, key } => {
+            Happening::ClientRemoved { client: client.to_string(), key, by }
+        }
+    }
+}
+
 impl Proxy {
     /// Records that a client came in, unless it was here lately.
     pub(super) async fn note_client(&self, caller: &Caller) {
-        if self.presence.is_new(caller) {
-            self.audit.tell(Happening::ClientSeen(who(caller))).await;
+        // A log that takes none has its next chance with the client's next message, and no message
+        // waits for it twice.
+        if !self.audit.is_well() {
+            return;
+        }
+        let Some(new) = self.presence.enter(caller) else { return };
+        if let Err(error) = self.audit.event(Happening::ClientSeen(who(caller))).await {
+            tracing::error!(%error, "that a client came in could not be recorded");
+            self.presence.forget(new);
         }
     }
 
@@ -108,41 +165,53 @@ impl Proxy {
             .await;
     }
 
-    /// Records which clients are given keys and lose them, as long as somebody tells.
+    /// Records which clients are given keys and lose them, as long as somebody tells: those of
+    /// whom it was not recorded before.
     pub async fn tell_of_clients(
         self: Arc<Self>,
         mut changes: tokio::sync::mpsc::UnboundedReceiver<Change>,
     ) {
         while let Some(change) = changes.recv().await {
-            self.audit
-                .tell(match change {
-                    Change::Added { client, key, groups } => Happening::ClientAdded {
-                        client: client.to_string(),
-                        key,
-                        groups: groups.iter().map(ToString::to_string).collect(),
-                    },
-                    Change::Removed { client, key } => {
-                        Happening::ClientRemoved { client: client.to_string(), key }
-                    }
-                })
-                .await;
+            if !self.expected.take(&change) {
+                self.audit.tell(changed(change, By::default())).await;
+            }
         }
     }
 
-    /// Records what was dropped since this was last done.
+    /// Records a change among the clients that somebody is about to make.
+    ///
+    /// # Errors
+    /// [`Unavailable`]: it must not be made.
+    pub async fn client_changes(&self, change: Change, by: By) -> Result<(), Unavailable> {
+        let undone = by.reason.is_some();
+        self.audit.event(changed(change.clone(), by)).await?;
+        // What undoes a change that was not made is not heard of again, nor is that change.
+        if undone {
+            self.expected.take(&change.reverse());
+        } else {
+            self.expected.add(change);
+        }
+        Ok(())
+    }
+
+    /// Records what was dropped since this was last done. What can't be recorded stays for the next
+    /// time.
     pub(super) async fn tell_of_drops(&self) {
         let counts = std::mem::take(&mut *self.drops.0.lock());
-        for ((server, of, why), count) in counts {
+        let told = counts.into_iter().map(|((server, of, why), count)| async move {
             let dropped = Dropped {
                 server: server.to_string(),
                 principal: of.as_ref().map(PrincipalKind::name),
                 why,
                 count,
             };
-            if let Err(error) = self.audit.event(Happening::MessagesDropped(dropped)).await {
-                tracing::error!(%server, %error, "a count of dropped messages could not be recorded");
-                self.drops.add(server, of, why, count);
-            }
+            let told = self.audit.event(Happening::MessagesDropped(dropped)).await;
+            told.inspect_err(|_| self.drops.add(server, of, why, count)).err()
+        });
+        // Together: they wait for one commit, and once where the store is slow.
+        let failures = futures_util::future::join_all(told).await;
+        if let Some(error) = failures.into_iter().flatten().next() {
+            tracing::error!(%error, "counts of dropped messages could not be recorded");
         }
     }
 }
@@ -190,12 +259,22 @@ mod tests {
             (Principal::anonymous(), None, true),
             (Principal::anonymous(), None, false),
         ] {
-            assert_eq!(presence.is_new(&caller(principal.clone(), address)), new, "{address:?}");
+            assert_eq!(
+                presence.enter(&caller(principal.clone(), address)).is_some(),
+                new,
+                "{address:?}"
+            );
         }
+        // One of whom nothing could be recorded is new again.
+        let carl = caller(bot("c"), None);
+        let new = presence.enter(&carl).unwrap();
+        assert_eq!(presence.enter(&carl), None);
+        presence.forget(new);
+        assert_eq!(presence.enter(&carl), Some(new));
         for port in 0..2 * CLIENTS {
             let octets = u32::try_from(port).unwrap().to_be_bytes();
             let address = format!("10.{}.{}.{}:1", octets[1], octets[2], octets[3]);
-            presence.is_new(&caller(Principal::anonymous(), Some(&address)));
+            presence.enter(&caller(Principal::anonymous(), Some(&address)));
         }
         assert!(presence.seen.lock().len() <= CLIENTS);
     }

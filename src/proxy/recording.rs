@@ -51,7 +51,10 @@ impl Proxy {
         let kept = self.kept(wanted.then(|| arguments(exchange))).await;
         let intent = Intent::of(exchange, self.grounds(passage).borrow(), self.audit.key());
         let began = Instant::now();
-        let written = self.audit.intent(intent.keeping(kept)).await;
+        let written = match self.revision_recorded(&self.grounds(passage).revision).await {
+            Ok(()) => self.audit.intent(intent.keeping(kept)).await,
+            unrecorded => unrecorded,
+        };
         passage.trail.stages.push(("intent".into(), began.elapsed()));
         written
     }
@@ -71,6 +74,7 @@ impl Proxy {
         let result = exchange.response.as_ref().filter(|_| wanted);
         let kept = self.kept(result.map(|answer| answer.payload().raw().clone())).await;
         let (grounds, served) = (self.grounds(passage), passage.served());
+        self.revision_recorded(&grounds.revision).await?;
         let outcome = Outcome::of(exchange, grounds.borrow(), conclusion, served, self.audit.key());
         self.audit.outcome(outcome.keeping(kept)).await
     }

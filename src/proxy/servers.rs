@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{
-    Caller, Proxy, beginning,
+    Caller, Proxy,
     guest::Guest,
     questions::Way,
     tasks::place,
@@ -273,25 +273,6 @@ impl Proxy {
         self.record_refusal(&question, &passage, &refusal).await;
         self.metrics.refusal(refusal.code);
         Frame::error(id, refusal.to_rpc_error(question.id).to_string().as_bytes())
-    }
-
-    /// Records every reload of the policies, taken or not.
-    pub(super) async fn tell_of_policies(self: Arc<Self>) {
-        let mut status = self.policies.status();
-        status.mark_unchanged();
-        loop {
-            tokio::select! {
-                changed = status.changed() => if changed.is_err() { return },
-                () = self.closing.cancelled() => return,
-            }
-            let now = status.borrow_and_update().clone();
-            self.metrics.policy_reload(now.last_error.is_none());
-            let happening = match &now.last_error {
-                None => beginning::policies(&now),
-                Some(failure) => Happening::PolicyRejected { reason: failure.to_string() },
-            };
-            self.audit.tell(happening).await;
-        }
     }
 
     /// Ends what is idle and reads what servers use, until the proxy stops.

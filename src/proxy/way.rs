@@ -77,8 +77,8 @@ impl Proxy {
             }
         };
         let caller = Guest::of(caller, &frame);
-        self.note_client(&caller).await;
         let mut exchange = begin(&caller, method, id.is_none(), params);
+        self.note_client(&caller).await;
         let active = self.metrics.request(method, caller.transport);
         let mut passage = Passage::default();
         passage.trail.stages.push(("parse".into(), frame.took));
@@ -274,10 +274,8 @@ impl Proxy {
                 Some(answer) => End::Answered(answer),
                 None => End::Cancelled,
             },
-            Err(refusal) => {
-                exchange.response = None;
-                End::Refused(refusal)
-            }
+            // What was refused is looked at for its record, and goes nowhere.
+            Err(refusal) => End::Refused(refusal),
         }
     }
 
@@ -312,7 +310,9 @@ impl Proxy {
                 if let Some(session) = &passage.session {
                     self.sessions.close(&session.id);
                 }
-                tracing::info!(decision = %exchange.id, code = %refusal.code, detail = refusal.detail, "call refused or failed");
+                // A plugin can quote an answer in it.
+                let detail = refusal.detail.as_deref().map(|detail| self.shown(detail));
+                tracing::info!(decision = %exchange.id, code = %refusal.code, detail, "call refused or failed");
                 Err(refusal)
             }
         }

@@ -1,7 +1,7 @@
 //! What an event is about, and the texts in it that others chose.
 
 use super::{
-    AdminAction, Dropped, Egress, Happening, Launched, Launching, PluginLoaded, SessionOpened,
+    AdminAction, By, Dropped, Egress, Happening, Launched, Launching, PluginLoaded, SessionOpened,
     Stopped, Who, v1::Decision,
 };
 
@@ -106,7 +106,7 @@ impl Happening {
     /// Shows every text that is not a word of these types.
     pub(super) fn texts(&mut self, mut change: impl FnMut(&mut String)) {
         match self {
-            Self::ProxyStarted { version } => change(version),
+            Self::ProxyStarted { version, dry_run: _ } => change(version),
             Self::ProxyNotStarted { version, reason } => {
                 change(version);
                 change(reason);
@@ -170,12 +170,12 @@ impl Happening {
             Self::MessagesDropped(Dropped { server, principal, .. }) => {
                 std::iter::once(server).chain(principal).for_each(change);
             }
-            Self::ClientAdded { client, key, groups } => {
-                [client, key].into_iter().chain(groups).for_each(change);
+            Self::ClientAdded { client, key, groups, by: By { uid: _, user, reason } } => {
+                let more = groups.iter_mut().chain(user).chain(reason);
+                [client, key].into_iter().chain(more).for_each(change);
             }
-            Self::ClientRemoved { client, key } => {
-                change(client);
-                change(key);
+            Self::ClientRemoved { client, key, by: By { uid: _, user, reason } } => {
+                [client, key].into_iter().chain(user).chain(reason).for_each(change);
             }
             Self::AdminAction(AdminAction { user, verb, target, code, .. }) => {
                 user.iter_mut().chain([verb]).chain(target).chain(code).for_each(change);

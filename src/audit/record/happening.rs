@@ -14,7 +14,12 @@ use crate::{audit::line::Seq, names::DecisionId};
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Happening {
     /// The proxy began to take messages.
-    ProxyStarted { version: String },
+    ProxyStarted {
+        version: String,
+        /// Whether it only tries what it would do, takes no message of anybody, and ends.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        dry_run: bool,
+    },
     /// The proxy did not start: what it was told to do cannot be done.
     ProxyNotStarted {
         version: String,
@@ -114,16 +119,24 @@ pub enum Happening {
     },
     /// Messages were dropped, and how many.
     MessagesDropped(Dropped),
-    /// A client was given a key.
+    /// A client is given a key. Where `portcullis client` can't record this, it gives none.
     ClientAdded {
         client: String,
         /// The first digits of the hash of its key.
         key: String,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         groups: Vec<String>,
+        #[serde(flatten)]
+        by: By,
     },
-    /// A client's key was taken away.
-    ClientRemoved { client: String, key: String },
+    /// A client's key is taken away.
+    ClientRemoved {
+        client: String,
+        /// The first digits of the hash of its key.
+        key: String,
+        #[serde(flatten)]
+        by: By,
+    },
     /// Somebody asked something of the running proxy at its admin socket.
     AdminAction(AdminAction),
     /// Messages were refused without a record of each: more came than are recorded one by one.
@@ -183,6 +196,21 @@ pub enum Happening {
         first: u64,
         last: u64,
     },
+}
+
+/// Who did something at the command line. Nobody where the file was changed otherwise, and the
+/// proxy found out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct By {
+    /// The user id, as the system tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The user's name, where the system knows one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Why, where it is not what was asked for: that could not be done, and is undone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Who is at the door.

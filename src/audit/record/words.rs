@@ -2,12 +2,17 @@
 
 use std::fmt;
 
-use super::happening::{DropReason, HandedBy, Happening, Launched};
+use super::happening::{By, DropReason, HandedBy, Happening, Launched};
 
 impl fmt::Display for Happening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ProxyStarted { version } => write!(f, "proxy started, version {version}"),
+            Self::ProxyStarted { version, dry_run: false } => {
+                write!(f, "proxy started, version {version}")
+            }
+            Self::ProxyStarted { version, dry_run: true } => {
+                write!(f, "dry run began, version {version}")
+            }
             Self::ProxyNotStarted { reason, .. } => write!(f, "proxy did not start: {reason}"),
             Self::ProxyStopped { reason: Some(reason) } => write!(f, "proxy stopped: {reason}"),
             Self::ProxyStopped { reason: None } => f.write_str("proxy stopped"),
@@ -73,8 +78,14 @@ impl fmt::Display for Happening {
                 let (server, count) = (&dropped.server, dropped.count);
                 write!(f, "server {server}: {count} of its messages {why} and were dropped")
             }
-            Self::ClientAdded { client, key, .. } => write!(f, "client {client} added, key {key}"),
-            Self::ClientRemoved { client, key } => write!(f, "client {client} removed, key {key}"),
+            Self::ClientAdded { client, key, by, .. } => {
+                write!(f, "client {client} added, key {key}")?;
+                said(by, f)
+            }
+            Self::ClientRemoved { client, key, by } => {
+                write!(f, "client {client} removed, key {key}")?;
+                said(by, f)
+            }
             Self::AdminAction(action) => {
                 match &action.user {
                     Some(user) => write!(f, "{user} asked: {}", action.verb)?,
@@ -112,6 +123,19 @@ impl fmt::Display for Happening {
                 write!(f, "audit records {first} to {last} copied to {to}")
             }
         }
+    }
+}
+
+/// Who did it, and why where that is to be said.
+fn said(by: &By, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match by {
+        By { user: Some(user), .. } => write!(f, ", by {user}")?,
+        By { uid: Some(uid), .. } => write!(f, ", by user {uid}")?,
+        By { .. } => {}
+    }
+    match &by.reason {
+        Some(reason) => write!(f, ": {reason}"),
+        None => Ok(()),
     }
 }
 

@@ -256,6 +256,61 @@ async fn a_proxy_out_of_file_handles_refuses_what_it_cannot_record() {
     rig.check().await;
 }
 
+#[tokio::test]
+async fn clients_do_not_change_unrecorded() {
+    let mut rig = Rig::new("").await;
+    assert_eq!(rig.gate.cli(&["client", "add", "ann"]).await.code, Some(0));
+    rig.disk.leave(1 << 20);
+    for args in [["client", "add", "bob"], ["client", "rm", "ann"]] {
+        let ended = rig.gate.cli(&args).await;
+        assert_eq!(ended.code, Some(1), "{ended:#?}");
+        assert!(ended.stderr.contains("so it is not done"), "{ended:#?}");
+        assert!(ended.stdout.is_empty(), "{ended:#?}");
+    }
+    let listed = rig.gate.cli(&["client", "ls", "--format", "json"]).await.expect(0);
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed:#}");
+    assert_eq!(listed[0]["client"], "ann");
+    rig.disk.leave(ROOM);
+    rig.recovers().await;
+    assert_eq!(rig.gate.cli(&["client", "rm", "ann"]).await.code, Some(0));
+    rig.check().await;
+}
+
+#[tokio::test]
+async fn policies_are_on_record_before_what_they_decide_also_those_that_were_soon_replaced() {
+    let mut rig = Rig::new("deadline-ms = 300").await;
+    let policies = rig.gate.path("policies/gate.cedar");
+    rig.disk.set(Faults { hold: true, ..Faults::default() });
+    for count in 2..=3_usize {
+        let text = "permit (principal, action, resource);\n".repeat(count);
+        std::fs::write(&policies, text).unwrap();
+        until("the policies to be loaded again", async || {
+            let loaded = |line: &&String| line.contains("policies loaded again");
+            (rig.gate.log().iter().filter(loaded).count() >= count - 1).then_some(())
+        })
+        .await;
+    }
+    rig.refuses().await;
+    rig.disk.set(Faults::default());
+    rig.recovers().await;
+    let records = all_records(&rig.gate).await;
+    let mut known = BTreeSet::new();
+    let mut counts = Vec::new();
+    for record in &records {
+        let revision = |name: &str| record[name].as_str().map(str::to_owned);
+        if record["event"] == "policy-loaded" {
+            known.insert(revision("revision").unwrap());
+            counts.push(record["policies"].as_u64().unwrap());
+        }
+        if record["record"] == "intent" {
+            assert!(known.contains(&revision("policy_revision").unwrap()), "{record:#}");
+        }
+    }
+    counts.dedup();
+    assert_eq!(counts, [1, 2, 3], "{records:#?}");
+    rig.check().await;
+}
+
 /// A server that leaves a sign where it is started, and no more.
 const SIGNS: &str = r#"
     [servers.signs]
@@ -303,6 +358,11 @@ async fn a_server_whose_start_cannot_be_recorded_is_neither_started_nor_connecte
     let ended = agent.call("signs__any", json!({})).await.unwrap_err();
     assert_eq!(code_of(&ended), "server-unavailable", "{ended:#}");
     assert_eq!(std::fs::read_to_string(&started).unwrap().lines().next(), Some(&token[..]));
+    until("the client to be on record", async || {
+        let records = gate.records(&[]).await;
+        records.into_iter().find(|record| record["event"] == "client-seen")
+    })
+    .await;
     let missed = until("the log to say what it misses", async || {
         let records = gate.records(&[]).await;
         records.into_iter().find(|record| record["event"] == "records-missed")

@@ -11,6 +11,9 @@ const POLICIES: &str = r#"
     @id("watched")
     @keep("arguments, result")
     permit (principal, action, resource == Portcullis::Tool::"crooked/echo");
+    @id("lies")
+    @keep("result")
+    permit (principal, action, resource == Portcullis::Tool::"crooked/lie");
     @id("denied")
     @keep("arguments")
     forbid (principal, action, resource == Portcullis::Tool::"crooked/flood");
@@ -30,7 +33,8 @@ fn files(folder: &std::path::Path) -> Vec<Vec<u8>> {
 
 #[tokio::test]
 async fn what_a_policy_says_is_kept_and_nothing_else() {
-    let gate = Setup::crooked("").policies(POLICIES).start().await;
+    let schema = "[[interceptors]]\nuse = \"schema\"";
+    let gate = Setup::crooked("").and(schema).policies(POLICIES).start().await;
     let agent = gate.modern();
     let secret = credential();
     let said = json!({ "text": format!("the plan is {secret}, keep it"), "n": [1, 2.5, null] });
@@ -38,7 +42,13 @@ async fn what_a_policy_says_is_kept_and_nothing_else() {
     agent.refused("crooked__flood", json!({ "mib": 1, "why": "curious" })).await;
     agent.call("crooked__reflect", json!({ "text": "off the record" })).await.unwrap();
     agent.call("crooked__echo", json!({ "text": "x".repeat(40_000) })).await.unwrap();
+    agent.refused("crooked__lie", json!({})).await;
     let records = gate.records(&[]).await;
+    one(
+        &records,
+        &json!({ "record": "outcome", "target": { "tool": "lie" }, "decision": "refused",
+        "result": { "body": { "structuredContent": { "count": "many" } } } }),
+    );
     let kept = "the plan is [redacted:aws-access-key-id], keep it";
     one(
         &records,
@@ -66,10 +76,11 @@ async fn what_a_policy_says_is_kept_and_nothing_else() {
         let is_echo = record["target"]["tool"] == "echo";
         let keeps = record.get("arguments").is_some() || record.get("result").is_some();
         let denied = record["target"]["tool"] == "flood";
-        assert_eq!(keeps, is_echo || denied, "{record:#}");
+        let lie = record["target"]["tool"] == "lie" && record["record"] == "outcome";
+        assert_eq!(keeps, is_echo || denied || lie, "{record:#}");
         assert!(!record.to_string().contains("off the record"), "{record:#}");
     }
-    one(&records, &json!({ "event": "policy-loaded", "keeping": ["denied", "watched"] }));
+    one(&records, &json!({ "event": "policy-loaded", "keeping": ["denied", "lies", "watched"] }));
     let written = gate.stop().await;
     for file in files(&written.path("state")) {
         let holds = file.windows(secret.len()).any(|window| window == secret.as_bytes());

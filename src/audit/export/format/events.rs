@@ -68,7 +68,7 @@ const EVENTS: &[(&str, Meaning)] = &[
     ("client-seen", meaning(Informational, Authentication, LOGON)),
     ("session-opened", meaning(Informational, Authentication, OTHER)),
     ("session-ended", meaning(Informational, Authentication, LOGOFF)),
-    ("server-launching", meaning(Informational, Lifecycle, OTHER)),
+    ("server-launching", meaning(Informational, Lifecycle, START)),
     ("server-launched", meaning(Informational, Lifecycle, START)),
     ("server-launch-failed", failure(Medium, Lifecycle, START)),
     ("server-stopped", meaning(Informational, Lifecycle, STOP)),
