@@ -30,7 +30,7 @@ pub use clients::{ClientChange, routes as client_routes};
 pub use guard::Recorder;
 pub use keeping::{BackupRequest, PruneRequest, routes as keeping_routes};
 pub use problem::Problem;
-pub use proof::{ConsistencyRequest, ProveRequest, routes as proof_routes};
+pub use proof::{ConsistencyRequest, ProveRequest, VerifyRequest, routes as proof_routes};
 pub use proxy::routes as proxy_routes;
 pub use roles::{IllegalMember, Member, Named, Role, Roles, Standing};
 pub use socket::{Address, BindFailure, PATH_BYTES, Peer, SOCKET, Server};

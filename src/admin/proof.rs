@@ -6,6 +6,7 @@
 //! | `GET /v1/audit/checkpoint` | the [`Status`] of the newest one, and of witnesses |
 //! | `POST /v1/audit/prove` with a [`ProveRequest`] | a [`Proof`] |
 //! | `POST /v1/audit/consistency` with a [`ConsistencyRequest`] | a [`Proof`] |
+//! | `POST /v1/audit/verify` with a [`VerifyRequest`] | a [`Report`] |
 
 use axum::{
     Json, Router,
@@ -19,7 +20,10 @@ use super::Problem;
 use crate::{
     audit::{
         Audit,
-        proof::{CheckpointFault, Proof, ProveFault, Status},
+        proof::{
+            CheckpointFault, IllegalVerifier, Proof, ProveFault, Status, Verification,
+            verify::{Fault as VerifyFault, Report, Since},
+        },
     },
     names::DecisionId,
 };
@@ -42,12 +46,26 @@ pub struct ConsistencyRequest {
     pub to: u64,
 }
 
+/// What is to be verified.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VerifyRequest {
+    /// The checkpoint to begin at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Since>,
+    /// Verifier keys, instead of those of the state folder.
+    pub keys: Vec<String>,
+    /// Whether the indexes are held against the records, too.
+    pub indexes: bool,
+}
+
 /// The routes.
 pub fn routes(audit: Audit) -> Router {
     Router::new()
         .route("/v1/audit/checkpoint", get(status).post(checkpoint))
         .route("/v1/audit/prove", post(prove))
         .route("/v1/audit/consistency", post(consistency))
+        .route("/v1/audit/verify", post(verify))
         .with_state(audit)
 }
 
@@ -71,6 +89,25 @@ async fn consistency(
     Json(ConsistencyRequest { from, to }): Json<ConsistencyRequest>,
 ) -> Result<Json<Proof>, Problem> {
     Ok(Json(audit.consistency(from, to).await?))
+}
+
+async fn verify(
+    State(audit): State<Audit>,
+    Json(VerifyRequest { since, keys, indexes }): Json<VerifyRequest>,
+) -> Result<Json<Report>, Problem> {
+    let keys = keys.iter().map(|key| key.parse()).collect::<Result<_, IllegalVerifier>>();
+    let keys = keys.map_err(|fault| Problem::new(StatusCode::BAD_REQUEST, fault.to_string()))?;
+    Ok(Json(audit.verify(Verification { since, keys, indexes }).await?))
+}
+
+impl From<VerifyFault> for Problem {
+    fn from(fault: VerifyFault) -> Self {
+        let status = match fault {
+            VerifyFault::Since(_) | VerifyFault::Foreign => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, fault.to_string())
+    }
 }
 
 impl From<CheckpointFault> for Problem {

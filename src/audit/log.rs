@@ -117,6 +117,8 @@ struct Inner {
     gap: Gap,
     /// Held by what must not meet another: a backup and the dropping of segments.
     keeping: tokio::sync::Mutex<()>,
+    /// Held by who verifies.
+    verifying: Arc<tokio::sync::Mutex<()>>,
     tail: broadcast::Sender<Arc<Written>>,
     /// Records acknowledged since the log was opened.
     written: AtomicU64,
@@ -319,6 +321,7 @@ impl Audit {
             shelf,
             gap,
             keeping: Default::default(),
+            verifying: Arc::default(),
             tail,
             written: AtomicU64::new(0),
             well: AtomicBool::new(true),
@@ -441,6 +444,17 @@ impl Audit {
     /// Held while files of the store are copied or dropped.
     pub(in crate::audit) fn keeping(&self) -> &tokio::sync::Mutex<()> {
         &self.inner.keeping
+    }
+
+    /// Held while the log is verified.
+    pub(in crate::audit) fn verifying(&self) -> &Arc<tokio::sync::Mutex<()>> {
+        &self.inner.verifying
+    }
+
+    /// The state folder, and the keys that records are encrypted with.
+    pub(in crate::audit) fn verified_with(&self) -> (Option<PathBuf>, Option<Keys>) {
+        let Options { checkpoints, keys, .. } = &self.inner.options;
+        (checkpoints.state.clone(), keys.clone())
     }
 
     /// Signs a checkpoint of all records there are.
@@ -635,6 +649,10 @@ impl Reader {
     /// The store's id: the name of its chain.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    pub(in crate::audit) fn shelf(&self) -> &Arc<Shelf> {
+        &self.shelf
     }
 
     fn prover(&self) -> Prover {

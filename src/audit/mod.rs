@@ -26,7 +26,7 @@ pub(crate) mod tests;
 pub use digest::DigestKey;
 pub use life::{
     Backup, BackupFault, Dropped, KeyTrouble, Keys, Limits, Missed, PruneFault, Pruned, Why,
-    back_up,
+    back_up, is_encrypted,
 };
 pub use line::{Line, LineHead, Seq};
 pub use log::{Audit, Clock, Options, Reader, Scrub, Tail, Tailed, Written};

@@ -10,6 +10,7 @@ use std::{
 use portcullis::{
     audit::{
         Audit, Keys, Limits, Options, Order, Query, Reader, Unavailable, Why,
+        proof::verify::{Request, verify},
         record::{Happening, Record},
     },
     config::{Encryption, SecretRef},
@@ -70,6 +71,18 @@ fn files(dir: &Path) -> Vec<PathBuf> {
         if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
     }
     found
+}
+
+/// A file of records.
+fn commits_of(dir: &Path) -> PathBuf {
+    let mut all = files(&dir.join("segments"));
+    all.retain(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let records = name == "records" || name.starts_with("wal-");
+        records && fs::metadata(path).unwrap().len() > 200
+    });
+    all.sort();
+    all.remove(0)
 }
 
 /// Files that hold one of these texts.
@@ -261,6 +274,24 @@ async fn a_backup_is_taken_while_records_are_written_and_goes_on_as_a_log() {
     }
     filling.await.unwrap();
     drop(audit);
+
+    // Both the log and its copy can be verified, with the keys that records are encrypted with.
+    for dir in [&store, &to] {
+        let whole = Request { encryption: Some(keys.clone()), ..Request::of(dir.clone(), None) };
+        let report = verify(&whole).unwrap();
+        assert_eq!(report.findings, [], "{}", dir.display());
+        assert!(report.records > last && report.checkpoints > 0, "{report:?}");
+        let sealed = verify(&Request::of(dir.clone(), None)).unwrap_err();
+        assert!(sealed.to_string().contains("encrypted"), "{sealed}");
+        let records = commits_of(dir);
+        let good = fs::read(&records).unwrap();
+        let mut bytes = good.clone();
+        bytes[100] ^= 1;
+        fs::write(&records, bytes).unwrap();
+        let report = verify(&whole).unwrap();
+        assert!(!report.findings.is_empty(), "{}", dir.display());
+        fs::write(&records, good).unwrap();
+    }
 
     // Restored: opened by a proxy, and gone on with.
     let restored = encrypted(&to, &keys).unwrap();

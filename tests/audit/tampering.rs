@@ -26,7 +26,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    common::{DEADLINE, call, intent, outcome},
+    common::{DEADLINE, call, find, intent, outcome, query},
     crash::Writer,
 };
 
@@ -477,14 +477,60 @@ fn a_damaged_index_neither_hides_a_record_nor_is_held_against_the_log() {
     let log = log();
     let index = log.path("segments/0000000000000000/index/db");
     let good = fs::read(&index).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
     for at in (0..good.len()).step_by(good.len() / 5) {
         let mut bytes = good.clone();
         bytes[at] ^= 0x10;
         fs::write(&index, bytes).unwrap();
         assert_eq!(log.found(), []);
         let audit = open(log.state(), &log.store());
-        assert!(audit.written() == 0);
+        runtime.block_on(async {
+            let all = find(&audit, query("client = ci-bot and tool = read")).await;
+            assert_eq!(all.len(), RECORDS + 10, "byte {at}");
+            for entry in [&all[3], &all[RECORDS / 2], &all[RECORDS]] {
+                let shown = audit.archive().show(entry.record.id()).await.unwrap();
+                assert_eq!(shown.lines.len(), 1, "byte {at}");
+            }
+        });
         drop(audit);
+        assert_eq!(log.found(), []);
+    }
+}
+
+#[test]
+fn an_index_that_was_changed_on_purpose_is_found_by_who_asks_for_it() {
+    let indexes = ["audit", "verify", "--indexes", "--state-dir"];
+    type Lie = fn(&sled::Db);
+    let lies: [(&str, Lie); 4] = [
+        ("nothing", |_| ()),
+        ("a value that no record is found by", |index| {
+            let (key, _) = index.scan_prefix(b"t").next().unwrap().unwrap();
+            index.remove(key).unwrap();
+        }),
+        ("records that a value does not have", |index| {
+            let (key, value) = index.scan_prefix(b"t").next().unwrap().unwrap();
+            index.insert(key, &value[..value.len() / 2]).unwrap();
+        }),
+        ("a value that no record has", |index| {
+            let (key, value) = index.scan_prefix(b"t").next().unwrap().unwrap();
+            let mut key = key.to_vec();
+            key[5] ^= 1;
+            index.insert(key, value).unwrap();
+        }),
+    ];
+    for (name, lie) in lies {
+        let log = log();
+        let state = log.state().to_str().unwrap();
+        let index = sled::open(log.path("segments/0000000000000000/index")).unwrap();
+        lie(&index);
+        index.flush().unwrap();
+        drop(index);
+        let ended = portcullis(&[&indexes[..], &[state]].concat());
+        let expected = if name == "nothing" { 0 } else { 11 };
+        assert_eq!(ended.status.code(), Some(expected), "{name}: {ended:?}");
+        let said = text(&ended).contains("index-mismatch segments/0000000000000000/index");
+        assert_eq!(said, expected == 11, "{name}: {}", text(&ended));
+        // The records are what they were.
         assert_eq!(log.found(), []);
     }
 }
@@ -507,7 +553,20 @@ fn the_command_line_says_what_is_wrong_and_where() {
     assert!(text(&good).contains("nothing is wrong; records 0 to 4509"), "{}", text(&good));
     let key = run(&["audit", "key"]);
     let key = text(&key).trim();
-    assert!(run(&["audit", "verify", "--key", key, "--since", "2000"]).status.success());
+    let notes = fs::read_to_string(log.path("checkpoints")).unwrap();
+    let third: String = notes.split_inclusive("\n\n").skip(4).take(2).collect();
+    let given = log.state().join("given");
+    fs::write(&given, third).unwrap();
+    let given = given.to_str().unwrap();
+    for since in ["2000", "2099-12-31", given] {
+        let since = run(&["audit", "verify", "--key", key, "--since", since]);
+        assert!(since.status.success(), "{since:?}");
+        assert!(!text(&since).contains("records 0 to"), "{}", text(&since));
+    }
+    let early = run(&["audit", "verify", "--since", "2001-01-01"]);
+    assert_eq!(early.status.code(), Some(1), "{early:?}");
+    let nonsense = run(&["audit", "verify", "--since", "tomorrow"]);
+    assert_eq!(nonsense.status.code(), Some(2), "{nonsense:?}");
 
     let path = log.find("records");
     let mut bytes = fs::read(&path).unwrap();

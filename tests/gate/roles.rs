@@ -83,6 +83,14 @@ async fn each_role_has_its_own_and_all_else_is_refused_and_on_record() {
             assert!(ended.stderr.contains(words), "{who:?}, {words}: {ended:#?}");
         }
     }
+    // Who can't read the files has the proxy verify them.
+    for args in [&["audit", "verify"][..], &["audit", "verify", "--indexes", "--since", "0"]] {
+        let ended = as_user(&gate, (AUDITOR, AUDITOR), args).await;
+        assert_eq!(ended.code, Some(0), "{args:?}: {ended:#?}");
+        assert!(ended.stdout.contains("nothing is wrong"), "{args:?}: {ended:#?}");
+    }
+    let ended = as_user(&gate, (STRANGER, STRANGER), &["audit", "verify"]).await;
+    assert!(ended.code == Some(1) && ended.stderr.contains("role `auditor`"), "{ended:#?}");
     let ended = as_user(&gate, (OPERATOR, OPERATOR), &["server", "ls"]).await;
     assert!(ended.code == Some(0) && ended.stdout.contains("notes"), "{ended:#?}");
     let ended = as_user(&gate, (AUDITOR, AUDITOR), &["server", "ls"]).await;
@@ -99,13 +107,14 @@ async fn each_role_has_its_own_and_all_else_is_refused_and_on_record() {
         all.filter(|a| a["uid"] == uid && a["decision"] == decision).collect()
     };
     let read = of(AUDITOR, "allowed");
-    assert_eq!(read.len(), 1, "{actions:#?}");
+    assert_eq!(read.len(), 3, "{actions:#?}");
+    assert_eq!(read[1]["verb"], "POST /v1/audit/verify");
     assert_eq!(read[0]["verb"], "POST /v1/audit/query");
     let asked = read[0]["target"].as_str().unwrap();
     assert!(asked.contains("list_notes") && !asked.contains("principal"), "{asked}");
-    for uid in [OPERATOR, STRANGER] {
+    for (uid, times) in [(OPERATOR, 2), (STRANGER, 3)] {
         let refused = of(uid, "refused");
-        assert_eq!(refused.len(), 2, "{uid}: {actions:#?}");
+        assert_eq!(refused.len(), times, "{uid}: {actions:#?}");
         assert!(refused.iter().all(|action| action["code"] == "admin-role-missing"));
     }
     assert_eq!(of(AUDITOR, "refused").len(), 2, "{actions:#?}");

@@ -174,6 +174,11 @@ impl Manifest {
     }
 }
 
+/// Whether the store in `dir` says that records of it are encrypted.
+pub fn is_encrypted(dir: &Path) -> bool {
+    Manifest::read(dir).is_ok_and(|found| found.is_some_and(|manifest| !manifest.keys.is_empty()))
+}
+
 /// Writes a file that only its owner can read: whole or not at all, and on disk when it returns.
 pub(in crate::audit) fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = tempfile::Builder::new()

@@ -21,6 +21,7 @@ pub(in crate::audit) use gap::{Gap, PROBE};
 pub(in crate::audit) use keeper::sweep;
 pub use keeper::{Dropped, PruneFault, Pruned, back_up};
 pub use keys::{KeyTrouble, Keys};
+pub use manifest::is_encrypted;
 pub(in crate::audit) use manifest::{Manifest, ManifestFault, write_durably};
 pub(in crate::audit) use modes::open_to_others;
 pub use retention::{Limits, Why};

@@ -10,6 +10,7 @@
 //! | `k` | a digest that tells which key the others were made with |
 
 use std::{
+    collections::HashMap,
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -146,15 +147,10 @@ impl Index {
         digest.first_chunk().copied().unwrap_or_default()
     }
 
-    /// Puts a block in, all of it or nothing.
-    pub fn put(&self, sealing: &Sealing) -> Result<(), Fault> {
+    /// What the index has of a block, not encrypted.
+    fn entries(&self, sealing: &Sealing) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Fault> {
         let first = sealing.meta.first;
-        let mut batch = sled::Batch::default();
-        let mut insert = |key: Vec<u8>, value: Vec<u8>| {
-            let value = self.wrap(&key, value)?;
-            batch.insert(key, value);
-            Ok::<_, Fault>(())
-        };
+        let mut entries = Vec::new();
         let mut rare: Vec<[u8; RARE]> = Vec::new();
         for (field, value, places) in &sealing.terms {
             if field.is_rare() {
@@ -167,18 +163,62 @@ impl Index {
                 }
             } else {
                 let bits: Bits = places.iter().map(|at| usize::from(*at)).collect();
-                insert(self.term_key(first, *field, value), bits.to_bytes())?;
+                entries.push((self.term_key(first, *field, value), bits.to_bytes()));
             }
         }
         rare.sort_unstable();
-        insert(at(b"p", first), rare.concat())?;
-        insert(at(b"y", first), postcard::to_allocvec(&sealing.tally).map_err(damaged)?)?;
-        // Says that all of the block is there, and is found first.
-        insert(at(b"m", first), postcard::to_allocvec(&sealing.meta).map_err(damaged)?)?;
+        entries.push((at(b"p", first), rare.concat()));
+        let tally = postcard::to_allocvec(&sealing.tally).map_err(damaged)?;
+        entries.push((at(b"y", first), tally));
+        let meta = postcard::to_allocvec(&sealing.meta).map_err(damaged)?;
+        entries.push((at(b"m", first), meta));
+        Ok(entries)
+    }
+
+    /// Puts a block in, all of it or nothing.
+    pub fn put(&self, sealing: &Sealing) -> Result<(), Fault> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in self.entries(sealing)? {
+            let value = self.wrap(&key, value)?;
+            batch.insert(key, value);
+        }
         contained(|| {
             self.db.apply_batch(batch)?;
             self.db.flush()?;
             Ok(())
+        })
+    }
+
+    /// Whether it has a block as this says, and in how many entries.
+    pub fn holds(&self, sealing: &Sealing) -> Result<usize, Fault> {
+        let entries = self.entries(sealing)?;
+        let tally = at(b"y", sealing.meta.first);
+        for (key, value) in &entries {
+            let same = match self.get(key)? {
+                // What it counts is in no order.
+                Some(_) if *key == tally => *self.tally(sealing.meta.first)? == sealing.tally,
+                found => found.as_ref() == Some(value),
+            };
+            if !same {
+                return Err(Fault::Damaged("it does not say what the records say".into()));
+            }
+        }
+        Ok(entries.len())
+    }
+
+    /// How many entries each block has.
+    pub fn counts(&self) -> Result<HashMap<u64, usize>, Fault> {
+        contained(|| {
+            let mut counts = HashMap::new();
+            for key in self.db.iter().keys() {
+                let key = key?;
+                if *key == *b"k" {
+                    continue;
+                }
+                let first = key.last_chunk().map_or(u64::MAX, |first| u64::from_be_bytes(*first));
+                *counts.entry(first).or_insert(0) += 1;
+            }
+            Ok(counts)
         })
     }
 

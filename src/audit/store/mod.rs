@@ -13,6 +13,7 @@
 
 mod bits;
 mod block;
+mod check;
 pub(in crate::audit) mod facts;
 mod fault;
 pub(in crate::audit) mod frame;

@@ -20,7 +20,7 @@ use quick_cache::{Weighter, sync::Cache};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    block::{Added, BlockMeta, FrameAt, Growing},
+    block::{Added, BlockMeta, FrameAt, Growing, Sealing},
     facts::Facts,
     fault::Fault,
     frame::{self, BadFrame, Frame, Frames, Pack},
@@ -583,15 +583,20 @@ impl Segment {
     fn reindex(&self) -> Result<(), Fault> {
         self.renew_index()?;
         for block in self.blocks().iter() {
-            let again = Growing::new(block.first);
-            for at in &block.frames {
-                let (frame, _) =
-                    self.frame_at(at.offset).map_err(|bad| Fault::Damaged(bad.to_string()))?;
-                again.extend(added(&frame)?);
-            }
-            self.index().put(&again.sealed(block.frames.clone()))?;
+            self.index().put(&self.rebuilt(block)?)?;
         }
         Ok(())
+    }
+
+    /// What the index should have of a block, from its records.
+    pub fn rebuilt(&self, block: &BlockMeta) -> Result<Sealing, Fault> {
+        let again = Growing::new(block.first);
+        for at in &block.frames {
+            let (frame, _) =
+                self.frame_at(at.offset).map_err(|bad| Fault::Damaged(bad.to_string()))?;
+            again.extend(added(&frame)?);
+        }
+        Ok(again.sealed(block.frames.clone()))
     }
 
     /// Says that all its blocks are sealed. `tree` is of all records up to its first.

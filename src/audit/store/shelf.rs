@@ -565,6 +565,18 @@ impl View {
         self.end
     }
 
+    /// `seq` after the last record that is in a segment's `records`.
+    pub(super) fn sealed(&self) -> u64 {
+        self.sealed
+    }
+
+    /// All segments, each opened when it is its turn.
+    pub(super) fn open_segments(
+        &self,
+    ) -> impl Iterator<Item = (u64, Result<Arc<Segment>, Fault>)> + '_ {
+        self.slots.iter().map(|slot| (slot.first, self.shelf.open_slot(slot)))
+    }
+
     /// Where the segments begin that have records with a `seq` from `first` to `last`.
     pub fn segments(&self, first: u64, last: u64) -> Vec<u64> {
         let nexts = self.slots.iter().skip(1).map(|slot| slot.first).chain([u64::MAX]);

@@ -13,8 +13,8 @@ use nix::unistd::{Gid, Uid};
 use super::super::Context;
 use crate::{
     admin::{Client, Role},
-    audit::{Keys, Pruned, Reader, Unavailable},
-    config::Config,
+    audit::{self, Keys, Pruned, Reader, Unavailable},
+    config::{Config, Encryption},
     proxy,
 };
 
@@ -50,6 +50,8 @@ pub(super) struct Files {
     pub store: PathBuf,
     /// What it is opened with, where the config said where it is.
     config: Option<Box<Config>>,
+    /// What its records are encrypted with.
+    encryption: Option<Encryption>,
 }
 
 pub(super) fn unavailable(unavailable: Unavailable) -> anyhow::Error {
@@ -69,8 +71,7 @@ impl Where {
             if let Some(client) = Client::connect(state_dir).await {
                 return Ok(Place::Proxy(client));
             }
-            let store = state_dir.join("audit");
-            return Ok(Place::Files(Files { store, config: None }));
+            return Ok(Place::Files(Files::below(state_dir, ctx)));
         }
         let config = ctx.load()?.config;
         if let Some(client) = Client::find(&config).await {
@@ -79,11 +80,16 @@ impl Where {
         Ok(Place::Files(Files::of(config).files))
     }
 
+    /// Whether the running proxy's socket was named.
+    pub fn names_socket(&self) -> bool {
+        self.socket.is_some()
+    }
+
     /// Where the files are, also of a log that a proxy has open: for what needs no lock.
     pub fn folders(&self, ctx: &Context) -> anyhow::Result<Folders> {
         Ok(match &self.state_dir {
             Some(state_dir) => {
-                let files = Files { store: state_dir.join("audit"), config: None };
+                let files = Files::below(state_dir, ctx);
                 Folders { state_dir: state_dir.clone(), files }
             }
             None => Files::of(ctx.load()?.config),
@@ -101,7 +107,17 @@ impl Files {
     fn of(config: Config) -> Folders {
         let state_dir = config.state_dir.clone();
         let store = config.audit.dir.clone().unwrap_or_else(|| state_dir.join("audit"));
-        Folders { state_dir, files: Self { store, config: Some(Box::new(config)) } }
+        let encryption = config.audit.encryption.clone();
+        Folders { state_dir, files: Self { store, config: Some(Box::new(config)), encryption } }
+    }
+
+    /// Those of a state folder that was named. The config is asked for nothing but the keys of a
+    /// store that is encrypted.
+    fn below(state_dir: &Path, ctx: &Context) -> Self {
+        let store = state_dir.join("audit");
+        let config = audit::is_encrypted(&store).then(|| ctx.load().ok()).flatten();
+        let encryption = config.and_then(|loaded| loaded.config.audit.encryption);
+        Self { store, config: None, encryption }
     }
 
     /// Whether this user may do with the log what takes that role. The modes of the files keep
@@ -132,8 +148,7 @@ impl Files {
 
     /// The keys that the config names.
     pub fn keys(&self) -> anyhow::Result<Option<Keys>> {
-        let encryption = self.config.as_ref().and_then(|config| config.audit.encryption.as_ref());
-        let keys = encryption.map(Keys::fetch).transpose();
+        let keys = self.encryption.as_ref().map(Keys::fetch).transpose();
         Ok(keys.map_err(|(_, trouble)| trouble)?)
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -16,19 +16,23 @@ use super::{
     place::{Folders, Place, Where},
 };
 use crate::{
-    admin::{ConsistencyRequest, ProveRequest, Role},
+    admin::{Client, ConsistencyRequest, ProveRequest, Role, VerifyRequest},
     audit::proof::{
         Proof, ProofFault, Proven, Status, Verifier,
-        verify::{self, KeySource, Report, Request},
+        verify::{self, KeySource, Report, Request, Since},
     },
     names::DecisionId,
 };
 
 #[derive(Debug, clap::Args)]
 pub(super) struct VerifyArgs {
-    /// Begin at the newest checkpoint of at most so many records, and take it as given
-    #[arg(long, value_name = "SIZE")]
-    since: Option<u64>,
+    /// Begin at a checkpoint and take it as given: the newest of at most so many records or made by
+    /// that time (`2026-11-21`, `24h`), or one in a file
+    #[arg(long, value_name = "SIZE|TIME|FILE")]
+    since: Option<Since>,
+    /// Hold the indexes that questions go by against the records, too
+    #[arg(long, conflicts_with = "store")]
+    indexes: bool,
     /// The verifier key, as `portcullis audit key` printed it, instead of the state folder's
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<Verifier>,
@@ -71,24 +75,24 @@ struct Checking {
     key: Option<Verifier>,
 }
 
-/// Holds the files of a log against its checkpoints. No proxy is asked, and none is in the way.
+/// Holds the files of a log against its checkpoints. No proxy is asked where this user can read
+/// the files, and none is in the way; to hold indexes against them takes who has them open.
 pub(super) async fn verify(place: &Where, ctx: &Context, args: VerifyArgs) -> anyhow::Result<Exit> {
-    let VerifyArgs { since, keys, witnesses, store } = args;
-    let (dir, state, encryption) = match (store, place.folders(ctx)) {
-        // A copy of a store is all that it takes, but for the keys of an encrypted one.
-        (Some(dir), Err(_)) => (dir, None, None),
-        (Some(dir), Ok(folders)) => (dir, None, folders.files.keys()?),
-        (None, folders) => {
-            let Folders { state_dir, files } = folders?;
-            files.permit(Role::Auditor)?;
-            let keys = files.keys()?;
-            (files.store, Some(state_dir), keys)
-        }
-    };
-    let request = Request { keys, witnesses, since, encryption, ..Request::of(dir, state) };
     let progress = ctx.progress("verifying the audit log");
     let began = Instant::now();
-    let report = spawn_blocking(move || verify::verify(&request)).await??;
+    let report = match ask(place, ctx, &args).await? {
+        Some(client) => {
+            if !args.witnesses.is_empty() {
+                let why = "the running proxy does not read `--witness` files: verify a backup";
+                return Err(Usage(why.into()).into());
+            }
+            let VerifyArgs { since, keys, indexes, .. } = args;
+            let keys = keys.iter().map(ToString::to_string).collect();
+            let request = VerifyRequest { since, keys, indexes };
+            client.post_json_slowly("/v1/audit/verify", &request).await?
+        }
+        None => read_files(place, ctx, args).await?,
+    };
     drop(progress);
     let took = began.elapsed();
     if ctx.is_json() {
@@ -108,6 +112,51 @@ pub(super) async fn verify(place: &Where, ctx: &Context, args: VerifyArgs) -> an
         ctx.note(format_args!("{:.1} s, {rate:.0} records a second", took.as_secs_f64()));
     }
     Ok(if report.is_good() { Exit::Ok } else { Exit::Findings })
+}
+
+/// The running proxy, where it is to do the work: it holds indexes, or files that this user can't
+/// read.
+async fn ask(place: &Where, ctx: &Context, args: &VerifyArgs) -> anyhow::Result<Option<Client>> {
+    if args.store.is_some() {
+        return Ok(None);
+    }
+    let readable = || {
+        let files = place.folders(ctx).ok()?.files;
+        files.permit(Role::Auditor).ok()?;
+        match fs::read_dir(&files.store) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            _ => Some(()),
+        }
+    };
+    if !place.names_socket() && !args.indexes && readable().is_some() {
+        return Ok(None);
+    }
+    Ok(match place.find(ctx).await? {
+        Place::Proxy(client) => Some(client),
+        Place::Files(_) => None,
+    })
+}
+
+async fn read_files(place: &Where, ctx: &Context, args: VerifyArgs) -> anyhow::Result<Report> {
+    let VerifyArgs { since, keys, witnesses, store, indexes } = args;
+    let (dir, state, encryption) = match (store, place.folders(ctx)) {
+        // A copy of a store is all that it takes, but for the keys of an encrypted one.
+        (Some(dir), Err(_)) => (dir, None, None),
+        (Some(dir), Ok(folders)) => (dir, None, folders.files.keys()?),
+        (None, folders) => {
+            let Folders { state_dir, files } = folders?;
+            files.permit(Role::Auditor)?;
+            let keys = files.keys()?;
+            (files.store, Some(state_dir), keys)
+        }
+    };
+    let request = Request { keys, witnesses, since, encryption, ..Request::of(dir, state) };
+    let mut report = spawn_blocking(move || verify::verify(&request)).await??;
+    if indexes {
+        let reader = place.folders(ctx)?.files.read().await?;
+        report.findings.extend(reader.check_indexes().await?);
+    }
+    Ok(report)
 }
 
 fn summary(report: &Report) -> String {

@@ -3,13 +3,13 @@
 use std::fmt;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Findings that a report lists; more are counted.
-const MOST: usize = 200;
+pub(super) const MOST: usize = 200;
 
 /// What can be wrong with a log. The words are stable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum What {
     /// Bytes of a file are not what was written.
@@ -52,7 +52,7 @@ pub enum What {
     ProofDamaged,
     /// What retention kept of a segment is not what was there.
     ProofMismatch,
-    /// What a segment says of itself is not what its records say.
+    /// What a segment or its index says is not what its records say.
     IndexMismatch,
 }
 
@@ -64,19 +64,19 @@ impl fmt::Display for What {
 }
 
 /// One thing that is wrong, and where.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     pub what: What,
     /// In words, for a person.
     pub message: String,
     /// The file, within the store's folder unless it begins with `/`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// The byte of the file.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
     /// The record.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
 }
 
@@ -139,7 +139,7 @@ impl Findings {
 }
 
 /// Where the key came from that checkpoints were checked with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeySource {
     /// It was given.
@@ -153,7 +153,7 @@ pub enum KeySource {
 }
 
 /// A checkpoint in a report.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedSize {
     /// Records that it proves.
     pub size: u64,
@@ -162,7 +162,7 @@ pub struct SignedSize {
 }
 
 /// What was looked at and what was found.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// The store's id.
     pub store: String,
@@ -178,7 +178,7 @@ pub struct Report {
     /// Checkpoints that were held against the records.
     pub checkpoints: u64,
     /// The newest checkpoint that holds. Records after it are only chained.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed: Option<SignedSize>,
     /// What is wrong.
     pub findings: Vec<Finding>,

@@ -9,6 +9,7 @@ mod digest;
 mod files;
 mod finding;
 mod frames;
+mod since;
 mod walk;
 
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::{
 use crate::audit::{
     life::{Keys, Manifest},
     proof::{Hash, Verifier, key},
+    store::View,
 };
 
 use book::Book;
@@ -29,6 +31,7 @@ use finding::Findings;
 use walk::Walk;
 
 pub use finding::{Finding, KeySource, Report, SignedSize, What};
+pub use since::{IllegalSince, Since};
 
 pub(super) use book::FILE as CHECKPOINTS;
 pub(super) use files::{closed, dropped, segments};
@@ -51,8 +54,8 @@ pub struct Request {
     pub keys: Vec<Verifier>,
     /// Files of checkpoints that were kept elsewhere.
     pub witnesses: Vec<PathBuf>,
-    /// Begin at the newest checkpoint of at most so many records, and take it as given.
-    pub since: Option<u64>,
+    /// Begin at a checkpoint, and take it as given.
+    pub since: Option<Since>,
     /// The keys that records are encrypted with.
     pub encryption: Option<Keys>,
 }
@@ -75,8 +78,10 @@ pub enum Fault {
     Store(String),
     #[error("records are encrypted: {0}")]
     Sealed(String),
-    #[error("the store has no checkpoint of at most {0} records to begin with")]
-    Since(u64),
+    #[error("the store has no checkpoint {0} to begin with")]
+    Since(Since),
+    #[error("the checkpoint that was given to begin with is not signed by the verifier key")]
+    Foreign,
     #[error("segments went away faster than they could be read: try again")]
     Moving,
 }
@@ -115,6 +120,16 @@ pub fn verify(request: &Request) -> Result<Report, Fault> {
     Err(Fault::Moving)
 }
 
+/// Holds the indexes of a store that is open against its records.
+pub(in crate::audit) fn indexes(view: &View) -> Vec<Finding> {
+    let found = view.check_indexes().into_iter().map(|mismatch| {
+        let finding = Finding::new(What::IndexMismatch, mismatch.what);
+        Finding { seq: mismatch.block, ..finding }
+            .file(format!("segments/{:016}/index", mismatch.segment))
+    });
+    found.take(finding::MOST).collect()
+}
+
 fn once(request: &Request) -> Result<Report, Halt> {
     let Request { dir, state, witnesses, since, encryption, .. } = request;
     let manifest = Manifest::read(dir)
@@ -147,14 +162,9 @@ fn once(request: &Request) -> Result<Report, Halt> {
     for (path, bytes) in &others {
         book.witness(path, bytes, &keys, &mut findings);
     }
+    let since = since.as_ref().map(|since| since.find(&mut book, &keys, &mut findings));
+    let since = since.transpose()?;
     book.settle();
-    let since = match since {
-        Some(most) => {
-            let kept = book.kept.iter().rev().find(|kept| kept.signed.checkpoint.size <= *most);
-            Some(kept.ok_or(Fault::Since(*most))?.signed.checkpoint.clone())
-        }
-        None => None,
-    };
     let walk = Walk::new(dir, &keys, &book, head, cipher.as_ref(), findings);
     let walked = walk.run(since.as_ref())?;
     notes.extend(walked.notes);

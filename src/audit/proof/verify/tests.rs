@@ -162,7 +162,8 @@ fn an_untouched_store_passes() {
     for (since, first, records) in
         [(0, 0, END), (299, 256, END), (700, 700, 610), (9999, 1305, 610)]
     {
-        let report = verify(&Request { since: Some(since), ..made.request() }).unwrap();
+        let report =
+            verify(&Request { since: Some(Since::Size(since)), ..made.request() }).unwrap();
         assert_eq!(report.findings, []);
         assert_eq!((report.first, report.records), (first, records), "{since}");
         assert_eq!(report.signed.unwrap().size, 1305);
@@ -231,7 +232,7 @@ fn what_a_segment_says_of_itself_is_held_against_its_records() {
     fs::write(&path, good.replace(&root, &Hash::ZERO.to_string())).unwrap();
     assert_eq!(made.found(), [What::IndexMismatch]);
     // Who begins there finds out, too.
-    let report = verify(&Request { since: Some(700), ..made.request() }).unwrap();
+    let report = verify(&Request { since: Some(Since::Size(700)), ..made.request() }).unwrap();
     let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
     assert_eq!(found, [What::RootMismatch]);
 }
