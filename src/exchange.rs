@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     identity::Principal,
     names::{DecisionId, ServerName, SessionId},
+    obligations::Obligations,
     refusal::Rule,
 };
 
@@ -410,8 +411,10 @@ pub struct Exchange {
     pub request: Payload,
     /// `result` or `error`, in the response phase.
     pub response: Option<Answer>,
-    /// Labels that interceptors gave.
+    /// Labels: those that the session carries, and those that interceptors gave.
     pub labels: BTreeSet<String>,
+    /// What the policies that let the request pass ask for.
+    pub obligations: Vec<Arc<Obligations>>,
     /// The trace id of a `traceparent`, where the client sent one.
     pub trace: Option<String>,
 }

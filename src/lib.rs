@@ -9,6 +9,7 @@ pub mod names;
 
 pub mod exchange;
 
+pub mod obligations;
 pub mod refusal;
 
 // The way of a message.

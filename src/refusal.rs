@@ -1,12 +1,15 @@
 //! Refusals: what an agent is told (a stable code, a decision id) and what the operator is told
 //! (the rule, its file and its line).
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::names::DecisionId;
+use crate::{
+    names::DecisionId,
+    obligations::{Keep, Obligations},
+};
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $rpc:expr, $http:literal;)*) => {
@@ -118,6 +121,10 @@ codes! {
     StateUnknown = "state-unknown", INVALID_PARAMS, 400;
     /// The client did not read in time what was sent to it.
     TooSlow = "too-slow", REFUSED, 200;
+    /// A person was asked to allow it, and said no.
+    ApprovalDenied = "approval-denied", REFUSED, 200;
+    /// Nobody allowed it in time, or nobody could be asked.
+    ApprovalTimeout = "approval-timeout", REFUSED, 200;
     /// The proxy is shutting down.
     ShuttingDown = "shutting-down", INTERNAL, 503;
 }
@@ -142,24 +149,17 @@ pub struct Rule {
     /// Its `@reason`, in its author's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Its `@keep`: what the audit log is to keep of messages that it decides.
+    /// What else a policy asks for.
     #[serde(skip)]
-    pub keep: Keep,
-}
-
-/// Which bodies the audit log keeps, where else it has their shape and digest alone.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Keep {
-    pub arguments: bool,
-    pub result: bool,
+    pub obligations: Arc<Obligations>,
 }
 
 impl Keep {
     /// All that any of these rules wants kept.
     pub fn of<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Self {
         rules.into_iter().fold(Self::default(), |all, rule| Self {
-            arguments: all.arguments || rule.keep.arguments,
-            result: all.result || rule.keep.result,
+            arguments: all.arguments || rule.obligations.keep.arguments,
+            result: all.result || rule.obligations.keep.result,
         })
     }
 }
@@ -167,7 +167,7 @@ impl Keep {
 impl Rule {
     /// A rule of which no file is known here. The chain adds where its interceptor was configured.
     pub fn named(id: impl Into<String>) -> Self {
-        Self { id: id.into(), file: None, line: None, reason: None, keep: Keep::default() }
+        Self { id: id.into(), file: None, line: None, reason: None, obligations: Arc::default() }
     }
 }
 

@@ -35,6 +35,7 @@ pub(crate) fn exchange(change: impl FnOnce(&mut Exchange)) -> Exchange {
         request: Payload::from(json!({"name": "read", "arguments": {"path": "/a"}})),
         response: None,
         labels: BTreeSet::new(),
+        obligations: Default::default(),
         trace: None,
     };
     change(&mut exchange);

@@ -224,15 +224,18 @@ impl Chain {
             exchange.labels.extend(verdict.labels);
             trail.revision = verdict.revision.or(trail.revision.take());
         }
-        match verdict.decision {
-            Decision::Pass => {
-                for rule in verdict.rules {
-                    if enforced && !trail.rules.contains(&rule) {
-                        trail.rules.push(rule);
-                    }
-                }
-                Ok(false)
+        let refused = matches!(verdict.decision, Decision::Refuse(_));
+        for rule in verdict.rules.into_iter().filter(|_| enforced && !refused) {
+            let asks = &rule.obligations;
+            if phase == Phase::Request && !exchange.obligations.contains(asks) {
+                exchange.obligations.push(asks.clone());
             }
+            if !trail.rules.contains(&rule) {
+                trail.rules.push(rule);
+            }
+        }
+        match verdict.decision {
+            Decision::Pass => Ok(false),
             Decision::Refuse(refusal) if enforced => Err(refusal),
             Decision::Refuse(refusal) => {
                 let rule = refusal.rules.into_iter().next().unwrap_or_else(|| link.rule());

@@ -10,12 +10,14 @@ mod events;
 mod frame;
 pub mod headers;
 mod object;
+mod pointer;
 mod strict;
 
 pub use batch::{elements, is_batch};
 pub use events::{Broken, Event, EventReader, TooLarge, events};
 pub use frame::{Frame, Id, Kind};
 pub use object::{Object, may_have};
+pub use pointer::{IllegalPointer, Pointer, items, overwrite, splice};
 pub use strict::{Caps, Flaw, Text, check};
 
 /// The text on one line, as standard input and event streams need it. Line breaks in JSON stand

@@ -70,6 +70,11 @@ impl Object {
         self.members.iter().map(|m| &*m.key)
     }
 
+    /// The keys with the places of their values in the text, in order.
+    pub fn members(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
+        self.members.iter().map(|m| (&*m.key, m.value.clone()))
+    }
+
     /// The text with members replaced, added at the end (`Some`) or taken out (`None`). All else
     /// stays as it was, but for white space between members where one is added or taken out.
     pub fn with(&self, edits: &[(&str, Option<&[u8]>)]) -> Bytes {

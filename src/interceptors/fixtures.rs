@@ -37,6 +37,7 @@ pub(crate) fn message(client: &str, method: &str) -> Exchange {
         request: Payload::from(json!({})),
         response: None,
         labels: BTreeSet::new(),
+        obligations: Default::default(),
         trace: None,
     }
 }

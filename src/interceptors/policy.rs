@@ -17,11 +17,14 @@ use crate::{
     exchange::{Answer, Definition, Direction, Exchange, Method, Phase, Target},
     identity::Principal,
     names::ServerName,
+    obligations::{Keep, Obligations},
     policy::{
         Action, Circumstances, Claimant, Claims, Engine, Outcome, Request, Resource, Subject,
     },
-    refusal::{Code, Keep, Refusal, Rule},
+    refusal::{Code, Refusal, Rule},
 };
+
+mod obligations;
 
 /// What an agent reads where no policy has words for it.
 const NOT_PERMITTED: &str = "not permitted by policy";
@@ -137,7 +140,7 @@ impl PolicyGate {
         });
         let revision = outcome.revision;
         if outcome.allowed {
-            return Verdict { rules: outcome.rules, ..Verdict::pass() }.by(revision);
+            return permit(exchange, outcome.rules).by(revision);
         }
         Verdict::refuse(refusal(outcome, question.action)).by(revision)
     }
@@ -182,7 +185,10 @@ impl PolicyGate {
             }
             // What is asked stands in the answer.
             verdict.rules.extend(decided.rules.into_iter().map(|rule| Rule {
-                keep: Keep { arguments: false, result: rule.keep.arguments },
+                obligations: Arc::new(Obligations {
+                    keep: Keep { arguments: false, result: rule.obligations.keep.arguments },
+                    ..Obligations::default()
+                }),
                 ..rule
             }));
             verdict.revision = decided.revision;
@@ -225,7 +231,11 @@ impl Interceptor for PolicyGate {
 
     async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault> {
         if phase == Phase::Response {
-            return self.decide_answer(exchange);
+            let verdict = self.decide_answer(exchange)?;
+            return Ok(match verdict.decision {
+                Decision::Pass => obligations::of_answer(exchange, verdict),
+                _ => verdict,
+            });
         }
         match passage(exchange) {
             Ok(Passage::Housekeeping) => Ok(Verdict::pass()),
@@ -236,6 +246,14 @@ impl Interceptor for PolicyGate {
             Err(Unclear::Fault(fault)) => Err(fault),
         }
     }
+}
+
+/// What permits a message says what else becomes of it.
+fn permit(exchange: &Exchange, rules: Vec<Rule>) -> Verdict {
+    let mut verdict = obligations::of_request(exchange, &rules);
+    verdict.labels.extend(rules.iter().flat_map(|rule| rule.obligations.labels.iter().cloned()));
+    verdict.rules = rules;
+    verdict
 }
 
 fn refusal(outcome: Outcome, action: Action) -> Refusal {

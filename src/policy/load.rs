@@ -4,10 +4,11 @@ use std::{
     collections::{HashMap, HashSet},
     fmt, fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use cedar_policy::{
-    EntityUid, Policy, PolicyId, PolicySet, Schema, ValidationError, ValidationMode,
+    Effect, EntityUid, Policy, PolicyId, PolicySet, Schema, ValidationError, ValidationMode,
     ValidationWarning, Validator,
 };
 use serde::{Serialize, Serializer};
@@ -17,12 +18,15 @@ use sha2::{Digest, Sha256};
 use super::diagnostics::{Diagnostics, File, Finding};
 use crate::{
     names::ServerName,
-    refusal::{Keep, Rule},
+    obligations::{Keep, Obligations},
+    refusal::Rule,
 };
 
 /// The annotations that mean something. Another one is refused: to ignore it would drop what its
 /// author meant by it.
-const ANNOTATIONS: [&str; 3] = ["id", "reason", "keep"];
+fn annotations() -> impl Iterator<Item = &'static str> {
+    ["id", "reason"].into_iter().chain(Obligations::NAMES)
+}
 
 /// Which policies decided: the SHA-256 of all files, by their names and contents. Displays as its
 /// first 12 hex digits.
@@ -142,7 +146,7 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
         for policy in in_order(&parsed) {
             let (start, length) = span(policy.as_ref().loc());
             let (line, _) = file.position(start);
-            let keep = check_annotations(policy, file, &mut findings);
+            let obligations = Arc::new(check_annotations(policy, file, &mut findings));
             let id = match policy.annotation("id") {
                 Some(id) if !id.is_empty() => id.to_owned(),
                 _ => format!("{}:{line}", file.name.display()),
@@ -167,7 +171,7 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
             places.insert(key.clone(), Place { file: file.clone(), start, length });
             let reason = policy.annotation("reason").map(str::to_owned);
             let file = Some(file.name.clone());
-            rules.insert(key, Rule { id, file, line: Some(line), reason, keep });
+            rules.insert(key, Rule { id, file, line: Some(line), reason, obligations });
         }
     }
 
@@ -211,7 +215,7 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
 impl Loaded {
     /// The ids of the policies that have bodies kept.
     pub(super) fn keeping(&self) -> Vec<String> {
-        let keeping = self.rules.values().filter(|rule| rule.keep != Keep::default());
+        let keeping = self.rules.values().filter(|rule| rule.obligations.keep != Keep::default());
         let mut ids: Vec<_> = keeping.map(|rule| rule.id.clone()).collect();
         ids.sort();
         ids
@@ -300,53 +304,42 @@ fn in_order(parsed: &PolicySet) -> Vec<&Policy> {
     policies
 }
 
-/// Checks the annotations of a policy; what its `@keep` says.
-fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) -> Keep {
-    let mut keep = Keep::default();
+/// Checks the annotations of a policy; what they ask for.
+fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) -> Obligations {
+    let mut obligations = Obligations::default();
     for (key, annotation) in policy.as_ref().annotations() {
         let key = key.as_ref();
         let (start, length) = span(annotation.loc.as_ref());
-        if !ANNOTATIONS.contains(&key) {
-            let near =
-                ANNOTATIONS.iter().find(|known| strsim::damerau_levenshtein(known, key) <= 2);
+        let wrong = |problem: String, label: &str, help: String| {
+            Finding::error("policy-annotation", problem).at(file, start, length, label).help(help)
+        };
+        if !annotations().any(|known| known == key) {
+            let near = annotations().find(|known| strsim::damerau_levenshtein(known, key) <= 2);
             let help = match near {
                 Some(near) => format!("did you mean `@{near}`?"),
-                None => "only `@id`, `@reason` and `@keep` are supported; take it out, since what \
-                         it asks for would not be done"
-                    .to_owned(),
-            };
-            findings.push(
-                Finding::error("policy-annotation", format!("unknown annotation `@{key}`"))
-                    .at(file, start, length, "means nothing here")
-                    .help(help),
-            );
-        } else if annotation.val.is_empty() {
-            findings.push(
-                Finding::error("policy-annotation", format!("`@{key}` is empty"))
-                    .at(file, start, length, "has no text")
-                    .help(format!("write `@{key}(\"…\")`, or leave it out")),
-            );
-        } else if key == "keep" {
-            for word in annotation.val.split(',').map(str::trim) {
-                match word {
-                    "arguments" => keep.arguments = true,
-                    "result" => keep.result = true,
-                    _ => findings.push(
-                        Finding::error(
-                            "policy-annotation",
-                            format!("`@keep` does not know `{}`", word.escape_debug()),
-                        )
-                        .at(file, start, length, "is not kept")
-                        .help(
-                            "write `@keep(\"arguments\")`, `@keep(\"result\")` or \
-                             `@keep(\"arguments,result\")`",
-                        ),
-                    ),
+                None => {
+                    let known: Vec<_> = annotations().map(|name| format!("`@{name}`")).collect();
+                    let known = known.join(", ");
+                    format!(
+                        "known are {known}; take it out, since what it asks for would not be done"
+                    )
                 }
-            }
+            };
+            let problem = format!("unknown annotation `@{key}`");
+            findings.push(wrong(problem, "means nothing here", help));
+        } else if annotation.val.is_empty() {
+            let problem = format!("`@{key}` is empty");
+            let help = format!("write `@{key}(\"…\")`, or leave it out");
+            findings.push(wrong(problem, "has no text", help));
+        } else if policy.effect() == Effect::Forbid && Obligations::OF_PERMITS.contains(&key) {
+            let problem = format!("`@{key}` says what becomes of what is permitted");
+            let help = "put it on a `permit`, or take it out".to_owned();
+            findings.push(wrong(problem, "means nothing on a `forbid`", help));
+        } else if let Err(illegal) = obligations.take(key, &annotation.val) {
+            findings.push(wrong(illegal.problem, "cannot be done", illegal.help));
         }
     }
-    keep
+    obligations
 }
 
 /// Whether a policy, as Cedar's JSON, may look at this attribute of `context`: it does so by name,

@@ -200,6 +200,8 @@ impl Assembly {
             presence: Default::default(),
             drops: Default::default(),
             expected: Default::default(),
+            labels: Default::default(),
+            rates: Default::default(),
             permits: Default::default(),
             refusals: Refusals::new(),
             under_way: Default::default(),

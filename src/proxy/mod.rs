@@ -6,7 +6,7 @@
 //! `state` have it wait for clients that are stateless; `listen` knows who hears of changes, `tasks`
 //! whose task is whose; `guest` is a client with what it says of itself. `lists` puts the merged
 //! lists together; `params` holds headers that repeat arguments against them; `recording` puts
-//! exchanges on record, `presence` who came and went, `reloads` which policies decide; `places`
+//! exchanges on record, `presence` who came and went, `reloads` which policies decide; `obligations` does what policies ask for beside their decision; `places`
 //! bounds what a principal has under way; `refusals` bounds how many of them are recorded one by
 //! one; `servers` hears what servers say on their own; `assembly` puts it all together from a config.
 
@@ -18,6 +18,7 @@ mod guest;
 mod keeping;
 mod listen;
 mod lists;
+mod obligations;
 mod own;
 mod params;
 mod parked;
@@ -70,6 +71,7 @@ use crate::{
 
 use dialogue::UnderWay;
 use listen::Listeners;
+use obligations::{Labels, Rates};
 use parked::Lot;
 use places::Permits;
 use presence::{Drops, Expected, Presence};
@@ -111,6 +113,8 @@ pub struct Proxy {
     presence: Presence,
     drops: Drops,
     expected: Expected,
+    labels: Labels,
+    rates: Rates,
     chain: Chain,
     /// Exchanges under way, by principal.
     permits: Mutex<HashMap<PrincipalKind, Permits>>,

@@ -12,7 +12,8 @@ use crate::{
     audit::{Conclusion, Intent, Outcome, Refused, Ruling, Unavailable, record::Kept},
     codec::Object,
     exchange::Exchange,
-    refusal::{Keep, Refusal},
+    obligations::Keep,
+    refusal::Refusal,
     upstream::Server,
 };
 

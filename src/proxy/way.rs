@@ -79,6 +79,9 @@ impl Proxy {
         let caller = Guest::of(caller, &frame);
         let mut exchange = begin(&caller, method, id.is_none(), params);
         self.note_client(&caller).await;
+        if caller.session.is_none() {
+            exchange.labels = self.labels.of(&caller.principal.kind);
+        }
         let active = self.metrics.request(method, caller.transport);
         let mut passage = Passage::default();
         passage.trail.stages.push(("parse".into(), frame.took));
@@ -170,11 +173,13 @@ impl Proxy {
             return Err(self.unknown_tool(guest, exchange, name));
         }
         self.params_agree(guest, exchange, &sent)?;
+        self.fulfil(exchange, passage)?;
         self.record_intent(exchange, passage).await.map_err(|error| {
             tracing::error!(decision = %exchange.id, %error, "a call could not be recorded and is not made");
             Refusal::new(Code::AuditUnavailable, "the call could not be recorded, so it was not made")
                 .detail(error.to_string())
         })?;
+        self.carry_on(guest, exchange);
         Ok(route.server)
     }
 
@@ -450,7 +455,8 @@ pub(super) fn begin(
         target: Target::None,
         request,
         response: None,
-        labels: Default::default(),
+        labels: caller.session.as_ref().map(|session| session.labels()).unwrap_or_default(),
+        obligations: Vec::new(),
         trace,
     }
 }

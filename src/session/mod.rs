@@ -63,6 +63,8 @@ pub struct Session {
     /// The servers that have no more room for an instance of this client alone.
     pub shares: Mutex<BTreeSet<ServerName>>,
     requests: AtomicU64,
+    /// What policies labelled it with, in its calls so far.
+    labels: Mutex<BTreeSet<String>>,
     /// The event streams on which the client hears from us.
     pub streams: Streams,
     ended: CancellationToken,
@@ -83,6 +85,16 @@ impl Session {
     /// Counts a request.
     pub fn count(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What policies labelled it with so far.
+    pub fn labels(&self) -> BTreeSet<String> {
+        self.labels.lock().clone()
+    }
+
+    /// Labels it for the rest of its life. Labels are the policies', so there are few.
+    pub fn label(&self, labels: &BTreeSet<String>) {
+        self.labels.lock().extend(labels.iter().cloned());
     }
 
     /// The principal that opened it.
@@ -183,6 +195,7 @@ impl Sessions {
             abilities: opening.abilities,
             info: opening.info,
             requests: AtomicU64::new(0),
+            labels: Mutex::default(),
             used: Mutex::new(Instant::now()),
             calls: Arc::default(),
             asks: Arc::default(),

@@ -72,6 +72,7 @@ pub fn exchange(client: &str, server: &str, tool: &str) -> Exchange {
         request: Payload::from(json!({ "name": tool, "arguments": { "path": "/a" } })),
         response: None,
         labels: BTreeSet::new(),
+        obligations: Default::default(),
         trace: None,
     }
 }
@@ -96,7 +97,7 @@ pub async fn refuse(audit: &Audit, exchange: &Exchange, code: Code) -> Result<()
         file: Some("policies/github.cedar".into()),
         line: Some(9),
         reason: Some("Nothing is deleted by a machine".into()),
-        keep: Default::default(),
+        obligations: Default::default(),
     };
     let refusal = Refusal::new(code, "not allowed").rule(rule);
     audit.refused(Refused::of(exchange, &refusal, Ruling::default(), audit.key())).await

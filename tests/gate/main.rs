@@ -18,6 +18,7 @@ mod frames;
 mod identity;
 mod interceptors;
 mod matrix;
+mod obligations;
 mod operations;
 mod orphans;
 mod others;

@@ -70,6 +70,7 @@ fn call(tool: &str, arguments: Value, answer: Option<Value>) -> Exchange {
         request: Payload::from(json!({ "name": tool, "arguments": arguments })),
         response: answer.map(|answer| Answer::Result(Payload::from(answer))),
         labels: BTreeSet::new(),
+        obligations: Default::default(),
         trace: None,
     }
 }

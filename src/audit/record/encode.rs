@@ -139,7 +139,7 @@ mod tests {
             file: Some(evil.clone().into()),
             line: Some(u32::MAX),
             reason: Some(evil.clone()),
-            keep: Default::default(),
+            obligations: Default::default(),
         };
         let finding = exchange::Finding {
             interceptor: evil.clone(),

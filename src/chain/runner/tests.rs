@@ -61,6 +61,7 @@ fn exchange() -> Exchange {
         request: Payload::new(Bytes::from_static(b"{\"name\":\"t\"}")),
         response: None,
         labels: Default::default(),
+        obligations: Default::default(),
         trace: None,
     }
 }

@@ -310,7 +310,7 @@ mod tests {
                 file: Some("policies/github.cedar".into()),
                 line: Some(9),
                 reason: Some("Machines delete nothing".into()),
-                keep: Default::default(),
+                obligations: Default::default(),
             },
         )
     }

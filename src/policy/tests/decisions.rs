@@ -401,7 +401,7 @@ fn a_rule_has_its_file_line_and_reason() {
             file: Some("policies/a.cedar".into()),
             line: Some(3),
             reason: None,
-            keep: Default::default(),
+            obligations: Default::default(),
         }]
     );
     assert_eq!(allowed.explain(), "permitted by `policies/a.cedar:3`");
@@ -413,7 +413,7 @@ fn a_rule_has_its_file_line_and_reason() {
             file: Some("policies/b.cedar".into()),
             line: Some(3),
             reason: Some("not here".into()),
-            keep: Default::default(),
+            obligations: Default::default(),
         }]
     );
     assert_eq!(refused.explain(), "forbidden by `no`");

@@ -154,8 +154,8 @@ permit (principal, action, resource);"#)]), @r#"
        ·            ╰── means nothing here
      3 │ @resaon("typo")
        ╰────
-      help: only `@id`, `@reason` and `@keep` are supported; take it out, since what it asks for would
-            not be done
+      help: known are `@id`, `@reason`, `@keep`, `@mode`, `@redact`, `@approve`, `@rate`, `@note`,
+            `@label`; take it out, since what it asks for would not be done
     policy-annotation
 
       × unknown annotation `@resaon`
@@ -177,18 +177,6 @@ permit (principal, action, resource);"#)]), @r#"
      2 │ @mode("shadow")
        ╰────
       help: write `@id("…")`, or leave it out
-    policy-annotation
-
-      × unknown annotation `@mode`
-       ╭─[policies/b.cedar:2:1]
-     1 │ @id("")
-     2 │ @mode("shadow")
-       · ───────┬───────
-       ·        ╰── means nothing here
-     3 │ @reazon("typo")
-       ╰────
-      help: only `@id`, `@reason` and `@keep` are supported; take it out, since what it asks for would
-            not be done
     policy-annotation
 
       × unknown annotation `@reazon`
@@ -265,6 +253,36 @@ forbid (principal, action == Portcullis::Action::"sample", resource is Portculli
 }
 
 #[test]
+fn obligations_that_cannot_be_met() {
+    assert_snapshot!(findings(&[("a.cedar", r#"@rate("10")
+permit (principal, action, resource);
+@approve("look at it")
+forbid (principal, action, resource);"#)]), @r#"
+    policy-annotation
+
+      × `10` is no rate
+       ╭─[policies/a.cedar:1:1]
+     1 │ @rate("10")
+       · ─────┬─────
+       ·      ╰── cannot be done
+     2 │ permit (principal, action, resource);
+       ╰────
+      help: write a number and a time of up to 31 days: `@rate("10/1m")`, `@rate("5/1h")`
+    policy-annotation
+
+      × `@approve` says what becomes of what is permitted
+       ╭─[policies/a.cedar:3:1]
+     2 │ permit (principal, action, resource);
+     3 │ @approve("look at it")
+       · ───────────┬──────────
+       ·            ╰── means nothing on a `forbid`
+     4 │ forbid (principal, action, resource);
+       ╰────
+      help: put it on a `permit`, or take it out
+    "#);
+}
+
+#[test]
 fn keeping_what_nobody_knows() {
     assert_snapshot!(findings(&[("a.cedar", r#"@keep("arguments,result")
 permit (principal, action, resource);
@@ -277,7 +295,7 @@ permit (principal, action, resource);"#)]), @r#"
      2 │ permit (principal, action, resource);
      3 │ @keep("arguments, answers")
        · ─────────────┬─────────────
-       ·              ╰── is not kept
+       ·              ╰── cannot be done
      4 │ permit (principal, action, resource);
        ╰────
       help: write `@keep("arguments")`, `@keep("result")` or `@keep("arguments,result")`

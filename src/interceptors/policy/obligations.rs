@@ -1,0 +1,158 @@
+//! What policies that permit a message ask to have changed in it: `@redact` and `@note`.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::{
+    chain::{Decision, Verdict},
+    codec::{Object, Pointer, items, overwrite, splice},
+    exchange::{Answer, Effect, Exchange, Finding, Method, Phase},
+    obligations::Obligations,
+    refusal::Rule,
+};
+
+/// What stands where something was overwritten.
+const REDACTED: &[u8] = br#""[redacted]""#;
+
+/// A verdict on a request that these rules permit: what they redact is overwritten.
+pub(super) fn of_request(exchange: &Exchange, rules: &[Rule]) -> Verdict {
+    let named = [Method::TOOLS_CALL, Method::PROMPTS_GET].contains(&exchange.method.as_str());
+    let mut text = exchange.request.raw().clone();
+    let mut findings = Vec::new();
+    for rule in rules {
+        let pointers = rule.obligations.redact.arguments.iter();
+        let pointers: Vec<_> = pointers
+            .map(|pointer| if named { pointer.within("arguments") } else { pointer.clone() })
+            .collect();
+        if let Some(redacted) = overwrite(&text, &pointers, REDACTED) {
+            text = redacted;
+            findings.push(finding(rule.clone(), Phase::Request));
+        }
+    }
+    if findings.is_empty() {
+        return Verdict::pass();
+    }
+    Verdict { findings, ..Verdict::replace(text) }
+}
+
+/// A verdict on a result, with the findings and rules of another one: what the policies that
+/// permitted the request redact is overwritten, and their notes are added.
+pub(super) fn of_answer(exchange: &Exchange, verdict: Verdict) -> Verdict {
+    let Some(Answer::Result(result)) = &exchange.response else { return verdict };
+    let mut text = result.raw().clone();
+    let mut findings = verdict.findings.clone();
+    for asked in &exchange.obligations {
+        if let Some(redacted) = redacted(&text, asked) {
+            text = redacted;
+            findings.push(finding(Rule::named("@redact"), Phase::Response));
+        }
+        let is_call = exchange.method.as_str() == Method::TOOLS_CALL;
+        if let Some(noted) = asked.note.as_ref().filter(|_| is_call).and_then(|n| noted(&text, n)) {
+            text = noted;
+        }
+    }
+    if text == *result.raw() {
+        return verdict;
+    }
+    Verdict { decision: Decision::Replace(text), findings, ..verdict }
+}
+
+fn finding(rule: Rule, phase: Phase) -> Finding {
+    Finding {
+        interceptor: "policy".to_owned(),
+        phase,
+        rule,
+        message: "a field was overwritten".to_owned(),
+        effect: Effect::Redacted,
+    }
+}
+
+/// A result with its fields overwritten. A server repeats its structured content as JSON in a text
+/// block (MCP, "Structured Content"), so there, too.
+fn redacted(text: &Bytes, asked: &Obligations) -> Option<Bytes> {
+    let pointers = &asked.redact.result;
+    if pointers.is_empty() {
+        return None;
+    }
+    let mut written = overwrite(text, pointers, REDACTED);
+    let inner: Vec<Pointer> =
+        pointers.iter().filter_map(|pointer| pointer.under("structuredContent")).collect();
+    if !inner.is_empty() {
+        let current = written.clone().unwrap_or_else(|| text.clone());
+        written = in_blocks(&current, &inner).or(written);
+    }
+    written
+}
+
+/// The result with the fields overwritten in all text blocks that are JSON.
+fn in_blocks(text: &Bytes, pointers: &[Pointer]) -> Option<Bytes> {
+    let result = Object::parse(text.clone()).ok()?;
+    let (_, content) = result.members().find(|(key, _)| *key == "content")?;
+    let edits = items(&text[content.clone()])?.into_iter().filter_map(|block| {
+        let start = content.start + block.start;
+        let block = Object::parse(text.slice(start..content.start + block.end)).ok()?;
+        let inner = Bytes::from(block.string("text")?);
+        let redacted = overwrite(&inner, pointers, REDACTED)?;
+        let (_, place) = block.members().find(|(key, _)| *key == "text")?;
+        let written = Value::from(String::from_utf8_lossy(&redacted)).to_string();
+        Some((start + place.start..start + place.end, Bytes::from(written)))
+    });
+    splice(text, edits.collect())
+}
+
+/// A result with a note behind its content; nothing where it stands there.
+fn noted(text: &Bytes, note: &str) -> Option<Bytes> {
+    let result = Object::parse(text.clone()).ok()?;
+    let content = result.get("content")?;
+    let block = json!({ "type": "text", "text": format!("[portcullis] {note}") }).to_string();
+    let inside = content.trim_ascii().strip_prefix(b"[")?.strip_suffix(b"]")?;
+    if memchr::memmem::find(inside, block.as_bytes()).is_some() {
+        return None;
+    }
+    let comma: &[u8] = if inside.trim_ascii().is_empty() { b"" } else { b"," };
+    let content = [b"[", inside, comma, block.as_bytes(), b"]"].concat();
+    Some(result.with(&[("content", Some(&content))]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    #[test]
+    fn a_field_is_overwritten_wherever_a_result_has_it() {
+        let mut asked = Obligations::default();
+        asked.take("redact", "result:/structuredContent/ssn").unwrap();
+        let result = r#"{"content": [{"type": "text", "text": "{\"ssn\": 1, \"n\": 1.0}"}, {"type": "text", "text": "x"}], "structuredContent": {"ssn": 1, "n": 1.0}}"#;
+        let written = redacted(&bytes(result), &asked).unwrap();
+        assert_eq!(
+            written,
+            r#"{"content": [{"type": "text", "text": "{\"ssn\": \"[redacted]\", \"n\": 1.0}"}, {"type": "text", "text": "x"}], "structuredContent": {"ssn": "[redacted]", "n": 1.0}}"#
+        );
+        assert_eq!(redacted(&written, &asked), None);
+    }
+
+    #[test]
+    fn a_note_stands_behind_the_content_once() {
+        for (result, expected) in [
+            (
+                r#"{"content":[]}"#,
+                r#"{"content":[{"type":"text","text":"[portcullis] be careful"}]}"#,
+            ),
+            (
+                r#"{"content": [ {"a": 1.0} ], "isError": true}"#,
+                r#"{"content": [ {"a": 1.0} ,{"type":"text","text":"[portcullis] be careful"}], "isError": true}"#,
+            ),
+        ] {
+            let written = noted(&bytes(result), "be careful").unwrap();
+            assert_eq!(written, expected);
+            assert_eq!(noted(&written, "be careful"), None);
+        }
+        for result in ["{}", r#"{"content": {}}"#, r#"{"content": null}"#] {
+            assert_eq!(noted(&bytes(result), "be careful"), None, "{result}");
+        }
+    }
+}

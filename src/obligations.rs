@@ -1,0 +1,228 @@
+//! What a policy asks for beside its decision: its annotations but `@id` and `@reason`.
+
+use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
+
+use jiff::SignedDuration;
+
+use crate::codec::Pointer;
+
+/// The longest time in which `@rate` counts.
+const LONGEST: Duration = Duration::from_secs(31 * 24 * 3600);
+/// Characters of a label.
+const LABEL: usize = 64;
+/// Characters of a text that a person or an agent is to read.
+const WORDS: usize = 1_000;
+
+/// What a policy asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Obligations {
+    /// `@keep`: what the audit log is to keep of messages that it decides.
+    pub keep: Keep,
+    /// `@mode("shadow")`: it decides nothing, and it is recorded what it would have decided.
+    pub shadow: bool,
+    /// `@redact`: fields that are overwritten before the message goes on.
+    pub redact: Redact,
+    /// `@approve`: a person must allow it, and reads this.
+    pub approve: Option<String>,
+    /// `@rate`: how often it permits, for each principal.
+    pub rate: Option<Rate>,
+    /// `@note`: what the agent reads beside the result.
+    pub note: Option<String>,
+    /// `@label`: what the session carries from then on.
+    pub labels: BTreeSet<String>,
+}
+
+/// Which bodies the audit log keeps, where else it has their shape and digest alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keep {
+    pub arguments: bool,
+    pub result: bool,
+}
+
+/// Which fields are overwritten.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Redact {
+    /// Of the arguments (of other methods than `tools/call` and `prompts/get`: of `params`).
+    pub arguments: Vec<Pointer>,
+    pub result: Vec<Pointer>,
+}
+
+impl Redact {
+    /// Nothing.
+    pub fn is_empty(&self) -> bool {
+        self.arguments.is_empty() && self.result.is_empty()
+    }
+}
+
+/// So many in a time, evenly spread but for a burst of them all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Rate {
+    pub calls: NonZeroU32,
+    pub window: Duration,
+}
+
+/// Why an annotation is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Illegal {
+    pub problem: String,
+    pub help: String,
+}
+
+fn illegal(problem: impl Into<String>, help: impl Into<String>) -> Illegal {
+    Illegal { problem: problem.into(), help: help.into() }
+}
+
+impl Obligations {
+    /// Every annotation that is an obligation.
+    pub const NAMES: [&str; 7] = ["keep", "mode", "redact", "approve", "rate", "note", "label"];
+
+    /// Those that say what becomes of what is permitted: they mean nothing on a `forbid`.
+    pub const OF_PERMITS: [&str; 5] = ["redact", "approve", "rate", "note", "label"];
+
+    /// Takes one more annotation.
+    ///
+    /// # Errors
+    /// Where its text does not say what it must.
+    pub fn take(&mut self, name: &str, text: &str) -> Result<(), Illegal> {
+        match name {
+            "keep" => self.keep = keep(text)?,
+            "mode" if text == "shadow" => self.shadow = true,
+            "mode" => {
+                return Err(illegal(
+                    format!("there is no mode `{}`", text.escape_debug()),
+                    "write `@mode(\"shadow\")`, or take it out for a policy that decides",
+                ));
+            }
+            "redact" => self.redact = redact(text)?,
+            "approve" => self.approve = Some(words(text)?),
+            "rate" => self.rate = Some(rate(text)?),
+            "note" => self.note = Some(words(text)?),
+            "label" => self.labels = labels(text)?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn keep(text: &str) -> Result<Keep, Illegal> {
+    let mut keep = Keep::default();
+    for word in text.split(',').map(str::trim) {
+        match word {
+            "arguments" => keep.arguments = true,
+            "result" => keep.result = true,
+            _ => {
+                return Err(illegal(
+                    format!("`@keep` does not know `{}`", word.escape_debug()),
+                    "write `@keep(\"arguments\")`, `@keep(\"result\")` or \
+                     `@keep(\"arguments,result\")`",
+                ));
+            }
+        }
+    }
+    Ok(keep)
+}
+
+fn redact(text: &str) -> Result<Redact, Illegal> {
+    let mut redact = Redact::default();
+    for field in text.split(',').map(str::trim) {
+        let (pointers, pointer) = match field.strip_prefix("result:") {
+            Some(pointer) => (&mut redact.result, pointer),
+            None => (&mut redact.arguments, field),
+        };
+        let pointer = pointer.parse().map_err(|_| {
+            illegal(
+                format!("`{}` is no field", field.escape_debug()),
+                "name fields by JSON pointers (RFC 6901), with `*` for every member or element: \
+                 `@redact(\"/password, /users/*/email, result:/structuredContent/email\")`",
+            )
+        })?;
+        pointers.push(pointer);
+    }
+    Ok(redact)
+}
+
+fn rate(text: &str) -> Result<Rate, Illegal> {
+    let parse = || {
+        let (calls, window) = text.split_once('/')?;
+        let window: SignedDuration = window.trim().parse().ok()?;
+        let window = Duration::try_from(window).ok()?;
+        let legal = window >= Duration::from_millis(1) && window <= LONGEST;
+        legal.then_some(Rate { calls: calls.trim().parse().ok()?, window })
+    };
+    parse().ok_or_else(|| {
+        illegal(
+            format!("`{}` is no rate", text.escape_debug()),
+            "write a number and a time of up to 31 days: `@rate(\"10/1m\")`, `@rate(\"5/1h\")`",
+        )
+    })
+}
+
+fn words(text: &str) -> Result<String, Illegal> {
+    if text.chars().count() > WORDS || text.chars().any(char::is_control) {
+        let problem = format!("the text has control characters or more than {WORDS} characters");
+        return Err(illegal(problem, "say it in one short line"));
+    }
+    Ok(text.to_owned())
+}
+
+fn labels(text: &str) -> Result<BTreeSet<String>, Illegal> {
+    let legal = |label: &str| {
+        let mut chars = label.chars();
+        label.len() <= LABEL
+            && chars.next().is_some_and(|c| c.is_ascii_lowercase())
+            && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c))
+    };
+    let labels = text.split(',').map(str::trim);
+    labels
+        .map(|label| match legal(label) {
+            true => Ok(label.to_owned()),
+            false => Err(illegal(
+                format!("`{}` is no label", label.escape_debug()),
+                format!(
+                    "a label begins with a letter and has small letters, digits, `-`, `_` and `.`, \
+                     at most {LABEL}; write `@label(\"tainted\")` or `@label(\"a,b\")`"
+                ),
+            )),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(name: &str, text: &str) -> Result<Obligations, String> {
+        let mut obligations = Obligations::default();
+        obligations.take(name, text).map_err(|illegal| illegal.problem)?;
+        Ok(obligations)
+    }
+
+    #[test]
+    fn annotations_say_what_they_must() {
+        let rate = |text| take("rate", text).unwrap().rate.unwrap();
+        assert_eq!((rate("10/1m").calls.get(), rate("10/1m").window.as_secs()), (10, 60));
+        assert_eq!(rate(" 1 / 1h30m ").window.as_secs(), 5400);
+        let redact = take("redact", "/a, /b/*/c,result:/d").unwrap().redact;
+        assert_eq!((redact.arguments.len(), redact.result.len()), (2, 1));
+        assert_eq!(take("label", "a, b-1").unwrap().labels.len(), 2);
+        assert!(take("mode", "shadow").unwrap().shadow);
+        for (name, text, problem) in [
+            ("rate", "10", "`10` is no rate"),
+            ("rate", "0/1m", "`0/1m` is no rate"),
+            ("rate", "1/0s", "`1/0s` is no rate"),
+            ("rate", "1/-1m", "`1/-1m` is no rate"),
+            ("rate", "1/32d", "`1/32d` is no rate"),
+            ("rate", "1/month", "`1/month` is no rate"),
+            ("redact", "password", "`password` is no field"),
+            ("redact", "/a,,/b", "`` is no field"),
+            ("redact", "/a~2", "`/a~2` is no field"),
+            ("label", "Tainted", "`Tainted` is no label"),
+            ("label", "a b", "`a b` is no label"),
+            ("mode", "audit", "there is no mode `audit`"),
+            ("keep", "all", "`@keep` does not know `all`"),
+            ("note", "a\nb", "the text has control characters or more than 1000 characters"),
+        ] {
+            assert_eq!(take(name, text), Err(problem.to_owned()), "{name} {text}");
+        }
+    }
+}
