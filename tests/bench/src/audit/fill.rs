@@ -17,7 +17,7 @@ use portcullis::{
     exchange::{Direction, Exchange, Method, Payload, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
     names::DecisionId,
-    refusal::{Code, Keep, Refusal, Rule},
+    refusal::{Code, Refusal, Rule},
 };
 use serde_json::json;
 
@@ -93,6 +93,7 @@ fn call(number: u64) -> anyhow::Result<Exchange> {
         request: Payload::from(json!({ "name": tool, "arguments": arguments })),
         response: None,
         labels: BTreeSet::new(),
+        obligations: Default::default(),
         trace: Some(format!("{:016x}{:016x}", scatter(number), scatter(random))),
     })
 }
@@ -103,7 +104,7 @@ fn rule(id: &str, line: u32) -> Rule {
         file: Some("policies/groups.cedar".into()),
         line: Some(line),
         reason: Some("Readers look and do not touch".into()),
-        keep: Keep::default(),
+        obligations: Default::default(),
     }
 }
 
