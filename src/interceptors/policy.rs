@@ -20,6 +20,7 @@ use crate::{
     obligations::{Keep, Obligations},
     policy::{
         Action, Circumstances, Claimant, Claims, Engine, Outcome, Request, Resource, Subject,
+        client_action, server_action,
     },
     refusal::{Code, Refusal, Rule},
 };
@@ -324,40 +325,6 @@ fn passage(exchange: &Exchange) -> Result<Passage<'_>, Unclear> {
 }
 
 type Params<'a> = Option<&'a Map<String, Value>>;
-
-/// The action under which a client's message is decided.
-pub fn client_action(method: &str, notification: bool) -> Action {
-    match method {
-        Method::INITIALIZE
-        | Method::DISCOVER
-        | Method::TOOLS_LIST
-        | Method::PROMPTS_LIST
-        | Method::RESOURCES_LIST
-        | Method::TEMPLATES_LIST
-        | Method::TASKS_LIST
-        | Method::LISTEN
-        | Method::SET_LEVEL => Action::Connect,
-        Method::TOOLS_CALL => Action::CallTool,
-        Method::PROMPTS_GET => Action::GetPrompt,
-        Method::RESOURCES_READ => Action::ReadResource,
-        Method::SUBSCRIBE | Method::UNSUBSCRIBE => Action::SubscribeResource,
-        method if Method::TASK.contains(&method) => Action::FollowTask,
-        Method::COMPLETE => Action::Complete,
-        _ if notification => Action::NotifyServer,
-        _ => Action::OtherMethod,
-    }
-}
-
-/// The action under which a server's message to a client is decided.
-pub fn server_action(method: &str, notification: bool) -> Action {
-    match method {
-        Method::SAMPLE => Action::Sample,
-        Method::ELICIT => Action::Elicit,
-        Method::ROOTS_LIST => Action::ListRoots,
-        _ if notification => Action::NotifyClient,
-        _ => Action::OtherServerMethod,
-    }
-}
 
 /// What a client asks for. Names are read from `params`, since those go on to the server, and must
 /// be those by which the router found the target.

@@ -87,12 +87,19 @@ impl Finding {
         self
     }
 
+    /// The same as something that is only to be seen.
+    pub(super) fn advice(mut self) -> Self {
+        self.severity = Severity::Advice;
+        self
+    }
+
     /// What findings are sorted by: file, line, column.
     pub(super) fn order(&self) -> (Option<PathBuf>, Option<(u32, u32)>) {
         (self.file.clone(), self.position)
     }
 
-    fn labelled(mut self, file: &File, labels: Vec<LabeledSpan>) -> Self {
+    /// With places in a file; it stands at the first of them.
+    pub(super) fn labelled(mut self, file: &File, labels: Vec<LabeledSpan>) -> Self {
         self.position = labels.first().map(|label| file.position(label.offset()));
         self.file = Some(file.name.clone());
         self.source = Some(NamedSource::new(file.name.to_string_lossy(), Arc::clone(&file.text)));

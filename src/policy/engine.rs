@@ -214,6 +214,27 @@ impl Engine {
         self.current.load().loaded.unknown_servers(&known)
     }
 
+    /// The policies of the set in use, by file and line.
+    pub fn rules(&self) -> Vec<Rule> {
+        let mut rules: Vec<_> = self.current.load().loaded.rules.values().cloned().collect();
+        rules.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+        rules
+    }
+
+    /// Advice that shows the text of a policy.
+    pub(super) fn show(
+        &self,
+        id: &str,
+        code: &'static str,
+        message: &str,
+        label: &str,
+    ) -> Option<Finding> {
+        let set = self.current.load();
+        let place = set.loaded.places.get(&PolicyId::new(id))?;
+        let finding = Finding::error(code, message).advice();
+        Some(finding.at(&place.file, place.start, place.length, label))
+    }
+
     /// Where the policies are: the paths as they were given, joined to the base.
     pub fn sources(&self) -> Vec<PathBuf> {
         self.paths.iter().map(|path| self.base.join(path)).collect()

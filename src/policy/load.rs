@@ -94,7 +94,7 @@ pub(super) struct Loaded {
     /// Each policy's rule. The id of a [`PolicyId`] is the rule's id.
     pub(super) rules: HashMap<PolicyId, Rule>,
     /// Where each policy stands.
-    places: HashMap<PolicyId, Place>,
+    pub(super) places: HashMap<PolicyId, Place>,
     pub(super) revision: Revision,
     pub(super) reads: Reads,
     /// What looks wrong and is no error.
@@ -102,10 +102,10 @@ pub(super) struct Loaded {
 }
 
 /// A policy's text: its file, and the offset and length within.
-struct Place {
-    file: File,
-    start: usize,
-    length: usize,
+pub(super) struct Place {
+    pub(super) file: File,
+    pub(super) start: usize,
+    pub(super) length: usize,
 }
 
 /// Reads files and folders (`*.cedar`, sorted), relative to `base`, and validates them as one set.
@@ -291,7 +291,7 @@ fn address(rule: &Rule) -> String {
 
 /// Offset and length of a policy. Cedar's locations are of a type that it does not re-export, so
 /// they are taken by what they convert to.
-fn span(location: Option<&(impl Clone + Into<miette::SourceSpan>)>) -> (usize, usize) {
+pub(super) fn span(location: Option<&(impl Clone + Into<miette::SourceSpan>)>) -> (usize, usize) {
     location.map_or((0, 0), |location| {
         let span: miette::SourceSpan = location.clone().into();
         (span.offset(), span.len())
@@ -361,7 +361,7 @@ fn reads(policy: &Value, attribute: &str) -> bool {
 }
 
 /// The files that these paths name, each once, sorted by name.
-fn read(paths: &[PathBuf], base: &Path, findings: &mut Vec<Finding>) -> Vec<File> {
+pub(super) fn read(paths: &[PathBuf], base: &Path, findings: &mut Vec<Finding>) -> Vec<File> {
     let mut names = Vec::new();
     for path in paths {
         let path = path.strip_prefix(base).unwrap_or(path);

@@ -9,20 +9,26 @@
 
 mod args;
 mod cache;
+mod cases;
 mod diagnostics;
 mod engine;
 mod entities;
+mod format;
 mod load;
 mod located;
 mod request;
+mod target;
 #[cfg(test)]
 mod tests;
 mod watch;
 
+pub use cases::{Coverage, Ran, Report, run as run_cases};
 pub use diagnostics::{Diagnostics, Finding};
 pub use engine::{Engine, Failure, Outcome, Reload, Status};
+pub use format::{Formatted, format, format_files};
 pub use load::Revision;
 pub use request::{Action, Circumstances, Claimant, Claims, Program, Request, Resource, Subject};
+pub use target::{NoTarget, Target, client_action, server_action, worded_action};
 pub use watch::{Watcher, watch};
 
 /// The Cedar schema that every policy is validated against.

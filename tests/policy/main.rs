@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod cases;
+mod fmt;
+
 use std::{fs, process::Output};
 
 use assert_cmd::Command;

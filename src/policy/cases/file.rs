@@ -1,0 +1,338 @@
+//! A case file as it is written: YAML, every unknown key an error.
+
+use std::{collections::BTreeSet, fmt, net::IpAddr, path::Path};
+
+use indexmap::IndexMap;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+};
+use serde_json::{Map, Value};
+use serde_saphyr::{Error, Spanned};
+
+use super::super::diagnostics::{File, Finding};
+use crate::{
+    exchange::{Revision, Transport},
+    names::{ClientName, Group, ServerName},
+};
+
+/// A whole file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Document {
+    /// Files and folders of policies, relative to this file.
+    pub(super) policies: Option<Spanned<Words>>,
+    /// Parties by a name of this file.
+    #[serde(default)]
+    pub(super) principals: IndexMap<String, Spanned<Who>>,
+    /// What servers claim of tools, by `SERVER/TOOL`.
+    #[serde(default)]
+    pub(super) tools: IndexMap<String, Hints>,
+    /// The circumstances of all cases, where a case says no other.
+    #[serde(default)]
+    pub(super) context: Context,
+    pub(super) cases: Vec<Spanned<Case>>,
+}
+
+/// A case, or one row of its `each`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Case {
+    pub(super) name: Option<String>,
+    /// Who asks; several ask one after another.
+    #[serde(rename = "as")]
+    pub(super) who: Option<Spanned<Words>>,
+    /// `do: tools/call` of these.
+    pub(super) call: Option<Spanned<Words>>,
+    /// `do: resources/read` of these.
+    pub(super) read: Option<Spanned<Words>>,
+    /// `do: prompts/get` of these.
+    pub(super) get: Option<Spanned<Words>>,
+    /// Actions or methods.
+    #[serde(rename = "do")]
+    pub(super) action: Option<Spanned<Words>>,
+    /// What `do` is asked of.
+    pub(super) on: Option<Spanned<Words>>,
+    pub(super) args: Option<Map<String, Value>>,
+    /// Instead of those under `tools`.
+    pub(super) hints: Option<Hints>,
+    #[serde(default)]
+    pub(super) context: Context,
+    pub(super) expect: Option<Spanned<Expect>>,
+    /// Policies that must be among those that decide. An empty list: none decides.
+    pub(super) by: Option<Spanned<Words>>,
+    /// Rows: the case once for each, with what a row says instead of what the case says.
+    pub(super) each: Option<Vec<Spanned<Case>>>,
+}
+
+/// What should become of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Expect {
+    Allow,
+    Deny,
+    /// Refused, because a policy fails on it.
+    Error,
+    /// In lists.
+    Shown,
+    /// Not in lists.
+    Hidden,
+}
+
+impl Expect {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Error => "error",
+            Self::Shown => "shown",
+            Self::Hidden => "hidden",
+        }
+    }
+}
+
+/// A tool's annotations, as MCP names them.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "MCP's names")]
+pub(super) struct Hints {
+    pub(super) read_only_hint: Option<bool>,
+    pub(super) destructive_hint: Option<bool>,
+    pub(super) idempotent_hint: Option<bool>,
+    pub(super) open_world_hint: Option<bool>,
+}
+
+/// Circumstances, by their names in `context`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Context {
+    pub(super) now: Option<jiff::Timestamp>,
+    pub(super) source_ip: Option<IpAddr>,
+    pub(super) transport: Option<Transport>,
+    pub(super) revision: Option<Revision>,
+    pub(super) session_calls: Option<u64>,
+    pub(super) labels: Option<BTreeSet<String>>,
+    pub(super) method: Option<String>,
+}
+
+impl Context {
+    /// This, and what another says where this says nothing.
+    pub(super) fn or(&self, other: &Self) -> Self {
+        Self {
+            now: self.now.or(other.now),
+            source_ip: self.source_ip.or(other.source_ip),
+            transport: self.transport.or(other.transport),
+            revision: self.revision.or(other.revision),
+            session_calls: self.session_calls.or(other.session_calls),
+            labels: self.labels.clone().or_else(|| other.labels.clone()),
+            method: self.method.clone().or_else(|| other.method.clone()),
+        }
+    }
+}
+
+/// One text or several.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Words(pub(super) Vec<String>);
+
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMore;
+
+        impl<'de> Visitor<'de> for OneOrMore {
+            type Value = Words;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a list of texts")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Words, E> {
+                Ok(Words(vec![text.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Words, A::Error> {
+                let mut words = Vec::new();
+                while let Some(word) = seq.next_element()? {
+                    words.push(word);
+                }
+                Ok(Words(words))
+            }
+        }
+
+        deserializer.deserialize_any(OneOrMore)
+    }
+}
+
+/// A party to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Who {
+    Client { name: ClientName, groups: Vec<Group> },
+    Local { user: String, groups: Vec<Group> },
+    Anonymous,
+    Server(ServerName),
+}
+
+/// The forms in which a party can be written without a name of its own.
+pub(super) const FORMS: &str =
+    "write `client:NAME`, `group:NAME` (some client in that group), `local:USER`, `server:NAME` or \
+     `anonymous`";
+
+impl Who {
+    /// A party in one word.
+    pub(super) fn parse(word: &str) -> Result<Self, String> {
+        if word == "anonymous" {
+            return Ok(Self::Anonymous);
+        }
+        let (kind, name) = word.split_once(':').ok_or_else(|| FORMS.to_owned())?;
+        let illegal = |error: crate::names::IllegalName| error.to_string();
+        match kind {
+            "client" => {
+                Ok(Self::Client { name: name.parse().map_err(illegal)?, groups: Vec::new() })
+            }
+            "group" => {
+                let group: Group = name.parse().map_err(illegal)?;
+                let name = "someone".parse().map_err(illegal)?;
+                Ok(Self::Client { name, groups: vec![group] })
+            }
+            "local" => Ok(Self::Local { user: name.to_owned(), groups: Vec::new() }),
+            "server" => Ok(Self::Server(name.parse().map_err(illegal)?)),
+            _ => Err(FORMS.to_owned()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Who {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Written {
+            client: Option<ClientName>,
+            local: Option<String>,
+            server: Option<ServerName>,
+            #[serde(default)]
+            groups: Vec<Group>,
+        }
+
+        struct Party;
+
+        impl<'de> Visitor<'de> for Party {
+            type Value = Who;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a party, such as `client:NAME` or `{client: NAME, groups: [NAME]}`")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Who, E> {
+                Who::parse(word).map_err(E::custom)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Who, A::Error> {
+                let written = Written::deserialize(MapAccessDeserializer::new(map))?;
+                let Written { client, local, server, groups } = written;
+                match (client, local, server) {
+                    (Some(name), None, None) => Ok(Who::Client { name, groups }),
+                    (None, Some(user), None) => Ok(Who::Local { user, groups }),
+                    (None, None, Some(name)) if groups.is_empty() => Ok(Who::Server(name)),
+                    (None, None, Some(_)) => Err(de::Error::custom("a server is in no group")),
+                    _ => Err(de::Error::custom("give one of `client`, `local` and `server`")),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(Party)
+    }
+}
+
+/// Reads a file. A file is small: what takes more than the parser's budget is an error.
+pub(super) fn read(file: &File) -> Result<Document, Finding> {
+    let options = serde_saphyr::options! {
+        strict_booleans: true,
+        with_snippet: false,
+    };
+    serde_saphyr::from_str_with_options(&file.text, options).map_err(|error| explain(file, &error))
+}
+
+fn explain(file: &File, error: &Error) -> Finding {
+    let unknown = |what: &str, word: &str, known: &[&'static str]| {
+        let near = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, word));
+        let near = near.filter(|near| strsim::damerau_levenshtein(near, word) <= 2.max(near.len() / 3));
+        let label = match near {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "is not known here".to_owned(),
+        };
+        let list: Vec<_> = known.iter().map(|known| format!("`{known}`")).collect();
+        let help = format!("known here: {}", list.join(", "));
+        (format!("unknown {what} `{}`", word.escape_debug()), label, Some(help))
+    };
+    let (message, label, help) = match error {
+        Error::SerdeUnknownField { field, expected, .. } => unknown("key", field, expected),
+        Error::SerdeUnknownVariant { variant, expected, .. } => {
+            unknown("value", variant, expected)
+        }
+        Error::SerdeMissingField { field, .. } => {
+            (format!("the key `{field}` is missing"), "in what begins here".to_owned(), None)
+        }
+        Error::DuplicateMappingKey { key, .. } => {
+            let key = key.as_deref().unwrap_or_default();
+            (format!("the key `{}` stands twice", key.escape_debug()), String::new(), None)
+        }
+        other => {
+            let text = other.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+            // The place is shown.
+            let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
+            (text.to_owned(), String::new(), None)
+        }
+    };
+    let finding = Finding::error("policy-cases", message);
+    let finding = match error.location() {
+        Some(location) => {
+            let (start, length) = span(file, location);
+            finding.at(file, start, length, &label)
+        }
+        None => finding.file(&file.name),
+    };
+    match help {
+        Some(help) => finding.help(help),
+        None => finding,
+    }
+}
+
+/// Offset and length of what begins at a location: to the end of its line, where it has no length
+/// of its own or goes on below.
+pub(super) fn span(file: &File, location: serde_saphyr::Location) -> (usize, usize) {
+    let line = usize::try_from(location.line()).unwrap_or(1).max(1);
+    let column = usize::try_from(location.column()).unwrap_or(1).max(1);
+    let start: usize = file.text.split_inclusive('\n').take(line - 1).map(str::len).sum();
+    let rest = file.text.get(start..).unwrap_or_default();
+    let rest = rest.split('\n').next().unwrap_or_default();
+    let column = rest.char_indices().nth(column - 1).map_or(rest.len(), |(at, _)| at);
+    let own = location.span().byte_len().and_then(|length| usize::try_from(length).ok());
+    let line = rest[column..].trim_end().len();
+    let length = own.filter(|own| *own > 0 && *own <= line).unwrap_or(line);
+    (start + column, length)
+}
+
+/// The name of a party among those of a file, or a party in one word.
+pub(super) fn party(word: &str, document: &Document) -> Result<Who, String> {
+    if let Some(who) = document.principals.get(word) {
+        return Ok(who.value.clone());
+    }
+    Who::parse(word).map_err(|problem| {
+        let near = document
+            .principals
+            .keys()
+            .map(|name| (strsim::damerau_levenshtein(name, word), name))
+            .min()
+            .filter(|(distance, _)| *distance <= 2);
+        match near {
+            Some((_, name)) => format!("did you mean `{name}`?"),
+            None => format!("name it under `principals`, or {problem}"),
+        }
+    })
+}
+
+/// Whether a file has cases, by its name.
+pub(super) fn is_case_file(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
+        [".test.yaml", ".test.yml"].iter().any(|end| name.ends_with(end) && name.len() > end.len())
+    })
+}

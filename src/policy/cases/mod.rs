@@ -1,0 +1,8 @@
+//! Cases: requests beside the policies, with what should become of them and which policy should
+//! decide it. Read from YAML (`file`), put as questions (`question`), asked of an engine (`run`).
+
+mod file;
+mod question;
+mod run;
+
+pub use run::{Coverage, Ran, Report, run};

@@ -1,0 +1,316 @@
+//! What a case file asks: every case, once for each of its rows, parties, actions and targets.
+
+use serde_json::{Map, Value};
+use serde_saphyr::Spanned;
+
+use super::{
+    super::{
+        diagnostics::{File, Finding},
+        request::{Action, Claims},
+        target::{Target, server_action, worded_action},
+    },
+    file::{Case, Context, Document, Expect, Hints, Who, Words, party, span},
+};
+use crate::identity::{Principal, PrincipalKind};
+
+/// A request, with what should become of it.
+pub(super) struct Question {
+    pub(super) name: String,
+    pub(super) who: String,
+    pub(super) word: String,
+    pub(super) target: Option<String>,
+    pub(super) action: Action,
+    pub(super) method: String,
+    pub(super) principal: Principal,
+    pub(super) sides: Target,
+    pub(super) claims: Claims,
+    pub(super) args: Option<Map<String, Value>>,
+    pub(super) context: Context,
+    pub(super) expect: Expect,
+    pub(super) by: Option<Vec<String>>,
+    /// The row that asks it, where a case has rows.
+    pub(super) row: Option<Place>,
+    pub(super) expect_place: Place,
+    pub(super) by_place: Place,
+}
+
+/// Offset and length in the file.
+pub(super) type Place = (usize, usize);
+
+/// All questions of a file, and all that is wrong with it.
+pub(super) fn questions(file: &File, document: &Document) -> (Vec<Question>, Vec<Finding>) {
+    let mut reader = Reader { file, document, questions: Vec::new(), findings: Vec::new() };
+    for case in &document.cases {
+        reader.case(case);
+    }
+    (reader.questions, reader.findings)
+}
+
+struct Reader<'a> {
+    file: &'a File,
+    document: &'a Document,
+    questions: Vec<Question>,
+    findings: Vec<Finding>,
+}
+
+impl Reader<'_> {
+    fn place<T>(&self, of: &Spanned<T>) -> Place {
+        span(self.file, of.referenced)
+    }
+
+    fn wrong(&mut self, place: Place, message: impl Into<String>, label: &str, help: &str) {
+        let finding = Finding::error("policy-cases", message).at(self.file, place.0, place.1, label);
+        self.findings.push(if help.is_empty() { finding } else { finding.help(help) });
+    }
+
+    fn case(&mut self, case: &Spanned<Case>) {
+        let place = self.place(case);
+        let Some(name) = &case.value.name else {
+            self.wrong(place, "the case has no name", "begins here", "add `name: …`");
+            return;
+        };
+        let Some(rows) = &case.value.each else {
+            self.asked(name.clone(), &case.value, place, None);
+            return;
+        };
+        if rows.is_empty() {
+            self.wrong(place, "the case has no rows, so it asks nothing", "`each` is empty", "");
+        }
+        for (at, row) in rows.iter().enumerate() {
+            let place = self.place(row);
+            if row.value.each.is_some() {
+                self.wrong(place, "a row has no rows of its own", "has `each`", "");
+                continue;
+            }
+            let name = match &row.value.name {
+                Some(row) => format!("{name}: {row}"),
+                None => format!("{name} (row {})", at + 1),
+            };
+            self.asked(name, &over(&row.value, &case.value), place, Some(place));
+        }
+    }
+
+    /// The questions of one row, or of a case without rows.
+    fn asked(&mut self, name: String, case: &Case, place: Place, row: Option<Place>) {
+        let Some(expect) = &case.expect else {
+            let help = "add `expect:` `allow`, `deny`, `shown`, `hidden` or `error`";
+            return self.wrong(place, "the case expects nothing", "begins here", help);
+        };
+        let Some(who) = &case.who else {
+            let help = "add `as:` and a party";
+            return self.wrong(place, "the case does not say who asks", "begins here", help);
+        };
+        let Some((actions, targets, targets_place)) = self.actions(case, place) else { return };
+        let listed = matches!(expect.value, Expect::Shown | Expect::Hidden);
+        if let Some(by) = case.by.as_ref().filter(|_| listed) {
+            let help = "what lists show is what no set of circumstances allows: take `by` out";
+            let place = self.place(by);
+            return self.wrong(place, "no one policy decides what lists show", "", help);
+        }
+        for word in &who.value.0 {
+            let party = match party(word, self.document) {
+                Ok(party) => party,
+                Err(help) => {
+                    let place = self.place(who);
+                    let message = format!("nobody is called `{}`", word.escape_debug());
+                    self.wrong(place, message, "is no party", &help);
+                    continue;
+                }
+            };
+            for action in &actions {
+                for target in &targets {
+                    let asked =
+                        self.sides(&party, action, target.as_deref(), targets_place, self.place(who));
+                    let Ok((action_kind, method, principal, sides)) = asked else { return };
+                    if listed && !LISTED.contains(&action_kind) {
+                        let place = self.place(expect);
+                        let message =
+                            format!("no list has what `{}` is asked of", action_kind.as_str());
+                        let help = "lists have tools, prompts, resources and templates";
+                        return self.wrong(place, message, "", help);
+                    }
+                    let hints = case.hints.or_else(|| {
+                        target.as_ref().and_then(|tool| self.document.tools.get(tool)).copied()
+                    });
+                    let context = case.context.or(&self.document.context);
+                    let expect_place = self.place(expect);
+                    self.questions.push(Question {
+                        name: name.clone(),
+                        who: word.clone(),
+                        word: action.clone(),
+                        target: target.clone(),
+                        action: action_kind,
+                        method: context.method.clone().unwrap_or(method),
+                        principal,
+                        sides,
+                        claims: claims(hints.unwrap_or_default()),
+                        args: case.args.clone(),
+                        context,
+                        expect: expect.value,
+                        by: case.by.as_ref().map(|by| by.value.0.clone()),
+                        row,
+                        expect_place,
+                        by_place: case.by.as_ref().map_or(expect_place, |by| self.place(by)),
+                    });
+                }
+            }
+        }
+    }
+
+    /// The words for what is done, and what it is done to.
+    #[expect(clippy::type_complexity, reason = "taken apart where it is made")]
+    fn actions(
+        &mut self,
+        case: &Case,
+        place: Place,
+    ) -> Option<(Vec<String>, Vec<Option<String>>, Place)> {
+        let short = [
+            (&case.call, "tools/call"),
+            (&case.read, "resources/read"),
+            (&case.get, "prompts/get"),
+        ];
+        let mut short = short.into_iter().filter_map(|(key, method)| Some((key.as_ref()?, method)));
+        let some = |words: &Spanned<Words>| words.value.0.iter().cloned().map(Some).collect();
+        let help = "give one of `call: SERVER/TOOL`, `read: SERVER/URI`, `get: SERVER/PROMPT` and \
+                    `do: ACTION` with `on: TARGET`";
+        match (short.next(), short.next(), &case.action) {
+            (Some((targets, method)), None, None) => {
+                let place = self.place(targets);
+                if let Some(on) = &case.on {
+                    let place = self.place(on);
+                    self.wrong(place, "`on` goes with `do` alone", "", help);
+                    return None;
+                }
+                Some((vec![method.to_owned()], some(targets), place))
+            }
+            (None, None, Some(actions)) => {
+                let (targets, place) = match &case.on {
+                    Some(on) => (some(on), self.place(on)),
+                    None => (vec![None], self.place(actions)),
+                };
+                Some((actions.value.0.clone(), targets, place))
+            }
+            (None, None, None) => {
+                self.wrong(place, "the case does not say what is done", "begins here", help);
+                None
+            }
+            _ => {
+                self.wrong(place, "the case says twice what is done", "begins here", help);
+                None
+            }
+        }
+    }
+
+    /// Both sides of a request.
+    fn sides(
+        &mut self,
+        who: &Who,
+        word: &str,
+        target: Option<&str>,
+        target_place: Place,
+        who_place: Place,
+    ) -> Result<(Action, String, Principal, Target), ()> {
+        let (action, method) = worded_action(word);
+        let is_action = action.as_str() == word;
+        if let Who::Server(server) = who {
+            let action =
+                if is_action { action } else { server_action(word, word.starts_with("notif")) };
+            let clients = worded_action(word).0;
+            let is_method = matches!(clients, Action::OtherMethod | Action::NotifyServer);
+            if !is_server_action(action) || !(is_method || is_server_action(clients)) {
+                let message = format!("a server does not ask for `{}`", word.escape_debug());
+                self.wrong(who_place, message, "is a server", "");
+                return Err(());
+            }
+            let Some(client) = target else {
+                let message = format!("`{}` is asked of a client", action.as_str());
+                self.wrong(target_place, message, "says no client", "add `on:` and a party");
+                return Err(());
+            };
+            let principal = party(client, self.document).ok().and_then(|who| principal(&who));
+            let Some(principal) = principal else {
+                let message = format!("`{}` is no client", client.escape_debug());
+                self.wrong(target_place, message, "is asked", super::file::FORMS);
+                return Err(());
+            };
+            return Ok((action, method.to_owned(), principal, Target::Asker(server.clone())));
+        }
+        if is_server_action(action) {
+            let message = format!("`{}` is asked by a server", action.as_str());
+            self.wrong(who_place, message, "is no server", "write `as: server:NAME`");
+            return Err(());
+        }
+        let sides = match Target::parse(action, target) {
+            Ok(sides) => sides,
+            Err(error) => {
+                self.wrong(target_place, error.to_string(), "does not name that", "");
+                return Err(());
+            }
+        };
+        let principal = principal(who).ok_or(())?;
+        Ok((action, method.to_owned(), principal, sides))
+    }
+}
+
+/// Actions that lists are made by.
+const LISTED: [Action; 5] = [
+    Action::CallTool,
+    Action::GetPrompt,
+    Action::ReadResource,
+    Action::SeeTemplate,
+    Action::Connect,
+];
+
+fn is_server_action(action: Action) -> bool {
+    matches!(
+        action,
+        Action::Sample
+            | Action::Elicit
+            | Action::ListRoots
+            | Action::NotifyClient
+            | Action::OtherServerMethod
+    )
+}
+
+/// A row over its case: what the row says counts.
+fn over(row: &Case, case: &Case) -> Case {
+    // A row that says what is done says all of it.
+    let says = row.call.is_some() || row.read.is_some() || row.get.is_some() || row.action.is_some();
+    let base = if says { &Case::default() } else { case };
+    Case {
+        name: None,
+        who: row.who.clone().or_else(|| case.who.clone()),
+        call: row.call.clone().or_else(|| base.call.clone()),
+        read: row.read.clone().or_else(|| base.read.clone()),
+        get: row.get.clone().or_else(|| base.get.clone()),
+        action: row.action.clone().or_else(|| base.action.clone()),
+        on: row.on.clone().or_else(|| base.on.clone()),
+        args: row.args.clone().or_else(|| case.args.clone()),
+        hints: row.hints.or(case.hints),
+        context: row.context.or(&case.context),
+        expect: row.expect.clone().or_else(|| case.expect.clone()),
+        by: row.by.clone().or_else(|| case.by.clone()),
+        each: None,
+    }
+}
+
+fn principal(who: &Who) -> Option<Principal> {
+    let (kind, groups) = match who {
+        Who::Client { name, groups } => (PrincipalKind::Client(name.clone()), groups.clone()),
+        Who::Local { user, groups } => (PrincipalKind::Local { user: user.clone() }, groups.clone()),
+        Who::Anonymous => (PrincipalKind::Anonymous, Vec::new()),
+        Who::Server(_) => return None,
+    };
+    let verified = kind != PrincipalKind::Anonymous;
+    Some(Principal { kind, groups, verified, key: None })
+}
+
+fn claims(hints: Hints) -> Claims {
+    Claims::from_hints(|name| match name {
+        "readOnlyHint" => hints.read_only_hint,
+        "destructiveHint" => hints.destructive_hint,
+        "idempotentHint" => hints.idempotent_hint,
+        "openWorldHint" => hints.open_world_hint,
+        _ => None,
+    })
+}

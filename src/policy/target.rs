@@ -1,0 +1,169 @@
+//! Questions in a person's words: an action or a method, and what it is asked of.
+
+use super::request::{Action, Claims, Resource, Subject};
+use crate::{exchange::Method, identity::Principal, names::ServerName};
+
+/// The action under which a client's message is decided.
+pub fn client_action(method: &str, notification: bool) -> Action {
+    match method {
+        Method::INITIALIZE
+        | Method::DISCOVER
+        | Method::TOOLS_LIST
+        | Method::PROMPTS_LIST
+        | Method::RESOURCES_LIST
+        | Method::TEMPLATES_LIST
+        | Method::TASKS_LIST
+        | Method::LISTEN
+        | Method::SET_LEVEL => Action::Connect,
+        Method::TOOLS_CALL => Action::CallTool,
+        Method::PROMPTS_GET => Action::GetPrompt,
+        Method::RESOURCES_READ => Action::ReadResource,
+        Method::SUBSCRIBE | Method::UNSUBSCRIBE => Action::SubscribeResource,
+        method if Method::TASK.contains(&method) => Action::FollowTask,
+        Method::COMPLETE => Action::Complete,
+        _ if notification => Action::NotifyServer,
+        _ => Action::OtherMethod,
+    }
+}
+
+/// The action under which a server's message to a client is decided.
+pub fn server_action(method: &str, notification: bool) -> Action {
+    match method {
+        Method::SAMPLE => Action::Sample,
+        Method::ELICIT => Action::Elicit,
+        Method::ROOTS_LIST => Action::ListRoots,
+        _ if notification => Action::NotifyClient,
+        _ => Action::OtherServerMethod,
+    }
+}
+
+/// The action of a word that is one or a method, and what `context.method` is for it.
+pub fn worded_action(word: &str) -> (Action, &str) {
+    if let Some(action) = Action::ALL.iter().copied().find(|action| action.as_str() == word) {
+        return (action, usual_method(action));
+    }
+    let notification = word.starts_with("notifications/");
+    let action = match server_action(word, notification) {
+        action @ (Action::Sample | Action::Elicit | Action::ListRoots) => action,
+        _ => client_action(word, notification),
+    };
+    (action, word)
+}
+
+/// The method of an action that has one, or the first of several.
+fn usual_method(action: Action) -> &'static str {
+    match action {
+        Action::Connect => Method::INITIALIZE,
+        Action::CallTool => Method::TOOLS_CALL,
+        Action::FollowTask => Method::TASK[0],
+        Action::GetPrompt => Method::PROMPTS_GET,
+        Action::Complete => Method::COMPLETE,
+        Action::ReadResource => Method::RESOURCES_READ,
+        Action::SubscribeResource => Method::SUBSCRIBE,
+        Action::SeeTemplate => Method::TEMPLATES_LIST,
+        Action::Sample => Method::SAMPLE,
+        Action::Elicit => Method::ELICIT,
+        Action::ListRoots => Method::ROOTS_LIST,
+        Action::NotifyServer
+        | Action::OtherMethod
+        | Action::NotifyClient
+        | Action::OtherServerMethod
+        | Action::Launch
+        | Action::HandSecret
+        | Action::Reach
+        | Action::Grant => "",
+    }
+}
+
+/// What an action is asked of, as a person names it: `SERVER/TOOL`, `SERVER/URI`, `SERVER`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    Proxy,
+    Server(ServerName),
+    Tool(ServerName, String),
+    Prompt(ServerName, String),
+    Resource(ServerName, String),
+    Template(ServerName, String),
+    /// The server that asks the client.
+    Asker(ServerName),
+}
+
+/// Why a text names nothing that the action could be asked of.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoTarget {
+    #[error("`{}` is asked of {what}", action.as_str())]
+    Missing { action: Action, what: &'static str },
+    #[error("`{}` is no client's to ask for", .0.as_str())]
+    Own(Action),
+    #[error("the server's name: {0}")]
+    Server(#[from] crate::names::IllegalName),
+}
+
+impl Target {
+    /// Reads the name of a target of this action.
+    ///
+    /// # Errors
+    /// Where the action needs another kind of target, and where the server's name is no legal one.
+    pub fn parse(action: Action, text: Option<&str>) -> Result<Self, NoTarget> {
+        let missing = |what| NoTarget::Missing { action, what };
+        let on_server = |what| {
+            let (server, rest) =
+                text.and_then(|text| text.split_once('/')).ok_or(missing(what))?;
+            Ok::<_, NoTarget>((server.parse::<ServerName>()?, rest.to_owned()))
+        };
+        Ok(match action {
+            Action::Connect | Action::NotifyServer | Action::OtherMethod => match text {
+                Some(name) => Self::Server(name.parse()?),
+                None => Self::Proxy,
+            },
+            Action::CallTool | Action::FollowTask => {
+                let (server, name) = on_server("SERVER/TOOL")?;
+                Self::Tool(server, name)
+            }
+            Action::GetPrompt => {
+                let (server, name) = on_server("SERVER/PROMPT")?;
+                Self::Prompt(server, name)
+            }
+            Action::ReadResource | Action::SubscribeResource => {
+                let (server, uri) = on_server("SERVER/URI")?;
+                Self::Resource(server, uri)
+            }
+            Action::SeeTemplate => {
+                let (server, uri) = on_server("SERVER/TEMPLATE")?;
+                Self::Template(server, uri)
+            }
+            Action::Complete => match on_server("SERVER/PROMPT or SERVER/TEMPLATE")? {
+                (server, uri) if uri.contains("://") => Self::Template(server, uri),
+                (server, name) => Self::Prompt(server, name),
+            },
+            Action::Sample
+            | Action::Elicit
+            | Action::ListRoots
+            | Action::NotifyClient
+            | Action::OtherServerMethod => {
+                Self::Asker(text.ok_or(missing("a client, by a SERVER"))?.parse()?)
+            }
+            Action::Launch | Action::HandSecret | Action::Reach | Action::Grant => {
+                return Err(NoTarget::Own(action));
+            }
+        })
+    }
+
+    /// Who asks what, where this client is the one party.
+    pub fn sides<'a>(
+        &'a self,
+        principal: &'a Principal,
+        claims: Claims,
+    ) -> (Subject<'a>, Resource<'a>) {
+        let client = Subject::Client(principal);
+        match self {
+            Self::Proxy => (client, Resource::Proxy),
+            Self::Server(server) => (client, Resource::Server(server)),
+            Self::Tool(server, name) => (client, Resource::Tool { server, name, claims }),
+            Self::Prompt(server, name) => (client, Resource::Prompt { server, name }),
+            Self::Resource(server, uri) => (client, Resource::Resource { server, uri }),
+            Self::Template(server, uri) => (client, Resource::Template { server, uri }),
+            Self::Asker(server) => (Subject::Server(server), Resource::Client(principal)),
+        }
+    }
+}
