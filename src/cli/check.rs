@@ -48,9 +48,9 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     match policy::Engine::load(&loaded.config.policy.paths, &loaded.base) {
         Ok(engine) => {
             let status = engine.status();
-            let unknown = engine.unknown_servers(loaded.config.servers.keys());
+            let looks = engine.analyse(&super::policy::known(&loaded.config));
             let warnings = status.borrow().warnings.clone();
-            found.extend(warnings.iter().chain(&unknown).map(|warning| placed(&loaded, warning)));
+            found.extend(warnings.iter().chain(&looks).map(|warning| placed(&loaded, warning)));
         }
         Err(diagnostics) => {
             found.extend(diagnostics.findings().iter().map(|finding| placed(&loaded, finding)));

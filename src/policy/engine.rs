@@ -14,13 +14,14 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     SCHEMA,
+    analysis::{self, Known},
     cache::{self, Kept, Key},
     diagnostics::{Diagnostics, Finding},
     entities::{Frame, Unaskable, Vocabulary},
     load::{self, Loaded, Revision},
     request::{Action, Request, Resource, Subject},
 };
-use crate::{names::ServerName, refusal::Rule};
+use crate::refusal::Rule;
 
 /// Decides. Shared by all; a reload swaps the set for later decisions and leaves those under way.
 pub struct Engine {
@@ -205,13 +206,16 @@ impl Engine {
         self.current.load().loaded.revision
     }
 
-    /// A warning for every mention of a server that is not among these: it decides nothing.
-    pub fn unknown_servers<'a>(
-        &self,
-        known: impl IntoIterator<Item = &'a ServerName>,
-    ) -> Vec<Finding> {
-        let known: Vec<_> = known.into_iter().collect();
-        self.current.load().loaded.unknown_servers(&known)
+    /// Warnings of what looks wrong in the set in use, given what there is: policies that decide
+    /// nothing, that contradict each other, that concern nobody, or everybody and everything.
+    pub fn analyse(&self, known: &Known) -> Vec<Finding> {
+        let set = self.current.load();
+        let mut findings = analysis::findings(&set.loaded, &self.schema, known);
+        if let Some(servers) = &known.servers {
+            findings.extend(set.loaded.unknown_servers(&servers.iter().collect::<Vec<_>>()));
+        }
+        findings.sort_by_key(Finding::order);
+        findings
     }
 
     /// The policies of the set in use, by file and line.

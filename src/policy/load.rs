@@ -250,7 +250,9 @@ impl Loaded {
                 };
                 let message = format!("the config has no server `{name}`");
                 let label = "is on no server of the config";
-                findings.push(place.warn(message, &literal.to_string(), label).help(help));
+                let text = literal.to_string();
+                let finding = place.warn("policy-unknown-server", message, &text, label);
+                findings.push(finding.help(help));
             }
         }
         findings.sort_by_key(Finding::order);
@@ -260,15 +262,19 @@ impl Loaded {
 
 impl Place {
     /// A warning at the first occurrence of a text in the policy, or at the policy itself.
-    fn warn(&self, message: String, text: &str, label: &str) -> Finding {
+    pub(super) fn warn(
+        &self,
+        code: &'static str,
+        message: String,
+        text: &str,
+        label: &str,
+    ) -> Finding {
         let policy = self.file.text.get(self.start..self.start + self.length).unwrap_or("");
         let (start, length) = match policy.find(text) {
             Some(offset) => (self.start + offset, text.len()),
             None => (self.start, self.length),
         };
-        Finding::error("policy-unknown-server", message)
-            .warning()
-            .at(&self.file, start, length, label)
+        Finding::error(code, message).warning().at(&self.file, start, length, label)
     }
 }
 

@@ -7,6 +7,7 @@
 //! - What [`Engine::could_allow`] denies, [`Engine::decide`] never allows.
 //! - This room knows neither the protocol's framing nor a clock: both are handed in.
 
+mod analysis;
 mod args;
 mod cache;
 mod cases;
@@ -22,6 +23,7 @@ mod target;
 mod tests;
 mod watch;
 
+pub use analysis::{Known, KnownTool};
 pub use cases::{Coverage, Ran, Report, run as run_cases};
 pub use diagnostics::{Diagnostics, Finding};
 pub use engine::{Engine, Failure, Outcome, Reload, Status};

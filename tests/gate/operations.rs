@@ -50,7 +50,8 @@ async fn a_dry_run_lists_what_a_client_would_see_and_ends() {
 
 #[tokio::test]
 async fn check_has_nothing_to_say_of_a_good_config() {
-    let ended = Setup::notes().write().cli(&["check"]).await;
+    let policies = "permit (principal is Portcullis::Local, action, resource);\n";
+    let ended = Setup::notes().policies(policies).write().cli(&["check"]).await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");
     let ended = Setup::quickstart().cli(&["check"]).await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");

@@ -400,7 +400,7 @@ fn files_that_are_wrong_say_where() {
     exit 11
     policy-cases
 
-      × `A b` is not a legal name: use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit at line 2, column 16
+      × `A b` is not a legal name: use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit
        ╭─[policies/p.test.yaml:2:16]
      1 │ principals:
      2 │   a: { client: A b }
@@ -442,7 +442,7 @@ fn files_that_are_wrong_say_where() {
     exit 11
     policy-cases
 
-      × invalid indentation in multiline quoted scalar at line 3, column 1
+      × invalid indentation in multiline quoted scalar
        ╭─[policies/p.test.yaml:3:1]
      2 │ - name: 'a
        ╰────
@@ -469,7 +469,7 @@ fn files_that_are_wrong_say_where() {
     exit 11
     policy-cases
 
-      × failed to parse four digit integer as year: invalid digit, expected 0-9 but got y at line 2, column 59
+      × failed to parse four digit integer as year: invalid digit, expected 0-9 but got y
        ╭─[policies/p.test.yaml:2:59]
      1 │ cases:
      2 │ - { name: a, as: client:c, call: notes/x, context: { now: yesterday }, expect: deny }
@@ -610,15 +610,14 @@ cases:
       help: write `as: server:NAME`
     policy-cases
 
-      × `notes/x` is no client
-        ╭─[policies/p.test.yaml:14:40]
+      × a server does not ask for `tools/call`
+        ╭─[policies/p.test.yaml:14:20]
      13 │   - { name: i, as: reader, do: sampling/createMessage, on: notes, expect: deny }
      14 │   - { name: j, as: server:notes, call: notes/x, expect: deny }
-        ·                                        ───┬───
-        ·                                           ╰── is asked
+        ·                    ──────┬─────
+        ·                          ╰── is a server
      15 │   - { name: k, as: server:notes, do: sample, expect: deny }
         ╰────
-      help: write `client:NAME`, `group:NAME` (some client in that group), `local:USER`, `server:NAME` or `anonymous`
     policy-cases
 
       × `sample` is asked of a client

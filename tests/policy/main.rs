@@ -193,9 +193,19 @@ fn check_of_paths_as_json() {
     --- stderr
     "#);
     assert_snapshot!(shown(&json("good.cedar")), @r#"
-    exit 0
+    exit 11
     {
-      "findings": [],
+      "findings": [
+        {
+          "code": "policy-over-broad",
+          "severity": "warning",
+          "message": "`good.cedar:1` permits everybody to call every tool of every server",
+          "file": "good.cedar",
+          "line": 1,
+          "column": 1,
+          "help": "say who (`principal in Portcullis::Group::\"…\"`), what (`resource in Portcullis::Server::\"…\"`), or when (`when { … }`)"
+        }
+      ],
       "policies": 1,
       "revision": "dea26c63281e"
     }

@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use anyhow::Context as _;
+use clap::ArgAction;
+use serde::{Deserialize, Serialize};
 
-use super::{count, load, sources};
+use super::{count, known, load, sources};
 use crate::{
     cli::{Context, Exit},
-    policy::{Finding, Revision},
+    names::ServerName,
+    policy::{Claims, Finding, Known, KnownTool, Revision},
 };
 
 /// Options of the verb.
@@ -15,6 +18,16 @@ use crate::{
 pub struct Check {
     /// Files and folders, instead of those of the config
     paths: Vec<PathBuf>,
+    /// All tools of a server, as it answers `tools/list`, in a file of JSON; may be given for
+    /// several servers
+    #[arg(long, value_name = "SERVER=FILE", value_parser = tools_of, action = ArgAction::Append)]
+    tools: Vec<(ServerName, PathBuf)>,
+}
+
+fn tools_of(text: &str) -> Result<(ServerName, PathBuf), String> {
+    let (server, file) = text.split_once('=').ok_or("write SERVER=FILE")?;
+    let server = server.parse().map_err(|error| format!("{error}"))?;
+    Ok((server, PathBuf::from(file)))
 }
 
 #[derive(Debug, Serialize)]
@@ -27,23 +40,27 @@ struct Checked<'a> {
 }
 
 /// Runs the verb.
-pub fn check(Check { paths }: &Check, ctx: &Context) -> anyhow::Result<Exit> {
-    let mut servers = None;
-    let engine = if paths.is_empty() {
+pub fn check(Check { paths, tools }: &Check, ctx: &Context) -> anyhow::Result<Exit> {
+    let (engine, mut known) = if paths.is_empty() {
         let loaded = ctx.load()?;
-        let engine = load(&sources(&loaded));
-        servers = Some(loaded.config.servers);
-        engine
+        (load(&sources(&loaded)), known(&loaded.config))
     } else {
-        load(paths)
+        (load(paths), Known::default())
     };
+    for (server, file) in tools {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read {}", file.display()))?;
+        let tools = listed(&text).with_context(|| {
+            format!("{} does not hold a result of `tools/list`", file.display())
+        })?;
+        known.tools.push((server.clone(), tools));
+    }
     let (findings, status) = match &engine {
         Err(findings) => (findings.clone(), None),
         Ok(engine) => {
             let status = engine.status().borrow().clone();
-            let unknown = servers.map(|servers| engine.unknown_servers(servers.keys()));
-            let findings = status.warnings.iter().cloned().chain(unknown.into_iter().flatten());
-            (findings.collect(), Some(status))
+            let looks = engine.analyse(&known);
+            (status.warnings.iter().cloned().chain(looks).collect(), Some(status))
         }
     };
     let policies = status.as_ref().map(|status| status.policies);
@@ -63,4 +80,37 @@ pub fn check(Check { paths }: &Check, ctx: &Context) -> anyhow::Result<Exit> {
         }
     }
     Ok(if findings.is_empty() { Exit::Ok } else { Exit::Findings })
+}
+
+/// The tools of a list: the answer, its result, or the list alone.
+fn listed(text: &str) -> serde_json::Result<Vec<KnownTool>> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Saved {
+        Answer { result: Result },
+        Result(Result),
+        List(Vec<Tool>),
+    }
+
+    #[derive(Deserialize)]
+    struct Result {
+        tools: Vec<Tool>,
+    }
+
+    #[derive(Deserialize)]
+    struct Tool {
+        name: String,
+        #[serde(default)]
+        annotations: serde_json::Map<String, serde_json::Value>,
+    }
+
+    let tools = match serde_json::from_str(text)? {
+        Saved::Answer { result } | Saved::Result(result) => result.tools,
+        Saved::List(tools) => tools,
+    };
+    let known = |Tool { name, annotations }| KnownTool {
+        name,
+        claims: Claims::from_hints(|hint| annotations.get(hint)?.as_bool()),
+    };
+    Ok(tools.into_iter().map(known).collect())
 }

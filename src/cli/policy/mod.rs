@@ -5,12 +5,13 @@ mod check;
 mod fmt;
 mod test;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use super::{Context, Exit};
 use crate::{
-    config::Loaded,
-    policy::{Engine, Finding},
+    config::{Config, Loaded},
+    identity::Store,
+    policy::{Engine, Finding, Known},
 };
 
 #[derive(Debug, clap::Args)]
@@ -44,6 +45,29 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 /// The config's policies, wherever the program runs.
 fn sources(loaded: &Loaded) -> Vec<PathBuf> {
     loaded.config.policy.paths.iter().map(|path| loaded.base.join(path)).collect()
+}
+
+/// What the config knows of whom and what policies speak.
+pub(super) fn known(config: &Config) -> Known {
+    // Clients that cannot be read are unknown; `portcullis check` says why.
+    let added = Store::within(&config.state_dir).read().ok();
+    let clients = added.as_ref().map(|added| {
+        let clients: BTreeSet<_> = config.clients.keys().chain(added.keys()).cloned().collect();
+        clients
+    });
+    let groups = added.as_ref().map(|added| {
+        let written = config.clients.values().flat_map(|client| &client.groups);
+        let groups: BTreeSet<_> =
+            written.chain(added.values().flat_map(|client| &client.groups)).cloned().collect();
+        groups
+    });
+    Known {
+        servers: Some(config.servers.keys().cloned().collect()),
+        clients,
+        groups,
+        anonymous: Some(config.listen.anonymous),
+        tools: Vec::new(),
+    }
 }
 
 /// Loads with names relative to the working folder, so that they can be opened from there.

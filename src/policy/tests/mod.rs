@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// A folder `policies` with these files.
-fn folder(files: &[(&str, &str)]) -> TempDir {
+pub(super) fn folder(files: &[(&str, &str)]) -> TempDir {
     let folder = TempDir::new().unwrap();
     fs::create_dir(folder.path().join("policies")).unwrap();
     for (name, text) in files {

@@ -1,0 +1,245 @@
+//! What looks wrong with a set that validates: policies that decide nothing, that contradict each
+//! other, that concern nobody and nothing, or everybody and everything.
+//!
+//! Nothing is told that is not so. Where the meaning of a condition is not known, it counts as one
+//! that may hold or not, whatever the others do: some of what is wrong is not found.
+
+mod expr;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod tools;
+
+use std::collections::BTreeSet;
+
+use cedar_policy::{Policy, PolicyId, Schema};
+
+use self::{
+    expr::{Expr, Var},
+    shape::{Actions, Shape},
+};
+use super::{
+    diagnostics::Finding,
+    load::{Loaded, Place},
+    request::Claims,
+};
+use crate::{
+    names::{ClientName, Group, ServerName},
+    refusal::Rule,
+};
+
+/// What there is, as far as the operator says. Of what is `None`, nothing is known.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    pub servers: Option<BTreeSet<ServerName>>,
+    pub clients: Option<BTreeSet<ClientName>>,
+    /// Those that any client is in.
+    pub groups: Option<BTreeSet<Group>>,
+    /// Whether callers without a key are let in.
+    pub anonymous: Option<bool>,
+    /// All tools of some servers.
+    pub tools: Vec<(ServerName, Vec<KnownTool>)>,
+}
+
+/// A tool that a server offers.
+#[derive(Debug, Clone)]
+pub struct KnownTool {
+    pub name: String,
+    pub claims: Claims,
+}
+
+/// A policy, its rule, where it stands, and what it means, where it is in force.
+struct Entry<'a> {
+    policy: &'a Policy,
+    rule: &'a Rule,
+    place: &'a Place,
+    shape: Option<Shape>,
+}
+
+/// All that looks wrong, by file and line.
+pub(super) fn findings(loaded: &Loaded, schema: &Schema, known: &Known) -> Vec<Finding> {
+    let Some(actions) = Actions::of(schema) else { return Vec::new() };
+    let mut entries: Vec<_> = loaded
+        .policies
+        .policies()
+        .filter_map(|policy| {
+            let rule = loaded.rules.get(policy.id())?;
+            let place = loaded.places.get(policy.id())?;
+            Some(Entry { policy, rule, place, shape: Shape::of(policy, &actions) })
+        })
+        .collect();
+    entries.sort_by(|a, b| (&a.rule.file, a.rule.line).cmp(&(&b.rule.file, b.rule.line)));
+    let mut findings = Vec::new();
+    for (at, entry) in entries.iter().enumerate() {
+        findings.extend(unknown_names(entry, known));
+        let Some(shape) = &entry.shape else { continue };
+        findings.extend(over_broad(entry, shape));
+        findings.extend(overridden(entry, shape, &entries, &actions));
+        findings.extend(repeated(at, entry, shape, &entries, &actions));
+        findings.extend(nobody(entry, shape, &actions, known));
+    }
+    findings.extend(tools::unmatched(&entries, loaded, schema, known));
+    findings.sort_by_key(Finding::order);
+    findings
+}
+
+impl Entry<'_> {
+    fn id(&self) -> &PolicyId {
+        self.policy.id()
+    }
+
+    /// A warning about the whole policy.
+    fn warning(&self, code: &'static str, message: String, label: &str) -> Finding {
+        let Place { file, start, length } = self.place;
+        Finding::error(code, message).warning().at(file, *start, *length, label)
+    }
+
+    fn address(&self) -> String {
+        let file = self.rule.file.as_deref().unwrap_or_else(|| std::path::Path::new(""));
+        format!("{}:{}", file.display(), self.rule.line.unwrap_or_default())
+    }
+}
+
+/// A permit for anybody to call any tool, whatever else holds.
+fn over_broad(entry: &Entry<'_>, shape: &Shape) -> Option<Finding> {
+    let all = shape.condition == Expr::True && shape.actions.contains("call_tool");
+    if shape.forbids || shape.obliges || !all {
+        return None;
+    }
+    let id = &entry.rule.id;
+    let message = format!("`{id}` permits everybody to call every tool of every server");
+    Some(entry.warning("policy-over-broad", message, "names nobody and nothing").help(
+        "say who (`principal in Portcullis::Group::\"…\"`), what (`resource in \
+         Portcullis::Server::\"…\"`), or when (`when { … }`)",
+    ))
+}
+
+/// A permit that a forbid always overrides.
+fn overridden(
+    entry: &Entry<'_>,
+    shape: &Shape,
+    entries: &[Entry<'_>],
+    actions: &Actions,
+) -> Option<Finding> {
+    if shape.forbids {
+        return None;
+    }
+    // Where the permit holds, the forbid holds, or fails: either refuses.
+    let mut over = entries.iter().filter_map(|other| {
+        let forbid = other.shape.as_ref().filter(|forbid| forbid.forbids)?;
+        forbid.covers(shape, actions).then(|| (other, shape.covers(forbid, actions)))
+    });
+    let (other, equal) = over.next()?;
+    let (id, forbid) = (&entry.rule.id, &other.rule.id);
+    let finding = if equal {
+        let message = format!("`{id}` permits exactly what `{forbid}` forbids");
+        entry.warning("policy-contradiction", message, "permits nothing")
+    } else {
+        let message = format!("`{id}` permits nothing: `{forbid}` forbids all of it");
+        entry.warning("policy-unreachable", message, "is always overridden")
+    };
+    Some(finding.help(format!(
+        "the forbid is at {}, and a forbid wins over every permit: narrow it, or take this out",
+        other.address()
+    )))
+}
+
+/// A policy of which another does all.
+fn repeated(
+    at: usize,
+    entry: &Entry<'_>,
+    shape: &Shape,
+    entries: &[Entry<'_>],
+    actions: &Actions,
+) -> Option<Finding> {
+    let mut over = entries.iter().enumerate().filter_map(|(place, other)| {
+        let wide = other.shape.as_ref().filter(|wide| wide.forbids == shape.forbids)?;
+        // What it asks for beside a decision, and its words for the agent, would be lost.
+        let obliges = shape.obliges || wide.obliges;
+        let says_more = shape.forbids && shape.reason.is_some() && shape.reason != wide.reason;
+        if place == at || obliges || says_more || !wide.covers(shape, actions) {
+            return None;
+        }
+        let equal = shape.covers(wide, actions);
+        // Of two that are equal, the second is one too many. What could fail refuses where the
+        // other would not.
+        let needed = if equal { place > at } else { shape.could_fail };
+        (!needed).then_some((other, equal))
+    });
+    let (other, equal) = over.next()?;
+    let (id, wide) = (&entry.rule.id, &other.rule.id);
+    let does = if shape.forbids { "forbids" } else { "permits" };
+    let finding = if equal {
+        let message = format!("`{id}` {does} the same as `{wide}`");
+        entry.warning("policy-duplicate", message, "is there already")
+    } else {
+        let message = format!("`{id}` {does} only what `{wide}` {does} too");
+        entry.warning("policy-redundant", message, "changes no decision")
+    };
+    Some(finding.help(format!("the other is at {}; take one of them out", other.address())))
+}
+
+/// A permit for callers that the config does not let in.
+fn nobody(
+    entry: &Entry<'_>,
+    shape: &Shape,
+    actions: &Actions,
+    known: &Known,
+) -> Option<Finding> {
+    if shape.forbids || known.anonymous != Some(false) {
+        return None;
+    }
+    if !shape.kinds(Var::Principal, actions).into_iter().eq(["Portcullis::Anonymous"]) {
+        return None;
+    }
+    let message = format!("`{}` permits only callers without a key", entry.rule.id);
+    Some(
+        entry
+            .warning("policy-nobody", message, "and the config lets none of them in")
+            .help("set `anonymous = true` under `[listen]`, or take this out"),
+    )
+}
+
+/// Mentions of clients and groups that there are not. Of a shadow, too: it is there to learn from.
+fn unknown_names(entry: &Entry<'_>, known: &Known) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for literal in entry.policy.entity_literals() {
+        let (id, text) = (literal.id().unescaped(), literal.to_string());
+        let found = match (literal.type_name().basename(), &known.groups, &known.clients) {
+            ("Group", Some(groups), _) => Some((
+                groups.iter().map(Group::as_str).collect::<Vec<_>>(),
+                "policy-empty-group",
+                format!("nobody is in the group `{}`", id.escape_debug()),
+                "has no member",
+                "put a client in it (`groups` under `[clients.NAME]`, or `portcullis client add \
+                 --group`), or take this out",
+            )),
+            ("Client", _, Some(clients)) => Some((
+                clients.iter().map(ClientName::as_str).collect(),
+                "policy-unknown-client",
+                format!("there is no client `{}`", id.escape_debug()),
+                "has no key",
+                "add it (`portcullis client add`), or take this out",
+            )),
+            _ => None,
+        };
+        let Some((names, code, message, label, help)) = found else { continue };
+        if !names.contains(&id) {
+            let finding = entry.place.warn(code, message, &text, label);
+            findings.push(match nearest(id, names) {
+                Some(near) => finding.help(format!("did you mean `{near}`?")),
+                None => finding.help(help),
+            });
+        }
+    }
+    findings
+}
+
+fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|known| (strsim::damerau_levenshtein(known, name), known))
+        .min()
+        .filter(|(distance, _)| *distance <= 2)
+        .map(|(_, known)| known)
+}

@@ -1,0 +1,249 @@
+//! A table for each finding: sets that have it and sets that have not.
+
+use super::*;
+use crate::policy::{Engine, tests::folder};
+
+/// `CODE LINE` of each finding.
+fn found(policies: &str, known: &Known) -> Vec<String> {
+    let folder = folder(&[("p.cedar", policies)]);
+    let engine = Engine::load(&["policies".into()], folder.path()).unwrap();
+    let findings = engine.analyse(known);
+    let json = serde_json::to_value(findings).unwrap();
+    let line = |finding: &serde_json::Value| {
+        format!("{} {}", finding["code"].as_str().unwrap(), finding["line"])
+    };
+    json.as_array().unwrap().iter().map(line).collect()
+}
+
+const CALL: &str = r#"action == Portcullis::Action::"call_tool""#;
+
+/// Sets of policies, one policy a line, with the findings in each.
+fn table(rows: &[(&[&str], &[&str])]) {
+    for (policies, expected) in rows {
+        let text = policies.join("\n").replace("CALL", CALL);
+        assert_eq!(found(&text, &Known::default()), *expected, "{text}");
+    }
+}
+
+#[test]
+fn over_broad() {
+    table(&[
+        (&["permit (principal, action, resource);"], &["policy-over-broad 1"]),
+        (&["permit (principal, CALL, resource);"], &["policy-over-broad 1"]),
+        (
+            &[r#"permit (principal, action in Portcullis::Action::"from_client", resource) when { true };"#],
+            &["policy-over-broad 1"],
+        ),
+        (&["permit (principal is Portcullis::Local, action, resource);"], &[]),
+        (&[r#"permit (principal, CALL, resource in Portcullis::Server::"a");"#], &[]),
+        (&["permit (principal, CALL, resource) when { principal.verified };"], &[]),
+        (&["permit (principal, CALL, resource) when { resource.claims.read_only };"], &[]),
+        (&[r#"permit (principal, action == Portcullis::Action::"connect", resource);"#], &[]),
+        (&["forbid (principal, action, resource);"], &[]),
+        (
+            &[r#"permit (principal, action, resource) unless { action in Portcullis::Action::"use" };"#],
+            &[],
+        ),
+    ]);
+}
+
+#[test]
+fn unreachable_and_contradicting() {
+    let on_a = r#"permit (principal, CALL, resource in Portcullis::Server::"a");"#;
+    let x = r#"permit (principal, CALL, resource == Portcullis::Tool::"a/x") when { principal.verified };"#;
+    table(&[
+        (
+            &[on_a, r#"forbid (principal, CALL, resource in Portcullis::Server::"a");"#],
+            &["policy-contradiction 1"],
+        ),
+        (
+            &[on_a, r#"forbid (principal, CALL, resource) when { resource in Portcullis::Server::"a" };"#],
+            &["policy-contradiction 1"],
+        ),
+        (
+            &[on_a, r#"forbid (principal, action in Portcullis::Action::"use", resource);"#],
+            &["policy-unreachable 1"],
+        ),
+        (&[x, r#"forbid (principal, CALL, resource in Portcullis::Server::"a");"#], &["policy-unreachable 1"]),
+        (&[x, "forbid (principal, CALL, resource) when { principal.verified };"], &["policy-unreachable 1"]),
+        (
+            &[x, r#"forbid (principal, CALL, resource) unless { resource in Portcullis::Server::"b" };"#],
+            &["policy-unreachable 1"],
+        ),
+        // By its type alone.
+        (&[x, "forbid (principal, action, resource is Portcullis::Tool);"], &["policy-unreachable 1"]),
+        (
+            &[x, r#"forbid (principal, action, resource) unless { action == Portcullis::Action::"connect" };"#],
+            &["policy-unreachable 1"],
+        ),
+        // Not all of it is forbidden, or that is not known.
+        (&[on_a, r#"forbid (principal, CALL, resource == Portcullis::Tool::"a/x");"#], &[]),
+        (&[x, "forbid (principal, CALL, resource) when { resource.claims.destructive };"], &[]),
+        (&[x, "forbid (principal, action, resource is Portcullis::Prompt);"], &[]),
+        (&[x, "forbid (principal is Portcullis::Client, CALL, resource);"], &[]),
+        (&[x, r#"forbid (principal, CALL, resource) unless { principal.verified };"#], &[]),
+        (&[x, r#"forbid (principal, CALL, resource) unless { principal in Portcullis::Group::"g" };"#], &[]),
+        (
+            &[
+                r#"permit (principal == Portcullis::Client::"c", CALL, resource in Portcullis::Server::"a");"#,
+                r#"forbid (principal, CALL, resource) unless { principal in Portcullis::Group::"g" };"#,
+            ],
+            &[],
+        ),
+        (&[x, r#"forbid (principal, action == Portcullis::Action::"follow_task", resource);"#], &[]),
+    ]);
+}
+
+#[test]
+fn duplicate_and_redundant() {
+    let group = r#"permit (principal in Portcullis::Group::"g", CALL, resource in Portcullis::Server::"a")"#;
+    let one = &format!("{group};");
+    let verified = &format!("{group} when {{ principal.verified }};");
+    table(&[
+        (&[one, one], &["policy-duplicate 2"]),
+        (
+            &[
+                &format!("{group} when {{ principal.verified && context.session_calls < 3 }};"),
+                &format!("{group} when {{ 3 > context.session_calls }} when {{ principal.verified }};"),
+            ],
+            &["policy-duplicate 2"],
+        ),
+        (&[verified, one], &["policy-redundant 1"]),
+        (&[one, verified], &["policy-redundant 2"]),
+        (
+            &[
+                r#"permit (principal, CALL, resource == Portcullis::Tool::"a/x");"#,
+                r#"permit (principal, CALL, resource) when { resource in [Portcullis::Tool::"a/x", Portcullis::Tool::"a/y"] };"#,
+            ],
+            &["policy-redundant 1"],
+        ),
+        (
+            &[
+                "forbid (principal, CALL, resource) when { resource.claims.destructive };",
+                "forbid (principal is Portcullis::Local, CALL, resource) when { resource.claims.destructive };",
+            ],
+            &["policy-redundant 2"],
+        ),
+        // The narrow one has words of its own for the agent.
+        (
+            &[
+                "forbid (principal, CALL, resource) when { resource.claims.destructive };",
+                "@reason(\"ask first\") forbid (principal is Portcullis::Local, CALL, resource) when { resource.claims.destructive };",
+            ],
+            &[],
+        ),
+        // It asks for more than a decision.
+        (&[one, &format!("@keep(\"arguments\") {verified}")], &[]),
+        // It could fail, which refuses.
+        (&[one, &format!("{group} when {{ context.session_calls + 1 > 0 }};")], &[]),
+        (&[one, &one.replace("Group::\"g\"", "Group::\"h\"")], &[]),
+        (&[one, &one.replace("CALL", r#"action == Portcullis::Action::"follow_task""#)], &[]),
+    ]);
+}
+
+#[test]
+fn names_that_nobody_has() {
+    let known = Known {
+        servers: Some(["a".parse().unwrap()].into()),
+        clients: Some(["ci".parse().unwrap()].into()),
+        groups: Some(["readers".parse().unwrap()].into()),
+        anonymous: Some(false),
+        tools: Vec::new(),
+    };
+    for (policy, expected) in [
+        (r#"permit (principal in Portcullis::Group::"readers", CALL, resource);"#, &[] as &[_]),
+        (
+            r#"permit (principal in Portcullis::Group::"reader", CALL, resource);"#,
+            &["policy-empty-group 1"],
+        ),
+        (
+            r#"forbid (principal, CALL, resource) unless { principal in Portcullis::Group::"x" };"#,
+            &["policy-empty-group 1"],
+        ),
+        (r#"permit (principal == Portcullis::Client::"ci", CALL, resource);"#, &[]),
+        (
+            r#"permit (principal == Portcullis::Client::"cd", CALL, resource);"#,
+            &["policy-unknown-client 1"],
+        ),
+        (
+            r#"permit (principal is Portcullis::Local, CALL, resource in Portcullis::Server::"b");"#,
+            &["policy-unknown-server 1"],
+        ),
+        ("permit (principal is Portcullis::Anonymous, CALL, resource);", &["policy-nobody 1"]),
+        (
+            r#"permit (principal == Portcullis::Anonymous::"anonymous", CALL, resource);"#,
+            &["policy-nobody 1"],
+        ),
+        (
+            "permit (principal, CALL, resource) unless { principal is Portcullis::Client || principal is Portcullis::Local };",
+            &["policy-nobody 1"],
+        ),
+        ("forbid (principal is Portcullis::Anonymous, CALL, resource);", &[]),
+        ("permit (principal, CALL, resource) when { principal is Portcullis::Anonymous || principal.verified };", &[]),
+    ] {
+        let text = policy.replace("CALL", CALL);
+        assert_eq!(found(&text, &known), expected, "{text}");
+        // Of what nothing is known, nothing is said.
+        assert_eq!(found(&text, &Known::default()), [] as [&str; 0], "{text}");
+    }
+}
+
+#[test]
+fn tools_that_there_are_not() {
+    let tool = |name: &str, read_only: bool| KnownTool {
+        name: name.to_owned(),
+        claims: Claims::from_hints(|hint| (hint == "readOnlyHint").then_some(read_only)),
+    };
+    let known = Known {
+        servers: Some(["a".parse().unwrap()].into()),
+        tools: vec![("a".parse().unwrap(), vec![tool("look", true), tool("touch", true)])],
+        ..Known::default()
+    };
+    let more = Known {
+        servers: Some(["a".parse().unwrap(), "b".parse().unwrap()].into()),
+        ..known.clone()
+    };
+    for (policy, expected, with_more) in [
+        (r#"permit (principal, CALL, resource == Portcullis::Tool::"a/look");"#, &[] as &[&str], &[] as &[&str]),
+        (
+            r#"permit (principal, CALL, resource == Portcullis::Tool::"a/lok");"#,
+            &["policy-unknown-tool 1"],
+            &["policy-unknown-tool 1"],
+        ),
+        (
+            r#"permit (principal, CALL, resource) when { resource in [Portcullis::Tool::"a/look", Portcullis::Tool::"a/x"] };"#,
+            &["policy-unknown-tool 1"],
+            &["policy-unknown-tool 1"],
+        ),
+        // Nobody knows the tools of `b`.
+        (
+            "permit (principal, CALL, resource) when { resource.claims.destructive };",
+            &["policy-no-tool 1"],
+            &[],
+        ),
+        (
+            r#"permit (principal, CALL, resource in Portcullis::Server::"a") when { resource.claims.destructive };"#,
+            &["policy-no-tool 1"],
+            &["policy-no-tool 1"],
+        ),
+        (r#"permit (principal, CALL, resource) when { resource.name like "t*" };"#, &[], &[]),
+        (
+            r#"permit (principal, CALL, resource) when { resource.name like "T*" };"#,
+            &["policy-no-tool 1"],
+            &[],
+        ),
+        // A guard for tools that may come, and one that means a certain tool.
+        ("forbid (principal, CALL, resource) when { resource.claims.destructive };", &[], &[]),
+        (
+            r#"forbid (principal, CALL, resource) when { resource.name == "drop" };"#,
+            &["policy-no-tool 1"],
+            &[],
+        ),
+        // Other actions have other resources.
+        (r#"permit (principal in Portcullis::Group::"g", action, resource);"#, &[], &[]),
+    ] {
+        let text = policy.replace("CALL", CALL);
+        assert_eq!(found(&text, &known), expected, "{text}");
+        assert_eq!(found(&text, &more), with_more, "{text}");
+    }
+}
