@@ -255,7 +255,10 @@ when { resource in [Portcullis::Tool::\"notes/list_notes\", Portcullis::Tool::\"
             ("", ""),
             ("\n\n", ""),
             ("// a\n\n\n\n // b", "// a\n\n// b\n"),
-            ("// a\r\npermit(principal,action,resource);\r\n", "// a\npermit (principal, action, resource);\n"),
+            (
+                "// a\r\npermit(principal,action,resource);\r\n",
+                "// a\npermit (principal, action, resource);\n",
+            ),
         ] {
             assert_eq!(pretty(before), after, "{before:?}");
         }
@@ -264,7 +267,9 @@ when { resource in [Portcullis::Tool::\"notes/list_notes\", Portcullis::Tool::\"
     #[test]
     fn comments_are_found_and_strings_are_none() {
         assert_eq!(
-            comments("// a\npermit (principal, action, resource) // b \r\nwhen { \"// \\\" no\" == \"\" }; //c"),
+            comments(
+                "// a\npermit (principal, action, resource) // b \r\nwhen { \"// \\\" no\" == \"\" }; //c"
+            ),
             ["// a", "// b", "//c"]
         );
         assert_eq!(lost("// a\n// b\n// a", "// a\n// b"), Some("// a"));

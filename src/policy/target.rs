@@ -107,8 +107,7 @@ impl Target {
     pub fn parse(action: Action, text: Option<&str>) -> Result<Self, NoTarget> {
         let missing = |what| NoTarget::Missing { action, what };
         let on_server = |what| {
-            let (server, rest) =
-                text.and_then(|text| text.split_once('/')).ok_or(missing(what))?;
+            let (server, rest) = text.and_then(|text| text.split_once('/')).ok_or(missing(what))?;
             Ok::<_, NoTarget>((server.parse::<ServerName>()?, rest.to_owned()))
         };
         Ok(match action {

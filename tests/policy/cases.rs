@@ -265,7 +265,11 @@ cases:
     --- stderr
     "#);
     let folder = with_cases(POLICIES, cases);
-    fs::write(folder.path().join("policies/q.cedar"), "@id(\"q\")\nforbid (principal, action == Portcullis::Action::\"sample\", resource);").unwrap();
+    fs::write(
+        folder.path().join("policies/q.cedar"),
+        "@id(\"q\")\nforbid (principal, action == Portcullis::Action::\"sample\", resource);",
+    )
+    .unwrap();
     let args = ["policy", "test", "policies", "--fail-under", "20", "--format", "json"];
     assert_snapshot!(shown(&portcullis(&folder, &args)), @r#"
     exit 0

@@ -123,7 +123,9 @@ impl Expr {
     }
 
     fn equal(left: &Value, right: &Value) -> Self {
-        let entity = |value: &Value| value.get("Value").filter(|v| v.get("__entity").is_some()).and_then(Uid::of);
+        let entity = |value: &Value| {
+            value.get("Value").filter(|v| v.get("__entity").is_some()).and_then(Uid::of)
+        };
         match (Var::of(left), entity(right), Var::of(right), entity(left)) {
             (Some(var), Some(uid), ..) | (_, _, Some(var), Some(uid)) => Self::Eq(var, uid),
             _ => {

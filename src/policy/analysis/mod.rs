@@ -180,12 +180,7 @@ fn repeated(
 }
 
 /// A permit for callers that the config does not let in.
-fn nobody(
-    entry: &Entry<'_>,
-    shape: &Shape,
-    actions: &Actions,
-    known: &Known,
-) -> Option<Finding> {
+fn nobody(entry: &Entry<'_>, shape: &Shape, actions: &Actions, known: &Known) -> Option<Finding> {
     if shape.forbids || known.anonymous != Some(false) {
         return None;
     }

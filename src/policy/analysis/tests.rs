@@ -31,7 +31,9 @@ fn over_broad() {
         (&["permit (principal, action, resource);"], &["policy-over-broad 1"]),
         (&["permit (principal, CALL, resource);"], &["policy-over-broad 1"]),
         (
-            &[r#"permit (principal, action in Portcullis::Action::"from_client", resource) when { true };"#],
+            &[
+                r#"permit (principal, action in Portcullis::Action::"from_client", resource) when { true };"#,
+            ],
             &["policy-over-broad 1"],
         ),
         (&["permit (principal is Portcullis::Local, action, resource);"], &[]),
@@ -41,7 +43,9 @@ fn over_broad() {
         (&[r#"permit (principal, action == Portcullis::Action::"connect", resource);"#], &[]),
         (&["forbid (principal, action, resource);"], &[]),
         (
-            &[r#"permit (principal, action, resource) unless { action in Portcullis::Action::"use" };"#],
+            &[
+                r#"permit (principal, action, resource) unless { action in Portcullis::Action::"use" };"#,
+            ],
             &[],
         ),
     ]);
@@ -57,23 +61,41 @@ fn unreachable_and_contradicting() {
             &["policy-contradiction 1"],
         ),
         (
-            &[on_a, r#"forbid (principal, CALL, resource) when { resource in Portcullis::Server::"a" };"#],
+            &[
+                on_a,
+                r#"forbid (principal, CALL, resource) when { resource in Portcullis::Server::"a" };"#,
+            ],
             &["policy-contradiction 1"],
         ),
         (
             &[on_a, r#"forbid (principal, action in Portcullis::Action::"use", resource);"#],
             &["policy-unreachable 1"],
         ),
-        (&[x, r#"forbid (principal, CALL, resource in Portcullis::Server::"a");"#], &["policy-unreachable 1"]),
-        (&[x, "forbid (principal, CALL, resource) when { principal.verified };"], &["policy-unreachable 1"]),
         (
-            &[x, r#"forbid (principal, CALL, resource) unless { resource in Portcullis::Server::"b" };"#],
+            &[x, r#"forbid (principal, CALL, resource in Portcullis::Server::"a");"#],
+            &["policy-unreachable 1"],
+        ),
+        (
+            &[x, "forbid (principal, CALL, resource) when { principal.verified };"],
+            &["policy-unreachable 1"],
+        ),
+        (
+            &[
+                x,
+                r#"forbid (principal, CALL, resource) unless { resource in Portcullis::Server::"b" };"#,
+            ],
             &["policy-unreachable 1"],
         ),
         // By its type alone.
-        (&[x, "forbid (principal, action, resource is Portcullis::Tool);"], &["policy-unreachable 1"]),
         (
-            &[x, r#"forbid (principal, action, resource) unless { action == Portcullis::Action::"connect" };"#],
+            &[x, "forbid (principal, action, resource is Portcullis::Tool);"],
+            &["policy-unreachable 1"],
+        ),
+        (
+            &[
+                x,
+                r#"forbid (principal, action, resource) unless { action == Portcullis::Action::"connect" };"#,
+            ],
             &["policy-unreachable 1"],
         ),
         // Not all of it is forbidden, or that is not known.
@@ -82,7 +104,13 @@ fn unreachable_and_contradicting() {
         (&[x, "forbid (principal, action, resource is Portcullis::Prompt);"], &[]),
         (&[x, "forbid (principal is Portcullis::Client, CALL, resource);"], &[]),
         (&[x, r#"forbid (principal, CALL, resource) unless { principal.verified };"#], &[]),
-        (&[x, r#"forbid (principal, CALL, resource) unless { principal in Portcullis::Group::"g" };"#], &[]),
+        (
+            &[
+                x,
+                r#"forbid (principal, CALL, resource) unless { principal in Portcullis::Group::"g" };"#,
+            ],
+            &[],
+        ),
         (
             &[
                 r#"permit (principal == Portcullis::Client::"c", CALL, resource in Portcullis::Server::"a");"#,
@@ -90,7 +118,10 @@ fn unreachable_and_contradicting() {
             ],
             &[],
         ),
-        (&[x, r#"forbid (principal, action == Portcullis::Action::"follow_task", resource);"#], &[]),
+        (
+            &[x, r#"forbid (principal, action == Portcullis::Action::"follow_task", resource);"#],
+            &[],
+        ),
     ]);
 }
 
@@ -104,7 +135,9 @@ fn duplicate_and_redundant() {
         (
             &[
                 &format!("{group} when {{ principal.verified && context.session_calls < 3 }};"),
-                &format!("{group} when {{ 3 > context.session_calls }} when {{ principal.verified }};"),
+                &format!(
+                    "{group} when {{ 3 > context.session_calls }} when {{ principal.verified }};"
+                ),
             ],
             &["policy-duplicate 2"],
         ),
@@ -179,7 +212,10 @@ fn names_that_nobody_has() {
             &["policy-nobody 1"],
         ),
         ("forbid (principal is Portcullis::Anonymous, CALL, resource);", &[]),
-        ("permit (principal, CALL, resource) when { principal is Portcullis::Anonymous || principal.verified };", &[]),
+        (
+            "permit (principal, CALL, resource) when { principal is Portcullis::Anonymous || principal.verified };",
+            &[],
+        ),
     ] {
         let text = policy.replace("CALL", CALL);
         assert_eq!(found(&text, &known), expected, "{text}");
@@ -204,7 +240,11 @@ fn tools_that_there_are_not() {
         ..known.clone()
     };
     for (policy, expected, with_more) in [
-        (r#"permit (principal, CALL, resource == Portcullis::Tool::"a/look");"#, &[] as &[&str], &[] as &[&str]),
+        (
+            r#"permit (principal, CALL, resource == Portcullis::Tool::"a/look");"#,
+            &[] as &[&str],
+            &[] as &[&str],
+        ),
         (
             r#"permit (principal, CALL, resource == Portcullis::Tool::"a/lok");"#,
             &["policy-unknown-tool 1"],

@@ -50,19 +50,16 @@ pub(super) fn unmatched(
         };
         let on_tools = |action: &String| ON_TOOLS.iter().any(|known| known.as_str() == action);
         let about_tools = !shape.actions.is_empty() && shape.actions.iter().all(on_tools);
-        let in_known = || {
-            shape.servers().is_some_and(|servers| servers.iter().all(|server| is_known(server)))
-        };
+        let in_known =
+            || shape.servers().is_some_and(|servers| servers.iter().all(|server| is_known(server)));
         // A guard is there for tools that may come; one that names tools means those.
         let means_it = !shape.forbids || names_tools(entry);
         let matches = matching.as_ref().is_none_or(|matching| matching.contains(entry.id()));
         if about_tools && means_it && !matches && (all_known || in_known()) {
             let message = format!("`{}` holds for no known tool", entry.rule.id);
-            findings.push(
-                entry
-                    .warning("policy-no-tool", message, "matches none")
-                    .help("`--tools` names the file of what a server offers; correct this, or take it out"),
-            );
+            findings.push(entry.warning("policy-no-tool", message, "matches none").help(
+                "`--tools` names the file of what a server offers; correct this, or take it out",
+            ));
         }
     }
     findings

@@ -172,8 +172,7 @@ pub(super) enum Who {
 }
 
 /// The forms in which a party can be written without a name of its own.
-pub(super) const FORMS: &str =
-    "write `client:NAME`, `group:NAME` (some client in that group), `local:USER`, `server:NAME` or \
+pub(super) const FORMS: &str = "write `client:NAME`, `group:NAME` (some client in that group), `local:USER`, `server:NAME` or \
      `anonymous`";
 
 impl Who {
@@ -254,7 +253,8 @@ pub(super) fn read(file: &File) -> Result<Document, Finding> {
 fn explain(file: &File, error: &Error) -> Finding {
     let unknown = |what: &str, word: &str, known: &[&'static str]| {
         let near = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, word));
-        let near = near.filter(|near| strsim::damerau_levenshtein(near, word) <= 2.max(near.len() / 3));
+        let near =
+            near.filter(|near| strsim::damerau_levenshtein(near, word) <= 2.max(near.len() / 3));
         let label = match near {
             Some(near) => format!("did you mean `{near}`?"),
             None => "is not known here".to_owned(),
@@ -265,9 +265,7 @@ fn explain(file: &File, error: &Error) -> Finding {
     };
     let (message, label, help) = match error {
         Error::SerdeUnknownField { field, expected, .. } => unknown("key", field, expected),
-        Error::SerdeUnknownVariant { variant, expected, .. } => {
-            unknown("value", variant, expected)
-        }
+        Error::SerdeUnknownVariant { variant, expected, .. } => unknown("value", variant, expected),
         Error::SerdeMissingField { field, .. } => {
             (format!("the key `{field}` is missing"), "in what begins here".to_owned(), None)
         }

@@ -59,7 +59,8 @@ impl Reader<'_> {
     }
 
     fn wrong(&mut self, place: Place, message: impl Into<String>, label: &str, help: &str) {
-        let finding = Finding::error("policy-cases", message).at(self.file, place.0, place.1, label);
+        let finding =
+            Finding::error("policy-cases", message).at(self.file, place.0, place.1, label);
         self.findings.push(if help.is_empty() { finding } else { finding.help(help) });
     }
 
@@ -119,8 +120,13 @@ impl Reader<'_> {
             };
             for action in &actions {
                 for target in &targets {
-                    let asked =
-                        self.sides(&party, action, target.as_deref(), targets_place, self.place(who));
+                    let asked = self.sides(
+                        &party,
+                        action,
+                        target.as_deref(),
+                        targets_place,
+                        self.place(who),
+                    );
                     let Ok((action_kind, method, principal, sides)) = asked else { return };
                     if listed && !LISTED.contains(&action_kind) {
                         let place = self.place(expect);
@@ -275,7 +281,8 @@ fn is_server_action(action: Action) -> bool {
 /// A row over its case: what the row says counts.
 fn over(row: &Case, case: &Case) -> Case {
     // A row that says what is done says all of it.
-    let says = row.call.is_some() || row.read.is_some() || row.get.is_some() || row.action.is_some();
+    let says =
+        row.call.is_some() || row.read.is_some() || row.get.is_some() || row.action.is_some();
     let base = if says { &Case::default() } else { case };
     Case {
         name: None,
@@ -297,7 +304,9 @@ fn over(row: &Case, case: &Case) -> Case {
 fn principal(who: &Who) -> Option<Principal> {
     let (kind, groups) = match who {
         Who::Client { name, groups } => (PrincipalKind::Client(name.clone()), groups.clone()),
-        Who::Local { user, groups } => (PrincipalKind::Local { user: user.clone() }, groups.clone()),
+        Who::Local { user, groups } => {
+            (PrincipalKind::Local { user: user.clone() }, groups.clone())
+        }
         Who::Anonymous => (PrincipalKind::Anonymous, Vec::new()),
         Who::Server(_) => return None,
     };

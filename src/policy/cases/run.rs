@@ -119,9 +119,8 @@ impl Runner<'_> {
             let full = self.base.join(path);
             let names = match fs::metadata(&full) {
                 Ok(data) if data.is_dir() => fs::read_dir(&full).and_then(|entries| {
-                    let name = |entry: std::io::Result<fs::DirEntry>| {
-                        Ok(path.join(entry?.file_name()))
-                    };
+                    let name =
+                        |entry: std::io::Result<fs::DirEntry>| Ok(path.join(entry?.file_name()));
                     entries.map(name).collect()
                 }),
                 Ok(_) => Ok(vec![path.to_owned()]),
@@ -198,9 +197,8 @@ impl Runner<'_> {
         let Some(engine) = self.engine(self.policies(&file, &document)) else { return };
         let known = engine.rules();
         for question in &questions {
-            let unknown = question.by.iter().flatten().find(|id| {
-                !known.iter().any(|rule| rule.id == **id)
-            });
+            let unknown =
+                question.by.iter().flatten().find(|id| !known.iter().any(|rule| rule.id == **id));
             if let Some(id) = unknown {
                 let finding = unknown_policy(&file, question, id, &known);
                 self.findings.push(finding);
@@ -258,8 +256,12 @@ fn unknown_policy(file: &File, question: &Question, id: &str, known: &[Rule]) ->
         .min()
         .filter(|(distance, near)| *distance <= 2.max(near.len() / 3));
     let (start, length) = question.by_place;
-    let finding = Finding::error("policy-cases", format!("no policy has the id `{id}`"))
-        .at(file, start, length, "is not among the policies of these cases");
+    let finding = Finding::error("policy-cases", format!("no policy has the id `{id}`")).at(
+        file,
+        start,
+        length,
+        "is not among the policies of these cases",
+    );
     match near {
         Some((_, near)) => finding.help(format!("did you mean `{near}`?")),
         None => finding.help("`policies:` at the top of the file says which policies it is about"),
