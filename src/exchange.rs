@@ -1,7 +1,7 @@
 //! An exchange: one message, its answer where it has one, and all that the stages know of them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     fmt,
     net::SocketAddr,
     sync::{Arc, OnceLock},
@@ -290,12 +290,21 @@ pub struct Definition {
     /// The whole definition, as the server sent it.
     pub definition: Payload,
     pin: OnceLock<Option<String>>,
+    /// The names that its two schemas declare.
+    names: [OnceLock<HashSet<String>>; 2],
+}
+
+/// A schema of a tool's definition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Schema {
+    Input,
+    Output,
 }
 
 impl Definition {
     /// A definition as its server sent it.
     pub fn new(server: ServerName, name: String, definition: Payload) -> Self {
-        Self { server, name, definition, pin: OnceLock::new() }
+        Self { server, name, definition, pin: OnceLock::new(), names: Default::default() }
     }
 
     /// `sha256:` and the digest of the definition in canonical form (RFC 8785), made on first use
@@ -306,6 +315,20 @@ impl Definition {
             Some(format!("sha256:{}", hex::encode(Sha256::digest(text))))
         };
         self.pin.get_or_init(made).as_deref()
+    }
+
+    /// The names that one of its schemas declares, as `collect` finds them on first use.
+    pub fn names(
+        &self,
+        which: Schema,
+        collect: impl FnOnce(&Value) -> HashSet<String>,
+    ) -> &HashSet<String> {
+        let (at, key) = match which {
+            Schema::Input => (0, "inputSchema"),
+            Schema::Output => (1, "outputSchema"),
+        };
+        let made = || self.definition.value().get(key).map(collect).unwrap_or_default();
+        self.names[at].get_or_init(made)
     }
 
     /// A hint of the definition's `annotations`, where it is a boolean.

@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 use self::{payload::Report, scan::Scanner};
 pub use self::{
     rules::IllegalRules,
-    scrubber::{Redacted, Scrubber},
+    scrubber::{Redacted, Scrubber, Unredacted},
 };
 use crate::{
     chain::{Decision, Fault, Hooks, Interceptor, Verdict},

@@ -122,8 +122,8 @@ impl Proxy {
         let body = body?;
         let (scrubber, bytes) = (self.scrubber.clone(), body.len());
         let look = move || match scrubber.redact(&body) {
-            Some(redacted) => Kept::of(redacted.body, redacted.secrets),
-            None => Kept::failed("it could not be looked through for secrets in bounded time"),
+            Ok(redacted) => Kept::of(redacted.body, redacted.secrets),
+            Err(why) => Kept::failed(why.to_string()),
         };
         if bytes <= IN_PLACE {
             return Some(look());
@@ -144,6 +144,7 @@ impl Proxy {
 /// `_meta`.
 fn arguments(exchange: &Exchange) -> Bytes {
     let raw = exchange.request.raw();
-    let Ok(params) = Object::parse(raw.clone()) else { return Bytes::from_static(b"{}") };
+    // What can't be read is not kept, for that reason.
+    let Ok(params) = Object::parse(raw.clone()) else { return raw.clone() };
     params.get("arguments").unwrap_or_else(|| params.with(&[("_meta", None)]))
 }

@@ -1,7 +1,7 @@
 //! Records made of exchanges: what is taken over, what is cut, what is kept as a digest only.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::SocketAddr,
     time::Duration,
 };
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     audit::digest::{DigestKey, Domain},
-    exchange::{self, Answer, Exchange},
+    exchange::{self, Answer, Exchange, Schema},
     identity::Principal,
     names::DecisionId,
     refusal,
@@ -403,7 +403,7 @@ fn refused(refusal: &refusal::Refusal) -> Refusal {
 fn shape_of(exchange: &Exchange, key: &DigestKey, grounds: &mut Grounds) -> Shape {
     let arguments = exchange.request.value().get("arguments").filter(|value| value.is_object());
     let value = arguments.unwrap_or(exchange.request.value());
-    let (mut shape, omitted) = shape::of(value, schema(exchange, "inputSchema"), key);
+    let (mut shape, omitted) = shape::of(value, names(exchange, Schema::Input), key);
     if arguments.is_none() {
         // The protocol's own, the same in every message.
         shape.retain(|place, _| place != "/_meta" && !place.starts_with("/_meta/"));
@@ -419,13 +419,13 @@ fn result_shape(exchange: &Exchange, answer: &Answer, key: &DigestKey) -> (Shape
         return Default::default();
     }
     let mut text = serde_json::Deserializer::from_slice(text);
-    shape::of(&mut text, schema(exchange, "outputSchema"), key)
+    shape::of(&mut text, names(exchange, Schema::Output), key)
 }
 
-/// A schema of the tool that is called.
-fn schema<'a>(exchange: &'a Exchange, which: &str) -> Option<&'a serde_json::Value> {
+/// The names that a schema of the called tool declares.
+fn names(exchange: &Exchange, which: Schema) -> Option<&HashSet<String>> {
     match &exchange.target {
-        exchange::Target::Tool { tool: Some(tool), .. } => tool.definition.value().get(which),
+        exchange::Target::Tool { tool: Some(tool), .. } => Some(tool.names(which, shape::declared)),
         _ => None,
     }
 }

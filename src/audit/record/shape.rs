@@ -25,6 +25,8 @@ const VISITS: usize = 4096;
 const KEY: usize = 64;
 /// Property names collected of a schema.
 const NAMES: usize = 1024;
+/// Values of a schema that are looked at for them.
+const NODES: usize = 20_000;
 
 /// The members that MCP itself names in parameters, results and errors: no data is in them.
 const PROTOCOL: &[&str] = &[
@@ -118,16 +120,12 @@ const PROTOCOL: &[&str] = &[
 ];
 
 /// The shape of what a deserializer holds (an object), and how many members were left out. Keys
-/// that `schema` declares or MCP names are shown; others stand as keyed digests.
+/// that a schema declares or MCP names are shown; others stand as keyed digests.
 pub(super) fn of<'de>(
     value: impl Deserializer<'de>,
-    schema: Option<&Value>,
+    names: Option<&HashSet<String>>,
     key: &DigestKey,
 ) -> (Shape, u32) {
-    let mut names = HashSet::new();
-    if let Some(schema) = schema {
-        declared(schema, DEPTH * 2, &mut names);
-    }
     let mut walk = Walk { names, key, types: BTreeMap::new(), visits: 0, omitted: 0 };
     // The top is an object, of which there is nothing to say.
     let top = At { walk: &mut walk, at: String::new(), depth: DEPTH + 1 };
@@ -144,33 +142,42 @@ pub(super) fn of<'de>(
     (shape, walk.omitted)
 }
 
-/// Collects the keys of every `properties` object.
-fn declared<'a>(schema: &'a Value, depth: usize, names: &mut HashSet<&'a str>) {
-    if depth == 0 || names.len() >= NAMES {
-        return;
-    }
-    match schema {
-        Value::Object(members) => {
-            if let Some(Value::Object(properties)) = members.get("properties") {
-                names.extend(
-                    properties.keys().map(String::as_str).filter(|k| k.len() <= KEY).take(NAMES),
-                );
-            }
-            for member in members.values() {
-                declared(member, depth - 1, names);
-            }
+/// The keys of every `properties` object of a schema, as many as are looked for.
+pub(super) fn declared(schema: &Value) -> HashSet<String> {
+    let mut found = Declared { names: HashSet::new(), nodes: NODES };
+    found.look(schema, DEPTH * 2);
+    found.names
+}
+
+struct Declared {
+    names: HashSet<String>,
+    /// How many more values are looked at.
+    nodes: usize,
+}
+
+impl Declared {
+    fn look(&mut self, schema: &Value, depth: usize) {
+        if depth == 0 || self.nodes == 0 || self.names.len() >= NAMES {
+            return;
         }
-        Value::Array(items) => {
-            for item in items {
-                declared(item, depth - 1, names);
+        self.nodes -= 1;
+        match schema {
+            Value::Object(members) => {
+                if let Some(Value::Object(properties)) = members.get("properties") {
+                    let left = NAMES - self.names.len();
+                    let short = properties.keys().take(NAMES).filter(|name| name.len() <= KEY);
+                    self.names.extend(short.take(left).cloned());
+                }
+                members.values().for_each(|member| self.look(member, depth - 1));
             }
+            Value::Array(items) => items.iter().for_each(|item| self.look(item, depth - 1)),
+            _ => {}
         }
-        _ => {}
     }
 }
 
 struct Walk<'a> {
-    names: HashSet<&'a str>,
+    names: Option<&'a HashSet<String>>,
     key: &'a DigestKey,
     types: BTreeMap<String, BTreeSet<&'static str>>,
     visits: usize,
@@ -182,12 +189,14 @@ impl Walk<'_> {
         self.omitted = self.omitted.saturating_add(members);
     }
 
-    /// A key as a shape shows it.
-    fn step(&self, name: &str) -> String {
-        if self.names.contains(name) || PROTOCOL.binary_search(&name).is_ok() {
-            name.replace('~', "~0").replace('/', "~1")
+    /// A key as a shape shows it. None for one that would have no place in it.
+    fn step(&self, name: &str) -> Option<String> {
+        let declared = self.names.is_some_and(|names| names.contains(name));
+        if declared || PROTOCOL.binary_search(&name).is_ok() {
+            Some(name.replace('~', "~0").replace('/', "~1"))
         } else {
-            self.key.stand_in(name)
+            // A digest costs something.
+            (self.types.len() <= MEMBERS).then(|| self.key.stand_in(name))
         }
     }
 }
@@ -280,7 +289,13 @@ impl<'de> Visitor<'de> for At<'_, '_> {
         let enter = self.is("object");
         while enter && self.walk.visits <= VISITS {
             let Some(name) = members.next_key::<String>()? else { return Ok(()) };
-            let at = format!("{}/{}", self.at, self.walk.step(&name));
+            let Some(step) = self.walk.step(&name) else {
+                members.next_value::<IgnoredAny>()?;
+                self.walk.visits += 1;
+                self.walk.omit(1);
+                continue;
+            };
+            let at = format!("{}/{step}", self.at);
             members.next_value_seed(At { walk: self.walk, at, depth: self.depth - 1 })?;
         }
         while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
@@ -300,9 +315,10 @@ mod tests {
 
     fn shape(arguments: Value, schema: Value) -> (Shape, u32) {
         let key = DigestKey::for_tests();
-        let read = of(&arguments, Some(&schema), &key);
+        let names = declared(&schema);
+        let read = of(&arguments, Some(&names), &key);
         let text = arguments.to_string();
-        let streamed = of(&mut serde_json::Deserializer::from_str(&text), Some(&schema), &key);
+        let streamed = of(&mut serde_json::Deserializer::from_str(&text), Some(&names), &key);
         assert_eq!(read, streamed, "a text has the shape of its value");
         read
     }
@@ -341,6 +357,17 @@ mod tests {
         );
         assert_eq!(shape["/content/*/text"], "string");
         assert!(!shape.contains_key("/structuredContent/v"), "{shape:?}");
+    }
+
+    #[test]
+    fn of_a_huge_schema_only_a_part_is_looked_at() {
+        let values: Vec<Value> = (0..2 * NODES).map(|at| json!({ "at": at })).collect();
+        let schema = json!({ "properties": { "a": {} }, "enum": values, "not": { "properties": { "z": {} } } });
+        let names = declared(&schema);
+        assert!(names.contains("a") && !names.contains("z"), "{names:?}");
+        let many: Map<String, Value> =
+            (0..2 * NAMES).map(|at| (at.to_string(), json!({}))).collect();
+        assert_eq!(declared(&json!({ "properties": many })).len(), NAMES);
     }
 
     #[test]

@@ -110,6 +110,48 @@ pub(super) fn each_string<'a, E: From<Malformed>>(
     if path.0.is_empty() { Ok(()) } else { Err(Malformed.into()) }
 }
 
+/// The text with quotes around every number that does not fit 64 bits, so that whoever reads it sees
+/// the digits that stand there. None where there is no such number.
+pub(super) fn quote_long_numbers(raw: &[u8]) -> Option<Vec<u8>> {
+    let mut out: Option<Vec<u8>> = None;
+    let (mut at, mut copied) = (0, 0);
+    while let Some(&byte) = raw.get(at) {
+        match byte {
+            b'"' => at = string_end(raw, at + 1)? + 1,
+            b'-' | b'0'..=b'9' => {
+                let rest = raw.get(at..).unwrap_or_default();
+                let of_number = |b: &u8| b.is_ascii_digit() || b"+-.eE".contains(b);
+                let end = at + rest.iter().take_while(|b| of_number(b)).count();
+                let number = raw.get(at..end).unwrap_or_default();
+                if is_long(number) {
+                    let out = out.get_or_insert_default();
+                    out.extend_from_slice(raw.get(copied..at).unwrap_or_default());
+                    out.push(b'"');
+                    out.extend_from_slice(number);
+                    out.push(b'"');
+                    copied = end;
+                }
+                at = end;
+            }
+            _ => at += 1,
+        }
+    }
+    if let Some(out) = &mut out {
+        out.extend_from_slice(raw.get(copied..).unwrap_or_default());
+    }
+    out
+}
+
+/// Whether a number would lose digits where it is read.
+fn is_long(number: &[u8]) -> bool {
+    // As many as floats are written with.
+    if number.iter().filter(|byte| byte.is_ascii_digit()).count() <= 17 {
+        return false;
+    }
+    let text = std::str::from_utf8(number).unwrap_or_default();
+    text.parse::<u64>().is_err() && text.parse::<i64>().is_err()
+}
+
 /// The place of the quote that ends a string.
 fn string_end(raw: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
@@ -226,6 +268,24 @@ mod tests {
         assert_eq!(values.len(), expect.len());
         for ((pointer, said, _), (place, text)) in values.iter().zip(expect) {
             assert_eq!((pointer.as_str(), said.as_str()), (place, text));
+        }
+    }
+
+    #[test]
+    fn numbers_that_would_lose_digits_are_quoted() {
+        let long = "123456789012345678901234567890";
+        for (raw, quoted) in [
+            ("[1, -2.5e3, 18446744073709551615, -9223372036854775808]".to_owned(), None),
+            (format!("[{long},1]"), Some(format!("[\"{long}\",1]"))),
+            (
+                format!("{{\"a\\\"{long}\":-{long}.5E+1}}"),
+                Some(format!("{{\"a\\\"{long}\":\"-{long}.5E+1\"}}")),
+            ),
+            (format!("\"{long}\""), None),
+            (format!("\"{long}"), None),
+        ] {
+            let got = quote_long_numbers(raw.as_bytes());
+            assert_eq!(got.map(|text| String::from_utf8(text).unwrap()), quoted, "{raw}");
         }
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Invalid, Known, SHORTEST_KNOWN,
+    json::quote_long_numbers,
     payload::budget_of,
     rules,
     scan::{Budget, Hit, Scanner, Spent},
@@ -16,7 +17,7 @@ use super::{
 
 /// Takes the secrets out of what is kept. Knows every built-in rule, whatever the chain is told of
 /// it, and the values that servers are given, each line of them too: what is kept line by line
-/// holds a key of many lines in parts.
+/// holds a key of many lines in parts; and as JSON spells them, once and within another string.
 pub struct Scrubber {
     scanner: Scanner,
 }
@@ -24,6 +25,8 @@ pub struct Scrubber {
 /// Longest key that is looked at together with its value: longer ones name nothing that a rule
 /// knows, and each element of an array is looked at with its key.
 const KEY: usize = 128;
+/// Levels of JSON within strings of JSON that are taken apart.
+const NESTED: usize = 4;
 
 /// A body without its secrets.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +34,56 @@ pub struct Redacted {
     pub body: Value,
     /// How many were taken out.
     pub secrets: usize,
+}
+
+/// Why a body could not be looked through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unredacted {
+    #[error("it could not be looked through for secrets in bounded time")]
+    Spent,
+    #[error("it is no JSON, or nested too deeply to be looked through for secrets")]
+    Unreadable,
+}
+
+/// JSON with every digit of its numbers.
+fn read(text: &[u8]) -> Option<Value> {
+    match quote_long_numbers(text) {
+        Some(quoted) => serde_json::from_slice(&quoted).ok(),
+        None => serde_json::from_slice(text).ok(),
+    }
+}
+
+/// A text as it is, and as JSON may spell it within a string, and that within another.
+fn spellings(text: &str) -> BTreeSet<String> {
+    let mut all = BTreeSet::from([text.to_owned()]);
+    for _ in 0..2 {
+        for text in all.clone() {
+            let quoted = Value::from(text).to_string();
+            let plain = quoted.get(1..quoted.len() - 1).unwrap_or_default();
+            let slashes = plain.replace('/', "\\/");
+            let ascii = |plain: &str, upper: bool| -> String {
+                let mut units = [0; 2];
+                let mut out = String::new();
+                for c in plain.chars() {
+                    if c.is_ascii() {
+                        out.push(c);
+                        continue;
+                    }
+                    for unit in c.encode_utf16(&mut units) {
+                        out.push_str(&match upper {
+                            true => format!("\\u{unit:04X}"),
+                            false => format!("\\u{unit:04x}"),
+                        });
+                    }
+                }
+                out
+            };
+            for plain in [plain, &slashes] {
+                all.extend([plain.to_owned(), ascii(plain, false), ascii(plain, true)]);
+            }
+        }
+    }
+    all
 }
 
 impl Scrubber {
@@ -47,8 +100,11 @@ impl Scrubber {
             let parts: BTreeSet<_> =
                 [value].into_iter().chain(value.lines().map(str::trim)).collect();
             let long = parts.into_iter().filter(|part| part.len() >= SHORTEST_KNOWN);
-            exact.extend(long.map(|part| (secret.id(), part)));
+            for part in long {
+                exact.extend(spellings(part).into_iter().map(|spelling| (secret.id(), spelling)));
+            }
         }
+        let exact: Vec<_> = exact.iter().map(|(id, text)| (id.clone(), text.as_str())).collect();
         Ok(Self { scanner: Scanner::new(rules, &exact)? })
     }
 
@@ -62,12 +118,17 @@ impl Scrubber {
     }
 
     /// A body with `[redacted:RULE]` where a secret stands: in its strings, keys and numbers, and
-    /// in a value that is one by what its key says. None where looking through it costs too much.
-    pub fn redact(&self, body: &[u8]) -> Option<Redacted> {
-        let value = serde_json::from_slice(body).ok()?;
-        let mut taking = Taking { scrubber: self, budget: budget_of(body.len()), secrets: 0 };
-        let body = taking.value(value, "").ok()?;
-        Some(Redacted { body, secrets: taking.secrets })
+    /// in a value that is one by what its key says; also in JSON that stands in a string, and in
+    /// lines that stand in an array.
+    ///
+    /// # Errors
+    /// Says why it could not be looked through.
+    pub fn redact(&self, body: &[u8]) -> Result<Redacted, Unredacted> {
+        let value = read(body).ok_or(Unredacted::Unreadable)?;
+        let mut taking =
+            Taking { scrubber: self, budget: budget_of(body.len()), secrets: 0, nested: 0 };
+        let body = taking.value(value, "").map_err(|Spent| Unredacted::Spent)?;
+        Ok(Redacted { body, secrets: taking.secrets })
     }
 
     /// Puts marks in the place of these hits; how many there were.
@@ -97,14 +158,20 @@ struct Taking<'a> {
     scrubber: &'a Scrubber,
     budget: Budget,
     secrets: usize,
+    /// Strings of JSON that this is within.
+    nested: usize,
 }
 
 impl Taking<'_> {
     /// The value of a member, or of an element or the whole (an empty key).
     fn value(&mut self, value: Value, key: &str) -> Result<Value, Spent> {
         Ok(match value {
-            Value::String(text) => Value::String(self.text(text, key)?),
-            Value::Array(items) => {
+            Value::String(text) => {
+                let text = self.inner(text)?;
+                Value::String(self.text(text, key)?)
+            }
+            Value::Array(mut items) => {
+                self.lines(&mut items)?;
                 let items = items.into_iter().map(|item| self.value(item, key));
                 Value::Array(items.collect::<Result<_, _>>()?)
             }
@@ -131,6 +198,75 @@ impl Taking<'_> {
             }
             plain => plain,
         })
+    }
+
+    /// A text that is JSON itself, without the secrets in it: what is escaped there, a number, the
+    /// value of a member that only its name gives away. Any other text, and one without secrets,
+    /// stays as it is.
+    fn inner(&mut self, text: String) -> Result<String, Spent> {
+        let is_json = |text: &str| {
+            let text = text.trim_matches(|c: char| c.is_ascii_whitespace());
+            matches!(
+                (text.bytes().next(), text.bytes().last()),
+                (Some(b'{'), Some(b'}')) | (Some(b'['), Some(b']'))
+            )
+        };
+        if self.nested >= NESTED || !is_json(&text) {
+            return Ok(text);
+        }
+        self.budget.0 = self.budget.0.checked_sub(text.len()).ok_or(Spent)?;
+        let Some(value) = read(text.as_bytes()) else { return Ok(text) };
+        let before = self.secrets;
+        self.nested += 1;
+        let value = self.value(value, "");
+        self.nested -= 1;
+        let value = value?;
+        Ok(if self.secrets > before { value.to_string() } else { text })
+    }
+
+    /// Takes out what stands in several strings of an array, as the lines of a key may.
+    fn lines(&mut self, items: &mut [Value]) -> Result<(), Spent> {
+        if items.len() < 2 || !items.iter().all(Value::is_string) {
+            return Ok(());
+        }
+        let mut starts = Vec::with_capacity(items.len());
+        let mut whole = String::new();
+        for item in items.iter() {
+            starts.push(whole.len());
+            whole.push_str(item.as_str().unwrap_or_default());
+            whole.push('\n');
+        }
+        self.budget.0 = self.budget.0.checked_sub(whole.len()).ok_or(Spent)?;
+        let mut hits = self.scrubber.scanner.scan(whole.as_bytes(), &mut self.budget)?;
+        hits.retain(|hit| {
+            whole
+                .get(hit.range.clone())
+                .is_some_and(|text| text.trim_end_matches('\n').contains('\n'))
+        });
+        // From the end, so that earlier places stay where they are.
+        hits.sort_by_key(|hit| std::cmp::Reverse(hit.range.start));
+        let mut until = usize::MAX;
+        for hit in hits {
+            let end = hit.range.end.min(until);
+            until = hit.range.start;
+            let mark = format!(
+                "[redacted:{}]",
+                self.scrubber.scanner.ids.get(hit.id).map_or("", String::as_str)
+            );
+            let first = starts.partition_point(|start| *start <= hit.range.start).saturating_sub(1);
+            for (item, start) in
+                items.iter_mut().zip(&starts).skip(first).take_while(|(_, start)| **start < end)
+            {
+                let Value::String(text) = item else { continue };
+                let from = hit.range.start.saturating_sub(*start).min(text.len());
+                let to = end.saturating_sub(*start).min(text.len());
+                if from < to {
+                    text.replace_range(from..to, &mark);
+                }
+            }
+            self.secrets += 1;
+        }
+        Ok(())
     }
 
     fn text(&mut self, mut text: String, key: &str) -> Result<String, Spent> {

@@ -469,10 +469,77 @@ fn kept_bodies_lose_known_values_and_what_keys_give_away() {
             "clean": [1.5, null],
         })
     );
-    assert_eq!(scrubber.redact(b"no json"), None);
+    assert_eq!(scrubber.redact(b"no json"), Err(Unredacted::Unreadable));
     // A flood of keywords is given up, and nothing of it is kept.
     let flood = json!("glpat-".repeat(150_000)).to_string();
-    assert_eq!(scrubber.redact(flood.as_bytes()), None);
+    assert_eq!(scrubber.redact(flood.as_bytes()), Err(Unredacted::Spent));
+}
+
+#[test]
+fn kept_bodies_lose_secrets_that_are_spelled_otherwise() {
+    let known = |name: &str, value: &str| Known {
+        server: "s".parse().unwrap(),
+        name: name.into(),
+        value: Secret::new(value.to_owned()),
+    };
+    let odd = ["a\"b\\c/d", "\u{e9}f\u{1f600}gh"].concat();
+    let digits = ["12345678901234567", "8901234567890"].concat();
+    let scrubber = Scrubber::new(&[known("ODD", &odd), known("DIGITS", &digits)]).unwrap();
+    let mark = |name: &str| format!("[redacted:vault:s/{name}]");
+    let redact = |body: String| scrubber.redact(body.as_bytes()).unwrap();
+
+    // JSON in a string, and in a string of that; and where it is only a part of the text.
+    let once = json!({ "k": odd, "n": 1 }).to_string();
+    let twice = json!([once]).to_string();
+    let escaped = once
+        .replace('/', "\\/")
+        .replace('\u{e9}', "\\u00E9")
+        .replace('\u{1f600}', "\\uD83D\\uDE00");
+    for text in [&once, &twice, &escaped] {
+        for text in [text.clone(), format!("log: {text} end")] {
+            let kept = redact(json!({ "content": [{ "text": text }] }).to_string());
+            assert_eq!(kept.secrets, 1, "{text}: {:#}", kept.body);
+            let kept = kept.body.to_string();
+            assert!(
+                kept.contains(&mark("ODD")) && !kept.contains("fgh") && !kept.contains("b\\"),
+                "{kept}"
+            );
+        }
+    }
+    // A name that alone gives a value away, within a string.
+    let named = made("{base64raw:40}");
+    let inner = json!({ "aws_secret_access_key": named }).to_string();
+    let kept = redact(json!({ "text": inner }).to_string());
+    assert!(kept.secrets == 1 && !kept.body.to_string().contains(&named), "{kept:?}");
+    // What holds none stays as it is written.
+    let clean = r#"{ "a" : [1, 2.50] }"#;
+    assert_eq!(redact(json!({ "text": clean }).to_string()).body, json!({ "text": clean }));
+
+    // A number that no 64 bits hold, also within a string.
+    for body in [format!("[{digits}]"), json!([format!("[{digits}]")]).to_string()] {
+        let kept = redact(body);
+        let text = kept.body.to_string();
+        assert!(
+            kept.secrets == 1 && text.contains(&mark("DIGITS")) && !text.contains("12345"),
+            "{text}"
+        );
+    }
+
+    // A key of many lines, one an element.
+    let body = made("{base64raw:64}");
+    let name = ["PRIVATE", "KEY"].join(" ");
+    let lines = [
+        "before",
+        &format!("-----BEGIN {name}-----"),
+        &body,
+        &body,
+        &format!("-----END {name}-----"),
+        "after",
+    ];
+    let kept = redact(json!({ "lines": lines }).to_string());
+    let text = kept.body.to_string();
+    assert!(kept.secrets >= 1 && !text.contains(&body), "{text}");
+    assert!(text.contains("\"before\"") && text.contains("\"after\""), "{text}");
 }
 
 #[test]
