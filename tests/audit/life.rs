@@ -327,14 +327,26 @@ async fn a_log_that_others_could_have_changed_is_not_opened() {
 }
 
 #[tokio::test]
-async fn a_log_of_a_newer_version_is_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let text = r#"{"format":2,"id":"unknown to us"}"#;
-    fs::write(dir.path().join("store.json"), text).unwrap();
-    let unfit = Audit::open(dir.path(), DEADLINE).unwrap_err();
-    assert!(unfit.to_string().contains("use the version that wrote it"), "{unfit}");
-    assert_eq!(fs::read_to_string(dir.path().join("store.json")).unwrap(), text);
-    assert!(!dir.path().join("segments").exists());
+async fn a_log_of_another_format_is_left_alone() {
+    for format in [0, 2, u64::from(u32::MAX) + 2] {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("{{\"format\":{format},\"id\":\"unknown to us\"}}");
+        fs::write(dir.path().join("store.json"), &text).unwrap();
+        fs::create_dir(dir.path().join("segments")).unwrap();
+        let refused = [
+            Audit::open(dir.path(), DEADLINE).unwrap_err(),
+            Reader::open(dir.path(), DEADLINE, None).unwrap_err(),
+        ];
+        for unfit in refused {
+            let words = unfit.to_string();
+            assert!(words.contains("use the version that wrote it"), "{words}");
+            assert!(words.contains(&format!("format {format}")), "{words}");
+        }
+        let fault = verify(&Request::of(dir.path().into(), None)).unwrap_err();
+        assert!(fault.to_string().contains("use the version that wrote it"), "{fault}");
+        assert_eq!(fs::read_to_string(dir.path().join("store.json")).unwrap(), text);
+        assert_eq!(fs::read_dir(dir.path().join("segments")).unwrap().count(), 0);
+    }
 }
 
 #[tokio::test]

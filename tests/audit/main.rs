@@ -16,3 +16,4 @@ mod secrecy;
 mod store;
 mod tampering;
 mod tree;
+mod witnesses;

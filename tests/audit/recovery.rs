@@ -9,9 +9,9 @@ use crate::common::{DEADLINE, call, intent, open};
 /// More than a block, so that some of it is sealed.
 const RECORDS: usize = 5000;
 
-async fn filled(dir: &Path) {
+async fn filled(dir: &Path, records: usize) {
     let audit = open(dir);
-    let calls: Vec<_> = (0..RECORDS).map(|_| call()).collect();
+    let calls: Vec<_> = (0..records).map(|_| call()).collect();
     let writes = calls.iter().map(|call| intent(&audit, call));
     for written in futures_util::future::join_all(writes).await {
         written.unwrap();
@@ -43,7 +43,7 @@ fn numbers(dir: &Path) -> Vec<u64> {
 #[tokio::test]
 async fn a_damaged_frame_takes_no_other_with_it_when_the_index_is_made_again() {
     let dir = tempfile::tempdir().unwrap();
-    filled(dir.path()).await;
+    filled(dir.path(), RECORDS).await;
     assert_eq!(numbers(dir.path()).len(), RECORDS);
     let records = segment(dir.path()).join("records");
     let mut bytes = fs::read(&records).unwrap();
@@ -57,4 +57,62 @@ async fn a_damaged_frame_takes_no_other_with_it_when_the_index_is_made_again() {
     drop(audit);
     let left = fs::metadata(&records).unwrap().len();
     assert_eq!(left, size as u64, "records behind the damage were cut off");
+}
+
+#[tokio::test]
+async fn commits_that_were_left_behind_cost_nothing_that_was_sealed_since() {
+    for whole in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path(), 9000).await;
+        let segment = segment(dir.path());
+        let bytes = fs::read(segment.join("records")).unwrap();
+        // The commits of the first block, or some of them, though it is sealed.
+        let (mut end, mut records) = (0, 0);
+        while records < if whole { 4096 } else { 1024 } {
+            let length = u32::from_le_bytes(bytes[end..end + 4].try_into().unwrap());
+            end += length as usize + 8;
+            records += 256;
+        }
+        fs::write(segment.join("wal-0000000000000000"), &bytes[..end]).unwrap();
+        fs::remove_dir_all(segment.join("index")).unwrap();
+        let audit = open(dir.path());
+        intent(&audit, &call()).await.unwrap();
+        drop(audit);
+        let mut left = numbers(dir.path());
+        left.sort_unstable();
+        assert_eq!(left, (0..9001).collect::<Vec<_>>(), "{whole}");
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_takes_nothing_stops_no_records_and_hides_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = open(dir.path());
+    intent(&audit, &call()).await.unwrap();
+    // sled finds no file to write to, and none can be made.
+    let index = segment(dir.path()).join("index");
+    fs::remove_dir_all(&index).unwrap();
+    fs::write(&index, "no folder").unwrap();
+    let calls: Vec<_> = (0..RECORDS).map(|_| call()).collect();
+    for written in
+        futures_util::future::join_all(calls.iter().map(|call| intent(&audit, call))).await
+    {
+        written.unwrap();
+    }
+    let sealed = async {
+        while !segment(dir.path()).join("records").metadata().is_ok_and(|meta| meta.len() > 0) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, sealed).await.expect("a block is sealed");
+    for call in [&calls[0], &calls[2000], &calls[RECORDS - 1]] {
+        assert_eq!(audit.archive().show(call.id).await.unwrap().lines.len(), 1);
+    }
+    let all = crate::common::find(&audit, crate::common::query("client = ci-bot")).await;
+    assert_eq!(all.len(), RECORDS + 1);
+    drop(audit);
+    fs::remove_file(&index).unwrap();
+    let audit = open(dir.path());
+    let shown = audit.archive().show(calls[0].id).await.unwrap();
+    assert_eq!(shown.lines.len(), 1);
 }

@@ -58,9 +58,10 @@ pub(in crate::audit) enum ManifestFault {
     Missing(PathBuf),
     #[error(
         "the store is of format {found}, and this version of portcullis reads format {FORMAT}: \
-         use the version that wrote it (`{}` was not changed)", path.display()
+         use the version that wrote it, also to export or verify it, or move the folder away and \
+         keep it: a new log begins (`{}` was not changed)", path.display()
     )]
-    Newer { path: PathBuf, found: u64 },
+    OtherFormat { path: PathBuf, found: u64 },
     #[error(
         "records are encrypted with the key {0}: give it as `audit.encryption.key`, or, where a \
          newer one is in use, among `audit.encryption.old-keys`"
@@ -94,14 +95,14 @@ impl Manifest {
         // The version first: what a newer format has beside it is not known here.
         let Versioned { format } =
             serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-        if format > u64::from(FORMAT) {
-            return Err(ManifestFault::Newer { path, found: format });
+        if format != u64::from(FORMAT) {
+            return Err(ManifestFault::OtherFormat { path, found: format });
         }
         let manifest: Self =
             serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         let legal = manifest.id.len() == 32 && manifest.id.bytes().all(|b| b.is_ascii_hexdigit());
-        if manifest.format != FORMAT || !legal {
-            return Err(damaged("no such format".into()));
+        if !legal {
+            return Err(damaged("the id is none".into()));
         }
         Ok(Some(manifest))
     }
@@ -222,7 +223,7 @@ mod tests {
         let text = r#"{"format":2,"identity":{"of":"another kind"}}"#;
         fs::write(dir.path().join(FILE), text).unwrap();
         let fault = Manifest::open(dir.path()).unwrap_err();
-        assert!(matches!(fault, ManifestFault::Newer { found: 2, .. }));
+        assert!(matches!(fault, ManifestFault::OtherFormat { found: 2, .. }));
         assert!(fault.to_string().contains("use the version that wrote it"), "{fault}");
         assert_eq!(fs::read_to_string(dir.path().join(FILE)).unwrap(), text);
     }

@@ -212,6 +212,14 @@ pub(super) struct Sealing {
     pub tally: Tally,
 }
 
+impl Sealing {
+    fn places(&self, field: Field, value: &str) -> Bits {
+        let of = |(f, v, _): &&(Field, String, Vec<u16>)| *f == field && v == value;
+        let found = self.terms.iter().filter(of).flat_map(|(_, _, places)| places);
+        found.map(|at| usize::from(*at)).collect()
+    }
+}
+
 /// Where a frame stands in `records`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FrameAt {
@@ -349,6 +357,9 @@ impl Block {
                 Ok(places.into_iter().flatten().map(|at| usize::from(*at)).filter(within).collect())
             }
             Place::Segment { segment, meta } => {
+                if let Some(sealing) = segment.unindexed(meta)? {
+                    return Ok(sealing.places(field, value));
+                }
                 let found = segment.index().term(meta.first, field, value)?;
                 if !field.is_rare() {
                     return Ok(found);
@@ -380,9 +391,10 @@ impl Block {
                 let within = inner.answered.iter().filter(|(_, at)| usize::from(*at) < *count);
                 Ok(within.map(|(intent, _)| usize::from(*intent)).collect())
             }
-            Place::Segment { segment, meta } => {
-                segment.index().term(meta.first, Field::Kind, ANSWERED)
-            }
+            Place::Segment { segment, meta } => match segment.unindexed(meta)? {
+                Some(sealing) => Ok(sealing.places(Field::Kind, ANSWERED)),
+                None => segment.index().term(meta.first, Field::Kind, ANSWERED),
+            },
         }
     }
 
@@ -436,7 +448,10 @@ impl Block {
                 }
                 Ok(Arc::new(tally))
             }
-            Place::Segment { segment, meta } => segment.index().tally(meta.first),
+            Place::Segment { segment, meta } => match segment.unindexed(meta)? {
+                Some(sealing) => Ok(Arc::new(sealing.tally)),
+                None => segment.index().tally(meta.first),
+            },
         }
     }
 

@@ -187,6 +187,15 @@ fn unpack(body: &[u8]) -> Result<Vec<u8>, BadFrame> {
     }
 }
 
+/// How often each byte may be looked at while the next frame is searched for: honest files have few
+/// bytes that look like a header.
+pub(in crate::audit) const SEARCH: u64 = 16;
+
+/// The bytes that a frame has by its header.
+pub(in crate::audit) fn claims(header: &[u8]) -> u64 {
+    header.first_chunk::<4>().map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes)) + 8)
+}
+
 /// Whether these bytes can be the header of a frame whose first record is one of `records`.
 pub(in crate::audit) fn may_begin(header: &[u8], records: &std::ops::Range<u64>) -> bool {
     let seq = header.get(9..17).and_then(|bytes| bytes.first_chunk::<8>());

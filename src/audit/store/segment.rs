@@ -10,7 +10,10 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -204,6 +207,8 @@ pub(super) struct Segment {
     /// Bytes of `records` that are indexed.
     length: Mutex<u64>,
     index: RwLock<Arc<Index>>,
+    /// Whether the index has not all blocks.
+    blind: AtomicBool,
     blocks: RwLock<Arc<Vec<Arc<BlockMeta>>>>,
     tools: Arc<Tools>,
 }
@@ -230,6 +235,7 @@ impl Segment {
             records,
             length: Mutex::new(0),
             index: RwLock::new(Arc::new(index)),
+            blind: AtomicBool::new(false),
             blocks: RwLock::default(),
             tools: tools.clone(),
         })
@@ -259,6 +265,7 @@ impl Segment {
             }
         }
         wals.retain(|(first, _)| *first >= sealed);
+        segment.drop_stale(&mut wals, mode)?;
         let limit = wals.first().map_or(u64::MAX, |(first, _)| *first);
         segment.catch_up(limit, mode, &mut damage)?;
         let mut end = segment.end();
@@ -287,6 +294,41 @@ impl Segment {
             growing.push(Arc::new(block));
         }
         Ok(Found { segment: Arc::new(segment), growing, wal, end, damage })
+    }
+
+    /// Leaves out commits of which `records` has all: those of blocks that were sealed, where the
+    /// file could not be removed, or the index that knew of it is gone. What is sealed behind them
+    /// would be cut off for their sake.
+    fn drop_stale(&self, wals: &mut Vec<(u64, PathBuf)>, mode: Mode) -> Result<(), Fault> {
+        let (size, mut offset, mut next) = (self.size()?, *self.length.lock(), self.end());
+        if wals.is_empty() || offset >= size {
+            return Ok(());
+        }
+        while offset < size
+            && let Ok((frame, length)) = self.frame_at(offset)
+            && frame.first == next
+        {
+            offset += length;
+            next += u64::from(frame.count);
+        }
+        while let Some((first, path)) = wals.first()
+            && *first < next
+        {
+            let until = wals.get(1).map_or(u64::MAX, |(first, _)| *first);
+            let (block, _, bad) = self.commits(*first, path, until)?;
+            if bad.is_some() || block.end() > next {
+                break;
+            }
+            if mode == Mode::Write {
+                // Who sealed it may have been stopped before it was on disk.
+                self.records
+                    .sync_all()
+                    .and_then(|()| fs::remove_file(path))
+                    .map_err(|e| Fault::io("removing", path, &e))?;
+            }
+            wals.remove(0);
+        }
+        Ok(())
     }
 
     /// Bytes of packed records.
@@ -561,13 +603,31 @@ impl Segment {
             .and_then(|()| self.records.sync_all())
             .map_err(|e| Fault::io("writing", &file, &e))?;
         let sealing = block.sealed(frames);
-        if let Err(fault) = self.index().put(&sealing) {
-            tracing::warn!(%fault, segment = %self.path.display(), "an index of the audit log is made again");
-            self.reindex()?;
-            self.index().put(&sealing)?;
+        if !self.blind.load(Ordering::Relaxed) {
+            self.put(&sealing);
         }
         self.take(sealing.meta);
         Ok(())
+    }
+
+    /// Puts a block into the index. The records are safe, so that nothing waits for an index that
+    /// takes nothing: it is made again when the segment is opened next.
+    fn put(&self, sealing: &Sealing) {
+        let segment = self.path.display();
+        let Err(fault) = self.index().put(sealing) else { return };
+        tracing::warn!(%fault, %segment, "an index of the audit log is made again");
+        if let Err(fault) = self.reindex().and_then(|()| self.index().put(sealing)) {
+            tracing::error!(
+                %fault, %segment,
+                "an index of the audit log takes nothing: questions read all records of the segment"
+            );
+            self.blind.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// What the index should have of a block, where the index can't be asked.
+    pub fn unindexed(&self, block: &BlockMeta) -> Result<Option<Sealing>, Fault> {
+        self.blind.load(Ordering::Relaxed).then(|| self.rebuilt(block)).transpose()
     }
 
     /// Removes the commits of a block that is sealed.
@@ -643,17 +703,23 @@ fn find(
 ) -> Option<u64> {
     let mut window = vec![0; 1 << 20];
     let mut from = part.start;
+    // A file of made-up headers must not hold a start up.
+    let mut budget = (part.end - part.start).saturating_mul(frame::SEARCH);
     while from + (frame::HEADER as u64) < part.end {
         let left = part.end - from;
         let length = usize::try_from(left).map_or(window.len(), |left| left.min(window.len()));
         let bytes = window.get_mut(..length)?;
         file.read_exact_at(bytes, from).ok()?;
         let found = bytes.windows(frame::HEADER).enumerate().find_map(|(at, header)| {
+            if !frame::may_begin(header, records) {
+                return None;
+            }
             let at = from + at as u64;
+            budget = budget.saturating_sub(frame::claims(header).min(part.end - at));
             let readable = || Frames::new(Positioned { file, at }, cipher).next();
-            (frame::may_begin(header, records) && matches!(readable(), Some(Ok(_)))).then_some(at)
+            (budget > 0 && matches!(readable(), Some(Ok(_)))).then_some(at)
         });
-        if found.is_some() {
+        if found.is_some() || budget == 0 {
             return found;
         }
         from += (length - frame::HEADER + 1) as u64;

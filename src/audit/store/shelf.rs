@@ -102,10 +102,6 @@ struct Held {
 }
 
 impl Held {
-    fn get(&self) -> Option<Arc<Segment>> {
-        self.open.clone().or_else(|| self.given_up.upgrade())
-    }
-
     fn give_up(&mut self) {
         if let Some(segment) = self.open.take() {
             self.given_up = Arc::downgrade(&segment);
@@ -391,29 +387,45 @@ impl Shelf {
     /// The blocks of a segment, opened if it is not.
     fn open_slot(&self, slot: &Slot) -> Result<Arc<Segment>, Fault> {
         let mut held = slot.open.lock();
-        if let Some(segment) = held.get() {
-            held.open = Some(segment.clone());
-            return Ok(segment);
+        if let Some(segment) = &held.open {
+            return Ok(segment.clone());
         }
-        let path = self.tools.path(slot.first);
-        if !path.join("records").is_file() {
-            return Err(Fault::Damaged(format!("{}: its records are missing", path.display())));
-        }
-        let found = Segment::open(&self.tools, slot.first, Mode::Read, 0, Trust::Believe)?;
-        for what in &found.damage {
-            tracing::error!("{what}");
-        }
-        held.open = Some(found.segment.clone());
-        drop(held);
-        let mut inner = self.inner.lock();
-        inner.opened.push(slot.first);
-        if inner.opened.len() > OPEN {
-            let oldest = inner.opened.remove(0);
-            for slot in inner.slots.iter().filter(|slot| slot.first == oldest) {
-                slot.open.lock().give_up();
+        let segment = match held.given_up.upgrade() {
+            Some(segment) => segment,
+            None => {
+                let path = self.tools.path(slot.first);
+                if !path.join("records").is_file() {
+                    let what = format!("{}: its records are missing", path.display());
+                    return Err(Fault::Damaged(what));
+                }
+                let trust = Trust::Believe;
+                let found = Segment::open(&self.tools, slot.first, Mode::Read, 0, trust)?;
+                for what in &found.damage {
+                    tracing::error!("{what}");
+                }
+                found.segment
             }
+        };
+        held.open = Some(segment.clone());
+        drop(held);
+        self.give_up_oldest(slot.first);
+        Ok(segment)
+    }
+
+    /// Holds no more than so many old segments, of which this one was opened last.
+    fn give_up_oldest(&self, opened: u64) {
+        let oldest = {
+            let mut inner = self.inner.lock();
+            inner.opened.retain(|first| *first != opened);
+            inner.opened.push(opened);
+            let more = inner.opened.len() > OPEN;
+            let oldest = more.then(|| inner.opened.remove(0));
+            oldest.and_then(|oldest| inner.slots.iter().find(|slot| slot.first == oldest).cloned())
+        };
+        // Not while the other lock is held, which the writer needs: it may be opened just now.
+        if let Some(slot) = oldest {
+            slot.open.lock().give_up();
         }
-        Ok(found.segment)
     }
 
     /// Adds a segment that is to be written.
@@ -461,7 +473,7 @@ impl Shelf {
         let closed = segment.close(tree)?;
         if let Some(slot) = at.and_then(|at| slots.get(at)) {
             *slot.closed.lock() = Some(closed);
-            self.inner.lock().opened.push(segment.first);
+            self.give_up_oldest(segment.first);
         }
         Ok(())
     }

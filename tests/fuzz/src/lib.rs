@@ -5,6 +5,7 @@
 
 mod era;
 mod events;
+mod filter;
 mod frame;
 mod header;
 mod log;
@@ -14,10 +15,11 @@ mod tree;
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("frame", frame::target),
     ("events", events::target),
     ("header", header::target),
     ("era", era::target),
     ("log", log::target),
+    ("filter", filter::target),
 ];
