@@ -43,6 +43,9 @@ pub mod policy;
 
 pub mod plugin;
 
+// Who is asked where a policy wants a person.
+pub mod approval;
+
 // The record of what was decided.
 pub mod audit;
 

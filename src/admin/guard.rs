@@ -44,6 +44,8 @@ fn need(path: &str) -> Need {
         // It writes all records wherever the proxy may write.
         "/v1/audit/backup" => Need::Owner,
         "/v1/audit/prune" => Need::Role(Role::Operator),
+        "/v1/approvals" => Need::Role(Role::Approver),
+        _ if path.starts_with("/v1/approvals/") => Need::Role(Role::Approver),
         _ if path.starts_with("/v1/servers/") => Need::Role(Role::Operator),
         _ if path.starts_with("/v1/audit/") => Need::Role(Role::Auditor),
         _ => Need::Owner,

@@ -11,6 +11,7 @@
 //!   `ConnectInfo<Peer>`.
 //! - Errors are [`Problem`]s, on both ends.
 
+mod approvals;
 mod audit;
 mod client;
 mod clients;
@@ -24,6 +25,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
+pub use approvals::{WordRequest, routes as approval_routes};
 pub use audit::{TailLine, TailRequest, routes as audit_routes};
 pub use client::{Client, Failure, Lines};
 pub use clients::{ClientChange, routes as client_routes};

@@ -16,6 +16,8 @@ pub enum Role {
     Auditor,
     /// Sees how the proxy and its servers do, and has old records dropped, but sees none.
     Operator,
+    /// Sees the calls that wait for approval, and allows or denies them.
+    Approver,
 }
 
 impl fmt::Display for Role {
@@ -23,6 +25,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Auditor => "auditor",
             Self::Operator => "operator",
+            Self::Approver => "approver",
         })
     }
 }
@@ -36,6 +39,8 @@ pub struct Roles {
     /// Who may see the state and the logs of servers and have old records dropped, without seeing
     /// records.
     pub operator: Vec<Member>,
+    /// Who may see, allow and deny the calls that wait for the approval of a person.
+    pub approver: Vec<Member>,
 }
 
 /// A user or a group of this machine: `user:NAME`, `group:NAME`, or with a number for the name.
@@ -168,17 +173,21 @@ pub struct Standing {
     pub owner: bool,
     auditor: bool,
     operator: bool,
+    approver: bool,
 }
 
 impl Standing {
-    pub(super) const OWNER: Self = Self { owner: true, auditor: true, operator: true };
-    pub(super) const STRANGER: Self = Self { owner: false, auditor: false, operator: false };
+    pub(super) const OWNER: Self =
+        Self { owner: true, auditor: true, operator: true, approver: true };
+    pub(super) const STRANGER: Self =
+        Self { owner: false, auditor: false, operator: false, approver: false };
 
     /// Whether this role is theirs.
     pub fn has(self, role: Role) -> bool {
         match role {
             Role::Auditor => self.auditor,
             Role::Operator => self.operator,
+            Role::Approver => self.approver,
         }
     }
 }
@@ -191,13 +200,23 @@ pub(super) fn is_owner(uid: u32) -> bool {
 impl Roles {
     /// Whether nobody but root and the proxy's user has one.
     pub fn is_empty(&self) -> bool {
-        self.auditor.is_empty() && self.operator.is_empty()
+        self.members().next().is_none()
     }
 
     /// All members with the role that names them.
     pub fn members(&self) -> impl Iterator<Item = (Role, usize, &Member)> {
-        let auditors = self.auditor.iter().enumerate().map(|(at, m)| (Role::Auditor, at, m));
-        auditors.chain(self.operator.iter().enumerate().map(|(at, m)| (Role::Operator, at, m)))
+        [Role::Auditor, Role::Operator, Role::Approver]
+            .into_iter()
+            .flat_map(|role| self.with(role).iter().enumerate().map(move |(at, m)| (role, at, m)))
+    }
+
+    /// The members with this role.
+    pub fn with(&self, role: Role) -> &[Member] {
+        match role {
+            Role::Auditor => &self.auditor,
+            Role::Operator => &self.operator,
+            Role::Approver => &self.approver,
+        }
     }
 
     /// What the user may do whose process has this user and group. The user's further groups are
@@ -211,18 +230,19 @@ impl Roles {
             return Standing::STRANGER;
         }
         let has = |role| self.grant(role, uid, gid);
-        Standing { owner: false, auditor: has(Role::Auditor), operator: has(Role::Operator) }
+        Standing {
+            owner: false,
+            auditor: has(Role::Auditor),
+            operator: has(Role::Operator),
+            approver: has(Role::Approver),
+        }
     }
 
     /// Whether the config gives this role to the user, whoever runs this process. Blocks as
     /// [`Roles::standing`].
     pub fn grant(&self, role: Role, uid: u32, gid: u32) -> bool {
-        let members = match role {
-            Role::Auditor => &self.auditor,
-            Role::Operator => &self.operator,
-        };
         let groups = groups(uid, gid);
-        uid != UNMAPPED && members.iter().any(|member| member.includes(uid, &groups))
+        uid != UNMAPPED && self.with(role).iter().any(|member| member.includes(uid, &groups))
     }
 }
 
@@ -244,7 +264,7 @@ mod tests {
 
     fn roles(auditor: &[&str], operator: &[&str]) -> Roles {
         let all = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        Roles { auditor: all(auditor), operator: all(operator) }
+        Roles { auditor: all(auditor), operator: all(operator), ..Roles::default() }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Data goes to standard output, everything else to standard error. Exit codes are [`Exit`].
 
+mod approve;
 mod audit;
 mod check;
 mod client;
@@ -53,6 +54,8 @@ enum Verb {
     Tools(tools::Args),
     /// Policies
     Policy(policy::Args),
+    /// Calls that wait for a person
+    Approve(approve::Args),
     /// The audit log
     Audit(audit::Args),
     /// Print a schema
@@ -127,6 +130,7 @@ impl Verb {
             Self::Server(args) => server::run(args, ctx).await,
             Self::Tools(args) => tools::run(args, ctx).await,
             Self::Policy(args) => policy::run(args, ctx).await,
+            Self::Approve(args) => approve::run(args, ctx).await,
             Self::Audit(args) => audit::run(args, ctx).await,
             Self::Schema(args) => schema::run(args, ctx).await,
         }

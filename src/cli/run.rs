@@ -149,6 +149,7 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
     let network = tokio::spawn(listener.serve(routes, stop.clone()));
     let local = admin::audit_routes(proxy.audit.clone(), stop.clone())
         .merge(admin::keeping_routes(proxy.clone()))
+        .merge(admin::approval_routes(proxy.clone()))
         .merge(admin::proof_routes(proxy.audit.clone()))
         .merge(admin::proxy_routes(proxy.clone()))
         .merge(admin::client_routes(proxy.clone()))

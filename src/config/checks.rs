@@ -16,11 +16,7 @@ use super::{
     typed::Built,
 };
 use crate::{
-    admin::{PATH_BYTES, Role},
-    exchange::Method,
-    identity::KeyHash,
-    names::ServerName,
-    router::names,
+    admin::PATH_BYTES, exchange::Method, identity::KeyHash, names::ServerName, router::names,
     vault::Source,
 };
 
@@ -133,11 +129,7 @@ impl Checker<'_> {
             );
         }
         for (role, at, member) in admin.roles.members() {
-            let before = match role {
-                Role::Auditor => &admin.roles.auditor,
-                Role::Operator => &admin.roles.operator,
-            };
-            if before.iter().take(at).any(|other| other == member) {
+            if admin.roles.with(role).iter().take(at).any(|other| other == member) {
                 self.conflict(
                     &child(&format!("/admin/roles/{role}"), at),
                     format!("`{member}` is named twice"),

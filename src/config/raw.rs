@@ -31,6 +31,8 @@ pub struct Config {
     #[serde(default)]
     pub admin: Admin,
     #[serde(default)]
+    pub approvals: Approvals,
+    #[serde(default)]
     pub limits: Limits,
     #[serde(default)]
     pub telemetry: Telemetry,
@@ -49,6 +51,36 @@ pub struct Config {
 
 fn default_state_dir() -> PathBuf {
     ".portcullis".into()
+}
+
+/// Calls that wait for a person, where a policy says `@approve`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Approvals {
+    /// Seconds after which a call that nobody allowed is refused.
+    #[schemars(range(min = 1, max = 86400))]
+    pub timeout_s: u64,
+    /// Calls of one client that may wait at once.
+    #[schemars(range(min = 1, max = 1000))]
+    pub per_client: usize,
+    pub webhook: Option<Webhook>,
+}
+
+impl Default for Approvals {
+    fn default() -> Self {
+        Self { timeout_s: 300, per_client: 10, webhook: None }
+    }
+}
+
+/// A URL that is told of each call that waits, and may say in its answer what becomes of it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Webhook {
+    /// It takes the call as JSON in the body of a POST.
+    pub url: String,
+    /// Secret headers sent to it.
+    #[serde(default)]
+    pub headers: BTreeMap<String, SecretRef>,
 }
 
 /// Where clients connect.

@@ -40,6 +40,7 @@ pub(super) fn build(
         policy: builder.section("policy"),
         audit: builder.section("audit"),
         admin: builder.section("admin"),
+        approvals: builder.section("approvals"),
         limits: builder.section("limits"),
         telemetry: builder.section("telemetry"),
         engine: builder.section("engine"),

@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Proxy, beginning, parked::Lot, refusals::Refusals, reloads::Revisions};
 use crate::{
+    approval::{Approvals, Webhook},
     audit::{self, Audit, Unavailable, export, proof, record::Happening},
     chain::{Chain, Interceptor, Link},
     codec::Caps,
@@ -70,6 +71,7 @@ pub struct Assembly {
     /// The plugins in the chain, for the record.
     pub(super) plugins: Vec<Happening>,
     exports: Vec<export::Settings>,
+    approvals: Arc<Approvals>,
 }
 
 /// What a proxy is started for.
@@ -97,19 +99,22 @@ impl Assembly {
         } else {
             Err("no server needs a container engine".into())
         };
-        let (links, handed, scrubber, exports, gathered) = tokio::task::spawn_blocking({
-            let (loaded, gate) = (loaded.clone(), gate.clone());
-            move || {
-                let mut gathered = Gathered::default();
-                let handed = handed(&loaded, &mut gathered);
-                let known = known(&handed);
-                let scrubber = Scrubber::new(&known).map_err(|error| error.to_string());
-                let exports = exports(&loaded, &mut gathered.found);
-                (links(&loaded, gate, &known, &mut gathered), handed, scrubber, exports, gathered)
-            }
-        })
-        .await
-        .map_err(|error| StartFailure::Task(error.to_string()))?;
+        let (links, handed, scrubber, exports, approvals, gathered) =
+            tokio::task::spawn_blocking({
+                let (loaded, gate) = (loaded.clone(), gate.clone());
+                move || {
+                    let mut gathered = Gathered::default();
+                    let handed = handed(&loaded, &mut gathered);
+                    let known = known(&handed);
+                    let scrubber = Scrubber::new(&known).map_err(|error| error.to_string());
+                    let exports = exports(&loaded, &mut gathered.found);
+                    let approvals = Arc::new(approvals(&loaded, &mut gathered.found));
+                    let links = links(&loaded, gate, &known, &mut gathered);
+                    (links, handed, scrubber, exports, approvals, gathered)
+                }
+            })
+            .await
+            .map_err(|error| StartFailure::Task(error.to_string()))?;
         let Gathered { found, happened } = gathered;
         if found.is_empty() {
             let scrubber = Arc::new(scrubber.map_err(StartFailure::Task)?);
@@ -120,7 +125,16 @@ impl Assembly {
                 caps: Caps::response(&config.limits),
                 handed,
             });
-            Ok(Self { policies, links, gate, launcher, scrubber, exports, plugins: happened })
+            Ok(Self {
+                policies,
+                links,
+                gate,
+                launcher,
+                scrubber,
+                exports,
+                approvals,
+                plugins: happened,
+            })
         } else {
             Err(StartFailure::Config(found, happened))
         }
@@ -200,6 +214,7 @@ impl Assembly {
             presence: Default::default(),
             drops: Default::default(),
             expected: Default::default(),
+            approvals: self.approvals,
             labels: Default::default(),
             rates: Default::default(),
             permits: Default::default(),
@@ -279,6 +294,35 @@ fn exports(loaded: &Loaded, found: &mut Vec<Found>) -> Vec<export::Settings> {
         }
     }
     all
+}
+
+/// Where calls wait for a person, and who is told of them.
+fn approvals(loaded: &Loaded, found: &mut Vec<Found>) -> Approvals {
+    let settings = &loaded.config.approvals;
+    let patience = Duration::from_secs(settings.timeout_s);
+    let webhook = settings.webhook.as_ref().and_then(|webhook| {
+        let made = Handed::headers(&webhook.headers, &loaded.base)
+            .map_err(|not| (not.failure.what, not.failure.remedy))
+            .and_then(|headers| {
+                let url = reqwest::Url::parse(&webhook.url).ok();
+                let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
+                let help = || Some("such as `https://chat.example.com/hooks/approvals`".to_owned());
+                let url = url.ok_or_else(|| ("this is no URL of HTTP".to_owned(), help()))?;
+                Webhook::new(url, &headers, patience).map_err(|illegal| (illegal.to_string(), None))
+            });
+        match made {
+            Ok(webhook) => Some(webhook),
+            Err((what, help)) => {
+                let finding = loaded.finding("/approvals/webhook", Code::BadValue, what);
+                found.push(Box::new(match help {
+                    Some(help) => finding.help(help),
+                    None => finding,
+                }));
+                None
+            }
+        }
+    });
+    Approvals::new(patience, settings.per_client, webhook)
 }
 
 /// The secrets that servers are handed, read once for this run.

@@ -6,10 +6,11 @@
 //! `state` have it wait for clients that are stateless; `listen` knows who hears of changes, `tasks`
 //! whose task is whose; `guest` is a client with what it says of itself. `lists` puts the merged
 //! lists together; `params` holds headers that repeat arguments against them; `recording` puts
-//! exchanges on record, `presence` who came and went, `reloads` which policies decide; `obligations` does what policies ask for beside their decision; `places`
+//! exchanges on record, `presence` who came and went, `reloads` which policies decide; `obligations` does what policies ask for beside their decision, `approve` asks a person; `places`
 //! bounds what a principal has under way; `refusals` bounds how many of them are recorded one by
 //! one; `servers` hears what servers say on their own; `assembly` puts it all together from a config.
 
+mod approve;
 mod assembly;
 mod beginning;
 mod call;
@@ -52,6 +53,7 @@ use tokio_util::{
 };
 
 use crate::{
+    approval::Approvals,
     audit::{Arrival, Audit, Refused, export::Streams},
     chain::Chain,
     codec::{Caps, Frame, Id},
@@ -113,6 +115,8 @@ pub struct Proxy {
     presence: Presence,
     drops: Drops,
     expected: Expected,
+    /// Calls that wait for a person.
+    pub approvals: Arc<Approvals>,
     labels: Labels,
     rates: Rates,
     chain: Chain,

@@ -117,6 +117,11 @@ impl Proxy {
         own.or_else(|| server.peek())?.origin.image.clone()
     }
 
+    /// The arguments as a person may see them.
+    pub(super) async fn shown_arguments(&self, exchange: &Exchange) -> Option<Kept> {
+        self.kept(Some(arguments(exchange))).await
+    }
+
     /// A body as it is kept: without its secrets, and cut to size.
     async fn kept(&self, body: Option<Bytes>) -> Option<Kept> {
         let body = body?;

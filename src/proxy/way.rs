@@ -174,6 +174,7 @@ impl Proxy {
         }
         self.params_agree(guest, exchange, &sent)?;
         self.fulfil(exchange, passage)?;
+        self.approved(exchange, passage).await?;
         self.record_intent(exchange, passage).await.map_err(|error| {
             tracing::error!(decision = %exchange.id, %error, "a call could not be recorded and is not made");
             Refusal::new(Code::AuditUnavailable, "the call could not be recorded, so it was not made")

@@ -66,6 +66,17 @@ impl Handed {
         })
     }
 
+    /// Reads the secret headers for a URL that is no server's.
+    ///
+    /// # Errors
+    /// As [`Handed::read`].
+    pub fn headers(
+        refs: &BTreeMap<String, config::SecretRef>,
+        base: &Path,
+    ) -> Result<Vec<(String, Secret)>, NotHanded> {
+        resolve(refs, base, &mut BTreeMap::new())
+    }
+
     /// All of them, by the names under which the server gets them.
     pub fn iter(&self) -> impl Iterator<Item = &(String, Secret)> {
         self.secrets.iter().chain(&self.headers)

@@ -6,6 +6,7 @@
 mod support;
 
 mod aggregation;
+mod approvals;
 mod audit;
 mod bad_input;
 mod batches;

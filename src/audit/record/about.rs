@@ -28,6 +28,8 @@ impl Happening {
             Self::SecretsHanded { .. } => "secrets-handed",
             Self::SecretUnresolved { .. } => "secret-unresolved",
             Self::MessagesDropped(_) => "messages-dropped",
+            Self::ApprovalAsked { .. } => "approval-asked",
+            Self::ApprovalGiven { .. } => "approval-given",
             Self::ClientAdded { .. } => "client-added",
             Self::ClientRemoved { .. } => "client-removed",
             Self::AdminAction(_) => "admin-action",
@@ -48,6 +50,9 @@ impl Happening {
             Self::ServerStopped(stopped) => Some(&stopped.server),
             Self::EgressOpened(egress) => Some(&egress.server),
             Self::MessagesDropped(dropped) => Some(&dropped.server),
+            Self::ApprovalAsked { server, .. } | Self::ApprovalGiven { server, .. } => {
+                server.as_deref()
+            }
             Self::ServerLaunchFailed { server, .. }
             | Self::SecretsHanded { server, .. }
             | Self::SecretUnresolved { server, .. } => Some(server),
@@ -60,7 +65,9 @@ impl Happening {
         match self {
             Self::ClientSeen(who) => Some(&who.principal),
             Self::SessionOpened(opened) => Some(&opened.who.principal),
-            Self::SessionEnded { principal, .. } => Some(principal),
+            Self::SessionEnded { principal, .. }
+            | Self::ApprovalAsked { principal, .. }
+            | Self::ApprovalGiven { principal, .. } => Some(principal),
             Self::ClientAdded { client, .. } | Self::ClientRemoved { client, .. } => Some(client),
             Self::ServerLaunching(launching) => launching.principal.as_deref(),
             Self::EgressOpened(egress) => egress.principal.as_deref(),
@@ -87,6 +94,8 @@ impl Happening {
     pub fn decision(&self) -> Option<Decision> {
         match self {
             Self::AdminAction(action) => Some(action.decision),
+            Self::ApprovalGiven { allowed: true, .. } => Some(Decision::Allowed),
+            Self::ApprovalGiven { allowed: false, .. } => Some(Decision::Refused),
             _ => None,
         }
     }
@@ -96,6 +105,7 @@ impl Happening {
         match self {
             Self::ConfigLoaded { chain: list, .. }
             | Self::PolicyLoaded { keeping: list, .. }
+            | Self::ApprovalAsked { rules: list, .. }
             | Self::ClientAdded { groups: list, .. } => list.truncate(most),
             Self::ServerLaunched(launched) => launched.deviations.truncate(most),
             Self::SecretsHanded { secrets, .. } => secrets.truncate(most),
@@ -169,6 +179,12 @@ impl Happening {
             }
             Self::MessagesDropped(Dropped { server, principal, .. }) => {
                 std::iter::once(server).chain(principal).for_each(change);
+            }
+            Self::ApprovalAsked { id: _, principal, server, rules, until: _ } => {
+                std::iter::once(principal).chain(server).chain(rules).for_each(change);
+            }
+            Self::ApprovalGiven { id: _, principal, server, allowed: _, by, reason } => {
+                [principal, by].into_iter().chain(server).chain(reason).for_each(change);
             }
             Self::ClientAdded { client, key, groups, by: By { uid: _, user, reason } } => {
                 let more = groups.iter_mut().chain(user).chain(reason);

@@ -119,6 +119,34 @@ pub enum Happening {
     },
     /// Messages were dropped, and how many.
     MessagesDropped(Dropped),
+    /// A person is asked to allow a call.
+    ApprovalAsked {
+        /// The decision that waits, as in the records of the call.
+        #[schemars(with = "String", extend("format" = "uuid"))]
+        id: DecisionId,
+        principal: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server: Option<String>,
+        /// The policies that ask for it.
+        rules: Vec<String>,
+        /// When the call is refused, if nobody says anything.
+        #[schemars(with = "String", extend("format" = "date-time"))]
+        until: Timestamp,
+    },
+    /// A person, or the webhook, allowed a call or did not. What nobody said anything of is refused
+    /// with `approval-timeout`.
+    ApprovalGiven {
+        #[schemars(with = "String", extend("format" = "uuid"))]
+        id: DecisionId,
+        principal: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server: Option<String>,
+        allowed: bool,
+        /// Who said so: a user of this machine, or the webhook.
+        by: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// A client is given a key. Where `portcullis client` can't record this, it gives none.
     ClientAdded {
         client: String,

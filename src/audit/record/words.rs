@@ -78,6 +78,14 @@ impl fmt::Display for Happening {
                 let (server, count) = (&dropped.server, dropped.count);
                 write!(f, "server {server}: {count} of its messages {why} and were dropped")
             }
+            Self::ApprovalAsked { id, principal, rules, .. } => {
+                let rules = rules.join(", ");
+                write!(f, "a person is asked whether {principal} may ({rules}): {id}")
+            }
+            Self::ApprovalGiven { id, principal, allowed, by, .. } => {
+                let word = if *allowed { "allowed" } else { "denied" };
+                write!(f, "{by} {word} what {principal} asked for: {id}")
+            }
             Self::ClientAdded { client, key, by, .. } => {
                 write!(f, "client {client} added, key {key}")?;
                 said(by, f)

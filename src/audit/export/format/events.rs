@@ -76,6 +76,8 @@ const EVENTS: &[(&str, Meaning)] = &[
     ("secrets-handed", meaning(Low, Entity, READ)),
     ("secret-unresolved", failure(High, Entity, READ)),
     ("messages-dropped", failure(Medium, Error, GENERAL)),
+    ("approval-asked", meaning(Low, Api, OTHER)),
+    ("approval-given", meaning(Low, Api, OTHER)),
     ("client-added", meaning(Low, Entity, CREATE)),
     ("client-removed", meaning(Low, Entity, DELETE)),
     ("admin-action", meaning(Informational, Api, OTHER)),

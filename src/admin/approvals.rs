@@ -1,0 +1,55 @@
+//! `GET /v1/approvals` and `POST /v1/approvals/ID`: calls that wait for a person.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, Path, State},
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Peer, Problem};
+use crate::{
+    approval::{Waiting, Word},
+    proxy::Proxy,
+};
+
+/// What a person says of a call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WordRequest {
+    pub allow: bool,
+    /// Why, for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The routes.
+pub fn routes(proxy: Arc<Proxy>) -> Router {
+    Router::new()
+        .route("/v1/approvals", get(waiting))
+        .route("/v1/approvals/{id}", post(answer))
+        .with_state(proxy)
+}
+
+async fn waiting(State(proxy): State<Arc<Proxy>>) -> Json<Vec<Waiting>> {
+    Json(proxy.approvals.waiting())
+}
+
+async fn answer(
+    State(proxy): State<Arc<Proxy>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Path(id): Path<String>,
+    Json(WordRequest { allow, reason }): Json<WordRequest>,
+) -> Result<Json<Value>, Problem> {
+    let by = peer.user.as_ref().map_or_else(|| format!("user {}", peer.uid), ToString::to_string);
+    let word = Word { allowed: allow, by, reason };
+    let known = id.parse().is_ok_and(|id| proxy.approvals.answer(id, word));
+    if !known {
+        let problem = Problem::not_found(format!("no call waits by the id `{id}`"));
+        return Err(problem.remedy("`portcullis approve ls` lists those that do"));
+    }
+    Ok(Json(json!({ "id": id, "allowed": allow })))
+}

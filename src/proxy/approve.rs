@@ -1,0 +1,140 @@
+//! Has a call wait for a person, where a policy asks for one.
+
+use super::{Proxy, way::Passage};
+use crate::{
+    approval::{Asking, Waiting, Word},
+    audit::record::Happening,
+    chain::{Decision, Interceptor as _},
+    exchange::{Exchange, Phase, Target},
+    refusal::{Code, Refusal, Rule},
+};
+
+impl Proxy {
+    /// Waits until a person allows what the policies let pass only so. What is sent then is what
+    /// the person saw.
+    ///
+    /// # Errors
+    /// A [`Refusal`] where nobody allows it.
+    pub(super) async fn approved(
+        &self,
+        exchange: &Exchange,
+        passage: &mut Passage,
+    ) -> Result<(), Refusal> {
+        let asking: Vec<_> = passage.trail.rules.iter().filter_map(asking).collect();
+        if asking.is_empty() {
+            return Ok(());
+        }
+        let began = std::time::Instant::now();
+        let outcome = self.ask_a_person(exchange, passage, asking).await;
+        passage.trail.stages.push(("approval".into(), began.elapsed()));
+        outcome
+    }
+
+    async fn ask_a_person(
+        &self,
+        exchange: &Exchange,
+        passage: &Passage,
+        asking: Vec<Asking>,
+    ) -> Result<(), Refusal> {
+        let refuse = |code, words: &str, detail: String| {
+            let refusal = Refusal::new(code, words).detail(detail);
+            Err(asking.iter().fold(refusal, |refusal, asking| refusal.rule(asking.rule.clone())))
+        };
+        let call = self.waiting(exchange, asking.clone()).await;
+        // Nobody is asked about what is not on record.
+        self.on_record(Happening::ApprovalAsked {
+            id: exchange.id,
+            principal: exchange.principal.name(),
+            server: call.server.clone(),
+            rules: asking.iter().map(|asking| asking.rule.id.clone()).collect(),
+            until: call.until,
+        })
+        .await?;
+        let ticket = match self.approvals.ask(&exchange.principal.kind, call) {
+            Ok(ticket) => ticket,
+            Err(full) => {
+                let words = "too many calls wait for the approval of a person";
+                return refuse(Code::ApprovalTimeout, words, full.to_string());
+            }
+        };
+        let word = tokio::select! {
+            word = ticket.word() => word,
+            () = self.closing.cancelled() => {
+                return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
+            }
+        };
+        let Some(Word { allowed, by, reason }) = word else {
+            let words = "no person allowed it in time";
+            return refuse(Code::ApprovalTimeout, words, "nobody said anything".into());
+        };
+        let shown = |text: &str| self.shown(text);
+        let (by, reason) = (shown(&by), reason.as_deref().map(shown));
+        self.on_record(Happening::ApprovalGiven {
+            id: exchange.id,
+            principal: exchange.principal.name(),
+            server: exchange.server.as_ref().map(ToString::to_string),
+            allowed,
+            by: by.clone(),
+            reason: reason.clone(),
+        })
+        .await?;
+        if !allowed {
+            let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+            let words = "a person was asked and did not allow it";
+            return refuse(Code::ApprovalDenied, words, format!("denied by {by}{why}"));
+        }
+        self.still_permitted(exchange, passage).await
+    }
+
+    /// Asks the policies once more where others are in force than when the call began to wait.
+    async fn still_permitted(&self, exchange: &Exchange, passage: &Passage) -> Result<(), Refusal> {
+        if passage.trail.revision == Some(self.policies.revision().to_string()) {
+            return Ok(());
+        }
+        let verdict = self.gate.inspect(exchange, Phase::Request).await.map_err(|fault| {
+            let words = "a check on this message could not be completed";
+            Refusal::new(Code::InterceptorFault, words).detail(fault.to_string())
+        })?;
+        match verdict.decision {
+            Decision::Refuse(refusal) => Err(refusal),
+            // Other conditions than those under which it was allowed.
+            _ if verdict.rules != passage.trail.rules => {
+                let words = "the policies changed while it waited for approval: ask again";
+                Err(Refusal::new(Code::ApprovalTimeout, words))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn waiting(&self, exchange: &Exchange, rules: Vec<Asking>) -> Waiting {
+        let (asked, until) = self.approvals.times();
+        let target = match &exchange.target {
+            Target::Tool { name, .. } | Target::Prompt { name } => Some(name.clone()),
+            Target::Resource { uri } => Some(uri.clone()),
+            _ => None,
+        };
+        Waiting {
+            id: exchange.id,
+            principal: exchange.principal.name(),
+            method: self.shown(exchange.method.as_str()),
+            server: exchange.server.as_ref().map(ToString::to_string),
+            target: target.map(|target| self.shown(&target)),
+            arguments: self.shown_arguments(exchange).await,
+            rules,
+            asked,
+            until,
+        }
+    }
+
+    async fn on_record(&self, happening: Happening) -> Result<(), Refusal> {
+        self.audit.event(happening).await.map_err(|error| {
+            let words = "that a person was asked could not be recorded, so it was not done";
+            Refusal::new(Code::AuditUnavailable, words).detail(error.to_string())
+        })
+    }
+}
+
+fn asking(rule: &Rule) -> Option<Asking> {
+    let why = rule.obligations.approve.clone()?;
+    Some(Asking { rule: rule.clone(), why })
+}
