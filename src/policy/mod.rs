@@ -19,6 +19,7 @@ mod load;
 mod located;
 mod request;
 mod target;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -31,6 +32,7 @@ pub use format::{Formatted, format, format_files};
 pub use load::Revision;
 pub use request::{Action, Circumstances, Claimant, Claims, Program, Request, Resource, Subject};
 pub use target::{NoTarget, Target, client_action, server_action, worded_action};
+pub use templates::{Filling, Made, Team, Template, ToolName, make};
 pub use watch::{Watcher, watch};
 
 /// The Cedar schema that every policy is validated against.

@@ -702,3 +702,14 @@ fn policies_that_do_not_load_are_findings() {
     --- stderr
     "#);
 }
+
+#[test]
+fn the_example_of_the_docs_holds() {
+    let docs = include_str!("../../docs/policies/test.md");
+    let block = |kind: &str| {
+        let after = docs.split_once(&format!("```{kind}\n")).unwrap().1;
+        after.split_once("```").unwrap().0
+    };
+    let ran = test(block("cedar"), block("yaml"), &["--fail-under", "100"]);
+    assert!(ran.starts_with("exit 0\n"), "{ran}");
+}

@@ -4,6 +4,8 @@
 
 mod cases;
 mod fmt;
+mod new;
+mod shipped;
 
 use std::{fs, process::Output};
 
@@ -120,17 +122,6 @@ when { principal.verifed };
      3 │ 
        ╰────
       help: did you mean `Portcullis::Action::"call_tool"`?
-    policy-annotation
-
-      × unknown annotation `@mode`
-       ╭─[policies/p.cedar:4:1]
-     3 │ 
-     4 │ @mode("shadow")
-       · ───────┬───────
-       ·        ╰── means nothing here
-     5 │ permit (principal is Portcullis::Client, action, resource)
-       ╰────
-      help: only `@id`, `@reason` and `@keep` are supported; take it out, since what it asks for would not be done
     policy-invalid
 
       × for policy `policies/p.cedar:4`, attribute `verifed` on entity type `Portcullis::Client` not found
@@ -140,7 +131,7 @@ when { principal.verifed };
        ·        ─────────────────
        ╰────
       help: did you mean `verified`?
-    3 findings
+    2 findings
     --- stderr
     "#);
 }
@@ -357,4 +348,72 @@ fn the_cedar_schema_is_printed_as_it_is() {
     let output = portcullis(&folder(""), &["schema", "cedar"]);
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8(output.stdout).unwrap(), portcullis::policy::SCHEMA);
+}
+
+#[test]
+fn check_holds_policies_against_the_tools_of_a_server() {
+    let policies = r#"@id("old")
+permit (principal is Portcullis::Local, action, resource)
+when { resource in [Portcullis::Tool::"notes/read_note", Portcullis::Tool::"notes/red_note"] };
+
+@id("writers")
+permit (
+  principal is Portcullis::Local,
+  action == Portcullis::Action::"call_tool",
+  resource in Portcullis::Server::"notes"
+)
+when { resource.claims.idempotent };
+"#;
+    let folder = folder(policies);
+    let list = r#"[{"name": "read_note", "annotations": {"readOnlyHint": true}}]"#;
+    for (name, text) in [
+        ("list", list.to_owned()),
+        ("result", format!(r#"{{"tools": {list}}}"#)),
+        ("answer", format!(r#"{{"jsonrpc": "2.0", "id": 1, "result": {{"tools": {list}}}}}"#)),
+    ] {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    let check = |file: &str| {
+        let tools = format!("notes={file}");
+        shown(&portcullis(&folder, &["policy", "check", "--tools", &tools]))
+    };
+    assert_snapshot!(check("list"), @r#"
+    exit 11
+    policy-unknown-tool
+
+      ⚠ the server `notes` has no tool `red_note`
+       ╭─[policies/p.cedar:3:58]
+     2 │ permit (principal is Portcullis::Local, action, resource)
+     3 │ when { resource in [Portcullis::Tool::"notes/read_note", Portcullis::Tool::"notes/red_note"] };
+       ·                                                          ─────────────────┬────────────────
+       ·                                                                           ╰── is no tool of it
+     4 │ 
+       ╰────
+      help: did you mean `notes/read_note`?
+    policy-no-tool
+
+      ⚠ `writers` holds for no known tool
+        ╭─[policies/p.cedar:5:1]
+      4 │     
+      5 │ ╭─▶ @id("writers")
+      6 │ │   permit (
+      7 │ │     principal is Portcullis::Local,
+      8 │ │     action == Portcullis::Action::"call_tool",
+      9 │ │     resource in Portcullis::Server::"notes"
+     10 │ │   )
+     11 │ ├─▶ when { resource.claims.idempotent };
+        · ╰──── matches none
+        ╰────
+      help: `--tools` names the file of what a server offers; correct this, or take it out
+    2 findings
+    --- stderr
+    "#);
+    assert_eq!(check("result"), check("list"));
+    assert_eq!(check("answer"), check("list"));
+    assert_snapshot!(check("portcullis.toml"), @r#"
+    exit 1
+    --- stderr
+    error: portcullis.toml does not hold a result of `tools/list`
+      because: expected value at line 2 column 2
+    "#);
 }

@@ -3,6 +3,7 @@
 mod can_i;
 mod check;
 mod fmt;
+mod new;
 mod test;
 
 use std::{collections::BTreeSet, path::PathBuf};
@@ -28,6 +29,8 @@ enum Verb {
     Fmt(fmt::Fmt),
     /// Run the cases beside policies (`NAME.test.yaml`)
     Test(test::Test),
+    /// Print a policy for a common wish, with its cases
+    New(new::New),
     /// Ask whether a client may do something, and which rules say so
     CanI(can_i::CanI),
 }
@@ -38,6 +41,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Check(check) => check::check(&check, ctx),
         Verb::Fmt(fmt) => fmt::fmt(&fmt, ctx),
         Verb::Test(options) => test::test(&options, ctx),
+        Verb::New(options) => new::new(&options, ctx),
         Verb::CanI(question) => can_i::can_i(&question, ctx),
     }
 }

@@ -287,3 +287,20 @@ fn tools_that_there_are_not() {
         assert_eq!(found(&text, &more), with_more, "{text}");
     }
 }
+
+#[test]
+fn the_docs_have_every_finding() {
+    let docs = include_str!("../../../docs/policies/check.md");
+    let texts = [include_str!("mod.rs"), include_str!("tools.rs"), include_str!("../load.rs")];
+    let mut codes: Vec<_> = texts
+        .iter()
+        .flat_map(|text| text.split('"'))
+        .filter(|text| text.strip_prefix("policy-").is_some_and(|code| !code.contains(' ')))
+        .collect();
+    codes.sort_unstable();
+    codes.dedup();
+    assert!(codes.len() > 15, "{codes:?}");
+    for code in codes {
+        assert!(docs.contains(&format!("| `{code}` |")), "{code}");
+    }
+}

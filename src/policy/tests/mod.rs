@@ -2,8 +2,8 @@
 
 mod decisions;
 mod diagnostics;
+mod docs;
 mod reload;
-mod shipped;
 mod visibility;
 
 use std::{collections::BTreeSet, fs};

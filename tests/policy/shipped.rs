@@ -1,0 +1,58 @@
+//! The policies that are shipped: laid out, without a finding, and as their cases say.
+
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+/// A run in the folder of the sources.
+fn run_here(args: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    let folder = env!("CARGO_MANIFEST_DIR");
+    shown(&command.args(args).current_dir(folder).env_clear().output().unwrap())
+}
+
+/// The files of policies in a folder of the sources, by their names there.
+fn files(folder: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+    let mut files: Vec<_> = entries
+        .map(|entry| Path::new(folder).join(entry.unwrap().file_name()))
+        .filter(|name| name.extension().is_some_and(|extension| extension == "cedar"))
+        .collect();
+    files.sort();
+    assert!(!files.is_empty());
+    files
+}
+
+#[test]
+fn they_are_laid_out() {
+    let ran = run_here(&["policy", "fmt", "--check", "policies", "examples/quickstart/policies"]);
+    assert!(ran.starts_with("exit 0\n"), "{ran}");
+}
+
+#[test]
+fn nothing_is_found_in_them() {
+    let quickstart = "examples/quickstart/portcullis.toml";
+    for args in [&["policies"] as &[_], &["-c", quickstart]] {
+        let ran = run_here(&[&["policy", "check"], args].concat());
+        assert!(ran.starts_with("exit 0\n"), "{args:?}: {ran}");
+    }
+    // Each stands alone.
+    for file in files("policies") {
+        let ran = run_here(&["policy", "check", file.to_str().unwrap()]);
+        assert!(ran.starts_with("exit 0\n"), "{}: {ran}", file.display());
+    }
+}
+
+#[test]
+fn they_decide_as_their_cases_say() {
+    for (folder, args) in [
+        ("policies", &["policies"] as &[_]),
+        ("examples/quickstart/policies", &["-c", "examples/quickstart/portcullis.toml"]),
+    ] {
+        let ran = run_here(&[&["policy", "test", "--fail-under", "100"], args].concat());
+        assert!(ran.starts_with("exit 0\n"), "{folder}: {ran}");
+        for file in files(folder) {
+            assert!(file.with_extension("test.yaml").is_file(), "{} has cases", file.display());
+        }
+    }
+}
