@@ -288,6 +288,7 @@ cases:
           "expected": "deny",
           "came": "deny",
           "rules": [],
+          "asks": [],
           "errors": [],
           "passed": true
         },
@@ -307,6 +308,7 @@ cases:
               "line": 2
             }
           ],
+          "asks": [],
           "errors": [],
           "passed": true
         }
@@ -381,7 +383,7 @@ fn files_that_are_wrong_say_where() {
        ·      ╰── did you mean `call`?
      5 │     expect: deny
        ╰────
-      help: known here: `name`, `as`, `call`, `read`, `get`, `do`, `on`, `args`, `hints`, `context`, `expect`, `by`, `each`
+      help: known here: `name`, `as`, `call`, `read`, `get`, `do`, `on`, `args`, `hints`, `context`, `expect`, `by`, `asks`, `each`
     1 finding
     --- stderr
     "#);
@@ -698,6 +700,94 @@ fn policies_that_do_not_load_are_findings() {
 
       × cannot read policies/nowhere.cedar: No such file or directory (os error 2)
       help: make the file or folder, or correct `paths` under `[policy]`
+    1 finding
+    --- stderr
+    "#);
+}
+
+#[test]
+fn what_policies_ask_for() {
+    let policies = r#"@id("ask")
+@approve("look at it")
+@note("be careful")
+permit (principal is Portcullis::Client, action, resource);
+
+@id("trial")
+@mode("shadow")
+permit (principal is Portcullis::Local, action, resource);
+"#;
+    let cases = |asks| {
+        format!(
+            "cases:\n- {{ name: a, as: client:c, call: notes/x, expect: allow, asks: {asks} }}\n"
+        )
+    };
+    for asks in ["approve", "[note, approve]"] {
+        let ran = test(policies, &cases(asks), &["--fail-under", "100"]);
+        assert!(ran.starts_with("exit 0\n"), "{ran}");
+    }
+    assert_snapshot!(test(policies, &cases("[approve, redact]"), &[]), @r#"
+    exit 11
+    policy-case-failed
+
+      × a: came allow, but does not ask for `redact`
+       ╭─[policies/p.test.yaml:2:64]
+     1 │ cases:
+     2 │ - { name: a, as: client:c, call: notes/x, expect: allow, asks: [approve, redact] }
+       ·                                                                ┬
+       ·                                                                ╰── asks for approve, note
+       ╰────
+      help: asked: client:c, tools/call notes/x, claims destructive, open_world
+    policy-case-decided
+
+      ☞ `ask`
+       ╭─[policies/p.cedar:1:1]
+     1 │ ╭─▶ @id("ask")
+     2 │ │   @approve("look at it")
+     3 │ │   @note("be careful")
+     4 │ ├─▶ permit (principal is Portcullis::Client, action, resource);
+       · ╰──── permits it
+     5 │     
+       ╰────
+    policies/p.test.yaml: 1 of 1 request NOT as expected
+    --- stderr
+    "#);
+    assert_snapshot!(test(policies, &cases("[]"), &[]), @r#"
+    exit 11
+    policy-case-failed
+
+      × a: came allow, but asks for `approve`
+       ╭─[policies/p.test.yaml:2:64]
+     1 │ cases:
+     2 │ - { name: a, as: client:c, call: notes/x, expect: allow, asks: [] }
+       ·                                                                ┬
+       ·                                                                ╰── asks for approve, note
+       ╰────
+      help: asked: client:c, tools/call notes/x, claims destructive, open_world
+    policy-case-decided
+
+      ☞ `ask`
+       ╭─[policies/p.cedar:1:1]
+     1 │ ╭─▶ @id("ask")
+     2 │ │   @approve("look at it")
+     3 │ │   @note("be careful")
+     4 │ ├─▶ permit (principal is Portcullis::Client, action, resource);
+       · ╰──── permits it
+     5 │     
+       ╰────
+    policies/p.test.yaml: 1 of 1 request NOT as expected
+    --- stderr
+    "#);
+    assert_snapshot!(test(policies, &cases("aprove"), &[]), @r#"
+    exit 11
+    policy-cases
+
+      × there is no obligation `aprove`
+       ╭─[policies/p.test.yaml:2:64]
+     1 │ cases:
+     2 │ - { name: a, as: client:c, call: notes/x, expect: allow, asks: aprove }
+       ·                                                                ──────
+       ╰────
+      help: known here: approve, redact, rate, note, label, keep
     1 finding
     --- stderr
     "#);

@@ -107,7 +107,7 @@ fn check_finds_everything_with_its_place() {
     assert_snapshot!(run(r#"@id("a")
 permit (principal, action == Portcullis::Action::"call_tols", resource);
 
-@mode("shadow")
+@moed("shadow")
 permit (principal is Portcullis::Client, action, resource)
 when { principal.verifed };
 "#, &["policy", "check"]), @r#"
@@ -122,6 +122,17 @@ when { principal.verifed };
      3 │ 
        ╰────
       help: did you mean `Portcullis::Action::"call_tool"`?
+    policy-annotation
+
+      × unknown annotation `@moed`
+       ╭─[policies/p.cedar:4:1]
+     3 │ 
+     4 │ @moed("shadow")
+       · ───────┬───────
+       ·        ╰── means nothing here
+     5 │ permit (principal is Portcullis::Client, action, resource)
+       ╰────
+      help: did you mean `@mode`?
     policy-invalid
 
       × for policy `policies/p.cedar:4`, attribute `verifed` on entity type `Portcullis::Client` not found
@@ -131,7 +142,7 @@ when { principal.verifed };
        ·        ─────────────────
        ╰────
       help: did you mean `verified`?
-    2 findings
+    3 findings
     --- stderr
     "#);
 }

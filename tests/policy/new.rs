@@ -4,7 +4,9 @@ use super::*;
 
 #[test]
 fn every_template_holds_its_cases() {
-    for template in ["read-only", "working-hours", "one-team"] {
+    for template in
+        ["read-only", "approve-destructive", "no-tainted-data", "working-hours", "one-team"]
+    {
         for party in [["--group", "ops"], ["--client", "ci-bot"]] {
             let folder = folder("");
             fs::remove_file(folder.path().join("policies/p.cedar")).unwrap();

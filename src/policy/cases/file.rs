@@ -61,6 +61,8 @@ pub(super) struct Case {
     pub(super) expect: Option<Spanned<Expect>>,
     /// Policies that must be among those that decide. An empty list: none decides.
     pub(super) by: Option<Spanned<Words>>,
+    /// Obligations that these policies must ask for. An empty list: none.
+    pub(super) asks: Option<Spanned<Words>>,
     /// Rows: the case once for each, with what a row says instead of what the case says.
     pub(super) each: Option<Vec<Spanned<Case>>>,
 }

@@ -28,10 +28,12 @@ pub(super) struct Question {
     pub(super) context: Context,
     pub(super) expect: Expect,
     pub(super) by: Option<Vec<String>>,
+    pub(super) asks: Option<Vec<String>>,
     /// The row that asks it, where a case has rows.
     pub(super) row: Option<Place>,
     pub(super) expect_place: Place,
     pub(super) by_place: Place,
+    pub(super) asks_place: Place,
 }
 
 /// Offset and length in the file.
@@ -108,6 +110,19 @@ impl Reader<'_> {
             let place = self.place(by);
             return self.wrong(place, "no one policy decides what lists show", "", help);
         }
+        if let Some(asks) = &case.asks {
+            let place = self.place(asks);
+            if listed || expect.value != Expect::Allow {
+                let help = "take `asks` out";
+                return self.wrong(place, "only what is allowed asks for more", "", help);
+            }
+            let unknown = asks.value.0.iter().find(|word| !OBLIGATIONS.contains(&word.as_str()));
+            if let Some(word) = unknown {
+                let message = format!("there is no obligation `{}`", word.escape_debug());
+                let help = format!("known here: {}", OBLIGATIONS.join(", "));
+                return self.wrong(place, message, "", &help);
+            }
+        }
         for word in &who.value.0 {
             let party = match party(word, self.document) {
                 Ok(party) => party,
@@ -154,9 +169,14 @@ impl Reader<'_> {
                         context,
                         expect: expect.value,
                         by: case.by.as_ref().map(|by| by.value.0.clone()),
+                        asks: case.asks.as_ref().map(|asks| asks.value.0.clone()),
                         row,
                         expect_place,
                         by_place: case.by.as_ref().map_or(expect_place, |by| self.place(by)),
+                        asks_place: case
+                            .asks
+                            .as_ref()
+                            .map_or(expect_place, |asks| self.place(asks)),
                     });
                 }
             }
@@ -258,6 +278,9 @@ impl Reader<'_> {
     }
 }
 
+/// What policies may ask for, by their annotations.
+const OBLIGATIONS: [&str; 6] = ["approve", "redact", "rate", "note", "label", "keep"];
+
 /// Actions that lists are made by.
 const LISTED: [Action; 5] = [
     Action::CallTool,
@@ -297,6 +320,7 @@ fn over(row: &Case, case: &Case) -> Case {
         context: row.context.or(&case.context),
         expect: row.expect.clone().or_else(|| case.expect.clone()),
         by: row.by.clone().or_else(|| case.by.clone()),
+        asks: row.asks.clone().or_else(|| case.asks.clone()),
         each: None,
     }
 }

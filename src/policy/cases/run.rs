@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     exchange::{Revision, Transport},
+    obligations::Keep,
     refusal::Rule,
 };
 
@@ -51,6 +52,8 @@ pub struct Ran {
     pub came: &'static str,
     /// The policies that decided.
     pub rules: Vec<Rule>,
+    /// What they ask for beside the decision, by the names of their annotations.
+    pub asks: BTreeSet<&'static str>,
     /// What failed while it was decided.
     pub errors: Vec<Failure>,
     pub passed: bool,
@@ -162,7 +165,8 @@ impl Runner<'_> {
         }
         let engine = match Engine::load(&paths, self.base) {
             Ok(engine) => {
-                for rule in engine.rules() {
+                // What is in shadow decides nothing yet.
+                for rule in engine.rules().into_iter().filter(|rule| !rule.obligations.shadow) {
                     let file = rule.file.clone().unwrap_or_default();
                     let key = (file, rule.line.unwrap_or_default());
                     self.rules.entry(key).or_insert((rule, false));
@@ -300,6 +304,7 @@ fn ask(engine: &Engine, file: &File, question: &Question) -> Ran {
         };
         (came, Some(outcome))
     };
+    let asks = outcome.as_ref().map(|outcome| asks(&outcome.rules)).unwrap_or_default();
     let failure = failure(engine, file, question, came, outcome.as_ref());
     let (line, _) = file.position(question.row.unwrap_or(question.expect_place).0);
     let (rules, errors) = outcome.map_or_else(Default::default, |o| (o.rules, o.errors));
@@ -313,6 +318,7 @@ fn ask(engine: &Engine, file: &File, question: &Question) -> Ran {
         expected: question.expect.as_str(),
         came: came.as_str(),
         rules,
+        asks,
         errors,
         passed: failure.is_empty(),
         failure,
@@ -337,17 +343,13 @@ fn failure(
             None => format!("came {}", came.as_str()),
         };
         (message, question.expect_place, label)
-    } else {
-        let Some(by) = &question.by else { return Vec::new() };
-        let missing: Vec<_> =
-            by.iter().filter(|id| !rules.iter().any(|rule| rule.id == **id)).collect();
-        let message = match (by.is_empty(), missing.as_slice()) {
-            (true, _) if rules.is_empty() => return Vec::new(),
-            (true, _) => format!("came {}, but some policy decides", came.as_str()),
-            (false, []) => return Vec::new(),
-            (false, [one, ..]) => format!("came {}, but not by `{one}`", came.as_str()),
-        };
+    } else if let Some(but) = not_by(question, rules) {
+        let message = format!("came {}, but {but}", came.as_str());
         (message, question.by_place, why.unwrap_or_default())
+    } else if let Some((but, label)) = not_asked(question, rules) {
+        (format!("came {}, but {but}", came.as_str()), question.asks_place, label)
+    } else {
+        return Vec::new();
     };
     let mut labels = vec![(question.row, "in this row"), (Some(place), label.as_str())];
     labels.retain(|(place, _)| place.is_some());
@@ -371,6 +373,49 @@ fn failure(
         engine.show(&rule.id, "policy-case-decided", &format!("`{}`", rule.id), &label)
     }));
     findings
+}
+
+/// How other policies decided than those that should.
+fn not_by(question: &Question, rules: &[Rule]) -> Option<String> {
+    let by = question.by.as_ref()?;
+    if by.is_empty() {
+        return (!rules.is_empty()).then(|| "some policy decides".to_owned());
+    }
+    let missing = by.iter().find(|id| !rules.iter().any(|rule| rule.id == **id))?;
+    Some(format!("not by `{missing}`"))
+}
+
+/// How something else is asked for than should be, and what is.
+fn not_asked(question: &Question, rules: &[Rule]) -> Option<(String, String)> {
+    let wanted = question.asks.as_ref()?;
+    let asked = asks(rules);
+    let but = if wanted.is_empty() {
+        format!("asks for `{}`", asked.first()?)
+    } else {
+        let missing = wanted.iter().find(|word| !asked.contains(word.as_str()))?;
+        format!("does not ask for `{missing}`")
+    };
+    let asked: Vec<_> = asked.into_iter().collect();
+    let label = if asked.is_empty() { "nothing".to_owned() } else { asked.join(", ") };
+    Some((but, format!("asks for {label}")))
+}
+
+/// What policies ask for, by the names of their annotations.
+fn asks(rules: &[Rule]) -> BTreeSet<&'static str> {
+    rules
+        .iter()
+        .flat_map(|Rule { obligations, .. }| {
+            [
+                ("approve", obligations.approve.is_some()),
+                ("redact", !obligations.redact.is_empty()),
+                ("rate", obligations.rate.is_some()),
+                ("note", obligations.note.is_some()),
+                ("label", !obligations.labels.is_empty()),
+                ("keep", obligations.keep != Keep::default()),
+            ]
+        })
+        .filter_map(|(name, asked)| asked.then_some(name))
+        .collect()
 }
 
 /// The whole question, for the person who wonders.

@@ -8,6 +8,10 @@ use crate::names::{ClientName, Group, ServerName};
 pub enum Template {
     /// They look, and change nothing
     ReadOnly,
+    /// They may do all, but a person allows what may destroy something
+    ApproveDestructive,
+    /// Once they have read from the server, nothing goes to the open world
+    NoTaintedData,
     /// They do nothing outside certain hours (UTC)
     WorkingHours,
     /// They, and nobody else, may call certain tools
@@ -76,6 +80,8 @@ impl Template {
         }
         match self {
             Self::ReadOnly => texts!("read-only"),
+            Self::ApproveDestructive => texts!("approve-destructive"),
+            Self::NoTaintedData => texts!("no-tainted-data"),
             Self::WorkingHours => texts!("working-hours"),
             Self::OneTeam => texts!("one-team"),
         }
