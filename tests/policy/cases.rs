@@ -383,7 +383,7 @@ fn files_that_are_wrong_say_where() {
        ·      ╰── did you mean `call`?
      5 │     expect: deny
        ╰────
-      help: known here: `name`, `as`, `call`, `read`, `get`, `do`, `on`, `args`, `hints`, `context`, `expect`, `by`, `asks`, `each`
+      help: known here: `name`, `as`, `call`, `read`, `get`, `do`, `on`, `launch`, `hand`, `reach`, `grant`, `args`, `hints`, `context`, `expect`, `by`, `asks`, `each`
     1 finding
     --- stderr
     "#);
@@ -582,7 +582,7 @@ cases:
         ·                        ╰── is no party
      11 │   - { name: g, as: reader, call: notes, expect: deny }
         ╰────
-      help: name it under `principals`, or write `client:NAME`, `group:NAME` (some client in that group), `local:USER`, `server:NAME` or `anonymous`
+      help: name it under `principals`, or write `client:NAME`, `group:NAME` (some client in that group), `local:USER`, `server:NAME`, `plugin:NAME` or `anonymous`
     policy-cases
 
       × `call_tool` is asked of SERVER/TOOL
@@ -701,6 +701,138 @@ fn policies_that_do_not_load_are_findings() {
       × cannot read policies/nowhere.cedar: No such file or directory (os error 2)
       help: make the file or folder, or correct `paths` under `[policy]`
     1 finding
+    --- stderr
+    "#);
+}
+
+#[test]
+fn what_the_proxy_does_of_itself() {
+    let policies = r#"@id("pinned")
+permit (principal, action == Portcullis::Action::"launch", resource)
+when { resource.runtime == "container" && resource has digest && resource.deviations.isEmpty() };
+
+@id("tokens")
+permit (
+  principal == Portcullis::Server::"github",
+  action == Portcullis::Action::"hand_secret",
+  resource in Portcullis::Server::"github"
+)
+when { resource.name == "TOKEN" && resource.source == "env" && !resource.header };
+
+@id("out")
+permit (
+  principal == Portcullis::Server::"github",
+  action == Portcullis::Action::"reach",
+  resource == Portcullis::Host::"api.github.com:443"
+);
+
+@id("logs")
+permit (
+  principal == Portcullis::Plugin::"scan",
+  action == Portcullis::Action::"grant",
+  resource == Portcullis::Grant::"log"
+);
+"#;
+    let cases = r#"
+cases:
+  - name: a pinned image
+    as: server:github
+    launch: { runtime: container, name: ghcr.io/github/github-mcp-server, digest: "sha256:ab" }
+    expect: allow
+    by: pinned
+  - name: other programs
+    as: server:github
+    expect: deny
+    each:
+      - { launch: { runtime: container, name: ghcr.io/github/github-mcp-server } }
+      - { launch: { runtime: sandbox, name: npx } }
+      - { launch: { runtime: container, name: x, digest: "sha256:ab", deviations: [mounts] } }
+  - name: its token
+    as: server:github
+    hand: { name: TOKEN, source: env }
+    expect: allow
+    by: tokens
+  - name: not as a header, and not to another
+    hand: { name: TOKEN, source: env, header: true }
+    as: [server:github, server:git]
+    expect: deny
+  - name: its way out
+    as: server:github
+    reach: api.github.com:443
+    expect: allow
+    by: out
+  - name: and no other
+    as: [server:github, server:git]
+    reach: [evil.example:443, api.github.com:80]
+    expect: deny
+  - name: logs
+    as: plugin:scan
+    grant: log
+    expect: allow
+    by: logs
+"#;
+    assert_snapshot!(test(policies, cases, &["--fail-under", "100"]), @r#"
+    exit 0
+    policies/p.test.yaml: 13 requests as expected
+    4 of 4 policies decide a case (100 %)
+    --- stderr
+    "#);
+    assert_snapshot!(test(policies, r#"
+cases:
+  - { name: a, as: plugin:scan, reach: api.github.com:443, expect: deny }
+  - { name: b, as: server:github, grant: log, expect: deny }
+  - { name: c, as: server:github, reach: api.github.com, expect: deny }
+  - { name: d, as: server:github, reach: a:1, call: github/x, expect: deny }
+  - { name: e, as: plugin:scan, call: github/x, expect: deny }
+"#, &[]), @r#"
+    exit 11
+    policy-cases
+
+      × this is done for a server: write `as: server:NAME`
+       ╭─[policies/p.test.yaml:3:20]
+     2 │ cases:
+     3 │   - { name: a, as: plugin:scan, reach: api.github.com:443, expect: deny }
+       ·                    ───────────
+     4 │   - { name: b, as: server:github, grant: log, expect: deny }
+       ╰────
+    policy-cases
+
+      × this is given to a plugin: write `as: plugin:NAME`
+       ╭─[policies/p.test.yaml:4:20]
+     3 │   - { name: a, as: plugin:scan, reach: api.github.com:443, expect: deny }
+     4 │   - { name: b, as: server:github, grant: log, expect: deny }
+       ·                    ─────────────
+     5 │   - { name: c, as: server:github, reach: api.github.com, expect: deny }
+       ╰────
+    policy-cases
+
+      × `api.github.com` is not HOST:PORT
+       ╭─[policies/p.test.yaml:5:42]
+     4 │   - { name: b, as: server:github, grant: log, expect: deny }
+     5 │   - { name: c, as: server:github, reach: api.github.com, expect: deny }
+       ·                                          ──────────────
+     6 │   - { name: d, as: server:github, reach: a:1, call: github/x, expect: deny }
+       ╰────
+    policy-cases
+
+      × the case says twice what is done
+       ╭─[policies/p.test.yaml:6:5]
+     5 │   - { name: c, as: server:github, reach: api.github.com, expect: deny }
+     6 │   - { name: d, as: server:github, reach: a:1, call: github/x, expect: deny }
+       ·     ┬
+       ·     ╰── begins here
+     7 │   - { name: e, as: plugin:scan, call: github/x, expect: deny }
+       ╰────
+    policy-cases
+
+      × a plugin asks for nothing
+       ╭─[policies/p.test.yaml:7:20]
+     6 │   - { name: d, as: server:github, reach: a:1, call: github/x, expect: deny }
+     7 │   - { name: e, as: plugin:scan, call: github/x, expect: deny }
+       ·                    ─────┬─────
+       ·                         ╰── is a plugin
+       ╰────
+    5 findings
     --- stderr
     "#);
 }

@@ -53,6 +53,14 @@ pub(super) struct Case {
     pub(super) action: Option<Spanned<Words>>,
     /// What `do` is asked of.
     pub(super) on: Option<Spanned<Words>>,
+    /// What is started, for the server that asks.
+    pub(super) launch: Option<Spanned<Program>>,
+    /// What the server that asks is handed.
+    pub(super) hand: Option<Spanned<Secret>>,
+    /// `HOST:PORT` of what the server that asks reaches.
+    pub(super) reach: Option<Spanned<Words>>,
+    /// Functions that the plugin that asks is given.
+    pub(super) grant: Option<Spanned<Words>>,
     pub(super) args: Option<Map<String, Value>>,
     /// Instead of those under `tools`.
     pub(super) hints: Option<Hints>,
@@ -102,6 +110,37 @@ pub(super) struct Hints {
     pub(super) destructive_hint: Option<bool>,
     pub(super) idempotent_hint: Option<bool>,
     pub(super) open_world_hint: Option<bool>,
+}
+
+/// What is started as a server, as policies see it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Program {
+    pub(super) runtime: Runtime,
+    pub(super) name: String,
+    pub(super) digest: Option<String>,
+    #[serde(default)]
+    pub(super) deviations: Vec<String>,
+}
+
+/// What runs a server.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Runtime {
+    Container,
+    Sandbox,
+    Remote,
+    Embedded,
+}
+
+/// What a server is handed, as policies see it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Secret {
+    pub(super) name: String,
+    pub(super) source: String,
+    #[serde(default)]
+    pub(super) header: bool,
 }
 
 /// Circumstances, by their names in `context`.
@@ -167,15 +206,23 @@ impl<'de> Deserialize<'de> for Words {
 /// A party to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Who {
-    Client { name: ClientName, groups: Vec<Group> },
-    Local { user: String, groups: Vec<Group> },
+    Client {
+        name: ClientName,
+        groups: Vec<Group>,
+    },
+    Local {
+        user: String,
+        groups: Vec<Group>,
+    },
     Anonymous,
     Server(ServerName),
+    /// By its name in the config.
+    Plugin(String),
 }
 
 /// The forms in which a party can be written without a name of its own.
-pub(super) const FORMS: &str = "write `client:NAME`, `group:NAME` (some client in that group), `local:USER`, `server:NAME` or \
-     `anonymous`";
+pub(super) const FORMS: &str = "write `client:NAME`, `group:NAME` (some client in that group), `local:USER`, `server:NAME`, \
+     `plugin:NAME` or `anonymous`";
 
 impl Who {
     /// A party in one word.
@@ -196,6 +243,7 @@ impl Who {
             }
             "local" => Ok(Self::Local { user: name.to_owned(), groups: Vec::new() }),
             "server" => Ok(Self::Server(name.parse().map_err(illegal)?)),
+            "plugin" => Ok(Self::Plugin(name.to_owned())),
             _ => Err(FORMS.to_owned()),
         }
     }
@@ -244,12 +292,13 @@ impl<'de> Deserialize<'de> for Who {
 }
 
 /// Reads a file. A file is small: what takes more than the parser's budget is an error.
-pub(super) fn read(file: &File) -> Result<Document, Finding> {
+pub(super) fn read(file: &File) -> Result<Document, Box<Finding>> {
     let options = serde_saphyr::options! {
         strict_booleans: true,
         with_snippet: false,
     };
-    serde_saphyr::from_str_with_options(&file.text, options).map_err(|error| explain(file, &error))
+    serde_saphyr::from_str_with_options(&file.text, options)
+        .map_err(|error| Box::new(explain(file, &error)))
 }
 
 fn explain(file: &File, error: &Error) -> Finding {

@@ -2,6 +2,7 @@
 //! decide it. Read from YAML (`file`), put as questions (`question`), asked of an engine (`run`).
 
 mod file;
+mod own;
 mod question;
 mod run;
 

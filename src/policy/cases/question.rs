@@ -6,10 +6,11 @@ use serde_saphyr::Spanned;
 use super::{
     super::{
         diagnostics::{File, Finding},
-        request::{Action, Claims},
+        request::{Action, Claims, Resource, Subject},
         target::{Target, server_action, worded_action},
     },
     file::{Case, Context, Document, Expect, Hints, Who, Words, party, span},
+    own::Own,
 };
 use crate::identity::{Principal, PrincipalKind};
 
@@ -21,8 +22,7 @@ pub(super) struct Question {
     pub(super) target: Option<String>,
     pub(super) action: Action,
     pub(super) method: String,
-    pub(super) principal: Principal,
-    pub(super) sides: Target,
+    pub(super) sides: Sides,
     pub(super) claims: Claims,
     pub(super) args: Option<Map<String, Value>>,
     pub(super) context: Context,
@@ -34,6 +34,25 @@ pub(super) struct Question {
     pub(super) expect_place: Place,
     pub(super) by_place: Place,
     pub(super) asks_place: Place,
+}
+
+/// The word for what is done, what it is done to, and what policies are asked for it.
+type Asked = (String, Option<String>, Action, String, Sides);
+
+/// Who asks what.
+pub(super) enum Sides {
+    /// A client of a server, or a server of a client.
+    Asked(Principal, Target),
+    Own(Own),
+}
+
+impl Question {
+    pub(super) fn sides(&self) -> (Subject<'_>, Resource<'_>) {
+        match &self.sides {
+            Sides::Asked(principal, target) => target.sides(principal, self.claims),
+            Sides::Own(own) => own.sides(),
+        }
+    }
 }
 
 /// Offset and length in the file.
@@ -133,58 +152,97 @@ impl Reader<'_> {
                     continue;
                 }
             };
-            for action in &actions {
-                for target in &targets {
-                    let asked = self.sides(
-                        &party,
-                        action,
-                        target.as_deref(),
-                        targets_place,
-                        self.place(who),
-                    );
-                    let Ok((action_kind, method, principal, sides)) = asked else { return };
-                    if listed && !LISTED.contains(&action_kind) {
-                        let place = self.place(expect);
-                        let message =
-                            format!("no list has what `{}` is asked of", action_kind.as_str());
-                        let help = "lists have tools, prompts, resources and templates";
-                        return self.wrong(place, message, "", help);
-                    }
-                    let hints = case.hints.or_else(|| {
-                        target.as_ref().and_then(|tool| self.document.tools.get(tool)).copied()
-                    });
-                    let context = case.context.or(&self.document.context);
-                    let expect_place = self.place(expect);
-                    self.questions.push(Question {
-                        name: name.clone(),
-                        who: word.clone(),
-                        word: action.clone(),
-                        target: target.clone(),
-                        action: action_kind,
-                        method: context.method.clone().unwrap_or(method),
-                        principal,
-                        sides,
-                        claims: claims(hints.unwrap_or_default()),
-                        args: case.args.clone(),
-                        context,
-                        expect: expect.value,
-                        by: case.by.as_ref().map(|by| by.value.0.clone()),
-                        asks: case.asks.as_ref().map(|asks| asks.value.0.clone()),
-                        row,
-                        expect_place,
-                        by_place: case.by.as_ref().map_or(expect_place, |by| self.place(by)),
-                        asks_place: case
-                            .asks
-                            .as_ref()
-                            .map_or(expect_place, |asks| self.place(asks)),
-                    });
+            let asked = match Own::of(case, &party) {
+                Some(Ok(questions)) => questions
+                    .into_iter()
+                    .map(|(target, own)| {
+                        let action = own.action();
+                        let method = String::new();
+                        let word = action.as_str().to_owned();
+                        (word, Some(target), action, method, Sides::Own(own))
+                    })
+                    .collect(),
+                Some(Err(problem)) => {
+                    // Of a server, it is the host that is wrong.
+                    let place = match (&party, &case.reach) {
+                        (Who::Server(_), Some(reach)) => self.place(reach),
+                        _ => self.place(who),
+                    };
+                    return self.wrong(place, problem, "", "");
                 }
+                None => {
+                    let who = self.place(who);
+                    let Some(asked) = self.combined(&party, &actions, &targets, targets_place, who)
+                    else {
+                        return;
+                    };
+                    asked
+                }
+            };
+            for (asked_word, target, action, method, sides) in asked {
+                if listed && !LISTED.contains(&action) {
+                    let place = self.place(expect);
+                    let message = format!("no list has what `{}` is asked of", action.as_str());
+                    let help = "lists have tools, prompts, resources and templates";
+                    return self.wrong(place, message, "", help);
+                }
+                let hints = case.hints.or_else(|| {
+                    target.as_ref().and_then(|tool| self.document.tools.get(tool)).copied()
+                });
+                let context = case.context.or(&self.document.context);
+                let expect_place = self.place(expect);
+                let at = |words: &Option<Spanned<Words>>| {
+                    words.as_ref().map_or(expect_place, |words| self.place(words))
+                };
+                let words = |words: &Option<Spanned<Words>>| {
+                    words.as_ref().map(|words| words.value.0.clone())
+                };
+                let question = Question {
+                    name: name.clone(),
+                    who: word.clone(),
+                    word: asked_word,
+                    target,
+                    action,
+                    method: context.method.clone().unwrap_or(method),
+                    sides,
+                    claims: claims(hints.unwrap_or_default()),
+                    args: case.args.clone(),
+                    context,
+                    expect: expect.value,
+                    by: words(&case.by),
+                    asks: words(&case.asks),
+                    row,
+                    expect_place,
+                    by_place: at(&case.by),
+                    asks_place: at(&case.asks),
+                };
+                self.questions.push(question);
             }
         }
     }
 
+    /// Every action with every target, of one party.
+    fn combined(
+        &mut self,
+        party: &Who,
+        actions: &[String],
+        targets: &[Option<String>],
+        targets_place: Place,
+        who_place: Place,
+    ) -> Option<Vec<Asked>> {
+        let mut asked = Vec::new();
+        for word in actions {
+            for target in targets {
+                let (action, method, principal, sides) =
+                    self.sides(party, word, target.as_deref(), targets_place, who_place).ok()?;
+                let sides = Sides::Asked(principal, sides);
+                asked.push((word.clone(), target.clone(), action, method, sides));
+            }
+        }
+        Some(asked)
+    }
+
     /// The words for what is done, and what it is done to.
-    #[expect(clippy::type_complexity, reason = "taken apart where it is made")]
     fn actions(
         &mut self,
         case: &Case,
@@ -199,7 +257,22 @@ impl Reader<'_> {
         let some = |words: &Spanned<Words>| words.value.0.iter().cloned().map(Some).collect();
         let help = "give one of `call: SERVER/TOOL`, `read: SERVER/URI`, `get: SERVER/PROMPT` and \
                     `do: ACTION` with `on: TARGET`";
-        match (short.next(), short.next(), &case.action) {
+        let own = [
+            case.launch.is_some(),
+            case.hand.is_some(),
+            case.reach.is_some(),
+            case.grant.is_some(),
+        ];
+        let own = own.into_iter().filter(|own| *own).count();
+        let (first, second) = (short.next(), short.next());
+        if own > 0 {
+            if own == 1 && first.is_none() && case.action.is_none() && case.on.is_none() {
+                return Some((Vec::new(), Vec::new(), place));
+            }
+            self.wrong(place, "the case says twice what is done", "begins here", "");
+            return None;
+        }
+        match (first, second, &case.action) {
             (Some((targets, method)), None, None) => {
                 let place = self.place(targets);
                 if let Some(on) = &case.on {
@@ -273,7 +346,10 @@ impl Reader<'_> {
                 return Err(());
             }
         };
-        let principal = principal(who).ok_or(())?;
+        let Some(principal) = principal(who) else {
+            self.wrong(who_place, "a plugin asks for nothing", "is a plugin", "");
+            return Err(());
+        };
         Ok((action, method.to_owned(), principal, sides))
     }
 }
@@ -304,8 +380,14 @@ fn is_server_action(action: Action) -> bool {
 /// A row over its case: what the row says counts.
 fn over(row: &Case, case: &Case) -> Case {
     // A row that says what is done says all of it.
-    let says =
-        row.call.is_some() || row.read.is_some() || row.get.is_some() || row.action.is_some();
+    let says = row.call.is_some()
+        || row.read.is_some()
+        || row.get.is_some()
+        || row.action.is_some()
+        || row.launch.is_some()
+        || row.hand.is_some()
+        || row.reach.is_some()
+        || row.grant.is_some();
     let base = if says { &Case::default() } else { case };
     Case {
         name: None,
@@ -315,6 +397,10 @@ fn over(row: &Case, case: &Case) -> Case {
         get: row.get.clone().or_else(|| base.get.clone()),
         action: row.action.clone().or_else(|| base.action.clone()),
         on: row.on.clone().or_else(|| base.on.clone()),
+        launch: row.launch.clone().or_else(|| base.launch.clone()),
+        hand: row.hand.clone().or_else(|| base.hand.clone()),
+        reach: row.reach.clone().or_else(|| base.reach.clone()),
+        grant: row.grant.clone().or_else(|| base.grant.clone()),
         args: row.args.clone().or_else(|| case.args.clone()),
         hints: row.hints.or(case.hints),
         context: row.context.or(&case.context),
@@ -332,7 +418,7 @@ fn principal(who: &Who) -> Option<Principal> {
             (PrincipalKind::Local { user: user.clone() }, groups.clone())
         }
         Who::Anonymous => (PrincipalKind::Anonymous, Vec::new()),
-        Who::Server(_) => return None,
+        Who::Server(_) | Who::Plugin(_) => return None,
     };
     let verified = kind != PrincipalKind::Anonymous;
     Some(Principal { kind, groups, verified, key: None })

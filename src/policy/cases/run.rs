@@ -13,12 +13,14 @@ use super::{
         diagnostics::{File, Finding},
         engine::{Engine, Failure, Outcome},
         request::{Circumstances, Request},
+        target::Target,
     },
     file::{Document, Expect, is_case_file, read},
-    question::{Question, questions},
+    question::{Question, Sides, questions},
 };
 use crate::{
     exchange::{Revision, Transport},
+    names::Group,
     obligations::Keep,
     refusal::Rule,
 };
@@ -194,7 +196,7 @@ impl Runner<'_> {
         let file = File { name, text: text.into() };
         let document = match read(&file) {
             Ok(document) => document,
-            Err(finding) => return self.findings.push(finding),
+            Err(finding) => return self.findings.push(*finding),
         };
         let (questions, findings) = questions(&file, &document);
         self.findings.extend(findings);
@@ -273,7 +275,7 @@ fn unknown_policy(file: &File, question: &Question, id: &str, known: &[Rule]) ->
 }
 
 fn ask(engine: &Engine, file: &File, question: &Question) -> Ran {
-    let (subject, resource) = question.sides.sides(&question.principal, question.claims);
+    let (subject, resource) = question.sides();
     let listed = matches!(question.expect, Expect::Shown | Expect::Hidden);
     let (came, outcome) = if listed {
         let shown = engine.could_allow(&subject, question.action, &resource);
@@ -281,6 +283,11 @@ fn ask(engine: &Engine, file: &File, question: &Question) -> Ran {
     } else {
         let written = question.args.as_ref().and_then(|args| serde_json::to_vec(args).ok());
         let context = &question.context;
+        // What the proxy does of itself comes by no way.
+        let (transport, revision) = match question.sides {
+            Sides::Asked(..) => (Some(Transport::Http), Some(Revision::LATEST_LEGACY)),
+            Sides::Own(_) => (None, None),
+        };
         let outcome = engine.decide(&Request {
             subject,
             action: question.action,
@@ -289,8 +296,8 @@ fn ask(engine: &Engine, file: &File, question: &Question) -> Ran {
             written: written.as_deref().unwrap_or_default(),
             circumstances: Circumstances {
                 method: &question.method,
-                transport: Some(context.transport.unwrap_or(Transport::Http)),
-                revision: Some(context.revision.unwrap_or(Revision::LATEST_LEGACY)),
+                transport: context.transport.or(transport),
+                revision: context.revision.or(revision),
                 now: context.now.unwrap_or(NOON),
                 source_ip: context.source_ip,
                 session_calls: context.session_calls.unwrap_or_default(),
@@ -421,7 +428,10 @@ fn asks(rules: &[Rule]) -> BTreeSet<&'static str> {
 /// The whole question, for the person who wonders.
 fn asked(question: &Question) -> String {
     let mut text = format!("asked: {}", question.who);
-    let groups: Vec<_> = question.principal.groups.iter().map(|group| group.as_str()).collect();
+    let groups: Vec<_> = match &question.sides {
+        Sides::Asked(principal, _) => principal.groups.iter().map(Group::as_str).collect(),
+        Sides::Own(_) => Vec::new(),
+    };
     if !groups.is_empty() {
         text += &format!(" (in {})", groups.join(", "));
     }
@@ -432,7 +442,7 @@ fn asked(question: &Question) -> String {
     if let Some(args) = &question.args {
         text += &format!(", args {}", serde_json::to_string(args).unwrap_or_default());
     }
-    if let super::super::target::Target::Tool(..) = &question.sides {
+    if let Sides::Asked(_, Target::Tool(..)) = &question.sides {
         let claims = question.claims;
         let claimed: Vec<_> = [
             (claims.read_only, "read_only"),

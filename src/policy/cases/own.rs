@@ -1,0 +1,97 @@
+//! What the proxy asks policies of itself: whether a server may be started, be handed a secret, reach
+//! a host, and whether a plugin may be given a function.
+
+use super::{
+    super::request::{self, Action, Resource, Subject},
+    file::{Case, Runtime, Who},
+};
+use crate::names::ServerName;
+
+/// A question of the proxy's own.
+pub(super) enum Own {
+    Launch { server: ServerName, program: request::Program },
+    HandSecret { server: ServerName, name: String, source: String, header: bool },
+    Reach { server: ServerName, host: String, port: u16 },
+    Grant { plugin: String, function: String },
+}
+
+impl Own {
+    /// The questions of a case, each with what it is of in words. `None` where the case asks none;
+    /// an error where it cannot.
+    pub(super) fn of(case: &Case, who: &Who) -> Option<Result<Vec<(String, Self)>, String>> {
+        let server = || match who {
+            Who::Server(server) => Ok(server.clone()),
+            _ => Err("this is done for a server: write `as: server:NAME`".to_owned()),
+        };
+        if let Some(program) = &case.launch {
+            let program = &program.value;
+            let runtime = match program.runtime {
+                Runtime::Container => "container",
+                Runtime::Sandbox => "sandbox",
+                Runtime::Remote => "remote",
+                Runtime::Embedded => "embedded",
+            };
+            let program = request::Program {
+                runtime,
+                name: program.name.clone(),
+                digest: program.digest.clone(),
+                deviations: program.deviations.clone(),
+            };
+            let shown = format!("{runtime} {}", program.name);
+            return Some(server().map(|server| vec![(shown, Self::Launch { server, program })]));
+        }
+        if let Some(secret) = &case.hand {
+            let (name, source) = (secret.value.name.clone(), secret.value.source.clone());
+            let header = secret.value.header;
+            let shown = format!("{name} from {source}");
+            let own = |server| vec![(shown, Self::HandSecret { server, name, source, header })];
+            return Some(server().map(own));
+        }
+        if let Some(hosts) = &case.reach {
+            let one = |text: &String| {
+                let problem = || format!("`{}` is not HOST:PORT", text.escape_debug());
+                let (host, port) = text.rsplit_once(':').ok_or_else(problem)?;
+                let port = port.parse().map_err(|_| problem())?;
+                let (server, host) = (server()?, host.to_owned());
+                Ok((text.clone(), Self::Reach { server, host, port }))
+            };
+            return Some(hosts.value.0.iter().map(one).collect());
+        }
+        let functions = case.grant.as_ref()?;
+        let one = |function: &String| match who {
+            Who::Plugin(plugin) => {
+                let own = Self::Grant { plugin: plugin.clone(), function: function.clone() };
+                Ok((function.clone(), own))
+            }
+            _ => Err("this is given to a plugin: write `as: plugin:NAME`".to_owned()),
+        };
+        Some(functions.value.0.iter().map(one).collect())
+    }
+
+    pub(super) fn action(&self) -> Action {
+        match self {
+            Self::Launch { .. } => Action::Launch,
+            Self::HandSecret { .. } => Action::HandSecret,
+            Self::Reach { .. } => Action::Reach,
+            Self::Grant { .. } => Action::Grant,
+        }
+    }
+
+    pub(super) fn sides(&self) -> (Subject<'_>, Resource<'_>) {
+        match self {
+            Self::Launch { server, program } => {
+                (Subject::Server(server), Resource::Program(program))
+            }
+            Self::HandSecret { server, name, source, header } => (
+                Subject::Server(server),
+                Resource::Secret { server, name, source, header: *header },
+            ),
+            Self::Reach { server, host, port } => {
+                (Subject::Server(server), Resource::Host { name: host, port: *port })
+            }
+            Self::Grant { plugin, function } => {
+                (Subject::Plugin(plugin), Resource::Grant(function))
+            }
+        }
+    }
+}
