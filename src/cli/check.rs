@@ -10,7 +10,7 @@ use crate::{
     container::mounts::{self, Places},
     identity::Store,
     policy,
-    proxy::{Found, interceptor},
+    proxy::{Found, interceptor, ungranted},
 };
 
 #[derive(Debug, clap::Args)]
@@ -51,6 +51,8 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
             let looks = engine.analyse(&super::policy::known(&loaded.config));
             let warnings = status.borrow().warnings.clone();
             found.extend(warnings.iter().chain(&looks).map(|warning| placed(&loaded, warning)));
+            let entries = loaded.config.interceptors.iter().enumerate();
+            found.extend(entries.filter_map(|(at, entry)| ungranted(&loaded, at, entry, &engine)));
         }
         Err(diagnostics) => {
             found.extend(diagnostics.findings().iter().map(|finding| placed(&loaded, finding)));

@@ -80,6 +80,11 @@ impl PolicyGate {
         Self { engine, hooks: Hooks::every(&[Phase::Request, Phase::Response]) }
     }
 
+    /// The engine that it asks.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// Whether a list may show this entry to this principal: whether it could use it in some
     /// circumstances. A use is decided on its own.
     pub fn visible(&self, principal: &Principal, entry: Listed<'_>) -> bool {
@@ -184,6 +189,14 @@ impl PolicyGate {
             if matches!(decided.decision, Decision::Refuse(_)) {
                 return Ok(decided);
             }
+            if let Some(rule) = decided.rules.iter().find(|rule| changes(rule)) {
+                let words = "what policy asks for here can be done to a request of its own alone";
+                let refusal = Refusal::new(Code::PolicyDenied, words).rule(rule.clone());
+                return Ok(Verdict::refuse(refusal.detail(
+                    "the server asks the client inside a result, where `@approve`, `@redact` and \
+                     `@rate` cannot be done",
+                )));
+            }
             // What is asked stands in the answer.
             verdict.rules.extend(decided.rules.into_iter().map(|rule| Rule {
                 obligations: Arc::new(Obligations {
@@ -247,6 +260,12 @@ impl Interceptor for PolicyGate {
             Err(Unclear::Fault(fault)) => Err(fault),
         }
     }
+}
+
+/// Whether a rule asks for what an answer cannot have done to a part of it.
+fn changes(rule: &Rule) -> bool {
+    let Obligations { approve, redact, rate, .. } = &*rule.obligations;
+    approve.is_some() || rate.is_some() || !redact.is_empty()
 }
 
 /// What permits a message says what else becomes of it.

@@ -19,7 +19,7 @@ use super::{
     diagnostics::{Diagnostics, Finding},
     entities::{Frame, Unaskable, Vocabulary},
     load::{self, Loaded, Revision},
-    request::{Action, Request, Resource, Subject},
+    request::{Action, Circumstances, Request, Resource, Subject},
 };
 use crate::refusal::Rule;
 
@@ -297,6 +297,23 @@ impl Engine {
         let frame = Arc::new(self.vocabulary.frame(subject, *action, resource, &self.schema)?);
         self.frames.insert(key, Arc::clone(&frame));
         Ok(frame)
+    }
+
+    /// Decides on what the proxy does of itself.
+    pub fn decide_own(
+        &self,
+        subject: Subject<'_>,
+        action: Action,
+        resource: Resource<'_>,
+    ) -> Outcome {
+        self.decide(&Request {
+            subject,
+            action,
+            resource,
+            args: None,
+            written: b"",
+            circumstances: Circumstances::own(jiff::Timestamp::now()),
+        })
     }
 
     /// Whether the subject could be allowed to do this to the resource in some circumstances, with

@@ -24,6 +24,11 @@ impl Proxy {
         if asking.is_empty() {
             return Ok(());
         }
+        if exchange.notification {
+            let words = "this would have to wait for the approval of a person, and cannot";
+            let refusal = Refusal::new(Code::ApprovalTimeout, words);
+            return Err(asking.into_iter().fold(refusal, |all, asking| all.rule(asking.rule)));
+        }
         let began = std::time::Instant::now();
         let outcome = self.ask_a_person(exchange, passage, asking).await;
         passage.trail.stages.push(("approval".into(), began.elapsed()));

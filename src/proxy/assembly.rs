@@ -22,7 +22,7 @@ use crate::{
         secrets::{Known, Scrubber, Secrets},
     },
     names::ServerName,
-    policy,
+    policy::{self, Action, Resource, Subject},
     router::Router,
     seal::{KeyFault, Seal},
     session::Sessions,
@@ -372,6 +372,7 @@ fn links(
         let made = match &entry.kind {
             Use::Plugin(config) => match plugin(loaded, at, entry, config) {
                 Ok(plugin) => {
+                    gathered.found.extend(ungranted(loaded, at, entry, gate.engine()));
                     gathered.happened.push(beginning::plugin(entry, config, &plugin));
                     Ok(Arc::new(plugin) as Arc<dyn Interceptor>)
                 }
@@ -413,6 +414,30 @@ fn links(
     first.push(Link::strict(gate));
     first.extend(rest);
     first
+}
+
+/// What the entry at `at` gives a plugin and policy does not.
+pub fn ungranted(
+    loaded: &Loaded,
+    at: usize,
+    entry: &InterceptorEntry,
+    policies: &policy::Engine,
+) -> Option<Found> {
+    let Use::Plugin(plugin::Config { log: true, .. }) = &entry.kind else { return None };
+    let plugin = entry.name();
+    let (subject, resource) = (Subject::Plugin(plugin), Resource::Grant("log"));
+    let outcome = policies.decide_own(subject, Action::Grant, resource);
+    if outcome.allowed {
+        return None;
+    }
+    let why = outcome.explain();
+    let what = format!("policy does not let the plugin `{plugin}` have `log`: {why}");
+    let help = format!(
+        "permit (principal == Portcullis::Plugin::\"{plugin}\", action == \
+         Portcullis::Action::\"grant\", resource == Portcullis::Grant::\"log\");"
+    );
+    let finding = loaded.finding(&format!("/interceptors/{at}/log"), Code::BadValue, what);
+    Some(Box::new(finding.help(help)))
 }
 
 /// The interceptor of the entry at `at`. It blocks while a plugin compiles.

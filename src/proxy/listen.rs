@@ -239,6 +239,7 @@ impl Proxy {
             exchange.server = route.server.as_ref().map(|server| server.name.clone());
             exchange.target = route.target;
             self.chain.pass(&mut exchange, Phase::Request, &mut passage.trail).await?;
+            self.fulfil(&exchange, &mut passage).await?;
             route
                 .server
                 .ok_or_else(|| Refusal::new(Code::Unknown, "there is no such resource here"))

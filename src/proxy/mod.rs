@@ -8,7 +8,7 @@
 //! lists together; `params` holds headers that repeat arguments against them; `recording` puts
 //! exchanges on record, `presence` who came and went, `reloads` which policies decide; `obligations` does what policies ask for beside their decision, `approve` asks a person; `places`
 //! bounds what a principal has under way; `refusals` bounds how many of them are recorded one by
-//! one; `servers` hears what servers say on their own; `assembly` puts it all together from a config.
+//! one; `servers` hears what servers say on their own, `own_acts` has policy decide what is done to start them; `assembly` puts it all together from a config.
 
 mod approve;
 mod assembly;
@@ -21,6 +21,7 @@ mod listen;
 mod lists;
 mod obligations;
 mod own;
+mod own_acts;
 mod params;
 mod parked;
 mod places;
@@ -81,7 +82,7 @@ use refusals::Refusals;
 use reloads::Revisions;
 use tasks::Tasks;
 
-pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor};
+pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor, ungranted};
 pub use beginning::{not_started, record_alone, record_client_alone};
 pub use keeping::prune_alone;
 pub use places::Place;

@@ -89,7 +89,11 @@ impl Proxy {
     ///
     /// # Errors
     /// A [`Refusal`] where it cannot be done.
-    pub(super) fn fulfil(&self, exchange: &Exchange, passage: &Passage) -> Result<(), Refusal> {
+    pub(super) async fn fulfil(
+        &self,
+        exchange: &Exchange,
+        passage: &mut Passage,
+    ) -> Result<(), Refusal> {
         for rule in &passage.trail.rules {
             let Some(rate) = rule.obligations.rate else { continue };
             if let Err(wait) = self.rates.count(&rule.id, rate, &exchange.principal.kind) {
@@ -98,7 +102,7 @@ impl Proxy {
                     .retry_after(wait));
             }
         }
-        Ok(())
+        self.approved(exchange, passage).await
     }
 
     /// Has the client carry the labels of a message that leaves, for those that come after it.

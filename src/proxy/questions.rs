@@ -87,7 +87,8 @@ impl Proxy {
                     "this client does not say that it can be asked this",
                 ));
             }
-            self.chain.pass(&mut exchange, Phase::Request, &mut passage.trail).await
+            self.chain.pass(&mut exchange, Phase::Request, &mut passage.trail).await?;
+            self.fulfil(&exchange, &mut passage).await
         };
         if let Err(refusal) = admitted.await {
             self.record_refusal(&exchange, &passage, &refusal).await;

@@ -22,7 +22,7 @@ use crate::{
     refusal::{Code, Refusal},
     router::View,
     session::Session,
-    upstream::{Event, Heard, Instance, Launching, PartyKey, Running, Said, Started},
+    upstream::{Event, Heard, Instance, PartyKey, Running, Said, Started},
 };
 
 /// How often idle servers and sessions are looked for, and usage is read.
@@ -50,8 +50,8 @@ impl Proxy {
             match event {
                 // Who waited may have given up.
                 Event::Flush(done) => drop(done.send(())),
-                Event::Launching(launching, recorded) => {
-                    let _ = recorded.send(self.launching(&server, &launching).await);
+                Event::Launching(launching, cleared) => {
+                    let _ = cleared.send(self.clear(&server, &launching).await);
                 }
                 event => {
                     if let Some(happening) = self.happened(&server, event) {
@@ -60,17 +60,6 @@ impl Proxy {
                 }
             }
         }
-    }
-
-    /// Records what is about to be done to start a server. Where that fails, it is not done.
-    async fn launching(&self, server: &ServerName, launching: &Launching) -> Result<(), String> {
-        let all = Happening::launching(server, launching);
-        // Together, so that they wait for one commit. The order is kept.
-        let all = all.into_iter().map(|happening| self.audit.event(happening));
-        futures_util::future::try_join_all(all).await.map(drop).map_err(|error| {
-            tracing::error!(%server, %error, "a server's start could not be recorded and is not made");
-            format!("{error}: {}", error.remedy())
-        })
     }
 
     /// What became of a server, for the log, the metrics and the record.

@@ -173,8 +173,7 @@ impl Proxy {
             return Err(self.unknown_tool(guest, exchange, name));
         }
         self.params_agree(guest, exchange, &sent)?;
-        self.fulfil(exchange, passage)?;
-        self.approved(exchange, passage).await?;
+        self.fulfil(exchange, passage).await?;
         self.record_intent(exchange, passage).await.map_err(|error| {
             tracing::error!(decision = %exchange.id, %error, "a call could not be recorded and is not made");
             Refusal::new(Code::AuditUnavailable, "the call could not be recorded, so it was not made")
@@ -247,8 +246,11 @@ impl Proxy {
     /// Sends a notification of a server through the chain; the text for the client, if it may pass.
     pub(super) async fn to_client(&self, mut notice: Exchange) -> Option<Bytes> {
         let mut passage = Passage::default();
-        if let Err(refusal) = self.chain.pass(&mut notice, Phase::Request, &mut passage.trail).await
-        {
+        let mut passed = self.chain.pass(&mut notice, Phase::Request, &mut passage.trail).await;
+        if passed.is_ok() {
+            passed = self.fulfil(&notice, &mut passage).await;
+        }
+        if let Err(refusal) = passed {
             self.record_refusal(&notice, &passage, &refusal).await;
             return None;
         }

@@ -8,13 +8,16 @@ use super::{
     launcher::Place,
     process::{Exit, Origin},
 };
-use crate::{exchange::Revision, identity::PrincipalKind, names::DecisionId, vault::Source};
+use crate::{
+    exchange::Revision, identity::PrincipalKind, names::DecisionId, refusal::Refusal, vault::Source,
+};
 
 /// What becomes of a server.
 #[derive(Debug)]
 pub enum Event {
-    /// It is to be started, or connected to. It is once that is on record, and not else.
-    Launching(Box<Launching>, Recorded),
+    /// It is to be started, or connected to. It is once policy permits it and that is on record,
+    /// and not else.
+    Launching(Box<Launching>, Cleared),
     Started(Box<Started>),
     NotStarted {
         launch: DecisionId,
@@ -40,8 +43,17 @@ pub enum Event {
     Flush(oneshot::Sender<()>),
 }
 
-/// Takes whether something is on record; if not, why not.
-pub type Recorded = oneshot::Sender<Result<(), String>>;
+/// Takes whether a start may be made and is on record; if not, why not.
+pub type Cleared = oneshot::Sender<Result<(), NotCleared>>;
+
+/// Why a start is not made.
+#[derive(Debug)]
+pub enum NotCleared {
+    /// It can't be recorded.
+    Unrecorded(String),
+    /// Policy does not permit it.
+    Forbidden(Box<Refusal>),
+}
 
 /// One instance that is to be started.
 #[derive(Debug)]
@@ -49,12 +61,24 @@ pub struct Launching {
     /// What joins all that becomes of it.
     pub launch: DecisionId,
     pub place: Place,
+    pub program: Program,
     /// The one client for which alone it is to run.
     pub party: Option<PrincipalKind>,
     /// The way to it, where it runs elsewhere.
     pub way: Option<Connecting>,
     /// The secrets that it is to be handed.
     pub handing: Vec<Handing>,
+}
+
+/// What is to run.
+#[derive(Debug)]
+pub struct Program {
+    /// The image as the config has it, the program, or the URL.
+    pub name: String,
+    /// Of the image, where the config names it by one.
+    pub digest: Option<String>,
+    /// The keys of the config by which it deviates from the hardened profile.
+    pub deviations: Vec<&'static str>,
 }
 
 /// Connections to a server elsewhere.

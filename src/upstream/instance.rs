@@ -256,8 +256,8 @@ impl Instance {
                 let failure = self.told(failure);
                 let pause = (pause * 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
                 let why = failure.to_string();
-                // That is no fault of the server's: as soon as it can be recorded, it is started.
-                if !matches!(failure, Failure::Unrecorded(_)) {
+                // Those are no faults of the server's: as soon as it may be started, it is.
+                if !matches!(failure, Failure::Unrecorded(_) | Failure::Forbidden(_)) {
                     let until = Instant::now() + pause;
                     *state = State::Failed { until, pause, why: why.clone() };
                 }
@@ -370,7 +370,8 @@ impl Instance {
             Failure::Misbehaved(text) => Failure::Misbehaved(clean(text)),
             Failure::Unrecorded(text) => Failure::Unrecorded(clean(text)),
             Failure::Forgotten => Failure::Unavailable(failure.to_string()),
-            failure @ (Failure::Timeout(_) | Failure::Overloaded { .. }) => failure,
+            failure
+            @ (Failure::Timeout(_) | Failure::Overloaded { .. } | Failure::Forbidden(_)) => failure,
         }
     }
 

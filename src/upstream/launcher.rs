@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::process::{LaunchFailure, LaunchSpec, Process};
+use super::{
+    event::Program,
+    process::{LaunchFailure, LaunchSpec, Process},
+};
 use crate::{
     codec::Caps,
     config::{self, Runtime},
@@ -181,6 +184,26 @@ impl Launcher {
             }
         };
         Ok((process, place))
+    }
+
+    /// What would run of a server, for whoever decides whether it may. A config of which no profile
+    /// can be made has every deviation that it names; its start fails.
+    pub fn program_of(&self, server: &ServerName, settings: &config::Server) -> Program {
+        let named = settings.url.as_ref().or(settings.image.as_ref());
+        let first = settings.command.as_ref().and_then(|command| command.first());
+        let name = named.or(first).cloned().unwrap_or_default();
+        let digest = settings.image.as_deref().and_then(|image| {
+            let (_, digest) = image.rsplit_once("sha256:")?;
+            Some(format!("sha256:{digest}"))
+        });
+        let profile = (settings.url.is_none())
+            .then(|| self.spec_without_secrets(server, settings).ok())
+            .flatten()
+            .and_then(|spec| container::Profile::of(&spec).ok());
+        let deviations = profile.map(|profile| profile.deviations()).unwrap_or_default();
+        let mut deviations: Vec<_> = deviations.iter().map(|d| d.config_key).collect();
+        deviations.dedup();
+        Program { name, digest, deviations }
     }
 
     /// The secrets that a server is handed.

@@ -160,12 +160,16 @@ pub enum Failure {
     /// Its start could not be recorded, so it was not started.
     #[error("its start can't be recorded: {0}")]
     Unrecorded(String),
+    /// Policy does not permit its start, so it was not started.
+    #[error("{0}")]
+    Forbidden(Box<Refusal>),
 }
 
 impl Failure {
     /// What the agent is told; the operator's detail goes with it.
     pub fn refusal(&self, server: &crate::names::ServerName) -> Refusal {
         let (code, message) = match self {
+            Self::Forbidden(refusal) => return refusal.as_ref().clone(),
             Self::Unavailable(_) | Self::Forgotten => {
                 (Code::ServerUnavailable, format!("server `{server}` is not available"))
             }

@@ -26,7 +26,7 @@ mod watch;
 
 pub use clock::{Clock, Paused};
 pub use definitions::{Items, List, Notices, Offer};
-pub use event::{Event, Handing, Launching, Started};
+pub use event::{Event, Handing, Launching, NotCleared, Program, Started};
 pub use greeting::{Greeting, claims};
 pub use instance::{Instance, Running};
 pub use launcher::{Handed, Launcher, NotHanded, Place};

@@ -15,7 +15,7 @@ use super::{
     Clock,
     definitions::Definitions,
     ear::Ear,
-    event::{Connecting, Event, Handing, Launching},
+    event::{Connecting, Event, Handing, Launching, NotCleared},
     greeting::{Greeting, Hello, greet},
     http::{Http, Sse},
     instance::{Instance, Running, end},
@@ -193,11 +193,11 @@ impl Instance {
         Ok((Arc::new(link), greeting))
     }
 
-    /// Has it recorded what is about to be done: that it is started, the way to it, and the secrets
-    /// that it is handed. `way` is a URL and whether HTTP+SSE is spoken there.
+    /// Has it decided and recorded what is about to be done: that it is started, the way to it, and
+    /// the secrets that it is handed. `way` is a URL and whether HTTP+SSE is spoken there.
     ///
     /// # Errors
-    /// [`Failure::Unrecorded`]: then nothing of it may be done.
+    /// [`Failure::Forbidden`] and [`Failure::Unrecorded`]: then nothing of it may be done.
     async fn announce(&self, launch: Launch<'_>, way: Option<(&str, bool)>) -> Result<(), Failure> {
         let handed = self.handed()?;
         let environment = handed.secrets.iter().map(|(name, _)| (name, false));
@@ -209,6 +209,7 @@ impl Instance {
         let launching = Launching {
             launch: launch.id,
             place: self.common.launcher.place(&self.common.settings),
+            program: self.common.launcher.program_of(&self.common.name, &self.common.settings),
             party: self.principal(),
             way: way.map(|(url, sse)| Connecting {
                 url: url.to_owned(),
@@ -219,8 +220,11 @@ impl Instance {
         let _paused = launch.clock.pause();
         let (recorded, answer) = oneshot::channel();
         self.say(Event::Launching(Box::new(launching), recorded)).await;
-        let nobody = |_| Err("the proxy is shutting down".to_owned());
-        answer.await.unwrap_or_else(nobody).map_err(Failure::Unrecorded)
+        let nobody = |_| Err(NotCleared::Unrecorded("the proxy is shutting down".to_owned()));
+        answer.await.unwrap_or_else(nobody).map_err(|why| match why {
+            NotCleared::Unrecorded(why) => Failure::Unrecorded(why),
+            NotCleared::Forbidden(refusal) => Failure::Forbidden(refusal),
+        })
     }
 
     fn handed(&self) -> Result<&Handed, Failure> {

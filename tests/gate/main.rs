@@ -18,6 +18,7 @@ mod fidelity;
 mod frames;
 mod identity;
 mod interceptors;
+mod launching;
 mod matrix;
 mod obligations;
 mod operations;

@@ -1,8 +1,9 @@
 //! What an event is about, and the texts in it that others chose.
 
 use super::{
-    AdminAction, By, Dropped, Egress, Happening, Launched, Launching, PluginLoaded, SessionOpened,
-    Stopped, Who, v1::Decision,
+    AdminAction, By, Dropped, Egress, Happening, LaunchRefused, Launched, Launching, PluginLoaded,
+    SessionOpened, Stopped, Who,
+    v1::{Decision, Rule},
 };
 
 impl Happening {
@@ -21,6 +22,7 @@ impl Happening {
             Self::SessionOpened(_) => "session-opened",
             Self::SessionEnded { .. } => "session-ended",
             Self::ServerLaunching(_) => "server-launching",
+            Self::ServerLaunchRefused(_) => "server-launch-refused",
             Self::ServerLaunched(_) => "server-launched",
             Self::ServerLaunchFailed { .. } => "server-launch-failed",
             Self::ServerStopped(_) => "server-stopped",
@@ -46,6 +48,7 @@ impl Happening {
     pub fn server(&self) -> Option<&str> {
         match self {
             Self::ServerLaunching(launching) => Some(&launching.server),
+            Self::ServerLaunchRefused(refused) => Some(&refused.server),
             Self::ServerLaunched(launched) => Some(&launched.server),
             Self::ServerStopped(stopped) => Some(&stopped.server),
             Self::EgressOpened(egress) => Some(&egress.server),
@@ -70,6 +73,7 @@ impl Happening {
             | Self::ApprovalGiven { principal, .. } => Some(principal),
             Self::ClientAdded { client, .. } | Self::ClientRemoved { client, .. } => Some(client),
             Self::ServerLaunching(launching) => launching.principal.as_deref(),
+            Self::ServerLaunchRefused(refused) => refused.principal.as_deref(),
             Self::EgressOpened(egress) => egress.principal.as_deref(),
             Self::ServerLaunched(launched) => launched.principal.as_deref(),
             Self::ServerLaunchFailed { principal, .. } | Self::SecretsHanded { principal, .. } => {
@@ -94,6 +98,7 @@ impl Happening {
     pub fn decision(&self) -> Option<Decision> {
         match self {
             Self::AdminAction(action) => Some(action.decision),
+            Self::ServerLaunchRefused(_) => Some(Decision::Refused),
             Self::ApprovalGiven { allowed: true, .. } => Some(Decision::Allowed),
             Self::ApprovalGiven { allowed: false, .. } => Some(Decision::Refused),
             _ => None,
@@ -107,6 +112,10 @@ impl Happening {
             | Self::PolicyLoaded { keeping: list, .. }
             | Self::ApprovalAsked { rules: list, .. }
             | Self::ClientAdded { groups: list, .. } => list.truncate(most),
+            Self::ServerLaunching(launching) => {
+                launching.deviations.truncate(most);
+                launching.rules.truncate(most);
+            }
             Self::ServerLaunched(launched) => launched.deviations.truncate(most),
             Self::SecretsHanded { secrets, .. } => secrets.truncate(most),
             _ => {}
@@ -147,8 +156,33 @@ impl Happening {
                 change(session);
                 change(principal);
             }
-            Self::ServerLaunching(Launching { launch: _, server, kind: _, principal }) => {
-                std::iter::once(server).chain(principal).for_each(change);
+            Self::ServerLaunching(Launching {
+                launch: _,
+                server,
+                kind: _,
+                program,
+                deviations,
+                principal,
+                rules,
+                policy_revision,
+            }) => {
+                let named = [server, program, policy_revision];
+                named.into_iter().chain(deviations).chain(principal).for_each(&mut change);
+                texts_of(rules, change);
+            }
+            Self::ServerLaunchRefused(LaunchRefused {
+                launch: _,
+                server,
+                kind: _,
+                principal,
+                action,
+                target,
+                rules,
+                policy_revision,
+            }) => {
+                let named = [server, action, target, policy_revision];
+                named.into_iter().chain(principal).for_each(&mut change);
+                texts_of(rules, change);
             }
             Self::ServerLaunched(launched) => launched.texts(change),
             Self::ServerLaunchFailed { launch: _, server, kind: _, principal, reason } => {
@@ -242,4 +276,12 @@ impl Launched {
             .chain(claims)
             .for_each(change);
     }
+}
+
+/// Rules are operators' words, but a file's name is whatever they have.
+fn texts_of(rules: &mut [Rule], change: impl FnMut(&mut String)) {
+    let texts = rules.iter_mut().flat_map(|rule| {
+        std::iter::once(&mut rule.id).chain(&mut rule.file).chain(&mut rule.reason)
+    });
+    texts.for_each(change);
 }

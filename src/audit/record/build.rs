@@ -382,7 +382,7 @@ fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32)
     }
 }
 
-fn rule(rule: &refusal::Rule) -> Rule {
+pub(super) fn rule(rule: &refusal::Rule) -> Rule {
     Rule {
         id: clip(&rule.id, NAME),
         file: rule.file.as_ref().map(|file| clip(&file.to_string_lossy(), URI)),

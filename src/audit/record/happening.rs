@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::v1::{Decision, Era, Transport};
+use super::v1::{Decision, Era, Rule, Transport};
 use crate::{audit::line::Seq, names::DecisionId};
 
 /// The events. `event` says which it is.
@@ -78,6 +78,8 @@ pub enum Happening {
     /// One launch has several where it takes several tries: a legacy server that ends when it is
     /// asked for its era is started anew, a remote one is tried in an older protocol.
     ServerLaunching(Launching),
+    /// Policy does not permit a server's start, its way out, or a secret: it is not started.
+    ServerLaunchRefused(LaunchRefused),
     /// A server was started, or connected to.
     ServerLaunched(Box<Launched>),
     /// A server could not be started.
@@ -310,9 +312,39 @@ pub struct Launching {
     pub launch: DecisionId,
     pub server: String,
     pub kind: PlaceKind,
+    /// The image as the config has it, the program, or the URL without user and query.
+    pub program: String,
+    /// The keys of the config by which it deviates from the hardened profile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deviations: Vec<String>,
     /// The one client for which alone it is to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
+    /// The policies that permit its start, the way to it, and each of its secrets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+    /// The revision of the policies that decided.
+    pub policy_revision: String,
+}
+
+/// A start that policy does not permit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LaunchRefused {
+    #[schemars(with = "String", extend("format" = "uuid"))]
+    pub launch: DecisionId,
+    pub server: String,
+    pub kind: PlaceKind,
+    /// The one client for which alone it was to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<String>,
+    /// What is not permitted: `launch`, `reach` or `hand_secret`.
+    pub action: String,
+    /// The program, `HOST:PORT`, or the secret's name.
+    pub target: String,
+    /// The policies that forbid it; none where nothing permits it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+    pub policy_revision: String,
 }
 
 /// A server that was started.

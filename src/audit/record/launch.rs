@@ -1,13 +1,15 @@
 //! Events made of what becomes of servers.
 
 use super::{
-    Egress, HandedBy, Happening, Launched, Launching, PlaceKind, SecretHanded, SecretSource,
+    Egress, HandedBy, Happening, LaunchRefused, Launched, Launching, PlaceKind, SecretHanded,
+    SecretSource,
     bounds::bare_uri,
-    build::{era, micros},
+    build::{era, micros, rule},
 };
 use crate::{
     identity::PrincipalKind,
     names::ServerName,
+    refusal,
     upstream::{self, Handing, Place, Started, process::Origin},
     vault::Source,
 };
@@ -45,15 +47,24 @@ impl Launched {
 
 impl Happening {
     /// All that is on record of a start of a server before it is made.
-    pub fn launching(server: &ServerName, launching: &upstream::Launching) -> Vec<Self> {
-        let upstream::Launching { launch, place, party, way, handing } = launching;
+    pub fn launching(
+        server: &ServerName,
+        launching: &upstream::Launching,
+        rules: &[refusal::Rule],
+        revision: &str,
+    ) -> Vec<Self> {
+        let upstream::Launching { launch, place, program, party, way, handing } = launching;
         let (launch, server) = (*launch, server.to_string());
         let principal = party.as_ref().map(PrincipalKind::name);
         let mut all = vec![Self::ServerLaunching(Launching {
             launch,
             server: server.clone(),
             kind: place.into(),
+            program: bare_uri(&program.name),
+            deviations: program.deviations.iter().map(|key| (*key).to_owned()).collect(),
             principal: principal.clone(),
+            rules: rules.iter().map(rule).collect(),
+            policy_revision: revision.to_owned(),
         })];
         all.extend(way.as_ref().map(|way| {
             Self::EgressOpened(Egress {
@@ -70,6 +81,26 @@ impl Happening {
             all.push(Self::SecretsHanded { launch, server, principal, secrets });
         }
         all
+    }
+
+    /// What is on record where policies do not permit what a start takes: an action, and of what.
+    pub fn launch_refused(
+        server: &ServerName,
+        launching: &upstream::Launching,
+        (action, target): (&str, &str),
+        rules: &[refusal::Rule],
+        revision: &str,
+    ) -> Self {
+        Self::ServerLaunchRefused(LaunchRefused {
+            launch: launching.launch,
+            server: server.to_string(),
+            kind: (&launching.place).into(),
+            principal: launching.party.as_ref().map(PrincipalKind::name),
+            action: action.to_owned(),
+            target: bare_uri(target),
+            rules: rules.iter().map(rule).collect(),
+            policy_revision: revision.to_owned(),
+        })
     }
 }
 

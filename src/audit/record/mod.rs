@@ -18,8 +18,8 @@ mod words;
 pub(crate) use bounds::bare_uri;
 pub use build::{Arrival, Conclusion, Ruling};
 pub use happening::{
-    AdminAction, By, DropReason, Dropped, Egress, HandedBy, Happening, Launched, Launching,
-    PlaceKind, PluginLoaded, SecretHanded, SecretSource, SessionOpened, Stopped, Who,
+    AdminAction, By, DropReason, Dropped, Egress, HandedBy, Happening, LaunchRefused, Launched,
+    Launching, PlaceKind, PluginLoaded, SecretHanded, SecretSource, SessionOpened, Stopped, Who,
 };
 pub use v1::{
     AnswerKind, Body, Call, Decision, Direction, Entry, Era, Event, Finding, Grounds, Intent, Kept,

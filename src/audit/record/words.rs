@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::happening::{By, DropReason, HandedBy, Happening, Launched};
+use super::happening::{By, DropReason, HandedBy, Happening, LaunchRefused, Launched};
 
 impl fmt::Display for Happening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -44,6 +44,10 @@ impl fmt::Display for Happening {
             }
             Self::ServerLaunching(launching) => {
                 write!(f, "server {} is being started", launching.server)
+            }
+            Self::ServerLaunchRefused(refused) => {
+                let LaunchRefused { server, action, target, .. } = refused;
+                write!(f, "policy does not permit server {server} to be started: {action} {target}")
             }
             Self::ServerLaunched(launched) => started(launched, f),
             Self::ServerLaunchFailed { server, reason, .. } => {

@@ -26,10 +26,14 @@ pub struct Setup {
     listen: String,
     policies: String,
     anonymous: bool,
+    launches: bool,
     env: Vec<(String, String)>,
     mark: String,
     folder: TempDir,
 }
+
+/// Lets servers be started, whatever else a test's policies say.
+const MACHINE: &str = "@id(\"machine\")\npermit (principal, action in Portcullis::Action::\"from_proxy\", resource);\n";
 
 impl Setup {
     /// A config with this body behind `state-dir` and `[listen]`. In it `{mark}`, `{crooked}`,
@@ -42,6 +46,7 @@ impl Setup {
             listen: String::new(),
             policies: PERMIT_ALL.into(),
             anonymous: true,
+            launches: true,
             env: Vec::new(),
             mark: new_mark(),
             folder: tempfile::Builder::new().prefix("gate.").tempdir().unwrap(),
@@ -127,6 +132,12 @@ impl Setup {
         self
     }
 
+    /// Nothing is started but what the test's policies permit.
+    pub fn without_launches(mut self) -> Self {
+        self.launches = false;
+        self
+    }
+
     /// Without a key nobody is served.
     pub fn keyed(mut self) -> Self {
         self.anonymous = false;
@@ -164,6 +175,9 @@ impl Setup {
         std::fs::write(folder.join("portcullis.toml"), config).unwrap();
         std::fs::create_dir_all(folder.join("policies")).unwrap();
         std::fs::write(folder.join("policies/gate.cedar"), &self.policies).unwrap();
+        if self.launches {
+            std::fs::write(folder.join("policies/machine.cedar"), MACHINE).unwrap();
+        }
         Written { env: self.env, mark: self.mark, folder: self.folder }
     }
 

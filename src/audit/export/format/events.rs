@@ -69,6 +69,7 @@ const EVENTS: &[(&str, Meaning)] = &[
     ("session-opened", meaning(Informational, Authentication, OTHER)),
     ("session-ended", meaning(Informational, Authentication, LOGOFF)),
     ("server-launching", meaning(Informational, Lifecycle, START)),
+    ("server-launch-refused", failure(Medium, Lifecycle, START)),
     ("server-launched", meaning(Informational, Lifecycle, START)),
     ("server-launch-failed", failure(Medium, Lifecycle, START)),
     ("server-stopped", meaning(Informational, Lifecycle, STOP)),

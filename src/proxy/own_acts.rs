@@ -1,0 +1,121 @@
+//! What the proxy does of itself: starts servers, connects to them, hands them secrets. Policies
+//! decide that like everything else, before it is done.
+
+use super::Proxy;
+use crate::{
+    audit::record::Happening,
+    names::ServerName,
+    policy::{Action, Outcome, Program, Resource, Subject},
+    refusal::{Code, Refusal, Rule},
+    upstream::{Launching, NotCleared},
+    vault::Source,
+};
+
+/// What policies let be done.
+pub(super) struct Permitted {
+    /// The permits, each once.
+    pub rules: Vec<Rule>,
+    /// The policies that decided.
+    pub revision: String,
+}
+
+impl Proxy {
+    /// Decides and records what is about to be done to start a server. Where that fails, it is not
+    /// done.
+    pub(super) async fn clear(
+        &self,
+        server: &ServerName,
+        launching: &Launching,
+    ) -> Result<(), NotCleared> {
+        let permitted = match self.may_launch(server, launching) {
+            Ok(permitted) => permitted,
+            Err((happening, refusal)) => {
+                tracing::warn!(%server, detail = refusal.detail, "policy does not permit a server\'s start");
+                self.audit.tell(happening).await;
+                return Err(NotCleared::Forbidden(Box::new(refusal)));
+            }
+        };
+        let all = Happening::launching(server, launching, &permitted.rules, &permitted.revision);
+        // Together, so that they wait for one commit. The order is kept.
+        let all = all.into_iter().map(|happening| self.audit.event(happening));
+        futures_util::future::try_join_all(all).await.map(drop).map_err(|error| {
+            tracing::error!(%server, %error, "a server\'s start could not be recorded and is not made");
+            NotCleared::Unrecorded(format!("{error}: {}", error.remedy()))
+        })
+    }
+
+    /// Whether policies permit all that a start takes; what is on record where they do not.
+    fn may_launch(
+        &self,
+        server: &ServerName,
+        launching: &Launching,
+    ) -> Result<Permitted, (Happening, Refusal)> {
+        let of = &launching.program;
+        let program = Program {
+            runtime: launching.place.kind(),
+            name: of.name.clone(),
+            digest: of.digest.clone(),
+            deviations: of.deviations.iter().map(|key| (*key).to_owned()).collect(),
+        };
+        let way = launching.way.as_ref().and_then(|way| reqwest::Url::parse(&way.url).ok());
+        let mut asked = vec![(Action::Launch, Resource::Program(&program), program.name.clone())];
+        if let Some((url, host)) = way.as_ref().and_then(|url| Some((url, url.host_str()?))) {
+            let port = url.port_or_known_default().unwrap_or(0);
+            let host = host.trim_matches(['[', ']']);
+            let resource = Resource::Host { name: host, port };
+            asked.push((Action::Reach, resource, format!("{host}:{port}")));
+        }
+        for handing in &launching.handing {
+            let (name, header) = (&handing.secret, handing.header);
+            let source = match handing.source {
+                Source::Env(_) => "env",
+                Source::File(_) => "file",
+            };
+            let resource = Resource::Secret { server, name, source, header };
+            asked.push((Action::HandSecret, resource, name.clone()));
+        }
+        let mut permitted = Permitted { rules: Vec::new(), revision: String::new() };
+        for (action, resource, target) in asked {
+            let outcome = self.policies.decide_own(Subject::Server(server), action, resource);
+            permitted.revision = outcome.revision.to_string();
+            if let Some(refusal) = refused(server, action, &target, &outcome) {
+                let happening = Happening::launch_refused(
+                    server,
+                    launching,
+                    (action.as_str(), &target),
+                    &outcome.rules,
+                    &permitted.revision,
+                );
+                return Err((happening, refusal));
+            }
+            for rule in outcome.rules {
+                if !permitted.rules.contains(&rule) {
+                    permitted.rules.push(rule);
+                }
+            }
+        }
+        Ok(permitted)
+    }
+}
+
+/// The refusal of what is not permitted, or only with what cannot be done here: nobody can be asked.
+fn refused(
+    server: &ServerName,
+    action: Action,
+    target: &str,
+    outcome: &Outcome,
+) -> Option<Refusal> {
+    let waits = outcome.rules.iter().any(|rule| rule.obligations.approve.is_some());
+    if outcome.allowed && !waits {
+        return None;
+    }
+    let why = if outcome.allowed {
+        "`@approve` cannot be met where the proxy acts of itself".to_owned()
+    } else {
+        outcome.explain()
+    };
+    let detail = format!("{} {target}: {why} (policies {})", action.as_str(), outcome.revision);
+    let words = format!("policy does not permit server `{server}` to be started");
+    let refusal = Refusal::new(Code::PolicyDenied, words).detail(detail);
+    Some(Refusal { rules: outcome.rules.clone(), ..refusal })
+}
