@@ -304,7 +304,7 @@ impl Audit {
         };
         let (jobs, thread) = Writer::start(opened, settings, tail.clone()).map_err(unavailable)?;
         if let Some(id) = rotated {
-            let what = Happening::KeyRotated { key: id.to_string() };
+            let what = Happening::KeyRotated { key_id: id.to_string() };
             let (job, _) = Job::new(Event::now(what).into()).map_err(unavailable)?;
             // Nothing else is in the queue yet.
             let _ = jobs.try_send(job);

@@ -227,7 +227,7 @@ impl Connection {
         });
         let old = self.session.lock().replace(session.clone());
         if let Some(old) = old {
-            self.proxy.sessions.close(&old.id);
+            self.proxy.sessions.close(&old.id, "the client opened another on its connection");
         }
         if self.gone.is_cancelled() {
             self.end();
@@ -287,7 +287,7 @@ impl Connection {
     pub fn end(&self) {
         self.gone.cancel();
         if let Some(session) = self.session.lock().take() {
-            self.proxy.sessions.close(&session.id);
+            self.proxy.sessions.close(&session.id, "the client's connection ended");
         }
     }
 }

@@ -67,7 +67,7 @@ pub(super) fn plugin(
         file: config.path.display().to_string(),
         digest: format!("sha256:{}", plugin.sha256()),
         pinned: config.sha256.is_some(),
-        claims: format!("{} {}", manifest.name, manifest.version),
+        manifest: format!("{} {}", manifest.name, manifest.version),
         grants: config.log.then(|| "log".to_owned()).into_iter().collect(),
         memory_mib: config.memory_mib,
     })

@@ -252,15 +252,21 @@ impl Proxy {
             }
         };
         passage.image = self.image(guest, &server);
-        self.record_intent(&exchange, &mut passage).await.ok()?;
+        if let Err(error) = self.record_intent(&exchange, &mut passage).await {
+            tracing::error!(decision = %exchange.id, %error, "a subscription could not be recorded and is not made");
+            return None;
+        }
         let watched = self.watch(guest, &server, uri).await;
         let conclusion = match &watched {
             Ok(_) => Conclusion::Delivered,
             Err(refusal) => Conclusion::Failed(refusal),
         };
-        let recorded = self.record_outcome(&exchange, &passage, conclusion).await.is_ok();
+        let recorded = self.record_outcome(&exchange, &passage, conclusion).await;
+        if let Err(error) = &recorded {
+            tracing::error!(decision = %exchange.id, %error, "an outcome could not be recorded");
+        }
         let watching = watched.ok()?.ok()?;
-        recorded.then(|| (server.name.clone(), watching))
+        recorded.ok().map(|()| (server.name.clone(), watching))
     }
 
     /// Has a server tell of a resource's changes, or returns the server's own error.

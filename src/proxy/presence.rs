@@ -119,12 +119,12 @@ pub(super) fn changed(change: Change, by: By) -> Happening {
     match change {
         Change::Added { client, key, groups } => Happening::ClientAdded {
             client: client.to_string(),
-            key,
+            key_id: key,
             groups: groups.iter().map(ToString::to_string).collect(),
             by,
         },
         Change::Removed { client, key } => {
-            Happening::ClientRemoved { client: client.to_string(), key, by }
+            Happening::ClientRemoved { client: client.to_string(), key_id: key, by }
         }
     }
 }
@@ -152,7 +152,7 @@ impl Proxy {
                 session: session.id.prefix().to_owned(),
                 who: who(caller),
                 revision: session.revision.to_string(),
-                claims: info.as_ref().and_then(claims),
+                client_info: info.as_ref().and_then(claims),
             }))
             .await;
         session.ended().cancelled().await;
@@ -161,6 +161,7 @@ impl Proxy {
                 session: session.id.prefix().to_owned(),
                 principal: session.owner().name(),
                 requests: session.requests(),
+                reason: session.end_reason().to_owned(),
             })
             .await;
     }
@@ -202,7 +203,7 @@ impl Proxy {
             let dropped = Dropped {
                 server: server.to_string(),
                 principal: of.as_ref().map(PrincipalKind::name),
-                why,
+                reason: why,
                 count,
             };
             let told = self.audit.event(Happening::MessagesDropped(dropped)).await;

@@ -101,8 +101,8 @@ impl Proxy {
             }
             Event::Lost { count } => {
                 tracing::warn!(%server, count, "messages of a server were dropped");
-                let why = DropReason::Flood;
-                Happening::MessagesDropped(Dropped { server, principal: None, why, count })
+                let reason = DropReason::Flood;
+                Happening::MessagesDropped(Dropped { server, principal: None, reason, count })
             }
         })
     }

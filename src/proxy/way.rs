@@ -303,7 +303,7 @@ impl Proxy {
         if let Err(error) = self.record_outcome(exchange, passage, conclusion).await {
             tracing::error!(decision = %exchange.id, %error, "an outcome could not be recorded");
             if let Some(session) = &passage.session {
-                self.sessions.close(&session.id);
+                self.sessions.close(&session.id, "its opening could not be recorded");
             }
             return Err(Refusal::new(
                 Code::AuditUnavailable,
@@ -316,7 +316,7 @@ impl Proxy {
             End::Cancelled => Ok(None),
             End::Failed(refusal) | End::Refused(refusal) => {
                 if let Some(session) = &passage.session {
-                    self.sessions.close(&session.id);
+                    self.sessions.close(&session.id, "its opening was refused");
                 }
                 // A plugin can quote an answer in it.
                 let detail = refusal.detail.as_deref().map(|detail| self.shown(detail));

@@ -15,7 +15,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -68,6 +68,8 @@ pub struct Session {
     /// The event streams on which the client hears from us.
     pub streams: Streams,
     ended: CancellationToken,
+    /// Why it ended.
+    why: OnceLock<&'static str>,
 }
 
 impl fmt::Debug for Session {
@@ -141,7 +143,14 @@ impl Session {
         &self.ended
     }
 
-    fn end(&self) {
+    /// Why it ended, in words; empty while it has not.
+    pub fn end_reason(&self) -> &'static str {
+        self.why.get().copied().unwrap_or_default()
+    }
+
+    fn end(&self, why: &'static str) {
+        // The first reason is the one.
+        let _ = self.why.set(why);
         self.ended.cancel();
         self.streams.end();
         self.calls.end();
@@ -203,6 +212,7 @@ impl Sessions {
             shares: Mutex::default(),
             streams: Streams::new(budget),
             ended: CancellationToken::new(),
+            why: OnceLock::new(),
         });
         let mut sessions = self.sessions.lock();
         let own = sessions.values().filter(|s| s.owner.kind == session.owner.kind).count();
@@ -238,10 +248,10 @@ impl Sessions {
         }
     }
 
-    /// Ends a session.
-    pub fn close(&self, id: &SessionId) {
+    /// Ends a session, for a reason that goes on record.
+    pub fn close(&self, id: &SessionId, why: &'static str) {
         if let Some(session) = self.sessions.lock().remove(id) {
-            session.end();
+            session.end(why);
         }
     }
 
@@ -253,7 +263,7 @@ impl Sessions {
                 || session.is_heard()
                 || !session.calls.is_empty();
             if !keep {
-                session.end();
+                session.end("nobody used it for `limits.session-idle-s`");
             }
             session.streams.sweep();
             keep
@@ -320,7 +330,8 @@ mod tests {
         }
         let refusal = sessions.open(opening(&b)).err().unwrap();
         assert_eq!(refusal.code, Code::RateLimited);
-        sessions.close(&session.id);
+        sessions.close(&session.id, "the test says so");
+        assert_eq!(session.end_reason(), "the test says so");
         assert!(sessions.find(&session.id, &a, &View::All).is_err());
         assert!(session.ended().is_cancelled());
     }

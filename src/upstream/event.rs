@@ -101,7 +101,7 @@ pub struct Started {
     pub party: Option<PrincipalKind>,
     pub revision: Revision,
     /// Name and version that it claims.
-    pub claims: Option<String>,
+    pub server_info: Option<String>,
     pub took: Duration,
 }
 

@@ -243,7 +243,7 @@ impl Instance {
                     origin: running.origin.clone(),
                     party: self.principal(),
                     revision: running.greeting.revision,
-                    claims: running.greeting.claims(),
+                    server_info: running.greeting.claims(),
                     took: began.elapsed(),
                 })))
                 .await;

@@ -184,7 +184,7 @@ async fn a_key_is_rotated_and_old_records_are_still_read() {
     let rotated: Vec<_> = rotated
         .iter()
         .filter_map(|what| match what {
-            Happening::KeyRotated { key } => Some(key),
+            Happening::KeyRotated { key_id } => Some(key_id),
             _ => None,
         })
         .collect();

@@ -157,7 +157,7 @@ impl Audit {
         } else {
             tracing::info!(first, last, bytes, "a segment of the audit log is dropped: {why}");
         }
-        let what = Happening::SegmentDropped { first, last, from, to, bytes, why };
+        let what = Happening::SegmentDropped { first, last, from, to, bytes, reason: why };
         let told = match self.event(what.clone()).await {
             // To drop it is what makes room for the record of it.
             Err(Unavailable::Full { .. }) => false,

@@ -39,7 +39,7 @@ impl Column {
             Self::Group => {
                 call.map(|call| many(call.groups.iter().map(String::as_str))).unwrap_or_default()
             }
-            Self::Key => many(call.and_then(|call| call.key.as_deref())),
+            Self::Key => many(call.and_then(|call| call.key_id.as_deref())),
             Self::Addr => {
                 let addr = call.and_then(|call| call.client_addr);
                 addr.map(|addr| addr.ip().to_canonical().to_string().into()).into_iter().collect()

@@ -141,20 +141,19 @@ impl Happening {
             }
             Self::PolicyRejected { reason } => change(reason),
             Self::PluginLoaded(loaded) => {
-                let PluginLoaded { plugin, file, digest, claims, grants, .. } = loaded;
-                [plugin, file, digest, claims].into_iter().chain(grants).for_each(change);
+                let PluginLoaded { plugin, file, digest, manifest, grants, .. } = loaded;
+                [plugin, file, digest, manifest].into_iter().chain(grants).for_each(change);
             }
             Self::PluginRefused { plugin, file, reason } => {
                 [plugin, file, reason].into_iter().for_each(change);
             }
             Self::ClientSeen(who) => who.texts(change),
-            Self::SessionOpened(SessionOpened { session, who, revision, claims }) => {
-                [session, revision].into_iter().chain(claims).for_each(&mut change);
+            Self::SessionOpened(SessionOpened { session, who, revision, client_info }) => {
+                [session, revision].into_iter().chain(client_info).for_each(&mut change);
                 who.texts(change);
             }
-            Self::SessionEnded { session, principal, .. } => {
-                change(session);
-                change(principal);
+            Self::SessionEnded { session, principal, requests: _, reason } => {
+                [session, principal, reason].into_iter().for_each(change);
             }
             Self::ServerLaunching(Launching {
                 launch: _,
@@ -220,20 +219,20 @@ impl Happening {
             Self::ApprovalGiven { id: _, principal, server, allowed: _, by, reason } => {
                 [principal, by].into_iter().chain(server).chain(reason).for_each(change);
             }
-            Self::ClientAdded { client, key, groups, by: By { uid: _, user, reason } } => {
+            Self::ClientAdded { client, key_id, groups, by: By { uid: _, user, reason } } => {
                 let more = groups.iter_mut().chain(user).chain(reason);
-                [client, key].into_iter().chain(more).for_each(change);
+                [client, key_id].into_iter().chain(more).for_each(change);
             }
-            Self::ClientRemoved { client, key, by: By { uid: _, user, reason } } => {
-                [client, key].into_iter().chain(user).chain(reason).for_each(change);
+            Self::ClientRemoved { client, key_id, by: By { uid: _, user, reason } } => {
+                [client, key_id].into_iter().chain(user).chain(reason).for_each(change);
             }
             Self::AdminAction(AdminAction { user, verb, target, code, .. }) => {
                 user.iter_mut().chain([verb]).chain(target).chain(code).for_each(change);
             }
             Self::RecordsLost { reason, .. } => reason.iter_mut().for_each(change),
             Self::RefusalsUnrecorded { .. } | Self::RecordsMissed { .. } => {}
-            Self::SegmentDropped { why: one, .. }
-            | Self::KeyRotated { key: one }
+            Self::SegmentDropped { reason: one, .. }
+            | Self::KeyRotated { key_id: one }
             | Self::StoreBackedUp { to: one, .. } => change(one),
         }
     }
@@ -241,8 +240,8 @@ impl Happening {
 
 impl Who {
     fn texts(&mut self, change: impl FnMut(&mut String)) {
-        let Self { principal, groups, key, .. } = self;
-        std::iter::once(principal).chain(groups).chain(key).for_each(change);
+        let Self { principal, groups, key_id, .. } = self;
+        std::iter::once(principal).chain(groups).chain(key_id).for_each(change);
     }
 }
 
@@ -253,7 +252,7 @@ impl Launched {
             server,
             kind: _,
             place,
-            why,
+            reason,
             program,
             image_ref,
             image,
@@ -262,10 +261,10 @@ impl Launched {
             principal,
             era: _,
             revision,
-            claims,
+            server_info,
             took_us: _,
         } = self;
-        [server, place, why, revision]
+        [server, place, reason, revision]
             .into_iter()
             .chain(program)
             .chain(image_ref)
@@ -273,7 +272,7 @@ impl Launched {
             .chain(profile)
             .chain(deviations)
             .chain(principal)
-            .chain(claims)
+            .chain(server_info)
             .for_each(change);
     }
 }

@@ -211,7 +211,7 @@ impl Who {
             principal: principal.name(),
             verified: principal.verified,
             groups: groups(principal).0,
-            key: principal.key.clone(),
+            key_id: principal.key.clone(),
             client_addr,
             transport: transport(by),
         }
@@ -259,7 +259,7 @@ fn stranger(arrival: &Arrival<'_>) -> (Call, u32) {
         principal: arrival.principal.map(|principal| clip(&principal.name(), NAME)),
         verified: arrival.principal.is_some_and(|principal| principal.verified),
         groups,
-        key: arrival.principal.and_then(|principal| principal.key.clone()),
+        key_id: arrival.principal.and_then(|principal| principal.key.clone()),
         client_addr: arrival.client_addr,
         transport: transport(arrival.transport),
         session: None,

@@ -66,13 +66,14 @@ pub enum Happening {
     ClientSeen(Who),
     /// A session was opened by an `initialize`, which has records of its own.
     SessionOpened(SessionOpened),
-    /// A session ended: the client closed it or left, or it was not used for too long. Those that
-    /// are open when the proxy stops end with it.
+    /// A session ended. Those that are open when the proxy stops end with it, without this.
     SessionEnded {
         session: String,
         principal: String,
         /// How many requests were made in it.
         requests: u64,
+        /// Why it ended.
+        reason: String,
     },
     /// A server is about to be started, or connected to. Where this can't be recorded, it is not.
     /// One launch has several where it takes several tries: a legacy server that ends when it is
@@ -153,7 +154,7 @@ pub enum Happening {
     ClientAdded {
         client: String,
         /// The first digits of the hash of its key.
-        key: String,
+        key_id: String,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         groups: Vec<String>,
         #[serde(flatten)]
@@ -163,7 +164,7 @@ pub enum Happening {
     ClientRemoved {
         client: String,
         /// The first digits of the hash of its key.
-        key: String,
+        key_id: String,
         #[serde(flatten)]
         by: By,
     },
@@ -211,16 +212,18 @@ pub enum Happening {
         from: Timestamp,
         #[schemars(with = "String", extend("format" = "date-time"))]
         to: Timestamp,
+        /// How much room it took.
         bytes: u64,
-        why: String,
+        reason: String,
     },
     /// Records are encrypted under another key from here on.
     KeyRotated {
-        /// The key's id.
-        key: String,
+        /// The key's id, as in `store.json`.
+        key_id: String,
     },
     /// The store was copied.
     StoreBackedUp {
+        /// The folder that has the copy.
         to: String,
         /// `seq` of the first and the last record of the copy.
         first: u64,
@@ -255,7 +258,7 @@ pub struct Who {
     pub groups: Vec<String>,
     /// The first digits of the hash of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<String>,
+    pub key_id: Option<String>,
     /// The address and port, over a network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
@@ -273,7 +276,7 @@ pub struct SessionOpened {
     pub revision: String,
     /// Name and version that the client claims.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub claims: Option<String>,
+    pub client_info: Option<String>,
 }
 
 /// A plugin that was loaded.
@@ -287,7 +290,7 @@ pub struct PluginLoaded {
     /// Whether the config names that digest.
     pub pinned: bool,
     /// Name and version by its own manifest.
-    pub claims: String,
+    pub manifest: String,
     /// What it may do beyond its verdicts: `log`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grants: Vec<String>,
@@ -357,8 +360,8 @@ pub struct Launched {
     pub kind: PlaceKind,
     /// Which one: `container 0123456789ab`, `sandbox pid 42`, a URL without user and query.
     pub place: String,
-    /// Why it runs there, or where its URL leads.
-    pub why: String,
+    /// Why it runs there.
+    pub reason: String,
     /// The program, in a sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<String>,
@@ -382,7 +385,7 @@ pub struct Launched {
     pub revision: String,
     /// Name and version that it claims.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub claims: Option<String>,
+    pub server_info: Option<String>,
     /// Microseconds until it was ready.
     pub took_us: u64,
 }
@@ -464,7 +467,7 @@ pub struct Dropped {
     /// For whom they were, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    pub why: DropReason,
+    pub reason: DropReason,
     /// How many, since the last such record.
     pub count: u64,
 }

@@ -17,13 +17,14 @@ use crate::{
 impl Launched {
     /// This start of a server.
     pub fn of(server: &ServerName, started: Started) -> Self {
-        let Started { launch, place, process, origin, party, revision, claims, took } = started;
+        let Started { launch, place, process, origin, party, revision, server_info, took } =
+            started;
         let Origin { program, image_ref, image, profile, deviations } = origin;
         Self {
             launch,
             server: server.to_string(),
             kind: (&place).into(),
-            why: match &place {
+            reason: match &place {
                 Place::Remote { .. } => "the config names a URL".to_owned(),
                 Place::Container { why } | Place::Sandbox { why } => why.clone(),
             },
@@ -39,7 +40,7 @@ impl Launched {
             principal: party.as_ref().map(PrincipalKind::name),
             era: era(revision),
             revision: revision.to_string(),
-            claims,
+            server_info,
             took_us: micros(took),
         }
     }

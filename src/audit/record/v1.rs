@@ -98,7 +98,7 @@ pub struct Call {
     pub groups: Vec<String>,
     /// The first digits of the hash of the client's key: one name can have had several keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<String>,
+    pub key_id: Option<String>,
     /// The client's address and port, over a network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]

@@ -39,8 +39,11 @@ impl fmt::Display for Happening {
             Self::SessionOpened(opened) => {
                 write!(f, "{} opened session {}", opened.who.principal, opened.session)
             }
-            Self::SessionEnded { session, principal, requests } => {
-                write!(f, "session {session} of {principal} ended after {requests} requests")
+            Self::SessionEnded { session, principal, requests, reason } => {
+                write!(
+                    f,
+                    "session {session} of {principal} ended after {requests} requests: {reason}"
+                )
             }
             Self::ServerLaunching(launching) => {
                 write!(f, "server {} is being started", launching.server)
@@ -74,7 +77,7 @@ impl fmt::Display for Happening {
                 write!(f, "server {server}: secret {secret} is not to be had: {reason}")
             }
             Self::MessagesDropped(dropped) => {
-                let why = match dropped.why {
+                let why = match dropped.reason {
                     DropReason::Flood => "came too fast",
                     DropReason::Level => "were below the level that the client asked for",
                     DropReason::Unread => "were not read by the client",
@@ -90,12 +93,12 @@ impl fmt::Display for Happening {
                 let word = if *allowed { "allowed" } else { "denied" };
                 write!(f, "{by} {word} what {principal} asked for: {id}")
             }
-            Self::ClientAdded { client, key, by, .. } => {
-                write!(f, "client {client} added, key {key}")?;
+            Self::ClientAdded { client, key_id, by, .. } => {
+                write!(f, "client {client} added, key {key_id}")?;
                 said(by, f)
             }
-            Self::ClientRemoved { client, key, by } => {
-                write!(f, "client {client} removed, key {key}")?;
+            Self::ClientRemoved { client, key_id, by } => {
+                write!(f, "client {client} removed, key {key_id}")?;
                 said(by, f)
             }
             Self::AdminAction(action) => {
@@ -127,10 +130,12 @@ impl fmt::Display for Happening {
                 "not recorded from {since} to {until}: {intents} intents, {outcomes} outcomes, \
                  {refusals} refusals and {events} events"
             ),
-            Self::SegmentDropped { first, last, why, .. } => {
-                write!(f, "audit records {first} to {last} dropped: {why}")
+            Self::SegmentDropped { first, last, reason, .. } => {
+                write!(f, "audit records {first} to {last} dropped: {reason}")
             }
-            Self::KeyRotated { key } => write!(f, "audit records are encrypted by key {key} now"),
+            Self::KeyRotated { key_id } => {
+                write!(f, "audit records are encrypted by key {key_id} now")
+            }
             Self::StoreBackedUp { to, first, last } => {
                 write!(f, "audit records {first} to {last} copied to {to}")
             }

@@ -119,7 +119,7 @@ impl Lines {
         if !call.groups.is_empty() {
             self.add("groups", call.groups.join(", "));
         }
-        if let Some(key) = &call.key {
+        if let Some(key) = &call.key_id {
             self.add("key", format!("{key}…"));
         }
         let kind = if call.notification { " (notification)" } else { "" };

@@ -460,7 +460,7 @@ impl Front {
         });
         match session {
             Ok(session) => {
-                self.proxy.sessions.close(&session.id);
+                self.proxy.sessions.close(&session.id, "the client closed it");
                 StatusCode::NO_CONTENT.into_response()
             }
             Err(refusal) => {

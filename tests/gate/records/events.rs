@@ -48,7 +48,7 @@ async fn a_run_is_on_record_from_its_start_to_its_end() {
     seen(
         &gate,
         json!({ "event": "session-ended", "session": session[..8], "principal": "ann",
-        "requests": 2 }),
+        "requests": 2, "reason": "the client closed it" }),
     )
     .await;
     let written = gate.stop().await;
@@ -60,12 +60,12 @@ async fn a_run_is_on_record_from_its_start_to_its_end() {
             "chain": ["schema (audit)"] }),
         json!({ "event": "policy-loaded", "policies": 1, "revision": "*" }),
         json!({ "event": "client-seen", "principal": "ann", "verified": true, "groups": ["ops"],
-            "key": "*", "client_addr": "*", "transport": "http" }),
+            "key_id": "*", "client_addr": "*", "transport": "http" }),
         json!({ "event": "session-opened", "principal": "ann", "session": session[..8] }),
         json!({ "event": "secrets-handed", "server": "notes",
             "secrets": [{ "secret": "TOKEN", "source": "env", "by": "environment" }] }),
         json!({ "event": "server-launched", "server": "notes", "kind": "sandbox", "place": "*",
-            "why": "*", "program": "*", "era": "*", "revision": "*", "claims": "*",
+            "reason": "*", "program": "*", "era": "*", "revision": "*", "server_info": "*",
             "took_us": "*" }),
         json!({ "event": "server-stopped", "server": "notes", "reason": "the proxy stops",
             "place": "*", "exit_code": "#" }),
@@ -91,9 +91,9 @@ async fn clients_and_policies_that_change_are_on_record() {
     let cli = async |args: &[&str]| assert_eq!(gate.cli(args).await.code, Some(0), "{args:?}");
     cli(&["client", "add", "bob", "--group", "ops"]).await;
     let added = seen(&gate, json!({ "event": "client-added", "client": "bob", "groups": ["ops"] }));
-    let key = added.await["key"].clone();
+    let key = added.await["key_id"].clone();
     cli(&["client", "rm", "bob"]).await;
-    seen(&gate, json!({ "event": "client-removed", "client": "bob", "key": key })).await;
+    seen(&gate, json!({ "event": "client-removed", "client": "bob", "key_id": key })).await;
     let uid = nix::unistd::getuid().as_raw();
     let policies = gate.path("policies/gate.cedar");
     let two = "permit (principal, action, resource);\npermit (principal, action, resource);";
@@ -210,7 +210,7 @@ async fn plugins_are_on_record_with_their_digests() {
     one(
         &gate.records(&[]).await,
         &json!({ "event": "plugin-loaded", "plugin": "mail", "digest": digest, "pinned": true,
-            "grants": ["log"], "claims": "*", "memory_mib": 64, "file": "*" }),
+            "grants": ["log"], "manifest": "*", "memory_mib": 64, "file": "*" }),
     );
     gate.stop().await;
     let written = Setup::notes().and(&entry(&"0".repeat(64))).write();
@@ -251,7 +251,7 @@ async fn log_messages_that_a_client_does_not_want_are_counted() {
     agent.call("crooked__flood", json!({ "mib": 1, "bytes": 100_000 })).await.unwrap();
     seen(
         &gate,
-        json!({ "event": "messages-dropped", "server": "crooked", "why": "level",
+        json!({ "event": "messages-dropped", "server": "crooked", "reason": "level",
         "principal": "anonymous", "count": "*" }),
     )
     .await;
@@ -265,10 +265,13 @@ async fn clients_that_change_without_a_proxy_are_on_record() {
     assert_eq!(written.cli(&["client", "rm", "ann"]).await.code, Some(0));
     let records = written.records(&[]).await;
     let uid = nix::unistd::getuid().as_raw();
-    let added = json!({ "event": "client-added", "client": "ann", "groups": ["ops"], "key": "*",
+    let added = json!({ "event": "client-added", "client": "ann", "groups": ["ops"], "key_id": "*",
         "uid": uid });
-    let key = &one(&records, &added)["key"];
-    one(&records, &json!({ "event": "client-removed", "client": "ann", "key": key, "uid": uid }));
+    let key = &one(&records, &added)["key_id"];
+    one(
+        &records,
+        &json!({ "event": "client-removed", "client": "ann", "key_id": key, "uid": uid }),
+    );
 }
 
 #[tokio::test]
@@ -284,7 +287,7 @@ async fn notifications_that_a_client_does_not_read_are_counted() {
     let lines = format!("{hello}\n{ready}\n{flood}\n");
     tokio::io::AsyncWriteExt::write_all(&mut input, lines.as_bytes()).await.unwrap();
     // Nobody reads its output, until it is on record that something was dropped.
-    let unread = json!({ "event": "messages-dropped", "server": "crooked", "why": "unread",
+    let unread = json!({ "event": "messages-dropped", "server": "crooked", "reason": "unread",
         "count": "*" });
     seen(&gate, unread).await;
     drop(gate.stdout.take());
@@ -304,7 +307,7 @@ async fn a_container_is_on_record_with_its_image_and_what_confines_it() {
     let launched = one(
         &records,
         &json!({ "event": "server-launched", "server": "crooked",
-        "kind": "container", "place": "*", "why": "*", "image": "*", "image_ref": "*",
+        "kind": "container", "place": "*", "reason": "*", "image": "*", "image_ref": "*",
         "profile": "*", "deviations": ["ReadonlyRootfs: false (hardening.writable-root)"] }),
     );
     let image = &launched["image"];

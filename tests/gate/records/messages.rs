@@ -14,7 +14,7 @@ use crate::support::{
 fn common(era: &str) -> Value {
     json!({
         "v": 1, "id": "*", "at": "*", "principal": "ann", "verified": true, "groups": ["ops"],
-        "key": "*", "client_addr": "*", "transport": "http", "era": era, "revision": "*",
+        "key_id": "*", "client_addr": "*", "transport": "http", "era": era, "revision": "*",
         "policy_revision": "*",
     })
 }
@@ -136,7 +136,7 @@ async fn a_pin_is_of_the_definition_and_a_session_joins_its_records() {
         &records,
         &json!({ "record": "event", "event": "session-opened", "session": session,
         "principal": "anonymous", "transport": "http", "client_addr": "*", "revision": "*",
-        "claims": "*" }),
+        "client_info": "*" }),
     );
     any(&records, &json!({ "record": "outcome", "method": "tools/call", "session": session }));
     gate.stop().await;
@@ -232,7 +232,7 @@ async fn every_stage_that_refuses_says_so() {
         json!({ "record": "refused", "refusal": { "code": "unauthenticated" }, "client_addr": "*" }),
         json!({ "record": "refused", "refusal": { "code": "forbidden-origin" } }),
         json!({ "record": "refused", "refusal": { "code": "malformed" }, "principal": "ann",
-            "verified": true, "key": "*", "request": { "bytes": 1 } }),
+            "verified": true, "key_id": "*", "request": { "bytes": 1 } }),
         json!({ "record": "refused", "refusal": { "code": "unknown-target" }, "principal": "ann",
             "stages_us": { "route": "*" } }),
         json!({ "record": "refused", "refusal": { "code": "policy-denied" },

@@ -132,7 +132,7 @@ pub const COLUMNS: &[Column] = &[
         call(i).map_or(Value::Absent, |call| json(&call.groups, call.groups.is_empty()))
     }),
     column("key", Text, "The first digits of the hash of the client's key.", |i| {
-        maybe(call(i).and_then(|call| call.key.as_deref()))
+        maybe(call(i).and_then(|call| call.key_id.as_deref()))
     }),
     column("client_addr", Text, "The client's address and port.", |i| {
         call(i)

@@ -95,7 +95,7 @@ fn classified(
             if let Some(groups) = members.get("groups").and_then(Value::as_array) {
                 user["groups"] = groups.iter().map(|group| json!({ "name": group })).collect();
             }
-            if let Some(key) = text(members, "key") {
+            if let Some(key) = text(members, "key_id") {
                 let credential = json!({ "type": "API key", "uid": key });
                 user["programmatic_credentials"] = json!([credential]);
             }

@@ -43,7 +43,7 @@ const HOSTILE: &str = "=re\\ad|x=1] \"y\"\n\r\u{1b}[2J\0";
 fn call(kind: &str, rest: &str) -> String {
     let tool = Value::from(HOSTILE);
     format!(
-        r#"{{"record":"{kind}","id":"{ID}","at":"2026-11-21T15:59:59.5Z","principal":"ci-bot","verified":true,"groups":["automation"],"key":"ab12","client_addr":"192.0.2.7:4000","transport":"http","session":"s-1","direction":"client-to-server","method":"tools/call","revision":"2025-11-25","era":"legacy","server":"notes","target":{{"tool":{tool}}},"labels":["pii","web"],"trace":"4bf92f3577b34da6a3ce929d0e0e4736",{rest}}}"#
+        r#"{{"record":"{kind}","id":"{ID}","at":"2026-11-21T15:59:59.5Z","principal":"ci-bot","verified":true,"groups":["automation"],"key_id":"ab12","client_addr":"192.0.2.7:4000","transport":"http","session":"s-1","direction":"client-to-server","method":"tools/call","revision":"2025-11-25","era":"legacy","server":"notes","target":{{"tool":{tool}}},"labels":["pii","web"],"trace":"4bf92f3577b34da6a3ce929d0e0e4736",{rest}}}"#
     )
 }
 
