@@ -48,7 +48,7 @@ impl Proxy {
         let call = self.waiting(exchange, asking.clone()).await;
         // Nobody is asked about what is not on record.
         self.on_record(Happening::ApprovalAsked {
-            id: exchange.id,
+            call: exchange.id,
             principal: exchange.principal.name(),
             server: call.server.clone(),
             rules: asking.iter().map(|asking| asking.rule.id.clone()).collect(),
@@ -75,7 +75,7 @@ impl Proxy {
         let shown = |text: &str| self.shown(text);
         let (by, reason) = (shown(&by), reason.as_deref().map(shown));
         self.on_record(Happening::ApprovalGiven {
-            id: exchange.id,
+            call: exchange.id,
             principal: exchange.principal.name(),
             server: exchange.server.as_ref().map(ToString::to_string),
             allowed,

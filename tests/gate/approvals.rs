@@ -87,7 +87,7 @@ async fn a_call_waits_until_a_person_says_so() {
         assert!(given["by"].is_string() && given["reason"] == "as agreed", "{given:#}");
         // What was allowed left after that.
         let place =
-            |kind: &str| records.iter().position(|r| r["record"] == kind && r["id"] == given["id"]);
+            |kind: &str| records.iter().position(|r| r["record"] == kind && r["id"] == given["call"]);
         let at = records.iter().position(|r| r["seq"] == given["seq"]);
         match given["allowed"].as_bool().unwrap() {
             true => assert!(place("intent") > at && place("refused").is_none()),

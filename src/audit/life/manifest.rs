@@ -235,7 +235,7 @@ mod tests {
         for text in [
             "".into(),
             "{".into(),
-            format!(r#"{{"format":0,"id":"{id}","created":"2026-11-21T08:00:00Z"}}"#),
+            format!(r#"{{"format":-1,"id":"{id}","created":"2026-11-21T08:00:00Z"}}"#),
             r#"{"format":1,"id":"x","created":"2026-11-21T08:00:00Z"}"#.into(),
             format!(r#"{{"format":1,"id":"{id}","created":"2026-11-21T08:00:00Z","more":1}}"#),
             " ".repeat(2 << 20),

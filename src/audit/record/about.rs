@@ -213,10 +213,10 @@ impl Happening {
             Self::MessagesDropped(Dropped { server, principal, .. }) => {
                 std::iter::once(server).chain(principal).for_each(change);
             }
-            Self::ApprovalAsked { id: _, principal, server, rules, until: _ } => {
+            Self::ApprovalAsked { call: _, principal, server, rules, until: _ } => {
                 std::iter::once(principal).chain(server).chain(rules).for_each(change);
             }
-            Self::ApprovalGiven { id: _, principal, server, allowed: _, by, reason } => {
+            Self::ApprovalGiven { call: _, principal, server, allowed: _, by, reason } => {
                 [principal, by].into_iter().chain(server).chain(reason).for_each(change);
             }
             Self::ClientAdded { client, key_id, groups, by: By { uid: _, user, reason } } => {

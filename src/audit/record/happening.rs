@@ -124,9 +124,9 @@ pub enum Happening {
     MessagesDropped(Dropped),
     /// A person is asked to allow a call.
     ApprovalAsked {
-        /// The decision that waits, as in the records of the call.
+        /// The `id` of the call that waits.
         #[schemars(with = "String", extend("format" = "uuid"))]
-        id: DecisionId,
+        call: DecisionId,
         principal: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         server: Option<String>,
@@ -139,8 +139,9 @@ pub enum Happening {
     /// A person, or the webhook, allowed a call or did not. What nobody said anything of is refused
     /// with `approval-timeout`.
     ApprovalGiven {
+        /// As in its `approval-asked`.
         #[schemars(with = "String", extend("format" = "uuid"))]
-        id: DecisionId,
+        call: DecisionId,
         principal: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         server: Option<String>,

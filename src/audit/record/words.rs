@@ -85,13 +85,13 @@ impl fmt::Display for Happening {
                 let (server, count) = (&dropped.server, dropped.count);
                 write!(f, "server {server}: {count} of its messages {why} and were dropped")
             }
-            Self::ApprovalAsked { id, principal, rules, .. } => {
+            Self::ApprovalAsked { call, principal, rules, .. } => {
                 let rules = rules.join(", ");
-                write!(f, "a person is asked whether {principal} may ({rules}): {id}")
+                write!(f, "a person is asked whether {principal} may ({rules}): {call}")
             }
-            Self::ApprovalGiven { id, principal, allowed, by, .. } => {
+            Self::ApprovalGiven { call, principal, allowed, by, .. } => {
                 let word = if *allowed { "allowed" } else { "denied" };
-                write!(f, "{by} {word} what {principal} asked for: {id}")
+                write!(f, "{by} {word} what {principal} asked for: {call}")
             }
             Self::ClientAdded { client, key_id, by, .. } => {
                 write!(f, "client {client} added, key {key_id}")?;
