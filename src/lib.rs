@@ -62,6 +62,9 @@ pub mod vault;
 // What clients keep for us.
 pub mod seal;
 
+// Files of keys, here and in `audit`.
+mod keyfile;
+
 // The house around them.
 pub mod config;
 

@@ -1,16 +1,11 @@
-//! `seal.key` in the state folder: 32 random bytes, its owner's alone.
+//! `seal.key` in the state folder.
 
 use std::{
-    fs::{self, DirBuilder, File},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    io,
     path::{Path, PathBuf},
 };
 
-use zeroize::Zeroizing;
-
-/// The key; its memory is overwritten when it is dropped.
-pub(super) type Key = Zeroizing<[u8; 32]>;
+use crate::keyfile::{self, Fault, Key};
 
 /// What is wrong with the file of the key.
 #[derive(Debug, thiserror::Error)]
@@ -33,108 +28,18 @@ pub enum KeyFault {
     Random(getrandom::Error),
 }
 
+impl From<Fault> for KeyFault {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Io { path, source } => Self::Io { path, source },
+            Fault::Open(path) => Self::Open(path),
+            Fault::Damaged(path) => Self::Damaged(path),
+            Fault::Random(error) => Self::Random(error),
+        }
+    }
+}
+
 /// Reads the key, and makes it where there is none.
 pub(super) fn load(state_dir: &Path) -> Result<Key, KeyFault> {
-    let path = state_dir.join("seal.key");
-    if let Some(key) = read(&path)? {
-        return Ok(key);
-    }
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(state_dir)
-        .map_err(|source| KeyFault::Io { path: state_dir.to_owned(), source })?;
-    make(state_dir, &path)?;
-    // Of two processes that make it at once, one wins, and both use what it wrote.
-    read(&path)?.ok_or(KeyFault::Damaged(path))
-}
-
-fn read(path: &Path) -> Result<Option<Key>, KeyFault> {
-    let io = |source| KeyFault::Io { path: path.to_owned(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io(error)),
-    };
-    if file.metadata().map_err(io)?.mode() & 0o077 != 0 {
-        return Err(KeyFault::Open(path.to_owned()));
-    }
-    // One byte more than a key has, to tell a file that is longer.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(33));
-    file.take(33).read_to_end(&mut bytes).map_err(io)?;
-    let key = <[u8; 32]>::try_from(&bytes[..]).map_err(|_| KeyFault::Damaged(path.to_owned()))?;
-    Ok(Some(Zeroizing::new(key)))
-}
-
-/// Puts a whole, synced file in place, unless there is one by now.
-fn make(dir: &Path, path: &Path) -> Result<(), KeyFault> {
-    let mut key = Zeroizing::new([0; 32]);
-    getrandom::fill(&mut *key).map_err(KeyFault::Random)?;
-    let made = || -> io::Result<()> {
-        let mut file = tempfile::Builder::new()
-            .prefix(".seal-")
-            .permissions(fs::Permissions::from_mode(0o600))
-            .tempfile_in(dir)?;
-        file.write_all(&*key)?;
-        file.as_file().sync_all()?;
-        match file.persist_noclobber(path) {
-            Ok(_) => File::open(dir)?.sync_all(),
-            Err(lost) if lost.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(failed) => Err(failed.error),
-        }
-    };
-    made().map_err(|source| KeyFault::Io { path: path.to_owned(), source })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_key_is_made_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("a/state");
-        let key = load(&state).unwrap();
-        assert_ne!(*key, [0; 32]);
-        assert_eq!(load(&state).unwrap(), key);
-        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
-        assert_eq!(mode(&state.join("seal.key")), 0o600);
-        assert_eq!(mode(&state), 0o700);
-        let names: Vec<_> = fs::read_dir(&state).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(names, ["seal.key"]);
-        assert_ne!(load(&dir.path().join("b")).unwrap(), key);
-    }
-
-    #[test]
-    fn all_who_begin_at_once_have_the_same_key() {
-        let dir = tempfile::tempdir().unwrap();
-        let keys: Vec<Key> = std::thread::scope(|scope| {
-            let all: Vec<_> = (0..16).map(|_| scope.spawn(|| load(dir.path()).unwrap())).collect();
-            all.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        assert!(keys.iter().all(|key| *key == keys[0]));
-    }
-
-    #[test]
-    fn a_key_that_cannot_be_trusted_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("seal.key");
-        let write = |bytes: &[u8], mode| {
-            fs::write(&path, bytes).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        };
-        for mode in [0o640, 0o604, 0o620, 0o644] {
-            write(&[1; 32], mode);
-            assert!(matches!(load(dir.path()), Err(KeyFault::Open(_))), "{mode:o}");
-        }
-        for bytes in [&[][..], &[1; 31], &[1; 33]] {
-            write(bytes, 0o600);
-            assert!(matches!(load(dir.path()), Err(KeyFault::Damaged(_))), "{}", bytes.len());
-            // And it is left for somebody to look at.
-            assert_eq!(fs::read(&path).unwrap(), bytes);
-        }
-        fs::remove_file(&path).unwrap();
-        fs::create_dir(&path).unwrap();
-        assert!(load(dir.path()).is_err());
-    }
+    Ok(keyfile::load(state_dir, "seal.key")?)
 }

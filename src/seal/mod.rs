@@ -19,6 +19,7 @@ use chacha20poly1305::{
 use jiff::Timestamp;
 use zeroize::Zeroizing;
 
+use crate::keyfile::Key;
 pub use key::KeyFault;
 
 /// Bytes that can be sealed: a handle travels in a message, and must leave room for it.
@@ -73,7 +74,7 @@ impl Seal {
         Ok(Self::of(&key::load(state_dir)?))
     }
 
-    fn of(key: &key::Key) -> Self {
+    fn of(key: &Key) -> Self {
         // The cipher overwrites its copy of the key when it is dropped.
         Self { cipher: XChaCha20Poly1305::new((&**key).into()) }
     }

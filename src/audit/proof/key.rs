@@ -5,10 +5,7 @@
 //! it, `audit-verifier` says which store it signs for, in the form that everybody may have.
 
 use std::{
-    fmt,
-    fs::{self, DirBuilder, File},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    fmt, fs, io,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -21,7 +18,7 @@ use signed_note::{
 };
 use zeroize::Zeroizing;
 
-use crate::audit::life::write_durably;
+use crate::{audit::life::write_durably, keyfile};
 
 /// The file of the signing key, in the state folder.
 const FILE: &str = "audit-signing.key";
@@ -57,6 +54,17 @@ pub enum KeyFault {
     Name(String),
 }
 
+impl From<keyfile::Fault> for KeyFault {
+    fn from(fault: keyfile::Fault) -> Self {
+        match fault {
+            keyfile::Fault::Io { path, source } => Self::Io { path, source },
+            keyfile::Fault::Open(path) => Self::Open(path),
+            keyfile::Fault::Damaged(path) => Self::Damaged(path),
+            keyfile::Fault::Random(error) => Self::Random(error),
+        }
+    }
+}
+
 /// Signs notes in the name of one store.
 pub(in crate::audit) struct Signer {
     origin: String,
@@ -76,20 +84,7 @@ impl Signer {
     /// # Errors
     /// Where the key can't be read, made or trusted.
     pub(in crate::audit) fn open(state: &Path, store: &str) -> Result<Self, KeyFault> {
-        let path = state.join(FILE);
-        let seed = match read(&path)? {
-            Some(seed) => seed,
-            None => {
-                DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(state)
-                    .map_err(|source| KeyFault::Io { path: state.to_owned(), source })?;
-                make(state, &path)?;
-                // Of two processes that make it at once, one wins, and both use what it wrote.
-                read(&path)?.ok_or(KeyFault::Damaged(path))?
-            }
-        };
+        let seed = keyfile::load(state, FILE)?;
         Self::of(&seed, store)
     }
 
@@ -222,45 +217,10 @@ pub(super) enum NotSigned {
     Forged,
 }
 
-fn read(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>, KeyFault> {
-    let io = |source| KeyFault::Io { path: path.to_owned(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io(error)),
-    };
-    if file.metadata().map_err(io)?.mode() & 0o077 != 0 {
-        return Err(KeyFault::Open(path.to_owned()));
-    }
-    // One byte more than a key has, to tell a file that is longer.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(33));
-    file.take(33).read_to_end(&mut bytes).map_err(io)?;
-    let seed = <[u8; 32]>::try_from(&bytes[..]).map_err(|_| KeyFault::Damaged(path.to_owned()))?;
-    Ok(Some(Zeroizing::new(seed)))
-}
-
-/// Puts a whole, synced file in place, unless there is one by now.
-fn make(dir: &Path, path: &Path) -> Result<(), KeyFault> {
-    let mut seed = Zeroizing::new([0; 32]);
-    getrandom::fill(&mut *seed).map_err(KeyFault::Random)?;
-    let made = || -> io::Result<()> {
-        let mut file = tempfile::Builder::new()
-            .prefix(".audit-signing-")
-            .permissions(fs::Permissions::from_mode(0o600))
-            .tempfile_in(dir)?;
-        file.write_all(&*seed)?;
-        file.as_file().sync_all()?;
-        match file.persist_noclobber(path) {
-            Ok(_) => File::open(dir)?.sync_all(),
-            Err(lost) if lost.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(failed) => Err(failed.error),
-        }
-    };
-    made().map_err(|source| KeyFault::Io { path: path.to_owned(), source })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
     use super::*;
 
     #[test]

@@ -1,10 +1,12 @@
 //! The log that the chain writes to, and the reader for when no proxy runs.
 
+mod open;
+mod options;
+mod reader;
+
 use std::{
     fmt,
     fs::{self, Permissions},
-    io,
-    ops::Deref,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{
@@ -15,90 +17,26 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc};
 
-use super::{
+use crate::audit::{
     digest::DigestKey,
-    life::{self, Cipher, Gap, Keys, Manifest, ManifestFault, Missed, PROBE},
+    life::{self, Gap, Keys, Missed, PROBE},
     line::Line,
-    proof::{self, CheckpointFault, Checkpointer, GoesOn, Proof, ProveFault, Prover, Verifier},
+    proof::{self, CheckpointFault, Checkpointer, Proof, ProveFault, Prover, Verifier},
     query::Archive,
     record::{Entry, Event, Happening, Intent, Kind, Outcome, Record, Refused},
-    store::{
-        Fault, Job, Lock, LockRefused, Mode, Opened, Opening, SegmentInfo, Settings, Shelf, Trust,
-        Writer, first_segment, private_dir,
-    },
+    store::{Fault, Job, Lock, SegmentInfo, Settings, Shelf, Writer, private_dir},
     unavailable::Unavailable,
 };
 use crate::names::DecisionId;
 
+use open::{broken, identify, lock, open_shelf, unfit};
+pub use options::{Clock, Options, Scrub};
+pub use reader::Reader;
+
 /// Records that a follower may lag behind.
 const TAIL: usize = 1024;
-const DAY: Duration = Duration::from_secs(86_400);
-
-/// Takes secrets out of a text, in place.
-pub type Scrub = Arc<dyn Fn(&mut String) + Send + Sync>;
-
-/// What time it is.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
-
-/// How a log is opened.
-#[derive(Clone)]
-pub struct Options {
-    /// How long a record may take to be on disk, and how long to wait for the store's lock.
-    pub deadline: Duration,
-    /// Bytes of the disk that are left free. Default 32 MiB.
-    pub reserve: u64,
-    /// Records that may wait for the disk. Default 4096.
-    pub queue: usize,
-    /// Bytes of packed records after which a segment ends, if its day does not end first.
-    /// Default 1 GiB.
-    pub segment_bytes: u64,
-    /// What records are encrypted with. Without it they are not.
-    pub keys: Option<Keys>,
-    /// Whether a record that can't be written is only counted, and told of later, instead of
-    /// being an error.
-    pub pass: bool,
-    /// The time that a segment is of. Default: a day, from midnight UTC.
-    pub segment: Duration,
-    /// Passed over every text that a client, a server or a fault chose, before it is stored.
-    pub scrub: Option<Scrub>,
-    /// How checkpoints are made.
-    pub checkpoints: proof::Settings,
-    /// What records are stamped with. Default: the system's clock. They never go back, whatever
-    /// it says.
-    pub clock: Clock,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            deadline: Duration::from_secs(5),
-            reserve: 32 << 20,
-            queue: 4096,
-            segment_bytes: 1 << 30,
-            keys: None,
-            pass: false,
-            segment: DAY,
-            scrub: None,
-            checkpoints: proof::Settings::default(),
-            clock: Arc::new(Timestamp::now),
-        }
-    }
-}
-
-impl fmt::Debug for Options {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options")
-            .field("deadline", &self.deadline)
-            .field("reserve", &self.reserve)
-            .field("queue", &self.queue)
-            .field("pass", &self.pass)
-            .field("segment", &self.segment)
-            .finish_non_exhaustive()
-    }
-}
 
 /// The audit log. Clones share it; the last one to go writes what is queued and closes the store.
 #[derive(Clone)]
@@ -165,98 +103,6 @@ impl fmt::Debug for Audit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Audit").field("dir", &self.inner.dir).finish_non_exhaustive()
     }
-}
-
-fn broken(dir: &Path) -> impl Fn(io::Error) -> Unavailable {
-    let dir = dir.to_owned();
-    move |error| Unavailable::Broken { dir: dir.clone(), why: error.to_string() }
-}
-
-fn unfit(dir: &Path) -> impl Fn(ManifestFault) -> Unavailable {
-    let dir = dir.to_owned();
-    move |fault| Unavailable::Unfit { dir: dir.clone(), why: fault.to_string() }
-}
-
-/// Which store this is, and the cipher of its records, where these keys are those that it takes.
-fn identify(
-    dir: &Path,
-    keys: Option<&Keys>,
-) -> Result<(Manifest, Option<Arc<Cipher>>), Unavailable> {
-    let unfit_for = |why: String| Unavailable::Unfit { dir: dir.to_owned(), why };
-    if life::is_unfinished(dir) {
-        return Err(unfit_for("it is a backup that was interrupted: take it again".into()));
-    }
-    if let Some((path, mode)) = life::open_to_others(dir).map_err(broken(dir))? {
-        return Err(unfit_for(format!(
-            "others can write to {} (mode {mode:o}), and could have changed records: verify the \
-             log, then `chmod -R go-rwx` the folder",
-            path.display()
-        )));
-    }
-    let manifest = Manifest::open(dir).map_err(unfit(dir))?;
-    let cipher = keys
-        .map(|keys| keys.cipher(&manifest))
-        .transpose()
-        .map_err(|fault| unfit_for(fault.to_string()))?;
-    let first = first_segment(dir).map_err(broken(dir))?;
-    manifest.admit(cipher.as_ref(), first).map_err(unfit(dir))?;
-    Ok((manifest, cipher.map(Arc::new)))
-}
-
-/// Opens the files of a store to go on with it, and says why nothing must be signed over it, if
-/// so: the tree must go on from what was signed last, and say what the records say.
-fn open_shelf(
-    dir: &Path,
-    state: &Path,
-    key: &DigestKey,
-    cipher: Option<&Arc<Cipher>>,
-) -> Result<(Opened, Option<String>), Fault> {
-    let keys = proof::known_keys(state, dir);
-    let dropped = |first| proof::dropped_before(dir, &keys, first);
-    let open = |trust, again| {
-        let (key, cipher, mode) = (key.clone(), cipher.cloned(), Mode::Write);
-        Shelf::open(dir, Opening { key, cipher, mode, trust, again, dropped: &dropped })
-    };
-    let stands = |opened: &Opened| {
-        let view = opened.shelf.view();
-        proof::goes_on(dir, &keys, state, &opened.shelf, &view)
-    };
-    let opened = open(Trust::Believe, None)?;
-    let why = match stands(&opened) {
-        GoesOn::Yes => {
-            let groundless = opened.groundless.clone();
-            return Ok((opened, groundless));
-        }
-        GoesOn::Shorter => "it ends before records that were signed".to_owned(),
-        GoesOn::No(why) => why,
-    };
-    tracing::error!(
-        why,
-        "the audit log does not go on from its newest checkpoint: what is known of its records is \
-         made again, from them"
-    );
-    let damage = opened.shelf.damage().to_vec();
-    drop(opened);
-    let again = open(Trust::Doubt, Some(damage))?;
-    match stands(&again) {
-        // What is lost is put on record, and the log goes on with what there is.
-        GoesOn::Yes | GoesOn::Shorter => {
-            let groundless = again.groundless.clone();
-            Ok((again, groundless))
-        }
-        GoesOn::No(why) => {
-            let damage = again.shelf.damage().to_vec();
-            drop(again);
-            Ok((open(Trust::Believe, Some(damage))?, Some(why)))
-        }
-    }
-}
-
-fn lock(dir: &Path, deadline: Duration) -> Result<Lock, Unavailable> {
-    Lock::take(dir, deadline).map_err(|refused| match refused {
-        LockRefused::Held(pid) => Unavailable::Locked { dir: dir.to_owned(), pid },
-        LockRefused::Io(error) => broken(dir)(error),
-    })
 }
 
 impl Audit {
@@ -613,80 +459,6 @@ impl Tail {
             Err(broadcast::error::RecvError::Lagged(missed)) => Some(Tailed::Missed(missed)),
             Err(broadcast::error::RecvError::Closed) => None,
         }
-    }
-}
-
-/// A store that is opened to be read, while no proxy runs.
-pub struct Reader {
-    id: String,
-    archive: Archive,
-    shelf: Arc<Shelf>,
-    _lock: Lock,
-}
-
-impl Reader {
-    /// Opens the store in `dir`, waiting for it at most for `deadline`. Makes nothing.
-    ///
-    /// # Errors
-    /// [`Unavailable::Missing`] where there is no store; else as [`Audit::open`].
-    pub fn open(dir: &Path, deadline: Duration, keys: Option<&Keys>) -> Result<Self, Unavailable> {
-        if !dir.join("segments").is_dir() {
-            return Err(Unavailable::Missing { dir: dir.to_owned() });
-        }
-        let held = lock(dir, deadline)?;
-        let (manifest, cipher) = identify(dir, keys)?;
-        let key = DigestKey::open(dir, cipher.as_deref()).map_err(broken(dir))?;
-        // Nothing is signed, so nobody asks how the tree began.
-        let (mode, trust, dropped) = (Mode::Read, Trust::Believe, &|_| None);
-        let opening = Opening { key, cipher, mode, trust, again: None, dropped };
-        let opened =
-            Shelf::open(dir, opening).map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
-        let shelf = opened.shelf;
-        let archive = Archive::new(shelf.clone());
-        Ok(Self { id: manifest.id, archive, shelf, _lock: held })
-    }
-
-    /// The store's id: the name of its chain.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    pub(in crate::audit) fn shelf(&self) -> &Arc<Shelf> {
-        &self.shelf
-    }
-
-    fn prover(&self) -> Prover {
-        Prover::new(self.shelf.clone(), self.archive.clone())
-    }
-
-    /// Proves that the records of a decision are in the log. `None` where no checkpoint has them.
-    ///
-    /// # Errors
-    /// Says why there is no proof.
-    pub async fn prove(&self, id: DecisionId) -> Result<Option<Proof>, ProveFault> {
-        self.prover().include(id).await
-    }
-
-    /// As [`Audit::consistency`].
-    ///
-    /// # Errors
-    /// Says why there is no proof.
-    pub async fn consistency(&self, from: u64, to: u64) -> Result<Proof, ProveFault> {
-        self.prover().consist(from, to).await
-    }
-}
-
-impl Deref for Reader {
-    type Target = Archive;
-
-    fn deref(&self) -> &Archive {
-        &self.archive
-    }
-}
-
-impl fmt::Debug for Reader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").finish_non_exhaustive()
     }
 }
 

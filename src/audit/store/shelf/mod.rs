@@ -1,5 +1,8 @@
 //! All segments of a store: what is sealed, what still grows, and views of both.
 
+mod mark;
+mod view;
+
 use std::{
     fs::{self, DirBuilder},
     io,
@@ -14,22 +17,22 @@ use tokio::sync::watch;
 
 use super::{
     BLOCK,
-    bits::Bits,
-    block::{Block, Growing, Place},
+    block::Growing,
     fault::Fault,
     segment::{Closed, Found, Loss, Mode, Segment, Tools, Trust, Wal},
 };
 use crate::audit::{
     digest::DigestKey,
     life::Cipher,
-    line::Line,
     proof::{Frontier, Hash},
 };
 
+pub(super) use mark::Mark;
+use mark::read_head;
+pub(in crate::audit) use view::View;
+
 /// Old segments kept open for queries.
 const OPEN: usize = 8;
-/// The file that says which record was acknowledged last.
-const HEAD: &str = "head";
 
 /// Makes a folder that only its owner can enter, and those above it where they are missing. It is
 /// still there after a power cut.
@@ -522,154 +525,4 @@ fn firsts(dir: &Path) -> Result<Vec<u64>, Fault> {
 pub(in crate::audit) fn first_segment(dir: &Path) -> io::Result<u64> {
     let firsts = firsts(dir).map_err(io::Error::other)?;
     Ok(firsts.first().copied().unwrap_or(0))
-}
-
-/// The record that was acknowledged last, and its hash.
-fn read_head(dir: &Path) -> Option<(u64, Hash)> {
-    let text = fs::read_to_string(dir.join(HEAD)).ok()?;
-    let (seq, hash) = text.trim_end().split_once(' ')?;
-    Some((seq.parse().ok()?, Hash::from_hex(hash.as_bytes())?))
-}
-
-/// The file with the record that was acknowledged last. It is written after that record was
-/// synced and not synced itself: it can be behind the log, and never before it.
-pub(super) struct Mark(fs::File);
-
-impl Mark {
-    pub fn open(dir: &Path) -> Result<Self, Fault> {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        let path = dir.join(HEAD);
-        let mut options = fs::OpenOptions::new();
-        let opened = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
-        opened.map(Self).map_err(|e| Fault::io("opening", &path, &e))
-    }
-
-    pub fn set(&self, seq: u64, hash: Hash) {
-        use std::os::unix::fs::FileExt as _;
-        let text = format!("{seq:020} {hash}\n");
-        if let Err(error) = self.0.write_all_at(text.as_bytes(), 0) {
-            // The records are safe; only a later loss of these last ones would go unnoticed.
-            tracing::warn!(%error, "the head of the audit log was not written");
-        }
-    }
-}
-
-/// All that was durable at one moment.
-#[derive(Clone)]
-pub(in crate::audit) struct View {
-    shelf: Arc<Shelf>,
-    slots: Arc<Vec<Arc<Slot>>>,
-    /// `seq` after the last record that was sealed then.
-    sealed: u64,
-    memory: Vec<(Arc<Growing>, usize)>,
-    end: u64,
-}
-
-impl View {
-    /// `seq` of the first record that there is.
-    pub fn first(&self) -> u64 {
-        let memory = self.memory.first().map(|(block, _)| block.first);
-        self.slots.first().map(|slot| slot.first).or(memory).unwrap_or(self.end)
-    }
-
-    /// `seq` after the last record.
-    pub fn end(&self) -> u64 {
-        self.end
-    }
-
-    /// `seq` after the last record that is in a segment's `records`.
-    pub(super) fn sealed(&self) -> u64 {
-        self.sealed
-    }
-
-    /// All segments, each opened when it is its turn.
-    pub(super) fn open_segments(
-        &self,
-    ) -> impl Iterator<Item = (u64, Result<Arc<Segment>, Fault>)> + '_ {
-        self.slots.iter().map(|slot| (slot.first, self.shelf.open_slot(slot)))
-    }
-
-    /// Where the segments begin that have records with a `seq` from `first` to `last`.
-    pub fn segments(&self, first: u64, last: u64) -> Vec<u64> {
-        let nexts = self.slots.iter().skip(1).map(|slot| slot.first).chain([u64::MAX]);
-        let both = self.slots.iter().map(|slot| slot.first).zip(nexts);
-        both.filter(|(begin, next)| *begin <= last && *next > first)
-            .map(|(begin, _)| begin)
-            .collect()
-    }
-
-    /// The blocks that can hold records with a `seq` from `first` to `last`, both included, that
-    /// were written from `since` on and before `until`; in order. And what can't be read.
-    pub fn blocks(
-        &self,
-        first: u64,
-        last: u64,
-        since: Option<Timestamp>,
-        until: Option<Timestamp>,
-    ) -> (Vec<Block>, Vec<String>) {
-        let (mut blocks, mut unreadable) = (Vec::new(), Vec::new());
-        for (at, slot) in self.slots.iter().enumerate() {
-            let next = self.slots.get(at + 1).map_or(self.sealed, |next| next.first);
-            if slot.first > last || next <= first || slot.first >= self.sealed {
-                continue;
-            }
-            let outside = slot.closed.lock().as_ref().is_some_and(|closed| {
-                since.is_some_and(|since| closed.ended < since)
-                    || until.is_some_and(|until| closed.begin >= until)
-            });
-            if outside {
-                continue;
-            }
-            match self.shelf.open_slot(slot) {
-                Ok(segment) => {
-                    for meta in segment.blocks().iter().filter(|meta| meta.first < self.sealed) {
-                        let (segment, meta) = (segment.clone(), meta.clone());
-                        blocks.push(Block(Place::Segment { segment, meta }));
-                    }
-                }
-                Err(fault) => {
-                    let path = self.shelf.tools.path(slot.first);
-                    unreadable.push(format!("{}: {fault}", path.display()));
-                }
-            }
-        }
-        let memory = self.memory.iter().filter(|(_, count)| *count > 0);
-        blocks
-            .extend(memory.map(|(block, count)| {
-                Block(Place::Memory { block: block.clone(), count: *count })
-            }));
-        blocks.retain(|block| {
-            block.first() <= last
-                && block.first() + block.count() as u64 > first
-                && since.is_none_or(|since| block.end() >= since)
-                && until.is_none_or(|until| block.begin() < until)
-        });
-        (blocks, unreadable)
-    }
-
-    /// Records from `from` on, in order, at most `most`. Fewer only at the end of the view or
-    /// before records that can't be read.
-    ///
-    /// # Errors
-    /// Where the first of them can't be read.
-    pub fn lines(&self, from: u64, most: usize) -> Result<Vec<Line>, Fault> {
-        let last = from.saturating_add(most.saturating_sub(1) as u64);
-        let (blocks, unreadable) = self.blocks(from, last, None, None);
-        let mut lines: Vec<Line> = Vec::new();
-        for block in blocks {
-            let count = block.count();
-            let begin = usize::try_from(from.saturating_sub(block.first())).unwrap_or(usize::MAX);
-            let end = usize::try_from(last - block.first() + 1).map_or(count, |end| end.min(count));
-            let places: Bits = (begin..end).collect();
-            match block.lines(&places) {
-                Ok(more) => lines.extend(more),
-                Err(fault) if lines.is_empty() => return Err(fault),
-                Err(_) => break,
-            }
-        }
-        match unreadable.into_iter().next() {
-            Some(what) if lines.is_empty() => Err(Fault::Damaged(what)),
-            _ => Ok(lines),
-        }
-    }
 }

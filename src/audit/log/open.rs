@@ -1,0 +1,104 @@
+//! What it takes to open a store: who it is, who has it, and whether it goes on from what was
+//! signed last.
+
+use std::{io, path::Path, sync::Arc, time::Duration};
+
+use crate::audit::{
+    digest::DigestKey,
+    life::{self, Cipher, Keys, Manifest, ManifestFault},
+    proof::{self, GoesOn},
+    store::{Fault, Lock, LockRefused, Mode, Opened, Opening, Shelf, Trust, first_segment},
+    unavailable::Unavailable,
+};
+
+pub(super) fn broken(dir: &Path) -> impl Fn(io::Error) -> Unavailable {
+    let dir = dir.to_owned();
+    move |error| Unavailable::Broken { dir: dir.clone(), why: error.to_string() }
+}
+
+pub(super) fn unfit(dir: &Path) -> impl Fn(ManifestFault) -> Unavailable {
+    let dir = dir.to_owned();
+    move |fault| Unavailable::Unfit { dir: dir.clone(), why: fault.to_string() }
+}
+
+/// Which store this is, and the cipher of its records, where these keys are those that it takes.
+pub(super) fn identify(
+    dir: &Path,
+    keys: Option<&Keys>,
+) -> Result<(Manifest, Option<Arc<Cipher>>), Unavailable> {
+    let unfit_for = |why: String| Unavailable::Unfit { dir: dir.to_owned(), why };
+    if life::is_unfinished(dir) {
+        return Err(unfit_for("it is a backup that was interrupted: take it again".into()));
+    }
+    if let Some((path, mode)) = life::open_to_others(dir).map_err(broken(dir))? {
+        return Err(unfit_for(format!(
+            "others can write to {} (mode {mode:o}), and could have changed records: verify the \
+             log, then `chmod -R go-rwx` the folder",
+            path.display()
+        )));
+    }
+    let manifest = Manifest::open(dir).map_err(unfit(dir))?;
+    let cipher = keys
+        .map(|keys| keys.cipher(&manifest))
+        .transpose()
+        .map_err(|fault| unfit_for(fault.to_string()))?;
+    let first = first_segment(dir).map_err(broken(dir))?;
+    manifest.admit(cipher.as_ref(), first).map_err(unfit(dir))?;
+    Ok((manifest, cipher.map(Arc::new)))
+}
+
+pub(super) fn lock(dir: &Path, deadline: Duration) -> Result<Lock, Unavailable> {
+    Lock::take(dir, deadline).map_err(|refused| match refused {
+        LockRefused::Held(pid) => Unavailable::Locked { dir: dir.to_owned(), pid },
+        LockRefused::Io(error) => broken(dir)(error),
+    })
+}
+
+/// Opens the files of a store to go on with it, and says why nothing must be signed over it, if
+/// so: the tree must go on from what was signed last, and say what the records say.
+pub(super) fn open_shelf(
+    dir: &Path,
+    state: &Path,
+    key: &DigestKey,
+    cipher: Option<&Arc<Cipher>>,
+) -> Result<(Opened, Option<String>), Fault> {
+    let keys = proof::known_keys(state, dir);
+    let dropped = |first| proof::dropped_before(dir, &keys, first);
+    let open = |trust, again| {
+        let (key, cipher, mode) = (key.clone(), cipher.cloned(), Mode::Write);
+        Shelf::open(dir, Opening { key, cipher, mode, trust, again, dropped: &dropped })
+    };
+    let stands = |opened: &Opened| {
+        let view = opened.shelf.view();
+        proof::goes_on(dir, &keys, state, &opened.shelf, &view)
+    };
+    let opened = open(Trust::Believe, None)?;
+    let why = match stands(&opened) {
+        GoesOn::Yes => {
+            let groundless = opened.groundless.clone();
+            return Ok((opened, groundless));
+        }
+        GoesOn::Shorter => "it ends before records that were signed".to_owned(),
+        GoesOn::No(why) => why,
+    };
+    tracing::error!(
+        why,
+        "the audit log does not go on from its newest checkpoint: what is known of its records is \
+         made again, from them"
+    );
+    let damage = opened.shelf.damage().to_vec();
+    drop(opened);
+    let again = open(Trust::Doubt, Some(damage))?;
+    match stands(&again) {
+        // What is lost is put on record, and the log goes on with what there is.
+        GoesOn::Yes | GoesOn::Shorter => {
+            let groundless = again.groundless.clone();
+            Ok((again, groundless))
+        }
+        GoesOn::No(why) => {
+            let damage = again.shelf.damage().to_vec();
+            drop(again);
+            Ok((open(Trust::Believe, Some(damage))?, Some(why)))
+        }
+    }
+}

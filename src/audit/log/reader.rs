@@ -1,0 +1,90 @@
+//! The reader for when no proxy runs.
+
+use std::{fmt, ops::Deref, path::Path, sync::Arc, time::Duration};
+
+use super::open::{broken, identify, lock};
+use crate::{
+    audit::{
+        digest::DigestKey,
+        life::Keys,
+        proof::{Proof, ProveFault, Prover},
+        query::Archive,
+        store::{Lock, Mode, Opening, Shelf, Trust},
+        unavailable::Unavailable,
+    },
+    names::DecisionId,
+};
+
+/// A store that is opened to be read, while no proxy runs.
+pub struct Reader {
+    id: String,
+    archive: Archive,
+    shelf: Arc<Shelf>,
+    _lock: Lock,
+}
+
+impl Reader {
+    /// Opens the store in `dir`, waiting for it at most for `deadline`. Makes nothing.
+    ///
+    /// # Errors
+    /// [`Unavailable::Missing`] where there is no store; else as [`Audit::open`].
+    pub fn open(dir: &Path, deadline: Duration, keys: Option<&Keys>) -> Result<Self, Unavailable> {
+        if !dir.join("segments").is_dir() {
+            return Err(Unavailable::Missing { dir: dir.to_owned() });
+        }
+        let held = lock(dir, deadline)?;
+        let (manifest, cipher) = identify(dir, keys)?;
+        let key = DigestKey::open(dir, cipher.as_deref()).map_err(broken(dir))?;
+        // Nothing is signed, so nobody asks how the tree began.
+        let (mode, trust, dropped) = (Mode::Read, Trust::Believe, &|_| None);
+        let opening = Opening { key, cipher, mode, trust, again: None, dropped };
+        let opened =
+            Shelf::open(dir, opening).map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
+        let shelf = opened.shelf;
+        let archive = Archive::new(shelf.clone());
+        Ok(Self { id: manifest.id, archive, shelf, _lock: held })
+    }
+
+    /// The store's id: the name of its chain.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(in crate::audit) fn shelf(&self) -> &Arc<Shelf> {
+        &self.shelf
+    }
+
+    fn prover(&self) -> Prover {
+        Prover::new(self.shelf.clone(), self.archive.clone())
+    }
+
+    /// Proves that the records of a decision are in the log. `None` where no checkpoint has them.
+    ///
+    /// # Errors
+    /// Says why there is no proof.
+    pub async fn prove(&self, id: DecisionId) -> Result<Option<Proof>, ProveFault> {
+        self.prover().include(id).await
+    }
+
+    /// As [`Audit::consistency`].
+    ///
+    /// # Errors
+    /// Says why there is no proof.
+    pub async fn consistency(&self, from: u64, to: u64) -> Result<Proof, ProveFault> {
+        self.prover().consist(from, to).await
+    }
+}
+
+impl Deref for Reader {
+    type Target = Archive;
+
+    fn deref(&self) -> &Archive {
+        &self.archive
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").finish_non_exhaustive()
+    }
+}

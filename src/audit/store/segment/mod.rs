@@ -1,0 +1,398 @@
+//! One segment: a folder with the records of a day, as frames, and their index.
+//!
+//! `records` has the frames of whole blocks. What was committed since is in `wal-…`, a file for
+//! each block, until the block is sealed: compressed, appended to `records`, synced, indexed. A
+//! file of commits is removed only when its block is in `records`.
+
+mod open;
+mod wal;
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _},
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use parking_lot::{Mutex, RwLock};
+use quick_cache::{Weighter, sync::Cache};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    block::{Added, BlockMeta, FrameAt, Growing, Sealing},
+    facts::Facts,
+    fault::Fault,
+    frame::{self, BadFrame, Frame, Frames, Pack},
+    index::Index,
+    private_dir, stamp,
+};
+use crate::audit::{
+    digest::DigestKey,
+    life::{Cipher, write_durably},
+    line::Line,
+    proof::{Frontier, Hash},
+};
+
+pub(super) use open::{Found, Loss};
+pub(super) use wal::Wal;
+
+/// Bytes of unpacked frames that are kept for queries.
+const CACHE: u64 = 32 << 20;
+const CLOSED: &str = "segment.json";
+/// What all segments of a store need.
+pub(super) struct Tools {
+    pub dir: PathBuf,
+    pub key: DigestKey,
+    pub cipher: Option<Arc<Cipher>>,
+    cache: Cache<(u64, u64), Arc<Vec<Bytes>>, Bytewise>,
+}
+
+#[derive(Clone)]
+struct Bytewise;
+
+impl Weighter<(u64, u64), Arc<Vec<Bytes>>> for Bytewise {
+    fn weight(&self, _: &(u64, u64), lines: &Arc<Vec<Bytes>>) -> u64 {
+        lines.iter().map(|line| line.len() as u64 + 48).sum::<u64>().max(1)
+    }
+}
+
+impl Tools {
+    pub fn new(dir: &Path, key: DigestKey, cipher: Option<Arc<Cipher>>) -> Self {
+        let cache = Cache::with_weighter(4096, CACHE, Bytewise);
+        Self { dir: dir.to_owned(), key, cipher, cache }
+    }
+
+    /// The folder of the segment that begins with this record.
+    pub fn path(&self, first: u64) -> PathBuf {
+        self.dir.join("segments").join(format!("{first:016}"))
+    }
+}
+
+/// What a closed segment says of itself, so that it need not be opened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(in crate::audit) struct Closed {
+    /// `seq` of its first record.
+    pub first: u64,
+    /// `seq` after its last.
+    pub end: u64,
+    /// When its first record was written.
+    pub begin: Timestamp,
+    /// When its last record was written.
+    pub ended: Timestamp,
+    /// The hash of its last record.
+    pub last: Hash,
+    /// The tree over all records of the log up to its end.
+    pub tree: Frontier,
+}
+
+pub(super) fn sync_dir(dir: &Path) -> Result<(), Fault> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Fault::io("syncing", dir, &e))
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options
+}
+
+/// Whether a segment is opened to be written, or only looked at: then no record's file changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::audit) enum Mode {
+    Write,
+    Read,
+}
+
+/// Whether what was written down of records, to save reading them, is taken as it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::audit) enum Trust {
+    Believe,
+    Doubt,
+}
+
+/// A segment that is open.
+pub(super) struct Segment {
+    pub first: u64,
+    path: PathBuf,
+    records: File,
+    /// Bytes of `records` that are indexed.
+    length: Mutex<u64>,
+    index: RwLock<Arc<Index>>,
+    /// Whether the index has not all blocks.
+    blind: AtomicBool,
+    blocks: RwLock<Arc<Vec<Arc<BlockMeta>>>>,
+    tools: Arc<Tools>,
+}
+
+impl Segment {
+    /// Makes the segment that begins with this record.
+    pub fn make(tools: &Arc<Tools>, first: u64) -> Result<Arc<Self>, Fault> {
+        let path = tools.path(first);
+        private_dir(&path).map_err(|e| Fault::io("making", &path, &e))?;
+        let segment = Self::bare(tools, first)?;
+        sync_dir(&path)?;
+        sync_dir(&tools.dir.join("segments"))?;
+        Ok(Arc::new(segment))
+    }
+
+    fn bare(tools: &Arc<Tools>, first: u64) -> Result<Self, Fault> {
+        let path = tools.path(first);
+        let file = path.join("records");
+        let records = private().open(&file).map_err(|e| Fault::io("opening", &file, &e))?;
+        let index = Index::open_or_renew(&path.join("index"), &tools.key, tools.cipher.clone())?;
+        Ok(Self {
+            first,
+            path,
+            records,
+            length: Mutex::new(0),
+            index: RwLock::new(Arc::new(index)),
+            blind: AtomicBool::new(false),
+            blocks: RwLock::default(),
+            tools: tools.clone(),
+        })
+    }
+
+    /// Bytes of packed records.
+    pub fn packed(&self) -> u64 {
+        *self.length.lock()
+    }
+
+    /// Takes over the blocks of the index. One that is damaged, or has what `records` has not, is
+    /// made again: what it knows of other blocks would be as doubtful.
+    fn load(&self) -> Result<(), Fault> {
+        let size = self.size()?;
+        let mut end = self.first;
+        let mut fits = |block: &Arc<BlockMeta>| {
+            let fits = block.is_sound() && block.first >= end && block.offset_after() <= size;
+            end = block.first.saturating_add(u64::from(block.count));
+            fits
+        };
+        let blocks = match self.index().blocks() {
+            Ok(blocks) if blocks.iter().all(&mut fits) => blocks,
+            Ok(_) => self.renewed("it is not of these records")?,
+            Err(Fault::Damaged(why)) => self.renewed(&why)?,
+            Err(fault) => return Err(fault),
+        };
+        *self.length.lock() = blocks.last().map_or(0, |block| block.offset_after());
+        *self.blocks.write() = Arc::new(blocks);
+        Ok(())
+    }
+
+    /// Begins the index anew; it has no blocks then.
+    fn renewed(&self, why: &str) -> Result<Vec<Arc<BlockMeta>>, Fault> {
+        let segment = self.path.display();
+        tracing::warn!(%segment, why, "an index of the audit log is made again");
+        self.renew_index()?;
+        Ok(Vec::new())
+    }
+
+    fn size(&self) -> Result<u64, Fault> {
+        let metadata = self.records.metadata().map_err(|e| Fault::io("reading", &self.path, &e))?;
+        Ok(metadata.len())
+    }
+
+    fn renew_index(&self) -> Result<(), Fault> {
+        let path = self.path.join("index");
+        let mut index = self.index.write();
+        // sled holds a lock on its file until it is dropped, so the new one gets a new file.
+        fs::remove_dir_all(&path).map_err(|e| Fault::io("removing", &path, &e))?;
+        *index = Arc::new(Index::open(&path, &self.tools.key, self.tools.cipher.clone())?);
+        Ok(())
+    }
+
+    fn take(&self, meta: BlockMeta) {
+        *self.length.lock() = meta.offset_after();
+        Arc::make_mut(&mut self.blocks.write()).push(Arc::new(meta));
+    }
+
+    /// The segment's folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn index(&self) -> Arc<Index> {
+        self.index.read().clone()
+    }
+
+    /// The blocks that are sealed, in order.
+    pub fn blocks(&self) -> Arc<Vec<Arc<BlockMeta>>> {
+        self.blocks.read().clone()
+    }
+
+    /// `seq` after the last sealed record.
+    pub fn end(&self) -> u64 {
+        self.blocks.read().last().map_or(self.first, |block| block.after())
+    }
+
+    fn frame_at(&self, offset: u64) -> Result<(Frame, u64), BadFrame> {
+        // A handle has one place that it stands at, and threads share this one.
+        let mut file = Positioned { file: &self.records, at: offset };
+        let mut frames = Frames::new(file.by_ref(), self.tools.cipher.as_deref());
+        let frame = frames.next().unwrap_or(Err(BadFrame::Torn))?;
+        Ok((frame, frames.offset()))
+    }
+
+    /// The lines of a frame.
+    pub fn frame(&self, at: &FrameAt) -> Result<Arc<Vec<Bytes>>, Fault> {
+        let key = (self.first, at.offset);
+        self.tools.cache.get_or_insert_with(&key, || {
+            let about = |what: &dyn std::fmt::Display| {
+                let file = self.path.join("records");
+                Fault::Damaged(format!("{} at byte {}: {what}", file.display(), at.offset))
+            };
+            let mut bytes = vec![0; at.length as usize];
+            self.records.read_exact_at(&mut bytes, at.offset).map_err(|e| about(&e))?;
+            let (frame, _) =
+                frame::read(&bytes, self.tools.cipher.as_deref()).map_err(|bad| about(&bad))?;
+            if frame.first != at.first {
+                return Err(about(&"another frame than the index says"));
+            }
+            Ok(Arc::new(frame.lines().collect()))
+        })
+    }
+
+    /// Puts a block into `records` and the index, and removes its commits.
+    pub fn seal(&self, block: &Growing) -> Result<(), Fault> {
+        let file = self.path.join("records");
+        let begin = *self.length.lock();
+        let mut bytes = Vec::new();
+        let mut frames = Vec::new();
+        for (first, lines) in block.frames() {
+            let from = bytes.len();
+            frame::write(&mut bytes, first, &lines, Pack::Zstd, self.tools.cipher.as_deref())
+                .map_err(|e| Fault::io("packing records for", &file, &e))?;
+            frames.push(FrameAt {
+                first,
+                offset: begin + from as u64,
+                length: u32::try_from(bytes.len() - from).unwrap_or(u32::MAX),
+            });
+        }
+        self.records
+            .write_all_at(&bytes, begin)
+            .and_then(|()| self.records.set_len(begin + bytes.len() as u64))
+            .and_then(|()| self.records.sync_all())
+            .map_err(|e| Fault::io("writing", &file, &e))?;
+        let sealing = block.sealed(frames);
+        if !self.blind.load(Ordering::Relaxed) {
+            self.put(&sealing);
+        }
+        self.take(sealing.meta);
+        Ok(())
+    }
+
+    /// Puts a block into the index. The records are safe, so that nothing waits for an index that
+    /// takes nothing: it is made again when the segment is opened next.
+    fn put(&self, sealing: &Sealing) {
+        let segment = self.path.display();
+        let Err(fault) = self.index().put(sealing) else { return };
+        tracing::warn!(%fault, %segment, "an index of the audit log is made again");
+        if let Err(fault) = self.reindex().and_then(|()| self.index().put(sealing)) {
+            tracing::error!(
+                %fault, %segment,
+                "an index of the audit log takes nothing: questions read all records of the segment"
+            );
+            self.blind.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// What the index should have of a block, where the index can't be asked.
+    pub fn unindexed(&self, block: &BlockMeta) -> Result<Option<Sealing>, Fault> {
+        self.blind.load(Ordering::Relaxed).then(|| self.rebuilt(block)).transpose()
+    }
+
+    /// Removes the commits of a block that is sealed.
+    pub fn forget_commits(&self, block: &Growing) {
+        let path = Wal::path(&self.path, block.first);
+        if let Err(error) = fs::remove_file(&path) {
+            // It is removed when the segment is opened next.
+            tracing::debug!(%error, path = %path.display(), "commits that are sealed are still there");
+        }
+    }
+
+    /// Makes the index again: sled takes nothing more after an error.
+    fn reindex(&self) -> Result<(), Fault> {
+        self.renew_index()?;
+        for block in self.blocks().iter() {
+            self.index().put(&self.rebuilt(block)?)?;
+        }
+        Ok(())
+    }
+
+    /// What the index should have of a block, from its records.
+    pub fn rebuilt(&self, block: &BlockMeta) -> Result<Sealing, Fault> {
+        let again = Growing::new(block.first);
+        for at in &block.frames {
+            let (frame, _) =
+                self.frame_at(at.offset).map_err(|bad| Fault::Damaged(bad.to_string()))?;
+            again.extend(added(&frame)?);
+        }
+        Ok(again.sealed(block.frames.clone()))
+    }
+
+    /// Says that all its blocks are sealed. `tree` is of all records up to its first.
+    pub fn close(&self, mut tree: Frontier) -> Result<Closed, Fault> {
+        let blocks = self.blocks();
+        let mut last = Hash::ZERO;
+        for block in blocks.iter() {
+            block.append_to(&mut tree)?;
+            last = block.last;
+        }
+        let closed = Closed {
+            first: self.first,
+            end: self.end(),
+            begin: super::time(blocks.first().map_or(0, |block| block.begin)),
+            ended: super::time(blocks.last().map_or(0, |block| block.end)),
+            last,
+            tree,
+        };
+        let text = serde_json::to_vec_pretty(&closed).map_err(|e| Fault::Io(e.to_string()))?;
+        write_durably(&self.path, CLOSED, &text)
+            .map_err(|e| Fault::io("closing", &self.path, &e))?;
+        Ok(closed)
+    }
+
+    /// What a segment says of itself, if it is closed.
+    pub fn closed(tools: &Tools, first: u64) -> Result<Option<Closed>, Fault> {
+        let path = tools.path(first).join(CLOSED);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|e| Fault::Damaged(format!("{}: {e}", path.display()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Fault::io("reading", &path, &error)),
+        }
+    }
+}
+
+/// The records of a frame, as a block takes them.
+fn added(frame: &Frame) -> Result<Vec<Added>, Fault> {
+    frame
+        .lines()
+        .map(|text| {
+            let line = Line::read(text.clone())
+                .ok_or_else(|| Fault::Damaged("a line is not a record's".into()))?;
+            let recorded = line.head().map_or(0, |head| stamp(head.recorded));
+            // A record that this version can't read is kept, and found by its place alone.
+            let facts = line.entry().map(|entry| Facts::of(&entry.record)).unwrap_or_default();
+            Ok(Added { text, hash: line.hash(), facts, recorded })
+        })
+        .collect()
+}
+
+struct Positioned<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl io::Read for Positioned<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(into, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
