@@ -86,8 +86,9 @@ async fn a_call_waits_until_a_person_says_so() {
     for given in records.iter().filter(|r| r["event"] == "approval-given") {
         assert!(given["by"].is_string() && given["reason"] == "as agreed", "{given:#}");
         // What was allowed left after that.
-        let place =
-            |kind: &str| records.iter().position(|r| r["record"] == kind && r["id"] == given["call"]);
+        let place = |kind: &str| {
+            records.iter().position(|r| r["record"] == kind && r["id"] == given["call"])
+        };
         let at = records.iter().position(|r| r["seq"] == given["seq"]);
         match given["allowed"].as_bool().unwrap() {
             true => assert!(place("intent") > at && place("refused").is_none()),
