@@ -1,6 +1,7 @@
 //! Carries verdicts out.
 
 use std::{
+    collections::BTreeSet,
     panic::AssertUnwindSafe,
     path::PathBuf,
     sync::Arc,
@@ -109,6 +110,8 @@ pub struct Trail {
     pub findings: Vec<Finding>,
     /// The revision of the policies that decided last.
     pub revision: Option<String>,
+    /// The labels that there were then.
+    pub labels: Option<BTreeSet<String>>,
     /// Whether an interceptor replaced the payload.
     pub replaced: bool,
     /// What took how long: `PHASE/NAME` of each interceptor that was asked, in order, and what
@@ -221,6 +224,9 @@ impl Chain {
             finding
         }));
         if enforced {
+            if verdict.revision.is_some() && phase == Phase::Request {
+                trail.labels = Some(exchange.labels.clone());
+            }
             exchange.labels.extend(verdict.labels);
             trail.revision = verdict.revision.or(trail.revision.take());
         }

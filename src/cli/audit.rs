@@ -13,9 +13,10 @@ mod which;
 use anyhow::Context as _;
 use serde_json::json;
 
-use self::{
-    place::{Place, Where, unavailable},
-    which::Which,
+use self::place::{Place, unavailable};
+pub(super) use self::{
+    place::Where,
+    which::{LANGUAGE, Which},
 };
 use super::{Context, Exit};
 use crate::{
@@ -78,12 +79,18 @@ enum Verb {
 }
 
 /// Where records are read.
-enum Source {
+pub(super) enum Source {
     Proxy(Client),
     Store(Reader),
 }
 
 impl Source {
+    /// Opens a log.
+    pub(super) async fn find(place: &Where, ctx: &Context) -> anyhow::Result<Self> {
+        let _progress = ctx.progress("opening the audit log");
+        Self::open(place.find(ctx).await?).await
+    }
+
     async fn open(place: Place) -> anyhow::Result<Self> {
         Ok(match place {
             Place::Proxy(client) => Self::Proxy(client),
@@ -99,7 +106,8 @@ impl Source {
         })
     }
 
-    async fn query(&self, query: &Query) -> anyhow::Result<Page> {
+    /// A page of what a query finds.
+    pub(super) async fn query(&self, query: &Query) -> anyhow::Result<Page> {
         Ok(match self {
             Self::Proxy(client) => client.post_json("/v1/audit/query", query).await?,
             Self::Store(reader) => reader.query(query.clone()).await.map_err(unavailable)?,
@@ -120,7 +128,8 @@ impl Source {
         })
     }
 
-    async fn show(&self, id: DecisionId) -> anyhow::Result<Page> {
+    /// The records of a decision.
+    pub(super) async fn show(&self, id: DecisionId) -> anyhow::Result<Page> {
         match self {
             Self::Proxy(client) => match client.get_json(&format!("/v1/audit/show/{id}")).await {
                 Err(failure) if failure.is_not_found() => Ok(Page::default()),
@@ -133,10 +142,7 @@ impl Source {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let source = async || {
-        let _progress = ctx.progress("opening the audit log");
-        Source::open(args.place.find(ctx).await?).await
-    };
+    let source = async || Source::find(&args.place, ctx).await;
     match args.verb {
         Verb::Verify(verify) => proof::verify(&args.place, ctx, verify).await,
         Verb::Prove(prove) => proof::prove(&args.place, ctx, prove).await,
@@ -167,7 +173,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 }
 
 /// Says which parts of the store could not be read: what was printed is then not the whole answer.
-fn conclude(ctx: &Context, unreadable: &[String]) -> Exit {
+pub(super) fn conclude(ctx: &Context, unreadable: &[String]) -> Exit {
     for what in unreadable {
         ctx.note(format_args!("warning: unreadable: {what}"));
     }

@@ -20,7 +20,7 @@ use crate::{
     obligations::{Keep, Obligations},
     policy::{
         Action, Circumstances, Claimant, Claims, Engine, Outcome, Request, Resource, Subject,
-        client_action, server_action,
+        client_action, is_housekeeping, server_action,
     },
     refusal::{Code, Refusal, Rule},
 };
@@ -298,19 +298,9 @@ fn of_tool<'a>(server: &'a ServerName, name: &'a str, tool: Option<&Definition>)
     Resource::Tool { server, name, claims: tool.map(Claims::from).unwrap_or_default() }
 }
 
-fn is_housekeeping(exchange: &Exchange) -> bool {
-    match exchange.method.as_str() {
-        Method::PING => true,
-        Method::CANCELLED | Method::PROGRESS => exchange.notification,
-        Method::INITIALIZED => {
-            exchange.notification && exchange.direction == Direction::ClientToServer
-        }
-        _ => false,
-    }
-}
-
 fn passage(exchange: &Exchange) -> Result<Passage<'_>, Unclear> {
-    if is_housekeeping(exchange) {
+    let from_client = exchange.direction == Direction::ClientToServer;
+    if is_housekeeping(exchange.method.as_str(), exchange.notification, from_client) {
         return Ok(Passage::Housekeeping);
     }
     let params = match exchange.request.value() {

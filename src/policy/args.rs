@@ -84,6 +84,15 @@ pub(super) fn leaves(args: &Map<String, Value>) -> Result<Vec<Leaf>, Unshowable>
     Ok(found)
 }
 
+/// Whether policies can be shown all values of `params`: fewer leaves than they are shown, and every
+/// number in full.
+pub fn are_showable(params: &Value, written: &[u8]) -> bool {
+    // A leaf and what parts it from the next take two bytes at least.
+    let few = written.len() <= 2 * MAX_LEAVES
+        || params.as_object().is_none_or(|params| leaves(params).is_ok());
+    few && exact(written).is_ok()
+}
+
 fn push_token(pointer: &mut String, token: &str) {
     pointer.push('/');
     for char in token.chars() {

@@ -1,13 +1,17 @@
 //! The engine: one validated set of policies at a time, and the decisions it makes.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use arc_swap::ArcSwap;
-use cedar_policy::{AuthorizationError, Authorizer, Decision, EvaluationError, PolicyId, Schema};
+use cedar_policy::{
+    AuthorizationError, Authorizer, Decision, Entities, EntityUid, EvaluationError, PolicyId,
+    Schema,
+};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
@@ -18,7 +22,8 @@ use super::{
     cache::{self, Kept, Key},
     diagnostics::{Diagnostics, Finding},
     entities::{Frame, Unaskable, Vocabulary},
-    load::{self, Loaded, Revision},
+    inspect::Inspector,
+    load::{self, Loaded, Reads, Revision},
     request::{Action, Circumstances, Request, Resource, Subject},
 };
 use crate::refusal::Rule;
@@ -52,8 +57,8 @@ pub enum Reload {
 const RELOADS: usize = 16;
 
 /// A set in use. What is kept of its answers goes with it.
-struct Set {
-    loaded: Loaded,
+pub(super) struct Set {
+    pub(super) loaded: Loaded,
     visible: Kept<bool>,
 }
 
@@ -239,6 +244,33 @@ impl Engine {
         Some(finding.at(&place.file, place.start, place.length, label))
     }
 
+    /// The set in use, looked into.
+    pub fn inspect(&self) -> Inspector<'_> {
+        Inspector::new(self, self.current.load_full())
+    }
+
+    /// The entities that policies name, by type and id.
+    pub(super) fn literals(&self) -> BTreeSet<(String, String)> {
+        let set = self.current.load();
+        let policies = set.loaded.policies.policies();
+        let literals = policies.flat_map(|policy| policy.entity_literals());
+        let named = |literal: EntityUid| {
+            (literal.type_name().basename().to_owned(), literal.id().unescaped().to_owned())
+        };
+        literals.map(named).collect()
+    }
+
+    /// A question as Cedar takes it, with what policies look at.
+    pub(super) fn put(
+        &self,
+        frame: &Frame,
+        request: &Request<'_>,
+        reads: Reads,
+    ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
+        let (question, entities) = self.vocabulary.question(frame, request, reads)?;
+        Ok((question, entities.into_owned()))
+    }
+
     /// Where the policies are: the paths as they were given, joined to the base.
     pub fn sources(&self) -> Vec<PathBuf> {
         self.paths.iter().map(|path| self.base.join(path)).collect()
@@ -288,7 +320,7 @@ impl Engine {
         Outcome { allowed, rules: deciding, revision: *revision, errors }
     }
 
-    fn frame(&self, request: &Request<'_>) -> Result<Arc<Frame>, Unaskable> {
+    pub(super) fn frame(&self, request: &Request<'_>) -> Result<Arc<Frame>, Unaskable> {
         let Request { subject, action, resource, .. } = request;
         let key = Key::of(subject, *action, resource);
         if let Some(frame) = self.frames.get(&key) {

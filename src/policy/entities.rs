@@ -62,6 +62,17 @@ pub(super) struct Frame {
     entities: Entities,
 }
 
+impl Frame {
+    /// Who asks, for what, of what.
+    pub(super) fn uids(&self) -> [&EntityUid; 3] {
+        [&self.subject, &self.action, &self.resource]
+    }
+
+    pub(super) fn entities(&self) -> &Entities {
+        &self.entities
+    }
+}
+
 type Attributes = Vec<(String, RestrictedExpression)>;
 
 fn text(value: impl Into<String>) -> RestrictedExpression {

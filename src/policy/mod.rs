@@ -11,12 +11,16 @@ mod analysis;
 mod args;
 mod cache;
 mod cases;
+mod compare;
 mod diagnostics;
 mod engine;
 mod entities;
 mod format;
+mod inspect;
+mod learn;
 mod load;
 mod located;
+mod replay;
 mod request;
 mod target;
 mod templates;
@@ -25,13 +29,20 @@ mod tests;
 mod watch;
 
 pub use analysis::{Known, KnownTool};
+pub use args::are_showable;
 pub use cases::{Coverage, Ran, Report, run as run_cases};
+pub use compare::{Access, Comparison, Difference};
 pub use diagnostics::{Diagnostics, Finding};
 pub use engine::{Engine, Failure, Outcome, Reload, Status};
 pub use format::{Formatted, format, format_files};
+pub use inspect::{
+    Condition, Explanation, Inspector, Judgement, Near, Seen, Side, Standing, Unknown, Verdict,
+};
+pub use learn::{Learned, Learner};
 pub use load::Revision;
+pub use replay::{Aside, Change, Recorded, Replay, Replayed};
 pub use request::{Action, Circumstances, Claimant, Claims, Program, Request, Resource, Subject};
-pub use target::{NoTarget, Target, client_action, server_action, worded_action};
+pub use target::{NoTarget, Target, client_action, is_housekeeping, server_action, worded_action};
 pub use templates::{Filling, Made, Team, Template, ToolName, make};
 pub use watch::{Watcher, watch};
 

@@ -26,6 +26,16 @@ pub fn client_action(method: &str, notification: bool) -> Action {
     }
 }
 
+/// Whether a message is the protocol's housekeeping, which no policy decides.
+pub fn is_housekeeping(method: &str, notification: bool, from_client: bool) -> bool {
+    match method {
+        Method::PING => true,
+        Method::CANCELLED | Method::PROGRESS => notification,
+        Method::INITIALIZED => notification && from_client,
+        _ => false,
+    }
+}
+
 /// The action under which a server's message to a client is decided.
 pub fn server_action(method: &str, notification: bool) -> Action {
     match method {

@@ -37,6 +37,7 @@ impl Grounds<'_> {
             policy_revision: Some(&self.revision),
             image: image.as_deref(),
             stages: &trail.stages,
+            labels: trail.labels.as_ref(),
         }
     }
 }

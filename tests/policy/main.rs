@@ -5,6 +5,7 @@
 mod cases;
 mod fmt;
 mod new;
+mod past;
 mod shipped;
 
 use std::{fs, process::Output};

@@ -2,7 +2,10 @@
 
 use jiff::Timestamp;
 
-use super::v1::{Call, Decision, Grounds, Kept, Kind, Record, Refusal, Target, Timing};
+use super::{
+    Asked,
+    v1::{Call, Decision, Grounds, Kept, Kind, Record, Refusal, Target, Timing},
+};
 use crate::names::DecisionId;
 
 impl Record {
@@ -72,6 +75,15 @@ impl Record {
             Self::Outcome(outcome) => Some(&outcome.grounds),
             Self::Refused(refused) => Some(&refused.grounds),
             Self::Event(_) => None,
+        }
+    }
+
+    /// What policies were shown of it, where they were asked.
+    pub fn asked(&self) -> Option<&Asked> {
+        match self {
+            Self::Intent(intent) => intent.asked.as_ref(),
+            Self::Refused(refused) => refused.asked.as_ref(),
+            Self::Outcome(_) | Self::Event(_) => None,
         }
     }
 

@@ -1,6 +1,9 @@
 //! How much is kept of a text, and that its secrets are taken out before it is cut.
 
-use super::v1::{Record, Target};
+use super::{
+    Lack,
+    v1::{Record, Target},
+};
 
 // Most that is kept of a text, in bytes as JSON writes it.
 pub(super) const NAME: usize = 256;
@@ -33,13 +36,21 @@ impl Record {
         if let Self::Event(event) = self {
             event.what.texts(|text| change(text, WORDS));
         }
+        let mut lacks = Vec::new();
         if let Some(call) = self.call_mut() {
+            let before = (call.method.clone(), call.target.clone());
             call.method.iter_mut().for_each(|method| change(method, NAME));
             call.trace.iter_mut().for_each(|trace| change(trace, LABEL));
             match &mut call.target {
                 Some(Target::Tool(name) | Target::Prompt(name)) => change(name, NAME),
                 Some(Target::Resource(uri)) => change(uri, URI),
                 None => {}
+            }
+            if before.0 != call.method {
+                lacks.push(Lack::Method);
+            }
+            if before.1 != call.target {
+                lacks.push(Lack::Target);
             }
             call.labels = std::mem::take(&mut call.labels)
                 .into_iter()
@@ -48,6 +59,20 @@ impl Record {
                     label
                 })
                 .collect();
+        }
+        if let Some(asked) = self.asked_mut() {
+            let labels = asked.labels.clone();
+            asked.labels = std::mem::take(&mut asked.labels)
+                .into_iter()
+                .map(|mut label| {
+                    change(&mut label, LABEL);
+                    label
+                })
+                .collect();
+            if labels != asked.labels {
+                lacks.push(Lack::Labels);
+            }
+            asked.lacks.extend(lacks);
         }
         let refusal = match self {
             Self::Outcome(outcome) => outcome.refusal.as_mut(),

@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    Happening, Who,
+    Asked, Happening, Who,
     bounds::{DETAIL, LABEL, NAME, URI, WORDS, bare_uri, bound, clip},
     shape,
     v1::{
@@ -26,7 +26,7 @@ use crate::{
 };
 
 // Most that is kept of a list.
-const LABELS: usize = 16;
+pub(super) const LABELS: usize = 16;
 const RULES: usize = 16;
 const FINDINGS: usize = 16;
 const GROUPS: usize = 16;
@@ -48,6 +48,8 @@ pub struct Ruling<'a> {
     pub image: Option<&'a str>,
     /// The time that each stage took. A stage may stand several times.
     pub stages: &'a [(String, Duration)],
+    /// The labels that there were when policies decided. Where none decided: those of the exchange.
+    pub labels: Option<&'a BTreeSet<String>>,
 }
 
 /// How an exchange that had an intent ended.
@@ -82,10 +84,12 @@ impl Intent {
         let (call, omitted) = call(exchange, ruling);
         let mut grounds = grounds(ruling, None, omitted);
         let shape = shape_of(exchange, key, &mut grounds);
+        let asked = Some(Asked::of(exchange, ruling, call.groups.len()));
         Self {
             call,
             decision: Decision::Allowed,
             grounds,
+            asked,
             request: key.body(Domain::Request, exchange.request.raw()),
             shape,
             arguments: None,
@@ -157,11 +161,13 @@ impl Refused {
         let (call, omitted) = call(exchange, ruling);
         let mut grounds = grounds(ruling, Some(refusal), omitted);
         let shape = shape_of(exchange, key, &mut grounds);
+        let asked = Some(Asked::of(exchange, ruling, call.groups.len()));
         Self {
             call,
             decision: Decision::Refused,
             refusal: refused(refusal),
             grounds,
+            asked,
             request: Some(key.body(Domain::Request, exchange.request.raw())),
             shape,
             arguments: None,
@@ -183,6 +189,7 @@ impl Refused {
             decision: Decision::Refused,
             refusal: refused(refusal),
             grounds: grounds(Ruling::default(), Some(refusal), omitted),
+            asked: None,
             request: arrival.message.map(|text| key.body(Domain::Request, text)),
             shape: Shape::new(),
             arguments: None,

@@ -5,7 +5,10 @@ use std::io;
 use serde::Serialize as _;
 use serde_json::{Serializer, ser::Formatter};
 
-use super::v1::{Call, Grounds, Record, Shape};
+use super::{
+    Asked,
+    v1::{Call, Grounds, Record, Shape},
+};
 
 /// Bytes of one record: what a call can make the log grow by is bounded.
 const RECORD_BYTES: usize = 64 * 1024;
@@ -95,6 +98,14 @@ impl Record {
             Self::Outcome(outcome) => Some(&mut outcome.grounds),
             Self::Refused(refused) => Some(&mut refused.grounds),
             Self::Event(_) => None,
+        }
+    }
+
+    pub(super) fn asked_mut(&mut self) -> Option<&mut Asked> {
+        match self {
+            Self::Intent(intent) => intent.asked.as_mut(),
+            Self::Refused(refused) => refused.asked.as_mut(),
+            Self::Outcome(_) | Self::Event(_) => None,
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod about;
 mod access;
+mod asked;
 mod bounds;
 mod build;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod shape;
 pub mod v1;
 mod words;
 
+pub use asked::{Asked, Claimed, Lack};
 pub(crate) use bounds::bare_uri;
 pub use build::{Arrival, Conclusion, Ruling};
 pub use happening::{

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Happening;
+use super::{Asked, Happening};
 use crate::{
     audit::{line::Seq, proof::Hash},
     names::DecisionId,
@@ -290,6 +290,10 @@ pub struct Intent {
     pub decision: Decision,
     #[serde(flatten)]
     pub grounds: Grounds,
+    /// What policies were shown beside the rest of the record. Absent where the message could not
+    /// be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
     /// The parameters as they leave. Of what could not be read: the whole message.
     pub request: Body,
     /// The shape of the arguments; in an outcome that of the result, unless that has more than
@@ -363,6 +367,9 @@ pub struct Refused {
     pub refusal: Refusal,
     #[serde(flatten)]
     pub grounds: Grounds,
+    /// As in an intent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
     /// The message, or its parameters where it could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Body>,

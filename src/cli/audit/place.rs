@@ -23,7 +23,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the log is named on the command line.
 #[derive(Debug, clap::Args)]
-pub(super) struct Where {
+pub(in crate::cli) struct Where {
     /// The state folder, instead of the one that the config names
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -60,7 +60,7 @@ pub(super) fn unavailable(unavailable: Unavailable) -> anyhow::Error {
 
 impl Where {
     /// Finds the log.
-    pub async fn find(&self, ctx: &Context) -> anyhow::Result<Place> {
+    pub(super) async fn find(&self, ctx: &Context) -> anyhow::Result<Place> {
         if let Some(socket) = &self.socket {
             let client = Client::knock(socket).await.with_context(|| {
                 format!("no proxy answers on {}: is it its `admin.socket`?", socket.display())
@@ -86,7 +86,7 @@ impl Where {
     }
 
     /// Where the files are, also of a log that a proxy has open: for what needs no lock.
-    pub fn folders(&self, ctx: &Context) -> anyhow::Result<Folders> {
+    pub(super) fn folders(&self, ctx: &Context) -> anyhow::Result<Folders> {
         Ok(match &self.state_dir {
             Some(state_dir) => {
                 let files = Files::below(state_dir, ctx);

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// What `--help` says of the language.
-pub(super) const LANGUAGE: &str = "\
+pub(in crate::cli) const LANGUAGE: &str = "\
 Filters:
   client = ci-bot and (decision = refused or code in (policy-denied, rate-limited))
   tool ~ \"delete_*\" and not server = notes and time > 24h ago
@@ -21,7 +21,7 @@ Filters:
 
 /// A filter, and options that narrow it.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Which {
+pub(in crate::cli) struct Which {
     /// Which records: `client = ci-bot and time > 24h ago`
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,

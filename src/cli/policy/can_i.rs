@@ -1,19 +1,25 @@
 //! `portcullis policy can-i`: asks the policies one question.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use clap::ArgAction;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{load, sources};
+use super::{explain, load, sources};
 use crate::{
     cli::{Context, Exit, Reports, Usage},
     config::Config,
     exchange::{self, Transport},
     identity::{Principal, PrincipalKind, Store},
     names::Group,
-    policy::{Action, Circumstances, Claims, Outcome, Request, Target, worded_action},
+    policy::{
+        Action, Circumstances, Claims, Explanation, Outcome, Request, Target, Unknown,
+        worded_action,
+    },
 };
 
 #[derive(Debug, clap::Args)]
@@ -39,6 +45,9 @@ pub struct CanI {
     /// What `context.method` is, where ACTION is not a method
     #[arg(long, value_name = "METHOD")]
     method: Option<String>,
+    /// Say what each policy comes to that is about this, or nearly, and why
+    #[arg(long)]
+    explain: bool,
 }
 
 const HINTS: [&str; 4] = ["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"];
@@ -61,6 +70,8 @@ struct Answer<'a> {
     outcome: &'a Outcome,
     /// The sentence of the text format.
     explanation: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'a Explanation>,
 }
 
 /// Runs the verb.
@@ -84,7 +95,7 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
         question.hints.iter().rev().find(|(hint, _)| hint == name).map(|(_, value)| *value)
     });
     let (subject, resource) = target.sides(&principal, claims);
-    let outcome = engine.decide(&Request {
+    let request = Request {
         subject,
         action,
         resource,
@@ -99,8 +110,12 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
             session_calls: 0,
             labels: &BTreeSet::new(),
         },
-    });
-    print(question, &principal, action, &outcome, ctx)?;
+    };
+    let outcome = engine.decide(&request);
+    let why = question
+        .explain
+        .then(|| engine.inspect().explain(&request, Unknown::Nothing, &BTreeMap::new()));
+    print(question, &principal, action, &outcome, why.as_ref(), ctx)?;
     Ok(if outcome.allowed { Exit::Ok } else { Exit::Denied })
 }
 
@@ -109,6 +124,7 @@ fn print(
     principal: &Principal,
     action: Action,
     outcome: &Outcome,
+    why: Option<&Explanation>,
     ctx: &Context,
 ) -> anyhow::Result<()> {
     let target = question.target.as_deref();
@@ -119,6 +135,7 @@ fn print(
             target,
             outcome,
             explanation: outcome.explain(),
+            why,
         })?;
         return Ok(());
     }
@@ -131,6 +148,9 @@ fn print(
         if let Some(reason) = &rule.reason {
             ctx.line(format!("    {reason}"))?;
         }
+    }
+    if let Some(why) = why {
+        explain::print(why, ctx)?;
     }
     if action == Action::CallTool && question.hints.is_empty() {
         ctx.note(

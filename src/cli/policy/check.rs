@@ -1,6 +1,6 @@
 //! `portcullis policy check`: everything that is wrong, or looks wrong, with policies.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::ArgAction;
@@ -24,7 +24,7 @@ pub struct Check {
     tools: Vec<(ServerName, PathBuf)>,
 }
 
-fn tools_of(text: &str) -> Result<(ServerName, PathBuf), String> {
+pub(super) fn tools_of(text: &str) -> Result<(ServerName, PathBuf), String> {
     let (server, file) = text.split_once('=').ok_or("write SERVER=FILE")?;
     let server = server.parse().map_err(|error| format!("{error}"))?;
     Ok((server, PathBuf::from(file)))
@@ -48,12 +48,7 @@ pub fn check(Check { paths, tools }: &Check, ctx: &Context) -> anyhow::Result<Ex
         (load(paths), Known::default())
     };
     for (server, file) in tools {
-        let text = std::fs::read_to_string(file)
-            .with_context(|| format!("cannot read {}", file.display()))?;
-        let tools = listed(&text).with_context(|| {
-            format!("{} does not hold a result of `tools/list`", file.display())
-        })?;
-        known.tools.push((server.clone(), tools));
+        known.tools.push((server.clone(), read_tools(file)?));
     }
     let (findings, status) = match &engine {
         Err(findings) => (findings.clone(), None),
@@ -80,6 +75,14 @@ pub fn check(Check { paths, tools }: &Check, ctx: &Context) -> anyhow::Result<Ex
         }
     }
     Ok(if findings.is_empty() { Exit::Ok } else { Exit::Findings })
+}
+
+/// The tools of a file that holds an answer to `tools/list`.
+pub(super) fn read_tools(file: &Path) -> anyhow::Result<Vec<KnownTool>> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    listed(&text)
+        .with_context(|| format!("{} does not hold a result of `tools/list`", file.display()))
 }
 
 /// The tools of a list: the answer, its result, or the list alone.

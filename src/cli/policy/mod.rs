@@ -2,17 +2,21 @@
 
 mod can_i;
 mod check;
+mod diff;
+mod explain;
 mod fmt;
+mod learn;
 mod new;
+mod replay;
 mod test;
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use super::{Context, Exit};
+use super::{Context, Exit, Reports};
 use crate::{
     config::{Config, Loaded},
     identity::Store,
-    policy::{Engine, Finding, Known},
+    policy::{Engine, Finding, Known, Revision},
 };
 
 #[derive(Debug, clap::Args)]
@@ -33,6 +37,16 @@ enum Verb {
     New(new::New),
     /// Ask whether a client may do something, and which rules say so
     CanI(can_i::CanI),
+    /// Say why a recorded decision is as it is: what matched, what nearly did, and what it saw
+    Explain(explain::Args),
+    /// Decide the recorded calls again under these policies, and say what would change
+    #[command(after_long_help = super::audit::LANGUAGE)]
+    Replay(replay::Args),
+    /// Propose policies that permit just what the recorded calls did, with cases
+    #[command(after_long_help = super::audit::LANGUAGE)]
+    Learn(learn::Args),
+    /// Say which clients gain or lose which tools from one set of policies to another
+    Diff(diff::Args),
 }
 
 /// Runs the verb.
@@ -43,6 +57,10 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Test(options) => test::test(&options, ctx),
         Verb::New(options) => new::new(&options, ctx),
         Verb::CanI(question) => can_i::can_i(&question, ctx),
+        Verb::Explain(args) => explain::run(args, ctx).await,
+        Verb::Replay(args) => replay::run(args, ctx).await,
+        Verb::Learn(args) => learn::run(args, ctx).await,
+        Verb::Diff(args) => diff::run(args, ctx).await,
     }
 }
 
@@ -78,6 +96,21 @@ pub(super) fn known(config: &Config) -> Known {
 fn load(paths: &[PathBuf]) -> Result<Engine, Vec<Finding>> {
     let here = std::env::current_dir().unwrap_or_default();
     Engine::load(paths, &here).map_err(|diagnostics| diagnostics.findings().to_vec())
+}
+
+/// The policies of these paths, or those of the config where there are none.
+fn engine(paths: &[PathBuf], ctx: &Context) -> anyhow::Result<Engine> {
+    let loaded = if paths.is_empty() { load(&sources(&ctx.load()?)) } else { load(paths) };
+    Ok(loaded
+        .map_err(|findings| Reports(findings.into_iter().map(|f| Box::new(f) as _).collect()))?)
+}
+
+/// The revision of the config's policies as a proxy has it: with names relative to the config.
+fn in_force(ctx: &Context) -> anyhow::Result<Revision> {
+    let loaded = ctx.load()?;
+    let engine = Engine::load(&loaded.config.policy.paths, &loaded.base)
+        .map_err(|diagnostics| anyhow::anyhow!("{diagnostics}"))?;
+    Ok(engine.revision())
 }
 
 fn count(number: usize, one: &str, many: &str) -> String {

@@ -4,6 +4,7 @@ mod audit;
 mod cpu;
 mod echo;
 mod load;
+mod replay;
 mod rows;
 
 use std::{
@@ -58,6 +59,8 @@ struct Args {
 enum Role {
     /// What the audit log costs to write, to keep and to verify
     Audit(audit::Args),
+    /// How long recorded calls take to be decided again, and to be learned from
+    Replay(replay::Args),
     /// The echo server over streamable HTTP
     #[command(hide = true)]
     Serve,
@@ -88,6 +91,7 @@ fn main() -> anyhow::Result<()> {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match &args.role {
         Some(Role::Audit(args)) => audit::run(args),
+        Some(Role::Replay(args)) => replay::run(args),
         Some(Role::Serve) => runtime()?.block_on(echo::http()),
         Some(Role::Stdio) => echo::stdio(),
         None => runtime()?.block_on(measure_all(&args)),

@@ -174,9 +174,10 @@ pub fn fill(dir: &Path, records: u64, calendar: &Calendar) -> anyhow::Result<()>
                         eprintln!("{number} of {records} records");
                     }
                     let number = scatter(number);
-                    let call = call(number)?;
+                    let mut call = call(number)?;
                     if number.is_multiple_of(20) {
                         written.fetch_add(1, Ordering::Relaxed);
+                        call.target = Target::Tool { name: "delete_all".into(), tool: None };
                         let refusal = Refusal::new(Code::PolicyDenied, "not allowed")
                             .rule(rule("nothing-is-deleted", 31));
                         let refused = Refused::of(&call, &refusal, Ruling::default(), audit.key());

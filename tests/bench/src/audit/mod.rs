@@ -13,7 +13,8 @@ use std::{
 use anyhow::Context as _;
 use portcullis::audit::{Audit, Options};
 
-use self::{device::Device, fill::Calendar};
+use self::device::Device;
+pub use self::fill::{Calendar, fill};
 use crate::cpu;
 
 /// Longer than anything here takes.

@@ -1,0 +1,99 @@
+//! `portcullis policy learn`: a least-privilege policy proposed from the recorded calls.
+
+use std::{
+    fs::OpenOptions,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+
+use super::{count, replay::decisions};
+use crate::{
+    cli::{
+        Context, Exit, Reports, Usage,
+        audit::{Source, Where, Which, conclude},
+    },
+    policy::{Learned, Learner},
+};
+
+/// Options of the verb.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A new file for the policies, instead of standard output; cases go to NAME.test.yaml beside it
+    #[arg(short, long, value_name = "NAME.cedar")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    place: Where,
+}
+
+/// Runs the verb.
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    let Args { output, which, place } = args;
+    let filter = which.filter()?;
+    let file = match &output {
+        Some(path) => named(path)?,
+        None => "learned.cedar".to_owned(),
+    };
+    let source = Source::find(&place, ctx).await?;
+    let mut learner = Learner::default();
+    let progress = ctx.progress("learning from the recorded calls");
+    let unreadable = decisions(&source, filter, |entry| learner.take(entry)).await?;
+    drop(progress);
+    let learned = learner
+        .finish(&file)
+        .map_err(|findings| Reports(findings.into_iter().map(|f| Box::new(f) as _).collect()))?;
+    let cases = output.as_deref().map(|path| path.with_extension("test.yaml"));
+    if let (Some(path), Some(cases)) = (&output, &cases) {
+        create(path, &learned.policies)?;
+        create(cases, &learned.cases)?;
+    }
+    match (&output, &cases) {
+        _ if ctx.is_json() => ctx.json(&learned)?,
+        (Some(path), Some(cases)) => {
+            let rules = count(learned.rules, "policy", "policies");
+            let calls = usize::try_from(learned.calls).unwrap_or(usize::MAX);
+            let calls = count(calls, "recorded call", "recorded calls");
+            let (path, cases) = (path.display(), cases.display());
+            ctx.line(format!("{rules} from {calls}: {path}, with cases in {cases}"))?;
+        }
+        _ => ctx.verbatim(&learned.policies)?,
+    }
+    notes(&learned, ctx);
+    Ok(conclude(ctx, &unreadable))
+}
+
+fn notes(learned: &Learned, ctx: &Context) {
+    for (why, calls) in &learned.left_out {
+        ctx.note(format_args!("not learned from {calls} calls, not on record in full: {why}"));
+    }
+    if learned.refused > 0 {
+        ctx.note(format_args!(
+            "{} refused calls are of what these policies permit: something but the name decided, \
+             such as arguments; add the conditions of your own",
+            learned.refused
+        ));
+    }
+}
+
+/// The file's name, which its cases name.
+fn named(path: &Path) -> anyhow::Result<String> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    match name {
+        Some(name) if name.ends_with(".cedar") => Ok(name.to_owned()),
+        _ => {
+            Err(Usage("--output takes the name of a new file that ends in `.cedar`".into()).into())
+        }
+    }
+}
+
+fn create(path: &Path, text: &str) -> anyhow::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .with_context(|| format!("cannot make {}", path.display()))?;
+    file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,305 @@
+//! Why a question is decided as it is: the policies that matched, and those that nearly did.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use cedar_policy::{Effect, EntityUid};
+use serde::Serialize;
+
+use super::{Asked, Inspected, Inspector, Looks, Outcomes, Tally, Unknown, text, tree::Node};
+use crate::{
+    policy::{load::Revision, request::Request},
+    refusal::Rule,
+};
+
+/// Characters of a value that are shown.
+const SHOWN: usize = 200;
+/// Policies that miss by one side of their scope and are told of.
+const NEAR: usize = 5;
+
+/// What policies would decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    Allowed,
+    Refused,
+    /// Too little is known.
+    Unknown,
+}
+
+/// Why a question is decided as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    pub verdict: Verdict,
+    /// The set that is explained.
+    pub revision: Revision,
+    /// Who asks what of what, as policies see it.
+    pub principal: String,
+    pub action: String,
+    pub resource: String,
+    /// Those that decided or nearly did, the deciding first.
+    pub policies: Vec<Near>,
+    /// Policies that miss by one side of their scope and are not told of.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more: usize,
+    /// Why it could not be put to the policies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+/// A policy that matched or nearly did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Near {
+    #[serde(flatten)]
+    pub rule: Rule,
+    /// `permit` or `forbid`.
+    pub effect: &'static str,
+    /// Whether it only tries what it would decide.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shadow: bool,
+    #[serde(flatten)]
+    pub standing: Standing,
+}
+
+/// What a policy comes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "standing", rename_all = "kebab-case")]
+pub enum Standing {
+    /// It holds.
+    Matched {
+        /// What its condition saw.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        values: Vec<Seen>,
+    },
+    /// Its condition cannot be evaluated.
+    Failed { condition: Condition },
+    /// Its scope is met, and its condition does not hold.
+    Unmet { condition: Condition },
+    /// Its scope is met, and too little is known to say whether its condition holds.
+    Unknown { condition: Condition },
+    /// One side of its scope is not met.
+    Elsewhere { side: Side, wants: String },
+}
+
+/// A side of a policy's scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    Principal,
+    Action,
+    Resource,
+}
+
+impl Side {
+    /// Its name in policies.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Principal => "principal",
+            Self::Action => "action",
+            Self::Resource => "resource",
+        }
+    }
+}
+
+/// The part of a condition that decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Condition {
+    /// As it is written.
+    pub text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
+    pub values: Vec<Seen>,
+}
+
+/// A value that a condition looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Seen {
+    pub what: String,
+    /// In Cedar's words. Absent where it is not known or not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// Why there is none: `not there`, or what is known of what was not kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub absent: Option<String>,
+}
+
+impl Inspector<'_> {
+    /// Why this is decided as it is. `shape` has the types of arguments that are not known, by their
+    /// JSON pointers.
+    pub fn explain(
+        &mut self,
+        request: &Request<'_>,
+        unknown: Unknown,
+        shape: &BTreeMap<String, String>,
+    ) -> Explanation {
+        let mut explanation = Explanation {
+            verdict: Verdict::Refused,
+            revision: self.revision(),
+            principal: String::new(),
+            action: request.action.as_str().to_owned(),
+            resource: String::new(),
+            policies: Vec::new(),
+            more: 0,
+            problem: None,
+        };
+        let met = match self.met(request) {
+            Ok(met) => met,
+            Err(unaskable) => {
+                explanation.problem = Some(unaskable.to_string());
+                return explanation;
+            }
+        };
+        let [subject, action, resource] = met.frame.uids();
+        explanation.principal = text(subject);
+        explanation.resource = text(resource);
+        let asked = match self.put(&met.frame, request) {
+            Ok(asked) => asked,
+            Err(unaskable) => {
+                explanation.problem = Some(unaskable.to_string());
+                return explanation;
+            }
+        };
+        let unknown = Unknown::looks(unknown);
+        let mut tally = Tally::default();
+        let mut near = Vec::new();
+        for (number, policy) in self.policies.iter().enumerate() {
+            let off = policy.scope.off(subject, action, resource, met.frame.entities());
+            match off.as_slice() {
+                [] => {
+                    let (standing, outcomes) = self.standing(policy, &asked, unknown, shape);
+                    if !policy.rule.obligations.shadow {
+                        tally.add(number, policy.effect, outcomes);
+                    }
+                    explanation.policies.push(policy.near(standing));
+                }
+                [side] if policy.is_near(*side, resource) => {
+                    let wants = policy.scope.wants(*side);
+                    let distance = strsim::damerau_levenshtein(
+                        &wants,
+                        &if *side == Side::Principal { text(subject) } else { text(resource) },
+                    );
+                    near.push((distance, policy.near(Standing::Elsewhere { side: *side, wants })));
+                }
+                _ => {}
+            }
+        }
+        explanation.verdict = tally.conclude().0;
+        let order = |near: &Near| match near.standing {
+            Standing::Failed { .. } => 0,
+            Standing::Matched { .. } if near.effect == "forbid" => 1,
+            Standing::Matched { .. } => 2,
+            Standing::Unknown { .. } => 3,
+            Standing::Unmet { .. } => 4,
+            Standing::Elsewhere { .. } => 5,
+        };
+        explanation.policies.sort_by_key(order);
+        near.sort_by_key(|(distance, _)| *distance);
+        explanation.more = near.len().saturating_sub(NEAR);
+        explanation.policies.extend(near.into_iter().take(NEAR).map(|(_, near)| near));
+        explanation
+    }
+
+    fn standing(
+        &self,
+        policy: &Inspected,
+        asked: &Asked,
+        unknown: Looks,
+        shape: &BTreeMap<String, String>,
+    ) -> (Standing, Outcomes) {
+        let Some(condition) = &policy.condition else {
+            return (Standing::Matched { values: Vec::new() }, Outcomes::HOLDS);
+        };
+        let mut evaluate = |expression: &_| asked.holds(expression);
+        let outcomes = condition.outcomes(unknown, &mut evaluate);
+        if outcomes == Outcomes::HOLDS {
+            let values = seen(condition, asked, unknown, shape);
+            return (Standing::Matched { values }, outcomes);
+        }
+        let blamed = condition.to_blame(unknown, &mut evaluate).unwrap_or(condition);
+        let line = blamed
+            .place
+            .zip(self.set.loaded.places.get(&cedar_policy::PolicyId::new(&policy.rule.id)));
+        let condition = Condition {
+            text: blamed.text.clone(),
+            file: policy.rule.file.clone(),
+            line: line.map(|((start, _), place)| place.file.position(start).0),
+            values: seen(blamed, asked, unknown, shape),
+        };
+        let standing = match outcomes {
+            outcomes if outcomes.is_open() => Standing::Unknown { condition },
+            Outcomes { fails: true, .. } => Standing::Failed { condition },
+            _ => Standing::Unmet { condition },
+        };
+        (standing, outcomes)
+    }
+}
+
+impl Inspected {
+    fn near(&self, standing: Standing) -> Near {
+        Near {
+            rule: self.rule.clone(),
+            effect: match self.effect {
+                Effect::Permit => "permit",
+                Effect::Forbid => "forbid",
+            },
+            shadow: self.rule.obligations.shadow,
+            standing,
+        }
+    }
+
+    /// Whether somebody may have meant this policy, of whose scope one side is not met.
+    fn is_near(&self, side: Side, resource: &EntityUid) -> bool {
+        let (principal, named) = (self.scope.principal.names(), self.scope.resource.names());
+        match side {
+            // It says who may, or may not.
+            Side::Principal => self.effect == Effect::Permit,
+            Side::Action => principal.is_some() && named.is_some(),
+            // It names something of the same kind and the same server.
+            Side::Resource => {
+                let server = |uid: &EntityUid| {
+                    let id = uid.id().unescaped().to_owned();
+                    id.split_once('/').map_or(id.clone(), |(server, _)| server.to_owned())
+                };
+                let here = |uid: &EntityUid| server(uid) == server(resource);
+                self.effect == Effect::Permit
+                    && named.is_some_and(|uid| {
+                        here(uid)
+                            || (principal.is_some() && uid.type_name() != resource.type_name())
+                    })
+            }
+        }
+    }
+}
+
+/// What a part of a condition looked at.
+fn seen(node: &Node, asked: &Asked, unknown: Looks, shape: &BTreeMap<String, String>) -> Vec<Seen> {
+    let see = |value: super::tree::Value| {
+        let (known, absent) = if value.looks.at(unknown) {
+            let kind = value.pointer.as_ref().and_then(|pointer| shape.get(pointer));
+            let kind =
+                kind.map_or_else(|| "not kept".to_owned(), |kind| format!("{kind}, not kept"));
+            (None, Some(kind))
+        } else {
+            match asked.value(&value.expression) {
+                Some(found) => (Some(shorten(&found.to_string())), None),
+                None => (None, Some("not there".to_owned())),
+            }
+        };
+        Seen { what: value.text, value: known, absent }
+    };
+    node.values().into_iter().map(see).collect()
+}
+
+/// The beginning of a value, on one line.
+fn shorten(text: &str) -> String {
+    let mut short: String = text.chars().take(SHOWN).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}

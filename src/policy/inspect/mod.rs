@@ -1,0 +1,274 @@
+//! A set of policies looked into: what each of them comes to of a question, and why. Where not all of
+//! the question is known, what it can come to. Slower than [`Engine::decide`] and for people who ask
+//! afterwards or beforehand; it comes to the same.
+//!
+//! Invariants:
+//! - Cedar's own evaluator says what every part of a condition comes to.
+//! - What is not known is never guessed: a part that looks at it can come to either.
+
+mod explain;
+mod scope;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::{collections::HashMap, sync::Arc};
+
+use cedar_policy::{Effect, Entities, EntityUid, EvalResult, Expression, eval_expression};
+
+pub use self::explain::{Condition, Explanation, Near, Seen, Side, Standing, Verdict};
+pub(super) use self::tree::{Looks, Outcomes};
+use self::{scope::Scope, tree::Node};
+use super::{
+    cache::Key,
+    engine::{Engine, Set},
+    entities::{Frame, Unaskable},
+    load::Revision,
+    request::Request,
+};
+use crate::refusal::Rule;
+
+/// Questions of which it is remembered which policies they meet.
+const KEPT: usize = 20_000;
+
+/// What of a question is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// All is known.
+    Nothing,
+    /// Everything but the arguments is known.
+    Arguments,
+    /// Only who asks what of what.
+    Circumstances,
+    /// As before, and not what is claimed of the tool either.
+    Claims,
+}
+
+impl Unknown {
+    fn looks(self) -> Looks {
+        match self {
+            Self::Nothing => Looks::NOTHING,
+            Self::Arguments => Looks::ARGUMENTS,
+            Self::Circumstances => Looks::ARGUMENTS | Looks::CIRCUMSTANCES,
+            Self::Claims => Looks::ARGUMENTS | Looks::CIRCUMSTANCES | Looks::CLAIMS,
+        }
+    }
+}
+
+/// What a decision would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    pub verdict: Verdict,
+    /// The policies that decide; where it is not known: those that it depends on.
+    pub rules: Vec<Rule>,
+}
+
+/// A set of policies, ready to be looked into.
+pub struct Inspector<'e> {
+    engine: &'e Engine,
+    set: Arc<Set>,
+    policies: Vec<Inspected>,
+    met: HashMap<Key, Arc<Met>>,
+}
+
+struct Inspected {
+    rule: Rule,
+    effect: Effect,
+    scope: Scope,
+    condition: Option<Node>,
+}
+
+/// The policies whose scopes a question meets, and what those come to that need not be asked again.
+struct Met {
+    frame: Arc<Frame>,
+    /// By their numbers, each with what it comes to whatever the rest of the question.
+    policies: Vec<(usize, Option<Outcomes>)>,
+}
+
+/// A question as Cedar takes it, with everything that is known of it.
+struct Asked {
+    question: cedar_policy::Request,
+    entities: Entities,
+}
+
+impl Asked {
+    /// What an expression of type Bool comes to; `None` where it fails.
+    fn holds(&self, expression: &Expression) -> Option<bool> {
+        match self.value(expression) {
+            Some(EvalResult::Bool(value)) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn value(&self, expression: &Expression) -> Option<EvalResult> {
+        eval_expression(&self.question, &self.entities, expression).ok()
+    }
+}
+
+impl<'e> Inspector<'e> {
+    pub(super) fn new(engine: &'e Engine, set: Arc<Set>) -> Self {
+        let mut policies: Vec<_> = set
+            .loaded
+            .policies
+            .policies()
+            .filter_map(|policy| {
+                let rule = set.loaded.rules.get(policy.id())?.clone();
+                let condition = policy.as_ref().non_scope_constraints().map(Node::of);
+                Some(Inspected {
+                    rule,
+                    effect: policy.effect(),
+                    scope: Scope::of(policy),
+                    condition,
+                })
+            })
+            .collect();
+        policies.sort_by(|a, b| (&a.rule.file, a.rule.line).cmp(&(&b.rule.file, b.rule.line)));
+        Self { engine, set, policies, met: HashMap::new() }
+    }
+
+    /// The set that is looked into.
+    pub fn revision(&self) -> Revision {
+        self.set.loaded.revision
+    }
+
+    /// What the policies would decide. Shadow policies decide nothing.
+    pub fn judge(&mut self, request: &Request<'_>, unknown: Unknown) -> Judgement {
+        let unknown = unknown.looks();
+        let refused = Judgement { verdict: Verdict::Refused, rules: Vec::new() };
+        let Ok(met) = self.met(request) else { return refused };
+        let mut asked = None;
+        let mut tally = Tally::default();
+        for (number, known) in &met.policies {
+            let policy = &self.policies[*number];
+            if policy.rule.obligations.shadow {
+                continue;
+            }
+            let outcomes = match (known, &policy.condition) {
+                (_, None) => Outcomes::HOLDS,
+                (Some(outcomes), Some(condition)) if !condition.looks.at(unknown) => *outcomes,
+                (_, Some(condition)) => {
+                    if asked.is_none() {
+                        match self.put(&met.frame, request) {
+                            Ok(put) => asked = Some(put),
+                            Err(_) => return refused,
+                        }
+                    }
+                    let Some(asked) = &asked else { return refused };
+                    condition.outcomes(unknown, &mut |expression| asked.holds(expression))
+                }
+            };
+            tally.add(*number, policy.effect, outcomes);
+        }
+        let (verdict, numbers) = tally.conclude();
+        let rules = numbers.into_iter().map(|number| self.policies[number].rule.clone());
+        Judgement { verdict, rules: rules.collect() }
+    }
+
+    /// What a policy says, however it is laid out, named and annotated.
+    pub(super) fn body(&self, rule: &Rule) -> Option<String> {
+        let policy = self.policies.iter().find(|policy| policy.rule.id == rule.id)?;
+        let sides = [Side::Principal, Side::Action, Side::Resource];
+        let scope = sides.map(|side| policy.scope.wants(side)).join(", ");
+        let condition = policy.condition.as_ref().map(Node::normal).unwrap_or_default();
+        Some(format!("{} ({scope}) {condition}", policy.effect))
+    }
+
+    /// Whether any policy looks at arguments. Then those that cannot be shown are refused.
+    pub fn reads_arguments(&self) -> bool {
+        self.set.loaded.reads.arguments()
+    }
+
+    fn put(&self, frame: &Frame, request: &Request<'_>) -> Result<Asked, Unaskable> {
+        let (question, entities) = self.engine.put(frame, request, self.set.loaded.reads)?;
+        Ok(Asked { question, entities })
+    }
+
+    fn met(&mut self, request: &Request<'_>) -> Result<Arc<Met>, Unaskable> {
+        let key = Key::of(&request.subject, request.action, &request.resource);
+        if let Some(met) = self.met.get(&key) {
+            return Ok(Arc::clone(met));
+        }
+        let frame = self.engine.frame(request)?;
+        let [subject, action, resource] = frame.uids();
+        let met = self.policies.iter().enumerate().filter(|(_, policy)| {
+            policy.scope.off(subject, action, resource, frame.entities()).is_empty()
+        });
+        let mut bare = None;
+        let mut policies = Vec::new();
+        for (number, policy) in met {
+            let outcomes = match &policy.condition {
+                None => Some(Outcomes::HOLDS),
+                Some(condition) if condition.looks.at(Unknown::Circumstances.looks()) => None,
+                Some(condition) => {
+                    if bare.is_none() {
+                        bare = Some(self.put(&frame, request)?);
+                    }
+                    let evaluate = bare.as_ref();
+                    Some(condition.outcomes(Looks::NOTHING, &mut |expression| {
+                        evaluate.and_then(|asked| asked.holds(expression))
+                    }))
+                }
+            };
+            policies.push((number, outcomes));
+        }
+        let met = Arc::new(Met { frame, policies });
+        if self.met.len() >= KEPT {
+            self.met.clear();
+        }
+        self.met.insert(key, Arc::clone(&met));
+        Ok(met)
+    }
+}
+
+/// What the policies come to together.
+#[derive(Default)]
+struct Tally {
+    permits: Vec<usize>,
+    /// Forbid or fail.
+    against: Vec<usize>,
+    may_permit: Vec<usize>,
+    may_be_against: Vec<usize>,
+}
+
+impl Tally {
+    fn add(&mut self, number: usize, effect: Effect, outcomes: Outcomes) {
+        let Outcomes { holds, does_not, fails } = outcomes;
+        let against = fails || (holds && effect == Effect::Forbid);
+        let certain = match effect {
+            Effect::Permit => !does_not && !holds,
+            Effect::Forbid => !does_not,
+        };
+        match (against, certain) {
+            (true, true) => self.against.push(number),
+            (true, false) => self.may_be_against.push(number),
+            (false, _) => {}
+        }
+        if effect == Effect::Permit && holds {
+            if does_not || fails { self.may_permit.push(number) } else { self.permits.push(number) }
+        }
+    }
+
+    fn conclude(self) -> (Verdict, Vec<usize>) {
+        if !self.against.is_empty() {
+            return (Verdict::Refused, self.against);
+        }
+        if self.permits.is_empty() && self.may_permit.is_empty() {
+            return (Verdict::Refused, self.may_be_against);
+        }
+        if self.may_be_against.is_empty() && !self.permits.is_empty() {
+            return (Verdict::Allowed, self.permits);
+        }
+        // A permit that may not hold matters only where no other holds.
+        let mut open = self.may_be_against;
+        if self.permits.is_empty() {
+            open.extend(self.may_permit);
+        }
+        open.sort_unstable();
+        open.dedup();
+        (Verdict::Unknown, open)
+    }
+}
+
+fn text(uid: &EntityUid) -> String {
+    uid.to_string()
+}

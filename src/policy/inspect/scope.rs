@@ -1,0 +1,116 @@
+//! Which sides of a policy's scope a question meets.
+
+use cedar_policy::{
+    ActionConstraint, Entities, EntityTypeName, EntityUid, Policy, PrincipalConstraint,
+    ResourceConstraint,
+};
+
+use super::explain::Side;
+
+/// A policy's scope.
+pub(super) struct Scope {
+    pub(super) principal: Constraint,
+    pub(super) action: ActionConstraint,
+    pub(super) resource: Constraint,
+}
+
+/// A constraint on a principal or a resource: they have the same forms.
+pub(super) enum Constraint {
+    Any,
+    Is(EntityTypeName),
+    Eq(EntityUid),
+    In(EntityUid),
+    IsIn(EntityTypeName, EntityUid),
+}
+
+impl Constraint {
+    fn meets(&self, uid: &EntityUid, entities: &Entities) -> bool {
+        let within = |group| uid == group || entities.is_ancestor_of(group, uid);
+        match self {
+            Self::Any => true,
+            Self::Is(kind) => uid.type_name() == kind,
+            Self::Eq(one) => uid == one,
+            Self::In(group) => within(group),
+            Self::IsIn(kind, group) => uid.type_name() == kind && within(group),
+        }
+    }
+
+    /// Whether it names an entity.
+    pub(super) fn names(&self) -> Option<&EntityUid> {
+        match self {
+            Self::Any | Self::Is(_) => None,
+            Self::Eq(uid) | Self::In(uid) | Self::IsIn(_, uid) => Some(uid),
+        }
+    }
+
+    /// As it is written, after `principal` or `resource`.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Self::Any => String::new(),
+            Self::Is(kind) => format!("is {kind}"),
+            Self::Eq(uid) => format!("== {uid}"),
+            Self::In(uid) => format!("in {uid}"),
+            Self::IsIn(kind, uid) => format!("is {kind} in {uid}"),
+        }
+    }
+}
+
+impl Scope {
+    pub(super) fn of(policy: &Policy) -> Self {
+        Self {
+            principal: match policy.principal_constraint() {
+                PrincipalConstraint::Any => Constraint::Any,
+                PrincipalConstraint::Is(kind) => Constraint::Is(kind),
+                PrincipalConstraint::Eq(uid) => Constraint::Eq(uid),
+                PrincipalConstraint::In(uid) => Constraint::In(uid),
+                PrincipalConstraint::IsIn(kind, uid) => Constraint::IsIn(kind, uid),
+            },
+            action: policy.action_constraint(),
+            resource: match policy.resource_constraint() {
+                ResourceConstraint::Any => Constraint::Any,
+                ResourceConstraint::Is(kind) => Constraint::Is(kind),
+                ResourceConstraint::Eq(uid) => Constraint::Eq(uid),
+                ResourceConstraint::In(uid) => Constraint::In(uid),
+                ResourceConstraint::IsIn(kind, uid) => Constraint::IsIn(kind, uid),
+            },
+        }
+    }
+
+    /// The sides that a question does not meet.
+    pub(super) fn off(
+        &self,
+        subject: &EntityUid,
+        action: &EntityUid,
+        resource: &EntityUid,
+        entities: &Entities,
+    ) -> Vec<Side> {
+        let within = |group| action == group || entities.is_ancestor_of(group, action);
+        let acts = match &self.action {
+            ActionConstraint::Any => true,
+            ActionConstraint::Eq(one) => action == one,
+            ActionConstraint::In(groups) => groups.iter().any(within),
+        };
+        let sides = [
+            (self.principal.meets(subject, entities), Side::Principal),
+            (acts, Side::Action),
+            (self.resource.meets(resource, entities), Side::Resource),
+        ];
+        sides.into_iter().filter_map(|(met, side)| (!met).then_some(side)).collect()
+    }
+
+    /// What a side asks for, as it is written.
+    pub(super) fn wants(&self, side: Side) -> String {
+        match side {
+            Side::Principal => format!("principal {}", self.principal.text()),
+            Side::Resource => format!("resource {}", self.resource.text()),
+            Side::Action => match &self.action {
+                ActionConstraint::Any => "action".to_owned(),
+                ActionConstraint::Eq(uid) => format!("action == {uid}"),
+                ActionConstraint::In(uids) => {
+                    let uids: Vec<_> = uids.iter().map(EntityUid::to_string).collect();
+                    format!("action in [{}]", uids.join(", "))
+                }
+            },
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Policies as text.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use super::{Learner, Use, Way, uid};
+
+/// Names that a comment tells the counts of.
+const TOLD: usize = 12;
+
+/// The policies, before they are laid out.
+pub(super) fn policies(learner: &Learner) -> String {
+    let mut text = String::new();
+    let calls = learner.calls;
+    let _ = writeln!(text, "// Proposed from {calls} recorded calls that were allowed");
+    if let Some((first, last)) = learner.time {
+        let day = |at: jiff::Timestamp| at.strftime("%Y-%m-%d").to_string();
+        let _ = writeln!(text, "// ({} to {}).", day(first), day(last));
+    }
+    text.push_str(
+        "// Each client may do just what it did, by name; arguments are not limited. Read it, widen \
+         it to\n// groups, narrow it with conditions, then put it beside what must hold for all.\n",
+    );
+    for server in learner.servers() {
+        own(&mut text, server);
+    }
+    let mut whom = None;
+    for (way, names) in &learner.uses {
+        if whom != Some(&way.who) {
+            whom = Some(&way.who);
+            let name = way.who.name();
+            let _ = write!(text, "\n// ---- {} ----\n", name.escape_debug());
+        }
+        policy(&mut text, way, names);
+    }
+    text
+}
+
+/// What the proxy does of itself for a server.
+fn own(text: &mut String, server: &str) {
+    let (action, uid) = (uid("Action", "from_proxy"), uid("Server", server));
+    let _ = write!(
+        text,
+        "\n// The proxy starts it, connects to it, hands it the secrets of the config.\n\
+         @id(\"{}/start\")\npermit (principal == {uid}, action in {action}, resource);\n",
+        server.escape_debug()
+    );
+}
+
+fn policy(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
+    text.push('\n');
+    comment(text, way, names);
+    let id = way.id();
+    let action = uid("Action", way.action);
+    let who = way.who.uid();
+    let _ = write!(text, "@id(\"{}\")\npermit (", id.escape_debug());
+    let server = way.server.as_deref();
+    match (way.of, server) {
+        ("Method of a server", Some(server)) => {
+            let server = uid("Server", server);
+            let _ = write!(text, "principal == {server}, action == {action}, resource == {who})");
+            methods(text, way, names);
+        }
+        ("Proxy", _) => {
+            let proxy = uid("Proxy", "portcullis");
+            let _ = write!(text, "principal == {who}, action == {action}, resource == {proxy})");
+            if way.action != "connect" {
+                methods(text, way, names);
+            }
+        }
+        ("Server", Some(server)) => {
+            let server = uid("Server", server);
+            let _ = write!(text, "principal == {who}, action == {action}, resource == {server})");
+            methods(text, way, names);
+        }
+        ("Server", None) => {
+            let all: Vec<_> = names.keys().map(|name| uid("Server", name)).collect();
+            let _ = write!(text, "principal == {who}, action == {action}, ");
+            match all.as_slice() {
+                [one] => {
+                    let _ = write!(text, "resource == {one})");
+                }
+                all => {
+                    let all = all.join(", ");
+                    let _ = write!(
+                        text,
+                        "resource is Portcullis::Server) when {{ resource in [{all}] }}"
+                    );
+                }
+            }
+        }
+        (kind, server) => {
+            let server = server.unwrap_or_default();
+            let all: Vec<_> =
+                names.keys().map(|name| uid(kind, &format!("{server}/{name}"))).collect();
+            let _ = write!(text, "principal == {who}, action == {action}, ");
+            match all.as_slice() {
+                [one] => {
+                    let _ = write!(text, "resource == {one})");
+                }
+                all => {
+                    let (server, all) = (uid("Server", server), all.join(", "));
+                    let _ = write!(
+                        text,
+                        "resource is Portcullis::{kind} in {server}) when {{ resource in [{all}] }}"
+                    );
+                }
+            }
+        }
+    }
+    text.push_str(";\n");
+}
+
+/// The condition that the method is one of these.
+fn methods(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
+    // These actions have one method each.
+    if matches!(way.action, "sample" | "elicit" | "list_roots") {
+        return;
+    }
+    let all: Vec<_> = names.keys().map(|name| format!("\"{}\"", name.escape_debug())).collect();
+    let _ = write!(text, " when {{ [{}].contains(context.method) }}", all.join(", "));
+}
+
+/// What was seen: the most used first.
+fn comment(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
+    let calls: u64 = names.values().map(|one| one.calls).sum();
+    if way.action == "connect" && way.of == "Server" {
+        text.push_str(
+            "// To greet and to list: the servers whose things it used or that it asked.\n",
+        );
+        return;
+    }
+    let of = match &way.server {
+        Some(server) => format!(" of {}", server.escape_debug()),
+        None => String::new(),
+    };
+    let _ = writeln!(text, "// {}{of}: {calls} recorded.", way.action);
+    if names.len() < 2 && names.values().all(|one| one.claims.is_none_or(|c| !c.destructive)) {
+        return;
+    }
+    let mut all: Vec<_> = names.iter().collect();
+    all.sort_by_key(|(name, one)| (u64::MAX - one.calls, (*name).clone()));
+    for (name, one) in all.iter().take(TOLD) {
+        let claims = match one.claims {
+            Some(claims) if claims.read_only => ", claims to be read-only",
+            Some(claims) if claims.destructive => ", counts as destructive",
+            _ => "",
+        };
+        let _ = writeln!(text, "//   {} {}{claims}", name.escape_debug(), one.calls);
+    }
+    if all.len() > TOLD {
+        let _ = writeln!(text, "//   and {} more", all.len() - TOLD);
+    }
+}

@@ -1,0 +1,434 @@
+//! `portcullis policy explain`, `replay` and `learn`: what is on record, looked at again.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use portcullis::{
+    audit::{Audit, Intent, Refused, Ruling, record::Kept},
+    exchange::{Definition, Direction, Exchange, Method, Payload, Revision, Target, Transport},
+    identity::{Principal, PrincipalKind},
+    names::DecisionId,
+    refusal::{Code, Refusal},
+};
+use serde_json::{Value, json};
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A call of a tool, as the proxy would have it.
+pub struct Called<'a> {
+    pub who: &'a str,
+    pub tool: &'a str,
+    pub args: Value,
+    pub read_only: bool,
+    pub kept: bool,
+    pub allowed: bool,
+}
+
+impl<'a> Called<'a> {
+    fn new(who: &'a str, tool: &'a str) -> Self {
+        Self { who, tool, args: json!({}), read_only: true, kept: false, allowed: true }
+    }
+
+    fn refused(self) -> Self {
+        Self { allowed: false, ..self }
+    }
+
+    fn args(self, args: Value) -> Self {
+        Self { args, ..self }
+    }
+
+    fn keeping(self) -> Self {
+        Self { kept: true, ..self }
+    }
+
+    fn exchange(&self) -> Exchange {
+        let kind = match self.who.strip_prefix("local:") {
+            Some(user) => PrincipalKind::Local { user: user.into() },
+            None => PrincipalKind::Client(self.who.parse().unwrap()),
+        };
+        let groups = vec!["readers".parse().unwrap()];
+        let principal = Principal { kind, groups, verified: true, key: None };
+        let definition = json!({
+            "name": self.tool,
+            "inputSchema": { "properties": { "force": {}, "path": {} } },
+            "annotations": { "readOnlyHint": self.read_only },
+        });
+        let tool =
+            Definition::new("notes".parse().unwrap(), self.tool.into(), Payload::from(definition));
+        Exchange {
+            id: DecisionId::next(),
+            at: jiff::Timestamp::now(),
+            started: Instant::now(),
+            principal: Arc::new(principal),
+            direction: Direction::ClientToServer,
+            method: Method::new(Method::TOOLS_CALL),
+            notification: false,
+            transport: Transport::Http,
+            client_addr: Some(([127, 0, 0, 1], 4000).into()),
+            session: None,
+            session_calls: 0,
+            revision: Revision::LATEST_MODERN,
+            server: Some("notes".parse().unwrap()),
+            target: Target::Tool { name: self.tool.into(), tool: Some(Arc::new(tool)) },
+            request: Payload::from(json!({ "name": self.tool, "arguments": self.args })),
+            response: None,
+            labels: BTreeSet::new(),
+            obligations: Default::default(),
+            trace: None,
+        }
+    }
+}
+
+/// Writes these calls to the log of a folder; their decisions.
+fn record(folder: &TempDir, calls: &[Called<'_>]) -> Vec<DecisionId> {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let audit = Audit::open(&folder.path().join("state/audit"), PATIENCE).unwrap();
+        let mut ids = Vec::new();
+        for call in calls {
+            let exchange = call.exchange();
+            ids.push(exchange.id);
+            let kept = call.kept.then(|| Kept::of(call.args.clone(), 0));
+            if call.allowed {
+                let intent = Intent::of(&exchange, Ruling::default(), audit.key());
+                audit.intent(intent.keeping(kept)).await.unwrap();
+            } else {
+                let refusal = Refusal::new(Code::PolicyDenied, "not permitted by policy");
+                let refused = Refused::of(&exchange, &refusal, Ruling::default(), audit.key());
+                audit.refused(refused.keeping(kept)).await.unwrap();
+            }
+        }
+        drop(audit);
+        ids
+    })
+}
+
+/// What a person sees of a log, whatever the decisions' ids.
+fn look(folder: &TempDir, args: &[&str]) -> String {
+    let state = folder.path().join("state");
+    let args: Vec<_> =
+        args.iter().copied().chain(["--state-dir", state.to_str().unwrap()]).collect();
+    let text = shown(&portcullis(folder, &args));
+    let id = regex::Regex::new("[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f-]{21}").unwrap();
+    let text = id.replace_all(&text, "[id]").into_owned();
+    let revision = regex::Regex::new(r"\b[0-9a-f]{12}\b").unwrap();
+    let text = revision.replace_all(&text, "[revision]").into_owned();
+    let day = regex::Regex::new(r"\d{4}-\d\d-\d\d").unwrap();
+    day.replace_all(&text, "[day]").into_owned()
+}
+
+#[test]
+fn explain_names_the_condition_and_what_it_saw() {
+    let folder = folder(POLICIES);
+    let forced = || Called::new("ci-bot", "read_note").args(json!({ "force": true })).refused();
+    let ids = record(&folder, &[forced().keeping(), forced(), Called::new("dev", "read_note")]);
+    let explain = |at: usize| look(&folder, &["policy", "explain", &ids[at].to_string()]);
+    assert_snapshot!(explain(0), @r#"
+    exit 0
+    [id] was refused
+      who       Portcullis::Client::"ci-bot"
+      what      call_tool Portcullis::Tool::"notes/read_note"
+      policies  [revision]: refused
+
+    permit readers-read does not hold  policies/p.cedar:2
+      is not so:  policies/p.cedar:8
+        unless { context.args.hasTag("/force") }
+      context.args.getTag("/force") is "true"
+
+    forbid no-destruction does not hold  policies/p.cedar:10
+      is not so:  policies/p.cedar:13
+        resource.claims.destructive
+      resource.claims.destructive is false
+    --- stderr
+    the record does not say which policies decided: this explains revision [revision]
+    "#);
+    assert_snapshot!(explain(1), @r#"
+    exit 0
+    [id] was refused
+      who       Portcullis::Client::"ci-bot"
+      what      call_tool Portcullis::Tool::"notes/read_note"
+      policies  [revision]: unknown: too little of it is on record
+
+    permit readers-read may hold  policies/p.cedar:2
+      is not known:  policies/p.cedar:8
+        unless { context.args.hasTag("/force") }
+      context.args.getTag("/force") is boolean, not kept
+
+    forbid no-destruction does not hold  policies/p.cedar:10
+      is not so:  policies/p.cedar:13
+        resource.claims.destructive
+      resource.claims.destructive is false
+    --- stderr
+    the record does not say which policies decided: this explains revision [revision]
+    "#);
+    let nobody = "01960f8e-3b5a-7c60-9c1e-2f6b1f3d9a77";
+    assert_snapshot!(look(&folder, &["policy", "explain", nobody]), @r#"
+    exit 1
+    --- stderr
+    error: there is no record of the decision [id]
+    "#);
+    let state = folder.path().join("state");
+    let id = ids[0].to_string();
+    let json = portcullis(
+        &folder,
+        &["policy", "explain", &id, "--format", "json", "--state-dir", state.to_str().unwrap()],
+    );
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["was"], "refused");
+    assert_eq!(json["arguments_known"], true);
+    assert_eq!(json["explanation"]["policies"][0]["standing"], "unmet");
+    assert_eq!(json["explanation"]["policies"][0]["condition"]["values"][0]["value"], "\"true\"");
+}
+
+#[test]
+fn can_i_explains_itself() {
+    assert_snapshot!(
+        run(
+            POLICIES,
+            &["policy", "can-i", "--as", "stranger", "tools/call", "notes/add_note", "--explain",
+              "--hint", "readOnlyHint=true"],
+        ),
+        @r#"
+    exit 10
+    denied: no policy permits it
+      who       Portcullis::Client::"stranger"
+      what      call_tool Portcullis::Tool::"notes/add_note"
+      policies  2e059db53ee2: refused
+
+    forbid no-destruction does not hold  policies/p.cedar:10
+      is not so:  policies/p.cedar:13
+        resource.claims.destructive
+      resource.claims.destructive is false
+
+    permit readers-read is for another principal  policies/p.cedar:2
+      asks for: principal in Portcullis::Group::"readers"
+    --- stderr
+    "#
+    );
+}
+
+#[test]
+fn diff_says_who_gains_and_who_loses() {
+    let folder = folder(POLICIES);
+    fs::write(
+        folder.path().join("new.cedar"),
+        r#"
+permit (
+  principal in Portcullis::Group::"readers",
+  action == Portcullis::Action::"call_tool",
+  resource == Portcullis::Tool::"notes/read_note"
+)
+unless { context.args.hasTag("/force") };
+
+@id("ann")
+permit (
+  principal == Portcullis::Local::"ann",
+  action == Portcullis::Action::"call_tool",
+  resource in Portcullis::Server::"notes"
+);
+"#,
+    )
+    .unwrap();
+    fs::write(
+        folder.path().join("tools.json"),
+        r#"[{"name": "read_note", "annotations": {"readOnlyHint": true}}, {"name": "delete_note"}]"#,
+    )
+    .unwrap();
+    let diff = |args: &[&str]| look(&folder, &[&["policy", "diff"], args].concat());
+    assert_snapshot!(diff(&["new.cedar", "--tools", "notes=tools.json"]), @r#"
+    exit 11
+    CLIENT         TOOL               NOW               BEFORE  POLICIES NOW  POLICIES BEFORE
+    ci-bot         notes/*            lost              if …    none          no-destruction, readers-read
+    ci-bot         notes/read_note    other conditions  if …    new.cedar:2   readers-read
+    group readers  notes/*            lost              if …    none          no-destruction, readers-read
+    group readers  notes/read_note    other conditions  if …    new.cedar:2   readers-read
+    local:ann      notes/*            gained            no      ann           no-destruction
+    local:ann      notes/delete_note  gained            no      ann           no-destruction
+    local:ann      notes/read_note    gained            no      ann           none
+    7 differences among 5 principals and 3 tools
+    --- stderr
+    "#);
+    record(&folder, &[Called::new("dev", "sweep")]);
+    assert_snapshot!(diff(&["policies", "new.cedar", "--recorded"]), @r#"
+    exit 11
+    CLIENT         TOOL             NOW               BEFORE  POLICIES NOW  POLICIES BEFORE
+    ci-bot         notes/*          lost              if …    none          no-destruction, readers-read
+    ci-bot         notes/read_note  other conditions  if …    new.cedar:2   no-destruction, readers-read
+    ci-bot         notes/sweep      lost              if …    none          readers-read
+    dev            notes/*          lost              if …    none          no-destruction, readers-read
+    dev            notes/read_note  other conditions  if …    new.cedar:2   no-destruction, readers-read
+    dev            notes/sweep      lost              if …    none          readers-read
+    group readers  notes/*          lost              if …    none          no-destruction, readers-read
+    group readers  notes/read_note  other conditions  if …    new.cedar:2   no-destruction, readers-read
+    group readers  notes/sweep      lost              if …    none          readers-read
+    local:ann      notes/*          gained            no      ann           no-destruction
+    local:ann      notes/read_note  gained            no      ann           no-destruction
+    local:ann      notes/sweep      gained            no      ann           none
+    12 differences among 6 principals and 3 tools
+    --- stderr
+    "#);
+    assert_snapshot!(diff(&["policies", "policies/p.cedar"]), @r#"
+    exit 0
+    0 differences among 4 principals and 1 tool
+    --- stderr
+    "#);
+}
+
+#[test]
+fn replay_says_what_would_change_and_what_nobody_knows() {
+    let folder = folder(POLICIES);
+    record(
+        &folder,
+        &[
+            Called::new("ci-bot", "read_note"),
+            Called::new("ci-bot", "read_note"),
+            Called::new("ci-bot", "add_note").args(json!({ "path": "/a" })),
+            Called::new("ci-bot", "add_note").args(json!({ "path": "/a" })).keeping(),
+            Called::new("dev", "read_note").refused(),
+            Called { read_only: false, ..Called::new("ci-bot", "delete_note") }.refused(),
+        ],
+    );
+    let path = folder.path().join("new.cedar");
+    fs::write(
+        &path,
+        r#"
+@id("devs-read")
+permit (principal == Portcullis::Client::"dev", action == Portcullis::Action::"call_tool", resource);
+
+@id("bots-add-below-a")
+permit (
+  principal == Portcullis::Client::"ci-bot",
+  action == Portcullis::Action::"call_tool",
+  resource == Portcullis::Tool::"notes/add_note"
+)
+when { context.args.hasTag("/path") && context.args.getTag("/path") like "/a*" };
+"#,
+    )
+    .unwrap();
+    assert_snapshot!(look(&folder, &["policy", "replay", "--policies", "new.cedar"]), @r#"
+    exit 11
+    6 recorded calls: 2 the same, 2 would be refused, 1 would be allowed, 1 unknown
+    NOW      WAS      CALLS  CLIENT  ACTION     TARGET           POLICIES                     EXAMPLE
+    refused  allowed  2      ci-bot  call_tool  notes/read_note  none permits it              [id]
+    allowed  refused  1      dev     call_tool  notes/read_note  devs-read                    [id]
+    unknown  allowed  1      ci-bot  call_tool  notes/add_note   depends on bots-add-below-a  [id]
+    --- stderr
+    "#);
+    assert_snapshot!(look(&folder, &["policy", "replay", "--since", "1h", "--client", "dev"]), @r#"
+    exit 0
+    1 recorded call: 0 the same, 0 would be refused, 0 would be allowed, 1 unknown
+    NOW      WAS      CALLS  CLIENT  ACTION     TARGET           POLICIES                 EXAMPLE
+    unknown  refused  1      dev     call_tool  notes/read_note  depends on readers-read  [id]
+    --- stderr
+    "#);
+}
+
+#[test]
+fn what_is_learned_allows_what_was_recorded_and_nothing_else() {
+    let folder = folder(POLICIES);
+    record(
+        &folder,
+        &[
+            Called::new("ci-bot", "read_note"),
+            Called::new("ci-bot", "read_note"),
+            Called::new("ci-bot", "list \"all\""),
+            Called::new("local:ann", "read_note"),
+            Called { read_only: false, ..Called::new("local:ann", "delete_note") },
+            Called::new("dev", "read_note").refused(),
+            Called { read_only: false, ..Called::new("ci-bot", "delete_note") }.refused(),
+        ],
+    );
+    assert_snapshot!(look(&folder, &["policy", "learn"]), @r#"
+    exit 0
+    // Proposed from 5 recorded calls that were allowed
+    // ([day] to [day]).
+    // Each client may do just what it did, by name; arguments are not limited. Read it, widen it to
+    // groups, narrow it with conditions, then put it beside what must hold for all.
+
+    // The proxy starts it, connects to it, hands it the secrets of the config.
+    @id("notes/start")
+    permit (
+      principal == Portcullis::Server::"notes",
+      action in Portcullis::Action::"from_proxy",
+      resource
+    );
+
+    // ---- ci-bot ----
+
+    // To greet and to list: the servers whose things it used or that it asked.
+    @id("ci-bot/connect-servers")
+    permit (
+      principal == Portcullis::Client::"ci-bot",
+      action == Portcullis::Action::"connect",
+      resource == Portcullis::Server::"notes"
+    );
+
+    // call_tool of notes: 3 recorded.
+    //   read_note 2, claims to be read-only
+    //   list \"all\" 1, claims to be read-only
+    @id("ci-bot/notes/call_tool")
+    permit (
+      principal == Portcullis::Client::"ci-bot",
+      action == Portcullis::Action::"call_tool",
+      resource is Portcullis::Tool in Portcullis::Server::"notes"
+    )
+    when
+    {
+      resource in [Portcullis::Tool::"notes/list \"all\"",
+       Portcullis::Tool::"notes/read_note"]
+    };
+
+    // ---- local:ann ----
+
+    // To greet and to list: the servers whose things it used or that it asked.
+    @id("local:ann/connect-servers")
+    permit (
+      principal == Portcullis::Local::"ann",
+      action == Portcullis::Action::"connect",
+      resource == Portcullis::Server::"notes"
+    );
+
+    // call_tool of notes: 2 recorded.
+    //   delete_note 1, counts as destructive
+    //   read_note 1, claims to be read-only
+    @id("local:ann/notes/call_tool")
+    permit (
+      principal == Portcullis::Local::"ann",
+      action == Portcullis::Action::"call_tool",
+      resource is Portcullis::Tool in Portcullis::Server::"notes"
+    )
+    when
+    {
+      resource in [Portcullis::Tool::"notes/delete_note",
+       Portcullis::Tool::"notes/read_note"]
+    };
+    --- stderr
+    "#);
+    assert_snapshot!(look(&folder, &["policy", "learn", "--output", "learned.cedar"]), @r#"
+    exit 0
+    5 policies from 5 recorded calls: learned.cedar, with cases in learned.test.yaml
+    --- stderr
+    "#);
+    let again = look(&folder, &["policy", "learn", "--output", "learned.cedar"]);
+    assert!(again.starts_with("exit 1"), "files of others are left alone: {again}");
+    assert_snapshot!(shown(&portcullis(&folder, &["policy", "check", "learned.cedar"])), @r#"
+    exit 0
+    5 policies: no findings
+    --- stderr
+    "#);
+    assert_snapshot!(shown(&portcullis(&folder, &["policy", "test", "learned.test.yaml"])), @r#"
+    exit 0
+    learned.test.yaml: 15 requests as expected
+    --- stderr
+    "#);
+    assert_snapshot!(look(&folder, &["policy", "replay", "--policies", "learned.cedar"]), @r#"
+    exit 0
+    7 recorded calls: 7 the same, 0 would be refused, 0 would be allowed, 0 unknown
+    --- stderr
+    "#);
+}
