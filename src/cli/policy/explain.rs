@@ -12,8 +12,8 @@ use crate::{
         audit::{Source, Where, conclude},
     },
     names::DecisionId,
-    refusal::Code,
     policy::{Aside, Condition, Explanation, Near, Recorded, Seen, Standing, Verdict},
+    refusal::Code,
 };
 
 /// Options of the verb.

@@ -190,7 +190,8 @@ impl Learner {
 
     /// The servers that anything was asked of, or that asked.
     fn servers(&self) -> BTreeSet<&str> {
-        let greeted = self.uses.iter().filter(|(way, _)| way.server.is_none() && way.of == "Server");
+        let greeted =
+            self.uses.iter().filter(|(way, _)| way.server.is_none() && way.of == "Server");
         let named = greeted.flat_map(|(_, names)| names.keys().map(String::as_str));
         self.uses.keys().filter_map(|way| way.server.as_deref()).chain(named).collect()
     }
