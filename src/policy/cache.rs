@@ -1,124 +1,300 @@
 //! Answers that are kept, bounded by what they take: a name may be as long as a message.
 
-use quick_cache::{Weighter, sync::Cache};
+use std::hash::{Hash, Hasher};
 
-use super::request::{Action, Claims, Program, Resource, Subject};
+use quick_cache::{Equivalent, Weighter, sync::Cache};
+
+use super::request::{Action, Claimant, Claims, Program, Resource, Subject};
 use crate::{
     identity::{Principal, PrincipalKind},
     names::{Group, ServerName},
 };
 
 /// Bytes that one cache may take, about.
-const CAPACITY: u64 = 16 << 20;
+const CAPACITY: u64 = 32 << 20;
 /// Bytes of an entry, about, beside its names.
-const ENTRY: u64 = 512;
+const ENTRY: u64 = 1024;
 
-/// All of a question but its circumstances and arguments. What depends on these alone can be kept
-/// under them: two principals share an entry only if policies cannot tell them apart.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Key {
-    subject: Party,
+/// All of a question but its circumstances and arguments, borrowed. What depends on these alone can
+/// be kept under them: two principals share an entry only if policies cannot tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Asking<'a> {
+    subject: Party<'a>,
     action: Action,
-    resource: Asked,
+    resource: Asked<'a>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Party {
-    Client { kind: PrincipalKind, groups: Vec<Group>, verified: bool },
-    Server(ServerName),
-    Plugin(String),
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Party<'a> {
+    Client { kind: &'a PrincipalKind, groups: &'a [Group], verified: bool },
+    Server(&'a ServerName),
+    Plugin(&'a str),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Asked {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked<'a> {
     Proxy,
-    Party(Party),
-    Tool(ServerName, String, Claims),
-    Prompt(ServerName, String),
-    Resource(ServerName, String),
-    Template(ServerName, String),
-    Program(Program),
-    Secret { server: ServerName, name: String, source: String, header: bool },
-    Host(String, u16),
-    Grant(String),
+    Party(Party<'a>),
+    Item(Kind, &'a ServerName, &'a str),
+    Program(&'a Program),
+    Secret { server: &'a ServerName, name: &'a str, source: &'a str, header: bool },
+    Host(&'a str, u16),
+    Grant(&'a str),
 }
 
-impl Key {
-    pub(super) fn of(subject: &Subject<'_>, action: Action, resource: &Resource<'_>) -> Self {
-        let subject = match *subject {
-            Subject::Client(principal) => principal.into(),
-            Subject::Server(name) => Party::Server(name.clone()),
-            Subject::Plugin(name) => Party::Plugin(name.to_owned()),
-        };
-        let resource = match *resource {
-            Resource::Proxy => Asked::Proxy,
-            Resource::Server(name) => Asked::Party(Party::Server(name.clone())),
-            Resource::Client(principal) => Asked::Party(principal.into()),
-            Resource::Tool { server, name, claims } => {
-                Asked::Tool(server.clone(), name.to_owned(), claims)
+/// What something on a server is; of a tool, with what its server claims of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tool(Claims),
+    Prompt,
+    Resource,
+    Template,
+}
+
+impl Hash for Asked<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Asked::Proxy => state.write_u8(0),
+            Asked::Party(party) => {
+                state.write_u8(1);
+                party.hash(state);
             }
-            Resource::Prompt { server, name } => Asked::Prompt(server.clone(), name.to_owned()),
-            Resource::Resource { server, uri } => Asked::Resource(server.clone(), uri.to_owned()),
-            Resource::Template { server, uri } => Asked::Template(server.clone(), uri.to_owned()),
-            Resource::Program(program) => Asked::Program(program.clone()),
-            Resource::Secret { server, name, source, header } => Asked::Secret {
-                server: server.clone(),
-                name: name.to_owned(),
-                source: source.to_owned(),
-                header,
-            },
-            Resource::Host { name, port } => Asked::Host(name.to_owned(), port),
-            Resource::Grant(name) => Asked::Grant(name.to_owned()),
-        };
-        Self { subject, action, resource }
+            Asked::Item(kind, server, name) => {
+                // In one piece: this is hashed for every entry of every list.
+                state.write_u8(match kind {
+                    Kind::Prompt => 2,
+                    Kind::Resource => 3,
+                    Kind::Template => 4,
+                    Kind::Tool(claims) => {
+                        let Claims { read_only, destructive, idempotent, open_world, by } = *claims;
+                        let by_operator = by == Claimant::Operator;
+                        let bits = [read_only, destructive, idempotent, open_world, by_operator];
+                        bits.iter().fold(1, |all, bit| all << 1 | u8::from(*bit))
+                    }
+                });
+                server.as_str().hash(state);
+                name.hash(state);
+            }
+            Asked::Program(program) => (5_u8, program).hash(state),
+            Asked::Secret { server, name, source, header } => {
+                (6_u8, server.as_str(), name, source, header).hash(state);
+            }
+            Asked::Host(name, port) => (7_u8, name, port).hash(state),
+            Asked::Grant(name) => (8_u8, name).hash(state),
+        }
     }
 }
 
-impl From<&Principal> for Party {
-    fn from(principal: &Principal) -> Self {
+impl<'a> Asking<'a> {
+    pub(super) fn of(subject: &Subject<'a>, action: Action, resource: &Resource<'a>) -> Self {
+        let subject = match *subject {
+            Subject::Client(principal) => principal.into(),
+            Subject::Server(name) => Party::Server(name),
+            Subject::Plugin(name) => Party::Plugin(name),
+        };
+        let resource = match *resource {
+            Resource::Proxy => Asked::Proxy,
+            Resource::Server(name) => Asked::Party(Party::Server(name)),
+            Resource::Client(principal) => Asked::Party(principal.into()),
+            Resource::Tool { server, name, claims } => {
+                Asked::Item(Kind::Tool(claims), server, name)
+            }
+            Resource::Prompt { server, name } => Asked::Item(Kind::Prompt, server, name),
+            Resource::Resource { server, uri } => Asked::Item(Kind::Resource, server, uri),
+            Resource::Template { server, uri } => Asked::Item(Kind::Template, server, uri),
+            Resource::Program(program) => Asked::Program(program),
+            Resource::Secret { server, name, source, header } => {
+                Asked::Secret { server, name, source, header }
+            }
+            Resource::Host { name, port } => Asked::Host(name, port),
+            Resource::Grant(name) => Asked::Grant(name),
+        };
+        Self { subject, action, resource }
+    }
+
+    /// The same of anything of that kind on the same server.
+    pub(super) fn nameless(self) -> Self {
+        match self.resource {
+            Asked::Item(kind, server, _) => {
+                Self { resource: Asked::Item(kind, server, ""), ..self }
+            }
+            _ => self,
+        }
+    }
+
+    pub(super) fn key(&self) -> Key {
+        let party = |party: &Party<'_>| match *party {
+            Party::Client { kind, groups, verified } => {
+                Named::Client { kind: kind.clone(), groups: groups.into(), verified }
+            }
+            Party::Server(name) => Named::Server(name.clone()),
+            Party::Plugin(name) => Named::Plugin(name.into()),
+        };
+        Key {
+            subject: party(&self.subject),
+            action: self.action,
+            resource: match &self.resource {
+                Asked::Proxy => Kept::Proxy,
+                Asked::Party(other) => Kept::Party(party(other)),
+                Asked::Item(kind, server, name) => {
+                    Kept::Item(*kind, (*server).clone(), (*name).into())
+                }
+                Asked::Program(program) => Kept::Program((*program).clone()),
+                Asked::Secret { server, name, source, header } => Kept::Secret {
+                    server: (*server).clone(),
+                    name: (*name).into(),
+                    source: (*source).into(),
+                    header: *header,
+                },
+                Asked::Host(name, port) => Kept::Host((*name).into(), *port),
+                Asked::Grant(name) => Kept::Grant((*name).into()),
+            },
+        }
+    }
+}
+
+impl<'a> From<&'a Principal> for Party<'a> {
+    fn from(principal: &'a Principal) -> Self {
         Self::Client {
-            kind: principal.kind.clone(),
-            groups: principal.groups.clone(),
+            kind: &principal.kind,
+            groups: &principal.groups,
             verified: principal.verified,
         }
     }
 }
 
-/// Weighs an entry by its longest names. Those of clients, servers and groups are short.
-#[derive(Debug, Clone)]
-pub(super) struct ByNames;
+/// An [`Asking`] that is kept.
+#[derive(Debug)]
+pub(super) struct Key {
+    subject: Named,
+    action: Action,
+    resource: Kept,
+}
 
-impl<V> Weighter<Key, V> for ByNames {
-    fn weight(&self, key: &Key, _: &V) -> u64 {
-        let name = match &key.resource {
-            Asked::Proxy | Asked::Party(_) => 0,
-            Asked::Tool(_, name, _)
-            | Asked::Prompt(_, name)
-            | Asked::Resource(_, name)
-            | Asked::Template(_, name) => name.len() as u64,
+#[derive(Debug)]
+enum Named {
+    Client { kind: PrincipalKind, groups: Box<[Group]>, verified: bool },
+    Server(ServerName),
+    Plugin(Box<str>),
+}
+
+#[derive(Debug)]
+enum Kept {
+    Proxy,
+    Party(Named),
+    Item(Kind, ServerName, Box<str>),
+    Program(Program),
+    Secret { server: ServerName, name: Box<str>, source: Box<str>, header: bool },
+    Host(Box<str>, u16),
+    Grant(Box<str>),
+}
+
+impl Named {
+    fn party(&self) -> Party<'_> {
+        match self {
+            Self::Client { kind, groups, verified } => {
+                Party::Client { kind, groups, verified: *verified }
+            }
+            Self::Server(name) => Party::Server(name),
+            Self::Plugin(name) => Party::Plugin(name),
+        }
+    }
+}
+
+impl Key {
+    fn asking(&self) -> Asking<'_> {
+        Asking {
+            subject: self.subject.party(),
+            action: self.action,
+            resource: match &self.resource {
+                Kept::Proxy => Asked::Proxy,
+                Kept::Party(other) => Asked::Party(other.party()),
+                Kept::Item(kind, server, name) => Asked::Item(*kind, server, name),
+                Kept::Program(program) => Asked::Program(program),
+                Kept::Secret { server, name, source, header } => {
+                    Asked::Secret { server, name, source, header: *header }
+                }
+                Kept::Host(name, port) => Asked::Host(name, *port),
+                Kept::Grant(name) => Asked::Grant(name),
+            },
+        }
+    }
+
+    /// Bytes that it and what is kept under it take, about. Names of clients, servers and groups
+    /// are short.
+    fn weight(&self) -> u64 {
+        let name = match &self.resource {
+            Kept::Proxy | Kept::Party(_) => 0,
             // The operator's own, and few.
-            Asked::Program(_) | Asked::Secret { .. } | Asked::Host(..) | Asked::Grant(_) => 0,
+            Kept::Program(_) | Kept::Secret { .. } | Kept::Host(..) | Kept::Grant(_) => 0,
+            Kept::Item(_, _, name) => name.len() as u64,
         };
-        let groups = match &key.subject {
-            Party::Client { groups, .. } => groups.len() as u64,
-            Party::Server(_) | Party::Plugin(_) => 0,
+        let groups = match &self.subject {
+            Named::Client { groups, .. } => groups.len() as u64,
+            Named::Server(_) | Named::Plugin(_) => 0,
         };
         // A resource's entity has its name three times: in its id and in its attributes.
         ENTRY + 4 * name + 128 * groups
     }
 }
 
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.asking().hash(state);
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.asking() == other.asking()
+    }
+}
+
+impl Eq for Key {}
+
+impl Equivalent<Key> for Asking<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        *self == key.asking()
+    }
+}
+
+/// Bytes that a kept value takes beside those of every entry. Never changes.
+pub(super) trait Weighs {
+    fn weight(&self) -> u64;
+}
+
+impl<V: Weighs> Weighs for std::sync::Arc<V> {
+    fn weight(&self) -> u64 {
+        self.as_ref().weight()
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct ByBytes;
+
+impl<V: Weighs> Weighter<Key, V> for ByBytes {
+    fn weight(&self, key: &Key, value: &V) -> u64 {
+        key.weight() + value.weight()
+    }
+}
+
 /// What is kept under keys.
-pub(super) type Kept<V> = Cache<Key, V, ByNames>;
+pub(super) type Answers<V> = Cache<Key, V, ByBytes>;
 
 /// An empty cache.
-pub(super) fn empty<V: Clone>() -> Kept<V> {
-    Cache::with_weighter((CAPACITY / ENTRY) as usize, CAPACITY, ByNames)
+pub(super) fn empty<V: Weighs + Clone>() -> Answers<V> {
+    Cache::with_weighter((CAPACITY / ENTRY) as usize, CAPACITY, ByBytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Weighs for bool {
+        fn weight(&self) -> u64 {
+            0
+        }
+    }
 
     #[test]
     fn long_names_do_not_fill_the_memory() {
@@ -127,9 +303,10 @@ mod tests {
         for i in 0..200 {
             let uri = format!("{i}{}", "x".repeat(1 << 20));
             let resource = Resource::Resource { server: &server, uri: &uri };
-            kept.insert(Key::of(&Subject::Server(&server), Action::ReadResource, &resource), true);
+            let subject = Subject::Server(&server);
+            kept.insert(Asking::of(&subject, Action::ReadResource, &resource).key(), true);
         }
         assert!(kept.weight() <= CAPACITY);
-        assert!(kept.len() < 8, "{}", kept.len());
+        assert!(kept.len() < 16, "{}", kept.len());
     }
 }

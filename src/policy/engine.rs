@@ -8,10 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use cedar_policy::{
-    AuthorizationError, Authorizer, Decision, Entities, EntityUid, EvaluationError, PolicyId,
-    Schema,
-};
+use cedar_policy::{Entities, EntityUid, PolicyId, Schema};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
@@ -19,11 +16,11 @@ use tokio::sync::{mpsc, watch};
 use super::{
     SCHEMA,
     analysis::{self, Known},
-    cache::{self, Kept, Key},
     diagnostics::{Diagnostics, Finding},
     entities::{Frame, Unaskable, Vocabulary},
+    index::{About, Index, Reads, Terms},
     inspect::Inspector,
-    load::{self, Loaded, Reads, Revision},
+    load::{self, Loaded, Revision},
     request::{Action, Circumstances, Request, Resource, Subject},
 };
 use crate::refusal::Rule;
@@ -34,8 +31,6 @@ pub struct Engine {
     base: PathBuf,
     schema: Schema,
     vocabulary: Vocabulary,
-    authorizer: Authorizer,
-    frames: Kept<Arc<Frame>>,
     current: ArcSwap<Set>,
     /// Held while the files are read, so that two reloads do not overtake each other.
     reloading: Mutex<()>,
@@ -59,7 +54,9 @@ const RELOADS: usize = 16;
 /// A set in use. What is kept of its answers goes with it.
 pub(super) struct Set {
     pub(super) loaded: Loaded,
-    visible: Kept<bool>,
+    index: Index,
+    /// What any policy looks at.
+    pub(super) reads: Reads,
 }
 
 /// A decision.
@@ -144,11 +141,9 @@ impl Engine {
         Ok(Self {
             paths: paths.to_vec(),
             base: base.to_owned(),
+            current: ArcSwap::from_pointee(Set::new(loaded, &vocabulary)),
             schema,
             vocabulary,
-            authorizer: Authorizer::new(),
-            frames: cache::empty(),
-            current: ArcSwap::from_pointee(Set::new(loaded)),
             reloading: Mutex::new(()),
             status,
             told: Mutex::default(),
@@ -171,7 +166,7 @@ impl Engine {
                 let revision = loaded.revision;
                 // The same set keeps what is kept of its answers.
                 if revision != self.revision() {
-                    self.current.store(Arc::new(Set::new(loaded)));
+                    self.current.store(Arc::new(Set::new(loaded, &self.vocabulary)));
                 }
                 self.status.send_replace(status);
                 Ok(revision)
@@ -260,15 +255,29 @@ impl Engine {
         literals.map(named).collect()
     }
 
-    /// A question as Cedar takes it, with what policies look at.
+    /// What of a question does not depend on the call.
+    pub(super) fn frame(&self, request: &Request<'_>) -> Result<Frame, Unaskable> {
+        let Request { subject, action, resource, .. } = request;
+        self.vocabulary.frame(subject, *action, resource, &self.schema)
+    }
+
+    /// A question as Cedar takes it, with these of its circumstances and arguments.
     pub(super) fn put(
         &self,
         frame: &Frame,
         request: &Request<'_>,
         reads: Reads,
     ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
-        let (question, entities) = self.vocabulary.question(frame, request, reads)?;
-        Ok((question, entities.into_owned()))
+        let uids = frame.uids().clone();
+        self.vocabulary.question(uids, Some(frame.entities()), request, reads)
+    }
+
+    /// Whether arguments of this question that cannot be shown are refused: whether a policy that
+    /// may matter to it looks at them.
+    pub(super) fn reads_arguments(&self, set: &Set, request: &Request<'_>) -> bool {
+        let Request { subject, action, resource, .. } = *request;
+        let about = About { subject, action, resource };
+        set.index.asked(self.terms(), about).is_ok_and(|reads| reads.has(Reads::ARGUMENTS))
     }
 
     /// Where the policies are: the paths as they were given, joined to the base.
@@ -279,56 +288,38 @@ impl Engine {
     /// Decides. Allowed is what a policy permits, none forbids and none fails on.
     pub fn decide(&self, request: &Request<'_>) -> Outcome {
         let set = self.current.load();
-        let Loaded { policies, rules, revision, reads, .. } = &set.loaded;
-        let unasked = |unaskable: Unaskable| Outcome {
-            allowed: false,
-            rules: Vec::new(),
-            revision: *revision,
-            errors: vec![Failure { rule: None, problem: unaskable.to_string() }],
+        let Loaded { rules, revision, .. } = &set.loaded;
+        let answer = match set.index.decide(self.terms(), request) {
+            Ok(answer) => answer,
+            Err(unaskable) => {
+                return Outcome {
+                    allowed: false,
+                    rules: Vec::new(),
+                    revision: *revision,
+                    errors: vec![Failure { rule: None, problem: unaskable.to_string() }],
+                };
+            }
         };
-        let frame = match self.frame(request) {
-            Ok(frame) => frame,
-            Err(unaskable) => return unasked(unaskable),
-        };
-        let (question, entities) = match self.vocabulary.question(&frame, request, *reads) {
-            Ok(question) => question,
-            Err(unaskable) => return unasked(unaskable),
-        };
-        let response = self.authorizer.is_authorized(&question, policies, &entities);
         let rule = |id: &PolicyId| rules.get(id).cloned();
+        let place = |rule: &Rule| (rule.file.clone(), rule.line);
+        let permitted = answer.permitted();
+        let determining = if permitted { &answer.permits } else { &answer.forbids };
+        let mut deciding: Vec<_> = determining.iter().filter_map(|id| rule(id)).collect();
         // Cedar skips a policy that fails. A forbid that is skipped forbids nothing, so any
         // failure refuses.
-        let mut errors: Vec<_> = response
-            .diagnostics()
-            .errors()
-            .map(|AuthorizationError::PolicyEvaluationError(error)| Failure {
-                rule: rule(error.policy_id()),
-                problem: problem(error.inner()).to_owned(),
-            })
-            .collect();
-        let place = |rule: &Rule| (rule.file.clone(), rule.line);
-        errors.sort_by_key(|error| error.rule.as_ref().map(place));
-        let permitted = response.decision() == Decision::Allow;
-        let allowed = permitted && errors.is_empty();
-        let mut deciding: Vec<_> = if permitted && !allowed {
-            // The permits did not decide: the failures did.
-            errors.iter().filter_map(|error| error.rule.clone()).collect()
-        } else {
-            response.diagnostics().reason().filter_map(rule).collect()
+        let failure = |(id, problem): (&PolicyId, &str)| Failure {
+            rule: rule(id),
+            problem: problem.to_owned(),
         };
-        deciding.sort_by_key(place);
-        Outcome { allowed, rules: deciding, revision: *revision, errors }
-    }
-
-    pub(super) fn frame(&self, request: &Request<'_>) -> Result<Arc<Frame>, Unaskable> {
-        let Request { subject, action, resource, .. } = request;
-        let key = Key::of(subject, *action, resource);
-        if let Some(frame) = self.frames.get(&key) {
-            return Ok(frame);
+        let mut errors: Vec<_> = answer.failures.into_iter().map(failure).collect();
+        errors.sort_by_cached_key(|error| error.rule.as_ref().map(place));
+        if permitted && !errors.is_empty() {
+            // The permits did not decide: the failures did.
+            deciding = errors.iter().filter_map(|error| error.rule.clone()).collect();
         }
-        let frame = Arc::new(self.vocabulary.frame(subject, *action, resource, &self.schema)?);
-        self.frames.insert(key, Arc::clone(&frame));
-        Ok(frame)
+        deciding.sort_by_cached_key(place);
+        let allowed = permitted && errors.is_empty();
+        Outcome { allowed, rules: deciding, revision: *revision, errors }
     }
 
     /// Decides on what the proxy does of itself.
@@ -356,43 +347,15 @@ impl Engine {
         action: Action,
         resource: &Resource<'_>,
     ) -> bool {
-        let set = self.current.load();
-        let key = Key::of(subject, action, resource);
-        if let Some(visible) = set.visible.get(&key) {
-            return visible;
-        }
-        let visible = self.could_allow_by(&set.loaded, subject, action, resource);
-        set.visible.insert(key, visible);
-        visible
+        let about = About { subject: *subject, action, resource: *resource };
+        self.current.load().index.could_allow(self.terms(), about).unwrap_or_else(|unaskable| {
+            tracing::error!(action = action.as_str(), "not shown: {unaskable}");
+            false
+        })
     }
 
-    fn could_allow_by(
-        &self,
-        loaded: &Loaded,
-        subject: &Subject<'_>,
-        action: Action,
-        resource: &Resource<'_>,
-    ) -> bool {
-        let (question, entities) =
-            match self.vocabulary.open_question(subject, action, resource, &self.schema) {
-                Ok(question) => question,
-                Err(unaskable) => {
-                    tracing::error!(action = action.as_str(), "not shown: {unaskable}");
-                    return false;
-                }
-            };
-        match loaded.policies.tpe(&question, &entities, &self.schema) {
-            // What fails in all circumstances is refused in all.
-            Ok(response) => {
-                response.decision() != Some(Decision::Deny)
-                    && response.error_forbids().next().is_none()
-                    && response.error_permits().next().is_none()
-            }
-            Err(error) => {
-                tracing::error!(action = action.as_str(), "not shown: {error}");
-                false
-            }
-        }
+    fn terms(&self) -> Terms<'_> {
+        Terms { schema: &self.schema, vocabulary: &self.vocabulary }
     }
 }
 
@@ -407,8 +370,11 @@ impl fmt::Debug for Engine {
 }
 
 impl Set {
-    fn new(loaded: Loaded) -> Self {
-        Self { loaded, visible: cache::empty() }
+    fn new(loaded: Loaded, vocabulary: &Vocabulary) -> Self {
+        let policies: Vec<_> = loaded.policies.policies().collect();
+        let index = Index::new(&policies, vocabulary);
+        let reads = index.reads();
+        Self { loaded, index, reads }
     }
 }
 
@@ -421,23 +387,5 @@ impl Status {
             warnings: loaded.warnings.clone(),
             last_error: None,
         }
-    }
-}
-
-/// What went wrong, without any value: Cedar's own texts quote what they were given, and that may
-/// be an argument.
-fn problem(error: &EvaluationError) -> &'static str {
-    match error {
-        EvaluationError::EntityDoesNotExist(_) => "it asks for an entity that is not there",
-        EvaluationError::EntityAttrDoesNotExist(_) | EvaluationError::RecordAttrDoesNotExist(_) => {
-            "it asks for an attribute or tag that is not there"
-        }
-        EvaluationError::TypeError(_) => "a value is not of the type it needs",
-        EvaluationError::IntegerOverflow(_) => "an integer overflows",
-        EvaluationError::FailedExtensionFunctionExecution(_) => {
-            "a value cannot be read as the decimal, address, datetime or duration it should be"
-        }
-        EvaluationError::RecursionLimit(_) => "it is nested too deeply",
-        _ => "it cannot be evaluated",
     }
 }

@@ -1,16 +1,17 @@
 //! A question as Cedar takes it: a request, and the few entities that matter to it.
 
-use std::borrow::Cow;
+use std::{collections::HashSet, net::IpAddr};
 
 use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, PartialEntities,
     PartialEntityUid, PartialRequest, RestrictedExpression, Schema,
 };
+use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 
 use super::{
     args::{self, Leaf, Unshowable},
-    load::Reads,
+    index::Reads,
     located,
     request::{Action, Circumstances, Claims, Program, Request, Resource, Subject},
 };
@@ -28,6 +29,9 @@ pub(super) enum Unaskable {
     #[error("the {0} does not fit the policy schema")]
     Misfit(&'static str),
 }
+
+/// Addresses of clients that are kept as Cedar has them.
+const ADDRESSES: usize = 1024;
 
 /// The schema's names, parsed once.
 pub(super) struct Vocabulary {
@@ -49,23 +53,39 @@ pub(super) struct Vocabulary {
     args: EntityUid,
     paths: EntityUid,
     urls: EntityUid,
-    /// In the order of [`Action::ALL`], each with its groups.
-    actions: Vec<Entity>,
+    /// In the order of [`Action::ALL`].
+    actions: Vec<Known>,
+    /// To make one costs ten times what a copy costs.
+    addresses: Cache<IpAddr, RestrictedExpression>,
 }
 
-/// The uids of a question, and all of its entities but the arguments.
-#[derive(Debug)]
+/// An action, and the groups that it is in.
+struct Known {
+    entity: Entity,
+    uid: EntityUid,
+    groups: HashSet<EntityUid>,
+}
+
+/// What of a question does not depend on the call, nor on which of a server's things it is about.
+pub(super) struct Base {
+    pub(super) subject: EntityUid,
+    pub(super) action: EntityUid,
+    /// The server that holds what is asked for, where a server does.
+    pub(super) holder: Option<EntityUid>,
+    /// All entities but what is in `holder`, and the arguments.
+    pub(super) entities: Entities,
+}
+
+/// What of a question does not depend on the call.
 pub(super) struct Frame {
-    subject: EntityUid,
-    action: EntityUid,
-    resource: EntityUid,
+    uids: [EntityUid; 3],
     entities: Entities,
 }
 
 impl Frame {
     /// Who asks, for what, of what.
-    pub(super) fn uids(&self) -> [&EntityUid; 3] {
-        [&self.subject, &self.action, &self.resource]
+    pub(super) fn uids(&self) -> &[EntityUid; 3] {
+        &self.uids
     }
 
     pub(super) fn entities(&self) -> &Entities {
@@ -103,7 +123,11 @@ impl Vocabulary {
         let known = schema.action_entities().map_err(|_| Unaskable::Misfit("action"))?;
         let actions = Action::ALL
             .iter()
-            .map(|action| known.get(&uid(&action_type, action.as_str())).cloned())
+            .map(|action| {
+                let uid = uid(&action_type, action.as_str());
+                let groups = known.ancestors(&uid)?.cloned().collect();
+                Some(Known { entity: known.get(&uid)?.clone(), uid, groups })
+            })
             .collect::<Option<_>>()
             .ok_or(Unaskable::Misfit("action"))?;
         Ok(Self {
@@ -126,10 +150,68 @@ impl Vocabulary {
             paths: uid(&name("Paths")?, "paths"),
             urls: uid(&name("Urls")?, "urls"),
             actions,
+            addresses: Cache::new(ADDRESSES),
         })
     }
 
-    /// The part of a question that does not depend on the call, checked against the schema.
+    /// The bit of a type that a principal or a resource may have. None, of another one.
+    pub(super) fn bit(&self, kind: &EntityTypeName) -> u16 {
+        let kinds = [
+            &self.client,
+            &self.local,
+            &self.anonymous,
+            &self.proxy,
+            &self.server,
+            &self.tool,
+            &self.prompt,
+            &self.resource,
+            &self.template,
+            &self.plugin,
+            &self.program,
+            &self.secret,
+            &self.host,
+            &self.grant,
+        ];
+        kinds.iter().position(|known| *known == kind).map_or(0, |at| 1 << at)
+    }
+
+    /// The bits, by their place in [`Action::ALL`], of the actions that are wanted, of which uid and
+    /// groups are shown.
+    pub(super) fn actions_of(
+        &self,
+        wanted: impl Fn(&EntityUid, &HashSet<EntityUid>) -> bool,
+    ) -> u32 {
+        let bits = self.actions.iter().enumerate();
+        bits.filter(|(_, action)| wanted(&action.uid, &action.groups))
+            .fold(0, |bits, (at, _)| bits | 1 << at)
+    }
+
+    /// The part of a question that does not depend on the call or on names of things on a server,
+    /// checked against the schema.
+    pub(super) fn base(
+        &self,
+        subject: &Subject<'_>,
+        action: Action,
+        resource: &Resource<'_>,
+        schema: &Schema,
+    ) -> Result<Base, Unaskable> {
+        let action = self.action(action)?;
+        let mut entities = vec![action.entity.clone()];
+        let subject = self.subject(subject, &mut entities)?;
+        let holder = match holder(resource) {
+            Some(server) => Some(self.server(server, &mut entities)?),
+            None => {
+                entities.extend(self.alone(resource)?);
+                None
+            }
+        };
+        open(&subject, &action.uid, &self.resource_uid(resource), schema)?;
+        let entities = Entities::from_entities(entities, None)
+            .map_err(|_| Unaskable::Misfit("set of entities"))?;
+        Ok(Base { subject, action: action.uid.clone(), holder, entities })
+    }
+
+    /// All of a question but its circumstances and arguments.
     pub(super) fn frame(
         &self,
         subject: &Subject<'_>,
@@ -137,49 +219,63 @@ impl Vocabulary {
         resource: &Resource<'_>,
         schema: &Schema,
     ) -> Result<Frame, Unaskable> {
-        let action = self.action(action)?;
-        let mut entities = vec![action.clone()];
-        let subject = self.subject(subject, &mut entities)?;
-        let resource = self.resource(resource, &mut entities)?;
-        open(&subject, action, &resource, schema)?;
-        let entities = Entities::from_entities(entities, None)
-            .map_err(|_| Unaskable::Misfit("set of entities"))?;
-        Ok(Frame { subject, action: action.uid(), resource, entities })
+        let base = self.base(subject, action, resource, schema)?;
+        let entities = self.entities(&base, resource)?;
+        let uids = [base.subject, base.action, self.resource_uid(resource)];
+        Ok(Frame { uids, entities })
     }
 
-    /// The whole question. What no policy reads stays out of it: building a datetime or an address
-    /// costs more than a decision.
-    pub(super) fn question<'f>(
+    /// All entities of a question but the arguments.
+    pub(super) fn entities(
         &self,
-        frame: &'f Frame,
+        base: &Base,
+        resource: &Resource<'_>,
+    ) -> Result<Entities, Unaskable> {
+        let entities = base.entities.clone();
+        match &base.holder {
+            Some(server) => entities
+                .add_entities([self.held(resource, server)?], None)
+                .map_err(|_| Unaskable::Misfit("set of entities")),
+            None => Ok(entities),
+        }
+    }
+
+    /// A question without its circumstances and arguments: for what does not look at them.
+    pub(super) fn before_the_call(
+        &self,
+        base: &Base,
+        resource: &Resource<'_>,
+    ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
+        let uids = [base.subject.clone(), base.action.clone(), self.resource_uid(resource)];
+        Ok((asked(uids, Context::empty())?, self.entities(base, resource)?))
+    }
+
+    /// The whole question, of principal, action and resource. What no policy reads stays out of it.
+    pub(super) fn question(
+        &self,
+        uids: [EntityUid; 3],
+        entities: Option<&Entities>,
         request: &Request<'_>,
         reads: Reads,
-    ) -> Result<(cedar_policy::Request, Cow<'f, Entities>), Unaskable> {
-        let context = self.context(&request.circumstances, reads)?;
-        let Frame { subject, action, resource, entities } = frame;
-        // Not checked against the schema again: the frame was, and the context would lack what no
-        // policy reads.
-        let question = cedar_policy::Request::new(
-            subject.clone(),
-            action.clone(),
-            resource.clone(),
-            context,
-            None,
-        )
-        .map_err(|_| Unaskable::Misfit("request"))?;
-        if !reads.arguments() {
-            return Ok((question, Cow::Borrowed(entities)));
+    ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
+        // Not checked against the schema again: what does not depend on the call was, and the
+        // context would lack what no policy reads.
+        let question = asked(uids, self.context(&request.circumstances, reads)?)?;
+        let entities = entities.cloned().unwrap_or_else(Entities::empty);
+        let args = reads.has(Reads::ARGS | Reads::SUMMARY);
+        if !args && !reads.has(Reads::PATHS | Reads::URLS) {
+            return Ok((question, entities));
         }
         args::exact(request.written)?;
         let leaves = request.args.map(args::leaves).transpose()?.unwrap_or_default();
         let mut shown = Vec::new();
-        if reads.paths {
+        if reads.has(Reads::PATHS) {
             let paths = leaves
                 .iter()
                 .filter_map(|leaf| Some((leaf.pointer.clone(), text(located::path(leaf.text()?)))));
             shown.push(tagged(&self.paths, paths)?);
         }
-        if reads.urls {
+        if reads.has(Reads::URLS) {
             let urls = leaves
                 .iter()
                 .filter_map(|leaf| Some((leaf.pointer.clone(), located::Url::read(leaf.text()?)?)))
@@ -187,36 +283,29 @@ impl Vocabulary {
                 .collect::<Result<Vec<_>, Unaskable>>()?;
             shown.push(tagged(&self.urls, urls)?);
         }
-        if reads.args {
-            shown.push(self.args(request.args, leaves)?);
+        if args {
+            shown.push(self.args(request.args, leaves, reads)?);
         }
-        let entities = entities
-            .clone()
-            .add_entities(shown, None)
-            .map_err(|_| Unaskable::Misfit("set of entities"))?;
-        Ok((question, Cow::Owned(entities)))
+        let entities =
+            entities.add_entities(shown, None).map_err(|_| Unaskable::Misfit("set of entities"))?;
+        Ok((question, entities))
     }
 
     /// The question with its circumstances and arguments left open.
     pub(super) fn open_question(
         &self,
-        subject: &Subject<'_>,
-        action: Action,
+        base: &Base,
         resource: &Resource<'_>,
+        entities: &Entities,
         schema: &Schema,
     ) -> Result<(PartialRequest, PartialEntities), Unaskable> {
-        let mut entities = Vec::new();
-        let subject = self.subject(subject, &mut entities)?;
-        let resource = self.resource(resource, &mut entities)?;
-        let request = open(&subject, self.action(action)?, &resource, schema)?;
-        let entities = Entities::from_entities(entities, None)
-            .ok()
-            .and_then(|entities| PartialEntities::from_concrete(entities, schema).ok())
-            .ok_or(Unaskable::Misfit("set of entities"))?;
+        let request = open(&base.subject, &base.action, &self.resource_uid(resource), schema)?;
+        let entities = PartialEntities::from_concrete(entities.clone(), schema)
+            .map_err(|_| Unaskable::Misfit("set of entities"))?;
         Ok((request, entities))
     }
 
-    fn action(&self, action: Action) -> Result<&Entity, Unaskable> {
+    fn action(&self, action: Action) -> Result<&Known, Unaskable> {
         self.actions.get(action as usize).ok_or(Unaskable::Misfit("action"))
     }
 
@@ -228,7 +317,12 @@ impl Vocabulary {
         match subject {
             Subject::Client(principal) => self.principal(principal, entities),
             Subject::Server(name) => self.server(name, entities),
-            Subject::Plugin(name) => named(&self.plugin, name, name, entities),
+            Subject::Plugin(name) => {
+                let uid = uid(&self.plugin, name);
+                let attributes = vec![("name".to_owned(), text(*name))];
+                entities.push(entity(uid.clone(), attributes, Vec::new())?);
+                Ok(uid)
+            }
         }
     }
 
@@ -237,11 +331,7 @@ impl Vocabulary {
         principal: &Principal,
         entities: &mut Vec<Entity>,
     ) -> Result<EntityUid, Unaskable> {
-        let (kind, name) = match &principal.kind {
-            PrincipalKind::Client(name) => (&self.client, name.as_str()),
-            PrincipalKind::Local { user } => (&self.local, user.as_str()),
-            PrincipalKind::Anonymous => (&self.anonymous, "anonymous"),
-        };
+        let (kind, name) = self.named(principal);
         let groups: Vec<_> =
             principal.groups.iter().map(|group| uid(&self.group, group.as_str())).collect();
         entities.extend(groups.iter().cloned().map(Entity::with_uid));
@@ -252,6 +342,14 @@ impl Vocabulary {
         let uid = uid(kind, name);
         entities.push(entity(uid.clone(), attributes, groups)?);
         Ok(uid)
+    }
+
+    fn named<'p>(&self, principal: &'p Principal) -> (&EntityTypeName, &'p str) {
+        match &principal.kind {
+            PrincipalKind::Client(name) => (&self.client, name.as_str()),
+            PrincipalKind::Local { user } => (&self.local, user.as_str()),
+            PrincipalKind::Anonymous => (&self.anonymous, "anonymous"),
+        }
     }
 
     fn server(
@@ -265,84 +363,90 @@ impl Vocabulary {
         Ok(uid)
     }
 
-    fn resource(
-        &self,
-        resource: &Resource<'_>,
-        entities: &mut Vec<Entity>,
-    ) -> Result<EntityUid, Unaskable> {
-        let (kind, server, id, attributes) = match *resource {
-            Resource::Proxy => {
-                let uid = uid(&self.proxy, "portcullis");
-                entities.push(Entity::with_uid(uid.clone()));
-                return Ok(uid);
+    pub(super) fn resource_uid(&self, resource: &Resource<'_>) -> EntityUid {
+        let (kind, server, id) = match *resource {
+            Resource::Proxy => return uid(&self.proxy, "portcullis"),
+            Resource::Server(name) => return uid(&self.server, name.as_str()),
+            Resource::Client(principal) => {
+                let (kind, name) = self.named(principal);
+                return uid(kind, name);
             }
-            Resource::Server(name) => return self.server(name, entities),
-            Resource::Client(principal) => return self.principal(principal, entities),
-            Resource::Tool { server, name, claims } => {
-                let attributes =
-                    vec![("name".to_owned(), text(name)), ("claims".to_owned(), record(claims)?)];
-                (&self.tool, server, name, attributes)
+            Resource::Tool { server, name, .. } => (&self.tool, server, name),
+            Resource::Prompt { server, name } => (&self.prompt, server, name),
+            Resource::Resource { server, uri } => (&self.resource, server, uri),
+            Resource::Template { server, uri } => (&self.template, server, uri),
+            Resource::Secret { server, name, .. } => (&self.secret, server, name),
+            Resource::Program(program) => return uid(&self.program, &program.name),
+            Resource::Host { name, port } => return uid(&self.host, &format!("{name}:{port}")),
+            Resource::Grant(name) => return uid(&self.grant, name),
+        };
+        // A server's name holds no `/`, so the first one ends it.
+        uid(kind, &format!("{server}/{id}"))
+    }
+
+    /// The entities of what no server offers.
+    fn alone(&self, resource: &Resource<'_>) -> Result<Vec<Entity>, Unaskable> {
+        let mut entities = Vec::new();
+        let mut parents = Vec::new();
+        let attributes = match *resource {
+            Resource::Server(name) => {
+                self.server(name, &mut entities)?;
+                return Ok(entities);
             }
-            Resource::Prompt { server, name } => {
-                (&self.prompt, server, name, vec![("name".to_owned(), text(name))])
+            Resource::Client(principal) => {
+                self.principal(principal, &mut entities)?;
+                return Ok(entities);
             }
-            Resource::Resource { server, uri } => (&self.resource, server, uri, place(uri)?),
-            // A template is no URI yet.
-            Resource::Template { server, uri } => (&self.template, server, uri, scheme(uri)),
+            Resource::Program(program) => about(program),
             Resource::Secret { server, name, source, header } => {
-                let attributes = vec![
+                parents.push(self.server(server, &mut entities)?);
+                vec![
                     ("name".to_owned(), text(name)),
                     ("source".to_owned(), text(source)),
                     ("header".to_owned(), RestrictedExpression::new_bool(header)),
-                ];
-                (&self.secret, server, name, attributes)
+                ]
             }
-            Resource::Program(program) => return self.program(program, entities),
             Resource::Host { name, port } => {
-                let uid = uid(&self.host, &format!("{name}:{port}"));
-                let attributes =
-                    vec![("name".to_owned(), text(name)), ("port".to_owned(), long(port.into()))];
-                entities.push(entity(uid.clone(), attributes, Vec::new())?);
-                return Ok(uid);
+                vec![("name".to_owned(), text(name)), ("port".to_owned(), long(port.into()))]
             }
-            Resource::Grant(name) => return named(&self.grant, name, name, entities),
+            Resource::Grant(name) => vec![("name".to_owned(), text(name))],
+            _ => Vec::new(),
         };
-        let parent = self.server(server, entities)?;
-        // A server's name holds no `/`, so the first one ends it.
-        let uid = uid(kind, &format!("{server}/{id}"));
-        entities.push(entity(uid.clone(), attributes, vec![parent])?);
-        Ok(uid)
+        entities.push(entity(self.resource_uid(resource), attributes, parents)?);
+        Ok(entities)
     }
 
-    fn program(
-        &self,
-        program: &Program,
-        entities: &mut Vec<Entity>,
-    ) -> Result<EntityUid, Unaskable> {
-        let uid = uid(&self.program, &program.name);
-        let deviations = program.deviations.iter().map(text);
-        let mut attributes = vec![
-            ("runtime".to_owned(), text(program.runtime)),
-            ("name".to_owned(), text(&program.name)),
-            ("deviations".to_owned(), RestrictedExpression::new_set(deviations)),
-        ];
-        attributes.extend(program.digest.iter().map(|digest| ("digest".to_owned(), text(digest))));
-        entities.push(entity(uid.clone(), attributes, Vec::new())?);
-        Ok(uid)
+    /// The entity of what is on a server.
+    fn held(&self, resource: &Resource<'_>, server: &EntityUid) -> Result<Entity, Unaskable> {
+        let attributes = match *resource {
+            Resource::Tool { name, claims, .. } => {
+                vec![("name".to_owned(), text(name)), ("claims".to_owned(), record(claims)?)]
+            }
+            Resource::Prompt { name, .. } => vec![("name".to_owned(), text(name))],
+            Resource::Resource { uri, .. } => place(uri)?,
+            // A template is no URI yet.
+            Resource::Template { uri, .. } => scheme(uri),
+            _ => Vec::new(),
+        };
+        entity(self.resource_uid(resource), attributes, vec![server.clone()])
     }
 
     fn args(
         &self,
         args: Option<&Map<String, Value>>,
         leaves: Vec<Leaf>,
+        reads: Reads,
     ) -> Result<Entity, Unaskable> {
-        let size = leaves.iter().map(|leaf| leaf.value.len()).sum::<usize>();
-        let keys = args.into_iter().flat_map(Map::keys).map(text);
-        let attributes = [
-            ("keys".to_owned(), RestrictedExpression::new_set(keys)),
-            ("leaves".to_owned(), long(leaves.len() as u64)),
-            ("size".to_owned(), long(size as u64)),
-        ];
+        let mut attributes = Vec::new();
+        if reads.has(Reads::SUMMARY) {
+            let size = leaves.iter().map(|leaf| leaf.value.len()).sum::<usize>();
+            let keys = args.into_iter().flat_map(Map::keys).map(text);
+            attributes.extend([
+                ("keys".to_owned(), RestrictedExpression::new_set(keys)),
+                ("leaves".to_owned(), long(leaves.len() as u64)),
+                ("size".to_owned(), long(size as u64)),
+            ]);
+        }
         let tags = leaves.into_iter().map(|leaf| (leaf.pointer, text(leaf.value)));
         Entity::new_with_tags(self.args.clone(), attributes, [], tags)
             .map_err(|_| Unaskable::Misfit("set of arguments"))
@@ -353,29 +457,68 @@ impl Vocabulary {
         circumstances: &Circumstances<'_>,
         reads: Reads,
     ) -> Result<Context, Unaskable> {
-        let mut pairs = vec![
-            ("method".to_owned(), text(circumstances.method)),
-            ("transport".to_owned(), text(circumstances.transport.map_or("", transport))),
-            ("revision".to_owned(), text(circumstances.revision.map_or("", Revision::as_str))),
-            ("session_calls".to_owned(), long(circumstances.session_calls)),
-            ("args".to_owned(), RestrictedExpression::new_entity_uid(self.args.clone())),
-            ("paths".to_owned(), RestrictedExpression::new_entity_uid(self.paths.clone())),
-            ("urls".to_owned(), RestrictedExpression::new_entity_uid(self.urls.clone())),
-        ];
-        if reads.labels {
-            let labels = RestrictedExpression::new_set(circumstances.labels.iter().map(text));
-            pairs.push(("labels".to_owned(), labels));
-        }
-        if reads.now {
+        let mut pairs = Vec::new();
+        let mut show = |what, name: &str, value: &dyn Fn() -> RestrictedExpression| {
+            if reads.has(what) {
+                pairs.push((name.to_owned(), value()));
+            }
+        };
+        show(Reads::METHOD, "method", &|| text(circumstances.method));
+        show(Reads::TRANSPORT, "transport", &|| {
+            text(circumstances.transport.map_or("", transport))
+        });
+        show(Reads::REVISION, "revision", &|| {
+            text(circumstances.revision.map_or("", Revision::as_str))
+        });
+        show(Reads::SESSION_CALLS, "session_calls", &|| long(circumstances.session_calls));
+        show(Reads::ARGS | Reads::SUMMARY, "args", &|| {
+            RestrictedExpression::new_entity_uid(self.args.clone())
+        });
+        show(Reads::PATHS, "paths", &|| RestrictedExpression::new_entity_uid(self.paths.clone()));
+        show(Reads::URLS, "urls", &|| RestrictedExpression::new_entity_uid(self.urls.clone()));
+        show(Reads::LABELS, "labels", &|| {
+            RestrictedExpression::new_set(circumstances.labels.iter().map(text))
+        });
+        show(Reads::NOW, "now", &|| {
             let now = circumstances.now.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
-            pairs.push(("now".to_owned(), RestrictedExpression::new_datetime(now)));
-        }
-        if let Some(address) = circumstances.source_ip.filter(|_| reads.source_ip) {
-            let address = RestrictedExpression::new_ip(address.to_canonical().to_string());
-            pairs.push(("source_ip".to_owned(), address));
+            RestrictedExpression::new_datetime(now)
+        });
+        if let Some(address) = circumstances.source_ip {
+            show(Reads::SOURCE_IP, "source_ip", &|| self.address(address.to_canonical()));
         }
         Context::from_pairs(pairs).map_err(|_| Unaskable::Misfit("context"))
     }
+
+    fn address(&self, address: IpAddr) -> RestrictedExpression {
+        if let Some(kept) = self.addresses.get(&address) {
+            return kept;
+        }
+        let made = RestrictedExpression::new_ip(address.to_string());
+        self.addresses.insert(address, made.clone());
+        made
+    }
+}
+
+/// The server that offers something.
+fn holder<'a>(resource: &Resource<'a>) -> Option<&'a ServerName> {
+    match *resource {
+        Resource::Tool { server, .. }
+        | Resource::Prompt { server, .. }
+        | Resource::Resource { server, .. }
+        | Resource::Template { server, .. } => Some(server),
+        _ => None,
+    }
+}
+
+fn about(program: &Program) -> Attributes {
+    let deviations = program.deviations.iter().map(text);
+    let mut attributes = vec![
+        ("runtime".to_owned(), text(program.runtime)),
+        ("name".to_owned(), text(&program.name)),
+        ("deviations".to_owned(), RestrictedExpression::new_set(deviations)),
+    ];
+    attributes.extend(program.digest.iter().map(|digest| ("digest".to_owned(), text(digest))));
+    attributes
 }
 
 fn transport(transport: Transport) -> &'static str {
@@ -387,18 +530,6 @@ fn transport(transport: Transport) -> &'static str {
     }
 }
 
-/// An entity that has a name and nothing else.
-fn named(
-    kind: &EntityTypeName,
-    id: &str,
-    name: &str,
-    entities: &mut Vec<Entity>,
-) -> Result<EntityUid, Unaskable> {
-    let uid = uid(kind, id);
-    entities.push(entity(uid.clone(), vec![("name".to_owned(), text(name))], Vec::new())?);
-    Ok(uid)
-}
-
 fn tagged(
     uid: &EntityUid,
     tags: impl IntoIterator<Item = (String, RestrictedExpression)>,
@@ -407,16 +538,24 @@ fn tagged(
         .map_err(|_| Unaskable::Misfit("set of arguments"))
 }
 
+fn asked(
+    [subject, action, resource]: [EntityUid; 3],
+    context: Context,
+) -> Result<cedar_policy::Request, Unaskable> {
+    cedar_policy::Request::new(subject, action, resource, context, None)
+        .map_err(|_| Unaskable::Misfit("request"))
+}
+
 /// A request with its context left open. Fails where the schema has no such request.
 fn open(
     subject: &EntityUid,
-    action: &Entity,
+    action: &EntityUid,
     resource: &EntityUid,
     schema: &Schema,
 ) -> Result<PartialRequest, Unaskable> {
     PartialRequest::new(
         PartialEntityUid::from_concrete(subject.clone()),
-        action.uid(),
+        action.clone(),
         PartialEntityUid::from_concrete(resource.clone()),
         None,
         schema,

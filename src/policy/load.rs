@@ -12,7 +12,6 @@ use cedar_policy::{
     ValidationWarning, Validator,
 };
 use serde::{Serialize, Serializer};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::diagnostics::{Diagnostics, File, Finding};
@@ -59,35 +58,6 @@ impl Serialize for Revision {
     }
 }
 
-/// What policies look at of a message's circumstances. What none looks at need not be shown.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Reads {
-    pub(super) args: bool,
-    pub(super) paths: bool,
-    pub(super) urls: bool,
-    pub(super) labels: bool,
-    pub(super) now: bool,
-    pub(super) source_ip: bool,
-}
-
-impl Reads {
-    /// Whether any policy looks at arguments, however it reads them.
-    pub(super) fn arguments(self) -> bool {
-        self.args || self.paths || self.urls
-    }
-
-    fn add(&mut self, policy: &Policy) {
-        let json = policy.to_json().ok();
-        let reads = |attribute| json.as_ref().is_none_or(|policy| reads(policy, attribute));
-        self.args |= reads("args");
-        self.paths |= reads("paths");
-        self.urls |= reads("urls");
-        self.labels |= reads("labels");
-        self.now |= reads("now");
-        self.source_ip |= reads("source_ip");
-    }
-}
-
 /// A validated set.
 pub(super) struct Loaded {
     pub(super) policies: PolicySet,
@@ -96,7 +66,6 @@ pub(super) struct Loaded {
     /// Where each policy stands.
     pub(super) places: HashMap<PolicyId, Place>,
     pub(super) revision: Revision,
-    pub(super) reads: Reads,
     /// What looks wrong and is no error.
     pub(super) warnings: Vec<Finding>,
 }
@@ -118,7 +87,6 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
     let mut policies = PolicySet::new();
     let mut rules: HashMap<PolicyId, Rule> = HashMap::new();
     let mut places: HashMap<PolicyId, Place> = HashMap::new();
-    let mut reads = Reads::default();
     for file in &files {
         let parsed = match file.text.parse::<PolicySet>() {
             Ok(parsed) => parsed,
@@ -163,7 +131,6 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
                 );
                 continue;
             }
-            reads.add(policy);
             if let Err(error) = policies.add(policy.new_id(key.clone())) {
                 findings.push(Finding::of("policy-invalid", file, &error));
                 continue;
@@ -203,7 +170,7 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
         .map(|warning| found("policy-warning", warning.policy_id(), warning).warning())
         .collect();
     if findings.is_empty() {
-        Ok(Loaded { policies, rules, places, revision, reads, warnings })
+        Ok(Loaded { policies, rules, places, revision, warnings })
     } else {
         findings.extend(warnings);
         findings.sort_by_key(Finding::order);
@@ -346,24 +313,6 @@ fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) 
         }
     }
     obligations
-}
-
-/// Whether a policy, as Cedar's JSON, may look at this attribute of `context`: it does so by name,
-/// or it takes `context` whole.
-fn reads(policy: &Value, attribute: &str) -> bool {
-    let is_context = |value: &Value| value.get("Var").is_some_and(|var| var == "context");
-    match policy {
-        Value::Object(members) => members.iter().any(|(operator, operand)| {
-            if matches!(operator.as_str(), "." | "has")
-                && operand.get("left").is_some_and(is_context)
-            {
-                return operand.get("attr").is_none_or(|attr| attr == attribute);
-            }
-            (operator == "Var" && operand == "context") || reads(operand, attribute)
-        }),
-        Value::Array(items) => items.iter().any(|item| reads(item, attribute)),
-        _ => false,
-    }
 }
 
 /// The files that these paths name, each once, sorted by name.

@@ -16,6 +16,7 @@ mod diagnostics;
 mod engine;
 mod entities;
 mod format;
+mod index;
 mod inspect;
 mod learn;
 mod load;

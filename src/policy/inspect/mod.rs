@@ -20,9 +20,10 @@ pub use self::explain::{Condition, Explanation, Near, Seen, Side, Standing, Verd
 pub(super) use self::tree::{Looks, Outcomes};
 use self::{scope::Scope, tree::Node};
 use super::{
-    cache::Key,
+    cache::{Asking, Key},
     engine::{Engine, Set},
     entities::{Frame, Unaskable},
+    index::Reads,
     load::Revision,
     request::Request,
 };
@@ -173,22 +174,29 @@ impl<'e> Inspector<'e> {
         Some(format!("{} ({scope}) {condition}", policy.effect))
     }
 
-    /// Whether any policy looks at arguments. Then those that cannot be shown are refused.
-    pub fn reads_arguments(&self) -> bool {
-        self.set.loaded.reads.arguments()
+    /// Whether a policy that may matter to this looks at arguments. Then those that cannot be shown
+    /// are refused.
+    pub fn reads_arguments(&self, request: &Request<'_>) -> bool {
+        self.engine.reads_arguments(&self.set, request)
     }
 
     fn put(&self, frame: &Frame, request: &Request<'_>) -> Result<Asked, Unaskable> {
-        let (question, entities) = self.engine.put(frame, request, self.set.loaded.reads)?;
+        let reads = self.set.reads;
+        let put = |reads| self.engine.put(frame, request, reads);
+        let (question, entities) = match put(reads) {
+            // Nothing that matters looks at what cannot be shown.
+            Err(_) if !self.reads_arguments(request) => put(reads.without(Reads::ARGUMENTS))?,
+            put => put?,
+        };
         Ok(Asked { question, entities })
     }
 
     fn met(&mut self, request: &Request<'_>) -> Result<Arc<Met>, Unaskable> {
-        let key = Key::of(&request.subject, request.action, &request.resource);
+        let key = Asking::of(&request.subject, request.action, &request.resource).key();
         if let Some(met) = self.met.get(&key) {
             return Ok(Arc::clone(met));
         }
-        let frame = self.engine.frame(request)?;
+        let frame = Arc::new(self.engine.frame(request)?);
         let [subject, action, resource] = frame.uids();
         let met = self.policies.iter().enumerate().filter(|(_, policy)| {
             policy.scope.off(subject, action, resource, frame.entities()).is_empty()

@@ -129,7 +129,7 @@ impl Recorded {
 
     /// What these policies decide of it.
     pub fn judge(&self, inspector: &mut Inspector<'_>) -> Judgement {
-        if self.unshowable && inspector.reads_arguments() {
+        if self.unshowable && self.put(|request| inspector.reads_arguments(request)) {
             return Judgement { verdict: Verdict::Refused, rules: Vec::new() };
         }
         self.put(|request| inspector.judge(request, self.unknown()))

@@ -1,9 +1,7 @@
 use std::sync::LazyLock;
 
-use cedar_policy::{Entities, Schema};
-
 use super::*;
-use crate::{policy::entities::Vocabulary, refusal::Rule};
+use crate::refusal::Rule;
 
 fn call(engine: &Engine, principal: &Principal, tool: &str, json: &str) -> Outcome {
     let (server_name, name) = tool.split_once('/').unwrap();
@@ -240,14 +238,14 @@ fn the_schema_has_no_warning_and_every_question_fits_it() {
                 written: b"",
                 circumstances: circumstances("m"),
             };
-            let frame = vocabulary.frame(&subject, action, &resource, &schema).unwrap();
-            let everything = everything();
-            let (question, entities) = vocabulary.question(&frame, &request, everything).unwrap();
+            let (question, entities) = whole(&vocabulary, &schema, &request);
             let context = question.context().unwrap().clone();
             context.validate(&schema, question.action().unwrap()).unwrap();
             Entities::from_entities(entities.iter().cloned(), Some(&schema))
                 .unwrap_or_else(|error| panic!("{action:?}: {error}"));
-            vocabulary.open_question(&subject, action, &resource, &schema).unwrap();
+            let base = vocabulary.base(&subject, action, &resource, &schema).unwrap();
+            let entities = vocabulary.entities(&base, &resource).unwrap();
+            vocabulary.open_question(&base, &resource, &entities, &schema).unwrap();
         }
     }
 }

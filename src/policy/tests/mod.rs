@@ -8,10 +8,11 @@ mod visibility;
 
 use std::{collections::BTreeSet, fs};
 
+use cedar_policy::{Entities, Schema};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
-use super::*;
+use super::{entities::Vocabulary, index::Reads, *};
 use crate::{
     exchange::{self, Transport},
     identity::{Principal, PrincipalKind},
@@ -62,14 +63,9 @@ fn anonymous() -> Principal {
     Principal { kind: PrincipalKind::Anonymous, groups: Vec::new(), verified: false, key: None }
 }
 
-fn none() -> &'static BTreeSet<String> {
+pub(super) fn none() -> &'static BTreeSet<String> {
     static NONE: BTreeSet<String> = BTreeSet::new();
     &NONE
-}
-
-/// As if a policy looked at all there is.
-fn everything() -> load::Reads {
-    load::Reads { args: true, paths: true, urls: true, labels: true, now: true, source_ip: true }
 }
 
 fn circumstances(method: &str) -> Circumstances<'_> {
@@ -90,4 +86,17 @@ fn args(json: &str) -> Map<String, Value> {
 
 fn ids(outcome: &Outcome) -> Vec<&str> {
     outcome.rules.iter().map(|rule| rule.id.as_str()).collect()
+}
+
+/// The question with everything that there is to be shown.
+pub(super) fn whole(
+    vocabulary: &Vocabulary,
+    schema: &Schema,
+    request: &Request<'_>,
+) -> (cedar_policy::Request, Entities) {
+    let Request { subject, action, resource, .. } = request;
+    let base = vocabulary.base(subject, *action, resource, schema).unwrap();
+    let entities = vocabulary.entities(&base, resource).unwrap();
+    let uids = [base.subject, base.action, vocabulary.resource_uid(resource)];
+    vocabulary.question(uids, Some(&entities), request, Reads::ALL).unwrap()
 }

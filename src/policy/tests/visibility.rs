@@ -1,8 +1,7 @@
-use cedar_policy::{Authorizer, Decision, PolicySet, Schema};
+use cedar_policy::{Authorizer, Decision, PolicySet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::entities::Vocabulary;
 
 const SCOPES: [[&str; 4]; 3] = [
     [
@@ -75,10 +74,7 @@ impl Plain {
     }
 
     fn allows(&self, request: &Request<'_>) -> bool {
-        let Request { subject, action, resource, .. } = request;
-        let frame = self.vocabulary.frame(subject, *action, resource, &self.schema).unwrap();
-        let everything = everything();
-        let (question, entities) = self.vocabulary.question(&frame, request, everything).unwrap();
+        let (question, entities) = whole(&self.vocabulary, &self.schema, request);
         let response = Authorizer::new().is_authorized(&question, &self.policies, &entities);
         response.decision() == Decision::Allow && response.diagnostics().errors().next().is_none()
     }

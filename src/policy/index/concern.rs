@@ -1,0 +1,317 @@
+//! What of a set of policies concerns one question, before its call is known.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
+
+use cedar_policy::{
+    Effect, Entities, EntityUid, Expression, Policy, PolicyId, PolicySet, eval_expression,
+};
+
+use super::{
+    About, Index, Reads, Terms,
+    condition::Outcomes,
+    holds,
+    scope::{Bits, Slots},
+};
+use crate::policy::{
+    cache::Weighs,
+    entities::{Base, Unaskable},
+};
+
+/// The policies that matter to a question, by their numbers.
+#[derive(Debug, Default)]
+pub(super) struct Concern {
+    /// Satisfied whatever the call.
+    pub(super) permits: Vec<u32>,
+    pub(super) forbids: Vec<u32>,
+    /// Failing whatever the call.
+    pub(super) failures: Vec<(u32, &'static str)>,
+    /// Those that depend on the call.
+    pub(super) open: Vec<u32>,
+    /// What these look at of its circumstances.
+    pub(super) reads: Reads,
+    /// Whether they look at anything else.
+    pub(super) entities: bool,
+    /// Whether there may be a call that is allowed.
+    pub(super) possible: bool,
+}
+
+/// What is the same of all that a server has of one kind, with the same claims.
+pub(super) struct Class {
+    base: Base,
+    principal: Slots,
+    bits: Bits,
+    /// What is known of all policies but the individual ones.
+    standings: Vec<(u32, Standing)>,
+    /// The policies that look at more of the resource.
+    individual: Vec<u32>,
+    concern: Arc<Concern>,
+}
+
+/// What is kept of one question.
+pub(super) struct Known {
+    class: Arc<Class>,
+    concern: Arc<Concern>,
+    entities: OnceLock<Entities>,
+}
+
+/// What a policy whose scope is met comes to before the call is known.
+#[derive(Debug, Clone, Copy)]
+enum Standing {
+    /// This, whatever the call.
+    Satisfied,
+    Failed(&'static str),
+    /// It depends on the call.
+    Open(Outcomes),
+}
+
+/// Puts what is known of a question to Cedar.
+struct Inquiry<'a> {
+    index: &'a Index,
+    terms: Terms<'a>,
+    about: About<'a>,
+    base: &'a Base,
+    /// Made when it is first needed: most questions are answered without.
+    known: OnceLock<(cedar_policy::Request, Entities)>,
+}
+
+impl Class {
+    pub(super) fn new(
+        index: &Index,
+        terms: Terms<'_>,
+        about: About<'_>,
+    ) -> Result<Self, Unaskable> {
+        let About { subject, action, resource } = about;
+        let base = terms.vocabulary.base(&subject, action, &resource, terms.schema)?;
+        let scopes = &index.scopes;
+        let ancestors = |uid| base.entities.ancestors(uid).into_iter().flatten();
+        let mut principal = scopes.above(ancestors(&base.subject));
+        principal.extend(scopes.own(&base.subject));
+        let uid = terms.vocabulary.resource_uid(&resource);
+        let bits = Bits {
+            principal: terms.vocabulary.bit(base.subject.type_name()),
+            action: 1 << action as u32,
+            resource: terms.vocabulary.bit(uid.type_name()),
+        };
+        let holders = match &base.holder {
+            Some(server) => scopes.above(std::iter::once(server).chain(ancestors(server))),
+            None => {
+                let mut slots = scopes.above(ancestors(&uid));
+                slots.extend(scopes.own(&uid));
+                slots
+            }
+        };
+        let met = scopes.met(&principal, &holders, bits);
+        let (individual, shared) = met.into_iter().partition::<Vec<_>, _>(|number| {
+            base.holder.is_some() && index.policies[*number as usize].condition.individual
+        });
+        let inquiry = Inquiry { index, terms, about, base: &base, known: OnceLock::new() };
+        let standings = inquiry.standings(&shared)?;
+        let concern = Arc::new(inquiry.concern(&standings, &[]));
+        drop(inquiry);
+        Ok(Self { base, principal, bits, standings, individual, concern })
+    }
+}
+
+impl Weighs for Class {
+    fn weight(&self) -> u64 {
+        // Its entities, then its policies.
+        4096 + 64 * (self.standings.len() + self.individual.len()) as u64
+    }
+}
+
+impl Known {
+    pub(super) fn new(
+        index: &Index,
+        terms: Terms<'_>,
+        about: About<'_>,
+        class: Arc<Class>,
+    ) -> Result<Self, Unaskable> {
+        let mut own = class.individual.clone();
+        if class.base.holder.is_some() {
+            let uid = terms.vocabulary.resource_uid(&about.resource);
+            let slots: Slots = index.scopes.own(&uid).collect();
+            own.extend(index.scopes.met(&class.principal, &slots, class.bits));
+        }
+        if own.is_empty() {
+            let concern = Arc::clone(&class.concern);
+            return Ok(Self { class, concern, entities: OnceLock::new() });
+        }
+        let base = &class.base;
+        let inquiry = Inquiry { index, terms, about, base, known: OnceLock::new() };
+        let standings = inquiry.standings(&own)?;
+        let concern = Arc::new(inquiry.concern(&class.standings, &standings));
+        let entities = OnceLock::new();
+        if let Some((_, made)) = inquiry.known.into_inner() {
+            let _ = entities.set(made);
+        }
+        Ok(Self { class, concern, entities })
+    }
+
+    pub(super) fn concern(&self) -> &Concern {
+        &self.concern
+    }
+
+    /// Everything but the arguments.
+    pub(super) fn entities(
+        &self,
+        terms: Terms<'_>,
+        about: About<'_>,
+    ) -> Result<&Entities, Unaskable> {
+        if let Some(entities) = self.entities.get() {
+            return Ok(entities);
+        }
+        let entities = terms.vocabulary.entities(&self.class.base, &about.resource)?;
+        Ok(self.entities.get_or_init(|| entities))
+    }
+
+    /// Principal, action and resource.
+    pub(super) fn uids(&self, terms: Terms<'_>, about: About<'_>) -> [EntityUid; 3] {
+        let Base { subject, action, .. } = &self.class.base;
+        [subject.clone(), action.clone(), terms.vocabulary.resource_uid(&about.resource)]
+    }
+}
+
+impl Weighs for Known {
+    fn weight(&self) -> u64 {
+        let Concern { permits, forbids, failures, open, .. } = &*self.concern;
+        // One that is shared weighs on all who share it: too much rather than too little.
+        4 * (permits.len() + forbids.len() + 5 * failures.len() + open.len()) as u64
+    }
+}
+
+impl Inquiry<'_> {
+    /// What each of these policies comes to, without those that come to nothing.
+    fn standings(&self, numbers: &[u32]) -> Result<Vec<(u32, Standing)>, Unaskable> {
+        let mut standings = Vec::new();
+        for number in numbers {
+            // What a closed part failed of. A condition that is one closed part fails of that.
+            let mut why = None;
+            let mut broken = None;
+            let condition = &self.index.policies[*number as usize].condition;
+            let outcomes = condition.outcomes(&mut |part| match self.evaluate(part) {
+                Ok(Ok(value)) => Outcomes::certain(value),
+                Ok(Err(problem)) => {
+                    why = Some(problem);
+                    Outcomes::FAILED
+                }
+                Err(unaskable) => {
+                    broken = Some(unaskable);
+                    Outcomes::FAILED
+                }
+            });
+            if let Some(unaskable) = broken {
+                return Err(unaskable);
+            }
+            let standing = match (outcomes, why) {
+                (Outcomes { satisfied: false, failed: false, .. }, _) => continue,
+                (Outcomes { unsatisfied: false, failed: false, .. }, _) => Standing::Satisfied,
+                (Outcomes { satisfied: false, unsatisfied: false, .. }, Some(why))
+                    if condition.reads == Reads::default() =>
+                {
+                    Standing::Failed(why)
+                }
+                (outcomes, _) => Standing::Open(outcomes),
+            };
+            standings.push((*number, standing));
+        }
+        Ok(standings)
+    }
+
+    fn evaluate(&self, part: &Expression) -> Result<Result<bool, &'static str>, Unaskable> {
+        let (question, entities) = self.known()?;
+        Ok(holds(eval_expression(question, entities, part)))
+    }
+
+    fn known(&self) -> Result<&(cedar_policy::Request, Entities), Unaskable> {
+        if let Some(known) = self.known.get() {
+            return Ok(known);
+        }
+        let vocabulary = self.terms.vocabulary;
+        let known = vocabulary.before_the_call(self.base, &self.about.resource)?;
+        Ok(self.known.get_or_init(|| known))
+    }
+
+    /// What standings, some of a class and some of one question, make together.
+    fn concern(&self, class: &[(u32, Standing)], own: &[(u32, Standing)]) -> Concern {
+        let all = || class.iter().chain(own).copied();
+        let mut concern = Concern::default();
+        let mut odd = Vec::new();
+        for (number, standing) in all() {
+            let policy = &self.index.policies[number as usize];
+            match (standing, policy.effect) {
+                (Standing::Satisfied, Effect::Permit) => concern.permits.push(number),
+                (Standing::Satisfied, Effect::Forbid) => concern.forbids.push(number),
+                (Standing::Failed(why), _) => concern.failures.push((number, why)),
+                (Standing::Open(outcomes), _) => {
+                    concern.open.push(number);
+                    concern.reads |= policy.condition.reads;
+                    concern.entities |= policy.condition.entities;
+                    if outcomes.odd {
+                        odd.push(&policy.policy);
+                    }
+                }
+            }
+        }
+        concern.possible = self.possible(all(), &HashMap::new());
+        if concern.possible && !odd.is_empty() {
+            concern.possible = match self.refine(&odd) {
+                Ok(refined) => self.possible(all(), &refined),
+                Err(unaskable) => {
+                    tracing::error!(action = self.about.action.as_str(), "not shown: {unaskable}");
+                    false
+                }
+            };
+        }
+        concern
+    }
+
+    /// Whether there may be a call that is allowed.
+    fn possible(
+        &self,
+        mut standings: impl Iterator<Item = (u32, Standing)> + Clone,
+        refined: &HashMap<PolicyId, Outcomes>,
+    ) -> bool {
+        let outcomes = |(number, standing): (u32, Standing)| {
+            let policy = &self.index.policies[number as usize];
+            let outcomes = match standing {
+                Standing::Satisfied => Outcomes::certain(true),
+                Standing::Failed(_) => Outcomes::FAILED,
+                Standing::Open(outcomes) => refined.get(&policy.id).copied().unwrap_or(outcomes),
+            };
+            (policy.effect, outcomes)
+        };
+        // Every policy must come to something that does not refuse.
+        let bearable = |(effect, outcomes): (Effect, Outcomes)| match effect {
+            Effect::Permit => outcomes.satisfied || outcomes.unsatisfied,
+            Effect::Forbid => outcomes.unsatisfied,
+        };
+        let permits =
+            |(effect, outcomes): (Effect, Outcomes)| effect == Effect::Permit && outcomes.satisfied;
+        standings.clone().map(outcomes).any(permits) && standings.all(|s| bearable(outcomes(s)))
+    }
+
+    /// What Cedar's partial evaluation knows of these policies.
+    fn refine(&self, odd: &[&Policy]) -> Result<HashMap<PolicyId, Outcomes>, Unaskable> {
+        let policies = PolicySet::from_policies(odd.iter().map(|policy| (*policy).clone()))
+            .map_err(|_| Unaskable::Misfit("policies"))?;
+        let (_, entities) = self.known()?;
+        let Terms { schema, vocabulary } = self.terms;
+        let (request, entities) =
+            vocabulary.open_question(self.base, &self.about.resource, entities, schema)?;
+        let response = policies
+            .tpe(&request, &entities, schema)
+            .map_err(|_| Unaskable::Misfit("partial question"))?;
+        let certain = |value| move |id: &PolicyId| (id.clone(), Outcomes::certain(value));
+        let satisfied = response.true_permits().chain(response.true_forbids());
+        let unsatisfied = response.false_permits().chain(response.false_forbids());
+        let failed = response.error_permits().chain(response.error_forbids());
+        Ok(satisfied
+            .map(certain(true))
+            .chain(unsatisfied.map(certain(false)))
+            .chain(failed.map(|id| (id.clone(), Outcomes::FAILED)))
+            .collect())
+    }
+}

@@ -1,0 +1,228 @@
+//! The policies that can matter to a question, found without walking all of them: Cedar evaluates
+//! every policy of a set for every question.
+//!
+//! [`scope`] finds the policies whose scopes a question meets, by what they name. [`condition`] says
+//! what each of them can come to before the call is known. What is left is a [`Concern`]: the few
+//! policies that still depend on the call, and what the others came to. Both are Cedar's words: it
+//! evaluates every condition, and every part of one.
+//!
+//! Invariants:
+//! - Of a question, plain Cedar has the same decision, the same determining policies and the same
+//!   errors. A policy that is left out is one that Cedar finds unsatisfied, and without an error.
+//! - What is kept depends on nothing but its key, and takes bounded memory.
+//!
+//! An index knows nothing of other indexes: policies that are to be decided apart have one each.
+
+mod concern;
+mod condition;
+mod reads;
+mod scope;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use cedar_policy::{
+    Effect, EvalResult, EvaluationError, Policy, PolicyId, Schema, eval_expression,
+};
+
+pub(super) use self::reads::Reads;
+use self::{
+    concern::{Class, Concern, Known},
+    condition::Condition,
+    scope::Scopes,
+};
+use super::{
+    cache::{self, Answers, Asking},
+    entities::{Unaskable, Vocabulary},
+    request::{Action, Request, Resource, Subject},
+};
+
+/// A set of policies, ready to be asked.
+pub(super) struct Index {
+    /// By their numbers.
+    policies: Vec<Indexed>,
+    scopes: Scopes,
+    /// What holds for all that a server has of one kind, by keys without names.
+    classes: Answers<Arc<Class>>,
+    known: Answers<Arc<Known>>,
+}
+
+struct Indexed {
+    id: PolicyId,
+    effect: Effect,
+    condition: Condition,
+    /// As it was written, for partial evaluation.
+    policy: Policy,
+}
+
+/// What an index says of a question.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Answer<'i> {
+    /// The satisfied policies.
+    pub(super) permits: Vec<&'i PolicyId>,
+    pub(super) forbids: Vec<&'i PolicyId>,
+    /// The policies that failed, and of what.
+    pub(super) failures: Vec<(&'i PolicyId, &'static str)>,
+}
+
+impl Answer<'_> {
+    /// Whether Cedar would say `Allow`: it takes no notice of failures.
+    pub(super) fn permitted(&self) -> bool {
+        self.forbids.is_empty() && !self.permits.is_empty()
+    }
+}
+
+/// What a question is about, but for its circumstances and arguments.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct About<'a> {
+    pub(super) subject: Subject<'a>,
+    pub(super) action: Action,
+    pub(super) resource: Resource<'a>,
+}
+
+/// What an index needs to put questions to Cedar.
+#[derive(Clone, Copy)]
+pub(super) struct Terms<'a> {
+    pub(super) schema: &'a Schema,
+    pub(super) vocabulary: &'a Vocabulary,
+}
+
+impl Index {
+    pub(super) fn new(policies: &[&Policy], vocabulary: &Vocabulary) -> Self {
+        let scopes = Scopes::new(policies, vocabulary);
+        let policies = policies.iter().map(|policy| {
+            // Without its text, which is not looked at again and would be parsed again.
+            let policy = Policy::from(policy.as_ref().clone());
+            Indexed {
+                id: policy.id().clone(),
+                effect: policy.effect(),
+                condition: Condition::of(&policy),
+                policy,
+            }
+        });
+        Self {
+            policies: policies.collect(),
+            scopes,
+            classes: cache::empty(),
+            known: cache::empty(),
+        }
+    }
+
+    /// What Cedar says of a question.
+    ///
+    /// # Errors
+    /// Where it cannot be put to the policies that it concerns.
+    pub(super) fn decide(
+        &self,
+        terms: Terms<'_>,
+        request: &Request<'_>,
+    ) -> Result<Answer<'_>, Unaskable> {
+        let Request { subject, action, resource, .. } = *request;
+        let about = About { subject, action, resource };
+        let known = self.known(terms, about)?;
+        let Concern { permits, forbids, failures, open, reads, entities, .. } = known.concern();
+        let mut answer = Answer {
+            permits: permits.iter().map(|number| self.id(*number)).collect(),
+            forbids: forbids.iter().map(|number| self.id(*number)).collect(),
+            failures: failures.iter().map(|(number, why)| (self.id(*number), *why)).collect(),
+        };
+        if open.is_empty() {
+            return Ok(answer);
+        }
+        let base = if *entities { Some(known.entities(terms, about)?) } else { None };
+        let uids = known.uids(terms, about);
+        let (question, entities) = terms.vocabulary.question(uids, base, request, *reads)?;
+        for policy in open.iter().filter_map(|number| self.policies.get(*number as usize)) {
+            let Some(condition) = &policy.condition.whole else { continue };
+            match holds(eval_expression(&question, &entities, condition)) {
+                Ok(true) => match policy.effect {
+                    Effect::Permit => answer.permits.push(&policy.id),
+                    Effect::Forbid => answer.forbids.push(&policy.id),
+                },
+                Ok(false) => {}
+                Err(why) => answer.failures.push((&policy.id, why)),
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Whether the policies could permit this in some circumstances, with some arguments, none
+    /// forbidding it and none failing.
+    ///
+    /// # Errors
+    /// Where the schema has no such question.
+    pub(super) fn could_allow(
+        &self,
+        terms: Terms<'_>,
+        about: About<'_>,
+    ) -> Result<bool, Unaskable> {
+        Ok(self.known(terms, about)?.concern().possible)
+    }
+
+    /// What any of the policies looks at.
+    pub(super) fn reads(&self) -> Reads {
+        let policies = self.policies.iter();
+        policies.fold(Reads::default(), |all, policy| all | policy.condition.reads)
+    }
+
+    /// What those look at that may matter to this.
+    ///
+    /// # Errors
+    /// Where the schema has no such question.
+    pub(super) fn asked(&self, terms: Terms<'_>, about: About<'_>) -> Result<Reads, Unaskable> {
+        Ok(self.known(terms, about)?.concern().reads)
+    }
+
+    fn known(&self, terms: Terms<'_>, about: About<'_>) -> Result<Arc<Known>, Unaskable> {
+        let asking = Asking::of(&about.subject, about.action, &about.resource);
+        if let Some(known) = self.known.get(&asking) {
+            return Ok(known);
+        }
+        let nameless = asking.nameless();
+        let class = match self.classes.get(&nameless) {
+            Some(class) => class,
+            None => {
+                let class = Arc::new(Class::new(self, terms, about)?);
+                self.classes.insert(nameless.key(), Arc::clone(&class));
+                class
+            }
+        };
+        let known = Arc::new(Known::new(self, terms, about, class)?);
+        self.known.insert(asking.key(), Arc::clone(&known));
+        Ok(known)
+    }
+
+    fn id(&self, number: u32) -> &PolicyId {
+        &self.policies[number as usize].id
+    }
+}
+
+/// What a condition came to: as Cedar's evaluator has it, it must be a Bool.
+fn holds(result: Result<EvalResult, EvaluationError>) -> Result<bool, &'static str> {
+    match result {
+        Ok(EvalResult::Bool(value)) => Ok(value),
+        Ok(_) => Err(NOT_OF_ITS_TYPE),
+        Err(error) => Err(problem(&error)),
+    }
+}
+
+const NOT_OF_ITS_TYPE: &str = "a value is not of the type it needs";
+
+/// What went wrong, without any value: Cedar's own texts quote what they were given, and that may
+/// be an argument.
+pub(super) fn problem(error: &EvaluationError) -> &'static str {
+    match error {
+        EvaluationError::EntityDoesNotExist(_) => "it asks for an entity that is not there",
+        EvaluationError::EntityAttrDoesNotExist(_) | EvaluationError::RecordAttrDoesNotExist(_) => {
+            "it asks for an attribute or tag that is not there"
+        }
+        EvaluationError::TypeError(_) => NOT_OF_ITS_TYPE,
+        EvaluationError::IntegerOverflow(_) => "an integer overflows",
+        EvaluationError::FailedExtensionFunctionExecution(_) => {
+            "a value cannot be read as the decimal, address, datetime or duration it should be"
+        }
+        EvaluationError::RecursionLimit(_) => "it is nested too deeply",
+        _ => "it cannot be evaluated",
+    }
+}

@@ -1,0 +1,139 @@
+//! Finds the policies whose scopes a question meets.
+
+use std::collections::HashMap;
+
+use cedar_policy::{
+    ActionConstraint, EntityTypeName, EntityUid, Policy, PrincipalConstraint, ResourceConstraint,
+};
+
+use super::super::entities::Vocabulary;
+
+/// Where a policy that names no principal, or no resource, stands.
+const ANY: u32 = 0;
+
+/// Policies, by number, under what their scopes name.
+pub(super) struct Scopes {
+    /// What scopes name: the slot of `==`. The one of `in` is the next.
+    slots: HashMap<EntityUid, u32>,
+    /// By the slots of principal and resource. So the many policies that are each about a team or
+    /// a tool of its own are found without looking at the others.
+    at: HashMap<(u32, u32), Vec<Candidate>>,
+}
+
+/// A policy with those parts of its scope that are not in its place.
+struct Candidate {
+    policy: u32,
+    /// By the number of the action.
+    actions: u32,
+    /// By the number of the type.
+    principals: u16,
+    resources: u16,
+}
+
+/// The slots that one side of a question meets.
+pub(super) type Slots = Vec<u32>;
+
+/// The types and the action of a question, each as its bit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bits {
+    pub(super) principal: u16,
+    pub(super) action: u32,
+    pub(super) resource: u16,
+}
+
+/// A constraint on a principal or a resource: they have the same forms.
+enum Constraint {
+    Any,
+    Eq(EntityUid),
+    In(EntityUid),
+    Is(EntityTypeName),
+    IsIn(EntityTypeName, EntityUid),
+}
+
+impl From<PrincipalConstraint> for Constraint {
+    fn from(constraint: PrincipalConstraint) -> Self {
+        match constraint {
+            PrincipalConstraint::Any => Self::Any,
+            PrincipalConstraint::Eq(uid) => Self::Eq(uid),
+            PrincipalConstraint::In(uid) => Self::In(uid),
+            PrincipalConstraint::Is(kind) => Self::Is(kind),
+            PrincipalConstraint::IsIn(kind, uid) => Self::IsIn(kind, uid),
+        }
+    }
+}
+
+impl From<ResourceConstraint> for Constraint {
+    fn from(constraint: ResourceConstraint) -> Self {
+        match constraint {
+            ResourceConstraint::Any => Self::Any,
+            ResourceConstraint::Eq(uid) => Self::Eq(uid),
+            ResourceConstraint::In(uid) => Self::In(uid),
+            ResourceConstraint::Is(kind) => Self::Is(kind),
+            ResourceConstraint::IsIn(kind, uid) => Self::IsIn(kind, uid),
+        }
+    }
+}
+
+impl Scopes {
+    /// Of policies in the order of their numbers.
+    pub(super) fn new(policies: &[&Policy], vocabulary: &Vocabulary) -> Self {
+        let mut scopes = Self { slots: HashMap::new(), at: HashMap::new() };
+        for (policy, of) in (0..).zip(policies) {
+            let (principal, principals) =
+                scopes.place(of.principal_constraint().into(), vocabulary);
+            let (resource, resources) = scopes.place(of.resource_constraint().into(), vocabulary);
+            let actions = match of.action_constraint() {
+                ActionConstraint::Any => u32::MAX,
+                ActionConstraint::Eq(uid) => vocabulary.actions_of(|action, _| *action == uid),
+                ActionConstraint::In(uids) => vocabulary.actions_of(|action, groups| {
+                    uids.iter().any(|uid| uid == action || groups.contains(uid))
+                }),
+            };
+            let candidate = Candidate { policy, actions, principals, resources };
+            scopes.at.entry((principal, resource)).or_default().push(candidate);
+        }
+        scopes
+    }
+
+    /// The slot of a constraint, and the types that it leaves.
+    fn place(&mut self, constraint: Constraint, vocabulary: &Vocabulary) -> (u32, u16) {
+        match constraint {
+            Constraint::Any => (ANY, u16::MAX),
+            Constraint::Is(kind) => (ANY, vocabulary.bit(&kind)),
+            Constraint::Eq(uid) => (self.slot(uid), u16::MAX),
+            Constraint::In(uid) => (self.slot(uid) + 1, u16::MAX),
+            Constraint::IsIn(kind, uid) => (self.slot(uid) + 1, vocabulary.bit(&kind)),
+        }
+    }
+
+    fn slot(&mut self, uid: EntityUid) -> u32 {
+        let next = self.slots.len() as u32 * 2 + 1;
+        *self.slots.entry(uid).or_insert(next)
+    }
+
+    /// The slots of an entity itself.
+    pub(super) fn own(&self, uid: &EntityUid) -> impl Iterator<Item = u32> {
+        self.slots.get(uid).into_iter().flat_map(|slot| [*slot, slot + 1])
+    }
+
+    /// The slots of what stands above an entity, and of no entity at all.
+    pub(super) fn above<'u>(&self, ancestors: impl Iterator<Item = &'u EntityUid>) -> Slots {
+        let named = ancestors.filter_map(|uid| self.slots.get(uid)).map(|slot| slot + 1);
+        std::iter::once(ANY).chain(named).collect()
+    }
+
+    /// The policies, each once, whose scopes are met.
+    pub(super) fn met(&self, principal: &[u32], resource: &[u32], bits: Bits) -> Vec<u32> {
+        let pairs = principal.iter().flat_map(|p| resource.iter().map(move |r| (*p, *r)));
+        pairs
+            .filter_map(|pair| self.at.get(&pair))
+            .flatten()
+            .filter(|candidate| {
+                candidate.actions & bits.action != 0
+                    && candidate.principals & bits.principal != 0
+                    && candidate.resources & bits.resource != 0
+            })
+            .map(|candidate| candidate.policy)
+            .collect()
+    }
+}

@@ -1,0 +1,496 @@
+//! The index against plain Cedar, over generated policies and questions.
+
+use std::{collections::BTreeSet, sync::LazyLock};
+
+use cedar_policy::{
+    AuthorizationError, Authorizer, Decision, PartialEntities, PolicySet, ValidationMode, Validator,
+};
+use proptest::{prelude::*, sample::select, strategy::ValueTree};
+use serde_json::{Map, Value};
+
+use super::*;
+use crate::{
+    exchange::{self, Transport},
+    identity::{Principal, PrincipalKind},
+    names::ServerName,
+    policy::{
+        SCHEMA,
+        request::*,
+        tests::{none, whole},
+    },
+};
+
+const PRINCIPALS: [&str; 8] = [
+    "principal",
+    r#"principal == P::Client::"a""#,
+    r#"principal == P::Local::"a""#,
+    r#"principal in P::Group::"g""#,
+    r#"principal in P::Client::"b""#,
+    "principal is P::Client",
+    r#"principal is P::Local in P::Group::"g""#,
+    r#"principal == P::Server::"s""#,
+];
+
+const ACTIONS: [&str; 8] = [
+    "action",
+    r#"action == P::Action::"call_tool""#,
+    r#"action in P::Action::"use""#,
+    r#"action in P::Action::"from_client""#,
+    r#"action in [P::Action::"read", P::Action::"connect"]"#,
+    r#"action in [P::Action::"call_tool", P::Action::"get_prompt", P::Action::"complete"]"#,
+    r#"action in P::Action::"call_tool""#,
+    r#"action == P::Action::"sample""#,
+];
+
+const TOOL_ACTIONS: [&str; 3] = [
+    r#"action == P::Action::"call_tool""#,
+    r#"action in P::Action::"follow_task""#,
+    r#"action in [P::Action::"call_tool", P::Action::"follow_task"]"#,
+];
+
+const RESOURCES: [&str; 10] = [
+    "resource",
+    r#"resource == P::Tool::"s/t""#,
+    r#"resource in P::Tool::"s/u""#,
+    r#"resource in P::Server::"s""#,
+    r#"resource == P::Server::"s""#,
+    "resource is P::Tool",
+    r#"resource is P::Tool in P::Server::"other""#,
+    r#"resource is P::Resource in P::Server::"s""#,
+    r#"resource == P::Resource::"s/note://1""#,
+    r#"resource is P::Client"#,
+];
+
+/// Conditions that do not look at the call, do, or look at it and at who asks for what. Some fail.
+const CONDITIONS: &[&str] = &[
+    "true",
+    "false",
+    "principal.verified",
+    "principal has verified && principal.verified",
+    r#"principal.name == "a""#,
+    r#"principal in P::Group::"g""#,
+    "principal is P::Client",
+    r#"resource == P::Tool::"s/t""#,
+    r#"resource in P::Server::"s""#,
+    r#"resource in [P::Server::"other", P::Tool::"s/u"]"#,
+    "resource is P::Tool",
+    "resource.claims.destructive",
+    "resource has claims && !resource.claims.read_only",
+    r#"resource.name like "t*""#,
+    r#"resource has uri && resource.uri like "note://*""#,
+    r#"action == P::Action::"call_tool""#,
+    r#"action in P::Action::"read""#,
+    "9223372036854775807 + 1 > 0",
+    r#"P::Client::"nobody".name == "x""#,
+    r#"context.transport == "http""#,
+    "context.session_calls > 5",
+    "context.session_calls + 9223372036854775803 > 0",
+    r#"context.args.hasTag("/x")"#,
+    r#"context.args.hasTag("/x") && context.args.getTag("/x") == "1""#,
+    "context has source_ip",
+    r#"context has source_ip && context.source_ip.isInRange(ip("10.0.0.0/8"))"#,
+    r#"context.now < datetime("2027-01-01")"#,
+    r#"context.now.toTime() > duration("9h")"#,
+    r#"context.now.offset(duration("9223372036854775807ms")) > context.now"#,
+    r#"context.args.keys.contains("x")"#,
+    "context.args.keys.isEmpty()",
+    r#"context.labels.contains("tainted")"#,
+    r#"context.paths.hasTag("/a") && context.paths.getTag("/a") == "x""#,
+    r#"context.urls.hasTag("/a") && context.urls.getTag("/a").host == "example.com""#,
+    "context.args.leaves > 1 || context.args.size > 100",
+    r#"["tools/call", "prompts/get"].contains(context.method)"#,
+    r#"context.revision == "2025-11-25""#,
+    "context == context",
+    "[context].contains(context) && [context.args].contains({c: context}.c.args)",
+    "{c: context}.c.session_calls > 3",
+    r#"principal.name == "a" || context has source_ip"#,
+    "context.args.hasTag(principal.name)",
+    "context.method == resource.name",
+    "(if principal.verified then 1 else context.session_calls) == 1",
+    "(if context.session_calls > 5 then principal.name else resource.name) like \"t*\"",
+    r#"[context.transport, principal.name].contains("http")"#,
+    "context.session_calls < 9223372036854775807 + 1",
+    "{c: context, r: resource}.r == resource",
+    r#"(if resource.claims.destructive then context.transport else "http") == "http""#,
+];
+
+fn condition() -> impl Strategy<Value = String> {
+    let part = select(CONDITIONS).prop_map(|part| format!("({part})"));
+    part.prop_recursive(3, 8, 3, |inner| {
+        prop_oneof![
+            (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("({a} && {b})")),
+            (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("({a} || {b})")),
+            inner.clone().prop_map(|a| format!("(!{a})")),
+            (inner.clone(), inner.clone(), inner)
+                .prop_map(|(a, b, c)| format!("(if {a} then {b} else {c})")),
+        ]
+    })
+}
+
+/// Scopes of all forms; many of them about tools, since most conditions validate there alone.
+fn scope() -> impl Strategy<Value = String> {
+    let any = (select(&PRINCIPALS), select(&ACTIONS), select(&RESOURCES));
+    let of_tools = (select(&PRINCIPALS[..7]), select(&TOOL_ACTIONS), select(&RESOURCES[..7]));
+    let joined = |(principal, action, resource)| format!("{principal}, {action}, {resource}");
+    prop_oneof![1 => any.prop_map(joined), 3 => of_tools.prop_map(joined)]
+}
+
+fn policy() -> impl Strategy<Value = String> {
+    let conditions = proptest::collection::vec((any::<bool>(), condition()), 0..3);
+    (prop::bool::weighted(0.7), scope(), conditions).prop_map(|(permit, scope, conditions)| {
+        let mut text = format!("{} ({scope})", if permit { "permit" } else { "forbid" });
+        for (when, condition) in conditions {
+            let word = if when { "when" } else { "unless" };
+            text.push_str(&format!("\n{word} {{ {condition} }}"));
+        }
+        text.replace("P::", "Portcullis::") + ";"
+    })
+}
+
+fn schema() -> Schema {
+    Schema::from_cedarschema_str(SCHEMA).unwrap().0
+}
+
+/// Those that validate, as a set that is used has nothing else.
+fn valid(texts: &[String], schema: &Schema) -> PolicySet {
+    let validator = Validator::new(schema.clone());
+    let mut valid = PolicySet::new();
+    for (number, text) in texts.iter().enumerate() {
+        let policy = Policy::parse(Some(PolicyId::new(format!("p{number}"))), text).unwrap();
+        let alone = PolicySet::from_policies([policy.clone()]).unwrap();
+        if validator.validate(&alone, ValidationMode::Strict).validation_passed() {
+            valid.add(policy).unwrap();
+        }
+    }
+    valid
+}
+
+fn principal(kind: PrincipalKind, groups: &[&str], verified: bool) -> Principal {
+    let groups = groups.iter().map(|group| group.parse().unwrap()).collect();
+    Principal { kind, groups, verified, key: None }
+}
+
+fn principals() -> Vec<Principal> {
+    let client = |name: &str| PrincipalKind::Client(name.parse().unwrap());
+    vec![
+        principal(client("a"), &[], true),
+        principal(client("a"), &["g"], true),
+        principal(client("a"), &["h", "g"], true),
+        principal(client("b"), &["g"], true),
+        principal(client("b"), &[], false),
+        principal(PrincipalKind::Local { user: "a".into() }, &[], true),
+        principal(PrincipalKind::Local { user: "a".into() }, &["g"], true),
+        principal(PrincipalKind::Anonymous, &[], false),
+    ]
+}
+
+/// Everything that can be asked of anything.
+fn questions<'a>(principals: &'a [Principal], servers: &'a [ServerName; 2]) -> Vec<About<'a>> {
+    let [s, other] = servers;
+    let mut all = Vec::new();
+    let claims = [Claims::default(), Claims::from_hints(|hint| Some(hint == "readOnlyHint"))];
+    for principal in principals {
+        let mut ask = |action, resource| {
+            let subject = match resource {
+                Resource::Client(_) => Subject::Server(s),
+                _ => Subject::Client(principal),
+            };
+            all.push(About { subject, action, resource });
+        };
+        ask(Action::Sample, Resource::Client(principal));
+        ask(Action::Connect, Resource::Proxy);
+        for server in [s, other] {
+            ask(Action::Connect, Resource::Server(server));
+            for claims in claims {
+                for name in ["t", "u", "tools/call"] {
+                    let tool = Resource::Tool { server, name, claims };
+                    ask(Action::CallTool, tool);
+                    ask(Action::FollowTask, tool);
+                }
+            }
+            for name in ["t", "x"] {
+                ask(Action::GetPrompt, Resource::Prompt { server, name });
+                ask(Action::Complete, Resource::Prompt { server, name });
+            }
+            for uri in ["note://1", "file:///1"] {
+                ask(Action::ReadResource, Resource::Resource { server, uri });
+                ask(Action::SeeTemplate, Resource::Template { server, uri });
+            }
+        }
+    }
+    all
+}
+
+fn requests<'a>(about: About<'a>, args: &'a [(&'a str, Map<String, Value>)]) -> Vec<Request<'a>> {
+    let calls = [
+        ("tools/call", Transport::Http, Some("10.1.2.3"), 0),
+        ("t", Transport::Http, None, 6),
+        ("prompts/get", Transport::Stdio, Some("192.0.2.1"), 4),
+    ];
+    let About { subject, action, resource } = about;
+    let calls =
+        calls.into_iter().zip(["2026-11-21T08:30:00Z", "2027-01-02T10:00:00Z"].iter().cycle());
+    calls
+        .flat_map(|((method, transport, address, session_calls), now)| {
+            args.iter().map(move |(written, args)| Request {
+                subject,
+                action,
+                resource,
+                args: Some(args),
+                written: written.as_bytes(),
+                circumstances: Circumstances {
+                    method,
+                    transport: Some(transport),
+                    revision: Some(exchange::Revision::LATEST_LEGACY),
+                    now: now.parse().unwrap(),
+                    source_ip: address.map(|address| address.parse().unwrap()),
+                    session_calls,
+                    labels: if session_calls == 6 { labels() } else { none() },
+                },
+            })
+        })
+        .collect()
+}
+
+fn labels() -> &'static BTreeSet<String> {
+    static LABELS: LazyLock<BTreeSet<String>> =
+        LazyLock::new(|| BTreeSet::from(["tainted".to_owned()]));
+    &LABELS
+}
+
+fn written() -> Vec<(&'static str, Map<String, Value>)> {
+    [
+        "{}",
+        r#"{"x": 1}"#,
+        r#"{"a": "./x", "x": [2, 3], "b": {"c": 4}}"#,
+        r#"{"a": "https://example.com/a"}"#,
+    ]
+    .map(|text| (text, serde_json::from_str(text).unwrap()))
+    .into()
+}
+
+/// What plain Cedar says when it is shown everything: decision, determining policies, errors.
+type Said = (bool, Vec<String>, Vec<(String, &'static str)>);
+
+fn plain(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Said {
+    let (question, entities) = whole(terms.vocabulary, terms.schema, request);
+    let response = Authorizer::new().is_authorized(&question, policies, &entities);
+    let mut reasons: Vec<_> = response.diagnostics().reason().map(PolicyId::to_string).collect();
+    let errors = response.diagnostics().errors();
+    let mut errors: Vec<_> = errors
+        .map(|AuthorizationError::PolicyEvaluationError(error)| {
+            (error.policy_id().to_string(), problem(error.inner()))
+        })
+        .collect();
+    reasons.sort();
+    errors.sort();
+    (response.decision() == Decision::Allow, reasons, errors)
+}
+
+fn indexed(terms: Terms<'_>, index: &Index, request: &Request<'_>) -> Said {
+    let answer = index.decide(terms, request).unwrap();
+    let allowed = answer.permitted();
+    let reasons = if allowed { &answer.permits } else { &answer.forbids };
+    let mut reasons: Vec<_> = reasons.iter().map(|id| id.to_string()).collect();
+    let failures = answer.failures.iter();
+    let mut errors: Vec<_> = failures.map(|(id, why)| (id.to_string(), *why)).collect();
+    reasons.sort();
+    errors.sort();
+    (allowed, reasons, errors)
+}
+
+/// What Cedar's partial evaluation of all policies says for certain.
+fn partial(terms: Terms<'_>, policies: &PolicySet, about: &About<'_>) -> Option<bool> {
+    let About { subject, action, resource } = about;
+    let base = terms.vocabulary.base(subject, *action, resource, terms.schema).unwrap();
+    let entities = terms.vocabulary.entities(&base, resource).unwrap();
+    let (question, entities): (_, PartialEntities) =
+        terms.vocabulary.open_question(&base, resource, &entities, terms.schema).unwrap();
+    let response = policies.tpe(&question, &entities, terms.schema).unwrap();
+    if response.error_forbids().next().is_some() || response.error_permits().next().is_some() {
+        return Some(false);
+    }
+    match response.decision()? {
+        Decision::Deny => Some(false),
+        // A permit that is not certain may fail, and what fails refuses.
+        Decision::Allow => response.residual_permits().next().is_none().then_some(true),
+    }
+}
+
+fn check(texts: &[String], seed: usize) -> Result<(), TestCaseError> {
+    let schema = schema();
+    let vocabulary = Vocabulary::new(&schema).unwrap();
+    let terms = Terms { schema: &schema, vocabulary: &vocabulary };
+    let policies = valid(texts, &schema);
+    let index = Index::new(&policies.policies().collect::<Vec<_>>(), &vocabulary);
+    let (principals, args) = (principals(), written());
+    let servers = ["s".parse().unwrap(), "other".parse().unwrap()];
+    let questions = questions(&principals, &servers);
+    // Some of them, from another one each time, in an order that mixes all kinds.
+    let some = (0..40).map(|step| (seed + step * 37) % questions.len());
+    for at in some.clone().chain(some) {
+        let about = questions[at];
+        let shown = index.could_allow(terms, about).unwrap();
+        if let Some(certain) = partial(terms, &policies, &about) {
+            prop_assert_eq!(shown, certain, "shown: {:?}\n{}", about, policies);
+        }
+        for request in requests(about, &args) {
+            let expected = plain(terms, &policies, &request);
+            let found = indexed(terms, &index, &request);
+            prop_assert_eq!(&found, &expected, "{:?}\n{}", request, policies);
+            let (allowed, _, errors) = found;
+            prop_assert!(
+                shown || !allowed || !errors.is_empty(),
+                "allowed and not shown: {:?}\n{}",
+                about,
+                policies
+            );
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn it_says_what_plain_cedar_says(
+        texts in proptest::collection::vec(policy(), 0..16),
+        seed in 0..1000_usize,
+    ) {
+        check(&texts, seed)?;
+    }
+}
+
+#[test]
+fn what_is_generated_is_mostly_of_use() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let texts: Vec<_> = (0..300)
+        .map(|_| policy().new_tree(&mut runner).unwrap().current())
+        .filter(|text| text.contains("context") && text.contains("resource."))
+        .collect();
+    let valid = valid(&texts, &schema()).policies().count();
+    assert!(valid >= 20 && valid * 2 > texts.len(), "{valid} of {}", texts.len());
+}
+
+/// The index of a text, with what it needs.
+fn with_index(text: &str, test: impl FnOnce(Terms<'_>, &Index)) {
+    let schema = schema();
+    let vocabulary = Vocabulary::new(&schema).unwrap();
+    let policies: PolicySet = text.parse().unwrap();
+    let index = Index::new(&policies.policies().collect::<Vec<_>>(), &vocabulary);
+    test(Terms { schema: &schema, vocabulary: &vocabulary }, &index);
+}
+
+/// How many policies are asked for each call of a tool, and whether anything but the call is shown
+/// to them.
+fn asked(terms: Terms<'_>, index: &Index, principal: &Principal, name: &str) -> (usize, bool) {
+    let server = "s".parse().unwrap();
+    let resource = Resource::Tool { server: &server, name, claims: Claims::default() };
+    let about = About { subject: Subject::Client(principal), action: Action::CallTool, resource };
+    let known = index.known(terms, about).unwrap();
+    (known.concern().open.len(), known.concern().entities)
+}
+
+#[test]
+fn what_cannot_matter_is_not_asked() {
+    let mut text = String::new();
+    for number in 0..500 {
+        text.push_str(&format!(
+            "permit (principal in Portcullis::Group::\"g{number}\", action, resource)
+               when {{ context.session_calls < 5 }};
+             permit (principal, action, resource == Portcullis::Tool::\"s/t{number}\")
+               when {{ context.session_calls < 5 }};
+             permit (principal, action == Portcullis::Action::\"call_tool\", resource)
+               when {{ context.session_calls < 5 && principal.name == \"n{number}\" }};
+             permit (principal, action == Portcullis::Action::\"call_tool\", resource)
+               when {{ resource.name == \"t{number}\" }}
+               when {{ context.session_calls < 5 }};\n"
+        ));
+    }
+    with_index(&text, |terms, index| {
+        let client = |name: &str, groups| {
+            principal(PrincipalKind::Client(name.parse().unwrap()), groups, true)
+        };
+        let counts = |principal: &Principal, name| asked(terms, index, principal, name).0;
+        assert_eq!(counts(&client("a", &[]), "x"), 0);
+        assert_eq!(counts(&client("a", &["g1", "g2"]), "x"), 2);
+        assert_eq!(counts(&client("a", &["g1"]), "t3"), 3);
+        assert_eq!(counts(&client("n7", &["g1"]), "t3"), 4);
+        // A shared class has not learnt anything of its first member.
+        assert_eq!(counts(&client("a", &["g1"]), "x"), 1);
+        assert_eq!(counts(&client("a", &["g1"]), "t4"), 3);
+    });
+}
+
+#[test]
+fn what_needs_no_entities_is_shown_none() {
+    let some = principal(PrincipalKind::Anonymous, &[], false);
+    for (condition, entities) in [
+        ("context.session_calls < 5", false),
+        (r#"context.args.hasTag("/x") || context.now < datetime("2027-01-01")"#, false),
+        ("context.args.hasTag(principal.name)", true),
+        (
+            r#"[context.args].contains({c: context}.c.args) && Portcullis::Group::"g" has name"#,
+            true,
+        ),
+    ] {
+        let text = format!(
+            "permit (principal is Portcullis::Anonymous, action, resource is Portcullis::Tool) when {{ {condition} }};"
+        );
+        with_index(&text, |terms, index| {
+            assert_eq!(asked(terms, index, &some, "t"), (1, entities), "{condition}");
+        });
+    }
+}
+
+#[test]
+fn principals_share_nothing_that_a_policy_can_tell_apart() {
+    let text = r#"
+        permit (principal in Portcullis::Group::"g", action, resource);
+        permit (principal == Portcullis::Local::"a", action, resource);
+        permit (principal is Portcullis::Client, action, resource)
+        when { !principal.verified && resource is Portcullis::Tool && resource.claims.read_only };
+    "#;
+    let client = || PrincipalKind::Client("a".parse().unwrap());
+    let server = "s".parse().unwrap();
+    let tool = |read_only| Resource::Tool {
+        server: &server,
+        name: "t",
+        claims: Claims { read_only, ..Claims::default() },
+    };
+    let table = [
+        (principal(client(), &[], true), false, false),
+        (principal(client(), &["g"], true), true, true),
+        (principal(client(), &[], false), true, false),
+        (principal(PrincipalKind::Local { user: "a".into() }, &[], true), true, true),
+        (principal(PrincipalKind::Local { user: "b".into() }, &[], true), false, false),
+        (principal(PrincipalKind::Anonymous, &[], false), false, false),
+    ];
+    with_index(text, |terms, index| {
+        for _ in 0..2 {
+            for (principal, read_only, other) in &table {
+                for (resource, expected) in [(tool(true), read_only), (tool(false), other)] {
+                    let subject = Subject::Client(principal);
+                    let about = About { subject, action: Action::CallTool, resource };
+                    let shown = index.could_allow(terms, about).unwrap();
+                    assert_eq!(shown, *expected, "{principal:?} {resource:?}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_flood_of_names_stays_within_its_bounds() {
+    let text = "permit (principal, action, resource) when { context.session_calls < 5 };";
+    let some = principal(PrincipalKind::Anonymous, &[], false);
+    with_index(text, |terms, index| {
+        for number in 0..100 {
+            asked(terms, index, &some, &format!("{number}{}", "x".repeat(1 << 20)));
+        }
+        assert!(index.known.weight() <= index.known.capacity(), "{}", index.known.weight());
+        assert!(index.known.len() < 16, "{}", index.known.len());
+        assert_eq!(index.classes.len(), 1, "a class has no name in it");
+    });
+}
