@@ -326,8 +326,10 @@ fn check(texts: &[String], seed: usize) -> Result<(), TestCaseError> {
     let (principals, args) = (principals(), written());
     let servers = ["s".parse().unwrap(), "other".parse().unwrap()];
     let questions = questions(&principals, &servers);
-    // Some of them, from another one each time, in an order that mixes all kinds.
-    let some = (0..40).map(|step| (seed + step * 37) % questions.len());
+    // Some of them, from another one each time: pairs of the same action, in an order that mixes
+    // all kinds.
+    let pairs = (0..20).map(|step| seed + step * 37).flat_map(|at| [at, at + 2]);
+    let some = pairs.map(|at| at % questions.len());
     for at in some.clone().chain(some) {
         let about = questions[at];
         let shown = index.could_allow(terms, about).unwrap();
@@ -351,7 +353,7 @@ fn check(texts: &[String], seed: usize) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn it_says_what_plain_cedar_says(

@@ -4,6 +4,7 @@ mod audit;
 mod cpu;
 mod echo;
 mod load;
+mod policy;
 mod replay;
 mod rows;
 
@@ -61,6 +62,8 @@ enum Role {
     Audit(audit::Args),
     /// How long recorded calls take to be decided again, and to be learned from
     Replay(replay::Args),
+    /// What a decision and a filtered list cost, beside plain Cedar
+    Policy(policy::Args),
     /// The echo server over streamable HTTP
     #[command(hide = true)]
     Serve,
@@ -92,6 +95,7 @@ fn main() -> anyhow::Result<()> {
     match &args.role {
         Some(Role::Audit(args)) => audit::run(args),
         Some(Role::Replay(args)) => replay::run(args),
+        Some(Role::Policy(args)) => policy::run(args),
         Some(Role::Serve) => runtime()?.block_on(echo::http()),
         Some(Role::Stdio) => echo::stdio(),
         None => runtime()?.block_on(measure_all(&args)),
