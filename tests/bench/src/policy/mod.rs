@@ -4,6 +4,7 @@ mod plain;
 mod set;
 
 use std::{
+    collections::BTreeSet,
     fs,
     time::{Duration, Instant},
 };
@@ -70,6 +71,7 @@ struct Bench {
     tools: Vec<Definition>,
     written: String,
     args: Map<String, Value>,
+    labels: BTreeSet<String>,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -117,7 +119,17 @@ impl Bench {
         let gate = PolicyGate::new(std::sync::Arc::clone(&engine));
         let written = r#"{"repo": "acme/site", "branch": "main", "count": 3}"#.to_owned();
         let args = serde_json::from_str(&written)?;
-        Ok(Self { plain, gate, engine, server, principal: client("ci")?, tools, written, args })
+        Ok(Self {
+            plain,
+            gate,
+            engine,
+            server,
+            principal: client("ci")?,
+            tools,
+            written,
+            args,
+            labels: BTreeSet::new(),
+        })
     }
 
     fn request<'a>(&'a self, principal: &'a Principal, name: &'a str, call: u64) -> Request<'a> {
@@ -130,11 +142,12 @@ impl Bench {
             written: self.written.as_bytes(),
             circumstances: Circumstances {
                 method: "tools/call",
-                transport: Transport::Http,
-                revision: Revision::LATEST_LEGACY,
+                transport: Some(Transport::Http),
+                revision: Some(Revision::LATEST_LEGACY),
                 now: jiff::Timestamp::now(),
                 source_ip: Some([10, 1, 2, (call % 200) as u8].into()),
                 session_calls: call % 100,
+                labels: &self.labels,
             },
         }
     }

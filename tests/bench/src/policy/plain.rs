@@ -78,7 +78,7 @@ impl Plain {
         let context = Context::from_pairs([
             ("method".to_owned(), text(circumstances.method)),
             ("transport".to_owned(), text("http")),
-            ("revision".to_owned(), text(circumstances.revision.as_str())),
+            ("revision".to_owned(), text(circumstances.revision.context("the revision")?.as_str())),
             ("session_calls".to_owned(), RestrictedExpression::new_long(calls)),
             ("args".to_owned(), RestrictedExpression::new_entity_uid(self.args.clone())),
             ("now".to_owned(), RestrictedExpression::new_datetime(now)),
