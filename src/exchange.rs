@@ -292,6 +292,7 @@ pub struct Definition {
     pin: OnceLock<Option<String>>,
     /// The names that its two schemas declare.
     names: [OnceLock<HashSet<String>>; 2],
+    hints: OnceLock<[Option<bool>; HINTS.len()]>,
 }
 
 /// A schema of a tool's definition.
@@ -301,10 +302,20 @@ pub enum Schema {
     Output,
 }
 
+/// The hints that MCP knows. They are looked up for every entry of every list, so they are kept.
+const HINTS: [&str; 4] = ["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"];
+
 impl Definition {
     /// A definition as its server sent it.
     pub fn new(server: ServerName, name: String, definition: Payload) -> Self {
-        Self { server, name, definition, pin: OnceLock::new(), names: Default::default() }
+        Self {
+            server,
+            name,
+            definition,
+            pin: OnceLock::new(),
+            names: Default::default(),
+            hints: OnceLock::new(),
+        }
     }
 
     /// `sha256:` and the digest of the definition in canonical form (RFC 8785), made on first use
@@ -333,7 +344,11 @@ impl Definition {
 
     /// A hint of the definition's `annotations`, where it is a boolean.
     pub fn hint(&self, name: &str) -> Option<bool> {
-        self.definition.value().get("annotations")?.get(name)?.as_bool()
+        let look = |name| self.definition.value().get("annotations")?.get(name)?.as_bool();
+        match HINTS.iter().position(|known| *known == name) {
+            Some(at) => self.hints.get_or_init(|| HINTS.map(look))[at],
+            None => look(name),
+        }
     }
 }
 
