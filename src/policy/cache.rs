@@ -233,8 +233,9 @@ impl Key {
             Named::Client { groups, .. } => groups.len() as u64,
             Named::Server(_) | Named::Plugin(_) => 0,
         };
-        // A resource's entity has its name three times: in its id and in its attributes.
-        ENTRY + 4 * name + 128 * groups
+        // A resource's entity has its name in its id, and in its attributes as a URI, a path, a URL
+        // and parts of one.
+        ENTRY + 8 * name + 128 * groups
     }
 }
 

@@ -61,6 +61,36 @@ const RESOURCES: [&str; 10] = [
     r#"resource is P::Client"#,
 ];
 
+/// Scopes of what the proxy does of itself.
+const OWN_PRINCIPALS: [&str; 5] = [
+    "principal",
+    r#"principal == P::Server::"s""#,
+    "principal is P::Server",
+    r#"principal in P::Server::"other""#,
+    r#"principal == P::Plugin::"s""#,
+];
+
+const OWN_ACTIONS: [&str; 6] = [
+    "action",
+    r#"action in P::Action::"from_proxy""#,
+    r#"action == P::Action::"launch""#,
+    r#"action in [P::Action::"hand_secret", P::Action::"grant"]"#,
+    r#"action == P::Action::"reach""#,
+    r#"action == P::Action::"hand_secret""#,
+];
+
+const OWN_RESOURCES: [&str; 9] = [
+    "resource",
+    r#"resource == P::Program::"t""#,
+    "resource is P::Secret",
+    r#"resource in P::Server::"s""#,
+    r#"resource is P::Secret in P::Server::"other""#,
+    r#"resource == P::Secret::"s/t""#,
+    r#"resource == P::Host::"example.com:443""#,
+    "resource is P::Host",
+    r#"resource == P::Grant::"log""#,
+];
+
 /// Conditions that do not look at the call, do, or look at it and at who asks for what. Some fail.
 const CONDITIONS: &[&str] = &[
     "true",
@@ -95,6 +125,24 @@ const CONDITIONS: &[&str] = &[
     r#"context.args.keys.contains("x")"#,
     "context.args.keys.isEmpty()",
     r#"context.labels.contains("tainted")"#,
+    r#"context.labels.containsAny(["tainted", principal.name])"#,
+    "context.labels.isEmpty()",
+    r#"context.paths.getTag("/a") like "/srv/*""#,
+    r#"context.paths.hasTag("/a") && context.args.hasTag("/a") && context.paths.getTag("/a") == context.args.getTag("/a")"#,
+    r#"context.paths.hasTag("/a") && context.paths.getTag("/a") == resource.name"#,
+    r#"context.urls.hasTag("/a") && context.urls.getTag("/a").port > 443"#,
+    r#"context.urls.getTag("/a").verbatim"#,
+    r#"context.urls.hasTag("/b/c") || context.paths.hasTag("/b/c")"#,
+    "{c: context.urls}.c.hasTag(principal.name)",
+    r#"resource has url && resource.url.host == "example.com""#,
+    r#"resource has path && resource.path like "/srv/*""#,
+    r#"resource has runtime && resource.runtime == "sandbox""#,
+    r#"resource has deviations && resource.deviations.contains("network")"#,
+    r#"resource has digest && resource.digest like "sha256:*""#,
+    "resource has header && (resource.header || context.now < datetime(\"2027-01-01\"))",
+    r#"resource has source && resource.source == "env""#,
+    "resource has port && resource.port == 443",
+    "resource has port && resource.port + 9223372036854775800 > context.session_calls",
     r#"context.paths.hasTag("/a") && context.paths.getTag("/a") == "x""#,
     r#"context.urls.hasTag("/a") && context.urls.getTag("/a").host == "example.com""#,
     "context.args.leaves > 1 || context.args.size > 100",
@@ -132,7 +180,8 @@ fn scope() -> impl Strategy<Value = String> {
     let any = (select(&PRINCIPALS), select(&ACTIONS), select(&RESOURCES));
     let of_tools = (select(&PRINCIPALS[..7]), select(&TOOL_ACTIONS), select(&RESOURCES[..7]));
     let joined = |(principal, action, resource)| format!("{principal}, {action}, {resource}");
-    prop_oneof![1 => any.prop_map(joined), 3 => of_tools.prop_map(joined)]
+    let own = (select(&OWN_PRINCIPALS), select(&OWN_ACTIONS), select(&OWN_RESOURCES));
+    prop_oneof![1 => any.prop_map(joined), 3 => of_tools.prop_map(joined), 1 => own.prop_map(joined)]
 }
 
 fn policy() -> impl Strategy<Value = String> {
@@ -184,7 +233,52 @@ fn principals() -> Vec<Principal> {
     ]
 }
 
-/// Everything that can be asked of anything.
+fn programs() -> Vec<Program> {
+    let program = |runtime, digest: Option<&str>, deviations: &[&str]| Program {
+        runtime,
+        name: "t".to_owned(),
+        digest: digest.map(str::to_owned),
+        deviations: deviations.iter().map(|key| (*key).to_owned()).collect(),
+    };
+    vec![
+        program("sandbox", None, &["network"]),
+        program("sandbox", None, &[]),
+        program("container", Some("sha256:00"), &["network"]),
+    ]
+}
+
+/// What the proxy does of itself.
+fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> Vec<About<'a>> {
+    let mut all = Vec::new();
+    for asking in servers {
+        let mut ask = |action, resource| {
+            let subject = match action {
+                Action::Grant => Subject::Plugin(asking.as_str()),
+                _ => Subject::Server(asking),
+            };
+            all.push(About { subject, action, resource });
+        };
+        for program in programs {
+            ask(Action::Launch, Resource::Program(program));
+        }
+        for server in servers {
+            for (name, source, header) in
+                [("t", "env", true), ("t", "env", false), ("t", "file", true)]
+            {
+                ask(Action::HandSecret, Resource::Secret { server, name, source, header });
+            }
+        }
+        for (name, port) in [("example.com", 443), ("example.com", 80), ("a", 443)] {
+            ask(Action::Reach, Resource::Host { name, port });
+        }
+        for name in ["log", "t"] {
+            ask(Action::Grant, Resource::Grant(name));
+        }
+    }
+    all
+}
+
+/// Everything that clients and servers can ask of anything.
 fn questions<'a>(principals: &'a [Principal], servers: &'a [ServerName; 2]) -> Vec<About<'a>> {
     let [s, other] = servers;
     let mut all = Vec::new();
@@ -212,7 +306,7 @@ fn questions<'a>(principals: &'a [Principal], servers: &'a [ServerName; 2]) -> V
                 ask(Action::GetPrompt, Resource::Prompt { server, name });
                 ask(Action::Complete, Resource::Prompt { server, name });
             }
-            for uri in ["note://1", "file:///1"] {
+            for uri in ["note://1", "file:///srv/1", "https://example.com/a"] {
                 ask(Action::ReadResource, Resource::Resource { server, uri });
                 ask(Action::SeeTemplate, Resource::Template { server, uri });
             }
@@ -263,7 +357,8 @@ fn written() -> Vec<(&'static str, Map<String, Value>)> {
         "{}",
         r#"{"x": 1}"#,
         r#"{"a": "./x", "x": [2, 3], "b": {"c": 4}}"#,
-        r#"{"a": "https://example.com/a"}"#,
+        r#"{"a": "https://example.com:8443/a"}"#,
+        r#"{"a": "/srv/./x/../t", "b": {"c": "https://a"}}"#,
     ]
     .map(|text| (text, serde_json::from_str(text).unwrap()))
     .into()
@@ -325,13 +420,14 @@ fn check(texts: &[String], seed: usize) -> Result<(), TestCaseError> {
     let index = Index::new(&policies.policies().collect::<Vec<_>>(), &vocabulary);
     let (principals, args) = (principals(), written());
     let servers = ["s".parse().unwrap(), "other".parse().unwrap()];
-    let questions = questions(&principals, &servers);
+    let (questions, programs) = (questions(&principals, &servers), programs());
+    let own = own(&programs, &servers);
     // Some of them, from another one each time: pairs of the same action, in an order that mixes
     // all kinds.
     let pairs = (0..20).map(|step| seed + step * 37).flat_map(|at| [at, at + 2]);
-    let some = pairs.map(|at| at % questions.len());
-    for at in some.clone().chain(some) {
-        let about = questions[at];
+    let some = pairs.map(|at| questions[at % questions.len()]);
+    let some = some.chain((0..6).map(|step| own[(seed + step * 5) % own.len()]));
+    for about in some.clone().chain(some) {
         let shown = index.could_allow(terms, about).unwrap();
         if let Some(certain) = partial(terms, &policies, &about) {
             prop_assert_eq!(shown, certain, "shown: {:?}\n{}", about, policies);
