@@ -387,8 +387,10 @@ pub enum Effect {
     Redacted,
     Replaced,
     Refused,
-    /// In `audit` mode: it would have been refused.
+    /// In `audit` mode, or by a policy in shadow: it would have been refused.
     WouldRefuse,
+    /// By a policy in shadow: it would not have been refused.
+    WouldPermit,
     /// In `audit` mode: it would have been redacted or replaced.
     WouldReplace,
     /// The interceptor failed, and the message passed because the operator said so.
@@ -404,6 +406,7 @@ impl Effect {
             Self::Replaced => "replaced",
             Self::Refused => "refused",
             Self::WouldRefuse => "would-refuse",
+            Self::WouldPermit => "would-permit",
             Self::WouldReplace => "would-replace",
             Self::Fault => "fault",
         }

@@ -14,13 +14,13 @@ use serde_json::{Map, Value};
 
 use crate::{
     chain::{Decision, Fault, Hooks, Interceptor, Verdict},
-    exchange::{Answer, Definition, Direction, Exchange, Method, Phase, Target},
+    exchange::{Answer, Definition, Direction, Effect, Exchange, Finding, Method, Phase, Target},
     identity::Principal,
     names::ServerName,
     obligations::{Keep, Obligations},
     policy::{
-        Action, Circumstances, Claimant, Claims, Engine, Outcome, Request, Resource, Subject,
-        client_action, is_housekeeping, server_action,
+        Action, Circumstances, Claimant, Claims, Engine, Outcome, Request, Resource, Shadow,
+        Subject, client_action, is_housekeeping, server_action,
     },
     refusal::{Code, Refusal, Rule},
 };
@@ -127,8 +127,8 @@ impl PolicyGate {
         })
     }
 
-    fn decide(&self, exchange: &Exchange, question: Question<'_>) -> Verdict {
-        let outcome = self.engine.decide(&Request {
+    fn decide(&self, exchange: &Exchange, phase: Phase, question: Question<'_>) -> Verdict {
+        let mut outcome = self.engine.decide(&Request {
             subject: question.subject,
             action: question.action,
             resource: question.resource,
@@ -144,11 +144,15 @@ impl PolicyGate {
                 labels: &exchange.labels,
             },
         });
-        let revision = outcome.revision;
-        if outcome.allowed {
-            return permit(exchange, outcome.rules).by(revision);
-        }
-        Verdict::refuse(refusal(outcome, question.action)).by(revision)
+        let (revision, allowed) = (outcome.revision, outcome.allowed);
+        let shadows = std::mem::take(&mut outcome.shadows);
+        let mut verdict = match allowed {
+            true => permit(exchange, outcome.rules),
+            false => Verdict::refuse(refusal(outcome, question.action)),
+        };
+        let shadows = shadows.into_iter().map(|shadow| unenforced(shadow, allowed, phase));
+        verdict.findings.extend(shadows);
+        verdict.by(revision)
     }
 
     /// The requests to the client that an answer carries (2026-07-28's multi-round-trip requests,
@@ -175,8 +179,9 @@ impl PolicyGate {
         let mut verdict = Verdict::pass();
         for request in requests {
             let server = exchange.server.as_ref().ok_or_else(no_server)?;
-            let decided = self.decide(
+            let mut decided = self.decide(
                 exchange,
+                Phase::Response,
                 Question {
                     subject: Subject::Server(server),
                     action: server_action(&request.method, false),
@@ -186,8 +191,9 @@ impl PolicyGate {
                     written: exchange.payload(Phase::Response).raw(),
                 },
             );
+            verdict.findings.append(&mut decided.findings);
             if matches!(decided.decision, Decision::Refuse(_)) {
-                return Ok(decided);
+                return Ok(Verdict { findings: verdict.findings, ..decided });
             }
             if let Some(rule) = decided.rules.iter().find(|rule| changes(rule)) {
                 let words = "what policy asks for here can be done to a request of its own alone";
@@ -253,7 +259,7 @@ impl Interceptor for PolicyGate {
         }
         match passage(exchange) {
             Ok(Passage::Housekeeping) => Ok(Verdict::pass()),
-            Ok(Passage::Decide(question)) => Ok(self.decide(exchange, question)),
+            Ok(Passage::Decide(question)) => Ok(self.decide(exchange, phase, question)),
             Err(Unclear::Invalid(why)) => {
                 Ok(Verdict::refuse(Refusal::new(Code::InvalidParams, why)))
             }
@@ -284,6 +290,18 @@ fn refusal(outcome: Outcome, action: Action) -> Refusal {
         format!("{}: {} (policies {})", action.as_str(), outcome.explain(), outcome.revision);
     let refusal = Refusal::new(Code::PolicyDenied, message).detail(detail);
     Refusal { rules: outcome.rules, ..refusal }
+}
+
+/// What a policy in shadow would have made of a message that was allowed or not.
+fn unenforced(shadow: Shadow, allowed: bool, phase: Phase) -> Finding {
+    let (effect, message) = match (allowed, shadow.problem) {
+        (true, None) => (Effect::WouldRefuse, "a policy in shadow forbids it".to_owned()),
+        (true, Some(problem)) => {
+            (Effect::WouldRefuse, format!("a policy in shadow fails on it: {problem}"))
+        }
+        (false, _) => (Effect::WouldPermit, "a policy in shadow permits it".to_owned()),
+    };
+    Finding { interceptor: "policy".to_owned(), phase, rule: shadow.rule, message, effect }
 }
 
 fn no_server() -> Fault {

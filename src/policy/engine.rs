@@ -1,7 +1,7 @@
 //! The engine: one validated set of policies at a time, and the decisions it makes.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -54,7 +54,10 @@ const RELOADS: usize = 16;
 /// A set in use. What is kept of its answers goes with it.
 pub(super) struct Set {
     pub(super) loaded: Loaded,
+    /// The policies in force.
     index: Index,
+    /// Those in shadow, where there are any.
+    shadows: Option<Index>,
     /// What any policy looks at.
     pub(super) reads: Reads,
 }
@@ -70,6 +73,18 @@ pub struct Outcome {
     pub revision: Revision,
     /// What failed. With any failure nothing is allowed.
     pub errors: Vec<Failure>,
+    /// The policies in shadow that would have turned it round: that would refuse what is allowed,
+    /// or permit what is refused for want of a permit.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shadows: Vec<Shadow>,
+}
+
+/// A policy in shadow that would have decided otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Shadow {
+    pub rule: Rule,
+    /// What it failed of, where that is how it would refuse.
+    pub problem: Option<String>,
 }
 
 /// A policy that could not be evaluated, or a question that could not be put.
@@ -285,7 +300,8 @@ impl Engine {
         self.paths.iter().map(|path| self.base.join(path)).collect()
     }
 
-    /// Decides. Allowed is what a policy permits, none forbids and none fails on.
+    /// Decides. Allowed is what a policy permits, none forbids and none fails on. Policies in
+    /// shadow have no say.
     pub fn decide(&self, request: &Request<'_>) -> Outcome {
         let set = self.current.load();
         let Loaded { rules, revision, .. } = &set.loaded;
@@ -297,6 +313,7 @@ impl Engine {
                     rules: Vec::new(),
                     revision: *revision,
                     errors: vec![Failure { rule: None, problem: unaskable.to_string() }],
+                    shadows: Vec::new(),
                 };
             }
         };
@@ -319,7 +336,46 @@ impl Engine {
         }
         deciding.sort_by_cached_key(place);
         let allowed = permitted && errors.is_empty();
-        Outcome { allowed, rules: deciding, revision: *revision, errors }
+        // Refused for want of a permit, and of nothing else.
+        let wanting = !allowed && deciding.is_empty() && errors.is_empty();
+        let shadows = match &set.shadows {
+            Some(index) if allowed || wanting => self.shadows(index, rules, request, allowed),
+            _ => Vec::new(),
+        };
+        Outcome { allowed, rules: deciding, revision: *revision, errors, shadows }
+    }
+
+    /// The policies in shadow that would turn a decision round.
+    fn shadows(
+        &self,
+        index: &Index,
+        rules: &HashMap<PolicyId, Rule>,
+        request: &Request<'_>,
+        allowed: bool,
+    ) -> Vec<Shadow> {
+        let shadow = |id: &PolicyId, problem: Option<&str>| {
+            Some(Shadow { rule: rules.get(id)?.clone(), problem: problem.map(str::to_owned) })
+        };
+        let mut shadows: Vec<_> = match index.decide(self.terms(), request) {
+            Ok(answer) if allowed => {
+                let forbids = answer.forbids.iter().filter_map(|id| shadow(id, None));
+                let failures =
+                    answer.failures.iter().filter_map(|(id, problem)| shadow(id, Some(problem)));
+                forbids.chain(failures).collect()
+            }
+            Ok(answer) if answer.permitted() && answer.failures.is_empty() => {
+                answer.permits.iter().filter_map(|id| shadow(id, None)).collect()
+            }
+            Ok(_) => Vec::new(),
+            // In force, they would have refused it without being asked.
+            Err(unaskable) if allowed => {
+                let rule = Rule::named("@mode");
+                vec![Shadow { rule, problem: Some(unaskable.to_string()) }]
+            }
+            Err(_) => Vec::new(),
+        };
+        shadows.sort_by_cached_key(|shadow| (shadow.rule.file.clone(), shadow.rule.line));
+        shadows
     }
 
     /// Decides on what the proxy does of itself.
@@ -371,10 +427,13 @@ impl fmt::Debug for Engine {
 
 impl Set {
     fn new(loaded: Loaded, vocabulary: &Vocabulary) -> Self {
-        let policies: Vec<_> = loaded.policies.policies().collect();
+        let (shadows, policies) = loaded.policies.policies().partition::<Vec<_>, _>(|policy| {
+            loaded.rules.get(policy.id()).is_some_and(|rule| rule.obligations.shadow)
+        });
         let index = Index::new(&policies, vocabulary);
-        let reads = index.reads();
-        Self { loaded, index, reads }
+        let shadows = (!shadows.is_empty()).then(|| Index::new(&shadows, vocabulary));
+        let reads = index.reads() | shadows.as_ref().map(Index::reads).unwrap_or_default();
+        Self { loaded, index, shadows, reads }
     }
 }
 

@@ -187,7 +187,9 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
 impl Loaded {
     /// The ids of the policies that have bodies kept.
     pub(super) fn keeping(&self) -> Vec<String> {
-        let keeping = self.rules.values().filter(|rule| rule.obligations.keep != Keep::default());
+        let keeps =
+            |rule: &&Rule| rule.obligations.keep != Keep::default() && !rule.obligations.shadow;
+        let keeping = self.rules.values().filter(keeps);
         let mut ids: Vec<_> = keeping.map(|rule| rule.id.clone()).collect();
         ids.sort();
         ids

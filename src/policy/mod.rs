@@ -4,6 +4,7 @@
 //! Invariants:
 //! - A decision is made on one whole set of policies, and says by its revision on which.
 //! - A set that does not validate is never used; the one before stays.
+//! - A policy in shadow decides nothing, and shows or hides nothing in a list.
 //! - What [`Engine::could_allow`] denies, [`Engine::decide`] never allows.
 //! - This room knows neither the protocol's framing nor a clock: both are handed in.
 
@@ -34,7 +35,7 @@ pub use args::are_showable;
 pub use cases::{Coverage, Ran, Report, run as run_cases};
 pub use compare::{Access, Comparison, Difference};
 pub use diagnostics::{Diagnostics, Finding};
-pub use engine::{Engine, Failure, Outcome, Reload, Status};
+pub use engine::{Engine, Failure, Outcome, Reload, Shadow, Status};
 pub use format::{Formatted, format, format_files};
 pub use inspect::{
     Condition, Explanation, Inspector, Judgement, Near, Seen, Side, Standing, Unknown, Verdict,

@@ -84,3 +84,51 @@ async fn a_rate_is_counted_for_each_client_and_a_label_stays_with_its_session() 
     assert!(denied.iter().all(|record| record["labels"] == json!(["tainted"])), "{denied:#?}");
     gate.stop().await;
 }
+
+#[tokio::test]
+async fn a_policy_in_shadow_decides_nothing_and_stands_in_records() {
+    let policies = r#"
+        @id("rest")
+        permit (principal, action, resource)
+        unless { action == Portcullis::Action::"call_tool" };
+
+        @id("echo")
+        permit (principal, action, resource == Portcullis::Tool::"crooked/echo");
+
+        @id("no-x")
+        @mode("shadow")
+        forbid (principal, action == Portcullis::Action::"call_tool", resource)
+        when { context.args.hasTag("/text") && context.args.getTag("/text") == "x" };
+
+        @id("flood")
+        @mode("shadow")
+        permit (principal, action, resource == Portcullis::Tool::"crooked/flood");
+    "#;
+    let gate = Setup::crooked("").policies(policies).start().await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        assert_eq!(agent.names("tools/list").await, ["crooked__echo"]);
+        for text in ["x", "y"] {
+            let echoed = agent.call("crooked__echo", json!({ "text": text })).await.unwrap();
+            assert_eq!(texts(&echoed), [text]);
+        }
+        assert_eq!(agent.refused("crooked__flood", json!({ "mib": 0 })).await, "policy-denied");
+    }
+    let records = gate.records(&[]).await;
+    let mut found: Vec<_> = records
+        .iter()
+        .filter(|record| record["method"] == "tools/call")
+        .flat_map(|record| {
+            let refused = !record["refusal"].is_null();
+            let findings = record["findings"].as_array().into_iter().flatten();
+            findings.map(move |finding| {
+                let text = |value: &Value| value.as_str().unwrap().to_owned();
+                (refused, text(&finding["rule"]["id"]), text(&finding["effect"]))
+            })
+        })
+        .collect();
+    found.sort();
+    let one = |refused, id: &str, effect: &str| (refused, id.to_owned(), effect.to_owned());
+    let (refuse, permit) = (one(false, "no-x", "would-refuse"), one(true, "flood", "would-permit"));
+    assert_eq!(found, [refuse.clone(), refuse, permit.clone(), permit]);
+    gate.stop().await;
+}

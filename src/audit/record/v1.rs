@@ -231,7 +231,7 @@ pub struct Finding {
     /// What was seen and where, in words.
     pub message: String,
     /// What came of it: `reported`, `redacted`, `replaced`, `refused`, `would-refuse`,
-    /// `would-replace` or `fault`.
+    /// `would-permit`, `would-replace` or `fault`.
     pub effect: String,
 }
 

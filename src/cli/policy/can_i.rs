@@ -149,6 +149,12 @@ fn print(
             ctx.line(format!("    {reason}"))?;
         }
     }
+    let would = if outcome.allowed { "refuse" } else { "permit" };
+    for shadow in &outcome.shadows {
+        let problem = shadow.problem.as_ref().map(|problem| format!(": {problem}"));
+        let problem = problem.unwrap_or_default();
+        ctx.line(format!("in shadow, `{}` would {would} it{problem}", shadow.rule.id))?;
+    }
     if let Some(why) = why {
         explain::print(why, ctx)?;
     }

@@ -4,6 +4,7 @@ mod decisions;
 mod diagnostics;
 mod docs;
 mod reload;
+mod shadow;
 mod visibility;
 
 use std::{collections::BTreeSet, fs};
