@@ -198,10 +198,11 @@ impl PolicyGate {
             if let Some(rule) = decided.rules.iter().find(|rule| changes(rule)) {
                 let words = "what policy asks for here can be done to a request of its own alone";
                 let refusal = Refusal::new(Code::PolicyDenied, words).rule(rule.clone());
-                return Ok(Verdict::refuse(refusal.detail(
+                let refused = Verdict::refuse(refusal.detail(
                     "the server asks the client inside a result, where `@approve`, `@redact` and \
                      `@rate` cannot be done",
-                )));
+                ));
+                return Ok(Verdict { findings: verdict.findings, ..refused });
             }
             // What is asked stands in the answer.
             verdict.rules.extend(decided.rules.into_iter().map(|rule| Rule {

@@ -378,21 +378,28 @@ impl Engine {
         shadows
     }
 
-    /// Decides on what the proxy does of itself.
+    /// Decides on what the proxy does of itself. What policies in shadow would have changed goes
+    /// to the log: nothing of it is a message, which is where records have findings.
     pub fn decide_own(
         &self,
         subject: Subject<'_>,
         action: Action,
         resource: Resource<'_>,
     ) -> Outcome {
-        self.decide(&Request {
+        let outcome = self.decide(&Request {
             subject,
             action,
             resource,
             args: None,
             written: b"",
             circumstances: Circumstances::own(jiff::Timestamp::now()),
-        })
+        });
+        for Shadow { rule, problem } in &outcome.shadows {
+            let would = if outcome.allowed { "refuse" } else { "permit" };
+            let (action, policy) = (action.as_str(), &rule.id);
+            tracing::info!(action, policy, problem, "a policy in shadow would {would} it");
+        }
+        outcome
     }
 
     /// Whether the subject could be allowed to do this to the resource in some circumstances, with
