@@ -33,7 +33,7 @@ pub use finding::{Code, Diagnostics, Finding, Located, Severity};
 pub use raw::{
     Admin, Audit, Begin, Checkpoint, Client, Config, Destination, Encryption, Engine,
     EntrySettings, Era, Export, Hardening, Limits, Listen, LogFormat, OnFailure, Policy, Resources,
-    Retention, Runtime, Server, Sharing, Telemetry, Transport, Witness,
+    Retention, Runtime, Server, Sharing, Telemetry, Tool, Transport, Witness,
 };
 pub use values::{Age, IllegalMount, MountEntry, SecretRef, Size};
 

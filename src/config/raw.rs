@@ -452,6 +452,24 @@ pub struct Server {
     /// quarter of them.
     #[schemars(range(min = 1))]
     pub instances: usize,
+    /// What the operator knows of single tools, by their names on the server.
+    pub tools: BTreeMap<String, Tool>,
+}
+
+/// What the operator says of a tool, in the place of all that the server claims of it
+/// (`resource.claims` in policies, then with `by == "operator"`). What is left out has MCP's
+/// default: not read-only, destructive unless it is read-only, not idempotent, open world.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Tool {
+    /// It changes nothing.
+    pub read_only: Option<bool>,
+    /// It can destroy something.
+    pub destructive: Option<bool>,
+    /// Calling it again with the same arguments changes nothing more.
+    pub idempotent: Option<bool>,
+    /// It deals with a world that is open: the web, mail, other people.
+    pub open_world: Option<bool>,
 }
 
 impl Default for Server {
@@ -476,6 +494,7 @@ impl Default for Server {
             concurrent: 64,
             sharing: Sharing::default(),
             instances: 64,
+            tools: BTreeMap::new(),
         }
     }
 }

@@ -48,10 +48,10 @@ bogus = 1
         = known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`, `rest`
     3:2 [config-unknown-key] unknown key `polcy`
         ^ did you mean `policy`?
-        = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `limits`, `telemetry`, `engine`, `clients`, `servers`, `interceptors`
+        = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `clients`, `servers`, `interceptors`
     5:1 [config-unknown-key] unknown key `imgae`
         ^ did you mean `image`?
-        = known here: `image`, `command`, `url`, `transport`, `runtime`, `prefix`, `env`, `secrets`, `headers`, `mounts`, `resources`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `concurrent`, `sharing`, `instances`
+        = known here: `image`, `command`, `url`, `transport`, `runtime`, `prefix`, `env`, `secrets`, `headers`, `mounts`, `resources`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `concurrent`, `sharing`, `instances`, `tools`
     8:11 [config-missing-key] the key `window` is missing
         ^ in this table
         = `window`: The window: a number and one of `ms`, `s`, `m`, `h`, `d`, such as `1m`.
@@ -478,7 +478,7 @@ fn keys_cannot_steer_a_terminal() {
     insta::assert_snapshot!(findings(text), @r#"
     2:1 [config-unknown-key] unknown key `a\u{1b}[31m`
         ^ not known here
-        = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `limits`, `telemetry`, `engine`, `clients`, `servers`, `interceptors`
+        = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `clients`, `servers`, `interceptors`
     "#);
 }
 

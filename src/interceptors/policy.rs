@@ -20,7 +20,7 @@ use crate::{
     obligations::{Keep, Obligations},
     policy::{
         Action, Circumstances, Claimant, Claims, Engine, Outcome, Request, Resource, Shadow,
-        Subject, client_action, is_housekeeping, server_action,
+        Stated, Subject, client_action, is_housekeeping, server_action,
     },
     refusal::{Code, Refusal, Rule},
 };
@@ -34,6 +34,7 @@ const NOT_PERMITTED: &str = "not permitted by policy";
 #[derive(Debug)]
 pub struct PolicyGate {
     engine: Arc<Engine>,
+    stated: Stated,
     hooks: Hooks,
 }
 
@@ -75,9 +76,10 @@ enum Unclear {
 }
 
 impl PolicyGate {
-    /// A gate that asks this engine.
-    pub fn new(engine: Arc<Engine>) -> Self {
-        Self { engine, hooks: Hooks::every(&[Phase::Request, Phase::Response]) }
+    /// A gate that asks this engine. Where the operator stated what a tool is, the engine is shown
+    /// that, and not what the server claims.
+    pub fn new(engine: Arc<Engine>, stated: Stated) -> Self {
+        Self { engine, stated, hooks: Hooks::every(&[Phase::Request, Phase::Response]) }
     }
 
     /// The engine that it asks.
@@ -89,7 +91,9 @@ impl PolicyGate {
     /// circumstances. A use is decided on its own.
     pub fn visible(&self, principal: &Principal, entry: Listed<'_>) -> bool {
         let (action, resource) = match entry {
-            Listed::Tool(tool) => (Action::CallTool, of_tool(&tool.server, &tool.name, Some(tool))),
+            Listed::Tool(tool) => {
+                (Action::CallTool, self.of_tool(&tool.server, &tool.name, Some(tool)))
+            }
             Listed::Prompt { server, name } => {
                 (Action::GetPrompt, Resource::Prompt { server, name })
             }
@@ -113,6 +117,14 @@ impl PolicyGate {
     /// Whether this principal could call a tool of which only the name is known, whatever the
     /// server claims of it: asked before a server is started to look for the tool.
     pub fn conceivable(&self, principal: &Principal, server: &ServerName, name: &str) -> bool {
+        if let Some(claims) = self.stated.claims(server, name) {
+            let resource = Resource::Tool { server, name, claims };
+            return self.engine.could_allow(
+                &Subject::Client(principal),
+                Action::CallTool,
+                &resource,
+            );
+        }
         (0..16_u8).any(|bits| {
             let bit = |n: u8| bits & (1 << n) != 0;
             let claims = Claims {
@@ -125,6 +137,17 @@ impl PolicyGate {
             let resource = Resource::Tool { server, name, claims };
             self.engine.could_allow(&Subject::Client(principal), Action::CallTool, &resource)
         })
+    }
+
+    fn of_tool<'a>(
+        &self,
+        server: &'a ServerName,
+        name: &'a str,
+        tool: Option<&Definition>,
+    ) -> Resource<'a> {
+        let stated = self.stated.claims(server, name);
+        let claims = stated.unwrap_or_else(|| tool.map(Claims::from).unwrap_or_default());
+        Resource::Tool { server, name, claims }
     }
 
     fn decide(&self, exchange: &Exchange, phase: Phase, question: Question<'_>) -> Verdict {
@@ -218,6 +241,98 @@ impl PolicyGate {
     }
 }
 
+impl PolicyGate {
+    fn passage<'a>(&self, exchange: &'a Exchange) -> Result<Passage<'a>, Unclear> {
+        let from_client = exchange.direction == Direction::ClientToServer;
+        if is_housekeeping(exchange.method.as_str(), exchange.notification, from_client) {
+            return Ok(Passage::Housekeeping);
+        }
+        let params = match exchange.request.value() {
+            Value::Null => None,
+            Value::Object(params) => Some(params),
+            _ => return Err(invalid("`params` must be an object")),
+        };
+        let method = exchange.method.as_str();
+        let question = match exchange.direction {
+            Direction::ClientToServer => {
+                let (action, resource, args) = self.asked(exchange, params)?;
+                Question {
+                    subject: Subject::Client(&exchange.principal),
+                    action,
+                    resource,
+                    method,
+                    args,
+                    written: exchange.request.raw(),
+                }
+            }
+            Direction::ServerToClient => Question {
+                subject: Subject::Server(server(exchange)?),
+                action: server_action(method, exchange.notification),
+                resource: Resource::Client(&exchange.principal),
+                method,
+                args: params,
+                written: exchange.request.raw(),
+            },
+        };
+        Ok(Passage::Decide(question))
+    }
+
+    /// What a client asks for. Names are read from `params`, since those go on to the server, and must
+    /// be those by which the router found the target.
+    fn asked<'a>(
+        &self,
+        exchange: &'a Exchange,
+        params: Params<'a>,
+    ) -> Result<(Action, Resource<'a>, Params<'a>), Unclear> {
+        let action = client_action(exchange.method.as_str(), exchange.notification);
+        let (resource, args) = match action {
+            Action::CallTool => {
+                let name = text(params, "name")?;
+                let tool = match &exchange.target {
+                    Target::Tool { name: found, tool } if found == name => tool.as_deref(),
+                    _ => return Err(astray()),
+                };
+                (self.of_tool(server(exchange)?, name, tool), arguments(params)?)
+            }
+            Action::FollowTask => match &exchange.target {
+                Target::Tool { name, tool } => {
+                    (self.of_tool(server(exchange)?, name, tool.as_deref()), params)
+                }
+                _ => return Err(astray()),
+            },
+            Action::GetPrompt => {
+                let name = text(params, "name")?;
+                match &exchange.target {
+                    Target::Prompt { name: found } if found == name => {}
+                    _ => return Err(astray()),
+                }
+                (Resource::Prompt { server: server(exchange)?, name }, arguments(params)?)
+            }
+            Action::ReadResource | Action::SubscribeResource => {
+                let uri = text(params, "uri")?;
+                match &exchange.target {
+                    Target::Resource { uri: found } if found == uri => {}
+                    _ => return Err(astray()),
+                }
+                (Resource::Resource { server: server(exchange)?, uri }, params)
+            }
+            Action::Complete => {
+                let reference =
+                    params.and_then(|params| params.get("ref")).and_then(Value::as_object);
+                let server = server(exchange)?;
+                let resource = match text(reference, "type")? {
+                    "ref/prompt" => Resource::Prompt { server, name: text(reference, "name")? },
+                    "ref/resource" => Resource::Template { server, uri: text(reference, "uri")? },
+                    _ => return Err(invalid("`ref.type` must be `ref/prompt` or `ref/resource`")),
+                };
+                (resource, params)
+            }
+            _ => (exchange.server.as_ref().map_or(Resource::Proxy, Resource::Server), params),
+        };
+        Ok((action, resource, args))
+    }
+}
+
 /// An elicitation that an error asks for, as the request that it is.
 fn elicitation(params: &Value) -> Option<InputRequest> {
     Some(InputRequest {
@@ -258,7 +373,7 @@ impl Interceptor for PolicyGate {
                 _ => verdict,
             });
         }
-        match passage(exchange) {
+        match self.passage(exchange) {
             Ok(Passage::Housekeeping) => Ok(Verdict::pass()),
             Ok(Passage::Decide(question)) => Ok(self.decide(exchange, phase, question)),
             Err(Unclear::Invalid(why)) => {
@@ -313,99 +428,7 @@ fn invalid(message: &str) -> Unclear {
     Unclear::Invalid(message.to_owned())
 }
 
-fn of_tool<'a>(server: &'a ServerName, name: &'a str, tool: Option<&Definition>) -> Resource<'a> {
-    Resource::Tool { server, name, claims: tool.map(Claims::from).unwrap_or_default() }
-}
-
-fn passage(exchange: &Exchange) -> Result<Passage<'_>, Unclear> {
-    let from_client = exchange.direction == Direction::ClientToServer;
-    if is_housekeeping(exchange.method.as_str(), exchange.notification, from_client) {
-        return Ok(Passage::Housekeeping);
-    }
-    let params = match exchange.request.value() {
-        Value::Null => None,
-        Value::Object(params) => Some(params),
-        _ => return Err(invalid("`params` must be an object")),
-    };
-    let method = exchange.method.as_str();
-    let question = match exchange.direction {
-        Direction::ClientToServer => {
-            let (action, resource, args) = asked(exchange, params)?;
-            Question {
-                subject: Subject::Client(&exchange.principal),
-                action,
-                resource,
-                method,
-                args,
-                written: exchange.request.raw(),
-            }
-        }
-        Direction::ServerToClient => Question {
-            subject: Subject::Server(server(exchange)?),
-            action: server_action(method, exchange.notification),
-            resource: Resource::Client(&exchange.principal),
-            method,
-            args: params,
-            written: exchange.request.raw(),
-        },
-    };
-    Ok(Passage::Decide(question))
-}
-
 type Params<'a> = Option<&'a Map<String, Value>>;
-
-/// What a client asks for. Names are read from `params`, since those go on to the server, and must
-/// be those by which the router found the target.
-fn asked<'a>(
-    exchange: &'a Exchange,
-    params: Params<'a>,
-) -> Result<(Action, Resource<'a>, Params<'a>), Unclear> {
-    let action = client_action(exchange.method.as_str(), exchange.notification);
-    let (resource, args) = match action {
-        Action::CallTool => {
-            let name = text(params, "name")?;
-            let tool = match &exchange.target {
-                Target::Tool { name: found, tool } if found == name => tool.as_deref(),
-                _ => return Err(astray()),
-            };
-            (of_tool(server(exchange)?, name, tool), arguments(params)?)
-        }
-        Action::FollowTask => match &exchange.target {
-            Target::Tool { name, tool } => {
-                (of_tool(server(exchange)?, name, tool.as_deref()), params)
-            }
-            _ => return Err(astray()),
-        },
-        Action::GetPrompt => {
-            let name = text(params, "name")?;
-            match &exchange.target {
-                Target::Prompt { name: found } if found == name => {}
-                _ => return Err(astray()),
-            }
-            (Resource::Prompt { server: server(exchange)?, name }, arguments(params)?)
-        }
-        Action::ReadResource | Action::SubscribeResource => {
-            let uri = text(params, "uri")?;
-            match &exchange.target {
-                Target::Resource { uri: found } if found == uri => {}
-                _ => return Err(astray()),
-            }
-            (Resource::Resource { server: server(exchange)?, uri }, params)
-        }
-        Action::Complete => {
-            let reference = params.and_then(|params| params.get("ref")).and_then(Value::as_object);
-            let server = server(exchange)?;
-            let resource = match text(reference, "type")? {
-                "ref/prompt" => Resource::Prompt { server, name: text(reference, "name")? },
-                "ref/resource" => Resource::Template { server, uri: text(reference, "uri")? },
-                _ => return Err(invalid("`ref.type` must be `ref/prompt` or `ref/resource`")),
-            };
-            (resource, params)
-        }
-        _ => (exchange.server.as_ref().map_or(Resource::Proxy, Resource::Server), params),
-    };
-    Ok((action, resource, args))
-}
 
 fn server(exchange: &Exchange) -> Result<&ServerName, Unclear> {
     exchange.server.as_ref().ok_or_else(|| Unclear::Fault(no_server()))

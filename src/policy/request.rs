@@ -1,10 +1,14 @@
 //! What is decided: who wants to do what to what, in which circumstances.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
-use crate::{exchange, exchange::Transport, identity::Principal, names::ServerName};
+use crate::{config, exchange, exchange::Transport, identity::Principal, names::ServerName};
 
 /// One question to the policies.
 #[derive(Debug, Clone)]
@@ -185,6 +189,36 @@ impl Claims {
             open_world: hint("openWorldHint").unwrap_or(true),
             by: Claimant::Server,
         }
+    }
+}
+
+/// What the operator says of tools: it stands in the place of what their servers claim.
+#[derive(Debug, Clone, Default)]
+pub struct Stated(HashMap<ServerName, BTreeMap<String, Claims>>);
+
+impl Stated {
+    /// What a config says.
+    pub fn of(servers: &IndexMap<ServerName, config::Server>) -> Self {
+        let claims = |tool: &config::Tool| Claims {
+            by: Claimant::Operator,
+            ..Claims::from_hints(|name| match name {
+                "readOnlyHint" => tool.read_only,
+                "destructiveHint" => tool.destructive,
+                "idempotentHint" => tool.idempotent,
+                "openWorldHint" => tool.open_world,
+                _ => None,
+            })
+        };
+        let stated = servers.iter().map(|(server, settings)| {
+            let tools = settings.tools.iter().map(|(name, tool)| (name.clone(), claims(tool)));
+            (server.clone(), tools.collect())
+        });
+        Self(stated.collect())
+    }
+
+    /// The claims of a tool, where the operator makes them.
+    pub fn claims(&self, server: &ServerName, tool: &str) -> Option<Claims> {
+        self.0.get(server)?.get(tool).copied()
     }
 }
 

@@ -158,6 +158,14 @@ impl Target {
         })
     }
 
+    /// The tool, where it is one.
+    pub fn tool(&self) -> Option<(&ServerName, &str)> {
+        match self {
+            Self::Tool(server, name) => Some((server, name)),
+            _ => None,
+        }
+    }
+
     /// Who asks what, where this client is the one party.
     pub fn sides<'a>(
         &'a self,

@@ -22,7 +22,7 @@ use crate::{
         secrets::{Known, Scrubber, Secrets},
     },
     names::ServerName,
-    policy::{self, Action, Resource, Subject},
+    policy::{self, Action, Resource, Stated, Subject},
     router::Router,
     seal::{KeyFault, Seal},
     session::Sessions,
@@ -91,7 +91,7 @@ impl Assembly {
     pub async fn of(loaded: &Loaded) -> Result<Self, StartFailure> {
         let config = &loaded.config;
         let policies = Arc::new(policy::Engine::load(&config.policy.paths, &loaded.base)?);
-        let gate = Arc::new(PolicyGate::new(policies.clone()));
+        let gate = Arc::new(PolicyGate::new(policies.clone(), Stated::of(&config.servers)));
         let engine = if config.servers.values().any(|server| server.url.is_none()) {
             container::Engine::connect(config.engine.host.as_deref())
                 .await

@@ -179,6 +179,37 @@ async fn a_changed_file_is_in_force_and_a_broken_one_is_not() {
 }
 
 #[tokio::test]
+async fn what_the_operator_says_of_a_tool_counts_and_not_what_its_server_claims() {
+    let gate = Setup::notes()
+        .and("[servers.notes.tools.list_notes]\ndestructive = true\n[servers.notes.tools.delete_note]\nread-only = true")
+        .policies(
+            r#"
+            @id("all")
+            permit (principal, action, resource);
+            @id("trusted-readers")
+            forbid (principal, action == Portcullis::Action::"call_tool", resource)
+            unless { resource.claims.read_only && resource.claims.by == "operator" };
+            "#,
+        )
+        .start()
+        .await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        let listed = agent.ask("tools/list", json!({})).await.unwrap();
+        let names: Vec<_> =
+            listed["tools"].as_array().unwrap().iter().map(|tool| &tool["name"]).collect();
+        assert_eq!(names, ["notes__delete_note"]);
+        // The server claims the contrary.
+        assert_eq!(listed["tools"][0]["annotations"]["destructiveHint"], true);
+        assert_eq!(agent.refused("notes__list_notes", json!({})).await, "policy-denied");
+        agent.call("notes__delete_note", json!({ "name": "welcome" })).await.unwrap();
+    }
+    let asked =
+        gate.cli(&["policy", "can-i", "--as", "anonymous", "tools/call", "notes/delete_note"]);
+    assert_eq!(asked.await.code, Some(0));
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn can_i_says_what_the_proxy_does() {
     let written = Setup::notes()
         .policies("@id(\"read\")\npermit (principal, action, resource == Portcullis::Tool::\"notes/read_note\");\n")

@@ -17,7 +17,7 @@ use crate::{
     identity::{Principal, PrincipalKind, Store},
     names::Group,
     policy::{
-        Action, Circumstances, Claims, Explanation, Outcome, Request, Target, Unknown,
+        Action, Circumstances, Claims, Explanation, Outcome, Request, Stated, Target, Unknown,
         worded_action,
     },
 };
@@ -91,9 +91,13 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
         ),
         None => None,
     };
-    let claims = Claims::from_hints(|name| {
+    let hinted = Claims::from_hints(|name| {
         question.hints.iter().rev().find(|(hint, _)| hint == name).map(|(_, value)| *value)
     });
+    let stated = target
+        .tool()
+        .and_then(|(server, tool)| Stated::of(&loaded.config.servers).claims(server, tool));
+    let claims = stated.unwrap_or(hinted);
     let (subject, resource) = target.sides(&principal, claims);
     let request = Request {
         subject,

@@ -12,7 +12,7 @@ fn gate(policies: &str) -> PolicyGate {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("p.cedar"), policies).unwrap();
     let engine = Engine::load(&["p.cedar".into()], folder.path()).unwrap();
-    PolicyGate::new(Arc::new(engine))
+    PolicyGate::new(Arc::new(engine), Stated::default())
 }
 
 /// One policy for each action, by its name, for one resource.
