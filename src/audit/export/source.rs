@@ -33,9 +33,14 @@ impl Source for Stored {
 
     fn behind(&self, from: u64) -> Option<u64> {
         let view = self.0.view();
-        let (blocks, _) = view.blocks(from, view.end(), None, None);
-        let readable = |seq: &u64| *seq > from && is_readable(&view, *seq);
-        blocks.iter().map(|block| block.first()).find(readable)
+        // One segment after another: not all of a long log are to be open at once.
+        let begins = view.segments(from, view.end());
+        let ends = begins.iter().skip(1).map(|next| next - 1).chain([view.end()]);
+        begins.iter().zip(ends).find_map(|(begin, end)| {
+            let (blocks, _) = view.blocks((*begin).max(from), end, None, None);
+            let readable = |seq: &u64| *seq > from && is_readable(&view, *seq);
+            blocks.iter().map(|block| block.first()).find(readable)
+        })
     }
 }
 
