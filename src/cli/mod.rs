@@ -36,7 +36,6 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one, made once")]
 enum Verb {
     /// Run the proxy
     Run(run::Args),

@@ -29,8 +29,9 @@ impl Proxy {
     ) -> Result<(), NotCleared> {
         let permitted = match self.may_launch(server, launching) {
             Ok(permitted) => permitted,
-            Err((happening, refusal)) => {
-                tracing::warn!(%server, detail = refusal.detail, "policy does not permit a server\'s start");
+            Err(forbidden) => {
+                let (happening, refusal) = *forbidden;
+                tracing::warn!(%server, detail = refusal.detail, "policy does not permit a server's start");
                 self.audit.tell(happening).await;
                 return Err(NotCleared::Forbidden(Box::new(refusal)));
             }
@@ -39,7 +40,7 @@ impl Proxy {
         // Together, so that they wait for one commit. The order is kept.
         let all = all.into_iter().map(|happening| self.audit.event(happening));
         futures_util::future::try_join_all(all).await.map(drop).map_err(|error| {
-            tracing::error!(%server, %error, "a server\'s start could not be recorded and is not made");
+            tracing::error!(%server, %error, "a server's start could not be recorded and is not made");
             NotCleared::Unrecorded(format!("{error}: {}", error.remedy()))
         })
     }
@@ -49,7 +50,7 @@ impl Proxy {
         &self,
         server: &ServerName,
         launching: &Launching,
-    ) -> Result<Permitted, (Happening, Refusal)> {
+    ) -> Result<Permitted, Box<(Happening, Refusal)>> {
         let of = &launching.program;
         let program = Program {
             runtime: launching.place.kind(),
@@ -86,7 +87,7 @@ impl Proxy {
                     &outcome.rules,
                     &permitted.revision,
                 );
-                return Err((happening, refusal));
+                return Err(Box::new((happening, refusal)));
             }
             for rule in outcome.rules {
                 if !permitted.rules.contains(&rule) {

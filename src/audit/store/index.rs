@@ -44,6 +44,9 @@ impl Field {
     }
 }
 
+/// A key and its value.
+type Entry = (Vec<u8>, Vec<u8>);
+
 /// The index of one segment.
 pub(super) struct Index {
     db: sled::Db,
@@ -148,7 +151,7 @@ impl Index {
     }
 
     /// What the index has of a block, not encrypted.
-    fn entries(&self, sealing: &Sealing) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Fault> {
+    fn entries(&self, sealing: &Sealing) -> Result<Vec<Entry>, Fault> {
         let first = sealing.meta.first;
         let mut entries = Vec::new();
         let mut rare: Vec<[u8; RARE]> = Vec::new();
