@@ -2,7 +2,7 @@
 //! answer of a webhook lets it go on or ends it.
 //!
 //! Invariants:
-//! - Who is asked sees the arguments that will be sent, without their secrets.
+//! - Who is asked sees all that will be sent, without its secrets.
 //! - Only what waits can be allowed, and once. What nobody allows in time is refused.
 //! - One client cannot take the place of the others, and what waits is bounded.
 
@@ -18,6 +18,7 @@ use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use webhook::{Illegal, Webhook};
 
@@ -38,9 +39,8 @@ pub struct Waiting {
     /// The tool, prompt or resource, by its name on its server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// What will be sent, without its secrets, and cut where it is very long.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub arguments: Option<Kept>,
+    /// All that will be sent (`params`), without its secrets.
+    pub params: Kept,
     /// The policies that ask, each with what it says.
     pub rules: Vec<Asking>,
     pub asked: Timestamp,
@@ -97,6 +97,8 @@ pub struct Ticket {
     id: DecisionId,
     until: Instant,
     answer: oneshot::Receiver<Word>,
+    /// Ends with the call: a client that calls and gives up, again and again, leaves nothing behind.
+    _webhook: Option<AbortOnDropHandle<()>>,
 }
 
 impl Approvals {
@@ -129,9 +131,9 @@ impl Approvals {
         let told = waiting.clone();
         places.insert(id, Place { waiting, client: client.clone(), until, answer });
         drop(places);
-        if let Some(webhook) = self.webhook.clone() {
+        let webhook = self.webhook.clone().map(|webhook| {
             let approvals = Arc::downgrade(self);
-            tokio::spawn(async move {
+            AbortOnDropHandle::new(tokio::spawn(async move {
                 let word = match webhook.tell(&told).await {
                     Ok(word) => word,
                     Err(error) => {
@@ -142,14 +144,19 @@ impl Approvals {
                 if let (Some(word), Some(approvals)) = (word, approvals.upgrade()) {
                     approvals.answer(id, word);
                 }
-            });
-        }
-        Ok(Ticket { approvals: Arc::clone(self), id, until, answer: answered })
+            }))
+        });
+        Ok(Ticket { approvals: Arc::clone(self), id, until, answer: answered, _webhook: webhook })
     }
 
     /// The calls that wait, the oldest first.
     pub fn waiting(&self) -> Vec<Waiting> {
         self.places.lock().values().map(|place| place.waiting.clone()).collect()
+    }
+
+    /// Has the calls of a client wait no longer: nobody can allow them.
+    pub fn forget(&self, client: &PrincipalKind) {
+        self.places.lock().retain(|_, place| place.client != *client);
     }
 
     /// Says a word on a call; false where it does not wait (any more).
@@ -188,7 +195,7 @@ mod tests {
             method: "tools/call".into(),
             server: None,
             target: None,
-            arguments: None,
+            params: Kept::default(),
             rules: Vec::new(),
             asked,
             until,

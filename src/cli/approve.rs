@@ -86,14 +86,8 @@ async fn ls(ctx: &Context, proxy: &admin::Client) -> anyhow::Result<Exit> {
             };
             ctx.line(format!("  {}: {}{place}", asking.rule.id, asking.why))?;
         }
-        if let Some(arguments) = &call.arguments {
-            let text = match &arguments.body {
-                Some(body) => body.to_string(),
-                None => arguments.failure.clone().unwrap_or_default(),
-            };
-            let cut = if arguments.cut { "  (cut)" } else { "" };
-            ctx.line(format!("  {}{cut}", escape(&text)))?;
-        }
+        let body = call.params.body.as_ref().map(ToString::to_string).unwrap_or_default();
+        ctx.line(format!("  {}", escape(&body)))?;
     }
     Ok(Exit::Ok)
 }

@@ -49,10 +49,11 @@ impl fmt::Display for Pointer {
 }
 
 impl Pointer {
-    /// The same without its first token, where that is this one.
+    /// The same without its first token, where that is this one or `*`, and not the last.
     pub fn under(&self, first: &str) -> Option<Self> {
         let (token, rest) = self.0.split_first()?;
-        (token == first && !rest.is_empty()).then(|| Self(rest.to_vec()))
+        let meant = token == first || token == "*";
+        (meant && !rest.is_empty()).then(|| Self(rest.to_vec()))
     }
 
     /// The same below a member.

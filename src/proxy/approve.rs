@@ -5,7 +5,7 @@ use crate::{
     approval::{Asking, Waiting, Word},
     audit::record::Happening,
     chain::{Decision, Interceptor as _},
-    exchange::{Exchange, Phase, Target},
+    exchange::{Direction, Exchange, Phase, Target},
     refusal::{Code, Refusal, Rule},
 };
 
@@ -24,7 +24,8 @@ impl Proxy {
         if asking.is_empty() {
             return Ok(());
         }
-        if exchange.notification {
+        // A question of a server's ends with the call that it belongs to, and nobody would tell.
+        if exchange.notification || exchange.direction == Direction::ServerToClient {
             let words = "this would have to wait for the approval of a person, and cannot";
             let refusal = Refusal::new(Code::ApprovalTimeout, words);
             return Err(asking.into_iter().fold(refusal, |all, asking| all.rule(asking.rule)));
@@ -45,7 +46,10 @@ impl Proxy {
             let refusal = Refusal::new(code, words).detail(detail);
             Err(asking.iter().fold(refusal, |refusal, asking| refusal.rule(asking.rule.clone())))
         };
-        let call = self.waiting(exchange, asking.clone()).await;
+        let Some(call) = self.waiting(exchange, asking.clone()).await else {
+            let words = "a person would have to see all of it, and it is too long for that";
+            return refuse(Code::ApprovalTimeout, words, "it cannot be shown as a whole".into());
+        };
         // Nobody is asked about what is not on record.
         self.on_record(Happening::ApprovalAsked {
             call: exchange.id,
@@ -91,44 +95,46 @@ impl Proxy {
         self.still_permitted(exchange, passage).await
     }
 
-    /// Asks the policies once more where others are in force than when the call began to wait.
+    /// Asks the policies once more: they, the tool and the time may be others than when the call
+    /// began to wait.
     async fn still_permitted(&self, exchange: &Exchange, passage: &Passage) -> Result<(), Refusal> {
-        if passage.trail.revision == Some(self.policies.revision().to_string()) {
-            return Ok(());
-        }
         let verdict = self.gate.inspect(exchange, Phase::Request).await.map_err(|fault| {
             let words = "a check on this message could not be completed";
             Refusal::new(Code::InterceptorFault, words).detail(fault.to_string())
         })?;
+        let asked = |rule: &Rule| passage.trail.rules.contains(rule);
         match verdict.decision {
             Decision::Refuse(refusal) => Err(refusal),
+            Decision::Pass if verdict.rules.iter().all(asked) => Ok(()),
             // Other conditions than those under which it was allowed.
-            _ if verdict.rules != passage.trail.rules => {
+            _ => {
                 let words = "the policies changed while it waited for approval: ask again";
                 Err(Refusal::new(Code::ApprovalTimeout, words))
             }
-            _ => Ok(()),
         }
     }
 
-    async fn waiting(&self, exchange: &Exchange, rules: Vec<Asking>) -> Waiting {
+    /// The call as a person sees it; nothing where it cannot be shown as a whole.
+    async fn waiting(&self, exchange: &Exchange, rules: Vec<Asking>) -> Option<Waiting> {
+        let shown = self.shown_params(exchange).await;
+        let params = shown.filter(|shown| !shown.cut && shown.failure.is_none())?;
         let (asked, until) = self.approvals.times();
         let target = match &exchange.target {
             Target::Tool { name, .. } | Target::Prompt { name } => Some(name.clone()),
             Target::Resource { uri } => Some(uri.clone()),
             _ => None,
         };
-        Waiting {
+        Some(Waiting {
             id: exchange.id,
             principal: exchange.principal.name(),
             method: self.shown(exchange.method.as_str()),
             server: exchange.server.as_ref().map(ToString::to_string),
             target: target.map(|target| self.shown(&target)),
-            arguments: self.shown_arguments(exchange).await,
+            params,
             rules,
             asked,
             until,
-        }
+        })
     }
 
     async fn on_record(&self, happening: Happening) -> Result<(), Refusal> {

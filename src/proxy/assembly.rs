@@ -296,6 +296,11 @@ fn exports(loaded: &Loaded, found: &mut Vec<Found>) -> Vec<export::Settings> {
     all
 }
 
+fn is_loopback(url: &reqwest::Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
 /// Where calls wait for a person, and who is told of them.
 fn approvals(loaded: &Loaded, found: &mut Vec<Found>) -> Approvals {
     let settings = &loaded.config.approvals;
@@ -305,9 +310,15 @@ fn approvals(loaded: &Loaded, found: &mut Vec<Found>) -> Approvals {
             .map_err(|not| (not.failure.what, not.failure.remedy))
             .and_then(|headers| {
                 let url = reqwest::Url::parse(&webhook.url).ok();
-                let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
+                // Who sits on the way could allow calls.
+                let safe = |url: &reqwest::Url| match url.scheme() {
+                    "https" => true,
+                    "http" => is_loopback(url),
+                    _ => false,
+                };
                 let help = || Some("such as `https://chat.example.com/hooks/approvals`".to_owned());
-                let url = url.ok_or_else(|| ("this is no URL of HTTP".to_owned(), help()))?;
+                let what = "this is no URL of HTTPS, nor of HTTP on this machine";
+                let url = url.filter(safe).ok_or_else(|| (what.to_owned(), help()))?;
                 Webhook::new(url, &headers, patience).map_err(|illegal| (illegal.to_string(), None))
             });
         match made {

@@ -26,7 +26,6 @@ use super::{
     parked::{Open, Parked},
     questions::Way,
     state::{State, TTL},
-    way::begin,
 };
 use crate::{
     audit::record::DropReason,
@@ -264,7 +263,7 @@ impl Proxy {
         method: Method,
         params: Option<Bytes>,
     ) {
-        let mut notice = begin(guest, &method, true, params);
+        let mut notice = self.begin(guest, &method, true, params);
         notice.direction = Direction::ServerToClient;
         notice.server = exchange.server.clone();
         if !self.is_wanted(guest, &notice) {

@@ -19,12 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Proxy,
-    guest::Guest,
-    sight::Sight,
-    way::{Passage, begin},
-};
+use super::{Proxy, guest::Guest, sight::Sight, way::Passage};
 use crate::{
     audit::Conclusion,
     codec::{Frame, Id, Object, era::META_SUBSCRIPTION},
@@ -231,7 +226,7 @@ impl Proxy {
     ) -> Option<(ServerName, Watching)> {
         let method = Method::new(Method::SUBSCRIBE);
         let params = Bytes::from(json!({ "uri": uri }).to_string());
-        let mut exchange = begin(guest, &method, false, Some(params.clone()));
+        let mut exchange = self.begin(guest, &method, false, Some(params.clone()));
         let mut passage = Passage::default();
         let sight = Sight { gate: &self.gate, principal: &guest.principal };
         let admitted = async {
@@ -420,7 +415,7 @@ impl Proxy {
         method: &Method,
         params: Option<Bytes>,
     ) -> Option<Bytes> {
-        let mut notice = begin(guest, method, true, params);
+        let mut notice = self.begin(guest, method, true, params);
         notice.direction = Direction::ServerToClient;
         notice.server = Some(server.clone());
         if !self.is_wanted(guest, &notice) {

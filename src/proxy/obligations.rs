@@ -8,12 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter, clock::Clock as _};
 use parking_lot::Mutex;
 
-use super::{Proxy, guest::Guest, way::Passage};
+use super::{
+    Caller, Proxy,
+    way::{Passage, begin},
+};
 use crate::{
-    exchange::Exchange,
+    exchange::{Exchange, Method},
     identity::PrincipalKind,
     obligations::Rate,
     refusal::{Code, Refusal},
@@ -102,16 +106,35 @@ impl Proxy {
                     .retry_after(wait));
             }
         }
-        self.approved(exchange, passage).await
+        self.approved(exchange, passage).await?;
+        self.carry_on(exchange);
+        Ok(())
     }
 
-    /// Has the client carry the labels of a message that leaves, for those that come after it.
-    pub(super) fn carry_on(&self, guest: &Guest, exchange: &Exchange) {
+    /// A message as an exchange that is about nothing yet, with the labels that its client carries.
+    pub(super) fn begin(
+        &self,
+        caller: &Caller,
+        method: &Method,
+        notification: bool,
+        params: Option<Bytes>,
+    ) -> Exchange {
+        let mut exchange = begin(caller, method, notification, params);
+        exchange.labels = match &caller.session {
+            Some(session) => session.labels(),
+            None => self.labels.of(&caller.principal.kind),
+        };
+        exchange
+    }
+
+    /// Has the client carry the labels of a message that may leave, for those that come after it.
+    fn carry_on(&self, exchange: &Exchange) {
+        let session = exchange.session.as_ref().and_then(|id| self.sessions.get(id));
         for obligations in &exchange.obligations {
             if obligations.labels.is_empty() {
                 continue;
             }
-            match &guest.session {
+            match &session {
                 Some(session) => session.label(&obligations.labels),
                 None => self.labels.give(&exchange.principal.kind, &obligations.labels),
             }

@@ -166,13 +166,17 @@ impl Proxy {
             .await;
     }
 
-    /// Records which clients are given keys and lose them, as long as somebody tells: those of
+    /// Has clients who lose their key wait for nobody, and records which are given keys and lose them, as long as somebody tells: those of
     /// whom it was not recorded before.
     pub async fn tell_of_clients(
         self: Arc<Self>,
         mut changes: tokio::sync::mpsc::UnboundedReceiver<Change>,
     ) {
         while let Some(change) = changes.recv().await {
+            if let Change::Removed { client, .. } = &change {
+                // What it asked for is not sent any more.
+                self.approvals.forget(&PrincipalKind::Client(client.clone()));
+            }
             if !self.expected.take(&change) {
                 self.audit.tell(changed(change, By::default())).await;
             }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Proxy,
     guest::Guest,
-    way::{Passage, begin, well_formed},
+    way::{Passage, well_formed},
 };
 use crate::{
     audit::Conclusion,
@@ -75,7 +75,7 @@ impl Proxy {
         params: Option<Bytes>,
     ) -> Result<Question, Bytes> {
         let sent = params.is_some();
-        let mut exchange = begin(guest, method, false, params);
+        let mut exchange = self.begin(guest, method, false, params);
         exchange.direction = Direction::ServerToClient;
         exchange.server = Some(server.clone());
         let mut passage = Passage::default();

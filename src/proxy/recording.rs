@@ -118,9 +118,9 @@ impl Proxy {
         own.or_else(|| server.peek())?.origin.image.clone()
     }
 
-    /// The arguments as a person may see them.
-    pub(super) async fn shown_arguments(&self, exchange: &Exchange) -> Option<Kept> {
-        self.kept(Some(arguments(exchange))).await
+    /// All that a request holds, as a person may see it.
+    pub(super) async fn shown_params(&self, exchange: &Exchange) -> Option<Kept> {
+        self.kept(Some(exchange.request.raw().clone())).await
     }
 
     /// A body as it is kept: without its secrets, and cut to size.

@@ -20,6 +20,7 @@ use crate::{
     exchange::{Answer, Exchange, Method, Target},
     identity::PrincipalKind,
     names::ServerName,
+    obligations::Obligations,
     refusal::{Code, Refusal},
     router::{Route, View},
     upstream::{Call, Failure, Offer, PartyKey, Reply, Server},
@@ -42,12 +43,17 @@ type Place = (ServerName, Option<PartyKey>, u64);
 /// A task's place, and the server's id of it.
 type Key = (Place, String);
 
+/// What policies asked for.
+type Asked = Vec<Arc<Obligations>>;
+
 /// What is known of a task.
 #[derive(Clone)]
 struct Task {
     owner: PrincipalKind,
     /// The tool that was called.
     tool: String,
+    /// What the policies that let the call pass ask for: its result comes later.
+    obligations: Asked,
     used: Instant,
 }
 
@@ -103,14 +109,14 @@ impl Tasks {
     }
 
     /// The tool of a principal's task.
-    fn tool(&self, owner: &PrincipalKind, key: &Key) -> Option<String> {
+    fn tool(&self, owner: &PrincipalKind, key: &Key) -> Option<(String, Asked)> {
         let mut known = self.known.lock();
         let task = known.get_mut(key).filter(|task| task.owner == *owner)?;
         if task.used.elapsed() >= KEPT {
             return None;
         }
         task.used = Instant::now();
-        Some(task.tool.clone())
+        Some((task.tool.clone(), task.obligations.clone()))
     }
 
     /// Who made a task.
@@ -136,7 +142,7 @@ impl Proxy {
     pub(super) async fn task_route(
         &self,
         guest: &Guest,
-        exchange: &Exchange,
+        exchange: &mut Exchange,
     ) -> Result<Option<Route>, Refusal> {
         if !Method::TASK.contains(&exchange.method.as_str()) {
             return Ok(None);
@@ -155,14 +161,16 @@ impl Proxy {
             .and_then(|params| params.string("taskId"))
             .ok_or_else(|| Refusal::new(Code::InvalidParams, "`taskId` must be a string"))?;
         let visible = self.router.servers(&guest.view).into_iter();
-        let (server, name) = visible
+        let (server, name, asked) = visible
             .filter_map(|server| {
                 let key = (place(&server, guest.party_key(&server))?, id.clone());
-                let tool = self.task_log.tool(&guest.principal.kind, &key)?;
-                Some((server, tool))
+                let (tool, asked) = self.task_log.tool(&guest.principal.kind, &key)?;
+                Some((server, tool, asked))
             })
             .next()
             .ok_or_else(unknown)?;
+        // The result of the call is still to come.
+        exchange.obligations = asked;
         let items =
             server.items(Offer::Tools).await.map_err(|failure| failure.refusal(&server.name))?;
         let tool = items.iter().find(|item| item.name == name).cloned();
@@ -197,7 +205,8 @@ impl Proxy {
         };
         let Some(id) = id else { return Ok(()) };
         let owner = exchange.principal.kind.clone();
-        let task = Task { owner, tool: name.clone(), used: Instant::now() };
+        let (tool, obligations) = (name.clone(), exchange.obligations.clone());
+        let task = Task { owner, tool, obligations, used: Instant::now() };
         // A process that has ended since took its tasks with it.
         let Some(place) = place(server, guest.party_key(server)) else { return Ok(()) };
         self.task_log.made((place, id), task, guest.view == View::All)
@@ -278,7 +287,12 @@ mod tests {
     }
 
     fn task(name: &str) -> Task {
-        Task { owner: owner(name), tool: "t".to_owned(), used: Instant::now() }
+        Task {
+            owner: owner(name),
+            tool: "t".to_owned(),
+            obligations: Vec::new(),
+            used: Instant::now(),
+        }
     }
 
     fn key(server: &str, session: Option<&str>, id: &str) -> Key {

@@ -77,11 +77,8 @@ impl Proxy {
             }
         };
         let caller = Guest::of(caller, &frame);
-        let mut exchange = begin(&caller, method, id.is_none(), params);
+        let mut exchange = self.begin(&caller, method, id.is_none(), params);
         self.note_client(&caller).await;
-        if caller.session.is_none() {
-            exchange.labels = self.labels.of(&caller.principal.kind);
-        }
         let active = self.metrics.request(method, caller.transport);
         let mut passage = Passage::default();
         passage.trail.stages.push(("parse".into(), frame.took));
@@ -179,7 +176,6 @@ impl Proxy {
             Refusal::new(Code::AuditUnavailable, "the call could not be recorded, so it was not made")
                 .detail(error.to_string())
         })?;
-        self.carry_on(guest, exchange);
         Ok(route.server)
     }
 
@@ -458,7 +454,7 @@ pub(super) fn begin(
         target: Target::None,
         request,
         response: None,
-        labels: caller.session.as_ref().map(|session| session.labels()).unwrap_or_default(),
+        labels: Default::default(),
         obligations: Vec::new(),
         trace,
     }

@@ -186,9 +186,15 @@ impl Launcher {
         Ok((process, place))
     }
 
-    /// What would run of a server, for whoever decides whether it may. A config of which no profile
-    /// can be made has every deviation that it names; its start fails.
-    pub fn program_of(&self, server: &ServerName, settings: &config::Server) -> Program {
+    /// What would run of a server, for whoever decides whether it may.
+    ///
+    /// # Errors
+    /// Where nothing can be started of it.
+    pub fn program_of(
+        &self,
+        server: &ServerName,
+        settings: &config::Server,
+    ) -> Result<Program, LaunchFailure> {
         let named = settings.url.as_ref().or(settings.image.as_ref());
         let first = settings.command.as_ref().and_then(|command| command.first());
         let name = named.or(first).cloned().unwrap_or_default();
@@ -196,14 +202,13 @@ impl Launcher {
             let (_, digest) = image.rsplit_once("sha256:")?;
             Some(format!("sha256:{digest}"))
         });
-        let profile = (settings.url.is_none())
-            .then(|| self.spec_without_secrets(server, settings).ok())
-            .flatten()
-            .and_then(|spec| container::Profile::of(&spec).ok());
-        let deviations = profile.map(|profile| profile.deviations()).unwrap_or_default();
-        let mut deviations: Vec<_> = deviations.iter().map(|d| d.config_key).collect();
-        deviations.dedup();
-        Program { name, digest, deviations }
+        let mut deviations = Vec::new();
+        if settings.url.is_none() {
+            let profile = container::Profile::of(&self.spec_without_secrets(server, settings)?)?;
+            deviations = profile.deviations().iter().map(|d| d.config_key).collect();
+            deviations.dedup();
+        }
+        Ok(Program { name, digest, deviations })
     }
 
     /// The secrets that a server is handed.

@@ -206,10 +206,14 @@ impl Instance {
             let source = handed.sources.get(name)?.clone();
             Some(Handing { secret: name.clone(), source, header })
         });
+        let launcher = &self.common.launcher;
+        let program = launcher
+            .program_of(&self.common.name, &self.common.settings)
+            .map_err(|failure| refused(&failure))?;
         let launching = Launching {
             launch: launch.id,
             place: self.common.launcher.place(&self.common.settings),
-            program: self.common.launcher.program_of(&self.common.name, &self.common.settings),
+            program,
             party: self.principal(),
             way: way.map(|(url, sse)| Connecting {
                 url: url.to_owned(),

@@ -61,7 +61,7 @@ async fn a_call_waits_until_a_person_says_so() {
         assert_eq!((&shown["server"], &shown["target"]), (&json!("crooked"), &json!("reflect")));
         assert_eq!(shown["rules"][0]["id"], "by-a-person");
         assert_eq!(shown["rules"][0]["why"], "it leaves the house");
-        assert_eq!(shown["arguments"]["body"]["text"], "hello");
+        assert_eq!(shown["params"]["body"]["arguments"]["text"], "hello");
         assert!(!shown.to_string().contains(&secret), "{shown:#}");
         // Others are not kept waiting, nor does anything leave meanwhile.
         agent.call("crooked__echo", json!({ "text": "x" })).await.unwrap();
@@ -140,7 +140,7 @@ async fn a_webhook_is_told_and_may_decide() {
     let app = Router::new().route(
         "/hook",
         post(async |State(told): State<mpsc::Sender<Value>>, Json(call): Json<Value>| {
-            let text = call["arguments"]["body"]["text"].clone();
+            let text = call["params"]["body"]["arguments"]["text"].clone();
             told.send(call).await.unwrap();
             match text.as_str().unwrap() {
                 "yes" => Json(json!({ "decision": "allow", "by": "bot" })),

@@ -38,10 +38,10 @@ pub(in crate::audit) fn goes_on(
     let checkpoint = match newest(dir, keys, state) {
         Ok(Some(checkpoint)) => checkpoint,
         Ok(None) => return GoesOn::Yes,
-        // Who signs tells of it, and can't sign.
         Err(error) => {
-            tracing::error!(%error, "the checkpoints of the audit log can't be read");
-            return GoesOn::Yes;
+            return GoesOn::No(format!(
+                "the checkpoints that it is held against can't be read: {error}"
+            ));
         }
     };
     let Checkpoint { size, root, number, time, last, .. } = checkpoint;

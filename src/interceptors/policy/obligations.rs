@@ -1,5 +1,7 @@
 //! What policies that permit a message ask to have changed in it: `@redact` and `@note`.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -42,7 +44,8 @@ pub(super) fn of_answer(exchange: &Exchange, verdict: Verdict) -> Verdict {
     let mut text = result.raw().clone();
     let mut findings = verdict.findings.clone();
     for asked in &exchange.obligations {
-        if let Some(redacted) = redacted(&text, asked) {
+        let of_task = Method::TASK.contains(&exchange.method.as_str());
+        if let Some(redacted) = redacted(&text, asked, of_task) {
             text = redacted;
             findings.push(finding(Rule::named("@redact"), Phase::Response));
         }
@@ -69,22 +72,35 @@ fn finding(rule: Rule, phase: Phase) -> Finding {
 
 /// A result with its fields overwritten. A server repeats its structured content as JSON in a text
 /// block (MCP, "Structured Content"), so there, too.
-fn redacted(text: &Bytes, asked: &Obligations) -> Option<Bytes> {
+/// The state of a task has the result of its call inside, as `result`.
+fn redacted(text: &Bytes, asked: &Obligations, of_task: bool) -> Option<Bytes> {
     let pointers = &asked.redact.result;
     if pointers.is_empty() {
         return None;
     }
-    let mut written = overwrite(text, pointers, REDACTED);
+    if of_task && let Some(place) = inner_result(text) {
+        let inner = redacted(&text.slice(place.clone()), asked, false)?;
+        return splice(text, vec![(place, inner)]);
+    }
+    let written = overwrite(text, pointers, REDACTED)?;
+    // A copy of what was structured could stand in any of the texts.
+    let structured = |text: &Bytes| Object::parse(text.clone()).ok()?.get("structuredContent");
+    if structured(text) == structured(&written) {
+        return Some(written);
+    }
     let inner: Vec<Pointer> =
         pointers.iter().filter_map(|pointer| pointer.under("structuredContent")).collect();
-    if !inner.is_empty() {
-        let current = written.clone().unwrap_or_else(|| text.clone());
-        written = in_blocks(&current, &inner).or(written);
-    }
-    written
+    Some(in_blocks(&written, &inner).unwrap_or(written))
 }
 
-/// The result with the fields overwritten in all text blocks that are JSON.
+fn inner_result(text: &Bytes) -> Option<Range<usize>> {
+    let state = Object::parse(text.clone()).ok()?;
+    let place = state.members().find(|(key, _)| *key == "result").map(|(_, place)| place);
+    place
+}
+
+/// The result with the fields overwritten in all text blocks; those in which they are not found are
+/// overwritten as a whole.
 fn in_blocks(text: &Bytes, pointers: &[Pointer]) -> Option<Bytes> {
     let result = Object::parse(text.clone()).ok()?;
     let (_, content) = result.members().find(|(key, _)| *key == "content")?;
@@ -92,10 +108,14 @@ fn in_blocks(text: &Bytes, pointers: &[Pointer]) -> Option<Bytes> {
         let start = content.start + block.start;
         let block = Object::parse(text.slice(start..content.start + block.end)).ok()?;
         let inner = Bytes::from(block.string("text")?);
-        let redacted = overwrite(&inner, pointers, REDACTED)?;
         let (_, place) = block.members().find(|(key, _)| *key == "text")?;
-        let written = Value::from(String::from_utf8_lossy(&redacted)).to_string();
-        Some((start + place.start..start + place.end, Bytes::from(written)))
+        let written = match overwrite(&inner, pointers, REDACTED) {
+            Some(redacted) => {
+                Bytes::from(Value::from(String::from_utf8_lossy(&redacted)).to_string())
+            }
+            None => Bytes::from_static(REDACTED),
+        };
+        Some((start + place.start..start + place.end, written))
     });
     splice(text, edits.collect())
 }
@@ -126,13 +146,39 @@ mod tests {
     fn a_field_is_overwritten_wherever_a_result_has_it() {
         let mut asked = Obligations::default();
         asked.take("redact", "result:/structuredContent/ssn").unwrap();
-        let result = r#"{"content": [{"type": "text", "text": "{\"ssn\": 1, \"n\": 1.0}"}, {"type": "text", "text": "x"}], "structuredContent": {"ssn": 1, "n": 1.0}}"#;
-        let written = redacted(&bytes(result), &asked).unwrap();
+        let result = r#"{"content": [{"type": "text", "text": "{\"ssn\": 1, \"n\": 1.0}"}, {"type": "text", "text": "x: 1"}], "structuredContent": {"ssn": 1, "n": 1.0}}"#;
+        let written = redacted(&bytes(result), &asked, false).unwrap();
         assert_eq!(
             written,
-            r#"{"content": [{"type": "text", "text": "{\"ssn\": \"[redacted]\", \"n\": 1.0}"}, {"type": "text", "text": "x"}], "structuredContent": {"ssn": "[redacted]", "n": 1.0}}"#
+            r#"{"content": [{"type": "text", "text": "{\"ssn\": \"[redacted]\", \"n\": 1.0}"}, {"type": "text", "text": "[redacted]"}], "structuredContent": {"ssn": "[redacted]", "n": 1.0}}"#
         );
-        assert_eq!(redacted(&written, &asked), None);
+        assert_eq!(redacted(&written, &asked, false), None);
+        // The same in the state of a task.
+        let state = format!(r#"{{"taskId": "t", "result": {result}}}"#);
+        let state = redacted(&bytes(&state), &asked, true).unwrap();
+        assert!(state.ends_with(&[&written[..], b"}"].concat()), "{state:?}");
+    }
+
+    #[test]
+    fn no_text_keeps_a_copy_of_what_was_structured() {
+        let result = r#"{"content":[{"type":"text","text":"{\"a\":{\"ssn\":1}}"}],"structuredContent":{"a":{"ssn":1}}}"#;
+        for (redact, text, structured) in [
+            ("result:/structuredContent", r#""[redacted]""#, r#""[redacted]""#),
+            ("result:/*/a", r#""{\"a\":\"[redacted]\"}""#, r#"{"a":"[redacted]"}"#),
+            (
+                "result:/*/*/ssn",
+                r#""{\"a\":{\"ssn\":\"[redacted]\"}}""#,
+                r#"{"a":{"ssn":"[redacted]"}}"#,
+            ),
+        ] {
+            let mut asked = Obligations::default();
+            asked.take("redact", redact).unwrap();
+            let written = redacted(&bytes(result), &asked, false).unwrap();
+            let expected = format!(
+                r#"{{"content":[{{"type":"text","text":{text}}}],"structuredContent":{structured}}}"#
+            );
+            assert_eq!(written, expected, "{redact}");
+        }
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl Bench {
         };
         let tools = (0..TOOLS).map(tool).collect();
         let engine = std::sync::Arc::new(engine);
-        let gate = PolicyGate::new(std::sync::Arc::clone(&engine));
+        let gate = PolicyGate::new(std::sync::Arc::clone(&engine), Default::default());
         let written = r#"{"repo": "acme/site", "branch": "main", "count": 3}"#.to_owned();
         let args = serde_json::from_str(&written)?;
         Ok(Self {
