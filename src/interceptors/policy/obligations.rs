@@ -95,8 +95,7 @@ fn redacted(text: &Bytes, asked: &Obligations, of_task: bool) -> Option<Bytes> {
 
 fn inner_result(text: &Bytes) -> Option<Range<usize>> {
     let state = Object::parse(text.clone()).ok()?;
-    let place = state.members().find(|(key, _)| *key == "result").map(|(_, place)| place);
-    place
+    state.members().find(|(key, _)| *key == "result").map(|(_, place)| place)
 }
 
 /// The result with the fields overwritten in all text blocks; those in which they are not found are
