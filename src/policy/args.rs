@@ -1,10 +1,20 @@
 //! Arguments as policies see them: every scalar leaf as text, under its JSON pointer.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Number, Value};
 
 /// Leaves that are shown to policies. A message with more is refused where a policy looks at
 /// arguments at all: to show only some would let the others pass unseen.
 pub(super) const MAX_LEAVES: usize = 10_000;
+
+/// Bytes of pointers and values that are shown to policies. A long key stands in the pointer of
+/// every leaf below it: without this bound, a message could make thousands of times its own size.
+pub(super) const MAX_BYTES: usize = 8 * 1024 * 1024;
+
+/// Bytes of a JSON text that is surely within both bounds. It is at most twice as long in pointers,
+/// for one leaf in two bytes, and what numbers are longer in full is less than the rest.
+const FEW_BYTES: usize = 2048;
 
 /// Why arguments cannot be shown to policies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -13,8 +23,19 @@ pub(super) enum Unshowable {
         "the arguments hold more than {MAX_LEAVES} values, which is more than policies are shown"
     )]
     TooMany,
+    #[error(
+        "the arguments and the keys that lead to each of them are more than {} MiB together, which \
+         is more than policies are shown",
+        MAX_BYTES / 1024 / 1024
+    )]
+    TooLarge,
     #[error("the arguments hold a number with more digits than policies are shown")]
     Inexact,
+    #[error(
+        "a `file:` URL can be read as more than one path: write it without query, fragment, \
+         backslashes and `..`, as file:///PATH"
+    )]
+    Ambiguous,
 }
 
 /// A scalar among the arguments.
@@ -36,11 +57,26 @@ impl Leaf {
 
 /// All leaves of an object, in its order. Empty arrays and objects have none.
 pub(super) fn leaves(args: &Map<String, Value>) -> Result<Vec<Leaf>, Unshowable> {
+    let mut found = Vec::new();
+    each_leaf(args, |pointer, value, is_string| {
+        let (pointer, value) = (pointer.to_owned(), value.into_owned());
+        found.push(Leaf { pointer, value, is_string });
+    })?;
+    Ok(found)
+}
+
+/// Shows every leaf as long as they are within bounds: its pointer, its value, and whether that is
+/// a string.
+fn each_leaf(
+    args: &Map<String, Value>,
+    mut show: impl FnMut(&str, Cow<'_, str>, bool),
+) -> Result<(), Unshowable> {
     enum Children<'a> {
         Object(serde_json::map::Iter<'a>),
         Array(std::iter::Enumerate<std::slice::Iter<'a, Value>>),
     }
-    let mut found = Vec::new();
+    let mut count = 0;
+    let mut bytes = 0_usize;
     let mut pointer = String::new();
     // A stack of our own: nesting is capped before, but must not be what keeps us from overflow.
     // Each level remembers how long the pointer was above it.
@@ -71,25 +107,30 @@ pub(super) fn leaves(args: &Map<String, Value>) -> Result<Vec<Leaf>, Unshowable>
                 stack.push((pointer.len(), Children::Array(items.iter().enumerate())));
                 continue;
             }
-            Some(Value::String(text)) => text.clone(),
-            Some(Value::Number(number)) => canonical(number),
-            Some(Value::Bool(value)) => value.to_string(),
-            Some(Value::Null) => "null".to_owned(),
+            Some(Value::String(text)) => Cow::Borrowed(text.as_str()),
+            Some(Value::Number(number)) => Cow::Owned(canonical(number)),
+            Some(Value::Bool(true)) => Cow::Borrowed("true"),
+            Some(Value::Bool(false)) => Cow::Borrowed("false"),
+            Some(Value::Null) => Cow::Borrowed("null"),
         };
-        if found.len() == MAX_LEAVES {
+        if count == MAX_LEAVES {
             return Err(Unshowable::TooMany);
         }
-        found.push(Leaf { pointer: pointer.clone(), value, is_string });
+        count += 1;
+        bytes = bytes.saturating_add(pointer.len()).saturating_add(value.len());
+        if bytes > MAX_BYTES {
+            return Err(Unshowable::TooLarge);
+        }
+        show(&pointer, value, is_string);
     }
-    Ok(found)
+    Ok(())
 }
 
-/// Whether policies can be shown all values of `params`: fewer leaves than they are shown, and every
-/// number in full.
+/// Whether policies can be shown all values of `params`: no more leaves than they are shown, and
+/// every number in full. Counts only: it is asked of every message.
 pub fn are_showable(params: &Value, written: &[u8]) -> bool {
-    // A leaf and what parts it from the next take two bytes at least.
-    let few = written.len() <= 2 * MAX_LEAVES
-        || params.as_object().is_none_or(|params| leaves(params).is_ok());
+    let few = written.len() <= FEW_BYTES
+        || params.as_object().is_none_or(|params| each_leaf(params, |_, _, _| ()).is_ok());
     few && exact(written).is_ok()
 }
 
@@ -275,6 +316,44 @@ mod tests {
         let array = |length| Map::from_iter([("a".to_owned(), Value::from(vec![1; length]))]);
         assert_eq!(leaves(&array(MAX_LEAVES)).unwrap().len(), MAX_LEAVES);
         assert_eq!(leaves(&array(MAX_LEAVES + 1)), Err(Unshowable::TooMany));
+    }
+
+    #[test]
+    fn a_long_key_over_many_values_is_too_large() {
+        let under = |key: usize, values: usize| {
+            let value = Value::from(vec![0; values]);
+            Map::from_iter([("k".repeat(key), value)])
+        };
+        let large = under(100_000, MAX_LEAVES);
+        assert_eq!(leaves(&large), Err(Unshowable::TooLarge));
+        let written = Value::from(large.clone()).to_string();
+        assert!(!are_showable(&Value::from(large), written.as_bytes()));
+        // Within the bound, both say so.
+        let small = under(700, MAX_LEAVES);
+        assert_eq!(leaves(&small).unwrap().len(), MAX_LEAVES);
+        let written = Value::from(small.clone()).to_string();
+        assert!(are_showable(&Value::from(small), written.as_bytes()));
+        // The last byte counts.
+        let text = |bytes: usize| Map::from_iter([("a".to_owned(), "x".repeat(bytes).into())]);
+        assert!(leaves(&text(MAX_BYTES - 2)).is_ok());
+        assert_eq!(leaves(&text(MAX_BYTES - 1)), Err(Unshowable::TooLarge));
+    }
+
+    #[test]
+    fn few_bytes_are_within_all_bounds() {
+        let most = |text: &str| {
+            let value: Value = serde_json::from_str(text).unwrap();
+            each_leaf(value.as_object().unwrap(), |_, _, _| ())
+        };
+        for (key, value) in [("~", "0"), ("k", "1e308")] {
+            for share in 1..10 {
+                let key = key.repeat(FEW_BYTES * share / 10);
+                let values = (FEW_BYTES - key.len() - 8) / (value.len() + 1);
+                let text = format!(r#"{{"{key}":[{}]}}"#, vec![value; values].join(","));
+                assert!(text.len() <= FEW_BYTES);
+                assert_eq!(most(&text), Ok(()), "{share}");
+            }
+        }
     }
 
     fn json() -> impl Strategy<Value = Value> {
