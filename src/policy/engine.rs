@@ -412,7 +412,15 @@ impl Engine {
     ) -> bool {
         let about = About { subject: *subject, action, resource: *resource };
         self.current.load().index.could_allow(self.terms(), about).unwrap_or_else(|unaskable| {
-            tracing::error!(action = action.as_str(), "not shown: {unaskable}");
+            match unaskable {
+                // That is the server's doing, which could fill the log with it.
+                Unaskable::Unshowable(_) => {
+                    tracing::debug!(action = action.as_str(), "not shown: {unaskable}");
+                }
+                Unaskable::Misfit(_) => {
+                    tracing::error!(action = action.as_str(), "not shown: {unaskable}");
+                }
+            }
             false
         })
     }

@@ -272,7 +272,9 @@ impl Vocabulary {
         if reads.has(Reads::PATHS) {
             let paths = leaves
                 .iter()
-                .filter_map(|leaf| Some((leaf.pointer.clone(), text(located::path(leaf.text()?)))));
+                .filter_map(|leaf| Some((leaf, located::path(leaf.text()?))))
+                .map(|(leaf, path)| Ok((leaf.pointer.clone(), text(path?))))
+                .collect::<Result<Vec<_>, Unaskable>>()?;
             shown.push(tagged(&self.paths, paths)?);
         }
         if reads.has(Reads::URLS) {
@@ -576,7 +578,7 @@ fn scheme(uri: &str) -> Attributes {
 fn place(uri: &str) -> Result<Attributes, Unaskable> {
     let mut attributes = scheme(uri);
     if let Some(path) = located::file(uri) {
-        attributes.push(("path".to_owned(), text(path)));
+        attributes.push(("path".to_owned(), text(path?)));
     }
     if let Some(url) = located::Url::read(uri) {
         attributes.push(("url".to_owned(), web(url)?));

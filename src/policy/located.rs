@@ -1,21 +1,49 @@
 //! Texts that say where something is, in one spelling each: what a policy matches must be what a
 //! server makes of it, not how it was written.
 
+use super::args::Unshowable;
+
 /// A text read as a path: that of a `file:` URL, decoded, or the text itself; without `.`, `..` and
 /// doubled or trailing slashes. Nothing is looked up: a relative path stays relative, and links are
 /// the server's to follow.
-pub(super) fn path(text: &str) -> String {
-    file(text).unwrap_or_else(|| clean(text))
+pub(super) fn path(text: &str) -> Result<String, Unshowable> {
+    file(text).unwrap_or_else(|| Ok(clean(text)))
 }
 
-/// The path of a `file:` URL.
-pub(super) fn file(text: &str) -> Option<String> {
-    let url = url::Url::parse(text).ok().filter(|url| url.scheme() == "file")?;
-    Some(match url.to_file_path() {
-        Ok(path) => clean(&path.to_string_lossy()),
-        // On another host.
-        Err(()) => clean(url.path()),
-    })
+/// The path of a `file:` URL, where there is one reading of it.
+///
+/// Servers differ: one takes the text for a path, one cuts off `file://`, one parses by RFC 3986
+/// and one as browsers do. They go different ways at a query, a fragment, a backslash, at what
+/// browsers leave out, and at steps back, before which others count other segments. Without those,
+/// whoever does not read this path reads one below another folder's `file:`, or none.
+pub(super) fn file(text: &str) -> Option<Result<String, Unshowable>> {
+    let path = match url::Url::parse(text) {
+        Ok(url) => (url.scheme() == "file").then(|| one_reading(text, &url))?,
+        // Others may be less strict.
+        Err(_) => {
+            let start = text.trim_start().get(.."file:".len())?;
+            start.eq_ignore_ascii_case("file:").then_some(None)?
+        }
+    };
+    Some(path.ok_or(Unshowable::Ambiguous))
+}
+
+fn one_reading(text: &str, url: &url::Url) -> Option<String> {
+    let (scheme, path) = text.split_at_checked("file://".len())?;
+    let plain = scheme.eq_ignore_ascii_case("file://") && path.starts_with('/');
+    let odd = |char: char| matches!(char, '?' | '#' | '\\' | '|') || char.is_control();
+    if !plain || text.contains(odd) || text.ends_with(' ') {
+        return None;
+    }
+    let decoded = url.to_file_path().ok()?;
+    let decoded = decoded.to_str()?;
+    let steps = |text: &str| text.split('/').any(|part| part == "..");
+    // Browsers step back for these, too.
+    let encoded = path.to_ascii_lowercase().replace("%2e", ".");
+    if steps(&encoded) || steps(decoded) || decoded.contains('\\') {
+        return None;
+    }
+    Some(clean(decoded))
 }
 
 fn clean(text: &str) -> String {
@@ -77,16 +105,46 @@ mod tests {
             ("~/x", "~/x"),
             ("/a\\..\\b", "/a\\..\\b"),
             ("/etc/passwd\0.txt", "/etc/passwd\0.txt"),
-            ("file:///srv/../etc/passwd", "/etc/passwd"),
-            ("file:///srv/%2e%2e/etc", "/etc"),
-            ("file:///srv%2f..%2fetc", "/etc"),
-            ("FILE:/srv/a%20b", "/srv/a b"),
-            (" file:///srv/\ta", "/srv/a"),
-            ("file://localhost/srv", "/srv"),
-            ("file://elsewhere/srv/../etc", "/etc"),
+            ("file:///srv//a/./b/", "/srv/a/b"),
+            ("FILE:///srv/a%20b c\u{e9}", "/srv/a b c\u{e9}"),
+            ("file:///srv/a%3Fb%23", "/srv/a?b#"),
+            ("file:///", "/"),
+            ("/srv/a?b#c", "/srv/a?b#c"),
             ("https://example.com/../a", "https:/a"),
         ] {
-            assert_eq!(path(text), expected, "{text:?}");
+            assert_eq!(path(text).as_deref(), Ok(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_url_with_two_readings_is_no_path() {
+        for text in [
+            "file:///srv/work/a?/../../../../etc/passwd",
+            "file:///srv/work/a#/../../../../etc/passwd",
+            "file:///srv/work/a?",
+            "file:///srv/work/a#",
+            "file:///srv/work/a////../../../../etc/passwd",
+            "file:///srv/../etc/passwd",
+            "file:///srv/%2e%2E/etc",
+            "file:///srv/.%2e/etc",
+            "file:///srv%2f..%2fetc",
+            "file:///srv/work\\..\\..\\etc",
+            "file:///srv/work%5c..%5cetc",
+            "file:///srv/.\t./etc",
+            " file:///srv/a",
+            "file:///srv/a ",
+            "file:///srv/a\n",
+            "file:///C|/a",
+            "file:///srv/%ff",
+            "file:srv/a",
+            "file:/srv/a",
+            "file://localhost/srv",
+            "file://elsewhere/srv/..%2fetc",
+            "file:?/../etc",
+            "file://%/../etc",
+            " File://[/../etc",
+        ] {
+            assert_eq!(path(text), Err(Unshowable::Ambiguous), "{text:?}");
         }
     }
 
@@ -124,13 +182,31 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_clean_path_steps_back_only_at_its_beginning(text in "[a./\\\\%2ef:]{0,24}") {
-            let path = path(&text);
+        fn a_clean_path_steps_back_only_at_its_beginning(
+            text in "(file://)?/?[a./\\\\%2ef:?#]{0,24}",
+        ) {
+            let Ok(path) = path(&text) else {
+                prop_assert!(file(&text).is_some(), "only a URL has two readings");
+                return Ok(());
+            };
             let climbs = path.split('/').skip_while(|part| *part == "..").any(|part| part == "..");
             let climbs = climbs || path == "/.." || path.starts_with("/../");
             prop_assert!(!climbs, "{}", path);
             // Cleaning again changes nothing, unless what came out reads as a URL.
-            prop_assert!(file(&path).is_some() || super::path(&path) == path);
+            prop_assert!(file(&path).is_some() || super::path(&path) == Ok(path));
+        }
+
+        #[test]
+        fn nobody_reads_a_file_url_as_a_path_elsewhere(text in "file:/{1,4}[a./\\\\%2ef?#|]{0,24}") {
+            if let Some(Ok(path)) = file(&text) {
+                // As a path, it is relative and stays below where the server stands.
+                prop_assert!(clean(&text).starts_with("file:"), "{}", text);
+                // Without its scheme, nothing but the encoding differs.
+                let bare = clean(&text["file://".len()..]);
+                let decoded = url::Url::parse(&format!("file://{bare}")).unwrap();
+                let decoded = decoded.to_file_path().unwrap();
+                prop_assert_eq!(clean(decoded.to_str().unwrap()), path);
+            }
         }
 
         #[test]
