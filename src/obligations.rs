@@ -79,6 +79,19 @@ impl Obligations {
     /// Those that say what becomes of what is permitted: they mean nothing on a `forbid`.
     pub const OF_PERMITS: [&str; 5] = ["redact", "approve", "rate", "note", "label"];
 
+    /// What it asks for beside permitting, by the names of the annotations.
+    pub fn asked(&self) -> Vec<&'static str> {
+        let asked = [
+            !self.redact.is_empty(),
+            self.approve.is_some(),
+            self.rate.is_some(),
+            self.note.is_some(),
+            !self.labels.is_empty(),
+        ];
+        let names = Self::OF_PERMITS.into_iter().zip(asked);
+        names.filter_map(|(name, asked)| asked.then_some(name)).collect()
+    }
+
     /// Takes one more annotation.
     ///
     /// # Errors

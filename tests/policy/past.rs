@@ -11,7 +11,7 @@ use portcullis::{
     exchange::{Definition, Direction, Exchange, Method, Payload, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
     names::DecisionId,
-    refusal::{Code, Refusal},
+    refusal::{Code, Refusal, Rule},
 };
 use serde_json::{Value, json};
 
@@ -27,11 +27,13 @@ pub struct Called<'a> {
     pub read_only: bool,
     pub kept: bool,
     pub allowed: bool,
+    /// An annotation of the policy that permitted it, and its text.
+    pub under: Option<(&'a str, &'a str)>,
 }
 
 impl<'a> Called<'a> {
     fn new(who: &'a str, tool: &'a str) -> Self {
-        Self { who, tool, args: json!({}), read_only: true, kept: false, allowed: true }
+        Self { who, tool, args: json!({}), read_only: true, kept: false, allowed: true, under: None }
     }
 
     fn refused(self) -> Self {
@@ -95,7 +97,13 @@ fn record(folder: &TempDir, calls: &[Called<'_>]) -> Vec<DecisionId> {
             ids.push(exchange.id);
             let kept = call.kept.then(|| Kept::of(call.args.clone(), 0));
             if call.allowed {
-                let intent = Intent::of(&exchange, Ruling::default(), audit.key());
+                let rule = call.under.map(|(name, text)| {
+                    let mut rule = Rule::named("permits");
+                    Arc::make_mut(&mut rule.obligations).take(name, text).unwrap();
+                    rule
+                });
+                let ruling = Ruling { rules: rule.as_slice(), ..Ruling::default() };
+                let intent = Intent::of(&exchange, ruling, audit.key());
                 audit.intent(intent.keeping(kept)).await.unwrap();
             } else {
                 let refusal = Refusal::new(Code::PolicyDenied, "not permitted by policy");
@@ -431,4 +439,39 @@ fn what_is_learned_allows_what_was_recorded_and_nothing_else() {
     7 recorded calls: 7 the same, 0 would be refused, 0 would be allowed, 0 unknown
     --- stderr
     "#);
+}
+
+#[test]
+fn what_passed_under_an_obligation_is_not_learned() {
+    let folder = folder(POLICIES);
+    let under = |tool, name, text| Called {
+        under: Some((name, text)),
+        ..Called::new("ci-bot", tool)
+    };
+    record(
+        &folder,
+        &[
+            Called::new("ci-bot", "read_note"),
+            under("delete_note", "approve", "may it?"),
+            under("delete_note", "approve", "may it?"),
+            under("send", "redact", "/ssn"),
+            under("list", "rate", "10/1m"),
+            under("look", "note", "a note bounds nothing"),
+        ],
+    );
+    let text = look(&folder, &["policy", "learn"]);
+    for tool in ["notes/read_note", "notes/look"] {
+        assert!(text.contains(&format!("Portcullis::Tool::\"{tool}\"")), "{text}");
+    }
+    for tool in ["notes/delete_note", "notes/send", "notes/list"] {
+        assert!(!text.contains(&format!("Portcullis::Tool::\"{tool}\"")), "{text}");
+    }
+    for told in [
+        "not learned from 4 calls that passed under an obligation",
+        "2 of ci-bot: call_tool notes/delete_note (@approve)",
+        "1 of ci-bot: call_tool notes/send (@redact)",
+        "1 of ci-bot: call_tool notes/list (@rate)",
+    ] {
+        assert!(text.contains(told), "{told}: {text}");
+    }
 }

@@ -27,7 +27,8 @@ use crate::{
 
 // Most that is kept of a list.
 pub(super) const LABELS: usize = 16;
-const RULES: usize = 16;
+/// Rules that a record names.
+pub const RULES: usize = 16;
 const FINDINGS: usize = 16;
 const GROUPS: usize = 16;
 const STAGES: usize = 32;
@@ -395,6 +396,7 @@ pub(super) fn rule(rule: &refusal::Rule) -> Rule {
         file: rule.file.as_ref().map(|file| clip(&file.to_string_lossy(), URI)),
         line: rule.line,
         reason: rule.reason.as_deref().map(|reason| clip(reason, WORDS)),
+        asks: rule.obligations.asked().into_iter().map(str::to_owned).collect(),
     }
 }
 

@@ -18,7 +18,7 @@ mod words;
 
 pub use asked::{Asked, Claimed, Lack};
 pub(crate) use bounds::bare_uri;
-pub use build::{Arrival, Conclusion, Ruling};
+pub use build::{Arrival, Conclusion, RULES, Ruling};
 pub use happening::{
     AdminAction, By, DropReason, Dropped, Egress, HandedBy, Happening, LaunchRefused, Launched,
     Launching, PlaceKind, PluginLoaded, SecretHanded, SecretSource, SessionOpened, Stopped, Who,

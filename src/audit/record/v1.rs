@@ -218,6 +218,9 @@ pub struct Rule {
     /// Its author's reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What a policy asks for beside permitting: `redact`, `approve`, `rate`, `note`, `label`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<String>,
 }
 
 /// Something that an interceptor saw.

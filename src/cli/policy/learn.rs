@@ -17,6 +17,9 @@ use crate::{
     policy::{Learned, Learner},
 };
 
+/// Calls under obligations that are named; JSON names all.
+const TOLD: usize = 20;
+
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -68,6 +71,19 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 fn notes(learned: &Learned, ctx: &Context) {
     for (why, calls) in &learned.left_out {
         ctx.note(format_args!("not learned from {calls} calls, not on record in full: {why}"));
+    }
+    if !learned.obliged.is_empty() {
+        let calls: u64 = learned.obliged.values().sum();
+        ctx.note(format_args!(
+            "not learned from {calls} calls that passed under an obligation, which a plain permit \
+             would drop; keep the policies that permit them:"
+        ));
+        for (what, calls) in learned.obliged.iter().take(TOLD) {
+            ctx.note(format_args!("  {calls} of {what}"));
+        }
+        if learned.obliged.len() > TOLD {
+            ctx.note(format_args!("  and more of {} others", learned.obliged.len() - TOLD));
+        }
     }
     if learned.refused > 0 {
         ctx.note(format_args!(

@@ -2,7 +2,8 @@
 //!
 //! INVARIANT: nothing is permitted to a client but what was recorded as allowed; the one exception is
 //! told in the policies themselves: who used something of a server may greet that server, or lists
-//! would not show what it may use. And the proxy may start the servers that were used.
+//! would not show what it may use. What passed only because a person allowed it, without some of its
+//! fields or so many times is not learned: a plain permit would be wider. And the proxy may start the servers that were used.
 
 mod cases;
 mod write;
@@ -20,10 +21,16 @@ use super::{
     request::{Action, Claims},
     target::Target,
 };
-use crate::{audit::record::Entry, identity::PrincipalKind};
+use crate::{
+    audit::record::{Entry, RULES, Record},
+    identity::PrincipalKind,
+};
 
 /// Names that are remembered; a log with more is no use of this.
 const NAMES: usize = 50_000;
+
+/// Obligations that bound what is permitted: a plain permit would be wider. The others come after.
+const CONDITIONS: [&str; 3] = ["approve", "redact", "rate"];
 
 /// What recorded calls did.
 #[derive(Default)]
@@ -33,6 +40,9 @@ pub struct Learner {
     calls: u64,
     /// Allowed calls that are not learned from, by why.
     left_out: BTreeMap<&'static str, u64>,
+    /// Allowed calls that are not learned from, since what permitted them asked for more: by who did
+    /// what, and what was asked for.
+    obliged: BTreeMap<String, u64>,
     /// Refused calls, by what they were of.
     refused: BTreeMap<(Way, String), u64>,
     time: Option<(Timestamp, Timestamp)>,
@@ -110,6 +120,9 @@ pub struct Learned {
     pub rules: usize,
     /// Allowed calls that it was not learned from, by why: these policies may refuse them.
     pub left_out: BTreeMap<&'static str, u64>,
+    /// Allowed calls that it was not learned from because they passed under an obligation, such as a
+    /// person's approval, that these policies would not ask for: by who did what.
+    pub obliged: BTreeMap<String, u64>,
     /// Refused calls of what these policies permit: something but the name decided.
     pub refused: u64,
 }
@@ -117,7 +130,7 @@ pub struct Learned {
 impl Learner {
     /// Learns from a record.
     pub fn take(&mut self, entry: &Entry) {
-        let allowed = matches!(entry.record, crate::audit::record::Record::Intent(_));
+        let allowed = matches!(entry.record, Record::Intent(_));
         let recorded = match Recorded::read(entry) {
             Ok(recorded) => recorded,
             Err(Aside::Lacks(what)) if allowed => {
@@ -132,6 +145,25 @@ impl Learner {
                 *self.refused.entry((way, name)).or_default() += 1;
             }
             return;
+        }
+        if let Record::Intent(intent) = &entry.record {
+            let rules = &intent.grounds.rules;
+            let asks = |name: &&str| rules.iter().any(|r| r.asks.iter().any(|ask| ask == name));
+            let asked: Vec<_> =
+                CONDITIONS.iter().filter(|c| asks(c)).map(|c| format!("@{c}")).collect();
+            if !asked.is_empty() {
+                let what = way.told(&name, &asked.join(", "));
+                if self.obliged.contains_key(&what) || self.obliged.len() < NAMES {
+                    *self.obliged.entry(what).or_default() += 1;
+                } else {
+                    *self.left_out.entry("too many names").or_default() += 1;
+                }
+                return;
+            }
+            if rules.len() >= RULES && intent.grounds.omitted > 0 {
+                *self.left_out.entry("rules").or_default() += 1;
+                return;
+            }
         }
         let names = self.uses.entry(way).or_default();
         if !names.contains_key(&name) {
@@ -170,6 +202,7 @@ impl Learner {
             calls: self.calls,
             rules: self.uses.len() + self.servers().len(),
             left_out: self.left_out,
+            obliged: self.obliged,
             refused,
         })
     }
@@ -212,6 +245,16 @@ impl Learner {
 impl Way {
     fn is_by_server(&self) -> bool {
         self.of == "Method of a server"
+    }
+
+    /// Who did what of which thing under these obligations.
+    fn told(&self, name: &str, asked: &str) -> String {
+        let thing = match (&self.server, self.of) {
+            (Some(server), _) => format!("{server}/{name}"),
+            (None, _) => name.to_owned(),
+        };
+        let (who, thing) = (self.who.name(), thing.escape_debug().to_string());
+        format!("{}: {} {thing} ({asked})", who.escape_debug(), self.action)
     }
 
     /// The id of its policy.
