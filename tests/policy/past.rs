@@ -33,7 +33,15 @@ pub struct Called<'a> {
 
 impl<'a> Called<'a> {
     fn new(who: &'a str, tool: &'a str) -> Self {
-        Self { who, tool, args: json!({}), read_only: true, kept: false, allowed: true, under: None }
+        Self {
+            who,
+            tool,
+            args: json!({}),
+            read_only: true,
+            kept: false,
+            allowed: true,
+            under: None,
+        }
     }
 
     fn refused(self) -> Self {
@@ -444,10 +452,8 @@ fn what_is_learned_allows_what_was_recorded_and_nothing_else() {
 #[test]
 fn what_passed_under_an_obligation_is_not_learned() {
     let folder = folder(POLICIES);
-    let under = |tool, name, text| Called {
-        under: Some((name, text)),
-        ..Called::new("ci-bot", tool)
-    };
+    let under =
+        |tool, name, text| Called { under: Some((name, text)), ..Called::new("ci-bot", tool) };
     record(
         &folder,
         &[
