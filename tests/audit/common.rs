@@ -1,6 +1,12 @@
 //! Exchanges and records for the tests.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration, time::Instant};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use portcullis::{
     audit::{
@@ -101,4 +107,23 @@ pub async fn refuse(audit: &Audit, exchange: &Exchange, code: Code) -> Result<()
     };
     let refusal = Refusal::new(code, "not allowed").rule(rule);
     audit.refused(Refused::of(exchange, &refusal, Ruling::default(), audit.key())).await
+}
+
+/// A folder, copied as a power cut would leave it: sled makes and removes files of its own for a
+/// moment after it was closed.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let to = to.join(entry.file_name());
+        let copied = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => {
+                copy(&entry.path(), &to);
+                continue;
+            }
+            kind => kind.and_then(|_| fs::copy(entry.path(), to)),
+        };
+        if let Err(error) = copied {
+            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{}", entry.path().display());
+        }
+    }
 }

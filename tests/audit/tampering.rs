@@ -26,7 +26,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    common::{DEADLINE, call, find, intent, outcome, query},
+    common::{DEADLINE, call, copy, find, intent, outcome, query},
     crash::Writer,
 };
 
@@ -91,19 +91,6 @@ impl Log {
         found.sort_unstable();
         found.dedup();
         found
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).unwrap();
-        }
     }
 }
 

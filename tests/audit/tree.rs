@@ -19,7 +19,7 @@ use portcullis::audit::{
 };
 use tempfile::TempDir;
 
-use crate::common::{DEADLINE, call, intent};
+use crate::common::{DEADLINE, call, copy, intent};
 
 const DAY: i64 = 86_400;
 /// Segments of a log, the newest of which is still written.
@@ -49,19 +49,6 @@ impl Log {
 
     fn checkpoints(&self) -> Vec<u8> {
         fs::read(self.store().join("checkpoints")).unwrap()
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).unwrap();
-        }
     }
 }
 
