@@ -110,7 +110,7 @@ impl Bench {
         let server: ServerName = "git".parse()?;
         let tool = |at: usize| {
             let name = format!("tool_{at}");
-            let hints = json!({"readOnlyHint": at % 3 != 0, "destructiveHint": at % 7 == 0});
+            let hints = json!({"readOnlyHint": !at.is_multiple_of(3), "destructiveHint": at.is_multiple_of(7)});
             let definition = json!({"name": name, "annotations": hints});
             Definition::new(server.clone(), name, Payload::from(definition))
         };

@@ -31,7 +31,7 @@ impl Plain {
         let policies: PolicySet = policies.parse()?;
         let result = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
         anyhow::ensure!(result.validation_passed(), "{result}");
-        let uid = |text: &str| format!("Portcullis::{text}").parse::<EntityUid>();
+        let uid = |text: &str| anyhow::Ok(format!("Portcullis::{text}").parse::<EntityUid>()?);
         let uids = [
             uid(r#"Client::"ci""#)?,
             uid(r#"Action::"call_tool""#)?,
