@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 
 use super::{Waiting, Word};
-use crate::vault::Secret;
+use crate::vault::{self, Secret};
 
 /// Bytes of its answer.
 const ANSWER: usize = 64 << 10;
@@ -56,15 +56,7 @@ impl Webhook {
         headers: &[(String, Secret)],
         patience: Duration,
     ) -> Result<Self, Illegal> {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            let key = HeaderName::try_from(name)
-                .map_err(|_| Illegal(format!("`{}` is no header", name.escape_default())))?;
-            let mut value = HeaderValue::try_from(value.expose())
-                .map_err(|_| Illegal(format!("the value of the header `{key}` is not legal")))?;
-            value.set_sensitive(true);
-            map.insert(key, value);
-        }
+        let map = vault::headers(headers).map_err(|illegal| Illegal(illegal.to_string()))?;
         // Neither a redirect nor a proxy of the environment is to learn of calls.
         let client = reqwest::Client::builder()
             .no_proxy()

@@ -222,8 +222,8 @@ impl PolicyGate {
                 let words = "what policy asks for here can be done to a request of its own alone";
                 let refusal = Refusal::new(Code::PolicyDenied, words).rule(rule.clone());
                 let refused = Verdict::refuse(refusal.detail(
-                    "the server asks the client inside a result, where `@approve`, `@redact` and \
-                     `@rate` cannot be done",
+                    "the server asks the client inside a result, where `@approve`, `@redact`, \
+                     `@rate` and `@label` cannot be done",
                 ));
                 return Ok(Verdict { findings: verdict.findings, ..refused });
             }
@@ -386,8 +386,8 @@ impl Interceptor for PolicyGate {
 
 /// Whether a rule asks for what an answer cannot have done to a part of it.
 fn changes(rule: &Rule) -> bool {
-    let Obligations { approve, redact, rate, .. } = &*rule.obligations;
-    approve.is_some() || rate.is_some() || !redact.is_empty()
+    let Obligations { approve, redact, rate, labels, .. } = &*rule.obligations;
+    approve.is_some() || rate.is_some() || !redact.is_empty() || !labels.is_empty()
 }
 
 /// What permits a message says what else becomes of it.

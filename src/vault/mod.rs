@@ -3,12 +3,14 @@
 //! Invariant: no error, no `Debug` and no `Display` of this room holds a value, nor a reference
 //! that could be one (a secret pasted where its reference belongs).
 
+mod headers;
 mod source;
 
 use std::fmt;
 
 use zeroize::Zeroizing;
 
+pub use headers::{IllegalHeader, headers};
 pub use source::{Source, Unresolved};
 
 /// A secret value: no `Display`, and a `Debug` that shows nothing. Its memory is overwritten when

@@ -11,7 +11,10 @@ use reqwest::{
 };
 
 use super::super::link::Failure;
-use crate::{exchange::Revision, vault::Secret};
+use crate::{
+    exchange::Revision,
+    vault::{self, Secret},
+};
 
 pub(super) const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 pub(super) const REVISION: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -40,15 +43,7 @@ impl Wire {
     pub fn new(url: &str, headers: &[(String, Secret)]) -> Result<Self, Failure> {
         let unavailable = |what: String| Failure::Unavailable(what);
         let url = Url::parse(url).map_err(|e| unavailable(format!("its URL is bad: {e}")))?;
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            let key = HeaderName::try_from(name)
-                .map_err(|_| unavailable(format!("`{name}` is not a legal header name")))?;
-            let mut value = HeaderValue::try_from(value.expose())
-                .map_err(|_| unavailable(format!("the value of header `{name}` is not legal")))?;
-            value.set_sensitive(true);
-            map.insert(key, value);
-        }
+        let map = vault::headers(headers).map_err(|illegal| unavailable(illegal.to_string()))?;
         // A redirect or a proxy of the environment would carry the operator's credentials to a place
         // that the config does not name.
         let client = reqwest::Client::builder()

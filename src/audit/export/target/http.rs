@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use reqwest::Url;
 use serde::Deserialize;
 
@@ -13,7 +13,7 @@ use super::{
     super::{Format, Item, Origin, format},
     Illegal, PATIENCE, Sink, Undelivered, causes, in_time, tls,
 };
-use crate::vault::Secret;
+use crate::vault::{self, Secret};
 
 /// The longest that an endpoint may put us off by `Retry-After`.
 const LATEST: Duration = Duration::from_secs(300);
@@ -36,15 +36,7 @@ impl Endpoint {
         headers: &[(String, Secret)],
         ca_file: Option<&Path>,
     ) -> Result<Self, Illegal> {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            let key = HeaderName::try_from(name)
-                .map_err(|_| Illegal(format!("`{}` is no header", name.escape_default())))?;
-            let mut value = HeaderValue::try_from(value.expose())
-                .map_err(|_| Illegal(format!("the value of the header `{key}` is not legal")))?;
-            value.set_sensitive(true);
-            map.insert(key, value);
-        }
+        let map = vault::headers(headers).map_err(|illegal| Illegal(illegal.to_string()))?;
         // A redirect or a proxy of the environment would carry records and credentials to a place
         // that the config does not name.
         let mut client = reqwest::Client::builder()
