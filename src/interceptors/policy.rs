@@ -20,7 +20,7 @@ use crate::{
     obligations::{Keep, Obligations},
     policy::{
         Action, Circumstances, Claimant, Claims, Engine, Outcome, Request, Resource, Shadow,
-        Stated, Subject, client_action, is_housekeeping, server_action,
+        Stated, Subject, View, client_action, is_housekeeping, server_action,
     },
     refusal::{Code, Refusal, Rule},
 };
@@ -36,6 +36,13 @@ pub struct PolicyGate {
     engine: Arc<Engine>,
     stated: Stated,
     hooks: Hooks,
+}
+
+/// What one principal could use.
+#[derive(Clone, Copy)]
+pub struct Sight<'a> {
+    gate: &'a PolicyGate,
+    view: View<'a>,
 }
 
 /// An entry of a list that a client may or may not see, by its name on its server.
@@ -87,12 +94,19 @@ impl PolicyGate {
         &self.engine
     }
 
+    /// What this principal could use, by the policies of the moment of each question.
+    pub fn sight<'a>(&'a self, principal: &'a Principal) -> Sight<'a> {
+        Sight { gate: self, view: self.engine.view(Subject::Client(principal)) }
+    }
+}
+
+impl Sight<'_> {
     /// Whether a list may show this entry to this principal: whether it could use it in some
     /// circumstances. A use is decided on its own.
-    pub fn visible(&self, principal: &Principal, entry: Listed<'_>) -> bool {
+    pub fn visible(&self, entry: Listed<'_>) -> bool {
         let (action, resource) = match entry {
             Listed::Tool(tool) => {
-                (Action::CallTool, self.of_tool(&tool.server, &tool.name, Some(tool)))
+                (Action::CallTool, self.gate.of_tool(&tool.server, &tool.name, Some(tool)))
             }
             Listed::Prompt { server, name } => {
                 (Action::GetPrompt, Resource::Prompt { server, name })
@@ -104,41 +118,38 @@ impl PolicyGate {
                 (Action::SeeTemplate, Resource::Template { server, uri })
             }
         };
-        self.engine.could_allow(&Subject::Client(principal), action, &resource)
+        self.view.could_allow(action, &resource)
     }
 
     /// Whether a merged list may hold what a server offers: whether this principal could greet
     /// that server.
-    pub fn lists(&self, principal: &Principal, server: &ServerName) -> bool {
-        let resource = Resource::Server(server);
-        self.engine.could_allow(&Subject::Client(principal), Action::Connect, &resource)
+    pub fn lists(&self, server: &ServerName) -> bool {
+        self.view.could_allow(Action::Connect, &Resource::Server(server))
     }
 
     /// Whether this principal could call a tool of which only the name is known, whatever the
     /// server claims of it: asked before a server is started to look for the tool.
-    pub fn conceivable(&self, principal: &Principal, server: &ServerName, name: &str) -> bool {
-        if let Some(claims) = self.stated.claims(server, name) {
-            let resource = Resource::Tool { server, name, claims };
-            return self.engine.could_allow(
-                &Subject::Client(principal),
-                Action::CallTool,
-                &resource,
-            );
+    pub fn conceivable(&self, server: &ServerName, name: &str) -> bool {
+        let could = |claims| {
+            self.view.could_allow(Action::CallTool, &Resource::Tool { server, name, claims })
+        };
+        if let Some(claims) = self.gate.stated.claims(server, name) {
+            return could(claims);
         }
         (0..16_u8).any(|bits| {
             let bit = |n: u8| bits & (1 << n) != 0;
-            let claims = Claims {
+            could(Claims {
                 read_only: bit(0),
                 destructive: bit(1),
                 idempotent: bit(2),
                 open_world: bit(3),
                 by: Claimant::Server,
-            };
-            let resource = Resource::Tool { server, name, claims };
-            self.engine.could_allow(&Subject::Client(principal), Action::CallTool, &resource)
+            })
         })
     }
+}
 
+impl PolicyGate {
     fn of_tool<'a>(
         &self,
         server: &'a ServerName,

@@ -1,8 +1,15 @@
 //! Answers that are kept, bounded by what they take: a name may be as long as a message.
 
-use std::hash::{Hash, Hasher};
+use std::{
+    hash::{Hash, Hasher},
+    sync::LazyLock,
+};
 
-use quick_cache::{Equivalent, Weighter, sync::Cache};
+use ahash::RandomState;
+use quick_cache::{
+    Equivalent, Weighter,
+    sync::{Cache, DefaultLifecycle},
+};
 
 use super::request::{Action, Claimant, Claims, Program, Resource, Subject};
 use crate::{
@@ -15,11 +22,22 @@ const CAPACITY: u64 = 32 << 20;
 /// Bytes of an entry, about, beside its names.
 const ENTRY: u64 = 1024;
 
+/// What hashes: names are hashed for every entry of every list. Its keys are of this process, so
+/// that nobody can choose names that collide.
+static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// Who asks. Its hash is made once: it is the same for all that is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Asker<'a> {
+    hash: u64,
+    party: Party<'a>,
+}
+
 /// All of a question but its circumstances and arguments, borrowed. What depends on these alone can
 /// be kept under them: two principals share an entry only if policies cannot tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Asking<'a> {
-    subject: Party<'a>,
+    subject: Asker<'a>,
     action: Action,
     resource: Asked<'a>,
 }
@@ -85,13 +103,25 @@ impl Hash for Asked<'_> {
     }
 }
 
-impl<'a> Asking<'a> {
-    pub(super) fn of(subject: &Subject<'a>, action: Action, resource: &Resource<'a>) -> Self {
-        let subject = match *subject {
+impl<'a> Asker<'a> {
+    pub(super) fn of(subject: &Subject<'a>) -> Self {
+        let party = match *subject {
             Subject::Client(principal) => principal.into(),
             Subject::Server(name) => Party::Server(name),
             Subject::Plugin(name) => Party::Plugin(name),
         };
+        Self { hash: HASHER.hash_one(party), party }
+    }
+}
+
+impl Hash for Asker<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl<'a> Asking<'a> {
+    pub(super) fn of(subject: Asker<'a>, action: Action, resource: &Resource<'a>) -> Self {
         let resource = match *resource {
             Resource::Proxy => Asked::Proxy,
             Resource::Server(name) => Asked::Party(Party::Server(name)),
@@ -131,7 +161,7 @@ impl<'a> Asking<'a> {
             Party::Plugin(name) => Named::Plugin(name.into()),
         };
         Key {
-            subject: party(&self.subject),
+            subject: (self.subject.hash, party(&self.subject.party)),
             action: self.action,
             resource: match &self.resource {
                 Asked::Proxy => Kept::Proxy,
@@ -166,7 +196,7 @@ impl<'a> From<&'a Principal> for Party<'a> {
 /// An [`Asking`] that is kept.
 #[derive(Debug)]
 pub(super) struct Key {
-    subject: Named,
+    subject: (u64, Named),
     action: Action,
     resource: Kept,
 }
@@ -204,7 +234,7 @@ impl Named {
 impl Key {
     fn asking(&self) -> Asking<'_> {
         Asking {
-            subject: self.subject.party(),
+            subject: Asker { hash: self.subject.0, party: self.subject.1.party() },
             action: self.action,
             resource: match &self.resource {
                 Kept::Proxy => Asked::Proxy,
@@ -229,7 +259,7 @@ impl Key {
             Kept::Program(_) | Kept::Secret { .. } | Kept::Host(..) | Kept::Grant(_) => 0,
             Kept::Item(_, _, name) => name.len() as u64,
         };
-        let groups = match &self.subject {
+        let groups = match &self.subject.1 {
             Named::Client { groups, .. } => groups.len() as u64,
             Named::Server(_) | Named::Plugin(_) => 0,
         };
@@ -280,11 +310,12 @@ impl<V: Weighs> Weighter<Key, V> for ByBytes {
 }
 
 /// What is kept under keys.
-pub(super) type Answers<V> = Cache<Key, V, ByBytes>;
+pub(super) type Answers<V> = Cache<Key, V, ByBytes, RandomState>;
 
 /// An empty cache.
 pub(super) fn empty<V: Weighs + Clone>() -> Answers<V> {
-    Cache::with_weighter((CAPACITY / ENTRY) as usize, CAPACITY, ByBytes)
+    let entries = (CAPACITY / ENTRY) as usize;
+    Cache::with(entries, CAPACITY, ByBytes, HASHER.clone(), DefaultLifecycle::default())
 }
 
 #[cfg(test)]
@@ -304,10 +335,35 @@ mod tests {
         for i in 0..200 {
             let uri = format!("{i}{}", "x".repeat(1 << 20));
             let resource = Resource::Resource { server: &server, uri: &uri };
-            let subject = Subject::Server(&server);
-            kept.insert(Asking::of(&subject, Action::ReadResource, &resource).key(), true);
+            let subject = Asker::of(&Subject::Server(&server));
+            kept.insert(Asking::of(subject, Action::ReadResource, &resource).key(), true);
         }
         assert!(kept.weight() <= CAPACITY);
         assert!(kept.len() < 16, "{}", kept.len());
+    }
+
+    #[test]
+    fn a_hash_in_common_shares_nothing() {
+        let kept = empty::<bool>();
+        let [ci, other]: [PrincipalKind; 2] =
+            ["ci", "other"].map(|name| PrincipalKind::Client(name.parse().unwrap()));
+        let bots: [Group; 1] = ["bots".parse().unwrap()];
+        let client = |kind, groups, verified| Party::Client { kind, groups, verified };
+        let parties = [
+            client(&ci, &bots, true),
+            client(&ci, &[], true),
+            client(&ci, &bots, false),
+            client(&other, &bots, true),
+            Party::Plugin("ci"),
+        ];
+        let asking =
+            |party| Asking::of(Asker { hash: 1, party }, Action::Connect, &Resource::Proxy);
+        for (at, party) in parties.into_iter().enumerate() {
+            assert_eq!(kept.get(&asking(party)), None, "{party:?}");
+            kept.insert(asking(party).key(), at.is_multiple_of(2));
+        }
+        for (at, party) in parties.into_iter().enumerate() {
+            assert_eq!(kept.get(&asking(party)), Some(at.is_multiple_of(2)), "{party:?}");
+        }
     }
 }

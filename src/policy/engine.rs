@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     SCHEMA,
     analysis::{self, Known},
+    cache::Asker,
     diagnostics::{Diagnostics, Finding},
     entities::{Frame, Unaskable, Vocabulary},
     index::{About, Index, Reads, Terms},
@@ -37,6 +38,14 @@ pub struct Engine {
     status: watch::Sender<Status>,
     /// Who is told of every reload.
     told: Mutex<Option<mpsc::Sender<Reload>>>,
+}
+
+/// What one subject could be allowed.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    engine: &'a Engine,
+    subject: Subject<'a>,
+    asker: Asker<'a>,
 }
 
 /// What came of reading the files again.
@@ -410,8 +419,26 @@ impl Engine {
         action: Action,
         resource: &Resource<'_>,
     ) -> bool {
-        let about = About { subject: *subject, action, resource: *resource };
-        self.current.load().index.could_allow(self.terms(), about).unwrap_or_else(|unaskable| {
+        self.view(*subject).could_allow(action, resource)
+    }
+
+    /// The same for many questions of one subject.
+    pub fn view<'a>(&'a self, subject: Subject<'a>) -> View<'a> {
+        View { engine: self, subject, asker: Asker::of(&subject) }
+    }
+
+    fn terms(&self) -> Terms<'_> {
+        Terms { schema: &self.schema, vocabulary: &self.vocabulary }
+    }
+}
+
+impl View<'_> {
+    /// [`Engine::could_allow`], by the set that is in use now.
+    pub fn could_allow(&self, action: Action, resource: &Resource<'_>) -> bool {
+        let about = About { subject: self.subject, action, resource: *resource };
+        let set = self.engine.current.load();
+        let possible = set.index.could_allow(self.engine.terms(), self.asker, about);
+        possible.unwrap_or_else(|unaskable| {
             match unaskable {
                 // That is the server's doing, which could fill the log with it.
                 Unaskable::Unshowable(_) => {
@@ -423,10 +450,6 @@ impl Engine {
             }
             false
         })
-    }
-
-    fn terms(&self) -> Terms<'_> {
-        Terms { schema: &self.schema, vocabulary: &self.vocabulary }
     }
 }
 

@@ -35,7 +35,7 @@ pub use args::are_showable;
 pub use cases::{Coverage, Ran, Report, run as run_cases};
 pub use compare::{Access, Comparison, Difference};
 pub use diagnostics::{Diagnostics, Finding};
-pub use engine::{Engine, Failure, Outcome, Reload, Shadow, Status};
+pub use engine::{Engine, Failure, Outcome, Reload, Shadow, Status, View};
 pub use format::{Formatted, format, format_files};
 pub use inspect::{
     Condition, Explanation, Inspector, Judgement, Near, Seen, Side, Standing, Unknown, Verdict,

@@ -228,7 +228,7 @@ impl Proxy {
         let params = Bytes::from(json!({ "uri": uri }).to_string());
         let mut exchange = self.begin(guest, &method, false, Some(params.clone()));
         let mut passage = Passage::default();
-        let sight = Sight { gate: &self.gate, principal: &guest.principal };
+        let sight = Sight(self.gate.sight(&guest.principal));
         let admitted = async {
             let route = self.router.route(&guest.view, &method, &params, &sight).await?;
             exchange.server = route.server.as_ref().map(|server| server.name.clone());
@@ -355,7 +355,7 @@ impl Proxy {
                 View::All => true,
                 View::One(name) => name == server,
             };
-            let sight = Sight { gate: &self.gate, principal: &guest.principal };
+            let sight = Sight(self.gate.sight(&guest.principal));
             shown && sight.server(server)
         };
         let mut told = false;

@@ -37,7 +37,7 @@ impl Proxy {
             Some(cursor) => Some(self.mark(cursor, &bound)?),
             None => None,
         };
-        let sight = Sight { gate: &self.gate, principal: &caller.principal };
+        let sight = Sight(self.gate.sight(&caller.principal));
         let room = Room { items: self.config.limits.page, bytes: PAGE_BYTES };
         let page = self.router.list(&caller.view, offer, &sight, after.as_ref(), room).await?;
         let mut text =
@@ -98,7 +98,7 @@ impl Proxy {
         refusal: Refusal,
     ) -> Refusal {
         let Target::Tool { name, tool } = &exchange.target else { return refusal };
-        let sight = Sight { gate: &self.gate, principal: &caller.principal };
+        let sight = Sight(self.gate.sight(&caller.principal));
         if refusal.code != Code::PolicyDenied
             || refusal.rules.iter().any(|rule| rule.reason.is_some())
             || tool.as_ref().is_some_and(|tool| sight.item(Offer::Tools, tool))
@@ -113,7 +113,7 @@ impl Proxy {
     /// The nearest names of the same server, as this view has them.
     fn near(&self, caller: &Caller, exchange: &Exchange, name: &str) -> Vec<String> {
         let Some(server) = &exchange.server else { return Vec::new() };
-        let sight = Sight { gate: &self.gate, principal: &caller.principal };
+        let sight = Sight(self.gate.sight(&caller.principal));
         let name = match &caller.view {
             View::All => self.router.outward(server, name),
             View::One(_) => name.to_owned(),

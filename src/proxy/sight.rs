@@ -2,34 +2,30 @@
 
 use crate::{
     exchange::Definition,
-    identity::Principal,
-    interceptors::policy::{Listed, PolicyGate},
+    interceptors::policy::{self, Listed},
     names::ServerName,
     router,
     upstream::Offer,
 };
 
 /// One principal's sight.
-pub(super) struct Sight<'a> {
-    pub gate: &'a PolicyGate,
-    pub principal: &'a Principal,
-}
+pub(super) struct Sight<'a>(pub(super) policy::Sight<'a>);
 
 impl router::Sight for Sight<'_> {
     fn tool(&self, server: &ServerName, name: &str) -> bool {
-        self.gate.conceivable(self.principal, server, name)
+        self.0.conceivable(server, name)
     }
 
     fn prompt(&self, server: &ServerName, name: &str) -> bool {
-        self.gate.visible(self.principal, Listed::Prompt { server, name })
+        self.0.visible(Listed::Prompt { server, name })
     }
 
     fn resource(&self, server: &ServerName, uri: &str) -> bool {
-        self.gate.visible(self.principal, Listed::Resource { server, uri })
+        self.0.visible(Listed::Resource { server, uri })
     }
 
     fn server(&self, server: &ServerName) -> bool {
-        self.gate.lists(self.principal, server)
+        self.0.lists(server)
     }
 
     fn item(&self, offer: Offer, definition: &Definition) -> bool {
@@ -40,6 +36,6 @@ impl router::Sight for Sight<'_> {
             Offer::Resources => Listed::Resource { server, uri: name },
             Offer::Templates => Listed::Template { server, uri: name },
         };
-        self.gate.visible(self.principal, entry)
+        self.0.visible(entry)
     }
 }

@@ -141,7 +141,7 @@ impl Proxy {
             let words = "this method is not one of this revision";
             return Err(Refusal::new(Code::MethodUnknown, words));
         }
-        let sight = Sight { gate: &self.gate, principal: &guest.principal };
+        let sight = Sight(self.gate.sight(&guest.principal));
         let began = Instant::now();
         let routed = match self.task_route(guest, exchange).await {
             Ok(None) => {

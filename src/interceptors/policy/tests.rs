@@ -301,15 +301,15 @@ fn lists_are_filtered_by_what_could_be_used() {
     let (ci, other) = (message("ci", "tools/list"), message("other", "tools/list"));
     let keeps = tool("notes", "t", json!({"annotations": {"destructiveHint": false}}));
     let deletes = tool("notes", "t", json!({}));
-    assert!(gate.visible(&ci.principal, Listed::Tool(&keeps)));
-    assert!(!gate.visible(&ci.principal, Listed::Tool(&deletes)));
-    assert!(!gate.visible(&other.principal, Listed::Tool(&keeps)));
+    assert!(gate.sight(&ci.principal).visible(Listed::Tool(&keeps)));
+    assert!(!gate.sight(&ci.principal).visible(Listed::Tool(&deletes)));
+    assert!(!gate.sight(&other.principal).visible(Listed::Tool(&keeps)));
     let (notes, web) = ("notes".parse().unwrap(), "web".parse().unwrap());
     for (server, visible) in [(&notes, true), (&web, false)] {
         let entry = Listed::Resource { server, uri: "note://1" };
-        assert_eq!(gate.visible(&other.principal, entry), visible);
+        assert_eq!(gate.sight(&other.principal).visible(entry), visible);
         let entry = Listed::Template { server, uri: "note://{id}" };
-        assert_eq!(gate.visible(&other.principal, entry), visible);
-        assert!(!gate.visible(&other.principal, Listed::Prompt { server, name: "p" }));
+        assert_eq!(gate.sight(&other.principal).visible(entry), visible);
+        assert!(!gate.sight(&other.principal).visible(Listed::Prompt { server, name: "p" }));
     }
 }

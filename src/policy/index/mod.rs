@@ -33,7 +33,7 @@ use self::{
     scope::Scopes,
 };
 use super::{
-    cache::{self, Answers, Asking},
+    cache::{self, Answers, Asker, Asking},
     entities::{Unaskable, Vocabulary},
     request::{Action, Request, Resource, Subject},
 };
@@ -120,7 +120,7 @@ impl Index {
     ) -> Result<Answer<'_>, Unaskable> {
         let Request { subject, action, resource, .. } = *request;
         let about = About { subject, action, resource };
-        let known = self.known(terms, about)?;
+        let known = self.known(terms, Asker::of(&subject), about)?;
         let Concern { permits, forbids, failures, open, reads, entities, .. } = known.concern();
         let mut answer = Answer {
             permits: permits.iter().map(|number| self.id(*number)).collect(),
@@ -148,16 +148,17 @@ impl Index {
     }
 
     /// Whether the policies could permit this in some circumstances, with some arguments, none
-    /// forbidding it and none failing.
+    /// forbidding it and none failing. The asker is the subject.
     ///
     /// # Errors
     /// Where the schema has no such question.
     pub(super) fn could_allow(
         &self,
         terms: Terms<'_>,
+        asker: Asker<'_>,
         about: About<'_>,
     ) -> Result<bool, Unaskable> {
-        Ok(self.known(terms, about)?.concern().possible)
+        Ok(self.known(terms, asker, about)?.concern().possible)
     }
 
     /// What any of the policies looks at.
@@ -171,11 +172,16 @@ impl Index {
     /// # Errors
     /// Where the schema has no such question.
     pub(super) fn asked(&self, terms: Terms<'_>, about: About<'_>) -> Result<Reads, Unaskable> {
-        Ok(self.known(terms, about)?.concern().reads)
+        Ok(self.known(terms, Asker::of(&about.subject), about)?.concern().reads)
     }
 
-    fn known(&self, terms: Terms<'_>, about: About<'_>) -> Result<Arc<Known>, Unaskable> {
-        let asking = Asking::of(&about.subject, about.action, &about.resource);
+    fn known(
+        &self,
+        terms: Terms<'_>,
+        asker: Asker<'_>,
+        about: About<'_>,
+    ) -> Result<Arc<Known>, Unaskable> {
+        let asking = Asking::of(asker, about.action, &about.resource);
         if let Some(known) = self.known.get(&asking) {
             return Ok(known);
         }

@@ -428,7 +428,7 @@ fn check(texts: &[String], seed: usize) -> Result<(), TestCaseError> {
     let some = pairs.map(|at| questions[at % questions.len()]);
     let some = some.chain((0..6).map(|step| own[(seed + step * 5) % own.len()]));
     for about in some.clone().chain(some) {
-        let shown = index.could_allow(terms, about).unwrap();
+        let shown = index.could_allow(terms, Asker::of(&about.subject), about).unwrap();
         if let Some(certain) = partial(terms, &policies, &about) {
             prop_assert_eq!(shown, certain, "shown: {:?}\n{}", about, policies);
         }
@@ -486,7 +486,7 @@ fn asked(terms: Terms<'_>, index: &Index, principal: &Principal, name: &str) -> 
     let server = "s".parse().unwrap();
     let resource = Resource::Tool { server: &server, name, claims: Claims::default() };
     let about = About { subject: Subject::Client(principal), action: Action::CallTool, resource };
-    let known = index.known(terms, about).unwrap();
+    let known = index.known(terms, Asker::of(&about.subject), about).unwrap();
     (known.concern().open.len(), known.concern().entities)
 }
 
@@ -571,7 +571,7 @@ fn principals_share_nothing_that_a_policy_can_tell_apart() {
                 for (resource, expected) in [(tool(true), read_only), (tool(false), other)] {
                     let subject = Subject::Client(principal);
                     let about = About { subject, action: Action::CallTool, resource };
-                    let shown = index.could_allow(terms, about).unwrap();
+                    let shown = index.could_allow(terms, Asker::of(&about.subject), about).unwrap();
                     assert_eq!(shown, *expected, "{principal:?} {resource:?}");
                 }
             }

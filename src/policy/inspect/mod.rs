@@ -20,7 +20,7 @@ pub use self::explain::{Condition, Explanation, Near, Seen, Side, Standing, Verd
 pub(super) use self::tree::{Looks, Outcomes};
 use self::{scope::Scope, tree::Node};
 use super::{
-    cache::{Asking, Key},
+    cache::{Asker, Asking, Key},
     engine::{Engine, Set},
     entities::{Frame, Unaskable},
     index::Reads,
@@ -192,7 +192,7 @@ impl<'e> Inspector<'e> {
     }
 
     fn met(&mut self, request: &Request<'_>) -> Result<Arc<Met>, Unaskable> {
-        let key = Asking::of(&request.subject, request.action, &request.resource).key();
+        let key = Asking::of(Asker::of(&request.subject), request.action, &request.resource).key();
         if let Some(met) = self.met.get(&key) {
             return Ok(Arc::clone(met));
         }

@@ -183,8 +183,8 @@ impl Bench {
             }
             let stranger = client(&format!("stranger-{round}"))?;
             let list = || {
-                let visible = |tool| self.gate.visible(&stranger, Listed::Tool(tool));
-                self.tools.iter().filter(|tool| visible(tool)).count()
+                let sight = self.gate.sight(&stranger);
+                self.tools.iter().filter(|tool| sight.visible(Listed::Tool(tool))).count()
             };
             let shown = cold.take(list);
             ensure!(shown > TOOLS / 2 && shown < TOOLS, "{shown} tools are shown");
