@@ -110,6 +110,26 @@ impl Method {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether this is none that is known here, and a lenient reader would take it for one: but for
+    /// case, look-alike letters, and what is neither letter nor digit.
+    pub fn passes_for_known(&self) -> bool {
+        if Self::KNOWN.contains(&&*self.0) {
+            return false;
+        }
+        // Both ways: a look-alike's case and the look-alikes of a case differ (`I`, `l`).
+        let looks = |name: &str| [letters(name), letters(&name.to_lowercase())];
+        let own = looks(&self.0);
+        Self::KNOWN.iter().any(|known| looks(known).iter().any(|known| own.contains(known)))
+    }
+}
+
+/// The letters and digits of a name, as they look to somebody who minds no case.
+fn letters(name: &str) -> String {
+    unicode_security::skeleton(name)
+        .flat_map(char::to_lowercase)
+        .filter(|char| char.is_alphanumeric())
+        .collect()
 }
 
 impl fmt::Display for Method {
@@ -471,6 +491,38 @@ impl Exchange {
         match (phase, &self.response) {
             (Phase::Response, Some(answer)) => answer.payload(),
             _ => &self.request,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_method_that_passes_for_a_known_one_is_found() {
+        for method in [
+            "Tools/Call",
+            "TOOLS/LIST",
+            "tools/call/",
+            "tools//call",
+            " tools/call",
+            "tools/call\0",
+            "tools.call",
+            "toolsCall",
+            "t\u{43e}ols/call",
+            "tools/c\u{ff41}ll",
+            "tools/ca\u{200b}ll",
+            "notifications/Cancelled",
+            "INITIALIZE",
+        ] {
+            assert!(Method::new(method).passes_for_known(), "{method:?}");
+        }
+        for method in ["", "acme/get", "tools/call2", "tools/search", "rpc.discover", "tools"] {
+            assert!(!Method::new(method).passes_for_known(), "{method:?}");
+        }
+        for known in Method::KNOWN {
+            assert!(!Method::new(known).passes_for_known(), "{known}");
         }
     }
 }

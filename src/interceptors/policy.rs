@@ -213,6 +213,10 @@ impl PolicyGate {
         let mut verdict = Verdict::pass();
         for request in requests {
             let server = exchange.server.as_ref().ok_or_else(no_server)?;
+            if Method::new(&request.method).passes_for_known() {
+                let words = "a method in `inputRequests` is a known one but for case or spelling";
+                return Err(Fault(words.into()));
+            }
             let mut decided = self.decide(
                 exchange,
                 Phase::Response,

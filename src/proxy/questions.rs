@@ -87,6 +87,10 @@ impl Proxy {
                     "this client does not say that it can be asked this",
                 ));
             }
+            if method.passes_for_known() {
+                let words = "this method is a known one but for case or other spelling";
+                return Err(Refusal::new(Code::MethodUnknown, words));
+            }
             self.chain.pass(&mut exchange, Phase::Request, &mut passage.trail).await?;
             self.fulfil(&exchange, &mut passage).await
         };

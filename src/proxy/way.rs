@@ -141,6 +141,11 @@ impl Proxy {
             let words = "this method is not one of this revision";
             return Err(Refusal::new(Code::MethodUnknown, words));
         }
+        // It would be decided as a method that nobody knows, and done as one that everybody does.
+        if exchange.method.passes_for_known() {
+            let words = "this method is a known one but for case or other spelling";
+            return Err(Refusal::new(Code::MethodUnknown, words));
+        }
         let sight = Sight(self.gate.sight(&guest.principal));
         let began = Instant::now();
         let routed = match self.task_route(guest, exchange).await {
