@@ -330,7 +330,7 @@ impl<'de> Keys<'de> {
 }
 
 /// Case folding as the most lenient matchers do it: `ſ` is `s`, the Kelvin sign is `k`.
-fn fold(key: Cow<'_, str>) -> Cow<'_, str> {
+pub fn fold(key: Cow<'_, str>) -> Cow<'_, str> {
     if key.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase()) {
         return key;
     }

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Answered, Caller, Proxy, guest::Guest, sight::Sight};
+use super::{Answered, Caller, Proxy, guest::Guest, params::well_spelled, sight::Sight};
 use crate::{
     audit::Conclusion,
     chain::Trail,
@@ -174,6 +174,7 @@ impl Proxy {
         if let Target::Tool { name, tool: None } = &exchange.target {
             return Err(self.unknown_tool(guest, exchange, name));
         }
+        well_spelled(exchange)?;
         self.params_agree(guest, exchange, &sent)?;
         self.fulfil(exchange, passage).await?;
         self.record_intent(exchange, passage).await.map_err(|error| {
