@@ -219,11 +219,22 @@ impl Router {
         outer: &str,
         sight: &dyn Sight,
     ) -> Result<(&Arc<Shelf>, String), Refusal> {
-        // Prompts are asked for without a look at the list; what no merged list shows is none.
-        if *view == View::All && !names::is_legal(outer) {
-            return Err(unknown(&[]));
+        let (shelf, name) = self.owner(view, outer, Offer::Prompts, sight).await?;
+        // Policy decides on a name to the letter, and a server may be less strict.
+        if sight.prompt(&shelf.server.name, &name) {
+            let found = shelf.whole(Offer::Prompts).await;
+            let catalog = found.map_err(|failure| failure.refusal(&shelf.server.name))?;
+            let there = match view {
+                View::All => catalog.get(outer).is_some(),
+                View::One(_) => catalog.items().iter().any(|item| item.name == name),
+            };
+            if !there {
+                let near =
+                    self.nearest(view, Some(&shelf.server.name), outer, Offer::Prompts, sight);
+                return Err(unknown(&near));
+            }
         }
-        self.owner(view, outer, Offer::Prompts, sight).await
+        Ok((shelf, name))
     }
 
     /// The server that holds a resource: the first in the config that lists it, else the one of
