@@ -73,7 +73,8 @@ pub async fn post(addr: SocketAddr, path: &str, headers: &[(&str, &str)], body: 
 pub const ORDINARY: &[(&str, &str)] =
     &[("Content-Type", "application/json"), ("Accept", "application/json, text/event-stream")];
 
-fn parse(answer: &[u8]) -> Reply {
+/// What was answered, up to the end of the connection.
+pub fn parse(answer: &[u8]) -> Reply {
     let text = String::from_utf8_lossy(answer);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP: {text:?}"));
     let mut lines = head.lines();

@@ -1,0 +1,272 @@
+//! Ways round the policies, tried one by one: every place where a tool's name or its arguments can
+//! hide, through every door. Whatever the way, it is refused with a stable code and a decision's id,
+//! the decision is on record, and nothing of it reaches a server. The server behind the proxy takes
+//! everything, so only the proxy stands in the way.
+//!
+//! The policies are the worst case: all is permitted but what is forbidden.
+
+mod calls;
+mod doors;
+mod http;
+mod kept;
+mod server;
+mod table;
+
+use std::collections::HashSet;
+
+use doors::{Door, Refused, refusals};
+use serde_json::{Value, json};
+use server::{CONTROL, Server};
+use table::Attempt;
+
+use crate::support::{
+    PERMIT_ALL,
+    gate::{Gate, Setup, Written},
+};
+
+const POLICIES: &str = r#"
+@id("all")
+permit (principal, action, resource);
+
+@id("no-wipe")
+forbid (principal, action, resource)
+when { resource is Portcullis::Tool && ["wipe", "wipe/all"].contains(resource.name) };
+
+@id("nothing-destructive")
+forbid (principal, action == Portcullis::Action::"call_tool", resource)
+when { resource.claims.destructive };
+
+@id("vip-is-root's")
+forbid (principal, action == Portcullis::Action::"call_tool", resource)
+when { resource.name == "vip" && principal != Portcullis::Client::"root" };
+
+@id("looks-below-srv")
+forbid (principal, action == Portcullis::Action::"call_tool", resource)
+when { resource.name == "look" }
+unless { context.paths.hasTag("/path") && context.paths.getTag("/path") like "/srv/*" };
+
+@id("fetches-what-is-good")
+forbid (principal, action == Portcullis::Action::"call_tool", resource)
+when { resource.name == "fetch" }
+unless {
+    context.urls.hasTag("/url") && context.urls.getTag("/url").verbatim
+    && context.urls.getTag("/url").host == "good.example" && !context.urls.getTag("/url").login
+};
+
+@id("one-word")
+forbid (principal, action == Portcullis::Action::"call_tool", resource)
+when {
+    ["say", "ask"].contains(resource.name) && context.args.hasTag("/word")
+    && context.args.getTag("/word") == "forbidden"
+};
+
+@id("one-region")
+forbid (principal, action == Portcullis::Action::"call_tool", resource)
+when {
+    resource.name == "say" && context.args.hasTag("/region")
+    && context.args.getTag("/region") == "eu"
+};
+
+@id("no-secret-prompt")
+forbid (principal, action, resource)
+when { resource is Portcullis::Prompt && resource.name == "secret" };
+
+@id("completes-values-that-it-sees")
+forbid (principal, action == Portcullis::Action::"complete", resource is Portcullis::Prompt)
+unless {
+    context.args.hasTag("/argument/value") && context.args.getTag("/argument/value") != "forbidden"
+};
+
+@id("reads-what-is-open")
+forbid (principal, action in Portcullis::Action::"read", resource is Portcullis::Resource)
+unless { resource has url && resource.url.host == "open" && !resource.url.login };
+
+@id("sees-what-is-open")
+forbid (principal, action, resource is Portcullis::ResourceTemplate)
+unless { resource.uri like "*://open/{id}" };
+"#;
+
+/// The proxy before one server of each era.
+struct House {
+    gate: Gate,
+    servers: [Server; 2],
+    /// The decisions that somebody was told of.
+    told: HashSet<String>,
+}
+
+impl House {
+    async fn write(policies: &str) -> (Written, [Server; 2]) {
+        let servers = [Server::start("old", false).await, Server::start("new", true).await];
+        let written = Setup::new(&format!(
+            "[servers.old]\nurl = \"{}\"\n[servers.new]\nurl = \"{}\"\n",
+            servers[0].url, servers[1].url
+        ))
+        .policies(policies)
+        .write();
+        (written, servers)
+    }
+
+    async fn open(policies: &str) -> Self {
+        let (written, servers) = Self::write(policies).await;
+        Self::start(written, servers).await
+    }
+
+    async fn start(written: Written, servers: [Server; 2]) -> Self {
+        let gate = written.start_with(&["--stdio"]).await;
+        Self { gate, servers, told: HashSet::new() }
+    }
+
+    /// What reached the servers, but for what may.
+    fn leaked(&self) -> Vec<String> {
+        let reached = self.servers.iter().flat_map(Server::reached);
+        reached.filter(|text| !text.contains(CONTROL)).collect()
+    }
+
+    /// Holds what came of an attempt to what must.
+    fn refused(&mut self, what: &str, codes: &[&str], refusals: Vec<Refused>) {
+        let leaked = self.leaked();
+        assert!(leaked.is_empty(), "{what} reached a server: {leaked:#?}");
+        assert!(!refusals.is_empty(), "{what} was not refused");
+        for refused in refusals {
+            assert!(codes.contains(&refused.code.as_str()), "{what}: {refused:?}");
+            assert_eq!(refused.decision.len(), 36, "{what}: {refused:?}");
+            self.told.insert(refused.decision);
+        }
+    }
+
+    /// Tries attempts, and between them that the door is open.
+    async fn attack(&mut self, door: &mut Door, attempts: &[&[Attempt]]) {
+        self.pass(door).await;
+        for attempt in attempts.iter().copied().flatten() {
+            let text = match String::from_utf8(attempt.text()) {
+                Ok(text) => door.fill(&text).into_bytes(),
+                Err(bytes) => bytes.into_bytes(),
+            };
+            let answers = door.send(&text, attempt.silent).await;
+            let what = String::from_utf8_lossy(&text);
+            if attempt.silent && !door.tells_of_notifications() {
+                // It has gone its way before the next one is answered.
+                self.pass(door).await;
+                assert_eq!(answers, Vec::<Value>::new(), "{what}");
+            } else {
+                self.refused(&what, attempt.codes, refusals(&answers));
+            }
+        }
+        self.pass(door).await;
+    }
+
+    /// What is allowed passes, as it came.
+    async fn pass(&mut self, door: &mut Door) {
+        let arguments = r#"{ "path":"/srv/ok",  "n":50.0, "mark":"control" }"#;
+        let text = r#"{"jsonrpc":"2.0","id":@id@,"method":"tools/call","params":{"name":"@look@","arguments":ARGS@meta@}}"#;
+        let text = door.fill(text).replace("ARGS", arguments);
+        let answers = door.send(text.as_bytes(), false).await;
+        assert!(answers[0]["result"]["content"].is_array(), "{text}: {answers:#?}");
+        let at = usize::from(door.server == "new");
+        let reached = self.servers[at].reached();
+        let [reached] = reached.as_slice() else { panic!("{text} reached as {reached:#?}") };
+        assert!(reached.contains(arguments) && reached.contains("\"look\""), "{reached}");
+    }
+
+    /// All that was refused is on record.
+    async fn stop(self) {
+        let Self { gate, servers, told } = self;
+        let written = gate.stop().await;
+        for server in servers {
+            let late: Vec<_> =
+                server.reached().into_iter().filter(|text| !text.contains(CONTROL)).collect();
+            assert!(late.is_empty(), "{late:#?}");
+        }
+        let all = ["audit", "query", "--format", "json", "--limit", "100000"];
+        let ended = written.cli(&all).await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let records = serde_json::Deserializer::from_str(&ended.stdout).into_iter::<Value>();
+        let records: Vec<_> = records.map(Result::unwrap).collect();
+        let of = |record: &Value, name: &str| record[name].as_str().map(str::to_owned);
+        let refused: HashSet<_> = records
+            .iter()
+            .filter(|record| !record["refusal"].is_null())
+            .filter_map(|record| of(record, "id"))
+            .collect();
+        let missing = told.difference(&refused).count();
+        // Of those who are turned away at the door too quickly only the number is on record.
+        let counted = records.iter().filter(|record| record["event"] == "refusals-unrecorded");
+        let counted: u64 = counted.filter_map(|record| record["count"].as_u64()).sum();
+        assert!(missing as u64 <= counted, "{missing} of {} are on no record", told.len());
+        assert!(!told.is_empty());
+    }
+}
+
+/// The attempts of all eras.
+const ALL: &[&[Attempt]] =
+    &[table::PLAIN, calls::NAMES, calls::ARGUMENTS, table::TEXTS, table::METHODS, table::OTHERS];
+
+fn with(more: &'static [Attempt]) -> Vec<&'static [Attempt]> {
+    [ALL, &[more]].concat()
+}
+
+#[tokio::test]
+async fn nothing_gets_round_the_policies_over_streamable_http() {
+    let mut house = House::open(POLICIES).await;
+    for server in ["old", "new"] {
+        for merged in [true, false] {
+            let mut door = Door::http(&house.gate, server, merged, false).await;
+            house.attack(&mut door, &with(table::LEGACY)).await;
+            let mut door = Door::http(&house.gate, server, merged, true).await;
+            house.attack(&mut door, &with(table::MODERN)).await;
+        }
+    }
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_gets_round_the_policies_over_sse_and_pipes_and_sockets() {
+    let mut house = House::open(POLICIES).await;
+    let mut pipe = Door::stdio(&mut house.gate, "old").await;
+    for server in ["old", "new"] {
+        pipe.server = server;
+        for modern in [false, true] {
+            pipe.modern = modern;
+            house.attack(&mut pipe, &with(if modern { &[] } else { table::LEGACY })).await;
+        }
+        for merged in [true, false] {
+            let mut door = Door::sse(&house.gate, server, merged).await;
+            house.attack(&mut door, &with(table::LEGACY)).await;
+            let mut door = Door::unix(&house.gate, server, merged);
+            house.attack(&mut door, &with(table::MODERN)).await;
+        }
+    }
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_gets_round_the_policies_in_batches() {
+    let mut house = House::open(POLICIES).await;
+    for server in ["old", "new"] {
+        for merged in [true, false] {
+            let mut door = Door::batches(&house.gate, server, merged).await;
+            house.attack(&mut door, &[table::BATCHES]).await;
+        }
+    }
+    house.stop().await;
+}
+
+/// What is forbidden reaches a server where nothing forbids it: it would be seen.
+#[tokio::test]
+async fn what_gets_round_would_be_seen() {
+    let house = House::open(PERMIT_ALL).await;
+    for server in ["old", "new"] {
+        for (merged, modern) in [(true, false), (false, true)] {
+            let mut door = Door::http(&house.gate, server, merged, modern).await;
+            for attempt in table::PLAIN {
+                let text = door.fill(&String::from_utf8(attempt.text()).unwrap());
+                let answers = door.send(text.as_bytes(), false).await;
+                assert!(answers[0]["result"].is_object(), "{text}: {answers:#?}");
+                assert_eq!(house.leaked().len(), 1, "{text}");
+            }
+        }
+    }
+    let listed = house.gate.modern().ask("tools/list", json!({})).await.unwrap();
+    assert_eq!(listed["tools"].as_array().map(Vec::len), Some(18), "{listed:#}");
+    house.gate.stop().await;
+}
