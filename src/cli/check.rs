@@ -9,8 +9,9 @@ use crate::{
     config::{self, Code, Diagnostics, Loaded},
     container::mounts::{self, Places},
     identity::Store,
+    plugin::House,
     policy,
-    proxy::{Found, interceptor, ungranted},
+    proxy::{Found, PluginSecrets, interceptor, ungranted},
 };
 
 #[derive(Debug, clap::Args)]
@@ -52,14 +53,15 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
             let warnings = status.borrow().warnings.clone();
             found.extend(warnings.iter().chain(&looks).map(|warning| placed(&loaded, warning)));
             let entries = loaded.config.interceptors.iter().enumerate();
-            found.extend(entries.filter_map(|(at, entry)| ungranted(&loaded, at, entry, &engine)));
+            found.extend(entries.flat_map(|(at, entry)| ungranted(&loaded, at, entry, &engine)));
         }
         Err(diagnostics) => {
             found.extend(diagnostics.findings().iter().map(|finding| placed(&loaded, finding)));
         }
     }
+    let (handed, house) = (PluginSecrets::read(&loaded, &mut found), House::bare());
     for (at, entry) in loaded.config.interceptors.iter().enumerate() {
-        found.extend(interceptor(&loaded, at, entry, &[]).err());
+        found.extend(interceptor(&loaded, at, entry, &[], &handed, &house).err());
     }
     let places = Places::of_host();
     for (name, server) in &loaded.config.servers {

@@ -305,6 +305,7 @@ pub(super) fn reported(failure: StartFailure) -> anyhow::Error {
         }
         failure @ (StartFailure::Seal(_)
         | StartFailure::Export(_)
+        | StartFailure::PluginState(_)
         | StartFailure::Watch(_)
         | StartFailure::Task(_)) => failure.into(),
     }

@@ -1,8 +1,11 @@
-//! Asks a WebAssembly plugin. Refuses with `plugin-refused`, by the rule `PLUGIN` or
-//! `PLUGIN/RULE`; replaces payloads; labels and reports. A plugin that traps, takes too long, wants
+//! Asks a WebAssembly plugin. Refuses with `plugin-refused`, by the rule `PLUGIN/CODE`; replaces payloads; labels and reports. A plugin that traps, takes too long, wants
 //! too much or talks nonsense is a fault. Whether a replacement is legal is the chain's to say.
 
-use std::{path::Path, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -14,12 +17,15 @@ use crate::{
     config::EntrySettings,
     exchange::{self, Answer, Exchange, Phase},
     identity::PrincipalKind,
-    plugin::{self, Decision, Message, Pin, Settings, Unusable},
+    plugin::{self, Decision, Grants, House, Message, Pin, Settings, Unusable},
     refusal::{Code, Refusal, Rule},
+    vault::{Secret, Source, Unresolved},
 };
 
 /// The default of `deadline-ms`.
 const DEADLINE_MS: u64 = 1_000;
+/// The code of the findings that tell of a plugin's HTTP requests: no plugin can give it itself.
+const REQUEST: &str = "@http";
 
 /// One plugin in the chain.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -39,10 +45,26 @@ pub struct Config {
     /// MiB of memory for one instance, 1 to 256.
     #[serde(default = "default_memory_mib")]
     pub memory_mib: u64,
-    /// Write the plugin's log lines to the proxy's log. A plugin sees whole messages, and can
-    /// write what stands in them.
+    /// What it may do beyond its verdicts. `portcullis check` prints what of it a plugin needs.
     #[serde(default)]
-    pub log: bool,
+    pub grants: Grants,
+}
+
+impl Config {
+    /// The secrets that are granted, with their names and where they come from. Relative files are
+    /// relative to `base`.
+    ///
+    /// # Errors
+    /// The first that is not to be had.
+    pub fn secrets(&self, base: &Path) -> Result<BTreeMap<String, Secret>, (String, Unresolved)> {
+        let granted = self.grants.secrets.iter().flatten();
+        let resolved = granted.map(|(name, reference)| {
+            let source = Source::try_from(reference).map(|source| source.relative_to(base));
+            let secret = source.and_then(|source| source.resolve());
+            secret.map(|secret| (name.clone(), secret)).map_err(|error| (name.clone(), error))
+        });
+        resolved.collect()
+    }
 }
 
 fn default_memory_mib() -> u64 {
@@ -57,24 +79,33 @@ pub struct Plugin {
 }
 
 impl Plugin {
-    /// Loads the plugin of an entry; a relative `path` is relative to `base`. It blocks while it
-    /// compiles: call it off the async threads.
+    /// Loads the plugin of an entry, with the secrets that it is granted; a relative `path` is
+    /// relative to `base`. It blocks while it compiles: call it off the async threads.
     ///
     /// # Errors
     /// One [`Unusable`], which says what to do.
-    pub fn load(config: &Config, settings: &EntrySettings, base: &Path) -> Result<Self, Unusable> {
+    pub fn load(
+        config: &Config,
+        settings: &EntrySettings,
+        base: &Path,
+        secrets: BTreeMap<String, Secret>,
+        house: &House,
+    ) -> Result<Self, Unusable> {
+        let name = settings.name.clone().unwrap_or_else(|| "plugin".into());
         let pin = match &config.sha256 {
             Some(sha256) => Pin::Sha256(sha256),
             None if config.allow_unpinned => Pin::Any,
             None => Pin::Missing,
         };
         let granted = Settings {
+            entry: name.clone(),
             config: config.config.clone(),
             memory_mib: config.memory_mib,
             deadline: Duration::from_millis(settings.deadline_ms.unwrap_or(DEADLINE_MS)),
-            log: config.log,
+            grants: config.grants.clone(),
+            secrets,
         };
-        let plugin = plugin::Plugin::load(&base.join(&config.path), pin, granted)?;
+        let plugin = plugin::Plugin::load(&base.join(&config.path), pin, granted, house)?;
         let manifest = plugin.manifest();
         let hooks = narrowed(&manifest.hooks, settings.events.as_deref());
         if hooks.0.is_empty() {
@@ -87,7 +118,6 @@ impl Plugin {
                 hooked: hooked.join("`, `"),
             });
         }
-        let name = settings.name.clone().unwrap_or_else(|| "plugin".into());
         Ok(Self { name, hooks, plugin })
     }
 
@@ -101,9 +131,8 @@ impl Plugin {
         self.plugin.sha256()
     }
 
-    fn rule(&self, rule: Option<&str>) -> Rule {
-        let plugin = &self.plugin.manifest().name;
-        Rule::named(rule.map_or_else(|| plugin.clone(), |rule| format!("{plugin}/{rule}")))
+    fn rule(&self, code: &str) -> Rule {
+        Rule::named(format!("{}/{code}", self.plugin.manifest().name))
     }
 
     fn verdict(&self, said: plugin::Verdict, phase: Phase) -> chain::Verdict {
@@ -111,25 +140,32 @@ impl Plugin {
             Decision::Pass => chain::Verdict::pass(),
             Decision::Replace(text) => chain::Verdict::replace(text.into()),
             Decision::Refuse(refused) => {
-                let words = match refused.message.trim() {
+                let words = match refused.reason.trim() {
                     "" => "a plugin refuses this",
                     words => words,
                 };
-                let mut refusal = Refusal::new(Code::PluginRefused, words)
-                    .rule(self.rule(refused.rule.as_deref()));
+                let mut refusal =
+                    Refusal::new(Code::PluginRefused, words).rule(self.rule(&refused.code));
                 refusal.detail = refused.detail;
                 chain::Verdict::refuse(refusal)
             }
         };
         verdict.labels.extend(said.labels);
-        verdict.findings.extend(said.findings.into_iter().map(|finding| exchange::Finding {
+        let findings = said.findings.into_iter();
+        verdict
+            .findings
+            .extend(findings.map(|finding| self.finding(phase, &finding.code, finding.message)));
+        verdict
+    }
+
+    fn finding(&self, phase: Phase, code: &str, message: String) -> exchange::Finding {
+        exchange::Finding {
             interceptor: self.name.clone(),
             phase,
-            rule: self.rule(Some(&finding.rule)),
-            message: finding.message,
+            rule: self.rule(code),
+            message,
             effect: exchange::Effect::Reported,
-        }));
-        verdict
+        }
     }
 }
 
@@ -144,10 +180,19 @@ impl Interceptor for Plugin {
     }
 
     async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<chain::Verdict, Fault> {
-        let message = message(exchange, phase, self.plugin.config())?;
-        match self.plugin.inspect(message).await {
-            Ok(said) => Ok(self.verdict(said, phase)),
-            Err(failure) => Err(Fault(failure.to_string())),
+        let plugin::Said { verdict, requests } =
+            self.plugin.inspect(message(exchange, phase)?).await;
+        match verdict {
+            Ok(said) => {
+                let mut verdict = self.verdict(said, phase);
+                // Whom else it told of the message belongs to its record.
+                let requests = requests.into_iter();
+                let requests = requests.map(|request| self.finding(phase, REQUEST, request));
+                verdict.findings.extend(requests);
+                Ok(verdict)
+            }
+            Err(failure) if requests.is_empty() => Err(Fault(failure.to_string())),
+            Err(failure) => Err(Fault(format!("{failure} (HTTP before: {})", requests.join(", ")))),
         }
     }
 }
@@ -167,7 +212,7 @@ fn narrowed(hooks: &Hooks, events: Option<&[String]>) -> Hooks {
     Hooks(hooks.0.iter().filter_map(narrow).collect())
 }
 
-fn message(exchange: &Exchange, phase: Phase, config: &str) -> Result<Message, Fault> {
+fn message(exchange: &Exchange, phase: Phase) -> Result<Message, Fault> {
     let payload = match std::str::from_utf8(exchange.payload(phase).raw()) {
         Ok("") => "null",
         Ok(text) => text,
@@ -175,6 +220,7 @@ fn message(exchange: &Exchange, phase: Phase, config: &str) -> Result<Message, F
     };
     let principal = &exchange.principal;
     Ok(Message {
+        exchange: exchange.id.to_string(),
         event: exchange.method.as_str().into(),
         phase: match phase {
             Phase::Request => plugin::Phase::Request,
@@ -204,7 +250,6 @@ fn message(exchange: &Exchange, phase: Phase, config: &str) -> Result<Message, F
         session_prefix: exchange.session.as_ref().map(|session| session.prefix().to_owned()),
         is_error: phase == Phase::Response && matches!(exchange.response, Some(Answer::Error(_))),
         payload: payload.into(),
-        config: config.into(),
     })
 }
 

@@ -34,7 +34,7 @@ pub use self::{
 use crate::{
     chain::{Decision, Fault, Hooks, Interceptor, Verdict},
     exchange::{Effect, Exchange, Finding, Phase},
-    names::{ServerName, nearest},
+    names::nearest,
     refusal::{Code, Refusal, Rule},
     vault::Secret,
 };
@@ -81,22 +81,24 @@ pub enum Action {
     Refuse,
 }
 
-/// A secret that the proxy itself hands to a server.
+/// A secret that the proxy itself hands to a server or a plugin.
 #[derive(Debug, Clone)]
 pub struct Known {
-    pub server: ServerName,
-    /// The name under which the server gets it.
+    /// The server, or the plugin's entry.
+    pub holder: String,
+    /// The name under which that gets it.
     pub name: String,
     pub value: Secret,
 }
 
 impl Known {
-    /// `vault:SERVER/NAME`, of characters that need no escape anywhere.
+    /// `vault:HOLDER/NAME`, of characters that need no escape anywhere.
     fn id(&self) -> String {
         let plain = |c: char| {
             if c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') { c } else { '_' }
         };
-        format!("{VAULT}:{}/{}", self.server, self.name.chars().map(plain).collect::<String>())
+        let all = |text: &str| text.chars().map(plain).collect::<String>();
+        format!("{VAULT}:{}/{}", all(&self.holder), all(&self.name))
     }
 }
 
@@ -170,7 +172,7 @@ impl Secrets {
                 exact.push((secret.id(), secret.value.expose()));
             } else {
                 tracing::warn!(
-                    server = %secret.server,
+                    holder = secret.holder,
                     secret = %secret.name,
                     "a secret of fewer than {SHORTEST_KNOWN} bytes is not looked for in messages"
                 );

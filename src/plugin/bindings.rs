@@ -3,5 +3,9 @@
 wasmtime::component::bindgen!({
     path: "plugins/wit",
     world: "plugin",
-    exports: { "portcullis:interceptor/guest.inspect": async },
+    imports: {
+        "portcullis:interceptor/http.send": async,
+        "portcullis:interceptor/random.bytes": trappable,
+    },
+    exports: { default: async },
 });

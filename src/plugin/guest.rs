@@ -1,4 +1,4 @@
-//! What the host keeps for one instance: its bounds and the one function that it may call.
+//! What the host keeps for one instance: its bounds, and what it may call.
 
 use std::{
     sync::{
@@ -11,15 +11,9 @@ use std::{
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use super::{
-    bindings::portcullis::interceptor::log::{Host as Log, Level},
+    functions::Shared,
     host::{Running, TABLE_ELEMENTS},
-    output::excerpt,
 };
-
-/// Log lines that one message may cause.
-const LOG_LINES: u32 = 8;
-/// Bytes of one log line.
-const LOG_BYTES: usize = 256;
 
 /// The guest's time is over.
 #[derive(Debug, thiserror::Error)]
@@ -61,13 +55,28 @@ pub enum Starved {
     Together,
 }
 
+/// What an instance is asked at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// What it is, or to begin.
+    Starting,
+    /// Its verdict.
+    Inspecting,
+}
+
 /// The state of one instance.
 pub struct Guest {
-    /// The plugin's name in log lines, where the operator lets it write some.
-    log: Option<Arc<str>>,
-    lines: u32,
+    /// What it has in common with the plugin's other instances.
+    pub shared: Arc<Shared>,
+    pub stage: Stage,
+    /// Log lines of this message.
+    pub lines: u32,
+    /// HTTP requests of this message, for the record.
+    pub requests: Vec<String>,
+    /// Before everything that it does.
+    pub born: Instant,
     /// Bytes of memory that it has, and that it may have.
-    memory: usize,
+    pub memory: usize,
     memory_max: usize,
     budget: Arc<Budget>,
     /// Elements of its tables.
@@ -82,15 +91,18 @@ pub struct Guest {
 
 impl Guest {
     pub fn new(
-        log: Option<Arc<str>>,
+        shared: Arc<Shared>,
         memory_max: usize,
         budget: Arc<Budget>,
         until: Instant,
         running: Running,
     ) -> Self {
         Self {
-            log,
+            shared,
+            stage: Stage::Starting,
             lines: 0,
+            requests: Vec::new(),
+            born: Instant::now(),
             memory: 0,
             memory_max,
             budget,
@@ -104,6 +116,12 @@ impl Guest {
     /// What happens at a tick of the clock: an end, or a chance for others.
     pub fn tick(&self, go_on: UpdateDeadline) -> wasmtime::Result<UpdateDeadline> {
         if Instant::now() >= self.until { Err(Overtime.into()) } else { Ok(go_on) }
+    }
+
+    /// A text without the secrets that the plugin was handed.
+    pub fn covered(&self, mut text: String) -> String {
+        self.shared.veil.cover(&mut text);
+        text
     }
 }
 
@@ -149,28 +167,14 @@ impl ResourceLimiter for Guest {
     }
 }
 
-impl Log for Guest {
-    fn log(&mut self, level: Level, line: String) {
-        let Some(plugin) = &self.log else { return };
-        self.lines = self.lines.saturating_add(1);
-        if self.lines > LOG_LINES {
-            return;
-        }
-        // Control characters are escaped: a line cannot pass for another.
-        let line = excerpt(&line, LOG_BYTES);
-        match level {
-            Level::Debug => tracing::debug!(interceptor = %plugin, "{line}"),
-            Level::Info => tracing::info!(interceptor = %plugin, "{line}"),
-            Level::Warn => tracing::warn!(interceptor = %plugin, "{line}"),
-            Level::Error => tracing::error!(interceptor = %plugin, "{line}"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plugin::host::Host;
+    use crate::plugin::{functions::Nowhere, host::Host};
+
+    fn shared() -> Arc<Shared> {
+        Arc::new(Shared::bare("probe", Arc::new(Nowhere)))
+    }
 
     #[test]
     fn instances_share_what_the_plugin_may_have() {
@@ -178,7 +182,7 @@ mod tests {
         let budget = Budget::new(6 * PAGE);
         let guest = || {
             let running = Host::shared().unwrap().running();
-            Guest::new(None, 4 * PAGE, budget.clone(), Instant::now(), running)
+            Guest::new(shared(), 4 * PAGE, budget.clone(), Instant::now(), running)
         };
         let (mut one, mut two) = (guest(), guest());
 
@@ -199,7 +203,7 @@ mod tests {
     #[test]
     fn tables_are_bounded_together() {
         let running = Host::shared().unwrap().running();
-        let mut guest = Guest::new(None, 0, Budget::new(0), Instant::now(), running);
+        let mut guest = Guest::new(shared(), 0, Budget::new(0), Instant::now(), running);
         assert!(guest.table_growing(0, TABLE_ELEMENTS - 1, None).unwrap());
         assert!(guest.table_growing(0, 1, None).unwrap());
         assert!(!guest.table_growing(1, 2, None).unwrap());

@@ -50,7 +50,7 @@ impl Host {
         let slow = Builder::new_multi_thread()
             .worker_threads(cores.min(4))
             .thread_name("plugin")
-            .enable_time()
+            .enable_all()
             .build()
             .map_err(|error| error.to_string())?;
         let clock = Clock::start(engine.clone()).map_err(|error| error.to_string())?;
@@ -69,14 +69,15 @@ impl Host {
 
 fn config() -> Config {
     let mut pool = PoolingAllocationConfig::new();
+    // Components of other languages than Rust are made of many modules, of which some have memories.
     pool.total_component_instances(INSTANCES)
-        .total_core_instances(4 * INSTANCES)
-        .total_memories(INSTANCES)
+        .total_core_instances(16 * INSTANCES)
+        .total_memories(2 * INSTANCES)
         .total_tables(4 * INSTANCES)
         .total_stacks(INSTANCES)
-        .max_core_instances_per_component(16)
-        .max_memories_per_component(2)
-        .max_tables_per_component(8)
+        .max_core_instances_per_component(64)
+        .max_memories_per_component(4)
+        .max_tables_per_component(16)
         .table_elements(TABLE_ELEMENTS)
         .max_memory_size((MEMORY_MIB_MAX as usize) << 20)
         .linear_memory_keep_resident(KEPT)

@@ -1,39 +1,45 @@
 //! From a file to a plugin that can be asked, or one clear error.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
-    io::{self, Read},
-    path::{Path, PathBuf},
+    io::Read,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use miette::Diagnostic;
+use futures_util::FutureExt as _;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use thiserror::Error;
 use wasmtime::{
     Engine, Store, UpdateDeadline,
     component::{Component, HasSelf, Linker},
 };
 
 use super::{
-    Manifest, Plugin,
-    bindings::{Plugin as World, PluginPre},
+    House, Manifest, Plugin, Unusable,
+    bindings::{Plugin as World, PluginPre, exports::portcullis::interceptor::guest as wit},
+    functions::{Client, Shared, Values},
+    grants::{Asked, Function, Grants},
     guest::Guest,
     host::{Host, MEMORY_MIB_MAX},
     output::excerpt,
     run::Template,
+    veil::Veil,
 };
+use crate::vault::Secret;
 
 /// Bytes of a component's file. Interpreters of other languages take 10 to 20 MiB.
-const FILE_BYTES: u64 = 64 << 20;
+pub(super) const FILE_BYTES: u64 = 64 << 20;
 /// For `describe`, when a plugin is loaded.
-const DESCRIBE: Duration = Duration::from_secs(1);
-/// All that a plugin may import.
-const GRANTED: &str = "portcullis:interceptor/log@0.1";
+pub(super) const DESCRIBE: Duration = Duration::from_secs(1);
+/// For `start`, when a plugin is loaded or made ready.
+pub(super) const START: Duration = Duration::from_secs(1);
+/// Foreign imports that an error names.
+const FOREIGN: usize = 32;
 /// What it has to export.
-const GUEST: &str = "portcullis:interceptor/guest@0.1";
+pub(super) const GUEST: &str = "portcullis:interceptor/guest@0.1";
 
 /// How the operator says which file it is.
 #[derive(Debug, Clone, Copy)]
@@ -49,117 +55,28 @@ pub enum Pin<'a> {
 /// What the operator grants and sets.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// The name of its entry.
+    pub entry: String,
     /// The plugin's own configuration.
     pub config: Map<String, Value>,
     /// MiB of memory for one instance, 1 to 256.
     pub memory_mib: u64,
     /// For one verdict.
     pub deadline: Duration,
-    /// Whether its log lines are written.
-    pub log: bool,
-}
-
-/// Why a plugin cannot be loaded.
-#[derive(Debug, Error, Diagnostic)]
-pub enum Unusable {
-    #[error("cannot read the plugin `{}`: {source}", path.display())]
-    #[diagnostic(
-        code("plugin-unreadable"),
-        help("`path` is relative to the config; build the plugin first if it is made here")
-    )]
-    Unreadable { path: PathBuf, source: io::Error },
-
-    #[error("the plugin `{}` is larger than {} MiB", path.display(), FILE_BYTES >> 20)]
-    #[diagnostic(code("plugin-too-large"), help("build it for release and strip it"))]
-    TooLarge { path: PathBuf },
-
-    #[error("the plugin `{}` is not pinned", path.display())]
-    #[diagnostic(
-        code("plugin-unpinned"),
-        help(
-            "write `sha256 = \"{sha256}\"` beside its `path` if this is the file you mean, or `allow-unpinned = true` while you work on it"
-        )
-    )]
-    Unpinned { path: PathBuf, sha256: String },
-
-    #[error("`sha256` of the plugin `{}` is not a SHA-256 digest: {said}", path.display())]
-    #[diagnostic(code("plugin-digest-illegal"), help("this file's is `{sha256}`"))]
-    DigestIllegal { path: PathBuf, said: String, sha256: String },
-
-    #[error("the plugin `{}` is not the pinned one: its SHA-256 is {sha256}, not {pinned}", path.display())]
-    #[diagnostic(
-        code("plugin-digest-mismatch"),
-        help("find out who changed the file; if it was you, write its new digest into the config")
-    )]
-    DigestMismatch { path: PathBuf, pinned: String, sha256: String },
-
-    #[error("`{}` is not WebAssembly", path.display())]
-    #[diagnostic(
-        code("plugin-not-wasm"),
-        help("`path` has to name a component in binary form (`*.wasm`)")
-    )]
-    NotWasm { path: PathBuf },
-
-    #[error("`{}` is a core WebAssembly module, not a component", path.display())]
-    #[diagnostic(
-        code("plugin-core-module"),
-        help(
-            "link it with `wasm-component-ld`, as plugins/examples/redact-email/.cargo/config.toml does, or run `wasm-tools component new` on it"
-        )
-    )]
-    CoreModule { path: PathBuf },
-
-    #[error("`{}` is not a valid component: {reason}", path.display())]
-    #[diagnostic(code("plugin-invalid"), help("build it again"))]
-    Invalid { path: PathBuf, reason: String },
-
-    #[error("the plugin `{}` asks for {}; none is granted", path.display(), imports.join(", "))]
-    #[diagnostic(
-        code("plugin-import-ungranted"),
-        help(
-            "a plugin may import {GRANTED}.* alone: build it for a target without a system, such as wasm32-unknown-unknown"
-        )
-    )]
-    Ungranted { path: PathBuf, imports: Vec<String> },
-
-    #[error("`{}` is not a plugin of this version: {reason}", path.display())]
-    #[diagnostic(
-        code("plugin-world"),
-        help("a plugin exports {GUEST}.*: build it against this version's plugins/wit")
-    )]
-    World { path: PathBuf, reason: String },
-
-    #[error("the plugin `{}` does not say what it is: {reason}", path.display())]
-    #[diagnostic(code("plugin-describe"), help("its `describe` has to answer within {DESCRIBE:?}"))]
-    Describe { path: PathBuf, reason: String },
-
-    #[error("the manifest of the plugin `{}` is wrong: {reason}", path.display())]
-    #[diagnostic(code("plugin-manifest"), help("this is for the plugin's author to mend"))]
-    Manifest { path: PathBuf, reason: String },
-
-    #[error("`config` does not fit the plugin `{plugin}`: {reason}")]
-    #[diagnostic(code("plugin-config"), help("the plugin's schema for it: {schema}"))]
-    Config { plugin: String, reason: String, schema: String },
-
-    #[error("`memory-mib = {said}` of the plugin `{}` is not possible", path.display())]
-    #[diagnostic(code("plugin-memory"), help("write a number from 1 to {MEMORY_MIB_MAX}"))]
-    Memory { path: PathBuf, said: u64 },
-
-    #[error("`events` leave the plugin `{plugin}` nothing to do: it hooks `{hooked}`")]
-    #[diagnostic(code("plugin-never-asked"), help("name some of these events, or remove `events`"))]
-    NeverAsked { plugin: String, hooked: String },
-
-    #[error("plugins cannot run here: {reason}")]
-    #[diagnostic(
-        code("plugin-host"),
-        help("plugins reserve address space: see that `ulimit -v` does not cap it")
-    )]
-    Host { reason: String },
+    /// What it may do beyond its verdicts.
+    pub grants: Grants,
+    /// The secrets of the grants.
+    pub secrets: BTreeMap<String, Secret>,
 }
 
 /// Reads, checks, compiles and asks. Takes as long as compiling takes (0.1 s for a small plugin in
 /// Rust), so call it off the async threads.
-pub(super) fn load(path: &Path, pin: Pin<'_>, settings: Settings) -> Result<Plugin, Unusable> {
+pub(super) fn load(
+    path: &Path,
+    pin: Pin<'_>,
+    settings: Settings,
+    house: &House,
+) -> Result<Plugin, Unusable> {
     let bytes = read(path)?;
     let sha256 = hex::encode(Sha256::digest(&bytes));
     check_pin(path, pin, &sha256)?;
@@ -168,15 +85,62 @@ pub(super) fn load(path: &Path, pin: Pin<'_>, settings: Settings) -> Result<Plug
     }
     let host = Host::shared().map_err(|reason| Unusable::Host { reason })?;
     let component = compile(path, &host.engine, &bytes)?;
-    refuse_ungranted(path, &host.engine, &component)?;
+    let functions = imports(path, &host.engine, &component)?;
     let pre = link(path, &host.engine, &component)?;
 
     let memory = usize::try_from(settings.memory_mib << 20).unwrap_or(usize::MAX);
-    let mut template = Template::new(host, pre, memory, settings.deadline);
+    let bare = Shared::bare(&settings.entry, house.around.clone());
+    let mut template = Template::new(host, pre, memory, settings.deadline, Arc::new(bare));
     let manifest = describe(path, &template)?;
-    let config = check_config(path, &manifest, settings.config)?;
-    template.log = settings.log.then(|| Arc::from(manifest.name.as_str()));
-    Ok(Plugin::new(template, manifest, config, sha256))
+    // Only now, so that hosts and secrets are told along with imports: nothing is granted yet.
+    let asked = Asked { functions: &functions, hosts: &manifest.hosts, secrets: &manifest.secrets };
+    if let Some(missing) = settings.grants.missing(&asked) {
+        return Err(Unusable::Ungranted { path: path.into(), missing: Box::new(missing) });
+    }
+    template.config = check_config(path, &manifest, settings.config.clone())?.into();
+
+    template.shared = Arc::new(given(&manifest, &settings, house, Lasting::ForNow)?);
+    begin(&manifest, &template)?;
+    template.shared = Arc::new(given(&manifest, &settings, house, Lasting::Kept)?);
+    Ok(Plugin::new(template, manifest, sha256))
+}
+
+/// Whether what a plugin keeps is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lasting {
+    ForNow,
+    Kept,
+}
+
+/// What a plugin is given: what it asks for of what is granted.
+fn given(
+    manifest: &Manifest,
+    settings: &Settings,
+    house: &House,
+    lasting: Lasting,
+) -> Result<Shared, Unusable> {
+    let (entry, grants) = (&settings.entry, &settings.grants);
+    let declared = |name: &String| manifest.secrets.contains(name);
+    let secrets: BTreeMap<_, _> =
+        settings.secrets.clone().into_iter().filter(|(name, _)| declared(name)).collect();
+    let veil = Veil::over(secrets.values())
+        .map_err(|reason| Unusable::Secrets { plugin: manifest.name.clone(), reason })?;
+    let places = grants
+        .hosts()
+        .filter(|granted| manifest.hosts.iter().any(|host| granted.is(&host.host, host.port)));
+    let state = grants.state.map(|max| match (&house.states, lasting) {
+        (Some(states), Lasting::Kept) => Values::stored(entry, max.0, states.clone()),
+        _ => Values::for_now(entry, max.0),
+    });
+    Ok(Shared {
+        log: grants.log,
+        metrics: grants.metrics && lasting == Lasting::Kept,
+        state,
+        http: grants.http.is_some().then(|| Client::to(places.cloned())),
+        secrets,
+        veil,
+        ..Shared::bare(entry, house.around.clone())
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Unusable> {
@@ -222,18 +186,20 @@ fn compile(path: &Path, engine: &Engine, bytes: &[u8]) -> Result<Component, Unus
     })
 }
 
-fn refuse_ungranted(path: &Path, engine: &Engine, component: &Component) -> Result<(), Unusable> {
-    let imports: Vec<String> = component
-        .component_type()
-        .imports(engine)
-        .map(|(name, _)| name)
-        .filter(|name| name.rsplit_once('.').is_none_or(|(minor, _)| minor != GRANTED))
-        .map(|name| excerpt(name, 128))
-        .collect();
-    if imports.is_empty() {
-        Ok(())
+/// The functions that a component imports, if it imports nothing else.
+fn imports(path: &Path, engine: &Engine, component: &Component) -> Result<Vec<Function>, Unusable> {
+    let (mut functions, mut foreign) = (Vec::new(), Vec::new());
+    for (name, _) in component.component_type().imports(engine) {
+        match Function::imported(name) {
+            Some(function) => functions.push(function),
+            None => foreign.push(excerpt(name, 128)),
+        }
+    }
+    if foreign.is_empty() {
+        Ok(functions)
     } else {
-        Err(Unusable::Ungranted { path: path.into(), imports })
+        foreign.truncate(FOREIGN);
+        Err(Unusable::Foreign { path: path.into(), imports: foreign })
     }
 }
 
@@ -250,20 +216,39 @@ fn link(path: &Path, engine: &Engine, component: &Component) -> Result<PluginPre
 fn describe(path: &Path, template: &Template) -> Result<Manifest, Unusable> {
     let mut store = template.store(Instant::now() + DESCRIBE);
     store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Continue(1)));
-    let said = ask(&mut store, template).map_err(|error| Unusable::Describe {
+    let said = at_once(described(&mut store, template)).map_err(|error| Unusable::Describe {
         path: path.into(),
         reason: template.failure(&error, store.data(), DESCRIBE).to_string(),
     })?;
     Manifest::check(said).map_err(|reason| Unusable::Manifest { path: path.into(), reason })
 }
 
-fn ask(
+async fn described(
     store: &mut Store<Guest>,
     template: &Template,
-) -> wasmtime::Result<super::bindings::exports::portcullis::interceptor::guest::Manifest> {
-    let instance = template.pre.instance_pre().instantiate(&mut *store)?;
-    let world = World::new(&mut *store, &instance)?;
-    world.portcullis_interceptor_guest().call_describe(store)
+) -> wasmtime::Result<wit::Manifest> {
+    let world = template.pre.instantiate_async(&mut *store).await?;
+    world.portcullis_interceptor_guest().call_describe(store).await
+}
+
+/// Tries whether an instance begins: what is wrong with a config, a plugin should say at once and not
+/// at the first message.
+fn begin(manifest: &Manifest, template: &Template) -> Result<(), Unusable> {
+    let mut store = template.store(Instant::now() + START);
+    store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Continue(1)));
+    let begun = at_once(template.begin(&mut store));
+    let failed = |reason: String| Unusable::Start { plugin: manifest.name.clone(), reason };
+    match begun {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(own)) => Err(failed(own)),
+        Err(error) => Err(failed(template.failure(&error, store.data(), START).to_string())),
+    }
+}
+
+/// What of a guest's waits for nothing: it goes on at every tick, and what could wait works in
+/// `inspect` alone. So no runtime is needed, nor in the way.
+fn at_once<T>(asked: impl Future<Output = wasmtime::Result<T>>) -> wasmtime::Result<T> {
+    asked.now_or_never().unwrap_or_else(|| Err(wasmtime::format_err!("it waited for something")))
 }
 
 fn check_config(
@@ -302,6 +287,7 @@ fn check_config(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use miette::Diagnostic as _;
 
     const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
     const MODULE: &[u8] = b"\0asm\x01\0\0\0";
@@ -319,16 +305,21 @@ mod tests {
         bytes
     }
 
-    fn refusal(bytes: &[u8]) -> Unusable {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        std::io::Write::write_all(&mut file, bytes).unwrap();
-        let settings = Settings {
+    fn settings() -> Settings {
+        Settings {
+            entry: "probe".into(),
             config: Map::new(),
             memory_mib: 64,
             deadline: Duration::from_secs(1),
-            log: false,
-        };
-        load(file.path(), Pin::Any, settings).err().unwrap()
+            grants: Grants::default(),
+            secrets: BTreeMap::new(),
+        }
+    }
+
+    fn refusal(bytes: &[u8]) -> Unusable {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, bytes).unwrap();
+        load(file.path(), Pin::Any, settings(), &House::bare()).err().unwrap()
     }
 
     #[test]
@@ -344,16 +335,16 @@ mod tests {
     }
 
     #[test]
-    fn what_it_asks_for_beyond_its_grants_is_listed() {
+    fn what_it_asks_for_beyond_the_contract_is_listed() {
         for name in [
             "wasi:cli/environment@0.2.3",
             "wasi:http/outgoing-handler@0.2.0",
             "portcullis:interceptor/log@0.2.0",
-            "portcullis:interceptor/clock@0.1.0",
+            "portcullis:interceptor/files@0.1.0",
             "log",
         ] {
             match refusal(&importing(name)) {
-                Unusable::Ungranted { imports, .. } => assert_eq!(imports, [name]),
+                Unusable::Foreign { imports, .. } => assert_eq!(imports, [name]),
                 other => panic!("{name}: {other}"),
             }
         }
@@ -361,13 +352,8 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_there() {
-        let settings = Settings {
-            config: Map::new(),
-            memory_mib: 64,
-            deadline: Duration::from_secs(1),
-            log: false,
-        };
-        let missing = load(Path::new("no/such.wasm"), Pin::Any, settings).err().unwrap();
+        let house = House::bare();
+        let missing = load(Path::new("no/such.wasm"), Pin::Any, settings(), &house).err().unwrap();
         assert_eq!(
             missing.to_string(),
             "cannot read the plugin `no/such.wasm`: No such file or directory (os error 2)"

@@ -6,11 +6,16 @@ use crate::{
     names::ServerName,
 };
 
-use super::{bindings::exports::portcullis::interceptor::guest as wit, output::excerpt};
+use super::{
+    Lifetime, bindings::exports::portcullis::interceptor::guest as wit, grants::Destination,
+    output::excerpt,
+};
 
 /// Hooks of one plugin, and events of one hook.
 const HOOKS: usize = 16;
 const EVENTS: usize = 64;
+/// Hosts and secrets of one plugin.
+const ASKED: usize = 32;
 
 /// A plugin's own account of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +26,12 @@ pub struct Manifest {
     pub hooks: Hooks,
     /// The JSON Schema that the operator's configuration has to fit.
     pub config_schema: Option<String>,
+    /// How long an instance lives.
+    pub lifetime: Lifetime,
+    /// The hosts that it asks `http` for.
+    pub hosts: Vec<Destination>,
+    /// The names that it asks `secrets` for.
+    pub secrets: Vec<String>,
 }
 
 impl Manifest {
@@ -46,7 +57,34 @@ impl Manifest {
             description: excerpt(&said.description, 512),
             hooks: Hooks(hooks),
             config_schema: said.config_schema,
+            lifetime: said.lifetime,
+            hosts: hosts(&said.hosts)?,
+            secrets: secrets(said.secrets)?,
         })
+    }
+}
+
+fn hosts(said: &[String]) -> Result<Vec<Destination>, String> {
+    if said.len() > ASKED {
+        return Err(format!("it names more than {ASKED} hosts"));
+    }
+    let host = |text: &String| match text.parse::<Destination>() {
+        Ok(host) if host.address.is_none() => Ok(host),
+        // Where a host is, is the operator's to say.
+        _ => Err(format!("`{}` is not HOST:PORT", excerpt(text, 64))),
+    };
+    said.iter().map(host).collect()
+}
+
+fn secrets(said: Vec<String>) -> Result<Vec<String>, String> {
+    if said.len() > ASKED {
+        return Err(format!("it names more than {ASKED} secrets"));
+    }
+    // Such a name needs no quotes in the config.
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    match said.iter().find(|name| !(1..=64).contains(&name.len()) || !name.bytes().all(plain)) {
+        Some(name) => Err(format!("`{}` is not a legal name of a secret", excerpt(name, 64))),
+        None => Ok(said),
     }
 }
 
@@ -102,6 +140,9 @@ mod tests {
                 phase: wit::Phase::Request,
             }],
             config_schema: None,
+            lifetime: Lifetime::Message,
+            hosts: Vec::new(),
+            secrets: Vec::new(),
         }
     }
 
@@ -114,7 +155,7 @@ mod tests {
     #[test]
     fn each_lie_is_named() {
         type Lie = fn(&mut wit::Manifest);
-        let lies: [(Lie, &str); 9] = [
+        let lies: [(Lie, &str); 14] = [
             (|m| m.name = "Probe 1".into(), "not a legal name"),
             (|m| m.name = String::new(), "not a legal name"),
             (|m| m.version = "new".into(), "not a version"),
@@ -124,6 +165,11 @@ mod tests {
             (|m| m.hooks[0].events.clear(), "names no event"),
             (|m| m.hooks[0].events = vec!["*".into(); 65], "more than 64 events"),
             (|m| m.hooks[0].events = vec!["everything".into()], "is no MCP method"),
+            (|m| m.hosts = vec!["a:1".into(); 33], "more than 32 hosts"),
+            (|m| m.hosts = vec!["everywhere".into()], "is not HOST:PORT"),
+            (|m| m.hosts = vec!["a:1=10.0.0.1".into()], "is not HOST:PORT"),
+            (|m| m.secrets = vec!["A".into(); 33], "more than 32 secrets"),
+            (|m| m.secrets = vec!["A B".into()], "not a legal name of a secret"),
         ];
         for (lie, told) in lies {
             let mut manifest = said();

@@ -1,6 +1,6 @@
 //! What a plugin hands back, checked before anybody believes it.
 
-use super::{Decision, Verdict};
+use super::{Decision, Verdict, veil::Veil};
 
 /// Labels and findings in one verdict.
 const ITEMS: usize = 32;
@@ -9,41 +9,56 @@ const NAME_BYTES: usize = 64;
 /// Bytes of a text for people.
 const TEXT_BYTES: usize = 512;
 
-/// Checks a verdict, and shortens what is only for reading.
-pub fn check(mut verdict: Verdict) -> Result<Verdict, String> {
+/// Checks a verdict, and shortens what is only for reading. No secret that the plugin was handed is
+/// left in it.
+pub fn check(mut verdict: Verdict, veil: &Veil) -> Result<Verdict, String> {
     if verdict.labels.len() > ITEMS || verdict.findings.len() > ITEMS {
         return Err(format!("it gave more than {ITEMS} labels or findings"));
     }
-    if let Some(label) = verdict.labels.iter().find(|label| !is_name(label)) {
-        return Err(format!("`{}` is not a legal label", excerpt(label, NAME_BYTES)));
+    for label in &verdict.labels {
+        legal("label", label, veil)?;
     }
     for finding in &mut verdict.findings {
-        legal_rule(&finding.rule)?;
-        finding.message = excerpt(&finding.message, TEXT_BYTES);
+        legal("code", &finding.code, veil)?;
+        shorten(&mut finding.message, veil);
     }
     match &mut verdict.decision {
+        Decision::Pass => {}
         // The chain holds a replacement to what every message is held to.
-        Decision::Pass | Decision::Replace(_) => {}
-        Decision::Refuse(refusal) => {
-            if let Some(rule) = &refusal.rule {
-                legal_rule(rule)?;
+        Decision::Replace(text) => {
+            if veil.hides(text) {
+                return Err("its replacement holds a secret that it was handed".into());
             }
-            refusal.message = excerpt(&refusal.message, TEXT_BYTES);
-            refusal.detail = refusal.detail.as_deref().map(|detail| excerpt(detail, TEXT_BYTES));
+        }
+        Decision::Refuse(refusal) => {
+            legal("code", &refusal.code, veil)?;
+            shorten(&mut refusal.reason, veil);
+            if let Some(detail) = &mut refusal.detail {
+                shorten(detail, veil);
+            }
         }
     }
     Ok(verdict)
 }
 
-fn legal_rule(rule: &str) -> Result<(), String> {
-    if is_name(rule) {
+fn shorten(text: &mut String, veil: &Veil) {
+    // Before it is cut: half a secret is one too.
+    veil.cover(text);
+    *text = excerpt(text, TEXT_BYTES);
+}
+
+fn legal(what: &str, name: &str, veil: &Veil) -> Result<(), String> {
+    if veil.hides(name) {
+        Err(format!("a {what} holds a secret that it was handed"))
+    } else if is_name(name) {
         Ok(())
     } else {
-        Err(format!("`{}` is not a legal name of a rule", excerpt(rule, NAME_BYTES)))
+        Err(format!("`{}` is not a legal {what}", excerpt(name, NAME_BYTES)))
     }
 }
 
-fn is_name(text: &str) -> bool {
+/// Whether a text is a label, a code, or a counter's name.
+pub fn is_name(text: &str) -> bool {
     (1..=NAME_BYTES).contains(&text.len())
         && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b':'))
 }
@@ -64,37 +79,63 @@ pub fn excerpt(text: &str, bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plugin::{Finding, Refusal};
+    use crate::{
+        plugin::{Finding, Refusal},
+        vault::Secret,
+    };
 
     fn verdict(decision: Decision) -> Verdict {
         Verdict { decision, labels: Vec::new(), findings: Vec::new() }
     }
 
+    fn refusal(code: &str, reason: &str) -> Decision {
+        Decision::Refuse(Refusal { code: code.into(), reason: reason.into(), detail: None })
+    }
+
     #[test]
-    fn labels_and_rules_are_names_and_few() {
+    fn labels_and_codes_are_names_and_few() {
+        let veil = Veil::default();
         for (label, legal) in
             [("pii", true), ("pii:email.v1", true), ("", false), ("a b", false), ("É", false)]
         {
             let labelled = Verdict { labels: vec![label.into()], ..verdict(Decision::Pass) };
-            assert_eq!(check(labelled).is_ok(), legal, "{label}");
-            let finding = Finding { rule: label.into(), message: "seen".into() };
+            assert_eq!(check(labelled, &veil).is_ok(), legal, "{label}");
+            let finding = Finding { code: label.into(), message: "seen".into() };
             let reported = Verdict { findings: vec![finding], ..verdict(Decision::Pass) };
-            assert_eq!(check(reported).is_ok(), legal, "{label}");
+            assert_eq!(check(reported, &veil).is_ok(), legal, "{label}");
+            assert_eq!(check(verdict(refusal(label, "no")), &veil).is_ok(), legal, "{label}");
         }
         let many = Verdict { labels: vec!["x".into(); ITEMS + 1], ..verdict(Decision::Pass) };
-        assert!(check(many).is_err());
+        assert!(check(many, &veil).is_err());
     }
 
     #[test]
     fn words_of_a_refusal_are_short_and_of_one_line() {
-        let refusal =
-            Refusal { message: format!("no\n{}", "ä".repeat(9_999)), rule: None, detail: None };
+        let long = refusal("words", &format!("no\n{}", "ä".repeat(9_999)));
         let Ok(Verdict { decision: Decision::Refuse(refusal), .. }) =
-            check(verdict(Decision::Refuse(refusal)))
+            check(verdict(long), &Veil::default())
         else {
             panic!("a refusal stays one");
         };
-        assert!(refusal.message.starts_with("no\\nää"));
-        assert!(refusal.message.len() < TEXT_BYTES + 8);
+        assert!(refusal.reason.starts_with("no\\nää"));
+        assert!(refusal.reason.len() < TEXT_BYTES + 8);
+    }
+
+    #[test]
+    fn no_verdict_holds_a_secret() {
+        let value = ["hunter", "2"].concat();
+        let veil = Veil::over([Secret::new(value.clone())].iter()).unwrap();
+        let finding = Finding { code: "seen".into(), message: format!("a {value}") };
+        let said = Verdict { findings: vec![finding], ..verdict(refusal("a", &value)) };
+        let told = format!("{:?}", check(said, &veil).unwrap());
+        assert!(told.contains("[redacted]") && !told.contains(&value), "{told}");
+        for bad in [
+            verdict(Decision::Replace(format!("{{\"a\":\"{value}\"}}"))),
+            verdict(refusal(&value, "no")),
+            Verdict { labels: vec![value.clone()], ..verdict(Decision::Pass) },
+        ] {
+            let error = check(bad, &veil).unwrap_err();
+            assert!(!error.contains(&value), "{error}");
+        }
     }
 }

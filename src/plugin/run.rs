@@ -12,11 +12,13 @@ use tokio_util::task::AbortOnDropHandle;
 use wasmtime::{Store, Trap, UpdateDeadline};
 
 use super::{
-    Manifest, Message, Pin, Settings, Unusable, Verdict,
+    House, Manifest, Message, Pin, Settings, Unusable, Verdict,
     bindings::{Plugin as World, PluginPre},
-    guest::{Budget, Guest, Overtime, Starved},
+    functions::Shared,
+    guest::{Budget, Guest, Overtime, Stage, Starved},
     host::Host,
-    load, output,
+    load::{self, START},
+    output,
 };
 
 /// Instances of one plugin at work at once. Guests never wait for anything, so more would not make
@@ -46,17 +48,32 @@ pub enum Failure {
     Output,
     #[error("it trapped: {0}")]
     Trap(String),
+    #[error("it does not start: {0}")]
+    Start(String),
     #[error("it failed: {0}")]
     Own(String),
     #[error("its verdict is wrong: {0}")]
     Verdict(String),
 }
 
+/// What came of asking a plugin.
+#[derive(Debug)]
+pub struct Said {
+    pub verdict: Result<Verdict, Failure>,
+    /// The HTTP requests that it made meanwhile: method, host and status of each.
+    pub requests: Vec<String>,
+}
+
+impl From<Failure> for Said {
+    fn from(failure: Failure) -> Self {
+        Self { verdict: Err(failure), requests: Vec::new() }
+    }
+}
+
 /// A loaded plugin.
 pub struct Plugin {
     inner: Arc<Inner>,
     manifest: Manifest,
-    config: String,
     sha256: String,
 }
 
@@ -70,7 +87,10 @@ struct Inner {
 pub(super) struct Template {
     pub host: &'static Host,
     pub pre: PluginPre<Guest>,
-    pub log: Option<Arc<str>>,
+    /// What instances share, and what they are granted.
+    pub shared: Arc<Shared>,
+    /// What `start` is told: the JSON text of an object.
+    pub config: Arc<str>,
     /// Bytes for one instance.
     memory: usize,
     budget: Arc<Budget>,
@@ -93,32 +113,23 @@ impl Plugin {
         path: &std::path::Path,
         pin: Pin<'_>,
         settings: Settings,
+        house: &House,
     ) -> Result<Self, Unusable> {
-        load::load(path, pin, settings)
+        load::load(path, pin, settings, house)
     }
 
-    pub(super) fn new(
-        template: Template,
-        manifest: Manifest,
-        config: String,
-        sha256: String,
-    ) -> Self {
+    pub(super) fn new(template: Template, manifest: Manifest, sha256: String) -> Self {
         let inner = Inner {
             template,
             permits: Semaphore::new(AT_ONCE),
             ready: Mutex::new(Vec::with_capacity(READY)),
         };
-        Self { inner: Arc::new(inner), manifest, config, sha256 }
+        Self { inner: Arc::new(inner), manifest, sha256 }
     }
 
     /// What the plugin says of itself.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
-    }
-
-    /// The operator's configuration for it, as JSON text for [`Message::config`].
-    pub fn config(&self) -> &str {
-        &self.config
     }
 
     /// The digest of its file, in hex.
@@ -128,40 +139,41 @@ impl Plugin {
 
     /// The plugin's verdict, checked, from an instance that has seen no other message. Has to be
     /// called within a tokio runtime; dropping the future ends the guest.
-    ///
-    /// # Errors
-    /// A [`Failure`], for the operator.
-    pub async fn inspect(&self, message: Message) -> Result<Verdict, Failure> {
+    pub async fn inspect(&self, message: Message) -> Said {
         let until = Instant::now() + self.inner.template.deadline;
         let inner = self.inner.clone();
         let mut work = Box::pin(async move { inner.work(message, until).await });
-        if let std::task::Poll::Ready(verdict) = poll!(work.as_mut()) {
-            return verdict;
+        if let std::task::Poll::Ready(said) = poll!(work.as_mut()) {
+            return said;
         }
         // Not done within a tick or two, or no permit: go on where it holds up no message.
         match AbortOnDropHandle::new(self.inner.template.host.slow.spawn(work)).await {
-            Ok(verdict) => verdict,
-            Err(error) => Err(Failure::Trap(error.to_string())),
+            Ok(said) => said,
+            Err(error) => Failure::Trap(error.to_string()).into(),
         }
     }
 }
 
 impl Inner {
-    async fn work(self: Arc<Self>, message: Message, until: Instant) -> Result<Verdict, Failure> {
+    async fn work(self: Arc<Self>, message: Message, until: Instant) -> Said {
         let deadline = self.template.deadline;
         let permit = match self.permits.try_acquire() {
             Ok(permit) => permit,
-            Err(_) => tokio::time::timeout_at(until.into(), self.permits.acquire())
-                .await
-                .map_err(|_| Failure::Deadline(deadline))?
-                .map_err(|error| Failure::Trap(error.to_string()))?,
+            Err(_) => match tokio::time::timeout_at(until.into(), self.permits.acquire()).await {
+                Ok(Ok(permit)) => permit,
+                Ok(Err(closed)) => return Failure::Trap(closed.to_string()).into(),
+                Err(_) => return Failure::Deadline(deadline).into(),
+            },
         };
         let ready = self.ready.lock().pop();
         let mut instance = match ready {
             Some(ready) => ready,
-            None => self.template.prepare(until).await?,
+            None => match self.template.prepare(until).await {
+                Ok(prepared) => prepared,
+                Err(failure) => return failure.into(),
+            },
         };
-        let verdict = self.template.ask(&mut instance, &message, until).await;
+        let said = self.template.ask(&mut instance, &message, until).await;
         drop(permit);
         // What is left of the instance is cleared away, and the next one made, after the message
         // has gone on.
@@ -170,7 +182,7 @@ impl Inner {
             drop(instance);
             inner.prepare_next().await;
         });
-        verdict
+        said
     }
 
     async fn prepare_next(&self) {
@@ -178,7 +190,7 @@ impl Inner {
             return;
         }
         // Should this fail, the next message makes its own and says why.
-        if let Ok(next) = self.template.prepare(Instant::now() + self.template.deadline).await {
+        if let Ok(next) = self.template.prepare(Instant::now() + START).await {
             let mut ready = self.ready.lock();
             if ready.len() < READY {
                 ready.push(next);
@@ -194,15 +206,16 @@ impl Template {
         pre: PluginPre<Guest>,
         memory: usize,
         deadline: Duration,
+        shared: Arc<Shared>,
     ) -> Self {
         let budget = Budget::new(memory.saturating_mul(SHARES));
-        Self { host, pre, log: None, memory, budget, deadline }
+        Self { host, pre, shared, config: "{}".into(), memory, budget, deadline }
     }
 
     /// A store with every bound set.
     pub fn store(&self, until: Instant) -> Store<Guest> {
-        let (log, budget) = (self.log.clone(), self.budget.clone());
-        let guest = Guest::new(log, self.memory, budget, until, self.host.running());
+        let (shared, budget) = (self.shared.clone(), self.budget.clone());
+        let guest = Guest::new(shared, self.memory, budget, until, self.host.running());
         let mut store = Store::new(&self.host.engine, guest);
         store.limiter(|guest| guest);
         store.set_epoch_deadline(1);
@@ -210,14 +223,26 @@ impl Template {
         store
     }
 
+    /// An instance that has begun, or in its own words why it does not.
+    pub async fn begin(&self, store: &mut Store<Guest>) -> wasmtime::Result<Result<World, String>> {
+        let world = self.pre.instantiate_async(&mut *store).await?;
+        let guest = world.portcullis_interceptor_guest();
+        let begun = guest.call_start(&mut *store, &self.config).await?;
+        Ok(match begun {
+            Ok(()) => Ok(world),
+            Err(own) => Err(output::excerpt(&store.data().covered(own), 256)),
+        })
+    }
+
     async fn prepare(&self, until: Instant) -> Result<Prepared, Failure> {
         let mut store = self.store(until);
         store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Yield(1)));
-        match self.pre.instantiate_async(&mut store).await {
-            Ok(world) => {
+        match self.begin(&mut store).await {
+            Ok(Ok(world)) => {
                 store.data_mut().running = None;
                 Ok(Prepared { store, world })
             }
+            Ok(Err(own)) => Err(Failure::Start(own)),
             Err(error) => Err(self.failure(&error, store.data(), self.deadline)),
         }
     }
@@ -227,24 +252,30 @@ impl Template {
         Prepared { store, world }: &mut Prepared,
         message: &Message,
         until: Instant,
-    ) -> Result<Verdict, Failure> {
-        store.data_mut().until = until;
-        store.data_mut().running = Some(self.host.running());
+    ) -> Said {
+        let guest = store.data_mut();
+        guest.stage = Stage::Inspecting;
+        guest.until = until;
+        guest.lines = 0;
+        guest.starved = None;
+        guest.running = Some(self.host.running());
         store.set_epoch_deadline(INLINE_TICKS);
         let twice = message.payload.len().saturating_mul(2);
         store.set_hostcall_fuel(twice.saturating_add(OUTPUT_SLACK));
-        let said = world.portcullis_interceptor_guest().call_inspect(&mut *store, message).await;
-        store.data_mut().running = None;
-        match said {
-            Ok(Ok(verdict)) => output::check(verdict).map_err(Failure::Verdict),
-            Ok(Err(own)) => Err(Failure::Own(output::excerpt(&own, 256))),
+        let asked = world.portcullis_interceptor_guest().call_inspect(&mut *store, message).await;
+        let verdict = match asked {
+            Ok(Ok(verdict)) => output::check(verdict, &self.shared.veil).map_err(Failure::Verdict),
+            Ok(Err(own)) => Err(Failure::Own(output::excerpt(&store.data().covered(own), 256))),
             Err(error) => Err(self.failure(&error, store.data(), self.deadline)),
-        }
+        };
+        let guest = store.data_mut();
+        guest.running = None;
+        Said { verdict, requests: std::mem::take(&mut guest.requests) }
     }
 
     /// What an error of wasmtime's means.
     pub fn failure(&self, error: &wasmtime::Error, guest: &Guest, deadline: Duration) -> Failure {
-        let cause = error.root_cause().to_string();
+        let cause = guest.covered(error.root_cause().to_string());
         if error.is::<Overtime>() {
             Failure::Deadline(deadline)
         } else if let Some(starved) = guest.starved {

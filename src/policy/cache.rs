@@ -11,7 +11,7 @@ use quick_cache::{
     sync::{Cache, DefaultLifecycle},
 };
 
-use super::request::{Action, Claimant, Claims, Program, Resource, Subject};
+use super::request::{Action, Claimant, Claims, Holder, Program, Resource, Subject};
 use crate::{
     identity::{Principal, PrincipalKind},
     names::{Group, ServerName},
@@ -55,7 +55,7 @@ enum Asked<'a> {
     Party(Party<'a>),
     Item(Kind, &'a ServerName, &'a str),
     Program(&'a Program),
-    Secret { server: &'a ServerName, name: &'a str, source: &'a str, header: bool },
+    Secret { holder: Party<'a>, name: &'a str, source: &'a str, header: bool },
     Host(&'a str, u16),
     Grant(&'a str),
 }
@@ -94,8 +94,8 @@ impl Hash for Asked<'_> {
                 name.hash(state);
             }
             Asked::Program(program) => (5_u8, program).hash(state),
-            Asked::Secret { server, name, source, header } => {
-                (6_u8, server.as_str(), name, source, header).hash(state);
+            Asked::Secret { holder, name, source, header } => {
+                (6_u8, holder, name, source, header).hash(state);
             }
             Asked::Host(name, port) => (7_u8, name, port).hash(state),
             Asked::Grant(name) => (8_u8, name).hash(state),
@@ -133,8 +133,12 @@ impl<'a> Asking<'a> {
             Resource::Resource { server, uri } => Asked::Item(Kind::Resource, server, uri),
             Resource::Template { server, uri } => Asked::Item(Kind::Template, server, uri),
             Resource::Program(program) => Asked::Program(program),
-            Resource::Secret { server, name, source, header } => {
-                Asked::Secret { server, name, source, header }
+            Resource::Secret { holder, name, source, header } => {
+                let holder = match holder {
+                    Holder::Server(server) => Party::Server(server),
+                    Holder::Plugin(plugin) => Party::Plugin(plugin),
+                };
+                Asked::Secret { holder, name, source, header }
             }
             Resource::Host { name, port } => Asked::Host(name, port),
             Resource::Grant(name) => Asked::Grant(name),
@@ -170,8 +174,8 @@ impl<'a> Asking<'a> {
                     Kept::Item(*kind, (*server).clone(), (*name).into())
                 }
                 Asked::Program(program) => Kept::Program((*program).clone()),
-                Asked::Secret { server, name, source, header } => Kept::Secret {
-                    server: (*server).clone(),
+                Asked::Secret { holder, name, source, header } => Kept::Secret {
+                    holder: party(holder),
                     name: (*name).into(),
                     source: (*source).into(),
                     header: *header,
@@ -214,7 +218,7 @@ enum Kept {
     Party(Named),
     Item(Kind, ServerName, Box<str>),
     Program(Program),
-    Secret { server: ServerName, name: Box<str>, source: Box<str>, header: bool },
+    Secret { holder: Named, name: Box<str>, source: Box<str>, header: bool },
     Host(Box<str>, u16),
     Grant(Box<str>),
 }
@@ -241,8 +245,8 @@ impl Key {
                 Kept::Party(other) => Asked::Party(other.party()),
                 Kept::Item(kind, server, name) => Asked::Item(*kind, server, name),
                 Kept::Program(program) => Asked::Program(program),
-                Kept::Secret { server, name, source, header } => {
-                    Asked::Secret { server, name, source, header: *header }
+                Kept::Secret { holder, name, source, header } => {
+                    Asked::Secret { holder: holder.party(), name, source, header: *header }
                 }
                 Kept::Host(name, port) => Asked::Host(name, *port),
                 Kept::Grant(name) => Asked::Grant(name),

@@ -13,7 +13,7 @@ use super::{
     args::{self, Leaf, Unshowable},
     index::Reads,
     located,
-    request::{Action, Circumstances, Claims, Program, Request, Resource, Subject},
+    request::{Action, Circumstances, Claims, Holder, Program, Request, Resource, Subject},
 };
 use crate::{
     exchange::{Revision, Transport},
@@ -319,12 +319,7 @@ impl Vocabulary {
         match subject {
             Subject::Client(principal) => self.principal(principal, entities),
             Subject::Server(name) => self.server(name, entities),
-            Subject::Plugin(name) => {
-                let uid = uid(&self.plugin, name);
-                let attributes = vec![("name".to_owned(), text(*name))];
-                entities.push(entity(uid.clone(), attributes, Vec::new())?);
-                Ok(uid)
-            }
+            Subject::Plugin(name) => self.plugin(name, entities),
         }
     }
 
@@ -365,6 +360,13 @@ impl Vocabulary {
         Ok(uid)
     }
 
+    fn plugin(&self, name: &str, entities: &mut Vec<Entity>) -> Result<EntityUid, Unaskable> {
+        let uid = uid(&self.plugin, name);
+        let attributes = vec![("name".to_owned(), text(name))];
+        entities.push(entity(uid.clone(), attributes, Vec::new())?);
+        Ok(uid)
+    }
+
     pub(super) fn resource_uid(&self, resource: &Resource<'_>) -> EntityUid {
         let (kind, server, id) = match *resource {
             Resource::Proxy => return uid(&self.proxy, "portcullis"),
@@ -377,7 +379,9 @@ impl Vocabulary {
             Resource::Prompt { server, name } => (&self.prompt, server, name),
             Resource::Resource { server, uri } => (&self.resource, server, uri),
             Resource::Template { server, uri } => (&self.template, server, uri),
-            Resource::Secret { server, name, .. } => (&self.secret, server, name),
+            Resource::Secret { holder, name, .. } => {
+                return uid(&self.secret, &format!("{holder}/{name}"));
+            }
             Resource::Program(program) => return uid(&self.program, &program.name),
             Resource::Host { name, port } => return uid(&self.host, &format!("{name}:{port}")),
             Resource::Grant(name) => return uid(&self.grant, name),
@@ -400,8 +404,11 @@ impl Vocabulary {
                 return Ok(entities);
             }
             Resource::Program(program) => about(program),
-            Resource::Secret { server, name, source, header } => {
-                parents.push(self.server(server, &mut entities)?);
+            Resource::Secret { holder, name, source, header } => {
+                parents.push(match holder {
+                    Holder::Server(server) => self.server(server, &mut entities)?,
+                    Holder::Plugin(plugin) => self.plugin(plugin, &mut entities)?,
+                });
                 vec![
                     ("name".to_owned(), text(name)),
                     ("source".to_owned(), text(source)),

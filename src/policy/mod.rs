@@ -44,7 +44,7 @@ pub use learn::{Learned, Learner};
 pub use load::Revision;
 pub use replay::{Aside, Change, Recorded, Replay, Replayed};
 pub use request::{
-    Action, Circumstances, Claimant, Claims, Program, Request, Resource, Stated, Subject,
+    Action, Circumstances, Claimant, Claims, Holder, Program, Request, Resource, Stated, Subject,
 };
 pub use target::{NoTarget, Target, client_action, is_housekeeping, server_action, worded_action};
 pub use templates::{Filling, Made, Team, Template, ToolName, make};

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     net::IpAddr,
 };
 
@@ -116,9 +117,9 @@ pub enum Resource<'a> {
     Client(&'a Principal),
     /// What is started as a server.
     Program(&'a Program),
-    /// What a server is handed.
+    /// What a server or a plugin is handed.
     Secret {
-        server: &'a ServerName,
+        holder: Holder<'a>,
         /// Of the environment variable or the header.
         name: &'a str,
         /// Where the value comes from: `env`, `file` and so on.
@@ -132,6 +133,24 @@ pub enum Resource<'a> {
     },
     /// A function of the host, by its name.
     Grant(&'a str),
+}
+
+/// Who is handed a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder<'a> {
+    Server(&'a ServerName),
+    /// By the name of its entry in the config.
+    Plugin(&'a str),
+}
+
+impl fmt::Display for Holder<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(name) => write!(f, "{name}"),
+            // A server's name holds no `:`, so that none can be taken for a plugin's.
+            Self::Plugin(name) => write!(f, "plugin:{name}"),
+        }
+    }
 }
 
 /// What is started as a server.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Proxy, beginning, parked::Lot, refusals::Refusals, reloads::Revisions};
+use super::{Proxy, beginning, parked::Lot, plugins, refusals::Refusals, reloads::Revisions};
 use crate::{
     approval::{Approvals, Webhook},
     audit::{self, Audit, Unavailable, export, proof, record::Happening},
@@ -15,14 +15,14 @@ use crate::{
     config::{self, Code, Config, InterceptorEntry, Loaded, OnFailure, Use},
     container,
     interceptors::{
-        plugin::{self, Plugin},
         policy::PolicyGate,
         rate_limit::RateLimit,
         schema::Schema,
         secrets::{Known, Scrubber, Secrets},
     },
     names::ServerName,
-    policy::{self, Action, Resource, Stated, Subject},
+    plugin::{Broken, House},
+    policy::{self, Stated},
     router::Router,
     seal::{KeyFault, Seal},
     session::Sessions,
@@ -55,6 +55,8 @@ pub enum StartFailure {
     Seal(#[from] KeyFault),
     #[error("the audit records cannot be exported: {0}")]
     Export(#[from] export::Illegal),
+    #[error(transparent)]
+    PluginState(#[from] Broken),
     #[error("the policy files cannot be watched: {0}")]
     Watch(String),
     #[error("a part of the start ended early: {0}")]
@@ -72,6 +74,8 @@ pub struct Assembly {
     pub(super) plugins: Vec<Happening>,
     exports: Vec<export::Settings>,
     approvals: Arc<Approvals>,
+    metrics: Arc<Metrics>,
+    house: House,
 }
 
 /// What a proxy is started for.
@@ -99,17 +103,20 @@ impl Assembly {
         } else {
             Err("no server needs a container engine".into())
         };
+        let metrics = Arc::new(Metrics::new());
+        let house = plugins::house(loaded, policies.clone(), metrics.clone());
         let (links, handed, scrubber, exports, approvals, gathered) =
             tokio::task::spawn_blocking({
-                let (loaded, gate) = (loaded.clone(), gate.clone());
+                let (loaded, gate, house) = (loaded.clone(), gate.clone(), house.clone());
                 move || {
                     let mut gathered = Gathered::default();
                     let handed = handed(&loaded, &mut gathered);
-                    let known = known(&handed);
+                    let to_plugins = plugins::Handed::read(&loaded, &mut gathered.found);
+                    let known = [known(&handed), to_plugins.known(&loaded)].concat();
                     let scrubber = Scrubber::new(&known).map_err(|error| error.to_string());
                     let exports = exports(&loaded, &mut gathered.found);
                     let approvals = Arc::new(approvals(&loaded, &mut gathered.found));
-                    let links = links(&loaded, gate, &known, &mut gathered);
+                    let links = links(&loaded, gate, &known, (&to_plugins, &house), &mut gathered);
                     (links, handed, scrubber, exports, approvals, gathered)
                 }
             })
@@ -134,6 +141,8 @@ impl Assembly {
                 exports,
                 approvals,
                 plugins: happened,
+                metrics,
+                house,
             })
         } else {
             Err(StartFailure::Config(found, happened))
@@ -160,6 +169,11 @@ impl Assembly {
         let seal = tokio::task::spawn_blocking(move || Seal::load(&state_dir))
             .await
             .map_err(|error| StartFailure::Task(error.to_string()))??;
+        if let Some(states) = self.house.states.clone().filter(|_| keeps_state(&config)) {
+            tokio::task::spawn_blocking(move || states.open())
+                .await
+                .map_err(|error| StartFailure::Task(error.to_string()))??;
+        }
         let deadline = Duration::from_millis(config.audit.deadline_ms);
         let scrubber = self.scrubber.clone();
         // A name or a URI can hold a secret, and what is refused early never met the chain.
@@ -192,7 +206,7 @@ impl Assembly {
             )));
             heard.push((name.clone(), happened, said));
         }
-        let metrics = Arc::new(Metrics::new());
+        let metrics = self.metrics.clone();
         let revision = self.record(loaded, &audit, purpose).await?;
         let exports = audit.export(self.exports, |name| metrics.export(name))?;
         let router = Router::new(servers);
@@ -236,6 +250,15 @@ impl Assembly {
         tokio::spawn(proxy.clone().tell_of_policies(reloads));
         Ok((proxy, watcher))
     }
+}
+
+/// Whether a plugin keeps values.
+fn keeps_state(config: &Config) -> bool {
+    let granted = |entry: &InterceptorEntry| match &entry.kind {
+        Use::Plugin(config) => config.grants.state.is_some(),
+        _ => false,
+    };
+    config.interceptors.iter().any(granted)
 }
 
 /// Opens the audit log of a config.
@@ -362,7 +385,7 @@ fn handed(loaded: &Loaded, gathered: &mut Gathered) -> BTreeMap<ServerName, Hand
 fn known(handed: &BTreeMap<ServerName, Handed>) -> Vec<Known> {
     let all = handed.iter().flat_map(|(server, handed)| handed.iter().map(move |s| (server, s)));
     all.map(|(server, (name, value))| Known {
-        server: server.clone(),
+        holder: server.to_string(),
         name: name.clone(),
         value: value.clone(),
     })
@@ -376,14 +399,15 @@ fn links(
     loaded: &Loaded,
     gate: Arc<PolicyGate>,
     known: &[Known],
+    (handed, house): (&plugins::Handed, &House),
     gathered: &mut Gathered,
 ) -> Vec<Link> {
     let (mut first, mut rest) = (Vec::new(), Vec::new());
     for (at, entry) in loaded.config.interceptors.iter().enumerate() {
         let made = match &entry.kind {
-            Use::Plugin(config) => match plugin(loaded, at, entry, config) {
+            Use::Plugin(config) => match plugins::load(loaded, at, entry, config, handed, house) {
                 Ok(plugin) => {
-                    gathered.found.extend(ungranted(loaded, at, entry, gate.engine()));
+                    gathered.found.extend(plugins::ungranted(loaded, at, entry, gate.engine()));
                     gathered.happened.push(beginning::plugin(entry, config, &plugin));
                     Ok(Arc::new(plugin) as Arc<dyn Interceptor>)
                 }
@@ -393,7 +417,7 @@ fn links(
                     Err(wrong)
                 }
             },
-            _ => interceptor(loaded, at, entry, known),
+            _ => interceptor(loaded, at, entry, known, handed, house),
         };
         let interceptor = match made {
             Ok(interceptor) => interceptor,
@@ -427,30 +451,6 @@ fn links(
     first
 }
 
-/// What the entry at `at` gives a plugin and policy does not.
-pub fn ungranted(
-    loaded: &Loaded,
-    at: usize,
-    entry: &InterceptorEntry,
-    policies: &policy::Engine,
-) -> Option<Found> {
-    let Use::Plugin(plugin::Config { log: true, .. }) = &entry.kind else { return None };
-    let plugin = entry.name();
-    let (subject, resource) = (Subject::Plugin(plugin), Resource::Grant("log"));
-    let outcome = policies.decide_own(subject, Action::Grant, resource);
-    if outcome.allowed {
-        return None;
-    }
-    let why = outcome.explain();
-    let what = format!("policy does not let the plugin `{plugin}` have `log`: {why}");
-    let help = format!(
-        "permit (principal == Portcullis::Plugin::\"{plugin}\", action == \
-         Portcullis::Action::\"grant\", resource == Portcullis::Grant::\"log\");"
-    );
-    let finding = loaded.finding(&format!("/interceptors/{at}/log"), Code::BadValue, what);
-    Some(Box::new(finding.help(help)))
-}
-
 /// The interceptor of the entry at `at`. It blocks while a plugin compiles.
 ///
 /// # Errors
@@ -460,6 +460,8 @@ pub fn interceptor(
     at: usize,
     entry: &InterceptorEntry,
     known: &[Known],
+    handed: &plugins::Handed,
+    house: &House,
 ) -> Result<Arc<dyn Interceptor>, Found> {
     let here = format!("/interceptors/{at}");
     let name = entry.name();
@@ -476,18 +478,6 @@ pub fn interceptor(
         Use::Secrets(config) => {
             Arc::new(Secrets::new(name, config, known).map_err(|error| invalid(&error))?)
         }
-        Use::Plugin(config) => Arc::new(plugin(loaded, at, entry, config)?),
-    })
-}
-
-fn plugin(
-    loaded: &Loaded,
-    at: usize,
-    entry: &InterceptorEntry,
-    config: &plugin::Config,
-) -> Result<Plugin, Found> {
-    let plugin = Plugin::load(config, &entry.settings, &loaded.base);
-    plugin.map_err(|error| -> Found {
-        Box::new(loaded.locate(&format!("/interceptors/{at}/path"), error))
+        Use::Plugin(config) => Arc::new(plugins::load(loaded, at, entry, config, handed, house)?),
     })
 }

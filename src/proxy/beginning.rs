@@ -68,9 +68,17 @@ pub(super) fn plugin(
         digest: format!("sha256:{}", plugin.sha256()),
         pinned: config.sha256.is_some(),
         manifest: format!("{} {}", manifest.name, manifest.version),
-        grants: config.log.then(|| "log".to_owned()).into_iter().collect(),
+        grants: grants(config),
         memory_mib: config.memory_mib,
     })
+}
+
+/// What a config gives a plugin: functions, hosts and secrets.
+fn grants(config: &plugin::Config) -> Vec<String> {
+    let functions = config.grants.functions().into_iter().map(|one| one.as_str().to_owned());
+    let hosts = config.grants.hosts().map(|host| format!("http:{host}"));
+    let secrets = config.grants.secrets.iter().flatten().map(|(name, _)| format!("secret:{name}"));
+    functions.chain(hosts).chain(secrets).collect()
 }
 
 /// A plugin that was not loaded.

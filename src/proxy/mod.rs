@@ -25,6 +25,7 @@ mod own_acts;
 mod params;
 mod parked;
 mod places;
+mod plugins;
 mod presence;
 mod questions;
 mod recording;
@@ -82,10 +83,11 @@ use refusals::Refusals;
 use reloads::Revisions;
 use tasks::Tasks;
 
-pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor, ungranted};
+pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor};
 pub use beginning::{not_started, record_alone, record_client_alone};
 pub use keeping::prune_alone;
 pub use places::Place;
+pub use plugins::{Handed as PluginSecrets, ungranted};
 
 /// How long calls under way may take to end when the proxy stops.
 const DRAIN: Duration = Duration::from_secs(10);

@@ -5,7 +5,7 @@ use super::Proxy;
 use crate::{
     audit::record::Happening,
     names::ServerName,
-    policy::{Action, Outcome, Program, Resource, Subject},
+    policy::{Action, Holder, Outcome, Program, Resource, Subject},
     refusal::{Code, Refusal, Rule},
     upstream::{Launching, NotCleared},
     vault::Source,
@@ -72,7 +72,8 @@ impl Proxy {
                 Source::Env(_) => "env",
                 Source::File(_) => "file",
             };
-            let resource = Resource::Secret { server, name, source, header };
+            let resource =
+                Resource::Secret { holder: Holder::Server(server), name, source, header };
             asked.push((Action::HandSecret, resource, name.clone()));
         }
         let mut permitted = Permitted { rules: Vec::new(), revision: String::new() };

@@ -136,6 +136,12 @@ struct ExportLabels {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct PluginLabels {
+    plugin: Value,
+    name: Value,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct CodeLabels {
     code: Value,
 }
@@ -199,6 +205,7 @@ pub struct Metrics {
     export_lost: Family<ExportLabels, Counter>,
     export_lag: Family<ExportLabels, Gauge>,
     reloads: Family<OutcomeLabels, Counter>,
+    plugins: Family<PluginLabels, Counter>,
     tools_seen: Mutex<HashMap<ServerName, HashSet<Arc<str>>>>,
 }
 
@@ -236,6 +243,7 @@ impl Metrics {
             export_lost: Family::default(),
             export_lag: Family::default(),
             reloads: Family::default(),
+            plugins: Family::default(),
             tools_seen: Mutex::default(),
         };
         metrics.register();
@@ -325,6 +333,11 @@ impl Metrics {
             "portcullis_policy_reloads",
             "Reloads of the policies by outcome",
             self.reloads.clone(),
+        );
+        r.register(
+            "portcullis_plugin_events",
+            "What plugins count, by the names that they give it",
+            self.plugins.clone(),
         );
     }
 
@@ -436,6 +449,13 @@ impl Metrics {
     pub fn policy_reload(&self, taken: bool) {
         let outcome = Value::Fixed(if taken { "taken" } else { "rejected" });
         self.reloads.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// A plugin counted something. Plugins are the config's, and the names of one are few.
+    pub fn plugin_counted(&self, plugin: &str, name: &str, by: u64) {
+        let labels =
+            PluginLabels { plugin: Value::Named(plugin.into()), name: Value::Named(name.into()) };
+        self.plugins.get_or_create(&labels).inc_by(by);
     }
 
     /// All metrics as OpenMetrics text, of [`CONTENT_TYPE`].

@@ -7,6 +7,7 @@ use portcullis::{
     chain::{Chain, Decision, Link, Trail},
     codec::Caps,
     config::Limits,
+    plugin::Grants,
     refusal::Code,
 };
 
@@ -22,8 +23,13 @@ fn patient() -> EntrySettings {
     EntrySettings { deadline_ms: Some(60_000), ..EntrySettings::default() }
 }
 
+fn logging(name: &str) -> Config {
+    let grants = Grants { log: true, ..Grants::default() };
+    Config { grants, ..config(name) }
+}
+
 fn hostile() -> Plugin {
-    load(&Config { log: true, ..config("hostile") }, &settings()).expect("it loads")
+    load(&logging("hostile"), &settings()).expect("it loads")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,7 +82,7 @@ async fn garbage_does_not_take_a_payloads_place() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_megabytes_do_not_come_out_of_a_roomy_guest() {
-    let roomy = Config { memory_mib: 256, ..config("hostile") };
+    let roomy = Config { memory_mib: 256, ..logging("hostile") };
     let plugin = load(&roomy, &settings()).expect("it loads");
     let Fault(text) = ask(&plugin, "flood-out").await.expect_err("a fault");
     assert!(text.contains("handed back more than"), "{text}");
@@ -84,7 +90,7 @@ async fn a_hundred_megabytes_do_not_come_out_of_a_roomy_guest() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_greedy_guests_are_starved_together() {
-    let plugin = Arc::new(load(&config("hostile"), &patient()).expect("it loads"));
+    let plugin = Arc::new(load(&logging("hostile"), &patient()).expect("it loads"));
     let greedy: Vec<_> = (0..32)
         .map(|_| {
             let plugin = plugin.clone();
@@ -143,7 +149,7 @@ async fn many_spinning_guests_leave_others_to_work() {
 
 #[tokio::test]
 async fn a_dropped_question_ends_its_guest() {
-    let plugin = load(&config("hostile"), &patient()).expect("it loads");
+    let plugin = load(&logging("hostile"), &patient()).expect("it loads");
     for _ in 0..50 {
         let gone = Duration::from_millis(1);
         // More often than there are permits: were guests left behind, the last would find none.

@@ -3,6 +3,7 @@
 
 mod contained;
 mod example;
+mod granted;
 mod refused;
 
 use std::{
@@ -20,7 +21,7 @@ use portcullis::{
     identity::{Principal, PrincipalKind},
     interceptors::plugin::{Config, Plugin},
     names::DecisionId,
-    plugin::Unusable,
+    plugin::{House, Surroundings, Unusable},
 };
 use serde_json::{Value, json};
 
@@ -42,7 +43,8 @@ fn config(name: &str) -> Config {
 }
 
 fn load(config: &Config, settings: &EntrySettings) -> Result<Plugin, Unusable> {
-    Plugin::load(config, settings, Path::new("."))
+    let secrets = config.secrets(Path::new(".")).expect("secrets");
+    Plugin::load(config, settings, Path::new("."), secrets, &House::bare())
 }
 
 /// A call of a tool, with this for an answer where there is one.

@@ -63,12 +63,12 @@ fn test(policies: &str, cases: &str, args: &[&str]) -> String {
 fn cases_that_come_as_expected() {
     assert_snapshot!(test(POLICIES, CASES, &[]), @r#"
     exit 0
-    policies/p.test.yaml: 13 requests as expected
+    policies/p.test.yaml: 15 requests as expected
     --- stderr
     "#);
     assert_snapshot!(test(POLICIES, CASES, &["--coverage", "--fail-under", "100"]), @r#"
     exit 0
-    policies/p.test.yaml: 13 requests as expected
+    policies/p.test.yaml: 15 requests as expected
     3 of 3 policies decide a case (100 %)
     --- stderr
     "#);
@@ -762,7 +762,7 @@ cases:
     expect: allow
     by: out
   - name: and no other
-    as: [server:github, server:git]
+    as: [server:github, server:git, plugin:scan]
     reach: [evil.example:443, api.github.com:80]
     expect: deny
   - name: logs
@@ -773,13 +773,13 @@ cases:
 "#;
     assert_snapshot!(test(policies, cases, &["--fail-under", "100"]), @r#"
     exit 0
-    policies/p.test.yaml: 13 requests as expected
+    policies/p.test.yaml: 15 requests as expected
     4 of 4 policies decide a case (100 %)
     --- stderr
     "#);
     assert_snapshot!(test(policies, r#"
 cases:
-  - { name: a, as: plugin:scan, reach: api.github.com:443, expect: deny }
+  - { name: a, as: local:annie, reach: api.github.com:443, expect: deny }
   - { name: b, as: server:github, grant: log, expect: deny }
   - { name: c, as: server:github, reach: api.github.com, expect: deny }
   - { name: d, as: server:github, reach: a:1, call: github/x, expect: deny }
@@ -788,10 +788,10 @@ cases:
     exit 11
     policy-cases
 
-      × this is done for a server: write `as: server:NAME`
+      × this is done for a server or a plugin: write `as: server:NAME` or `as: plugin:NAME`
        ╭─[policies/p.test.yaml:3:20]
      2 │ cases:
-     3 │   - { name: a, as: plugin:scan, reach: api.github.com:443, expect: deny }
+     3 │   - { name: a, as: local:annie, reach: api.github.com:443, expect: deny }
        ·                    ───────────
      4 │   - { name: b, as: server:github, grant: log, expect: deny }
        ╰────
@@ -799,7 +799,7 @@ cases:
 
       × this is given to a plugin: write `as: plugin:NAME`
        ╭─[policies/p.test.yaml:4:20]
-     3 │   - { name: a, as: plugin:scan, reach: api.github.com:443, expect: deny }
+     3 │   - { name: a, as: local:annie, reach: api.github.com:443, expect: deny }
      4 │   - { name: b, as: server:github, grant: log, expect: deny }
        ·                    ─────────────
      5 │   - { name: c, as: server:github, reach: api.github.com, expect: deny }

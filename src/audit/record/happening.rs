@@ -292,7 +292,8 @@ pub struct PluginLoaded {
     pub pinned: bool,
     /// Name and version by its own manifest.
     pub manifest: String,
-    /// What it may do beyond its verdicts: `log`.
+    /// What it may do beyond its verdicts: functions (`log`), hosts (`http:api.example.com:443`) and
+    /// secrets (`secret:NAME`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grants: Vec<String>,
     /// MiB of memory that one instance of it may have.

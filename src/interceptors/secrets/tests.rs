@@ -233,7 +233,7 @@ async fn settings_decide_by_phase_and_by_rule() {
 #[tokio::test]
 async fn the_values_that_servers_are_given_are_found_exactly() {
     let known = |name: &str, value: &str| Known {
-        server: "db".parse().unwrap(),
+        holder: "db".into(),
         name: name.into(),
         value: Secret::new(value.into()),
     };
@@ -368,11 +368,7 @@ proptest! {
 #[test]
 fn a_scrubber_leaves_nothing_of_a_secret() {
     let value = ["correct", "horse", "battery"].join("-");
-    let known = Known {
-        server: "s".parse().unwrap(),
-        name: "KEY".into(),
-        value: Secret::new(value.clone()),
-    };
+    let known = Known { holder: "s".into(), name: "KEY".into(), value: Secret::new(value.clone()) };
     let lines = ["first-of-many-lines", "  second-of-many", "third"].join("\n");
     let many = Known { name: "MANY".into(), value: Secret::new(lines.clone()), ..known.clone() };
     let scrubber = Scrubber::new(&[known, many]).unwrap();
@@ -448,11 +444,7 @@ fn texts(value: &Value) -> Vec<String> {
 #[test]
 fn kept_bodies_lose_known_values_and_what_keys_give_away() {
     let value = ["8675", "3099", "1122"].concat();
-    let known = Known {
-        server: "s".parse().unwrap(),
-        name: "PIN".into(),
-        value: Secret::new(value.clone()),
-    };
+    let known = Known { holder: "s".into(), name: "PIN".into(), value: Secret::new(value.clone()) };
     let scrubber = Scrubber::new(&[known]).unwrap();
     let named = made("{base64raw:40}");
     let body = format!(
@@ -478,7 +470,7 @@ fn kept_bodies_lose_known_values_and_what_keys_give_away() {
 #[test]
 fn kept_bodies_lose_secrets_that_are_spelled_otherwise() {
     let known = |name: &str, value: &str| Known {
-        server: "s".parse().unwrap(),
+        holder: "s".into(),
         name: name.into(),
         value: Secret::new(value.to_owned()),
     };

@@ -7,11 +7,33 @@ use super::{
 };
 use crate::names::ServerName;
 
+/// A server or a plugin.
+pub(super) enum Holder {
+    Server(ServerName),
+    Plugin(String),
+}
+
+impl Holder {
+    fn subject(&self) -> Subject<'_> {
+        match self {
+            Self::Server(server) => Subject::Server(server),
+            Self::Plugin(plugin) => Subject::Plugin(plugin),
+        }
+    }
+
+    fn holder(&self) -> request::Holder<'_> {
+        match self {
+            Self::Server(server) => request::Holder::Server(server),
+            Self::Plugin(plugin) => request::Holder::Plugin(plugin),
+        }
+    }
+}
+
 /// A question of the proxy's own.
 pub(super) enum Own {
     Launch { server: ServerName, program: request::Program },
-    HandSecret { server: ServerName, name: String, source: String, header: bool },
-    Reach { server: ServerName, host: String, port: u16 },
+    HandSecret { holder: Holder, name: String, source: String, header: bool },
+    Reach { holder: Holder, host: String, port: u16 },
     Grant { plugin: String, function: String },
 }
 
@@ -22,6 +44,13 @@ impl Own {
         let server = || match who {
             Who::Server(server) => Ok(server.clone()),
             _ => Err("this is done for a server: write `as: server:NAME`".to_owned()),
+        };
+        let holder = || match who {
+            Who::Server(server) => Ok(Holder::Server(server.clone())),
+            Who::Plugin(plugin) => Ok(Holder::Plugin(plugin.clone())),
+            _ => Err("this is done for a server or a plugin: write `as: server:NAME` or \
+                      `as: plugin:NAME`"
+                .to_owned()),
         };
         if let Some(program) = &case.launch {
             let program = &program.value;
@@ -44,16 +73,16 @@ impl Own {
             let (name, source) = (secret.value.name.clone(), secret.value.source.clone());
             let header = secret.value.header;
             let shown = format!("{name} from {source}");
-            let own = |server| vec![(shown, Self::HandSecret { server, name, source, header })];
-            return Some(server().map(own));
+            let own = |holder| vec![(shown, Self::HandSecret { holder, name, source, header })];
+            return Some(holder().map(own));
         }
         if let Some(hosts) = &case.reach {
             let one = |text: &String| {
                 let problem = || format!("`{}` is not HOST:PORT", text.escape_debug());
                 let (host, port) = text.rsplit_once(':').ok_or_else(problem)?;
                 let port = port.parse().map_err(|_| problem())?;
-                let (server, host) = (server()?, host.to_owned());
-                Ok((text.clone(), Self::Reach { server, host, port }))
+                let (holder, host) = (holder()?, host.to_owned());
+                Ok((text.clone(), Self::Reach { holder, host, port }))
             };
             return Some(hosts.value.0.iter().map(one).collect());
         }
@@ -82,12 +111,12 @@ impl Own {
             Self::Launch { server, program } => {
                 (Subject::Server(server), Resource::Program(program))
             }
-            Self::HandSecret { server, name, source, header } => (
-                Subject::Server(server),
-                Resource::Secret { server, name, source, header: *header },
+            Self::HandSecret { holder, name, source, header } => (
+                holder.subject(),
+                Resource::Secret { holder: holder.holder(), name, source, header: *header },
             ),
-            Self::Reach { server, host, port } => {
-                (Subject::Server(server), Resource::Host { name: host, port: *port })
+            Self::Reach { holder, host, port } => {
+                (holder.subject(), Resource::Host { name: host, port: *port })
             }
             Self::Grant { plugin, function } => {
                 (Subject::Plugin(plugin), Resource::Grant(function))

@@ -79,13 +79,15 @@ const OWN_ACTIONS: [&str; 6] = [
     r#"action == P::Action::"hand_secret""#,
 ];
 
-const OWN_RESOURCES: [&str; 9] = [
+const OWN_RESOURCES: [&str; 11] = [
     "resource",
     r#"resource == P::Program::"t""#,
     "resource is P::Secret",
     r#"resource in P::Server::"s""#,
     r#"resource is P::Secret in P::Server::"other""#,
     r#"resource == P::Secret::"s/t""#,
+    r#"resource == P::Secret::"plugin:s/t""#,
+    r#"resource in P::Plugin::"s""#,
     r#"resource == P::Host::"example.com:443""#,
     "resource is P::Host",
     r#"resource == P::Grant::"log""#,
@@ -265,7 +267,10 @@ fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> Vec<About<'
             for (name, source, header) in
                 [("t", "env", true), ("t", "env", false), ("t", "file", true)]
             {
-                ask(Action::HandSecret, Resource::Secret { server, name, source, header });
+                ask(
+                    Action::HandSecret,
+                    Resource::Secret { holder: Holder::Server(server), name, source, header },
+                );
             }
         }
         for (name, port) in [("example.com", 443), ("example.com", 80), ("a", 443)] {
@@ -275,6 +280,14 @@ fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> Vec<About<'
             ask(Action::Grant, Resource::Grant(name));
         }
     }
+    let plugin = "s";
+    let subject = Subject::Plugin(plugin);
+    for holder in [Holder::Plugin(plugin), Holder::Plugin("other"), Holder::Server(&servers[0])] {
+        let resource = Resource::Secret { holder, name: "t", source: "env", header: false };
+        all.push(About { subject, action: Action::HandSecret, resource });
+    }
+    let resource = Resource::Host { name: "a", port: 443 };
+    all.push(About { subject, action: Action::Reach, resource });
     all
 }
 

@@ -54,7 +54,12 @@ fn every_question<'a>(
         (
             answerer,
             Action::HandSecret,
-            Resource::Secret { server, name: "TOKEN", source: "env", header: false },
+            Resource::Secret {
+                holder: Holder::Server(server),
+                name: "TOKEN",
+                source: "env",
+                header: false,
+            },
         ),
         (answerer, Action::Reach, Resource::Host { name: "example.com", port: 443 }),
         (Subject::Plugin("pii"), Action::Grant, Resource::Grant("log")),
@@ -123,7 +128,8 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
         (&notes, "env", true, ""),
         (&other, "env", false, ""),
     ] {
-        let resource = Resource::Secret { server, name: "TOKEN", source, header };
+        let resource =
+            Resource::Secret { holder: Holder::Server(server), name: "TOKEN", source, header };
         assert_eq!(decide(Subject::Server(server), Action::HandSecret, resource), rules);
     }
     for (name, port, rules) in

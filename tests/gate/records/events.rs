@@ -202,7 +202,7 @@ async fn plugins_are_on_record_with_their_digests() {
     let entry = |sha256: &str| {
         format!(
             "[[interceptors]]\nuse = \"plugin\"\nname = \"mail\"\npath = \"{}\"\nsha256 = \
-             \"{sha256}\"\nlog = true\n",
+             \"{sha256}\"\n[interceptors.grants]\nlog = true\n",
             plugin.display()
         )
     };

@@ -17,11 +17,14 @@ impl Guest for Hostile {
         manifest("hostile", "tools/call")
     }
 
+    fn start(_: String) -> Result<(), String> {
+        Ok(())
+    }
+
     fn inspect(message: Message) -> Result<Verdict, String> {
         let seen = MESSAGES.fetch_add(1, Ordering::Relaxed);
         let Target::Tool(harm) = &message.target else { return Ok(verdict(Decision::Pass)) };
         let text = |bytes| String::from_utf8(vec![b'x'; bytes]).unwrap_or_default();
-        let refuse = |message, rule| Decision::Refuse(Refusal { message, rule, detail: None });
         Ok(verdict(match harm.as_str() {
             "spin" => loop {
                 black_box(());
@@ -37,10 +40,10 @@ impl Guest for Hostile {
             "out-of-bounds" => {
                 // SAFETY: not sound at all, which is the point: the sandbox has to stop it.
                 let byte = unsafe { black_box(usize::MAX as *const u8).read_volatile() };
-                refuse(byte.to_string(), None)
+                refuse("read", byte.to_string())
             }
-            "recurse" => refuse(depth(1).to_string(), None),
-            "recurse-in-memory" => refuse(depth_in_memory(1).to_string(), None),
+            "recurse" => refuse("deep", depth(1).to_string()),
+            "recurse-in-memory" => refuse("deep", depth_in_memory(1).to_string()),
             "flood-out" => Decision::Replace(text(100 << 20)),
             "flood-out-some" => Decision::Replace(text(8 << 20)),
             "flood-log" => {
@@ -67,8 +70,8 @@ impl Guest for Hostile {
             "label" => {
                 return Ok(Verdict { labels: vec!["a b".into()], ..verdict(Decision::Pass) });
             }
-            "long-words" => refuse(text(1 << 16), Some("words".into())),
-            "state" => refuse(seen.to_string(), None),
+            "long-words" => refuse("words", text(1 << 16)),
+            "state" => refuse("seen", seen.to_string()),
             _ => Decision::Pass,
         }))
     }

@@ -10,6 +10,10 @@ impl Guest for Liar {
         manifest("liar", "everything at once")
     }
 
+    fn start(_: String) -> Result<(), String> {
+        Ok(())
+    }
+
     fn inspect(_: Message) -> Result<Verdict, String> {
         Ok(verdict(Decision::Pass))
     }

@@ -10,6 +10,10 @@ impl Guest for Noop {
         manifest("noop", "*")
     }
 
+    fn start(_: String) -> Result<(), String> {
+        Ok(())
+    }
+
     fn inspect(_: Message) -> Result<Verdict, String> {
         Ok(verdict(Decision::Pass))
     }

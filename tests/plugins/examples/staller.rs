@@ -12,6 +12,10 @@ impl Guest for Staller {
         }
     }
 
+    fn start(_: String) -> Result<(), String> {
+        Ok(())
+    }
+
     fn inspect(_: Message) -> Result<Verdict, String> {
         Ok(verdict(Decision::Pass))
     }

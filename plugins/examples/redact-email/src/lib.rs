@@ -5,6 +5,10 @@ wit_bindgen::generate!({ path: "../../wit", world: "plugin" });
 
 use exports::portcullis::interceptor::guest::*;
 use serde_json::Value;
+use std::sync::OnceLock;
+
+/// The marker of the configuration, where there is one.
+static MARKER: OnceLock<Option<String>> = OnceLock::new();
 
 struct RedactEmail;
 export!(RedactEmail);
@@ -17,18 +21,26 @@ impl Guest for RedactEmail {
             version: env!("CARGO_PKG_VERSION").into(),
             description: env!("CARGO_PKG_DESCRIPTION").into(),
             hooks: vec![hook(Phase::Request), hook(Phase::Response)],
+            lifetime: Lifetime::Message,
             config_schema: Some(include_str!("config.schema.json").into()),
+            hosts: vec![],
+            secrets: vec![],
         }
+    }
+
+    fn start(config: String) -> Result<(), String> {
+        let marker = json(&config)?["marker"].as_str().map(str::to_owned);
+        MARKER.set(marker).map_err(|_| "it began twice".into())
     }
 
     fn inspect(message: Message) -> Result<Verdict, String> {
         let mut payload: Value = json(&message.payload)?;
         let decision = match message.phase {
-            Phase::Request => match json(&message.config)?["marker"].as_str() {
+            Phase::Request => match MARKER.get().and_then(Option::as_deref) {
                 Some(marker) if any(&mut payload["arguments"], &|text| text.contains(marker)) => {
                     Decision::Refuse(Refusal {
-                        message: "the arguments hold a marker that must not leave".into(),
-                        rule: Some("marker".into()),
+                        code: "marker".into(),
+                        reason: "the arguments hold a marker that must not leave".into(),
                         detail: None,
                     })
                 }

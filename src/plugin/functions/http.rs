@@ -1,0 +1,386 @@
+//! HTTP to the hosts that a plugin declares and the operator grants, and to no other.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use reqwest::{
+    Method, Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
+use tokio::sync::Semaphore;
+
+use super::super::{
+    bindings::portcullis::interceptor::http::{Error, Host, Request, Response},
+    grants::Destination,
+    guest::{Guest, Stage},
+    output::excerpt,
+};
+
+/// Bytes of a body, one way or the other.
+const BODY: usize = 1 << 20;
+/// Bytes of all headers of an answer, about.
+const HEADERS: usize = 64 << 10;
+/// Requests of one plugin under way at once.
+const AT_ONCE: usize = 8;
+/// Requests that one message may cause.
+pub const A_MESSAGE: usize = 16;
+/// What is the connection's and not the guest's to say.
+const RESERVED: [&str; 7] =
+    ["host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer"];
+
+/// What a plugin may speak to.
+pub struct Client {
+    places: Vec<Place>,
+    at_once: Semaphore,
+}
+
+struct Place {
+    destination: Destination,
+    client: OnceLock<Result<reqwest::Client, String>>,
+}
+
+impl Client {
+    /// To these places.
+    pub fn to(places: impl Iterator<Item = Destination>) -> Self {
+        let places = places.map(|destination| Place { destination, client: OnceLock::new() });
+        Self { places: places.collect(), at_once: Semaphore::new(AT_ONCE) }
+    }
+
+    fn place(&self, host: &str, port: u16) -> Option<&Place> {
+        self.places.iter().find(|place| place.destination.is(host, port))
+    }
+}
+
+impl Place {
+    fn client(&self) -> Result<&reqwest::Client, Error> {
+        let made = self.client.get_or_init(|| {
+            let builder = reqwest::Client::builder()
+                // A redirect or a proxy of the environment would lead to a place that nobody granted.
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .retry(reqwest::retry::never())
+                .connect_timeout(Duration::from_secs(10))
+                .pool_max_idle_per_host(2);
+            let host = &self.destination.host;
+            let builder = match self.destination.address {
+                // The port is the URL's.
+                Some(address) => builder.resolve(host, SocketAddr::new(address, 0)),
+                None => builder.dns_resolver(Arc::new(Public)),
+            };
+            builder.build().map_err(|error| format!("no HTTP client could be made: {error}"))
+        });
+        made.as_ref().map_err(|why| Error::Failed(why.clone()))
+    }
+}
+
+/// Finds addresses of names, and gives those alone that everybody can reach. The connection is made
+/// to what was looked at here.
+struct Public;
+
+impl Resolve for Public {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let public: Vec<SocketAddr> = found.filter(|found| is_public(found.ip())).collect();
+            if public.is_empty() {
+                return Err("it has no public address: the operator grants one of a private \
+                            network as `HOST:PORT=ADDRESS`"
+                    .into());
+            }
+            Ok(Box::new(public.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Whether an address is one of the whole Internet: not of this machine, not of a network around it,
+/// and no way to such a one.
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => is_public_v4(v4),
+        IpAddr::V6(v6) => is_public_v6(v6),
+    }
+}
+
+fn is_public_v4(v4: Ipv4Addr) -> bool {
+    let [a, b, c, _] = v4.octets();
+    let special = matches!(
+        (a, b, c),
+        // This network, shared (RFC 6598), protocol assignments, 6to4 relays, benchmarks, and all
+        // from multicast up.
+        (0, ..)
+            | (100, 64..=127, _)
+            | (192, 0, 0)
+            | (192, 88, 99)
+            | (198, 18..=19, _)
+            | (224.., ..)
+    );
+    !(special || v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_documentation())
+}
+
+fn is_public_v6(v6: Ipv6Addr) -> bool {
+    let segments = v6.segments();
+    let [_, s1, s2, .., s6, s7] = segments;
+    let embedded = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        is_public_v4(Ipv4Addr::new(a, b, c, d))
+    };
+    match segments {
+        // IPv4 in other clothes: mapped, NAT64, 6to4.
+        [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => embedded(s6, s7),
+        [0x2002, ..] => embedded(s1, s2),
+        // Protocol assignments with Teredo, and documentation.
+        [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
+        [first, ..] => (0x2000..0x4000).contains(&first),
+    }
+}
+
+/// One request, legal by itself.
+struct Asked {
+    method: Method,
+    url: Url,
+    headers: HeaderMap,
+    body: Option<Vec<u8>>,
+}
+
+impl Asked {
+    fn read(request: Request) -> Result<Self, Error> {
+        let invalid = |why: &str| Error::Invalid(why.to_owned());
+        let method = Method::from_bytes(request.method.as_bytes())
+            .ok()
+            .filter(|method| *method != Method::CONNECT)
+            .ok_or_else(|| invalid("this is no method"))?;
+        let url = Url::parse(&request.url).map_err(|_| invalid("this is no URL"))?;
+        if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none() {
+            return Err(invalid("a URL begins with `https://` or `http://` and a host"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(invalid("no user and no password belong into a URL"));
+        }
+        let mut headers = HeaderMap::new();
+        for (name, value) in request.headers {
+            let name = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| invalid("this is no name of a header"))?;
+            if RESERVED.contains(&name.as_str()) || name.as_str().starts_with("proxy-") {
+                return Err(Error::Invalid(format!("the header `{name}` is the host's to write")));
+            }
+            let value = HeaderValue::from_str(&value)
+                .map_err(|_| Error::Invalid(format!("the header `{name}` has no legal value")))?;
+            headers.append(name, value);
+        }
+        if request.body.as_ref().is_some_and(|body| body.len() > BODY) {
+            return Err(Error::TooLarge);
+        }
+        Ok(Self { method, url, headers, body: request.body })
+    }
+
+    /// Where it goes, as URLs and grants name it.
+    fn place(&self) -> (&str, u16) {
+        (
+            self.url.host_str().unwrap_or_default(),
+            self.url.port_or_known_default().unwrap_or_default(),
+        )
+    }
+}
+
+async fn exchange(client: &reqwest::Client, asked: Asked) -> Result<Response, Error> {
+    let failed = |error: reqwest::Error| {
+        // The URL may hold what the operator's log should not; the innermost cause says most.
+        let error = error.without_url();
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        Error::Failed(excerpt(&cause.to_string(), 256))
+    };
+    let mut request = client.request(asked.method, asked.url).headers(asked.headers);
+    if let Some(body) = asked.body {
+        request = request.body(body);
+    }
+    let mut answer = request.send().await.map_err(failed)?;
+    let mut headers = Vec::new();
+    let mut size = 0;
+    for (name, value) in answer.headers() {
+        size += name.as_str().len() + value.len();
+        if size > HEADERS {
+            return Err(Error::TooLarge);
+        }
+        // What is no text no guest can have.
+        if let Ok(value) = value.to_str() {
+            headers.push((name.as_str().to_owned(), value.to_owned()));
+        }
+    }
+    let status = answer.status().as_u16();
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(failed)? {
+        if body.len() + chunk.len() > BODY {
+            return Err(Error::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Response { status, headers, body })
+}
+
+impl Guest {
+    async fn request(&mut self, request: Request) -> Result<Response, Error> {
+        let shared = self.shared.clone();
+        let Some(client) = &shared.http else {
+            return Err(Error::Denied("no host is granted".into()));
+        };
+        if self.stage != Stage::Inspecting {
+            return Err(Error::Denied("`http` works in `inspect` alone".into()));
+        }
+        let asked = Asked::read(request)?;
+        let (host, port) = asked.place();
+        let shown = excerpt(&format!("{} {host}:{port}", asked.method), 128);
+        if self.requests.len() >= A_MESSAGE {
+            return Err(Error::Denied(format!("a message is good for {A_MESSAGE} requests")));
+        }
+        let granted = client
+            .place(host, port)
+            .ok_or_else(|| format!("the host `{}:{port}` is not granted", excerpt(host, 128)));
+        let granted = granted.and_then(|place| {
+            let name = place.destination.name();
+            shared.around.may_reach(&shared.entry, name, port).map(|()| place)
+        });
+        let place = match granted {
+            Ok(place) => place,
+            Err(why) => {
+                self.requests.push(format!("{shown} denied"));
+                return Err(Error::Denied(why));
+            }
+        };
+        // On record even if this ends half way.
+        self.requests.push(format!("{shown} unanswered"));
+        let client_of_place = place.client()?;
+        let until = tokio::time::Instant::from_std(self.until);
+        let done = tokio::time::timeout_at(until, async {
+            let _permit = client.at_once.acquire().await;
+            exchange(client_of_place, asked).await
+        });
+        let done = match done.await {
+            Ok(done) => done,
+            Err(_) => return Err(Error::Failed("it was not answered in time".into())),
+        };
+        let became = match &done {
+            Ok(answer) => format!("{shown} {}", answer.status),
+            Err(Error::TooLarge) => format!("{shown} too large"),
+            Err(_) => format!("{shown} failed"),
+        };
+        if let Some(last) = self.requests.last_mut() {
+            *last = became;
+        }
+        done
+    }
+}
+
+impl Host for Guest {
+    async fn send(&mut self, request: Request) -> Result<Response, Error> {
+        match self.request(request).await {
+            Err(Error::Denied(why)) => Err(Error::Denied(self.covered(why))),
+            Err(Error::Invalid(why)) => Err(Error::Invalid(self.covered(why))),
+            Err(Error::Failed(why)) => Err(Error::Failed(self.covered(why))),
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_networks_around_are_not_public() {
+        for address in
+            ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "2002:101:101::1"]
+        {
+            assert!(is_public(address.parse().unwrap()), "{address}");
+        }
+        for address in [
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "127.0.0.1",
+            "127.1.2.3",
+            "169.254.169.254",
+            "172.16.0.1",
+            "192.0.0.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "203.0.113.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:10.0.0.1",
+            "::10.0.0.1",
+            "64:ff9b::a00:1",
+            "64:ff9b:1::1",
+            "2002:a00:1::1",
+            "2001::1",
+            "2001:db8::1",
+            "fc00::1",
+            "fd00::1",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+            "4000::1",
+        ] {
+            assert!(!is_public(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn requests_that_make_no_sense() {
+        let request = |method: &str, url: &str, header: &str| Request {
+            method: method.into(),
+            url: url.into(),
+            headers: vec![(header.into(), "x".into())],
+            body: None,
+        };
+        assert!(Asked::read(request("GET", "https://a/b?c", "x-token")).is_ok());
+        for (method, url, header) in [
+            ("G T", "https://a", "a"),
+            ("CONNECT", "https://a", "a"),
+            ("GET", "ftp://a", "a"),
+            ("GET", "file:///etc/passwd", "a"),
+            ("GET", "https://user@a", "a"),
+            ("GET", "a", "a"),
+            ("GET", "https://a", "Host"),
+            ("GET", "https://a", "content-length"),
+            ("GET", "https://a", "Proxy-Authorization"),
+            ("GET", "https://a", "a b"),
+        ] {
+            let read = Asked::read(request(method, url, header));
+            assert!(matches!(read, Err(Error::Invalid(_))), "{method} {url} {header}");
+        }
+        let large = Request { body: Some(vec![0; BODY + 1]), ..request("PUT", "https://a", "a") };
+        assert!(matches!(Asked::read(large), Err(Error::TooLarge)));
+    }
+
+    #[test]
+    fn the_host_of_a_url_is_the_one_that_is_granted() {
+        let client =
+            Client::to(["a.example:443", "10.0.0.5:80"].map(|t| t.parse().unwrap()).into_iter());
+        let granted = |url: &str| {
+            let request =
+                Request { method: "GET".into(), url: url.into(), headers: vec![], body: None };
+            let asked = Asked::read(request).ok().unwrap();
+            let (host, port) = asked.place();
+            client.place(host, port).is_some()
+        };
+        for url in
+            ["https://a.example/x", "https://A.EXAMPLE:443", "http://10.0.0.5/", "http://0xa.5"]
+        {
+            assert!(granted(url), "{url}");
+        }
+        for url in
+            ["http://a.example", "https://a.example.", "https://b.a.example", "http://10.0.0.5:81"]
+        {
+            assert!(!granted(url), "{url}");
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! Values that outlive an instance and the proxy.
+
+use std::{
+    collections::BTreeMap,
+    fs::DirBuilder,
+    ops::ControlFlow,
+    os::unix::fs::DirBuilderExt as _,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
+
+use parking_lot::Mutex;
+
+use super::super::{
+    bindings::portcullis::interceptor::state::{Error, Host},
+    guest::Guest,
+};
+
+/// Bytes of a key and of a value.
+const KEY: usize = 256;
+const VALUE: usize = 64 << 10;
+/// What an entry takes beside its key and its value, about.
+const ENTRY: u64 = 64;
+/// Keys of one listing.
+const KEYS: usize = 1_000;
+
+/// The folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the state of the plugins in `{}` cannot be opened: {why}; see that no other proxy uses the \
+     folder, or move it away and the plugins begin with nothing", path.display()
+)]
+pub struct Broken {
+    path: PathBuf,
+    why: String,
+}
+
+/// The state of all plugins: a store with a tree for each.
+pub struct States {
+    path: PathBuf,
+    store: OnceLock<sled::Db>,
+}
+
+impl States {
+    /// In this folder, once it is opened.
+    pub fn at(path: PathBuf) -> Arc<Self> {
+        Arc::new(Self { path, store: OnceLock::new() })
+    }
+
+    /// Opens the store. Blocks.
+    ///
+    /// # Errors
+    /// [`Broken`]; plugins must not go on as if they had never kept anything.
+    pub fn open(&self) -> Result<(), Broken> {
+        if self.store.get().is_some() {
+            return Ok(());
+        }
+        let broken = |why: String| Broken { path: self.path.clone(), why };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.path)
+            .map_err(|error| broken(error.to_string()))?;
+        let store = sled::Config::new()
+            .path(&self.path)
+            .cache_capacity(8 << 20)
+            .open()
+            .map_err(|error| broken(error.to_string()))?;
+        let _ = self.store.set(store);
+        Ok(())
+    }
+}
+
+/// The values of one plugin.
+#[derive(Clone)]
+pub struct Values(Arc<Inner>);
+
+struct Inner {
+    entry: String,
+    max: u64,
+    place: Place,
+    /// The tree, once it is used. Everything that writes holds the lock.
+    open: Mutex<Option<Open>>,
+}
+
+enum Place {
+    Store(Arc<States>),
+    Memory,
+}
+
+struct Open {
+    kept: Kept,
+    used: u64,
+}
+
+enum Kept {
+    Tree(sled::Tree),
+    Memory(BTreeMap<String, Vec<u8>>),
+}
+
+impl Values {
+    /// Of the plugin of that entry, in the store.
+    pub fn stored(entry: &str, max: u64, states: Arc<States>) -> Self {
+        Self::at(entry, max, Place::Store(states))
+    }
+
+    /// Of a trial, forgotten with it.
+    pub fn for_now(entry: &str, max: u64) -> Self {
+        Self::at(entry, max, Place::Memory)
+    }
+
+    fn at(entry: &str, max: u64, place: Place) -> Self {
+        let open = Mutex::new(None);
+        Self(Arc::new(Inner { entry: entry.to_owned(), max, place, open }))
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Open, u64) -> Result<T, Fault>) -> Result<T, Error> {
+        let mut open = self.0.open.lock();
+        let done = match &mut *open {
+            Some(open) => act(open, self.0.max),
+            none => match self.0.begin() {
+                Ok(begun) => act(none.insert(begun), self.0.max),
+                Err(fault) => Err(fault),
+            },
+        };
+        done.map_err(|fault| match fault {
+            Fault::Told(error) => error,
+            Fault::Store(error) => {
+                let plugin = &self.0.entry;
+                tracing::error!(interceptor = %plugin, %error, "the plugin's state does not work");
+                Error::Unavailable
+            }
+        })
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        legal(key, None)?;
+        self.with(|open, _| open.get(key))
+    }
+
+    fn set(&self, key: &str, value: Option<&[u8]>) -> Result<(), Error> {
+        legal(key, value)?;
+        self.with(|open, max| open.put(key, value, max))
+    }
+
+    fn add(&self, key: &str, delta: i64) -> Result<i64, Error> {
+        legal(key, None)?;
+        self.with(|open, max| {
+            let before = match open.get(key)? {
+                None => 0,
+                Some(bytes) => std::str::from_utf8(&bytes)
+                    .ok()
+                    .and_then(|text| text.parse().ok())
+                    .ok_or(Fault::Told(Error::NotANumber))?,
+            };
+            let after = i64::saturating_add(before, delta);
+            open.put(key, Some(after.to_string().as_bytes()), max)?;
+            Ok(after)
+        })
+    }
+
+    fn swap(&self, key: &str, old: Option<&[u8]>, new: Option<&[u8]>) -> Result<bool, Error> {
+        legal(key, new)?;
+        self.with(|open, max| {
+            let same = open.get(key)?.as_deref() == old;
+            if same {
+                open.put(key, new, max)?;
+            }
+            Ok(same)
+        })
+    }
+
+    fn keys(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        if prefix.len() > KEY {
+            return Err(Error::TooLarge);
+        }
+        self.with(|open, _| {
+            let mut keys = Vec::new();
+            open.each(prefix, |key, _| {
+                keys.push(String::from_utf8_lossy(key).into_owned());
+                if keys.len() < KEYS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            Ok(keys)
+        })
+    }
+}
+
+/// Why something was not done.
+enum Fault {
+    Told(Error),
+    Store(String),
+}
+
+impl From<sled::Error> for Fault {
+    fn from(error: sled::Error) -> Self {
+        Self::Store(error.to_string())
+    }
+}
+
+impl Inner {
+    fn begin(&self) -> Result<Open, Fault> {
+        let kept = match &self.place {
+            Place::Memory => Kept::Memory(BTreeMap::new()),
+            Place::Store(states) => {
+                let store = states.store.get();
+                let store = store.ok_or_else(|| Fault::Store("it is not open".into()))?;
+                Kept::Tree(store.open_tree(format!("plugin:{}", self.entry))?)
+            }
+        };
+        let mut open = Open { kept, used: 0 };
+        let mut used = 0;
+        open.each("", |key, value| {
+            used += size(key.len(), value.len());
+            ControlFlow::Continue(())
+        })?;
+        open.used = used;
+        Ok(open)
+    }
+}
+
+fn size(key: usize, value: usize) -> u64 {
+    ENTRY + key as u64 + value as u64
+}
+
+fn legal(key: &str, value: Option<&[u8]>) -> Result<(), Error> {
+    let legal = (1..=KEY).contains(&key.len()) && value.is_none_or(|value| value.len() <= VALUE);
+    if legal { Ok(()) } else { Err(Error::TooLarge) }
+}
+
+impl Open {
+    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Fault> {
+        Ok(match &self.kept {
+            Kept::Tree(tree) => tree.get(key)?.map(|value| value.to_vec()),
+            Kept::Memory(map) => map.get(key).cloned(),
+        })
+    }
+
+    fn put(&mut self, key: &str, value: Option<&[u8]>, max: u64) -> Result<(), Fault> {
+        let before = self.get(key)?.map_or(0, |value| size(key.len(), value.len()));
+        let after = value.map_or(0, |value| size(key.len(), value.len()));
+        let used = self.used.saturating_sub(before).saturating_add(after);
+        if after > before && used > max {
+            return Err(Fault::Told(Error::Full));
+        }
+        match (&mut self.kept, value) {
+            (Kept::Tree(tree), Some(value)) => drop(tree.insert(key, value)?),
+            (Kept::Tree(tree), None) => drop(tree.remove(key)?),
+            (Kept::Memory(map), Some(value)) => drop(map.insert(key.to_owned(), value.to_vec())),
+            (Kept::Memory(map), None) => drop(map.remove(key)),
+        }
+        self.used = used;
+        Ok(())
+    }
+
+    /// Shows every entry of which the key begins so, in order.
+    fn each(
+        &self,
+        prefix: &str,
+        mut show: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        match &self.kept {
+            Kept::Tree(tree) => {
+                for entry in tree.scan_prefix(prefix) {
+                    let (key, value) = entry?;
+                    if show(&key, &value).is_break() {
+                        break;
+                    }
+                }
+            }
+            Kept::Memory(map) => {
+                let from = map.range(prefix.to_owned()..);
+                for (key, value) in from.take_while(|(key, _)| key.starts_with(prefix)) {
+                    if show(key.as_bytes(), value).is_break() {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Guest {
+    fn values(&self) -> Result<Values, Error> {
+        self.shared.state.clone().ok_or(Error::Unavailable)
+    }
+}
+
+impl Host for Guest {
+    fn get(&mut self, key: String) -> Result<Option<Vec<u8>>, Error> {
+        self.values()?.get(&key)
+    }
+
+    fn set(&mut self, key: String, value: Vec<u8>) -> Result<(), Error> {
+        self.values()?.set(&key, Some(&value))
+    }
+
+    fn delete(&mut self, key: String) -> Result<(), Error> {
+        self.values()?.set(&key, None)
+    }
+
+    fn add(&mut self, key: String, delta: i64) -> Result<i64, Error> {
+        self.values()?.add(&key, delta)
+    }
+
+    fn swap(
+        &mut self,
+        key: String,
+        old: Option<Vec<u8>>,
+        new: Option<Vec<u8>>,
+    ) -> Result<bool, Error> {
+        self.values()?.swap(&key, old.as_deref(), new.as_deref())
+    }
+
+    fn keys(&mut self, prefix: String) -> Result<Vec<String>, Error> {
+        self.values()?.keys(&prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both(max: u64) -> (tempfile::TempDir, [Values; 2]) {
+        let folder = tempfile::tempdir().unwrap();
+        let states = States::at(folder.path().join("state"));
+        states.open().unwrap();
+        (folder, [Values::stored("a", max, states), Values::for_now("a", max)])
+    }
+
+    #[test]
+    fn counters_and_swaps() {
+        let (_folder, both) = both(1 << 20);
+        for values in both {
+            assert_eq!(values.add("n", 5).unwrap(), 5);
+            assert_eq!(values.add("n", -7).unwrap(), -2);
+            assert_eq!(values.get("n").unwrap().as_deref(), Some(&b"-2"[..]));
+            assert_eq!(values.add("n", i64::MIN).unwrap(), i64::MIN);
+            values.set("text", Some(b"x")).unwrap();
+            assert!(matches!(values.add("text", 1), Err(Error::NotANumber)));
+
+            assert!(!values.swap("text", None, Some(b"y")).unwrap());
+            assert!(values.swap("text", Some(b"x"), Some(b"y")).unwrap());
+            assert!(values.swap("text", Some(b"y"), None).unwrap());
+            assert!(values.swap("text", None, None).unwrap());
+            assert_eq!(values.get("text").unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn keys_come_in_order_and_not_all() {
+        let (_folder, both) = both(1 << 20);
+        for values in both {
+            for at in 0..KEYS + 5 {
+                values.set(&format!("k{at:05}"), Some(b"")).unwrap();
+            }
+            values.set("other", Some(b"")).unwrap();
+            assert_eq!(values.keys("o").unwrap(), ["other"]);
+            let keys = values.keys("k").unwrap();
+            assert_eq!((keys.len(), keys[1].as_str()), (KEYS, "k00001"));
+        }
+    }
+
+    #[test]
+    fn what_is_granted_is_all_there_is() {
+        let (_folder, both) = both(2 * size(1, 100));
+        for values in both {
+            values.set("a", Some(&[1; 100])).unwrap();
+            values.set("b", Some(&[1; 100])).unwrap();
+            assert!(matches!(values.set("c", Some(b"")), Err(Error::Full)));
+            assert!(matches!(values.set("a", Some(&[1; 101])), Err(Error::Full)));
+            assert!(matches!(values.add("c", 1), Err(Error::Full)));
+            assert!(matches!(values.swap("c", None, Some(b"x")), Err(Error::Full)));
+            values.set("a", Some(&[1; 10])).unwrap();
+            values.set("b", None).unwrap();
+            values.set("c", Some(b"")).unwrap();
+            for (key, value) in [("", 0), (&"k".repeat(KEY + 1), 0), ("k", VALUE + 1)] {
+                assert!(matches!(values.set(key, Some(&vec![1; value])), Err(Error::TooLarge)));
+            }
+        }
+    }
+
+    #[test]
+    fn it_outlives_the_proxy_and_is_nobody_elses() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let open = || {
+            let states = States::at(path.clone());
+            states.open().unwrap();
+            states
+        };
+        let states = open();
+        let values = Values::stored("a", 200, states.clone());
+        values.set("k", Some(&[1; 100])).unwrap();
+        assert_eq!(Values::stored("b", 200, states.clone()).get("k").unwrap(), None);
+        drop((values, states));
+        let again = Values::stored("a", 200, open());
+        assert_eq!(again.get("k").unwrap(), Some(vec![1; 100]));
+        // What it took before counts.
+        assert!(matches!(again.set("l", Some(&[1; 100])), Err(Error::Full)));
+    }
+
+    #[test]
+    fn counters_of_many_threads_lose_nothing() {
+        let (_folder, both) = both(1 << 20);
+        for values in both {
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| (0..100).for_each(|_| assert!(values.add("n", 1).is_ok())));
+                }
+            });
+            assert_eq!(values.add("n", 0).unwrap(), 800);
+        }
+    }
+
+    #[test]
+    fn what_is_not_open_is_unavailable() {
+        let folder = tempfile::tempdir().unwrap();
+        let values = Values::stored("a", 200, States::at(folder.path().join("state")));
+        assert!(matches!(values.get("k"), Err(Error::Unavailable)));
+    }
+}

@@ -1,0 +1,169 @@
+//! Plugins, as the proxy has them: what policies and the config give each, and what is around them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::assembly::Found;
+use crate::{
+    config::{Code, InterceptorEntry, Loaded, Use},
+    interceptors::{
+        plugin::{Config, Plugin},
+        secrets::Known,
+    },
+    plugin::{House, States, Surroundings},
+    policy::{self, Action, Holder, Resource, Subject},
+    telemetry::Metrics,
+    vault::{Secret, Source},
+};
+
+/// The secrets that plugins are handed, by the places of their entries, read once for this run.
+#[derive(Default)]
+pub struct Handed(BTreeMap<usize, BTreeMap<String, Secret>>);
+
+impl Handed {
+    /// All of a config. What is not to be had is a finding.
+    pub fn read(loaded: &Loaded, found: &mut Vec<Found>) -> Self {
+        let mut all = BTreeMap::new();
+        for (at, entry) in loaded.config.interceptors.iter().enumerate() {
+            let Use::Plugin(config) = &entry.kind else { continue };
+            match config.secrets(&loaded.base) {
+                Ok(secrets) => {
+                    all.insert(at, secrets);
+                }
+                Err((name, error)) => {
+                    let pointer = format!("/interceptors/{at}/grants/secrets/{name}");
+                    let what = error.to_string();
+                    found.push(Box::new(loaded.finding(&pointer, Code::BadValue, what)));
+                }
+            }
+        }
+        Self(all)
+    }
+
+    /// The same by the names under which they are found in traffic.
+    pub fn known(&self, loaded: &Loaded) -> Vec<Known> {
+        let entries = loaded.config.interceptors.iter().enumerate();
+        let all = entries.flat_map(|(at, entry)| {
+            let secrets = self.0.get(&at).into_iter().flatten();
+            secrets.map(|(name, value)| (entry.name(), name, value))
+        });
+        all.map(|(holder, name, value)| Known {
+            holder: holder.to_owned(),
+            name: name.clone(),
+            value: value.clone(),
+        })
+        .collect()
+    }
+
+    fn of(&self, at: usize) -> BTreeMap<String, Secret> {
+        self.0.get(&at).cloned().unwrap_or_default()
+    }
+}
+
+/// Loads the plugin of the entry at `at`. It blocks while the plugin compiles.
+///
+/// # Errors
+/// What is wrong with it, at its place in the config.
+pub fn load(
+    loaded: &Loaded,
+    at: usize,
+    entry: &InterceptorEntry,
+    config: &Config,
+    handed: &Handed,
+    house: &House,
+) -> Result<Plugin, Found> {
+    let plugin = Plugin::load(config, &entry.settings, &loaded.base, handed.of(at), house);
+    plugin.map_err(|error| -> Found {
+        Box::new(loaded.locate(&format!("/interceptors/{at}/path"), error))
+    })
+}
+
+/// What is around the plugins of a proxy.
+pub fn house(loaded: &Loaded, policies: Arc<policy::Engine>, metrics: Arc<Metrics>) -> House {
+    let states = States::at(loaded.config.state_dir.join("plugins/state"));
+    House { around: Arc::new(Around { policies, metrics }), states: Some(states) }
+}
+
+struct Around {
+    policies: Arc<policy::Engine>,
+    metrics: Arc<Metrics>,
+}
+
+impl Surroundings for Around {
+    fn count(&self, plugin: &str, name: &str, by: u64) {
+        self.metrics.plugin_counted(plugin, name, by);
+    }
+
+    fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String> {
+        let resource = Resource::Host { name: host, port };
+        let outcome = self.policies.decide_own(Subject::Plugin(plugin), Action::Reach, resource);
+        match permitted(&outcome) {
+            true => Ok(()),
+            false => Err(format!("policy does not permit `{host}:{port}`")),
+        }
+    }
+}
+
+/// Nobody can be asked for what the proxy does of itself.
+fn permitted(outcome: &policy::Outcome) -> bool {
+    outcome.allowed && !outcome.rules.iter().any(|rule| rule.obligations.approve.is_some())
+}
+
+/// What the entry at `at` gives a plugin and policy does not.
+pub fn ungranted(
+    loaded: &Loaded,
+    at: usize,
+    entry: &InterceptorEntry,
+    policies: &policy::Engine,
+) -> Vec<Found> {
+    let Use::Plugin(config) = &entry.kind else { return Vec::new() };
+    let plugin = entry.name();
+    let id = cedar_policy::EntityId::new(plugin);
+    let id = id.escaped();
+    let mut found: Vec<Found> = Vec::new();
+    let mut ask =
+        |key: String, what: &str, action: Action, resource: Resource<'_>, shown: String| {
+            let outcome = policies.decide_own(Subject::Plugin(plugin), action, resource);
+            if permitted(&outcome) {
+                return;
+            }
+            let why = match outcome.allowed {
+                true => "`@approve` cannot be met where the proxy acts of itself".to_owned(),
+                false => outcome.explain(),
+            };
+            let what = format!("policy does not let the plugin `{plugin}` have {what}: {why}");
+            let help = format!(
+                "permit (principal == Portcullis::Plugin::\"{id}\", action == \
+             Portcullis::Action::\"{}\", resource == Portcullis::{shown});",
+                action.as_str()
+            );
+            let pointer = format!("/interceptors/{at}/grants/{key}");
+            found.push(Box::new(loaded.finding(&pointer, Code::BadValue, what).help(help)));
+        };
+    for function in config.grants.functions() {
+        let name = function.as_str();
+        let (what, shown) = (format!("`{name}`"), format!("Grant::\"{name}\""));
+        ask(name.to_owned(), &what, Action::Grant, Resource::Grant(name), shown);
+    }
+    for (nth, host) in config.grants.hosts().enumerate() {
+        let resource = Resource::Host { name: host.name(), port: host.port };
+        let what = format!("the host `{}:{}`", host.host, host.port);
+        let shown = format!("Host::\"{}:{}\"", host.name(), host.port);
+        ask(format!("http/{nth}"), &what, Action::Reach, resource, shown);
+    }
+    for (name, reference) in config.grants.secrets.iter().flatten() {
+        // A reference that is none was found to be wrong before.
+        let Ok(source) = Source::try_from(reference) else { continue };
+        let source = match source {
+            Source::Env(_) => "env",
+            Source::File(_) => "file",
+        };
+        let holder = Holder::Plugin(plugin);
+        let resource = Resource::Secret { holder, name, source, header: false };
+        let what = format!("the secret `{name}`");
+        let secret = format!("{holder}/{name}");
+        let secret = cedar_policy::EntityId::new(&secret);
+        let shown = format!("Secret::\"{}\"", secret.escaped());
+        ask(format!("secrets/{name}"), &what, Action::HandSecret, resource, shown);
+    }
+    found
+}
