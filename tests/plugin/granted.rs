@@ -137,9 +137,9 @@ async fn what_is_not_granted_is_told_with_the_lines_that_would() {
     [interceptors.grants]
     clock = true
     log = true
-    metrics = true
     random = true
     state = "1MiB"
+    metrics = true
     http = ["localhost:8080"]
     secrets = { TOKEN = { from = "env:TOKEN" } }
     "#);

@@ -58,6 +58,8 @@ impl Client {
 impl Place {
     fn client(&self) -> Result<&reqwest::Client, Error> {
         let made = self.client.get_or_init(|| {
+            // Whoever runs plugins need not know that they speak TLS; a second one changes nothing.
+            let _ = rustls::crypto::ring::default_provider().install_default();
             let builder = reqwest::Client::builder()
                 // A redirect or a proxy of the environment would lead to a place that nobody granted.
                 .no_proxy()
