@@ -180,7 +180,7 @@ impl Interceptor for Plugin {
     }
 
     async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<chain::Verdict, Fault> {
-        let plugin::Said { verdict, requests } =
+        let plugin::Said { verdict, requests, .. } =
             self.plugin.inspect(message(exchange, phase)?).await;
         match verdict {
             Ok(said) => {

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::Read,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,7 +21,7 @@ use super::{
     House, Manifest, Plugin, Unusable,
     bindings::{Plugin as World, PluginPre, exports::portcullis::interceptor::guest as wit},
     functions::{Client, Shared, Values},
-    grants::{Asked, Function, Grants},
+    grants::{Asked, Function, Grants, Missing},
     guest::Guest,
     host::{Host, MEMORY_MIB_MAX},
     output::excerpt,
@@ -69,40 +69,85 @@ pub struct Settings {
     pub secrets: BTreeMap<String, Secret>,
 }
 
-/// Reads, checks, compiles and asks. Takes as long as compiling takes (0.1 s for a small plugin in
-/// Rust), so call it off the async threads.
-pub(super) fn load(
-    path: &Path,
-    pin: Pin<'_>,
-    settings: Settings,
-    house: &House,
-) -> Result<Plugin, Unusable> {
-    let bytes = read(path)?;
-    let sha256 = hex::encode(Sha256::digest(&bytes));
-    check_pin(path, pin, &sha256)?;
-    if !(1..=MEMORY_MIB_MAX).contains(&settings.memory_mib) {
-        return Err(Unusable::Memory { path: path.into(), said: settings.memory_mib });
-    }
-    let host = Host::shared().map_err(|reason| Unusable::Host { reason })?;
-    let component = compile(path, &host.engine, &bytes)?;
-    let functions = imports(path, &host.engine, &component)?;
-    let pre = link(path, &host.engine, &component)?;
+/// A component that was read, checked and compiled and has said what it is; nothing is granted yet.
+pub struct Compiled {
+    path: PathBuf,
+    size: usize,
+    sha256: String,
+    host: &'static Host,
+    pre: PluginPre<Guest>,
+    functions: Vec<Function>,
+    manifest: Manifest,
+}
 
-    let memory = usize::try_from(settings.memory_mib << 20).unwrap_or(usize::MAX);
-    let bare = Shared::bare(&settings.entry, house.around.clone());
-    let mut template = Template::new(host, pre, memory, settings.deadline, Arc::new(bare));
-    let manifest = describe(path, &template)?;
-    // Only now, so that hosts and secrets are told along with imports: nothing is granted yet.
-    let asked = Asked { functions: &functions, hosts: &manifest.hosts, secrets: &manifest.secrets };
-    if let Some(missing) = settings.grants.missing(&asked) {
-        return Err(Unusable::Ungranted { path: path.into(), missing: Box::new(missing) });
+impl Compiled {
+    /// Reads, checks, compiles and asks. Takes as long as compiling takes (0.1 s for a small plugin
+    /// in Rust), so call it off the async threads.
+    ///
+    /// # Errors
+    /// What is wrong with the file, its digest, what it imports and exports, or its manifest.
+    pub fn read(path: &Path, pin: Pin<'_>) -> Result<Self, Unusable> {
+        let bytes = read(path)?;
+        let sha256 = hex::encode(Sha256::digest(&bytes));
+        check_pin(path, pin, &sha256)?;
+        let host = Host::shared().map_err(|reason| Unusable::Host { reason })?;
+        let component = compile(path, &host.engine, &bytes)?;
+        let functions = imports(path, &host.engine, &component)?;
+        let pre = link(path, &host.engine, &component)?;
+        let bare = Arc::new(Shared::bare("", House::bare().around));
+        let memory = usize::try_from(MEMORY_MIB_MAX << 20).unwrap_or(usize::MAX);
+        let template = Template::new(host, pre, memory, DESCRIBE, bare);
+        let manifest = describe(path, &template)?;
+        let (path, size, pre) = (path.to_owned(), bytes.len(), template.pre);
+        Ok(Self { path, size, sha256, host, pre, functions, manifest })
     }
-    template.config = check_config(path, &manifest, settings.config.clone())?.into();
 
-    template.shared = Arc::new(given(&manifest, &settings, house, Lasting::ForNow)?);
-    begin(&manifest, &template)?;
-    template.shared = Arc::new(given(&manifest, &settings, house, Lasting::Kept)?);
-    Ok(Plugin::new(template, manifest, sha256))
+    /// What it says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The functions of the host that it imports.
+    pub fn functions(&self) -> &[Function] {
+        &self.functions
+    }
+
+    /// The digest of its file, in hex.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// Bytes of its file.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// What of all that it asks for is not granted, by its imports and its manifest.
+    pub fn missing(&self, grants: &Grants) -> Option<Missing> {
+        let Manifest { hosts, secrets, .. } = &self.manifest;
+        grants.missing(&Asked { functions: &self.functions, hosts, secrets })
+    }
+
+    /// A plugin of it, with these settings.
+    ///
+    /// # Errors
+    /// What it asks for and is not granted, and what is wrong with its configuration.
+    pub fn plugin(&self, settings: Settings, house: &House) -> Result<Plugin, Unusable> {
+        let Self { path, host, pre, manifest, .. } = self;
+        if !(1..=MEMORY_MIB_MAX).contains(&settings.memory_mib) {
+            return Err(Unusable::Memory { path: path.clone(), said: settings.memory_mib });
+        }
+        if let Some(missing) = self.missing(&settings.grants) {
+            return Err(Unusable::Ungranted { path: path.clone(), missing: Box::new(missing) });
+        }
+        let memory = usize::try_from(settings.memory_mib << 20).unwrap_or(usize::MAX);
+        let tried = Arc::new(given(manifest, &settings, house, Lasting::ForNow)?);
+        let mut template = Template::new(host, pre.clone(), memory, settings.deadline, tried);
+        template.config = check_config(path, manifest, settings.config.clone())?.into();
+        begin(manifest, &template)?;
+        template.shared = Arc::new(given(manifest, &settings, house, Lasting::Kept)?);
+        Ok(Plugin::new(template, manifest.clone(), self.sha256.clone()))
+    }
 }
 
 /// Whether what a plugin keeps is kept.
@@ -305,21 +350,10 @@ mod tests {
         bytes
     }
 
-    fn settings() -> Settings {
-        Settings {
-            entry: "probe".into(),
-            config: Map::new(),
-            memory_mib: 64,
-            deadline: Duration::from_secs(1),
-            grants: Grants::default(),
-            secrets: BTreeMap::new(),
-        }
-    }
-
     fn refusal(bytes: &[u8]) -> Unusable {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(&mut file, bytes).unwrap();
-        load(file.path(), Pin::Any, settings(), &House::bare()).err().unwrap()
+        Compiled::read(file.path(), Pin::Any).err().unwrap()
     }
 
     #[test]
@@ -352,8 +386,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_there() {
-        let house = House::bare();
-        let missing = load(Path::new("no/such.wasm"), Pin::Any, settings(), &house).err().unwrap();
+        let missing = Compiled::read(Path::new("no/such.wasm"), Pin::Any).err().unwrap();
         assert_eq!(
             missing.to_string(),
             "cannot read the plugin `no/such.wasm`: No such file or directory (os error 2)"

@@ -29,9 +29,9 @@ pub use bindings::exports::portcullis::interceptor::guest::{
     Decision, Direction, Finding, Lifetime, Message, Phase, Principal, PrincipalKind, Refusal,
     Target, Verdict,
 };
-pub use functions::{Broken, Nowhere, States, Surroundings};
-pub use grants::{Destination, Function, Grants};
-pub use load::{Pin, Settings};
+pub use functions::{Broken, Canned, Nowhere, States, Surroundings, Values};
+pub use grants::{Destination, Function, Grants, Missing};
+pub use load::{Compiled, Pin, Settings};
 pub use manifest::Manifest;
 pub use run::{Failure, Plugin, Said};
 pub use unusable::Unusable;

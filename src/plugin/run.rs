@@ -14,7 +14,7 @@ use wasmtime::{Store, Trap, UpdateDeadline};
 use super::{
     House, Manifest, Message, Pin, Settings, Unusable, Verdict,
     bindings::{Plugin as World, PluginPre},
-    functions::Shared,
+    functions::{Shared, Values},
     guest::{Budget, Guest, Overtime, Stage, Starved},
     host::Host,
     load::{self, START},
@@ -62,11 +62,13 @@ pub struct Said {
     pub verdict: Result<Verdict, Failure>,
     /// The HTTP requests that it made meanwhile: method, host and status of each.
     pub requests: Vec<String>,
+    /// Bytes of memory that the instance had in the end.
+    pub memory: usize,
 }
 
 impl From<Failure> for Said {
     fn from(failure: Failure) -> Self {
-        Self { verdict: Err(failure), requests: Vec::new() }
+        Self { verdict: Err(failure), requests: Vec::new(), memory: 0 }
     }
 }
 
@@ -115,7 +117,7 @@ impl Plugin {
         settings: Settings,
         house: &House,
     ) -> Result<Self, Unusable> {
-        load::load(path, pin, settings, house)
+        load::Compiled::read(path, pin)?.plugin(settings, house)
     }
 
     pub(super) fn new(template: Template, manifest: Manifest, sha256: String) -> Self {
@@ -130,6 +132,11 @@ impl Plugin {
     /// What the plugin says of itself.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// What it keeps, where it is granted that.
+    pub fn values(&self) -> Option<&Values> {
+        self.inner.template.shared.state.as_ref()
     }
 
     /// The digest of its file, in hex.
@@ -270,7 +277,8 @@ impl Template {
         };
         let guest = store.data_mut();
         guest.running = None;
-        Said { verdict, requests: std::mem::take(&mut guest.requests) }
+        let requests = std::mem::take(&mut guest.requests);
+        Said { verdict, requests, memory: guest.memory }
     }
 
     /// What an error of wasmtime's means.

@@ -19,6 +19,7 @@ use super::super::{
     guest::{Guest, Stage},
     output::excerpt,
 };
+use super::Canned;
 
 /// Bytes of a body, one way or the other.
 const BODY: usize = 1 << 20;
@@ -257,6 +258,10 @@ impl Guest {
         };
         // On record even if this ends half way.
         self.requests.push(format!("{shown} unanswered"));
+        if let Some(canned) = shared.around.answer(asked.url.as_str()) {
+            let Canned { status, headers, body } = canned.map_err(Error::Failed)?;
+            return Ok(Response { status, headers, body });
+        }
         let client_of_place = place.client()?;
         let until = tokio::time::Instant::from_std(self.until);
         let done = tokio::time::timeout_at(until, async {

@@ -47,6 +47,39 @@ pub trait Surroundings: Send + Sync {
     /// # Errors
     /// Why it may not, for the plugin.
     fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String>;
+
+    /// Milliseconds since 1970.
+    fn now(&self) -> u64 {
+        u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
+    }
+
+    /// Fills bytes that nobody can foretell, if there are some to be had.
+    fn random(&self, bytes: &mut [u8]) -> bool {
+        getrandom::fill(bytes).is_ok()
+    }
+
+    /// Writes a line of a plugin's, which is safe to print, to the operator's log.
+    fn log(&self, plugin: &str, level: tracing::Level, line: &str) {
+        match level {
+            tracing::Level::DEBUG => tracing::debug!(interceptor = %plugin, "{line}"),
+            tracing::Level::WARN => tracing::warn!(interceptor = %plugin, "{line}"),
+            tracing::Level::ERROR => tracing::error!(interceptor = %plugin, "{line}"),
+            _ => tracing::info!(interceptor = %plugin, "{line}"),
+        }
+    }
+
+    /// What is answered in place of a host, where nobody is to be asked.
+    fn answer(&self, _url: &str) -> Option<Result<Canned, String>> {
+        None
+    }
+}
+
+/// An HTTP answer of nobody's.
+#[derive(Debug, Clone)]
+pub struct Canned {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
 }
 
 /// Nobody counts, and nobody may go anywhere.
@@ -105,19 +138,19 @@ impl Log for Guest {
         self.shared.veil.cover(&mut line);
         // Control characters are escaped: a line cannot pass for another.
         let line = excerpt(&line, LOG_BYTES);
-        let plugin = &self.shared.entry;
-        match level {
-            Level::Debug => tracing::debug!(interceptor = %plugin, "{line}"),
-            Level::Info => tracing::info!(interceptor = %plugin, "{line}"),
-            Level::Warn => tracing::warn!(interceptor = %plugin, "{line}"),
-            Level::Error => tracing::error!(interceptor = %plugin, "{line}"),
-        }
+        let level = match level {
+            Level::Debug => tracing::Level::DEBUG,
+            Level::Info => tracing::Level::INFO,
+            Level::Warn => tracing::Level::WARN,
+            Level::Error => tracing::Level::ERROR,
+        };
+        self.shared.around.log(&self.shared.entry, level, &line);
     }
 }
 
 impl Clock for Guest {
     fn now(&mut self) -> u64 {
-        u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
+        self.shared.around.now()
     }
 
     fn monotonic(&mut self) -> u64 {
@@ -131,8 +164,9 @@ impl Random for Guest {
             wasmtime::bail!("it asked for more than {RANDOM_BYTES} random bytes at once");
         }
         let mut bytes = vec![0; count as usize];
-        getrandom::fill(&mut bytes)
-            .map_err(|_| wasmtime::format_err!("the operating system gives no random bytes"))?;
+        if !self.shared.around.random(&mut bytes) {
+            wasmtime::bail!("the operating system gives no random bytes");
+        }
         Ok(bytes)
     }
 }

@@ -114,6 +114,20 @@ impl Values {
         Self(Arc::new(Inner { entry: entry.to_owned(), max, place, open }))
     }
 
+    /// Puts a value there, text or the digits of a counter.
+    ///
+    /// # Errors
+    /// Where it does not fit.
+    pub fn put(&self, key: &str, value: &str) -> Result<(), String> {
+        self.set(key, Some(value.as_bytes())).map_err(|error| format!("{error:?}"))
+    }
+
+    /// What is there, as text.
+    pub fn text(&self, key: &str) -> Option<String> {
+        let value = self.get(key).ok().flatten()?;
+        Some(String::from_utf8_lossy(&value).into_owned())
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut Open, u64) -> Result<T, Fault>) -> Result<T, Error> {
         let mut open = self.0.open.lock();
         let done = match &mut *open {
