@@ -7,17 +7,19 @@ use axum::{
     extract::{Path, State},
     routing::get,
 };
+use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::Problem;
 use crate::{proxy::Proxy, upstream::Server};
 
-/// `GET /v1/servers`, `GET /v1/servers/NAME/log`, `GET /v1/status`.
+/// `GET /v1/servers`, `GET /v1/servers/NAME/log`, `GET /v1/servers/NAME/tools`, `GET /v1/status`.
 pub fn routes(proxy: Arc<Proxy>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/servers", get(servers))
         .route("/v1/servers/{name}/log", get(log))
+        .route("/v1/servers/{name}/tools", get(tools))
         .with_state(proxy)
 }
 
@@ -53,6 +55,18 @@ async fn log(
     Path(name): Path<String>,
 ) -> Result<Json<Vec<String>>, Problem> {
     Ok(Json(server(&proxy, &name)?.log()))
+}
+
+/// All tools of a server, as it lists them, whoever may call them.
+async fn tools(
+    State(proxy): State<Arc<Proxy>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let listed = server(&proxy, &name)?.tools().await.map_err(|failure| {
+        let message = format!("`{name}` does not say which tools it has: {failure}");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    })?;
+    Ok(Json(listed))
 }
 
 fn server<'a>(proxy: &'a Proxy, name: &str) -> Result<&'a Arc<Server>, Problem> {

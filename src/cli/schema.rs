@@ -1,6 +1,7 @@
 //! `portcullis schema`: prints the schemas that other tools read.
 
-use super::{Context, Exit};
+use super::{Context, Exit, Reports};
+use crate::policy;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -13,7 +14,8 @@ enum What {
     Config,
     /// The records of the audit log, as JSON Schema
     Audit,
-    /// What policies may speak of, as a Cedar schema
+    /// What policies may speak of, as a Cedar schema; with the actions of typed tools, where the
+    /// config has any
     Cedar,
 }
 
@@ -22,7 +24,16 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.what {
         What::Config => ctx.json(&schemars::schema_for!(crate::config::Config))?,
         What::Audit => ctx.json(&schemars::schema_for!(crate::audit::record::Entry))?,
-        What::Cedar => ctx.verbatim(crate::policy::SCHEMA)?,
+        // Names of tools in it are escaped.
+        What::Cedar if ctx.config.exists() => {
+            let loaded = ctx.load()?;
+            let schema = policy::schema(&loaded.config.policy.paths, &loaded.base);
+            ctx.verbatim(&schema.map_err(|diagnostics| {
+                let findings = diagnostics.findings().iter().cloned();
+                Reports(findings.map(|finding| Box::new(finding) as _).collect())
+            })?)?;
+        }
+        What::Cedar => ctx.verbatim(policy::SCHEMA)?,
     }
     Ok(Exit::Ok)
 }

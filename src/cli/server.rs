@@ -1,14 +1,23 @@
 //! `portcullis server`: the servers behind the proxy.
 
+use std::{
+    fs::Permissions,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::{Context, Exit};
+use super::{Context, Exit, run::reported};
 use crate::{
     admin,
     codec::Caps,
     config::Loaded,
     container,
     names::ServerName,
+    proxy::{Assembly, Purpose},
     sandbox,
     upstream::{Launcher, Place},
 };
@@ -28,6 +37,15 @@ enum Verb {
         /// The server's name in the config
         server: ServerName,
     },
+    /// List all tools of a server, as it lists them, whoever may call them
+    Tools {
+        /// The server's name in the config
+        server: ServerName,
+        /// Write the list to a file: `SERVER.tools.json` among the policies gives each tool an action
+        /// of its own
+        #[arg(long, value_name = "FILE")]
+        save: Option<PathBuf>,
+    },
     /// Show the last lines that a running server wrote to standard error
     Logs {
         /// The server's name in the config
@@ -42,6 +60,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.verb {
         Verb::Ls => ls(ctx, &loaded, proxy).await,
         Verb::Inspect { server } => inspect(ctx, &loaded, proxy, &server).await,
+        Verb::Tools { server, save } => tools(ctx, &loaded, proxy, &server, save.as_deref()).await,
         Verb::Logs { server } => logs(ctx, &loaded, proxy, &server).await,
     }
 }
@@ -167,6 +186,63 @@ async fn inspect(
     ctx.line("deviations from the hardened default profile:")?;
     ctx.table(&["SETTING", "DEFAULT", "HERE", "BECAUSE OF", "AT"], rows)?;
     Ok(Exit::Ok)
+}
+
+async fn tools(
+    ctx: &Context,
+    loaded: &Loaded,
+    proxy: Option<admin::Client>,
+    name: &ServerName,
+    save: Option<&Path>,
+) -> anyhow::Result<Exit> {
+    configured(loaded, name)?;
+    let listed: Value = {
+        let _progress = ctx.progress("asking the server");
+        match proxy {
+            Some(proxy) => proxy.get_json(&format!("/v1/servers/{name}/tools")).await?,
+            None => alone(loaded, name).await?,
+        }
+    };
+    let tools = listed["tools"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if let Some(file) = save {
+        let mut text = serde_json::to_string_pretty(&listed)?;
+        text.push('\n');
+        replace(file, &text).with_context(|| format!("cannot write {}", file.display()))?;
+        ctx.note(format_args!("{} tools of `{name}` are in {}", tools.len(), file.display()));
+    } else if ctx.is_json() {
+        ctx.json(&listed)?;
+    } else {
+        ctx.table(&super::tools::HEADER, tools.iter().map(super::tools::row))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Writes a file in one step: who reads it meanwhile finds all of the old or all of the new one.
+fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
+    let folder = match file.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let mut new = tempfile::NamedTempFile::new_in(folder)?;
+    new.write_all(text.as_bytes())?;
+    // Policies are for all to read who may read their folder.
+    new.as_file().set_permissions(Permissions::from_mode(0o644))?;
+    new.as_file().sync_all()?;
+    new.persist(file)?;
+    Ok(())
+}
+
+/// Starts a proxy for one question.
+async fn alone(loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
+    let assembly = Assembly::of(loaded).await.map_err(reported)?;
+    let _claim = admin::Server::bind(&loaded.config.state_dir)?;
+    let (proxy, _watcher) = assembly.start(loaded, Purpose::Serve).await.map_err(reported)?;
+    let listed = match proxy.router.server(name) {
+        Some(server) => server.tools().await.map_err(anyhow::Error::from),
+        None => Err(anyhow::anyhow!("there is no server `{name}`")),
+    };
+    proxy.close("the question is answered").await;
+    listed.with_context(|| format!("`{name}` does not say which tools it has"))
 }
 
 async fn logs(

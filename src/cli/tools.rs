@@ -96,12 +96,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         ctx.json(result)?;
     } else if name.is_none() {
         let tools = result["tools"].as_array().into_iter().flatten();
-        let rows = tools.map(|tool| {
-            let text = |key: &str| tool[key].as_str().unwrap_or("");
-            let first = text("description").lines().next().unwrap_or("").to_owned();
-            [text("name").to_owned(), first]
-        });
-        ctx.table(&["TOOL", "WHAT IT SAYS IT DOES"], rows)?;
+        ctx.table(&HEADER, tools.map(row))?;
     } else {
         for item in result["content"].as_array().into_iter().flatten() {
             match item["text"].as_str() {
@@ -115,6 +110,16 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
     }
     Ok(if result["isError"] == true { Exit::Failure } else { Exit::Ok })
+}
+
+/// The head of a table of tools.
+pub(super) const HEADER: [&str; 2] = ["TOOL", "WHAT IT SAYS IT DOES"];
+
+/// A tool in a table.
+pub(super) fn row(tool: &Value) -> [String; 2] {
+    let text = |key: &str| tool[key].as_str().unwrap_or("");
+    let first = text("description").lines().next().unwrap_or("").to_owned();
+    [text("name").to_owned(), first]
 }
 
 /// Starts a proxy for one message.

@@ -120,7 +120,8 @@ impl Default for Listen {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Policy {
-    /// Files, and folders whose `*.cedar` files are read (not those in folders within).
+    /// Files, and folders whose `*.cedar` and `*.tools.json` files are read (not those in folders
+    /// within).
     pub paths: Vec<PathBuf>,
 }
 

@@ -134,7 +134,7 @@ pub fn are_showable(params: &Value, written: &[u8]) -> bool {
     few && exact(written).is_ok()
 }
 
-fn push_token(pointer: &mut String, token: &str) {
+pub(super) fn push_token(pointer: &mut String, token: &str) {
     pointer.push('/');
     for char in token.chars() {
         match char {
@@ -209,7 +209,7 @@ fn value(text: &str) -> Option<(bool, String, i64)> {
 
 /// One text for one number, however it was written: `50`, `50.0` and `5e1` are all `50`. Plain
 /// decimal, without exponent. What no 64-bit integer holds is the nearest double: see [`exact`].
-fn canonical(number: &Number) -> String {
+pub(super) fn canonical(number: &Number) -> String {
     if let Some(integer) = number.as_i64() {
         return integer.to_string();
     }

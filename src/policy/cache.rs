@@ -64,6 +64,8 @@ enum Asked<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Tool(Claims),
+    /// A tool whose own action is asked about.
+    Typed(Claims),
     Prompt,
     Resource,
     Template,
@@ -83,11 +85,12 @@ impl Hash for Asked<'_> {
                     Kind::Prompt => 2,
                     Kind::Resource => 3,
                     Kind::Template => 4,
-                    Kind::Tool(claims) => {
+                    Kind::Tool(claims) | Kind::Typed(claims) => {
                         let Claims { read_only, destructive, idempotent, open_world, by } = *claims;
                         let by_operator = by == Claimant::Operator;
                         let bits = [read_only, destructive, idempotent, open_world, by_operator];
-                        bits.iter().fold(1, |all, bit| all << 1 | u8::from(*bit))
+                        let first = if matches!(kind, Kind::Typed(_)) { 3 } else { 1 };
+                        bits.iter().fold(first, |all, bit| all << 1 | u8::from(*bit))
                     }
                 });
                 server.as_str().hash(state);
@@ -146,9 +149,21 @@ impl<'a> Asking<'a> {
         Self { subject, action, resource }
     }
 
-    /// The same of anything of that kind on the same server.
+    /// The same under the tool's own action.
+    pub(super) fn own(self) -> Self {
+        match self.resource {
+            Asked::Item(Kind::Tool(claims), server, name) => {
+                Self { resource: Asked::Item(Kind::Typed(claims), server, name), ..self }
+            }
+            _ => self,
+        }
+    }
+
+    /// The same of anything of that kind on the same server. An action of its own belongs to one
+    /// name.
     pub(super) fn nameless(self) -> Self {
         match self.resource {
+            Asked::Item(Kind::Typed(_), ..) => self,
             Asked::Item(kind, server, _) => {
                 Self { resource: Asked::Item(kind, server, ""), ..self }
             }

@@ -95,7 +95,8 @@ impl Comparison {
                     let groups = Vec::new();
                     self.principal(Principal { kind, groups, verified: true, key: None });
                 }
-                "Tool" => {
+                // Of actions, only those of one tool have one in it.
+                "Tool" | "Action" => {
                     if let Some((server, name)) = id.split_once('/')
                         && let Ok(server) = server.parse()
                     {
@@ -148,10 +149,9 @@ impl Comparison {
                 let other = judge(&mut after, principal, server, tool, *claims);
                 let (was, is) = (access(&one), access(&other));
                 // The same policies, wherever they stand and however they are called.
-                let texts =
-                    |inspector: &Inspector<'_>, judgement: &Judgement| -> BTreeSet<String> {
-                        judgement.rules.iter().filter_map(|rule| inspector.body(rule)).collect()
-                    };
+                let texts = |inspector: &Inspector, judgement: &Judgement| -> BTreeSet<String> {
+                    judgement.rules.iter().filter_map(|rule| inspector.body(rule)).collect()
+                };
                 let same = was == is
                     && (was != Access::Conditional
                         || texts(&before, &one) == texts(&after, &other));
@@ -184,7 +184,7 @@ fn access(judgement: &Judgement) -> Access {
 }
 
 fn judge(
-    inspector: &mut Inspector<'_>,
+    inspector: &mut Inspector,
     principal: &Principal,
     server: &ServerName,
     name: &str,

@@ -1,28 +1,29 @@
 //! The engine: one validated set of policies at a time, and the decisions it makes.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use arc_swap::ArcSwap;
-use cedar_policy::{Entities, EntityUid, PolicyId, Schema};
+use cedar_policy::{Entities, EntityUid, PolicyId};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    SCHEMA,
     analysis::{self, Known},
     cache::Asker,
     diagnostics::{Diagnostics, Finding},
-    entities::{Frame, Unaskable, Vocabulary},
+    entities::{Frame, Unaskable},
+    ground::Ground,
     index::{About, Index, Reads, Terms},
     inspect::Inspector,
     load::{self, Loaded, Revision},
     request::{Action, Circumstances, Request, Resource, Subject},
+    typed::Typed,
 };
 use crate::refusal::Rule;
 
@@ -30,8 +31,8 @@ use crate::refusal::Rule;
 pub struct Engine {
     paths: Vec<PathBuf>,
     base: PathBuf,
-    schema: Schema,
-    vocabulary: Vocabulary,
+    /// Of sets without typed tools.
+    plain: Arc<Ground>,
     current: ArcSwap<Set>,
     /// Held while the files are read, so that two reloads do not overtake each other.
     reloading: Mutex<()>,
@@ -149,25 +150,22 @@ pub struct Status {
 }
 
 impl Engine {
-    /// Loads files and folders (whose `*.cedar` files are taken, sorted; not those in folders
-    /// within), relative to `base`. No policies are a legal set: it refuses everything.
+    /// Loads files and folders (whose `*.cedar` and `*.tools.json` files are taken, sorted; not those
+    /// in folders within), relative to `base`. No policies are a legal set: it refuses everything.
     ///
     /// # Errors
     /// Every finding of every file, where any is an error.
     pub fn load(paths: &[PathBuf], base: &Path) -> Result<Self, Diagnostics> {
         let broken =
             |problem: String| Diagnostics::new(vec![Finding::error("policy-schema", problem)]);
-        let (schema, _) =
-            Schema::from_cedarschema_str(SCHEMA).map_err(|e| broken(e.to_string()))?;
-        let vocabulary = Vocabulary::new(&schema).map_err(|e| broken(e.to_string()))?;
-        let loaded = load::load(paths, base, &schema)?;
+        let plain = Arc::new(Ground::new(Typed::default()).map_err(broken)?);
+        let loaded = load::load(paths, base, &plain)?;
         let (status, _) = watch::channel(Status::of(&loaded));
         Ok(Self {
             paths: paths.to_vec(),
             base: base.to_owned(),
-            current: ArcSwap::from_pointee(Set::new(loaded, &vocabulary)),
-            schema,
-            vocabulary,
+            current: ArcSwap::from_pointee(Set::new(loaded)),
+            plain,
             reloading: Mutex::new(()),
             status,
             told: Mutex::default(),
@@ -182,7 +180,7 @@ impl Engine {
     /// Every finding of every file, where any is an error.
     pub fn reload(&self) -> Result<Revision, Diagnostics> {
         let _one_at_a_time = self.reloading.lock();
-        match load::load(&self.paths, &self.base, &self.schema) {
+        match load::load(&self.paths, &self.base, &self.plain) {
             Ok(loaded) => {
                 let status = Status::of(&loaded);
                 // Before it decides: whoever meets its decisions can wait until it is known.
@@ -190,7 +188,7 @@ impl Engine {
                 let revision = loaded.revision;
                 // The same set keeps what is kept of its answers.
                 if revision != self.revision() {
-                    self.current.store(Arc::new(Set::new(loaded, &self.vocabulary)));
+                    self.current.store(Arc::new(Set::new(loaded)));
                 }
                 self.status.send_replace(status);
                 Ok(revision)
@@ -234,7 +232,7 @@ impl Engine {
     /// nothing, that contradict each other, that concern nobody, or everybody and everything.
     pub fn analyse(&self, known: &Known) -> Vec<Finding> {
         let set = self.current.load();
-        let mut findings = analysis::findings(&set.loaded, &self.schema, known);
+        let mut findings = analysis::findings(&set.loaded, known);
         if let Some(servers) = &known.servers {
             findings.extend(set.loaded.unknown_servers(&servers.iter().collect::<Vec<_>>()));
         }
@@ -264,8 +262,8 @@ impl Engine {
     }
 
     /// The set in use, looked into.
-    pub fn inspect(&self) -> Inspector<'_> {
-        Inspector::new(self, self.current.load_full())
+    pub fn inspect(&self) -> Inspector {
+        Inspector::new(self.current.load_full())
     }
 
     /// The entities that policies name, by type and id.
@@ -279,31 +277,6 @@ impl Engine {
         literals.map(named).collect()
     }
 
-    /// What of a question does not depend on the call.
-    pub(super) fn frame(&self, request: &Request<'_>) -> Result<Frame, Unaskable> {
-        let Request { subject, action, resource, .. } = request;
-        self.vocabulary.frame(subject, *action, resource, &self.schema)
-    }
-
-    /// A question as Cedar takes it, with these of its circumstances and arguments.
-    pub(super) fn put(
-        &self,
-        frame: &Frame,
-        request: &Request<'_>,
-        reads: Reads,
-    ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
-        let uids = frame.uids().clone();
-        self.vocabulary.question(uids, Some(frame.entities()), request, reads)
-    }
-
-    /// Whether arguments of this question that cannot be shown are refused: whether a policy that
-    /// may matter to it looks at them.
-    pub(super) fn reads_arguments(&self, set: &Set, request: &Request<'_>) -> bool {
-        let Request { subject, action, resource, .. } = *request;
-        let about = About { subject, action, resource };
-        set.index.asked(self.terms(), about).is_ok_and(|reads| reads.has(Reads::ARGUMENTS))
-    }
-
     /// Where the policies are: the paths as they were given, joined to the base.
     pub fn sources(&self) -> Vec<PathBuf> {
         self.paths.iter().map(|path| self.base.join(path)).collect()
@@ -314,7 +287,7 @@ impl Engine {
     pub fn decide(&self, request: &Request<'_>) -> Outcome {
         let set = self.current.load();
         let Loaded { rules, revision, .. } = &set.loaded;
-        let answer = match set.index.decide(self.terms(), request) {
+        let answer = match set.index.decide(set.terms(), request) {
             Ok(answer) => answer,
             Err(unaskable) => {
                 return Outcome {
@@ -348,43 +321,10 @@ impl Engine {
         // Refused for want of a permit, and of nothing else.
         let wanting = !allowed && deciding.is_empty() && errors.is_empty();
         let shadows = match &set.shadows {
-            Some(index) if allowed || wanting => self.shadows(index, rules, request, allowed),
+            Some(index) if allowed || wanting => set.shadows(index, request, allowed),
             _ => Vec::new(),
         };
         Outcome { allowed, rules: deciding, revision: *revision, errors, shadows }
-    }
-
-    /// The policies in shadow that would turn a decision round.
-    fn shadows(
-        &self,
-        index: &Index,
-        rules: &HashMap<PolicyId, Rule>,
-        request: &Request<'_>,
-        allowed: bool,
-    ) -> Vec<Shadow> {
-        let shadow = |id: &PolicyId, problem: Option<&str>| {
-            Some(Shadow { rule: rules.get(id)?.clone(), problem: problem.map(str::to_owned) })
-        };
-        let mut shadows: Vec<_> = match index.decide(self.terms(), request) {
-            Ok(answer) if allowed => {
-                let forbids = answer.forbids.iter().filter_map(|id| shadow(id, None));
-                let failures =
-                    answer.failures.iter().filter_map(|(id, problem)| shadow(id, Some(problem)));
-                forbids.chain(failures).collect()
-            }
-            Ok(answer) if answer.permitted() && answer.failures.is_empty() => {
-                answer.permits.iter().filter_map(|id| shadow(id, None)).collect()
-            }
-            Ok(_) => Vec::new(),
-            // In force, they would have refused it without being asked.
-            Err(unaskable) if allowed => {
-                let rule = Rule::named("@mode");
-                vec![Shadow { rule, problem: Some(unaskable.to_string()) }]
-            }
-            Err(_) => Vec::new(),
-        };
-        shadows.sort_by_cached_key(|shadow| (shadow.rule.file.clone(), shadow.rule.line));
-        shadows
     }
 
     /// Decides on what the proxy does of itself. What policies in shadow would have changed goes
@@ -426,25 +366,21 @@ impl Engine {
     pub fn view<'a>(&'a self, subject: Subject<'a>) -> View<'a> {
         View { engine: self, subject, asker: Asker::of(&subject) }
     }
-
-    fn terms(&self) -> Terms<'_> {
-        Terms { schema: &self.schema, vocabulary: &self.vocabulary }
-    }
 }
 
 impl View<'_> {
     /// [`Engine::could_allow`], by the set that is in use now.
     pub fn could_allow(&self, action: Action, resource: &Resource<'_>) -> bool {
-        let about = About { subject: self.subject, action, resource: *resource };
+        let about = About { subject: self.subject, action, resource: *resource, own: false };
         let set = self.engine.current.load();
-        let possible = set.index.could_allow(self.engine.terms(), self.asker, about);
+        let possible = set.index.could_allow(set.terms(), self.asker, about);
         possible.unwrap_or_else(|unaskable| {
             match unaskable {
                 // That is the server's doing, which could fill the log with it.
                 Unaskable::Unshowable(_) => {
                     tracing::debug!(action = action.as_str(), "not shown: {unaskable}");
                 }
-                Unaskable::Misfit(_) => {
+                Unaskable::Unfit(_) | Unaskable::Misfit(_) => {
                     tracing::error!(action = action.as_str(), "not shown: {unaskable}");
                 }
             }
@@ -464,7 +400,8 @@ impl fmt::Debug for Engine {
 }
 
 impl Set {
-    fn new(loaded: Loaded, vocabulary: &Vocabulary) -> Self {
+    fn new(loaded: Loaded) -> Self {
+        let vocabulary = &loaded.ground.vocabulary;
         let (shadows, policies) = loaded.policies.policies().partition::<Vec<_>, _>(|policy| {
             loaded.rules.get(policy.id()).is_some_and(|rule| rule.obligations.shadow)
         });
@@ -472,6 +409,87 @@ impl Set {
         let shadows = (!shadows.is_empty()).then(|| Index::new(&shadows, vocabulary));
         let reads = index.reads() | shadows.as_ref().map(Index::reads).unwrap_or_default();
         Self { loaded, index, shadows, reads }
+    }
+
+    fn terms(&self) -> Terms<'_> {
+        self.loaded.ground.terms()
+    }
+
+    /// What of a question does not depend on the call; under the tool's own action, where it has one
+    /// and that is wanted.
+    pub(super) fn frame(&self, about: About<'_>) -> Result<Frame, Unaskable> {
+        let Terms { schema, vocabulary } = self.terms();
+        vocabulary.frame(about, schema)
+    }
+
+    /// The same question under the tool's own action, where it has one.
+    pub(super) fn own<'a>(&self, about: About<'a>) -> Option<About<'a>> {
+        about.own(self.terms().vocabulary)
+    }
+
+    /// A question as Cedar takes it, with these of its circumstances and arguments.
+    pub(super) fn put(
+        &self,
+        frame: &Frame,
+        request: &Request<'_>,
+        reads: Reads,
+    ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
+        let uids = frame.uids().clone();
+        let vocabulary = self.terms().vocabulary;
+        vocabulary.question(uids, frame.own(), Some(frame.entities()), request, reads)
+    }
+
+    /// Whether arguments that are not of the tool's type are refused: whether a policy that may
+    /// matter to it is about its own action, or looks at the typed input.
+    pub(super) fn needs_input(&self, about: About<'_>) -> bool {
+        let reads = || self.index.asked(self.terms(), about);
+        about.own && reads().is_ok_and(|reads| reads.has(Reads::INPUT))
+    }
+
+    /// Whether the arguments are of the tool's type, where that matters.
+    ///
+    /// # Errors
+    /// Where they are not.
+    pub(super) fn fit(&self, about: About<'_>, request: &Request<'_>) -> Result<(), Unaskable> {
+        if self.needs_input(about) {
+            self.terms().vocabulary.input(request)?;
+        }
+        Ok(())
+    }
+
+    /// Whether arguments of this question that cannot be shown are refused: whether a policy that
+    /// may matter to it looks at them.
+    pub(super) fn reads_arguments(&self, request: &Request<'_>) -> bool {
+        let reads = self.index.asked(self.terms(), About::of(request));
+        reads.is_ok_and(|reads| reads.has(Reads::ARGUMENTS))
+    }
+
+    /// The policies in shadow that would turn a decision round.
+    fn shadows(&self, index: &Index, request: &Request<'_>, allowed: bool) -> Vec<Shadow> {
+        let rules = &self.loaded.rules;
+        let shadow = |id: &PolicyId, problem: Option<&str>| {
+            Some(Shadow { rule: rules.get(id)?.clone(), problem: problem.map(str::to_owned) })
+        };
+        let mut shadows: Vec<_> = match index.decide(self.terms(), request) {
+            Ok(answer) if allowed => {
+                let forbids = answer.forbids.iter().filter_map(|id| shadow(id, None));
+                let failures =
+                    answer.failures.iter().filter_map(|(id, problem)| shadow(id, Some(problem)));
+                forbids.chain(failures).collect()
+            }
+            Ok(answer) if answer.permitted() && answer.failures.is_empty() => {
+                answer.permits.iter().filter_map(|id| shadow(id, None)).collect()
+            }
+            Ok(_) => Vec::new(),
+            // In force, they would have refused it without being asked.
+            Err(unaskable) if allowed => {
+                let rule = Rule::named("@mode");
+                vec![Shadow { rule, problem: Some(unaskable.to_string()) }]
+            }
+            Err(_) => Vec::new(),
+        };
+        shadows.sort_by_cached_key(|shadow| (shadow.rule.file.clone(), shadow.rule.line));
+        shadows
     }
 }
 

@@ -1,6 +1,9 @@
 //! A question as Cedar takes it: a request, and the few entities that matter to it.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, PartialEntities,
@@ -11,9 +14,10 @@ use serde_json::{Map, Value};
 
 use super::{
     args::{self, Leaf, Unshowable},
-    index::Reads,
+    index::{About, Reads},
     located,
     request::{Action, Circumstances, Claims, Holder, Program, Request, Resource, Subject},
+    typed::{Typed, Unfit},
 };
 use crate::{
     exchange::{Revision, Transport},
@@ -22,10 +26,12 @@ use crate::{
 };
 
 /// Why a question could not be put to Cedar. The texts hold nothing of the message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unaskable {
     #[error(transparent)]
     Unshowable(#[from] Unshowable),
+    #[error("the arguments do not fit the tool's typed action: {0}")]
+    Unfit(#[from] Unfit),
     #[error("the {0} does not fit the policy schema")]
     Misfit(&'static str),
 }
@@ -55,6 +61,10 @@ pub(super) struct Vocabulary {
     urls: EntityUid,
     /// In the order of [`Action::ALL`].
     actions: Vec<Known>,
+    typed: Typed,
+    /// By server and tool.
+    own_actions: HashMap<ServerName, HashMap<String, Known>>,
+    own_uids: HashSet<EntityUid>,
     /// To make one costs ten times what a copy costs.
     addresses: Cache<IpAddr, RestrictedExpression>,
 }
@@ -70,6 +80,8 @@ struct Known {
 pub(super) struct Base {
     pub(super) subject: EntityUid,
     pub(super) action: EntityUid,
+    /// Whether that is the own action of a tool.
+    pub(super) own: bool,
     /// The server that holds what is asked for, where a server does.
     pub(super) holder: Option<EntityUid>,
     /// All entities but what is in `holder`, and the arguments.
@@ -79,6 +91,7 @@ pub(super) struct Base {
 /// What of a question does not depend on the call.
 pub(super) struct Frame {
     uids: [EntityUid; 3],
+    own: bool,
     entities: Entities,
 }
 
@@ -91,7 +104,15 @@ impl Frame {
     pub(super) fn entities(&self) -> &Entities {
         &self.entities
     }
+
+    /// Whether it is asked under a tool's own action.
+    pub(super) fn own(&self) -> bool {
+        self.own
+    }
 }
+
+/// Stands among the bits of actions for the own actions of all tools.
+pub(super) const OWN: u32 = 1 << 31;
 
 type Attributes = Vec<(String, RestrictedExpression)>;
 
@@ -101,6 +122,10 @@ fn text(value: impl Into<String>) -> RestrictedExpression {
 
 fn long(value: u64) -> RestrictedExpression {
     RestrictedExpression::new_long(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn nothing() -> Result<RestrictedExpression, Unaskable> {
+    RestrictedExpression::new_record([]).map_err(|_| Unaskable::Misfit("context"))
 }
 
 fn entity(
@@ -113,7 +138,7 @@ fn entity(
 }
 
 impl Vocabulary {
-    pub(super) fn new(schema: &Schema) -> Result<Self, Unaskable> {
+    pub(super) fn new(schema: &Schema, typed: Typed) -> Result<Self, Unaskable> {
         let name = |name: &str| {
             format!("Portcullis::{name}")
                 .parse::<EntityTypeName>()
@@ -121,15 +146,23 @@ impl Vocabulary {
         };
         let action_type = name("Action")?;
         let known = schema.action_entities().map_err(|_| Unaskable::Misfit("action"))?;
+        let find = |id: &str| {
+            let uid = uid(&action_type, id);
+            let groups = known.ancestors(&uid)?.cloned().collect();
+            Some(Known { entity: known.get(&uid)?.clone(), uid, groups })
+        };
         let actions = Action::ALL
             .iter()
-            .map(|action| {
-                let uid = uid(&action_type, action.as_str());
-                let groups = known.ancestors(&uid)?.cloned().collect();
-                Some(Known { entity: known.get(&uid)?.clone(), uid, groups })
-            })
+            .map(|action| find(action.as_str()))
             .collect::<Option<_>>()
             .ok_or(Unaskable::Misfit("action"))?;
+        let mut own_actions: HashMap<ServerName, HashMap<String, Known>> = HashMap::new();
+        let mut own_uids = HashSet::new();
+        for (server, tool) in typed.tools() {
+            let found = find(&format!("{server}/{tool}")).ok_or(Unaskable::Misfit("action"))?;
+            own_uids.insert(found.uid.clone());
+            own_actions.entry(server.clone()).or_default().insert(tool.to_owned(), found);
+        }
         Ok(Self {
             group: name("Group")?,
             client: name("Client")?,
@@ -150,6 +183,9 @@ impl Vocabulary {
             paths: uid(&name("Paths")?, "paths"),
             urls: uid(&name("Urls")?, "urls"),
             actions,
+            typed,
+            own_actions,
+            own_uids,
             addresses: Cache::new(ADDRESSES),
         })
     }
@@ -176,26 +212,65 @@ impl Vocabulary {
     }
 
     /// The bits, by their place in [`Action::ALL`], of the actions that are wanted, of which uid and
-    /// groups are shown.
+    /// groups are shown; and [`OWN`], where a group of all tools' own actions is wanted.
     pub(super) fn actions_of(
         &self,
         wanted: impl Fn(&EntityUid, &HashSet<EntityUid>) -> bool,
     ) -> u32 {
         let bits = self.actions.iter().enumerate();
-        bits.filter(|(_, action)| wanted(&action.uid, &action.groups))
-            .fold(0, |bits, (at, _)| bits | 1 << at)
+        let bits = bits
+            .filter(|(_, action)| wanted(&action.uid, &action.groups))
+            .fold(0, |bits, (at, _)| bits | 1 << at);
+        // All of them are in the same groups. None is named: that is asked of each.
+        let own = self.own_actions.values().flat_map(HashMap::values).next();
+        let all = own.is_some_and(|own| wanted(&self.args, &own.groups));
+        if all { bits | OWN } else { bits }
+    }
+
+    /// Whether it is the action of one tool.
+    pub(super) fn is_own_action(&self, uid: &EntityUid) -> bool {
+        self.own_uids.contains(uid)
+    }
+
+    /// Whether this is also asked under an action of its own: the call of a typed tool.
+    pub(super) fn has_own_action(&self, action: Action, resource: &Resource<'_>) -> bool {
+        !self.own_uids.is_empty() && action == Action::CallTool && self.own(resource).is_some()
+    }
+
+    /// Whether anything is.
+    pub(super) fn has_own_actions(&self) -> bool {
+        !self.own_uids.is_empty()
+    }
+
+    fn own(&self, resource: &Resource<'_>) -> Option<&Known> {
+        match *resource {
+            Resource::Tool { server, name, .. } => self.own_actions.get(server)?.get(name),
+            _ => None,
+        }
+    }
+
+    pub(super) fn typed(&self) -> &Typed {
+        &self.typed
+    }
+
+    /// What a call's arguments are as its tool's typed input.
+    ///
+    /// # Errors
+    /// Where they do not fit.
+    pub(super) fn input(&self, request: &Request<'_>) -> Result<RestrictedExpression, Unaskable> {
+        let Resource::Tool { server, name, .. } = request.resource else {
+            return Err(Unaskable::Misfit("action"));
+        };
+        args::exact(request.written)?;
+        Ok(self.typed.input(server, name, request.args)?)
     }
 
     /// The part of a question that does not depend on the call or on names of things on a server,
     /// checked against the schema.
-    pub(super) fn base(
-        &self,
-        subject: &Subject<'_>,
-        action: Action,
-        resource: &Resource<'_>,
-        schema: &Schema,
-    ) -> Result<Base, Unaskable> {
-        let action = self.action(action)?;
+    pub(super) fn base(&self, about: About<'_>, schema: &Schema) -> Result<Base, Unaskable> {
+        let About { subject, action, resource, own } = &about;
+        let action = if *own { self.own(resource) } else { self.actions.get(*action as usize) };
+        let action = action.ok_or(Unaskable::Misfit("action"))?;
         let mut entities = vec![action.entity.clone()];
         let subject = self.subject(subject, &mut entities)?;
         let holder = match holder(resource) {
@@ -208,21 +283,15 @@ impl Vocabulary {
         open(&subject, &action.uid, &self.resource_uid(resource), schema)?;
         let entities = Entities::from_entities(entities, None)
             .map_err(|_| Unaskable::Misfit("set of entities"))?;
-        Ok(Base { subject, action: action.uid.clone(), holder, entities })
+        Ok(Base { subject, action: action.uid.clone(), own: *own, holder, entities })
     }
 
     /// All of a question but its circumstances and arguments.
-    pub(super) fn frame(
-        &self,
-        subject: &Subject<'_>,
-        action: Action,
-        resource: &Resource<'_>,
-        schema: &Schema,
-    ) -> Result<Frame, Unaskable> {
-        let base = self.base(subject, action, resource, schema)?;
-        let entities = self.entities(&base, resource)?;
-        let uids = [base.subject, base.action, self.resource_uid(resource)];
-        Ok(Frame { uids, entities })
+    pub(super) fn frame(&self, about: About<'_>, schema: &Schema) -> Result<Frame, Unaskable> {
+        let base = self.base(about, schema)?;
+        let entities = self.entities(&base, &about.resource)?;
+        let uids = [base.subject, base.action, self.resource_uid(&about.resource)];
+        Ok(Frame { uids, own: base.own, entities })
     }
 
     /// All entities of a question but the arguments.
@@ -247,20 +316,30 @@ impl Vocabulary {
         resource: &Resource<'_>,
     ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
         let uids = [base.subject.clone(), base.action.clone(), self.resource_uid(resource)];
-        Ok((asked(uids, Context::empty())?, self.entities(base, resource)?))
+        // Whether there is typed input does not depend on the call.
+        let context = base.own.then(nothing).transpose()?.map(|input| ("input".to_owned(), input));
+        let context = Context::from_pairs(context).map_err(|_| Unaskable::Misfit("context"))?;
+        Ok((asked(uids, context)?, self.entities(base, resource)?))
     }
 
-    /// The whole question, of principal, action and resource. What no policy reads stays out of it.
+    /// The whole question, of principal, action and resource, where `own` under the tool's own
+    /// action. What no policy reads stays out of it.
     pub(super) fn question(
         &self,
         uids: [EntityUid; 3],
+        own: bool,
         entities: Option<&Entities>,
         request: &Request<'_>,
         reads: Reads,
     ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
         // Not checked against the schema again: what does not depend on the call was, and the
         // context would lack what no policy reads.
-        let question = asked(uids, self.context(&request.circumstances, reads)?)?;
+        let input = match own {
+            true if reads.has(Reads::INPUT) => Some(self.input(request)?),
+            true => Some(nothing()?),
+            false => None,
+        };
+        let question = asked(uids, self.context(&request.circumstances, input, reads)?)?;
         let entities = entities.cloned().unwrap_or_else(Entities::empty);
         let args = reads.has(Reads::ARGS | Reads::SUMMARY);
         if !args && !reads.has(Reads::PATHS | Reads::URLS) {
@@ -305,10 +384,6 @@ impl Vocabulary {
         let entities = PartialEntities::from_concrete(entities.clone(), schema)
             .map_err(|_| Unaskable::Misfit("set of entities"))?;
         Ok((request, entities))
-    }
-
-    fn action(&self, action: Action) -> Result<&Known, Unaskable> {
-        self.actions.get(action as usize).ok_or(Unaskable::Misfit("action"))
     }
 
     fn subject(
@@ -464,9 +539,11 @@ impl Vocabulary {
     fn context(
         &self,
         circumstances: &Circumstances<'_>,
+        input: Option<RestrictedExpression>,
         reads: Reads,
     ) -> Result<Context, Unaskable> {
         let mut pairs = Vec::new();
+        pairs.extend(input.map(|input| ("input".to_owned(), input)));
         let mut show = |what, name: &str, value: &dyn Fn() -> RestrictedExpression| {
             if reads.has(what) {
                 pairs.push((name.to_owned(), value()));

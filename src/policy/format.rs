@@ -8,6 +8,7 @@ use cedar_policy_formatter::{Config, policies_str_to_pretty};
 use super::{
     diagnostics::{File, Finding},
     load,
+    typed::is_tools_file,
 };
 
 /// As `cedar format` and editors have it.
@@ -30,7 +31,8 @@ pub struct Formatted {
 pub fn format_files(paths: &[PathBuf], base: &Path) -> (Vec<Formatted>, Vec<Finding>) {
     let mut findings = Vec::new();
     let mut formatted = Vec::new();
-    for file in load::read(paths, base, &mut findings) {
+    let files = load::read(paths, base, &mut findings);
+    for file in files.into_iter().filter(|file| !is_tools_file(&file.name)) {
         match format_file(&file) {
             Ok(after) => {
                 formatted.push(Formatted { name: file.name, before: file.text.to_string(), after })

@@ -1,6 +1,7 @@
 //! Files of policies become one validated set, or findings.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     fmt, fs, io,
     path::{Path, PathBuf},
@@ -14,7 +15,12 @@ use cedar_policy::{
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-use super::diagnostics::{Diagnostics, File, Finding};
+use super::{
+    SCHEMA,
+    diagnostics::{Diagnostics, File, Finding},
+    ground::Ground,
+    typed::{Typed, is_tools_file},
+};
 use crate::{
     names::ServerName,
     obligations::{Keep, Obligations},
@@ -66,6 +72,8 @@ pub(super) struct Loaded {
     /// Where each policy stands.
     pub(super) places: HashMap<PolicyId, Place>,
     pub(super) revision: Revision,
+    /// What they are written in, and what is asked of them.
+    pub(super) ground: Arc<Ground>,
     /// What looks wrong and is no error.
     pub(super) warnings: Vec<Finding>,
 }
@@ -77,17 +85,26 @@ pub(super) struct Place {
     pub(super) length: usize,
 }
 
-/// Reads files and folders (`*.cedar`, sorted), relative to `base`, and validates them as one set.
-/// Files are named as they were given, and relative to `base` where they are below it.
-pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Loaded, Diagnostics> {
+/// Reads files and folders (`*.cedar` and `*.tools.json`, sorted), relative to `base`, and validates
+/// them as one set. Files are named as they were given, and relative to `base` where they are below
+/// it. `plain` is the ground of a set without typed tools.
+pub(super) fn load(
+    paths: &[PathBuf],
+    base: &Path,
+    plain: &Arc<Ground>,
+) -> Result<Loaded, Diagnostics> {
     let mut findings = Vec::new();
     let files = read(paths, base, &mut findings);
     let revision = Revision::of(&files);
+    let before = findings.len();
+    let ground = ground(&files, plain, &mut findings);
+    let untyped = findings.len() > before;
+    let schema = &ground.schema;
 
     let mut policies = PolicySet::new();
     let mut rules: HashMap<PolicyId, Rule> = HashMap::new();
     let mut places: HashMap<PolicyId, Place> = HashMap::new();
-    for file in &files {
+    for file in files.iter().filter(|file| !is_tools_file(&file.name)) {
         let parsed = match file.text.parse::<PolicySet>() {
             Ok(parsed) => parsed,
             Err(errors) => {
@@ -147,6 +164,11 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
         }
     }
 
+    if untyped {
+        // Policies may speak of actions that there would be if the lists of tools were sound.
+        findings.sort_by_key(Finding::order);
+        return Err(Diagnostics::new(findings));
+    }
     let found = |code, id: &PolicyId, found: &dyn miette::Diagnostic| match places.get(id) {
         Some(place) => Finding::of(code, &place.file, found),
         None => Finding::error(code, found.to_string()),
@@ -175,13 +197,45 @@ pub(super) fn load(paths: &[PathBuf], base: &Path, schema: &Schema) -> Result<Lo
         .map(|warning| found("policy-warning", warning.policy_id(), warning).warning())
         .collect();
     if findings.is_empty() {
-        Ok(Loaded { policies, rules, places, revision, warnings })
+        Ok(Loaded { policies, rules, places, revision, ground, warnings })
     } else {
         findings.extend(warnings);
         findings.sort_by_key(Finding::order);
         findings.dedup_by_key(|finding| (finding.order(), finding.to_string()));
         Err(Diagnostics::new(findings))
     }
+}
+
+/// The schema that policies of these paths are written in, with the actions of typed tools. What is
+/// wrong with the policies themselves does not matter.
+///
+/// # Errors
+/// What is wrong with the files of tools.
+pub fn schema(paths: &[PathBuf], base: &Path) -> Result<Cow<'static, str>, Diagnostics> {
+    let mut findings = Vec::new();
+    let files = read(paths, base, &mut findings);
+    // What cannot be read is no file of tools, or was told of when the policies were loaded.
+    findings.clear();
+    let typed = Typed::read(&files, &mut findings);
+    match (findings.is_empty(), typed.schema()) {
+        (false, _) => Err(Diagnostics::new(findings)),
+        (true, Some(schema)) => Ok(schema.to_owned().into()),
+        (true, None) => Ok(SCHEMA.into()),
+    }
+}
+
+/// The ground of a set with these files.
+fn ground(files: &[File], plain: &Arc<Ground>, findings: &mut Vec<Finding>) -> Arc<Ground> {
+    let typed = Typed::read(files, findings);
+    if typed.schema().is_none() {
+        return Arc::clone(plain);
+    }
+    Ground::new(typed).map(Arc::new).unwrap_or_else(|problem| {
+        let message = format!("no schema can be made of the typed tools: {problem}");
+        let help = "take the files of tools out one by one, to find the one that it is about";
+        findings.push(Finding::error("typed-tools", message).help(help));
+        Arc::clone(plain)
+    })
 }
 
 impl Loaded {
@@ -227,6 +281,17 @@ impl Loaded {
                 let text = literal.to_string();
                 let finding = place.warn("policy-unknown-server", message, &text, label);
                 findings.push(finding.help(help));
+            }
+        }
+        for (server, file) in self.ground.vocabulary.typed().files() {
+            if !known.contains(&server) {
+                let message = format!(
+                    "{} is about `{server}`, and the config has no such server",
+                    file.display()
+                );
+                let help = format!("add `[servers.{server}]` to the config, or take the file out");
+                let finding = Finding::error("policy-unknown-server", message).warning();
+                findings.push(finding.file(file).help(help));
             }
         }
         findings.sort_by_key(Finding::order);
@@ -351,7 +416,7 @@ fn list(path: &Path, base: &Path) -> io::Result<Vec<PathBuf>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(base.join(path))? {
         let name = path.join(entry?.file_name());
-        if name.extension().is_some_and(|extension| extension == "cedar") {
+        if name.extension().is_some_and(|extension| extension == "cedar") || is_tools_file(&name) {
             names.push(name);
         }
     }

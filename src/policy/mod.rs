@@ -17,6 +17,7 @@ mod diagnostics;
 mod engine;
 mod entities;
 mod format;
+mod ground;
 mod index;
 mod inspect;
 mod learn;
@@ -28,6 +29,7 @@ mod target;
 mod templates;
 #[cfg(test)]
 mod tests;
+mod typed;
 mod watch;
 
 pub use analysis::{Known, KnownTool};
@@ -41,7 +43,7 @@ pub use inspect::{
     Condition, Explanation, Inspector, Judgement, Near, Seen, Side, Standing, Unknown, Verdict,
 };
 pub use learn::{Learned, Learner};
-pub use load::Revision;
+pub use load::{Revision, schema};
 pub use replay::{Aside, Change, Recorded, Replay, Replayed};
 pub use request::{
     Action, Circumstances, Claimant, Claims, Holder, Program, Request, Resource, Stated, Subject,

@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use parking_lot::{Mutex, RwLock};
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -163,6 +164,16 @@ impl Server {
     /// A [`Failure`] where it does not say.
     pub async fn items(&self, offer: Offer) -> Result<Items, Failure> {
         self.shared.items(offer).await
+    }
+
+    /// The result of `tools/list`, all its pages as one.
+    ///
+    /// # Errors
+    /// As [`Server::items`].
+    pub async fn tools(&self) -> Result<Value, Failure> {
+        let items = self.items(Offer::Tools).await?;
+        let tools: Vec<_> = items.iter().map(|tool| tool.definition.value()).collect();
+        Ok(json!({ "tools": tools }))
     }
 
     /// Waits until what became of it so far is recorded.

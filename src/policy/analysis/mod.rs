@@ -12,7 +12,7 @@ mod tools;
 
 use std::collections::BTreeSet;
 
-use cedar_policy::{Policy, PolicyId, Schema};
+use cedar_policy::{Policy, PolicyId};
 
 use self::{
     expr::{Expr, Var},
@@ -57,7 +57,8 @@ struct Entry<'a> {
 }
 
 /// All that looks wrong, by file and line.
-pub(super) fn findings(loaded: &Loaded, schema: &Schema, known: &Known) -> Vec<Finding> {
+pub(super) fn findings(loaded: &Loaded, known: &Known) -> Vec<Finding> {
+    let schema = &loaded.ground.schema;
     let Some(actions) = Actions::of(schema) else { return Vec::new() };
     let mut entries: Vec<_> = loaded
         .policies

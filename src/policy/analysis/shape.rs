@@ -110,7 +110,10 @@ impl Shape {
             forbids: policy.effect() == Effect::Forbid,
             actions: possible,
             condition,
-            could_fail: could_fail(json.get("conditions")?),
+            // One for a tool's own action, or about typed input, refuses what is not of the type.
+            could_fail: could_fail(json.get("conditions")?)
+                || json.get("conditions")?.to_string().contains(r#""attr":"input""#)
+                || policy.entity_literals().iter().any(is_own_action),
             obliges: policy.annotations().any(|(key, _)| !plain(key)),
             reason: policy.annotation("reason").map(str::to_owned),
         })
@@ -176,6 +179,12 @@ impl Shape {
         };
         one.into_iter().chain(all.into_iter().flatten())
     }
+}
+
+/// Whether it is the action of one tool, of which the file of its server's tools has the type. No
+/// other has a `/` in its id.
+pub(super) fn is_own_action(uid: &EntityUid) -> bool {
+    uid.type_name().basename() == "Action" && uid.id().unescaped().contains('/')
 }
 
 /// The condition as it is for these actions.

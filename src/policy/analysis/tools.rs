@@ -48,7 +48,10 @@ pub(super) fn unmatched(
             findings.extend(unknown);
             continue;
         };
-        let on_tools = |action: &String| ON_TOOLS.iter().any(|known| known.as_str() == action);
+        let on_tools = |action: &String| {
+            // One with a `/` is a tool's own.
+            action.contains('/') || ON_TOOLS.iter().any(|known| known.as_str() == action)
+        };
         let about_tools = !shape.actions.is_empty() && shape.actions.iter().all(on_tools);
         let in_known =
             || shape.servers().is_some_and(|servers| servers.iter().all(|server| is_known(server)));
@@ -101,7 +104,10 @@ fn matching(loaded: &Loaded, schema: &Schema, known: &Known) -> Option<HashSet<P
     for (server, tools) in &known.tools {
         for tool in tools {
             let entities = entities(server, tool, schema)?;
-            for action in ON_TOOLS {
+            let own = format!("{server}/{}", tool.name);
+            let own = schema.actions().find(|action| action.id().unescaped() == own);
+            let all = ON_TOOLS.map(Action::as_str).into_iter();
+            for action in all.chain(own.map(|action| action.id().unescaped())) {
                 for caller in CALLERS {
                     let request = request(server, tool, action, caller, schema)?;
                     let response = loaded.policies.tpe(&request, &entities, schema).ok()?;
@@ -123,7 +129,7 @@ fn uid(kind: &str, id: &str) -> Option<EntityUid> {
 fn request(
     server: &ServerName,
     tool: &KnownTool,
-    action: Action,
+    action: &str,
     caller: &str,
     schema: &Schema,
 ) -> Option<PartialRequest> {
@@ -131,7 +137,7 @@ fn request(
     let tool = uid("Portcullis::Tool", &format!("{server}/{}", tool.name))?;
     PartialRequest::new(
         PartialEntityUid::new(caller, None),
-        uid("Portcullis::Action", action.as_str())?,
+        uid("Portcullis::Action", action)?,
         PartialEntityUid::from_concrete(tool),
         None,
         schema,

@@ -14,6 +14,7 @@ use super::{
         engine::{Engine, Failure, Outcome},
         request::{Circumstances, Request},
         target::Target,
+        typed::is_tools_file,
     },
     file::{Document, Expect, is_case_file, read},
     question::{Question, Sides, questions},
@@ -100,7 +101,8 @@ pub fn run(paths: &[PathBuf], base: &Path, filter: Option<&str>) -> Report {
     }
     // Policies of which no case file speaks are not decided by any case.
     for path in policies {
-        runner.engine(vec![path]);
+        let tools = runner.tools_beside(&path);
+        runner.engine(std::iter::once(path).chain(tools).collect());
     }
     runner.report()
 }
@@ -227,8 +229,25 @@ impl Runner<'_> {
     }
 
     /// Which policies a file of cases is about: those that it names, those of its own name, or all
-    /// of its folder.
+    /// of its folder; with the typed tools of the folder.
     fn policies(&self, file: &File, document: &Document) -> Vec<PathBuf> {
+        let mut policies = self.policies_alone(file, document);
+        policies.extend(self.tools_beside(&file.name));
+        policies
+    }
+
+    /// The files of tools in the folder of this file.
+    fn tools_beside(&self, file: &Path) -> Vec<PathBuf> {
+        let folder = file.parent().unwrap_or(Path::new(""));
+        // What cannot be read is told of where the policies are.
+        let entries = fs::read_dir(self.base.join(folder)).into_iter().flatten().flatten();
+        let names = entries.map(|entry| folder.join(entry.file_name()));
+        let mut names: Vec<_> = names.filter(|name| is_tools_file(name)).collect();
+        names.sort();
+        names
+    }
+
+    fn policies_alone(&self, file: &File, document: &Document) -> Vec<PathBuf> {
         let folder = file.name.parent().unwrap_or(Path::new(""));
         if let Some(named) = &document.policies {
             let join = |name: &String| match name.as_str() {

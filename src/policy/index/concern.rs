@@ -17,7 +17,7 @@ use super::{
 };
 use crate::policy::{
     cache::Weighs,
-    entities::{Base, Unaskable},
+    entities::{Base, OWN, Unaskable},
 };
 
 /// The policies that matter to a question, by their numbers.
@@ -34,8 +34,10 @@ pub(super) struct Concern {
     pub(super) reads: Reads,
     /// Whether they look at anything else.
     pub(super) entities: bool,
-    /// Whether there may be a call that is allowed.
-    pub(super) possible: bool,
+    /// Whether there may be a call that a policy permits.
+    pub(super) permitted: bool,
+    /// Whether there may be a call that none forbids and none fails on.
+    pub(super) bearable: bool,
 }
 
 /// What is the same of all that a server has of one kind, with the same claims.
@@ -83,8 +85,8 @@ impl Class {
         terms: Terms<'_>,
         about: About<'_>,
     ) -> Result<Self, Unaskable> {
-        let About { subject, action, resource } = about;
-        let base = terms.vocabulary.base(&subject, action, &resource, terms.schema)?;
+        let About { action, resource, own, .. } = about;
+        let base = terms.vocabulary.base(about, terms.schema)?;
         let scopes = &index.scopes;
         let ancestors = |uid| base.entities.ancestors(uid).into_iter().flatten();
         let mut principal = scopes.above(ancestors(&base.subject));
@@ -92,7 +94,7 @@ impl Class {
         let uid = terms.vocabulary.resource_uid(&resource);
         let bits = Bits {
             principal: terms.vocabulary.bit(base.subject.type_name()),
-            action: 1 << action as u32,
+            action: if own { OWN } else { 1 << action as u32 },
             resource: terms.vocabulary.bit(uid.type_name()),
         };
         let holders = match &base.holder {
@@ -103,7 +105,7 @@ impl Class {
                 slots
             }
         };
-        let met = scopes.met(&principal, &holders, bits);
+        let met = scopes.met(&principal, &holders, &base.action, bits);
         let (individual, shared) = met.into_iter().partition::<Vec<_>, _>(|number| {
             base.holder.is_some() && index.policies[*number as usize].condition.individual
         });
@@ -133,7 +135,8 @@ impl Known {
         if class.base.holder.is_some() {
             let uid = terms.vocabulary.resource_uid(&about.resource);
             let slots: Slots = index.scopes.own(&uid).collect();
-            own.extend(index.scopes.met(&class.principal, &slots, class.bits));
+            let action = &class.base.action;
+            own.extend(index.scopes.met(&class.principal, &slots, action, class.bits));
         }
         if own.is_empty() {
             let concern = Arc::clone(&class.concern);
@@ -241,13 +244,21 @@ impl Inquiry<'_> {
         let mut odd = Vec::new();
         for (number, standing) in all() {
             let policy = &self.index.policies[number as usize];
+            if self.about.own && (policy.own || policy.condition.reads.has(Reads::INPUT)) {
+                // It is about calls that are of the tool's type, and others are refused.
+                concern.reads |= Reads::INPUT;
+            }
             match (standing, policy.effect) {
                 (Standing::Satisfied, Effect::Permit) => concern.permits.push(number),
                 (Standing::Satisfied, Effect::Forbid) => concern.forbids.push(number),
                 (Standing::Failed(why), _) => concern.failures.push((number, why)),
                 (Standing::Open(outcomes), _) => {
                     concern.open.push(number);
-                    concern.reads |= policy.condition.reads;
+                    concern.reads |= match self.about.own {
+                        true => policy.condition.reads,
+                        // There is none.
+                        false => policy.condition.reads.without(Reads::INPUT),
+                    };
                     concern.entities |= policy.condition.entities;
                     if outcomes.odd {
                         odd.push(&policy.policy);
@@ -255,25 +266,28 @@ impl Inquiry<'_> {
                 }
             }
         }
-        concern.possible = self.possible(all(), &HashMap::new());
-        if concern.possible && !odd.is_empty() {
-            concern.possible = match self.refine(&odd) {
-                Ok(refined) => self.possible(all(), &refined),
+        let possible = |refined: &_| self.possible(all(), refined);
+        (concern.permitted, concern.bearable) = possible(&HashMap::new());
+        // Where a call may be asked about twice, the other question may be the one that permits.
+        let matters = concern.permitted || self.terms.vocabulary.has_own_actions();
+        if matters && concern.bearable && !odd.is_empty() {
+            (concern.permitted, concern.bearable) = match self.refine(&odd) {
+                Ok(refined) => possible(&refined),
                 Err(unaskable) => {
                     tracing::error!(action = self.about.action.as_str(), "not shown: {unaskable}");
-                    false
+                    (false, false)
                 }
             };
         }
         concern
     }
 
-    /// Whether there may be a call that is allowed.
+    /// Whether there may be a call that is permitted, and one that is not refused.
     fn possible(
         &self,
         mut standings: impl Iterator<Item = (u32, Standing)> + Clone,
         refined: &HashMap<PolicyId, Outcomes>,
-    ) -> bool {
+    ) -> (bool, bool) {
         let outcomes = |(number, standing): (u32, Standing)| {
             let policy = &self.index.policies[number as usize];
             let outcomes = match standing {
@@ -290,7 +304,8 @@ impl Inquiry<'_> {
         };
         let permits =
             |(effect, outcomes): (Effect, Outcomes)| effect == Effect::Permit && outcomes.satisfied;
-        standings.clone().map(outcomes).any(permits) && standings.all(|s| bearable(outcomes(s)))
+        let permitted = standings.clone().map(outcomes).any(permits);
+        (permitted, standings.all(|s| bearable(outcomes(s))))
     }
 
     /// What Cedar's partial evaluation knows of these policies.

@@ -276,6 +276,15 @@ impl Uses {
                     (args, _) if is_args(args) => uses.reads(Reads::ARGS | Reads::SUMMARY),
                     (of, _) => left.push(of),
                 },
+                // Whether there is typed input says the action, and not the call; who asks for it
+                // means calls that are of its type.
+                Expr::HasAttr { expr: of, attrs }
+                    if matches!(**of, Expr::Var(Var::Context))
+                        && attrs.head == "input"
+                        && attrs.tail.is_empty() =>
+                {
+                    uses.reads |= Reads::INPUT;
+                }
                 Expr::HasAttr { expr: of, attrs } => match (&**of, attrs.head.as_str()) {
                     (Expr::Var(Var::Context), "args") => uses.reads(Reads::ARGS | Reads::SUMMARY),
                     (Expr::Var(Var::Context), attr) => uses.reads(Reads::of(attr)),

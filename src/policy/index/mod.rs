@@ -20,7 +20,7 @@ mod scope;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use cedar_policy::{
     Effect, EvalResult, EvaluationError, Policy, PolicyId, Schema, eval_expression,
@@ -54,6 +54,8 @@ struct Indexed {
     condition: Condition,
     /// As it was written, for partial evaluation.
     policy: Policy,
+    /// Whether it names a tool's own action.
+    own: bool,
 }
 
 /// What an index says of a question.
@@ -67,6 +69,23 @@ pub(super) struct Answer<'i> {
 }
 
 impl Answer<'_> {
+    /// What either question came to, each policy once.
+    fn join(&mut self, other: Self) {
+        let Self { permits, forbids, failures } = other;
+        for (all, more) in [(&mut self.permits, permits), (&mut self.forbids, forbids)] {
+            let known = all.len();
+            all.extend(more);
+            let mut at = 0;
+            let mut seen: HashSet<&PolicyId> = all[..known].iter().copied().collect();
+            all.retain(|id| {
+                at += 1;
+                at <= known || seen.insert(id)
+            });
+        }
+        let mut seen: HashSet<_> = self.failures.iter().map(|(id, _)| *id).collect();
+        self.failures.extend(failures.into_iter().filter(|(id, _)| seen.insert(id)));
+    }
+
     /// Whether Cedar would say `Allow`: it takes no notice of failures.
     pub(super) fn permitted(&self) -> bool {
         self.forbids.is_empty() && !self.permits.is_empty()
@@ -79,6 +98,21 @@ pub(super) struct About<'a> {
     pub(super) subject: Subject<'a>,
     pub(super) action: Action,
     pub(super) resource: Resource<'a>,
+    /// Whether the tool's own action is asked about, and not the one of all tools.
+    pub(super) own: bool,
+}
+
+impl<'a> About<'a> {
+    pub(super) fn of(request: &Request<'a>) -> Self {
+        let Request { subject, action, resource, .. } = *request;
+        Self { subject, action, resource, own: false }
+    }
+
+    /// The same under the tool's own action, where it has one.
+    pub(super) fn own(self, vocabulary: &Vocabulary) -> Option<Self> {
+        let has = !self.own && vocabulary.has_own_action(self.action, &self.resource);
+        has.then_some(Self { own: true, ..self })
+    }
 }
 
 /// What an index needs to put questions to Cedar.
@@ -94,11 +128,14 @@ impl Index {
         let policies = policies.iter().map(|policy| {
             // Without its text, which is not looked at again and would be parsed again.
             let policy = Policy::from(policy.as_ref().clone());
+            let own = vocabulary.has_own_actions()
+                && policy.entity_literals().iter().any(|uid| vocabulary.is_own_action(uid));
             Indexed {
                 id: policy.id().clone(),
                 effect: policy.effect(),
                 condition: Condition::of(&policy),
                 policy,
+                own,
             }
         });
         Self {
@@ -109,7 +146,8 @@ impl Index {
         }
     }
 
-    /// What Cedar says of a question.
+    /// What Cedar says of a question. The call of a typed tool is two questions, and what policies
+    /// come to of either counts.
     ///
     /// # Errors
     /// Where it cannot be put to the policies that it concerns.
@@ -118,9 +156,23 @@ impl Index {
         terms: Terms<'_>,
         request: &Request<'_>,
     ) -> Result<Answer<'_>, Unaskable> {
-        let Request { subject, action, resource, .. } = *request;
-        let about = About { subject, action, resource };
-        let known = self.known(terms, Asker::of(&subject), about)?;
+        let about = About::of(request);
+        let asker = Asker::of(&about.subject);
+        let mut answer = self.answer(terms, asker, about, request)?;
+        if let Some(own) = about.own(terms.vocabulary) {
+            answer.join(self.answer(terms, asker, own, request)?);
+        }
+        Ok(answer)
+    }
+
+    fn answer(
+        &self,
+        terms: Terms<'_>,
+        asker: Asker<'_>,
+        about: About<'_>,
+        request: &Request<'_>,
+    ) -> Result<Answer<'_>, Unaskable> {
+        let known = self.known(terms, asker, about)?;
         let Concern { permits, forbids, failures, open, reads, entities, .. } = known.concern();
         let mut answer = Answer {
             permits: permits.iter().map(|number| self.id(*number)).collect(),
@@ -128,11 +180,15 @@ impl Index {
             failures: failures.iter().map(|(number, why)| (self.id(*number), *why)).collect(),
         };
         if open.is_empty() {
+            if reads.has(Reads::INPUT) {
+                terms.vocabulary.input(request)?;
+            }
             return Ok(answer);
         }
         let base = if *entities { Some(known.entities(terms, about)?) } else { None };
         let uids = known.uids(terms, about);
-        let (question, entities) = terms.vocabulary.question(uids, base, request, *reads)?;
+        let (question, entities) =
+            terms.vocabulary.question(uids, about.own, base, request, *reads)?;
         for policy in open.iter().filter_map(|number| self.policies.get(*number as usize)) {
             let Some(condition) = &policy.condition.whole else { continue };
             match holds(eval_expression(&question, &entities, condition)) {
@@ -158,7 +214,13 @@ impl Index {
         asker: Asker<'_>,
         about: About<'_>,
     ) -> Result<bool, Unaskable> {
-        Ok(self.known(terms, asker, about)?.concern().possible)
+        let known = self.known(terms, asker, about)?;
+        let Concern { permitted, bearable, .. } = *known.concern();
+        let Some(own) = about.own(terms.vocabulary).filter(|_| bearable) else {
+            return Ok(permitted && bearable);
+        };
+        let own = self.known(terms, asker, own)?;
+        Ok(own.concern().bearable && (permitted || own.concern().permitted))
     }
 
     /// What any of the policies looks at.
@@ -172,7 +234,12 @@ impl Index {
     /// # Errors
     /// Where the schema has no such question.
     pub(super) fn asked(&self, terms: Terms<'_>, about: About<'_>) -> Result<Reads, Unaskable> {
-        Ok(self.known(terms, Asker::of(&about.subject), about)?.concern().reads)
+        let asker = Asker::of(&about.subject);
+        let reads = self.known(terms, asker, about)?.concern().reads;
+        match about.own(terms.vocabulary) {
+            Some(own) => Ok(reads | self.known(terms, asker, own)?.concern().reads),
+            None => Ok(reads),
+        }
     }
 
     fn known(
@@ -182,6 +249,7 @@ impl Index {
         about: About<'_>,
     ) -> Result<Arc<Known>, Unaskable> {
         let asking = Asking::of(asker, about.action, &about.resource);
+        let asking = if about.own { asking.own() } else { asking };
         if let Some(known) = self.known.get(&asking) {
             return Ok(known);
         }

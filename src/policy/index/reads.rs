@@ -23,9 +23,11 @@ impl Reads {
     /// The arguments, read as URLs.
     pub(in super::super) const URLS: Self = Self(1 << 9);
     pub(in super::super) const LABELS: Self = Self(1 << 10);
+    /// The arguments, by the type of their tool.
+    pub(in super::super) const INPUT: Self = Self(1 << 11);
     /// The arguments, however they are read.
     pub(in super::super) const ARGUMENTS: Self =
-        Self(Self::ARGS.0 | Self::SUMMARY.0 | Self::PATHS.0 | Self::URLS.0);
+        Self(Self::ARGS.0 | Self::SUMMARY.0 | Self::PATHS.0 | Self::URLS.0 | Self::INPUT.0);
     pub(in super::super) const ALL: Self = Self(u16::MAX);
 
     /// What there is of a member's name. All, of a name that is not known here.
@@ -41,6 +43,7 @@ impl Reads {
             "paths" => Self::PATHS,
             "urls" => Self::URLS,
             "labels" => Self::LABELS,
+            "input" => Self::INPUT,
             _ => Self::ALL,
         }
     }

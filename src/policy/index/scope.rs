@@ -25,6 +25,8 @@ struct Candidate {
     policy: u32,
     /// By the number of the action.
     actions: u32,
+    /// The own actions of tools that it names.
+    own: Vec<EntityUid>,
     /// By the number of the type.
     principals: u16,
     resources: u16,
@@ -89,7 +91,13 @@ impl Scopes {
                     uids.iter().any(|uid| uid == action || groups.contains(uid))
                 }),
             };
-            let candidate = Candidate { policy, actions, principals, resources };
+            let mut own = match of.action_constraint() {
+                ActionConstraint::Any => Vec::new(),
+                ActionConstraint::Eq(uid) => vec![uid],
+                ActionConstraint::In(uids) => uids,
+            };
+            own.retain(|uid| vocabulary.is_own_action(uid));
+            let candidate = Candidate { policy, actions, own, principals, resources };
             scopes.at.entry((principal, resource)).or_default().push(candidate);
         }
         scopes
@@ -123,13 +131,19 @@ impl Scopes {
     }
 
     /// The policies, each once, whose scopes are met.
-    pub(super) fn met(&self, principal: &[u32], resource: &[u32], bits: Bits) -> Vec<u32> {
+    pub(super) fn met(
+        &self,
+        principal: &[u32],
+        resource: &[u32],
+        action: &EntityUid,
+        bits: Bits,
+    ) -> Vec<u32> {
         let pairs = principal.iter().flat_map(|p| resource.iter().map(move |r| (*p, *r)));
         pairs
             .filter_map(|pair| self.at.get(&pair))
             .flatten()
             .filter(|candidate| {
-                candidate.actions & bits.action != 0
+                (candidate.actions & bits.action != 0 || candidate.own.contains(action))
                     && candidate.principals & bits.principal != 0
                     && candidate.resources & bits.resource != 0
             })

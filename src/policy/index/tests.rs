@@ -15,8 +15,11 @@ use crate::{
     names::ServerName,
     policy::{
         SCHEMA,
+        diagnostics::File,
+        ground::Ground,
         request::*,
         tests::{none, whole},
+        typed::Typed,
     },
 };
 
@@ -31,7 +34,8 @@ const PRINCIPALS: [&str; 8] = [
     r#"principal == P::Server::"s""#,
 ];
 
-const ACTIONS: [&str; 8] = [
+const ACTIONS: [&str; 9] = [
+    r#"action == P::Action::"s/t""#,
     "action",
     r#"action == P::Action::"call_tool""#,
     r#"action in P::Action::"use""#,
@@ -258,7 +262,7 @@ fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> Vec<About<'
                 Action::Grant => Subject::Plugin(asking.as_str()),
                 _ => Subject::Server(asking),
             };
-            all.push(About { subject, action, resource });
+            all.push(About { subject, action, resource, own: false });
         };
         for program in programs {
             ask(Action::Launch, Resource::Program(program));
@@ -284,10 +288,10 @@ fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> Vec<About<'
     let subject = Subject::Plugin(plugin);
     for holder in [Holder::Plugin(plugin), Holder::Plugin("other"), Holder::Server(&servers[0])] {
         let resource = Resource::Secret { holder, name: "t", source: "env", header: false };
-        all.push(About { subject, action: Action::HandSecret, resource });
+        all.push(About { subject, action: Action::HandSecret, resource, own: false });
     }
     let resource = Resource::Host { name: "a", port: 443 };
-    all.push(About { subject, action: Action::Reach, resource });
+    all.push(About { subject, action: Action::Reach, resource, own: false });
     all
 }
 
@@ -302,7 +306,7 @@ fn questions<'a>(principals: &'a [Principal], servers: &'a [ServerName; 2]) -> V
                 Resource::Client(_) => Subject::Server(s),
                 _ => Subject::Client(principal),
             };
-            all.push(About { subject, action, resource });
+            all.push(About { subject, action, resource, own: false });
         };
         ask(Action::Sample, Resource::Client(principal));
         ask(Action::Connect, Resource::Proxy);
@@ -334,7 +338,7 @@ fn requests<'a>(about: About<'a>, args: &'a [(&'a str, Map<String, Value>)]) -> 
         ("t", Transport::Http, None, 6),
         ("prompts/get", Transport::Stdio, Some("192.0.2.1"), 4),
     ];
-    let About { subject, action, resource } = about;
+    let About { subject, action, resource, .. } = about;
     let calls =
         calls.into_iter().zip(["2026-11-21T08:30:00Z", "2027-01-02T10:00:00Z"].iter().cycle());
     calls
@@ -381,7 +385,53 @@ fn written() -> Vec<(&'static str, Map<String, Value>)> {
 type Said = (bool, Vec<String>, Vec<(String, &'static str)>);
 
 fn plain(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Said {
-    let (question, entities) = whole(terms.vocabulary, terms.schema, request);
+    let about = About::of(request);
+    let answer = plainly(terms, policies, about, request);
+    let own = about.own(terms.vocabulary).map(|own| plainly(terms, policies, own, request));
+    let mut all = answer;
+    if let Some(own) = own {
+        all.extend(own);
+    }
+    let of = |what: &str| -> BTreeSet<String> {
+        all.iter().filter(|(_, came)| *came == what).map(|(id, _)| id.clone()).collect()
+    };
+    let (permits, forbids) = (of("permits"), of("forbids"));
+    let allowed = forbids.is_empty() && !permits.is_empty();
+    let errors = all.iter().filter(|(_, came)| !matches!(*came, "permits" | "forbids"));
+    let errors: BTreeSet<_> = errors.cloned().collect();
+    let reasons = if allowed { permits } else { forbids };
+    (allowed, reasons.into_iter().collect(), errors.into_iter().collect())
+}
+
+/// What plain Cedar says of one question: each policy that is satisfied or fails, with `permits`,
+/// `forbids`, or why it fails. It names only those that determine a decision, so each is asked alone.
+fn plainly(
+    terms: Terms<'_>,
+    policies: &PolicySet,
+    about: About<'_>,
+    request: &Request<'_>,
+) -> BTreeSet<(String, &'static str)> {
+    let (question, entities) = whole(terms.vocabulary, terms.schema, about, request);
+    let mut came = BTreeSet::new();
+    for policy in policies.policies() {
+        let alone = PolicySet::from_policies([policy.clone()]).unwrap();
+        let response = Authorizer::new().is_authorized(&question, &alone, &entities);
+        let effect = match policy.effect() {
+            Effect::Permit => "permits",
+            Effect::Forbid => "forbids",
+        };
+        came.extend(response.diagnostics().reason().map(|id| (id.to_string(), effect)));
+        let errors = response.diagnostics().errors();
+        came.extend(errors.map(|AuthorizationError::PolicyEvaluationError(error)| {
+            (error.policy_id().to_string(), problem(error.inner()))
+        }));
+    }
+    came
+}
+
+/// What plain Cedar says of all policies at once, of a question that is only one.
+fn at_once(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Said {
+    let (question, entities) = whole(terms.vocabulary, terms.schema, About::of(request), request);
     let response = Authorizer::new().is_authorized(&question, policies, &entities);
     let mut reasons: Vec<_> = response.diagnostics().reason().map(PolicyId::to_string).collect();
     let errors = response.diagnostics().errors();
@@ -409,14 +459,25 @@ fn indexed(terms: Terms<'_>, index: &Index, request: &Request<'_>) -> Said {
 
 /// What Cedar's partial evaluation of all policies says for certain.
 fn partial(terms: Terms<'_>, policies: &PolicySet, about: &About<'_>) -> Option<bool> {
-    let About { subject, action, resource } = about;
-    let base = terms.vocabulary.base(subject, *action, resource, terms.schema).unwrap();
+    let resource = &about.resource;
+    let base = terms.vocabulary.base(*about, terms.schema).unwrap();
     let entities = terms.vocabulary.entities(&base, resource).unwrap();
     let (question, entities): (_, PartialEntities) =
         terms.vocabulary.open_question(&base, resource, &entities, terms.schema).unwrap();
     let response = policies.tpe(&question, &entities, terms.schema).unwrap();
-    if response.error_forbids().next().is_some() || response.error_permits().next().is_some() {
+    if response.error_forbids().next().is_some()
+        || response.error_permits().next().is_some()
+        || response.true_forbids().next().is_some()
+    {
         return Some(false);
+    }
+    if let Some(own) = about.own(terms.vocabulary) {
+        // What may be permitted under one action may be under the other; what is refused under one
+        // is refused.
+        return match (partial(terms, policies, &own), response.decision()) {
+            (Some(false), Some(Decision::Deny)) => Some(false),
+            _ => None,
+        };
     }
     match response.decision()? {
         Decision::Deny => Some(false),
@@ -425,15 +486,22 @@ fn partial(terms: Terms<'_>, policies: &PolicySet, about: &About<'_>) -> Option<
     }
 }
 
-fn check(texts: &[String], seed: usize) -> Result<(), TestCaseError> {
-    let schema = schema();
-    let vocabulary = Vocabulary::new(&schema).unwrap();
-    let terms = Terms { schema: &schema, vocabulary: &vocabulary };
-    let policies = valid(texts, &schema);
-    let index = Index::new(&policies.policies().collect::<Vec<_>>(), &vocabulary);
+fn check(texts: &[String], seed: usize, ground: &Ground) -> Result<(), TestCaseError> {
+    let terms = ground.terms();
+    let policies = valid(texts, terms.schema);
+    let index = Index::new(&policies.policies().collect::<Vec<_>>(), terms.vocabulary);
     let (principals, args) = (principals(), written());
     let servers = ["s".parse().unwrap(), "other".parse().unwrap()];
-    let (questions, programs) = (questions(&principals, &servers), programs());
+    let (mut questions, programs) = (questions(&principals, &servers), programs());
+    if terms.vocabulary.has_own_actions() {
+        let typed = |about: &About<'_>| about.own(terms.vocabulary).is_some();
+        let other = |at: usize| at % 16 == 0;
+        let mut at = 0;
+        questions.retain(|about| {
+            at += 1;
+            typed(about) || other(at)
+        });
+    }
     let own = own(&programs, &servers);
     // Some of them, from another one each time: pairs of the same action, in an order that mixes
     // all kinds.
@@ -446,7 +514,15 @@ fn check(texts: &[String], seed: usize) -> Result<(), TestCaseError> {
             prop_assert_eq!(shown, certain, "shown: {:?}\n{}", about, policies);
         }
         for request in requests(about, &args) {
-            let expected = plain(terms, &policies, &request);
+            let is_typed = about.own(terms.vocabulary).is_some();
+            if is_typed && terms.vocabulary.input(&request).is_err() {
+                prop_assert_eq!(unfit(terms, &index, &policies, &request), Ok(()));
+                continue;
+            }
+            let expected = match is_typed {
+                true => plain(terms, &policies, &request),
+                false => at_once(terms, &policies, &request),
+            };
             let found = indexed(terms, &index, &request);
             prop_assert_eq!(&found, &expected, "{:?}\n{}", request, policies);
             let (allowed, _, errors) = found;
@@ -461,6 +537,52 @@ fn check(texts: &[String], seed: usize) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// Of arguments that are not of the tool's type, the index says nothing, or what it would say if no
+/// policy were about them.
+fn unfit(
+    terms: Terms<'_>,
+    index: &Index,
+    policies: &PolicySet,
+    request: &Request<'_>,
+) -> Result<(), String> {
+    let answer = match index.decide(terms, request) {
+        Err(Unaskable::Unfit(_)) => return Ok(()),
+        Err(other) => return Err(other.to_string()),
+        Ok(answer) => answer,
+    };
+    let all = answer.permits.iter().chain(&answer.forbids);
+    for id in all.chain(answer.failures.iter().map(|(id, _)| id)) {
+        let text = policies.policy(id).unwrap().to_string();
+        if text.contains("context.input") || text.contains(r#"Action::"s/"#) {
+            // Met under the action of all tools, where there is no input.
+            let found = plainly(terms, policies, About::of(request), request);
+            if !found.iter().any(|(found, _)| *found == id.to_string()) {
+                return Err(text);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Without typed tools, and with some.
+fn grounds() -> &'static [Ground; 2] {
+    const TOOLS: &str = r#"{"tools": [
+        {"name": "t", "inputSchema": {"type": "object", "properties": {
+            "a": {"type": "string"}, "x": {"type": "integer"}, "b": {"type": "object"}}}},
+        {"name": "tools/call", "inputSchema": {"type": "object", "required": ["a"], "properties": {
+            "a": {"type": "string"},
+            "b": {"type": "object", "properties": {"c": {"type": "integer"}}}}}}
+    ]}"#;
+    static GROUNDS: LazyLock<[Ground; 2]> = LazyLock::new(|| {
+        let file = File { name: "s.tools.json".into(), text: TOOLS.into() };
+        let mut findings = Vec::new();
+        let typed = Typed::read(&[file], &mut findings);
+        assert!(findings.is_empty(), "{findings:?}");
+        [Ground::new(Typed::default()).unwrap(), Ground::new(typed).unwrap()]
+    });
+    &GROUNDS
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -469,9 +591,53 @@ proptest! {
         texts in proptest::collection::vec(policy(), 0..16),
         seed in 0..1000_usize,
     ) {
-        check(&texts, seed)?;
+        check(&texts, seed, &grounds()[0])?;
+    }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Of many policies about typed tools alone.
+    #[test]
+    fn of_typed_tools_it_says_what_plain_cedar_says_of_both_questions(
+        texts in proptest::collection::vec(typed_policy(), 1..6),
+        others in proptest::collection::vec(policy(), 0..4),
+        seed in 0..1000_usize,
+    ) {
+        check(&[texts, others].concat(), seed, &grounds()[1])?;
     }
 }
+
+/// A policy that holds for the call of a typed tool, or nearly.
+fn typed_policy() -> impl Strategy<Value = String> {
+    let scopes = [
+        "principal, action, resource",
+        r#"principal, action == P::Action::"s/t", resource"#,
+        r#"principal, action == P::Action::"call_tool", resource"#,
+        r#"principal, action in P::Action::"call_tool", resource is P::Tool"#,
+        r#"principal, action in [P::Action::"s/tools/call"], resource"#,
+        r#"principal is P::Client, action == P::Action::"s/t", resource == P::Tool::"s/t""#,
+    ];
+    (select(&["permit", "permit", "forbid"][..]), select(scopes.to_vec()), select(TYPED_CONDITIONS))
+        .prop_map(|(effect, scope, condition)| {
+            format!("{effect} ({scope}) when {{ {condition} }};").replace("P::", "Portcullis::")
+        })
+}
+
+const TYPED_CONDITIONS: &[&str] = &[
+    "true",
+    "context has input",
+    "!(context has input)",
+    r#"context has input && context.input has a && context.input.a like "./*""#,
+    "context has input && context.input has x && context.input.x < 2",
+    r#"context has input && context.input has b.c && context.input.b.c == 4"#,
+    "context has input && context.input has x && context.input.x + 9223372036854775807 > 0",
+    r#"action == P::Action::"call_tool""#,
+    r#"action in [P::Action::"call_tool"] && context.session_calls < 5"#,
+    r#"action != P::Action::"s/t" || context.session_calls < 5"#,
+];
 
 #[test]
 fn what_is_generated_is_mostly_of_use() {
@@ -487,7 +653,7 @@ fn what_is_generated_is_mostly_of_use() {
 /// The index of a text, with what it needs.
 fn with_index(text: &str, test: impl FnOnce(Terms<'_>, &Index)) {
     let schema = schema();
-    let vocabulary = Vocabulary::new(&schema).unwrap();
+    let vocabulary = Vocabulary::new(&schema, Typed::default()).unwrap();
     let policies: PolicySet = text.parse().unwrap();
     let index = Index::new(&policies.policies().collect::<Vec<_>>(), &vocabulary);
     test(Terms { schema: &schema, vocabulary: &vocabulary }, &index);
@@ -498,8 +664,9 @@ fn with_index(text: &str, test: impl FnOnce(Terms<'_>, &Index)) {
 fn asked(terms: Terms<'_>, index: &Index, principal: &Principal, name: &str) -> (usize, bool) {
     let server = "s".parse().unwrap();
     let resource = Resource::Tool { server: &server, name, claims: Claims::default() };
-    let about = About { subject: Subject::Client(principal), action: Action::CallTool, resource };
-    let known = index.known(terms, Asker::of(&about.subject), about).unwrap();
+    let (subject, action) = (Subject::Client(principal), Action::CallTool);
+    let about = About { subject, action, resource, own: false };
+    let known = index.known(terms, Asker::of(&subject), about).unwrap();
     (known.concern().open.len(), known.concern().entities)
 }
 
@@ -583,8 +750,8 @@ fn principals_share_nothing_that_a_policy_can_tell_apart() {
             for (principal, read_only, other) in &table {
                 for (resource, expected) in [(tool(true), read_only), (tool(false), other)] {
                     let subject = Subject::Client(principal);
-                    let about = About { subject, action: Action::CallTool, resource };
-                    let shown = index.could_allow(terms, Asker::of(&about.subject), about).unwrap();
+                    let about = About { subject, action: Action::CallTool, resource, own: false };
+                    let shown = index.could_allow(terms, Asker::of(&subject), about).unwrap();
                     assert_eq!(shown, *expected, "{principal:?} {resource:?}");
                 }
             }

@@ -1,13 +1,18 @@
 //! Why a question is decided as it is: the policies that matched, and those that nearly did.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use cedar_policy::{Effect, EntityUid};
 use serde::Serialize;
 
 use super::{Asked, Inspected, Inspector, Looks, Outcomes, Tally, Unknown, text, tree::Node};
 use crate::{
-    policy::{load::Revision, request::Request},
+    policy::{
+        entities::{Frame, Unaskable},
+        index::About,
+        load::Revision,
+        request::Request,
+    },
     refusal::Rule,
 };
 
@@ -128,7 +133,7 @@ pub struct Seen {
     pub absent: Option<String>,
 }
 
-impl Inspector<'_> {
+impl Inspector {
     /// Why this is decided as it is. `shape` has the types of arguments that are not known, by their
     /// JSON pointers.
     pub fn explain(
@@ -147,61 +152,98 @@ impl Inspector<'_> {
             more: 0,
             problem: None,
         };
-        let met = match self.met(request) {
-            Ok(met) => met,
-            Err(unaskable) => {
-                explanation.problem = Some(unaskable.to_string());
-                return explanation;
-            }
-        };
-        let [subject, action, resource] = met.frame.uids();
-        explanation.principal = text(subject);
-        explanation.resource = text(resource);
-        let asked = match self.put(&met.frame, request) {
-            Ok(asked) => asked,
-            Err(unaskable) => {
-                explanation.problem = Some(unaskable.to_string());
-                return explanation;
-            }
-        };
         let unknown = Unknown::looks(unknown);
+        let about = About::of(request);
+        // Each question with all that is known of it.
+        let mut questions: Vec<(Arc<Frame>, Asked)> = Vec::new();
+        let mut doubt = false;
+        for about in std::iter::once(about).chain(self.set.own(about)) {
+            match self.question(about, request, unknown) {
+                Ok(question) => questions.push(question),
+                Err(unaskable) => {
+                    explanation.problem = Some(unaskable.to_string());
+                    return explanation;
+                }
+            }
+            doubt |= unknown.at(Looks::ARGUMENTS) && self.set.needs_input(about);
+        }
         let mut tally = Tally::default();
         let mut near = Vec::new();
+        if let [(frame, _), rest @ ..] = &*questions {
+            let [subject, _, resource] = frame.uids();
+            explanation.principal = text(subject);
+            explanation.resource = text(resource);
+            if let Some(id) =
+                rest.first().map(|(frame, _)| frame.uids()[1].id().unescaped().to_owned())
+            {
+                explanation.action = format!("{} and {id}", explanation.action);
+            }
+        }
         for (number, policy) in self.policies.iter().enumerate() {
-            let off = policy.scope.off(subject, action, resource, met.frame.entities());
-            match off.as_slice() {
-                [] => {
-                    let (standing, outcomes) = self.standing(policy, &asked, unknown, shape);
-                    if !policy.rule.obligations.shadow {
-                        tally.add(number, policy.effect, outcomes);
+            let mut found: Option<(Standing, Outcomes)> = None;
+            let mut least: Option<Vec<Side>> = None;
+            for (frame, asked) in &questions {
+                let [subject, action, resource] = frame.uids();
+                let off = policy.scope.off(subject, action, resource, frame.entities());
+                if off.is_empty() {
+                    let next = self.standing(policy, asked, unknown, shape);
+                    found = Some(match found {
+                        None => next,
+                        Some(before) => {
+                            let outcomes = before.1.either(next.1);
+                            let first = before.0.order() <= next.0.order();
+                            (if first { before.0 } else { next.0 }, outcomes)
+                        }
+                    });
+                } else if least.as_ref().is_none_or(|least| off.len() < least.len()) {
+                    least = Some(off);
+                }
+            }
+            if let Some((standing, outcomes)) = found {
+                if !policy.rule.obligations.shadow {
+                    tally.add(number, policy.effect, outcomes);
+                    if doubt {
+                        // Arguments that are not of the tool's type would be refused.
+                        tally.may_be_against.push(number);
                     }
-                    explanation.policies.push(policy.near(standing));
                 }
-                [side] if policy.is_near(*side, resource) => {
-                    let wants = policy.scope.wants(*side);
-                    let distance = strsim::damerau_levenshtein(
-                        &wants,
-                        &if *side == Side::Principal { text(subject) } else { text(resource) },
-                    );
-                    near.push((distance, policy.near(Standing::Elsewhere { side: *side, wants })));
-                }
-                _ => {}
+                explanation.policies.push(policy.near(standing));
+                continue;
+            }
+            let (Some([side]), Some((frame, _))) = (least.as_deref(), questions.first()) else {
+                continue;
+            };
+            let [subject, _, resource] = frame.uids();
+            if policy.is_near(*side, resource) {
+                let wants = policy.scope.wants(*side);
+                let distance = strsim::damerau_levenshtein(
+                    &wants,
+                    &if *side == Side::Principal { text(subject) } else { text(resource) },
+                );
+                near.push((distance, policy.near(Standing::Elsewhere { side: *side, wants })));
             }
         }
         explanation.verdict = tally.conclude().0;
-        let order = |near: &Near| match near.standing {
-            Standing::Failed { .. } => 0,
-            Standing::Matched { .. } if near.effect == "forbid" => 1,
-            Standing::Matched { .. } => 2,
-            Standing::Unknown { .. } => 3,
-            Standing::Unmet { .. } => 4,
-            Standing::Elsewhere { .. } => 5,
-        };
-        explanation.policies.sort_by_key(order);
+        explanation.policies.sort_by_key(|near| (near.standing.order(), near.effect == "permit"));
         near.sort_by_key(|(distance, _)| *distance);
         explanation.more = near.len().saturating_sub(NEAR);
         explanation.policies.extend(near.into_iter().take(NEAR).map(|(_, near)| near));
         explanation
+    }
+
+    /// A question with all that is known of it.
+    fn question(
+        &mut self,
+        about: About<'_>,
+        request: &Request<'_>,
+        unknown: Looks,
+    ) -> Result<(Arc<Frame>, Asked), Unaskable> {
+        let met = self.met(about, request, unknown)?;
+        if !unknown.at(Looks::ARGUMENTS) {
+            self.set.fit(about, request)?;
+        }
+        let asked = self.put(&met.frame, request, unknown)?;
+        Ok((Arc::clone(&met.frame), asked))
     }
 
     fn standing(
@@ -236,6 +278,19 @@ impl Inspector<'_> {
             _ => Standing::Unmet { condition },
         };
         (standing, outcomes)
+    }
+}
+
+impl Standing {
+    /// What is told first.
+    fn order(&self) -> u8 {
+        match self {
+            Self::Failed { .. } => 0,
+            Self::Matched { .. } => 1,
+            Self::Unknown { .. } => 2,
+            Self::Unmet { .. } => 3,
+            Self::Elsewhere { .. } => 4,
+        }
     }
 }
 

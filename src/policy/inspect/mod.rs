@@ -12,7 +12,10 @@ mod scope;
 mod tests;
 mod tree;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use cedar_policy::{Effect, Entities, EntityUid, EvalResult, Expression, eval_expression};
 
@@ -21,9 +24,9 @@ pub(super) use self::tree::{Looks, Outcomes};
 use self::{scope::Scope, tree::Node};
 use super::{
     cache::{Asker, Asking, Key},
-    engine::{Engine, Set},
+    engine::Set,
     entities::{Frame, Unaskable},
-    index::Reads,
+    index::{About, Reads},
     load::Revision,
     request::Request,
 };
@@ -65,8 +68,7 @@ pub struct Judgement {
 }
 
 /// A set of policies, ready to be looked into.
-pub struct Inspector<'e> {
-    engine: &'e Engine,
+pub struct Inspector {
     set: Arc<Set>,
     policies: Vec<Inspected>,
     met: HashMap<Key, Arc<Met>>,
@@ -106,8 +108,8 @@ impl Asked {
     }
 }
 
-impl<'e> Inspector<'e> {
-    pub(super) fn new(engine: &'e Engine, set: Arc<Set>) -> Self {
+impl Inspector {
+    pub(super) fn new(set: Arc<Set>) -> Self {
         let mut policies: Vec<_> = set
             .loaded
             .policies
@@ -124,7 +126,7 @@ impl<'e> Inspector<'e> {
             })
             .collect();
         policies.sort_by(|a, b| (&a.rule.file, a.rule.line).cmp(&(&b.rule.file, b.rule.line)));
-        Self { engine, set, policies, met: HashMap::new() }
+        Self { set, policies, met: HashMap::new() }
     }
 
     /// The set that is looked into.
@@ -136,9 +138,41 @@ impl<'e> Inspector<'e> {
     pub fn judge(&mut self, request: &Request<'_>, unknown: Unknown) -> Judgement {
         let unknown = unknown.looks();
         let refused = Judgement { verdict: Verdict::Refused, rules: Vec::new() };
-        let Ok(met) = self.met(request) else { return refused };
-        let mut asked = None;
+        let about = About::of(request);
+        // Each policy with what it comes to, of either question.
+        let mut all: BTreeMap<usize, Outcomes> = BTreeMap::new();
+        let mut doubt = Vec::new();
+        for about in std::iter::once(about).chain(self.set.own(about)) {
+            let Ok(found) = self.outcomes(about, request, unknown) else { return refused };
+            if unknown.at(Looks::ARGUMENTS) && self.set.needs_input(about) {
+                // Arguments that are not of the tool's type would be refused.
+                doubt = found.iter().map(|(number, _)| *number).collect();
+            }
+            for (number, outcomes) in found {
+                let other = all.entry(number).or_insert(Outcomes::DOES_NOT);
+                *other = other.either(outcomes);
+            }
+        }
         let mut tally = Tally::default();
+        for (number, outcomes) in all {
+            tally.add(number, self.policies[number].effect, outcomes);
+        }
+        tally.may_be_against.extend(doubt);
+        let (verdict, numbers) = tally.conclude();
+        let rules = numbers.into_iter().map(|number| self.policies[number].rule.clone());
+        Judgement { verdict, rules: rules.collect() }
+    }
+
+    /// What the policies in force come to whose scopes are met.
+    fn outcomes(
+        &mut self,
+        about: About<'_>,
+        request: &Request<'_>,
+        unknown: Looks,
+    ) -> Result<Vec<(usize, Outcomes)>, Unaskable> {
+        let met = self.met(about, request, unknown)?;
+        let mut asked = None;
+        let mut found = Vec::new();
         for (number, known) in &met.policies {
             let policy = &self.policies[*number];
             if policy.rule.obligations.shadow {
@@ -149,20 +183,18 @@ impl<'e> Inspector<'e> {
                 (Some(outcomes), Some(condition)) if !condition.looks.at(unknown) => *outcomes,
                 (_, Some(condition)) => {
                     if asked.is_none() {
-                        match self.put(&met.frame, request) {
-                            Ok(put) => asked = Some(put),
-                            Err(_) => return refused,
-                        }
+                        asked = Some(self.put(&met.frame, request, unknown)?);
                     }
-                    let Some(asked) = &asked else { return refused };
+                    let Some(asked) = &asked else { continue };
                     condition.outcomes(unknown, &mut |expression| asked.holds(expression))
                 }
             };
-            tally.add(*number, policy.effect, outcomes);
+            found.push((*number, outcomes));
         }
-        let (verdict, numbers) = tally.conclude();
-        let rules = numbers.into_iter().map(|number| self.policies[number].rule.clone());
-        Judgement { verdict, rules: rules.collect() }
+        if about.own && !unknown.at(Looks::ARGUMENTS) {
+            self.set.fit(about, request)?;
+        }
+        Ok(found)
     }
 
     /// What a policy says, however it is laid out, named and annotated.
@@ -177,12 +209,21 @@ impl<'e> Inspector<'e> {
     /// Whether a policy that may matter to this looks at arguments. Then those that cannot be shown
     /// are refused.
     pub fn reads_arguments(&self, request: &Request<'_>) -> bool {
-        self.engine.reads_arguments(&self.set, request)
+        self.set.reads_arguments(request)
     }
 
-    fn put(&self, frame: &Frame, request: &Request<'_>) -> Result<Asked, Unaskable> {
-        let reads = self.set.reads;
-        let put = |reads| self.engine.put(frame, request, reads);
+    fn put(
+        &self,
+        frame: &Frame,
+        request: &Request<'_>,
+        unknown: Looks,
+    ) -> Result<Asked, Unaskable> {
+        let mut reads = self.set.reads;
+        if unknown.at(Looks::ARGUMENTS) {
+            // What is not known has no type, either.
+            reads = reads.without(Reads::INPUT);
+        }
+        let put = |reads| self.set.put(frame, request, reads);
         let (question, entities) = match put(reads) {
             // Nothing that matters looks at what cannot be shown.
             Err(_) if !self.reads_arguments(request) => put(reads.without(Reads::ARGUMENTS))?,
@@ -191,12 +232,18 @@ impl<'e> Inspector<'e> {
         Ok(Asked { question, entities })
     }
 
-    fn met(&mut self, request: &Request<'_>) -> Result<Arc<Met>, Unaskable> {
-        let key = Asking::of(Asker::of(&request.subject), request.action, &request.resource).key();
+    fn met(
+        &mut self,
+        about: About<'_>,
+        request: &Request<'_>,
+        unknown: Looks,
+    ) -> Result<Arc<Met>, Unaskable> {
+        let asking = Asking::of(Asker::of(&about.subject), about.action, &about.resource);
+        let key = if about.own { asking.own() } else { asking }.key();
         if let Some(met) = self.met.get(&key) {
             return Ok(Arc::clone(met));
         }
-        let frame = Arc::new(self.engine.frame(request)?);
+        let frame = Arc::new(self.set.frame(about)?);
         let [subject, action, resource] = frame.uids();
         let met = self.policies.iter().enumerate().filter(|(_, policy)| {
             policy.scope.off(subject, action, resource, frame.entities()).is_empty()
@@ -209,7 +256,7 @@ impl<'e> Inspector<'e> {
                 Some(condition) if condition.looks.at(Unknown::Circumstances.looks()) => None,
                 Some(condition) => {
                     if bare.is_none() {
-                        bare = Some(self.put(&frame, request)?);
+                        bare = Some(self.put(&frame, request, unknown)?);
                     }
                     let evaluate = bare.as_ref();
                     Some(condition.outcomes(Looks::NOTHING, &mut |expression| {

@@ -32,6 +32,8 @@ impl Looks {
         let mut left = vec![expr];
         while let Some(expr) = left.pop() {
             let (of, attr) = match expr.expr_kind() {
+                // That says the action, and not the call.
+                ExprKind::HasAttr { expr, attr } if attr == "input" && is_context(expr) => continue,
                 ExprKind::GetAttr { expr, attr } | ExprKind::HasAttr { expr, attr } => (expr, attr),
                 ExprKind::Var(Var::Context) => {
                     looks |= Self::ARGUMENTS | Self::CIRCUMSTANCES;
@@ -43,7 +45,7 @@ impl Looks {
                 }
             };
             match (of.expr_kind(), attr.as_str()) {
-                (ExprKind::Var(Var::Context), "args" | "paths" | "urls") => {
+                (ExprKind::Var(Var::Context), "args" | "paths" | "urls" | "input") => {
                     looks |= Self::ARGUMENTS
                 }
                 (ExprKind::Var(Var::Context), _) => looks |= Self::CIRCUMSTANCES,
@@ -67,6 +69,10 @@ impl BitOrAssign for Looks {
     fn bitor_assign(&mut self, other: Self) {
         self.0 |= other.0;
     }
+}
+
+fn is_context(expr: &Expr) -> bool {
+    matches!(expr.expr_kind(), ExprKind::Var(Var::Context))
 }
 
 /// The direct parts of an expression.
@@ -125,6 +131,7 @@ impl Outcomes {
     }
 
     pub(in crate::policy) const HOLDS: Self = Self::certain(true);
+    pub(in crate::policy) const DOES_NOT: Self = Self::certain(false);
     const FAILS: Self = Self { holds: false, does_not: false, fails: true };
 
     /// Whether more than one is possible.
@@ -136,6 +143,17 @@ impl Outcomes {
         Self {
             holds: self.holds || other.holds,
             does_not: self.does_not || other.does_not,
+            fails: self.fails || other.fails,
+        }
+    }
+
+    /// Where two questions are put and either counts: it fails where it fails of one, and else holds
+    /// where it holds of one.
+    pub(in crate::policy) fn either(self, other: Self) -> Self {
+        let can = |one: Self, other: Self| one.holds && (other.holds || other.does_not);
+        Self {
+            holds: can(self, other) || can(other, self),
+            does_not: self.does_not && other.does_not,
             fails: self.fails || other.fails,
         }
     }

@@ -21,8 +21,8 @@ const CHANGES: usize = 10_000;
 const RULES: usize = 8;
 
 /// Calls that are being decided again.
-pub struct Replay<'e> {
-    inspector: Inspector<'e>,
+pub struct Replay {
+    inspector: Inspector,
     changes: BTreeMap<Key, Change>,
     replayed: Replayed,
 }
@@ -74,9 +74,9 @@ pub struct Change {
     pub example: DecisionId,
 }
 
-impl<'e> Replay<'e> {
+impl Replay {
     /// Of calls that these policies are to decide.
-    pub fn new(inspector: Inspector<'e>) -> Self {
+    pub fn new(inspector: Inspector) -> Self {
         Self { inspector, changes: BTreeMap::new(), replayed: Replayed::default() }
     }
 

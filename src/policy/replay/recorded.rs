@@ -128,7 +128,7 @@ impl Recorded {
     }
 
     /// What these policies decide of it.
-    pub fn judge(&self, inspector: &mut Inspector<'_>) -> Judgement {
+    pub fn judge(&self, inspector: &mut Inspector) -> Judgement {
         if self.unshowable && self.put(|request| inspector.reads_arguments(request)) {
             return Judgement { verdict: Verdict::Refused, rules: Vec::new() };
         }
@@ -136,7 +136,7 @@ impl Recorded {
     }
 
     /// Why these policies decide it as they do.
-    pub fn explain(&self, inspector: &mut Inspector<'_>) -> Explanation {
+    pub fn explain(&self, inspector: &mut Inspector) -> Explanation {
         self.put(|request| inspector.explain(request, self.unknown(), &self.shape))
     }
 

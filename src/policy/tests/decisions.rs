@@ -231,7 +231,7 @@ fn paths_urls_and_labels_are_matched_as_they_are_meant() {
 fn the_schema_has_no_warning_and_every_question_fits_it() {
     let (schema, warnings) = Schema::from_cedarschema_str(SCHEMA).unwrap();
     assert_eq!(warnings.map(|warning| warning.to_string()).collect::<Vec<_>>(), [""; 0]);
-    let vocabulary = Vocabulary::new(&schema).unwrap();
+    let vocabulary = Vocabulary::new(&schema, Typed::default()).unwrap();
     let server = server("notes");
     let arguments = args(r#"{"a": [1, {"b": null}], "c": "x"}"#);
     for principal in [client("ci", &["bots", "eu"]), local("ann"), anonymous()] {
@@ -248,12 +248,12 @@ fn the_schema_has_no_warning_and_every_question_fits_it() {
                 written: b"",
                 circumstances: circumstances("m"),
             };
-            let (question, entities) = whole(&vocabulary, &schema, &request);
+            let (question, entities) = whole(&vocabulary, &schema, About::of(&request), &request);
             let context = question.context().unwrap().clone();
             context.validate(&schema, question.action().unwrap()).unwrap();
             Entities::from_entities(entities.iter().cloned(), Some(&schema))
                 .unwrap_or_else(|error| panic!("{action:?}: {error}"));
-            let base = vocabulary.base(&subject, action, &resource, &schema).unwrap();
+            let base = vocabulary.base(About::of(&request), &schema).unwrap();
             let entities = vocabulary.entities(&base, &resource).unwrap();
             vocabulary.open_question(&base, &resource, &entities, &schema).unwrap();
         }

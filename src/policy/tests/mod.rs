@@ -5,6 +5,7 @@ mod diagnostics;
 mod docs;
 mod reload;
 mod shadow;
+mod typed_actions;
 mod visibility;
 
 use std::{collections::BTreeSet, fs};
@@ -13,7 +14,12 @@ use cedar_policy::{Entities, Schema};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
-use super::{entities::Vocabulary, index::Reads, *};
+use super::{
+    entities::Vocabulary,
+    index::{About, Reads},
+    typed::Typed,
+    *,
+};
 use crate::{
     exchange::{self, Transport},
     identity::{Principal, PrincipalKind},
@@ -93,11 +99,11 @@ fn ids(outcome: &Outcome) -> Vec<&str> {
 pub(super) fn whole(
     vocabulary: &Vocabulary,
     schema: &Schema,
+    about: About<'_>,
     request: &Request<'_>,
 ) -> (cedar_policy::Request, Entities) {
-    let Request { subject, action, resource, .. } = request;
-    let base = vocabulary.base(subject, *action, resource, schema).unwrap();
-    let entities = vocabulary.entities(&base, resource).unwrap();
-    let uids = [base.subject, base.action, vocabulary.resource_uid(resource)];
-    vocabulary.question(uids, Some(&entities), request, Reads::ALL).unwrap()
+    let base = vocabulary.base(about, schema).unwrap();
+    let entities = vocabulary.entities(&base, &about.resource).unwrap();
+    let uids = [base.subject, base.action, vocabulary.resource_uid(&about.resource)];
+    vocabulary.question(uids, about.own, Some(&entities), request, Reads::ALL).unwrap()
 }

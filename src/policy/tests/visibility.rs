@@ -69,12 +69,13 @@ struct Plain {
 impl Plain {
     fn new(policies: &str) -> Self {
         let (schema, _) = Schema::from_cedarschema_str(SCHEMA).unwrap();
-        let vocabulary = Vocabulary::new(&schema).unwrap();
+        let vocabulary = Vocabulary::new(&schema, Typed::default()).unwrap();
         Self { schema, vocabulary, policies: policies.parse().unwrap() }
     }
 
     fn allows(&self, request: &Request<'_>) -> bool {
-        let (question, entities) = whole(&self.vocabulary, &self.schema, request);
+        let (question, entities) =
+            whole(&self.vocabulary, &self.schema, About::of(request), request);
         let response = Authorizer::new().is_authorized(&question, &self.policies, &entities);
         response.decision() == Decision::Allow && response.diagnostics().errors().next().is_none()
     }

@@ -1,0 +1,375 @@
+//! A JSON schema becomes a type of Cedar, as far as Cedar has one.
+//!
+//! What a schema allows and no type of Cedar can say is left out: it is not among the typed input,
+//! and a policy that asks for it does not load. So what is there is exactly what was sent.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value};
+
+/// Levels of objects and arrays within each other that are typed.
+const DEPTH: usize = 16;
+/// Parts that are read of one tool's schema: references may name the same definition again and
+/// again.
+const PARTS: usize = 4000;
+
+/// A type of Cedar that stands for what a JSON schema allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Type {
+    Bool,
+    Long,
+    /// A number with at most four digits after the point.
+    Decimal,
+    String,
+    Set(Box<Type>),
+    Record(Record),
+}
+
+/// An object.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) members: BTreeMap<String, Member>,
+    /// Members that have no type, and why.
+    pub(super) left_out: BTreeMap<String, &'static str>,
+    /// Whether it may have no others.
+    pub(super) closed: bool,
+}
+
+/// A member of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) kind: Type,
+    pub(super) required: bool,
+    /// Whether it may be null. Then it is as if it were not there.
+    pub(super) nullable: bool,
+}
+
+/// What a schema comes to.
+enum Found {
+    Typed {
+        kind: Type,
+        nullable: bool,
+    },
+    /// Cedar has no type for it, and why.
+    Untyped(&'static str),
+}
+
+/// Why a tool can have no typed action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Untypable {
+    #[error("it describes no object, which is what arguments are")]
+    NoObject,
+    #[error("it has more than {PARTS} parts, with what references lead to")]
+    TooLarge,
+}
+
+const SEVERAL: &str = "may be of several types";
+const ANY: &str = "may be of any type";
+const DEEP: &str = "is nested too deeply, or refers to itself";
+const NULLS: &str = "may hold null";
+const NOWHERE: &str = "refers to what is not in the schema";
+const COMBINED: &str = "is put together of several schemas";
+
+/// The type of what a tool's `inputSchema` describes.
+///
+/// # Errors
+/// Where that is no object, or too much of one.
+pub(super) fn input(schema: &Value) -> Result<Record, Untypable> {
+    let mut reader = Reader { root: schema, parts: 0 };
+    let found = reader.read(schema, DEPTH);
+    if reader.parts > PARTS {
+        return Err(Untypable::TooLarge);
+    }
+    match found {
+        Found::Typed { kind: Type::Record(record), .. } => Ok(record),
+        _ => Err(Untypable::NoObject),
+    }
+}
+
+struct Reader<'s> {
+    root: &'s Value,
+    parts: usize,
+}
+
+impl<'s> Reader<'s> {
+    fn read(&mut self, schema: &'s Value, depth: usize) -> Found {
+        self.parts += 1;
+        let depth = depth.checked_sub(1).filter(|_| self.parts <= PARTS);
+        let Some(depth) = depth else { return Found::Untyped(DEEP) };
+        let Value::Object(schema) = schema else { return Found::Untyped(ANY) };
+        if let Some(target) = schema.get("$ref") {
+            // What stands beside a reference may only narrow what it refers to.
+            return match self.resolve(target) {
+                Some(schema) => self.read(schema, depth),
+                None => Found::Untyped(NOWHERE),
+            };
+        }
+        match schema.get("type") {
+            Some(Value::String(name)) => self.named(name, schema, false, depth),
+            Some(Value::Array(names)) => {
+                let names: BTreeSet<_> = names.iter().filter_map(Value::as_str).collect();
+                let nullable = names.contains("null");
+                let mut others = names.into_iter().filter(|name| *name != "null");
+                match (others.next(), others.next()) {
+                    (Some(name), None) => self.named(name, schema, nullable, depth),
+                    _ => Found::Untyped(SEVERAL),
+                }
+            }
+            Some(_) => Found::Untyped(ANY),
+            None => self.unnamed(schema, depth),
+        }
+    }
+
+    fn named(
+        &mut self,
+        name: &str,
+        schema: &'s Map<String, Value>,
+        nullable: bool,
+        depth: usize,
+    ) -> Found {
+        let kind = match name {
+            "boolean" => Type::Bool,
+            "integer" => Type::Long,
+            "number" => Type::Decimal,
+            "string" => Type::String,
+            "array" => match schema.get("items").map(|items| self.read(items, depth)) {
+                _ if schema.contains_key("prefixItems") => return Found::Untyped(SEVERAL),
+                Some(Found::Typed { kind, nullable: false }) => Type::Set(Box::new(kind)),
+                Some(Found::Typed { nullable: true, .. }) => return Found::Untyped(NULLS),
+                Some(Found::Untyped(why)) => return Found::Untyped(why),
+                None => return Found::Untyped(ANY),
+            },
+            "object" => Type::Record(self.object(schema, depth)),
+            _ => return Found::Untyped(ANY),
+        };
+        Found::Typed { kind, nullable }
+    }
+
+    fn object(&mut self, schema: &'s Map<String, Value>, depth: usize) -> Record {
+        let required: BTreeSet<_> = schema
+            .get("required")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        // Only where nothing else says what else there may be.
+        let closed = schema.get("additionalProperties") == Some(&Value::Bool(false))
+            && ["patternProperties", "allOf", "anyOf", "oneOf"]
+                .iter()
+                .all(|other| !schema.contains_key(*other));
+        let mut record = Record { closed, ..Record::default() };
+        let properties = schema.get("properties").and_then(Value::as_object);
+        for (name, schema) in properties.into_iter().flatten() {
+            match self.read(schema, depth) {
+                Found::Typed { kind, nullable } => {
+                    let required = required.contains(name.as_str()) && !nullable;
+                    record.members.insert(name.clone(), Member { kind, required, nullable });
+                }
+                Found::Untyped(why) => {
+                    record.left_out.insert(name.clone(), why);
+                }
+            }
+        }
+        record
+    }
+
+    /// A schema that names no type.
+    fn unnamed(&mut self, schema: &'s Map<String, Value>, depth: usize) -> Found {
+        for key in ["anyOf", "oneOf"] {
+            if let Some(Value::Array(branches)) = schema.get(key) {
+                return self.either(branches, depth);
+            }
+        }
+        match (schema.get("allOf").and_then(Value::as_array).map(Vec::as_slice), schema.get("enum"))
+        {
+            (Some([only]), _) => self.read(only, depth),
+            (Some(_), _) => Found::Untyped(COMBINED),
+            (None, Some(Value::Array(values))) => common(values.iter().map(of_value)),
+            (None, _) => match schema.get("const") {
+                Some(value) => of_value(value),
+                None if schema.contains_key("properties") => {
+                    // Read as an object by everybody, though the letter of the standard says that
+                    // another type may stand here: which then does not fit.
+                    let kind = Type::Record(self.object(schema, depth));
+                    Found::Typed { kind, nullable: false }
+                }
+                None => Found::Untyped(ANY),
+            },
+        }
+    }
+
+    fn either(&mut self, branches: &'s [Value], depth: usize) -> Found {
+        let mut found = Vec::new();
+        let mut nullable = false;
+        for branch in branches {
+            if branch.get("type").and_then(Value::as_str) == Some("null") {
+                nullable = true;
+            } else {
+                found.push(self.read(branch, depth));
+            }
+        }
+        match common(found.into_iter()) {
+            Found::Typed { kind, nullable: also } => {
+                Found::Typed { kind, nullable: nullable || also }
+            }
+            untyped => untyped,
+        }
+    }
+
+    /// What a reference within the schema leads to.
+    fn resolve(&self, target: &Value) -> Option<&'s Value> {
+        self.root.pointer(target.as_str()?.strip_prefix('#')?)
+    }
+}
+
+/// The type of a value that a schema names.
+fn of_value(value: &Value) -> Found {
+    let kind = match value {
+        Value::Bool(_) => Type::Bool,
+        Value::String(_) => Type::String,
+        Value::Number(number) if number.is_i64() => Type::Long,
+        _ => return Found::Untyped(ANY),
+    };
+    Found::Typed { kind, nullable: false }
+}
+
+/// The one type that all have.
+fn common(mut found: impl Iterator<Item = Found>) -> Found {
+    let Some(first) = found.next() else { return Found::Untyped(ANY) };
+    found.fold(first, |all, next| match (all, next) {
+        (Found::Typed { kind, nullable }, Found::Typed { kind: other, nullable: also })
+            if kind == other =>
+        {
+            Found::Typed { kind, nullable: nullable || also }
+        }
+        (Found::Untyped(why), _) | (_, Found::Untyped(why)) => Found::Untyped(why),
+        _ => Found::Untyped(SEVERAL),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The type of one property, in short.
+    fn of(schema: Value) -> String {
+        let tool = json!({
+            "type": "object",
+            "properties": { "p": schema },
+            "required": ["p"],
+            "$defs": { "Name": { "type": "string" }, "Loop": {
+                "type": "object", "properties": { "again": { "$ref": "#/$defs/Loop" } } } },
+        });
+        let record = input(&tool).unwrap();
+        match (record.members.get("p"), record.left_out.get("p")) {
+            (Some(member), None) => {
+                let optional = if member.required { "" } else { "?" };
+                let null = if member.nullable { " or null" } else { "" };
+                format!("{}{optional}{null}", short(&member.kind))
+            }
+            (None, Some(why)) => (*why).to_owned(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn short(kind: &Type) -> String {
+        match kind {
+            Type::Bool => "Bool".into(),
+            Type::Long => "Long".into(),
+            Type::Decimal => "decimal".into(),
+            Type::String => "String".into(),
+            Type::Set(kind) => format!("Set<{}>", short(kind)),
+            Type::Record(record) => {
+                let members = record.members.iter().map(|(name, member)| {
+                    format!(
+                        "{name}{}: {}",
+                        if member.required { "" } else { "?" },
+                        short(&member.kind)
+                    )
+                });
+                let members = members.collect::<Vec<_>>().join(", ");
+                format!("{{{members}}}{}", if record.closed { " closed" } else { "" })
+            }
+        }
+    }
+
+    #[test]
+    fn schemas_become_types_where_cedar_has_one() {
+        for (schema, expected) in [
+            (json!({"type": "string"}), "String"),
+            (
+                json!({"type": "string", "enum": ["open", "closed"], "format": "date-time"}),
+                "String",
+            ),
+            (json!({"type": "integer", "minimum": 1}), "Long"),
+            (json!({"type": "number"}), "decimal"),
+            (json!({"type": "boolean"}), "Bool"),
+            (json!({"type": "array", "items": {"type": "string"}}), "Set<String>"),
+            (json!({"type": "array"}), ANY),
+            (json!({"type": "array", "items": {"type": ["string", "null"]}}), NULLS),
+            (json!({"type": "array", "items": [{"type": "string"}]}), ANY),
+            (
+                json!({"type": "array", "prefixItems": [{"type": "string"}], "items": false}),
+                SEVERAL,
+            ),
+            (json!({"type": ["string", "null"]}), "String? or null"),
+            (json!({"type": ["string", "integer"]}), SEVERAL),
+            (json!({"anyOf": [{"type": "string"}, {"type": "null"}]}), "String? or null"),
+            (json!({"anyOf": [{"type": "string"}, {"type": "integer"}]}), SEVERAL),
+            (json!({"oneOf": [{"const": "a"}, {"const": "b", "title": "B"}]}), "String"),
+            (json!({"enum": ["a", "b"]}), "String"),
+            (json!({"enum": [1, 2]}), "Long"),
+            (json!({"enum": [1, "2"]}), SEVERAL),
+            (json!({"enum": ["a", null]}), ANY),
+            (json!({"const": true}), "Bool"),
+            (json!({"allOf": [{"$ref": "#/$defs/Name"}], "default": "x"}), "String"),
+            (json!({"allOf": [{"type": "string"}, {"type": "integer"}]}), COMBINED),
+            (json!({"$ref": "#/$defs/Name"}), "String"),
+            (json!({"$ref": "#/$defs/Nobody"}), NOWHERE),
+            (json!({"$ref": "https://example.com/schema"}), NOWHERE),
+            (json!(true), ANY),
+            (json!({}), ANY),
+            (json!({"type": "null"}), ANY),
+            (
+                json!({"type": "object", "properties": {"a": {"type": "string"}, "b": {}},
+                    "required": ["a"], "additionalProperties": false}),
+                "{a: String} closed",
+            ),
+            (
+                json!({"properties": {"a": {"type": "integer"}}, "additionalProperties": false,
+                    "patternProperties": {"^x": {}}}),
+                "{a?: Long}",
+            ),
+        ] {
+            assert_eq!(of(schema.clone()), expected, "{schema}");
+        }
+    }
+
+    #[test]
+    fn what_refers_to_itself_ends() {
+        let text = of(json!({"$ref": "#/$defs/Loop"}));
+        assert!(text.starts_with("{again?: {again?: "), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_object_or_too_much_of_one_is_told() {
+        for schema in [json!({}), json!({"type": "string"}), json!(true), json!({"type": "array"})]
+        {
+            assert_eq!(input(&schema), Err(Untypable::NoObject), "{schema}");
+        }
+        // Ten references in each of ten definitions.
+        let mut defs = Map::new();
+        for level in 0..10 {
+            let next = json!({"$ref": format!("#/$defs/d{}", level + 1)});
+            let properties: Map<_, _> =
+                (0..10).map(|at| (format!("p{at}"), next.clone())).collect();
+            defs.insert(format!("d{level}"), json!({"type": "object", "properties": properties}));
+        }
+        defs.insert("d10".into(), json!({"type": "object"}));
+        let schema = json!({"$ref": "#/$defs/d0", "$defs": defs});
+        assert_eq!(input(&schema), Err(Untypable::TooLarge));
+    }
+}

@@ -1,0 +1,288 @@
+//! Arguments as a typed action's `context.input`: read by its type, or refused.
+//!
+//! INVARIANT: what is shown is what was sent. Nothing is rounded, cut or made another type, and what
+//! the type does not allow is an error and never left away.
+
+use cedar_policy::RestrictedExpression;
+use serde_json::{Map, Number, Value};
+
+use super::{
+    super::args::{MAX_LEAVES, canonical},
+    shape::{Record, Type},
+};
+
+/// Where arguments do not fit their type, and how. Holds nothing of the message: the pointer has
+/// names of the type alone, and `*` for a place in a list.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}{problem}", if pointer.is_empty() { "they " } else { pointer })]
+pub(in crate::policy) struct Unfit {
+    pointer: String,
+    problem: &'static str,
+}
+
+/// The arguments as a record of Cedar.
+///
+/// # Errors
+/// Where they do not fit.
+pub(super) fn input(
+    record: &Record,
+    args: Option<&Map<String, Value>>,
+) -> Result<RestrictedExpression, Unfit> {
+    let mut reader = Reader { pointer: Vec::new(), left: MAX_LEAVES };
+    match args {
+        Some(args) => reader.record(record, args),
+        None => reader.record(record, &Map::new()),
+    }
+}
+
+struct Reader<'t> {
+    pointer: Vec<&'t str>,
+    /// Values that may still be shown.
+    left: usize,
+}
+
+impl<'t> Reader<'t> {
+    fn value(&mut self, kind: &'t Type, value: &Value) -> Result<RestrictedExpression, Unfit> {
+        self.left = match self.left.checked_sub(1) {
+            Some(left) => left,
+            None => return Err(self.unfit("holds more values than policies are shown")),
+        };
+        match (kind, value) {
+            (Type::Bool, Value::Bool(value)) => Ok(RestrictedExpression::new_bool(*value)),
+            (Type::String, Value::String(text)) => {
+                Ok(RestrictedExpression::new_string(text.clone()))
+            }
+            (Type::Long, Value::Number(number)) => {
+                // `5.0` and `5e0` are the integer 5, as JSON schemas have it.
+                let long = canonical(number).parse();
+                long.map(RestrictedExpression::new_long)
+                    .map_err(|_| self.unfit("is no integer of 64 bits"))
+            }
+            (Type::Decimal, Value::Number(number)) => decimal(number)
+                .map(RestrictedExpression::new_decimal)
+                .ok_or_else(|| self.unfit("is no number that Cedar's `decimal` holds exactly")),
+            (Type::Set(kind), Value::Array(values)) => {
+                self.pointer.push("*");
+                let values = values
+                    .iter()
+                    .map(|value| self.value(kind, value))
+                    .collect::<Result<Vec<_>, _>>()?;
+                self.pointer.pop();
+                Ok(RestrictedExpression::new_set(values))
+            }
+            (Type::Record(record), Value::Object(members)) => self.record(record, members),
+            (kind, _) => Err(self.unfit(match kind {
+                Type::Bool => "is no boolean",
+                Type::Long => "is no integer",
+                Type::Decimal => "is no number",
+                Type::String => "is no text",
+                Type::Set(_) => "is no list",
+                Type::Record(_) => "is no object",
+            })),
+        }
+    }
+
+    fn record(
+        &mut self,
+        record: &'t Record,
+        members: &Map<String, Value>,
+    ) -> Result<RestrictedExpression, Unfit> {
+        let known =
+            |name: &String| record.members.contains_key(name) || record.left_out.contains_key(name);
+        if record.closed && !members.keys().all(known) {
+            return Err(self.unfit("may have no members but those of its type, and has others"));
+        }
+        let mut shown = Vec::new();
+        for (name, member) in &record.members {
+            self.pointer.push(name);
+            match members.get(name) {
+                None if member.required => return Err(self.unfit("is missing")),
+                None => {}
+                Some(Value::Null) if member.nullable => {}
+                Some(value) => shown.push((name.clone(), self.value(&member.kind, value)?)),
+            }
+            self.pointer.pop();
+        }
+        RestrictedExpression::new_record(shown).map_err(|_| self.unfit("has a member twice"))
+    }
+
+    fn unfit(&self, problem: &'static str) -> Unfit {
+        let mut pointer = String::new();
+        for token in &self.pointer {
+            super::super::args::push_token(&mut pointer, token);
+        }
+        if !pointer.is_empty() {
+            pointer = format!("`{}` ", pointer.escape_debug());
+        }
+        Unfit { pointer, problem }
+    }
+}
+
+/// A number as Cedar writes a `decimal`, where it loses nothing: four digits after the point, and 64
+/// bits in all.
+fn decimal(number: &Number) -> Option<String> {
+    let text = canonical(number);
+    let (whole, fraction) = text.split_once('.').unwrap_or((&text, "0"));
+    if fraction.len() > 4 {
+        return None;
+    }
+    let digits = format!("{whole}{fraction:0<4}");
+    digits.parse::<i64>().ok()?;
+    Some(format!("{whole}.{fraction}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use cedar_policy::{Context, Schema};
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::{super::shape, *};
+
+    fn schema() -> Value {
+        json!({
+            "type": "object",
+            "properties": {
+                "text": {"type": "string"},
+                "count": {"type": "integer"},
+                "share": {"type": "number"},
+                "force": {"type": "boolean"},
+                "until": {"type": ["string", "null"]},
+                "tags": {"type": "array", "items": {"type": "string"}},
+                "where": {"type": "object", "properties": {"a/b": {"type": "integer"}},
+                    "required": ["a/b"], "additionalProperties": false},
+                "odd": {"type": ["string", "integer"]},
+            },
+            "required": ["text", "until"],
+            "additionalProperties": false,
+        })
+    }
+
+    fn read(text: &str) -> Result<RestrictedExpression, String> {
+        let record = shape::input(&schema()).unwrap();
+        let args: Map<String, Value> = serde_json::from_str(text).unwrap();
+        input(&record, Some(&args)).map_err(|unfit| unfit.to_string())
+    }
+
+    #[test]
+    fn what_fits_is_shown_as_it_is() {
+        for (text, expected) in [
+            (r#"{"text": "a"}"#, r#"{"text": "a"}"#),
+            (r#"{"text": "a", "until": null}"#, r#"{"text": "a"}"#),
+            (r#"{"text": "a", "until": "x"}"#, r#"{"text": "a", "until": "x"}"#),
+            (r#"{"text": "a", "count": -0.0}"#, r#"{"count": 0, "text": "a"}"#),
+            (r#"{"text": "a", "count": 5e1}"#, r#"{"count": 50, "text": "a"}"#),
+            (
+                r#"{"text": "a", "count": -9223372036854775808}"#,
+                r#"{"count": (-9223372036854775808), "text": "a"}"#,
+            ),
+            (r#"{"text": "a", "share": 0.25}"#, r#"{"share": decimal("0.25"), "text": "a"}"#),
+            (r#"{"text": "a", "share": -7}"#, r#"{"share": decimal("-7.0"), "text": "a"}"#),
+            (r#"{"text": "a", "tags": []}"#, r#"{"tags": [], "text": "a"}"#),
+            (r#"{"text": "a", "where": {"a/b": 1}}"#, r#"{"text": "a", "where": {"a/b": 1}}"#),
+            // What has no type may be anything.
+            (r#"{"text": "a", "odd": [null]}"#, r#"{"text": "a"}"#),
+        ] {
+            let shown = |value: RestrictedExpression| {
+                Context::from_pairs([("input".to_owned(), value)])
+                    .unwrap()
+                    .get("input")
+                    .map(|value| value.to_string())
+            };
+            let expected: RestrictedExpression = expected.parse().unwrap();
+            assert_eq!(shown(read(text).unwrap()), shown(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_without_a_word_of_it() {
+        for (text, expected) in [
+            ("{}", "`/text` is missing"),
+            (r#"{"text": 1}"#, "`/text` is no text"),
+            (r#"{"text": null}"#, "`/text` is no text"),
+            (r#"{"text": ["s3cret"]}"#, "`/text` is no text"),
+            (
+                r#"{"text": "a", "Text": "b"}"#,
+                "they may have no members but those of its type, and has others",
+            ),
+            (r#"{"text": "a", "count": "5"}"#, "`/count` is no integer"),
+            (r#"{"text": "a", "count": 5.5}"#, "`/count` is no integer of 64 bits"),
+            (r#"{"text": "a", "count": 9223372036854775808}"#, "`/count` is no integer of 64 bits"),
+            (r#"{"text": "a", "count": 1e300}"#, "`/count` is no integer of 64 bits"),
+            (r#"{"text": "a", "count": null}"#, "`/count` is no integer"),
+            (r#"{"text": "a", "force": 1}"#, "`/force` is no boolean"),
+            (r#"{"text": "a", "force": "true"}"#, "`/force` is no boolean"),
+            (
+                r#"{"text": "a", "share": 0.12345}"#,
+                "`/share` is no number that Cedar's `decimal` holds exactly",
+            ),
+            (
+                r#"{"text": "a", "share": 922337203685478}"#,
+                "`/share` is no number that Cedar's `decimal` holds exactly",
+            ),
+            (r#"{"text": "a", "tags": "x"}"#, "`/tags` is no list"),
+            (r#"{"text": "a", "tags": ["x", 1]}"#, "`/tags/*` is no text"),
+            (r#"{"text": "a", "where": {}}"#, "`/where/a~1b` is missing"),
+            (
+                r#"{"text": "a", "where": {"a/b": 1, "c": 2}}"#,
+                "`/where` may have no members but those of its type, and has others",
+            ),
+        ] {
+            assert_eq!(read(text).unwrap_err(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_more_is_shown_than_of_arguments() {
+        let args = json!({"text": "a", "tags": vec!["x"; MAX_LEAVES]});
+        let unfit = read(&args.to_string()).unwrap_err();
+        assert_eq!(unfit, "`/tags/*` holds more values than policies are shown");
+    }
+
+    fn json_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            (-1e6..1e6_f64).prop_map(Value::from),
+            "[a-z]{0,3}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 12, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec(("a/b|x|y", inner), 0..3)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Cedar's own validation of requests takes all that is shown: no policy that was validated
+        /// against the type can meet another one.
+        #[test]
+        fn what_is_shown_is_of_its_type(
+            members in prop::collection::vec((prop::sample::select(vec![
+                "text", "count", "share", "force", "until", "tags", "where", "odd", "other",
+            ]), json_value()), 0..7),
+        ) {
+            let record = shape::input(&schema()).unwrap();
+            let args: Map<_, _> =
+                members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            if let Ok(shown) = input(&record, Some(&args)) {
+                let text = format!(
+                    "entity E; action a appliesTo {{ principal: E, resource: E, context: {{ \
+                     input: {} }} }};",
+                    super::super::text::record(&record, 0),
+                );
+                let (schema, _) = Schema::from_cedarschema_str(&text).unwrap();
+                let context = Context::from_pairs([("input".to_owned(), shown)]).unwrap();
+                let uid: cedar_policy::EntityUid = r#"E::"e""#.parse().unwrap();
+                let action: cedar_policy::EntityUid = r#"Action::"a""#.parse().unwrap();
+                let asked =
+                    cedar_policy::Request::new(uid.clone(), action, uid, context, Some(&schema));
+                prop_assert!(asked.is_ok(), "{:?}", asked.err());
+            }
+        }
+    }
+}
