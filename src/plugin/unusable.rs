@@ -56,7 +56,7 @@ pub enum Unusable {
     #[diagnostic(
         code("plugin-core-module"),
         help(
-            "link it with `wasm-component-ld`, as plugins/examples/redact-email/.cargo/config.toml does, or run `wasm-tools component new` on it"
+            "link it with `wasm-component-ld`, as plugins/examples/redact-pii/.cargo/config.toml does, or run `wasm-tools component new` on it"
         )
     )]
     CoreModule { path: PathBuf },

@@ -31,7 +31,7 @@ async fn broken_files_end_the_start_with_a_place() {
         let entry = format!("[[interceptors]]\nuse = \"plugin\"\npath = \"plugin.wasm\"\n{more}");
         Case { name, written: Setup::notes().and(&entry).file("plugin.wasm", bytes).write(), says }
     };
-    let good = std::fs::read(target("plugins/redact-email.wasm")).unwrap();
+    let good = std::fs::read(target("plugins/redact-pii.wasm")).unwrap();
     let cases = [
         config("no TOML", "[servers", &["portcullis.toml:6"]),
         config(

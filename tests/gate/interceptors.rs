@@ -140,7 +140,7 @@ async fn a_secret_neither_leaves_nor_comes_back() {
 
 #[tokio::test]
 async fn a_plugin_rewrites_what_it_was_made_for() {
-    let plugin = target("plugins/redact-email.wasm");
+    let plugin = target("plugins/redact-pii.wasm");
     let sha256 = sha256(&plugin);
     let entry = format!(
         "[[interceptors]]\nuse = \"plugin\"\npath = \"{}\"\nsha256 = \"{sha256}\"\n",

@@ -103,7 +103,7 @@ async fn a_way_out_is_decided_by_its_host() {
 
 #[tokio::test]
 async fn a_plugin_is_given_what_policy_gives_it() {
-    let plugin = std::fs::read(target("plugins/redact-email.wasm")).unwrap();
+    let plugin = std::fs::read(target("plugins/redact-pii.wasm")).unwrap();
     let entry = "[[interceptors]]\nuse = \"plugin\"\nname = \"mail\"\npath = \"plugin.wasm\"\nallow-unpinned = true\n[interceptors.grants]\nlog = true";
     let setup = |policies: &str| {
         let setup = Setup::notes().and(entry).file("plugin.wasm", &plugin).policies(policies);

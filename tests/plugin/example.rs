@@ -1,18 +1,18 @@
-//! What `plugins/examples/redact-email` is for.
+//! What `plugins/examples/redact-pii` is for.
 
 use portcullis::{chain::Decision, refusal::Code};
 
 use super::*;
 
-fn redact_email() -> Plugin {
-    let mut config = config("redact-email");
+fn redact_pii() -> Plugin {
+    let mut config = config("redact-pii");
     config.config.insert("marker".into(), "internal-only".into());
     load(&config, &EntrySettings::default()).expect("the example loads")
 }
 
 #[tokio::test]
 async fn addresses_in_results_are_replaced() {
-    let plugin = redact_email();
+    let plugin = redact_pii();
     for (said, passed) in [
         ("write to ada@example.org.", "write to [email]."),
         ("<a.b+c@x-y.example.com>, d@e.f", "<[email]>, [email]"),
@@ -31,28 +31,31 @@ async fn addresses_in_results_are_replaced() {
 
 #[tokio::test]
 async fn what_is_not_replaced_keeps_its_order_and_its_digits() {
-    let text = |address| format!(r#"{{"z":12345678901234567890.50,"a":"{address}","b":0.10}}"#);
+    let text = |address| format!(r#"{{"z":12345678901234567890.50, "a":"{address}","b":0.10}}"#);
     let mut exchange = call("read", json!({}), Some(Value::Null));
     exchange.response = Some(Answer::Result(Payload::new(text("a@b.example").into())));
-    let verdict = redact_email().inspect(&exchange, Phase::Response).await.expect("a verdict");
-    assert_eq!(verdict, Verdict::replace(text("[email]").into()));
+    let verdict = redact_pii().inspect(&exchange, Phase::Response).await.expect("a verdict");
+    let Decision::Replace(replaced) = verdict.decision else { panic!("replaced") };
+    assert_eq!(replaced, text("[email]"));
+    assert!(verdict.labels.contains("pii"));
+    assert_eq!(verdict.findings[0].rule.id, "redact-pii/email");
 }
 
 #[tokio::test]
 async fn what_holds_no_address_is_not_touched() {
     let exchange = call("read", json!({}), Some(json!({ "content": [{ "text": "a @ b, c@d" }] })));
-    let verdict = redact_email().inspect(&exchange, Phase::Response).await.expect("a verdict");
+    let verdict = redact_pii().inspect(&exchange, Phase::Response).await.expect("a verdict");
     assert_eq!(verdict, Verdict::pass());
 }
 
 #[tokio::test]
 async fn a_marked_call_is_refused_by_the_plugins_rule() {
-    let plugin = redact_email();
+    let plugin = redact_pii();
     let marked = call("send", json!({ "to": ["x", { "y": "(internal-only)" }] }), None);
     let verdict = plugin.inspect(&marked, Phase::Request).await.expect("a verdict");
     let Decision::Refuse(refusal) = verdict.decision else { panic!("refused") };
     assert_eq!(refusal.code, Code::PluginRefused);
-    assert_eq!(refusal.rules[0].id, "redact-email/marker");
+    assert_eq!(refusal.rules[0].id, "redact-pii/marker");
 
     let plain = call("send", json!({ "to": "x" }), None);
     assert_eq!(plugin.inspect(&plain, Phase::Request).await.expect("a verdict"), Verdict::pass());
@@ -61,11 +64,11 @@ async fn a_marked_call_is_refused_by_the_plugins_rule() {
 #[tokio::test]
 async fn without_a_marker_every_call_passes() {
     let plugin =
-        load(&config("redact-email"), &EntrySettings::default()).expect("the example loads");
+        load(&config("redact-pii"), &EntrySettings::default()).expect("the example loads");
     let verdict = ask(&plugin, "internal-only").await.expect("a verdict");
     assert_eq!(verdict, Verdict::pass());
     assert_eq!(plugin.name(), "plugin");
-    assert_eq!(plugin.manifest().name, "redact-email");
+    assert_eq!(plugin.manifest().name, "redact-pii");
     assert!(plugin.hooks().wants(&Method::new(Method::TOOLS_CALL), Phase::Response));
     assert!(!plugin.hooks().wants(&Method::new(Method::TOOLS_LIST), Phase::Response));
 }

@@ -74,26 +74,26 @@ fn one_that_never_says_what_it_is() {
 
 #[test]
 fn a_configuration_that_does_not_fit_shows_the_place_and_not_the_value() {
-    let mut config = config("redact-email");
+    let mut config = config("redact-pii");
     config.config.insert("marker".into(), json!(4711));
     let misfit = refusal(&config, &EntrySettings::default());
     insta::assert_snapshot!(told(&misfit), @r#"
     plugin-config
 
-      x `config` does not fit the plugin `redact-email`: `/marker`: what stands there is not of type "string"
-      help: the plugin's schema for it: {"type":"object","properties":{"marker":{"description":"Calls whose arguments hold this text are refused","type":"string","minLength":1}},"additionalProperties":false}
+      x `config` does not fit the plugin `redact-pii`: `/marker`: what stands there is not of type "string"
+      help: the plugin's schema for it: {"type":"object","properties":{"redact":{"description":"What is replaced in results","type":"array","items":{"enum":["email","phone","iban","card","ip"]},"uniqueItems":true,"default":["email","phone","iban","card"]},"marker":{"description":"Calls whose arguments hold this text are refused","type":"string","minLength":1}},"additionalProperties":false}
     "#);
 }
 
 #[test]
 fn one_that_the_operators_events_leave_nothing_to_do() {
     let settings =
-        EntrySettings { events: Some(vec!["prompts/get".into()]), ..EntrySettings::default() };
-    let idle = refusal(&config("redact-email"), &settings);
+        EntrySettings { events: Some(vec!["tools/list".into()]), ..EntrySettings::default() };
+    let idle = refusal(&config("redact-pii"), &settings);
     insta::assert_snapshot!(told(&idle), @r#"
     plugin-never-asked
 
-      x `events` leave the plugin `redact-email` nothing to do: it hooks `tools/call`
+      x `events` leave the plugin `redact-pii` nothing to do: it hooks `prompts/get`, `resources/read`, `tools/call`
       help: name some of these events, or remove `events`
     "#);
 }
@@ -105,6 +105,6 @@ fn memory_that_cannot_be_granted() {
         assert_eq!(code(&refusal(&config, &EntrySettings::default())), "plugin-memory");
     }
     // Too little for it even to start.
-    let tight = Config { memory_mib: 1, ..config("redact-email") };
+    let tight = Config { memory_mib: 1, ..config("redact-pii") };
     assert_eq!(code(&refusal(&tight, &EntrySettings::default())), "plugin-describe");
 }

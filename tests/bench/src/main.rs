@@ -47,7 +47,7 @@ struct Args {
     /// The proxy. Default: `portcullis` beside this program
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// The plugin of the row with a plugin. Default: `plugins/redact-email.wasm` in the target
+    /// The plugin of the row with a plugin. Default: `plugins/redact-pii.wasm` in the target
     /// folder; without it (`plugins/build`) there is no such row
     #[arg(long, value_name = "FILE")]
     plugin: Option<PathBuf>,
@@ -111,7 +111,7 @@ async fn measure_all(args: &Args) -> anyhow::Result<()> {
         "{} is not there: `cargo build --release` makes it",
         binary.display()
     );
-    let built = folder.join("../plugins/redact-email.wasm");
+    let built = folder.join("../plugins/redact-pii.wasm");
     let plugin = match &args.plugin {
         Some(plugin) => Some(plugin.canonicalize().with_context(|| plugin.display().to_string())?),
         None => built.canonicalize().ok(),

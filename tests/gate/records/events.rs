@@ -197,7 +197,7 @@ async fn ways_out_of_the_machine_and_their_secrets_are_on_record() {
 
 #[tokio::test]
 async fn plugins_are_on_record_with_their_digests() {
-    let plugin = target("plugins/redact-email.wasm");
+    let plugin = target("plugins/redact-pii.wasm");
     let digest = sha256(&std::fs::read(&plugin).unwrap());
     let entry = |sha256: &str| {
         format!(

@@ -1,0 +1,18 @@
+;; Asks for all that WASI has.
+(component
+  (import "wasi:cli/environment@0.2.0" (instance))
+  (import "wasi:cli/exit@0.2.0" (instance))
+  (import "wasi:cli/stdin@0.2.0" (instance))
+  (import "wasi:cli/stdout@0.2.0" (instance))
+  (import "wasi:cli/stderr@0.2.0" (instance))
+  (import "wasi:clocks/wall-clock@0.2.0" (instance))
+  (import "wasi:clocks/monotonic-clock@0.2.0" (instance))
+  (import "wasi:filesystem/preopens@0.2.0" (instance))
+  (import "wasi:filesystem/types@0.2.0" (instance))
+  (import "wasi:http/outgoing-handler@0.2.0" (instance))
+  (import "wasi:io/streams@0.2.0" (instance))
+  (import "wasi:random/random@0.2.0" (instance))
+  (import "wasi:sockets/tcp@0.2.0" (instance))
+  (import "wasi:sockets/udp@0.2.0" (instance))
+  (import "wasi:sockets/ip-name-lookup@0.2.0" (instance))
+)

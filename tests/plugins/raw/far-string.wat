@@ -1,0 +1,7 @@
+;; Refuses with a reason that ends outside its memory.
+(data (i32.const 8192) "\00\00\00\00" "\01\00\00\00" "\00\05\00\00\03\00\00\00" "\00\00\01\00\ff\ff\ff\7f")
+(func $inspect (param i32) (result i32) (i32.const 8192))
+(export "cabi_realloc" (func $allocate))
+(export "portcullis:interceptor/guest@0.1.0#describe" (func $describe))
+(export "portcullis:interceptor/guest@0.1.0#start" (func $well))
+(export "portcullis:interceptor/guest@0.1.0#inspect" (func $inspect))

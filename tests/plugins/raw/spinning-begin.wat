@@ -1,0 +1,8 @@
+;; Spins before anybody asks it anything.
+(func $begin (loop $for_ever (br $for_ever)))
+(start $begin)
+(func $inspect (param i32) (result i32) (i32.const 4096))
+(export "cabi_realloc" (func $allocate))
+(export "portcullis:interceptor/guest@0.1.0#describe" (func $describe))
+(export "portcullis:interceptor/guest@0.1.0#start" (func $well))
+(export "portcullis:interceptor/guest@0.1.0#inspect" (func $inspect))
