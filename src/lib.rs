@@ -62,8 +62,12 @@ pub mod vault;
 // What clients keep for us.
 pub mod seal;
 
-// Files of keys, here and in `audit`.
+// Files of keys, here and in `audit`; keys that sign, there and in `policy`.
+mod durable;
+
 mod keyfile;
+
+mod signing;
 
 // The house around them.
 pub mod config;

@@ -46,7 +46,7 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
         Err(Diagnostics(findings)) => return findings.into_iter().map(boxed).collect(),
     };
     let mut found: Vec<Found> = loaded.warnings.iter().cloned().map(boxed).collect();
-    match policy::Engine::load(&loaded.config.policy.paths, &loaded.base) {
+    match policy::Engine::open(policy::Source::of(&loaded.config), &loaded.base) {
         Ok(engine) => {
             let status = engine.status();
             let looks = engine.analyse(&super::policy::known(&loaded.config));
@@ -98,10 +98,14 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     found
 }
 
-/// A finding of the policies. One that is about no text of theirs is about the config's `paths`.
+/// A finding of the policies. One that is about no text of theirs is about the config's `paths`, or
+/// its `bundle`.
 fn placed(loaded: &Loaded, finding: &policy::Finding) -> Found {
     if finding.labels().is_some_and(|mut labels| labels.next().is_some()) {
         return boxed(finding.clone());
+    }
+    if loaded.config.policy.bundle.is_some() {
+        return boxed(loaded.locate("/policy/bundle", finding.clone()));
     }
     let message = finding.to_string();
     let mut paths = loaded.config.policy.paths.iter();

@@ -15,6 +15,7 @@ use std::{
 };
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{Context, Exit};
 use crate::{
@@ -92,7 +93,7 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             checks.push(port(&loaded.config));
             checks.extend(secrets(loaded));
             checks.extend(audit::checks(loaded));
-            checks.extend(audit::running(&loaded.config).await);
+            checks.extend(running(&loaded.config).await);
         }
         Err(config::Diagnostics(findings)) => checks.push(no_config(&ctx.config, findings)),
     }
@@ -242,14 +243,18 @@ fn state_dir(dir: &Path) -> Check {
 }
 
 fn policies(loaded: &Loaded) -> Check {
-    match policy::Engine::load(&loaded.config.policy.paths, &loaded.base) {
+    match policy::Engine::open(policy::Source::of(&loaded.config), &loaded.base) {
         Ok(engine) => {
             let status = engine.status().borrow().clone();
             if status.policies == 0 {
                 let detail = "no policy: everything is refused";
                 return Check::warn("policies", detail, "write one, or correct `policy.paths`");
             }
-            warned("policies", &format!("{} in use", status.policies), status.warnings.len())
+            let bundle = status.bundle.map(|bundle| {
+                format!(", of the bundle {} version {}", bundle.name, bundle.version)
+            });
+            let detail = format!("{} in use{}", status.policies, bundle.unwrap_or_default());
+            warned("policies", &detail, status.warnings.len())
         }
         Err(found) => {
             let text = found.to_string();
@@ -257,6 +262,20 @@ fn policies(loaded: &Loaded) -> Check {
             Check::fail("policies", first, "run `portcullis check` for every finding")
         }
     }
+}
+
+/// What a running proxy says.
+async fn running(config: &Config) -> Vec<Check> {
+    let Some(proxy) = admin::Client::find(config).await else { return Vec::new() };
+    // A proxy that does not say, or not to this user, is none of this check's business.
+    let status: Value = proxy.get_json("/v1/status").await.unwrap_or_default();
+    let mut checks = audit::running(&status);
+    if let Some(why) = status["policies"]["last_error"][0]["message"].as_str() {
+        let revision = status["policies"]["revision"].as_str().unwrap_or_default();
+        let detail = format!("THE ONES BEFORE ARE IN FORCE (revision {revision}): {why}");
+        checks.push(Check::fail("policies", detail, "`portcullis check` shows every finding"));
+    }
+    checks
 }
 
 /// Whether the proxy could listen, or one with this config does already.

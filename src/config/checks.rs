@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     admin::PATH_BYTES, exchange::Method, identity::KeyHash, names::ServerName, router::names,
-    vault::Source,
+    signing::Verifier, vault::Source,
 };
 
 /// Checks everything.
@@ -271,6 +271,47 @@ impl Checker<'_> {
         });
     }
 
+    fn bundle(&mut self, built: &Built) {
+        let policy = &built.config.policy;
+        let keys = "/policy/bundle-keys";
+        match &policy.bundle {
+            Some(dir) if dir.as_os_str().is_empty() => {
+                self.bad("/policy/bundle", "this path is empty", "name a folder");
+            }
+            Some(_) if policy.bundle_keys.is_empty() => self.conflict(
+                "/policy/bundle",
+                "nobody could have signed this bundle",
+                "name the verifier keys of those who may: `bundle-keys = [\"NAME+HASH+BASE64\"]`, \
+                 as `portcullis policy bundle key` prints them",
+            ),
+            None if !policy.bundle_keys.is_empty() => self.conflict(
+                keys,
+                "these keys have no meaning without `bundle`",
+                "name the folder, `bundle = \"policies.bundle\"`, or remove them",
+            ),
+            _ => {}
+        }
+        if policy.bundle.is_some() && self.document.get("/policy/paths").is_some() {
+            self.conflict(
+                "/policy/paths",
+                "policies come from a bundle or from loose files, not from both",
+                "remove `paths`, or `bundle` and `bundle-keys`",
+            );
+        }
+        for (at, key) in policy.bundle_keys.iter().enumerate() {
+            // What was written is not repeated: it may be the signing key.
+            if key.parse::<Verifier>().is_err() {
+                self.bad(
+                    &child(keys, at),
+                    "this is no verifier key",
+                    "write NAME+HASH+BASE64, as `portcullis policy bundle key` prints it",
+                );
+            } else if policy.bundle_keys.iter().take(at).any(|other| other == key) {
+                self.conflict(&child(keys, at), "this key is named twice", "remove one of the two");
+            }
+        }
+    }
+
     fn rest(&mut self, built: &Built) {
         if let Some(filter) = &built.config.telemetry.log
             && let Err(error) = tracing_subscriber::EnvFilter::try_new(filter)
@@ -295,6 +336,7 @@ impl Checker<'_> {
                 );
             }
         }
+        self.bundle(built);
         let mut seen = HashSet::new();
         for (at, path) in built.config.policy.paths.iter().enumerate() {
             if path.as_os_str().is_empty() {

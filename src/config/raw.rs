@@ -123,11 +123,17 @@ pub struct Policy {
     /// Files, and folders whose `*.cedar` and `*.tools.json` files are read (not those in folders
     /// within).
     pub paths: Vec<PathBuf>,
+    /// A folder that `portcullis policy bundle sign` signed, instead of `paths`: policies are taken
+    /// from it as they were signed, or not at all.
+    pub bundle: Option<PathBuf>,
+    /// Verifier keys, `NAME+HASH+BASE64`, as `portcullis policy bundle key` prints them. One of them
+    /// must have signed the bundle, whose name is the key's.
+    pub bundle_keys: Vec<String>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { paths: vec!["policies".into()] }
+        Self { paths: vec!["policies".into()], bundle: None, bundle_keys: Vec::new() }
     }
 }
 

@@ -2,6 +2,7 @@ use std::path::Path;
 
 use super::*;
 
+mod bundle;
 mod exports;
 
 /// Findings on one line each: place, code, message, label, help. `HIDDEN` in the text stands for

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -15,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     analysis::{self, Known},
+    bundle::Origin,
     cache::Asker,
     diagnostics::{Diagnostics, Finding},
     entities::{Frame, Unaskable},
@@ -23,14 +27,17 @@ use super::{
     inspect::Inspector,
     load::{self, Loaded, Revision},
     request::{Action, Circumstances, Request, Resource, Subject},
+    source::Source,
     typed::Typed,
 };
 use crate::refusal::Rule;
 
 /// Decides. Shared by all; a reload swaps the set for later decisions and leaves those under way.
 pub struct Engine {
-    paths: Vec<PathBuf>,
+    source: Source,
     base: PathBuf,
+    /// Whether it decides for a running proxy, so that what it takes is kept in mind.
+    in_force: AtomicBool,
     /// Of sets without typed tools.
     plain: Arc<Ground>,
     current: ArcSwap<Set>,
@@ -141,6 +148,9 @@ pub struct Status {
     pub revision: Revision,
     /// How many policies it has.
     pub policies: usize,
+    /// The signed bundle that it is from, where it is from one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<Origin>,
     /// Those of them that have the audit log keep bodies, by `@keep`.
     pub keeping: Vec<String>,
     /// What looks wrong in it.
@@ -156,20 +166,60 @@ impl Engine {
     /// # Errors
     /// Every finding of every file, where any is an error.
     pub fn load(paths: &[PathBuf], base: &Path) -> Result<Self, Diagnostics> {
+        Self::open(Source::Paths(paths.to_vec()), base)
+    }
+
+    /// Loads from a source, relative to `base`.
+    ///
+    /// # Errors
+    /// As [`Engine::load`]; of a bundle also where it does not hold.
+    pub fn open(source: Source, base: &Path) -> Result<Self, Diagnostics> {
         let broken =
             |problem: String| Diagnostics::new(vec![Finding::error("policy-schema", problem)]);
         let plain = Arc::new(Ground::new(Typed::default()).map_err(broken)?);
-        let loaded = load::load(paths, base, &plain)?;
+        let loaded = load::load(&source, base, &plain)?;
         let (status, _) = watch::channel(Status::of(&loaded));
         Ok(Self {
-            paths: paths.to_vec(),
+            source,
             base: base.to_owned(),
+            in_force: AtomicBool::new(false),
             current: ArcSwap::from_pointee(Set::new(loaded)),
             plain,
             reloading: Mutex::new(()),
             status,
             told: Mutex::default(),
         })
+    }
+
+    /// Says that the set in use decides from now on for a running proxy, and so will those that
+    /// follow: no bundle that is older than one that was in force is taken any more.
+    ///
+    /// # Errors
+    /// Where that can't be kept in mind: then the set must not decide.
+    pub fn enforce(&self) -> Result<(), Diagnostics> {
+        let _one_at_a_time = self.reloading.lock();
+        let bundle = self.status.borrow().bundle.clone();
+        self.remember(bundle.as_ref())?;
+        self.in_force.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn remember(&self, origin: Option<&Origin>) -> Result<(), Diagnostics> {
+        match (&self.source, origin) {
+            (Source::Bundle(bundle), Some(origin)) => {
+                bundle.remember(origin).map_err(|finding| Diagnostics::new(vec![finding]))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the files, and keeps in mind what they are where they will be in force.
+    fn read_again(&self) -> Result<Loaded, Diagnostics> {
+        let loaded = load::load(&self.source, &self.base, &self.plain)?;
+        if self.in_force.load(Ordering::Relaxed) {
+            self.remember(loaded.bundle.as_ref())?;
+        }
+        Ok(loaded)
     }
 
     /// Reads the files again. The new set is used as a whole, or, where it does not validate, not
@@ -180,7 +230,7 @@ impl Engine {
     /// Every finding of every file, where any is an error.
     pub fn reload(&self) -> Result<Revision, Diagnostics> {
         let _one_at_a_time = self.reloading.lock();
-        match load::load(&self.paths, &self.base, &self.plain) {
+        match self.read_again() {
             Ok(loaded) => {
                 let status = Status::of(&loaded);
                 // Before it decides: whoever meets its decisions can wait until it is known.
@@ -279,7 +329,7 @@ impl Engine {
 
     /// Where the policies are: the paths as they were given, joined to the base.
     pub fn sources(&self) -> Vec<PathBuf> {
-        self.paths.iter().map(|path| self.base.join(path)).collect()
+        self.source.paths().iter().map(|path| self.base.join(path)).collect()
     }
 
     /// Decides. Allowed is what a policy permits, none forbids and none fails on. Policies in
@@ -392,7 +442,7 @@ impl View<'_> {
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine")
-            .field("paths", &self.paths)
+            .field("source", &self.source)
             .field("base", &self.base)
             .field("revision", &self.revision())
             .finish_non_exhaustive()
@@ -498,6 +548,7 @@ impl Status {
         Self {
             revision: loaded.revision,
             policies: loaded.rules.len(),
+            bundle: loaded.bundle.clone(),
             keeping: loaded.keeping(),
             warnings: loaded.warnings.clone(),
             last_error: None,

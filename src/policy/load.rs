@@ -17,8 +17,10 @@ use sha2::{Digest, Sha256};
 
 use super::{
     SCHEMA,
+    bundle::Origin,
     diagnostics::{Diagnostics, File, Finding},
     ground::Ground,
+    source::Source,
     typed::{Typed, is_tools_file},
 };
 use crate::{
@@ -76,6 +78,8 @@ pub(super) struct Loaded {
     pub(super) ground: Arc<Ground>,
     /// What looks wrong and is no error.
     pub(super) warnings: Vec<Finding>,
+    /// The bundle that it is from.
+    pub(super) bundle: Option<Origin>,
 }
 
 /// A policy's text: its file, and the offset and length within.
@@ -85,19 +89,31 @@ pub(super) struct Place {
     pub(super) length: usize,
 }
 
-/// Reads files and folders (`*.cedar` and `*.tools.json`, sorted), relative to `base`, and validates
-/// them as one set. Files are named as they were given, and relative to `base` where they are below
-/// it. `plain` is the ground of a set without typed tools.
+/// Reads what belongs to a set, and validates it as one. Files are named as they were given, and
+/// relative to `base` where they are below it. `plain` is the ground of a set without typed tools.
 pub(super) fn load(
-    paths: &[PathBuf],
+    source: &Source,
     base: &Path,
     plain: &Arc<Ground>,
 ) -> Result<Loaded, Diagnostics> {
     let mut findings = Vec::new();
-    let files = read(paths, base, &mut findings);
-    let revision = Revision::of(&files);
+    let (files, bundle) = source.read(base, &mut findings);
+    if matches!(source, Source::Bundle(_)) && bundle.is_none() {
+        // Nothing of a bundle that does not hold is looked at.
+        return Err(Diagnostics::new(findings));
+    }
+    Ok(Loaded { bundle, ..validated(&files, findings, plain)? })
+}
+
+/// Validates files as one set, where nothing was found wrong before.
+fn validated(
+    files: &[File],
+    mut findings: Vec<Finding>,
+    plain: &Arc<Ground>,
+) -> Result<Loaded, Diagnostics> {
+    let revision = Revision::of(files);
     let before = findings.len();
-    let ground = ground(&files, plain, &mut findings);
+    let ground = ground(files, plain, &mut findings);
     let untyped = findings.len() > before;
     let schema = &ground.schema;
 
@@ -197,7 +213,7 @@ pub(super) fn load(
         .map(|warning| found("policy-warning", warning.policy_id(), warning).warning())
         .collect();
     if findings.is_empty() {
-        Ok(Loaded { policies, rules, places, revision, ground, warnings })
+        Ok(Loaded { policies, rules, places, revision, ground, warnings, bundle: None })
     } else {
         findings.extend(warnings);
         findings.sort_by_key(Finding::order);
@@ -409,6 +425,11 @@ pub(super) fn read(paths: &[PathBuf], base: &Path, findings: &mut Vec<Finding>) 
     files
 }
 
+/// Whether a file of that name in a folder of policies belongs to the set.
+pub(super) fn belongs(name: &Path) -> bool {
+    name.extension().is_some_and(|extension| extension == "cedar") || is_tools_file(name)
+}
+
 fn list(path: &Path, base: &Path) -> io::Result<Vec<PathBuf>> {
     if !fs::metadata(base.join(path))?.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -416,7 +437,7 @@ fn list(path: &Path, base: &Path) -> io::Result<Vec<PathBuf>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(base.join(path))? {
         let name = path.join(entry?.file_name());
-        if name.extension().is_some_and(|extension| extension == "cedar") || is_tools_file(&name) {
+        if belongs(&name) {
             names.push(name);
         }
     }

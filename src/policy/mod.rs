@@ -10,6 +10,7 @@
 
 mod analysis;
 mod args;
+mod bundle;
 mod cache;
 mod cases;
 mod compare;
@@ -25,6 +26,7 @@ mod load;
 mod located;
 mod replay;
 mod request;
+mod source;
 mod target;
 mod templates;
 #[cfg(test)]
@@ -34,6 +36,8 @@ mod watch;
 
 pub use analysis::{Known, KnownTool};
 pub use args::are_showable;
+pub(crate) use bundle::sign;
+pub use bundle::{Bundle, MANIFEST, Origin, SignFault, Signed};
 pub use cases::{Coverage, Ran, Report, run as run_cases};
 pub use compare::{Access, Comparison, Difference};
 pub use diagnostics::{Diagnostics, Finding};
@@ -48,6 +52,7 @@ pub use replay::{Aside, Change, Recorded, Replay, Replayed};
 pub use request::{
     Action, Circumstances, Claimant, Claims, Holder, Program, Request, Resource, Stated, Subject,
 };
+pub use source::Source;
 pub use target::{NoTarget, Target, client_action, is_housekeeping, server_action, worded_action};
 pub use templates::{Filling, Made, Team, Template, ToolName, make};
 pub use watch::{Watcher, watch};

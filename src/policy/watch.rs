@@ -13,7 +13,7 @@ use std::{
 
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 
-use super::engine::Engine;
+use super::{bundle::Origin, engine::Engine};
 
 /// How long the files must be left alone before they are read: an editor writes, renames and
 /// touches several times for one save.
@@ -111,9 +111,16 @@ fn reload_on(inbox: &Receiver<News>, engine: &Engine, sources: &[PathBuf], mut w
             tracing::warn!("changes of policies may go unseen: {error}");
         }
         let before = engine.revision();
+        let was = engine.status().borrow().bundle.clone();
         match engine.reload() {
-            Ok(revision) if revision == before => {}
-            Ok(revision) => tracing::info!(%revision, "policies loaded again"),
+            Ok(revision) => {
+                let bundle = engine.status().borrow().bundle.clone();
+                if revision != before || bundle != was {
+                    let bundle =
+                        bundle.map(|Origin { name, version, .. }| format!("{name} {version}"));
+                    tracing::info!(%revision, bundle, "policies loaded again");
+                }
+            }
             Err(diagnostics) => tracing::error!(
                 kept = %before,
                 "policies have changed and are not used, the ones before stay:\n{diagnostics}"

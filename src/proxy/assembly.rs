@@ -94,7 +94,7 @@ impl Assembly {
     /// Everything that is wrong with the config or the policies.
     pub async fn of(loaded: &Loaded) -> Result<Self, StartFailure> {
         let config = &loaded.config;
-        let policies = Arc::new(policy::Engine::load(&config.policy.paths, &loaded.base)?);
+        let policies = Arc::new(policy::Engine::open(policy::Source::of(config), &loaded.base)?);
         let gate = Arc::new(PolicyGate::new(policies.clone(), Stated::of(&config.servers)));
         let engine = if config.servers.values().any(|server| server.url.is_none()) {
             container::Engine::connect(config.engine.host.as_deref())
@@ -185,6 +185,9 @@ impl Assembly {
                 Ok(reaped) => tracing::info!(reaped, "removed containers of an earlier run"),
                 Err(fault) => tracing::warn!(%fault, "orphaned containers could not be looked for"),
             }
+        }
+        if purpose == Purpose::Serve {
+            self.policies.enforce()?;
         }
         let reloads = self.policies.reloads();
         let watcher = policy::watch(self.policies.clone())

@@ -51,6 +51,8 @@ pub(super) fn policies(status: &policy::Status) -> Happening {
     Happening::PolicyLoaded {
         revision: status.revision.to_string(),
         policies: count(status.policies),
+        bundle: status.bundle.as_ref().map(|bundle| bundle.name.clone()),
+        bundle_version: status.bundle.as_ref().map(|bundle| bundle.version),
         keeping: status.keeping.clone(),
     }
 }

@@ -10,6 +10,7 @@ mod approvals;
 mod audit;
 mod bad_input;
 mod batches;
+mod bundles;
 mod bypass;
 mod durability;
 mod eras;

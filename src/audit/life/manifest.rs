@@ -1,16 +1,14 @@
 //! `store.json`: which store this is, in which format, and which keys it takes to read it.
 
 use std::{
-    fs,
-    io::{self, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Cipher, KeyId};
+use super::{Cipher, KeyId, write_durably};
 
 /// The name of the file in the store's folder.
 const FILE: &str = "store.json";
@@ -180,20 +178,10 @@ pub fn is_encrypted(dir: &Path) -> bool {
     Manifest::read(dir).is_ok_and(|found| found.is_some_and(|manifest| !manifest.keys.is_empty()))
 }
 
-/// Writes a file that only its owner can read: whole or not at all, and on disk when it returns.
-pub(in crate::audit) fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let mut file = tempfile::Builder::new()
-        .prefix(".new-")
-        .permissions(fs::Permissions::from_mode(0o600))
-        .tempfile_in(dir)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(dir.join(name)).map_err(|failed| failed.error)?;
-    fs::File::open(dir)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::{audit::life::Key, vault::Secret};
 

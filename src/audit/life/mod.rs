@@ -13,6 +13,7 @@ mod manifest;
 mod modes;
 mod retention;
 
+pub(in crate::audit) use crate::durable::write as write_durably;
 pub(in crate::audit) use backup::is_unfinished;
 pub use backup::{Backup, BackupFault};
 pub(in crate::audit) use cipher::{Cipher, CipherFault, Key, KeyId};
@@ -22,6 +23,6 @@ pub(in crate::audit) use keeper::sweep;
 pub use keeper::{Dropped, PruneFault, Pruned, back_up};
 pub use keys::{KeyTrouble, Keys};
 pub use manifest::is_encrypted;
-pub(in crate::audit) use manifest::{Manifest, ManifestFault, write_durably};
+pub(in crate::audit) use manifest::{Manifest, ManifestFault};
 pub(in crate::audit) use modes::open_to_others;
 pub use retention::{Limits, Why};

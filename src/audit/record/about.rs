@@ -136,8 +136,8 @@ impl Happening {
                 change(revision);
                 chain.iter_mut().for_each(change);
             }
-            Self::PolicyLoaded { revision, keeping, .. } => {
-                std::iter::once(revision).chain(keeping).for_each(change);
+            Self::PolicyLoaded { revision, keeping, bundle, .. } => {
+                std::iter::once(revision).chain(bundle).chain(keeping).for_each(change);
             }
             Self::PolicyRejected { reason } => change(reason),
             Self::PluginLoaded(loaded) => {

@@ -46,6 +46,12 @@ pub enum Happening {
     PolicyLoaded {
         revision: String,
         policies: u64,
+        /// The name of the signed bundle that they are from.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bundle: Option<String>,
+        /// Its version.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bundle_version: Option<u64>,
         /// The policies that have bodies kept, by `@keep`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         keeping: Vec<String>,

@@ -19,8 +19,14 @@ impl fmt::Display for Happening {
             Self::ConfigLoaded { file, revision, servers, .. } => {
                 write!(f, "config loaded: {file}, {servers} servers, revision {revision}")
             }
-            Self::PolicyLoaded { revision, policies, .. } => {
-                write!(f, "policies loaded: {policies}, revision {revision}")
+            Self::PolicyLoaded { revision, policies, bundle, bundle_version, .. } => {
+                write!(f, "policies loaded: {policies}, revision {revision}")?;
+                match (bundle, bundle_version) {
+                    (Some(name), Some(version)) => {
+                        write!(f, ", bundle {name} version {version}")
+                    }
+                    _ => Ok(()),
+                }
             }
             Self::PolicyRejected { reason } => write!(f, "policies rejected: {reason}"),
             Self::PluginLoaded(loaded) => {

@@ -9,9 +9,9 @@ use clap::ArgAction;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{explain, load, sources};
+use super::{explain, load, reports, source};
 use crate::{
-    cli::{Context, Exit, Reports, Usage},
+    cli::{Context, Exit, Usage},
     config::Config,
     exchange::{self, Transport},
     identity::{Principal, PrincipalKind, Store},
@@ -77,8 +77,7 @@ struct Answer<'a> {
 /// Runs the verb.
 pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
-    let engine = load(&sources(&loaded))
-        .map_err(|findings| Reports(findings.into_iter().map(|f| Box::new(f) as _).collect()))?;
+    let engine = load(source(&loaded)).map_err(reports)?;
     let principal = principal(question, &loaded.config)?;
     let (action, method) = worded_action(&question.action);
     let method = question.method.as_deref().unwrap_or(method);

@@ -6,11 +6,11 @@ use anyhow::Context as _;
 use clap::ArgAction;
 use serde::{Deserialize, Serialize};
 
-use super::{count, known, load, sources};
+use super::{count, known, load, source};
 use crate::{
     cli::{Context, Exit},
     names::ServerName,
-    policy::{Claims, Finding, Known, KnownTool, Revision},
+    policy::{Claims, Finding, Known, KnownTool, Revision, Source},
 };
 
 /// Options of the verb.
@@ -43,9 +43,9 @@ struct Checked<'a> {
 pub fn check(Check { paths, tools }: &Check, ctx: &Context) -> anyhow::Result<Exit> {
     let (engine, mut known) = if paths.is_empty() {
         let loaded = ctx.load()?;
-        (load(&sources(&loaded)), known(&loaded.config))
+        (load(source(&loaded)), known(&loaded.config))
     } else {
-        (load(paths), Known::default())
+        (load(Source::Paths(paths.clone())), Known::default())
     };
     for (server, file) in tools {
         known.tools.push((server.clone(), read_tools(file)?));

@@ -10,10 +10,10 @@ use anyhow::Context as _;
 use serde::Serialize;
 use similar::TextDiff;
 
-use super::{count, sources};
+use super::{count, source};
 use crate::{
-    cli::{Context, Exit, Reports},
-    policy::{Finding, Formatted, format, format_files},
+    cli::{Context, Exit, Reports, Usage},
+    policy::{Finding, Formatted, Source, format, format_files},
 };
 
 /// Options of the verb.
@@ -43,7 +43,15 @@ struct File<'a> {
 /// Runs the verb.
 pub fn fmt(Fmt { paths, check }: &Fmt, ctx: &Context) -> anyhow::Result<Exit> {
     let (formatted, findings) = match paths.as_slice() {
-        [] => of_files(&sources(&ctx.load()?)),
+        [] => match source(&ctx.load()?) {
+            Source::Paths(paths) => of_files(&paths),
+            // What was signed stays as it is.
+            Source::Bundle(_) => {
+                let message = "the policies are a signed bundle: format what it is made of, by its \
+                               paths, and sign it again";
+                return Err(Usage(message.to_owned()).into());
+            }
+        },
         [one] if one == Path::new("-") => match of_stdin(ctx, *check)? {
             Ok(formatted) => (vec![formatted], Vec::new()),
             Err(exit) => return Ok(exit),

@@ -1,5 +1,6 @@
 //! `portcullis policy`: the workbench for policies, one file a verb.
 
+mod bundle;
 mod can_i;
 mod check;
 mod diff;
@@ -16,7 +17,7 @@ use super::{Context, Exit, Reports};
 use crate::{
     config::{Config, Loaded},
     identity::Store,
-    policy::{Engine, Finding, Known, Revision},
+    policy::{Engine, Finding, Known, Revision, Source},
 };
 
 #[derive(Debug, clap::Args)]
@@ -47,6 +48,8 @@ enum Verb {
     Learn(learn::Args),
     /// Say which clients gain or lose which tools from one set of policies to another
     Diff(diff::Args),
+    /// Sign folders of policies, and verify them
+    Bundle(bundle::Args),
 }
 
 /// Runs the verb.
@@ -61,12 +64,13 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Replay(args) => replay::run(args, ctx).await,
         Verb::Learn(args) => learn::run(args, ctx).await,
         Verb::Diff(args) => diff::run(args, ctx).await,
+        Verb::Bundle(args) => bundle::run(args, ctx),
     }
 }
 
 /// The config's policies, wherever the program runs.
-fn sources(loaded: &Loaded) -> Vec<PathBuf> {
-    loaded.config.policy.paths.iter().map(|path| loaded.base.join(path)).collect()
+fn source(loaded: &Loaded) -> Source {
+    Source::of(&loaded.config).from_base(&loaded.base)
 }
 
 /// What the config knows of whom and what policies speak.
@@ -93,24 +97,30 @@ pub(super) fn known(config: &Config) -> Known {
 }
 
 /// Loads with names relative to the working folder, so that they can be opened from there.
-fn load(paths: &[PathBuf]) -> Result<Engine, Vec<Finding>> {
+fn load(source: Source) -> Result<Engine, Vec<Finding>> {
     let here = std::env::current_dir().unwrap_or_default();
-    Engine::load(paths, &here).map_err(|diagnostics| diagnostics.findings().to_vec())
+    Engine::open(source, &here).map_err(|diagnostics| diagnostics.findings().to_vec())
 }
 
 /// The policies of these paths, or those of the config where there are none.
 fn engine(paths: &[PathBuf], ctx: &Context) -> anyhow::Result<Engine> {
-    let loaded = if paths.is_empty() { load(&sources(&ctx.load()?)) } else { load(paths) };
-    Ok(loaded
-        .map_err(|findings| Reports(findings.into_iter().map(|f| Box::new(f) as _).collect()))?)
+    let source = match paths {
+        [] => source(&ctx.load()?),
+        paths => Source::Paths(paths.to_vec()),
+    };
+    Ok(load(source).map_err(reports)?)
 }
 
 /// The revision of the config's policies as a proxy has it: with names relative to the config.
 fn in_force(ctx: &Context) -> anyhow::Result<Revision> {
     let loaded = ctx.load()?;
-    let engine = Engine::load(&loaded.config.policy.paths, &loaded.base)
+    let engine = Engine::open(Source::of(&loaded.config), &loaded.base)
         .map_err(|diagnostics| anyhow::anyhow!("{diagnostics}"))?;
     Ok(engine.revision())
+}
+
+fn reports(findings: Vec<Finding>) -> Reports {
+    Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
 }
 
 fn count(number: usize, one: &str, many: &str) -> String {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{count, sources};
+use super::{count, source};
 use crate::{
     cli::{Context, Exit, Usage},
     policy::{Coverage, Finding, Ran, run_cases},
@@ -47,9 +47,12 @@ struct Covered<'a> {
 /// Runs the verb.
 pub fn test(options: &Test, ctx: &Context) -> anyhow::Result<Exit> {
     let Test { paths, filter, coverage, fail_under } = options;
-    let sources = if paths.is_empty() { &sources(&ctx.load()?) } else { paths };
+    let sources = match paths.as_slice() {
+        [] => source(&ctx.load()?).paths().to_vec(),
+        paths => paths.to_vec(),
+    };
     let here = std::env::current_dir().unwrap_or_default();
-    let report = run_cases(sources, &here, filter.as_deref());
+    let report = run_cases(&sources, &here, filter.as_deref());
     if report.cases.is_empty() && report.findings.is_empty() {
         return Err(match filter {
             Some(filter) => Usage(format!("no case has `{filter}` in its name")),

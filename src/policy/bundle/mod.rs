@@ -1,0 +1,337 @@
+//! Signed bundles: a folder of policies with a manifest that says what is in it, signed by whoever
+//! may change what is decided.
+//!
+//! Invariants:
+//! - What is loaded are the very bytes that were held against the manifest: each file is read once.
+//! - A bundle is taken as a whole or not at all. What the manifest does not name may not be there.
+//! - A bundle that was in force is never followed by an older one of its name, nor by another of
+//!   the same version.
+
+mod memory;
+mod sign;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashSet,
+    fs::{self, OpenOptions},
+    io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+pub(super) use memory::Memory;
+pub(crate) use sign::sign;
+pub use sign::{SignFault, Signed};
+
+use super::diagnostics::{File, Finding};
+use crate::signing::{NotSigned, Verifier};
+
+/// The manifest, in the folder that it is about: a signed note whose text is JSON.
+pub const MANIFEST: &str = "bundle.note";
+/// What the text of a manifest is; a key may sign other texts, too.
+const FORMAT: &str = "portcullis-policies/1";
+/// Bytes of a manifest, which is what a signed note may have.
+const MANIFEST_BYTES: u64 = 1_000_000;
+/// Bytes of all files of a bundle.
+const BYTES: u64 = 64 << 20;
+
+/// Where a bundle is, who may have signed it, and where it is kept in mind what was in force.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// The folder, or a link to it.
+    pub dir: PathBuf,
+    /// One of them must have signed it. A bundle has the name of its key.
+    pub keys: Vec<Verifier>,
+    /// The folder of the proxy's state, where there is one.
+    pub state: Option<PathBuf>,
+}
+
+/// What a manifest says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    format: String,
+    name: String,
+    version: u64,
+    time: Timestamp,
+    files: Vec<Listed>,
+}
+
+/// A file of a bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    name: String,
+    sha256: String,
+}
+
+/// Which bundle policies are from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Origin {
+    pub name: String,
+    pub version: u64,
+    /// When it was signed, as its signer says.
+    pub time: Timestamp,
+    /// The keys that signed it, of those that may.
+    pub signed_by: Vec<String>,
+    /// The SHA-256 of the manifest's text in hex.
+    pub sha256: String,
+}
+
+/// A bundle that holds.
+pub(super) struct Opened {
+    pub origin: Origin,
+    /// All its files that are text, named as the config names the folder.
+    pub files: Vec<File>,
+}
+
+impl Bundle {
+    /// Reads and verifies it. Files are named relative to `base` where they are below it.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub(super) fn open(&self, base: &Path) -> Result<Opened, Vec<Finding>> {
+        let opened = self.read(base).map_err(|error| error.into_findings())?;
+        if let Some(state) = &self.state {
+            Memory::read(state)
+                .and_then(|memory| memory.permits(&opened.origin))
+                .map_err(|finding| vec![finding.file(self.shown(base, MANIFEST))])?;
+        }
+        Ok(opened)
+    }
+
+    /// The policies are used from now on: none that are older are used any more.
+    ///
+    /// # Errors
+    /// Where they are older than what was used before, or that can't be kept in mind.
+    pub(super) fn remember(&self, origin: &Origin) -> Result<(), Finding> {
+        match &self.state {
+            Some(state) => Memory::read(state)?.keep(state, origin),
+            None => Ok(()),
+        }
+    }
+
+    /// A file's name as the operator knows it.
+    fn shown(&self, base: &Path, name: &str) -> PathBuf {
+        self.dir.strip_prefix(base).unwrap_or(&self.dir).join(name)
+    }
+
+    fn read(&self, base: &Path) -> Result<Opened, Wrong> {
+        let manifest_name = self.shown(base, MANIFEST);
+        let wrong = |code, message: String, help: &str| {
+            Wrong::One(Box::new(
+                Finding::error(code, message).file(manifest_name.clone()).help(help),
+            ))
+        };
+        // A link is followed once: all that follows is of one folder, whatever becomes of the link.
+        let dir = fs::canonicalize(base.join(&self.dir)).map_err(|error| {
+            let shown = self.shown(base, "");
+            let message = format!("cannot read the bundle {}: {error}", shown.display());
+            let help = "make the folder, or correct `bundle` under `[policy]`";
+            Wrong::One(Box::new(
+                Finding::error("policy-bundle-unreadable", message).file(shown).help(help),
+            ))
+        })?;
+        let mut room = MANIFEST_BYTES;
+        let note = read(&dir, MANIFEST, &mut room).map_err(|problem| {
+            wrong(
+                "policy-bundle-unsigned",
+                format!("the manifest cannot be read: {problem}"),
+                "`portcullis policy bundle sign` makes it; what has none is not taken",
+            )
+        })?;
+        let note = String::from_utf8(note).map_err(|_| {
+            let message = "the manifest is no signed note".to_owned();
+            wrong("policy-bundle-unsigned", message, "sign the bundle again")
+        })?;
+        let (text, keys) = self
+            .signed(&note)
+            .map_err(|(message, help)| wrong("policy-bundle-unsigned", message, help))?;
+        let manifest = Manifest::parse(&text).map_err(|problem| {
+            let message = format!("the manifest is signed, and {problem}");
+            wrong("policy-bundle-manifest", message, "sign the bundle again with this version")
+        })?;
+        let own = keys.iter().filter(|key| key.name() == manifest.name);
+        let signed_by: Vec<_> = own.map(ToString::to_string).collect();
+        if signed_by.is_empty() {
+            let message = format!(
+                "the bundle calls itself `{}`, and no key of that name has signed it",
+                manifest.name
+            );
+            return Err(wrong(
+                "policy-bundle-unsigned",
+                message,
+                "a bundle has the name of its key: sign it with the right one",
+            ));
+        }
+        let files = self.files(base, &dir, &manifest).map_err(Wrong::Many)?;
+        let origin = Origin {
+            name: manifest.name,
+            version: manifest.version,
+            time: manifest.time,
+            signed_by,
+            sha256: hex::encode(Sha256::digest(text.as_bytes())),
+        };
+        Ok(Opened { origin, files })
+    }
+
+    /// The text of the manifest, and who of those that may has signed it.
+    fn signed(&self, note: &str) -> Result<(String, Vec<&Verifier>), (String, &'static str)> {
+        let mut signed: Option<(String, Vec<&Verifier>)> = None;
+        let mut why = NotSigned::OtherKey;
+        for key in &self.keys {
+            match (key.open(note), &mut signed) {
+                (Ok(_), Some((_, keys))) => keys.push(key),
+                (Ok(text), None) => signed = Some((text, vec![key])),
+                (Err(NotSigned::OtherKey), _) => {}
+                (Err(other), _) => why = other,
+            }
+        }
+        signed.ok_or_else(|| match why {
+            NotSigned::OtherKey => (
+                "none of the keys that may has signed the manifest".to_owned(),
+                "sign it with the key of one of `bundle-keys`, or add the signer's verifier key \
+                 there",
+            ),
+            NotSigned::Forged => (
+                "the manifest is not what was signed: its signature is wrong".to_owned(),
+                "put the bundle in place again, whole and unchanged; find out who changed it",
+            ),
+            NotSigned::Malformed => {
+                ("the manifest is no signed note".to_owned(), "sign the bundle again")
+            }
+        })
+    }
+
+    /// Reads every file that is listed, once, and holds it against the list.
+    fn files(
+        &self,
+        base: &Path,
+        dir: &Path,
+        manifest: &Manifest,
+    ) -> Result<Vec<File>, Vec<Finding>> {
+        let mut findings = Vec::new();
+        let mut add = |name: &str, message: String, help: &str| {
+            let finding = Finding::error("policy-bundle-file", message);
+            findings.push(finding.file(self.shown(base, name)).help(help));
+        };
+        let again = "put the bundle in place again, whole and unchanged";
+        match names(dir) {
+            Ok(names) => {
+                let listed: HashSet<_> = manifest.files.iter().map(|file| &file.name).collect();
+                for name in names.iter().filter(|name| !listed.contains(name)) {
+                    let message = format!("the manifest does not list `{name}`");
+                    add(name, message, "remove it, or sign the bundle again");
+                }
+            }
+            Err(error) => add("", format!("the folder cannot be listed: {error}"), again),
+        }
+        let mut files = Vec::new();
+        let mut room = BYTES;
+        for Listed { name, sha256 } in &manifest.files {
+            let bytes = match read(dir, name, &mut room) {
+                Ok(bytes) => bytes,
+                Err(problem) => {
+                    add(name, format!("`{name}` is listed and cannot be read: {problem}"), again);
+                    continue;
+                }
+            };
+            if hex::encode(Sha256::digest(&bytes)) != *sha256 {
+                add(name, format!("`{name}` is not what was signed"), again);
+                continue;
+            }
+            match String::from_utf8(bytes) {
+                Ok(text) => files.push(File { name: self.shown(base, name), text: text.into() }),
+                Err(_) if super::load::belongs(Path::new(name)) => {
+                    add(name, format!("`{name}` is no UTF-8 text"), "policies are UTF-8 text");
+                }
+                // Nothing that is loaded.
+                Err(_) => {}
+            }
+        }
+        if findings.is_empty() { Ok(files) } else { Err(findings) }
+    }
+}
+
+/// What is wrong with a bundle.
+enum Wrong {
+    One(Box<Finding>),
+    Many(Vec<Finding>),
+}
+
+impl Wrong {
+    fn into_findings(self) -> Vec<Finding> {
+        match self {
+            Self::One(finding) => vec![*finding],
+            Self::Many(findings) => findings,
+        }
+    }
+}
+
+impl Manifest {
+    fn parse(text: &str) -> Result<Self, String> {
+        let manifest: Self =
+            serde_json::from_str(text).map_err(|error| format!("is no manifest: {error}"))?;
+        if manifest.format != FORMAT {
+            return Err(format!("is of the format `{}`, not `{FORMAT}`", manifest.format));
+        }
+        if manifest.version == 0 {
+            return Err("has the version 0; the first is 1".to_owned());
+        }
+        let mut seen = HashSet::new();
+        for Listed { name, .. } in &manifest.files {
+            if !is_plain(name) {
+                return Err(format!("lists `{name}`, which is no name of a file in the bundle"));
+            }
+            if !seen.insert(name) {
+                return Err(format!("lists `{name}` twice"));
+            }
+        }
+        Ok(manifest)
+    }
+}
+
+/// Whether it is the name of a file in the folder itself, and not of the manifest.
+fn is_plain(name: &str) -> bool {
+    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
+    plain && name != MANIFEST
+}
+
+/// The names in a folder, in order, without the manifest.
+fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        // A name that is no text is none that a manifest could list.
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name != MANIFEST {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Reads a file of the folder: a plain one, no link, and no more than there is room for.
+fn read(dir: &Path, name: &str, room: &mut u64) -> Result<Vec<u8>, String> {
+    let mut options = OpenOptions::new();
+    // Neither a link nor a pipe without a writer holds us up.
+    let file = options.read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(dir.join(name));
+    let file = file.map_err(|error| match error.raw_os_error() {
+        Some(nix::libc::ELOOP) => "it is a link, and a bundle has plain files alone".to_owned(),
+        _ => error.to_string(),
+    })?;
+    let meta = file.metadata().map_err(|error| error.to_string())?;
+    if !meta.is_file() {
+        return Err("a bundle has plain files alone".to_owned());
+    }
+    let mut bytes = Vec::new();
+    file.take(*room + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    *room = room.checked_sub(bytes.len() as u64).ok_or("there is too much of it")?;
+    Ok(bytes)
+}

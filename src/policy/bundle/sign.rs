@@ -1,0 +1,151 @@
+//! Making a bundle of a folder.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+
+use super::{BYTES, FORMAT, Listed, MANIFEST, MANIFEST_BYTES, Manifest, is_plain, names, read};
+use crate::{durable, signing::Signer};
+
+/// What was signed.
+#[derive(Debug)]
+pub struct Signed {
+    pub name: String,
+    pub version: u64,
+    pub files: Vec<String>,
+    /// Whether the very same was signed before: then the signatures were added to it.
+    pub again: bool,
+}
+
+/// Why a folder is not signed.
+#[derive(Debug, thiserror::Error)]
+pub enum SignFault {
+    #[error("{}: {problem}", path.display())]
+    File { path: PathBuf, problem: String },
+    #[error(
+        "{}: the manifest there is not signed by this key, so that the next version is not known: \
+         say it with `--version`", .0.display()
+    )]
+    Unknown(PathBuf),
+    #[error(
+        "version {version} is signed already, with other content: the next is {}", version + 1
+    )]
+    Taken { version: u64 },
+    #[error("the keys have different names, `{0}` and `{1}`, and a bundle has the name of its key")]
+    Names(String, String),
+    #[error("there is no key to sign with")]
+    NoKey,
+    #[error("the manifest would be too large for a signed note")]
+    TooLarge,
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+}
+
+/// Signs all files of a folder, as this version or the next.
+///
+/// # Errors
+/// [`SignFault`]: then the manifest is as it was.
+pub(crate) fn sign(
+    dir: &Path,
+    keys: &[Signer],
+    version: Option<u64>,
+    now: Timestamp,
+) -> Result<Signed, SignFault> {
+    let Some(first) = keys.first() else { return Err(SignFault::NoKey) };
+    let name = first.verifier().name();
+    if let Some(other) = keys.iter().map(|key| key.verifier().name()).find(|other| *other != name) {
+        return Err(SignFault::Names(name.to_owned(), other.to_owned()));
+    }
+    let files = list(dir)?;
+    let before = before(dir, keys, version.is_some())?;
+    let (note, version, again) = match before {
+        Some((note, manifest))
+            if manifest.files == files && version.is_none_or(|v| v == manifest.version) =>
+        {
+            (Some(note), manifest.version, true)
+        }
+        Some((_, manifest)) => {
+            let version = version.unwrap_or(manifest.version.saturating_add(1));
+            if version == manifest.version {
+                return Err(SignFault::Taken { version });
+            }
+            (None, version, false)
+        }
+        None => (None, version.unwrap_or(1), false),
+    };
+    let manifest = Manifest {
+        format: FORMAT.to_owned(),
+        name: name.to_owned(),
+        version,
+        // No signer's clock is finer than that of whoever reads it.
+        time: now.round(jiff::Unit::Second).unwrap_or(now),
+        files,
+    };
+    let mut note = note;
+    for key in keys {
+        note = Some(
+            match &note {
+                Some(note) => key.sign_too(note),
+                None => key.sign(&text(&manifest)?),
+            }
+            .map_err(|_| SignFault::TooLarge)?,
+        );
+    }
+    let note =
+        note.filter(|note| note.len() as u64 <= MANIFEST_BYTES).ok_or(SignFault::TooLarge)?;
+    // Everybody may read what everybody may check.
+    durable::write_as(dir, MANIFEST, note.as_bytes(), 0o644)
+        .map_err(|source| SignFault::Write { path: dir.join(MANIFEST), source })?;
+    let files = manifest.files.into_iter().map(|file| file.name).collect();
+    Ok(Signed { name: manifest.name, version, files, again })
+}
+
+fn text(manifest: &Manifest) -> Result<String, SignFault> {
+    let text = serde_json::to_string_pretty(manifest).map_err(|_| SignFault::TooLarge)?;
+    Ok(format!("{text}\n"))
+}
+
+/// All files of a folder with their digests, in order.
+fn list(dir: &Path) -> Result<Vec<Listed>, SignFault> {
+    let fault = |path: PathBuf, problem: String| SignFault::File { path, problem };
+    let mut listed = Vec::new();
+    let mut room = BYTES;
+    let names = names(dir).map_err(|error| fault(dir.to_owned(), error.to_string()))?;
+    for name in names {
+        let path = dir.join(&name);
+        if !is_plain(&name) {
+            let problem = "a bundle has no hidden files: move it away".to_owned();
+            return Err(fault(path, problem));
+        }
+        let bytes = read(dir, &name, &mut room).map_err(|problem| fault(path, problem))?;
+        listed.push(Listed { name, sha256: hex::encode(Sha256::digest(bytes)) });
+    }
+    Ok(listed)
+}
+
+/// The manifest that is there, where one of the keys has signed it.
+fn before(
+    dir: &Path,
+    keys: &[Signer],
+    said: bool,
+) -> Result<Option<(String, Manifest)>, SignFault> {
+    let path = dir.join(MANIFEST);
+    match fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        _ => {}
+    }
+    let note = read(dir, MANIFEST, &mut { MANIFEST_BYTES })
+        .map_err(|problem| SignFault::File { path: path.clone(), problem })?;
+    let note = String::from_utf8(note).unwrap_or_default();
+    let text = keys.iter().find_map(|key| key.verifier().open(&note).ok());
+    match text.and_then(|text| Manifest::parse(&text).ok()) {
+        Some(manifest) => Ok(Some((note, manifest))),
+        // Whoever says the version knows what it follows.
+        None if said => Ok(None),
+        None => Err(SignFault::Unknown(path)),
+    }
+}
