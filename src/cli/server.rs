@@ -294,5 +294,6 @@ async fn launcher(loaded: &Loaded) -> Launcher {
         caps: Caps::response(&loaded.config.limits),
         // Nothing is started here.
         handed: Default::default(),
+        digests: Default::default(),
     }
 }

@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 use tokio_util::io::ReaderStream;
 
-use crate::upstream::process::LaunchFailure;
+use crate::upstream::{Stamp, process::LaunchFailure};
 
 use super::{
     Engine,
@@ -45,10 +45,6 @@ struct Packed {
     files: Vec<(PathBuf, Stamp)>,
     layout: Layout,
 }
-
-/// What changes when a file does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp([i64; 7]);
 
 /// An image, by what is in it.
 #[derive(Debug, Clone)]
@@ -147,21 +143,6 @@ impl Packed {
         let same =
             self.files.iter().all(|(path, stamp)| Stamp::of(path).is_ok_and(|s| s == *stamp));
         same.then(|| self.layout.clone())
-    }
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let m = fs::metadata(path)?;
-        Ok(Self([
-            m.dev().cast_signed(),
-            m.ino().cast_signed(),
-            m.size().cast_signed(),
-            m.mtime(),
-            m.mtime_nsec(),
-            m.ctime(),
-            m.ctime_nsec(),
-        ]))
     }
 }
 

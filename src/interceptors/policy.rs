@@ -90,7 +90,7 @@ impl PolicyGate {
     }
 
     /// The engine that it asks.
-    pub fn engine(&self) -> &Engine {
+    pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }
 

@@ -122,7 +122,7 @@ pub enum Resource<'a> {
         holder: Holder<'a>,
         /// Of the environment variable or the header.
         name: &'a str,
-        /// Where the value comes from: `env`, `file` and so on.
+        /// Where the value comes from: `env` or `file`.
         source: &'a str,
         header: bool,
     },
@@ -156,7 +156,7 @@ impl fmt::Display for Holder<'_> {
 /// What is started as a server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Program {
-    /// `container`, `sandbox`, `remote` or `embedded`.
+    /// `container`, `sandbox` or `remote`.
     pub runtime: &'static str,
     /// The image as the config has it, the program, or the URL.
     pub name: String,

@@ -23,7 +23,7 @@ use crate::{
     names::ServerName,
     plugin::{Broken, House},
     policy::{self, Stated},
-    router::Router,
+    router::{Router, View},
     seal::{KeyFault, Seal},
     session::Sessions,
     telemetry::Metrics,
@@ -131,6 +131,7 @@ impl Assembly {
                 base: loaded.base.clone(),
                 caps: Caps::response(&config.limits),
                 handed,
+                digests: Default::default(),
             });
             Ok(Self {
                 policies,
@@ -247,6 +248,9 @@ impl Assembly {
         for (name, happened, said) in heard {
             tokio::spawn(proxy.clone().record(name.clone(), happened));
             tokio::spawn(proxy.clone().hear(name, said));
+        }
+        for server in proxy.router.servers(&View::All) {
+            tokio::spawn(proxy.clone().review(server.clone()));
         }
         tokio::spawn(proxy.clone().sweep());
         tokio::spawn(proxy.clone().keep_log());
@@ -412,6 +416,8 @@ fn links(
                 Ok(plugin) => {
                     gathered.found.extend(plugins::ungranted(loaded, at, entry, gate.engine()));
                     gathered.happened.push(beginning::plugin(entry, config, &plugin));
+                    let engine = gate.engine().clone();
+                    let plugin = plugins::Held::new(plugin, config.grants.clone(), engine);
                     Ok(Arc::new(plugin) as Arc<dyn Interceptor>)
                 }
                 Err(wrong) => {

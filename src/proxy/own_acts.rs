@@ -1,13 +1,17 @@
 //! What the proxy does of itself: starts servers, connects to them, hands them secrets. Policies
 //! decide that like everything else, before it is done.
 
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
 use super::Proxy;
 use crate::{
     audit::record::Happening,
     names::ServerName,
     policy::{Action, Holder, Outcome, Program, Resource, Subject},
     refusal::{Code, Refusal, Rule},
-    upstream::{Launching, NotCleared},
+    upstream::{Launching, NotCleared, Review, Server},
     vault::Source,
 };
 
@@ -45,6 +49,24 @@ impl Proxy {
         })
     }
 
+    /// Asks again, whenever policies have changed, whether what runs of a server may go on. Goes on
+    /// until the proxy stops.
+    pub(super) async fn review(self: Arc<Self>, server: Arc<Server>) {
+        let mut status = self.policies.status();
+        let mut asked = status.borrow_and_update().revision;
+        loop {
+            tokio::select! {
+                changed = status.changed() => if changed.is_err() { return },
+                () = self.closing.cancelled() => return,
+            }
+            let revision = status.borrow_and_update().revision;
+            if revision != asked {
+                asked = revision;
+                server.review(self.as_ref()).await;
+            }
+        }
+    }
+
     /// Whether policies permit all that a start takes; what is on record where they do not.
     fn may_launch(
         &self,
@@ -58,12 +80,10 @@ impl Proxy {
             digest: of.digest.clone(),
             deviations: of.deviations.iter().map(|key| (*key).to_owned()).collect(),
         };
-        let way = launching.way.as_ref().and_then(|way| reqwest::Url::parse(&way.url).ok());
+        let way = launching.way.as_ref().map(|way| destination(&way.url));
         let mut asked = vec![(Action::Launch, Resource::Program(&program), program.name.clone())];
-        if let Some((url, host)) = way.as_ref().and_then(|url| Some((url, url.host_str()?))) {
-            let port = url.port_or_known_default().unwrap_or(0);
-            let host = host.trim_matches(['[', ']']);
-            let resource = Resource::Host { name: host, port };
+        if let Some((host, port)) = &way {
+            let resource = Resource::Host { name: host, port: *port };
             asked.push((Action::Reach, resource, format!("{host}:{port}")));
         }
         for handing in &launching.handing {
@@ -97,6 +117,28 @@ impl Proxy {
             }
         }
         Ok(permitted)
+    }
+}
+
+/// The host that a URL leads to, without the brackets of an IPv6 address, and the port. What leads
+/// nowhere that is known is asked of as it is written, and no policy knows it.
+fn destination(url: &str) -> (String, u16) {
+    let parsed = reqwest::Url::parse(url).ok();
+    let known = parsed.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
+    match known {
+        Some((host, port)) => (host.trim_matches(['[', ']']).to_owned(), port),
+        None => (url.to_owned(), 0),
+    }
+}
+
+#[async_trait]
+impl Review for Proxy {
+    async fn forbids(&self, server: &ServerName, launching: &Launching) -> Option<Box<Refusal>> {
+        let (happening, refusal) = *self.may_launch(server, launching).err()?;
+        tracing::warn!(%server, detail = refusal.detail, "policies let a server run no longer");
+        self.audit.tell(happening).await;
+        let message = format!("policy no longer permits server `{server}` to run");
+        Some(Box::new(Refusal { message, ..refusal }))
     }
 }
 

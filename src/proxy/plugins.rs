@@ -2,14 +2,19 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
 use super::assembly::Found;
 use crate::{
+    chain::{Fault, Hooks, Interceptor, Verdict},
     config::{Code, InterceptorEntry, Loaded, Use},
+    exchange::{Exchange, Phase},
     interceptors::{
         plugin::{Config, Plugin},
         secrets::Known,
     },
-    plugin::{House, States, Surroundings},
+    plugin::{Grants, House, States, Surroundings},
     policy::{self, Action, Holder, Resource, Subject},
     telemetry::Metrics,
     vault::{Secret, Source},
@@ -108,6 +113,71 @@ fn permitted(outcome: &policy::Outcome) -> bool {
     outcome.allowed && !outcome.rules.iter().any(|rule| rule.obligations.approve.is_some())
 }
 
+/// Something that the config gives a plugin and policies do not.
+struct Withheld {
+    /// Its key within `grants`.
+    key: String,
+    what: String,
+    action: Action,
+    /// The resource, as a policy names it.
+    shown: String,
+    why: String,
+}
+
+impl Withheld {
+    fn words(&self, plugin: &str) -> String {
+        format!("policy does not let the plugin `{plugin}` have {}: {}", self.what, self.why)
+    }
+}
+
+fn withheld(plugin: &str, grants: &Grants, policies: &policy::Engine) -> Vec<Withheld> {
+    let mut withheld = Vec::new();
+    let mut ask =
+        |key: String, what: String, action: Action, resource: Resource<'_>, shown: String| {
+            let outcome = policies.decide_own(Subject::Plugin(plugin), action, resource);
+            if permitted(&outcome) {
+                return;
+            }
+            let why = match outcome.allowed {
+                true => "`@approve` cannot be met where the proxy acts of itself".to_owned(),
+                false => outcome.explain(),
+            };
+            withheld.push(Withheld { key, what, action, shown, why });
+        };
+    for function in grants.functions() {
+        let name = function.as_str();
+        let (what, shown) = (format!("`{name}`"), format!("Grant::\"{name}\""));
+        ask(name.to_owned(), what, Action::Grant, Resource::Grant(name), shown);
+    }
+    for (nth, host) in grants.hosts().enumerate() {
+        let resource = Resource::Host { name: host.name(), port: host.port };
+        let what = format!("the host `{}:{}`", host.host, host.port);
+        let shown = format!("Host::\"{}:{}\"", host.name(), host.port);
+        ask(format!("http/{nth}"), what, Action::Reach, resource, shown);
+    }
+    for (name, reference) in grants.secrets.iter().flatten() {
+        // A reference that is none was found to be wrong before.
+        let Ok(source) = Source::try_from(reference) else { continue };
+        let source = match source {
+            Source::Env(_) => "env",
+            Source::File(_) => "file",
+        };
+        let holder = Holder::Plugin(plugin);
+        let resource = Resource::Secret { holder, name, source, header: false };
+        let secret = format!("{holder}/{name}");
+        let secret = cedar_policy::EntityId::new(&secret);
+        let shown = format!("Secret::\"{}\"", secret.escaped());
+        ask(
+            format!("secrets/{name}"),
+            format!("the secret `{name}`"),
+            Action::HandSecret,
+            resource,
+            shown,
+        );
+    }
+    withheld
+}
+
 /// What the entry at `at` gives a plugin and policy does not.
 pub fn ungranted(
     loaded: &Loaded,
@@ -119,51 +189,72 @@ pub fn ungranted(
     let plugin = entry.name();
     let id = cedar_policy::EntityId::new(plugin);
     let id = id.escaped();
-    let mut found: Vec<Found> = Vec::new();
-    let mut ask =
-        |key: String, what: &str, action: Action, resource: Resource<'_>, shown: String| {
-            let outcome = policies.decide_own(Subject::Plugin(plugin), action, resource);
-            if permitted(&outcome) {
-                return;
-            }
-            let why = match outcome.allowed {
-                true => "`@approve` cannot be met where the proxy acts of itself".to_owned(),
-                false => outcome.explain(),
-            };
-            let what = format!("policy does not let the plugin `{plugin}` have {what}: {why}");
-            let help = format!(
-                "permit (principal == Portcullis::Plugin::\"{id}\", action == \
+    let found = withheld(plugin, &config.grants, policies).into_iter().map(|withheld| -> Found {
+        let Withheld { key, action, shown, .. } = &withheld;
+        let help = format!(
+            "permit (principal == Portcullis::Plugin::\"{id}\", action == \
              Portcullis::Action::\"{}\", resource == Portcullis::{shown});",
-                action.as_str()
-            );
-            let pointer = format!("/interceptors/{at}/grants/{key}");
-            found.push(Box::new(loaded.finding(&pointer, Code::BadValue, what).help(help)));
+            action.as_str()
+        );
+        let pointer = format!("/interceptors/{at}/grants/{key}");
+        Box::new(loaded.finding(&pointer, Code::BadValue, withheld.words(plugin)).help(help))
+    });
+    found.collect()
+}
+
+/// A plugin that is asked only while policies let it have what it was given when the proxy started.
+/// Without that it is not asked, which is a fault. Hosts are asked of with every request.
+pub struct Held {
+    plugin: Plugin,
+    grants: Grants,
+    policies: Arc<policy::Engine>,
+    /// What policies said last, and which they were.
+    said: Mutex<Option<(policy::Revision, Result<(), String>)>>,
+}
+
+impl Held {
+    pub fn new(plugin: Plugin, grants: Grants, policies: Arc<policy::Engine>) -> Self {
+        Self { plugin, grants, policies, said: Mutex::default() }
+    }
+
+    fn may_go_on(&self) -> Result<(), String> {
+        let mut said = self.said.lock();
+        let revision = self.policies.revision();
+        if let Some((of, said)) = &*said
+            && *of == revision
+        {
+            return said.clone();
+        }
+        let name = self.plugin.name();
+        let withheld = withheld(name, &self.grants, &self.policies);
+        let new = match withheld.iter().find(|withheld| withheld.action != Action::Reach) {
+            Some(withheld) => Err(format!("{}; it has it since the start", withheld.words(name))),
+            None => Ok(()),
         };
-    for function in config.grants.functions() {
-        let name = function.as_str();
-        let (what, shown) = (format!("`{name}`"), format!("Grant::\"{name}\""));
-        ask(name.to_owned(), &what, Action::Grant, Resource::Grant(name), shown);
+        if let Err(why) = &new {
+            tracing::warn!(plugin = name, "what the plugin would see is refused: {why}");
+        }
+        *said = Some((revision, new.clone()));
+        new
     }
-    for (nth, host) in config.grants.hosts().enumerate() {
-        let resource = Resource::Host { name: host.name(), port: host.port };
-        let what = format!("the host `{}:{}`", host.host, host.port);
-        let shown = format!("Host::\"{}:{}\"", host.name(), host.port);
-        ask(format!("http/{nth}"), &what, Action::Reach, resource, shown);
+}
+
+#[async_trait]
+impl Interceptor for Held {
+    fn name(&self) -> &str {
+        self.plugin.name()
     }
-    for (name, reference) in config.grants.secrets.iter().flatten() {
-        // A reference that is none was found to be wrong before.
-        let Ok(source) = Source::try_from(reference) else { continue };
-        let source = match source {
-            Source::Env(_) => "env",
-            Source::File(_) => "file",
-        };
-        let holder = Holder::Plugin(plugin);
-        let resource = Resource::Secret { holder, name, source, header: false };
-        let what = format!("the secret `{name}`");
-        let secret = format!("{holder}/{name}");
-        let secret = cedar_policy::EntityId::new(&secret);
-        let shown = format!("Secret::\"{}\"", secret.escaped());
-        ask(format!("secrets/{name}"), &what, Action::HandSecret, resource, shown);
+
+    fn hooks(&self) -> &Hooks {
+        self.plugin.hooks()
     }
-    found
+
+    fn repeatable(&self) -> bool {
+        self.plugin.repeatable()
+    }
+
+    async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault> {
+        self.may_go_on().map_err(Fault)?;
+        self.plugin.inspect(exchange, phase).await
+    }
 }

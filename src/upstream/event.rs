@@ -1,7 +1,8 @@
 //! What becomes of a server's instances, for whoever records it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use super::{
@@ -9,7 +10,11 @@ use super::{
     process::{Exit, Origin},
 };
 use crate::{
-    exchange::Revision, identity::PrincipalKind, names::DecisionId, refusal::Refusal, vault::Source,
+    exchange::Revision,
+    identity::PrincipalKind,
+    names::{DecisionId, ServerName},
+    refusal::Refusal,
+    vault::Source,
 };
 
 /// What becomes of a server.
@@ -17,7 +22,7 @@ use crate::{
 pub enum Event {
     /// It is to be started, or connected to. It is once policy permits it and that is on record,
     /// and not else.
-    Launching(Box<Launching>, Cleared),
+    Launching(Arc<Launching>, Cleared),
     Started(Box<Started>),
     NotStarted {
         launch: DecisionId,
@@ -55,6 +60,13 @@ pub enum NotCleared {
     Forbidden(Box<Refusal>),
 }
 
+/// Says whether what runs may go on.
+#[async_trait]
+pub trait Review: Sync {
+    /// Why it may not, if so; that is on record then.
+    async fn forbids(&self, server: &ServerName, launching: &Launching) -> Option<Box<Refusal>>;
+}
+
 /// One instance that is to be started.
 #[derive(Debug)]
 pub struct Launching {
@@ -75,7 +87,8 @@ pub struct Launching {
 pub struct Program {
     /// The image as the config has it, the program, or the URL.
     pub name: String,
-    /// Of the image, where the config names it by one.
+    /// Of the image, where the config names it by one; of the program's file, where it is one of this
+    /// machine.
     pub digest: Option<String>,
     /// The keys of the config by which it deviates from the hardened profile.
     pub deviations: Vec<&'static str>,

@@ -10,14 +10,14 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Clock,
     definitions::{Definitions, Items, Offer},
     ear::Ear,
-    event::{Event, Started},
+    event::{Event, Launching, Review, Started},
     greeting::Greeting,
     launcher::{Launcher, Place},
     link::{Call, Failure, Heard, Link, Reply},
@@ -32,6 +32,7 @@ use crate::{
     exchange::Revision,
     identity::PrincipalKind,
     names::{DecisionId, ServerName},
+    refusal::Refusal,
 };
 
 /// Calls that may wait for an instance to start, or to tell what it offers.
@@ -121,6 +122,10 @@ pub struct Running {
     pub since: Instant,
     /// The least severe log messages that it was last told to send, where it was told.
     pub level: Mutex<Option<&'static str>>,
+    /// What policies let be done to start it.
+    pub(super) cleared: Arc<Launching>,
+    /// Why they let it run no longer.
+    pub(super) revoked: SetOnce<Box<Refusal>>,
 }
 
 /// How one instance stands.
@@ -316,7 +321,7 @@ impl Instance {
     pub async fn call(self: &Arc<Self>, running: &Running, call: Call) -> Result<Reply, Failure> {
         let _permit = self.permit()?;
         let again = running.process.is_none().then(|| call.clone());
-        let mut reply = running.link.call(call).await;
+        let mut reply = running.unless_revoked(running.link.call(call)).await;
         if let (Err(Failure::Forgotten), Some(call)) = (&reply, again) {
             reply = self.call_again(running.greeting.revision, call).await;
         }
@@ -340,7 +345,7 @@ impl Instance {
         if running.greeting.revision != revision {
             return Err(Failure::Forgotten);
         }
-        running.link.call(call).await
+        running.unless_revoked(running.link.call(call)).await
     }
 
     /// Sends a notification.
@@ -354,7 +359,8 @@ impl Instance {
         params: Bytes,
     ) -> Result<(), Failure> {
         self.touch();
-        running.link.notify(method, params).await.map_err(|failure| self.told(failure))
+        let sent = running.unless_revoked(running.link.notify(method, params)).await;
+        sent.map_err(|failure| self.told(failure))
     }
 
     /// A failure as it may be logged: a part of its text can be the server's own, a header's name
@@ -422,10 +428,10 @@ impl Instance {
         let running = self.started().await?;
         let (greeting, link) = (&running.greeting, running.link.as_ref());
         let bytes = self.common.launcher.caps.bytes;
-        running
-            .definitions
-            .items(offer, &self.common.name, greeting, link, bytes, self.call_timeout())
-            .await
+        let name = &self.common.name;
+        let items =
+            running.definitions.items(offer, name, greeting, link, bytes, self.call_timeout());
+        running.unless_revoked(items).await
     }
 
     /// Ends it, if it runs, for good.
@@ -460,6 +466,25 @@ impl Instance {
         *state = State::Stopped;
         self.show(None, None);
         // Before the next start can be told of.
+        self.tell_end(&running, why).await;
+        drop(state);
+    }
+
+    /// Asks whether what runs may go on, and ends it at once where it may not. One that is being
+    /// started is asked about when it has started.
+    pub(super) async fn review(&self, review: &dyn Review) {
+        let mut state = self.state.lock().await;
+        let State::Running(running) = &*state else { return };
+        let Some(refusal) = review.forbids(&self.common.name, &running.cleared).await else {
+            return;
+        };
+        let running = running.clone();
+        let why = "policies permit it no longer".to_owned();
+        // First, so that whoever waits for an answer hears of that and not of its end.
+        let _ = running.revoked.set(refusal);
+        self.show(None, Some(why.clone()));
+        running.stop(Duration::ZERO).await;
+        *state = State::Stopped;
         self.tell_end(&running, why).await;
         drop(state);
     }
@@ -520,6 +545,18 @@ impl Running {
             Some(exit) => format!("{why} with {exit}"),
             None => why,
         })
+    }
+
+    /// What comes of work with it, while policies let it run.
+    async fn unless_revoked<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            refusal = self.revoked.wait() => Err(Failure::Forbidden(refusal.clone())),
+            done = work => done,
+        }
     }
 
     /// Ends the process, where there is one here. Until it is gone, the state keeps it: a caller

@@ -3,9 +3,11 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
+    digest::{Digests, Hashed},
     event::Program,
     process::{LaunchFailure, LaunchSpec, Process},
 };
@@ -31,6 +33,8 @@ pub struct Launcher {
     /// What each server is handed, read once: what is looked for in traffic and in logs is what
     /// was handed out, whatever has become of its source.
     pub handed: BTreeMap<ServerName, Handed>,
+    /// The programs of this machine that were hashed.
+    pub digests: Arc<Digests>,
 }
 
 /// The secrets of one server.
@@ -149,7 +153,7 @@ impl Launcher {
         }
     }
 
-    /// Starts a server's process.
+    /// Starts a server's process, where its program is still the one that was hashed.
     ///
     /// # Errors
     /// A [`LaunchFailure`], in words for the operator.
@@ -157,8 +161,16 @@ impl Launcher {
         &self,
         server: &ServerName,
         settings: &config::Server,
+        hashed: Option<&Hashed>,
     ) -> Result<(Process, Place), LaunchFailure> {
         let place = self.place(settings);
+        let unchanged = || match hashed {
+            Some(hashed) if !hashed.is_still() => Err(LaunchFailure {
+                what: "its program changed while it was being started".into(),
+                remedy: Some("try again once it is in place".into()),
+            }),
+            _ => Ok(()),
+        };
         let mut spec = self.spec(server, settings)?;
         let process = match &place {
             Place::Container { .. } => {
@@ -171,9 +183,11 @@ impl Launcher {
                     spec.image = Some(engine.pack(&program).await?);
                     spec.command.remove(0);
                 }
+                unchanged()?;
                 engine.launch(&spec).await?
             }
             _ => {
+                unchanged()?;
                 let mut process = sandbox::launch(&spec).await?;
                 // The sandbox keeps to the same defaults, but has neither image nor capabilities.
                 if let Ok(profile) = container::Profile::of(&spec) {
@@ -184,6 +198,23 @@ impl Launcher {
             }
         };
         Ok((process, place))
+    }
+
+    /// The program of this machine that a server is, by what is in its file; nothing where it is
+    /// none, or can't be read.
+    pub async fn hashed(&self, settings: &config::Server) -> Option<Hashed> {
+        if settings.url.is_some() || settings.image.is_some() {
+            return None;
+        }
+        let program = self.program(settings.command.as_ref()?.first()?);
+        let digests = self.digests.clone();
+        tokio::task::spawn_blocking(move || {
+            // A link is followed, as it is when the program is started.
+            digests.of(&std::fs::canonicalize(program).ok()?).ok()
+        })
+        .await
+        .ok()
+        .flatten()
     }
 
     /// What would run of a server, for whoever decides whether it may.

@@ -8,6 +8,7 @@ mod batch;
 mod board;
 mod clock;
 mod definitions;
+mod digest;
 mod ear;
 mod event;
 mod greeting;
@@ -26,7 +27,8 @@ mod watch;
 
 pub use clock::{Clock, Paused};
 pub use definitions::{Items, List, Notices, Offer};
-pub use event::{Event, Handing, Launching, NotCleared, Program, Started};
+pub use digest::{Digests, Hashed, Stamp};
+pub use event::{Event, Handing, Launching, NotCleared, Program, Review, Started};
 pub use greeting::{Greeting, claims};
 pub use instance::{Instance, Running};
 pub use launcher::{Handed, Launcher, NotHanded, Place};

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     definitions::{Items, Offer},
-    event::Event,
+    event::{Event, Review},
     instance::{Common, Instance, Running},
     launcher::{Launcher, Place},
     link::{Failure, Heard, Said},
@@ -220,6 +220,11 @@ impl Server {
         }
     }
 
+    /// Asks of each instance that runs whether it may go on, and ends those that may not.
+    pub async fn review(&self, review: &dyn Review) {
+        join_all(self.all().iter().map(|instance| instance.review(review))).await;
+    }
+
     /// How it stands.
     pub async fn status(&self) -> Status {
         let all = self.all();
@@ -270,6 +275,7 @@ mod tests {
             base: "/".into(),
             caps: Caps { bytes: 1_000, depth: 9, nodes: 99 },
             handed: Default::default(),
+            digests: Default::default(),
         });
         let (events, _) = mpsc::channel(1);
         let (heard, _) = mpsc::channel(1);

@@ -9,11 +9,12 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{SetOnce, oneshot};
 
 use super::{
     Clock,
     definitions::Definitions,
+    digest::Hashed,
     ear::Ear,
     event::{Connecting, Event, Handing, Launching, NotCleared},
     greeting::{Greeting, Hello, greet},
@@ -39,6 +40,8 @@ struct Line {
     process: Option<Arc<dyn Handle>>,
     place: Place,
     origin: Origin,
+    /// What was permitted to be done for it.
+    cleared: Arc<Launching>,
 }
 
 /// One start of an instance.
@@ -89,11 +92,11 @@ impl Instance {
         if greeted.is_err()
             && line.link.turned_away()
             && self.common.settings.transport == Transport::Auto
-            && let Ok((older, greeting)) = self.older(launch, ear.clone(), &hello).await
+            && let Ok((older, cleared, greeting)) = self.older(launch, ear.clone(), &hello).await
         {
-            (line.link, greeted) = (older, Ok(greeting));
+            (line.link, line.cleared, greeted) = (older, cleared, Ok(greeting));
         }
-        let Line { link, process, place, origin } = line;
+        let Line { link, process, place, origin, cleared } = line;
         match greeted {
             Ok(greeting) => {
                 let modern = greeting.revision.is_modern();
@@ -113,6 +116,8 @@ impl Instance {
                     origin,
                     since,
                     level: Mutex::default(),
+                    cleared,
+                    revoked: SetOnce::new(),
                 })
             }
             Err(failure) => {
@@ -141,7 +146,7 @@ impl Instance {
                 Transport::Auto => found,
                 other => other == Transport::Sse,
             };
-            self.announce(launch, Some((url, sse))).await?;
+            let cleared = self.announce(launch, Some((url, sse)), None).await?;
             let link: Arc<dyn Link> = match settings.transport {
                 Transport::Auto if found => {
                     let opened = Sse::open(url, headers, launcher.caps, ear.clone()).await;
@@ -157,11 +162,12 @@ impl Instance {
                 }
             };
             let place = Place::Remote { url: url.clone() };
-            return Ok(Line { link, process: None, place, origin: Origin::default() });
+            return Ok(Line { link, process: None, place, origin: Origin::default(), cleared });
         }
-        self.announce(launch, None).await?;
-        let (process, place) =
-            launcher.start(name, settings).await.map_err(|failure| refused(&failure))?;
+        let hashed = launcher.hashed(settings).await;
+        let cleared = self.announce(launch, None, hashed.as_ref()).await?;
+        let started = launcher.start(name, settings, hashed.as_ref()).await;
+        let (process, place) = started.map_err(|failure| refused(&failure))?;
         let secrets = self.handed()?.secrets.clone();
         let (log, scrub) = (self.common.log.clone(), self.common.scrub.clone());
         tokio::spawn(log::keep(process.stderr, log, scrub, secrets));
@@ -173,7 +179,7 @@ impl Instance {
                 let _ = exit.set(end.await);
             }
         });
-        Ok(Line { link: Arc::new(link), process: Some(handle), place, origin })
+        Ok(Line { link: Arc::new(link), process: Some(handle), place, origin, cleared })
     }
 
     /// Greets a remote server over HTTP+SSE, which it may speak where it takes no greeting over
@@ -183,34 +189,47 @@ impl Instance {
         launch: Launch<'_>,
         ear: Ear,
         hello: &Hello,
-    ) -> Result<(Arc<dyn Link>, Greeting), Failure> {
+    ) -> Result<(Arc<dyn Link>, Arc<Launching>, Greeting), Failure> {
         let url = self.common.settings.url.as_deref().unwrap_or_default();
         let headers = &self.handed()?.headers;
-        self.announce(launch, Some((url, true))).await?;
+        let cleared = self.announce(launch, Some((url, true)), None).await?;
         let link = Sse::open(url, headers, self.common.launcher.caps, ear).await?;
         let greeting = greet(&link, Era::Legacy, hello, self.start_timeout()).await?;
         self.common.sse.store(true, Ordering::Relaxed);
-        Ok((Arc::new(link), greeting))
+        Ok((Arc::new(link), cleared, greeting))
     }
 
     /// Has it decided and recorded what is about to be done: that it is started, the way to it, and
-    /// the secrets that it is handed. `way` is a URL and whether HTTP+SSE is spoken there.
+    /// the secrets that it is handed. `way` is a URL and whether HTTP+SSE is spoken there. Tells
+    /// what was permitted.
     ///
     /// # Errors
     /// [`Failure::Forbidden`] and [`Failure::Unrecorded`]: then nothing of it may be done.
-    async fn announce(&self, launch: Launch<'_>, way: Option<(&str, bool)>) -> Result<(), Failure> {
+    async fn announce(
+        &self,
+        launch: Launch<'_>,
+        way: Option<(&str, bool)>,
+        hashed: Option<&Hashed>,
+    ) -> Result<Arc<Launching>, Failure> {
         let handed = self.handed()?;
         let environment = handed.secrets.iter().map(|(name, _)| (name, false));
         let headers = handed.headers.iter().map(|(name, _)| (name, true));
-        let handing = environment.chain(headers).filter_map(|(name, header)| {
-            let source = handed.sources.get(name)?.clone();
-            Some(Handing { secret: name.clone(), source, header })
+        let handing = environment.chain(headers).map(|(name, header)| {
+            let source = handed.sources.get(name).ok_or_else(|| {
+                // Nothing is handed over that is neither decided nor recorded.
+                Failure::Unavailable(format!("nobody knows where its secret `{name}` is from"))
+            })?;
+            Ok(Handing { secret: name.clone(), source: source.clone(), header })
         });
+        let handing = handing.collect::<Result<_, Failure>>()?;
         let launcher = &self.common.launcher;
-        let program = launcher
+        let mut program = launcher
             .program_of(&self.common.name, &self.common.settings)
             .map_err(|failure| refused(&failure))?;
-        let launching = Launching {
+        if let Some(hashed) = hashed {
+            program.digest = Some(hashed.digest.clone());
+        }
+        let launching = Arc::new(Launching {
             launch: launch.id,
             place: self.common.launcher.place(&self.common.settings),
             program,
@@ -219,16 +238,17 @@ impl Instance {
                 url: url.to_owned(),
                 protocol: if sse { "sse" } else { "streamable-http" },
             }),
-            handing: handing.collect(),
-        };
+            handing,
+        });
         let _paused = launch.clock.pause();
         let (recorded, answer) = oneshot::channel();
-        self.say(Event::Launching(Box::new(launching), recorded)).await;
+        self.say(Event::Launching(launching.clone(), recorded)).await;
         let nobody = |_| Err(NotCleared::Unrecorded("the proxy is shutting down".to_owned()));
         answer.await.unwrap_or_else(nobody).map_err(|why| match why {
             NotCleared::Unrecorded(why) => Failure::Unrecorded(why),
             NotCleared::Forbidden(refusal) => Failure::Forbidden(refusal),
-        })
+        })?;
+        Ok(launching)
     }
 
     fn handed(&self) -> Result<&Handed, Failure> {

@@ -49,7 +49,7 @@ async fn release(written: &Written, folder: &str, policies: &str, version: u64) 
     fs::write(written.path(folder).join("all.cedar"), policies).unwrap();
     let (key, version) = (at(written, "key"), version.to_string());
     let folder = at(written, folder);
-    let signed = ["policy", "bundle", "sign", &folder, "--key", &key, "--version", &version];
+    let signed = ["policy", "bundle", "sign", &folder, "--key", &key, "--as-version", &version];
     let ended = written.cli(&signed).await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");
 }
@@ -198,7 +198,7 @@ async fn without_a_bundle_that_holds_nothing_starts() {
     let made = written.cli(&["policy", "bundle", "key", &other, "--name", "acme"]).await;
     assert_eq!(made.code, Some(0), "{made:#?}");
     let live = at(&written, "live");
-    let sign = ["policy", "bundle", "sign", &live, "--key", &other, "--version", "2"];
+    let sign = ["policy", "bundle", "sign", &live, "--key", &other, "--as-version", "2"];
     assert_eq!(written.cli(&sign).await.code, Some(0));
     refuses_to_start(&written, "none of the keys that may has signed").await;
     let one = ["policy", "bundle", "verify", &live, "--key", made.stdout.trim()];

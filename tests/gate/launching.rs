@@ -1,6 +1,7 @@
 //! What the proxy does of itself is decided: starting servers, ways out, secrets, grants.
 
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use crate::support::{
     PERMIT_ALL,
@@ -120,4 +121,119 @@ async fn a_plugin_is_given_what_policy_gives_it() {
     );
     let ended = setup(PERMIT_ALL).cli(&["check"]).await;
     assert!(!format!("{}{}", ended.stdout, ended.stderr).contains("does not let"), "{ended:#?}");
+}
+
+const LAUNCH: &str = r#"
+    @id("run-it")
+    permit (principal, action == Portcullis::Action::"launch", resource);
+"#;
+
+#[tokio::test]
+async fn what_runs_is_ended_once_policies_permit_it_no_longer() {
+    let setup = Setup::crooked("").policies(&format!("{CALLS}{LAUNCH}"));
+    let gate = setup.without_launches().start().await;
+    let agent = gate.modern();
+    let echo = json!({ "text": "x" });
+    agent.call("crooked__echo", echo.clone()).await.unwrap();
+    let policies = gate.path("policies/gate.cedar");
+    let withdraw = async {
+        until("the call to be under way", async || {
+            let records = gate.records(&["tool = hang"]).await;
+            (!records.is_empty()).then_some(())
+        })
+        .await;
+        std::fs::write(&policies, CALLS).unwrap();
+    };
+    // A call under way is told why it has no answer.
+    let (hangs, ()) = tokio::join!(agent.call("crooked__hang", json!({})), withdraw);
+    let error = hangs.unwrap_err();
+    assert_eq!(error["data"]["code"], "policy-denied", "{error:#}");
+    assert!(error["message"].as_str().unwrap().contains("no longer permits server `crooked`"));
+    until("the process to be gone", async || marked(&gate.mark).is_empty().then_some(())).await;
+    let stopped = until("its end to be on record", async || {
+        gate.records(&["event = server-stopped"]).await.into_iter().next()
+    })
+    .await;
+    assert_eq!(stopped["reason"], "policies permit it no longer", "{stopped:#}");
+    let refused = &gate.records(&["event = server-launch-refused"]).await[0];
+    assert_eq!(refused["action"], "launch", "{refused:#}");
+    assert_eq!(refused["launch"], stopped["launch"], "{refused:#}");
+    assert_eq!(agent.refused("crooked__echo", echo.clone()).await, "policy-denied");
+
+    // Where another policy permits it, it goes on as it is.
+    std::fs::write(&policies, format!("{CALLS}{LAUNCH}")).unwrap();
+    until("it to be started again", async || agent.call("crooked__echo", echo.clone()).await.ok())
+        .await;
+    let running = marked(&gate.mark);
+    let other = LAUNCH.replace("run-it", "still-run-it");
+    std::fs::write(&policies, format!("{CALLS}{other}")).unwrap();
+    until("the other policies to be in force", async || {
+        (gate.records(&["event = policy-loaded"]).await.len() == 4).then_some(())
+    })
+    .await;
+    agent.call("crooked__echo", echo).await.unwrap();
+    assert_eq!(marked(&gate.mark), running);
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_plugin_whose_grant_is_withdrawn_is_not_asked() {
+    let plugin = std::fs::read(target("plugins/redact-email.wasm")).unwrap();
+    let entry = "[[interceptors]]\nuse = \"plugin\"\nname = \"mail\"\npath = \"plugin.wasm\"\nallow-unpinned = true\nlog = true";
+    let gate = Setup::notes()
+        .and(entry)
+        .file("plugin.wasm", &plugin)
+        .policies(PERMIT_ALL)
+        .without_launches()
+        .start()
+        .await;
+    let agent = gate.modern();
+    let list = async || agent.call("notes__list_notes", json!({})).await;
+    list().await.unwrap();
+    let policies = gate.path("policies/gate.cedar");
+    let without =
+        "permit (principal, action, resource) unless { action == Portcullis::Action::\"grant\" };";
+    std::fs::write(&policies, without).unwrap();
+    let error = until("the plugin not to be asked", async || list().await.err()).await;
+    assert_eq!(error["data"]["code"], "interceptor-fault", "{error:#}");
+    let records = gate.records(&["decision = refused"]).await;
+    let detail = records[0]["detail"].as_str().unwrap();
+    assert!(detail.contains("no longer lets the plugin have `log`"), "{detail}");
+    std::fs::write(&policies, PERMIT_ALL).unwrap();
+    until("the plugin to be asked again", async || list().await.ok()).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_program_is_pinned_by_its_digest() {
+    let pinned = |digest: &str| {
+        format!(
+            "{CALLS} @id(\"pinned\") permit (principal, action == Portcullis::Action::\"launch\", resource) \
+             when {{ resource has digest && resource.digest == \"{digest}\" }};"
+        )
+    };
+    let program = std::fs::read(crate::support::server("crooked")).unwrap();
+    let digest = format!("sha256:{}", hex::encode(Sha256::digest(&program)));
+    let gate = Setup::new(
+        "[servers.crooked]\ncommand = [\"./program\"]\nruntime = \"sandbox\"\nenv = { GATE = \"{mark}\" }\n",
+    )
+    .file("program", &program)
+    .policies(&pinned(&digest))
+    .without_launches()
+    .write();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(gate.path("program"), executable).unwrap();
+    let gate = gate.start().await;
+    let agent = gate.modern();
+    let echo = json!({ "text": "x" });
+    agent.call("crooked__echo", echo.clone()).await.unwrap();
+    assert_eq!(gate.records(&["event = server-launching"]).await[0]["digest"], digest);
+    // Another program of the same name.
+    crate::support::kill_9(marked(&gate.mark)[0]);
+    std::fs::remove_file(gate.path("program")).unwrap();
+    std::fs::write(gate.path("program"), [&program[..], b"x"].concat()).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(gate.path("program"), executable).unwrap();
+    refused(&gate, &agent, "launch", "program", None).await;
+    gate.stop().await;
 }

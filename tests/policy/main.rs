@@ -422,6 +422,13 @@ when { resource.claims.idempotent };
     "#);
     assert_eq!(check("result"), check("list"));
     assert_eq!(check("answer"), check("list"));
+    // What the operator states of a tool stands before what its server says.
+    let stated = format!("{CONFIG}\n[servers.notes.tools.read_note]\nidempotent = true\n");
+    fs::write(folder.path().join("portcullis.toml"), stated).unwrap();
+    let checked = check("list");
+    assert!(checked.contains("policy-unknown-tool"), "{checked}");
+    assert!(!checked.contains("policy-no-tool"), "{checked}");
+    fs::write(folder.path().join("portcullis.toml"), CONFIG).unwrap();
     assert_snapshot!(check("portcullis.toml"), @r#"
     exit 1
     --- stderr

@@ -160,13 +160,19 @@ impl Happening {
                 server,
                 kind: _,
                 program,
+                digest,
                 deviations,
                 principal,
                 rules,
                 policy_revision,
             }) => {
                 let named = [server, program, policy_revision];
-                named.into_iter().chain(deviations).chain(principal).for_each(&mut change);
+                named
+                    .into_iter()
+                    .chain(digest)
+                    .chain(deviations)
+                    .chain(principal)
+                    .for_each(&mut change);
                 texts_of(rules, change);
             }
             Self::ServerLaunchRefused(LaunchRefused {

@@ -325,6 +325,9 @@ pub struct Launching {
     pub kind: PlaceKind,
     /// The image as the config has it, the program, or the URL without user and query.
     pub program: String,
+    /// `sha256:…` of the image that the config names by it, or of the program's file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// The keys of the config by which it deviates from the hardened profile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deviations: Vec<String>,

@@ -62,6 +62,7 @@ impl Happening {
             server: server.clone(),
             kind: place.into(),
             program: bare_uri(&program.name),
+            digest: program.digest.clone(),
             deviations: program.deviations.iter().map(|key| (*key).to_owned()).collect(),
             principal: principal.clone(),
             rules: rules.iter().map(rule).collect(),

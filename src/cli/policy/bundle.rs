@@ -51,8 +51,8 @@ enum Verb {
         #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append)]
         keys: Vec<KeyPlace>,
         /// The version, instead of the next
-        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
-        version: Option<u64>,
+        #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+        as_version: Option<u64>,
     },
     /// Say whether a bundle holds: signature, every file, and version
     Verify {
@@ -84,7 +84,7 @@ impl FromStr for KeyPlace {
 pub fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.verb {
         Verb::Key { file, name } => key(&file, name.as_deref(), ctx),
-        Verb::Sign { dir, keys, version } => signed(&dir, &keys, version, ctx),
+        Verb::Sign { dir, keys, as_version } => signed(&dir, &keys, as_version, ctx),
         Verb::Verify { dir, keys } => verify(dir, keys, ctx),
     }
 }

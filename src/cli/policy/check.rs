@@ -10,7 +10,7 @@ use super::{count, known, load, source};
 use crate::{
     cli::{Context, Exit},
     names::ServerName,
-    policy::{Claims, Finding, Known, KnownTool, Revision, Source},
+    policy::{Claims, Finding, Known, KnownTool, Revision, Source, Stated},
 };
 
 /// Options of the verb.
@@ -41,14 +41,15 @@ struct Checked<'a> {
 
 /// Runs the verb.
 pub fn check(Check { paths, tools }: &Check, ctx: &Context) -> anyhow::Result<Exit> {
-    let (engine, mut known) = if paths.is_empty() {
+    let (engine, mut known, stated) = if paths.is_empty() {
         let loaded = ctx.load()?;
-        (load(source(&loaded)), known(&loaded.config))
+        let stated = Stated::of(&loaded.config.servers);
+        (load(source(&loaded)), known(&loaded.config), Some(stated))
     } else {
-        (load(Source::Paths(paths.clone())), Known::default())
+        (load(Source::Paths(paths.clone())), Known::default(), None)
     };
     for (server, file) in tools {
-        known.tools.push((server.clone(), read_tools(file)?));
+        known.tools.push((server.clone(), read_tools(server, file, stated.as_ref())?));
     }
     let (findings, status) = match &engine {
         Err(findings) => (findings.clone(), None),
@@ -77,12 +78,23 @@ pub fn check(Check { paths, tools }: &Check, ctx: &Context) -> anyhow::Result<Ex
     Ok(if findings.is_empty() { Exit::Ok } else { Exit::Findings })
 }
 
-/// The tools of a file that holds an answer to `tools/list`.
-pub(super) fn read_tools(file: &Path) -> anyhow::Result<Vec<KnownTool>> {
+/// The tools of a file that holds a server's answer to `tools/list`, with the claims that policies see:
+/// what the operator states of a tool stands before what its server says.
+pub(super) fn read_tools(
+    server: &ServerName,
+    file: &Path,
+    stated: Option<&Stated>,
+) -> anyhow::Result<Vec<KnownTool>> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    listed(&text)
-        .with_context(|| format!("{} does not hold a result of `tools/list`", file.display()))
+    let mut tools = listed(&text)
+        .with_context(|| format!("{} does not hold a result of `tools/list`", file.display()))?;
+    for tool in &mut tools {
+        if let Some(claims) = stated.and_then(|stated| stated.claims(server, &tool.name)) {
+            tool.claims = claims;
+        }
+    }
+    Ok(tools)
 }
 
 /// The tools of a list: the answer, its result, or the list alone.

@@ -14,7 +14,7 @@ use crate::{
     },
     identity::{Principal, Store},
     names::ServerName,
-    policy::{Access, Comparison, Difference, Recorded, Revision},
+    policy::{Access, Comparison, Difference, Recorded, Revision, Stated},
 };
 
 /// Options of the verb.
@@ -55,17 +55,20 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     };
     let mut comparison = Comparison::default();
     // Two folders can be compared where there is no config.
-    match ctx.load() {
-        Ok(loaded) => of_config(&mut comparison, &loaded.config)?,
+    let stated = match ctx.load() {
+        Ok(loaded) => {
+            of_config(&mut comparison, &loaded.config)?;
+            Some(Stated::of(&loaded.config.servers))
+        }
         Err(error) if sets.len() == 1 => return Err(error),
-        Err(_) => {}
-    }
+        Err(_) => None,
+    };
     comparison.principal((*Principal::local()).clone());
     comparison.principal((*Principal::anonymous()).clone());
     comparison.named(&before);
     comparison.named(&after);
     for (server, file) in &tools {
-        comparison.tools(server, &read_tools(file)?);
+        comparison.tools(server, &read_tools(server, file, stated.as_ref())?);
     }
     let mut unreadable = Vec::new();
     if recorded {

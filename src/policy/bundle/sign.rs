@@ -28,7 +28,7 @@ pub enum SignFault {
     File { path: PathBuf, problem: String },
     #[error(
         "{}: the manifest there is not signed by this key, so that the next version is not known: \
-         say it with `--version`", .0.display()
+         say it with `--as-version`", .0.display()
     )]
     Unknown(PathBuf),
     #[error(

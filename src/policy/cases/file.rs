@@ -130,7 +130,6 @@ pub(super) enum Runtime {
     Container,
     Sandbox,
     Remote,
-    Embedded,
 }
 
 /// What a server is handed, as policies see it.

@@ -58,7 +58,6 @@ impl Own {
                 Runtime::Container => "container",
                 Runtime::Sandbox => "sandbox",
                 Runtime::Remote => "remote",
-                Runtime::Embedded => "embedded",
             };
             let program = request::Program {
                 runtime,

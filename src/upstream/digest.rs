@@ -1,0 +1,123 @@
+//! Digests of programs of this machine, so that policies can pin them.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+
+/// What changes when a file does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp([i64; 7]);
+
+impl Stamp {
+    /// The stamp of what is there now.
+    ///
+    /// # Errors
+    /// Where it can't be looked at.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let m = fs::metadata(path)?;
+        Ok(Self([
+            m.dev().cast_signed(),
+            m.ino().cast_signed(),
+            m.size().cast_signed(),
+            m.mtime(),
+            m.mtime_nsec(),
+            m.ctime(),
+            m.ctime_nsec(),
+        ]))
+    }
+}
+
+/// A program by what is in its file.
+#[derive(Debug, Clone)]
+pub struct Hashed {
+    path: PathBuf,
+    stamp: Stamp,
+    /// `sha256:` and the digest of the file in hex.
+    pub digest: String,
+}
+
+impl Hashed {
+    /// Whether the file is still what was hashed.
+    pub fn is_still(&self) -> bool {
+        Stamp::of(&self.path).is_ok_and(|stamp| stamp == self.stamp)
+    }
+}
+
+/// The programs that were hashed: to read a large one again for each start would cost more than
+/// the start. One for each program of the config.
+#[derive(Debug, Default)]
+pub struct Digests(Mutex<HashMap<PathBuf, Hashed>>);
+
+impl Digests {
+    /// Hashes a program, unless that was done and it has not changed. It reads the whole file: call
+    /// it off the async threads.
+    ///
+    /// # Errors
+    /// Where it can't be read.
+    pub fn of(&self, path: &Path) -> io::Result<Hashed> {
+        let known = self.0.lock().get(path).cloned();
+        if let Some(known) = known.filter(Hashed::is_still) {
+            return Ok(known);
+        }
+        // Stamped before it is read: a change in between makes the entry stale, not wrong.
+        let stamp = Stamp::of(path)?;
+        let mut hash = Sha256::new();
+        let mut file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        io::copy(&mut file, &mut HashWriter(&mut hash))?;
+        let digest = format!("sha256:{}", hex::encode(hash.finalize()));
+        let hashed = Hashed { path: path.to_owned(), stamp, digest };
+        self.0.lock().insert(path.to_owned(), hashed.clone());
+        Ok(hashed)
+    }
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_changes_is_hashed_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("program");
+        let digests = Digests::default();
+        assert!(digests.of(&path).is_err());
+        assert!(digests.of(dir.path()).is_err());
+        fs::write(&path, "abc").unwrap();
+        let first = digests.of(&path).unwrap();
+        // The example of FIPS 180-2.
+        assert_eq!(
+            first.digest,
+            "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+        assert!(first.is_still());
+        assert_eq!(digests.of(&path).unwrap().digest, first.digest);
+        // Another file in its place, of the same size.
+        fs::write(dir.path().join("other"), "abd").unwrap();
+        fs::rename(dir.path().join("other"), &path).unwrap();
+        assert!(!first.is_still());
+        assert_ne!(digests.of(&path).unwrap().digest, first.digest);
+    }
+}
