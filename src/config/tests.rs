@@ -4,6 +4,8 @@ use super::*;
 
 mod bundle;
 mod exports;
+mod properties;
+mod servers;
 
 /// Findings on one line each: place, code, message, label, help. `HIDDEN` in the text stands for
 /// a secret, which no finding may show.
@@ -187,149 +189,6 @@ b = 2
 }
 
 #[test]
-fn a_server_is_one_of_three() {
-    let text = r#"
-[servers.none]
-[servers.two]
-image = "a@sha256:0000000000000000000000000000000000000000000000000000000000000000"
-url = "https://example.com/mcp"
-[servers.remote]
-url = "https://example.com/mcp"
-env = { A = "b" }
-secrets = { A = { from = "env:A" } }
-[servers.local]
-command = ["notes"]
-headers = { Authorization = { from = "env:A" } }
-hardening = { allow-tag = true }
-"#;
-    insta::assert_snapshot!(findings(text), @r#"
-    2:10 [config-missing-key] this server is neither image, command nor url
-        = add `image = "NAME@sha256:…"`, `command = ["PROGRAM", …]` or `url = "https://…"`
-    5:1 [config-conflict] this server has both `image` and `url`
-        = keep one: a server is an image, a command or a url
-    8:1 [config-conflict] `env` has no meaning for a `url`
-        = remove it
-    8:9 [config-conflict] `A` is in both `env` and `secrets`
-        = remove it from `env`
-    9:1 [config-conflict] `secrets` has no meaning for a `url`
-        = to send a secret to a url, use `headers`
-    12:1 [config-conflict] `headers` has no meaning for a `command`
-        = remove it
-    13:15 [config-conflict] `allow-tag` has no meaning without an `image`
-        = remove it
-    "#);
-}
-
-#[test]
-fn images_come_by_digest() {
-    let text = r#"
-[servers.a]
-image = "ghcr.io/owner/name:latest"
-[servers.b]
-image = "name@sha256:12"
-[servers.c]
-image = "-v"
-[servers.d]
-image = "name:tag"
-hardening = { allow-tag = true }
-[servers.e]
-image = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
-"#;
-    insta::assert_snapshot!(findings(text), @r#"
-    3:9 [config-unsafe] an image by tag can change under your feet
-        ^ no digest
-        = write `NAME@sha256:…` (`docker images --digests` shows it), or `hardening.allow-tag = true` if that is meant
-    5:9 [config-bad-value] this digest is no SHA-256
-        = 64 characters of 0-9 and a-f behind `sha256:`
-    7:9 [config-bad-value] `-v` is no name of an image
-        = such as `ghcr.io/owner/name@sha256:…`
-    "#);
-}
-
-#[test]
-fn urls_are_https_or_loopback() {
-    let text = r#"
-[servers.a]
-url = "http://example.com/mcp"
-[servers.b]
-url = "http://[::1]:80/mcp"
-[servers.c]
-url = "ftp://example.com"
-[servers.d]
-url = "https://me@example.com/#top"
-[servers.e]
-url = "example.com"
-headers = { Host = { from = "env:A" }, "b d" = { from = "env:A" } }
-"#;
-    insta::assert_snapshot!(findings(text), @r#"
-    3:7 [config-unsafe] plain HTTP would show every call on the network
-        = use https; plain http is taken for loopback addresses only
-    7:7 [config-bad-value] `ftp` is no scheme for a server
-        = use https
-    9:1 [config-literal-secret] this URL has credentials in it
-        = send them by `headers = { Authorization = { from = "env:NAME" } }`
-    9:7 [config-bad-value] a server's URL has no fragment
-        = remove `#` and what follows
-    11:7 [config-bad-value] this is no URL: relative URL without a base
-        = such as `https://mcp.example.com/mcp`
-    12:13 [config-conflict] `host` is the proxy's to set
-        = remove it
-    12:40 [config-bad-value] `b d` is no name of a header
-    "#);
-}
-
-#[test]
-fn names_of_two_servers_do_not_run_together() {
-    let text = r#"
-[servers.a]
-command = ["x"]
-[servers.b]
-command = ["x"]
-prefix = "a"
-[servers.a__b]
-command = ["x"]
-[servers.c]
-command = ["x"]
-prefix = ""
-[servers.d]
-command = ["x"]
-prefix = ""
-[servers.a_b]
-command = ["x"]
-[servers.a_]
-command = ["x"]
-[servers.git1]
-command = ["x"]
-[servers.gitl]
-command = ["x"]
-[servers.e]
-command = ["x"]
-prefix = "GIT1"
-[servers.a-name-that-leaves-no-room-for-others]
-command = ["x"]
-[servers.a-name-that-leaves-no-room-for-more]
-command = ["x"]
-prefix = "more"
-"#;
-    insta::assert_snapshot!(findings(text), @r#"
-    6:1 [config-conflict] names of `b` could not be told from names of `a` (line 2)
-        = give one of them another `prefix`
-    7:10 [config-conflict] names of `a__b` could not be told from names of `a` (line 2)
-        = give one of them another `prefix`
-    14:1 [config-conflict] names of `d` could not be told from names of `c` (line 9)
-        = give one of them another `prefix`
-    17:10 [config-conflict] names of `a_` could not be told from names of `a` (line 2)
-        = give one of them another `prefix`
-    21:10 [config-conflict] names of `gitl` could not be told from names of `git1` (line 19)
-        = give one of them another `prefix`
-    25:1 [config-conflict] names of `e` could not be told from names of `git1` (line 19)
-        = give one of them another `prefix`
-    26:10 [config-conflict] names behind `a-name-that-leaves-no-room-for-others` would be too long for some clients
-        = give it a `prefix` of at most 32 characters
-    "#);
-}
-
-#[test]
 fn what_opens_the_gate_must_be_meant() {
     let text = r#"
 [listen]
@@ -345,31 +204,6 @@ allowed-origins = ["https://x/", "https://x"]
         = write `name` or `name:port`, without a scheme
     6:20 [config-bad-value] `https://x/` is no origin
         = write `https://name` or `https://name:port` in lower case, without a path
-    "#);
-}
-
-#[test]
-fn hardening_is_checked() {
-    let text = r#"
-[servers.a]
-command = ["x"]
-mounts = ["/a:/b", "/c:/b"]
-env = { LD_PRELOAD = "x" }
-[servers.a.hardening]
-cap-add = ["net_raw", "CAP_SYS_ADMIN", "nonsense"]
-user = "root"
-"#;
-    insta::assert_snapshot!(findings(text), @r#"
-    4:20 [config-conflict] two mounts have the target `/b`
-        = give each a target of its own
-    5:9 warning [config-unsafe] `LD_PRELOAD` changes which code a program loads
-        = build what it needs into the image or the program
-    7:12 [config-bad-value] `net_raw` is no capability
-        ^ did you mean `CAP_NET_RAW`?
-    7:40 [config-bad-value] `nonsense` is no capability
-        = capabilities(7) names them
-    8:8 [config-bad-value] `root` is no user
-        = write `UID:GID` in numbers, such as `1000:1000`
     "#);
 }
 
@@ -607,74 +441,5 @@ fn findings_are_bounded() {
 fn deep_nesting_is_an_error_and_no_overflow() {
     for text in ["a=".to_owned() + &"[".repeat(100_000), "a.".repeat(100_000) + "b = 1"] {
         assert!(parse(Path::new("p.toml"), &text).is_err());
-    }
-}
-
-mod properties {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// Pieces of configs, right and wrong.
-    fn piece() -> impl Strategy<Value = String> {
-        let words = [
-            "[servers.a]",
-            "[servers",
-            "[[interceptors]]",
-            "use = \"rate-limit\"",
-            "use = 1",
-            "limits = [{ calls = 1, window = \"1m\" }]",
-            "[clients.\"a/b~\"]",
-            "key-hash = \"\"",
-            "command = [\"\\u0000\"]",
-            "image = \"@sha256:\"",
-            "url = \"http://\"",
-            "env = { a = \"é\" }",
-            "secrets.X.from = \"env:X\"",
-            "mounts = [\":\"]",
-            "prefix = \"__\"",
-            "= ",
-            "\"",
-            "'''",
-            "[",
-            "]",
-            "{",
-            "}",
-            "\n",
-            "\u{202e}",
-            "\r",
-            "1e999",
-            "-0",
-            "0x7fffffffffffffff",
-            "2026-01-01",
-            "a.b.c",
-            "listen.http = \"[::]:0\"",
-            "listen = 1",
-            "interceptors = 1",
-            "servers = []",
-            "\u{0}",
-        ];
-        prop_oneof![proptest::sample::select(words.to_vec()).prop_map(str::to_owned), ".{0,8}"]
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_panics_the_loader(text in "(?s).{0,400}") {
-            let _ = parse(Path::new("p.toml"), &text);
-        }
-
-        #[test]
-        fn no_mix_of_pieces_panics_the_loader(
-            pieces in proptest::collection::vec((piece(), "[\n ]"), 0..40)
-        ) {
-            let text: String = pieces.into_iter().flat_map(|(piece, gap)| [piece, gap]).collect();
-            if let Err(Diagnostics(findings)) = parse(Path::new("p.toml"), &text) {
-                prop_assert!(findings.iter().any(|finding| finding.severity == Severity::Error));
-                for finding in findings {
-                    let mut shown = String::new();
-                    miette::GraphicalReportHandler::new().render_report(&mut shown, &finding).unwrap();
-                }
-            }
-        }
     }
 }
