@@ -6,6 +6,7 @@ mod cases;
 mod fmt;
 mod new;
 mod past;
+mod recorded;
 mod shipped;
 
 use std::{fs, process::Output};
