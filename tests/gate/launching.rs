@@ -196,9 +196,11 @@ async fn a_plugin_whose_grant_is_withdrawn_is_not_asked() {
     std::fs::write(&policies, without).unwrap();
     let error = until("the plugin not to be asked", async || list().await.err()).await;
     assert_eq!(error["data"]["code"], "interceptor-fault", "{error:#}");
-    let records = gate.records(&["decision = refused"]).await;
-    let detail = records[0]["detail"].as_str().unwrap();
-    assert!(detail.contains("no longer lets the plugin have `log`"), "{detail}");
+    let records = gate.records(&[]).await;
+    let told = |record: &serde_json::Value| {
+        record.to_string().contains("no longer lets the plugin have `log`")
+    };
+    assert!(records.iter().any(told), "{records:#?}");
     std::fs::write(&policies, PERMIT_ALL).unwrap();
     until("the plugin to be asked again", async || list().await.ok()).await;
     gate.stop().await;

@@ -14,9 +14,24 @@ fn a_bundle_has_keys_and_stands_alone() {
     assert_eq!(policy.bundle_keys, [a.clone(), b]);
 
     let text = "[policy]\nbundle = \"b\"\npaths = [\"policies\"]\n";
-    insta::assert_snapshot!(findings(text), @"");
+    insta::assert_snapshot!(findings(text), @r#"
+    2:1 [config-conflict] nobody could have signed this bundle
+        = name the verifier keys of those who may: `bundle-keys = ["NAME+HASH+BASE64"]`, as `portcullis policy bundle key` prints them
+    3:1 [config-conflict] policies come from a bundle or from loose files, not from both
+        = remove `paths`, or `bundle` and `bundle-keys`
+    "#);
     let text = "[policy]\nbundle-keys = [\"PRIVATE\"]\n";
-    insta::assert_snapshot!(findings(text), @"");
+    insta::assert_snapshot!(findings(text), @r#"
+    2:1 [config-conflict] these keys have no meaning without `bundle`
+        = name the folder, `bundle = "policies.bundle"`, or remove them
+    2:16 [config-bad-value] this is no verifier key
+        = write NAME+HASH+BASE64, as `portcullis policy bundle key` prints it
+    "#);
     let text = format!("[policy]\nbundle = \"\"\nbundle-keys = [\"{a}\", \"{a}\"]\n");
-    insta::assert_snapshot!(findings(&text), @"");
+    insta::assert_snapshot!(findings(&text), @r"
+    2:10 [config-bad-value] this path is empty
+        = name a folder
+    3:75 [config-conflict] this key is named twice
+        = remove one of the two
+    ");
 }
