@@ -124,7 +124,8 @@ impl Proxy {
 /// nowhere that is known is asked of as it is written, and no policy knows it.
 fn destination(url: &str) -> (String, u16) {
     let parsed = reqwest::Url::parse(url).ok();
-    let known = parsed.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
+    let known =
+        parsed.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
     match known {
         Some((host, port)) => (host.trim_matches(['[', ']']).to_owned(), port),
         None => (url.to_owned(), 0),

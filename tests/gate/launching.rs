@@ -179,7 +179,7 @@ async fn what_runs_is_ended_once_policies_permit_it_no_longer() {
 #[tokio::test]
 async fn a_plugin_whose_grant_is_withdrawn_is_not_asked() {
     let plugin = std::fs::read(target("plugins/redact-email.wasm")).unwrap();
-    let entry = "[[interceptors]]\nuse = \"plugin\"\nname = \"mail\"\npath = \"plugin.wasm\"\nallow-unpinned = true\nlog = true";
+    let entry = "[[interceptors]]\nuse = \"plugin\"\nname = \"mail\"\npath = \"plugin.wasm\"\nallow-unpinned = true\n[interceptors.grants]\nlog = true";
     let gate = Setup::notes()
         .and(entry)
         .file("plugin.wasm", &plugin)
@@ -198,7 +198,7 @@ async fn a_plugin_whose_grant_is_withdrawn_is_not_asked() {
     assert_eq!(error["data"]["code"], "interceptor-fault", "{error:#}");
     let records = gate.records(&[]).await;
     let told = |record: &serde_json::Value| {
-        record.to_string().contains("no longer lets the plugin have `log`")
+        record.to_string().contains("does not let the plugin `mail` have `log`")
     };
     assert!(records.iter().any(told), "{records:#?}");
     std::fs::write(&policies, PERMIT_ALL).unwrap();
