@@ -63,8 +63,7 @@ async fn a_marked_call_is_refused_by_the_plugins_rule() {
 
 #[tokio::test]
 async fn without_a_marker_every_call_passes() {
-    let plugin =
-        load(&config("redact-pii"), &EntrySettings::default()).expect("the example loads");
+    let plugin = load(&config("redact-pii"), &EntrySettings::default()).expect("the example loads");
     let verdict = ask(&plugin, "internal-only").await.expect("a verdict");
     assert_eq!(verdict, Verdict::pass());
     assert_eq!(plugin.name(), "plugin");
