@@ -8,6 +8,7 @@ mod new;
 mod past;
 mod recorded;
 mod shipped;
+mod typed;
 
 use std::{fs, process::Output};
 

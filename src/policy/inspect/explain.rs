@@ -133,6 +133,18 @@ pub struct Seen {
     pub absent: Option<String>,
 }
 
+impl Explanation {
+    /// Says who asks what of what. Of a tool's own action, the other one was said before.
+    fn name(&mut self, frame: &Frame) {
+        let [subject, action, resource] = frame.uids();
+        if frame.own() {
+            self.action = format!("{} and {}", self.action, action.id().unescaped());
+        }
+        self.principal = text(subject);
+        self.resource = text(resource);
+    }
+}
+
 impl Inspector {
     /// Why this is decided as it is. `shape` has the types of arguments that are not known, by their
     /// JSON pointers.
@@ -158,7 +170,11 @@ impl Inspector {
         let mut questions: Vec<(Arc<Frame>, Asked)> = Vec::new();
         let mut doubt = false;
         for about in std::iter::once(about).chain(self.set.own(about)) {
-            match self.question(about, request, unknown) {
+            let put = self.met(about, request, unknown).and_then(|met| {
+                explanation.name(&met.frame);
+                Ok((Arc::clone(&met.frame), self.question(&met.frame, about, request, unknown)?))
+            });
+            match put {
                 Ok(question) => questions.push(question),
                 Err(unaskable) => {
                     explanation.problem = Some(unaskable.to_string());
@@ -169,16 +185,6 @@ impl Inspector {
         }
         let mut tally = Tally::default();
         let mut near = Vec::new();
-        if let [(frame, _), rest @ ..] = &*questions {
-            let [subject, _, resource] = frame.uids();
-            explanation.principal = text(subject);
-            explanation.resource = text(resource);
-            if let Some(id) =
-                rest.first().map(|(frame, _)| frame.uids()[1].id().unescaped().to_owned())
-            {
-                explanation.action = format!("{} and {id}", explanation.action);
-            }
-        }
         for (number, policy) in self.policies.iter().enumerate() {
             let mut found: Option<(Standing, Outcomes)> = None;
             let mut least: Option<Vec<Side>> = None;
@@ -233,17 +239,16 @@ impl Inspector {
 
     /// A question with all that is known of it.
     fn question(
-        &mut self,
+        &self,
+        frame: &Frame,
         about: About<'_>,
         request: &Request<'_>,
         unknown: Looks,
-    ) -> Result<(Arc<Frame>, Asked), Unaskable> {
-        let met = self.met(about, request, unknown)?;
+    ) -> Result<Asked, Unaskable> {
         if !unknown.at(Looks::ARGUMENTS) {
             self.set.fit(about, request)?;
         }
-        let asked = self.put(&met.frame, request, unknown)?;
-        Ok((Arc::clone(&met.frame), asked))
+        self.put(frame, request, unknown)
     }
 
     fn standing(
