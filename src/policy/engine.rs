@@ -20,6 +20,7 @@ use super::{
     analysis::{self, Known},
     bundle::Origin,
     cache::Asker,
+    call,
     diagnostics::{Diagnostics, Finding},
     entities::{Frame, Unaskable},
     ground::Ground,
@@ -486,7 +487,10 @@ impl Set {
     ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
         let uids = frame.uids().clone();
         let vocabulary = self.terms().vocabulary;
-        vocabulary.question(uids, frame.own(), Some(frame.entities()), request, reads)
+        let (uids, entities) = (call::uids(uids), Some(frame.entities().as_ref()));
+        let (question, entities) =
+            vocabulary.question(uids, frame.own(), entities, request, reads)?;
+        Ok((question.into(), entities.into()))
     }
 
     /// Whether arguments that are not of the tool's type are refused: whether a policy that may

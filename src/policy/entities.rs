@@ -1,26 +1,22 @@
 //! A question as Cedar takes it: a request, and the few entities that matter to it.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-};
+use std::collections::{HashMap, HashSet};
 
 use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, PartialEntities,
     PartialEntityUid, PartialRequest, RestrictedExpression, Schema,
 };
-use quick_cache::sync::Cache;
-use serde_json::{Map, Value};
+use cedar_policy_core::ast::{RestrictedExpr, Value};
 
 use super::{
-    args::{self, Leaf, Unshowable},
+    args::{self, Unshowable},
+    call::{self, Asked, Calls, Uids},
     index::{About, Reads},
     located,
-    request::{Action, Circumstances, Claims, Holder, Program, Request, Resource, Subject},
+    request::{Action, Claims, Holder, Program, Request, Resource, Subject},
     typed::{Typed, Unfit},
 };
 use crate::{
-    exchange::{Revision, Transport},
     identity::{Principal, PrincipalKind},
     names::ServerName,
 };
@@ -35,9 +31,6 @@ pub(super) enum Unaskable {
     #[error("the {0} does not fit the policy schema")]
     Misfit(&'static str),
 }
-
-/// Addresses of clients that are kept as Cedar has them.
-const ADDRESSES: usize = 1024;
 
 /// The schema's names, parsed once.
 pub(super) struct Vocabulary {
@@ -57,16 +50,13 @@ pub(super) struct Vocabulary {
     host: EntityTypeName,
     grant: EntityTypeName,
     args: EntityUid,
-    paths: EntityUid,
-    urls: EntityUid,
+    calls: Calls,
     /// In the order of [`Action::ALL`].
     actions: Vec<Known>,
     typed: Typed,
     /// By server and tool.
     own_actions: HashMap<ServerName, HashMap<String, Known>>,
     own_uids: HashSet<EntityUid>,
-    /// To make one costs ten times what a copy costs.
-    addresses: Cache<IpAddr, RestrictedExpression>,
 }
 
 /// An action, and the groups that it is in.
@@ -180,13 +170,15 @@ impl Vocabulary {
             host: name("Host")?,
             grant: name("Grant")?,
             args: uid(&name("Args")?, "args"),
-            paths: uid(&name("Paths")?, "paths"),
-            urls: uid(&name("Urls")?, "urls"),
+            calls: Calls::new([
+                uid(&name("Args")?, "args"),
+                uid(&name("Paths")?, "paths"),
+                uid(&name("Urls")?, "urls"),
+            ])?,
             actions,
             typed,
             own_actions,
             own_uids,
-            addresses: Cache::new(ADDRESSES),
         })
     }
 
@@ -326,50 +318,18 @@ impl Vocabulary {
     /// action. What no policy reads stays out of it.
     pub(super) fn question(
         &self,
-        uids: [EntityUid; 3],
+        uids: Uids,
         own: bool,
-        entities: Option<&Entities>,
+        entities: Option<&call::Entities>,
         request: &Request<'_>,
         reads: Reads,
-    ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
-        // Not checked against the schema again: what does not depend on the call was, and the
-        // context would lack what no policy reads.
+    ) -> Result<(Asked, call::Entities), Unaskable> {
         let input = match own {
-            true if reads.has(Reads::INPUT) => Some(self.input(request)?),
-            true => Some(nothing()?),
+            true if reads.has(Reads::INPUT) => Some(call::value(&self.input(request)?)?),
+            true => Some(Value::empty_record(None)),
             false => None,
         };
-        let question = asked(uids, self.context(&request.circumstances, input, reads)?)?;
-        let entities = entities.cloned().unwrap_or_else(Entities::empty);
-        let args = reads.has(Reads::ARGS | Reads::SUMMARY);
-        if !args && !reads.has(Reads::PATHS | Reads::URLS) {
-            return Ok((question, entities));
-        }
-        args::exact(request.written)?;
-        let leaves = request.args.map(args::leaves).transpose()?.unwrap_or_default();
-        let mut shown = Vec::new();
-        if reads.has(Reads::PATHS) {
-            let paths = leaves
-                .iter()
-                .filter_map(|leaf| Some((leaf, located::path(leaf.text()?))))
-                .map(|(leaf, path)| Ok((leaf.pointer.clone(), text(path?))))
-                .collect::<Result<Vec<_>, Unaskable>>()?;
-            shown.push(tagged(&self.paths, paths)?);
-        }
-        if reads.has(Reads::URLS) {
-            let urls = leaves
-                .iter()
-                .filter_map(|leaf| Some((leaf.pointer.clone(), located::Url::read(leaf.text()?)?)))
-                .map(|(pointer, url)| Ok((pointer, web(url)?)))
-                .collect::<Result<Vec<_>, Unaskable>>()?;
-            shown.push(tagged(&self.urls, urls)?);
-        }
-        if args {
-            shown.push(self.args(request.args, leaves, reads)?);
-        }
-        let entities =
-            entities.add_entities(shown, None).map_err(|_| Unaskable::Misfit("set of entities"))?;
-        Ok((question, entities))
+        self.calls.question(uids, input, entities, request, reads)
     }
 
     /// The question with its circumstances and arguments left open.
@@ -514,75 +474,6 @@ impl Vocabulary {
         };
         entity(self.resource_uid(resource), attributes, vec![server.clone()])
     }
-
-    fn args(
-        &self,
-        args: Option<&Map<String, Value>>,
-        leaves: Vec<Leaf>,
-        reads: Reads,
-    ) -> Result<Entity, Unaskable> {
-        let mut attributes = Vec::new();
-        if reads.has(Reads::SUMMARY) {
-            let size = leaves.iter().map(|leaf| leaf.value.len()).sum::<usize>();
-            let keys = args.into_iter().flat_map(Map::keys).map(text);
-            attributes.extend([
-                ("keys".to_owned(), RestrictedExpression::new_set(keys)),
-                ("leaves".to_owned(), long(leaves.len() as u64)),
-                ("size".to_owned(), long(size as u64)),
-            ]);
-        }
-        let tags = leaves.into_iter().map(|leaf| (leaf.pointer, text(leaf.value)));
-        Entity::new_with_tags(self.args.clone(), attributes, [], tags)
-            .map_err(|_| Unaskable::Misfit("set of arguments"))
-    }
-
-    fn context(
-        &self,
-        circumstances: &Circumstances<'_>,
-        input: Option<RestrictedExpression>,
-        reads: Reads,
-    ) -> Result<Context, Unaskable> {
-        let mut pairs = Vec::new();
-        pairs.extend(input.map(|input| ("input".to_owned(), input)));
-        let mut show = |what, name: &str, value: &dyn Fn() -> RestrictedExpression| {
-            if reads.has(what) {
-                pairs.push((name.to_owned(), value()));
-            }
-        };
-        show(Reads::METHOD, "method", &|| text(circumstances.method));
-        show(Reads::TRANSPORT, "transport", &|| {
-            text(circumstances.transport.map_or("", transport))
-        });
-        show(Reads::REVISION, "revision", &|| {
-            text(circumstances.revision.map_or("", Revision::as_str))
-        });
-        show(Reads::SESSION_CALLS, "session_calls", &|| long(circumstances.session_calls));
-        show(Reads::ARGS | Reads::SUMMARY, "args", &|| {
-            RestrictedExpression::new_entity_uid(self.args.clone())
-        });
-        show(Reads::PATHS, "paths", &|| RestrictedExpression::new_entity_uid(self.paths.clone()));
-        show(Reads::URLS, "urls", &|| RestrictedExpression::new_entity_uid(self.urls.clone()));
-        show(Reads::LABELS, "labels", &|| {
-            RestrictedExpression::new_set(circumstances.labels.iter().map(text))
-        });
-        show(Reads::NOW, "now", &|| {
-            let now = circumstances.now.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
-            RestrictedExpression::new_datetime(now)
-        });
-        if let Some(address) = circumstances.source_ip {
-            show(Reads::SOURCE_IP, "source_ip", &|| self.address(address.to_canonical()));
-        }
-        Context::from_pairs(pairs).map_err(|_| Unaskable::Misfit("context"))
-    }
-
-    fn address(&self, address: IpAddr) -> RestrictedExpression {
-        if let Some(kept) = self.addresses.get(&address) {
-            return kept;
-        }
-        let made = RestrictedExpression::new_ip(address.to_string());
-        self.addresses.insert(address, made.clone());
-        made
-    }
 }
 
 /// The server that offers something.
@@ -605,23 +496,6 @@ fn about(program: &Program) -> Attributes {
     ];
     attributes.extend(program.digest.iter().map(|digest| ("digest".to_owned(), text(digest))));
     attributes
-}
-
-fn transport(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Http => "http",
-        Transport::Unix => "unix",
-        Transport::Stdio => "stdio",
-        Transport::Cli => "cli",
-    }
-}
-
-fn tagged(
-    uid: &EntityUid,
-    tags: impl IntoIterator<Item = (String, RestrictedExpression)>,
-) -> Result<Entity, Unaskable> {
-    Entity::new_with_tags(uid.clone(), [], [], tags)
-        .map_err(|_| Unaskable::Misfit("set of arguments"))
 }
 
 fn asked(
@@ -665,24 +539,9 @@ fn place(uri: &str) -> Result<Attributes, Unaskable> {
         attributes.push(("path".to_owned(), text(path?)));
     }
     if let Some(url) = located::Url::read(uri) {
-        attributes.push(("url".to_owned(), web(url)?));
+        attributes.push(("url".to_owned(), RestrictedExpr::from(call::web(url)).into()));
     }
     Ok(attributes)
-}
-
-fn web(url: located::Url) -> Result<RestrictedExpression, Unaskable> {
-    let bool = RestrictedExpression::new_bool;
-    let fields = [
-        ("href", text(url.href)),
-        ("scheme", text(url.scheme)),
-        ("host", text(url.host)),
-        ("port", long(url.port.into())),
-        ("path", text(url.path)),
-        ("login", bool(url.login)),
-        ("verbatim", bool(url.verbatim)),
-    ];
-    RestrictedExpression::new_record(fields.map(|(name, value)| (name.to_owned(), value)))
-        .map_err(|_| Unaskable::Misfit("URL"))
 }
 
 fn record(claims: Claims) -> Result<RestrictedExpression, Unaskable> {

@@ -12,6 +12,7 @@ mod analysis;
 mod args;
 mod bundle;
 mod cache;
+mod call;
 mod cases;
 mod compare;
 mod diagnostics;

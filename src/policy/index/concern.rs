@@ -5,9 +5,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use cedar_policy::{
-    Effect, Entities, EntityUid, Expression, Policy, PolicyId, PolicySet, eval_expression,
-};
+use cedar_policy::{Effect, Entities, Expression, Policy, PolicyId, PolicySet};
+use cedar_policy_core::{ast::SlotEnv, evaluator::Evaluator, extensions::Extensions};
 
 use super::{
     About, Index, Reads, Terms,
@@ -17,6 +16,7 @@ use super::{
 };
 use crate::policy::{
     cache::Weighs,
+    call::{self, Uids},
     entities::{Base, OWN, Unaskable},
 };
 
@@ -56,6 +56,7 @@ pub(super) struct Class {
 pub(super) struct Known {
     class: Arc<Class>,
     concern: Arc<Concern>,
+    uids: OnceLock<Uids>,
     entities: OnceLock<Entities>,
 }
 
@@ -140,7 +141,8 @@ impl Known {
         }
         if own.is_empty() {
             let concern = Arc::clone(&class.concern);
-            return Ok(Self { class, concern, entities: OnceLock::new() });
+            let (uids, entities) = (OnceLock::new(), OnceLock::new());
+            return Ok(Self { class, concern, uids, entities });
         }
         let base = &class.base;
         let inquiry = Inquiry { index, terms, about, base, known: OnceLock::new() };
@@ -150,7 +152,7 @@ impl Known {
         if let Some((_, made)) = inquiry.known.into_inner() {
             let _ = entities.set(made);
         }
-        Ok(Self { class, concern, entities })
+        Ok(Self { class, concern, uids: OnceLock::new(), entities })
     }
 
     pub(super) fn concern(&self) -> &Concern {
@@ -171,9 +173,13 @@ impl Known {
     }
 
     /// Principal, action and resource.
-    pub(super) fn uids(&self, terms: Terms<'_>, about: About<'_>) -> [EntityUid; 3] {
-        let Base { subject, action, .. } = &self.class.base;
-        [subject.clone(), action.clone(), terms.vocabulary.resource_uid(&about.resource)]
+    pub(super) fn uids(&self, terms: Terms<'_>, about: About<'_>) -> Uids {
+        let made = self.uids.get_or_init(|| {
+            let Base { subject, action, .. } = &self.class.base;
+            let resource = terms.vocabulary.resource_uid(&about.resource);
+            call::uids([subject.clone(), action.clone(), resource])
+        });
+        made.clone()
     }
 }
 
@@ -225,7 +231,9 @@ impl Inquiry<'_> {
 
     fn evaluate(&self, part: &Expression) -> Result<Result<bool, &'static str>, Unaskable> {
         let (question, entities) = self.known()?;
-        Ok(holds(eval_expression(question, entities, part)))
+        let extensions = Extensions::all_available();
+        let evaluator = Evaluator::new(question.as_ref().clone(), entities.as_ref(), extensions);
+        Ok(holds(evaluator.interpret(part.as_ref(), &SlotEnv::new())))
     }
 
     fn known(&self) -> Result<&(cedar_policy::Request, Entities), Unaskable> {

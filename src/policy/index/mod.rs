@@ -22,8 +22,11 @@ mod tests;
 
 use std::{collections::HashSet, sync::Arc};
 
-use cedar_policy::{
-    Effect, EvalResult, EvaluationError, Policy, PolicyId, Schema, eval_expression,
+use cedar_policy::{Effect, EvaluationError, Policy, PolicyId, Schema};
+use cedar_policy_core::{
+    ast::{Literal, SlotEnv, Value, ValueKind},
+    evaluator::Evaluator,
+    extensions::Extensions,
 };
 
 pub(super) use self::reads::Reads;
@@ -185,13 +188,16 @@ impl Index {
             }
             return Ok(answer);
         }
-        let base = if *entities { Some(known.entities(terms, about)?) } else { None };
+        let base = if *entities { Some(known.entities(terms, about)?.as_ref()) } else { None };
         let uids = known.uids(terms, about);
         let (question, entities) =
             terms.vocabulary.question(uids, about.own, base, request, *reads)?;
+        // One for all of them: it takes the question apart.
+        let evaluator = Evaluator::new(question, &entities, Extensions::all_available());
+        let no_slots = SlotEnv::new();
         for policy in open.iter().filter_map(|number| self.policies.get(*number as usize)) {
             let Some(condition) = &policy.condition.whole else { continue };
-            match holds(eval_expression(&question, &entities, condition)) {
+            match holds(evaluator.interpret(condition.as_ref(), &no_slots)) {
                 Ok(true) => match policy.effect {
                     Effect::Permit => answer.permits.push(&policy.id),
                     Effect::Forbid => answer.forbids.push(&policy.id),
@@ -273,9 +279,9 @@ impl Index {
 }
 
 /// What a condition came to: as Cedar's evaluator has it, it must be a Bool.
-fn holds(result: Result<EvalResult, EvaluationError>) -> Result<bool, &'static str> {
+fn holds(result: Result<Value, EvaluationError>) -> Result<bool, &'static str> {
     match result {
-        Ok(EvalResult::Bool(value)) => Ok(value),
+        Ok(Value { value: ValueKind::Lit(Literal::Bool(value)), .. }) => Ok(value),
         Ok(_) => Err(NOT_OF_ITS_TYPE),
         Err(error) => Err(problem(&error)),
     }

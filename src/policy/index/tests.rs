@@ -340,7 +340,7 @@ fn requests<'a>(about: About<'a>, args: &'a [(&'a str, Map<String, Value>)]) -> 
     ];
     let About { subject, action, resource, .. } = about;
     let calls =
-        calls.into_iter().zip(["2026-11-21T08:30:00Z", "2027-01-02T10:00:00Z"].iter().cycle());
+        calls.into_iter().zip(["2026-11-21T08:30:00.250Z", "2027-01-02T10:00:00Z"].iter().cycle());
     calls
         .flat_map(|((method, transport, address, session_calls), now)| {
             args.iter().map(move |(written, args)| Request {

@@ -3,6 +3,7 @@
 mod decisions;
 mod diagnostics;
 mod docs;
+mod plain;
 mod reload;
 mod shadow;
 mod typed_actions;
@@ -14,12 +15,8 @@ use cedar_policy::{Entities, Schema};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
-use super::{
-    entities::Vocabulary,
-    index::{About, Reads},
-    typed::Typed,
-    *,
-};
+pub(super) use self::plain::whole;
+use super::{entities::Vocabulary, index::About, typed::Typed, *};
 use crate::{
     exchange::{self, Transport},
     identity::{Principal, PrincipalKind},
@@ -93,17 +90,4 @@ fn args(json: &str) -> Map<String, Value> {
 
 fn ids(outcome: &Outcome) -> Vec<&str> {
     outcome.rules.iter().map(|rule| rule.id.as_str()).collect()
-}
-
-/// The question with everything that there is to be shown.
-pub(super) fn whole(
-    vocabulary: &Vocabulary,
-    schema: &Schema,
-    about: About<'_>,
-    request: &Request<'_>,
-) -> (cedar_policy::Request, Entities) {
-    let base = vocabulary.base(about, schema).unwrap();
-    let entities = vocabulary.entities(&base, &about.resource).unwrap();
-    let uids = [base.subject, base.action, vocabulary.resource_uid(&about.resource)];
-    vocabulary.question(uids, about.own, Some(&entities), request, Reads::ALL).unwrap()
 }
