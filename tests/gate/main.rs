@@ -19,6 +19,7 @@ mod exports;
 mod faults;
 mod fidelity;
 mod frames;
+mod harms;
 mod identity;
 mod interceptors;
 mod launching;

@@ -71,3 +71,45 @@ async fn without_a_marker_every_call_passes() {
     assert!(plugin.hooks().wants(&Method::new(Method::TOOLS_CALL), Phase::Response));
     assert!(!plugin.hooks().wants(&Method::new(Method::TOOLS_LIST), Phase::Response));
 }
+
+/// What a component imports, by name.
+fn imports(name: &str) -> Vec<String> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests/release/plugin-tools");
+    let out = Command::new(tools).arg("imports").arg(built(name)).output().expect("plugin-tools");
+    assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
+    let lines = String::from_utf8(out.stdout).expect("text");
+    let last = |line: &str| line.rsplit('/').next().unwrap_or_default().to_owned();
+    lines.lines().map(last).collect()
+}
+
+#[test]
+fn plugins_import_what_they_use_and_nothing_else() {
+    for (name, expected) in [
+        ("redact-pii", &[][..]),
+        ("watermark", &[]),
+        ("quota", &["log@0.1.0", "state@0.1.0"]),
+        ("refunds", &["clock@0.1.0", "state@0.1.0"]),
+        ("prompt-injection", &["metrics@0.1.0"]),
+    ] {
+        assert_eq!(imports(name), expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_that_counts_needs_state_to_be_granted() {
+    let entry = |grants: Value| {
+        let config = json!({ "calls": 2 });
+        let entry = json!({ "path": built("quota"), "allow-unpinned": true, "config": config, "grants": grants });
+        serde_json::from_value::<Config>(entry).expect("a legal entry")
+    };
+    let bare = load(&entry(json!({})), &EntrySettings::default()).err().expect("not loaded");
+    assert!(bare.to_string().contains("state"), "{bare}");
+    let granted = entry(json!({ "log": true, "state": "1MiB" }));
+    let plugin = load(&granted, &EntrySettings::default()).expect("it loads");
+    for _ in 0..2 {
+        assert_eq!(ask(&plugin, "any").await, Ok(Verdict::pass()));
+    }
+    let spent = ask(&plugin, "any").await.expect("a verdict");
+    let Decision::Refuse(refusal) = spent.decision else { panic!("refused") };
+    assert_eq!(refusal.rules[0].id, "quota/spent");
+}

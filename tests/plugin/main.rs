@@ -4,6 +4,7 @@
 mod contained;
 mod example;
 mod granted;
+mod harms;
 mod refused;
 
 use std::{

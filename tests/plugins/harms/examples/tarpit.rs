@@ -1,6 +1,9 @@
-//! Asks a host that never answers, again and again. Needs `http` with the host of its config.
+//! Asks a host that never answers, again and again. Needs `http` with that host.
 
 use harms::*;
+
+/// The tests put the port of their own server here.
+const HOST: &str = "localhost:54321";
 
 struct Tarpit;
 harms::guest!(Tarpit);
@@ -9,14 +12,14 @@ impl Harm for Tarpit {
     const NAME: &str = "tarpit";
 
     fn describe() -> Manifest {
-        Manifest { hosts: vec!["tarpit.example:443".into()], ..manifest(Self::NAME) }
+        Manifest { hosts: vec![HOST.into()], ..manifest(Self::NAME) }
     }
 
     fn harm(_: &Message) -> Result<Verdict, String> {
         loop {
             let _ = http::send(&http::Request {
                 method: "GET".into(),
-                url: "https://tarpit.example/".into(),
+                url: format!("http://{HOST}/"),
                 headers: vec![],
                 body: None,
             });

@@ -1,0 +1,195 @@
+//! Plugins that mean harm, one harm each: those of `tests/plugins/harms`, and modules that no compiler
+//! would make. Each is refused when it is loaded, or faults; nothing else happens.
+
+use std::time::Duration;
+
+use miette::Diagnostic as _;
+
+use super::*;
+
+/// Long enough for a busy machine, short enough to wait for.
+fn settings() -> EntrySettings {
+    EntrySettings { deadline_ms: Some(2_000), ..EntrySettings::default() }
+}
+
+/// What those ask for that ask for something.
+fn granted(name: &str) -> Config {
+    let grants = json!({
+        "log": true, "clock": true, "random": true, "metrics": true, "state": "1MiB",
+    });
+    let entry = json!({ "path": built(name), "allow-unpinned": true, "grants": grants });
+    serde_json::from_value(entry).expect("a legal entry")
+}
+
+async fn asked(name: &str) -> Result<Verdict, Fault> {
+    let plugin =
+        load(&granted(name), &settings()).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let harm = call("any", json!({ "do": format!("harm:{name}") }), None);
+    let said = plugin.inspect(&harm, Phase::Request).await;
+    // Whatever it did, it is asked again as if it had not.
+    let _ = plugin.inspect(&call("any", json!({}), None), Phase::Request).await;
+    said
+}
+
+fn refused(config: &Config) -> String {
+    let error = load(config, &settings()).err().expect("it is not loaded");
+    let told = error.to_string();
+    assert!(told.len() < 4096, "short words: {told}");
+    error.code().expect("every one has a code").to_string()
+}
+
+#[test]
+fn some_are_not_even_loaded() {
+    for (name, code) in [
+        ("spin-describe", "plugin-describe"),
+        ("panic-describe", "plugin-describe"),
+        ("spin-start", "plugin-start"),
+        ("spinning-begin", "plugin-describe"),
+        ("spinning-allocator", "plugin-start"),
+        ("lying-allocator", "plugin-start"),
+        ("re-entrant", "plugin-start"),
+        ("large-table", "plugin-invalid"),
+        ("many-memories", "plugin-invalid"),
+        ("memory64", "plugin-invalid"),
+        ("shared-memory", "plugin-invalid"),
+        ("wasi-everything", "plugin-import-foreign"),
+        ("other-version", "plugin-import-foreign"),
+    ] {
+        assert_eq!(refused(&granted(name)), code, "{name}");
+    }
+}
+
+/// A section of a component: its id, its size and its content.
+fn section(id: u8, content: &[u8]) -> Vec<u8> {
+    let mut section = vec![id];
+    section.extend(leb128(content.len()));
+    section.extend(content);
+    section
+}
+
+fn leb128(mut value: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let low = (value & 0x7f) as u8;
+        value >>= 7;
+        if value == 0 {
+            bytes.push(low);
+            return bytes;
+        }
+        bytes.push(low | 0x80);
+    }
+}
+
+#[test]
+fn what_is_made_to_overwhelm_the_loader_is_not_loaded() {
+    const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+    const MODULE: &[u8] = b"\0asm\x01\0\0\0";
+    let many = |count: usize, one: &[u8]| [leb128(count), one.repeat(count)].concat();
+    // Each within the one before.
+    let nested =
+        (0..2_000).fold(COMPONENT.to_vec(), |inner, _| [COMPONENT, &section(4, &inner)].concat());
+    // Records of the record before twice: the type doubles sixty times.
+    let mut doubling = vec![0x72, 1, 1, b'a', 0x7f];
+    for before in 0..60_u8 {
+        doubling.extend([0x72, 2, 1, b'a', before, 1, b'b', before]);
+    }
+    let files: [(&str, Vec<u8>); 7] = [
+        ("types", section(7, &many(1_100_000, &[0x40, 0, 1, 0]))),
+        ("modules", section(1, MODULE).repeat(20_000)),
+        ("nested", section(4, &nested)),
+        ("doubling", section(7, &[leb128(61), doubling].concat())),
+        ("cut", section(7, &many(1_000, &[0x40, 0, 1, 0]))[..100].to_vec()),
+        ("count", section(7, &leb128(u32::MAX as usize))),
+        ("custom", section(0, &[0xff; 64])),
+    ];
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, sections) in files {
+        let path = folder.path().join(name).with_extension("wasm");
+        std::fs::write(&path, [COMPONENT, &sections].concat()).expect("written");
+        let entry = json!({ "path": path, "allow-unpinned": true });
+        let config = serde_json::from_value(entry).expect("a legal entry");
+        let code = refused(&config);
+        assert!(["plugin-invalid", "plugin-world"].contains(&code.as_str()), "{name}: {code}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verdicts_that_no_compiler_would_hand_back_are_faults() {
+    for (name, told) in [
+        ("invalid-utf8", "utf-8"),
+        ("far-pointer", "out of bounds"),
+        ("far-string", "out of bounds"),
+        ("endless-list", "out of bounds"),
+        ("empty-labels", "more than"),
+        ("wrong-case", "discriminant"),
+        ("crooked-pointer", "not aligned"),
+        ("spinning-farewell", "not done within 2s"),
+        ("table-growth", "not done within 2s"),
+        ("large-memory", "not done within 2s"),
+    ] {
+        let Fault(text) = asked(name).await.expect_err(name);
+        assert!(text.contains(told), "{name}: {text}");
+        assert!(text.len() < 512, "{name}: a short fault");
+    }
+    // It only hurts itself.
+    let _ = asked("one-place-allocator").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_taken_of_the_host_is_bounded() {
+    for (name, told) in [
+        ("crumbs", "MiB"),
+        ("hoard", "it failed: 50331648"),
+        ("flood-log", "not done within 2s"),
+        ("flood-log-wide", ""),
+        ("flood-state", "not done within 2s"),
+        ("flood-metrics", "not done within 2s"),
+        ("flood-random", ""),
+        ("late", "not done within 2s"),
+        ("long-error", "it failed: x"),
+        ("forged-words", "not a legal"),
+    ] {
+        let Fault(text) = asked(name).await.expect_err(name);
+        assert!(text.contains(told), "{name}: {text}");
+        assert!(text.len() < 512, "{name}: a short fault");
+        assert!(!text.contains(['\n', '\0', '\u{1b}']), "{name}: one line");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_kept_from_one_message_to_the_next() {
+    let plugin = load(&granted("statics"), &settings()).expect("it loads");
+    let harm = |text: &str| call("any", json!({ "do": ["harm:statics", text] }), None);
+    for _ in 0..20 {
+        let Fault(text) =
+            plugin.inspect(&harm("another's"), Phase::Request).await.expect_err("a fault");
+        assert_eq!(text, "it failed: kept 1");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_begins_well_only_once_faults_from_then_on() {
+    let plugin = load(&granted("start-once"), &settings()).expect("it loads");
+    // Instances that were made ahead of messages may be of the first beginning.
+    for _ in 0..8 {
+        let _ = ask(&plugin, "any").await;
+    }
+    ask(&plugin, "any").await.expect_err("a fault");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hoarding_before_any_message_starves_nobody_else() {
+    let hoards: Vec<_> =
+        (0..4).map(|_| Arc::new(load(&granted("hoard"), &settings()).expect("it loads"))).collect();
+    let noop = load(&config("noop"), &settings()).expect("it loads");
+    let asked: Vec<_> = (hoards.iter().cycle().take(64).cloned())
+        .map(|plugin| tokio::spawn(async move { ask(&plugin, "any").await.is_ok() }))
+        .collect();
+    for _ in 0..20 {
+        let said = tokio::time::timeout(Duration::from_secs(60), ask(&noop, "any")).await;
+        assert_eq!(said.expect("in time"), Ok(Verdict::pass()));
+    }
+    for hoarded in asked {
+        hoarded.await.expect("no panic");
+    }
+}
