@@ -4,6 +4,7 @@
 
 mod approve;
 mod audit;
+mod cases;
 mod check;
 mod client;
 mod connect;

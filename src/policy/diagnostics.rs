@@ -7,14 +7,14 @@ use serde::{Serialize, Serializer};
 
 /// A file of policies: its name as the operator wrote it, and its text.
 #[derive(Debug, Clone)]
-pub(super) struct File {
-    pub(super) name: PathBuf,
-    pub(super) text: Arc<str>,
+pub(crate) struct File {
+    pub(crate) name: PathBuf,
+    pub(crate) text: Arc<str>,
 }
 
 impl File {
     /// Line and column (both from 1; the column in characters) of a byte.
-    pub(super) fn position(&self, offset: usize) -> (u32, u32) {
+    pub(crate) fn position(&self, offset: usize) -> (u32, u32) {
         let before = &self.text.as_bytes()[..offset.min(self.text.len())];
         let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
         let start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
@@ -38,7 +38,7 @@ pub struct Finding {
 
 impl Finding {
     /// An error without a place in a file's text.
-    pub(super) fn error(code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn error(code: &'static str, message: impl Into<String>) -> Self {
         Self {
             code,
             severity: Severity::Error,
@@ -64,19 +64,19 @@ impl Finding {
     }
 
     /// With the file that it is about.
-    pub(super) fn file(mut self, name: impl Into<PathBuf>) -> Self {
+    pub(crate) fn file(mut self, name: impl Into<PathBuf>) -> Self {
         self.file = Some(name.into());
         self
     }
 
     /// With what to do about it.
-    pub(super) fn help(mut self, help: impl Into<String>) -> Self {
+    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 
     /// With the very place in a file.
-    pub(super) fn at(self, file: &File, offset: usize, length: usize, label: &str) -> Self {
+    pub(crate) fn at(self, file: &File, offset: usize, length: usize, label: &str) -> Self {
         let label = (!label.is_empty()).then(|| label.to_owned());
         self.labelled(file, vec![LabeledSpan::new(label, offset, length)])
     }
@@ -94,12 +94,12 @@ impl Finding {
     }
 
     /// What findings are sorted by: file, line, column.
-    pub(super) fn order(&self) -> (Option<PathBuf>, Option<(u32, u32)>) {
+    pub(crate) fn order(&self) -> (Option<PathBuf>, Option<(u32, u32)>) {
         (self.file.clone(), self.position)
     }
 
     /// With places in a file; it stands at the first of them.
-    pub(super) fn labelled(mut self, file: &File, labels: Vec<LabeledSpan>) -> Self {
+    pub(crate) fn labelled(mut self, file: &File, labels: Vec<LabeledSpan>) -> Self {
         self.position = labels.first().map(|label| file.position(label.offset()));
         self.file = Some(file.name.clone());
         self.source = Some(NamedSource::new(file.name.to_string_lossy(), Arc::clone(&file.text)));

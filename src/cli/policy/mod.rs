@@ -13,7 +13,7 @@ mod test;
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use super::{Context, Exit, Reports};
+use super::{Context, Exit, Reports, cases::count};
 use crate::{
     config::{Config, Loaded},
     identity::Store,
@@ -121,8 +121,4 @@ fn in_force(ctx: &Context) -> anyhow::Result<Revision> {
 
 fn reports(findings: Vec<Finding>) -> Reports {
     Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
-}
-
-fn count(number: usize, one: &str, many: &str) -> String {
-    format!("{number} {}", if number == 1 { one } else { many })
 }

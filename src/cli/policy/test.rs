@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{count, source};
+use super::source;
 use crate::{
-    cli::{Context, Exit, Usage},
+    cli::{
+        Context, Exit, Usage,
+        cases::{Told, count, tell},
+    },
     policy::{Coverage, Finding, Ran, run_cases},
 };
 
@@ -76,20 +79,12 @@ pub fn test(options: &Test, ctx: &Context) -> anyhow::Result<Exit> {
             coverage: covers.then_some(covered),
         })?;
     } else {
-        for finding in &report.findings {
-            ctx.diagnostic(finding)?;
-        }
-        for finding in report.cases.iter().flat_map(|case| &case.failure) {
-            ctx.diagnostic(finding)?;
-        }
-        for cases in report.cases.chunk_by(|a, b| a.file == b.file) {
-            let failed = cases.iter().filter(|case| !case.passed).count();
-            let cases_text = count(cases.len(), "request", "requests");
-            let file = cases.first().map(|case| case.file.display().to_string());
-            let outcome = if failed == 0 { "as expected" } else { "NOT as expected" };
-            let failed = if failed == 0 { String::new() } else { format!("{failed} of ") };
-            ctx.line(format!("{}: {failed}{cases_text} {outcome}", file.unwrap_or_default()))?;
-        }
+        let told = report.cases.iter().map(|case| Told {
+            file: &case.file,
+            passed: case.passed,
+            failure: &case.failure,
+        });
+        tell(ctx, &report.findings, told, ["request", "requests"])?;
         if covers {
             let Coverage { policies, undecided } = &report.coverage;
             let decided = policies - undecided.len();

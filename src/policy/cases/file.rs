@@ -1,6 +1,6 @@
 //! A case file as it is written: YAML, every unknown key an error.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, path::Path};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use indexmap::IndexMap;
 use serde::{
@@ -8,9 +8,8 @@ use serde::{
     de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 use serde_json::{Map, Value};
-use serde_saphyr::{Error, Spanned};
+use serde_saphyr::Spanned;
 
-use super::super::diagnostics::{File, Finding};
 use crate::{
     exchange::{Revision, Transport},
     names::{ClientName, Group, ServerName},
@@ -204,7 +203,7 @@ impl<'de> Deserialize<'de> for Words {
 
 /// A party to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Who {
+pub(crate) enum Who {
     Client {
         name: ClientName,
         groups: Vec<Group>,
@@ -225,7 +224,7 @@ pub(super) const FORMS: &str = "write `client:NAME`, `group:NAME` (some client i
 
 impl Who {
     /// A party in one word.
-    pub(super) fn parse(word: &str) -> Result<Self, String> {
+    pub(crate) fn parse(word: &str) -> Result<Self, String> {
         if word == "anonymous" {
             return Ok(Self::Anonymous);
         }
@@ -290,75 +289,6 @@ impl<'de> Deserialize<'de> for Who {
     }
 }
 
-/// Reads a file. A file is small: what takes more than the parser's budget is an error.
-pub(super) fn read(file: &File) -> Result<Document, Box<Finding>> {
-    let options = serde_saphyr::options! {
-        strict_booleans: true,
-        with_snippet: false,
-    };
-    serde_saphyr::from_str_with_options(&file.text, options)
-        .map_err(|error| Box::new(explain(file, &error)))
-}
-
-fn explain(file: &File, error: &Error) -> Finding {
-    let unknown = |what: &str, word: &str, known: &[&'static str]| {
-        let near = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, word));
-        let near =
-            near.filter(|near| strsim::damerau_levenshtein(near, word) <= 2.max(near.len() / 3));
-        let label = match near {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => "is not known here".to_owned(),
-        };
-        let list: Vec<_> = known.iter().map(|known| format!("`{known}`")).collect();
-        let help = format!("known here: {}", list.join(", "));
-        (format!("unknown {what} `{}`", word.escape_debug()), label, Some(help))
-    };
-    let (message, label, help) = match error {
-        Error::SerdeUnknownField { field, expected, .. } => unknown("key", field, expected),
-        Error::SerdeUnknownVariant { variant, expected, .. } => unknown("value", variant, expected),
-        Error::SerdeMissingField { field, .. } => {
-            (format!("the key `{field}` is missing"), "in what begins here".to_owned(), None)
-        }
-        Error::DuplicateMappingKey { key, .. } => {
-            let key = key.as_deref().unwrap_or_default();
-            (format!("the key `{}` stands twice", key.escape_debug()), String::new(), None)
-        }
-        other => {
-            let text = other.render_with_formatter(&serde_saphyr::UserMessageFormatter);
-            // The place is shown.
-            let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
-            (text.to_owned(), String::new(), None)
-        }
-    };
-    let finding = Finding::error("policy-cases", message);
-    let finding = match error.location() {
-        Some(location) => {
-            let (start, length) = span(file, location);
-            finding.at(file, start, length, &label)
-        }
-        None => finding.file(&file.name),
-    };
-    match help {
-        Some(help) => finding.help(help),
-        None => finding,
-    }
-}
-
-/// Offset and length of what begins at a location: to the end of its line, where it has no length
-/// of its own or goes on below.
-pub(super) fn span(file: &File, location: serde_saphyr::Location) -> (usize, usize) {
-    let line = usize::try_from(location.line()).unwrap_or(1).max(1);
-    let column = usize::try_from(location.column()).unwrap_or(1).max(1);
-    let start: usize = file.text.split_inclusive('\n').take(line - 1).map(str::len).sum();
-    let rest = file.text.get(start..).unwrap_or_default();
-    let rest = rest.split('\n').next().unwrap_or_default();
-    let column = rest.char_indices().nth(column - 1).map_or(rest.len(), |(at, _)| at);
-    let own = location.span().byte_len().and_then(|length| usize::try_from(length).ok());
-    let line = rest[column..].trim_end().len();
-    let length = own.filter(|own| *own > 0 && *own <= line).unwrap_or(line);
-    (start + column, length)
-}
-
 /// The name of a party among those of a file, or a party in one word.
 pub(super) fn party(word: &str, document: &Document) -> Result<Who, String> {
     if let Some(who) = document.principals.get(word) {
@@ -375,12 +305,5 @@ pub(super) fn party(word: &str, document: &Document) -> Result<Who, String> {
             Some((_, name)) => format!("did you mean `{name}`?"),
             None => format!("name it under `principals`, or {problem}"),
         }
-    })
-}
-
-/// Whether a file has cases, by its name.
-pub(super) fn is_case_file(path: &Path) -> bool {
-    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
-        [".test.yaml", ".test.yml"].iter().any(|end| name.ends_with(end) && name.len() > end.len())
     })
 }

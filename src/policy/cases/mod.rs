@@ -5,5 +5,8 @@ mod file;
 mod own;
 mod question;
 mod run;
+mod yaml;
 
+pub(crate) use file::Who;
 pub use run::{Coverage, Ran, Report, run};
+pub(crate) use yaml::{is_case_file, read, span};

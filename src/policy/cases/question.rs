@@ -9,8 +9,9 @@ use super::{
         request::{Action, Claims, Resource, Subject},
         target::{Target, server_action, worded_action},
     },
-    file::{Case, Context, Document, Expect, Hints, Who, Words, party, span},
+    file::{Case, Context, Document, Expect, Hints, Who, Words, party},
     own::Own,
+    yaml::span,
 };
 use crate::identity::{Principal, PrincipalKind};
 

@@ -16,8 +16,9 @@ use super::{
         target::Target,
         typed::is_tools_file,
     },
-    file::{Document, Expect, is_case_file, read},
+    file::{Document, Expect},
     question::{Question, Sides, questions},
+    yaml::{is_case_file, read},
 };
 use crate::{
     exchange::{Revision, Transport},
@@ -196,7 +197,7 @@ impl Runner<'_> {
             }
         };
         let file = File { name, text: text.into() };
-        let document = match read(&file) {
+        let document: Document = match read(&file, "policy-cases") {
             Ok(document) => document,
             Err(finding) => return self.findings.push(*finding),
         };
