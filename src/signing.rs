@@ -153,7 +153,7 @@ impl fmt::Debug for Verifier {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "this is no verifier key, NAME+HASH+BASE64: `portcullis audit key` prints that of an audit log, \
-     `portcullis policy bundle key` that of bundles"
+     `portcullis policy bundle key` that of bundles, `portcullis plugin key` that of plugins"
 )]
 pub struct IllegalVerifier;
 
@@ -168,7 +168,7 @@ impl FromStr for Verifier {
 
 /// Why a note is not taken for what it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NotSigned {
+pub enum NotSigned {
     #[error("it is no signed note")]
     Malformed,
     #[error("another key has signed it")]

@@ -10,6 +10,7 @@ mod client;
 mod connect;
 mod context;
 mod doctor;
+mod keys;
 mod output;
 mod policy;
 mod run;

@@ -22,6 +22,7 @@ mod load;
 mod manifest;
 mod output;
 mod run;
+mod signature;
 mod unusable;
 mod veil;
 
@@ -34,6 +35,7 @@ pub use grants::{Destination, Function, Grants, Missing};
 pub use load::{Compiled, Pin, Settings};
 pub use manifest::Manifest;
 pub use run::{Failure, Plugin, Said};
+pub use signature::{Signed, Unsigned, path as signature_path};
 pub use unusable::Unusable;
 
 use std::sync::Arc;
