@@ -74,6 +74,9 @@ pub mod config;
 
 pub mod cli;
 
+// What the authors of plugins work with.
+pub mod authoring;
+
 pub mod admin;
 
 pub mod telemetry;

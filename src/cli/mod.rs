@@ -12,6 +12,7 @@ mod context;
 mod doctor;
 mod keys;
 mod output;
+mod plugin;
 mod policy;
 mod run;
 mod schema;
@@ -55,6 +56,8 @@ enum Verb {
     Tools(tools::Args),
     /// Policies
     Policy(policy::Args),
+    /// Plugins: make, build, test and look at them
+    Plugin(plugin::Args),
     /// Calls that wait for a person
     Approve(approve::Args),
     /// The audit log
@@ -131,6 +134,7 @@ impl Verb {
             Self::Server(args) => server::run(args, ctx).await,
             Self::Tools(args) => tools::run(args, ctx).await,
             Self::Policy(args) => policy::run(args, ctx).await,
+            Self::Plugin(args) => plugin::run(args, ctx).await,
             Self::Approve(args) => approve::run(args, ctx).await,
             Self::Audit(args) => audit::run(args, ctx).await,
             Self::Schema(args) => schema::run(args, ctx).await,

@@ -1,0 +1,106 @@
+//! The project of a plugin: what `new` writes and `build` makes a component of.
+
+mod build;
+mod files;
+mod new;
+mod tool;
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use miette::Diagnostic;
+
+pub use build::{Built, build};
+pub use new::new;
+
+/// The languages that projects are made in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Language {
+    Rust,
+    /// JavaScript
+    Js,
+    Python,
+    C,
+}
+
+impl Language {
+    /// The language of a project, by its files.
+    fn of(folder: &Path) -> Option<Self> {
+        let known = [
+            ("Cargo.toml", Self::Rust),
+            ("package.json", Self::Js),
+            ("requirements.txt", Self::Python),
+        ];
+        let found = known.into_iter().find(|(name, _)| folder.join(name).is_file());
+        let found = found.map(|(_, language)| language);
+        found.or_else(|| (!with_extension(folder, "c").is_empty()).then_some(Self::C))
+    }
+}
+
+impl fmt::Display for Language {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rust => "Rust",
+            Self::Js => "JavaScript",
+            Self::Python => "Python",
+            Self::C => "C",
+        })
+    }
+}
+
+/// The files of a folder that end so, in order.
+fn with_extension(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut found: Vec<_> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .collect();
+    found.sort();
+    found
+}
+
+/// Why there is no project, or no component.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+pub enum Failed {
+    #[error("`{name}` is no name of a plugin")]
+    #[diagnostic(
+        code("plugin-name"),
+        help(
+            "write 1 to 64 of a-z, 0-9 and single `-`, beginning with a letter: every language \
+             takes that"
+        )
+    )]
+    Name { name: String },
+
+    #[error("there is something at {} already", path.display())]
+    #[diagnostic(code("plugin-project-exists"), help("name another folder with `--dir`"))]
+    Exists { path: PathBuf },
+
+    #[error("cannot write {}: {source}", path.display())]
+    #[diagnostic(code("plugin-unwritable"))]
+    Unwritable { path: PathBuf, source: std::io::Error },
+
+    #[error("{} is no project of a plugin", path.display())]
+    #[diagnostic(
+        code("plugin-no-project"),
+        help(
+            "one in Rust has a `Cargo.toml`, in JavaScript a `package.json`, in Python a \
+             `requirements.txt` and one module, in C its `*.c`; `portcullis plugin new` makes them"
+        )
+    )]
+    NoProject { path: PathBuf },
+
+    #[error("{tool} is not installed, which building a plugin in {language} takes")]
+    #[diagnostic(code("plugin-tool-missing"), help("{get}"))]
+    Missing { tool: &'static str, language: Language, get: &'static str },
+
+    #[error("`{command}` failed{}", ended.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    #[diagnostic(code("plugin-build-failed"), help("what it said stands above"))]
+    Tool { command: String, ended: Option<String> },
+
+    #[error("the project does not fit: {what}")]
+    #[diagnostic(code("plugin-project"), help("{help}"))]
+    Project { what: String, help: &'static str },
+}

@@ -1,0 +1,89 @@
+//! The tools of a language, looked for before they are run.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use super::{Failed, Language};
+
+/// Where a program is, by its name.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// Where a program is, or how to get it.
+pub fn need(
+    name: &str,
+    tool: &'static str,
+    language: Language,
+    get: &'static str,
+) -> Result<PathBuf, Failed> {
+    find(name).ok_or(Failed::Missing { tool, language, get })
+}
+
+/// A run of a tool in a folder. What it says goes to standard error, as it says it.
+pub struct Run<'a> {
+    program: PathBuf,
+    args: Vec<OsString>,
+    folder: &'a Path,
+}
+
+impl<'a> Run<'a> {
+    pub fn of(program: impl Into<PathBuf>, folder: &'a Path) -> Self {
+        Self { program: program.into(), args: Vec::new(), folder }
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).current_dir(self.folder).stdin(Stdio::null());
+        command
+    }
+
+    fn told(&self) -> String {
+        let program = self.program.file_name().unwrap_or(self.program.as_os_str());
+        let words = std::iter::once(program).chain(self.args.iter().map(OsString::as_os_str));
+        words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+    }
+
+    fn failed(&self, ended: Option<String>) -> Failed {
+        Failed::Tool { command: self.told(), ended }
+    }
+
+    /// Runs it to its end.
+    pub fn go(self) -> Result<(), Failed> {
+        self.output().map(drop)
+    }
+
+    /// Runs it, and gives what it wrote to standard output.
+    pub fn output(self) -> Result<String, Failed> {
+        let done = self.command().stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
+        let done = done.and_then(std::process::Child::wait_with_output);
+        let done = done.map_err(|error| self.failed(Some(error.to_string())))?;
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        if !done.status.success() {
+            // Some tools tell of errors there.
+            eprint_text(&text);
+            return Err(self.failed(None));
+        }
+        Ok(text)
+    }
+}
+
+fn eprint_text(text: &str) {
+    use std::io::Write as _;
+    // Where nobody reads, nobody is left to be told.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}

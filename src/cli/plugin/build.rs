@@ -1,0 +1,34 @@
+//! `portcullis plugin build`: a component of a project.
+
+use std::path::PathBuf;
+
+use crate::{
+    authoring,
+    cli::{Context, Exit, Reports},
+};
+
+/// Options of the verb.
+#[derive(Debug, clap::Args)]
+pub struct Build {
+    /// The project's folder
+    #[arg(value_name = "DIR", default_value = ".")]
+    folder: PathBuf,
+}
+
+/// Runs the verb.
+pub fn build(options: &Build, ctx: &Context) -> anyhow::Result<Exit> {
+    let built = authoring::build(&options.folder).map_err(|wrong| Reports(vec![wrong]))?;
+    if ctx.is_json() {
+        ctx.json(&built)?;
+        return Ok(Exit::Ok);
+    }
+    ctx.line(format!("{} {}", built.name, built.version))?;
+    ctx.line(format!("  path      {}", built.path.display()))?;
+    ctx.line(format!("  size      {} bytes", built.bytes))?;
+    ctx.line(format!("  sha256    {}", built.sha256))?;
+    ctx.line("")?;
+    for line in built.config.lines() {
+        ctx.line(line)?;
+    }
+    Ok(Exit::Ok)
+}

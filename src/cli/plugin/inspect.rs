@@ -1,0 +1,91 @@
+//! `portcullis plugin inspect`: what a plugin is, what it asks for, and what it costs.
+
+use std::path::PathBuf;
+
+use super::settings;
+use crate::{
+    authoring::{Looked, look},
+    cli::{Context, Exit, Reports},
+};
+
+/// Options of the verb.
+#[derive(Debug, clap::Args)]
+pub struct Inspect {
+    /// The component
+    #[arg(value_name = "FILE")]
+    component: PathBuf,
+    /// The plugin's `config` while its cost is measured, as a JSON object
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    settings: String,
+    /// Do not measure what messages cost
+    #[arg(long)]
+    no_cost: bool,
+}
+
+/// Runs the verb.
+pub async fn inspect(options: &Inspect, ctx: &Context) -> anyhow::Result<Exit> {
+    let Inspect { component, settings: given, no_cost } = options;
+    let config = settings(given)?;
+    let progress = ctx.progress("looking at the plugin");
+    let looked = look(component, config, !no_cost).await;
+    drop(progress);
+    let looked = looked.map_err(|wrong| Reports(vec![wrong]))?;
+    if ctx.is_json() {
+        ctx.json(&looked)?;
+    } else {
+        print(&looked, ctx)?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn print(looked: &Looked, ctx: &Context) -> anyhow::Result<()> {
+    let Looked { name, version, description, bytes, sha256, compile_ms, lifetime, .. } = looked;
+    ctx.line(format!("{name} {version}: {description}"))?;
+    ctx.line(format!("  size      {bytes} bytes, compiled in {compile_ms} ms"))?;
+    ctx.line(format!("  sha256    {sha256}"))?;
+    ctx.line(format!("  lifetime  {lifetime}"))?;
+    for hook in &looked.hooks {
+        ctx.line(format!("  hook      {} of {}", hook.phase, hook.event))?;
+    }
+    let list = |all: &[String]| match all.is_empty() {
+        true => "none".to_owned(),
+        false => all.join(", "),
+    };
+    let imports: Vec<_> = looked.imports.iter().map(|import| (*import).to_owned()).collect();
+    ctx.line(format!("  imports   {}", list(&imports)))?;
+    if !looked.hosts.is_empty() {
+        ctx.line(format!("  hosts     {}", list(&looked.hosts)))?;
+    }
+    if !looked.secrets.is_empty() {
+        ctx.line(format!("  secrets   {}", list(&looked.secrets)))?;
+    }
+    if let Some(schema) = &looked.config_schema {
+        ctx.line(format!("  config    {schema}"))?;
+    }
+    ctx.line("")?;
+    for line in looked.config.lines() {
+        ctx.line(line)?;
+    }
+    if let Some(why) = &looked.unmeasured {
+        ctx.line("")?;
+        ctx.line(format!("its cost was not measured: {why}"))?;
+        ctx.line("`--settings JSON` measures it with a `config`")?;
+    }
+    if !looked.costs.is_empty() {
+        ctx.line("")?;
+        let rows = looked.costs.iter().map(|cost| {
+            [
+                format!("{} of {}", cost.phase, cost.event),
+                format!("{} KiB", cost.kib),
+                format!("{:.1} µs", cost.p50_us),
+                format!("{:.1} µs", cost.p99_us),
+            ]
+        });
+        ctx.table(&["MESSAGE", "SIZE", "P50", "P99"], rows)?;
+        for slope in &looked.slopes {
+            let (phase, event) = (slope.phase, &slope.event);
+            ctx.line(format!("{phase} of {event}: {:.2} µs for each KiB more", slope.us))?;
+        }
+    }
+    Ok(())
+}

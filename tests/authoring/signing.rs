@@ -1,0 +1,55 @@
+//! `plugin key`, `sign` and `verify`.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use super::{built, run};
+
+#[test]
+fn a_signature_holds_for_the_file_that_was_signed() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path();
+    fs::copy(built("watermark"), here.join("mine.wasm")).unwrap();
+    let (code, first, err) = run(here, &["plugin", "key", "release", "--name", "release"]);
+    assert_eq!(code, 0, "{err}");
+    let first = first.trim();
+    assert_eq!(fs::metadata(here.join("release")).unwrap().permissions().mode() & 0o777, 0o600);
+    // Printed again, and never the key itself.
+    assert_eq!(run(here, &["plugin", "key", "release"]).1.trim(), first);
+    let secret = fs::read_to_string(here.join("release")).unwrap();
+    let (_, other, _) = run(here, &["plugin", "key", "other", "--name", "other"]);
+    let other = other.trim();
+
+    let verify = |key: &str| run(here, &["plugin", "verify", "mine.wasm", "--key", key]);
+    let (code, _, err) = verify(first);
+    assert_eq!(code, 1);
+    assert!(err.contains("there is no signature mine.wasm.sig"), "{err}");
+
+    let (code, out, err) = run(here, &["plugin", "sign", "mine.wasm", "--key", "release"]);
+    assert_eq!((code, out.as_str()), (0, "signed: watermark 0.1.0 in mine.wasm.sig\n"), "{err}");
+    let (code, out, _) = verify(first);
+    assert_eq!((code, out), (0, format!("watermark 0.1.0 holds\nsigned by {first}\n")));
+    let (code, out, _) = verify(other);
+    assert_eq!(code, 11);
+    assert!(out.contains("does not hold: another key has signed it"), "{out}");
+    assert!(!fs::read_to_string(here.join("mine.wasm.sig")).unwrap().contains(secret.trim()));
+
+    // A second signature leaves the first.
+    assert_eq!(run(here, &["plugin", "sign", "mine.wasm", "--key", "other"]).0, 0);
+    assert_eq!((verify(first).0, verify(other).0), (0, 0));
+
+    // Another file.
+    fs::copy(built("redact-pii"), here.join("mine.wasm")).unwrap();
+    let (code, out, _) = verify(first);
+    assert_eq!(code, 11);
+    assert!(out.contains("another file is signed, watermark 0.1.0"), "{out}");
+}
+
+#[test]
+fn a_key_is_named_and_never_given() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(built("watermark"), dir.path().join("mine.wasm")).unwrap();
+    let key = format!("PRIVATE+{}", "KEY+a+00000000+AAAA");
+    let (code, _, err) = run(dir.path(), &["plugin", "sign", "mine.wasm", "--key", &key]);
+    assert_eq!(code, 2);
+    assert!(err.contains("never the key itself"), "{err}");
+}
