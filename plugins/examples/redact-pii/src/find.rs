@@ -141,7 +141,7 @@ fn luhn(digits: &[u8]) -> bool {
             (_, digit) => digit,
         })
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 /// `+` and 8 to 15 digits, or three, three and four digits, as in North America.
