@@ -90,21 +90,32 @@ impl Client {
         Ok((parts.status, parts.headers, body.collect().await?.to_bytes()))
     }
 
-    /// Calls the tool, and is content with nothing but its text in the answer.
-    async fn call(&mut self) -> anyhow::Result<Duration> {
+    async fn ask(&mut self) -> anyhow::Result<(StatusCode, HeaderMap, Bytes)> {
         let text = format!(
             "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"tools/call\",\
              \"params\":{{\"name\":\"echo\",\"arguments\":{{\"text\":\"{}\"}}}}}}",
             self.next, self.text
         );
         self.next += 1;
+        self.send(Method::POST, text).await
+    }
+
+    /// Calls the tool, and is content with nothing but its text in the answer.
+    async fn call(&mut self) -> anyhow::Result<Duration> {
         let began = Instant::now();
-        let (status, _, body) = self.send(Method::POST, text).await?;
+        let (status, _, body) = self.ask().await?;
         let took = began.elapsed();
         if status != StatusCode::OK || memchr::memmem::find(&body, self.text.as_bytes()).is_none() {
             bail!("a call failed: {status} {}", String::from_utf8_lossy(&body));
         }
         Ok(took)
+    }
+
+    /// Calls the tool with another text; says whether a check of it failed.
+    pub async fn refused(&mut self, text: &str) -> anyhow::Result<bool> {
+        self.text = text.to_owned();
+        let (_, _, body) = self.ask().await?;
+        Ok(memchr::memmem::find(&body, b"\"interceptor-fault\"").is_some())
     }
 
     /// Calls until the time is up; how long each call took.

@@ -3,6 +3,7 @@
 mod audit;
 mod cpu;
 mod echo;
+mod harms;
 mod load;
 mod policy;
 mod replay;
@@ -64,6 +65,8 @@ enum Role {
     Replay(replay::Args),
     /// What a decision and a filtered list cost, beside plain Cedar
     Policy(policy::Args),
+    /// What clients notice of plugins that mean harm
+    Harms(harms::Args),
     /// The echo server over streamable HTTP
     #[command(hide = true)]
     Serve,
@@ -96,6 +99,7 @@ fn main() -> anyhow::Result<()> {
         Some(Role::Audit(args)) => audit::run(args),
         Some(Role::Replay(args)) => replay::run(args),
         Some(Role::Policy(args)) => policy::run(args),
+        Some(Role::Harms(args)) => runtime()?.block_on(harms::run(args)),
         Some(Role::Serve) => runtime()?.block_on(echo::http()),
         Some(Role::Stdio) => echo::stdio(),
         None => runtime()?.block_on(measure_all(&args)),

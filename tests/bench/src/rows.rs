@@ -79,15 +79,7 @@ pub fn start(
     processes: &mut Processes,
 ) -> anyhow::Result<Vec<Row>> {
     let this = std::env::current_exe()?;
-    let mut server =
-        Command::new(&this).arg("serve").stdout(Stdio::piped()).spawn().context("the server")?;
-    let out = server.stdout.take().context("the server's output")?;
-    let pid = server.id();
-    processes.0.push(server);
-    let mut line = String::new();
-    BufReader::new(out).read_line(&mut line)?;
-    let port: u16 = line.trim().parse().context("the server's port")?;
-
+    let (pid, port) = server(processes)?;
     let remote = format!("url = \"http://127.0.0.1:{port}/mcp\"\n");
     let local = format!("command = [{this:?}, \"stdio\"]\nruntime = \"sandbox\"\n");
     let full = format!("{LIMIT}{CHECKS}");
@@ -114,6 +106,36 @@ pub fn start(
         }
     }
     Ok(rows)
+}
+
+/// Starts one proxy with these entries after the full chain.
+///
+/// # Errors
+/// As [`start`].
+pub fn one(
+    binary: &Path,
+    scratch: &Path,
+    name: &'static str,
+    entries: &str,
+    processes: &mut Processes,
+) -> anyhow::Result<Row> {
+    let (pid, port) = server(processes)?;
+    let remote = format!("url = \"http://127.0.0.1:{port}/mcp\"\n");
+    let chain = format!("{LIMIT}{CHECKS}{entries}");
+    proxy(binary, &scratch.join("one"), name, &remote, &chain, vec![pid], processes)
+}
+
+/// The echo server over HTTP: its process and its port.
+fn server(processes: &mut Processes) -> anyhow::Result<(u32, u16)> {
+    let this = std::env::current_exe()?;
+    let mut server =
+        Command::new(this).arg("serve").stdout(Stdio::piped()).spawn().context("the server")?;
+    let out = server.stdout.take().context("the server's output")?;
+    let pid = server.id();
+    processes.0.push(server);
+    let mut line = String::new();
+    BufReader::new(out).read_line(&mut line)?;
+    Ok((pid, line.trim().parse().context("the server's port")?))
 }
 
 fn proxy(
