@@ -178,7 +178,7 @@ async fn what_runs_is_ended_once_policies_permit_it_no_longer() {
 
 #[tokio::test]
 async fn a_plugin_whose_grant_is_withdrawn_is_not_asked() {
-    let plugin = std::fs::read(target("plugins/redact-email.wasm")).unwrap();
+    let plugin = std::fs::read(target("plugins/redact-pii.wasm")).unwrap();
     let entry = "[[interceptors]]\nuse = \"plugin\"\nname = \"mail\"\npath = \"plugin.wasm\"\nallow-unpinned = true\n[interceptors.grants]\nlog = true";
     let gate = Setup::notes()
         .and(entry)
