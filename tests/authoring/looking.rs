@@ -117,6 +117,10 @@ fn the_lines_that_are_printed_are_those_that_check_asks_for() {
     fs::create_dir(dir.path().join("policies")).unwrap();
     let config = dir.path().join("portcullis.toml");
     fs::write(&config, entry).unwrap();
+    // Policies decide on it, too.
+    let permit = "permit (principal == Portcullis::Plugin::\"prompt-injection\", action == \
+                  Portcullis::Action::\"grant\", resource == Portcullis::Grant::\"metrics\");";
+    fs::write(dir.path().join("policies/plugin.cedar"), permit).unwrap();
     let (code, out, err) = run(dir.path(), &["check"]);
     assert_eq!(code, 0, "{out}{err}");
 
