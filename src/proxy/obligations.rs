@@ -4,12 +4,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter, clock::Clock as _};
 use parking_lot::Mutex;
 
 use super::{
@@ -53,39 +51,63 @@ impl Labels {
     }
 }
 
-type Count = Arc<DefaultKeyedRateLimiter<PrincipalKind>>;
+/// A rule, and the rate that it says.
+type Limit = (String, Rate);
 
-/// What was permitted lately under `@rate`, by rule and principal.
+/// What was permitted lately under `@rate`, by rule and principal: when the window of each has room
+/// for all its calls again (GCRA). No crate's limiter can say whether there is room without taking it,
+/// and of several rules none may lose a call that another refuses.
 #[derive(Default)]
-pub(super) struct Rates(Mutex<HashMap<(String, Rate), Count>>);
+pub(super) struct Rates(Mutex<HashMap<Limit, HashMap<PrincipalKind, Instant>>>);
 
 impl Rates {
-    /// Counts one more; where that is too many, when it is worth coming back.
-    fn count(&self, rule: &str, rate: Rate, who: &PrincipalKind) -> Result<(), Duration> {
-        let count = self.counts(rule, rate);
-        count.check_key(who).map_err(|late| late.wait_time_from(count.clock().now()))
+    /// Whether all limits have room for one more; else the place of the first that has none, and
+    /// when it is worth coming back.
+    fn room(&self, limits: &[Limit], who: &PrincipalKind) -> Result<(), (usize, Duration)> {
+        let all = self.0.lock();
+        Self::look(&all, limits, who, Instant::now())
     }
 
-    fn counts(&self, rule: &str, rate: Rate) -> Count {
+    /// Counts one more under all limits, or under none.
+    fn take(&self, limits: &[Limit], who: &PrincipalKind) -> Result<(), (usize, Duration)> {
+        let now = Instant::now();
         let mut all = self.0.lock();
-        if let Some(count) = all.get(&(rule.to_owned(), rate)) {
-            return count.clone();
+        Self::look(&all, limits, who, now)?;
+        for limit in limits {
+            if !all.contains_key(limit) && all.len() >= COUNTED {
+                // Whose counts have run out is no different from one that was never counted.
+                all.retain(|_, counts| {
+                    counts.retain(|_, free| *free > now);
+                    !counts.is_empty()
+                });
+            }
+            let free = all.entry(limit.clone()).or_default().entry(who.clone()).or_insert(now);
+            *free = (*free).max(now) + each(limit.1);
         }
-        if all.len() >= COUNTED {
-            // Whose counts have run out is no different from one that was never counted.
-            all.retain(|_, count| {
-                count.retain_recent();
-                !count.is_empty()
-            });
-        }
-        // So many within a window is one each window's so-manieth part, and all of them at once.
-        let each = rate.window / rate.calls.get();
-        let quota = Quota::with_period(each.max(Duration::from_nanos(1)));
-        let quota = quota.unwrap_or_else(|| Quota::per_second(rate.calls));
-        let count = Arc::new(RateLimiter::keyed(quota.allow_burst(rate.calls)));
-        all.insert((rule.to_owned(), rate), Arc::clone(&count));
-        count
+        Ok(())
     }
+
+    fn look(
+        all: &HashMap<Limit, HashMap<PrincipalKind, Instant>>,
+        limits: &[Limit],
+        who: &PrincipalKind,
+        now: Instant,
+    ) -> Result<(), (usize, Duration)> {
+        for (at, limit) in limits.iter().enumerate() {
+            let Some(free) = all.get(limit).and_then(|counts| counts.get(who)) else { continue };
+            let (each, calls) = (each(limit.1), limit.1.calls.get());
+            let wait = (free.saturating_duration_since(now) + each).saturating_sub(each * calls);
+            if !wait.is_zero() {
+                return Err((at, wait));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// So many within a window is one each window's so-manieth part, and all of them at once.
+fn each(rate: Rate) -> Duration {
+    (rate.window / rate.calls.get()).max(Duration::from_nanos(1))
 }
 
 impl Proxy {
@@ -98,15 +120,20 @@ impl Proxy {
         exchange: &Exchange,
         passage: &mut Passage,
     ) -> Result<(), Refusal> {
-        for rule in &passage.trail.rules {
-            let Some(rate) = rule.obligations.rate else { continue };
-            if let Err(wait) = self.rates.count(&rule.id, rate, &exchange.principal.kind) {
-                return Err(Refusal::new(Code::RateLimited, "a rate limit of policy is spent")
-                    .rule(rule.clone())
-                    .retry_after(wait));
-            }
-        }
+        let rules = passage.trail.rules.iter();
+        let rated: Vec<_> = rules.filter(|rule| rule.obligations.rate.is_some()).cloned().collect();
+        let limits =
+            rated.iter().filter_map(|rule| Some((rule.id.clone(), rule.obligations.rate?)));
+        let (limits, who): (Vec<_>, _) = (limits.collect(), &exchange.principal.kind);
+        let spent = |(at, wait): (usize, Duration)| {
+            let refusal = Refusal::new(Code::RateLimited, "a rate limit of policy is spent");
+            rated.get(at).cloned().into_iter().fold(refusal, Refusal::rule).retry_after(wait)
+        };
+        // No person is asked about what could not be done then, and what a person denies does not
+        // count.
+        self.rates.room(&limits, who).map_err(&spent)?;
         self.approved(exchange, passage).await?;
+        self.rates.take(&limits, who).map_err(&spent)?;
         self.carry_on(exchange);
         Ok(())
     }
@@ -158,14 +185,36 @@ mod tests {
             window: Duration::from_secs(3600),
         };
         let (ann, bob) = (client("ann"), client("bob"));
-        assert!(rates.count("a", rate(2), &ann).is_ok());
-        assert!(rates.count("a", rate(2), &ann).is_ok());
-        let wait = rates.count("a", rate(2), &ann).unwrap_err();
+        let take = |rule: &str, calls, who| rates.take(&[(rule.to_owned(), rate(calls))], who);
+        assert!(take("a", 2, &ann).is_ok());
+        assert!(take("a", 2, &ann).is_ok());
+        let (at, wait) = take("a", 2, &ann).unwrap_err();
+        assert_eq!(at, 0);
         assert!(wait > Duration::from_secs(1700) && wait <= Duration::from_secs(1800), "{wait:?}");
-        assert!(rates.count("a", rate(2), &bob).is_ok());
-        assert!(rates.count("b", rate(2), &ann).is_ok());
+        assert!(take("a", 2, &bob).is_ok());
+        assert!(take("b", 2, &ann).is_ok());
         // The rule says another rate now.
-        assert!(rates.count("a", rate(3), &ann).is_ok());
+        assert!(take("a", 3, &ann).is_ok());
+    }
+
+    #[test]
+    fn no_rule_counts_what_another_refuses() {
+        let rates = Rates::default();
+        let limit = |rule: &str, calls: u32| {
+            let window = Duration::from_secs(3600);
+            (rule.to_owned(), Rate { calls: calls.try_into().unwrap(), window })
+        };
+        let (wide, narrow) = (limit("wide", 2), limit("narrow", 1));
+        let (ann, both) = (client("ann"), [wide.clone(), narrow]);
+        assert!(rates.take(&both, &ann).is_ok());
+        for _ in 0..3 {
+            assert_eq!(rates.room(&both, &ann).unwrap_err().0, 1);
+            assert_eq!(rates.take(&both, &ann).unwrap_err().0, 1);
+        }
+        let wide = [wide];
+        assert!(rates.room(&wide, &ann).is_ok() && rates.room(&wide, &ann).is_ok());
+        assert!(rates.take(&wide, &ann).is_ok());
+        assert!(rates.take(&wide, &ann).is_err());
     }
 
     #[test]
