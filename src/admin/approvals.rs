@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{ConnectInfo, Path, State},
+    http::StatusCode,
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Peer, Problem};
 use crate::{
-    approval::{Waiting, Word},
+    approval::{Heard, Waiting, Word},
     proxy::Proxy,
 };
 
@@ -46,10 +47,20 @@ async fn answer(
 ) -> Result<Json<Value>, Problem> {
     let by = peer.user.as_ref().map_or_else(|| format!("user {}", peer.uid), ToString::to_string);
     let word = Word { allowed: allow, by, reason };
-    let known = id.parse().is_ok_and(|id| proxy.approvals.answer(id, word));
-    if !known {
-        let problem = Problem::not_found(format!("no call waits by the id `{id}`"));
-        return Err(problem.remedy("`portcullis approve ls` lists those that do"));
+    let heard = match id.parse() {
+        Ok(id) => proxy.approvals.answer(id, word).await,
+        Err(_) => Heard::Late,
+    };
+    match heard {
+        Heard::Heard => Ok(Json(json!({ "id": id, "allowed": allow }))),
+        Heard::Late => {
+            let problem = Problem::not_found(format!("no call waits by the id `{id}`"));
+            Err(problem.remedy("`portcullis approve ls` lists those that do"))
+        }
+        Heard::Unrecorded(why) => {
+            let words = "what you said could not be recorded, so the call is refused";
+            let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("{words}: {why}"));
+            Err(problem.code("audit-unavailable"))
+        }
     }
-    Ok(Json(json!({ "id": id, "allowed": allow })))
 }

@@ -4,6 +4,7 @@
 //! Invariants:
 //! - Who is asked sees all that will be sent, without its secrets.
 //! - Only what waits can be allowed, and once. What nobody allows in time is refused.
+//! - What was said is on record before it counts, whatever becomes of the call meanwhile.
 //! - One client cannot take the place of the others, and what waits is bounded.
 
 mod webhook;
@@ -14,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -76,11 +78,32 @@ pub enum Full {
     All,
 }
 
+/// What became of a word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// The call goes on, or ends, by it.
+    Heard,
+    /// The call does not wait (any more).
+    Late,
+    /// It could not be recorded, for this reason, so it does not count: the call is refused.
+    Unrecorded(String),
+}
+
+/// Who takes down what is said.
+#[async_trait]
+pub trait Notary: Send + Sync {
+    /// Records a word on a call.
+    async fn given(&self, call: &Waiting, word: &Word) -> Result<(), String>;
+    /// Records that the webhook was not reached, or did not answer as it may.
+    async fn unreached(&self, call: &Waiting, why: &str);
+}
+
 struct Place {
     waiting: Waiting,
     client: PrincipalKind,
     until: Instant,
     answer: oneshot::Sender<Word>,
+    notary: Arc<dyn Notary>,
 }
 
 /// All calls that wait.
@@ -107,6 +130,11 @@ impl Approvals {
         Self { patience, per_client, webhook, places: Mutex::default() }
     }
 
+    /// The host of the webhook that is told, where there is one.
+    pub fn tells(&self) -> Option<String> {
+        self.webhook.as_ref().map(Webhook::host)
+    }
+
     /// The times at which a call that comes now was asked about and will be refused.
     pub fn times(&self) -> (Timestamp, Timestamp) {
         let now = Timestamp::now();
@@ -118,7 +146,12 @@ impl Approvals {
     ///
     /// # Errors
     /// [`Full`].
-    pub fn ask(self: &Arc<Self>, client: &PrincipalKind, waiting: Waiting) -> Result<Ticket, Full> {
+    pub fn ask(
+        self: &Arc<Self>,
+        client: &PrincipalKind,
+        waiting: Waiting,
+        notary: Arc<dyn Notary>,
+    ) -> Result<Ticket, Full> {
         let (answer, answered) = oneshot::channel();
         let (id, until) = (waiting.id, Instant::now() + self.patience);
         let mut places = self.places.lock();
@@ -129,20 +162,24 @@ impl Approvals {
             return Err(Full::All);
         }
         let told = waiting.clone();
-        places.insert(id, Place { waiting, client: client.clone(), until, answer });
+        let place =
+            Place { waiting, client: client.clone(), until, answer, notary: notary.clone() };
+        places.insert(id, place);
         drop(places);
         let webhook = self.webhook.clone().map(|webhook| {
             let approvals = Arc::downgrade(self);
             AbortOnDropHandle::new(tokio::spawn(async move {
-                let word = match webhook.tell(&told).await {
-                    Ok(word) => word,
+                match webhook.tell(&told).await {
+                    Ok(Some(word)) => {
+                        if let Some(approvals) = approvals.upgrade() {
+                            approvals.answer(id, word).await;
+                        }
+                    }
+                    Ok(None) => {}
                     Err(error) => {
                         tracing::warn!(decision = %id, %error, "the webhook for approvals was not reached");
-                        None
+                        notary.unreached(&told, &error).await;
                     }
-                };
-                if let (Some(word), Some(approvals)) = (word, approvals.upgrade()) {
-                    approvals.answer(id, word);
                 }
             }))
         });
@@ -159,14 +196,23 @@ impl Approvals {
         self.places.lock().retain(|_, place| place.client != *client);
     }
 
-    /// Says a word on a call; false where it does not wait (any more).
-    pub fn answer(&self, id: DecisionId, word: Word) -> bool {
-        let mut places = self.places.lock();
-        match places.remove(&id) {
-            // Late by a moment is late: who waits may have been told so already.
-            Some(place) if place.until > Instant::now() => place.answer.send(word).is_ok(),
-            _ => false,
+    /// Says a word on a call. It goes on record to its end, also where neither who says it nor the
+    /// call waits for that.
+    pub async fn answer(&self, id: DecisionId, word: Word) -> Heard {
+        // It waits no longer from here on, so that nobody else can say something.
+        let Some(place) = self.places.lock().remove(&id) else { return Heard::Late };
+        // Late by a moment is late: who waits may have been told so already.
+        if place.until <= Instant::now() {
+            return Heard::Late;
         }
+        let taken = tokio::spawn(async move {
+            match place.notary.given(&place.waiting, &word).await {
+                Err(why) => Heard::Unrecorded(why),
+                Ok(()) if place.answer.send(word).is_ok() => Heard::Heard,
+                Ok(()) => Heard::Late,
+            }
+        });
+        taken.await.unwrap_or_else(|_| Heard::Unrecorded("its record was broken off".to_owned()))
     }
 }
 
@@ -206,6 +252,31 @@ mod tests {
         PrincipalKind::Client(name.parse().unwrap())
     }
 
+    /// Keeps the decisions on which something was said.
+    #[derive(Default)]
+    struct Book {
+        given: Mutex<Vec<(DecisionId, bool)>>,
+        fails: bool,
+    }
+
+    #[async_trait]
+    impl Notary for Book {
+        async fn given(&self, call: &Waiting, word: &Word) -> Result<(), String> {
+            if self.fails {
+                return Err("full".to_owned());
+            }
+            tokio::task::yield_now().await;
+            self.given.lock().push((call.id, word.allowed));
+            Ok(())
+        }
+
+        async fn unreached(&self, _: &Waiting, _: &str) {}
+    }
+
+    fn book() -> Arc<Book> {
+        Arc::default()
+    }
+
     fn yes() -> Word {
         Word { allowed: true, by: "root".into(), reason: None }
     }
@@ -215,17 +286,48 @@ mod tests {
         let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
         let call = waiting(&approvals);
         let id = call.id;
-        let ticket = approvals.ask(&client("ann"), call.clone()).unwrap();
+        let book = book();
+        let ticket = approvals.ask(&client("ann"), call.clone(), book.clone()).unwrap();
         assert_eq!(approvals.waiting(), [call]);
-        assert!(!approvals.answer(DecisionId::next(), yes()));
-        assert!(approvals.answer(id, yes()) && !approvals.answer(id, yes()));
+        assert_eq!(approvals.answer(DecisionId::next(), yes()).await, Heard::Late);
+        assert_eq!(approvals.answer(id, yes()).await, Heard::Heard);
+        assert_eq!(approvals.answer(id, yes()).await, Heard::Late);
         assert_eq!(ticket.word().await, Some(yes()));
 
         // Its client has gone.
         let call = waiting(&approvals);
         let id = call.id;
-        drop(approvals.ask(&client("ann"), call).unwrap());
-        assert!(approvals.waiting().is_empty() && !approvals.answer(id, yes()));
+        drop(approvals.ask(&client("ann"), call, book.clone()).unwrap());
+        assert!(approvals.waiting().is_empty());
+        assert_eq!(approvals.answer(id, yes()).await, Heard::Late);
+        assert_eq!(book.given.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_word_is_on_record_also_where_the_call_went_meanwhile() {
+        let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
+        let (call, book) = (waiting(&approvals), book());
+        let id = call.id;
+        let ticket = approvals.ask(&client("ann"), call, book.clone()).unwrap();
+        let mut answer = Box::pin(approvals.answer(id, yes()));
+        assert!(futures_util::poll!(&mut answer).is_pending());
+        // Its client goes between the word and the record, and so does who said it.
+        drop(ticket);
+        drop(answer);
+        while book.given.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(*book.given.lock(), [(id, true)]);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_recorded_does_not_count() {
+        let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
+        let (call, book) = (waiting(&approvals), Arc::new(Book { fails: true, ..Book::default() }));
+        let id = call.id;
+        let ticket = approvals.ask(&client("ann"), call, book).unwrap();
+        assert_eq!(approvals.answer(id, yes()).await, Heard::Unrecorded("full".to_owned()));
+        assert_eq!(ticket.word().await, None);
     }
 
     #[tokio::test]
@@ -233,14 +335,15 @@ mod tests {
         let approvals = Arc::new(Approvals::new(Duration::from_millis(1), 2, None));
         let call = waiting(&approvals);
         let id = call.id;
-        assert_eq!(approvals.ask(&client("ann"), call).unwrap().word().await, None);
-        assert!(!approvals.answer(id, yes()));
+        let ticket = approvals.ask(&client("ann"), call, book()).unwrap();
+        assert_eq!(ticket.word().await, None);
+        assert_eq!(approvals.answer(id, yes()).await, Heard::Late);
     }
 
     #[tokio::test]
     async fn a_client_takes_no_more_than_its_places() {
         let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
-        let ask = |name| approvals.ask(&client(name), waiting(&approvals));
+        let ask = |name| approvals.ask(&client(name), waiting(&approvals), book());
         let _held = [ask("ann").unwrap(), ask("ann").unwrap()];
         assert_eq!(ask("ann").err(), Some(Full::Client(2)));
         assert!(ask("bob").is_ok());

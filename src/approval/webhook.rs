@@ -68,6 +68,11 @@ impl Webhook {
         Ok(Self { client, url, headers: map })
     }
 
+    /// Where it is, without what could be a secret.
+    pub fn host(&self) -> String {
+        self.url.host_str().unwrap_or_default().to_owned()
+    }
+
     /// Tells of a call. What it says of it, if it says anything: a status of 200 with a body does;
     /// with 202 or 204, somebody will use `portcullis approve`.
     ///

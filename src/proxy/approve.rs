@@ -1,13 +1,56 @@
 //! Has a call wait for a person, where a policy asks for one.
 
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
 use super::{Proxy, way::Passage};
 use crate::{
-    approval::{Asking, Waiting, Word},
-    audit::record::Happening,
+    approval::{Asking, Notary, Waiting, Word},
+    audit::{Audit, record::Happening},
     chain::{Decision, Interceptor as _},
     exchange::{Direction, Exchange, Phase, Target},
+    interceptors::secrets::Scrubber,
     refusal::{Code, Refusal, Rule},
 };
+
+/// Takes down in the audit log what is said of calls that wait.
+struct Notes {
+    audit: Audit,
+    scrubber: Arc<Scrubber>,
+}
+
+#[async_trait]
+impl Notary for Notes {
+    async fn given(&self, call: &Waiting, word: &Word) -> Result<(), String> {
+        let shown = |text: &str| {
+            let mut text = text.to_owned();
+            self.scrubber.scrub(&mut text);
+            text
+        };
+        let happening = Happening::ApprovalGiven {
+            call: call.id,
+            principal: call.principal.clone(),
+            server: call.server.clone(),
+            allowed: word.allowed,
+            by: shown(&word.by),
+            reason: word.reason.as_deref().map(shown),
+        };
+        self.audit.event(happening).await.map_err(|error| error.to_string())
+    }
+
+    async fn unreached(&self, call: &Waiting, why: &str) {
+        let mut reason = why.to_owned();
+        self.scrubber.scrub(&mut reason);
+        let happening = Happening::ApprovalUntold {
+            call: call.id,
+            principal: call.principal.clone(),
+            server: call.server.clone(),
+            reason,
+        };
+        self.audit.tell(happening).await;
+    }
+}
 
 impl Proxy {
     /// Waits until a person allows what the policies let pass only so. What is sent then is what
@@ -57,9 +100,11 @@ impl Proxy {
             server: call.server.clone(),
             rules: asking.iter().map(|asking| asking.rule.id.clone()).collect(),
             until: call.until,
+            webhook: self.approvals.tells(),
         })
         .await?;
-        let ticket = match self.approvals.ask(&exchange.principal.kind, call) {
+        let notes = Notes { audit: self.audit.clone(), scrubber: self.scrubber.clone() };
+        let ticket = match self.approvals.ask(&exchange.principal.kind, call, Arc::new(notes)) {
             Ok(ticket) => ticket,
             Err(full) => {
                 let words = "too many calls wait for the approval of a person";
@@ -76,17 +121,7 @@ impl Proxy {
             let words = "no person allowed it in time";
             return refuse(Code::ApprovalTimeout, words, "nobody said anything".into());
         };
-        let shown = |text: &str| self.shown(text);
-        let (by, reason) = (shown(&by), reason.as_deref().map(shown));
-        self.on_record(Happening::ApprovalGiven {
-            call: exchange.id,
-            principal: exchange.principal.name(),
-            server: exchange.server.as_ref().map(ToString::to_string),
-            allowed,
-            by: by.clone(),
-            reason: reason.clone(),
-        })
-        .await?;
+        let (by, reason) = (self.shown(&by), reason.map(|reason| self.shown(&reason)));
         if !allowed {
             let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
             let words = "a person was asked and did not allow it";

@@ -170,5 +170,12 @@ async fn a_webhook_is_told_and_may_decide() {
     let records = gate.records(&[]).await;
     let by: Vec<_> = records.iter().filter(|r| r["event"] == "approval-given").collect();
     assert!(by.iter().any(|given| given["by"] == "webhook: bot"), "{by:#?}");
+    // Who was told is on record, and that one answer was none.
+    let asked = records.iter().filter(|r| r["event"] == "approval-asked");
+    assert!(asked.clone().all(|asked| asked["webhook"] == "127.0.0.1"), "{records:#?}");
+    let untold: Vec<_> = records.iter().filter(|r| r["event"] == "approval-untold").collect();
+    let [untold] = untold.as_slice() else { panic!("{records:#?}") };
+    assert_eq!((asked.count(), &untold["call"]), (3, &waiting[0]["id"]));
+    assert!(untold["reason"].as_str().unwrap().contains("its answer is not"), "{untold:#}");
     gate.stop().await;
 }

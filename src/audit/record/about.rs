@@ -31,6 +31,7 @@ impl Happening {
             Self::SecretUnresolved { .. } => "secret-unresolved",
             Self::MessagesDropped(_) => "messages-dropped",
             Self::ApprovalAsked { .. } => "approval-asked",
+            Self::ApprovalUntold { .. } => "approval-untold",
             Self::ApprovalGiven { .. } => "approval-given",
             Self::ClientAdded { .. } => "client-added",
             Self::ClientRemoved { .. } => "client-removed",
@@ -53,9 +54,9 @@ impl Happening {
             Self::ServerStopped(stopped) => Some(&stopped.server),
             Self::EgressOpened(egress) => Some(&egress.server),
             Self::MessagesDropped(dropped) => Some(&dropped.server),
-            Self::ApprovalAsked { server, .. } | Self::ApprovalGiven { server, .. } => {
-                server.as_deref()
-            }
+            Self::ApprovalAsked { server, .. }
+            | Self::ApprovalUntold { server, .. }
+            | Self::ApprovalGiven { server, .. } => server.as_deref(),
             Self::ServerLaunchFailed { server, .. }
             | Self::SecretsHanded { server, .. }
             | Self::SecretUnresolved { server, .. } => Some(server),
@@ -70,6 +71,7 @@ impl Happening {
             Self::SessionOpened(opened) => Some(&opened.who.principal),
             Self::SessionEnded { principal, .. }
             | Self::ApprovalAsked { principal, .. }
+            | Self::ApprovalUntold { principal, .. }
             | Self::ApprovalGiven { principal, .. } => Some(principal),
             Self::ClientAdded { client, .. } | Self::ClientRemoved { client, .. } => Some(client),
             Self::ServerLaunching(launching) => launching.principal.as_deref(),
@@ -219,8 +221,12 @@ impl Happening {
             Self::MessagesDropped(Dropped { server, principal, .. }) => {
                 std::iter::once(server).chain(principal).for_each(change);
             }
-            Self::ApprovalAsked { call: _, principal, server, rules, until: _ } => {
-                std::iter::once(principal).chain(server).chain(rules).for_each(change);
+            Self::ApprovalAsked { call: _, principal, server, rules, until: _, webhook } => {
+                let all = std::iter::once(principal).chain(server).chain(webhook).chain(rules);
+                all.for_each(change);
+            }
+            Self::ApprovalUntold { call: _, principal, server, reason } => {
+                [principal, reason].into_iter().chain(server).for_each(change);
             }
             Self::ApprovalGiven { call: _, principal, server, allowed: _, by, reason } => {
                 [principal, by].into_iter().chain(server).chain(reason).for_each(change);

@@ -141,6 +141,19 @@ pub enum Happening {
         /// When the call is refused, if nobody says anything.
         #[schemars(with = "String", extend("format" = "date-time"))]
         until: Timestamp,
+        /// The host of the webhook that is told of the call, with its arguments.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        webhook: Option<String>,
+    },
+    /// The webhook for approvals was not reached, or did not answer as it may. The call waits on.
+    ApprovalUntold {
+        /// As in its `approval-asked`.
+        #[schemars(with = "String", extend("format" = "uuid"))]
+        call: DecisionId,
+        principal: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server: Option<String>,
+        reason: String,
     },
     /// A person, or the webhook, allowed a call or did not. What nobody said anything of is refused
     /// with `approval-timeout`.

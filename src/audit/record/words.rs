@@ -95,6 +95,9 @@ impl fmt::Display for Happening {
                 let rules = rules.join(", ");
                 write!(f, "a person is asked whether {principal} may ({rules}): {call}")
             }
+            Self::ApprovalUntold { call, reason, .. } => {
+                write!(f, "the webhook for approvals was not reached: {reason}: {call}")
+            }
             Self::ApprovalGiven { call, principal, allowed, by, .. } => {
                 let word = if *allowed { "allowed" } else { "denied" };
                 write!(f, "{by} {word} what {principal} asked for: {call}")

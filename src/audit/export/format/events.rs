@@ -78,6 +78,7 @@ const EVENTS: &[(&str, Meaning)] = &[
     ("secret-unresolved", failure(High, Entity, READ)),
     ("messages-dropped", failure(Medium, Error, GENERAL)),
     ("approval-asked", meaning(Low, Api, OTHER)),
+    ("approval-untold", failure(Medium, Error, GENERAL)),
     ("approval-given", meaning(Low, Api, OTHER)),
     ("client-added", meaning(Low, Entity, CREATE)),
     ("client-removed", meaning(Low, Entity, DELETE)),
