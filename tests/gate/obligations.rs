@@ -2,7 +2,12 @@
 
 use serde_json::{Value, json};
 
-use crate::support::gate::Setup;
+use crate::support::{
+    agent::{Agent, code_of},
+    events::Events,
+    gate::{Gate, Setup},
+    wire,
+};
 
 const POLICIES: &str = r#"
     @id("rest")
@@ -130,5 +135,145 @@ async fn a_policy_in_shadow_decides_nothing_and_stands_in_records() {
     let one = |refused, id: &str, effect: &str| (refused, id.to_owned(), effect.to_owned());
     let (refuse, permit) = (one(false, "no-x", "would-refuse"), one(true, "flood", "would-permit"));
     assert_eq!(found, [refuse.clone(), refuse, permit.clone(), permit]);
+    gate.stop().await;
+}
+
+/// What `everything` may do, until its client has been tainted.
+const TAINTED: &str = r#"
+    @id("all")
+    permit (principal, action, resource);
+
+    @id("taints")
+    @label("tainted")
+    permit (principal, action == Portcullis::Action::"call_tool", resource)
+    when { ["test_simple_text", "slow_compute"].contains(resource.name) };
+
+    @id("nothing-of-the-tainted")
+    forbid (principal, action, resource)
+    when { context.labels.contains("tainted") }
+    unless {
+        action == Portcullis::Action::"connect"
+        || (action == Portcullis::Action::"call_tool"
+            && ["test_simple_text", "slow_compute", "test_elicitation"].contains(resource.name))
+    };
+"#;
+
+async fn invoke(gate: &Gate, tool: &str) -> (u16, Value) {
+    let call = json!({ "tool": format!("everything__{tool}"), "arguments": {} }).to_string();
+    let json = [("Content-Type", "application/json")];
+    let reply = wire::post(gate.addr, "/invoke", &json, call.as_bytes()).await;
+    (reply.status, serde_json::from_str(&reply.body).unwrap())
+}
+
+/// The resources that a client may listen to.
+async fn listened(agent: &Agent, gate: &Gate) -> Value {
+    let listen = agent.request(
+        "subscriptions/listen",
+        json!({ "notifications": { "resourceSubscriptions": ["test://watched-resource"] } }),
+    );
+    let headers = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "subscriptions/listen")];
+    let mut stream = Events::post(&gate.url("/mcp"), &headers, listen.to_string()).await;
+    stream.message().await["params"]["notifications"]["resourceSubscriptions"].take()
+}
+
+#[tokio::test]
+async fn a_label_given_over_rest_counts_for_tasks_questions_and_what_is_listened_to() {
+    let gate = Setup::everything("modern").policies(TAINTED).start().await;
+    let mut agent = gate.modern();
+    agent.abilities = json!({
+        "elicitation": {}, "extensions": { "io.modelcontextprotocol/tasks": {} },
+    });
+    let elicit = json!({ "message": "Who?" });
+    // Before: everything passes.
+    let (status, _) = invoke(&gate, "test_error_handling").await;
+    assert_eq!(status, 200);
+    assert_eq!(listened(&agent, &gate).await, json!(["test://watched-resource"]));
+    let asked = agent.call("everything__test_elicitation", elicit.clone()).await.unwrap();
+    assert_eq!(asked["resultType"], "input_required", "{asked:#}");
+    let compute = json!({ "seconds": 60, "label": "x" });
+    let task = agent.call("everything__slow_compute", compute).await.unwrap();
+    let task = json!({ "taskId": task["taskId"] });
+    // The call that became a task has given the label already.
+    assert_eq!(code_of(&agent.ask("tasks/get", task.clone()).await.unwrap_err()), "policy-denied");
+    let (status, _) = invoke(&gate, "test_simple_text").await;
+    assert_eq!(status, 200);
+    // After: nothing does, whatever the door.
+    let (status, refused) = invoke(&gate, "test_error_handling").await;
+    assert_eq!((status, &refused["error"]["code"]), (403, &json!("policy-denied")));
+    for method in ["tasks/get", "tasks/cancel"] {
+        let refused = agent.ask(method, task.clone()).await.unwrap_err();
+        assert_eq!(code_of(&refused), "policy-denied", "{method}");
+    }
+    assert_eq!(listened(&agent, &gate).await, json!([]));
+    let refused = agent.call("everything__test_elicitation", elicit).await.unwrap_err();
+    assert_eq!(code_of(&refused), "policy-denied", "the question in the result");
+    let records = gate.records(&["--decision", "refused"]).await;
+    assert!(records.len() >= 5, "{records:#?}");
+    assert!(records.iter().all(|record| record["labels"] == json!(["tainted"])), "{records:#?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_label_counts_for_what_a_server_asks_in_a_session() {
+    let gate = Setup::everything("legacy").policies(TAINTED).start().await;
+    let url = gate.url("/mcp");
+    let mut agent = Agent::legacy(&url, None).await.unwrap();
+    agent.call("everything__test_simple_text", json!({})).await.unwrap();
+    let refused = agent.ask("resources/subscribe", json!({ "uri": "test://watched-resource" }));
+    assert_eq!(code_of(&refused.await.unwrap_err()), "policy-denied");
+    agent.abilities = json!({ "elicitation": {} });
+    let hello = agent.request(
+        "initialize",
+        json!({
+            "protocolVersion": "2025-11-25", "capabilities": agent.abilities,
+            "clientInfo": { "name": "gate", "version": "1" },
+        }),
+    );
+    agent.session = None;
+    agent.session = agent.send(hello).await.session;
+    let ready = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
+    agent.send(ready).await;
+    agent.call("everything__test_simple_text", json!({})).await.unwrap();
+    // The question is refused, so the client gets none, and the server hears why.
+    let call =
+        json!({ "name": "everything__test_elicitation", "arguments": { "message": "Who?" } });
+    let answered = agent.send(agent.request("tools/call", call)).await;
+    let asked = answered.messages.iter().any(|message| message["method"] == "elicitation/create");
+    assert!(!asked, "{:#?}", answered.messages);
+    let records = gate.records(&["--decision", "refused"]).await;
+    let question = records.iter().find(|record| record["method"] == "elicitation/create");
+    let question = question.unwrap_or_else(|| panic!("{records:#?}"));
+    assert_eq!(question["labels"], json!(["tainted"]));
+    assert_eq!(question["rules"][0]["id"], "nothing-of-the-tainted");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_redacted_in_a_result_is_redacted_in_that_of_its_task() {
+    let policies = r#"
+        @id("rest")
+        permit (principal, action, resource)
+        unless { action == Portcullis::Action::"call_tool" };
+        @id("computed-is-ours")
+        @redact("result:/content/0/text")
+        permit (principal, action == Portcullis::Action::"call_tool", resource);
+    "#;
+    let gate = Setup::everything("modern").policies(policies).start().await;
+    let mut agent = gate.modern();
+    let compute = json!({ "seconds": 0, "label": "the-secret" });
+    // At once, where the client knows no tasks.
+    let done = agent.call("everything__slow_compute", compute.clone()).await.unwrap();
+    assert_eq!(texts(&done), ["[redacted]"]);
+    agent.abilities = json!({ "extensions": { "io.modelcontextprotocol/tasks": {} } });
+    let task = agent.call("everything__slow_compute", compute).await.unwrap();
+    assert_eq!(task["resultType"], "task", "{task:#}");
+    let asked = json!({ "taskId": task["taskId"] });
+    let done = crate::support::until("the task to be done", async || {
+        let state = agent.ask("tasks/get", asked.clone()).await.unwrap();
+        assert!(!state.to_string().contains("the-secret"), "{state:#}");
+        (state["status"] == "completed").then_some(state)
+    });
+    let done = done.await;
+    assert_eq!(done["result"]["content"][0]["text"], "[redacted]", "{done:#}");
     gate.stop().await;
 }

@@ -223,3 +223,53 @@ async fn can_i_says_what_the_proxy_does() {
     let said = format!("{}{}", ended.stdout, ended.stderr);
     assert!(said.contains("bad.cedar:1"), "{said}");
 }
+
+/// The log is the running proxy's, so the command line asks it.
+#[tokio::test]
+async fn what_a_running_proxy_decided_is_explained_and_decided_again() {
+    let gate = Setup::notes()
+        .policies(
+            r#"
+            @id("all")
+            @keep("arguments")
+            permit (principal, action, resource);
+            @id("drafts-only")
+            @keep("arguments")
+            forbid (principal, action == Portcullis::Action::"call_tool", resource == Portcullis::Tool::"notes/add_note")
+            unless { context.args.hasTag("/name") && context.args.getTag("/name") like "draft-*" };
+            "#,
+        )
+        .file("other/new.cedar", "@id(\"all\") permit (principal, action, resource);\n@id(\"no-lists\") forbid (principal, action, resource == Portcullis::Tool::\"notes/list_notes\");")
+        .start()
+        .await;
+    let agent = gate.modern();
+    agent.call("notes__list_notes", json!({})).await.unwrap();
+    let refused = agent.call("notes__add_note", json!({ "name": "final", "text": "x" })).await;
+    let refused = refused.unwrap_err();
+    let id = refused["data"]["decision"].as_str().unwrap();
+
+    let explained = gate.cli(&["policy", "explain", id]).await;
+    assert_eq!(explained.code, Some(0), "{explained:#?}");
+    for part in ["drafts-only", "gate.cedar:6", "draft-*", "final"] {
+        assert!(explained.stdout.contains(part), "{part}: {}", explained.stdout);
+    }
+    let as_json = gate.cli(&["policy", "explain", id, "--format", "json"]).await.expect(0);
+    assert_eq!((&as_json["id"], &as_json["was"]), (&json!(id), &json!("refused")), "{as_json:#}");
+    assert_eq!(
+        (&as_json["same_policies"], &as_json["arguments_known"]),
+        (&json!(true), &json!(true))
+    );
+
+    let same = gate.cli(&["policy", "replay", "--format", "json"]).await.expect(0);
+    assert_eq!(
+        (&same["refused"], &same["allowed"], &same["unknown"]),
+        (&json!(0), &json!(0), &json!(0)),
+        "{same:#}"
+    );
+    let other = gate.cli(&["policy", "replay", "--format", "json", "--policies", "other"]).await;
+    let other = other.expect(11);
+    assert_eq!((&other["refused"], &other["allowed"]), (&json!(1), &json!(1)), "{other:#}");
+    // It was asked while it ran, and goes on.
+    agent.call("notes__list_notes", json!({})).await.unwrap();
+    gate.stop().await;
+}
