@@ -208,8 +208,10 @@ async fn a_label_given_over_rest_counts_for_tasks_questions_and_what_is_listened
     let refused = agent.call("everything__test_elicitation", elicit).await.unwrap_err();
     assert_eq!(code_of(&refused), "policy-denied", "the question in the result");
     let records = gate.records(&["--decision", "refused"]).await;
-    assert!(records.len() >= 5, "{records:#?}");
-    assert!(records.iter().all(|record| record["labels"] == json!(["tainted"])), "{records:#?}");
+    // The question was in an answer; all else was refused before it left.
+    let early: Vec<_> = records.iter().filter(|record| record["record"] == "refused").collect();
+    assert!(early.len() >= 4, "{records:#?}");
+    assert!(early.iter().all(|record| record["labels"] == json!(["tainted"])), "{early:#?}");
     gate.stop().await;
 }
 
