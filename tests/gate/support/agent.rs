@@ -88,7 +88,8 @@ impl Agent {
         }
     }
 
-    fn request(&self, method: &str, mut params: Value) -> Value {
+    /// A request with an id of its own, as its era words it.
+    pub fn request(&self, method: &str, mut params: Value) -> Value {
         let id = self.id.fetch_add(1, Ordering::Relaxed);
         if self.modern {
             params["_meta"] = json!({
