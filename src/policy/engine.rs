@@ -478,6 +478,11 @@ impl Set {
         about.own(self.terms().vocabulary)
     }
 
+    /// The policies in force whose scopes a question meets.
+    pub(super) fn met(&self, about: About<'_>, frame: &Frame) -> impl Iterator<Item = &PolicyId> {
+        self.index.met(self.terms().vocabulary, about, frame)
+    }
+
     /// A question as Cedar takes it, with these of its circumstances and arguments.
     pub(super) fn put(
         &self,

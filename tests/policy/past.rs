@@ -214,6 +214,30 @@ when { context.args.hasTag("/path") && context.args.getTag("/path") like "/a*" }
 }
 
 #[test]
+fn a_start_that_policies_refused_says_nothing_of_the_call() {
+    let folder = folder(POLICIES);
+    record(
+        &folder,
+        &[
+            Called {
+                start: Some("launch notes:1: no policy permits it (policies 2e059db53ee2)"),
+                ..Called::new("ci-bot", "read_note")
+            },
+            Called::new("dev", "read_note").refused(),
+        ],
+    );
+    fs::write(folder.path().join("all.cedar"), "permit (principal, action, resource);").unwrap();
+    let replay = look(&folder, &["policy", "replay", "--policies", "all.cedar"]);
+    assert!(
+        replay.contains(
+            "2 recorded calls: 0 the same, 0 would be refused, 1 would be allowed, 1 unknown"
+        ),
+        "{replay}"
+    );
+    assert!(replay.contains("decision"), "{replay}");
+}
+
+#[test]
 fn what_is_learned_allows_what_was_recorded_and_nothing_else() {
     let folder = folder(POLICIES);
     record(
@@ -316,6 +340,42 @@ fn what_is_learned_allows_what_was_recorded_and_nothing_else() {
     7 recorded calls: 7 the same, 0 would be refused, 0 would be allowed, 0 unknown
     --- stderr
     "#);
+    let learned = fs::read_to_string(folder.path().join("learned.cedar")).unwrap();
+    let learned = self::folder(&learned);
+    let can = |who: &str, method: &str, what: &str| {
+        shown(&portcullis(&learned, &["policy", "can-i", "--as", who, method, what]))
+    };
+    for (who, method, what) in [
+        ("ci-bot", "tools/call", "notes/read_note"),
+        ("ci-bot", "tools/call", "notes/list \"all\""),
+        ("local:ann", "tools/call", "notes/delete_note"),
+    ] {
+        let said = can(who, method, what);
+        assert!(said.starts_with("exit 0\nallowed"), "{who} {method} {what}: {said}");
+    }
+    // Other clients of the same name's beginning, other kinds of client, other tools, spellings and
+    // servers, and other methods with the same thing.
+    for (who, method, what) in [
+        ("dev", "tools/call", "notes/read_note"),
+        ("ci-bo", "tools/call", "notes/read_note"),
+        ("ci-bot-2", "tools/call", "notes/read_note"),
+        ("local:ci-bot", "tools/call", "notes/read_note"),
+        ("ann", "tools/call", "notes/delete_note"),
+        ("anonymous", "tools/call", "notes/read_note"),
+        ("ci-bot", "tools/call", "notes/delete_note"),
+        ("ci-bot", "tools/call", "notes/add_note"),
+        ("ci-bot", "tools/call", "notes/Read_note"),
+        ("ci-bot", "tools/call", "notes/read_note "),
+        ("ci-bot", "tools/call", "notes/read_note/x"),
+        ("ci-bot", "tools/call", "notes/list"),
+        ("ci-bot", "tools/call", "other/read_note"),
+        ("local:ann", "tools/call", "notes/list \"all\""),
+        ("ci-bot", "prompts/get", "notes/read_note"),
+        ("ci-bot", "resources/read", "notes/read_note"),
+    ] {
+        let said = can(who, method, what);
+        assert!(said.starts_with("exit 10\ndenied"), "{who} {method} {what}: {said}");
+    }
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub struct Called<'a> {
     pub allowed: bool,
     /// An annotation of the policy that permitted it, and its text.
     pub under: Option<(&'a str, &'a str)>,
+    /// What kept its server from being started.
+    pub start: Option<&'a str>,
 }
 
 impl<'a> Called<'a> {
@@ -41,6 +43,7 @@ impl<'a> Called<'a> {
             kept: false,
             allowed: true,
             under: None,
+            start: None,
         }
     }
 
@@ -104,7 +107,11 @@ pub fn record(folder: &TempDir, calls: &[Called<'_>]) -> Vec<DecisionId> {
             let exchange = call.exchange();
             ids.push(exchange.id);
             let kept = call.kept.then(|| Kept::of(call.args.clone(), 0));
-            if call.allowed {
+            if let Some(detail) = call.start {
+                let refusal = Refusal::new(Code::PolicyDenied, "not to be started").detail(detail);
+                let refused = Refused::of(&exchange, &refusal, Ruling::default(), audit.key());
+                audit.refused(refused).await.unwrap();
+            } else if call.allowed {
                 let rule = call.under.map(|(name, text)| {
                     let mut rule = Rule::named("permits");
                     Arc::make_mut(&mut rule.obligations).take(name, text).unwrap();

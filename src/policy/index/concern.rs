@@ -17,7 +17,7 @@ use super::{
 use crate::policy::{
     cache::Weighs,
     call::{self, Uids},
-    entities::{Base, OWN, Unaskable},
+    entities::{Base, Unaskable},
 };
 
 /// The policies that matter to a question, by their numbers.
@@ -89,22 +89,15 @@ impl Class {
         let About { action, resource, own, .. } = about;
         let base = terms.vocabulary.base(about, terms.schema)?;
         let scopes = &index.scopes;
-        let ancestors = |uid| base.entities.ancestors(uid).into_iter().flatten();
-        let mut principal = scopes.above(ancestors(&base.subject));
-        principal.extend(scopes.own(&base.subject));
+        let principal = scopes.of(&base.subject, &base.entities);
         let uid = terms.vocabulary.resource_uid(&resource);
-        let bits = Bits {
-            principal: terms.vocabulary.bit(base.subject.type_name()),
-            action: if own { OWN } else { 1 << action as u32 },
-            resource: terms.vocabulary.bit(uid.type_name()),
-        };
+        let bits = terms.vocabulary.bits(&base.subject, action, own, &uid);
         let holders = match &base.holder {
-            Some(server) => scopes.above(std::iter::once(server).chain(ancestors(server))),
-            None => {
-                let mut slots = scopes.above(ancestors(&uid));
-                slots.extend(scopes.own(&uid));
-                slots
+            Some(server) => {
+                let above = base.entities.ancestors(server).into_iter().flatten();
+                scopes.above(std::iter::once(server).chain(above))
             }
+            None => scopes.of(&uid, &base.entities),
         };
         let met = scopes.met(&principal, &holders, &base.action, bits);
         let (individual, shared) = met.into_iter().partition::<Vec<_>, _>(|number| {

@@ -22,7 +22,7 @@ mod tests;
 
 use std::{collections::HashSet, sync::Arc};
 
-use cedar_policy::{Effect, EvaluationError, Policy, PolicyId, Schema};
+use cedar_policy::{Effect, EntityUid, EvaluationError, Policy, PolicyId, Schema};
 use cedar_policy_core::{
     ast::{Literal, SlotEnv, Value, ValueKind},
     evaluator::Evaluator,
@@ -33,11 +33,11 @@ pub(super) use self::reads::Reads;
 use self::{
     concern::{Class, Concern, Known},
     condition::Condition,
-    scope::Scopes,
+    scope::{Bits, Scopes},
 };
 use super::{
     cache::{self, Answers, Asker, Asking},
-    entities::{Unaskable, Vocabulary},
+    entities::{Frame, OWN, Unaskable, Vocabulary},
     request::{Action, Request, Resource, Subject},
 };
 
@@ -123,6 +123,16 @@ impl<'a> About<'a> {
 pub(super) struct Terms<'a> {
     pub(super) schema: &'a Schema,
     pub(super) vocabulary: &'a Vocabulary,
+}
+
+impl Vocabulary {
+    fn bits(&self, subject: &EntityUid, action: Action, own: bool, resource: &EntityUid) -> Bits {
+        Bits {
+            principal: self.bit(subject.type_name()),
+            action: if own { OWN } else { 1 << action as u32 },
+            resource: self.bit(resource.type_name()),
+        }
+    }
 }
 
 impl Index {
@@ -227,6 +237,21 @@ impl Index {
         };
         let own = self.known(terms, asker, own)?;
         Ok(own.concern().bearable && (permitted || own.concern().permitted))
+    }
+
+    /// The policies whose scopes a question meets.
+    pub(super) fn met(
+        &self,
+        vocabulary: &Vocabulary,
+        about: About<'_>,
+        frame: &Frame,
+    ) -> impl Iterator<Item = &PolicyId> {
+        let [subject, action, resource] = frame.uids();
+        let principal = self.scopes.of(subject, frame.entities());
+        let resources = self.scopes.of(resource, frame.entities());
+        let bits = vocabulary.bits(subject, about.action, about.own, resource);
+        let met = self.scopes.met(&principal, &resources, action, bits);
+        met.into_iter().map(|number| self.id(number))
     }
 
     /// What any of the policies looks at.

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use cedar_policy::{
-    ActionConstraint, EntityTypeName, EntityUid, Policy, PrincipalConstraint, ResourceConstraint,
+    ActionConstraint, Entities, EntityTypeName, EntityUid, Policy, PrincipalConstraint,
+    ResourceConstraint,
 };
 
 use super::super::entities::Vocabulary;
@@ -117,6 +118,13 @@ impl Scopes {
     fn slot(&mut self, uid: EntityUid) -> u32 {
         let next = self.slots.len() as u32 * 2 + 1;
         *self.slots.entry(uid).or_insert(next)
+    }
+
+    /// The slots of an entity, of what stands above it, and of no entity at all.
+    pub(super) fn of(&self, uid: &EntityUid, entities: &Entities) -> Slots {
+        let mut slots = self.above(entities.ancestors(uid).into_iter().flatten());
+        slots.extend(self.own(uid));
+        slots
     }
 
     /// The slots of an entity itself.

@@ -17,7 +17,9 @@ use std::{
     sync::Arc,
 };
 
-use cedar_policy::{Effect, Entities, EntityUid, EvalResult, Expression, eval_expression};
+use cedar_policy::{
+    Effect, Entities, EntityUid, EvalResult, Expression, PolicyId, eval_expression,
+};
 
 pub use self::explain::{Condition, Explanation, Near, Seen, Side, Standing, Verdict};
 pub(super) use self::tree::{Looks, Outcomes};
@@ -71,6 +73,7 @@ pub struct Judgement {
 pub struct Inspector {
     set: Arc<Set>,
     policies: Vec<Inspected>,
+    numbers: HashMap<PolicyId, usize>,
     met: HashMap<Key, Arc<Met>>,
 }
 
@@ -81,10 +84,12 @@ struct Inspected {
     condition: Option<Node>,
 }
 
-/// The policies whose scopes a question meets, and what those come to that need not be asked again.
+/// The policies in force whose scopes a question meets, and what those come to that need not be asked
+/// again.
 struct Met {
     frame: Arc<Frame>,
-    /// By their numbers, each with what it comes to whatever the rest of the question.
+    /// By their numbers, each with what it comes to where the arguments are not known; nothing, where
+    /// it depends on the circumstances.
     policies: Vec<(usize, Option<Outcomes>)>,
 }
 
@@ -126,7 +131,9 @@ impl Inspector {
             })
             .collect();
         policies.sort_by(|a, b| (&a.rule.file, a.rule.line).cmp(&(&b.rule.file, b.rule.line)));
-        Self { set, policies, met: HashMap::new() }
+        let numbers = policies.iter().enumerate();
+        let numbers = numbers.map(|(number, of)| (PolicyId::new(&of.rule.id), number)).collect();
+        Self { set, policies, numbers, met: HashMap::new() }
     }
 
     /// The set that is looked into.
@@ -175,12 +182,14 @@ impl Inspector {
         let mut found = Vec::new();
         for (number, known) in &met.policies {
             let policy = &self.policies[*number];
-            if policy.rule.obligations.shadow {
-                continue;
-            }
             let outcomes = match (known, &policy.condition) {
                 (_, None) => Outcomes::HOLDS,
-                (Some(outcomes), Some(condition)) if !condition.looks.at(unknown) => *outcomes,
+                (Some(outcomes), Some(condition))
+                    if unknown == Looks::ARGUMENTS
+                        || !condition.looks.at(unknown | Looks::ARGUMENTS) =>
+                {
+                    *outcomes
+                }
                 (_, Some(condition)) => {
                     if asked.is_none() {
                         asked = Some(self.put(&met.frame, request, unknown)?);
@@ -244,22 +253,21 @@ impl Inspector {
             return Ok(Arc::clone(met));
         }
         let frame = Arc::new(self.set.frame(about)?);
-        let [subject, action, resource] = frame.uids();
-        let met = self.policies.iter().enumerate().filter(|(_, policy)| {
-            policy.scope.off(subject, action, resource, frame.entities()).is_empty()
-        });
+        let met = self.set.met(about, &frame);
+        let mut numbers: Vec<_> = met.filter_map(|id| self.numbers.get(id)).copied().collect();
+        numbers.sort_unstable();
         let mut bare = None;
         let mut policies = Vec::new();
-        for (number, policy) in met {
-            let outcomes = match &policy.condition {
+        for number in numbers {
+            let outcomes = match &self.policies[number].condition {
                 None => Some(Outcomes::HOLDS),
-                Some(condition) if condition.looks.at(Unknown::Circumstances.looks()) => None,
+                Some(condition) if condition.looks.at(Looks::CIRCUMSTANCES) => None,
                 Some(condition) => {
                     if bare.is_none() {
                         bare = Some(self.put(&frame, request, unknown)?);
                     }
                     let evaluate = bare.as_ref();
-                    Some(condition.outcomes(Looks::NOTHING, &mut |expression| {
+                    Some(condition.outcomes(Looks::ARGUMENTS, &mut |expression| {
                         evaluate.and_then(|asked| asked.holds(expression))
                     }))
                 }

@@ -66,6 +66,9 @@ impl Recorded {
                 let record::Intent { call, asked, grounds, arguments, shape, .. } = &**intent;
                 (call, asked, grounds, arguments, shape, Verdict::Allowed)
             }
+            Record::Refused(refused) if is_of_a_start(&refused.refusal) => {
+                return Err(Aside::Lacks("decision"));
+            }
             Record::Refused(refused) if refused.refusal.code == Code::PolicyDenied.as_str() => {
                 let record::Refused { call, asked, grounds, arguments, shape, .. } = &**refused;
                 (call, asked, grounds, arguments, shape, Verdict::Refused)
@@ -160,6 +163,18 @@ impl Recorded {
             },
         })
     }
+}
+
+/// Whether policies refused what the start of a server takes, before they were asked about the message
+/// that wanted the server. Its record says so nowhere but in the detail, which begins with the act.
+fn is_of_a_start(refusal: &record::Refusal) -> bool {
+    let begins = |detail: &String| {
+        let first = detail.split_once(' ').map(|(first, _)| first);
+        [Action::Launch, Action::Reach, Action::HandSecret]
+            .iter()
+            .any(|act| first == Some(act.as_str()))
+    };
+    refusal.detail.as_ref().is_some_and(begins)
 }
 
 fn principal(call: &Call) -> Option<Principal> {
