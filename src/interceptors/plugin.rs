@@ -17,6 +17,7 @@ use crate::{
     config::EntrySettings,
     exchange::{self, Answer, Exchange, Phase},
     identity::PrincipalKind,
+    names::SessionId,
     plugin::{self, Decision, Grants, House, Message, Pin, Settings, Unusable},
     refusal::{Code, Refusal, Rule},
     vault::{Secret, Source, Unresolved},
@@ -180,8 +181,9 @@ impl Interceptor for Plugin {
     }
 
     async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<chain::Verdict, Fault> {
+        let session = exchange.session.as_ref().map(SessionId::expose);
         let plugin::Said { verdict, requests, .. } =
-            self.plugin.inspect(message(exchange, phase)?).await;
+            self.plugin.inspect(message(exchange, phase)?, session).await;
         match verdict {
             Ok(said) => {
                 let mut verdict = self.verdict(said, phase);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::runtime::{Builder, Runtime};
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// MiB that `memory-mib` may grant at most.
 pub const MEMORY_MIB_MAX: u64 = 256;
@@ -18,10 +18,14 @@ pub const MEMORY_MIB_MAX: u64 = 256;
 pub const TABLE_ELEMENTS: usize = 20_000;
 /// Bytes of stack for a guest.
 const STACK: usize = 512 << 10;
-/// Instances at once, over all plugins. Each reserves address space, not memory.
-const INSTANCES: u32 = 1_000;
-/// Bytes of an instance's memory that are kept and zeroed when it ends, not given back.
-const KEPT: usize = 256 << 10;
+/// Instances at once, over all plugins: what thirty may have at work, ready and kept. Each reserves
+/// address space, not memory.
+const INSTANCES: u32 = 4_000;
+/// Bytes of an instance's memory, its tables and its stack that are kept and zeroed when it ends, not
+/// given back: what the next one would have to fault in again.
+const KEPT: usize = 2 << 20;
+const KEPT_TABLES: usize = 16 << 10;
+const KEPT_STACK: usize = 64 << 10;
 /// How often a running guest is asked whether its time is over.
 const TICK: Duration = Duration::from_millis(2);
 /// Ticks without a guest after which the clock stops.
@@ -71,9 +75,9 @@ fn config() -> Config {
     let mut pool = PoolingAllocationConfig::new();
     // Components of other languages than Rust are made of many modules, of which some have memories.
     pool.total_component_instances(INSTANCES)
-        .total_core_instances(16 * INSTANCES)
-        .total_memories(2 * INSTANCES)
-        .total_tables(4 * INSTANCES)
+        .total_core_instances(8 * INSTANCES)
+        .total_memories(INSTANCES + INSTANCES / 2)
+        .total_tables(2 * INSTANCES)
         .total_stacks(INSTANCES)
         .max_core_instances_per_component(64)
         .max_memories_per_component(4)
@@ -81,7 +85,10 @@ fn config() -> Config {
         .table_elements(TABLE_ELEMENTS)
         .max_memory_size((MEMORY_MIB_MAX as usize) << 20)
         .linear_memory_keep_resident(KEPT)
-        .table_keep_resident(16 << 10);
+        .table_keep_resident(KEPT_TABLES)
+        .async_stack_keep_resident(KEPT_STACK)
+        // Where the kernel can tell, only what was written is zeroed.
+        .pagemap_scan(Enabled::Auto);
     let mut config = Config::new();
     config
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))

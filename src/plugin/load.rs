@@ -18,14 +18,14 @@ use wasmtime::{
 };
 
 use super::{
-    House, Manifest, Plugin, Unusable,
+    Cache, House, Manifest, Plugin, Unusable,
     bindings::{Plugin as World, PluginPre, exports::portcullis::interceptor::guest as wit},
     functions::{Client, Shared, Values},
     grants::{Asked, Function, Grants, Missing},
     guest::Guest,
     host::{Host, MEMORY_MIB_MAX},
     output::excerpt,
-    run::Template,
+    template::Template,
     veil::Veil,
 };
 use crate::vault::Secret;
@@ -87,11 +87,19 @@ impl Compiled {
     /// # Errors
     /// What is wrong with the file, its digest, what it imports and exports, or its manifest.
     pub fn read(path: &Path, pin: Pin<'_>) -> Result<Self, Unusable> {
+        Self::kept(path, pin, None)
+    }
+
+    /// The same, from what was compiled before where the cache has it.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn kept(path: &Path, pin: Pin<'_>, cache: Option<&Cache>) -> Result<Self, Unusable> {
         let bytes = read(path)?;
         let sha256 = hex::encode(Sha256::digest(&bytes));
         check_pin(path, pin, &sha256)?;
         let host = Host::shared().map_err(|reason| Unusable::Host { reason })?;
-        let component = compile(path, &host.engine, &bytes)?;
+        let component = compile(path, &host.engine, &bytes, &sha256, cache)?;
         let functions = imports(path, &host.engine, &component)?;
         let pre = link(path, &host.engine, &component)?;
         let bare = Arc::new(Shared::bare("", House::bare().around));
@@ -216,7 +224,13 @@ fn check_pin(path: &Path, pin: Pin<'_>, sha256: &str) -> Result<(), Unusable> {
     Ok(())
 }
 
-fn compile(path: &Path, engine: &Engine, bytes: &[u8]) -> Result<Component, Unusable> {
+fn compile(
+    path: &Path,
+    engine: &Engine,
+    bytes: &[u8],
+    sha256: &str,
+    cache: Option<&Cache>,
+) -> Result<Component, Unusable> {
     // The preamble: magic, version, and layer 0 for a core module or 1 for a component.
     match bytes.get(..8) {
         Some([0, b'a', b's', b'm', _, _, 1, 0]) => {}
@@ -225,10 +239,17 @@ fn compile(path: &Path, engine: &Engine, bytes: &[u8]) -> Result<Component, Unus
         }
         _ => return Err(Unusable::NotWasm { path: path.into() }),
     }
-    Component::from_binary(engine, bytes).map_err(|error| Unusable::Invalid {
+    if let Some(found) = cache.and_then(|cache| cache.find(engine, sha256)) {
+        return Ok(found);
+    }
+    let compiled = Component::from_binary(engine, bytes).map_err(|error| Unusable::Invalid {
         path: path.into(),
         reason: excerpt(&format!("{error:#}"), 300),
-    })
+    })?;
+    if let Some(cache) = cache {
+        cache.keep(engine, sha256, &compiled);
+    }
+    Ok(compiled)
 }
 
 /// The functions that a component imports, if it imports nothing else.

@@ -1,19 +1,24 @@
 //! The host of plugins: WebAssembly components that speak `plugins/wit`.
 //!
 //! # Invariants
-//! - Every message meets an instance of its own, made from memory that no other message sees; an
-//!   instance is never used again, least of all after a trap.
+//! - Every message meets an instance of its own, made from memory that no other message sees. Where
+//!   the plugin asks for one for each session, none but the messages of one principal's session meet
+//!   it, one after the other. No instance is used again after a fault.
 //! - A plugin has no authority but the functions of the contract that the operator grants it. A
 //!   component that asks for more is not loaded.
 //! - What it is handed of secrets is in nothing that it says.
 //! - Time, memory, tables, stack and what is copied out are bounded, so that a plugin can fail but
 //!   not stall or starve the proxy. A guest that is not done within a few milliseconds goes on in
-//!   threads of its own.
+//!   threads of its own. One that fails again and again is let alone for a while.
+//! - Native code is run that wasmtime made in this process, or that was read from the cache under a
+//!   seal of ours; no other.
 //!
 //! This room knows neither exchanges nor policies: [`crate::interceptors::plugin`] turns the one
 //! into a [`Message`] and a [`Verdict`] into the chain's.
 
 mod bindings;
+mod breaker;
+mod cache;
 mod functions;
 mod grants;
 mod guest;
@@ -21,8 +26,11 @@ mod host;
 mod load;
 mod manifest;
 mod output;
+mod pool;
 mod run;
+mod sessions;
 mod signature;
+mod template;
 mod unusable;
 mod veil;
 
@@ -30,6 +38,7 @@ pub use bindings::exports::portcullis::interceptor::guest::{
     Decision, Direction, Finding, Lifetime, Message, Phase, Principal, PrincipalKind, Refusal,
     Target, Verdict,
 };
+pub use cache::Cache;
 pub use functions::{Broken, Canned, Nowhere, States, Surroundings, Values};
 pub use grants::{Destination, Function, Grants, Missing};
 pub use load::{Compiled, Pin, Settings};
@@ -47,11 +56,13 @@ pub struct House {
     pub around: Arc<dyn Surroundings>,
     /// Where their values are; nowhere: they are forgotten with the plugin.
     pub states: Option<Arc<States>>,
+    /// Where they are kept as they were compiled; nowhere: each is compiled anew.
+    pub cache: Option<Arc<Cache>>,
 }
 
 impl House {
     /// Without anything: for who only looks at a plugin.
     pub fn bare() -> Self {
-        Self { around: Arc::new(Nowhere), states: None }
+        Self { around: Arc::new(Nowhere), states: None, cache: None }
     }
 }

@@ -1,37 +1,30 @@
-//! One message, one instance.
+//! A loaded plugin, and the way of one message through it.
 
 use std::{
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use futures_util::poll;
-use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
-use wasmtime::{Store, Trap, UpdateDeadline};
 
 use super::{
-    House, Manifest, Message, Pin, Settings, Unusable, Verdict,
-    bindings::{Plugin as World, PluginPre},
-    functions::{Shared, Values},
-    guest::{Budget, Guest, Overtime, Stage, Starved},
-    host::Host,
-    load::{self, START},
-    output,
+    House, Lifetime, Manifest, Message, Pin, PrincipalKind, Settings, Unusable, Verdict,
+    breaker::{Between, Breaker, News},
+    functions::Values,
+    load::Compiled,
+    pool::Pool,
+    sessions::{Crowded, Party, Sessions},
+    template::{OUTPUT_SLACK, Template},
 };
 
-/// Instances of one plugin at work at once. Guests never wait for anything, so more would not make
+/// Instances of one plugin at work at once. Guests hardly wait for anything, so more would not make
 /// a plugin faster; this many let quick messages pass slow ones.
 const AT_ONCE: usize = 32;
-/// Instances that are made before they are needed.
-const READY: usize = 2;
-/// What the instances of a plugin may have together, as a multiple of what one may have.
-const SHARES: usize = 8;
-/// Ticks of the clock that a guest runs where the message is, before it goes on elsewhere.
-const INLINE_TICKS: u64 = 2;
-/// Bytes that a guest may hand back beyond twice the payload's.
-const OUTPUT_SLACK: usize = 1 << 20;
+/// Instances that are let go, one after the other, to make room for one that lacks it.
+const ROOM: usize = 4;
 
 /// Why a plugin reached no verdict.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +47,10 @@ pub enum Failure {
     Own(String),
     #[error("its verdict is wrong: {0}")]
     Verdict(String),
+    #[error("all instances that it may keep for sessions are at work")]
+    Crowded,
+    #[error("it failed again and again, and is not asked for another {0:?}")]
+    LetAlone(Duration),
 }
 
 /// What came of asking a plugin.
@@ -80,29 +77,18 @@ pub struct Plugin {
 }
 
 struct Inner {
-    template: Template,
+    template: Arc<Template>,
     permits: Semaphore,
-    ready: Mutex<Vec<Prepared>>,
+    breaker: Arc<Breaker>,
+    instances: Instances,
 }
 
-/// All that it takes to make an instance.
-pub(super) struct Template {
-    pub host: &'static Host,
-    pub pre: PluginPre<Guest>,
-    /// What instances share, and what they are granted.
-    pub shared: Arc<Shared>,
-    /// What `start` is told: the JSON text of an object.
-    pub config: Arc<str>,
-    /// Bytes for one instance.
-    memory: usize,
-    budget: Arc<Budget>,
-    pub deadline: Duration,
-}
-
-/// An instance that has seen no message yet.
-struct Prepared {
-    store: Store<Guest>,
-    world: World,
+/// Where the instance of a message comes from.
+enum Instances {
+    /// One for each message.
+    Fresh(Arc<Pool>),
+    /// One for each session.
+    Kept(Arc<Sessions>),
 }
 
 impl Plugin {
@@ -117,15 +103,17 @@ impl Plugin {
         settings: Settings,
         house: &House,
     ) -> Result<Self, Unusable> {
-        load::Compiled::read(path, pin)?.plugin(settings, house)
+        Compiled::kept(path, pin, house.cache.as_deref())?.plugin(settings, house)
     }
 
     pub(super) fn new(template: Template, manifest: Manifest, sha256: String) -> Self {
-        let inner = Inner {
-            template,
-            permits: Semaphore::new(AT_ONCE),
-            ready: Mutex::new(Vec::with_capacity(READY)),
+        let template = Arc::new(template);
+        let instances = match manifest.lifetime {
+            Lifetime::Message => Instances::Fresh(Pool::of(template.clone())),
+            Lifetime::Session => Instances::Kept(Sessions::swept(template.host)),
         };
+        let permits = Semaphore::new(AT_ONCE);
+        let inner = Inner { template, permits, breaker: Arc::default(), instances };
         Self { inner: Arc::new(inner), manifest, sha256 }
     }
 
@@ -144,160 +132,130 @@ impl Plugin {
         &self.sha256
     }
 
-    /// The plugin's verdict, checked, from an instance that has seen no other message. Has to be
-    /// called within a tokio runtime; dropping the future ends the guest.
-    pub async fn inspect(&self, message: Message) -> Said {
-        let until = Instant::now() + self.inner.template.deadline;
+    /// Makes instances ready, so that the first message need not wait for one.
+    pub fn warm(&self) {
+        if let Instances::Fresh(pool) = &self.inner.instances {
+            pool.refill();
+        }
+    }
+
+    /// The plugin's verdict, checked, from an instance that has seen no other message, or where the
+    /// plugin asks for that, none but those of this session. Has to be called within a tokio runtime;
+    /// dropping the future ends the guest.
+    pub async fn inspect(&self, message: Message, session: Option<&str>) -> Said {
+        let template = &self.inner.template;
+        let until = Instant::now() + template.deadline;
+        let kind = match message.principal.kind {
+            PrincipalKind::Client => "client",
+            PrincipalKind::Local => "local",
+            PrincipalKind::Anonymous => "anonymous",
+        };
+        let principal = format!("{kind}:{}", message.principal.name);
+        let between = Between { principal: principal.clone(), server: message.server.clone() };
+        let admitted = match self.inner.breaker.admit(between.clone(), Instant::now()) {
+            Ok(admitted) => admitted,
+            Err(pause) => return Failure::LetAlone(pause).into(),
+        };
+        let party = Party { principal, session: session.map(str::to_owned) };
         let inner = self.inner.clone();
-        let mut work = Box::pin(async move { inner.work(message, until).await });
-        if let std::task::Poll::Ready(said) = poll!(work.as_mut()) {
-            return said;
+        let mut work = Box::pin(async move { inner.work(&message, &party, until).await });
+        let said = match poll!(work.as_mut()) {
+            Poll::Ready(said) => said,
+            // Not done within a tick or two, or no permit: go on where it holds up no message.
+            Poll::Pending => match AbortOnDropHandle::new(template.host.slow.spawn(work)).await {
+                Ok(said) => said,
+                Err(error) => Failure::Trap(error.to_string()).into(),
+            },
+        };
+        let news = match &said.verdict {
+            Ok(_) => admitted.succeeded(),
+            Err(_) => admitted.failed(Instant::now()),
+        };
+        if let Some(news) = news {
+            self.tell(news, &between);
         }
-        // Not done within a tick or two, or no permit: go on where it holds up no message.
-        match AbortOnDropHandle::new(self.inner.template.host.slow.spawn(work)).await {
-            Ok(said) => said,
-            Err(error) => Failure::Trap(error.to_string()).into(),
+        said
+    }
+
+    fn tell(&self, news: News, between: &Between) {
+        let shared = &self.inner.template.shared;
+        let (principal, server) = (&between.principal, between.server.as_deref().unwrap_or(""));
+        match news {
+            News::Opened(pause) => tracing::warn!(
+                interceptor = %shared.entry, principal, server, ?pause,
+                "the plugin fails again and again and is let alone"
+            ),
+            News::Closed => tracing::info!(
+                interceptor = %shared.entry, principal, server, "the plugin works again"
+            ),
         }
+        shared.around.let_alone(&shared.entry, self.inner.breaker.open());
     }
 }
 
 impl Inner {
-    async fn work(self: Arc<Self>, message: Message, until: Instant) -> Said {
-        let deadline = self.template.deadline;
-        let permit = match self.permits.try_acquire() {
-            Ok(permit) => permit,
-            Err(_) => match tokio::time::timeout_at(until.into(), self.permits.acquire()).await {
-                Ok(Ok(permit)) => permit,
-                Ok(Err(closed)) => return Failure::Trap(closed.to_string()).into(),
-                Err(_) => return Failure::Deadline(deadline).into(),
-            },
-        };
-        let ready = self.ready.lock().pop();
-        let mut instance = match ready {
-            Some(ready) => ready,
-            None => match self.template.prepare(until).await {
-                Ok(prepared) => prepared,
-                Err(failure) => return failure.into(),
-            },
-        };
-        let said = self.template.ask(&mut instance, &message, until).await;
-        drop(permit);
-        // What is left of the instance is cleared away, and the next one made, after the message
-        // has gone on.
-        let inner = self.clone();
-        tokio::spawn(async move {
-            drop(instance);
-            inner.prepare_next().await;
-        });
-        said
-    }
-
-    async fn prepare_next(&self) {
-        if self.ready.lock().len() >= READY {
-            return;
-        }
-        // Should this fail, the next message makes its own and says why.
-        if let Ok(next) = self.template.prepare(Instant::now() + START).await {
-            let mut ready = self.ready.lock();
-            if ready.len() < READY {
-                ready.push(next);
+    async fn work(&self, message: &Message, party: &Party, until: Instant) -> Said {
+        let within = |failure| Said::from(failure);
+        let deadline = tokio::time::Instant::from_std(until);
+        match &self.instances {
+            Instances::Fresh(pool) => {
+                let Ok(Ok(_permit)) = tokio::time::timeout_at(deadline, self.permits.acquire()).await
+                else {
+                    return within(Failure::Deadline(self.template.deadline));
+                };
+                let mut instance = match pool.take() {
+                    Some(ready) => ready,
+                    None => match self.template.prepare(until).await {
+                        Ok(prepared) => prepared,
+                        Err(failure) => return failure.into(),
+                    },
+                };
+                let said = self.template.ask(&mut instance, message, until).await;
+                pool.done(instance);
+                said
+            }
+            Instances::Kept(sessions) => {
+                // Their own turn first: messages of one session that wait for each other must not
+                // hold the permits that others need.
+                let mut slot = match tokio::time::timeout_at(deadline, sessions.turn(party)).await {
+                    Ok(Ok(slot)) => slot,
+                    Ok(Err(Crowded)) => return within(Failure::Crowded),
+                    Err(_) => return within(Failure::Deadline(self.template.deadline)),
+                };
+                let Ok(Ok(_permit)) = tokio::time::timeout_at(deadline, self.permits.acquire()).await
+                else {
+                    return within(Failure::Deadline(self.template.deadline));
+                };
+                // Out of its place: should this future be dropped, so is the instance.
+                let mut instance = match slot.take() {
+                    Some(kept) => kept,
+                    None => match self.prepare(sessions, until).await {
+                        Ok(prepared) => prepared,
+                        Err(failure) => return failure.into(),
+                    },
+                };
+                let said = self.template.ask(&mut instance, message, until).await;
+                if said.verdict.is_ok() {
+                    *slot = Some(instance);
+                }
+                said
             }
         }
     }
-}
 
-impl Template {
-    /// `memory` is the bytes of one instance.
-    pub fn new(
-        host: &'static Host,
-        pre: PluginPre<Guest>,
-        memory: usize,
-        deadline: Duration,
-        shared: Arc<Shared>,
-    ) -> Self {
-        let budget = Budget::new(memory.saturating_mul(SHARES));
-        Self { host, pre, shared, config: "{}".into(), memory, budget, deadline }
-    }
-
-    /// A store with every bound set.
-    pub fn store(&self, until: Instant) -> Store<Guest> {
-        let (shared, budget) = (self.shared.clone(), self.budget.clone());
-        let guest = Guest::new(shared, self.memory, budget, until, self.host.running());
-        let mut store = Store::new(&self.host.engine, guest);
-        store.limiter(|guest| guest);
-        store.set_epoch_deadline(1);
-        store.set_hostcall_fuel(OUTPUT_SLACK);
-        store
-    }
-
-    /// An instance that has begun, or in its own words why it does not.
-    pub async fn begin(&self, store: &mut Store<Guest>) -> wasmtime::Result<Result<World, String>> {
-        let world = self.pre.instantiate_async(&mut *store).await?;
-        let guest = world.portcullis_interceptor_guest();
-        let begun = guest.call_start(&mut *store, &self.config).await?;
-        Ok(match begun {
-            Ok(()) => Ok(world),
-            Err(own) => Err(output::excerpt(&store.data().covered(own), 256)),
-        })
-    }
-
-    async fn prepare(&self, until: Instant) -> Result<Prepared, Failure> {
-        let mut store = self.store(until);
-        store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Yield(1)));
-        match self.begin(&mut store).await {
-            Ok(Ok(world)) => {
-                store.data_mut().running = None;
-                Ok(Prepared { store, world })
-            }
-            Ok(Err(own)) => Err(Failure::Start(own)),
-            Err(error) => Err(self.failure(&error, store.data(), self.deadline)),
-        }
-    }
-
-    async fn ask(
+    /// An instance, for which others are let go where there is no room.
+    async fn prepare(
         &self,
-        Prepared { store, world }: &mut Prepared,
-        message: &Message,
+        sessions: &Sessions,
         until: Instant,
-    ) -> Said {
-        let guest = store.data_mut();
-        guest.stage = Stage::Inspecting;
-        guest.until = until;
-        guest.lines = 0;
-        guest.starved = None;
-        guest.running = Some(self.host.running());
-        store.set_epoch_deadline(INLINE_TICKS);
-        let twice = message.payload.len().saturating_mul(2);
-        store.set_hostcall_fuel(twice.saturating_add(OUTPUT_SLACK));
-        let asked = world.portcullis_interceptor_guest().call_inspect(&mut *store, message).await;
-        let verdict = match asked {
-            Ok(Ok(verdict)) => output::check(verdict, &self.shared.veil).map_err(Failure::Verdict),
-            Ok(Err(own)) => Err(Failure::Own(output::excerpt(&store.data().covered(own), 256))),
-            Err(error) => Err(self.failure(&error, store.data(), self.deadline)),
-        };
-        let guest = store.data_mut();
-        guest.running = None;
-        let requests = std::mem::take(&mut guest.requests);
-        Said { verdict, requests, memory: guest.memory }
-    }
-
-    /// What an error of wasmtime's means.
-    pub fn failure(&self, error: &wasmtime::Error, guest: &Guest, deadline: Duration) -> Failure {
-        let cause = guest.covered(error.root_cause().to_string());
-        if error.is::<Overtime>() {
-            Failure::Deadline(deadline)
-        } else if let Some(starved) = guest.starved {
-            match starved {
-                Starved::Alone => Failure::Memory(self.memory >> 20),
-                Starved::Together => Failure::MemoryTogether(self.budget.max() >> 20),
+    ) -> Result<super::template::Prepared, Failure> {
+        let mut made = self.template.prepare(until).await;
+        for _ in 0..ROOM {
+            if !matches!(made, Err(Failure::MemoryTogether(_))) || !sessions.give_room() {
+                break;
             }
-        } else if error.downcast_ref() == Some(&Trap::StackOverflow) {
-            Failure::Stack
-        } else if cause.contains("fuel allocated for hostcalls") {
-            // The type of this error is private to wasmtime.
-            Failure::Output
-        } else {
-            Failure::Trap(output::excerpt(&cause, 256))
+            made = self.template.prepare(until).await;
         }
+        made
     }
 }

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use rayon::iter::{IndexedParallelIterator as _, IntoParallelRefIterator as _, ParallelIterator as _};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -410,9 +411,20 @@ fn links(
     gathered: &mut Gathered,
 ) -> Vec<Link> {
     let (mut first, mut rest) = (Vec::new(), Vec::new());
-    for (at, entry) in loaded.config.interceptors.iter().enumerate() {
-        let made = match &entry.kind {
-            Use::Plugin(config) => match plugins::load(loaded, at, entry, config, handed, house) {
+    // Compiling is all that takes long.
+    let entries = loaded.config.interceptors.par_iter().enumerate();
+    let loaded_plugins: Vec<_> = entries
+        .map(|(at, entry)| match &entry.kind {
+            Use::Plugin(config) => {
+                Some(plugins::load(loaded, at, entry, config, handed, house))
+            }
+            _ => None,
+        })
+        .collect();
+    let entries = loaded.config.interceptors.iter().zip(loaded_plugins).enumerate();
+    for (at, (entry, plugin)) in entries {
+        let made = match (&entry.kind, plugin) {
+            (Use::Plugin(config), Some(plugin)) => match plugin {
                 Ok(plugin) => {
                     gathered.found.extend(plugins::ungranted(loaded, at, entry, gate.engine()));
                     gathered.happened.push(beginning::plugin(entry, config, &plugin));

@@ -14,7 +14,7 @@ use crate::{
         plugin::{Config, Plugin},
         secrets::Known,
     },
-    plugin::{Grants, House, States, Surroundings},
+    plugin::{Cache, Grants, House, States, Surroundings},
     policy::{self, Action, Holder, Resource, Subject},
     telemetry::Metrics,
     vault::{Secret, Source},
@@ -85,7 +85,11 @@ pub fn load(
 /// What is around the plugins of a proxy.
 pub fn house(loaded: &Loaded, policies: Arc<policy::Engine>, metrics: Arc<Metrics>) -> House {
     let states = States::at(loaded.config.state_dir.join("plugins/state"));
-    House { around: Arc::new(Around { policies, metrics }), states: Some(states) }
+    let plugins = loaded.config.interceptors.iter();
+    // Without plugins there is nothing to keep, nor a key to make.
+    let any = plugins.into_iter().any(|entry| matches!(entry.kind, Use::Plugin(_)));
+    let cache = any.then(|| Cache::of(&loaded.config.state_dir)).flatten().map(Arc::new);
+    House { around: Arc::new(Around { policies, metrics }), states: Some(states), cache }
 }
 
 struct Around {
@@ -96,6 +100,10 @@ struct Around {
 impl Surroundings for Around {
     fn count(&self, plugin: &str, name: &str, by: u64) {
         self.metrics.plugin_counted(plugin, name, by);
+    }
+
+    fn let_alone(&self, plugin: &str, between: usize) {
+        self.metrics.plugin_let_alone(plugin, between);
     }
 
     fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String> {

@@ -136,6 +136,11 @@ struct ExportLabels {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct EntryLabels {
+    plugin: Value,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct PluginLabels {
     plugin: Value,
     name: Value,
@@ -206,6 +211,7 @@ pub struct Metrics {
     export_lag: Family<ExportLabels, Gauge>,
     reloads: Family<OutcomeLabels, Counter>,
     plugins: Family<PluginLabels, Counter>,
+    plugins_let_alone: Family<EntryLabels, Gauge>,
     tools_seen: Mutex<HashMap<ServerName, HashSet<Arc<str>>>>,
 }
 
@@ -244,6 +250,7 @@ impl Metrics {
             export_lag: Family::default(),
             reloads: Family::default(),
             plugins: Family::default(),
+            plugins_let_alone: Family::default(),
             tools_seen: Mutex::default(),
         };
         metrics.register();
@@ -338,6 +345,11 @@ impl Metrics {
             "portcullis_plugin_events",
             "What plugins count, by the names that they give it",
             self.plugins.clone(),
+        );
+        r.register(
+            "portcullis_plugin_let_alone",
+            "Callers and servers for whose messages a plugin failed again and again and is not asked",
+            self.plugins_let_alone.clone(),
         );
     }
 
@@ -456,6 +468,13 @@ impl Metrics {
         let labels =
             PluginLabels { plugin: Value::Named(plugin.into()), name: Value::Named(name.into()) };
         self.plugins.get_or_create(&labels).inc_by(by);
+    }
+
+    /// A plugin is let alone after faults, between so many callers and servers.
+    pub fn plugin_let_alone(&self, plugin: &str, between: usize) {
+        let labels = EntryLabels { plugin: Value::Named(plugin.into()) };
+        let between = i64::try_from(between).unwrap_or(i64::MAX);
+        self.plugins_let_alone.get_or_create(&labels).set(between);
     }
 
     /// All metrics as OpenMetrics text, of [`CONTENT_TYPE`].

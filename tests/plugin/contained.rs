@@ -99,9 +99,9 @@ async fn many_greedy_guests_are_starved_together() {
         .collect();
     for starved in greedy {
         let Fault(text) = starved.await.expect("no panic").expect_err("a fault");
-        assert!(text.contains("MiB of"), "{text}");
+        assert!(text.contains("MiB of") || text.contains("not asked"), "{text}");
     }
-    assert_eq!(ask(&plugin, "nothing").await, Ok(Verdict::pass()));
+    assert_eq!(ask_as(&plugin, "nothing", "other").await, Ok(Verdict::pass()));
 }
 
 #[tokio::test]
@@ -144,7 +144,26 @@ async fn many_spinning_guests_leave_others_to_work() {
     for spun in spinning {
         spun.await.expect("no panic").expect_err("a fault");
     }
-    assert_eq!(ask(&plugin, "nothing").await, Ok(Verdict::pass()));
+    assert_eq!(ask_as(&plugin, "nothing", "other").await, Ok(Verdict::pass()));
+}
+
+#[tokio::test]
+async fn one_that_fails_again_and_again_is_let_alone_for_whom_it_fails() {
+    let plugin = hostile();
+    for _ in 0..5 {
+        let Fault(text) = ask(&plugin, "trap").await.expect_err("a fault");
+        assert!(text.contains("unreachable"), "{text}");
+    }
+    let Fault(text) = ask(&plugin, "nothing").await.expect_err("it is not asked");
+    assert!(text.contains("failed again and again"), "{text}");
+    // Nobody else can have others' messages refused.
+    assert_eq!(ask_as(&plugin, "nothing", "other").await, Ok(Verdict::pass()));
+    let recovered = async {
+        while ask(&plugin, "nothing").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), recovered).await.expect("it is asked again");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod example;
 mod granted;
 mod harms;
 mod refused;
+mod sessions;
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +22,7 @@ use portcullis::{
     exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
     interceptors::plugin::{Config, Plugin},
-    names::DecisionId,
+    names::{DecisionId, SessionId},
     plugin::{House, Surroundings, Unusable},
 };
 use serde_json::{Value, json};
@@ -80,4 +81,23 @@ fn call(tool: &str, arguments: Value, answer: Option<Value>) -> Exchange {
 
 async fn ask(plugin: &Plugin, tool: &str) -> Result<Verdict, Fault> {
     plugin.inspect(&call(tool, json!({}), None), Phase::Request).await
+}
+
+/// The same for another user.
+async fn ask_as(plugin: &Plugin, tool: &str, user: &str) -> Result<Verdict, Fault> {
+    plugin.inspect(&by(user, None, tool), Phase::Request).await
+}
+
+/// A call of a tool by that user, in that session.
+fn by(user: &str, session: Option<&str>, tool: &str) -> Exchange {
+    Exchange {
+        principal: Arc::new(Principal {
+            kind: PrincipalKind::Local { user: user.into() },
+            groups: Vec::new(),
+            verified: true,
+            key: None,
+        }),
+        session: session.map(SessionId::presented),
+        ..call(tool, json!({}), None)
+    }
 }

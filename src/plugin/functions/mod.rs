@@ -72,6 +72,11 @@ pub trait Surroundings: Send + Sync {
     fn answer(&self, _url: &str) -> Option<Result<Canned, String>> {
         None
     }
+
+    /// A plugin is let alone, after faults, between so many callers and servers; none: it works.
+    fn let_alone(&self, plugin: &str, between: usize) {
+        let _ = (plugin, between);
+    }
 }
 
 /// An HTTP answer of nobody's.

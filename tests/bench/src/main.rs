@@ -5,6 +5,7 @@ mod cpu;
 mod echo;
 mod harms;
 mod load;
+mod plugin;
 mod policy;
 mod replay;
 mod rows;
@@ -67,6 +68,8 @@ enum Role {
     Policy(policy::Args),
     /// What clients notice of plugins that mean harm
     Harms(harms::Args),
+    /// What a plugin adds to a message, and how long many take to be loaded
+    Plugin(plugin::Args),
     /// The echo server over streamable HTTP
     #[command(hide = true)]
     Serve,
@@ -100,6 +103,7 @@ fn main() -> anyhow::Result<()> {
         Some(Role::Replay(args)) => replay::run(args),
         Some(Role::Policy(args)) => policy::run(args),
         Some(Role::Harms(args)) => runtime()?.block_on(harms::run(args)),
+        Some(Role::Plugin(args)) => plugin::run(args),
         Some(Role::Serve) => runtime()?.block_on(echo::http()),
         Some(Role::Stdio) => echo::stdio(),
         None => runtime()?.block_on(measure_all(&args)),

@@ -1,0 +1,204 @@
+//! A plugin that fails again and again is let alone for a while: what it would fail on is refused at
+//! once, and costs nothing.
+//!
+//! It is counted for each who calls and each server apart: messages of one, made so that the plugin
+//! fails, must not have those of others refused.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+/// Faults in a row.
+const FAULTS: u32 = 5;
+/// How long it is let alone at first, and at most.
+const FIRST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(60);
+/// Parties that faults are remembered of.
+const PARTIES: usize = 1_024;
+
+/// Whose messages are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Between {
+    /// Who calls.
+    pub principal: String,
+    pub server: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Count {
+    faults: u32,
+    /// How long it was let alone last; nothing before the first time.
+    pause: Duration,
+    /// Until when it is let alone.
+    until: Option<Instant>,
+    /// A message is under way that says how it goes on.
+    trying: bool,
+    last: Instant,
+}
+
+/// Counts the faults of one plugin.
+#[derive(Default)]
+pub struct Breaker(Mutex<HashMap<Between, Count>>);
+
+/// A message that may be shown to the plugin. Dropped without a word, it says nothing.
+pub struct Admitted {
+    breaker: Arc<Breaker>,
+    between: Between,
+    trial: bool,
+}
+
+/// What became of it, where that is news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// It is let alone, for so long.
+    Opened(Duration),
+    /// It works again.
+    Closed,
+}
+
+impl Breaker {
+    /// Whether a message may be shown to the plugin now; where not, for how long.
+    pub fn admit(self: &Arc<Self>, between: Between, now: Instant) -> Result<Admitted, Duration> {
+        let mut counts = self.0.lock();
+        let mut trial = false;
+        if let Some(count) = counts.get_mut(&between)
+            && let Some(until) = count.until
+        {
+            if count.trying || now < until {
+                return Err(until.saturating_duration_since(now));
+            }
+            count.trying = true;
+            trial = true;
+        }
+        drop(counts);
+        Ok(Admitted { breaker: self.clone(), between, trial })
+    }
+
+    /// Between how many it is let alone.
+    pub fn open(&self) -> usize {
+        self.0.lock().values().filter(|count| count.until.is_some()).count()
+    }
+}
+
+impl Admitted {
+    /// The plugin reached a verdict.
+    pub fn succeeded(mut self) -> Option<News> {
+        self.trial = false;
+        let count = self.breaker.0.lock().remove(&self.between)?;
+        count.until.map(|_| News::Closed)
+    }
+
+    /// It did not.
+    pub fn failed(mut self, now: Instant) -> Option<News> {
+        let trial = std::mem::take(&mut self.trial);
+        let mut counts = self.breaker.0.lock();
+        if counts.len() >= PARTIES && !counts.contains_key(&self.between) {
+            let oldest = counts.iter().min_by_key(|(_, count)| count.last);
+            if let Some(oldest) = oldest.map(|(between, _)| between.clone()) {
+                counts.remove(&oldest);
+            }
+        }
+        let count = counts.entry(self.between.clone()).or_insert(Count {
+            faults: 0,
+            pause: Duration::ZERO,
+            until: None,
+            trying: false,
+            last: now,
+        });
+        count.last = now;
+        count.faults = count.faults.saturating_add(1);
+        // Messages that were under way when it was let alone change nothing.
+        if count.faults < FAULTS || (count.until.is_some() && !trial) {
+            return None;
+        }
+        count.pause = (count.pause * 2).clamp(FIRST, LONGEST);
+        count.until = Some(now + count.pause);
+        count.trying = false;
+        Some(News::Opened(count.pause))
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        // Its client went away, for one: the next message is the one to say.
+        if self.trial
+            && let Some(count) = self.breaker.0.lock().get_mut(&self.between)
+        {
+            count.trying = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn between(principal: &str) -> Between {
+        Between { principal: principal.into(), server: Some("notes".into()) }
+    }
+
+    fn fail(breaker: &Arc<Breaker>, who: &str, now: Instant) -> Option<News> {
+        breaker.admit(between(who), now).ok().unwrap().failed(now)
+    }
+
+    #[test]
+    fn faults_in_a_row_open_it_for_whom_they_are() {
+        let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
+        for _ in 1..FAULTS {
+            assert_eq!(fail(&breaker, "a", now), None);
+        }
+        // One that goes well begins anew.
+        assert_eq!(breaker.admit(between("a"), now).ok().unwrap().succeeded(), None);
+        for _ in 1..FAULTS {
+            assert_eq!(fail(&breaker, "a", now), None);
+        }
+        assert_eq!(fail(&breaker, "a", now), Some(News::Opened(FIRST)));
+        assert_eq!(breaker.admit(between("a"), now).err(), Some(FIRST));
+        assert!(breaker.admit(between("b"), now).is_ok());
+        let other = Between { server: None, ..between("a") };
+        assert!(breaker.admit(other, now).is_ok());
+        assert_eq!(breaker.open(), 1);
+    }
+
+    #[test]
+    fn one_message_says_how_it_goes_on() {
+        let (breaker, mut now) = (Arc::new(Breaker::default()), Instant::now());
+        for _ in 0..FAULTS {
+            fail(&breaker, "a", now);
+        }
+        for pause in [2, 4, 8, 16, 32, 60, 60] {
+            now += LONGEST;
+            let trial = breaker.admit(between("a"), now).ok().unwrap();
+            assert!(breaker.admit(between("a"), now).is_err(), "one at a time");
+            assert_eq!(trial.failed(now), Some(News::Opened(Duration::from_secs(pause))));
+        }
+        now += LONGEST;
+        // One that nobody waited for says nothing.
+        drop(breaker.admit(between("a"), now).ok().unwrap());
+        let trial = breaker.admit(between("a"), now).ok().unwrap();
+        assert_eq!(trial.succeeded(), Some(News::Closed));
+        assert_eq!((breaker.open(), fail(&breaker, "a", now)), (0, None));
+    }
+
+    #[test]
+    fn what_was_under_way_does_not_lengthen_it() {
+        let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
+        let under_way: Vec<_> =
+            (0..20).map(|_| breaker.admit(between("a"), now).ok().unwrap()).collect();
+        let news: Vec<_> = under_way.into_iter().filter_map(|one| one.failed(now)).collect();
+        assert_eq!(news, [News::Opened(FIRST)]);
+    }
+
+    #[test]
+    fn strangers_do_not_fill_the_memory() {
+        let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
+        for at in 0..2 * PARTIES {
+            fail(&breaker, &at.to_string(), now);
+        }
+        assert_eq!(breaker.0.lock().len(), PARTIES);
+    }
+}

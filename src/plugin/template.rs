@@ -1,0 +1,159 @@
+//! How the instances of a plugin are made, and how one is asked.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use wasmtime::{Store, Trap, UpdateDeadline};
+
+use super::{
+    Failure, Message, Said,
+    bindings::{Plugin as World, PluginPre},
+    functions::Shared,
+    guest::{Budget, Guest, Overtime, Stage, Starved},
+    host::Host,
+    output,
+};
+
+/// What the instances of a plugin may have together, as a multiple of what one may have.
+const SHARES: usize = 8;
+/// Ticks of the clock that a guest runs where the message is, before it goes on elsewhere.
+const INLINE_TICKS: u64 = 2;
+/// Bytes that a guest may hand back beyond twice the payload's.
+pub const OUTPUT_SLACK: usize = 1 << 20;
+
+/// All that it takes to make an instance.
+pub struct Template {
+    pub host: &'static Host,
+    pub pre: PluginPre<Guest>,
+    /// What instances share, and what they are granted.
+    pub shared: Arc<Shared>,
+    /// What `start` is told: the JSON text of an object.
+    pub config: Arc<str>,
+    /// Bytes for one instance.
+    memory: usize,
+    budget: Arc<Budget>,
+    pub deadline: Duration,
+}
+
+/// An instance that has begun.
+pub struct Prepared {
+    store: Store<Guest>,
+    world: World,
+}
+
+impl Prepared {
+    /// Bytes of memory that it has.
+    pub fn memory(&self) -> usize {
+        self.store.data().memory
+    }
+}
+
+impl Template {
+    /// `memory` is the bytes of one instance.
+    pub fn new(
+        host: &'static Host,
+        pre: PluginPre<Guest>,
+        memory: usize,
+        deadline: Duration,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let budget = Budget::new(memory.saturating_mul(SHARES));
+        Self { host, pre, shared, config: "{}".into(), memory, budget, deadline }
+    }
+
+    /// A store with every bound set.
+    pub fn store(&self, until: Instant) -> Store<Guest> {
+        let (shared, budget) = (self.shared.clone(), self.budget.clone());
+        let guest = Guest::new(shared, self.memory, budget, until, self.host.running());
+        let mut store = Store::new(&self.host.engine, guest);
+        store.limiter(|guest| guest);
+        store.set_epoch_deadline(1);
+        store.set_hostcall_fuel(OUTPUT_SLACK);
+        store
+    }
+
+    /// An instance that has begun, or in its own words why it does not.
+    pub async fn begin(
+        &self,
+        store: &mut Store<Guest>,
+    ) -> wasmtime::Result<Result<World, String>> {
+        let world = self.pre.instantiate_async(&mut *store).await?;
+        let guest = world.portcullis_interceptor_guest();
+        let begun = guest.call_start(&mut *store, &self.config).await?;
+        Ok(match begun {
+            Ok(()) => Ok(world),
+            Err(own) => Err(output::excerpt(&store.data().covered(own), 256)),
+        })
+    }
+
+    /// An instance, ready to be asked.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn prepare(&self, until: Instant) -> Result<Prepared, Failure> {
+        let mut store = self.store(until);
+        store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Yield(1)));
+        match self.begin(&mut store).await {
+            Ok(Ok(world)) => {
+                store.data_mut().running = None;
+                Ok(Prepared { store, world })
+            }
+            Ok(Err(own)) => Err(Failure::Start(own)),
+            Err(error) => Err(self.failure(&error, store.data(), self.deadline)),
+        }
+    }
+
+    /// What an instance says of a message. One that fails must not be asked again.
+    pub async fn ask(
+        &self,
+        Prepared { store, world }: &mut Prepared,
+        message: &Message,
+        until: Instant,
+    ) -> Said {
+        let guest = store.data_mut();
+        guest.stage = Stage::Inspecting;
+        guest.until = until;
+        guest.lines = 0;
+        guest.starved = None;
+        guest.running = Some(self.host.running());
+        store.set_epoch_deadline(INLINE_TICKS);
+        let twice = message.payload.len().saturating_mul(2);
+        store.set_hostcall_fuel(twice.saturating_add(OUTPUT_SLACK));
+        let asked = world.portcullis_interceptor_guest().call_inspect(&mut *store, message).await;
+        let verdict = match asked {
+            Ok(Ok(verdict)) => {
+                output::check(verdict, &self.shared.veil).map_err(Failure::Verdict)
+            }
+            Ok(Err(own)) => {
+                Err(Failure::Own(output::excerpt(&store.data().covered(own), 256)))
+            }
+            Err(error) => Err(self.failure(&error, store.data(), self.deadline)),
+        };
+        let guest = store.data_mut();
+        guest.running = None;
+        let requests = std::mem::take(&mut guest.requests);
+        Said { verdict, requests, memory: guest.memory }
+    }
+
+    /// What an error of wasmtime's means.
+    pub fn failure(&self, error: &wasmtime::Error, guest: &Guest, deadline: Duration) -> Failure {
+        let cause = guest.covered(error.root_cause().to_string());
+        if error.is::<Overtime>() {
+            Failure::Deadline(deadline)
+        } else if let Some(starved) = guest.starved {
+            match starved {
+                Starved::Alone => Failure::Memory(self.memory >> 20),
+                Starved::Together => Failure::MemoryTogether(self.budget.max() >> 20),
+            }
+        } else if error.downcast_ref() == Some(&Trap::StackOverflow) {
+            Failure::Stack
+        } else if cause.contains("fuel allocated for hostcalls") {
+            // The type of this error is private to wasmtime.
+            Failure::Output
+        } else {
+            Failure::Trap(output::excerpt(&cause, 256))
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Instances that live as long as a session.
+
+use std::time::Duration;
+
+use portcullis::chain::Decision;
+
+use super::*;
+
+fn keeper() -> Plugin {
+    let settings = EntrySettings { deadline_ms: Some(2_000), ..EntrySettings::default() };
+    load(&config("keeper"), &settings).expect("it loads")
+}
+
+/// How many messages the instance has seen before.
+async fn seen(plugin: &Plugin, user: &str, session: Option<&str>) -> u32 {
+    let verdict = plugin.inspect(&by(user, session, "any"), Phase::Request).await;
+    let verdict = verdict.expect("a verdict");
+    let Decision::Refuse(refusal) = verdict.decision else { panic!("refused") };
+    refusal.message.parse().expect("a number")
+}
+
+#[tokio::test]
+async fn messages_of_a_session_meet_one_instance_and_no_others_do() {
+    let plugin = keeper();
+    for expected in 0..3 {
+        assert_eq!(seen(&plugin, "ann", Some("s1")).await, expected);
+        assert_eq!(seen(&plugin, "ann", Some("s2")).await, expected);
+        assert_eq!(seen(&plugin, "ann", None).await, expected);
+        // The same id in another's hands is another session.
+        assert_eq!(seen(&plugin, "bob", Some("s1")).await, expected);
+        assert_eq!(seen(&plugin, "bob", None).await, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_a_session_come_one_after_the_other() {
+    let plugin = Arc::new(keeper());
+    let all: Vec<_> = (0..40)
+        .map(|_| {
+            let plugin = plugin.clone();
+            tokio::spawn(async move { seen(&plugin, "ann", Some("s")).await })
+        })
+        .collect();
+    let mut counts = BTreeSet::new();
+    for one in all {
+        counts.insert(one.await.expect("no panic"));
+    }
+    assert_eq!(counts, (0..40).collect());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_instance_outlives_a_fault_nor_a_client_that_went_away() {
+    let plugin = keeper();
+    assert_eq!(seen(&plugin, "ann", Some("s")).await, 0);
+    assert_eq!(seen(&plugin, "ann", Some("s")).await, 1);
+    let trapped = plugin.inspect(&by("ann", Some("s"), "trap"), Phase::Request).await;
+    trapped.expect_err("a fault");
+    assert_eq!(seen(&plugin, "ann", Some("s")).await, 0);
+
+    let gone = by("ann", Some("s"), "spin");
+    let gone = plugin.inspect(&gone, Phase::Request);
+    let _ = tokio::time::timeout(Duration::from_millis(20), gone).await;
+    assert_eq!(seen(&plugin, "ann", Some("s")).await, 0);
+}
+
+#[tokio::test]
+async fn many_sessions_are_let_go_of_and_served() {
+    let plugin = keeper();
+    for at in 0..200 {
+        let (user, session) = (format!("u{}", at % 20), format!("s{at}"));
+        assert_eq!(seen(&plugin, &user, Some(&session)).await, 0);
+    }
+    assert_eq!(seen(&plugin, "u0", Some("s0")).await, 0, "long gone");
+    assert_eq!(seen(&plugin, "u19", Some("s199")).await, 1, "still there");
+}
