@@ -135,8 +135,8 @@ pub trait Interceptor: Send + Sync {
     /// The name in findings, records and refusals: the config's `name`, or its `use`.
     fn name(&self) -> &str;
 
-    /// When to ask.
-    fn hooks(&self) -> &Hooks;
+    /// Whether to ask it about this.
+    fn wants(&self, method: &Method, phase: Phase) -> bool;
 
     /// Whether it may be asked again about a message that another interceptor replaced. One that
     /// counts messages is asked once.

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::FutureExt;
 
-use super::{Decision, Fault, Hooks, Interceptor, Mode, Verdict};
+use super::{Decision, Fault, Interceptor, Mode, Verdict};
 use crate::{
     codec::{self, Caps, Object, Text},
     exchange::{Answer, Effect, Exchange, Finding, Payload, Phase},
@@ -52,8 +52,7 @@ impl Link {
 
     fn wants(&self, exchange: &Exchange, phase: Phase) -> bool {
         let method = exchange.method.as_str();
-        let hooks: &Hooks = self.interceptor.hooks();
-        hooks.wants(&exchange.method, phase)
+        self.interceptor.wants(&exchange.method, phase)
             && self
                 .events
                 .as_ref()

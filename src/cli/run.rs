@@ -307,6 +307,7 @@ pub(super) fn reported(failure: StartFailure) -> anyhow::Error {
         | StartFailure::Export(_)
         | StartFailure::PluginState(_)
         | StartFailure::Watch(_)
+        | StartFailure::WatchPlugins(_)
         | StartFailure::Task(_)) => failure.into(),
     }
 }

@@ -4,9 +4,11 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,7 +17,7 @@ use serde_json::{Map, Value};
 use crate::{
     chain::{self, Fault, Hook, Hooks, Interceptor},
     config::EntrySettings,
-    exchange::{self, Answer, Exchange, Phase},
+    exchange::{self, Answer, Exchange, Method, Phase},
     identity::PrincipalKind,
     names::SessionId,
     plugin::{self, Decision, Grants, House, Message, Pin, Settings, Unusable},
@@ -75,8 +77,76 @@ fn default_memory_mib() -> u64 {
 /// See the module.
 pub struct Plugin {
     name: String,
+    place: Place,
+    now: ArcSwap<Version>,
+}
+
+/// All that it takes to load the plugin of an entry.
+struct Place {
+    config: Config,
+    settings: EntrySettings,
+    base: PathBuf,
+    secrets: BTreeMap<String, Secret>,
+    house: House,
+}
+
+/// A plugin as its file was when it was loaded.
+pub struct Version {
     hooks: Hooks,
     plugin: plugin::Plugin,
+}
+
+impl Version {
+    /// What the plugin says of itself.
+    pub fn manifest(&self) -> &plugin::Manifest {
+        self.plugin.manifest()
+    }
+
+    /// The digest of its file, in hex.
+    pub fn sha256(&self) -> &str {
+        self.plugin.sha256()
+    }
+}
+
+impl Place {
+    fn file(&self) -> PathBuf {
+        self.base.join(&self.config.path)
+    }
+
+    fn load(&self) -> Result<Version, Unusable> {
+        let (config, settings) = (&self.config, &self.settings);
+        let pin = match &config.sha256 {
+            Some(sha256) => Pin::Sha256(sha256),
+            None if config.allow_unpinned => Pin::Any,
+            None => Pin::Missing,
+        };
+        let granted = Settings {
+            entry: entry_name(settings),
+            config: config.config.clone(),
+            memory_mib: config.memory_mib,
+            deadline: Duration::from_millis(settings.deadline_ms.unwrap_or(DEADLINE_MS)),
+            grants: config.grants.clone(),
+            secrets: self.secrets.clone(),
+        };
+        let plugin = plugin::Plugin::load(&self.file(), pin, granted, &self.house)?;
+        let manifest = plugin.manifest();
+        let hooks = narrowed(&manifest.hooks, settings.events.as_deref());
+        if hooks.0.is_empty() {
+            let mut hooked: Vec<_> =
+                manifest.hooks.0.iter().flat_map(|hook| &hook.events).cloned().collect();
+            hooked.sort_unstable();
+            hooked.dedup();
+            return Err(Unusable::NeverAsked {
+                plugin: manifest.name.clone(),
+                hooked: hooked.join("`, `"),
+            });
+        }
+        Ok(Version { hooks, plugin })
+    }
+}
+
+fn entry_name(settings: &EntrySettings) -> String {
+    settings.name.clone().unwrap_or_else(|| "plugin".into())
 }
 
 impl Plugin {
@@ -92,48 +162,60 @@ impl Plugin {
         secrets: BTreeMap<String, Secret>,
         house: &House,
     ) -> Result<Self, Unusable> {
-        let name = settings.name.clone().unwrap_or_else(|| "plugin".into());
-        let pin = match &config.sha256 {
-            Some(sha256) => Pin::Sha256(sha256),
-            None if config.allow_unpinned => Pin::Any,
-            None => Pin::Missing,
-        };
-        let granted = Settings {
-            entry: name.clone(),
-            config: config.config.clone(),
-            memory_mib: config.memory_mib,
-            deadline: Duration::from_millis(settings.deadline_ms.unwrap_or(DEADLINE_MS)),
-            grants: config.grants.clone(),
+        let place = Place {
+            config: config.clone(),
+            settings: settings.clone(),
+            base: base.to_owned(),
             secrets,
+            house: house.clone(),
         };
-        let plugin = plugin::Plugin::load(&base.join(&config.path), pin, granted, house)?;
-        let manifest = plugin.manifest();
-        let hooks = narrowed(&manifest.hooks, settings.events.as_deref());
-        if hooks.0.is_empty() {
-            let mut hooked: Vec<_> =
-                manifest.hooks.0.iter().flat_map(|hook| &hook.events).cloned().collect();
-            hooked.sort_unstable();
-            hooked.dedup();
-            return Err(Unusable::NeverAsked {
-                plugin: manifest.name.clone(),
-                hooked: hooked.join("`, `"),
-            });
+        let now = ArcSwap::from_pointee(place.load()?);
+        Ok(Self { name: entry_name(settings), place, now })
+    }
+
+    /// The version that messages meet now.
+    pub fn now(&self) -> Arc<Version> {
+        self.now.load_full()
+    }
+
+    /// Makes instances ready.
+    pub fn warm(&self) {
+        self.now.load().plugin.warm();
+    }
+
+    /// Its file, where the operator lets another take its place.
+    pub fn changeable(&self) -> Option<PathBuf> {
+        self.place.config.sha256.is_none().then(|| self.place.file())
+    }
+
+    /// Loads the file as it is now, beside the version that messages meet; nothing where it is the
+    /// same. Blocks like [`Self::load`].
+    ///
+    /// # Errors
+    /// Why it cannot take the other's place.
+    pub fn look_again(&self) -> Result<Option<Version>, Unusable> {
+        if plugin::digest(&self.place.file())? == self.now.load().sha256() {
+            return Ok(None);
         }
-        Ok(Self { name, hooks, plugin })
+        self.place.load().map(Some)
     }
 
-    /// What the plugin says of itself.
-    pub fn manifest(&self) -> &plugin::Manifest {
-        self.plugin.manifest()
+    /// Messages meet this version from now on. Those under way finish with the other.
+    pub fn take(&self, next: Version) {
+        next.plugin.warm();
+        self.now.store(Arc::new(next));
     }
+}
 
-    /// The digest of its file, in hex.
-    pub fn sha256(&self) -> &str {
-        self.plugin.sha256()
-    }
+/// A version, and the name of its entry: what verdicts are worded by.
+struct Worded<'a> {
+    name: &'a str,
+    manifest: &'a plugin::Manifest,
+}
 
+impl Worded<'_> {
     fn rule(&self, code: &str) -> Rule {
-        Rule::named(format!("{}/{code}", self.plugin.manifest().name))
+        Rule::named(format!("{}/{code}", self.manifest.name))
     }
 
     fn verdict(&self, said: plugin::Verdict, phase: Phase) -> chain::Verdict {
@@ -161,7 +243,7 @@ impl Plugin {
 
     fn finding(&self, phase: Phase, code: &str, message: String) -> exchange::Finding {
         exchange::Finding {
-            interceptor: self.name.clone(),
+            interceptor: self.name.to_owned(),
             phase,
             rule: self.rule(code),
             message,
@@ -176,20 +258,22 @@ impl Interceptor for Plugin {
         &self.name
     }
 
-    fn hooks(&self) -> &Hooks {
-        &self.hooks
+    fn wants(&self, method: &Method, phase: Phase) -> bool {
+        self.now.load().hooks.wants(method, phase)
     }
 
     async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<chain::Verdict, Fault> {
+        let now = self.now.load_full();
+        let worded = Worded { name: &self.name, manifest: now.manifest() };
         let session = exchange.session.as_ref().map(SessionId::expose);
         let plugin::Said { verdict, requests, .. } =
-            self.plugin.inspect(message(exchange, phase)?, session).await;
+            now.plugin.inspect(message(exchange, phase)?, session).await;
         match verdict {
             Ok(said) => {
-                let mut verdict = self.verdict(said, phase);
+                let mut verdict = worded.verdict(said, phase);
                 // Whom else it told of the message belongs to its record.
                 let requests = requests.into_iter();
-                let requests = requests.map(|request| self.finding(phase, REQUEST, request));
+                let requests = requests.map(|request| worded.finding(phase, REQUEST, request));
                 verdict.findings.extend(requests);
                 Ok(verdict)
             }

@@ -376,8 +376,8 @@ impl Interceptor for PolicyGate {
         "policy"
     }
 
-    fn hooks(&self) -> &Hooks {
-        &self.hooks
+    fn wants(&self, method: &Method, phase: Phase) -> bool {
+        self.hooks.wants(method, phase)
     }
 
     async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault> {

@@ -33,7 +33,7 @@ pub use self::{
 };
 use crate::{
     chain::{Decision, Fault, Hooks, Interceptor, Verdict},
-    exchange::{Effect, Exchange, Finding, Phase},
+    exchange::{Effect, Exchange, Finding, Method, Phase},
     names::nearest,
     refusal::{Code, Refusal, Rule},
     vault::Secret,
@@ -271,8 +271,8 @@ impl Interceptor for Secrets {
         &self.name
     }
 
-    fn hooks(&self) -> &Hooks {
-        &self.hooks
+    fn wants(&self, method: &Method, phase: Phase) -> bool {
+        self.hooks.wants(method, phase)
     }
 
     async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault> {

@@ -69,6 +69,14 @@ pub struct Settings {
     pub secrets: BTreeMap<String, Secret>,
 }
 
+/// The SHA-256 of a file as it is now, in hex.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn digest(path: &Path) -> Result<String, Unusable> {
+    read(path).map(|bytes| hex::encode(Sha256::digest(&bytes)))
+}
+
 /// A component that was read, checked and compiled and has said what it is; nothing is granted yet.
 pub struct Compiled {
     path: PathBuf,
@@ -182,7 +190,7 @@ fn given(
         .hosts()
         .filter(|granted| manifest.hosts.iter().any(|host| granted.is(&host.host, host.port)));
     let state = grants.state.map(|max| match (&house.states, lasting) {
-        (Some(states), Lasting::Kept) => Values::stored(entry, max.0, states.clone()),
+        (Some(states), Lasting::Kept) => states.of(entry, max.0),
         _ => Values::for_now(entry, max.0),
     });
     Ok(Shared {

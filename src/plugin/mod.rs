@@ -41,7 +41,7 @@ pub use bindings::exports::portcullis::interceptor::guest::{
 pub use cache::Cache;
 pub use functions::{Broken, Canned, Nowhere, States, Surroundings, Values};
 pub use grants::{Destination, Function, Grants, Missing};
-pub use load::{Compiled, Pin, Settings};
+pub use load::{Compiled, Pin, Settings, digest};
 pub use manifest::Manifest;
 pub use run::{Failure, Plugin, Said};
 pub use signature::{Signed, Unsigned, path as signature_path};

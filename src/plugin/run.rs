@@ -199,7 +199,8 @@ impl Inner {
         let deadline = tokio::time::Instant::from_std(until);
         match &self.instances {
             Instances::Fresh(pool) => {
-                let Ok(Ok(_permit)) = tokio::time::timeout_at(deadline, self.permits.acquire()).await
+                let Ok(Ok(_permit)) =
+                    tokio::time::timeout_at(deadline, self.permits.acquire()).await
                 else {
                     return within(Failure::Deadline(self.template.deadline));
                 };
@@ -222,7 +223,8 @@ impl Inner {
                     Ok(Err(Crowded)) => return within(Failure::Crowded),
                     Err(_) => return within(Failure::Deadline(self.template.deadline)),
                 };
-                let Ok(Ok(_permit)) = tokio::time::timeout_at(deadline, self.permits.acquire()).await
+                let Ok(Ok(_permit)) =
+                    tokio::time::timeout_at(deadline, self.permits.acquire()).await
                 else {
                     return within(Failure::Deadline(self.template.deadline));
                 };

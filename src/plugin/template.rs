@@ -75,10 +75,7 @@ impl Template {
     }
 
     /// An instance that has begun, or in its own words why it does not.
-    pub async fn begin(
-        &self,
-        store: &mut Store<Guest>,
-    ) -> wasmtime::Result<Result<World, String>> {
+    pub async fn begin(&self, store: &mut Store<Guest>) -> wasmtime::Result<Result<World, String>> {
         let world = self.pre.instantiate_async(&mut *store).await?;
         let guest = world.portcullis_interceptor_guest();
         let begun = guest.call_start(&mut *store, &self.config).await?;
@@ -123,12 +120,8 @@ impl Template {
         store.set_hostcall_fuel(twice.saturating_add(OUTPUT_SLACK));
         let asked = world.portcullis_interceptor_guest().call_inspect(&mut *store, message).await;
         let verdict = match asked {
-            Ok(Ok(verdict)) => {
-                output::check(verdict, &self.shared.veil).map_err(Failure::Verdict)
-            }
-            Ok(Err(own)) => {
-                Err(Failure::Own(output::excerpt(&store.data().covered(own), 256)))
-            }
+            Ok(Ok(verdict)) => output::check(verdict, &self.shared.veil).map_err(Failure::Verdict),
+            Ok(Err(own)) => Err(Failure::Own(output::excerpt(&store.data().covered(own), 256))),
             Err(error) => Err(self.failure(&error, store.data(), self.deadline)),
         };
         let guest = store.data_mut();

@@ -3,11 +3,19 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use rayon::iter::{IndexedParallelIterator as _, IntoParallelRefIterator as _, ParallelIterator as _};
+use rayon::iter::{
+    IndexedParallelIterator as _, IntoParallelRefIterator as _, ParallelIterator as _,
+};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Proxy, beginning, parked::Lot, plugins, refusals::Refusals, reloads::Revisions};
+use super::{
+    Proxy, beginning,
+    parked::Lot,
+    plugins::{self, Files, InChain},
+    refusals::Refusals,
+    reloads::Revisions,
+};
 use crate::{
     approval::{Approvals, Webhook},
     audit::{self, Audit, Unavailable, export, proof, record::Happening},
@@ -60,6 +68,8 @@ pub enum StartFailure {
     PluginState(#[from] Broken),
     #[error("the policy files cannot be watched: {0}")]
     Watch(String),
+    #[error("the files of the plugins cannot be watched: {0}")]
+    WatchPlugins(String),
     #[error("a part of the start ended early: {0}")]
     Task(String),
 }
@@ -77,6 +87,7 @@ pub struct Assembly {
     approvals: Arc<Approvals>,
     metrics: Arc<Metrics>,
     house: House,
+    in_chain: Vec<InChain>,
 }
 
 /// What a proxy is started for.
@@ -123,7 +134,7 @@ impl Assembly {
             })
             .await
             .map_err(|error| StartFailure::Task(error.to_string()))?;
-        let Gathered { found, happened } = gathered;
+        let Gathered { found, happened, plugins: in_chain } = gathered;
         if found.is_empty() {
             let scrubber = Arc::new(scrubber.map_err(StartFailure::Task)?);
             let launcher = Arc::new(Launcher {
@@ -143,6 +154,7 @@ impl Assembly {
                 exports,
                 approvals,
                 plugins: happened,
+                in_chain,
                 metrics,
                 house,
             })
@@ -194,6 +206,8 @@ impl Assembly {
         let reloads = self.policies.reloads();
         let watcher = policy::watch(self.policies.clone())
             .map_err(|error| StartFailure::Watch(error.to_string()))?;
+        let files = Files::watch(&self.in_chain)
+            .map_err(|error| StartFailure::WatchPlugins(error.to_string()))?;
 
         // Channels for each server: one that floods fills its own, and not the one by which it is
         // recorded that it was started and ended.
@@ -256,6 +270,12 @@ impl Assembly {
         tokio::spawn(proxy.clone().sweep());
         tokio::spawn(proxy.clone().keep_log());
         tokio::spawn(proxy.clone().tell_of_policies(reloads));
+        for one in &self.in_chain {
+            one.plugin.warm();
+        }
+        if let Some(files) = files {
+            tokio::spawn(proxy.clone().keep_plugins(self.in_chain, files));
+        }
         Ok((proxy, watcher))
     }
 }
@@ -309,6 +329,7 @@ fn checkpoints(config: &Config) -> proof::Settings {
 struct Gathered {
     found: Vec<Found>,
     happened: Vec<Happening>,
+    plugins: Vec<InChain>,
 }
 
 /// The streams of audit records, with their secrets.
@@ -415,9 +436,7 @@ fn links(
     let entries = loaded.config.interceptors.par_iter().enumerate();
     let loaded_plugins: Vec<_> = entries
         .map(|(at, entry)| match &entry.kind {
-            Use::Plugin(config) => {
-                Some(plugins::load(loaded, at, entry, config, handed, house))
-            }
+            Use::Plugin(config) => Some(plugins::load(loaded, at, entry, config, handed, house)),
             _ => None,
         })
         .collect();
@@ -427,7 +446,9 @@ fn links(
             (Use::Plugin(config), Some(plugin)) => match plugin {
                 Ok(plugin) => {
                     gathered.found.extend(plugins::ungranted(loaded, at, entry, gate.engine()));
-                    gathered.happened.push(beginning::plugin(entry, config, &plugin));
+                    gathered.happened.push(beginning::plugin(entry, config, &plugin.now()));
+                    let plugin = Arc::new(plugin);
+                    gathered.plugins.push(InChain { entry: entry.clone(), plugin: plugin.clone() });
                     let engine = gate.engine().clone();
                     let plugin = plugins::Held::new(plugin, config.grants.clone(), engine);
                     Ok(Arc::new(plugin) as Arc<dyn Interceptor>)

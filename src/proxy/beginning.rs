@@ -13,7 +13,7 @@ use crate::{
     config::{InterceptorEntry, Loaded},
     identity::Change,
     interceptors::{
-        plugin::{self, Plugin},
+        plugin::{self, Version},
         secrets::Scrubber,
     },
     names::ServerName,
@@ -61,7 +61,7 @@ pub(super) fn policies(status: &policy::Status) -> Happening {
 pub(super) fn plugin(
     entry: &InterceptorEntry,
     config: &plugin::Config,
-    plugin: &Plugin,
+    plugin: &Version,
 ) -> Happening {
     let manifest = plugin.manifest();
     Happening::PluginLoaded(PluginLoaded {

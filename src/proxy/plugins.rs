@@ -1,15 +1,23 @@
 //! Plugins, as the proxy has them: what policies and the config give each, and what is around them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
+use miette::Diagnostic as _;
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
-use super::assembly::Found;
+use super::{Proxy, assembly::Found, beginning};
 use crate::{
-    chain::{Fault, Hooks, Interceptor, Verdict},
+    chain::{Fault, Interceptor, Verdict},
     config::{Code, InterceptorEntry, Loaded, Use},
-    exchange::{Exchange, Phase},
+    exchange::{Exchange, Method, Phase},
     interceptors::{
         plugin::{Config, Plugin},
         secrets::Known,
@@ -19,6 +27,11 @@ use crate::{
     telemetry::Metrics,
     vault::{Secret, Source},
 };
+
+/// How long files must be left alone before they are read.
+const QUIET: Duration = Duration::from_millis(150);
+/// Changes without end put that off no longer than this many times.
+const PATIENCE: u32 = 20;
 
 /// The secrets that plugins are handed, by the places of their entries, read once for this run.
 #[derive(Default)]
@@ -80,6 +93,136 @@ pub fn load(
     plugin.map_err(|error| -> Found {
         Box::new(loaded.locate(&format!("/interceptors/{at}/path"), error))
     })
+}
+
+/// A plugin in the chain, with its entry.
+pub struct InChain {
+    pub entry: InterceptorEntry,
+    pub plugin: Arc<Plugin>,
+}
+
+/// The files of plugins of which others may take the place, watched.
+pub(super) struct Files {
+    watcher: RecommendedWatcher,
+    paths: Vec<PathBuf>,
+    news: mpsc::Receiver<()>,
+}
+
+impl Files {
+    /// Those of these plugins; nothing where each is pinned.
+    pub fn watch(all: &[InChain]) -> notify::Result<Option<Self>> {
+        let paths: Vec<_> = all.iter().filter_map(|one| one.plugin.changeable()).collect();
+        if paths.is_empty() {
+            return Ok(None);
+        }
+        // One that is full knows already.
+        let (sender, news) = mpsc::channel(1);
+        let names: Vec<_> =
+            paths.iter().filter_map(|path| path.file_name()).map(ToOwned::to_owned).collect();
+        let matters = move |event: &notify::Event| {
+            let named = |path: &PathBuf| {
+                path.file_name().is_some_and(|name| names.iter().any(|one| one == name))
+            };
+            !event.kind.is_access() && (event.need_rescan() || event.paths.iter().any(named))
+        };
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // A fault of the watch may hide a change.
+            if event.as_ref().map_or(true, &matters) {
+                let _ = sender.try_send(());
+            }
+        })?;
+        let mut files = Self { watcher, paths, news };
+        files.renew()?;
+        Ok(Some(files))
+    }
+
+    /// Watches the folders of the files: a file is often replaced by a rename, and a watch on the file
+    /// itself would follow the old one. Anew after each change, since a folder can be replaced too.
+    fn renew(&mut self) -> notify::Result<()> {
+        let folders: BTreeSet<_> = self.paths.iter().filter_map(|path| path.parent()).collect();
+        let mut failure = None;
+        for folder in folders {
+            let _ = self.watcher.unwatch(folder);
+            failure = self.watcher.watch(folder, RecursiveMode::NonRecursive).err().or(failure);
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Waits until files changed and are left alone. False: there will be no more.
+    async fn changed(&mut self) -> bool {
+        if self.news.recv().await.is_none() {
+            return false;
+        }
+        for _ in 0..PATIENCE {
+            match tokio::time::timeout(QUIET, self.news.recv()).await {
+                Ok(Some(())) => {}
+                Ok(None) => return false,
+                Err(_) => break,
+            }
+        }
+        // First the watch and then the files: what changes in between is news again.
+        if let Err(error) = self.renew() {
+            tracing::warn!(%error, "changes of plugins may go unseen");
+        }
+        true
+    }
+}
+
+impl Proxy {
+    /// Has plugins take each other's place as their files change.
+    pub(super) async fn keep_plugins(self: Arc<Self>, all: Vec<InChain>, mut files: Files) {
+        loop {
+            tokio::select! {
+                changed = files.changed() => if !changed { return },
+                () = self.closing.cancelled() => return,
+            }
+            for one in all.iter().filter(|one| one.plugin.changeable().is_some()) {
+                self.look_again(one).await;
+            }
+        }
+    }
+
+    async fn look_again(&self, InChain { entry, plugin }: &InChain) {
+        let Use::Plugin(config) = &entry.kind else { return };
+        let name = entry.name();
+        let looked = tokio::task::spawn_blocking({
+            let plugin = plugin.clone();
+            move || plugin.look_again()
+        });
+        let refused = match looked.await {
+            Ok(Ok(None)) => return,
+            Ok(Ok(Some(next))) => {
+                let (digest, version) = (next.sha256().to_owned(), next.manifest().version.clone());
+                // Before it counts.
+                match self.audit.event(beginning::plugin(entry, config, &next)).await {
+                    Ok(()) => {
+                        plugin.take(next);
+                        tracing::info!(
+                            interceptor = name,
+                            version,
+                            digest,
+                            "a plugin has changed and was loaded again"
+                        );
+                    }
+                    Err(error) => tracing::error!(
+                        interceptor = name, %error,
+                        "a plugin has changed, which could not be recorded, and the one before stays"
+                    ),
+                }
+                return;
+            }
+            Ok(Err(refused)) => match refused.help() {
+                Some(help) => format!("{refused}; {help}"),
+                None => refused.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(
+            interceptor = name,
+            "a plugin has changed and is not used, the one before stays: {refused}"
+        );
+        self.audit.tell(beginning::no_plugin(entry, &config.path, refused)).await;
+    }
 }
 
 /// What is around the plugins of a proxy.
@@ -213,7 +356,7 @@ pub fn ungranted(
 /// A plugin that is asked only while policies let it have what it was given when the proxy started.
 /// Without that it is not asked, which is a fault. Hosts are asked of with every request.
 pub struct Held {
-    plugin: Plugin,
+    plugin: Arc<Plugin>,
     grants: Grants,
     policies: Arc<policy::Engine>,
     /// What policies said last, and which they were.
@@ -221,7 +364,7 @@ pub struct Held {
 }
 
 impl Held {
-    pub fn new(plugin: Plugin, grants: Grants, policies: Arc<policy::Engine>) -> Self {
+    pub fn new(plugin: Arc<Plugin>, grants: Grants, policies: Arc<policy::Engine>) -> Self {
         Self { plugin, grants, policies, said: Mutex::default() }
     }
 
@@ -253,8 +396,8 @@ impl Interceptor for Held {
         self.plugin.name()
     }
 
-    fn hooks(&self) -> &Hooks {
-        self.plugin.hooks()
+    fn wants(&self, method: &Method, phase: Phase) -> bool {
+        self.plugin.wants(method, phase)
     }
 
     fn repeatable(&self) -> bool {

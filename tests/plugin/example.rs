@@ -67,9 +67,9 @@ async fn without_a_marker_every_call_passes() {
     let verdict = ask(&plugin, "internal-only").await.expect("a verdict");
     assert_eq!(verdict, Verdict::pass());
     assert_eq!(plugin.name(), "plugin");
-    assert_eq!(plugin.manifest().name, "redact-pii");
-    assert!(plugin.hooks().wants(&Method::new(Method::TOOLS_CALL), Phase::Response));
-    assert!(!plugin.hooks().wants(&Method::new(Method::TOOLS_LIST), Phase::Response));
+    assert_eq!(plugin.now().manifest().name, "redact-pii");
+    assert!(plugin.wants(&Method::new(Method::TOOLS_CALL), Phase::Response));
+    assert!(!plugin.wants(&Method::new(Method::TOOLS_LIST), Phase::Response));
 }
 
 /// What a component imports, by name.

@@ -46,7 +46,7 @@ fn the_pin_decides() {
     for pinned in [sha256.clone(), sha256.to_uppercase(), format!("sha256:{sha256}")] {
         config.sha256 = Some(pinned);
         let plugin = load(&config, &EntrySettings::default()).expect("the pinned one");
-        assert_eq!(plugin.sha256(), sha256);
+        assert_eq!(plugin.now().sha256(), sha256);
     }
 }
 

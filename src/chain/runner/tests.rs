@@ -26,8 +26,8 @@ impl Interceptor for Fake {
         &self.name
     }
 
-    fn hooks(&self) -> &Hooks {
-        &self.hooks
+    fn wants(&self, method: &Method, phase: Phase) -> bool {
+        self.hooks.wants(method, phase)
     }
 
     async fn inspect(&self, exchange: &Exchange, _: Phase) -> Result<Verdict, Fault> {
@@ -175,8 +175,8 @@ async fn a_missed_deadline_is_a_fault() {
             "never"
         }
 
-        fn hooks(&self) -> &Hooks {
-            &self.0
+        fn wants(&self, method: &Method, phase: Phase) -> bool {
+            self.0.wants(method, phase)
         }
 
         async fn inspect(&self, _: &Exchange, _: Phase) -> Result<Verdict, Fault> {

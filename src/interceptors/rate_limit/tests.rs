@@ -125,9 +125,9 @@ fn only_its_events_count() {
             { calls = 2, window = '1h', events = ['resources/read', 'prompts/get'] },
         ]",
     );
-    let wants = |method| limiter.hooks().wants(&Method::new(method), Phase::Request);
+    let wants = |method| limiter.wants(&Method::new(method), Phase::Request);
     assert!(wants("tools/call") && wants("resources/read") && !wants("ping"));
-    assert!(!limiter.hooks().wants(&Method::new("tools/call"), Phase::Response));
+    assert!(!limiter.wants(&Method::new("tools/call"), Phase::Response));
     assert_eq!(passing(&limiter, &of("a", "s", "t")), 1);
     assert_eq!(passing(&limiter, &message("a", "prompts/get")), 2);
 }

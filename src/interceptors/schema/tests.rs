@@ -357,8 +357,8 @@ fn it_stands_in_a_chain_entry() {
     assert_eq!(config, Config { arguments: true, results: false, unusable: Unusable::Pass });
     let schema = Schema::new("schema", &config).unwrap();
     let call = Method::new(Method::TOOLS_CALL);
-    assert!(schema.hooks().wants(&call, Phase::Request));
-    assert!(!schema.hooks().wants(&call, Phase::Response));
+    assert!(schema.wants(&call, Phase::Request));
+    assert!(!schema.wants(&call, Phase::Response));
     assert!(toml::from_str::<InterceptorEntry>("use = 'schema'\nresult = false").is_err());
     let nothing = Config { arguments: false, results: false, ..Config::default() };
     assert!(Schema::new("schema", &nothing).is_err());

@@ -6,7 +6,7 @@ use std::{
     ops::ControlFlow,
     os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
 };
 
 use parking_lot::Mutex;
@@ -39,12 +39,21 @@ pub struct Broken {
 pub struct States {
     path: PathBuf,
     store: OnceLock<sled::Db>,
+    /// By their entries: versions of a plugin that are at work side by side have the same.
+    values: Mutex<BTreeMap<String, Values>>,
 }
 
 impl States {
     /// In this folder, once it is opened.
     pub fn at(path: PathBuf) -> Arc<Self> {
-        Arc::new(Self { path, store: OnceLock::new() })
+        Arc::new(Self { path, store: OnceLock::new(), values: Mutex::default() })
+    }
+
+    /// What the plugin of that entry keeps, so many bytes at most.
+    pub fn of(self: &Arc<Self>, entry: &str, max: u64) -> Values {
+        let mut values = self.values.lock();
+        let place = || Place::Store(Arc::downgrade(self));
+        values.entry(entry.to_owned()).or_insert_with(|| Values::at(entry, max, place())).clone()
     }
 
     /// Opens the store. Blocks.
@@ -84,7 +93,7 @@ struct Inner {
 }
 
 enum Place {
-    Store(Arc<States>),
+    Store(Weak<States>),
     Memory,
 }
 
@@ -99,11 +108,6 @@ enum Kept {
 }
 
 impl Values {
-    /// Of the plugin of that entry, in the store.
-    pub fn stored(entry: &str, max: u64, states: Arc<States>) -> Self {
-        Self::at(entry, max, Place::Store(states))
-    }
-
     /// Of a trial, forgotten with it.
     pub fn for_now(entry: &str, max: u64) -> Self {
         Self::at(entry, max, Place::Memory)
@@ -216,7 +220,8 @@ impl Inner {
         let kept = match &self.place {
             Place::Memory => Kept::Memory(BTreeMap::new()),
             Place::Store(states) => {
-                let store = states.store.get();
+                let states = states.upgrade();
+                let store = states.as_ref().and_then(|states| states.store.get());
                 let store = store.ok_or_else(|| Fault::Store("it is not open".into()))?;
                 Kept::Tree(store.open_tree(format!("plugin:{}", self.entry))?)
             }
@@ -335,16 +340,16 @@ impl Host for Guest {
 mod tests {
     use super::*;
 
-    fn both(max: u64) -> (tempfile::TempDir, [Values; 2]) {
+    fn both(max: u64) -> (tempfile::TempDir, Arc<States>, [Values; 2]) {
         let folder = tempfile::tempdir().unwrap();
         let states = States::at(folder.path().join("state"));
         states.open().unwrap();
-        (folder, [Values::stored("a", max, states), Values::for_now("a", max)])
+        (folder, states.clone(), [states.of("a", max), Values::for_now("a", max)])
     }
 
     #[test]
     fn counters_and_swaps() {
-        let (_folder, both) = both(1 << 20);
+        let (_folder, _states, both) = both(1 << 20);
         for values in both {
             assert_eq!(values.add("n", 5).unwrap(), 5);
             assert_eq!(values.add("n", -7).unwrap(), -2);
@@ -363,7 +368,7 @@ mod tests {
 
     #[test]
     fn keys_come_in_order_and_not_all() {
-        let (_folder, both) = both(1 << 20);
+        let (_folder, _states, both) = both(1 << 20);
         for values in both {
             for at in 0..KEYS + 5 {
                 values.set(&format!("k{at:05}"), Some(b"")).unwrap();
@@ -377,7 +382,7 @@ mod tests {
 
     #[test]
     fn what_is_granted_is_all_there_is() {
-        let (_folder, both) = both(2 * size(1, 100));
+        let (_folder, _states, both) = both(2 * size(1, 100));
         for values in both {
             values.set("a", Some(&[1; 100])).unwrap();
             values.set("b", Some(&[1; 100])).unwrap();
@@ -404,11 +409,12 @@ mod tests {
             states
         };
         let states = open();
-        let values = Values::stored("a", 200, states.clone());
+        let values = states.of("a", 200);
         values.set("k", Some(&[1; 100])).unwrap();
-        assert_eq!(Values::stored("b", 200, states.clone()).get("k").unwrap(), None);
+        assert_eq!(states.of("b", 200).get("k").unwrap(), None);
         drop((values, states));
-        let again = Values::stored("a", 200, open());
+        let states = open();
+        let again = states.of("a", 200);
         assert_eq!(again.get("k").unwrap(), Some(vec![1; 100]));
         // What it took before counts.
         assert!(matches!(again.set("l", Some(&[1; 100])), Err(Error::Full)));
@@ -416,7 +422,7 @@ mod tests {
 
     #[test]
     fn counters_of_many_threads_lose_nothing() {
-        let (_folder, both) = both(1 << 20);
+        let (_folder, _states, both) = both(1 << 20);
         for values in both {
             std::thread::scope(|scope| {
                 for _ in 0..8 {
@@ -430,7 +436,8 @@ mod tests {
     #[test]
     fn what_is_not_open_is_unavailable() {
         let folder = tempfile::tempdir().unwrap();
-        let values = Values::stored("a", 200, States::at(folder.path().join("state")));
+        let states = States::at(folder.path().join("state"));
+        let values = states.of("a", 200);
         assert!(matches!(values.get("k"), Err(Error::Unavailable)));
     }
 }

@@ -47,8 +47,8 @@ impl Interceptor for Native {
         "native"
     }
 
-    fn hooks(&self) -> &Hooks {
-        &self.0
+    fn wants(&self, method: &Method, phase: Phase) -> bool {
+        self.0.wants(method, phase)
     }
 
     async fn inspect(&self, _: &Exchange, _: Phase) -> Result<Verdict, Fault> {
@@ -182,7 +182,11 @@ fn many(count: usize, path: &Path, folder: &Path, house: &House) -> anyhow::Resu
     for what in ["compiled", "from the cache"] {
         let began = Instant::now();
         let plugins = paths.iter().map(|path| load(path, house)).collect::<Result<Vec<_>, _>>()?;
-        println!("\n{} plugins loaded {what}, one after the other: {:.2?}", plugins.len(), began.elapsed());
+        println!(
+            "\n{} plugins loaded {what}, one after the other: {:.2?}",
+            plugins.len(),
+            began.elapsed()
+        );
     }
     Ok(())
 }
