@@ -29,6 +29,7 @@ mod operations;
 mod orphans;
 mod others;
 mod paired;
+mod plugin_life;
 mod policy;
 mod questions;
 mod quickstart;

@@ -6,6 +6,7 @@ mod example;
 mod granted;
 mod harms;
 mod refused;
+mod reload;
 mod sessions;
 
 use std::{

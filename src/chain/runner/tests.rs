@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::*;
+use crate::chain::Hooks;
 use crate::{
     config::Limits,
     exchange::{Direction, Method, Revision, Target, Transport},

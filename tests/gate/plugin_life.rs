@@ -1,0 +1,64 @@
+//! The life of a plugin in a running proxy: tried without effect, and replaced.
+
+use serde_json::json;
+
+use crate::support::{Setup, target, until};
+
+fn entry(more: &str) -> String {
+    format!(
+        "[[interceptors]]\nuse = \"plugin\"\nname = \"mine\"\npath = \"plugin.wasm\"\n\
+         allow-unpinned = true\n{more}\n"
+    )
+}
+
+fn built(name: &str) -> Vec<u8> {
+    std::fs::read(target(&format!("plugins/{name}.wasm"))).unwrap()
+}
+
+#[tokio::test]
+async fn in_audit_mode_a_plugin_is_recorded_and_changes_nothing() {
+    let gate = Setup::crooked("")
+        .and(&entry("mode = \"audit\""))
+        .file("plugin.wasm", built("keeper"))
+        .start()
+        .await;
+    let agent = gate.modern();
+    assert_eq!(agent.text("crooked__echo", json!({ "text": "plain" })).await, "plain");
+    let records = gate.records(&["event = tools/call"]).await;
+    let text = serde_json::to_string(&records).unwrap();
+    assert!(text.contains("would-refuse") && text.contains("keeper/seen"), "{text}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_plugin_whose_file_changes_is_replaced_once_that_is_on_record() {
+    let gate = Setup::crooked("").and(&entry("")).file("plugin.wasm", built("noop")).start().await;
+    let agent = gate.modern();
+    assert_eq!(agent.text("crooked__echo", json!({ "text": "plain" })).await, "plain");
+    let put = |name: &str| {
+        let new = gate.path("new.wasm");
+        std::fs::write(&new, built(name)).unwrap();
+        std::fs::rename(new, gate.path("plugin.wasm")).unwrap();
+    };
+
+    put("keeper");
+    until("the new plugin", async || {
+        let refused = agent.call("crooked__echo", json!({ "text": "plain" })).await.err()?;
+        Some(assert_eq!(refused["data"]["code"], "plugin-refused", "{refused:#}"))
+    })
+    .await;
+    let loaded = gate.records(&["event = plugin-loaded"]).await;
+    let manifests: Vec<_> = loaded.iter().map(|record| record["manifest"].clone()).collect();
+    assert_eq!(manifests, ["noop 0.1.0", "keeper 0.1.0"]);
+
+    put("liar");
+    let records = until("the refusal of a bad one", async || {
+        let records = gate.records(&["event = plugin-refused"]).await;
+        (!records.is_empty()).then_some(records)
+    })
+    .await;
+    let reason = records[0]["reason"].as_str().unwrap();
+    assert!(reason.contains("is no MCP method"), "{reason}");
+    assert_eq!(agent.refused("crooked__echo", json!({ "text": "plain" })).await, "plugin-refused");
+    gate.stop().await;
+}

@@ -1,0 +1,68 @@
+//! Another file in a plugin's place, and what was compiled before.
+
+use miette::Diagnostic as _;
+use portcullis::{chain::Decision, plugin::Cache};
+
+use super::*;
+
+#[tokio::test]
+async fn a_changed_file_is_loaded_aside_and_takes_the_others_place() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("plugin.wasm");
+    std::fs::copy(built("noop"), &path).expect("copied");
+    let config = Config { path: path.clone(), ..config("noop") };
+    let plugin = load(&config, &EntrySettings::default()).expect("it loads");
+    assert_eq!(plugin.changeable(), Some(path.clone()));
+    assert!(plugin.look_again().expect("the same").is_none());
+
+    std::fs::copy(built("keeper"), &path).expect("copied");
+    let before = plugin.now();
+    let next = plugin.look_again().expect("a good one").expect("another");
+    assert_eq!(ask(&plugin, "any").await, Ok(Verdict::pass()), "until it is taken");
+    plugin.take(next);
+    assert_eq!(
+        (before.manifest().name.as_str(), plugin.now().manifest().name.as_str()),
+        ("noop", "keeper")
+    );
+    let verdict = ask(&plugin, "any").await.expect("a verdict");
+    assert!(matches!(verdict.decision, Decision::Refuse(_)), "{verdict:?}");
+    // What it hooks is the new one's to say.
+    assert!(!plugin.wants(&Method::new(Method::TOOLS_LIST), Phase::Request));
+
+    for (bad, code) in [("liar", "plugin-manifest"), ("probe", "plugin-import-ungranted")] {
+        std::fs::copy(built(bad), &path).expect("copied");
+        let refused = plugin.look_again().err().expect("it is not taken");
+        assert_eq!(refused.code().expect("a code").to_string(), code);
+        assert_eq!(plugin.now().manifest().name, "keeper");
+    }
+    std::fs::remove_file(&path).expect("removed");
+    assert!(plugin.look_again().is_err());
+    assert!(ask(&plugin, "any").await.is_ok());
+}
+
+#[test]
+fn a_pinned_file_is_never_looked_at_again() {
+    let mut config = config("noop");
+    let sha256 = load(&config, &EntrySettings::default()).expect("it loads");
+    config.sha256 = Some(sha256.now().sha256().to_owned());
+    let pinned = load(&config, &EntrySettings::default()).expect("it loads");
+    assert_eq!(pinned.changeable(), None);
+}
+
+#[tokio::test]
+async fn one_from_the_cache_says_what_a_compiled_one_says() {
+    let state = tempfile::tempdir().expect("a folder");
+    let cached = || {
+        let cache = Cache::of(state.path()).map(Arc::new);
+        let house = House { cache, ..House::bare() };
+        let config = config("keeper");
+        let settings = EntrySettings::default();
+        Plugin::load(&config, &settings, Path::new("."), Default::default(), &house)
+            .expect("it loads")
+    };
+    let entries =
+        || std::fs::read_dir(state.path().join("plugins/cache")).expect("a folder").count();
+    let (compiled, found) = (cached(), cached());
+    assert_eq!(entries(), 1);
+    assert_eq!(ask(&compiled, "any").await, ask(&found, "any").await);
+}
