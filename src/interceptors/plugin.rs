@@ -22,6 +22,7 @@ use crate::{
     names::SessionId,
     plugin::{self, Decision, Grants, House, Message, Pin, Settings, Unusable},
     refusal::{Code, Refusal, Rule},
+    signing::Verifier,
     vault::{Secret, Source, Unresolved},
 };
 
@@ -36,9 +37,12 @@ const REQUEST: &str = "@http";
 pub struct Config {
     /// The component (`*.wasm`).
     pub path: PathBuf,
-    /// The SHA-256 of the file, in hex. Required unless `allow-unpinned`.
+    /// The SHA-256 of the file, in hex. Required unless `signed-by` or `allow-unpinned`.
     #[serde(default)]
     pub sha256: Option<String>,
+    /// Verifier keys, NAME+HASH+KEY, of which one has to have signed the file (`FILE.sig`).
+    #[serde(default)]
+    pub signed_by: Vec<String>,
     /// Take whatever file is at `path`: for work on a plugin.
     #[serde(default)]
     pub allow_unpinned: bool,
@@ -106,6 +110,11 @@ impl Version {
     pub fn sha256(&self) -> &str {
         self.plugin.sha256()
     }
+
+    /// The name of the key by whose signature it was taken.
+    pub fn signed_by(&self) -> Option<&str> {
+        self.plugin.signed_by()
+    }
 }
 
 impl Place {
@@ -115,7 +124,13 @@ impl Place {
 
     fn load(&self) -> Result<Version, Unusable> {
         let (config, settings) = (&self.config, &self.settings);
+        let keys = config.signed_by.iter().enumerate().map(|(at, key)| {
+            let illegal = |_| Unusable::Key { path: self.config.path.clone(), at };
+            key.parse::<Verifier>().map_err(illegal)
+        });
+        let keys = keys.collect::<Result<Vec<_>, _>>()?;
         let pin = match &config.sha256 {
+            sha256 if !keys.is_empty() => Pin::Signed { by: &keys, sha256: sha256.as_deref() },
             Some(sha256) => Pin::Sha256(sha256),
             None if config.allow_unpinned => Pin::Any,
             None => Pin::Missing,

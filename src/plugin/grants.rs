@@ -188,7 +188,8 @@ impl Grants {
 
     /// What a plugin asks for and is not granted.
     pub fn missing(&self, asked: &Asked<'_>) -> Option<Missing> {
-        let functions = asked.functions.iter().copied().filter(|function| !self.has(*function));
+        let wanted = |function: &Function| asked.functions.contains(function);
+        let functions = Function::ALL.into_iter().filter(|one| wanted(one) && !self.has(*one));
         let hosts = asked
             .hosts
             .iter()

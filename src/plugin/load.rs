@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -25,13 +25,16 @@ use super::{
     guest::Guest,
     host::{Host, MEMORY_MIB_MAX},
     output::excerpt,
+    signature::{self, Signed},
     template::Template,
     veil::Veil,
 };
-use crate::vault::Secret;
+use crate::{signing::Verifier, vault::Secret};
 
 /// Bytes of a component's file. Interpreters of other languages take 10 to 20 MiB.
 pub(super) const FILE_BYTES: u64 = 64 << 20;
+/// Bytes of the note of its signature.
+const NOTE_BYTES: u64 = 64 << 10;
 /// For `describe`, when a plugin is loaded.
 pub(super) const DESCRIBE: Duration = Duration::from_secs(1);
 /// For `start`, when a plugin is loaded or made ready.
@@ -46,6 +49,8 @@ pub(super) const GUEST: &str = "portcullis:interceptor/guest@0.1";
 pub enum Pin<'a> {
     /// SHA-256 in hex, with or without `sha256:` before it.
     Sha256(&'a str),
+    /// What one of these keys signed; where a digest is given, with that too.
+    Signed { by: &'a [Verifier], sha256: Option<&'a str> },
     /// Whatever is there: `allow-unpinned = true`.
     Any,
     /// Nothing was said, which is refused with the digest to write.
@@ -82,6 +87,7 @@ pub struct Compiled {
     path: PathBuf,
     size: usize,
     sha256: String,
+    signed_by: Option<String>,
     host: &'static Host,
     pre: PluginPre<Guest>,
     functions: Vec<Function>,
@@ -105,7 +111,7 @@ impl Compiled {
     pub fn kept(path: &Path, pin: Pin<'_>, cache: Option<&Cache>) -> Result<Self, Unusable> {
         let bytes = read(path)?;
         let sha256 = hex::encode(Sha256::digest(&bytes));
-        check_pin(path, pin, &sha256)?;
+        let signed = check_pin(path, pin, &sha256)?;
         let host = Host::shared().map_err(|reason| Unusable::Host { reason })?;
         let component = compile(path, &host.engine, &bytes, &sha256, cache)?;
         let functions = imports(path, &host.engine, &component)?;
@@ -114,8 +120,15 @@ impl Compiled {
         let memory = usize::try_from(MEMORY_MIB_MAX << 20).unwrap_or(usize::MAX);
         let template = Template::new(host, pre, memory, DESCRIBE, bare);
         let manifest = describe(path, &template)?;
+        let signed_by = match signed {
+            Some((statement, key)) => {
+                agrees(path, &manifest, statement)?;
+                Some(key)
+            }
+            None => None,
+        };
         let (path, size, pre) = (path.to_owned(), bytes.len(), template.pre);
-        Ok(Self { path, size, sha256, host, pre, functions, manifest })
+        Ok(Self { path, size, sha256, signed_by, host, pre, functions, manifest })
     }
 
     /// What it says of itself.
@@ -162,7 +175,8 @@ impl Compiled {
         template.config = check_config(path, manifest, settings.config.clone())?.into();
         begin(manifest, &template)?;
         template.shared = Arc::new(given(manifest, &settings, house, Lasting::Kept)?);
-        Ok(Plugin::new(template, manifest.clone(), self.sha256.clone()))
+        let (sha256, signed_by) = (self.sha256.clone(), self.signed_by.clone());
+        Ok(Plugin::new(template, manifest.clone(), sha256, signed_by))
     }
 }
 
@@ -215,13 +229,55 @@ fn read(path: &Path) -> Result<Vec<u8>, Unusable> {
     Ok(bytes)
 }
 
-fn check_pin(path: &Path, pin: Pin<'_>, sha256: &str) -> Result<(), Unusable> {
+/// Whether it is the file that the operator means; what is signed of it and by which key, where that
+/// says so.
+fn check_pin(
+    path: &Path,
+    pin: Pin<'_>,
+    sha256: &str,
+) -> Result<Option<(Signed, String)>, Unusable> {
+    match pin {
+        Pin::Any => Ok(None),
+        Pin::Missing => Err(Unusable::Unpinned { path: path.into(), sha256: sha256.into() }),
+        Pin::Sha256(said) => check_digest(path, said, sha256).map(|()| None),
+        Pin::Signed { by, sha256: said } => {
+            if let Some(said) = said {
+                check_digest(path, said, sha256)?;
+            }
+            let unsigned = |why: String| Unusable::Unsigned { path: path.into(), why };
+            let note = note(path).map_err(|error| unsigned(error.to_string()))?;
+            let (signed, by) = Signed::verify(&note, sha256, by)
+                .map_err(|error| unsigned(error.to_string()))?;
+            let names: Vec<_> = by.into_iter().map(Verifier::name).collect();
+            Ok(Some((signed, names.join(", "))))
+        }
+    }
+}
+
+/// The note beside a plugin's file.
+fn note(path: &Path) -> io::Result<String> {
+    let mut note = String::new();
+    File::open(signature::path(path))?.take(NOTE_BYTES).read_to_string(&mut note)?;
+    Ok(note)
+}
+
+/// What was signed has to be of the plugin that the file says it is.
+fn agrees(path: &Path, manifest: &Manifest, signed: Signed) -> Result<(), Unusable> {
+    if (&signed.name, &signed.version) == (&manifest.name, &manifest.version) {
+        return Ok(());
+    }
+    let why = format!(
+        "`{} {}` is signed, and the plugin says that it is `{} {}`",
+        excerpt(&signed.name, 64),
+        excerpt(&signed.version, 64),
+        manifest.name,
+        manifest.version
+    );
+    Err(Unusable::Unsigned { path: path.into(), why })
+}
+
+fn check_digest(path: &Path, said: &str, sha256: &str) -> Result<(), Unusable> {
     let (path, sha256) = (path.to_owned(), sha256.to_owned());
-    let said = match pin {
-        Pin::Any => return Ok(()),
-        Pin::Missing => return Err(Unusable::Unpinned { path, sha256 }),
-        Pin::Sha256(said) => said,
-    };
     let pinned = said.strip_prefix("sha256:").unwrap_or(said).to_ascii_lowercase();
     if pinned.len() != 64 || !pinned.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(Unusable::DigestIllegal { path, said: said.into(), sha256 });

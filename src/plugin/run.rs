@@ -74,6 +74,7 @@ pub struct Plugin {
     inner: Arc<Inner>,
     manifest: Manifest,
     sha256: String,
+    signed_by: Option<String>,
 }
 
 struct Inner {
@@ -106,7 +107,12 @@ impl Plugin {
         Compiled::kept(path, pin, house.cache.as_deref())?.plugin(settings, house)
     }
 
-    pub(super) fn new(template: Template, manifest: Manifest, sha256: String) -> Self {
+    pub(super) fn new(
+        template: Template,
+        manifest: Manifest,
+        sha256: String,
+        signed_by: Option<String>,
+    ) -> Self {
         let template = Arc::new(template);
         let instances = match manifest.lifetime {
             Lifetime::Message => Instances::Fresh(Pool::of(template.clone())),
@@ -114,7 +120,7 @@ impl Plugin {
         };
         let permits = Semaphore::new(AT_ONCE);
         let inner = Inner { template, permits, breaker: Arc::default(), instances };
-        Self { inner: Arc::new(inner), manifest, sha256 }
+        Self { inner: Arc::new(inner), manifest, sha256, signed_by }
     }
 
     /// What the plugin says of itself.
@@ -130,6 +136,11 @@ impl Plugin {
     /// The digest of its file, in hex.
     pub fn sha256(&self) -> &str {
         &self.sha256
+    }
+
+    /// The name of the key by whose signature it was taken, where the operator asks for one.
+    pub fn signed_by(&self) -> Option<&str> {
+        self.signed_by.as_deref()
     }
 
     /// Makes instances ready, so that the first message need not wait for one.

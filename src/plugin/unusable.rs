@@ -9,6 +9,7 @@ use super::{
     grants::Missing,
     host::MEMORY_MIB_MAX,
     load::{DESCRIBE, FILE_BYTES, GUEST, START},
+    signature,
 };
 
 /// Why a plugin cannot be loaded.
@@ -44,6 +45,17 @@ pub enum Unusable {
         help("find out who changed the file; if it was you, write its new digest into the config")
     )]
     DigestMismatch { path: PathBuf, pinned: String, sha256: String },
+
+    #[error("the plugin `{}` is not taken for signed: {why}", path.display())]
+    #[diagnostic(
+        code("plugin-unsigned"),
+        help("its signature is a note in `{}`; put that there before the plugin itself", signature::path(path).display())
+    )]
+    Unsigned { path: PathBuf, why: String },
+
+    #[error("`signed-by` of the plugin `{}` has no verifier key at {at}, NAME+HASH+KEY", path.display())]
+    #[diagnostic(code("plugin-key-illegal"), help("whoever signs the plugin has this key"))]
+    Key { path: PathBuf, at: usize },
 
     #[error("`{}` is not WebAssembly", path.display())]
     #[diagnostic(

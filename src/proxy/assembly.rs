@@ -12,7 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Proxy, beginning,
     parked::Lot,
-    plugins::{self, Files, InChain},
+    plugins::{self, Around, Files, InChain},
     refusals::Refusals,
     reloads::Revisions,
 };
@@ -86,6 +86,7 @@ pub struct Assembly {
     exports: Vec<export::Settings>,
     approvals: Arc<Approvals>,
     metrics: Arc<Metrics>,
+    around: Arc<Around>,
     house: House,
     in_chain: Vec<InChain>,
 }
@@ -116,7 +117,8 @@ impl Assembly {
             Err("no server needs a container engine".into())
         };
         let metrics = Arc::new(Metrics::new());
-        let house = plugins::house(loaded, policies.clone(), metrics.clone());
+        let around = Around::new(policies.clone(), metrics.clone());
+        let house = plugins::house(loaded, around.clone());
         let (links, handed, scrubber, exports, approvals, gathered) =
             tokio::task::spawn_blocking({
                 let (loaded, gate, house) = (loaded.clone(), gate.clone(), house.clone());
@@ -156,6 +158,7 @@ impl Assembly {
                 plugins: happened,
                 in_chain,
                 metrics,
+                around,
                 house,
             })
         } else {
@@ -270,6 +273,7 @@ impl Assembly {
         tokio::spawn(proxy.clone().sweep());
         tokio::spawn(proxy.clone().keep_log());
         tokio::spawn(proxy.clone().tell_of_policies(reloads));
+        self.around.settle(&proxy);
         for one in &self.in_chain {
             one.plugin.warm();
         }

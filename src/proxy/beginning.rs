@@ -69,6 +69,7 @@ pub(super) fn plugin(
         file: config.path.display().to_string(),
         digest: format!("sha256:{}", plugin.sha256()),
         pinned: config.sha256.is_some(),
+        signed_by: plugin.signed_by().map(str::to_owned),
         manifest: format!("{} {}", manifest.name, manifest.version),
         grants: grants(config),
         memory_mib: config.memory_mib,

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ use crate::{
         plugin::{Config, Plugin},
         secrets::Known,
     },
-    plugin::{Cache, Grants, House, States, Surroundings},
+    plugin::{Cache, Grants, House, States, Surroundings, signature_path},
     policy::{self, Action, Holder, Resource, Subject},
     telemetry::Metrics,
     vault::{Secret, Source},
@@ -117,8 +117,10 @@ impl Files {
         }
         // One that is full knows already.
         let (sender, news) = mpsc::channel(1);
+        let with_signatures =
+            paths.iter().cloned().chain(paths.iter().map(|path| signature_path(path)));
         let names: Vec<_> =
-            paths.iter().filter_map(|path| path.file_name()).map(ToOwned::to_owned).collect();
+            with_signatures.filter_map(|path| path.file_name().map(ToOwned::to_owned)).collect();
         let matters = move |event: &notify::Event| {
             let named = |path: &PathBuf| {
                 path.file_name().is_some_and(|name| names.iter().any(|one| one == name))
@@ -226,18 +228,31 @@ impl Proxy {
 }
 
 /// What is around the plugins of a proxy.
-pub fn house(loaded: &Loaded, policies: Arc<policy::Engine>, metrics: Arc<Metrics>) -> House {
+pub fn house(loaded: &Loaded, around: Arc<Around>) -> House {
     let states = States::at(loaded.config.state_dir.join("plugins/state"));
     let plugins = loaded.config.interceptors.iter();
     // Without plugins there is nothing to keep, nor a key to make.
     let any = plugins.into_iter().any(|entry| matches!(entry.kind, Use::Plugin(_)));
     let cache = any.then(|| Cache::of(&loaded.config.state_dir)).flatten().map(Arc::new);
-    House { around: Arc::new(Around { policies, metrics }), states: Some(states), cache }
+    House { around, states: Some(states), cache }
 }
 
-struct Around {
+/// What is around the plugins of a proxy, of which there is none before its start.
+pub struct Around {
     policies: Arc<policy::Engine>,
     metrics: Arc<Metrics>,
+    proxy: OnceLock<Weak<Proxy>>,
+}
+
+impl Around {
+    pub fn new(policies: Arc<policy::Engine>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { policies, metrics, proxy: OnceLock::new() })
+    }
+
+    /// The proxy is there.
+    pub fn settle(&self, proxy: &Arc<Proxy>) {
+        let _ = self.proxy.set(Arc::downgrade(proxy));
+    }
 }
 
 impl Surroundings for Around {
@@ -250,6 +265,11 @@ impl Surroundings for Around {
     }
 
     fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String> {
+        // A message whose record is not taken is refused, but what a plugin sent would have gone out.
+        let proxy = self.proxy.get().and_then(Weak::upgrade);
+        if !proxy.is_some_and(|proxy| proxy.audit.is_well()) {
+            return Err("nothing is sent while the audit log takes no records".into());
+        }
         let resource = Resource::Host { name: host, port };
         let outcome = self.policies.decide_own(Subject::Plugin(plugin), Action::Reach, resource);
         match permitted(&outcome) {

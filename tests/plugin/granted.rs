@@ -135,8 +135,8 @@ async fn what_is_not_granted_is_told_with_the_lines_that_would() {
     insta::assert_snapshot!(help, @r#"
     write under its entry
     [interceptors.grants]
-    clock = true
     log = true
+    clock = true
     random = true
     state = "1MiB"
     metrics = true

@@ -8,6 +8,7 @@ mod harms;
 mod refused;
 mod reload;
 mod sessions;
+mod signed;
 
 use std::{
     collections::BTreeSet,

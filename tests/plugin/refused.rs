@@ -106,5 +106,5 @@ fn memory_that_cannot_be_granted() {
     }
     // Too little for it even to start.
     let tight = Config { memory_mib: 1, ..config("redact-pii") };
-    assert_eq!(code(&refusal(&tight, &EntrySettings::default())), "plugin-describe");
+    assert_eq!(code(&refusal(&tight, &EntrySettings::default())), "plugin-start");
 }

@@ -143,8 +143,9 @@ impl Happening {
             }
             Self::PolicyRejected { reason } => change(reason),
             Self::PluginLoaded(loaded) => {
-                let PluginLoaded { plugin, file, digest, manifest, grants, .. } = loaded;
-                [plugin, file, digest, manifest].into_iter().chain(grants).for_each(change);
+                let PluginLoaded { plugin, file, digest, manifest, grants, signed_by, .. } = loaded;
+                let all = [plugin, file, digest, manifest].into_iter().chain(grants);
+                all.chain(signed_by).for_each(change);
             }
             Self::PluginRefused { plugin, file, reason } => {
                 [plugin, file, reason].into_iter().for_each(change);

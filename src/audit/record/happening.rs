@@ -309,6 +309,9 @@ pub struct PluginLoaded {
     pub digest: String,
     /// Whether the config names that digest.
     pub pinned: bool,
+    /// The key by whose signature it was taken, where the config asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
     /// Name and version by its own manifest.
     pub manifest: String,
     /// What it may do beyond its verdicts: functions (`log`), hosts (`http:api.example.com:443`) and
