@@ -201,7 +201,7 @@ pub async fn ask(
         case.http.unwrap_or_default(),
     );
     let before = Instant::now();
-    let Said { verdict, requests, memory } = plugin.inspect(message).await;
+    let Said { verdict, requests, memory } = plugin.inspect(message, None).await;
     answered.micros = u64::try_from(before.elapsed().as_micros()).unwrap_or(u64::MAX);
     (answered.requests, answered.memory) = (requests, memory);
     answered.log = around.take().lines;

@@ -193,7 +193,7 @@ async fn cost(plugin: &Plugin, hook: &Hook, size: usize) -> Result<Cost, String>
     while took.len() < RUNS || begun.elapsed() < PATIENCE {
         let message = message.clone();
         let before = Instant::now();
-        let said = plugin.inspect(message).await;
+        let said = plugin.inspect(message, None).await;
         let elapsed = before.elapsed();
         if let Err(failure) = said.verdict {
             return Err(format!("asked about {} KiB, {failure}", size >> 10));

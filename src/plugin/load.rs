@@ -246,8 +246,8 @@ fn check_pin(
             }
             let unsigned = |why: String| Unusable::Unsigned { path: path.into(), why };
             let note = note(path).map_err(|error| unsigned(error.to_string()))?;
-            let (signed, by) = Signed::verify(&note, sha256, by)
-                .map_err(|error| unsigned(error.to_string()))?;
+            let (signed, by) =
+                Signed::verify(&note, sha256, by).map_err(|error| unsigned(error.to_string()))?;
             let names: Vec<_> = by.into_iter().map(Verifier::name).collect();
             Ok(Some((signed, names.join(", "))))
         }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Setup, target, until};
+use crate::support::{gate::Setup, target, until};
 
 fn entry(more: &str) -> String {
     format!(

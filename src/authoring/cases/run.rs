@@ -300,7 +300,8 @@ impl Runner<'_> {
             return Came::Unasked(why);
         }
         self.met.extend(met);
-        let Said { verdict, .. } = plugin.inspect(message.clone()).await;
+        let Said { verdict, .. } =
+            plugin.inspect(message.clone(), message.session_prefix.as_deref()).await;
         Came::Said(verdict.and_then(|verdict| match &verdict.decision {
             Decision::Replace(payload) if !is_json(payload) => {
                 Err(Failure::Verdict("its replacement is no JSON object".into()))
