@@ -173,7 +173,7 @@ pub async fn ask(
         grants: case.grants.unwrap_or_else(|| granted(&compiled, secrets.keys())),
         secrets: secrets.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),
     };
-    let house = House { around: around.clone(), states: None };
+    let house = House { around: around.clone(), states: None, cache: None };
     let plugin = compiled.plugin(settings, &house)?;
     let mut answered = Answered {
         plugin: compiled.manifest().name.clone(),

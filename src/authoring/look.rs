@@ -168,7 +168,7 @@ async fn costs(compiled: &Compiled, config: Map<String, Value>) -> Result<Vec<Co
             .map(|name| (name.clone(), Secret::new("a secret of nobody's".into())))
             .collect(),
     };
-    let house = House { around: Arc::new(StandIn::default()), states: None };
+    let house = House { around: Arc::new(StandIn::default()), states: None, cache: None };
     let plugin = compiled.plugin(settings, &house).map_err(|unusable| unusable.to_string())?;
     let mut costs = Vec::new();
     for phase in ["request", "response"] {
