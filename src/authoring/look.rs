@@ -16,8 +16,9 @@ use super::{
 use crate::{
     plugin::{
         Compiled, Direction, Grants, House, Lifetime, Message, Phase, Pin, Plugin, Principal,
-        PrincipalKind, Settings, Target,
+        PrincipalKind, Settings, Target, signature_path,
     },
+    proxy::permits,
     vault::Secret,
 };
 
@@ -54,6 +55,10 @@ pub struct Looked {
     pub config_schema: Option<Value>,
     /// The entry of a config that uses it, with all that it asks for.
     pub config: String,
+    /// The policies that let it have that.
+    pub policies: Vec<String>,
+    /// The names of the keys that say they have signed it: `plugin verify` says whether they did.
+    pub signatures: Vec<String>,
     pub costs: Vec<Cost>,
     /// Microseconds of each KiB beyond the first.
     pub slopes: Vec<Slope>,
@@ -110,6 +115,8 @@ pub async fn look(path: &Path, config: Map<String, Value>, measure: bool) -> Res
         secrets: manifest.secrets.clone(),
         config_schema: schema.and_then(|schema| serde_json::from_str(schema).ok()),
         config: entry(path, &compiled),
+        policies: policies(&compiled),
+        signatures: signatures(path),
         costs: Vec::new(),
         slopes: Vec::new(),
         unmeasured: None,
@@ -152,6 +159,18 @@ pub fn entry(path: &Path, compiled: &Compiled) -> String {
         lines += &format!("[interceptors.grants]\n{}\n", missing.lines());
     }
     lines
+}
+
+/// The policies that let a component have all that it asks for.
+pub fn policies(compiled: &Compiled) -> Vec<String> {
+    let manifest = compiled.manifest();
+    permits(&manifest.name, &granted(compiled, manifest.secrets.iter()))
+}
+
+fn signatures(path: &Path) -> Vec<String> {
+    let note = std::fs::read_to_string(signature_path(path)).unwrap_or_default();
+    let lines = note.lines().filter_map(|line| line.strip_prefix("\u{2014} "));
+    lines.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
 }
 
 async fn costs(compiled: &Compiled, config: Map<String, Value>) -> Result<Vec<Cost>, String> {

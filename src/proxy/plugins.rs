@@ -358,19 +358,33 @@ pub fn ungranted(
 ) -> Vec<Found> {
     let Use::Plugin(config) = &entry.kind else { return Vec::new() };
     let plugin = entry.name();
-    let id = cedar_policy::EntityId::new(plugin);
-    let id = id.escaped();
     let found = withheld(plugin, &config.grants, policies).into_iter().map(|withheld| -> Found {
-        let Withheld { key, action, shown, .. } = &withheld;
-        let help = format!(
-            "permit (principal == Portcullis::Plugin::\"{id}\", action == \
-             Portcullis::Action::\"{}\", resource == Portcullis::{shown});",
-            action.as_str()
-        );
-        let pointer = format!("/interceptors/{at}/grants/{key}");
+        let help = withheld.permit(plugin);
+        let pointer = format!("/interceptors/{at}/grants/{}", withheld.key);
         Box::new(loaded.finding(&pointer, Code::BadValue, withheld.words(plugin)).help(help))
     });
     found.collect()
+}
+
+/// The policies that let a plugin have all that its entry grants it, one a line.
+pub fn permits(plugin: &str, grants: &Grants) -> Vec<String> {
+    // Where nothing is permitted, all is missing.
+    let Ok(none) = policy::Engine::load(&[], std::path::Path::new("")) else { return Vec::new() };
+    withheld(plugin, grants, &none).iter().map(|withheld| withheld.permit(plugin)).collect()
+}
+
+impl Withheld {
+    /// The policy that is missing.
+    fn permit(&self, plugin: &str) -> String {
+        let id = cedar_policy::EntityId::new(plugin);
+        format!(
+            "permit (principal == Portcullis::Plugin::\"{}\", action == \
+             Portcullis::Action::\"{}\", resource == Portcullis::{});",
+            id.escaped(),
+            self.action.as_str(),
+            self.shown
+        )
+    }
 }
 
 /// A plugin that is asked only while policies let it have what it was given when the proxy started.

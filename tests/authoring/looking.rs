@@ -117,10 +117,12 @@ fn the_lines_that_are_printed_are_those_that_check_asks_for() {
     fs::create_dir(dir.path().join("policies")).unwrap();
     let config = dir.path().join("portcullis.toml");
     fs::write(&config, entry).unwrap();
-    // Policies decide on it, too.
-    let permit = "permit (principal == Portcullis::Plugin::\"prompt-injection\", action == \
-                  Portcullis::Action::\"grant\", resource == Portcullis::Grant::\"metrics\");";
-    fs::write(dir.path().join("policies/plugin.cedar"), permit).unwrap();
+    let policies = told["policies"].as_array().unwrap();
+    let policies: Vec<_> = policies.iter().map(|policy| policy.as_str().unwrap()).collect();
+    let (code, out, _) = run(dir.path(), &["check"]);
+    assert_eq!(code, 11);
+    assert!(policies.iter().all(|policy| out.contains(policy)), "{out}");
+    fs::write(dir.path().join("policies/plugin.cedar"), policies.join("\n")).unwrap();
     let (code, out, err) = run(dir.path(), &["check"]);
     assert_eq!(code, 0, "{out}{err}");
 

@@ -13,7 +13,10 @@ use super::{
     with_extension,
 };
 use crate::{
-    authoring::{Wrong, look::entry},
+    authoring::{
+        Wrong,
+        look::{entry, policies},
+    },
     plugin::{Compiled, Pin},
 };
 
@@ -32,6 +35,8 @@ pub struct Built {
     pub sha256: String,
     /// The entry of a config that uses it, with all that it asks for.
     pub config: String,
+    /// The policies that let it have that.
+    pub policies: Vec<String>,
 }
 
 /// Builds the project of a folder into its `target/NAME.wasm`, and loads it once to see that it is a
@@ -65,6 +70,7 @@ pub fn build(folder: &Path) -> Result<Built, Wrong> {
         bytes: compiled.size(),
         sha256: compiled.sha256().to_owned(),
         config: entry(&path, &compiled),
+        policies: policies(&compiled),
         path,
     })
 }

@@ -62,23 +62,28 @@ impl<'a> Run<'a> {
         Failed::Tool { command: self.told(), ended }
     }
 
-    /// Runs it to its end.
+    /// Runs it to its end. What it says is shown where it fails.
     pub fn go(self) -> Result<(), Failed> {
-        self.output().map(drop)
+        let (succeeded, text) = self.run()?;
+        if succeeded {
+            return Ok(());
+        }
+        // Some tools tell of errors there.
+        eprint_text(&text);
+        Err(self.failed(None))
     }
 
-    /// Runs it, and gives what it wrote to standard output.
+    /// Runs it, and gives what it wrote to standard output for programs.
     pub fn output(self) -> Result<String, Failed> {
-        let done = self.command().stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
-        let done = done.and_then(std::process::Child::wait_with_output);
+        let (succeeded, text) = self.run()?;
+        if succeeded { Ok(text) } else { Err(self.failed(None)) }
+    }
+
+    fn run(&self) -> Result<(bool, String), Failed> {
+        let child = self.command().stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
+        let done = child.and_then(std::process::Child::wait_with_output);
         let done = done.map_err(|error| self.failed(Some(error.to_string())))?;
-        let text = String::from_utf8_lossy(&done.stdout).into_owned();
-        if !done.status.success() {
-            // Some tools tell of errors there.
-            eprint_text(&text);
-            return Err(self.failed(None));
-        }
-        Ok(text)
+        Ok((done.status.success(), String::from_utf8_lossy(&done.stdout).into_owned()))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::print_lines;
 use crate::{
     authoring,
     cli::{Context, Exit, Reports},
@@ -26,9 +27,6 @@ pub fn build(options: &Build, ctx: &Context) -> anyhow::Result<Exit> {
     ctx.line(format!("  path      {}", built.path.display()))?;
     ctx.line(format!("  size      {} bytes", built.bytes))?;
     ctx.line(format!("  sha256    {}", built.sha256))?;
-    ctx.line("")?;
-    for line in built.config.lines() {
-        ctx.line(line)?;
-    }
+    print_lines(ctx, &built.config, &built.policies)?;
     Ok(Exit::Ok)
 }

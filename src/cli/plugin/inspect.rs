@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::settings;
+use super::{print_lines, settings};
 use crate::{
     authoring::{Looked, look},
     cli::{Context, Exit, Reports},
@@ -43,6 +43,10 @@ fn print(looked: &Looked, ctx: &Context) -> anyhow::Result<()> {
     ctx.line(format!("{name} {version}: {description}"))?;
     ctx.line(format!("  size      {bytes} bytes, compiled in {compile_ms} ms"))?;
     ctx.line(format!("  sha256    {sha256}"))?;
+    if !looked.signatures.is_empty() {
+        let names = looked.signatures.join(", ");
+        ctx.line(format!("  signed    as it says by {names}: `plugin verify` says whether"))?;
+    }
     ctx.line(format!("  lifetime  {lifetime}"))?;
     for hook in &looked.hooks {
         ctx.line(format!("  hook      {} of {}", hook.phase, hook.event))?;
@@ -62,10 +66,7 @@ fn print(looked: &Looked, ctx: &Context) -> anyhow::Result<()> {
     if let Some(schema) = &looked.config_schema {
         ctx.line(format!("  config    {schema}"))?;
     }
-    ctx.line("")?;
-    for line in looked.config.lines() {
-        ctx.line(line)?;
-    }
+    print_lines(ctx, &looked.config, &looked.policies)?;
     if let Some(why) = &looked.unmeasured {
         ctx.line("")?;
         ctx.line(format!("its cost was not measured: {why}"))?;

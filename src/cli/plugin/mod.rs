@@ -59,3 +59,19 @@ fn settings(text: &str) -> Result<Map<String, Value>, Usage> {
     serde_json::from_str(text)
         .map_err(|error| Usage(format!("`--settings` is no JSON object: {error}")))
 }
+
+/// Prints the lines of a config and the policies that a plugin takes.
+fn print_lines(ctx: &Context, config: &str, policies: &[String]) -> std::io::Result<()> {
+    ctx.line("")?;
+    for line in config.lines() {
+        ctx.line(line)?;
+    }
+    if !policies.is_empty() {
+        ctx.line("")?;
+        ctx.line("// and among the policies:")?;
+        for policy in policies {
+            ctx.line(policy)?;
+        }
+    }
+    Ok(())
+}
