@@ -29,6 +29,18 @@ const HEADERS: usize = 64 << 10;
 const AT_ONCE: usize = 8;
 /// Requests that one message may cause.
 pub const A_MESSAGE: usize = 16;
+/// Headers of one request.
+const HEADERS_SENT: usize = 64;
+/// What may be asked. A method of the guest's own making would be a text of its own in the record.
+const METHODS: [Method; 7] = [
+    Method::GET,
+    Method::HEAD,
+    Method::POST,
+    Method::PUT,
+    Method::PATCH,
+    Method::DELETE,
+    Method::OPTIONS,
+];
 /// What is the connection's and not the guest's to say.
 const RESERVED: [&str; 7] =
     ["host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer"];
@@ -154,14 +166,24 @@ impl Asked {
         let invalid = |why: &str| Error::Invalid(why.to_owned());
         let method = Method::from_bytes(request.method.as_bytes())
             .ok()
-            .filter(|method| *method != Method::CONNECT)
-            .ok_or_else(|| invalid("this is no method"))?;
+            .filter(|method| METHODS.contains(method))
+            .ok_or_else(|| {
+                invalid("a method is GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS")
+            })?;
         let url = Url::parse(&request.url).map_err(|_| invalid("this is no URL"))?;
         if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none() {
             return Err(invalid("a URL begins with `https://` or `http://` and a host"));
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(invalid("no user and no password belong into a URL"));
+        }
+        // Whoever grants this port means TLS: a URL with the wrong scheme would send what is secret
+        // in clear text.
+        if url.scheme() == "http" && url.port() == Some(443) {
+            return Err(invalid("port 443 is spoken to with `https://` alone"));
+        }
+        if request.headers.len() > HEADERS_SENT {
+            return Err(Error::Invalid(format!("a request has {HEADERS_SENT} headers at most")));
         }
         let mut headers = HeaderMap::new();
         for (name, value) in request.headers {
@@ -238,7 +260,7 @@ impl Guest {
         }
         let asked = Asked::read(request)?;
         let (host, port) = asked.place();
-        let shown = excerpt(&format!("{} {host}:{port}", asked.method), 128);
+        let shown = excerpt(&self.covered(format!("{} {host}:{port}", asked.method)), 128);
         if self.requests.len() >= A_MESSAGE {
             return Err(Error::Denied(format!("a message is good for {A_MESSAGE} requests")));
         }
@@ -352,6 +374,8 @@ mod tests {
         for (method, url, header) in [
             ("G T", "https://a", "a"),
             ("CONNECT", "https://a", "a"),
+            ("TOKEN", "https://a", "a"),
+            ("GET", "http://a:443", "a"),
             ("GET", "ftp://a", "a"),
             ("GET", "file:///etc/passwd", "a"),
             ("GET", "https://user@a", "a"),
@@ -364,6 +388,9 @@ mod tests {
             let read = Asked::read(request(method, url, header));
             assert!(matches!(read, Err(Error::Invalid(_))), "{method} {url} {header}");
         }
+        let headers = (0..=HEADERS_SENT).map(|at| (format!("x-{at}"), "x".into())).collect();
+        let many = Request { headers, ..request("GET", "https://a", "a") };
+        assert!(matches!(Asked::read(many), Err(Error::Invalid(_))));
         let large = Request { body: Some(vec![0; BODY + 1]), ..request("PUT", "https://a", "a") };
         assert!(matches!(Asked::read(large), Err(Error::TooLarge)));
     }
