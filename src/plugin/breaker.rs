@@ -86,10 +86,25 @@ impl Breaker {
 
 impl Admitted {
     /// The plugin reached a verdict.
-    pub fn succeeded(mut self) -> Option<News> {
-        self.trial = false;
-        let count = self.breaker.0.lock().remove(&self.between)?;
-        count.until.map(|_| News::Closed)
+    pub fn succeeded(mut self, now: Instant) -> Option<News> {
+        let trial = std::mem::take(&mut self.trial);
+        let mut counts = self.breaker.0.lock();
+        let count = counts.get_mut(&self.between)?;
+        // Messages that were under way when it was let alone change nothing.
+        if count.until.is_some() && !trial {
+            return None;
+        }
+        let closed = count.until.take().is_some();
+        (count.faults, count.trying) = (0, false);
+        if closed {
+            // Not forgotten at once: one good message among many bad ones would have it begin anew.
+            count.pause /= 2;
+            count.last = now;
+        }
+        if count.pause < FIRST || now.saturating_duration_since(count.last) > LONGEST {
+            counts.remove(&self.between);
+        }
+        closed.then_some(News::Closed)
     }
 
     /// It did not.
@@ -152,7 +167,7 @@ mod tests {
             assert_eq!(fail(&breaker, "a", now), None);
         }
         // One that goes well begins anew.
-        assert_eq!(breaker.admit(between("a"), now).ok().unwrap().succeeded(), None);
+        assert_eq!(breaker.admit(between("a"), now).ok().unwrap().succeeded(now), None);
         for _ in 1..FAULTS {
             assert_eq!(fail(&breaker, "a", now), None);
         }
@@ -180,7 +195,7 @@ mod tests {
         // One that nobody waited for says nothing.
         drop(breaker.admit(between("a"), now).ok().unwrap());
         let trial = breaker.admit(between("a"), now).ok().unwrap();
-        assert_eq!(trial.succeeded(), Some(News::Closed));
+        assert_eq!(trial.succeeded(now), Some(News::Closed));
         assert_eq!((breaker.open(), fail(&breaker, "a", now)), (0, None));
     }
 
@@ -191,6 +206,35 @@ mod tests {
             (0..20).map(|_| breaker.admit(between("a"), now).ok().unwrap()).collect();
         let news: Vec<_> = under_way.into_iter().filter_map(|one| one.failed(now)).collect();
         assert_eq!(news, [News::Opened(FIRST)]);
+    }
+
+    #[test]
+    fn a_verdict_that_was_under_way_does_not_close_it() {
+        let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
+        let slow = breaker.admit(between("a"), now).ok().unwrap();
+        for _ in 0..FAULTS {
+            fail(&breaker, "a", now);
+        }
+        assert_eq!(slow.succeeded(now), None);
+        assert_eq!(breaker.admit(between("a"), now).err(), Some(FIRST));
+    }
+
+    #[test]
+    fn one_good_message_does_not_have_it_begin_anew() {
+        let (breaker, mut now) = (Arc::new(Breaker::default()), Instant::now());
+        for _ in 0..FAULTS {
+            fail(&breaker, "a", now);
+        }
+        for pause in [2, 4, 8] {
+            now += LONGEST;
+            let news = fail(&breaker, "a", now);
+            assert_eq!(news, Some(News::Opened(Duration::from_secs(pause))));
+        }
+        now += LONGEST;
+        let trial = breaker.admit(between("a"), now).ok().unwrap();
+        assert_eq!(trial.succeeded(now), Some(News::Closed));
+        let news: Vec<_> = (0..FAULTS).filter_map(|_| fail(&breaker, "a", now)).collect();
+        assert_eq!(news, [News::Opened(Duration::from_secs(8))]);
     }
 
     #[test]

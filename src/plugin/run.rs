@@ -49,8 +49,21 @@ pub enum Failure {
     Verdict(String),
     #[error("all instances that it may keep for sessions are at work")]
     Crowded,
+    #[error("others kept it at work, and too little of its {0:?} was left")]
+    Queued(Duration),
     #[error("it failed again and again, and is not asked for another {0:?}")]
     LetAlone(Duration),
+}
+
+impl Failure {
+    /// Whether the message at hand has caused it. What others do, who have the permits, the memory
+    /// or the instances, must not count against whoever sent this one.
+    fn is_its_own(&self) -> bool {
+        !matches!(
+            self,
+            Self::MemoryTogether(_) | Self::Crowded | Self::Queued(_) | Self::LetAlone(_)
+        )
+    }
 }
 
 /// What came of asking a plugin.
@@ -179,8 +192,9 @@ impl Plugin {
             },
         };
         let news = match &said.verdict {
-            Ok(_) => admitted.succeeded(),
-            Err(_) => admitted.failed(Instant::now()),
+            Ok(_) => admitted.succeeded(Instant::now()),
+            Err(failure) if failure.is_its_own() => admitted.failed(Instant::now()),
+            Err(_) => None,
         };
         if let Some(news) = news {
             self.tell(news, &between);
@@ -213,17 +227,19 @@ impl Inner {
                 let Ok(Ok(_permit)) =
                     tokio::time::timeout_at(deadline, self.permits.acquire()).await
                 else {
-                    return within(Failure::Deadline(self.template.deadline));
+                    return within(Failure::Queued(self.template.deadline));
                 };
+                let began = Instant::now();
                 let mut instance = match pool.take() {
                     Some(ready) => ready,
                     None => match self.template.prepare(until).await {
                         Ok(prepared) => prepared,
-                        Err(failure) => return failure.into(),
+                        Err(failure) => return self.late(failure, began, until).into(),
                     },
                 };
-                let said = self.template.ask(&mut instance, message, until).await;
+                let mut said = self.template.ask(&mut instance, message, until).await;
                 pool.done(instance);
+                said.verdict = said.verdict.map_err(|failure| self.late(failure, began, until));
                 said
             }
             Instances::Kept(sessions) => {
@@ -232,27 +248,39 @@ impl Inner {
                 let mut slot = match tokio::time::timeout_at(deadline, sessions.turn(party)).await {
                     Ok(Ok(slot)) => slot,
                     Ok(Err(Crowded)) => return within(Failure::Crowded),
-                    Err(_) => return within(Failure::Deadline(self.template.deadline)),
+                    Err(_) => return within(Failure::Queued(self.template.deadline)),
                 };
                 let Ok(Ok(_permit)) =
                     tokio::time::timeout_at(deadline, self.permits.acquire()).await
                 else {
-                    return within(Failure::Deadline(self.template.deadline));
+                    return within(Failure::Queued(self.template.deadline));
                 };
+                let began = Instant::now();
                 // Out of its place: should this future be dropped, so is the instance.
                 let mut instance = match slot.take() {
                     Some(kept) => kept,
                     None => match self.prepare(sessions, until).await {
                         Ok(prepared) => prepared,
-                        Err(failure) => return failure.into(),
+                        Err(failure) => return self.late(failure, began, until).into(),
                     },
                 };
-                let said = self.template.ask(&mut instance, message, until).await;
+                let mut said = self.template.ask(&mut instance, message, until).await;
+                said.verdict = said.verdict.map_err(|failure| self.late(failure, began, until));
                 if said.verdict.is_ok() {
                     *slot = Some(instance);
                 }
                 said
             }
+        }
+    }
+
+    /// What a message that began late failed by: where most of its time went by in a queue, that is
+    /// others' doing.
+    fn late(&self, failure: Failure, began: Instant, until: Instant) -> Failure {
+        let left = until.saturating_duration_since(began);
+        match failure {
+            Failure::Deadline(all) if left < all / 2 => Failure::Queued(all),
+            other => other,
         }
     }
 
