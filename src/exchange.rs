@@ -400,6 +400,16 @@ pub struct Finding {
     pub effect: Effect,
 }
 
+impl Finding {
+    /// The code, behind the name of a plugin and `/`, of the findings that tell of its HTTP requests.
+    pub const REQUEST: &str = "@http";
+
+    /// Whether it tells of an HTTP request that a plugin made.
+    pub fn is_request(&self) -> bool {
+        self.rule.id.rsplit_once('/').is_some_and(|(_, code)| code == Self::REQUEST)
+    }
+}
+
 /// What came of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {

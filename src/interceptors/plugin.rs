@@ -29,7 +29,7 @@ use crate::{
 /// The default of `deadline-ms`.
 const DEADLINE_MS: u64 = 1_000;
 /// The code of the findings that tell of a plugin's HTTP requests: no plugin can give it itself.
-const REQUEST: &str = "@http";
+const REQUEST: &str = exchange::Finding::REQUEST;
 
 /// One plugin in the chain.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -209,10 +209,29 @@ impl Plugin {
     /// # Errors
     /// Why it cannot take the other's place.
     pub fn look_again(&self) -> Result<Option<Version>, Unusable> {
-        if plugin::digest(&self.place.file())? == self.now.load().sha256() {
+        let now = self.now.load_full();
+        if plugin::digest(&self.place.file())? == now.sha256() {
             return Ok(None);
         }
-        self.place.load().map(Some)
+        let next = self.place.load()?;
+        let (old, new) = (now.manifest(), next.manifest());
+        let path = || self.place.config.path.clone();
+        // Whose signature is good, or whose folder is open, may stand here for this plugin alone.
+        if new.name != old.name {
+            return Err(Unusable::Another {
+                path: path(),
+                name: new.name.clone(),
+                running: old.name.clone(),
+            });
+        }
+        if next.signed_by().is_some() && new.is_older_than(old) {
+            return Err(Unusable::Older {
+                path: path(),
+                version: new.version.clone(),
+                running: old.version.clone(),
+            });
+        }
+        Ok(Some(next))
     }
 
     /// Messages meet this version from now on. Those under way finish with the other.
@@ -289,11 +308,16 @@ impl Interceptor for Plugin {
                 // Whom else it told of the message belongs to its record.
                 let requests = requests.into_iter();
                 let requests = requests.map(|request| worded.finding(phase, REQUEST, request));
-                verdict.findings.extend(requests);
+                verdict.findings.splice(..0, requests);
                 Ok(verdict)
             }
             Err(failure) if requests.is_empty() => Err(Fault(failure.to_string())),
-            Err(failure) => Err(Fault(format!("{failure} (HTTP before: {})", requests.join(", ")))),
+            Err(failure) => {
+                // What was sent comes before what was not: a long text is cut at its end.
+                let mut requests = requests;
+                requests.sort_by_key(|request| request.ends_with(plugin::DENIED));
+                Err(Fault(format!("{failure} (HTTP before: {})", requests.join(", "))))
+            }
         }
     }
 }

@@ -128,6 +128,13 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         self.budget.give_back(self.memory);
+        // Taken by the verdict, whatever it is: here no verdict came, since nobody waits any more.
+        if !self.requests.is_empty() {
+            tracing::warn!(
+                interceptor = %self.shared.entry, requests = %self.requests.join(", "),
+                "a message was withdrawn that the plugin had sent requests for"
+            );
+        }
     }
 }
 

@@ -64,6 +64,19 @@ impl Manifest {
     }
 }
 
+impl Manifest {
+    /// Whether its version is a lower one; what stands behind `-` and `+` does not count.
+    pub fn is_older_than(&self, other: &Self) -> bool {
+        // Numbers of any length, without leading zeros: the longer is the larger.
+        fn numbers(version: &str) -> Vec<(usize, &str)> {
+            let core = version.split(['-', '+']).next().unwrap_or_default();
+            let numbers = core.split('.').map(|number| number.trim_start_matches('0'));
+            numbers.map(|number| (number.len(), number)).collect()
+        }
+        numbers(&self.version) < numbers(&other.version)
+    }
+}
+
 fn hosts(said: &[String]) -> Result<Vec<Destination>, String> {
     if said.len() > ASKED {
         return Err(format!("it names more than {ASKED} hosts"));
@@ -150,6 +163,20 @@ mod tests {
     fn a_sound_manifest_passes() {
         let manifest = Manifest::check(said()).unwrap();
         assert_eq!(manifest.hooks, Hooks::on(&["tools/call"], Phase::Request));
+    }
+
+    #[test]
+    fn versions_have_an_order() {
+        let of = |version: &str| {
+            Manifest::check(wit::Manifest { version: version.into(), ..said() }).unwrap()
+        };
+        for (older, newer) in
+            [("1.0.0", "1.2.0"), ("1.9.0", "1.10.0"), ("0.0.99", "1.0.0"), ("1.09.9", "1.10.0")]
+        {
+            assert!(of(older).is_older_than(&of(newer)), "{older} {newer}");
+            assert!(!of(newer).is_older_than(&of(older)), "{newer} {older}");
+        }
+        assert!(!of("1.0.0").is_older_than(&of("1.0.0")));
     }
 
     #[test]

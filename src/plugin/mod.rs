@@ -39,7 +39,7 @@ pub use bindings::exports::portcullis::interceptor::guest::{
     Target, Verdict,
 };
 pub use cache::Cache;
-pub use functions::{Broken, Canned, Nowhere, States, Surroundings, Values};
+pub use functions::{Broken, Canned, DENIED, Nowhere, States, Surroundings, Values};
 pub use grants::{Destination, Function, Grants, Missing};
 pub use load::{Compiled, Pin, Settings, digest};
 pub use manifest::Manifest;

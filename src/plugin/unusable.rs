@@ -117,6 +117,22 @@ pub enum Unusable {
     #[diagnostic(code("plugin-secrets"), help("grant it fewer secrets"))]
     Secrets { plugin: String, reason: String },
 
+    #[error("`{}` is the plugin `{name}`, and `{running}` runs in its place", path.display())]
+    #[diagnostic(
+        code("plugin-another"),
+        help("put a version of `{running}` there, or restart the proxy if `{name}` is meant")
+    )]
+    Another { path: PathBuf, name: String, running: String },
+
+    #[error("`{}` is version {version} of the plugin, and {running} runs", path.display())]
+    #[diagnostic(
+        code("plugin-older"),
+        help(
+            "a signature holds for what was wrong with old versions, too: restart the proxy if the older one is meant"
+        )
+    )]
+    Older { path: PathBuf, version: String, running: String },
+
     #[error("`memory-mib = {said}` of the plugin `{}` is not possible", path.display())]
     #[diagnostic(code("plugin-memory"), help("write a number from 1 to {MEMORY_MIB_MAX}"))]
     Memory { path: PathBuf, said: u64 },

@@ -41,7 +41,7 @@ async fn a_plugin_whose_file_changes_is_replaced_once_that_is_on_record() {
         std::fs::rename(new, gate.path("plugin.wasm")).unwrap();
     };
 
-    put("keeper");
+    put("stricter");
     until("the new plugin", async || {
         let refused = agent.call("crooked__echo", json!({ "text": "plain" })).await.err()?;
         Some(assert_eq!(refused["data"]["code"], "plugin-refused", "{refused:#}"))
@@ -49,7 +49,7 @@ async fn a_plugin_whose_file_changes_is_replaced_once_that_is_on_record() {
     .await;
     let loaded = gate.records(&["event = plugin-loaded"]).await;
     let manifests: Vec<_> = loaded.iter().map(|record| record["manifest"].clone()).collect();
-    assert_eq!(manifests, ["noop 0.1.0", "keeper 0.1.0"]);
+    assert_eq!(manifests, ["noop 0.1.0", "noop 0.2.0"]);
 
     put("liar");
     let records = until("the refusal of a bad one", async || {

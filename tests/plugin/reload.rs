@@ -15,25 +15,29 @@ async fn a_changed_file_is_loaded_aside_and_takes_the_others_place() {
     assert_eq!(plugin.changeable(), Some(path.clone()));
     assert!(plugin.look_again().expect("the same").is_none());
 
-    std::fs::copy(built("keeper"), &path).expect("copied");
+    std::fs::copy(built("stricter"), &path).expect("copied");
     let before = plugin.now();
     let next = plugin.look_again().expect("a good one").expect("another");
     assert_eq!(ask(&plugin, "any").await, Ok(Verdict::pass()), "until it is taken");
     plugin.take(next);
     assert_eq!(
-        (before.manifest().name.as_str(), plugin.now().manifest().name.as_str()),
-        ("noop", "keeper")
+        (before.manifest().version.as_str(), plugin.now().manifest().version.as_str()),
+        ("0.1.0", "0.2.0")
     );
     let verdict = ask(&plugin, "any").await.expect("a verdict");
     assert!(matches!(verdict.decision, Decision::Refuse(_)), "{verdict:?}");
     // What it hooks is the new one's to say.
     assert!(!plugin.wants(&Method::new(Method::TOOLS_LIST), Phase::Request));
 
-    for (bad, code) in [("liar", "plugin-manifest"), ("probe", "plugin-import-ungranted")] {
+    for (bad, code) in [
+        ("liar", "plugin-manifest"),
+        ("probe", "plugin-import-ungranted"),
+        ("keeper", "plugin-another"),
+    ] {
         std::fs::copy(built(bad), &path).expect("copied");
         let refused = plugin.look_again().err().expect("it is not taken");
         assert_eq!(refused.code().expect("a code").to_string(), code);
-        assert_eq!(plugin.now().manifest().name, "keeper");
+        assert_eq!(plugin.now().manifest().version, "0.2.0");
     }
     std::fs::remove_file(&path).expect("removed");
     assert!(plugin.look_again().is_err());

@@ -30,6 +30,8 @@ pub(super) const LABELS: usize = 16;
 /// Rules that a record names.
 pub const RULES: usize = 16;
 const FINDINGS: usize = 16;
+/// Requests that plugins made, beside them. More is not possible for one plugin.
+const REQUESTS: usize = 128;
 const GROUPS: usize = 16;
 const STAGES: usize = 32;
 const MEMBERS: usize = 64;
@@ -369,12 +371,18 @@ fn transport(transport: exchange::Transport) -> Transport {
 fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32) -> Grounds {
     let refusing = refusal.map_or(&[][..], |refusal| refusal.rules.as_slice());
     let rules = refusing.len() + ruling.rules.len();
+    // Whom a plugin told of a message comes first and is counted apart: else it could have as much
+    // else to say as there is room for.
+    let (requests, findings): (Vec<_>, Vec<_>) =
+        ruling.findings.iter().partition(|finding| finding.is_request());
+    let left_out = requests.len().saturating_sub(REQUESTS)
+        + findings.len().saturating_sub(FINDINGS);
     Grounds {
         rules: refusing.iter().chain(ruling.rules).take(RULES).map(rule).collect(),
-        findings: ruling
-            .findings
-            .iter()
-            .take(FINDINGS)
+        findings: requests
+            .into_iter()
+            .take(REQUESTS)
+            .chain(findings.into_iter().take(FINDINGS))
             .map(|finding| Finding {
                 interceptor: clip(&finding.interceptor, NAME),
                 phase: finding.phase.as_str().to_owned(),
@@ -386,7 +394,7 @@ fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32)
         policy_revision: ruling.policy_revision.map(|revision| clip(revision, NAME)),
         omitted: omitted
             .saturating_add(count(rules.saturating_sub(RULES)))
-            .saturating_add(count(ruling.findings.len().saturating_sub(FINDINGS))),
+            .saturating_add(count(left_out)),
     }
 }
 

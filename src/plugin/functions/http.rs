@@ -29,6 +29,8 @@ const HEADERS: usize = 64 << 10;
 const AT_ONCE: usize = 8;
 /// Requests that one message may cause.
 pub const A_MESSAGE: usize = 16;
+/// How a request that was not sent ends on record.
+pub const DENIED: &str = " denied";
 /// Headers of one request.
 const HEADERS_SENT: usize = 64;
 /// What may be asked. A method of the guest's own making would be a text of its own in the record.
@@ -274,7 +276,7 @@ impl Guest {
         let place = match granted {
             Ok(place) => place,
             Err(why) => {
-                self.requests.push(format!("{shown} denied"));
+                self.requests.push(format!("{shown}{DENIED}"));
                 return Err(Error::Denied(why));
             }
         };
