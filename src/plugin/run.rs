@@ -180,9 +180,12 @@ impl Plugin {
             Ok(admitted) => admitted,
             Err(pause) => return Failure::LetAlone(pause).into(),
         };
-        let party = Party { principal, session: session.map(str::to_owned) };
+        // Whoever has neither key nor session cannot be told from the next one.
+        let nobody = message.principal.kind == PrincipalKind::Anonymous && session.is_none();
+        let party =
+            (!nobody).then(|| Party { principal, session: session.map(str::to_owned) });
         let inner = self.inner.clone();
-        let mut work = Box::pin(async move { inner.work(&message, &party, until).await });
+        let mut work = Box::pin(async move { inner.work(&message, party.as_ref(), until).await });
         let said = match poll!(work.as_mut()) {
             Poll::Ready(said) => said,
             // Not done within a tick or two, or no permit: go on where it holds up no message.
@@ -219,7 +222,7 @@ impl Plugin {
 }
 
 impl Inner {
-    async fn work(&self, message: &Message, party: &Party, until: Instant) -> Said {
+    async fn work(&self, message: &Message, party: Option<&Party>, until: Instant) -> Said {
         let within = |failure| Said::from(failure);
         let deadline = tokio::time::Instant::from_std(until);
         match &self.instances {
@@ -245,10 +248,15 @@ impl Inner {
             Instances::Kept(sessions) => {
                 // Their own turn first: messages of one session that wait for each other must not
                 // hold the permits that others need.
-                let mut slot = match tokio::time::timeout_at(deadline, sessions.turn(party)).await {
-                    Ok(Ok(slot)) => slot,
-                    Ok(Err(Crowded)) => return within(Failure::Crowded),
-                    Err(_) => return within(Failure::Queued(self.template.deadline)),
+                let mut slot = match party {
+                    None => None,
+                    Some(party) => {
+                        match tokio::time::timeout_at(deadline, sessions.turn(party)).await {
+                            Ok(Ok(slot)) => Some(slot),
+                            Ok(Err(Crowded)) => return within(Failure::Crowded),
+                            Err(_) => return within(Failure::Queued(self.template.deadline)),
+                        }
+                    }
                 };
                 let Ok(Ok(_permit)) =
                     tokio::time::timeout_at(deadline, self.permits.acquire()).await
@@ -257,7 +265,7 @@ impl Inner {
                 };
                 let began = Instant::now();
                 // Out of its place: should this future be dropped, so is the instance.
-                let mut instance = match slot.take() {
+                let mut instance = match slot.as_mut().and_then(|slot| slot.take()) {
                     Some(kept) => kept,
                     None => match self.prepare(sessions, until).await {
                         Ok(prepared) => prepared,
@@ -266,8 +274,10 @@ impl Inner {
                 };
                 let mut said = self.template.ask(&mut instance, message, until).await;
                 said.verdict = said.verdict.map_err(|failure| self.late(failure, began, until));
-                if said.verdict.is_ok() {
-                    *slot = Some(instance);
+                if let Some(slot) = &mut slot
+                    && said.verdict.is_ok()
+                {
+                    **slot = Some(instance);
                 }
                 said
             }

@@ -73,3 +73,15 @@ async fn many_sessions_are_let_go_of_and_served() {
     assert_eq!(seen(&plugin, "u0", Some("s0")).await, 0, "long gone");
     assert_eq!(seen(&plugin, "u19", Some("s199")).await, 1, "still there");
 }
+
+#[tokio::test]
+async fn who_has_neither_key_nor_session_meets_a_fresh_instance() {
+    let plugin = keeper();
+    for _ in 0..3 {
+        let mut exchange = by("ann", None, "any");
+        exchange.principal = Principal::anonymous();
+        let verdict = plugin.inspect(&exchange, Phase::Request).await.expect("a verdict");
+        let Decision::Refuse(refusal) = verdict.decision else { panic!("refused") };
+        assert_eq!(refusal.message, "0");
+    }
+}
