@@ -169,6 +169,7 @@ pub async fn ask(
         entry: compiled.manifest().name.clone(),
         config: case.config.or(config).unwrap_or_default(),
         memory_mib: MEMORY_MIB,
+        fail_open: false,
         deadline: DEADLINE,
         grants: case.grants.unwrap_or_else(|| granted(&compiled, secrets.keys())),
         secrets: secrets.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),

@@ -179,6 +179,7 @@ async fn costs(compiled: &Compiled, config: Map<String, Value>) -> Result<Vec<Co
         entry: manifest.name.clone(),
         config,
         memory_mib: MEMORY_MIB,
+        fail_open: false,
         deadline: DEADLINE,
         grants: granted(compiled, manifest.secrets.iter()),
         secrets: manifest

@@ -140,6 +140,7 @@ impl Place {
             config: config.config.clone(),
             memory_mib: config.memory_mib,
             deadline: Duration::from_millis(settings.deadline_ms.unwrap_or(DEADLINE_MS)),
+            fail_open: settings.fail_open,
             grants: config.grants.clone(),
             secrets: self.secrets.clone(),
         };

@@ -68,6 +68,9 @@ pub struct Settings {
     pub memory_mib: u64,
     /// For one verdict.
     pub deadline: Duration,
+    /// Whether messages pass where it fails. It is never let alone then: a few messages that it
+    /// fails on would let all others pass.
+    pub fail_open: bool,
     /// What it may do beyond its verdicts.
     pub grants: Grants,
     /// The secrets of the grants.
@@ -172,6 +175,7 @@ impl Compiled {
         let memory = usize::try_from(settings.memory_mib << 20).unwrap_or(usize::MAX);
         let tried = Arc::new(given(manifest, &settings, house, Lasting::ForNow)?);
         let mut template = Template::new(host, pre.clone(), memory, settings.deadline, tried);
+        template.fail_open = settings.fail_open;
         template.config = check_config(path, manifest, settings.config.clone())?.into();
         begin(manifest, &template)?;
         template.shared = Arc::new(given(manifest, &settings, house, Lasting::Kept)?);

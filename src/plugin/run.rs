@@ -177,13 +177,13 @@ impl Plugin {
         let principal = format!("{kind}:{}", message.principal.name);
         let between = Between { principal: principal.clone(), server: message.server.clone() };
         let admitted = match self.inner.breaker.admit(between.clone(), Instant::now()) {
-            Ok(admitted) => admitted,
+            Ok(admitted) => Some(admitted),
+            Err(_) if template.fail_open => None,
             Err(pause) => return Failure::LetAlone(pause).into(),
         };
         // Whoever has neither key nor session cannot be told from the next one.
         let nobody = message.principal.kind == PrincipalKind::Anonymous && session.is_none();
-        let party =
-            (!nobody).then(|| Party { principal, session: session.map(str::to_owned) });
+        let party = (!nobody).then(|| Party { principal, session: session.map(str::to_owned) });
         let inner = self.inner.clone();
         let mut work = Box::pin(async move { inner.work(&message, party.as_ref(), until).await });
         let said = match poll!(work.as_mut()) {
@@ -194,11 +194,11 @@ impl Plugin {
                 Err(error) => Failure::Trap(error.to_string()).into(),
             },
         };
-        let news = match &said.verdict {
+        let news = admitted.and_then(|admitted| match &said.verdict {
             Ok(_) => admitted.succeeded(Instant::now()),
             Err(failure) if failure.is_its_own() => admitted.failed(Instant::now()),
             Err(_) => None,
-        };
+        });
         if let Some(news) = news {
             self.tell(news, &between);
         }

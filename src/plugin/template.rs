@@ -35,6 +35,8 @@ pub struct Template {
     memory: usize,
     budget: Arc<Budget>,
     pub deadline: Duration,
+    /// Whether messages pass where the plugin fails.
+    pub fail_open: bool,
 }
 
 /// An instance that has begun.
@@ -60,7 +62,7 @@ impl Template {
         shared: Arc<Shared>,
     ) -> Self {
         let budget = Budget::new(memory.saturating_mul(SHARES));
-        Self { host, pre, shared, config: "{}".into(), memory, budget, deadline }
+        Self { host, pre, shared, config: "{}".into(), memory, budget, deadline, fail_open: false }
     }
 
     /// A store with every bound set.

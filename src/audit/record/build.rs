@@ -375,8 +375,8 @@ fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32)
     // else to say as there is room for.
     let (requests, findings): (Vec<_>, Vec<_>) =
         ruling.findings.iter().partition(|finding| finding.is_request());
-    let left_out = requests.len().saturating_sub(REQUESTS)
-        + findings.len().saturating_sub(FINDINGS);
+    let left_out =
+        requests.len().saturating_sub(REQUESTS) + findings.len().saturating_sub(FINDINGS);
     Grounds {
         rules: refusing.iter().chain(ruling.rules).take(RULES).map(rule).collect(),
         findings: requests

@@ -169,9 +169,7 @@ impl Asked {
         let method = Method::from_bytes(request.method.as_bytes())
             .ok()
             .filter(|method| METHODS.contains(method))
-            .ok_or_else(|| {
-                invalid("a method is GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS")
-            })?;
+            .ok_or_else(|| invalid("a method is GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS"))?;
         let url = Url::parse(&request.url).map_err(|_| invalid("this is no URL"))?;
         if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none() {
             return Err(invalid("a URL begins with `https://` or `http://` and a host"));
