@@ -297,6 +297,10 @@ impl Interceptor for Plugin {
         self.now.load().hooks.wants(method, phase)
     }
 
+    fn repeatable(&self) -> bool {
+        !self.now.load().manifest().once
+    }
+
     async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<chain::Verdict, Fault> {
         let now = self.now.load_full();
         let worded = Worded { name: &self.name, manifest: now.manifest() };

@@ -32,6 +32,8 @@ pub struct Manifest {
     pub hosts: Vec<Destination>,
     /// The names that it asks `secrets` for.
     pub secrets: Vec<String>,
+    /// Whether it is asked about a message once, also where another interceptor replaced it.
+    pub once: bool,
 }
 
 impl Manifest {
@@ -60,6 +62,7 @@ impl Manifest {
             lifetime: said.lifetime,
             hosts: hosts(&said.hosts)?,
             secrets: secrets(said.secrets)?,
+            once: said.once,
         })
     }
 }
@@ -156,6 +159,7 @@ mod tests {
             lifetime: Lifetime::Message,
             hosts: Vec::new(),
             secrets: Vec::new(),
+            once: false,
         }
     }
 

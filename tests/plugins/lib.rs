@@ -3,8 +3,8 @@
 wit_bindgen::generate!({ path: "../../plugins/wit", world: "plugin", pub_export_macro: true, default_bindings_module: "guests" });
 
 pub use exports::portcullis::interceptor::guest::*;
-pub use portcullis::interceptor::{clock, http, metrics, random, secrets, state};
 pub use portcullis::interceptor::log::{Level, log};
+pub use portcullis::interceptor::{clock, http, metrics, random, secrets, state};
 
 pub fn manifest(name: &str, event: &str) -> Manifest {
     let hook = |phase| Hook { events: vec![event.into()], phase };
@@ -17,6 +17,7 @@ pub fn manifest(name: &str, event: &str) -> Manifest {
         config_schema: None,
         hosts: vec![],
         secrets: vec![],
+        once: false,
     }
 }
 

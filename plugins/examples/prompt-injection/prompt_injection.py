@@ -141,6 +141,7 @@ class Guest(exports.Guest):
             config_schema=json.dumps(SCHEMA),
             hosts=[],
             secrets=[],
+            once=False,
         )
 
     def start(self, text):

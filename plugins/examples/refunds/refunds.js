@@ -44,6 +44,8 @@ export const guest = {
       configSchema: JSON.stringify(schema),
       hosts: [],
       secrets: [],
+      // It counts. The operator puts it behind plugins that replace payloads.
+      once: true,
     };
   },
 
@@ -84,7 +86,7 @@ export const guest = {
     }
     // Yesterday's counters are nobody's business any more.
     if (spent === hundredths(amount)) {
-      for (const old of state.keys("")) if (Number(old.split("/")[0]) < day) state.delete(old);
+      for (const old of state.keys("", null)) if (Number(old.split("/")[0]) < day) state.delete(old);
     }
     return pass();
   },

@@ -15,6 +15,7 @@ impl Plugin for Quota {
     fn describe() -> Manifest {
         Manifest::new("quota", "0.1.0", "Refuses calls of who made too many")
             .on("tools/call", Phase::Request)
+            .once()
     }
 
     fn start(&mut self) -> Result<(), Fault> {

@@ -2,6 +2,8 @@
 //! grants. Redirects are not followed, an answer has at most 1 MiB, and all of it happens within the
 //! message's deadline. It does not work in [`Plugin::start`](crate::Plugin::start).
 
+use std::time::Duration;
+
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Fault, bindings::portcullis::interceptor::http as host};
@@ -30,6 +32,7 @@ impl Request {
             url: url.into(),
             headers: Vec::new(),
             body: None,
+            timeout_ms: None,
         })
     }
 
@@ -52,6 +55,12 @@ impl Request {
     pub fn json<T: Serialize>(self, value: &T) -> Result<Self, Fault> {
         let body = serde_json::to_vec(value)?;
         Ok(self.header("content-type", "application/json").body(body))
+    }
+
+    /// Waits so long for the answer, where the message's deadline leaves as much.
+    pub fn timeout(mut self, wait: Duration) -> Self {
+        self.0.timeout_ms = Some(u32::try_from(wait.as_millis()).unwrap_or(u32::MAX));
+        self
     }
 
     /// Sends it, and waits for the answer.

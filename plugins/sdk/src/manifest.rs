@@ -27,6 +27,7 @@ impl Manifest {
             config_schema: None,
             hosts: Vec::new(),
             secrets: Vec::new(),
+            once: false,
         }
     }
 
@@ -43,6 +44,13 @@ impl Manifest {
     /// The messages of one session meet the same instance.
     pub fn keeps_sessions(mut self) -> Self {
         self.lifetime = Lifetime::Session;
+        self
+    }
+
+    /// Asks the plugin once about each half of an exchange, and not again when another interceptor
+    /// replaced the payload: for plugins that count. The operator puts it behind those that replace.
+    pub fn once(mut self) -> Self {
+        self.once = true;
         self
     }
 

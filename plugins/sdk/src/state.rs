@@ -88,10 +88,25 @@ pub fn update(
     }
 }
 
-/// Keys that begin so, in order, at most 1000.
+/// All keys that begin so, in order.
 ///
 /// # Errors
 /// The host's.
 pub fn keys(prefix: &str) -> Result<Vec<String>, Error> {
-    host::keys(prefix)
+    let mut all = Vec::new();
+    loop {
+        let more = keys_after(prefix, all.last().map(String::as_str))?;
+        if more.is_empty() {
+            return Ok(all);
+        }
+        all.extend(more);
+    }
+}
+
+/// Keys that begin so, in order, at most 1000: those behind `after`.
+///
+/// # Errors
+/// The host's.
+pub fn keys_after(prefix: &str, after: Option<&str>) -> Result<Vec<String>, Error> {
+    host::keys(prefix, after)
 }

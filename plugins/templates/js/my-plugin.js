@@ -31,6 +31,7 @@ export const guest = {
       configSchema: JSON.stringify(schema),
       hosts: [],
       secrets: [],
+      once: false,
     };
   },
 

@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use reqwest::{
@@ -25,6 +25,8 @@ use super::Canned;
 const BODY: usize = 1 << 20;
 /// Bytes of all headers of an answer, about.
 const HEADERS: usize = 64 << 10;
+/// What is left of a message's time when a request is given up.
+const RESERVE: Duration = Duration::from_millis(50);
 /// Requests of one plugin under way at once.
 const AT_ONCE: usize = 8;
 /// Requests that one message may cause.
@@ -161,6 +163,7 @@ struct Asked {
     url: Url,
     headers: HeaderMap,
     body: Option<Vec<u8>>,
+    timeout: Option<Duration>,
 }
 
 impl Asked {
@@ -199,7 +202,8 @@ impl Asked {
         if request.body.as_ref().is_some_and(|body| body.len() > BODY) {
             return Err(Error::TooLarge);
         }
-        Ok(Self { method, url, headers, body: request.body })
+        let timeout = request.timeout_ms.map(|ms| Duration::from_millis(ms.into()));
+        Ok(Self { method, url, headers, body: request.body, timeout })
     }
 
     /// Where it goes, as URLs and grants name it.
@@ -285,8 +289,11 @@ impl Guest {
             return Ok(Response { status, headers, body });
         }
         let client_of_place = place.client()?;
-        let until = tokio::time::Instant::from_std(self.until);
-        let done = tokio::time::timeout_at(until, async {
+        // Until shortly before the end: a plugin shall be able to say what it makes of silence.
+        let left = self.until.saturating_duration_since(Instant::now());
+        let wait = left.saturating_sub(RESERVE.min(left / 4));
+        let wait = asked.timeout.map_or(wait, |timeout| wait.min(timeout));
+        let done = tokio::time::timeout(wait, async {
             let _permit = client.at_once.acquire().await;
             exchange(client_of_place, asked).await
         });
@@ -369,6 +376,7 @@ mod tests {
             url: url.into(),
             headers: vec![(header.into(), "x".into())],
             body: None,
+            timeout_ms: None,
         };
         assert!(Asked::read(request("GET", "https://a/b?c", "x-token")).is_ok());
         for (method, url, header) in [
@@ -400,8 +408,13 @@ mod tests {
         let client =
             Client::to(["a.example:443", "10.0.0.5:80"].map(|t| t.parse().unwrap()).into_iter());
         let granted = |url: &str| {
-            let request =
-                Request { method: "GET".into(), url: url.into(), headers: vec![], body: None };
+            let request = Request {
+                method: "GET".into(),
+                url: url.into(),
+                headers: vec![],
+                body: None,
+                timeout_ms: None,
+            };
             let asked = Asked::read(request).ok().unwrap();
             let (host, port) = asked.place();
             client.place(host, port).is_some()

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::DirBuilder,
-    ops::ControlFlow,
+    ops::{Bound, ControlFlow},
     os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
     sync::{Arc, OnceLock, Weak},
@@ -188,13 +188,13 @@ impl Values {
         })
     }
 
-    fn keys(&self, prefix: &str) -> Result<Vec<String>, Error> {
-        if prefix.len() > KEY {
+    fn keys(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, Error> {
+        if prefix.len() > KEY || after.is_some_and(|after| after.len() > KEY) {
             return Err(Error::TooLarge);
         }
         self.with(|open, _| {
             let mut keys = Vec::new();
-            open.each(prefix, |key, _| {
+            open.each_after(prefix, after, |key, _| {
                 keys.push(String::from_utf8_lossy(key).into_owned());
                 if keys.len() < KEYS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })?;
@@ -275,19 +275,37 @@ impl Open {
     fn each(
         &self,
         prefix: &str,
+        show: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        self.each_after(prefix, None, show)
+    }
+
+    /// The same from behind a key.
+    fn each_after(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
         mut show: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Fault> {
+        let from = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
+        };
         match &self.kept {
             Kept::Tree(tree) => {
-                for entry in tree.scan_prefix(prefix) {
+                let range = (from.map(str::as_bytes), Bound::Unbounded);
+                for entry in tree.range::<&[u8], _>(range) {
                     let (key, value) = entry?;
+                    if !key.starts_with(prefix.as_bytes()) {
+                        break;
+                    }
                     if show(&key, &value).is_break() {
                         break;
                     }
                 }
             }
             Kept::Memory(map) => {
-                let from = map.range(prefix.to_owned()..);
+                let from = map.range::<str, _>((from, Bound::Unbounded));
                 for (key, value) in from.take_while(|(key, _)| key.starts_with(prefix)) {
                     if show(key.as_bytes(), value).is_break() {
                         break;
@@ -331,8 +349,8 @@ impl Host for Guest {
         self.values()?.swap(&key, old.as_deref(), new.as_deref())
     }
 
-    fn keys(&mut self, prefix: String) -> Result<Vec<String>, Error> {
-        self.values()?.keys(&prefix)
+    fn keys(&mut self, prefix: String, after: Option<String>) -> Result<Vec<String>, Error> {
+        self.values()?.keys(&prefix, after.as_deref())
     }
 }
 
@@ -374,9 +392,13 @@ mod tests {
                 values.set(&format!("k{at:05}"), Some(b"")).unwrap();
             }
             values.set("other", Some(b"")).unwrap();
-            assert_eq!(values.keys("o").unwrap(), ["other"]);
-            let keys = values.keys("k").unwrap();
+            assert_eq!(values.keys("o", None).unwrap(), ["other"]);
+            let keys = values.keys("k", None).unwrap();
             assert_eq!((keys.len(), keys[1].as_str()), (KEYS, "k00001"));
+            let rest = values.keys("k", keys.last().map(String::as_str)).unwrap();
+            assert_eq!((rest.len(), rest[0].as_str()), (5, "k01000"));
+            assert!(values.keys("k", Some("other")).unwrap().is_empty());
+            assert_eq!(values.keys("other", Some("k")).unwrap(), ["other"]);
         }
     }
 

@@ -88,7 +88,9 @@ impl Guest for Probe {
                     labels: vec![],
                 });
             }
-            "leak-replace" => Decision::Replace(format!("{{\"name\":\"leak-replace\",\"arguments\":{{\"x\":\"{token}\"}}}}")),
+            "leak-replace" => Decision::Replace(format!(
+                "{{\"name\":\"leak-replace\",\"arguments\":{{\"x\":\"{token}\"}}}}"
+            )),
             "leak-label" => {
                 return Ok(Verdict { labels: vec![token], ..verdict(Decision::Pass) });
             }
@@ -104,6 +106,7 @@ fn get(url: &str) -> Result<String, http::Error> {
         url: url.replace("HOST", HOST),
         headers: vec![("x-probe".into(), "1".into())],
         body: None,
+        timeout_ms: None,
     })?;
     Ok(format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body)))
 }

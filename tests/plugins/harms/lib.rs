@@ -42,6 +42,7 @@ pub fn manifest(name: &str) -> Manifest {
         config_schema: None,
         hosts: vec![],
         secrets: vec![],
+        once: false,
     }
 }
 

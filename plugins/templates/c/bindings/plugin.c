@@ -39,7 +39,7 @@ __attribute__((__import_module__("portcullis:interceptor/state@0.1.0"), __import
 extern void __wasm_import_state_swap(uint8_t *, size_t, int32_t, uint8_t *, size_t, int32_t, uint8_t *, size_t, uint8_t *);
 
 __attribute__((__import_module__("portcullis:interceptor/state@0.1.0"), __import_name__("keys")))
-extern void __wasm_import_state_keys(uint8_t *, size_t, uint8_t *);
+extern void __wasm_import_state_keys(uint8_t *, size_t, int32_t, uint8_t *, size_t, uint8_t *);
 
 // Imported Functions from `portcullis:interceptor/metrics@0.1.0`
 
@@ -49,7 +49,7 @@ extern void __wasm_import_metrics_count(uint8_t *, size_t, int64_t);
 // Imported Functions from `portcullis:interceptor/http@0.1.0`
 
 __attribute__((__import_module__("portcullis:interceptor/http@0.1.0"), __import_name__("send")))
-extern void __wasm_import_http_send(uint8_t *, size_t, uint8_t *, size_t, uint8_t *, size_t, int32_t, uint8_t *, size_t, uint8_t *);
+extern void __wasm_import_http_send(uint8_t *, size_t, uint8_t *, size_t, uint8_t *, size_t, int32_t, uint8_t *, size_t, int32_t, int32_t, uint8_t *);
 
 // Imported Functions from `portcullis:interceptor/secrets@0.1.0`
 
@@ -227,7 +227,7 @@ void *cabi_realloc(void *ptr, size_t old_size, size_t align, size_t new_size) {
 }
 
 __attribute__((__aligned__(sizeof(void*))))
-static uint8_t RET_AREA[(16*sizeof(void*))];
+static uint8_t RET_AREA[(17*sizeof(void*))];
 
 // Helper Functions
 
@@ -281,6 +281,12 @@ void state_result_bool_error_free(state_result_bool_error_t *ptr) {
   }
 }
 
+void plugin_option_string_free(plugin_option_string_t *ptr) {
+  if (ptr->is_some) {
+    plugin_string_free(&ptr->val);
+  }
+}
+
 void plugin_list_string_free(plugin_list_string_t *ptr) {
   size_t list_len = ptr->len;
   if (list_len > 0) {
@@ -316,11 +322,17 @@ void plugin_list_tuple2_string_string_free(plugin_list_tuple2_string_string_t *p
   }
 }
 
+void plugin_option_u32_free(plugin_option_u32_t *ptr) {
+  if (ptr->is_some) {
+  }
+}
+
 void http_request_free(http_request_t *ptr) {
   plugin_string_free(&ptr->method);
   plugin_string_free(&ptr->url);
   plugin_list_tuple2_string_string_free(&ptr->headers);
   plugin_option_list_u8_free(&ptr->body);
+  plugin_option_u32_free(&ptr->timeout_ms);
 }
 
 void http_response_free(http_response_t *ptr) {
@@ -350,12 +362,6 @@ void http_result_response_error_free(http_result_response_error_t *ptr) {
     http_response_free(&ptr->val.ok);
   } else {
     http_error_free(&ptr->val.err);
-  }
-}
-
-void plugin_option_string_free(plugin_option_string_t *ptr) {
-  if (ptr->is_some) {
-    plugin_string_free(&ptr->val);
   }
 }
 
@@ -771,11 +777,28 @@ bool state_swap(plugin_string_t *key, plugin_list_u8_t *maybe_old, plugin_list_u
   }
 }
 
-bool state_keys(plugin_string_t *prefix, plugin_list_string_t *ret, state_error_t *err) {
+bool state_keys(plugin_string_t *prefix, plugin_string_t *maybe_after, plugin_list_string_t *ret, state_error_t *err) {
   __attribute__((__aligned__(sizeof(void*))))
   uint8_t ret_area[(3*sizeof(void*))];
+  plugin_option_string_t after;
+  after.is_some = maybe_after != NULL;if (maybe_after) {
+    after.val = *maybe_after;
+  }
+  int32_t option;
+  uint8_t * option1;
+  size_t option2;
+  if ((after).is_some) {
+    const plugin_string_t *payload0 = &(after).val;
+    option = 1;
+    option1 = (uint8_t *) (*payload0).ptr;
+    option2 = (*payload0).len;
+  } else {
+    option = 0;
+    option1 = 0;
+    option2 = 0;
+  }
   uint8_t *ptr = (uint8_t *) &ret_area;
-  __wasm_import_state_keys((uint8_t *) (*prefix).ptr, (*prefix).len, ptr);
+  __wasm_import_state_keys((uint8_t *) (*prefix).ptr, (*prefix).len, option, option1, option2, ptr);
   state_result_list_string_error_t result;
   switch ((int32_t) *((uint8_t*) (ptr + 0))) {
     case 0: {
@@ -835,8 +858,18 @@ bool http_send(http_request_t *request, http_response_t *ret, http_error_t *err)
     option1 = 0;
     option2 = 0;
   }
+  int32_t option5;
+  int32_t option6;
+  if (((*request).timeout_ms).is_some) {
+    const uint32_t *payload4 = &((*request).timeout_ms).val;
+    option5 = 1;
+    option6 = (int32_t) (*payload4);
+  } else {
+    option5 = 0;
+    option6 = 0;
+  }
   uint8_t *ptr = (uint8_t *) &ret_area;
-  __wasm_import_http_send((uint8_t *) ((*request).method).ptr, ((*request).method).len, (uint8_t *) ((*request).url).ptr, ((*request).url).len, (uint8_t *) ((*request).headers).ptr, ((*request).headers).len, option, option1, option2, ptr);
+  __wasm_import_http_send((uint8_t *) ((*request).method).ptr, ((*request).method).len, (uint8_t *) ((*request).url).ptr, ((*request).url).len, (uint8_t *) ((*request).headers).ptr, ((*request).headers).len, option, option1, option2, option5, option6, ptr);
   http_result_response_error_t result;
   switch ((int32_t) *((uint8_t*) (ptr + 0))) {
     case 0: {
@@ -930,6 +963,7 @@ uint8_t * __wasm_export_exports_guest_describe(void) {
   *((uint8_t **)(ptr + (12*sizeof(void*)))) = (uint8_t *) ((ret).hosts).ptr;
   *((size_t*)(ptr + (15*sizeof(void*)))) = ((ret).secrets).len;
   *((uint8_t **)(ptr + (14*sizeof(void*)))) = (uint8_t *) ((ret).secrets).ptr;
+  *((int8_t*)(ptr + (16*sizeof(void*)))) = (ret).once;
   return ptr;
 }
 

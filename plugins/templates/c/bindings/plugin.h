@@ -76,6 +76,11 @@ typedef struct {
 } state_result_bool_error_t;
 
 typedef struct {
+  bool is_some;
+  plugin_string_t val;
+} plugin_option_string_t;
+
+typedef struct {
   plugin_string_t *ptr;
   size_t len;
 } plugin_list_string_t;
@@ -98,12 +103,24 @@ typedef struct {
   size_t len;
 } plugin_list_tuple2_string_string_t;
 
+typedef struct {
+  bool is_some;
+  uint32_t val;
+} plugin_option_u32_t;
+
 typedef struct http_request_t {
+  // `GET`, `HEAD`, `POST`, `PUT`, `PATCH`, `DELETE` or `OPTIONS`.
   plugin_string_t   method;
-  // `https://` or `http://`.
+  // `https://` or `http://`; the latter never to port 443.
   plugin_string_t   url;
+  // At most 64.
   plugin_list_tuple2_string_string_t   headers;
+  // At most 1 MiB; together with all else of a message's requests and its verdict not more
+  // than twice the payload and 1 MiB.
   plugin_option_list_u8_t   body;
+  // How long to wait for the answer. None, or more than there is: until shortly before the
+  // message's deadline, so that a verdict is still possible.
+  plugin_option_u32_t   timeout_ms;
 } http_request_t;
 
 typedef struct http_response_t {
@@ -125,9 +142,9 @@ typedef struct http_error_t {
 #define HTTP_ERROR_DENIED 0
 // The request makes no sense.
 #define HTTP_ERROR_INVALID 1
-// It could not be reached, or the answer made no sense.
+// It could not be reached, did not answer in time, or the answer made no sense.
 #define HTTP_ERROR_FAILED 2
-// The answer is larger than 1 MiB.
+// The request's body or the answer is larger than 1 MiB.
 #define HTTP_ERROR_TOO_LARGE 3
 
 typedef struct {
@@ -137,11 +154,6 @@ typedef struct {
     http_error_t err;
   } val;
 } http_result_response_error_t;
-
-typedef struct {
-  bool is_some;
-  plugin_string_t val;
-} plugin_option_string_t;
 
 // Which half of an exchange passes.
 typedef uint8_t exports_guest_phase_t;
@@ -189,6 +201,10 @@ typedef struct exports_guest_manifest_t {
   plugin_list_string_t   hosts;
   // Names that it asks `secrets` for: the operator says where each comes from.
   plugin_list_string_t   secrets;
+  // Ask it once about each half of an exchange, for plugins that count. Without, it is asked
+  // again when another interceptor replaced the payload. With, it sees the payload as it is
+  // at its place in the chain: the operator puts it behind those that replace.
+  bool   once;
 } exports_guest_manifest_t;
 
 typedef uint8_t exports_guest_principal_kind_t;
@@ -233,7 +249,8 @@ typedef uint8_t exports_guest_direction_t;
 
 // One half of an exchange.
 typedef struct exports_guest_message_t {
-  // The same for both halves of an exchange, and for no other exchange.
+  // The same for both halves of an exchange, and for no other exchange. A half can come
+  // several times, see `once` of the manifest.
   plugin_string_t   exchange;
   // The MCP method.
   plugin_string_t   event;
@@ -332,12 +349,14 @@ extern void random_bytes(uint32_t count, plugin_list_u8_t *ret);
 extern bool state_get(plugin_string_t *key, plugin_option_list_u8_t *ret, state_error_t *err);
 extern bool state_set(plugin_string_t *key, plugin_list_u8_t *value, state_error_t *err);
 extern bool state_delete(plugin_string_t *key, state_error_t *err);
-// Adds to a counter, which begins with 0, and gives what it came to.
+// Adds to a counter, which begins with 0, and gives what it came to. It stops at the ends of
+// its range. A message can come several times, see `once` of the manifest.
 extern bool state_add(plugin_string_t *key, int64_t delta, int64_t *ret, state_error_t *err);
 // Puts `new` there (nothing: deletes) if `old` is what is there, and says whether it was.
 extern bool state_swap(plugin_string_t *key, plugin_list_u8_t *maybe_old, plugin_list_u8_t *maybe_new_, bool *ret, state_error_t *err);
-// Keys that begin so, in order, at most 1000.
-extern bool state_keys(plugin_string_t *prefix, plugin_list_string_t *ret, state_error_t *err);
+// Keys that begin with `prefix`, in order of their bytes, at most 1000: those behind `after`,
+// where that is given. The last of one answer is the `after` of the next.
+extern bool state_keys(plugin_string_t *prefix, plugin_string_t *maybe_after, plugin_list_string_t *ret, state_error_t *err);
 
 // Imported Functions from `portcullis:interceptor/metrics@0.1.0`
 // Adds to a counter. A plugin has 32 at most, each named like a label; more are dropped.
@@ -371,6 +390,8 @@ void state_result_s64_error_free(state_result_s64_error_t *ptr);
 
 void state_result_bool_error_free(state_result_bool_error_t *ptr);
 
+void plugin_option_string_free(plugin_option_string_t *ptr);
+
 void plugin_list_string_free(plugin_list_string_t *ptr);
 
 void state_result_list_string_error_free(state_result_list_string_error_t *ptr);
@@ -379,6 +400,8 @@ void plugin_tuple2_string_string_free(plugin_tuple2_string_string_t *ptr);
 
 void plugin_list_tuple2_string_string_free(plugin_list_tuple2_string_string_t *ptr);
 
+void plugin_option_u32_free(plugin_option_u32_t *ptr);
+
 void http_request_free(http_request_t *ptr);
 
 void http_response_free(http_response_t *ptr);
@@ -386,8 +409,6 @@ void http_response_free(http_response_t *ptr);
 void http_error_free(http_error_t *ptr);
 
 void http_result_response_error_free(http_result_response_error_t *ptr);
-
-void plugin_option_string_free(plugin_option_string_t *ptr);
 
 void exports_guest_list_hook_free(exports_guest_list_hook_t *ptr);
 

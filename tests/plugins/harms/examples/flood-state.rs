@@ -13,7 +13,7 @@ impl Harm for FloodState {
         for n in 0_u64.. {
             let _ = state::set(&format!("{n}"), &value);
             let _ = state::add(&"k".repeat(255), 1);
-            let _ = state::keys("");
+            let _ = state::keys("", None);
         }
         spin()
     }

@@ -22,6 +22,7 @@ impl Harm for Tarpit {
                 url: format!("http://{HOST}/"),
                 headers: vec![],
                 body: None,
+                timeout_ms: None,
             });
         }
     }
