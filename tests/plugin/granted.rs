@@ -245,17 +245,17 @@ async fn http_follows_nobody_and_waits_for_nobody() {
     let plugin = loaded(&config, Arc::default()).expect("it loads");
     assert!(got(&plugin, "get http://HOST/").await.contains("TooLarge"));
 
-    // One that never answers: the message's deadline ends it, and another plugin goes on.
+    // One that never answers: it is given up while a verdict is possible.
     let (port, mut heard) = server("").await;
     let config = probe(folder.path(), port, all(folder.path(), port));
-    let quick = EntrySettings { deadline_ms: Some(200), ..EntrySettings::default() };
+    let quick = EntrySettings { deadline_ms: Some(2_000), ..EntrySettings::default() };
     let house = House { around: Arc::new(Around::default()), ..House::bare() };
     let secrets = config.secrets(Path::new(".")).expect("secrets");
     let plugin = Plugin::load(&config, &quick, Path::new("."), secrets, &house).expect("it loads");
     let tarpit = ask(&plugin, "get http://HOST/").await;
     heard.recv().await.expect("a request");
     let told = format!("{tarpit:?}");
-    assert!(told.contains("was not done within") || told.contains("failed"), "{told}");
+    assert!(told.contains("it was not answered in time"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
