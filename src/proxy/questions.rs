@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Proxy,
     guest::Guest,
-    way::{Passage, well_formed},
+    way::{Passage, known_to_the_letter, well_formed},
 };
 use crate::{
     audit::Conclusion,
@@ -87,10 +87,7 @@ impl Proxy {
                     "this client does not say that it can be asked this",
                 ));
             }
-            if method.passes_for_known() {
-                let words = "this method is a known one but for case or other spelling";
-                return Err(Refusal::new(Code::MethodUnknown, words));
-            }
+            known_to_the_letter(method)?;
             self.chain.pass(&mut exchange, Phase::Request, &mut passage.trail).await?;
             self.fulfil(&exchange, &mut passage).await
         };

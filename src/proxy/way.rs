@@ -141,11 +141,7 @@ impl Proxy {
             let words = "this method is not one of this revision";
             return Err(Refusal::new(Code::MethodUnknown, words));
         }
-        // It would be decided as a method that nobody knows, and done as one that everybody does.
-        if exchange.method.passes_for_known() {
-            let words = "this method is a known one but for case or other spelling";
-            return Err(Refusal::new(Code::MethodUnknown, words));
-        }
+        known_to_the_letter(&exchange.method)?;
         let sight = Sight(self.gate.sight(&guest.principal));
         let began = Instant::now();
         let routed = match self.task_route(guest, exchange).await {
@@ -248,11 +244,12 @@ impl Proxy {
     /// Sends a notification of a server through the chain; the text for the client, if it may pass.
     pub(super) async fn to_client(&self, mut notice: Exchange) -> Option<Bytes> {
         let mut passage = Passage::default();
-        let mut passed = self.chain.pass(&mut notice, Phase::Request, &mut passage.trail).await;
-        if passed.is_ok() {
-            passed = self.fulfil(&notice, &mut passage).await;
-        }
-        if let Err(refusal) = passed {
+        let passed = async {
+            known_to_the_letter(&notice.method)?;
+            self.chain.pass(&mut notice, Phase::Request, &mut passage.trail).await?;
+            self.fulfil(&notice, &mut passage).await
+        };
+        if let Err(refusal) = passed.await {
             self.record_refusal(&notice, &passage, &refusal).await;
             return None;
         }
@@ -475,6 +472,19 @@ fn traceparent(params: &Bytes) -> Option<String> {
     let trace = parent.split('-').nth(1)?;
     let legal = trace.len() == 32 && trace.bytes().all(|b| b.is_ascii_hexdigit());
     legal.then(|| trace.to_owned())
+}
+
+/// Refuses what passes for a method that is known here, whoever says it: it would be decided as one
+/// that nobody knows, and done as one that everybody does.
+///
+/// # Errors
+/// `method-unknown`.
+pub(super) fn known_to_the_letter(method: &Method) -> Result<(), Refusal> {
+    if method.passes_for_known() {
+        let words = "this method is a known one but for case or other spelling";
+        return Err(Refusal::new(Code::MethodUnknown, words));
+    }
+    Ok(())
 }
 
 /// Whether a revision has a method. Methods that MCP does not know are the client's and the
