@@ -121,6 +121,11 @@ impl Sight<'_> {
         self.view.could_allow(action, &resource)
     }
 
+    /// Whether this principal could have arguments of a prompt completed.
+    pub fn completes(&self, server: &ServerName, name: &str) -> bool {
+        self.view.could_allow(Action::Complete, &Resource::Prompt { server, name })
+    }
+
     /// Whether a merged list may hold what a server offers: whether this principal could greet
     /// that server.
     pub fn lists(&self, server: &ServerName) -> bool {

@@ -20,6 +20,10 @@ impl router::Sight for Sight<'_> {
         self.0.visible(Listed::Prompt { server, name })
     }
 
+    fn completes(&self, server: &ServerName, name: &str) -> bool {
+        self.0.completes(server, name)
+    }
+
     fn resource(&self, server: &ServerName, uri: &str) -> bool {
         self.0.visible(Listed::Resource { server, uri })
     }

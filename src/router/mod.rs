@@ -58,6 +58,8 @@ pub trait Sight: Sync {
     /// A tool of which nothing is known but its name.
     fn tool(&self, server: &ServerName, name: &str) -> bool;
     fn prompt(&self, server: &ServerName, name: &str) -> bool;
+    /// Whether it could have arguments of a prompt completed.
+    fn completes(&self, server: &ServerName, name: &str) -> bool;
     fn resource(&self, server: &ServerName, uri: &str) -> bool;
     /// A server's lists, among those of all servers.
     fn server(&self, server: &ServerName) -> bool;
@@ -141,7 +143,8 @@ impl Router {
             Method::PROMPTS_GET => {
                 let object = object()?;
                 let outer = required(&object, "name")?;
-                let (shelf, name) = self.prompt(view, &outer, sight).await?;
+                let could = |server: &_, name: &_| sight.prompt(server, name);
+                let (shelf, name) = self.prompt(view, &outer, sight, could).await?;
                 let params = renamed(&object, "name", &outer, &name);
                 let server = Some(shelf.server.clone());
                 Ok(Route { server, target: Target::Prompt { name }, params })
@@ -163,7 +166,8 @@ impl Router {
                     return Ok(Route { server: Some(server), target, params: None });
                 }
                 let outer = required(&reference, "name")?;
-                let (shelf, name) = self.prompt(view, &outer, sight).await?;
+                let could = |server: &_, name: &_| sight.completes(server, name);
+                let (shelf, name) = self.prompt(view, &outer, sight, could).await?;
                 let params = renamed(&reference, "name", &outer, &name)
                     .map(|reference| object.with(&[("ref", Some(&reference))]));
                 let server = Some(shelf.server.clone());
@@ -212,16 +216,18 @@ impl Router {
         Ok((shelf, inner.to_owned()))
     }
 
-    /// The server of a prompt, and its name there.
+    /// The server of a prompt, and its name there. It must be listed where the principal `could` do
+    /// what it asks for.
     async fn prompt(
         &self,
         view: &View,
         outer: &str,
         sight: &dyn Sight,
+        could: impl Fn(&ServerName, &str) -> bool,
     ) -> Result<(&Arc<Shelf>, String), Refusal> {
         let (shelf, name) = self.owner(view, outer, Offer::Prompts, sight).await?;
         // Policy decides on a name to the letter, and a server may be less strict.
-        if sight.prompt(&shelf.server.name, &name) {
+        if could(&shelf.server.name, &name) {
             let found = shelf.whole(Offer::Prompts).await;
             let catalog = found.map_err(|failure| failure.refusal(&shelf.server.name))?;
             let there = match view {
