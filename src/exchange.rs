@@ -379,8 +379,9 @@ pub enum Target {
     None,
     /// A tool, with its definition where the server has it. Without, the tool is unknown.
     Tool { name: String, tool: Option<Arc<Definition>> },
-    /// A prompt by its name on its server.
-    Prompt { name: String },
+    /// A prompt by its name on its server, with its definition where the server has it and the
+    /// principal could use it.
+    Prompt { name: String, prompt: Option<Arc<Definition>> },
     /// A resource by its URI.
     Resource { uri: String },
 }

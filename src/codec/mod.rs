@@ -11,6 +11,7 @@ mod frame;
 pub mod headers;
 mod object;
 mod pointer;
+mod references;
 mod strict;
 
 pub use batch::{elements, is_batch};
@@ -18,6 +19,7 @@ pub use events::{Broken, Event, EventReader, TooLarge, events};
 pub use frame::{Frame, Id, Kind};
 pub use object::{Object, may_have};
 pub use pointer::{IllegalPointer, Pointer, items, overwrite, splice};
+pub use references::{References, pointed};
 pub use strict::{Caps, Flaw, Text, check, fold};
 
 /// The text on one line, as standard input and event streams need it. Line breaks in JSON stand

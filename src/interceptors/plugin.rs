@@ -364,7 +364,7 @@ fn message(exchange: &Exchange, phase: Phase) -> Result<Message, Fault> {
         target: match &exchange.target {
             exchange::Target::None => plugin::Target::None,
             exchange::Target::Tool { name, .. } => plugin::Target::Tool(name.clone()),
-            exchange::Target::Prompt { name } => plugin::Target::Prompt(name.clone()),
+            exchange::Target::Prompt { name, .. } => plugin::Target::Prompt(name.clone()),
             exchange::Target::Resource { uri } => plugin::Target::Resource(uri.clone()),
         },
         principal: plugin::Principal {

@@ -323,7 +323,7 @@ impl PolicyGate {
             Action::GetPrompt => {
                 let name = text(params, "name")?;
                 match &exchange.target {
-                    Target::Prompt { name: found } if found == name => {}
+                    Target::Prompt { name: found, .. } if found == name => {}
                     _ => return Err(astray()),
                 }
                 (Resource::Prompt { server: server(exchange)?, name }, arguments(params)?)

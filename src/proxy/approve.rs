@@ -155,7 +155,7 @@ impl Proxy {
         let params = shown.filter(|shown| !shown.cut && shown.failure.is_none())?;
         let (asked, until) = self.approvals.times();
         let target = match &exchange.target {
-            Target::Tool { name, .. } | Target::Prompt { name } => Some(name.clone()),
+            Target::Tool { name, .. } | Target::Prompt { name, .. } => Some(name.clone()),
             Target::Resource { uri } => Some(uri.clone()),
             _ => None,
         };

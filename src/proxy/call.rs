@@ -169,7 +169,7 @@ impl Proxy {
                     let params = exchange.request.value();
                     params.get("taskId").and_then(Value::as_str).map(str::to_owned)
                 }
-                Target::Tool { name, .. } | Target::Prompt { name } => Some(name.clone()),
+                Target::Tool { name, .. } | Target::Prompt { name, .. } => Some(name.clone()),
                 Target::Resource { uri } => Some(uri.clone()),
                 Target::None => None,
             },

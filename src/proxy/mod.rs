@@ -33,6 +33,7 @@ mod refusals;
 mod reloads;
 mod servers;
 mod sight;
+mod spelling;
 mod state;
 mod tasks;
 mod told;

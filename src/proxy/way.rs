@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Answered, Caller, Proxy, guest::Guest, params::well_spelled, sight::Sight};
+use super::{Answered, Caller, Proxy, guest::Guest, sight::Sight, spelling::well_spelled};
 use crate::{
     audit::Conclusion,
     chain::Trail,

@@ -144,10 +144,10 @@ impl Router {
                 let object = object()?;
                 let outer = required(&object, "name")?;
                 let could = |server: &_, name: &_| sight.prompt(server, name);
-                let (shelf, name) = self.prompt(view, &outer, sight, could).await?;
+                let (shelf, name, prompt) = self.prompt(view, &outer, sight, could).await?;
                 let params = renamed(&object, "name", &outer, &name);
                 let server = Some(shelf.server.clone());
-                Ok(Route { server, target: Target::Prompt { name }, params })
+                Ok(Route { server, target: Target::Prompt { name, prompt }, params })
             }
             Method::RESOURCES_READ | "resources/subscribe" | "resources/unsubscribe" => {
                 let uri = required(&object()?, "uri")?;
@@ -167,11 +167,11 @@ impl Router {
                 }
                 let outer = required(&reference, "name")?;
                 let could = |server: &_, name: &_| sight.completes(server, name);
-                let (shelf, name) = self.prompt(view, &outer, sight, could).await?;
+                let (shelf, name, prompt) = self.prompt(view, &outer, sight, could).await?;
                 let params = renamed(&reference, "name", &outer, &name)
                     .map(|reference| object.with(&[("ref", Some(&reference))]));
                 let server = Some(shelf.server.clone());
-                Ok(Route { server, target: Target::Prompt { name }, params })
+                Ok(Route { server, target: Target::Prompt { name, prompt }, params })
             }
             _ => Ok(Route {
                 server: match view {
@@ -224,23 +224,24 @@ impl Router {
         outer: &str,
         sight: &dyn Sight,
         could: impl Fn(&ServerName, &str) -> bool,
-    ) -> Result<(&Arc<Shelf>, String), Refusal> {
+    ) -> Result<(&Arc<Shelf>, String, Option<Arc<Definition>>), Refusal> {
         let (shelf, name) = self.owner(view, outer, Offer::Prompts, sight).await?;
         // Policy decides on a name to the letter, and a server may be less strict.
+        let mut prompt = None;
         if could(&shelf.server.name, &name) {
             let found = shelf.whole(Offer::Prompts).await;
             let catalog = found.map_err(|failure| failure.refusal(&shelf.server.name))?;
-            let there = match view {
-                View::All => catalog.get(outer).is_some(),
-                View::One(_) => catalog.items().iter().any(|item| item.name == name),
+            prompt = match view {
+                View::All => catalog.get(outer).cloned(),
+                View::One(_) => catalog.items().iter().find(|item| item.name == name).cloned(),
             };
-            if !there {
+            if prompt.is_none() {
                 let near =
                     self.nearest(view, Some(&shelf.server.name), outer, Offer::Prompts, sight);
                 return Err(unknown(&near));
             }
         }
-        Ok((shelf, name))
+        Ok((shelf, name, prompt))
     }
 
     /// The server that holds a resource: the first in the config that lists it, else the one of

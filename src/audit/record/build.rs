@@ -315,7 +315,7 @@ fn call(exchange: &Exchange, ruling: Ruling<'_>) -> (Call, u32) {
         target: match &exchange.target {
             exchange::Target::None => None,
             exchange::Target::Tool { name, .. } => Some(Target::Tool(bound(name, NAME))),
-            exchange::Target::Prompt { name } => Some(Target::Prompt(bound(name, NAME))),
+            exchange::Target::Prompt { name, .. } => Some(Target::Prompt(bound(name, NAME))),
             exchange::Target::Resource { uri } => {
                 Some(Target::Resource(bound(bare_uri(uri).as_str(), URI)))
             }

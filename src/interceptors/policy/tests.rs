@@ -56,7 +56,7 @@ const EACH: &str = r#"
 /// A message about the server `notes`.
 fn about_notes(method: &str, params: Value) -> Exchange {
     let target = match method {
-        Method::PROMPTS_GET => Target::Prompt { name: "p".into() },
+        Method::PROMPTS_GET => Target::Prompt { name: "p".into(), prompt: None },
         Method::RESOURCES_READ | "resources/subscribe" | "resources/unsubscribe" => {
             Target::Resource { uri: "note://1".into() }
         }

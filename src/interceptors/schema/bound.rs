@@ -11,6 +11,8 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
+use crate::codec::References;
+
 /// Nesting of an instance for which a bound is known.
 pub(super) const DEPTH: usize = 64;
 /// Schemas within one schema.
@@ -76,12 +78,10 @@ struct Node {
 
 /// The schemas within a schema; the root is the first. A schema is known by its address.
 struct Graph<'a> {
-    root: &'a Value,
+    within: References<'a>,
     ids: HashMap<usize, usize>,
     found: Vec<&'a Value>,
     nodes: Vec<Node>,
-    /// Schemas by the names that `$anchor` and `$dynamicAnchor` give them.
-    anchors: HashMap<&'a str, Vec<&'a Value>>,
     names: HashSet<String>,
     patterns: usize,
     references: bool,
@@ -90,14 +90,11 @@ struct Graph<'a> {
 
 impl<'a> Graph<'a> {
     fn new(root: &'a Value) -> Self {
-        let mut anchors = HashMap::new();
-        collect_anchors(root, &mut anchors);
         let mut graph = Self {
-            root,
+            within: References::of(root),
             ids: HashMap::new(),
             found: Vec::new(),
             nodes: Vec::new(),
-            anchors,
             names: HashSet::new(),
             patterns: 0,
             references: false,
@@ -210,13 +207,11 @@ impl<'a> Graph<'a> {
 
     /// What a reference may mean: a JSON pointer or an anchor in the same document.
     fn targets(&self, reference: &str) -> Result<Vec<&'a Value>, Unbounded> {
-        let unknown = || Unbounded::Reference(crate::interceptors::schema::short(reference));
-        let fragment = reference.strip_prefix('#').ok_or_else(unknown)?;
-        if fragment.is_empty() || fragment.starts_with('/') {
-            let pointer = percent_decode(fragment).ok_or_else(unknown)?;
-            return self.root.pointer(&pointer).map(|target| vec![target]).ok_or_else(unknown);
+        let targets = self.within.targets(reference);
+        if targets.is_empty() {
+            return Err(Unbounded::Reference(crate::interceptors::schema::short(reference)));
         }
-        self.anchors.get(fragment).cloned().ok_or_else(unknown)
+        Ok(targets)
     }
 
     /// Every node after all that apply to the same value within it.
@@ -289,37 +284,6 @@ impl<'a> Graph<'a> {
         }
         (work, nesting)
     }
-}
-
-fn collect_anchors<'a>(value: &'a Value, anchors: &mut HashMap<&'a str, Vec<&'a Value>>) {
-    match value {
-        Value::Object(members) => {
-            for keyword in ["$anchor", "$dynamicAnchor"] {
-                if let Some(Value::String(name)) = members.get(keyword) {
-                    anchors.entry(name).or_default().push(value);
-                }
-            }
-            members.values().for_each(|member| collect_anchors(member, anchors));
-        }
-        Value::Array(items) => items.iter().for_each(|item| collect_anchors(item, anchors)),
-        _ => {}
-    }
-}
-
-/// A URI fragment without its percent encoding, where that is UTF-8.
-fn percent_decode(fragment: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(fragment.len());
-    let mut bytes = fragment.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte == b'%' {
-            let high = char::from(bytes.next()?).to_digit(16)?;
-            let low = char::from(bytes.next()?).to_digit(16)?;
-            out.push(u8::try_from(high * 16 + low).ok()?);
-        } else {
-            out.push(byte);
-        }
-    }
-    String::from_utf8(out).ok()
 }
 
 #[cfg(test)]

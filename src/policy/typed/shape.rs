@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
+use crate::codec::pointed;
+
 /// Levels of objects and arrays within each other that are typed.
 const DEPTH: usize = 16;
 /// Parts that are read of one tool's schema: references may name the same definition again and
@@ -219,7 +221,7 @@ impl<'s> Reader<'s> {
 
     /// What a reference within the schema leads to.
     fn resolve(&self, target: &Value) -> Option<&'s Value> {
-        self.root.pointer(target.as_str()?.strip_prefix('#')?)
+        pointed(self.root, target.as_str()?)
     }
 }
 
