@@ -61,14 +61,8 @@ type Limit = (String, Rate);
 pub(super) struct Rates(Mutex<HashMap<Limit, HashMap<PrincipalKind, Instant>>>);
 
 impl Rates {
-    /// Whether all limits have room for one more; else the place of the first that has none, and
-    /// when it is worth coming back.
-    fn room(&self, limits: &[Limit], who: &PrincipalKind) -> Result<(), (usize, Duration)> {
-        let all = self.0.lock();
-        Self::look(&all, limits, who, Instant::now())
-    }
-
-    /// Counts one more under all limits, or under none.
+    /// Counts one more under all limits, or under none: then the place of the first that has no room,
+    /// and when it is worth coming back.
     fn take(&self, limits: &[Limit], who: &PrincipalKind) -> Result<(), (usize, Duration)> {
         let now = Instant::now();
         let mut all = self.0.lock();
@@ -129,11 +123,10 @@ impl Proxy {
             let refusal = Refusal::new(Code::RateLimited, "a rate limit of policy is spent");
             rated.get(at).cloned().into_iter().fold(refusal, Refusal::rule).retry_after(wait)
         };
-        // No person is asked about what could not be done then, and what a person denies does not
-        // count.
-        self.rates.room(&limits, who).map_err(&spent)?;
+        // What a person is asked about counts, whatever the person says: else nothing would bound how
+        // often a client has somebody asked. And what was allowed is not refused for its rate.
+        self.rates.take(&limits, who).map_err(spent)?;
         self.approved(exchange, passage).await?;
-        self.rates.take(&limits, who).map_err(&spent)?;
         self.carry_on(exchange);
         Ok(())
     }
@@ -208,11 +201,9 @@ mod tests {
         let (ann, both) = (client("ann"), [wide.clone(), narrow]);
         assert!(rates.take(&both, &ann).is_ok());
         for _ in 0..3 {
-            assert_eq!(rates.room(&both, &ann).unwrap_err().0, 1);
             assert_eq!(rates.take(&both, &ann).unwrap_err().0, 1);
         }
         let wide = [wide];
-        assert!(rates.room(&wide, &ann).is_ok() && rates.room(&wide, &ann).is_ok());
         assert!(rates.take(&wide, &ann).is_ok());
         assert!(rates.take(&wide, &ann).is_err());
     }

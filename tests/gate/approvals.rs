@@ -99,6 +99,23 @@ async fn a_call_waits_until_a_person_says_so() {
 }
 
 #[tokio::test]
+async fn a_rate_bounds_how_often_a_person_is_asked() {
+    let rated = POLICIES.replace("@approve", "@rate(\"2/1h\") @approve");
+    let gate = Setup::crooked("").policies(&rated).start().await;
+    let agent = Arc::new(gate.modern());
+    for _ in 0..2 {
+        let asked = call(&agent, json!({ "text": "please" }));
+        say(&gate, "deny", &waiting(&gate, 1).await[0]).await;
+        let refused = in_time("the call", asked).await.unwrap().unwrap_err();
+        assert_eq!(code_of(&refused), "approval-denied", "{refused:#}");
+    }
+    assert_eq!(agent.refused(REFLECT, json!({ "text": "please" })).await, "rate-limited");
+    let records = gate.records(&[]).await;
+    assert_eq!(records.iter().filter(|r| r["event"] == "approval-asked").count(), 2);
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn nobody_answers_or_the_client_gives_up_or_too_many_wait() {
     let gate = Setup::crooked("")
         .and("[approvals]\ntimeout-s = 1\nper-client = 1")
