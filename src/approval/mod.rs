@@ -28,6 +28,8 @@ use crate::{audit::record::Kept, identity::PrincipalKind, names::DecisionId, ref
 
 /// Calls that may wait at once.
 const MOST: usize = 1_000;
+/// How long a call waits for the record of what was said of it in time.
+const RECORDING: Duration = Duration::from_secs(10);
 
 /// A call that waits, as who is asked sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -104,6 +106,9 @@ struct Place {
     until: Instant,
     answer: oneshot::Sender<Word>,
     notary: Arc<dyn Notary>,
+    /// Whether something was said, so that nobody else can. The place is kept until that is on
+    /// record: a client that is removed meanwhile loses it.
+    heard: bool,
 }
 
 /// All calls that wait.
@@ -162,8 +167,8 @@ impl Approvals {
             return Err(Full::All);
         }
         let told = waiting.clone();
-        let place =
-            Place { waiting, client: client.clone(), until, answer, notary: notary.clone() };
+        let (client, notary_of) = (client.clone(), notary.clone());
+        let place = Place { waiting, client, until, answer, notary: notary_of, heard: false };
         places.insert(id, place);
         drop(places);
         let webhook = self.webhook.clone().map(|webhook| {
@@ -188,7 +193,9 @@ impl Approvals {
 
     /// The calls that wait, the oldest first.
     pub fn waiting(&self) -> Vec<Waiting> {
-        self.places.lock().values().map(|place| place.waiting.clone()).collect()
+        let places = self.places.lock();
+        let open = places.values().filter(|place| !place.heard);
+        open.map(|place| place.waiting.clone()).collect()
     }
 
     /// Has the calls of a client wait no longer: nobody can allow them.
@@ -198,18 +205,25 @@ impl Approvals {
 
     /// Says a word on a call. It goes on record to its end, also where neither who says it nor the
     /// call waits for that.
-    pub async fn answer(&self, id: DecisionId, word: Word) -> Heard {
-        // It waits no longer from here on, so that nobody else can say something.
-        let Some(place) = self.places.lock().remove(&id) else { return Heard::Late };
-        // Late by a moment is late: who waits may have been told so already.
-        if place.until <= Instant::now() {
-            return Heard::Late;
-        }
+    pub async fn answer(self: &Arc<Self>, id: DecisionId, word: Word) -> Heard {
+        let (waiting, notary) = match self.places.lock().get_mut(&id) {
+            // Late by a moment is late: who waits may have been told so already.
+            Some(place) if !place.heard && place.until > Instant::now() => {
+                place.heard = true;
+                (place.waiting.clone(), place.notary.clone())
+            }
+            _ => return Heard::Late,
+        };
+        let approvals = self.clone();
         let taken = tokio::spawn(async move {
-            match place.notary.given(&place.waiting, &word).await {
-                Err(why) => Heard::Unrecorded(why),
-                Ok(()) if place.answer.send(word).is_ok() => Heard::Heard,
-                Ok(()) => Heard::Late,
+            let recorded = notary.given(&waiting, &word).await;
+            let place = approvals.places.lock().remove(&id);
+            if let Err(why) = recorded {
+                return Heard::Unrecorded(why);
+            }
+            match place.map(|place| place.answer.send(word)) {
+                Some(Ok(())) => Heard::Heard,
+                _ => Heard::Late,
             }
         });
         taken.await.unwrap_or_else(|_| Heard::Unrecorded("its record was broken off".to_owned()))
@@ -219,7 +233,19 @@ impl Approvals {
 impl Ticket {
     /// What was said; nothing where nobody said anything in time.
     pub async fn word(mut self) -> Option<Word> {
-        tokio::time::timeout_at(self.until.into(), &mut self.answer).await.ok()?.ok()
+        match tokio::time::timeout_at(self.until.into(), &mut self.answer).await {
+            Ok(word) => word.ok(),
+            // It was said in time, and is being recorded.
+            Err(_) if self.is_heard() => {
+                tokio::time::timeout(RECORDING, &mut self.answer).await.ok()?.ok()
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn is_heard(&self) -> bool {
+        // Where the place is gone, the word may have been sent since.
+        self.approvals.places.lock().get(&self.id).is_none_or(|place| place.heard)
     }
 }
 
@@ -273,6 +299,19 @@ mod tests {
         async fn unreached(&self, _: &Waiting, _: &str) {}
     }
 
+    /// Takes down once it is let.
+    struct Slow(Mutex<Option<oneshot::Receiver<()>>>);
+
+    #[async_trait]
+    impl Notary for Slow {
+        async fn given(&self, _: &Waiting, _: &Word) -> Result<(), String> {
+            let let_go = self.0.lock().take().unwrap();
+            let_go.await.map_err(|error| error.to_string())
+        }
+
+        async fn unreached(&self, _: &Waiting, _: &str) {}
+    }
+
     fn book() -> Arc<Book> {
         Arc::default()
     }
@@ -318,6 +357,42 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(*book.given.lock(), [(id, true)]);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_removed_while_a_word_is_recorded_loses_it() {
+        let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 1, None));
+        let (call, book) = (waiting(&approvals), book());
+        let id = call.id;
+        let ticket = approvals.ask(&client("ann"), call, book.clone()).unwrap();
+        let mut answer = Box::pin(approvals.answer(id, yes()));
+        assert!(futures_util::poll!(&mut answer).is_pending());
+        // Its place is taken still, and nobody else can say something.
+        assert!(approvals.waiting().is_empty());
+        assert_eq!(approvals.answer(id, yes()).await, Heard::Late);
+        let another = approvals.ask(&client("ann"), waiting(&approvals), book.clone());
+        assert_eq!(another.err(), Some(Full::Client(1)));
+        approvals.forget(&client("ann"));
+        assert_eq!(answer.await, Heard::Late);
+        assert_eq!(*book.given.lock(), [(id, true)]);
+        assert_eq!(ticket.word().await, None);
+    }
+
+    #[tokio::test]
+    async fn what_was_said_in_time_counts_though_its_record_takes_longer() {
+        let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 1, None));
+        let call = waiting(&approvals);
+        let id = call.id;
+        let (slow, recorded) = oneshot::channel();
+        let book = Slow(Mutex::new(Some(recorded)));
+        let mut ticket = approvals.ask(&client("ann"), call, Arc::new(book)).unwrap();
+        let mut answer = Box::pin(approvals.answer(id, yes()));
+        assert!(futures_util::poll!(&mut answer).is_pending());
+        ticket.until = Instant::now();
+        let mut word = Box::pin(ticket.word());
+        assert!(futures_util::poll!(&mut word).is_pending());
+        slow.send(()).unwrap();
+        assert_eq!((answer.await, word.await), (Heard::Heard, Some(yes())));
     }
 
     #[tokio::test]
