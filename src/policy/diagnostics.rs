@@ -1,6 +1,10 @@
 //! What is wrong with the policies, for the person who can mend it.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceCode};
 use serde::{Serialize, Serializer};
@@ -23,17 +27,18 @@ impl File {
     }
 }
 
-/// One thing that is wrong, or looks wrong, with a place and a remedy.
+/// One thing that is wrong, or looks wrong, with a place and a remedy. Small, since functions return
+/// it as their error.
 #[derive(Debug, Clone)]
 pub struct Finding {
     code: &'static str,
     severity: Severity,
     message: String,
-    help: Option<String>,
+    help: Option<Box<str>>,
     labels: Vec<LabeledSpan>,
-    file: Option<PathBuf>,
+    file: Option<Box<Path>>,
     position: Option<(u32, u32)>,
-    source: Option<NamedSource<Arc<str>>>,
+    source: Option<Box<NamedSource<Arc<str>>>>,
 }
 
 impl Finding {
@@ -56,7 +61,7 @@ impl Finding {
         let labels: Vec<_> = found.labels().into_iter().flatten().collect();
         let finding = Self::error(code, found.to_string());
         Self {
-            help: found.help().map(|help| help.to_string()),
+            help: found.help().map(|help| help.to_string().into()),
             severity: found.severity().unwrap_or(Severity::Error),
             ..finding
         }
@@ -65,13 +70,15 @@ impl Finding {
 
     /// With the file that it is about.
     pub(crate) fn file(mut self, name: impl Into<PathBuf>) -> Self {
-        self.file = Some(name.into());
+        let name: PathBuf = name.into();
+        self.file = Some(name.into_boxed_path());
         self
     }
 
     /// With what to do about it.
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        let help: String = help.into();
+        self.help = Some(help.into_boxed_str());
         self
     }
 
@@ -94,15 +101,16 @@ impl Finding {
     }
 
     /// What findings are sorted by: file, line, column.
-    pub(crate) fn order(&self) -> (Option<PathBuf>, Option<(u32, u32)>) {
+    pub(crate) fn order(&self) -> (Option<Box<Path>>, Option<(u32, u32)>) {
         (self.file.clone(), self.position)
     }
 
     /// With places in a file; it stands at the first of them.
     pub(crate) fn labelled(mut self, file: &File, labels: Vec<LabeledSpan>) -> Self {
         self.position = labels.first().map(|label| file.position(label.offset()));
-        self.file = Some(file.name.clone());
-        self.source = Some(NamedSource::new(file.name.to_string_lossy(), Arc::clone(&file.text)));
+        self.file = Some(file.name.as_path().into());
+        let source = NamedSource::new(file.name.to_string_lossy(), Arc::clone(&file.text));
+        self.source = Some(Box::new(source));
         self.labels = labels;
         self
     }
@@ -146,7 +154,7 @@ impl Diagnostic for Finding {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.source.as_ref().map(|source| source as &dyn SourceCode)
+        self.source.as_deref().map(|source| source as &dyn SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
@@ -163,7 +171,7 @@ impl Serialize for Finding {
             severity: &'a str,
             message: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
-            file: Option<&'a PathBuf>,
+            file: Option<&'a Path>,
             #[serde(skip_serializing_if = "Option::is_none")]
             line: Option<u32>,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -175,7 +183,7 @@ impl Serialize for Finding {
             code: self.code,
             severity: if self.is_warning() { "warning" } else { "error" },
             message: &self.message,
-            file: self.file.as_ref(),
+            file: self.file.as_deref(),
             line: self.position.map(|(line, _)| line),
             column: self.position.map(|(_, column)| column),
             help: self.help.as_deref(),

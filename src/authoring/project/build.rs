@@ -110,7 +110,7 @@ fn rust(folder: &Path) -> Result<PathBuf, Failed> {
     let lines = told.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
     let own = lines.filter(|line| line.manifest_path == own).flat_map(|line| line.filenames);
     let is_wasm = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "wasm");
-    own.filter(is_wasm).last().ok_or_else(|| Failed::Project {
+    own.rev().find(is_wasm).ok_or_else(|| Failed::Project {
         what: "cargo built no WebAssembly".into(),
         help: "write `[lib]` with `crate-type = [\"cdylib\"]` into Cargo.toml",
     })

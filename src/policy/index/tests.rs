@@ -495,7 +495,7 @@ fn check(texts: &[String], seed: usize, ground: &Ground) -> Result<(), TestCaseE
     let (mut questions, programs) = (questions(&principals, &servers), programs());
     if terms.vocabulary.has_own_actions() {
         let typed = |about: &About<'_>| about.own(terms.vocabulary).is_some();
-        let other = |at: usize| at % 16 == 0;
+        let other = |at: usize| at.is_multiple_of(16);
         let mut at = 0;
         questions.retain(|about| {
             at += 1;

@@ -114,8 +114,8 @@ pub const TEXTS: &[Attempt] = &[
     whole("+ADw-", NO_JSON),
     bytes(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"old__w\xc1\xa9pe\"}}", NO_JSON),
     bytes(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"old__wipe\xff\"}}", NO_JSON),
-    bytes(b"\xff\xfe{\0\"\0j\0s\0o\0n\0r\0p\0c\0\"\0:\0\"\02\0.\00\0\"\0}\0", NO_JSON),
-    bytes(b"{\0\"\0i\0d\0\"\0:\01\0}\0", NO_JSON),
+    bytes(b"\xff\xfe{\0\"\0j\0s\0o\0n\0r\0p\0c\0\"\0:\0\"\x002\0.\x000\0\"\0}\0", NO_JSON),
+    bytes(b"{\0\"\0i\0d\0\"\0:\x001\0}\0", NO_JSON),
     bytes(b"\x1f\x8b\x08\x00", NO_JSON),
     // The envelope.
     whole(r#"{"id":@id@,"method":"tools/call","params":{"name":"@wipe@"@meta@}}"#, NO_MESSAGE),
