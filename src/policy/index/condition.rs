@@ -309,9 +309,20 @@ impl Uses {
                     uses.entities = true;
                     uses.individual = true;
                 }
-                Expr::Var(Var::Principal | Var::Action) | Expr::Literal(Literal::EntityUID(_)) => {
-                    uses.entities = true
-                }
+                Expr::Var(Var::Principal | Var::Action) => uses.entities = true,
+                Expr::Literal(Literal::EntityUID(uid)) => match uid.ty.0.id.as_str() {
+                    // They are of the call, and a policy can name them itself.
+                    "Args" => uses.reads(Reads::ARGS | Reads::SUMMARY),
+                    "Paths" => uses.reads(Reads::PATHS),
+                    "Urls" => uses.reads(Reads::URLS),
+                    // Of all that a server has, Cedar is shown the one that is asked about. So
+                    // there is something to see of this one in its own question alone.
+                    "Tool" | "Prompt" | "Resource" | "ResourceTemplate" => {
+                        uses.entities = true;
+                        uses.individual = true;
+                    }
+                    _ => uses.entities = true,
+                },
                 Expr::Literal(_) => {}
                 Expr::UnaryOp { expr, .. } | Expr::Like { expr, .. } => left.push(expr),
                 Expr::BinaryOp { left: one, right: other, .. } => left.extend([&**one, other]),

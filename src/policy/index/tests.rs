@@ -118,6 +118,15 @@ const CONDITIONS: &[&str] = &[
     r#"action in P::Action::"read""#,
     "9223372036854775807 + 1 > 0",
     r#"P::Client::"nobody".name == "x""#,
+    r#"P::Tool::"s/t" has claims && !P::Tool::"s/t".claims.read_only"#,
+    r#"P::Tool::"s/u".claims.destructive"#,
+    r#"P::Resource::"s/note://1" has uri"#,
+    r#"P::Prompt::"s/t" has name && context.session_calls < 5"#,
+    r#"P::Tool::"s/t" in P::Server::"s""#,
+    r#"P::Args::"args".hasTag("/x")"#,
+    r#"P::Args::"args" has keys && P::Args::"args".keys.contains("x")"#,
+    r#"P::Paths::"paths".hasTag("/a") && P::Paths::"paths".getTag("/a") == "x""#,
+    r#"P::Urls::"urls".hasTag("/a") && !P::Urls::"urls".getTag("/a").verbatim"#,
     r#"context.transport == "http""#,
     "context.session_calls > 5",
     "context.session_calls + 9223372036854775803 > 0",
@@ -757,6 +766,30 @@ fn principals_share_nothing_that_a_policy_can_tell_apart() {
             }
         }
     });
+}
+
+/// What is named beside what is asked about is not there, whichever of the two was asked about first.
+#[test]
+fn a_thing_that_a_condition_names_is_seen_in_its_own_question_alone() {
+    let text = r#"
+        permit (principal, action, resource);
+        forbid (principal, action == Portcullis::Action::"call_tool", resource)
+        when { Portcullis::Tool::"s/vip" has claims && Portcullis::Tool::"s/vip".claims.destructive };
+    "#;
+    let some = principal(PrincipalKind::Anonymous, &[], false);
+    let server = "s".parse().unwrap();
+    let claims = Claims { destructive: true, ..Claims::default() };
+    for names in [["vip", "other"], ["other", "vip"]] {
+        with_index(text, |terms, index| {
+            for name in names {
+                let resource = Resource::Tool { server: &server, name, claims };
+                let (subject, action) = (Subject::Client(&some), Action::CallTool);
+                let about = About { subject, action, resource, own: false };
+                let shown = index.could_allow(terms, Asker::of(&subject), about).unwrap();
+                assert_eq!(shown, name != "vip", "{name} of {names:?}");
+            }
+        });
+    }
 }
 
 #[test]
