@@ -230,7 +230,11 @@ impl Inspector {
             }
         }
         explanation.verdict = tally.conclude().0;
-        explanation.policies.sort_by_key(|near| (near.standing.order(), near.effect == "permit"));
+        // Of those that hold, a forbid decides; beside that, as files and lines have them.
+        explanation.policies.sort_by_key(|near| {
+            let holds = matches!(near.standing, Standing::Matched { .. });
+            (near.standing.order(), holds && near.effect == "permit")
+        });
         near.sort_by_key(|(distance, _)| *distance);
         explanation.more = near.len().saturating_sub(NEAR);
         explanation.policies.extend(near.into_iter().take(NEAR).map(|(_, near)| near));
@@ -248,7 +252,7 @@ impl Inspector {
         if !unknown.at(Looks::ARGUMENTS) {
             self.set.fit(about, request)?;
         }
-        self.put(frame, request, unknown)
+        self.put(frame, about, request, unknown)
     }
 
     fn standing(

@@ -192,7 +192,7 @@ impl Inspector {
                 }
                 (_, Some(condition)) => {
                     if asked.is_none() {
-                        asked = Some(self.put(&met.frame, request, unknown)?);
+                        asked = Some(self.put(&met.frame, about, request, unknown)?);
                     }
                     let Some(asked) = &asked else { continue };
                     condition.outcomes(unknown, &mut |expression| asked.holds(expression))
@@ -224,6 +224,7 @@ impl Inspector {
     fn put(
         &self,
         frame: &Frame,
+        about: About<'_>,
         request: &Request<'_>,
         unknown: Looks,
     ) -> Result<Asked, Unaskable> {
@@ -234,9 +235,17 @@ impl Inspector {
         }
         let put = |reads| self.set.put(frame, request, reads);
         let (question, entities) = match put(reads) {
-            // Nothing that matters looks at what cannot be shown.
-            Err(_) if !self.reads_arguments(request) => put(reads.without(Reads::ARGUMENTS))?,
-            put => put?,
+            Err(_) => {
+                // What nothing that matters looks at need not be shown.
+                if !self.set.needs_input(about) {
+                    reads = reads.without(Reads::INPUT);
+                }
+                if !self.reads_arguments(request) {
+                    reads = reads.without(Reads::ARGUMENTS);
+                }
+                put(reads)?
+            }
+            Ok(put) => put,
         };
         Ok(Asked { question, entities })
     }
@@ -264,7 +273,8 @@ impl Inspector {
                 Some(condition) if condition.looks.at(Looks::CIRCUMSTANCES) => None,
                 Some(condition) => {
                     if bare.is_none() {
-                        bare = Some(self.put(&frame, request, unknown)?);
+                        let unknown = unknown | Looks::ARGUMENTS;
+                        bare = Some(self.put(&frame, about, request, unknown)?);
                     }
                     let evaluate = bare.as_ref();
                     Some(condition.outcomes(Looks::ARGUMENTS, &mut |expression| {

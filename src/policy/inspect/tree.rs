@@ -4,7 +4,7 @@
 use std::ops::{BitOr, BitOrAssign};
 
 use cedar_policy::Expression;
-use cedar_policy_core::ast::{BinaryOp, Expr, ExprKind, UnaryOp, Var};
+use cedar_policy_core::ast::{BinaryOp, EntityUID, Expr, ExprKind, Literal, UnaryOp, Var};
 
 /// Levels that are taken apart; what is below stays whole.
 const DEPTH: usize = 64;
@@ -39,6 +39,11 @@ impl Looks {
                     looks |= Self::ARGUMENTS | Self::CIRCUMSTANCES;
                     continue;
                 }
+                // They are of the call, and a policy can name them itself.
+                ExprKind::Lit(Literal::EntityUID(uid)) if is_of_the_call(uid) => {
+                    looks |= Self::ARGUMENTS;
+                    continue;
+                }
                 _ => {
                     left.extend(children(expr));
                     continue;
@@ -69,6 +74,11 @@ impl BitOrAssign for Looks {
     fn bitor_assign(&mut self, other: Self) {
         self.0 |= other.0;
     }
+}
+
+fn is_of_the_call(uid: &EntityUID) -> bool {
+    let kind: &str = uid.entity_type().name().basename_as_ref().as_ref();
+    ["Args", "Paths", "Urls"].contains(&kind)
 }
 
 fn is_context(expr: &Expr) -> bool {
@@ -345,7 +355,7 @@ fn is_path(expr: &Expr) -> bool {
 
 fn literal(expr: &Expr) -> Option<String> {
     match expr.expr_kind() {
-        ExprKind::Lit(cedar_policy_core::ast::Literal::String(text)) => Some(text.to_string()),
+        ExprKind::Lit(Literal::String(text)) => Some(text.to_string()),
         _ => None,
     }
 }

@@ -6,7 +6,9 @@ const TOOLS: &str = r#"{"tools": [
   {"name": "add-note", "inputSchema": {"type": "object", "required": ["text"],
     "additionalProperties": false,
     "properties": {"text": {"type": "string"}, "pages": {"type": "integer"}}}},
-  {"name": "list", "inputSchema": {"type": "object"}}
+  {"name": "list", "inputSchema": {"type": "object"}},
+  {"name": "read-note", "inputSchema": {"type": "object",
+    "properties": {"id": {"type": "integer"}}}}
 ]}"#;
 
 fn loaded(policies: &str) -> Result<Engine, Diagnostics> {
@@ -77,6 +79,17 @@ fn a_call_is_allowed_by_a_policy_for_its_tool_alone() {
         assert_eq!(outcome.allowed, allowed, "{tool} {json}");
         assert_eq!(outcome.errors, [], "{tool} {json}");
     }
+}
+
+#[test]
+fn arguments_of_another_type_pass_where_the_type_is_of_no_concern() {
+    let policies = r#"
+        permit (principal, action == Portcullis::Action::"call_tool", resource)
+        when { context.args.hasTag("/text") };
+        forbid (principal, action == Portcullis::Action::"notes/read-note", resource)
+        when { context.input has id && context.input.id == 7 };"#;
+    assert!(decide(policies, "add-note", r#"{"text": "a", "more": 1}"#).allowed);
+    assert!(!decide(policies, "read-note", r#"{"text": "a", "id": "no number"}"#).allowed);
 }
 
 #[test]
