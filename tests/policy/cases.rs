@@ -63,12 +63,12 @@ fn test(policies: &str, cases: &str, args: &[&str]) -> String {
 fn cases_that_come_as_expected() {
     assert_snapshot!(test(POLICIES, CASES, &[]), @r#"
     exit 0
-    policies/p.test.yaml: 15 requests as expected
+    policies/p.test.yaml: 13 requests as expected
     --- stderr
     "#);
     assert_snapshot!(test(POLICIES, CASES, &["--coverage", "--fail-under", "100"]), @r#"
     exit 0
-    policies/p.test.yaml: 15 requests as expected
+    policies/p.test.yaml: 13 requests as expected
     3 of 3 policies decide a case (100 %)
     --- stderr
     "#);
@@ -773,7 +773,7 @@ cases:
 "#;
     assert_snapshot!(test(policies, cases, &["--fail-under", "100"]), @r#"
     exit 0
-    policies/p.test.yaml: 15 requests as expected
+    policies/p.test.yaml: 13 requests as expected
     4 of 4 policies decide a case (100 %)
     --- stderr
     "#);

@@ -1,5 +1,6 @@
 //! `portcullis policy explain`, `replay` and `learn`: what is on record, looked at again.
 
+use portcullis::refusal::Code;
 use serde_json::{Value, json};
 
 use super::{
@@ -220,7 +221,15 @@ fn a_start_that_policies_refused_says_nothing_of_the_call() {
         &folder,
         &[
             Called {
-                start: Some("launch notes:1: no policy permits it (policies 2e059db53ee2)"),
+                start: Some((
+                    Code::PolicyDenied,
+                    "launch notes:1: no policy permits it (policies 2e059db53ee2)",
+                )),
+                ..Called::new("ci-bot", "read_note")
+            },
+            // No policy was asked, whatever the words.
+            Called {
+                start: Some((Code::PluginRefused, "launch is no word that may be said")),
                 ..Called::new("ci-bot", "read_note")
             },
             Called::new("dev", "read_note").refused(),

@@ -29,8 +29,8 @@ pub struct Called<'a> {
     pub allowed: bool,
     /// An annotation of the policy that permitted it, and its text.
     pub under: Option<(&'a str, &'a str)>,
-    /// What kept its server from being started.
-    pub start: Option<&'a str>,
+    /// What kept its server from being started, or the call from being asked about.
+    pub start: Option<(Code, &'a str)>,
 }
 
 impl<'a> Called<'a> {
@@ -107,8 +107,8 @@ pub fn record(folder: &TempDir, calls: &[Called<'_>]) -> Vec<DecisionId> {
             let exchange = call.exchange();
             ids.push(exchange.id);
             let kept = call.kept.then(|| Kept::of(call.args.clone(), 0));
-            if let Some(detail) = call.start {
-                let refusal = Refusal::new(Code::PolicyDenied, "not to be started").detail(detail);
+            if let Some((code, detail)) = call.start {
+                let refusal = Refusal::new(code, "not to be started").detail(detail);
                 let refused = Refused::of(&exchange, &refusal, Ruling::default(), audit.key());
                 audit.refused(refused).await.unwrap();
             } else if call.allowed {

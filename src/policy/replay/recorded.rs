@@ -66,10 +66,10 @@ impl Recorded {
                 let record::Intent { call, asked, grounds, arguments, shape, .. } = &**intent;
                 (call, asked, grounds, arguments, shape, Verdict::Allowed)
             }
-            Record::Refused(refused) if is_of_a_start(&refused.refusal) => {
-                return Err(Aside::Lacks("decision"));
-            }
             Record::Refused(refused) if refused.refusal.code == Code::PolicyDenied.as_str() => {
+                if is_of_a_start(&refused.refusal) {
+                    return Err(Aside::Lacks("decision"));
+                }
                 let record::Refused { call, asked, grounds, arguments, shape, .. } = &**refused;
                 (call, asked, grounds, arguments, shape, Verdict::Refused)
             }
