@@ -27,6 +27,9 @@ pub(in crate::policy) struct Memory(BTreeMap<String, Last>);
 struct Last {
     version: u64,
     sha256: String,
+    /// Whether one of another name was in force after it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    followed: bool,
 }
 
 impl Memory {
@@ -51,10 +54,18 @@ impl Memory {
         }
     }
 
-    /// Whether it may follow the one of its name that was in force last.
+    /// Whether it may follow what was in force: nothing newer of its name, and of another name
+    /// nothing since.
     pub fn permits(&self, origin: &Origin) -> Result<(), Finding> {
         let Some(last) = self.0.get(&origin.name) else { return Ok(()) };
         let Origin { name, version, .. } = origin;
+        if last.followed {
+            let now = self.0.iter().find(|(_, last)| !last.followed).map(|(name, _)| name.as_str());
+            let now = now.unwrap_or("another name");
+            let message = format!("a bundle of `{now}` was in force after those of `{name}`");
+            return Err(Finding::error("policy-bundle-rollback", message)
+                .help(format!("sign what is to be in force with the key `{now}`")));
+        }
         let refused = |message: String| {
             Err(Finding::error("policy-bundle-rollback", message).help(format!(
                 "sign what is to be in force as version {} or later",
@@ -78,10 +89,11 @@ impl Memory {
     /// Keeps that it is in force, on disk when this returns.
     pub fn keep(mut self, state: &Path, origin: &Origin) -> Result<(), Finding> {
         self.permits(origin)?;
-        let last = Last { version: origin.version, sha256: origin.sha256.clone() };
+        let last = Last { version: origin.version, sha256: origin.sha256.clone(), followed: false };
         if self.0.get(&origin.name) == Some(&last) {
             return Ok(());
         }
+        self.0.values_mut().for_each(|other| other.followed = true);
         self.0.insert(origin.name.clone(), last);
         let kept = DirBuilder::new()
             .recursive(true)

@@ -38,6 +38,9 @@ pub const MANIFEST: &str = "bundle.note";
 const FORMAT: &str = "portcullis-policies/1";
 /// Bytes of a manifest, which is what a signed note may have.
 const MANIFEST_BYTES: u64 = 1_000_000;
+/// Files that do not hold and are told of, of each kind. Whoever brings a bundle says how many there
+/// are, and what is told goes on record.
+const TOLD: usize = 20;
 /// Bytes of all files of a bundle.
 const BYTES: u64 = 64 << 20;
 
@@ -217,17 +220,24 @@ impl Bundle {
         manifest: &Manifest,
     ) -> Result<Vec<File>, Vec<Finding>> {
         let mut findings = Vec::new();
+        let mut more = 0;
         let mut add = |name: &str, message: String, help: &str| {
+            if findings.len() >= 2 * TOLD {
+                more += 1;
+                return;
+            }
             let finding = Finding::error("policy-bundle-file", message);
             findings.push(finding.file(self.shown(base, name)).help(help));
         };
         let again = "put the bundle in place again, whole and unchanged";
-        match names(dir) {
-            Ok(names) => {
-                let listed: HashSet<_> = manifest.files.iter().map(|file| &file.name).collect();
-                for name in names.iter().filter(|name| !listed.contains(name)) {
-                    let message = format!("the manifest does not list `{name}`");
-                    add(name, message, "remove it, or sign the bundle again");
+        let remove = "remove it, or sign the bundle again";
+        match unlisted(dir, manifest) {
+            Ok((names, others)) => {
+                for name in &names {
+                    add(name, format!("the manifest does not list `{name}`"), remove);
+                }
+                if others > 0 {
+                    add("", format!("nor does it list {others} more"), remove);
                 }
             }
             Err(error) => add("", format!("the folder cannot be listed: {error}"), again),
@@ -254,6 +264,10 @@ impl Bundle {
                 // Nothing that is loaded.
                 Err(_) => {}
             }
+        }
+        if more > 0 {
+            let finding = Finding::error("policy-bundle-file", format!("{more} more do not hold"));
+            findings.push(finding.file(self.shown(base, "")).help(again));
         }
         if findings.is_empty() { Ok(files) } else { Err(findings) }
     }
@@ -303,18 +317,30 @@ fn is_plain(name: &str) -> bool {
     plain && name != MANIFEST
 }
 
-/// The names in a folder, in order, without the manifest.
-fn names(dir: &Path) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        // A name that is no text is none that a manifest could list.
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name != MANIFEST {
-            names.push(name);
+/// The names in a folder, without the manifest.
+fn names(dir: &Path) -> io::Result<impl Iterator<Item = io::Result<String>>> {
+    // A name that is no text is none that a manifest could list.
+    let names = fs::read_dir(dir)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .filter(|name| !matches!(name, Ok(name) if name == MANIFEST));
+    Ok(names)
+}
+
+/// Names in a folder that a manifest does not list, in order, and how many others there are.
+fn unlisted(dir: &Path, manifest: &Manifest) -> io::Result<(Vec<String>, usize)> {
+    let listed: HashSet<_> = manifest.files.iter().map(|file| &file.name).collect();
+    let (mut told, mut others) = (Vec::new(), 0);
+    for name in names(dir)? {
+        let name = name?;
+        if listed.contains(&name) {
+        } else if told.len() < TOLD {
+            told.push(name);
+        } else {
+            others += 1;
         }
     }
-    names.sort_unstable();
-    Ok(names)
+    told.sort_unstable();
+    Ok((told, others))
 }
 
 /// Reads a file of the folder: a plain one, no link, and no more than there is room for.

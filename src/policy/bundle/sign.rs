@@ -114,7 +114,9 @@ fn list(dir: &Path) -> Result<Vec<Listed>, SignFault> {
     let fault = |path: PathBuf, problem: String| SignFault::File { path, problem };
     let mut listed = Vec::new();
     let mut room = BYTES;
-    let names = names(dir).map_err(|error| fault(dir.to_owned(), error.to_string()))?;
+    let names = names(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let mut names = names.map_err(|error| fault(dir.to_owned(), error.to_string()))?;
+    names.sort_unstable();
     for name in names {
         let path = dir.join(&name);
         if !is_plain(&name) {

@@ -241,6 +241,24 @@ fn a_manifest_that_was_signed_has_its_form() {
 }
 
 #[test]
+fn a_flood_of_files_is_told_of_in_few_words() {
+    let key = [signer("acme", 1)];
+    let place = Place::new();
+    for number in 0..100 {
+        place.write(&format!("listed-{number}"), "");
+    }
+    place.sign(&key, None).unwrap();
+    for number in 0..100 {
+        place.write(&format!("listed-{number}"), "changed");
+        place.write(&format!("unlisted-{number}"), "");
+    }
+    let told = told(&place.open(&key).unwrap_err());
+    assert_eq!(told.len(), 41);
+    assert!(told.contains(&"policy-bundle-file b/: nor does it list 80 more".to_owned()));
+    assert_eq!(told[40], "policy-bundle-file b/: 81 more do not hold");
+}
+
+#[test]
 fn nothing_older_follows_what_was_in_force() {
     let key = || [signer("acme", 1)];
     let place = Place::new();
@@ -279,10 +297,21 @@ fn nothing_older_follows_what_was_in_force() {
     assert!(status.last_error.is_some());
     assert!(place.open(&key()).is_err());
 
-    // Another name has versions of its own.
-    fs::remove_file(place.dir().join(MANIFEST)).unwrap();
+    // Another name has versions of its own, and is never followed by the one before.
+    let both = [signer("acme", 1), signer("beta", 1)];
+    let note = place.dir().join(MANIFEST);
+    fs::remove_file(&note).unwrap();
+    place.sign(&key(), Some(7)).unwrap();
+    let before = fs::read(&note).unwrap();
+    place.open(&both).unwrap().enforce().unwrap();
+    fs::remove_file(&note).unwrap();
     place.sign(&[signer("beta", 1)], None).unwrap();
-    place.open(&[signer("acme", 1), signer("beta", 1)]).unwrap().enforce().unwrap();
+    for _ in 0..2 {
+        place.open(&both).unwrap().enforce().unwrap();
+    }
+    fs::write(&note, before).unwrap();
+    let back = format!("{rollback}a bundle of `beta` was in force after those of `acme`");
+    assert_eq!(told(&place.open(&both).unwrap_err()), [back]);
 }
 
 #[test]
