@@ -1,14 +1,18 @@
 //! Keys that sign: of bundles of policies, and of plugins.
 
 use std::{
+    ffi::OsStr,
+    fmt::Display,
     fs,
     io::{self, Write as _},
+    marker::PhantomData,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
     str::FromStr,
 };
 
 use anyhow::{Context as _, bail};
+use clap::{Arg, Command, builder::TypedValueParser, error::ErrorKind};
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -30,6 +34,42 @@ impl FromStr for KeyPlace {
             return Err("name the file of the key, or `env:NAME`, and never the key itself");
         }
         Ok(Self(text.parse().unwrap_or_else(|_| vault::Source::File(text.into()))))
+    }
+}
+
+/// Reads a key or where one is, and never repeats what was given: it may be a signing key.
+#[derive(Debug)]
+pub(super) struct Unrepeated<T>(PhantomData<fn() -> T>);
+
+/// Reads an argument of a key.
+pub(super) fn unrepeated<T>() -> Unrepeated<T> {
+    Unrepeated(PhantomData)
+}
+
+impl<T> Clone for Unrepeated<T> {
+    fn clone(&self) -> Self {
+        unrepeated()
+    }
+}
+
+impl<T> TypedValueParser for Unrepeated<T>
+where
+    T: FromStr<Err: Display> + Clone + Send + Sync + 'static,
+{
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<T, clap::Error> {
+        let read = value.to_str().ok_or_else(|| "it is no text".to_owned());
+        read.and_then(|text| text.parse().map_err(|why: T::Err| why.to_string())).map_err(|why| {
+            let arg = arg.map(ToString::to_string).unwrap_or_default();
+            let message = format!("invalid value for '{arg}': {why}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
+        })
     }
 }
 

@@ -51,5 +51,17 @@ fn a_key_is_named_and_never_given() {
     let key = format!("PRIVATE+{}", "KEY+a+00000000+AAAA");
     let (code, _, err) = run(dir.path(), &["plugin", "sign", "mine.wasm", "--key", &key]);
     assert_eq!(code, 2);
-    assert!(err.contains("never the key itself"), "{err}");
+    assert!(err.contains("'--key <FILE>': name the file of the key"), "{err}");
+    assert!(err.contains("never the key itself") && !err.contains(&key), "{err}");
+    for words in [
+        &["plugin", "verify", "mine.wasm"][..],
+        &["policy", "bundle", "sign", "policies"],
+        &["policy", "bundle", "verify"],
+        &["audit", "verify"],
+        &["audit", "prove", "--check", "-"],
+    ] {
+        let (code, _, err) = run(dir.path(), &[words, &["--key", &key]].concat());
+        assert_eq!(code, 2, "{words:?}: {err}");
+        assert!(err.contains("'--key <") && !err.contains(&key), "{words:?}: {err}");
+    }
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use super::{
-    super::{Context, Exit, Usage},
+    super::{Context, Exit, Usage, keys},
     place::{Folders, Place, Where},
 };
 use crate::{
@@ -34,7 +34,7 @@ pub(super) struct VerifyArgs {
     #[arg(long, conflicts_with = "store")]
     indexes: bool,
     /// The verifier key, as `portcullis audit key` printed it, instead of the state folder's
-    #[arg(long = "key", value_name = "KEY")]
+    #[arg(long = "key", value_name = "KEY", value_parser = keys::unrepeated::<Verifier>())]
     keys: Vec<Verifier>,
     /// A file of checkpoints that were kept elsewhere, or a syslog that has them
     #[arg(long = "witness", value_name = "FILE")]
@@ -71,7 +71,7 @@ struct Checking {
     #[arg(long, value_name = "FILE", requires = "key")]
     check: Option<PathBuf>,
     /// The verifier key to check with
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", value_parser = keys::unrepeated::<Verifier>())]
     key: Option<Verifier>,
 }
 

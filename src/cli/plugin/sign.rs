@@ -35,7 +35,8 @@ pub struct Sign {
     #[arg(value_name = "FILE")]
     component: PathBuf,
     /// The signing key: its file, or `env:NAME`; may be given several times
-    #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append)]
+    #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append,
+          value_parser = keys::unrepeated::<KeyPlace>())]
     keys: Vec<KeyPlace>,
 }
 
@@ -46,7 +47,8 @@ pub struct Verify {
     #[arg(value_name = "FILE")]
     component: PathBuf,
     /// The verifier key; may be given several times, and one that signed it is enough
-    #[arg(long = "key", value_name = "KEY", required = true, action = ArgAction::Append)]
+    #[arg(long = "key", value_name = "KEY", required = true, action = ArgAction::Append,
+          value_parser = keys::unrepeated::<Verifier>())]
     keys: Vec<Verifier>,
 }
 

@@ -43,7 +43,8 @@ enum Verb {
     Sign {
         dir: PathBuf,
         /// The signing key: its file, or `env:NAME`; may be given several times
-        #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append)]
+        #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append,
+              value_parser = keys::unrepeated::<KeyPlace>())]
         keys: Vec<KeyPlace>,
         /// The version, instead of the next
         #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
@@ -55,7 +56,8 @@ enum Verb {
         dir: Option<PathBuf>,
         /// The verifier key, instead of those of the config; then nothing is known of versions that
         /// were in force. May be given several times
-        #[arg(long = "key", value_name = "KEY", action = ArgAction::Append)]
+        #[arg(long = "key", value_name = "KEY", action = ArgAction::Append,
+              value_parser = keys::unrepeated::<Verifier>())]
         keys: Vec<Verifier>,
     },
 }
