@@ -2,12 +2,13 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
+    fs::{self, OpenOptions},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
+use nix::libc::O_NONBLOCK;
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
@@ -37,6 +38,9 @@ impl Stamp {
 /// A program by what is in its file.
 #[derive(Debug, Clone)]
 pub struct Hashed {
+    /// As it is started: perhaps a link.
+    program: PathBuf,
+    /// The file that this led to.
     path: PathBuf,
     stamp: Stamp,
     /// `sha256:` and the digest of the file in hex.
@@ -44,9 +48,10 @@ pub struct Hashed {
 }
 
 impl Hashed {
-    /// Whether the file is still what was hashed.
+    /// Whether what would be started is still what was hashed.
     pub fn is_still(&self) -> bool {
-        Stamp::of(&self.path).is_ok_and(|stamp| stamp == self.stamp)
+        fs::canonicalize(&self.program).is_ok_and(|path| path == self.path)
+            && Stamp::of(&self.path).is_ok_and(|stamp| stamp == self.stamp)
     }
 }
 
@@ -61,22 +66,25 @@ impl Digests {
     ///
     /// # Errors
     /// Where it can't be read.
-    pub fn of(&self, path: &Path) -> io::Result<Hashed> {
-        let known = self.0.lock().get(path).cloned();
+    pub fn of(&self, program: &Path) -> io::Result<Hashed> {
+        let known = self.0.lock().get(program).cloned();
         if let Some(known) = known.filter(Hashed::is_still) {
             return Ok(known);
         }
+        // A link is followed, as it is when the program is started.
+        let path = fs::canonicalize(program)?;
         // Stamped before it is read: a change in between makes the entry stale, not wrong.
-        let stamp = Stamp::of(path)?;
+        let stamp = Stamp::of(&path)?;
         let mut hash = Sha256::new();
-        let mut file = File::open(path)?;
+        // A pipe without a writer holds nobody up.
+        let mut file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&path)?;
         if !file.metadata()?.is_file() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         io::copy(&mut file, &mut HashWriter(&mut hash))?;
         let digest = format!("sha256:{}", hex::encode(hash.finalize()));
-        let hashed = Hashed { path: path.to_owned(), stamp, digest };
-        self.0.lock().insert(path.to_owned(), hashed.clone());
+        let hashed = Hashed { program: program.to_owned(), path, stamp, digest };
+        self.0.lock().insert(program.to_owned(), hashed.clone());
         Ok(hashed)
     }
 }
@@ -96,7 +104,35 @@ impl io::Write for HashWriter<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
     use super::*;
+
+    #[test]
+    fn a_link_that_leads_elsewhere_is_another_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("one"), "abc").unwrap();
+        fs::write(at("two"), "abd").unwrap();
+        symlink(at("one"), at("current")).unwrap();
+        let digests = Digests::default();
+        let first = digests.of(&at("current")).unwrap();
+        assert!(first.is_still());
+        symlink(at("two"), at("next")).unwrap();
+        fs::rename(at("next"), at("current")).unwrap();
+        assert!(!first.is_still());
+        assert_ne!(digests.of(&at("current")).unwrap().digest, first.digest);
+    }
+
+    #[test]
+    fn a_pipe_is_no_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+        assert!(Digests::default().of(&pipe).is_err());
+    }
 
     #[test]
     fn a_program_that_changes_is_hashed_again() {

@@ -208,13 +208,7 @@ impl Launcher {
         }
         let program = self.program(settings.command.as_ref()?.first()?);
         let digests = self.digests.clone();
-        tokio::task::spawn_blocking(move || {
-            // A link is followed, as it is when the program is started.
-            digests.of(&std::fs::canonicalize(program).ok()?).ok()
-        })
-        .await
-        .ok()
-        .flatten()
+        tokio::task::spawn_blocking(move || digests.of(&program).ok()).await.ok().flatten()
     }
 
     /// What would run of a server, for whoever decides whether it may.
