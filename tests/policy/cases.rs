@@ -773,7 +773,7 @@ cases:
 "#;
     assert_snapshot!(test(policies, cases, &["--fail-under", "100"]), @r#"
     exit 0
-    policies/p.test.yaml: 13 requests as expected
+    policies/p.test.yaml: 15 requests as expected
     4 of 4 policies decide a case (100 %)
     --- stderr
     "#);
