@@ -152,6 +152,8 @@ pub const ARGUMENTS: &[Attempt] = &[
     call(r#""name":"@say@","arguments":{"w\u006frd":"forbidden"}"#, DENIED),
     call(r#""name":"@say@","arguments":{"Word":"forbidden"}"#, &["arguments-invalid"]),
     call(r#""name":"@say@","arguments":{"W\u004fRD":"forbidden"}"#, &["arguments-invalid"]),
+    call(r#""name":"@say@","arguments":{"where":{"path":"x"}}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"where":{"Path":"x"}}"#, &["arguments-invalid"]),
     call(r#""name":"@say@","arguments":{"n":12345678901234567890123}"#, DENIED),
     call(r#""name":"@say@","arguments":{"n":0.10000000000000000000000001}"#, DENIED),
     call(r#""name":"@say@","arguments":{"n":1e999}"#, NO_JSON),

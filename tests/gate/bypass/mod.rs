@@ -16,7 +16,7 @@ use std::collections::HashSet;
 
 use doors::{Door, Refused, refusals};
 use serde_json::{Value, json};
-use server::{CONTROL, Server};
+use server::{CONTROL, NEWS, Server};
 use table::Attempt;
 
 use crate::support::{
@@ -66,6 +66,26 @@ when {
     resource.name == "say" && context.args.hasTag("/region")
     && context.args.getTag("/region") == "eu"
 };
+
+@id("says-it-nowhere")
+forbid (principal, action == Portcullis::Action::"call_tool", resource)
+when { resource.name == "say" && context.args.hasTag("/where/path") };
+
+@id("completes-and-gets-not")
+forbid (principal, action == Portcullis::Action::"get_prompt", resource)
+when { resource.name like "*idden" };
+
+@id("completes-nothing-hidden")
+forbid (principal, action == Portcullis::Action::"complete", resource is Portcullis::Prompt)
+when { resource.name == "hidden" };
+
+@id("greets-about-nothing")
+forbid (principal, action == Portcullis::Action::"get_prompt", resource)
+when { context.args.hasTag("/topic") };
+
+@id("no-messages")
+forbid (principal, action == Portcullis::Action::"notify_client", resource)
+when { context.method == "notifications/message" };
 
 @id("no-secret-prompt")
 forbid (principal, action, resource)
@@ -251,6 +271,29 @@ async fn nothing_gets_round_the_policies_in_batches() {
     house.stop().await;
 }
 
+/// What a server says of itself during a call is held to the same letters.
+#[tokio::test]
+async fn nothing_gets_round_the_policies_in_notifications() {
+    let house = House::open(POLICIES).await;
+    let mut refused = 0;
+    for server in ["old", "new"] {
+        for modern in [false, true] {
+            let mut door = Door::http(&house.gate, server, true, modern).await;
+            let text = r#"{"jsonrpc":"2.0","id":@id@,"method":"tools/call","params":{"name":"@prefix@news"@meta@}}"#;
+            let text = door.fill(text);
+            let answers = door.send(text.as_bytes(), false).await;
+            let said: Vec<_> = answers.iter().filter_map(|text| text["method"].as_str()).collect();
+            assert_eq!(said, [NEWS[0]], "{answers:#?}");
+            assert!(answers.last().unwrap()["result"].is_object(), "{answers:#?}");
+            refused += NEWS.len() - 2;
+        }
+    }
+    let records = house.gate.records(&[]).await;
+    let of = |record: &&Value| record["refusal"]["code"] == "method-unknown";
+    assert_eq!(records.iter().filter(of).count(), refused);
+    house.gate.stop().await;
+}
+
 /// What is forbidden reaches a server where nothing forbids it: it would be seen.
 #[tokio::test]
 async fn what_gets_round_would_be_seen() {
@@ -267,6 +310,6 @@ async fn what_gets_round_would_be_seen() {
         }
     }
     let listed = house.gate.modern().ask("tools/list", json!({})).await.unwrap();
-    assert_eq!(listed["tools"].as_array().map(Vec::len), Some(18), "{listed:#}");
+    assert_eq!(listed["tools"].as_array().map(Vec::len), Some(20), "{listed:#}");
     house.gate.stop().await;
 }

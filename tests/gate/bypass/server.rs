@@ -50,6 +50,17 @@ impl Server {
     }
 }
 
+/// What the tool `news` has its server say, spelled in all ways: the first is nothing special, all
+/// others pass for what a log message is.
+pub const NEWS: [&str; 6] = [
+    "x/news",
+    "notifications/message",
+    "Notifications/Message",
+    "notifications/m\\u0065ssag\\u0045",
+    "notifications.message",
+    "notifications/m\u{435}ssage",
+];
+
 /// What the proxy asks of itself, to know a server and its lists.
 const OWN: [&str; 8] = [
     "initialize",
@@ -90,6 +101,15 @@ async fn take(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes
         }
     }
     let answer = json!({ "jsonrpc": "2.0", "id": message["id"], "result": result }).to_string();
+    if message["params"]["name"] == "news" {
+        let said = |method: &&str| {
+            let params = r#"{"level":"info","data":"forbidden"}"#;
+            format!("data: {{\"jsonrpc\":\"2.0\",\"method\":\"{method}\",\"params\":{params}}}\n\n")
+        };
+        let news: String = NEWS.iter().map(said).collect();
+        let stream = format!("{news}data: {answer}\n\n");
+        return ([(header::CONTENT_TYPE, "text/event-stream")], stream).into_response();
+    }
     ([(header::CONTENT_TYPE, "application/json")], answer).into_response()
 }
 
@@ -107,7 +127,10 @@ impl Shared {
                 "serverInfo": { "name": self.name, "version": "1" },
             }),
             "tools/list" => json!({ "tools": tools() }),
-            "prompts/list" => json!({ "prompts": [{ "name": "greet" }, { "name": "secret" }] }),
+            "prompts/list" => json!({ "prompts": [
+                { "name": "greet", "arguments": [{ "name": "topic" }] },
+                { "name": "secret" }, { "name": "hidden" },
+            ] }),
             "resources/list" => {
                 let of = |of: &str| json!({ "uri": self.uri(of), "name": of });
                 json!({ "resources": [of("open/1"), of("secret/1")] })
@@ -186,6 +209,9 @@ fn tools() -> Value {
         let mut tool = json!({
             "name": name, "inputSchema": { "type": "object", "properties": properties },
         });
+        if name == "say" {
+            tool["inputSchema"]["$defs"] = json!({ "Where": { "properties": { "path": text } } });
+        }
         if name != "shred" {
             tool["annotations"] = json!({ "readOnlyHint": true });
         }
@@ -194,11 +220,18 @@ fn tools() -> Value {
     json!([
         tool("look", json!({ "path": text })),
         tool("fetch", json!({ "url": text })),
-        tool("say", json!({ "word": text, "region": region })),
+        tool(
+            "say",
+            json!({
+                "word": text, "region": region,
+                "where": { "anyOf": [{ "$ref": "#/$defs/Where" }, { "type": "null" }] },
+            })
+        ),
         tool("wipe", json!({})),
         tool("wipe/all", json!({})),
         tool("shred", json!({})),
         tool("vip", json!({})),
+        tool("news", json!({})),
         tool("job", json!({})),
         tool("ask", json!({ "word": text })),
     ])

@@ -206,6 +206,23 @@ pub const OTHERS: &[Attempt] = &[
     params("prompts/get", r#""name":"@prefix@sec\u200bret""#, NONE),
     params("prompts/get", r#""name":"@server@__@server@__secret""#, NONE),
     params("prompts/get", r#""name":"@server@/secret""#, NONE),
+    params("prompts/get", r#""name":"@greet@","arguments":{"topic":"x"}"#, DENIED),
+    params("prompts/get", r#""name":"@greet@","arguments":{"Topic":"x"}"#, &["arguments-invalid"]),
+    params(
+        "completion/complete",
+        r#""ref":{"type":"ref/prompt","name":"@greet@"},"argument":{"name":"TOPIC","value":"x"}"#,
+        &["arguments-invalid"],
+    ),
+    params(
+        "completion/complete",
+        r#""ref":{"type":"ref/prompt","name":"@prefix@hidden"},"argument":{"name":"a","value":"x"}"#,
+        DENIED,
+    ),
+    params(
+        "completion/complete",
+        r#""ref":{"type":"ref/prompt","name":"@prefix@Hidden"},"argument":{"name":"a","value":"x"}"#,
+        &["unknown-target"],
+    ),
     params(
         "completion/complete",
         r#""ref":{"type":"ref/prompt","name":"@prefix@s\u0065cret"},"argument":{"name":"a","value":""}"#,
