@@ -165,7 +165,7 @@ async fn invoke(gate: &Gate, tool: &str) -> (u16, Value) {
     (reply.status, serde_json::from_str(&reply.body).unwrap())
 }
 
-/// The resources that a client may listen to.
+/// The resources that a client may listen to; nothing where there are none.
 async fn listened(agent: &Agent, gate: &Gate) -> Value {
     let listen = agent.request(
         "subscriptions/listen",
@@ -204,7 +204,7 @@ async fn a_label_given_over_rest_counts_for_tasks_questions_and_what_is_listened
         let refused = agent.ask(method, task.clone()).await.unwrap_err();
         assert_eq!(code_of(&refused), "policy-denied", "{method}");
     }
-    assert_eq!(listened(&agent, &gate).await, json!([]));
+    assert_eq!(listened(&agent, &gate).await, Value::Null);
     let refused = agent.call("everything__test_elicitation", elicit).await.unwrap_err();
     assert_eq!(code_of(&refused), "policy-denied", "the question in the result");
     let records = gate.records(&["--decision", "refused"]).await;

@@ -24,7 +24,7 @@ async fn in_audit_mode_a_plugin_is_recorded_and_changes_nothing() {
         .await;
     let agent = gate.modern();
     assert_eq!(agent.text("crooked__echo", json!({ "text": "plain" })).await, "plain");
-    let records = gate.records(&["event = tools/call"]).await;
+    let records = gate.records(&["--method", "tools/call"]).await;
     let text = serde_json::to_string(&records).unwrap();
     assert!(text.contains("would-refuse") && text.contains("keeper/seen"), "{text}");
     gate.stop().await;
@@ -50,7 +50,8 @@ async fn a_plugin_whose_file_changes_is_replaced_once_that_is_on_record() {
     .await;
     let loaded = gate.records(&["event = plugin-loaded"]).await;
     let manifests: Vec<_> = loaded.iter().map(|record| record["manifest"].clone()).collect();
-    assert_eq!(manifests, ["noop 0.1.0", "noop 0.2.0"]);
+    // The newest first.
+    assert_eq!(manifests, ["noop 0.2.0", "noop 0.1.0"]);
 
     put("liar");
     let records = until("the refusal of a bad one", async || {

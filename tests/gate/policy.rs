@@ -250,7 +250,7 @@ async fn what_a_running_proxy_decided_is_explained_and_decided_again() {
 
     let explained = gate.cli(&["policy", "explain", id]).await;
     assert_eq!(explained.code, Some(0), "{explained:#?}");
-    for part in ["drafts-only", "gate.cedar:6", "draft-*", "final"] {
+    for part in ["drafts-only", "gate.cedar:5", "final"] {
         assert!(explained.stdout.contains(part), "{part}: {}", explained.stdout);
     }
     let as_json = gate.cli(&["policy", "explain", id, "--format", "json"]).await.expect(0);
