@@ -245,10 +245,10 @@ async fn http_follows_nobody_and_waits_for_nobody() {
     let plugin = loaded(&config, Arc::default()).expect("it loads");
     assert!(got(&plugin, "get http://HOST/").await.contains("TooLarge"));
 
-    // One that never answers: it is given up while a verdict is possible.
+    // One that never answers: the plugin gives it up while a verdict is possible.
     let (port, mut heard) = server("").await;
     let config = probe(folder.path(), port, all(folder.path(), port));
-    let quick = EntrySettings { deadline_ms: Some(2_000), ..EntrySettings::default() };
+    let quick = EntrySettings { deadline_ms: Some(10_000), ..EntrySettings::default() };
     let house = House { around: Arc::new(Around::default()), ..House::bare() };
     let secrets = config.secrets(Path::new(".")).expect("secrets");
     let plugin = Plugin::load(&config, &quick, Path::new("."), secrets, &house).expect("it loads");

@@ -106,7 +106,7 @@ fn get(url: &str) -> Result<String, http::Error> {
         url: url.replace("HOST", HOST),
         headers: vec![("x-probe".into(), "1".into())],
         body: None,
-        timeout_ms: None,
+        timeout_ms: Some(2_000),
     })?;
     Ok(format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body)))
 }
