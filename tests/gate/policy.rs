@@ -266,7 +266,9 @@ async fn what_a_running_proxy_decided_is_explained_and_decided_again() {
         (&json!(0), &json!(0), &json!(0)),
         "{same:#}"
     );
-    let other = gate.cli(&["policy", "replay", "--format", "json", "--policies", "other"]).await;
+    let new = gate.path("other");
+    let new = new.to_str().unwrap();
+    let other = gate.cli(&["policy", "replay", "--format", "json", "--policies", new]).await;
     let other = other.expect(11);
     assert_eq!((&other["refused"], &other["allowed"]), (&json!(1), &json!(1)), "{other:#}");
     // It was asked while it ran, and goes on.
