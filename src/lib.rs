@@ -57,7 +57,7 @@ pub mod container;
 pub mod sandbox;
 
 // The secrets that it is handed.
-pub mod vault;
+pub use portcullis_vault as vault;
 
 // What clients keep for us.
 pub mod seal;

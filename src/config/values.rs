@@ -12,7 +12,10 @@ use jiff::{SignedDuration, Span, SpanRelativeTo};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::upstream::process::Mount;
+use crate::{
+    upstream::process::Mount,
+    vault::{Source, Unresolved},
+};
 
 /// Where a secret comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -21,6 +24,14 @@ pub struct SecretRef {
     /// `env:NAME`: a variable of the proxy's own environment. `file:PATH`: the content of a file,
     /// without the line break at its end.
     pub from: String,
+}
+
+impl TryFrom<&SecretRef> for Source {
+    type Error = Unresolved;
+
+    fn try_from(reference: &SecretRef) -> Result<Self, Unresolved> {
+        reference.from.parse()
+    }
 }
 
 /// Whether an environment can hold a variable of that name.

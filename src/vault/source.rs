@@ -11,7 +11,6 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::Secret;
-use crate::config::SecretRef;
 
 /// Bytes that a secret's file may have.
 const MAX_BYTES: u64 = 64 << 10;
@@ -64,14 +63,6 @@ impl FromStr for Source {
 fn legal_variable(name: &str) -> bool {
     name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         && name.bytes().next().is_some_and(|b| !b.is_ascii_digit())
-}
-
-impl TryFrom<&SecretRef> for Source {
-    type Error = Unresolved;
-
-    fn try_from(reference: &SecretRef) -> Result<Self, Unresolved> {
-        reference.from.parse()
-    }
 }
 
 impl fmt::Display for Source {
