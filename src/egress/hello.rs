@@ -1,0 +1,234 @@
+//! The beginning of TLS: whom it asks for.
+
+use std::io;
+
+use rustls::server::Acceptor;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::{Host, Refusal};
+
+/// The bytes before a record's content.
+pub(crate) const HEAD: usize = 5;
+/// A record of the handshake.
+pub(crate) const HANDSHAKE: u8 = 22;
+/// Content of one record (RFC 8446, section 5.1).
+const MOST: usize = 1 << 14;
+const CLIENT_HELLO: u8 = 1;
+const SERVER_NAME: u16 = 0;
+/// `encrypted_client_hello` (RFC 9849), and `encrypted_server_name` of the drafts before it.
+const ENCRYPTED: [u16; 2] = [0xfe0d, 0xffce];
+
+/// Reads the first record, of which the first bytes are here already.
+///
+/// # Errors
+/// [`Refusal`] where it is no beginning of TLS for the host.
+pub(crate) async fn read(
+    stream: &mut (impl AsyncRead + Unpin),
+    first: &[u8],
+    host: &Host,
+) -> Result<Vec<u8>, Refusal> {
+    let broken = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => Refusal::BrokenHello("it ends half way".into()),
+        _ => Refusal::BrokenHello("the connection broke off".into()),
+    };
+    let mut record = first.to_vec();
+    if record.is_empty() {
+        record.push(stream.read_u8().await.map_err(broken)?);
+    }
+    if record.first() != Some(&HANDSHAKE) {
+        return Err(Refusal::NotTls(host.clone()));
+    }
+    let have = record.len();
+    record.resize(HEAD.max(have), 0);
+    stream.read_exact(&mut record[have..]).await.map_err(broken)?;
+    let length = match record[..] {
+        [_, 3, _, high, low] => usize::from(u16::from_be_bytes([high, low])),
+        _ => return Err(Refusal::NotTls(host.clone())),
+    };
+    if !(4..=MOST).contains(&length) {
+        return Err(Refusal::BrokenHello("the length of its first record is not legal".into()));
+    }
+    record.resize(HEAD + length, 0);
+    stream.read_exact(&mut record[HEAD..]).await.map_err(broken)?;
+    check(&record, host)?;
+    Ok(record)
+}
+
+/// Holds a record to be the whole beginning of TLS for a host.
+pub(crate) fn check(record: &[u8], host: &Host) -> Result<(), Refusal> {
+    let broken = |why: &str| Refusal::BrokenHello(why.to_owned());
+    let [HANDSHAKE, 3, _, _, _, kind, a, b, c, ..] = *record else {
+        return Err(broken("it is no handshake"));
+    };
+    if kind != CLIENT_HELLO {
+        return Err(broken("it is no ClientHello"));
+    }
+    let length = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or(usize::MAX);
+    // Whoever looks at the first record alone would see half a name. No library does this.
+    if length != record.len() - HEAD - 4 {
+        return Err(broken("its ClientHello does not fill exactly one record"));
+    }
+    // One that keeps to the letter of the specification reads the name; what it takes has no two
+    // readings.
+    let mut acceptor = Acceptor::default();
+    let mut rest = record;
+    while !rest.is_empty() {
+        match acceptor.read_tls(&mut rest) {
+            Ok(read) if read > 0 => {}
+            _ => return Err(broken("its ClientHello is not legal")),
+        }
+    }
+    let name = match acceptor.accept() {
+        Ok(Some(accepted)) => accepted.client_hello().server_name().map(str::to_owned),
+        Ok(None) => return Err(broken("its ClientHello ends half way")),
+        Err((error, _)) => return Err(broken(&error.to_string())),
+    };
+    let extensions = extensions(&record[HEAD + 4..])
+        .ok_or_else(|| broken("the extensions of its ClientHello are not legal"))?;
+    if extensions.iter().any(|kind| ENCRYPTED.contains(kind)) {
+        return Err(Refusal::EncryptedServerName);
+    }
+    if extensions.iter().filter(|kind| **kind == SERVER_NAME).count() > 1 {
+        return Err(broken("it names two servers"));
+    }
+    match (host, name) {
+        (Host::Name(name), Some(asked)) if asked.eq_ignore_ascii_case(name) => Ok(()),
+        // An address is never named (RFC 6066, section 3).
+        (Host::Address(_), None) => Ok(()),
+        (host, Some(asked)) => Err(Refusal::OtherServerName { asked, host: host.clone() }),
+        (host, None) => Err(Refusal::NoServerName(host.clone())),
+    }
+}
+
+/// The kinds of the extensions of a ClientHello.
+fn extensions(hello: &[u8]) -> Option<Vec<u16>> {
+    fn take<'a>(from: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = from.split_at_checked(bytes)?;
+        *from = rest;
+        Some(taken)
+    }
+    fn number(from: &mut &[u8], bytes: usize) -> Option<usize> {
+        Some(take(from, bytes)?.iter().fold(0, |all, byte| all << 8 | usize::from(*byte)))
+    }
+    let mut rest = hello;
+    // Version and random; then session, cipher suites and compression, each behind its length.
+    take(&mut rest, 34)?;
+    for size in [1, 2, 1] {
+        let length = number(&mut rest, size)?;
+        take(&mut rest, length)?;
+    }
+    if rest.is_empty() {
+        return Some(Vec::new());
+    }
+    let length = number(&mut rest, 2)?;
+    let mut rest = (rest.len() == length).then_some(rest)?;
+    let mut kinds = Vec::new();
+    while !rest.is_empty() {
+        kinds.push(u16::try_from(number(&mut rest, 2)?).ok()?);
+        let length = number(&mut rest, 2)?;
+        take(&mut rest, length)?;
+    }
+    Some(kinds)
+}
+
+/// What ends TLS with an error that a person can read: `unrecognized_name` or `access_denied`.
+pub(crate) fn alert(refusal: &Refusal) -> [u8; 7] {
+    let code = match refusal {
+        Refusal::NoServerName(_) | Refusal::OtherServerName { .. } => 112,
+        _ => 49,
+    };
+    [21, 3, 3, 0, 2, 2, code]
+}
+
+#[cfg(test)]
+#[path = "tests/egress/hellos.rs"]
+#[allow(clippy::unwrap_used)]
+mod hellos;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{
+        hellos::{hello, with_ech, with_extension},
+        *,
+    };
+
+    #[test]
+    fn the_name_is_that_of_the_host() {
+        let (name, address) = ("a.example", "192.0.2.1");
+        let host = |text: &str| text.parse::<Host>().unwrap();
+        assert_eq!(check(&hello(name), &host("A.example.")), Ok(()));
+        assert_eq!(check(&hello(address), &host(address)), Ok(()));
+        assert_eq!(
+            check(&hello(name), &host("b.example")),
+            Err(Refusal::OtherServerName { asked: name.into(), host: host("b.example") })
+        );
+        assert_eq!(check(&hello(address), &host(name)), Err(Refusal::NoServerName(host(name))));
+        assert!(matches!(
+            check(&hello(name), &host(address)),
+            Err(Refusal::OtherServerName { .. })
+        ));
+    }
+
+    #[test]
+    fn no_other_name_is_hidden_beside_it() {
+        let host = "a.example".parse().unwrap();
+        let plain = hello("a.example");
+        assert_eq!(check(&with_extension(&plain, 0x7777, b"x"), &host), Ok(()));
+        for kind in ENCRYPTED {
+            let encrypted = with_extension(&plain, kind, &[0; 40]);
+            let refused = check(&encrypted, &host).unwrap_err();
+            // What it makes of ECH that is not well-formed is the strict reader's to say.
+            assert!(
+                matches!(refused, Refusal::EncryptedServerName | Refusal::BrokenHello(_)),
+                "{refused}"
+            );
+        }
+        assert_eq!(check(&with_ech(&plain), &host), Err(Refusal::EncryptedServerName));
+        let second = [&[0, 12, 0, 0, 9][..], b"b.example"].concat();
+        let twice = with_extension(&plain, SERVER_NAME, &second);
+        assert!(matches!(check(&twice, &host), Err(Refusal::BrokenHello(_))));
+    }
+
+    #[test]
+    fn half_a_beginning_is_none() {
+        let host = "a.example".parse().unwrap();
+        let plain = hello("a.example");
+        for length in 0..plain.len() {
+            assert!(check(&plain[..length], &host).is_err(), "{length}");
+            // With the length of the record corrected, so that it looks whole.
+            if length > HEAD + 4 {
+                let mut record = plain[..length].to_vec();
+                let short = u16::try_from(length - HEAD).unwrap().to_be_bytes();
+                record[3..5].copy_from_slice(&short);
+                assert!(check(&record, &host).is_err(), "{length}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_change_lets_another_name_through(at in 0usize..400, byte in any::<u8>()) {
+            let mut record = hello("a.example");
+            let at = at % record.len();
+            record[at] = byte;
+            if check(&record, &"b.example".parse().unwrap()).is_ok() {
+                // One changed byte can make `b.example` of `a.example`.
+                prop_assert!(record.windows(9).any(|part| part.eq_ignore_ascii_case(b"b.example")));
+            }
+        }
+
+        #[test]
+        fn no_bytes_are_too_much(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let host = "a.example".parse().unwrap();
+            let _ = check(&bytes, &host);
+            let mut framed = vec![22, 3, 1, 0, 0, 1, 0, 0, 0];
+            framed.extend(&bytes);
+            let length = framed.len() - HEAD;
+            framed[3..5].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+            framed[6..9].copy_from_slice(&u32::try_from(length - 4).unwrap().to_be_bytes()[1..]);
+            let _ = check(&framed, &host);
+        }
+    }
+}

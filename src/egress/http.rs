@@ -1,0 +1,310 @@
+//! Programs that speak HTTP: `CONNECT`, and requests in clear text.
+
+use std::{any::Any, convert::Infallible, future::Future, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header,
+    uri::{Authority, PathAndQuery},
+};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, client, server, service::service_fn, upgrade::Upgraded};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+
+use super::{
+    Host, Protocol, Refusal, Wire,
+    tunnel::{carry, splice},
+    way::{Shared, Way},
+};
+
+/// Headers of one message.
+const HEADERS: usize = 100;
+/// Bytes that wait between the two halves of a request's way.
+const BETWEEN: usize = 64 << 10;
+/// What concerns one connection alone (RFC 9110, section 7.6.1), beside what `Connection` names.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+type Body = UnsyncBoxBody<Bytes, hyper::Error>;
+
+/// What counts a connection as long as anything comes of it.
+pub(crate) type Held = Arc<dyn Any + Send + Sync>;
+
+/// What a program believes that it speaks to.
+#[derive(Debug, Clone)]
+pub(crate) enum Toward {
+    /// A proxy.
+    Proxy,
+    /// This very host.
+    Host(Host, u16),
+}
+
+/// Serves one connection. Boxed, because a connection can hold another one.
+pub(crate) fn serve<S>(
+    stream: S,
+    toward: Toward,
+    shared: Arc<Shared>,
+    held: Held,
+) -> Pin<Box<dyn Future<Output = ()> + Send>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    Box::pin(async move {
+        let service = {
+            let shared = shared.clone();
+            service_fn(move |request| {
+                let (toward, shared, held) = (toward.clone(), shared.clone(), held.clone());
+                async move { Ok::<_, Infallible>(answer(request, toward, shared, held).await) }
+            })
+        };
+        let connection = server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(shared.limits.handshake)
+            .max_buf_size(shared.limits.head)
+            .max_headers(HEADERS)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let done = tokio::select! {
+            done = connection => done,
+            () = shared.stop.cancelled() => return,
+        };
+        if let Err(error) = done
+            && error.is_parse()
+        {
+            shared.unread(Refusal::Malformed(format!("it speaks no HTTP: {error}")));
+        }
+    })
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    toward: Toward,
+    shared: Arc<Shared>,
+    held: Held,
+) -> Response<Body> {
+    let answered = match (&toward, request.method()) {
+        (Toward::Proxy, &Method::CONNECT) => connect(request, &shared, held).await,
+        _ => forward(request, &toward, &shared).await,
+    };
+    answered.unwrap_or_else(|refusal| refused(&refusal, &shared))
+}
+
+/// A refusal, in words for whoever reads the program's log.
+fn refused(refusal: &Refusal, shared: &Shared) -> Response<Body> {
+    let advice = refusal.advice(&shared.server);
+    let advice = advice.map(|advice| format!("; {advice}")).unwrap_or_default();
+    let text = format!("Portcullis does not let `{}` through: {refusal}{advice}\n", shared.server);
+    let mut response = Response::new(text_body(text));
+    *response.status_mut() = refusal.status();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // What is left of the request is not read.
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(
+        HeaderName::from_static("x-portcullis-refusal"),
+        HeaderValue::from_static(refusal.code()),
+    );
+    response
+}
+
+fn text_body(text: String) -> Body {
+    Full::from(text).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn malformed(why: &str) -> Refusal {
+    Refusal::Malformed(why.to_owned())
+}
+
+/// A host and a port, of which the usual one may be left out.
+fn place(authority: &Authority, usual: Option<u16>) -> Result<(Host, u16), Refusal> {
+    let text = authority.as_str();
+    if text.contains('@') {
+        return Err(malformed("no user and no password belong in front of a host"));
+    }
+    let host = authority
+        .host()
+        .parse()
+        .map_err(|_| malformed("this is neither the name of a host nor an address"))?;
+    // As it is written: `Authority` takes what is no number for no port.
+    let written = text.strip_prefix(authority.host()).unwrap_or(text);
+    let port = match (written.strip_prefix(':'), usual) {
+        (Some(port), _) => {
+            let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+            port.parse().ok().filter(|port| digits && *port > 0)
+        }
+        (None, usual) => usual,
+    };
+    Ok((host, port.ok_or_else(|| malformed("a port from 1 to 65535 belongs behind the host"))?))
+}
+
+/// The one `Host` of a request.
+fn host_header(headers: &HeaderMap) -> Result<Option<Authority>, Refusal> {
+    let mut all = headers.get_all(header::HOST).iter();
+    match (all.next(), all.next()) {
+        (None, _) => Ok(None),
+        (Some(one), None) => {
+            let authority = Authority::try_from(one.as_bytes());
+            authority.map(Some).map_err(|_| malformed("its `Host` is no host"))
+        }
+        (Some(_), Some(_)) => Err(malformed("it has more than one `Host`")),
+    }
+}
+
+async fn connect(
+    request: Request<Incoming>,
+    shared: &Arc<Shared>,
+    held: Held,
+) -> Result<Response<Body>, Refusal> {
+    let read = (|| {
+        let authority = request
+            .uri()
+            .authority()
+            .ok_or_else(|| malformed("`CONNECT` names a host and a port"))?;
+        let (host, port) = place(authority, None)?;
+        // Not compared: it goes nowhere, and Node writes the proxy's own name into it.
+        host_header(request.headers())?;
+        Ok::<_, Refusal>((shared.meant(host), port))
+    })();
+    let (host, port) = read.inspect_err(|refusal: &Refusal| shared.unread(refusal.clone()))?;
+    let wire = shared.listed(&host, port).map(|listed| listed.wire);
+    let wire = wire.inspect_err(|refusal| {
+        shared.refuse(host.clone(), port, Protocol::Connect, refusal);
+    })?;
+    if wire == Wire::Http {
+        // Each request in it is an attempt of its own.
+        let shared = shared.clone();
+        shared.tasks.clone().spawn(async move {
+            if let Some(upgraded) = upgraded(request, &shared).await {
+                serve(upgraded, Toward::Host(host, port), shared, held).await;
+            }
+        });
+        return Ok(Response::new(text_body(String::new())));
+    }
+    let way = shared.open(host, port, Protocol::Connect).await?;
+    let shared = shared.clone();
+    shared.tasks.clone().spawn(async move {
+        if let Some(upgraded) = upgraded(request, &shared).await {
+            carry(upgraded, way, None, &shared).await;
+        }
+        drop(held);
+    });
+    Ok(Response::new(text_body(String::new())))
+}
+
+/// What is left of a connection once `CONNECT` was answered.
+async fn upgraded(request: Request<Incoming>, shared: &Shared) -> Option<TokioIo<Upgraded>> {
+    let upgraded = timeout(shared.limits.handshake, hyper::upgrade::on(request)).await;
+    upgraded.ok()?.ok().map(TokioIo::new)
+}
+
+/// Where a request in clear text goes.
+fn target(request: &Request<Incoming>, toward: &Toward) -> Result<(Host, u16), Refusal> {
+    let uri = request.uri();
+    if request.method() == Method::CONNECT {
+        return Err(Refusal::Unsupported("there is no proxy behind this host"));
+    }
+    let named = host_header(request.headers())?;
+    let absolute = match (uri.scheme_str(), uri.authority()) {
+        (Some("http"), Some(authority)) => Some(place(authority, Some(80))?),
+        (None, None) => None,
+        (Some("https"), Some(_)) => {
+            return Err(malformed("a proxy is asked for `https://` by `CONNECT`"));
+        }
+        _ => return Err(malformed("this is no URL of `http://`")),
+    };
+    let (host, port) = match (toward, absolute) {
+        (Toward::Proxy, Some(absolute)) => absolute,
+        (Toward::Proxy, None) => {
+            return Err(malformed("a proxy is asked for a whole URL, `http://HOST/…`"));
+        }
+        (Toward::Host(host, port), None) => (host.clone(), *port),
+        (Toward::Host(host, port), Some(absolute)) if absolute == (host.clone(), *port) => absolute,
+        (Toward::Host(..), Some(_)) => return Err(malformed("its URL names another host")),
+    };
+    match named {
+        Some(named) if place(&named, Some(80))? != (host.clone(), port) => {
+            Err(malformed("its `Host` is another one than it is sent to"))
+        }
+        None if request.version() > Version::HTTP_10 => Err(malformed("it has no `Host`")),
+        _ => Ok((host, port)),
+    }
+}
+
+async fn forward(
+    mut request: Request<Incoming>,
+    toward: &Toward,
+    shared: &Arc<Shared>,
+) -> Result<Response<Body>, Refusal> {
+    let read = target(&request, toward);
+    let (host, port) = read.inspect_err(|refusal| shared.unread(refusal.clone()))?;
+    // What the server is told is what was allowed, in our spelling.
+    let named = if port == 80 { host.to_string() } else { format!("{host}:{port}") };
+    let named = HeaderValue::try_from(named).map_err(|_| malformed("its host is none"))?;
+    let path = request.uri().path_and_query().cloned();
+    *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    *request.version_mut() = Version::HTTP_11;
+    end_to_end(request.headers_mut());
+    request.headers_mut().insert(header::HOST, named);
+    request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+
+    let Way { mut stream, ticket, .. } =
+        shared.open(shared.meant(host.clone()), port, Protocol::Http).await?;
+    let (near, mut far) = tokio::io::duplex(BETWEEN);
+    let carrier = shared.clone();
+    // Everything on the way is counted and timed as in a tunnel.
+    shared.tasks.spawn(async move {
+        let end = splice(&mut far, &mut stream, &[], None, &ticket, &carrier).await;
+        ticket.ended(end);
+    });
+    let failed = |_| Refusal::Unreachable(host.clone(), "it does not answer in HTTP".into());
+    let (mut sender, connection) = client::conn::http1::Builder::new()
+        .max_buf_size(shared.limits.head.max(BETWEEN))
+        .max_headers(HEADERS)
+        .handshake(TokioIo::new(near))
+        .await
+        .map_err(failed)?;
+    shared.tasks.spawn(async move {
+        let _ = connection.await;
+    });
+    // As long as something moves; then the carrier ends it.
+    let mut response = sender.send_request(request).await.map_err(failed)?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(failed_switch(&host));
+    }
+    end_to_end(response.headers_mut());
+    *response.version_mut() = Version::HTTP_11;
+    Ok(response.map(BodyExt::boxed_unsync))
+}
+
+fn failed_switch(host: &Host) -> Refusal {
+    Refusal::Unreachable(host.clone(), "it switches to a protocol that nobody asked for".into())
+}
+
+/// Leaves of headers what is meant for the other end.
+fn end_to_end(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}

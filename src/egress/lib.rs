@@ -1,0 +1,35 @@
+//! The proxy end through which a confined program reaches the hosts that its operator lists, and
+//! no other: HTTP `CONNECT`, plain HTTP, SOCKS5, and connections that were made to a listed host as
+//! if it were there. It knows neither who decides nor who records: that comes in by a [`Gate`].
+//!
+//! Invariants:
+//! - Nothing leaves for a program before its gate allowed it, not even the question for an address.
+//! - A connection is made to the very address that was checked. One that is not everybody's is
+//!   refused, unless the operator wrote that address down.
+//! - Where TLS is spoken, the server name in the clear is the host that was allowed, and there is no
+//!   other one encrypted beside it. No byte goes out before that was seen.
+//! - Whatever the program sends, every attempt is told of once, every wait has a deadline, and every
+//!   buffer a bound.
+
+mod address;
+mod destination;
+mod gate;
+mod hello;
+mod http;
+mod limits;
+mod refusal;
+mod resolve;
+mod serve;
+mod socks;
+mod tunnel;
+mod way;
+
+pub use address::is_public;
+pub use destination::{
+    Destination, Destinations, Host, IllegalDestination, IllegalHost, Pattern, Twice, Wire,
+};
+pub use gate::{Attempt, End, Gate, Outcome, Protocol, Verdict};
+pub use limits::Limits;
+pub use refusal::Refusal;
+pub use resolve::{Resolver, System};
+pub use serve::{Egress, Listener};

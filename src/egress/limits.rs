@@ -1,0 +1,118 @@
+//! How much of everything one program may have, and who counts it.
+
+use std::{
+    num::NonZeroU32,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+
+/// Bytes that are handed on at once.
+pub(crate) const CHUNK: usize = 16 << 10;
+
+/// How much of everything one program may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// Attempts a second, on the average.
+    pub attempts: NonZeroU32,
+    /// Bytes a second from the program, over all its connections.
+    pub up: Option<NonZeroU32>,
+    /// Bytes a second to it.
+    pub down: Option<NonZeroU32>,
+    /// Bytes in both directions, for good.
+    pub total: Option<u64>,
+    /// For all that comes before the first byte is handed on, each step by itself: a request, an
+    /// address, a connection, the beginning of TLS.
+    pub handshake: Duration,
+    /// Without a byte in either direction.
+    pub idle: Duration,
+    /// The same where one side has said all.
+    pub half_closed: Duration,
+    /// Bytes of a request's head.
+    pub head: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 64,
+            attempts: const { NonZeroU32::new(20).unwrap() },
+            up: None,
+            down: None,
+            total: None,
+            handshake: Duration::from_secs(10),
+            idle: Duration::from_secs(300),
+            half_closed: Duration::from_secs(30),
+            head: 32 << 10,
+        }
+    }
+}
+
+/// All that is to be had is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spent;
+
+/// Counts what all connections of a program use together.
+pub(crate) struct Meter {
+    attempts: DefaultDirectRateLimiter,
+    up: Option<DefaultDirectRateLimiter>,
+    down: Option<DefaultDirectRateLimiter>,
+    total: Option<u64>,
+    used: AtomicU64,
+}
+
+/// A direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Up,
+    Down,
+}
+
+impl Meter {
+    pub fn new(limits: &Limits) -> Self {
+        let rate = |rate: Option<NonZeroU32>| {
+            let chunk = const { NonZeroU32::new(CHUNK as u32).unwrap() };
+            // A chunk that is larger than the burst would never pass.
+            rate.map(|rate| {
+                RateLimiter::direct(Quota::per_second(rate).allow_burst(rate.max(chunk)))
+            })
+        };
+        let burst = limits.attempts.saturating_mul(const { NonZeroU32::new(4).unwrap() });
+        Self {
+            attempts: RateLimiter::direct(Quota::per_second(limits.attempts).allow_burst(burst)),
+            up: rate(limits.up),
+            down: rate(limits.down),
+            total: limits.total,
+            used: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether one more attempt may be made now.
+    pub fn attempt(&self) -> bool {
+        self.attempts.check().is_ok()
+    }
+
+    /// Waits until so many bytes may go on.
+    pub async fn take(&self, way: Way, bytes: usize) -> Result<(), Spent> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        if let Some(total) = self.total {
+            let before = self.used.fetch_add(bytes.into(), Ordering::Relaxed);
+            if before.saturating_add(bytes.into()) > total {
+                // Not counted further, so that it never wraps.
+                self.used.store(total, Ordering::Relaxed);
+                return Err(Spent);
+            }
+        }
+        let rate = match way {
+            Way::Up => &self.up,
+            Way::Down => &self.down,
+        };
+        match (rate, NonZeroU32::new(bytes)) {
+            (Some(rate), Some(bytes)) => rate.until_n_ready(bytes).await.map_err(|_| Spent),
+            _ => Ok(()),
+        }
+    }
+}

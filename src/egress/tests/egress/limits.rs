@@ -1,0 +1,199 @@
+//! Everything is bounded.
+
+use std::time::{Duration, Instant};
+
+use portcullis_egress::{End, Limits};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+use super::support::{SOON, World, code};
+
+/// A host that sends back what it is sent.
+async fn mirror() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    port
+}
+
+async fn world(limits: Limits) -> (World, u16) {
+    let port = mirror().await;
+    (World::new(&[format!("tcp://mirror.example:{port}=127.0.0.1")], limits).await, port)
+}
+
+/// A tunnel to the mirror.
+async fn tunnel(world: &World, port: u16) -> TcpStream {
+    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    let ask =
+        format!("CONNECT mirror.example:{port} HTTP/1.1\r\nHost: mirror.example:{port}\r\n\r\n");
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(timeout(SOON, stream.read_u8()).await.unwrap().unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&head));
+    stream
+}
+
+async fn ends(mut stream: TcpStream) {
+    let mut rest = Vec::new();
+    let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.expect("it ends");
+}
+
+#[tokio::test]
+async fn connections() {
+    let (world, port) = world(Limits { connections: 2, ..Limits::default() }).await;
+    let mut one = tunnel(&world, port).await;
+    let two = tunnel(&world, port).await;
+    ends(TcpStream::connect(world.proxy).await.unwrap()).await;
+    assert_eq!(code(&world.told().await), "too-many");
+    // Those that are there go on, and one that ends makes room.
+    one.write_all(b"x").await.unwrap();
+    assert_eq!(timeout(SOON, one.read_u8()).await.unwrap().unwrap(), b'x');
+    drop(two);
+    let told = world.told().await;
+    assert!(matches!(told.end, End::Closed | End::Broken), "{told:?}");
+    let again = async {
+        loop {
+            let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+            let ask = format!("CONNECT mirror.example:{port} HTTP/1.1\r\n\r\n");
+            let _ = stream.write_all(ask.as_bytes()).await;
+            if stream.read_u8().await.is_ok() {
+                return;
+            }
+        }
+    };
+    timeout(SOON, again).await.expect("there is room again");
+}
+
+#[tokio::test]
+async fn attempts() {
+    let limits = Limits { attempts: 1.try_into().unwrap(), ..Limits::default() };
+    let (world, port) = world(limits).await;
+    let ask = format!("CONNECT mirror.example:{port} HTTP/1.1\r\n\r\n");
+    for _ in 0..200 {
+        let answer = world.say(ask.as_bytes()).await;
+        if answer.starts_with(b"HTTP/1.1 429") {
+            return;
+        }
+    }
+    panic!("200 attempts were let through");
+}
+
+#[tokio::test]
+async fn bytes_in_all() {
+    let (world, port) = world(Limits { total: Some(100_000), ..Limits::default() }).await;
+    let mut stream = tunnel(&world, port).await;
+    let _ = stream.write_all(&vec![b'x'; 200_000]).await;
+    ends(stream).await;
+    let told = world.told().await;
+    assert_eq!(code(&told), "spent");
+    assert!(told.up + told.down <= 100_000, "{told:?}");
+    // For good.
+    let mut stream = tunnel(&world, port).await;
+    let _ = stream.write_all(b"x").await;
+    ends(stream).await;
+    assert_eq!(code(&world.told().await), "spent");
+}
+
+#[tokio::test]
+async fn bytes_a_second() {
+    let rate = Some((64 << 10).try_into().unwrap());
+    let (world, port) = world(Limits { up: rate, ..Limits::default() }).await;
+    let mut stream = tunnel(&world, port).await;
+    let began = Instant::now();
+    let (mut read, mut write) = stream.split();
+    let sent = vec![b'x'; 160 << 10];
+    let mut back = vec![0; sent.len()];
+    let (wrote, got) =
+        timeout(SOON, async { tokio::join!(write.write_all(&sent), read.read_exact(&mut back)) })
+            .await
+            .unwrap();
+    wrote.unwrap();
+    got.unwrap();
+    assert_eq!(back, sent);
+    // One second's worth is there from the start.
+    assert!(began.elapsed() >= Duration::from_millis(1400), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn silence() {
+    let short = Duration::from_millis(200);
+    let (world, port) = world(Limits { idle: short, ..Limits::default() }).await;
+    ends(tunnel(&world, port).await).await;
+    assert_eq!(world.told().await.end, End::Idle);
+}
+
+#[tokio::test]
+async fn half_a_connection() {
+    // Sends nothing and closes nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let limits = Limits { half_closed: Duration::from_millis(200), ..Limits::default() };
+    let world = World::new(&[format!("tcp://mirror.example:{port}=127.0.0.1")], limits).await;
+    let mut stream = tunnel(&world, port).await;
+    stream.shutdown().await.unwrap();
+    ends(stream).await;
+    assert_eq!(world.told().await.end, End::Idle);
+}
+
+#[tokio::test]
+async fn beginnings() {
+    let handshake = Duration::from_millis(200);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let limits = Limits { handshake, ..Limits::default() };
+    let world = World::new(&[format!("tls.example:{port}=127.0.0.1")], limits).await;
+    for begun in [
+        &b""[..],
+        b"G",
+        b"GET http://a/ HTTP/1.1\r\nHost:",
+        b"\x05",
+        b"\x05\x01\x00\x05\x01",
+        format!("CONNECT tls.example:{port} HTTP/1.1\r\n\r\n\x16\x03\x01").as_bytes(),
+    ] {
+        let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+        stream.write_all(begun).await.unwrap();
+        ends(stream).await;
+    }
+}
+
+/// A ClientHello that comes byte by byte is put together.
+#[tokio::test]
+async fn small_writes() {
+    let (world, port) = world(Limits::default()).await;
+    let mut stream = tunnel(&world, port).await;
+    stream.set_nodelay(true).unwrap();
+    let hello = super::hellos::hello("mirror.example");
+    for byte in &hello {
+        stream.write_all(&[*byte]).await.unwrap();
+        stream.flush().await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut back = vec![0; hello.len()];
+    timeout(SOON, stream.read_exact(&mut back)).await.unwrap().unwrap();
+    assert_eq!(back, hello);
+}
+
+#[tokio::test]
+async fn an_end_is_told_of() {
+    let (world, port) = world(Limits::default()).await;
+    let mut stream = tunnel(&world, port).await;
+    stream.write_all(b"x").await.unwrap();
+    timeout(SOON, stream.read_u8()).await.unwrap().unwrap();
+    timeout(SOON, world.egress.stop()).await.expect("it stops");
+    let told = world.told().await;
+    assert_eq!(told.end, End::Stopped);
+    assert_eq!((told.up, told.down), (1, 1));
+    ends(stream).await;
+}

@@ -1,0 +1,9 @@
+//! The whole proxy end: real sockets, real programs, and all the ways round it that we know of.
+
+#![allow(clippy::unwrap_used)]
+
+mod hellos;
+mod limits;
+mod programs;
+mod refusals;
+mod support;

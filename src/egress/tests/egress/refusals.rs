@@ -1,0 +1,352 @@
+//! Ways round the list: each is refused, for its reason, before a byte has left.
+
+use std::net::Ipv4Addr;
+
+use portcullis_egress::{End, Limits};
+use tokio::net::TcpListener;
+
+use super::{
+    hellos::{hello, with_ech},
+    support::{Origin, World, code, say},
+};
+
+fn connect(to: &str, then: &[u8]) -> Vec<u8> {
+    [format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n").as_bytes(), then].concat()
+}
+
+fn socks(command: u8, host: &str, port: u16, then: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![5, 1, 0, 5, command, 0, 3, u8::try_from(host.len()).unwrap()];
+    bytes.extend(host.as_bytes());
+    bytes.extend(port.to_be_bytes());
+    bytes.extend(then);
+    bytes
+}
+
+fn socks_address(kind: u8, address: &[u8], port: u16) -> Vec<u8> {
+    [&[5, 1, 0, 5, 1, 0, kind][..], address, &port.to_be_bytes()].concat()
+}
+
+/// A ClientHello in two records.
+fn in_two(hello: &[u8]) -> Vec<u8> {
+    let (one, two) = hello[5..].split_at(40);
+    let record = |part: &[u8]| {
+        let length = u16::try_from(part.len()).unwrap().to_be_bytes();
+        [&[22, 3, 1][..], &length, part].concat()
+    };
+    [record(one), record(two)].concat()
+}
+
+#[tokio::test]
+async fn no_way_round() {
+    let (tls, web, db) =
+        (Origin::tls("tls.example").await, Origin::clear().await, Origin::clear().await);
+    let (t, w, d) = (tls.port, web.port, db.port);
+    let private = [
+        ("private", "10.0.0.1"),
+        ("private-16", "192.168.1.1"),
+        ("shared", "100.64.0.1"),
+        ("loop", "127.0.0.1"),
+        ("zero", "0.0.0.0"),
+        ("link", "169.254.1.1"),
+        ("metadata", "169.254.169.254"),
+        ("metadata-six", "fd00:ec2::254"),
+        ("broadcast", "255.255.255.255"),
+        ("multicast", "224.0.0.251"),
+        ("six-loop", "::1"),
+        ("six-link", "fe80::1"),
+        ("unique", "fd00::1"),
+        ("mapped", "::ffff:10.0.0.1"),
+        ("compatible", "::10.0.0.1"),
+        ("nat", "64:ff9b::a00:1"),
+        ("nat-local", "64:ff9b:1::a00:1"),
+        ("six-to-four", "2002:a00:1::1"),
+        ("teredo", "2001:0:a00:1::1"),
+        ("benchmark", "198.18.0.1"),
+    ];
+    let mut listed = vec![
+        format!("tls.example:{t}=127.0.0.1"),
+        format!("http://web.example:{w}=127.0.0.1"),
+        format!("tcp://db.example:{d}=127.0.0.1"),
+        "*.wild.example:443".to_owned(),
+        "nowhere.example:443".to_owned(),
+        "policy.example:443".to_owned(),
+    ];
+    listed.extend(private.iter().map(|(name, _)| format!("{name}.example:443")));
+    let limits = Limits { attempts: 10_000.try_into().unwrap(), ..Limits::default() };
+    let world = World::new(&listed, limits).await;
+    for (name, address) in private {
+        world.names.know(&format!("{name}.example"), &[&[address]]);
+    }
+    let good = hello("tls.example");
+    let half = &good[..good.len() / 2];
+    let tls_host = format!("tls.example:{t}");
+    let db_host = format!("db.example:{d}");
+    let web_host = format!("web.example:{w}");
+    let get =
+        |uri: &str, host: &str| format!("GET {uri} HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes();
+
+    let mut table: Vec<(String, Vec<u8>, &str)> = Vec::new();
+    let mut try_it = |what: &str, bytes: Vec<u8>, code| table.push((what.to_owned(), bytes, code));
+    for host in [
+        "evil.example:443",
+        "tls.example:22",
+        &format!("127.0.0.1:{t}"),
+        &format!("[::1]:{t}"),
+        &format!("[::ffff:127.0.0.1]:{t}"),
+        "169.254.169.254:80",
+        "localhost:443",
+        &format!("sub.tls.example:{t}"),
+        &format!("xtls.example:{t}"),
+        &format!("tls.example.evil.example:{t}"),
+        "wild.example:443",
+        "evilwild.example:443",
+        "a.wild.example:80",
+    ] {
+        try_it("connect", connect(host, b""), "not-listed");
+    }
+    for host in [
+        "127.1:443",
+        "0x7f.0.0.1:443",
+        "2130706433:443",
+        "0177.0.0.1:443",
+        "tls.example",
+        "tls.example:0",
+        "tls.example:65979",
+        "u:p@tls.example:443",
+        "tls.example%00.evil.example:443",
+        "tls_example\u{3002}evil:443",
+        "-:443",
+    ] {
+        try_it("connect", connect(host, b""), "malformed");
+    }
+    for (name, _) in private {
+        try_it("address", connect(&format!("{name}.example:443"), &good), "private-address");
+    }
+    try_it("address", connect("nowhere.example:443", &good), "unresolved");
+    try_it("address", connect("a.wild.example:443", &good), "unresolved");
+    try_it("policy", connect("policy.example:443", &good), "policy");
+    let two_hosts =
+        format!("CONNECT {tls_host} HTTP/1.1\r\nHost: {tls_host}\r\nHost: evil.example\r\n\r\n");
+    try_it("host", two_hosts.into(), "malformed");
+    for (what, then, code) in [
+        ("other name", hello("evil.example"), "other-server-name"),
+        ("name below", hello("a.tls.example"), "other-server-name"),
+        ("no name", hello("192.0.2.1"), "no-server-name"),
+        ("encrypted name", with_ech(&good), "encrypted-server-name"),
+        ("two records", in_two(&good), "broken-hello"),
+        ("half of it", half.to_vec(), "broken-hello"),
+        ("a huge record", vec![22, 3, 1, 0xff, 0xff, 1], "broken-hello"),
+        ("an empty record", vec![22, 3, 1, 0, 0, 22], "broken-hello"),
+        ("another handshake", vec![22, 3, 1, 0, 4, 2, 0, 0, 0], "broken-hello"),
+        ("two messages", [&good[..3], &[0, 8, 1, 0, 0, 0, 1, 0, 0, 0]].concat(), "broken-hello"),
+        ("clear text", b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n".to_vec(), "not-tls"),
+        ("SSH", b"SSH-2.0-x\r\n".to_vec(), "not-tls"),
+        ("SSL 2", vec![0x80, 0x2e, 1, 0, 2, 0], "not-tls"),
+        ("data first", vec![23, 3, 3, 0, 1, 0], "not-tls"),
+        ("an alert first", vec![21, 3, 3, 0, 2, 1, 0], "not-tls"),
+        ("another version", vec![22, 2, 1, 0, 4, 1, 0, 0, 0], "not-tls"),
+    ] {
+        try_it(what, connect(&tls_host, &then), code);
+        try_it(what, socks(1, "tls.example", t, &then), code);
+    }
+    try_it("TLS elsewhere", connect(&db_host, &hello("evil.example")), "other-server-name");
+    try_it(
+        "TLS elsewhere",
+        connect(&db_host, &with_ech(&hello("db.example"))),
+        "encrypted-server-name",
+    );
+    try_it(
+        "TLS elsewhere",
+        socks(1, "db.example", d, &in_two(&hello("evil.example"))),
+        "broken-hello",
+    );
+    for (uri, host, code) in [
+        ("http://evil.example/", "evil.example", "not-listed"),
+        (&format!("http://127.0.0.1:{w}/")[..], &format!("127.0.0.1:{w}")[..], "not-listed"),
+        ("http://web.example/", "web.example", "not-listed"),
+        (&format!("http://{web_host}/"), "evil.example", "malformed"),
+        (&format!("http://{web_host}/"), "web.example", "malformed"),
+        (&format!("http://u@{web_host}/"), &web_host, "malformed"),
+        (&format!("http://{tls_host}/"), &tls_host, "other-wire"),
+        (&format!("http://{db_host}/"), &db_host, "other-wire"),
+        (&format!("https://{tls_host}/"), &tls_host, "malformed"),
+        (&format!("ftp://{web_host}/"), &web_host, "malformed"),
+        ("/", &web_host, "malformed"),
+        ("*", &web_host, "malformed"),
+    ] {
+        try_it("plain HTTP", get(uri, host), code);
+    }
+    for inside in [
+        get("/", "evil.example"),
+        get("http://evil.example/", &web_host),
+        get("/", "web.example"),
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        good.clone(),
+        b"SSH-2.0-x\r\n\r\n".to_vec(),
+    ] {
+        try_it("HTTP in a tunnel", connect(&web_host, &inside), "malformed");
+        try_it("HTTP in a tunnel", socks(1, "web.example", w, &inside), "malformed");
+    }
+    try_it("a tunnel in a tunnel", connect(&web_host, &connect(&tls_host, &good)), "unsupported");
+    let lengths = format!(
+        "POST http://{web_host}/ HTTP/1.1\r\nHost: {web_host}\r\nContent-Length: 1\r\n\
+         Content-Length: 2\r\n\r\nab"
+    );
+    try_it("two lengths", lengths.into(), "malformed");
+    let huge = format!(
+        "GET http://{web_host}/ HTTP/1.1\r\nHost: {web_host}\r\nx: {}\r\n\r\n",
+        "x".repeat(1 << 20)
+    );
+    try_it("a huge head", huge.into(), "malformed");
+    let many = format!(
+        "GET http://{web_host}/ HTTP/1.1\r\nHost: {web_host}\r\n{}\r\n",
+        "x: y\r\n".repeat(500)
+    );
+    try_it("many headers", many.into(), "malformed");
+    try_it("garbage", vec![0; 64], "malformed");
+    try_it("TLS with the proxy", good.clone(), "unsupported");
+    try_it("SOCKS4", vec![4, 1, 1, 187, 127, 0, 0, 1, 0], "unsupported");
+    try_it("SOCKS bind", socks(2, "tls.example", t, b""), "unsupported");
+    try_it("SOCKS UDP", socks(3, "tls.example", t, b""), "unsupported");
+    try_it("SOCKS", socks(1, "evil.example", 443, b""), "not-listed");
+    try_it("SOCKS", socks(1, "tls.example\0.evil", t, b""), "malformed");
+    try_it("SOCKS", socks(1, "", t, b""), "malformed");
+    try_it("SOCKS", socks(1, "metadata.example", 443, &good), "private-address");
+    try_it("SOCKS", socks_address(1, &[127, 0, 0, 1], t), "not-listed");
+    try_it("SOCKS", socks_address(1, &[169, 254, 169, 254], 80), "not-listed");
+    let mut mapped = [0; 16];
+    mapped[10..].copy_from_slice(&[0xff, 0xff, 127, 0, 0, 1]);
+    try_it("SOCKS", socks_address(4, &mapped, t), "not-listed");
+    try_it("SOCKS", socks_address(9, &mapped, t), "malformed");
+
+    assert!(table.len() >= 40);
+    for (what, bytes, expected) in &table {
+        let shown = String::from_utf8_lossy(bytes);
+        let shown = shown.get(..shown.floor_char_boundary(200)).unwrap_or_default();
+        let answer = world.say(bytes).await;
+        let told = world.told().await;
+        assert_eq!(
+            code(&told),
+            *expected,
+            "{what}: {shown:?}\n{told:?}\n{}",
+            String::from_utf8_lossy(&answer)
+        );
+        assert_eq!((told.up, told.down), (0, 0), "{what}: {shown:?}");
+    }
+    for origin in [&tls, &web, &db] {
+        assert_eq!(origin.heard(), "", "something came through");
+    }
+    // Nobody was asked for what is not listed, not even the DNS.
+    let asked = world.names.asked.lock().unwrap().clone();
+    assert!(
+        !asked.iter().any(|name| name.contains("evil") || name == "policy.example"),
+        "{asked:?}"
+    );
+}
+
+#[tokio::test]
+async fn no_way_round_where_the_host_seems_to_be() {
+    let tls = Origin::tls("tls.example").await;
+    let web = Origin::clear().await;
+    let listed = [
+        format!("tls.example:{}=127.0.0.1", tls.port),
+        format!("http://web.example:{}=127.0.0.1", web.port),
+    ];
+    let world = World::new(&listed, Limits::default()).await;
+    let at = world.direct("tls.example", tls.port).await;
+    for (bytes, expected) in [
+        (hello("evil.example"), "other-server-name"),
+        (with_ech(&hello("tls.example")), "encrypted-server-name"),
+        (in_two(&hello("tls.example")), "broken-hello"),
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "not-tls"),
+    ] {
+        let answer = say(at, &bytes).await;
+        assert_eq!(answer.first(), Some(&21), "an alert of TLS");
+        assert_eq!(code(&world.told().await), expected);
+    }
+    let at = world.direct("web.example", web.port).await;
+    let answer = say(at, b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n").await;
+    assert!(answer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(code(&world.told().await), "malformed");
+    let at = world.direct("elsewhere.example", 443).await;
+    say(at, &hello("elsewhere.example")).await;
+    assert_eq!(code(&world.told().await), "not-listed");
+    assert_eq!(tls.heard() + &web.heard(), "");
+    assert!(world.gate.asked.lock().unwrap().is_empty());
+}
+
+/// The name first has an address of the Internet, then one of this machine.
+#[tokio::test]
+async fn a_name_that_changes_its_address() {
+    let canary = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = canary.local_addr().unwrap().port();
+    let world = World::new(&[format!("rebind.example:{port}")], Limits::default()).await;
+    // Of a block that was given back and leads nowhere.
+    world.names.know("rebind.example", &[&["3ffe::1"], &["127.0.0.1"], &["127.0.0.1", "::1"]]);
+    let ask = connect(&format!("rebind.example:{port}"), &hello("rebind.example"));
+    world.say(&ask).await;
+    let told = world.told().await;
+    assert!(["unreachable", "slow"].contains(&&*code(&told)), "{told:?}");
+    assert_eq!(told.address, Some(format!("[3ffe::1]:{port}").parse().unwrap()));
+    for _ in 0..2 {
+        world.say(&ask).await;
+        let told = world.told().await;
+        assert_eq!(code(&told), "private-address");
+        assert_eq!(told.address, None);
+    }
+    // Once an attempt: between the look and the connection nobody is asked.
+    assert_eq!(world.names.asked.lock().unwrap().len(), 3);
+    let nobody = tokio::time::timeout(std::time::Duration::ZERO, canary.accept()).await;
+    assert!(nobody.is_err(), "the canary was connected to");
+}
+
+/// What the program inside reads says what to do.
+#[tokio::test]
+async fn refusals_are_words() {
+    let world = World::new(&["tls.example:443".to_owned()], Limits::default()).await;
+    let answer = world.say(&connect("evil.example:8443", b"")).await;
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    assert!(answer.contains("`evil.example:8443` is not in its list of hosts"), "{answer}");
+    assert!(
+        answer.contains("write `egress = [\"evil.example:8443\"]` below `[servers.notes]`"),
+        "{answer}"
+    );
+    assert!(matches!(world.told().await.end, End::Refused(_)));
+    for (bytes, reply) in [
+        (socks(1, "evil.example", 443, b""), 2),
+        (socks(1, "tls.example", 443, b""), 4),
+        (socks(2, "tls.example", 443, b""), 7),
+    ] {
+        let answer = world.say(&bytes).await;
+        assert_eq!(answer[..4], [5, 0, 5, reply], "{answer:?}");
+    }
+}
+
+/// What is forwarded in clear text is what was allowed, framed anew.
+#[tokio::test]
+async fn nothing_is_smuggled() {
+    let web = Origin::clear().await;
+    let host = format!("web.example:{}", web.port);
+    let world = World::new(&[format!("http://{host}=127.0.0.1")], Limits::default()).await;
+    let smuggled = format!(
+        "POST http://{host}/a HTTP/1.1\r\nHost: {host}\r\nContent-Length: 60\r\n\
+         Transfer-Encoding: chunked\r\nConnection: x-hop, host, keep-alive\r\nX-Hop: 1\r\n\
+         Proxy-Authorization: Basic eA==\r\nUpgrade: websocket\r\nX-End: 1\r\n\r\n\
+         0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: evil.example\r\n\r\n"
+    );
+    world.say(smuggled.as_bytes()).await;
+    let heard = web.heard().to_ascii_lowercase();
+    assert!(!heard.contains("smuggled") && !heard.contains("evil"), "{heard}");
+    if !heard.is_empty() {
+        assert!(heard.contains(&format!("\r\nhost: {host}\r\n")), "{heard}");
+        assert!(heard.contains("\r\nx-end: 1\r\n"), "{heard}");
+        for gone in ["x-hop", "proxy-auth", "upgrade", "keep-alive"] {
+            assert!(!heard.contains(gone), "{gone}: {heard}");
+        }
+        assert!(
+            !(heard.contains("content-length") && heard.contains("transfer-encoding")),
+            "{heard}"
+        );
+    }
+}

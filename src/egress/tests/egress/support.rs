@@ -1,0 +1,223 @@
+//! A proxy end with hosts around it.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use portcullis_egress::{
+    Attempt, Destination, Destinations, Egress, End, Gate, Limits, Listener, Outcome, Resolver,
+    Verdict,
+};
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, rustls};
+
+/// For anything to happen that must happen.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Lets through all but `policy.example`, and keeps what it is told.
+pub struct Recorder {
+    told: mpsc::UnboundedSender<Outcome>,
+    pub asked: Mutex<Vec<Attempt>>,
+}
+
+#[async_trait]
+impl Gate for Recorder {
+    async fn decide(&self, attempt: &Attempt) -> Verdict {
+        self.asked.lock().unwrap().push(attempt.clone());
+        match attempt.host.to_string().as_str() {
+            "policy.example" => Verdict::Refuse("policy does not permit it".into()),
+            _ => Verdict::Allow,
+        }
+    }
+
+    fn told(&self, outcome: Outcome) {
+        let _ = self.told.send(outcome);
+    }
+}
+
+/// Knows names; each question gets the next answer, and the last one over and over.
+#[derive(Default)]
+pub struct Names {
+    answers: Mutex<HashMap<String, Vec<Vec<IpAddr>>>>,
+    pub asked: Mutex<Vec<String>>,
+}
+
+impl Names {
+    pub fn know(&self, name: &str, answers: &[&[&str]]) {
+        let parsed = |answer: &&[&str]| answer.iter().map(|text| text.parse().unwrap()).collect();
+        self.answers.lock().unwrap().insert(name.into(), answers.iter().map(parsed).collect());
+    }
+}
+
+#[async_trait]
+impl Resolver for Names {
+    async fn addresses(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        self.asked.lock().unwrap().push(name.to_owned());
+        let mut answers = self.answers.lock().unwrap();
+        match answers.get_mut(name) {
+            Some(all) if all.len() > 1 => Ok(all.remove(0)),
+            Some(all) => Ok(all[0].clone()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+}
+
+/// A proxy end that listens.
+pub struct World {
+    pub egress: Arc<Egress>,
+    pub gate: Arc<Recorder>,
+    pub names: Arc<Names>,
+    pub proxy: SocketAddr,
+    told: tokio::sync::Mutex<mpsc::UnboundedReceiver<Outcome>>,
+}
+
+impl World {
+    pub async fn new(destinations: &[String], limits: Limits) -> Self {
+        let all: Vec<Destination> = destinations.iter().map(|text| text.parse().unwrap()).collect();
+        let (told, receiver) = mpsc::unbounded_channel();
+        let gate = Arc::new(Recorder { told, asked: Mutex::default() });
+        let names = Arc::new(Names::default());
+        let all = Destinations::new(all).unwrap();
+        let egress = Egress::new("notes", all, limits, gate.clone(), names.clone());
+        let egress = Arc::new(egress);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let proxy = listener.local_addr().unwrap();
+        tokio::spawn({
+            let egress = egress.clone();
+            async move { egress.proxy(Listener::Tcp(listener)).await }
+        });
+        Self { egress, gate, names, proxy, told: tokio::sync::Mutex::new(receiver) }
+    }
+
+    /// Another door, behind which a program believes a host to be.
+    pub async fn direct(&self, host: &str, port: u16) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (egress, host) = (self.egress.clone(), host.parse().unwrap());
+        tokio::spawn(async move { egress.direct(Listener::Tcp(listener), host, port).await });
+        address
+    }
+
+    /// What it is told of next.
+    pub async fn told(&self) -> Outcome {
+        timeout(SOON, async { self.told.lock().await.recv().await })
+            .await
+            .expect("it is told of soon")
+            .expect("the gate lives")
+    }
+
+    /// Says something to the proxy and no more, and returns all that it answers.
+    pub async fn say(&self, bytes: &[u8]) -> Vec<u8> {
+        say(self.proxy, bytes).await
+    }
+}
+
+/// The code of a refusal, or how else it ended.
+pub fn code(outcome: &Outcome) -> String {
+    match &outcome.end {
+        End::Refused(refusal) => refusal.code().to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Says something and no more, and returns all that is answered.
+pub async fn say(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    let mut answer = Vec::new();
+    timeout(SOON, async {
+        // It may be turned away before it has said all.
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.shutdown().await;
+        let _ = stream.read_to_end(&mut answer).await;
+    })
+    .await
+    .expect("it ends");
+    answer
+}
+
+/// A host that answers every request in HTTP with what it was sent, and keeps that.
+pub struct Origin {
+    pub port: u16,
+    pub heard: Arc<Mutex<Vec<u8>>>,
+    /// The certificate, where it speaks TLS.
+    pub certificate: String,
+}
+
+impl Origin {
+    pub async fn clear() -> Self {
+        Self::start(None, String::new()).await
+    }
+
+    pub async fn tls(name: &str) -> Self {
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)
+            .unwrap();
+        Self::start(Some(TlsAcceptor::from(Arc::new(config))), cert.pem()).await
+    }
+
+    async fn start(tls: Option<TlsAcceptor>, certificate: String) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let heard: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let all = heard.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (all, tls) = (all.clone(), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                echo(stream, all).await;
+                            }
+                        }
+                        None => echo(stream, all).await,
+                    }
+                });
+            }
+        });
+        Self { port, heard, certificate }
+    }
+
+    pub fn heard(&self) -> String {
+        String::from_utf8_lossy(&self.heard.lock().unwrap()).into_owned()
+    }
+}
+
+async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin, all: Arc<Mutex<Vec<u8>>>) {
+    let mut request = Vec::new();
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        let mut part = [0; 4096];
+        match stream.read(&mut part).await {
+            Ok(read) if read > 0 => {
+                request.extend(&part[..read]);
+                all.lock().unwrap().extend(&part[..read]);
+            }
+            _ => return,
+        }
+    }
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        request.len()
+    );
+    let _ = stream.write_all(head.as_bytes()).await;
+    let _ = stream.write_all(&request).await;
+    let _ = stream.shutdown().await;
+}

@@ -1,0 +1,220 @@
+//! From what a program wants to a connection: the list, the gate, the address.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Attempt, Destination, Destinations, End, Gate, Host, Limits, Outcome, Protocol, Refusal,
+    Resolver, Verdict, Wire,
+    address::{is_own, is_public},
+    limits::Meter,
+};
+
+/// Addresses of a host that are tried.
+const TRIED: usize = 4;
+/// For a gate to decide, who has deadlines of its own: this is for one that has not.
+const DECISION: Duration = Duration::from_secs(60);
+
+/// What all connections of a program share.
+pub(crate) struct Shared {
+    pub server: String,
+    pub destinations: Destinations,
+    /// The hosts that stand behind addresses of our own making.
+    pub stand_ins: HashMap<IpAddr, Host>,
+    pub limits: Limits,
+    pub meter: Meter,
+    pub gate: Arc<dyn Gate>,
+    pub resolver: Arc<dyn Resolver>,
+    pub stop: CancellationToken,
+    pub tasks: TaskTracker,
+    pub attempts: AtomicU64,
+}
+
+/// An attempt, which is told of when this is dropped.
+pub(crate) struct Ticket {
+    shared: Arc<Shared>,
+    attempt: Attempt,
+    address: Mutex<Option<SocketAddr>>,
+    since: Instant,
+    pub up: AtomicU64,
+    pub down: AtomicU64,
+    end: Mutex<Option<End>>,
+}
+
+impl Ticket {
+    /// Says how it ended; the first word counts.
+    pub fn ended(&self, end: End) {
+        self.end.lock().get_or_insert(end);
+    }
+
+    pub fn refused(&self, refusal: &Refusal) {
+        self.ended(End::Refused(refusal.clone()));
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let end = self.end.get_mut().take();
+        let end = end.unwrap_or(match self.shared.stop.is_cancelled() {
+            true => End::Stopped,
+            false => End::Broken,
+        });
+        self.shared.gate.told(Outcome {
+            attempt: Some(self.attempt.clone()),
+            address: *self.address.get_mut(),
+            up: *self.up.get_mut(),
+            down: *self.down.get_mut(),
+            duration: self.since.elapsed(),
+            end,
+        });
+    }
+}
+
+/// A connection to where a program wanted.
+pub(crate) struct Way {
+    pub stream: TcpStream,
+    pub host: Host,
+    pub wire: Wire,
+    pub ticket: Ticket,
+}
+
+impl Shared {
+    /// Tells of what was refused before anybody could read what was wanted.
+    pub fn unread(&self, refusal: Refusal) {
+        self.gate.told(Outcome {
+            attempt: None,
+            address: None,
+            up: 0,
+            down: 0,
+            duration: Duration::ZERO,
+            end: End::Refused(refusal),
+        });
+    }
+
+    /// The host that is meant.
+    pub fn meant(&self, host: Host) -> Host {
+        match &host {
+            Host::Address(address) => self.stand_ins.get(address).cloned().unwrap_or(host),
+            Host::Name(_) => host,
+        }
+    }
+
+    /// The entry that lists a host and port.
+    pub fn listed(&self, host: &Host, port: u16) -> Result<&Destination, Refusal> {
+        self.destinations
+            .find(host, port)
+            .ok_or_else(|| Refusal::NotListed { host: host.clone(), port })
+    }
+
+    fn ticket(self: &Arc<Self>, host: Host, port: u16, protocol: Protocol) -> Ticket {
+        let number = self.attempts.fetch_add(1, Ordering::Relaxed);
+        Ticket {
+            shared: self.clone(),
+            attempt: Attempt { number, host, port, protocol },
+            address: Mutex::default(),
+            since: Instant::now(),
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+            end: Mutex::default(),
+        }
+    }
+
+    /// Tells of an attempt that was refused before it could be tried.
+    pub fn refuse(self: &Arc<Self>, host: Host, port: u16, protocol: Protocol, refusal: &Refusal) {
+        self.ticket(host, port, protocol).refused(refusal);
+    }
+
+    /// Connects to where a program wants, if it may.
+    ///
+    /// # Errors
+    /// [`Refusal`], which has been told.
+    pub async fn open(
+        self: &Arc<Self>,
+        host: Host,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<Way, Refusal> {
+        let ticket = self.ticket(host, port, protocol);
+        match self.connect(&ticket).await {
+            Ok((stream, wire)) => {
+                let host = ticket.attempt.host.clone();
+                Ok(Way { stream, host, wire, ticket })
+            }
+            Err(refusal) => {
+                ticket.refused(&refusal);
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn connect(&self, ticket: &Ticket) -> Result<(TcpStream, Wire), Refusal> {
+        if !self.meter.attempt() {
+            return Err(Refusal::TooFast);
+        }
+        let Attempt { host, port, protocol, .. } = &ticket.attempt;
+        let listed = self.listed(host, *port)?;
+        if (*protocol == Protocol::Http) != (listed.wire == Wire::Http) {
+            let host = host.clone();
+            return Err(Refusal::OtherWire { host, port: *port, wire: listed.wire });
+        }
+        match timeout(DECISION, self.gate.decide(&ticket.attempt)).await {
+            Ok(Verdict::Allow) => {}
+            Ok(Verdict::Refuse(why)) => return Err(Refusal::Policy(why)),
+            Err(_) => return Err(Refusal::Policy("it was not decided in time".into())),
+        }
+        let mut last = None;
+        for address in self.addresses(host, listed).await?.into_iter().take(TRIED) {
+            let address = SocketAddr::new(address, *port);
+            *ticket.address.lock() = Some(address);
+            // To the address itself: nothing is looked up again.
+            match timeout(self.limits.handshake, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    // Small messages of two programs that wait for each other.
+                    let _ = stream.set_nodelay(true);
+                    return Ok((stream, listed.wire));
+                }
+                Ok(Err(error)) => {
+                    last = Some(Refusal::Unreachable(host.clone(), error.kind().to_string()))
+                }
+                Err(_) => last = Some(Refusal::Slow),
+            }
+        }
+        Err(last.unwrap_or_else(|| Refusal::Unresolved(host.clone())))
+    }
+
+    /// The addresses of a host that may be connected to.
+    async fn addresses(&self, host: &Host, listed: &Destination) -> Result<Vec<IpAddr>, Refusal> {
+        let name = match (listed.address, host) {
+            // The operator wrote it down.
+            (Some(address), _) => return Ok(vec![address]),
+            (None, Host::Address(address)) => return Ok(vec![*address]),
+            (None, Host::Name(name)) => name,
+        };
+        let found = match timeout(self.limits.handshake, self.resolver.addresses(name)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(_)) => Vec::new(),
+            Err(_) => return Err(Refusal::Slow),
+        };
+        if found.is_empty() {
+            return Err(Refusal::Unresolved(host.clone()));
+        }
+        let found = found.into_iter().map(|address| address.to_canonical());
+        let all: Vec<_> =
+            found.filter(|address| is_public(*address) && !is_own(*address)).collect();
+        if all.is_empty() {
+            return Err(Refusal::Private(host.clone()));
+        }
+        Ok(all)
+    }
+}
