@@ -1,1 +1,33 @@
-//! Artifacts of OCI registries, pulled by digest.
+//! Artifacts of OCI registries: pulled by digest, pushed, and kept.
+//!
+//! # Invariants
+//! - What is handed out as pulled has the digest that it was asked for by, taken here over those very
+//!   bytes, each time: what a registry, a host that it leads to, or whoever can write to the folder
+//!   where it is kept says of it counts for nothing.
+//! - Every answer is bounded in bytes, in silence and in time.
+//! - A login goes to the registry that it is for, or in TLS to the token service that this registry
+//!   names; to nobody whom a redirect leads to. No error, `Debug` or log holds one, nor words of a
+//!   registry, which could repeat it.
+//! - Nothing goes out without TLS but to this machine, or to a host that is named for that.
+//!
+//! This room knows nothing of what artifacts are for. `client.rs` is what can be asked, `transport.rs`
+//! how; `store.rs` keeps what came. Other clients read answers without a bound and follow redirects
+//! as they come, so the HTTP is our own here; the parts that are nobody's secret, what challenges say
+//! (`http-auth`) and where docker keeps logins (`docker_credential`), are not.
+
+mod client;
+mod digest;
+mod error;
+mod logins;
+mod manifest;
+mod reference;
+mod store;
+mod transport;
+
+pub use client::{Artifact, Client, Limits, Pulled, Settings};
+pub use digest::{Digest, IllegalDigest};
+pub use error::Error;
+pub use logins::Logins;
+pub use manifest::{Descriptor, EMPTY, Manifest};
+pub use reference::{IllegalReference, Reference};
+pub use store::Store;

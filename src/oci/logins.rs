@@ -1,0 +1,116 @@
+//! How registries are logged in to: by what `docker login` left.
+
+use std::{env, fmt, fs::File, io::Read as _, path::PathBuf, time::Duration};
+
+use docker_credential::{CredentialRetrievalError as Failure, DockerCredential};
+use tokio::sync::oneshot;
+use zeroize::Zeroizing;
+
+use super::{Error, Reference, error::Hidden};
+
+/// Bytes of a docker config.
+const CONFIG: u64 = 4 << 20;
+/// For a credential helper: it may ask a keyring, or a person.
+const HELPER: Duration = Duration::from_secs(30);
+
+/// Where logins are.
+#[derive(Debug, Clone, Default)]
+pub enum Logins {
+    /// `config.json` in `DOCKER_CONFIG`, else in `~/.docker`: its `auths`, `credsStore` and
+    /// `credHelpers`.
+    #[default]
+    Docker,
+    /// `config.json` in this folder.
+    DockerIn(PathBuf),
+    /// Nowhere: everybody's registries alone.
+    Nobody,
+}
+
+/// A login.
+#[derive(Clone)]
+pub(crate) enum Login {
+    Password {
+        user: String,
+        password: Zeroizing<String>,
+    },
+    /// What a registry's token service gives tokens for.
+    Identity(Zeroizing<String>),
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Login").field(&Hidden).finish()
+    }
+}
+
+impl Logins {
+    /// The login for a registry, if there is one.
+    pub(crate) async fn of(&self, reference: &Reference) -> Result<Option<Login>, Error> {
+        let folder = match self {
+            Self::Nobody => return Ok(None),
+            Self::DockerIn(folder) => folder.clone(),
+            Self::Docker => match folder() {
+                Some(folder) => folder,
+                None => return Ok(None),
+            },
+        };
+        let host = reference.host().to_owned();
+        let failed = |why: &str| Error::Login { host: host.clone(), why: why.to_owned() };
+        let (sender, receiver) = oneshot::channel();
+        let name = reference.login_name().to_owned();
+        // A helper is a program that may never end. A thread of the runtime would keep that from
+        // ending too.
+        std::thread::Builder::new()
+            .name("registry-login".into())
+            .spawn(move || drop(sender.send(find(&folder, &name))))
+            .map_err(|error| failed(&error.to_string()))?;
+        match tokio::time::timeout(HELPER, receiver).await {
+            Ok(Ok(found)) => found.map_err(|why| failed(&why)),
+            Ok(Err(_)) => Err(failed("the credential helper could not be asked")),
+            Err(_) => Err(failed("the credential helper does not answer")),
+        }
+    }
+}
+
+fn folder() -> Option<PathBuf> {
+    let given = env::var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    given.or_else(|| env::home_dir().map(|home| home.join(".docker")))
+}
+
+fn find(folder: &std::path::Path, name: &str) -> Result<Option<Login>, String> {
+    let path = folder.join("config.json");
+    let mut config = Zeroizing::new(Vec::new());
+    match File::open(&path).and_then(|file| file.take(CONFIG).read_to_end(&mut config)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("{}: {error}", path.display())),
+    }
+    match docker_credential::get_credential_from_reader(&config[..], name) {
+        Ok(DockerCredential::UsernamePassword(user, password)) => {
+            Ok(Some(Login::Password { user, password: password.into() }))
+        }
+        Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Login::Identity(token.into()))),
+        Err(Failure::NoCredentialConfigured | Failure::ConfigNotFound) => Ok(None),
+        // So helpers say that they have none; there is no other way in their protocol.
+        Err(Failure::HelperFailure { ref stdout, ref stderr, .. })
+            if [stdout, stderr].iter().any(|said| said.contains("credentials not found")) =>
+        {
+            Ok(None)
+        }
+        // What a helper prints can hold what it keeps.
+        Err(Failure::HelperFailure { helper, .. }) => Err(format!("`{helper}` fails")),
+        Err(Failure::HelperCommunicationError) => {
+            Err("the credential helper of `config.json` cannot be started".into())
+        }
+        Err(Failure::MalformedHelperResponse) => {
+            Err("the credential helper's answer is none".into())
+        }
+        Err(Failure::CredentialDecodingError) => {
+            Err(format!("`auth` in {} is not USER:PASSWORD in base64", path.display()))
+        }
+        Err(Failure::CredentialMismatchError) => {
+            Err(format!("`auth` and `username` in {} do not agree", path.display()))
+        }
+        Err(Failure::ConfigReadError) => Err(format!("{} is not a docker config", path.display())),
+    }
+}

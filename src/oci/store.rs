@@ -1,0 +1,143 @@
+//! What was pulled, kept by digest.
+
+use std::{
+    fs::{self, DirBuilder, File, Permissions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+
+use super::{Client, Descriptor, Digest, Error, Limits, Pulled, Reference, client::read};
+
+/// A folder of content, of which each file is named by its digest. What is read is held against its
+/// name each time: whoever can write there can take something away, but put nothing in its place.
+#[derive(Debug, Clone)]
+pub struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    /// The store in this folder, which is made when something is put there.
+    pub fn at(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The manifest that the reference is pinned to and its wanted blobs: from here, or, where
+    /// something is missing, from its registry and then kept here. The flag says whether a registry
+    /// was asked.
+    ///
+    /// # Errors
+    /// As [`Client::pull`]; where what is here was changed, or nothing can be kept here.
+    pub async fn pull(
+        &self,
+        client: &Client,
+        reference: &Reference,
+        limits: &Limits,
+        wanted: impl Fn(&Descriptor) -> bool,
+    ) -> Result<(Pulled, Vec<(Descriptor, Bytes)>, bool), Error> {
+        if let Some((pulled, blobs)) = self.find(reference, limits, &wanted)? {
+            return Ok((pulled, blobs, false));
+        }
+        let (pulled, blobs) = client.pull(reference, &wanted).await?;
+        // The manifest last: where it is, all that it needs is.
+        for (one, bytes) in &blobs {
+            self.put(one.digest, bytes)?;
+        }
+        self.put(pulled.digest, &pulled.bytes)?;
+        Ok((pulled, blobs, true))
+    }
+
+    /// The same of what is here alone; none where something is missing.
+    ///
+    /// # Errors
+    /// Where the reference is not pinned, or what is here was changed.
+    pub fn find(
+        &self,
+        reference: &Reference,
+        limits: &Limits,
+        wanted: impl Fn(&Descriptor) -> bool,
+    ) -> Result<Option<(Pulled, Vec<(Descriptor, Bytes)>)>, Error> {
+        let digest = reference.digest().ok_or_else(|| Error::Unpinned(reference.to_string()))?;
+        let Some(bytes) = self.get(digest, limits.manifest)? else { return Ok(None) };
+        let manifest = read(reference, digest, &bytes, limits)?;
+        let all = std::iter::once(&manifest.config).chain(&manifest.layers);
+        let mut blobs = Vec::new();
+        let mut left = limits.blobs;
+        for one in all.filter(|one| wanted(one)) {
+            let Some(bytes) = self.get(one.digest, one.size.min(left))? else { return Ok(None) };
+            left -= bytes.len() as u64;
+            blobs.push((one.clone(), bytes));
+        }
+        Ok(Some((Pulled { digest, bytes, manifest }, blobs)))
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        self.folder.join("sha256").join(digest.hex())
+    }
+
+    fn failed(&self, why: io::Error) -> Error {
+        Error::Store { folder: self.folder.display().to_string(), why }
+    }
+
+    fn get(&self, digest: Digest, most: u64) -> Result<Option<Bytes>, Error> {
+        let file = match File::open(self.path(digest)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failed(error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(most.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(|error| self.failed(error))?;
+        if bytes.len() as u64 > most || Digest::of(&bytes) != digest {
+            let folder = self.folder.display().to_string();
+            return Err(Error::Changed { digest, folder });
+        }
+        Ok(Some(bytes.into()))
+    }
+
+    fn put(&self, digest: Digest, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.path(digest);
+        let write = || {
+            let folder = path.parent().unwrap_or(&self.folder);
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+            let mut file = tempfile::Builder::new()
+                .prefix(".new-")
+                .permissions(Permissions::from_mode(0o600))
+                .tempfile_in(folder)?;
+            file.write_all(bytes)?;
+            file.as_file().sync_all()?;
+            file.persist(&path).map_err(|failed| failed.error)?;
+            fs::File::open(folder)?.sync_all()
+        };
+        write().map_err(|error| self.failed(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_private_and_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path().join("kept"));
+        let digest = Digest::of(b"content");
+        assert!(store.get(digest, 100).unwrap().is_none());
+        store.put(digest, b"content").unwrap();
+        assert_eq!(store.get(digest, 7).unwrap().unwrap(), b"content"[..]);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&store.path(digest)), 0o600);
+        assert_eq!(mode(store.folder()), 0o700);
+        assert!(matches!(store.get(digest, 6), Err(Error::Changed { .. })));
+        fs::write(store.path(digest), b"changed").unwrap();
+        assert!(matches!(store.get(digest, 100), Err(Error::Changed { .. })));
+    }
+}

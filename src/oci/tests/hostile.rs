@@ -1,0 +1,344 @@
+//! Against registries that mean no good.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::Request,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::stream;
+use portcullis_oci::{Client, Descriptor, Digest, Error, Limits, Logins, Reference, Settings};
+use serde_json::json;
+use tempfile::TempDir;
+
+const KIND: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// A server that answers by this, and what it was asked.
+struct Server {
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<(String, HeaderMap)>>>,
+}
+
+impl Server {
+    async fn start(
+        answer: impl Fn(&str, &HeaderMap) -> Response + Clone + Send + Sync + 'static,
+    ) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = asked.clone();
+        let app = axum::Router::new().fallback(move |request: Request| {
+            let path = request.uri().to_string();
+            let answered = answer(&path, request.headers());
+            log.lock().expect("the log").push((path, request.headers().clone()));
+            async move { answered }
+        });
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { address, asked }
+    }
+
+    fn reference(&self, digest: Digest) -> Reference {
+        format!("{}/acme/words:1@{digest}", self.address).parse().expect("a reference")
+    }
+
+    fn was_told(&self, header: header::HeaderName) -> bool {
+        self.asked.lock().expect("the log").iter().any(|(_, headers)| headers.contains_key(&header))
+    }
+}
+
+fn client() -> Client {
+    with(Logins::Nobody)
+}
+
+fn with(logins: Logins) -> Client {
+    let limits = Limits {
+        manifest: 64 << 10,
+        blobs: 64 << 10,
+        layers: 4,
+        idle: Duration::from_millis(500),
+        total: Duration::from_secs(2),
+    };
+    Client::new(Settings { logins, limits, ..Settings::default() }).expect("a client")
+}
+
+fn docker(server: &Server, password: &str) -> (TempDir, Client) {
+    let folder = support::docker_config(&server.address.to_string(), "tester", password);
+    let client = with(Logins::DockerIn(folder.path().to_owned()));
+    (folder, client)
+}
+
+fn manifest(layers: &[Descriptor]) -> Bytes {
+    let config = Descriptor::of("application/vnd.oci.empty.v1+json", b"{}");
+    json!({ "schemaVersion": 2, "mediaType": KIND, "config": config, "layers": layers })
+        .to_string()
+        .into()
+}
+
+fn moved(to: &str) -> Response {
+    (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to.to_owned())]).into_response()
+}
+
+fn challenge(words: &str) -> Response {
+    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, words.to_owned())]).into_response()
+}
+
+fn endless(chunk: Bytes, pause: Duration) -> Response {
+    let chunks = stream::unfold((), move |()| {
+        let chunk = chunk.clone();
+        async move {
+            tokio::time::sleep(pause).await;
+            Some((Ok::<_, std::io::Error>(chunk), ()))
+        }
+    });
+    Body::from_stream(chunks).into_response()
+}
+
+async fn refused(server: &Server, client: &Client, digest: Digest) -> Error {
+    client.pull(&server.reference(digest), |one| one.media_type == "text/plain").await.unwrap_err()
+}
+
+#[tokio::test]
+async fn bytes_of_another_digest() {
+    let server = Server::start(|_, _| manifest(&[]).into_response()).await;
+    let asked = Digest::of(b"another");
+    let error = refused(&server, &client(), asked).await;
+    assert!(
+        matches!(error, Error::Digest { what: "the manifest", expected, .. } if expected == asked),
+        "{error}"
+    );
+    // Whatever the header says.
+    let server = Server::start(move |_, _| {
+        ([("docker-content-digest", asked.to_string())], manifest(&[])).into_response()
+    })
+    .await;
+    let error = refused(&server, &client(), asked).await;
+    assert!(matches!(error, Error::Digest { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn more_than_there_should_be() {
+    // Said beforehand: a gigabyte. And not said.
+    let large = Server::start(|_, _| {
+        let body = endless(vec![b' '; 1 << 16].into(), Duration::ZERO).into_body();
+        ([(header::CONTENT_LENGTH, "1073741824")], body).into_response()
+    })
+    .await;
+    let silent = Server::start(|_, _| endless(vec![b' '; 1 << 16].into(), Duration::ZERO)).await;
+    for server in [&large, &silent] {
+        let error = refused(server, &client(), Digest::of(b"")).await;
+        assert!(matches!(error, Error::TooLarge { what: "the manifest", .. }), "{error}");
+    }
+
+    // A blob without end, where the manifest names a few bytes.
+    let text = manifest(&[Descriptor::of("text/plain", b"few")]);
+    let digest = Digest::of(&text);
+    let server = Server::start(move |path, _| match path.contains("/manifests/") {
+        true => text.clone().into_response(),
+        false => endless("more and more ".into(), Duration::ZERO),
+    })
+    .await;
+    let error = refused(&server, &client(), digest).await;
+    assert!(matches!(error, Error::TooLarge { what: "the blob", most: 3 }), "{error}");
+
+    // A manifest that names what is too much: nothing of it is asked for.
+    let mut huge = Descriptor::of("text/plain", b"");
+    huge.size = u64::MAX;
+    let few = Descriptor::of("text/plain", b"few");
+    for (layers, told) in
+        [(vec![huge.clone(), huge], "the artifact is larger"), (vec![few; 5], "it has 5 layers")]
+    {
+        let text = manifest(&layers);
+        let digest = Digest::of(&text);
+        let server = Server::start(move |_, _| text.clone().into_response()).await;
+        let error = refused(&server, &client(), digest).await;
+        assert!(error.to_string().contains(told), "{error}");
+        assert_eq!(server.asked.lock().unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn silence_and_slowness() {
+    let silent = Server::start(|_, _| endless(Bytes::new(), Duration::from_secs(3600))).await;
+    let slow = Server::start(|_, _| endless(" ".into(), Duration::from_millis(20))).await;
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let mute = Server { address: mute.local_addr().expect("an address"), asked: Arc::default() };
+    for (server, idle) in [(&silent, true), (&slow, false)] {
+        let error = refused(server, &client(), Digest::of(b"")).await;
+        let within = Duration::from_millis(if idle { 500 } else { 2000 });
+        assert!(matches!(error, Error::Late { within: told, .. } if told == within), "{error:?}");
+    }
+    let error = refused(&mute, &client(), Digest::of(b"")).await;
+    assert!(matches!(error, Error::Unreachable { .. } | Error::Late { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_list_in_the_place_of_an_artifact() {
+    let text = json!({ "schemaVersion": 2, "manifests": [] }).to_string();
+    let digest = Digest::of(text.as_bytes());
+    let server = Server::start(move |_, _| text.clone().into_response()).await;
+    let error = refused(&server, &client(), digest).await;
+    assert!(matches!(error, Error::Index(_)), "{error}");
+
+    for text in ["", "{}", "[]", "null", "<html>", "{\"layers\":[]}"] {
+        let server = Server::start(move |_, _| text.into_response()).await;
+        let error = refused(&server, &client(), Digest::of(text.as_bytes())).await;
+        assert!(matches!(error, Error::NoArtifact { .. }), "{text}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn led_astray() {
+    let digest = Digest::of(b"");
+    let around = Server::start(|path, _| moved(path)).await;
+    let error = refused(&around, &client(), digest).await;
+    assert!(error.to_string().contains("on and on"), "{error}");
+    assert_eq!(around.asked.lock().unwrap().len(), 6);
+
+    for (to, told) in [
+        ("http://example.invalid/x", "without TLS"),
+        ("file:///etc/passwd", "not HTTP"),
+        ("https://user:word@example.invalid/", "a login in it"),
+        ("http://", "where to"),
+    ] {
+        let server = Server::start(move |_, _| moved(to)).await;
+        let error = refused(&server, &client(), digest).await;
+        assert!(
+            matches!(error, Error::Astray { .. }) && error.to_string().contains(told),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn nobody_else_hears_a_login() {
+    let password = support::password();
+    // Where blobs are, which asks for a login of its own.
+    let text = manifest(&[Descriptor::of("text/plain", b"few")]);
+    let digest = Digest::of(&text);
+    let elsewhere = Server::start(|_, _| challenge("Basic realm=\"give it to me\"")).await;
+    let there = elsewhere.address;
+    let server = Server::start(move |path, headers| {
+        match (headers.contains_key(header::AUTHORIZATION), path.contains("/manifests/")) {
+            (false, _) => challenge("Basic realm=\"registry\""),
+            (true, true) => text.clone().into_response(),
+            (true, false) => moved(&format!("http://{there}/blob?token=signed")),
+        }
+    })
+    .await;
+    let (_folder, client) = docker(&server, &password);
+    let error = refused(&server, &client, digest).await;
+    assert!(matches!(error, Error::Denied { with_login: false, .. }), "{error}");
+    assert!(server.was_told(header::AUTHORIZATION) && !elsewhere.was_told(header::AUTHORIZATION));
+    assert!(!format!("{error:?}").contains("signed"), "{error:?}");
+
+    // Where nothing is asked, nothing is said either.
+    let few = "few";
+    let elsewhere = Server::start(move |_, _| few.into_response()).await;
+    let there = elsewhere.address;
+    let text = manifest(&[Descriptor::of("text/plain", b"few")]);
+    let server = Server::start(move |path, headers| {
+        match (headers.contains_key(header::AUTHORIZATION), path.contains("/manifests/")) {
+            (false, _) => challenge("Basic realm=\"registry\""),
+            (true, true) => text.clone().into_response(),
+            (true, false) => moved(&format!("http://{there}/blob")),
+        }
+    })
+    .await;
+    let (_folder, client) = docker(&server, &password);
+    let pinned = server.reference(digest);
+    let (_, blobs) = client.pull(&pinned, |one| one.media_type == "text/plain").await.expect("had");
+    assert_eq!(blobs[0].1, few);
+    assert!(!elsewhere.was_told(header::AUTHORIZATION));
+}
+
+#[tokio::test]
+async fn a_login_goes_to_the_token_service_and_never_in_the_clear() {
+    let password = support::password();
+    let text = manifest(&[]);
+    let digest = Digest::of(&text);
+    let service = Server::start(|_, _| {
+        let token = ["to", "ken"].concat();
+        json!({ "token": token }).to_string().into_response()
+    })
+    .await;
+    let realm = service.address;
+    let server = Server::start(move |_, headers| match headers.get(header::AUTHORIZATION) {
+        None => challenge(&format!(
+            "Bearer realm=\"http://{realm}/token\",service=\"here\",scope=\"repository:other:*\""
+        )),
+        Some(token) if token == &["Bearer to", "ken"].concat() => text.clone().into_response(),
+        Some(_) => StatusCode::FORBIDDEN.into_response(),
+    })
+    .await;
+    let (_folder, client) = docker(&server, &password);
+    let pinned = server.reference(digest);
+    client.manifest(&pinned).await.expect("had");
+    // With a token that it has, it does not ask for one again.
+    client.manifest(&pinned).await.expect("had");
+    let asked = service.asked.lock().unwrap();
+    assert_eq!(asked.len(), 1);
+    let (path, headers) = &asked[0];
+    assert_eq!(path, "/token?scope=repository%3Aacme%2Fwords%3Apull&service=here");
+    assert!(headers.contains_key(header::AUTHORIZATION));
+
+    let server = Server::start(|_, _| {
+        challenge("Bearer realm=\"http://example.invalid/token\",service=\"here\"")
+    })
+    .await;
+    let (_folder, client) = docker(&server, &password);
+    let error = client.manifest(&server.reference(digest)).await.unwrap_err();
+    assert!(matches!(error, Error::Astray { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn what_a_registry_repeats_is_not_told() {
+    let password = support::password();
+    let server = Server::start(|_, headers| match headers.get(header::AUTHORIZATION) {
+        None => challenge("Basic realm=\"registry\""),
+        Some(login) => {
+            let login = login.to_str().expect("text");
+            let body = json!({ "errors": [{ "code": login, "message": login, "detail": login }] });
+            (StatusCode::INTERNAL_SERVER_ERROR, body.to_string()).into_response()
+        }
+    })
+    .await;
+    let (_folder, client) = docker(&server, &password);
+    let error = client.manifest(&server.reference(Digest::of(b""))).await.unwrap_err();
+    assert!(matches!(error, Error::Failed { status: 500, code: None, .. }), "{error}");
+    let seen = server.asked.lock().unwrap();
+    let login = seen.last().and_then(|(_, headers)| headers.get(header::AUTHORIZATION).cloned());
+    let login = login.expect("it was told").to_str().expect("text").to_owned();
+    let told = format!("{error} {error:?} {}", error.help());
+    assert!(!told.contains(&login) && !told.contains(&password), "{told}");
+}
+
+#[tokio::test]
+async fn answers_that_are_none() {
+    let known: BTreeMap<u16, &str> = BTreeMap::from([
+        (404, "not in the registry"),
+        (403, "does not let you read this"),
+        (429, "answers 429 (TOOMANYREQUESTS)"),
+        (503, "answers 503"),
+        (201, "answers 201"),
+    ]);
+    for (status, told) in known {
+        let body = json!({ "errors": [{ "code": "TOOMANYREQUESTS", "message": "slow down" }] });
+        let body = if status == 429 { body.to_string() } else { String::new() };
+        let status = StatusCode::from_u16(status).expect("a status");
+        let server = Server::start(move |_, _| (status, body.clone()).into_response()).await;
+        let error = client().manifest(&server.reference(Digest::of(b""))).await.unwrap_err();
+        assert!(error.to_string().contains(told), "{error}");
+    }
+    let bare = Server::start(|_, _| StatusCode::UNAUTHORIZED.into_response()).await;
+    let error = client().manifest(&bare.reference(Digest::of(b""))).await.unwrap_err();
+    assert!(matches!(error, Error::Protocol { .. }), "{error}");
+}
