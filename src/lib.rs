@@ -59,6 +59,9 @@ pub mod sandbox;
 // The secrets that it is handed.
 pub use portcullis_vault as vault;
 
+// What others wrote of servers.
+pub use portcullis_catalog as catalog;
+
 // What clients keep for us.
 pub mod seal;
 

@@ -1,0 +1,222 @@
+//! `docker run …` as a client's command: an image, and what it is run with.
+
+use crate::{
+    draft::Draft,
+    mount,
+    object::Said,
+    report::{Report, brief},
+    server::{Image, Run},
+};
+
+/// Options with a value, and what becomes of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    Env,
+    EnvFile,
+    Volume,
+    Mount,
+    User,
+    Network,
+    Entrypoint,
+    /// It is meant to weaken what a container is held to.
+    Weakens,
+    /// It is the profile's, or says how an engine shows the container.
+    Ours,
+}
+
+fn valued(option: &str) -> Option<Meaning> {
+    Some(match option {
+        "-e" | "--env" => Meaning::Env,
+        "--env-file" => Meaning::EnvFile,
+        "-v" | "--volume" => Meaning::Volume,
+        "--mount" => Meaning::Mount,
+        "-u" | "--user" => Meaning::User,
+        "--network" | "--net" => Meaning::Network,
+        "--entrypoint" => Meaning::Entrypoint,
+        "--cap-add"
+        | "--security-opt"
+        | "--device"
+        | "--pid"
+        | "--ipc"
+        | "--userns"
+        | "--uts"
+        | "--cgroupns"
+        | "--volumes-from"
+        | "--add-host"
+        | "--dns"
+        | "--group-add"
+        | "--gpus"
+        | "-p"
+        | "--publish"
+        | "--device-cgroup-rule"
+        | "--sysctl"
+        | "--link" => Meaning::Weakens,
+        "--name" | "-l" | "--label" | "--pull" | "--platform" | "-w" | "--workdir" | "-m"
+        | "--memory" | "--cpus" | "--pids-limit" | "--tmpfs" | "--cap-drop" | "--restart"
+        | "--log-driver" | "--log-opt" | "--hostname" | "-h" | "--memory-swap" | "--shm-size"
+        | "--ulimit" | "--stop-timeout" | "--runtime" | "--cidfile" => Meaning::Ours,
+        _ => return None,
+    })
+}
+
+/// Reads what stands behind `docker`.
+pub(crate) fn run(
+    draft: &mut Draft<'_>,
+    arguments: &[Said<'_>],
+    report: &mut Report,
+) -> Option<Run> {
+    let mut rest = arguments.iter().copied().peekable();
+    let first = rest.next();
+    let verb = match first.map(|said| said.text) {
+        Some("container") => rest.next(),
+        _ => first,
+    };
+    match verb.map(|said| said.text) {
+        Some("run") => {}
+        Some("mcp") => {
+            report.problem(
+                draft.place,
+                "it starts another gateway with servers of its own: import its catalog or its profile",
+            );
+            return None;
+        }
+        Some(other) => {
+            let text = format!("`docker {}` cannot be taken over: only `docker run`", brief(other));
+            report.problem(draft.place, text);
+            return None;
+        }
+        None => {
+            report.problem(draft.place, "it runs no image");
+            return None;
+        }
+    }
+    let image = loop {
+        let Some(said) = rest.next() else {
+            report.problem(draft.place, "it runs no image");
+            return None;
+        };
+        if !said.text.starts_with('-') || said.text == "-" {
+            break said;
+        }
+        if said.text == "--" {
+            match rest.next() {
+                Some(image) => break image,
+                None => continue,
+            }
+        }
+        let (name, inline) = match said.text.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            // `-eNAME=VALUE`
+            None if said.text.len() > 2
+                && !said.text.starts_with("--")
+                && valued(&said.text[..2]).is_some() =>
+            {
+                (&said.text[..2], Some(&said.text[2..]))
+            }
+            None => (said.text, None),
+        };
+        let Some(option) = valued(name) else {
+            flag(name, said, report);
+            continue;
+        };
+        let value = match inline {
+            Some(text) => Some(Said { place: said.place, text }),
+            None => rest.next(),
+        };
+        let Some(value) = value else {
+            report.problem(said.place, format!("`{}` has no value", brief(name)));
+            return None;
+        };
+        take(draft, option, name, value, report);
+    };
+    let place = image.place;
+    let image: Image = image
+        .text
+        .parse()
+        .map_err(|error: crate::image::NoImage| report.problem(place, error.to_string()))
+        .ok()?;
+    let arguments: Vec<String> = rest.map(|said| said.text.to_owned()).collect();
+    draft.arguments_hold_no_secret(&arguments, place, report);
+    Some(Run::Image { image, arguments })
+}
+
+fn flag(name: &str, said: Said<'_>, report: &mut Report) {
+    let short =
+        name.len() > 1 && !name.starts_with("--") && name[1..].chars().all(|c| "itdP".contains(c));
+    match name {
+        "--privileged" | "--publish-all" | "--oom-kill-disable" => {
+            report.left_out(
+                said.place,
+                format!("`{name}` is not taken over: who needs it has the machine"),
+            );
+        }
+        "--rm" | "--init" | "--interactive" | "--tty" | "--read-only" | "--quiet" | "-q"
+        | "--no-healthcheck" | "--detach" | "--sig-proxy" => {}
+        _ if short => {}
+        _ => report
+            .problem(said.place, format!("`{}` of `docker run` is not known here", brief(name))),
+    }
+}
+
+fn take(draft: &mut Draft<'_>, option: Meaning, name: &str, value: Said<'_>, report: &mut Report) {
+    let Said { place, text } = value;
+    match option {
+        Meaning::Env => match text.split_once('=') {
+            Some((_, value)) if value.contains("${") => {
+                report.problem(place, "something is to be put into this variable: write it out");
+            }
+            Some((variable, value)) => {
+                draft.variable(Said { place, text: variable }, value, false, report)
+            }
+            // Handed on from the client's environment, where `env` of the entry has put it.
+            None if draft.has_variable(text) => {}
+            None => draft.secret(value, None, report),
+        },
+        Meaning::EnvFile => report.needed(
+            place,
+            "variables of a file are not read: name those that the server needs in `secrets`",
+        ),
+        Meaning::Volume => match mount::read(text) {
+            Ok(mount) => draft.mount(mount, place, report),
+            Err(error) => report.left_out(place, format!("`{}`: {error}", brief(text))),
+        },
+        Meaning::Mount => bind(draft, value, report),
+        Meaning::User => draft.user(text, place, report),
+        Meaning::Network if text == "none" => draft.network = Some(false),
+        Meaning::Network => {
+            report.left_out(
+                place,
+                format!("the network `{}`: here it reaches the hosts in `egress`", brief(text)),
+            );
+        }
+        Meaning::Entrypoint => {
+            report.problem(place, "another entry point cannot be had: build an image that has it");
+        }
+        Meaning::Weakens => {
+            report.left_out(place, format!("`{name} {}` is not taken over", brief(text)));
+        }
+        Meaning::Ours => {}
+    }
+}
+
+/// `type=bind,src=…,dst=…[,readonly]`
+fn bind(draft: &mut Draft<'_>, value: Said<'_>, report: &mut Report) {
+    let (mut kind, mut source, mut target, mut writable) = ("volume", "", "", false);
+    for part in value.text.split(',') {
+        match part.split_once('=').unwrap_or((part, "true")) {
+            ("type", text) => kind = text,
+            ("src" | "source", text) => source = text,
+            ("dst" | "target" | "destination", text) => target = text,
+            ("readonly" | "ro", text) => writable = !matches!(text, "true" | "1"),
+            _ => {}
+        }
+    }
+    if kind == "tmpfs" {
+        return;
+    }
+    match mount::of(source, target, writable) {
+        Ok(mount) if kind == "bind" => draft.mount(mount, value.place, report),
+        Ok(_) => report.left_out(value.place, format!("a mount of the kind `{}`", brief(kind))),
+        Err(error) => report.left_out(value.place, format!("`{}`: {error}", brief(value.text))),
+    }
+}

@@ -1,0 +1,373 @@
+//! One server of a client's file.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::docker;
+use crate::{
+    draft::{Draft, Naming},
+    name::as_variable,
+    node::Node,
+    object::{Object, Said},
+    options::Options,
+    packages,
+    report::{Place, Report, brief},
+    server::{Run, Secret, Server, Transport},
+};
+
+/// What a server's entry is read with.
+pub(super) struct Context<'a> {
+    pub options: &'a Options,
+    /// Variables that have different values for different servers.
+    pub shared: &'a BTreeSet<String>,
+    /// What VS Code asks for.
+    pub inputs: &'a BTreeMap<String, String>,
+}
+
+pub(super) fn read(
+    name: &str,
+    node: &Node,
+    context: &Context<'_>,
+    report: &mut Report,
+) -> Option<Server> {
+    let mut entry = Object::of(node, "a server", report)?;
+    let place = entry.place;
+    let mut draft = Draft::of(name, context.options, report, place)?;
+    draft.naming = Naming::Plain;
+    draft.description = entry.text("description", report).map(|said| said.text.to_owned());
+    // What a client does with a server; the way to it is what counts here.
+    entry.describing(&[
+        "name",
+        "timeout",
+        "trust",
+        "alwaysAllow",
+        "autoApprove",
+        "gallery",
+        "version",
+        "source",
+        "settings",
+        "dev",
+        "display_name",
+        "bundled",
+        "available_tools",
+        "startup_timeout_sec",
+        "tool_timeout_sec",
+        "startup_timeout_ms",
+        "watchPaths",
+        "disabledTools",
+        "excludeTools",
+        "disabled_tools",
+        "connectionTimeout",
+        "scope",
+        "required",
+        "metadata",
+        "initTimeout",
+    ]);
+    for off in [("disabled", true), ("enabled", false), ("isActive", false)] {
+        if entry.flag(off.0, report) == Some(off.1) {
+            report.problem(place, format!("it is switched off here (`{}`)", off.0));
+        }
+    }
+    for key in ["includeTools", "enabled_tools"] {
+        for tool in entry.texts(key, report) {
+            draft.only.get_or_insert_default().push(tool.text.to_owned());
+        }
+    }
+    let (program, arguments) = command(&mut entry, report);
+    environment(&mut draft, &mut entry, context, report);
+    for key in ["cwd", "workingDirectory"] {
+        if let Some(folder) = entry.text(key, report) {
+            report.left_out(
+                folder.place,
+                "it starts in a folder of its own, and not in the one named here",
+            );
+        }
+    }
+    for key in ["envFile", "env_file"] {
+        if let Some(file) = entry.text(key, report) {
+            report.needed(
+                file.place,
+                "variables of a file are not read: name those that the server needs in `secrets`",
+            );
+        }
+    }
+    let kind = entry.text("type", report).or(entry.text("transport", report));
+    let urls = ["url", "serverUrl", "httpUrl", "uri"].map(|key| (key, entry.text(key, report)));
+    let url = urls.iter().find_map(|(key, url)| Some((*key, (*url)?)));
+    let mut headers = BTreeMap::new();
+    for key in ["headers", "http_headers", "requestOptions"] {
+        for (name, value) in entry.pairs(key, report) {
+            headers.insert(name.text.to_string(), header(&draft, &name.text, value, report));
+        }
+    }
+    for (name, variable) in entry.pairs("env_http_headers", report) {
+        let from = format!("env:{}", variable.text);
+        headers.insert(name.text.to_string(), Secret { from, about: None });
+    }
+    if let Some(variable) = entry.text("bearer_token_env_var", report) {
+        let from = draft.reference(&format!("{}_AUTHORIZATION", as_variable(variable.text)));
+        report.needed(variable.place, format!("`{from}` holds `Bearer ` and the token"));
+        headers.insert("Authorization".to_owned(), Secret { from, about: None });
+    }
+    if let Some(oauth) = entry.get("oauth").or(entry.get("auth")).or(entry.get("headersHelper")) {
+        report.needed(oauth.place, "a token is not fetched for you: send one in a header");
+    }
+    entry.rest(report);
+
+    let run = match (program, url) {
+        (Some(program), None) => local(&mut draft, program, arguments, place, context, report),
+        (None, Some((key, url))) => {
+            let transport = transport(key, kind, report)?;
+            draft.url(url, report).map(|url| Run::Remote { url, transport, headers })
+        }
+        (Some(_), Some((_, url))) => {
+            report.problem(url.place, "it has both a command and a URL");
+            None
+        }
+        (None, None) => {
+            report.problem(place, "it has neither a command nor a URL");
+            None
+        }
+    }?;
+    draft.finish(run, report)
+}
+
+/// `command` and `args`; a list; a table with `path`; `cmd`.
+fn command<'a>(entry: &mut Object<'a>, report: &mut Report) -> (Option<Said<'a>>, Vec<Said<'a>>) {
+    let mut all = Vec::new();
+    for key in ["command", "cmd"] {
+        let Some(node) = entry.get(key) else { continue };
+        if let Some(items) = node.items() {
+            let texts = items
+                .iter()
+                .filter_map(|item| Some(Said { place: item.place, text: item.scalar()? }));
+            all.extend(texts);
+        } else if let Some(mut inner) =
+            node.entries().and_then(|_| Object::of(node, "a command", report))
+        {
+            all.extend(inner.text("path", report));
+            all.extend(inner.texts("args", report));
+            if let Some(env) = inner.get("env") {
+                report.problem(env.place, "variables stand beside the command, in `env`");
+            }
+            inner.rest(report);
+        } else if let Some(text) = node.scalar() {
+            all.push(Said { place: node.place, text });
+        }
+    }
+    all.extend(entry.texts("args", report));
+    let mut all = all.into_iter();
+    let program = all.next();
+    if let Some(program) = program
+        && program.text.contains(char::is_whitespace)
+        && !program.text.starts_with('/')
+    {
+        report.problem(
+            program.place,
+            "the program and its arguments stand in one text: write them apart",
+        );
+    }
+    (program, all.collect())
+}
+
+fn environment(
+    draft: &mut Draft<'_>,
+    entry: &mut Object<'_>,
+    context: &Context<'_>,
+    report: &mut Report,
+) {
+    for key in ["env", "environment", "envs"] {
+        for (name, value) in entry.pairs(key, report) {
+            let said = Said { place: name.place, text: &name.text };
+            match variable(value.text) {
+                // A reference in the client's own words.
+                Some(Reference::Variable(of)) => {
+                    let from = draft.reference(of);
+                    draft.secret_from(said, from, None, report);
+                }
+                Some(Reference::Input(id)) => {
+                    let about = context.inputs.get(id).cloned();
+                    draft.secret(said, about, report);
+                    report.needed(
+                        value.place,
+                        format!("`{}` is not asked for: export it", brief(&name.text)),
+                    );
+                }
+                None if value.text.contains("${") => report.problem(
+                    value.place,
+                    format!(
+                        "something is to be put into `{}`: write it out, or as a secret as a whole",
+                        brief(&name.text)
+                    ),
+                ),
+                None => {
+                    if context.shared.contains(&*name.text) {
+                        draft.naming = Naming::Own;
+                    }
+                    draft.variable(said, value.text, false, report);
+                    draft.naming = Naming::Plain;
+                }
+            }
+        }
+    }
+    for name in entry.texts("env_keys", report).into_iter().chain(entry.texts("env_vars", report)) {
+        draft.secret(name, None, report);
+    }
+}
+
+enum Reference<'a> {
+    Variable(&'a str),
+    Input(&'a str),
+}
+
+/// `${NAME}`, `${env:NAME}`, `${NAME:-default}` and `${input:ID}`, where they are all of the value.
+fn variable(text: &str) -> Option<Reference<'_>> {
+    let inner = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')).or_else(|| {
+        let name = text.strip_prefix("{env:")?.strip_suffix('}')?;
+        Some(name)
+    })?;
+    if let Some(id) = inner.strip_prefix("input:") {
+        return Some(Reference::Input(id));
+    }
+    let name = inner.strip_prefix("env:").unwrap_or(inner);
+    let name = name.split_once(":-").map_or(name, |(name, _)| name);
+    crate::name::is_variable(name).then_some(Reference::Variable(name))
+}
+
+fn header(draft: &Draft<'_>, name: &str, value: Said<'_>, report: &mut Report) -> Secret {
+    match variable(value.text) {
+        Some(Reference::Variable(of)) => Secret { from: draft.reference(of), about: None },
+        _ => draft.header(&format!("{}-{name}", draft.name), value, report),
+    }
+}
+
+fn transport(key: &str, kind: Option<Said<'_>>, report: &mut Report) -> Option<Transport> {
+    let Some(kind) = kind else {
+        return Some(if key == "httpUrl" { Transport::StreamableHttp } else { Transport::Auto });
+    };
+    match kind.text {
+        "http" | "remote" => Some(Transport::Auto),
+        "streamable-http" | "streamableHttp" | "streamable_http" => Some(Transport::StreamableHttp),
+        "sse" => Some(Transport::Sse),
+        other => {
+            report.problem(kind.place, format!("`{}` is no transport to a URL", brief(other)));
+            None
+        }
+    }
+}
+
+fn local(
+    draft: &mut Draft<'_>,
+    program: Said<'_>,
+    arguments: Vec<Said<'_>>,
+    place: Place,
+    context: &Context<'_>,
+    report: &mut Report,
+) -> Option<Run> {
+    let mut arguments = arguments;
+    let mut program = program;
+    // Windows needs a shell to find scripts.
+    if matches!(program.text, "cmd" | "cmd.exe")
+        && arguments.len() > 1
+        && arguments[0].text.eq_ignore_ascii_case("/c")
+    {
+        program = arguments[1];
+        arguments.drain(..2);
+    }
+    let base = program.text.rsplit(['/', '\\']).next().unwrap_or(program.text);
+    let base = base.trim_end_matches(".cmd").trim_end_matches(".exe");
+    if matches!(
+        base,
+        "sh" | "bash"
+            | "zsh"
+            | "cmd"
+            | "powershell"
+            | "pwsh"
+            | "wsl"
+            | "osascript"
+            | "sudo"
+            | "env"
+    ) {
+        report.problem(
+            program.place,
+            format!("`{base}` runs what stands behind it, whatever that is: name the program and its arguments"),
+        );
+        return None;
+    }
+    if base == "npx" && arguments.iter().any(|said| is_bridge(said.text)) {
+        return bridged(draft, &arguments, report);
+    }
+    written_out(&arguments, report);
+    if matches!(base, "docker" | "podman" | "nerdctl") {
+        return docker::run(draft, &arguments, report);
+    }
+    let plain: Vec<String> = arguments.iter().map(|said| said.text.to_owned()).collect();
+    if let Some(fetcher) = packages::of(base, &plain) {
+        draft.arguments_hold_no_secret(&plain, place, report);
+        return packages::run(draft, fetcher, plain, context.options.packages, place, report);
+    }
+    draft.arguments_hold_no_secret(&plain, place, report);
+    report.needed(
+        place,
+        "in the sandbox the program sees its own files and what is in `mounts`, and reaches no host: add what it needs",
+    );
+    Some(Run::Command { program: program.text.to_owned(), arguments: plain })
+}
+
+/// Nothing is put into arguments by us.
+fn written_out(arguments: &[Said<'_>], report: &mut Report) {
+    for said in arguments {
+        if said.text.contains("${") || said.text.starts_with("{env:") {
+            report.problem(
+                said.place,
+                "something is to be put into this argument: write it out; a secret has no place in arguments",
+            );
+        }
+    }
+}
+
+fn is_bridge(argument: &str) -> bool {
+    argument == "mcp-remote" || argument.starts_with("mcp-remote@")
+}
+
+/// `mcp-remote URL --header NAME:VALUE` is a bridge to a server elsewhere, which the proxy reaches
+/// by itself.
+fn bridged(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) -> Option<Run> {
+    let mut rest = arguments.iter().skip_while(|said| !is_bridge(said.text)).skip(1);
+    let mut url = None;
+    let mut headers = BTreeMap::new();
+    let mut transport = Transport::Auto;
+    while let Some(said) = rest.next() {
+        match said.text {
+            "--header" => {
+                let Some(value) = rest.next() else { break };
+                let (name, text) = value.text.split_once(':').unwrap_or((value.text, ""));
+                let text = Said { place: value.place, text: text.trim() };
+                headers.insert(name.trim().to_owned(), header(draft, name.trim(), text, report));
+            }
+            "--transport" => {
+                transport = match rest.next().map(|said| said.text) {
+                    Some("sse-only") => Transport::Sse,
+                    Some("http-only") => Transport::StreamableHttp,
+                    _ => Transport::Auto,
+                }
+            }
+            option if option.starts_with('-') => {
+                report.left_out(
+                    said.place,
+                    format!("`{}` of mcp-remote has no effect", brief(option)),
+                );
+            }
+            _ if url.is_none() => url = Some(*said),
+            _ => report.left_out(
+                said.place,
+                format!("`{}` of mcp-remote has no effect", brief(said.text)),
+            ),
+        }
+    }
+    let Some(url) = url else {
+        report.problem(draft.place, "`mcp-remote` has no URL");
+        return None;
+    };
+    // Secrets of headers may have stood in variables.
+    draft.url(url, report).map(|url| Run::Remote { url, transport, headers })
+}

@@ -1,0 +1,125 @@
+//! `mcpServers` and its like: how desktop clients and editors write servers down.
+//!
+//! Known are the forms of Claude Desktop and Claude Code, Cursor, VS Code, Zed, Windsurf, Cline, Roo,
+//! Gemini CLI, Amazon Q, Kiro, LM Studio, OpenCode, Goose, Continue and Codex.
+
+mod docker;
+mod entry;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    Entry, Found,
+    docker::one,
+    node::{Key, Node, What},
+    options::Options,
+    plain::is_plain,
+    report::{Problem, Report},
+    values::Values,
+};
+
+pub(crate) use docker::run as docker_run;
+
+/// Keys under which clients keep servers, and whose they are.
+const ROOMS: &[(&[&str], &str)] = &[
+    (&["mcpServers"], "mcpServers"),
+    (&["mcp", "servers"], "VS Code settings"),
+    (&["servers"], "VS Code"),
+    (&["context_servers"], "Zed"),
+    (&["mcp_servers"], "Codex"),
+    (&["mcp"], "OpenCode"),
+    (&["extensions"], "Goose"),
+];
+
+/// The servers of a client's file.
+fn room(node: &Node) -> Option<(&Node, &'static str)> {
+    ROOMS.iter().find_map(|(path, whose)| {
+        let found = path.iter().try_fold(node, |node, key| node.get(key))?;
+        let servers = match &found.what {
+            What::Map(entries) => entries.iter().all(|(_, node)| node.entries().is_some()),
+            What::List(items) => items.iter().all(|item| item.get("name").is_some()),
+            _ => false,
+        };
+        servers.then_some((found, *whose))
+    })
+}
+
+/// Whether it is a client's file.
+pub(crate) fn is_file(node: &Node) -> bool {
+    room(node).is_some()
+}
+
+/// Reads a client's file.
+pub(crate) fn file(node: &Node, options: &Options) -> Result<Found, Problem> {
+    let Some((servers, whose)) = room(node) else {
+        return Err(Problem::at(node.place, "there are no servers in this file"));
+    };
+    let mut report = Report::default();
+    if let Some((key, _)) =
+        node.entries().into_iter().flatten().find(|(key, _)| &*key.text == "projects")
+    {
+        report.left_out(
+            key.place,
+            "servers of single projects are not read: import the project's own file",
+        );
+    }
+    let mut named: Vec<(&str, &Node)> = Vec::new();
+    match &servers.what {
+        What::Map(entries) => {
+            named.extend(entries.iter().map(|(key, node): &(Key, Node)| (&*key.text, node)));
+        }
+        What::List(items) => {
+            for item in items {
+                let name = item.get("name").and_then(Node::text).unwrap_or("");
+                named.push((name, item));
+            }
+        }
+        _ => {}
+    }
+    if named.len() > 1_000 {
+        return Err(Problem::at(servers.place, "more than 1000 servers in one file"));
+    }
+    let shared = shared(&named);
+    let inputs = inputs(node);
+    let servers: Vec<Entry> = named
+        .into_iter()
+        .map(|(name, node)| {
+            let context = entry::Context { options, shared: &shared, inputs: &inputs };
+            one(name, node, |report| entry::read(name, node, &context, report))
+        })
+        .collect();
+    Ok(Found { format: whose, title: None, servers, notes: report.notes, values: Values::new() })
+}
+
+/// Variables that hold different secrets for different servers: one variable of the proxy cannot
+/// stand for both.
+fn shared(servers: &[(&str, &Node)]) -> BTreeSet<String> {
+    let mut values: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (_, server) in servers {
+        for room in ["env", "environment", "envs"] {
+            for (key, node) in server.get(room).and_then(Node::entries).unwrap_or_default() {
+                if let Some(value) = node.scalar()
+                    && !is_plain(&key.text, value)
+                {
+                    values.entry(&key.text).or_default().insert(value);
+                }
+            }
+        }
+    }
+    let different = values.into_iter().filter(|(_, values)| values.len() > 1);
+    different.map(|(name, _)| name.to_owned()).collect()
+}
+
+/// What VS Code asks the person for, by id.
+fn inputs(node: &Node) -> BTreeMap<String, String> {
+    let own = node.get("inputs").or_else(|| node.get("mcp")?.get("inputs"));
+    let inputs = own.and_then(Node::items).unwrap_or_default();
+    inputs
+        .iter()
+        .filter_map(|input| {
+            let id = input.get("id").and_then(Node::text)?;
+            let about = input.get("description").and_then(Node::text).unwrap_or(id);
+            Some((id.to_owned(), about.to_owned()))
+        })
+        .collect()
+}

@@ -1,0 +1,404 @@
+//! One server of Docker's catalogs.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::{
+    draft::Draft,
+    mount::{self, NoMount},
+    node::Node,
+    object::{Object, Said},
+    options::Options,
+    plain::endpoint,
+    report::{Place, Report, brief},
+    server::{Image, Run, Secret, Server, Tool, Transport},
+    template::{Into, fill, is_template},
+    values::settle,
+};
+
+/// Reads an entry of a catalog. `key` is its name there, where the entry has none of its own.
+pub(super) fn read(
+    key: Option<Said<'_>>,
+    node: &Node,
+    options: &Options,
+    report: &mut Report,
+) -> Option<Server> {
+    let mut entry = Object::of(node, "a server", report)?;
+    let place = entry.place;
+    let own = entry.text("name", report);
+    let named = match (key, own) {
+        (Some(key), Some(own)) if key.text != own.text => {
+            let text = format!(
+                "it is `{}` to the catalog and `{}` to itself",
+                brief(key.text),
+                brief(own.text)
+            );
+            report.problem(own.place, text);
+            key
+        }
+        (Some(named), _) | (None, Some(named)) => named,
+        (None, None) => {
+            report.problem(place, "the server has no `name`");
+            return None;
+        }
+    };
+    let mut draft = Draft::of(named.text, options, report, named.place)?;
+    entry.describing(&[
+        "icon",
+        "readme",
+        "metadata",
+        "dateAdded",
+        "upstream",
+        "source",
+        "readmeUrl",
+        "toolsUrl",
+        "ref",
+        "meta",
+        "about",
+        "dynamic",
+        "requirement",
+    ]);
+    draft.title = entry.text("title", report).map(|said| said.text.to_owned());
+    draft.description = entry.text("description", report).map(|said| said.text.to_owned());
+    policy(&mut entry, report);
+
+    let schemas = entry.list("config", report);
+    let values = settle(schemas, &options.values, named.text, report);
+    let reader = Reader { values: &values };
+
+    let kind = entry.text("type", report);
+    let image = entry.text("image", report);
+    let sse = entry.text("sseEndpoint", report);
+    let remote = entry.map("remote", report);
+    let command = entry.texts("command", report);
+    let volumes = entry.texts("volumes", report);
+    let user = entry.text("user", report);
+    secrets(&mut draft, &mut entry, report);
+    let tokens = oauth(&mut draft, &mut entry, report);
+    environment(&mut draft, &mut entry, &reader, report);
+    egress(&mut draft, &mut entry, kind.map_or(place, |kind| kind.place), report);
+    tools(&mut draft, &mut entry, report);
+    if entry.flag("longLived", report) == Some(true) {
+        draft.stays = true;
+    }
+    for host in entry.texts("extraHosts", report) {
+        report.left_out(host.place, "names of hosts that the catalog makes up are not taken");
+    }
+    if let Some(prefix) = entry.text("prefix", report) {
+        report
+            .left_out(prefix.place, "what stands before names of tools is yours to say: `prefix`");
+    }
+    entry.rest(report);
+
+    let run = match kind.map(|kind| kind.text) {
+        Some("server") | None if image.is_some() => {
+            container(&mut draft, &Given { image, command, volumes, user }, &reader, report)
+        }
+        Some("remote") | None => elsewhere(&draft, remote, sse, &tokens, place, report),
+        Some("server") => {
+            report.problem(place, "a server of this type has an `image`");
+            None
+        }
+        Some("poci") => {
+            report.problem(
+                place,
+                "it is no server but a set of images, one for each call of a tool (`poci`), which \
+                 cannot be run here",
+            );
+            None
+        }
+        Some(other) => {
+            let text = format!("`{}` is no type of a server: server, remote or poci", brief(other));
+            report.problem(kind.map_or(place, |kind| kind.place), text);
+            None
+        }
+    }?;
+    draft.finish(run, report)
+}
+
+/// What the catalog says of running a container.
+struct Given<'a> {
+    image: Option<Said<'a>>,
+    command: Vec<Said<'a>>,
+    volumes: Vec<Said<'a>>,
+    user: Option<Said<'a>>,
+}
+
+struct Reader<'a> {
+    values: &'a Value,
+}
+
+impl Reader<'_> {
+    fn fill(&self, said: Said<'_>, into: Into, report: &mut Report) -> Option<Vec<String>> {
+        fill(said.text, self.values, into)
+            .map_err(|error| report.problem(said.place, error.to_string()))
+            .ok()
+    }
+}
+
+/// A catalog may carry what whoever curates it decided.
+fn policy(entry: &mut Object<'_>, report: &mut Report) {
+    let Some(mut policy) = entry.map("policy", report) else { return };
+    let allowed = policy.flag("allowed", report);
+    let reason = policy.text("reason", report);
+    let error = policy.text("error", report);
+    if allowed != Some(true) || error.is_some() {
+        let why = reason.or(error).map_or("", |said| said.text);
+        report.problem(policy.place, format!("its catalog does not allow it: {}", brief(why)));
+    }
+    policy.rest(report);
+}
+
+fn container(
+    draft: &mut Draft<'_>,
+    given: &Given<'_>,
+    reader: &Reader<'_>,
+    report: &mut Report,
+) -> Option<Run> {
+    let said = given.image?;
+    let image = said
+        .text
+        .parse::<Image>()
+        .map_err(|error| report.problem(said.place, error.to_string()))
+        .ok()?;
+    let mut arguments = Vec::new();
+    for said in &given.command {
+        let Some(filled) = reader.fill(*said, Into::Argument, report) else { continue };
+        if filled.is_empty() {
+            report
+                .left_out(said.place, format!("the argument `{}` has no value", brief(said.text)));
+        }
+        if said.text.contains('$') {
+            report.needed(
+                said.place,
+                format!(
+                    "`{}` is passed on as it is: nothing is put in for variables",
+                    brief(said.text)
+                ),
+            );
+        }
+        arguments.extend(filled);
+    }
+    draft.arguments_hold_no_secret(&arguments, said.place, report);
+    for said in &given.volumes {
+        volume(draft, *said, reader, report);
+    }
+    if let Some(said) = given.user {
+        match reader.fill(said, Into::User, report).as_deref() {
+            Some([user]) => draft.user(user, said.place, report),
+            Some(_) => report.left_out(said.place, "the user has no value"),
+            None => {}
+        }
+    }
+    Some(Run::Image { image, arguments })
+}
+
+fn volume(draft: &mut Draft<'_>, said: Said<'_>, reader: &Reader<'_>, report: &mut Report) {
+    let Some(filled) = reader.fill(said, Into::Volume, report) else { return };
+    if filled.is_empty() {
+        report.left_out(said.place, format!("the volume `{}` has no value", brief(said.text)));
+    }
+    for text in filled {
+        match mount::read(&text) {
+            // A folder that the person named. One that the catalog names is a stranger's choice.
+            Ok(mount) if is_template(said.text) => draft.mount(mount, said.place, report),
+            Ok(_) => report.left_out(
+                said.place,
+                format!(
+                    "the catalog asks for `{}` of this machine: if that is meant, write it in `mounts`",
+                    brief(&text)
+                ),
+            ),
+            Err(error @ (NoMount::Machine | NoMount::Volume)) => {
+                report.left_out(said.place, format!("`{}`: {error}", brief(&text)));
+            }
+            Err(error) => report.problem(said.place, format!("`{}`: {error}", brief(&text))),
+        }
+    }
+}
+
+fn secrets(draft: &mut Draft<'_>, entry: &mut Object<'_>, report: &mut Report) {
+    for mut secret in entry.maps("secrets", report) {
+        let place = secret.place;
+        let name = secret.text("name", report);
+        let env = secret.text("env", report);
+        let about = secret.text("description", report).map(|said| said.text.to_owned());
+        secret.describing(&["example", "required"]);
+        secret.rest(report);
+        match (name, env) {
+            (Some(name), Some(env)) => {
+                let about = about.unwrap_or_else(|| name.text.to_owned());
+                draft.secret(env, Some(about), report);
+            }
+            _ => report.problem(place, "a secret has a `name` and an `env`"),
+        }
+    }
+}
+
+/// The variables of tokens that some flow of the catalog's user would fetch.
+fn oauth<'a>(draft: &mut Draft<'_>, entry: &mut Object<'a>, report: &mut Report) -> Vec<Said<'a>> {
+    let mut tokens = Vec::new();
+    let Some(mut oauth) = entry.map("oauth", report) else { return tokens };
+    oauth.describing(&["scopes"]);
+    for mut provider in oauth.maps("providers", report) {
+        let who = provider.text("provider", report);
+        let env = provider.text("env", report);
+        provider.describing(&["secret"]);
+        let who = who.map_or("the provider", |said| said.text);
+        let place = provider.place;
+        provider.rest(report);
+        let text = format!(
+            "a token of {} is not fetched for you: get one and hand it over as a secret",
+            brief(who)
+        );
+        report.needed(place, text);
+        if let Some(env) = env {
+            draft.secret(env, Some(format!("a token of {who}")), report);
+            tokens.push(env);
+        }
+    }
+    oauth.rest(report);
+    tokens
+}
+
+fn environment(
+    draft: &mut Draft<'_>,
+    entry: &mut Object<'_>,
+    reader: &Reader<'_>,
+    report: &mut Report,
+) {
+    for mut variable in entry.maps("env", report) {
+        let place = variable.place;
+        let name = variable.text("name", report);
+        let value = variable.text("value", report);
+        variable.describing(&["example", "description"]);
+        variable.rest(report);
+        let Some(name) = name else {
+            report.problem(place, "a variable has a `name`");
+            continue;
+        };
+        let Some(value) = value else { continue };
+        match reader.fill(value, Into::Variable, report).as_deref() {
+            Some([text]) if text.contains('$') && !is_template(value.text) => report.left_out(
+                value.place,
+                format!(
+                    "`{}` is not set: nothing is put in for variables in `{}`",
+                    brief(name.text),
+                    brief(value.text)
+                ),
+            ),
+            // What stands in a catalog is no secret; what the person set may be.
+            Some([text]) => draft.variable(name, text, !is_template(value.text), report),
+            // Several values have no one form in a variable.
+            Some([]) | None => {}
+            Some(_) => report
+                .problem(value.place, format!("`{}` would have several values", brief(name.text))),
+        }
+    }
+}
+
+fn egress(draft: &mut Draft<'_>, entry: &mut Object<'_>, place: Place, report: &mut Report) {
+    let none = entry.flag("disableNetwork", report) == Some(true);
+    let listed = entry.get("allowHosts").is_some();
+    let hosts = entry.texts("allowHosts", report);
+    for said in &hosts {
+        match endpoint(said.text) {
+            Some(host) if !none => draft.host(host),
+            Some(_) => report.left_out(said.place, "a host without a network"),
+            None => report.left_out(
+                said.place,
+                format!(
+                    "`{}` is no host with a port: name what it needs in `egress`",
+                    brief(said.text)
+                ),
+            ),
+        }
+    }
+    draft.network = match (none, listed) {
+        (true, _) => Some(false),
+        (false, true) => Some(!hosts.is_empty()),
+        (false, false) => None,
+    };
+    draft.network_place = place;
+}
+
+fn tools(draft: &mut Draft<'_>, entry: &mut Object<'_>, report: &mut Report) {
+    for mut tool in entry.maps("tools", report) {
+        let Some(name) = tool.text("name", report) else {
+            report.problem(tool.place, "a tool has a `name`");
+            continue;
+        };
+        let description = tool.text("description", report).map(|said| said.text.to_owned());
+        // What it takes and what it claims, the server itself will say.
+        tool.describing(&[
+            "arguments",
+            "annotations",
+            "parameters",
+            "container",
+            "requires",
+            "enabled",
+        ]);
+        if let Some(policy) = tool.map("policy", report) {
+            let mut policy = policy;
+            if policy.flag("allowed", report) != Some(true) {
+                draft.forbid(name.text);
+            }
+        }
+        tool.rest(report);
+        draft.tools.push(Tool { name: name.text.to_owned(), description });
+    }
+}
+
+fn elsewhere(
+    draft: &Draft<'_>,
+    remote: Option<Object<'_>>,
+    sse: Option<Said<'_>>,
+    tokens: &[Said<'_>],
+    place: Place,
+    report: &mut Report,
+) -> Option<Run> {
+    let mut headers = BTreeMap::new();
+    let (url, transport) = match (remote, sse) {
+        (Some(mut remote), _) => {
+            let url = remote.text("url", report);
+            let kind = remote.text("transport_type", report);
+            for (name, value) in remote.pairs("headers", report) {
+                let secret = draft.header(&name.text, value, report);
+                headers.insert(name.text.to_string(), secret);
+            }
+            remote.rest(report);
+            let transport = match kind.map(|kind| kind.text) {
+                None | Some("http") => Transport::Auto,
+                Some("streamable-http" | "streamable_http" | "streamable") => {
+                    Transport::StreamableHttp
+                }
+                Some("sse") => Transport::Sse,
+                Some(other) => {
+                    report.problem(
+                        remote_place(kind, place),
+                        format!("`{}` is no transport", brief(other)),
+                    );
+                    return None;
+                }
+            };
+            (url, transport)
+        }
+        (None, Some(url)) => (Some(url), Transport::Sse),
+        (None, None) => (None, Transport::Auto),
+    };
+    let Some(url) = url else {
+        report.problem(place, "the server is neither an `image` nor a `remote` with a `url`");
+        return None;
+    };
+    if let (Some(token), false) = (tokens.first(), headers.contains_key("Authorization")) {
+        let from = draft.reference(&format!("{}_AUTHORIZATION", token.text));
+        let about = Some("`Bearer ` and the token".to_owned());
+        headers.insert("Authorization".to_owned(), Secret { from, about });
+    }
+    draft.url(url, report).map(|url| Run::Remote { url, transport, headers })
+}
+
+fn remote_place(kind: Option<Said<'_>>, place: Place) -> Place {
+    kind.map_or(place, |kind| kind.place)
+}

@@ -1,0 +1,344 @@
+//! A server on its way from what somebody wrote to what we take: the rules that all formats share.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use url::Url;
+
+use crate::{
+    name::{as_variable, is_variable, ours},
+    object::Said,
+    options::Options,
+    plain::{argument_holds_secret, is_plain, url_holds_secret},
+    report::{Place, Report, brief},
+    server::{Mount, Run, Secret, Server, Tool},
+};
+
+/// How the variables are called in which secrets are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// `MCP_SERVER__NAME`. A stranger's catalog chooses the name, and must not be able to choose a
+    /// variable that happens to be there for something else.
+    Own,
+    /// The name itself: the person's file had the secret under it.
+    Plain,
+}
+
+pub(crate) struct Draft<'a> {
+    options: &'a Options,
+    pub name: String,
+    pub original: String,
+    pub place: Place,
+    pub naming: Naming,
+    pub title: Option<String>,
+    pub description: Option<String>,
+    env: BTreeMap<String, String>,
+    secrets: BTreeMap<String, Secret>,
+    mounts: Vec<Mount>,
+    egress: BTreeSet<String>,
+    user: Option<String>,
+    pub stays: bool,
+    pub tools: Vec<Tool>,
+    forbidden: BTreeSet<String>,
+    /// The tools that the file leaves on.
+    pub only: Option<Vec<String>>,
+    /// Whether it is meant to have a network. Nothing: nobody said, which elsewhere means all of it.
+    pub network: Option<bool>,
+    pub network_place: Place,
+}
+
+impl<'a> Draft<'a> {
+    /// Begins with a server's name.
+    pub fn of(
+        original: &str,
+        options: &'a Options,
+        report: &mut Report,
+        place: Place,
+    ) -> Option<Self> {
+        let name = match &options.name {
+            Some(name) => name.clone(),
+            None => {
+                ours(original).map_err(|error| report.problem(place, error.to_string())).ok()?
+            }
+        };
+        Some(Self {
+            options,
+            name,
+            original: original.to_owned(),
+            place,
+            naming: Naming::Own,
+            title: None,
+            description: None,
+            env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            mounts: Vec::new(),
+            egress: BTreeSet::new(),
+            user: None,
+            stays: false,
+            tools: Vec::new(),
+            forbidden: BTreeSet::new(),
+            only: None,
+            network: None,
+            network_place: place,
+        })
+    }
+
+    /// Where a secret of that name is looked for.
+    pub fn reference(&self, variable: &str) -> String {
+        if let Some(from) = self.options.secrets.get(variable) {
+            return from.clone();
+        }
+        match self.naming {
+            Naming::Own => {
+                format!("env:MCP_{}__{}", as_variable(&self.name), as_variable(variable))
+            }
+            Naming::Plain => format!("env:{variable}"),
+        }
+    }
+
+    /// A secret that the server reads from that variable.
+    pub fn secret(&mut self, variable: Said<'_>, about: Option<String>, report: &mut Report) {
+        let from = self.reference(variable.text);
+        self.secret_from(variable, from, about, report);
+    }
+
+    /// A secret from a place of its own.
+    pub fn secret_from(
+        &mut self,
+        variable: Said<'_>,
+        from: String,
+        about: Option<String>,
+        report: &mut Report,
+    ) {
+        if !is_variable(variable.text) {
+            let text = format!("`{}` is no name of a variable", brief(variable.text));
+            report.problem(variable.place, text);
+            return;
+        }
+        if loads_code(variable.text) {
+            let text = format!("`{}` changes which code a program loads", variable.text);
+            report.problem(variable.place, text);
+            return;
+        }
+        self.env.remove(variable.text);
+        self.secrets.insert(variable.text.to_owned(), Secret { from, about });
+    }
+
+    /// A variable with a value. `public`: everybody can read it where it was written.
+    pub fn variable(&mut self, name: Said<'_>, value: &str, public: bool, report: &mut Report) {
+        if !is_variable(name.text) {
+            report.problem(name.place, format!("`{}` is no name of a variable", brief(name.text)));
+        } else if loads_code(name.text) {
+            report.left_out(
+                name.place,
+                format!("`{}` changes which code a program loads, and is not set", name.text),
+            );
+        } else if value.contains('\0') {
+            report.problem(name.place, format!("`{}` has a NUL in it", name.text));
+        } else if self.secrets.contains_key(name.text) {
+            report.left_out(name.place, format!("`{}` is a secret already", name.text));
+        } else if public || is_plain(name.text, value) {
+            self.env.insert(name.text.to_owned(), value.to_owned());
+        } else {
+            self.secret(name, None, report);
+            if let Some(secret) = self.secrets.get(name.text) {
+                let text = format!(
+                    "the value of `{}` may be a secret and is not written: the server gets it from `{}`",
+                    name.text, secret.from
+                );
+                report.needed(name.place, text);
+            }
+        }
+    }
+
+    /// Whether the server is handed that variable already.
+    pub fn has_variable(&self, name: &str) -> bool {
+        self.env.contains_key(name) || self.secrets.contains_key(name)
+    }
+
+    /// A header's value, which here is always a reference.
+    pub fn header(&self, name: &str, value: Said<'_>, report: &mut Report) -> Secret {
+        let own = as_variable(&name.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
+        let from = self.reference(&own);
+        let text = if is_plain(name, value.text) && !value.text.contains(['$', '{']) {
+            format!("the header `{}` is read from `{from}`: `{}`", brief(name), brief(value.text))
+        } else {
+            format!(
+                "the header `{}` is read from `{from}`, as a whole (such as `Bearer …`)",
+                brief(name)
+            )
+        };
+        report.needed(value.place, text);
+        Secret { from, about: None }
+    }
+
+    /// The URL of a server elsewhere.
+    pub fn url(&self, said: Said<'_>, report: &mut Report) -> Option<String> {
+        let problem = |report: &mut Report, text: &str| {
+            report.problem(said.place, text);
+            None
+        };
+        if said.text.contains(['{', '}', '$']) {
+            return problem(report, "something is to be put into this URL: write it out");
+        }
+        let Ok(url) = Url::parse(said.text) else {
+            return problem(report, "this is no URL");
+        };
+        let loopback = match url.host() {
+            Some(url::Host::Domain(name)) => name == "localhost",
+            Some(url::Host::Ipv4(address)) => address.is_loopback(),
+            Some(url::Host::Ipv6(address)) => address.is_loopback(),
+            None => return problem(report, "a server's URL has a host"),
+        };
+        match url.scheme() {
+            "https" => {}
+            "http" if loopback => {}
+            "http" => {
+                return problem(
+                    report,
+                    "plain HTTP would show every call on the network: use https",
+                );
+            }
+            _ => return problem(report, "a server's URL begins with `https:`"),
+        }
+        if url_holds_secret(&url) {
+            return problem(
+                report,
+                "this URL holds a secret, which is not written: send it in a header, if the server takes one",
+            );
+        }
+        if url.fragment().is_some() {
+            return problem(report, "a server's URL has no fragment");
+        }
+        Some(said.text.trim().to_owned())
+    }
+
+    /// A folder of this machine.
+    pub fn mount(&mut self, mount: Mount, place: Place, report: &mut Report) {
+        if self.mounts.iter().any(|other| other.target == mount.target) {
+            let text = format!("two mounts have the target `{}`", brief(&mount.target));
+            report.problem(place, text);
+            return;
+        }
+        let how = if mount.writable { "writes to" } else { "reads" };
+        report.deviates(place, format!("it {how} `{}` of this machine", brief(&mount.source)));
+        self.mounts.push(mount);
+    }
+
+    /// Whom it runs as: `UID`, or `UID:GID`, by number.
+    pub fn user(&mut self, user: &str, place: Place, report: &mut Report) {
+        let (uid, gid) = user.split_once(':').unwrap_or((user, user));
+        match (uid.parse::<u32>(), gid.parse::<u32>()) {
+            (Ok(0), _) | (_, Ok(0)) => {
+                report.left_out(place, "it is meant to run as root, and runs as nobody here");
+            }
+            (Ok(uid), Ok(gid)) => {
+                report.deviates(place, format!("it runs as user {uid}, group {gid}"));
+                self.user = Some(format!("{uid}:{gid}"));
+            }
+            _ => report.left_out(
+                place,
+                format!("the user `{}` has no number, and it runs as nobody here", brief(user)),
+            ),
+        }
+    }
+
+    /// A host that it needs.
+    pub fn host(&mut self, host: String) {
+        self.egress.insert(host);
+    }
+
+    /// A tool that nobody may call.
+    pub fn forbid(&mut self, tool: &str) {
+        self.forbidden.insert(tool.to_owned());
+    }
+
+    /// Arguments stand in lists of processes and in our config.
+    pub fn arguments_hold_no_secret(
+        &self,
+        arguments: &[String],
+        place: Place,
+        report: &mut Report,
+    ) {
+        let mut before = None;
+        for (at, argument) in arguments.iter().enumerate() {
+            if argument.chars().any(char::is_control) {
+                report.problem(place, format!("argument {} has a control character in it", at + 1));
+            }
+            if argument_holds_secret(before, argument) {
+                let text = format!(
+                    "argument {} looks like a secret, and arguments can be read by every process of the \
+                     machine: hand it over in a variable, if the server takes one",
+                    at + 1
+                );
+                report.problem(place, text);
+            }
+            before = Some(argument);
+        }
+    }
+
+    /// The server, unless something was wrong with it.
+    pub fn finish(mut self, run: Run, report: &mut Report) -> Option<Server> {
+        let place = self.place;
+        match &run {
+            Run::Remote { .. } => {
+                if !self.env.is_empty() || !self.secrets.is_empty() {
+                    report.left_out(place, "a server elsewhere has no variables of ours");
+                    self.env.clear();
+                    self.secrets.clear();
+                }
+                if !self.mounts.is_empty() {
+                    report.left_out(place, "a server elsewhere has no folders of ours");
+                    self.mounts.clear();
+                }
+                self.egress.clear();
+                self.user = None;
+            }
+            Run::Image { .. } if self.network.is_none() => report.needed(
+                self.network_place,
+                "nothing says which hosts it needs, and here it reaches none: name them in `egress`",
+            ),
+            Run::Image { .. } | Run::Command { .. } => {}
+        }
+        let all_but = (!self.forbidden.is_empty()).then(|| {
+            let tools = self.tools.iter().map(|tool| tool.name.clone());
+            tools.filter(|name| !self.forbidden.contains(name)).collect()
+        });
+        let only = self.options.only.get(&self.original).cloned().or(self.only).or(all_but);
+        let server = Server {
+            name: self.name,
+            original: self.original,
+            title: self.title,
+            description: self.description,
+            run,
+            env: self.env,
+            secrets: self.secrets,
+            mounts: self.mounts,
+            egress: self.egress.into_iter().collect(),
+            user: self.user,
+            stays: self.stays,
+            tools: self.tools,
+            only,
+            notes: std::mem::take(&mut report.notes),
+        };
+        report.problems.is_empty().then_some(server)
+    }
+}
+
+/// Variables by which whoever sets them has a program run other code.
+fn loads_code(name: &str) -> bool {
+    name.starts_with("LD_")
+        || name.starts_with("DYLD_")
+        || matches!(
+            name,
+            "NODE_OPTIONS"
+                | "BASH_ENV"
+                | "ENV"
+                | "PYTHONSTARTUP"
+                | "PYTHONINSPECT"
+                | "PERL5OPT"
+                | "RUBYOPT"
+                | "JAVA_TOOL_OPTIONS"
+                | "GCONV_PATH"
+                | "PATH"
+        )
+}

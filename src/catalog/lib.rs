@@ -1,0 +1,162 @@
+//! Descriptions of MCP servers that others wrote, read and turned into our own: Docker's catalogs and
+//! profiles, `server.json` of the MCP registry, and `mcpServers` of desktop clients.
+//!
+//! Everything that is read is hostile until it is a [`Server`]. Invariants:
+//!
+//! - No input has a reader panic, take more memory than a small multiple of it, or recurse deeper
+//!   than [`MAX_DEPTH`].
+//! - A `Server` holds references to secrets and never one that was written down; one that may hold
+//!   a secret where none can be handed over is refused, and its value is in no message.
+//! - What weakens the hardened profile is taken from nobody but the person: folders that they named,
+//!   and a user by number. Everything else is a [`Note`].
+//! - A server that is wrong spoils no other of its file; each problem has its place.
+
+mod clients;
+mod docker;
+mod draft;
+mod image;
+mod json;
+pub mod lock;
+mod mount;
+mod name;
+mod node;
+mod object;
+mod options;
+mod packages;
+mod plain;
+mod reference;
+mod registry;
+mod report;
+mod server;
+mod template;
+mod tomls;
+mod values;
+pub mod write;
+mod yaml;
+
+use serde::Serialize;
+
+pub use docker::{CATALOG, Described, PROFILE, SERVERS, describe, enabled, settings, tool_lists};
+pub use image::NoImage;
+pub use name::{Names, Unfit, is_legal, ours};
+pub use node::{Key, MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, What};
+pub use options::{Options, Packages};
+pub use reference::{NoReference, Reference};
+pub use report::{Kind, Note, Place, Problem, brief};
+pub use server::{Image, Mount, Run, Secret, Server, Tool, Transport};
+pub use values::{Values, set};
+
+/// What was found in a file.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Found {
+    /// What it was.
+    pub format: &'static str,
+    /// What it calls itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    pub servers: Vec<Entry>,
+    /// What should be known of the file as a whole.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Note>,
+    /// Settings of its servers, where it is a profile.
+    #[serde(skip)]
+    pub values: Values,
+}
+
+/// One server of a file.
+#[derive(Debug, Serialize)]
+pub struct Entry {
+    /// Its name there.
+    pub name: String,
+    pub place: Place,
+    /// The server, or all that is wrong with it.
+    pub server: Result<Server, Vec<Problem>>,
+}
+
+/// Reads a document of YAML, JSON or TOML.
+///
+/// # Errors
+/// Where it is none of them, too large, or says something twice.
+pub fn parse(text: &str) -> Result<Node, Problem> {
+    if text.len() > MAX_BYTES {
+        return Err(Problem::of(format!("the file has more than {} MiB", MAX_BYTES >> 20)));
+    }
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let begins = text.trim_start();
+    if begins.starts_with(['{', '/']) || (begins.starts_with('[') && !is_toml(begins)) {
+        return json::read(text);
+    }
+    if is_toml(begins) { tomls::read(text) } else { yaml::read(text) }
+}
+
+/// A file of TOML begins with a table or an assignment, which in YAML would be a plain text.
+fn is_toml(text: &str) -> bool {
+    let line =
+        text.lines().find(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'));
+    line.is_some_and(|line| {
+        let line = line.trim();
+        let name = |text: &str| {
+            !text.is_empty()
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+        };
+        let table =
+            line.strip_prefix('[').and_then(|line| line.strip_suffix(']')).is_some_and(name);
+        let assigned = line.split_once('=').is_some_and(|(key, _)| name(key.trim()));
+        table || assigned
+    })
+}
+
+/// Reads what a file describes, whichever format it has.
+///
+/// # Errors
+/// Where nothing of it can be read. What is wrong with single servers stands with them.
+pub fn read(text: &str, options: &Options) -> Result<Found, Problem> {
+    let node = parse(text)?;
+    if node.entries().is_none() {
+        return Err(Problem::at(node.place, "a file that describes servers is a map"));
+    }
+    if registry::is_file(&node) {
+        registry::file(&node, options)
+    } else if docker::is_catalog(&node) {
+        docker::catalog(&node, options)
+    } else if docker::is_entry(&node) {
+        Ok(docker::single(&node, options))
+    } else if docker::is_list(&node) {
+        docker::list(&node, options)
+    } else if clients::is_file(&node) {
+        clients::file(&node, options)
+    } else {
+        Err(Problem::at(
+            node.place,
+            "this is nothing that describes servers: a catalog, a profile, a `server.json` or a file with \
+             `mcpServers`",
+        ))
+    }
+}
+
+/// What a server is of which nothing but its image is known.
+#[must_use]
+pub fn of_image(image: &Image, name: Option<&str>, described: Option<&Described>) -> Entry {
+    let last = image.name.rsplit('/').next().unwrap_or(&image.name);
+    let last = last.split(':').next().unwrap_or(last);
+    let place = Place { line: 1, column: 1 };
+    let options = Options { name: name.map(str::to_owned), ..Options::default() };
+    let mut report = report::Report::default();
+    let server = draft::Draft::of(last, &options, &mut report, place).and_then(|mut draft| {
+        if let Some(described) = described {
+            draft.title.clone_from(&described.title);
+            draft.description.clone_from(&described.description);
+            draft.tools.clone_from(&described.tools);
+            for variable in &described.variables {
+                report.needed(
+                    place,
+                    format!("the image says that it reads `{variable}`: set it in `env` or `secrets` if it needs it"),
+                );
+            }
+        }
+        let run = Run::Image { image: image.clone(), arguments: Vec::new() };
+        draft.finish(run, &mut report)
+    });
+    Entry { name: last.to_owned(), place, server: server.ok_or(report.problems) }
+}

@@ -1,0 +1,148 @@
+//! Folders of this machine that a server is to see.
+
+use crate::server::Mount;
+
+/// A mount that is not taken, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoMount {
+    #[error("a mount is `SOURCE:TARGET`, with `:ro` or `:rw` behind it")]
+    Form,
+    #[error("it is a volume of the engine's: name a folder of this machine in `mounts` instead")]
+    Volume,
+    #[error("the target of a mount is an absolute path without `..`, and none of the system's own")]
+    Target,
+    #[error("who has it has this machine")]
+    Machine,
+    #[error("the source of a mount is an absolute path without `..`")]
+    Source,
+}
+
+/// Reads `SOURCE:TARGET[:OPTIONS]`. What says nothing of writing is read-only here.
+pub(crate) fn read(text: &str) -> Result<Mount, NoMount> {
+    // A drive's letter is part of the source.
+    let drive = text.get(1..3).is_some_and(|rest| rest == ":\\" || rest == ":/")
+        && text.starts_with(|c: char| c.is_ascii_alphabetic());
+    if drive {
+        return Err(NoMount::Source);
+    }
+    let mut parts = text.split(':');
+    let (Some(source), Some(target), options, None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(NoMount::Form);
+    };
+    let mut writable = false;
+    for option in options.unwrap_or("").split(',') {
+        match option {
+            "rw" => writable = true,
+            // Labels of SELinux and ways of propagation are the engine's.
+            "" | "ro" | "z" | "Z" | "cached" | "delegated" | "consistent" | "rprivate" => {}
+            _ => return Err(NoMount::Form),
+        }
+    }
+    of(source, target, writable)
+}
+
+/// A mount of its parts.
+pub(crate) fn of(source: &str, target: &str, writable: bool) -> Result<Mount, NoMount> {
+    if source.is_empty()
+        || target.is_empty()
+        || source.chars().chain(target.chars()).any(char::is_control)
+    {
+        return Err(NoMount::Form);
+    }
+    if !source.contains('/') && !source.starts_with(['.', '~']) {
+        return Err(NoMount::Volume);
+    }
+    let climbs = |path: &str| path.split('/').any(|part| part == "..");
+    if !source.starts_with('/') || climbs(source) || source.contains(':') {
+        return Err(NoMount::Source);
+    }
+    let target_is_bad = !target.starts_with('/')
+        || climbs(target)
+        || target.contains(':')
+        || target.trim_matches('/').is_empty()
+        || ["/proc", "/sys", "/dev"].iter().any(|top| is_within(target, top));
+    if target_is_bad {
+        return Err(NoMount::Target);
+    }
+    if is_machine(source) {
+        return Err(NoMount::Machine);
+    }
+    Ok(Mount { source: clean(source), target: clean(target), writable })
+}
+
+/// Without doubled slashes and `.`.
+fn clean(path: &str) -> String {
+    let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    format!("/{}", parts.join("/"))
+}
+
+fn is_within(path: &str, top: &str) -> bool {
+    let path = clean(path);
+    path == top || path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// What gives its holder the machine, or all that is on it: sockets of engines, the system's
+/// folders, and whole homes.
+fn is_machine(source: &str) -> bool {
+    const WITHIN: &[&str] = &[
+        "/proc",
+        "/sys",
+        "/dev",
+        "/boot",
+        "/etc",
+        "/root/.ssh",
+        "/var/lib/docker",
+        "/var/lib/containers",
+        "/var/lib/containerd",
+        "/run",
+        "/var/run",
+    ];
+    let path = clean(source);
+    let whole =
+        matches!(path.as_str(), "/" | "/root" | "/home" | "/Users" | "/var" | "/usr" | "/opt");
+    let home = ["/home/", "/Users/"]
+        .iter()
+        .any(|top| path.strip_prefix(top).is_some_and(|rest| !rest.contains('/')));
+    let hidden = [".ssh", ".aws", ".gnupg", ".docker", ".kube"]
+        .iter()
+        .any(|name| path.split('/').any(|part| part == *name));
+    let socket = path.ends_with(".sock");
+    whole || home || hidden || socket || WITHIN.iter().any(|top| is_within(&path, top))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts() {
+        let mount = |source: &str, target: &str, writable| {
+            Ok(Mount { source: source.into(), target: target.into(), writable })
+        };
+        for (text, read) in [
+            ("/srv/data:/data", mount("/srv/data", "/data", false)),
+            ("/srv//data/./x:/data/:rw", mount("/srv/data/x", "/data", true)),
+            ("/srv/data:/data:ro,Z", mount("/srv/data", "/data", false)),
+            ("data:/data", Err(NoMount::Volume)),
+            ("/srv/data", Err(NoMount::Form)),
+            ("/a:/b:rw:x", Err(NoMount::Form)),
+            ("/a:/b:exec", Err(NoMount::Form)),
+            ("./a:/b", Err(NoMount::Source)),
+            ("C:\\a:/b", Err(NoMount::Source)),
+            ("/a/../etc:/b", Err(NoMount::Source)),
+            ("/a:/b/../etc", Err(NoMount::Target)),
+            ("/a:/proc/self", Err(NoMount::Target)),
+            ("/a:/", Err(NoMount::Target)),
+            ("/var/run/docker.sock:/var/run/docker.sock", Err(NoMount::Machine)),
+            ("/:/host", Err(NoMount::Machine)),
+            ("/etc/passwd:/x", Err(NoMount::Machine)),
+            ("/home/me:/x", Err(NoMount::Machine)),
+            ("/home/me/.ssh:/x", Err(NoMount::Machine)),
+            ("/home/me/work:/x", mount("/home/me/work", "/x", false)),
+        ] {
+            assert_eq!(super::read(text), read, "{text}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Names of servers: ours, made of theirs.
+
+use std::collections::BTreeMap;
+
+use crate::report::brief;
+
+/// Characters that a name may have here. The config takes more, but a name is what stands before
+/// those of tools, for which clients have limits.
+const LONGEST: usize = 32;
+
+/// A name that cannot become one of ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    #[error("`{}` has letters that others can be taken for: choose a name with `--name`", brief(.0))]
+    Foreign(String),
+    #[error("nothing of `{}` can stand in a name of a server: choose one with `--name`", brief(.0))]
+    Empty(String),
+    #[error(
+        "`{name}` can be taken for `{other}`, which is there already: choose another name with `--name`"
+    )]
+    Alike { name: String, other: String },
+}
+
+/// Whether a name is one that the config takes.
+pub fn is_legal(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+}
+
+/// Our name for a server, of theirs: the last part of a path, in lower case, with `-` for what
+/// cannot stand in a name.
+///
+/// # Errors
+/// [`Unfit`], for names with letters beyond ASCII (which look like others) and for those of which
+/// nothing is left.
+pub fn ours(original: &str) -> Result<String, Unfit> {
+    if !original.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+        return Err(Unfit::Foreign(original.to_owned()));
+    }
+    let parts: Vec<&str> = original.split('/').filter(|part| !part.is_empty()).collect();
+    let last = parts.last().copied().unwrap_or("");
+    // `io.github.user/mcp` says nothing without the name before it.
+    let telling = match parts.as_slice() {
+        [.., before, "mcp" | "server" | "mcp-server"] => {
+            format!("{}-{last}", before.rsplit('.').next().unwrap_or(before))
+        }
+        _ => last.to_owned(),
+    };
+    let mut name = String::new();
+    for c in telling.chars().map(|c| c.to_ascii_lowercase()) {
+        match c {
+            'a'..='z' | '0'..='9' | '_' => name.push(c),
+            _ if !name.ends_with('-') => name.push('-'),
+            _ => {}
+        }
+    }
+    let name = name.trim_matches(['-', '_']);
+    let name = name.get(..LONGEST).unwrap_or(name).trim_end_matches(['-', '_']);
+    if is_legal(name) { Ok(name.to_owned()) } else { Err(Unfit::Empty(original.to_owned())) }
+}
+
+/// The names that are taken, by what they look like.
+#[derive(Debug, Default, Clone)]
+pub struct Names(BTreeMap<String, String>);
+
+impl Names {
+    /// The names that stand in the config.
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(names.into_iter().map(|name| (look(name), name.to_owned())).collect())
+    }
+
+    /// Takes a name.
+    ///
+    /// # Errors
+    /// [`Unfit::Alike`] where it is taken, or could be taken for one that is.
+    pub fn take(&mut self, name: &str) -> Result<(), Unfit> {
+        let own = look(name);
+        let near = self.0.iter().find(|(look, _)| {
+            **look == own
+                || own.starts_with(&format!("{look}__"))
+                || look.starts_with(&format!("{own}__"))
+        });
+        if let Some((_, other)) = near {
+            return Err(Unfit::Alike { name: name.to_owned(), other: other.clone() });
+        }
+        self.0.insert(own, name.to_owned());
+        Ok(())
+    }
+}
+
+/// What a name looks like: its skeleton by Unicode's technical standard 39, and without the
+/// difference of `-` and `_`, which names of variables do not have.
+fn look(name: &str) -> String {
+    let folded = name.to_lowercase().replace('-', "_");
+    unicode_security::skeleton(&folded).flat_map(char::to_lowercase).collect()
+}
+
+/// The part of a variable's name that a server's name is.
+pub(crate) fn as_variable(name: &str) -> String {
+    name.to_ascii_uppercase().replace('-', "_")
+}
+
+/// Whether an environment can hold a variable of that name.
+pub(crate) fn is_variable(name: &str) -> bool {
+    name.bytes()
+        .enumerate()
+        .all(|(at, b)| b == b'_' || b.is_ascii_alphabetic() || (at > 0 && b.is_ascii_digit()))
+        && !name.is_empty()
+        && name.len() <= 256
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_ours() {
+        for (theirs, name) in [
+            ("github", "github"),
+            ("GitHub Official", "github-official"),
+            ("SQLite", "sqlite"),
+            ("io.github.user/weather", "weather"),
+            ("io.github.user/mcp", "user-mcp"),
+            ("@scope/server-x", "server-x"),
+            ("a.b c--d", "a-b-c-d"),
+            ("-_x_-", "x"),
+        ] {
+            assert_eq!(ours(theirs).as_deref(), Ok(name), "{theirs}");
+        }
+        let long = "x".repeat(100);
+        assert_eq!(ours(&long).map(|name| name.len()), Ok(LONGEST));
+        for theirs in ["", "/", "---", "...", "g\u{456}thub", "a\nb", "a\u{200b}b"] {
+            assert!(ours(theirs).is_err(), "{theirs:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_alike_are_not_taken_twice() {
+        let mut names = Names::of(["github", "my-notes"]);
+        assert!(names.take("github").is_err());
+        assert!(names.take("my_notes").is_err());
+        assert!(names.take("g1thub").is_ok(), "a digit in the place of an `i` shows");
+        assert!(names.take("github__x").is_err());
+        assert!(names.take("modern").is_ok());
+        assert!(names.take("modem").is_err());
+    }
+}

@@ -1,0 +1,152 @@
+//! A document as a tree in which everything has its place: what YAML, JSON and TOML have in common.
+
+use serde_json::{Map, Number, Value};
+
+use crate::report::{Place, Problem, brief};
+
+/// Bytes of one document.
+pub const MAX_BYTES: usize = 16 << 20;
+/// Nesting of lists and maps.
+pub const MAX_DEPTH: usize = 64;
+/// Values in one document.
+pub const MAX_NODES: usize = 1_000_000;
+
+/// A value and where it begins.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    pub place: Place,
+    pub what: What,
+}
+
+/// A value. Numbers keep the text that they were written as.
+#[derive(Debug, Clone, PartialEq)]
+pub enum What {
+    Null,
+    Flag(bool),
+    Number(Box<str>),
+    Text(Box<str>),
+    List(Vec<Node>),
+    /// In the file's order; no key stands twice.
+    Map(Vec<(Key, Node)>),
+}
+
+/// A key of a map.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Key {
+    pub place: Place,
+    pub text: Box<str>,
+}
+
+impl Node {
+    /// The member of a map.
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        self.entries()?.iter().find(|(known, _)| &*known.text == key).map(|(_, node)| node)
+    }
+
+    /// The members of a map.
+    pub fn entries(&self) -> Option<&[(Key, Node)]> {
+        match &self.what {
+            What::Map(entries) => Some(entries),
+            _ => None,
+        }
+    }
+
+    /// The items of a list.
+    pub fn items(&self) -> Option<&[Node]> {
+        match &self.what {
+            What::List(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// A text.
+    pub fn text(&self) -> Option<&str> {
+        match &self.what {
+            What::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A text, a number or a flag, as the text that it was written as.
+    pub fn scalar(&self) -> Option<&str> {
+        match &self.what {
+            What::Text(text) | What::Number(text) => Some(text),
+            What::Flag(true) => Some("true"),
+            What::Flag(false) => Some("false"),
+            What::Null | What::List(_) | What::Map(_) => None,
+        }
+    }
+
+    /// What it is, for a message.
+    pub fn kind(&self) -> &'static str {
+        match self.what {
+            What::Null => "nothing",
+            What::Flag(_) => "true or false",
+            What::Number(_) => "a number",
+            What::Text(_) => "a text",
+            What::List(_) => "a list",
+            What::Map(_) => "a map",
+        }
+    }
+
+    /// The same as JSON. A number that JSON cannot hold becomes a text.
+    pub fn to_json(&self) -> Value {
+        match &self.what {
+            What::Null => Value::Null,
+            What::Flag(flag) => Value::Bool(*flag),
+            What::Number(text) => {
+                number(text).map_or_else(|| Value::String(text.to_string()), Value::Number)
+            }
+            What::Text(text) => Value::String(text.to_string()),
+            What::List(items) => Value::Array(items.iter().map(Self::to_json).collect()),
+            What::Map(entries) => Value::Object(
+                entries
+                    .iter()
+                    .map(|(key, node)| (key.text.to_string(), node.to_json()))
+                    .collect::<Map<_, _>>(),
+            ),
+        }
+    }
+}
+
+fn number(text: &str) -> Option<Number> {
+    if let Ok(whole) = text.parse::<i64>() {
+        return Some(whole.into());
+    }
+    text.parse::<f64>().ok().and_then(Number::from_f64)
+}
+
+/// Counts what a document has, and refuses what is too much or stands twice.
+#[derive(Debug, Default)]
+pub(crate) struct Budget {
+    nodes: usize,
+}
+
+impl Budget {
+    /// One more value, so deep.
+    pub fn take(&mut self, place: Place, depth: usize) -> Result<(), Problem> {
+        self.nodes += 1;
+        if self.nodes > MAX_NODES {
+            return Err(Problem::at(place, format!("more than {MAX_NODES} values in one file")));
+        }
+        if depth > MAX_DEPTH {
+            return Err(Problem::at(place, format!("nested deeper than {MAX_DEPTH} levels")));
+        }
+        Ok(())
+    }
+}
+
+/// The members of a map, each once: a key that stands twice is read differently by different
+/// readers.
+pub(crate) fn once(entries: Vec<(Key, Node)>) -> Result<What, Problem> {
+    let mut seen = std::collections::HashMap::with_capacity(entries.len());
+    for (key, _) in &entries {
+        if let Some(first) = seen.insert(&key.text, key.place) {
+            return Err(Problem::at(
+                key.place,
+                format!("the key `{}` stands twice, first at {first}", brief(&key.text)),
+            ));
+        }
+    }
+    Ok(What::Map(entries))
+}

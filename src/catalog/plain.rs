@@ -1,0 +1,261 @@
+//! What may stand in a config as it is, and what may be a secret.
+
+use url::Url;
+
+/// Whether a variable's value is plainly none: a flag, a number, a path, a host, a word. What is not
+/// known to be plain is treated as a secret: a reference too many costs the person a minute, a
+/// key in the config is lost.
+pub(crate) fn is_plain(name: &str, value: &str) -> bool {
+    if value.is_empty() {
+        return true;
+    }
+    let flag = matches!(
+        value.to_ascii_lowercase().as_str(),
+        "true" | "false" | "yes" | "no" | "on" | "off" | "none" | "null" | "auto"
+    );
+    let number = value.len() <= 6 && value.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    flag || number || (!names_secret(name) && is_harmless(value))
+}
+
+fn is_harmless(value: &str) -> bool {
+    if value.len() > 256 || value.chars().any(char::is_control) || begins_as_key(value) {
+        return false;
+    }
+    let path = value.starts_with(['/', '~'])
+        || value.starts_with("./")
+        || value.get(1..3).is_some_and(|rest| rest == ":\\");
+    let url = Url::parse(value).is_ok_and(|url| url.has_host() && !url_holds_secret(&url));
+    // Words of a person: short, and letters in one case. Keys mix digits, cases and length.
+    let word = value.len() <= 24
+        && value.split(['-', '_', '.', ' ', ',', '/', '@', ':']).all(|part| {
+            let letters = part.bytes().all(|b| b.is_ascii_alphabetic());
+            let one_case = part.bytes().all(|b| !b.is_ascii_uppercase())
+                || part.bytes().all(|b| !b.is_ascii_lowercase())
+                || part.bytes().skip(1).all(|b| b.is_ascii_lowercase());
+            let number = part.bytes().all(|b| b.is_ascii_digit()) && part.len() <= 6;
+            (letters && one_case && part.len() <= 16) || number
+        });
+    let host = value.len() <= 64
+        && value.split_once(':').is_some_and(|(host, port)| {
+            host.contains('.') && is_host(host) && port.parse::<u16>().is_ok()
+        });
+    (path && !has_long_key(value)) || (url && !has_long_key(value)) || word || host
+}
+
+/// Whether the name of a variable, an option or a parameter says that it holds a secret.
+pub(crate) fn names_secret(name: &str) -> bool {
+    const PARTS: &[&str] = &[
+        "TOKEN",
+        "SECRET",
+        "PASSWORD",
+        "PASSWD",
+        "PASSPHRASE",
+        "APIKEY",
+        "API_KEY",
+        "ACCESS_KEY",
+        "PRIVATE_KEY",
+        "CREDENTIAL",
+        "AUTHORIZATION",
+        "BEARER",
+        "COOKIE",
+        "SESSION",
+        "_PAT",
+        "DSN",
+        "CONNECTION_STRING",
+        "WEBHOOK",
+        "LICENSE_KEY",
+        "SIGNING",
+        "ENCRYPTION_KEY",
+    ];
+    let name = name.trim_start_matches('-').to_ascii_uppercase().replace(['-', '.', ' '], "_");
+    if name.ends_with("_FILE") || name.ends_with("_PATH") || name.ends_with("_DIR") {
+        return false;
+    }
+    PARTS.iter().any(|part| name.contains(part))
+        || matches!(name.as_str(), "PAT" | "KEY" | "AUTH" | "PASS" | "PWD" | "COOKIES")
+        || name.ends_with("_KEY")
+        || name.ends_with("_PASS")
+        || name.ends_with("_AUTH")
+}
+
+/// Whether an argument holds what no list of processes may show.
+pub(crate) fn argument_holds_secret(before: Option<&str>, argument: &str) -> bool {
+    let (option, value) = match argument.split_once('=') {
+        Some((option, value)) if option.starts_with('-') => (Some(option), value),
+        // `NAME=VALUE`, and what is behind an option.
+        Some((name, value)) if crate::name::is_variable(name) => (Some(name), value),
+        _ => (before.filter(|before| before.starts_with('-') && !before.contains('=')), argument),
+    };
+    if value.is_empty() || value.starts_with('-') {
+        return begins_as_key(argument);
+    }
+    let path = value.starts_with(['/', '.', '~']);
+    let number = value.len() <= 6 && value.bytes().all(|b| b.is_ascii_digit());
+    let named = option.is_some_and(|option| names_secret(option) && !path && !number);
+    let login = Url::parse(value).is_ok_and(|url| url_holds_secret(&url));
+    named || login || begins_as_key(value) || has_long_key(value)
+}
+
+/// A login, or a parameter that is named as a secret.
+pub(crate) fn url_holds_secret(url: &Url) -> bool {
+    url.password().is_some()
+        || (!url.username().is_empty() && url.scheme() != "ssh" && url.scheme() != "git")
+        || url.query_pairs().any(|(name, value)| {
+            names_secret(&name)
+                || name.eq_ignore_ascii_case("key")
+                || name.to_ascii_lowercase().contains("token")
+                || begins_as_key(&value)
+                || has_long_key(&value)
+        })
+}
+
+/// How vendors' keys begin.
+fn begins_as_key(value: &str) -> bool {
+    const STARTS: &[&str] = &[
+        "ghp_",
+        "gho_",
+        "ghu_",
+        "ghs_",
+        "ghr_",
+        "github_pat_",
+        "glpat-",
+        "xoxb-",
+        "xoxp-",
+        "xapp-",
+        "sk-",
+        "sk_",
+        "pk_",
+        "rk_",
+        "AKIA",
+        "ASIA",
+        "pck_",
+        "-----BEGIN",
+        "eyJ",
+        "npm_",
+        "pypi-",
+        "dckr_pat_",
+        "hf_",
+        "Bearer ",
+        "Basic ",
+        "AIza",
+        "ya29.",
+        "SG.",
+        "lin_api_",
+        "ntn_",
+        "secret_",
+        "tvly-",
+        "BSA",
+    ];
+    value.len() >= 8 && STARTS.iter().any(|start| value.starts_with(start))
+}
+
+/// A long run of letters and digits in which both, or both cases, are mixed.
+fn has_long_key(value: &str) -> bool {
+    value.split(|c: char| !c.is_ascii_alphanumeric()).any(|run| {
+        let digits = run.bytes().filter(u8::is_ascii_digit).count();
+        let upper = run.bytes().filter(u8::is_ascii_uppercase).count();
+        let lower = run.bytes().filter(u8::is_ascii_lowercase).count();
+        run.len() >= 20 && (digits >= 3 || (upper >= 4 && lower >= 4))
+    })
+}
+
+/// A host by name or address.
+pub(crate) fn is_host(host: &str) -> bool {
+    let name = host.len() <= 253
+        && host.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        });
+    name || host.trim_matches(['[', ']']).parse::<std::net::Ipv6Addr>().is_ok()
+}
+
+/// `HOST:PORT` of `HOST` or `HOST:PORT`; 443 where no port is said.
+pub(crate) fn endpoint(text: &str) -> Option<String> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
+            (host, port.parse().ok()?)
+        }
+        _ => (text, 443u16),
+    };
+    (port > 0 && is_host(host)).then(|| format!("{}:{port}", host.to_ascii_lowercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_values_and_others() {
+        for (name, value) in [
+            ("DEBUG", "true"),
+            ("PORT", "8080"),
+            ("LOG_LEVEL", "info"),
+            ("DATA_DIR", "/var/lib/data"),
+            ("API_URL", "https://api.example.com/v1"),
+            ("REGION", "eu-west-1"),
+            ("MODEL", "gpt"),
+            ("TOKEN_LIMIT", "4096"),
+            ("HOST", "db.example.com:5432"),
+            ("MODE", "read only"),
+        ] {
+            assert!(is_plain(name, value), "{name}={value}");
+        }
+        let key = ["AbC9", "dEf8", "GhI7", "jKl6", "MnO5"].concat();
+        for (name, value) in [
+            ("X", key.as_str()),
+            ("API_KEY", "hunter"),
+            ("GITHUB_TOKEN", "abc"),
+            ("URL", "https://user:word@example.com/"),
+            ("URL", "https://example.com/?api_key=abcdef"),
+            ("X", "correct horse battery staple and more words"),
+            ("X", "a\nb"),
+            ("AUTH", "Basic abcdefgh"),
+        ] {
+            assert!(!is_plain(name, value), "{name}={value}");
+        }
+    }
+
+    #[test]
+    fn arguments_that_hold_secrets() {
+        let key = ["AbC9", "dEf8", "GhI7", "jKl6", "MnO5"].concat();
+        for (before, argument) in [
+            (Some("--api-key"), "hunter-two-x"),
+            (None, &*format!("--token={key}")),
+            (None, &*key),
+            (None, "postgresql://user:word@host/db"),
+            (Some("--header"), &*format!("Authorization: Bearer {key}")),
+        ] {
+            assert!(argument_holds_secret(before, argument), "{argument}");
+        }
+        for (before, argument) in [
+            (None, "--token-limit=100"),
+            (Some("--dir"), "/home/me/project"),
+            (None, "@modelcontextprotocol/server-filesystem"),
+            (None, "postgresql://localhost/db"),
+            (None, "--verbose"),
+            (Some("-y"), "some-package@1.2.3"),
+        ] {
+            assert!(!argument_holds_secret(before, argument), "{argument}");
+        }
+    }
+
+    #[test]
+    fn endpoints() {
+        for (text, read) in [
+            ("api.github.com:443", Some("api.github.com:443")),
+            ("API.github.com", Some("api.github.com:443")),
+            ("10.0.0.1:80", Some("10.0.0.1:80")),
+            ("[::1]:80", Some("[::1]:80")),
+            ("*.example.com:443", None),
+            ("host:0", None),
+            ("host:99999", None),
+            ("a b", None),
+            ("", None),
+            ("-x:1", None),
+        ] {
+            assert_eq!(endpoint(text).as_deref(), read, "{text}");
+        }
+    }
+}

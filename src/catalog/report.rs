@@ -1,0 +1,124 @@
+//! What is to be told of what was read: where it stands, what is wrong, what was left out.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// A place in a file: line and column from 1, the column in characters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Place {
+    pub line: u32,
+    pub column: u32,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// Something that is wrong: what it is about is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("{text}")]
+pub struct Problem {
+    /// Where it stands in the file. What stands in none (a value of the command line) has no place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+    /// What is wrong, and what to do.
+    pub text: String,
+}
+
+impl Problem {
+    /// A problem of that place.
+    pub fn at(place: Place, text: impl Into<String>) -> Self {
+        Self { place: Some(place), text: text.into() }
+    }
+
+    /// A problem of no place in a file.
+    pub fn of(text: impl Into<String>) -> Self {
+        Self { place: None, text: text.into() }
+    }
+}
+
+/// What a note is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The person has something to do before the server works.
+    Needed,
+    /// The server deviates from the hardened profile.
+    Deviates,
+    /// The file says it, and it is not carried over.
+    LeftOut,
+}
+
+impl Kind {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Needed => "needed",
+            Self::Deviates => "deviates",
+            Self::LeftOut => "left out",
+        }
+    }
+}
+
+/// What a person should know of a server that was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Note {
+    pub kind: Kind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+    pub text: String,
+}
+
+/// What comes up while a server is read.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub problems: Vec<Problem>,
+    pub notes: Vec<Note>,
+}
+
+/// More of either says nothing new, and a stranger's file decides how many there are.
+const MOST: usize = 200;
+
+impl Report {
+    /// Adds a problem.
+    pub fn problem(&mut self, place: Place, text: impl Into<String>) {
+        if self.problems.len() < MOST {
+            self.problems.push(Problem::at(place, text));
+        }
+    }
+
+    /// Adds a note.
+    pub fn note(&mut self, kind: Kind, place: Place, text: impl Into<String>) {
+        if self.notes.len() < MOST {
+            self.notes.push(Note { kind, place: Some(place), text: text.into() });
+        }
+    }
+
+    /// Notes that something is not carried over.
+    pub fn left_out(&mut self, place: Place, text: impl Into<String>) {
+        self.note(Kind::LeftOut, place, text);
+    }
+
+    /// Notes that the person has something to do.
+    pub fn needed(&mut self, place: Place, text: impl Into<String>) {
+        self.note(Kind::Needed, place, text);
+    }
+
+    /// Notes a deviation from the hardened profile.
+    pub fn deviates(&mut self, place: Place, text: impl Into<String>) {
+        self.note(Kind::Deviates, place, text);
+    }
+}
+
+/// A stranger's text for a message: short, on one line, with nothing unseen in it.
+pub fn brief(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let mut shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if text.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    shown
+}

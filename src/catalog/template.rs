@@ -1,0 +1,339 @@
+//! `{{server.key|filter}}` in Docker's catalogs: the person's values put into commands, volumes and
+//! variables.
+//!
+//! Invariant: a value that is put in stays within the place that it was put into. It is never read
+//! as a template, begins no option, and adds no argument but where the whole argument is one list.
+
+use serde_json::Value;
+
+use crate::report::brief;
+
+/// Pieces of one template.
+const MOST_TERMS: usize = 64;
+/// Bytes of what a template becomes.
+const LONGEST: usize = 16 << 10;
+
+/// Where a value is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Into {
+    Argument,
+    Variable,
+    Volume,
+    User,
+}
+
+/// What a template is about, and cannot be filled in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unfilled {
+    #[error("`{{{{{}}}}}` has no value: give it with `--set {}=VALUE`", brief(.0), brief(.0))]
+    Missing(String),
+    #[error("the value of `{}` begins with `-`, and would be read as an option", brief(.0))]
+    Option(String),
+    #[error("the value of `{}` has a control character in it", brief(.0))]
+    Control(String),
+    #[error("the value of `{}` cannot stand in a volume: it is an absolute path without `:` and `..`", brief(.0))]
+    Path(String),
+    #[error("the value of `{}` is neither a text, a number, a flag nor a list of those", brief(.0))]
+    Kind(String),
+    #[error("`{}` is no filter of a template", brief(.0))]
+    Filter(String),
+    #[error("`{}` is no template", brief(.0))]
+    Form(String),
+    #[error("what the template becomes is too long")]
+    Long,
+}
+
+/// A value on its way through the filters.
+#[derive(Debug, Clone, PartialEq)]
+enum Filled {
+    Missing,
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Whether there is anything to fill in.
+pub(crate) fn is_template(text: &str) -> bool {
+    text.contains("{{")
+}
+
+/// Fills in a template. Nothing: all of it is a value that is not there.
+///
+/// # Errors
+/// [`Unfilled`]
+pub(crate) fn fill(template: &str, values: &Value, into: Into) -> Result<Vec<String>, Unfilled> {
+    let terms = terms(template)?;
+    if let [Term::Value { path, filters }] = terms.as_slice() {
+        return match value(path, filters, values, into, true)? {
+            Filled::Missing => Ok(Vec::new()),
+            Filled::One(text) => Ok(vec![text]),
+            Filled::Many(all) => Ok(all),
+        };
+    }
+    let mut filled = String::new();
+    for (at, term) in terms.iter().enumerate() {
+        match term {
+            Term::Plain(text) => filled.push_str(text),
+            Term::Value { path, filters } => {
+                // What begins the text decides what it is; what stands behind `--x=` does not.
+                match value(path, filters, values, into, at == 0)? {
+                    Filled::Missing => return Err(Unfilled::Missing((*path).to_owned())),
+                    Filled::One(text) => filled.push_str(&text),
+                    Filled::Many(_) => return Err(Unfilled::Kind((*path).to_owned())),
+                }
+            }
+        }
+        if filled.len() > LONGEST {
+            return Err(Unfilled::Long);
+        }
+    }
+    Ok(vec![filled])
+}
+
+enum Term<'a> {
+    Plain(&'a str),
+    Value { path: &'a str, filters: Vec<&'a str> },
+}
+
+fn terms(template: &str) -> Result<Vec<Term<'_>>, Unfilled> {
+    let mut terms = Vec::new();
+    let mut rest = template;
+    while !rest.is_empty() {
+        if terms.len() >= MOST_TERMS {
+            return Err(Unfilled::Long);
+        }
+        let Some(start) = rest.find("{{") else {
+            terms.push(Term::Plain(rest));
+            break;
+        };
+        if start > 0 {
+            terms.push(Term::Plain(&rest[..start]));
+        }
+        let inner = &rest[start + 2..];
+        let end = inner.find("}}").ok_or_else(|| Unfilled::Form(template.to_owned()))?;
+        let mut parts = inner[..end].split('|').map(str::trim);
+        let path = parts.next().unwrap_or("");
+        if path.is_empty() || path.contains(['{', '}']) {
+            return Err(Unfilled::Form(template.to_owned()));
+        }
+        terms.push(Term::Value { path, filters: parts.collect() });
+        rest = &inner[end + 2..];
+    }
+    Ok(terms)
+}
+
+fn value(
+    path: &str,
+    filters: &[&str],
+    values: &Value,
+    into: Into,
+    first: bool,
+) -> Result<Filled, Unfilled> {
+    let found = path.split('.').try_fold(values, |value, key| value.get(key.trim()));
+    let mut filled = match found {
+        None | Some(Value::Null) => Filled::Missing,
+        Some(Value::Array(items)) => Filled::Many(
+            items
+                .iter()
+                .map(|item| scalar(item).ok_or_else(|| Unfilled::Kind(path.to_owned())))
+                .collect::<Result<_, _>>()?,
+        ),
+        Some(value) => match scalar(value) {
+            Some(text) if text.is_empty() => Filled::Missing,
+            Some(text) => Filled::One(text),
+            None => return Err(Unfilled::Kind(path.to_owned())),
+        },
+    };
+    // What the person wrote is held to the place; what filters add is the catalog's.
+    for text in filled.texts() {
+        hold(path, text, into, first)?;
+    }
+    for filter in filters {
+        filled = filtered(filled, filter)?;
+    }
+    Ok(filled)
+}
+
+impl Filled {
+    fn texts(&self) -> &[String] {
+        match self {
+            Self::Missing => &[],
+            Self::One(text) => std::slice::from_ref(text),
+            Self::Many(texts) => texts,
+        }
+    }
+
+    fn map(self, change: impl Fn(&str) -> String) -> Self {
+        match self {
+            Self::Missing => Self::Missing,
+            Self::One(text) => Self::One(change(&text)),
+            Self::Many(texts) => Self::Many(texts.iter().map(|text| change(text)).collect()),
+        }
+    }
+}
+
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(flag) => Some(flag.to_string()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+fn hold(path: &str, text: &str, into: Into, first: bool) -> Result<(), Unfilled> {
+    let named = || path.to_owned();
+    if text.len() > LONGEST {
+        return Err(Unfilled::Long);
+    }
+    let control = |c: char| c.is_control() && !(into == Into::Variable && matches!(c, '\n' | '\t'));
+    if text.chars().any(control) {
+        return Err(Unfilled::Control(named()));
+    }
+    match into {
+        Into::Argument if first && text.starts_with('-') => Err(Unfilled::Option(named())),
+        Into::Volume
+            if !text.starts_with('/')
+                || text.contains(':')
+                || text.split('/').any(|part| part == "..") =>
+        {
+            Err(Unfilled::Path(named()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn filtered(value: Filled, filter: &str) -> Result<Filled, Unfilled> {
+    Ok(match filter.split_once(':').map_or((filter, None), |(name, rest)| (name, Some(rest))) {
+        ("volume", None) => value.map(|path| format!("{path}:{path}")),
+        ("volume-target", None) => value,
+        ("into", None) => match value {
+            Filled::Missing => Filled::Missing,
+            Filled::One(text) => Filled::Many(vec![text]),
+            many @ Filled::Many(_) => many,
+        },
+        ("first", None) => match value {
+            Filled::Many(texts) => texts.into_iter().next().map_or(Filled::Missing, Filled::One),
+            other => other,
+        },
+        ("last", None) => match value {
+            Filled::Many(texts) => {
+                texts.into_iter().next_back().map_or(Filled::Missing, Filled::One)
+            }
+            other => other,
+        },
+        ("or", Some(default)) => match value {
+            Filled::Missing => or(default),
+            Filled::Many(texts) if texts.is_empty() => or(default),
+            there => there,
+        },
+        ("mount_as", Some(target)) => match value {
+            Filled::Many(texts) => texts.first().map_or(Filled::Missing, |source| {
+                Filled::One(format!("{source}:{}", target.trim()))
+            }),
+            other => other.map(|source| format!("{source}:{}", target.trim())),
+        },
+        _ => return Err(Unfilled::Filter(filter.to_owned())),
+    })
+}
+
+fn or(default: &str) -> Filled {
+    match default.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some("") => Filled::Many(Vec::new()),
+        Some(list) => Filled::Many(list.split(',').map(str::to_owned).collect()),
+        None if default.is_empty() => Filled::Missing,
+        None => Filled::One(default.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn values() -> Value {
+        json!({ "s": {
+            "host": "db.example.com", "port": 5432, "tls": true, "empty": "", "none": null,
+            "paths": ["/srv/a", "/srv/b"], "no": [], "deep": { "er": "x" },
+            "option": "--privileged", "line": "a\nb", "braces": "{{s.host}}", "colon": "/a:/etc",
+            "object": {}, "up": "/a/../etc",
+        }})
+    }
+
+    fn filled(template: &str, into: Into) -> Result<Vec<String>, Unfilled> {
+        fill(template, &values(), into)
+    }
+
+    #[test]
+    fn templates_are_filled_in() {
+        for (template, into, expected) in [
+            ("plain", Into::Argument, vec!["plain"]),
+            ("{{s.host}}", Into::Argument, vec!["db.example.com"]),
+            ("{{ s . host }}", Into::Argument, vec!["db.example.com"]),
+            ("--h={{s.host}}:{{s.port}}", Into::Argument, vec!["--h=db.example.com:5432"]),
+            ("{{s.tls}}", Into::Variable, vec!["true"]),
+            ("{{s.deep.er}}", Into::Argument, vec!["x"]),
+            ("{{s.paths}}", Into::Argument, vec!["/srv/a", "/srv/b"]),
+            ("{{s.paths|volume|into}}", Into::Volume, vec!["/srv/a:/srv/a", "/srv/b:/srv/b"]),
+            ("{{s.paths|volume-target|into}}", Into::Argument, vec!["/srv/a", "/srv/b"]),
+            ("{{s.paths|first|mount_as:/x:ro}}", Into::Volume, vec!["/srv/a:/x:ro"]),
+            ("{{s.paths|last}}:/y", Into::Volume, vec!["/srv/b:/y"]),
+            ("{{s.nothing}}", Into::Argument, vec![]),
+            ("{{s.empty|or:d}}", Into::Argument, vec!["d"]),
+            ("{{s.no|or:[a,b]}}", Into::Argument, vec!["a", "b"]),
+            ("{{s.no|or:[]}}", Into::Argument, vec![]),
+            ("{{s.host|or:d}}", Into::Argument, vec!["db.example.com"]),
+            ("{{s.braces}}", Into::Argument, vec!["{{s.host}}"]),
+            ("--x={{s.option}}", Into::Argument, vec!["--x=--privileged"]),
+            ("{{s.line}}", Into::Variable, vec!["a\nb"]),
+        ] {
+            let got = filled(template, into);
+            assert_eq!(got, Ok(expected.into_iter().map(str::to_owned).collect()), "{template}");
+        }
+    }
+
+    #[test]
+    fn values_stay_where_they_were_put() {
+        for (template, into) in [
+            ("{{s.option}}", Into::Argument),
+            ("{{s.line}}", Into::Argument),
+            ("--x={{s.line}}", Into::Argument),
+            ("{{s.colon}}", Into::Volume),
+            ("{{s.colon}}:/x", Into::Volume),
+            ("{{s.up}}:/x", Into::Volume),
+            ("{{s.host}}:/x", Into::Volume),
+            ("--x={{s.paths}}", Into::Argument),
+            ("--x={{s.nothing}}", Into::Argument),
+            ("{{s.object}}", Into::Argument),
+            ("{{s.host|shell}}", Into::Argument),
+            ("{{s.host", Into::Argument),
+            ("{{}}", Into::Argument),
+            ("{{a{{b}}}}", Into::Argument),
+        ] {
+            assert!(filled(template, into).is_err(), "{template}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_becomes_another_argument(value in ".*", before in "[a-z=-]{0,6}") {
+            let values = json!({ "s": { "v": value.clone() } });
+            if let Ok(arguments) = fill(&format!("{before}{{{{s.v}}}}"), &values, Into::Argument) {
+                prop_assert!(arguments.len() <= 1);
+                for argument in arguments {
+                    prop_assert_eq!(&argument, &format!("{before}{value}"));
+                    prop_assert!(!before.is_empty() || !argument.starts_with('-'));
+                    prop_assert!(!argument.contains(['\n', '\r', '\0']));
+                }
+            }
+        }
+
+        #[test]
+        fn no_template_panics(template in "[ -~]{0,40}|(\\{\\{|\\}\\}|s|\\.|\\||or:|paths|,|\\[|\\]|é)*") {
+            for into in [Into::Argument, Into::Variable, Into::Volume, Into::User] {
+                let _ = filled(&template, into);
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! TOML, as one desktop client has it.
+
+use toml_edit::{Document, Item, TableLike, Value};
+
+use crate::{
+    json::Lines,
+    node::{Budget, Key, Node, What, once},
+    report::{Place, Problem},
+};
+
+/// Reads a document.
+pub(crate) fn read(text: &str) -> Result<Node, Problem> {
+    let lines = Lines::of(text);
+    let document = Document::parse(text).map_err(|error| {
+        let place = lines.place(error.span().map_or(0, |span| span.start));
+        Problem::at(place, format!("this is no TOML: {}", error.message()))
+    })?;
+    let place = Place { line: 1, column: 1 };
+    let mut budget = Budget::default();
+    Ok(Node { place, what: table(document.as_table(), place, &lines, &mut budget, 0)? })
+}
+
+fn table(
+    table: &dyn TableLike,
+    within: Place,
+    lines: &Lines<'_>,
+    budget: &mut Budget,
+    depth: usize,
+) -> Result<What, Problem> {
+    let mut entries = Vec::new();
+    for (name, value) in table.iter() {
+        let span = table.key(name).and_then(toml_edit::Key::span);
+        let place = span.map_or(within, |span| lines.place(span.start));
+        let key = Key { place, text: name.into() };
+        entries.push((key, item(value, place, lines, budget, depth + 1)?));
+    }
+    once(entries)
+}
+
+fn item(
+    item: &Item,
+    within: Place,
+    lines: &Lines<'_>,
+    budget: &mut Budget,
+    depth: usize,
+) -> Result<Node, Problem> {
+    let place = item.span().map_or(within, |span| lines.place(span.start));
+    budget.take(place, depth)?;
+    let what = match item {
+        Item::None => What::Null,
+        Item::Value(value) => return self::value(value, within, lines, budget, depth),
+        Item::Table(inner) => table(inner, place, lines, budget, depth)?,
+        Item::ArrayOfTables(tables) => What::List(
+            tables
+                .iter()
+                .map(|inner| {
+                    Ok(Node { place, what: table(inner, place, lines, budget, depth + 1)? })
+                })
+                .collect::<Result<_, Problem>>()?,
+        ),
+    };
+    Ok(Node { place, what })
+}
+
+fn value(
+    value: &Value,
+    within: Place,
+    lines: &Lines<'_>,
+    budget: &mut Budget,
+    depth: usize,
+) -> Result<Node, Problem> {
+    let place = value.span().map_or(within, |span| lines.place(span.start));
+    budget.take(place, depth)?;
+    let what = match value {
+        Value::String(text) => What::Text(text.value().as_str().into()),
+        Value::Integer(number) => What::Number(number.value().to_string().into()),
+        Value::Float(number) => What::Number(number.value().to_string().into()),
+        Value::Boolean(flag) => What::Flag(*flag.value()),
+        Value::Datetime(time) => What::Text(time.value().to_string().into()),
+        Value::Array(items) => What::List(
+            items
+                .iter()
+                .map(|item| self::value(item, place, lines, budget, depth + 1))
+                .collect::<Result<_, _>>()?,
+        ),
+        Value::InlineTable(inner) => table(inner, place, lines, budget, depth)?,
+    };
+    Ok(Node { place, what })
+}

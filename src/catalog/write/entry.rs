@@ -1,0 +1,257 @@
+//! Entries of `portcullis.toml`, added to a file that a person keeps.
+//!
+//! Invariant: nothing of the file changes but what is added or replaced: no comment, no order, no
+//! other key.
+
+use std::collections::BTreeMap;
+
+use toml_edit::{Array, DocumentMut, InlineTable, Item, Key, Table, Value, value};
+
+use crate::server::{Run, Secret, Server, Transport};
+
+/// How an entry is written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Writing {
+    /// The config has a key for the hosts that a server reaches.
+    pub egress: bool,
+    /// An image by tag is taken, against what is advised.
+    pub allow_tag: bool,
+    /// An entry of that name is replaced.
+    pub replace: bool,
+}
+
+/// An entry that was not written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unwritten {
+    #[error("the config is no TOML: {0}")]
+    Syntax(String),
+    #[error("`servers` in the config is no table")]
+    Shape,
+    #[error(
+        "the config has a server `{0}` already: name this one with `--name`, or replace that with `--replace`"
+    )]
+    There(String),
+    #[error(
+        "the image of `{name}` is named by a tag, `{image}`, which can come to mean another image: its \
+         digest could not be had"
+    )]
+    Tag { name: String, image: String },
+}
+
+/// The names of the servers in a config.
+///
+/// # Errors
+/// Where it is no TOML.
+pub fn names(config: &str) -> Result<Vec<String>, Unwritten> {
+    let document = read(config)?;
+    let servers = document.get("servers").and_then(Item::as_table_like);
+    Ok(servers
+        .into_iter()
+        .flat_map(|servers| servers.iter().map(|(name, _)| name.to_owned()))
+        .collect())
+}
+
+/// Adds a server to the text of a config.
+///
+/// # Errors
+/// [`Unwritten`]
+pub fn add(config: &str, server: &Server, writing: Writing) -> Result<String, Unwritten> {
+    let mut document = read(config)?;
+    let servers = document.entry("servers").or_insert_with(|| {
+        let mut table = Table::new();
+        table.set_implicit(true);
+        Item::Table(table)
+    });
+    let made = table(server, writing)?;
+    let servers = servers.as_table_like_mut().ok_or(Unwritten::Shape)?;
+    if servers.contains_key(&server.name) && !writing.replace {
+        return Err(Unwritten::There(server.name.clone()));
+    }
+    match servers.get_mut(&server.name) {
+        Some(Item::Table(there)) => {
+            // Its place in the file and the comment above it stay.
+            let (position, decor) = (there.position(), there.decor().clone());
+            *there = made;
+            there.set_position(position);
+            *there.decor_mut() = decor;
+        }
+        _ => {
+            servers.insert(&server.name, Item::Table(made));
+        }
+    }
+    Ok(document.to_string())
+}
+
+/// Takes a server out of the text of a config. Nothing: it is not there.
+///
+/// # Errors
+/// [`Unwritten`]
+pub fn remove(config: &str, name: &str) -> Result<Option<String>, Unwritten> {
+    let mut document = read(config)?;
+    let servers = document.get_mut("servers").and_then(Item::as_table_like_mut);
+    let removed = servers.and_then(|servers| servers.remove(name));
+    Ok(removed.map(|_| document.to_string()))
+}
+
+fn read(config: &str) -> Result<DocumentMut, Unwritten> {
+    config
+        .parse()
+        .map_err(|error: toml_edit::TomlError| Unwritten::Syntax(error.message().to_owned()))
+}
+
+fn table(server: &Server, writing: Writing) -> Result<Table, Unwritten> {
+    let mut entry = Table::new();
+    let mut hardening = Table::new();
+    hardening.set_dotted(true);
+    match &server.run {
+        Run::Image { image, arguments } => {
+            if image.digest.is_none() {
+                if !writing.allow_tag {
+                    let (name, image) = (server.name.clone(), image.to_string());
+                    return Err(Unwritten::Tag { name, image });
+                }
+                hardening.insert("allow-tag", value(true));
+            }
+            entry.insert("image", value(image.to_string()));
+            if !arguments.is_empty() {
+                entry.insert("command", value(list(arguments)));
+            }
+        }
+        Run::Command { program, arguments } => {
+            let all: Vec<String> = std::iter::once(program).chain(arguments).cloned().collect();
+            entry.insert("command", value(list(&all)));
+        }
+        Run::Remote { url, transport, headers } => {
+            entry.insert("url", value(url));
+            match transport {
+                Transport::Auto => {}
+                Transport::StreamableHttp => {
+                    drop(entry.insert("transport", value("streamable-http")))
+                }
+                Transport::Sse => drop(entry.insert("transport", value("sse"))),
+            }
+            if !headers.is_empty() {
+                entry.insert("headers", value(references(headers)));
+            }
+        }
+    }
+    if !server.env.is_empty() {
+        let mut env = InlineTable::new();
+        for (name, text) in &server.env {
+            env.insert(name, text.as_str().into());
+        }
+        entry.insert("env", value(env));
+    }
+    if !server.secrets.is_empty() {
+        entry.insert("secrets", value(references(&server.secrets)));
+    }
+    if !server.mounts.is_empty() {
+        let mounts: Vec<String> = server
+            .mounts
+            .iter()
+            .map(|mount| {
+                let how = if mount.writable { ":rw" } else { "" };
+                format!("{}:{}{how}", mount.source, mount.target)
+            })
+            .collect();
+        entry.insert("mounts", value(list(&mounts)));
+    }
+    if !server.egress.is_empty() && writing.egress {
+        entry.insert("egress", value(list(&server.egress)));
+    }
+    if let Some(user) = &server.user {
+        hardening.insert("user", value(user));
+    }
+    if !hardening.is_empty() {
+        entry.insert("hardening", Item::Table(hardening));
+    }
+    if server.stays {
+        entry.insert("idle-stop-s", value(0));
+    }
+    if let Some(title) = server.title.as_deref().or(server.description.as_deref()) {
+        entry.decor_mut().set_prefix(format!("\n# {}\n", comment(title)));
+    }
+    Ok(entry)
+}
+
+/// A stranger's text as a comment: on one line, without what is not seen.
+fn comment(text: &str) -> String {
+    let shown: String =
+        text.chars().filter(|c| !c.is_control()).take(80).flat_map(char::escape_debug).collect();
+    shown.replace("\\'", "'").replace("\\\"", "\"")
+}
+
+fn list(texts: &[String]) -> Array {
+    texts.iter().map(String::as_str).collect()
+}
+
+fn references(secrets: &BTreeMap<String, Secret>) -> InlineTable {
+    let mut table = InlineTable::new();
+    for (name, secret) in secrets {
+        let mut from = InlineTable::new();
+        from.insert("from", Value::from(secret.from.as_str()));
+        table.insert_formatted(&Key::new(name), Value::InlineTable(from));
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(name: &str) -> Server {
+        Server {
+            name: name.to_owned(),
+            original: name.to_owned(),
+            title: Some("A\nserver \u{202e}\"of\" theirs".to_owned()),
+            description: None,
+            run: Run::Command { program: "x".into(), arguments: vec!["--a \"b\"".into()] },
+            env: [("A".to_owned(), "line\n\"x\"".to_owned())].into(),
+            secrets: [("K".to_owned(), Secret { from: "env:K".into(), about: None })].into(),
+            mounts: vec![],
+            egress: vec!["a.example:443".into()],
+            user: Some("1:1".into()),
+            stays: true,
+            tools: vec![],
+            only: None,
+            notes: vec![],
+        }
+    }
+
+    #[test]
+    fn what_was_there_stays_as_it_was() {
+        let before = "# My config\n[listen]\nhttp = \"127.0.0.1:1\"   # here\n\n# Notes of mine\n[servers.notes]\ncommand = [ \"notes\" ] # keep\n\n[[interceptors]]\nuse = \"schema\"\n";
+        let after = add(before, &server("new"), Writing::default()).unwrap();
+        for line in before.lines() {
+            assert!(after.contains(line), "{line} is gone from\n{after}");
+        }
+        assert_eq!(names(&after).unwrap(), ["notes", "new"]);
+        assert!(!after.contains("egress") && !after.contains('\u{202e}'), "{after}");
+        let read: toml::Table = after.parse().unwrap();
+        let new = &read["servers"]["new"];
+        assert_eq!(new["command"][1].as_str(), Some("--a \"b\""));
+        assert_eq!(new["env"]["A"].as_str(), Some("line\n\"x\""));
+        assert_eq!(new["hardening"]["user"].as_str(), Some("1:1"));
+        assert!(matches!(
+            add(&after, &server("new"), Writing::default()),
+            Err(Unwritten::There(_))
+        ));
+        let replace = Writing { replace: true, egress: true, ..Writing::default() };
+        let again = add(&after, &server("notes"), replace).unwrap();
+        assert!(again.contains("# Notes of mine") && again.contains("egress"), "{again}");
+        assert!(again.find("[servers.notes]") < again.find("[[interceptors]]"), "{again}");
+        let removed = remove(&after, "new").unwrap().unwrap();
+        assert_eq!(names(&removed).unwrap(), ["notes"]);
+        assert_eq!(remove(&removed, "new").unwrap(), None);
+    }
+
+    #[test]
+    fn a_tag_is_not_written() {
+        let mut tagged = server("t");
+        tagged.run = Run::Image { image: "a/b:1".parse().unwrap(), arguments: vec![] };
+        assert!(matches!(add("", &tagged, Writing::default()), Err(Unwritten::Tag { .. })));
+        let allowed = add("", &tagged, Writing { allow_tag: true, ..Writing::default() }).unwrap();
+        let read: toml::Table = allowed.parse().unwrap();
+        assert_eq!(read["servers"]["t"]["hardening"]["allow-tag"].as_bool(), Some(true));
+    }
+}

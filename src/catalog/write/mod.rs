@@ -1,0 +1,7 @@
+//! What is written of a server: its entry in the config, and the policies that it begins with.
+
+mod entry;
+mod policy;
+
+pub use entry::{Unwritten, Writing, add, names, remove};
+pub use policy::{file_name, policy};

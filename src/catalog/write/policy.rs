@@ -1,0 +1,145 @@
+//! The policies that a server begins with: it may be started as it was taken, and nobody may call it.
+
+use std::fmt::Write as _;
+
+use crate::{
+    report::brief,
+    server::{Run, Server},
+};
+
+/// The file that they stand in.
+#[must_use]
+pub fn file_name(server: &str) -> String {
+    format!("server-{server}.cedar")
+}
+
+/// The policies. What they permit is the start alone, of this image and with these deviations, the
+/// secrets one by one, and the way to a server elsewhere.
+#[must_use]
+pub fn policy(server: &Server) -> String {
+    let name = &server.name;
+    let mut text = format!(
+        "// The server `{name}`, as it was added: it may be started. Who may call it is yours to say.\n"
+    );
+    match &server.run {
+        Run::Image { image, .. } => {
+            let by = image
+                .digest
+                .as_ref()
+                .map(|digest| format!("resource has digest && resource.digest == \"{digest}\""));
+            launch(&mut text, server, by.into_iter());
+        }
+        Run::Command { .. } => launch(&mut text, server, std::iter::empty()),
+        Run::Remote { url, .. } => {
+            launch(&mut text, server, std::iter::empty());
+            if let Some((host, port)) = place(url) {
+                let _ = write!(
+                    text,
+                    "\n@id(\"{name}-reach\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
+                     Portcullis::Action::\"reach\",\n  resource\n)\nwhen {{ resource.name == \"{host}\" && resource.port == {port} }};\n"
+                );
+            }
+        }
+    }
+    let mut secrets: Vec<&String> = server.secrets.keys().collect();
+    if let Run::Remote { headers, .. } = &server.run {
+        secrets.extend(headers.keys());
+    }
+    for secret in secrets {
+        let _ = write!(
+            text,
+            "\n@id(\"{name}-secret-{}\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
+             Portcullis::Action::\"hand_secret\",\n  resource == Portcullis::Secret::\"{name}/{}\"\n);\n",
+            secret.to_ascii_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-"),
+            escaped(secret),
+        );
+    }
+    if let Some(only) = &server.only {
+        left_on(&mut text, name, only);
+    }
+    text.push_str(&example(server));
+    text
+}
+
+fn launch(text: &mut String, server: &Server, more: impl Iterator<Item = String>) {
+    let name = &server.name;
+    let mut deviations = Vec::new();
+    if !server.mounts.is_empty() {
+        deviations.push("\"mounts\"");
+    }
+    if server.user.is_some() {
+        deviations.push("\"hardening.user\"");
+    }
+    if matches!(&server.run, Run::Image { image, .. } if image.digest.is_none()) {
+        deviations.push("\"hardening.allow-tag\"");
+    }
+    let bound = if deviations.is_empty() {
+        "resource.deviations.isEmpty()".to_owned()
+    } else {
+        format!("[{}].containsAll(resource.deviations)", deviations.join(", "))
+    };
+    let conditions: Vec<String> = more.chain([bound]).collect();
+    let _ = write!(
+        text,
+        "\n@id(\"{name}-launch\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
+         Portcullis::Action::\"launch\",\n  resource\n)\nwhen\n{{\n  {}\n}};\n",
+        conditions.join(" &&\n  "),
+    );
+}
+
+/// The tools that somebody left on; the others, known or not, are for nobody.
+fn left_on(text: &mut String, name: &str, only: &[String]) {
+    let _ = write!(
+        text,
+        "\n@id(\"{name}-tools-left-on\")\n@reason(\"the tool is switched off\")\nforbid (\n  principal,\n  action == \
+         Portcullis::Action::\"call_tool\",\n  resource in Portcullis::Server::\"{name}\"\n)"
+    );
+    if only.is_empty() {
+        text.push_str(";\n");
+        return;
+    }
+    let tools: Vec<String> =
+        only.iter().map(|tool| format!("Portcullis::Tool::\"{name}/{}\"", escaped(tool))).collect();
+    let _ = write!(text, "\nunless\n{{\n  resource in\n    [{}]\n}};\n", tools.join(",\n     "));
+}
+
+/// What a permit would look like, as a comment.
+fn example(server: &Server) -> String {
+    let name = &server.name;
+    let mut text = format!(
+        "\n// To let a group use it (`portcullis policy new read-only --group readers --server {name}` writes more):\n\
+         //\n// permit (\n//   principal in Portcullis::Group::\"readers\",\n//   action == Portcullis::Action::\"call_tool\",\n"
+    );
+    let tools = server
+        .tools
+        .iter()
+        .take(40)
+        .filter(|tool| server.only.as_ref().is_none_or(|only| only.contains(&tool.name)));
+    let tools: Vec<String> = tools.map(|tool| brief(&tool.name)).collect();
+    if tools.is_empty() {
+        let _ = writeln!(text, "//   resource in Portcullis::Server::\"{name}\"\n// );");
+    } else {
+        let _ = writeln!(text, "//   resource == Portcullis::Tool::\"{name}/{}\"\n// );", tools[0]);
+        let _ = writeln!(text, "//\n// It is said to have: {}.", tools.join(", "));
+    }
+    text
+}
+
+/// Host and port of a URL, as policies see them.
+fn place(url: &str) -> Option<(String, u16)> {
+    let url = url::Url::parse(url).ok()?;
+    Some((escaped(url.host_str()?), url.port_or_known_default()?))
+}
+
+/// A text within Cedar's quotes.
+fn escaped(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| match c {
+            '"' | '\\' => vec!['\\', c],
+            c if c.is_control() || !c.is_ascii() => {
+                format!("\\u{{{:x}}}", u32::from(c)).chars().collect()
+            }
+            c => vec![c],
+        })
+        .collect()
+}

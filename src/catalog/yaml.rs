@@ -1,0 +1,151 @@
+//! YAML: one document of plain values.
+
+use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
+
+use crate::{
+    node::{Budget, Key, MAX_DEPTH, Node, What, once},
+    report::{Place, Problem},
+};
+
+/// Reads a document. Aliases are not taken: no catalog needs them, and a few lines of them can
+/// stand for more than fits into memory.
+pub(crate) fn read(text: &str) -> Result<Node, Problem> {
+    let options = granit_parser::options! {
+        disallow_directives: true,
+        flow_nesting_limit: MAX_DEPTH + 1,
+        block_nesting_limit: MAX_DEPTH + 1,
+    };
+    let mut reader = Reader {
+        events: Parser::new_from_str_with_options(text, options),
+        budget: Budget::default(),
+    };
+    let (_, mut at) = reader.next()?;
+    let mut document = None;
+    loop {
+        let (event, place) = reader.next()?;
+        match event {
+            Event::StreamEnd => break,
+            Event::DocumentStart(..) if document.is_some() => {
+                return Err(Problem::at(place, "a second document in the same file"));
+            }
+            Event::DocumentStart(..) => {
+                let (event, place) = reader.next()?;
+                document = Some(reader.node(event, place, 0)?);
+            }
+            _ => {}
+        }
+        at = place;
+    }
+    document.ok_or_else(|| Problem::at(at, "the file is empty"))
+}
+
+struct Reader<'a> {
+    events: Parser<'a, granit_parser::StrInput<'a>>,
+    budget: Budget,
+}
+
+impl<'a> Reader<'a> {
+    fn next(&mut self) -> Result<(Event<'a>, Place), Problem> {
+        match self.events.next_event() {
+            Some(Ok((event, span))) => Ok((event, place(&span))),
+            Some(Err(error)) => Err(broken(&error)),
+            None => Ok((Event::StreamEnd, Place::default())),
+        }
+    }
+
+    fn node(&mut self, event: Event<'a>, place: Place, depth: usize) -> Result<Node, Problem> {
+        self.budget.take(place, depth)?;
+        let what = match event {
+            Event::Scalar(text, style, _, tag) => scalar(&text, style, tag.as_deref(), place)?,
+            Event::SequenceStart(_, _, tag) => {
+                untagged(tag.as_deref(), "seq", place)?;
+                let mut items = Vec::new();
+                loop {
+                    let (event, place) = self.next()?;
+                    match event {
+                        Event::SequenceEnd => break What::List(items),
+                        event => items.push(self.node(event, place, depth + 1)?),
+                    }
+                }
+            }
+            Event::MappingStart(_, _, tag) => {
+                untagged(tag.as_deref(), "map", place)?;
+                let mut entries = Vec::new();
+                loop {
+                    let (event, place) = self.next()?;
+                    let key = match event {
+                        Event::MappingEnd => break once(entries)?,
+                        Event::Scalar(text, _, _, None) => {
+                            self.budget.take(place, depth + 1)?;
+                            Key { place, text: text.into() }
+                        }
+                        _ => return Err(Problem::at(place, "a key must be a plain text")),
+                    };
+                    let (event, place) = self.next()?;
+                    entries.push((key, self.node(event, place, depth + 1)?));
+                }
+            }
+            Event::Alias(_) => {
+                return Err(Problem::at(place, "aliases are not taken: write the value out"));
+            }
+            _ => return Err(Problem::at(place, "the file ends in the middle")),
+        };
+        Ok(Node { place, what })
+    }
+}
+
+fn place(span: &Span) -> Place {
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Place { line: number(span.start.line()), column: number(span.start.col().saturating_add(1)) }
+}
+
+fn broken(error: &ScanError) -> Problem {
+    let at = error.marker();
+    let place = place(&Span::empty(*at));
+    // The place stands beside it.
+    let text = error.kind().to_string();
+    Problem::at(place, format!("this is no YAML: {text}"))
+}
+
+fn untagged(tag: Option<&Tag>, own: &str, place: Place) -> Result<(), Problem> {
+    match tag {
+        Some(tag) if !tag.is_yaml_core_schema_tag(own) => {
+            Err(Problem::at(place, "a tag means nothing here: remove it"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn scalar(
+    text: &str,
+    style: ScalarStyle,
+    tag: Option<&Tag>,
+    place: Place,
+) -> Result<What, Problem> {
+    match tag {
+        Some(tag) if tag.is_yaml_core_schema_tag("str") => return Ok(What::Text(text.into())),
+        Some(_) => return Err(Problem::at(place, "a tag means nothing here: remove it")),
+        None => {}
+    }
+    if style != ScalarStyle::Plain {
+        return Ok(What::Text(text.into()));
+    }
+    Ok(match text {
+        "" | "~" | "null" | "Null" | "NULL" => What::Null,
+        "true" | "True" | "TRUE" => What::Flag(true),
+        "false" | "False" | "FALSE" => What::Flag(false),
+        _ if is_number(text) => What::Number(text.into()),
+        _ => What::Text(text.into()),
+    })
+}
+
+/// A decimal number. Others (`0x1f`, `.inf`) stay texts, which loses nothing of them.
+fn is_number(text: &str) -> bool {
+    let digits = text.trim_start_matches(['-', '+']);
+    digits.starts_with(|c: char| c.is_ascii_digit())
+        && text.len() - digits.len() <= 1
+        && digits
+            .bytes()
+            .all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'-' | b'+'))
+        && text.parse::<f64>().is_ok()
+}
