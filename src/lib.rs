@@ -56,6 +56,9 @@ pub mod container;
 
 pub mod sandbox;
 
+// The way out of servers that have no network.
+pub use portcullis_egress as egress;
+
 // The secrets that it is handed.
 pub use portcullis_vault as vault;
 

@@ -295,5 +295,6 @@ async fn launcher(loaded: &Loaded) -> Launcher {
         // Nothing is started here.
         handed: Default::default(),
         digests: Default::default(),
+        outward: std::sync::Arc::new(crate::upstream::Nowhere),
     }
 }

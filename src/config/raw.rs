@@ -16,6 +16,7 @@ use super::{InterceptorEntry, MountEntry, SecretRef};
 use crate::{
     admin::Roles,
     chain::Mode,
+    egress,
     names::{ClientName, Group, ServerName},
 };
 
@@ -268,6 +269,13 @@ pub struct Server {
     /// Host folders: `SOURCE:TARGET` (read-only) or `SOURCE:TARGET:rw`.
     pub mounts: Vec<MountEntry>,
     pub resources: Resources,
+    /// Hosts that the server may reach, through a proxy end of ours; none by default. Each connection
+    /// is decided by policies (`reach`) and recorded. `api.example.com:443` is TLS for that very name,
+    /// `http://example.com:80` HTTP in clear text, `tcp://db.example.com:5432` anything else,
+    /// `*.example.com:443` every name below. A name that leads to a private network is refused unless
+    /// its address is written behind it: `git.example.com:443=10.0.0.5`.
+    #[schemars(length(max = 200))]
+    pub egress: Vec<egress::Destination>,
     /// Deviations from the hardened default profile, each with its own line.
     pub hardening: Hardening,
     pub era: Era,
@@ -323,6 +331,7 @@ impl Default for Server {
             headers: BTreeMap::new(),
             mounts: Vec::new(),
             resources: Resources::default(),
+            egress: Vec::new(),
             hardening: Hardening::default(),
             era: Era::default(),
             start_timeout_s: 60,

@@ -16,7 +16,7 @@ use super::{
     finding::{Code, Finding, MOST},
     place::child,
 };
-use crate::{admin::Member, names::ServerName, plugin::Destination};
+use crate::{admin::Member, egress, names::ServerName, plugin::Destination};
 
 /// The schema without references, so that the path of a failed keyword leads to its place.
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
@@ -55,6 +55,9 @@ const FORMATS: &[(&str, Fault)] = &[
     ("member", |text| text.parse::<Member>().err().map(|error| error.to_string())),
     ("mount", |text| text.parse::<MountEntry>().err().map(|error| error.to_string())),
     ("destination", |text| text.parse::<Destination>().err().map(|error| error.to_string())),
+    ("egress-destination", |text| {
+        text.parse::<egress::Destination>().err().map(|error| error.to_string())
+    }),
     ("socket-address", |text| {
         let error = text.parse::<SocketAddr>().err()?;
         Some(format!("{error}: write an address and a port, such as `127.0.0.1:8811`"))

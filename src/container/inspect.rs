@@ -157,6 +157,7 @@ fn fields(user: String, host: HostConfig, health: &str) -> Vec<(String, String)>
         ("PidsLimit", number(host.pids_limit)),
         ("Ulimits", joined(ulimits)),
         ("NetworkMode", mode(host.network_mode)),
+        ("ExtraHosts", joined(host.extra_hosts.unwrap_or_default())),
         ("IpcMode", mode(host.ipc_mode)),
         ("PidMode", mode(host.pid_mode)),
         ("UTSMode", mode(host.uts_mode)),

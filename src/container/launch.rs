@@ -15,7 +15,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    upstream::process::{LaunchFailure, LaunchSpec, Origin, Process},
+    upstream::{
+        outward::{self, Door},
+        process::{LaunchFailure, LaunchSpec, Origin, Process},
+    },
     vault::Secret,
 };
 
@@ -25,7 +28,7 @@ use super::{
     failure,
     handle::{self, Container, Guard},
     image::Image,
-    label,
+    label, namespace,
     streams::{self, Stdin},
 };
 
@@ -132,6 +135,13 @@ impl Engine {
                 "see that the image's program runs as another user, read-only and without network",
             )
         })?;
+        let door = match profile.egress() {
+            [] => None,
+            listed => {
+                let namespace = namespace::of(&self.docker, guard.id()).await?;
+                Some(Door::open(namespace, listed).await?)
+            }
+        };
         Ok(Process {
             stdin: Box::new(Stdin::new(attached.input, over)),
             stdout,
@@ -144,6 +154,7 @@ impl Engine {
                 profile: Some(profile.hash()),
                 deviations: profile.deviations().iter().map(ToString::to_string).collect(),
             },
+            door,
         })
     }
 }
@@ -239,6 +250,8 @@ fn environment(spec: &LaunchSpec) -> Result<Vec<String>, LaunchFailure> {
         }
         environment.push(format!("{name}={value}"));
     }
+    let way = outward::environment(&spec.egress, |name| names.iter().any(|set| *set == name));
+    environment.extend(way.into_iter().map(|(name, value)| format!("{name}={value}")));
     Ok(environment)
 }
 
@@ -268,6 +281,7 @@ mod tests {
             mounts: Vec::new(),
             resources: Default::default(),
             hardening: Default::default(),
+            egress: Vec::new(),
             instance: "test".to_owned(),
         }
     }

@@ -14,6 +14,7 @@ mod image;
 mod inspect;
 mod launch;
 pub(crate) mod mounts;
+mod namespace;
 mod owner;
 mod pack;
 mod profile;

@@ -15,7 +15,11 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     config::{Hardening, Resources},
-    upstream::process::{LaunchFailure, LaunchSpec, Mount},
+    egress::Destination,
+    upstream::{
+        outward,
+        process::{LaunchFailure, LaunchSpec, Mount},
+    },
 };
 
 use super::{
@@ -45,6 +49,7 @@ pub struct Profile {
     nano_cpus: i64,
     pids: u32,
     network: bool,
+    egress: Vec<Destination>,
     mounts: Vec<Mount>,
     tag: Option<String>,
     init: Option<&'static str>,
@@ -110,6 +115,7 @@ impl Profile {
             nano_cpus: nano_cpus(resources)?,
             pids: pids(resources)?,
             network: hardening.network,
+            egress: spec.egress.clone(),
             mounts: mounts::check(&spec.mounts, places)?,
             tag,
             init: Some("/sbin/docker-init"),
@@ -127,6 +133,11 @@ impl Profile {
             .filter(|volume| !self.mounts.iter().any(|m| m.target.as_os_str() == volume.as_str()))
             .collect();
         self.scratch.sort();
+    }
+
+    /// The hosts that it may reach.
+    pub(super) fn egress(&self) -> &[Destination] {
+        &self.egress
     }
 
     pub(super) fn user(&self) -> &str {
@@ -174,6 +185,8 @@ impl Profile {
             ulimits: Some(vec![limit("core", 0), limit("nofile", 1024)]),
             oom_kill_disable: Some(false),
             network_mode: Some(self.network_mode().to_owned()),
+            // For programs that know nothing of proxies: see `outward`.
+            extra_hosts: (!self.egress.is_empty()).then(|| self.extra_hosts()),
             ipc_mode: Some("private".to_owned()),
             // The engine's own default is the host's namespace on cgroup v1.
             cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
@@ -211,6 +224,15 @@ impl Profile {
         }
     }
 
+    fn extra_hosts(&self) -> Vec<String> {
+        let hosts = outward::hosts(&self.egress).into_iter();
+        hosts.map(|(name, address)| format!("{name}:{address}")).collect()
+    }
+
+    fn listed(&self) -> Vec<String> {
+        self.egress.iter().map(ToString::to_string).collect()
+    }
+
     fn network_mode(&self) -> &'static str {
         if self.network { "bridge" } else { "none" }
     }
@@ -241,6 +263,7 @@ impl Profile {
             ("PidsLimit", self.pids.to_string()),
             ("Ulimits", "core=0:0, nofile=1024:1024".to_owned()),
             ("NetworkMode", self.network_mode().to_owned()),
+            ("ExtraHosts", or_none(&self.extra_hosts())),
             ("IpcMode", "private".to_owned()),
             ("PidMode", "private".to_owned()),
             ("UTSMode", "private".to_owned()),
@@ -261,7 +284,9 @@ impl Profile {
     /// A short hash over [`Profile::describe`]: containers with the same hash are confined alike.
     pub fn hash(&self) -> String {
         let mut hash = Sha256::new();
-        for (field, value) in self.describe() {
+        // The engine knows the names alone of what it may reach.
+        let egress = ("Egress".to_owned(), or_none(&self.listed()));
+        for (field, value) in self.describe().into_iter().chain([egress]) {
             hash.update(field);
             hash.update([0]);
             hash.update(value);
@@ -287,6 +312,7 @@ impl Profile {
             ),
             ("Tmpfs", format!("/tmp {TMP}"), format!("/tmp {tmp}"), "hardening.exec-tmp"),
             ("NetworkMode", "none".to_owned(), self.network_mode().to_owned(), "hardening.network"),
+            ("Egress", "none".to_owned(), or_none(&self.listed()), "egress"),
             (
                 "Image",
                 "by digest".to_owned(),

@@ -1,8 +1,13 @@
 //! From names to addresses.
 
-use std::{io, net::IpAddr};
+use std::{io, net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+/// Questions of one program under way at once. Each takes a thread of the whole proxy for as long as
+/// the DNS likes, and a name of a `*.` entry may be one whose servers like to take long.
+const AT_ONCE: usize = 8;
 
 /// Finds the addresses of names.
 #[async_trait]
@@ -14,9 +19,17 @@ pub trait Resolver: Send + Sync + 'static {
     async fn addresses(&self, name: &str) -> io::Result<Vec<IpAddr>>;
 }
 
-/// This machine's own way.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct System;
+/// This machine's own way, for one program.
+#[derive(Debug)]
+pub struct System {
+    permits: Arc<Semaphore>,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        Self { permits: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+}
 
 #[async_trait]
 impl Resolver for System {
@@ -24,7 +37,13 @@ impl Resolver for System {
         // The dot keeps this machine's search domains away: who is asked for `a.example` must not
         // answer as `a.example.internal.corp`.
         let absolute = if name.contains('.') { format!("{name}.") } else { name.to_owned() };
-        let found = tokio::net::lookup_host((absolute.as_str(), 0)).await?;
-        Ok(found.map(|found| found.ip()).collect())
+        let permit = self.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+        // It goes on where its asker has given up, and so does the permit.
+        let asked = tokio::spawn(async move {
+            let found = tokio::net::lookup_host((absolute.as_str(), 0)).await;
+            drop(permit);
+            found.map(|found| found.map(|found| found.ip()).collect())
+        });
+        asked.await.map_err(io::Error::other)?
     }
 }

@@ -125,12 +125,12 @@ impl Egress {
         });
     }
 
-    /// Serves one connection that is here already, to its end.
-    pub async fn converse<S>(&self, stream: S)
+    /// Serves one connection that is here already: one to the proxy, or to what seems to be a host.
+    pub async fn converse<S>(&self, stream: S, toward: Option<(Host, u16)>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        converse(stream, None, self.shared.clone(), Arc::new(())).await;
+        converse(stream, toward, self.shared.clone(), Arc::new(())).await;
     }
 
     /// Ends everything soon.

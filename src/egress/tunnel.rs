@@ -36,8 +36,10 @@ pub(crate) async fn carry(
         (_, Some(begun)) => Ok(begun),
         (Wire::Tls, None) => {
             let read = hello::read(&mut client, &[], &host);
-            let read = timeout(shared.limits.handshake, read);
-            read.await.unwrap_or(Err(Refusal::Slow))
+            tokio::select! {
+                read = timeout(shared.limits.handshake, read) => read.unwrap_or(Err(Refusal::Slow)),
+                () = shared.stop.cancelled() => return ticket.ended(End::Stopped),
+            }
         }
         (Wire::Http | Wire::Tcp, None) => Ok(Vec::new()),
     };
@@ -195,16 +197,9 @@ async fn begin(
     if first != [HANDSHAKE] {
         return Ok(first);
     }
-    let rest = async {
-        // A protocol of which a message begins like this, and goes on differently, is none of ours.
-        first.push(client.read_u8().await?);
-        match first[..] {
-            [_, 3] => hello::read(client, &first, host).await.map_err(Stop::Refused),
-            _ => Ok(std::mem::take(&mut first)),
-        }
-    };
-    let rest = timeout(shared.limits.handshake, rest).await;
-    rest.unwrap_or(Err(Stop::Refused(Refusal::Slow)))
+    // Whatever version it claims: there are readers of TLS that do not look at that.
+    let rest = timeout(shared.limits.handshake, hello::read(client, &first, host)).await;
+    rest.unwrap_or(Err(Refusal::Slow)).map_err(Stop::Refused)
 }
 
 /// Hands on in one direction until that has ended.

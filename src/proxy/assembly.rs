@@ -146,6 +146,7 @@ impl Assembly {
                 caps: Caps::response(&config.limits),
                 handed,
                 digests: Default::default(),
+                outward: Arc::new(around.clone()),
             });
             Ok(Self {
                 policies,

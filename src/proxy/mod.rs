@@ -28,6 +28,7 @@ mod places;
 mod plugins;
 mod presence;
 mod questions;
+mod reaching;
 mod recording;
 mod refusals;
 mod reloads;

@@ -239,7 +239,7 @@ pub fn house(loaded: &Loaded, around: Arc<Around>) -> House {
 
 /// What is around the plugins of a proxy, of which there is none before its start.
 pub struct Around {
-    policies: Arc<policy::Engine>,
+    pub(super) policies: Arc<policy::Engine>,
     metrics: Arc<Metrics>,
     proxy: OnceLock<Weak<Proxy>>,
 }
@@ -247,6 +247,11 @@ pub struct Around {
 impl Around {
     pub fn new(policies: Arc<policy::Engine>, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self { policies, metrics, proxy: OnceLock::new() })
+    }
+
+    /// The proxy, while it runs.
+    pub(super) fn proxy(&self) -> Option<Arc<Proxy>> {
+        self.proxy.get().and_then(Weak::upgrade)
     }
 
     /// The proxy is there.
@@ -266,8 +271,7 @@ impl Surroundings for Around {
 
     fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String> {
         // A message whose record is not taken is refused, but what a plugin sent would have gone out.
-        let proxy = self.proxy.get().and_then(Weak::upgrade);
-        if !proxy.is_some_and(|proxy| proxy.audit.is_well()) {
+        if !self.proxy().is_some_and(|proxy| proxy.audit.is_well()) {
             return Err("nothing is sent while the audit log takes no records".into());
         }
         let resource = Resource::Host { name: host, port };
@@ -280,7 +284,7 @@ impl Surroundings for Around {
 }
 
 /// Nobody can be asked for what the proxy does of itself.
-fn permitted(outcome: &policy::Outcome) -> bool {
+pub(super) fn permitted(outcome: &policy::Outcome) -> bool {
     outcome.allowed && !outcome.rules.iter().any(|rule| rule.obligations.approve.is_some())
 }
 

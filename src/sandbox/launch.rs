@@ -2,6 +2,7 @@
 //! socket, whose end is the end of the tree.
 
 use std::{
+    fs::File,
     io::{self, BufRead, BufReader, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -33,7 +34,10 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::wire::{Failure, Plan, Report, TERMINATE, USAGE};
-use crate::upstream::process::{Exit, Handle, LaunchFailure, LaunchSpec, Origin, Process, Usage};
+use crate::upstream::{
+    outward::Door,
+    process::{Exit, Handle, LaunchFailure, LaunchSpec, Origin, Process, Usage},
+};
 
 /// This executable, even where its file has been replaced since it was started.
 const OURSELVES: &str = "/proc/self/exe";
@@ -70,8 +74,14 @@ pub async fn launch_by(launcher: &Path, spec: &LaunchSpec) -> Result<Process, La
     let child = child.map_err(|error| no_launcher(launcher, &error))?;
     let program = plan.program.as_ref().map(|program| program.display().to_string());
     drop(plan);
+    let pid = child.id();
     let mut process = start.run(child).await?;
     process.origin.program = program;
+    if let (false, Some(pid)) = (spec.egress.is_empty(), pid) {
+        // The launcher has entered it before the program's own process was there.
+        let namespace = File::open(format!("/proc/{pid}/ns/net")).map_err(|e| unexpected(&e))?;
+        process.door = Some(Door::open(namespace, &spec.egress).await?);
+    }
     Ok(process)
 }
 
@@ -197,6 +207,7 @@ impl Start {
             stderr: Box::new(pipe::Receiver::from_owned_fd(stderr).map_err(failed)?),
             handle: Box::new(handle),
             origin: Origin::default(),
+            door: None,
         })
     }
 }

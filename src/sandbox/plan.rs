@@ -12,7 +12,10 @@ use super::{
     program::{self, Search},
     wire::{Bind, Plan},
 };
-use crate::upstream::process::{LaunchFailure, LaunchSpec, Mount};
+use crate::upstream::{
+    outward,
+    process::{LaunchFailure, LaunchSpec, Mount},
+};
 
 /// The host's trees of programs and libraries, as far as it has them.
 pub(super) const SYSTEM: &[&str] =
@@ -52,6 +55,10 @@ impl Plan {
             ));
         }
         let mut plan = Self::skeleton(&spec.hardening)?;
+        let names = outward::hosts(&spec.egress);
+        if let Some((_, hosts)) = plan.files.iter_mut().find(|(at, _)| at.ends_with("hosts")) {
+            hosts.extend(names.into_iter().map(|(name, address)| format!("{address} {name}\n")));
+        }
         let rules = Rules::of_host();
         for mount in &spec.mounts {
             let Mount { source, target, writable } = rules.check(mount)?;
@@ -66,6 +73,8 @@ impl Plan {
         let mut environment: BTreeMap<String, String> = spec.env.iter().cloned().collect();
         let secrets = spec.secrets.iter();
         environment.extend(secrets.map(|(name, value)| (name.clone(), value.expose().to_owned())));
+        let way = outward::environment(&spec.egress, |name| environment.contains_key(name));
+        environment.extend(way);
         let own_path = environment.get("PATH").cloned();
         let mut search = Search::new(std::mem::take(&mut plan.binds), own_path.as_deref(), rules);
         // The links of the root count as trees too while the program is looked for.

@@ -9,6 +9,7 @@ use std::{
 use super::{
     digest::{Digests, Hashed},
     event::Program,
+    outward::{Outward, Reacher},
     process::{LaunchFailure, LaunchSpec, Process},
 };
 use crate::{
@@ -35,6 +36,8 @@ pub struct Launcher {
     pub handed: BTreeMap<ServerName, Handed>,
     /// The programs of this machine that were hashed.
     pub digests: Arc<Digests>,
+    /// Who decides what servers reach.
+    pub outward: Arc<dyn Outward>,
 }
 
 /// The secrets of one server.
@@ -153,16 +156,17 @@ impl Launcher {
         }
     }
 
-    /// Starts a server's process, where its program is still the one that was hashed.
+    /// Starts the server's process, where its program is still the one that was hashed.
     ///
     /// # Errors
     /// A [`LaunchFailure`], in words for the operator.
     pub async fn start(
         &self,
-        server: &ServerName,
+        reacher: Reacher,
         settings: &config::Server,
         hashed: Option<&Hashed>,
     ) -> Result<(Process, Place), LaunchFailure> {
+        let server = &reacher.server.clone();
         let place = self.place(settings);
         let unchanged = || match hashed {
             Some(hashed) if !hashed.is_still() => Err(LaunchFailure {
@@ -172,7 +176,7 @@ impl Launcher {
             _ => Ok(()),
         };
         let mut spec = self.spec(server, settings)?;
-        let process = match &place {
+        let mut process = match &place {
             Place::Container { .. } => {
                 let engine = self.engine.as_ref().map_err(|why| LaunchFailure {
                     what: format!("no container engine answers: {why}"),
@@ -197,6 +201,10 @@ impl Launcher {
                 process
             }
         };
+        if let Some(door) = process.door.take() {
+            let gate = self.outward.gate(reacher);
+            process.handle = door.serve(server, spec.egress, gate, process.handle)?;
+        }
         Ok((process, place))
     }
 
@@ -293,6 +301,7 @@ impl Launcher {
                 .collect::<Result<_, _>>()?,
             resources: settings.resources.clone(),
             hardening: settings.hardening.clone(),
+            egress: settings.egress.clone(),
             instance: self.instance.clone(),
         })
     }

@@ -7,8 +7,10 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::outward::Door;
 use crate::{
     config::{Hardening, Resources},
+    egress::Destination,
     names::ServerName,
     vault::Secret,
 };
@@ -30,6 +32,8 @@ pub struct LaunchSpec {
     pub resources: Resources,
     /// What the operator allows beyond the hardened default profile.
     pub hardening: Hardening,
+    /// The hosts that it may reach.
+    pub egress: Vec<Destination>,
     /// The instance of the proxy that starts it, for labels and reaping.
     pub instance: String,
 }
@@ -51,6 +55,8 @@ pub struct Process {
     pub stderr: Box<dyn AsyncRead + Send + Unpin>,
     pub handle: Box<dyn Handle>,
     pub origin: Origin,
+    /// Where it asks for the hosts that it may reach; nobody answers there yet.
+    pub door: Option<Door>,
 }
 
 /// What runs, and how it is confined: for the record.

@@ -276,6 +276,7 @@ mod tests {
             caps: Caps { bytes: 1_000, depth: 9, nodes: 99 },
             handed: Default::default(),
             digests: Default::default(),
+            outward: Arc::new(crate::upstream::Nowhere),
         });
         let (events, _) = mpsc::channel(1);
         let (heard, _) = mpsc::channel(1);

@@ -23,6 +23,7 @@ use super::{
     launcher::{Handed, Place},
     link::{Failure, Link},
     log,
+    outward::Reacher,
     pipe::Pipe,
     process::{Exit, Handle, LaunchFailure, Origin},
 };
@@ -166,7 +167,9 @@ impl Instance {
         }
         let hashed = launcher.hashed(settings).await;
         let cleared = self.announce(launch, None, hashed.as_ref()).await?;
-        let started = launcher.start(name, settings, hashed.as_ref()).await;
+        let reacher =
+            Reacher { launch: launch.id, server: name.clone(), principal: self.principal() };
+        let started = launcher.start(reacher, settings, hashed.as_ref()).await;
         let (process, place) = started.map_err(|failure| refused(&failure))?;
         let secrets = self.handed()?.secrets.clone();
         let (log, scrub) = (self.common.log.clone(), self.common.scrub.clone());

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 
 mod confinement;
+mod egress;
 mod lifecycle;
 mod packing;
 mod profile;

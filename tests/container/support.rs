@@ -62,6 +62,7 @@ pub fn spec(image: impl Into<String>, command: &[&str]) -> LaunchSpec {
         mounts: Vec::new(),
         resources: Default::default(),
         hardening: Default::default(),
+        egress: Vec::new(),
         instance: format!("test-{}", Uuid::now_v7()),
     }
 }

@@ -33,6 +33,7 @@ mod plugin_life;
 mod policy;
 mod questions;
 mod quickstart;
+mod reaching;
 mod records;
 mod remotes;
 mod rest;

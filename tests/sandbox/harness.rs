@@ -30,6 +30,7 @@ pub fn spec(command: &[&str]) -> LaunchSpec {
         mounts: Vec::new(),
         resources: portcullis::config::Resources::default(),
         hardening: portcullis::config::Hardening::default(),
+        egress: Vec::new(),
         instance: "test".into(),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     AdminAction, By, Dropped, Egress, Happening, LaunchRefused, Launched, Launching, PluginLoaded,
-    SessionOpened, Stopped, Who,
+    ReachEnd, Reached, Reaching, SessionOpened, Stopped, Who,
     v1::{Decision, Rule},
 };
 
@@ -27,6 +27,8 @@ impl Happening {
             Self::ServerLaunchFailed { .. } => "server-launch-failed",
             Self::ServerStopped(_) => "server-stopped",
             Self::EgressOpened(_) => "egress-opened",
+            Self::ServerReaching(_) => "server-reaching",
+            Self::ServerReached(_) => "server-reached",
             Self::SecretsHanded { .. } => "secrets-handed",
             Self::SecretUnresolved { .. } => "secret-unresolved",
             Self::MessagesDropped(_) => "messages-dropped",
@@ -53,6 +55,8 @@ impl Happening {
             Self::ServerLaunched(launched) => Some(&launched.server),
             Self::ServerStopped(stopped) => Some(&stopped.server),
             Self::EgressOpened(egress) => Some(&egress.server),
+            Self::ServerReaching(reaching) => Some(&reaching.server),
+            Self::ServerReached(reached) => Some(&reached.server),
             Self::MessagesDropped(dropped) => Some(&dropped.server),
             Self::ApprovalAsked { server, .. }
             | Self::ApprovalUntold { server, .. }
@@ -77,6 +81,8 @@ impl Happening {
             Self::ServerLaunching(launching) => launching.principal.as_deref(),
             Self::ServerLaunchRefused(refused) => refused.principal.as_deref(),
             Self::EgressOpened(egress) => egress.principal.as_deref(),
+            Self::ServerReaching(reaching) => reaching.principal.as_deref(),
+            Self::ServerReached(reached) => reached.principal.as_deref(),
             Self::ServerLaunched(launched) => launched.principal.as_deref(),
             Self::ServerLaunchFailed { principal, .. } | Self::SecretsHanded { principal, .. } => {
                 principal.as_deref()
@@ -101,6 +107,10 @@ impl Happening {
         match self {
             Self::AdminAction(action) => Some(action.decision),
             Self::ServerLaunchRefused(_) => Some(Decision::Refused),
+            Self::ServerReaching(_) => Some(Decision::Allowed),
+            Self::ServerReached(reached) if reached.end == ReachEnd::Refused => {
+                Some(Decision::Refused)
+            }
             Self::ApprovalGiven { allowed: true, .. } => Some(Decision::Allowed),
             Self::ApprovalGiven { allowed: false, .. } => Some(Decision::Refused),
             _ => None,
@@ -119,6 +129,8 @@ impl Happening {
                 launching.rules.truncate(most);
             }
             Self::ServerLaunched(launched) => launched.deviations.truncate(most),
+            Self::ServerReaching(reaching) => reaching.rules.truncate(most),
+            Self::ServerReached(reached) => reached.rules.truncate(most),
             Self::SecretsHanded { secrets, .. } => secrets.truncate(most),
             _ => {}
         }
@@ -211,6 +223,37 @@ impl Happening {
             }
             Self::EgressOpened(Egress { server, principal, url, protocol, .. }) => {
                 [server, url, protocol].into_iter().chain(principal).for_each(change);
+            }
+            Self::ServerReaching(reaching) => {
+                let Reaching { server, principal, host, protocol, rules, policy_revision, .. } =
+                    reaching;
+                let named = [server, host, protocol, policy_revision];
+                named.into_iter().chain(principal).for_each(&mut change);
+                texts_of(rules, change);
+            }
+            Self::ServerReached(reached) => {
+                let Reached {
+                    launch: _,
+                    server,
+                    principal,
+                    connection: _,
+                    host,
+                    port: _,
+                    protocol,
+                    address,
+                    up: _,
+                    down: _,
+                    took_us: _,
+                    end: _,
+                    code,
+                    reason,
+                    rules,
+                    policy_revision,
+                } = &mut **reached;
+                let more = principal.iter_mut().chain(host).chain(protocol).chain(address);
+                let more = more.chain(code).chain(reason).chain(policy_revision);
+                std::iter::once(server).chain(more).for_each(&mut change);
+                texts_of(rules, change);
             }
             Self::SecretsHanded { launch: _, server, principal, secrets } => {
                 let names = secrets.iter_mut().map(|handed| &mut handed.secret);

@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::v1::{Decision, Era, Rule, Transport};
+use super::{
+    reach::{Reached, Reaching},
+    v1::{Decision, Era, Rule, Transport},
+};
 use crate::{audit::line::Seq, names::DecisionId};
 
 /// The events. `event` says which it is.
@@ -104,9 +107,13 @@ pub enum Happening {
     },
     /// A server ended or was stopped.
     ServerStopped(Stopped),
-    /// The proxy itself is about to open connections to a remote server. What servers of its own ask of a
-    /// network is not seen here: they have none but where a launch's deviations say so.
+    /// The proxy itself is about to open connections to a remote server.
     EgressOpened(Egress),
+    /// A server is about to be connected to a host of its `egress`. Where this can't be recorded, it is
+    /// not. What a server with `hardening.network` asks of a network is not seen.
+    ServerReaching(Reaching),
+    /// What became of a connection that a server wanted, be it that it was refused.
+    ServerReached(Box<Reached>),
     /// A server is about to be handed secrets. No value is on record.
     SecretsHanded {
         /// As in its `server-launching`.

@@ -12,6 +12,7 @@ mod encode;
 mod happening;
 mod kept;
 mod launch;
+mod reach;
 mod shape;
 pub mod v1;
 mod words;
@@ -23,6 +24,7 @@ pub use happening::{
     AdminAction, By, DropReason, Dropped, Egress, HandedBy, Happening, LaunchRefused, Launched,
     Launching, PlaceKind, PluginLoaded, SecretHanded, SecretSource, SessionOpened, Stopped, Who,
 };
+pub use reach::{ReachEnd, Reached, Reaching};
 pub use v1::{
     AnswerKind, Body, Call, Decision, Direction, Entry, Era, Event, Finding, Grounds, Intent, Kept,
     Kind, Outcome, Record, Refusal, Refused, Rule, Shape, Target, Timing, Transport, VERSION,

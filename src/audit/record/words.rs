@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use super::happening::{By, DropReason, HandedBy, Happening, LaunchRefused, Launched};
+use super::{
+    happening::{By, DropReason, HandedBy, Happening, LaunchRefused, Launched},
+    reach::{ReachEnd, Reached, Reaching},
+};
 
 impl fmt::Display for Happening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,6 +70,21 @@ impl fmt::Display for Happening {
             }
             Self::EgressOpened(egress) => {
                 write!(f, "server {}: connects to {}", egress.server, egress.url)
+            }
+            Self::ServerReaching(reaching) => {
+                let Reaching { server, host, port, protocol, .. } = reaching;
+                write!(f, "server {server} is connected to {host}:{port} ({protocol})")
+            }
+            Self::ServerReached(reached) => {
+                let Reached { server, host, port, up, down, end, reason, .. } = &**reached;
+                write!(f, "server {server}: its connection")?;
+                if let (Some(host), Some(port)) = (host, port) {
+                    write!(f, " to {host}:{port}")?;
+                }
+                match (end, reason) {
+                    (ReachEnd::Refused, Some(reason)) => write!(f, " was refused: {reason}"),
+                    _ => write!(f, " ended after {up} bytes out and {down} in"),
+                }
             }
             Self::SecretsHanded { server, secrets, .. } => {
                 write!(f, "server {server} is handed secrets:")?;

@@ -14,6 +14,7 @@ use crate::config::{
     shape::{brief, nearest},
     values::{CAPABILITIES, is_env_name},
 };
+use crate::egress::Destinations;
 use crate::vault::Source;
 
 pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
@@ -32,6 +33,7 @@ pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
     headers(checker, at, server);
     mounts(checker, at, server);
     hardening(checker, &child(at, "hardening"), server);
+    egress(checker, &child(at, "egress"), server);
 }
 
 /// Exactly one kind, and no key that means nothing to it: a key without effect is a promise that
@@ -61,9 +63,10 @@ fn kind(checker: &mut Checker<'_>, at: &str, server: &Server) {
         }
         (Some(_), _, None) => (&["runtime", "headers", "transport"], "an `image`"),
         (None, Some(_), None) => (&["headers", "transport"], "a `command`"),
-        (None, None, Some(_)) => {
-            (&["runtime", "env", "secrets", "mounts", "resources", "hardening"], "a `url`")
-        }
+        (None, None, Some(_)) => (
+            &["runtime", "env", "secrets", "mounts", "resources", "egress", "hardening"],
+            "a `url`",
+        ),
     };
     for key in idle {
         let pointer = child(at, key);
@@ -327,6 +330,22 @@ fn mounts(checker: &mut Checker<'_>, at: &str, server: &Server) {
                 "give each a target of its own",
             );
         }
+    }
+}
+
+fn egress(checker: &mut Checker<'_>, at: &str, server: &Server) {
+    if server.egress.is_empty() {
+        return;
+    }
+    if server.hardening.network {
+        checker.conflict(
+            at,
+            "`hardening.network` leads past `egress`",
+            "remove `network = true`: what `egress` lists needs no network",
+        );
+    }
+    if let Err(twice) = Destinations::new(server.egress.clone()) {
+        checker.conflict(at, twice.to_string(), "keep one of them");
     }
 }
 

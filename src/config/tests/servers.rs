@@ -167,3 +167,24 @@ user = "root"
         = write `UID:GID` in numbers, such as `1000:1000`
     "#);
 }
+
+#[test]
+fn hosts_are_listed_once_and_not_beside_a_network() {
+    let text = r#"
+[servers.a]
+command = ["a"]
+egress = ["api.example.com:443", "example.com:80", "*:443", "http://b:8080", "tcp://b:8080"]
+"#;
+    let found = findings(text);
+    assert!(found.contains("write `http://HOST:80` for HTTP in clear text"), "{found}");
+    assert!(found.contains("such as `*.example.com:443`"), "{found}");
+    let text = text.replace("\"example.com:80\", \"*:443\", ", "");
+    let found = findings(&text);
+    assert!(found.contains("are about the same host and port"), "{found}");
+    let text = text.replace(", \"tcp://b:8080\"", "");
+    assert_eq!(findings(&text), "");
+    let found = findings(&format!("{text}hardening = {{ network = true }}"));
+    assert!(found.contains("`hardening.network` leads past `egress`"), "{found}");
+    let found = findings("[servers.a]\nurl = \"https://a.example/mcp\"\negress = [\"b:443\"]");
+    assert!(found.contains("`egress` has no meaning for a `url`"), "{found}");
+}

@@ -1,7 +1,7 @@
 //! HTTP to the hosts that a plugin declares and the operator grants, and to no other.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ use super::super::{
     output::excerpt,
 };
 use super::Canned;
+use crate::egress::is_public;
 
 /// Bytes of a body, one way or the other.
 const BODY: usize = 1 << 20;
@@ -112,48 +113,6 @@ impl Resolve for Public {
             }
             Ok(Box::new(public.into_iter()) as Addrs)
         })
-    }
-}
-
-/// Whether an address is one of the whole Internet: not of this machine, not of a network around it,
-/// and no way to such a one.
-fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => is_public_v4(v4),
-        IpAddr::V6(v6) => is_public_v6(v6),
-    }
-}
-
-fn is_public_v4(v4: Ipv4Addr) -> bool {
-    let [a, b, c, _] = v4.octets();
-    let special = matches!(
-        (a, b, c),
-        // This network, shared (RFC 6598), protocol assignments, 6to4 relays, benchmarks, and all
-        // from multicast up.
-        (0, ..)
-            | (100, 64..=127, _)
-            | (192, 0, 0)
-            | (192, 88, 99)
-            | (198, 18..=19, _)
-            | (224.., ..)
-    );
-    !(special || v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_documentation())
-}
-
-fn is_public_v6(v6: Ipv6Addr) -> bool {
-    let segments = v6.segments();
-    let [_, s1, s2, .., s6, s7] = segments;
-    let embedded = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        is_public_v4(Ipv4Addr::new(a, b, c, d))
-    };
-    match segments {
-        // IPv4 in other clothes: mapped, NAT64, 6to4.
-        [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => embedded(s6, s7),
-        [0x2002, ..] => embedded(s1, s2),
-        // Protocol assignments with Teredo, and documentation.
-        [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
-        [first, ..] => (0x2000..0x4000).contains(&first),
     }
 }
 
@@ -327,47 +286,6 @@ impl Host for Guest {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_of_networks_around_are_not_public() {
-        for address in
-            ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "2002:101:101::1"]
-        {
-            assert!(is_public(address.parse().unwrap()), "{address}");
-        }
-        for address in [
-            "0.0.0.0",
-            "10.1.2.3",
-            "100.64.0.1",
-            "127.0.0.1",
-            "127.1.2.3",
-            "169.254.169.254",
-            "172.16.0.1",
-            "192.0.0.1",
-            "192.168.1.1",
-            "198.18.0.1",
-            "203.0.113.1",
-            "224.0.0.1",
-            "255.255.255.255",
-            "::",
-            "::1",
-            "::ffff:10.0.0.1",
-            "::10.0.0.1",
-            "64:ff9b::a00:1",
-            "64:ff9b:1::1",
-            "2002:a00:1::1",
-            "2001::1",
-            "2001:db8::1",
-            "fc00::1",
-            "fd00::1",
-            "fe80::1",
-            "fec0::1",
-            "ff02::1",
-            "4000::1",
-        ] {
-            assert!(!is_public(address.parse().unwrap()), "{address}");
-        }
-    }
 
     #[test]
     fn requests_that_make_no_sense() {

@@ -3,6 +3,7 @@
 //! A target panics where it does not hold. The fuzzing engine (`src/main.rs`) looks for such
 //! bytes; `tests/corpora.rs` runs every target over all that the engine has found worth keeping.
 
+mod egress;
 mod era;
 mod events;
 mod filter;
@@ -15,11 +16,12 @@ mod tree;
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("frame", frame::target),
     ("events", events::target),
     ("header", header::target),
     ("era", era::target),
     ("log", log::target),
     ("filter", filter::target),
+    ("egress", egress::target),
 ];

@@ -53,6 +53,7 @@ const DELETE: (u8, &str) = (4, "Delete");
 const LOGON: (u8, &str) = (1, "Logon");
 const LOGOFF: (u8, &str) = (2, "Logoff");
 const OPEN: (u8, &str) = (1, "Open");
+const CLOSE: (u8, &str) = (2, "Close");
 const OTHER: (u8, &str) = (99, "");
 
 /// By the events' names. A test holds it to the published schema.
@@ -74,6 +75,8 @@ const EVENTS: &[(&str, Meaning)] = &[
     ("server-launch-failed", failure(Medium, Lifecycle, START)),
     ("server-stopped", meaning(Informational, Lifecycle, STOP)),
     ("egress-opened", meaning(Informational, Network, OPEN)),
+    ("server-reaching", meaning(Informational, Network, OPEN)),
+    ("server-reached", meaning(Informational, Network, CLOSE)),
     ("secrets-handed", meaning(Low, Entity, READ)),
     ("secret-unresolved", failure(High, Entity, READ)),
     ("messages-dropped", failure(Medium, Error, GENERAL)),

@@ -1,0 +1,125 @@
+//! What a server reaches through the proxy's own end: policy, list, record.
+
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use crate::support::{gate::Setup, until};
+
+/// Fetches what it is told to, with the proxy of its environment or past it.
+const SERVER: &str = r#"
+import json, sys, urllib.error, urllib.request
+for line in sys.stdin:
+    m = json.loads(line)
+    if 'id' not in m:
+        continue
+    out = {'jsonrpc': '2.0', 'id': m['id']}
+    if m['method'] == 'initialize':
+        out['result'] = {'protocolVersion': m['params']['protocolVersion'], 'capabilities': {'tools': {}},
+            'serverInfo': {'name': 'fetcher', 'version': '1'}}
+    elif m['method'] == 'tools/list':
+        out['result'] = {'tools': [{'name': 'fetch', 'inputSchema': {'type': 'object'}}]}
+    elif m['method'] == 'tools/call':
+        a = m['params']['arguments']
+        handlers = [] if a['proxy'] else [urllib.request.ProxyHandler({})]
+        try:
+            text = urllib.request.build_opener(*handlers).open(a['url'], timeout=30).read().decode()
+        except urllib.error.HTTPError as error:
+            text = f'{error.code} {error.read().decode()}'
+        except Exception as error:
+            text = repr(error)
+        out['result'] = {'content': [{'type': 'text', 'text': text}]}
+    else:
+        out['error'] = {'code': -32601, 'message': 'unknown'}
+    print(json.dumps(out), flush=True)
+"#;
+
+/// A web server of this machine.
+async fn origin() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = vec![0; 4096];
+                let _ = stream.read(&mut request).await;
+                let answer =
+                    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn each_connection_is_decided_and_on_record() {
+    let port = origin().await;
+    let policies = format!(
+        "@id(\"rest\") permit (principal, action, resource) \
+         unless {{ action == Portcullis::Action::\"reach\" }}; \
+         @id(\"web\") permit (principal == Portcullis::Server::\"fetcher\", \
+         action == Portcullis::Action::\"reach\", resource) \
+         when {{ resource.name == \"web.example\" && resource.port == {port} }};"
+    );
+    let gate = Setup::new(&format!(
+        r#"
+        [servers.fetcher]
+        command = ["/usr/bin/python3", "-I", "-c", '''{SERVER}''']
+        runtime = "sandbox"
+        era = "legacy"
+        env = {{ GATE = "{{mark}}" }}
+        egress = ["http://web.example:{port}=127.0.0.1", "http://other.example:{port}=127.0.0.1"]
+        "#
+    ))
+    .policies(&policies)
+    .without_launches()
+    .start()
+    .await;
+    let agent = gate.modern();
+    let fetch = async |url: String, proxy: bool| {
+        agent.text("fetcher__fetch", json!({ "url": url, "proxy": proxy })).await
+    };
+    for proxy in [true, false] {
+        let web = fetch(format!("http://web.example:{port}/"), proxy).await;
+        assert_eq!(web, "hello", "{proxy}");
+        let other = fetch(format!("http://other.example:{port}/"), proxy).await;
+        assert!(other.starts_with("403") && other.contains("policy does not permit"), "{other}");
+    }
+    let evil = fetch("http://evil.example/".into(), true).await;
+    assert!(
+        evil.starts_with("403")
+            && evil.contains(
+                "write `egress = [\"http://evil.example:80\"]` below `[servers.fetcher]`"
+            ),
+        "{evil}"
+    );
+    let nowhere = fetch("http://169.254.169.254/".into(), false).await;
+    assert!(nowhere.contains("Network is unreachable"), "{nowhere}");
+
+    let launched = gate.records(&["event = server-launching"]).await;
+    assert_eq!(launched[0]["deviations"], json!(["egress"]), "{:#}", launched[0]);
+    let before = gate.records(&["event = server-reaching"]).await;
+    assert_eq!(before.len(), 2, "{before:#?}");
+    for record in &before {
+        assert_eq!(record["host"], "web.example");
+        assert_eq!(record["rules"][0]["id"], "web");
+        assert_eq!(record["launch"], launched[0]["launch"]);
+    }
+    let after = until("all ends to be on record", async || {
+        let after = gate.records(&["event = server-reached"]).await;
+        (after.len() == 5).then_some(after)
+    })
+    .await;
+    let ends = |code: &str| after.iter().filter(|record| record["code"] == code).count();
+    assert_eq!((ends("policy"), ends("not-listed")), (2, 1), "{after:#?}");
+    let closed: Vec<_> = after.iter().filter(|record| record["end"] != "refused").collect();
+    assert_eq!(closed.len(), 2, "{after:#?}");
+    for record in closed {
+        assert_eq!(record["address"], format!("127.0.0.1:{port}"));
+        assert!(record["up"].as_u64() > Some(0) && record["down"].as_u64() > Some(0));
+    }
+    gate.stop().await;
+}
