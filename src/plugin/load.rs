@@ -39,6 +39,8 @@ const NOTE_BYTES: u64 = 64 << 10;
 pub(super) const DESCRIBE: Duration = Duration::from_secs(1);
 /// For `start`, when a plugin is loaded or made ready.
 pub(super) const START: Duration = Duration::from_secs(1);
+/// Things that are wrong with a `config` that an error names.
+const WRONG: usize = 8;
 /// Foreign imports that an error names.
 const FOREIGN: usize = 32;
 /// What it has to export.
@@ -90,7 +92,7 @@ pub struct Compiled {
     path: PathBuf,
     size: usize,
     sha256: String,
-    signed_by: Option<String>,
+    signed_by: Vec<Verifier>,
     host: &'static Host,
     pre: PluginPre<Guest>,
     functions: Vec<Function>,
@@ -124,11 +126,11 @@ impl Compiled {
         let template = Template::new(host, pre, memory, DESCRIBE, bare);
         let manifest = describe(path, &template)?;
         let signed_by = match signed {
-            Some((statement, key)) => {
+            Some((statement, keys)) => {
                 agrees(path, &manifest, statement)?;
-                Some(key)
+                keys
             }
-            None => None,
+            None => Vec::new(),
         };
         let (path, size, pre) = (path.to_owned(), bytes.len(), template.pre);
         Ok(Self { path, size, sha256, signed_by, host, pre, functions, manifest })
@@ -147,6 +149,11 @@ impl Compiled {
     /// The digest of its file, in hex.
     pub fn sha256(&self) -> &str {
         &self.sha256
+    }
+
+    /// The keys by whose signatures it was taken, where the pin asks for that.
+    pub fn signed_by(&self) -> &[Verifier] {
+        &self.signed_by
     }
 
     /// Bytes of its file.
@@ -179,7 +186,9 @@ impl Compiled {
         template.config = check_config(path, manifest, settings.config.clone())?.into();
         begin(manifest, &template)?;
         template.shared = Arc::new(given(manifest, &settings, house, Lasting::Kept)?);
-        let (sha256, signed_by) = (self.sha256.clone(), self.signed_by.clone());
+        let sha256 = self.sha256.clone();
+        let names: Vec<_> = self.signed_by.iter().map(Verifier::name).collect();
+        let signed_by = (!names.is_empty()).then(|| names.join(", "));
         Ok(Plugin::new(template, manifest.clone(), sha256, signed_by))
     }
 }
@@ -233,13 +242,13 @@ fn read(path: &Path) -> Result<Vec<u8>, Unusable> {
     Ok(bytes)
 }
 
-/// Whether it is the file that the operator means; what is signed of it and by which key, where that
+/// Whether it is the file that the operator means; what is signed of it and by which keys, where that
 /// says so.
 fn check_pin(
     path: &Path,
     pin: Pin<'_>,
     sha256: &str,
-) -> Result<Option<(Signed, String)>, Unusable> {
+) -> Result<Option<(Signed, Vec<Verifier>)>, Unusable> {
     match pin {
         Pin::Any => Ok(None),
         Pin::Missing => Err(Unusable::Unpinned { path: path.into(), sha256: sha256.into() }),
@@ -252,8 +261,7 @@ fn check_pin(
             let note = note(path).map_err(|error| unsigned(error.to_string()))?;
             let (signed, by) =
                 Signed::verify(&note, sha256, by).map_err(|error| unsigned(error.to_string()))?;
-            let names: Vec<_> = by.into_iter().map(Verifier::name).collect();
-            Ok(Some((signed, names.join(", "))))
+            Ok(Some((signed, by.into_iter().cloned().collect())))
         }
     }
 }
@@ -399,18 +407,19 @@ fn check_config(
         let schema: Value = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
         let validator =
             jsonschema::draft202012::new(&schema).map_err(|error| wrong(error.to_string()))?;
-        if let Some(error) = validator.iter_errors(&config).next() {
-            // Where and what was expected, not what stands there: it can be a secret.
-            let place = match error.instance_path().as_str() {
-                "" => "it".to_owned(),
-                pointer => format!("`{pointer}`"),
-            };
+        let wrong: Vec<_> = validator.iter_errors(&config).take(WRONG).collect();
+        if !wrong.is_empty() {
+            let told = wrong.iter().map(|error| {
+                // Where and what was expected, not what stands there: it can be a secret.
+                let what = excerpt(&error.masked_with("what stands there").to_string(), 200);
+                match error.instance_path().as_str() {
+                    "" => what,
+                    pointer => format!("`{pointer}`: {what}"),
+                }
+            });
             return Err(Unusable::Config {
                 plugin: manifest.name.clone(),
-                reason: format!(
-                    "{place}: {}",
-                    excerpt(&error.masked_with("what stands there").to_string(), 300)
-                ),
+                reason: told.collect::<Vec<_>>().join("; "),
                 schema: excerpt(&schema.to_string(), 1_000),
             });
         }

@@ -2,6 +2,9 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
+use sha2::{Digest as _, Sha256};
+use signed_note::{Note, StandardSigner};
+
 use super::{built, run};
 
 #[test]
@@ -42,6 +45,38 @@ fn a_signature_holds_for_the_file_that_was_signed() {
     let (code, out, _) = verify(first);
     assert_eq!(code, 11);
     assert!(out.contains("another file is signed, watermark 0.1.0"), "{out}");
+
+    // Nothing of a file is run that nobody signed: this one would fail.
+    fs::copy(built("panic-describe"), here.join("mine.wasm")).unwrap();
+    let (code, out, err) = verify(first);
+    assert_eq!((code, err.as_str()), (11, ""), "{out}");
+    assert!(out.contains("another file is signed, watermark 0.1.0"), "{out}");
+}
+
+#[test]
+fn what_was_signed_is_held_against_what_the_plugin_says_of_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path();
+    fs::copy(built("watermark"), here.join("mine.wasm")).unwrap();
+    let (_, verifier, _) = run(here, &["plugin", "key", "release", "--name", "release"]);
+    let key = fs::read_to_string(here.join("release")).unwrap();
+    let signer = StandardSigner::new(key.trim()).unwrap();
+    let sha256 = hex::encode(Sha256::digest(fs::read(here.join("mine.wasm")).unwrap()));
+    let verify = |name: &str| {
+        let text = format!("portcullis-plugin-v1\n{name}\nsha256:{sha256}\n");
+        let mut note = Note::new(text.as_bytes(), &[]).unwrap();
+        note.add_sigs(&[&signer]).unwrap();
+        fs::write(here.join("mine.wasm.sig"), note.to_bytes()).unwrap();
+        run(here, &["plugin", "verify", "mine.wasm", "--key", verifier.trim()])
+    };
+    let (code, out, err) = verify("watermark\n0.1.0");
+    assert_eq!(code, 0, "{out}{err}");
+    for other in ["watermark\n0.2.0", "redact-pii\n0.1.0"] {
+        let (code, out, err) = verify(other);
+        assert_eq!((code, err.as_str()), (11, ""), "{out}");
+        let told = format!("`{}` is signed, and the plugin says", other.replace('\n', " "));
+        assert!(out.contains(&told), "{out}");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{
         Context, Exit, Reports,
         keys::{self, KeyPlace},
     },
-    plugin::{Compiled, Pin, Signed, signature_path},
+    plugin::{Compiled, Pin, Signed, Unusable, signature_path},
     signing::Verifier,
 };
 
@@ -84,16 +84,16 @@ pub fn sign(options: &Sign, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// Says whether the signature beside the component holds.
+/// Says whether the proxy would take the component for these keys. Of a file that they did not sign,
+/// nothing is run.
 pub fn verify(options: &Verify, ctx: &Context) -> anyhow::Result<Exit> {
     let Verify { component, keys } = options;
-    let sha256 = compiled(component)?.sha256().to_owned();
     let path = signature_path(component);
-    let note = fs::read_to_string(&path)
-        .with_context(|| format!("there is no signature {}", path.display()))?;
-    match Signed::verify(&note, &sha256, keys) {
-        Ok((signed, by)) => {
-            let by: Vec<_> = by.iter().map(ToString::to_string).collect();
+    fs::metadata(&path).with_context(|| format!("there is no signature {}", path.display()))?;
+    match Compiled::read(component, Pin::Signed { by: keys, sha256: None }) {
+        Ok(compiled) => {
+            let signed = Signed::of(&compiled);
+            let by: Vec<_> = compiled.signed_by().iter().map(ToString::to_string).collect();
             if ctx.is_json() {
                 ctx.json(&json!({ "holds": true, "signed": signed, "signed_by": by }))?;
             } else {
@@ -104,14 +104,15 @@ pub fn verify(options: &Verify, ctx: &Context) -> anyhow::Result<Exit> {
             }
             Ok(Exit::Ok)
         }
-        Err(why) => {
+        Err(Unusable::Unsigned { why, .. }) => {
             if ctx.is_json() {
-                ctx.json(&json!({ "holds": false, "why": why.to_string() }))?;
+                ctx.json(&json!({ "holds": false, "why": why }))?;
             } else {
                 ctx.line(format!("{} does not hold: {why}", path.display()))?;
             }
             Ok(Exit::Findings)
         }
+        Err(unusable) => Err(Reports(vec![Box::new(unusable)]).into()),
     }
 }
 
