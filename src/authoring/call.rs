@@ -1,6 +1,7 @@
 //! One message through a plugin.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,7 +13,7 @@ use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     Wrong,
-    cases::{Case, StandIn, granted, meeting, message},
+    cases::{Case, StandIn, granted, meeting, message, sound, taken},
 };
 use crate::{
     plugin::{
@@ -46,7 +47,14 @@ impl Given {
     pub fn read(name: &Path, text: &str) -> Result<Self, Wrong> {
         let file = File { name: name.to_owned(), text: text.into() };
         if let Ok(rpc) = serde_json::from_str::<Rpc<'_>>(text) {
-            return Ok(Self::recorded(rpc.message()));
+            let message = rpc.message();
+            return match sound(&message.payload, message.phase, message.is_error) {
+                Ok(()) => Ok(Self::recorded(message)),
+                Err(flaw) => {
+                    let why = format!("its `params` are nothing that the proxy takes: {flaw}");
+                    Err(Box::new(Finding::error("plugin-message", why).file(name)))
+                }
+            };
         }
         let case: Case =
             read_cases(&file, "plugin-message").map_err(|finding| -> Wrong { finding })?;
@@ -113,6 +121,9 @@ pub struct Answered {
     pub labels: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Seen>,
+    /// What it counted in `metrics`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub counts: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -182,6 +193,7 @@ pub async fn ask(
         verdict: Verdict::Unasked,
         labels: Vec::new(),
         findings: Vec::new(),
+        counts: BTreeMap::new(),
         log: Vec::new(),
         requests: Vec::new(),
         micros: 0,
@@ -202,11 +214,12 @@ pub async fn ask(
         case.http.unwrap_or_default(),
     );
     let before = Instant::now();
-    let Said { verdict, requests, memory } = plugin.inspect(message, None).await;
+    let Said { verdict, requests, memory } = plugin.inspect(message.clone(), None).await;
     answered.micros = u64::try_from(before.elapsed().as_micros()).unwrap_or(u64::MAX);
     (answered.requests, answered.memory) = (requests, memory);
-    answered.log = around.take().lines;
-    answered.verdict = match verdict {
+    let did = around.take();
+    (answered.counts, answered.log) = (did.counts, did.lines);
+    answered.verdict = match verdict.and_then(|verdict| taken(verdict, &message)) {
         Err(failure) => Verdict::Fault { why: failure.to_string() },
         Ok(said) => {
             answered.labels = said.labels;

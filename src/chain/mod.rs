@@ -12,4 +12,4 @@ mod contract;
 mod runner;
 
 pub use contract::{Decision, Fault, Hook, Hooks, Interceptor, Mode, Verdict};
-pub use runner::{Chain, Link, Trail};
+pub use runner::{Chain, Link, Trail, may_replace};

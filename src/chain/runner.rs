@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 
 use super::{Decision, Fault, Interceptor, Mode, Verdict};
@@ -275,35 +276,36 @@ impl Chain {
         }
     }
 
-    /// A replacement is held to what a client's or a server's own message is held to, and may not
-    /// change what is asked.
     fn legal(&self, exchange: &Exchange, phase: Phase, decision: &Decision) -> Result<(), Fault> {
         let Decision::Replace(raw) = decision else { return Ok(()) };
-        let caps = match phase {
-            Phase::Request => self.request,
-            Phase::Response => self.response,
+        let (what, caps) = match (phase, &exchange.response) {
+            (Phase::Request, _) => (Text::Params, self.request),
+            (Phase::Response, Some(Answer::Error(_))) => (Text::Error, self.response),
+            (Phase::Response, _) => (Text::Result, self.response),
         };
-        let what = match phase {
-            Phase::Request => Text::Params,
-            Phase::Response => match exchange.response {
-                Some(Answer::Error(_)) => Text::Error,
-                _ => Text::Result,
-            },
-        };
-        let object = codec::check(raw, what, caps)
-            .and_then(|()| Object::parse(raw.clone()))
-            .map_err(|flaw| Fault(format!("its replacement is not legal: {flaw}")))?;
-        if phase == Phase::Request {
-            let before = Object::parse(exchange.request.raw().clone())
-                .map_err(|flaw| Fault(flaw.to_string()))?;
-            if let Some(member) = FIXED.into_iter().find(|m| object.get(m) != before.get(m)) {
-                return Err(Fault(format!(
-                    "its replacement changes `{member}`: what is called is decided before"
-                )));
-            }
-        }
-        Ok(())
+        may_replace(exchange.request.raw(), raw, what, caps)
     }
+}
+
+/// A replacement is held to what a client's or a server's own message is held to, and may not change
+/// what is asked, which `params` say.
+///
+/// # Errors
+/// Why it is not taken.
+pub fn may_replace(params: &Bytes, raw: &Bytes, what: Text, caps: Caps) -> Result<(), Fault> {
+    let object = codec::check(raw, what, caps)
+        .and_then(|()| Object::parse(raw.clone()))
+        .map_err(|flaw| Fault(format!("its replacement is not legal: {flaw}")))?;
+    if what == Text::Params {
+        let before =
+            Object::parse(params.clone()).map_err(|flaw| Fault(flaw.to_string()))?;
+        if let Some(member) = FIXED.into_iter().find(|m| object.get(m) != before.get(m)) {
+            return Err(Fault(format!(
+                "its replacement changes `{member}`: what is called is decided before"
+            )));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

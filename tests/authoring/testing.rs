@@ -72,6 +72,34 @@ fn everything_that_a_case_says_of_a_verdict_can_fail() {
 }
 
 #[test]
+fn a_replacement_that_the_chain_would_not_take_is_a_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = built("hostile");
+    for (harm, told) in [
+        ("garbage", "not JSON"),
+        ("garbage-list", "object"),
+        ("garbage-twice", "key twice"),
+        ("other-tool", "changes `name`"),
+    ] {
+        let case = format!("call: shop/{harm}, args: {{}}");
+        let file = format!(
+            "plugin: {}\ncases: [{{ name: one, {case}, expect: fault, says: '{told}' }}]\n",
+            plugin.display()
+        );
+        fs::write(dir.path().join("mine.test.yaml"), file).unwrap();
+        let (code, out, err) = run(dir.path(), &["plugin", "test"]);
+        assert_eq!(code, 0, "{harm}: {out}{err}");
+
+        let message = dir.path().join("message.yaml");
+        fs::write(&message, format!("call: shop/{harm}\nargs: {{}}\n")).unwrap();
+        let asked = ["plugin", "call", plugin.to_str().unwrap(), "--message", "message.yaml"];
+        let (code, out, err) = run(dir.path(), &asked);
+        assert_eq!(code, 1, "{harm}: {out}{err}");
+        assert!(out.starts_with("fault: ") && out.contains(told), "{harm}: {out}");
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_file_has_its_place() {
     for (case, told) in [
         ("{ name: a, call: shop/refund, expects: pass }", "did you mean `expect`?"),

@@ -180,8 +180,3 @@ pub struct Reply {
 fn ok() -> u16 {
     200
 }
-
-/// Whether a text is a JSON object.
-pub fn is_json(text: &str) -> bool {
-    serde_json::from_str::<Map<String, Value>>(text).is_ok()
-}

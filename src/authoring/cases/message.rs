@@ -1,11 +1,14 @@
 //! The message of a case, as the chain would hand it to a plugin.
 
+use bytes::Bytes;
 use indexmap::IndexMap;
 use serde_json::{Value, json};
 use serde_saphyr::Spanned;
 
-use super::file::{Case, From, Half, is_json};
+use super::file::{Case, From, Half};
 use crate::{
+    codec::{self, Caps, Flaw, Object, Text},
+    config::Limits,
     identity::{Principal, PrincipalKind},
     plugin::{self, Direction, Message, Phase, Target},
     policy::Who,
@@ -102,15 +105,15 @@ fn payload(case: &Case, target: &Target) -> Result<(Phase, bool, String), String
     }
     let object = |map: &serde_json::Map<String, Value>| Value::Object(map.clone()).to_string();
     if let Some(payload) = &case.payload {
-        if !is_json(&payload.value) {
-            return Err("`payload` is not the text of a JSON object".into());
-        }
         let (phase, is_error) = match case.phase.as_ref().map(|half| half.value) {
             Some(Half::Request) => (Phase::Request, false),
             Some(Half::Response) => (Phase::Response, false),
             Some(Half::Error) => (Phase::Response, true),
             None => return Err("say `phase: request`, `response` or `error`".into()),
         };
+        sound(&payload.value, phase, is_error).map_err(|flaw| {
+            format!("`payload` is not the text of a JSON object that the proxy takes: {flaw}")
+        })?;
         return Ok((phase, is_error, payload.value.clone()));
     }
     if let Some(result) = &case.result {
@@ -138,6 +141,26 @@ fn payload(case: &Case, target: &Target) -> Result<(Phase, bool, String), String
         _ => return Err("`args` go with `call` and `get`: write `params`".into()),
     };
     Ok((Phase::Request, false, params.to_string()))
+}
+
+/// Whether a payload is one that the proxy would take.
+///
+/// # Errors
+/// Why not.
+pub fn sound(payload: &str, phase: Phase, is_error: bool) -> Result<(), Flaw> {
+    let (what, caps) = held_to(phase, is_error);
+    codec::check(payload.as_bytes(), what, caps)?;
+    Object::parse(Bytes::copy_from_slice(payload.as_bytes())).map(drop)
+}
+
+/// What the proxy holds a payload to whose operator says nothing of limits.
+pub fn held_to(phase: Phase, is_error: bool) -> (Text, Caps) {
+    let limits = Limits::default();
+    match (phase, is_error) {
+        (Phase::Request, _) => (Text::Params, Caps::request(&limits)),
+        (Phase::Response, true) => (Text::Error, Caps::response(&limits)),
+        (Phase::Response, false) => (Text::Result, Caps::response(&limits)),
+    }
 }
 
 /// The text of the first block of a result of a tool, a prompt or a resource.

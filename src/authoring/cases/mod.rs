@@ -12,6 +12,7 @@ mod verdict;
 pub use run::{Hook, Ran, Report, run};
 
 pub(super) use file::Case;
-pub(super) use message::message;
+pub(super) use message::{message, sound};
 pub(super) use run::{granted, hooks, meeting};
 pub(super) use stand_in::StandIn;
+pub(super) use verdict::taken;

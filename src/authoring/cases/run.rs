@@ -15,15 +15,15 @@ use serde::Serialize;
 use super::{
     StandIn,
     asked::{Asked, One, Place, asked},
-    file::{Case, Document, is_json},
+    file::{Case, Document},
     message::message,
-    verdict::{Came, misses},
+    verdict::{Came, misses, taken},
 };
 use crate::{
     config::{SecretRef, Size},
     exchange::Phase,
     plugin::{
-        self, Compiled, Decision, Failure, Function, Grants, House, Message, Pin, Plugin, Said,
+        self, Compiled, Function, Grants, House, Message, Pin, Plugin, Said,
         Settings,
     },
     policy::{File, Finding, is_case_file, read_cases, span},
@@ -302,12 +302,7 @@ impl Runner<'_> {
         self.met.extend(met);
         let Said { verdict, .. } =
             plugin.inspect(message.clone(), message.session_prefix.as_deref()).await;
-        Came::Said(verdict.and_then(|verdict| match &verdict.decision {
-            Decision::Replace(payload) if !is_json(payload) => {
-                Err(Failure::Verdict("its replacement is no JSON object".into()))
-            }
-            _ => Ok(verdict),
-        }))
+        Came::Said(verdict.and_then(|verdict| taken(verdict, message)))
     }
 
     fn finish(mut self) -> Report {

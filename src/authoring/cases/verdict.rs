@@ -6,16 +6,31 @@ use serde_saphyr::Spanned;
 use super::{
     asked::{One, Place},
     file::Expect,
-    message::first_text,
+    message::{first_text, held_to},
     stand_in::Did,
 };
 use crate::{
-    plugin::{Decision, Failure, Unusable, Values, Verdict},
+    chain::{Fault, may_replace},
+    plugin::{Decision, Failure, Message, Unusable, Values, Verdict},
     policy::{File, span},
 };
 
 /// Bytes of a payload that a failure shows.
 const SHOWN: usize = 1_000;
+
+/// A verdict as the chain takes it: a replacement that it would not take is a fault.
+///
+/// # Errors
+/// Why it is not taken.
+pub fn taken(verdict: Verdict, message: &Message) -> Result<Verdict, Failure> {
+    let Decision::Replace(payload) = &verdict.decision else { return Ok(verdict) };
+    let (what, caps) = held_to(message.phase, message.is_error);
+    let (before, after) = (message.payload.clone().into(), payload.clone().into());
+    match may_replace(&before, &after, what, caps) {
+        Ok(()) => Ok(verdict),
+        Err(Fault(why)) => Err(Failure::Verdict(why)),
+    }
+}
 
 /// What came of one message.
 pub enum Came {

@@ -102,8 +102,8 @@ async fn from_log(
 }
 
 fn print(answered: &Answered, ctx: &Context) -> anyhow::Result<()> {
-    let Answered { plugin, event, verdict, labels, findings, log, requests, micros, memory } =
-        answered;
+    let Answered { plugin, event, verdict, labels, findings, counts, log, requests, .. } = answered;
+    let Answered { micros, memory, .. } = answered;
     match verdict {
         Verdict::Pass => ctx.line("pass")?,
         Verdict::Refuse { code, reason, detail } => {
@@ -124,6 +124,9 @@ fn print(answered: &Answered, ctx: &Context) -> anyhow::Result<()> {
     }
     for finding in findings {
         ctx.line(format!("  reports   {plugin}/{}: {}", finding.code, finding.message))?;
+    }
+    for (name, by) in counts {
+        ctx.line(format!("  counts    {name}: {by}"))?;
     }
     for line in log {
         ctx.line(format!("  logs      {line}"))?;
