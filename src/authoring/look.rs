@@ -46,6 +46,8 @@ pub struct Looked {
     pub sha256: String,
     pub compile_ms: u64,
     pub lifetime: &'static str,
+    /// Whether it is asked once about each half of an exchange, whatever others replace.
+    pub once: bool,
     pub hooks: Vec<Hook>,
     /// The functions of the host that it imports.
     pub imports: Vec<&'static str>,
@@ -109,6 +111,7 @@ pub async fn look(path: &Path, config: Map<String, Value>, measure: bool) -> Res
             Lifetime::Message => "message",
             Lifetime::Session => "session",
         },
+        once: manifest.once,
         hooks: hooks(&compiled),
         imports: compiled.functions().iter().map(|function| function.as_str()).collect(),
         hosts: manifest.hosts.iter().map(ToString::to_string).collect(),

@@ -87,6 +87,7 @@ fn a_plugin_is_looked_at() {
     let told: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(told["name"], "refunds");
     assert_eq!(told["imports"], json!(["clock", "state"]));
+    assert_eq!((&told["lifetime"], &told["once"]), (&json!("message"), &json!(true)));
     assert_eq!(told["hooks"][0]["event"], "tools/call");
     assert_eq!(told["config_schema"]["required"], json!(["limits"]));
     assert_eq!(told["bytes"], fs::metadata(plugin).unwrap().len());
@@ -101,6 +102,7 @@ fn a_plugin_is_looked_at() {
     let (code, out, _) = run(dir.path(), &["plugin", "inspect", plugin]);
     assert_eq!(code, 0);
     assert!(out.contains("its cost was not measured: "), "{out}");
+    assert!(out.contains("  asked     once; put it behind"), "{out}");
     assert!(out.contains("config = {}   # it has to say: limits\n"), "{out}");
     assert!(out.contains("[interceptors.grants]\nclock = true\nstate = \"1MiB\"\n"), "{out}");
 }

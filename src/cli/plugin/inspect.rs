@@ -48,6 +48,11 @@ fn print(looked: &Looked, ctx: &Context) -> anyhow::Result<()> {
         ctx.line(format!("  signed    as it says by {names}: `plugin verify` says whether"))?;
     }
     ctx.line(format!("  lifetime  {lifetime}"))?;
+    let asked = match looked.once {
+        true => "once; put it behind the entries that replace",
+        false => "again where another entry replaced the payload",
+    };
+    ctx.line(format!("  asked     {asked}"))?;
     for hook in &looked.hooks {
         ctx.line(format!("  hook      {} of {}", hook.phase, hook.event))?;
     }
