@@ -1,19 +1,27 @@
-//! What clients notice of plugins that mean harm: their calls beside a client that asks for one harm
-//! after the other, against their calls without it, in one run.
+//! What clients notice of plugins that mean harm: their calls beside a client that asks for all harms at
+//! once, again and again, against their calls without it, in one run.
 
-use std::{fmt::Write as _, path::PathBuf, time::Duration};
+use std::{
+    cell::Cell,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
+use futures_util::future::try_join_all;
 
 use crate::{
-    load::Client,
+    Sample,
+    load::{Client, Endpoint},
+    median,
     rows::{self, Processes, Row},
     sample,
 };
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// How often both are measured, one after the other
+    /// How often everything is measured, one after the other
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Seconds of one measurement
@@ -22,6 +30,15 @@ pub struct Args {
     /// Clients that mean no harm
     #[arg(long, default_value_t = 16)]
     clients: usize,
+    /// Messages that mean harm, at once
+    #[arg(long, value_delimiter = ',', default_values_t = [8, 64])]
+    at_once: Vec<usize>,
+    /// Clients that these come from, each with a key of its own
+    #[arg(long, default_value_t = 1)]
+    keys: usize,
+    /// Harms, beside that of all together; may be given several times. Default: all together alone
+    #[arg(long = "harm", value_name = "NAME")]
+    harms: Vec<String>,
     /// The proxy. Default: `portcullis` beside this program
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
@@ -30,15 +47,21 @@ pub struct Args {
     plugins: Option<PathBuf>,
 }
 
-/// Those of `tests/plugins/harms` that need no grant and fault every time.
-const HARMS: [&str; 17] = [
+/// Those of `tests/plugins/harms` whose messages fault, every time. Without `hoard`, which does its harm
+/// with every message: nothing would be left to compare with.
+const HARMS: [&str; 24] = [
     "allocate",
     "crumbs",
+    "flood-log",
+    "flood-log-wide",
+    "flood-metrics",
+    "flood-random",
+    "flood-state",
     "forged-words",
     "garbage",
-    "hoard",
     "huge-payload",
     "labels",
+    "late",
     "long-error",
     "nesting",
     "never-settles",
@@ -47,72 +70,154 @@ const HARMS: [&str; 17] = [
     "recurse",
     "recurse-in-memory",
     "spin",
+    "statics",
+    "tarpit",
     "trap",
     "two-keys",
 ];
-/// For one verdict: how long those that never end have.
-const DEADLINE_MS: u64 = 1_000;
+/// What is written of the tarpit's host within the plugin.
+const PLACEHOLDER: &[u8] = b"localhost:54321";
 
 pub async fn run(args: &Args) -> anyhow::Result<()> {
     let this = std::env::current_exe()?;
     let folder = this.parent().context("this program is in no folder")?;
     let binary = args.binary.clone().unwrap_or_else(|| folder.join("portcullis"));
+    ensure!(binary.is_file(), "{} is not there: `cargo build` makes it", binary.display());
     let plugins = args.plugins.clone().unwrap_or_else(|| folder.join("../plugins"));
     let plugins = plugins.canonicalize().context("`plugins/build` makes the plugins")?;
+    let scratch = tempfile::Builder::new().prefix("harms-").tempdir_in(folder)?;
+    // Takes every connection and says nothing.
+    let pit = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let port = pit.local_addr()?.port();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok(connection) = pit.accept().await {
+            held.push(connection);
+        }
+    });
     let mut entries = String::new();
     for name in HARMS {
-        let path = plugins.join(name).with_extension("wasm");
-        write!(
-            entries,
-            "\n[[interceptors]]\nuse = \"plugin\"\nname = \"{name}\"\npath = {path:?}\n\
-             allow-unpinned = true\ndeadline-ms = {DEADLINE_MS}\n"
-        )?;
+        entries += &entry(name, &plugins, scratch.path(), port)?;
     }
-    let scratch = tempfile::Builder::new().prefix("harms-").tempdir_in(folder)?;
     let mut processes = Processes::default();
-    let row = rows::one(&binary, scratch.path(), "harms", &entries, &mut processes)?;
+    let dir = scratch.path().join("proxy");
+    let mut prepared = rows::prepare(&binary, &dir, &entries, &mut processes)?;
+    let endpoint = prepared.client("bench")?;
+    let harmful = (0..args.keys.max(1)).map(|at| prepared.client(&format!("harm-{at}")));
+    let harmful = harmful.collect::<anyhow::Result<Vec<_>>>()?;
+    let proxy = prepared.run(&mut processes)?;
+    let row = Row { name: "harms", endpoint, proxy: Some(proxy), servers: Vec::new() };
     sample(&row, 1, 100, Duration::ZERO).await?;
 
-    println!(
-        "{} plugins in the chain; {} clients; p99 in ms.\n\n\
-         | round | p50 | p99 | p99 beside harm | ratio | harms done |\n|---|---|---|---|---|---|",
-        HARMS.len(),
-        args.clients
-    );
+    let together: (&str, Vec<&str>) = ("all together", HARMS.into());
+    let alone = args.harms.iter().map(|name| (name.as_str(), vec![name.as_str()]));
+    let kinds: Vec<_> = std::iter::once(together).chain(alone).collect();
     let time = Duration::from_secs_f64(args.seconds);
-    for round in 1..=args.rounds {
-        let quiet = sample(&row, args.clients, 100, time).await?;
-        let (beside, done) = beside_harm(&row, args.clients, time).await?;
+    let mut quiet: Vec<Sample> = Vec::new();
+    let mut beside = vec![Vec::new(); kinds.len() * args.at_once.len()];
+    for round in 0..args.rounds {
+        eprintln!("round {} of {}", round + 1, args.rounds);
+        quiet.push(sample(&row, args.clients, 100, time).await?);
+        let mut at = 0;
+        for (_, names) in &kinds {
+            for &count in &args.at_once {
+                beside[at].push(beside_harm(&row, args.clients, time, &harmful, names, count).await?);
+                at += 1;
+            }
+        }
+    }
+
+    println!(
+        "{} plugins in the chain, {} clients; medians of {} rounds of {} s. Times in ms; the ratio of \
+         p99 to that without harm in the same round (least to most).\n\n\
+         | harm | at once | p50 | p99 | ratio | calls/s | harms/s |\n|---|---|---|---|---|---|---|",
+        HARMS.len(),
+        args.clients,
+        args.rounds,
+        args.seconds
+    );
+    let of = |all: &[Sample], part: fn(&Sample) -> f64| median(all.iter().map(part).collect());
+    let (p50, p99) = (of(&quiet, |s| s.p50) / 1e3, of(&quiet, |s| s.p99) / 1e3);
+    println!("| none | 0 | {p50:.1} | {p99:.1} | 1 | {:.0} | 0 |", of(&quiet, |s| s.rate));
+    for (at, taken) in beside.iter().enumerate() {
+        let (name, _) = kinds[at / args.at_once.len()];
+        let count = args.at_once[at % args.at_once.len()];
+        let samples: Vec<Sample> = taken.iter().map(|(sample, _)| *sample).collect();
+        let ratios: Vec<f64> =
+            samples.iter().zip(&quiet).map(|(one, base)| one.p99 / base.p99).collect();
+        let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = ratios.iter().copied().fold(0.0, f64::max);
         println!(
-            "| {round} | {:.2} | {:.2} | {:.2} | {:.2} | {done} |",
-            quiet.p50 / 1e3,
-            quiet.p99 / 1e3,
-            beside.p99 / 1e3,
-            beside.p99 / quiet.p99,
+            "| {name} | {count} | {:.1} | {:.1} | {:.2} ({least:.2} to {most:.2}) | {:.0} | {:.0} |",
+            of(&samples, |s| s.p50) / 1e3,
+            of(&samples, |s| s.p99) / 1e3,
+            median(ratios),
+            of(&samples, |s| s.rate),
+            median(taken.iter().map(|(_, rate)| *rate).collect()),
         );
     }
     Ok(())
 }
 
-/// A measurement while one more client asks for harm, and how much of it there was.
+/// An entry of the config, with what the plugin asks for.
+fn entry(name: &str, plugins: &Path, scratch: &Path, port: u16) -> anyhow::Result<String> {
+    let mut path = plugins.join(name).with_extension("wasm");
+    let grants = match name {
+        "flood-log" | "flood-log-wide" => "log = true".into(),
+        "flood-metrics" => "metrics = true".into(),
+        "flood-random" => "random = true".into(),
+        "flood-state" => "state = \"1MiB\"".into(),
+        "late" => "clock = true".into(),
+        "tarpit" => {
+            let host = format!("localhost:{port:05}");
+            let mut bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+            let at = memchr::memmem::find(&bytes, PLACEHOLDER).context("no host in `tarpit`")?;
+            bytes[at..at + host.len()].copy_from_slice(host.as_bytes());
+            path = scratch.join("tarpit.wasm");
+            std::fs::write(&path, bytes)?;
+            format!("http = [\"{host}=127.0.0.1\"]")
+        }
+        _ => String::new(),
+    };
+    let mut entry = String::new();
+    write!(
+        entry,
+        "\n[[interceptors]]\nuse = \"plugin\"\nname = \"{name}\"\npath = {path:?}\n\
+         allow-unpinned = true\n[interceptors.grants]\n{grants}\n"
+    )?;
+    Ok(entry)
+}
+
+/// A measurement while others ask for harm, so many messages at once, and how many harms a second
+/// there were.
 async fn beside_harm(
     row: &Row,
     clients: usize,
     time: Duration,
-) -> anyhow::Result<(crate::Sample, usize)> {
-    let mut one = Client::connect(&row.endpoint, 0).await?;
-    let mut done = 0;
-    let harm = async {
-        for name in HARMS.iter().cycle() {
-            let refused = one.refused(&format!("harm:{name}")).await?;
-            ensure!(refused, "`{name}` was not refused");
-            done += 1;
+    harmful: &[Endpoint],
+    names: &[&str],
+    at_once: usize,
+) -> anyhow::Result<(Sample, f64)> {
+    let connecting = (0..at_once).map(|at| Client::connect(&harmful[at % harmful.len()], 0));
+    let mut all = try_join_all(connecting).await?;
+    let done = Cell::new(0_u32);
+    let began = Instant::now();
+    let harm = try_join_all(all.iter_mut().enumerate().map(|(at, client)| {
+        let done = &done;
+        // Each begins with another one, so that all of them go on at the same time.
+        let names = names.iter().cycle().skip(at);
+        async move {
+            for name in names {
+                let refused = client.refused(&format!("harm:{name}")).await?;
+                ensure!(refused, "`{name}` was not refused");
+                done.set(done.get() + 1);
+            }
+            Ok(())
         }
-        Ok(())
-    };
+    }));
     let sample = tokio::select! {
         sample = sample(row, clients, 100, time) => sample?,
         failed = harm => return Err(failed.err().context("harm has no end")?),
     };
-    Ok((sample, done))
+    Ok((sample, f64::from(done.get()) / began.elapsed().as_secs_f64()))
 }

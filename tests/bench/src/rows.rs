@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -70,7 +70,7 @@ impl Drop for Processes {
 /// Starts all rows whose names are wanted (all, where none is).
 ///
 /// # Errors
-/// Where a process does not start, with the end of what it logged.
+/// Where a process does not start, with what it logged.
 pub fn start(
     binary: &Path,
     plugin: Option<&Path>,
@@ -102,27 +102,28 @@ pub fn start(
         if wants(name) {
             let dir = scratch.join(at.to_string());
             let servers = if std::ptr::eq(server, &remote) { vec![pid] } else { Vec::new() };
-            rows.push(proxy(binary, &dir, name, server, &chain, servers, processes)?);
+            let mut prepared = Prepared::new(binary, &dir, server, &chain)?;
+            let endpoint = prepared.client("bench")?;
+            let proxy = prepared.run(processes).with_context(|| name.to_owned())?;
+            rows.push(Row { name, endpoint, proxy: Some(proxy), servers });
         }
     }
     Ok(rows)
 }
 
-/// Starts one proxy with these entries after the full chain.
+/// What is in front of the echo server over HTTP, with these entries after the full chain.
 ///
 /// # Errors
-/// As [`start`].
-pub fn one(
+/// Where the server does not start, or the files cannot be written.
+pub fn prepare(
     binary: &Path,
-    scratch: &Path,
-    name: &'static str,
+    dir: &Path,
     entries: &str,
     processes: &mut Processes,
-) -> anyhow::Result<Row> {
-    let (pid, port) = server(processes)?;
+) -> anyhow::Result<Prepared> {
+    let (_, port) = server(processes)?;
     let remote = format!("url = \"http://127.0.0.1:{port}/mcp\"\n");
-    let chain = format!("{LIMIT}{CHECKS}{entries}");
-    proxy(binary, &scratch.join("one"), name, &remote, &chain, vec![pid], processes)
+    Prepared::new(binary, dir, &remote, &format!("{LIMIT}{CHECKS}{entries}"))
 }
 
 /// The echo server over HTTP: its process and its port.
@@ -138,56 +139,91 @@ fn server(processes: &mut Processes) -> anyhow::Result<(u32, u16)> {
     Ok((pid, line.trim().parse().context("the server's port")?))
 }
 
-fn proxy(
-    binary: &Path,
-    dir: &Path,
-    name: &'static str,
-    server: &str,
-    chain: &str,
-    servers: Vec<u32>,
-    processes: &mut Processes,
-) -> anyhow::Result<Row> {
-    fs::create_dir(dir)?;
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let policies: Vec<PathBuf> = POLICIES.iter().map(|path| here.join(path)).collect();
-    // Free a moment ago; the proxy says so if it no longer is.
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let config = dir.join("portcullis.toml");
-    let text = format!(
-        "[listen]\nhttp = \"127.0.0.1:{port}\"\n\n[policy]\npaths = {policies:?}\n\n\
-         [servers.echo]\n{server}{chain}"
-    );
-    fs::write(&config, text)?;
+/// The files of a proxy that does not run yet.
+pub struct Prepared {
+    binary: PathBuf,
+    dir: PathBuf,
+    config: PathBuf,
+    port: u16,
+}
 
-    // The readers of the policies may call what calls itself read-only.
-    let added = Command::new(binary)
-        .args(["client", "add", "bench", "--group", "readers", "-c"])
-        .arg(&config)
-        .output()
-        .with_context(|| format!("running {}", binary.display()))?;
-    ensure!(added.status.success(), "{name}: {}", String::from_utf8_lossy(&added.stderr));
-    let key = String::from_utf8(added.stdout)?.trim().to_owned();
-
-    let log = dir.join("log");
-    let proxy = Command::new(binary)
-        .args(["run", "-c"])
-        .arg(&config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(File::create(&log)?)
-        .spawn()?;
-    let pid = proxy.id();
-    processes.0.push(proxy);
-    let end = Instant::now() + PATIENCE;
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        let over = processes.0.last_mut().is_none_or(|p| !matches!(p.try_wait(), Ok(None)));
-        if over || Instant::now() > end {
-            bail!("{name}: the proxy is not there:\n{}", fs::read_to_string(&log)?);
+impl Prepared {
+    fn new(binary: &Path, dir: &Path, server: &str, chain: &str) -> anyhow::Result<Self> {
+        fs::create_dir(dir)?;
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let own = dir.join("own.cedar");
+        // What plugins are granted is theirs only where policy permits it.
+        fs::write(&own, "permit (principal is Portcullis::Plugin, action, resource);\n")?;
+        let mut policies: Vec<PathBuf> = POLICIES.iter().map(|path| here.join(path)).collect();
+        if chain.contains("[interceptors.grants]") {
+            policies.push(own);
         }
-        std::thread::sleep(Duration::from_millis(20));
+        // Free a moment ago; the proxy says so if it no longer is.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let config = dir.join("portcullis.toml");
+        let text = format!(
+            "[listen]\nhttp = \"127.0.0.1:{port}\"\n\n[policy]\npaths = {policies:?}\n\n\
+             [servers.echo]\n{server}{chain}"
+        );
+        fs::write(&config, text)?;
+        Ok(Self { binary: binary.to_owned(), dir: dir.to_owned(), config, port })
     }
-    let endpoint = Endpoint { port, path: "/servers/echo/mcp", key: Some(key) };
-    Ok(Row { name, endpoint, proxy: Some(pid), servers })
+
+    /// The way of a client of that name to the server, with a key of its own.
+    ///
+    /// # Errors
+    /// Where there can be no such client.
+    pub fn client(&mut self, name: &str) -> anyhow::Result<Endpoint> {
+        // The readers of the policies may call what calls itself read-only.
+        let added = Command::new(&self.binary)
+            .args(["client", "add", name, "--group", "readers", "-c"])
+            .arg(&self.config)
+            .output()
+            .with_context(|| format!("running {}", self.binary.display()))?;
+        ensure!(added.status.success(), "{name}: {}", String::from_utf8_lossy(&added.stderr));
+        let key = String::from_utf8(added.stdout)?.trim().to_owned();
+        Ok(Endpoint { port: self.port, path: "/servers/echo/mcp", key: Some(key) })
+    }
+
+    /// Starts the proxy and waits until it can be asked; its process.
+    ///
+    /// # Errors
+    /// Where it does not start, with what it logged.
+    pub fn run(&self, processes: &mut Processes) -> anyhow::Result<u32> {
+        let log = self.dir.join("log");
+        let proxy = Command::new(&self.binary)
+            .args(["run", "-c"])
+            .arg(&self.config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log)?)
+            .spawn()?;
+        let pid = proxy.id();
+        processes.0.push(proxy);
+        let end = Instant::now() + PATIENCE;
+        while !self.is_ready() {
+            let over = processes.0.last_mut().is_none_or(|p| !matches!(p.try_wait(), Ok(None)));
+            if over || Instant::now() > end {
+                bail!("the proxy is not there:\n{}", fs::read_to_string(&log)?);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(pid)
+    }
+
+    fn is_ready(&self) -> bool {
+        let ask = || -> std::io::Result<bool> {
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let host = format!("127.0.0.1:{}", self.port);
+            let request = format!("GET /readyz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes())?;
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line)?;
+            Ok(line.contains(" 200 "))
+        };
+        ask().unwrap_or(false)
+    }
 }
 
 impl Row {
