@@ -1,104 +1,182 @@
-//! A proxy with all plugins of `tests/plugins/harms` in its chain that can be loaded. Each does its harm
-//! while other clients work: its own message is refused, and nobody else notices.
+//! A proxy with all plugins of `tests/plugins/harms` in its chain that can be loaded. Each does its harm,
+//! once and many times at once, while other clients work: its own messages are refused, and nobody else
+//! notices.
 
 use std::{
+    ops::Range,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
+use axum::{Router, body::Bytes, extract::State, http::Request, routing::any};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+};
 
-use crate::support::{gate::Setup, in_time, target};
+use crate::support::{
+    PERMIT_ALL,
+    agent::Agent,
+    gate::{Gate, Setup},
+    target,
+};
 
-/// Those whose message faults.
-const FAULTS: [&str; 25] = [
-    "allocate",
-    "crumbs",
-    "flood-log",
-    "flood-log-wide",
-    "flood-metrics",
-    "flood-random",
-    "flood-state",
-    "forged-words",
-    "garbage",
-    "hoard",
-    "huge-payload",
-    "labels",
-    "late",
-    "long-error",
-    "nesting",
-    "never-settles",
-    "other-tool",
-    "out-of-bounds",
-    "recurse",
-    "recurse-in-memory",
-    "spin",
-    "statics",
-    "tarpit",
-    "trap",
-    "two-keys",
+/// Those whose message faults, and what its record says of it.
+const FAULTS: [(&str, &str); 25] = [
+    ("allocate", "more than its 64 MiB of memory"),
+    ("crumbs", "more than its 64 MiB of memory"),
+    ("flood-log", "it was not done within 1s"),
+    ("flood-log-wide", "handed back more than twice the message"),
+    ("flood-metrics", "it was not done within 1s"),
+    ("flood-random", "it trapped: it asked for more than 4096 random bytes"),
+    ("flood-state", "it was not done within 1s"),
+    ("forged-words", "is not a legal"),
+    ("garbage", "its replacement is not legal: "),
+    ("hoard", "it failed: 50331648"),
+    ("huge-payload", "handed back more than twice the message"),
+    ("labels", "more than"),
+    ("late", "it was not done within 1s"),
+    ("long-error", "it failed: x"),
+    ("nesting", "its replacement is not legal: "),
+    ("never-settles", "interceptors still changed the message in round 4"),
+    ("other-tool", "its replacement changes `name`"),
+    ("out-of-bounds", "out of bounds"),
+    ("recurse", "recursed beyond its stack"),
+    ("recurse-in-memory", "out of bounds"),
+    ("spin", "it was not done within 1s"),
+    ("statics", "it failed: kept 1"),
+    ("tarpit", "it was not done within 1s"),
+    ("trap", "it trapped: "),
+    ("two-keys", "its replacement is not legal: "),
 ];
-/// The one that hands out what it was told in confidence, and the one that keeps what it can.
-const OTHERS: [&str; 2] = ["leak", "sessions"];
+/// What it says of those that came with too many others.
+const CROWDED: [&str; 4] = [
+    "it failed again and again",
+    "others kept it at work",
+    "MiB of memory together",
+    "it was not done within 1s",
+];
+/// At once, of one client: of every plugin, and then of a few after the other.
+const SOME: usize = 8;
+const MANY: usize = 64;
+/// Harms that go on together. What one client may have under way bounds them.
+const TOGETHER: usize = 3;
+/// For all of it, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(400);
 
-/// What is written of the tarpit's host within the plugin.
+/// What is written of the host within the plugins that have one.
 const PLACEHOLDER: &[u8] = b"localhost:54321";
 
-fn entry(name: &str, port: u16) -> String {
+/// An entry for a plugin of the harms, with what it asks for, and its file.
+fn with(setup: Setup, name: &str, port: u16) -> Setup {
+    let host = format!("localhost:{port:05}");
     let grants = match name {
         "flood-log" | "flood-log-wide" => "log = true".into(),
         "flood-metrics" => "metrics = true".into(),
         "flood-random" => "random = true".into(),
         "flood-state" => "state = \"1MiB\"".into(),
         "late" => "clock = true".into(),
-        "tarpit" => format!("http = [\"localhost:{port:05}=127.0.0.1\"]"),
-        "leak" => {
-            "log = true\nmetrics = true\nsecrets = { TOKEN = { from = \"file:token\" } }".into()
-        }
+        "tarpit" => format!("http = [\"{host}=127.0.0.1\"]"),
+        "leak" => format!(
+            "log = true\nmetrics = true\nhttp = [\"{host}=127.0.0.1\"]\n\
+             secrets = {{ TOKEN = {{ from = \"file:token\" }} }}"
+        ),
         _ => String::new(),
     };
-    // Long enough that no honest message is late, however busy the machine is.
-    format!(
-        "[[interceptors]]\nuse = \"plugin\"\nname = \"{name}\"\npath = \"{name}.wasm\"\n\
-         allow-unpinned = true\ndeadline-ms = 10000\n[interceptors.grants]\n{grants}\n"
-    )
-}
-
-fn component(name: &str, port: u16) -> Vec<u8> {
     let mut bytes = std::fs::read(target(&format!("plugins/{name}.wasm"))).unwrap();
-    if name == "tarpit" {
-        let at = bytes.windows(PLACEHOLDER.len()).position(|part| part == PLACEHOLDER).unwrap();
-        let host = format!("localhost:{port:05}");
+    let at = bytes.windows(PLACEHOLDER.len()).position(|part| part == PLACEHOLDER);
+    if let Some(at) = at {
         bytes[at..at + host.len()].copy_from_slice(host.as_bytes());
     }
-    bytes
+    setup.file(&format!("{name}.wasm"), bytes).and(&format!(
+        "[[interceptors]]\nuse = \"plugin\"\nname = \"{name}\"\npath = \"{name}.wasm\"\n\
+         allow-unpinned = true\n[interceptors.grants]\n{grants}\n"
+    ))
+}
+
+/// A running proxy, and the keys of its clients.
+async fn started<const N: usize>(setup: Setup, clients: [&str; N]) -> (Gate, [String; N]) {
+    let written = setup.policies(PERMIT_ALL).keyed().write();
+    let mut keys = Vec::new();
+    for client in clients {
+        keys.push(written.add_client(client, &[]).await);
+    }
+    (written.start().await, keys.try_into().unwrap())
+}
+
+async fn in_time<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, future).await.expect("it comes to an end")
+}
+
+/// A client that means no harm: each of its calls is answered, and with what it asked for.
+async fn honest(agent: &Agent, calls: Range<usize>) {
+    for call in calls {
+        let text = format!("honest call {call}");
+        assert_eq!(agent.text("crooked__echo", json!({ "text": text })).await, text);
+    }
 }
 
 fn asking(name: &str) -> Value {
-    json!({ "name": "any", "title": format!("harm:{name}"), "text": "x" })
+    json!({ "text": format!("harm:{name}") })
+}
+
+/// Asks for a harm so many times at once: each is a fault, told in few words.
+async fn harm(agent: &Agent, name: &str, times: usize) {
+    let asked = (0..times).map(|_| agent.call("crooked__echo", asking(name)));
+    for answer in join_all(asked).await {
+        let error = answer.expect_err(name);
+        assert_eq!(error["data"]["code"], "interceptor-fault", "{name}: {error:#}");
+        assert!(error.to_string().len() < 1024, "{name}: short words: {error:#}");
+    }
+}
+
+/// The records of messages that were refused because of a plugin, the oldest first.
+async fn refused(gate: &Gate, name: &str) -> Vec<Value> {
+    let records = gate.records(&[&format!("decision = refused and rule = \"{name}\"")]).await;
+    records.into_iter().rev().collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_harm_ends_at_its_own_message() {
+async fn every_harm_ends_at_its_own_messages() {
     let pit = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = pit.local_addr().unwrap().port();
-    let token = ["correct", "horse", "battery", "staple"].join("-");
-    let mut setup = Setup::notes().file("token", &token);
-    for name in FAULTS.into_iter().chain(OTHERS) {
-        setup = setup.and(&entry(name, port)).file(&format!("{name}.wasm"), component(name, port));
-    }
-    let gate = setup.start().await;
-    gate.modern().call("notes__list_notes", json!({})).await.expect("before any harm");
+    let setup = FAULTS.iter().fold(Setup::crooked(""), |setup, (name, _)| with(setup, name, port));
+    let clients = ["ann", "bob", "one", "some", "many"];
+    let (gate, [ann, bob, one, some, many]) = started(setup, clients).await;
+    let url = gate.url("/mcp");
+    let ann = Agent::legacy(&url, Some(&ann)).await.expect("a session");
+    let bob = Agent::modern(&url, Some(&bob));
+    let [one, some, many] = [one, some, many].map(|key| Agent::modern(&url, Some(&key)));
+    honest(&ann, 0..1).await;
 
-    // Others work as long as there is harm.
-    let (over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let others = async |agent: crate::support::agent::Agent| {
-        while !over.load(Ordering::Relaxed) {
-            let answer = agent.call("notes__list_notes", json!({})).await;
-            answer.unwrap_or_else(|error| panic!("another client's call: {error:#}"));
-            answered.fetch_add(1, Ordering::Relaxed);
+    // Others work before, beside and behind every harm.
+    let served = AtomicUsize::new(0);
+    let beside = async |harms: &mut (dyn Future<Output = ()> + Unpin)| {
+        let over = AtomicBool::new(false);
+        let others = async |agent: &Agent| {
+            honest(agent, 0..4).await;
+            while !over.load(Ordering::Relaxed) {
+                honest(agent, 0..1).await;
+            }
+            served.fetch_add(1, Ordering::Relaxed);
+        };
+        let harms = async {
+            harms.await;
+            over.store(true, Ordering::Relaxed);
+        };
+        tokio::join!(others(&ann), others(&bob), harms);
+    };
+    let names = FAULTS.map(|(name, _)| name);
+    let work = async {
+        let each = names.map(|name| harm(&one, name, 1));
+        beside(&mut Box::pin(async { drop(join_all(each).await) })).await;
+        let each = names.map(|name| harm(&some, name, SOME));
+        beside(&mut Box::pin(async { drop(join_all(each).await) })).await;
+        for few in names.chunks(TOGETHER) {
+            let each = few.iter().map(|name| harm(&many, name, MANY));
+            beside(&mut Box::pin(async { drop(join_all(each).await) })).await;
         }
     };
     // The pit takes every connection and says nothing.
@@ -108,47 +186,161 @@ async fn every_harm_ends_at_its_own_message() {
             held.push(pit.accept().await.unwrap());
         }
     };
-    let harms = async {
-        let asked = FAULTS.map(|name| {
-            let agent = gate.modern();
-            async move { (name, agent.call("notes__add_note", asking(name)).await) }
-        });
-        for (name, answer) in join_all(asked).await {
-            let error = answer.expect_err(name);
-            assert_eq!(error["data"]["code"], "interceptor-fault", "{name}: {error:#}");
-            assert!(error.to_string().len() < 2048, "{name}: short words");
-        }
-        for text in ["as a refusal", "as an error"] {
-            let leak = json!({ "name": "any", "title": "harm:leak", "text": text });
-            let error = gate.modern().call("notes__add_note", leak).await.expect_err("leak");
-            assert!(!error.to_string().contains(&token), "{error:#}");
-        }
-        // Enough for more memory than it may have.
-        let keeper = gate.legacy().await;
-        for _ in 0..12 {
-            if let Err(error) = keeper.call("notes__add_note", asking("sessions")).await {
-                assert_ne!(error["data"]["code"], "internal", "{error:#}");
-            }
-        }
-        over.store(true, Ordering::Relaxed);
-    };
-    let (one, two, three) = (gate.modern(), gate.modern(), gate.legacy().await);
-    let work = async { tokio::join!(others(one), others(two), others(three), harms) };
     tokio::select! {
-        _ = in_time("all harms", work) => {}
+        () = in_time(work) => {}
         () = pitted => unreachable!("the pit has no bottom"),
     }
+    assert_eq!(served.into_inner(), 2 * (2 + names.len().div_ceil(TOGETHER)));
 
-    assert!(answered.load(Ordering::Relaxed) > 0, "others were served meanwhile");
-    gate.modern().call("notes__list_notes", json!({})).await.expect("after all harm");
-    // No word of the secret anywhere, and no line that a plugin made up.
-    let log = gate.log().join("\n");
-    assert!(!log.contains(&token));
-    assert!(!log.lines().any(|line| line.starts_with("level=INFO forged")));
-    let records = serde_json::to_string(&gate.records(&[]).await).unwrap();
-    assert!(!records.contains(&token));
-    for name in FAULTS {
-        assert!(records.contains(name), "{name} is on record");
+    // Each is on record, as the plugin's own, and nobody else's message is.
+    for (name, told) in FAULTS {
+        let records = refused(&gate, name).await;
+        assert_eq!(records.len(), 1 + SOME + MANY, "{name}");
+        for record in &records {
+            let (rule, refusal) = (&record["rules"][0], &record["refusal"]);
+            assert_eq!(record["decision"], "refused", "{record:#}");
+            assert_eq!((&record["server"], &rule["id"]), (&json!("crooked"), &json!(name)));
+            assert!(rule["file"].as_str().is_some_and(|file| file.ends_with("portcullis.toml")));
+            assert!(rule["line"].is_u64(), "{record:#}");
+            assert_eq!(refusal["code"], "interceptor-fault", "{record:#}");
+            let detail = refusal["detail"].as_str().unwrap_or_default();
+            let crowded = record["principal"] != "one"
+                && CROWDED.into_iter().any(|crowded| detail.contains(crowded));
+            assert!(crowded || detail.contains(told), "{name}: {detail}");
+            assert!(detail.len() < 512 && !detail.contains(['\n', '\u{1b}']), "{name}: {detail}");
+        }
+        assert_eq!(records[0]["principal"], "one", "{name}");
     }
+    let others = gate.records(&["decision != allowed and client in (ann, bob)"]).await;
+    assert!(others.is_empty(), "{others:#?}");
+    // No line that a plugin made up.
+    assert!(!gate.log().iter().any(|line| line.starts_with("level=INFO forged")));
     tokio::time::timeout(Duration::from_secs(60), gate.stop()).await.expect("it stops");
+}
+
+/// Takes every request and tells of all that is in it.
+async fn listener() -> (u16, UnboundedReceiver<String>) {
+    async fn hear(
+        State(told): State<UnboundedSender<String>>,
+        request: Request<axum::body::Body>,
+    ) -> &'static str {
+        let (parts, body) = request.into_parts();
+        let body: Bytes = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+        let _ = told.send(format!("{parts:?} {}", String::from_utf8_lossy(&body)));
+        "heard"
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (told, heard) = unbounded_channel();
+    let app = Router::new().fallback(any(hear)).with_state(told);
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    (port, heard)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_goes_where_it_is_granted_and_nowhere_else() {
+    let (port, mut heard) = listener().await;
+    let token = ["correct", "horse", "battery", "staple"].join("-");
+    let setup = with(Setup::crooked("").file("token", &token), "leak", port);
+    let (gate, [ann, mallory]) = started(setup, ["ann", "mallory"]).await;
+    let url = gate.url("/mcp");
+    let (ann, mallory) = (Agent::modern(&url, Some(&ann)), Agent::modern(&url, Some(&mallory)));
+
+    for (how, code) in [
+        ("as a refusal", "plugin-refused"),
+        ("as an error", "interceptor-fault"),
+        ("as a trap", "interceptor-fault"),
+        ("as a label", "interceptor-fault"),
+        ("as a code", "interceptor-fault"),
+        ("as a refusal", "plugin-refused"),
+        ("as a replacement", "interceptor-fault"),
+    ] {
+        let asked = json!({ "text": "harm:leak", "how": how });
+        let error = mallory.call("crooked__echo", asked).await.expect_err(how);
+        assert_eq!(error["data"]["code"], code, "{how}: {error:#}");
+        assert!(!error.to_string().contains(&token), "{how}: {error:#}");
+        // Whom the operator named got it; it was not asked with any other request.
+        let told = heard.recv().await.expect("a request");
+        assert!(told.contains(&format!("/{token}")) && told.contains("x-token"), "{how}: {told}");
+        assert!(told.ends_with(&token), "{how}: {told}");
+        assert!(heard.try_recv().is_err(), "{how}: one request alone");
+        honest(&ann, 0..1).await;
+    }
+
+    let records = gate.records(&["decision = refused and client = mallory"]).await;
+    assert_eq!(records.len(), 7);
+    for record in &records {
+        // Whom it spoke to, and whom it tried to, without what it meant to say.
+        let text = record.to_string();
+        assert!(text.contains(&format!("POST localhost:{port} 200")), "{record:#}");
+        assert!(text.contains("GET [redacted].example:80 denied"), "{record:#}");
+        assert!(text.contains("GET localhost:1 denied"), "{record:#}");
+        assert!(!text.contains("/method") && !text.contains("/header"), "{record:#}");
+        assert_eq!(record["server"], "crooked");
+    }
+    let records = serde_json::to_string(&gate.records(&[]).await).unwrap();
+    assert!(!records.contains(&token), "{records}");
+    let metrics = crate::support::gate::reqwest_client().get(gate.url("/metrics"));
+    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    assert!(!metrics.contains(&token), "{metrics}");
+    let log = gate.log().join("\n");
+    assert!(log.contains("token [redacted]") && !log.contains(&token), "{log}");
+    gate.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_fills_instances_of_sessions_takes_none_of_others() {
+    let setup = with(with(Setup::crooked(""), "sessions", 0), "gossip", 0);
+    let (gate, [ann, bob, mallory]) = started(setup, ["ann", "bob", "mallory"]).await;
+    let url = gate.url("/mcp");
+    let ann = Agent::legacy(&url, Some(&ann)).await.expect("a session");
+    let bob = Agent::modern(&url, Some(&bob));
+    honest(&ann, 0..1).await;
+
+    // More sessions, and more memory in each, than one client can have kept.
+    let over = AtomicBool::new(false);
+    let harms = async {
+        let sessions = (0..20).map(|_| async {
+            let agent = Agent::legacy(&url, Some(&mallory)).await.expect("a session");
+            for _ in 0..6 {
+                match agent.call("crooked__echo", asking("sessions")).await {
+                    Ok(_) => {}
+                    Err(error) => assert_eq!(error["data"]["code"], "interceptor-fault"),
+                }
+            }
+            // Many at once in one of them: they wait for each other and for nobody else.
+            let crowd = (0..MANY / 8).map(|_| agent.call("crooked__echo", asking("any")));
+            join_all(crowd).await;
+        });
+        join_all(sessions).await;
+        over.store(true, Ordering::Relaxed);
+    };
+    let others = async |agent: &Agent| {
+        honest(agent, 0..10).await;
+        while !over.load(Ordering::Relaxed) {
+            honest(agent, 0..1).await;
+        }
+    };
+    in_time(async { tokio::join!(others(&ann), others(&bob), harms) }).await;
+    // What mallory did not take is there for who needs it: one that grows as others do.
+    let large = json!({ "text": "x".repeat(1 << 20) });
+    let large = bob.call("crooked__echo", large).await;
+    large.unwrap_or_else(|error| panic!("room for others: {error:#}"));
+
+    // Each session's instance knows its own messages, and no others.
+    let mallory = Agent::legacy(&url, Some(&mallory)).await.expect("a session");
+    for _ in 0..2 {
+        honest(&mallory, 7_000..7_001).await;
+    }
+    for (agent, own) in [(&mallory, "honest call 7000 honest call 7000"), (&ann, "honest call")] {
+        let error = agent.call("crooked__echo", asking("gossip")).await.expect_err("its words");
+        assert_eq!(error["data"]["code"], "plugin-refused", "{error:#}");
+        let told = error["message"].as_str().unwrap_or_default();
+        assert!(told.contains(&format!("heard: {own}")), "{error:#}");
+        assert_eq!(told.contains("7000"), own.contains("7000"), "{error:#}");
+        assert!(!told.contains("harm:"), "{error:#}");
+    }
+    let others = gate.records(&["decision != allowed and client = bob"]).await;
+    assert!(others.is_empty(), "{others:#?}");
+    gate.stop().await;
 }

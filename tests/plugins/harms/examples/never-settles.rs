@@ -9,8 +9,6 @@ impl Harm for NeverSettles {
     const NAME: &str = "never-settles";
 
     fn harm(message: &Message) -> Result<Verdict, String> {
-        let longer =
-            message.payload.replace(":never-settles\"", ":never-settles\", \"harm:never-settles\"");
-        Ok(verdict(Decision::Replace(longer)))
+        Ok(verdict(Decision::Replace(message.payload.replacen('{', "{ ", 1))))
     }
 }
