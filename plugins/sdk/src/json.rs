@@ -14,8 +14,8 @@ use serde_json::value::RawValue;
 pub struct Str<'a> {
     /// What it says, without quotes and escapes.
     pub text: Cow<'a, str>,
-    /// The key of the object's member that it is the value of, as it is written, if it is one.
-    pub key: Option<&'a str>,
+    /// The key of the object's member that it is the value of, without escapes, if it is one.
+    pub key: Option<Cow<'a, str>>,
     /// It is itself a key.
     pub is_key: bool,
 }
@@ -43,6 +43,19 @@ pub fn rewrite(json: &str, mut change: impl FnMut(&Str<'_>) -> Option<String>) -
     Some(out)
 }
 
+/// The same within one member of an object alone.
+pub fn rewrite_member(
+    json: &str,
+    name: &str,
+    change: impl FnMut(&Str<'_>) -> Option<String>,
+) -> Option<String> {
+    let value = member(json, name)?;
+    let new = rewrite(value, change)?;
+    // The value is a part of the text: where it begins, and where it ends.
+    let start = (value.as_ptr() as usize).checked_sub(json.as_ptr() as usize)?;
+    Some([json.get(..start)?, &new, json.get(start + value.len()..)?].concat())
+}
+
 /// The JSON text of a member of an object, as it stands there.
 pub fn member<'a>(json: &'a str, name: &str) -> Option<&'a str> {
     #[derive(Deserialize)]
@@ -52,7 +65,7 @@ pub fn member<'a>(json: &'a str, name: &str) -> Option<&'a str> {
     members.get(name).map(|value| value.get())
 }
 
-/// Where a string stands, quotes included, and the key that it belongs to.
+/// Where a string stands, and the key that it belongs to, quotes included.
 struct Token {
     start: usize,
     end: usize,
@@ -62,22 +75,26 @@ struct Token {
 
 impl Token {
     fn string<'a>(&self, json: &'a str) -> Option<Str<'a>> {
-        let quoted = json.get(self.start..self.end)?;
-        let plain = quoted.get(1..quoted.len().checked_sub(1)?)?;
-        let text = if plain.contains('\\') {
-            Cow::Owned(serde_json::from_str(quoted).ok()?)
-        } else {
-            Cow::Borrowed(plain)
-        };
-        let key = self.key.and_then(|(start, end)| json.get(start..end));
+        let text = plain(json.get(self.start..self.end)?)?;
+        let key = self.key.and_then(|(start, end)| plain(json.get(start..end)?));
         Some(Str { text, key, is_key: self.is_key })
+    }
+}
+
+/// What a string in its quotes says.
+fn plain(quoted: &str) -> Option<Cow<'_, str>> {
+    let plain = quoted.get(1..quoted.len().checked_sub(1)?)?;
+    if plain.contains('\\') {
+        Some(Cow::Owned(serde_json::from_str(quoted).ok()?))
+    } else {
+        Some(Cow::Borrowed(plain))
     }
 }
 
 struct Tokens<'a> {
     json: &'a [u8],
     at: usize,
-    /// The key whose value is next.
+    /// The key whose value is next, quotes included.
     key: Option<(usize, usize)>,
 }
 
@@ -116,7 +133,7 @@ impl Iterator for Tokens<'_> {
         let is_key = after == Some(&b':');
         let key = if is_key {
             self.key = None;
-            Some((start + 1, end - 1))
+            Some((start, end))
         } else {
             None
         };
@@ -130,8 +147,11 @@ impl Iterator for Tokens<'_> {
 mod tests {
     use super::*;
 
-    fn all(json: &str) -> Vec<(String, Option<&str>, bool)> {
-        strings(json).map(|string| (string.text.into_owned(), string.key, string.is_key)).collect()
+    fn all(json: &str) -> Vec<(String, Option<String>, bool)> {
+        let told = |string: Str<'_>| {
+            (string.text.into_owned(), string.key.map(Cow::into_owned), string.is_key)
+        };
+        strings(json).map(told).collect()
     }
 
     #[test]
@@ -147,10 +167,14 @@ mod tests {
             ("é", Some("e"), false),
             ("f", None, true),
         ];
-        let expected = expected.map(|(text, key, is_key)| (text.to_owned(), key, is_key));
+        let expected =
+            expected.map(|(text, key, is_key)| (text.to_owned(), key.map(str::to_owned), is_key));
         assert_eq!(all(json), expected);
         assert_eq!(all(r#""alone""#), [("alone".to_owned(), None, false)]);
         assert_eq!(all("17"), []);
+        // However a key is spelled, it is that key.
+        let spelled = all(r#"{"te\u0078t": "x"}"#);
+        assert_eq!(spelled[1], ("x".to_owned(), Some("text".to_owned()), false));
     }
 
     #[test]
@@ -166,6 +190,16 @@ mod tests {
     fn keys_can_be_rewritten() {
         let new = rewrite(r#"{"old":"old"}"#, |string| string.is_key.then(|| "new".into()));
         assert_eq!(new.as_deref(), Some(r#"{"new":"old"}"#));
+    }
+
+    #[test]
+    fn one_member_is_rewritten_alone() {
+        let json = r#"{ "name": "old", "arguments": {"a": "old", "n": 1.50}, "_meta": "old" }"#;
+        let old = |string: &Str<'_>| (string.text == "old").then(|| "new".to_owned());
+        let expected = r#"{ "name": "old", "arguments": {"a": "new", "n": 1.50}, "_meta": "old" }"#;
+        assert_eq!(rewrite_member(json, "arguments", old).as_deref(), Some(expected));
+        assert_eq!(rewrite_member(json, "none", old), None);
+        assert_eq!(rewrite_member(r#"{"arguments":{}}"#, "arguments", old), None);
     }
 
     #[test]

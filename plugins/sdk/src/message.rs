@@ -30,6 +30,15 @@ impl Message {
         read(self.arguments())
     }
 
+    /// The whole payload with other strings in the arguments of a call or a prompt, as
+    /// [`json::rewrite`] has it; all else stays byte for byte. Nothing where nothing changes.
+    pub fn rewrite_arguments(
+        &self,
+        change: impl FnMut(&json::Str<'_>) -> Option<String>,
+    ) -> Option<String> {
+        json::rewrite_member(&self.payload, "arguments", change)
+    }
+
     /// The name of the tool that is called, on its server.
     pub fn tool(&self) -> Option<&str> {
         match &self.target {
@@ -46,7 +55,7 @@ impl Message {
     /// The texts of a tool's result: of its blocks of text, and of embedded resources.
     pub fn texts(&self) -> impl Iterator<Item = Cow<'_, str>> {
         let content = json::member(&self.payload, "content").unwrap_or("null");
-        json::strings(content).filter(|string| string.key == Some("text")).map(|string| string.text)
+        json::strings(content).filter(|string| string.key.as_deref() == Some("text")).map(|string| string.text)
     }
 }
 
