@@ -90,10 +90,15 @@ fn with(setup: Setup, name: &str, port: u16) -> Setup {
     if let Some(at) = at {
         bytes[at..at + host.len()].copy_from_slice(host.as_bytes());
     }
-    setup.file(&format!("{name}.wasm"), bytes).and(&format!(
-        "[[interceptors]]\nuse = \"plugin\"\nname = \"{name}\"\npath = \"{name}.wasm\"\n\
-         allow-unpinned = true\n[interceptors.grants]\n{grants}\n"
-    ))
+    let entry = |called: &str| {
+        format!(
+            "[[interceptors]]\nuse = \"plugin\"\nname = \"{called}\"\npath = \"{name}.wasm\"\n\
+             allow-unpinned = true\n[interceptors.grants]\n{grants}\n"
+        )
+    };
+    // One alone is not asked about what it replaced itself.
+    let setup = if name == "never-settles" { setup.and(&entry("unsettling")) } else { setup };
+    setup.file(&format!("{name}.wasm"), bytes).and(&entry(name))
 }
 
 /// A running proxy, and the keys of its clients.
@@ -211,7 +216,7 @@ async fn every_harm_ends_at_its_own_messages() {
         }
         assert_eq!(records[0]["principal"], "one", "{name}");
     }
-    let others = gate.records(&["decision != allowed and client in (ann, bob)"]).await;
+    let others = gate.records(&["decision in (refused, failed) and client in (ann, bob)"]).await;
     assert!(others.is_empty(), "{others:#?}");
     // No line that a plugin made up.
     assert!(!gate.log().iter().any(|line| line.starts_with("level=INFO forged")));
@@ -340,7 +345,7 @@ async fn who_fills_instances_of_sessions_takes_none_of_others() {
         assert_eq!(told.contains("7000"), own.contains("7000"), "{error:#}");
         assert!(!told.contains("harm:"), "{error:#}");
     }
-    let others = gate.records(&["decision != allowed and client = bob"]).await;
+    let others = gate.records(&["decision in (refused, failed) and client = bob"]).await;
     assert!(others.is_empty(), "{others:#?}");
     gate.stop().await;
 }

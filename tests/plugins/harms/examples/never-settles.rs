@@ -1,4 +1,4 @@
-//! Replaces the payload by another one every time that it is asked.
+//! Replaces the payload by another one every time that it is asked. Two of them never come to an end.
 
 use harms::*;
 
