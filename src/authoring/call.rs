@@ -13,12 +13,12 @@ use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     Wrong,
-    cases::{Case, StandIn, granted, meeting, message, sound, taken},
+    cases::{Case, StandIn, about, granted, meeting, message, sound, taken},
 };
 use crate::{
     plugin::{
         Compiled, Decision, Direction, House, Message, Phase, Pin, Principal, PrincipalKind, Said,
-        Settings, Target,
+        Settings, Target, Values,
     },
     policy::{File, Finding, read_cases},
     vault::Secret,
@@ -116,6 +116,8 @@ impl Rpc<'_> {
 pub struct Answered {
     pub plugin: String,
     pub event: String,
+    /// Who asked what, of which server.
+    pub asked: String,
     pub verdict: Verdict,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
@@ -124,6 +126,9 @@ pub struct Answered {
     /// What it counted in `metrics`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub counts: BTreeMap<String, u64>,
+    /// What `state` has afterwards.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub state: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -190,10 +195,12 @@ pub async fn ask(
     let mut answered = Answered {
         plugin: compiled.manifest().name.clone(),
         event: message.event.clone(),
+        asked: about(&message),
         verdict: Verdict::Unasked,
         labels: Vec::new(),
         findings: Vec::new(),
         counts: BTreeMap::new(),
+        state: BTreeMap::new(),
         log: Vec::new(),
         requests: Vec::new(),
         micros: 0,
@@ -219,6 +226,7 @@ pub async fn ask(
     (answered.requests, answered.memory) = (requests, memory);
     let did = around.take();
     (answered.counts, answered.log) = (did.counts, did.lines);
+    answered.state = plugin.values().map(Values::texts).unwrap_or_default();
     answered.verdict = match verdict.and_then(|verdict| taken(verdict, &message)) {
         Err(failure) => Verdict::Fault { why: failure.to_string() },
         Ok(said) => {

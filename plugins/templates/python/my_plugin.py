@@ -50,7 +50,10 @@ class Guest(exports.Guest):
             marked = holds(arguments, config["marker"])
         except Exception as error:
             # Python would print it to where nobody reads. Nothing of the message belongs here.
-            raise Err(type(error).__name__) from None
+            where = error.__traceback__
+            while where.tb_next:
+                where = where.tb_next
+            raise Err(f"{type(error).__name__} in line {where.tb_lineno}") from None
         decision = guest.Decision_Pass()
         if marked:
             reason = "the arguments hold a marker that must not leave"

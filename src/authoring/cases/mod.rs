@@ -13,6 +13,6 @@ pub use run::{Hook, Ran, Report, run};
 
 pub(super) use file::Case;
 pub(super) use message::{message, sound};
-pub(super) use run::{granted, hooks, meeting};
+pub(super) use run::{about, granted, hooks, meeting};
 pub(super) use stand_in::StandIn;
 pub(super) use verdict::taken;

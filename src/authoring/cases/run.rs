@@ -24,7 +24,7 @@ use crate::{
     exchange::Phase,
     plugin::{
         self, Compiled, Function, Grants, House, Message, Pin, Plugin, Said,
-        Settings,
+        Settings, Target,
     },
     policy::{File, Finding, is_case_file, read_cases, span},
     vault::Secret,
@@ -389,17 +389,24 @@ fn unfilled(file: &File, one: &One, why: &str) -> Finding {
 
 /// The whole message, for the person who wonders.
 fn told(message: &Message) -> String {
-    let Message { event, server, principal, payload, labels, .. } = message;
-    let mut text = format!("asked: {}", principal.name);
+    format!("asked: {}, {}", about(message), message.payload)
+}
+
+/// What a message is, without its payload.
+pub fn about(message: &Message) -> String {
+    let Message { event, server, target, principal, labels, .. } = message;
+    let mut text = principal.name.clone();
     if !principal.groups.is_empty() {
         text += &format!(" (in {})", principal.groups.join(", "));
     }
     text += &format!(", {} of {event}", phase(message.phase));
-    if let Some(server) = server {
-        text += &format!(" on {server}");
+    match (server, target) {
+        (Some(server), _) => text += &format!(" on {server}"),
+        (None, Target::None) => {}
+        (None, _) => text += " on no server",
     }
     if !labels.is_empty() {
         text += &format!(", labelled {}", labels.join(", "));
     }
-    text + &format!(", {payload}")
+    text
 }

@@ -142,7 +142,7 @@ pub fn misses(
             let same = there.as_deref() == wanted.as_ref().map(|kept| kept.0.as_str());
             let shown = match &there {
                 Some(there) => format!("`{key}` is `{}`", short(there)),
-                None => format!("`{key}` is not there"),
+                None => format!("`{key}` is not there; there is {}", left(values)),
             };
             judge.hold(leaves, same, "leaves something else", &shown);
         }
@@ -205,6 +205,16 @@ impl Judge<'_> {
             let label = format!("reports [{}]", codes.join(", "));
             self.hold(wanted, wanted.value == codes, "reports something else", &label);
         }
+    }
+}
+
+/// What `state` has, in words.
+fn left(values: Option<&Values>) -> String {
+    let all = values.map(Values::texts).unwrap_or_default();
+    let shown: Vec<_> = all.iter().map(|(key, value)| format!("`{key}`: `{value}`")).collect();
+    match shown.is_empty() {
+        true => "nothing".to_owned(),
+        false => short(&shown.join(", ")),
     }
 }
 

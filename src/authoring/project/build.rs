@@ -184,7 +184,7 @@ fn python(folder: &Path) -> Result<PathBuf, Failed> {
             help: "name it with its version and its digests",
         });
     }
-    let made = folder.join("target").join(format!("{world}.wasm"));
+    let made = folder.join("target/component.wasm");
     let run = Run::of(tool, folder).args(["--quiet", "-d", "wit", "-w", &world, "componentize"]);
     run.arg("--stub-wasi").arg(module).arg("-o").arg(&made).go()?;
     Ok(made)

@@ -49,6 +49,8 @@ impl<'a> Run<'a> {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.args).current_dir(self.folder).stdin(Stdio::null());
+        // Of tools that are written in Rust: pages of nothing that an author could mend.
+        command.env_remove("RUST_BACKTRACE");
         command
     }
 

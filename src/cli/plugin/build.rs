@@ -6,6 +6,7 @@ use super::print_lines;
 use crate::{
     authoring,
     cli::{Context, Exit, Reports},
+    plugin::signature_path,
 };
 
 /// Options of the verb.
@@ -28,5 +29,9 @@ pub fn build(options: &Build, ctx: &Context) -> anyhow::Result<Exit> {
     ctx.line(format!("  size      {} bytes", built.bytes))?;
     ctx.line(format!("  sha256    {}", built.sha256))?;
     print_lines(ctx, &built.config, &built.policies)?;
+    let signature = signature_path(&built.path);
+    if signature.exists() {
+        ctx.note(format_args!("{} is of another file: sign this one anew", signature.display()));
+    }
     Ok(Exit::Ok)
 }

@@ -54,7 +54,9 @@ pub async fn call(options: &Call, ctx: &Context) -> anyhow::Result<Exit> {
         }
         (None, None) => anyhow::bail!("name a message"),
     };
+    let progress = ctx.progress("compiling the plugin and asking it");
     let answered = ask(component, given, Some(config)).await;
+    drop(progress);
     let answered = answered.map_err(|wrong| Reports(vec![wrong]))?;
     if ctx.is_json() {
         ctx.json(&answered)?;
@@ -103,7 +105,7 @@ async fn from_log(
 
 fn print(answered: &Answered, ctx: &Context) -> anyhow::Result<()> {
     let Answered { plugin, event, verdict, labels, findings, counts, log, requests, .. } = answered;
-    let Answered { micros, memory, .. } = answered;
+    let Answered { asked, state, micros, memory, .. } = answered;
     match verdict {
         Verdict::Pass => ctx.line("pass")?,
         Verdict::Refuse { code, reason, detail } => {
@@ -116,9 +118,11 @@ fn print(answered: &Answered, ctx: &Context) -> anyhow::Result<()> {
         Verdict::Fault { why } => ctx.line(format!("fault: {why}"))?,
         Verdict::Unasked => {
             ctx.line(format!("unasked: {plugin} has no hook for this half of `{event}`"))?;
+            ctx.line(format!("  asked by  {asked}"))?;
             return Ok(());
         }
     }
+    ctx.line(format!("  asked by  {asked}"))?;
     if !labels.is_empty() {
         ctx.line(format!("  labels    {}", labels.join(", ")))?;
     }
@@ -127,6 +131,9 @@ fn print(answered: &Answered, ctx: &Context) -> anyhow::Result<()> {
     }
     for (name, by) in counts {
         ctx.line(format!("  counts    {name}: {by}"))?;
+    }
+    for (key, value) in state {
+        ctx.line(format!("  leaves    {key}: {value}"))?;
     }
     for line in log {
         ctx.line(format!("  logs      {line}"))?;

@@ -41,7 +41,9 @@ struct Summary<'a> {
 pub async fn test(options: &Test, ctx: &Context) -> anyhow::Result<Exit> {
     let Test { paths, plugin, filter } = options;
     let here = std::env::current_dir().unwrap_or_default();
+    let progress = ctx.progress("compiling plugins and asking them");
     let report = run_cases(paths, plugin.as_deref(), &here, filter.as_deref()).await;
+    drop(progress);
     if report.cases.is_empty() && report.findings.is_empty() {
         return Err(Usage(match filter {
             Some(filter) => format!("no case has `{filter}` in its name"),

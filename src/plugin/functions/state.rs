@@ -132,6 +132,12 @@ impl Values {
         Some(String::from_utf8_lossy(&value).into_owned())
     }
 
+    /// All that is there, as text; of very many keys the first.
+    pub fn texts(&self) -> BTreeMap<String, String> {
+        let keys = self.keys("", None).unwrap_or_default();
+        keys.into_iter().filter_map(|key| Some((key.clone(), self.text(&key)?))).collect()
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut Open, u64) -> Result<T, Fault>) -> Result<T, Error> {
         let mut open = self.0.open.lock();
         let done = match &mut *open {
