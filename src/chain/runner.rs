@@ -297,8 +297,7 @@ pub fn may_replace(params: &Bytes, raw: &Bytes, what: Text, caps: Caps) -> Resul
         .and_then(|()| Object::parse(raw.clone()))
         .map_err(|flaw| Fault(format!("its replacement is not legal: {flaw}")))?;
     if what == Text::Params {
-        let before =
-            Object::parse(params.clone()).map_err(|flaw| Fault(flaw.to_string()))?;
+        let before = Object::parse(params.clone()).map_err(|flaw| Fault(flaw.to_string()))?;
         if let Some(member) = FIXED.into_iter().find(|m| object.get(m) != before.get(m)) {
             return Err(Fault(format!(
                 "its replacement changes `{member}`: what is called is decided before"

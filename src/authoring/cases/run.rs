@@ -23,8 +23,7 @@ use crate::{
     config::{SecretRef, Size},
     exchange::Phase,
     plugin::{
-        self, Compiled, Function, Grants, House, Message, Pin, Plugin, Said,
-        Settings, Target,
+        self, Compiled, Function, Grants, House, Message, Pin, Plugin, Said, Settings, Target,
     },
     policy::{File, Finding, is_case_file, read_cases, span},
     vault::Secret,

@@ -121,7 +121,8 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         let mut at = 0;
         for (_, names) in &kinds {
             for &count in &args.at_once {
-                beside[at].push(beside_harm(&row, args.clients, time, &harmful, names, count).await?);
+                beside[at]
+                    .push(beside_harm(&row, args.clients, time, &harmful, names, count).await?);
                 at += 1;
             }
         }

@@ -86,7 +86,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
     let mut rows: Vec<(String, Arc<dyn Interceptor>)> =
         vec![("native".into(), Arc::new(Native(Hooks::every(&[Phase::Request]))))];
-    println!("| component | KiB | compiled and loaded, ms | from the cache, ms |\n|---|---|---|---|");
+    println!(
+        "| component | KiB | compiled and loaded, ms | from the cache, ms |\n|---|---|---|---|"
+    );
     for path in &paths {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let size = std::fs::metadata(path).with_context(|| path.display().to_string())?.len() >> 10;
@@ -147,8 +149,7 @@ fn load(path: &Path, house: &House) -> anyhow::Result<Plugin> {
     let name = path.file_stem().unwrap_or_default();
     // The one example that does not begin without.
     let config = if name == "refunds" { json!({ "limits": { "EUR": 100 } }) } else { json!({}) };
-    let entry =
-        json!({ "path": path, "allow-unpinned": true, "grants": grants, "config": config });
+    let entry = json!({ "path": path, "allow-unpinned": true, "grants": grants, "config": config });
     let config: Config = serde_json::from_value(entry)?;
     let settings = EntrySettings { deadline_ms: Some(10_000), ..EntrySettings::default() };
     Plugin::load(&config, &settings, Path::new("/"), BTreeMap::new(), house)

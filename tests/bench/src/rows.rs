@@ -216,7 +216,8 @@ impl Prepared {
             let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port))?;
             stream.set_read_timeout(Some(PATIENCE))?;
             let host = format!("127.0.0.1:{}", self.port);
-            let request = format!("GET /readyz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+            let request =
+                format!("GET /readyz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
             stream.write_all(request.as_bytes())?;
             let mut line = String::new();
             BufReader::new(stream).read_line(&mut line)?;

@@ -284,7 +284,10 @@ pub(super) fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> 
 }
 
 /// Everything that clients and servers can ask of anything.
-pub(super) fn questions<'a>(principals: &'a [Principal], servers: &'a [ServerName; 2]) -> Vec<About<'a>> {
+pub(super) fn questions<'a>(
+    principals: &'a [Principal],
+    servers: &'a [ServerName; 2],
+) -> Vec<About<'a>> {
     let [s, other] = servers;
     let mut all = Vec::new();
     let claims = [Claims::default(), Claims::from_hints(|hint| Some(hint == "readOnlyHint"))];
@@ -320,7 +323,10 @@ pub(super) fn questions<'a>(principals: &'a [Principal], servers: &'a [ServerNam
     all
 }
 
-pub(super) fn requests<'a>(about: About<'a>, args: &'a [(&'a str, Map<String, Value>)]) -> Vec<Request<'a>> {
+pub(super) fn requests<'a>(
+    about: About<'a>,
+    args: &'a [(&'a str, Map<String, Value>)],
+) -> Vec<Request<'a>> {
     let calls = [
         ("tools/call", Transport::Http, Some("10.1.2.3"), 0),
         ("t", Transport::Http, None, 6),
