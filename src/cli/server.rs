@@ -1,5 +1,7 @@
 //! `portcullis server`: the servers behind the proxy.
 
+mod stats;
+
 use std::{
     fs::Permissions,
     io::Write as _,
@@ -46,6 +48,11 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
     },
+    /// Show what each running instance does and uses: calls, time, memory, processor
+    Stats {
+        /// Only this server
+        server: Option<ServerName>,
+    },
     /// Show the last lines that a running server wrote to standard error
     Logs {
         /// The server's name in the config
@@ -61,6 +68,12 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Ls => ls(ctx, &loaded, proxy).await,
         Verb::Inspect { server } => inspect(ctx, &loaded, proxy, &server).await,
         Verb::Tools { server, save } => tools(ctx, &loaded, proxy, &server, save.as_deref()).await,
+        Verb::Stats { server } => {
+            if let Some(server) = &server {
+                configured(&loaded, server)?;
+            }
+            stats::run(ctx, proxy, server.as_ref()).await
+        }
         Verb::Logs { server } => logs(ctx, &loaded, proxy, &server).await,
     }
 }

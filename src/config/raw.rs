@@ -297,6 +297,15 @@ pub struct Server {
     /// quarter of them.
     #[schemars(range(min = 1))]
     pub instances: usize,
+    /// Processes that are started ahead and wait for their first word, so that a client that needs
+    /// an instance does not wait for a start. At most 16.
+    #[schemars(range(max = 16))]
+    pub warm: usize,
+    /// Instances among which the calls of clients that share one are divided, each to that with the
+    /// least under way: for servers that keep nothing between calls. Further ones are started as
+    /// all are busy. At most 16.
+    #[schemars(range(min = 1, max = 16))]
+    pub replicas: usize,
     /// What the operator knows of single tools, by their names on the server.
     pub tools: BTreeMap<String, Tool>,
 }
@@ -340,6 +349,8 @@ impl Default for Server {
             concurrent: 64,
             sharing: Sharing::default(),
             instances: 64,
+            warm: 0,
+            replicas: 1,
             tools: BTreeMap::new(),
         }
     }
@@ -390,6 +401,20 @@ pub enum Sharing {
     Auto,
     /// All clients share one, and the server can ask nobody anything.
     Shared,
+    /// Each client has one of its own, whatever the server's era; of a legacy server, each of its
+    /// sessions that the server may ask something has one.
+    PerClient,
+    /// Each legacy session has one of its own; a client of 2026-07-28, which has no sessions, has
+    /// one as with `per-client`.
+    PerSession,
+}
+
+impl Sharing {
+    /// Whether no two clients ever meet in one instance. The common one then only tells what the
+    /// server offers.
+    pub fn keeps_apart(self) -> bool {
+        matches!(self, Self::PerClient | Self::PerSession)
+    }
 }
 
 /// Ceilings for one server's process.

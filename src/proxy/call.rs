@@ -65,6 +65,19 @@ struct Making<'a> {
     notices: &'a mpsc::Sender<Bytes>,
 }
 
+/// Whether any instance of a server that keeps nothing between calls can answer this. A task is
+/// asked about where it was made, and what is subscribed to or told stays at one place, too.
+fn stands_alone(exchange: &Exchange) -> bool {
+    match exchange.method.as_str() {
+        Method::TOOLS_CALL => {
+            let params = exchange.request.value();
+            params.get("task").is_none() && params.get("requestState").is_none()
+        }
+        Method::PROMPTS_GET | Method::RESOURCES_READ | Method::COMPLETE => true,
+        _ => false,
+    }
+}
+
 impl Proxy {
     /// Asks a server, and gets the answer in the client's words.
     ///
@@ -86,8 +99,14 @@ impl Proxy {
             })?;
             return self.resume(&making, parked).await;
         }
-        let (instance, running) =
+        let (mut instance, mut running) =
             self.instance(guest, server).await.map_err(|failure| failed(&failure, &making))?;
+        if Arc::ptr_eq(&instance, server.shared()) && stands_alone(exchange) {
+            let other = server.least_busy();
+            if let Some(runs) = other.peek() {
+                (instance, running) = (other, runs);
+            }
+        }
         let revision = running.greeting.revision;
         let mut params = outgoing(&making, revision);
         if let (Some(State::Server(own)), Some(text)) = (&state, &params) {
@@ -139,15 +158,14 @@ impl Proxy {
     ) -> Result<(Arc<Instance>, Arc<Running>), Failure> {
         let shared = server.shared();
         let running = shared.running().await?;
-        let party = match running.greeting.revision.is_modern() {
-            true => None,
-            false => guest.party(server),
+        let Some(party) = guest.party(server, Some(running.greeting.revision)) else {
+            return Ok((shared.clone(), running));
         };
-        let Some(party) = party else { return Ok((shared.clone(), running)) };
+        let apart = server.settings.sharing.keeps_apart();
         let own = match server.own(&party) {
             Ok(own) => own,
             // Rather one that can ask it nothing than none; and from now on the same one.
-            Err(Failure::Overloaded { .. }) if guest.shares(&server.name) => {
+            Err(Failure::Overloaded { .. }) if !apart && guest.shares(&server.name) => {
                 tracing::warn!(server = %server.name, client = guest.principal.name(), "too many instances for single clients: this one shares the common one, which cannot ask it anything");
                 return Ok((shared.clone(), running));
             }

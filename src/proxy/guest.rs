@@ -100,33 +100,39 @@ impl Guest {
 
     /// The party for which a server runs that answers this client; none where it runs for all.
     pub fn party_key(&self, server: &Server) -> Option<PartyKey> {
-        let modern = |running: Arc<crate::upstream::Running>| running.greeting.revision.is_modern();
-        if server.shared().peek().is_some_and(modern) {
-            return None;
-        }
-        self.party(server).map(|party| party.key)
+        let revision = server.shared().peek().map(|running| running.greeting.revision);
+        self.party(server, revision).map(|party| party.key)
     }
 
-    /// As whom a legacy server must know this client, where it must be told apart from others: the
-    /// server could ask it something, or was told which log messages it wants. A remote server
-    /// keeps sessions of its own, so there every session has one.
-    pub fn party(&self, server: &Server) -> Option<Party> {
+    /// As whom a server must know this client, where it must be told apart from others: the config
+    /// says so; or the server is a legacy one and could ask it something, or was told which log
+    /// messages it wants. A remote legacy server keeps sessions of its own, so there every session
+    /// has one. `revision` is that which the server was greeted in.
+    pub fn party(&self, server: &Server, revision: Option<Revision>) -> Option<Party> {
         let shares =
             |session: &Arc<crate::session::Session>| session.shares.lock().contains(&server.name);
-        if server.settings.sharing == Sharing::Shared || self.session.as_ref().is_some_and(shares) {
+        let sharing = server.settings.sharing;
+        let modern = revision.is_some_and(Revision::is_modern);
+        if sharing == Sharing::Shared || modern && !sharing.keeps_apart() {
+            return None;
+        }
+        if !sharing.keeps_apart() && self.session.as_ref().is_some_and(shares) {
             return None;
         }
         let told_apart = self.abilities.is_askable() || self.level.is_some();
+        let by_session = told_apart
+            || sharing == Sharing::PerSession
+            || server.settings.url.is_some() && !sharing.keeps_apart();
         let capabilities = self.abilities.raw().clone();
         let principal = self.principal.kind.clone();
         match &self.session {
-            Some(session) if told_apart || server.settings.url.is_some() => Some(Party {
+            Some(session) if by_session => Some(Party {
                 key: PartyKey::Session(session.id.clone()),
                 principal,
                 revision: session.revision,
                 capabilities,
             }),
-            None if told_apart => {
+            _ if told_apart || sharing.keeps_apart() => {
                 let mut digest = Sha256::new();
                 digest.update(&capabilities);
                 digest.update(self.level.map_or("", Level::as_str));

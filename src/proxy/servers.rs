@@ -22,7 +22,7 @@ use crate::{
     refusal::{Code, Refusal},
     router::View,
     session::Session,
-    upstream::{Event, Heard, Instance, PartyKey, Running, Said, Started},
+    upstream::{Event, Heard, Instance, InstanceStatus, PartyKey, Running, Said, Started},
 };
 
 /// How often idle servers and sessions are looked for, and usage is read.
@@ -295,11 +295,12 @@ impl Proxy {
             let usage: Vec<_> = server
                 .status()
                 .await
-                .usage
+                .instances
                 .iter()
-                .map(|(number, usage)| {
+                .filter_map(|instance| {
+                    let usage = instance.usage?;
                     let cpu = Duration::try_from_secs_f64(usage.cpu_seconds).unwrap_or_default();
-                    (*number, usage.memory, cpu)
+                    Some((instance.number, usage.memory, cpu))
                 })
                 .collect();
             self.metrics.server_usage(&server.name, &usage);
@@ -317,6 +318,8 @@ impl Proxy {
         let servers = self.router.servers(&View::All);
         let states = servers.iter().map(|server| async {
             let status = server.status().await;
+            let usage = || status.instances.iter().filter_map(|one| one.usage);
+            let instances: Vec<_> = status.instances.iter().map(told_of).collect();
             json!({
                 "name": server.name,
                 "state": status.state,
@@ -326,15 +329,28 @@ impl Proxy {
                 "revision": status.revision,
                 "active": status.active,
                 "failure": status.failure.map(|why| self.shown(&why)),
-                "instances": status.instances,
+                "instances": instances,
+                "warm": status.warm,
                 "dropped": status.lost,
-                "memoryBytes": sum(status.usage.iter().map(|(_, usage)| usage.memory)),
-                "cpuSeconds": sum(status.usage.iter().map(|(_, usage)| usage.cpu_seconds)),
+                "memoryBytes": sum(usage().map(|usage| usage.memory)),
+                "cpuSeconds": sum(usage().map(|usage| usage.cpu_seconds)),
                 "notices": self.notices(&server.name),
             })
         });
         futures_util::future::join_all(states).await
     }
+}
+
+fn told_of(instance: &InstanceStatus) -> serde_json::Value {
+    json!({
+        "number": instance.number,
+        "client": instance.principal.as_ref().map(PrincipalKind::name),
+        "process": instance.process,
+        "active": instance.active,
+        "upSeconds": instance.up.as_secs(),
+        "memoryBytes": instance.usage.map(|usage| usage.memory),
+        "cpuSeconds": instance.usage.map(|usage| usage.cpu_seconds),
+    })
 }
 
 /// A sum, unless there is nothing of which it could be one.

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -24,6 +24,7 @@ use super::{
     log::{Log, Scrub},
     party::{Party, PartyKey},
     process::{Exit, Handle, Origin, Usage},
+    spare::Spares,
     start::Launch,
     watch::Watched,
 };
@@ -43,6 +44,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(3);
 /// How long its end by force may take on top.
 const FORCE: Duration = Duration::from_secs(5);
+/// An instance that ran for so long before it ended is no failing one.
+const STEADY: Duration = Duration::from_secs(30);
+/// How often an instance may end soon after its start, with no call answered since, before it is let
+/// alone for a while.
+const FALLS: u32 = 3;
+/// The longest such while: short, since one client's calls may be what ends it for all.
+const LONGEST_REST: Duration = Duration::from_secs(5);
 /// For a process that was ended to say how it ended.
 const VERDICT: Duration = Duration::from_secs(1);
 /// Bytes of a failure's text.
@@ -61,6 +69,7 @@ pub(super) struct Common {
     pub era: RwLock<Option<Era>>,
     /// Whether it was found to speak HTTP+SSE alone.
     pub sse: AtomicBool,
+    pub spares: Spares,
 }
 
 /// One instance of a server: the one that all clients share, or one that is greeted in the name
@@ -82,6 +91,8 @@ pub struct Instance {
     pub(super) lost: Arc<AtomicU64>,
     told_lost: AtomicU64,
     pub(super) watched: Watched,
+    /// How often it ended soon after its start since it last answered a call.
+    falls: AtomicU32,
 }
 
 enum State {
@@ -136,6 +147,7 @@ pub(super) struct Standing {
     pub failure: Option<String>,
     pub usage: Option<Usage>,
     pub lost: u64,
+    pub principal: Option<PrincipalKind>,
 }
 
 impl Instance {
@@ -154,6 +166,7 @@ impl Instance {
             lost: Arc::default(),
             told_lost: AtomicU64::new(0),
             watched: Watched::default(),
+            falls: AtomicU32::new(0),
         }
     }
 
@@ -204,7 +217,7 @@ impl Instance {
         .unwrap_or_else(|_| Err(Failure::Misbehaved("the work for it ended early".into())))
     }
 
-    async fn started(&self) -> Result<Arc<Running>, Failure> {
+    async fn started(self: &Arc<Self>) -> Result<Arc<Running>, Failure> {
         let mut state = self.state.lock().await;
         let pause = match &*state {
             State::Closed => return Err(Failure::Unavailable("it was ended for good".into())),
@@ -214,25 +227,31 @@ impl Instance {
                 Some(why) => {
                     let running = running.clone();
                     running.stop(Duration::ZERO).await;
-                    *state = State::Stopped;
-                    self.show(None, None);
+                    *state = self.fallen(&running, &why);
                     self.tell_end(&running, why).await;
-                    Duration::ZERO
+                    match &*state {
+                        State::Failed { why, .. } => return Err(Failure::Unavailable(why.clone())),
+                        _ => Duration::ZERO,
+                    }
                 }
             },
             State::Failed { until, why, .. } if Instant::now() < *until => {
-                return Err(Failure::Unavailable(format!("it did not start a moment ago: {why}")));
+                return Err(Failure::Unavailable(format!("it failed a moment ago: {why}")));
             }
             State::Failed { pause, .. } => *pause,
             State::Stopped => Duration::ZERO,
         };
         *state = State::Stopped;
         self.show(None, None);
-        let (launch, clock) = (DecisionId::next(), Clock::new(self.start_timeout()));
+        let clock = Clock::new(self.start_timeout());
         let began = Instant::now();
+        let (launch, spare) = match self.spare().await {
+            Some(spare) => (spare.launch, Some(spare.begun)),
+            None => (DecisionId::next(), None),
+        };
         let started = tokio::select! {
             biased;
-            started = self.start(Launch { id: launch, clock: &clock }) => started,
+            started = self.start(Launch { id: launch, clock: &clock }, spare) => started,
             () = clock.expired() => Err(Failure::Unavailable(format!(
                 "it did not start within {} s (`start-timeout-s`)",
                 self.common.settings.start_timeout_s
@@ -272,6 +291,27 @@ impl Instance {
                 Err(failure)
             }
         }
+    }
+
+    /// What follows on an end that nobody asked for, and shows it: it may be started at once, unless
+    /// it keeps ending soon after its start and answers nothing in between.
+    fn fallen(&self, running: &Running, why: &str) -> State {
+        let falls = match running.since.elapsed() {
+            steady if steady >= STEADY || running.process.is_none() => {
+                self.falls.store(0, Ordering::Relaxed);
+                0
+            }
+            _ => self.falls.fetch_add(1, Ordering::Relaxed).saturating_add(1),
+        };
+        if falls < FALLS {
+            self.show(None, None);
+            return State::Stopped;
+        }
+        let doubled = 1 << (falls - FALLS).min(8);
+        let pause = (Duration::from_millis(500) * doubled).min(LONGEST_REST);
+        let why = format!("it ended {falls} times soon after its start; at last: {why}");
+        self.show(None, Some(why.clone()));
+        State::Failed { until: Instant::now() + pause, pause: Duration::ZERO, why }
     }
 
     pub(super) async fn say(&self, event: Event) {
@@ -326,6 +366,9 @@ impl Instance {
             reply = self.call_again(running.greeting.revision, call).await;
         }
         self.touch();
+        if reply.is_ok() {
+            self.falls.store(0, Ordering::Relaxed);
+        }
         reply.map_err(|failure| match failure {
             Failure::Unavailable(_) if running.process.is_some() => {
                 self.with_exit(failure, &running.exit)
@@ -415,7 +458,7 @@ impl Instance {
         self.apart(move |server| async move { server.listed(offer).await }).await
     }
 
-    async fn listed(&self, offer: Offer) -> Result<Items, Failure> {
+    async fn listed(self: &Arc<Self>, offer: Offer) -> Result<Items, Failure> {
         match self.listed_once(offer).await {
             // Greeted anew, it may tell.
             Err(Failure::Forgotten) => self.listed_once(offer).await,
@@ -424,7 +467,7 @@ impl Instance {
         .map_err(|failure| self.told(failure))
     }
 
-    async fn listed_once(&self, offer: Offer) -> Result<Items, Failure> {
+    async fn listed_once(self: &Arc<Self>, offer: Offer) -> Result<Items, Failure> {
         let running = self.started().await?;
         let (greeting, link) = (&running.greeting, running.link.as_ref());
         let bytes = self.common.launcher.caps.bytes;
@@ -453,18 +496,19 @@ impl Instance {
         let Ok(mut state) = self.state.try_lock() else { return };
         let State::Running(running) = &*state else { return };
         let ends = running.process.is_some() || self.party.is_some();
+        let running = running.clone();
         let why = if let Some(why) = running.end() {
             running.stop(Duration::ZERO).await;
+            *state = self.fallen(&running, &why);
             why
         } else if ends && self.is_idle() {
             running.stop(GRACE).await;
+            *state = State::Stopped;
+            self.show(None, None);
             format!("nobody used it for {} s", self.common.settings.idle_stop_s)
         } else {
             return;
         };
-        let running = running.clone();
-        *state = State::Stopped;
-        self.show(None, None);
         // Before the next start can be told of.
         self.tell_end(&running, why).await;
         drop(state);
@@ -528,7 +572,13 @@ impl Instance {
             failure,
             usage,
             lost: self.lost.load(Ordering::Relaxed),
+            principal: self.principal(),
         }
+    }
+
+    /// Calls under way.
+    pub(super) fn active(&self) -> usize {
+        self.active.load(Ordering::SeqCst)
     }
 
     /// The running instance, if it runs, without starting it.

@@ -23,6 +23,7 @@ mod party;
 mod pipe;
 pub mod process;
 mod server;
+mod spare;
 mod start;
 mod watch;
 
@@ -37,4 +38,4 @@ pub use link::{Call, Failure, Heard, Link, Reply, Said};
 pub use log::Scrub;
 pub use outward::{Nowhere, Outward, Reacher};
 pub use party::{Party, PartyKey};
-pub use server::{Server, Status};
+pub use server::{InstanceStatus, Server, Status};

@@ -15,7 +15,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     thread,
     time::Duration,
 };
@@ -61,8 +61,9 @@ pub struct Reacher {
     /// What joins all that is told of it.
     pub launch: DecisionId,
     pub server: ServerName,
-    /// The one client for which alone it runs.
-    pub principal: Option<PrincipalKind>,
+    /// The one client for which alone it runs. One that was started ahead has none until somebody
+    /// needs it.
+    pub principal: Arc<OnceLock<PrincipalKind>>,
 }
 
 /// Says who decides what servers reach.

@@ -1,5 +1,5 @@
-//! One configured server and its instances: the one that all clients share, and those of parties
-//! that the server may ask something.
+//! One configured server and its instances: the one that all clients share (or several, among which
+//! calls are divided), and those of parties that the server may ask something or that are kept apart.
 
 use std::{
     collections::HashMap,
@@ -21,10 +21,12 @@ use super::{
     log::Scrub,
     party::{Party, PartyKey},
     process::Usage,
+    spare::Spares,
 };
 use crate::{
     config::{self, Era, Sharing},
     exchange::Method,
+    identity::PrincipalKind,
     names::ServerName,
 };
 
@@ -38,6 +40,8 @@ pub struct Server {
     pub settings: config::Server,
     common: Arc<Common>,
     shared: Arc<Instance>,
+    /// Further ones that all clients share, for calls alone.
+    replicas: Vec<Arc<Instance>>,
     /// Nothing once the server was closed.
     own: Mutex<Option<HashMap<PartyKey, Arc<Instance>>>>,
 }
@@ -55,13 +59,30 @@ pub struct Status {
     /// Calls under way, of all instances.
     pub active: usize,
     /// Instances that run.
-    pub instances: usize,
+    pub instances: Vec<InstanceStatus>,
+    /// Processes that wait for their first word.
+    pub warm: usize,
     /// Why the shared one failed.
     pub failure: Option<String>,
-    /// What each running instance uses, by its number.
-    pub usage: Vec<(u64, Usage)>,
     /// Messages of the present instances that did not fit a queue and were dropped.
     pub lost: u64,
+}
+
+/// How one running instance stands.
+#[derive(Debug, Clone)]
+pub struct InstanceStatus {
+    /// No two that ever ran have the same.
+    pub number: u64,
+    /// The one client for which alone it runs.
+    pub principal: Option<PrincipalKind>,
+    /// Its process, where it runs here.
+    pub process: Option<String>,
+    /// Calls under way.
+    pub active: usize,
+    /// How long it has been running.
+    pub up: Duration,
+    /// What it uses, where that can be told.
+    pub usage: Option<Usage>,
 }
 
 impl Server {
@@ -85,9 +106,12 @@ impl Server {
             heard,
             era: RwLock::default(),
             sse: AtomicBool::new(false),
+            spares: Spares::new(),
         });
-        let shared = Arc::new(Instance::new(common.clone(), None));
-        Self { name, settings, common, shared, own: Mutex::new(Some(HashMap::new())) }
+        let instance = || Arc::new(Instance::new(common.clone(), None));
+        let shared = instance();
+        let replicas = (1..settings.replicas).map(|_| instance()).collect();
+        Self { name, settings, common, shared, replicas, own: Mutex::new(Some(HashMap::new())) }
     }
 
     /// The instance that serves all lists, and all calls of clients that can be asked nothing.
@@ -95,14 +119,35 @@ impl Server {
         &self.shared
     }
 
-    /// The instance for a party that the server may ask something: its own, but where the server
-    /// is a modern one, which needs none, or where the config says that all share one.
+    /// Of the instances that all clients share, that with the least calls under way. Where all that
+    /// run are busy, one more is started meanwhile.
+    pub fn least_busy(&self) -> Arc<Instance> {
+        let runs = |instance: &&Arc<Instance>| instance.peek().is_some();
+        let all = || std::iter::once(&self.shared).chain(&self.replicas);
+        let Some(least) = all().filter(runs).min_by_key(|instance| instance.active()) else {
+            return self.shared.clone();
+        };
+        if least.active() > 0
+            && let Some(next) = self.replicas.iter().find(|instance| !runs(instance)).cloned()
+        {
+            tokio::spawn(async move {
+                if let Err(failure) = next.running().await {
+                    tracing::debug!(%failure, "a further instance did not start");
+                }
+            });
+        }
+        least.clone()
+    }
+
+    /// The instance for a party: its own, but where the server is a modern one, which needs none
+    /// unless clients are kept apart, or where the config says that all share one.
     ///
     /// # Errors
     /// [`Failure::Overloaded`] where there are too many, of all or of this principal.
     pub fn own(self: &Arc<Self>, party: &Party) -> Result<Arc<Instance>, Failure> {
         let modern = *self.common.era.read() == Some(Era::Modern);
-        if modern || self.settings.sharing == Sharing::Shared {
+        let sharing = self.settings.sharing;
+        if sharing == Sharing::Shared || modern && !sharing.keeps_apart() {
             return Ok(self.shared.clone());
         }
         let mut own = self.own.lock();
@@ -198,19 +243,21 @@ impl Server {
     fn all(&self) -> Vec<Arc<Instance>> {
         let own = self.own.lock();
         let own = own.iter().flat_map(HashMap::values);
-        own.chain([&self.shared]).cloned().collect()
+        own.chain(&self.replicas).chain([&self.shared]).cloned().collect()
     }
 
     /// Ends all that runs of it, for good.
     pub async fn close(&self, why: &str) {
         let own = self.own.lock().take().unwrap_or_default();
-        let all = own.values().chain([&self.shared]);
+        let all = own.values().chain(&self.replicas).chain([&self.shared]);
         join_all(all.map(|instance| instance.close(why))).await;
+        self.shared.close_spares(why).await;
     }
 
-    /// Ends the instances that nobody used for as long as the config says, and notices the death
-    /// of any.
+    /// Ends the instances that nobody used for as long as the config says, notices the death of any,
+    /// and sees that as many processes are ready as the config says.
     pub async fn sweep(&self) {
+        self.shared.look_after_spares().await;
         join_all(self.all().iter().map(|instance| instance.sweep())).await;
         if let Some(own) = self.own.lock().as_mut() {
             // One that somebody just got is about to be used.
@@ -223,6 +270,7 @@ impl Server {
     /// Asks of each instance that runs whether it may go on, and ends those that may not.
     pub async fn review(&self, review: &dyn Review) {
         join_all(self.all().iter().map(|instance| instance.review(review))).await;
+        self.shared.review_spares(review).await;
     }
 
     /// How it stands.
@@ -231,9 +279,18 @@ impl Server {
         let mut all = join_all(all.iter().map(|instance| instance.standing())).await;
         let active = all.iter().map(|one| one.active).sum();
         let lost = all.iter().map(|one| one.lost).sum();
-        let running = || all.iter().filter_map(|one| Some((one.running.as_ref()?, one.usage)));
-        let instances = running().count();
-        let usage = running().filter_map(|(one, usage)| Some((one.number, usage?))).collect();
+        let instances = all.iter().filter_map(|one| {
+            let running = one.running.as_ref()?;
+            Some(InstanceStatus {
+                number: running.number,
+                principal: one.principal.clone(),
+                process: one.process.clone(),
+                active: one.active,
+                up: running.since.elapsed(),
+                usage: one.usage,
+            })
+        });
+        let instances = instances.collect();
         // The shared one comes last, and is always there.
         let shared = all.pop();
         let (running, process, failure) = match shared {
@@ -254,8 +311,8 @@ impl Server {
             revision: running.as_ref().map(|r| r.greeting.revision.to_string()),
             active,
             instances,
+            warm: self.common.spares.count(),
             failure,
-            usage,
             lost,
         }
     }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{SetOnce, oneshot};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{SetOnce, oneshot},
+};
 
 use super::{
     Clock,
@@ -29,6 +32,7 @@ use super::{
 };
 use crate::{
     config::{Era, Transport},
+    identity::PrincipalKind,
     names::DecisionId,
 };
 
@@ -39,10 +43,26 @@ static NUMBERS: AtomicU64 = AtomicU64::new(1);
 struct Line {
     link: Arc<dyn Link>,
     process: Option<Arc<dyn Handle>>,
+    exit: Arc<OnceLock<Exit>>,
     place: Place,
     origin: Origin,
     /// What was permitted to be done for it.
     cleared: Arc<Launching>,
+}
+
+/// A process that runs and was told nothing yet.
+pub(super) struct Begun {
+    stdin: Box<dyn AsyncWrite + Send + Unpin>,
+    stdout: Box<dyn AsyncRead + Send + Unpin>,
+    pub handle: Arc<dyn Handle>,
+    /// Set once it has ended.
+    pub exit: Arc<OnceLock<Exit>>,
+    /// The one client for which alone it runs, once there is one.
+    principal: Arc<OnceLock<PrincipalKind>>,
+    place: Place,
+    origin: Origin,
+    /// What was permitted to be done for it.
+    pub cleared: Arc<Launching>,
 }
 
 /// One start of an instance.
@@ -56,7 +76,12 @@ pub(super) struct Launch<'a> {
 }
 
 impl Instance {
-    pub(super) async fn start(&self, launch: Launch<'_>) -> Result<Running, Failure> {
+    /// Starts it, by way of a spare process where there is one.
+    pub(super) async fn start(
+        &self,
+        launch: Launch<'_>,
+        mut spare: Option<Begun>,
+    ) -> Result<Running, Failure> {
         // One of a party's own exists because the server is a legacy one, as the shared one found.
         let known = self.known_legacy.load(Ordering::Relaxed)
             || self.party.is_some() && *self.common.era.read() == Some(Era::Legacy);
@@ -65,19 +90,24 @@ impl Instance {
             Era::Auto if !probe => Era::Legacy,
             era => era,
         };
-        match self.start_as(launch, era).await {
+        match self.start_as(launch, era, spare.take()).await {
             Err((failure, true)) if probe => {
                 let failure = self.told(failure);
                 tracing::debug!(server = %self.common.name, %failure, "the server ended when asked for its era; starting it as legacy");
                 self.known_legacy.store(true, Ordering::Relaxed);
-                self.start_as(launch, Era::Legacy).await.map_err(|(failure, _)| failure)
+                self.start_as(launch, Era::Legacy, None).await.map_err(|(failure, _)| failure)
             }
             started => started.map_err(|(failure, _)| failure),
         }
     }
 
     /// Starts and greets; the flag of an error says whether the process died over the greeting.
-    async fn start_as(&self, launch: Launch<'_>, era: Era) -> Result<Running, (Failure, bool)> {
+    async fn start_as(
+        &self,
+        launch: Launch<'_>,
+        era: Era,
+        spare: Option<Begun>,
+    ) -> Result<Running, (Failure, bool)> {
         let definitions = Arc::new(Definitions::default());
         let ear = Ear::new(
             self.common.name.clone(),
@@ -86,9 +116,9 @@ impl Instance {
             self.common.heard.clone(),
             self.lost.clone(),
         );
-        let exit = Arc::new(OnceLock::new());
         let hello = self.party.as_ref().map(Hello::of).unwrap_or_default();
-        let mut line = self.line(launch, &ear, &exit).await.map_err(|failure| (failure, false))?;
+        let line = self.line(launch, &ear, spare).await;
+        let mut line = line.map_err(|failure| (failure, false))?;
         let mut greeted = greet(line.link.as_ref(), era, &hello, self.start_timeout()).await;
         if greeted.is_err()
             && line.link.turned_away()
@@ -97,7 +127,7 @@ impl Instance {
         {
             (line.link, line.cleared, greeted) = (older, cleared, Ok(greeting));
         }
-        let Line { link, process, place, origin, cleared } = line;
+        let Line { link, process, exit, place, origin, cleared } = line;
         match greeted {
             Ok(greeting) => {
                 let modern = greeting.revision.is_modern();
@@ -136,10 +166,9 @@ impl Instance {
         &self,
         launch: Launch<'_>,
         ear: &Ear,
-        exit: &Arc<OnceLock<Exit>>,
+        spare: Option<Begun>,
     ) -> Result<Line, Failure> {
-        let (name, settings) = (&self.common.name, &self.common.settings);
-        let launcher = &self.common.launcher;
+        let (settings, launcher) = (&self.common.settings, &self.common.launcher);
         if let Some(url) = &settings.url {
             let headers = &self.handed()?.headers;
             let found = self.common.sse.load(Ordering::Relaxed);
@@ -162,27 +191,59 @@ impl Instance {
                     Arc::new(Http::new(url, headers, launcher.caps, ear.clone())?)
                 }
             };
-            let place = Place::Remote { url: url.clone() };
-            return Ok(Line { link, process: None, place, origin: Origin::default(), cleared });
+            let (place, exit) = (Place::Remote { url: url.clone() }, Arc::default());
+            let origin = Origin::default();
+            return Ok(Line { link, process: None, exit, place, origin, cleared });
         }
+        let begun = self.begin(launch, spare).await?;
+        let Begun { stdin, stdout, handle, exit, place, origin, cleared, .. } = begun;
+        let link = Arc::new(Pipe::new(stdin, stdout, launcher.caps, ear.clone()));
+        Ok(Line { link, process: Some(handle), exit, place, origin, cleared })
+    }
+
+    /// Has a process running: a new one, or a spare that was started in nobody's name.
+    ///
+    /// # Errors
+    /// A [`Failure`] where it may not be started, or does not start.
+    pub(super) async fn begin(
+        &self,
+        launch: Launch<'_>,
+        spare: Option<Begun>,
+    ) -> Result<Begun, Failure> {
+        let (name, settings) = (&self.common.name, &self.common.settings);
+        let launcher = &self.common.launcher;
+        let spare = match spare {
+            // It was decided and recorded as what it is to be.
+            Some(spare) if self.party.is_none() => return Ok(spare),
+            spare => spare,
+        };
         let hashed = launcher.hashed(settings).await;
         let cleared = self.announce(launch, None, hashed.as_ref()).await?;
+        if let Some(spare) = spare {
+            // From here on it runs for this party, and what it reaches is decided so.
+            if let Some(party) = self.principal() {
+                let _ = spare.principal.set(party);
+            }
+            return Ok(Begun { cleared, ..spare });
+        }
+        let principal = Arc::new(self.principal().map_or_else(OnceLock::new, OnceLock::from));
         let reacher =
-            Reacher { launch: launch.id, server: name.clone(), principal: self.principal() };
+            Reacher { launch: launch.id, server: name.clone(), principal: principal.clone() };
         let started = launcher.start(reacher, settings, hashed.as_ref()).await;
         let (process, place) = started.map_err(|failure| refused(&failure))?;
         let secrets = self.handed()?.secrets.clone();
         let (log, scrub) = (self.common.log.clone(), self.common.scrub.clone());
         tokio::spawn(log::keep(process.stderr, log, scrub, secrets));
-        let link = Pipe::new(process.stdin, process.stdout, launcher.caps, ear.clone());
-        let (handle, origin): (Arc<dyn Handle>, _) = (process.handle.into(), process.origin);
+        let handle: Arc<dyn Handle> = process.handle.into();
+        let exit = Arc::new(OnceLock::new());
         tokio::spawn({
             let (end, exit) = (handle.wait(), exit.clone());
             async move {
                 let _ = exit.set(end.await);
             }
         });
-        Ok(Line { link: Arc::new(link), process: Some(handle), place, origin, cleared })
+        let (stdin, stdout) = (process.stdin, process.stdout);
+        Ok(Begun { stdin, stdout, handle, exit, principal, place, origin: process.origin, cleared })
     }
 
     /// Greets a remote server over HTTP+SSE, which it may speak where it takes no greeting over

@@ -21,6 +21,7 @@ mod fidelity;
 mod frames;
 mod harms;
 mod identity;
+mod instances;
 mod interceptors;
 mod launching;
 mod matrix;

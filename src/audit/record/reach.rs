@@ -109,7 +109,7 @@ impl Happening {
         Self::ServerReaching(Reaching {
             launch: reacher.launch,
             server: reacher.server.to_string(),
-            principal: reacher.principal.as_ref().map(PrincipalKind::name),
+            principal: reacher.principal.get().map(PrincipalKind::name),
             connection: attempt.number,
             host: attempt.host.plain(),
             port: attempt.port,
@@ -134,7 +134,7 @@ impl Happening {
         Self::ServerReached(Box::new(Reached {
             launch: reacher.launch,
             server: reacher.server.to_string(),
-            principal: reacher.principal.as_ref().map(PrincipalKind::name),
+            principal: reacher.principal.get().map(PrincipalKind::name),
             connection: attempt.map(|attempt| attempt.number),
             host: attempt.map(|attempt| attempt.host.plain()),
             port: attempt.map(|attempt| attempt.port),

@@ -34,6 +34,13 @@ pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
     mounts(checker, at, server);
     hardening(checker, &child(at, "hardening"), server);
     egress(checker, &child(at, "egress"), server);
+    if server.replicas > 1 && server.sharing.keeps_apart() {
+        checker.conflict(
+            &child(at, "replicas"),
+            "clients that are kept apart share nothing that could have replicas",
+            "remove it, or let clients share: `sharing = \"auto\"`",
+        );
+    }
 }
 
 /// Exactly one kind, and no key that means nothing to it: a key without effect is a promise that
@@ -64,7 +71,17 @@ fn kind(checker: &mut Checker<'_>, at: &str, server: &Server) {
         (Some(_), _, None) => (&["runtime", "headers", "transport"], "an `image`"),
         (None, Some(_), None) => (&["headers", "transport"], "a `command`"),
         (None, None, Some(_)) => (
-            &["runtime", "env", "secrets", "mounts", "resources", "egress", "hardening"],
+            &[
+                "runtime",
+                "env",
+                "secrets",
+                "mounts",
+                "resources",
+                "egress",
+                "hardening",
+                "warm",
+                "replicas",
+            ],
             "a `url`",
         ),
     };

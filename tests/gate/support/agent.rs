@@ -52,7 +52,17 @@ impl Agent {
         key: Option<&str>,
         revision: &str,
     ) -> Result<Self, (u16, Value)> {
-        let mut agent = Self::new(url, key, false);
+        Self::new(url, key, false).shake_hands(revision).await
+    }
+
+    /// One that has made the legacy handshake, and that nobody can ask anything.
+    pub async fn legacy_without_abilities(url: &str, key: Option<&str>) -> Self {
+        let agent = Self { abilities: json!({}), ..Self::new(url, key, false) };
+        agent.shake_hands(LEGACY).await.unwrap()
+    }
+
+    async fn shake_hands(self, revision: &str) -> Result<Self, (u16, Value)> {
+        let mut agent = self;
         let hello = json!({
             "protocolVersion": revision,
             "capabilities": agent.abilities,

@@ -1,0 +1,208 @@
+//! Processes of a server that are started ahead and wait for their first word.
+//!
+//! A spare is decided and recorded as any start is, in nobody's name. Who takes one goes on with its
+//! launch id; a party's own instance has it decided and recorded again, in the party's name.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    Clock,
+    event::{Event, Review},
+    instance::{Common, Instance, end},
+    link::Failure,
+    start::{Begun, Launch},
+};
+use crate::names::DecisionId;
+
+/// The longest wait between two tries to start one.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// One that ended so soon says that the next will end, too.
+const SOON: Duration = Duration::from_secs(10);
+
+/// The spares of one server.
+pub(super) struct Spares {
+    ready: Mutex<Ready>,
+    /// Held by whoever starts some.
+    filling: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Ready {
+    waiting: VecDeque<Spare>,
+    closed: bool,
+    /// Until when none is started, since the last did not start, and how long that is.
+    paused: Option<(Instant, Duration)>,
+}
+
+/// A process that nobody has spoken to.
+pub(super) struct Spare {
+    pub launch: DecisionId,
+    pub begun: Begun,
+    since: Instant,
+}
+
+impl Spares {
+    pub fn new() -> Self {
+        Self { ready: Mutex::default(), filling: tokio::sync::Mutex::default() }
+    }
+
+    /// How many wait.
+    pub fn count(&self) -> usize {
+        self.ready.lock().waiting.iter().filter(|spare| spare.begun.exit.get().is_none()).count()
+    }
+
+    fn wants(&self, warm: usize) -> bool {
+        let ready = self.ready.lock();
+        let rests = ready.paused.is_some_and(|(until, _)| Instant::now() < until);
+        !ready.closed && !rests && ready.waiting.len() < warm
+    }
+
+    fn pause(&self) {
+        let mut ready = self.ready.lock();
+        let pause = ready.paused.map_or(Duration::ZERO, |(_, pause)| pause * 2);
+        let pause = pause.clamp(Duration::from_millis(500), LONGEST_PAUSE);
+        ready.paused = Some((Instant::now() + pause, pause));
+    }
+
+    /// Has one wait; gives it back where none may any more.
+    fn add(&self, spare: Spare) -> Result<(), Spare> {
+        let mut ready = self.ready.lock();
+        if ready.closed {
+            return Err(spare);
+        }
+        ready.paused = None;
+        ready.waiting.push_back(spare);
+        Ok(())
+    }
+
+    fn first(&self) -> Option<Spare> {
+        self.ready.lock().waiting.pop_front()
+    }
+
+    /// Takes those that are to go.
+    fn remove(&self, go: impl Fn(&Spare) -> bool) -> Vec<Spare> {
+        let mut ready = self.ready.lock();
+        let (gone, stay) = ready.waiting.drain(..).partition(go);
+        ready.waiting = stay;
+        gone.into_iter().collect()
+    }
+}
+
+impl Spare {
+    async fn end(self, common: &Common, why: &str) {
+        let exit = self.begun.exit.get().cloned();
+        end(self.begun.handle.as_ref(), Duration::ZERO).await;
+        let process = self.begun.handle.describe();
+        let (launch, why) = (self.launch, why.to_owned());
+        let _ = common.events.send(Event::Ended { launch, process, party: None, why, exit }).await;
+    }
+}
+
+impl Instance {
+    /// Takes a spare that still runs, and whose program is still the one on disk.
+    pub(super) async fn spare(self: &Arc<Self>) -> Option<Spare> {
+        let common = &self.common;
+        if common.settings.warm == 0 {
+            return None;
+        }
+        let hashed = common.launcher.hashed(&common.settings).await.map(|hashed| hashed.digest);
+        let taken = loop {
+            let Some(spare) = common.spares.first() else { break None };
+            let cleared = &spare.begun.cleared.program;
+            if spare.begun.exit.get().is_some() {
+                spare.end(common, "it ended before anybody needed it").await;
+            } else if hashed.is_some() && cleared.digest != hashed {
+                spare.end(common, "its program was replaced").await;
+            } else {
+                break Some(spare);
+            }
+        };
+        let instance = self.clone();
+        tokio::spawn(async move { instance.fill().await });
+        taken
+    }
+
+    /// Starts spares until there are as many as the config says.
+    pub(super) async fn fill(&self) {
+        let common = &self.common;
+        let warm = common.settings.warm;
+        let Ok(_turn) = common.spares.filling.try_lock() else { return };
+        while common.spares.wants(warm) {
+            let launch = DecisionId::next();
+            let clock = Clock::new(self.start_timeout());
+            let begun = tokio::select! {
+                biased;
+                begun = self.begin(Launch { id: launch, clock: &clock }, None) => begun,
+                () = clock.expired() => Err(Failure::Timeout(self.start_timeout())),
+            };
+            match begun {
+                Ok(begun) => {
+                    let spare = Spare { launch, begun, since: Instant::now() };
+                    if let Err(late) = common.spares.add(spare) {
+                        return late.end(common, "the proxy stops").await;
+                    }
+                }
+                Err(failure) => {
+                    common.spares.pause();
+                    let place = common.launcher.place(&common.settings);
+                    let why = self.told(failure).to_string();
+                    self.say(Event::NotStarted { launch, place, party: None, why }).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Notices spares that ended, and replaces them.
+    pub(super) async fn look_after_spares(self: &Arc<Self>) {
+        let common = &self.common;
+        for spare in common.spares.remove(|spare| spare.begun.exit.get().is_some()) {
+            if spare.since.elapsed() < SOON {
+                common.spares.pause();
+            }
+            spare.end(common, "it ended before anybody needed it").await;
+        }
+        if common.spares.wants(common.settings.warm) {
+            // On a task of its own: a start takes its time, and others are to be looked after.
+            let instance = self.clone();
+            tokio::spawn(async move { instance.fill().await });
+        }
+    }
+
+    /// Ends the spares that policies permit no longer.
+    pub(super) async fn review_spares(&self, review: &dyn Review) {
+        let common = &self.common;
+        // One that is being started is asked about with the policies of then.
+        let _turn = common.spares.filling.lock().await;
+        let launches: Vec<_> = {
+            let ready = common.spares.ready.lock();
+            ready.waiting.iter().map(|s| (s.launch, s.begun.cleared.clone())).collect()
+        };
+        for (launch, cleared) in launches {
+            if review.forbids(&common.name, &cleared).await.is_none() {
+                continue;
+            }
+            for spare in common.spares.remove(|spare| spare.launch == launch) {
+                spare.end(common, "policies permit it no longer").await;
+            }
+        }
+    }
+
+    /// Ends all spares, for good.
+    pub(super) async fn close_spares(&self, why: &str) {
+        let spares = {
+            let mut ready = self.common.spares.ready.lock();
+            ready.closed = true;
+            std::mem::take(&mut ready.waiting)
+        };
+        for spare in spares {
+            spare.end(&self.common, why).await;
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! How many processes a server has, for whom, and when they are started and let alone.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    PERMIT_ALL,
+    agent::Agent,
+    gate::{Gate, Setup},
+    marked, until,
+};
+
+/// What `portcullis server stats` tells of the one server.
+async fn stats(gate: &Gate) -> Value {
+    gate.cli(&["server", "stats", "--format", "json"]).await.expect(0)[0].clone()
+}
+
+/// Waits until so many processes wait for a first word.
+async fn warm(gate: &Gate, count: usize) {
+    until(&format!("{count} spares"), async || (stats(gate).await["warm"] == count).then_some(()))
+        .await;
+}
+
+fn echo() -> Value {
+    json!({ "text": "x" })
+}
+
+#[tokio::test]
+async fn a_spare_takes_the_first_word_and_is_replaced() {
+    let gate = Setup::crooked("warm = 1").start().await;
+    warm(&gate, 1).await;
+    // It runs, as somebody may well see, and greeted nobody.
+    assert_eq!(marked(&gate.mark).len(), 1);
+    let launched = gate.records(&["event = server-launching"]).await;
+    let [spare] = launched.as_slice() else { panic!("one launch: {launched:#?}") };
+    assert!(gate.records(&["event = server-launched"]).await.is_empty());
+
+    let agent = gate.modern();
+    agent.call("crooked__echo", echo()).await.unwrap();
+    let started = gate.records(&["event = server-launched"]).await;
+    assert_eq!(started.len(), 1, "{started:#?}");
+    assert_eq!(started[0]["launch"], spare["launch"], "{started:#?}");
+    warm(&gate, 1).await;
+    assert_eq!(gate.records(&["event = server-launching"]).await.len(), 2);
+    assert_eq!(marked(&gate.mark).len(), 2);
+
+    // One that dies while it waits is replaced, and was an end like any other.
+    let ended = gate.records(&["event = server-stopped"]).await.len();
+    let spares: Vec<_> = marked(&gate.mark);
+    let newest = *spares.iter().max().unwrap();
+    crate::support::kill_9(newest);
+    until("the end of the spare to be on record", async || {
+        (gate.records(&["event = server-stopped"]).await.len() > ended).then_some(())
+    })
+    .await;
+    warm(&gate, 1).await;
+    let mark = gate.mark.clone();
+    gate.stop().await;
+    assert!(marked(&mark).is_empty());
+}
+
+#[tokio::test]
+async fn a_spare_ends_once_policies_permit_it_no_longer() {
+    let gate = Setup::crooked("warm = 2").policies(PERMIT_ALL).without_launches().start().await;
+    warm(&gate, 2).await;
+    let denied = format!(
+        "{PERMIT_ALL} @id(\"not-this\") forbid (principal, action == \
+         Portcullis::Action::\"launch\", resource);"
+    );
+    std::fs::write(gate.path("policies/gate.cedar"), denied).unwrap();
+    until("the spares to be ended", async || marked(&gate.mark).is_empty().then_some(())).await;
+    let agent = gate.modern();
+    assert_eq!(agent.refused("crooked__echo", echo()).await, "policy-denied");
+    gate.stop().await;
+}
+
+/// The clients for which instances run, in order.
+async fn clients(gate: &Gate) -> Vec<String> {
+    let stats = stats(gate).await;
+    let instances = stats["instances"].as_array().unwrap().iter();
+    let mut clients: Vec<_> =
+        instances.map(|one| one["client"].as_str().unwrap_or("").to_owned()).collect();
+    clients.sort();
+    clients
+}
+
+#[tokio::test]
+async fn clients_and_sessions_are_kept_apart() {
+    for (sharing, expected) in [
+        ("per-client", vec!["", "a", "b"]),
+        ("per-session", vec!["", "a", "a", "b", "b"]),
+        ("auto", vec![""]),
+    ] {
+        let setup = Setup::crooked(&format!("sharing = \"{sharing}\"")).keyed();
+        let written = setup.write();
+        let (a, b) = (written.add_client("a", &[]).await, written.add_client("b", &[]).await);
+        let gate = written.start().await;
+        let url = gate.url("/mcp");
+        for key in [&a, &b] {
+            for _ in 0..2 {
+                // The server can ask them nothing: there is no other reason to keep them apart.
+                let agent = Agent::legacy_without_abilities(&url, Some(key)).await;
+                agent.call("crooked__echo", echo()).await.unwrap();
+            }
+        }
+        assert_eq!(clients(&gate).await, expected, "{sharing}");
+        gate.stop().await;
+    }
+}
+
+/// A modern server, which could serve all with one process, has one for each all the same.
+#[tokio::test]
+async fn clients_of_a_modern_server_are_kept_apart_where_the_config_says_so() {
+    let written = Setup::everything("modern").keyed();
+    let written = written.and("sharing = \"per-client\"").write();
+    let (a, b) = (written.add_client("a", &[]).await, written.add_client("b", &[]).await);
+    let gate = written.start().await;
+    for key in [&a, &b] {
+        let agent = Agent::modern(&gate.url("/mcp"), Some(key));
+        agent.call("everything__greet", json!({ "name": "x" })).await.unwrap();
+    }
+    assert_eq!(clients(&gate).await, ["", "a", "b"]);
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn calls_are_divided_among_replicas() {
+    let gate = Setup::crooked("replicas = 2").start().await;
+    let agent = gate.modern();
+    agent.call("crooked__echo", echo()).await.unwrap();
+    assert_eq!(clients(&gate).await.len(), 1, "a second one that nobody needs yet");
+    let hang = || {
+        let agent = gate.modern();
+        tokio::spawn(async move { agent.call("crooked__hang", json!({})).await })
+    };
+    let active = async || {
+        let stats = stats(&gate).await;
+        let instances = stats["instances"].as_array().unwrap().clone();
+        instances.iter().map(|one| one["active"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    let first = hang();
+    until("the first to be busy", async || (active().await == [1]).then_some(())).await;
+    // It finds the one busy, and has the other started.
+    agent.call("crooked__echo", echo()).await.unwrap();
+    until("the second to run", async || (active().await.len() == 2).then_some(())).await;
+    let second = hang();
+    until("both to be busy", async || (active().await == [1, 1]).then_some(())).await;
+    first.abort();
+    second.abort();
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_keeps_ending_is_let_alone_for_a_while() {
+    let gate = Setup::crooked("").start().await;
+    let agent = gate.modern();
+    // Each call ends a process that had answered nothing.
+    let mut falls = 0;
+    let why = until("it to be let alone", async || {
+        let error = agent.call("crooked__die", json!({})).await.unwrap_err();
+        assert_eq!(error["data"]["code"], "server-unavailable", "{error:#}");
+        falls += 1;
+        let listed = gate.cli(&["server", "ls", "--format", "json"]).await.expect(0);
+        let failure = listed[0]["failure"].as_str()?.to_owned();
+        failure.contains("soon after its start").then_some(failure)
+    })
+    .await;
+    assert!(falls >= 3 && why.contains("it ended 3 times"), "{falls}: {why}");
+    // Then one call tries it, and what it answers counts.
+    until("it to answer", async || agent.call("crooked__echo", echo()).await.ok()).await;
+    assert_eq!(agent.refused("crooked__die", json!({})).await, "server-unavailable");
+    until("it to answer at once", async || agent.call("crooked__echo", echo()).await.ok()).await;
+    let listed = gate.cli(&["server", "ls", "--format", "json"]).await.expect(0);
+    assert_eq!(listed[0]["failure"], Value::Null);
+    gate.stop().await;
+}
