@@ -497,6 +497,14 @@ impl Exchange {
         self.request.value().get("arguments")?.as_object()
     }
 
+    /// Whether the text that passes the chain in this phase is a server's.
+    pub fn from_server(&self, phase: Phase) -> bool {
+        match phase {
+            Phase::Request => self.direction == Direction::ServerToClient,
+            Phase::Response => self.direction == Direction::ClientToServer,
+        }
+    }
+
     /// The text that passes the chain in this phase.
     pub fn payload(&self, phase: Phase) -> &Payload {
         match (phase, &self.response) {

@@ -144,6 +144,12 @@ pub trait Interceptor: Send + Sync {
         true
     }
 
+    /// Whether it decides by the exchange's labels, so that it is asked again about a message that
+    /// another interceptor labelled afterwards.
+    fn reads_labels(&self) -> bool {
+        false
+    }
+
     /// The verdict on one half of an exchange.
     ///
     /// # Errors

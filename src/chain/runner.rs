@@ -112,6 +112,8 @@ pub struct Trail {
     pub revision: Option<String>,
     /// The labels that there were then.
     pub labels: Option<BTreeSet<String>>,
+    /// The labels that interceptors gave to words of a server, which its client is to carry.
+    pub heard: BTreeSet<String>,
     /// Whether an interceptor replaced the payload.
     pub replaced: bool,
     /// What took how long: `PHASE/NAME` of each interceptor that was asked, in order, and what
@@ -145,11 +147,16 @@ impl Chain {
     ) -> Result<(), Refusal> {
         let mut version = 0_usize;
         let mut changer = None;
-        let mut seen: Vec<Option<usize>> = vec![None; self.links.len()];
+        // What each link was shown: which version of the payload, and under how many labels.
+        let mut seen: Vec<Option<(usize, usize)>> = vec![None; self.links.len()];
         for round in 0..ROUNDS {
             let mut settled = true;
             for (link, seen) in self.links.iter().zip(&mut seen) {
-                if *seen == Some(version)
+                let labels = exchange.labels.len();
+                let knows = seen.is_some_and(|(shown, under)| {
+                    shown == version && (under == labels || !link.interceptor.reads_labels())
+                });
+                if knows
                     || !link.wants(exchange, phase)
                     || (round > 0 && !link.interceptor.repeatable())
                 {
@@ -161,7 +168,9 @@ impl Chain {
                     version += 1;
                     changer = Some(link);
                 }
-                *seen = Some(version);
+                // Labels are never taken back, so their number tells whether there are new ones; its
+                // own are no news to it.
+                *seen = Some((version, exchange.labels.len()));
             }
             if settled {
                 return Ok(());
@@ -226,6 +235,9 @@ impl Chain {
         if enforced {
             if verdict.revision.is_some() && phase == Phase::Request {
                 trail.labels = Some(exchange.labels.clone());
+            }
+            if exchange.from_server(phase) {
+                trail.heard.extend(verdict.labels.iter().cloned());
             }
             exchange.labels.extend(verdict.labels);
             trail.revision = verdict.revision.or(trail.revision.take());

@@ -385,6 +385,10 @@ impl Interceptor for PolicyGate {
         self.hooks.wants(method, phase)
     }
 
+    fn reads_labels(&self) -> bool {
+        true
+    }
+
     async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault> {
         if phase == Phase::Response {
             let verdict = self.decide_answer(exchange)?;

@@ -1,6 +1,7 @@
 //! What policies ask for beside their decision, where it is the proxy that must do it: counts what
-//! `@rate` permits, and carries the labels of `@label` from one message to the next. What changes
-//! messages is done in the chain, by the policy interceptor.
+//! `@rate` permits, and carries the labels of `@label`, and those that plugins give to what servers
+//! say, from one message to the next. What changes messages is done in the chain, by the policy
+//! interceptor.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,6 +20,7 @@ use crate::{
     identity::PrincipalKind,
     obligations::Rate,
     refusal::{Code, Refusal},
+    session,
 };
 
 /// How long a client without a session carries labels after it was last given one.
@@ -39,15 +41,15 @@ impl Labels {
         }
     }
 
-    fn give(&self, client: &PrincipalKind, labels: &BTreeSet<String>) {
+    fn give(&self, client: &PrincipalKind, labels: &BTreeSet<String>) -> bool {
         let mut carried = self.0.lock();
         let (all, given) =
             carried.entry(client.clone()).or_insert_with(|| (BTreeSet::new(), Instant::now()));
         if given.elapsed() >= CARRIED {
             all.clear();
         }
-        all.extend(labels.iter().cloned());
         *given = Instant::now();
+        session::label(all, labels)
     }
 }
 
@@ -127,8 +129,8 @@ impl Proxy {
         // often a client has somebody asked. And what was allowed is not refused for its rate.
         self.rates.take(&limits, who).map_err(spent)?;
         self.approved(exchange, passage).await?;
-        self.carry_on(exchange);
-        Ok(())
+        let asked = exchange.obligations.iter().map(|obligations| &obligations.labels);
+        self.carry_on(exchange, asked.chain([&passage.trail.heard]))
     }
 
     /// A message as an exchange that is about nothing yet, with the labels that its client carries.
@@ -147,18 +149,29 @@ impl Proxy {
         exchange
     }
 
-    /// Has the client carry the labels of a message that may leave, for those that come after it.
-    fn carry_on(&self, exchange: &Exchange) {
+    /// Has the client carry labels of a message that may leave, for those that come after it.
+    ///
+    /// # Errors
+    /// A [`Refusal`] where it carries too many already: what was labelled must not go on as if it
+    /// were not.
+    pub(super) fn carry_on<'a>(
+        &self,
+        exchange: &Exchange,
+        labels: impl Iterator<Item = &'a BTreeSet<String>>,
+    ) -> Result<(), Refusal> {
         let session = exchange.session.as_ref().and_then(|id| self.sessions.get(id));
-        for obligations in &exchange.obligations {
-            if obligations.labels.is_empty() {
-                continue;
-            }
-            match &session {
-                Some(session) => session.label(&obligations.labels),
-                None => self.labels.give(&exchange.principal.kind, &obligations.labels),
+        for labels in labels.filter(|labels| !labels.is_empty()) {
+            let given = match &session {
+                Some(session) => session.label(labels),
+                None => self.labels.give(&exchange.principal.kind, labels),
+            };
+            if !given {
+                let text = "a check on this message could not be completed";
+                let detail = "its labels would be more than a session can carry";
+                return Err(Refusal::new(Code::InterceptorFault, text).detail(detail));
             }
         }
+        Ok(())
     }
 }
 
@@ -212,9 +225,14 @@ mod tests {
     fn labels_stay_with_whom_they_were_given() {
         let labels = Labels::default();
         let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        labels.give(&client("ann"), &of(&["a"]));
-        labels.give(&client("ann"), &of(&["b"]));
+        assert!(labels.give(&client("ann"), &of(&["a"])));
+        assert!(labels.give(&client("ann"), &of(&["b"])));
         assert_eq!(labels.of(&client("ann")), of(&["a", "b"]));
         assert_eq!(labels.of(&client("bob")), of(&[]));
+        let many = |from: usize| (from..from + 200).map(|n| n.to_string()).collect();
+        assert!(labels.give(&client("bob"), &many(0)));
+        assert!(labels.give(&client("bob"), &many(0)), "the same again");
+        assert!(!labels.give(&client("bob"), &many(100)));
+        assert_eq!(labels.of(&client("bob")).len(), 200);
     }
 }

@@ -276,7 +276,8 @@ impl Proxy {
             return End::Failed(refusal.detail(why));
         }
         exchange.response = Some(answer);
-        match self.chain.pass(exchange, Phase::Response, &mut passage.trail).await {
+        let passed = self.chain.pass(exchange, Phase::Response, &mut passage.trail).await;
+        match passed.and_then(|()| self.carry_on(exchange, [&passage.trail.heard].into_iter())) {
             Ok(()) => match exchange.response.clone() {
                 Some(answer) => End::Answered(answer),
                 None => End::Cancelled,

@@ -63,13 +63,26 @@ pub struct Session {
     /// The servers that have no more room for an instance of this client alone.
     pub shares: Mutex<BTreeSet<ServerName>>,
     requests: AtomicU64,
-    /// What policies labelled it with, in its calls so far.
+    /// What policies and plugins labelled it with so far.
     labels: Mutex<BTreeSet<String>>,
     /// The event streams on which the client hears from us.
     pub streams: Streams,
     ended: CancellationToken,
     /// Why it ended.
     why: OnceLock<&'static str>,
+}
+
+/// Labels that a session, or a client without one, carries at most: a plugin can make new ones of
+/// what it reads.
+const MOST_LABELS: usize = 256;
+
+/// Adds labels, unless they become too many.
+pub fn label(carried: &mut BTreeSet<String>, labels: &BTreeSet<String>) -> bool {
+    if carried.len() + labels.difference(carried).count() > MOST_LABELS {
+        return false;
+    }
+    carried.extend(labels.iter().cloned());
+    true
 }
 
 impl fmt::Debug for Session {
@@ -89,14 +102,16 @@ impl Session {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What policies labelled it with so far.
+    /// What policies and plugins labelled it with so far.
     pub fn labels(&self) -> BTreeSet<String> {
         self.labels.lock().clone()
     }
 
-    /// Labels it for the rest of its life. Labels are the policies', so there are few.
-    pub fn label(&self, labels: &BTreeSet<String>) {
-        self.labels.lock().extend(labels.iter().cloned());
+    /// Labels it for the rest of its life; false where it would have more than [`MOST_LABELS`], and
+    /// then it is given none of these.
+    #[must_use]
+    pub fn label(&self, labels: &BTreeSet<String>) -> bool {
+        label(&mut self.labels.lock(), labels)
     }
 
     /// The principal that opened it.

@@ -17,6 +17,7 @@ type Verdicts = Box<dyn Fn(&Exchange) -> Result<Verdict, Fault> + Send + Sync>;
 struct Fake {
     name: String,
     hooks: Hooks,
+    reads_labels: bool,
     verdict: Verdicts,
     log: Arc<Mutex<Vec<String>>>,
 }
@@ -29,6 +30,10 @@ impl Interceptor for Fake {
 
     fn wants(&self, method: &Method, phase: Phase) -> bool {
         self.hooks.wants(method, phase)
+    }
+
+    fn reads_labels(&self) -> bool {
+        self.reads_labels
     }
 
     async fn inspect(&self, exchange: &Exchange, _: Phase) -> Result<Verdict, Fault> {
@@ -83,6 +88,8 @@ impl Bench {
         let fake = Fake {
             name: name.into(),
             hooks: Hooks::every(&[Phase::Request]),
+            // As policy does.
+            reads_labels: name == "reader",
             verdict: Box::new(verdict),
             log: self.log.clone(),
         };
@@ -114,6 +121,38 @@ fn replace(text: &'static str) -> impl Fn(&Exchange) -> Result<Verdict, Fault> {
             Verdict::replace(Bytes::from_static(text.as_bytes()))
         })
     }
+}
+
+fn label(_: &Exchange) -> Result<Verdict, Fault> {
+    let labels = ["tainted".to_owned()].into();
+    Ok(Verdict { labels, ..Verdict::pass() })
+}
+
+fn unlabelled(exchange: &Exchange) -> Result<Verdict, Fault> {
+    if exchange.labels.is_empty() { pass(exchange) } else { refuse(exchange) }
+}
+
+#[tokio::test]
+async fn who_decides_by_labels_is_asked_again_about_new_ones() {
+    let (result, exchange, trail, log) = Bench::default()
+        .link("a", |_| {}, pass)
+        .link("reader", |_| {}, unlabelled)
+        .link("b", |_| {}, label)
+        .link("c", |_| {}, label)
+        .run()
+        .await;
+    assert_eq!(result.unwrap_err().code, Code::PolicyDenied);
+    let asked: Vec<_> = log.iter().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(asked, ["a", "reader", "b", "c", "reader"]);
+    assert_eq!(exchange.labels, ["tainted".to_owned()].into());
+    // What the client says itself is nothing that it heard.
+    assert!(trail.heard.is_empty());
+
+    // In audit mode labels have no effect.
+    let audit = |link: &mut Link| link.mode = Mode::Audit;
+    let (result, exchange, ..) =
+        Bench::default().link("reader", |_| {}, unlabelled).link("b", audit, label).run().await;
+    assert!(result.is_ok() && exchange.labels.is_empty());
 }
 
 fn refuse(_: &Exchange) -> Result<Verdict, Fault> {
