@@ -54,7 +54,7 @@ bogus = 1
         = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `clients`, `servers`, `interceptors`
     5:1 [config-unknown-key] unknown key `imgae`
         ^ did you mean `image`?
-        = known here: `image`, `command`, `url`, `transport`, `runtime`, `prefix`, `env`, `secrets`, `headers`, `mounts`, `resources`, `egress`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `concurrent`, `sharing`, `instances`, `tools`
+        = known here: `image`, `command`, `url`, `transport`, `runtime`, `prefix`, `env`, `secrets`, `headers`, `mounts`, `resources`, `egress`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `concurrent`, `sharing`, `instances`, `warm`, `replicas`, `tools`
     8:11 [config-missing-key] the key `window` is missing
         ^ in this table
         = `window`: The window: a number and one of `ms`, `s`, `m`, `h`, `d`, such as `1m`.
