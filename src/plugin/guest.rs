@@ -1,18 +1,13 @@
 //! What the host keeps for one instance: its bounds, and what it may call.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use super::{
     functions::Shared,
     host::{Running, TABLE_ELEMENTS},
+    shares::{Part, Shares, Spent},
 };
 
 /// The guest's time is over.
@@ -20,39 +15,13 @@ use super::{
 #[error("the deadline has passed")]
 pub struct Overtime;
 
-/// What the instances of one plugin have of memory, and may have together.
-pub struct Budget {
-    used: AtomicUsize,
-    max: usize,
-}
-
-impl Budget {
-    pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), max })
-    }
-
-    /// Bytes.
-    pub fn max(&self) -> usize {
-        self.max
-    }
-
-    fn take(&self, bytes: usize) -> bool {
-        let more = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.max);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
-
 /// Why an instance did not get the memory that it asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Starved {
-    /// Its own share is spent.
+    /// It has all that one may have.
     Alone,
-    /// The plugin's instances have all that they may have together.
-    Together,
+    /// It has not, but something larger is spent.
+    Together(Spent),
 }
 
 /// What an instance is asked at the moment.
@@ -78,7 +47,9 @@ pub struct Guest {
     /// Bytes of memory that it has, and that it may have.
     pub memory: usize,
     memory_max: usize,
-    budget: Arc<Budget>,
+    shares: Arc<Shares>,
+    /// Of the caller that it works for. Nothing: it is only ready.
+    part: Option<Arc<Part>>,
     /// Elements of its tables.
     tables: usize,
     /// It asked for more memory than it may have.
@@ -93,7 +64,8 @@ impl Guest {
     pub fn new(
         shared: Arc<Shared>,
         memory_max: usize,
-        budget: Arc<Budget>,
+        shares: Arc<Shares>,
+        part: Option<Arc<Part>>,
         until: Instant,
         running: Running,
     ) -> Self {
@@ -105,7 +77,8 @@ impl Guest {
             born: Instant::now(),
             memory: 0,
             memory_max,
-            budget,
+            shares,
+            part,
             tables: 0,
             starved: None,
             until,
@@ -118,6 +91,21 @@ impl Guest {
         if Instant::now() >= self.until { Err(Overtime.into()) } else { Ok(go_on) }
     }
 
+    /// From now on it works for that caller.
+    pub fn join(&mut self, part: &Arc<Part>) -> Result<(), Spent> {
+        self.leave();
+        self.shares.join(part, self.memory)?;
+        self.part = Some(part.clone());
+        Ok(())
+    }
+
+    /// It works for nobody any more.
+    pub fn leave(&mut self) {
+        if let Some(part) = self.part.take() {
+            self.shares.leave(&part, self.memory);
+        }
+    }
+
     /// A text without the secrets that the plugin was handed.
     pub fn covered(&self, mut text: String) -> String {
         self.shared.veil.cover(&mut text);
@@ -127,7 +115,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.budget.give_back(self.memory);
+        self.shares.give_back(self.part.as_ref(), self.memory);
         // Taken by the verdict, whatever it is: here no verdict came, since nobody waits any more.
         if !self.requests.is_empty() {
             tracing::warn!(
@@ -151,8 +139,8 @@ impl ResourceLimiter for Guest {
             self.starved = Some(Starved::Alone);
             return Ok(false);
         }
-        if !self.budget.take(more) {
-            self.starved = Some(Starved::Together);
+        if let Err(spent) = self.shares.take(self.part.as_ref(), more) {
+            self.starved = Some(Starved::Together(spent));
             return Ok(false);
         }
         self.memory = all;
@@ -186,31 +174,41 @@ mod tests {
     #[test]
     fn instances_share_what_the_plugin_may_have() {
         const PAGE: usize = 64 << 10;
-        let budget = Budget::new(6 * PAGE);
-        let guest = || {
+        // Eight for all, two for one caller.
+        let shares = Shares::of(PAGE);
+        let guest = |part| {
             let running = Host::shared().unwrap().running();
-            Guest::new(shared(), 4 * PAGE, budget.clone(), Instant::now(), running)
+            Guest::new(shared(), 4 * PAGE, shares.clone(), part, Instant::now(), running)
         };
-        let (mut one, mut two) = (guest(), guest());
+        let part = shares.part("a");
+        let (mut one, mut two) = (guest(None), guest(Some(part.clone())));
 
         assert!(one.memory_growing(0, 3 * PAGE, None).unwrap());
         assert!(!one.memory_growing(3 * PAGE, 5 * PAGE, None).unwrap());
         assert_eq!(one.starved, Some(Starved::Alone));
 
-        assert!(two.memory_growing(0, 3 * PAGE, None).unwrap());
-        assert!(!two.memory_growing(3 * PAGE, 4 * PAGE, None).unwrap());
-        assert_eq!(two.starved, Some(Starved::Together));
+        assert!(two.memory_growing(0, 2 * PAGE, None).unwrap());
+        assert!(!two.memory_growing(2 * PAGE, 3 * PAGE, None).unwrap());
+        assert_eq!(two.starved, Some(Starved::Together(Spent::Part)));
+        // One that has more than a part has none for that caller.
+        assert_eq!(one.join(&part), Err(Spent::Part));
 
-        drop(one);
-        assert!(two.memory_growing(3 * PAGE, 4 * PAGE, None).unwrap());
-        drop(two);
-        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+        let mut three = guest(Some(shares.part("b")));
+        assert!(one.memory_growing(3 * PAGE, 4 * PAGE, None).unwrap());
+        assert!(three.memory_growing(0, 2 * PAGE, None).unwrap());
+        let mut four = guest(Some(shares.part("c")));
+        assert!(!four.memory_growing(0, PAGE, None).unwrap());
+        assert_eq!(four.starved, Some(Starved::Together(Spent::All)));
+        two.leave();
+        assert_eq!(part.memory().used(), 0);
+        drop((one, two, three, four));
+        assert_eq!(shares.memory().used(), 0);
     }
 
     #[test]
     fn tables_are_bounded_together() {
         let running = Host::shared().unwrap().running();
-        let mut guest = Guest::new(shared(), 0, Budget::new(0), Instant::now(), running);
+        let mut guest = Guest::new(shared(), 0, Shares::of(0), None, Instant::now(), running);
         assert!(guest.table_growing(0, TABLE_ELEMENTS - 1, None).unwrap());
         assert!(guest.table_growing(0, 1, None).unwrap());
         assert!(!guest.table_growing(1, 2, None).unwrap());

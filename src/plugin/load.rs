@@ -356,7 +356,7 @@ fn link(path: &Path, engine: &Engine, component: &Component) -> Result<PluginPre
 }
 
 fn describe(path: &Path, template: &Template) -> Result<Manifest, Unusable> {
-    let mut store = template.store(Instant::now() + DESCRIBE);
+    let mut store = template.store(Instant::now() + DESCRIBE, None);
     store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Continue(1)));
     let said = at_once(described(&mut store, template)).map_err(|error| Unusable::Describe {
         path: path.into(),
@@ -376,7 +376,7 @@ async fn described(
 /// Tries whether an instance begins: what is wrong with a config, a plugin should say at once and not
 /// at the first message.
 fn begin(manifest: &Manifest, template: &Template) -> Result<(), Unusable> {
-    let mut store = template.store(Instant::now() + START);
+    let mut store = template.store(Instant::now() + START, None);
     store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Continue(1)));
     let begun = at_once(template.begin(&mut store));
     let failed = |reason: String| Unusable::Start { plugin: manifest.name.clone(), reason };

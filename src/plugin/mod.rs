@@ -29,6 +29,7 @@ mod output;
 mod pool;
 mod run;
 mod sessions;
+mod shares;
 mod signature;
 mod template;
 mod unusable;

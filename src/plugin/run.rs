@@ -7,7 +7,6 @@ use std::{
 };
 
 use futures_util::poll;
-use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -17,14 +16,9 @@ use super::{
     load::Compiled,
     pool::Pool,
     sessions::{Crowded, Party, Sessions},
+    shares::{Part, Room},
     template::{OUTPUT_SLACK, Template},
 };
-
-/// Instances of one plugin at work at once. Guests hardly wait for anything, so more would not make
-/// a plugin faster; this many let quick messages pass slow ones.
-const AT_ONCE: usize = 32;
-/// Instances that are let go, one after the other, to make room for one that lacks it.
-const ROOM: usize = 4;
 
 /// Why a plugin reached no verdict.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +27,8 @@ pub enum Failure {
     Deadline(Duration),
     #[error("it needs more than its {0} MiB of memory (`memory-mib`)")]
     Memory(usize),
+    #[error("its instances for this caller need more than {0} MiB of memory together")]
+    MemoryOfCaller(usize),
     #[error("its instances need more than {0} MiB of memory together")]
     MemoryTogether(usize),
     #[error("it recursed beyond its stack")]
@@ -61,7 +57,9 @@ impl Failure {
     fn is_its_own(&self) -> bool {
         !matches!(
             self,
-            Self::MemoryTogether(_) | Self::Crowded | Self::Queued(_) | Self::LetAlone(_)
+            Self::MemoryOfCaller(_)
+                | Self::MemoryTogether(_)
+                | Self::Crowded | Self::Queued(_) | Self::LetAlone(_)
         )
     }
 }
@@ -92,7 +90,6 @@ pub struct Plugin {
 
 struct Inner {
     template: Arc<Template>,
-    permits: Semaphore,
     breaker: Arc<Breaker>,
     instances: Instances,
 }
@@ -127,12 +124,18 @@ impl Plugin {
         signed_by: Option<String>,
     ) -> Self {
         let template = Arc::new(template);
-        let instances = match manifest.lifetime {
-            Lifetime::Message => Instances::Fresh(Pool::of(template.clone())),
-            Lifetime::Session => Instances::Kept(Sessions::swept(template.host)),
+        let (instances, room): (_, Arc<dyn Room>) = match manifest.lifetime {
+            Lifetime::Message => {
+                let pool = Pool::of(template.clone());
+                (Instances::Fresh(pool.clone()), pool)
+            }
+            Lifetime::Session => {
+                let sessions = Sessions::swept(template.host);
+                (Instances::Kept(sessions.clone()), sessions)
+            }
         };
-        let permits = Semaphore::new(AT_ONCE);
-        let inner = Inner { template, permits, breaker: Arc::default(), instances };
+        template.shares.ask_for_room(Arc::downgrade(&room));
+        let inner = Inner { template, breaker: Arc::default(), instances };
         Self { inner: Arc::new(inner), manifest, sha256, signed_by }
     }
 
@@ -183,9 +186,11 @@ impl Plugin {
         };
         // Whoever has neither key nor session cannot be told from the next one.
         let nobody = message.principal.kind == PrincipalKind::Anonymous && session.is_none();
+        let part = template.shares.part(&principal);
         let party = (!nobody).then(|| Party { principal, session: session.map(str::to_owned) });
         let inner = self.inner.clone();
-        let mut work = Box::pin(async move { inner.work(&message, party.as_ref(), until).await });
+        let mut work =
+            Box::pin(async move { inner.work(&message, party.as_ref(), &part, until).await });
         let said = match poll!(work.as_mut()) {
             Poll::Ready(said) => said,
             // Not done within a tick or two, or no permit: go on where it holds up no message.
@@ -222,57 +227,67 @@ impl Plugin {
 }
 
 impl Inner {
-    async fn work(&self, message: &Message, party: Option<&Party>, until: Instant) -> Said {
+    async fn work(
+        &self,
+        message: &Message,
+        party: Option<&Party>,
+        part: &Arc<Part>,
+        until: Instant,
+    ) -> Said {
         let within = |failure| Said::from(failure);
+        let template = &self.template;
         let deadline = tokio::time::Instant::from_std(until);
+        let place = template.shares.place(part, message.payload.len());
         match &self.instances {
             Instances::Fresh(pool) => {
-                let Ok(Ok(_permit)) =
-                    tokio::time::timeout_at(deadline, self.permits.acquire()).await
-                else {
-                    return within(Failure::Queued(self.template.deadline));
+                let Ok(Ok(_place)) = tokio::time::timeout_at(deadline, place).await else {
+                    return within(Failure::Queued(template.deadline));
                 };
                 let began = Instant::now();
                 let mut instance = match pool.take() {
-                    Some(ready) => ready,
-                    None => match self.template.prepare(until).await {
+                    Some(mut ready) => match ready.join(part) {
+                        Ok(()) => ready,
+                        Err(spent) => {
+                            pool.done(ready);
+                            return within(template.spent(spent));
+                        }
+                    },
+                    None => match template.prepare(until, Some(part)).await {
                         Ok(prepared) => prepared,
                         Err(failure) => return self.late(failure, began, until).into(),
                     },
                 };
-                let mut said = self.template.ask(&mut instance, message, until).await;
+                let mut said = template.ask(&mut instance, message, until).await;
                 pool.done(instance);
                 said.verdict = said.verdict.map_err(|failure| self.late(failure, began, until));
                 said
             }
             Instances::Kept(sessions) => {
                 // Their own turn first: messages of one session that wait for each other must not
-                // hold the permits that others need.
+                // hold the places that others need.
                 let mut slot = match party {
                     None => None,
                     Some(party) => {
-                        match tokio::time::timeout_at(deadline, sessions.turn(party)).await {
+                        match tokio::time::timeout_at(deadline, sessions.turn(party, part)).await {
                             Ok(Ok(slot)) => Some(slot),
                             Ok(Err(Crowded)) => return within(Failure::Crowded),
-                            Err(_) => return within(Failure::Queued(self.template.deadline)),
+                            Err(_) => return within(Failure::Queued(template.deadline)),
                         }
                     }
                 };
-                let Ok(Ok(_permit)) =
-                    tokio::time::timeout_at(deadline, self.permits.acquire()).await
-                else {
-                    return within(Failure::Queued(self.template.deadline));
+                let Ok(Ok(_place)) = tokio::time::timeout_at(deadline, place).await else {
+                    return within(Failure::Queued(template.deadline));
                 };
                 let began = Instant::now();
                 // Out of its place: should this future be dropped, so is the instance.
                 let mut instance = match slot.as_mut().and_then(|slot| slot.take()) {
                     Some(kept) => kept,
-                    None => match self.prepare(sessions, until).await {
+                    None => match template.prepare(until, Some(part)).await {
                         Ok(prepared) => prepared,
                         Err(failure) => return self.late(failure, began, until).into(),
                     },
                 };
-                let mut said = self.template.ask(&mut instance, message, until).await;
+                let mut said = template.ask(&mut instance, message, until).await;
                 said.verdict = said.verdict.map_err(|failure| self.late(failure, began, until));
                 if let Some(slot) = &mut slot
                     && said.verdict.is_ok()
@@ -292,21 +307,5 @@ impl Inner {
             Failure::Deadline(all) if left < all / 2 => Failure::Queued(all),
             other => other,
         }
-    }
-
-    /// An instance, for which others are let go where there is no room.
-    async fn prepare(
-        &self,
-        sessions: &Sessions,
-        until: Instant,
-    ) -> Result<super::template::Prepared, Failure> {
-        let mut made = self.template.prepare(until).await;
-        for _ in 0..ROOM {
-            if !matches!(made, Err(Failure::MemoryTogether(_))) || !sessions.give_room() {
-                break;
-            }
-            made = self.template.prepare(until).await;
-        }
-        made
     }
 }

@@ -9,7 +9,11 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 
-use super::{host::Host, template::Prepared};
+use super::{
+    host::Host,
+    shares::{Part, Room},
+    template::Prepared,
+};
 
 /// Instances that one plugin keeps, and that it keeps for one principal.
 const KEPT: usize = 64;
@@ -32,6 +36,8 @@ pub type Slot = OwnedMutexGuard<Option<Prepared>>;
 
 struct Kept {
     slot: Arc<Turn<Option<Prepared>>>,
+    /// Of its principal.
+    part: Arc<Part>,
     used: Instant,
 }
 
@@ -59,43 +65,46 @@ impl Sessions {
     }
 
     /// The party's instance, when those before it have done with it.
-    pub async fn turn(&self, party: &Party) -> Result<Slot, Crowded> {
-        Ok(self.slot(party, Instant::now())?.lock_owned().await)
+    pub async fn turn(&self, party: &Party, part: &Arc<Part>) -> Result<Slot, Crowded> {
+        Ok(self.slot(party, part, Instant::now())?.lock_owned().await)
     }
 
-    fn slot(&self, party: &Party, now: Instant) -> Result<Arc<Turn<Option<Prepared>>>, Crowded> {
+    fn slot(
+        &self,
+        party: &Party,
+        part: &Arc<Part>,
+        now: Instant,
+    ) -> Result<Arc<Turn<Option<Prepared>>>, Crowded> {
+        // Behind the lock: to clear its memory away takes its time, for which nobody should wait.
+        let _gone;
         let mut kept = self.0.lock();
         if let Some(kept) = kept.get_mut(party) {
             kept.used = now;
             return Ok(kept.slot.clone());
         }
-        let own = kept.keys().filter(|other| other.principal == party.principal).count();
-        if own >= SHARE {
-            let own = |other: &Party| other.principal == party.principal;
-            Self::let_go(&mut kept, own).ok_or(Crowded)?;
+        let own = |other: &Party, _: &Kept| other.principal == party.principal;
+        if kept.iter().filter(|(party, kept)| own(party, kept)).count() >= SHARE {
+            _gone = Self::let_go(&mut kept, own).ok_or(Crowded)?;
         } else if kept.len() >= KEPT {
-            Self::let_go(&mut kept, |_| true).ok_or(Crowded)?;
+            _gone = Self::let_go(&mut kept, |_, _| true).ok_or(Crowded)?;
         }
         let slot = Arc::new(Turn::new(None));
-        kept.insert(party.clone(), Kept { slot: slot.clone(), used: now });
+        kept.insert(party.clone(), Kept { slot: slot.clone(), part: part.clone(), used: now });
         Ok(slot)
     }
 
     /// Lets the one of these go that waits longest; one at work never, so that no two of a party are
     /// at work at once.
-    fn let_go(kept: &mut HashMap<Party, Kept>, of: impl Fn(&Party) -> bool) -> Option<Kept> {
+    fn let_go(
+        kept: &mut HashMap<Party, Kept>,
+        of: impl Fn(&Party, &Kept) -> bool,
+    ) -> Option<Kept> {
         let idle = kept
             .iter()
-            .filter(|(party, kept)| of(party) && Arc::strong_count(&kept.slot) == 1)
+            .filter(|(party, kept)| Arc::strong_count(&kept.slot) == 1 && of(party, kept))
             .min_by_key(|(_, kept)| kept.used)
             .map(|(party, _)| party.clone())?;
         kept.remove(&idle)
-    }
-
-    /// Makes room: others need the memory. Whether there was anything to let go.
-    pub fn give_room(&self) -> bool {
-        let gone = Self::let_go(&mut self.0.lock(), |_| true);
-        gone.is_some()
     }
 
     /// Lets those go that nobody asked for long.
@@ -110,27 +119,47 @@ impl Sessions {
             .collect();
         let gone: Vec<_> = old.iter().filter_map(|party| all.remove(party)).collect();
         drop(all);
-        // Clearing their memory away takes its time, for which nobody should wait.
         drop(gone);
+    }
+}
+
+impl Room for Sessions {
+    fn give(&self, of: Option<&Arc<Part>>) -> bool {
+        let gone = {
+            let mut all = self.0.lock();
+            let idle = all.values().filter(|kept| Arc::strong_count(&kept.slot) == 1);
+            // Of nobody in particular: of the one who has most, and not of those who have little.
+            let most = idle.map(|kept| kept.part.memory().used()).max();
+            Self::let_go(&mut all, |_, kept| match of {
+                Some(of) => Arc::ptr_eq(of, &kept.part),
+                None => Some(kept.part.memory().used()) == most,
+            })
+        };
+        gone.is_some()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plugin::shares::Shares;
 
     fn party(principal: &str, session: usize) -> Party {
         Party { principal: principal.into(), session: Some(session.to_string()) }
     }
 
+    fn part() -> Arc<Part> {
+        Shares::of(1 << 20).part("any")
+    }
+
     #[tokio::test]
     async fn the_longest_idle_is_let_go_and_none_at_work() {
         let sessions = Sessions::default();
-        let at_work = sessions.turn(&party("p0", 0)).await.unwrap();
+        let at_work = sessions.turn(&party("p0", 0), &part()).await.unwrap();
         for at in 1..KEPT {
-            sessions.turn(&party(&format!("p{}", at % 8), at)).await.unwrap();
+            sessions.turn(&party(&format!("p{}", at % 8), at), &part()).await.unwrap();
         }
-        sessions.turn(&party("new", 0)).await.unwrap();
+        sessions.turn(&party("new", 0), &part()).await.unwrap();
         let kept = sessions.0.lock();
         assert_eq!(kept.len(), KEPT);
         assert!(kept.contains_key(&party("p0", 0)), "at work");
@@ -143,20 +172,20 @@ mod tests {
         let sessions = Sessions::default();
         let mut at_work = Vec::new();
         for at in 0..SHARE {
-            at_work.push(sessions.turn(&party("greedy", at)).await.unwrap());
+            at_work.push(sessions.turn(&party("greedy", at), &part()).await.unwrap());
         }
-        assert_eq!(sessions.turn(&party("greedy", 99)).await.err(), Some(Crowded));
-        assert!(sessions.turn(&party("other", 0)).await.is_ok());
+        assert_eq!(sessions.turn(&party("greedy", 99), &part()).await.err(), Some(Crowded));
+        assert!(sessions.turn(&party("other", 0), &part()).await.is_ok());
         at_work.pop();
-        assert!(sessions.turn(&party("greedy", 99)).await.is_ok());
+        assert!(sessions.turn(&party("greedy", 99), &part()).await.is_ok());
         assert_eq!(sessions.0.lock().len(), SHARE + 1);
     }
 
     #[tokio::test]
     async fn idle_ones_end() {
         let sessions = Sessions::default();
-        sessions.turn(&party("a", 0)).await.unwrap();
-        let at_work = sessions.turn(&party("b", 0)).await.unwrap();
+        sessions.turn(&party("a", 0), &part()).await.unwrap();
+        let at_work = sessions.turn(&party("b", 0), &part()).await.unwrap();
         let after = |pause| {
             sessions.sweep(Instant::now() + pause);
             sessions.0.lock().len()
@@ -165,6 +194,6 @@ mod tests {
         assert_eq!(after(IDLE), 1, "one is at work");
         drop(at_work);
         assert_eq!(after(IDLE), 0);
-        assert!(!sessions.give_room());
+        assert!(!sessions.give(None));
     }
 }

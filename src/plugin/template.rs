@@ -11,13 +11,12 @@ use super::{
     Failure, Message, Said,
     bindings::{Plugin as World, PluginPre},
     functions::Shared,
-    guest::{Budget, Guest, Overtime, Stage, Starved},
+    guest::{Guest, Overtime, Stage, Starved},
     host::Host,
     output,
+    shares::{Part, Shares, Spent},
 };
 
-/// What the instances of a plugin may have together, as a multiple of what one may have.
-const SHARES: usize = 8;
 /// Ticks of the clock that a guest runs where the message is, before it goes on elsewhere.
 const INLINE_TICKS: u64 = 2;
 /// Bytes that a guest may hand back beyond twice the payload's.
@@ -33,7 +32,8 @@ pub struct Template {
     pub config: Arc<str>,
     /// Bytes for one instance.
     memory: usize,
-    budget: Arc<Budget>,
+    /// What instances have together.
+    pub shares: Arc<Shares>,
     pub deadline: Duration,
     /// Whether messages pass where the plugin fails.
     pub fail_open: bool,
@@ -50,6 +50,16 @@ impl Prepared {
     pub fn memory(&self) -> usize {
         self.store.data().memory
     }
+
+    /// From now on it works for that caller.
+    pub fn join(&mut self, part: &Arc<Part>) -> Result<(), Spent> {
+        self.store.data_mut().join(part)
+    }
+
+    /// It works for nobody any more.
+    pub fn leave(&mut self) {
+        self.store.data_mut().leave();
+    }
 }
 
 impl Template {
@@ -61,14 +71,15 @@ impl Template {
         deadline: Duration,
         shared: Arc<Shared>,
     ) -> Self {
-        let budget = Budget::new(memory.saturating_mul(SHARES));
-        Self { host, pre, shared, config: "{}".into(), memory, budget, deadline, fail_open: false }
+        let shares = Shares::of(memory);
+        Self { host, pre, shared, config: "{}".into(), memory, shares, deadline, fail_open: false }
     }
 
-    /// A store with every bound set.
-    pub fn store(&self, until: Instant) -> Store<Guest> {
-        let (shared, budget) = (self.shared.clone(), self.budget.clone());
-        let guest = Guest::new(shared, self.memory, budget, until, self.host.running());
+    /// A store with every bound set, for the messages of that caller or of nobody yet.
+    pub fn store(&self, until: Instant, part: Option<&Arc<Part>>) -> Store<Guest> {
+        let (shared, shares) = (self.shared.clone(), self.shares.clone());
+        let running = self.host.running();
+        let guest = Guest::new(shared, self.memory, shares, part.cloned(), until, running);
         let mut store = Store::new(&self.host.engine, guest);
         store.limiter(|guest| guest);
         store.set_epoch_deadline(1);
@@ -91,8 +102,12 @@ impl Template {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn prepare(&self, until: Instant) -> Result<Prepared, Failure> {
-        let mut store = self.store(until);
+    pub async fn prepare(
+        &self,
+        until: Instant,
+        part: Option<&Arc<Part>>,
+    ) -> Result<Prepared, Failure> {
+        let mut store = self.store(until, part);
         store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Yield(1)));
         match self.begin(&mut store).await {
             Ok(Ok(world)) => {
@@ -132,6 +147,14 @@ impl Template {
         Said { verdict, requests, memory: guest.memory }
     }
 
+    /// That there is no memory, for other messages have it.
+    pub fn spent(&self, spent: Spent) -> Failure {
+        match spent {
+            Spent::Part => Failure::MemoryOfCaller(self.shares.part_of_one() >> 20),
+            Spent::All => Failure::MemoryTogether(self.shares.memory().max() >> 20),
+        }
+    }
+
     /// What an error of wasmtime's means.
     pub fn failure(&self, error: &wasmtime::Error, guest: &Guest, deadline: Duration) -> Failure {
         let cause = guest.covered(error.root_cause().to_string());
@@ -140,7 +163,7 @@ impl Template {
         } else if let Some(starved) = guest.starved {
             match starved {
                 Starved::Alone => Failure::Memory(self.memory >> 20),
-                Starved::Together => Failure::MemoryTogether(self.budget.max() >> 20),
+                Starved::Together(spent) => self.spent(spent),
             }
         } else if error.downcast_ref() == Some(&Trap::StackOverflow) {
             Failure::Stack

@@ -14,7 +14,7 @@ fn settings() -> EntrySettings {
 }
 
 /// The probe, speaking to this port, in a file of its own.
-fn probe(folder: &Path, port: u16, grants: Value) -> Config {
+pub(super) fn probe(folder: &Path, port: u16, grants: Value) -> Config {
     let port = format!("{port:05}");
     let (placeholder, host) = (&b"localhost:54321"[..], format!("localhost:{port}"));
     let mut bytes = std::fs::read(built("probe")).expect("built");
@@ -33,7 +33,7 @@ fn value() -> String {
 }
 
 /// All that the probe asks for; it may speak to the port on this machine.
-fn all(folder: &Path, port: u16) -> Value {
+pub(super) fn all(folder: &Path, port: u16) -> Value {
     std::fs::write(folder.join("token"), value()).expect("written");
     json!({
         "log": true, "clock": true, "random": true, "metrics": true, "state": "100KiB",
@@ -44,7 +44,7 @@ fn all(folder: &Path, port: u16) -> Value {
 
 /// What is around the plugin in these tests.
 #[derive(Default)]
-struct Around {
+pub(super) struct Around {
     counted: parking_lot::Mutex<Vec<(String, u64)>>,
     forbidden: bool,
 }
@@ -61,14 +61,14 @@ impl Surroundings for Around {
     }
 }
 
-fn loaded(config: &Config, around: Arc<Around>) -> Result<Plugin, Unusable> {
+pub(super) fn loaded(config: &Config, around: Arc<Around>) -> Result<Plugin, Unusable> {
     let house = House { around, ..House::bare() };
     let secrets = config.secrets(Path::new(".")).expect("secrets");
     Plugin::load(config, &settings(), Path::new("."), secrets, &house)
 }
 
 /// What the probe refuses with.
-async fn got(plugin: &Plugin, wanted: &str) -> String {
+pub(super) async fn got(plugin: &Plugin, wanted: &str) -> String {
     let verdict = ask(plugin, wanted).await.expect("a verdict");
     let Decision::Refuse(refusal) = verdict.decision else { panic!("refused: {verdict:?}") };
     refusal.message
@@ -158,7 +158,7 @@ async fn what_is_not_granted_is_told_with_the_lines_that_would() {
 }
 
 /// A server on this machine that answers every request so (with nothing: never), and tells of it.
-async fn server(answer: &'static str) -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
+pub(super) async fn server(answer: &'static str) -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let (told, heard) = tokio::sync::mpsc::unbounded_channel();

@@ -8,6 +8,7 @@ mod harms;
 mod refused;
 mod reload;
 mod sessions;
+mod shares;
 mod signed;
 
 use std::{

@@ -11,7 +11,6 @@ use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
     header::{HeaderMap, HeaderName, HeaderValue},
 };
-use tokio::sync::Semaphore;
 
 use super::super::{
     bindings::portcullis::interceptor::http::{Error, Host, Request, Response},
@@ -28,8 +27,6 @@ const BODY: usize = 1 << 20;
 const HEADERS: usize = 64 << 10;
 /// What is left of a message's time when a request is given up.
 const RESERVE: Duration = Duration::from_millis(50);
-/// Requests of one plugin under way at once.
-const AT_ONCE: usize = 8;
 /// Requests that one message may cause.
 pub const A_MESSAGE: usize = 16;
 /// How a request that was not sent ends on record.
@@ -53,7 +50,6 @@ const RESERVED: [&str; 7] =
 /// What a plugin may speak to.
 pub struct Client {
     places: Vec<Place>,
-    at_once: Semaphore,
 }
 
 struct Place {
@@ -65,7 +61,7 @@ impl Client {
     /// To these places.
     pub fn to(places: impl Iterator<Item = Destination>) -> Self {
         let places = places.map(|destination| Place { destination, client: OnceLock::new() });
-        Self { places: places.collect(), at_once: Semaphore::new(AT_ONCE) }
+        Self { places: places.collect() }
     }
 
     fn place(&self, host: &str, port: u16) -> Option<&Place> {
@@ -252,11 +248,8 @@ impl Guest {
         let left = self.until.saturating_duration_since(Instant::now());
         let wait = left.saturating_sub(RESERVE.min(left / 4));
         let wait = asked.timeout.map_or(wait, |timeout| wait.min(timeout));
-        let done = tokio::time::timeout(wait, async {
-            let _permit = client.at_once.acquire().await;
-            exchange(client_of_place, asked).await
-        });
-        let done = match done.await {
+        // An instance has one request under way, and the instances at work are bounded for each caller.
+        let done = match tokio::time::timeout(wait, exchange(client_of_place, asked)).await {
             Ok(done) => done,
             Err(_) => return Err(Error::Failed("it was not answered in time".into())),
         };

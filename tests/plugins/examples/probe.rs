@@ -67,6 +67,10 @@ impl Guest for Probe {
                 }
             }
             "get" => refuse("got", format!("{:?}", get(rest))),
+            "hold-and-get" => {
+                let held = std::hint::black_box(vec![1_u8; 50 << 20]);
+                refuse("got", format!("{:?} {}", get(rest), held.len()))
+            }
             "get-and-trap" => {
                 let _ = get(rest);
                 panic!("on purpose")
