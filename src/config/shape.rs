@@ -16,7 +16,12 @@ use super::{
     finding::{Code, Finding, MOST},
     place::child,
 };
-use crate::{admin::Member, egress, names::ServerName, plugin::Destination};
+use crate::{
+    admin::Member,
+    egress,
+    names::ServerName,
+    plugin::{Destination, Versions},
+};
 
 /// The schema without references, so that the path of a failed keyword leads to its place.
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
@@ -54,6 +59,7 @@ const FORMATS: &[(&str, Fault)] = &[
     ("size", |text| text.parse::<Size>().err().map(|error| error.to_string())),
     ("member", |text| text.parse::<Member>().err().map(|error| error.to_string())),
     ("mount", |text| text.parse::<MountEntry>().err().map(|error| error.to_string())),
+    ("versions", |text| text.parse::<Versions>().err().map(|error| error.to_string())),
     ("destination", |text| text.parse::<Destination>().err().map(|error| error.to_string())),
     ("egress-destination", |text| {
         text.parse::<egress::Destination>().err().map(|error| error.to_string())

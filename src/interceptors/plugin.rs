@@ -20,7 +20,7 @@ use crate::{
     exchange::{self, Answer, Exchange, Method, Phase},
     identity::PrincipalKind,
     names::SessionId,
-    plugin::{self, Decision, Grants, House, Message, Pin, Settings, Unusable},
+    plugin::{self, Compiled, Decision, Grants, House, Message, Pin, Settings, Unusable, Versions},
     refusal::{Code, Refusal, Rule},
     signing::Verifier,
     vault::{Secret, Source, Unresolved},
@@ -43,6 +43,14 @@ pub struct Config {
     /// Verifier keys, NAME+HASH+KEY, of which one has to have signed the file (`FILE.sig`).
     #[serde(default)]
     pub signed_by: Vec<String>,
+    /// The name of the plugin that is meant, by its manifest. Required with `signed-by` without
+    /// `sha256`.
+    #[serde(default)]
+    pub plugin: Option<String>,
+    /// The versions of it that are meant, such as `>=1.2`. Required with `signed-by` without
+    /// `sha256`.
+    #[serde(default)]
+    pub version: Option<Versions>,
     /// Take whatever file is at `path`: for work on a plugin.
     #[serde(default)]
     pub allow_unpinned: bool,
@@ -144,7 +152,10 @@ impl Place {
             grants: config.grants.clone(),
             secrets: self.secrets.clone(),
         };
-        let plugin = plugin::Plugin::load(&self.file(), pin, granted, &self.house)?;
+        let compiled = Compiled::kept(&self.file(), pin, self.house.cache.as_deref())?;
+        // Before it is handed anything.
+        self.is_meant(compiled.manifest())?;
+        let plugin = compiled.plugin(granted, &self.house)?;
         let manifest = plugin.manifest();
         let hooks = narrowed(&manifest.hooks, settings.events.as_deref());
         if hooks.0.is_empty() {
@@ -158,6 +169,34 @@ impl Place {
             });
         }
         Ok(Version { hooks, plugin })
+    }
+
+    /// Whether it is the plugin that the entry names. A signature is on all that its key ever signed.
+    fn is_meant(&self, manifest: &plugin::Manifest) -> Result<(), Unusable> {
+        let Config { path, sha256, signed_by, plugin, version, .. } = &self.config;
+        let named = plugin.is_some() && version.is_some();
+        if !signed_by.is_empty() && sha256.is_none() && !named {
+            return Err(Unusable::Unnamed {
+                path: path.clone(),
+                name: manifest.name.clone(),
+                version: manifest.version.clone(),
+            });
+        }
+        let other = plugin.as_ref().is_some_and(|meant| *meant != manifest.name);
+        if other || version.as_ref().is_some_and(|meant| !manifest.is_among(meant)) {
+            let plugin = plugin.as_ref().unwrap_or(&manifest.name);
+            let meant = match version {
+                Some(version) => format!("{plugin} {version}"),
+                None => plugin.clone(),
+            };
+            return Err(Unusable::NotMeant {
+                path: path.clone(),
+                name: manifest.name.clone(),
+                version: manifest.version.clone(),
+                meant,
+            });
+        }
+        Ok(())
     }
 }
 

@@ -1,5 +1,10 @@
 //! What a plugin says of itself, checked.
 
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
 use crate::{
     chain::{Hook, Hooks},
     exchange::Phase,
@@ -43,7 +48,7 @@ impl Manifest {
         if said.name.parse::<ServerName>().is_err() {
             return Err(format!("`{}` is not a legal name", excerpt(&said.name, 64)));
         }
-        if !is_version(&said.version) {
+        if said.version.len() > 64 || semver::Version::parse(&said.version).is_err() {
             return Err(format!("`{}` is not a version such as 1.2.3", excerpt(&said.version, 64)));
         }
         if said.hooks.is_empty() {
@@ -68,15 +73,72 @@ impl Manifest {
 }
 
 impl Manifest {
-    /// Whether its version is a lower one; what stands behind `-` and `+` does not count.
+    /// Whether its version is a lower one.
     pub fn is_older_than(&self, other: &Self) -> bool {
-        // Numbers of any length, without leading zeros: the longer is the larger.
-        fn numbers(version: &str) -> Vec<(usize, &str)> {
-            let core = version.split(['-', '+']).next().unwrap_or_default();
-            let numbers = core.split('.').map(|number| number.trim_start_matches('0'));
-            numbers.map(|number| (number.len(), number)).collect()
-        }
-        numbers(&self.version) < numbers(&other.version)
+        let (Some(own), Some(other)) = (self.number(), other.number()) else { return false };
+        own.cmp_precedence(&other).is_lt()
+    }
+
+    /// Whether its version is one of these.
+    pub fn is_among(&self, versions: &Versions) -> bool {
+        self.number().is_some_and(|own| versions.0.matches(&own))
+    }
+
+    /// That it was checked to be one is why this is never nothing.
+    fn number(&self) -> Option<semver::Version> {
+        semver::Version::parse(&self.version).ok()
+    }
+}
+
+/// Versions that an operator takes, such as `>=1.2`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Versions(semver::VersionReq);
+
+/// A text that names no versions.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}: write versions such as `>=1.2` or `>=1.2, <2`")]
+pub struct IllegalVersions(semver::Error);
+
+impl FromStr for Versions {
+    type Err = IllegalVersions;
+
+    fn from_str(text: &str) -> Result<Self, IllegalVersions> {
+        semver::VersionReq::parse(text).map(Self).map_err(IllegalVersions)
+    }
+}
+
+impl TryFrom<String> for Versions {
+    type Error = IllegalVersions;
+
+    fn try_from(text: String) -> Result<Self, IllegalVersions> {
+        text.parse()
+    }
+}
+
+impl From<Versions> for String {
+    fn from(versions: Versions) -> Self {
+        versions.to_string()
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl JsonSchema for Versions {
+    fn schema_name() -> Cow<'static, str> {
+        "Versions".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "format": "versions",
+            "description": "Versions such as `>=1.2` or `>=1.2, <2`.",
+        })
     }
 }
 
@@ -134,14 +196,6 @@ fn is_method(event: &str) -> bool {
         || (event.len() <= 64 && event.contains('/') && event.split('/').all(word))
 }
 
-fn is_version(version: &str) -> bool {
-    let core = version.split(['-', '+']).next().unwrap_or_default();
-    version.len() <= 64
-        && version.bytes().all(|b| b.is_ascii_graphic())
-        && core.split('.').count() == 3
-        && core.split('.').all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,22 +229,30 @@ mod tests {
             Manifest::check(wit::Manifest { version: version.into(), ..said() }).unwrap()
         };
         for (older, newer) in
-            [("1.0.0", "1.2.0"), ("1.9.0", "1.10.0"), ("0.0.99", "1.0.0"), ("1.09.9", "1.10.0")]
+            [("1.0.0", "1.2.0"), ("1.9.0", "1.10.0"), ("0.0.99", "1.0.0"), ("1.0.0-rc.1", "1.0.0")]
         {
             assert!(of(older).is_older_than(&of(newer)), "{older} {newer}");
             assert!(!of(newer).is_older_than(&of(older)), "{newer} {older}");
         }
-        assert!(!of("1.0.0").is_older_than(&of("1.0.0")));
+        assert!(!of("1.0.0").is_older_than(&of("1.0.0+build")));
+        let versions: Versions = ">=1.2, <2".parse().unwrap();
+        for (version, among) in [("1.1.9", false), ("1.2.0", true), ("1.10.0", true), ("2.0.0", false)]
+        {
+            assert_eq!(of(version).is_among(&versions), among, "{version}");
+        }
+        assert_eq!(versions.to_string().parse::<Versions>().unwrap(), versions);
+        assert!("new".parse::<Versions>().is_err());
     }
 
     #[test]
     fn each_lie_is_named() {
         type Lie = fn(&mut wit::Manifest);
-        let lies: [(Lie, &str); 14] = [
+        let lies: [(Lie, &str); 15] = [
             (|m| m.name = "Probe 1".into(), "not a legal name"),
             (|m| m.name = String::new(), "not a legal name"),
             (|m| m.version = "new".into(), "not a version"),
             (|m| m.version = "1.2".into(), "not a version"),
+            (|m| m.version = "1.02.0".into(), "not a version"),
             (|m| m.hooks.clear(), "no hooks"),
             (|m| m.hooks = vec![m.hooks[0].clone(); 17], "more than 16 hooks"),
             (|m| m.hooks[0].events.clear(), "names no event"),

@@ -43,7 +43,7 @@ pub use cache::Cache;
 pub use functions::{Broken, Canned, DENIED, Nowhere, States, Surroundings, Values};
 pub use grants::{Destination, Function, Grants, Missing};
 pub use load::{Compiled, Pin, Settings, digest};
-pub use manifest::Manifest;
+pub use manifest::{Manifest, Versions};
 pub use run::{Failure, Plugin, Said};
 pub use signature::{Signed, Unsigned, path as signature_path};
 pub use unusable::Unusable;

@@ -53,6 +53,24 @@ pub enum Unusable {
     )]
     Unsigned { path: PathBuf, why: String },
 
+    #[error("the entry of the signed plugin `{}` does not say which plugin it means", path.display())]
+    #[diagnostic(
+        code("plugin-unnamed"),
+        help(
+            "the same key signs other plugins, and versions that were mended since: write beside its `path`, if `{name} {version}` is the one you mean,\nplugin = \"{name}\"\nversion = \">={version}\""
+        )
+    )]
+    Unnamed { path: PathBuf, name: String, version: String },
+
+    #[error("`{}` is the plugin `{name} {version}`, and `{meant}` is meant", path.display())]
+    #[diagnostic(
+        code("plugin-not-meant"),
+        help(
+            "find out who put it there; if it is the one you mean, say so in `plugin` and `version` of its entry"
+        )
+    )]
+    NotMeant { path: PathBuf, name: String, version: String, meant: String },
+
     #[error("`signed-by` of the plugin `{}` has no verifier key at {at}, NAME+HASH+KEY", path.display())]
     #[diagnostic(code("plugin-key-illegal"), help("whoever signs the plugin has this key"))]
     Key { path: PathBuf, at: usize },

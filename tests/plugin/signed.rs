@@ -38,7 +38,9 @@ fn what_the_key_signed_is_loaded_and_nothing_else() {
     std::fs::copy(built("noop"), &path).expect("copied");
     let sha256 = hex::encode(Sha256::digest(std::fs::read(&path).expect("read")));
     let (ours, theirs) = (Key::new("example.com/ours", 1), Key::new("example.com/theirs", 2));
-    let entry = json!({ "path": path, "signed-by": [ours.verifier] });
+    let entry = json!({
+        "path": path, "signed-by": [ours.verifier], "plugin": "noop", "version": ">=0.1",
+    });
     let config: Config = serde_json::from_value(entry).expect("a legal entry");
     let load = |note: &[u8]| {
         std::fs::write(folder.path().join("plugin.wasm.sig"), note).expect("written");
@@ -72,4 +74,49 @@ fn what_the_key_signed_is_loaded_and_nothing_else() {
     let illegal = Config { signed_by: vec!["no key".into()], ..config };
     let refused = super::load(&illegal, &EntrySettings::default()).err().expect("no key");
     assert_eq!(refused.code().expect("a code").to_string(), "plugin-key-illegal");
+}
+
+/// Loads what stands for a plugin `NAME VERSION`, signed, by an entry with these keys besides.
+fn load_signed(name: &str, version: &str, keys: Value) -> Result<Plugin, Unusable> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("plugin.wasm");
+    std::fs::copy(built(name), &path).expect("copied");
+    let sha256 = hex::encode(Sha256::digest(std::fs::read(&path).expect("read")));
+    let key = Key::new("example.com/ours", 1);
+    let manifest = if name == "stricter" { "noop" } else { name };
+    let text = format!("portcullis-plugin-v1\n{manifest}\n{version}\nsha256:{sha256}\n");
+    std::fs::write(folder.path().join("plugin.wasm.sig"), key.sign(&text)).expect("written");
+    let mut entry = json!({ "path": path, "signed-by": [key.verifier] });
+    entry.as_object_mut().expect("an object").extend(keys.as_object().expect("keys").clone());
+    if keys["sha256"] == "its own" {
+        entry["sha256"] = sha256.into();
+    }
+    let config: Config = serde_json::from_value(entry).expect("a legal entry");
+    load(&config, &EntrySettings::default())
+}
+
+#[test]
+fn no_other_plugin_of_the_same_key_takes_the_place_at_the_start() {
+    let meant = json!({ "plugin": "noop", "version": ">=0.2" });
+    assert!(load_signed("stricter", "0.2.0", meant.clone()).is_ok());
+    let refused = |name: &str, version: &str, keys: Value| {
+        let refused = load_signed(name, version, keys).err().expect("it is not loaded");
+        (refused.code().expect("a code").to_string(), refused)
+    };
+    for (name, version) in [("noop", "0.1.0"), ("keeper", "0.1.0")] {
+        let (code, refused) = refused(name, version, meant.clone());
+        assert_eq!(code, "plugin-not-meant");
+        let told = format!("is the plugin `{name} {version}`, and `noop >=0.2` is meant");
+        assert!(refused.to_string().contains(&told), "{refused}");
+    }
+    for keys in [json!({}), json!({ "plugin": "noop" }), json!({ "version": "*" })] {
+        let (code, refused) = refused("noop", "0.1.0", keys);
+        assert_eq!(code, "plugin-unnamed");
+        let help = refused.help().expect("help").to_string();
+        assert!(help.ends_with("\nplugin = \"noop\"\nversion = \">=0.1.0\""), "{help}");
+    }
+    // A digest says which file it is; what else is said has to hold.
+    assert!(load_signed("noop", "0.1.0", json!({ "sha256": "its own" })).is_ok());
+    let both = json!({ "sha256": "its own", "plugin": "keeper" });
+    assert_eq!(refused("noop", "0.1.0", both).0, "plugin-not-meant");
 }
