@@ -186,6 +186,7 @@ pub async fn ask(
         config: case.config.or(config).unwrap_or_default(),
         memory_mib: MEMORY_MIB,
         fail_open: false,
+        trial: None,
         deadline: DEADLINE,
         grants: case.grants.unwrap_or_else(|| granted(&compiled, secrets.keys())),
         secrets: secrets.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),

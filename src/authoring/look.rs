@@ -183,6 +183,7 @@ async fn costs(compiled: &Compiled, config: Map<String, Value>) -> Result<Vec<Co
         config,
         memory_mib: MEMORY_MIB,
         fail_open: false,
+        trial: None,
         deadline: DEADLINE,
         grants: granted(compiled, manifest.secrets.iter()),
         secrets: manifest

@@ -20,7 +20,7 @@ use crate::{
     exchange::{self, Answer, Exchange, Method, Phase},
     identity::PrincipalKind,
     names::SessionId,
-    plugin::{self, Compiled, Decision, Grants, House, Message, Pin, Settings, Unusable, Versions},
+    plugin::{self, Compiled, Decision, Grants, House, Message, Pin, Settings, Trial, Unusable, Versions},
     refusal::{Code, Refusal, Rule},
     signing::Verifier,
     vault::{Secret, Source, Unresolved},
@@ -60,6 +60,9 @@ pub struct Config {
     /// MiB of memory for one instance, 1 to 256.
     #[serde(default = "default_memory_mib")]
     pub memory_mib: u64,
+    /// Send its HTTP requests in `mode = "audit"`, too: for plugins that can't be tried without.
+    #[serde(default)]
+    pub audit_http: bool,
     /// What it may do beyond its verdicts. `portcullis check` prints what of it a plugin needs.
     #[serde(default)]
     pub grants: Grants,
@@ -149,6 +152,7 @@ impl Place {
             memory_mib: config.memory_mib,
             deadline: Duration::from_millis(settings.deadline_ms.unwrap_or(DEADLINE_MS)),
             fail_open: settings.fail_open,
+            trial: (settings.mode == chain::Mode::Audit).then_some(Trial { http: config.audit_http }),
             grants: config.grants.clone(),
             secrets: self.secrets.clone(),
         };

@@ -40,8 +40,9 @@ pub struct Guest {
     pub stage: Stage,
     /// Log lines of this message.
     pub lines: u32,
-    /// HTTP requests of this message, for the record.
+    /// HTTP requests of this message, for the record, and the message's exchange.
     pub requests: Vec<String>,
+    pub exchange: String,
     /// Before everything that it does.
     pub born: Instant,
     /// Bytes of memory that it has, and that it may have.
@@ -74,6 +75,7 @@ impl Guest {
             stage: Stage::Starting,
             lines: 0,
             requests: Vec::new(),
+            exchange: String::new(),
             born: Instant::now(),
             memory: 0,
             memory_max,
@@ -118,10 +120,8 @@ impl Drop for Guest {
         self.shares.give_back(self.part.as_ref(), self.memory);
         // Taken by the verdict, whatever it is: here no verdict came, since nobody waits any more.
         if !self.requests.is_empty() {
-            tracing::warn!(
-                interceptor = %self.shared.entry, requests = %self.requests.join(", "),
-                "a message was withdrawn that the plugin had sent requests for"
-            );
+            let requests = std::mem::take(&mut self.requests);
+            self.shared.around.withdrawn(&self.shared.entry, &self.exchange, requests);
         }
     }
 }
@@ -144,6 +144,8 @@ impl ResourceLimiter for Guest {
             return Ok(false);
         }
         self.memory = all;
+        // What it lacked before it does not lack any more.
+        self.starved = None;
         Ok(true)
     }
 

@@ -73,10 +73,19 @@ pub struct Settings {
     /// Whether messages pass where it fails. It is never let alone then: a few messages that it
     /// fails on would let all others pass.
     pub fail_open: bool,
+    /// Set where its verdicts have no effect: then nothing else that it does has one either.
+    pub trial: Option<Trial>,
     /// What it may do beyond its verdicts.
     pub grants: Grants,
     /// The secrets of the grants.
     pub secrets: BTreeMap<String, Secret>,
+}
+
+/// A plugin that is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trial {
+    /// Whether its requests are sent all the same.
+    pub http: bool,
 }
 
 /// The SHA-256 of a file as it is now, in hex.
@@ -216,8 +225,8 @@ fn given(
     let places = grants
         .hosts()
         .filter(|granted| manifest.hosts.iter().any(|host| granted.is(&host.host, host.port)));
-    let state = grants.state.map(|max| match (&house.states, lasting) {
-        (Some(states), Lasting::Kept) => states.of(entry, max.0),
+    let state = grants.state.map(|max| match (&house.states, lasting, settings.trial) {
+        (Some(states), Lasting::Kept, None) => states.of(entry, max.0),
         _ => Values::for_now(entry, max.0),
     });
     Ok(Shared {
@@ -225,6 +234,7 @@ fn given(
         metrics: grants.metrics && lasting == Lasting::Kept,
         state,
         http: grants.http.is_some().then(|| Client::to(places.cloned())),
+        sends: settings.trial.is_none_or(|trial| trial.http),
         secrets,
         veil,
         ..Shared::bare(entry, house.around.clone())

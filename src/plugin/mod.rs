@@ -42,7 +42,7 @@ pub use bindings::exports::portcullis::interceptor::guest::{
 pub use cache::Cache;
 pub use functions::{Broken, Canned, DENIED, Nowhere, States, Surroundings, Values};
 pub use grants::{Destination, Function, Grants, Missing};
-pub use load::{Compiled, Pin, Settings, digest};
+pub use load::{Compiled, Pin, Settings, Trial, digest};
 pub use manifest::{Manifest, Versions};
 pub use run::{Failure, Plugin, Said};
 pub use signature::{Signed, Unsigned, path as signature_path};

@@ -129,8 +129,10 @@ impl Template {
         let guest = store.data_mut();
         guest.stage = Stage::Inspecting;
         guest.until = until;
-        guest.lines = 0;
         guest.starved = None;
+        if guest.shared.http.is_some() {
+            guest.exchange.clone_from(&message.exchange);
+        }
         guest.running = Some(self.host.running());
         store.set_epoch_deadline(INLINE_TICKS);
         let twice = message.payload.len().saturating_mul(2);
@@ -143,6 +145,8 @@ impl Template {
         };
         let guest = store.data_mut();
         guest.running = None;
+        // Afterwards and not before: what it wrote when it began counts to its first message.
+        guest.lines = 0;
         let requests = std::mem::take(&mut guest.requests);
         Said { verdict, requests, memory: guest.memory }
     }
@@ -160,13 +164,13 @@ impl Template {
         let cause = guest.covered(error.root_cause().to_string());
         if error.is::<Overtime>() {
             Failure::Deadline(deadline)
-        } else if let Some(starved) = guest.starved {
+        } else if error.downcast_ref() == Some(&Trap::StackOverflow) {
+            Failure::Stack
+        } else if let Some(starved) = guest.starved.filter(|_| may_be_want(error)) {
             match starved {
                 Starved::Alone => Failure::Memory(self.memory >> 20),
                 Starved::Together(spent) => self.spent(spent),
             }
-        } else if error.downcast_ref() == Some(&Trap::StackOverflow) {
-            Failure::Stack
         } else if cause.contains("fuel allocated for hostcalls") {
             // The type of this error is private to wasmtime.
             Failure::Output
@@ -174,4 +178,13 @@ impl Template {
             Failure::Trap(output::excerpt(&cause, 256))
         }
     }
+}
+
+/// Whether a guest that got no memory may end so: it gives up by itself, or writes to where the memory
+/// would be. Another trap has another cause.
+fn may_be_want(error: &wasmtime::Error) -> bool {
+    matches!(
+        error.downcast_ref::<Trap>(),
+        None | Some(Trap::UnreachableCodeReached | Trap::MemoryOutOfBounds)
+    )
 }

@@ -11,10 +11,11 @@ use async_trait::async_trait;
 use miette::Diagnostic as _;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::{runtime::Handle, sync::mpsc};
 
 use super::{Proxy, assembly::Found, beginning};
 use crate::{
+    audit::record::Happening,
     chain::{Fault, Interceptor, Verdict},
     config::{Code, InterceptorEntry, Loaded, Use},
     exchange::{Exchange, Method, Phase},
@@ -267,6 +268,20 @@ impl Surroundings for Around {
 
     fn let_alone(&self, plugin: &str, between: usize) {
         self.metrics.plugin_let_alone(plugin, between);
+    }
+
+    fn withdrawn(&self, plugin: &str, exchange: &str, requests: Vec<String>) {
+        let proxy = self.proxy.get().and_then(Weak::upgrade);
+        let known = exchange.parse().ok().zip(proxy);
+        let (Some((call, proxy)), Ok(runtime)) = (known, Handle::try_current()) else {
+            tracing::error!(
+                interceptor = plugin, decision = exchange, requests = %requests.join(", "),
+                "a plugin sent requests for a message that was withdrawn, which is on no record"
+            );
+            return;
+        };
+        let sent = Happening::PluginSent { plugin: plugin.to_owned(), call, requests };
+        runtime.spawn(async move { proxy.audit.tell(sent).await });
     }
 
     fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String> {

@@ -18,6 +18,7 @@ impl Happening {
             Self::PolicyRejected { .. } => "policy-rejected",
             Self::PluginLoaded(_) => "plugin-loaded",
             Self::PluginRefused { .. } => "plugin-refused",
+            Self::PluginSent { .. } => "plugin-sent",
             Self::ClientSeen(_) => "client-seen",
             Self::SessionOpened(_) => "session-opened",
             Self::SessionEnded { .. } => "session-ended",
@@ -122,6 +123,7 @@ impl Happening {
         match self {
             Self::ConfigLoaded { chain: list, .. }
             | Self::PolicyLoaded { keeping: list, .. }
+            | Self::PluginSent { requests: list, .. }
             | Self::ApprovalAsked { rules: list, .. }
             | Self::ClientAdded { groups: list, .. } => list.truncate(most),
             Self::ServerLaunching(launching) => {
@@ -161,6 +163,9 @@ impl Happening {
             }
             Self::PluginRefused { plugin, file, reason } => {
                 [plugin, file, reason].into_iter().for_each(change);
+            }
+            Self::PluginSent { plugin, call: _, requests } => {
+                std::iter::once(plugin).chain(requests).for_each(change);
             }
             Self::ClientSeen(who) => who.texts(change),
             Self::SessionOpened(SessionOpened { session, who, revision, client_info }) => {

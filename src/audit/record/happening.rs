@@ -70,6 +70,16 @@ pub enum Happening {
         file: String,
         reason: String,
     },
+    /// A plugin sent requests for a message and came to no verdict on it, since the message was
+    /// withdrawn: else they are findings in its record.
+    PluginSent {
+        /// The interceptor's name.
+        plugin: String,
+        /// The decision on that message.
+        call: DecisionId,
+        /// Method, host and what came of it.
+        requests: Vec<String>,
+    },
     /// A client was let in: the first message of this principal with this key from this address,
     /// or the first one after an hour without any.
     ClientSeen(Who),

@@ -38,6 +38,10 @@ impl fmt::Display for Happening {
             Self::PluginRefused { plugin, file, reason } => {
                 write!(f, "plugin {plugin} not loaded: {file}: {reason}")
             }
+            Self::PluginSent { plugin, call, requests } => {
+                let requests = requests.join(", ");
+                write!(f, "plugin {plugin} sent for {call}, which was withdrawn: {requests}")
+            }
             Self::ClientSeen(who) => {
                 write!(f, "{} came in", who.principal)?;
                 match who.client_addr {

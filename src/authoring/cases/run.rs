@@ -350,6 +350,7 @@ fn settings(case: &Case, document: &Document, compiled: &Compiled) -> Settings {
         config: case.config.as_ref().or(document.config.as_ref()).cloned().unwrap_or_default(),
         memory_mib: document.memory_mib.unwrap_or(MEMORY_MIB),
         fail_open: false,
+        trial: None,
         deadline: Duration::from_millis(document.deadline_ms.unwrap_or(DEADLINE_MS)),
         grants: grants.unwrap_or_else(|| granted(compiled, secrets.keys())),
         secrets: secrets.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),

@@ -237,6 +237,10 @@ impl Guest {
                 return Err(Error::Denied(why));
             }
         };
+        if !shared.sends {
+            self.requests.push(format!("{shown} not sent, on trial"));
+            return Err(Error::Denied("the plugin is on trial, and nothing is sent".into()));
+        }
         // On record even if this ends half way.
         self.requests.push(format!("{shown} unanswered"));
         if let Some(canned) = shared.around.answer(asked.url.as_str()) {

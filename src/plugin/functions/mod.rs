@@ -73,6 +73,15 @@ pub trait Surroundings: Send + Sync {
         None
     }
 
+    /// A plugin sent these requests for a message, and came to no verdict on it: nobody waits for
+    /// one any more.
+    fn withdrawn(&self, plugin: &str, exchange: &str, requests: Vec<String>) {
+        tracing::warn!(
+            interceptor = %plugin, decision = %exchange, requests = %requests.join(", "),
+            "a message was withdrawn that the plugin had sent requests for"
+        );
+    }
+
     /// A plugin is let alone, after faults, between so many callers and servers; none: it works.
     fn let_alone(&self, plugin: &str, between: usize) {
         let _ = (plugin, between);
@@ -106,6 +115,8 @@ pub struct Shared {
     pub metrics: bool,
     pub state: Option<Values>,
     pub http: Option<Client>,
+    /// Whether requests are sent, and not only put on record.
+    pub sends: bool,
     pub secrets: BTreeMap<String, Secret>,
     pub veil: Veil,
     pub around: Arc<dyn Surroundings>,
@@ -122,6 +133,7 @@ impl Shared {
             metrics: false,
             state: None,
             http: None,
+            sends: true,
             secrets: BTreeMap::new(),
             veil: Veil::default(),
             around,
