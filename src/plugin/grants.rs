@@ -23,20 +23,22 @@ pub struct Grants {
     pub state: Option<Size>,
     /// Count for the operator's monitoring.
     pub metrics: bool,
-    /// Speak HTTP to these hosts: `api.example.com:443`.
+    /// Speak HTTP to these hosts: `api.example.com:443`, or `http://HOST:PORT` without TLS.
     pub http: Option<Vec<Destination>>,
     /// Read these secrets, by the names that the plugin knows them by.
     pub secrets: Option<BTreeMap<String, SecretRef>>,
 }
 
-/// A host that a plugin may speak to: `HOST:PORT`, or `HOST:PORT=ADDRESS` where the address is not to
-/// be asked of the DNS.
+/// A host that a plugin may speak to over TLS: `HOST:PORT`; in clear text: `http://HOST:PORT`. With
+/// `=ADDRESS` behind it where the address is not to be asked of the DNS.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Destination {
     /// A name, in lower case, or an address.
     pub host: String,
     pub port: u16,
+    /// In clear text, without TLS.
+    pub clear: bool,
     /// Where it is, as the operator says.
     pub address: Option<IpAddr>,
 }
@@ -45,7 +47,7 @@ pub struct Destination {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "write a host and a port, such as `api.example.com:443`, or with its address \
-     `api.example.com:443=10.0.0.5`"
+     `api.example.com:443=10.0.0.5`; `http://HOST:PORT` is spoken to without TLS, on any port but 443"
 )]
 pub struct IllegalDestination;
 
@@ -53,6 +55,10 @@ impl FromStr for Destination {
     type Err = IllegalDestination;
 
     fn from_str(text: &str) -> Result<Self, IllegalDestination> {
+        let (text, clear) = match text.strip_prefix("http://") {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
         let (place, address) = match text.split_once('=') {
             Some((place, address)) => {
                 (place, Some(address.parse().map_err(|_| IllegalDestination)?))
@@ -60,13 +66,14 @@ impl FromStr for Destination {
             None => (text, None),
         };
         let (host, port) = place.rsplit_once(':').ok_or(IllegalDestination)?;
-        let port = port.parse().ok().filter(|port| *port > 0).ok_or(IllegalDestination)?;
+        let legal = |port: &u16| *port > 0 && !(clear && *port == 443);
+        let port = port.parse().ok().filter(legal).ok_or(IllegalDestination)?;
         // As the URL of a request will have it: a host in another spelling would never match.
         let url = url::Url::parse(&format!("http://{host}/")).map_err(|_| IllegalDestination)?;
         let plain = url.path() == "/" && url.username().is_empty() && url.port().is_none();
         let read = url.host_str().filter(|read| plain && read.eq_ignore_ascii_case(host));
         let host = read.ok_or(IllegalDestination)?.to_owned();
-        Ok(Self { host, port, address })
+        Ok(Self { host, port, clear, address })
     }
 }
 
@@ -86,7 +93,8 @@ impl From<Destination> for String {
 
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)?;
+        let scheme = if self.clear { "http://" } else { "" };
+        write!(f, "{scheme}{}:{}", self.host, self.port)?;
         self.address.map_or(Ok(()), |address| write!(f, "={address}"))
     }
 }
@@ -97,9 +105,14 @@ impl Destination {
         self.host.trim_matches(['[', ']'])
     }
 
-    /// Whether it is this host and port.
-    pub fn is(&self, host: &str, port: u16) -> bool {
-        self.host == host && self.port == port
+    /// Whether it is this host and port, spoken to so.
+    pub fn is(&self, host: &str, port: u16, clear: bool) -> bool {
+        self.host == host && self.port == port && self.clear == clear
+    }
+
+    /// Whether it is the same place, wherever that is.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.is(&other.host, other.port, other.clear)
     }
 }
 
@@ -113,7 +126,8 @@ impl JsonSchema for Destination {
             "type": "string",
             "format": "destination",
             "description": "A host and a port, `api.example.com:443`, or with its address, \
-                            `api.example.com:443=10.0.0.5`. Names that the DNS gives addresses of \
+                            `api.example.com:443=10.0.0.5`; spoken to over TLS, and with `http://` \
+                            before it without. Names that the DNS gives addresses of \
                             private networks are not spoken to without.",
         })
     }
@@ -193,7 +207,7 @@ impl Grants {
         let hosts = asked
             .hosts
             .iter()
-            .filter(|host| !self.hosts().any(|granted| granted.is(&host.host, host.port)));
+            .filter(|host| !self.hosts().any(|granted| granted.is_same(host)));
         let secrets = asked.secrets.iter().filter(|name| {
             !self.secrets.as_ref().is_some_and(|granted| granted.contains_key(*name))
         });
@@ -287,15 +301,17 @@ mod tests {
 
     #[test]
     fn destinations_are_read_as_requests_will_name_them() {
-        for (text, host, port) in [
-            ("api.example.com:443", "api.example.com", 443),
-            ("API.example.com:80", "api.example.com", 80),
-            ("10.0.0.5:8080", "10.0.0.5", 8080),
-            ("[::1]:1", "[::1]", 1),
-            ("a:1=10.0.0.5", "a", 1),
+        for (text, host, port, clear) in [
+            ("api.example.com:443", "api.example.com", 443, false),
+            ("API.example.com:80", "api.example.com", 80, false),
+            ("10.0.0.5:8080", "10.0.0.5", 8080, false),
+            ("[::1]:1", "[::1]", 1, false),
+            ("a:1=10.0.0.5", "a", 1, false),
+            ("http://a:80", "a", 80, true),
+            ("http://a:1=10.0.0.5", "a", 1, true),
         ] {
             let read: Destination = text.parse().unwrap();
-            assert!(read.is(host, port), "{text}: {read:?}");
+            assert!(read.is(host, port, clear), "{text}: {read:?}");
             assert_eq!(read.to_string().parse(), Ok(read));
         }
         for text in [
@@ -309,7 +325,9 @@ mod tests {
             "u@a:1",
             "a:1=b",
             "0x7f.1:1",
-            "http://a:1",
+            "https://a:1",
+            "http://a:443",
+            "http://a",
         ] {
             assert!(text.parse::<Destination>().is_err(), "{text}");
         }

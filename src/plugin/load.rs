@@ -222,9 +222,8 @@ fn given(
         settings.secrets.clone().into_iter().filter(|(name, _)| declared(name)).collect();
     let veil = Veil::over(secrets.values())
         .map_err(|reason| Unusable::Secrets { plugin: manifest.name.clone(), reason })?;
-    let places = grants
-        .hosts()
-        .filter(|granted| manifest.hosts.iter().any(|host| granted.is(&host.host, host.port)));
+    let places =
+        grants.hosts().filter(|granted| manifest.hosts.iter().any(|host| granted.is_same(host)));
     let state = grants.state.map(|max| match (&house.states, lasting, settings.trial) {
         (Some(states), Lasting::Kept, None) => states.of(entry, max.0),
         _ => Values::for_now(entry, max.0),

@@ -149,7 +149,7 @@ fn hosts(said: &[String]) -> Result<Vec<Destination>, String> {
     let host = |text: &String| match text.parse::<Destination>() {
         Ok(host) if host.address.is_none() => Ok(host),
         // Where a host is, is the operator's to say.
-        _ => Err(format!("`{}` is not HOST:PORT", excerpt(text, 64))),
+        _ => Err(format!("`{}` is not HOST:PORT or http://HOST:PORT", excerpt(text, 64))),
     };
     said.iter().map(host).collect()
 }

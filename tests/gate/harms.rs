@@ -65,9 +65,9 @@ fn with(setup: Setup, name: &str, port: u16) -> Setup {
         "flood-random" => "random = true".into(),
         "flood-state" => "state = \"1MiB\"".into(),
         "late" => "clock = true".into(),
-        "tarpit" => format!("http = [\"{host}=127.0.0.1\"]"),
+        "tarpit" => format!("http = [\"http://{host}=127.0.0.1\"]"),
         "leak" => format!(
-            "log = true\nmetrics = true\nhttp = [\"{host}=127.0.0.1\"]\n\
+            "log = true\nmetrics = true\nhttp = [\"http://{host}=127.0.0.1\"]\n\
              secrets = {{ TOKEN = {{ from = \"file:token\" }} }}"
         ),
         _ => String::new(),

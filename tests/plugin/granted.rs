@@ -37,7 +37,7 @@ pub(super) fn all(folder: &Path, port: u16) -> Value {
     std::fs::write(folder.join("token"), value()).expect("written");
     json!({
         "log": true, "clock": true, "random": true, "metrics": true, "state": "100KiB",
-        "http": [format!("localhost:{port}=127.0.0.1")],
+        "http": [format!("http://localhost:{port}=127.0.0.1")],
         "secrets": { "TOKEN": { "from": format!("file:{}", folder.join("token").display()) } },
     })
 }
@@ -140,7 +140,7 @@ async fn what_is_not_granted_is_told_with_the_lines_that_would() {
     random = true
     state = "1MiB"
     metrics = true
-    http = ["localhost:8080"]
+    http = ["http://localhost:8080"]
     secrets = { TOKEN = { from = "env:TOKEN" } }
     "#);
 
@@ -151,10 +151,10 @@ async fn what_is_not_granted_is_told_with_the_lines_that_would() {
     assert!(
         unusable
             .to_string()
-            .ends_with("asks for `http`, the host `localhost:8080`, which is not granted")
+            .ends_with("asks for `http`, the host `http://localhost:8080`, which is not granted")
     );
     let help = unusable.help().expect("help").to_string();
-    assert_eq!(help, "write into its `[interceptors.grants]`\nhttp = [\"localhost:8080\"]");
+    assert_eq!(help, "write into its `[interceptors.grants]`\nhttp = [\"http://localhost:8080\"]");
 }
 
 /// A server on this machine that answers every request so (with nothing: never), and tells of it.
@@ -197,7 +197,7 @@ async fn http_reaches_what_is_granted_and_nothing_else() {
     let Decision::Refuse(refusal) = &verdict.decision else { panic!("refused") };
     assert_eq!(refusal.message, "Ok(\"200 hello\")");
     assert_eq!(verdict.findings.len(), 1);
-    assert_eq!(verdict.findings[0].message, format!("GET localhost:{port} 200"));
+    assert_eq!(verdict.findings[0].message, format!("GET http://localhost:{port} 200"));
     assert_eq!(verdict.findings[0].rule.id, "probe/@http");
     let request = heard.recv().await.expect("a request");
     assert!(request.starts_with("GET /a?b HTTP/1.1\r\n") && request.contains("x-probe: 1"));
@@ -205,6 +205,8 @@ async fn http_reaches_what_is_granted_and_nothing_else() {
     for (url, told) in [
         ("http://127.0.0.1:PORT/", "is not granted"),
         ("http://localhost:1/", "is not granted"),
+        // Granted in clear text, and not otherwise: nor the other way round.
+        ("https://localhost:PORT/", "is not granted"),
         ("http://HOST.:80/", "Invalid"),
         ("file:///etc/passwd", "Invalid"),
     ] {
@@ -215,7 +217,7 @@ async fn http_reaches_what_is_granted_and_nothing_else() {
     assert_eq!(got(&plugin, "get-often http://HOST/").await, "16");
     // What it did before it failed is told with the fault.
     let Fault(fault) = ask(&plugin, "get-and-trap http://HOST/").await.expect_err("a fault");
-    assert!(fault.contains(&format!("(HTTP before: GET localhost:{port} 200)")), "{fault}");
+    assert!(fault.contains(&format!("(HTTP before: GET http://localhost:{port} 200)")), "{fault}");
 
     let around = Arc::new(Around { forbidden: true, ..Around::default() });
     let forbidden = loaded(&config, around).expect("it loads");
@@ -263,7 +265,7 @@ async fn names_of_private_addresses_are_not_spoken_to() {
     let folder = tempfile::tempdir().expect("a folder");
     let (port, mut heard) = server(HELLO).await;
     let mut grants = all(folder.path(), port);
-    grants["http"] = json!([format!("localhost:{port}")]);
+    grants["http"] = json!([format!("http://localhost:{port}")]);
     let config = probe(folder.path(), port, grants);
     let plugin = loaded(&config, Arc::default()).expect("it loads");
     let said = got(&plugin, "get http://HOST/").await;

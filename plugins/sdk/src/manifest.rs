@@ -61,7 +61,8 @@ impl Manifest {
         self
     }
 
-    /// Asks for a host to send requests to with [`crate::http`]: `api.example.com:443`.
+    /// Asks for a host to send requests to with [`crate::http`]: `api.example.com:443`, or
+    /// `http://intranet.example:8080` where it speaks without TLS.
     pub fn host(mut self, host: &str) -> Self {
         self.hosts.push(host.into());
         self

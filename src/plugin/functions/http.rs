@@ -64,8 +64,8 @@ impl Client {
         Self { places: places.collect() }
     }
 
-    fn place(&self, host: &str, port: u16) -> Option<&Place> {
-        self.places.iter().find(|place| place.destination.is(host, port))
+    fn place(&self, host: &str, port: u16, clear: bool) -> Option<&Place> {
+        self.places.iter().find(|place| place.destination.is(host, port, clear))
     }
 }
 
@@ -161,11 +161,12 @@ impl Asked {
         Ok(Self { method, url, headers, body: request.body, timeout })
     }
 
-    /// Where it goes, as URLs and grants name it.
-    fn place(&self) -> (&str, u16) {
+    /// Where it goes, as URLs and grants name it, and whether in clear text.
+    fn place(&self) -> (&str, u16, bool) {
         (
             self.url.host_str().unwrap_or_default(),
             self.url.port_or_known_default().unwrap_or_default(),
+            self.url.scheme() != "https",
         )
     }
 }
@@ -218,14 +219,16 @@ impl Guest {
             return Err(Error::Denied("`http` works in `inspect` alone".into()));
         }
         let asked = Asked::read(request)?;
-        let (host, port) = asked.place();
-        let shown = excerpt(&self.covered(format!("{} {host}:{port}", asked.method)), 128);
+        let (host, port, clear) = asked.place();
+        let scheme = if clear { "http://" } else { "" };
+        let shown = format!("{} {scheme}{host}:{port}", asked.method);
+        let shown = excerpt(&self.covered(shown), 128);
         if self.requests.len() >= A_MESSAGE {
             return Err(Error::Denied(format!("a message is good for {A_MESSAGE} requests")));
         }
         let granted = client
-            .place(host, port)
-            .ok_or_else(|| format!("the host `{}:{port}` is not granted", excerpt(host, 128)));
+            .place(host, port, clear)
+            .ok_or_else(|| format!("`{scheme}{}:{port}` is not granted", excerpt(host, 128)));
         let granted = granted.and_then(|place| {
             let name = place.destination.name();
             shared.around.may_reach(&shared.entry, name, port).map(|()| place)
@@ -321,7 +324,7 @@ mod tests {
     #[test]
     fn the_host_of_a_url_is_the_one_that_is_granted() {
         let client =
-            Client::to(["a.example:443", "10.0.0.5:80"].map(|t| t.parse().unwrap()).into_iter());
+            Client::to(["a.example:443", "http://10.0.0.5:80"].map(|t| t.parse().unwrap()).into_iter());
         let granted = |url: &str| {
             let request = Request {
                 method: "GET".into(),
@@ -331,8 +334,8 @@ mod tests {
                 timeout_ms: None,
             };
             let asked = Asked::read(request).ok().unwrap();
-            let (host, port) = asked.place();
-            client.place(host, port).is_some()
+            let (host, port, clear) = asked.place();
+            client.place(host, port, clear).is_some()
         };
         for url in
             ["https://a.example/x", "https://A.EXAMPLE:443", "http://10.0.0.5/", "http://0xa.5"]
@@ -341,6 +344,8 @@ mod tests {
         }
         for url in
             ["http://a.example", "https://a.example.", "https://b.a.example", "http://10.0.0.5:81"]
+                .into_iter()
+                .chain(["https://10.0.0.5:80"])
         {
             assert!(!granted(url), "{url}");
         }

@@ -16,7 +16,7 @@ static CONFIG: OnceLock<String> = OnceLock::new();
 impl Guest for Probe {
     fn describe() -> Manifest {
         Manifest {
-            hosts: vec![HOST.into()],
+            hosts: vec![format!("http://{HOST}")],
             secrets: vec![TOKEN.into()],
             ..manifest("probe", "tools/call")
         }

@@ -12,7 +12,7 @@ impl Harm for Tarpit {
     const NAME: &str = "tarpit";
 
     fn describe() -> Manifest {
-        Manifest { hosts: vec![HOST.into()], ..manifest(Self::NAME) }
+        Manifest { hosts: vec![format!("http://{HOST}")], ..manifest(Self::NAME) }
     }
 
     fn harm(_: &Message) -> Result<Verdict, String> {
