@@ -21,6 +21,10 @@ const HOOKS: usize = 16;
 const EVENTS: usize = 64;
 /// Hosts and secrets of one plugin.
 const ASKED: usize = 32;
+/// Options of one plugin.
+const OPTIONS: usize = 16;
+/// This version of Portcullis.
+const HOST: &str = env!("CARGO_PKG_VERSION");
 
 /// A plugin's own account of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +61,7 @@ impl Manifest {
         if said.hooks.len() > HOOKS {
             return Err(format!("it has more than {HOOKS} hooks"));
         }
+        options(&said.options)?;
         let hooks = said.hooks.into_iter().map(hook).collect::<Result<_, _>>()?;
         Ok(Self {
             name: said.name,
@@ -142,6 +147,33 @@ impl JsonSchema for Versions {
     }
 }
 
+/// Whether this host knows all that the plugin needs.
+fn options(said: &[(String, String)]) -> Result<(), String> {
+    if said.len() > OPTIONS {
+        return Err(format!("it has more than {OPTIONS} options"));
+    }
+    let Some(host) = semver::Version::parse(HOST).ok() else { return Ok(()) };
+    for (name, value) in said {
+        match (name.as_str(), semver::Version::parse(value)) {
+            ("host", Ok(least)) if least <= host => {}
+            ("host", Ok(least)) => {
+                return Err(format!("it needs Portcullis {least} or later, and this is {host}"));
+            }
+            ("host", Err(_)) => {
+                return Err(format!("`{}` is not a version such as 1.2.3", excerpt(value, 64)));
+            }
+            (other, _) if other.starts_with("may-") => {}
+            (other, _) => {
+                return Err(format!(
+                    "it needs `{}`, which this version of Portcullis does not know",
+                    excerpt(other, 64)
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn hosts(said: &[String]) -> Result<Vec<Destination>, String> {
     if said.len() > ASKED {
         return Err(format!("it names more than {ASKED} hosts"));
@@ -214,6 +246,7 @@ mod tests {
             hosts: Vec::new(),
             secrets: Vec::new(),
             once: false,
+            options: vec![("host".into(), HOST.into()), ("may-be".into(), "new".into())],
         }
     }
 
@@ -236,7 +269,8 @@ mod tests {
         }
         assert!(!of("1.0.0").is_older_than(&of("1.0.0+build")));
         let versions: Versions = ">=1.2, <2".parse().unwrap();
-        for (version, among) in [("1.1.9", false), ("1.2.0", true), ("1.10.0", true), ("2.0.0", false)]
+        for (version, among) in
+            [("1.1.9", false), ("1.2.0", true), ("1.10.0", true), ("2.0.0", false)]
         {
             assert_eq!(of(version).is_among(&versions), among, "{version}");
         }
@@ -247,7 +281,7 @@ mod tests {
     #[test]
     fn each_lie_is_named() {
         type Lie = fn(&mut wit::Manifest);
-        let lies: [(Lie, &str); 15] = [
+        let lies: [(Lie, &str); 19] = [
             (|m| m.name = "Probe 1".into(), "not a legal name"),
             (|m| m.name = String::new(), "not a legal name"),
             (|m| m.version = "new".into(), "not a version"),
@@ -263,6 +297,10 @@ mod tests {
             (|m| m.hosts = vec!["a:1=10.0.0.1".into()], "is not HOST:PORT"),
             (|m| m.secrets = vec!["A".into(); 33], "more than 32 secrets"),
             (|m| m.secrets = vec!["A B".into()], "not a legal name of a secret"),
+            (|m| m.options[0].1 = "99.0.0".into(), "needs Portcullis 99.0.0 or later"),
+            (|m| m.options[0].1 = "new".into(), "not a version"),
+            (|m| m.options[1].0 = "new".into(), "it needs `new`, which"),
+            (|m| m.options = vec![m.options[1].clone(); 17], "more than 16 options"),
         ];
         for (lie, told) in lies {
             let mut manifest = said();

@@ -18,6 +18,7 @@ pub fn manifest(name: &str, event: &str) -> Manifest {
         hosts: vec![],
         secrets: vec![],
         once: false,
+        options: vec![],
     }
 }
 

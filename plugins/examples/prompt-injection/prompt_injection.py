@@ -142,6 +142,7 @@ class Guest(exports.Guest):
             hosts=[],
             secrets=[],
             once=False,
+            options=[],
         )
 
     def start(self, text):

@@ -46,6 +46,7 @@ export const guest = {
       secrets: [],
       // It counts. The operator puts it behind plugins that replace payloads.
       once: true,
+      options: [],
     };
   },
 

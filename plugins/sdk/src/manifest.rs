@@ -28,6 +28,7 @@ impl Manifest {
             hosts: Vec::new(),
             secrets: Vec::new(),
             once: false,
+            options: Vec::new(),
         }
     }
 
@@ -71,6 +72,12 @@ impl Manifest {
     /// Asks for a secret by its name in [`crate::secrets`].
     pub fn secret(mut self, name: &str) -> Self {
         self.secrets.push(name.into());
+        self
+    }
+
+    /// Has hosts before this version of Portcullis, such as `0.1.0`, refuse to load the plugin.
+    pub fn needs_host(mut self, least: &str) -> Self {
+        self.options.push(("host".into(), least.into()));
         self
     }
 }

@@ -32,6 +32,7 @@ export const guest = {
       hosts: [],
       secrets: [],
       once: false,
+      options: [],
     };
   },
 

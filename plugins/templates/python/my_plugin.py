@@ -39,6 +39,7 @@ class Guest(exports.Guest):
             hosts=[],
             secrets=[],
             once=False,
+            options=[],
         )
 
     def start(self, text):

@@ -43,6 +43,7 @@ pub fn manifest(name: &str) -> Manifest {
         hosts: vec![],
         secrets: vec![],
         once: false,
+        options: vec![],
     }
 }
 

@@ -125,6 +125,21 @@ void __wasm_export_exports_guest_describe_post_return(uint8_t * arg0) {
     }
     free(ptr7);
   }
+  size_t len9 = *((size_t*) (arg0 + (18*sizeof(void*))));
+  if (len9 > 0) {
+    uint8_t *ptr10 = *((uint8_t **) (arg0 + (17*sizeof(void*))));
+    for (size_t i11 = 0; i11 < len9; i11++) {
+      uint8_t *base = ptr10 + i11 * (4*sizeof(void*));
+      (void) base;
+      if ((*((size_t*) (base + sizeof(void*)))) > 0) {
+        free(*((uint8_t **) (base + 0)));
+      }
+      if ((*((size_t*) (base + (3*sizeof(void*))))) > 0) {
+        free(*((uint8_t **) (base + (2*sizeof(void*)))));
+      }
+    }
+    free(ptr10);
+  }
 }
 
 __attribute__((__weak__, __export_name__("cabi_post_portcullis:interceptor/guest@0.1.0#start")))
@@ -227,7 +242,7 @@ void *cabi_realloc(void *ptr, size_t old_size, size_t align, size_t new_size) {
 }
 
 __attribute__((__aligned__(sizeof(void*))))
-static uint8_t RET_AREA[(17*sizeof(void*))];
+static uint8_t RET_AREA[(19*sizeof(void*))];
 
 // Helper Functions
 
@@ -964,6 +979,8 @@ uint8_t * __wasm_export_exports_guest_describe(void) {
   *((size_t*)(ptr + (15*sizeof(void*)))) = ((ret).secrets).len;
   *((uint8_t **)(ptr + (14*sizeof(void*)))) = (uint8_t *) ((ret).secrets).ptr;
   *((int8_t*)(ptr + (16*sizeof(void*)))) = (ret).once;
+  *((size_t*)(ptr + (18*sizeof(void*)))) = ((ret).options).len;
+  *((uint8_t **)(ptr + (17*sizeof(void*)))) = (uint8_t *) ((ret).options).ptr;
   return ptr;
 }
 

@@ -111,7 +111,7 @@ typedef struct {
 typedef struct http_request_t {
   // `GET`, `HEAD`, `POST`, `PUT`, `PATCH`, `DELETE` or `OPTIONS`.
   plugin_string_t   method;
-  // `https://` or `http://`; the latter never to port 443.
+  // `https://`, or `http://` where the manifest and the grant say so of the host.
   plugin_string_t   url;
   // At most 64.
   plugin_list_tuple2_string_string_t   headers;
@@ -138,7 +138,8 @@ typedef struct http_error_t {
   } val;
 } http_error_t;
 
-// The host is not granted, or a policy forbids it.
+// The host is not granted, a policy forbids it, or the plugin is only tried
+// (`mode = "audit"`).
 #define HTTP_ERROR_DENIED 0
 // The request makes no sense.
 #define HTTP_ERROR_INVALID 1
@@ -176,7 +177,8 @@ typedef uint8_t exports_guest_lifetime_t;
 // Every message meets a fresh instance: nothing is remembered but in `state`.
 #define EXPORTS_GUEST_LIFETIME_MESSAGE 0
 // The messages of one session (of a client without sessions: of the client) meet the same
-// instance, one after the other. An instance that waits long for a message, or that others
+// instance, one after the other. An `initialize` comes before its session, and meets one of
+// its own. An instance that waits long for a message, or that others
 // need the room of, is let go: what must be kept belongs into `state`.
 #define EXPORTS_GUEST_LIFETIME_SESSION 1
 
@@ -197,7 +199,8 @@ typedef struct exports_guest_manifest_t {
   exports_guest_lifetime_t   lifetime;
   // A JSON Schema (2020-12) that the operator's `config` has to fit. None: any object.
   plugin_option_string_t   config_schema;
-  // Hosts that it asks `http` for, `api.example.com:443`: the operator grants each.
+  // Hosts that it asks `http` for, `api.example.com:443`, or `http://intranet.example:8080`
+  // where it speaks without TLS: the operator grants each.
   plugin_list_string_t   hosts;
   // Names that it asks `secrets` for: the operator says where each comes from.
   plugin_list_string_t   secrets;
@@ -205,6 +208,10 @@ typedef struct exports_guest_manifest_t {
   // again when another interceptor replaced the payload. With, it sees the payload as it is
   // at its place in the chain: the operator puts it behind those that replace.
   bool   once;
+  // What it says or needs beyond these members, by names. `host`: the least version of
+  // Portcullis, such as `0.1.0`. A host does not load a plugin with an option that it does not
+  // know, unless its name begins with `may-`. At most 16.
+  plugin_list_tuple2_string_string_t   options;
 } exports_guest_manifest_t;
 
 typedef uint8_t exports_guest_principal_kind_t;
