@@ -20,7 +20,9 @@ use crate::{
     exchange::{self, Answer, Exchange, Method, Phase},
     identity::PrincipalKind,
     names::SessionId,
-    plugin::{self, Compiled, Decision, Grants, House, Message, Pin, Settings, Trial, Unusable, Versions},
+    plugin::{
+        self, Compiled, Decision, Grants, House, Message, Pin, Settings, Trial, Unusable, Versions,
+    },
     refusal::{Code, Refusal, Rule},
     signing::Verifier,
     vault::{Secret, Source, Unresolved},
@@ -152,7 +154,8 @@ impl Place {
             memory_mib: config.memory_mib,
             deadline: Duration::from_millis(settings.deadline_ms.unwrap_or(DEADLINE_MS)),
             fail_open: settings.fail_open,
-            trial: (settings.mode == chain::Mode::Audit).then_some(Trial { http: config.audit_http }),
+            trial: (settings.mode == chain::Mode::Audit)
+                .then_some(Trial { http: config.audit_http }),
             grants: config.grants.clone(),
             secrets: self.secrets.clone(),
         };

@@ -44,11 +44,13 @@ struct Count {
 #[derive(Default)]
 pub struct Breaker(Mutex<HashMap<Between, Count>>);
 
-/// A message that may be shown to the plugin. Dropped without a word, it says nothing.
+/// A message that may be shown to the plugin. Dropped without a word, it says nothing, unless its time
+/// is over.
 pub struct Admitted {
     breaker: Arc<Breaker>,
     between: Between,
     trial: bool,
+    until: Option<Instant>,
 }
 
 /// What became of it, where that is news.
@@ -75,18 +77,31 @@ impl Breaker {
             trial = true;
         }
         drop(counts);
-        Ok(Admitted { breaker: self.clone(), between, trial })
+        Ok(Admitted { breaker: self.clone(), between, trial, until: None })
     }
 
     /// Between how many it is let alone.
-    pub fn open(&self) -> usize {
-        self.0.lock().values().filter(|count| count.until.is_some()).count()
+    pub fn open(&self, now: Instant) -> usize {
+        self.0.lock().values().filter(|count| count.until.is_some_and(|until| now < until)).count()
     }
 }
 
 impl Admitted {
+    /// One that is dropped after this is a fault: whoever waited gave it up.
+    pub fn until(mut self, until: Instant) -> Self {
+        self.until = Some(until);
+        self
+    }
+
+    /// The plugin had no part in what became of it.
+    pub fn says_nothing(mut self) -> Option<News> {
+        self.until = None;
+        None
+    }
+
     /// The plugin reached a verdict.
     pub fn succeeded(mut self, now: Instant) -> Option<News> {
+        self.until = None;
         let trial = std::mem::take(&mut self.trial);
         let mut counts = self.breaker.0.lock();
         let count = counts.get_mut(&self.between)?;
@@ -109,6 +124,11 @@ impl Admitted {
 
     /// It did not.
     pub fn failed(mut self, now: Instant) -> Option<News> {
+        self.fail(now)
+    }
+
+    fn fail(&mut self, now: Instant) -> Option<News> {
+        self.until = None;
         let trial = std::mem::take(&mut self.trial);
         let mut counts = self.breaker.0.lock();
         if counts.len() >= PARTIES && !counts.contains_key(&self.between) {
@@ -139,6 +159,10 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
+        let now = Instant::now();
+        if self.until.is_some_and(|until| until <= now) {
+            self.fail(now);
+        }
         // Its client went away, for one: the next message is the one to say.
         if self.trial
             && let Some(count) = self.breaker.0.lock().get_mut(&self.between)
@@ -176,7 +200,7 @@ mod tests {
         assert!(breaker.admit(between("b"), now).is_ok());
         let other = Between { server: None, ..between("a") };
         assert!(breaker.admit(other, now).is_ok());
-        assert_eq!(breaker.open(), 1);
+        assert_eq!(breaker.open(now), 1);
     }
 
     #[test]
@@ -196,7 +220,7 @@ mod tests {
         drop(breaker.admit(between("a"), now).ok().unwrap());
         let trial = breaker.admit(between("a"), now).ok().unwrap();
         assert_eq!(trial.succeeded(now), Some(News::Closed));
-        assert_eq!((breaker.open(), fail(&breaker, "a", now)), (0, None));
+        assert_eq!((breaker.open(now), fail(&breaker, "a", now)), (0, None));
     }
 
     #[test]
@@ -235,6 +259,20 @@ mod tests {
         assert_eq!(trial.succeeded(now), Some(News::Closed));
         let news: Vec<_> = (0..FAULTS).filter_map(|_| fail(&breaker, "a", now)).collect();
         assert_eq!(news, [News::Opened(Duration::from_secs(8))]);
+    }
+
+    #[test]
+    fn one_that_is_given_up_after_its_time_is_a_fault() {
+        let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
+        let admitted = || breaker.admit(between("a"), now).ok().unwrap();
+        for _ in 0..FAULTS {
+            drop(admitted().until(now + LONGEST));
+            admitted().until(now).says_nothing();
+        }
+        assert_eq!(breaker.open(now), 0);
+        (0..FAULTS).for_each(|_| drop(admitted().until(now)));
+        assert_eq!(breaker.open(now), 1);
+        assert_eq!(breaker.open(now + 2 * LONGEST), 0, "nobody came back");
     }
 
     #[test]

@@ -204,10 +204,8 @@ impl Grants {
     pub fn missing(&self, asked: &Asked<'_>) -> Option<Missing> {
         let wanted = |function: &Function| asked.functions.contains(function);
         let functions = Function::ALL.into_iter().filter(|one| wanted(one) && !self.has(*one));
-        let hosts = asked
-            .hosts
-            .iter()
-            .filter(|host| !self.hosts().any(|granted| granted.is_same(host)));
+        let hosts =
+            asked.hosts.iter().filter(|host| !self.hosts().any(|granted| granted.is_same(host)));
         let secrets = asked.secrets.iter().filter(|name| {
             !self.secrets.as_ref().is_some_and(|granted| granted.contains_key(*name))
         });

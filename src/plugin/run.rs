@@ -20,6 +20,9 @@ use super::{
     template::{OUTPUT_SLACK, Template},
 };
 
+/// What begins a session.
+const INITIALIZE: &str = "initialize";
+
 /// Why a plugin reached no verdict.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
@@ -59,7 +62,9 @@ impl Failure {
             self,
             Self::MemoryOfCaller(_)
                 | Self::MemoryTogether(_)
-                | Self::Crowded | Self::Queued(_) | Self::LetAlone(_)
+                | Self::Crowded
+                | Self::Queued(_)
+                | Self::LetAlone(_)
         )
     }
 }
@@ -159,8 +164,10 @@ impl Plugin {
         self.signed_by.as_deref()
     }
 
-    /// Makes instances ready, so that the first message need not wait for one.
+    /// Makes instances ready, so that the first message need not wait for one, and has what is told
+    /// of faults begin anew.
     pub fn warm(&self) {
+        self.inner.show_let_alone();
         if let Instances::Fresh(pool) = &self.inner.instances {
             pool.refill();
         }
@@ -180,12 +187,14 @@ impl Plugin {
         let principal = format!("{kind}:{}", message.principal.name);
         let between = Between { principal: principal.clone(), server: message.server.clone() };
         let admitted = match self.inner.breaker.admit(between.clone(), Instant::now()) {
-            Ok(admitted) => Some(admitted),
+            Ok(admitted) => Some(admitted.until(until)),
             Err(_) if template.fail_open => None,
             Err(pause) => return Failure::LetAlone(pause).into(),
         };
-        // Whoever has neither key nor session cannot be told from the next one.
-        let nobody = message.principal.kind == PrincipalKind::Anonymous && session.is_none();
+        // Whoever has neither key nor session cannot be told from the next one; and a session has none
+        // before it began.
+        let nobody = session.is_none()
+            && (message.principal.kind == PrincipalKind::Anonymous || message.event == INITIALIZE);
         let part = template.shares.part(&principal);
         let party = (!nobody).then(|| Party { principal, session: session.map(str::to_owned) });
         let inner = self.inner.clone();
@@ -202,7 +211,7 @@ impl Plugin {
         let news = admitted.and_then(|admitted| match &said.verdict {
             Ok(_) => admitted.succeeded(Instant::now()),
             Err(failure) if failure.is_its_own() => admitted.failed(Instant::now()),
-            Err(_) => None,
+            Err(_) => admitted.says_nothing(),
         });
         if let Some(news) = news {
             self.tell(news, &between);
@@ -214,19 +223,35 @@ impl Plugin {
         let shared = &self.inner.template.shared;
         let (principal, server) = (&between.principal, between.server.as_deref().unwrap_or(""));
         match news {
-            News::Opened(pause) => tracing::warn!(
-                interceptor = %shared.entry, principal, server, ?pause,
-                "the plugin fails again and again and is let alone"
-            ),
+            News::Opened(pause) => {
+                tracing::warn!(
+                    interceptor = %shared.entry, principal, server, ?pause,
+                    "the plugin fails again and again and is let alone"
+                );
+                // Who it was may never come back.
+                let inner = Arc::downgrade(&self.inner);
+                self.inner.template.host.slow.spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    if let Some(inner) = inner.upgrade() {
+                        inner.show_let_alone();
+                    }
+                });
+            }
             News::Closed => tracing::info!(
                 interceptor = %shared.entry, principal, server, "the plugin works again"
             ),
         }
-        shared.around.let_alone(&shared.entry, self.inner.breaker.open());
+        self.inner.show_let_alone();
     }
 }
 
 impl Inner {
+    /// Tells between how many it is let alone.
+    fn show_let_alone(&self) {
+        let shared = &self.template.shared;
+        shared.around.let_alone(&shared.entry, self.breaker.open(Instant::now()));
+    }
+
     async fn work(
         &self,
         message: &Message,

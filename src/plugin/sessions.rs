@@ -95,10 +95,7 @@ impl Sessions {
 
     /// Lets the one of these go that waits longest; one at work never, so that no two of a party are
     /// at work at once.
-    fn let_go(
-        kept: &mut HashMap<Party, Kept>,
-        of: impl Fn(&Party, &Kept) -> bool,
-    ) -> Option<Kept> {
+    fn let_go(kept: &mut HashMap<Party, Kept>, of: impl Fn(&Party, &Kept) -> bool) -> Option<Kept> {
         let idle = kept
             .iter()
             .filter(|(party, kept)| Arc::strong_count(&kept.slot) == 1 && of(party, kept))

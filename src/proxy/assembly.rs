@@ -12,7 +12,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Proxy, beginning,
     parked::Lot,
-    plugins::{self, Around, Files, InChain},
+    plugin_files::Files,
+    plugins::{self, Around, InChain},
     refusals::Refusals,
     reloads::Revisions,
 };

@@ -25,6 +25,7 @@ mod own_acts;
 mod params;
 mod parked;
 mod places;
+mod plugin_files;
 mod plugins;
 mod presence;
 mod questions;

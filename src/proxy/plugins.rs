@@ -1,19 +1,17 @@
 //! Plugins, as the proxy has them: what policies and the config give each, and what is around them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    collections::BTreeMap,
+    path::Path,
     sync::{Arc, OnceLock, Weak},
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use miette::Diagnostic as _;
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
-use tokio::{runtime::Handle, sync::mpsc};
+use tokio::runtime::Handle;
 
-use super::{Proxy, assembly::Found, beginning};
+use super::{Proxy, assembly::Found, beginning, plugin_files::Files};
 use crate::{
     audit::record::Happening,
     chain::{Fault, Interceptor, Verdict},
@@ -23,16 +21,11 @@ use crate::{
         plugin::{Config, Plugin},
         secrets::Known,
     },
-    plugin::{Cache, Grants, House, States, Surroundings, signature_path},
+    plugin::{Cache, Grants, House, States, Surroundings},
     policy::{self, Action, Holder, Resource, Subject},
     telemetry::Metrics,
     vault::{Secret, Source},
 };
-
-/// How long files must be left alone before they are read.
-const QUIET: Duration = Duration::from_millis(150);
-/// Changes without end put that off no longer than this many times.
-const PATIENCE: u32 = 20;
 
 /// The secrets that plugins are handed, by the places of their entries, read once for this run.
 #[derive(Default)]
@@ -100,75 +93,6 @@ pub fn load(
 pub struct InChain {
     pub entry: InterceptorEntry,
     pub plugin: Arc<Plugin>,
-}
-
-/// The files of plugins of which others may take the place, watched.
-pub(super) struct Files {
-    watcher: RecommendedWatcher,
-    paths: Vec<PathBuf>,
-    news: mpsc::Receiver<()>,
-}
-
-impl Files {
-    /// Those of these plugins; nothing where each is pinned.
-    pub fn watch(all: &[InChain]) -> notify::Result<Option<Self>> {
-        let paths: Vec<_> = all.iter().filter_map(|one| one.plugin.changeable()).collect();
-        if paths.is_empty() {
-            return Ok(None);
-        }
-        // One that is full knows already.
-        let (sender, news) = mpsc::channel(1);
-        let with_signatures =
-            paths.iter().cloned().chain(paths.iter().map(|path| signature_path(path)));
-        let names: Vec<_> =
-            with_signatures.filter_map(|path| path.file_name().map(ToOwned::to_owned)).collect();
-        let matters = move |event: &notify::Event| {
-            let named = |path: &PathBuf| {
-                path.file_name().is_some_and(|name| names.iter().any(|one| one == name))
-            };
-            !event.kind.is_access() && (event.need_rescan() || event.paths.iter().any(named))
-        };
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // A fault of the watch may hide a change.
-            if event.as_ref().map_or(true, &matters) {
-                let _ = sender.try_send(());
-            }
-        })?;
-        let mut files = Self { watcher, paths, news };
-        files.renew()?;
-        Ok(Some(files))
-    }
-
-    /// Watches the folders of the files: a file is often replaced by a rename, and a watch on the file
-    /// itself would follow the old one. Anew after each change, since a folder can be replaced too.
-    fn renew(&mut self) -> notify::Result<()> {
-        let folders: BTreeSet<_> = self.paths.iter().filter_map(|path| path.parent()).collect();
-        let mut failure = None;
-        for folder in folders {
-            let _ = self.watcher.unwatch(folder);
-            failure = self.watcher.watch(folder, RecursiveMode::NonRecursive).err().or(failure);
-        }
-        failure.map_or(Ok(()), Err)
-    }
-
-    /// Waits until files changed and are left alone. False: there will be no more.
-    async fn changed(&mut self) -> bool {
-        if self.news.recv().await.is_none() {
-            return false;
-        }
-        for _ in 0..PATIENCE {
-            match tokio::time::timeout(QUIET, self.news.recv()).await {
-                Ok(Some(())) => {}
-                Ok(None) => return false,
-                Err(_) => break,
-            }
-        }
-        // First the watch and then the files: what changes in between is news again.
-        if let Err(error) = self.renew() {
-            tracing::warn!(%error, "changes of plugins may go unseen");
-        }
-        true
-    }
 }
 
 impl Proxy {
@@ -388,7 +312,7 @@ pub fn ungranted(
 /// The policies that let a plugin have all that its entry grants it, one a line.
 pub fn permits(plugin: &str, grants: &Grants) -> Vec<String> {
     // Where nothing is permitted, all is missing.
-    let Ok(none) = policy::Engine::load(&[], std::path::Path::new("")) else { return Vec::new() };
+    let Ok(none) = policy::Engine::load(&[], Path::new("")) else { return Vec::new() };
     withheld(plugin, grants, &none).iter().map(|withheld| withheld.permit(plugin)).collect()
 }
 

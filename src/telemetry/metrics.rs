@@ -5,7 +5,7 @@
 //! client nor a server can grow the store.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     sync::{
         Arc,
@@ -37,6 +37,8 @@ const TOOLS: usize = 1_000;
 /// Bytes of a tool's name that is taken for a label.
 const TOOL_BYTES: usize = 128;
 const OTHER: &str = "other";
+/// Names that one plugin counts under.
+const PLUGIN_NAMES: usize = 32;
 
 /// JSON-RPC error codes that have a label of their own: JSON-RPC's, MCP's and ours.
 const ERRORS: &[(i64, &str)] = &[
@@ -211,6 +213,8 @@ pub struct Metrics {
     export_lag: Family<ExportLabels, Gauge>,
     reloads: Family<OutcomeLabels, Counter>,
     plugins: Family<PluginLabels, Counter>,
+    /// How many names each plugin counts under.
+    plugin_names: Mutex<BTreeMap<String, usize>>,
     plugins_let_alone: Family<EntryLabels, Gauge>,
     tools_seen: Mutex<HashMap<ServerName, HashSet<Arc<str>>>>,
 }
@@ -250,6 +254,7 @@ impl Metrics {
             export_lag: Family::default(),
             reloads: Family::default(),
             plugins: Family::default(),
+            plugin_names: Mutex::default(),
             plugins_let_alone: Family::default(),
             tools_seen: Mutex::default(),
         };
@@ -463,11 +468,25 @@ impl Metrics {
         self.reloads.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
-    /// A plugin counted something. Plugins are the config's, and the names of one are few.
+    /// A plugin counted something. Plugins are the config's; the names of one are few, also where
+    /// others take its place.
     pub fn plugin_counted(&self, plugin: &str, name: &str, by: u64) {
         let labels =
             PluginLabels { plugin: Value::Named(plugin.into()), name: Value::Named(name.into()) };
-        self.plugins.get_or_create(&labels).inc_by(by);
+        if self.plugins.get(&labels).is_none() {
+            let mut names = self.plugin_names.lock();
+            let names = names.entry(plugin.to_owned()).or_default();
+            if *names >= PLUGIN_NAMES {
+                return;
+            }
+            if self.plugins.get(&labels).is_none() {
+                *names += 1;
+                drop(self.plugins.get_or_create(&labels));
+            }
+        }
+        // A counter that goes back would be read as one that began anew.
+        let counter = self.plugins.get_or_create(&labels);
+        counter.inc_by(by.min(u64::MAX - counter.get()));
     }
 
     /// A plugin is let alone after faults, between so many callers and servers.

@@ -30,6 +30,7 @@ mod operations;
 mod orphans;
 mod others;
 mod paired;
+mod plugin_http;
 mod plugin_life;
 mod policy;
 mod questions;

@@ -176,3 +176,59 @@ async fn a_dropped_question_ends_its_guest() {
     }
     assert_eq!(ask(&plugin, "nothing").await, Ok(Verdict::pass()));
 }
+
+#[tokio::test]
+async fn one_that_fails_open_is_asked_however_often_it_fails() {
+    let open = EntrySettings { fail_open: true, ..settings() };
+    let plugin = load(&logging("hostile"), &open).expect("it loads");
+    for _ in 0..10 {
+        let Fault(text) = ask(&plugin, "trap").await.expect_err("a fault");
+        assert!(text.contains("unreachable"), "{text}");
+    }
+    // Else it would pass unseen.
+    let verdict = ask(&plugin, "state").await.expect("a verdict");
+    assert!(matches!(verdict.decision, Decision::Refuse(_)), "{verdict:?}");
+}
+
+/// Replaces the payload of every call, once.
+struct Replacer;
+
+#[async_trait::async_trait]
+impl Interceptor for Replacer {
+    fn name(&self) -> &str {
+        "replacer"
+    }
+
+    fn wants(&self, _: &Method, phase: Phase) -> bool {
+        phase == Phase::Request
+    }
+
+    async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault> {
+        let text = String::from_utf8_lossy(exchange.payload(phase).raw()).into_owned();
+        Ok(match text.contains("before") {
+            true => Verdict::replace(text.replace("before", "after").into()),
+            false => Verdict::pass(),
+        })
+    }
+}
+
+#[tokio::test]
+async fn one_that_asks_for_that_is_asked_once() {
+    let caps = Caps::request(&Limits::default());
+    let counter = || load(&config("counter"), &settings()).expect("it loads");
+    for (counter_first, told) in [(true, "before"), (false, "after")] {
+        let counter = Link::strict(Arc::new(counter()));
+        let mut links = vec![counter, Link::strict(Arc::new(Replacer))];
+        if !counter_first {
+            links.reverse();
+        }
+        let mut exchange = call("any", json!({ "text": "before" }), None);
+        let mut trail = Trail::default();
+        let chain = Chain::new(links, caps, caps);
+        chain.pass(&mut exchange, Phase::Request, &mut trail).await.expect("it passes");
+        assert!(exchange.request.raw().windows(5).any(|text| text == b"after"));
+        let seen = trail.findings.iter().filter(|one| one.rule.id == "counter/seen");
+        let seen: Vec<_> = seen.map(|one| one.message.contains(told)).collect();
+        assert_eq!(seen, [true]);
+    }
+}

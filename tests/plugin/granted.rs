@@ -1,7 +1,10 @@
 //! What plugins are granted, and what they are not.
 
 use miette::Diagnostic as _;
-use portcullis::chain::Decision;
+use portcullis::{
+    chain::{Decision, Mode},
+    plugin::States,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
@@ -46,6 +49,8 @@ pub(super) fn all(folder: &Path, port: u16) -> Value {
 #[derive(Default)]
 pub(super) struct Around {
     counted: parking_lot::Mutex<Vec<(String, u64)>>,
+    lines: parking_lot::Mutex<Vec<String>>,
+    withdrawn: parking_lot::Mutex<Vec<(String, Vec<String>)>>,
     forbidden: bool,
 }
 
@@ -55,6 +60,14 @@ impl Surroundings for Around {
         self.counted.lock().push((name.to_owned(), by));
     }
 
+    fn log(&self, _: &str, _: tracing::Level, line: &str) {
+        self.lines.lock().push(line.to_owned());
+    }
+
+    fn withdrawn(&self, _: &str, exchange: &str, requests: Vec<String>) {
+        self.withdrawn.lock().push((exchange.to_owned(), requests));
+    }
+
     fn may_reach(&self, _: &str, host: &str, _: u16) -> Result<(), String> {
         assert_eq!(host, "localhost");
         if self.forbidden { Err("policy does not permit it".into()) } else { Ok(()) }
@@ -62,9 +75,12 @@ impl Surroundings for Around {
 }
 
 pub(super) fn loaded(config: &Config, around: Arc<Around>) -> Result<Plugin, Unusable> {
-    let house = House { around, ..House::bare() };
+    loaded_as(config, &settings(), House { around, ..House::bare() })
+}
+
+fn loaded_as(config: &Config, settings: &EntrySettings, house: House) -> Result<Plugin, Unusable> {
     let secrets = config.secrets(Path::new(".")).expect("secrets");
-    Plugin::load(config, &settings(), Path::new("."), secrets, &house)
+    Plugin::load(config, settings, Path::new("."), secrets, &house)
 }
 
 /// What the probe refuses with.
@@ -158,7 +174,9 @@ async fn what_is_not_granted_is_told_with_the_lines_that_would() {
 }
 
 /// A server on this machine that answers every request so (with nothing: never), and tells of it.
-pub(super) async fn server(answer: &'static str) -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
+pub(super) async fn server(
+    answer: &'static str,
+) -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let (told, heard) = tokio::sync::mpsc::unbounded_channel();
@@ -271,4 +289,88 @@ async fn names_of_private_addresses_are_not_spoken_to() {
     let said = got(&plugin, "get http://HOST/").await;
     assert!(said.contains("no public address"), "{said}");
     assert!(heard.try_recv().is_err(), "nobody was asked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_on_trial_keeps_nothing_and_sends_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (port, mut heard) = server(HELLO).await;
+    let states = States::at(folder.path().join("state"));
+    states.open().expect("a store");
+    let mut config = probe(folder.path(), port, all(folder.path(), port));
+    let entry = |mode| EntrySettings { mode, ..settings() };
+    let house = || House {
+        around: Arc::new(Around::default()),
+        states: Some(states.clone()),
+        ..House::bare()
+    };
+    let enforced = loaded_as(&config, &entry(Mode::Enforce), house()).expect("it loads");
+    let tried = loaded_as(&config, &entry(Mode::Audit), house()).expect("it loads");
+    assert_eq!(got(&enforced, "add").await, "Ok(1)");
+    for expected in ["Ok(1)", "Ok(2)", "Ok(3)"] {
+        assert_eq!(got(&tried, "add").await, expected, "values of its own");
+    }
+    assert_eq!(got(&enforced, "add").await, "Ok(2)");
+
+    let verdict = ask(&tried, "get http://HOST/").await.expect("a verdict");
+    let Decision::Refuse(refusal) = &verdict.decision else { panic!("refused") };
+    assert!(refusal.message.contains("on trial"), "{}", refusal.message);
+    let told = format!("GET http://localhost:{port} not sent, on trial");
+    assert_eq!(verdict.findings[0].message, told);
+    assert!(heard.try_recv().is_err(), "nobody was asked");
+
+    config.audit_http = true;
+    let sending = loaded_as(&config, &entry(Mode::Audit), house()).expect("it loads");
+    assert_eq!(got(&sending, "get http://HOST/").await, "Ok(\"200 hello\")");
+    assert_eq!(got(&sending, "add").await, "Ok(1)");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sent_for_a_withdrawn_message_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (port, mut heard) = server("").await;
+    let config = probe(folder.path(), port, all(folder.path(), port));
+    let around = Arc::new(Around::default());
+    let plugin = Arc::new(loaded(&config, around.clone()).expect("it loads"));
+    let exchange = call("get http://HOST/", json!({}), None);
+    let id = exchange.id.to_string();
+    let asked = tokio::spawn({
+        let plugin = plugin.clone();
+        async move { plugin.inspect(&exchange, Phase::Request).await }
+    });
+    heard.recv().await.expect("a request");
+    asked.abort();
+    let told = async {
+        while around.withdrawn.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), told).await.expect("it is told");
+    let requests = vec![format!("GET http://localhost:{port} unanswered")];
+    assert_eq!(*around.withdrawn.lock(), [(id, requests)]);
+    // One that has its verdict tells of its requests itself.
+    assert!(got(&plugin, "get http://localhost:1/").await.contains("not granted"));
+    assert_eq!(around.withdrawn.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn lines_of_the_beginning_count_to_the_first_message() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = probe(folder.path(), 1, all(folder.path(), 1));
+    config.config.insert("talk".into(), true.into());
+    let around = Arc::new(Around::default());
+    let plugin = loaded(&config, around.clone()).expect("it loads");
+    around.lines.lock().clear();
+    // Nothing is ready: the instance begins with this message.
+    assert_eq!(ask(&plugin, "talk").await, Ok(Verdict::pass()));
+    assert!(!around.lines.lock().iter().any(|line| line == "talking"));
+}
+
+#[tokio::test]
+async fn another_trap_is_not_told_as_want_of_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = probe(folder.path(), 1, all(folder.path(), 1));
+    let plugin = loaded(&config, Arc::default()).expect("it loads");
+    let Fault(told) = ask(&plugin, "starve-and-trap").await.expect_err("a fault");
+    assert!(told.starts_with("it trapped"), "{told}");
 }

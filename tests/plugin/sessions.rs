@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use portcullis::chain::Decision;
+use tokio::task::JoinSet;
 
 use super::*;
 
@@ -84,4 +85,40 @@ async fn who_has_neither_key_nor_session_meets_a_fresh_instance() {
         let Decision::Refuse(refusal) = verdict.decision else { panic!("refused") };
         assert_eq!(refusal.message, "0");
     }
+}
+
+#[tokio::test]
+async fn what_begins_a_session_meets_no_instance_of_another() {
+    let plugin = keeper();
+    assert_eq!(seen(&plugin, "ann", None).await, 0);
+    let mut exchange = by("ann", None, "any");
+    exchange.method = Method::new("initialize");
+    for _ in 0..2 {
+        let verdict = plugin.inspect(&exchange, Phase::Request).await.expect("a verdict");
+        let Decision::Refuse(refusal) = verdict.decision else { panic!("refused") };
+        assert_eq!(refusal.message, "0");
+    }
+    assert_eq!(seen(&plugin, "ann", None).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_caller_that_has_all_its_sessions_at_work_crowds_out_nobody_else() {
+    let settings = EntrySettings { deadline_ms: Some(600_000), ..EntrySettings::default() };
+    let plugin = Arc::new(load(&config("keeper"), &settings).expect("it loads"));
+    let mut all: JoinSet<_> = (0..24)
+        .map(|at| {
+            let plugin = plugin.clone();
+            let spin = by("greedy", Some(&format!("s{at}")), "spin");
+            async move { plugin.inspect(&spin, Phase::Request).await }
+        })
+        .collect();
+    // Those that have an instance, or wait for a place with one, do not end.
+    for _ in 16..24 {
+        let ended = tokio::time::timeout(Duration::from_secs(60), all.join_next()).await;
+        let verdict = ended.expect("one that finds none ends").expect("one").expect("no panic");
+        let Fault(told) = verdict.expect_err("a fault");
+        assert!(told.contains("all instances that it may keep"), "{told}");
+    }
+    assert_eq!(seen(&plugin, "other", Some("s")).await, 0);
+    assert_eq!(seen(&plugin, "other", Some("s")).await, 1);
 }

@@ -101,7 +101,8 @@ fn no_other_plugin_of_the_same_key_takes_the_place_at_the_start() {
     assert!(load_signed("stricter", "0.2.0", meant.clone()).is_ok());
     let refused = |name: &str, version: &str, keys: Value| {
         let refused = load_signed(name, version, keys).err().expect("it is not loaded");
-        (refused.code().expect("a code").to_string(), refused)
+        let code = refused.code().expect("a code").to_string();
+        (code, refused)
     };
     for (name, version) in [("noop", "0.1.0"), ("keeper", "0.1.0")] {
         let (code, refused) = refused(name, version, meant.clone());

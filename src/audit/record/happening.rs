@@ -76,6 +76,7 @@ pub enum Happening {
         /// The interceptor's name.
         plugin: String,
         /// The decision on that message.
+        #[schemars(with = "String")]
         call: DecisionId,
         /// Method, host and what came of it.
         requests: Vec<String>,

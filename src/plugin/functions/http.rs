@@ -323,8 +323,9 @@ mod tests {
 
     #[test]
     fn the_host_of_a_url_is_the_one_that_is_granted() {
-        let client =
-            Client::to(["a.example:443", "http://10.0.0.5:80"].map(|t| t.parse().unwrap()).into_iter());
+        let client = Client::to(
+            ["a.example:443", "http://10.0.0.5:80"].map(|t| t.parse().unwrap()).into_iter(),
+        );
         let granted = |url: &str| {
             let request = Request {
                 method: "GET".into(),

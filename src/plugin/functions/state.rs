@@ -468,4 +468,32 @@ mod tests {
         let values = states.of("a", 200);
         assert!(matches!(values.get("k"), Err(Error::Unavailable)));
     }
+
+    /// What the store takes of the disk, and not only what is in it, has a bound.
+    #[test]
+    fn values_that_are_written_again_and_again_take_no_more_room() {
+        let (folder, _states, [values, _]) = both(1 << 20);
+        for at in 0..1_000_u32 {
+            let value = vec![u8::try_from(at % 251).unwrap(); VALUE];
+            values.set(&format!("k{}", at % 4), Some(&value)).unwrap();
+        }
+        let size = |path: &std::path::Path| {
+            let mut all = 0;
+            let mut folders = vec![path.to_owned()];
+            while let Some(folder) = folders.pop() {
+                for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                    match entry.metadata() {
+                        Ok(found) if found.is_dir() => folders.push(entry.path()),
+                        Ok(found) => all += found.len(),
+                        // Gone in between.
+                        Err(_) => {}
+                    }
+                }
+            }
+            all
+        };
+        // 62 MiB were written.
+        let kept = size(folder.path());
+        assert!(kept < 31 << 20, "{kept}");
+    }
 }

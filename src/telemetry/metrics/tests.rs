@@ -158,3 +158,17 @@ fn every_metric_has_its_published_name() {
         assert!(!lines(&metrics, name).is_empty(), "{name}");
     }
 }
+
+#[test]
+fn a_plugin_counts_under_few_names_and_never_back() {
+    let metrics = Metrics::new();
+    for at in 0..100 {
+        metrics.plugin_counted("p", &format!("n{at}"), 1);
+    }
+    metrics.plugin_counted("p", "n0", u64::MAX);
+    metrics.plugin_counted("p", "n0", 5);
+    let counted = lines(&metrics, "portcullis_plugin_events_total");
+    assert_eq!(counted.len(), PLUGIN_NAMES);
+    let most = format!(r#"{{plugin="p",name="n0"}} {}"#, u64::MAX);
+    assert!(counted.iter().any(|line| line.ends_with(&most)), "{counted:?}");
+}

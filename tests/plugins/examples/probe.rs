@@ -30,6 +30,9 @@ impl Guest for Probe {
             let answer = get(&format!("http://{HOST}/"));
             return Err(format!("{answer:?}"));
         }
+        if config.contains("talk") {
+            (0..8).for_each(|_| log(Level::Info, "beginning"));
+        }
         CONFIG.set(config).map_err(|_| "it began twice".into())
     }
 
@@ -55,6 +58,18 @@ impl Guest for Probe {
                 }
                 metrics::count("no name", 1);
                 Decision::Pass
+            }
+            "talk" => {
+                (0..8).for_each(|_| log(Level::Info, "talking"));
+                Decision::Pass
+            }
+            "starve-and-trap" => {
+                // More than it may have, which is no harm by itself.
+                let more = core::arch::wasm32::memory_grow::<0>(4_096);
+                // SAFETY: not sound at all, which is the point: there is no such function.
+                let none: fn() -> usize =
+                    unsafe { std::mem::transmute(std::hint::black_box(1_000_000 + more)) };
+                refuse("got", none().to_string())
             }
             "add" => refuse("got", format!("{:?}", state::add("n", 1))),
             "fill" => {

@@ -1,0 +1,147 @@
+//! Watches the files of plugins of which others may take the place.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::plugins::InChain;
+use crate::plugin::signature_path;
+
+/// How long files must be left alone before they are read.
+const QUIET: Duration = Duration::from_millis(150);
+/// Changes without end put that off no longer than this many times.
+const PATIENCE: u32 = 20;
+
+/// The files of plugins of which others may take the place, watched.
+pub(super) struct Files {
+    watcher: RecommendedWatcher,
+    paths: Vec<PathBuf>,
+    /// The folders that are watched.
+    folders: BTreeSet<PathBuf>,
+    /// What matters in them: the files, and the links on the way to them.
+    names: Arc<Mutex<BTreeSet<OsString>>>,
+    news: mpsc::Receiver<()>,
+}
+
+/// Links that a path may have.
+const LINKS: usize = 32;
+
+/// Every path whose change makes another file of this one: links on the way to it (Kubernetes puts new
+/// files in place by a link to their folder), and the file itself.
+fn way_to(path: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    let mut path = path.to_owned();
+    while all.len() < LINKS {
+        let steps: Vec<_> = path.ancestors().collect();
+        let link = steps.iter().rev().find_map(|step| Some((*step, step.read_link().ok()?)));
+        let Some((link, target)) = link else { break };
+        let rest = path.strip_prefix(link).unwrap_or(Path::new(""));
+        let folder = link.parent().unwrap_or(Path::new("/"));
+        let mut next = folder.join(target);
+        if !rest.as_os_str().is_empty() {
+            next.push(rest);
+        }
+        all.push(link.to_owned());
+        path = next;
+    }
+    all.push(path);
+    all
+}
+
+impl Files {
+    /// Those of these plugins; nothing where each is pinned.
+    pub fn watch(all: &[InChain]) -> notify::Result<Option<Self>> {
+        let paths: Vec<_> = all.iter().filter_map(|one| one.plugin.changeable()).collect();
+        if paths.is_empty() {
+            return Ok(None);
+        }
+        // One that is full knows already.
+        let (sender, news) = mpsc::channel(1);
+        let names = Arc::new(Mutex::new(BTreeSet::new()));
+        let known = names.clone();
+        let matters = move |event: &notify::Event| {
+            let known = known.lock();
+            let named = |path: &PathBuf| path.file_name().is_some_and(|name| known.contains(name));
+            !event.kind.is_access() && (event.need_rescan() || event.paths.iter().any(named))
+        };
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // A fault of the watch may hide a change.
+            if event.as_ref().map_or(true, &matters) {
+                let _ = sender.try_send(());
+            }
+        })?;
+        let mut files = Self { watcher, paths, folders: BTreeSet::new(), names, news };
+        files.renew()?;
+        Ok(Some(files))
+    }
+
+    /// Watches the folders of the files: a file is often replaced by a rename, and a watch on the file
+    /// itself would follow the old one. Anew after each change, since a folder can be replaced too.
+    fn renew(&mut self) -> notify::Result<()> {
+        let ways = self
+            .paths
+            .iter()
+            .flat_map(|path| [way_to(path), way_to(&signature_path(path))].into_iter().flatten());
+        let ways: Vec<_> = ways.collect();
+        let folders = ways.iter().filter_map(|path| path.parent().map(ToOwned::to_owned));
+        let names = ways.iter().filter_map(|path| path.file_name().map(ToOwned::to_owned));
+        *self.names.lock() = names.collect();
+        for folder in std::mem::replace(&mut self.folders, folders.collect()) {
+            let _ = self.watcher.unwatch(&folder);
+        }
+        let mut failure = None;
+        for folder in &self.folders {
+            failure = self.watcher.watch(folder, RecursiveMode::NonRecursive).err().or(failure);
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Waits until files changed and are left alone. False: there will be no more.
+    pub async fn changed(&mut self) -> bool {
+        if self.news.recv().await.is_none() {
+            return false;
+        }
+        for _ in 0..PATIENCE {
+            match tokio::time::timeout(QUIET, self.news.recv()).await {
+                Ok(Some(())) => {}
+                Ok(None) => return false,
+                Err(_) => break,
+            }
+        }
+        // First the watch and then the files: what changes in between is news again.
+        if let Err(error) = self.renew() {
+            tracing::warn!(%error, "changes of plugins may go unseen");
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_link_on_the_way_to_a_file_matters() {
+        use std::os::unix::fs::symlink;
+
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().canonicalize().unwrap();
+        std::fs::create_dir(folder.join("..1")).unwrap();
+        std::fs::write(folder.join("..1/a.wasm"), "").unwrap();
+        symlink("..1", folder.join("..data")).unwrap();
+        symlink("..data/a.wasm", folder.join("a.wasm")).unwrap();
+        let way = ["a.wasm", "..data", "..1/a.wasm"].map(|step| folder.join(step));
+        assert_eq!(way_to(&folder.join("a.wasm")), way);
+        assert_eq!(way_to(&folder.join("none")), [folder.join("none")]);
+        symlink("round", folder.join("round")).unwrap();
+        assert_eq!(way_to(&folder.join("round")).len(), LINKS + 1);
+    }
+}
