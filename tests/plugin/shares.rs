@@ -1,5 +1,7 @@
 //! One caller's messages, however many, large and slow, leave room for others'.
 
+use std::time::Duration;
+
 use portcullis::chain::Decision;
 use tokio::task::JoinHandle;
 
@@ -33,7 +35,8 @@ async fn slow_messages_of_one_caller_hold_up_nobody_else() {
     let plugin = Arc::new(loaded(&config, Arc::default()).expect("it loads"));
     let slow = flood(&plugin, 100, "get http://HOST/");
     for _ in 0..8 {
-        heard.recv().await.expect("a request");
+        let heard = tokio::time::timeout(Duration::from_secs(60), heard.recv()).await;
+        heard.expect("in time").expect("a request");
     }
     // Else it would wait as long as they do, and be late.
     assert_eq!(of_another(&plugin, "config").await, "{}");
@@ -50,11 +53,15 @@ async fn large_messages_of_one_caller_leave_memory_for_others() {
     // Two of these fit into a part, ten into all of the memory.
     let large = flood(&plugin, 12, "hold-and-get http://HOST/");
     for _ in 0..2 {
-        heard.recv().await.expect("a request");
+        let heard = tokio::time::timeout(Duration::from_secs(60), heard.recv()).await;
+        heard.expect("in time").expect("a request");
     }
-    while large.iter().filter(|one| one.is_finished()).count() < 10 {
-        tokio::task::yield_now().await;
-    }
+    let others_failed = async {
+        while large.iter().filter(|one| one.is_finished()).count() < 10 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), others_failed).await.expect("they lack memory");
     let said = of_another(&plugin, "hold-and-get file:///").await;
     assert!(said.contains("Invalid"), "{said}");
     // What its own messages lacked for each other is no fault of the plugin's: it is not let alone.
