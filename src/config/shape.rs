@@ -18,12 +18,7 @@ use super::{
 };
 use crate::{
     admin::Member,
-use crate::{
-    admin::Member,
     egress,
-    names::ServerName,
-    plugin::{Destination, Versions},
-};
     names::ServerName,
     plugin::{Destination, Versions},
 };
