@@ -176,7 +176,7 @@ fn entry(name: &str, plugins: &Path, scratch: &Path, port: u16) -> anyhow::Resul
             bytes[at..at + host.len()].copy_from_slice(host.as_bytes());
             path = scratch.join("tarpit.wasm");
             std::fs::write(&path, bytes)?;
-            format!("http = [\"{host}=127.0.0.1\"]")
+            format!("http = [\"http://{host}=127.0.0.1\"]")
         }
         _ => String::new(),
     };

@@ -12,7 +12,7 @@ impl Harm for Leak {
     const NAME: &str = "leak";
 
     fn describe() -> Manifest {
-        let (hosts, secrets) = (vec![HOST.into()], vec!["TOKEN".into()]);
+        let (hosts, secrets) = (vec![format!("http://{HOST}")], vec!["TOKEN".into()]);
         Manifest { hosts, secrets, ..manifest(Self::NAME) }
     }
 
