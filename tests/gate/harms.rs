@@ -238,9 +238,9 @@ async fn a_secret_goes_where_it_is_granted_and_nowhere_else() {
     for record in &records {
         // Whom it spoke to, and whom it tried to, without what it meant to say.
         let text = record.to_string();
-        assert!(text.contains(&format!("POST localhost:{port} 200")), "{record:#}");
-        assert!(text.contains("GET [redacted].example:80 denied"), "{record:#}");
-        assert!(text.contains("GET localhost:1 denied"), "{record:#}");
+        assert!(text.contains(&format!("POST http://localhost:{port} 200")), "{record:#}");
+        assert!(text.contains("GET http://[redacted].example:80 denied"), "{record:#}");
+        assert!(text.contains("GET http://localhost:1 denied"), "{record:#}");
         assert!(!text.contains("/method") && !text.contains("/header"), "{record:#}");
         assert_eq!(record["server"], "crooked");
     }
