@@ -190,6 +190,7 @@ impl FromStr for Destination {
                 Ok(Host::Name(top)) if top.contains('.') => Pattern::Below(top),
                 _ => return Err(Illegal::Wildcard),
             },
+            None if host.contains('*') => return Err(Illegal::Wildcard),
             // Bare IPv6 addresses would be read with their last group as the port.
             None if host.contains(':') && !host.starts_with('[') => return Err(Illegal::Shape),
             None => Pattern::One(host.parse().map_err(|_| Illegal::Shape)?),

@@ -42,8 +42,6 @@ use crate::{
 const NET: [u8; 3] = [198, 18, 0];
 const PROXY: Ipv4Addr = Ipv4Addr::new(NET[0], NET[1], NET[2], 1);
 const PORT: u16 = 3128;
-/// Entries that one server may have: its names get an address of the net each.
-pub const MOST: usize = 200;
 /// For what must fail at once.
 const PROBE: Duration = Duration::from_secs(1);
 /// What nothing inside may get to: the Internet, private networks, and where clouds keep secrets.

@@ -102,7 +102,7 @@ async fn python() {
         ("https_proxy", &proxy),
         ("SSL_CERT_FILE", &ca),
     ];
-    let script = "import sys, urllib.request\nfor url in sys.argv[1:]:\n    print(urllib.request.urlopen(url, timeout=20).read().decode())";
+    let script = "import sys, urllib.request\nfor url in sys.argv[1:]:\n    print(urllib.request.urlopen(url, timeout=50).read().decode())";
     let arguments = ["-c", script, &scene.tls_url(), &scene.web_url()];
     let (well, said) = run("python3", &arguments, &environment).await;
     assert!(well && said.matches("GET /deep HTTP/1.1").count() == 2, "{said}");

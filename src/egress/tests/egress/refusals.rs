@@ -36,6 +36,14 @@ fn in_two(hello: &[u8]) -> Vec<u8> {
     [record(one), record(two)].concat()
 }
 
+/// A ClientHello with another message in its record.
+fn behind(hello: &[u8]) -> Vec<u8> {
+    let mut record = [hello, &[0, 0, 0, 0]].concat();
+    let length = u16::try_from(record.len() - 5).unwrap();
+    record[3..5].copy_from_slice(&length.to_be_bytes());
+    record
+}
+
 #[tokio::test]
 async fn no_way_round() {
     let (tls, web, db) =
@@ -139,6 +147,7 @@ async fn no_way_round() {
         ("an empty record", vec![22, 3, 1, 0, 0, 22], "broken-hello"),
         ("another handshake", vec![22, 3, 1, 0, 4, 2, 0, 0, 0], "broken-hello"),
         ("two messages", [&good[..3], &[0, 8, 1, 0, 0, 0, 1, 0, 0, 0]].concat(), "broken-hello"),
+        ("a message behind it", behind(&good), "broken-hello"),
         ("clear text", b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n".to_vec(), "not-tls"),
         ("SSH", b"SSH-2.0-x\r\n".to_vec(), "not-tls"),
         ("SSL 2", vec![0x80, 0x2e, 1, 0, 2, 0], "not-tls"),
@@ -160,6 +169,9 @@ async fn no_way_round() {
         socks(1, "db.example", d, &in_two(&hello("evil.example"))),
         "broken-hello",
     );
+    let mut odd = hello("evil.example");
+    odd[1] = 2;
+    try_it("TLS elsewhere", connect(&db_host, &odd), "not-tls");
     for (uri, host, code) in [
         ("http://evil.example/", "evil.example", "not-listed"),
         (&format!("http://127.0.0.1:{w}/")[..], &format!("127.0.0.1:{w}")[..], "not-listed"),

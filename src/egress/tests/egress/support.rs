@@ -23,7 +23,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, rustls};
 
 /// For anything to happen that must happen.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// Lets through all but `policy.example`, and keeps what it is told.
 pub struct Recorder {
@@ -43,6 +43,14 @@ impl Gate for Recorder {
 
     fn told(&self, outcome: Outcome) {
         let _ = self.told.send(outcome);
+    }
+}
+
+impl Recorder {
+    /// With all that it will be told.
+    pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Outcome>) {
+        let (told, receiver) = mpsc::unbounded_channel();
+        (Arc::new(Self { told, asked: Mutex::default() }), receiver)
     }
 }
 
@@ -85,8 +93,7 @@ pub struct World {
 impl World {
     pub async fn new(destinations: &[String], limits: Limits) -> Self {
         let all: Vec<Destination> = destinations.iter().map(|text| text.parse().unwrap()).collect();
-        let (told, receiver) = mpsc::unbounded_channel();
-        let gate = Arc::new(Recorder { told, asked: Mutex::default() });
+        let (gate, receiver) = Recorder::new();
         let names = Arc::new(Names::default());
         let all = Destinations::new(all).unwrap();
         let egress = Egress::new("notes", all, limits, gate.clone(), names.clone());
