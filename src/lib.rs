@@ -65,6 +65,9 @@ pub use portcullis_vault as vault;
 // What others wrote of servers.
 pub use portcullis_catalog as catalog;
 
+// Where artifacts come from, such as plugins.
+pub use portcullis_oci as oci;
+
 // What clients keep for us.
 pub mod seal;
 

@@ -191,7 +191,7 @@ pub async fn ask(
         grants: case.grants.unwrap_or_else(|| granted(&compiled, secrets.keys())),
         secrets: secrets.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),
     };
-    let house = House { around: around.clone(), states: None, cache: None };
+    let house = House { around: around.clone(), ..House::bare() };
     let plugin = compiled.plugin(settings, &house)?;
     let mut answered = Answered {
         plugin: compiled.manifest().name.clone(),

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     plugin::{
-        Compiled, Direction, Grants, House, Lifetime, Message, Phase, Pin, Plugin, Principal,
-        PrincipalKind, Settings, Target, signature_path,
+        Compiled, Direction, Found, Grants, House, Lifetime, Message, Phase, Pin, Plugin,
+        Principal, PrincipalKind, Settings, Target,
     },
     proxy::permits,
     vault::Secret,
@@ -93,9 +93,14 @@ pub struct Cost {
 ///
 /// # Errors
 /// Why it is no plugin.
-pub async fn look(path: &Path, config: Map<String, Value>, measure: bool) -> Result<Looked, Wrong> {
+pub async fn look(
+    found: &Found,
+    config: Map<String, Value>,
+    measure: bool,
+) -> Result<Looked, Wrong> {
     let before = Instant::now();
-    let compiled = Compiled::read(path, Pin::Any)?;
+    let compiled = Compiled::of(found, Pin::Any, None)?;
+    let (path, _) = found.places();
     let compile_ms = u64::try_from(before.elapsed().as_millis()).unwrap_or(u64::MAX);
     let manifest = compiled.manifest();
     let schema = manifest.config_schema.as_deref();
@@ -117,9 +122,12 @@ pub async fn look(path: &Path, config: Map<String, Value>, measure: bool) -> Res
         hosts: manifest.hosts.iter().map(ToString::to_string).collect(),
         secrets: manifest.secrets.clone(),
         config_schema: schema.and_then(|schema| serde_json::from_str(schema).ok()),
-        config: entry(path, &compiled),
+        config: match found.named() {
+            Some(named) => lines(named, &compiled),
+            None => entry(path, &compiled),
+        },
         policies: policies(&compiled),
-        signatures: signatures(path),
+        signatures: signatures(found.note().unwrap_or_default()),
         costs: Vec::new(),
         slopes: Vec::new(),
         unmeasured: None,
@@ -144,13 +152,15 @@ pub async fn look(path: &Path, config: Map<String, Value>, measure: bool) -> Res
 
 /// The lines of a config that use a component, with all that it asks for.
 pub fn entry(path: &Path, compiled: &Compiled) -> String {
+    let path = toml::Value::from(path.display().to_string());
+    lines(&format!("path = {path}\nsha256 = \"{}\"\n", compiled.sha256()), compiled)
+}
+
+/// The same of one that is named by these lines.
+fn lines(named: &str, compiled: &Compiled) -> String {
     let manifest = compiled.manifest();
-    let mut lines = format!(
-        "[[interceptors]]\nuse = \"plugin\"\nname = \"{}\"\npath = {}\nsha256 = \"{}\"\n",
-        manifest.name,
-        toml::Value::from(path.display().to_string()),
-        compiled.sha256(),
-    );
+    let name = &manifest.name;
+    let mut lines = format!("[[interceptors]]\nuse = \"plugin\"\nname = \"{name}\"\n{named}");
     let schema = manifest.config_schema.as_deref();
     let schema: Option<Value> = schema.and_then(|schema| serde_json::from_str(schema).ok());
     let required = schema.as_ref().and_then(|schema| schema.get("required")?.as_array().cloned());
@@ -170,8 +180,7 @@ pub fn policies(compiled: &Compiled) -> Vec<String> {
     permits(&manifest.name, &granted(compiled, manifest.secrets.iter()))
 }
 
-fn signatures(path: &Path) -> Vec<String> {
-    let note = std::fs::read_to_string(signature_path(path)).unwrap_or_default();
+fn signatures(note: &str) -> Vec<String> {
     let lines = note.lines().filter_map(|line| line.strip_prefix("\u{2014} "));
     lines.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
 }
@@ -192,7 +201,7 @@ async fn costs(compiled: &Compiled, config: Map<String, Value>) -> Result<Vec<Co
             .map(|name| (name.clone(), Secret::new("a secret of nobody's".into())))
             .collect(),
     };
-    let house = House { around: Arc::new(StandIn::default()), states: None, cache: None };
+    let house = House { around: Arc::new(StandIn::default()), ..House::bare() };
     let plugin = compiled.plugin(settings, &house).map_err(|unusable| unusable.to_string())?;
     let mut costs = Vec::new();
     for phase in ["request", "response"] {

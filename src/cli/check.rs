@@ -11,7 +11,7 @@ use crate::{
     identity::Store,
     plugin::House,
     policy,
-    proxy::{Found, PluginSecrets, interceptor, ungranted},
+    proxy::{Found, PluginSecrets, artifacts, interceptor, ungranted},
 };
 
 #[derive(Debug, clap::Args)]
@@ -59,7 +59,9 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
             found.extend(diagnostics.findings().iter().map(|finding| placed(&loaded, finding)));
         }
     }
-    let (handed, house) = (PluginSecrets::read(&loaded, &mut found), House::bare());
+    // What is looked at is not kept: that is for whom the proxy runs as.
+    let house = House { artifacts: artifacts(&loaded, false), ..House::bare() };
+    let handed = PluginSecrets::read(&loaded, &mut found);
     for (at, entry) in loaded.config.interceptors.iter().enumerate() {
         found.extend(interceptor(&loaded, at, entry, &[], &handed, &house).err());
     }

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use serde_json::Value;
 
 use super::{
-    Finding,
+    Finding, Use,
     document::Document,
     finding::Code,
     place::child,
@@ -16,8 +16,8 @@ use super::{
     typed::Built,
 };
 use crate::{
-    admin::PATH_BYTES, exchange::Method, identity::KeyHash, names::ServerName, router::names,
-    signing::Verifier, vault::Source,
+    admin::PATH_BYTES, exchange::Method, identity::KeyHash, interceptors::plugin,
+    names::ServerName, oci, router::names, signing::Verifier, vault::Source,
 };
 
 /// Checks everything.
@@ -247,6 +247,9 @@ impl Checker<'_> {
                     "remove the key to keep the interceptor's own events",
                 );
             }
+            if let Use::Plugin(plugin) = &entry.kind {
+                self.plugin(plugin, pointer);
+            }
             if let Some(Value::String(sha256)) = self.document.get(&child(pointer, "sha256"))
                 && !is_sha256(sha256)
             {
@@ -256,6 +259,36 @@ impl Checker<'_> {
                     "64 characters of 0-9 and a-f, as `sha256sum FILE` prints",
                 );
             }
+        }
+    }
+
+    fn plugin(&mut self, plugin: &plugin::Config, pointer: &str) {
+        match (&plugin.path, &plugin.oci) {
+            (None, None) => self.bad(
+                pointer,
+                "nothing says where the plugin is",
+                "write its `path`, or `oci = \"HOST/REPOSITORY@sha256:…\"`",
+            ),
+            (Some(_), Some(_)) => self.conflict(
+                &child(pointer, "oci"),
+                "the plugin has a `path`, too",
+                "remove one of them",
+            ),
+            (None, Some(_)) if plugin.allow_unpinned => self.conflict(
+                &child(pointer, "allow-unpinned"),
+                "what is in a registry is always pinned, by the digest in `oci`",
+                "remove the key",
+            ),
+            (None, Some(text)) => {
+                if let Err(error) = text.parse::<oci::Reference>() {
+                    self.bad(
+                        &child(pointer, "oci"),
+                        format!("`{}` is no reference: {error}", brief(text)),
+                        "write HOST/REPOSITORY[:TAG]@sha256:…",
+                    );
+                }
+            }
+            (Some(_), None) => {}
         }
     }
 

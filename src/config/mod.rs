@@ -32,8 +32,9 @@ pub use entry::{InterceptorEntry, Use};
 pub use finding::{Code, Diagnostics, Finding, Located, Severity};
 pub use raw::{
     Admin, Audit, Begin, Checkpoint, Client, Config, Destination, Encryption, Engine,
-    EntrySettings, Era, Export, Hardening, Limits, Listen, LogFormat, OnFailure, Policy, Resources,
-    Retention, Runtime, Server, Sharing, Telemetry, Tool, Transport, Witness,
+    EntrySettings, Era, Export, Hardening, Limits, Listen, LogFormat, OnFailure, Policy,
+    Registries, Resources, Retention, Runtime, Server, Sharing, Telemetry, Tool, Transport,
+    Witness,
 };
 pub use values::{Age, IllegalMount, MountEntry, SecretRef, Size};
 

@@ -44,6 +44,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     #[serde(default)]
     pub engine: Engine,
+    #[serde(default)]
+    pub registries: Registries,
     /// Who may connect, beside those of `portcullis client add`.
     #[serde(default)]
     pub clients: BTreeMap<ClientName, Client>,
@@ -229,6 +231,26 @@ pub struct Engine {
     /// The engine's socket: `unix:///var/run/docker.sock`. Default: `DOCKER_HOST`, else Docker's
     /// usual sockets.
     pub host: Option<String>,
+}
+
+/// How OCI registries are asked. Logins are those of `docker login`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Registries {
+    /// Hosts, with their ports, that are asked without TLS. Those of this machine are, unless there
+    /// is a `ca-file`.
+    pub plain_http: Vec<String>,
+    /// Certificates of authorities that registries may have beside those of the system, in PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Seconds for all that is asked for one artifact.
+    #[schemars(range(min = 1, max = 3600))]
+    pub deadline_s: u64,
+}
+
+impl Default for Registries {
+    fn default() -> Self {
+        Self { plain_http: Vec::new(), ca_file: None, deadline_s: 60 }
+    }
 }
 
 /// One client with a key.

@@ -4,6 +4,7 @@ use super::*;
 
 mod bundle;
 mod exports;
+mod plugins;
 mod properties;
 mod servers;
 
@@ -51,7 +52,7 @@ bogus = 1
         = known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`, `rest`
     3:2 [config-unknown-key] unknown key `polcy`
         ^ did you mean `policy`?
-        = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `clients`, `servers`, `interceptors`
+        = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `registries`, `clients`, `servers`, `interceptors`
     5:1 [config-unknown-key] unknown key `imgae`
         ^ did you mean `image`?
         = known here: `image`, `command`, `url`, `transport`, `runtime`, `prefix`, `env`, `secrets`, `headers`, `mounts`, `resources`, `egress`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `concurrent`, `sharing`, `instances`, `warm`, `replicas`, `tools`
@@ -313,7 +314,7 @@ fn keys_cannot_steer_a_terminal() {
     insta::assert_snapshot!(findings(text), @r#"
     2:1 [config-unknown-key] unknown key `a\u{1b}[31m`
         ^ not known here
-        = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `clients`, `servers`, `interceptors`
+        = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `registries`, `clients`, `servers`, `interceptors`
     "#);
 }
 
@@ -394,7 +395,7 @@ fn a_config_that_holds_is_loaded_with_absolute_paths() {
     assert_eq!(server.secrets["A"].from, "file:/etc/p/a.txt");
     assert_eq!(server.secrets["B"].from, "env:B");
     let Use::Plugin(plugin) = &config.interceptors[0].kind else { panic!() };
-    assert_eq!(plugin.path, Path::new("p.wasm"));
+    assert_eq!(plugin.path.as_deref(), Some(Path::new("p.wasm")));
     assert_eq!(loaded.line("/interceptors/0/path"), Some(10));
     let finding = loaded.finding("/interceptors/0/path", Code::BadValue, "no plugin");
     assert_eq!(finding.position(), Some((10, 16)));

@@ -44,6 +44,7 @@ pub(super) fn build(
         limits: builder.section("limits"),
         telemetry: builder.section("telemetry"),
         engine: builder.section("engine"),
+        registries: builder.section("registries"),
         clients: builder.named("clients").into_iter().collect(),
         servers: builder.named("servers"),
         interceptors: Vec::new(),
@@ -152,6 +153,9 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
     }
     if let Some(socket) = &mut config.admin.socket {
         *socket = base.join(&*socket);
+    }
+    if let Some(file) = &mut config.registries.ca_file {
+        *file = base.join(&*file);
     }
     for witness in &mut config.audit.witness {
         witness.file = witness.file.as_ref().map(|file| base.join(file));

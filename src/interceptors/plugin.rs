@@ -21,7 +21,8 @@ use crate::{
     identity::PrincipalKind,
     names::SessionId,
     plugin::{
-        self, Compiled, Decision, Grants, House, Message, Pin, Settings, Trial, Unusable, Versions,
+        self, Compiled, Decision, Found, Grants, House, Message, Pin, Settings, Trial, Unusable,
+        Versions,
     },
     refusal::{Code, Refusal, Rule},
     signing::Verifier,
@@ -37,12 +38,18 @@ const REQUEST: &str = exchange::Finding::REQUEST;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// The component (`*.wasm`).
-    pub path: PathBuf,
-    /// The SHA-256 of the file, in hex. Required unless `signed-by` or `allow-unpinned`.
+    /// The component (`*.wasm`). Either this or `oci`.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// The component in a registry, pinned: `HOST/REPOSITORY[:TAG]@sha256:…`.
+    #[serde(default)]
+    pub oci: Option<String>,
+    /// The SHA-256 of the component, in hex. Required with `path` unless `signed-by` or
+    /// `allow-unpinned`.
     #[serde(default)]
     pub sha256: Option<String>,
-    /// Verifier keys, NAME+HASH+KEY, of which one has to have signed the file (`FILE.sig`).
+    /// Verifier keys, NAME+HASH+KEY, of which one has to have signed the component (`FILE.sig`, or
+    /// what was pushed with it).
     #[serde(default)]
     pub signed_by: Vec<String>,
     /// The name of the plugin that is meant, by its manifest. Required with `signed-by` without
@@ -71,6 +78,16 @@ pub struct Config {
 }
 
 impl Config {
+    /// Where the plugin is, as the operator wrote it; what is in a registry begins with `oci://`.
+    pub fn place(&self) -> PathBuf {
+        match (&self.oci, &self.path) {
+            (Some(reference), _) => {
+                format!("oci://{}", reference.strip_prefix("oci://").unwrap_or(reference)).into()
+            }
+            (None, path) => path.clone().unwrap_or_default(),
+        }
+    }
+
     /// The secrets that are granted, with their names and where they come from. Relative files are
     /// relative to `base`.
     ///
@@ -131,21 +148,30 @@ impl Version {
 }
 
 impl Place {
-    fn file(&self) -> PathBuf {
-        self.base.join(&self.config.path)
+    fn file(&self) -> Option<PathBuf> {
+        self.config.path.as_ref().map(|path| self.base.join(path))
+    }
+
+    fn found(&self) -> Result<Found, Unusable> {
+        match (self.file(), &self.config.oci) {
+            (Some(path), None) => Found::file(&path),
+            (None, Some(reference)) => self.house.artifacts.component_now(reference),
+            _ => Err(Unusable::Nowhere),
+        }
     }
 
     fn load(&self) -> Result<Version, Unusable> {
         let (config, settings) = (&self.config, &self.settings);
         let keys = config.signed_by.iter().enumerate().map(|(at, key)| {
-            let illegal = |_| Unusable::Key { path: self.config.path.clone(), at };
+            let illegal = |_| Unusable::Key { path: config.place(), at };
             key.parse::<Verifier>().map_err(illegal)
         });
         let keys = keys.collect::<Result<Vec<_>, _>>()?;
         let pin = match &config.sha256 {
             sha256 if !keys.is_empty() => Pin::Signed { by: &keys, sha256: sha256.as_deref() },
             Some(sha256) => Pin::Sha256(sha256),
-            None if config.allow_unpinned => Pin::Any,
+            // A reference has the digest of the manifest, which has that of the component.
+            None if config.allow_unpinned || config.oci.is_some() => Pin::Any,
             None => Pin::Missing,
         };
         let granted = Settings {
@@ -159,7 +185,7 @@ impl Place {
             grants: config.grants.clone(),
             secrets: self.secrets.clone(),
         };
-        let compiled = Compiled::kept(&self.file(), pin, self.house.cache.as_deref())?;
+        let compiled = Compiled::of(&self.found()?, pin, self.house.cache.as_deref())?;
         // Before it is handed anything.
         self.is_meant(compiled.manifest())?;
         let plugin = compiled.plugin(granted, &self.house)?;
@@ -180,11 +206,13 @@ impl Place {
 
     /// Whether it is the plugin that the entry names. A signature is on all that its key ever signed.
     fn is_meant(&self, manifest: &plugin::Manifest) -> Result<(), Unusable> {
-        let Config { path, sha256, signed_by, plugin, version, .. } = &self.config;
-        let named = plugin.is_some() && version.is_some();
+        let Config { oci, sha256, signed_by, plugin, version, .. } = &self.config;
+        let path = self.config.place();
+        // The digest of a reference says which it is.
+        let named = oci.is_some() || (plugin.is_some() && version.is_some());
         if !signed_by.is_empty() && sha256.is_none() && !named {
             return Err(Unusable::Unnamed {
-                path: path.clone(),
+                path,
                 name: manifest.name.clone(),
                 version: manifest.version.clone(),
             });
@@ -197,7 +225,7 @@ impl Place {
                 None => plugin.clone(),
             };
             return Err(Unusable::NotMeant {
-                path: path.clone(),
+                path,
                 name: manifest.name.clone(),
                 version: manifest.version.clone(),
                 meant,
@@ -247,7 +275,7 @@ impl Plugin {
 
     /// Its file, where the operator lets another take its place.
     pub fn changeable(&self) -> Option<PathBuf> {
-        self.place.config.sha256.is_none().then(|| self.place.file())
+        self.place.file().filter(|_| self.place.config.sha256.is_none())
     }
 
     /// Loads the file as it is now, beside the version that messages meet; nothing where it is the
@@ -257,12 +285,14 @@ impl Plugin {
     /// Why it cannot take the other's place.
     pub fn look_again(&self) -> Result<Option<Version>, Unusable> {
         let now = self.now.load_full();
-        if plugin::digest(&self.place.file())? == now.sha256() {
+        // What a registry has under a digest does not change.
+        let Some(file) = self.changeable() else { return Ok(None) };
+        if plugin::digest(&file)? == now.sha256() {
             return Ok(None);
         }
         let next = self.place.load()?;
         let (old, new) = (now.manifest(), next.manifest());
-        let path = || self.place.config.path.clone();
+        let path = || self.place.config.place();
         // Whose signature is good, or whose folder is open, may stand here for this plugin alone.
         if new.name != old.name {
             return Err(Unusable::Another {

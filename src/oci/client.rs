@@ -160,6 +160,15 @@ impl Client {
         Ok((pulled, blobs))
     }
 
+    /// What is at a URL, if it is no larger than that: for files that no digest names yet.
+    ///
+    /// # Errors
+    /// Where it is not asked for over TLS (this machine may do without), or not had.
+    pub async fn file(&self, url: &Url, most: u64) -> Result<Bytes, Error> {
+        let answer = self.0.get(url, self.until()).await?;
+        found(answer, || url.path().to_owned()).await?.whole("the file", most).await
+    }
+
     async fn blob(
         &self,
         reference: &Reference,

@@ -31,3 +31,4 @@ pub use logins::Logins;
 pub use manifest::{Descriptor, EMPTY, Manifest};
 pub use reference::{IllegalReference, Reference};
 pub use store::Store;
+pub use url::Url;

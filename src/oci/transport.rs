@@ -89,7 +89,12 @@ pub(crate) struct Transport {
     authorized: Mutex<HashMap<(String, String, Right), Authorization>>,
 }
 
-type Authorization = Zeroizing<String>;
+/// What the registry takes, and whether somebody in particular stands behind it.
+#[derive(Clone)]
+struct Authorization {
+    header: Zeroizing<String>,
+    with_login: bool,
+}
 
 impl Transport {
     pub fn new(settings: Settings) -> Result<Self, Error> {
@@ -163,7 +168,7 @@ impl Transport {
             } else {
                 None
             };
-            let with_login = authorization.is_some();
+            let with_login = authorization.as_ref().is_some_and(|one| one.with_login);
             let answer = self.once(&request, authorization).await?;
             match answer.status {
                 StatusCode::UNAUTHORIZED if at_home && !asked => {
@@ -198,6 +203,23 @@ impl Transport {
         }
     }
 
+    /// Gets what is at a URL of nobody's registry: without a login, and by TLS, or from this machine.
+    pub async fn get(&self, url: &Url, until: Instant) -> Result<Answer, Error> {
+        let local = url.host_str().is_some_and(is_loopback);
+        if url.scheme() != "https" && !(url.scheme() == "http" && local) {
+            return Err(astray(url, "it is not asked for over TLS"));
+        }
+        let mut at = url.clone();
+        for _ in 0..=REDIRECTS {
+            let answer = self.answer(self.client(&at).get(at.clone()), &at, until, false).await?;
+            if !answer.status.is_redirection() {
+                return Ok(answer);
+            }
+            at = next(&at, &answer.headers, url)?;
+        }
+        Err(astray(&at, "it leads on and on"))
+    }
+
     async fn once(
         &self,
         request: &Request<'_>,
@@ -210,7 +232,7 @@ impl Transport {
             builder = builder.body(body.clone());
         }
         if let Some(authorization) = authorization {
-            builder = builder.header(header::AUTHORIZATION, secret(&authorization, url)?);
+            builder = builder.header(header::AUTHORIZATION, secret(&authorization.header, url)?);
         }
         self.answer(builder, url, *until, !body.is_empty()).await
     }
@@ -275,7 +297,9 @@ impl Transport {
             return Err(Error::Protocol { host, why });
         }
         match self.settings.logins.of(request.to).await? {
-            Some(Login::Password { user, password }) => Ok(basic_of(&user, &password)),
+            Some(Login::Password { user, password }) => {
+                Ok(Authorization { header: basic_of(&user, &password), with_login: true })
+            }
             Some(Login::Identity(_)) => {
                 let why = "it wants a password, and the login is a token".to_owned();
                 Err(Error::Login { host, why })
@@ -350,7 +374,8 @@ impl Transport {
             .and_then(|Token { token, access_token }| token.or(access_token))
             .map(Zeroizing::new)
             .ok_or_else(|| Error::Protocol { host, why: "it gives no token".to_owned() })?;
-        Ok(Zeroizing::new(format!("Bearer {}", *token)))
+        let header = Zeroizing::new(format!("Bearer {}", *token));
+        Ok(Authorization { header, with_login: login.is_some() })
     }
 }
 
@@ -438,7 +463,7 @@ fn follow(from: &Url, to: &Url, home: &Url) -> Result<(), Error> {
     }
 }
 
-fn basic_of(user: &str, password: &str) -> Authorization {
+fn basic_of(user: &str, password: &str) -> Zeroizing<String> {
     use base64::prelude::{BASE64_STANDARD, Engine as _};
     let pair = Zeroizing::new(format!("{user}:{password}"));
     let encoded = Zeroizing::new(BASE64_STANDARD.encode(&*pair));

@@ -2,8 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -20,12 +18,13 @@ use wasmtime::{
 use super::{
     Cache, House, Manifest, Plugin, Unusable,
     bindings::{Plugin as World, PluginPre, exports::portcullis::interceptor::guest as wit},
+    found::Found,
     functions::{Client, Shared, Values},
     grants::{Asked, Function, Grants, Missing},
     guest::Guest,
     host::{Host, MEMORY_MIB_MAX},
     output::excerpt,
-    signature::{self, Signed},
+    signature::Signed,
     template::Template,
     veil::Veil,
 };
@@ -34,7 +33,7 @@ use crate::{signing::Verifier, vault::Secret};
 /// Bytes of a component's file. Interpreters of other languages take 10 to 20 MiB.
 pub(super) const FILE_BYTES: u64 = 64 << 20;
 /// Bytes of the note of its signature.
-const NOTE_BYTES: u64 = 64 << 10;
+pub(super) const NOTE_BYTES: u64 = 64 << 10;
 /// For `describe`, when a plugin is loaded.
 pub(super) const DESCRIBE: Duration = Duration::from_secs(1);
 /// For `start`, when a plugin is loaded or made ready.
@@ -93,7 +92,7 @@ pub struct Trial {
 /// # Errors
 /// Where it cannot be read.
 pub fn digest(path: &Path) -> Result<String, Unusable> {
-    read(path).map(|bytes| hex::encode(Sha256::digest(&bytes)))
+    Found::file(path).map(|found| hex::encode(Sha256::digest(&found.bytes)))
 }
 
 /// A component that was read, checked and compiled and has said what it is; nothing is granted yet.
@@ -123,11 +122,19 @@ impl Compiled {
     /// # Errors
     /// As [`Self::read`].
     pub fn kept(path: &Path, pin: Pin<'_>, cache: Option<&Cache>) -> Result<Self, Unusable> {
-        let bytes = read(path)?;
-        let sha256 = hex::encode(Sha256::digest(&bytes));
-        let signed = check_pin(path, pin, &sha256)?;
+        Self::of(&Found::file(path)?, pin, cache)
+    }
+
+    /// The same of what was found, wherever.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn of(found: &Found, pin: Pin<'_>, cache: Option<&Cache>) -> Result<Self, Unusable> {
+        let Found { place: path, bytes, .. } = found;
+        let sha256 = hex::encode(Sha256::digest(bytes));
+        let signed = check_pin(found, pin, &sha256)?;
         let host = Host::shared().map_err(|reason| Unusable::Host { reason })?;
-        let component = compile(path, &host.engine, &bytes, &sha256, cache)?;
+        let component = compile(path, &host.engine, bytes, &sha256, cache)?;
         let functions = imports(path, &host.engine, &component)?;
         let pre = link(path, &host.engine, &component)?;
         let bare = Arc::new(Shared::bare("", House::bare().around));
@@ -136,7 +143,7 @@ impl Compiled {
         let manifest = describe(path, &template)?;
         let signed_by = match signed {
             Some((statement, keys)) => {
-                agrees(path, &manifest, statement)?;
+                agrees(found, &manifest, statement)?;
                 keys
             }
             None => Vec::new(),
@@ -240,24 +247,14 @@ fn given(
     })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Unusable> {
-    let unreadable = |source| Unusable::Unreadable { path: path.into(), source };
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > FILE_BYTES {
-        return Err(Unusable::TooLarge { path: path.into() });
-    }
-    Ok(bytes)
-}
-
 /// Whether it is the file that the operator means; what is signed of it and by which keys, where that
 /// says so.
 fn check_pin(
-    path: &Path,
+    found: &Found,
     pin: Pin<'_>,
     sha256: &str,
 ) -> Result<Option<(Signed, Vec<Verifier>)>, Unusable> {
+    let path = &*found.place;
     match pin {
         Pin::Any => Ok(None),
         Pin::Missing => Err(Unusable::Unpinned { path: path.into(), sha256: sha256.into() }),
@@ -266,24 +263,22 @@ fn check_pin(
             if let Some(said) = said {
                 check_digest(path, said, sha256)?;
             }
-            let unsigned = |why: String| Unusable::Unsigned { path: path.into(), why };
-            let note = note(path).map_err(|error| unsigned(error.to_string()))?;
+            let unsigned = |why: String| unsigned(found, why);
+            let note = found.note().map_err(|why| unsigned(why.to_owned()))?;
             let (signed, by) =
-                Signed::verify(&note, sha256, by).map_err(|error| unsigned(error.to_string()))?;
+                Signed::verify(note, sha256, by).map_err(|error| unsigned(error.to_string()))?;
             Ok(Some((signed, by.into_iter().cloned().collect())))
         }
     }
 }
 
-/// The note beside a plugin's file.
-fn note(path: &Path) -> io::Result<String> {
-    let mut note = String::new();
-    File::open(signature::path(path))?.take(NOTE_BYTES).read_to_string(&mut note)?;
-    Ok(note)
+fn unsigned(found: &Found, why: String) -> Unusable {
+    let (path, note) = (found.place.clone(), found.note_place.clone());
+    Unusable::Unsigned { path, why, note }
 }
 
 /// What was signed has to be of the plugin that the file says it is.
-fn agrees(path: &Path, manifest: &Manifest, signed: Signed) -> Result<(), Unusable> {
+fn agrees(found: &Found, manifest: &Manifest, signed: Signed) -> Result<(), Unusable> {
     if (&signed.name, &signed.version) == (&manifest.name, &manifest.version) {
         return Ok(());
     }
@@ -294,7 +289,7 @@ fn agrees(path: &Path, manifest: &Manifest, signed: Signed) -> Result<(), Unusab
         manifest.name,
         manifest.version
     );
-    Err(Unusable::Unsigned { path: path.into(), why })
+    Err(unsigned(found, why))
 }
 
 fn check_digest(path: &Path, said: &str, sha256: &str) -> Result<(), Unusable> {

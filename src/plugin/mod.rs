@@ -19,6 +19,7 @@
 mod bindings;
 mod breaker;
 mod cache;
+mod found;
 mod functions;
 mod grants;
 mod guest;
@@ -40,6 +41,7 @@ pub use bindings::exports::portcullis::interceptor::guest::{
     Target, Verdict,
 };
 pub use cache::Cache;
+pub use found::{Artifacts, Found};
 pub use functions::{Broken, Canned, DENIED, Nowhere, States, Surroundings, Values};
 pub use grants::{Destination, Function, Grants, Missing};
 pub use load::{Compiled, Pin, Settings, Trial, digest};
@@ -48,7 +50,10 @@ pub use run::{Failure, Plugin, Said};
 pub use signature::{Signed, Unsigned, path as signature_path};
 pub use unusable::Unusable;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+/// What a registry is given for one artifact, where no config says.
+const REGISTRY: Duration = Duration::from_secs(60);
 
 /// What all plugins of a proxy have around them.
 #[derive(Clone)]
@@ -59,11 +64,14 @@ pub struct House {
     pub states: Option<Arc<States>>,
     /// Where they are kept as they were compiled; nowhere: each is compiled anew.
     pub cache: Option<Arc<Cache>>,
+    /// How registries are asked for them.
+    pub artifacts: Artifacts,
 }
 
 impl House {
     /// Without anything: for who only looks at a plugin.
     pub fn bare() -> Self {
-        Self { around: Arc::new(Nowhere), states: None, cache: None }
+        let artifacts = Artifacts::asked(Default::default(), REGISTRY);
+        Self { around: Arc::new(Nowhere), states: None, cache: None, artifacts }
     }
 }

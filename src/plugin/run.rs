@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     House, Lifetime, Manifest, Message, Pin, PrincipalKind, Settings, Unusable, Verdict,
     breaker::{Between, Breaker, News},
+    found::Found,
     functions::Values,
     load::Compiled,
     pool::Pool,
@@ -114,12 +115,12 @@ impl Plugin {
     /// One [`Unusable`] for whatever is wrong with the file, its digest, what it imports and
     /// exports, its manifest, or the configuration for it.
     pub fn load(
-        path: &std::path::Path,
+        found: &Found,
         pin: Pin<'_>,
         settings: Settings,
         house: &House,
     ) -> Result<Self, Unusable> {
-        Compiled::kept(path, pin, house.cache.as_deref())?.plugin(settings, house)
+        Compiled::of(found, pin, house.cache.as_deref())?.plugin(settings, house)
     }
 
     pub(super) fn new(

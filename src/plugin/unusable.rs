@@ -9,8 +9,8 @@ use super::{
     grants::Missing,
     host::MEMORY_MIB_MAX,
     load::{DESCRIBE, FILE_BYTES, GUEST, START},
-    signature,
 };
+use crate::oci;
 
 /// Why a plugin cannot be loaded.
 #[derive(Debug, Error, Diagnostic)]
@@ -49,9 +49,21 @@ pub enum Unusable {
     #[error("the plugin `{}` is not taken for signed: {why}", path.display())]
     #[diagnostic(
         code("plugin-unsigned"),
-        help("its signature is a note in `{}`; put that there before the plugin itself", signature::path(path).display())
+        help("its signature is a note in {note}; put that there before the plugin itself")
     )]
-    Unsigned { path: PathBuf, why: String },
+    Unsigned { path: PathBuf, why: String, note: String },
+
+    #[error("the plugin `{reference}` cannot be had: {source}")]
+    #[diagnostic(code("plugin-artifact"), help("{}", source.help()))]
+    Artifact { reference: String, source: oci::Error },
+
+    #[error("the plugin `{reference}` is not pinned: what a tag names can change")]
+    #[diagnostic(code("plugin-unpinned"), help("{line}"))]
+    UnpinnedArtifact { reference: String, line: String },
+
+    #[error("`path` or `oci` has to say where the plugin is, and not both")]
+    #[diagnostic(code("plugin-nowhere"), help("write one of them"))]
+    Nowhere,
 
     #[error("the entry of the signed plugin `{}` does not say which plugin it means", path.display())]
     #[diagnostic(

@@ -461,7 +461,7 @@ fn links(
                 }
                 Err(wrong) => {
                     let why = wrong.to_string();
-                    gathered.happened.push(beginning::no_plugin(entry, &config.path, why));
+                    gathered.happened.push(beginning::no_plugin(entry, &config.place(), why));
                     Err(wrong)
                 }
             },

@@ -66,9 +66,9 @@ pub(super) fn plugin(
     let manifest = plugin.manifest();
     Happening::PluginLoaded(PluginLoaded {
         plugin: entry.name().to_owned(),
-        file: config.path.display().to_string(),
+        file: config.place().display().to_string(),
         digest: format!("sha256:{}", plugin.sha256()),
-        pinned: config.sha256.is_some(),
+        pinned: config.sha256.is_some() || config.oci.is_some(),
         signed_by: plugin.signed_by().map(str::to_owned),
         manifest: format!("{} {}", manifest.name, manifest.version),
         grants: grants(config),

@@ -90,7 +90,7 @@ pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor};
 pub use beginning::{not_started, record_alone, record_client_alone};
 pub use keeping::prune_alone;
 pub use places::Place;
-pub use plugins::{Handed as PluginSecrets, permits, ungranted};
+pub use plugins::{Handed as PluginSecrets, artifacts, permits, ungranted};
 
 /// How long calls under way may take to end when the proxy stops.
 const DRAIN: Duration = Duration::from_secs(10);

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{Arc, OnceLock, Weak},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -15,13 +16,14 @@ use super::{Proxy, assembly::Found, beginning, plugin_files::Files};
 use crate::{
     audit::record::Happening,
     chain::{Fault, Interceptor, Verdict},
-    config::{Code, InterceptorEntry, Loaded, Use},
+    config::{Code, InterceptorEntry, Loaded, Registries, Use},
     exchange::{Exchange, Method, Phase},
     interceptors::{
         plugin::{Config, Plugin},
         secrets::Known,
     },
-    plugin::{Cache, Grants, House, States, Surroundings},
+    oci,
+    plugin::{Artifacts, Cache, Grants, House, States, Surroundings},
     policy::{self, Action, Holder, Resource, Subject},
     telemetry::Metrics,
     vault::{Secret, Source},
@@ -85,7 +87,8 @@ pub fn load(
 ) -> Result<Plugin, Found> {
     let plugin = Plugin::load(config, &entry.settings, &loaded.base, handed.of(at), house);
     plugin.map_err(|error| -> Found {
-        Box::new(loaded.locate(&format!("/interceptors/{at}/path"), error))
+        let key = if config.oci.is_some() { "oci" } else { "path" };
+        Box::new(loaded.locate(&format!("/interceptors/{at}/{key}"), error))
     })
 }
 
@@ -148,7 +151,7 @@ impl Proxy {
             interceptor = name,
             "a plugin has changed and is not used, the one before stays: {refused}"
         );
-        self.audit.tell(beginning::no_plugin(entry, &config.path, refused)).await;
+        self.audit.tell(beginning::no_plugin(entry, &config.place(), refused)).await;
     }
 }
 
@@ -159,7 +162,20 @@ pub fn house(loaded: &Loaded, around: Arc<Around>) -> House {
     // Without plugins there is nothing to keep, nor a key to make.
     let any = plugins.into_iter().any(|entry| matches!(entry.kind, Use::Plugin(_)));
     let cache = any.then(|| Cache::of(&loaded.config.state_dir)).flatten().map(Arc::new);
-    House { around, states: Some(states), cache }
+    let artifacts = artifacts(loaded, true);
+    House { around, states: Some(states), cache, artifacts }
+}
+
+/// How a config has registries asked for plugins; what is pulled is kept for the next start, or not.
+pub fn artifacts(loaded: &Loaded, keep: bool) -> Artifacts {
+    let Registries { plain_http, ca_file, deadline_s } = &loaded.config.registries;
+    let settings = oci::Settings {
+        authorities: ca_file.clone(),
+        plain_http: plain_http.clone(),
+        ..Default::default()
+    };
+    Artifacts::asked(settings, Duration::from_secs(*deadline_s))
+        .kept_in(&loaded.config.state_dir, keep)
 }
 
 /// What is around the plugins of a proxy, of which there is none before its start.

@@ -25,7 +25,7 @@ fn a_signature_holds_for_the_file_that_was_signed() {
     let verify = |key: &str| run(here, &["plugin", "verify", "mine.wasm", "--key", key]);
     let (code, _, err) = verify(first);
     assert_eq!(code, 1);
-    assert!(err.contains("there is no signature mine.wasm.sig"), "{err}");
+    assert!(err.contains("there is no signature in `mine.wasm.sig`"), "{err}");
 
     let (code, out, err) = run(here, &["plugin", "sign", "mine.wasm", "--key", "release"]);
     assert_eq!((code, out.as_str()), (0, "signed: watermark 0.1.0 in mine.wasm.sig\n"), "{err}");

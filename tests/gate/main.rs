@@ -37,6 +37,7 @@ mod questions;
 mod quickstart;
 mod reaching;
 mod records;
+mod registries;
 mod remotes;
 mod rest;
 mod roles;

@@ -27,7 +27,7 @@ fn code(unusable: &Unusable) -> String {
 #[test]
 fn the_pin_decides() {
     let mut config = config("noop");
-    let bytes = std::fs::read(&config.path).expect("built");
+    let bytes = std::fs::read(config.place()).expect("built");
     let sha256 = hex::encode(Sha256::digest(bytes));
     config.allow_unpinned = false;
 

@@ -10,7 +10,7 @@ async fn a_changed_file_is_loaded_aside_and_takes_the_others_place() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("plugin.wasm");
     std::fs::copy(built("noop"), &path).expect("copied");
-    let config = Config { path: path.clone(), ..config("noop") };
+    let config = Config { path: Some(path.clone()), ..config("noop") };
     let plugin = load(&config, &EntrySettings::default()).expect("it loads");
     assert_eq!(plugin.changeable(), Some(path.clone()));
     assert!(plugin.look_again().expect("the same").is_none());

@@ -322,10 +322,11 @@ pub struct SessionOpened {
 pub struct PluginLoaded {
     /// The interceptor's name.
     pub plugin: String,
+    /// Its path, or `oci://` and its reference with the digest of its manifest.
     pub file: String,
-    /// `sha256:` and the digest of the file.
+    /// `sha256:` and the digest of the component.
     pub digest: String,
-    /// Whether the config names that digest.
+    /// Whether the config names that digest, or that of a manifest that does.
     pub pinned: bool,
     /// The key by whose signature it was taken, where the config asks for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

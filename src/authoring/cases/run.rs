@@ -219,7 +219,7 @@ impl Runner<'_> {
         let around = Arc::new(StandIn::default());
         let Some(first) = asked.messages.first() else { return };
         let settings = settings(&first.case, document, compiled);
-        let house = House { around: around.clone(), states: None, cache: None };
+        let house = House { around: around.clone(), ..House::bare() };
         // As the proxy: what is wrong with a plugin is known before there is a message.
         let mut plugin = Some(compiled.plugin(settings, &house));
         let mut filled = false;

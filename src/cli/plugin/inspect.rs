@@ -1,8 +1,6 @@
 //! `portcullis plugin inspect`: what a plugin is, what it asks for, and what it costs.
 
-use std::path::PathBuf;
-
-use super::{print_lines, settings};
+use super::{found, print_lines, settings};
 use crate::{
     authoring::{Looked, look},
     cli::{Context, Exit, Reports},
@@ -11,9 +9,9 @@ use crate::{
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Inspect {
-    /// The component
+    /// The component: a file, `oci://HOST/REPOSITORY:TAG` (or `@sha256:…`), or `https://…`
     #[arg(value_name = "FILE")]
-    component: PathBuf,
+    component: String,
     /// The plugin's `config` while its cost is measured, as a JSON object
     #[arg(long, value_name = "JSON", default_value = "{}")]
     settings: String,
@@ -27,7 +25,8 @@ pub async fn inspect(options: &Inspect, ctx: &Context) -> anyhow::Result<Exit> {
     let Inspect { component, settings: given, no_cost } = options;
     let config = settings(given)?;
     let progress = ctx.progress("looking at the plugin");
-    let looked = look(component, config, !no_cost).await;
+    let component = found(component, ctx).await?;
+    let looked = look(&component, config, !no_cost).await;
     drop(progress);
     let looked = looked.map_err(|wrong| Reports(vec![wrong]))?;
     if ctx.is_json() {
@@ -41,6 +40,7 @@ pub async fn inspect(options: &Inspect, ctx: &Context) -> anyhow::Result<Exit> {
 fn print(looked: &Looked, ctx: &Context) -> anyhow::Result<()> {
     let Looked { name, version, description, bytes, sha256, compile_ms, lifetime, .. } = looked;
     ctx.line(format!("{name} {version}: {description}"))?;
+    ctx.line(format!("  from      {}", looked.path.display()))?;
     ctx.line(format!("  size      {bytes} bytes, compiled in {compile_ms} ms"))?;
     ctx.line(format!("  sha256    {sha256}"))?;
     if !looked.signatures.is_empty() {

@@ -4,12 +4,21 @@ mod build;
 mod call;
 mod inspect;
 mod new;
+mod push;
 mod sign;
 mod test;
 
+use std::path::Path;
+
 use serde_json::{Map, Value};
 
-use super::{Context, Exit, Usage};
+use super::{Context, Exit, Reports, Usage};
+use crate::{
+    config,
+    oci::Url,
+    plugin::{Artifacts, Compiled, Found, House, Pin, Unusable},
+    proxy,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -36,8 +45,10 @@ enum Verb {
     Key(sign::Key),
     /// Sign a component, in `FILE.sig` beside it
     Sign(sign::Sign),
-    /// Say whether the signature beside a component holds
+    /// Say whether the signature beside a component, or pushed with it, holds
     Verify(sign::Verify),
+    /// Push a component into an OCI registry, and print what to write into a config
+    Push(push::Push),
 }
 
 /// Runs the verb.
@@ -49,9 +60,47 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Call(options) => call::call(&options, ctx).await,
         Verb::Key(options) => sign::key(&options, ctx),
         Verb::Sign(options) => sign::sign(&options, ctx),
-        Verb::Verify(options) => sign::verify(&options, ctx),
+        Verb::Verify(options) => sign::verify(&options, ctx).await,
+        Verb::Push(options) => push::push(&options, ctx).await,
         Verb::Inspect(options) => inspect::inspect(&options, ctx).await,
     }
+}
+
+/// The component that is meant: a file, `oci://` and a reference, or `https://` and a URL.
+async fn found(meant: &str, ctx: &Context) -> anyhow::Result<Found> {
+    let registries = registries(ctx);
+    let found = if let Some(reference) = meant.strip_prefix("oci://") {
+        match reference.contains('@') {
+            true => registries.component(reference).await,
+            // What the tag stands for now, and that is told.
+            false => match registries.pinned(reference).await {
+                Ok(pinned) => registries.component(&pinned).await,
+                Err(unusable) => Err(unusable),
+            },
+        }
+    } else if meant.starts_with("https://") || meant.starts_with("http://") {
+        let url: Url = meant.parse().map_err(|error| Usage(format!("`{meant}`: {error}")))?;
+        registries.download(&url).await
+    } else {
+        Found::file(Path::new(meant))
+    };
+    found.map_err(wrong)
+}
+
+/// How registries are asked: as the config says, where there is one. Nothing is kept.
+fn registries(ctx: &Context) -> Artifacts {
+    match config::load(&ctx.config) {
+        Ok(loaded) => proxy::artifacts(&loaded, false),
+        Err(_) => House::bare().artifacts,
+    }
+}
+
+fn compiled(found: &Found) -> anyhow::Result<Compiled> {
+    Compiled::of(found, Pin::Any, None).map_err(wrong)
+}
+
+fn wrong(unusable: Unusable) -> anyhow::Error {
+    Reports(vec![Box::new(unusable)]).into()
 }
 
 /// A plugin's `config` from the command line.

@@ -1,20 +1,18 @@
 //! `portcullis plugin key`, `sign` and `verify`: who stands for a plugin.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::ArgAction;
 use serde_json::json;
 
+use super::{compiled, found, wrong};
 use crate::{
     cli::{
-        Context, Exit, Reports,
+        Context, Exit,
         keys::{self, KeyPlace},
     },
-    plugin::{Compiled, Pin, Signed, Unusable, signature_path},
+    plugin::{Compiled, Found, Pin, Signed, Unusable, signature_path},
     signing::Verifier,
 };
 
@@ -43,9 +41,9 @@ pub struct Sign {
 /// Options of `verify`.
 #[derive(Debug, clap::Args)]
 pub struct Verify {
-    /// The component
+    /// The component: a file, `oci://HOST/REPOSITORY:TAG` (or `@sha256:…`), or `https://…`
     #[arg(value_name = "FILE")]
-    component: PathBuf,
+    component: String,
     /// The verifier key; may be given several times, and one that signed it is enough
     #[arg(long = "key", value_name = "KEY", required = true, action = ArgAction::Append,
           value_parser = keys::unrepeated::<Verifier>())]
@@ -62,7 +60,7 @@ pub fn sign(options: &Sign, ctx: &Context) -> anyhow::Result<Exit> {
     let Sign { component, keys } = options;
     let keys = keys.iter().map(KeyPlace::read).collect::<anyhow::Result<Vec<_>>>()?;
     // What cannot be loaded is not vouched for.
-    let signed = Signed::of(&compiled(component)?);
+    let signed = Signed::of(&compiled(&Found::file(component).map_err(wrong)?)?);
     let path = signature_path(component);
     let before = match fs::read_to_string(&path) {
         Ok(note) => Some(note),
@@ -86,11 +84,14 @@ pub fn sign(options: &Sign, ctx: &Context) -> anyhow::Result<Exit> {
 
 /// Says whether the proxy would take the component for these keys. Of a file that they did not sign,
 /// nothing is run.
-pub fn verify(options: &Verify, ctx: &Context) -> anyhow::Result<Exit> {
+pub async fn verify(options: &Verify, ctx: &Context) -> anyhow::Result<Exit> {
     let Verify { component, keys } = options;
-    let path = signature_path(component);
-    fs::metadata(&path).with_context(|| format!("there is no signature {}", path.display()))?;
-    match Compiled::read(component, Pin::Signed { by: keys, sha256: None }) {
+    let found = found(component, ctx).await?;
+    let (place, note_place) = found.places();
+    if let Err(why) = found.note() {
+        anyhow::bail!("there is no signature in {note_place}: {why}");
+    }
+    match Compiled::of(&found, Pin::Signed { by: keys, sha256: None }, None) {
         Ok(compiled) => {
             let signed = Signed::of(&compiled);
             let by: Vec<_> = compiled.signed_by().iter().map(ToString::to_string).collect();
@@ -108,14 +109,10 @@ pub fn verify(options: &Verify, ctx: &Context) -> anyhow::Result<Exit> {
             if ctx.is_json() {
                 ctx.json(&json!({ "holds": false, "why": why }))?;
             } else {
-                ctx.line(format!("{} does not hold: {why}", path.display()))?;
+                ctx.line(format!("the signature of {} does not hold: {why}", place.display()))?;
             }
             Ok(Exit::Findings)
         }
-        Err(unusable) => Err(Reports(vec![Box::new(unusable)]).into()),
+        Err(unusable) => Err(wrong(unusable)),
     }
-}
-
-fn compiled(component: &Path) -> anyhow::Result<Compiled> {
-    Ok(Compiled::read(component, Pin::Any).map_err(|unusable| Reports(vec![Box::new(unusable)]))?)
 }

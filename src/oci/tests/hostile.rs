@@ -322,6 +322,28 @@ async fn what_a_registry_repeats_is_not_told() {
 }
 
 #[tokio::test]
+async fn files_are_bounded_too() {
+    let server = Server::start(|path, _| match path {
+        "/there" => moved("/few"),
+        "/few" => "few".into_response(),
+        "/many" => endless("many ".into(), Duration::ZERO),
+        _ => moved("http://example.invalid/"),
+    })
+    .await;
+    let url = |path: &str| format!("http://{}{path}", server.address).parse().expect("a URL");
+    assert_eq!(client().file(&url("/there"), 3).await.expect("had"), "few");
+    for path in ["/few", "/many"] {
+        let error = client().file(&url(path), 2).await.unwrap_err();
+        assert!(matches!(error, Error::TooLarge { what: "the file", most: 2 }), "{error}");
+    }
+    let error = client().file(&url("/away"), 3).await.unwrap_err();
+    assert!(matches!(error, Error::Astray { .. }), "{error}");
+    let plain = "http://example.invalid/few".parse().expect("a URL");
+    let error = client().file(&plain, 3).await.unwrap_err();
+    assert!(matches!(error, Error::Astray { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn answers_that_are_none() {
     let known: BTreeMap<u16, &str> = BTreeMap::from([
         (404, "not in the registry"),
@@ -338,6 +360,20 @@ async fn answers_that_are_none() {
         let error = client().manifest(&server.reference(Digest::of(b""))).await.unwrap_err();
         assert!(error.to_string().contains(told), "{error}");
     }
+    // A token for anybody is no login.
+    let service =
+        Server::start(|_, _| json!({ "access_token": "anybody" }).to_string().into_response())
+            .await;
+    let realm = service.address;
+    let server = Server::start(move |_, headers| match headers.get(header::AUTHORIZATION) {
+        None => challenge(&format!("Bearer realm=\"http://{realm}/\"")),
+        Some(_) => StatusCode::FORBIDDEN.into_response(),
+    })
+    .await;
+    let error = client().manifest(&server.reference(Digest::of(b""))).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { with_login: false, .. }), "{error}");
+    assert!(error.help().contains("docker login"), "{}", error.help());
+
     let bare = Server::start(|_, _| StatusCode::UNAUTHORIZED.into_response()).await;
     let error = client().manifest(&bare.reference(Digest::of(b""))).await.unwrap_err();
     assert!(matches!(error, Error::Protocol { .. }), "{error}");

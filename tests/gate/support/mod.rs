@@ -3,6 +3,8 @@
 
 pub mod agent;
 pub mod client;
+#[path = "../../../src/oci/tests/support/mod.rs"]
+pub mod docker_registry;
 pub mod engine;
 pub mod events;
 pub mod gate;
