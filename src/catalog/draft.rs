@@ -155,9 +155,17 @@ impl<'a> Draft<'a> {
         self.env.contains_key(name) || self.secrets.contains_key(name)
     }
 
-    /// A header's value, which here is always a reference.
-    pub fn header(&self, name: &str, value: Said<'_>, report: &mut Report) -> Secret {
-        let own = as_variable(&name.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
+    /// A header's value, which here is always a reference: to where the person says that the header
+    /// comes from, to the variable that is all of the value, or to one of its own.
+    pub fn header(&self, name: &str, own: &str, value: Said<'_>, report: &mut Report) -> Secret {
+        if let Some(from) = self.options.secrets.get(name) {
+            return Secret { from: from.clone(), about: None };
+        }
+        let whole = value.text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+        if let Some(variable) = whole.filter(|name| is_variable(name)) {
+            return Secret { from: self.reference(variable), about: None };
+        }
+        let own = as_variable(&own.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
         let from = self.reference(&own);
         let text = if is_plain(name, value.text) && !value.text.contains(['$', '{']) {
             format!("the header `{}` is read from `{from}`: `{}`", brief(name), brief(value.text))

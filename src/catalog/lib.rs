@@ -24,6 +24,7 @@ mod object;
 mod options;
 mod packages;
 mod plain;
+pub mod profile_file;
 mod reference;
 mod registry;
 mod report;
@@ -36,7 +37,10 @@ mod yaml;
 
 use serde::Serialize;
 
-pub use docker::{CATALOG, Described, PROFILE, SERVERS, describe, enabled, settings, tool_lists};
+pub use docker::{
+    CATALOG, Described, PROFILE, SERVERS, artifact, describe, enabled, member, profile, settings,
+    tool_lists,
+};
 pub use image::NoImage;
 pub use name::{Names, Unfit, is_legal, ours};
 pub use node::{Key, MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, What};

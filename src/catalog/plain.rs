@@ -171,7 +171,8 @@ pub(crate) fn is_host(host: &str) -> bool {
     name || host.trim_matches(['[', ']']).parse::<std::net::Ipv6Addr>().is_ok()
 }
 
-/// `HOST:PORT` of `HOST` or `HOST:PORT`; 443 where no port is said.
+/// An entry of `egress` of `HOST` or `HOST:PORT`; 443 where no port is said, and TLS there. What is
+/// spoken on other ports is not known: to 80 HTTP, to others anything.
 pub(crate) fn endpoint(text: &str) -> Option<String> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
@@ -179,7 +180,15 @@ pub(crate) fn endpoint(text: &str) -> Option<String> {
         }
         _ => (text, 443u16),
     };
-    (port > 0 && is_host(host)).then(|| format!("{}:{port}", host.to_ascii_lowercase()))
+    let below = host.strip_prefix("*.");
+    let legal = below.map_or_else(|| is_host(host), |top| top.contains('.') && is_host(top));
+    let scheme = match port {
+        443 => "",
+        80 => "http://",
+        _ if below.is_some() => "",
+        _ => "tcp://",
+    };
+    (port > 0 && legal).then(|| format!("{scheme}{}:{port}", host.to_ascii_lowercase()))
 }
 
 #[cfg(test)]
@@ -246,9 +255,11 @@ mod tests {
         for (text, read) in [
             ("api.github.com:443", Some("api.github.com:443")),
             ("API.github.com", Some("api.github.com:443")),
-            ("10.0.0.1:80", Some("10.0.0.1:80")),
-            ("[::1]:80", Some("[::1]:80")),
-            ("*.example.com:443", None),
+            ("10.0.0.1:80", Some("http://10.0.0.1:80")),
+            ("[::1]:5432", Some("tcp://[::1]:5432")),
+            ("*.example.com:443", Some("*.example.com:443")),
+            ("*.com", None),
+            ("a.*.com", None),
             ("host:0", None),
             ("host:99999", None),
             ("a b", None),

@@ -65,6 +65,9 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     for (at, entry) in loaded.config.interceptors.iter().enumerate() {
         found.extend(interceptor(&loaded, at, entry, &[], &handed, &house).err());
     }
+    for (at, text) in super::adding::held(&loaded).err().into_iter().flatten() {
+        found.push(boxed(loaded.finding(&at, Code::Conflict, text)));
+    }
     let places = Places::of_host();
     for (name, server) in &loaded.config.servers {
         for (at, mount) in server.mounts.iter().enumerate() {

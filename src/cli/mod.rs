@@ -2,9 +2,11 @@
 //!
 //! Data goes to standard output, everything else to standard error. Exit codes are [`Exit`].
 
+mod adding;
 mod approve;
 mod audit;
 mod cases;
+mod catalog;
 mod check;
 mod client;
 mod connect;
@@ -14,6 +16,7 @@ mod keys;
 mod output;
 mod plugin;
 mod policy;
+mod profile;
 mod run;
 mod schema;
 mod server;
@@ -52,6 +55,10 @@ enum Verb {
     Client(client::Args),
     /// Servers behind the proxy
     Server(server::Args),
+    /// Catalogs of servers that others wrote
+    Catalog(catalog::Args),
+    /// Named sets of servers
+    Profile(profile::Args),
     /// Tools, as a client sees them
     Tools(tools::Args),
     /// Policies
@@ -132,6 +139,8 @@ impl Verb {
             Self::Connect(args) => connect::run(args, ctx).await,
             Self::Client(args) => client::run(args, ctx).await,
             Self::Server(args) => server::run(args, ctx).await,
+            Self::Catalog(args) => catalog::run(args, ctx).await,
+            Self::Profile(args) => profile::run(args, ctx).await,
             Self::Tools(args) => tools::run(args, ctx).await,
             Self::Policy(args) => policy::run(args, ctx).await,
             Self::Plugin(args) => plugin::run(args, ctx).await,

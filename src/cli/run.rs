@@ -6,11 +6,11 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, Exit, Reports};
+use super::{Context, Exit, Reports, adding};
 use crate::{
     admin,
     codec::{Frame, era},
-    config::Loaded,
+    config::{Code, Loaded},
     exchange::{Revision, Transport},
     front,
     identity::{Keyring, Principal},
@@ -32,11 +32,22 @@ pub struct Args {
     /// Serve one client over standard input and output, beside HTTP; end with its input
     #[arg(long)]
     stdio: bool,
+    /// Only the servers of this profile
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
 }
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let loaded = ctx.load()?;
+    let mut loaded = ctx.load()?;
+    if let Err(wrong) = adding::held(&loaded) {
+        let findings =
+            wrong.into_iter().map(|(at, text)| loaded.finding(&at, Code::Conflict, text));
+        return Err(Reports(findings.map(|finding| Box::new(finding) as _).collect()).into());
+    }
+    if let Some(profile) = &args.profile {
+        adding::narrow(&mut loaded, profile)?;
+    }
     for warning in &loaded.warnings {
         ctx.report(warning);
     }

@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::{Context, Exit, run::reported};
+use super::{Context, Exit, catalog, run::reported};
 use crate::{
     admin,
     codec::Caps,
@@ -53,6 +53,10 @@ enum Verb {
         /// Only this server
         server: Option<ServerName>,
     },
+    /// Add a server that a catalog, an image, a URL or a file describes
+    Add(catalog::Add),
+    /// Add the servers of a file: a client's `mcpServers`, a catalog, a profile, a `server.json`
+    Import(catalog::Import),
     /// Show the last lines that a running server wrote to standard error
     Logs {
         /// The server's name in the config
@@ -62,20 +66,41 @@ enum Verb {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let loaded = ctx.load()?;
-    let proxy = admin::Client::find(&loaded.config).await;
     match args.verb {
-        Verb::Ls => ls(ctx, &loaded, proxy).await,
-        Verb::Inspect { server } => inspect(ctx, &loaded, proxy, &server).await,
-        Verb::Tools { server, save } => tools(ctx, &loaded, proxy, &server, save.as_deref()).await,
+        // These make the config, which need not be there yet.
+        Verb::Add(args) => catalog::add(args, ctx).await,
+        Verb::Import(args) => catalog::import(args, ctx).await,
+        Verb::Ls => {
+            let (loaded, proxy) = open(ctx).await?;
+            ls(ctx, &loaded, proxy).await
+        }
+        Verb::Inspect { server } => {
+            let (loaded, proxy) = open(ctx).await?;
+            inspect(ctx, &loaded, proxy, &server).await
+        }
+        Verb::Tools { server, save } => {
+            let (loaded, proxy) = open(ctx).await?;
+            tools(ctx, &loaded, proxy, &server, save.as_deref()).await
+        }
         Verb::Stats { server } => {
+            let (loaded, proxy) = open(ctx).await?;
             if let Some(server) = &server {
                 configured(&loaded, server)?;
             }
             stats::run(ctx, proxy, server.as_ref()).await
         }
-        Verb::Logs { server } => logs(ctx, &loaded, proxy, &server).await,
+        Verb::Logs { server } => {
+            let (loaded, proxy) = open(ctx).await?;
+            logs(ctx, &loaded, proxy, &server).await
+        }
     }
+}
+
+/// The config, and the proxy that runs with it, if one does.
+async fn open(ctx: &Context) -> anyhow::Result<(Loaded, Option<admin::Client>)> {
+    let loaded = ctx.load()?;
+    let proxy = admin::Client::find(&loaded.config).await;
+    Ok((loaded, proxy))
 }
 
 async fn ls(ctx: &Context, loaded: &Loaded, proxy: Option<admin::Client>) -> anyhow::Result<Exit> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::docker;
 use crate::{
     draft::{Draft, Naming},
-    name::as_variable,
+    name::{as_variable, is_variable},
     node::Node,
     object::{Object, Said},
     options::Options,
@@ -100,6 +100,10 @@ pub(super) fn read(
         }
     }
     for (name, variable) in entry.pairs("env_http_headers", report) {
+        if !is_variable(variable.text) {
+            let text = format!("`{}` is no name of a variable", brief(variable.text));
+            report.problem(variable.place, text);
+        }
         let from = format!("env:{}", variable.text);
         headers.insert(name.text.to_string(), Secret { from, about: None });
     }
@@ -236,7 +240,7 @@ fn variable(text: &str) -> Option<Reference<'_>> {
 fn header(draft: &Draft<'_>, name: &str, value: Said<'_>, report: &mut Report) -> Secret {
     match variable(value.text) {
         Some(Reference::Variable(of)) => Secret { from: draft.reference(of), about: None },
-        _ => draft.header(&format!("{}-{name}", draft.name), value, report),
+        _ => draft.header(name, &format!("{}-{name}", draft.name), value, report),
     }
 }
 

@@ -364,7 +364,7 @@ fn elsewhere(
             let url = remote.text("url", report);
             let kind = remote.text("transport_type", report);
             for (name, value) in remote.pairs("headers", report) {
-                let secret = draft.header(&name.text, value, report);
+                let secret = draft.header(&name.text, &name.text, value, report);
                 headers.insert(name.text.to_string(), secret);
             }
             remote.rest(report);

@@ -2,6 +2,7 @@
 //!
 //! What they have is documented with their gateway, and seen in what it takes.
 
+mod artifact;
 mod entry;
 mod files;
 mod label;
@@ -17,6 +18,7 @@ use crate::{
     values::Values,
 };
 
+pub use artifact::{artifact, member, profile};
 pub use files::{enabled, settings, tool_lists};
 pub use label::{Described, describe};
 
@@ -134,7 +136,7 @@ pub(crate) fn list(node: &Node, options: &Options) -> Result<Found, Problem> {
             if let Some(config) = node.get("config") {
                 values.insert(name.to_owned(), config.to_json());
             }
-            one(name, node, |report| member(name, node, options, report))
+            one(name, node, |report| listed(name, node, options, report))
         })
         .collect();
     let format = if profile { "Docker profile" } else { "Docker catalog artifact" };
@@ -142,7 +144,7 @@ pub(crate) fn list(node: &Node, options: &Options) -> Result<Found, Problem> {
 }
 
 /// A server of a list: what it is, and the catalog's entry that it was when it was added.
-fn member(name: &str, node: &Node, options: &Options, report: &mut Report) -> Option<Server> {
+fn listed(name: &str, node: &Node, options: &Options, report: &mut Report) -> Option<Server> {
     let mut outer = Object::of(node, "a server", report)?;
     let kind = outer.text("type", report);
     let image = outer.text("image", report);

@@ -338,7 +338,7 @@ impl Reader {
                 continue;
             };
             let value = header.text("value", report).unwrap_or(Said { place: at, text: "…" });
-            let secret = draft.header(name.text, value, report);
+            let secret = draft.header(name.text, name.text, value, report);
             headers.insert(name.text.to_owned(), secret);
         }
         remote.rest(report);

@@ -31,7 +31,10 @@ fn a_catalog_with_every_field() {
     assert_eq!(weather.env["WEATHER_MODE"], "plain");
     assert!(!weather.env.contains_key("WEATHER_LANG"), "it is not set");
     assert_eq!(weather.secrets["WEATHER_API_KEY"].from, "env:MCP_WEATHER__WEATHER_API_KEY");
-    assert_eq!(weather.egress, ["api.example.com:443", "maps.example.com:443"]);
+    assert_eq!(
+        weather.egress,
+        ["*.example.org:443", "api.example.com:443", "maps.example.com:443"]
+    );
     assert_eq!(weather.user.as_deref(), Some("1000:1000"));
     assert!(weather.stays);
     let mounts: Vec<_> =
@@ -43,7 +46,7 @@ fn a_catalog_with_every_field() {
     noted(weather, Kind::LeftOut, "docker.sock");
     noted(weather, Kind::LeftOut, "weather-state:/state");
     noted(weather, Kind::LeftOut, "/srv/shared:/shared");
-    noted(weather, Kind::LeftOut, "*.example.org:443");
+    noted(weather, Kind::LeftOut, "[fe80::1%eth0]");
     noted(weather, Kind::LeftOut, "names of hosts that the catalog makes up");
     noted(weather, Kind::LeftOut, "`prefix`");
     noted(weather, Kind::Deviates, "user 1000");

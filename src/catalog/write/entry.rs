@@ -12,8 +12,6 @@ use crate::server::{Run, Secret, Server, Transport};
 /// How an entry is written.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Writing {
-    /// The config has a key for the hosts that a server reaches.
-    pub egress: bool,
     /// An image by tag is taken, against what is advised.
     pub allow_tag: bool,
     /// An entry of that name is replaced.
@@ -156,7 +154,7 @@ fn table(server: &Server, writing: Writing) -> Result<Table, Unwritten> {
             .collect();
         entry.insert("mounts", value(list(&mounts)));
     }
-    if !server.egress.is_empty() && writing.egress {
+    if !server.egress.is_empty() {
         entry.insert("egress", value(list(&server.egress)));
     }
     if let Some(user) = &server.user {
@@ -226,7 +224,7 @@ mod tests {
             assert!(after.contains(line), "{line} is gone from\n{after}");
         }
         assert_eq!(names(&after).unwrap(), ["notes", "new"]);
-        assert!(!after.contains("egress") && !after.contains('\u{202e}'), "{after}");
+        assert!(after.contains("egress") && !after.contains('\u{202e}'), "{after}");
         let read: toml::Table = after.parse().unwrap();
         let new = &read["servers"]["new"];
         assert_eq!(new["command"][1].as_str(), Some("--a \"b\""));
@@ -236,7 +234,7 @@ mod tests {
             add(&after, &server("new"), Writing::default()),
             Err(Unwritten::There(_))
         ));
-        let replace = Writing { replace: true, egress: true, ..Writing::default() };
+        let replace = Writing { replace: true, ..Writing::default() };
         let again = add(&after, &server("notes"), replace).unwrap();
         assert!(again.contains("# Notes of mine") && again.contains("egress"), "{again}");
         assert!(again.find("[servers.notes]") < again.find("[[interceptors]]"), "{again}");

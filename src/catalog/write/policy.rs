@@ -35,23 +35,23 @@ pub fn policy(server: &Server) -> String {
             if let Some((host, port)) = place(url) {
                 let _ = write!(
                     text,
-                    "\n@id(\"{name}-reach\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
+                    "\n@id(\"{name}.reach\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
                      Portcullis::Action::\"reach\",\n  resource\n)\nwhen {{ resource.name == \"{host}\" && resource.port == {port} }};\n"
                 );
             }
         }
     }
+    egress(&mut text, server);
     let mut secrets: Vec<&String> = server.secrets.keys().collect();
     if let Run::Remote { headers, .. } = &server.run {
         secrets.extend(headers.keys());
     }
     for secret in secrets {
+        let secret = escaped(secret);
         let _ = write!(
             text,
-            "\n@id(\"{name}-secret-{}\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
-             Portcullis::Action::\"hand_secret\",\n  resource == Portcullis::Secret::\"{name}/{}\"\n);\n",
-            secret.to_ascii_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-"),
-            escaped(secret),
+            "\n@id(\"{name}.secret.{secret}\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
+             Portcullis::Action::\"hand_secret\",\n  resource == Portcullis::Secret::\"{name}/{secret}\"\n);\n",
         );
     }
     if let Some(only) = &server.only {
@@ -81,17 +81,44 @@ fn launch(text: &mut String, server: &Server, more: impl Iterator<Item = String>
     let conditions: Vec<String> = more.chain([bound]).collect();
     let _ = write!(
         text,
-        "\n@id(\"{name}-launch\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
+        "\n@id(\"{name}.launch\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
          Portcullis::Action::\"launch\",\n  resource\n)\nwhen\n{{\n  {}\n}};\n",
         conditions.join(" &&\n  "),
     );
+}
+
+/// The hosts that it is said to need, one by one.
+fn egress(text: &mut String, server: &Server) {
+    let name = &server.name;
+    let hosts: Vec<String> = server
+        .egress
+        .iter()
+        .filter_map(|entry| {
+            let place = entry.split_once("://").map_or(entry.as_str(), |(_, place)| place);
+            let (host, port) = place.rsplit_once(':')?;
+            let host = host.trim_matches(['[', ']']);
+            let named = match host.strip_prefix("*.") {
+                Some(top) => format!("resource.name like \"*.{}\"", escaped(top)),
+                None => format!("resource.name == \"{}\"", escaped(host)),
+            };
+            Some(format!("({named} && resource.port == {port})"))
+        })
+        .collect();
+    if !hosts.is_empty() {
+        let _ = write!(
+            text,
+            "\n@id(\"{name}.egress\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
+             Portcullis::Action::\"reach\",\n  resource\n)\nwhen\n{{\n  {}\n}};\n",
+            hosts.join(" ||\n  ")
+        );
+    }
 }
 
 /// The tools that somebody left on; the others, known or not, are for nobody.
 fn left_on(text: &mut String, name: &str, only: &[String]) {
     let _ = write!(
         text,
-        "\n@id(\"{name}-tools-left-on\")\n@reason(\"the tool is switched off\")\nforbid (\n  principal,\n  action == \
+        "\n@id(\"{name}.tools-left-on\")\n@reason(\"the tool is switched off\")\nforbid (\n  principal,\n  action == \
          Portcullis::Action::\"call_tool\",\n  resource in Portcullis::Server::\"{name}\"\n)"
     );
     if only.is_empty() {
@@ -142,4 +169,64 @@ fn escaped(text: &str) -> String {
             c => vec![c],
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::server::{Secret, Tool, Transport};
+
+    fn server(name: &str, header: &str) -> Server {
+        let secret = Secret { from: "env:X".into(), about: None };
+        Server {
+            name: name.to_owned(),
+            original: name.to_owned(),
+            title: None,
+            description: None,
+            run: Run::Remote {
+                url: "https://mcp.example.com/x".into(),
+                transport: Transport::Auto,
+                headers: [(header.to_owned(), secret.clone()), ("X-Key".to_owned(), secret)].into(),
+            },
+            env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            mounts: vec![],
+            egress: vec!["*.example.com:443".into(), "tcp://[::1]:5432".into()],
+            user: None,
+            stays: false,
+            tools: vec![Tool { name: "a\n}\" permit".into(), description: None }],
+            only: Some(vec!["a\"\n);permit(principal,action,resource);//".into()]),
+            notes: vec![],
+        }
+    }
+
+    /// Two policies of one name would have the whole set refused, and a stranger chooses names.
+    #[test]
+    fn no_names_have_two_policies_meet() {
+        let texts =
+            [server("a", "launch"), server("a-secret", "X_Key")].map(|server| policy(&server));
+        let all: Vec<&str> = texts
+            .iter()
+            .flat_map(|text| text.lines())
+            .filter(|line| line.starts_with("@id("))
+            .collect();
+        let distinct: BTreeSet<&str> = all.iter().copied().collect();
+        assert_eq!(distinct.len(), all.len(), "{all:?}");
+        assert_eq!(all.len(), 12);
+    }
+
+    #[test]
+    fn a_strangers_words_stay_within_their_quotes() {
+        let text = policy(&server("a", "b"));
+        for line in text.lines().filter(|line| line.contains("permit(principal,action,resource)")) {
+            assert!(line.contains("\\\"") && line.contains("\\u{a}"), "{line}");
+        }
+        assert!(
+            text.contains("resource.name like \"*.example.com\" && resource.port == 443"),
+            "{text}"
+        );
+        assert!(text.contains("resource.name == \"::1\" && resource.port == 5432"), "{text}");
+    }
 }

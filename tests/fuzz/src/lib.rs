@@ -3,6 +3,7 @@
 //! A target panics where it does not hold. The fuzzing engine (`src/main.rs`) looks for such
 //! bytes; `tests/corpora.rs` runs every target over all that the engine has found worth keeping.
 
+mod catalog;
 mod egress;
 mod era;
 mod events;
@@ -16,7 +17,7 @@ mod tree;
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("frame", frame::target),
     ("events", events::target),
     ("header", header::target),
@@ -24,4 +25,5 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("log", log::target),
     ("filter", filter::target),
     ("egress", egress::target),
+    ("catalog", catalog::target),
 ];

@@ -1,0 +1,289 @@
+//! Where descriptions of servers are fetched from.
+
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use futures_util::StreamExt as _;
+
+use crate::{
+    catalog::{
+        self, Described, Image, MAX_BYTES, Reference, brief, describe,
+        lock::{Kept, Lock, digest},
+    },
+    cli::Context,
+};
+use portcullis_oci as oci;
+
+/// The media type of the one layer of such artifacts.
+const LAYER: &str = "application/json";
+
+/// The folder of the config, and what is kept there.
+pub(in crate::cli) struct House {
+    /// The folder of the config.
+    pub base: PathBuf,
+    state_dir: PathBuf,
+    pub lock: Lock,
+    registries: oci::Client,
+}
+
+/// A text that was fetched.
+#[derive(Debug)]
+pub(in crate::cli) struct Fetched {
+    pub text: String,
+    /// What messages call it.
+    pub name: String,
+    /// `sha256:` of it.
+    pub digest: String,
+    /// The digest of its manifest, where it was an artifact.
+    pub manifest: Option<String>,
+}
+
+impl Fetched {
+    fn of(name: &str, bytes: Vec<u8>) -> anyhow::Result<Self> {
+        let text =
+            String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("{name} is not UTF-8 text"))?;
+        Ok(Self { digest: digest(text.as_bytes()), text, name: name.to_owned(), manifest: None })
+    }
+}
+
+impl House {
+    /// Opens it. A config that is not there yet is an empty one.
+    pub fn open(ctx: &Context) -> anyhow::Result<Self> {
+        let path = std::path::absolute(&ctx.config)?;
+        let base = path.parent().unwrap_or(Path::new("/")).to_owned();
+        let state_dir = match path.exists() {
+            true => ctx.load()?.config.state_dir,
+            false => base.join(".portcullis"),
+        };
+        let lock = Lock::read(&base)?;
+        let registries = oci::Client::new(oci::Settings::default())?;
+        Ok(Self { base, state_dir, lock, registries })
+    }
+
+    /// What stands at a reference. Of an image, that is nothing.
+    pub async fn fetch(&self, reference: &Reference) -> anyhow::Result<Fetched> {
+        match reference {
+            Reference::File(path) => file(path),
+            Reference::Url(url) => self.url(url).await,
+            Reference::Catalog { catalog, .. } => match self.lock.catalogs.get(catalog) {
+                Some(kept) => self.kept(catalog, kept),
+                None => self.artifact(catalog, &[catalog::CATALOG, catalog::SERVERS]).await,
+            },
+            Reference::Image(_) => bail!("an image is no file that describes servers"),
+        }
+    }
+
+    async fn url(&self, url: &url::Url) -> anyhow::Result<Fetched> {
+        let client = reqwest::Client::builder()
+            .timeout(Duration::from_secs(60))
+            // A redirect leads somewhere that nobody named.
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
+        let answer = client
+            .get(url.clone())
+            .header("accept", "application/json, application/yaml, */*")
+            .send();
+        let answer = answer.await.with_context(|| format!("cannot fetch {url}"))?;
+        if !answer.status().is_success() {
+            bail!("cannot fetch {url}: it answers {}", answer.status());
+        }
+        let mut bytes = Vec::new();
+        let mut pieces = answer.bytes_stream();
+        while let Some(piece) = pieces.next().await {
+            bytes.extend_from_slice(&piece.with_context(|| format!("cannot fetch {url}"))?);
+            if bytes.len() > MAX_BYTES {
+                bail!("what {url} answers has more than {} MiB", MAX_BYTES >> 20);
+            }
+        }
+        Fetched::of(url.as_str(), bytes)
+    }
+
+    fn copy_of(&self, digest: &str) -> PathBuf {
+        self.state_dir.join("catalogs").join(digest.trim_start_matches("sha256:"))
+    }
+
+    /// The copy of a catalog that was added.
+    pub fn kept(&self, name: &str, kept: &Kept) -> anyhow::Result<Fetched> {
+        let hex = kept.digest.strip_prefix("sha256:").unwrap_or_default();
+        if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+            bail!("the lock file has no digest of the catalog `{name}`: add it again");
+        }
+        let path = self.copy_of(&kept.digest);
+        let mut fetched = file(&path).with_context(|| {
+            format!("the copy of the catalog `{name}` is gone: add it again from {}", kept.source)
+        })?;
+        if fetched.digest != kept.digest {
+            bail!(
+                "the copy of the catalog `{name}` was changed ({}): add it again from {}",
+                path.display(),
+                kept.source
+            );
+        }
+        fetched.name = format!("catalog://{name}");
+        fetched.manifest.clone_from(&kept.manifest);
+        Ok(fetched)
+    }
+
+    /// Keeps a copy of a catalog.
+    pub fn keep(&mut self, name: &str, source: &str, fetched: &Fetched) -> anyhow::Result<()> {
+        let folder = self.state_dir.join("catalogs");
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        let path = self.copy_of(&fetched.digest);
+        catalog::lock::replace(&path, fetched.text.as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        let kept = Kept {
+            source: source.to_owned(),
+            digest: fetched.digest.clone(),
+            manifest: fetched.manifest.clone(),
+        };
+        self.lock.catalogs.insert(name.to_owned(), kept);
+        Ok(self.lock.write(&self.base)?)
+    }
+
+    /// Forgets a catalog. Its copy goes unless another has the same.
+    pub fn forget(&mut self, name: &str) -> anyhow::Result<Option<Kept>> {
+        let Some(kept) = self.lock.catalogs.remove(name) else { return Ok(None) };
+        self.lock.write(&self.base)?;
+        if !self.lock.catalogs.values().any(|other| other.digest == kept.digest) {
+            // What is left of it is found by nobody.
+            let _ = std::fs::remove_file(self.copy_of(&kept.digest));
+        }
+        Ok(Some(kept))
+    }
+
+    /// Pulls an artifact of one of these kinds, whose one layer it is.
+    pub async fn artifact(&self, text: &str, kinds: &[&str]) -> anyhow::Result<Fetched> {
+        let reference: oci::Reference = full(text).parse().map_err(|error| {
+            anyhow::anyhow!(
+                "`{}` is neither a catalog that was added nor an artifact's name: {error}",
+                brief(text)
+            )
+        })?;
+        let digest = self
+            .registries
+            .resolve(&reference)
+            .await
+            .with_context(|| format!("cannot find {reference}"))?;
+        let pinned = reference.pinned(digest);
+        let (pulled, blobs) = self
+            .registries
+            .pull(&pinned, |blob| blob.media_type == LAYER && blob.size <= MAX_BYTES as u64)
+            .await
+            .with_context(|| format!("cannot pull {pinned}"))?;
+        let kind = pulled.manifest.artifact_type();
+        if !kinds.contains(&kind) {
+            bail!("{reference} is `{}`, and not {}", brief(kind), kinds.join(" or "));
+        }
+        let [(_, bytes)] = blobs.as_slice() else {
+            bail!("{reference} has {} layers of JSON, and not one", blobs.len());
+        };
+        let mut fetched = Fetched::of(&format!("oci://{text}"), bytes.to_vec())?;
+        fetched.manifest = Some(digest.to_string());
+        Ok(fetched)
+    }
+
+    /// Pushes an artifact, and tells its digest.
+    pub async fn push(
+        &self,
+        text: &str,
+        kind: &str,
+        content: &serde_json::Value,
+    ) -> anyhow::Result<String> {
+        let reference: oci::Reference = full(text)
+            .parse()
+            .map_err(|error| anyhow::anyhow!("`{}` names no artifact: {error}", brief(text)))?;
+        let artifact = oci::Artifact {
+            artifact_type: Some(kind.to_owned()),
+            config: (oci::EMPTY.to_owned(), "{}".into()),
+            layers: vec![(LAYER.to_owned(), serde_json::to_vec(content)?.into())],
+            annotations: Default::default(),
+            subject: None,
+        };
+        let digest = self.registries.push(&reference, &artifact).await;
+        Ok(digest.with_context(|| format!("cannot push {reference}"))?.to_string())
+    }
+
+    /// What an image's tag stands for now.
+    pub async fn resolve(&self, image: &Image) -> anyhow::Result<String> {
+        let reference: oci::Reference =
+            full(&image.to_string()).parse().map_err(|error| anyhow::anyhow!("{error}"))?;
+        Ok(self.registries.resolve(&reference).await?.to_string())
+    }
+
+    /// What an image says of itself. Nothing, where it says nothing, or it can't be had.
+    pub async fn described(&self, image: &Image) -> Option<Described> {
+        const CONFIG: u64 = 1 << 20;
+        let reference: oci::Reference = full(&image.to_string()).parse().ok()?;
+        let is_config = |blob: &oci::Descriptor| {
+            let kind = blob.media_type.as_str();
+            kind.ends_with("image.config.v1+json") || kind.ends_with("container.image.v1+json")
+        };
+        let (_, blobs) = self
+            .registries
+            .pull(&reference, |blob| is_config(blob) && blob.size <= CONFIG)
+            .await
+            .ok()?;
+        let config: serde_json::Value = serde_json::from_slice(&blobs.first()?.1).ok()?;
+        let label = config.get("config")?.get("Labels")?.get("io.docker.server.metadata")?;
+        describe(label.as_str()?).ok()
+    }
+}
+
+/// The whole name of an image or artifact, with what Docker leaves out.
+fn full(text: &str) -> String {
+    let (name, digest) =
+        text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
+    let first = name.split('/').next().unwrap_or("");
+    let has_host = name.contains('/') && (first.contains(['.', ':']) || first == "localhost");
+    let name = match (has_host, name.contains('/')) {
+        (true, _) => name.to_owned(),
+        (false, true) => format!("docker.io/{name}"),
+        (false, false) => format!("docker.io/library/{name}"),
+    };
+    let tagged = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    match digest {
+        Some(digest) => format!("{name}@{digest}"),
+        None if tagged => name,
+        None => format!("{name}:latest"),
+    }
+}
+
+/// Reads a file, or standard input.
+pub(in crate::cli) fn file(path: &Path) -> anyhow::Result<Fetched> {
+    let shown = path.display().to_string();
+    let opened = std::fs::File::open(path).with_context(|| format!("cannot read {shown}"))?;
+    let mut bytes = Vec::new();
+    opened
+        .take(MAX_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("cannot read {shown}"))?;
+    if bytes.len() > MAX_BYTES {
+        bail!("{shown} has more than {} MiB", MAX_BYTES >> 20);
+    }
+    Fetched::of(&shown, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_made_whole_as_docker_does() {
+        for (text, whole) in [
+            ("fetch", "docker.io/library/fetch:latest"),
+            ("mcp/fetch", "docker.io/mcp/fetch:latest"),
+            ("mcp/fetch:1", "docker.io/mcp/fetch:1"),
+            ("ghcr.io/a/b", "ghcr.io/a/b:latest"),
+            ("localhost:5000/a:1", "localhost:5000/a:1"),
+            ("localhost/a", "localhost/a:latest"),
+            ("mcp/fetch:1@sha256:00", "docker.io/mcp/fetch:1@sha256:00"),
+        ] {
+            assert_eq!(full(text), whole);
+        }
+    }
+}

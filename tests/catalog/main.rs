@@ -1,0 +1,362 @@
+//! Catalogs, imports and profiles from outside: the real binary, a folder, and a real registry.
+
+#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+mod image;
+#[path = "../../src/oci/tests/support/mod.rs"]
+mod registry;
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use registry::{Door, Registry};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A folder with a config that has a comment of its own.
+fn folder() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("portcullis.toml"), CONFIG).unwrap();
+    fs::create_dir(dir.path().join("policies")).unwrap();
+    dir
+}
+
+const CONFIG: &str = "# Mine\n[servers.notes]\ncommand = [\"notes-server\"] # as it was\n";
+
+fn run(dir: &Path, args: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("portcullis"));
+    command.current_dir(dir).args(args).env_remove("PORTCULLIS_CONFIG").env("DOCKER_CONFIG", dir);
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+/// Runs what must succeed, and hands back what it printed.
+fn ok(dir: &Path, args: &[&str]) -> String {
+    let (code, out, err) = run(dir, args);
+    assert_eq!(code, 0, "{args:?}\n{out}\n{err}");
+    out
+}
+
+/// What stands in the config passes `check` without a word.
+fn checks(dir: &Path) {
+    let (code, out, err) = run(dir, &["check"]);
+    assert_eq!(code, 0, "{out}{err}\n{}", config(dir));
+}
+
+fn read(dir: &Path, name: &str) -> String {
+    fs::read_to_string(dir.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn config(dir: &Path) -> String {
+    read(dir, "portcullis.toml")
+}
+
+fn table(dir: &Path) -> toml::Table {
+    config(dir).parse().unwrap()
+}
+
+/// A secret, put together here so that it stands in no file.
+fn secret() -> String {
+    ["AbC9", "dEf8", "GhI7", "jKl6", "MnO5"].concat()
+}
+
+fn digest() -> String {
+    format!("sha256:{}", "0123456789abcdef".repeat(4))
+}
+
+fn write(dir: &Path, name: &str, text: &str) {
+    fs::write(dir.join(name), text).unwrap();
+}
+
+fn catalog(image: &str) -> String {
+    format!(
+        "name: team\ndisplayName: Team\nregistry:\n  search:\n    type: server\n    title: Search\n    \
+         image: {image}\n    allowHosts: [api.example.com:443]\n    secrets: [{{name: search.key, env: SEARCH_KEY}}]\n    \
+         env: [{{name: LIMIT, value: '{{{{search.limit}}}}'}}]\n    volumes: ['{{{{search.data}}}}:/data']\n    \
+         config: [{{name: search, description: d, type: object, properties: {{limit: {{type: integer}}, data: {{type: string}}}}, required: [limit, data]}}]\n    \
+         tools: [{{name: find}}, {{name: erase}}]\n  far:\n    type: remote\n    remote: {{url: 'https://far.example.com/mcp', transport_type: sse}}\n"
+    )
+}
+
+#[test]
+fn a_clients_file_is_taken_and_its_secrets_stay_out() {
+    let dir = folder();
+    let dir = dir.path();
+    fs::create_dir(dir.join("box")).unwrap();
+    let text = json!({ "mcpServers": {
+        "Local One": { "command": "local-server", "args": ["--stdio"], "env": { "API_KEY": secret(), "LEVEL": "info" } },
+        "boxed": { "command": "docker", "args": ["run", "-i", "--rm", "-e", "TOKEN", "-v", format!("{}:/box", dir.join("box").display()),
+            format!("example.com/boxed@{}", digest())], "env": { "TOKEN": secret() } },
+        "far": { "url": "https://far.example.com/mcp", "headers": { "Authorization": format!("Bearer {}", secret()) } },
+        "packed": { "command": "npx", "args": ["-y", "@scope/pkg@1.2.3"] },
+        "leaky": { "command": "x", "args": ["--token", secret()] },
+        "notes": { "command": "another" },
+    } });
+    write(dir, "claude.json", &text.to_string());
+    let (code, out, err) = run(dir, &["server", "import", "claude.json"]);
+    assert_eq!(code, 11, "two were not taken\n{out}{err}");
+    assert!(err.contains("`leaky`") && err.contains("`notes`"), "{err}");
+    for shown in [&out, &err, &config(dir), &read(dir, "portcullis.lock")] {
+        assert!(!shown.contains(&secret()), "a secret is in\n{shown}");
+    }
+    let made = table(dir);
+    let servers = &made["servers"];
+    assert_eq!(servers["local-one"]["command"][1].as_str(), Some("--stdio"));
+    assert_eq!(servers["local-one"]["env"]["LEVEL"].as_str(), Some("info"));
+    // Two servers' secrets are told apart where their variables have one name; here they have not.
+    assert_eq!(servers["local-one"]["secrets"]["API_KEY"]["from"].as_str(), Some("env:API_KEY"));
+    assert_eq!(servers["boxed"]["secrets"]["TOKEN"]["from"].as_str(), Some("env:TOKEN"));
+    assert_eq!(
+        servers["far"]["headers"]["Authorization"]["from"].as_str(),
+        Some("env:FAR_AUTHORIZATION")
+    );
+    assert_eq!(servers["packed"]["command"][1].as_str(), Some("--yes"));
+    assert!(config(dir).starts_with(CONFIG.trim_end()), "what was there changed:\n{}", config(dir));
+    checks(dir);
+
+    // What was taken may be started, and nobody may call it.
+    let policies = read(dir, "policies/server-boxed.cedar");
+    assert!(policies.contains(&digest()) && policies.contains("hand_secret"), "{policies}");
+    let (code, ..) = run(dir, &["policy", "can-i", "--as", "anybody", "tools/call", "boxed/x"]);
+    assert_ne!(code, 0);
+
+    // Again: nothing is overwritten.
+    let before = config(dir);
+    let (code, _, err) = run(dir, &["server", "import", "claude.json", "--only", "far"]);
+    assert_eq!((code, config(dir)), (1, before.clone()), "{err}");
+    assert!(err.contains("there already"), "{err}");
+    ok(dir, &["server", "import", "claude.json", "--only", "far", "--replace"]);
+    assert_eq!(config(dir), before);
+    checks(dir);
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "x.json", r#"{"mcpServers": {"x": {"command": "x"}}}"#);
+    let out = ok(dir, &["server", "import", "x.json", "--dry-run", "--format", "json"]);
+    let said: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&said["written"], &said["taken"][0]["server"]["name"]),
+        (&json!(false), &json!("x"))
+    );
+    assert_eq!(config(dir), CONFIG);
+    assert!(!dir.join("portcullis.lock").exists());
+}
+
+#[test]
+fn a_catalog_is_kept_as_it_was() {
+    let dir = folder();
+    let dir = dir.path();
+    fs::create_dir(dir.join("data")).unwrap();
+    let data = dir.join("data").display().to_string();
+    write(dir, "team.yaml", &catalog(&format!("example.com/search:2@{}", digest())));
+    ok(dir, &["catalog", "add", "team", "team.yaml"]);
+    assert!(ok(dir, &["catalog", "ls"]).contains("team.yaml"));
+    assert!(ok(dir, &["catalog", "show", "team"]).contains("https://far.example.com/mcp"));
+    // The file may go; what was added is what counts.
+    write(dir, "team.yaml", "registry: {}");
+    let (code, _, err) = run(dir, &["server", "add", "catalog://team/search"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("--set"), "{err}");
+    let (code, _, err) = run(dir, &["server", "add", "catalog://team/serch"]);
+    assert!(code == 1 && err.contains("did you mean `search`?"), "{err}");
+    let set = format!("data={data}");
+    let out = ok(
+        dir,
+        &[
+            "server",
+            "add",
+            "catalog://team/search",
+            "--set",
+            "limit=3",
+            "--set",
+            &set,
+            "--secret",
+            "SEARCH_KEY=env:MINE",
+        ],
+    );
+    assert!(out.contains("env:MINE"), "{out}");
+    ok(dir, &["server", "add", "catalog://team/far", "--name", "away"]);
+    let made = table(dir);
+    assert_eq!(made["servers"]["search"]["env"]["LIMIT"].as_str(), Some("3"));
+    assert_eq!(made["servers"]["search"]["mounts"][0].as_str(), Some(&*format!("{data}:/data")));
+    assert_eq!(made["servers"]["search"]["egress"][0].as_str(), Some("api.example.com:443"));
+    assert!(read(dir, "policies/server-search.cedar").contains("api.example.com"));
+    assert_eq!(made["servers"]["away"]["transport"].as_str(), Some("sse"));
+    checks(dir);
+    let lock: toml::Table = read(dir, "portcullis.lock").parse().unwrap();
+    assert_eq!(lock["servers"]["search"]["image-digest"].as_str(), Some(&*digest()));
+    assert_eq!(lock["servers"]["search"]["source"].as_str(), Some("catalog://team/search"));
+
+    // An image that was pinned is the one that runs.
+    let text = config(dir).replace(&digest(), &format!("sha256:{}", "f".repeat(64)));
+    write(dir, "portcullis.toml", &text);
+    let (code, out, _) = run(dir, &["check", "--format", "json"]);
+    assert!(code == 11 && out.contains("in the lock file"), "{out}");
+    let (code, _, err) = run(dir, &["run", "--dry-run"]);
+    assert!(code == 1 && err.contains("config-conflict") && err.contains("--replace"), "{err}");
+
+    // A copy that somebody changed is not used.
+    let copies = dir.join(".portcullis/catalogs");
+    for entry in fs::read_dir(&copies).unwrap() {
+        fs::write(entry.unwrap().path(), catalog("example.com/evil:1")).unwrap();
+    }
+    let (code, _, err) = run(dir, &["catalog", "show", "team"]);
+    assert!(code == 1 && err.contains("was changed"), "{err}");
+    ok(dir, &["catalog", "rm", "team"]);
+    assert_eq!(fs::read_dir(&copies).unwrap().count(), 0);
+}
+
+#[test]
+fn what_is_wrong_has_its_place() {
+    let dir = folder();
+    let dir = dir.path();
+    write(
+        dir,
+        "bad.yaml",
+        "registry:\n  a:\n    type: server\n    image: x\n  a:\n    type: server\n",
+    );
+    let (code, _, err) = run(dir, &["server", "import", "bad.yaml"]);
+    assert!(code == 1 && err.contains("bad.yaml:5:3") && err.contains("stands twice"), "{err}");
+    write(dir, "bad.yaml", "registry:\n  a:\n    type: server\n    image: --privileged\n");
+    let (code, _, err) = run(dir, &["server", "import", "bad.yaml"]);
+    assert!(code == 1 && err.contains("bad.yaml:4:12"), "{err}");
+    let (code, _, err) = run(dir, &["server", "add", "ftp://x/y"]);
+    assert_eq!(code, 2, "{err}");
+    let (code, _, err) =
+        run(dir, &["server", "add", "bad.yaml", "--secret", &format!("K={}", secret())]);
+    assert!(code == 2 && !err.contains(&secret()), "{err}");
+    assert_eq!(config(dir), CONFIG);
+}
+
+#[test]
+fn tags_are_resolved_once_and_catalogs_travel() {
+    let registry = Registry::start(&Door::default());
+    let here = registry.host();
+    let dir = folder();
+    let dir = dir.path();
+    let pushed = image::image(&here, "search", "2");
+    fs::create_dir(dir.join("data")).unwrap();
+    write(dir, "team.yaml", &catalog(&format!("{here}/search:2")));
+    ok(dir, &["catalog", "add", "team", "team.yaml"]);
+    let artifact = format!("{here}/catalogs/team:1");
+    let out = ok(dir, &["catalog", "push", "team", &artifact]);
+    assert!(out.contains("@sha256:"), "{out}");
+
+    // Elsewhere, by its name in the registry or pulled before.
+    let other = folder();
+    let other = other.path();
+    let set = format!("data={}", dir.join("data").display());
+    let reference = format!("catalog://{artifact}/search");
+    ok(other, &["server", "add", &reference, "--set", "limit=1", "--set", &set]);
+    let image = table(other)["servers"]["search"]["image"].as_str().unwrap().to_owned();
+    assert_eq!(image, format!("{here}/search:2@{pushed}"));
+    checks(other);
+    ok(other, &["catalog", "pull", &artifact]);
+    assert!(ok(other, &["catalog", "ls"]).contains(&artifact));
+
+    // An image by itself says what it is, and shapes nothing.
+    let out = ok(other, &["server", "add", &format!("docker://{here}/search:2"), "--name", "own"]);
+    assert!(
+        out.contains("it says that it reads `EVIL`")
+            || out.contains("the image says that it reads `EVIL`"),
+        "{out}"
+    );
+    let own = &table(other)["servers"]["own"];
+    assert!(own.get("command").is_none() && own.get("mounts").is_none(), "{own}");
+    checks(other);
+
+    // A tag that nobody can resolve is not written, unless that is meant.
+    let gone = format!("docker://{here}/nothing:1");
+    let (code, _, err) = run(other, &["server", "add", &gone]);
+    assert!(code == 1 && err.contains("--allow-tag"), "{err}");
+    ok(other, &["server", "add", &gone, "--allow-tag"]);
+    assert_eq!(table(other)["servers"]["nothing"]["hardening"]["allow-tag"].as_bool(), Some(true));
+    checks(other);
+
+    // What is no catalog is not pulled as one.
+    let (code, _, err) = run(other, &["catalog", "pull", &format!("{here}/search:2")]);
+    assert_eq!(code, 1, "{err}");
+}
+
+#[test]
+fn profiles_travel() {
+    let registry = Registry::start(&Door::default());
+    let dir = folder();
+    let dir = dir.path();
+    let text = format!(
+        "\n[servers.boxed]\nimage = \"example.com/boxed@{}\"\ncommand = [\"--quiet\"]\nenv = {{ LEVEL = \"2\" }}\nsecrets = {{ KEY = {{ from = \"env:KEY\" }} }}\n\
+         \n[servers.far]\nurl = \"https://far.example.com/mcp\"\n",
+        digest()
+    );
+    write(dir, "portcullis.toml", &format!("{CONFIG}{text}"));
+    let (code, _, err) = run(dir, &["profile", "create", "dev", "--server", "nobody"]);
+    assert!(code == 1 && err.contains("nobody"), "{err}");
+    ok(
+        dir,
+        &[
+            "profile",
+            "create",
+            "dev",
+            "--server",
+            "boxed",
+            "--server",
+            "far",
+            "--title",
+            "Development",
+        ],
+    );
+    assert!(ok(dir, &["profile", "ls"]).contains("boxed, far"));
+    assert!(ok(dir, &["profile", "show", "dev"]).contains("https://far.example.com/mcp"));
+    let exported: Value = serde_json::from_str(&ok(dir, &["profile", "export", "dev"])).unwrap();
+    assert_eq!(
+        (&exported["id"], exported["servers"].as_array().unwrap().len()),
+        (&json!("dev"), 2)
+    );
+    ok(dir, &["profile", "export", "dev", "dev.yaml"]);
+    let artifact = format!("{}/profiles/dev:1", registry.host());
+    ok(dir, &["profile", "push", "dev", &artifact]);
+
+    for how in ["file", "registry"] {
+        let other = folder();
+        let other = other.path();
+        match how {
+            "file" => {
+                ok(other, &["profile", "import", &dir.join("dev.yaml").display().to_string()])
+            }
+            _ => ok(other, &["profile", "pull", &artifact]),
+        };
+        let made = table(other);
+        let boxed = &made["servers"]["boxed"];
+        assert_eq!(boxed["image"].as_str(), Some(&*format!("example.com/boxed@{}", digest())));
+        assert_eq!(
+            (boxed["command"][0].as_str(), boxed["env"]["LEVEL"].as_str()),
+            (Some("--quiet"), Some("2"))
+        );
+        assert_eq!(boxed["secrets"]["KEY"]["from"].as_str(), Some("env:MCP_BOXED__KEY"));
+        assert_eq!(made["servers"]["far"]["url"].as_str(), Some("https://far.example.com/mcp"));
+        assert!(ok(other, &["profile", "ls"]).contains("dev"));
+        checks(other);
+    }
+
+    // A program of this machine has no place in it.
+    ok(dir, &["profile", "create", "all", "--server", "notes"]);
+    let (code, _, err) = run(dir, &["profile", "export", "all"]);
+    assert!(code == 1 && err.contains("`notes`"), "{err}");
+    // What runs is what the profile names.
+    for (profile, told) in [(None, true), (Some("dev"), false)] {
+        let mut args = vec!["run", "--dry-run"];
+        args.extend(profile.into_iter().flat_map(|name| ["--profile", name]));
+        let (_, out, err) = run(dir, &args);
+        assert_eq!(format!("{out}{err}").contains("server `notes`"), told, "{out}{err}");
+        assert!(format!("{out}{err}").contains("server `far`"), "{out}{err}");
+    }
+    let (code, _, err) = run(dir, &["run", "--dry-run", "--profile", "none"]);
+    assert!(code == 1 && err.contains("no profile `none`"), "{err}");
+}
