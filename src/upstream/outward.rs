@@ -351,10 +351,15 @@ mod tests {
 
     #[test]
     fn names_have_an_address_each() {
-        let all =
-            destinations(&["a.x:443", "*.x:443", "http://a.x:80", "10.0.0.1:443", "tcp://b:5432"]);
+        let all = destinations(&[
+            "a.x.y:443",
+            "*.x.y:443",
+            "http://a.x.y:80",
+            "10.0.0.1:443",
+            "tcp://b:5432",
+        ]);
         let at = |last| Ipv4Addr::new(198, 18, 0, last);
-        assert_eq!(hosts(&all), [("a.x".to_owned(), at(2)), ("b".to_owned(), at(3))]);
+        assert_eq!(hosts(&all), [("a.x.y".to_owned(), at(2)), ("b".to_owned(), at(3))]);
     }
 
     #[test]
