@@ -1,7 +1,7 @@
 //! Carries verdicts out.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     panic::AssertUnwindSafe,
     path::PathBuf,
     sync::Arc,
@@ -112,8 +112,9 @@ pub struct Trail {
     pub revision: Option<String>,
     /// The labels that there were then.
     pub labels: Option<BTreeSet<String>>,
-    /// The labels that interceptors gave to words of a server, which its client is to carry.
-    pub heard: BTreeSet<String>,
+    /// The labels that interceptors gave to words of a server, which its client is to carry, and who
+    /// gave them.
+    pub heard: BTreeMap<String, Rule>,
     /// Whether an interceptor replaced the payload.
     pub replaced: bool,
     /// What took how long: `PHASE/NAME` of each interceptor that was asked, in order, and what
@@ -237,7 +238,8 @@ impl Chain {
                 trail.labels = Some(exchange.labels.clone());
             }
             if exchange.from_server(phase) {
-                trail.heard.extend(verdict.labels.iter().cloned());
+                let rule = link.rule();
+                trail.heard.extend(verdict.labels.iter().map(|l| (l.clone(), rule.clone())));
             }
             exchange.labels.extend(verdict.labels);
             trail.revision = verdict.revision.or(trail.revision.take());

@@ -423,8 +423,9 @@ pub enum Sharing {
     Auto,
     /// All clients share one, and the server can ask nobody anything.
     Shared,
-    /// Each client has one of its own, whatever the server's era; of a legacy server, each of its
-    /// sessions that the server may ask something has one.
+    /// Each client has one of its own, whatever the server's era; so has each of its sessions, and
+    /// each way in which a sessionless client can be asked, where a legacy server may ask
+    /// something. Callers with neither key nor session are one client.
     PerClient,
     /// Each legacy session has one of its own; a client of 2026-07-28, which has no sessions, has
     /// one as with `per-client`.

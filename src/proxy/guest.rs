@@ -112,17 +112,19 @@ impl Guest {
         let shares =
             |session: &Arc<crate::session::Session>| session.shares.lock().contains(&server.name);
         let sharing = server.settings.sharing;
+        let apart = sharing.keeps_apart();
         let modern = revision.is_some_and(Revision::is_modern);
-        if sharing == Sharing::Shared || modern && !sharing.keeps_apart() {
+        if sharing == Sharing::Shared || modern && !apart {
             return None;
         }
-        if !sharing.keeps_apart() && self.session.as_ref().is_some_and(shares) {
+        if !apart && self.session.as_ref().is_some_and(shares) {
             return None;
         }
-        let told_apart = self.abilities.is_askable() || self.level.is_some();
-        let by_session = told_apart
-            || sharing == Sharing::PerSession
-            || server.settings.url.is_some() && !sharing.keeps_apart();
+        let askable = self.abilities.is_askable();
+        // Where each client has one of its own, the log messages that it wants are all its own.
+        let told_apart = askable || self.level.is_some() && !apart;
+        let by_session =
+            told_apart || sharing == Sharing::PerSession || server.settings.url.is_some() && !apart;
         let capabilities = self.abilities.raw().clone();
         let principal = self.principal.kind.clone();
         match &self.session {
@@ -132,10 +134,12 @@ impl Guest {
                 revision: session.revision,
                 capabilities,
             }),
-            _ if told_apart || sharing.keeps_apart() => {
+            _ if told_apart || apart => {
                 let mut digest = Sha256::new();
-                digest.update(&capabilities);
-                digest.update(self.level.map_or("", Level::as_str));
+                if askable || !apart {
+                    digest.update(&capabilities);
+                    digest.update(self.level.map_or("", Level::as_str));
+                }
                 Some(Party {
                     key: PartyKey::Client {
                         principal: principal.clone(),

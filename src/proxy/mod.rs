@@ -78,7 +78,7 @@ use crate::{
 
 use dialogue::UnderWay;
 use listen::Listeners;
-use obligations::{Labels, Rates};
+use obligations::{Carried, Rates};
 use parked::Lot;
 use places::Permits;
 use presence::{Drops, Expected, Presence};
@@ -123,7 +123,7 @@ pub struct Proxy {
     expected: Expected,
     /// Calls that wait for a person.
     pub approvals: Arc<Approvals>,
-    labels: Labels,
+    labels: Carried,
     rates: Rates,
     chain: Chain,
     /// Exchanges under way, by principal.

@@ -4,7 +4,7 @@
 //! interceptor.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -19,8 +19,8 @@ use crate::{
     exchange::{Exchange, Method},
     identity::PrincipalKind,
     obligations::Rate,
-    refusal::{Code, Refusal},
-    session,
+    refusal::{Code, Refusal, Rule},
+    session::Labels,
 };
 
 /// How long a client without a session carries labels after it was last given one.
@@ -30,26 +30,31 @@ const COUNTED: usize = 1_024;
 
 /// What clients without a session carry. Clients are the config's, so memory is bounded by it.
 #[derive(Default)]
-pub(super) struct Labels(Mutex<HashMap<PrincipalKind, (BTreeSet<String>, Instant)>>);
+pub(super) struct Carried(Mutex<HashMap<PrincipalKind, (Labels, Instant)>>);
 
-impl Labels {
+impl Carried {
     /// What a client carries.
     pub fn of(&self, client: &PrincipalKind) -> BTreeSet<String> {
         match self.0.lock().get(client) {
-            Some((labels, given)) if given.elapsed() < CARRIED => labels.clone(),
+            Some((labels, given)) if given.elapsed() < CARRIED => labels.all(),
             _ => BTreeSet::new(),
         }
     }
 
-    fn give(&self, client: &PrincipalKind, labels: &BTreeSet<String>) -> bool {
+    /// Gives a client labels, which it then carries for a while; what `give` says.
+    fn give(&self, client: &PrincipalKind, give: impl FnOnce(&mut Labels) -> bool) -> bool {
         let mut carried = self.0.lock();
         let (all, given) =
-            carried.entry(client.clone()).or_insert_with(|| (BTreeSet::new(), Instant::now()));
+            carried.entry(client.clone()).or_insert_with(|| (Labels::default(), Instant::now()));
         if given.elapsed() >= CARRIED {
             all.clear();
         }
-        *given = Instant::now();
-        session::label(all, labels)
+        let taken = give(all);
+        // One that has no room for more is not to carry what it has for ever.
+        if taken {
+            *given = Instant::now();
+        }
+        taken
     }
 }
 
@@ -128,9 +133,15 @@ impl Proxy {
         // What a person is asked about counts, whatever the person says: else nothing would bound how
         // often a client has somebody asked. And what was allowed is not refused for its rate.
         self.rates.take(&limits, who).map_err(spent)?;
+        // Before a person is asked: it would be for nothing.
+        self.carry(exchange, &passage.trail.heard)?;
         self.approved(exchange, passage).await?;
-        let asked = exchange.obligations.iter().map(|obligations| &obligations.labels);
-        self.carry_on(exchange, asked.chain([&passage.trail.heard]))
+        let asked = exchange.obligations.iter().flat_map(|obligations| &obligations.labels);
+        self.label(exchange, |labels| {
+            asked.for_each(|label| labels.give(label));
+            true
+        });
+        Ok(())
     }
 
     /// A message as an exchange that is about nothing yet, with the labels that its client carries.
@@ -143,41 +154,53 @@ impl Proxy {
     ) -> Exchange {
         let mut exchange = begin(caller, method, notification, params);
         exchange.labels = match &caller.session {
-            Some(session) => session.labels(),
+            Some(session) => session.labels.lock().all(),
             None => self.labels.of(&caller.principal.kind),
         };
         exchange
     }
 
-    /// Has the client carry labels of a message that may leave, for those that come after it.
+    /// Has the client carry the labels of what it is about to hear from a server.
     ///
     /// # Errors
-    /// A [`Refusal`] where it carries too many already: what was labelled must not go on as if it
-    /// were not.
-    pub(super) fn carry_on<'a>(
+    /// A [`Refusal`] where it carries too many of that server already: what was labelled must not go
+    /// on as if it were not.
+    pub(super) fn carry(
         &self,
         exchange: &Exchange,
-        labels: impl Iterator<Item = &'a BTreeSet<String>>,
+        heard: &BTreeMap<String, Rule>,
     ) -> Result<(), Refusal> {
-        let session = exchange.session.as_ref().and_then(|id| self.sessions.get(id));
-        for labels in labels.filter(|labels| !labels.is_empty()) {
-            let given = match &session {
-                Some(session) => session.label(labels),
-                None => self.labels.give(&exchange.principal.kind, labels),
-            };
-            if !given {
+        if heard.is_empty() {
+            return Ok(());
+        }
+        let mut beyond = None;
+        self.label(exchange, |labels| {
+            beyond = heard.iter().find(|(label, _)| !labels.hear(label, exchange.server.as_ref()));
+            beyond.is_none()
+        });
+        match beyond {
+            None => Ok(()),
+            Some((label, rule)) => {
                 let text = "a check on this message could not be completed";
-                let detail = "its labels would be more than a session can carry";
-                return Err(Refusal::new(Code::InterceptorFault, text).detail(detail));
+                let detail = format!("with `{label}`, its server labelled this client too often");
+                Err(Refusal::new(Code::InterceptorFault, text).rule(rule.clone()).detail(detail))
             }
         }
-        Ok(())
+    }
+
+    /// Labels the session of an exchange, or its client where that has none.
+    fn label(&self, exchange: &Exchange, give: impl FnOnce(&mut Labels) -> bool) {
+        match exchange.session.as_ref().and_then(|id| self.sessions.get(id)) {
+            Some(session) => give(&mut session.labels.lock()),
+            None => self.labels.give(&exchange.principal.kind, give),
+        };
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::ServerName;
 
     fn client(name: &str) -> PrincipalKind {
         PrincipalKind::Client(name.parse().unwrap())
@@ -223,16 +246,26 @@ mod tests {
 
     #[test]
     fn labels_stay_with_whom_they_were_given() {
-        let labels = Labels::default();
+        let labels = Carried::default();
         let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        assert!(labels.give(&client("ann"), &of(&["a"])));
-        assert!(labels.give(&client("ann"), &of(&["b"])));
+        let give = |who: &str, label: &str| {
+            labels.give(&client(who), |labels| {
+                labels.give(label);
+                true
+            })
+        };
+        assert!(give("ann", "a") && give("ann", "b"));
         assert_eq!(labels.of(&client("ann")), of(&["a", "b"]));
         assert_eq!(labels.of(&client("bob")), of(&[]));
-        let many = |from: usize| (from..from + 200).map(|n| n.to_string()).collect();
-        assert!(labels.give(&client("bob"), &many(0)));
-        assert!(labels.give(&client("bob"), &many(0)), "the same again");
-        assert!(!labels.give(&client("bob"), &many(100)));
-        assert_eq!(labels.of(&client("bob")).len(), 200);
+
+        // One server's words are not without end, and keep nobody else's away.
+        let hear = |label: &str, server: &str| {
+            let server: ServerName = server.parse().unwrap();
+            labels.give(&client("bob"), |labels| labels.hear(label, Some(&server)))
+        };
+        let heard = (0..100).filter(|n| hear(&n.to_string(), "hostile")).count();
+        assert_eq!(heard, 64);
+        assert!(hear("0", "hostile") && hear("100", "other") && give("bob", "a"));
+        assert_eq!(labels.of(&client("bob")).len(), 66);
     }
 }

@@ -76,6 +76,8 @@ impl Proxy {
                     match (method, &guest.view, own) {
                         (Method::ROOTS_CHANGED, _, own) => own,
                         (_, View::All, _) => None,
+                        // Nobody who is kept apart speaks to the one that is for all.
+                        (_, View::One(_), own) if server.settings.sharing.keeps_apart() => own,
                         (_, View::One(_), own) => own.or_else(|| Some(server.shared().clone())),
                     }
                 });

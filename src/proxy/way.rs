@@ -277,7 +277,7 @@ impl Proxy {
         }
         exchange.response = Some(answer);
         let passed = self.chain.pass(exchange, Phase::Response, &mut passage.trail).await;
-        match passed.and_then(|()| self.carry_on(exchange, [&passage.trail.heard].into_iter())) {
+        match passed.and_then(|()| self.carry(exchange, &passage.trail.heard)) {
             Ok(()) => match exchange.response.clone() {
                 Some(answer) => End::Answered(answer),
                 None => End::Cancelled,

@@ -12,7 +12,7 @@ mod replay;
 mod stream;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::{
         Arc, OnceLock,
@@ -64,7 +64,7 @@ pub struct Session {
     pub shares: Mutex<BTreeSet<ServerName>>,
     requests: AtomicU64,
     /// What policies and plugins labelled it with so far.
-    labels: Mutex<BTreeSet<String>>,
+    pub labels: Mutex<Labels>,
     /// The event streams on which the client hears from us.
     pub streams: Streams,
     ended: CancellationToken,
@@ -72,17 +72,44 @@ pub struct Session {
     why: OnceLock<&'static str>,
 }
 
-/// Labels that a session, or a client without one, carries at most: a plugin can make new ones of
-/// what it reads.
-const MOST_LABELS: usize = 256;
+/// Labels that the words of one server can give to a session, or to a client without one: a plugin may
+/// make new ones of what it reads, and a server that makes use of that harms itself alone.
+const MOST_LABELS: usize = 64;
 
-/// Adds labels, unless they become too many.
-pub fn label(carried: &mut BTreeSet<String>, labels: &BTreeSet<String>) -> bool {
-    if carried.len() + labels.difference(carried).count() > MOST_LABELS {
-        return false;
+/// What a session, or a client without one, was labelled with, and by the words of which server;
+/// none where policies did it.
+#[derive(Debug, Clone, Default)]
+pub struct Labels(BTreeMap<String, Option<ServerName>>);
+
+impl Labels {
+    /// All of them.
+    pub fn all(&self) -> BTreeSet<String> {
+        self.0.keys().cloned().collect()
     }
-    carried.extend(labels.iter().cloned());
-    true
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Adds one that a policy gives. Those are the operator's, so there are few.
+    pub fn give(&mut self, label: &str) {
+        self.0.insert(label.to_owned(), None);
+    }
+
+    /// Adds one that the words of a server got; false where there are too many of that server's.
+    #[must_use]
+    pub fn hear(&mut self, label: &str, server: Option<&ServerName>) -> bool {
+        let theirs = |by: &&Option<ServerName>| server.is_some() && by.as_ref() == server;
+        if self.0.contains_key(label) {
+            return true;
+        }
+        if self.0.values().filter(theirs).count() >= MOST_LABELS {
+            return false;
+        }
+        self.0.insert(label.to_owned(), server.cloned());
+        true
+    }
 }
 
 impl fmt::Debug for Session {
@@ -100,18 +127,6 @@ impl Session {
     /// Counts a request.
     pub fn count(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// What policies and plugins labelled it with so far.
-    pub fn labels(&self) -> BTreeSet<String> {
-        self.labels.lock().clone()
-    }
-
-    /// Labels it for the rest of its life; false where it would have more than [`MOST_LABELS`], and
-    /// then it is given none of these.
-    #[must_use]
-    pub fn label(&self, labels: &BTreeSet<String>) -> bool {
-        label(&mut self.labels.lock(), labels)
     }
 
     /// The principal that opened it.

@@ -217,7 +217,7 @@ impl Instance {
         .unwrap_or_else(|_| Err(Failure::Misbehaved("the work for it ended early".into())))
     }
 
-    async fn started(self: &Arc<Self>) -> Result<Arc<Running>, Failure> {
+    async fn started(&self) -> Result<Arc<Running>, Failure> {
         let mut state = self.state.lock().await;
         let pause = match &*state {
             State::Closed => return Err(Failure::Unavailable("it was ended for good".into())),
@@ -458,7 +458,7 @@ impl Instance {
         self.apart(move |server| async move { server.listed(offer).await }).await
     }
 
-    async fn listed(self: &Arc<Self>, offer: Offer) -> Result<Items, Failure> {
+    async fn listed(&self, offer: Offer) -> Result<Items, Failure> {
         match self.listed_once(offer).await {
             // Greeted anew, it may tell.
             Err(Failure::Forgotten) => self.listed_once(offer).await,
@@ -467,7 +467,7 @@ impl Instance {
         .map_err(|failure| self.told(failure))
     }
 
-    async fn listed_once(self: &Arc<Self>, offer: Offer) -> Result<Items, Failure> {
+    async fn listed_once(&self, offer: Offer) -> Result<Items, Failure> {
         let running = self.started().await?;
         let (greeting, link) = (&running.greeting, running.link.as_ref());
         let bytes = self.common.launcher.caps.bytes;

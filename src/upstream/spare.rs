@@ -1,15 +1,16 @@
 //! Processes of a server that are started ahead and wait for their first word.
 //!
 //! A spare is decided and recorded as any start is, in nobody's name. Who takes one goes on with its
-//! launch id; a party's own instance has it decided and recorded again, in the party's name.
+//! launch id, and has it decided and recorded again: in the party's name, where it is for one, and by
+//! the policies of then.
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Clock,
@@ -30,12 +31,12 @@ pub(super) struct Spares {
     ready: Mutex<Ready>,
     /// Held by whoever starts some.
     filling: tokio::sync::Mutex<()>,
+    closing: CancellationToken,
 }
 
 #[derive(Default)]
 struct Ready {
     waiting: VecDeque<Spare>,
-    closed: bool,
     /// Until when none is started, since the last did not start, and how long that is.
     paused: Option<(Instant, Duration)>,
 }
@@ -49,7 +50,11 @@ pub(super) struct Spare {
 
 impl Spares {
     pub fn new() -> Self {
-        Self { ready: Mutex::default(), filling: tokio::sync::Mutex::default() }
+        Self {
+            ready: Mutex::default(),
+            filling: tokio::sync::Mutex::default(),
+            closing: CancellationToken::new(),
+        }
     }
 
     /// How many wait.
@@ -60,7 +65,7 @@ impl Spares {
     fn wants(&self, warm: usize) -> bool {
         let ready = self.ready.lock();
         let rests = ready.paused.is_some_and(|(until, _)| Instant::now() < until);
-        !ready.closed && !rests && ready.waiting.len() < warm
+        !self.closing.is_cancelled() && !rests && ready.waiting.len() < warm
     }
 
     fn pause(&self) {
@@ -73,16 +78,20 @@ impl Spares {
     /// Has one wait; gives it back where none may any more.
     fn add(&self, spare: Spare) -> Result<(), Spare> {
         let mut ready = self.ready.lock();
-        if ready.closed {
+        if self.closing.is_cancelled() {
             return Err(spare);
         }
-        ready.paused = None;
         ready.waiting.push_back(spare);
         Ok(())
     }
 
     fn first(&self) -> Option<Spare> {
         self.ready.lock().waiting.pop_front()
+    }
+
+    /// One lived, so that the next need not be waited for.
+    fn lived(&self) {
+        self.ready.lock().paused = None;
     }
 
     /// Takes those that are to go.
@@ -106,7 +115,7 @@ impl Spare {
 
 impl Instance {
     /// Takes a spare that still runs, and whose program is still the one on disk.
-    pub(super) async fn spare(self: &Arc<Self>) -> Option<Spare> {
+    pub(super) async fn spare(&self) -> Option<Spare> {
         let common = &self.common;
         if common.settings.warm == 0 {
             return None;
@@ -120,16 +129,23 @@ impl Instance {
             } else if hashed.is_some() && cleared.digest != hashed {
                 spare.end(common, "its program was replaced").await;
             } else {
+                common.spares.lived();
                 break Some(spare);
             }
         };
-        let instance = self.clone();
-        tokio::spawn(async move { instance.fill().await });
+        self.refill();
         taken
     }
 
+    /// Has spares started, if need be, on a task of its own: that takes its time. They are nobody's,
+    /// whoever took the last.
+    fn refill(&self) {
+        let nobodys = Self::new(self.common.clone(), None);
+        tokio::spawn(async move { nobodys.fill().await });
+    }
+
     /// Starts spares until there are as many as the config says.
-    pub(super) async fn fill(&self) {
+    async fn fill(&self) {
         let common = &self.common;
         let warm = common.settings.warm;
         let Ok(_turn) = common.spares.filling.try_lock() else { return };
@@ -140,6 +156,9 @@ impl Instance {
                 biased;
                 begun = self.begin(Launch { id: launch, clock: &clock }, None) => begun,
                 () = clock.expired() => Err(Failure::Timeout(self.start_timeout())),
+                () = common.spares.closing.cancelled() => {
+                    Err(Failure::Unavailable("the proxy is shutting down".into()))
+                }
             };
             match begun {
                 Ok(begun) => {
@@ -160,7 +179,7 @@ impl Instance {
     }
 
     /// Notices spares that ended, and replaces them.
-    pub(super) async fn look_after_spares(self: &Arc<Self>) {
+    pub(super) async fn look_after_spares(&self) {
         let common = &self.common;
         for spare in common.spares.remove(|spare| spare.begun.exit.get().is_some()) {
             if spare.since.elapsed() < SOON {
@@ -168,10 +187,12 @@ impl Instance {
             }
             spare.end(common, "it ended before anybody needed it").await;
         }
+        let steady = |spare: &Spare| spare.since.elapsed() >= SOON;
+        if common.spares.ready.lock().waiting.iter().any(steady) {
+            common.spares.lived();
+        }
         if common.spares.wants(common.settings.warm) {
-            // On a task of its own: a start takes its time, and others are to be looked after.
-            let instance = self.clone();
-            tokio::spawn(async move { instance.fill().await });
+            self.refill();
         }
     }
 
@@ -196,13 +217,12 @@ impl Instance {
 
     /// Ends all spares, for good.
     pub(super) async fn close_spares(&self, why: &str) {
-        let spares = {
-            let mut ready = self.common.spares.ready.lock();
-            ready.closed = true;
-            std::mem::take(&mut ready.waiting)
-        };
-        for spare in spares {
+        let spares = &self.common.spares;
+        spares.closing.cancel();
+        for spare in spares.remove(|_| true) {
             spare.end(&self.common, why).await;
         }
+        // One that is being started ends itself; until it has, it is not gone.
+        drop(spares.filling.lock().await);
     }
 }

@@ -212,17 +212,14 @@ impl Instance {
     ) -> Result<Begun, Failure> {
         let (name, settings) = (&self.common.name, &self.common.settings);
         let launcher = &self.common.launcher;
-        let spare = match spare {
-            // It was decided and recorded as what it is to be.
-            Some(spare) if self.party.is_none() => return Ok(spare),
-            spare => spare,
-        };
         let hashed = launcher.hashed(settings).await;
         let cleared = self.announce(launch, None, hashed.as_ref()).await?;
         if let Some(spare) = spare {
             // From here on it runs for this party, and what it reaches is decided so.
-            if let Some(party) = self.principal() {
-                let _ = spare.principal.set(party);
+            if let Some(party) = self.principal()
+                && spare.principal.set(party).is_err()
+            {
+                return Err(Failure::Unavailable("the spare process is another's".into()));
             }
             return Ok(Begun { cleared, ..spare });
         }

@@ -40,7 +40,10 @@ async fn a_spare_takes_the_first_word_and_is_replaced() {
     assert_eq!(started.len(), 1, "{started:#?}");
     assert_eq!(started[0]["launch"], spare["launch"], "{started:#?}");
     warm(&gate, 1).await;
-    assert_eq!(gate.records(&["event = server-launching"]).await.len(), 2);
+    // Decided and recorded ahead, when it was taken, and the next one ahead.
+    let launched = gate.records(&["event = server-launching"]).await;
+    assert_eq!(launched.len(), 3);
+    assert_eq!(launched.iter().filter(|one| one["launch"] == spare["launch"]).count(), 2);
     assert_eq!(marked(&gate.mark).len(), 2);
 
     // One that dies while it waits is replaced, and was an end like any other.
@@ -56,6 +59,38 @@ async fn a_spare_takes_the_first_word_and_is_replaced() {
     let mark = gate.mark.clone();
     gate.stop().await;
     assert!(marked(&mark).is_empty());
+}
+
+/// A spare is nobody's until it is taken, and then its taker's alone.
+#[tokio::test]
+async fn spares_are_started_in_nobodys_name_and_taken_in_ones_own() {
+    let setup = Setup::crooked("warm = 1\nsharing = \"per-client\"").keyed();
+    let written = setup.write();
+    let (a, b) = (written.add_client("a", &[]).await, written.add_client("b", &[]).await);
+    let gate = written.start().await;
+    for key in [&a, &b] {
+        warm(&gate, 1).await;
+        let agent = Agent::modern(&gate.url("/mcp"), Some(key));
+        agent.call("crooked__echo", echo()).await.unwrap();
+    }
+    warm(&gate, 1).await;
+    let launched = gate.records(&["event = server-launching"]).await;
+    let mut by_launch = std::collections::BTreeMap::<_, Vec<_>>::new();
+    for one in launched.iter().rev() {
+        let launch = one["launch"].as_str().unwrap().to_owned();
+        by_launch.entry(launch).or_default().push(one["principal"].as_str().map(str::to_owned));
+    }
+    let mut takers: Vec<_> = by_launch.into_values().collect();
+    takers.sort();
+    let taken = |who: Option<&str>| vec![None, who.map(str::to_owned)];
+    // The common one that tells what there is, the two clients', and the one that waits.
+    assert_eq!(
+        takers,
+        [vec![None], taken(None), taken(Some("a")), taken(Some("b"))],
+        "{launched:#?}"
+    );
+    assert_eq!(clients(&gate).await, ["", "a", "b"]);
+    gate.stop().await;
 }
 
 #[tokio::test]
