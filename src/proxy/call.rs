@@ -31,7 +31,7 @@ use crate::{
     audit::record::DropReason,
     codec::{
         Frame, Id, Kind, Object,
-        era::{self, ResultKind, Speaker},
+        era::{self, ResultKind, Speaker, TASKS_EXTENSION},
     },
     exchange::{Answer, Direction, Exchange, Method, Payload, Revision, Target},
     refusal::{Code, Refusal},
@@ -66,9 +66,11 @@ struct Making<'a> {
 }
 
 /// Whether any instance of a server that keeps nothing between calls can answer this. A task is
-/// asked about where it was made, and what is subscribed to or told stays at one place, too.
-fn stands_alone(exchange: &Exchange) -> bool {
+/// asked about where it was made (in 2026-07-28 the server decides what becomes one, for clients that
+/// take tasks), and what is subscribed to or told stays at one place, too.
+fn stands_alone(guest: &Guest, exchange: &Exchange) -> bool {
     match exchange.method.as_str() {
+        Method::TOOLS_CALL if guest.abilities.extension(TASKS_EXTENSION) => false,
         Method::TOOLS_CALL => {
             let params = exchange.request.value();
             params.get("task").is_none() && params.get("requestState").is_none()
@@ -101,7 +103,7 @@ impl Proxy {
         }
         let (mut instance, mut running) =
             self.instance(guest, server).await.map_err(|failure| failed(&failure, &making))?;
-        if Arc::ptr_eq(&instance, server.shared()) && stands_alone(exchange) {
+        if Arc::ptr_eq(&instance, server.shared()) && stands_alone(guest, exchange) {
             let other = server.least_busy();
             if let Some(runs) = other.peek() {
                 (instance, running) = (other, runs);

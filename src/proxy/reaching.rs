@@ -42,8 +42,6 @@ impl Gate for Reaching {
             self.around.policies.decide_own(Subject::Server(server), Action::Reach, resource);
         let revision = outcome.revision.to_string();
         if !permitted(&outcome) {
-            let why = outcome.explain();
-            tracing::warn!(%server, host, port, why, "policy does not permit a connection of a server");
             self.forbidden.lock().insert(attempt.number, (outcome.rules, revision));
             return Verdict::Refuse(format!("policy does not permit `{host}:{port}`"));
         }
@@ -51,6 +49,8 @@ impl Gate for Reaching {
         match proxy.audit.event(happening).await {
             Ok(()) => Verdict::Allow,
             Err(error) => {
+                // The host is the server's word, and could be a secret.
+                let host = proxy.shown(&host);
                 tracing::error!(%server, host, port, %error, "a connection could not be recorded and is not made");
                 Verdict::Refuse("nothing leaves while the audit log takes no records".into())
             }
@@ -63,12 +63,13 @@ impl Gate for Reaching {
         let Some(proxy) = self.around.proxy() else { return };
         let server = &self.reacher.server;
         if let End::Refused(refusal) = &outcome.end {
-            let to = outcome.attempt.as_ref().map(|to| format!("{}:{}", to.host, to.port));
-            tracing::info!(%server, to, code = refusal.code(), "a connection of a server was refused");
-            // Each is on record, so a flood of them is bounded as other refusals are.
+            // Each is on record and in the log, so a flood of them is bounded as other refusals are.
             if !proxy.refusals.of_server(server, None) {
                 return;
             }
+            let to = outcome.attempt.as_ref().map(|to| format!("{}:{}", to.host, to.port));
+            let to = to.map(|to| proxy.shown(&to));
+            tracing::info!(%server, to, code = refusal.code(), "a connection of a server was refused");
         }
         let forbidden =
             forbidden.as_ref().map(|(rules, revision)| (rules.as_slice(), revision.as_str()));

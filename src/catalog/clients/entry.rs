@@ -53,9 +53,6 @@ pub(super) fn read(
         "tool_timeout_sec",
         "startup_timeout_ms",
         "watchPaths",
-        "disabledTools",
-        "excludeTools",
-        "disabled_tools",
         "connectionTimeout",
         "scope",
         "required",
@@ -70,6 +67,19 @@ pub(super) fn read(
     for key in ["includeTools", "enabled_tools"] {
         for tool in entry.texts(key, report) {
             draft.only.get_or_insert_default().push(tool.text.to_owned());
+        }
+    }
+    for key in ["disabledTools", "excludeTools", "disabled_tools"] {
+        let off: Vec<String> =
+            entry.texts(key, report).iter().map(|said| format!("{:?}", said.text)).collect();
+        if !off.is_empty() {
+            let off = off.join(", ");
+            report.needed(
+                place,
+                format!(
+                    "`{key}` switches tools off, which is not carried over: permit no call of {off}"
+                ),
+            );
         }
     }
     let (program, arguments) = command(&mut entry, report);

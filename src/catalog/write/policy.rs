@@ -70,6 +70,9 @@ fn launch(text: &mut String, server: &Server, more: impl Iterator<Item = String>
     if server.user.is_some() {
         deviations.push("\"hardening.user\"");
     }
+    if !server.egress.is_empty() {
+        deviations.push("\"egress\"");
+    }
     if matches!(&server.run, Run::Image { image, .. } if image.digest.is_none()) {
         deviations.push("\"hardening.allow-tag\"");
     }
