@@ -237,8 +237,8 @@ pub struct Engine {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Registries {
-    /// Hosts, with their ports, that are asked without TLS. Those of this machine are, unless there
-    /// is a `ca-file`.
+    /// Hosts, with their ports, that are asked without TLS, which shows a login for them to the
+    /// network between. Those of this machine are, unless there is a `ca-file`.
     pub plain_http: Vec<String>,
     /// Certificates of authorities that registries may have beside those of the system, in PEM.
     pub ca_file: Option<PathBuf>,

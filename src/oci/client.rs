@@ -11,8 +11,9 @@ use url::Url;
 
 use super::{
     Descriptor, Digest, Error, Logins, Manifest, Reference,
+    error::{Asked, json_fault},
     manifest::{DOCKER_INDEX, DOCKER_MANIFEST, INDEX, Index, MANIFEST, NoManifest},
-    transport::{Answer, Request, Right, Transport, next},
+    transport::{Answer, Request, Right, Transport},
 };
 
 /// How a registry that knows referrers says that it has heard of one.
@@ -177,7 +178,7 @@ impl Client {
     ) -> Result<Bytes, Error> {
         let Descriptor { digest, size, .. } = *descriptor;
         let answer = self.get(reference, &format!("blobs/{digest}"), None, until).await?;
-        let bytes = found(answer, || format!("{reference} (blob {digest})")).await?;
+        let bytes = found(answer, || format!("{reference} (a blob of it)")).await?;
         let bytes = bytes.whole("the blob", size).await?;
         check("the blob", digest, &bytes)?;
         Ok(bytes)
@@ -207,8 +208,8 @@ impl Client {
         let bytes = found(answer, || reference.to_string()).await?;
         let bytes = bytes.whole("the list of referrers", self.0.limits().manifest).await?;
         let index: Index = serde_json::from_slice(&bytes).map_err(|error| Error::Protocol {
-            host: reference.host().to_owned(),
-            why: format!("its list of referrers is none: {error}"),
+            host: Asked::from(reference.host()),
+            why: format!("its list of referrers is none: {}", json_fault(&error)),
         })?;
         // A registry may leave the choice to us.
         let of_it = |one: &Descriptor| {
@@ -284,16 +285,26 @@ impl Client {
         let (right, method) = (Right::Push, Method::PUT);
         let answer = self
             .0
-            .send(Request { to: reference, right, method, url, headers, body, until })
+            .send(Request {
+                to: reference,
+                right,
+                method,
+                url,
+                headers,
+                body,
+                until,
+                from_private: false,
+            })
             .await?;
         if answer.status != StatusCode::CREATED {
             return Err(answer.fault().await);
         }
         let said = answer.headers.get("docker-content-digest").and_then(|d| d.to_str().ok());
         match said.map(str::parse::<Digest>) {
-            Some(Ok(actual)) if actual != digest => {
-                Err(Error::Digest { what: "the manifest", expected: digest, actual })
-            }
+            Some(Ok(actual)) if actual != digest => Err(Error::Protocol {
+                host: Asked::from(reference.host()),
+                why: format!("it says of {digest} that it has another digest"),
+            }),
             _ => Ok(answer),
         }
     }
@@ -305,26 +316,29 @@ impl Client {
         until: Instant,
     ) -> Result<(), Error> {
         let digest = Digest::of(bytes);
-        let request = |method: Method, url: Url, body: Bytes| {
+        let request = |method: Method, url: Url, body: Bytes, from_private: bool| {
             let mut headers = HeaderMap::new();
             if method == Method::PUT {
                 let kind = HeaderValue::from_static("application/octet-stream");
                 headers.insert(header::CONTENT_TYPE, kind);
             }
-            Request { to: reference, right: Right::Push, method, url, headers, body, until }
+            let right = Right::Push;
+            Request { to: reference, right, method, url, headers, body, until, from_private }
         };
         let there = self.url(reference, &format!("blobs/{digest}"))?;
-        if self.0.send(request(Method::HEAD, there, Bytes::new())).await?.status == StatusCode::OK {
+        if self.0.send(request(Method::HEAD, there, Bytes::new(), false)).await?.status
+            == StatusCode::OK
+        {
             return Ok(());
         }
         let uploads = self.url(reference, "blobs/uploads/")?;
-        let begun = self.0.send(request(Method::POST, uploads, Bytes::new())).await?;
+        let begun = self.0.send(request(Method::POST, uploads, Bytes::new(), false)).await?;
         if begun.status != StatusCode::ACCEPTED {
             return Err(begun.fault().await);
         }
-        let mut to = next(&begun.url, &begun.headers, &self.0.base(reference)?)?;
+        let mut to = begun.next()?;
         to.query_pairs_mut().append_pair("digest", &digest.to_string());
-        let done = self.0.send(request(Method::PUT, to, bytes.clone())).await?;
+        let done = self.0.send(request(Method::PUT, to, bytes.clone(), begun.home.private)).await?;
         match done.status {
             StatusCode::CREATED => Ok(()),
             _ => Err(done.fault().await),
@@ -360,13 +374,15 @@ impl Client {
         let accept = accept.and_then(|accept| HeaderValue::from_str(accept).ok());
         headers.extend(accept.map(|accept| (header::ACCEPT, accept)));
         let (right, method, body) = (Right::Pull, Method::GET, Bytes::new());
-        self.0.send(Request { to: reference, right, method, url, headers, body, until }).await
+        let from_private = false;
+        let to = reference;
+        self.0.send(Request { to, right, method, url, headers, body, until, from_private }).await
     }
 
     fn url(&self, reference: &Reference, path: &str) -> Result<Url, Error> {
         let base = self.0.base(reference)?;
         let join = |why: url::ParseError| Error::Protocol {
-            host: reference.host().to_owned(),
+            host: Asked::from(reference.host()),
             why: why.to_string(),
         };
         // A digest has a colon, which `join` alone would take for a scheme's.

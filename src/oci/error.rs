@@ -1,8 +1,41 @@
 //! What goes wrong with registries, for the operator.
 
-use std::{fmt, time::Duration};
+use std::{error::Error as Fault, fmt, io, time::Duration};
+
+use rustls::{CertificateError, Error as Tls};
 
 use super::{Digest, reference::IllegalReference};
+
+/// Bytes of the causes of a fault.
+const CAUSES: usize = 512;
+
+/// Who was asked, as errors call it. The name of a host that a registry leads to is of the registry's
+/// choice, and could be a login: it is not told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// The host that the operator named.
+    Itself(String),
+    /// One that this host leads to.
+    LedTo {
+        /// The host that the operator named.
+        by: String,
+    },
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Itself(host) => write!(f, "`{host}`"),
+            Self::LedTo { by } => write!(f, "a host that `{by}` leads to"),
+        }
+    }
+}
+
+impl From<&str> for Asked {
+    fn from(host: &str) -> Self {
+        Self::Itself(host.to_owned())
+    }
+}
 
 /// Why an artifact was not pulled, pushed or listed. No text holds a login, a token, or words of a
 /// registry: it could repeat there what it was sent.
@@ -23,18 +56,18 @@ pub enum Error {
     #[error("`{0}` has no tag to push to")]
     Untagged(String),
     /// The registry could not be reached, or broke off.
-    #[error("`{host}` does not answer: {why}")]
+    #[error("{host} does not answer: {why}")]
     Unreachable {
         /// The host asked.
-        host: String,
+        host: Asked,
         /// The fault, without addresses or words of the other side.
         why: String,
     },
     /// It was silent for too long, or slow for too long.
-    #[error("`{host}` did not finish within {within:?}")]
+    #[error("{host} did not finish within {within:?}")]
     Late {
         /// The host asked.
-        host: String,
+        host: Asked,
         /// The time that it had.
         within: Duration,
     },
@@ -66,26 +99,26 @@ pub enum Error {
         why: String,
     },
     /// It leads to where nobody should be sent.
-    #[error("`{host}` leads elsewhere in a way that is not followed: {why}")]
+    #[error("{host} leads elsewhere in a way that is not followed: {why}")]
     Astray {
         /// The host asked.
-        host: String,
+        host: Asked,
         /// Which way.
         why: &'static str,
     },
     /// It says something that the protocol does not have.
-    #[error("`{host}` does not speak as a registry does: {why}")]
+    #[error("{host} does not speak as a registry does: {why}")]
     Protocol {
         /// The host asked.
-        host: String,
+        host: Asked,
         /// What was wrong.
         why: String,
     },
     /// It answers with a fault.
-    #[error("`{host}` answers {status}{}", bracketed(.code))]
+    #[error("{host} answers {status}{}", bracketed(.code))]
     Failed {
         /// The host asked.
-        host: String,
+        host: Asked,
         /// The HTTP status.
         status: u16,
         /// The registry's code for it, if it is one of the specification's.
@@ -232,19 +265,46 @@ pub(crate) fn known_code(body: &[u8]) -> Option<&'static str> {
     CODES.into_iter().find(|code| *code == first.code)
 }
 
+/// Where JSON of a registry is wrong, and in which way. The fault's own words repeat what is there.
+pub(crate) fn json_fault(error: &serde_json::Error) -> String {
+    use serde_json::error::Category;
+    let what = match error.classify() {
+        Category::Syntax | Category::Io => "it is no JSON",
+        Category::Eof => "its JSON ends too early",
+        Category::Data => "it is JSON of another shape",
+    };
+    format!("{what}: line {}, column {}", error.line(), error.column())
+}
+
 /// The causes of a fault, outermost first, without the URL: one of a redirect can hold a token.
 pub(crate) fn causes(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut words = Vec::<String>::new();
-    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+    let mut cause: Option<&(dyn Fault + 'static)> = Some(&error);
     while let Some(one) = cause {
-        let said = one.to_string();
+        let said = if is_of_other_names(one) {
+            "its certificate is of other names".to_owned()
+        } else {
+            one.to_string()
+        };
         if !words.iter().any(|word| word.contains(&said)) {
             words.push(said);
         }
         cause = one.source();
     }
-    words.join(": ")
+    let mut words = words.join(": ");
+    if words.len() > CAUSES {
+        words.truncate(words.floor_char_boundary(CAUSES));
+        words.push('…');
+    }
+    words
+}
+
+/// Whether this is the fault that lists the names which were asked for and shown.
+fn is_of_other_names(fault: &(dyn Fault + 'static)) -> bool {
+    let inner = fault.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    let tls = fault.downcast_ref::<Tls>().or_else(|| inner?.downcast_ref());
+    matches!(tls, Some(Tls::InvalidCertificate(CertificateError::NotValidForNameContext { .. })))
 }
 
 /// Stands for what is not shown.

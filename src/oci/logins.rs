@@ -1,6 +1,12 @@
 //! How registries are logged in to: by what `docker login` left.
 
-use std::{env, fmt, fs::File, io::Read as _, path::PathBuf, time::Duration};
+use std::{
+    env, fmt,
+    fs::File,
+    io::Read as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use docker_credential::{CredentialRetrievalError as Failure, DockerCredential};
 use tokio::sync::oneshot;
@@ -44,8 +50,12 @@ impl fmt::Debug for Login {
 }
 
 impl Logins {
-    /// The login for a registry, if there is one.
-    pub(crate) async fn of(&self, reference: &Reference) -> Result<Option<Login>, Error> {
+    /// The login for a registry, if there is one, and if it is found until then.
+    pub(crate) async fn of(
+        &self,
+        reference: &Reference,
+        until: Instant,
+    ) -> Result<Option<Login>, Error> {
         let folder = match self {
             Self::Nobody => return Ok(None),
             Self::DockerIn(folder) => folder.clone(),
@@ -64,7 +74,8 @@ impl Logins {
             .name("registry-login".into())
             .spawn(move || drop(sender.send(find(&folder, &name))))
             .map_err(|error| failed(&error.to_string()))?;
-        match tokio::time::timeout(HELPER, receiver).await {
+        let left = until.saturating_duration_since(Instant::now());
+        match tokio::time::timeout(left.min(HELPER), receiver).await {
             Ok(Ok(found)) => found.map_err(|why| failed(&why)),
             Ok(Err(_)) => Err(failed("the credential helper could not be asked")),
             Err(_) => Err(failed("the credential helper does not answer")),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
-use super::Digest;
+use super::{Digest, error::json_fault};
 
 /// The media type of a manifest, and Docker's older one.
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -90,7 +90,7 @@ impl Manifest {
     /// Reads one. A document that could be taken for something else is refused, whatever its sender
     /// says that it is (CVE-2021-41190).
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, NoManifest> {
-        let json = |error: serde_json::Error| NoManifest::Other(error.to_string());
+        let json = |error: serde_json::Error| NoManifest::Other(json_fault(&error));
         let kind: Kind = serde_json::from_slice(bytes).map_err(json)?;
         let other = |why: &str| Err(NoManifest::Other(why.to_owned()));
         match (&kind.manifests, &kind.layers, &kind.fs_layers) {
@@ -171,6 +171,13 @@ mod tests {
             json!({ "config": null }),
         ] {
             assert!(matches!(with(change.clone()), Err(NoManifest::Other(_))), "{change}");
+        }
+        // What it says is not repeated, only where.
+        let words = ["Basic ", "d29yZHM="].concat();
+        for change in [json!({ "schemaVersion": words }), json!({ "config": { "digest": words } })]
+        {
+            let Err(NoManifest::Other(why)) = with(change) else { panic!("it was read") };
+            assert!(why.contains("line 1") && !why.contains("d29"), "{why}");
         }
         let twice = manifest.to_string().replacen('{', r#"{"layers":[],"#, 1);
         assert!(Manifest::parse(twice.as_bytes()).is_err());

@@ -10,16 +10,17 @@ use std::{
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use portcullis_egress::is_public;
 use reqwest::redirect;
 use serde::Deserialize;
-use url::{Host, Url};
+use url::Url;
 use zeroize::Zeroizing;
 
 use super::{
     Error, Limits, Reference, Settings,
-    error::{causes, known_code},
+    error::{Asked, causes, known_code},
     logins::Login,
-    reference::is_loopback,
+    way::{Home, Public, is_local},
 };
 
 /// How often one request is led elsewhere.
@@ -63,15 +64,17 @@ pub(crate) struct Request<'a> {
     pub body: Bytes,
     /// When it has to be over.
     pub until: Instant,
+    /// Whether an answer of the registry, which told this URL, was seen to come from a private address.
+    pub from_private: bool,
 }
 
 /// What came back. Its body is not read yet.
 pub(crate) struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
-    /// Who answered, in the end.
+    /// Who answered, in the end, and where that began.
     pub url: Url,
-    host: String,
+    pub home: Home,
     response: reqwest::Response,
     idle: Duration,
     until: Instant,
@@ -82,6 +85,8 @@ pub(crate) struct Answer {
 pub(crate) struct Transport {
     /// For the wide world, by way of the proxies that the environment names.
     outside: reqwest::Client,
+    /// For where a registry leads, of which the public addresses alone are connected to.
+    led: reqwest::Client,
     /// For this machine, and for what is asked without TLS: a proxy would read that.
     direct: reqwest::Client,
     settings: Settings,
@@ -130,8 +135,9 @@ impl Transport {
             })
         };
         let outside = built(builder())?;
+        let led = built(builder().dns_resolver(Public::resolver()))?;
         let direct = built(builder().no_proxy())?;
-        Ok(Self { outside, direct, settings, authorized: Mutex::default() })
+        Ok(Self { outside, led, direct, settings, authorized: Mutex::default() })
     }
 
     pub fn limits(&self) -> &Limits {
@@ -143,7 +149,7 @@ impl Transport {
         let scheme = if self.is_plain(to) { "http" } else { "https" };
         let base = format!("{scheme}://{}/v2/{}/", to.authority(), to.repository());
         base.parse().map_err(|error: url::ParseError| Error::Protocol {
-            host: to.host().to_owned(),
+            host: to.host().into(),
             why: error.to_string(),
         })
     }
@@ -157,46 +163,51 @@ impl Transport {
 
     /// Sends it, with what the registry wants for it, and follows where it is led.
     pub async fn send(&self, mut request: Request<'_>) -> Result<Answer, Error> {
-        let home = self.base(request.to)?;
+        let name = request.to.host().to_owned();
+        let url = self.base(request.to)?;
+        let mut home = Home { url, name, private: request.from_private };
         let key = (request.to.host().to_owned(), request.to.repository().to_owned(), request.right);
         let (mut asked, mut hops) = (false, 0);
         loop {
             // Nobody but the registry itself is told a login, and nobody else is heard on which.
-            let at_home = request.url.origin() == home.origin();
+            let at_home = home.is_at(&request.url);
             let authorization = if at_home {
                 self.authorized.lock().ok().and_then(|all| all.get(&key).cloned())
             } else {
                 None
             };
             let with_login = authorization.as_ref().is_some_and(|one| one.with_login);
-            let answer = self.once(&request, authorization).await?;
+            let answer = self.once(&request, authorization, &home).await?;
+            home = answer.home.clone();
             match answer.status {
                 StatusCode::UNAUTHORIZED if at_home && !asked => {
                     asked = true;
-                    let authorization = self.authorize(&request, &answer, &home).await?;
+                    let authorization = self.authorize(&request, &answer).await?;
                     if let Ok(mut all) = self.authorized.lock() {
                         all.insert(key.clone(), authorization);
                     }
                 }
+                // Another host's wish for a login is nothing that an operator should be told to fulfil.
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !at_home => {
+                    return Err(answer.fault().await);
+                }
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                     return Err(Error::Denied {
-                        host: answer.host,
+                        host: home.name,
                         what: request.right.words(),
                         with_login,
                     });
                 }
                 status if status.is_redirection() && status != StatusCode::NOT_MODIFIED => {
                     if !matches!(request.method, Method::GET | Method::HEAD) {
-                        return Err(astray(
-                            &request.url,
-                            "what is written is written at the registry",
-                        ));
+                        let why = "what is written is written at the registry";
+                        return Err(home.astray(&request.url, why));
                     }
                     hops += 1;
                     if hops > REDIRECTS {
-                        return Err(astray(&request.url, "it leads on and on"));
+                        return Err(home.astray(&request.url, "it leads on and on"));
                     }
-                    request.url = next(&request.url, &answer.headers, &home)?;
+                    request.url = answer.next()?;
                 }
                 _ => return Ok(answer),
             }
@@ -205,41 +216,47 @@ impl Transport {
 
     /// Gets what is at a URL of nobody's registry: without a login, and by TLS, or from this machine.
     pub async fn get(&self, url: &Url, until: Instant) -> Result<Answer, Error> {
-        let local = url.host_str().is_some_and(is_loopback);
-        if url.scheme() != "https" && !(url.scheme() == "http" && local) {
-            return Err(astray(url, "it is not asked for over TLS"));
+        let mut home = Home { url: url.clone(), name: host(url), private: false };
+        if url.scheme() != "https" && !(url.scheme() == "http" && is_local(url)) {
+            return Err(home.astray(url, "it is not asked for over TLS"));
         }
         let mut at = url.clone();
         for _ in 0..=REDIRECTS {
-            let answer = self.answer(self.client(&at).get(at.clone()), &at, until, false).await?;
+            let builder = self.client(&at, &home).get(at.clone());
+            let answer = self.answer(builder, &at, until, false, &home).await?;
             if !answer.status.is_redirection() {
                 return Ok(answer);
             }
-            at = next(&at, &answer.headers, url)?;
+            at = answer.next()?;
+            home = answer.home;
         }
-        Err(astray(&at, "it leads on and on"))
+        Err(home.astray(&at, "it leads on and on"))
     }
 
     async fn once(
         &self,
         request: &Request<'_>,
         authorization: Option<Authorization>,
+        home: &Home,
     ) -> Result<Answer, Error> {
         let Request { method, url, headers, body, until, .. } = request;
         let mut builder =
-            self.client(url).request(method.clone(), url.clone()).headers(headers.clone());
+            self.client(url, home).request(method.clone(), url.clone()).headers(headers.clone());
         if !body.is_empty() || matches!(*method, Method::PUT | Method::POST) {
             builder = builder.body(body.clone());
         }
         if let Some(authorization) = authorization {
             builder = builder.header(header::AUTHORIZATION, secret(&authorization.header, url)?);
         }
-        self.answer(builder, url, *until, !body.is_empty()).await
+        self.answer(builder, url, *until, !body.is_empty(), home).await
     }
 
-    fn client(&self, url: &Url) -> &reqwest::Client {
-        let direct = url.scheme() == "http" || url.host_str().is_some_and(is_loopback);
-        if direct { &self.direct } else { &self.outside }
+    fn client(&self, url: &Url, home: &Home) -> &reqwest::Client {
+        match url.scheme() == "http" || is_local(url) {
+            _ if !home.private && !home.is_at(url) => &self.led,
+            true => &self.direct,
+            false => &self.outside,
+        }
     }
 
     async fn answer(
@@ -248,9 +265,10 @@ impl Transport {
         url: &Url,
         until: Instant,
         uploads: bool,
+        home: &Home,
     ) -> Result<Answer, Error> {
         let Limits { idle, total, .. } = *self.limits();
-        let host = host(url);
+        let (host, mut home) = (home.asked(url), home.clone());
         // What is sent may take as long as there is time; an answer may not let us wait for it.
         let left = until.saturating_duration_since(Instant::now());
         let within = if uploads { left } else { left.min(idle) };
@@ -258,11 +276,20 @@ impl Transport {
         let response = match tokio::time::timeout(within, builder.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) if error.is_timeout() => return Err(Error::Late { host, within: told }),
-            Ok(Err(error)) => return Err(Error::Unreachable { host, why: causes(error) }),
+            Ok(Err(error)) => {
+                return Err(match Public::refused(&error) {
+                    Some(why) => Error::Astray { host: Asked::Itself(home.name), why },
+                    None => Error::Unreachable { host, why: causes(error) },
+                });
+            }
             Err(_) => return Err(Error::Late { host, within: told }),
         };
         let (status, headers) = (response.status(), response.headers().clone());
-        Ok(Answer { status, headers, url: url.clone(), host, response, idle, until, total })
+        if home.is_at(url) {
+            let address = response.remote_addr().map(|address| address.ip());
+            home.private = address.is_some_and(|address| !is_public(address));
+        }
+        Ok(Answer { status, headers, url: url.clone(), home, response, idle, until, total })
     }
 
     /// What the registry wants to see with a request, by its challenge.
@@ -270,7 +297,6 @@ impl Transport {
         &self,
         request: &Request<'_>,
         answer: &Answer,
-        home: &Url,
     ) -> Result<Authorization, Error> {
         let host = request.to.host().to_owned();
         let challenges: Vec<_> = answer.headers.get_all(header::WWW_AUTHENTICATE).iter().collect();
@@ -287,16 +313,16 @@ impl Transport {
                 };
                 if challenge.scheme.eq_ignore_ascii_case("bearer") {
                     let realm = param("realm").unwrap_or_default();
-                    return self.token(request, home, &realm, param("service")).await;
+                    return self.token(request, &answer.home, &realm, param("service")).await;
                 }
                 basic |= challenge.scheme.eq_ignore_ascii_case("basic");
             }
         }
         if !basic {
             let why = "it wants a login and does not say which kind".to_owned();
-            return Err(Error::Protocol { host, why });
+            return Err(Error::Protocol { host: Asked::Itself(host), why });
         }
-        match self.settings.logins.of(request.to).await? {
+        match self.settings.logins.of(request.to, request.until).await? {
             Some(Login::Password { user, password }) => {
                 Ok(Authorization { header: basic_of(&user, &password), with_login: true })
             }
@@ -309,23 +335,23 @@ impl Transport {
     }
 
     /// A token of the service that the registry names. The login goes there, as the registry could
-    /// have had it itself; but never in the clear.
+    /// have had it itself; without TLS only to this machine, or to the very host that is asked without.
     async fn token(
         &self,
         request: &Request<'_>,
-        home: &Url,
+        home: &Home,
         realm: &str,
         service: Option<String>,
     ) -> Result<Authorization, Error> {
         let host = request.to.host().to_owned();
         let mut url: Url = realm.parse().map_err(|_| Error::Protocol {
-            host: host.clone(),
+            host: Asked::Itself(host.clone()),
             why: "the realm of its logins is no URL".to_owned(),
         })?;
-        follow(home, &url, home)?;
+        home.follow(&home.url, &url)?;
         // Asked for by us, not by the challenge: no more than what this is for.
         let scope = format!("repository:{}:{}", request.to.repository(), request.right.scope());
-        let login = self.settings.logins.of(request.to).await?;
+        let login = self.settings.logins.of(request.to, request.until).await?;
         let builder = match &login {
             Some(Login::Identity(token)) => {
                 let mut form = url::form_urlencoded::Serializer::new(String::new());
@@ -335,7 +361,7 @@ impl Transport {
                     .append_pair("scope", &scope)
                     .append_pair("refresh_token", token);
                 let kind = "application/x-www-form-urlencoded";
-                let builder = self.client(&url).post(url.clone());
+                let builder = self.client(&url, home).post(url.clone());
                 builder.header(header::CONTENT_TYPE, kind).body(form.finish())
             }
             other => {
@@ -343,7 +369,7 @@ impl Transport {
                 if let Some(service) = &service {
                     url.query_pairs_mut().append_pair("service", service);
                 }
-                let builder = self.client(&url).get(url.clone());
+                let builder = self.client(&url, home).get(url.clone());
                 match other {
                     Some(Login::Password { user, password }) => {
                         let value = secret(&basic_of(user, password), &url)?;
@@ -353,7 +379,7 @@ impl Transport {
                 }
             }
         };
-        let answer = self.answer(builder, &url, request.until, false).await?;
+        let answer = self.answer(builder, &url, request.until, false, home).await?;
         match answer.status {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -367,22 +393,29 @@ impl Transport {
             token: Option<String>,
             access_token: Option<String>,
         }
+        let asked = home.asked(&url);
         let body = Zeroizing::new(answer.whole("a token", ANSWER).await?.to_vec());
         // What is wrong with it is not told: it can be most of a token.
         let token = serde_json::from_slice(&body)
             .ok()
             .and_then(|Token { token, access_token }| token.or(access_token))
             .map(Zeroizing::new)
-            .ok_or_else(|| Error::Protocol { host, why: "it gives no token".to_owned() })?;
+            .ok_or_else(|| Error::Protocol { host: asked, why: "it gives no token".to_owned() })?;
         let header = Zeroizing::new(format!("Bearer {}", *token));
         Ok(Authorization { header, with_login: login.is_some() })
     }
 }
 
 impl Answer {
+    /// Where it leads.
+    pub fn next(&self) -> Result<Url, Error> {
+        self.home.next(&self.url, &self.headers)
+    }
+
     /// Reads all of the body, if it is no larger than that.
     pub async fn whole(self, what: &'static str, most: u64) -> Result<Bytes, Error> {
-        let Self { host, response, idle, until, total, .. } = self;
+        let Self { url, home, response, idle, until, total, .. } = self;
+        let host = home.asked(&url);
         let too_large = || Error::TooLarge { what, most };
         if response.content_length().is_some_and(|length| length > most) {
             return Err(too_large());
@@ -410,7 +443,7 @@ impl Answer {
 
     /// What a status means that is not the one hoped for.
     pub async fn fault(self) -> Error {
-        let (host, status) = (self.host.clone(), self.status.as_u16());
+        let (host, status) = (self.home.asked(&self.url), self.status.as_u16());
         let body = self.whole("an answer", ANSWER).await.unwrap_or_default();
         Error::Failed { host, status, code: known_code(&body) }
     }
@@ -420,46 +453,6 @@ fn host(url: &Url) -> String {
     match (url.host_str(), url.port()) {
         (Some(host), Some(port)) => format!("{host}:{port}"),
         (host, _) => host.unwrap_or_default().to_owned(),
-    }
-}
-
-fn astray(url: &Url, why: &'static str) -> Error {
-    Error::Astray { host: host(url), why }
-}
-
-/// Where a `Location` leads.
-pub(crate) fn next(from: &Url, headers: &HeaderMap, home: &Url) -> Result<Url, Error> {
-    let location = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
-    let to = location
-        .and_then(|location| from.join(location).ok())
-        .ok_or_else(|| astray(from, "it does not say where to"))?;
-    follow(from, &to, home)?;
-    Ok(to)
-}
-
-/// Whether to go there: by TLS; without it where the registry itself is asked without, and then no
-/// further than to the same host, or this machine from this machine.
-fn follow(from: &Url, to: &Url, home: &Url) -> Result<(), Error> {
-    let loopback = |url: &Url| match url.host() {
-        Some(Host::Domain(name)) => is_loopback(name),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    };
-    if !to.username().is_empty() || to.password().is_some() {
-        return Err(astray(from, "to a URL with a login in it"));
-    }
-    match to.scheme() {
-        "https" => Ok(()),
-        "http" if home.scheme() == "http" => {
-            let same = to.host_str() == home.host_str() && to.port() == home.port();
-            match same || (loopback(home) && loopback(to)) {
-                true => Ok(()),
-                false => Err(astray(from, "to a host without TLS")),
-            }
-        }
-        "http" => Err(astray(from, "from TLS to none")),
-        _ => Err(astray(from, "to what is not HTTP")),
     }
 }
 

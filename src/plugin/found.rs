@@ -159,7 +159,10 @@ impl Artifacts {
         };
         let wait = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            Ok(runtime.block_on(self.component(text)))
+            let found = runtime.block_on(self.component(text));
+            // The system's resolver may still be waited for, and longer than there is time.
+            runtime.shutdown_background();
+            Ok(found)
         };
         // Plugins are loaded from many threads, also such as must not wait for a runtime.
         let waited = std::thread::scope(|scope| scope.spawn(wait).join());

@@ -177,7 +177,7 @@ async fn silence_and_slowness() {
         assert!(matches!(error, Error::Late { within: told, .. } if told == within), "{error:?}");
     }
     let error = refused(&mute, &client(), Digest::of(b"")).await;
-    assert!(matches!(error, Error::Unreachable { .. } | Error::Late { .. }), "{error}");
+    assert!(matches!(error, Error::Late { .. }), "{error}");
 }
 
 #[tokio::test]
@@ -236,7 +236,10 @@ async fn nobody_else_hears_a_login() {
     .await;
     let (_folder, client) = docker(&server, &password);
     let error = refused(&server, &client, digest).await;
-    assert!(matches!(error, Error::Denied { with_login: false, .. }), "{error}");
+    assert!(matches!(error, Error::Failed { status: 401, .. }), "{error}");
+    // Nor is the operator told to log in there.
+    let told = format!("{error} {error:?} {}", error.help());
+    assert!(!told.contains(&there.to_string()) && !told.contains("docker login"), "{told}");
     assert!(server.was_told(header::AUTHORIZATION) && !elsewhere.was_told(header::AUTHORIZATION));
     assert!(!format!("{error:?}").contains("signed"), "{error:?}");
 
@@ -377,4 +380,60 @@ async fn answers_that_are_none() {
     let bare = Server::start(|_, _| StatusCode::UNAUTHORIZED.into_response()).await;
     let error = client().manifest(&bare.reference(Digest::of(b""))).await.unwrap_err();
     assert!(matches!(error, Error::Protocol { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn documents_that_repeat_a_login_are_not_told() {
+    let (password, held) = (support::password(), Arc::new(Mutex::new(Bytes::new())));
+    // By its tag it gives a document with the login in it, and by that one's digest the same again.
+    let given = held.clone();
+    let server = Server::start(move |path, headers| {
+        let Some(login) = headers.get(header::AUTHORIZATION) else {
+            return challenge("Basic realm=\"registry\"");
+        };
+        let login = login.to_str().expect("text");
+        let config = Descriptor::of(KIND, b"{}");
+        let text = match path.contains("/referrers/") {
+            true => json!({ "schemaVersion": 2, "manifests": login }),
+            false => json!({ "schemaVersion": login, "config": config, "layers": [] }),
+        };
+        let text = Bytes::from(text.to_string());
+        *given.lock().expect("the text") = text.clone();
+        text.into_response()
+    })
+    .await;
+    let (_folder, client) = docker(&server, &password);
+    let tagged: Reference = format!("{}/acme/words:1", server.address).parse().expect("one");
+    let pinned = tagged.pinned(client.resolve(&tagged).await.expect("resolved"));
+    let manifest = client.manifest(&pinned).await.unwrap_err();
+    assert!(matches!(manifest, Error::NoArtifact { .. }), "{manifest}");
+    let referrers = client.referrers(&pinned, None).await.unwrap_err();
+    assert!(matches!(referrers, Error::Protocol { .. }), "{referrers}");
+    let asked = server.asked.lock().unwrap();
+    let login = asked.last().and_then(|(_, headers)| headers.get(header::AUTHORIZATION));
+    let login = login.expect("it was told").to_str().expect("text").replace("Basic ", "");
+    assert!(String::from_utf8_lossy(&held.lock().unwrap()).contains(&login));
+    for error in [manifest, referrers] {
+        let told = format!("{error} {error:?} {}", error.help());
+        assert!(!told.contains(&login) && told.contains("line 1"), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn names_of_hosts_that_it_leads_to_are_not_told() {
+    // One that nobody answers at, by its name.
+    let server = Server::start(|path, _| match path {
+        "/v2/acme/words/manifests/1" => moved("https://what-it-heard.invalid/"),
+        _ => challenge("Bearer realm=\"https://what-it-heard.invalid/\""),
+    })
+    .await;
+    let tagged: Reference = format!("{}/acme/words:1", server.address).parse().expect("one");
+    for error in [
+        client().resolve(&tagged).await.unwrap_err(),
+        client().manifest(&tagged.pinned(Digest::of(b""))).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Unreachable { .. } | Error::Late { .. }), "{error}");
+        let told = format!("{error} {error:?} {}", error.help());
+        assert!(!told.contains("heard") && told.contains("leads to"), "{told}");
+    }
 }
