@@ -53,6 +53,11 @@ impl Signed {
         format!("{FORMAT}\n{}\n{}\nsha256:{}\n", self.name, self.version, self.sha256)
     }
 
+    /// Whether a note is of this, whoever signed it.
+    pub(crate) fn is_in(&self, note: &str) -> bool {
+        note.strip_prefix(self.text().as_str()).is_some_and(|rest| rest.starts_with('\n'))
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.strip_suffix('\n')?.split('\n');
         let known = lines.next() == Some(FORMAT);
@@ -68,10 +73,7 @@ impl Signed {
     /// Where a note cannot hold the text.
     pub(crate) fn sign(&self, keys: &[Signer], before: Option<&str>) -> Result<String, Unsigned> {
         let text = self.text();
-        // Whoever signed it is of no matter here: signatures are of the text.
-        let same =
-            |note: &&str| note.strip_prefix(text.as_str()).is_some_and(|n| n.starts_with('\n'));
-        let mut note = before.filter(same).map(str::to_owned);
+        let mut note = before.filter(|note| self.is_in(note)).map(str::to_owned);
         for key in keys {
             let signed = match &note {
                 Some(note) if key.verifier().open(note).is_ok() => Ok(note.clone()),
@@ -153,7 +155,9 @@ mod tests {
         assert_eq!(signed.sign(&keys[..1], Some(&first)).unwrap(), first);
         let both = signed.sign(&keys[1..], Some(&first)).unwrap();
         assert_eq!(Signed::verify(&both, &signed.sha256, &verifiers).unwrap().1.len(), 2);
+        assert!(signed.is_in(&both));
         let newer = Signed { sha256: "cd".repeat(32), ..signed };
+        assert!(!newer.is_in(&both));
         let note = newer.sign(&keys[1..], Some(&both)).unwrap();
         assert_eq!(Signed::verify(&note, &newer.sha256, &verifiers).unwrap().1, [&verifiers[1]]);
     }

@@ -8,13 +8,12 @@ mod push;
 mod sign;
 mod test;
 
-use std::path::Path;
+use std::{fs, io, path::Path};
 
 use serde_json::{Map, Value};
 
 use super::{Context, Exit, Reports, Usage};
 use crate::{
-    config,
     oci::Url,
     plugin::{Artifacts, Compiled, Found, House, Pin, Unusable},
     proxy,
@@ -68,19 +67,22 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 
 /// The component that is meant: a file, `oci://` and a reference, or `https://` and a URL.
 async fn found(meant: &str, ctx: &Context) -> anyhow::Result<Found> {
-    let registries = registries(ctx);
+    let registries = || registries(ctx);
     let found = if let Some(reference) = meant.strip_prefix("oci://") {
         match reference.contains('@') {
-            true => registries.component(reference).await,
+            true => registries()?.component(reference).await,
             // What the tag stands for now, and that is told.
-            false => match registries.pinned(reference).await {
-                Ok(pinned) => registries.component(&pinned).await,
-                Err(unusable) => Err(unusable),
-            },
+            false => {
+                let registries = registries()?;
+                match registries.pinned(reference).await {
+                    Ok(pinned) => registries.component(&pinned).await,
+                    Err(unusable) => Err(unusable),
+                }
+            }
         }
     } else if meant.starts_with("https://") || meant.starts_with("http://") {
         let url: Url = meant.parse().map_err(|error| Usage(format!("`{meant}`: {error}")))?;
-        registries.download(&url).await
+        registries()?.download(&url).await
     } else {
         Found::file(Path::new(meant))
     };
@@ -88,10 +90,12 @@ async fn found(meant: &str, ctx: &Context) -> anyhow::Result<Found> {
 }
 
 /// How registries are asked: as the config says, where there is one. Nothing is kept.
-fn registries(ctx: &Context) -> Artifacts {
-    match config::load(&ctx.config) {
-        Ok(loaded) => proxy::artifacts(&loaded, false),
-        Err(_) => House::bare().artifacts,
+fn registries(ctx: &Context) -> anyhow::Result<Artifacts> {
+    match fs::symlink_metadata(&ctx.config) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(House::bare().artifacts),
+        // One that is wrong is not as good as none: without its `ca-file`, a login would go out in
+        // the clear.
+        _ => Ok(proxy::artifacts(&ctx.load()?, false)),
     }
 }
 
