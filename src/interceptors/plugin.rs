@@ -52,12 +52,12 @@ pub struct Config {
     /// what was pushed with it).
     #[serde(default)]
     pub signed_by: Vec<String>,
-    /// The name of the plugin that is meant, by its manifest. Required with `signed-by` without
-    /// `sha256`.
+    /// The name of the plugin that is meant, by its manifest. Required with `path` and `signed-by`
+    /// without `sha256`.
     #[serde(default)]
     pub plugin: Option<String>,
-    /// The versions of it that are meant, such as `>=1.2`. Required with `signed-by` without
-    /// `sha256`.
+    /// The versions of it that are meant, such as `>=1.2`. Required with `path` and `signed-by`
+    /// without `sha256`.
     #[serde(default)]
     pub version: Option<Versions>,
     /// Take whatever file is at `path`: for work on a plugin.
