@@ -6,7 +6,10 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -44,13 +47,42 @@ struct Count {
 #[derive(Default)]
 pub struct Breaker(Mutex<HashMap<Between, Count>>);
 
-/// A message that may be shown to the plugin. Dropped without a word, it says nothing, unless its time
-/// is over.
+/// A message that may be shown to the plugin. Dropped without a word, it says nothing.
 pub struct Admitted {
     breaker: Arc<Breaker>,
     between: Between,
     trial: bool,
-    until: Option<Instant>,
+}
+
+/// The time that a message has, and whether the plugin had enough of it: what a message fails by of
+/// which most went by in a queue is others' doing.
+pub struct Time {
+    all: Duration,
+    until: Instant,
+    /// An instance was at work on it in good time.
+    begun: AtomicBool,
+}
+
+impl Time {
+    pub fn from(now: Instant, all: Duration) -> Self {
+        Self { all, until: now + all, begun: AtomicBool::new(false) }
+    }
+
+    /// When it is over.
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// The message waits for nobody else any more.
+    pub fn begin(&self, now: Instant) {
+        let left = self.until.saturating_duration_since(now);
+        self.begun.store(left >= self.all / 2, Ordering::Relaxed);
+    }
+
+    /// Whether it began, and with half of its time left.
+    pub fn was_enough(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
 }
 
 /// What became of it, where that is news.
@@ -77,7 +109,7 @@ impl Breaker {
             trial = true;
         }
         drop(counts);
-        Ok(Admitted { breaker: self.clone(), between, trial, until: None })
+        Ok(Admitted { breaker: self.clone(), between, trial })
     }
 
     /// Between how many it is let alone.
@@ -87,21 +119,13 @@ impl Breaker {
 }
 
 impl Admitted {
-    /// One that is dropped after this is a fault: whoever waited gave it up.
-    pub fn until(mut self, until: Instant) -> Self {
-        self.until = Some(until);
-        self
-    }
-
-    /// The plugin had no part in what became of it.
-    pub fn says_nothing(mut self) -> Option<News> {
-        self.until = None;
-        None
+    /// Whoever waited for it gave it up. That is a fault if the plugin had its time.
+    pub fn given_up(self, time: &Time, now: Instant) -> Option<News> {
+        if now >= time.until && time.was_enough() { self.failed(now) } else { None }
     }
 
     /// The plugin reached a verdict.
     pub fn succeeded(mut self, now: Instant) -> Option<News> {
-        self.until = None;
         let trial = std::mem::take(&mut self.trial);
         let mut counts = self.breaker.0.lock();
         let count = counts.get_mut(&self.between)?;
@@ -124,11 +148,6 @@ impl Admitted {
 
     /// It did not.
     pub fn failed(mut self, now: Instant) -> Option<News> {
-        self.fail(now)
-    }
-
-    fn fail(&mut self, now: Instant) -> Option<News> {
-        self.until = None;
         let trial = std::mem::take(&mut self.trial);
         let mut counts = self.breaker.0.lock();
         if counts.len() >= PARTIES && !counts.contains_key(&self.between) {
@@ -159,10 +178,6 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let now = Instant::now();
-        if self.until.is_some_and(|until| until <= now) {
-            self.fail(now);
-        }
         // Its client went away, for one: the next message is the one to say.
         if self.trial
             && let Some(count) = self.breaker.0.lock().get_mut(&self.between)
@@ -262,15 +277,25 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_given_up_after_its_time_is_a_fault() {
+    fn one_that_is_given_up_after_its_time_is_a_fault_if_the_plugin_had_it() {
+        const ALL: Duration = Duration::from_secs(2);
         let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
         let admitted = || breaker.admit(between("a"), now).ok().unwrap();
+        let (queued, late, good) =
+            (Time::from(now, ALL), Time::from(now, ALL), Time::from(now, ALL));
+        late.begin(now + ALL / 2 + Duration::from_millis(1));
+        good.begin(now + ALL / 2);
         for _ in 0..FAULTS {
-            drop(admitted().until(now + LONGEST));
-            admitted().until(now).says_nothing();
+            drop(admitted());
+            // Its client went away.
+            assert_eq!(admitted().given_up(&good, now + ALL / 2), None);
+            // It waited for others.
+            assert_eq!(admitted().given_up(&queued, now + ALL), None);
+            assert_eq!(admitted().given_up(&late, now + ALL), None);
         }
         assert_eq!(breaker.open(now), 0);
-        (0..FAULTS).for_each(|_| drop(admitted().until(now)));
+        let news = (0..FAULTS).filter_map(|_| admitted().given_up(&good, now + ALL));
+        assert_eq!(news.collect::<Vec<_>>(), [News::Opened(FIRST)]);
         assert_eq!(breaker.open(now), 1);
         assert_eq!(breaker.open(now + 2 * LONGEST), 0, "nobody came back");
     }

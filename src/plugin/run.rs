@@ -11,7 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     House, Lifetime, Manifest, Message, Pin, PrincipalKind, Settings, Unusable, Verdict,
-    breaker::{Between, Breaker, News},
+    breaker::{Admitted, Between, Breaker, News, Time},
     found::Found,
     functions::Values,
     load::Compiled,
@@ -179,7 +179,8 @@ impl Plugin {
     /// dropping the future ends the guest.
     pub async fn inspect(&self, message: Message, session: Option<&str>) -> Said {
         let template = &self.inner.template;
-        let until = Instant::now() + template.deadline;
+        let now = Instant::now();
+        let time = Arc::new(Time::from(now, template.deadline));
         let kind = match message.principal.kind {
             PrincipalKind::Client => "client",
             PrincipalKind::Local => "local",
@@ -187,11 +188,12 @@ impl Plugin {
         };
         let principal = format!("{kind}:{}", message.principal.name);
         let between = Between { principal: principal.clone(), server: message.server.clone() };
-        let admitted = match self.inner.breaker.admit(between.clone(), Instant::now()) {
-            Ok(admitted) => Some(admitted.until(until)),
+        let admitted = match self.inner.breaker.admit(between.clone(), now) {
+            Ok(admitted) => Some(admitted),
             Err(_) if template.fail_open => None,
             Err(pause) => return Failure::LetAlone(pause).into(),
         };
+        let mut asked = Asked { inner: self.inner.clone(), between, admitted, time: time.clone() };
         // Whoever has neither key nor session cannot be told from the next one; and a session has none
         // before it began.
         let nobody = session.is_none()
@@ -200,7 +202,7 @@ impl Plugin {
         let party = (!nobody).then(|| Party { principal, session: session.map(str::to_owned) });
         let inner = self.inner.clone();
         let mut work =
-            Box::pin(async move { inner.work(&message, party.as_ref(), &part, until).await });
+            Box::pin(async move { inner.work(&message, party.as_ref(), &part, &time).await });
         let said = match poll!(work.as_mut()) {
             Poll::Ready(said) => said,
             // Not done within a tick or two, or no permit: go on where it holds up no message.
@@ -209,19 +211,47 @@ impl Plugin {
                 Err(error) => Failure::Trap(error.to_string()).into(),
             },
         };
-        let news = admitted.and_then(|admitted| match &said.verdict {
-            Ok(_) => admitted.succeeded(Instant::now()),
-            Err(failure) if failure.is_its_own() => admitted.failed(Instant::now()),
-            Err(_) => admitted.says_nothing(),
-        });
-        if let Some(news) = news {
-            self.tell(news, &between);
-        }
+        asked.ended(&said.verdict);
         said
     }
+}
 
-    fn tell(&self, news: News, between: &Between) {
-        let shared = &self.inner.template.shared;
+/// A message that the plugin is asked of. Dropped before its end, it was given up.
+struct Asked {
+    inner: Arc<Inner>,
+    between: Between,
+    /// Nothing: whatever becomes of it does not count.
+    admitted: Option<Admitted>,
+    time: Arc<Time>,
+}
+
+impl Asked {
+    fn ended(&mut self, verdict: &Result<Verdict, Failure>) {
+        let Some(admitted) = self.admitted.take() else { return };
+        let news = match verdict {
+            Ok(_) => admitted.succeeded(Instant::now()),
+            Err(failure) if failure.is_its_own() => admitted.failed(Instant::now()),
+            Err(_) => None,
+        };
+        if let Some(news) = news {
+            self.inner.tell(news, &self.between);
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let admitted = self.admitted.take();
+        let news = admitted.and_then(|admitted| admitted.given_up(&self.time, Instant::now()));
+        if let Some(news) = news {
+            self.inner.tell(news, &self.between);
+        }
+    }
+}
+
+impl Inner {
+    fn tell(self: &Arc<Self>, news: News, between: &Between) {
+        let shared = &self.template.shared;
         let (principal, server) = (&between.principal, between.server.as_deref().unwrap_or(""));
         match news {
             News::Opened(pause) => {
@@ -230,8 +260,8 @@ impl Plugin {
                     "the plugin fails again and again and is let alone"
                 );
                 // Who it was may never come back.
-                let inner = Arc::downgrade(&self.inner);
-                self.inner.template.host.slow.spawn(async move {
+                let inner = Arc::downgrade(self);
+                self.template.host.slow.spawn(async move {
                     tokio::time::sleep(pause).await;
                     if let Some(inner) = inner.upgrade() {
                         inner.show_let_alone();
@@ -242,11 +272,9 @@ impl Plugin {
                 interceptor = %shared.entry, principal, server, "the plugin works again"
             ),
         }
-        self.inner.show_let_alone();
+        self.show_let_alone();
     }
-}
 
-impl Inner {
     /// Tells between how many it is let alone.
     fn show_let_alone(&self) {
         let shared = &self.template.shared;
@@ -258,8 +286,9 @@ impl Inner {
         message: &Message,
         party: Option<&Party>,
         part: &Arc<Part>,
-        until: Instant,
+        time: &Time,
     ) -> Said {
+        let until = time.until();
         let within = |failure| Said::from(failure);
         let template = &self.template;
         let deadline = tokio::time::Instant::from_std(until);
@@ -269,7 +298,7 @@ impl Inner {
                 let Ok(Ok(_place)) = tokio::time::timeout_at(deadline, place).await else {
                     return within(Failure::Queued(template.deadline));
                 };
-                let began = Instant::now();
+                time.begin(Instant::now());
                 let mut instance = match pool.take() {
                     Some(mut ready) => match ready.join(part) {
                         Ok(()) => ready,
@@ -280,12 +309,12 @@ impl Inner {
                     },
                     None => match template.prepare(until, Some(part)).await {
                         Ok(prepared) => prepared,
-                        Err(failure) => return self.late(failure, began, until).into(),
+                        Err(failure) => return late(failure, time).into(),
                     },
                 };
                 let mut said = template.ask(&mut instance, message, until).await;
                 pool.done(instance);
-                said.verdict = said.verdict.map_err(|failure| self.late(failure, began, until));
+                said.verdict = said.verdict.map_err(|failure| late(failure, time));
                 said
             }
             Instances::Kept(sessions) => {
@@ -304,17 +333,17 @@ impl Inner {
                 let Ok(Ok(_place)) = tokio::time::timeout_at(deadline, place).await else {
                     return within(Failure::Queued(template.deadline));
                 };
-                let began = Instant::now();
+                time.begin(Instant::now());
                 // Out of its place: should this future be dropped, so is the instance.
                 let mut instance = match slot.as_mut().and_then(|slot| slot.take()) {
                     Some(kept) => kept,
                     None => match template.prepare(until, Some(part)).await {
                         Ok(prepared) => prepared,
-                        Err(failure) => return self.late(failure, began, until).into(),
+                        Err(failure) => return late(failure, time).into(),
                     },
                 };
                 let mut said = template.ask(&mut instance, message, until).await;
-                said.verdict = said.verdict.map_err(|failure| self.late(failure, began, until));
+                said.verdict = said.verdict.map_err(|failure| late(failure, time));
                 if let Some(slot) = &mut slot
                     && said.verdict.is_ok()
                 {
@@ -324,14 +353,12 @@ impl Inner {
             }
         }
     }
+}
 
-    /// What a message that began late failed by: where most of its time went by in a queue, that is
-    /// others' doing.
-    fn late(&self, failure: Failure, began: Instant, until: Instant) -> Failure {
-        let left = until.saturating_duration_since(began);
-        match failure {
-            Failure::Deadline(all) if left < all / 2 => Failure::Queued(all),
-            other => other,
-        }
+/// What a message failed by: where most of its time went by in a queue, that is others' doing.
+fn late(failure: Failure, time: &Time) -> Failure {
+    match failure {
+        Failure::Deadline(all) if !time.was_enough() => Failure::Queued(all),
+        other => other,
     }
 }
