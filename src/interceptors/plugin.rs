@@ -338,8 +338,10 @@ impl Worded<'_> {
                     "" => "a plugin refuses this",
                     words => words,
                 };
-                let mut refusal =
-                    Refusal::new(Code::PluginRefused, words).rule(self.rule(&refused.code));
+                let rule = self.rule(&refused.code);
+                let mut refusal = Refusal::new(Code::PluginRefused, words)
+                    .data("reason", rule.id.as_str().into())
+                    .rule(rule);
                 refusal.detail = refused.detail;
                 chain::Verdict::refuse(refusal)
             }

@@ -301,6 +301,8 @@ async fn who_fills_instances_of_sessions_takes_none_of_others() {
     for (agent, own) in [(&mallory, "honest call 7000 honest call 7000"), (&ann, "honest call")] {
         let error = agent.call("crooked__echo", asking("gossip")).await.expect_err("its words");
         assert_eq!(error["data"]["code"], "plugin-refused", "{error:#}");
+        let reason = error["data"]["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains('/'), "the plugin and its code: {error:#}");
         let told = error["message"].as_str().unwrap_or_default();
         assert!(told.contains(&format!("heard: {own}")), "{error:#}");
         assert_eq!(told.contains("7000"), own.contains("7000"), "{error:#}");

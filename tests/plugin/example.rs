@@ -1,6 +1,6 @@
 //! What `plugins/examples/redact-pii` is for.
 
-use portcullis::{chain::Decision, refusal::Code};
+use portcullis::{chain::Decision, names::DecisionId, refusal::Code};
 
 use super::*;
 
@@ -56,6 +56,10 @@ async fn a_marked_call_is_refused_by_the_plugins_rule() {
     let Decision::Refuse(refusal) = verdict.decision else { panic!("refused") };
     assert_eq!(refusal.code, Code::PluginRefused);
     assert_eq!(refusal.rules[0].id, "redact-pii/marker");
+    // Which of the plugin's rules it was is for the agent, too; nothing else of it.
+    let told = refusal.to_rpc_error(DecisionId::next());
+    assert_eq!(told["data"]["reason"], "redact-pii/marker");
+    assert_eq!(told["data"]["code"], "plugin-refused");
 
     let plain = call("send", json!({ "to": "x" }), None);
     assert_eq!(plugin.inspect(&plain, Phase::Request).await.expect("a verdict"), Verdict::pass());

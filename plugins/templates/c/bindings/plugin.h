@@ -225,6 +225,7 @@ typedef uint8_t exports_guest_principal_kind_t;
 
 // Who calls.
 typedef struct exports_guest_principal_t {
+  // The name of a `client`; `local:USER` of a local user; `anonymous` of a caller without a key.
   plugin_string_t   name;
   exports_guest_principal_kind_t   kind;
   plugin_list_string_t   groups;
@@ -281,7 +282,7 @@ typedef struct exports_guest_message_t {
 
 typedef struct exports_guest_refusal_t {
   // Which of the plugin's rules refuses: 1 to 64 of a-z, 0-9, `-`, `_`, `.` and `:`. The agent
-  // and the operator read it as `PLUGIN/CODE`: keep it stable.
+  // (in `data.reason` of the error) and the operator read it as `PLUGIN/CODE`: keep it stable.
   plugin_string_t   code;
   // Why, for the agent. No secrets and no arguments belong here.
   plugin_string_t   reason;
