@@ -75,6 +75,10 @@ impl Document {
             [audit, export, _, what, ..] if audit == "audit" && export == "export" => {
                 matches!(what.as_str(), "to" | "headers")
             }
+            // What an operator tells a plugin is between the two.
+            [interceptors, _, config, _, ..] => {
+                interceptors == "interceptors" && config == "config"
+            }
             _ => false,
         }
     }

@@ -52,6 +52,8 @@ codes! {
     Unsafe = "config-unsafe";
     /// A secret in plain text.
     LiteralSecret = "config-literal-secret";
+    /// Something that policies do not let this have.
+    NotPermitted = "config-not-permitted";
 }
 
 impl fmt::Display for Code {

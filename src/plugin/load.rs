@@ -412,7 +412,8 @@ fn check_config(
         let validator =
             jsonschema::draft202012::new(&schema).map_err(|error| wrong(error.to_string()))?;
         let wrong: Vec<_> = validator.iter_errors(&config).take(WRONG).collect();
-        if !wrong.is_empty() {
+        if let Some(first) = wrong.first() {
+            let at = first.instance_path().as_str().to_owned();
             let told = wrong.iter().map(|error| {
                 // Where and what was expected, not what stands there: it can be a secret.
                 let what = excerpt(&error.masked_with("what stands there").to_string(), 200);
@@ -425,6 +426,7 @@ fn check_config(
                 plugin: manifest.name.clone(),
                 reason: told.collect::<Vec<_>>().join("; "),
                 schema: excerpt(&schema.to_string(), 1_000),
+                at,
             });
         }
     }

@@ -137,7 +137,13 @@ pub enum Unusable {
 
     #[error("`config` does not fit the plugin `{plugin}`: {reason}")]
     #[diagnostic(code("plugin-config"), help("the plugin's schema for it: {schema}"))]
-    Config { plugin: String, reason: String, schema: String },
+    Config {
+        plugin: String,
+        reason: String,
+        schema: String,
+        /// The first value within `config` that does not fit, as a JSON pointer.
+        at: String,
+    },
 
     #[error("the plugin `{plugin}` does not begin with its `config`: {reason}")]
     #[diagnostic(code("plugin-start"), help("its `start` says so; it has {START:?}"))]

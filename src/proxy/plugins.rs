@@ -23,7 +23,7 @@ use crate::{
         secrets::Known,
     },
     oci,
-    plugin::{Artifacts, Cache, Grants, House, States, Surroundings},
+    plugin::{Artifacts, Cache, Grants, House, States, Surroundings, Unusable},
     policy::{self, Action, Holder, Resource, Subject},
     telemetry::Metrics,
     vault::{Secret, Source},
@@ -87,7 +87,12 @@ pub fn load(
 ) -> Result<Plugin, Found> {
     let plugin = Plugin::load(config, &entry.settings, &loaded.base, handed.of(at), house);
     plugin.map_err(|error| -> Found {
-        let key = if config.oci.is_some() { "oci" } else { "path" };
+        let key = match &error {
+            Unusable::Config { at, .. } if !config.config.is_empty() => format!("config{at}"),
+            Unusable::Start { .. } if !config.config.is_empty() => "config".into(),
+            _ if config.oci.is_some() => "oci".into(),
+            _ => "path".into(),
+        };
         Box::new(loaded.locate(&format!("/interceptors/{at}/{key}"), error))
     })
 }
@@ -221,7 +226,9 @@ impl Surroundings for Around {
             return;
         };
         let sent = Happening::PluginSent { plugin: plugin.to_owned(), call, requests };
-        runtime.spawn(async move { proxy.audit.tell(sent).await });
+        // One that stops waits for it.
+        let tasks = proxy.tasks.clone();
+        tasks.spawn_on(async move { proxy.audit.tell(sent).await }, &runtime);
     }
 
     fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String> {
@@ -320,7 +327,7 @@ pub fn ungranted(
     let found = withheld(plugin, &config.grants, policies).into_iter().map(|withheld| -> Found {
         let help = withheld.permit(plugin);
         let pointer = format!("/interceptors/{at}/grants/{}", withheld.key);
-        Box::new(loaded.finding(&pointer, Code::BadValue, withheld.words(plugin)).help(help))
+        Box::new(loaded.finding(&pointer, Code::NotPermitted, withheld.words(plugin)).help(help))
     });
     found.collect()
 }
