@@ -165,8 +165,11 @@ impl Artifacts {
             Ok(found)
         };
         // Plugins are loaded from many threads, also such as must not wait for a runtime.
-        let waited = std::thread::scope(|scope| scope.spawn(wait).join());
-        waited.unwrap_or_else(|_| Err(io::Error::other("asking it ended early"))).map_err(failed)?
+        let waited = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, wait)?;
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("asking it ended early")))
+        });
+        waited.map_err(failed)?
     }
 
     /// The reference with the digest that it names now.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use super::{
-    functions::Shared,
+    functions::{Shared, was_sent},
     host::{Running, TABLE_ELEMENTS},
     shares::{Part, Shares, Spent},
 };
@@ -119,7 +119,7 @@ impl Drop for Guest {
     fn drop(&mut self) {
         self.shares.give_back(self.part.as_ref(), self.memory);
         // Taken by the verdict, whatever it is: here no verdict came, since nobody waits any more.
-        if !self.requests.is_empty() {
+        if self.requests.iter().any(|request| was_sent(request)) {
             let requests = std::mem::take(&mut self.requests);
             self.shared.around.withdrawn(&self.shared.entry, &self.exchange, requests);
         }

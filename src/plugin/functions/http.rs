@@ -31,6 +31,13 @@ const RESERVE: Duration = Duration::from_millis(50);
 pub const A_MESSAGE: usize = 16;
 /// How a request that was not sent ends on record.
 pub const DENIED: &str = " denied";
+/// How one ends that was not sent since the plugin is only tried.
+const ON_TRIAL: &str = " not sent, on trial";
+
+/// Whether a request left the machine, or may have.
+pub fn was_sent(request: &str) -> bool {
+    !request.ends_with(DENIED) && !request.ends_with(ON_TRIAL)
+}
 /// Headers of one request.
 const HEADERS_SENT: usize = 64;
 /// What may be asked. A method of the guest's own making would be a text of its own in the record.
@@ -241,7 +248,7 @@ impl Guest {
             }
         };
         if !shared.sends {
-            self.requests.push(format!("{shown} not sent, on trial"));
+            self.requests.push(format!("{shown}{ON_TRIAL}"));
             return Err(Error::Denied("the plugin is on trial, and nothing is sent".into()));
         }
         // On record even if this ends half way.

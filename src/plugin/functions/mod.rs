@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-pub use http::{Client, DENIED};
+pub use http::{Client, DENIED, was_sent};
 pub use state::{Broken, States, Values};
 
 use super::{
