@@ -31,5 +31,5 @@ fn registries_are_asked_as_the_config_says() {
     assert_eq!(registries.ca_file.as_deref(), Some(Path::new("/etc/p/ca.pem")));
     assert_eq!(registries.plain_http, ["10.0.0.1:5000"]);
     assert_eq!(registries.deadline_s, 60);
-    assert!(findings("[registries]\ndeadline-s = 0\n").contains("deadline-s"));
+    assert!(findings("[registries]\ndeadline-s = 0\n").contains("this must be at least 1"));
 }
