@@ -18,6 +18,9 @@ pub struct Store {
     folder: PathBuf,
 }
 
+/// A manifest, and the blobs of it that are wanted.
+type Kept = (Pulled, Vec<(Descriptor, Bytes)>);
+
 impl Store {
     /// The store in this folder, which is made when something is put there.
     pub fn at(folder: PathBuf) -> Self {
@@ -63,7 +66,7 @@ impl Store {
         reference: &Reference,
         limits: &Limits,
         wanted: impl Fn(&Descriptor) -> bool,
-    ) -> Result<Option<(Pulled, Vec<(Descriptor, Bytes)>)>, Error> {
+    ) -> Result<Option<Kept>, Error> {
         let digest = reference.digest().ok_or_else(|| Error::Unpinned(reference.to_string()))?;
         let Some(bytes) = self.get(digest, limits.manifest)? else { return Ok(None) };
         let manifest = read(reference, digest, &bytes, limits)?;

@@ -58,7 +58,7 @@ impl Home {
         match to.scheme() {
             "https" => {}
             "http" if self.url.scheme() == "http" => {
-                if !self.is_at(to) && !(is_local(&self.url) && is_local(to)) {
+                if !(self.is_at(to) || is_local(&self.url) && is_local(to)) {
                     return astray("to a host without TLS");
                 }
             }
