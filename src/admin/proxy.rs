@@ -5,21 +5,26 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{Path, State},
-    routing::get,
+    routing::{get, post},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::Problem;
-use crate::{proxy::Proxy, upstream::Server};
+use crate::{
+    proxy::Proxy,
+    upstream::{Rehanded, Server},
+};
 
-/// `GET /v1/servers`, `GET /v1/servers/NAME/log`, `GET /v1/servers/NAME/tools`, `GET /v1/status`.
+/// `GET /v1/servers`, `GET /v1/servers/NAME/log`, `GET /v1/servers/NAME/tools`, `GET /v1/status`,
+/// `POST /v1/servers/NAME/secrets`.
 pub fn routes(proxy: Arc<Proxy>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/servers", get(servers))
         .route("/v1/servers/{name}/log", get(log))
         .route("/v1/servers/{name}/tools", get(tools))
+        .route("/v1/servers/{name}/secrets", post(secrets))
         .with_state(proxy)
 }
 
@@ -67,6 +72,17 @@ async fn tools(
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
     })?;
     Ok(Json(listed))
+}
+
+/// Reads a server's secrets anew, and hands it those that it gets as files.
+async fn secrets(
+    State(proxy): State<Arc<Proxy>>,
+    Path(name): Path<String>,
+) -> Result<Json<Rehanded>, Problem> {
+    let rehanded = server(&proxy, &name)?.rehand(proxy.as_ref()).await.map_err(|why| {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("server `{name}`: {why}"))
+    })?;
+    Ok(Json(rehanded))
 }
 
 fn server<'a>(proxy: &'a Proxy, name: &str) -> Result<&'a Arc<Server>, Problem> {

@@ -314,11 +314,17 @@ fn listening(address: SocketAddr, more: &str) -> Check {
 fn secrets(loaded: &Loaded) -> Vec<Check> {
     let mut checks = Vec::new();
     for (server, settings) in &loaded.config.servers {
-        for (name, reference) in settings.secrets.iter().chain(&settings.headers) {
-            let source = vault::Source::try_from(reference);
+        let secrets = settings.secrets.iter().map(|(name, secret)| (name, &secret.from));
+        let headers = settings.headers.iter().map(|(name, secret)| (name, &secret.from));
+        for (name, from) in secrets.chain(headers) {
+            let source = from.parse::<vault::Source>();
             if let Err(why) = source.and_then(|source| source.relative_to(&loaded.base).resolve()) {
                 let detail = format!("`{name}` of server `{server}`: {why}");
-                checks.push(Check::warn("secrets", detail, "the proxy does not start without it"));
+                checks.push(Check::warn(
+                    "secrets",
+                    detail,
+                    "the server can't be started without it",
+                ));
             }
         }
     }

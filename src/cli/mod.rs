@@ -19,6 +19,7 @@ mod policy;
 mod profile;
 mod run;
 mod schema;
+mod secret;
 mod server;
 mod tools;
 
@@ -59,6 +60,8 @@ enum Verb {
     Catalog(catalog::Args),
     /// Named sets of servers
     Profile(profile::Args),
+    /// Secrets: an encrypted store of them, and those that a server has
+    Secret(secret::Args),
     /// Tools, as a client sees them
     Tools(tools::Args),
     /// Policies
@@ -141,6 +144,7 @@ impl Verb {
             Self::Server(args) => server::run(args, ctx).await,
             Self::Catalog(args) => catalog::run(args, ctx).await,
             Self::Profile(args) => profile::run(args, ctx).await,
+            Self::Secret(args) => secret::run(args, ctx).await,
             Self::Tools(args) => tools::run(args, ctx).await,
             Self::Policy(args) => policy::run(args, ctx).await,
             Self::Plugin(args) => plugin::run(args, ctx).await,

@@ -331,7 +331,8 @@ async fn launcher(loaded: &Loaded) -> Launcher {
         base: loaded.base.clone(),
         caps: Caps::response(&loaded.config.limits),
         // Nothing is started here.
-        handed: Default::default(),
+        hands: Default::default(),
+        runtime: Default::default(),
         digests: Default::default(),
         outward: std::sync::Arc::new(crate::upstream::Nowhere),
     }

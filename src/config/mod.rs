@@ -36,7 +36,7 @@ pub use raw::{
     Registries, Resources, Retention, Runtime, Server, Sharing, Telemetry, Tool, Transport,
     Witness,
 };
-pub use values::{Age, IllegalMount, MountEntry, SecretRef, Size};
+pub use values::{Age, HandOver, IllegalMount, MountEntry, SecretRef, ServerSecret, Size};
 
 use sha2::{Digest as _, Sha256};
 

@@ -12,7 +12,7 @@ pub use audit::{
     Audit, Begin, Checkpoint, Destination, Encryption, Export, OnFailure, Retention, Witness,
 };
 
-use super::{InterceptorEntry, MountEntry, SecretRef};
+use super::{InterceptorEntry, MountEntry, SecretRef, ServerSecret};
 use crate::{
     admin::Roles,
     chain::Mode,
@@ -284,8 +284,8 @@ pub struct Server {
     pub prefix: Option<String>,
     /// Plain environment.
     pub env: BTreeMap<String, String>,
-    /// Secrets handed over as environment.
-    pub secrets: BTreeMap<String, SecretRef>,
+    /// Secrets that it is handed, as environment or as files.
+    pub secrets: BTreeMap<String, ServerSecret>,
     /// Secret headers sent to a `url`.
     pub headers: BTreeMap<String, SecretRef>,
     /// Host folders: `SOURCE:TARGET` (read-only) or `SOURCE:TARGET:rw`.

@@ -280,7 +280,7 @@ secrets = { A = { from = "HIDDEN" } }
         = Where a secret comes from.
     4:49 [config-bad-value] expected a string, found an integer
         = `env:NAME`: a variable of the proxy's own environment. `file:PATH`: the content of a file, without the line break at its end.
-    7:26 [config-bad-value] a secret comes `from` a reference: write `env:NAME` or `file:PATH`, never the value
+    7:26 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/secrets.md lists, never the value
     "#);
 }
 

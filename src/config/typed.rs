@@ -178,9 +178,10 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
         for mount in &mut server.mounts {
             mount.source = base.join(&mount.source);
         }
-        for secret in server.secrets.values_mut().chain(server.headers.values_mut()) {
-            if let Ok(source) = vault::Source::try_from(&*secret) {
-                secret.from = source.relative_to(base).to_string();
+        let secrets = server.secrets.values_mut().map(|secret| &mut secret.from);
+        for from in secrets.chain(server.headers.values_mut().map(|secret| &mut secret.from)) {
+            if let Ok(source) = from.parse::<vault::Source>() {
+                *from = source.relative_to(base).to_string();
             }
         }
         if server.image.is_none()

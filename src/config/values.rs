@@ -22,8 +22,45 @@ use crate::{
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SecretRef {
     /// `env:NAME`: a variable of the proxy's own environment. `file:PATH`: the content of a file,
-    /// without the line break at its end.
+    /// without the line break at its end. `dotenv:PATH#NAME`: a variable of a `.env` file.
+    /// `keyring:SERVICE/ACCOUNT`: an item of the desktop's keyring. `keyctl:DESCRIPTION`: a key that
+    /// the kernel keeps. `docker-pass:NAME`: a secret of `docker pass`.
+    /// `docker-credential:HELPER/URL`: what a credential helper has for a server.
+    /// `vault:PATH#FIELD`: a field of a secret in HashiCorp Vault. `age:PATH#NAME`: a secret of an
+    /// encrypted store, which `portcullis secret` keeps.
     pub from: String,
+}
+
+/// Where a secret of a server comes from, and how the server gets it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ServerSecret {
+    /// A reference, as for every secret.
+    pub from: String,
+    /// How the server gets it.
+    #[serde(rename = "as", default)]
+    pub hand_over: HandOver,
+}
+
+/// How a server gets a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HandOver {
+    /// As a variable of its environment, by the secret's name. What runs beside it as its user, and
+    /// whoever may ask the container engine, can read it there.
+    #[default]
+    Env,
+    /// As the file `/run/secrets/NAME`, in memory, which only the server sees. The variable
+    /// `NAME_FILE` of its environment says where it is.
+    File,
+}
+
+impl TryFrom<&ServerSecret> for Source {
+    type Error = Unresolved;
+
+    fn try_from(reference: &ServerSecret) -> Result<Self, Unresolved> {
+        reference.from.parse()
+    }
 }
 
 impl TryFrom<&SecretRef> for Source {

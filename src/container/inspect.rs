@@ -1,12 +1,14 @@
 //! What the engine itself says of our containers: for `server inspect`, from any process.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use bollard::{
     models::{ContainerInspectResponse, HostConfig, MountType},
     query_parameters::ListContainersOptionsBuilder,
 };
 use serde::Serialize;
+
+use crate::{upstream::process::SECRETS, vault};
 
 use super::{Engine, Fault, label, launch::NAME, seccomp};
 
@@ -184,8 +186,13 @@ fn joined(items: Vec<String>) -> String {
     if items.is_empty() { "none".to_owned() } else { items.join(", ") }
 }
 
-/// `SOURCE:TARGET:ro`, as the config writes it.
+/// `SOURCE:TARGET:ro`, as the config writes it. Of the folder of a server's secrets, which is
+/// another at every start, only that it is one.
 pub(super) fn mount_line(source: &str, target: &str, writable: bool) -> String {
+    let source = match target {
+        SECRETS if vault::is_folder(Path::new(source)) => "(secrets in memory)",
+        _ => source,
+    };
     format!("{source}:{target}:{}", if writable { "rw" } else { "ro" })
 }
 

@@ -277,6 +277,7 @@ mod tests {
             command: Vec::new(),
             image: None,
             env: env.iter().map(owned).collect(),
+            secret_files: None,
             secrets: secrets.iter().map(owned).map(|(n, v)| (n, Secret::new(v))).collect(),
             mounts: Vec::new(),
             resources: Default::default(),

@@ -18,7 +18,7 @@ use crate::{
     egress::Destination,
     upstream::{
         outward,
-        process::{LaunchFailure, LaunchSpec, Mount},
+        process::{LaunchFailure, LaunchSpec, Mount, SECRETS},
     },
 };
 
@@ -51,6 +51,8 @@ pub struct Profile {
     network: bool,
     egress: Vec<Destination>,
     mounts: Vec<Mount>,
+    /// The folder of secrets that are handed over as files.
+    secrets: Option<Mount>,
     tag: Option<String>,
     init: Option<&'static str>,
 }
@@ -117,6 +119,11 @@ impl Profile {
             network: hardening.network,
             egress: spec.egress.clone(),
             mounts: mounts::check(&spec.mounts, places)?,
+            secrets: spec.secret_files.as_ref().map(|source| Mount {
+                source: source.clone(),
+                target: SECRETS.into(),
+                writable: false,
+            }),
             tag,
             init: Some("/sbin/docker-init"),
         })
@@ -202,7 +209,7 @@ impl Profile {
                 config: Some(HashMap::new()),
             }),
             publish_all_ports: Some(false),
-            mounts: Some(self.mounts.iter().map(bind).collect()),
+            mounts: Some(self.mounts.iter().chain(&self.secrets).map(bind).collect()),
             ..HostConfig::default()
         }
     }
@@ -275,7 +282,17 @@ impl Profile {
             ("Healthcheck", self.health().test.unwrap_or_default().join(" ")),
             ("Devices", "none".to_owned()),
             ("PortBindings", "none".to_owned()),
-            ("Mounts", or_none(&self.mounts.iter().map(describe_mount).collect::<Vec<_>>())),
+            (
+                "Mounts",
+                or_none(
+                    &self
+                        .mounts
+                        .iter()
+                        .chain(&self.secrets)
+                        .map(describe_mount)
+                        .collect::<Vec<_>>(),
+                ),
+            ),
         ]
         .map(|(field, value)| (field.to_owned(), value))
         .to_vec()

@@ -21,7 +21,9 @@ use std::{
     sync::Arc,
 };
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -130,9 +132,33 @@ const AT_ONCE: usize = 2;
 pub struct Secrets {
     name: String,
     hooks: Hooks,
-    max_bytes: usize,
-    tables: Arc<Tables>,
+    config: Config,
+    tables: ArcSwap<Tables>,
+    /// What servers and plugins were ever handed in this run.
+    known: Mutex<Vec<Known>>,
     scanning: Arc<Semaphore>,
+}
+
+/// Values of one secret that are looked for, the newest: one that was replaced so often is worth
+/// nothing any more.
+const VALUES: usize = 8;
+
+/// Adds values to those that are known. Tells whether any is new.
+fn add(known: &mut Vec<Known>, more: &[Known]) -> bool {
+    let before = known.len();
+    for one in more {
+        let same = |other: &Known| other.holder == one.holder && other.name == one.name;
+        if known.iter().any(|other| same(other) && other.value == one.value) {
+            continue;
+        }
+        if known.iter().filter(|other| same(other)).count() >= VALUES
+            && let Some(oldest) = known.iter().position(same)
+        {
+            known.remove(oldest);
+        }
+        known.push(one.clone());
+    }
+    known.len() != before
 }
 
 /// What a scanning thread needs.
@@ -153,6 +179,81 @@ impl Secrets {
         if config.max_bytes == 0 {
             return Err(Invalid::NoBytes);
         }
+        Ok(Self {
+            name: name.into(),
+            hooks: Hooks::every(&[Phase::Request, Phase::Response]),
+            config: config.clone(),
+            tables: ArcSwap::from_pointee(Tables::new(config, known)?),
+            known: Mutex::new(known.to_vec()),
+            scanning: Arc::new(Semaphore::new(AT_ONCE)),
+        })
+    }
+
+    /// Looks for these values, too, from now on. It takes a while, and blocks.
+    ///
+    /// # Errors
+    /// Values by which nothing could be scanned: then all stays as it was.
+    pub fn learn(&self, more: &[Known]) -> Result<(), Invalid> {
+        let mut known = self.known.lock();
+        let mut all = known.clone();
+        if add(&mut all, more) {
+            self.tables.store(Arc::new(Tables::new(&self.config, &all)?));
+            *known = all;
+        }
+        Ok(())
+    }
+
+    fn finding(&self, phase: Phase, rule: Rule, message: String, effect: Effect) -> Finding {
+        Finding { interceptor: self.name.clone(), phase, rule, message, effect }
+    }
+
+    /// What becomes of a message in which this was found.
+    fn verdict(&self, tables: &Tables, phase: Phase, report: Report) -> Verdict {
+        let mut verdict = Verdict::pass();
+        for found in &report.found {
+            let what = if found.is_key { "the key at" } else { "the string at" };
+            let effect = match found.action {
+                Action::Refuse => Effect::Refused,
+                Action::Redact if !report.refuse => Effect::Redacted,
+                _ => Effect::Reported,
+            };
+            let place = if found.place.is_empty() { "the top" } else { &found.place };
+            let message = format!("a secret in {what} {place}");
+            verdict.findings.push(self.finding(phase, tables.rule(found.id), message, effect));
+        }
+        if report.more > 0 {
+            let message = format!("{} more secrets", report.more);
+            verdict.findings.push(self.finding(
+                phase,
+                Rule::named(self.name.clone()),
+                message,
+                Effect::Reported,
+            ));
+        }
+        if report.refuse {
+            let side = match phase {
+                Phase::Request => "the request",
+                Phase::Response => "the answer",
+            };
+            let mut refusal = Refusal::new(
+                Code::SecretFound,
+                format!("{side} holds a secret, which may not pass here"),
+            );
+            let refused = report.found.iter().filter(|found| found.action == Action::Refuse);
+            let ids: BTreeSet<_> = refused.map(|found| found.id).collect();
+            for id in ids {
+                refusal = refusal.rule(tables.rule(id));
+            }
+            verdict.decision = Decision::Refuse(refusal);
+        } else if let Some(redacted) = report.redacted {
+            verdict.decision = Decision::Replace(redacted);
+        }
+        verdict
+    }
+}
+
+impl Tables {
+    fn new(config: &Config, known: &[Known]) -> Result<Self, Invalid> {
         let sources = rules::read(rules::BUILT_IN)?;
         for id in config.rules.keys() {
             let ids = || sources.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
@@ -188,74 +289,18 @@ impl Secrets {
             .collect()
         };
         let (request, response) = (table(config.request), table(config.response));
-        Ok(Self {
-            name: name.into(),
-            hooks: Hooks::every(&[Phase::Request, Phase::Response]),
-            max_bytes: config.max_bytes,
-            tables: Arc::new(Tables { scanner, request, response }),
-            scanning: Arc::new(Semaphore::new(AT_ONCE)),
-        })
+        Ok(Self { scanner, request, response })
     }
 
     /// One of the scanner's rules, as records name it.
     fn rule(&self, id: usize) -> Rule {
-        let scanner = &self.tables.scanner;
+        let scanner = &self.scanner;
         Rule {
             reason: scanner.description(id).map(str::to_owned),
             ..Rule::named(scanner.ids.get(id).map_or("", String::as_str))
         }
     }
 
-    fn finding(&self, phase: Phase, rule: Rule, message: String, effect: Effect) -> Finding {
-        Finding { interceptor: self.name.clone(), phase, rule, message, effect }
-    }
-
-    /// What becomes of a message in which this was found.
-    fn verdict(&self, phase: Phase, report: Report) -> Verdict {
-        let mut verdict = Verdict::pass();
-        for found in &report.found {
-            let what = if found.is_key { "the key at" } else { "the string at" };
-            let effect = match found.action {
-                Action::Refuse => Effect::Refused,
-                Action::Redact if !report.refuse => Effect::Redacted,
-                _ => Effect::Reported,
-            };
-            let place = if found.place.is_empty() { "the top" } else { &found.place };
-            let message = format!("a secret in {what} {place}");
-            verdict.findings.push(self.finding(phase, self.rule(found.id), message, effect));
-        }
-        if report.more > 0 {
-            let message = format!("{} more secrets", report.more);
-            verdict.findings.push(self.finding(
-                phase,
-                Rule::named(self.name.clone()),
-                message,
-                Effect::Reported,
-            ));
-        }
-        if report.refuse {
-            let side = match phase {
-                Phase::Request => "the request",
-                Phase::Response => "the answer",
-            };
-            let mut refusal = Refusal::new(
-                Code::SecretFound,
-                format!("{side} holds a secret, which may not pass here"),
-            );
-            let refused = report.found.iter().filter(|found| found.action == Action::Refuse);
-            let ids: BTreeSet<_> = refused.map(|found| found.id).collect();
-            for id in ids {
-                refusal = refusal.rule(self.rule(id));
-            }
-            verdict.decision = Decision::Refuse(refusal);
-        } else if let Some(redacted) = report.redacted {
-            verdict.decision = Decision::Replace(redacted);
-        }
-        verdict
-    }
-}
-
-impl Tables {
     fn inspect(&self, phase: Phase, raw: &[u8]) -> Result<Report, Fault> {
         let actions = match phase {
             Phase::Request => &self.request,
@@ -280,19 +325,20 @@ impl Interceptor for Secrets {
             return Ok(Verdict::pass());
         }
         let raw = exchange.payload(phase).raw();
-        if raw.len() > self.max_bytes {
+        if raw.len() > self.config.max_bytes {
             return Err(Fault(format!(
                 "the message has {} bytes, and `max-bytes` is {}",
                 raw.len(),
-                self.max_bytes
+                self.config.max_bytes
             )));
         }
+        let tables = self.tables.load_full();
         let report = if raw.len() <= IN_PLACE_BYTES {
-            self.tables.inspect(phase, raw)?
+            tables.inspect(phase, raw)?
         } else {
             let closed = |_| Fault("the proxy is shutting down".into());
             let permit = Arc::clone(&self.scanning).acquire_owned().await.map_err(closed)?;
-            let (tables, raw) = (Arc::clone(&self.tables), raw.clone());
+            let (tables, raw) = (tables.clone(), raw.clone());
             let scan = move || {
                 // Held by the thread: a call whose deadline passed has not ended its scan.
                 let _permit = permit;
@@ -302,7 +348,7 @@ impl Interceptor for Secrets {
                 .await
                 .map_err(|error| Fault(format!("the scan did not end: {error}")))??
         };
-        Ok(self.verdict(phase, report))
+        Ok(self.verdict(&tables, phase, report))
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures_util::StreamExt as _;
+
 use rayon::iter::{
     IndexedParallelIterator as _, IntoParallelRefIterator as _, ParallelIterator as _,
 };
@@ -28,7 +30,7 @@ use crate::{
         policy::PolicyGate,
         rate_limit::RateLimit,
         schema::Schema,
-        secrets::{Known, Scrubber, Secrets},
+        secrets::{self, Known, Scrubber, Secrets},
     },
     names::ServerName,
     plugin::{Broken, House},
@@ -37,7 +39,7 @@ use crate::{
     seal::{KeyFault, Seal},
     session::Sessions,
     telemetry::Metrics,
-    upstream::{Handed, Launcher, Server},
+    upstream::{Handed, Hands, Launcher, Learn, NotHanded, Server},
 };
 
 /// Segments of the audit log that `max-size` has room for, at least.
@@ -120,12 +122,13 @@ impl Assembly {
         let metrics = Arc::new(Metrics::new());
         let around = Around::new(policies.clone(), metrics.clone());
         let house = plugins::house(loaded, around.clone());
+        let handed = handed(loaded).await;
         let (links, handed, scrubber, exports, approvals, gathered) =
             tokio::task::spawn_blocking({
                 let (loaded, gate, house) = (loaded.clone(), gate.clone(), house.clone());
                 move || {
                     let mut gathered = Gathered::default();
-                    let handed = handed(&loaded, &mut gathered);
+                    gathered.happened.extend(missing(&handed));
                     let to_plugins = plugins::Handed::read(&loaded, &mut gathered.found);
                     let known = [known(&handed), to_plugins.known(&loaded)].concat();
                     let scrubber = Scrubber::new(&known).map_err(|error| error.to_string());
@@ -137,15 +140,17 @@ impl Assembly {
             })
             .await
             .map_err(|error| StartFailure::Task(error.to_string()))?;
-        let Gathered { found, happened, plugins: in_chain } = gathered;
+        let Gathered { found, happened, plugins: in_chain, scanners } = gathered;
         if found.is_empty() {
             let scrubber = Arc::new(scrubber.map_err(StartFailure::Task)?);
+            let hands = Hands::new(handed, learn(scrubber.clone(), scanners));
             let launcher = Arc::new(Launcher {
                 engine,
                 instance: uuid::Uuid::now_v7().to_string(),
                 base: loaded.base.clone(),
                 caps: Caps::response(&config.limits),
-                handed,
+                hands,
+                runtime: Default::default(),
                 digests: Default::default(),
                 outward: Arc::new(around.clone()),
             });
@@ -302,10 +307,14 @@ pub(super) async fn open(
     scrub: Option<audit::Scrub>,
 ) -> Result<Audit, Unavailable> {
     let dir = config.audit.dir.clone().unwrap_or_else(|| config.state_dir.join("audit"));
-    let keys = config.audit.encryption.as_ref().map(audit::Keys::fetch).transpose();
-    let keys = keys.map_err(|(pointer, trouble)| Unavailable::Unfit {
-        dir: dir.clone(),
-        why: format!("`{}`: {trouble}", pointer.trim_start_matches('/').replace('/', ".")),
+    let unfit = |why: String| Unavailable::Unfit { dir: dir.clone(), why };
+    let keys = tokio::task::spawn_blocking({
+        let encryption = config.audit.encryption.clone();
+        move || encryption.as_ref().map(audit::Keys::fetch).transpose()
+    });
+    let keys = keys.await.map_err(|error| unfit(error.to_string()))?;
+    let keys = keys.map_err(|(pointer, trouble)| {
+        unfit(format!("`{}`: {trouble}", pointer.trim_start_matches('/').replace('/', ".")))
     })?;
     let pass = config.audit.on_failure == OnFailure::Pass;
     let checkpoints = checkpoints(config);
@@ -336,6 +345,8 @@ struct Gathered {
     found: Vec<Found>,
     happened: Vec<Happening>,
     plugins: Vec<InChain>,
+    /// Who looks for secrets in messages.
+    scanners: Vec<Arc<Secrets>>,
 }
 
 /// The streams of audit records, with their secrets.
@@ -394,37 +405,51 @@ fn approvals(loaded: &Loaded, found: &mut Vec<Found>) -> Approvals {
     Approvals::new(patience, settings.per_client, webhook)
 }
 
-/// The secrets that servers are handed, read once for this run.
-fn handed(loaded: &Loaded, gathered: &mut Gathered) -> BTreeMap<ServerName, Handed> {
-    let mut all = BTreeMap::new();
-    for (server, settings) in &loaded.config.servers {
-        match Handed::read(settings, &loaded.base) {
-            Ok(handed) => {
-                all.insert(server.clone(), handed);
-            }
-            Err(not) => {
-                gathered.happened.push(beginning::no_secret(server, &not));
-                let pointer = format!("/servers/{server}");
-                let finding = loaded.finding(&pointer, Code::BadValue, not.failure.what);
-                gathered.found.push(Box::new(match not.failure.remedy {
-                    Some(remedy) => finding.help(remedy),
-                    None => finding,
-                }));
-            }
-        }
-    }
-    all
+/// Secrets of servers that are read at once.
+const READ_AT_ONCE: usize = 8;
+
+/// The secrets that servers are handed, as they are when the proxy starts.
+async fn handed(loaded: &Loaded) -> BTreeMap<ServerName, Result<Handed, NotHanded>> {
+    let all = futures_util::stream::iter(&loaded.config.servers).map(|(server, settings)| async {
+        (server.clone(), Handed::read(settings, &loaded.base).await)
+    });
+    all.buffer_unordered(READ_AT_ONCE).collect().await
 }
 
-/// The same by the names under which they are found in traffic.
-fn known(handed: &BTreeMap<ServerName, Handed>) -> Vec<Known> {
-    let all = handed.iter().flat_map(|(server, handed)| handed.iter().map(move |s| (server, s)));
-    all.map(|(server, (name, value))| Known {
+/// What is on record of secrets that are not to be had. The servers that need them can't be
+/// started; nobody else is harmed.
+fn missing(handed: &BTreeMap<ServerName, Result<Handed, NotHanded>>) -> Vec<Happening> {
+    let missing = handed.iter().filter_map(|(server, read)| Some((server, read.as_ref().err()?)));
+    missing
+        .map(|(server, not)| {
+            tracing::warn!(%server, why = not.failure.what, "a server can't be started until its secret is to be had");
+            beginning::no_secret(server, not)
+        })
+        .collect()
+}
+
+/// The secrets of servers by the names under which they are found in traffic.
+fn known(handed: &BTreeMap<ServerName, Result<Handed, NotHanded>>) -> Vec<Known> {
+    let all = handed.iter().filter_map(|(server, read)| Some((server, read.as_ref().ok()?)));
+    all.flat_map(|(server, handed)| known_of(server, handed)).collect()
+}
+
+fn known_of(server: &ServerName, handed: &Handed) -> Vec<Known> {
+    let all = handed.0.iter().map(|secret| Known {
         holder: server.to_string(),
-        name: name.clone(),
-        value: value.clone(),
+        name: secret.name.clone(),
+        value: secret.value.clone(),
+    });
+    all.collect()
+}
+
+/// Has values looked for that are read later: in messages, records and logs.
+fn learn(scrubber: Arc<Scrubber>, scanners: Vec<Arc<Secrets>>) -> Learn {
+    Arc::new(move |server, handed| {
+        let known = known_of(server, handed);
+        scrubber.learn(&known).map_err(|error| error.to_string())?;
+        scanners.iter().try_for_each(|scanner| scanner.learn(&known).map_err(|e| e.to_string()))
     })
-    .collect()
 }
 
 /// The chain of a config: what counts messages first, then policy, then the rest in the order of
@@ -465,6 +490,10 @@ fn links(
                     Err(wrong)
                 }
             },
+            (Use::Secrets(config), _) => scanner(loaded, at, entry, config, known).map(|scanner| {
+                gathered.scanners.push(scanner.clone());
+                scanner as Arc<dyn Interceptor>
+            }),
             _ => interceptor(loaded, at, entry, known, handed, house),
         };
         let interceptor = match made {
@@ -499,6 +528,22 @@ fn links(
     first
 }
 
+/// The interceptor at `at` that looks for secrets.
+fn scanner(
+    loaded: &Loaded,
+    at: usize,
+    entry: &InterceptorEntry,
+    config: &secrets::Config,
+    known: &[Known],
+) -> Result<Arc<Secrets>, Found> {
+    let name = entry.name();
+    let made = Secrets::new(name, config, known).map(Arc::new);
+    made.map_err(|error| -> Found {
+        let here = format!("/interceptors/{at}");
+        Box::new(loaded.finding(&here, Code::BadValue, format!("`{name}`: {error}")))
+    })
+}
+
 /// The interceptor of the entry at `at`. It blocks while a plugin compiles.
 ///
 /// # Errors
@@ -523,9 +568,7 @@ pub fn interceptor(
         Use::Schema(config) => {
             Arc::new(Schema::new(name, config).map_err(|error| invalid(&error))?)
         }
-        Use::Secrets(config) => {
-            Arc::new(Secrets::new(name, config, known).map_err(|error| invalid(&error))?)
-        }
+        Use::Secrets(config) => scanner(loaded, at, entry, config, known)?,
         Use::Plugin(config) => Arc::new(plugins::load(loaded, at, entry, config, handed, house)?),
     })
 }

@@ -11,8 +11,7 @@ use crate::{
     names::ServerName,
     policy::{Action, Holder, Outcome, Program, Resource, Subject},
     refusal::{Code, Refusal, Rule},
-    upstream::{Launching, NotCleared, Review, Server},
-    vault::Source,
+    upstream::{By, Launching, NotCleared, Review, Server},
 };
 
 /// What policies let be done.
@@ -87,11 +86,8 @@ impl Proxy {
             asked.push((Action::Reach, resource, format!("{host}:{port}")));
         }
         for handing in &launching.handing {
-            let (name, header) = (&handing.secret, handing.header);
-            let source = match handing.source {
-                Source::Env(_) => "env",
-                Source::File(_) => "file",
-            };
+            let (name, header) = (&handing.secret, handing.by == By::Header);
+            let source = handing.source.kind();
             let resource =
                 Resource::Secret { holder: Holder::Server(server), name, source, header };
             asked.push((Action::HandSecret, resource, name.clone()));
@@ -140,6 +136,11 @@ impl Review for Proxy {
         self.audit.tell(happening).await;
         let message = format!("policy no longer permits server `{server}` to run");
         Some(Box::new(Refusal { message, ..refusal }))
+    }
+
+    async fn hands_again(&self, server: &ServerName, launching: &Launching) -> Result<(), String> {
+        let recorded = self.audit.event(Happening::handed_again(server, launching)).await;
+        recorded.map(drop).map_err(|error| format!("{error}: {}", error.remedy()))
     }
 }
 

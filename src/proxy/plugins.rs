@@ -295,10 +295,7 @@ fn withheld(plugin: &str, grants: &Grants, policies: &policy::Engine) -> Vec<Wit
     for (name, reference) in grants.secrets.iter().flatten() {
         // A reference that is none was found to be wrong before.
         let Ok(source) = Source::try_from(reference) else { continue };
-        let source = match source {
-            Source::Env(_) => "env",
-            Source::File(_) => "file",
-        };
+        let source = source.kind();
         let holder = Holder::Plugin(plugin);
         let resource = Resource::Secret { holder, name, source, header: false };
         let secret = format!("{holder}/{name}");

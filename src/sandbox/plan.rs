@@ -14,7 +14,7 @@ use super::{
 };
 use crate::upstream::{
     outward,
-    process::{LaunchFailure, LaunchSpec, Mount},
+    process::{LaunchFailure, LaunchSpec, Mount, SECRETS},
 };
 
 /// The host's trees of programs and libraries, as far as it has them.
@@ -83,6 +83,7 @@ impl Plan {
         search.binds.extend(links.iter().cloned());
         let program = search.find(word, ourselves)?;
         plan.binds = search.binds.into_iter().filter(|bind| !links.contains(bind)).collect();
+        plan.binds.extend(spec.secret_files.iter().map(|folder| Bind::read_only(folder, SECRETS)));
         plan.binds.sort_by_key(|bind| bind.target.components().count());
         plan.arguments = std::iter::once(program.display().to_string())
             .chain(arguments.iter().cloned())

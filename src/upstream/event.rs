@@ -65,6 +65,12 @@ pub enum NotCleared {
 pub trait Review: Sync {
     /// Why it may not, if so; that is on record then.
     async fn forbids(&self, server: &ServerName, launching: &Launching) -> Option<Box<Refusal>>;
+
+    /// Records that it is about to be handed its files of secrets again.
+    ///
+    /// # Errors
+    /// Why that can't be recorded: then it must not be done.
+    async fn hands_again(&self, server: &ServerName, launching: &Launching) -> Result<(), String>;
 }
 
 /// One instance that is to be started.
@@ -124,6 +130,16 @@ pub struct Handing {
     /// The name under which the server gets it.
     pub secret: String,
     pub source: Source,
-    /// Whether it goes into a header, or into the environment.
-    pub header: bool,
+    pub by: By,
+}
+
+/// How a secret is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// In the environment of its process.
+    Environment,
+    /// In a file, on a tmpfs that nobody else sees.
+    File,
+    /// In a header of every request to it.
+    Header,
 }

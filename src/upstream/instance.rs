@@ -17,8 +17,9 @@ use super::{
     Clock,
     definitions::{Definitions, Items, Offer},
     ear::Ear,
-    event::{Event, Launching, Review, Started},
+    event::{By, Event, Launching, Review, Started},
     greeting::Greeting,
+    hands::Handed,
     launcher::{Launcher, Place},
     link::{Call, Failure, Heard, Link, Reply},
     log::{Log, Scrub},
@@ -34,6 +35,7 @@ use crate::{
     identity::PrincipalKind,
     names::{DecisionId, ServerName},
     refusal::Refusal,
+    vault::Folder,
 };
 
 /// Calls that may wait for an instance to start, or to tell what it offers.
@@ -135,6 +137,8 @@ pub struct Running {
     pub level: Mutex<Option<&'static str>>,
     /// What policies let be done to start it.
     pub(super) cleared: Arc<Launching>,
+    /// Where it finds the secrets that it gets as files; gone with it.
+    pub(super) folder: Option<Folder>,
     /// Why they let it run no longer.
     pub(super) revoked: SetOnce<Box<Refusal>>,
 }
@@ -531,6 +535,31 @@ impl Instance {
         *state = State::Stopped;
         self.tell_end(&running, why).await;
         drop(state);
+    }
+
+    /// Puts secrets on the files that it has of them, where policies still permit it; tells whether
+    /// it has any. One that is being started is waited for: it may have been handed what was read
+    /// before.
+    ///
+    /// # Errors
+    /// Why it goes on with what it has.
+    pub(super) async fn rehand(
+        &self,
+        handed: &Handed,
+        review: &dyn Review,
+    ) -> Result<bool, String> {
+        let state = self.state.lock().await;
+        let State::Running(running) = &*state else { return Ok(false) };
+        let Some(folder) = &running.folder else { return Ok(false) };
+        let (name, cleared) = (&self.common.name, &running.cleared);
+        if let Some(refusal) = review.forbids(name, cleared).await {
+            return Err(refusal.message);
+        }
+        review.hands_again(name, cleared).await?;
+        for (secret, value) in handed.by(By::File) {
+            folder.put(&secret, &value).map_err(|why| why.to_string())?;
+        }
+        Ok(true)
     }
 
     /// Whether nobody has used it for as long as the config says, nor waits for it to tell

@@ -1,24 +1,23 @@
 //! Where a server runs: in a container, in the local sandbox, or elsewhere.
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use super::{
     digest::{Digests, Hashed},
-    event::Program,
+    event::{By, Program},
+    hands::{Handed, Hands},
     outward::{Outward, Reacher},
-    process::{LaunchFailure, LaunchSpec, Process},
+    process::{LaunchFailure, LaunchSpec, Process, SECRETS},
 };
 use crate::{
     codec::Caps,
     config::{self, Runtime},
     container,
     names::ServerName,
-    sandbox,
-    vault::{Secret, Source, Unresolved},
+    sandbox, vault,
 };
 
 /// Starts servers: knows the engine, where there is one, and who starts them.
@@ -31,66 +30,14 @@ pub struct Launcher {
     pub base: PathBuf,
     /// What is taken of a server's messages.
     pub caps: Caps,
-    /// What each server is handed, read once: what is looked for in traffic and in logs is what
-    /// was handed out, whatever has become of its source.
-    pub handed: BTreeMap<ServerName, Handed>,
+    /// What each server is handed.
+    pub hands: Hands,
+    /// Where secrets are handed over as files, once that was needed.
+    pub runtime: OnceLock<vault::Runtime>,
     /// The programs of this machine that were hashed.
     pub digests: Arc<Digests>,
     /// Who decides what servers reach.
     pub outward: Arc<dyn Outward>,
-}
-
-/// The secrets of one server.
-#[derive(Debug, Clone, Default)]
-pub struct Handed {
-    /// For the environment of its process.
-    pub secrets: Vec<(String, Secret)>,
-    /// For the requests to a remote one.
-    pub headers: Vec<(String, Secret)>,
-    /// Where each of them came from, by its name.
-    pub sources: BTreeMap<String, Source>,
-}
-
-/// A secret of a server that is not to be had.
-#[derive(Debug)]
-pub struct NotHanded {
-    /// The name under which the server would get it.
-    pub secret: String,
-    /// Where it was to come from, where that is a reference.
-    pub source: Option<Source>,
-    /// In words.
-    pub failure: LaunchFailure,
-}
-
-impl Handed {
-    /// Reads the secrets of a server; files are relative to the config's folder, `base`.
-    ///
-    /// # Errors
-    /// Where a secret cannot be had; the reference is named, never the value.
-    pub fn read(settings: &config::Server, base: &Path) -> Result<Self, NotHanded> {
-        let mut sources = BTreeMap::new();
-        Ok(Self {
-            secrets: resolve(&settings.secrets, base, &mut sources)?,
-            headers: resolve(&settings.headers, base, &mut sources)?,
-            sources,
-        })
-    }
-
-    /// Reads the secret headers for a URL that is no server's.
-    ///
-    /// # Errors
-    /// As [`Handed::read`].
-    pub fn headers(
-        refs: &BTreeMap<String, config::SecretRef>,
-        base: &Path,
-    ) -> Result<Vec<(String, Secret)>, NotHanded> {
-        resolve(refs, base, &mut BTreeMap::new())
-    }
-
-    /// All of them, by the names under which the server gets them.
-    pub fn iter(&self) -> impl Iterator<Item = &(String, Secret)> {
-        self.secrets.iter().chain(&self.headers)
-    }
 }
 
 /// Where a server is to run, and why there.
@@ -164,8 +111,9 @@ impl Launcher {
         &self,
         reacher: Reacher,
         settings: &config::Server,
+        handed: &Handed,
         hashed: Option<&Hashed>,
-    ) -> Result<(Process, Place), LaunchFailure> {
+    ) -> Result<(Process, Place, Option<vault::Folder>), LaunchFailure> {
         let server = &reacher.server.clone();
         let place = self.place(settings);
         let unchanged = || match hashed {
@@ -175,7 +123,16 @@ impl Launcher {
             }),
             _ => Ok(()),
         };
-        let mut spec = self.spec(server, settings)?;
+        let mut spec = self.spec_without_secrets(server, settings)?;
+        spec.secrets = handed.by(By::Environment);
+        let folder = self.on_files(handed, settings, &place)?;
+        if let Some(folder) = &folder {
+            let files = handed.by(By::File).into_iter();
+            spec.env.extend(
+                files.map(|(name, _)| (format!("{name}_FILE"), format!("{SECRETS}/{name}"))),
+            );
+            spec.secret_files = Some(folder.path().to_owned());
+        }
         let mut process = match &place {
             Place::Container { .. } => {
                 let engine = self.engine.as_ref().map_err(|why| LaunchFailure {
@@ -205,7 +162,7 @@ impl Launcher {
             let gate = self.outward.gate(reacher);
             process.handle = door.serve(server, spec.egress, gate, process.handle)?;
         }
-        Ok((process, place))
+        Ok((process, place, folder))
     }
 
     /// The program of this machine that a server is, by what is in its file; nothing where it is
@@ -244,31 +201,57 @@ impl Launcher {
         Ok(Program { name, digest, deviations })
     }
 
-    /// The secrets that a server is handed.
+    /// The secrets that a server is to be handed. Where they were not to be had, they are looked for
+    /// again.
     ///
     /// # Errors
-    /// Where they were not read when the proxy started.
-    pub fn handed(&self, server: &ServerName) -> Result<&Handed, LaunchFailure> {
-        self.handed.get(server).ok_or_else(|| LaunchFailure {
-            what: "its secrets were not read when the proxy started".into(),
-            remedy: Some("start the proxy again".into()),
-        })
-    }
-
-    /// What is started, as the runtimes take it.
-    ///
-    /// # Errors
-    /// Where a mount or the program is not to be had, or the secrets were not read.
-    pub fn spec(
+    /// Where they are still not to be had.
+    pub async fn hand(
         &self,
         server: &ServerName,
         settings: &config::Server,
-    ) -> Result<LaunchSpec, LaunchFailure> {
-        let spec = self.spec_without_secrets(server, settings)?;
-        Ok(LaunchSpec { secrets: self.handed(server)?.secrets.clone(), ..spec })
+    ) -> Result<Arc<Handed>, LaunchFailure> {
+        match self.hands.of(server) {
+            Ok(handed) => Ok(handed),
+            Err(_) => self.hands.read(server, settings, &self.base).await,
+        }
     }
 
-    /// The same for whoever only looks at it.
+    /// Puts secrets on files of a folder in memory, where a server is to get any as files.
+    fn on_files(
+        &self,
+        handed: &Handed,
+        settings: &config::Server,
+        place: &Place,
+    ) -> Result<Option<vault::Folder>, LaunchFailure> {
+        let files = handed.by(By::File);
+        if files.is_empty() {
+            return Ok(None);
+        }
+        let failed = |why: vault::Why| LaunchFailure {
+            what: format!("its secrets can't be handed over as files: {why}"),
+            remedy: Some("run the proxy where it has a tmpfs, such as /dev/shm".into()),
+        };
+        let runtime = match self.runtime.get() {
+            Some(runtime) => runtime,
+            None => {
+                let made = vault::Runtime::make().map_err(failed)?;
+                self.runtime.get_or_init(|| made)
+            }
+        };
+        let user = settings.hardening.user.as_deref().unwrap_or("65534:65534");
+        let owner =
+            user.split_once(':').and_then(|(u, g)| Some((u.parse().ok()?, g.parse().ok()?)));
+        // What an engine calls that user on the host is for the engine alone to know.
+        let owner = owner.filter(|_| !matches!(place, Place::Container { .. }));
+        let folder = runtime.folder(owner).map_err(failed)?;
+        for (name, value) in &files {
+            folder.put(name, value).map_err(failed)?;
+        }
+        Ok(Some(folder))
+    }
+
+    /// What is started, as the runtimes take it, but for secrets.
     ///
     /// # Errors
     /// Where a mount or the program is not to be had.
@@ -289,6 +272,7 @@ impl Launcher {
             image: settings.image.clone(),
             env: settings.env.clone().into_iter().collect(),
             secrets: Vec::new(),
+            secret_files: None,
             mounts: settings
                 .mounts
                 .iter()
@@ -323,31 +307,6 @@ impl Launcher {
             .find(|candidate| candidate.is_file())
             .unwrap_or_else(|| PathBuf::from(name))
     }
-}
-
-fn resolve(
-    refs: &BTreeMap<String, config::SecretRef>,
-    base: &Path,
-    sources: &mut BTreeMap<String, Source>,
-) -> Result<Vec<(String, Secret)>, NotHanded> {
-    refs.iter()
-        .map(|(name, reference)| {
-            let not_handed = |source: Option<Source>, what: Unresolved| NotHanded {
-                secret: name.clone(),
-                source,
-                failure: LaunchFailure {
-                    what: format!("secret `{name}`: {what}"),
-                    remedy: Some("set it, or name another source in the config".into()),
-                },
-            };
-            let source: Source =
-                reference.from.parse().map_err(|what: Unresolved| not_handed(None, what))?;
-            let resolved = source.clone().relative_to(base).resolve();
-            let secret = resolved.map_err(|what| not_handed(Some(source.clone()), what))?;
-            sources.insert(name.clone(), source);
-            Ok((name.clone(), secret))
-        })
-        .collect()
 }
 
 /// Programs that run other programs' text: packed alone they would lack their own libraries.

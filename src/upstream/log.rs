@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::vault::Secret;
+use super::hands::Handed;
 
 /// Lines of standard error that are kept.
 const LINES: usize = 500;
@@ -26,7 +26,7 @@ pub(super) async fn keep(
     mut stderr: impl AsyncRead + Unpin,
     log: Log,
     scrub: Scrub,
-    secrets: Vec<(String, Secret)>,
+    handed: impl Fn() -> Vec<Arc<Handed>>,
 ) {
     let mut chunk = vec![0; 4096];
     let mut line = Vec::new();
@@ -39,9 +39,10 @@ pub(super) async fn keep(
         line.clear();
         scrub(&mut text);
         // Here even a value is looked for that is too short to be looked for in every message.
-        for (_, secret) in &secrets {
-            if !secret.expose().is_empty() {
-                text = text.replace(secret.expose(), "[redacted]");
+        for secret in handed().iter().flat_map(|handed| &handed.0) {
+            let value = secret.value.expose();
+            if !value.is_empty() && text.contains(value) {
+                text = text.replace(value, "[redacted]");
             }
         }
         text.truncate(text.floor_char_boundary(LINE_BYTES));
@@ -73,12 +74,21 @@ pub(super) async fn keep(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        upstream::{event::By, hands::HandedSecret},
+        vault::{Secret, Source},
+    };
 
     #[tokio::test]
     async fn the_log_is_bounded_and_without_secrets() {
         let log = Arc::default();
         let value = ["hunter", "2-is-long"].concat();
-        let secrets = vec![("K".to_owned(), Secret::new(value.clone()))];
+        let handed = Arc::new(Handed(vec![HandedSecret {
+            name: "K".to_owned(),
+            value: Secret::new(value.clone()),
+            source: Source::Env("K".to_owned()),
+            by: By::Environment,
+        }]));
         let mut text = format!("key {value}\n");
         // Where a line is cut, and where reading it ends, no part of a secret is left.
         text.push_str(&format!("{}{value}\n", "x".repeat(LINE_BYTES - 3)));
@@ -87,7 +97,7 @@ mod tests {
             text.push_str(&format!("{n}{}\n", "x".repeat(LINE_BYTES)));
         }
         let scrub: Scrub = Arc::new(|text| *text = text.replace("key", "word"));
-        keep(text.as_bytes(), Arc::clone(&log), scrub, secrets).await;
+        keep(text.as_bytes(), Arc::clone(&log), scrub, || vec![handed.clone()]).await;
         let log = log.lock();
         assert_eq!(log.len(), LINES);
         assert_eq!(log[0], "word [redacted]");

@@ -15,6 +15,9 @@ use crate::{
     vault::Secret,
 };
 
+/// Where a server finds the secrets that it is handed as files.
+pub const SECRETS: &str = "/run/secrets";
+
 /// What to start, the same for every runtime.
 #[derive(Debug, Clone)]
 pub struct LaunchSpec {
@@ -27,6 +30,9 @@ pub struct LaunchSpec {
     pub env: Vec<(String, String)>,
     /// Secrets, handed over as environment.
     pub secrets: Vec<(String, Secret)>,
+    /// A folder of the host, on a tmpfs of ours, with secrets that are handed over as files: seen
+    /// as [`SECRETS`] inside, read-only.
+    pub secret_files: Option<PathBuf>,
     /// Host folders, with their place inside.
     pub mounts: Vec<Mount>,
     pub resources: Resources,

@@ -9,12 +9,13 @@ use std::{
 
 use futures_util::future::join_all;
 use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     definitions::{Items, Offer},
-    event::{Event, Review},
+    event::{By, Event, Review},
     instance::{Common, Instance, Running},
     launcher::{Launcher, Place},
     link::{Failure, Heard, Said},
@@ -83,6 +84,17 @@ pub struct InstanceStatus {
     pub up: Duration,
     /// What it uses, where that can be told.
     pub usage: Option<Usage>,
+}
+
+/// What became of secrets that were read anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rehanded {
+    /// All of its secrets, by name.
+    pub secrets: Vec<String>,
+    /// How many running instances have the new ones on their files.
+    pub instances: usize,
+    /// Those that only the next start hands over.
+    pub later: Vec<String>,
 }
 
 impl Server {
@@ -273,6 +285,28 @@ impl Server {
         self.shared.review_spares(review).await;
     }
 
+    /// Reads its secrets anew, and puts those that it gets as files into the hands of what runs of
+    /// it. What it gets in its environment or in headers, the next start hands over.
+    ///
+    /// # Errors
+    /// Where a secret is not to be had: then all stays as it was; or where an instance could not be
+    /// handed the new ones, which then has the old ones still.
+    pub async fn rehand(&self, review: &dyn Review) -> Result<Rehanded, String> {
+        let common = &self.common;
+        let launcher = &common.launcher;
+        let handed = launcher.hands.read(&common.name, &common.settings, &launcher.base).await;
+        let handed = handed.map_err(|failure| failure.what)?;
+        let all = self.all();
+        let all = join_all(all.iter().map(|instance| instance.rehand(&handed, review))).await;
+        let files = all.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let later = handed.0.iter().filter(|secret| secret.by != By::File);
+        Ok(Rehanded {
+            secrets: handed.0.iter().map(|secret| secret.name.clone()).collect(),
+            instances: files.into_iter().filter(|had| *had).count(),
+            later: later.map(|secret| secret.name.clone()).collect(),
+        })
+    }
+
     /// How it stands.
     pub async fn status(&self) -> Status {
         let all = self.all();
@@ -331,7 +365,8 @@ mod tests {
             instance: String::new(),
             base: "/".into(),
             caps: Caps { bytes: 1_000, depth: 9, nodes: 99 },
-            handed: Default::default(),
+            hands: Default::default(),
+            runtime: Default::default(),
             digests: Default::default(),
             outward: Arc::new(crate::upstream::Nowhere),
         });

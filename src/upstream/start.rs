@@ -19,11 +19,12 @@ use super::{
     definitions::Definitions,
     digest::Hashed,
     ear::Ear,
-    event::{Connecting, Event, Handing, Launching, NotCleared},
+    event::{By, Connecting, Event, Handing, Launching, NotCleared},
     greeting::{Greeting, Hello, greet},
+    hands::{Handed, HandedSecret},
     http::{Http, Sse},
     instance::{Instance, Running, end},
-    launcher::{Handed, Place},
+    launcher::Place,
     link::{Failure, Link},
     log,
     outward::Reacher,
@@ -34,6 +35,7 @@ use crate::{
     config::{Era, Transport},
     identity::PrincipalKind,
     names::DecisionId,
+    vault::Folder,
 };
 
 /// Numbers of running instances.
@@ -48,6 +50,8 @@ struct Line {
     origin: Origin,
     /// What was permitted to be done for it.
     cleared: Arc<Launching>,
+    /// Where it finds secrets.
+    folder: Option<Folder>,
 }
 
 /// A process that runs and was told nothing yet.
@@ -63,6 +67,8 @@ pub(super) struct Begun {
     origin: Origin,
     /// What was permitted to be done for it.
     pub cleared: Arc<Launching>,
+    /// Where it finds secrets.
+    pub folder: Option<Folder>,
 }
 
 /// One start of an instance.
@@ -127,7 +133,7 @@ impl Instance {
         {
             (line.link, line.cleared, greeted) = (older, cleared, Ok(greeting));
         }
-        let Line { link, process, exit, place, origin, cleared } = line;
+        let Line { link, process, exit, place, origin, cleared, folder } = line;
         match greeted {
             Ok(greeting) => {
                 let modern = greeting.revision.is_modern();
@@ -148,6 +154,7 @@ impl Instance {
                     since,
                     level: Mutex::default(),
                     cleared,
+                    folder,
                     revoked: SetOnce::new(),
                 })
             }
@@ -168,15 +175,17 @@ impl Instance {
         ear: &Ear,
         spare: Option<Begun>,
     ) -> Result<Line, Failure> {
-        let (settings, launcher) = (&self.common.settings, &self.common.launcher);
+        let (name, settings) = (&self.common.name, &self.common.settings);
+        let launcher = &self.common.launcher;
         if let Some(url) = &settings.url {
-            let headers = &self.handed()?.headers;
+            let handed = launcher.hand(name, settings).await.map_err(|failure| refused(&failure))?;
+            let headers = &handed.by(By::Header);
             let found = self.common.sse.load(Ordering::Relaxed);
             let sse = match settings.transport {
                 Transport::Auto => found,
                 other => other == Transport::Sse,
             };
-            let cleared = self.announce(launch, Some((url, sse)), None).await?;
+            let cleared = self.announce(launch, &handed, Some((url, sse)), None).await?;
             let link: Arc<dyn Link> = match settings.transport {
                 Transport::Auto if found => {
                     let opened = Sse::open(url, headers, launcher.caps, ear.clone()).await;
@@ -193,12 +202,12 @@ impl Instance {
             };
             let (place, exit) = (Place::Remote { url: url.clone() }, Arc::default());
             let origin = Origin::default();
-            return Ok(Line { link, process: None, exit, place, origin, cleared });
+            return Ok(Line { link, process: None, exit, place, origin, cleared, folder: None });
         }
         let begun = self.begin(launch, spare).await?;
-        let Begun { stdin, stdout, handle, exit, place, origin, cleared, .. } = begun;
+        let Begun { stdin, stdout, handle, exit, place, origin, cleared, folder, .. } = begun;
         let link = Arc::new(Pipe::new(stdin, stdout, launcher.caps, ear.clone()));
-        Ok(Line { link, process: Some(handle), exit, place, origin, cleared })
+        Ok(Line { link, process: Some(handle), exit, place, origin, cleared, folder })
     }
 
     /// Has a process running: a new one, or a spare that was started in nobody's name.
@@ -213,7 +222,8 @@ impl Instance {
         let (name, settings) = (&self.common.name, &self.common.settings);
         let launcher = &self.common.launcher;
         let hashed = launcher.hashed(settings).await;
-        let cleared = self.announce(launch, None, hashed.as_ref()).await?;
+        let handed = launcher.hand(name, settings).await.map_err(|failure| refused(&failure))?;
+        let cleared = self.announce(launch, &handed, None, hashed.as_ref()).await?;
         if let Some(spare) = spare {
             // From here on it runs for this party, and what it reaches is decided so.
             if let Some(party) = self.principal()
@@ -226,11 +236,10 @@ impl Instance {
         let principal = Arc::new(self.principal().map_or_else(OnceLock::new, OnceLock::from));
         let reacher =
             Reacher { launch: launch.id, server: name.clone(), principal: principal.clone() };
-        let started = launcher.start(reacher, settings, hashed.as_ref()).await;
-        let (process, place) = started.map_err(|failure| refused(&failure))?;
-        let secrets = self.handed()?.secrets.clone();
+        let started = launcher.start(reacher, settings, &handed, hashed.as_ref()).await;
+        let (process, place, folder) = started.map_err(|failure| refused(&failure))?;
         let (log, scrub) = (self.common.log.clone(), self.common.scrub.clone());
-        tokio::spawn(log::keep(process.stderr, log, scrub, secrets));
+        tokio::spawn(log::keep(process.stderr, log, scrub, self.secrets(handed)));
         let handle: Arc<dyn Handle> = process.handle.into();
         let exit = Arc::new(OnceLock::new());
         tokio::spawn({
@@ -240,7 +249,14 @@ impl Instance {
             }
         });
         let (stdin, stdout) = (process.stdin, process.stdout);
-        Ok(Begun { stdin, stdout, handle, exit, principal, place, origin: process.origin, cleared })
+        let origin = process.origin;
+        Ok(Begun { stdin, stdout, handle, exit, principal, place, origin, cleared, folder })
+    }
+
+    /// What it was handed when it was started, and has been since.
+    fn secrets(&self, first: Arc<Handed>) -> impl Fn() -> Vec<Arc<Handed>> + Send + use<> {
+        let (name, launcher) = (self.common.name.clone(), self.common.launcher.clone());
+        move || [first.clone()].into_iter().chain(launcher.hands.of(&name).ok()).collect()
     }
 
     /// Greets a remote server over HTTP+SSE, which it may speak where it takes no greeting over
@@ -252,9 +268,11 @@ impl Instance {
         hello: &Hello,
     ) -> Result<(Arc<dyn Link>, Arc<Launching>, Greeting), Failure> {
         let url = self.common.settings.url.as_deref().unwrap_or_default();
-        let headers = &self.handed()?.headers;
-        let cleared = self.announce(launch, Some((url, true)), None).await?;
-        let link = Sse::open(url, headers, self.common.launcher.caps, ear).await?;
+        let (name, settings) = (&self.common.name, &self.common.settings);
+        let handed = self.common.launcher.hand(name, settings).await;
+        let handed = handed.map_err(|failure| refused(&failure))?;
+        let cleared = self.announce(launch, &handed, Some((url, true)), None).await?;
+        let link = Sse::open(url, &handed.by(By::Header), self.common.launcher.caps, ear).await?;
         let greeting = greet(&link, Era::Legacy, hello, self.start_timeout()).await?;
         self.common.sse.store(true, Ordering::Relaxed);
         Ok((Arc::new(link), cleared, greeting))
@@ -269,20 +287,10 @@ impl Instance {
     async fn announce(
         &self,
         launch: Launch<'_>,
+        handed: &Handed,
         way: Option<(&str, bool)>,
         hashed: Option<&Hashed>,
     ) -> Result<Arc<Launching>, Failure> {
-        let handed = self.handed()?;
-        let environment = handed.secrets.iter().map(|(name, _)| (name, false));
-        let headers = handed.headers.iter().map(|(name, _)| (name, true));
-        let handing = environment.chain(headers).map(|(name, header)| {
-            let source = handed.sources.get(name).ok_or_else(|| {
-                // Nothing is handed over that is neither decided nor recorded.
-                Failure::Unavailable(format!("nobody knows where its secret `{name}` is from"))
-            })?;
-            Ok(Handing { secret: name.clone(), source: source.clone(), header })
-        });
-        let handing = handing.collect::<Result<_, Failure>>()?;
         let launcher = &self.common.launcher;
         let mut program = launcher
             .program_of(&self.common.name, &self.common.settings)
@@ -299,7 +307,7 @@ impl Instance {
                 url: url.to_owned(),
                 protocol: if sse { "sse" } else { "streamable-http" },
             }),
-            handing,
+            handing: handed.0.iter().map(Handing::from).collect(),
         });
         let _paused = launch.clock.pause();
         let (recorded, answer) = oneshot::channel();
@@ -311,9 +319,12 @@ impl Instance {
         })?;
         Ok(launching)
     }
+}
 
-    fn handed(&self) -> Result<&Handed, Failure> {
-        self.common.launcher.handed(&self.common.name).map_err(|failure| refused(&failure))
+impl From<&HandedSecret> for Handing {
+    fn from(secret: &HandedSecret) -> Self {
+        let HandedSecret { name, value: _, source, by } = secret;
+        Self { secret: name.clone(), source: source.clone(), by: *by }
     }
 }
 

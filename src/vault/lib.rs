@@ -1,17 +1,38 @@
 //! Where secrets come from, and the type that keeps them out of logs.
 //!
 //! Invariant: no error, no `Debug` and no `Display` of this room holds a value, nor a reference
-//! that could be one (a secret pasted where its reference belongs).
+//! that could be one (a secret pasted where its reference belongs), nor anything that a keeper of
+//! secrets wrote. Whatever a source is, fetching its value ends within [`PATIENCE`], and no more
+//! than [`MAX_BYTES`] of it are taken.
 
+mod dotenv;
+mod folder;
+mod hashicorp;
 mod headers;
+mod keepers;
+mod kernel;
+mod program;
+mod resolve;
 mod source;
+#[cfg_attr(not(feature = "age"), path = "no_store.rs")]
+mod store;
+mod unresolved;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use zeroize::Zeroizing;
 
+pub use folder::{Folder, Runtime, is_folder};
 pub use headers::{IllegalHeader, headers};
-pub use source::{Source, Unresolved};
+pub use source::{Source, is_secret_name};
+pub use store::Store;
+pub use unresolved::{Unresolved, Why};
+
+/// Bytes that a secret may have.
+pub const MAX_BYTES: usize = 64 << 10;
+
+/// The time that fetching a secret may take. A keeper may ask a person to unlock it.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A secret value: no `Display`, and a `Debug` that shows nothing. Its memory is overwritten when
 /// it is dropped.
@@ -32,5 +53,16 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_shows_nothing() {
+        let secret = Secret::new(["hunter", "2"].concat());
+        assert_eq!(format!("{secret:?}"), "Secret(…)");
     }
 }

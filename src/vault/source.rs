@@ -1,19 +1,12 @@
-//! References to secrets (`env:NAME`, `file:PATH`) and their resolution.
+//! References to secrets, each of one line, and what they mean.
 
 use std::{
-    env, fmt,
-    fs::File,
-    io::{self, Read},
+    fmt,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
-use zeroize::Zeroizing;
-
-use super::Secret;
-
-/// Bytes that a secret's file may have.
-const MAX_BYTES: u64 = 64 << 10;
+use crate::Unresolved;
 
 /// Where one secret comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,103 +15,129 @@ pub enum Source {
     Env(String),
     /// A file, without the line break at its end.
     File(PathBuf),
-}
-
-/// A secret that is not to be had.
-#[derive(Debug, thiserror::Error)]
-pub enum Unresolved {
-    /// Not a reference. What was written is not repeated: it may be the secret itself.
-    #[error("a secret comes `from` a reference: write `env:NAME` or `file:PATH`, never the value")]
-    Reference,
-    #[error("the environment variable `{0}` is not set: export it before the proxy starts")]
-    EnvUnset(String),
-    #[error("the environment variable `{0}` is not UTF-8 text")]
-    EnvText(String),
-    #[error("cannot read the secret's file `{}`: {source}", path.display())]
-    File { path: PathBuf, source: io::Error },
-    #[error("the secret's file `{}` is not UTF-8 text", .0.display())]
-    FileText(PathBuf),
-    #[error("the secret's file `{}` has more than 64 KiB: is it the right file?", .0.display())]
-    FileSize(PathBuf),
-    #[error("the secret of `{0}` is empty")]
-    Empty(Source),
-    #[error("the secret of `{0}` holds a NUL byte, which no environment can hold")]
-    Nul(Source),
+    /// A variable of a `.env` file.
+    Dotenv { path: PathBuf, name: String },
+    /// An item of the desktop's keyring (Secret Service), by its attributes `service` and
+    /// `username`.
+    Keyring { service: String, account: String },
+    /// A key of type `user` that the kernel keeps for this session or user.
+    Keyctl(String),
+    /// A secret of `docker pass`.
+    DockerPass(String),
+    /// What the credential helper `docker-credential-HELPER` has for a server.
+    DockerCredential { helper: String, url: String },
+    /// A field of a secret in HashiCorp Vault's key-value engine.
+    Vault { path: String, field: String },
+    /// A secret of an encrypted store of ours.
+    Age { path: PathBuf, name: String },
 }
 
 impl FromStr for Source {
     type Err = Unresolved;
 
     fn from_str(reference: &str) -> Result<Self, Unresolved> {
-        match reference.split_once(':') {
-            Some(("env", name)) if legal_variable(name) => Ok(Self::Env(name.to_owned())),
-            Some(("file", path)) if !path.is_empty() && !path.contains('\0') => {
-                Ok(Self::File(path.into()))
-            }
-            _ => Err(Unresolved::Reference),
-        }
+        parse(reference).ok_or(Unresolved::Reference)
     }
 }
 
-fn legal_variable(name: &str) -> bool {
+fn parse(reference: &str) -> Option<Source> {
+    let (kind, rest) = reference.split_once(':')?;
+    if rest.is_empty() || rest.contains(char::is_control) {
+        return None;
+    }
+    let both = |(one, other): (&str, &str)| {
+        (!one.is_empty() && !other.is_empty()).then(|| (one.to_owned(), other.to_owned()))
+    };
+    Some(match kind {
+        "env" => Source::Env(legal_variable(rest).then(|| rest.to_owned())?),
+        "file" => Source::File(rest.into()),
+        "dotenv" => {
+            let (path, name) = both(rest.rsplit_once('#')?)?;
+            Source::Dotenv { path: path.into(), name: Some(name).filter(|n| legal_variable(n))? }
+        }
+        "keyring" => {
+            let (service, account) = both(rest.rsplit_once('/')?)?;
+            Source::Keyring { service, account }
+        }
+        "keyctl" => Source::Keyctl(rest.to_owned()),
+        "docker-pass" => Source::DockerPass(legal_name(rest, "/._-").then(|| rest.to_owned())?),
+        "docker-credential" => {
+            let (helper, url) = both(rest.split_once('/')?)?;
+            Source::DockerCredential { helper: Some(helper).filter(|h| legal_name(h, "._-"))?, url }
+        }
+        "vault" => {
+            let (path, field) = both(rest.rsplit_once('#')?)?;
+            let odd = |part: &str| matches!(part, "" | "." | "..");
+            let path = path.trim_matches('/').to_owned();
+            Source::Vault { path: Some(path).filter(|p| !p.split('/').any(odd))?, field }
+        }
+        "age" => {
+            let (path, name) = both(rest.rsplit_once('#')?)?;
+            Source::Age { path: path.into(), name: Some(name).filter(|n| is_secret_name(n))? }
+        }
+        _ => return None,
+    })
+}
+
+/// Whether a secret of an encrypted store can have that name.
+pub fn is_secret_name(name: &str) -> bool {
+    name.len() <= 128 && legal_name(name, "._-")
+}
+
+/// No name may be taken for an option of a program.
+fn legal_name(name: &str, besides: &str) -> bool {
+    name.chars().all(|c| c.is_ascii_alphanumeric() || besides.contains(c))
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+}
+
+pub(crate) fn legal_variable(name: &str) -> bool {
     name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         && name.bytes().next().is_some_and(|b| !b.is_ascii_digit())
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.kind();
         match self {
-            Self::Env(name) => write!(f, "env:{name}"),
-            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Env(rest) | Self::Keyctl(rest) | Self::DockerPass(rest) => {
+                write!(f, "{kind}:{rest}")
+            }
+            Self::File(path) => write!(f, "{kind}:{}", path.display()),
+            Self::Dotenv { path, name } | Self::Age { path, name } => {
+                write!(f, "{kind}:{}#{name}", path.display())
+            }
+            Self::Keyring { service: one, account: other }
+            | Self::DockerCredential { helper: one, url: other } => {
+                write!(f, "{kind}:{one}/{other}")
+            }
+            Self::Vault { path, field } => write!(f, "{kind}:{path}#{field}"),
         }
     }
 }
 
 impl Source {
-    /// The same source, a relative file seen from `base` (the config's folder).
-    pub fn relative_to(self, base: &Path) -> Self {
+    /// The word before the colon.
+    pub fn kind(&self) -> &'static str {
         match self {
-            Self::File(path) => Self::File(base.join(path)),
-            source => source,
+            Self::Env(_) => "env",
+            Self::File(_) => "file",
+            Self::Dotenv { .. } => "dotenv",
+            Self::Keyring { .. } => "keyring",
+            Self::Keyctl(_) => "keyctl",
+            Self::DockerPass(_) => "docker-pass",
+            Self::DockerCredential { .. } => "docker-credential",
+            Self::Vault { .. } => "vault",
+            Self::Age { .. } => "age",
         }
     }
 
-    /// Fetches the value. A file's value ends before the line break (LF or CR LF) that editors put
-    /// at its end; nothing else is trimmed, because white space may belong to a secret.
-    ///
-    /// # Errors
-    /// [`Unresolved`], which names the source and never the value.
-    pub fn resolve(&self) -> Result<Secret, Unresolved> {
-        let mut value = match self {
-            Self::Env(name) => match env::var(name) {
-                Ok(value) => Zeroizing::new(value),
-                Err(env::VarError::NotPresent) => return Err(Unresolved::EnvUnset(name.clone())),
-                Err(env::VarError::NotUnicode(_)) => return Err(Unresolved::EnvText(name.clone())),
-            },
-            Self::File(path) => read(path)?,
-        };
-        if value.is_empty() {
-            return Err(Unresolved::Empty(self.clone()));
+    /// The same source, a relative file seen from `base` (the config's folder).
+    pub fn relative_to(mut self, base: &Path) -> Self {
+        if let Self::File(path) | Self::Dotenv { path, .. } | Self::Age { path, .. } = &mut self {
+            *path = base.join(&*path);
         }
-        if value.contains('\0') {
-            return Err(Unresolved::Nul(self.clone()));
-        }
-        Ok(Secret::new(std::mem::take(&mut *value)))
+        self
     }
-}
-
-fn read(path: &Path) -> Result<Zeroizing<String>, Unresolved> {
-    let failed = |source| Unresolved::File { path: path.into(), source };
-    let file = File::open(path).map_err(failed)?;
-    // The room for the whole file at once: a buffer that grows leaves copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_BYTES as usize + 1));
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(Unresolved::FileSize(path.into()));
-    }
-    let text = str::from_utf8(&bytes).map_err(|_| Unresolved::FileText(path.into()))?;
-    let text = text.strip_suffix('\n').unwrap_or(text);
-    Ok(Zeroizing::new(text.strip_suffix('\r').unwrap_or(text).to_owned()))
 }
 
 #[cfg(test)]
@@ -127,15 +146,71 @@ mod tests {
 
     #[test]
     fn references_are_parsed_and_nothing_else_is() {
+        let owned = str::to_owned;
         for (text, source) in [
             ("env:GITHUB_TOKEN", Source::Env("GITHUB_TOKEN".into())),
             ("file:/run/secrets/x", Source::File("/run/secrets/x".into())),
             ("file:a:b", Source::File("a:b".into())),
+            ("dotenv:a#b/.env#KEY", Source::Dotenv { path: "a#b/.env".into(), name: owned("KEY") }),
+            (
+                "keyring:https://x.example/me",
+                Source::Keyring { service: owned("https://x.example"), account: owned("me") },
+            ),
+            ("keyctl:my key", Source::Keyctl(owned("my key"))),
+            ("docker-pass:app/token", Source::DockerPass(owned("app/token"))),
+            (
+                "docker-credential:pass/https://x.example/v1/",
+                Source::DockerCredential {
+                    helper: owned("pass"),
+                    url: owned("https://x.example/v1/"),
+                },
+            ),
+            (
+                "vault:secret/app#token",
+                Source::Vault { path: owned("secret/app"), field: owned("token") },
+            ),
+            ("age:s.age#A.b", Source::Age { path: "s.age".into(), name: owned("A.b") }),
         ] {
             assert_eq!(text.parse::<Source>().unwrap(), source);
             assert_eq!(source.to_string(), text);
+            assert!(text.starts_with(&format!("{}:", source.kind())));
         }
-        for text in ["", "env:", "env:A B", "env:1A", "file:", "vault:x", "hunter2", "ENV:A"] {
+    }
+
+    #[test]
+    fn what_is_no_reference_is_not_repeated() {
+        let long = format!("age:a#{}", "b".repeat(129));
+        for text in [
+            "",
+            "env:",
+            "env:A B",
+            "env:1A",
+            "file:",
+            "hunter2",
+            "ENV:A",
+            "dotenv:x",
+            "dotenv:#A",
+            "dotenv:x#",
+            "dotenv:x#a b",
+            "keyring:a",
+            "keyring:/a",
+            "keyring:a/",
+            "keyctl:",
+            "docker-pass:--help",
+            "docker-pass:a b",
+            "docker-credential:pass",
+            "docker-credential:../x/u",
+            "docker-credential:-x/u",
+            "vault:a",
+            "vault:a/../b#c",
+            "vault:#c",
+            "vault:/#c",
+            "age:x",
+            "age:x#-",
+            "file:a\nb",
+            "vault:a\0#b",
+            &long,
+        ] {
             let error = text.parse::<Source>().unwrap_err().to_string();
             assert!(error.starts_with("a secret comes `from` a reference"), "{error}");
             assert!(text.ends_with(':') || text.is_empty() || !error.contains(text), "{error}");
@@ -143,49 +218,15 @@ mod tests {
     }
 
     #[test]
-    fn a_file_loses_one_line_break_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        for (written, value) in [
-            ("value", "value"),
-            ("value\n", "value"),
-            ("value\r\n", "value"),
-            ("value\n\n", "value\n"),
-            (" value \n", " value "),
-            ("a\nb\n", "a\nb"),
+    fn relative_files_are_seen_from_the_configs_folder() {
+        for (text, seen) in [
+            ("file:a", "file:/base/a"),
+            ("dotenv:.env#A", "dotenv:/base/.env#A"),
+            ("age:/s.age#A", "age:/s.age#A"),
+            ("vault:a/b#c", "vault:a/b#c"),
         ] {
-            std::fs::write(dir.path().join("secret"), written).unwrap();
-            let source = "file:secret".parse::<Source>().unwrap().relative_to(dir.path());
-            assert_eq!(source.resolve().unwrap().expose(), value);
+            let source = text.parse::<Source>().unwrap().relative_to(Path::new("/base"));
+            assert_eq!(source.to_string(), seen);
         }
-    }
-
-    #[test]
-    fn errors_name_the_source_and_never_the_value() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("secret");
-        let source = Source::File(path.clone());
-        let value = ["hunter", "2"].concat();
-        for bytes in [
-            Vec::new(),
-            b"\n".to_vec(),
-            format!("{value}\0").into_bytes(),
-            [value.as_bytes(), &[0xff]].concat(),
-            value.repeat(20_000).into_bytes(),
-        ] {
-            std::fs::write(&path, &bytes).unwrap();
-            let error = source.resolve().unwrap_err();
-            let text = format!("{error} {error:?}");
-            assert!(text.contains("secret") && !text.contains(&value), "{text}");
-        }
-        std::fs::remove_file(&path).unwrap();
-        assert!(source.resolve().unwrap_err().to_string().contains("secret"));
-        let unset = Source::Env("PORTCULLIS_TEST_SURELY_UNSET".into()).resolve().unwrap_err();
-        assert!(unset.to_string().contains("PORTCULLIS_TEST_SURELY_UNSET"));
-    }
-
-    #[test]
-    fn a_secret_shows_nothing() {
-        let secret = Secret::new(["hunter", "2"].concat());
-        assert_eq!(format!("{secret:?}"), "Secret(…)");
     }
 }

@@ -59,6 +59,7 @@ pub fn spec(image: impl Into<String>, command: &[&str]) -> LaunchSpec {
         image: Some(image.into()),
         env: Vec::new(),
         secrets: Vec::new(),
+        secret_files: None,
         mounts: Vec::new(),
         resources: Default::default(),
         hardening: Default::default(),

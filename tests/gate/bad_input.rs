@@ -282,13 +282,3 @@ async fn no_proxy_to_connect_to_is_told() {
     assert_eq!(ended.code, Some(1), "{ended:#?}");
     assert!(ended.stderr.contains("portcullis run"), "{ended:#?}");
 }
-
-#[tokio::test]
-async fn a_secret_from_nowhere_ends_the_start_and_is_named() {
-    let written = Setup::crooked("secrets = { TOKEN = { from = \"env:GATE_NO_SUCH_VARIABLE\" } }");
-    let written = written.write();
-    let ended = written.cli(&["run"]).await;
-    assert_eq!(ended.code, Some(1), "{ended:#?}");
-    assert!(ended.stderr.contains("GATE_NO_SUCH_VARIABLE"), "{ended:#?}");
-    assert!(ended.stderr.contains("portcullis.toml:7"), "{ended:#?}");
-}

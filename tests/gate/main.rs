@@ -43,6 +43,7 @@ mod rest;
 mod roles;
 mod sdk_servers;
 mod sdks;
+mod secrets;
 mod shutdown;
 mod streaming;
 mod streams;

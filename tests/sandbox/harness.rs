@@ -27,6 +27,7 @@ pub fn spec(command: &[&str]) -> LaunchSpec {
         image: None,
         env: Vec::new(),
         secrets: Vec::new(),
+        secret_files: None,
         mounts: Vec::new(),
         resources: portcullis::config::Resources::default(),
         hardening: portcullis::config::Hardening::default(),

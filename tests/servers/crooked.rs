@@ -105,7 +105,12 @@ fn call(id: &Value, line: &str, params: &Value) {
         "reflect" => answer(id, text(line)),
         "environment" => {
             let name = arguments["name"].as_str().unwrap_or_default();
-            answer(id, text(&std::env::var(name).unwrap_or_default()));
+            let mut value = std::env::var(name).unwrap_or_default();
+            if arguments["read"] == true {
+                // It names a file.
+                value = std::fs::read_to_string(&value).unwrap_or_else(|error| error.to_string());
+            }
+            answer(id, text(&value));
         }
         "slow" => {
             thread::sleep(Duration::from_millis(arguments["ms"].as_u64().unwrap_or(100)));

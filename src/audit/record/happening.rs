@@ -136,7 +136,7 @@ pub enum Happening {
         principal: Option<String>,
         secrets: Vec<SecretHanded>,
     },
-    /// A secret could not be had, and so the proxy did not start.
+    /// A secret could not be had when the proxy started, and so its server can't be started.
     SecretUnresolved {
         server: String,
         /// The name under which the server would have got it.
@@ -482,6 +482,19 @@ pub enum SecretSource {
     /// A variable of the proxy's own environment.
     Env,
     File,
+    /// A `.env` file.
+    Dotenv,
+    /// The desktop's keyring.
+    Keyring,
+    /// The kernel's keys.
+    Keyctl,
+    DockerPass,
+    /// A credential helper.
+    DockerCredential,
+    /// HashiCorp Vault.
+    Vault,
+    /// An encrypted store of Portcullis.
+    Age,
     /// What was written is no reference.
     Illegal,
 }
@@ -502,6 +515,8 @@ pub struct SecretHanded {
 pub enum HandedBy {
     /// In the environment of its process.
     Environment,
+    /// In a file, on a tmpfs that nobody else sees.
+    File,
     /// In a header of every request to it.
     Header,
 }

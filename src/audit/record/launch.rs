@@ -10,7 +10,7 @@ use crate::{
     identity::PrincipalKind,
     names::ServerName,
     refusal,
-    upstream::{self, Handing, Place, Started, process::Origin},
+    upstream::{self, By, Handing, Place, Started, process::Origin},
     vault::Source,
 };
 
@@ -85,6 +85,17 @@ impl Happening {
         all
     }
 
+    /// What is on record before a server that runs is handed its files of secrets again.
+    pub fn handed_again(server: &ServerName, launching: &upstream::Launching) -> Self {
+        let files = launching.handing.iter().filter(|handing| handing.by == By::File);
+        Self::SecretsHanded {
+            launch: launching.launch,
+            server: server.to_string(),
+            principal: launching.party.as_ref().map(PrincipalKind::name),
+            secrets: files.map(SecretHanded::from).collect(),
+        }
+    }
+
     /// What is on record where policies do not permit what a start takes: an action, and of what.
     pub fn launch_refused(
         server: &ServerName,
@@ -121,6 +132,13 @@ impl From<&Source> for SecretSource {
         match source {
             Source::Env(_) => Self::Env,
             Source::File(_) => Self::File,
+            Source::Dotenv { .. } => Self::Dotenv,
+            Source::Keyring { .. } => Self::Keyring,
+            Source::Keyctl(_) => Self::Keyctl,
+            Source::DockerPass(_) => Self::DockerPass,
+            Source::DockerCredential { .. } => Self::DockerCredential,
+            Source::Vault { .. } => Self::Vault,
+            Source::Age { .. } => Self::Age,
         }
     }
 }
@@ -130,7 +148,11 @@ impl From<&Handing> for SecretHanded {
         Self {
             secret: handing.secret.clone(),
             source: (&handing.source).into(),
-            by: if handing.header { HandedBy::Header } else { HandedBy::Environment },
+            by: match handing.by {
+                By::Environment => HandedBy::Environment,
+                By::File => HandedBy::File,
+                By::Header => HandedBy::Header,
+            },
         }
     }
 }

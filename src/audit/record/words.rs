@@ -95,6 +95,7 @@ impl fmt::Display for Happening {
                 for handed in secrets {
                     let by = match handed.by {
                         HandedBy::Environment => "environment",
+                        HandedBy::File => "file",
                         HandedBy::Header => "header",
                     };
                     write!(f, " {} ({by})", handed.secret)?;

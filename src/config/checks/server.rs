@@ -8,14 +8,13 @@ use serde_json::Value;
 
 use super::{Checker, is_sha256};
 use crate::config::{
-    Server,
+    HandOver, Server,
     finding::Code,
     place::child,
     shape::{brief, nearest},
     values::{CAPABILITIES, is_env_name},
 };
-use crate::egress::Destinations;
-use crate::vault::Source;
+use crate::{egress::Destinations, upstream::process::SECRETS, vault::Source};
 
 pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
     kind(checker, at, server);
@@ -234,15 +233,25 @@ fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
                 .add(finding.warning().help("build what it needs into the image or the program"));
         }
     }
-    for (key, name, secret) in server
+    for (key, name, from) in server
         .secrets
         .iter()
-        .map(|(name, secret)| ("secrets", name, secret))
-        .chain(server.headers.iter().map(|(name, secret)| ("headers", name, secret)))
+        .map(|(name, secret)| ("secrets", name, &secret.from))
+        .chain(server.headers.iter().map(|(name, secret)| ("headers", name, &secret.from)))
     {
-        if let Err(error) = Source::try_from(secret) {
+        if let Err(error) = from.parse::<Source>() {
             let pointer = child(&child(&child(at, key), name), "from");
             checker.add(checker.document.at_value(&pointer, Code::BadValue, error.to_string()));
+        }
+    }
+    for name in files(server) {
+        let variable = format!("{name}_FILE");
+        if server.env.contains_key(&variable) || server.secrets.contains_key(&variable) {
+            checker.conflict(
+                &child(&secrets, name),
+                format!("`{}` is the proxy's to set: it says where the file is", brief(&variable)),
+                "remove the variable, or hand the secret over as `env`",
+            );
         }
     }
     for (name, value) in &server.env {
@@ -268,6 +277,12 @@ fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
             );
         }
     }
+}
+
+/// The secrets that it gets as files.
+fn files(server: &Server) -> impl Iterator<Item = &String> {
+    let all = server.secrets.iter().filter(|(_, secret)| secret.hand_over == HandOver::File);
+    all.map(|(name, _)| name)
 }
 
 /// By the name of the variable, and by how vendors' keys begin.
@@ -340,6 +355,13 @@ fn headers(checker: &mut Checker<'_>, at: &str, server: &Server) {
 fn mounts(checker: &mut Checker<'_>, at: &str, server: &Server) {
     let mut targets = HashSet::new();
     for (index, mount) in server.mounts.iter().enumerate() {
+        if mount.target.starts_with(SECRETS) && files(server).next().is_some() {
+            checker.conflict(
+                &child(&child(at, "mounts"), index),
+                format!("`{SECRETS}` is where this server finds its secrets"),
+                "mount it elsewhere",
+            );
+        }
         if !targets.insert(&mount.target) {
             checker.conflict(
                 &child(&child(at, "mounts"), index),

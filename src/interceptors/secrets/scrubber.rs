@@ -3,12 +3,16 @@
 use std::{
     collections::{BTreeSet, HashMap},
     ops::Range,
+    sync::Arc,
 };
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use serde_json::{Map, Value};
 
 use super::{
-    Invalid, Known, SHORTEST_KNOWN,
+    Invalid, Known, SHORTEST_KNOWN, add,
     json::quote_long_numbers,
     payload::budget_of,
     rules,
@@ -19,7 +23,8 @@ use super::{
 /// it, and the values that servers are given, each line of them too: what is kept line by line
 /// holds a key of many lines in parts; and as JSON spells them, once and within another string.
 pub struct Scrubber {
-    scanner: Scanner,
+    scanner: ArcSwap<Scanner>,
+    known: Mutex<Vec<Known>>,
 }
 
 /// Longest key that is looked at together with its value: longer ones name nothing that a rule
@@ -92,6 +97,25 @@ impl Scrubber {
     /// # Errors
     /// Values by which nothing could be scanned.
     pub fn new(known: &[Known]) -> Result<Self, Invalid> {
+        let scanner = ArcSwap::from_pointee(Self::scanner(known)?);
+        Ok(Self { scanner, known: Mutex::new(known.to_vec()) })
+    }
+
+    /// Knows these values, too, from now on. It takes a while, and blocks.
+    ///
+    /// # Errors
+    /// Values by which nothing could be scanned: then all stays as it was.
+    pub fn learn(&self, more: &[Known]) -> Result<(), Invalid> {
+        let mut known = self.known.lock();
+        let mut all = known.clone();
+        if add(&mut all, more) {
+            self.scanner.store(Arc::new(Self::scanner(&all)?));
+            *known = all;
+        }
+        Ok(())
+    }
+
+    fn scanner(known: &[Known]) -> Result<Scanner, Invalid> {
         let sources = rules::read(rules::BUILT_IN)?;
         let rules = sources.iter().map(rules::Rule::new).collect::<Result<Vec<_>, _>>()?;
         let mut exact = Vec::new();
@@ -105,14 +129,15 @@ impl Scrubber {
             }
         }
         let exact: Vec<_> = exact.iter().map(|(id, text)| (id.clone(), text.as_str())).collect();
-        Ok(Self { scanner: Scanner::new(rules, &exact)? })
+        Ok(Scanner::new(rules, &exact)?)
     }
 
     /// Puts `[redacted:RULE]` where a secret stands. A text that costs too much to look through is
     /// replaced whole.
     pub fn scrub(&self, text: &mut String) {
-        match self.scanner.scan(text.as_bytes(), &mut Budget(1 << 20)) {
-            Ok(hits) => drop(self.take_out(text, hits)),
+        let scanner = self.scanner.load();
+        match scanner.scan(text.as_bytes(), &mut Budget(1 << 20)) {
+            Ok(hits) => drop(take_out(&scanner, text, hits)),
             Err(Spent) => *text = "[redacted]".into(),
         }
     }
@@ -125,37 +150,38 @@ impl Scrubber {
     /// Says why it could not be looked through.
     pub fn redact(&self, body: &[u8]) -> Result<Redacted, Unredacted> {
         let value = read(body).ok_or(Unredacted::Unreadable)?;
+        let scanner = self.scanner.load();
         let mut taking =
-            Taking { scrubber: self, budget: budget_of(body.len()), secrets: 0, nested: 0 };
+            Taking { scanner: &scanner, budget: budget_of(body.len()), secrets: 0, nested: 0 };
         let body = taking.value(value, "").map_err(|Spent| Unredacted::Spent)?;
         Ok(Redacted { body, secrets: taking.secrets })
     }
+}
 
-    /// Puts marks in the place of these hits; how many there were.
-    fn take_out(&self, text: &mut String, mut hits: Vec<Hit>) -> usize {
-        // From the end, so that earlier places stay where they are; of overlapping hits the one
-        // that begins first takes all.
-        hits.sort_by_key(|hit| (hit.range.start, std::cmp::Reverse(hit.range.end)));
-        let mut whole: Vec<Hit> = Vec::new();
-        for hit in hits {
-            match whole.last_mut() {
-                Some(last) if hit.range.start < last.range.end => {
-                    last.range.end = last.range.end.max(hit.range.end);
-                }
-                _ => whole.push(hit),
+/// Puts marks in the place of these hits; how many there were.
+fn take_out(scanner: &Scanner, text: &mut String, mut hits: Vec<Hit>) -> usize {
+    // From the end, so that earlier places stay where they are; of overlapping hits the one
+    // that begins first takes all.
+    hits.sort_by_key(|hit| (hit.range.start, std::cmp::Reverse(hit.range.end)));
+    let mut whole: Vec<Hit> = Vec::new();
+    for hit in hits {
+        match whole.last_mut() {
+            Some(last) if hit.range.start < last.range.end => {
+                last.range.end = last.range.end.max(hit.range.end);
             }
+            _ => whole.push(hit),
         }
-        let count = whole.len();
-        for hit in whole.into_iter().rev() {
-            let id = self.scanner.ids.get(hit.id).map_or("", String::as_str);
-            text.replace_range(hit.range, &format!("[redacted:{id}]"));
-        }
-        count
     }
+    let count = whole.len();
+    for hit in whole.into_iter().rev() {
+        let id = scanner.ids.get(hit.id).map_or("", String::as_str);
+        text.replace_range(hit.range, &format!("[redacted:{id}]"));
+    }
+    count
 }
 
 struct Taking<'a> {
-    scrubber: &'a Scrubber,
+    scanner: &'a Scanner,
     budget: Budget,
     secrets: usize,
     /// Strings of JSON that this is within.
@@ -237,7 +263,7 @@ impl Taking<'_> {
             whole.push('\n');
         }
         self.budget.0 = self.budget.0.checked_sub(whole.len()).ok_or(Spent)?;
-        let mut hits = self.scrubber.scanner.scan(whole.as_bytes(), &mut self.budget)?;
+        let mut hits = self.scanner.scan(whole.as_bytes(), &mut self.budget)?;
         hits.retain(|hit| {
             whole
                 .get(hit.range.clone())
@@ -249,10 +275,8 @@ impl Taking<'_> {
         for hit in hits {
             let end = hit.range.end.min(until);
             until = hit.range.start;
-            let mark = format!(
-                "[redacted:{}]",
-                self.scrubber.scanner.ids.get(hit.id).map_or("", String::as_str)
-            );
+            let mark =
+                format!("[redacted:{}]", self.scanner.ids.get(hit.id).map_or("", String::as_str));
             let first = starts.partition_point(|start| *start <= hit.range.start).saturating_sub(1);
             for (item, start) in
                 items.iter_mut().zip(&starts).skip(first).take_while(|(_, start)| **start < end)
@@ -270,7 +294,7 @@ impl Taking<'_> {
     }
 
     fn text(&mut self, mut text: String, key: &str) -> Result<String, Spent> {
-        let scanner = &self.scrubber.scanner;
+        let scanner = self.scanner;
         let mut hits = scanner.scan(text.as_bytes(), &mut self.budget)?;
         if !key.is_empty() && key.len() <= KEY {
             // Some secrets are known by the name before them alone, which here is the key.
@@ -282,7 +306,7 @@ impl Taking<'_> {
                 Hit { range: start.saturating_sub(before)..end - before, ..hit }
             }));
         }
-        self.secrets += self.scrubber.take_out(&mut text, hits);
+        self.secrets += take_out(scanner, &mut text, hits);
         Ok(text)
     }
 }

@@ -222,13 +222,13 @@ async fn plugins_are_on_record_with_their_digests() {
 async fn a_secret_that_is_not_to_be_had_is_on_record() {
     for (from, source) in [("env:SURELY_UNSET", "env"), ("file:missing", "file")] {
         let secrets = format!("secrets = {{ TOKEN = {{ from = \"{from}\" }} }}");
-        let written = Setup::notes().and(&secrets).write();
-        let records = not_started(&written).await;
+        let gate = Setup::notes().and(&secrets).start().await;
         one(
-            &records,
+            &gate.records(&[]).await,
             &json!({ "event": "secret-unresolved", "server": "notes", "secret": "TOKEN",
             "source": source, "reason": "*" }),
         );
+        gate.stop().await;
     }
 }
 

@@ -1,0 +1,188 @@
+//! Fetching the value of a reference: on a thread of its own and within a deadline, because files
+//! may be pipes, keepers may be programs, and those may wait for a person.
+
+use std::{env, fs::File, io::Read, path::Path, sync::mpsc, thread, time::Duration};
+
+use tokio::{sync::oneshot, time::timeout};
+use zeroize::Zeroizing;
+
+use crate::{
+    MAX_BYTES, PATIENCE, Secret, Source, Unresolved, dotenv, hashicorp, keepers, kernel, store,
+    unresolved::Why,
+};
+
+/// What a thread may take beyond the deadline that it keeps itself, before it is left behind.
+const GRACE: Duration = Duration::from_secs(2);
+
+impl Source {
+    /// Fetches the value, and blocks meanwhile. A file's value ends before the line break (LF or
+    /// CR LF) that editors put at its end; nothing else is trimmed, because white space may belong
+    /// to a secret.
+    ///
+    /// # Errors
+    /// [`Unresolved`], which names the source and never the value.
+    pub fn resolve(&self) -> Result<Secret, Unresolved> {
+        if let Self::Env(_) = self {
+            return self.at_once();
+        }
+        let (tell, told) = mpsc::sync_channel(1);
+        self.begin(move |outcome| drop(tell.send(outcome)));
+        told.recv_timeout(PATIENCE + GRACE).unwrap_or_else(|_| Err(Unresolved::Late(self.clone())))
+    }
+
+    /// As [`Source::resolve`], without blocking.
+    ///
+    /// # Errors
+    /// As [`Source::resolve`].
+    pub async fn fetch(&self) -> Result<Secret, Unresolved> {
+        if let Self::Env(_) = self {
+            return self.at_once();
+        }
+        let (tell, told) = oneshot::channel();
+        self.begin(move |outcome| drop(tell.send(outcome)));
+        match timeout(PATIENCE + GRACE, told).await {
+            Ok(Ok(outcome)) => outcome,
+            _ => Err(Unresolved::Late(self.clone())),
+        }
+    }
+
+    fn begin(&self, tell: impl FnOnce(Result<Secret, Unresolved>) + Send + 'static) {
+        let source = self.clone();
+        // Where no thread can be had, nobody tells, and the waiting side says that it was late.
+        let _ =
+            thread::Builder::new().name("secret".to_owned()).spawn(move || tell(source.at_once()));
+    }
+
+    fn at_once(&self) -> Result<Secret, Unresolved> {
+        let kept = |why: Why| Unresolved::Kept { from: self.clone(), why };
+        let mut value = match self {
+            Self::Env(name) => match env::var(name) {
+                Ok(value) => Zeroizing::new(value),
+                Err(env::VarError::NotPresent) => return Err(Unresolved::EnvUnset(name.clone())),
+                Err(env::VarError::NotUnicode(_)) => return Err(Unresolved::EnvText(name.clone())),
+            },
+            Self::File(path) => {
+                let text = read(path)?;
+                let line = text.strip_suffix('\n').unwrap_or(&text);
+                Zeroizing::new(line.strip_suffix('\r').unwrap_or(line).to_owned())
+            }
+            Self::Dotenv { path, name } => dotenv::find(&read(path)?, name).map_err(kept)?,
+            Self::Keyctl(description) => kernel::key(description).map_err(kept)?,
+            Self::Age { path, name } => store::Store::at(path).get(name).map_err(kept)?,
+            Self::Keyring { service, account } => {
+                self.wait(keepers::keyring(service, account))?.map_err(kept)?
+            }
+            Self::DockerPass(name) => self.wait(keepers::docker_pass(name))?.map_err(kept)?,
+            Self::DockerCredential { helper, url } => {
+                self.wait(keepers::docker_credential(helper, url))?.map_err(kept)?
+            }
+            Self::Vault { path, field } => {
+                self.wait(hashicorp::field(path, field))?.map_err(kept)?
+            }
+        };
+        if value.is_empty() {
+            return Err(Unresolved::Empty(self.clone()));
+        }
+        if value.contains('\0') {
+            return Err(Unresolved::Nul(self.clone()));
+        }
+        Ok(Secret::new(std::mem::take(&mut *value)))
+    }
+
+    /// On this thread, which is one of [`Source::begin`].
+    fn wait<T>(&self, what: impl Future<Output = T>) -> Result<T, Unresolved> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Unresolved::Kept {
+            from: self.clone(),
+            why: Why::new(format!("nothing could be started: {error}")),
+        })?;
+        let outcome = runtime.block_on(async { timeout(PATIENCE, what).await });
+        // Looking up a host's name can't be cancelled.
+        runtime.shutdown_background();
+        outcome.map_err(|_| Unresolved::Late(self.clone()))
+    }
+}
+
+fn read(path: &Path) -> Result<Zeroizing<String>, Unresolved> {
+    let failed = |source| Unresolved::File { path: path.into(), source };
+    let file = File::open(path).map_err(failed)?;
+    // The room for the whole file at once: a buffer that grows leaves copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_BYTES + 1));
+    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() > MAX_BYTES {
+        return Err(Unresolved::FileSize(path.into()));
+    }
+    text(bytes).ok_or_else(|| Unresolved::FileText(path.into()))
+}
+
+/// These bytes as text, if they are UTF-8.
+pub(crate) fn text(mut bytes: Zeroizing<Vec<u8>>) -> Option<Zeroizing<String>> {
+    match String::from_utf8(std::mem::take(&mut *bytes)) {
+        Ok(text) => Some(Zeroizing::new(text)),
+        Err(error) => {
+            drop(Zeroizing::new(error.into_bytes()));
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_loses_one_line_break_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        for (written, value) in [
+            ("value", "value"),
+            ("value\n", "value"),
+            ("value\r\n", "value"),
+            ("value\n\n", "value\n"),
+            (" value \n", " value "),
+            ("a\nb\n", "a\nb"),
+        ] {
+            std::fs::write(dir.path().join("secret"), written).unwrap();
+            let source = "file:secret".parse::<Source>().unwrap().relative_to(dir.path());
+            assert_eq!(source.resolve().unwrap().expose(), value);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_blocks_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let source = Source::File(path.clone());
+        // On one thread: the value is written by whoever runs while the reader waits for it.
+        let (secret, written) = tokio::join!(source.fetch(), async {
+            tokio::task::spawn_blocking(move || std::fs::write(path, "late\n")).await
+        });
+        written.unwrap().unwrap();
+        assert_eq!(secret.unwrap().expose(), "late");
+    }
+
+    #[test]
+    fn errors_name_the_source_and_never_the_value() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        let source = Source::File(path.clone());
+        let value = ["hunter", "2"].concat();
+        for bytes in [
+            Vec::new(),
+            b"\n".to_vec(),
+            format!("{value}\0").into_bytes(),
+            [value.as_bytes(), &[0xff]].concat(),
+            value.repeat(20_000).into_bytes(),
+        ] {
+            std::fs::write(&path, &bytes).unwrap();
+            let error = source.resolve().unwrap_err();
+            let text = format!("{error} {error:?}");
+            assert!(text.contains("secret") && !text.contains(&value), "{text}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(source.resolve().unwrap_err().to_string().contains("secret"));
+        let unset = Source::Env("PORTCULLIS_TEST_SURELY_UNSET".into()).resolve().unwrap_err();
+        assert!(unset.to_string().contains("PORTCULLIS_TEST_SURELY_UNSET"));
+    }
+}

@@ -1,0 +1,182 @@
+//! Keepers of secrets as they are: Debian's, and stand-ins where there is no program to be had.
+
+mod support;
+
+use std::{fs, process::Command, time::Duration};
+
+use support::{Outcome, fetch, fetcher, script, value};
+
+/// `docker-credential-NAME` in a folder of its own, as a shell script.
+fn helper(text: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    script(&dir.path().join("docker-credential-fake"), text);
+    dir
+}
+
+fn path_with(dir: &tempfile::TempDir) -> String {
+    format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap())
+}
+
+#[test]
+fn a_credential_helper_gets_the_url_and_its_secret_is_taken() {
+    let dir = helper(
+        r#"[ "$1" = get ] || exit 3
+read -r url
+[ "$url" = https://x.example/v1/ ] || { echo 'credentials not found in native keychain'; exit 1; }
+printf '{"ServerURL":"%s","Username":"me","Secret":"%s"}\n' "$url" "$VALUE""#,
+    );
+    let value = value("2\\n\\\"x");
+    let env = [("PATH", path_with(&dir)), ("VALUE", value.clone())];
+    let found = fetch("docker-credential:fake/https://x.example/v1/", &env);
+    assert_eq!(found, Outcome::Value(value.replace("\\n", "\n").replace("\\\"", "\"")));
+    fetch("docker-credential:fake/https://y.example", &env).failed("has no credentials for this");
+    fetch("docker-credential:none-such/https://x.example", &env).failed("is not in PATH");
+}
+
+#[test]
+fn what_a_broken_helper_writes_is_repeated_nowhere() {
+    let value = value("2");
+    for (text, what) in [
+        ("echo $VALUE; echo $VALUE >&2; exit 1", "exit code 1"),
+        ("echo $VALUE", "does not speak the protocol"),
+        ("echo \"{\\\"Secret\\\":\\\"\\\",\\\"x\\\":\\\"$VALUE\\\"}\"", "is empty"),
+        ("yes $VALUE", "more than 64 KiB"),
+        ("echo $VALUE; kill -9 $$", "ended by a signal"),
+    ] {
+        let dir = helper(text);
+        let env = [("PATH", path_with(&dir)), ("VALUE", value.clone())];
+        let said = fetch("docker-credential:fake/u", &env).failed(what);
+        assert!(!said.contains(&value), "{said}");
+    }
+}
+
+#[test]
+fn one_that_hangs_is_given_up_with_all_that_it_started() {
+    let dir = helper("echo $$ > \"$0.pid\"; sleep 1000 & echo $! >> \"$0.pid\"; wait");
+    let env = [("PATH", path_with(&dir))];
+    fetch("docker-credential:fake/u", &env).failed("within 20 s");
+    let pids = fs::read_to_string(dir.path().join("docker-credential-fake.pid")).unwrap();
+    assert_eq!(pids.lines().count(), 2);
+    for pid in pids.lines() {
+        support::until(Duration::from_secs(10), || {
+            // What was killed may wait for somebody to reap it.
+            match fs::read_to_string(format!("/proc/{pid}/stat")) {
+                Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")),
+                Err(_) => true,
+            }
+        });
+    }
+}
+
+#[test]
+fn docker_pass_is_asked_for_one_secret() {
+    // A stand-in: the plugin needs Docker's own packages. It answers as the plugin's source does.
+    let dir = tempfile::tempdir().unwrap();
+    script(
+        &dir.path().join("docker"),
+        r#"[ "$*" = "pass get --reveal app/token" ] || exit 1
+printf 'ID: app/token\nValue: %s\n' "$VALUE""#,
+    );
+    let value = value("2\nand more\n");
+    let env = [("PATH", path_with(&dir)), ("VALUE", value.clone())];
+    assert_eq!(fetch("docker-pass:app/token", &env), Outcome::Value(value.clone()));
+    fetch("docker-pass:app/other", &env).failed("`docker pass` failed with exit code 1");
+    script(&dir.path().join("docker"), "echo $VALUE");
+    let said = fetch("docker-pass:app/token", &env).failed("does not answer as is known");
+    assert!(!said.contains("hunter"), "{said}");
+}
+
+#[test]
+fn debians_helper_for_pass() {
+    let dir = tempfile::Builder::new().prefix("p").tempdir_in("/tmp").unwrap();
+    let home = dir.path().to_str().unwrap().to_owned();
+    let env = [
+        ("GNUPGHOME", format!("{home}/gpg")),
+        ("PASSWORD_STORE_DIR", format!("{home}/store")),
+        ("HOME", home.clone()),
+        ("VALUE", value("2")),
+        ("FETCH", fetcher()),
+    ];
+    let done = Command::new("bash")
+        .args([
+            "-euc",
+            r#"mkdir -m 700 "$GNUPGHOME"
+trap 'gpgconf --kill all' EXIT
+gpg --batch --quiet --pinentry-mode loopback --passphrase '' --quick-gen-key nobody@x.example >&2
+pass init nobody@x.example >&2
+printf '{"ServerURL":"https://x.example","Username":"me","Secret":"%s"}' "$VALUE" |
+    docker-credential-pass store
+"$FETCH" docker-credential:pass/https://x.example
+"$FETCH" docker-credential:pass/https://y.example || true"#,
+        ])
+        .envs(env)
+        .output()
+        .unwrap();
+    let (out, error) =
+        (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(out.starts_with(&format!("{}\n", value("2"))), "{out}{error}");
+    // This helper says nothing where it has nothing.
+    assert!(
+        out.contains("the secret of `docker-credential:pass/https://y.example` is empty"),
+        "{out}"
+    );
+}
+
+#[test]
+fn the_desktops_keyring() {
+    let dir = tempfile::tempdir().unwrap();
+    let done = Command::new("dbus-run-session")
+        .args([
+            "--",
+            "bash",
+            "-euc",
+            r#"eval "$(printf pw | gnome-keyring-daemon --unlock --components=secrets 2>/dev/null)"
+printf '%s' "$VALUE" | secret-tool store --label=test service "https://x.example/a" username me
+"$FETCH" keyring:https://x.example/a/me
+"$FETCH" keyring:https://x.example/a/you || true
+"$FETCH" docker-credential:secretservice/https://z.example || true"#,
+        ])
+        .env("HOME", dir.path())
+        .env("XDG_RUNTIME_DIR", dir.path())
+        .env("XDG_DATA_HOME", dir.path())
+        .env("VALUE", value("2\nand more"))
+        .env("FETCH", fetcher())
+        .output()
+        .unwrap();
+    let (out, error) =
+        (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(out.starts_with(&format!("{}\n", value("2\nand more"))), "{out}{error}");
+    assert!(out.contains("has no such item"), "{out}{error}");
+    assert!(out.contains("has no credentials for this server"), "{out}{error}");
+}
+
+#[test]
+fn a_keyring_that_does_not_run_says_so() {
+    let env = [("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent".to_owned())];
+    fetch("keyring:a/b", &env).failed("does not run in this session");
+}
+
+#[test]
+fn keys_that_the_kernel_keeps() {
+    let done = Command::new("keyctl")
+        .args([
+            "session",
+            "-",
+            "bash",
+            "-euc",
+            r#"printf '%s' "$VALUE" | keyctl padd user portcullis:test @s >&2
+"$FETCH" keyctl:portcullis:test
+"$FETCH" keyctl:portcullis:other || true
+keyctl revoke "$(keyctl search @s user portcullis:test)" >&2
+"$FETCH" keyctl:portcullis:test || true"#,
+        ])
+        .env("VALUE", value("2"))
+        .env("FETCH", fetcher())
+        .output()
+        .unwrap();
+    let (out, error) =
+        (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(out.starts_with(&format!("{}\n", value("2"))), "{out}{error}");
+    assert!(out.contains("has no such key"), "{out}{error}");
+    assert!(out.contains("was revoked"), "{out}{error}");
+}
