@@ -298,6 +298,7 @@ impl Server {
         let handed = handed.map_err(|failure| failure.what)?;
         let all = self.all();
         let all = join_all(all.iter().map(|instance| instance.rehand(&handed, review))).await;
+        self.shared.renew_spares().await;
         let files = all.into_iter().collect::<Result<Vec<_>, _>>()?;
         let later = handed.0.iter().filter(|secret| secret.by != By::File);
         Ok(Rehanded {

@@ -215,6 +215,19 @@ impl Instance {
         }
     }
 
+    /// Ends the spares that hold secrets as they were before; others take their places.
+    pub(super) async fn renew_spares(self: &Arc<Self>) {
+        let common = &self.common;
+        {
+            // One that is being started may have been handed the old ones.
+            let _turn = common.spares.filling.lock().await;
+            for spare in common.spares.remove(|_| true) {
+                spare.end(common, "its secrets were read anew").await;
+            }
+        }
+        self.look_after_spares().await;
+    }
+
     /// Ends all spares, for good.
     pub(super) async fn close_spares(&self, why: &str) {
         let spares = &self.common.spares;
