@@ -178,7 +178,8 @@ impl Instance {
         let (name, settings) = (&self.common.name, &self.common.settings);
         let launcher = &self.common.launcher;
         if let Some(url) = &settings.url {
-            let handed = launcher.hand(name, settings).await.map_err(|failure| refused(&failure))?;
+            let handed =
+                launcher.hand(name, settings).await.map_err(|failure| refused(&failure))?;
             let headers = &handed.by(By::Header);
             let found = self.common.sse.load(Ordering::Relaxed);
             let sse = match settings.transport {
