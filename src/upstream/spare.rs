@@ -216,7 +216,7 @@ impl Instance {
     }
 
     /// Ends the spares that hold secrets as they were before; others take their places.
-    pub(super) async fn renew_spares(self: &Arc<Self>) {
+    pub(super) async fn renew_spares(&self) {
         let common = &self.common;
         {
             // One that is being started may have been handed the old ones.
