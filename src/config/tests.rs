@@ -277,9 +277,9 @@ secrets = { A = { from = "HIDDEN" } }
 "#;
     insta::assert_snapshot!(findings(text), @r#"
     4:17 [config-bad-value] expected a table, found a string
-        = Where a secret comes from.
+        = Where a secret of a server comes from, and how the server gets it.
     4:49 [config-bad-value] expected a string, found an integer
-        = `env:NAME`: a variable of the proxy's own environment. `file:PATH`: the content of a file, without the line break at its end.
+        = A reference, as for every secret.
     7:26 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/secrets.md lists, never the value
     "#);
 }

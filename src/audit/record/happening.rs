@@ -76,7 +76,7 @@ pub enum Happening {
         /// The interceptor's name.
         plugin: String,
         /// The decision on that message.
-        #[schemars(with = "String")]
+        #[schemars(with = "String", extend("format" = "uuid"))]
         call: DecisionId,
         /// Method, host and what came of it.
         requests: Vec<String>,
