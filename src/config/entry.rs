@@ -29,7 +29,7 @@ pub enum Use {
     RateLimit(rate_limit::Config),
     Schema(schema::Config),
     Secrets(secrets::Config),
-    Plugin(plugin::Config),
+    Plugin(Box<plugin::Config>),
 }
 
 impl Use {
@@ -75,7 +75,7 @@ impl InterceptorEntry {
             Some("rate-limit") => Use::RateLimit(typed(own)?),
             Some("schema") => Use::Schema(typed(own)?),
             Some("secrets") => Use::Secrets(typed(own)?),
-            Some("plugin") => Use::Plugin(typed(own)?),
+            Some("plugin") => Use::Plugin(Box::new(typed(own)?)),
             _ => {
                 return Err(Misfit {
                     pointer: "/use".into(),

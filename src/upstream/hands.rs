@@ -40,7 +40,7 @@ pub struct NotHanded {
     /// Where it was to come from, where that is a reference.
     pub source: Option<Source>,
     /// In words.
-    pub failure: LaunchFailure,
+    pub failure: Box<LaunchFailure>,
 }
 
 impl Handed {
@@ -100,10 +100,10 @@ fn not_handed(name: &str, source: Option<Source>, what: &Unresolved) -> NotHande
     NotHanded {
         secret: name.to_owned(),
         source,
-        failure: LaunchFailure {
+        failure: Box::new(LaunchFailure {
             what: format!("secret `{name}`: {what}"),
             remedy: Some("set it, or name another source in the config".into()),
-        },
+        }),
     }
 }
 
@@ -159,7 +159,7 @@ impl Hands {
                 if !matches!(now.get(server), Some(Ok(_))) {
                     now.insert(server.clone(), Err(not.failure.what.clone()));
                 }
-                return Err(not.failure);
+                return Err(*not.failure);
             }
         };
         let unlearned = |why: String| LaunchFailure {

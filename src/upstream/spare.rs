@@ -76,13 +76,13 @@ impl Spares {
     }
 
     /// Has one wait; gives it back where none may any more.
-    fn add(&self, spare: Spare) -> Result<(), Spare> {
+    fn add(&self, spare: Spare) -> Option<Spare> {
         let mut ready = self.ready.lock();
         if self.closing.is_cancelled() {
-            return Err(spare);
+            return Some(spare);
         }
         ready.waiting.push_back(spare);
-        Ok(())
+        None
     }
 
     fn first(&self) -> Option<Spare> {
@@ -163,7 +163,7 @@ impl Instance {
             match begun {
                 Ok(begun) => {
                     let spare = Spare { launch, begun, since: Instant::now() };
-                    if let Err(late) = common.spares.add(spare) {
+                    if let Some(late) = common.spares.add(spare) {
                         return late.end(common, "the proxy stops").await;
                     }
                 }

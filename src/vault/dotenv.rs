@@ -45,7 +45,7 @@ pub(crate) fn find(text: &str, name: &str) -> Result<Zeroizing<String>, Why> {
         if found.is_some() {
             return Err(bad("this variable stands here a second time: keep one"));
         }
-        found = Some(read(&value).map_err(|what| bad(what))?);
+        found = Some(read(&value).map_err(bad)?);
     }
     found.ok_or_else(|| Why::new("it has no such variable"))
 }

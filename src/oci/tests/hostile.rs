@@ -103,7 +103,10 @@ fn endless(chunk: Bytes, pause: Duration) -> Response {
 }
 
 async fn refused(server: &Server, client: &Client, digest: Digest) -> Error {
-    client.pull(&server.reference(digest), |one| one.media_type == "text/plain").await.unwrap_err()
+    client
+        .pull(&server.reference(digest), |one| one.media_type == "text/plain")
+        .await
+        .expect_err("taken")
 }
 
 #[tokio::test]
@@ -287,11 +290,13 @@ async fn a_login_goes_to_the_token_service_and_never_in_the_clear() {
     client.manifest(&pinned).await.expect("had");
     // With a token that it has, it does not ask for one again.
     client.manifest(&pinned).await.expect("had");
-    let asked = service.asked.lock().unwrap();
-    assert_eq!(asked.len(), 1);
-    let (path, headers) = &asked[0];
-    assert_eq!(path, "/token?scope=repository%3Aacme%2Fwords%3Apull&service=here");
-    assert!(headers.contains_key(header::AUTHORIZATION));
+    {
+        let asked = service.asked.lock().expect("whole");
+        assert_eq!(asked.len(), 1);
+        let (path, headers) = &asked[0];
+        assert_eq!(path, "/token?scope=repository%3Aacme%2Fwords%3Apull&service=here");
+        assert!(headers.contains_key(header::AUTHORIZATION));
+    }
 
     let server = Server::start(|_, _| {
         challenge("Bearer realm=\"http://example.invalid/token\",service=\"here\"")

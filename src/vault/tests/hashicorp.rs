@@ -2,6 +2,8 @@
 //! HTTP API over TLS, as the API's documentation has it: the preflight by which versions of the
 //! key-value engine are told apart, both versions of it, AppRole, and tokens that are given back.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 mod support;
 
 use std::{

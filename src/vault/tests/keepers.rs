@@ -1,5 +1,7 @@
 //! Keepers of secrets as they are: Debian's, and stand-ins where there is no program to be had.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 mod support;
 
 use std::{fs, process::Command, time::Duration};
