@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     path::Path,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -13,8 +14,10 @@ use portcullis::{
     egress::{Attempt, Gate, Outcome, Verdict},
     upstream::process::{LaunchSpec, Process},
 };
+use rmcp::{ServiceExt, model::CallToolRequestParams};
+use serde_json::Value;
 
-use crate::support::{Ran, bash, engine, finish, report, spec, strings, wait_until_gone};
+use crate::support::{Ran, bash, engine, finish, probe, spec, strings, wait_until_gone};
 
 /// Lets through all that is listed, and keeps what it is told.
 #[derive(Default)]
@@ -154,13 +157,24 @@ async fn curl_needs_nothing_but_its_list() {
     }
 }
 
+/// The probe's report, as a server that lives until it is asked.
+async fn asked(engine: &Engine, mut spec: LaunchSpec) -> Value {
+    spec.image = Some(engine.pack(probe()).await.unwrap());
+    let process = engine.launch(&spec).await.unwrap();
+    let client = ().serve((process.stdout, process.stdin)).await.unwrap();
+    let result = client.call_tool(CallToolRequestParams::new("probe")).await.unwrap();
+    client.cancel().await.unwrap();
+    process.handle.stop(Duration::from_secs(5)).await;
+    serde_json::to_value(result).unwrap()["structuredContent"].clone()
+}
+
 #[tokio::test]
 async fn the_profile_tells_of_it_and_is_otherwise_the_same() {
     let engine = engine().await;
     let mut listed = spec("", &[]);
     listed.egress = vec!["api.example.com:443".parse().unwrap()];
-    let with = report(&engine, listed.clone()).await;
-    let without = report(&engine, spec("", &[])).await;
+    let with = asked(&engine, listed.clone()).await;
+    let without = asked(&engine, spec("", &[])).await;
     for field in ["capabilities", "seccomp", "calls", "sockets", "interfaces", "writes"] {
         assert_eq!(with[field], without[field], "{field}");
     }

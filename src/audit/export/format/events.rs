@@ -66,7 +66,7 @@ const EVENTS: &[(&str, Meaning)] = &[
     ("policy-rejected", failure(High, Entity, UPDATE)),
     ("plugin-loaded", meaning(Informational, Lifecycle, ENABLE)),
     ("plugin-refused", failure(High, Lifecycle, ENABLE)),
-    ("plugin-sent", meaning(Informational, Network, OTHER)),
+    ("plugin-sent", meaning(Informational, Base, OTHER)),
     ("client-seen", meaning(Informational, Authentication, LOGON)),
     ("session-opened", meaning(Informational, Authentication, OTHER)),
     ("session-ended", meaning(Informational, Authentication, LOGOFF)),
