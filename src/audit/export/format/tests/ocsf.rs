@@ -82,7 +82,10 @@ fn every_event_has_what_its_class_requires() {
         }
         check(&event, "");
     }
-    assert_eq!(classes.into_iter().collect::<Vec<_>>(), [2004, 3002, 3004, 4001, 6002, 6003, 6008]);
+    assert_eq!(
+        classes.into_iter().collect::<Vec<_>>(),
+        [0, 2004, 3002, 3004, 4001, 6002, 6003, 6008]
+    );
 }
 
 #[test]
