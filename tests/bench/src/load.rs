@@ -62,8 +62,19 @@ impl Client {
             "capabilities": {},
             "clientInfo": { "name": "bench", "version": "1" },
         } });
-        let (status, headers, body) = self.send(Method::POST, hello.to_string()).await?;
-        let body: serde_json::Value = serde_json::from_slice(&body).context("the greeting")?;
+        let mut tries = 0;
+        let (status, headers, body) = loop {
+            let (status, headers, body) = self.send(Method::POST, hello.to_string()).await?;
+            let body: serde_json::Value = serde_json::from_slice(&body).context("the greeting")?;
+            // What the same client asked in a measurement before may still be under way.
+            match body["error"]["data"]["retryAfterMs"].as_u64() {
+                Some(wait) if tries < 100 => {
+                    tries += 1;
+                    tokio::time::sleep(std::time::Duration::from_millis(wait)).await;
+                }
+                _ => break (status, headers, body),
+            }
+        };
         let agreed = &body["result"]["protocolVersion"];
         ensure!(status == StatusCode::OK && agreed == REVISION, "not greeted: {status} {body}");
         self.headers.insert("mcp-protocol-version", HeaderValue::from_static(REVISION));
