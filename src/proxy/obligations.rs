@@ -267,5 +267,8 @@ mod tests {
         assert_eq!(heard, 64);
         assert!(hear("0", "hostile") && hear("100", "other") && give("bob", "a"));
         assert_eq!(labels.of(&client("bob")).len(), 66);
+        // Nor are those of all together, in merged lists.
+        let merged = |label: &str| labels.give(&client("eve"), |labels| labels.hear(label, None));
+        assert_eq!((0..100).filter(|n| merged(&n.to_string())).count(), 64);
     }
 }

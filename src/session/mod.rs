@@ -76,10 +76,16 @@ pub struct Session {
 /// make new ones of what it reads, and a server that makes use of that harms itself alone.
 const MOST_LABELS: usize = 64;
 
-/// What a session, or a client without one, was labelled with, and by the words of which server;
-/// none where policies did it.
+/// What a session, or a client without one, was labelled with, and why.
 #[derive(Debug, Clone, Default)]
-pub struct Labels(BTreeMap<String, Option<ServerName>>);
+pub struct Labels(BTreeMap<String, By>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum By {
+    Policy,
+    /// Of one server, or of several at once, as in merged lists.
+    Words(Option<ServerName>),
+}
 
 impl Labels {
     /// All of them.
@@ -94,20 +100,20 @@ impl Labels {
 
     /// Adds one that a policy gives. Those are the operator's, so there are few.
     pub fn give(&mut self, label: &str) {
-        self.0.insert(label.to_owned(), None);
+        self.0.insert(label.to_owned(), By::Policy);
     }
 
     /// Adds one that the words of a server got; false where there are too many of that server's.
     #[must_use]
     pub fn hear(&mut self, label: &str, server: Option<&ServerName>) -> bool {
-        let theirs = |by: &&Option<ServerName>| server.is_some() && by.as_ref() == server;
+        let by = By::Words(server.cloned());
         if self.0.contains_key(label) {
             return true;
         }
-        if self.0.values().filter(theirs).count() >= MOST_LABELS {
+        if self.0.values().filter(|given| **given == by).count() >= MOST_LABELS {
             return false;
         }
-        self.0.insert(label.to_owned(), server.cloned());
+        self.0.insert(label.to_owned(), by);
         true
     }
 }
