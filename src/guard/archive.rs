@@ -1,0 +1,266 @@
+//! An image that is loaded: Portcullis' own form of one, read while it passes.
+//!
+//! An archive can name any number of images and move any tag. Ours has three files in one order: the
+//! configuration, the list of images (one, below a name of ours), and its layer.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming};
+use serde::Deserialize;
+
+use crate::{
+    PACKED,
+    engine::BoxError,
+    refusal::{Code, Refusal},
+    strict,
+};
+
+const BLOCK: usize = 512;
+/// Of the two small files.
+const SMALL: u64 = 256 << 10;
+
+/// A body that breaks off where it is not such an archive.
+pub struct Archive {
+    body: Incoming,
+    reader: Reader,
+}
+
+impl Archive {
+    pub fn new(body: Incoming, most: u64) -> Self {
+        Self { body, reader: Reader::new(most) }
+    }
+}
+
+impl Body for Archive {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        loop {
+            let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(frame))) => frame,
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+                Poll::Ready(None) => {
+                    let end = self.reader.end();
+                    return Poll::Ready(end.err().map(|refusal| Err(refusal.into())));
+                }
+            };
+            // Trailers say nothing here.
+            let Ok(data) = frame.into_data() else { continue };
+            let passed = self.reader.take(&data).map(|()| Frame::data(data));
+            return Poll::Ready(Some(passed.map_err(Into::into)));
+        }
+    }
+}
+
+/// What comes next.
+#[derive(Debug)]
+enum Next {
+    Header,
+    /// Of the file at this position: what is left of it, then of its padding.
+    Content {
+        file: usize,
+        left: u64,
+        padding: u64,
+    },
+    Zeros,
+}
+
+struct Reader {
+    next: Next,
+    /// The header or the small file that is being read.
+    kept: Vec<u8>,
+    files: Vec<String>,
+    /// The layer, by the list.
+    layer: String,
+    left: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct Entry {
+    config: String,
+    repo_tags: Vec<String>,
+    layers: Vec<String>,
+}
+
+fn refuse<T>(why: &str) -> Result<T, Refusal> {
+    Err(Refusal::new(Code::Image, format!("the archive is no image that Portcullis packed: {why}")))
+}
+
+impl Reader {
+    fn new(most: u64) -> Self {
+        Self {
+            next: Next::Header,
+            kept: Vec::new(),
+            files: Vec::new(),
+            layer: String::new(),
+            left: most,
+        }
+    }
+
+    fn take(&mut self, mut bytes: &[u8]) -> Result<(), Refusal> {
+        self.left = match self.left.checked_sub(bytes.len() as u64) {
+            Some(left) => left,
+            None => {
+                return Err(Refusal::new(Code::Limit, "the image is too big (see --image-mib)"));
+            }
+        };
+        while !bytes.is_empty() {
+            match &mut self.next {
+                Next::Header => {
+                    let (now, rest) = bytes.split_at(bytes.len().min(BLOCK - self.kept.len()));
+                    self.kept.extend_from_slice(now);
+                    bytes = rest;
+                    if self.kept.len() == BLOCK {
+                        let header = std::mem::take(&mut self.kept);
+                        self.next = self.header(&header)?;
+                    }
+                }
+                Next::Content { file, left, padding } => {
+                    let part = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                    let (now, rest) = bytes.split_at(part);
+                    if *file < 2 {
+                        self.kept.extend_from_slice(now);
+                    }
+                    *left -= now.len() as u64;
+                    let skip = if *left == 0 {
+                        usize::try_from(*padding).unwrap_or(0).min(rest.len())
+                    } else {
+                        0
+                    };
+                    *padding -= skip as u64;
+                    bytes = rest.get(skip..).unwrap_or_default();
+                    if *left == 0 && *padding == 0 {
+                        let file = *file;
+                        self.next = Next::Header;
+                        self.file(file)?;
+                    }
+                }
+                Next::Zeros => {
+                    if bytes.iter().any(|byte| *byte != 0) {
+                        return refuse("something follows its end");
+                    }
+                    bytes = &[];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, header: &[u8]) -> Result<Next, Refusal> {
+        if header.iter().all(|byte| *byte == 0) {
+            return if self.files.len() == 3 {
+                Ok(Next::Zeros)
+            } else {
+                refuse("a file is missing")
+            };
+        }
+        let field = |from: usize, to: usize| header.get(from..to).unwrap_or_default();
+        // As tar(5) has it. All that gives a name or a size another meaning is refused: long names,
+        // prefixes, links, sparse files, sizes that are no octal number.
+        let octal = |text: &[u8]| {
+            let end = text.iter().position(|b| matches!(b, 0 | b' ')).unwrap_or(text.len());
+            let (digits, rest) = text.split_at(end);
+            let plain = digits.iter().all(|b| matches!(b, b'0'..=b'7'))
+                && rest.iter().all(|b| matches!(b, 0 | b' '));
+            let digits = std::str::from_utf8(digits).ok().filter(|_| plain)?;
+            u64::from_str_radix(digits, 8).ok()
+        };
+        let sum: u64 = header
+            .iter()
+            .enumerate()
+            .map(|(at, byte)| u64::from(if (148..156).contains(&at) { b' ' } else { *byte }))
+            .sum();
+        if octal(field(148, 156)) != Some(sum) {
+            return refuse("a header is broken");
+        }
+        if field(156, 157) != b"0" || field(257, 265) != b"ustar  \0" {
+            return refuse("a file is no plain file");
+        }
+        if field(157, 257).iter().chain(field(345, 512)).any(|byte| *byte != 0) {
+            return refuse("a header says more than a plain file's");
+        }
+        let name = field(0, 100);
+        let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+        let (name, rest) = name.split_at(end);
+        let Some(name) = std::str::from_utf8(name).ok().filter(|_| rest.iter().all(|b| *b == 0))
+        else {
+            return refuse("a file's name is none");
+        };
+        let Some(size) = octal(field(124, 136)) else { return refuse("a file's size is none") };
+        let file = self.files.len();
+        let hex = |text: &str| {
+            text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        };
+        let expected = match file {
+            0 => name.strip_suffix(".json").is_some_and(hex),
+            1 => name == "manifest.json",
+            2 => name == self.layer && name.strip_suffix("/layer.tar").is_some_and(hex),
+            _ => false,
+        };
+        if !expected {
+            return refuse("a file has another name, or another place");
+        }
+        if file < 2 && (size == 0 || size > SMALL) {
+            return refuse("its configuration is empty or too long");
+        }
+        self.files.push(name.to_owned());
+        let padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
+        if size == 0 && padding == 0 {
+            return refuse("its layer is empty");
+        }
+        Ok(Next::Content { file, left: size, padding })
+    }
+
+    /// A file was read whole.
+    fn file(&mut self, file: usize) -> Result<(), Refusal> {
+        let content = std::mem::take(&mut self.kept);
+        if file != 1 {
+            return Ok(());
+        }
+        let images = strict::parse(&content).ok();
+        let images = images.and_then(|value| serde_json::from_value::<Vec<Entry>>(value).ok());
+        let Some([image]) = images.as_deref() else { return refuse("it has not one image") };
+        let tagged = matches!(image.repo_tags.as_slice(), [tag] if is_packed(tag));
+        if !tagged {
+            return refuse("it gives the image another name");
+        }
+        let [layer] = image.layers.as_slice() else { return refuse("it has not one layer") };
+        if Some(&image.config) != self.files.first() {
+            return refuse("its list names other files");
+        }
+        self.layer.clone_from(layer);
+        Ok(())
+    }
+
+    fn end(&self) -> Result<(), Refusal> {
+        match self.next {
+            Next::Zeros => Ok(()),
+            _ => refuse("it breaks off"),
+        }
+    }
+}
+
+fn is_packed(tag: &str) -> bool {
+    let word = |text: &str, more: &[u8]| {
+        !text.is_empty()
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || more.contains(&b))
+    };
+    tag.strip_prefix(PACKED)
+        .and_then(|rest| rest.split_once(':'))
+        .is_some_and(|(name, digest)| word(name, b"-") && word(digest, b""))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,360 @@
+//! Carrying out a call that was read: what is asked of the engine in its stead, and for whom.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{CONNECTION, CONTENT_TYPE, UPGRADE},
+};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, upgrade};
+use serde_json::{Value, json};
+use url::form_urlencoded::Serializer;
+
+use crate::{
+    NAME,
+    archive::Archive,
+    create,
+    engine::{self, Body, Engine},
+    label,
+    lease::Leases,
+    refusal::{Code, Refusal},
+    route::{Act, Asked, Call},
+    rules::{Allow, Rules},
+    tunnel,
+};
+
+/// Of a body that is read here.
+const LONGEST: usize = 4 << 20;
+/// For such a body to arrive.
+const ARRIVAL: Duration = Duration::from_secs(30);
+/// For the head of an answer.
+const ANSWER: Duration = Duration::from_secs(60);
+/// For the engine to take an image in.
+const LOADING: Duration = Duration::from_secs(600);
+/// The longest login at a registry.
+const LOGIN: usize = 8192;
+/// What is told of the engine's machine.
+const INFO: [&str; 16] = [
+    "Architecture",
+    "CgroupDriver",
+    "CgroupVersion",
+    "CpuCfsQuota",
+    "DefaultRuntime",
+    "DockerRootDir",
+    "Driver",
+    "KernelVersion",
+    "MemoryLimit",
+    "OSType",
+    "OperatingSystem",
+    "PidsLimit",
+    "Runtimes",
+    "SecurityOptions",
+    "ServerVersion",
+    "Warnings",
+];
+
+/// What all requests share.
+pub struct Shared {
+    pub rules: Rules,
+    pub engine: Engine,
+    pub leases: Leases,
+}
+
+impl Shared {
+    /// Carries a call out.
+    pub async fn carry_out(
+        self: &Arc<Self>,
+        asked: Asked,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Refusal> {
+        let Asked { base, call } = asked;
+        match call {
+            Call::Version => {
+                nothing(request.into_body()).await?;
+                self.pass(Method::GET, &format!("{base}/version")).await
+            }
+            Call::Info => {
+                nothing(request.into_body()).await?;
+                self.info(&base).await
+            }
+            Call::InspectImage(name) => {
+                nothing(request.into_body()).await?;
+                self.pass(Method::GET, &format!("{base}/images/{name}/json")).await
+            }
+            Call::Pull { image, tag, platform } => {
+                let login = request.headers().get("x-registry-auth").cloned();
+                nothing(request.into_body()).await?;
+                self.pull(&base, &image, tag.as_deref(), platform.as_deref(), login).await
+            }
+            Call::Load => self.load(&base, request.into_body()).await,
+            Call::List => {
+                nothing(request.into_body()).await?;
+                self.list(&base).await
+            }
+            Call::Create { name, platform } => {
+                let body = engine::read(request.into_body(), LONGEST, ARRIVAL).await?;
+                self.create(&base, &name, platform.as_deref(), &body).await
+            }
+            Call::Container { container, act } => {
+                let held = self.leases.find(&container).ok_or_else(|| {
+                    let why = "no container of this guard's has that name";
+                    Refusal::new(Code::Container, why)
+                })?;
+                // Not the lease itself, with its place: a wait can be long.
+                let (id, mounts) = (held.id.clone(), held.mounts.clone());
+                drop(held);
+                self.act(&format!("{base}/containers/{id}"), &id, &mounts, act, request).await
+            }
+        }
+    }
+
+    async fn pass(&self, method: Method, target: &str) -> Result<Response<Body>, Refusal> {
+        let request = engine::request(method, target, engine::empty())?;
+        self.engine.pass(request, Some(ANSWER)).await
+    }
+
+    /// Of the machine, only what Portcullis goes by: the rest has names of proxies and registries,
+    /// with their passwords in the worst case.
+    async fn info(&self, base: &str) -> Result<Response<Body>, Refusal> {
+        let target = format!("{base}/info");
+        let (status, info) = self.engine.ask(Method::GET, &target, Vec::new()).await?;
+        if !status.is_success() {
+            return Err(Refusal::new(Code::Engine, format!("the engine answered {status}")));
+        }
+        let told: serde_json::Map<String, Value> = INFO
+            .iter()
+            .filter_map(|key| Some(((*key).to_owned(), info.get(*key)?.clone())))
+            .collect();
+        Ok(answer(StatusCode::OK, &Value::Object(told)))
+    }
+
+    async fn pull(
+        &self,
+        base: &str,
+        image: &str,
+        tag: Option<&str>,
+        platform: Option<&str>,
+        login: Option<HeaderValue>,
+    ) -> Result<Response<Body>, Refusal> {
+        let refuse = |why: &str| Err(Refusal::new(Code::Image, why));
+        if !self.rules.allows(Allow::Pull) {
+            return refuse("images may not be pulled (see --allow pull)");
+        }
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b);
+        if image.len() > 512 || image.starts_with('-') || !image.bytes().all(plain) {
+            return refuse("that is no name of an image");
+        }
+        let by_content = match tag {
+            Some(tag) => create::is_digest(tag) && !image.contains('@'),
+            None => image.split_once('@').is_some_and(|(_, digest)| create::is_digest(digest)),
+        };
+        if !by_content {
+            return refuse("images are pulled by digest only");
+        }
+        let query = query(&[("fromImage", Some(image)), ("tag", tag), ("platform", platform)]);
+        let target = format!("{base}/images/create?{query}");
+        let mut request = engine::request(Method::POST, &target, engine::empty())?;
+        if let Some(login) = login {
+            if login.len() > LOGIN {
+                return Err(Refusal::new(Code::Limit, "the login is too long"));
+            }
+            request.headers_mut().insert("x-registry-auth", login);
+        }
+        self.engine.pass(request, Some(LOADING)).await
+    }
+
+    async fn load(&self, base: &str, body: Incoming) -> Result<Response<Body>, Refusal> {
+        if !self.rules.allows(Allow::Pack) {
+            let why = "images may not be loaded (see --allow pack)";
+            return Err(Refusal::new(Code::Image, why));
+        }
+        let body = Archive::new(body, self.rules.image).boxed_unsync();
+        let target = format!("{base}/images/load?quiet=true");
+        let mut request = engine::request(Method::POST, &target, body)?;
+        let tar = HeaderValue::from_static("application/x-tar");
+        request.headers_mut().insert(CONTENT_TYPE, tar);
+        self.engine.pass(request, Some(LOADING)).await
+    }
+
+    async fn create(
+        &self,
+        base: &str,
+        name: &str,
+        platform: Option<&str>,
+        body: &[u8],
+    ) -> Result<Response<Body>, Refusal> {
+        let checked = create::check(body, name, &self.rules)?;
+        let target = format!("{base}/images/{}/json", checked.image);
+        let (status, image) = self.engine.ask(Method::GET, &target, Vec::new()).await?;
+        if !status.is_success() {
+            return Ok(answer(status, &image));
+        }
+        // One that is nowhere covered would be a folder of the host's disk, without a bound.
+        let volumes = image.pointer("/Config/Volumes").and_then(Value::as_object);
+        if let Some(volume) =
+            volumes.into_iter().flat_map(|v| v.keys()).find(|v| !checked.places.contains(*v))
+        {
+            let why = format!(
+                "the image's volume {} is neither in memory nor mounted",
+                crate::refusal::shown(volume)
+            );
+            return Err(Refusal::new(Code::Profile, why));
+        }
+        let place = self.leases.place()?;
+        let query = query(&[("name", Some(name)), ("platform", platform)]);
+        let target = format!("{base}/containers/create?{query}");
+        // Carried through even if the client goes: what was created is held, and ends some time.
+        let (engine, leases, body) = (self.engine.clone(), self.leases.clone(), checked.body);
+        let (name, mounts) = (name.to_owned(), checked.mounts);
+        let creating = tokio::spawn(async move {
+            let (status, told) = engine.ask(Method::POST, &target, body).await?;
+            if let Some(id) = told.get("Id").and_then(Value::as_str).filter(|_| status.is_success())
+            {
+                leases.hold(id.to_owned(), name, mounts, place);
+            }
+            Ok((status, told))
+        });
+        let created = creating.await;
+        let (status, told) =
+            created.map_err(|_| Refusal::new(Code::Engine, "the creation was broken off"))??;
+        Ok(answer(status, &told))
+    }
+
+    /// The containers that were created here: labels can be anybody's.
+    async fn list(&self, base: &str) -> Result<Response<Body>, Refusal> {
+        let filters = filters(&self.rules.name);
+        let target = format!("{base}/containers/json?all=true&{filters}");
+        let (status, list) = self.engine.ask(Method::GET, &target, Vec::new()).await?;
+        let Value::Array(mut list) = list else { return Ok(answer(status, &list)) };
+        list.retain(|found| {
+            let id = found.get("Id").and_then(Value::as_str);
+            id.is_some_and(|id| self.leases.find(id).is_some())
+        });
+        Ok(answer(status, &Value::Array(list)))
+    }
+
+    async fn act(
+        self: &Arc<Self>,
+        base: &str,
+        id: &str,
+        mounts: &[(PathBuf, bool)],
+        act: Act,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Body>, Refusal> {
+        if let Act::Attach { stdin, stdout, stderr } = act {
+            let target = format!(
+                "{base}/attach?stream=true&stdin={stdin}&stdout={stdout}&stderr={stderr}&logs=false"
+            );
+            return self.attach(&target, id, &mut request).await;
+        }
+        nothing(request.into_body()).await?;
+        match act {
+            Act::Inspect => self.pass(Method::GET, &format!("{base}/json")).await,
+            Act::Stats => {
+                let target = format!("{base}/stats?stream=false&one-shot=true");
+                self.pass(Method::GET, &target).await
+            }
+            Act::Start => {
+                self.mounts(mounts).await?;
+                self.pass(Method::POST, &format!("{base}/start")).await
+            }
+            Act::Wait { condition } => {
+                let target = format!("{base}/wait?condition={condition}");
+                let request = engine::request(Method::POST, &target, engine::empty())?;
+                self.engine.pass(request, None).await
+            }
+            Act::Kill { signal } => {
+                self.pass(Method::POST, &format!("{base}/kill?signal={signal}")).await
+            }
+            Act::Remove { force, volumes } => {
+                let target = format!("{base}?force={force}&v={volumes}");
+                let answer = self.pass(Method::DELETE, &target).await?;
+                if answer.status().is_success() {
+                    self.leases.drop(id);
+                }
+                Ok(answer)
+            }
+            Act::Attach { .. } => Err(Refusal::new(Code::Call, "attaching comes first")),
+        }
+    }
+
+    /// What was a folder when the container was created may be a link by now.
+    async fn mounts(&self, mounts: &[(PathBuf, bool)]) -> Result<(), Refusal> {
+        mounts.iter().try_for_each(|(path, writable)| create::source(path, *writable, &self.rules))
+    }
+
+    async fn attach(
+        self: &Arc<Self>,
+        target: &str,
+        id: &str,
+        request: &mut Request<Incoming>,
+    ) -> Result<Response<Body>, Refusal> {
+        let asks = |name, word: &str| {
+            let mut values = request.headers().get_all(name).iter();
+            let first = values.next().and_then(|value: &HeaderValue| value.to_str().ok());
+            first.is_some_and(|value| value.eq_ignore_ascii_case(word)) && values.next().is_none()
+        };
+        if !asks(CONNECTION, "upgrade") || !asks(UPGRADE, "tcp") {
+            let why = "attaching takes `Connection: Upgrade` and `Upgrade: tcp`";
+            return Err(Refusal::new(Code::Malformed, why));
+        }
+        let attachment = self.leases.attach(id)?;
+        let streams = match self.engine.upgrade(target).await {
+            Ok(Ok(streams)) => streams,
+            Ok(Err(answer)) => return Ok(answer),
+            Err(refusal) => return Err(refusal),
+        };
+        let upgraded = upgrade::on(request);
+        tokio::spawn(async move {
+            if let Some(client) = upgraded.await.ok().and_then(engine::socket) {
+                tunnel::run(client, streams).await;
+            }
+            drop(attachment);
+        });
+        let mut response = Response::new(engine::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("tcp"));
+        Ok(response)
+    }
+}
+
+/// Containers that may be this guard's, as a parameter of the engine's.
+pub fn filters(name: &str) -> String {
+    let filters = json!({
+        "label": [label::CONTAINER, format!("{}={name}", label::GUARD)],
+        "name": [format!("^/?{NAME}")],
+    });
+    query(&[("filters", Some(&filters.to_string()))])
+}
+
+fn query(parameters: &[(&str, Option<&str>)]) -> String {
+    let mut query = Serializer::new(String::new());
+    for (name, value) in parameters {
+        if let Some(value) = value {
+            query.append_pair(name, value);
+        }
+    }
+    query.finish()
+}
+
+/// A request that says all in its line has no body.
+async fn nothing(body: Incoming) -> Result<(), Refusal> {
+    match engine::read(body, 0, ARRIVAL).await {
+        Ok(_) => Ok(()),
+        Err(refusal) if refusal.why.starts_with("the body is longer") => {
+            Err(Refusal::new(Code::Malformed, "Portcullis never sends a body here"))
+        }
+        Err(refusal) => Err(refusal),
+    }
+}
+
+fn answer(status: StatusCode, value: &Value) -> Response<Body> {
+    let mut response = Response::new(engine::whole(value.to_string().into_bytes()));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}

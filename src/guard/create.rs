@@ -1,0 +1,532 @@
+//! The body of a create request: everything that a container of Portcullis' has, and nothing that
+//! it has not. It is checked, and written anew from what was checked.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::{Component, Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    NAME, label,
+    refusal::{Code, Refusal, shown},
+    route,
+    rules::{Allow, Rules},
+    strict,
+};
+
+/// The keys that are known. The engine takes them in any case of letters; here they have one, and
+/// an unknown key is refused.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct Body {
+    image: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cmd: Option<Vec<String>>,
+    /// Of the program that holds the image's own until its way out is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entrypoint: Option<Vec<String>>,
+    #[serde(default)]
+    env: Vec<String>,
+    user: String,
+    #[serde(default)]
+    attach_stdin: bool,
+    #[serde(default)]
+    attach_stdout: bool,
+    #[serde(default)]
+    attach_stderr: bool,
+    #[serde(default)]
+    open_stdin: bool,
+    #[serde(default)]
+    stdin_once: bool,
+    #[serde(default)]
+    tty: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_signal: Option<String>,
+    labels: BTreeMap<String, String>,
+    healthcheck: Health,
+    host_config: Host,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct Health {
+    test: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interval: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retries: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start_period: Option<i64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct Host {
+    #[serde(default)]
+    privileged: bool,
+    cap_drop: Vec<String>,
+    #[serde(default)]
+    cap_add: Vec<String>,
+    security_opt: Vec<String>,
+    #[serde(default)]
+    readonly_rootfs: bool,
+    #[serde(default)]
+    tmpfs: BTreeMap<String, String>,
+    memory: u64,
+    memory_swap: u64,
+    nano_cpus: u64,
+    pids_limit: u64,
+    #[serde(default)]
+    ulimits: Vec<Limit>,
+    #[serde(default)]
+    oom_kill_disable: bool,
+    network_mode: String,
+    #[serde(default)]
+    extra_hosts: Vec<String>,
+    ipc_mode: String,
+    cgroupns_mode: String,
+    #[serde(default)]
+    init: bool,
+    restart_policy: Restart,
+    auto_remove: bool,
+    log_config: Log,
+    #[serde(default)]
+    publish_all_ports: bool,
+    #[serde(default)]
+    mounts: Vec<Mount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runtime: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct Limit {
+    name: String,
+    soft: i64,
+    hard: i64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct Restart {
+    name: String,
+    #[serde(default)]
+    maximum_retry_count: i64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct Log {
+    r#type: String,
+    #[serde(default)]
+    config: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct Mount {
+    r#type: String,
+    source: PathBuf,
+    target: PathBuf,
+    #[serde(default)]
+    read_only: bool,
+    bind_options: Bind,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct Bind {
+    propagation: String,
+    #[serde(default)]
+    non_recursive: bool,
+}
+
+/// A create request that may be made.
+#[derive(Debug)]
+pub struct Checked {
+    /// What the engine is told.
+    pub body: Vec<u8>,
+    pub image: String,
+    /// The folders of the host that it has, with whether it may write.
+    pub mounts: Vec<(PathBuf, bool)>,
+    /// The places inside that are memory or a folder of the host: an image's volumes must be there.
+    pub places: BTreeSet<String>,
+}
+
+/// Reads and checks a body.
+///
+/// # Errors
+/// With what is wrong first. No value of the environment or the command is in the words.
+pub fn check(body: &[u8], name: &str, rules: &Rules) -> Result<Checked, Refusal> {
+    // What the parser says of a wrong value may hold the value.
+    let malformed = |_| Refusal::new(Code::Malformed, "the body is not JSON, or has a key twice");
+    let value = strict::parse(body).map_err(malformed)?;
+    if let Some(unknown) = unknown(&value) {
+        let why = format!("Portcullis never sets `{}`", shown(&unknown));
+        return Err(Refusal::new(Code::Profile, why));
+    }
+    let mut body: Body = serde_json::from_value(value).map_err(|error| {
+        Refusal::new(Code::Profile, format!("the body is no container's: {}", kind(&error)))
+    })?;
+    whole(&body)?;
+    image(&body.image)?;
+    labels(&body.labels, name)?;
+    user(&body.user, rules)?;
+    streams(&body)?;
+    health(&body.healthcheck)?;
+    host(&mut body.host_config, rules)?;
+    let mounts = mounts(&body.host_config.mounts, rules)?;
+    let targets = body.host_config.mounts.iter().map(|m| m.target.to_string_lossy().into_owned());
+    let places = targets.chain(body.host_config.tmpfs.keys().cloned()).collect();
+    body.labels.insert(label::GUARD.to_owned(), rules.name.clone());
+    body.labels.insert(label::CONTAINER.to_owned(), name.to_owned());
+    let checked = Checked {
+        body: serde_json::to_vec(&body).map_err(malformed)?,
+        mounts,
+        places,
+        image: body.image,
+    };
+    Ok(checked)
+}
+
+/// The first key of the upper levels that is not known, for the words of a refusal.
+fn unknown(value: &Value) -> Option<String> {
+    const BODY: &str = "Image Cmd Entrypoint Env User AttachStdin AttachStdout AttachStderr OpenStdin StdinOnce \
+        Tty StopSignal Labels Healthcheck HostConfig";
+    const HOST: &str = "Privileged CapDrop CapAdd SecurityOpt ReadonlyRootfs Tmpfs Memory MemorySwap \
+        NanoCpus PidsLimit Ulimits OomKillDisable NetworkMode ExtraHosts IpcMode CgroupnsMode Init \
+        RestartPolicy AutoRemove LogConfig PublishAllPorts Mounts Runtime";
+    let stranger = |value: Option<&Value>, known: &str| {
+        let known: BTreeSet<&str> = known.split_ascii_whitespace().collect();
+        let keys = value?.as_object()?.keys();
+        keys.into_iter().find(|key| !known.contains(key.as_str())).cloned()
+    };
+    stranger(Some(value), BODY)
+        .or_else(|| stranger(value.get("HostConfig"), HOST).map(|key| format!("HostConfig.{key}")))
+}
+
+/// What is wrong, without a value that the parser may quote.
+fn kind(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let quoted = ["missing field", "unknown field"].iter().any(|known| text.starts_with(known));
+    if quoted { shown(&text) } else { "a value is of the wrong kind".to_owned() }
+}
+
+fn refuse<T>(why: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::new(Code::Profile, why))
+}
+
+fn no_nul(texts: &[String]) -> bool {
+    texts.iter().all(|text| !text.contains('\0'))
+}
+
+fn whole(body: &Body) -> Result<(), Refusal> {
+    let words = [&body.cmd, &body.entrypoint];
+    if !no_nul(&body.env) || !words.into_iter().flatten().all(|words| no_nul(words)) {
+        return refuse("an argument or a variable holds a NUL");
+    }
+    if body.env.iter().any(|pair| pair.find('=').is_none_or(|at| at == 0)) {
+        return refuse("a variable of the environment is not NAME=VALUE");
+    }
+    Ok(())
+}
+
+pub(crate) fn is_digest(text: &str) -> bool {
+    text.strip_prefix("sha256:").is_some_and(|hex| {
+        hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+fn image(image: &str) -> Result<(), Refusal> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b);
+    // It becomes a part of a path, in which it must stay what it is.
+    if image.len() > 512 || !image.bytes().all(plain) || !route::is_whole(image.split('/')) {
+        return Err(Refusal::new(Code::Image, "the image has no name of an image"));
+    }
+    let by_content =
+        is_digest(image) || image.split_once('@').is_some_and(|(_, digest)| is_digest(digest));
+    if !by_content {
+        let why = format!("the image `{image}` is not named by its digest");
+        return Err(Refusal::new(Code::Image, why));
+    }
+    Ok(())
+}
+
+fn labels(labels: &BTreeMap<String, String>, name: &str) -> Result<(), Refusal> {
+    const OURS: [&str; 4] = [label::OWNER, label::INSTANCE, label::SERVER, label::PROFILE];
+    for wanted in OURS {
+        if labels.get(wanted).is_none_or(|value| value.is_empty() || value.len() > 512) {
+            return refuse(format!("the label `{wanted}` is missing, empty or too long"));
+        }
+    }
+    // Without a guard it is empty, so that an image's does not count. The guard's own replaces it.
+    let other = |(key, value): &(&String, &String)| match key.as_str() {
+        label::GUARD => !value.is_empty(),
+        key => !OURS.contains(&key),
+    };
+    if let Some((other, _)) = labels.iter().find(other) {
+        return refuse(format!("the label `{}` is none of Portcullis'", shown(other)));
+    }
+    let server = labels.get(label::SERVER).map_or("", String::as_str);
+    let rest = name.strip_prefix(NAME).and_then(|rest| rest.strip_prefix(server));
+    if rest.is_none_or(|rest| !rest.starts_with('-')) {
+        return refuse("the container's name is not its server's");
+    }
+    Ok(())
+}
+
+fn user(user: &str, rules: &Rules) -> Result<(), Refusal> {
+    let id = |id: &str| {
+        let digits = !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit());
+        id.parse::<u32>().ok().filter(|_| digits)
+    };
+    match user.split_once(':').map(|(uid, gid)| (id(uid), id(gid))) {
+        Some((Some(0), Some(_)) | (Some(_), Some(0))) if !rules.allows(Allow::Root) => {
+            refuse("it would run as root inside (see --allow root)")
+        }
+        Some((Some(_), Some(_))) => Ok(()),
+        _ => refuse("`User` is not UID:GID"),
+    }
+}
+
+fn streams(body: &Body) -> Result<(), Refusal> {
+    if body.tty {
+        return refuse("`Tty` is set");
+    }
+    // Without them the server's input would stay open when its proxy has gone.
+    if !body.open_stdin || !body.stdin_once {
+        return refuse("`OpenStdin` or `StdinOnce` is not set");
+    }
+    match body.stop_signal.as_deref() {
+        None | Some("SIGTERM") => Ok(()),
+        Some(_) => refuse("`StopSignal` is not SIGTERM"),
+    }
+}
+
+fn health(health: &Health) -> Result<(), Refusal> {
+    let test: Vec<&str> = health.test.iter().map(String::as_str).collect();
+    match test.as_slice() {
+        ["NONE"] | ["CMD", "/sbin/docker-init", "--version"] => Ok(()),
+        _ => refuse("`Healthcheck` is another program than Portcullis'"),
+    }
+}
+
+fn host(host: &mut Host, rules: &Rules) -> Result<(), Refusal> {
+    let flags = [
+        (host.privileged, "`Privileged` is set"),
+        (host.oom_kill_disable, "`OomKillDisable` is set"),
+        (host.publish_all_ports, "`PublishAllPorts` is set"),
+        (!host.auto_remove, "`AutoRemove` is not set"),
+        (host.cap_drop != ["ALL"], "`CapDrop` is not ALL"),
+        (host.ipc_mode != "private", "`IpcMode` is not private"),
+        (host.cgroupns_mode != "private", "`CgroupnsMode` is not private"),
+        (
+            host.restart_policy.name != "no" || host.restart_policy.maximum_retry_count != 0,
+            "`RestartPolicy` is not no",
+        ),
+        (
+            host.log_config.r#type != "none" || !host.log_config.config.is_empty(),
+            "`LogConfig` is not none",
+        ),
+        (
+            !host.readonly_rootfs && !rules.allows(Allow::WritableRoot),
+            "the root is writable (see --allow writable-root)",
+        ),
+    ];
+    if let Some((_, why)) = flags.iter().find(|(wrong, _)| *wrong) {
+        return refuse(*why);
+    }
+    for capability in &host.cap_add {
+        if !rules.capabilities.contains(capability) {
+            let capability = shown(capability);
+            return refuse(format!("the capability `{capability}` is added (see --cap-add)"));
+        }
+    }
+    security(host, rules)?;
+    tmpfs(&host.tmpfs, rules)?;
+    for (what, value, most) in [
+        ("Memory", host.memory, rules.memory),
+        ("NanoCpus", host.nano_cpus, rules.nano_cpus),
+        ("PidsLimit", host.pids_limit, rules.pids),
+    ] {
+        if value == 0 || value > most {
+            return refuse(format!("`{what}` is {value}; 1 to {most} is allowed"));
+        }
+    }
+    if host.memory_swap != host.memory {
+        return refuse("`MemorySwap` is not `Memory`: it would have swap beside it");
+    }
+    for limit in &host.ulimits {
+        let most = match limit.name.as_str() {
+            "core" => 0,
+            "nofile" => 65536,
+            _ => -1,
+        };
+        if !(0..=most).contains(&limit.soft) || !(0..=most).contains(&limit.hard) {
+            return refuse(format!("the limit `{}` is not one of Portcullis'", shown(&limit.name)));
+        }
+    }
+    match host.network_mode.as_str() {
+        "none" => {}
+        "bridge" if rules.allows(Allow::Network) => {}
+        "bridge" => return refuse("it has a network (see --allow network)"),
+        _ => return refuse("`NetworkMode` is neither none nor bridge"),
+    }
+    for entry in &host.extra_hosts {
+        // Of the range in which Portcullis puts its own sockets inside.
+        let address = entry.rsplit_once(':').and_then(|(_, a)| a.parse::<Ipv4Addr>().ok());
+        if !address.is_some_and(|address| address.octets().starts_with(&rules.stand_ins)) {
+            return refuse("an entry of `ExtraHosts` leads elsewhere than to Portcullis");
+        }
+    }
+    match &host.runtime {
+        Some(runtime) if !runtime.is_empty() && !rules.runtimes.contains(runtime) => {
+            refuse(format!("the runtime `{}` is not allowed (see --runtime)", shown(runtime)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn security(host: &mut Host, rules: &Rules) -> Result<(), Refusal> {
+    let (mut privileges, mut seccomp) = (false, false);
+    for option in &mut host.security_opt {
+        match option.split_once([':', '=']) {
+            Some(("no-new-privileges", "true")) => privileges = true,
+            Some(("apparmor", "docker-default")) => {}
+            Some(("seccomp", profile)) => {
+                if strict::parse(profile.as_bytes()).ok().as_ref() != Some(&rules.seccomp) {
+                    return refuse(
+                        "its seccomp profile is not this guard's: the guard and the proxy must be of \
+                         the same version",
+                    );
+                }
+                *option = format!("seccomp={}", rules.seccomp);
+                seccomp = true;
+            }
+            _ => return refuse("`SecurityOpt` has what Portcullis never sets"),
+        }
+    }
+    if !privileges || !seccomp {
+        return refuse("`SecurityOpt` has no seccomp profile, or not `no-new-privileges`");
+    }
+    Ok(())
+}
+
+fn tmpfs(places: &BTreeMap<String, String>, rules: &Rules) -> Result<(), Refusal> {
+    const MOST_MIB: u64 = 1024;
+    for (place, options) in places {
+        if !is_plain(Path::new(place)) || is_engines(Path::new(place)) {
+            return refuse(format!("`Tmpfs` is at {}", shown(place)));
+        }
+        let (mut nosuid, mut nodev, mut noexec, mut size) = (false, false, false, false);
+        let mut seen = BTreeSet::new();
+        for option in options.split(',') {
+            // The engine goes by the last of two, and `exec` undoes `noexec`: one flag stands once.
+            let key = option.split_once('=').map_or(option, |(key, _)| key);
+            if !seen.insert(key.strip_prefix("no").unwrap_or(key)) {
+                return refuse("`Tmpfs` has an option twice, or with its opposite");
+            }
+            match option {
+                "rw" | "mode=1777" => {}
+                "exec" if rules.allows(Allow::ExecTmp) => {}
+                "exec" => return refuse("`Tmpfs` may be executed from (see --allow exec-tmp)"),
+                "nosuid" => nosuid = true,
+                "nodev" => nodev = true,
+                "noexec" => noexec = true,
+                _ => match option.strip_prefix("size=").and_then(|mib| mib.strip_suffix('m')) {
+                    Some(mib) if mib.bytes().all(|b| b.is_ascii_digit()) => {
+                        size = mib.parse::<u64>().is_ok_and(|mib| (1..=MOST_MIB).contains(&mib));
+                    }
+                    _ => return refuse("`Tmpfs` has an option that Portcullis never sets"),
+                },
+            }
+        }
+        if !nosuid || !nodev || !size {
+            return refuse(format!("`Tmpfs` lacks nosuid, nodev, or a size up to {MOST_MIB} MiB"));
+        }
+        if !noexec && !rules.allows(Allow::ExecTmp) {
+            return refuse("`Tmpfs` may be executed from (see --allow exec-tmp)");
+        }
+    }
+    Ok(())
+}
+
+fn is_plain(path: &Path) -> bool {
+    path.is_absolute()
+        && path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)))
+        // A trailing slash, and two in a row, are lost in components.
+        && path.components().collect::<PathBuf>().as_os_str() == path.as_os_str()
+        && path.components().count() > 1
+}
+
+/// Places inside that are the engine's, or the loader's of its init.
+fn is_engines(path: &Path) -> bool {
+    ["/dev", "/proc", "/sys", "/sbin"].iter().any(|taken| path.starts_with(taken))
+}
+
+fn mounts(mounts: &[Mount], rules: &Rules) -> Result<Vec<(PathBuf, bool)>, Refusal> {
+    let mut checked = Vec::with_capacity(mounts.len());
+    for mount in mounts {
+        let refuse = |why: &str| {
+            let place = shown(&mount.source.to_string_lossy());
+            Err(Refusal::new(Code::Mount, format!("{place} may not be mounted: {why}")))
+        };
+        if mount.r#type != "bind" {
+            return refuse("it is no folder or file of the host");
+        }
+        if mount.bind_options.propagation != "rprivate" || !mount.bind_options.non_recursive {
+            return refuse("what is mounted below it would be, too");
+        }
+        if !is_plain(&mount.target) || is_engines(&mount.target) {
+            return refuse("its place inside is the engine's, or no plain path");
+        }
+        source(&mount.source, !mount.read_only, rules)?;
+        checked.push((mount.source.clone(), !mount.read_only));
+    }
+    Ok(checked)
+}
+
+/// Whether a folder of the host may be mounted. Asked again when the container starts: what was a
+/// folder then may be a link now.
+pub fn source(path: &Path, writable: bool, rules: &Rules) -> Result<(), Refusal> {
+    let refuse = |why: &str| {
+        let place = shown(&path.to_string_lossy());
+        Err(Refusal::new(Code::Mount, format!("{place} may not be mounted: {why}")))
+    };
+    if !is_plain(path) {
+        return refuse("it is no plain absolute path");
+    }
+    let Some(rule) = rules.mounts.iter().filter(|rule| path.starts_with(&rule.path)).max_by_key(
+        // The narrowest says whether it may be written to.
+        |rule| rule.path.components().count(),
+    ) else {
+        return refuse("it is below no folder of --mount");
+    };
+    if writable && !rule.writable {
+        return refuse("it may only be read (see --mount PATH:rw)");
+    }
+    // Who may write above a folder may write to it.
+    if writable && rules.mounts.iter().any(|rule| !rule.writable && rule.path.starts_with(path)) {
+        return refuse("it, or a folder in it, may only be read (see --mount)");
+    }
+    // The engine follows links, so there must be none. The rule's own folder is the operator's word.
+    if path == rule.path {
+        return Ok(());
+    }
+    match std::fs::canonicalize(path) {
+        Ok(real) if real == path => Ok(()),
+        Ok(_) => refuse("there is a link on the way to it"),
+        Err(_) => refuse(
+            "the guard cannot see it: give the guard the folder of --mount at the same path, read-only",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

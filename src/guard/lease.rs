@@ -1,0 +1,273 @@
+//! Containers that were created through the guard, and how long each may be there: as long as
+//! somebody is attached to it. One is held until it is gone, whatever its removal takes.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http::Method;
+use parking_lot::Mutex;
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    engine::Engine,
+    refusal::{Code, Refusal},
+};
+
+/// From its creation until somebody is attached.
+const UNATTACHED: Duration = Duration::from_secs(60);
+/// For the proxy to remove it by itself.
+const GRACE: Duration = Duration::from_secs(20);
+/// Between the first removal that failed and the second; then twice as long each time.
+const PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// For all to be removed at the guard's end: less than an init waits before it kills.
+const ENDING: Duration = Duration::from_secs(8);
+
+/// All containers of this guard's that may be there.
+#[derive(Clone)]
+pub struct Leases {
+    engine: Engine,
+    held: Arc<Mutex<HashMap<String, Arc<Lease>>>>,
+    free: Arc<Semaphore>,
+    most: u32,
+    ending: Arc<AtomicBool>,
+}
+
+/// One container.
+pub struct Lease {
+    pub id: String,
+    name: String,
+    /// The folders of the host that it has, with whether it may write.
+    pub mounts: Vec<(PathBuf, bool)>,
+    attached: AtomicBool,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Leases {
+    pub fn new(engine: Engine, most: u32) -> Self {
+        let free = Arc::new(Semaphore::new(most as usize));
+        Self { engine, held: Arc::default(), free, most, ending: Arc::default() }
+    }
+
+    /// Room for one more.
+    pub fn place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        if self.ending.load(Ordering::Acquire) {
+            return Err(Refusal::new(Code::Limit, "the guard is ending"));
+        }
+        self.free.clone().try_acquire_owned().map_err(|_| {
+            Refusal::new(Code::Limit, "there are as many containers as may be (see --containers)")
+        })
+    }
+
+    /// Holds one that was just created.
+    pub fn hold(
+        &self,
+        id: String,
+        name: String,
+        mounts: Vec<(PathBuf, bool)>,
+        place: OwnedSemaphorePermit,
+    ) {
+        let attached = AtomicBool::new(false);
+        let lease = Lease { id: id.clone(), name, mounts, attached, _place: place };
+        {
+            let mut held = self.held.lock();
+            // The engine gives a name to one at a time: the earlier one is gone.
+            held.retain(|_, other| other.name != lease.name);
+            held.insert(id.clone(), Arc::new(lease));
+        }
+        let leases = self.clone();
+        tokio::spawn(async move {
+            if !leases.ending.load(Ordering::Acquire) {
+                sleep(UNATTACHED).await;
+            }
+            let idle = |lease: Arc<Lease>| !lease.attached.load(Ordering::Acquire);
+            if leases.find(&id).is_some_and(idle) {
+                leases.end(&id, "nobody attached to it").await;
+            }
+        });
+    }
+
+    /// One that was created through this guard, by its id or name.
+    pub fn find(&self, container: &str) -> Option<Arc<Lease>> {
+        let held = self.held.lock();
+        let named = || held.values().find(|lease| lease.name == container);
+        held.get(container).or_else(named).cloned()
+    }
+
+    /// It is not there any more.
+    pub fn drop(&self, id: &str) {
+        self.held.lock().remove(id);
+    }
+
+    /// Somebody attaches to it: once, as Portcullis does. What a second one would see is the first
+    /// one's.
+    pub fn attach(&self, id: &str) -> Result<Attachment, Refusal> {
+        let lease = self.find(id);
+        if lease.is_none_or(|lease| lease.attached.swap(true, Ordering::AcqRel)) {
+            let why = "somebody is, or was, attached to it already";
+            return Err(Refusal::new(Code::Call, why));
+        }
+        Ok(Attachment { leases: self.clone(), id: id.to_owned() })
+    }
+
+    /// Removes all, and those that are being created. Nothing is created after.
+    pub async fn end_all(&self) {
+        self.ending.store(true, Ordering::Release);
+        let ids: Vec<String> = self.held.lock().keys().cloned().collect();
+        for id in ids {
+            let leases = self.clone();
+            tokio::spawn(async move { leases.end(&id, "the guard ends").await });
+        }
+        // What is held, and what is being created, has a place.
+        if timeout(ENDING, self.free.acquire_many(self.most)).await.is_err() {
+            let left = self.held.lock().len();
+            tracing::error!(left, "containers are left: the guard's next start removes them");
+        }
+    }
+
+    /// Removes a container, and tries again until it is gone. It keeps its place until then.
+    async fn end(&self, id: &str, why: &str) {
+        let short = id.get(..12).unwrap_or(id);
+        let mut pause = PAUSE;
+        while self.find(id).is_some() {
+            match remove(&self.engine, id).await {
+                Ok(Removal::Done) => {
+                    tracing::warn!(container = short, "removed: {why}");
+                    return self.drop(id);
+                }
+                Ok(Removal::Absent) => return self.drop(id),
+                Ok(Removal::Going) => {}
+                Err(refusal) => {
+                    tracing::error!(container = short, "not removed yet ({why}): {}", refusal.why);
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// That somebody is attached to a container. However that ends, the container does soon after.
+pub struct Attachment {
+    leases: Leases,
+    id: String,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let (leases, id) = (self.leases.clone(), std::mem::take(&mut self.id));
+        // Without a runtime the guard itself has ended.
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
+            sleep(GRACE).await;
+            if leases.find(&id).is_some() {
+                leases.end(&id, "nobody is attached to it any more").await;
+            }
+        });
+    }
+}
+
+/// What the engine says of a removal.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Removal {
+    Done,
+    /// It was not there.
+    Absent,
+    /// The engine removes it already, which may fail.
+    Going,
+}
+
+/// Removes a container.
+pub async fn remove(engine: &Engine, id: &str) -> Result<Removal, Refusal> {
+    let target = format!("/containers/{id}?force=true&v=true");
+    let (status, _) = engine.ask(Method::DELETE, &target, Vec::new()).await?;
+    match status.as_u16() {
+        200..=299 => Ok(Removal::Done),
+        404 => Ok(Removal::Absent),
+        409 => Ok(Removal::Going),
+        _ => Err(Refusal::new(Code::Engine, format!("the engine answered {status}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{UnixListener, UnixStream},
+    };
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Takes a request, whose answer is up to the caller.
+    async fn asked(engine: &UnixListener) -> UnixStream {
+        let (mut stream, _) = engine.accept().await.expect("a connection");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.expect("a request"));
+        }
+        assert!(head.starts_with(b"DELETE /containers/a?force=true"), "{head:?}");
+        stream
+    }
+
+    async fn answer(mut stream: UnixStream, status: &str) {
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await.expect("to answer");
+    }
+
+    #[tokio::test]
+    async fn a_container_that_cannot_be_removed_is_held_and_tried_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("engine.sock");
+        let engine = UnixListener::bind(&socket).expect("a socket");
+        let leases = Leases::new(Engine::new(socket), 1);
+        let place = leases.place().expect("a place");
+        leases.hold("a".to_owned(), "n".to_owned(), Vec::new(), place);
+        let ending = leases.clone();
+        let ending = tokio::spawn(async move { ending.end("a", "it is tried").await });
+        let story = async {
+            for status in ["500 x", "409 x"] {
+                answer(asked(&engine).await, status).await;
+            }
+            let third = asked(&engine).await;
+            assert!(leases.find("a").is_some() && leases.place().is_err());
+            answer(third, "404 x").await;
+            ending.await.expect("no panic");
+        };
+        timeout(PATIENCE, story).await.expect("three requests");
+        assert!(leases.find("a").is_none() && leases.place().is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_is_created_while_the_guard_ends_is_removed_too() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("engine.sock");
+        let engine = UnixListener::bind(&socket).expect("a socket");
+        let leases = Leases::new(Engine::new(socket), 2);
+        let place = leases.place().expect("a place");
+        let end = leases.clone();
+        let end = tokio::spawn(async move { end.end_all().await });
+        while leases.place().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        leases.hold("a".to_owned(), "n".to_owned(), Vec::new(), place);
+        let story = async {
+            answer(asked(&engine).await, "204 x").await;
+            end.await.expect("no panic");
+        };
+        timeout(PATIENCE, story).await.expect("a request");
+        assert!(leases.find("a").is_none());
+    }
+}

@@ -1,0 +1,54 @@
+//! A guard in front of a container engine's API: it passes the calls that Portcullis makes, for the
+//! containers that Portcullis may have, and nothing else.
+//!
+//! The engine's socket is root on its machine. Whoever holds the guard's socket instead can start
+//! containers that are as confined as [`Rules`] say, and can do things to those alone.
+//!
+//! Invariants:
+//! - A request is never passed on: it is read into a [`Call`](route::Call), and a call that is
+//!   allowed becomes a new request, of known words only. What two readers could read differently
+//!   (paths, doubled keys, cases of keys, two lengths) does not get to the engine.
+//! - A container is created from what [`create`] has read and checked, written anew.
+//! - Nothing is done to a container that this guard did not create.
+//! - A container ends with the connection that is attached to it. None outlives its proxy, nor the
+//!   guard, nor, where that was killed, its next start. One that cannot be removed is tried again.
+//! - Bodies, headers, connections, containers and times are bounded.
+
+mod archive;
+mod call;
+mod create;
+mod engine;
+mod lease;
+mod refusal;
+mod route;
+mod rules;
+mod serve;
+mod strict;
+mod tunnel;
+
+pub use engine::{Fault, version};
+pub use refusal::{Code, Refusal};
+pub use rules::{Allow, MountRule, Rules};
+pub use serve::Guard;
+
+/// Labels of containers. Portcullis has them from here.
+pub mod label {
+    /// The instance of the proxy that launched it.
+    pub const INSTANCE: &str = "dev.portcullis.instance";
+    /// The server, by the operator's name.
+    pub const SERVER: &str = "dev.portcullis.server";
+    /// The hash of the profile that it was made from.
+    pub const PROFILE: &str = "dev.portcullis.profile";
+    /// The process that launched it.
+    pub const OWNER: &str = "dev.portcullis.owner";
+    /// The guard through which it was created, by the name of its [`Rules`](crate::Rules). Empty
+    /// without a guard.
+    pub const GUARD: &str = "dev.portcullis.guard";
+    /// The name that the guard created it by, which the labels of an image cannot know.
+    pub const CONTAINER: &str = "dev.portcullis.container";
+}
+
+/// What the names of Portcullis' containers begin with.
+pub const NAME: &str = "portcullis-";
+/// What the names of packed images begin with.
+pub const PACKED: &str = "portcullis.invalid/packed/";
