@@ -1,0 +1,183 @@
+//! What is signed: a payload that names an image by its digest.
+
+use portcullis_oci::Digest;
+use serde_json::{Map, Value};
+
+use crate::{Rejection, What, strict};
+
+/// The type of simple signing's payloads, as cosign writes it.
+const SIMPLE: &str = "cosign container image signature";
+/// The types of in-toto's statements.
+const STATEMENTS: [&str; 2] =
+    ["https://in-toto.io/Statement/v1", "https://in-toto.io/Statement/v0.1"];
+/// The predicate by which cosign 3 writes a signature as a statement.
+pub(crate) const SIGNATURE: &str = "https://sigstore.dev/cosign/sign/v1";
+/// Subjects of a statement.
+const SUBJECTS: usize = 1024;
+/// Bytes of a predicate's type; of a predicate that is handed out.
+const TYPE: usize = 1024;
+const PREDICATE: usize = 64 << 10;
+
+/// Reads a payload of simple signing, and which of the images it is about.
+///
+/// `docker-reference` is not looked at, as cosign does not: a signature is of what the digest names,
+/// wherever that lies, so that a copy in another registry keeps it.
+pub(crate) fn simple(payload: &[u8], images: &[Digest]) -> Result<(Digest, What), Rejection> {
+    let payload = object(strict::read(payload).map_err(Rejection::Payload)?, "the payload")?;
+    let critical = part(&payload, "critical")?;
+    let (kind, image) = (text(critical, "type")?, part(critical, "image")?);
+    if kind != SIMPLE {
+        return Err(Rejection::Payload(format!("its `type` is not `{SIMPLE}`")));
+    }
+    let named = text(image, "docker-manifest-digest")?;
+    let of = images.iter().find(|image| named == image.to_string());
+    of.map(|of| (*of, What::Signature)).ok_or(Rejection::OtherImage)
+}
+
+/// Reads a statement of in-toto, and which of the images it is about: one that is among its
+/// subjects, for a statement is of each of them.
+pub(crate) fn statement(payload: &[u8], images: &[Digest]) -> Result<(Digest, What), Rejection> {
+    let mut statement =
+        object(strict::read(payload).map_err(Rejection::Payload)?, "the statement")?;
+    if strict::ambiguous(&statement) {
+        return Err(Rejection::Payload("it has keys that differ by case alone".into()));
+    }
+    if !STATEMENTS.contains(&text(&statement, "_type")?) {
+        return Err(Rejection::Payload("its `_type` is not one of in-toto's statements".into()));
+    }
+    let predicate_type = text(&statement, "predicateType")?.to_owned();
+    if predicate_type.is_empty() || predicate_type.len() > TYPE {
+        return Err(Rejection::Payload(format!(
+            "its `predicateType` is empty, or over {TYPE} bytes"
+        )));
+    }
+    let subjects = statement.get("subject").and_then(Value::as_array);
+    let subjects = subjects.filter(|subjects| subjects.len() <= SUBJECTS).ok_or_else(|| {
+        Rejection::Payload(format!("its `subject` is no list of up to {SUBJECTS}"))
+    })?;
+    let mut of = None;
+    for subject in subjects {
+        let subject = subject.as_object().filter(|one| !strict::ambiguous(one));
+        let digest = subject.and_then(|one| one.get("digest")?.as_object());
+        let Some(digest) = digest.filter(|digest| !strict::ambiguous(digest)) else {
+            return Err(Rejection::Payload("one of its subjects is none".into()));
+        };
+        let Some(hex) = digest.get("sha256").and_then(Value::as_str) else { continue };
+        of = of.or_else(|| images.iter().find(|image| image.hex() == hex).copied());
+    }
+    let of = of.ok_or(Rejection::OtherImage)?;
+    if predicate_type == SIGNATURE {
+        return Ok((of, What::Signature));
+    }
+    let predicate = statement.remove("predicate");
+    let predicate = predicate.filter(|predicate| predicate.to_string().len() <= PREDICATE);
+    Ok((of, What::Attestation { predicate_type, predicate }))
+}
+
+fn object(value: Value, what: &str) -> Result<Map<String, Value>, Rejection> {
+    match value {
+        Value::Object(object) if !strict::ambiguous(&object) => Ok(object),
+        _ => Err(Rejection::Payload(format!("{what} is no object that all read alike"))),
+    }
+}
+
+fn part<'a>(of: &'a Map<String, Value>, key: &str) -> Result<&'a Map<String, Value>, Rejection> {
+    let part = of.get(key).and_then(Value::as_object);
+    part.filter(|part| !strict::ambiguous(part))
+        .ok_or_else(|| Rejection::Payload(format!("it has no `{key}` that all read alike")))
+}
+
+fn text<'a>(of: &'a Map<String, Value>, key: &str) -> Result<&'a str, Rejection> {
+    let text = of.get(key).and_then(Value::as_str);
+    text.ok_or_else(|| Rejection::Payload(format!("it has no `{key}`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn image() -> Digest {
+        Digest::of(b"image")
+    }
+
+    #[test]
+    fn payloads_of_simple_signing() {
+        let (this, that) = (image().to_string(), Digest::of(b"other").to_string());
+        let payload = |kind: &str, digest: &str| {
+            json!({
+                "critical": {
+                    "identity": { "docker-reference": "example.com/elsewhere" },
+                    "image": { "docker-manifest-digest": digest }, "type": kind,
+                },
+                "optional": null,
+            })
+            .to_string()
+        };
+        let read = |text: &str| simple(text.as_bytes(), &[Digest::of(b"platform"), image()]);
+        assert_eq!(read(&payload(SIMPLE, &this)), Ok((image(), What::Signature)));
+        assert_eq!(read(&payload(SIMPLE, &that)), Err(Rejection::OtherImage));
+        assert_eq!(read(&payload(SIMPLE, &this.to_uppercase())), Err(Rejection::OtherImage));
+        let good = payload(SIMPLE, &this);
+        for bad in [
+            payload("atomic container signature", &this),
+            "{}".into(),
+            "[]".into(),
+            good.replace(r#""type""#, r#""Type""#),
+            good.replace(r#""image":"#, r#""image":{},"image":"#),
+            good.replace(r#""image":"#, r#""Image":{},"image":"#),
+            good.replacen('{', r#"{"CRITICAL":{},"#, 1),
+            good.replace("docker-manifest-digest", "docker-reference"),
+        ] {
+            assert!(matches!(read(&bad), Err(Rejection::Payload(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn statements() {
+        let hex = image().hex();
+        let other = Digest::of(b"other").hex();
+        let of = |subjects: Value, kind: &str| {
+            json!({
+                "_type": STATEMENTS[0], "subject": subjects, "predicateType": kind,
+                "predicate": { "a": [1] },
+            })
+        };
+        let one = |hex: &str| json!({ "name": "x", "digest": { "sha256": hex } });
+        let read = |value: &Value| statement(value.to_string().as_bytes(), &[image()]);
+        let (kind, attested) = ("https://example.com/scan", json!({ "a": [1] }));
+        let what = What::Attestation { predicate_type: kind.to_owned(), predicate: Some(attested) };
+        assert_eq!(read(&of(json!([one(&hex)]), kind)), Ok((image(), what.clone())));
+        // Each of several subjects is attested.
+        let several = json!([{ "digest": { "sha512": "ab" } }, one(&other), one(&hex)]);
+        assert_eq!(read(&of(several, kind)), Ok((image(), what)));
+        assert_eq!(read(&of(json!([one(&hex)]), SIGNATURE)), Ok((image(), What::Signature)));
+        for none in [json!([]), json!([one(&other)]), json!([{ "digest": { "sha512": hex } }])] {
+            assert_eq!(read(&of(none, kind)), Err(Rejection::OtherImage));
+        }
+        let mut large = of(json!([one(&hex)]), kind);
+        large["predicate"] = json!("x".repeat(PREDICATE));
+        let Ok((_, What::Attestation { predicate: None, .. })) = read(&large) else { panic!() };
+        for bad in [
+            of(json!({}), kind),
+            of(json!([1]), kind),
+            of(json!([{ "digest": { "sha256": other, "SHA256": hex } }]), kind),
+            of(json!([{ "digest": { "sha256": hex }, "Digest": {} }]), kind),
+            of(json!(vec![one(&hex); SUBJECTS + 1]), kind),
+            of(json!([one(&hex)]), ""),
+            json!({ "_type": "x", "subject": [one(&hex)], "predicateType": kind }),
+        ] {
+            assert!(matches!(read(&bad), Err(Rejection::Payload(_))));
+        }
+        let twice = of(json!([one(&other)]), kind).to_string().replacen(
+            '{',
+            &format!(r#"{{"subject":{},"#, json!([one(&hex)])),
+            1,
+        );
+        assert!(matches!(statement(twice.as_bytes(), &[image()]), Err(Rejection::Payload(_))));
+        let other_case =
+            of(json!([one(&hex)]), kind).to_string().replacen('{', r#"{"SUBJECT":[],"#, 1);
+        assert!(matches!(statement(other_case.as_bytes(), &[image()]), Err(Rejection::Payload(_))));
+    }
+}

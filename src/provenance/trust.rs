@@ -1,0 +1,284 @@
+//! Whose signatures count.
+
+use std::{fmt, str::FromStr};
+
+use portcullis_oci::Digest;
+use sigstore_verify::{
+    Verifier,
+    crypto::{KeyAlgorithm, SigningScheme, VerificationKey, validate_raw_public_key},
+    trust_root::TrustedRoot,
+    types::DerPublicKey,
+};
+
+use crate::{crypto, strict};
+
+/// Somebody whose signatures count.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    /// What the operator calls them.
+    pub name: String,
+    /// How they are known.
+    pub who: Who,
+}
+
+/// How a signer is known.
+#[derive(Debug, Clone)]
+pub enum Who {
+    /// By a key.
+    Key {
+        /// The public key in PEM: ECDSA (P-256, P-384), Ed25519 or RSA.
+        pem: String,
+        /// Where this is given, a signature counts only with an entry in one of its transparency
+        /// logs.
+        trusted_root: Option<String>,
+    },
+    /// By a certificate that was issued to them for minutes, after they had logged in.
+    Identity {
+        /// Who let them in: the URL of the OpenID Connect issuer.
+        issuer: String,
+        /// As whom.
+        subject: Subject,
+        /// The authorities and logs that vouch for it: Sigstore's `trusted_root.json`.
+        trusted_root: String,
+    },
+}
+
+/// As whom somebody logged in: an e-mail address, or a URI (with `://`). `*` stands for any text
+/// without `/` and `@`, `**` for any text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject(String);
+
+/// Why a signer cannot be told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Untrusted {
+    /// The key is none that is known.
+    #[error(
+        "it is no public key in PEM of ECDSA (P-256, P-384), Ed25519 or RSA (2048 to 8192 bits)"
+    )]
+    Key,
+    /// The file is no trusted root.
+    #[error("it is no trusted root of Sigstore: {0}")]
+    Root(String),
+    /// The subject would be anybody.
+    #[error("the subject is empty, or anybody at all")]
+    Subject,
+}
+
+impl FromStr for Subject {
+    type Err = Untrusted;
+
+    fn from_str(text: &str) -> Result<Self, Untrusted> {
+        match text.bytes().all(|byte| byte == b'*') {
+            true => Err(Untrusted::Subject),
+            false => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Subject {
+    /// Whether this is they. An address is never taken for a URI, nor the other way round.
+    pub fn is(&self, subject: &str) -> bool {
+        self.0.contains("://") == subject.contains("://")
+            && matches(self.0.as_bytes(), subject.as_bytes())
+    }
+}
+
+/// Whether the pattern fits all of the text. Each star is tried again once for each byte at most.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    // `open` are the lengths of the text's beginnings that the pattern so far can stand for.
+    let mut open = vec![false; text.len() + 1];
+    open[0] = true;
+    let mut at = 0;
+    while let Some(byte) = pattern.get(at) {
+        let stars = pattern[at..].iter().take_while(|byte| **byte == b'*').count();
+        let mut next = vec![false; text.len() + 1];
+        if stars == 0 {
+            for (end, here) in text.iter().enumerate() {
+                next[end + 1] = open[end] && here == byte;
+            }
+            at += 1;
+        } else {
+            next[0] = open[0];
+            for (end, here) in text.iter().enumerate() {
+                let spans = stars > 1 || !matches!(here, b'/' | b'@');
+                next[end + 1] = open[end + 1] || next[end] && spans;
+            }
+            at += stars;
+        }
+        open = next;
+    }
+    open[text.len()]
+}
+
+/// Who is trusted, ready to be held against signatures.
+pub struct Trust {
+    pub(crate) signers: Vec<Trusted>,
+    pub(crate) roots: Vec<Verifier>,
+    digest: Digest,
+}
+
+pub(crate) struct Trusted {
+    pub name: String,
+    pub kind: Kind,
+}
+
+pub(crate) enum Kind {
+    Key { key: DerPublicKey, log: Option<usize> },
+    Identity { issuer: String, subject: Subject, root: usize },
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.signers.iter().map(|signer| &signer.name);
+        f.debug_set().entries(names).finish()
+    }
+}
+
+impl Default for Trust {
+    /// Nobody.
+    fn default() -> Self {
+        Self { signers: Vec::new(), roots: Vec::new(), digest: digest(&[]) }
+    }
+}
+
+impl Trust {
+    /// These signers.
+    ///
+    /// # Errors
+    /// Which of them cannot be told, and why.
+    pub fn new(signers: &[Signer]) -> Result<Self, (String, Untrusted)> {
+        crypto::install();
+        let (mut texts, mut roots) = (Vec::<&str>::new(), Vec::new());
+        let mut trusted = Vec::new();
+        for Signer { name, who } in signers {
+            let named = |why| (name.clone(), why);
+            let mut root = |text| match texts.iter().position(|known| *known == text) {
+                Some(at) => Ok(at),
+                None => {
+                    roots.push(root(text).map_err(named)?);
+                    texts.push(text);
+                    Ok(texts.len() - 1)
+                }
+            };
+            let kind = match who {
+                Who::Key { pem, trusted_root } => {
+                    let log = trusted_root.as_deref().map(&mut root).transpose()?;
+                    Kind::Key { key: key(pem).map_err(named)?, log }
+                }
+                Who::Identity { issuer, subject, trusted_root } => Kind::Identity {
+                    issuer: issuer.clone(),
+                    subject: subject.clone(),
+                    root: root(trusted_root)?,
+                },
+            };
+            trusted.push(Trusted { name: name.clone(), kind });
+        }
+        Ok(Self { signers: trusted, roots, digest: digest(signers) })
+    }
+
+    /// Of all that says who is trusted: what was found with one trust is not what another finds.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Whether nobody is trusted.
+    pub fn is_empty(&self) -> bool {
+        self.signers.is_empty()
+    }
+}
+
+fn digest(signers: &[Signer]) -> Digest {
+    let signers = signers.iter().map(|Signer { name, who }| match who {
+        Who::Key { pem, trusted_root } => serde_json::json!([name, pem, trusted_root]),
+        Who::Identity { issuer, subject, trusted_root } => {
+            serde_json::json!([name, issuer, subject.0, trusted_root])
+        }
+    });
+    Digest::of(serde_json::Value::from_iter(signers).to_string().as_bytes())
+}
+
+fn key(pem: &str) -> Result<DerPublicKey, Untrusted> {
+    let key = DerPublicKey::from_pem(pem.trim()).map_err(|_| Untrusted::Key)?;
+    let read = VerificationKey::from_spki(&key).map_err(|_| Untrusted::Key)?;
+    if schemes(&key).is_empty() {
+        return Err(Untrusted::Key);
+    }
+    validate_raw_public_key(read.scheme(), read.as_bytes()).map_err(|_| Untrusted::Key)?;
+    Ok(key)
+}
+
+/// How a key of this kind signs: as cosign has it. It hashed with SHA-256 whatever the curve, and now
+/// by the curve.
+pub(crate) fn schemes(key: &DerPublicKey) -> &'static [SigningScheme] {
+    match KeyAlgorithm::from_spki(key) {
+        Ok(KeyAlgorithm::EcdsaP256) => &[SigningScheme::EcdsaP256Sha256],
+        Ok(KeyAlgorithm::EcdsaP384) => {
+            &[SigningScheme::EcdsaP384Sha384, SigningScheme::EcdsaP384Sha256]
+        }
+        Ok(KeyAlgorithm::Ed25519) => &[SigningScheme::Ed25519],
+        Ok(KeyAlgorithm::Rsa) => &[SigningScheme::RsaPkcs1Sha256],
+        _ => &[],
+    }
+}
+
+fn root(json: &str) -> Result<Verifier, Untrusted> {
+    strict::read(json.as_bytes()).map_err(Untrusted::Root)?;
+    let root = TrustedRoot::from_json(json).map_err(|why| Untrusted::Root(why.to_string()))?;
+    Verifier::new(&root).map_err(|why| Untrusted::Root(why.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects() {
+        let flow = "https://github.com/acme/app/.github/workflows/release.yml@refs/tags/v1";
+        for (pattern, subject, expected) in [
+            ("ada@example.com", "ada@example.com", true),
+            ("ada@example.com", "Ada@example.com", false),
+            ("ada@example.com", "ada@example.com.evil.test", false),
+            ("*@example.com", "ada@example.com", true),
+            ("*@example.com", "ada@evil.test@example.com", false),
+            ("*@example.com", "@example.com", true),
+            ("**example.com", "https://evil.test/example.com", false),
+            ("https://github.com/acme/*/.github/workflows/release.yml@refs/tags/*", flow, true),
+            ("https://github.com/acme/*@refs/tags/*", flow, false),
+            ("https://github.com/acme/**@refs/tags/*", flow, true),
+            ("https://github.com/acme/**", flow, true),
+            ("https://github.com/acme/**", "https://github.com/acme-evil/app", false),
+            ("https://*.example.com/app", "https://evil.test/x.example.com/app", false),
+            ("https://*/app", "https://a.example.com/app", true),
+            ("https://a/**/b/**/c", "https://a/x/b/b/y/c", true),
+            ("https://a/**/b/**/c", "https://a/x/b/c", false),
+        ] {
+            let pattern: Subject = pattern.parse().unwrap();
+            assert_eq!(pattern.is(subject), expected, "{pattern} {subject}");
+        }
+        for anybody in ["", "*", "**"] {
+            assert_eq!(anybody.parse::<Subject>(), Err(Untrusted::Subject));
+        }
+        let slow: Subject = "**a".repeat(200).parse().unwrap();
+        assert!(!slow.is(&"a".repeat(199)));
+    }
+
+    #[test]
+    fn what_tells_nobody() {
+        let trust = |who| Trust::new(&[Signer { name: "ada".into(), who }]).unwrap_err();
+        let key = |pem: &str| Who::Key { pem: pem.into(), trusted_root: None };
+        for pem in ["", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"] {
+            assert_eq!(trust(key(pem)), ("ada".to_owned(), Untrusted::Key));
+        }
+        for root in ["", "{}", r#"{"mediaType":"a","mediaType":"a"}"#] {
+            let (issuer, subject) = ("https://example.com".into(), "a@b".parse().unwrap());
+            let who = Who::Identity { issuer, subject, trusted_root: root.into() };
+            assert!(matches!(trust(who), (_, Untrusted::Root(_))), "{root}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Whose signature something is.
+
+use portcullis_oci::Digest;
+use sigstore_verify::{
+    PublicKeyVerificationPolicy, VerificationPolicy, VerificationResult, Verifier,
+    crypto::VerificationKey,
+    types::{Artifact, Bundle, DerPublicKey, Sha256Hash, SignatureBytes},
+};
+
+use crate::{
+    By, Rejection, Trust, What,
+    candidate::{Candidate, Content},
+    crypto, payload,
+    rejection::words,
+    trust::{Kind, schemes},
+};
+
+/// What a candidate proves of one of these images, and by whom.
+pub(crate) fn weigh(
+    candidate: &Candidate,
+    images: &[Digest],
+    trust: &Trust,
+) -> Result<(Digest, What, Vec<By>), Rejection> {
+    let (of, what) = match &candidate.content {
+        Content::Simple { payload, .. } => payload::simple(payload, images)?,
+        Content::Statement(envelope) => payload::statement(envelope.payload.as_bytes(), images)?,
+    };
+    let weighing = Weighing { candidate, of };
+    let (mut by, mut why) = (Vec::new(), Vec::new());
+    // What each root says of it, since several signers can have one.
+    let mut told: Vec<Option<Result<(String, String), String>>> = vec![None; trust.roots.len()];
+    for signer in &trust.signers {
+        let name = || signer.name.clone();
+        match &signer.kind {
+            Kind::Key { key, log } => {
+                let log = log.and_then(|at| trust.roots.get(at));
+                match weighing.by_key(key, log) {
+                    Ok(()) => by.push(By::Key { name: name() }),
+                    Err(told) => why.push(format!("`{}`: {told}", signer.name)),
+                }
+            }
+            Kind::Identity { issuer, subject, root } => {
+                let Some((verifier, told)) = trust.roots.get(*root).zip(told.get_mut(*root)) else {
+                    continue;
+                };
+                match told.get_or_insert_with(|| weighing.by_certificate(verifier)) {
+                    Ok((by_issuer, as_subject))
+                        if by_issuer == issuer && subject.is(as_subject) =>
+                    {
+                        let (issuer, subject) = (by_issuer.clone(), as_subject.clone());
+                        by.push(By::Identity { name: name(), issuer, subject });
+                    }
+                    Ok((issuer, subject)) => {
+                        let who = words(&format!("it is of {subject}, let in by {issuer}"));
+                        why.push(format!("`{}`: {who}", signer.name));
+                    }
+                    Err(told) => why.push(format!("`{}`: {told}", signer.name)),
+                }
+            }
+        }
+    }
+    match by.is_empty() {
+        false => Ok((of, what, by)),
+        true => Err(Rejection::NotTrusted(why.join("; "))),
+    }
+}
+
+struct Weighing<'a> {
+    candidate: &'a Candidate,
+    of: Digest,
+}
+
+impl Weighing<'_> {
+    fn by_key(&self, key: &DerPublicKey, log: Option<&Verifier>) -> Result<(), String> {
+        let (message, signature) = match &self.candidate.content {
+            Content::Simple { payload, signature } => (payload.clone(), signature.clone()),
+            Content::Statement(envelope) => {
+                (envelope.pae(), envelope.signature.sig.as_bytes().to_vec())
+            }
+        };
+        let signature = SignatureBytes::new(signature);
+        let holds = schemes(key).iter().any(|scheme| {
+            VerificationKey::from_spki_with_scheme(key, *scheme)
+                .is_ok_and(|key| key.verify(&message, &signature).is_ok())
+        });
+        if !holds {
+            return Err("it is not of this key".to_owned());
+        }
+        let Some(log) = log else { return Ok(()) };
+        let policy = PublicKeyVerificationPolicy::new(key.clone());
+        match self.logged(log, &policy)? {
+            result if result.tlog_verified() => Ok(()),
+            _ => Err("no log has it".to_owned()),
+        }
+    }
+
+    /// By whom, as an authority and the logs vouch: the issuer, and the subject.
+    fn by_certificate(&self, root: &Verifier) -> Result<(String, String), String> {
+        // Whose certificate it is, is for the caller to hold against whom the operator named.
+        let result = self.logged(root, &VerificationPolicy::any_identity())?;
+        if !(result.certificate_verified() && result.sct_verified() && result.tlog_verified()) {
+            return Err("not all of it was verified".to_owned());
+        }
+        match (result.issuer(), result.identity()) {
+            (Some(issuer), Some(subject)) => Ok((issuer.to_owned(), subject.as_str().to_owned())),
+            _ => Err("its certificate names no issuer, or no e-mail address or URI".to_owned()),
+        }
+    }
+
+    fn logged(
+        &self,
+        root: &Verifier,
+        policy: &dyn sigstore_verify::Policy,
+    ) -> Result<VerificationResult, String> {
+        let bundle: &Bundle = self
+            .candidate
+            .bundle
+            .as_ref()
+            .ok_or("it has neither a certificate nor an entry of a log")?;
+        let verified = match &self.candidate.content {
+            Content::Simple { payload, .. } => crypto::verifying(payload, || {
+                root.verify(Artifact::from_blob(payload), bundle, policy)
+            }),
+            Content::Statement(_) => {
+                let digest = Sha256Hash::new(self.of.bytes());
+                root.verify(Artifact::from_digest(digest), bundle, policy)
+            }
+        };
+        verified.map_err(|why| words(&why.to_string()))
+    }
+}
