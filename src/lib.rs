@@ -54,6 +54,9 @@ pub mod upstream;
 
 pub mod container;
 
+// What stands before the engine, where the proxy should not have its socket.
+pub use portcullis_guard as guard;
+
 pub mod sandbox;
 
 // The way out of servers that have no network.

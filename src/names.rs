@@ -77,6 +77,10 @@ name! {
     ExportName
 }
 name! {
+    /// Somebody whose signatures count.
+    SignerName
+}
+name! {
     /// A group that clients belong to, as Cedar policies see it.
     Group
 }

@@ -111,6 +111,9 @@ codes! {
     ServerTimeout = "server-timeout", INTERNAL, 200;
     /// The server's queue is full.
     ServerOverloaded = "server-overloaded", INTERNAL, 200;
+    /// The server keeps ending soon after its start: it is let alone for a moment, or another call tries
+    /// whether it answers again.
+    ServerResting = "server-resting", INTERNAL, 200;
     /// What the server answered is no legal answer.
     ServerMisbehaved = "server-misbehaved", INTERNAL, 200;
     /// The client did not give what a server asked of it, or could not be asked.

@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use super::Problem;
 use crate::{
     proxy::Proxy,
-    upstream::{Rehanded, Server},
+    upstream::{Rehanded, Restarted, Server},
 };
 
 /// `GET /v1/servers`, `GET /v1/servers/NAME/log`, `GET /v1/servers/NAME/tools`, `GET /v1/status`,
-/// `POST /v1/servers/NAME/secrets`.
+/// `POST /v1/servers/NAME/secrets`, `POST /v1/servers/NAME/restart`.
 pub fn routes(proxy: Arc<Proxy>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
@@ -25,6 +25,7 @@ pub fn routes(proxy: Arc<Proxy>) -> Router {
         .route("/v1/servers/{name}/log", get(log))
         .route("/v1/servers/{name}/tools", get(tools))
         .route("/v1/servers/{name}/secrets", post(secrets))
+        .route("/v1/servers/{name}/restart", post(restart))
         .with_state(proxy)
 }
 
@@ -83,6 +84,23 @@ async fn secrets(
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("server `{name}`: {why}"))
     })?;
     Ok(Json(rehanded))
+}
+
+/// Starts what runs of a server anew; calls under way end at the old ones.
+async fn restart(
+    State(proxy): State<Arc<Proxy>>,
+    Path(name): Path<String>,
+) -> Result<Json<Restarted>, Problem> {
+    let server = server(&proxy, &name)?.clone();
+    // On a task of its own: who asked may not wait for the end of it.
+    let restarted = tokio::spawn(async move { server.restart().await });
+    let restarted = restarted.await.map_err(|error| error.to_string());
+    let restarted = restarted.and_then(|done| done.map_err(|failure| failure.to_string()));
+    Ok(Json(restarted.map_err(|why| {
+        let message = format!("server `{name}` was not started anew: {why}");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
+            .remedy("what ran goes on; `portcullis server logs` may say more")
+    })?))
 }
 
 fn server<'a>(proxy: &'a Proxy, name: &str) -> Result<&'a Arc<Server>, Problem> {

@@ -1,5 +1,7 @@
 //! Names of images.
 
+use portcullis_oci::{IllegalReference, Reference};
+
 use crate::{report::brief, server::Image};
 
 /// A text that names no image.
@@ -16,52 +18,14 @@ impl std::str::FromStr for Image {
 
     /// Reads `[HOST[:PORT]/]PATH[:TAG][@sha256:…]`.
     fn from_str(text: &str) -> Result<Self, NoImage> {
+        Reference::of_image(text).map_err(|error| match error {
+            IllegalReference::Digest(_) => NoImage::Digest(text.to_owned()),
+            _ => NoImage::Name(text.to_owned()),
+        })?;
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) => (name, Some(digest)),
             None => (text, None),
         };
-        let no_name = || NoImage::Name(text.to_owned());
-        let (path, tag) = match name.rsplit_once(':') {
-            // A colon before a slash is that of a port.
-            Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
-            _ => (name, None),
-        };
-        let part = |part: &str| {
-            !part.is_empty()
-                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-                && part.starts_with(|c: char| c.is_ascii_alphanumeric())
-                && part.ends_with(|c: char| c.is_ascii_alphanumeric())
-        };
-        let host = |host: &str| {
-            let (name, port) = host.split_once(':').unwrap_or((host, "1"));
-            part(name) && port.parse::<u16>().is_ok()
-        };
-        let parts: Vec<&str> = path.split('/').collect();
-        let legal = match parts.as_slice() {
-            [] => false,
-            [one] => part(one),
-            [first, rest @ ..] => host(first) && rest.iter().all(|one| part(one)),
-        };
-        let lower = match parts.split_first() {
-            Some((_, [])) | None => path,
-            Some((first, _)) => &path[first.len()..],
-        };
-        let tag_is_legal = tag.is_none_or(|tag| {
-            !tag.is_empty()
-                && tag.len() <= 128
-                && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-                && !tag.starts_with(['.', '-'])
-        });
-        let upper = lower.bytes().any(|b| b.is_ascii_uppercase());
-        if !legal || !tag_is_legal || upper || text.len() > 512 {
-            return Err(no_name());
-        }
-        if let Some(digest) = digest {
-            let hex = digest.strip_prefix("sha256:").unwrap_or("");
-            if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-                return Err(NoImage::Digest(text.to_owned()));
-            }
-        }
         Ok(Self { name: name.to_owned(), digest: digest.map(str::to_owned) })
     }
 }

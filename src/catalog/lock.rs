@@ -3,7 +3,13 @@
 //! It says of each server whence it came and what its image's tag meant, and of each catalog what
 //! was in it. Written by commands, read by people and held by `check` and `run`.
 
-use std::{collections::BTreeMap, io::Write as _, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::{File, TryLockError},
+    io::Write as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +17,10 @@ use serde::{Deserialize, Serialize};
 pub const FILE: &str = "portcullis.lock";
 /// Bytes of it.
 const LONGEST: u64 = 8 << 20;
+/// How long another program that changes it is waited for.
+const TURN: Duration = Duration::from_secs(10);
+/// What an image meant before: so many are remembered.
+const REMEMBERED: usize = 32;
 
 /// The whole file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,24 +35,75 @@ pub struct Lock {
     pub catalogs: BTreeMap<String, Kept>,
 }
 
-/// Where a server came from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Where a server came from, and what its image is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Locked {
-    /// The reference that was added.
-    pub source: String,
+    /// The reference that was added, where the server was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// `sha256:` of what stood there.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_digest: Option<String>,
     /// The image as it was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// What that meant.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// What that means in its registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,
-    /// `sha256:` of its tools' definitions, as `server tools --save` wrote them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tools_digest: Option<String>,
+    /// What it means on the engine, where it is of no registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
+    /// What it meant before, the latest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub was: Vec<String>,
+}
+
+impl Locked {
+    /// What the image means, wherever it is.
+    #[must_use]
+    pub fn content(&self) -> Option<&str> {
+        self.image_digest.as_deref().or(self.image_id.as_deref())
+    }
+
+    /// Has the image be something else from now on. What it was is remembered as long as it is asked
+    /// for by the same name.
+    pub fn move_to(&mut self, image: &str, meaning: Meaning) {
+        if self.image.as_deref() != Some(image) {
+            self.was.clear();
+        } else if let Some(before) = self.content().map(str::to_owned)
+            && before != meaning.as_str()
+        {
+            self.was.retain(|one| *one != before);
+            self.was.push(before);
+            let more = self.was.len().saturating_sub(REMEMBERED);
+            self.was.drain(..more);
+        }
+        self.image = Some(image.to_owned());
+        (self.image_digest, self.image_id) = match meaning {
+            Meaning::Digest(digest) => (Some(digest), None),
+            Meaning::Id(id) => (None, Some(id)),
+        };
+    }
+}
+
+/// What the name of an image means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meaning {
+    /// In its registry.
+    Digest(String),
+    /// On the engine, of no registry.
+    Id(String),
+}
+
+impl Meaning {
+    /// `sha256:…`
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Digest(text) | Self::Id(text) => text,
+        }
+    }
 }
 
 /// A catalog of which we have a copy.
@@ -64,11 +125,13 @@ pub enum Unlocked {
     Read { path: String, why: String },
     #[error("cannot write {path}: {why}")]
     Write { path: String, why: String },
+    #[error("{path} is being changed by another program, and has been for {}s", TURN.as_secs())]
+    Busy { path: String },
     #[error("{path} is of version {version}, which this program does not know")]
     Version { path: String, version: u32 },
     #[error(
         "the image of `{server}` is {config} in the config and {lock} in the lock file: if the change is \
-         meant, add it again with `--replace`"
+         meant, say so: `portcullis server lock {server}`"
     )]
     Image { server: String, config: String, lock: String },
 }
@@ -104,10 +167,7 @@ impl Lock {
     }
 
     /// Writes it, whole or not at all.
-    ///
-    /// # Errors
-    /// Where that fails.
-    pub fn write(&self, folder: &Path) -> Result<(), Unlocked> {
+    fn write(&self, folder: &Path) -> Result<(), Unlocked> {
         let path = folder.join(FILE);
         let body = toml::to_string(self).map_err(|error| Unlocked::Write {
             path: path.display().to_string(),
@@ -122,6 +182,47 @@ impl Lock {
         })
     }
 
+    /// Changes it, and tells what it is then. Who else changes it meanwhile waits.
+    ///
+    /// # Errors
+    /// Where it can't be read, or can't be written; then it is as it was.
+    pub fn change(folder: &Path, change: impl FnOnce(&mut Self)) -> Result<Self, Unlocked> {
+        let shown = || folder.join(FILE).display().to_string();
+        let failed = |why: std::io::Error| Unlocked::Write { path: shown(), why: why.to_string() };
+        // The folder is locked, since the file is replaced.
+        let turn = File::open(folder).map_err(failed)?;
+        let since = Instant::now();
+        loop {
+            match turn.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if since.elapsed() < TURN => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(TryLockError::WouldBlock) => return Err(Unlocked::Busy { path: shown() }),
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+            }
+        }
+        let before = Self::read(folder)?;
+        let mut after = before.clone();
+        change(&mut after);
+        if after != before {
+            after.write(folder)?;
+        }
+        Ok(after)
+    }
+
+    /// What an image of the config means, where that was found out. An image that was found out
+    /// under another name was not.
+    #[must_use]
+    pub fn meaning(&self, server: &str, image: &str) -> Option<Meaning> {
+        let locked = self.servers.get(server).filter(|one| one.image.as_deref() == Some(image))?;
+        match (&locked.image_digest, &locked.image_id) {
+            (Some(digest), _) => Some(Meaning::Digest(digest.clone())),
+            (None, Some(id)) => Some(Meaning::Id(id.clone())),
+            (None, None) => None,
+        }
+    }
+
     /// Holds an image of the config against what was locked.
     ///
     /// # Errors
@@ -131,10 +232,10 @@ impl Lock {
         else {
             return Ok(());
         };
-        let config = image.rsplit_once('@').map_or(image, |(_, digest)| digest);
-        if config == lock {
+        // What a tag means, the lock says.
+        let Some((_, config)) = image.rsplit_once('@').filter(|(_, digest)| *digest != lock) else {
             return Ok(());
-        }
+        };
         let (config, lock) = (config.to_owned(), lock.to_owned());
         Err(Unlocked::Image { server: server.to_owned(), config, lock })
     }
@@ -175,29 +276,69 @@ mod tests {
     #[test]
     fn a_lock_is_read_as_it_was_written() {
         let folder = tempfile::tempdir().unwrap();
-        let mut lock = Lock::read(folder.path()).unwrap();
-        assert!(lock.servers.is_empty());
+        assert!(Lock::read(folder.path()).unwrap().servers.is_empty());
         let locked = Locked {
-            source: "docker://a/b:1".into(),
+            source: Some("docker://a/b:1".into()),
             source_digest: Some(digest(b"x")),
             image: Some("a/b:1".into()),
             image_digest: Some(digest(b"y")),
-            tools_digest: None,
+            ..Locked::default()
         };
-        lock.servers.insert("b".into(), locked);
-        lock.catalogs
-            .insert("c".into(), Kept { source: "x".into(), digest: digest(b"z"), manifest: None });
-        lock.write(folder.path()).unwrap();
+        let kept = Kept { source: "x".into(), digest: digest(b"z"), manifest: None };
+        let lock = Lock::change(folder.path(), |lock| {
+            lock.servers.insert("b".into(), locked);
+            lock.catalogs.insert("c".into(), kept);
+        });
+        let lock = lock.unwrap();
         assert_eq!(Lock::read(folder.path()).unwrap(), lock);
 
         lock.hold("b", &format!("a/b:1@{}", digest(b"y"))).unwrap();
         lock.hold("other", "a/b:1").unwrap();
-        lock.hold("b", "a/b:1").unwrap_err();
+        lock.hold("b", "a/b:1").unwrap();
         lock.hold("b", &format!("a/b@{}", digest(b"n"))).unwrap_err();
 
         for broken in ["version = 2\n", "version = 1\nother = 2\n", "servers = 1", "\u{0}"] {
             std::fs::write(folder.path().join(FILE), broken).unwrap();
             Lock::read(folder.path()).unwrap_err();
         }
+    }
+
+    #[test]
+    fn what_an_image_was_is_remembered() {
+        let (one, two) = (digest(b"1"), digest(b"2"));
+        let mut locked = Locked::default();
+        locked.move_to("a:1", Meaning::Digest(one.clone()));
+        assert!(locked.was.is_empty());
+        locked.move_to("a:1", Meaning::Digest(one.clone()));
+        assert!(locked.was.is_empty());
+        locked.move_to("a:1", Meaning::Digest(two.clone()));
+        assert_eq!((locked.content(), &*locked.was), (Some(&*two), &[one.clone()][..]));
+        locked.move_to("a:1", Meaning::Digest(one.clone()));
+        assert_eq!(locked.was, [one.clone(), two.clone()]);
+        locked.move_to("a:2", Meaning::Id(two.clone()));
+        assert!(locked.was.is_empty() && locked.image_digest.is_none());
+
+        let mut lock = Lock::default();
+        lock.servers.insert("s".into(), locked);
+        assert_eq!(lock.meaning("s", "a:2"), Some(Meaning::Id(two)));
+        assert_eq!(lock.meaning("s", "a:1"), None);
+        assert_eq!(lock.meaning("t", "a:2"), None);
+    }
+
+    #[test]
+    fn changes_at_the_same_time_are_all_made() {
+        let folder = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let folder = folder.path();
+                scope.spawn(move || {
+                    let insert = |lock: &mut Lock| {
+                        lock.servers.insert(n.to_string(), Locked::default());
+                    };
+                    Lock::change(folder, insert).unwrap();
+                });
+            }
+        });
+        assert_eq!(Lock::read(folder.path()).unwrap().servers.len(), 8);
     }
 }

@@ -1,6 +1,9 @@
 //! Folders of this machine that a server is to see.
 
-use crate::server::Mount;
+use crate::{
+    places::{CREDENTIALS, CREDENTIALS_AT_HOME, NEVER, NEVER_WHOLE, NEVER_WRITABLE},
+    server::Mount,
+};
 
 /// A mount that is not taken, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,7 +69,7 @@ pub(crate) fn of(source: &str, target: &str, writable: bool) -> Result<Mount, No
     if target_is_bad {
         return Err(NoMount::Target);
     }
-    if is_machine(source) {
+    if is_machine(source, writable) {
         return Err(NoMount::Machine);
     }
     Ok(Mount { source: clean(source), target: clean(target), writable })
@@ -84,32 +87,25 @@ fn is_within(path: &str, top: &str) -> bool {
 }
 
 /// What gives its holder the machine, or all that is on it: sockets of engines, the system's
-/// folders, and whole homes.
-fn is_machine(source: &str) -> bool {
-    const WITHIN: &[&str] = &[
-        "/proc",
-        "/sys",
-        "/dev",
-        "/boot",
-        "/etc",
-        "/root/.ssh",
-        "/var/lib/docker",
-        "/var/lib/containers",
-        "/var/lib/containerd",
-        "/run",
-        "/var/run",
-    ];
+/// folders, whole homes, and keys. By its name alone: what it leads to is looked at by whoever mounts
+/// it.
+fn is_machine(source: &str, writable: bool) -> bool {
     let path = clean(source);
-    let whole =
-        matches!(path.as_str(), "/" | "/root" | "/home" | "/Users" | "/var" | "/usr" | "/opt");
-    let home = ["/home/", "/Users/"]
-        .iter()
-        .any(|top| path.strip_prefix(top).is_some_and(|rest| !rest.contains('/')));
-    let hidden = [".ssh", ".aws", ".gnupg", ".docker", ".kube"]
-        .iter()
-        .any(|name| path.split('/').any(|part| part == *name));
-    let socket = path.ends_with(".sock");
-    whole || home || hidden || socket || WITHIN.iter().any(|top| is_within(&path, top))
+    let never = |top: &&str| is_within(&path, top) || is_within(top, &path);
+    let home = ["/home", "/Users"].iter().any(|top| {
+        path == *top
+            || path.strip_prefix(&format!("{top}/")).is_some_and(|rest| !rest.contains('/'))
+    });
+    let keys = path.split('/').any(|part| CREDENTIALS.contains(&part));
+    let keys_at_home = |within: &&str| format!("{path}/").contains(&format!("/{within}/"));
+    matches!(path.as_str(), "/" | "/root")
+        || home
+        || keys
+        || path.ends_with(".sock")
+        || NEVER.iter().any(never)
+        || NEVER_WHOLE.contains(&path.as_str())
+        || CREDENTIALS_AT_HOME.iter().any(keys_at_home)
+        || writable && NEVER_WRITABLE.iter().any(|top| is_within(&path, top))
 }
 
 #[cfg(test)]
@@ -140,6 +136,15 @@ mod tests {
             ("/etc/passwd:/x", Err(NoMount::Machine)),
             ("/home/me:/x", Err(NoMount::Machine)),
             ("/home/me/.ssh:/x", Err(NoMount::Machine)),
+            ("/home/me/.netrc:/x", Err(NoMount::Machine)),
+            ("/home/me/.config/gh/hosts.yml:/x", Err(NoMount::Machine)),
+            ("/var/spool/cron/crontabs:/x", Err(NoMount::Machine)),
+            ("/var/lib:/x", Err(NoMount::Machine)),
+            ("/tmp:/x", Err(NoMount::Machine)),
+            ("/usr/bin:/x:rw", Err(NoMount::Machine)),
+            ("/bin:/x:rw", Err(NoMount::Machine)),
+            ("/usr/share/dict:/x", mount("/usr/share/dict", "/x", false)),
+            ("/tmp/box:/x", mount("/tmp/box", "/x", false)),
             ("/home/me/work:/x", mount("/home/me/work", "/x", false)),
         ] {
             assert_eq!(super::read(text), read, "{text}");

@@ -121,6 +121,20 @@ pub(crate) fn package(fetcher: Fetcher, arguments: &[String]) -> Option<&str> {
     named
 }
 
+/// What stands behind the package: the server's own arguments.
+pub(crate) fn own_arguments(fetcher: Fetcher, arguments: &[String]) -> &[String] {
+    let mut at = fetcher.verbs.len();
+    while let Some(argument) = arguments.get(at) {
+        match argument.as_str() {
+            valued if fetcher.valued.contains(&valued) => at += 2,
+            option if option.starts_with('-') => at += 1,
+            // The package, or its program where an option names the package.
+            _ => return &arguments[at + 1..],
+        }
+    }
+    &[]
+}
+
 /// How a command with a fetcher runs.
 pub(crate) fn run(
     draft: &mut Draft<'_>,
@@ -131,9 +145,10 @@ pub(crate) fn run(
     report: &mut Report,
 ) -> Option<Run> {
     let program = fetcher.program;
-    if let Some(shell) =
-        arguments.iter().find(|argument| matches!(argument.as_str(), "-c" | "--call"))
-    {
+    let calls = |argument: &&str| matches!(*argument, "-c" | "--call");
+    let mut options =
+        arguments.iter().map(|argument| argument.split('=').next().unwrap_or(argument));
+    if let Some(shell) = options.find(calls) {
         report.problem(
             place,
             format!("`{program} {shell}` has a shell run what stands behind it: name the program"),
@@ -147,7 +162,7 @@ pub(crate) fn run(
     }
     let package = package(fetcher, &arguments).map(str::to_owned);
     match &package {
-        Some(package) if !is_pinned(package) => report.needed(
+        Some(package) if !is_pinned(fetcher, package) => report.needed(
             place,
             format!(
                 "`{}` says no version, so each start may run other code: write `{}`",
@@ -173,28 +188,14 @@ pub(crate) fn run(
             fetcher.hosts.join(" and ")
         ),
     );
+    draft.fetches = true;
+    report.deviates(place, "programs may be run in its /tmp, where the package is put");
     let image: Option<Result<Image, NoImage>> = match packages {
         Packages::Container => fetcher.image.map(str::parse),
         Packages::Process => None,
     };
     match (packages, image) {
         (Packages::Container, Some(Ok(image))) => {
-            let home = [
-                ("HOME", "/tmp"),
-                ("npm_config_cache", "/tmp/.npm"),
-                ("UV_CACHE_DIR", "/tmp/.uv"),
-                ("UV_TOOL_DIR", "/tmp/.uv-tools"),
-            ];
-            let used = if fetcher.hosts == NPM { 0..2 } else { 0..4 };
-            for (name, value) in &home[used] {
-                let name = crate::object::Said { place, text: name };
-                draft.variable(name, value, true, report);
-            }
-            report.needed(
-                place,
-                "what is fetched lies in /tmp of the container: a package with programs of its own needs \
-                 `hardening.exec-tmp = true`",
-            );
             arguments.insert(0, program.to_owned());
             Some(Run::Image { image, arguments })
         }
@@ -206,8 +207,8 @@ pub(crate) fn run(
             report.needed(
                 place,
                 format!(
-                    "`{program}` must be on the PATH of the proxy. Better: install the package once and \
-                     name its program here, or build an image"
+                    "`{program}` must be on the PATH of the proxy. Better: install the package once and name its program \
+                     here, or build an image"
                 ),
             );
             Some(Run::Command { program: program.to_owned(), arguments })
@@ -215,24 +216,63 @@ pub(crate) fn run(
     }
 }
 
-/// Whether a package is said with a version: `name@1.2.3`, `name==1.2.3`, or a commit.
-fn is_pinned(package: &str) -> bool {
-    let behind = package.rsplit_once("==").or_else(|| {
-        let (name, version) = package.rsplit_once('@')?;
-        // `@scope/name` has one at its beginning.
-        (!name.is_empty()).then_some((name, version))
-    });
-    behind.is_some_and(|(_, version)| {
-        version.starts_with(|c: char| c.is_ascii_hexdigit() || c == 'v')
-            && version.bytes().any(|b| b.is_ascii_digit())
-            && !version.contains(['^', '~', '*', 'x', '>', '<', '|'])
-            && !matches!(version, "latest" | "next")
-    })
+/// Whether a package is said with a version that means one thing: `name@1.2.3`, `name==1.2.3`, or a
+/// whole commit. `1.2` is a range to npm, and a version to Python's tools.
+fn is_pinned(fetcher: Fetcher, package: &str) -> bool {
+    if package.contains("://") || package.contains('#') || package.starts_with("git") {
+        let commit = package.rsplit(['@', '#']).next().unwrap_or_default();
+        return commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+    }
+    let of_python = fetcher.hosts == PYPI;
+    if let Some((_, version)) = package.split_once("==") {
+        return of_python && is_pythons(version.trim_start_matches('='));
+    }
+    // `@scope/name` has one at its beginning.
+    match package.rsplit_once('@') {
+        Some((name, version)) if !name.is_empty() && of_python => is_pythons(version),
+        Some((name, version)) if !name.is_empty() => is_npms(version),
+        _ => false,
+    }
+}
+
+/// Without `*`, of which PEP 440 makes a range.
+fn is_pythons(version: &str) -> bool {
+    version.starts_with(|c: char| c.is_ascii_digit())
+        && version.bytes().all(|b| b.is_ascii_alphanumeric() || b".+!-_".contains(&b))
+}
+
+/// Three numbers, with a word of a release before it or of a build.
+fn is_npms(version: &str) -> bool {
+    let core = version.split(['-', '+']).next().unwrap_or_default();
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let rest = version.get(core.len()..).unwrap_or_default();
+    core.split('.').count() == 3
+        && core.split('.').all(number)
+        && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b".+-".contains(&b))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const COMMIT: &str = "git+https://e.example/r@0123456789abcdef0123456789abcdef01234567";
+
+    #[test]
+    fn a_server_s_own_arguments_stand_behind_the_package() {
+        for (program, arguments, own) in [
+            ("npx", &["-y", "@a/b", "/dir", "-x"][..], &["/dir", "-x"][..]),
+            ("npx", &["-p", "x@1.0.0", "cmd", "/dir"], &["/dir"]),
+            ("npx", &["--package=x", "cmd", "/dir"], &["/dir"]),
+            ("uvx", &["--from", "x", "cmd"], &[]),
+            ("uv", &["tool", "run", "x", "--db", "/d"], &["--db", "/d"]),
+            ("npx", &["-y"], &[]),
+            ("npx", &["-p"], &[]),
+        ] {
+            let arguments: Vec<String> = arguments.iter().map(|text| (*text).to_owned()).collect();
+            let fetcher = of(program, &arguments).unwrap();
+            assert_eq!(own_arguments(fetcher, &arguments), own, "{program} {arguments:?}");
+        }
+    }
 
     #[test]
     fn packages_are_found() {
@@ -248,8 +288,18 @@ mod tests {
                 "uvx",
                 vec!["--from", "git+https://e.example/r@0a1b2c3", "cmd"],
                 Some("git+https://e.example/r@0a1b2c3"),
-                true,
+                false,
             ),
+            ("uvx", vec!["--from", COMMIT, "cmd"], Some(COMMIT), true),
+            ("npx", vec!["x@1"], Some("x@1"), false),
+            ("npx", vec!["x@1.2"], Some("x@1.2"), false),
+            ("npx", vec!["x@beta1"], Some("x@beta1"), false),
+            ("npx", vec!["x@1.2.x"], Some("x@1.2.x"), false),
+            ("npx", vec!["x@1.2.3-rc.1"], Some("x@1.2.3-rc.1"), true),
+            ("npx", vec!["x@1.2.3 || 2.0.0"], Some("x@1.2.3 || 2.0.0"), false),
+            ("uvx", vec!["x==1.*"], Some("x==1.*"), false),
+            ("uvx", vec!["x@1.2"], Some("x@1.2"), true),
+            ("uvx", vec!["x@latest"], Some("x@latest"), false),
             ("uvx", vec!["--python", "3.12", "x"], Some("x"), false),
             ("uv", vec!["tool", "run", "x"], Some("x"), false),
             ("npx", vec!["-y"], None, false),
@@ -258,7 +308,11 @@ mod tests {
             let fetcher = of(program, &arguments).unwrap();
             let package = package(fetcher, &arguments);
             assert_eq!(package, found, "{program} {arguments:?}");
-            assert_eq!(package.is_some_and(is_pinned), pinned, "{program} {arguments:?}");
+            assert_eq!(
+                package.is_some_and(|package| is_pinned(fetcher, package)),
+                pinned,
+                "{program} {arguments:?}"
+            );
         }
         assert!(of("uv", &["run".to_owned(), "server.py".to_owned()]).is_none());
         assert!(of("node", &[]).is_none());

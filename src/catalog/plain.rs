@@ -109,8 +109,9 @@ pub(crate) fn url_holds_secret(url: &Url) -> bool {
         })
 }
 
-/// How vendors' keys begin.
-fn begins_as_key(value: &str) -> bool {
+/// Whether a value begins as vendors' keys do.
+#[must_use]
+pub fn begins_as_key(value: &str) -> bool {
     const STARTS: &[&str] = &[
         "ghp_",
         "gho_",

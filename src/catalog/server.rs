@@ -34,6 +34,9 @@ pub struct Server {
     /// `UID:GID` in the place of nobody's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// It fetches its program when it starts, puts it into /tmp and runs it there.
+    #[serde(skip_serializing_if = "is_false")]
+    pub fetches: bool,
     /// It keeps state that must not be lost to idleness.
     #[serde(skip_serializing_if = "is_false")]
     pub stays: bool,

@@ -11,15 +11,17 @@ use serde_json::{Value, json};
 use crate::{
     catalog::{
         Entry, Names, Options, Packages, Problem, Run, Server,
-        lock::{Lock, Locked, replace},
+        lock::{Lock, Locked, Meaning, replace},
         set, settings, tool_lists,
-        write::{Unwritten, Writing, add, file_name, names, policy},
+        write::{Writing, add, file_name, names, policy},
     },
     cli::{
         Context, Exit, Reports, Usage,
         catalog::{Fetched, House, file},
     },
     config::{self, Config, Diagnostics, Loaded},
+    upstream::images,
+    vault::Source,
 };
 
 /// What is said beside a reference or a file.
@@ -40,9 +42,6 @@ pub(super) struct Said {
     /// How packages that npx or uvx would fetch run
     #[arg(long, value_enum, default_value_t = How::Process)]
     packages: How,
-    /// Take images by tag where no digest can be had
-    #[arg(long)]
-    allow_tag: bool,
     /// Replace servers of the same name
     #[arg(long)]
     replace: bool,
@@ -102,9 +101,10 @@ impl Said {
             // What was written is not repeated: it may be the secret.
             let (name, from) = text
                 .split_once('=')
-                .filter(|(_, from)| from.starts_with("env:") || from.starts_with("file:"))
+                .filter(|(_, from)| from.parse::<Source>().is_ok())
                 .ok_or_else(|| {
-                    let text = "write `--secret NAME=env:VARIABLE` or `--secret NAME=file:PATH`, never the value";
+                    let text = "write `--secret NAME=REFERENCE`, such as `env:VARIABLE`, `file:PATH` or \
+                                `vault:PATH#KEY` (docs/secrets.md has them all), never the value";
                     Usage(text.to_owned())
                 })?;
             options.secrets.insert(name.to_owned(), from.to_owned());
@@ -144,7 +144,7 @@ pub(super) async fn take(
     let before = config::parse(&ctx.config, &text).map_err(reports)?;
     let there = names(&text)?;
     let mut known = Names::of(there.iter().map(String::as_str));
-    let writing = Writing { allow_tag: said.allow_tag, replace: said.replace };
+    let writing = Writing { replace: said.replace };
     let mut taken = Vec::new();
     let mut refused: Vec<(String, Vec<Problem>)> = Vec::new();
     for entry in offer.entries {
@@ -163,7 +163,7 @@ pub(super) async fn take(
                     .take(&server.name)
                     .map_err(|error| Problem::at(entry.place, error.to_string()))?;
             }
-            asked = pin(ctx, house, &mut server, said.allow_tag).await?;
+            asked = pin(ctx, house, &mut server).await?;
             let added = add(&text, &server, writing)
                 .map_err(|error| Problem::at(entry.place, error.to_string()))?;
             // What the config's own checks find counts as ours.
@@ -181,11 +181,11 @@ pub(super) async fn take(
                     _ => None,
                 };
                 let locked = Locked {
-                    source: offer.source.clone(),
+                    source: Some(offer.source.clone()),
                     source_digest: offer.digest.clone(),
                     image: asked,
                     image_digest,
-                    tools_digest: None,
+                    ..Locked::default()
                 };
                 taken.push(Taken { server, locked });
             }
@@ -207,12 +207,7 @@ pub(super) async fn take(
 }
 
 /// Resolves the tag of an image, and tells how the image was asked for.
-async fn pin(
-    ctx: &Context,
-    house: &House,
-    server: &mut Server,
-    allow_tag: bool,
-) -> Result<Option<String>, Problem> {
+async fn pin(ctx: &Context, house: &House, server: &mut Server) -> Result<Option<String>, Problem> {
     let Run::Image { image, .. } = &mut server.run else { return Ok(None) };
     let asked = image.to_string();
     if image.digest.is_none() {
@@ -222,11 +217,11 @@ async fn pin(
         };
         match resolved {
             Ok(digest) => image.digest = Some(digest),
-            Err(_) if allow_tag => {}
             Err(error) => {
-                let tag = Unwritten::Tag { name: server.name.clone(), image: asked };
                 return Err(Problem::of(format!(
-                    "{tag} ({error:#}); name it by digest, or take it by its tag with `--allow-tag`"
+                    "the image of `{}` is named by a tag, `{asked}`, which can come to mean another image, and its \
+                     digest could not be had ({error:#}); name it by digest",
+                    server.name
                 )));
             }
         }
@@ -265,10 +260,20 @@ fn write(
              these servers may be started yet",
         ),
     }
-    for Taken { server, locked } in taken {
-        house.lock.servers.insert(server.name.clone(), locked.clone());
-    }
-    house.lock.write(&house.base)?;
+    house.change(|lock| {
+        for Taken { server, locked } in taken {
+            let mut locked = locked.clone();
+            // What it was before is remembered, so that nobody takes it back unnoticed.
+            if let (Some(before), Some(image), Some(digest)) =
+                (lock.servers.get(&server.name), &locked.image, &locked.image_digest)
+            {
+                let mut moved = before.clone();
+                moved.move_to(image, Meaning::Digest(digest.clone()));
+                locked.was = moved.was;
+            }
+            lock.servers.insert(server.name.clone(), locked);
+        }
+    })?;
     replace(&ctx.config, text.as_bytes())
         .with_context(|| format!("cannot write {}", ctx.config.display()))?;
     Ok(policies)
@@ -324,6 +329,9 @@ fn tell(
             let place = note.place.map_or(String::new(), |place| format!(" ({from}:{place})"));
             ctx.line(format!("  {}: {}{place}", note.kind.as_str(), note.text))?;
         }
+        if let Some(missing) = missing(&server.run) {
+            ctx.line(format!("  needed: {missing}"))?;
+        }
         if let Some((_, path)) = policies.iter().find(|(name, _)| *name == server.name) {
             ctx.line(format!("  policies: {}", path.display()))?;
         }
@@ -341,6 +349,19 @@ fn tell(
         );
     }
     Ok(())
+}
+
+/// What to do about a program that is not on this machine.
+fn missing(run: &Run) -> Option<String> {
+    let Run::Command { program, .. } = run else { return None };
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = program.contains('/')
+        || std::env::split_paths(&folders).any(|folder| folder.join(program).is_file());
+    let instead = match program.as_str() {
+        "npx" | "uvx" | "uv" => ", or import again with `--packages container --replace`",
+        _ => "",
+    };
+    (!found).then(|| format!("`{program}` is not on the PATH here: install it{instead}"))
 }
 
 fn reports(Diagnostics(findings): Diagnostics) -> anyhow::Error {
@@ -365,6 +386,38 @@ pub(super) fn held(loaded: &Loaded) -> Result<(), Vec<(String, String)>> {
             Some((format!("/servers/{name}/image"), error.to_string()))
         })
         .collect();
+    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+}
+
+/// Has each image be what it is locked as, for good.
+///
+/// # Errors
+/// Those that are not locked.
+pub(super) fn settle(loaded: &mut Loaded) -> Result<(), Vec<(String, String)>> {
+    let lock = Lock::read(&loaded.base)
+        .map_err(|error| vec![("/servers".to_owned(), error.to_string())])?;
+    let mut wrong = Vec::new();
+    for (name, server) in &mut loaded.config.servers {
+        let Some(image) = &server.image else { continue };
+        let settled = match images::fixed(image) {
+            Ok(Some(_)) => continue,
+            Ok(None) => match lock.meaning(name.as_str(), image) {
+                Some(meaning) => images::pinned(image, meaning, false),
+                None => {
+                    let what = format!(
+                        "what the image `{image}` means is not locked: `portcullis server lock {name}`"
+                    );
+                    wrong.push((format!("/servers/{name}/image"), what));
+                    continue;
+                }
+            },
+            Err(error) => Err(error),
+        };
+        match settled {
+            Ok(pinned) => server.image = Some(pinned.image()),
+            Err(error) => wrong.push((format!("/servers/{name}/image"), error.to_string())),
+        }
+    }
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 

@@ -12,6 +12,7 @@ use crate::{
     plugin::House,
     policy,
     proxy::{Found, PluginSecrets, artifacts, interceptor, ungranted},
+    upstream::trusted,
 };
 
 #[derive(Debug, clap::Args)]
@@ -67,6 +68,9 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     }
     for (at, text) in super::adding::held(&loaded).err().into_iter().flatten() {
         found.push(boxed(loaded.finding(&at, Code::Conflict, text)));
+    }
+    if let Err((at, text)) = trusted(&loaded.config) {
+        found.push(boxed(loaded.finding(&at, Code::BadValue, text)));
     }
     let places = Places::of_host();
     for (name, server) in &loaded.config.servers {

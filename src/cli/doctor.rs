@@ -122,18 +122,10 @@ fn runtimes(
     let mut checks = Vec::new();
     let servers = || config.into_iter().flat_map(|config| &config.servers);
     match available {
-        Ok(available) => {
-            for (part, detail) in &available.parts {
-                checks.push(match (part.as_str(), available.landlock) {
-                    ("landlock", false) => Check::warn(
-                        part,
-                        detail,
-                        "the sandbox stands on everything else; a kernel with landlock adds a wall",
-                    ),
-                    _ => Check::ok(part, detail),
-                });
-            }
-        }
+        Ok(available) => checks.extend(available.parts.iter().map(|part| match part.remedy {
+            Some(remedy) => Check::warn(part.name, &part.detail, remedy),
+            None => Check::ok(part.name, &part.detail),
+        })),
         Err(why) => {
             let needed =
                 engine.is_err() || servers().any(|(_, server)| server.runtime == Runtime::Sandbox);
@@ -150,11 +142,23 @@ fn runtimes(
                 Check::warn("engine", text, "servers run all the same, with one wall less")
             };
             checks.extend(version.warnings.iter().map(warning));
+            let asked = servers().find_map(|(name, server)| Some((name, server.runtime.oci()?)));
+            if let Some((name, runtime)) = asked {
+                checks.push(match engine.has_runtime(runtime) {
+                    Ok(()) => Check::ok("runtime", format!("the engine has `{runtime}`")),
+                    Err(LaunchFailure { what, remedy }) => Check::fail(
+                        "runtime",
+                        format!("{what}; needed by `{name}`"),
+                        remedy.as_deref().unwrap_or("run it in an ordinary container"),
+                    ),
+                });
+            }
         }
         Err(none) => {
             let needing = servers()
                 .filter(|(_, server)| {
-                    server.image.is_some() || server.runtime == Runtime::Container
+                    server.image.is_some()
+                        || matches!(server.runtime, Runtime::Container | Runtime::Runsc)
                 })
                 .map(|(name, _)| format!("`{name}`"))
                 .collect::<Vec<_>>();

@@ -12,6 +12,7 @@ mod client;
 mod connect;
 mod context;
 mod doctor;
+mod guard;
 mod keys;
 mod output;
 mod plugin;
@@ -52,6 +53,8 @@ enum Verb {
     Doctor(doctor::Args),
     /// Bridge a client's standard input and output to a running proxy
     Connect(connect::Args),
+    /// Stand between a proxy and a container engine's socket: only what Portcullis needs passes
+    Guard(guard::Args),
     /// Clients and their keys
     Client(client::Args),
     /// Servers behind the proxy
@@ -140,6 +143,7 @@ impl Verb {
             Self::Check(args) => check::run(args, ctx).await,
             Self::Doctor(args) => doctor::run(args, ctx).await,
             Self::Connect(args) => connect::run(args, ctx).await,
+            Self::Guard(args) => guard::run(args, ctx).await,
             Self::Client(args) => client::run(args, ctx).await,
             Self::Server(args) => server::run(args, ctx).await,
             Self::Catalog(args) => catalog::run(args, ctx).await,

@@ -32,6 +32,9 @@ pub struct Args {
     /// Serve one client over standard input and output, beside HTTP; end with its input
     #[arg(long)]
     stdio: bool,
+    /// Take no image whose tag is not in the lock file
+    #[arg(long)]
+    locked: bool,
     /// Only the servers of this profile
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
@@ -47,6 +50,13 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
     if let Some(profile) = &args.profile {
         adding::narrow(&mut loaded, profile)?;
+    }
+    if args.locked
+        && let Err(wrong) = adding::settle(&mut loaded)
+    {
+        let findings =
+            wrong.into_iter().map(|(at, text)| loaded.finding(&at, Code::Conflict, text));
+        return Err(Reports(findings.map(|finding| Box::new(finding) as _).collect()).into());
     }
     for warning in &loaded.warnings {
         ctx.report(warning);
@@ -140,6 +150,7 @@ async fn begin(args: &Args, ctx: &Context, loaded: &Loaded) -> Result<Begun, Not
         (Some(listener.with_context(taken)?), Purpose::Serve)
     };
     let (proxy, watcher) = assembly.start(loaded, purpose).await?;
+    super::server::show_pulls(&proxy.launcher.images);
     Ok(Begun { proxy, watcher, keyring, socket, door })
 }
 

@@ -1,6 +1,12 @@
 //! `portcullis server`: the servers behind the proxy.
 
+mod images;
+mod inspect;
+mod restart;
 mod stats;
+mod verify;
+
+pub(super) use images::show as show_pulls;
 
 use std::{
     fs::Permissions,
@@ -20,8 +26,7 @@ use crate::{
     container,
     names::ServerName,
     proxy::{Assembly, Purpose},
-    sandbox,
-    upstream::{Launcher, Place},
+    upstream::{Images, Launcher},
 };
 
 #[derive(Debug, clap::Args)]
@@ -34,7 +39,8 @@ pub struct Args {
 enum Verb {
     /// List the servers: where each runs, and how it stands
     Ls,
-    /// Show a server's whole profile, and where the config deviates from the hardened default
+    /// Say what a server may do and what not, by which line of the config, and whether policies let
+    /// it be started
     Inspect {
         /// The server's name in the config
         server: ServerName,
@@ -48,15 +54,40 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
     },
+    /// Ask the registry of a server's image who signed it, and keep what it says
+    Verify {
+        /// The server's name in the config
+        server: ServerName,
+    },
     /// Show what each running instance does and uses: calls, time, memory, processor
     Stats {
         /// Only this server
         server: Option<ServerName>,
     },
+    /// Start what runs of a server anew: calls under way end at the old one, all others go to the new
+    Restart {
+        /// The server's name in the config
+        server: ServerName,
+    },
     /// Add a server that a catalog, an image, a URL or a file describes
     Add(catalog::Add),
     /// Add the servers of a file: a client's `mcpServers`, a catalog, a profile, a `server.json`
     Import(catalog::Import),
+    /// Lock what the tags of images mean, where that is not locked yet
+    Lock(images::Which),
+    /// Have the tags of images mean what they mean now, and show from which digest to which
+    Update {
+        #[command(flatten)]
+        which: images::Which,
+        /// Take a digest again that was moved on from
+        #[arg(long)]
+        back: bool,
+        /// Show what would be moved, and move nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Have the engine pull images, where policies permit their start
+    Pull(images::Which),
     /// Show the last lines that a running server wrote to standard error
     Logs {
         /// The server's name in the config
@@ -70,24 +101,33 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         // These make the config, which need not be there yet.
         Verb::Add(args) => catalog::add(args, ctx).await,
         Verb::Import(args) => catalog::import(args, ctx).await,
+        Verb::Lock(which) => images::lock(ctx, &which).await,
+        Verb::Update { which, back, dry_run } => images::update(ctx, &which, back, dry_run).await,
+        Verb::Pull(which) => images::pull(ctx, &which).await,
         Verb::Ls => {
             let (loaded, proxy) = open(ctx).await?;
             ls(ctx, &loaded, proxy).await
         }
         Verb::Inspect { server } => {
             let (loaded, proxy) = open(ctx).await?;
-            inspect(ctx, &loaded, proxy, &server).await
+            inspect::run(ctx, &loaded, proxy, &server).await
         }
         Verb::Tools { server, save } => {
             let (loaded, proxy) = open(ctx).await?;
             tools(ctx, &loaded, proxy, &server, save.as_deref()).await
         }
+        Verb::Verify { server } => verify::run(ctx, &ctx.load()?, &server).await,
         Verb::Stats { server } => {
             let (loaded, proxy) = open(ctx).await?;
             if let Some(server) = &server {
                 configured(&loaded, server)?;
             }
             stats::run(ctx, proxy, server.as_ref()).await
+        }
+        Verb::Restart { server } => {
+            let (loaded, proxy) = open(ctx).await?;
+            configured(&loaded, &server)?;
+            restart::run(ctx, proxy, &server).await
         }
         Verb::Logs { server } => {
             let (loaded, proxy) = open(ctx).await?;
@@ -140,89 +180,6 @@ async fn ls(ctx: &Context, loaded: &Loaded, proxy: Option<admin::Client>) -> any
             }
         }
     }
-    Ok(Exit::Ok)
-}
-
-async fn inspect(
-    ctx: &Context,
-    loaded: &Loaded,
-    proxy: Option<admin::Client>,
-    name: &ServerName,
-) -> anyhow::Result<Exit> {
-    let settings = configured(loaded, name)?;
-    let launcher = launcher(loaded).await;
-    let place = launcher.place(settings);
-    let (profile, deviations) = match &place {
-        Place::Remote { url } => (vec![("url".into(), url.clone())], Vec::new()),
-        local => {
-            let mut spec = launcher.spec_without_secrets(name, settings)?;
-            if spec.image.is_none() {
-                // A packed program's image is known once it is packed, and is then an id.
-                spec.image = Some(format!("sha256:{}", "0".repeat(64)));
-            }
-            // The keys that open something are the same wherever the server runs.
-            let profile = container::Profile::of(&spec)?;
-            let shown = match local {
-                Place::Sandbox { .. } => sandbox::facts(),
-                _ => profile.describe(),
-            };
-            (shown, profile.deviations())
-        }
-    };
-    let running: Option<Value> = match proxy {
-        Some(proxy) => {
-            let states: Vec<Value> = proxy.get_json("/v1/servers").await?;
-            states.into_iter().find(|state| state["name"] == name.as_str())
-        }
-        None => None,
-    };
-    let deviations: Vec<Value> = deviations
-        .into_iter()
-        .map(|deviation| {
-            let pointer = format!("/servers/{name}/{}", deviation.config_key.replace('.', "/"));
-            json!({
-                "field": deviation.field,
-                "default": deviation.default,
-                "actual": deviation.actual,
-                "configKey": deviation.config_key,
-                "line": loaded.line(&pointer),
-            })
-        })
-        .collect();
-    if ctx.is_json() {
-        let profile: serde_json::Map<String, Value> =
-            profile.into_iter().map(|(field, value)| (field, value.into())).collect();
-        ctx.json(&json!({
-            "name": name,
-            "place": place.kind(),
-            "why": place.why(),
-            "running": running,
-            "profile": profile,
-            "deviations": deviations,
-        }))?;
-        return Ok(Exit::Ok);
-    }
-    ctx.line(format_args!("server {name}: {} ({})", place.kind(), place.why()))?;
-    if let Some(running) = running {
-        let text = |key: &str| running[key].as_str().unwrap_or("").to_owned();
-        ctx.line(format_args!("{} {} {}", text("state"), text("process"), text("revision")))?;
-    }
-    ctx.table(&["SETTING", "VALUE"], profile.into_iter().map(|(field, value)| [field, value]))?;
-    if matches!(place, Place::Remote { .. }) {
-        return Ok(Exit::Ok);
-    }
-    if deviations.is_empty() {
-        ctx.line("no deviation from the hardened default profile")?;
-        return Ok(Exit::Ok);
-    }
-    let file = loaded.path.display().to_string();
-    let rows = deviations.iter().map(|deviation| {
-        let text = |key: &str| deviation[key].as_str().unwrap_or("").to_owned();
-        let line = deviation["line"].as_u64().map_or(file.clone(), |line| format!("{file}:{line}"));
-        vec![text("field"), text("default"), text("actual"), text("configKey"), line]
-    });
-    ctx.line("deviations from the hardened default profile:")?;
-    ctx.table(&["SETTING", "DEFAULT", "HERE", "BECAUSE OF", "AT"], rows)?;
     Ok(Exit::Ok)
 }
 
@@ -333,7 +290,10 @@ async fn launcher(loaded: &Loaded) -> Launcher {
         // Nothing is started here.
         hands: Default::default(),
         runtime: Default::default(),
+        known: None,
         digests: Default::default(),
+        images: std::sync::Arc::new(Images::new(loaded.base.clone(), &loaded.config.registries)),
         outward: std::sync::Arc::new(crate::upstream::Nowhere),
+        signatures: Default::default(),
     }
 }

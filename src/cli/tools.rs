@@ -86,7 +86,11 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         let refused = error["data"]["code"].as_str().is_some_and(|code| {
             !matches!(
                 code,
-                "server-unavailable" | "server-timeout" | "server-overloaded" | "server-misbehaved"
+                "server-unavailable"
+                    | "server-resting"
+                    | "server-timeout"
+                    | "server-overloaded"
+                    | "server-misbehaved"
             )
         });
         return Ok(if refused { Exit::Denied } else { Exit::Failure });

@@ -1,7 +1,9 @@
 //! What a schema can't say: settings that depend on each other, and values with a meaning.
 
+mod ceilings;
 mod export;
 mod server;
+mod signers;
 
 use std::collections::{HashMap, HashSet};
 
@@ -28,8 +30,11 @@ pub(super) fn check(built: &Built, document: &Document, findings: &mut Vec<Findi
     checker.encryption(built);
     checker.clients(built);
     for (name, server) in &built.config.servers {
-        server::check(&mut checker, &child("/servers", name), server);
+        let at = child("/servers", name);
+        server::check(&mut checker, &at, server);
+        ceilings::check(&mut checker, &at, server, &built.config.limits.servers);
     }
+    signers::check(&mut checker, &built.config);
     checker.prefixes(built);
     checker.interceptors(built);
     export::check(&mut checker, &built.config.audit.export);

@@ -52,6 +52,8 @@ codes! {
     Unsafe = "config-unsafe";
     /// A secret in plain text.
     LiteralSecret = "config-literal-secret";
+    /// More than the operator's ceilings let any server have.
+    AboveCeiling = "config-above-ceiling";
     /// Something that policies do not let this have.
     NotPermitted = "config-not-permitted";
 }

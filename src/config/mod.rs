@@ -31,9 +31,9 @@ use std::{
 pub use entry::{InterceptorEntry, Use};
 pub use finding::{Code, Diagnostics, Finding, Located, Severity};
 pub use raw::{
-    Admin, Audit, Begin, Checkpoint, Client, Config, Destination, Encryption, Engine,
-    EntrySettings, Era, Export, Hardening, Limits, Listen, LogFormat, OnFailure, Policy,
-    Registries, Resources, Retention, Runtime, Server, Sharing, Telemetry, Tool, Transport,
+    Admin, Audit, Begin, Ceilings, Checkpoint, Client, Config, Destination, Encryption, Engine,
+    EntrySettings, Era, Export, Hardening, Limits, Listen, LogFormat, Loosening, OnFailure, Policy,
+    Registries, Resources, Retention, Runtime, Server, Sharing, Signer, Telemetry, Tool, Transport,
     Witness,
 };
 pub use values::{Age, HandOver, IllegalMount, MountEntry, SecretRef, ServerSecret, Size};
@@ -83,6 +83,11 @@ impl Loaded {
     /// The line of a key or an array's element, from 1, by its JSON pointer.
     pub fn line(&self, pointer: &str) -> Option<u32> {
         self.document.at_key(pointer, Code::BadValue, "").position().map(|(line, _)| line)
+    }
+
+    /// The same, where it stands in the file at all.
+    pub fn written(&self, pointer: &str) -> Option<u32> {
+        self.document.get(pointer).and_then(|_| self.line(pointer))
     }
 }
 

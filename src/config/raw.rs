@@ -1,8 +1,9 @@
 //! The shape of `portcullis.toml`. `portcullis schema config` prints it as JSON Schema.
 
 mod audit;
+mod ceilings;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -11,13 +12,14 @@ use serde::{Deserialize, Serialize};
 pub use audit::{
     Audit, Begin, Checkpoint, Destination, Encryption, Export, OnFailure, Retention, Witness,
 };
+pub use ceilings::{Ceilings, Loosening};
 
 use super::{InterceptorEntry, MountEntry, SecretRef, ServerSecret};
 use crate::{
     admin::Roles,
     chain::Mode,
     egress,
-    names::{ClientName, Group, ServerName},
+    names::{ClientName, Group, ServerName, SignerName},
 };
 
 /// The whole file. Relative paths are relative to the file.
@@ -46,6 +48,10 @@ pub struct Config {
     pub engine: Engine,
     #[serde(default)]
     pub registries: Registries,
+    /// Whose signatures of images count. Each image of a server that has a digest and a registry is
+    /// looked at before it is started, once, and policies are told who signed it.
+    #[serde(default)]
+    pub signers: BTreeMap<SignerName, Signer>,
     /// Who may connect, beside those of `portcullis client add`.
     #[serde(default)]
     pub clients: BTreeMap<ClientName, Client>,
@@ -186,6 +192,7 @@ pub struct Limits {
     /// Items on one page of a list. Clients that ask for no further page see the first alone.
     #[schemars(range(min = 1))]
     pub page: usize,
+    pub servers: Ceilings,
 }
 
 impl Default for Limits {
@@ -200,6 +207,7 @@ impl Default for Limits {
             session_idle_s: 3_600,
             question_s: 300,
             page: 250,
+            servers: Ceilings::default(),
         }
     }
 }
@@ -245,12 +253,41 @@ pub struct Registries {
     /// Seconds for all that is asked for one artifact.
     #[schemars(range(min = 1, max = 3600))]
     pub deadline_s: u64,
+    /// Seconds for the engine to pull one image.
+    #[schemars(range(min = 1, max = 86400))]
+    pub pull_deadline_s: u64,
+    /// MiB that an image may have, packed as its registry has it.
+    #[schemars(range(min = 1, max = 1048576))]
+    pub largest_image_mib: u64,
 }
 
 impl Default for Registries {
     fn default() -> Self {
-        Self { plain_http: Vec::new(), ca_file: None, deadline_s: 60 }
+        Self {
+            plain_http: Vec::new(),
+            ca_file: None,
+            deadline_s: 60,
+            pull_deadline_s: 900,
+            largest_image_mib: 8192,
+        }
     }
+}
+
+/// Somebody whose signatures count: the holder of a key, or an identity that was let in by an issuer
+/// and got a certificate for it (Sigstore's "keyless" signing).
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Signer {
+    /// The file of a public key in PEM: ECDSA (P-256, P-384), Ed25519 or RSA.
+    pub key: Option<PathBuf>,
+    /// The URL of the OpenID Connect issuer that let them in.
+    pub issuer: Option<String>,
+    /// As whom: an e-mail address, or a URI. `*` stands for any text without `/` and `@`, `**` for any
+    /// text: `https://github.com/acme/*/.github/workflows/release.yml@refs/tags/*`.
+    pub subject: Option<String>,
+    /// The file of the authorities and logs that vouch for it: Sigstore's `trusted_root.json`. With a
+    /// `key`, signatures count only where its transparency log has them.
+    pub trusted_root: Option<PathBuf>,
 }
 
 /// One client with a key.
@@ -268,15 +305,18 @@ pub struct Client {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Server {
-    /// A container image, by digest (`name@sha256:…`) or by a local image id (`sha256:…`).
+    /// A container image: by digest (`name@sha256:…`), by tag (`registry/name:tag`, resolved once into
+    /// the lock file), or by a local image id (`sha256:…`).
     pub image: Option<String>,
+    /// Who has to have signed the `image`: names of `[signers]`, of which one is enough.
+    pub signed_by: Vec<SignerName>,
     /// A program and its arguments. With `image`: arguments for the image's entry point.
     pub command: Option<Vec<String>>,
     /// A remote server's endpoint.
     pub url: Option<String>,
     /// What is spoken to a `url`.
     pub transport: Transport,
-    /// Where a `command` runs.
+    /// Where it runs. With `image`: `runsc`, or nothing.
     pub runtime: Runtime,
     /// What stands before the server's names in the merged lists, with `__` between. Default: the
     /// server's name. Empty: nothing. At most 32 characters; one server's must not be taken for
@@ -298,6 +338,7 @@ pub struct Server {
     /// its address is written behind it: `git.example.com:443=10.0.0.5`.
     #[schemars(length(max = 200))]
     pub egress: Vec<egress::Destination>,
+    pub egress_limits: EgressLimits,
     /// Deviations from the hardened default profile, each with its own line.
     pub hardening: Hardening,
     pub era: Era,
@@ -310,6 +351,13 @@ pub struct Server {
     /// Seconds without a call after which an instance is stopped. 0: never. One in which resources
     /// are watched is not idle, and the common one of a remote server is not stopped.
     pub idle_stop_s: u64,
+    /// Seconds between questions to a running instance whether it still answers (`ping`, or
+    /// `server/discover` in revision 2026-07-28). 0: it is not asked. One that does not answer is ended
+    /// and another started in its place; to be asked keeps no idle one alive.
+    pub health_s: u64,
+    /// Seconds that it may take to answer that, beside the calls that it was given before.
+    #[schemars(range(min = 1))]
+    pub health_timeout_s: u64,
     /// Calls under way at once on one instance; more are refused.
     #[schemars(range(min = 1))]
     pub concurrent: usize,
@@ -352,6 +400,7 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             image: None,
+            signed_by: Vec::new(),
             command: None,
             url: None,
             transport: Transport::default(),
@@ -363,11 +412,14 @@ impl Default for Server {
             mounts: Vec::new(),
             resources: Resources::default(),
             egress: Vec::new(),
+            egress_limits: EgressLimits::default(),
             hardening: Hardening::default(),
             era: Era::default(),
             start_timeout_s: 60,
             call_timeout_s: 60,
             idle_stop_s: 900,
+            health_s: 0,
+            health_timeout_s: 10,
             concurrent: 64,
             sharing: Sharing::default(),
             instances: 64,
@@ -390,7 +442,7 @@ pub enum Transport {
     Sse,
 }
 
-/// Where a `command` runs.
+/// Where a server runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Runtime {
@@ -399,7 +451,17 @@ pub enum Runtime {
     #[default]
     Auto,
     Container,
+    /// In a container under gVisor, whose kernel stands between the server and the machine's: the
+    /// engine must have the OCI runtime `runsc`. Without `egress`, which does not get there.
+    Runsc,
     Sandbox,
+}
+
+impl Runtime {
+    /// The OCI runtime that the engine is asked for by name.
+    pub fn oci(self) -> Option<&'static str> {
+        (self == Self::Runsc).then_some("runsc")
+    }
 }
 
 /// The protocol era in which a server is addressed.
@@ -453,11 +515,51 @@ pub struct Resources {
     /// Processes and threads.
     #[schemars(range(min = 1))]
     pub pids: u32,
+    /// MiB of `/tmp`, which is in memory and counts as such.
+    #[schemars(range(min = 1, max = 1024))]
+    pub tmp_mib: u64,
+    /// Open files of one process.
+    #[schemars(range(min = 64, max = 65_536))]
+    pub files: u32,
 }
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { memory_mib: 512, cpus: 1.0, pids: 128 }
+        Self { memory_mib: 512, cpus: 1.0, pids: 128, tmp_mib: 64, files: 1024 }
+    }
+}
+
+/// How much of what `egress` lists one process of a server may have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct EgressLimits {
+    /// Connections at once.
+    #[schemars(range(min = 1, max = 4096))]
+    pub connections: usize,
+    /// Attempts a second, on the average.
+    #[schemars(range(min = 1, max = 10000))]
+    pub attempts_per_s: u32,
+    /// Seconds without a byte in either direction after which a connection ends.
+    #[schemars(range(min = 1, max = 86400))]
+    pub idle_s: u64,
+}
+
+impl Default for EgressLimits {
+    fn default() -> Self {
+        Self { connections: 64, attempts_per_s: 20, idle_s: 300 }
+    }
+}
+
+impl EgressLimits {
+    /// As the proxy end takes them.
+    pub fn limits(&self) -> egress::Limits {
+        let default = egress::Limits::default();
+        egress::Limits {
+            connections: self.connections,
+            attempts: self.attempts_per_s.try_into().unwrap_or(default.attempts),
+            idle: Duration::from_secs(self.idle_s),
+            ..default
+        }
     }
 }
 
@@ -474,8 +576,6 @@ pub struct Hardening {
     pub user: Option<String>,
     /// Capabilities to add, such as `CAP_NET_BIND_SERVICE`.
     pub cap_add: Vec<String>,
-    /// Take an image by tag, without a digest.
-    pub allow_tag: bool,
     /// Allow programs in /tmp to be executed.
     pub exec_tmp: bool,
 }

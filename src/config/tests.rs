@@ -7,6 +7,7 @@ mod exports;
 mod plugins;
 mod properties;
 mod servers;
+mod signers;
 
 /// Findings on one line each: place, code, message, label, help. `HIDDEN` in the text stands for
 /// a secret, which no finding may show.
@@ -52,10 +53,10 @@ bogus = 1
         = known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`, `rest`
     3:2 [config-unknown-key] unknown key `polcy`
         ^ did you mean `policy`?
-        = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `registries`, `clients`, `servers`, `interceptors`
+        = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `registries`, `signers`, `clients`, `servers`, `interceptors`
     5:1 [config-unknown-key] unknown key `imgae`
         ^ did you mean `image`?
-        = known here: `image`, `command`, `url`, `transport`, `runtime`, `prefix`, `env`, `secrets`, `headers`, `mounts`, `resources`, `egress`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `concurrent`, `sharing`, `instances`, `warm`, `replicas`, `tools`
+        = known here: `image`, `signed-by`, `command`, `url`, `transport`, `runtime`, `prefix`, `env`, `secrets`, `headers`, `mounts`, `resources`, `egress`, `egress-limits`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `health-s`, `health-timeout-s`, `concurrent`, `sharing`, `instances`, `warm`, `replicas`, `tools`
     8:11 [config-missing-key] the key `window` is missing
         ^ in this table
         = `window`: The window: a number and one of `ms`, `s`, `m`, `h`, `d`, such as `1m`.
@@ -314,7 +315,7 @@ fn keys_cannot_steer_a_terminal() {
     insta::assert_snapshot!(findings(text), @r#"
     2:1 [config-unknown-key] unknown key `a\u{1b}[31m`
         ^ not known here
-        = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `registries`, `clients`, `servers`, `interceptors`
+        = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `registries`, `signers`, `clients`, `servers`, `interceptors`
     "#);
 }
 

@@ -45,6 +45,7 @@ pub(super) fn build(
         telemetry: builder.section("telemetry"),
         engine: builder.section("engine"),
         registries: builder.section("registries"),
+        signers: builder.named("signers").into_iter().collect(),
         clients: builder.named("clients").into_iter().collect(),
         servers: builder.named("servers"),
         interceptors: Vec::new(),
@@ -156,6 +157,11 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
     }
     if let Some(file) = &mut config.registries.ca_file {
         *file = base.join(&*file);
+    }
+    for signer in config.signers.values_mut() {
+        for file in signer.key.iter_mut().chain(&mut signer.trusted_root) {
+            *file = base.join(&*file);
+        }
     }
     for witness in &mut config.audit.witness {
         witness.file = witness.file.as_ref().map(|file| base.join(file));

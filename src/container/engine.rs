@@ -11,10 +11,13 @@ use bollard::{API_DEFAULT_VERSION, Docker, errors::Error};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::{mounts::Places, owner::Owner, pack};
+use super::{failure, limits, mounts::Places, owner::Owner, pack};
+use crate::upstream::process::LaunchFailure;
 
 /// For one engine to answer, all its sockets asked at once.
 const CONNECT: Duration = Duration::from_secs(2);
+/// For one that has answered to say what it is: Podman runs programs to find out.
+const TELL: Duration = Duration::from_secs(30);
 /// For any later request's answer to begin. Loading an image is given longer.
 const REQUEST_SECONDS: u64 = 60;
 
@@ -62,6 +65,11 @@ pub(super) struct Facts {
     pub apparmor: bool,
     /// In the words of Rust's target names: `x86_64`, `aarch64`.
     pub arch: String,
+    /// The OCI runtimes that it says it has, and which of them it uses where none is asked for.
+    pub runtimes: Vec<String>,
+    pub default_runtime: String,
+    /// Limits that it says it can't keep.
+    pub lacking: Vec<&'static str>,
     pub places: Places,
     pub owner: Owner,
 }
@@ -95,21 +103,23 @@ impl fmt::Display for NoEngine {
 
 impl Engine {
     /// Connects to `host`, else to `DOCKER_HOST`, else to the first of Docker's and Podman's usual
-    /// sockets that answers. Takes two seconds at most. Addresses are `unix://PATH`, and `tcp://`
+    /// sockets that answers. Takes two seconds where none does. Addresses are `unix://PATH`, and `tcp://`
     /// or `http://` on loopback: an engine's API is root on its host, and plain HTTP has no
     /// authentication.
     pub async fn connect(host: Option<&str>) -> Result<Self, NoEngine> {
         let candidates = candidates(host, |name| env::var_os(name).map(PathBuf::from));
         let tries = candidates.into_iter().map(|(host, from)| async move {
-            match timeout(CONNECT, Self::try_connect(&host)).await {
-                Ok(Ok(engine)) => Ok(engine),
-                Ok(Err(why)) => Err(Tried { host, from, why }),
-                Err(_) => Err(Tried {
-                    host,
-                    from,
-                    why: format!("did not answer within {} seconds", CONNECT.as_secs()),
-                }),
-            }
+            let late =
+                |limit: Duration| format!("did not answer within {} seconds", limit.as_secs());
+            let tried = match timeout(CONNECT, reach(&host)).await {
+                Ok(Ok(docker)) => {
+                    let told = timeout(TELL, Self::of(docker, &host)).await;
+                    told.unwrap_or_else(|_| Err(late(TELL)))
+                }
+                Ok(Err(why)) => Err(why),
+                Err(_) => Err(late(CONNECT)),
+            };
+            tried.map_err(|why| Tried { host, from, why })
         });
         let mut tried = Vec::new();
         for outcome in join_all(tries).await {
@@ -121,11 +131,10 @@ impl Engine {
         Err(NoEngine { tried })
     }
 
-    async fn try_connect(host: &str) -> Result<Self, String> {
-        let docker = open(host)?;
+    async fn of(docker: Docker, host: &str) -> Result<Self, String> {
         let docker = docker.negotiate_version().await.map_err(|error| words(&error))?;
-        let version = docker.version().await.map_err(|error| words(&error))?;
-        let info = docker.info().await.map_err(|error| words(&error))?;
+        let (version, info) =
+            tokio::try_join!(docker.version(), docker.info()).map_err(|error| words(&error))?;
         let api = docker.client_version();
         if (api.major_version, api.minor_version) < (1, 41) {
             return Err(format!("speaks API {api} only; 1.41 (Docker 20.10) or newer is needed"));
@@ -134,12 +143,16 @@ impl Engine {
             return Err("runs no Linux containers".to_owned());
         }
         let podman = version.components.iter().flatten().any(|c| c.name.contains("Podman"));
+        let lacking = limits::lacking(&info);
         let options = info.security_options.unwrap_or_default();
         let has = |name: &str| options.iter().any(|option| option.contains(name));
         let mut warnings = info.warnings.unwrap_or_default();
         if !has("seccomp") {
             warnings.push("no seccomp: no server can be launched with our profile".to_owned());
         }
+        let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
+        runtimes.sort();
+        warnings.extend(limits::check(&lacking).err().map(|refused| refused.what));
         let mut places = Places::of_host();
         places.engine.extend(host.strip_prefix("unix://").map(PathBuf::from));
         places.engine.extend(info.docker_root_dir.map(PathBuf::from));
@@ -162,6 +175,9 @@ impl Engine {
                     "arm64" | "aarch64" => "aarch64".to_owned(),
                     other => other.to_owned(),
                 },
+                runtimes,
+                lacking,
+                default_runtime: info.default_runtime.unwrap_or_default(),
                 places,
                 owner: Owner::current(),
             }),
@@ -172,6 +188,47 @@ impl Engine {
     /// What this engine is.
     pub fn version(&self) -> &Version {
         &self.facts.version
+    }
+
+    /// Whether it runs containers by this OCI runtime where it is asked to.
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    pub fn has_runtime(&self, name: &str) -> Result<(), LaunchFailure> {
+        let Facts { runtimes, default_runtime, podman, .. } = &*self.facts;
+        if *podman && default_runtime != name {
+            // Its Docker API takes the name and goes by its own default all the same.
+            return Err(failure(
+                format!("Podman takes no OCI runtime by name here; its own is `{default_runtime}`"),
+                format!(
+                    "install {name} and write `runtime = \"{name}\"` below [engine] of Podman's \
+                         containers.conf, or use Docker"
+                ),
+            ));
+        }
+        if !runtimes.iter().any(|runtime| runtime == name) {
+            return Err(failure(
+                format!(
+                    "the engine has no OCI runtime `{name}`; it has {}",
+                    if runtimes.is_empty() { "none".to_owned() } else { runtimes.join(", ") }
+                ),
+                format!(
+                    "install gVisor's {name}, name it below `runtimes` of the engine's daemon.json \
+                     (`{name} install` does), and restart the engine"
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Opens an address and hears a first word from it.
+async fn reach(host: &str) -> Result<Docker, String> {
+    let docker = open(host)?;
+    match docker.ping().await {
+        // A guard before the engine that does not let this through has answered, too.
+        Ok(_) | Err(Error::DockerResponseServerError { .. }) => Ok(docker),
+        Err(error) => Err(words(&error)),
     }
 }
 

@@ -1,9 +1,11 @@
-//! Image names. An operator names an image by content (a digest or a local id), so that what was
-//! reviewed is what runs; a tag can be moved, and needs a line in the config.
+//! Image names. What runs is named by content (a digest or a local id), so that it is what was
+//! reviewed; what a tag means is found out once, and then stands in the lock file.
 
 use std::{fmt, str::FromStr};
 
-/// An image by content or, where the config allows it, by tag.
+use crate::oci::{Digest, Reference};
+
+/// An image by content, or by tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Image {
     /// A local image: `sha256:` and 64 hex digits.
@@ -19,7 +21,7 @@ pub enum Image {
 #[error("`{name}` is not an image name: {why}")]
 pub struct IllegalImage {
     pub name: String,
-    pub why: &'static str,
+    pub why: String,
 }
 
 impl Image {
@@ -50,102 +52,25 @@ impl FromStr for Image {
             })
         };
         if name.is_empty() {
-            return illegal("it is empty");
+            return illegal("it is empty".into());
         }
         if name.starts_with('-') {
-            return illegal("it begins with `-`");
+            return illegal("it begins with `-`".into());
         }
         if name.len() > 512 {
-            return illegal("it is longer than 512 characters");
+            return illegal("it is longer than 512 characters".into());
         }
-        if let Some(hex) = name.strip_prefix("sha256:") {
-            return if sha256(hex) {
-                Ok(Self::Id(name.to_owned()))
-            } else {
-                illegal("an image id is `sha256:` and 64 of 0-9, a-f")
+        if name.starts_with("sha256:") {
+            return match name.parse::<Digest>() {
+                Ok(_) => Ok(Self::Id(name.to_owned())),
+                Err(_) => illegal("an image id is `sha256:` and 64 of 0-9, a-f".into()),
             };
         }
-        let (tagged, digest) = match name.split_once('@') {
-            Some((tagged, digest)) => (tagged, Some(digest)),
-            None => (name, None),
-        };
-        if digest.is_some_and(|d| !d.strip_prefix("sha256:").is_some_and(sha256)) {
-            return illegal("a digest is `sha256:` and 64 of 0-9, a-f");
+        match Reference::of_image(name) {
+            Ok(reference) if reference.digest().is_some() => Ok(Self::Digest(name.to_owned())),
+            Ok(_) => Ok(Self::Tag(name.to_owned())),
+            Err(error) => illegal(error.to_string().escape_debug().to_string()),
         }
-        // A colon in the last component begins the tag; one further left is a registry's port.
-        let last = tagged.rfind('/').map_or(0, |slash| slash + 1);
-        let (path, tag) = match tagged.get(last..).and_then(|rest| rest.split_once(':')) {
-            Some((component, tag)) => {
-                (tagged.get(..last + component.len()).unwrap_or(""), Some(tag))
-            }
-            None => (tagged, None),
-        };
-        if tag.is_some_and(|tag| !legal_tag(tag)) {
-            return illegal(
-                "a tag is 1 to 128 of A-Z, a-z, 0-9, `_`, `.`, `-`, not beginning with `.` or `-`",
-            );
-        }
-        let mut components: Vec<&str> = path.split('/').collect();
-        let registry = |c: &str| c.contains(['.', ':']) || c == "localhost";
-        if components.len() > 1 && components.first().is_some_and(|c| registry(c)) {
-            let host = components.remove(0);
-            if !legal_host(host) {
-                return illegal("the registry before the first `/` is not HOST or HOST:PORT");
-            }
-        }
-        if !components.iter().all(|c| legal_component(c)) {
-            return illegal(
-                "each part of its path is a-z and 0-9, with single `.`, `_`, `__` or `-` between",
-            );
-        }
-        Ok(if digest.is_some() {
-            Self::Digest(name.to_owned())
-        } else {
-            Self::Tag(name.to_owned())
-        })
-    }
-}
-
-fn sha256(hex: &str) -> bool {
-    hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-fn legal_tag(tag: &str) -> bool {
-    (1..=128).contains(&tag.len())
-        && !tag.starts_with(['.', '-'])
-        && tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
-}
-
-fn legal_host(host: &str) -> bool {
-    let (name, port) = match host.split_once(':') {
-        Some((name, port)) => (name, Some(port)),
-        None => (host, None),
-    };
-    let label = |l: &str| {
-        !l.is_empty()
-            && !l.starts_with('-')
-            && !l.ends_with('-')
-            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-    };
-    name.split('.').all(label) && port.is_none_or(|p| p.parse::<u16>().is_ok())
-}
-
-fn legal_component(component: &str) -> bool {
-    let mut rest = component;
-    loop {
-        let word = rest.bytes().take_while(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9')).count();
-        if word == 0 {
-            return false;
-        }
-        rest = rest.get(word..).unwrap_or("");
-        let dashes = rest.bytes().take_while(|b| *b == b'-').count();
-        let separator = match dashes {
-            0 if rest.starts_with("__") => 2,
-            0 if rest.starts_with(['.', '_']) => 1,
-            0 => return rest.is_empty(),
-            n => n,
-        };
-        rest = rest.get(separator..).unwrap_or("");
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{upstream::process::SECRETS, vault};
 
-use super::{Engine, Fault, label, launch::NAME, seccomp};
+use super::{Engine, Fault, engine::Facts, label, launch::NAME, profile::DEFAULT_RUNTIME, seccomp};
 
 /// One of our containers, whoever launched it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -76,12 +76,13 @@ impl Engine {
     /// What the engine says of a container, by its id or name.
     pub async fn inspect(&self, container: &str) -> Result<Inspection, Fault> {
         let found = self.docker.inspect_container(container, None).await;
-        Ok(Inspection::of(found.map_err(Fault::of("inspect the container"))?))
+        let found = found.map_err(Fault::of("inspect the container"))?;
+        Ok(Inspection::of(found, &self.facts))
     }
 }
 
 impl Inspection {
-    fn of(container: ContainerInspectResponse) -> Self {
+    fn of(container: ContainerInspectResponse, facts: &Facts) -> Self {
         let config = container.config.unwrap_or_default();
         let host = container.host_config.unwrap_or_default();
         let health = config.healthcheck.and_then(|check| check.test).unwrap_or_default();
@@ -94,13 +95,14 @@ impl Inspection {
             image: container.image.unwrap_or_default(),
             started: container.state.and_then(|state| state.started_at),
             profile: labels.get(label::PROFILE).cloned().unwrap_or_default(),
-            fields: fields(config.user.unwrap_or_default(), host, &health.join(" ")),
+            fields: fields(config.user.unwrap_or_default(), host, &health.join(" "), facts),
             env: env.iter().map(name).collect(),
         }
     }
 }
 
-fn fields(user: String, host: HostConfig, health: &str) -> Vec<(String, String)> {
+fn fields(user: String, host: HostConfig, health: &str, facts: &Facts) -> Vec<(String, String)> {
+    let runtime = host.runtime.filter(|name| *name != facts.default_runtime);
     let number = |n: Option<i64>| n.unwrap_or(0).to_string();
     let yes = |b: Option<bool>| b.unwrap_or(false).to_string();
     let list = |items: Option<Vec<String>>| joined(items.unwrap_or_default());
@@ -158,6 +160,7 @@ fn fields(user: String, host: HostConfig, health: &str) -> Vec<(String, String)>
         ("NanoCpus", number(host.nano_cpus)),
         ("PidsLimit", number(host.pids_limit)),
         ("Ulimits", joined(ulimits)),
+        ("Runtime", runtime.unwrap_or_else(|| DEFAULT_RUNTIME.to_owned())),
         ("NetworkMode", mode(host.network_mode)),
         ("ExtraHosts", joined(host.extra_hosts.unwrap_or_default())),
         ("IpcMode", mode(host.ipc_mode)),
@@ -198,7 +201,7 @@ pub(super) fn mount_line(source: &str, target: &str, writable: bool) -> String {
 
 /// What a seccomp profile is called where its text would be too long.
 pub(super) fn seccomp_name(json: &str) -> String {
-    if json == *seccomp::JSON {
+    if seccomp::is_ours(json) {
         format!("portcullis:{}", *seccomp::DIGEST)
     } else {
         "not ours".to_owned()

@@ -28,42 +28,45 @@ use super::{
     failure,
     handle::{self, Container, Guard},
     image::Image,
-    label, namespace,
+    label, limits, namespace, settled,
     streams::{self, Stdin},
 };
 
 /// What the names of our containers begin with.
-pub(super) const NAME: &str = "portcullis-";
+pub(super) use crate::guard::NAME;
 
 impl Engine {
     /// Starts a server in a container with the hardened profile, attached to its streams.
     ///
-    /// Never pulls: an image that is not there is a failure that says so. A launch that fails, or
+    /// Never pulls: an image that is not there is a failure that says so, and so is a name without a
+    /// digest, which could mean any image. A launch that fails, or
     /// whose future is dropped, leaves no container.
     pub async fn launch(&self, spec: &LaunchSpec) -> Result<Process, LaunchFailure> {
         let plan = Plan::of(self, spec)?;
-        let engine = self.clone();
+        let (engine, spec) = (self.clone(), spec.clone());
         // On a task of its own: the engine may be at work on a request that its asker gave up, so
         // the launch is carried through, and what came of it is dropped (which removes it).
-        match tokio::spawn(async move { engine.start(plan).await }).await {
+        match tokio::spawn(async move { engine.start(plan, &spec).await }).await {
             Ok(outcome) => outcome,
             Err(_) => Err(failure("the launch was interrupted", "try again")),
         }
     }
 
-    async fn start(self, plan: Plan) -> Result<Process, LaunchFailure> {
+    async fn start(self, plan: Plan, spec: &LaunchSpec) -> Result<Process, LaunchFailure> {
         let Plan { mut profile, image, name, mut body, secrets } = plan;
         let scrub = |error: &Error| scrub(words(error), &secrets);
+        if let Some(runtime) = profile.runtime() {
+            self.has_runtime(runtime)?;
+        }
+        limits::check(&self.facts.lacking)?;
 
         let found = self.docker.inspect_image(image.as_str()).await.map_err(|error| {
             if missing(&error) {
                 failure(
                     format!("the image `{image}` is not on this engine"),
                     match &image {
-                        Image::Id(_) => {
-                            "load or build it; `docker images --no-trunc` lists ids".into()
-                        }
-                        _ => format!("run `docker pull {image}`"),
+                        Image::Id(_) => "load or build it; `docker images --no-trunc` lists ids",
+                        _ => "have it pulled: `portcullis server pull`",
                     },
                 )
             } else {
@@ -74,7 +77,9 @@ impl Engine {
             }
         })?;
         let image_id = found.id;
-        let volumes = found.config.and_then(|config| config.volumes).unwrap_or_default();
+        let config = found.config.unwrap_or_default();
+        settle_in(&mut body, spec, &config.env.unwrap_or_default());
+        let volumes = config.volumes.unwrap_or_default();
         profile.settle(&self.facts, volumes);
 
         body.host_config = Some(profile.host_config());
@@ -93,6 +98,10 @@ impl Engine {
             tracing::warn!(container = %name, "the engine warns: {warning}");
         }
         let guard = Guard::new(self.docker.clone(), created.id);
+        if self.facts.podman {
+            // It says that it limits even where, rootless on cgroup v1, it does not.
+            limits::kept(&self.docker, guard.id()).await?;
+        }
 
         let attach = AttachContainerOptionsBuilder::new()
             .stream(true)
@@ -135,6 +144,7 @@ impl Engine {
                 "see that the image's program runs as another user, read-only and without network",
             )
         })?;
+        settled::mounts(&self.docker, guard.id(), profile.mounts()).await?;
         let door = match profile.egress() {
             [] => None,
             listed => {
@@ -182,6 +192,12 @@ impl Plan {
                 "name it as NAME@sha256:DIGEST, or by its local id sha256:ID",
             )
         })?;
+        if matches!(image, Image::Tag(_)) {
+            return Err(failure(
+                format!("the image `{image}` is named by tag, which can be moved to other content"),
+                "name it as NAME@sha256:DIGEST, or by its local id sha256:ID",
+            ));
+        }
         let profile = Profile::new(spec, &engine.facts.places)?;
         if spec.command.iter().any(|argument| argument.contains('\0')) {
             return Err(failure(
@@ -193,6 +209,8 @@ impl Plan {
             (label::INSTANCE.to_owned(), spec.instance.clone()),
             (label::SERVER.to_owned(), spec.server.to_string()),
             (label::OWNER.to_owned(), engine.facts.owner.to_string()),
+            // A guard writes its name here. Without one, what an image brings must not count.
+            (label::GUARD.to_owned(), String::new()),
         ]);
         let body = ContainerCreateBody {
             image: Some(image.as_str().to_owned()),
@@ -255,6 +273,17 @@ fn environment(spec: &LaunchSpec) -> Result<Vec<String>, LaunchFailure> {
     Ok(environment)
 }
 
+/// Adds what the image does not say itself. What the engine makes up of the image's `/etc/passwd`
+/// (`HOME=/nonexistent`, `HOME=/`) is no place to write to.
+fn settle_in(body: &mut ContainerCreateBody, spec: &LaunchSpec, image: &[String]) {
+    let environment = body.env.get_or_insert_default();
+    let home = spec.home(|name| {
+        let is = |set: &String| set.split_once('=').is_some_and(|(set, _)| set == name);
+        environment.iter().chain(image).any(is)
+    });
+    environment.extend(home.into_iter().map(|(name, value)| format!("{name}={value}")));
+}
+
 /// Takes secrets out of an engine's words, should it ever repeat the request in them.
 fn scrub(mut words: String, secrets: &[Secret]) -> String {
     for secret in secrets {
@@ -281,6 +310,7 @@ mod tests {
             secrets: secrets.iter().map(owned).map(|(n, v)| (n, Secret::new(v))).collect(),
             mounts: Vec::new(),
             resources: Default::default(),
+            runtime: None,
             hardening: Default::default(),
             egress: Vec::new(),
             instance: "test".to_owned(),
@@ -305,6 +335,28 @@ mod tests {
             let refused = environment(&spec(env, secrets)).unwrap_err();
             assert!(!format!("{refused:?}").contains("hid"), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn what_the_image_says_of_its_home_stays() {
+        let settled = |image: &[&str], spec: &LaunchSpec| {
+            let mut body =
+                ContainerCreateBody { env: Some(vec!["A=1".into()]), ..Default::default() };
+            let image: Vec<_> = image.iter().map(|set| (*set).to_owned()).collect();
+            settle_in(&mut body, spec, &image);
+            body.env.unwrap()
+        };
+        let mut spec = spec(&[], &[]);
+        assert_eq!(settled(&["PATH=/bin"], &spec), ["A=1", "HOME=/tmp"]);
+        assert_eq!(settled(&["HOME=/app"], &spec), ["A=1"]);
+        spec.mounts.push(crate::upstream::process::Mount {
+            source: "/srv".into(),
+            target: "/srv".into(),
+            writable: false,
+        });
+        let git = ["GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"];
+        assert_eq!(settled(&["HOME=/app"], &spec)[1..], git);
+        assert_eq!(settled(&["HOME=/app", "GIT_CONFIG_COUNT=0"], &spec), ["A=1"]);
     }
 
     #[test]

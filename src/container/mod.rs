@@ -4,6 +4,8 @@
 //! Invariants:
 //! - A container is made from a [`Profile`] and nothing else; an image's labels, user, health check
 //!   and volumes never shape the run.
+//! - A mount is what was checked, or the launch fails.
+//! - An image runs by its digest or its local id, and by no other name.
 //! - A launch that fails or is given up leaves no container, and a dropped process leaves none.
 //! - Secrets go to the engine in the create request alone: never into labels, errors or names.
 //! - Only containers with our name *and* our labels are ever removed.
@@ -13,34 +15,42 @@ mod handle;
 mod image;
 mod inspect;
 mod launch;
+mod limits;
 pub(crate) mod mounts;
 mod namespace;
-mod owner;
+pub(crate) mod owner;
 mod pack;
 mod profile;
+mod pull;
 mod reap;
 mod seccomp;
+mod settled;
 mod streams;
 
 pub use engine::{Engine, NoEngine, Tried, Version};
 pub use image::{IllegalImage, Image};
 pub use inspect::{Inspection, Running};
 pub use profile::{Deviation, Profile};
+pub use pull::Progress;
 
-use crate::upstream::process::LaunchFailure;
+use crate::{
+    guard::Rules,
+    upstream::{outward, process::LaunchFailure},
+};
 
-/// Labels of our containers.
+/// Labels of our containers, and of the images that we pack.
 pub mod label {
-    /// The instance of the proxy that launched it.
-    pub const INSTANCE: &str = "dev.portcullis.instance";
-    /// The server, by the operator's name.
-    pub const SERVER: &str = "dev.portcullis.server";
-    /// The hash of the profile that it was made from.
-    pub const PROFILE: &str = "dev.portcullis.profile";
-    /// The process that launched it; a container whose owner is gone is an orphan.
-    pub const OWNER: &str = "dev.portcullis.owner";
+    pub use crate::guard::label::{GUARD, INSTANCE, OWNER, PROFILE, SERVER};
+
     /// On images: a digest of the packed program.
     pub const PACKED: &str = "dev.portcullis.packed";
+}
+
+/// What a guard of that name holds containers to, before its operator allows more: what
+/// [`Profile`] makes of a server with everything at its default.
+pub fn guard_rules(name: &str) -> Rules {
+    let seccomp = serde_json::from_str(&seccomp::JSON).unwrap_or_default();
+    Rules::new(name, seccomp, outward::NET)
 }
 
 /// The engine did not do what it was asked, or did not answer.

@@ -7,48 +7,12 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use crate::upstream::process::{LaunchFailure, Mount};
+use crate::{
+    catalog::places::{CREDENTIALS, CREDENTIALS_AT_HOME, NEVER, NEVER_WHOLE, NEVER_WRITABLE},
+    upstream::process::{LaunchFailure, Mount},
+};
 
 use super::failure;
-
-/// Folders that no server gets, nor a folder above or inside one.
-const NEVER: &[&str] = &[
-    "/boot",
-    "/dev",
-    "/etc",
-    "/proc",
-    "/run",
-    "/sys",
-    "/var/lib/containerd",
-    "/var/lib/containers",
-    "/var/lib/docker",
-    "/var/lib/kubelet",
-    "/var/run",
-    "/var/spool/cron",
-];
-
-/// Folders that no server gets whole: other programs keep their sockets and state in them.
-const NEVER_WHOLE: &[&str] = &["/tmp", "/var/tmp"];
-
-/// Folders of programs: readable, never writable.
-const NEVER_WRITABLE: &[&str] =
-    &["/bin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/sbin", "/usr"];
-
-/// Folders and files in which people keep keys and passwords, wherever they stand in a path.
-const CREDENTIALS: &[&str] = &[
-    ".aws",
-    ".azure",
-    ".docker",
-    ".git-credentials",
-    ".gnupg",
-    ".kube",
-    ".netrc",
-    ".npmrc",
-    ".password-store",
-    ".pgpass",
-    ".pypirc",
-    ".ssh",
-];
 
 /// Places inside that the profile or the engine owns.
 const NEVER_TARGETS: &[&str] = &["/dev", "/proc", "/run", "/sbin", "/sys", "/tmp"];
@@ -146,7 +110,7 @@ pub(crate) fn check_source(mount: &Mount, places: &Places) -> Result<PathBuf, La
             return Err(refused("it holds a whole home folder, with its keys"));
         }
         // A folder such as ~/.config, with the credentials of a tool inside.
-        for within in [".config/gcloud", ".config/gh", ".cargo/credentials.toml"] {
+        for within in CREDENTIALS_AT_HOME {
             let within = home.join(within);
             if source.starts_with(&within) || (within.starts_with(&source) && within.exists()) {
                 return Err(refused(&format!("credentials are in {}", within.display())));

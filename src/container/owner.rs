@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 /// A process, told apart from any other that ever had or will have its number.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Owner {
+pub(crate) struct Owner {
     /// A hash of the machine's id: the id itself is not for others' eyes (machine-id(5)).
     machine: String,
     boot: String,
@@ -21,7 +21,7 @@ pub(super) struct Owner {
 /// A label that no [`Owner`] wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an owner label")]
-pub(super) struct IllegalOwner;
+pub(crate) struct IllegalOwner;
 
 impl Owner {
     /// This process.

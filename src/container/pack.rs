@@ -21,7 +21,10 @@ use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 use tokio_util::io::ReaderStream;
 
-use crate::upstream::{Stamp, process::LaunchFailure};
+use crate::{
+    guard,
+    upstream::{Stamp, process::LaunchFailure},
+};
 
 use super::{
     Engine,
@@ -220,7 +223,7 @@ impl Layout {
         .to_string();
         let digest = hex::encode(&Sha256::digest(config.as_bytes())[..16]);
         // `.invalid` is no registry's name (RFC 2606), so that nothing can be pulled under it.
-        let name = format!("portcullis.invalid/packed/{}:{digest}", plain_name(program));
+        let name = format!("{}{}:{digest}", guard::PACKED, plain_name(program));
         Self { layer, size, config, name }
     }
 }

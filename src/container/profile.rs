@@ -25,15 +25,14 @@ use crate::{
 use super::{
     engine::Facts,
     failure,
-    image::Image,
     mounts::{self, Places},
     seccomp,
 };
 
 const USER: &str = "65534:65534";
 const MIB: u64 = 1 << 20;
-const TMP: &str = "rw,noexec,nosuid,nodev,size=64m,mode=1777";
-const TMP_EXEC: &str = "rw,exec,nosuid,nodev,size=64m,mode=1777";
+/// What is said where the OCI runtime is the engine's own choice.
+pub(super) const DEFAULT_RUNTIME: &str = "the engine's default";
 
 /// Everything that confines one server's container.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +42,10 @@ pub struct Profile {
     apparmor: bool,
     readonly_root: bool,
     exec_tmp: bool,
+    tmp_mib: u64,
+    files: u32,
+    /// The OCI runtime, where it is not left to the engine.
+    runtime: Option<&'static str>,
     /// Volumes that the image declares: scratch space in memory instead of the host's disk.
     scratch: Vec<String>,
     memory: u64,
@@ -53,8 +56,12 @@ pub struct Profile {
     mounts: Vec<Mount>,
     /// The folder of secrets that are handed over as files.
     secrets: Option<Mount>,
-    tag: Option<String>,
     init: Option<&'static str>,
+    /// The profile of system calls, as the engine takes it.
+    seccomp: String,
+    /// Processes of the user, where the engine has a default of its own that may be more than it can
+    /// set.
+    nproc: Option<i64>,
 }
 
 /// Something that the config loosened (or tightened) against the default profile.
@@ -84,34 +91,15 @@ impl Profile {
 
     pub(super) fn new(spec: &LaunchSpec, places: &Places) -> Result<Self, LaunchFailure> {
         let LaunchSpec { resources, hardening, .. } = spec;
-        let tag = match &spec.image {
-            Some(name) => match name.parse::<Image>() {
-                Ok(Image::Tag(tag)) => Some(tag),
-                Ok(Image::Id(_) | Image::Digest(_)) => None,
-                Err(illegal) => {
-                    return Err(failure(
-                        illegal.to_string(),
-                        "name it as NAME@sha256:DIGEST, or by its local id sha256:ID",
-                    ));
-                }
-            },
-            None => None,
-        };
-        if let (Some(tag), false) = (&tag, hardening.allow_tag) {
-            return Err(failure(
-                format!("the image `{tag}` is named by tag, which can be moved to other content"),
-                format!(
-                    "name it by digest (`docker image inspect {tag}` shows RepoDigests and Id), or \
-                     set `hardening.allow-tag = true`"
-                ),
-            ));
-        }
         Ok(Self {
             user: user(hardening)?,
             cap_add: capabilities(hardening)?,
             apparmor: false,
             readonly_root: !hardening.writable_root,
             exec_tmp: hardening.exec_tmp,
+            tmp_mib: resources.tmp_mib,
+            files: resources.files,
+            runtime: spec.runtime,
             scratch: Vec::new(),
             memory: memory(resources)?,
             nano_cpus: nano_cpus(resources)?,
@@ -124,27 +112,43 @@ impl Profile {
                 target: SECRETS.into(),
                 writable: false,
             }),
-            tag,
             init: Some("/sbin/docker-init"),
+            seccomp: seccomp::JSON.clone(),
+            nproc: None,
         })
     }
 
     /// Takes in what only the engine and the image can tell.
     pub(super) fn settle(&mut self, facts: &Facts, volumes: Vec<String>) {
         self.apparmor = facts.apparmor;
+        let mut volumes = volumes;
         if facts.podman {
             self.init = None;
+            self.nproc = Some(most_processes());
+            // Where that fails, so does the engine, which can't read the text as a path.
+            if let Ok(file) = seccomp::file() {
+                self.seccomp = file.to_string_lossy().into_owned();
+            }
+            // With a read-only root, it makes these writable, without a limit and with programs, unless
+            // it is told of them.
+            volumes.extend(["/run", "/var/tmp"].map(str::to_owned));
         }
         self.scratch = volumes
             .into_iter()
             .filter(|volume| !self.mounts.iter().any(|m| m.target.as_os_str() == volume.as_str()))
             .collect();
         self.scratch.sort();
+        self.scratch.dedup();
     }
 
     /// The hosts that it may reach.
     pub(super) fn egress(&self) -> &[Destination] {
         &self.egress
+    }
+
+    /// The host's folders, as they were checked.
+    pub(super) fn mounts(&self) -> &[Mount] {
+        &self.mounts
     }
 
     pub(super) fn user(&self) -> &str {
@@ -158,7 +162,7 @@ impl Profile {
 
     fn security_opt(&self) -> Vec<String> {
         let mut options =
-            vec!["no-new-privileges:true".to_owned(), format!("seccomp={}", *seccomp::JSON)];
+            vec!["no-new-privileges:true".to_owned(), format!("seccomp={}", self.seccomp)];
         if self.apparmor {
             options.push("apparmor=docker-default".to_owned());
         }
@@ -166,9 +170,13 @@ impl Profile {
     }
 
     fn tmpfs(&self) -> HashMap<String, String> {
-        let tmp = if self.exec_tmp { TMP_EXEC } else { TMP };
-        let scratch = self.scratch.iter().map(|place| (place.clone(), TMP.to_owned()));
-        scratch.chain([("/tmp".to_owned(), tmp.to_owned())]).collect()
+        let scratch = self.scratch.iter().map(|place| (place.clone(), tmp(false, self.tmp_mib)));
+        scratch.chain([("/tmp".to_owned(), tmp(self.exec_tmp, self.tmp_mib))]).collect()
+    }
+
+    /// The OCI runtime that the engine must be asked for.
+    pub(super) fn runtime(&self) -> Option<&'static str> {
+        self.runtime
     }
 
     /// What the engine is told.
@@ -189,7 +197,13 @@ impl Profile {
             memory_swap: i64::try_from(self.memory).ok(),
             nano_cpus: Some(self.nano_cpus),
             pids_limit: Some(i64::from(self.pids)),
-            ulimits: Some(vec![limit("core", 0), limit("nofile", 1024)]),
+            ulimits: Some(
+                [("core", Some(0)), ("nofile", Some(self.files.into())), ("nproc", self.nproc)]
+                    .into_iter()
+                    .filter_map(|(name, most)| Some(limit(name, most?)))
+                    .collect(),
+            ),
+            runtime: self.runtime.map(str::to_owned),
             oom_kill_disable: Some(false),
             network_mode: Some(self.network_mode().to_owned()),
             // For programs that know nothing of proxies: see `outward`.
@@ -268,7 +282,8 @@ impl Profile {
             ("MemorySwap", self.memory.to_string()),
             ("NanoCpus", self.nano_cpus.to_string()),
             ("PidsLimit", self.pids.to_string()),
-            ("Ulimits", "core=0:0, nofile=1024:1024".to_owned()),
+            ("Ulimits", format!("core=0:0, nofile={0}:{0}", self.files)),
+            ("Runtime", self.runtime.unwrap_or(DEFAULT_RUNTIME).to_owned()),
             ("NetworkMode", self.network_mode().to_owned()),
             ("ExtraHosts", or_none(&self.extra_hosts())),
             ("IpcMode", "private".to_owned()),
@@ -316,7 +331,7 @@ impl Profile {
     pub fn deviations(&self) -> Vec<Deviation> {
         let resources = Resources::default();
         let memory = resources.memory_mib.saturating_mul(MIB);
-        let tmp = if self.exec_tmp { TMP_EXEC } else { TMP };
+        let sized = |mib| format!("/tmp {mib} MiB");
         let mounted = or_none(&self.mounts.iter().map(describe_mount).collect::<Vec<_>>());
         [
             ("User", USER.to_owned(), self.user.clone(), "hardening.user"),
@@ -327,15 +342,14 @@ impl Profile {
                 self.readonly_root.to_string(),
                 "hardening.writable-root",
             ),
-            ("Tmpfs", format!("/tmp {TMP}"), format!("/tmp {tmp}"), "hardening.exec-tmp"),
+            (
+                "Tmpfs",
+                format!("/tmp {}", tmp(false, self.tmp_mib)),
+                format!("/tmp {}", tmp(self.exec_tmp, self.tmp_mib)),
+                "hardening.exec-tmp",
+            ),
             ("NetworkMode", "none".to_owned(), self.network_mode().to_owned(), "hardening.network"),
             ("Egress", "none".to_owned(), or_none(&self.listed()), "egress"),
-            (
-                "Image",
-                "by digest".to_owned(),
-                self.tag.as_ref().map_or("by digest".to_owned(), |tag| format!("by tag: {tag}")),
-                "hardening.allow-tag",
-            ),
             ("Memory", memory.to_string(), self.memory.to_string(), "resources.memory-mib"),
             (
                 "NanoCpus",
@@ -344,6 +358,8 @@ impl Profile {
                 "resources.cpus",
             ),
             ("PidsLimit", resources.pids.to_string(), self.pids.to_string(), "resources.pids"),
+            ("Tmpfs", sized(resources.tmp_mib), sized(self.tmp_mib), "resources.tmp-mib"),
+            ("Ulimits", nofile(resources.files), nofile(self.files), "resources.files"),
             ("Mounts", "none".to_owned(), mounted, "mounts"),
         ]
         .into_iter()
@@ -356,6 +372,24 @@ impl Profile {
         })
         .collect()
     }
+}
+
+/// As many processes as an engine on this machine can let a user have: Podman itself keeps to the
+/// kernel's highest number, and asks for more.
+fn most_processes() -> i64 {
+    use nix::sys::resource::{Resource, getrlimit};
+    let own = getrlimit(Resource::RLIMIT_NPROC).map_or(u64::MAX, |(_, hard)| hard);
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    let kernel = kernel.trim().parse().unwrap_or(32_768);
+    i64::try_from(own.min(kernel)).unwrap_or(32_768)
+}
+
+fn tmp(exec: bool, mib: u64) -> String {
+    format!("rw,{},nosuid,nodev,size={mib}m,mode=1777", if exec { "exec" } else { "noexec" })
+}
+
+fn nofile(files: u32) -> String {
+    format!("nofile={files}:{files}")
 }
 
 fn or_none(items: &[String]) -> String {

@@ -24,6 +24,8 @@ fn is_public_v4(v4: Ipv4Addr) -> bool {
             | (198, 18..=19, _)
             | (224.., ..)
     );
+    // Where Azure keeps a machine's secrets, though the address is one of the whole Internet.
+    let special = special || v4 == Ipv4Addr::new(168, 63, 129, 16);
     !(special || v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_documentation())
 }
 
@@ -80,6 +82,7 @@ mod tests {
             "169.254.169.254",
             "172.16.0.1",
             "192.0.0.1",
+            "168.63.129.16",
             "192.168.1.1",
             "198.18.0.1",
             "203.0.113.1",

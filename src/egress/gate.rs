@@ -1,6 +1,6 @@
 //! Who decides and hears of what a program tries.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{any::Any, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -43,11 +43,28 @@ pub struct Attempt {
 }
 
 /// What is said of an attempt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Verdict {
     Allow,
-    /// Why not, in words that the program may read.
-    Refuse(String),
+    Refuse(Forbidden),
+}
+
+/// Why an attempt is refused.
+#[derive(Debug, Clone)]
+pub struct Forbidden {
+    /// In words that the program may read.
+    pub why: String,
+    /// What the gate wants to have again when it is told of the end.
+    pub grounds: Option<Grounds>,
+}
+
+/// What a gate knows of its own verdict, and nobody else.
+pub type Grounds = Arc<dyn Any + Send + Sync>;
+
+impl From<&str> for Forbidden {
+    fn from(why: &str) -> Self {
+        Self { why: why.to_owned(), grounds: None }
+    }
 }
 
 /// What became of an attempt.
@@ -63,6 +80,10 @@ pub struct Outcome {
     pub down: u64,
     pub duration: Duration,
     pub end: End,
+    /// The gate said so.
+    pub allowed: bool,
+    /// What the gate gave with its refusal.
+    pub grounds: Option<Grounds>,
 }
 
 /// How an attempt ended.
@@ -76,6 +97,8 @@ pub enum End {
     Broken,
     /// Nothing was said for too long.
     Idle,
+    /// It was allowed, and then no longer, for a reason in words.
+    Revoked(String),
     /// Whoever serves it stopped.
     Stopped,
 }
@@ -85,6 +108,12 @@ pub enum End {
 pub trait Gate: Send + Sync + 'static {
     /// Whether an attempt may be made that the list allows. Nothing has left for it before.
     async fn decide(&self, attempt: &Attempt) -> Verdict;
+
+    /// Waits until something may be decided otherwise than before.
+    async fn changed(&self);
+
+    /// Whether an attempt that was allowed may go on. Must not block.
+    fn still(&self, attempt: &Attempt) -> Verdict;
 
     /// What became of an attempt; each is told of once. Must not block.
     fn told(&self, outcome: Outcome);

@@ -68,7 +68,21 @@ pub(crate) fn check(record: &[u8], host: &Host) -> Result<(), Refusal> {
     if length != record.len() - HEAD - 4 {
         return Err(broken("its ClientHello does not fill exactly one record"));
     }
-    // One that keeps to the letter of the specification reads the name; what it takes has no two
+    let extensions = extensions(&record[HEAD + 4..])
+        .ok_or_else(|| broken("the extensions of its ClientHello are not legal"))?;
+    if extensions.iter().any(|(kind, _)| ENCRYPTED.contains(kind)) {
+        return Err(Refusal::EncryptedServerName);
+    }
+    let mut names = extensions.iter().filter(|(kind, _)| *kind == SERVER_NAME);
+    let asked = match (names.next(), names.next()) {
+        (None, _) => None,
+        (Some((_, content)), None) => {
+            let name = server_name(content);
+            Some(name.ok_or_else(|| broken("its server name (SNI) is not one legal name"))?)
+        }
+        (Some(_), Some(_)) => return Err(broken("it names two servers")),
+    };
+    // One that keeps to the letter of the specification reads the name, too: what it takes has no two
     // readings.
     let mut acceptor = Acceptor::default();
     let mut rest = record;
@@ -83,25 +97,35 @@ pub(crate) fn check(record: &[u8], host: &Host) -> Result<(), Refusal> {
         Ok(None) => return Err(broken("its ClientHello ends half way")),
         Err((error, _)) => return Err(broken(&error.to_string())),
     };
-    let extensions = extensions(&record[HEAD + 4..])
-        .ok_or_else(|| broken("the extensions of its ClientHello are not legal"))?;
-    if extensions.iter().any(|kind| ENCRYPTED.contains(kind)) {
-        return Err(Refusal::EncryptedServerName);
+    if name.as_deref() != asked {
+        return Err(broken("its server name (SNI) has two readings"));
     }
-    if extensions.iter().filter(|kind| **kind == SERVER_NAME).count() > 1 {
-        return Err(broken("it names two servers"));
-    }
-    match (host, name) {
+    match (host, asked) {
         (Host::Name(name), Some(asked)) if asked.eq_ignore_ascii_case(name) => Ok(()),
         // An address is never named (RFC 6066, section 3).
         (Host::Address(_), None) => Ok(()),
-        (host, Some(asked)) => Err(Refusal::OtherServerName { asked, host: host.clone() }),
+        (host, Some(asked)) => {
+            Err(Refusal::OtherServerName { asked: asked.to_owned(), host: host.clone() })
+        }
         (host, None) => Err(Refusal::NoServerName(host.clone())),
     }
 }
 
-/// The kinds of the extensions of a ClientHello.
-fn extensions(hello: &[u8]) -> Option<Vec<u16>> {
+/// The name in an extension of that kind: one, of a host, and nothing beside it. Anything else would
+/// be a matter of who reads it.
+fn server_name(content: &[u8]) -> Option<&str> {
+    let (length, list) = content.split_first_chunk()?;
+    let [0, high, low, name @ ..] = list else { return None };
+    let fills = usize::from(u16::from_be_bytes(*length)) == list.len()
+        && usize::from(u16::from_be_bytes([*high, *low])) == name.len();
+    let name = std::str::from_utf8(name).ok().filter(|_| fills)?;
+    // Without the dot of the root, which `Host` takes.
+    let legal = !name.ends_with('.') && matches!(name.parse(), Ok(Host::Name(_)));
+    legal.then_some(name)
+}
+
+/// The extensions of a ClientHello, each by its kind with its content.
+fn extensions(hello: &[u8]) -> Option<Vec<(u16, &[u8])>> {
     fn take<'a>(from: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
         let (taken, rest) = from.split_at_checked(bytes)?;
         *from = rest;
@@ -122,13 +146,13 @@ fn extensions(hello: &[u8]) -> Option<Vec<u16>> {
     }
     let length = number(&mut rest, 2)?;
     let mut rest = (rest.len() == length).then_some(rest)?;
-    let mut kinds = Vec::new();
+    let mut all = Vec::new();
     while !rest.is_empty() {
-        kinds.push(u16::try_from(number(&mut rest, 2)?).ok()?);
+        let kind = u16::try_from(number(&mut rest, 2)?).ok()?;
         let length = number(&mut rest, 2)?;
-        take(&mut rest, length)?;
+        all.push((kind, take(&mut rest, length)?));
     }
-    Some(kinds)
+    Some(all)
 }
 
 /// What ends TLS with an error that a person can read: `unrecognized_name` or `access_denied`.
@@ -186,9 +210,49 @@ mod tests {
             );
         }
         assert_eq!(check(&with_ech(&plain), &host), Err(Refusal::EncryptedServerName));
-        let second = [&[0, 12, 0, 0, 9][..], b"b.example"].concat();
-        let twice = with_extension(&plain, SERVER_NAME, &second);
+        let twice = with_extension(&plain, SERVER_NAME, &named(&[(0, "b.example")]));
         assert!(matches!(check(&twice, &host), Err(Refusal::BrokenHello(_))));
+    }
+
+    /// Of an address there is no name; of a name there is one, and no more.
+    #[test]
+    fn nothing_stands_beside_the_name() {
+        let address = hello("192.0.2.1");
+        let (name, number) = ("a.example".parse().unwrap(), "192.0.2.1".parse().unwrap());
+        let with = |content: &[u8]| with_extension(&address, SERVER_NAME, content);
+        assert_eq!(check(&with(&named(&[(0, "a.example")])), &name), Ok(()));
+        let one = named(&[(0, "a.example")]);
+        for content in [
+            &[][..],
+            &[0, 0],
+            &named(&[(0, "a.example"), (0, "b.example")]),
+            &named(&[(0, "a.example"), (1, "b.example")]),
+            &named(&[(1, "b.example"), (0, "a.example")]),
+            &named(&[(1, "a.example")]),
+            &named(&[(0, "a.example.")]),
+            &named(&[(0, "a.example\0b.example")]),
+            &named(&[(0, "192.0.2.2")]),
+            &named(&[(0, "")]),
+            &[&one[..], b"b.example"].concat(),
+            &one[..one.len() - 1],
+        ] {
+            for host in [&name, &number] {
+                let refused = check(&with(content), host);
+                assert!(matches!(refused, Err(Refusal::BrokenHello(_))), "{content:?} {refused:?}");
+            }
+        }
+        assert!(matches!(check(&with(&one), &number), Err(Refusal::OtherServerName { .. })));
+    }
+
+    /// The content of an extension that names servers, of a kind each.
+    fn named(names: &[(u8, &str)]) -> Vec<u8> {
+        let mut list = Vec::new();
+        for (kind, name) in names {
+            list.push(*kind);
+            list.extend(u16::try_from(name.len()).unwrap().to_be_bytes());
+            list.extend(name.as_bytes());
+        }
+        [&u16::try_from(list.len()).unwrap().to_be_bytes()[..], &list].concat()
     }
 
     #[test]

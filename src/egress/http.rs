@@ -12,13 +12,14 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, client, server, service::service_fn, upgrade::Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, DuplexStream},
+    sync::oneshot,
     time::timeout,
 };
 
 use super::{
-    Host, Protocol, Refusal, Wire,
-    tunnel::{carry, splice},
+    End, Host, Protocol, Refusal, Wire,
+    tunnel::{Opening, carry, splice},
     way::{Shared, Way},
 };
 
@@ -252,7 +253,16 @@ async fn forward(
 ) -> Result<Response<Body>, Refusal> {
     let read = target(&request, toward);
     let (host, port) = read.inspect_err(|refusal| shared.unread(refusal.clone()))?;
+    // Without a length, the body of such a request would be left out on the way.
+    if matches!(*request.method(), Method::GET | Method::HEAD)
+        && request.headers().contains_key(header::TRANSFER_ENCODING)
+    {
+        let refusal = malformed("a body of such a request needs a `Content-Length`");
+        shared.unread(refusal.clone());
+        return Err(refusal);
+    }
     // What the server is told is what was allowed, in our spelling.
+    let host = shared.meant(host);
     let named = if port == 80 { host.to_string() } else { format!("{host}:{port}") };
     let named = HeaderValue::try_from(named).map_err(|_| malformed("its host is none"))?;
     let path = request.uri().path_and_query().cloned();
@@ -262,15 +272,36 @@ async fn forward(
     request.headers_mut().insert(header::HOST, named);
     request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 
-    let Way { mut stream, ticket, .. } =
-        shared.open(shared.meant(host.clone()), port, Protocol::Http).await?;
+    let Way { mut stream, ticket, .. } = shared.open(host.clone(), port, Protocol::Http).await?;
+    let ticket = Arc::new(ticket);
     let (near, mut far) = tokio::io::duplex(BETWEEN);
-    let carrier = shared.clone();
+    let (judging, judged) = oneshot::channel::<Infallible>();
+    let (carrier, carried) = (shared.clone(), ticket.clone());
     // Everything on the way is counted and timed as in a tunnel.
     shared.tasks.spawn(async move {
-        let end = splice(&mut far, &mut stream, &[], None, &ticket, &carrier).await;
-        ticket.ended(end);
+        let end = splice(&mut far, &mut stream, Opening::Clear, &carried, &carrier).await;
+        // A server that ends the connection may do so with an answer that is no answer.
+        if matches!(end, End::Closed | End::Broken) {
+            drop(far);
+            let _ = judged.await;
+        }
+        carried.ended(end);
     });
+    let answered = exchange(request, near, &host, shared).await;
+    if let Err(refusal) = &answered {
+        ticket.refused(refusal);
+    }
+    drop(judging);
+    answered
+}
+
+/// Sends a request and judges the head of its answer.
+async fn exchange(
+    request: Request<Incoming>,
+    near: DuplexStream,
+    host: &Host,
+    shared: &Shared,
+) -> Result<Response<Body>, Refusal> {
     let failed = |_| Refusal::Unreachable(host.clone(), "it does not answer in HTTP".into());
     let (mut sender, connection) = client::conn::http1::Builder::new()
         .max_buf_size(shared.limits.head.max(BETWEEN))
@@ -284,7 +315,7 @@ async fn forward(
     // As long as something moves; then the carrier ends it.
     let mut response = sender.send_request(request).await.map_err(failed)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(failed_switch(&host));
+        return Err(failed_switch(host));
     }
     end_to_end(response.headers_mut());
     *response.version_mut() = Version::HTTP_11;

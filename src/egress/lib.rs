@@ -7,7 +7,9 @@
 //! - A connection is made to the very address that was checked. One that is not everybody's is
 //!   refused, unless the operator wrote that address down.
 //! - Where TLS is spoken, the server name in the clear is the host that was allowed, and there is no
-//!   other one encrypted beside it. No byte goes out before that was seen.
+//!   other one encrypted beside it, nor in a second beginning that the server asks for. No byte goes
+//!   out before that was seen.
+//! - A connection ends when its gate no longer allows it.
 //! - Whatever the program sends, every attempt is told of once, every wait has a deadline, and every
 //!   buffer a bound.
 
@@ -19,6 +21,7 @@ mod http;
 mod limits;
 mod refusal;
 mod resolve;
+mod retry;
 mod serve;
 mod socks;
 mod tunnel;
@@ -28,7 +31,7 @@ pub use address::is_public;
 pub use destination::{
     Destination, Destinations, Host, IllegalDestination, IllegalHost, Pattern, Twice, Wire,
 };
-pub use gate::{Attempt, End, Gate, Outcome, Protocol, Verdict};
+pub use gate::{Attempt, End, Forbidden, Gate, Grounds, Outcome, Protocol, Verdict};
 pub use limits::Limits;
 pub use refusal::Refusal;
 pub use resolve::{Resolver, System};

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -76,6 +77,7 @@ impl Egress {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             attempts: AtomicU64::new(1),
+            live: Mutex::default(),
         };
         Self { shared: Arc::new(shared), permits }
     }
@@ -88,6 +90,17 @@ impl Egress {
     /// Serves programs that believe that they speak to a host itself.
     pub async fn direct(&self, listener: Listener, host: Host, port: u16) {
         self.listen(listener, Some((host, port))).await;
+    }
+
+    /// Ends what the gate no longer allows, whenever it says that something has changed, until
+    /// [`Egress::stop`].
+    pub async fn review(&self) {
+        loop {
+            tokio::select! {
+                () = self.shared.gate.changed() => self.shared.review(),
+                () = self.shared.stop.cancelled() => return,
+            }
+        }
     }
 
     async fn listen(&self, listener: Listener, toward: Option<(Host, u16)>) {

@@ -15,6 +15,7 @@ use super::{
     End, Host, Refusal, Wire,
     hello::{self, HANDSHAKE},
     limits::{self, CHUNK},
+    retry::Retry,
     way::{Shared, Ticket, Way},
 };
 
@@ -22,6 +23,17 @@ use super::{
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Bytes of it that are thrown away meanwhile.
 const THROWN_AWAY: u64 = 64 << 10;
+
+/// How a connection begins.
+#[derive(Clone, Copy)]
+pub(crate) enum Opening<'a> {
+    /// In clear text.
+    Clear,
+    /// With a beginning of TLS that was read and checked, for this host.
+    Hello(&'a [u8], &'a Host),
+    /// Nobody knows. What looks like TLS is for this host.
+    Unknown(&'a Host),
+}
 
 /// Carries a connection from its first byte to its last, and says how it ended. `begun` is what was
 /// read of it already and was checked.
@@ -32,19 +44,21 @@ pub(crate) async fn carry(
     shared: &Shared,
 ) {
     let Way { stream: mut upstream, host, wire, ticket } = way;
-    let first = match (wire, begun) {
-        (_, Some(begun)) => Ok(begun),
+    let begun = match (wire, begun) {
         (Wire::Tls, None) => {
             let read = hello::read(&mut client, &[], &host);
             tokio::select! {
-                read = timeout(shared.limits.handshake, read) => read.unwrap_or(Err(Refusal::Slow)),
+                read = timeout(shared.limits.handshake, read) => {
+                    read.unwrap_or(Err(Refusal::Slow)).map(Some)
+                }
+                why = ticket.revoked() => return ticket.ended(End::Revoked(why)),
                 () = shared.stop.cancelled() => return ticket.ended(End::Stopped),
             }
         }
-        (Wire::Http | Wire::Tcp, None) => Ok(Vec::new()),
+        (_, begun) => Ok(begun),
     };
-    let first = match first {
-        Ok(first) => first,
+    let begun = match begun {
+        Ok(begun) => begun,
         Err(refusal) => {
             ticket.refused(&refusal);
             drop(upstream);
@@ -52,15 +66,16 @@ pub(crate) async fn carry(
             return;
         }
     };
-    // Of a protocol that is not known, TLS is what looks like it.
-    let perhaps_tls = (wire == Wire::Tcp && first.is_empty()).then_some(&host);
-    let end = splice(&mut client, &mut upstream, &first, perhaps_tls, &ticket, shared).await;
+    let opening = match (&begun, wire) {
+        (Some(hello), _) => Opening::Hello(hello, &host),
+        (None, Wire::Http) => Opening::Clear,
+        (None, Wire::Tls | Wire::Tcp) => Opening::Unknown(&host),
+    };
+    let end = splice(&mut client, &mut upstream, opening, &ticket, shared).await;
+    ticket.ended(end.clone());
+    drop(upstream);
     if let End::Refused(refusal) = &end {
-        drop(upstream);
-        ticket.ended(end.clone());
         turn_away(client, refusal).await;
-    } else {
-        ticket.ended(end);
     }
 }
 
@@ -76,7 +91,7 @@ pub(crate) async fn turn_away(mut client: impl AsyncRead + AsyncWrite + Unpin, r
 }
 
 /// Why bytes go no further.
-enum Stop {
+pub(crate) enum Stop {
     Refused(Refusal),
     Broken,
 }
@@ -94,7 +109,7 @@ impl From<limits::Spent> for Stop {
 }
 
 /// When something was last said.
-struct Activity {
+pub(crate) struct Activity {
     since: Instant,
     last: AtomicU64,
     half: AtomicBool,
@@ -129,12 +144,48 @@ impl Activity {
     }
 }
 
+/// One direction.
+pub(crate) struct Lane<'a, W> {
+    to: W,
+    way: limits::Way,
+    count: &'a AtomicU64,
+    activity: &'a Activity,
+    shared: &'a Shared,
+}
+
+impl<W: AsyncWrite + Unpin> Lane<'_, W> {
+    /// Hands bytes on.
+    pub async fn deliver(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        self.activity.touch();
+        self.shared.meter.take(self.way, bytes.len()).await?;
+        self.to.write_all(bytes).await?;
+        self.to.flush().await?;
+        self.count.fetch_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.activity.touch();
+        Ok(())
+    }
+
+    /// Hands on all that is left.
+    async fn rest(&mut self, from: &mut (impl AsyncRead + Unpin)) -> Result<(), Stop> {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match from.read(&mut buffer).await? {
+                0 => break,
+                read => self.deliver(&buffer[..read]).await?,
+            }
+        }
+        self.activity.half.store(true, Ordering::Relaxed);
+        // The other side may have gone already.
+        let _ = self.to.shutdown().await;
+        Ok(())
+    }
+}
+
 /// Hands bytes on in both directions until both have ended.
 pub(crate) async fn splice<C, U>(
     client: &mut C,
     upstream: &mut U,
-    first: &[u8],
-    perhaps_tls: Option<&Host>,
+    opening: Opening<'_>,
     ticket: &Ticket,
     shared: &Shared,
 ) -> End
@@ -142,45 +193,60 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    let (mut client_read, mut client_write) = tokio::io::split(client);
-    let (mut upstream_read, mut upstream_write) = tokio::io::split(upstream);
+    let (mut client_read, client_write) = tokio::io::split(client);
+    let (mut upstream_read, upstream_write) = tokio::io::split(upstream);
     let activity = Activity::new();
-    let up = async {
-        let opening;
-        let first = match perhaps_tls {
-            Some(host) => {
-                opening = begin(&mut client_read, host, shared).await?;
-                opening.as_slice()
-            }
-            None => first,
-        };
-        let (way, count) = (limits::Way::Up, &ticket.up);
-        if !first.is_empty() {
-            shared.meter.take(way, first.len()).await?;
-            upstream_write.write_all(first).await?;
-            upstream_write.flush().await?;
-            count.fetch_add(bytes(first.len()), Ordering::Relaxed);
-            activity.touch();
-        }
-        pump(&mut client_read, &mut upstream_write, way, count, &activity, shared).await
-    };
-    let down = pump(
-        &mut upstream_read,
-        &mut client_write,
-        limits::Way::Down,
-        &ticket.down,
-        &activity,
+    let retry = Retry::new();
+    let mut there = Lane {
+        to: upstream_write,
+        way: limits::Way::Up,
+        count: &ticket.up,
+        activity: &activity,
         shared,
-    );
+    };
+    let mut back = Lane {
+        to: client_write,
+        way: limits::Way::Down,
+        count: &ticket.down,
+        activity: &activity,
+        shared,
+    };
+    let up = async {
+        let unknown;
+        let (first, host) = match opening {
+            Opening::Clear => (&[][..], None),
+            Opening::Hello(hello, host) => (hello, Some(host)),
+            Opening::Unknown(host) => {
+                unknown = begin(&mut client_read, host, shared).await?;
+                let is_tls = unknown.first() == Some(&HANDSHAKE);
+                (unknown.as_slice(), is_tls.then_some(host))
+            }
+        };
+        retry.begins(host.is_some()).map_err(Stop::Refused)?;
+        if !first.is_empty() {
+            there.deliver(first).await?;
+        }
+        if let Some(host) = host {
+            retry.up(&mut client_read, &mut there, host).await?;
+        }
+        there.rest(&mut client_read).await
+    };
+    let down = async {
+        retry.down(&mut upstream_read, &mut back).await?;
+        back.rest(&mut upstream_read).await
+    };
     let both = async { tokio::try_join!(up, down) };
     tokio::select! {
+        // What ends it comes first: no byte goes on after that.
+        biased;
+        () = shared.stop.cancelled() => End::Stopped,
+        why = ticket.revoked() => End::Revoked(why),
         done = both => match done {
             Ok(_) => End::Closed,
             Err(Stop::Broken) => End::Broken,
             Err(Stop::Refused(refusal)) => End::Refused(refusal),
         },
         () = activity.idle(shared) => End::Idle,
-        () = shared.stop.cancelled() => End::Stopped,
     }
 }
 
@@ -200,35 +266,4 @@ async fn begin(
     // Whatever version it claims: there are readers of TLS that do not look at that.
     let rest = timeout(shared.limits.handshake, hello::read(client, &first, host)).await;
     rest.unwrap_or(Err(Refusal::Slow)).map_err(Stop::Refused)
-}
-
-/// Hands on in one direction until that has ended.
-async fn pump(
-    from: &mut (impl AsyncRead + Unpin),
-    to: &mut (impl AsyncWrite + Unpin),
-    way: limits::Way,
-    count: &AtomicU64,
-    activity: &Activity,
-    shared: &Shared,
-) -> Result<(), Stop> {
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let read = from.read(&mut buffer).await?;
-        if read == 0 {
-            activity.half.store(true, Ordering::Relaxed);
-            // The other side may have gone already.
-            let _ = to.shutdown().await;
-            return Ok(());
-        }
-        activity.touch();
-        shared.meter.take(way, read).await?;
-        to.write_all(&buffer[..read]).await?;
-        to.flush().await?;
-        count.fetch_add(bytes(read), Ordering::Relaxed);
-        activity.touch();
-    }
-}
-
-fn bytes(count: usize) -> u64 {
-    u64::try_from(count).unwrap_or(u64::MAX)
 }

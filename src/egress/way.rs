@@ -5,18 +5,18 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, sync::SetOnce, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Attempt, Destination, Destinations, End, Gate, Host, Limits, Outcome, Protocol, Refusal,
-    Resolver, Verdict, Wire,
+    Attempt, Destination, Destinations, End, Gate, Grounds, Host, Limits, Outcome, Protocol,
+    Refusal, Resolver, Verdict, Wire,
     address::{is_own, is_public},
     limits::Meter,
 };
@@ -39,12 +39,23 @@ pub(crate) struct Shared {
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     pub attempts: AtomicU64,
+    /// What was begun and has not ended, by its number.
+    pub live: Mutex<HashMap<u64, Arc<Live>>>,
+}
+
+/// An attempt that has not ended.
+pub(crate) struct Live {
+    attempt: Attempt,
+    /// Set where it may not go on, with the reason.
+    revoked: SetOnce<String>,
+    grounds: Mutex<Option<Grounds>>,
 }
 
 /// An attempt, which is told of when this is dropped.
 pub(crate) struct Ticket {
     shared: Arc<Shared>,
-    attempt: Attempt,
+    live: Arc<Live>,
+    allowed: AtomicBool,
     address: Mutex<Option<SocketAddr>>,
     since: Instant,
     pub up: AtomicU64,
@@ -61,6 +72,11 @@ impl Ticket {
     pub fn refused(&self, refusal: &Refusal) {
         self.ended(End::Refused(refusal.clone()));
     }
+
+    /// Waits until it may not go on, and says why.
+    pub async fn revoked(&self) -> String {
+        self.live.revoked.wait().await.clone()
+    }
 }
 
 impl Drop for Ticket {
@@ -70,13 +86,16 @@ impl Drop for Ticket {
             true => End::Stopped,
             false => End::Broken,
         });
+        self.shared.live.lock().remove(&self.live.attempt.number);
         self.shared.gate.told(Outcome {
-            attempt: Some(self.attempt.clone()),
+            attempt: Some(self.live.attempt.clone()),
             address: *self.address.get_mut(),
             up: *self.up.get_mut(),
             down: *self.down.get_mut(),
             duration: self.since.elapsed(),
             end,
+            allowed: *self.allowed.get_mut(),
+            grounds: self.live.grounds.lock().take(),
         });
     }
 }
@@ -99,6 +118,8 @@ impl Shared {
             down: 0,
             duration: Duration::ZERO,
             end: End::Refused(refusal),
+            allowed: false,
+            grounds: None,
         });
     }
 
@@ -119,9 +140,15 @@ impl Shared {
 
     fn ticket(self: &Arc<Self>, host: Host, port: u16, protocol: Protocol) -> Ticket {
         let number = self.attempts.fetch_add(1, Ordering::Relaxed);
+        let attempt = Attempt { number, host, port, protocol };
+        let live = Live { attempt, revoked: SetOnce::new(), grounds: Mutex::default() };
+        let live = Arc::new(live);
+        // Before it is decided: a change that comes after that finds it.
+        self.live.lock().insert(number, live.clone());
         Ticket {
             shared: self.clone(),
-            attempt: Attempt { number, host, port, protocol },
+            live,
+            allowed: AtomicBool::new(false),
             address: Mutex::default(),
             since: Instant::now(),
             up: AtomicU64::new(0),
@@ -135,6 +162,17 @@ impl Shared {
         self.ticket(host, port, protocol).refused(refusal);
     }
 
+    /// Asks again of all that has not ended whether it may go on.
+    pub fn review(&self) {
+        let live: Vec<_> = self.live.lock().values().cloned().collect();
+        for one in live {
+            if let Verdict::Refuse(forbidden) = self.gate.still(&one.attempt) {
+                *one.grounds.lock() = forbidden.grounds;
+                let _ = one.revoked.set(forbidden.why);
+            }
+        }
+    }
+
     /// Connects to where a program wants, if it may.
     ///
     /// # Errors
@@ -146,9 +184,13 @@ impl Shared {
         protocol: Protocol,
     ) -> Result<Way, Refusal> {
         let ticket = self.ticket(host, port, protocol);
-        match self.connect(&ticket).await {
+        let connected = tokio::select! {
+            connected = self.connect(&ticket) => connected,
+            why = ticket.revoked() => Err(Refusal::Policy(why)),
+        };
+        match connected {
             Ok((stream, wire)) => {
-                let host = ticket.attempt.host.clone();
+                let host = ticket.live.attempt.host.clone();
                 Ok(Way { stream, host, wire, ticket })
             }
             Err(refusal) => {
@@ -162,15 +204,18 @@ impl Shared {
         if !self.meter.attempt() {
             return Err(Refusal::TooFast);
         }
-        let Attempt { host, port, protocol, .. } = &ticket.attempt;
+        let Attempt { host, port, protocol, .. } = &ticket.live.attempt;
         let listed = self.listed(host, *port)?;
         if (*protocol == Protocol::Http) != (listed.wire == Wire::Http) {
             let host = host.clone();
             return Err(Refusal::OtherWire { host, port: *port, wire: listed.wire });
         }
-        match timeout(DECISION, self.gate.decide(&ticket.attempt)).await {
-            Ok(Verdict::Allow) => {}
-            Ok(Verdict::Refuse(why)) => return Err(Refusal::Policy(why)),
+        match timeout(DECISION, self.gate.decide(&ticket.live.attempt)).await {
+            Ok(Verdict::Allow) => ticket.allowed.store(true, Ordering::Relaxed),
+            Ok(Verdict::Refuse(forbidden)) => {
+                *ticket.live.grounds.lock() = forbidden.grounds;
+                return Err(Refusal::Policy(forbidden.why));
+            }
             Err(_) => return Err(Refusal::Policy("it was not decided in time".into())),
         }
         let mut last = None;

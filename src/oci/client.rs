@@ -12,6 +12,7 @@ use url::Url;
 use super::{
     Descriptor, Digest, Error, Logins, Manifest, Reference,
     error::{Asked, json_fault},
+    logins::Login,
     manifest::{DOCKER_INDEX, DOCKER_MANIFEST, INDEX, Index, MANIFEST, NoManifest},
     transport::{Answer, Request, Right, Transport},
 };
@@ -100,7 +101,7 @@ impl Client {
         Transport::new(settings).map(Self)
     }
 
-    fn until(&self) -> Instant {
+    pub(crate) fn until(&self) -> Instant {
         Instant::now() + self.0.limits().total
     }
 
@@ -170,7 +171,20 @@ impl Client {
         found(answer, || url.path().to_owned()).await?.whole("the file", most).await
     }
 
-    async fn blob(
+    /// Bytes that a manifest may have.
+    pub(crate) fn most_of_a_manifest(&self) -> u64 {
+        self.0.limits().manifest
+    }
+
+    /// The login for whoever pulls from there in our place, if there is one.
+    ///
+    /// # Errors
+    /// Where it can't be read.
+    pub async fn login(&self, reference: &Reference) -> Result<Option<Login>, Error> {
+        self.0.login(reference, self.until()).await
+    }
+
+    pub(crate) async fn blob(
         &self,
         reference: &Reference,
         descriptor: &Descriptor,
@@ -346,7 +360,11 @@ impl Client {
     }
 
     /// The bytes of the manifest, or the list, that the reference names.
-    async fn document(&self, reference: &Reference, until: Instant) -> Result<Bytes, Error> {
+    pub(crate) async fn document(
+        &self,
+        reference: &Reference,
+        until: Instant,
+    ) -> Result<Bytes, Error> {
         let name = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => digest.to_string(),
             (None, tag) => tag.unwrap_or_default().to_owned(),
@@ -397,6 +415,16 @@ pub(crate) fn read(
     bytes: &[u8],
     limits: &Limits,
 ) -> Result<Manifest, Error> {
+    read_layers(reference, digest, bytes, limits.layers)
+}
+
+/// The same, with as many layers as that.
+pub(crate) fn read_layers(
+    reference: &Reference,
+    digest: Digest,
+    bytes: &[u8],
+    most: usize,
+) -> Result<Manifest, Error> {
     check("the manifest", digest, bytes)?;
     let none = |why: String| Error::NoArtifact { reference: reference.to_string(), why };
     let manifest = Manifest::parse(bytes).map_err(|error| match error {
@@ -404,8 +432,8 @@ pub(crate) fn read(
         NoManifest::Other(why) => none(why),
     })?;
     match manifest.layers.len() {
-        count if count > limits.layers => {
-            Err(none(format!("it has {count} layers, and {} are the most", limits.layers)))
+        count if count > most => {
+            Err(none(format!("it has {count} layers, and {most} are the most")))
         }
         _ => Ok(manifest),
     }

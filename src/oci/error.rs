@@ -153,6 +153,16 @@ pub enum Error {
     /// It lists artifacts, one for each platform.
     #[error("`{0}` is a list of artifacts, one for each platform")]
     Index(String),
+    /// There is none for this machine.
+    #[error("`{reference}` is not for {wanted}, but for: {there}")]
+    Elsewhere {
+        /// The image.
+        reference: String,
+        /// The platform asked for.
+        wanted: String,
+        /// Those that exist.
+        there: String,
+    },
     /// What was kept is not what was put there.
     #[error("what is kept as {digest} in `{folder}` was changed")]
     Changed {
@@ -223,6 +233,9 @@ impl Error {
             Self::TooLarge { .. } => "see that the reference is right: no such thing is so large".into(),
             Self::NoArtifact { .. } => "see that the reference is right".into(),
             Self::Index(_) => "name the digest of the one that you mean".into(),
+            Self::Elsewhere { .. } => {
+                "name an image for this platform, or use an engine of another".into()
+            }
             Self::Changed { folder, .. } => format!(
                 "find out who changed it; it is pulled again when you have removed `{folder}`"
             ),

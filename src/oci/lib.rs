@@ -14,13 +14,15 @@
 //!   environment, that one says who is reached.
 //!
 //! This room knows nothing of what artifacts are for. `client.rs` is what can be asked, `transport.rs`
-//! how, `way.rs` where it may lead; `store.rs` keeps what came. Other clients read answers without a bound and follow redirects
+//! how, `way.rs` where it may lead; `image.rs` tells of images what an engine is going to pull;
+//! `store.rs` keeps what came. Other clients read answers without a bound and follow redirects
 //! as they come, so the HTTP is our own here; the parts that are nobody's secret, what challenges say
 //! (`http-auth`) and where docker keeps logins (`docker_credential`), are not.
 
 mod client;
 mod digest;
 mod error;
+mod image;
 mod logins;
 mod manifest;
 mod reference;
@@ -31,8 +33,9 @@ mod way;
 pub use client::{Artifact, Client, Limits, Pulled, Settings};
 pub use digest::{Digest, IllegalDigest};
 pub use error::{Asked, Error};
-pub use logins::Logins;
+pub use image::{Image, Platform};
+pub use logins::{Login, Logins};
 pub use manifest::{Descriptor, EMPTY, Manifest};
-pub use reference::{IllegalReference, Reference};
+pub use reference::{IllegalReference, Reference, names_host};
 pub use store::Store;
 pub use url::Url;

@@ -32,11 +32,14 @@ pub enum Logins {
     Nobody,
 }
 
-/// A login.
+/// A login. No `Debug` shows it.
 #[derive(Clone)]
-pub(crate) enum Login {
+pub enum Login {
+    /// A name with its password.
     Password {
+        /// The name.
         user: String,
+        /// The password.
         password: Zeroizing<String>,
     },
     /// What a registry's token service gives tokens for.

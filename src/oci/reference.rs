@@ -41,6 +41,30 @@ pub enum IllegalReference {
 }
 
 impl Reference {
+    /// The image of a name as Docker takes it: of Docker Hub where no host is named, and `latest`
+    /// where no tag is.
+    ///
+    /// # Errors
+    /// Where it is no name of an image.
+    pub fn of_image(text: &str) -> Result<Self, IllegalReference> {
+        // That is how artifacts are named, which none of Docker's names is.
+        if text.contains("://") {
+            return Err(IllegalReference::Host(text.to_owned()));
+        }
+        let name = text.split('@').next().unwrap_or_default();
+        let digest = text.get(name.len()..).unwrap_or_default();
+        let host = if names_host(name) {
+            ""
+        } else if name.contains('/') {
+            "docker.io/"
+        } else {
+            "docker.io/library/"
+        };
+        let tagged = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
+        let tag = if tagged || !digest.is_empty() { "" } else { ":latest" };
+        format!("{host}{name}{tag}{digest}").parse()
+    }
+
     /// The registry's host as it was written, with the port where one was.
     pub fn host(&self) -> &str {
         &self.host
@@ -52,7 +76,7 @@ impl Reference {
     }
 
     /// The name under which docker keeps a login for the registry.
-    pub(crate) fn login_name(&self) -> &str {
+    pub fn login_name(&self) -> &str {
         if self.host == HUB { "https://index.docker.io/v1/" } else { &self.host }
     }
 
@@ -100,7 +124,7 @@ impl FromStr for Reference {
         let (host, rest) = text.split_once('/').ok_or(IllegalReference::NoHost)?;
         // `acme/thing` would be Docker Hub's to others.
         let bare = host.split(':').next().unwrap_or_default();
-        if host != "localhost" && !host.contains(['.', ':']) {
+        if !names_host(text) {
             return Err(IllegalReference::NoHost);
         }
         let port = host.strip_prefix(bare).unwrap_or_default();
@@ -129,6 +153,13 @@ impl FromStr for Reference {
             digest,
         })
     }
+}
+
+/// Whether the name of an image begins with a registry's host, by Docker's rule.
+pub fn names_host(image: &str) -> bool {
+    image
+        .split_once('/')
+        .is_some_and(|(first, _)| first == "localhost" || first.contains(['.', ':']))
 }
 
 fn is_name(host: &str) -> bool {
@@ -226,6 +257,39 @@ mod tests {
         ] {
             let error = text.parse::<Reference>().unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn names_of_images_are_made_whole_as_docker_does() {
+        let digest = Digest::of(b"");
+        for (text, whole) in [
+            ("fetch", "docker.io/library/fetch:latest"),
+            ("mcp/fetch", "docker.io/mcp/fetch:latest"),
+            ("mcp/fetch:1", "docker.io/mcp/fetch:1"),
+            ("ghcr.io/a/b", "ghcr.io/a/b:latest"),
+            ("localhost:5000/a:1", "localhost:5000/a:1"),
+            ("localhost/a", "localhost/a:latest"),
+            (&format!("mcp/fetch:1@{digest}"), &format!("docker.io/mcp/fetch:1@{digest}")),
+            (&format!("mcp/fetch@{digest}"), &format!("docker.io/mcp/fetch@{digest}")),
+        ] {
+            assert_eq!(Reference::of_image(text).unwrap().to_string(), whole);
+        }
+        for text in [
+            "",
+            "-v",
+            "a b",
+            "a/",
+            "/a",
+            "a@b",
+            "a:b:c",
+            "a:-b",
+            "A",
+            "../a",
+            "oci://ghcr.io/a:1",
+            "a\n",
+        ] {
+            assert!(Reference::of_image(text).is_err(), "{text}");
         }
     }
 

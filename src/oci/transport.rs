@@ -144,6 +144,10 @@ impl Transport {
         &self.settings.limits
     }
 
+    pub async fn login(&self, to: &Reference, until: Instant) -> Result<Option<Login>, Error> {
+        self.settings.logins.of(to, until).await
+    }
+
     /// Where a registry's API begins.
     pub fn base(&self, to: &Reference) -> Result<Url, Error> {
         let scheme = if self.is_plain(to) { "http" } else { "https" };

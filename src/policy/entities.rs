@@ -488,11 +488,15 @@ fn holder<'a>(resource: &Resource<'a>) -> Option<&'a ServerName> {
 }
 
 fn about(program: &Program) -> Attributes {
-    let deviations = program.deviations.iter().map(text);
+    let set = |all: &[String]| RestrictedExpression::new_set(all.iter().map(text));
+    let signed = RestrictedExpression::new_bool(!program.signers.is_empty());
     let mut attributes = vec![
         ("runtime".to_owned(), text(program.runtime)),
         ("name".to_owned(), text(&program.name)),
-        ("deviations".to_owned(), RestrictedExpression::new_set(deviations)),
+        ("deviations".to_owned(), set(&program.deviations)),
+        ("signed".to_owned(), signed),
+        ("signers".to_owned(), set(&program.signers)),
+        ("attested".to_owned(), set(&program.attested)),
     ];
     attributes.extend(program.digest.iter().map(|digest| ("digest".to_owned(), text(digest))));
     attributes

@@ -164,6 +164,10 @@ pub struct Program {
     pub digest: Option<String>,
     /// Keys of the config by which the hardened profile is weakened.
     pub deviations: Vec<String>,
+    /// Who of the config's signers signed the image.
+    pub signers: Vec<String>,
+    /// The types of what they attest of it.
+    pub attested: Vec<String>,
 }
 
 /// What is claimed of a tool. Never trusted, only matched.

@@ -39,7 +39,8 @@ use crate::{
     seal::{KeyFault, Seal},
     session::Sessions,
     telemetry::Metrics,
-    upstream::{Handed, Hands, Launcher, Learn, NotHanded, Server},
+    upstream::{Handed, Hands, Images, Launcher, Learn, NotHanded, Server, Signatures, trusted},
+    vault,
 };
 
 /// Segments of the audit log that `max-size` has room for, at least.
@@ -123,7 +124,7 @@ impl Assembly {
         let around = Around::new(policies.clone(), metrics.clone());
         let house = plugins::house(loaded, around.clone());
         let handed = handed(loaded).await;
-        let (links, handed, scrubber, exports, approvals, gathered) =
+        let (links, handed, scrubber, exports, approvals, signatures, gathered) =
             tokio::task::spawn_blocking({
                 let (loaded, gate, house) = (loaded.clone(), gate.clone(), house.clone());
                 move || {
@@ -133,15 +134,16 @@ impl Assembly {
                     let known = [known(&handed), to_plugins.known(&loaded)].concat();
                     let scrubber = Scrubber::new(&known).map_err(|error| error.to_string());
                     let exports = exports(&loaded, &mut gathered.found);
+                    let signatures = signatures(&loaded, &mut gathered.found);
                     let approvals = Arc::new(approvals(&loaded, &mut gathered.found));
                     let links = links(&loaded, gate, &known, (&to_plugins, &house), &mut gathered);
-                    (links, handed, scrubber, exports, approvals, gathered)
+                    (links, handed, scrubber, exports, approvals, signatures, gathered)
                 }
             })
             .await
             .map_err(|error| StartFailure::Task(error.to_string()))?;
         let Gathered { found, happened, plugins: in_chain, scanners } = gathered;
-        if found.is_empty() {
+        if let (Some(signatures), true) = (signatures, found.is_empty()) {
             let scrubber = Arc::new(scrubber.map_err(StartFailure::Task)?);
             let hands = Hands::new(handed, learn(scrubber.clone(), scanners));
             let launcher = Arc::new(Launcher {
@@ -152,7 +154,10 @@ impl Assembly {
                 hands,
                 runtime: Default::default(),
                 digests: Default::default(),
+                known: Some(config.state_dir.join("known")),
+                images: Arc::new(Images::new(loaded.base.clone(), &config.registries)),
                 outward: Arc::new(around.clone()),
+                signatures,
             });
             Ok(Self {
                 policies,
@@ -203,6 +208,9 @@ impl Assembly {
         // A name or a URI can hold a secret, and what is refused early never met the chain.
         let scrub: audit::Scrub = Arc::new(move |text| scrubber.scrub(text));
         let audit = open(&config, deadline, Some(scrub.clone())).await?;
+        tokio::task::spawn_blocking(vault::clear)
+            .await
+            .map_err(|error| StartFailure::Task(error.to_string()))?;
         if let Ok(engine) = &self.launcher.engine {
             match engine.reap(&self.launcher.instance).await {
                 Ok(0) => {}
@@ -363,6 +371,17 @@ fn exports(loaded: &Loaded, found: &mut Vec<Found>) -> Vec<export::Settings> {
         }
     }
     all
+}
+
+/// Whose signatures of images count.
+fn signatures(loaded: &Loaded, found: &mut Vec<Found>) -> Option<Signatures> {
+    match trusted(&loaded.config) {
+        Ok(trust) => Some(Signatures::new(trust, &loaded.config.state_dir)),
+        Err((pointer, why)) => {
+            found.push(Box::new(loaded.finding(&pointer, Code::BadValue, why)));
+            None
+        }
+    }
 }
 
 fn is_loopback(url: &reqwest::Url) -> bool {

@@ -1,6 +1,6 @@
 //! Answers that the proxy gives itself: greetings, pings and the merged lists (`lists.rs`).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -14,8 +14,12 @@ use crate::{
     exchange::{Exchange, Method, Revision},
     refusal::Refusal,
     router::View,
-    upstream::{Offer, Running},
+    upstream::{Greeting, Offer},
 };
+
+/// How long a greeting waits for a server that never ran before: less than after which an answer becomes
+/// a stream, which could no longer name the session.
+const SOON: Duration = Duration::from_secs(5);
 
 impl Proxy {
     /// The result of a method that the proxy answers itself; nothing where it does not.
@@ -42,7 +46,7 @@ impl Proxy {
 
     async fn initialized(&self, guest: &Guest, exchange: &Exchange) -> Bytes {
         let revision = Value::from(exchange.revision.as_str()).to_string();
-        let Some(running) = self.greeted(&guest.view).await else {
+        let Some(greeting) = self.greeted(&guest.view).await else {
             return json!({
                 "protocolVersion": exchange.revision.as_str(),
                 "capabilities": merged(false),
@@ -51,8 +55,8 @@ impl Proxy {
             .to_string()
             .into();
         };
-        let words = &running.greeting.words;
-        if !running.greeting.revision.is_modern()
+        let words = &greeting.words;
+        if !greeting.revision.is_modern()
             && let Ok(object) = Object::parse(words.raw().clone())
         {
             // The server's own greeting, in the client's revision.
@@ -73,10 +77,10 @@ impl Proxy {
     async fn discovered(&self, guest: &Guest) -> Bytes {
         let versions: Vec<_> = Revision::ALL.iter().rev().map(|r| r.as_str()).collect();
         let versions = json!(versions);
-        let running = self.greeted(&guest.view).await;
-        if let Some(running) = &running
-            && running.greeting.revision.is_modern()
-            && let Ok(object) = Object::parse(running.greeting.words.raw().clone())
+        let greeting = self.greeted(&guest.view).await;
+        if let Some(greeting) = &greeting
+            && greeting.revision.is_modern()
+            && let Ok(object) = Object::parse(greeting.words.raw().clone())
         {
             // The server's own words; how long they hold is for policy to say, too.
             return object.with(&[
@@ -85,7 +89,7 @@ impl Proxy {
                 ("cacheScope", Some(b"\"private\"")),
             ]);
         }
-        let words = running.as_ref().map(|running| running.greeting.words.value());
+        let words = greeting.as_ref().map(|greeting| greeting.words.value());
         let mut result = json!({
             "resultType": "complete",
             "supportedVersions": versions,
@@ -100,12 +104,18 @@ impl Proxy {
         result.to_string().into()
     }
 
-    /// The one server of a view, running. A greeting for all servers waits for none of them.
-    async fn greeted(&self, view: &View) -> Option<Arc<Running>> {
-        match view {
-            View::All => None,
-            View::One(name) => self.router.server(name)?.shared().running().await.ok(),
+    /// What the one server of a view says of itself. It is waited for only where it never ran before,
+    /// and not for long; a greeting for all servers waits for none of them.
+    async fn greeted(&self, view: &View) -> Option<Arc<Greeting>> {
+        let View::One(name) = view else { return None };
+        let server = self.router.server(name)?.clone();
+        let known = server.greeting().await;
+        let starting = tokio::spawn(async move { server.shared().running().await });
+        if known.is_some() {
+            return known;
         }
+        let running = tokio::time::timeout(SOON, starting).await.ok()?.ok()?.ok()?;
+        Some(running.greeting.clone())
     }
 }
 

@@ -78,6 +78,8 @@ impl Proxy {
             name: of.name.clone(),
             digest: of.digest.clone(),
             deviations: of.deviations.iter().map(|key| (*key).to_owned()).collect(),
+            signers: of.signed.signers.clone(),
+            attested: of.signed.attested.clone(),
         };
         let way = launching.way.as_ref().map(|way| destination(&way.url));
         let mut asked = vec![(Action::Launch, Resource::Program(&program), program.name.clone())];

@@ -173,7 +173,7 @@ pub fn house(loaded: &Loaded, around: Arc<Around>) -> House {
 
 /// How a config has registries asked for plugins; what is pulled is kept for the next start, or not.
 pub fn artifacts(loaded: &Loaded, keep: bool) -> Artifacts {
-    let Registries { plain_http, ca_file, deadline_s } = &loaded.config.registries;
+    let Registries { plain_http, ca_file, deadline_s, .. } = &loaded.config.registries;
     let settings = oci::Settings {
         authorities: ca_file.clone(),
         plain_http: plain_http.clone(),
@@ -186,7 +186,7 @@ pub fn artifacts(loaded: &Loaded, keep: bool) -> Artifacts {
 /// What is around the plugins of a proxy, of which there is none before its start.
 pub struct Around {
     pub(super) policies: Arc<policy::Engine>,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     proxy: OnceLock<Weak<Proxy>>,
 }
 

@@ -1,23 +1,25 @@
 //! What servers reach through the proxy's own end: decided by policies and put on record, each
 //! connection for itself.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use super::plugins::{Around, permitted};
 use crate::{
     audit::record::Happening,
-    egress::{Attempt, End, Gate, Outcome, Verdict},
-    policy::{Action, Resource, Subject},
+    egress::{Attempt, End, Forbidden, Gate, Grounds, Outcome, Verdict},
+    policy::{self, Action, Resource, Revision, Subject},
     refusal::Rule,
     upstream::{Outward, Reacher},
 };
 
 impl Outward for Arc<Around> {
     fn gate(&self, reacher: Reacher) -> Arc<dyn Gate> {
-        Arc::new(Reaching { around: self.clone(), reacher, forbidden: Mutex::default() })
+        let mut status = self.policies.status();
+        let asked = status.borrow_and_update().revision;
+        Arc::new(Reaching { around: self.clone(), reacher, policies: Mutex::new((status, asked)) })
     }
 }
 
@@ -25,55 +27,107 @@ impl Outward for Arc<Around> {
 struct Reaching {
     around: Arc<Around>,
     reacher: Reacher,
-    /// What policies refused and is about to be told of: by which, and of what revision.
-    forbidden: Mutex<HashMap<u64, (Vec<Rule>, String)>>,
+    /// Word of policies, and the last that were heard of.
+    policies: Mutex<(watch::Receiver<policy::Status>, Revision)>,
+}
+
+/// What policies say against an attempt: by which, and of what revision.
+struct Against {
+    rules: Vec<Rule>,
+    revision: String,
+}
+
+impl Reaching {
+    fn ask(&self, attempt: &Attempt) -> policy::Outcome {
+        let host = attempt.host.plain();
+        let resource = Resource::Host { name: &host, port: attempt.port };
+        let server = Subject::Server(&self.reacher.server);
+        self.around.policies.decide_own(server, Action::Reach, resource)
+    }
+}
+
+/// What the program is told of it, and what is kept for the record.
+fn forbidden(attempt: &Attempt, outcome: policy::Outcome) -> Verdict {
+    let Attempt { host, port, .. } = attempt;
+    let why = format!("policy does not permit `{}:{port}`", host.plain());
+    let against = Against { rules: outcome.rules, revision: outcome.revision.to_string() };
+    let grounds: Grounds = Arc::new(against);
+    Verdict::Refuse(Forbidden { why, grounds: Some(grounds) })
 }
 
 #[async_trait]
 impl Gate for Reaching {
     async fn decide(&self, attempt: &Attempt) -> Verdict {
-        let (host, port) = (attempt.host.plain(), attempt.port);
         let server = &self.reacher.server;
         let Some(proxy) = self.around.proxy() else {
             return Verdict::Refuse("the proxy is not there any more".into());
         };
-        let resource = Resource::Host { name: &host, port };
-        let outcome =
-            self.around.policies.decide_own(Subject::Server(server), Action::Reach, resource);
-        let revision = outcome.revision.to_string();
+        let outcome = self.ask(attempt);
         if !permitted(&outcome) {
-            self.forbidden.lock().insert(attempt.number, (outcome.rules, revision));
-            return Verdict::Refuse(format!("policy does not permit `{host}:{port}`"));
+            return forbidden(attempt, outcome);
         }
+        let revision = outcome.revision.to_string();
         let happening = Happening::reaching(&self.reacher, attempt, &outcome.rules, &revision);
         match proxy.audit.event(happening).await {
-            Ok(()) => Verdict::Allow,
+            Ok(()) => {
+                self.around.metrics.egress_opened(server);
+                Verdict::Allow
+            }
             Err(error) => {
                 // The host is the server's word, and could be a secret.
-                let host = proxy.shown(&host);
+                let host = proxy.shown(&attempt.host.plain());
+                let port = attempt.port;
                 tracing::error!(%server, host, port, %error, "a connection could not be recorded and is not made");
                 Verdict::Refuse("nothing leaves while the audit log takes no records".into())
             }
         }
     }
 
-    fn told(&self, outcome: Outcome) {
-        let number = outcome.attempt.as_ref().map(|attempt| attempt.number);
-        let forbidden = number.and_then(|number| self.forbidden.lock().remove(&number));
-        let Some(proxy) = self.around.proxy() else { return };
-        let server = &self.reacher.server;
-        if let End::Refused(refusal) = &outcome.end {
-            // Each is on record and in the log, so a flood of them is bounded as other refusals are.
-            if !proxy.refusals.of_server(server, None) {
+    async fn changed(&self) {
+        let mut policies = self.policies.lock().await;
+        let (status, asked) = &mut *policies;
+        loop {
+            if status.changed().await.is_err() {
+                // The proxy ends, and with it all connections.
+                return std::future::pending().await;
+            }
+            let revision = status.borrow_and_update().revision;
+            if revision != *asked {
+                *asked = revision;
                 return;
             }
-            let to = outcome.attempt.as_ref().map(|to| format!("{}:{}", to.host, to.port));
-            let to = to.map(|to| proxy.shown(&to));
-            tracing::info!(%server, to, code = refusal.code(), "a connection of a server was refused");
         }
-        let forbidden =
-            forbidden.as_ref().map(|(rules, revision)| (rules.as_slice(), revision.as_str()));
-        let happening = Happening::reached(&self.reacher, &outcome, forbidden);
+    }
+
+    fn still(&self, attempt: &Attempt) -> Verdict {
+        let outcome = self.ask(attempt);
+        if permitted(&outcome) { Verdict::Allow } else { forbidden(attempt, outcome) }
+    }
+
+    fn told(&self, outcome: Outcome) {
+        let server = &self.reacher.server;
+        self.around.metrics.egress_ended(server, &outcome);
+        let Some(proxy) = self.around.proxy() else { return };
+        let to = || {
+            let to = outcome.attempt.as_ref().map(|to| format!("{}:{}", to.host, to.port));
+            to.map(|to| proxy.shown(&to))
+        };
+        match &outcome.end {
+            End::Refused(refusal) => {
+                // Each is on record and in the log, so a flood of them is bounded as others are.
+                if !proxy.refusals.of_server(server, None) {
+                    return;
+                }
+                tracing::info!(%server, to = to(), code = refusal.code(), "a connection of a server was refused");
+            }
+            End::Revoked(_) => {
+                tracing::warn!(%server, to = to(), "policies permit a connection of a server no longer, and it was ended");
+            }
+            _ => {}
+        }
+        let against = outcome.grounds.as_ref().and_then(|grounds| grounds.downcast_ref());
+        let against = against.map(|Against { rules, revision }| (&rules[..], &revision[..]));
+        let happening = Happening::reached(&self.reacher, &outcome, against);
         // Where the runtime is gone, so is the log.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { proxy.audit.tell(happening).await });

@@ -67,6 +67,10 @@ impl Proxy {
         let server = name.to_string();
         Some(match event {
             Event::Launching(..) | Event::Flush(_) => return None,
+            Event::Unwell => {
+                self.metrics.server_unwell(name);
+                return None;
+            }
             Event::Started(started) => {
                 let Started { place, process, revision, took, .. } = &*started;
                 tracing::info!(
@@ -99,6 +103,7 @@ impl Proxy {
                     exit_reason: exit_reason.flatten(),
                 })
             }
+            Event::Pulled(pulling) => Happening::pulled(name, *pulling),
             Event::Lost { count } => {
                 tracing::warn!(%server, count, "messages of a server were dropped");
                 let reason = DropReason::Flood;
@@ -332,6 +337,7 @@ impl Proxy {
                 "instances": instances,
                 "warm": status.warm,
                 "dropped": status.lost,
+                "unwell": status.unwell,
                 "memoryBytes": sum(usage().map(|usage| usage.memory)),
                 "cpuSeconds": sum(usage().map(|usage| usage.cpu_seconds)),
                 "notices": self.notices(&server.name),
@@ -347,6 +353,8 @@ fn told_of(instance: &InstanceStatus) -> serde_json::Value {
         "client": instance.principal.as_ref().map(PrincipalKind::name),
         "process": instance.process,
         "active": instance.active,
+        "leaving": instance.leaving,
+        "answeredMs": instance.health.map(|took| took.as_secs_f64() * 1e3),
         "upSeconds": instance.up.as_secs(),
         "memoryBytes": instance.usage.map(|usage| usage.memory),
         "cpuSeconds": instance.usage.map(|usage| usage.cpu_seconds),

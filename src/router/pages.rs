@@ -65,7 +65,7 @@ impl Router {
         let parts = match view {
             View::One(name) => {
                 let shelf = self.shelf(name)?;
-                let catalog = shelf.whole(offer).await;
+                let catalog = shelf.here(offer).await;
                 let catalog = catalog.map_err(|failure| failure.refusal(name))?;
                 vec![Part { shelf, at: 0, catalog }]
             }

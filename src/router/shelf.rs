@@ -2,7 +2,8 @@
 //!
 //! A server that has not said within [`SOON`] what it offers goes on starting, or thinking, by
 //! itself. It is missing from the lists that were asked for meanwhile; when it has said it after
-//! all, those who listen hear that the list changed. One that was late or failed is not waited for
+//! all, those who listen hear that the list changed. Nobody waits for one of which it is known what it
+//! had when it last ran: it is started meanwhile. One that was late or failed is not waited for
 //! again until it has been punctual.
 
 use std::{
@@ -38,6 +39,8 @@ struct Slot {
     flight: Option<Flight>,
     /// Why it is missing from merged lists, where it is.
     missing: Option<String>,
+    /// Whether it was given out while the server did not run.
+    told_before: bool,
     /// Whether it was late, or failed, when it was last asked for.
     late: bool,
 }
@@ -67,7 +70,11 @@ impl Shelf {
         if let Some(kept) = self.server.kept(offer) {
             return self.settle(offer, kept);
         }
+        let known = self.before(offer).await;
         let (flight, patience) = self.flight(offer);
+        if let Some(known) = known {
+            return Ok(known);
+        }
         let left = patience.saturating_sub(flight.since.elapsed());
         if let Ok(answer) = tokio::time::timeout(left, flight.answer.clone()).await {
             return answer;
@@ -77,6 +84,39 @@ impl Shelf {
         }
         // It arrived in this very moment.
         flight.answer.await
+    }
+
+    /// A list of the one server that is asked, at once where it is known what that had when it last
+    /// ran.
+    ///
+    /// # Errors
+    /// A [`Failure`] where it does not say.
+    pub async fn here(self: &Arc<Self>, offer: Offer) -> Result<Arc<Catalog>, Failure> {
+        if self.server.kept(offer).is_none()
+            && let Some(known) = self.before(offer).await
+        {
+            self.flight(offer);
+            return Ok(known);
+        }
+        self.whole(offer).await
+    }
+
+    /// What a server that does not run had when it did. Where it turns out to have something else by
+    /// now, those who listen hear that the list changed.
+    async fn before(&self, offer: Offer) -> Option<Arc<Catalog>> {
+        let items = self.server.known(offer).await?;
+        let mut slot = self.slot(offer).lock();
+        // It was tried since, in vain.
+        if slot.missing.is_some() {
+            return None;
+        }
+        let catalog = match &slot.catalog {
+            Some(catalog) if Arc::ptr_eq(catalog.items(), &items) => catalog.clone(),
+            _ => Arc::new(Catalog::of(items, offer, self.prefix(), &self.others)),
+        };
+        slot.catalog = Some(catalog.clone());
+        slot.told_before = true;
+        Some(catalog)
     }
 
     /// Notes that a list was given without this server's, where that is still under way.
@@ -179,8 +219,10 @@ impl Shelf {
             Some(catalog) if Arc::ptr_eq(catalog.items(), &items) => catalog.clone(),
             _ => Arc::new(Catalog::of(items, offer, self.prefix(), &self.others)),
         };
-        slot.catalog = Some(catalog.clone());
-        if slot.missing.take().is_some() {
+        let before = slot.catalog.replace(catalog.clone());
+        let told = std::mem::take(&mut slot.told_before);
+        let changed = || before.is_some_and(|before| !before.items().is_same(catalog.items()));
+        if slot.missing.take().is_some() || told && changed() {
             self.server.tell_of_list(offer);
         }
         Ok(catalog)

@@ -2,40 +2,90 @@
 
 use std::fs;
 
-use super::{exec, launch};
-use crate::upstream::process::LaunchFailure;
+use super::{
+    exec,
+    groups::{self, Controller, Version},
+    launch,
+};
+use crate::{config::Resources, upstream::process::LaunchFailure};
 
 /// What of the sandbox this machine offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Availability {
-    /// Each part and what there is of it, for `portcullis doctor`.
-    pub parts: Vec<(String, String)>,
-    /// Whether the kernel has landlock. Without it, the sandbox stands on everything else.
-    pub landlock: bool,
+    /// Each part, for `portcullis doctor`.
+    pub parts: Vec<Part>,
 }
 
-/// What the sandbox does for every server, for `portcullis server inspect`. Deviations are the
-/// server's own `hardening`.
-pub fn facts() -> Vec<(String, String)> {
-    let landlock = match exec::landlock_version() {
-        Some(version) => format!("version {version}: files, signals, abstract sockets"),
-        None => "not in this kernel".into(),
-    };
+/// One part of the sandbox on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    pub name: &'static str,
+    /// What there is of it.
+    pub detail: String,
+    /// What to do, where the kernel or the machine lacks it.
+    pub remedy: Option<&'static str>,
+}
+
+/// What the sandbox does for a server with these resources, for `portcullis server inspect`.
+/// Deviations are the server's own `hardening`.
+pub fn facts(resources: &Resources) -> Vec<(String, String)> {
+    let Resources { memory_mib, cpus, pids, tmp_mib, files } = resources;
     [
-        ("namespaces", "user, process, network, mount, IPC, UTS, cgroup".to_owned()),
+        ("namespaces", NAMESPACES.to_owned()),
         ("user", "65534:65534, no capability in any set, no new privileges".into()),
         ("root", "read-only; of the host: programs, libraries, certificates; no /sys".into()),
-        ("/tmp", "private, 64 MiB, noexec, nosuid, nodev".into()),
+        ("/tmp", format!("private, {tmp_mib} MiB, noexec, nosuid, nodev")),
         ("writable mounts", "noexec, nosuid, nodev".into()),
         ("network", "loopback of its own".into()),
-        ("system calls", "a list of what is allowed; sockets UNIX, INET, INET6, NETLINK_ROUTE".into()),
-        ("landlock", landlock),
-        ("limits", "1024 files, no core dumps; memory of the whole tree, processes and processors by `resources`".into()),
+        (
+            "system calls",
+            "a list of what is allowed; sockets UNIX, INET, INET6, NETLINK_ROUTE".into(),
+        ),
+        ("landlock", landlock(exec::landlock_version())),
+        ("memory", format!("{memory_mib} MiB; {}", memory().0)),
+        ("processes", format!("{pids}; {}", processes().0)),
+        ("processors", format!("{cpus}; {}", processors().0)),
+        ("files", format!("{files} open at once in a process, no core dumps")),
         ("environment", "`env`, `secrets`, PATH and HOME".into()),
         ("lifetime", "the whole tree ends with the proxy".into()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into()
+}
+
+const NAMESPACES: &str = "user, process, network, mount, IPC, UTS, cgroup";
+
+/// Where control groups are to be had.
+const GROUPS: &str = "run the proxy as root, or with cgroup v2 as a service of systemd with \
+     `Delegate=yes` (a user's own services have memory and pids)";
+
+fn landlock(version: Option<u32>) -> String {
+    match version {
+        Some(version @ 6..) => format!("version {version}: files, signals, abstract sockets"),
+        Some(version) => format!("version {version}: files"),
+        None => "not in this kernel (5.13 and later can have it)".into(),
+    }
+}
+
+/// What holds a limit: the kernel's control group, or what stands in for it.
+fn limited(controller: Controller, otherwise: &str) -> (String, bool) {
+    match groups::parents().limits(controller) {
+        Ok(Version::V1) => ("by a control group (cgroup v1)".into(), true),
+        Ok(Version::V2) => ("by a control group (cgroup v2)".into(), true),
+        Err(why) => (format!("{otherwise}; no control group: {why}"), false),
+    }
+}
+
+fn memory() -> (String, bool) {
+    limited(Controller::Memory, "by looking at the tree four times a second")
+}
+
+fn processes() -> (String, bool) {
+    limited(Controller::Pids, "by the user namespace's RLIMIT_NPROC")
+}
+
+fn processors() -> (String, bool) {
+    limited(Controller::Cpu, "by affinity, in whole processors")
 }
 
 /// Sets a sandbox up and takes it down again, to see whether this machine offers all that it
@@ -44,18 +94,32 @@ pub fn facts() -> Vec<(String, String)> {
 /// # Errors
 /// What is missing, and the remedy.
 pub fn available() -> Result<Availability, LaunchFailure> {
-    let landlock = launch::attempt()?;
+    let enforced = launch::attempt()?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let landlock_version = match exec::landlock_version().filter(|_| landlock) {
-        Some(version) => format!("version {version}"),
-        None => "not in this kernel (5.13 and later can have it)".into(),
+    let version = exec::landlock_version().filter(|_| enforced);
+    let ok = |name, detail: &str| Part { name, detail: detail.to_owned(), remedy: None };
+    let limit = |name, (detail, held): (String, bool)| Part {
+        name,
+        detail,
+        remedy: (!held).then_some(GROUPS),
     };
-    let parts = [
-        ("kernel", kernel.trim().to_owned()),
-        ("namespaces", "user, process, network, mount, IPC, UTS, cgroup".into()),
-        ("seccomp", "filters".into()),
-        ("landlock", landlock_version),
-    ];
-    let parts = parts.map(|(name, value)| (name.to_owned(), value)).into();
-    Ok(Availability { parts, landlock })
+    let wall = "the sandbox stands on everything else; a kernel with landlock 6 (6.12) has it all";
+    Ok(Availability {
+        parts: vec![
+            ok("kernel", kernel.trim()),
+            ok("namespaces", NAMESPACES),
+            ok("privileges", "none: no capability in any set, no new privileges"),
+            ok("files", "a read-only root of its own, a private /tmp, /proc with parts hidden"),
+            ok("network", "loopback of its own, and nothing else"),
+            ok("seccomp", "filters"),
+            Part {
+                name: "landlock",
+                detail: landlock(version),
+                remedy: version.is_none_or(|version| version < 6).then_some(wall),
+            },
+            limit("memory", memory()),
+            limit("processes", processes()),
+            limit("processors", processors()),
+        ],
+    })
 }

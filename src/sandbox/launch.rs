@@ -33,7 +33,10 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use super::wire::{Failure, Plan, Report, TERMINATE, USAGE};
+use super::{
+    groups::{self, Groups},
+    wire::{Failure, Plan, Report, TERMINATE, USAGE},
+};
 use crate::upstream::{
     outward::Door,
     process::{Exit, Handle, LaunchFailure, LaunchSpec, Origin, Process, Usage},
@@ -47,6 +50,9 @@ const START: Duration = Duration::from_secs(30);
 
 /// The time that a tree has to be gone once it was let go of, before its launcher is killed too.
 const FALL: Duration = Duration::from_secs(5);
+
+/// The code of what was killed.
+const KILLED: i64 = 137;
 
 /// Starts `spec.command` in a sandbox, and returns once the program has been executed.
 ///
@@ -68,18 +74,18 @@ pub async fn launch_by(launcher: &Path, spec: &LaunchSpec) -> Result<Process, La
         let plan = tokio::task::spawn_blocking(move || Plan::new(&spec, &launcher));
         plan.await.map_err(|error| unexpected(&error))??
     };
+    let mut plan = plan;
+    let groups = groups::parents().make(&spec.resources).map_err(|error| no_group(&error))?;
+    plan.groups = groups.folders();
     let (mut command, start) = prepare(launcher, &plan).map_err(|error| unexpected(&error))?;
     command.stderr(start.streams.theirs[2].try_clone().map_err(|error| unexpected(&error))?);
     let child = tokio::process::Command::from(command).kill_on_drop(true).spawn();
     let child = child.map_err(|error| no_launcher(launcher, &error))?;
     let program = plan.program.as_ref().map(|program| program.display().to_string());
     drop(plan);
-    let pid = child.id();
-    let mut process = start.run(child).await?;
+    let (mut process, namespace) = start.run(child, groups, spec).await?;
     process.origin.program = program;
-    if let (false, Some(pid)) = (spec.egress.is_empty(), pid) {
-        // The launcher has entered it before the program's own process was there.
-        let namespace = File::open(format!("/proc/{pid}/ns/net")).map_err(|e| unexpected(&e))?;
+    if let Some(namespace) = namespace {
         process.door = Some(Door::open(namespace, &spec.egress).await?);
     }
     Ok(process)
@@ -170,7 +176,13 @@ impl Start {
         Ok(serde_json::from_str(&line).ok())
     }
 
-    async fn run(self, mut child: Child) -> Result<Process, LaunchFailure> {
+    /// Has it started. Hands out its network namespace, too, where it gets a way out.
+    async fn run(
+        self,
+        mut child: Child,
+        groups: Groups,
+        spec: &LaunchSpec,
+    ) -> Result<(Process, Option<File>), LaunchFailure> {
         let failed = |error: io::Error| unexpected(&error);
         self.send_streams().map_err(failed)?;
         let Self { control, streams: Streams { theirs, ours: [stdin, stdout, stderr] }, plan } =
@@ -196,19 +208,27 @@ impl Start {
             _ => return Err(silent(child.wait().await.map_err(failed)?)),
         }
         let pid = child.id().unwrap_or_default();
+        let namespace = match spec.egress.as_slice() {
+            [] => None,
+            // While nobody else waits for the launcher, its number is no other process's. It has
+            // entered the namespace before the program's own process was there.
+            _ => Some(File::open(format!("/proc/{pid}/ns/net")).map_err(failed)?),
+        };
         let (ended, end) = watch::channel(None);
         let (measured, usage) = mpsc::channel(1);
         let (held, dropped) = mpsc::channel(1);
-        tokio::spawn(supervise(child, reports, measured, dropped, ended));
+        let memory = spec.resources.memory_mib;
+        tokio::spawn(supervise(child, reports, measured, dropped, ended, (groups, memory)));
         let handle = Running { pid, end, orders: Mutex::new(Some((write, usage))), _held: held };
-        Ok(Process {
+        let process = Process {
             stdin: Box::new(pipe::Sender::from_owned_fd(stdin).map_err(failed)?),
             stdout: Box::new(pipe::Receiver::from_owned_fd(stdout).map_err(failed)?),
             stderr: Box::new(pipe::Receiver::from_owned_fd(stderr).map_err(failed)?),
             handle: Box::new(handle),
             origin: Origin::default(),
             door: None,
-        })
+        };
+        Ok((process, namespace))
     }
 }
 
@@ -219,6 +239,7 @@ async fn supervise(
     measured: mpsc::Sender<Usage>,
     mut dropped: mpsc::Receiver<()>,
     ended: watch::Sender<Option<Exit>>,
+    (groups, memory): (Groups, u64),
 ) {
     let mut told = None;
     loop {
@@ -235,6 +256,12 @@ async fn supervise(
                 _ => break,
             },
             _ = dropped.recv() => break,
+            // The kernel ends one process after the other until the rest fits; a tree of which some
+            // is gone is of no use, and ends as a whole.
+            () = groups.run_out_of_memory() => {
+                let _ = child.start_kill();
+                break;
+            }
         }
     }
     // The tree ends by itself: its first process has seen the end of the control socket, or is
@@ -246,12 +273,16 @@ async fn supervise(
             child.wait().await
         }
     };
-    let exit = told.unwrap_or_else(|| {
+    let mut exit = told.unwrap_or_else(|| {
         let code = status.ok().and_then(|status| {
             status.code().or_else(|| status.signal().map(|signal| 128 + signal))
         });
         Exit { code: code.unwrap_or(-1).into(), reason: None }
     });
+    if exit.code == KILLED && groups.ran_out_of_memory() {
+        exit.reason = Some(format!("it used more memory than its {memory} MiB"));
+    }
+    drop(groups);
     ended.send_replace(Some(exit));
 }
 
@@ -309,6 +340,13 @@ impl Handle for Running {
 
 fn unexpected(error: &dyn std::error::Error) -> LaunchFailure {
     LaunchFailure { what: format!("the sandbox can't be started: {error}"), remedy: None }
+}
+
+fn no_group(error: &io::Error) -> LaunchFailure {
+    LaunchFailure {
+        what: format!("the sandbox can't have a control group, as it could before: {error}"),
+        remedy: Some("`portcullis doctor` shows what this machine offers".into()),
+    }
 }
 
 fn no_launcher(launcher: &Path, error: &io::Error) -> LaunchFailure {

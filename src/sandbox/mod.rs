@@ -18,7 +18,7 @@
 //!
 //! Invariants:
 //! - A program runs with all of it or not at all. Only landlock may be missing, in a kernel
-//!   without it.
+//!   without it, and control groups, where the proxy may make none.
 //! - Nothing of the plan, which holds secrets, is ever in an argument list, the launcher's
 //!   environment or a file.
 //! - The tree lives no longer than the control socket that the proxy holds; a `kill -9` of the
@@ -26,6 +26,7 @@
 
 mod exec;
 mod facts;
+mod groups;
 mod launch;
 mod mounts;
 mod plan;
@@ -33,5 +34,5 @@ mod program;
 mod wire;
 
 pub use exec::exec_main;
-pub use facts::{Availability, available, facts};
+pub use facts::{Availability, Part, available, facts};
 pub use launch::{launch, launch_by};

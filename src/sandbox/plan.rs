@@ -92,7 +92,8 @@ impl Plan {
         let folders: Vec<_> = search.path.iter().map(|path| path.display().to_string()).collect();
         let path = folders.iter().map(String::as_str).chain([program::PATH]).collect::<Vec<_>>();
         environment.entry("PATH".into()).or_insert_with(|| path.join(":"));
-        environment.entry("HOME".into()).or_insert_with(|| "/tmp".into());
+        let home = spec.home(|name| environment.contains_key(name));
+        environment.extend(home.into_iter().map(|(name, value)| (name.into(), value.into())));
         let illegal = |name: &&String| name.is_empty() || name.contains(['=', '\0']);
         if let Some(name) = environment.keys().find(illegal) {
             return Err(refused(
@@ -104,6 +105,8 @@ impl Plan {
         plan.hostname = spec.server.as_str().to_owned();
         plan.memory = spec.resources.memory_mib.saturating_mul(1 << 20);
         plan.pids = spec.resources.pids;
+        plan.tmp = spec.resources.tmp_mib.saturating_mul(1 << 20);
+        plan.open_files = spec.resources.files.into();
         plan.cpus = spec.resources.cpus.ceil().clamp(1.0, 4096.0) as usize;
         Ok(plan)
     }
@@ -131,6 +134,9 @@ impl Plan {
             memory: 64 << 20,
             pids: 8,
             cpus: 1,
+            tmp: 1 << 20,
+            open_files: 64,
+            groups: Vec::new(),
         })
     }
 }

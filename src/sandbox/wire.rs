@@ -46,6 +46,12 @@ pub(super) struct Plan {
     pub pids: u32,
     /// Processors, rounded up.
     pub cpus: usize,
+    /// Bytes of /tmp.
+    pub tmp: u64,
+    /// Folders of the control groups that it enters.
+    pub groups: Vec<PathBuf>,
+    /// Open files of a process.
+    pub open_files: u64,
 }
 
 /// A host folder or file, and its place inside.

@@ -23,6 +23,7 @@ use prometheus_client::{
 
 use crate::{
     audit::export::Meters,
+    egress::{self, End},
     exchange::{Definition, Method, Transport},
     identity::{Principal, PrincipalKind},
     names::{ExportName, ServerName},
@@ -133,6 +134,18 @@ struct ServerLabels {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct EgressLabels {
+    server: Value,
+    outcome: Value,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct DirectionLabels {
+    server: Value,
+    direction: Value,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct ExportLabels {
     export: Value,
 }
@@ -201,6 +214,7 @@ pub struct Metrics {
     running: Gauge,
     memory: Family<ServerLabels, Gauge>,
     cpu: Family<ServerLabels, Seconds>,
+    unwell: Family<ServerLabels, Counter>,
     /// The last reading of each server's instances: their processor time by their numbers.
     cpu_seen: Mutex<HashMap<ServerName, HashMap<u64, Duration>>>,
     audit_records: Counter,
@@ -216,6 +230,9 @@ pub struct Metrics {
     /// How many names each plugin counts under.
     plugin_names: Mutex<BTreeMap<String, usize>>,
     plugins_let_alone: Family<EntryLabels, Gauge>,
+    egress_open: Family<ServerLabels, Gauge>,
+    egress: Family<EgressLabels, Counter>,
+    egress_bytes: Family<DirectionLabels, Counter>,
     tools_seen: Mutex<HashMap<ServerName, HashSet<Arc<str>>>>,
 }
 
@@ -243,6 +260,7 @@ impl Metrics {
             running: Gauge::default(),
             memory: Family::default(),
             cpu: Family::default(),
+            unwell: Family::default(),
             cpu_seen: Mutex::default(),
             audit_records: Counter::default(),
             audit_missed: Counter::default(),
@@ -256,6 +274,9 @@ impl Metrics {
             plugins: Family::default(),
             plugin_names: Mutex::default(),
             plugins_let_alone: Family::default(),
+            egress_open: Family::default(),
+            egress: Family::default(),
+            egress_bytes: Family::default(),
             tools_seen: Mutex::default(),
         };
         metrics.register();
@@ -291,6 +312,21 @@ impl Metrics {
             "Time that tool calls spend in the gateway, apart from the server",
             self.overhead.clone(),
         );
+        r.register(
+            "portcullis_egress_open",
+            "Connections that a server has to hosts of its list",
+            self.egress_open.clone(),
+        );
+        r.register(
+            "portcullis_egress_connections",
+            "Connections that a server wanted, by how they ended: the code of a refusal, or another end",
+            self.egress.clone(),
+        );
+        r.register(
+            "portcullis_egress_bytes",
+            "Bytes of a server's connections: up from it, down to it",
+            self.egress_bytes.clone(),
+        );
         r.register("mcp_errors", "JSON-RPC errors given to clients, by code", self.errors.clone());
         r.register("portcullis_refusals", "Refusals by stable code", self.refusals.clone());
         r.register("portcullis_sessions_active", "Legacy sessions", self.sessions.clone());
@@ -304,6 +340,11 @@ impl Metrics {
             "portcullis_server_cpu_seconds",
             "Processor time that a server has taken",
             self.cpu.clone(),
+        );
+        r.register(
+            "portcullis_server_unwell",
+            "Instances of servers that were ended since they did not answer whether they are well",
+            self.unwell.clone(),
         );
         r.register("portcullis_audit_records", "Audit records written", self.audit_records.clone());
         r.register(
@@ -411,6 +452,11 @@ impl Metrics {
         self.running.inc();
     }
 
+    /// An instance of a server is ended since it does not answer.
+    pub fn server_unwell(&self, server: &ServerName) {
+        self.unwell.get_or_create(&ServerLabels { server: server.into() }).inc();
+    }
+
     /// An instance of a server ended. What the others take is read anew; the processor time of
     /// all that ever ran stays.
     pub fn server_ended(&self, server: &ServerName) {
@@ -466,6 +512,34 @@ impl Metrics {
     pub fn policy_reload(&self, taken: bool) {
         let outcome = Value::Fixed(if taken { "taken" } else { "rejected" });
         self.reloads.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// A server is let through to a host of its list.
+    pub fn egress_opened(&self, server: &ServerName) {
+        self.egress_open.get_or_create(&ServerLabels { server: server.into() }).inc();
+    }
+
+    /// What became of a connection that a server wanted.
+    pub fn egress_ended(&self, server: &ServerName, outcome: &egress::Outcome) {
+        let server = Value::from(server);
+        if outcome.allowed {
+            self.egress_open.get_or_create(&ServerLabels { server: server.clone() }).dec();
+        }
+        let ended = match &outcome.end {
+            End::Refused(refusal) => refusal.code(),
+            End::Closed => "closed",
+            End::Broken => "broken",
+            End::Idle => "idle",
+            End::Revoked(_) => "revoked",
+            End::Stopped => "stopped",
+        };
+        let labels = EgressLabels { server: server.clone(), outcome: Value::Fixed(ended) };
+        self.egress.get_or_create(&labels).inc();
+        for (direction, bytes) in [("up", outcome.up), ("down", outcome.down)] {
+            let direction = Value::Fixed(direction);
+            let labels = DirectionLabels { server: server.clone(), direction };
+            self.egress_bytes.get_or_create(&labels).inc_by(bytes);
+        }
     }
 
     /// A plugin counted something. Plugins are the config's; the names of one are few, also where

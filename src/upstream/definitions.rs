@@ -106,6 +106,29 @@ impl List {
     pub fn notices(&self) -> &Notices {
         &self.notices
     }
+
+    /// Whether another has the very same items.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let raw = |list: &Self| -> Vec<Bytes> {
+            list.items.iter().map(|item| item.definition.raw().clone()).collect()
+        };
+        std::ptr::eq(self, other) || raw(self) == raw(other)
+    }
+
+    /// What is in one page, as a server could have sent it.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub(super) fn of_page(
+        server: &ServerName,
+        offer: Offer,
+        modern: bool,
+        page: Bytes,
+    ) -> Result<Self, Failure> {
+        let mut gathered = Gathered { offer, modern, ..Gathered::default() };
+        gathered.page(server, page)?;
+        Ok(gathered.list)
+    }
 }
 
 impl Deref for List {

@@ -32,6 +32,8 @@ pub(super) struct Ear {
     queue: mpsc::Sender<Said>,
     /// What did not fit a queue.
     lost: Arc<AtomicU64>,
+    /// Whether others tell of lists that change.
+    lists_apart: bool,
 }
 
 impl Ear {
@@ -55,7 +57,12 @@ impl Ear {
                 }
             }
         });
-        Self { server, party, definitions, queue, lost }
+        Self { server, party, definitions, queue, lost, lists_apart: false }
+    }
+
+    /// That lists change is heard, and told by another of its kind alone: clients hear of it once.
+    pub fn without_lists(self) -> Self {
+        Self { lists_apart: true, ..self }
     }
 
     /// An ear for tests, and what it hears.
@@ -81,6 +88,9 @@ impl Ear {
     pub fn tell(&self, said: Said) {
         if tells_of_lists(said.method()) {
             self.definitions.forget();
+            if self.lists_apart {
+                return;
+            }
         }
         match self.queue.try_send(said) {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}

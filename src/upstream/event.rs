@@ -6,8 +6,10 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use super::{
+    images::{Failed, Pulled},
     launcher::Place,
     process::{Exit, Origin},
+    signed::SignedBy,
 };
 use crate::{
     exchange::Revision,
@@ -40,6 +42,10 @@ pub enum Event {
         /// How its process ended, where it has one here.
         exit: Option<Exit>,
     },
+    /// It did not answer whether it is well, and is ended for that.
+    Unwell,
+    /// A pull of its image is over.
+    Pulled(Box<Pulling>),
     /// So many more of its messages did not fit a queue and were dropped.
     Lost {
         count: u64,
@@ -86,6 +92,20 @@ pub struct Launching {
     pub way: Option<Connecting>,
     /// The secrets that it is to be handed.
     pub handing: Vec<Handing>,
+    /// The image as the config has it, and what that means, where it was found out just now.
+    pub resolved: Option<(String, String)>,
+}
+
+/// A pull of an image that is over.
+#[derive(Debug)]
+pub struct Pulling {
+    /// The launch by which it was wanted first.
+    pub launch: DecisionId,
+    /// As the config has it.
+    pub image: String,
+    /// `sha256:…`
+    pub digest: String,
+    pub outcome: Result<Pulled, Failed>,
 }
 
 /// What is to run.
@@ -93,11 +113,13 @@ pub struct Launching {
 pub struct Program {
     /// The image as the config has it, the program, or the URL.
     pub name: String,
-    /// Of the image, where the config names it by one; of the program's file, where it is one of this
+    /// Of the image, in its registry, or its id where it is of none; of the program's file, where it is one of this
     /// machine.
     pub digest: Option<String>,
     /// The keys of the config by which it deviates from the hardened profile.
     pub deviations: Vec<&'static str>,
+    /// Who signed the image.
+    pub signed: SignedBy,
 }
 
 /// Connections to a server elsewhere.

@@ -1,30 +1,32 @@
 //! One instance of a server: started when it is first needed, ended when nobody needs it.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, mpsc};
-use tokio_util::task::AbortOnDropHandle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     Clock,
-    definitions::{Definitions, Items, Offer},
-    ear::Ear,
-    event::{By, Event, Launching, Review, Started},
-    greeting::Greeting,
-    hands::Handed,
-    launcher::{Launcher, Place},
-    link::{Call, Failure, Heard, Link, Reply},
+    definitions::{Items, Offer},
+    drain::Leaving,
+    event::{Event, Started},
+    health::Health,
+    known::Known,
+    launcher::Launcher,
+    link::{Call, Failure, Heard, Reply},
     log::{Log, Scrub},
     party::{Party, PartyKey},
-    process::{Exit, Handle, Origin, Usage},
+    process::{Exit, Usage},
+    rest::Breaker,
+    running::Running,
     spare::Spares,
     start::Launch,
     watch::Watched,
@@ -34,25 +36,12 @@ use crate::{
     exchange::Revision,
     identity::PrincipalKind,
     names::{DecisionId, ServerName},
-    refusal::Refusal,
-    vault::Folder,
 };
 
 /// Calls that may wait for an instance to start, or to tell what it offers.
 const WAITING: usize = 256;
 /// The longest wait between two tries to start one that does not start.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long one may take to end by itself.
-const GRACE: Duration = Duration::from_secs(3);
-/// How long its end by force may take on top.
-const FORCE: Duration = Duration::from_secs(5);
-/// An instance that ran for so long before it ended is no failing one.
-const STEADY: Duration = Duration::from_secs(30);
-/// How often an instance may end soon after its start, with no call answered since, before it is let
-/// alone for a while.
-const FALLS: u32 = 3;
-/// The longest such while: short, since one client's calls may be what ends it for all.
-const LONGEST_REST: Duration = Duration::from_secs(5);
 /// For a process that was ended to say how it ended.
 const VERDICT: Duration = Duration::from_secs(1);
 /// Bytes of a failure's text.
@@ -72,6 +61,9 @@ pub(super) struct Common {
     /// Whether it was found to speak HTTP+SSE alone.
     pub sse: AtomicBool,
     pub spares: Spares,
+    /// How many had to be ended since they did not answer.
+    pub unwell: AtomicU64,
+    pub known: Known,
 }
 
 /// One instance of a server: the one that all clients share, or one that is greeted in the name
@@ -79,32 +71,45 @@ pub(super) struct Common {
 pub struct Instance {
     pub(super) common: Arc<Common>,
     pub(super) party: Option<Party>,
-    state: tokio::sync::Mutex<State>,
+    pub(super) state: tokio::sync::Mutex<State>,
     /// A copy of the state's running server, to be looked at without waiting.
     shown: Mutex<Shown>,
     permits: Arc<Semaphore>,
     /// Who may wait for a start or a list.
     waiting: Arc<Semaphore>,
-    active: AtomicUsize,
-    last_used: Mutex<Instant>,
+    pub(super) last_used: Mutex<Instant>,
     /// Whether the question for the era ended the process once, so that it is not asked again.
     pub(super) known_legacy: AtomicBool,
     /// Messages of it that did not fit a queue, and how many of those were told of.
     pub(super) lost: Arc<AtomicU64>,
-    told_lost: AtomicU64,
+    pub(super) told_lost: AtomicU64,
     pub(super) watched: Watched,
-    /// How often it ended soon after its start since it last answered a call.
-    falls: AtomicU32,
+    pub(super) breaker: Breaker,
+    /// What was replaced, and has not ended yet.
+    pub(super) leaving: tokio::sync::Mutex<Option<Leaving>>,
+    pub(super) health: Mutex<Health>,
+    /// How many calls were begun; each has its number.
+    pub(super) begun: AtomicU64,
+    /// The calls under way, by their numbers.
+    pub(super) under_way: Mutex<BTreeSet<u64>>,
+    /// Lists of it are not its own to tell of: another of its kind does.
+    pub(super) quiet: bool,
 }
 
-enum State {
+pub(super) enum State {
     Stopped,
     /// The proxy stops, or its party is gone: it is not started again.
     Closed,
     Running(Arc<Running>),
+    /// It did not start.
     Failed {
         until: Instant,
         pause: Duration,
+        why: String,
+    },
+    /// It kept ending.
+    Resting {
+        until: Instant,
         why: String,
     },
 }
@@ -115,42 +120,18 @@ struct Shown {
     failure: Option<String>,
 }
 
-/// A started instance.
-pub struct Running {
-    /// No two that ever ran have the same.
-    pub number: u64,
-    /// What joins all that is told of it.
-    pub(super) launch: DecisionId,
-    pub(super) link: Arc<dyn Link>,
-    pub(super) ear: Ear,
-    /// What keeps the server telling of what is watched.
-    pub(super) listening: Mutex<Option<AbortOnDropHandle<()>>>,
-    pub greeting: Greeting,
-    pub(super) definitions: Arc<Definitions>,
-    pub(super) process: Option<Arc<dyn Handle>>,
-    pub(super) exit: Arc<OnceLock<Exit>>,
-    pub place: Place,
-    /// What runs there.
-    pub origin: Origin,
-    pub since: Instant,
-    /// The least severe log messages that it was last told to send, where it was told.
-    pub level: Mutex<Option<&'static str>>,
-    /// What policies let be done to start it.
-    pub(super) cleared: Arc<Launching>,
-    /// Where it finds the secrets that it gets as files; gone with it.
-    pub(super) folder: Option<Folder>,
-    /// Why they let it run no longer.
-    pub(super) revoked: SetOnce<Box<Refusal>>,
-}
-
 /// How one instance stands.
 pub(super) struct Standing {
     pub running: Option<Arc<Running>>,
     pub process: Option<String>,
     pub active: usize,
+    /// Calls under way at what takes no more of them, where there is such.
+    pub leaving: Option<(Arc<Running>, usize)>,
     pub failure: Option<String>,
     pub usage: Option<Usage>,
     pub lost: u64,
+    /// How long it last took to say that it is well, where it is asked.
+    pub health: Option<Duration>,
     pub principal: Option<PrincipalKind>,
 }
 
@@ -164,14 +145,23 @@ impl Instance {
             party,
             state: tokio::sync::Mutex::new(State::Stopped),
             shown: Mutex::default(),
-            active: AtomicUsize::new(0),
             last_used: Mutex::new(Instant::now()),
             known_legacy: AtomicBool::new(false),
             lost: Arc::default(),
             told_lost: AtomicU64::new(0),
             watched: Watched::default(),
-            falls: AtomicU32::new(0),
+            breaker: Breaker::new(),
+            leaving: tokio::sync::Mutex::default(),
+            health: Mutex::default(),
+            begun: AtomicU64::new(0),
+            under_way: Mutex::default(),
+            quiet: false,
         }
+    }
+
+    /// A further one of those that all clients share: what it tells of lists, the first one tells.
+    pub(super) fn replica(common: Arc<Common>) -> Self {
+        Self { quiet: true, ..Self::new(common, None) }
     }
 
     /// For whom it runs; nothing where it is shared.
@@ -222,31 +212,65 @@ impl Instance {
     }
 
     async fn started(&self) -> Result<Arc<Running>, Failure> {
-        let mut state = self.state.lock().await;
+        // Who comes while one tries it after a rest does not wait to be told how that ended.
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(_) if self.breaker.is_half_open() && self.peek().is_none() => {
+                return Err(self.breaker.tried());
+            }
+            Err(_) => self.state.lock().await,
+        };
+        if let State::Running(running) = &*state {
+            // The connection is dead, which the process behind it need not be.
+            let Some(why) = running.end() else { return Ok(running.clone()) };
+            let running = running.clone();
+            running.stop(Duration::ZERO).await;
+            *state = self.fallen(&running, &why);
+            self.tell_end(&running, why).await;
+        }
         let pause = match &*state {
             State::Closed => return Err(Failure::Unavailable("it was ended for good".into())),
-            State::Running(running) => match running.end() {
-                None => return Ok(running.clone()),
-                // The connection is dead, which the process behind it need not be.
-                Some(why) => {
-                    let running = running.clone();
-                    running.stop(Duration::ZERO).await;
-                    *state = self.fallen(&running, &why);
-                    self.tell_end(&running, why).await;
-                    match &*state {
-                        State::Failed { why, .. } => return Err(Failure::Unavailable(why.clone())),
-                        _ => Duration::ZERO,
-                    }
+            State::Resting { until, why } => {
+                let left = until.saturating_duration_since(Instant::now());
+                if !left.is_zero() {
+                    return Err(Failure::Resting { why: why.clone(), left });
                 }
-            },
+                Duration::ZERO
+            }
             State::Failed { until, why, .. } if Instant::now() < *until => {
                 return Err(Failure::Unavailable(format!("it failed a moment ago: {why}")));
             }
             State::Failed { pause, .. } => *pause,
-            State::Stopped => Duration::ZERO,
+            State::Stopped | State::Running(_) => Duration::ZERO,
         };
         *state = State::Stopped;
         self.show(None, None);
+        match self.launched().await {
+            Ok(running) => {
+                *state = State::Running(running.clone());
+                self.show(Some(running.clone()), None);
+                self.watched.begin(&running);
+                Ok(running)
+            }
+            Err(failure) => {
+                let pause = (pause * 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
+                let why = failure.to_string();
+                // Those are no faults of the server's: as soon as it may be started, it is.
+                if !matches!(
+                    failure,
+                    Failure::Unrecorded(_) | Failure::Forbidden(_) | Failure::Pulling(_)
+                ) {
+                    let until = Instant::now() + pause;
+                    *state = State::Failed { until, pause, why: why.clone() };
+                }
+                self.show(None, Some(why));
+                Err(failure)
+            }
+        }
+    }
+
+    /// Starts a process, or takes a spare one, and greets it; what came of that is told.
+    pub(super) async fn launched(&self) -> Result<Arc<Running>, Failure> {
         let clock = Clock::new(self.start_timeout());
         let began = Instant::now();
         let (launch, spare) = match self.spare().await {
@@ -275,21 +299,11 @@ impl Instance {
                     took: began.elapsed(),
                 })))
                 .await;
-                *state = State::Running(running.clone());
-                self.show(Some(running.clone()), None);
-                self.watched.begin(&running);
                 Ok(running)
             }
             Err(failure) => {
                 let failure = self.told(failure);
-                let pause = (pause * 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
                 let why = failure.to_string();
-                // Those are no faults of the server's: as soon as it may be started, it is.
-                if !matches!(failure, Failure::Unrecorded(_) | Failure::Forbidden(_)) {
-                    let until = Instant::now() + pause;
-                    *state = State::Failed { until, pause, why: why.clone() };
-                }
-                self.show(None, Some(why.clone()));
                 let place = self.common.launcher.place(&self.common.settings);
                 self.say(Event::NotStarted { launch, place, party: self.principal(), why }).await;
                 Err(failure)
@@ -297,33 +311,12 @@ impl Instance {
         }
     }
 
-    /// What follows on an end that nobody asked for, and shows it: it may be started at once, unless
-    /// it keeps ending soon after its start and answers nothing in between.
-    fn fallen(&self, running: &Running, why: &str) -> State {
-        let falls = match running.since.elapsed() {
-            steady if steady >= STEADY || running.process.is_none() => {
-                self.falls.store(0, Ordering::Relaxed);
-                0
-            }
-            _ => self.falls.fetch_add(1, Ordering::Relaxed).saturating_add(1),
-        };
-        if falls < FALLS {
-            self.show(None, None);
-            return State::Stopped;
-        }
-        let doubled = 1 << (falls - FALLS).min(8);
-        let pause = (Duration::from_millis(500) * doubled).min(LONGEST_REST);
-        let why = format!("it ended {falls} times soon after its start; at last: {why}");
-        self.show(None, Some(why.clone()));
-        State::Failed { until: Instant::now() + pause, pause: Duration::ZERO, why }
-    }
-
     pub(super) async fn say(&self, event: Event) {
         let _ = self.common.events.send(event).await;
     }
 
     /// Tells that what ran has ended, and how.
-    async fn tell_end(&self, running: &Running, why: String) {
+    pub(super) async fn tell_end(&self, running: &Running, why: String) {
         let (process, exit) = match &running.process {
             Some(process) => {
                 let exit = tokio::time::timeout(VERDICT, process.wait()).await.ok();
@@ -340,7 +333,7 @@ impl Instance {
         self.party.as_ref().map(|party| party.principal.clone())
     }
 
-    fn show(&self, running: Option<Arc<Running>>, failure: Option<String>) {
+    pub(super) fn show(&self, running: Option<Arc<Running>>, failure: Option<String>) {
         *self.shown.lock() = Shown { running, failure };
     }
 
@@ -364,6 +357,16 @@ impl Instance {
     /// A [`Failure`] where no answer came.
     pub async fn call(self: &Arc<Self>, running: &Running, call: Call) -> Result<Reply, Failure> {
         let _permit = self.permit()?;
+        let trial = self.breaker.admit()?;
+        let (mut running, mut counted) = (running, running.calls.token());
+        // Counted before that is looked at: one that was replaced ends once it has no calls.
+        let newer = match running.calls.is_closed() {
+            true => self.peek().filter(|now| now.greeting.revision == running.greeting.revision),
+            false => None,
+        };
+        if let Some(newer) = &newer {
+            (running, counted) = (newer, newer.calls.token());
+        }
         let again = running.process.is_none().then(|| call.clone());
         let mut reply = running.unless_revoked(running.link.call(call)).await;
         if let (Err(Failure::Forgotten), Some(call)) = (&reply, again) {
@@ -371,8 +374,9 @@ impl Instance {
         }
         self.touch();
         if reply.is_ok() {
-            self.falls.store(0, Ordering::Relaxed);
+            self.breaker.answered();
         }
+        drop((counted, trial));
         reply.map_err(|failure| match failure {
             Failure::Unavailable(_) if running.process.is_some() => {
                 self.with_exit(failure, &running.exit)
@@ -423,8 +427,11 @@ impl Instance {
             Failure::Misbehaved(text) => Failure::Misbehaved(clean(text)),
             Failure::Unrecorded(text) => Failure::Unrecorded(clean(text)),
             Failure::Forgotten => Failure::Unavailable(failure.to_string()),
-            failure
-            @ (Failure::Timeout(_) | Failure::Overloaded { .. } | Failure::Forbidden(_)) => failure,
+            Failure::Resting { why, left } => Failure::Resting { why: clean(why), left },
+            failure @ (Failure::Timeout(_)
+            | Failure::Overloaded { .. }
+            | Failure::Forbidden(_)
+            | Failure::Pulling(_)) => failure,
         }
     }
 
@@ -439,8 +446,9 @@ impl Instance {
             most: self.common.settings.concurrent,
         })?;
         self.touch();
-        self.active.fetch_add(1, Ordering::SeqCst);
-        Ok(Active { count: &self.active, _permit: permit })
+        let number = self.begun.fetch_add(1, Ordering::SeqCst);
+        self.under_way.lock().insert(number);
+        Ok(Active { number, under_way: &self.under_way, _permit: permit })
     }
 
     /// What it offers of a kind, or why it does not say, where that is known.
@@ -473,112 +481,15 @@ impl Instance {
 
     async fn listed_once(&self, offer: Offer) -> Result<Items, Failure> {
         let running = self.started().await?;
+        let _counted = running.calls.token();
         let (greeting, link) = (&running.greeting, running.link.as_ref());
         let bytes = self.common.launcher.caps.bytes;
         let name = &self.common.name;
         let items =
             running.definitions.items(offer, name, greeting, link, bytes, self.call_timeout());
-        running.unless_revoked(items).await
-    }
-
-    /// Ends it, if it runs, for good.
-    pub(super) async fn close(&self, why: &str) {
-        let mut state = self.state.lock().await;
-        if let State::Running(running) = std::mem::replace(&mut *state, State::Closed) {
-            running.stop(GRACE).await;
-            self.show(None, None);
-            self.tell_end(&running, why.to_owned()).await;
-        }
-        drop(state);
-        self.tell_lost().await;
-    }
-
-    /// Ends it if nobody used it for as long as the config says, and notices its death.
-    pub(super) async fn sweep(&self) {
-        self.tell_lost().await;
-        // One that is being started is not idle; do not wait for it.
-        let Ok(mut state) = self.state.try_lock() else { return };
-        let State::Running(running) = &*state else { return };
-        let ends = running.process.is_some() || self.party.is_some();
-        let running = running.clone();
-        let why = if let Some(why) = running.end() {
-            running.stop(Duration::ZERO).await;
-            *state = self.fallen(&running, &why);
-            why
-        } else if ends && self.is_idle() {
-            running.stop(GRACE).await;
-            *state = State::Stopped;
-            self.show(None, None);
-            format!("nobody used it for {} s", self.common.settings.idle_stop_s)
-        } else {
-            return;
-        };
-        // Before the next start can be told of.
-        self.tell_end(&running, why).await;
-        drop(state);
-    }
-
-    /// Asks whether what runs may go on, and ends it at once where it may not. One that is being
-    /// started is asked about when it has started.
-    pub(super) async fn review(&self, review: &dyn Review) {
-        let mut state = self.state.lock().await;
-        let State::Running(running) = &*state else { return };
-        let Some(refusal) = review.forbids(&self.common.name, &running.cleared).await else {
-            return;
-        };
-        let running = running.clone();
-        let why = "policies permit it no longer".to_owned();
-        // First, so that whoever waits for an answer hears of that and not of its end.
-        let _ = running.revoked.set(refusal);
-        self.show(None, Some(why.clone()));
-        running.stop(Duration::ZERO).await;
-        *state = State::Stopped;
-        self.tell_end(&running, why).await;
-        drop(state);
-    }
-
-    /// Puts secrets on the files that it has of them, where policies still permit it; tells whether
-    /// it has any. One that is being started is waited for: it may have been handed what was read
-    /// before.
-    ///
-    /// # Errors
-    /// Why it goes on with what it has.
-    pub(super) async fn rehand(
-        &self,
-        handed: &Handed,
-        review: &dyn Review,
-    ) -> Result<bool, String> {
-        let state = self.state.lock().await;
-        let State::Running(running) = &*state else { return Ok(false) };
-        let Some(folder) = &running.folder else { return Ok(false) };
-        let (name, cleared) = (&self.common.name, &running.cleared);
-        if let Some(refusal) = review.forbids(name, cleared).await {
-            return Err(refusal.message);
-        }
-        review.hands_again(name, cleared).await?;
-        for (secret, value) in handed.by(By::File) {
-            folder.put(&secret, &value).map_err(|why| why.to_string())?;
-        }
-        Ok(true)
-    }
-
-    /// Whether nobody has used it for as long as the config says, nor waits for it to tell
-    /// something.
-    pub(super) fn is_idle(&self) -> bool {
-        let idle = Duration::from_secs(self.common.settings.idle_stop_s);
-        !idle.is_zero()
-            && self.active.load(Ordering::SeqCst) == 0
-            && self.watched.is_empty()
-            && self.last_used.lock().elapsed() >= idle
-    }
-
-    /// Tells of messages that were dropped since it was last told.
-    async fn tell_lost(&self) {
-        let lost = self.lost.load(Ordering::Relaxed);
-        let count = lost.saturating_sub(self.told_lost.swap(lost, Ordering::Relaxed));
-        if count > 0 {
-            self.say(Event::Lost { count }).await;
-        }
+        let items = running.unless_revoked(items).await?;
+        self.common.learn_list(offer, &items);
+        Ok(items)
     }
 
     /// How it stands.
@@ -594,20 +505,26 @@ impl Instance {
                 .unwrap_or_default(),
             None => None,
         };
+        let leaving = self.leaving().map(|running| {
+            let calls = running.calls.len();
+            (running, calls)
+        });
         Standing {
             running,
             process: process.map(|process| process.describe()),
-            active: self.active.load(Ordering::SeqCst),
+            active: self.active(),
+            leaving,
             failure,
             usage,
             lost: self.lost.load(Ordering::Relaxed),
+            health: self.health.lock().took,
             principal: self.principal(),
         }
     }
 
     /// Calls under way.
     pub(super) fn active(&self) -> usize {
-        self.active.load(Ordering::SeqCst)
+        self.under_way.lock().len()
     }
 
     /// The running instance, if it runs, without starting it.
@@ -616,55 +533,14 @@ impl Instance {
     }
 }
 
-impl Running {
-    /// Why it ended, if it did.
-    fn end(&self) -> Option<String> {
-        let why = self.link.dead()?;
-        Some(match self.exit.get() {
-            Some(exit) => format!("{why} with {exit}"),
-            None => why,
-        })
-    }
-
-    /// What comes of work with it, while policies let it run.
-    async fn unless_revoked<T>(
-        &self,
-        work: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, Failure> {
-        tokio::select! {
-            biased;
-            refusal = self.revoked.wait() => Err(Failure::Forbidden(refusal.clone())),
-            done = work => done,
-        }
-    }
-
-    /// Ends the process, where there is one here. Until it is gone, the state keeps it: a caller
-    /// that gives up half way leaves it to the next.
-    async fn stop(&self, grace: Duration) {
-        drop(self.listening.lock().take());
-        if !grace.is_zero() {
-            self.link.leave().await;
-        }
-        if let Some(process) = &self.process {
-            end(process.as_ref(), grace).await;
-        }
-    }
-}
-
-/// Ends a process, and does not wait for ever for that: what then remains goes with its handle.
-pub(super) async fn end(process: &dyn Handle, grace: Duration) {
-    if tokio::time::timeout(grace + FORCE, process.stop(grace)).await.is_err() {
-        tracing::warn!(process = process.describe(), "a server's process did not end in time");
-    }
-}
-
 struct Active<'a> {
-    count: &'a AtomicUsize,
+    number: u64,
+    under_way: &'a Mutex<BTreeSet<u64>>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Active<'_> {
     fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::SeqCst);
+        self.under_way.lock().remove(&self.number);
     }
 }

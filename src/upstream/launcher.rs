@@ -9,8 +9,10 @@ use super::{
     digest::{Digests, Hashed},
     event::{By, Program},
     hands::{Handed, Hands},
+    images::{Images, Pinned},
     outward::{Outward, Reacher},
     process::{LaunchFailure, LaunchSpec, Process, SECRETS},
+    signed::{self, Signatures, SignedBy},
 };
 use crate::{
     codec::Caps,
@@ -36,8 +38,14 @@ pub struct Launcher {
     pub runtime: OnceLock<vault::Runtime>,
     /// The programs of this machine that were hashed.
     pub digests: Arc<Digests>,
+    /// The folder in which is kept what servers offer, where it is kept.
+    pub known: Option<PathBuf>,
+    /// What images mean, and who gets them.
+    pub images: Arc<Images>,
     /// Who decides what servers reach.
     pub outward: Arc<dyn Outward>,
+    /// Who signed images.
+    pub signatures: Signatures,
 }
 
 /// Where a server is to run, and why there.
@@ -80,11 +88,14 @@ impl Launcher {
         if let Some(url) = &settings.url {
             return Place::Remote { url: url.clone() };
         }
+        if settings.runtime == Runtime::Runsc {
+            return Place::Container { why: "the config says runtime = \"runsc\"".into() };
+        }
         if settings.image.is_some() {
             return Place::Container { why: "the config names an image".into() };
         }
         match (settings.runtime, &self.engine) {
-            (Runtime::Container, _) => {
+            (Runtime::Container | Runtime::Runsc, _) => {
                 Place::Container { why: "the config says runtime = \"container\"".into() }
             }
             (Runtime::Sandbox, _) => {
@@ -103,7 +114,7 @@ impl Launcher {
         }
     }
 
-    /// Starts the server's process, where its program is still the one that was hashed.
+    /// Starts the server's process, of that image where it is one, and where its program is still the one that was hashed.
     ///
     /// # Errors
     /// A [`LaunchFailure`], in words for the operator.
@@ -112,6 +123,7 @@ impl Launcher {
         reacher: Reacher,
         settings: &config::Server,
         handed: &Handed,
+        pinned: Option<&Pinned>,
         hashed: Option<&Hashed>,
     ) -> Result<(Process, Place, Option<vault::Folder>), LaunchFailure> {
         let server = &reacher.server.clone();
@@ -124,6 +136,7 @@ impl Launcher {
             _ => Ok(()),
         };
         let mut spec = self.spec_without_secrets(server, settings)?;
+        spec.image = pinned.map(Pinned::image);
         spec.secrets = handed.by(By::Environment);
         let folder = self.on_files(handed, settings, &place)?;
         if let Some(folder) = &folder {
@@ -160,7 +173,8 @@ impl Launcher {
         };
         if let Some(door) = process.door.take() {
             let gate = self.outward.gate(reacher);
-            process.handle = door.serve(server, spec.egress, gate, process.handle)?;
+            let limits = settings.egress_limits.limits();
+            process.handle = door.serve(server, spec.egress, limits, gate, process.handle)?;
         }
         Ok((process, place, folder))
     }
@@ -184,21 +198,33 @@ impl Launcher {
         &self,
         server: &ServerName,
         settings: &config::Server,
+        pinned: Option<&Pinned>,
     ) -> Result<Program, LaunchFailure> {
         let named = settings.url.as_ref().or(settings.image.as_ref());
         let first = settings.command.as_ref().and_then(|command| command.first());
         let name = named.or(first).cloned().unwrap_or_default();
-        let digest = settings.image.as_deref().and_then(|image| {
-            let (_, digest) = image.rsplit_once("sha256:")?;
-            Some(format!("sha256:{digest}"))
-        });
+        let digest = pinned.map(|pinned| pinned.digest().to_owned());
         let mut deviations = Vec::new();
         if settings.url.is_none() {
             let profile = container::Profile::of(&self.spec_without_secrets(server, settings)?)?;
             deviations = profile.deviations().iter().map(|d| d.config_key).collect();
             deviations.dedup();
         }
-        Ok(Program { name, digest, deviations })
+        Ok(Program { name, digest, deviations, signed: SignedBy::default() })
+    }
+
+    /// Who signed its image.
+    ///
+    /// # Errors
+    /// Where none of those did who have to have signed it.
+    pub async fn signed(
+        &self,
+        server: &ServerName,
+        settings: &config::Server,
+        pinned: &Pinned,
+    ) -> Result<SignedBy, LaunchFailure> {
+        let image = signed::Image { reference: pinned.reference.as_ref() };
+        self.signatures.of(server, settings, self.images.client()?, image).await
     }
 
     /// The secrets that a server is to be handed. Where they were not to be had, they are looked for
@@ -284,6 +310,7 @@ impl Launcher {
                 })
                 .collect::<Result<_, _>>()?,
             resources: settings.resources.clone(),
+            runtime: settings.runtime.oci(),
             hardening: settings.hardening.clone(),
             egress: settings.egress.clone(),
             instance: self.instance.clone(),
@@ -292,7 +319,7 @@ impl Launcher {
 
     /// The program that a `command` names: `portcullis` is this very executable, a path is
     /// relative to the config, a bare name is looked up in `PATH`.
-    fn program(&self, name: &str) -> PathBuf {
+    pub(super) fn program(&self, name: &str) -> PathBuf {
         if name == "portcullis"
             && let Ok(own) = std::env::current_exe()
         {

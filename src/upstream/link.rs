@@ -147,6 +147,9 @@ pub enum Failure {
     /// It is not there: it did not start, it ended, it cannot be reached.
     #[error("{0}")]
     Unavailable(String),
+    /// Its image is on its way, so far; that goes on by itself.
+    #[error("its image is still being pulled ({0}), which goes on")]
+    Pulling(String),
     /// It did not take the request, because it had ended the session.
     #[error("it ended the session")]
     Forgotten,
@@ -157,6 +160,9 @@ pub enum Failure {
     Overloaded { what: &'static str, most: usize },
     #[error("{0}")]
     Misbehaved(String),
+    /// It is let alone for a while, or tried with another call.
+    #[error("{why}")]
+    Resting { why: String, left: Duration },
     /// Its start could not be recorded, so it was not started.
     #[error("its start can't be recorded: {0}")]
     Unrecorded(String),
@@ -173,11 +179,23 @@ impl Failure {
             Self::Unavailable(_) | Self::Forgotten => {
                 (Code::ServerUnavailable, format!("server `{server}` is not available"))
             }
+            Self::Pulling(_) => (
+                Code::ServerUnavailable,
+                format!(
+                    "server `{server}` is not available yet: its image is being pulled; try again later"
+                ),
+            ),
             Self::Timeout(_) => {
                 (Code::ServerTimeout, format!("server `{server}` did not answer in time"))
             }
             Self::Overloaded { what, .. } => {
                 (Code::ServerOverloaded, format!("server `{server}` has too many {what}"))
+            }
+            Self::Resting { left, .. } => {
+                let message =
+                    format!("server `{server}` keeps ending and is let alone for a moment");
+                let refusal = Refusal::new(Code::ServerResting, message).retry_after(*left);
+                return refusal.detail(self.to_string());
             }
             Self::Misbehaved(_) => (
                 Code::ServerMisbehaved,

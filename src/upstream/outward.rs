@@ -38,8 +38,10 @@ use crate::{
     names::{DecisionId, ServerName},
 };
 
-/// Of a network for benchmarks (RFC 2544), which nobody has a use for inside a server.
-const NET: [u8; 3] = [198, 18, 0];
+/// Of a sink for DNS (AS112, RFC 7535), which nobody has a use for inside a server. It is one of the
+/// whole Internet by IANA's registry: programs that look up a name and go to no private address
+/// (mcp-server-fetch does) would refuse any other.
+pub const NET: [u8; 3] = [192, 31, 196];
 const PROXY: Ipv4Addr = Ipv4Addr::new(NET[0], NET[1], NET[2], 1);
 const PORT: u16 = 3128;
 /// For what must fail at once.
@@ -83,6 +85,14 @@ impl Outward for Nowhere {
 #[async_trait]
 impl Gate for Nowhere {
     async fn decide(&self, _: &Attempt) -> Verdict {
+        Verdict::Refuse("nobody is there to decide it".into())
+    }
+
+    async fn changed(&self) {
+        std::future::pending().await
+    }
+
+    fn still(&self, _: &Attempt) -> Verdict {
         Verdict::Refuse("nobody is there to decide it".into())
     }
 
@@ -150,6 +160,31 @@ impl Door {
         work.await.map_err(|error| failed("finish", &error))?
     }
 
+    /// Makes one in the namespace of the thread that calls.
+    ///
+    /// # Errors
+    /// Where the thread may not do that, or anything else is to be reached from there.
+    pub fn furnish(destinations: &[Destination]) -> Result<Self, LaunchFailure> {
+        add_address(PROXY).map_err(|error| failed("have addresses", &error))?;
+        let bind = |address: Ipv4Addr, port: u16| {
+            let socket = TcpListener::bind((address, port)).and_then(|socket| {
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            });
+            socket.map_err(|error| failed(&format!("listen at port {port}"), &error))
+        };
+        let proxy = bind(PROXY, PORT)?;
+        let mut direct = Vec::new();
+        for (host, port, address) in places(destinations) {
+            direct.push((host, port, bind(address, port)?));
+        }
+        prove().map_err(|why| LaunchFailure {
+            what: format!("more than its list is to be reached from inside: {why}"),
+            remedy: Some("see what the engine gives a container whose network is `none`".into()),
+        })?;
+        Ok(Self { proxy, direct, stand_ins: stand_ins(destinations) })
+    }
+
     /// Serves it; the process's handle then ends it, too.
     ///
     /// # Errors
@@ -158,6 +193,7 @@ impl Door {
         self,
         server: &ServerName,
         destinations: Vec<Destination>,
+        limits: Limits,
         gate: Arc<dyn Gate>,
         handle: Box<dyn Handle>,
     ) -> Result<Box<dyn Handle>, LaunchFailure> {
@@ -168,7 +204,7 @@ impl Door {
         let egress = Arc::new(Egress::with_stand_ins(
             server.as_str(),
             destinations,
-            Limits::default(),
+            limits,
             gate,
             Arc::new(System::default()),
             self.stand_ins,
@@ -186,6 +222,10 @@ impl Door {
         tokio::spawn({
             let egress = egress.clone();
             async move { egress.proxy(proxy).await }
+        });
+        tokio::spawn({
+            let egress = egress.clone();
+            async move { egress.review().await }
         });
         for (host, port, listener) in direct {
             let egress = egress.clone();
@@ -217,33 +257,26 @@ fn enter(namespace: &File, destinations: &[Destination]) -> Result<Door, LaunchF
                 .into(),
         ),
     })?;
-    add_address(PROXY).map_err(|error| failed("have addresses", &error))?;
-    let bind = |address: Ipv4Addr, port: u16| {
-        let socket = TcpListener::bind((address, port)).and_then(|socket| {
-            socket.set_nonblocking(true)?;
-            Ok(socket)
-        });
-        socket.map_err(|error| failed(&format!("listen at port {port}"), &error))
-    };
-    let proxy = bind(PROXY, PORT)?;
-    let hosts = hosts(destinations);
-    let mut direct = Vec::new();
-    for (name, address) in &hosts {
-        let host = Host::Name(name.clone());
+    Door::furnish(destinations)
+}
+
+/// The sockets that stand for listed hosts.
+fn places(destinations: &[Destination]) -> Vec<(Host, u16, Ipv4Addr)> {
+    let mut places = Vec::new();
+    for (name, address) in hosts(destinations) {
+        let host = Host::Name(name);
         let mut ports: Vec<u16> =
             destinations.iter().filter(|one| one.host.holds(&host)).map(|one| one.port).collect();
         ports.sort_unstable();
         ports.dedup();
-        for port in ports {
-            direct.push((host.clone(), port, bind(*address, port)?));
-        }
+        places.extend(ports.into_iter().map(|port| (host.clone(), port, address)));
     }
-    prove().map_err(|why| LaunchFailure {
-        what: format!("more than its list is to be reached from inside: {why}"),
-        remedy: Some("see what the engine gives a container whose network is `none`".into()),
-    })?;
-    let stand_ins = hosts.into_iter().map(|(name, at)| (at.into(), Host::Name(name))).collect();
-    Ok(Door { proxy, direct, stand_ins })
+    places
+}
+
+fn stand_ins(destinations: &[Destination]) -> Vec<(IpAddr, Host)> {
+    let hosts = hosts(destinations).into_iter();
+    hosts.map(|(name, address)| (address.into(), Host::Name(name))).collect()
 }
 
 /// Tries, inside, to get elsewhere.
@@ -358,7 +391,7 @@ mod tests {
             "10.0.0.1:443",
             "tcp://b:5432",
         ]);
-        let at = |last| Ipv4Addr::new(198, 18, 0, last);
+        let at = |last| Ipv4Addr::new(192, 31, 196, last);
         assert_eq!(hosts(&all), [("a.x.y".to_owned(), at(2)), ("b".to_owned(), at(3))]);
     }
 

@@ -36,12 +36,32 @@ pub struct LaunchSpec {
     /// Host folders, with their place inside.
     pub mounts: Vec<Mount>,
     pub resources: Resources,
+    /// The OCI runtime, for containers, by the engine's name for it. None: the engine's own choice.
+    pub runtime: Option<&'static str>,
     /// What the operator allows beyond the hardened default profile.
     pub hardening: Hardening,
     /// The hosts that it may reach.
     pub egress: Vec<Destination>,
     /// The instance of the proxy that starts it, for labels and reaping.
     pub instance: String,
+}
+
+impl LaunchSpec {
+    /// What programs need to find themselves at home, but for what is `set` already.
+    pub fn home(&self, set: impl Fn(&str) -> bool) -> Vec<(&'static str, &'static str)> {
+        // The one place where everybody may write: caches and settings go there.
+        let home = [("HOME", "/tmp")];
+        // What is mounted belongs to somebody of the host, so git would take none of it ("dubious
+        // ownership"). That shields a person from a repository of another one: here is no person.
+        let git = [
+            ("GIT_CONFIG_COUNT", "1"),
+            ("GIT_CONFIG_KEY_0", "safe.directory"),
+            ("GIT_CONFIG_VALUE_0", "*"),
+        ];
+        let git = (!self.mounts.is_empty() && !set("GIT_CONFIG_COUNT")).then_some(git);
+        let home = home.into_iter().filter(|(name, _)| !set(name));
+        home.chain(git.into_iter().flatten()).collect()
+    }
 }
 
 /// A host folder that a server sees.

@@ -3,11 +3,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::AtomicBool},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, future::join_all};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -15,13 +18,17 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     definitions::{Items, Offer},
+    drain::Replaced,
     event::{By, Event, Review},
-    instance::{Common, Instance, Running},
+    greeting::Greeting,
+    instance::{Common, Instance},
+    known::Known,
     launcher::{Launcher, Place},
     link::{Failure, Heard, Said},
     log::Scrub,
     party::{Party, PartyKey},
     process::Usage,
+    running::Running,
     spare::Spares,
 };
 use crate::{
@@ -34,6 +41,10 @@ use crate::{
 /// One principal may have one of so many parts of a server's instances, so that none takes them
 /// all.
 const SHARE: usize = 4;
+/// How long no further instance is started after one that did not start.
+const PAUSE: Duration = Duration::from_secs(10);
+/// Instances that are replaced at once.
+const REPLACED_AT_ONCE: usize = 4;
 
 /// One server of the config.
 pub struct Server {
@@ -43,6 +54,8 @@ pub struct Server {
     shared: Arc<Instance>,
     /// Further ones that all clients share, for calls alone.
     replicas: Vec<Arc<Instance>>,
+    /// Until when none of those is started, since the last was refused.
+    no_more: Arc<Mutex<Option<Instant>>>,
     /// Nothing once the server was closed.
     own: Mutex<Option<HashMap<PartyKey, Arc<Instance>>>>,
 }
@@ -65,6 +78,8 @@ pub struct Status {
     pub warm: usize,
     /// Why the shared one failed.
     pub failure: Option<String>,
+    /// How many instances had to be ended since they did not answer whether they are well.
+    pub unwell: u64,
     /// Messages of the present instances that did not fit a queue and were dropped.
     pub lost: u64,
 }
@@ -80,6 +95,10 @@ pub struct InstanceStatus {
     pub process: Option<String>,
     /// Calls under way.
     pub active: usize,
+    /// Whether another has taken its place, and it ends once its calls are done.
+    pub leaving: bool,
+    /// How long it last took to say that it is well, where it is asked (`health-s`).
+    pub health: Option<Duration>,
     /// How long it has been running.
     pub up: Duration,
     /// What it uses, where that can be told.
@@ -95,6 +114,15 @@ pub struct Rehanded {
     pub instances: usize,
     /// Those that only the next start hands over.
     pub later: Vec<String>,
+}
+
+/// What became of a server's instances that were to be replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restarted {
+    /// How many run anew.
+    pub instances: usize,
+    /// Calls that go on at the old ones, which end when those are done.
+    pub calls: usize,
 }
 
 impl Server {
@@ -119,11 +147,14 @@ impl Server {
             era: RwLock::default(),
             sse: AtomicBool::new(false),
             spares: Spares::new(),
+            unwell: AtomicU64::new(0),
+            known: Known::default(),
         });
-        let instance = || Arc::new(Instance::new(common.clone(), None));
-        let shared = instance();
-        let replicas = (1..settings.replicas).map(|_| instance()).collect();
-        Self { name, settings, common, shared, replicas, own: Mutex::new(Some(HashMap::new())) }
+        let shared = Arc::new(Instance::new(common.clone(), None));
+        let replica = || Arc::new(Instance::replica(common.clone()));
+        let replicas = (1..settings.replicas).map(|_| replica()).collect();
+        let (own, no_more) = (Mutex::new(Some(HashMap::new())), Arc::default());
+        Self { name, settings, common, shared, replicas, no_more, own }
     }
 
     /// The instance that serves all lists, and all calls of clients that can be asked nothing.
@@ -139,11 +170,16 @@ impl Server {
         let Some(least) = all().filter(runs).min_by_key(|instance| instance.active()) else {
             return self.shared.clone();
         };
+        let pauses = self.no_more.lock().is_some_and(|until| Instant::now() < until);
         if least.active() > 0
+            && !pauses
             && let Some(next) = self.replicas.iter().find(|instance| !runs(instance)).cloned()
         {
+            let no_more = self.no_more.clone();
             tokio::spawn(async move {
                 if let Err(failure) = next.running().await {
+                    // Each try is on record, and the next call would make the next.
+                    *no_more.lock() = Some(Instant::now() + PAUSE);
                     tracing::debug!(%failure, "a further instance did not start");
                 }
             });
@@ -204,6 +240,23 @@ impl Server {
     /// What the server offers of a kind, or why it does not say, where that is known.
     pub fn kept(&self, offer: Offer) -> Option<Result<Items, Failure>> {
         self.shared.kept(offer)
+    }
+
+    /// What the server offered of a kind when it last ran, where it does not run now: another list may
+    /// have taken its place.
+    pub async fn known(&self, offer: Offer) -> Option<Items> {
+        if self.peek().is_some() {
+            return None;
+        }
+        self.common.known(offer).await
+    }
+
+    /// What the server says of itself: as it runs, or as it last ran.
+    pub async fn greeting(&self) -> Option<Arc<Greeting>> {
+        match self.peek() {
+            Some(running) => Some(running.greeting.clone()),
+            None => self.common.known_greeting().await,
+        }
     }
 
     /// Says in the server's place that a list changed: it was not to be had when clients asked
@@ -298,7 +351,7 @@ impl Server {
         let handed = handed.map_err(|failure| failure.what)?;
         let all = self.all();
         let all = join_all(all.iter().map(|instance| instance.rehand(&handed, review))).await;
-        self.shared.renew_spares().await;
+        self.shared.renew_spares("its secrets were read anew").await;
         let files = all.into_iter().collect::<Result<Vec<_>, _>>()?;
         let later = handed.0.iter().filter(|secret| secret.by != By::File);
         Ok(Rehanded {
@@ -308,11 +361,48 @@ impl Server {
         })
     }
 
+    /// Starts each instance that runs anew. The new one takes the calls; the old one ends once its
+    /// own are done, at the latest when a call has had its time. Where a new one does not start, the
+    /// old one goes on.
+    ///
+    /// # Errors
+    /// Why one did not start.
+    pub async fn restart(&self) -> Result<Restarted, Failure> {
+        let why = "it was started anew";
+        // First: no new one is to be one that was started before.
+        self.shared.renew_spares(why).await;
+        let all = futures_util::stream::iter(self.all());
+        let all = all.map(|instance| async move { instance.replace(why).await });
+        let all: Vec<_> = all.buffer_unordered(REPLACED_AT_ONCE).collect().await;
+        let mut restarted = Restarted { instances: 0, calls: 0 };
+        for replaced in all {
+            if let Replaced::Busy(calls) = replaced? {
+                restarted.instances += 1;
+                restarted.calls += calls;
+            }
+        }
+        Ok(restarted)
+    }
+
     /// How it stands.
     pub async fn status(&self) -> Status {
         let all = self.all();
         let mut all = join_all(all.iter().map(|instance| instance.standing())).await;
         let active = all.iter().map(|one| one.active).sum();
+        let leaving = all.iter().filter_map(|one| {
+            let (running, calls) = one.leaving.as_ref()?;
+            Some(InstanceStatus {
+                number: running.number,
+                principal: one.principal.clone(),
+                process: running.process.as_ref().map(|process| process.describe()),
+                active: *calls,
+                leaving: true,
+                health: None,
+                up: running.since.elapsed(),
+                usage: None,
+            })
+        });
+        let leaving: Vec<_> = leaving.collect();
         let lost = all.iter().map(|one| one.lost).sum();
         let instances = all.iter().filter_map(|one| {
             let running = one.running.as_ref()?;
@@ -320,12 +410,15 @@ impl Server {
                 number: running.number,
                 principal: one.principal.clone(),
                 process: one.process.clone(),
-                active: one.active,
+                active: one.active
+                    - one.leaving.as_ref().map_or(0, |(_, calls)| *calls).min(one.active),
+                leaving: false,
+                health: one.health,
                 up: running.since.elapsed(),
                 usage: one.usage,
             })
         });
-        let instances = instances.collect();
+        let instances = instances.chain(leaving).collect();
         // The shared one comes last, and is always there.
         let shared = all.pop();
         let (running, process, failure) = match shared {
@@ -348,6 +441,7 @@ impl Server {
             instances,
             warm: self.common.spares.count(),
             failure,
+            unwell: self.common.unwell.load(Ordering::Relaxed),
             lost,
         }
     }
@@ -365,11 +459,14 @@ mod tests {
             engine: Err("none".into()),
             instance: String::new(),
             base: "/".into(),
+            known: None,
             caps: Caps { bytes: 1_000, depth: 9, nodes: 99 },
             hands: Default::default(),
             runtime: Default::default(),
             digests: Default::default(),
+            images: Arc::new(crate::upstream::Images::new("/".into(), &Default::default())),
             outward: Arc::new(crate::upstream::Nowhere),
+            signatures: Default::default(),
         });
         let (events, _) = mpsc::channel(1);
         let (heard, _) = mpsc::channel(1);

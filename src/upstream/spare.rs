@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -15,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Clock,
     event::{Event, Review},
-    instance::{Common, Instance, end},
+    instance::{Common, Instance},
     link::Failure,
+    running::end,
     start::{Begun, Launch},
 };
 use crate::names::DecisionId;
@@ -31,6 +33,8 @@ pub(super) struct Spares {
     ready: Mutex<Ready>,
     /// Held by whoever starts some.
     filling: tokio::sync::Mutex<()>,
+    /// How often policies were asked about what waits.
+    reviews: AtomicU64,
     closing: CancellationToken,
 }
 
@@ -53,6 +57,7 @@ impl Spares {
         Self {
             ready: Mutex::default(),
             filling: tokio::sync::Mutex::default(),
+            reviews: AtomicU64::new(0),
             closing: CancellationToken::new(),
         }
     }
@@ -75,14 +80,18 @@ impl Spares {
         ready.paused = Some((Instant::now() + pause, pause));
     }
 
-    /// Has one wait; gives it back where none may any more.
-    fn add(&self, spare: Spare) -> Option<Spare> {
+    /// Has one wait that was begun after so many reviews; gives it back where it may not, and says
+    /// why.
+    fn add(&self, spare: Spare, reviews: u64) -> Result<(), (Box<Spare>, &'static str)> {
         let mut ready = self.ready.lock();
         if self.closing.is_cancelled() {
-            return Some(spare);
+            return Err((Box::new(spare), "the proxy stops"));
+        }
+        if self.reviews.load(Ordering::SeqCst) != reviews {
+            return Err((Box::new(spare), "policies changed while it was started"));
         }
         ready.waiting.push_back(spare);
-        None
+        Ok(())
     }
 
     fn first(&self) -> Option<Spare> {
@@ -120,13 +129,17 @@ impl Instance {
         if common.settings.warm == 0 {
             return None;
         }
-        let hashed = common.launcher.hashed(&common.settings).await.map(|hashed| hashed.digest);
+        if common.spares.ready.lock().waiting.is_empty() {
+            self.refill();
+            return None;
+        }
+        let now = self.content().await;
         let taken = loop {
             let Some(spare) = common.spares.first() else { break None };
             let cleared = &spare.begun.cleared.program;
             if spare.begun.exit.get().is_some() {
                 spare.end(common, "it ended before anybody needed it").await;
-            } else if hashed.is_some() && cleared.digest != hashed {
+            } else if cleared.digest != now {
                 spare.end(common, "its program was replaced").await;
             } else {
                 common.spares.lived();
@@ -135,6 +148,16 @@ impl Instance {
         };
         self.refill();
         taken
+    }
+
+    /// The digest of what would be started now, where it has one.
+    async fn content(&self) -> Option<String> {
+        let Common { launcher, name, settings, .. } = &*self.common;
+        if let Some(hashed) = launcher.hashed(settings).await {
+            return Some(hashed.digest);
+        }
+        let pinned = launcher.images.pin(&launcher.engine, name, settings).await.ok().flatten();
+        pinned.map(|pinned| pinned.digest().to_owned())
     }
 
     /// Has spares started, if need be, on a task of its own: that takes its time. They are nobody's,
@@ -150,6 +173,7 @@ impl Instance {
         let warm = common.settings.warm;
         let Ok(_turn) = common.spares.filling.try_lock() else { return };
         while common.spares.wants(warm) {
+            let reviews = common.spares.reviews.load(Ordering::SeqCst);
             let launch = DecisionId::next();
             let clock = Clock::new(self.start_timeout());
             let begun = tokio::select! {
@@ -163,8 +187,8 @@ impl Instance {
             match begun {
                 Ok(begun) => {
                     let spare = Spare { launch, begun, since: Instant::now() };
-                    if let Some(late) = common.spares.add(spare) {
-                        return late.end(common, "the proxy stops").await;
+                    if let Err((late, why)) = common.spares.add(spare, reviews) {
+                        late.end(common, why).await;
                     }
                 }
                 Err(failure) => {
@@ -199,8 +223,8 @@ impl Instance {
     /// Ends the spares that policies permit no longer.
     pub(super) async fn review_spares(&self, review: &dyn Review) {
         let common = &self.common;
-        // One that is being started is asked about with the policies of then.
-        let _turn = common.spares.filling.lock().await;
+        // One that is being started was decided on before, and is not kept. It is not waited for.
+        common.spares.reviews.fetch_add(1, Ordering::SeqCst);
         let launches: Vec<_> = {
             let ready = common.spares.ready.lock();
             ready.waiting.iter().map(|s| (s.launch, s.begun.cleared.clone())).collect()
@@ -215,14 +239,14 @@ impl Instance {
         }
     }
 
-    /// Ends the spares that hold secrets as they were before; others take their places.
-    pub(super) async fn renew_spares(&self) {
+    /// Ends the spares that were started before; others take their places.
+    pub(super) async fn renew_spares(&self, why: &str) {
         let common = &self.common;
         {
             // One that is being started may have been handed the old ones.
             let _turn = common.spares.filling.lock().await;
             for spare in common.spares.remove(|_| true) {
-                spare.end(common, "its secrets were read anew").await;
+                spare.end(common, why).await;
             }
         }
         self.look_after_spares().await;

@@ -13,23 +13,26 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{SetOnce, oneshot},
 };
+use tokio_util::task::TaskTracker;
 
 use super::{
     Clock,
     definitions::Definitions,
     digest::Hashed,
     ear::Ear,
-    event::{By, Connecting, Event, Handing, Launching, NotCleared},
+    event::{By, Connecting, Event, Handing, Launching, NotCleared, Pulling},
     greeting::{Greeting, Hello, greet},
     hands::{Handed, HandedSecret},
     http::{Http, Sse},
-    instance::{Instance, Running, end},
+    images::{Failed, Pinned, Readiness, on_its_way},
+    instance::{Common, Instance},
     launcher::Place,
     link::{Failure, Link},
     log,
     outward::Reacher,
     pipe::Pipe,
     process::{Exit, Handle, LaunchFailure, Origin},
+    running::{Running, end},
 };
 use crate::{
     config::{Era, Transport},
@@ -122,6 +125,7 @@ impl Instance {
             self.common.heard.clone(),
             self.lost.clone(),
         );
+        let ear = if self.quiet { ear.without_lists() } else { ear };
         let hello = self.party.as_ref().map(Hello::of).unwrap_or_default();
         let line = self.line(launch, &ear, spare).await;
         let mut line = line.map_err(|failure| (failure, false))?;
@@ -136,6 +140,10 @@ impl Instance {
         let Line { link, process, exit, place, origin, cleared, folder } = line;
         match greeted {
             Ok(greeting) => {
+                let greeting = Arc::new(greeting);
+                if self.party.is_none() {
+                    self.common.learn_greeting(&greeting);
+                }
                 let modern = greeting.revision.is_modern();
                 *self.common.era.write() = Some(if modern { Era::Modern } else { Era::Legacy });
                 let (number, since) = (NUMBERS.fetch_add(1, Ordering::Relaxed), Instant::now());
@@ -155,6 +163,7 @@ impl Instance {
                     level: Mutex::default(),
                     cleared,
                     folder,
+                    calls: TaskTracker::new(),
                     revoked: SetOnce::new(),
                 })
             }
@@ -186,7 +195,7 @@ impl Instance {
                 Transport::Auto => found,
                 other => other == Transport::Sse,
             };
-            let cleared = self.announce(launch, &handed, Some((url, sse)), None).await?;
+            let cleared = self.announce(launch, &handed, Some((url, sse)), (None, None)).await?;
             let link: Arc<dyn Link> = match settings.transport {
                 Transport::Auto if found => {
                     let opened = Sse::open(url, headers, launcher.caps, ear.clone()).await;
@@ -224,8 +233,17 @@ impl Instance {
         let launcher = &self.common.launcher;
         let hashed = launcher.hashed(settings).await;
         let handed = launcher.hand(name, settings).await.map_err(|failure| refused(&failure))?;
-        let cleared = self.announce(launch, &handed, None, hashed.as_ref()).await?;
+        let pinned = launcher.images.pin(&launcher.engine, name, settings).await;
+        let pinned = pinned.map_err(|failed| refused(&failed.into()))?;
+        let what = (pinned.as_ref(), hashed.as_ref());
+        let cleared = self.announce(launch, &handed, None, what).await?;
         if let Some(spare) = spare {
+            // What runs is what was decided now, not what was when it began.
+            if spare.cleared.program.digest != cleared.program.digest {
+                end(spare.handle.as_ref(), Duration::ZERO).await;
+                let why = "the spare process is of what was there before";
+                return Err(Failure::Unavailable(why.into()));
+            }
             // From here on it runs for this party, and what it reaches is decided so.
             if let Some(party) = self.principal()
                 && spare.principal.set(party).is_err()
@@ -234,10 +252,13 @@ impl Instance {
             }
             return Ok(Begun { cleared, ..spare });
         }
+        if let Some(pinned) = &pinned {
+            self.fetch(launch, pinned).await?;
+        }
         let principal = Arc::new(self.principal().map_or_else(OnceLock::new, OnceLock::from));
         let reacher =
             Reacher { launch: launch.id, server: name.clone(), principal: principal.clone() };
-        let started = launcher.start(reacher, settings, &handed, hashed.as_ref()).await;
+        let started = launcher.start(reacher, settings, &handed, what.0, what.1).await;
         let (process, place, folder) = started.map_err(|failure| refused(&failure))?;
         let (log, scrub) = (self.common.log.clone(), self.common.scrub.clone());
         tokio::spawn(log::keep(process.stderr, log, scrub, self.secrets(handed)));
@@ -252,6 +273,35 @@ impl Instance {
         let (stdin, stdout) = (process.stdin, process.stdout);
         let origin = process.origin;
         Ok(Begun { stdin, stdout, handle, exit, principal, place, origin, cleared, folder })
+    }
+
+    /// Locks an image that was just found out, and waits for it to be on the engine; not too long,
+    /// since somebody waits for an answer. The pull goes on.
+    async fn fetch(&self, launch: Launch<'_>, pinned: &Pinned) -> Result<(), Failure> {
+        let Common { launcher, name, settings, .. } = &*self.common;
+        let failed = |failed: Failed| refused(&failed.into());
+        if pinned.is_new {
+            launcher.images.lock(name, pinned).await.map_err(failed)?;
+        }
+        // The launch itself says what there is to say of that.
+        let Ok(engine) = &launcher.engine else { return Ok(()) };
+        let ready = launcher.images.ready(engine, pinned).await.map_err(failed)?;
+        let Readiness::Pulling(pull, by_us) = ready else { return Ok(()) };
+        if by_us {
+            let (launch, events, end) = (launch.id, self.common.events.clone(), pull.end.clone());
+            let (image, digest) = (pinned.name.clone(), pinned.digest().to_owned());
+            tokio::spawn(async move {
+                let outcome = end.await;
+                let pulling = Box::new(Pulling { launch, image, digest, outcome });
+                let _ = events.send(Event::Pulled(pulling)).await;
+            });
+        }
+        let patience =
+            Duration::from_secs(settings.start_timeout_s.min(settings.call_timeout_s)) / 2;
+        match tokio::time::timeout(patience, pull.end).await {
+            Ok(ended) => ended.map(drop).map_err(failed),
+            Err(_) => Err(Failure::Pulling(on_its_way(*pull.progress.borrow()))),
+        }
     }
 
     /// What it was handed when it was started, and has been since.
@@ -272,7 +322,7 @@ impl Instance {
         let (name, settings) = (&self.common.name, &self.common.settings);
         let handed = self.common.launcher.hand(name, settings).await;
         let handed = handed.map_err(|failure| refused(&failure))?;
-        let cleared = self.announce(launch, &handed, Some((url, true)), None).await?;
+        let cleared = self.announce(launch, &handed, Some((url, true)), (None, None)).await?;
         let link = Sse::open(url, &handed.by(By::Header), self.common.launcher.caps, ear).await?;
         let greeting = greet(&link, Era::Legacy, hello, self.start_timeout()).await?;
         self.common.sse.store(true, Ordering::Relaxed);
@@ -290,14 +340,18 @@ impl Instance {
         launch: Launch<'_>,
         handed: &Handed,
         way: Option<(&str, bool)>,
-        hashed: Option<&Hashed>,
+        (pinned, hashed): (Option<&Pinned>, Option<&Hashed>),
     ) -> Result<Arc<Launching>, Failure> {
         let launcher = &self.common.launcher;
         let mut program = launcher
-            .program_of(&self.common.name, &self.common.settings)
+            .program_of(&self.common.name, &self.common.settings, pinned)
             .map_err(|failure| refused(&failure))?;
         if let Some(hashed) = hashed {
             program.digest = Some(hashed.digest.clone());
+        }
+        if let Some(pinned) = pinned {
+            let signed = launcher.signed(&self.common.name, &self.common.settings, pinned).await;
+            program.signed = signed.map_err(|failure| refused(&failure))?;
         }
         let launching = Arc::new(Launching {
             launch: launch.id,
@@ -309,6 +363,9 @@ impl Instance {
                 protocol: if sse { "sse" } else { "streamable-http" },
             }),
             handing: handed.0.iter().map(Handing::from).collect(),
+            resolved: pinned
+                .filter(|pinned| pinned.is_new)
+                .map(|pinned| (pinned.name.clone(), pinned.digest().to_owned())),
         });
         let _paused = launch.clock.pause();
         let (recorded, answer) = oneshot::channel();

@@ -7,9 +7,10 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
-    instance::{Instance, Running},
+    instance::Instance,
     link::{Call, Failure, Reply},
     listen::{self, Granted, Wanted},
+    running::Running,
 };
 use crate::exchange::Method;
 

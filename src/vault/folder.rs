@@ -40,14 +40,8 @@ impl Runtime {
     /// # Errors
     /// Where there is no such place.
     pub fn make() -> Result<Self, Why> {
-        let named = ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].map(|name| {
-            // systemd may name several, with colons between.
-            let all = std::env::var(name).unwrap_or_default();
-            PathBuf::from(all.split(':').next().unwrap_or_default())
-        });
-        let usual = ["/run", "/dev/shm"].map(PathBuf::from);
         let mut why = Vec::new();
-        for place in named.into_iter().chain(usual).filter(|place| place.is_absolute()) {
+        for place in places() {
             match Self::make_in(&place) {
                 Ok(made) => return Ok(made),
                 Err(error) => why.push(format!("{}: {error}", place.display())),
@@ -99,6 +93,22 @@ impl Runtime {
         let dir = made().map_err(|error| Why::new(format!("a folder can't be made: {error}")))?;
         Ok(Folder { dir, owner: owner.filter(|_| geteuid().is_root()) })
     }
+}
+
+/// Where folders of secrets may be, the best first.
+fn places() -> impl Iterator<Item = PathBuf> {
+    let named = ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].map(|name| {
+        // systemd may name several, with colons between.
+        let all = std::env::var(name).unwrap_or_default();
+        PathBuf::from(all.split(':').next().unwrap_or_default())
+    });
+    let usual = ["/run", "/dev/shm"].map(PathBuf::from);
+    named.into_iter().chain(usual).filter(|place| place.is_absolute())
+}
+
+/// Removes what proxies that were killed have left of secrets, wherever it may be.
+pub fn clear() {
+    places().for_each(|place| sweep(&place));
 }
 
 /// Removes the folders of proxies that are gone.

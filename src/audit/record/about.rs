@@ -1,8 +1,8 @@
 //! What an event is about, and the texts in it that others chose.
 
 use super::{
-    AdminAction, By, Dropped, Egress, Happening, LaunchRefused, Launched, Launching, PluginLoaded,
-    ReachEnd, Reached, Reaching, SessionOpened, Stopped, Who,
+    AdminAction, By, Dropped, Egress, Happening, Imaged, LaunchRefused, Launched, Launching,
+    PluginLoaded, ReachEnd, Reached, Reaching, SessionOpened, Stopped, Who,
     v1::{Decision, Rule},
 };
 
@@ -24,6 +24,9 @@ impl Happening {
             Self::SessionEnded { .. } => "session-ended",
             Self::ServerLaunching(_) => "server-launching",
             Self::ServerLaunchRefused(_) => "server-launch-refused",
+            Self::ImageResolved(_) => "image-resolved",
+            Self::ImagePulled(_) => "image-pulled",
+            Self::ImagePullFailed(_) => "image-pull-failed",
             Self::ServerLaunched(_) => "server-launched",
             Self::ServerLaunchFailed { .. } => "server-launch-failed",
             Self::ServerStopped(_) => "server-stopped",
@@ -53,6 +56,9 @@ impl Happening {
         match self {
             Self::ServerLaunching(launching) => Some(&launching.server),
             Self::ServerLaunchRefused(refused) => Some(&refused.server),
+            Self::ImageResolved(imaged)
+            | Self::ImagePulled(imaged)
+            | Self::ImagePullFailed(imaged) => Some(&imaged.server),
             Self::ServerLaunched(launched) => Some(&launched.server),
             Self::ServerStopped(stopped) => Some(&stopped.server),
             Self::EgressOpened(egress) => Some(&egress.server),
@@ -128,6 +134,8 @@ impl Happening {
             | Self::ClientAdded { groups: list, .. } => list.truncate(most),
             Self::ServerLaunching(launching) => {
                 launching.deviations.truncate(most);
+                launching.signers.truncate(most);
+                launching.attested.truncate(most);
                 launching.rules.truncate(most);
             }
             Self::ServerLaunched(launched) => launched.deviations.truncate(most),
@@ -182,6 +190,8 @@ impl Happening {
                 program,
                 digest,
                 deviations,
+                signers,
+                attested,
                 principal,
                 rules,
                 policy_revision,
@@ -191,6 +201,8 @@ impl Happening {
                     .into_iter()
                     .chain(digest)
                     .chain(deviations)
+                    .chain(signers)
+                    .chain(attested)
                     .chain(principal)
                     .for_each(&mut change);
                 texts_of(rules, change);
@@ -208,6 +220,13 @@ impl Happening {
                 let named = [server, action, target, policy_revision];
                 named.into_iter().chain(principal).for_each(&mut change);
                 texts_of(rules, change);
+            }
+            Self::ImageResolved(imaged)
+            | Self::ImagePulled(imaged)
+            | Self::ImagePullFailed(imaged) => {
+                let Imaged { launch: _, server, image, digest, platform, reason, .. } = imaged;
+                let more = platform.iter_mut().chain(reason);
+                [server, image, digest].into_iter().chain(more).for_each(change);
             }
             Self::ServerLaunched(launched) => launched.texts(change),
             Self::ServerLaunchFailed { launch: _, server, kind: _, principal, reason } => {

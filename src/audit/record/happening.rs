@@ -101,6 +101,12 @@ pub enum Happening {
     ServerLaunching(Launching),
     /// Policy does not permit a server's start, its way out, or a secret: it is not started.
     ServerLaunchRefused(LaunchRefused),
+    /// What a tag means was asked of its registry, or of the engine, and is the image from now on.
+    ImageResolved(Imaged),
+    /// The engine pulled an image.
+    ImagePulled(Imaged),
+    /// The engine did not pull an image.
+    ImagePullFailed(Imaged),
     /// A server was started, or connected to.
     ServerLaunched(Box<Launched>),
     /// A server could not be started.
@@ -366,6 +372,12 @@ pub struct Launching {
     /// The keys of the config by which it deviates from the hardened profile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deviations: Vec<String>,
+    /// Who of the config's signers signed the image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signers: Vec<String>,
+    /// The types of what they attest of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attested: Vec<String>,
     /// The one client for which alone it is to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
@@ -374,6 +386,31 @@ pub struct Launching {
     pub rules: Vec<Rule>,
     /// The revision of the policies that decided.
     pub policy_revision: String,
+}
+
+/// What became of a server's image before the server was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Imaged {
+    /// As in the `server-launching` by which it was wanted first.
+    #[schemars(with = "String", extend("format" = "uuid"))]
+    pub launch: DecisionId,
+    pub server: String,
+    /// As the config has it.
+    pub image: String,
+    /// `sha256:…`: in its registry, or of an image that is of none.
+    pub digest: String,
+    /// What it is for: `linux/amd64`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// Its bytes, as its manifest has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Microseconds that the pull took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_us: Option<u64>,
+    /// Why it was not pulled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// A start that policy does not permit.

@@ -1,8 +1,8 @@
 //! Events made of what becomes of servers.
 
 use super::{
-    Egress, HandedBy, Happening, LaunchRefused, Launched, Launching, PlaceKind, SecretHanded,
-    SecretSource,
+    Egress, HandedBy, Happening, Imaged, LaunchRefused, Launched, Launching, PlaceKind,
+    SecretHanded, SecretSource,
     bounds::bare_uri,
     build::{era, micros, rule},
 };
@@ -54,20 +54,36 @@ impl Happening {
         rules: &[refusal::Rule],
         revision: &str,
     ) -> Vec<Self> {
-        let upstream::Launching { launch, place, program, party, way, handing } = launching;
+        let upstream::Launching { launch, place, program, party, way, handing, resolved } =
+            launching;
         let (launch, server) = (*launch, server.to_string());
         let principal = party.as_ref().map(PrincipalKind::name);
-        let mut all = vec![Self::ServerLaunching(Launching {
+        let found_out = resolved.as_ref().map(|(image, digest)| {
+            Self::ImageResolved(Imaged {
+                launch,
+                server: server.clone(),
+                image: image.clone(),
+                digest: digest.clone(),
+                platform: None,
+                size: None,
+                took_us: None,
+                reason: None,
+            })
+        });
+        let mut all: Vec<Self> = found_out.into_iter().collect();
+        all.push(Self::ServerLaunching(Launching {
             launch,
             server: server.clone(),
             kind: place.into(),
             program: bare_uri(&program.name),
             digest: program.digest.clone(),
             deviations: program.deviations.iter().map(|key| (*key).to_owned()).collect(),
+            signers: program.signed.signers.clone(),
+            attested: program.signed.attested.clone(),
             principal: principal.clone(),
             rules: rules.iter().map(rule).collect(),
             policy_revision: revision.to_owned(),
-        })];
+        }));
         all.extend(way.as_ref().map(|way| {
             Self::EgressOpened(Egress {
                 launch,
@@ -83,6 +99,26 @@ impl Happening {
             all.push(Self::SecretsHanded { launch, server, principal, secrets });
         }
         all
+    }
+
+    /// What became of the pull of an image.
+    pub fn pulled(server: &ServerName, pulling: upstream::Pulling) -> Self {
+        let upstream::Pulling { launch, image, digest, outcome } = pulling;
+        let (pulled, reason) = match outcome {
+            Ok(pulled) => (Some(pulled), None),
+            Err(failed) => (None, Some(failed.to_string())),
+        };
+        let imaged = Imaged {
+            launch,
+            server: server.to_string(),
+            image,
+            digest,
+            platform: pulled.as_ref().map(|pulled| pulled.platform.clone()),
+            size: pulled.as_ref().map(|pulled| pulled.size),
+            took_us: pulled.as_ref().map(|pulled| micros(pulled.took)),
+            reason,
+        };
+        if pulled.is_some() { Self::ImagePulled(imaged) } else { Self::ImagePullFailed(imaged) }
     }
 
     /// What is on record before a server that runs is handed its files of secrets again.

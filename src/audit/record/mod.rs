@@ -21,8 +21,9 @@ pub use asked::{Asked, Claimed, Lack};
 pub(crate) use bounds::bare_uri;
 pub use build::{Arrival, Conclusion, RULES, Ruling};
 pub use happening::{
-    AdminAction, By, DropReason, Dropped, Egress, HandedBy, Happening, LaunchRefused, Launched,
-    Launching, PlaceKind, PluginLoaded, SecretHanded, SecretSource, SessionOpened, Stopped, Who,
+    AdminAction, By, DropReason, Dropped, Egress, HandedBy, Happening, Imaged, LaunchRefused,
+    Launched, Launching, PlaceKind, PluginLoaded, SecretHanded, SecretSource, SessionOpened,
+    Stopped, Who,
 };
 pub use reach::{ReachEnd, Reached, Reaching};
 pub use v1::{

@@ -68,16 +68,16 @@ pub struct Reached {
     /// Microseconds that it took.
     pub took_us: u64,
     pub end: ReachEnd,
-    /// Of a refusal, in one word.
+    /// Why it was refused or ended, in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// Of a refusal, in words.
+    /// The same in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The policies that forbid it; none where nothing permits it, or something else refused it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
-    /// The revision of the policies that refused it.
+    /// The revision of the policies that forbid it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_revision: Option<String>,
 }
@@ -94,6 +94,8 @@ pub enum ReachEnd {
     Broken,
     /// Nothing was said for too long.
     Idle,
+    /// Policies came to forbid it.
+    Revoked,
     /// The server was stopped.
     Stopped,
 }
@@ -126,9 +128,10 @@ impl Happening {
         forbidden: Option<(&[refusal::Rule], &str)>,
     ) -> Self {
         let attempt = outcome.attempt.as_ref();
-        let refusal = match &outcome.end {
-            End::Refused(refusal) => Some(refusal),
-            _ => None,
+        let (code, reason) = match &outcome.end {
+            End::Refused(refusal) => (Some(refusal.code()), Some(refusal.to_string())),
+            End::Revoked(why) => (Some("policy"), Some(why.clone())),
+            _ => (None, None),
         };
         let (rules, revision) = forbidden.unzip();
         Self::ServerReached(Box::new(Reached {
@@ -148,10 +151,11 @@ impl Happening {
                 End::Closed => ReachEnd::Closed,
                 End::Broken => ReachEnd::Broken,
                 End::Idle => ReachEnd::Idle,
+                End::Revoked(_) => ReachEnd::Revoked,
                 End::Stopped => ReachEnd::Stopped,
             },
-            code: refusal.map(|refusal| refusal.code().to_owned()),
-            reason: refusal.map(|refusal| clip(&refusal.to_string(), WORDS)),
+            code: code.map(str::to_owned),
+            reason: reason.map(|reason| clip(&reason, WORDS)),
             rules: rules.unwrap_or_default().iter().map(rule).collect(),
             policy_revision: revision.map(str::to_owned),
         }))

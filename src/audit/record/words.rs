@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    happening::{By, DropReason, HandedBy, Happening, LaunchRefused, Launched},
+    happening::{By, DropReason, HandedBy, Happening, Imaged, LaunchRefused, Launched},
     reach::{ReachEnd, Reached, Reaching},
 };
 
@@ -64,6 +64,16 @@ impl fmt::Display for Happening {
             Self::ServerLaunchRefused(refused) => {
                 let LaunchRefused { server, action, target, .. } = refused;
                 write!(f, "policy does not permit server {server} to be started: {action} {target}")
+            }
+            Self::ImageResolved(Imaged { server, image, digest, .. }) => {
+                write!(f, "the image {image} of server {server} is {digest}")
+            }
+            Self::ImagePulled(Imaged { server, image, digest, .. }) => {
+                write!(f, "the image {image} of server {server} was pulled ({digest})")
+            }
+            Self::ImagePullFailed(Imaged { server, image, reason, .. }) => {
+                let reason = reason.as_deref().unwrap_or_default();
+                write!(f, "the image {image} of server {server} was not pulled: {reason}")
             }
             Self::ServerLaunched(launched) => started(launched, f),
             Self::ServerLaunchFailed { server, reason, .. } => {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::docker;
 use crate::{
     draft::{Draft, Naming},
+    mount,
     name::{as_variable, is_variable},
     node::Node,
     object::{Object, Said},
@@ -317,6 +318,8 @@ fn local(
     let plain: Vec<String> = arguments.iter().map(|said| said.text.to_owned()).collect();
     if let Some(fetcher) = packages::of(base, &plain) {
         draft.arguments_hold_no_secret(&plain, place, report);
+        let own = packages::own_arguments(fetcher, &plain).len();
+        folders(draft, &arguments[arguments.len() - own..], report);
         return packages::run(draft, fetcher, plain, context.options.packages, place, report);
     }
     draft.arguments_hold_no_secret(&plain, place, report);
@@ -325,6 +328,40 @@ fn local(
         "in the sandbox the program sees its own files and what is in `mounts`, and reaches no host: add what it needs",
     );
     Some(Run::Command { program: program.text.to_owned(), arguments: plain })
+}
+
+/// Places of this machine that a person's own file hands a server: it sees them under the same
+/// name, to read.
+fn folders(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) {
+    for said in arguments {
+        let is_path = |text: &str| text.starts_with('/') || text.starts_with("~/");
+        let behind = said.text.split_once('=').map(|(_, value)| value);
+        let Some(path) = [Some(said.text), behind].into_iter().flatten().find(|text| is_path(text))
+        else {
+            continue;
+        };
+        let place = said.place;
+        let instead =
+            "mount it elsewhere inside (`mounts = [\"FOLDER:/data\"]`), and write that place here";
+        match mount::of(path, path, false) {
+            // What is below /tmp is the server's own.
+            Ok(inside) if inside.target == "/tmp" || inside.target.starts_with("/tmp/") => {
+                report.needed(place, format!("it does not see `{}`: {instead}", brief(path)));
+            }
+            Ok(inside) => {
+                draft.mount(inside, place, report);
+                report.needed(
+                    place,
+                    "to write there, it needs `:rw` behind that mount, and to be let: it is another user, \
+                     unless `hardening.user = \"UID:GID\"` says yours",
+                );
+            }
+            Err(why) => {
+                let path = brief(path);
+                report.needed(place, format!("it does not see `{path}` ({why}): {instead}"));
+            }
+        }
+    }
 }
 
 /// Nothing is put into arguments by us.

@@ -2,7 +2,7 @@
 
 mod support;
 
-use portcullis_catalog::{Kind, Options, Packages, Run, Transport};
+use portcullis_catalog::{Kind, Options, Packages, Run, Server, Transport};
 use support::{found, noted, problems, secret, server};
 
 #[test]
@@ -57,7 +57,7 @@ fn packages_become_programs_or_containers() {
     let Run::Image { image, arguments } = &server(&found, "a.b/c").run else { panic!() };
     assert!(image.name.contains("uv"));
     assert_eq!(arguments, &["uvx", "y@1.0.0"]);
-    assert_eq!(server(&found, "a.b/c").env["HOME"], "/tmp");
+    assert!(server(&found, "a.b/c").fetches);
     for (kind, identifier) in
         [("mcpb", "https://e.example/x.mcpb"), ("npm", "--evil"), ("what", "x")]
     {
@@ -76,7 +76,16 @@ fn a_desktop_clients_file() {
         &["--yes", "@modelcontextprotocol/server-filesystem@2026.1.0", "/srv/work"]
     );
     assert!(!files.notes.iter().any(|note| note.text.contains("says no version")));
+    // A folder that a person hands a server is one that it sees.
+    let seen = |server: &Server| {
+        let mounts = server.mounts.iter();
+        mounts.map(|m| (m.source.clone(), m.target.clone(), m.writable)).collect::<Vec<_>>()
+    };
+    assert_eq!(seen(files), [("/srv/work".to_owned(), "/srv/work".to_owned(), false)]);
+    noted(files, Kind::Deviates, "reads `/srv/work`");
+    noted(files, Kind::Needed, "`:rw` behind that mount");
     let git = server(&found, "Git Tools");
+    assert_eq!(seen(git), [("/srv/repo".to_owned(), "/srv/repo".to_owned(), false)]);
     assert_eq!(git.name, "git-tools");
     noted(git, Kind::Needed, "says no version");
 
@@ -124,6 +133,23 @@ fn a_desktop_clients_file() {
         let problems = problems(&found, name);
         assert!(problems.iter().any(|p| p.text.contains(text)), "{name}: {problems:?}");
     }
+}
+
+#[test]
+fn what_is_no_folder_for_a_server_is_told() {
+    let text = r#"{"mcpServers": {
+        "a": {"command": "npx", "args": ["x@1.0.0", "/tmp/work", "--root=/", "~/mine", "/etc"]},
+        "b": {"command": "uvx", "args": ["--from", "/srv/own", "y", "--db=/srv/data"]}
+    }}"#;
+    let found = portcullis_catalog::read(text, &Options::default()).unwrap();
+    let a = server(&found, "a");
+    assert!(a.mounts.is_empty(), "{:?}", a.mounts);
+    for path in ["/tmp/work", "/", "~/mine", "/etc"] {
+        noted(a, Kind::Needed, &format!("does not see `{path}`"));
+    }
+    let b = server(&found, "b");
+    let targets: Vec<_> = b.mounts.iter().map(|mount| mount.target.as_str()).collect();
+    assert_eq!(targets, ["/srv/data"]);
 }
 
 #[test]

@@ -9,11 +9,14 @@ use toml_edit::{Array, DocumentMut, InlineTable, Item, Key, Table, Value, value}
 
 use crate::server::{Run, Secret, Server, Transport};
 
+/// As long as a slow network takes to bring them.
+const FETCHING_S: i64 = 300;
+/// Room for them: uv's alone take more than the 64 MiB that servers have.
+const FETCHED_MIB: i64 = 256;
+
 /// How an entry is written.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Writing {
-    /// An image by tag is taken, against what is advised.
-    pub allow_tag: bool,
     /// An entry of that name is replaced.
     pub replace: bool,
 }
@@ -29,11 +32,6 @@ pub enum Unwritten {
         "the config has a server `{0}` already: name this one with `--name`, or replace that with `--replace`"
     )]
     There(String),
-    #[error(
-        "the image of `{name}` is named by a tag, `{image}`, which can come to mean another image: its \
-         digest could not be had"
-    )]
-    Tag { name: String, image: String },
 }
 
 /// The names of the servers in a config.
@@ -60,7 +58,7 @@ pub fn add(config: &str, server: &Server, writing: Writing) -> Result<String, Un
         table.set_implicit(true);
         Item::Table(table)
     });
-    let made = table(server, writing)?;
+    let made = table(server);
     let servers = servers.as_table_like_mut().ok_or(Unwritten::Shape)?;
     if servers.contains_key(&server.name) && !writing.replace {
         return Err(Unwritten::There(server.name.clone()));
@@ -97,19 +95,12 @@ fn read(config: &str) -> Result<DocumentMut, Unwritten> {
         .map_err(|error: toml_edit::TomlError| Unwritten::Syntax(error.message().to_owned()))
 }
 
-fn table(server: &Server, writing: Writing) -> Result<Table, Unwritten> {
+fn table(server: &Server) -> Table {
     let mut entry = Table::new();
     let mut hardening = Table::new();
     hardening.set_dotted(true);
     match &server.run {
         Run::Image { image, arguments } => {
-            if image.digest.is_none() {
-                if !writing.allow_tag {
-                    let (name, image) = (server.name.clone(), image.to_string());
-                    return Err(Unwritten::Tag { name, image });
-                }
-                hardening.insert("allow-tag", value(true));
-            }
             entry.insert("image", value(image.to_string()));
             if !arguments.is_empty() {
                 entry.insert("command", value(list(arguments)));
@@ -160,6 +151,13 @@ fn table(server: &Server, writing: Writing) -> Result<Table, Unwritten> {
     if let Some(user) = &server.user {
         hardening.insert("user", value(user));
     }
+    if server.fetches {
+        hardening.insert("exec-tmp", value(true));
+        entry.insert("start-timeout-s", value(FETCHING_S));
+        let mut resources = Table::new();
+        resources.insert("tmp-mib", value(FETCHED_MIB));
+        entry.insert("resources", Item::Table(resources));
+    }
     if !hardening.is_empty() {
         entry.insert("hardening", Item::Table(hardening));
     }
@@ -169,7 +167,7 @@ fn table(server: &Server, writing: Writing) -> Result<Table, Unwritten> {
     if let Some(title) = server.title.as_deref().or(server.description.as_deref()) {
         entry.decor_mut().set_prefix(format!("\n# {}\n", comment(title)));
     }
-    Ok(entry)
+    entry
 }
 
 /// A stranger's text as a comment: on one line, without what is not seen.
@@ -209,6 +207,7 @@ mod tests {
             mounts: vec![],
             egress: vec!["a.example:443".into()],
             user: Some("1:1".into()),
+            fetches: true,
             stays: true,
             tools: vec![],
             only: None,
@@ -230,26 +229,19 @@ mod tests {
         assert_eq!(new["command"][1].as_str(), Some("--a \"b\""));
         assert_eq!(new["env"]["A"].as_str(), Some("line\n\"x\""));
         assert_eq!(new["hardening"]["user"].as_str(), Some("1:1"));
+        assert_eq!(new["hardening"]["exec-tmp"].as_bool(), Some(true));
+        assert_eq!(new["start-timeout-s"].as_integer(), Some(FETCHING_S));
+        assert_eq!(new["resources"]["tmp-mib"].as_integer(), Some(FETCHED_MIB));
         assert!(matches!(
             add(&after, &server("new"), Writing::default()),
             Err(Unwritten::There(_))
         ));
-        let replace = Writing { replace: true, ..Writing::default() };
+        let replace = Writing { replace: true };
         let again = add(&after, &server("notes"), replace).unwrap();
         assert!(again.contains("# Notes of mine") && again.contains("egress"), "{again}");
         assert!(again.find("[servers.notes]") < again.find("[[interceptors]]"), "{again}");
         let removed = remove(&after, "new").unwrap().unwrap();
         assert_eq!(names(&removed).unwrap(), ["notes"]);
         assert_eq!(remove(&removed, "new").unwrap(), None);
-    }
-
-    #[test]
-    fn a_tag_is_not_written() {
-        let mut tagged = server("t");
-        tagged.run = Run::Image { image: "a/b:1".parse().unwrap(), arguments: vec![] };
-        assert!(matches!(add("", &tagged, Writing::default()), Err(Unwritten::Tag { .. })));
-        let allowed = add("", &tagged, Writing { allow_tag: true, ..Writing::default() }).unwrap();
-        let read: toml::Table = allowed.parse().unwrap();
-        assert_eq!(read["servers"]["t"]["hardening"]["allow-tag"].as_bool(), Some(true));
     }
 }

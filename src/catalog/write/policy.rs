@@ -73,8 +73,9 @@ fn launch(text: &mut String, server: &Server, more: impl Iterator<Item = String>
     if !server.egress.is_empty() {
         deviations.push("\"egress\"");
     }
-    if matches!(&server.run, Run::Image { image, .. } if image.digest.is_none()) {
-        deviations.push("\"hardening.allow-tag\"");
+    if server.fetches {
+        deviations.push("\"hardening.exec-tmp\"");
+        deviations.push("\"resources.tmp-mib\"");
     }
     let bound = if deviations.is_empty() {
         "resource.deviations.isEmpty()".to_owned()
@@ -198,6 +199,7 @@ mod tests {
             mounts: vec![],
             egress: vec!["*.example.com:443".into(), "tcp://[::1]:5432".into()],
             user: None,
+            fetches: false,
             stays: false,
             tools: vec![Tool { name: "a\n}\" permit".into(), description: None }],
             only: Some(vec!["a\"\n);permit(principal,action,resource);//".into()]),

@@ -227,7 +227,7 @@ fn one(ctx: &Context, entries: Vec<Entry>) -> anyhow::Result<Exit> {
     for entry in entries {
         match entry.server {
             Ok(server) => {
-                let writing = Writing { allow_tag: true, replace: false };
+                let writing = Writing { replace: false };
                 for line in
                     write::add("", &server, writing)?.lines().filter(|line| !line.is_empty())
                 {

@@ -15,6 +15,7 @@ use crate::{
         lock::{Kept, Lock, digest},
     },
     cli::Context,
+    upstream::images::asked,
 };
 use portcullis_oci as oci;
 
@@ -55,13 +56,22 @@ impl House {
     pub fn open(ctx: &Context) -> anyhow::Result<Self> {
         let path = std::path::absolute(&ctx.config)?;
         let base = path.parent().unwrap_or(Path::new("/")).to_owned();
-        let state_dir = match path.exists() {
-            true => ctx.load()?.config.state_dir,
-            false => base.join(".portcullis"),
+        let (state_dir, settings) = match path.exists() {
+            true => {
+                let config = ctx.load()?.config;
+                (config.state_dir, asked(&config.registries))
+            }
+            false => (base.join(".portcullis"), oci::Settings::default()),
         };
         let lock = Lock::read(&base)?;
-        let registries = oci::Client::new(oci::Settings::default())?;
+        let registries = oci::Client::new(settings)?;
         Ok(Self { base, state_dir, lock, registries })
+    }
+
+    /// Changes the lock file.
+    pub fn change(&mut self, change: impl FnOnce(&mut Lock)) -> anyhow::Result<()> {
+        self.lock = Lock::change(&self.base, change)?;
+        Ok(())
     }
 
     /// What stands at a reference. Of an image, that is nothing.
@@ -141,14 +151,13 @@ impl House {
             digest: fetched.digest.clone(),
             manifest: fetched.manifest.clone(),
         };
-        self.lock.catalogs.insert(name.to_owned(), kept);
-        Ok(self.lock.write(&self.base)?)
+        self.change(|lock| drop(lock.catalogs.insert(name.to_owned(), kept)))
     }
 
     /// Forgets a catalog. Its copy goes unless another has the same.
     pub fn forget(&mut self, name: &str) -> anyhow::Result<Option<Kept>> {
-        let Some(kept) = self.lock.catalogs.remove(name) else { return Ok(None) };
-        self.lock.write(&self.base)?;
+        let Some(kept) = self.lock.catalogs.get(name).cloned() else { return Ok(None) };
+        self.change(|lock| drop(lock.catalogs.remove(name)))?;
         if !self.lock.catalogs.values().any(|other| other.digest == kept.digest) {
             // What is left of it is found by nobody.
             let _ = std::fs::remove_file(self.copy_of(&kept.digest));
@@ -158,7 +167,7 @@ impl House {
 
     /// Pulls an artifact of one of these kinds, whose one layer it is.
     pub async fn artifact(&self, text: &str, kinds: &[&str]) -> anyhow::Result<Fetched> {
-        let reference: oci::Reference = full(text).parse().map_err(|error| {
+        let reference = oci::Reference::of_image(text).map_err(|error| {
             anyhow::anyhow!(
                 "`{}` is neither a catalog that was added nor an artifact's name: {error}",
                 brief(text)
@@ -175,9 +184,8 @@ impl House {
             .pull(&pinned, |blob| blob.media_type == LAYER && blob.size <= MAX_BYTES as u64)
             .await
             .with_context(|| format!("cannot pull {pinned}"))?;
-        let kind = pulled.manifest.artifact_type();
-        if !kinds.contains(&kind) {
-            bail!("{reference} is `{}`, and not {}", brief(kind), kinds.join(" or "));
+        if !kinds.contains(&pulled.manifest.artifact_type()) {
+            bail!("{reference} is an artifact of another kind, and not {}", kinds.join(" or "));
         }
         let [(_, bytes)] = blobs.as_slice() else {
             bail!("{reference} has {} layers of JSON, and not one", blobs.len());
@@ -194,8 +202,7 @@ impl House {
         kind: &str,
         content: &serde_json::Value,
     ) -> anyhow::Result<String> {
-        let reference: oci::Reference = full(text)
-            .parse()
+        let reference = oci::Reference::of_image(text)
             .map_err(|error| anyhow::anyhow!("`{}` names no artifact: {error}", brief(text)))?;
         let artifact = oci::Artifact {
             artifact_type: Some(kind.to_owned()),
@@ -210,15 +217,14 @@ impl House {
 
     /// What an image's tag stands for now.
     pub async fn resolve(&self, image: &Image) -> anyhow::Result<String> {
-        let reference: oci::Reference =
-            full(&image.to_string()).parse().map_err(|error| anyhow::anyhow!("{error}"))?;
+        let reference = oci::Reference::of_image(&image.to_string())?;
         Ok(self.registries.resolve(&reference).await?.to_string())
     }
 
     /// What an image says of itself. Nothing, where it says nothing, or it can't be had.
     pub async fn described(&self, image: &Image) -> Option<Described> {
         const CONFIG: u64 = 1 << 20;
-        let reference: oci::Reference = full(&image.to_string()).parse().ok()?;
+        let reference = oci::Reference::of_image(&image.to_string()).ok()?;
         let is_config = |blob: &oci::Descriptor| {
             let kind = blob.media_type.as_str();
             kind.ends_with("image.config.v1+json") || kind.ends_with("container.image.v1+json")
@@ -231,25 +237,6 @@ impl House {
         let config: serde_json::Value = serde_json::from_slice(&blobs.first()?.1).ok()?;
         let label = config.get("config")?.get("Labels")?.get("io.docker.server.metadata")?;
         describe(label.as_str()?).ok()
-    }
-}
-
-/// The whole name of an image or artifact, with what Docker leaves out.
-fn full(text: &str) -> String {
-    let (name, digest) =
-        text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
-    let first = name.split('/').next().unwrap_or("");
-    let has_host = name.contains('/') && (first.contains(['.', ':']) || first == "localhost");
-    let name = match (has_host, name.contains('/')) {
-        (true, _) => name.to_owned(),
-        (false, true) => format!("docker.io/{name}"),
-        (false, false) => format!("docker.io/library/{name}"),
-    };
-    let tagged = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
-    match digest {
-        Some(digest) => format!("{name}@{digest}"),
-        None if tagged => name,
-        None => format!("{name}:latest"),
     }
 }
 
@@ -266,24 +253,4 @@ pub(in crate::cli) fn file(path: &Path) -> anyhow::Result<Fetched> {
         bail!("{shown} has more than {} MiB", MAX_BYTES >> 20);
     }
     Fetched::of(&shown, bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_made_whole_as_docker_does() {
-        for (text, whole) in [
-            ("fetch", "docker.io/library/fetch:latest"),
-            ("mcp/fetch", "docker.io/mcp/fetch:latest"),
-            ("mcp/fetch:1", "docker.io/mcp/fetch:1"),
-            ("ghcr.io/a/b", "ghcr.io/a/b:latest"),
-            ("localhost:5000/a:1", "localhost:5000/a:1"),
-            ("localhost/a", "localhost/a:latest"),
-            ("mcp/fetch:1@sha256:00", "docker.io/mcp/fetch:1@sha256:00"),
-        ] {
-            assert_eq!(full(text), whole);
-        }
-    }
 }

@@ -31,13 +31,19 @@ pub(super) async fn run(
         ctx.json(&stats)?;
         return Ok(Exit::Ok);
     }
-    let header = ["SERVER", "INSTANCE", "CLIENT", "PROCESS", "CALLS", "UP", "MEMORY", "CPU"];
+    let header =
+        ["SERVER", "INSTANCE", "CLIENT", "PROCESS", "CALLS", "UP", "MEMORY", "CPU", "STATE"];
     ctx.table(&header, states.iter().flat_map(|state| rows(state)))?;
     for state in states {
         let name = state["name"].as_str().unwrap_or("");
         if let Some(warm @ 1..) = state["warm"].as_u64() {
             let wait = if warm == 1 { "process waits" } else { "processes wait" };
             ctx.note(format_args!("{name}: {warm} {wait} for a first word (`warm`)."));
+        }
+        if let Some(unwell @ 1..) = state["unwell"].as_u64() {
+            ctx.note(format_args!(
+                "{name}: {unwell} did not answer whether they are well and were ended (`health-s`)."
+            ));
         }
         if let Some(dropped @ 1..) = state["dropped"].as_u64() {
             ctx.note(format_args!("{name}: {dropped} messages of it did not fit a queue."));
@@ -47,7 +53,7 @@ pub(super) async fn run(
 }
 
 fn stats(state: &Value) -> Value {
-    let keys = ["name", "state", "active", "warm", "dropped", "instances"];
+    let keys = ["name", "state", "active", "warm", "dropped", "unwell", "instances"];
     keys.iter()
         .map(|key| ((*key).to_owned(), state[*key].clone()))
         .collect::<serde_json::Map<_, _>>()
@@ -66,6 +72,11 @@ fn rows(state: &Value) -> Vec<Vec<String>> {
         let number = |key: &str| instance[key].as_u64().unwrap_or_default();
         let up = SignedDuration::from_secs(i64::try_from(number("upSeconds")).unwrap_or(i64::MAX));
         let memory = instance["memoryBytes"].as_u64();
+        let state = match (instance["leaving"].as_bool(), instance["answeredMs"].as_f64()) {
+            (Some(true), _) => "ends with its calls".to_owned(),
+            (_, Some(ms)) => format!("well, in {ms:.1} ms"),
+            _ => String::new(),
+        };
         let cpu = instance["cpuSeconds"].as_f64();
         vec![
             name.clone(),
@@ -76,6 +87,7 @@ fn rows(state: &Value) -> Vec<Vec<String>> {
             format!("{up:#}"),
             memory.map(|bytes| ByteSize(bytes).display().iec().to_string()).unwrap_or_default(),
             cpu.map(|seconds| format!("{seconds:.1} s")).unwrap_or_default(),
+            state,
         ]
     };
     instances.iter().map(row).collect()

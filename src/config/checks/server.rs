@@ -4,9 +4,8 @@ use std::collections::HashSet;
 
 use http::HeaderName;
 use reqwest::Url;
-use serde_json::Value;
 
-use super::{Checker, is_sha256};
+use super::Checker;
 use crate::config::{
     HandOver, Server,
     finding::Code,
@@ -14,12 +13,15 @@ use crate::config::{
     shape::{brief, nearest},
     values::{CAPABILITIES, is_env_name},
 };
-use crate::{egress::Destinations, upstream::process::SECRETS, vault::Source};
+use crate::{
+    catalog::begins_as_key, container::Image, egress::Destinations, upstream::process::SECRETS,
+    vault::Source,
+};
 
 pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
     kind(checker, at, server);
     if let Some(image) = &server.image {
-        check_image(checker, at, image, server.hardening.allow_tag);
+        check_image(checker, at, image);
     }
     if let Some(command) = &server.command {
         check_command(checker, at, command, server.image.is_some());
@@ -33,6 +35,7 @@ pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
     mounts(checker, at, server);
     hardening(checker, &child(at, "hardening"), server);
     egress(checker, &child(at, "egress"), server);
+    runtime(checker, &child(at, "runtime"), server);
     if server.replicas > 1 && server.sharing.keeps_apart() {
         checker.conflict(
             &child(at, "replicas"),
@@ -67,16 +70,18 @@ fn kind(checker: &mut Checker<'_>, at: &str, server: &Server) {
             );
             return;
         }
-        (Some(_), _, None) => (&["runtime", "headers", "transport"], "an `image`"),
-        (None, Some(_), None) => (&["headers", "transport"], "a `command`"),
+        (Some(_), _, None) => (&["headers", "transport"], "an `image`"),
+        (None, Some(_), None) => (&["signed-by", "headers", "transport"], "a `command`"),
         (None, None, Some(_)) => (
             &[
+                "signed-by",
                 "runtime",
                 "env",
                 "secrets",
                 "mounts",
                 "resources",
                 "egress",
+                "egress-limits",
                 "hardening",
                 "warm",
                 "replicas",
@@ -99,40 +104,11 @@ fn kind(checker: &mut Checker<'_>, at: &str, server: &Server) {
     }
 }
 
-fn check_image(checker: &mut Checker<'_>, at: &str, image: &str, allow_tag: bool) {
-    let pointer = child(at, "image");
-    let (name, digest) = match image.rsplit_once("sha256:") {
-        Some((name, digest)) => (name.strip_suffix('@').unwrap_or(name), Some(digest)),
-        None => (image, None),
-    };
-    let legal_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b))
-        && !name.starts_with(['-', '.', '/', ':'])
-        && !name.ends_with(['/', ':']);
-    if !legal_name || (name.is_empty() && digest.is_none()) {
-        checker.bad(
-            &pointer,
-            format!("`{}` is no name of an image", brief(image)),
-            "such as `ghcr.io/owner/name@sha256:…`",
-        );
-    } else if let Some(digest) = digest {
-        if !is_sha256(digest) {
-            checker.bad(
-                &pointer,
-                "this digest is no SHA-256",
-                "64 characters of 0-9 and a-f behind `sha256:`",
-            );
-        }
-    } else if !allow_tag {
-        checker.add(
-            checker
-                .document
-                .at_value(&pointer, Code::Unsafe, "an image by tag can change under your feet")
-                .label("no digest")
-                .help(
-                    "write `NAME@sha256:…` (`docker images --digests` shows it), or \
-                     `hardening.allow-tag = true` if that is meant",
-                ),
-        );
+/// What a tag means is found out once, and locked.
+fn check_image(checker: &mut Checker<'_>, at: &str, image: &str) {
+    if let Err(illegal) = image.parse::<Image>() {
+        let help = "such as `ghcr.io/owner/name:1.2` or `ghcr.io/owner/name@sha256:…`";
+        checker.bad(&child(at, "image"), illegal.to_string(), help);
     }
 }
 
@@ -299,27 +275,11 @@ fn looks_secret(name: &str, value: &str) -> bool {
         "ACCESS_KEY",
         "_PAT",
     ];
-    const STARTS: &[&str] = &[
-        "ghp_",
-        "gho_",
-        "ghu_",
-        "ghs_",
-        "ghr_",
-        "github_pat_",
-        "glpat-",
-        "xoxb-",
-        "xoxp-",
-        "sk-",
-        "AKIA",
-        "pck_",
-        "-----BEGIN",
-    ];
     let name = name.to_ascii_uppercase();
     let is_path =
         value.starts_with(['/', '.']) || name.ends_with("_FILE") || name.ends_with("_PATH");
     value.len() >= 8
-        && (STARTS.iter().any(|start| value.starts_with(start))
-            || (!is_path && NAMES.iter().any(|part| name.contains(part))))
+        && (begins_as_key(value) || (!is_path && NAMES.iter().any(|part| name.contains(part))))
 }
 
 fn headers(checker: &mut Checker<'_>, at: &str, server: &Server) {
@@ -388,6 +348,34 @@ fn egress(checker: &mut Checker<'_>, at: &str, server: &Server) {
     }
 }
 
+fn runtime(checker: &mut Checker<'_>, at: &str, server: &Server) {
+    let written = checker.document.get(at).is_some();
+    if written && server.image.is_some() && server.runtime.oci().is_none() {
+        checker.conflict(
+            at,
+            "an image runs in a container, whatever stands here",
+            "remove it, or write `runtime = \"runsc\"` to have it under gVisor",
+        );
+    }
+    if server.runtime.oci().is_some() && !server.egress.is_empty() {
+        checker.conflict(
+            at,
+            "`egress` does not get to a server under gVisor, whose network is its own kernel's",
+            "remove `egress`, or run it in an ordinary container",
+        );
+    }
+    let tmp = at.replace("/runtime", "/resources/tmp-mib");
+    if server.resources.tmp_mib > server.resources.memory_mib
+        && checker.document.get(&tmp).is_some()
+    {
+        let message = format!(
+            "/tmp is in memory, of which it has {} MiB: so much can never be written",
+            server.resources.memory_mib
+        );
+        checker.conflict(&tmp, message, "raise `resources.memory-mib`, or lower this");
+    }
+}
+
 fn hardening(checker: &mut Checker<'_>, at: &str, server: &Server) {
     let hardening = &server.hardening;
     for (index, capability) in hardening.cap_add.iter().enumerate() {
@@ -419,14 +407,5 @@ fn hardening(checker: &mut Checker<'_>, at: &str, server: &Server) {
                 "write `UID:GID` in numbers, such as `1000:1000`",
             );
         }
-    }
-    if server.image.is_none()
-        && let Some(Value::Bool(true)) = checker.document.get(&child(at, "allow-tag"))
-    {
-        checker.conflict(
-            &child(at, "allow-tag"),
-            "`allow-tag` has no meaning without an `image`",
-            "remove it",
-        );
     }
 }

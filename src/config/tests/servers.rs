@@ -14,7 +14,6 @@ secrets = { A = { from = "env:A" } }
 [servers.local]
 command = ["notes"]
 headers = { Authorization = { from = "env:A" } }
-hardening = { allow-tag = true }
 "#;
     insta::assert_snapshot!(findings(text), @r#"
     2:10 [config-missing-key] this server is neither image, command nor url
@@ -29,13 +28,11 @@ hardening = { allow-tag = true }
         = to send a secret to a url, use `headers`
     12:1 [config-conflict] `headers` has no meaning for a `command`
         = remove it
-    13:15 [config-conflict] `allow-tag` has no meaning without an `image`
-        = remove it
     "#);
 }
 
 #[test]
-fn images_come_by_digest() {
+fn images_have_names() {
     let text = r#"
 [servers.a]
 image = "ghcr.io/owner/name:latest"
@@ -45,18 +42,14 @@ image = "name@sha256:12"
 image = "-v"
 [servers.d]
 image = "name:tag"
-hardening = { allow-tag = true }
 [servers.e]
 image = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
 "#;
     insta::assert_snapshot!(findings(text), @r#"
-    3:9 [config-unsafe] an image by tag can change under your feet
-        ^ no digest
-        = write `NAME@sha256:…` (`docker images --digests` shows it), or `hardening.allow-tag = true` if that is meant
-    5:9 [config-bad-value] this digest is no SHA-256
-        = 64 characters of 0-9 and a-f behind `sha256:`
-    7:9 [config-bad-value] `-v` is no name of an image
-        = such as `ghcr.io/owner/name@sha256:…`
+    5:9 [config-bad-value] `name@sha256:12` is not an image name: a digest is `sha256:` and 64 digits of lower-case hex
+        = such as `ghcr.io/owner/name:1.2` or `ghcr.io/owner/name@sha256:…`
+    7:9 [config-bad-value] `-v` is not an image name: it begins with `-`
+        = such as `ghcr.io/owner/name:1.2` or `ghcr.io/owner/name@sha256:…`
     "#);
 }
 
@@ -187,4 +180,69 @@ egress = ["api.example.com:443", "example.com:80", "*:443", "http://b:8080", "tc
     assert!(found.contains("`hardening.network` leads past `egress`"), "{found}");
     let found = findings("[servers.a]\nurl = \"https://a.example/mcp\"\negress = [\"b:443\"]");
     assert!(found.contains("`egress` has no meaning for a `url`"), "{found}");
+}
+
+#[test]
+fn servers_stay_below_the_operators_ceilings() {
+    let text = r#"
+[limits.servers]
+memory-mib = 1024
+tmp-mib = 32
+warm = 2
+deviations = ["mounts", "hardening.exec-tmp"]
+[servers.big]
+command = ["a"]
+mounts = ["/srv:/srv"]
+warm = 3
+resources = { memory-mib = 2048, tmp-mib = 16 }
+hardening = { network = true, exec-tmp = true }
+[servers.default]
+command = ["b"]
+[servers.remote]
+url = "https://example.com/mcp"
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    10:1 [config-above-ceiling] `warm` is 3, above the operator's ceiling for servers, 2 (line 5)
+        = lower it, or raise `limits.servers.warm`
+    11:15 [config-above-ceiling] `memory-mib` is 2048, above the operator's ceiling for servers, 1024 (line 3)
+        = lower it, or raise `limits.servers.memory-mib`
+    12:15 [config-above-ceiling] `hardening.network` is none of the deviations that a server may ask for (line 6)
+        = remove it, or add "hardening.network" to `limits.servers.deviations`
+    13:10 [config-above-ceiling] `tmp-mib` is 64 by default, above the operator's ceiling for servers, 32 (line 4)
+        = write `resources.tmp-mib = 32` for this server, or raise `limits.servers.tmp-mib`
+    "#);
+    let none = "[limits.servers]\ndeviations = []\n[servers.a]\ncommand = [\"a\"]\n";
+    assert_eq!(findings(none), "");
+    let unknown = "[limits.servers]\ndeviations = [\"mount\"]\n";
+    assert!(findings(unknown).contains("config-bad-value"), "{}", findings(unknown));
+}
+
+#[test]
+fn gvisor_is_for_containers_without_a_way_out() {
+    let text = r#"
+[servers.a]
+command = ["a"]
+runtime = "runsc"
+egress = ["example.com:443"]
+[servers.b]
+image = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+runtime = "runsc"
+[servers.c]
+image = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+runtime = "sandbox"
+[servers.d]
+command = ["d"]
+resources = { memory-mib = 64, tmp-mib = 128 }
+[servers.e]
+command = ["e"]
+resources = { memory-mib = 32 }
+"#;
+    insta::assert_snapshot!(findings(text), @r#"
+    4:1 [config-conflict] `egress` does not get to a server under gVisor, whose network is its own kernel's
+        = remove `egress`, or run it in an ordinary container
+    11:1 [config-conflict] an image runs in a container, whatever stands here
+        = remove it, or write `runtime = "runsc"` to have it under gVisor
+    14:32 [config-conflict] /tmp is in memory, of which it has 64 MiB: so much can never be written
+        = raise `resources.memory-mib`, or lower this
+    "#);
 }

@@ -147,9 +147,10 @@ fn status(code: Code) -> StatusCode {
         Code::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         Code::ArgumentsInvalid => StatusCode::BAD_REQUEST,
         Code::ResultInvalid | Code::ServerMisbehaved => StatusCode::BAD_GATEWAY,
-        Code::AuditUnavailable | Code::ServerUnavailable | Code::ServerOverloaded => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        Code::AuditUnavailable
+        | Code::ServerUnavailable
+        | Code::ServerOverloaded
+        | Code::ServerResting => StatusCode::SERVICE_UNAVAILABLE,
         Code::ServerTimeout => StatusCode::GATEWAY_TIMEOUT,
         Code::InterceptorFault => StatusCode::INTERNAL_SERVER_ERROR,
         code => StatusCode::from_u16(code.http())

@@ -16,7 +16,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
-use portcullis_oci::{Client, Descriptor, Digest, Error, Limits, Logins, Reference, Settings};
+use portcullis_oci::{
+    Client, Descriptor, Digest, Error, Limits, Logins, Platform, Reference, Settings,
+};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -440,5 +442,53 @@ async fn names_of_hosts_that_it_leads_to_are_not_told() {
         assert!(matches!(error, Error::Unreachable { .. } | Error::Late { .. }), "{error}");
         let told = format!("{error} {error:?} {}", error.help());
         assert!(!told.contains("heard") && told.contains("leads to"), "{told}");
+    }
+}
+
+/// A registry with one image: its manifest, and its configuration.
+async fn image(layers: serde_json::Value, config: serde_json::Value) -> Result<u64, Error> {
+    let config = config.to_string();
+    let kind = "application/vnd.oci.image.config.v1+json";
+    let described = Descriptor::of(kind, config.as_bytes());
+    let manifest = json!({ "schemaVersion": 2, "mediaType": KIND, "config": described,
+        "layers": layers })
+    .to_string();
+    let digest = Digest::of(manifest.as_bytes());
+    let server = Server::start(move |path, _| {
+        let body = if path.contains("/blobs/") { config.clone() } else { manifest.clone() };
+        body.into_response()
+    })
+    .await;
+    let found = client().image(&server.reference(digest), &Platform::linux("amd64")).await;
+    found.map(|image| image.size)
+}
+
+#[tokio::test]
+async fn images_that_lie_of_their_size_or_kind() {
+    let tar = "application/vnd.oci.image.layer.v1.tar";
+    let layer = |size: u64, kind: &str| json!({ "mediaType": kind, "size": size, "digest": Digest::of(b"layer") });
+    let amd64 = || json!({ "os": "linux", "architecture": "amd64" });
+    let size = image(json!([layer(7, tar)]), amd64()).await.expect("an image");
+    assert_eq!(size, 7 + amd64().to_string().len() as u64);
+
+    let words = ["Basic ", "d29yZHM="].concat();
+    for (layers, config, why) in [
+        (json!([layer(u64::MAX, tar), layer(u64::MAX, tar)]), amd64(), "larger than anything"),
+        (json!([{ "mediaType": tar, "size": -1, "digest": Digest::of(b"") }]), amd64(), "shape"),
+        (json!([{ "mediaType": tar, "size": 1e30, "digest": Digest::of(b"") }]), amd64(), "shape"),
+        (json!(vec![layer(1, tar); 128]), amd64(), "128 layers, and 127 are the most"),
+        (
+            json!([layer(1, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")]),
+            amd64(),
+            "a kind that is not run here",
+        ),
+        (json!([]), json!({ "os": "linux", "architecture": "arm64" }), "but for: linux/arm64"),
+        (json!([]), json!({ "os": "windows", "architecture": "amd64" }), "windows/amd64"),
+        (json!([]), json!({ "os": words, "architecture": words }), "names no platform"),
+        (json!([]), json!({ "architecture": "amd64" }), "names no platform"),
+        (json!([]), json!(["linux", "amd64"]), "of another shape"),
+    ] {
+        let error = image(layers, config).await.expect_err(why).to_string();
+        assert!(error.contains(why) && !error.contains("d29"), "{error}");
     }
 }

@@ -120,6 +120,10 @@ pub(super) struct Program {
     pub(super) digest: Option<String>,
     #[serde(default)]
     pub(super) deviations: Vec<String>,
+    #[serde(default)]
+    pub(super) signers: Vec<String>,
+    #[serde(default)]
+    pub(super) attested: Vec<String>,
 }
 
 /// What runs a server.

@@ -64,6 +64,8 @@ impl Own {
                 name: program.name.clone(),
                 digest: program.digest.clone(),
                 deviations: program.deviations.clone(),
+                signers: program.signers.clone(),
+                attested: program.attested.clone(),
             };
             let shown = format!("{runtime} {}", program.name);
             return Some(server().map(|server| vec![(shown, Self::Launch { server, program })]));

@@ -72,6 +72,8 @@ fn program() -> &'static Program {
         name: "example/notes:1".into(),
         digest: Some("sha256:00".into()),
         deviations: vec!["resources.memory".into()],
+        signers: vec!["acme".into()],
+        attested: vec!["https://example.com/scan".into()],
     });
     &PROGRAM
 }
@@ -84,6 +86,9 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
         permit (principal == Portcullis::Server::"notes", action == Portcullis::Action::"launch", resource)
         when { resource.runtime == "container" && resource has digest && resource.digest == "sha256:00" }
         unless { resource.deviations.contains("hardening.privileged") };
+        @id("signed")
+        permit (principal == Portcullis::Server::"other", action == Portcullis::Action::"launch", resource)
+        when { resource.signed && resource.signers == ["acme"] && resource.attested.contains("https://example.com/scan") };
         @id("by-day")
         permit (principal, action == Portcullis::Action::"hand_secret", resource in Portcullis::Server::"notes")
         when { resource.source == "env" && !resource.header && context.now.toTime() > duration("8h") };
@@ -109,11 +114,17 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
     let (notes, other) = (server("notes"), server("other"));
     let weak = Program { deviations: vec!["hardening.privileged".into()], ..program().clone() };
     let unknown = Program { digest: None, ..program().clone() };
+    let unsigned = Program { signers: vec![], ..program().clone() };
+    let elsewhere = Program { signers: vec!["acme".into(), "evil".into()], ..program().clone() };
+    let unattested = Program { attested: vec![], ..program().clone() };
     for (subject, program, rules) in [
         (&notes, program(), "hardened"),
         (&notes, &weak, ""),
         (&notes, &unknown, ""),
-        (&other, program(), ""),
+        (&other, program(), "signed"),
+        (&other, &unsigned, ""),
+        (&other, &elsewhere, ""),
+        (&other, &unattested, ""),
     ] {
         let resource = Resource::Program(program);
         assert_eq!(

@@ -23,9 +23,6 @@ use crate::sandbox::wire::{Failure, Plan};
 /// Newest landlock version that we ask for; an older kernel gives what it has.
 const LANDLOCK: ABI = ABI::V6;
 
-/// The files of an opened program.
-const FILES: u64 = 1024;
-
 /// Enters a user namespace in which one user exists: `inside`, who is `outside` for the host.
 pub(super) fn user_namespace(inside: (u32, u32), outside: (u32, u32)) -> Result<(), Failure> {
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| {
@@ -104,7 +101,7 @@ pub(super) fn limit_resources(plan: &Plan, own: u64) -> Result<(), Failure> {
     let data = plan.memory.saturating_mul(2);
     let processes = u64::from(plan.pids) + own;
     for (resource, limit) in [
-        (Resource::RLIMIT_NOFILE, FILES),
+        (Resource::RLIMIT_NOFILE, plan.open_files),
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_NPROC, processes),
         (Resource::RLIMIT_DATA, data),

@@ -141,6 +141,13 @@ fn enter(plan: &Plan) -> Result<bool, Failure> {
     let _ = setsid();
     // When memory runs out on the host, servers go first. While the file is still ours to write.
     let _ = fs::write("/proc/self/oom_score_adj", "1000");
+    // Before the namespace of control groups is made, whose top is then the tree's own group.
+    for folder in &plan.groups {
+        fs::write(folder.join("cgroup.procs"), "0").map_err(|error| {
+            let folder = folder.display();
+            Failure::new(format!("the sandbox can't enter its control group {folder}: {error}"))
+        })?;
+    }
     prctl::set_dumpable(false).map_err(at("hide its memory"))?;
     confine::limit_processors(plan.cpus);
     let privileged = is_privileged(plan.user);

@@ -72,7 +72,10 @@ pub(super) fn enter(plan: &Plan) -> Result<(), Failure> {
     mask_proc()?;
 
     let tmp = if plan.exec_tmp { flags } else { flags | MsFlags::MS_NOEXEC };
-    mount(Some("tmp"), "tmp", Some("tmpfs"), tmp, Some("mode=1777,size=64m,nr_inodes=16k"))
+    // Inodes in proportion, from what 64 MiB had: each takes memory of the kernel's own.
+    let inodes = (plan.tmp / 4096).clamp(16 << 10, 1 << 20);
+    let options = format!("mode=1777,size={},nr_inodes={inodes}", plan.tmp);
+    mount(Some("tmp"), "tmp", Some("tmpfs"), tmp, Some(options.as_str()))
         .map_err(at("mount a private /tmp"))?;
 
     for (device, source) in &devices {

@@ -42,6 +42,7 @@ const fn failure(severity: Severity, class: Class, activity: (u8, &'static str))
 use Class::{Api, Authentication, Base, Entity, Error, Lifecycle, Network};
 use Severity::{Critical, High, Informational, Low, Medium};
 
+const INSTALL: (u8, &str) = (1, "Install");
 const START: (u8, &str) = (3, "Start");
 const STOP: (u8, &str) = (4, "Stop");
 const ENABLE: (u8, &str) = (6, "Enable");
@@ -72,6 +73,9 @@ const EVENTS: &[(&str, Meaning)] = &[
     ("session-ended", meaning(Informational, Authentication, LOGOFF)),
     ("server-launching", meaning(Informational, Lifecycle, START)),
     ("server-launch-refused", failure(Medium, Lifecycle, START)),
+    ("image-resolved", meaning(Informational, Entity, UPDATE)),
+    ("image-pulled", meaning(Informational, Lifecycle, INSTALL)),
+    ("image-pull-failed", failure(Medium, Lifecycle, INSTALL)),
     ("server-launched", meaning(Informational, Lifecycle, START)),
     ("server-launch-failed", failure(Medium, Lifecycle, START)),
     ("server-stopped", meaning(Informational, Lifecycle, STOP)),

@@ -4,6 +4,11 @@ use std::sync::Arc;
 
 /// As a library writes it, for a name or an address.
 pub fn hello(name: &str) -> Vec<u8> {
+    said(&mut client(name))
+}
+
+/// A client that trusts nobody.
+pub fn client(name: &str) -> rustls::ClientConnection {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -11,9 +16,15 @@ pub fn hello(name: &str) -> Vec<u8> {
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
     let name = name.to_owned().try_into().unwrap();
-    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    rustls::ClientConnection::new(Arc::new(config), name).unwrap()
+}
+
+/// What a client has to say.
+pub fn said(client: &mut rustls::ClientConnection) -> Vec<u8> {
     let mut bytes = Vec::new();
-    client.write_tls(&mut bytes).unwrap();
+    while client.wants_write() {
+        client.write_tls(&mut bytes).unwrap();
+    }
     bytes
 }
 

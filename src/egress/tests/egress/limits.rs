@@ -171,8 +171,12 @@ async fn beginnings() {
 /// A ClientHello that comes byte by byte is put together.
 #[tokio::test]
 async fn small_writes() {
-    let (world, port) = world(Limits::default()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let listed = [format!("tcp://mirror.example:{port}=127.0.0.1")];
+    let world = World::new(&listed, Limits::default()).await;
     let mut stream = tunnel(&world, port).await;
+    let (mut server, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
     stream.set_nodelay(true).unwrap();
     let hello = super::hellos::hello("mirror.example");
     for byte in &hello {
@@ -181,7 +185,7 @@ async fn small_writes() {
         tokio::task::yield_now().await;
     }
     let mut back = vec![0; hello.len()];
-    timeout(SOON, stream.read_exact(&mut back)).await.unwrap().unwrap();
+    timeout(SOON, server.read_exact(&mut back)).await.unwrap().unwrap();
     assert_eq!(back, hello);
 }
 
@@ -196,4 +200,69 @@ async fn an_end_is_told_of() {
     assert_eq!(told.end, End::Stopped);
     assert_eq!((told.up, told.down), (1, 1));
     ends(stream).await;
+}
+
+/// One that is not allowed any longer ends at once, and nothing else does.
+#[tokio::test]
+async fn what_is_revoked_ends() {
+    let port = mirror().await;
+    let listed = ["mirror", "other"].map(|name| format!("tcp://{name}.example:{port}=127.0.0.1"));
+    let world = World::new(&listed, Limits::default()).await;
+    let mut gone = tunnel(&world, port).await;
+    let mut stays = TcpStream::connect(world.proxy).await.unwrap();
+    let ask = format!("CONNECT other.example:{port} HTTP/1.1\r\n\r\n");
+    stays.write_all(ask.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(timeout(SOON, stays.read_u8()).await.unwrap().unwrap());
+    }
+    gone.write_all(b"x").await.unwrap();
+    timeout(SOON, gone.read_u8()).await.unwrap().unwrap();
+    world.gate.forbid("mirror.example");
+    ends(gone).await;
+    let told = world.told().await;
+    assert_eq!(told.end, End::Revoked("no longer".into()));
+    assert!(told.allowed && told.grounds.is_some(), "{:?}", told.end);
+    assert_eq!((told.up, told.down), (1, 1));
+    stays.write_all(b"y").await.unwrap();
+    assert_eq!(timeout(SOON, stays.read_u8()).await.unwrap().unwrap(), b'y');
+}
+
+/// What comes to be forbidden while it is still being decided is refused.
+#[tokio::test]
+async fn what_is_revoked_before_it_is_open_is_refused() {
+    let listed = ["tcp://undecided.example:1".to_owned()];
+    let world = World::new(&listed, Limits::default()).await;
+    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    stream.write_all(b"CONNECT undecided.example:1 HTTP/1.1\r\n\r\n").await.unwrap();
+    let asked = async {
+        while world.gate.asked.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, asked).await.unwrap();
+    world.gate.forbid("undecided.example");
+    ends(stream).await;
+    let told = world.told().await;
+    assert_eq!(code(&told), "policy");
+    assert!(!told.allowed && told.grounds.is_some(), "{:?}", told.end);
+}
+
+/// Whoever goes away while it is being decided is told of all the same.
+#[tokio::test]
+async fn what_is_given_up_is_told_of() {
+    let listed = ["tcp://undecided.example:1".to_owned()];
+    let world = World::new(&listed, Limits::default()).await;
+    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    stream.write_all(b"CONNECT undecided.example:1 HTTP/1.1\r\n\r\n").await.unwrap();
+    let asked = async {
+        while world.gate.asked.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, asked).await.unwrap();
+    timeout(SOON, world.egress.stop()).await.expect("it stops");
+    let told = world.told().await;
+    assert_eq!(told.end, End::Stopped);
+    assert!(!told.allowed);
 }

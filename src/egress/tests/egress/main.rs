@@ -7,4 +7,5 @@ mod hellos;
 mod limits;
 mod programs;
 mod refusals;
+mod retries;
 mod support;

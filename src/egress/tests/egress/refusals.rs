@@ -1,13 +1,17 @@
 //! Ways round the list: each is refused, for its reason, before a byte has left.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, sync::Arc};
 
-use portcullis_egress::{End, Limits};
-use tokio::net::TcpListener;
+use portcullis_egress::{Destinations, Egress, End, Limits};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 
 use super::{
     hellos::{hello, with_ech},
-    support::{Origin, World, code, say},
+    support::{Names, Origin, Recorder, SOON, World, code, say},
 };
 
 fn connect(to: &str, then: &[u8]) -> Vec<u8> {
@@ -57,6 +61,7 @@ async fn no_way_round() {
         ("zero", "0.0.0.0"),
         ("link", "169.254.1.1"),
         ("metadata", "169.254.169.254"),
+        ("metadata-azure", "168.63.129.16"),
         ("metadata-six", "fd00:ec2::254"),
         ("broadcast", "255.255.255.255"),
         ("multicast", "224.0.0.251"),
@@ -333,6 +338,88 @@ async fn refusals_are_words() {
         let answer = world.say(&bytes).await;
         assert_eq!(answer[..4], [5, 0, 5, reply], "{answer:?}");
     }
+}
+
+/// A body goes on whole, or not at all.
+#[tokio::test]
+async fn bodies_end_in_one_place() {
+    let chunked = "Transfer-Encoding: chunked";
+    for (method, headers, passes) in [
+        ("POST", chunked.to_owned(), true),
+        ("POST", format!("Content-Length: 3\r\n{chunked}"), true),
+        ("POST", format!("{chunked}\r\nContent-Length: 60"), true),
+        ("GET", chunked.to_owned(), false),
+        ("HEAD", chunked.to_owned(), false),
+    ] {
+        let web = Origin::clear().await;
+        let host = format!("web.example:{}", web.port);
+        let world = World::new(&[format!("http://{host}=127.0.0.1")], Limits::default()).await;
+        let ask = format!(
+            "{method} http://{host}/ HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        );
+        world.say(ask.as_bytes()).await;
+        let code = code(&world.told().await);
+        let heard = web.heard().to_ascii_lowercase();
+        assert_eq!(code != "malformed", passes, "{method} {headers}: {code}");
+        assert_eq!(!heard.is_empty(), passes, "{method} {headers}: {heard}");
+        assert!(!heard.contains("content-length"), "{heard}");
+    }
+}
+
+/// What a server answers that is no answer is refused, and told of so.
+#[tokio::test]
+async fn answers_that_are_none() {
+    for answer in ["HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", "no HTTP\r\n\r\n", ""]
+    {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let host = format!("web.example:{}", listener.local_addr().unwrap().port());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await;
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let world = World::new(&[format!("http://{host}=127.0.0.1")], Limits::default()).await;
+        let ask = format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        // Whoever says that there is no more to come may go without an answer.
+        let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        let mut said = Vec::new();
+        timeout(SOON, stream.read_to_end(&mut said)).await.unwrap().unwrap();
+        assert!(said.starts_with(b"HTTP/1.1 502"), "{}", String::from_utf8_lossy(&said));
+        let told = world.told().await;
+        assert_eq!(code(&told), "unreachable", "{answer:?}");
+        assert!(told.up > 0 && told.allowed);
+    }
+}
+
+/// Whoever asks by the address that a name has inside asks for the name.
+#[tokio::test]
+async fn an_address_of_ours_is_its_name() {
+    let web = Origin::clear().await;
+    let port = web.port;
+    let listed = format!("http://web.example:{port}=127.0.0.1").parse().unwrap();
+    let (gate, mut told) = Recorder::new();
+    let stand_in = ("192.0.2.7".parse().unwrap(), "web.example".parse().unwrap());
+    let egress = Egress::with_stand_ins(
+        "notes",
+        Destinations::new(vec![listed]).unwrap(),
+        Limits::default(),
+        gate,
+        Arc::new(Names::default()),
+        [stand_in],
+    );
+    let (mut near, far) = tokio::io::duplex(1 << 16);
+    let ask = format!(
+        "GET http://192.0.2.7:{port}/ HTTP/1.1\r\nHost: 192.0.2.7:{port}\r\nConnection: close\r\n\r\n"
+    );
+    near.write_all(ask.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let (_, read) = tokio::join!(egress.converse(far, None), near.read_to_end(&mut answer));
+    read.unwrap();
+    assert!(web.heard().contains(&format!("\r\nhost: web.example:{port}\r\n")), "{}", web.heard());
+    let told = told.recv().await.unwrap();
+    assert_eq!(told.attempt.unwrap().host.to_string(), "web.example");
 }
 
 /// What is forwarded in clear text is what was allowed, framed anew.

@@ -10,14 +10,14 @@ use std::{
 
 use async_trait::async_trait;
 use portcullis_egress::{
-    Attempt, Destination, Destinations, Egress, End, Gate, Limits, Listener, Outcome, Resolver,
-    Verdict,
+    Attempt, Destination, Destinations, Egress, End, Forbidden, Gate, Grounds, Limits, Listener,
+    Outcome, Resolver, Verdict,
 };
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{Notify, mpsc},
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, rustls};
@@ -25,10 +25,13 @@ use tokio_rustls::{TlsAcceptor, rustls};
 /// For anything to happen that must happen.
 pub const SOON: Duration = Duration::from_secs(60);
 
-/// Lets through all but `policy.example`, and keeps what it is told.
+/// Lets through all but `policy.example`, never comes to an end with `undecided.example`, and keeps what it is told.
 pub struct Recorder {
     told: mpsc::UnboundedSender<Outcome>,
     pub asked: Mutex<Vec<Attempt>>,
+    /// What is let through no longer.
+    forbidden: Mutex<Option<String>>,
+    changed: Notify,
 }
 
 #[async_trait]
@@ -37,8 +40,22 @@ impl Gate for Recorder {
         self.asked.lock().unwrap().push(attempt.clone());
         match attempt.host.to_string().as_str() {
             "policy.example" => Verdict::Refuse("policy does not permit it".into()),
+            "undecided.example" => std::future::pending().await,
             _ => Verdict::Allow,
         }
+    }
+
+    async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn still(&self, attempt: &Attempt) -> Verdict {
+        let forbidden = self.forbidden.lock().unwrap();
+        if forbidden.as_deref() != Some(&attempt.host.to_string()) {
+            return Verdict::Allow;
+        }
+        let grounds: Grounds = Arc::new("grounds");
+        Verdict::Refuse(Forbidden { why: "no longer".into(), grounds: Some(grounds) })
     }
 
     fn told(&self, outcome: Outcome) {
@@ -50,7 +67,19 @@ impl Recorder {
     /// With all that it will be told.
     pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Outcome>) {
         let (told, receiver) = mpsc::unbounded_channel();
-        (Arc::new(Self { told, asked: Mutex::default() }), receiver)
+        let new = Self {
+            told,
+            asked: Mutex::default(),
+            forbidden: Mutex::default(),
+            changed: Notify::new(),
+        };
+        (Arc::new(new), receiver)
+    }
+
+    /// Lets a host through no longer.
+    pub fn forbid(&self, host: &str) {
+        *self.forbidden.lock().unwrap() = Some(host.to_owned());
+        self.changed.notify_one();
     }
 }
 
@@ -103,6 +132,10 @@ impl World {
         tokio::spawn({
             let egress = egress.clone();
             async move { egress.proxy(Listener::Tcp(listener)).await }
+        });
+        tokio::spawn({
+            let egress = egress.clone();
+            async move { egress.review().await }
         });
         Self { egress, gate, names, proxy, told: tokio::sync::Mutex::new(receiver) }
     }
@@ -167,9 +200,23 @@ impl Origin {
     }
 
     pub async fn tls(name: &str) -> Self {
+        Self::with_groups(name, None).await
+    }
+
+    /// One that takes no share of a key that a client of rustls offers first, and so asks again.
+    pub async fn tls_that_asks_again(name: &str) -> Self {
+        Self::with_groups(name, Some(rustls::crypto::ring::kx_group::SECP384R1)).await
+    }
+
+    async fn with_groups(
+        name: &str,
+        group: Option<&'static dyn rustls::crypto::SupportedKxGroup>,
+    ) -> Self {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed(vec![name.to_owned()]).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut provider = rustls::crypto::ring::default_provider();
+        provider.kx_groups = group.map_or(provider.kx_groups, |group| vec![group]);
+        let provider = Arc::new(provider);
         let key = rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

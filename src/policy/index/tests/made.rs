@@ -132,6 +132,7 @@ const CONDITIONS: &[&str] = &[
     r#"resource has path && resource.path like "/srv/*""#,
     r#"resource has runtime && resource.runtime == "sandbox""#,
     r#"resource has deviations && resource.deviations.contains("network")"#,
+    r#"resource has signed && resource.signed && resource.signers.contains("acme")"#,
     r#"resource has digest && resource.digest like "sha256:*""#,
     "resource has header && (resource.header || context.now < datetime(\"2027-01-01\"))",
     r#"resource has source && resource.source == "env""#,
@@ -233,6 +234,8 @@ pub(super) fn programs() -> Vec<Program> {
         name: "t".to_owned(),
         digest: digest.map(str::to_owned),
         deviations: deviations.iter().map(|key| (*key).to_owned()).collect(),
+        signers: digest.iter().map(|_| "acme".to_owned()).collect(),
+        attested: vec![],
     };
     vec![
         program("sandbox", None, &["network"]),

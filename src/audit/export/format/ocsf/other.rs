@@ -2,6 +2,8 @@
 //! (6003), Authentication (3002), Entity Management (3004), Network Activity (4001), and Base
 //! Event (0) for what has no class.
 
+use std::net::SocketAddr;
+
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -105,7 +107,7 @@ fn classified(
                 event.insert("session".into(), json!({ "uid": session }));
             }
             let addr = text(members, "client_addr");
-            if let Some(addr) = addr.and_then(|a| a.parse::<std::net::SocketAddr>().ok()) {
+            if let Some(addr) = addr.and_then(|a| a.parse::<SocketAddr>().ok()) {
                 let ip = addr.ip().to_canonical().to_string();
                 let endpoint = json!({ "name": name, "ip": ip, "port": addr.port() });
                 event.insert("src_endpoint".into(), endpoint);
@@ -122,7 +124,23 @@ fn classified(
             let mut event = class(4001, "Network Activity", (4, "Network Activity"), activity);
             let server = item.record.server().unwrap_or("unknown");
             let mut endpoint = json!({ "name": server });
-            put_in(&mut endpoint, "hostname", host(text(members, "url")).as_deref());
+            if let Some(host) = text(members, "host") {
+                // What a server reaches: it is the one that asks.
+                event.insert("src_endpoint".into(), endpoint);
+                endpoint = json!({ "hostname": host });
+                if let Some(port) = members.get("port") {
+                    endpoint["port"] = port.clone();
+                }
+                let address = text(members, "address").and_then(|a| a.parse::<SocketAddr>().ok());
+                put_in(&mut endpoint, "ip", address.map(|a| a.ip().to_string()).as_deref());
+                let bytes = |key| members.get(key).and_then(Value::as_u64);
+                if let (Some(up), Some(down)) = (bytes("up"), bytes("down")) {
+                    let traffic = json!({ "bytes_out": up, "bytes_in": down, "bytes": up.saturating_add(down) });
+                    event.insert("traffic".into(), traffic);
+                }
+            } else {
+                put_in(&mut endpoint, "hostname", host(text(members, "url")).as_deref());
+            }
             event.insert("dst_endpoint".into(), endpoint);
             event
         }

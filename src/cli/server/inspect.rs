@@ -1,0 +1,332 @@
+//! `portcullis server inspect`: what a server may do and what not, in words, each deviation with the
+//! line of the config that asks for it, and what policies say of its start.
+
+use anyhow::Context as _;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{configured, launcher};
+use crate::{
+    admin,
+    cli::{Context, Exit},
+    config::{HandOver, Loaded, Server},
+    container::{self, Deviation},
+    names::ServerName,
+    policy::{self, Action, Holder, Resource, Subject},
+    refusal::Rule,
+    sandbox,
+    upstream::{Launcher, Place},
+    vault,
+};
+
+mod words;
+
+/// Something that it may do because the config says so.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct May {
+    what: String,
+    /// The key below `[servers.NAME]`, and its line where it stands there.
+    config_key: String,
+    line: Option<u32>,
+}
+
+/// What policies say of one thing that its start takes.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Asked {
+    action: &'static str,
+    target: String,
+    allowed: bool,
+    why: String,
+    rules: Vec<Rule>,
+}
+
+/// Everything that is known of a server before it is started.
+struct Found {
+    place: Place,
+    profile: Vec<(String, String)>,
+    deviations: Vec<Deviation>,
+    digest: Option<String>,
+    asked: Result<Vec<Asked>, String>,
+}
+
+impl Found {
+    async fn of(
+        loaded: &Loaded,
+        launcher: &Launcher,
+        name: &ServerName,
+        settings: &Server,
+    ) -> anyhow::Result<Self> {
+        let place = launcher.place(settings);
+        let (mut profile, mut deviations) = (Vec::new(), Vec::new());
+        if let Place::Remote { url } = &place {
+            profile.push(("url".to_owned(), url.clone()));
+        } else {
+            let mut spec = launcher.spec_without_secrets(name, settings)?;
+            if spec.image.is_none() {
+                // A packed program's image is known once it is packed, and is then an id.
+                spec.image = Some(format!("sha256:{}", "0".repeat(64)));
+            }
+            // The keys that open something are the same wherever the server runs.
+            let container = container::Profile::of(&spec)?;
+            deviations = container.deviations();
+            profile = match &place {
+                Place::Sandbox { .. } => sandbox::facts(&settings.resources),
+                _ => container.describe(),
+            };
+        }
+        // As a start would find it; where that can't be told now, policies are asked without it.
+        let pinned = launcher.images.pin(&launcher.engine, name, settings).await.ok().flatten();
+        let mut program = launcher.program_of(name, settings, pinned.as_ref())?;
+        if let Some(pinned) = &pinned {
+            program.signed = launcher.signed(name, settings, pinned).await.unwrap_or_default();
+        }
+        if let Some(hashed) = launcher.hashed(settings).await {
+            program.digest = Some(hashed.digest);
+        }
+        let digest = program.digest.clone();
+        let program = policy::Program {
+            runtime: place.kind(),
+            name: program.name,
+            digest: program.digest,
+            deviations: program.deviations.iter().map(|key| (*key).to_owned()).collect(),
+            signers: program.signed.signers,
+            attested: program.signed.attested,
+        };
+        let asked = asked(loaded, name, settings, &program);
+        Ok(Self { place, profile, deviations, digest, asked })
+    }
+
+    /// Whether policies would let it be started.
+    fn allowed(&self) -> bool {
+        self.asked.as_ref().is_ok_and(|asked| asked.iter().all(|one| one.allowed))
+    }
+}
+
+/// Asks the policies of the config, as a proxy would before it starts the server.
+fn asked(
+    loaded: &Loaded,
+    server: &ServerName,
+    settings: &Server,
+    program: &policy::Program,
+) -> Result<Vec<Asked>, String> {
+    let engine = policy::Engine::open(policy::Source::of(&loaded.config), &loaded.base)
+        .map_err(|found| found.to_string().lines().next().unwrap_or_default().to_owned())?;
+    let ask = |action: Action, resource: Resource<'_>, target: String| {
+        let outcome = engine.decide_own(Subject::Server(server), action, resource);
+        // Nobody can be asked where the proxy acts of itself.
+        let waits = outcome.rules.iter().any(|rule| rule.obligations.approve.is_some());
+        let why = match outcome.allowed && waits {
+            true => "`@approve` cannot be met where the proxy acts of itself".to_owned(),
+            false => outcome.explain(),
+        };
+        let allowed = outcome.allowed && !waits;
+        Asked { action: action.as_str(), target, allowed, why, rules: outcome.rules }
+    };
+    let mut all = vec![ask(Action::Launch, Resource::Program(program), program.name.clone())];
+    let secrets = settings.secrets.iter().map(|(name, secret)| (name, &secret.from, false));
+    let headers = settings.headers.iter().map(|(name, secret)| (name, &secret.from, true));
+    for (name, from, header) in secrets.chain(headers) {
+        // One that can't be read as a reference is an error of the config's own.
+        let Ok(source) = from.parse::<vault::Source>() else { continue };
+        let holder = Holder::Server(server);
+        let resource = Resource::Secret { holder, name, source: source.kind(), header };
+        all.push(ask(Action::HandSecret, resource, name.clone()));
+    }
+    if let Some(url) = settings.url.as_deref().and_then(|url| reqwest::Url::parse(url).ok())
+        && let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default())
+    {
+        let host = host.trim_matches(['[', ']']);
+        let resource = Resource::Host { name: host, port };
+        all.push(ask(Action::Reach, resource, format!("{host}:{port}")));
+    }
+    Ok(all)
+}
+
+/// Runs the verb.
+pub(super) async fn run(
+    ctx: &Context,
+    loaded: &Loaded,
+    proxy: Option<admin::Client>,
+    name: &ServerName,
+) -> anyhow::Result<Exit> {
+    let settings = configured(loaded, name)?;
+    let launcher = launcher(loaded).await;
+    let found = Found::of(loaded, &launcher, name, settings).await?;
+    let running: Option<Value> = match proxy {
+        Some(proxy) => {
+            let states: Vec<Value> =
+                proxy.get_json("/v1/servers").await.context("asking the proxy that runs")?;
+            states.into_iter().find(|state| state["name"] == name.as_str())
+        }
+        None => None,
+    };
+    let may = words::may(loaded, name, settings, &found);
+    let may_not = words::may_not(settings, &found.place);
+    if ctx.is_json() {
+        ctx.json(&machine(loaded, name, settings, &found, running.as_ref(), (&may, &may_not)))?;
+        return Ok(Exit::Ok);
+    }
+    let page = Page { ctx, file: loaded.path.display().to_string() };
+    page.print(name, settings, &found, running.as_ref(), (&may, &may_not))?;
+    Ok(Exit::Ok)
+}
+
+fn deviations(loaded: &Loaded, name: &ServerName, found: &Found) -> Vec<Value> {
+    let all = found.deviations.iter().map(|deviation| {
+        json!({
+            "field": deviation.field,
+            "default": deviation.default,
+            "actual": deviation.actual,
+            "configKey": deviation.config_key,
+            "line": line(loaded, name, deviation.config_key),
+        })
+    });
+    all.collect()
+}
+
+fn line(loaded: &Loaded, name: &ServerName, key: &str) -> Option<u32> {
+    loaded.written(&format!("/servers/{name}/{}", key.replace('.', "/")))
+}
+
+fn machine(
+    loaded: &Loaded,
+    name: &ServerName,
+    settings: &Server,
+    found: &Found,
+    running: Option<&Value>,
+    (may, may_not): (&[May], &[String]),
+) -> Value {
+    let fields = found.profile.iter().cloned();
+    let profile: Map<String, Value> = fields.map(|(field, value)| (field, value.into())).collect();
+    let mut told = json!({
+        "name": name,
+        "place": found.place.kind(),
+        "why": found.place.why(),
+        "running": running,
+        "image": settings.image,
+        "digest": found.digest,
+        "profile": profile,
+        "deviations": deviations(loaded, name, found),
+        "file": loaded.path.display().to_string(),
+        "may": may,
+        "mayNot": may_not,
+        "secrets": settings.secrets.iter().map(|(name, secret)| {
+            json!({ "name": name, "as": secret.hand_over })
+        }).chain(settings.headers.keys().map(|name| json!({ "name": name, "as": "header" })))
+            .collect::<Vec<_>>(),
+        "launch": match &found.asked {
+            Ok(asked) => json!({ "allowed": found.allowed(), "asked": asked }),
+            Err(why) => json!({ "allowed": false, "error": why }),
+        },
+    });
+    if settings.url.is_none() {
+        told["limits"] = json!(settings.resources);
+        told["mounts"] = json!(settings.mounts);
+        told["egress"] = json!(settings.egress);
+    }
+    told
+}
+
+/// The same for a person.
+struct Page<'a> {
+    ctx: &'a Context,
+    file: String,
+}
+
+impl Page<'_> {
+    fn print(
+        &self,
+        name: &ServerName,
+        settings: &Server,
+        found: &Found,
+        running: Option<&Value>,
+        (may, may_not): (&[May], &[String]),
+    ) -> anyhow::Result<()> {
+        let Self { ctx, .. } = self;
+        ctx.line(format_args!("server {name}: {} ({})", found.place.kind(), found.place.why()))?;
+        if let Some(running) = running {
+            let text = |key: &str| running[key].as_str().unwrap_or("").to_owned();
+            ctx.line(format_args!("{} {} {}", text("state"), text("process"), text("revision")))?;
+        }
+        if let Some(image) = &settings.image {
+            ctx.line(format_args!("image: {image}"))?;
+        }
+        if let Some(digest) = &found.digest {
+            ctx.line(format_args!("digest: {digest}"))?;
+        }
+        self.head("it may:")?;
+        for one in may {
+            let key = &one.config_key;
+            let place = match one.line {
+                Some(line) => format!("  [{key}, {}:{line}]", self.file),
+                None => String::new(),
+            };
+            ctx.line(format_args!("  - {}{place}", one.what))?;
+        }
+        self.head("it may not:")?;
+        for one in may_not {
+            ctx.line(format_args!("  - {one}"))?;
+        }
+        self.secrets(settings)?;
+        self.decided(found)?;
+        if matches!(found.place, Place::Remote { .. }) {
+            return Ok(());
+        }
+        if found.deviations.is_empty() {
+            self.head("no deviation from the hardened default profile, which is:")?;
+        } else {
+            self.head("the hardened default profile, with the deviations above:")?;
+        }
+        let rows = found.profile.iter().map(|(field, value)| [field.clone(), value.clone()]);
+        ctx.table(&["SETTING", "VALUE"], rows)?;
+        Ok(())
+    }
+
+    /// A line with an empty one before it.
+    fn head(&self, text: &str) -> anyhow::Result<()> {
+        self.ctx.line("")?;
+        Ok(self.ctx.line(text)?)
+    }
+
+    fn secrets(&self, settings: &Server) -> anyhow::Result<()> {
+        let secrets = settings.secrets.iter().map(|(name, secret)| match secret.hand_over {
+            HandOver::Env => format!("{name} (in its environment)"),
+            HandOver::File => format!("{name} (as a file in memory)"),
+        });
+        let headers = settings.headers.keys().map(|name| format!("{name} (a header of ours)"));
+        let all: Vec<String> = secrets.chain(headers).collect();
+        if !all.is_empty() {
+            self.head(&format!("it is handed the secrets: {}", all.join(", ")))?;
+        }
+        Ok(())
+    }
+
+    fn decided(&self, found: &Found) -> anyhow::Result<()> {
+        let asked = match &found.asked {
+            Ok(asked) => asked,
+            Err(why) => {
+                let text = format!("policies can't be loaded, so it can't be started: {why}");
+                return self.head(&text);
+            }
+        };
+        let would = if found.allowed() { "let" } else { "do NOT let" };
+        self.head(&format!("policies {would} it be started:"))?;
+        for Asked { action, target, why, rules, .. } in asked {
+            self.ctx.line(format_args!("  - {action} {target}: {why}"))?;
+            for rule in rules {
+                let file = rule.file.as_ref().map(|file| file.display().to_string());
+                let place = file.zip(rule.line).map(|(file, line)| format!("{file}:{line}"));
+                let reason = rule.reason.as_ref().map(|reason| format!(" ({reason})"));
+                let place = place.unwrap_or_else(|| "not in a file".to_owned());
+                self.ctx.line(format_args!(
+                    "    `{}` at {place}{}",
+                    rule.id,
+                    reason.unwrap_or_default()
+                ))?;
+            }
+        }
+        Ok(())
+    }
+}

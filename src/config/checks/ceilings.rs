@@ -1,0 +1,80 @@
+//! Servers against the operator's ceilings.
+
+use super::Checker;
+use crate::config::{Ceilings, Loosening, Server, finding::Code, place::child};
+
+const ALL: &str = "/limits/servers";
+
+pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server, ceilings: &Ceilings) {
+    let resources = &server.resources;
+    let whole = |number: usize| number as f64;
+    let local = server.url.is_none();
+    let numbers = [
+        (
+            local,
+            "resources/memory-mib",
+            resources.memory_mib as f64,
+            ceilings.memory_mib.map(|n| n as f64),
+        ),
+        (local, "resources/cpus", resources.cpus, ceilings.cpus),
+        (local, "resources/pids", resources.pids.into(), ceilings.pids.map(f64::from)),
+        (local, "resources/tmp-mib", resources.tmp_mib as f64, ceilings.tmp_mib.map(|n| n as f64)),
+        (local, "resources/files", resources.files.into(), ceilings.files.map(f64::from)),
+        (true, "instances", whole(server.instances), ceilings.instances.map(whole)),
+        (local, "warm", whole(server.warm), ceilings.warm.map(whole)),
+        (local, "replicas", whole(server.replicas), ceilings.replicas.map(whole)),
+    ];
+    for (applies, key, number, ceiling) in numbers {
+        if let (true, Some(ceiling)) = (applies, ceiling.filter(|ceiling| number > *ceiling)) {
+            above(checker, at, key, number, ceiling);
+        }
+    }
+    let Some(permitted) = &ceilings.deviations else { return };
+    for (loosening, key) in Loosening::ALL {
+        if server.asks_for(loosening) && !permitted.contains(&loosening) {
+            let line = checker.line_of(&child(ALL, "deviations"));
+            let message = format!(
+                "`{key}` is none of the deviations that a server may ask for (line {line})"
+            );
+            let pointer = format!("{at}/{}", key.replace('.', "/"));
+            let finding = checker.document.at_key(&pointer, Code::AboveCeiling, message);
+            checker.add(
+                finding.help(format!("remove it, or add \"{key}\" to `limits.servers.deviations`")),
+            );
+        }
+    }
+}
+
+fn above(checker: &mut Checker<'_>, at: &str, key: &str, number: f64, ceiling: f64) {
+    let name = key.rsplit('/').next().unwrap_or(key);
+    let line = checker.line_of(&child(ALL, name));
+    let pointer = format!("{at}/{key}");
+    let written = checker.document.get(&pointer).is_some();
+    let default = if written { "" } else { " by default" };
+    let message = format!(
+        "`{name}` is {number}{default}, above the operator's ceiling for servers, {ceiling} (line {line})"
+    );
+    let place = if written { pointer } else { at.to_owned() };
+    let finding = checker.document.at_key(&place, Code::AboveCeiling, message);
+    let key = key.replace('/', ".");
+    checker.add(finding.help(if written {
+        format!("lower it, or raise `limits.servers.{name}`")
+    } else {
+        format!("write `{key} = {ceiling}` for this server, or raise `limits.servers.{name}`")
+    }));
+}
+
+impl Server {
+    fn asks_for(&self, loosening: Loosening) -> bool {
+        let Self { hardening, .. } = self;
+        match loosening {
+            Loosening::Egress => !self.egress.is_empty(),
+            Loosening::Mounts => !self.mounts.is_empty(),
+            Loosening::Network => hardening.network,
+            Loosening::WritableRoot => hardening.writable_root,
+            Loosening::User => hardening.user.is_some(),
+            Loosening::CapAdd => !hardening.cap_add.is_empty(),
+            Loosening::ExecTmp => hardening.exec_tmp,
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Whether an engine keeps the limits that a container is made with. One without the control groups
+//! that this takes drops them: Docker with a warning, Podman without a word.
+
+use bollard::{Docker, models::SystemInfo};
+
+use crate::upstream::process::LaunchFailure;
+
+use super::{Fault, failure};
+
+/// The limits that an engine says it can't keep.
+pub(super) fn lacking(info: &SystemInfo) -> Vec<&'static str> {
+    [
+        ("memory", info.memory_limit),
+        ("processes", info.pids_limit),
+        ("processors", info.cpu_cfs_quota),
+    ]
+    .into_iter()
+    .filter(|(_, kept)| *kept == Some(false))
+    .map(|(name, _)| name)
+    .collect()
+}
+
+/// Refuses an engine that lacks any.
+pub(super) fn check(lacking: &[&str]) -> Result<(), LaunchFailure> {
+    if lacking.is_empty() { Ok(()) } else { Err(unlimited(&lacking.join(", "))) }
+}
+
+/// Looks at what became of a container's limits.
+pub(super) async fn kept(docker: &Docker, id: &str) -> Result<(), LaunchFailure> {
+    let container = docker.inspect_container(id, None).await.map_err(|error| {
+        let fault = Fault::of("say how the container is limited")(error);
+        failure(fault.to_string(), "see that the engine is well: `portcullis doctor`")
+    })?;
+    let host = container.host_config.unwrap_or_default();
+    let lacking: Vec<&str> = [("memory", host.memory), ("processes", host.pids_limit)]
+        .into_iter()
+        .filter(|(_, limit)| limit.is_none_or(|limit| limit <= 0))
+        .map(|(name, _)| name)
+        .collect();
+    check(&lacking)
+}
+
+fn unlimited(what: &str) -> LaunchFailure {
+    failure(
+        format!("the engine does not limit containers ({what})"),
+        "run the engine as root, or on a machine with cgroup v2 and these controllers delegated to \
+         its user; or run the server in the sandbox",
+    )
+}

@@ -1,0 +1,280 @@
+//! Pulling an image by its digest, through the engine.
+
+use std::collections::HashMap;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use bollard::{
+    auth::DockerCredentials, errors::Error, models::CreateImageInfo,
+    query_parameters::CreateImageOptionsBuilder,
+};
+use futures_util::StreamExt as _;
+
+use crate::{
+    oci::{self, Login, Platform, Reference},
+    upstream::process::LaunchFailure,
+};
+
+use super::{
+    Engine,
+    engine::{missing, words},
+    failure,
+};
+
+/// Bytes of an engine's words about a pull: a registry's are among them.
+const WORDS: usize = 400;
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes that have come.
+    pub done: u64,
+    /// Bytes that there are, by the manifest.
+    pub total: u64,
+}
+
+impl Engine {
+    /// What runs here, in the words of images.
+    pub fn platform(&self) -> Platform {
+        let arch = match self.facts.arch.as_str() {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "armv7l" | "armv6l" | "armhf" => "arm",
+            "i386" | "i686" => "386",
+            "loongarch64" => "loong64",
+            other => other,
+        };
+        Platform::linux(arch)
+    }
+
+    /// The id of an image that the engine has, by any name that it knows.
+    ///
+    /// # Errors
+    /// Where the engine does not say.
+    pub async fn has(&self, image: &str) -> Result<Option<String>, LaunchFailure> {
+        match self.docker.inspect_image(image).await {
+            Ok(found) => Ok(Some(found.id.unwrap_or_default())),
+            Err(error) if missing(&error) => Ok(None),
+            Err(error) => Err(failure(
+                format!("the engine could not look up the image `{image}`: {}", words(&error)),
+                "see that the engine is well: `portcullis doctor`",
+            )),
+        }
+    }
+
+    /// Has the engine pull an image by the digest that the reference is pinned to, and looks
+    /// whether what it then has is that.
+    ///
+    /// # Errors
+    /// Where it is not pulled, or is another.
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        image: &oci::Image,
+        login: Option<Login>,
+        mut told: impl FnMut(Progress),
+    ) -> Result<(), LaunchFailure> {
+        let repository = format!("{}/{}", reference.host(), reference.repository());
+        let pinned = format!("{repository}@{}", image.digest);
+        let options = CreateImageOptionsBuilder::new()
+            .from_image(&repository)
+            .tag(&image.digest.to_string())
+            .platform(&format!("{}/{}", image.platform.os, image.platform.architecture))
+            .build();
+        let hidden = login.as_ref().map(Hidden::of).unwrap_or_default();
+        let credentials = login.map(|login| credentials(reference, login)).transpose()?;
+        let failed = |error: &Error| {
+            failure(
+                format!("the engine did not pull `{pinned}`: {}", hidden.clean(words(error))),
+                "see that the engine reaches the registry: it asks for itself, by its own settings \
+                 for proxies, certificates and registries without TLS",
+            )
+        };
+        let mut layers = Layers::of(image);
+        told(layers.progress());
+        let mut stream = std::pin::pin!(self.docker.create_image(Some(options), None, credentials));
+        while let Some(info) = stream.next().await {
+            layers.hear(&info.map_err(|error| failed(&error))?).map_err(|layer| {
+                failure(
+                    format!("a layer of `{pinned}` is larger than its manifest says: {layer}"),
+                    "do not use this image, and ask the registry's owner",
+                )
+            })?;
+            told(layers.progress());
+        }
+        let found = self.docker.inspect_image(&pinned).await.map_err(|error| failed(&error))?;
+        let id = found.id.unwrap_or_default();
+        // What an engine calls an image is the digest of its configuration, or of what it was pulled
+        // by, as its store has it.
+        let known = [image.config, image.manifest, image.digest].map(|digest| digest.to_string());
+        let by_digest = format!("@{}", image.digest);
+        let named = found.repo_digests.iter().flatten().any(|name| name.ends_with(&by_digest));
+        if named && known.contains(&id) {
+            return Ok(());
+        }
+        Err(failure(
+            format!("what the engine pulled as `{pinned}` is another image, {id}"),
+            "do not use it; see what stands between the engine and the registry",
+        ))
+    }
+}
+
+/// The layers of an image, and how far each has come.
+struct Layers {
+    /// By the name that engines call them by, size and what has come.
+    all: HashMap<String, (u64, u64)>,
+    total: u64,
+}
+
+impl Layers {
+    fn of(image: &oci::Image) -> Self {
+        let mut all = HashMap::new();
+        for layer in &image.layers {
+            let mut name = layer.digest.hex();
+            name.truncate(12);
+            all.insert(name, (layer.size, 0));
+        }
+        let total = all.values().fold(0u64, |sum, (size, _)| sum.saturating_add(*size));
+        Self { all, total }
+    }
+
+    fn progress(&self) -> Progress {
+        let done = self.all.values().fold(0u64, |sum, (_, done)| sum.saturating_add(*done));
+        Progress { done, total: self.total }
+    }
+
+    /// Takes a word of the engine; gives back the name of a layer that is too large.
+    fn hear(&mut self, info: &CreateImageInfo) -> Result<(), String> {
+        let Some(name) = &info.id else { return Ok(()) };
+        let Some((size, done)) = self.all.get_mut(name) else { return Ok(()) };
+        match info.status.as_deref().unwrap_or_default() {
+            "Downloading" => {
+                let current = info.progress_detail.as_ref().and_then(|detail| detail.current);
+                *done = current.and_then(|n| u64::try_from(n).ok()).unwrap_or(*done);
+                if *done > *size { Err(name.clone()) } else { Ok(()) }
+            }
+            "Download complete" | "Pull complete" | "Already exists" => {
+                *done = *size;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What stands in a login, so that an engine's words do not repeat it: a registry could have it do so.
+#[derive(Default)]
+struct Hidden(Vec<zeroize::Zeroizing<String>>);
+
+impl Hidden {
+    fn of(login: &Login) -> Self {
+        let secret = match login {
+            Login::Password { user, password } => {
+                let pair = zeroize::Zeroizing::new(format!("{user}:{}", **password));
+                vec![password.clone(), BASE64_STANDARD.encode(&*pair).into()]
+            }
+            Login::Identity(token) => vec![token.clone()],
+        };
+        Self(secret.into_iter().filter(|secret| !secret.is_empty()).collect())
+    }
+
+    fn clean(&self, mut words: String) -> String {
+        for secret in &self.0 {
+            if words.contains(secret.as_str()) {
+                words = words.replace(secret.as_str(), "[hidden]");
+            }
+        }
+        words.truncate(words.floor_char_boundary(WORDS));
+        words
+    }
+}
+
+fn credentials(reference: &Reference, login: Login) -> Result<DockerCredentials, LaunchFailure> {
+    let serveraddress = Some(reference.login_name().to_owned());
+    let made = match login {
+        Login::Password { user, password } => DockerCredentials {
+            username: Some(user),
+            password: Some((*password).clone()),
+            serveraddress,
+            ..DockerCredentials::default()
+        },
+        Login::Identity(token) => DockerCredentials {
+            identitytoken: Some((*token).clone()),
+            serveraddress,
+            ..DockerCredentials::default()
+        },
+    };
+    // Engines read this as base64 for URLs, and what they can't read as no login at all.
+    let text = zeroize::Zeroizing::new(serde_json::to_string(&made).unwrap_or_default());
+    let encoded = zeroize::Zeroizing::new(BASE64_STANDARD.encode(&*text));
+    if encoded.contains(['+', '/']) {
+        return Err(failure(
+            format!(
+                "the login for `{}` has characters that its engine's API does not take",
+                reference.host()
+            ),
+            format!("pull it once by hand: `docker pull {reference}`"),
+        ));
+    }
+    Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::models::ProgressDetail;
+
+    use super::*;
+    use crate::oci::{Descriptor, Digest};
+
+    fn said(id: &str, status: &str, current: i64) -> CreateImageInfo {
+        CreateImageInfo {
+            id: Some(id.to_owned()),
+            status: Some(status.to_owned()),
+            progress_detail: Some(ProgressDetail { current: Some(current), total: None }),
+            ..CreateImageInfo::default()
+        }
+    }
+
+    #[test]
+    fn what_has_come_is_told_by_the_layers_of_the_manifest() {
+        let layer = Descriptor::of("application/vnd.oci.image.layer.v1.tar", b"twelve bytes");
+        let image = oci::Image {
+            digest: Digest::of(b"d"),
+            manifest: Digest::of(b"m"),
+            config: Digest::of(b"c"),
+            platform: Platform::linux("amd64"),
+            layers: vec![layer.clone()],
+            size: 12,
+        };
+        let mut layers = Layers::of(&image);
+        let name = &layer.digest.hex()[..12];
+        assert_eq!(layers.progress(), Progress { done: 0, total: 12 });
+        layers.hear(&said(name, "Downloading", 7)).unwrap();
+        assert_eq!(layers.progress(), Progress { done: 7, total: 12 });
+        layers.hear(&said("of nobody", "Downloading", 70)).unwrap();
+        layers.hear(&said(name, "Extracting", 900)).unwrap();
+        layers.hear(&said(name, "Downloading", -1)).unwrap();
+        assert_eq!(layers.progress().done, 7);
+        assert_eq!(layers.hear(&said(name, "Downloading", 13)), Err(name.to_owned()));
+        layers.hear(&said(name, "Pull complete", 0)).unwrap();
+        assert_eq!(layers.progress(), Progress { done: 12, total: 12 });
+    }
+
+    #[test]
+    fn a_login_is_in_no_words() {
+        let password = ["not", "to", "be", "seen"].concat();
+        let login = Login::Password { user: "me".into(), password: password.clone().into() };
+        let hidden = Hidden::of(&login);
+        let encoded = BASE64_STANDARD.encode(format!("me:{password}"));
+        let told = hidden.clean(format!("denied: Basic {encoded} {password} {}", "x".repeat(999)));
+        assert!(!told.contains(&password) && !told.contains(&encoded), "{told}");
+        assert!(told.len() <= WORDS);
+        let reference: Reference = format!("ghcr.io/a/b@{}", Digest::of(b"")).parse().unwrap();
+        assert!(credentials(&reference, login).is_ok());
+        // What the engine would take for no login at all is told.
+        let refused = (0..3).filter(|n| {
+            let password = format!("{}~?~", "x".repeat(*n)).into();
+            credentials(&reference, Login::Password { user: "me".into(), password }).is_err()
+        });
+        assert!(refused.count() > 0);
+    }
+}

@@ -1,0 +1,143 @@
+//! The second beginning of TLS, which a server asks for.
+
+use portcullis_egress::Limits;
+use rustls::ClientConnection;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::rustls;
+
+use super::{
+    hellos::{client, said},
+    support::{Origin, SOON, World, code},
+};
+
+const HOST: &str = "tls.example";
+const OTHER: &str = "evl.example";
+
+async fn tunnel(world: &World, port: u16) -> TcpStream {
+    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    let ask = format!("CONNECT {HOST}:{port} HTTP/1.1\r\n\r\n");
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(timeout(SOON, stream.read_u8()).await.unwrap().unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&head));
+    stream
+}
+
+/// Has a client hear a record.
+async fn hear(stream: &mut TcpStream, client: &mut ClientConnection) -> Vec<u8> {
+    let mut record = vec![0; 5];
+    timeout(SOON, stream.read_exact(&mut record)).await.unwrap().unwrap();
+    record.resize(5 + usize::from(u16::from_be_bytes([record[3], record[4]])), 0);
+    timeout(SOON, stream.read_exact(&mut record[5..])).await.unwrap().unwrap();
+    client.read_tls(&mut record.as_slice()).unwrap();
+    // It trusts nobody, and so says that it has no more to say.
+    let _ = client.process_new_packets();
+    record
+}
+
+fn renamed(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    let at = bytes.windows(HOST.len()).position(|part| part == HOST.as_bytes()).expect("a name");
+    bytes[at..at + HOST.len()].copy_from_slice(OTHER.as_bytes());
+    bytes
+}
+
+async fn scene(again: bool) -> (Origin, World) {
+    let origin = match again {
+        true => Origin::tls_that_asks_again(HOST).await,
+        false => Origin::tls(HOST).await,
+    };
+    let listed = ["", "tcp://"].map(|scheme| match scheme {
+        "" => format!("{HOST}:{}=127.0.0.1", origin.port),
+        _ => format!("tcp://other.example:{}=127.0.0.1", origin.port),
+    });
+    let world = World::new(&listed, Limits::default()).await;
+    (origin, world)
+}
+
+#[tokio::test]
+async fn a_second_beginning_for_the_same_host_passes() {
+    let (origin, world) = scene(true).await;
+    let mut stream = tunnel(&world, origin.port).await;
+    let mut client = client(HOST);
+    stream.write_all(&said(&mut client)).await.unwrap();
+    let asks = hear(&mut stream, &mut client).await;
+    assert_eq!(asks[11..15], [0xcf, 0x21, 0xad, 0x74], "it asks again");
+    let second = said(&mut client);
+    assert!(second.windows(HOST.len()).any(|part| part == HOST.as_bytes()));
+    stream.write_all(&second).await.unwrap();
+    // Whatever stands between, its real answer comes.
+    let answered = async {
+        loop {
+            let record = hear(&mut stream, &mut client).await;
+            if record[0] == 22 {
+                return record;
+            }
+        }
+    };
+    let answered = timeout(SOON, answered).await.unwrap();
+    assert_eq!(answered[5], 2, "a ServerHello");
+    assert_ne!(answered[11..15], [0xcf, 0x21, 0xad, 0x74]);
+    drop(stream);
+    let told = world.told().await;
+    assert!(!code(&told).contains('-'), "{told:?}", told = told.end);
+}
+
+#[tokio::test]
+async fn a_second_beginning_for_another_host_does_not_pass() {
+    let (origin, world) = scene(true).await;
+    let mut stream = tunnel(&world, origin.port).await;
+    let mut client = client(HOST);
+    let first = said(&mut client);
+    stream.write_all(&first).await.unwrap();
+    hear(&mut stream, &mut client).await;
+    stream.write_all(&renamed(&said(&mut client))).await.unwrap();
+    let told = world.told().await;
+    assert_eq!(code(&told), "other-server-name");
+    // All that may stand before it, and nothing of it.
+    assert!(told.up <= u64::try_from(first.len() + 6).unwrap(), "{} {}", told.up, first.len());
+}
+
+/// One that does not wait for the question.
+#[tokio::test]
+async fn a_second_beginning_at_once_waits_and_does_not_pass() {
+    for (again, expected) in [(true, "other-server-name"), (false, "Closed")] {
+        let (origin, world) = scene(again).await;
+        let mut stream = tunnel(&world, origin.port).await;
+        let first = said(&mut client(HOST));
+        let both = [first.clone(), vec![20, 3, 3, 0, 1, 1], renamed(&first)].concat();
+        stream.write_all(&both).await.unwrap();
+        let mut rest = Vec::new();
+        let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap();
+        drop(stream);
+        let told = world.told().await;
+        match again {
+            true => {
+                assert_eq!(code(&told), expected);
+                assert_eq!(told.up, u64::try_from(first.len() + 6).unwrap());
+            }
+            // Who has not asked takes none: that is the server's to say.
+            false => assert!(["Closed", "Broken"].contains(&&*code(&told)), "{:?}", told.end),
+        }
+    }
+}
+
+/// What is no TLS behind a beginning of TLS.
+#[tokio::test]
+async fn something_else_behind_the_beginning_does_not_pass() {
+    let (origin, world) = scene(false).await;
+    let mut stream = tunnel(&world, origin.port).await;
+    let first = said(&mut client(HOST));
+    stream.write_all(&[&first[..], b"GET / HTTP/1.1\r\n\r\n"].concat()).await.unwrap();
+    let mut rest = Vec::new();
+    let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap();
+    let told = world.told().await;
+    // The server may have answered first, whose business it is then.
+    assert!(["broken-hello", "Closed", "Broken"].contains(&&*code(&told)), "{:?}", told.end);
+}

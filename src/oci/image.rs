@@ -1,0 +1,261 @@
+//! Images: what can be known of one before it is pulled.
+
+use std::{fmt, time::Instant};
+
+use serde::Deserialize;
+
+use super::{
+    Client, Descriptor, Digest, Error, Reference,
+    client::{check, read_layers},
+    error::json_fault,
+    manifest::{Manifest, NoManifest},
+};
+
+/// Layers of an image: storage drivers take no more.
+const LAYERS: usize = 127;
+/// Platforms that an error names.
+const NAMED: usize = 12;
+
+/// What a program is for, in the words of images: `linux/amd64`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Platform {
+    /// The system.
+    pub os: String,
+    /// The processor.
+    pub architecture: String,
+    /// Which kind of it, where that is said.
+    pub variant: Option<String>,
+}
+
+/// The words that are known: others are a registry's own, and not repeated.
+const SYSTEMS: [&str; 4] = ["linux", "windows", "darwin", "freebsd"];
+const PROCESSORS: [&str; 11] = [
+    "386", "amd64", "arm", "arm64", "loong64", "mips64", "mips64le", "ppc64le", "riscv64", "s390x",
+    "wasm",
+];
+
+impl Platform {
+    /// Linux on this processor.
+    pub fn linux(architecture: &str) -> Self {
+        Self { os: "linux".into(), architecture: architecture.into(), variant: None }
+    }
+
+    fn known(said: &Said) -> Option<Self> {
+        let os = said.os.as_deref().filter(|os| SYSTEMS.contains(os))?;
+        let architecture = said.architecture.as_deref().filter(|arch| PROCESSORS.contains(arch))?;
+        let is_variant = |variant: &&str| {
+            variant.len() <= 3
+                && variant
+                    .strip_prefix('v')
+                    .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let variant = said.variant.as_deref().filter(is_variant).map(str::to_owned);
+        Some(Self { os: os.into(), architecture: architecture.into(), variant })
+    }
+
+    /// Whether what is for that runs on this.
+    fn runs(&self, other: &Self) -> bool {
+        self.os == other.os
+            && self.architecture == other.architecture
+            && (self.variant.is_none() || other.variant.is_none() || self.variant == other.variant)
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
+    }
+}
+
+/// An image of a registry, for one platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The digest that it was asked for by: that of its manifest, or of a list with it.
+    pub digest: Digest,
+    /// The digest of its manifest.
+    pub manifest: Digest,
+    /// The digest of its configuration.
+    pub config: Digest,
+    /// What it is for.
+    pub platform: Platform,
+    /// Its layers, packed as they are pulled.
+    pub layers: Vec<Descriptor>,
+    /// Bytes of configuration and layers, by what its manifest says.
+    pub size: u64,
+}
+
+/// A platform as somebody else wrote it.
+#[derive(Deserialize)]
+struct Said {
+    os: Option<String>,
+    architecture: Option<String>,
+    variant: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Platforms {
+    manifests: Vec<OnePlatform>,
+}
+
+#[derive(Deserialize)]
+struct OnePlatform {
+    digest: Digest,
+    platform: Option<Said>,
+}
+
+impl Client {
+    /// What an image is that the reference is pinned to, for that platform.
+    ///
+    /// # Errors
+    /// Where it is not had, is no image, or is for other platforms.
+    pub async fn image(&self, reference: &Reference, on: &Platform) -> Result<Image, Error> {
+        let until = self.until();
+        let digest = reference.digest().ok_or_else(|| Error::Unpinned(reference.to_string()))?;
+        let mut bytes = self.document(reference, until).await?;
+        let mut manifest = digest;
+        let none = |why: String| Error::NoArtifact { reference: reference.to_string(), why };
+        if matches!(Manifest::parse(&bytes), Err(NoManifest::Index)) {
+            let all: Platforms =
+                serde_json::from_slice(&bytes).map_err(|error| none(json_fault(&error)))?;
+            manifest = choose(reference, all, on)?;
+            bytes = self.document(&reference.pinned(manifest), until).await?;
+        }
+        let read = read_layers(reference, manifest, &bytes, LAYERS)?;
+        if !is_config(&read.config.media_type) {
+            return Err(none("its configuration is none of an image".into()));
+        }
+        if !read.layers.iter().all(|layer| is_layer(&layer.media_type)) {
+            return Err(none("it has a layer of a kind that is not run here".into()));
+        }
+        let size = read
+            .layers
+            .iter()
+            .try_fold(read.config.size, |sum, layer| sum.checked_add(layer.size))
+            .ok_or_else(|| none("its layers say that they are larger than anything".into()))?;
+        let platform = self.platform(reference, &read.config, until).await?;
+        if !on.runs(&platform) {
+            return Err(elsewhere(reference, on, vec![platform]));
+        }
+        let config = read.config.digest;
+        Ok(Image { digest, manifest, config, platform, layers: read.layers, size })
+    }
+
+    /// What an image is for, by its own configuration.
+    async fn platform(
+        &self,
+        reference: &Reference,
+        config: &Descriptor,
+        until: Instant,
+    ) -> Result<Platform, Error> {
+        let most = self.most_of_a_manifest();
+        if config.size > most {
+            return Err(Error::TooLarge { what: "the configuration", most });
+        }
+        let bytes = self.blob(reference, config, until).await?;
+        check("the configuration", config.digest, &bytes)?;
+        let none = |why: String| Error::NoArtifact { reference: reference.to_string(), why };
+        let said: Said =
+            serde_json::from_slice(&bytes).map_err(|error| none(json_fault(&error)))?;
+        Platform::known(&said).ok_or_else(|| {
+            none("its configuration names no platform that programs are known for".into())
+        })
+    }
+}
+
+/// The manifest of a list that is for a platform.
+fn choose(reference: &Reference, all: Platforms, on: &Platform) -> Result<Digest, Error> {
+    let mut there = Vec::new();
+    let mut found = Vec::new();
+    for OnePlatform { digest, platform } in all.manifests {
+        // Signatures and the like stand there as of no platform.
+        let Some(platform) = platform.as_ref().and_then(Platform::known) else { continue };
+        if on.runs(&platform) {
+            found.push((platform.variant.clone(), digest));
+        }
+        there.push(platform);
+    }
+    // The plainest of several kinds of one processor runs on all of them.
+    found.sort_by(|(one, _), (other, _)| one.cmp(other));
+    match found.first() {
+        Some((_, digest)) => Ok(*digest),
+        None => Err(elsewhere(reference, on, there)),
+    }
+}
+
+fn elsewhere(reference: &Reference, on: &Platform, mut there: Vec<Platform>) -> Error {
+    there.sort();
+    there.dedup();
+    let more = there.len().saturating_sub(NAMED);
+    let mut names: Vec<String> = there.iter().take(NAMED).map(ToString::to_string).collect();
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    let there = if names.is_empty() { "none that is known".to_owned() } else { names.join(", ") };
+    Error::Elsewhere { reference: reference.to_string(), wanted: on.to_string(), there }
+}
+
+fn is_config(kind: &str) -> bool {
+    matches!(
+        kind,
+        "application/vnd.oci.image.config.v1+json"
+            | "application/vnd.docker.container.image.v1+json"
+    )
+}
+
+/// Layers that an engine would fetch from elsewhere (`foreign`, `nondistributable`) are none.
+fn is_layer(kind: &str) -> bool {
+    matches!(
+        kind,
+        "application/vnd.oci.image.layer.v1.tar"
+            | "application/vnd.oci.image.layer.v1.tar+gzip"
+            | "application/vnd.oci.image.layer.v1.tar+zstd"
+            | "application/vnd.docker.image.rootfs.diff.tar"
+            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
+            | "application/vnd.docker.image.rootfs.diff.tar.zstd"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(os: &str, architecture: &str, variant: Option<&str>, of: &[u8]) -> OnePlatform {
+        let said = Said {
+            os: Some(os.into()),
+            architecture: Some(architecture.into()),
+            variant: variant.map(str::to_owned),
+        };
+        OnePlatform { digest: Digest::of(of), platform: Some(said) }
+    }
+
+    #[test]
+    fn a_platform_is_chosen_or_those_that_exist_are_told() {
+        let reference: Reference =
+            format!("ghcr.io/acme/thing@{}", Digest::of(b"")).parse().unwrap();
+        let list = || Platforms {
+            manifests: vec![
+                one("unknown", "unknown", None, b"signature"),
+                one("windows", "amd64", None, b"w"),
+                one("linux", "amd64", Some("v3"), b"3"),
+                one("linux", "amd64", None, b"1"),
+                one("linux", "arm64", Some("v8"), b"8"),
+                OnePlatform { digest: Digest::of(b"x"), platform: None },
+                one("a word of the registry", "amd64", None, b"z"),
+            ],
+        };
+        let chosen = |arch: &str| choose(&reference, list(), &Platform::linux(arch));
+        assert_eq!(chosen("amd64").unwrap(), Digest::of(b"1"));
+        assert_eq!(chosen("arm64").unwrap(), Digest::of(b"8"));
+        let told = chosen("s390x").unwrap_err().to_string();
+        assert!(
+            told.contains("linux/s390x")
+                && told.contains("linux/amd64, linux/amd64/v3, linux/arm64/v8, windows/amd64")
+                && !told.contains("word"),
+            "{told}"
+        );
+        let none = Platforms { manifests: Vec::new() };
+        let told = choose(&reference, none, &Platform::linux("amd64")).unwrap_err().to_string();
+        assert!(told.contains("none that is known"), "{told}");
+    }
+}

@@ -1,0 +1,446 @@
+//! Images by content: what the name of one means is found out once and then locked, and what the
+//! engine has not got is pulled once, however many wait for it.
+//!
+//! Invariants: what runs is what the lock file says, or the config itself by a digest. What was
+//! locked is moved by an operator alone, never by a start. Nothing is pulled, and nothing locked,
+//! for a start that was not permitted.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::process::LaunchFailure;
+use crate::{
+    catalog::lock::{Lock, Meaning, Unlocked},
+    config::{self, Registries},
+    container::{Engine, Image, Progress},
+    names::ServerName,
+    oci::{self, Reference, names_host},
+};
+
+/// How often a log says how far a pull is.
+const TOLD: Duration = Duration::from_secs(10);
+
+/// Knows what images mean, and gets them.
+pub struct Images {
+    /// The folder of the config, with the lock file.
+    base: PathBuf,
+    registries: Registries,
+    client: OnceLock<Result<oci::Client, String>>,
+    /// The pulls that are under way, by what is pulled.
+    under_way: Mutex<HashMap<String, Pull>>,
+    shown: OnceLock<Shown>,
+}
+
+/// Shows how far a pull is, in the place of log lines: its name, and its progress until it is over.
+pub type Shown = Box<dyn Fn(&str, watch::Receiver<Progress>) + Send + Sync>;
+
+/// What a server's image is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinned {
+    /// As the config has it.
+    pub name: String,
+    /// In its registry, with its digest; nothing for an image that is of none.
+    pub reference: Option<Reference>,
+    /// What it means.
+    pub meaning: Meaning,
+    /// Whether that was found out just now, and is to be locked.
+    pub is_new: bool,
+}
+
+impl Pinned {
+    /// `sha256:…`
+    pub fn digest(&self) -> &str {
+        self.meaning.as_str()
+    }
+
+    /// As the engine takes it.
+    pub fn image(&self) -> String {
+        match (&self.meaning, self.name.contains('@')) {
+            (Meaning::Id(id), _) => id.clone(),
+            (Meaning::Digest(_), true) => self.name.clone(),
+            (Meaning::Digest(digest), false) => format!("{}@{digest}", self.name),
+        }
+    }
+}
+
+/// A pull that is under way, or over.
+#[derive(Clone)]
+pub struct Pull {
+    /// How far it is.
+    pub progress: watch::Receiver<Progress>,
+    /// What comes of it. It goes on if nobody waits for it.
+    pub end: Shared<BoxFuture<'static, Result<Pulled, Failed>>>,
+}
+
+/// An image that was pulled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pulled {
+    /// What it is for.
+    pub platform: String,
+    /// Its bytes, by its manifest.
+    pub size: u64,
+    /// How long that took.
+    pub took: Duration,
+}
+
+/// One that was not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} ({remedy})")]
+pub struct Failed {
+    /// What went wrong.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl From<Failed> for LaunchFailure {
+    fn from(Failed { what, remedy }: Failed) -> Self {
+        Self { what, remedy: Some(remedy) }
+    }
+}
+
+impl From<LaunchFailure> for Failed {
+    fn from(LaunchFailure { what, remedy }: LaunchFailure) -> Self {
+        Self { what, remedy: remedy.unwrap_or_default() }
+    }
+}
+
+/// How a config has registries asked.
+pub fn asked(registries: &Registries) -> oci::Settings {
+    let Registries { plain_http, ca_file, deadline_s, .. } = registries;
+    let total = Duration::from_secs(*deadline_s);
+    oci::Settings {
+        authorities: ca_file.clone(),
+        plain_http: plain_http.clone(),
+        limits: oci::Limits { total, ..oci::Limits::default() },
+        ..oci::Settings::default()
+    }
+}
+
+/// What is to be done before a server's image can run.
+pub enum Readiness {
+    /// Nothing.
+    Ready,
+    /// It is being pulled; whether it is by this question.
+    Pulling(Pull, bool),
+}
+
+fn failed(what: impl Into<String>, remedy: impl Into<String>) -> Failed {
+    Failed { what: what.into(), remedy: remedy.into() }
+}
+
+impl Images {
+    /// Those of a config in that folder.
+    pub fn new(base: PathBuf, registries: &Registries) -> Self {
+        Self {
+            base,
+            registries: registries.clone(),
+            client: OnceLock::new(),
+            under_way: Mutex::default(),
+            shown: OnceLock::new(),
+        }
+    }
+
+    /// Has somebody show how far pulls are.
+    pub fn show(&self, shown: Shown) {
+        let _ = self.shown.set(shown);
+    }
+
+    /// Who asks registries, as the config says.
+    ///
+    /// # Errors
+    /// Where the config names what can't be read.
+    pub fn client(&self) -> Result<&oci::Client, Failed> {
+        let made = self.client.get_or_init(|| {
+            oci::Client::new(asked(&self.registries)).map_err(|error| error.to_string())
+        });
+        made.as_ref().map_err(|why| failed(why.clone(), "correct `[registries]`"))
+    }
+
+    /// What the image of a server is: by its own digest, by the lock file, or, where neither has it,
+    /// by its registry or the engine.
+    ///
+    /// # Errors
+    /// Where it can't be found out.
+    pub async fn pin(
+        &self,
+        engine: &Result<Engine, String>,
+        server: &ServerName,
+        settings: &config::Server,
+    ) -> Result<Option<Pinned>, Failed> {
+        let Some(name) = &settings.image else { return Ok(None) };
+        if let Some(pinned) = fixed(name)? {
+            return Ok(Some(pinned));
+        }
+        let lock = Lock::read(&self.base).map_err(unlocked)?;
+        if let Some(meaning) = lock.meaning(server.as_str(), name) {
+            return pinned(name, meaning, false).map(Some);
+        }
+        let meaning = self.ask(engine, name).await?;
+        pinned(name, meaning, true).map(Some)
+    }
+
+    /// What a tag means now: in its registry, or on the engine where it names none.
+    ///
+    /// # Errors
+    /// Where nobody can say.
+    pub async fn ask(
+        &self,
+        engine: &Result<Engine, String>,
+        name: &str,
+    ) -> Result<Meaning, Failed> {
+        if !names_host(name) {
+            // Others would take that for Docker Hub's, where anybody could have taken the name.
+            let engine = engine.as_ref().map_err(|why| no_engine(why))?;
+            return match engine.has(name).await? {
+                Some(id) => Ok(Meaning::Id(id)),
+                None => Err(failed(
+                    format!("the image `{name}` names no registry, and is not on this engine"),
+                    format!("build it; if Docker Hub's is meant, write `{}`", whole(name)),
+                )),
+            };
+        }
+        let reference = reference(name)?;
+        let resolved = self.client()?.resolve(&reference).await;
+        let digest = resolved.map_err(|error| {
+            failed(
+                format!("what the image `{name}` means could not be found out: {error}"),
+                error.help(),
+            )
+        })?;
+        Ok(Meaning::Digest(digest.to_string()))
+    }
+
+    /// Locks what was found out.
+    ///
+    /// # Errors
+    /// Where that can't be written, or somebody else has meanwhile locked something else.
+    pub async fn lock(&self, server: &ServerName, pinned: &Pinned) -> Result<(), Failed> {
+        let (base, server) = (self.base.clone(), server.to_string());
+        let (name, meaning) = (pinned.name.clone(), pinned.meaning.clone());
+        let written = tokio::task::spawn_blocking({
+            let server = server.clone();
+            move || {
+                Lock::change(&base, |lock| {
+                    if lock.meaning(&server, &name).is_none() {
+                        lock.servers.entry(server).or_default().move_to(&name, meaning);
+                    }
+                })
+            }
+        });
+        let interrupted = |_| failed("the lock file was not written", "try again");
+        let lock = written.await.map_err(interrupted)?.map_err(|error| {
+            failed(
+                format!("what its image means can't be locked: {error}"),
+                format!(
+                    "lock it where the config's folder can be written (`portcullis server lock {server}`), or \
+                     write `image = \"{}\"`",
+                    pinned.image()
+                ),
+            )
+        })?;
+        if lock.meaning(&server, &pinned.name).as_ref() == Some(&pinned.meaning) {
+            tracing::info!(
+                server,
+                image = pinned.name,
+                digest = pinned.digest(),
+                "locked what the image means"
+            );
+            return Ok(());
+        }
+        Err(failed("its image was locked as another one meanwhile", "try again"))
+    }
+
+    /// Whether the engine has an image; has it pulled if not.
+    ///
+    /// # Errors
+    /// Where it is not there and is of no registry, or the engine does not say.
+    pub async fn ready(
+        self: &Arc<Self>,
+        engine: &Engine,
+        pinned: &Pinned,
+    ) -> Result<Readiness, Failed> {
+        let image = pinned.image();
+        if engine.has(&image).await?.is_some() {
+            return Ok(Readiness::Ready);
+        }
+        let Some(reference) = pinned.reference.clone() else {
+            return Err(failed(
+                format!("the image `{}` is not on this engine, and is of no registry", pinned.name),
+                "load or build it; where it was built anew, `portcullis server update` takes that",
+            ));
+        };
+        let mut under_way = self.under_way.lock();
+        if let Some(pull) = under_way.get(&image) {
+            return Ok(Readiness::Pulling(pull.clone(), false));
+        }
+        let (told, progress) = watch::channel(Progress::default());
+        let (images, engine, key) = (self.clone(), engine.clone(), image.clone());
+        // On a task of its own: it goes on when those who wait have given up.
+        let task = tokio::spawn(async move {
+            let ended = images.pull(&engine, &reference, told).await;
+            images.under_way.lock().remove(&key);
+            ended
+        });
+        let end = async move {
+            task.await.unwrap_or_else(|_| Err(failed("the pull ended early", "try again")))
+        };
+        let pull = Pull { progress, end: end.boxed().shared() };
+        under_way.insert(image, pull.clone());
+        Ok(Readiness::Pulling(pull, true))
+    }
+
+    /// What a registry says of an image for this engine.
+    ///
+    /// # Errors
+    /// Where it says nothing, or the image is for other machines, or too large.
+    pub async fn look(&self, engine: &Engine, reference: &Reference) -> Result<oci::Image, Failed> {
+        let found = self.client()?.image(reference, &engine.platform()).await;
+        let found = found.map_err(|error| {
+            failed(format!("the image `{reference}` is not to be had: {error}"), error.help())
+        })?;
+        let most = self.registries.largest_image_mib.saturating_mul(1 << 20);
+        if found.size > most {
+            return Err(failed(
+                format!(
+                    "the image `{reference}` has {}, and {} are the most",
+                    mib(found.size),
+                    mib(most)
+                ),
+                "see that it is the one that you mean; `registries.largest-image-mib` has the bound",
+            ));
+        }
+        Ok(found)
+    }
+
+    async fn pull(
+        &self,
+        engine: &Engine,
+        reference: &Reference,
+        told: watch::Sender<Progress>,
+    ) -> Result<Pulled, Failed> {
+        let deadline = Duration::from_secs(self.registries.pull_deadline_s);
+        let began = Instant::now();
+        let work = async {
+            let image = self.look(engine, reference).await?;
+            let size = image.size;
+            let platform = image.platform.to_string();
+            tracing::info!(image = %reference, platform, size = mib(size), "pulling an image");
+            let login = self.client()?.login(reference).await;
+            let login = login.map_err(|error| failed(error.to_string(), error.help()))?;
+            let shown = self.shown.get();
+            if let Some(shown) = shown {
+                shown(&reference.to_string(), told.subscribe());
+            }
+            let mut last = Instant::now();
+            let on_the_way = |progress: Progress| {
+                if shown.is_none() && last.elapsed() >= TOLD {
+                    last = Instant::now();
+                    tracing::info!(image = %reference, "{}", on_its_way(progress));
+                }
+                told.send_replace(progress);
+            };
+            engine.pull(reference, &image, login, on_the_way).await?;
+            Ok(Pulled { platform, size, took: began.elapsed() })
+        };
+        let late = || {
+            failed(
+                format!(
+                    "the image `{reference}` was not pulled within {} s",
+                    self.registries.pull_deadline_s
+                ),
+                "try again: what has come may be kept; `registries.pull-deadline-s` has the bound",
+            )
+        };
+        let ended = tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| Err(late()));
+        match &ended {
+            Ok(pulled) => {
+                tracing::info!(image = %reference, took_s = pulled.took.as_secs(), "pulled an image");
+            }
+            Err(why) => tracing::warn!(image = %reference, %why, "an image was not pulled"),
+        }
+        ended
+    }
+}
+
+/// An image that the config names by its content.
+///
+/// # Errors
+/// Where it is no name of an image.
+pub fn fixed(name: &str) -> Result<Option<Pinned>, Failed> {
+    let image: Image = name
+        .parse()
+        .map_err(|illegal: crate::container::IllegalImage| failed(illegal.to_string(), NAMES))?;
+    Ok(match image {
+        Image::Id(id) => Some(pinned(name, Meaning::Id(id), false)?),
+        Image::Digest(_) => {
+            let reference = reference(name)?;
+            let meaning = reference.digest().map(|digest| Meaning::Digest(digest.to_string()));
+            meaning.map(|meaning| pinned(name, meaning, false)).transpose()?
+        }
+        Image::Tag(_) => None,
+    })
+}
+
+/// What a name with that meaning is.
+///
+/// # Errors
+/// Where it is no name of an image, or no meaning of one.
+pub fn pinned(name: &str, meaning: Meaning, is_new: bool) -> Result<Pinned, Failed> {
+    let illegal = |_| failed(format!("what `{name}` is locked as is no digest"), RELOCK);
+    let digest: oci::Digest = meaning.as_str().parse().map_err(illegal)?;
+    let reference = match &meaning {
+        Meaning::Id(_) => None,
+        Meaning::Digest(_) => Some(reference(name)?.pinned(digest)),
+    };
+    Ok(Pinned { name: name.to_owned(), reference, meaning, is_new })
+}
+
+const NAMES: &str =
+    "name it as REGISTRY/NAME:TAG, NAME@sha256:DIGEST, or by its local id sha256:ID";
+const RELOCK: &str = "take its entry out of the lock file, and lock it again";
+
+fn reference(name: &str) -> Result<Reference, Failed> {
+    Reference::of_image(name)
+        .map_err(|error| failed(format!("`{name}` is not an image name: {error}"), NAMES))
+}
+
+fn whole(name: &str) -> String {
+    Reference::of_image(name).map_or_else(|_| name.to_owned(), |reference| reference.to_string())
+}
+
+fn unlocked(error: Unlocked) -> Failed {
+    failed(error.to_string(), "mend the lock file, or bring back the one that it was")
+}
+
+fn no_engine(why: &str) -> Failed {
+    failed(format!("no container engine answers: {why}"), "start Docker or Podman")
+}
+
+/// Bytes, for people.
+pub fn mib(bytes: u64) -> String {
+    match bytes {
+        0..=999_999 => format!("{:.1} kB", bytes as f64 / 1e3),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}
+
+/// How far a pull is, for people.
+pub fn on_its_way(progress: Progress) -> String {
+    match progress {
+        Progress { total: 0, .. } => "asking the registry".to_owned(),
+        Progress { done, total } if done >= total => "unpacking".to_owned(),
+        Progress { done, total } => format!("{} of {} have come", mib(done), mib(total)),
+    }
+}

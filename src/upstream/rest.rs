@@ -1,0 +1,121 @@
+//! An instance that keeps ending soon after its start is let alone for a while, and then tried with
+//! one call: it may be that very call that ends it, and the others need not end with it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::link::Failure;
+
+/// An instance that ran for so long before it ended is no failing one.
+pub(super) const STEADY: Duration = Duration::from_secs(30);
+/// How often an instance may end soon after its start, with no call answered since, before it is let
+/// alone for a while.
+const FALLS: u32 = 3;
+/// The first such while.
+const FIRST_REST: Duration = Duration::from_millis(500);
+/// The longest such while: short, since one client's calls may be what ends it for all.
+const LONGEST_REST: Duration = Duration::from_secs(5);
+/// When others may ask again while one call tries it.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How often an instance fell, and who tries it.
+pub(super) struct Breaker {
+    /// How often it ended soon after its start since it last answered a call.
+    falls: AtomicU32,
+    /// Held by the one call, or the one start, that tries it.
+    trial: Arc<Semaphore>,
+}
+
+/// How long one is let alone, and why.
+#[derive(Debug)]
+pub(super) struct Rest {
+    pub pause: Duration,
+    pub why: String,
+}
+
+impl Breaker {
+    pub fn new() -> Self {
+        Self { falls: AtomicU32::new(0), trial: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// It ended though nobody asked for that, after so long. Whether it is let alone.
+    pub fn fell(&self, ran: Duration, why: &str) -> Option<Rest> {
+        if ran >= STEADY {
+            self.answered();
+            return None;
+        }
+        let falls = self.falls.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let over = falls.checked_sub(FALLS)?;
+        let pause = (FIRST_REST * (1 << over.min(8))).min(LONGEST_REST);
+        Some(Rest {
+            pause,
+            why: format!("it ended {falls} times soon after its start; at last: {why}"),
+        })
+    }
+
+    /// It answered a call: all may call it.
+    pub fn answered(&self) {
+        self.falls.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether one call at a time tries it.
+    pub fn is_half_open(&self) -> bool {
+        self.falls.load(Ordering::Relaxed) >= FALLS
+    }
+
+    /// Lets a call pass: any, or the one that tries it, which holds what it gets.
+    ///
+    /// # Errors
+    /// [`Failure::Resting`] where another tries it.
+    pub fn admit(&self) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        if !self.is_half_open() {
+            return Ok(None);
+        }
+        self.trial.clone().try_acquire_owned().map(Some).map_err(|_| self.tried())
+    }
+
+    /// What is said of one that another tries.
+    pub fn tried(&self) -> Failure {
+        Failure::Resting {
+            why: "it kept ending soon after its start, and another call tries it".into(),
+            left: AGAIN,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_rest_one_call_tries_it() {
+        let breaker = Breaker::new();
+        let fell = || breaker.fell(Duration::ZERO, "x").map(|rest| rest.pause);
+        assert_eq!((fell(), fell()), (None, None));
+        assert!(breaker.admit().unwrap().is_none());
+        assert_eq!(fell(), Some(FIRST_REST));
+        let trial = breaker.admit().unwrap();
+        assert!(trial.is_some() && matches!(breaker.admit(), Err(Failure::Resting { .. })));
+        // It ended it: the next rest is longer, and the next call tries again.
+        drop(trial);
+        assert_eq!(fell(), Some(2 * FIRST_REST));
+        let trial = breaker.admit().unwrap();
+        assert!(trial.is_some());
+        // It was answered.
+        breaker.answered();
+        assert!(breaker.admit().unwrap().is_none());
+        for _ in 0..100 {
+            fell();
+        }
+        assert_eq!(fell(), Some(LONGEST_REST));
+        assert_eq!(breaker.fell(STEADY, "x").map(|rest| rest.pause), None);
+        assert!(!breaker.is_half_open());
+    }
+}

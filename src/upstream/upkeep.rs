@@ -1,0 +1,138 @@
+//! What is done for an instance beside calls: it is looked after, asked about, handed new secrets,
+//! let alone for a while, and ended.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{
+    event::{By, Event, Review},
+    hands::Handed,
+    instance::{Instance, State},
+    rest::{Rest, STEADY},
+    running::Running,
+};
+
+/// How long one may take to end by itself.
+const GRACE: Duration = Duration::from_secs(3);
+impl Instance {
+    /// What follows on an end that nobody asked for, and shows it: it may be started at once, unless
+    /// it keeps ending soon after its start and answers nothing in between.
+    pub(super) fn fallen(&self, running: &Running, why: &str) -> State {
+        let ran = running.process.as_ref().map_or(STEADY, |_| running.since.elapsed());
+        match self.breaker.fell(ran, why) {
+            None => {
+                self.show(None, None);
+                State::Stopped
+            }
+            Some(Rest { pause, why }) => {
+                self.show(None, Some(why.clone()));
+                State::Resting { until: Instant::now() + pause, why }
+            }
+        }
+    }
+
+    /// Ends it, if it runs, for good.
+    pub(super) async fn close(&self, why: &str) {
+        let mut state = self.state.lock().await;
+        if let State::Running(running) = std::mem::replace(&mut *state, State::Closed) {
+            running.stop(GRACE).await;
+            self.show(None, None);
+            self.tell_end(&running, why.to_owned()).await;
+        }
+        drop(state);
+        self.end_leaving().await;
+        self.tell_lost().await;
+    }
+
+    /// Ends it if nobody used it for as long as the config says, and notices its death.
+    pub(super) async fn sweep(self: &Arc<Self>) {
+        self.tell_lost().await;
+        self.look_at_health();
+        // One that is being started is not idle; do not wait for it.
+        let Ok(mut state) = self.state.try_lock() else { return };
+        let State::Running(running) = &*state else { return };
+        let ends = running.process.is_some() || self.party.is_some();
+        let running = running.clone();
+        let why = if let Some(why) = running.end() {
+            running.stop(Duration::ZERO).await;
+            *state = self.fallen(&running, &why);
+            why
+        } else if ends && self.is_idle() {
+            running.stop(GRACE).await;
+            *state = State::Stopped;
+            self.show(None, None);
+            format!("nobody used it for {} s", self.common.settings.idle_stop_s)
+        } else {
+            return;
+        };
+        // Before the next start can be told of.
+        self.tell_end(&running, why).await;
+        drop(state);
+    }
+
+    /// Asks whether what runs may go on, and ends it at once where it may not. One that is being
+    /// started is asked about when it has started.
+    pub(super) async fn review(&self, review: &dyn Review) {
+        self.review_leaving(review).await;
+        let mut state = self.state.lock().await;
+        let State::Running(running) = &*state else { return };
+        let Some(refusal) = review.forbids(&self.common.name, &running.cleared).await else {
+            return;
+        };
+        let running = running.clone();
+        let why = "policies permit it no longer".to_owned();
+        // First, so that whoever waits for an answer hears of that and not of its end.
+        let _ = running.revoked.set(refusal);
+        self.show(None, Some(why.clone()));
+        running.stop(Duration::ZERO).await;
+        *state = State::Stopped;
+        self.tell_end(&running, why).await;
+        drop(state);
+    }
+
+    /// Puts secrets on the files that it has of them, where policies still permit it; tells whether
+    /// it has any. One that is being started is waited for: it may have been handed what was read
+    /// before.
+    ///
+    /// # Errors
+    /// Why it goes on with what it has.
+    pub(super) async fn rehand(
+        &self,
+        handed: &Handed,
+        review: &dyn Review,
+    ) -> Result<bool, String> {
+        let state = self.state.lock().await;
+        let State::Running(running) = &*state else { return Ok(false) };
+        let Some(folder) = &running.folder else { return Ok(false) };
+        let (name, cleared) = (&self.common.name, &running.cleared);
+        if let Some(refusal) = review.forbids(name, cleared).await {
+            return Err(refusal.message);
+        }
+        review.hands_again(name, cleared).await?;
+        for (secret, value) in handed.by(By::File) {
+            folder.put(&secret, &value).map_err(|why| why.to_string())?;
+        }
+        Ok(true)
+    }
+
+    /// Whether nobody has used it for as long as the config says, nor waits for it to tell
+    /// something.
+    pub(super) fn is_idle(&self) -> bool {
+        let idle = Duration::from_secs(self.common.settings.idle_stop_s);
+        !idle.is_zero()
+            && self.active() == 0
+            && self.watched.is_empty()
+            && self.last_used.lock().elapsed() >= idle
+    }
+
+    /// Tells of messages that were dropped since it was last told.
+    async fn tell_lost(&self) {
+        let lost = self.lost.load(Ordering::Relaxed);
+        let count = lost.saturating_sub(self.told_lost.swap(lost, Ordering::Relaxed));
+        if count > 0 {
+            self.say(Event::Lost { count }).await;
+        }
+    }
+}
