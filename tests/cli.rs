@@ -184,3 +184,90 @@ fn the_configs_schema_is_a_json_schema() {
     let schema: Value = serde_json::from_str(&out).unwrap();
     assert!(schema["properties"]["servers"].is_object());
 }
+
+/// In the sandbox and in a container: what it may do by which line, and which policy permits or
+/// forbids its start.
+#[test]
+fn a_server_is_explained_in_words_and_by_lines() {
+    for runtime in ["sandbox", "container"] {
+        let dir = folder(&format!(
+            "[servers.notes]\n\
+             command = [\"portcullis\", \"example-server\", \"notes\"]\n\
+             runtime = \"{runtime}\"\n\
+             mounts = [\"data:/data:rw\"]\n\
+             egress = [\"api.example.com:443\"]\n\
+             secrets = {{ TOKEN = {{ from = \"env:NOBODY_SET_IT\", as = \"file\" }} }}\n\
+             resources = {{ tmp-mib = 128, files = 4096 }}\n\
+             hardening = {{ exec-tmp = true }}\n"
+        ));
+        fs::create_dir(dir.path().join("data")).unwrap();
+        let policies = "@id(\"starts\")\npermit (principal, action, resource);\n\
+             @id(\"no-secrets\")\n@reason(\"not yet\")\n\
+             forbid (principal, action == Portcullis::Action::\"hand_secret\", resource);\n";
+        fs::write(dir.path().join("policies/a.cedar"), policies).unwrap();
+
+        let (code, out, err) = run(dir.path(), &["server", "inspect", "notes", "--format", "json"]);
+        assert_eq!(code, 0, "{err}");
+        let told: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(told["place"], runtime);
+        let may = told["may"].as_array().unwrap();
+        for (what, key, line) in [
+            ("read and change ", "mounts.0", Some(4)),
+            ("reach api.example.com:443", "egress.0", Some(5)),
+            ("have 4096 files open", "resources.files", Some(7)),
+            ("write 128 MiB to /tmp", "hardening.exec-tmp", Some(8)),
+            ("use 512 MiB of memory", "resources.memory-mib", None),
+        ] {
+            let found = may.iter().find(|may| may["what"].as_str().unwrap().starts_with(what));
+            let found = found.unwrap_or_else(|| panic!("{what} is not in {told:#}"));
+            assert_eq!((found["configKey"].as_str(), found["line"].as_u64()), (Some(key), line));
+        }
+        let deviations = told["deviations"].as_array().unwrap().iter();
+        let mut keys: Vec<_> = deviations
+            .map(|one| (one["configKey"].as_str().unwrap(), one["line"].as_u64()))
+            .collect();
+        keys.sort_unstable();
+        let expected = [
+            ("egress", Some(5)),
+            ("hardening.exec-tmp", Some(8)),
+            ("mounts", Some(4)),
+            ("resources.files", Some(7)),
+            ("resources.tmp-mib", Some(7)),
+        ];
+        assert_eq!(keys, expected);
+        assert_eq!(told["secrets"], serde_json::json!([{ "name": "TOKEN", "as": "file" }]));
+        assert_eq!(told["limits"]["tmp-mib"], 128);
+        let asked = &told["launch"]["asked"];
+        assert_eq!(told["launch"]["allowed"], false, "{asked:#}");
+        assert_eq!((&asked[0]["action"], &asked[0]["allowed"]), (&"launch".into(), &true.into()));
+        let rule = &asked[1]["rules"][0];
+        assert_eq!((&rule["id"], &rule["reason"]), (&"no-secrets".into(), &"not yet".into()));
+        assert_eq!(rule["line"], 3);
+
+        let (code, page, err) = run(dir.path(), &["server", "inspect", "notes"]);
+        assert_eq!(code, 0, "{err}");
+        for words in [
+            "it may:",
+            "[egress.0, portcullis.toml:5]",
+            "it may not:",
+            "reach anything else: its network has no way out but ours, and no DNS",
+            "TOKEN (as a file in memory)",
+            "policies do NOT let it be started",
+            "hand_secret TOKEN: forbidden by `no-secrets`",
+            "(not yet)",
+        ] {
+            assert!(page.contains(words), "{words}: {page}");
+        }
+    }
+}
+
+#[test]
+fn a_server_above_a_ceiling_is_an_error_with_both_lines() {
+    let text = "[limits.servers]\nmemory-mib = 256\n[servers.a]\ncommand = [\"a\"]\n\
+                resources = { memory-mib = 300 }\n";
+    let (code, out, _) = run(folder(text).path(), &["check"]);
+    assert_eq!(code, 11, "{out}");
+    for part in ["config-above-ceiling", "portcullis.toml:5:", "(line 2)"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+}

@@ -200,7 +200,10 @@ fn a_catalog_is_kept_as_it_was() {
     let (code, out, _) = run(dir, &["check", "--format", "json"]);
     assert!(code == 11 && out.contains("in the lock file"), "{out}");
     let (code, _, err) = run(dir, &["run", "--dry-run"]);
-    assert!(code == 1 && err.contains("config-conflict") && err.contains("--replace"), "{err}");
+    assert!(
+        code == 1 && err.contains("config-conflict") && err.contains("server lock search"),
+        "{err}"
+    );
 
     // A copy that somebody changed is not used.
     let copies = dir.join(".portcullis/catalogs");
@@ -272,13 +275,11 @@ fn tags_are_resolved_once_and_catalogs_travel() {
     assert!(own.get("command").is_none() && own.get("mounts").is_none(), "{own}");
     checks(other);
 
-    // A tag that nobody can resolve is not written, unless that is meant.
+    // A tag that nobody can resolve is not written.
     let gone = format!("docker://{here}/nothing:1");
     let (code, _, err) = run(other, &["server", "add", &gone]);
-    assert!(code == 1 && err.contains("--allow-tag"), "{err}");
-    ok(other, &["server", "add", &gone, "--allow-tag"]);
-    assert_eq!(table(other)["servers"]["nothing"]["hardening"]["allow-tag"].as_bool(), Some(true));
-    checks(other);
+    assert!(code == 1 && err.contains("name it by digest"), "{err}");
+    assert!(table(other)["servers"].get("nothing").is_none());
 
     // What is no catalog is not pulled as one.
     let (code, _, err) = run(other, &["catalog", "pull", &format!("{here}/search:2")]);
@@ -359,4 +360,50 @@ fn profiles_travel() {
     }
     let (code, _, err) = run(dir, &["run", "--dry-run", "--profile", "none"]);
     assert!(code == 1 && err.contains("no profile `none`"), "{err}");
+}
+
+#[test]
+fn a_reference_is_fetched_over_tls_by_an_authority_that_is_known() {
+    let registry = Registry::start(&Door { tls: true, ..Door::default() });
+    let here = registry.host();
+    let dir = folder();
+    let dir = dir.path();
+    let asked = format!("\n[registries]\nca-file = {:?}\n", registry.authority());
+    write(dir, "portcullis.toml", &format!("{CONFIG}{asked}"));
+    write(
+        dir,
+        "one.yaml",
+        "name: one\ndisplayName: One\nregistry:\n  far:\n    type: remote\n    title: Far\n    \
+         remote: {url: 'https://far.example.com/mcp', transport_type: sse}\n",
+    );
+    ok(dir, &["catalog", "add", "one", "one.yaml"]);
+    let artifact = format!("{here}/catalogs/one:1");
+    ok(dir, &["catalog", "push", "one", &artifact]);
+    ok(dir, &["catalog", "pull", &artifact, "--name", "pulled"]);
+    let lock: toml::Table = read(dir, "portcullis.lock").parse().unwrap();
+    let digest = lock["catalogs"]["pulled"]["digest"].as_str().unwrap();
+
+    let url = format!("https://{here}/v2/catalogs/one/blobs/{digest}");
+    let add = |known: bool, url: &str| {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("portcullis"));
+        command.current_dir(dir).args(["server", "add", url]).env_remove("PORTCULLIS_CONFIG");
+        if known {
+            command.env("SSL_CERT_FILE", registry.authority());
+        }
+        let Output { status, stderr, .. } = command.output().unwrap();
+        (status.code().unwrap(), String::from_utf8(stderr).unwrap())
+    };
+    let (code, err) = add(false, &url);
+    assert!(code == 1 && err.contains("certificate"), "{err}");
+    let (code, err) = add(true, &url.replace(digest, &format!("sha256:{}", "0".repeat(64))));
+    assert!(code == 1 && err.contains("404"), "{err}");
+    let (code, err) = add(true, &url.replace("https:", "http:"));
+    assert!(code != 0, "{err}");
+    assert!(table(dir)["servers"].get("far").is_none());
+    let (code, err) = add(true, &url);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(table(dir)["servers"]["far"]["url"].as_str(), Some("https://far.example.com/mcp"));
+    let lock: toml::Table = read(dir, "portcullis.lock").parse().unwrap();
+    assert_eq!(lock["servers"]["far"]["source"].as_str(), Some(&*url));
+    assert_eq!(lock["servers"]["far"]["source-digest"].as_str(), Some(digest));
 }

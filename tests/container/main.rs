@@ -4,8 +4,12 @@
 
 mod confinement;
 mod egress;
+mod escape;
+mod guarded;
 mod lifecycle;
+mod others;
 mod packing;
+mod parity;
 mod profile;
 mod reaping;
 mod refusals;

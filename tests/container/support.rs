@@ -62,6 +62,7 @@ pub fn spec(image: impl Into<String>, command: &[&str]) -> LaunchSpec {
         secret_files: None,
         mounts: Vec::new(),
         resources: Default::default(),
+        runtime: None,
         hardening: Default::default(),
         egress: Vec::new(),
         instance: format!("test-{}", Uuid::now_v7()),
@@ -69,6 +70,7 @@ pub fn spec(image: impl Into<String>, command: &[&str]) -> LaunchSpec {
 }
 
 /// What a process wrote, and how it ended.
+#[derive(Debug)]
 pub struct Ran {
     pub stdout: String,
     pub stderr: String,

@@ -6,7 +6,10 @@ use tokio::{
     net::TcpListener,
 };
 
-use crate::support::{gate::Setup, until};
+use crate::support::{
+    gate::{Setup, reqwest_client},
+    until,
+};
 
 /// Fetches what it is told to, with the proxy of its environment or past it.
 const SERVER: &str = r#"
@@ -120,6 +123,71 @@ async fn each_connection_is_decided_and_on_record() {
     for record in closed {
         assert_eq!(record["address"], format!("127.0.0.1:{port}"));
         assert!(record["up"].as_u64() > Some(0) && record["down"].as_u64() > Some(0));
+    }
+    gate.stop().await;
+}
+
+/// A web server that never comes to an end.
+async fn endless() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = vec![0; 4096];
+                let _ = stream.read(&mut request).await;
+                let answer = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello";
+                let _ = stream.write_all(answer.as_bytes()).await;
+                while let Ok(1..) = stream.read(&mut request).await {}
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn what_policies_come_to_forbid_ends() {
+    let port = endless().await;
+    let gate = Setup::new(&format!(
+        r#"
+        [servers.fetcher]
+        command = ["/usr/bin/python3", "-I", "-c", '''{SERVER}''']
+        runtime = "sandbox"
+        era = "legacy"
+        env = {{ GATE = "{{mark}}" }}
+        egress = ["http://web.example:{port}=127.0.0.1"]
+        egress-limits = {{ connections = 2 }}
+        "#
+    ))
+    .policies("@id(\"all\") permit (principal, action, resource);")
+    .without_launches()
+    .start()
+    .await;
+    let agent = gate.modern();
+    let arguments = json!({ "url": format!("http://web.example:{port}/"), "proxy": false });
+    let (said, ()) = tokio::join!(agent.text("fetcher__fetch", arguments), async {
+        until("it to be open", async || {
+            (gate.records(&["event = server-reaching"]).await.len() == 1).then_some(())
+        })
+        .await;
+        let forbidden = "@id(\"all\") permit (principal, action, resource); \
+             @id(\"closed\") forbid (principal, action == Portcullis::Action::\"reach\", resource);";
+        std::fs::write(gate.path("policies/gate.cedar"), forbidden).unwrap();
+    });
+    assert!(said.contains("IncompleteRead") || said.contains("reset"), "{said}");
+    let ended = until("its end to be on record", async || {
+        gate.records(&["event = server-reached"]).await.into_iter().next()
+    })
+    .await;
+    assert_eq!((&ended["end"], &ended["code"]), (&json!("revoked"), &json!("policy")), "{ended:#}");
+    assert_eq!(ended["rules"][0]["id"], "closed", "{ended:#}");
+    let metrics =
+        reqwest_client().get(gate.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    for line in [
+        "portcullis_egress_open{server=\"fetcher\"} 0",
+        "portcullis_egress_connections_total{server=\"fetcher\",outcome=\"revoked\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
     }
     gate.stop().await;
 }

@@ -30,6 +30,7 @@ pub fn spec(command: &[&str]) -> LaunchSpec {
         secret_files: None,
         mounts: Vec::new(),
         resources: portcullis::config::Resources::default(),
+        runtime: None,
         hardening: portcullis::config::Hardening::default(),
         egress: Vec::new(),
         instance: "test".into(),

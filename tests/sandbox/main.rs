@@ -5,6 +5,7 @@
 
 mod confined;
 mod doctor;
+mod escape;
 mod harness;
 mod lifetime;
 mod limits;

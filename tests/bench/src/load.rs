@@ -1,6 +1,9 @@
 //! The clients: each one connection, kept alive, one call at a time.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
@@ -19,14 +22,14 @@ use crate::REVISION;
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     pub port: u16,
-    pub path: &'static str,
+    pub path: Arc<str>,
     pub key: Option<String>,
 }
 
 /// A client with its session, where the endpoint gives one.
 pub struct Client {
     sender: SendRequest<Full<Bytes>>,
-    path: &'static str,
+    path: Arc<str>,
     headers: HeaderMap,
     /// The text that is echoed.
     text: String,
@@ -51,7 +54,7 @@ impl Client {
             headers.insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {key}"))?);
         }
         let text = "lorem ipsum dolor sit amet ".chars().cycle().take(bytes).collect();
-        let mut client = Self { sender, path: endpoint.path, headers, text, next: 1 };
+        let mut client = Self { sender, path: endpoint.path.clone(), headers, text, next: 1 };
         client.greet().await.context("greeting")?;
         Ok(client)
     }
@@ -112,7 +115,7 @@ impl Client {
     }
 
     /// Calls the tool, and is content with nothing but its text in the answer.
-    async fn call(&mut self) -> anyhow::Result<Duration> {
+    pub async fn call(&mut self) -> anyhow::Result<Duration> {
         let began = Instant::now();
         let (status, _, body) = self.ask().await?;
         let took = began.elapsed();

@@ -2,13 +2,19 @@
 
 mod audit;
 mod cpu;
+mod crowd;
 mod echo;
+#[path = "../../gate/support/ground.rs"]
+mod ground;
+mod hardening;
 mod harms;
+mod kills;
 mod load;
 mod plugin;
 mod policy;
 mod replay;
 mod rows;
+mod starts;
 
 use std::{
     collections::BTreeMap,
@@ -68,8 +74,16 @@ enum Role {
     Policy(policy::Args),
     /// What clients notice of plugins that mean harm
     Harms(harms::Args),
+    /// How far a server is confined, beside the engine's defaults and other gateways' flags
+    Hardening(hardening::Args),
     /// What a plugin adds to a message, and how long many take to be loaded
     Plugin(plugin::Args),
+    /// How long a server in a container takes to answer, beside `docker run -i`
+    Starts(starts::Args),
+    /// What many sessions on many containers leave behind in the proxy
+    Crowd(crowd::Args),
+    /// What is left over once servers, the proxy and the engine were killed again and again
+    Kills(kills::Args),
     /// The echo server over streamable HTTP
     #[command(hide = true)]
     Serve,
@@ -103,7 +117,11 @@ fn main() -> anyhow::Result<()> {
         Some(Role::Replay(args)) => replay::run(args),
         Some(Role::Policy(args)) => policy::run(args),
         Some(Role::Harms(args)) => runtime()?.block_on(harms::run(args)),
+        Some(Role::Hardening(args)) => runtime()?.block_on(hardening::run(args)),
         Some(Role::Plugin(args)) => plugin::run(args),
+        Some(Role::Starts(args)) => runtime()?.block_on(starts::run(args)),
+        Some(Role::Crowd(args)) => runtime()?.block_on(crowd::run(args)),
+        Some(Role::Kills(args)) => runtime()?.block_on(kills::run(args)),
         Some(Role::Serve) => runtime()?.block_on(echo::http()),
         Some(Role::Stdio) => echo::stdio(),
         None => runtime()?.block_on(measure_all(&args)),

@@ -49,6 +49,16 @@ pub struct Row {
 #[derive(Default)]
 pub struct Processes(Vec<Child>);
 
+impl Processes {
+    /// Kills all, with no time to clear up.
+    pub fn kill(&mut self) {
+        for mut child in self.0.drain(..) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 impl Drop for Processes {
     fn drop(&mut self) {
         for child in &mut self.0 {
@@ -95,7 +105,7 @@ pub fn start(
         proxies.insert(2, ("full chain + plugin", &remote, format!("{full}{entry}")));
     }
 
-    let endpoint = Endpoint { port, path: "/mcp", key: None };
+    let endpoint = Endpoint { port, path: "/mcp".into(), key: None };
     let mut rows = vec![Row { name: "direct", endpoint, proxy: None, servers: vec![pid] }];
     let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
     for (at, (name, server, chain)) in proxies.into_iter().enumerate() {
@@ -169,6 +179,28 @@ impl Prepared {
         Ok(Self { binary: binary.to_owned(), dir: dir.to_owned(), config, port })
     }
 
+    /// The files of a proxy that serves everybody, with these servers, and permits everything.
+    ///
+    /// # Errors
+    /// Where they cannot be written.
+    pub fn open(binary: &Path, dir: &Path, servers: &str) -> anyhow::Result<Self> {
+        fs::create_dir(dir)?;
+        fs::write(dir.join("all.cedar"), "@id(\"all\")\npermit (principal, action, resource);\n")?;
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let config = dir.join("portcullis.toml");
+        let text = format!(
+            "[listen]\nhttp = \"127.0.0.1:{port}\"\nanonymous = true\n\n\
+             [policy]\npaths = [\"all.cedar\"]\n\n{servers}"
+        );
+        fs::write(&config, text)?;
+        Ok(Self { binary: binary.to_owned(), dir: dir.to_owned(), config, port })
+    }
+
+    /// The way of anybody to one server.
+    pub fn to(&self, server: &str) -> Endpoint {
+        Endpoint { port: self.port, path: format!("/servers/{server}/mcp").into(), key: None }
+    }
+
     /// The way of a client of that name to the server, with a key of its own.
     ///
     /// # Errors
@@ -182,7 +214,7 @@ impl Prepared {
             .with_context(|| format!("running {}", self.binary.display()))?;
         ensure!(added.status.success(), "{name}: {}", String::from_utf8_lossy(&added.stderr));
         let key = String::from_utf8(added.stdout)?.trim().to_owned();
-        Ok(Endpoint { port: self.port, path: "/servers/echo/mcp", key: Some(key) })
+        Ok(Endpoint { port: self.port, path: "/servers/echo/mcp".into(), key: Some(key) })
     }
 
     /// Starts the proxy and waits until it can be asked; its process.

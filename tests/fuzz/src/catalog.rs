@@ -39,7 +39,7 @@ pub fn target(bytes: &[u8]) {
             assert_eq!(image.to_string().parse::<Image>().as_ref(), Ok(image));
         }
         // What is written is one entry of that name, whatever is in it.
-        let writing = Writing { allow_tag: true, replace: false };
+        let writing = Writing { replace: false };
         let written = add("[servers.first]\ncommand = [\"x\"]\n", &server, writing);
         if let Ok(written) = written {
             assert_eq!(

@@ -44,6 +44,14 @@ impl Gate for Witness {
         Verdict::Allow
     }
 
+    async fn changed(&self) {
+        std::future::pending().await
+    }
+
+    fn still(&self, _: &Attempt) -> Verdict {
+        Verdict::Allow
+    }
+
     fn told(&self, outcome: Outcome) {
         self.told.lock().expect("a lock").push(outcome);
     }

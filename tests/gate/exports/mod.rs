@@ -1,6 +1,5 @@
 //! Audit records on their way out: every record arrives, whatever happens to targets and proxy.
 
-mod authority;
 mod endpoint;
 mod files;
 mod once;

@@ -9,8 +9,8 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{authority::Authority, calls, exporting, stored};
-use crate::support::{credential, until};
+use super::{calls, exporting, stored};
+use crate::support::{authority::Authority, credential, until};
 
 /// A cluster in a folder of its own.
 struct Cluster {

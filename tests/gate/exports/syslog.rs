@@ -12,8 +12,8 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{arrives, authority::Authority, by_seq, calls, exporting, stored};
-use crate::support::{in_time, kill_9, until};
+use super::{arrives, by_seq, calls, exporting, stored};
+use crate::support::{authority::Authority, in_time, kill_9, until};
 
 /// A daemon of this test's own.
 struct Daemon {

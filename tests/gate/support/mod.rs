@@ -2,6 +2,7 @@
 //! over the wire.
 
 pub mod agent;
+pub mod authority;
 pub mod client;
 #[path = "../../../src/oci/tests/support/mod.rs"]
 pub mod docker_registry;
@@ -13,6 +14,9 @@ pub mod recorder;
 pub mod remote;
 pub mod rmcp;
 pub mod sdk;
+#[path = "../../../src/provenance/tests/support/sigstore.rs"]
+pub mod sigstore;
+pub mod web;
 pub mod wire;
 
 use std::{path::PathBuf, time::Duration};

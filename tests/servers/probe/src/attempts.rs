@@ -195,14 +195,15 @@ pub fn proc_writes() -> BTreeMap<String, String> {
     files.into_iter().map(|file| (file.to_owned(), outcome(open(file).map(drop)))).collect()
 }
 
-fn call(number: c_long, arguments: &[c_long]) -> io::Result<c_long> {
+pub(crate) fn call(number: c_long, arguments: &[c_long]) -> io::Result<c_long> {
     let argument = |n: usize| arguments.get(n).copied().unwrap_or(0);
     #[expect(
         unsafe_code,
-        reason = "no crate calls what no program should; arguments are null, \
-                                    invalid or constants, so that no memory is written"
+        reason = "no crate calls what no program should; arguments are null, invalid or \
+                  constants, or point to what the caller has for it"
     )]
-    // SAFETY: see above; the only pointer ever passed is to a constant C string, for reading.
+    // SAFETY: see above; pointers are to constant C strings, for reading, and to buffers of the
+    // caller that are as large as the kernel reads or writes.
     let answer = unsafe {
         libc::syscall(
             number,
@@ -217,11 +218,11 @@ fn call(number: c_long, arguments: &[c_long]) -> io::Result<c_long> {
     if answer == -1 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }
 
-fn close(descriptor: c_long) -> io::Result<c_long> {
+pub(crate) fn close(descriptor: c_long) -> io::Result<c_long> {
     call(libc::SYS_close, &[descriptor])
 }
 
-fn outcome(tried: io::Result<()>) -> String {
+pub(crate) fn outcome(tried: io::Result<()>) -> String {
     let Err(error) = tried else { return "ok".to_owned() };
     let name = match error.raw_os_error() {
         Some(libc::EPERM) => "EPERM",
@@ -244,6 +245,16 @@ fn outcome(tried: io::Result<()>) -> String {
         Some(libc::EHOSTUNREACH) => "EHOSTUNREACH",
         Some(libc::ETIMEDOUT) => "ETIMEDOUT",
         Some(libc::EAGAIN) => "EAGAIN",
+        Some(libc::ENXIO) => "ENXIO",
+        Some(libc::ENODEV) => "ENODEV",
+        Some(libc::ENOTTY) => "ENOTTY",
+        Some(libc::ENOSPC) => "ENOSPC",
+        Some(libc::EMFILE) => "EMFILE",
+        Some(libc::ENOMEM) => "ENOMEM",
+        Some(libc::ENOEXEC) => "ENOEXEC",
+        Some(libc::ESTALE) => "ESTALE",
+        Some(libc::EIO) => "EIO",
+        Some(libc::EBUSY) => "EBUSY",
         Some(number) => return format!("errno {number}"),
         None if error.kind() == io::ErrorKind::TimedOut => "ETIMEDOUT",
         None => return error.to_string(),

@@ -1,10 +1,12 @@
 //! An MCP server that tries what a confined server should not be able to do, and tells what it
-//! could. Its one tool, `probe`, and `probe --print` give the same report.
+//! could. Its one tool, `probe`, and `probe --print` give the same report. `probe --attempts` goes
+//! further: see [`escapes`].
 //!
 //! It harms nothing where it succeeds: files that it makes it removes, and system calls are tried
 //! with arguments that do nothing. It connects to loopback and to the gateway only.
 
 mod attempts;
+mod escapes;
 mod report;
 mod surroundings;
 
@@ -41,12 +43,41 @@ impl ServerHandler for Probe {
     }
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    if std::env::args().nth(1).as_deref() == Some("--print") {
-        serde_json::to_writer_pretty(std::io::stdout().lock(), &Report::take())?;
-        return Ok(());
+fn main() -> anyhow::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    // Without a runtime around them: there are calls that a process with threads may not make.
+    match words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some(("--print", _)) => print(&Report::take()),
+        Some(("--attempts", rest)) => print(&escapes::attempts(rest)),
+        Some(("--attempt", rest)) => {
+            println!("{}", escapes::attempt(rest));
+            Ok(())
+        }
+        Some(("--watch", _)) => print(&escapes::watch()),
+        Some(("--ids", _)) => {
+            println!("{}", surroundings::ids());
+            Ok(())
+        }
+        // Both reports, and then it stays until its input ends: for who looks at it from outside.
+        Some(("--stay", rest)) => {
+            let all = serde_json::json!({
+                "report": Report::take(),
+                "attempts": escapes::attempts(rest),
+            });
+            println!("{all}");
+            std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink())?;
+            Ok(())
+        }
+        _ => serve(),
     }
+}
+
+fn print(report: &impl serde::Serialize) -> anyhow::Result<()> {
+    Ok(serde_json::to_writer_pretty(std::io::stdout().lock(), report)?)
+}
+
+#[tokio::main]
+async fn serve() -> anyhow::Result<()> {
     let probe = Probe { tools: Probe::tool_router() };
     probe.serve(stdio()).await?.waiting().await?;
     Ok(())

@@ -36,6 +36,13 @@ pub fn status() -> Status {
     }
 }
 
+/// The real user and the effective one.
+pub fn ids() -> String {
+    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    line.split_ascii_whitespace().take(2).collect::<Vec<_>>().join(" ")
+}
+
 pub fn capabilities() -> Capabilities {
     let set = |set| match caps::read(None, set) {
         Ok(held) => {

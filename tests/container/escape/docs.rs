@@ -1,0 +1,42 @@
+//! `docs/escapes.md` is made of the table. `PORTCULLIS_WRITE_DOCS=1` writes it anew.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use super::table::{Control, ROWS, Refusal};
+
+const HEAD: &str = include_str!("head.md");
+
+fn page() -> String {
+    let mut page = HEAD.to_owned();
+    page.push_str(
+        "| attempt | what it tries | in a container | in the sandbox | where it succeeds |\n\
+         |---|---|---|---|---|\n",
+    );
+    let refused = |(outcome, by): Refusal| {
+        format!("{by} ({})", outcome.split('|').next().unwrap_or_default())
+    };
+    for row in ROWS {
+        let works = match row.control {
+            Control::Works(with) => with.words().to_owned(),
+            Control::Or(with, _) => format!("{}, if the host can", with.words()),
+            Control::Nowhere(why) => format!("nowhere: {why}"),
+        };
+        let (container, sandbox) = (refused(row.container), refused(row.sandbox));
+        writeln!(page, "| `{}` | {} | {container} | {sandbox} | {works} |", row.name, row.tries)
+            .unwrap();
+    }
+    page
+}
+
+#[test]
+fn the_page_has_every_attempt() {
+    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/escapes.md");
+    if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
+        fs::write(&place, page()).unwrap();
+    }
+    let written = fs::read_to_string(&place).unwrap_or_default();
+    assert!(
+        written == page(),
+        "docs/escapes.md is old: run this test with PORTCULLIS_WRITE_DOCS=1"
+    );
+}

@@ -1,0 +1,173 @@
+//! Servers in containers of an engine behind the guard: all that the proxy does passes, and what is
+//! looser than the guard's operator allows does not.
+
+use std::{path::Path, time::Duration};
+
+use portcullis::{
+    container::{self, Engine},
+    guard::{Allow, Guard, MountRule, Rules},
+    upstream::process::{Mount, Process},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{api, bash, count, finish, run, spec, wait_until_gone};
+
+struct Guarded {
+    engine: Engine,
+    end: CancellationToken,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.end.cancel();
+    }
+}
+
+/// The engine of this machine behind a guard with these rules.
+async fn guarded(name: &str, loosen: impl FnOnce(&mut Rules)) -> Guarded {
+    let host = crate::support::engine().await.version().host.clone();
+    let socket = host.strip_prefix("unix://").expect("a socket").to_owned();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guard.sock");
+    let mut rules = container::guard_rules(&format!("{name}-{}", std::process::id()));
+    rules.allow.insert(Allow::Pack);
+    loosen(&mut rules);
+    let guard = Guard::listen(rules, socket.into(), &path, 0o600).await.expect("a guard");
+    let end = CancellationToken::new();
+    tokio::spawn(guard.serve(end.clone()));
+    let engine = Engine::connect(Some(&format!("unix://{}", path.display()))).await;
+    Guarded { engine: engine.expect("an engine behind the guard"), end, _folder: folder }
+}
+
+#[tokio::test]
+async fn a_server_lives_and_ends_behind_the_guard() {
+    let guarded = guarded("life", |_| {}).await;
+    let engine = &guarded.engine;
+    let script = "while read line; do echo got $line; done; echo over >&2; exit 3";
+    let served = spec(bash(engine).await, &["-c", script]);
+    let ran = finish(engine.launch(&served).await.unwrap(), "a\nb\n").await;
+    assert_eq!(
+        (ran.stdout.as_str(), ran.stderr.as_str(), ran.exit.code),
+        ("got a\ngot b\n", "over\n", 3)
+    );
+    wait_until_gone(engine, &served.instance).await;
+
+    // What it uses is told, and it is stopped.
+    let served = spec(bash(engine).await, &["-c", "read; sleep 600"]);
+    let process = engine.launch(&served).await.unwrap();
+    assert!(process.handle.usage().await.expect("its use").memory > 0);
+    assert_eq!(count(engine, &served.instance).await, 1);
+    process.handle.stop(Duration::from_secs(1)).await;
+    wait_until_gone(engine, &served.instance).await;
+
+    // One that is dropped, and one that is reaped.
+    let served = spec(bash(engine).await, &["-c", "read; read"]);
+    drop(engine.launch(&served).await.unwrap());
+    wait_until_gone(engine, &served.instance).await;
+    let process = engine.launch(&served).await.unwrap();
+    assert_eq!(engine.reap(&served.instance).await.unwrap(), 1);
+    drop(process);
+    assert_eq!(count(engine, &served.instance).await, 0);
+}
+
+#[tokio::test]
+async fn big_messages_pass_the_guard_whole_and_a_slow_reader_holds_the_server_up() {
+    let guarded = guarded("streams", |_| {}).await;
+    let engine = &guarded.engine;
+    let image = engine.pack(Path::new("/bin/cat")).await.unwrap();
+    let line = "0123456789abcdef".repeat(1 << 19);
+    let ran = finish(engine.launch(&spec(image, &[])).await.unwrap(), &line).await;
+    assert!(ran.stdout == line, "{} of {} bytes", ran.stdout.len(), line.len());
+
+    // It writes 64 MiB and says on standard error how far it is: nobody reads, so it does not get
+    // far, until somebody reads.
+    let script = "for ((i = 0; i < 1024; i++)); do printf '%065536d' 0; done; read";
+    let served = spec(bash(engine).await, &["-c", script]);
+    let Process { stdin, mut stdout, stderr: _stderr, handle, .. } =
+        engine.launch(&served).await.unwrap();
+    let mut first = [0; 1024];
+    stdout.read_exact(&mut first).await.unwrap();
+    let mut all = Vec::new();
+    let mut stdin = stdin;
+    let reading = async {
+        stdin.write_all(b"\n").await.unwrap();
+        stdout.read_to_end(&mut all).await.unwrap()
+    };
+    assert_eq!(reading.await + 1024, 64 << 20);
+    handle.wait().await;
+}
+
+#[tokio::test]
+async fn what_is_looser_passes_only_where_the_guards_operator_allows_it() {
+    let folder = tempfile::tempdir_in(std::env::current_dir().unwrap()).unwrap();
+    let source = std::fs::canonicalize(folder.path()).unwrap();
+    let strict = guarded("strict", |_| {}).await;
+    let path = source.clone();
+    let loose = guarded("loose", move |rules| {
+        rules.allow.extend([Allow::WritableRoot, Allow::ExecTmp, Allow::Network, Allow::Root]);
+        rules.capabilities.insert("CAP_NET_BIND_SERVICE".to_owned());
+        rules.mounts.push(MountRule { path, writable: true });
+        rules.memory = 8 << 30;
+    })
+    .await;
+    let image = bash(&strict.engine).await;
+    type Loosen = fn(&mut portcullis::upstream::process::LaunchSpec, &Path);
+    let cases: [(&str, Loosen); 7] = [
+        ("writable-root", |spec, _| spec.hardening.writable_root = true),
+        ("exec-tmp", |spec, _| spec.hardening.exec_tmp = true),
+        ("network", |spec, _| spec.hardening.network = true),
+        ("root", |spec, _| spec.hardening.user = Some("0:0".to_owned())),
+        ("--cap-add", |spec, _| spec.hardening.cap_add = vec!["NET_BIND_SERVICE".to_owned()]),
+        ("--mount", |spec, source| {
+            spec.mounts =
+                vec![Mount { source: source.to_owned(), target: "/data".into(), writable: true }];
+        }),
+        ("Memory", |spec, _| spec.resources.memory_mib = 6 << 10),
+    ];
+    for (what, loosen) in cases {
+        let mut loosened = spec(image.clone(), &["-c", "echo here"]);
+        loosen(&mut loosened, &source);
+        let Err(refused) = strict.engine.launch(&loosened).await else { panic!("{what}") };
+        assert!(refused.what.contains("guard-") && refused.what.contains(what), "{refused:?}");
+        let ran = run(&loose.engine, &loosened).await;
+        assert_eq!(ran.stdout, "here\n", "{what}: {} {:?}", ran.stderr, ran.exit);
+    }
+}
+
+#[tokio::test]
+async fn a_container_ends_with_the_connection_of_its_proxy() {
+    let guarded = guarded("lease", |_| {}).await;
+    let engine = &guarded.engine;
+    // It does not act on the end of its input.
+    let script = "while :; do read -t 9 <> /tmp/p; done";
+    let served = spec(bash(engine).await, &["-c", script]);
+    // As a proxy that was killed leaves it: its connections end, and it removes nothing.
+    let (theirs, asked) = (engine.clone(), served.clone());
+    let ended = std::thread::spawn(move || {
+        let proxy = tokio::runtime::Runtime::new().unwrap();
+        let process = proxy.block_on(theirs.launch(&asked)).unwrap();
+        // Its handle would end the container.
+        std::mem::forget(process.handle);
+        (proxy, (process.stdin, process.stdout, process.stderr))
+    });
+    // Not waited for in the guard's own way.
+    let (proxy, streams) = tokio::task::spawn_blocking(|| ended.join().unwrap()).await.unwrap();
+    let api = api().await;
+    let id = engine.list().await.unwrap().into_iter().find(|c| c.instance == served.instance);
+    let id = id.expect("a container").id;
+    let gone = api.wait_container(
+        &id,
+        Some(
+            bollard::query_parameters::WaitContainerOptionsBuilder::new()
+                .condition("removed")
+                .build(),
+        ),
+    );
+    drop(streams);
+    proxy.shutdown_background();
+    let over = futures_util::StreamExt::collect::<Vec<_>>(gone);
+    drop(tokio::time::timeout(Duration::from_secs(120), over).await.expect("to be removed"));
+    assert_eq!(count(engine, &served.instance).await, 0);
+}

@@ -1,0 +1,208 @@
+//! The image and the compose projects of `examples/deploy`, brought up with the real docker-compose.
+
+#![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
+
+mod project;
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use project::{Project, curl, output, until};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(180);
+/// As the examples' configs know the proxy; here it has another port.
+const HOST: &str = "Host: 127.0.0.1:8811";
+
+/// What an agent says: a call that passes, and one that a policy refuses.
+fn talk() -> String {
+    let client = json!({"name": "agent", "version": "1"});
+    let hello = json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client});
+    let add = json!({"name": "notes__add_note", "arguments": {"name": "milk", "text": "two"}});
+    let delete = json!({"name": "notes__delete_note", "arguments": {"name": "milk"}});
+    [
+        json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}),
+        json!({"jsonrpc": "2.0", "method": "notifications/initialized"}),
+        json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": add}),
+        json!({"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": delete}),
+    ]
+    .map(|message| message.to_string() + "\n")
+    .concat()
+}
+
+/// The answers to [`talk`]: what was added, and the refusal.
+fn heard(answers: &str) {
+    let answers: Vec<Value> =
+        answers.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let answer = |id| {
+        let found = answers.iter().find(|answer| answer["id"] == id);
+        found.unwrap_or_else(|| panic!("no answer to {id}: {answers:?}")).to_string()
+    };
+    assert!(
+        answer(2).contains("\\\"name\\\":\\\"milk\\\"") || answer(2).contains("\"name\":\"milk\"")
+    );
+    assert!(answer(3).contains("policy-denied"), "{}", answer(3));
+}
+
+#[test]
+fn an_agent_has_the_proxy_and_nothing_else() {
+    let project = Project::new("agent");
+    project.compose(&["up", "-d", "portcullis"]);
+    project.healthy();
+    let key = project.compose(&[
+        "exec",
+        "-T",
+        "portcullis",
+        "/usr/bin/portcullis",
+        "client",
+        "add",
+        "agent",
+    ]);
+    let answers = project.agent(key.trim(), &talk());
+    heard(&answers);
+    // The proxy has no rights, nor the engine's socket; the guard has that, and no network.
+    let inspected = |service: &str| {
+        let id = project.compose(&["ps", "-q", service]);
+        let text = output("docker", &["inspect", id.trim()]);
+        serde_json::from_str::<Value>(&text).unwrap()[0].clone()
+    };
+    let (proxy, guard) = (inspected("portcullis"), inspected("guard"));
+    for container in [&proxy, &guard] {
+        let host = &container["HostConfig"];
+        assert_eq!(host["ReadonlyRootfs"], true);
+        assert_eq!(host["CapDrop"], json!(["ALL"]));
+        assert_ne!(container["Config"]["User"], "0:0");
+    }
+    assert!(!proxy["Mounts"].to_string().contains("docker.sock"), "{}", proxy["Mounts"]);
+    assert!(guard["Mounts"].to_string().contains("docker.sock"));
+    assert_eq!(guard["HostConfig"]["NetworkMode"], "none");
+    // The server that was called runs in a container that the guard labelled.
+    let label = "label=dev.portcullis.guard=agent";
+    assert_eq!(output("docker", &["ps", "-q", "--filter", label]).lines().count(), 1);
+
+    // A proxy that is killed leaves nothing that its guard does not remove.
+    project.compose(&["kill", "-s", "KILL", "portcullis"]);
+    until("the server's end", PATIENCE, || {
+        output("docker", &["ps", "-aq", "--filter", label]).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn several_servers_are_behind_one_proxy() {
+    let project = Project::new("servers");
+    project.compose(&["up", "-d"]);
+    project.healthy();
+    let add = ["exec", "-T", "portcullis", "/usr/bin/portcullis", "client", "add"];
+    let reader = project.compose(&[&add[..], &["reader"]].concat());
+    let writer = project.compose(&[&add[..], &["writer", "--group", "writers"]].concat());
+    let url = format!("http://127.0.0.1:{}/invoke", project.port);
+    let call = |key: &str, tool: &str| {
+        let body = json!({"tool": tool, "arguments": {"name": "a", "text": "b"}}).to_string();
+        let bearer = format!("Authorization: Bearer {}", key.trim());
+        curl(&[
+            "-d",
+            &body,
+            "-H",
+            &bearer,
+            "-H",
+            HOST,
+            "-H",
+            "Content-Type: application/json",
+            &url,
+        ])
+    };
+    for (key, tool, passes) in [
+        (&reader, "notes__add_note", true),
+        (&reader, "journal__add_note", false),
+        (&writer, "journal__add_note", true),
+        (&writer, "journal__delete_note", false),
+    ] {
+        let answer = call(key, tool);
+        assert_eq!(answer.contains("policy-denied"), !passes, "{tool}: {answer}");
+        assert_eq!(answer.contains("replaced"), passes, "{tool}: {answer}");
+    }
+    assert!(call("nobody", "notes__add_note").contains("key"));
+}
+
+#[test]
+fn prometheus_has_data_for_every_query_of_the_dashboard() {
+    let project = Project::new("monitoring");
+    // Grafana is not in Debian; see docs/deploy.md.
+    project.compose(&["up", "-d", "portcullis", "prometheus"]);
+    project.healthy();
+    let key = project.compose(&[
+        "exec",
+        "-T",
+        "portcullis",
+        "/usr/bin/portcullis",
+        "client",
+        "add",
+        "agent",
+    ]);
+    let dashboard = project.folder().join("grafana/dashboards/portcullis.json");
+    let dashboard: Value =
+        serde_json::from_str(&std::fs::read_to_string(dashboard).unwrap()).unwrap();
+    let queries: Vec<&str> = dashboard["panels"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().unwrap())
+        .map(|target| target["expr"].as_str().unwrap())
+        .collect();
+    assert!(queries.len() >= 15, "{queries:?}");
+    let url = format!("http://127.0.0.1:{}/invoke", project.port);
+    let bearer = format!("Authorization: Bearer {}", key.trim());
+    let asks = format!("http://127.0.0.1:{}/api/v1/query", project.prometheus);
+    let begun = Instant::now();
+    let mut left = queries;
+    while !left.is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "no data for {left:?}");
+        for tool in ["notes__add_note", "notes__delete_note"] {
+            let body = json!({"tool": tool, "arguments": {"name": "a", "text": "b"}}).to_string();
+            curl(&[
+                "-d",
+                &body,
+                "-H",
+                &bearer,
+                "-H",
+                HOST,
+                "-H",
+                "Content-Type: application/json",
+                &url,
+            ]);
+        }
+        left.retain(|query| {
+            let query = query.replace("$__rate_interval", "30s");
+            let answer = curl(&["-G", "--data-urlencode", &format!("query={query}"), &asks]);
+            let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+            assert_ne!(answer["status"], "error", "{query}: {answer}");
+            answer["data"]["result"].as_array().is_none_or(Vec::is_empty)
+        });
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    // From elsewhere, metrics are nobody's.
+    let metrics = curl(&[&format!("http://127.0.0.1:{}/metrics", project.port)]);
+    assert!(metrics.contains("for this machine alone"), "{metrics}");
+}
+
+#[test]
+fn the_image_has_the_program_and_no_shell() {
+    let image = project::image();
+    let listed = output(
+        "sh",
+        &[
+            "-c",
+            &format!(
+                "id=$(docker create {image}) && docker export $id | tar t; docker rm $id >/dev/null"
+            ),
+        ],
+    );
+    assert!(listed.lines().any(|path| Path::new(path) == Path::new("usr/bin/portcullis")));
+    for shell in ["bin/sh", "bin/bash", "usr/bin/sh", "usr/bin/apt-get", "bin/busybox"] {
+        assert!(!listed.lines().any(|path| path == shell), "{shell}");
+    }
+    let config = output("docker", &["inspect", "--format", "{{.Config.User}}", image]);
+    assert_eq!(config.trim(), "65532:65532");
+}

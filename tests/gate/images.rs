@@ -1,0 +1,464 @@
+//! Images of a registry: what a tag means is found out once, locked, and pulled by its digest. The
+//! registry is Debian's, the engine the real one.
+
+use std::{path::Path, process::Command, sync::Arc, time::Duration};
+
+use portcullis::container::Engine;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+use crate::support::{
+    docker_registry::{Door, Registry, docker_config, password},
+    engine::{containers, docker},
+    gate::{Ended, Gate, Setup, Written},
+    new_mark, server, until,
+};
+
+const CALLS: &str = r#"
+    @id("calls")
+    permit (principal, action, resource)
+    unless { action in Portcullis::Action::"from_proxy" };
+"#;
+
+/// An image on the engine that this test made; gone with it.
+struct Built(String);
+
+impl Built {
+    /// The server that misbehaves on demand, with a layer that no other image has.
+    async fn new() -> Self {
+        let engine = Engine::connect(None).await.unwrap();
+        let base = engine.pack(&server("crooked")).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let lines = format!("FROM {base}\nCOPY unique /unique\n");
+        std::fs::write(folder.path().join("Dockerfile"), lines).unwrap();
+        std::fs::write(folder.path().join("unique"), new_mark().repeat(4096)).unwrap();
+        let name = format!("gate-images-{}", new_mark());
+        docker(&["build", "--quiet", "--tag", &name, folder.path().to_str().unwrap()]);
+        Self(name)
+    }
+
+    /// Pushes it, and tells its digest there. The engine forgets that it has it by that name.
+    fn push(&self, to: &str) -> String {
+        self.push_with(to, None)
+    }
+
+    fn push_with(&self, to: &str, config: Option<&Path>) -> String {
+        docker(&["tag", &self.0, to]);
+        let mut push = Command::new("docker");
+        if let Some(config) = config {
+            push.arg("--config").arg(config);
+        }
+        let pushed = push.args(["push", "--quiet", to]).output().unwrap();
+        assert!(pushed.status.success(), "{pushed:?}");
+        let all = docker(&["inspect", "--format", "{{json .RepoDigests}}", to]);
+        let all: Vec<String> = serde_json::from_str(&all).unwrap();
+        let name = to.rsplit_once(':').unwrap().0;
+        let digest = all.iter().find_map(|one| one.strip_prefix(&format!("{name}@"))).unwrap();
+        docker(&["rmi", to]);
+        digest.to_owned()
+    }
+
+    /// Pushes it, and has the engine lose all that it has of it.
+    fn move_to(self, to: &str) -> String {
+        self.push(to)
+    }
+
+    fn id(&self) -> String {
+        docker(&["inspect", "--format", "{{.Id}}", &self.0])
+    }
+}
+
+impl Drop for Built {
+    fn drop(&mut self) {
+        docker(&["rmi", "--force", &self.0]);
+    }
+}
+
+/// Images that the engine pulled for a test; gone with it.
+struct Pulled(String);
+
+impl Drop for Pulled {
+    fn drop(&mut self) {
+        let images = docker(&["images", "--no-trunc", "--quiet", "--digests", &self.0]);
+        for id in images.lines() {
+            let _ = Command::new("docker").args(["rmi", "--force", id]).output();
+        }
+    }
+}
+
+fn setup(image: &str) -> Setup {
+    Setup::new(&format!(
+        "[servers.crooked]\nimage = \"{image}\"\nenv = {{ GATE = \"{{mark}}\" }}\n"
+    ))
+}
+
+async fn echo(gate: &Gate) -> Result<Value, Value> {
+    gate.modern().call("crooked__echo", json!({ "text": "x" })).await
+}
+
+/// The image that the server's container was made from.
+fn running(mark: &str) -> String {
+    let all = containers(mark);
+    assert_eq!(all.len(), 1);
+    docker(&["inspect", "--format", "{{.Config.Image}}", &all[0]])
+}
+
+async fn records(gate: &Gate, event: &str) -> Vec<Value> {
+    gate.records(&[&format!("event = {event}")]).await
+}
+
+/// The last such event, once there is one.
+async fn recorded(gate: &Gate, event: &str) -> Value {
+    until(event, async || records(gate, event).await.into_iter().next()).await
+}
+
+/// What a command said to a person, however it was broken into lines.
+fn said(ended: &Ended) -> String {
+    let text = ended.stderr.replace(['│', '╰', '├', '─', '╭', '·'], " ");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn lock(written: &Written) -> toml::Table {
+    let text = std::fs::read_to_string(written.path("portcullis.lock")).unwrap();
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_tag_is_resolved_once_and_moved_by_an_operator_alone() {
+    let registry = Registry::start(&Door::default());
+    let repository = format!("{}/acme/crooked", registry.host());
+    let _pulled = Pulled(repository.clone());
+    let tag = format!("{repository}:1");
+    let first = Built::new().await.move_to(&tag);
+
+    let gate = setup(&tag).start().await;
+    echo(&gate).await.unwrap();
+    let pinned = format!("{tag}@{first}");
+    assert_eq!(running(&gate.mark), pinned);
+    let resolved = records(&gate, "image-resolved").await;
+    assert_eq!(resolved.len(), 1);
+    assert_eq!(
+        (&resolved[0]["image"], &resolved[0]["digest"]),
+        (&json!(tag), &json!(first)),
+        "{resolved:#?}"
+    );
+    assert_eq!(records(&gate, "server-launching").await[0]["digest"], first.as_str());
+    let pulled = recorded(&gate, "image-pulled").await;
+    assert_eq!((&pulled["digest"], &pulled["platform"]), (&json!(first), &json!("linux/amd64")));
+    assert!(pulled["size"].as_u64().unwrap() > 1000, "{pulled:#}");
+    let written = gate.stop().await;
+    let locked = &lock(&written)["servers"]["crooked"];
+    assert_eq!(locked["image"].as_str(), Some(&*tag));
+    assert_eq!(locked["image-digest"].as_str(), Some(&*first));
+
+    // Somebody moves the tag: nothing changes here.
+    let second = Built::new().await.move_to(&tag);
+    assert_ne!(first, second);
+    let gate = written.start_with(&["--locked"]).await;
+    echo(&gate).await.unwrap();
+    assert_eq!(running(&gate.mark), pinned);
+    assert_eq!(records(&gate, "image-resolved").await.len(), 1);
+    let written = gate.stop().await;
+    let looked = written.cli(&["server", "update", "--dry-run"]).await;
+    assert!(looked.stdout.contains(&format!("from {first}")), "{looked:#?}");
+    assert!(looked.stdout.contains(&format!("to   {second}")), "{looked:#?}");
+    assert_eq!(lock(&written)["servers"]["crooked"]["image-digest"].as_str(), Some(&*first));
+
+    // An operator moves it.
+    let moved = written.cli(&["server", "update", "crooked", "--format", "json"]).await.expect(0);
+    assert_eq!(
+        (&moved[0]["from"], &moved[0]["to"], &moved[0]["what"]),
+        (&json!(first), &json!(second), &json!("moved"))
+    );
+    let gate = written.start().await;
+    echo(&gate).await.unwrap();
+    assert_eq!(running(&gate.mark), format!("{tag}@{second}"));
+    let written = gate.stop().await;
+
+    // Back to the old one is not taken for news.
+    let api = format!("http://{}/v2/acme/crooked/manifests", registry.host());
+    let client = reqwest::Client::new();
+    let kind = "application/vnd.docker.distribution.manifest.v2+json";
+    let old = client.get(format!("{api}/{first}")).header("accept", kind).send().await.unwrap();
+    let old = old.bytes().await.unwrap();
+    let put = client.put(format!("{api}/1")).header("content-type", kind).body(old).send().await;
+    assert!(put.unwrap().status().is_success());
+    let refused = written.cli(&["server", "update"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:#?}");
+    assert!(refused.stderr.contains("--back"), "{refused:#?}");
+    assert_eq!(lock(&written)["servers"]["crooked"]["image-digest"].as_str(), Some(&*second));
+    written.cli(&["server", "update", "--back", "--format", "json"]).await.expect(0);
+
+    // The engine has it still; the registry need not be there.
+    drop(registry);
+    let gate = written.start().await;
+    echo(&gate).await.unwrap();
+    assert_eq!(running(&gate.mark), pinned);
+    let written = gate.stop().await;
+    // Without either, the reason is told, and the agent hears no names.
+    drop(_pulled);
+    let gate = written.start().await;
+    let error = echo(&gate).await.unwrap_err();
+    assert!(!error.to_string().contains("127.0.0.1"), "{error:#}");
+    let failed = records(&gate, "server-launch-failed").await;
+    let why = failed[0]["reason"].as_str().unwrap();
+    assert!(why.contains("is not to be had") && why.contains("does not answer"), "{why}");
+    assert_eq!(recorded(&gate, "image-pull-failed").await["digest"], first.as_str());
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_pulled_nor_locked_that_policies_do_not_permit() {
+    let registry = Registry::start(&Door::default());
+    let repository = format!("{}/acme/crooked", registry.host());
+    let _pulled = Pulled(repository.clone());
+    let tag = format!("{repository}:1");
+    let digest = Built::new().await.move_to(&tag);
+    let gate = setup(&tag).policies(CALLS).without_launches().start().await;
+    let error = echo(&gate).await.unwrap_err();
+    assert_eq!(error["data"]["code"], "policy-denied", "{error:#}");
+    assert_eq!(docker(&["images", "--quiet", &repository]), "");
+    assert!(!gate.path("portcullis.lock").exists());
+    let refused = gate.cli(&["server", "pull", "crooked"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:#?}");
+    assert!(refused.stderr.contains("do not permit"), "{refused:#?}");
+    assert!(refused.stderr.contains(&digest), "{refused:#?}");
+    assert_eq!(docker(&["images", "--quiet", &repository]), "");
+
+    // Bound to the digest.
+    let other = format!("sha256:{}", "0".repeat(64));
+    let permit = |digest: &str| {
+        format!(
+            "{CALLS} @id(\"run\") permit (principal, action == Portcullis::Action::\"launch\", resource) \
+             when {{ resource has digest && resource.digest == \"{digest}\" }};"
+        )
+    };
+    std::fs::write(gate.path("policies/gate.cedar"), permit(&other)).unwrap();
+    assert_eq!(echo(&gate).await.unwrap_err()["data"]["code"], "policy-denied");
+    std::fs::write(gate.path("policies/gate.cedar"), permit(&digest)).unwrap();
+    until("the start to be permitted", async || echo(&gate).await.ok()).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_pull_is_shown_and_platforms_are_told() {
+    let wanted = password();
+    let login = Some(("me".to_owned(), wanted.clone()));
+    let registry = Registry::start(&Door { login, tls: false });
+    let config = docker_config(&registry.host(), "me", &wanted);
+    let repository = format!("{}/acme/crooked", registry.host());
+    let _pulled = Pulled(repository.clone());
+    let tag = format!("{repository}:1");
+    let built = Built::new().await;
+    let id = built.id();
+    let digest = built.push_with(&tag, Some(config.path()));
+    drop(built);
+
+    let written = setup(&tag).write();
+    let locked = written.cli(&["run", "--locked", "--dry-run"]).await;
+    assert_eq!(locked.code, Some(1), "{locked:#?}");
+    assert!(said(&locked).contains("server lock crooked"), "{locked:#?}");
+    let nobody = written.cli(&["server", "pull"]).await;
+    assert!(nobody.code == Some(1) && nobody.stderr.contains("login"), "{nobody:#?}");
+
+    let gate = setup(&tag).env("DOCKER_CONFIG", config.path().to_str().unwrap()).write();
+    let pulled = gate.cli(&["server", "pull"]).await;
+    assert_eq!(pulled.code, Some(0), "{pulled:#?}");
+    let told = &pulled.stderr;
+    assert!(told.contains(&digest) && told.contains("linux/amd64, "), "{pulled:#?}");
+    assert!(pulled.stdout.contains("pulled"), "{pulled:#?}");
+    assert_eq!(docker(&["inspect", "--format", "{{.Id}}", &format!("{repository}@{digest}")]), id);
+    let again = gate.cli(&["server", "pull"]).await;
+    assert!(again.stdout.contains("is there"), "{again:#?}");
+    for ended in [&nobody, &pulled, &again] {
+        assert!(!format!("{ended:?}").contains(&wanted), "{ended:#?}");
+    }
+
+    // One for another machine.
+    let open = Registry::start(&Door::default());
+    let other = format!("{}/acme/other:1", open.host());
+    put_image(&open.host(), "acme/other", "1", "arm64").await;
+    let written = setup(&other).write();
+    let refused = written.cli(&["server", "pull"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:#?}");
+    assert!(
+        refused.stderr.contains("is not for linux/amd64, but for: linux/arm64"),
+        "{refused:#?}"
+    );
+}
+
+/// Puts an image without layers into a registry, for a machine of that kind.
+async fn put_image(host: &str, name: &str, tag: &str, architecture: &str) {
+    let client = reqwest::Client::new();
+    let config = json!({ "os": "linux", "architecture": architecture,
+        "rootfs": { "type": "layers", "diff_ids": [] } })
+    .to_string();
+    let digest = portcullis::oci::Digest::of(config.as_bytes());
+    let begun =
+        client.post(format!("http://{host}/v2/{name}/blobs/uploads/")).send().await.unwrap();
+    let to = begun.headers()["location"].to_str().unwrap();
+    let mut to = reqwest::Url::parse(&format!("http://{host}")).unwrap().join(to).unwrap();
+    to.query_pairs_mut().append_pair("digest", &digest.to_string());
+    let put = client.put(to).body(config.clone());
+    assert!(put.send().await.unwrap().status().is_success());
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({ "schemaVersion": 2, "mediaType": kind, "layers": [],
+        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest,
+            "size": config.len() } });
+    let to = format!("http://{host}/v2/{name}/manifests/{tag}");
+    let put = client.put(to).header("content-type", kind).body(manifest.to_string());
+    assert!(put.send().await.unwrap().status().is_success());
+}
+
+/// Stands before a registry, and holds what an engine asks for blobs until it is let go.
+async fn held(registry: &str) -> (String, Arc<watch::Sender<bool>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
+    let let_go = Arc::new(watch::Sender::new(true));
+    let (gate, registry) = (let_go.clone(), registry.to_owned());
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (mut open, registry) = (gate.subscribe(), registry.clone());
+            tokio::spawn(async move {
+                let (mut from, mut back) = client.into_split();
+                let (mut answers, mut to) =
+                    TcpStream::connect(registry).await.unwrap().into_split();
+                tokio::spawn(async move { tokio::io::copy(&mut answers, &mut back).await });
+                let mut bytes = vec![0; 1 << 16];
+                while let Ok(n @ 1..) = from.read(&mut bytes).await {
+                    let text = String::from_utf8_lossy(&bytes[..n]);
+                    if text.contains("/blobs/") && text.contains("docker/") {
+                        let _ = open.wait_for(|open| *open).await;
+                    }
+                    if to.write_all(&bytes[..n]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (host, let_go)
+}
+
+// The stand-in before the registry has to answer while `docker push` is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_waits_for_a_pull_is_told_and_the_pull_goes_on() {
+    let registry = Registry::start(&Door::default());
+    let (host, let_go) = held(&registry.host()).await;
+    let repository = format!("{host}/acme/crooked");
+    let _pulled = Pulled(repository.clone());
+    let tag = format!("{repository}:1");
+    let digest = Built::new().await.move_to(&tag);
+    let_go.send_replace(false);
+
+    let gate = setup(&tag)
+        .and("start-timeout-s = 4")
+        .and("[servers.twin]")
+        .and(&format!("image = \"{tag}\"\nstart-timeout-s = 4"))
+        .and("[servers.notes]\ncommand = [\"portcullis\", \"example-server\", \"notes\"]")
+        .and("runtime = \"sandbox\"")
+        .start()
+        .await;
+    // Nobody else waits for it.
+    let agent = gate.modern();
+    let (waited, twin, note) = tokio::join!(
+        echo(&gate),
+        agent.call("twin__echo", json!({ "text": "x" })),
+        agent.call("notes__add_note", json!({ "name": "a", "text": "b" })),
+    );
+    note.unwrap();
+    for waited in [waited, twin] {
+        let error = waited.unwrap_err();
+        assert_eq!(error["data"]["code"], "server-unavailable");
+        assert!(error["message"].as_str().unwrap().contains("is being pulled"), "{error:#}");
+    }
+    let failed = records(&gate, "server-launch-failed").await;
+    let why = failed[0]["reason"].as_str().unwrap();
+    assert!(why.contains("is still being pulled") && why.contains("goes on"), "{why}");
+    assert!(records(&gate, "image-pulled").await.is_empty());
+
+    let_go.send_replace(true);
+    let pulled = recorded(&gate, "image-pulled").await;
+    echo(&gate).await.unwrap();
+    agent.call("twin__echo", json!({ "text": "x" })).await.unwrap();
+    // Once for both.
+    assert_eq!(pulled["digest"], digest.as_str());
+    assert_eq!(records(&gate, "image-pulled").await.len(), 1);
+    gate.stop().await;
+}
+
+// The stand-in before the registry has to answer while `docker push` is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_has_a_deadline() {
+    let registry = Registry::start(&Door::default());
+    let (host, let_go) = held(&registry.host()).await;
+    let tag = format!("{host}/acme/crooked:1");
+    Built::new().await.move_to(&tag);
+    let_go.send_replace(false);
+    let gate = setup(&tag).and("[registries]\npull-deadline-s = 1").start().await;
+    echo(&gate).await.unwrap_err();
+    let failed = recorded(&gate, "image-pull-failed").await;
+    let why = failed["reason"].as_str().unwrap();
+    assert!(why.contains("was not pulled within 1 s"), "{why}");
+    let_go.send_replace(true);
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn an_image_of_the_engine_alone_is_locked_by_its_id() {
+    let built = Built::new().await;
+    let (name, id) = (format!("{}:latest", built.0), built.id());
+    let gate = setup(&built.0).start().await;
+    echo(&gate).await.unwrap();
+    assert_eq!(running(&gate.mark), id);
+    let written = gate.stop().await;
+    assert_eq!(lock(&written)["servers"]["crooked"]["image-id"].as_str(), Some(&*id));
+    // Built anew under the same name.
+    let newer = Built::new().await;
+    docker(&["tag", &built.0, &format!("{}:old", built.0)]);
+    docker(&["tag", &newer.0, &name]);
+    let gate = written.start().await;
+    echo(&gate).await.unwrap();
+    assert_eq!(running(&gate.mark), id);
+    let written = gate.stop().await;
+    written.cli(&["server", "update", "--format", "json"]).await.expect(0);
+    let gate = written.start().await;
+    echo(&gate).await.unwrap();
+    assert_eq!(running(&gate.mark), newer.id());
+    gate.stop().await;
+    docker(&["rmi", &format!("{}:old", built.0)]);
+
+    // A name that names no registry is nobody else's.
+    let gate = setup(&format!("gate-images-{}", new_mark())).start().await;
+    echo(&gate).await.unwrap_err();
+    let failed = records(&gate, "server-launch-failed").await;
+    let why = failed[0]["reason"].as_str().unwrap();
+    assert!(why.contains("names no registry") && why.contains("docker.io/library/"), "{why}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_registry_that_has_it_later_is_asked_again() {
+    let registry = Registry::start(&Door::default());
+    let repository = format!("{}/acme/crooked", registry.host());
+    let _pulled = Pulled(repository.clone());
+    let tag = format!("{repository}:1");
+    let gate = setup(&tag).start().await;
+    echo(&gate).await.unwrap_err();
+    let failed = records(&gate, "server-launch-failed").await;
+    assert!(
+        failed[0]["reason"].as_str().unwrap().contains("is not in the registry"),
+        "{failed:#?}"
+    );
+    Built::new().await.move_to(&tag);
+    let patient = async || {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        echo(&gate).await.ok()
+    };
+    until("the image to be there", patient).await;
+    gate.stop().await;
+}

@@ -1,0 +1,248 @@
+//! Images that have to be signed: the real registry, the real engine, and keys of our own.
+
+use std::path::Path;
+
+use portcullis::{
+    container::Engine,
+    oci::{Client, Descriptor, Logins, Reference, Settings},
+};
+use rcgen::KeyPair;
+use serde_json::{Value, json};
+
+use crate::support::{
+    docker_registry::{Door, Registry},
+    engine::docker,
+    gate::{Ended, Gate, Setup, Written},
+    sigstore::{
+        Asking, ISSUER, SIGN, SIMPLE, SUBJECT, Sigstore, annotated, keyed, payload, push_bundle,
+        push_tag, statement,
+    },
+    until,
+};
+
+/// A server, for bash alone.
+const SERVER: &str = r#"while IFS= read -r line; do
+  [[ $line =~ \"id\":([0-9]+|\"[^\"]*\") ]] || continue
+  case $line in
+    *'"initialize"'*) result='{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"hello","version":"1"}}' ;;
+    *'"tools/list"'*) result='{"tools":[{"name":"hi","inputSchema":{"type":"object"}}]}' ;;
+    *) result='{"content":[{"type":"text","text":"hello"}]}' ;;
+  esac
+  printf '{"jsonrpc":"2.0","id":%s,"result":%s}\n' "${BASH_REMATCH[1]}" "$result"
+done"#;
+
+/// A registry with an image of the server, which the engine has got, too.
+struct Place {
+    registry: Option<Registry>,
+    client: Client,
+    tagged: Reference,
+    image: Descriptor,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let registry = Registry::start(&Door::default());
+        let engine = Engine::connect(None).await.expect("an engine: tests/run starts one");
+        let id = engine.pack(Path::new("/bin/bash")).await.expect("an image of bash");
+        let name = format!("{}/acme/hello:1", registry.host());
+        docker(&["tag", &id, &name]);
+        docker(&["push", "--quiet", &name]);
+        let settings = Settings { logins: Logins::Nobody, ..Settings::default() };
+        let client = Client::new(settings).expect("a client");
+        let tagged: Reference = name.parse().expect("a reference");
+        let digest = client.resolve(&tagged).await.expect("pushed");
+        let pulled = client.manifest(&tagged.pinned(digest)).await.expect("there");
+        let kind = "application/vnd.docker.distribution.manifest.v2+json";
+        let image = Descriptor::of(kind, &pulled.bytes);
+        Self { registry: Some(registry), client, tagged, image }
+    }
+
+    /// The image as a config names it.
+    fn name(&self) -> String {
+        let (host, repository) = (self.tagged.host(), self.tagged.repository());
+        format!("{host}/{repository}@{}", self.image.digest)
+    }
+
+    fn setup(&self, more: &str, signers: &str) -> Setup {
+        let command = json!(["-c", SERVER]);
+        Setup::new(&format!(
+            "{signers}\n[servers.hello]\nimage = \"{}\"\ncommand = {command}\nera = \"legacy\"\n\
+             env = {{ GATE = \"{{mark}}\" }}\n{more}\n",
+            self.name()
+        ))
+    }
+
+    /// Has an older cosign sign the image, or another one.
+    async fn tag(&self, key: &KeyPair, payload: &[u8]) {
+        let tag = format!("sha256-{}.sig", self.image.digest.hex());
+        let layer = (SIMPLE, payload.to_vec(), annotated(key, payload));
+        push_tag(&self.client, &self.tagged, &tag, &[layer]).await;
+    }
+
+    async fn attest(&self, bundle: &Value) {
+        push_bundle(&self.client, &self.tagged, &self.image, bundle).await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ =
+            std::process::Command::new("docker").args(["rmi", &self.tagged.to_string()]).output();
+    }
+}
+
+const BY_KEY: &str = "[signers.acme]\nkey = \"acme.pub\"";
+
+async fn refused(gate: &Gate) -> Value {
+    gate.modern().call("hello__hi", json!({})).await.unwrap_err()
+}
+
+async fn answers(gate: &Gate) {
+    let agent = gate.modern();
+    let hello =
+        until("the server to be started", async || agent.call("hello__hi", json!({})).await.ok());
+    assert_eq!(hello.await["content"][0]["text"], "hello");
+}
+
+/// What was recorded last of why it was not started.
+async fn reason(gate: &Gate) -> String {
+    let failed = gate.records(&["event = server-launch-failed"]).await;
+    failed[0]["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+fn plain(ended: &Ended, code: i32) -> String {
+    assert_eq!(ended.code, Some(code), "{ended:#?}");
+    ended.stdout.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test]
+async fn an_image_runs_once_it_is_signed_by_one_who_has_to() {
+    let (mut place, acme, evil) = (Place::new().await, key(), key());
+    let gate = place
+        .setup("signed-by = [\"acme\"]", BY_KEY)
+        .file("acme.pub", acme.public_key_pem())
+        .start()
+        .await;
+    let refusal = refused(&gate).await;
+    assert_eq!(refusal["data"]["code"], "server-unavailable", "{refusal:#}");
+    assert!(reason(&gate).await.contains("signed by none of `signed-by`: acme"));
+    assert_eq!(gate.records(&["event = server-launching"]).await, Vec::<Value>::new());
+
+    // Signatures of another key, and of another image.
+    let said = payload(place.image.digest);
+    let other = payload(portcullis::oci::Digest::of(b"other"));
+    for (by, payload, why) in
+        [(&evil, &said, "`acme`: it is not of this key"), (&acme, &other, "it is of another image")]
+    {
+        place.tag(by, payload).await;
+        let found = plain(&gate.cli(&["server", "verify", "hello"]).await, 11);
+        assert!(found.contains(why), "{found}");
+        assert!(found.contains("none of `signed-by` signed it: acme"), "{found}");
+        until("that to be why it is not started", async || {
+            refused(&gate).await;
+            reason(&gate).await.contains(why).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(gate.records(&["event = server-launching"]).await, Vec::<Value>::new());
+
+    place.tag(&acme, &said).await;
+    answers(&gate).await;
+    let launching = &gate.records(&["event = server-launching"]).await[0];
+    assert_eq!(launching["signers"], json!(["acme"]));
+    let written = gate.stop().await;
+
+    // Known by now, whether or not the registry answers.
+    place.registry = None;
+    let gate = written.start().await;
+    answers(&gate).await;
+    let written = gate.stop().await;
+
+    // Somebody else is trusted by now.
+    std::fs::write(written.path("acme.pub"), evil.public_key_pem()).unwrap();
+    let gate = written.start().await;
+    refused(&gate).await;
+    let why = reason(&gate).await;
+    assert!(why.contains("it is not known whether its image is signed"), "{why}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_policy_asks_who_signed_an_image_and_what_they_attest() {
+    let (place, acme, sigstore) = (Place::new().await, key(), Sigstore::new());
+    let policies = |when: &str| {
+        format!(
+            "@id(\"calls\")\npermit (principal, action, resource)\n\
+             unless {{ action in Portcullis::Action::\"from_proxy\" }};\n@id(\"signed\")\n\
+             permit (principal, action == Portcullis::Action::\"launch\", resource)\nwhen {{ {when} }};\n"
+        )
+    };
+    let signers = format!(
+        "{BY_KEY}\n[signers.release]\nissuer = \"{ISSUER}\"\nsubject = \"{SUBJECT}\"\n\
+         trusted-root = \"root.json\""
+    );
+    let scan = "https://example.com/scan/v1";
+    let gate = place
+        .setup("", &signers)
+        .file("acme.pub", acme.public_key_pem())
+        .file("root.json", sigstore.root().to_string())
+        .policies(&policies("resource.signed"))
+        .without_launches()
+        .start()
+        .await;
+    let refusal = refused(&gate).await;
+    assert_eq!(refusal["data"]["code"], "policy-denied", "{refusal:#}");
+    // What is attested is not a signature.
+    let digest = place.image.digest;
+    place.attest(&keyed(&acme, &statement(&[digest], scan, &json!({ "ok": true })))).await;
+    let found = gate.cli(&["server", "verify", "hello", "--format", "json"]).await.expect(11);
+    let attested = &found["signed"][0];
+    assert_eq!(
+        (&attested["signer"], &attested["what"], &attested["predicate"]),
+        (&json!("acme"), &json!(scan), &json!({ "ok": true }))
+    );
+    assert_eq!(refused(&gate).await["data"]["code"], "policy-denied");
+
+    let issued = sigstore.issue(&Asking::default());
+    place.attest(&sigstore.bundle(&issued, &statement(&[digest], SIGN, &json!({})))).await;
+    let found = gate.cli(&["server", "verify", "hello", "--format", "json"]).await.expect(0);
+    assert_eq!((&found["holds"], &found["signed"][1]["subject"]), (&json!(true), &json!(SUBJECT)));
+    answers(&gate).await;
+    let launching = &gate.records(&["event = server-launching"]).await[0];
+    assert_eq!(
+        (&launching["signers"], &launching["attested"]),
+        (&json!(["release"]), &json!([scan]))
+    );
+    let written = gate.stop().await;
+
+    let only = r#"resource.signers.contains("acme") || resource.attested.contains("other")"#;
+    std::fs::write(written.path("policies/gate.cedar"), policies(only)).unwrap();
+    let gate = written.start().await;
+    assert_eq!(refused(&gate).await["data"]["code"], "policy-denied");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_signer_that_cannot_be_told_is_found_before_anything_runs() {
+    let place = "[servers.hello]\nimage = \"example.com/acme/hello@sha256:";
+    let place = format!("{place}{}\"\nsigned-by = [\"acme\"]\n", "0".repeat(64));
+    for (text, why) in [("no key", "it is no public key in PEM"), ("", "it is no public key")] {
+        let written = Setup::new(&format!("{BY_KEY}\n{place}")).file("acme.pub", text).write();
+        assert!(told(&written).await.contains(why));
+    }
+    let written = Setup::new(&format!("{BY_KEY}\n{place}")).write();
+    assert!(told(&written).await.contains("acme.pub cannot be read"));
+}
+
+/// What `check` says is wrong.
+async fn told(written: &Written) -> String {
+    let ended = written.cli(&["check"]).await;
+    assert_eq!(ended.code, Some(11), "{ended:#?}");
+    let text = format!("{}\n{}", ended.stdout, ended.stderr);
+    let text = text.replace(['│', '╰', '├', '─', '╭', '·'], " ");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn key() -> KeyPair {
+    KeyPair::generate().expect("a key")
+}
