@@ -13,7 +13,7 @@ use portcullis::container::Engine;
 
 use crate::{
     load::Client,
-    rows::{Prepared, Processes},
+    rows::{self, Prepared, Processes},
 };
 
 /// How long the containers may take to be gone once nobody uses them.
@@ -60,9 +60,10 @@ impl Held {
 
 /// Runs the measurement; fails where something leaks.
 pub async fn run(args: &Args) -> anyhow::Result<()> {
+    ensure!(args.rounds > 2, "what leaks is seen after a third round");
     let this = std::env::current_exe()?;
     let folder = this.parent().context("this program is in no folder")?.to_owned();
-    let binary = args.binary.clone().unwrap_or_else(|| folder.join("portcullis"));
+    let binary = rows::proxy(args.binary.as_deref())?;
     let engine = Engine::connect(None).await?;
     let image = engine.pack(&this).await.map_err(|failure| anyhow::anyhow!(failure.to_string()))?;
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&folder)?;

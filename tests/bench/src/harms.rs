@@ -81,8 +81,7 @@ const PLACEHOLDER: &[u8] = b"localhost:54321";
 pub async fn run(args: &Args) -> anyhow::Result<()> {
     let this = std::env::current_exe()?;
     let folder = this.parent().context("this program is in no folder")?;
-    let binary = args.binary.clone().unwrap_or_else(|| folder.join("portcullis"));
-    ensure!(binary.is_file(), "{} is not there: `cargo build` makes it", binary.display());
+    let binary = rows::proxy(args.binary.as_deref())?;
     let plugins = args.plugins.clone().unwrap_or_else(|| folder.join("../plugins"));
     let plugins = plugins.canonicalize().context("`plugins/build` makes the plugins")?;
     let scratch = tempfile::Builder::new().prefix("harms-").tempdir_in(folder)?;

@@ -17,7 +17,7 @@ use nix::{
 use crate::{
     ground::{Ground, pids},
     load::{Client, Endpoint},
-    rows::{Prepared, Processes},
+    rows::{self, Prepared, Processes},
 };
 
 /// How long until a call has to be answered after a kill.
@@ -42,7 +42,7 @@ pub struct Args {
 pub async fn run(args: &Args) -> anyhow::Result<()> {
     let this = std::env::current_exe()?;
     let folder = this.parent().context("this program is in no folder")?.to_owned();
-    let binary = args.binary.clone().unwrap_or_else(|| folder.join("portcullis"));
+    let binary = rows::proxy(args.binary.as_deref())?;
     let mut ground = Ground::start()?;
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&folder)?;
     let mark = uuid_like();
@@ -62,6 +62,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     for endpoint in &endpoints {
         answers(endpoint).await.context("before any kill")?;
     }
+    ensure!(secret_folders().len() > secrets.len(), "secrets are kept where nobody looks here");
     let mut dice = Dice(args.seed);
     let mut done = [0; 4];
     let began = Instant::now();

@@ -131,12 +131,7 @@ fn main() -> anyhow::Result<()> {
 async fn measure_all(args: &Args) -> anyhow::Result<()> {
     let this = std::env::current_exe()?;
     let folder = this.parent().context("this program is in no folder")?;
-    let binary = args.binary.clone().unwrap_or_else(|| folder.join("portcullis"));
-    ensure!(
-        binary.is_file(),
-        "{} is not there: `cargo build --release` makes it",
-        binary.display()
-    );
+    let binary = rows::proxy(args.binary.as_deref())?;
     let built = folder.join("../plugins/redact-pii.wasm");
     let plugin = match &args.plugin {
         Some(plugin) => Some(plugin.canonicalize().with_context(|| plugin.display().to_string())?),

@@ -138,8 +138,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.many == 0 {
         return Ok(());
     }
-    let binary = args.binary.clone().unwrap_or_else(|| folder.join("portcullis"));
-    ensure!(binary.is_file(), "{} is not there: `cargo build` makes it", binary.display());
+    let binary = rows::proxy(args.binary.as_deref())?;
     many(args.many, &paths[0], scratch.path(), &binary)
 }
 

@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-use crate::audit::{Calendar, fill};
+use crate::{
+    audit::{Calendar, fill},
+    rows,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -47,7 +50,7 @@ when {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let this = std::env::current_exe()?;
     let folder = this.parent().context("this program is in no folder")?;
-    let binary = args.binary.clone().unwrap_or_else(|| folder.join("portcullis"));
+    let binary = rows::proxy(args.binary.as_deref())?;
     let scratch = tempfile::Builder::new().prefix("replay-").tempdir_in(folder)?;
     let at = scratch.path();
     let state = at.join("state");

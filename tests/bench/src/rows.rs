@@ -45,6 +45,21 @@ pub struct Row {
     pub servers: Vec<u32>,
 }
 
+/// The proxy to measure: the one that is named, else `portcullis` beside this program.
+///
+/// # Errors
+/// Where it was not built.
+pub fn proxy(named: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let beside = || anyhow::Ok(std::env::current_exe()?.with_file_name("portcullis"));
+    let binary = named.map_or_else(beside, |named| Ok(named.to_owned()))?;
+    ensure!(
+        binary.is_file(),
+        "{} is not there: `cargo build --workspace --bins` makes it (with `--release`, where this was)",
+        binary.display()
+    );
+    Ok(binary)
+}
+
 /// Processes that end with this.
 #[derive(Default)]
 pub struct Processes(Vec<Child>);
@@ -226,6 +241,9 @@ impl Prepared {
         let proxy = Command::new(&self.binary)
             .args(["run", "-c"])
             .arg(&self.config)
+            // So that folders of secrets are where they are looked for.
+            .env_remove("RUNTIME_DIRECTORY")
+            .env_remove("XDG_RUNTIME_DIR")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log)?)

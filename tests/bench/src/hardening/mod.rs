@@ -281,7 +281,12 @@ const INSIDE: &[Row] = &[
         let policy = f.inspection["HostConfig"]["RestartPolicy"]["Name"].as_str();
         yes(policy.is_some_and(|name| !["", "no"].contains(&name)))
     }),
-    ("kernel of its own, user namespace of its own", |_| "no, no".to_owned()),
+    ("kernel of its own, user namespace of its own", |f| {
+        let here = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        // The first namespace has all numbers, each as itself.
+        let all = format!("0 0 {}", u32::MAX);
+        format!("{}, {}", yes(f.report["kernel"] != here.trim()), yes(f.report["user_map"] != all))
+    }),
 ];
 
 fn yes(yes: bool) -> String {

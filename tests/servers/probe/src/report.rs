@@ -44,6 +44,10 @@ pub struct Report {
     /// Processes that are seen, by number and name.
     pub processes: Vec<String>,
     pub env: BTreeMap<String, String>,
+    /// The kernel's release, as uname(2) has it.
+    pub kernel: String,
+    /// The first line of /proc/self/uid_map: users inside, outside, and how many.
+    pub user_map: String,
 }
 
 /// The five sets of capabilities(7).
@@ -102,6 +106,8 @@ impl Report {
                     (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
                 })
                 .collect(),
+            kernel: surroundings::line("/proc/sys/kernel/osrelease"),
+            user_map: surroundings::line("/proc/self/uid_map"),
         }
     }
 }

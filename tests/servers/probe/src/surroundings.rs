@@ -127,6 +127,13 @@ pub fn host_files() -> Vec<String> {
     found
 }
 
+/// A file's first line, with one space between its words.
+pub fn line(file: &str) -> String {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let words = text.lines().next().unwrap_or_default().split_ascii_whitespace();
+    words.collect::<Vec<_>>().join(" ")
+}
+
 pub fn processes() -> Vec<String> {
     let numbered = names("/proc").into_iter().filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
     numbered
