@@ -5,7 +5,10 @@
 mod project;
 
 use std::{
+    io::Write as _,
+    net::TcpListener,
     path::Path,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -69,11 +72,11 @@ fn an_agent_has_the_proxy_and_nothing_else() {
         serde_json::from_str::<Value>(&text).unwrap()[0].clone()
     };
     let (proxy, guard) = (inspected("portcullis"), inspected("guard"));
-    for container in [&proxy, &guard] {
+    for (container, user) in [(&proxy, "65532:65532"), (&guard, "65533:65532")] {
         let host = &container["HostConfig"];
         assert_eq!(host["ReadonlyRootfs"], true);
         assert_eq!(host["CapDrop"], json!(["ALL"]));
-        assert_ne!(container["Config"]["User"], "0:0");
+        assert_eq!(container["Config"]["User"], user);
     }
     assert!(!proxy["Mounts"].to_string().contains("docker.sock"), "{}", proxy["Mounts"]);
     assert!(guard["Mounts"].to_string().contains("docker.sock"));
@@ -82,11 +85,70 @@ fn an_agent_has_the_proxy_and_nothing_else() {
     let label = "label=dev.portcullis.guard=agent";
     assert_eq!(output("docker", &["ps", "-q", "--filter", label]).lines().count(), 1);
 
+    // From the agent's network nobody gets to this machine, as from the engine's own.
+    assert!(!reaches_this_machine(&project.network("agents")));
+    assert!(reaches_this_machine("bridge"));
+
     // A proxy that is killed leaves nothing that its guard does not remove.
     project.compose(&["kill", "-s", "KILL", "portcullis"]);
     until("the server's end", PATIENCE, || {
         output("docker", &["ps", "-aq", "--filter", label]).is_empty().then_some(())
     });
+}
+
+/// Whether a container on a network gets to what listens on all addresses of this machine, by the
+/// address that the network's gateway has there.
+fn reaches_this_machine(network: &str) -> bool {
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let gateway = output(
+        "docker",
+        &["network", "inspect", "--format", "{{range .IPAM.Config}}{{.Gateway}}{{end}}", network],
+    );
+    let gateway = match gateway.trim() {
+        // The first of the network, which an engine would have given it.
+        "" => {
+            let format = "{{range .IPAM.Config}}{{.Subnet}}{{end}}";
+            let subnet = output("docker", &["network", "inspect", "--format", format, network]);
+            let (net, _) = subnet.trim().split_once('/').unwrap();
+            format!("{}.1", net.rsplit_once('.').unwrap().0)
+        }
+        gateway => gateway.to_owned(),
+    };
+    let url = format!("http://{gateway}:{port}/mcp");
+    let agent = ["run", "--rm", "-i", "--network", network, project::image(), "connect", "--url"];
+    let mut agent = Command::new("docker")
+        .args(agent)
+        .arg(url)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    agent.stdin.take().unwrap().write_all(talk().as_bytes()).unwrap();
+    let begun = Instant::now();
+    loop {
+        let ended = agent.try_wait().unwrap().is_some();
+        if let Ok((connection, _)) = listener.accept() {
+            drop((connection, listener));
+            agent.wait().unwrap();
+            return true;
+        }
+        if ended {
+            return false;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the agent does not end");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Calls a tool over REST, with a key.
+fn invoke(project: &Project, key: &str, tool: &str) -> String {
+    let url = format!("http://127.0.0.1:{}/invoke", project.port);
+    let body = json!({"tool": tool, "arguments": {"name": "milk", "text": "b"}}).to_string();
+    let bearer = format!("Authorization: Bearer {}", key.trim());
+    let json = "Content-Type: application/json";
+    curl(&["-d", &body, "-H", &bearer, "-H", HOST, "-H", json, &url])
 }
 
 #[test]
@@ -97,33 +159,17 @@ fn several_servers_are_behind_one_proxy() {
     let add = ["exec", "-T", "portcullis", "/usr/bin/portcullis", "client", "add"];
     let reader = project.compose(&[&add[..], &["reader"]].concat());
     let writer = project.compose(&[&add[..], &["writer", "--group", "writers"]].concat());
-    let url = format!("http://127.0.0.1:{}/invoke", project.port);
-    let call = |key: &str, tool: &str| {
-        let body = json!({"tool": tool, "arguments": {"name": "a", "text": "b"}}).to_string();
-        let bearer = format!("Authorization: Bearer {}", key.trim());
-        curl(&[
-            "-d",
-            &body,
-            "-H",
-            &bearer,
-            "-H",
-            HOST,
-            "-H",
-            "Content-Type: application/json",
-            &url,
-        ])
-    };
     for (key, tool, passes) in [
         (&reader, "notes__add_note", true),
         (&reader, "journal__add_note", false),
         (&writer, "journal__add_note", true),
         (&writer, "journal__delete_note", false),
     ] {
-        let answer = call(key, tool);
+        let answer = invoke(&project, key, tool);
         assert_eq!(answer.contains("policy-denied"), !passes, "{tool}: {answer}");
         assert_eq!(answer.contains("replaced"), passes, "{tool}: {answer}");
     }
-    assert!(call("nobody", "notes__add_note").contains("key"));
+    assert!(invoke(&project, "nobody", "notes__add_note").contains("key"));
 }
 
 #[test]
@@ -152,26 +198,13 @@ fn prometheus_has_data_for_every_query_of_the_dashboard() {
         .map(|target| target["expr"].as_str().unwrap())
         .collect();
     assert!(queries.len() >= 15, "{queries:?}");
-    let url = format!("http://127.0.0.1:{}/invoke", project.port);
-    let bearer = format!("Authorization: Bearer {}", key.trim());
     let asks = format!("http://127.0.0.1:{}/api/v1/query", project.prometheus);
     let begun = Instant::now();
     let mut left = queries;
     while !left.is_empty() {
         assert!(begun.elapsed() < PATIENCE, "no data for {left:?}");
         for tool in ["notes__add_note", "notes__delete_note"] {
-            let body = json!({"tool": tool, "arguments": {"name": "a", "text": "b"}}).to_string();
-            curl(&[
-                "-d",
-                &body,
-                "-H",
-                &bearer,
-                "-H",
-                HOST,
-                "-H",
-                "Content-Type: application/json",
-                &url,
-            ]);
+            invoke(&project, &key, tool);
         }
         left.retain(|query| {
             let query = query.replace("$__rate_interval", "30s");

@@ -99,6 +99,11 @@ impl Project {
         run(compose, &arguments, input)
     }
 
+    /// A network of the project, by the engine's name for it.
+    pub fn network(&self, name: &str) -> String {
+        format!("{}_{name}", self.name)
+    }
+
     /// Waits until the proxy is.
     pub fn healthy(&self) {
         let id = self.compose(&["ps", "-q", "portcullis"]);
