@@ -33,9 +33,16 @@ async fn status(State(proxy): State<Arc<Proxy>>) -> Json<Value> {
     let policies = proxy.policies.status().borrow().clone();
     let (missing, missed) = proxy.audit.missed();
     let audit = &proxy.config.audit;
+    let (rejected, waiting) = proxy.unfollowed();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "policies": policies,
+        "config": {
+            // Present while the file as it is now is not in use.
+            "rejected": rejected,
+            // The sections that count from the next start on.
+            "waiting": waiting,
+        },
         "sessions": proxy.sessions.count(),
         "servers": proxy.server_states().await,
         "audit": {
@@ -91,7 +98,7 @@ async fn restart(
     State(proxy): State<Arc<Proxy>>,
     Path(name): Path<String>,
 ) -> Result<Json<Restarted>, Problem> {
-    let server = server(&proxy, &name)?.clone();
+    let server = server(&proxy, &name)?;
     // On a task of its own: who asked may not wait for the end of it.
     let restarted = tokio::spawn(async move { server.restart().await });
     let restarted = restarted.await.map_err(|error| error.to_string());
@@ -103,7 +110,7 @@ async fn restart(
     })?))
 }
 
-fn server<'a>(proxy: &'a Proxy, name: &str) -> Result<&'a Arc<Server>, Problem> {
+fn server(proxy: &Proxy, name: &str) -> Result<Arc<Server>, Problem> {
     name.parse()
         .ok()
         .and_then(|name| proxy.router.server(&name))

@@ -44,7 +44,11 @@ impl Profile {
         Self { version: 1, title: None, servers, source: None }
     }
 
-    fn path(folder: &Path, name: &str) -> Result<PathBuf, NoProfile> {
+    /// Its file, beside the config.
+    ///
+    /// # Errors
+    /// Where the name can be none of a profile.
+    pub fn path(folder: &Path, name: &str) -> Result<PathBuf, NoProfile> {
         if !is_legal(name) {
             return Err(NoProfile::Name(name.to_owned()));
         }

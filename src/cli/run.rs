@@ -1,21 +1,25 @@
 //! `portcullis run`: runs the proxy.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, Exit, Reports, adding};
 use crate::{
     admin,
+    catalog::{lock, profile_file::Profile},
     codec::{Frame, era},
-    config::{Code, Loaded},
+    config::{self, Code, Diagnostics, Loaded},
     exchange::{Revision, Transport},
     front,
     identity::{Keyring, Principal},
     policy::Watcher,
-    proxy::{Assembly, Caller, Proxy, Purpose, StartFailure, not_started},
+    proxy::{Assembly, Caller, Files, Proxy, Purpose, StartFailure, not_started},
     router::View,
     telemetry,
     upstream::{Launcher, Offer},
@@ -24,7 +28,7 @@ use crate::{
 /// The file in the state folder that holds the address of the HTTP front while the proxy runs.
 pub(super) const ADDRESS: &str = "address";
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Check everything, start the servers, list what the local user would see, and end
     #[arg(long)]
@@ -40,24 +44,45 @@ pub struct Args {
     profile: Option<String>,
 }
 
+impl Args {
+    /// The config with the servers that this run is for.
+    fn read(&self, path: &Path) -> Result<Loaded, Diagnostics> {
+        let mut loaded = config::load(path)?;
+        let conflict = |loaded: &Loaded, wrong: Vec<(String, String)>| {
+            let findings = wrong.into_iter();
+            let findings = findings.map(|(at, text)| loaded.finding(&at, Code::Conflict, text));
+            Diagnostics(findings.collect())
+        };
+        adding::held(&loaded).map_err(|wrong| conflict(&loaded, wrong))?;
+        if let Some(profile) = &self.profile
+            && let Err(error) = adding::narrow(&mut loaded, profile)
+        {
+            return Err(conflict(&loaded, vec![("/servers".to_owned(), format!("{error:#}"))]));
+        }
+        if self.locked
+            && let Err(wrong) = adding::settle(&mut loaded)
+        {
+            return Err(conflict(&loaded, wrong));
+        }
+        Ok(loaded)
+    }
+
+    /// The files of which that is made.
+    fn files(&self, loaded: &Loaded) -> Vec<PathBuf> {
+        let profile = self.profile.as_ref().and_then(|name| Profile::path(&loaded.base, name).ok());
+        [Some(loaded.path.clone()), Some(loaded.base.join(lock::FILE)), profile]
+            .into_iter()
+            .flatten()
+            .filter_map(|path| std::path::absolute(path).ok())
+            .collect()
+    }
+}
+
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let mut loaded = ctx.load()?;
-    if let Err(wrong) = adding::held(&loaded) {
-        let findings =
-            wrong.into_iter().map(|(at, text)| loaded.finding(&at, Code::Conflict, text));
-        return Err(Reports(findings.map(|finding| Box::new(finding) as _).collect()).into());
-    }
-    if let Some(profile) = &args.profile {
-        adding::narrow(&mut loaded, profile)?;
-    }
-    if args.locked
-        && let Err(wrong) = adding::settle(&mut loaded)
-    {
-        let findings =
-            wrong.into_iter().map(|(at, text)| loaded.finding(&at, Code::Conflict, text));
-        return Err(Reports(findings.map(|finding| Box::new(finding) as _).collect()).into());
-    }
+    let loaded = args.read(&ctx.config).map_err(|Diagnostics(findings)| {
+        Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
+    })?;
     for warning in &loaded.warnings {
         ctx.report(warning);
     }
@@ -185,6 +210,14 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
     };
     let local = tokio::spawn(socket.recorded(recorder).serve(local, stop.clone()));
     let announced = Announced::at(loaded, address)?;
+    let hangups = signal(SignalKind::hangup())?;
+    tokio::spawn(follow(
+        args.clone(),
+        ctx.config.clone(),
+        args.files(loaded),
+        proxy.clone(),
+        hangups,
+    ));
     ctx.note(format_args!("portcullis listens on http://{address}/mcp"));
     announce(ctx, &proxy.launcher, loaded);
     tracing::info!(%address, state_dir = %loaded.config.state_dir.display(), "listening");
@@ -198,6 +231,51 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
     let _ = network.await;
     let _ = local.await;
     Ok(Exit::Ok)
+}
+
+/// Has the servers of the config follow its file, until the proxy stops: whenever that changes, and
+/// when SIGHUP says so.
+async fn follow(
+    args: Args,
+    path: PathBuf,
+    files: Vec<PathBuf>,
+    proxy: Arc<Proxy>,
+    mut hangups: Signal,
+) {
+    let mut files = match Files::watch(files) {
+        Ok(files) => Some(files),
+        Err(error) => {
+            tracing::warn!(%error, "the config can't be watched: after a change, send SIGHUP");
+            None
+        }
+    };
+    // What changed since it was read, and before it was watched.
+    let mut asked = false;
+    loop {
+        let read = tokio::task::spawn_blocking({
+            let (args, path) = (args.clone(), path.clone());
+            move || args.read(&path)
+        });
+        match read.await {
+            Ok(Ok(loaded)) => proxy.follow(&loaded, asked).await,
+            Ok(Err(wrong)) => proxy.not_followed(&path, wrong.to_string(), asked).await,
+            Err(error) => proxy.not_followed(&path, error.to_string(), asked).await,
+        }
+        let changed = async {
+            let more = match &mut files {
+                Some(files) => files.changed().await,
+                None => false,
+            };
+            if !more {
+                std::future::pending::<()>().await;
+            }
+        };
+        asked = tokio::select! {
+            () = changed => false,
+            Some(()) = hangups.recv() => true,
+            () = proxy.closing().cancelled() => return,
+        };
+    }
 }
 
 /// Waits for a reason to stop.

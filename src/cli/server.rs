@@ -23,10 +23,9 @@ use crate::{
     admin,
     codec::Caps,
     config::Loaded,
-    container,
     names::ServerName,
     proxy::{Assembly, Purpose},
-    upstream::{Images, Launcher},
+    upstream::{Engines, Images, Launcher},
 };
 
 #[derive(Debug, clap::Args)]
@@ -281,9 +280,7 @@ fn configured<'a>(
 
 async fn launcher(loaded: &Loaded) -> Launcher {
     Launcher {
-        engine: container::Engine::connect(loaded.config.engine.host.as_deref())
-            .await
-            .map_err(|absent| absent.to_string()),
+        engine: Engines::find(loaded.config.engine.host.as_deref()).await,
         instance: String::new(),
         base: loaded.base.clone(),
         caps: Caps::response(&loaded.config.limits),

@@ -16,6 +16,9 @@ The config is one TOML file, `portcullis.toml` in the working folder unless `--c
 errors. `portcullis check` lists everything that is wrong with it; `portcullis schema config`
 prints its JSON Schema, from which editors complete and check as you type.
 
+A running proxy follows `[servers]` (and `[limits.servers]`): what is new, gone or changed there
+counts once the file is saved, or at SIGHUP. Everything else counts from the next start on.
+
 Secrets never stand in it: a secret is a reference, `{ from = \"env:NAME\" }` or
 `{ from = \"file:PATH\" }`, and a client's key is a hash.
 ";

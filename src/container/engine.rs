@@ -8,7 +8,7 @@ use std::{
 };
 
 use bollard::{API_DEFAULT_VERSION, Docker, errors::Error};
-use futures_util::future::join_all;
+use futures_util::stream::{FuturesOrdered, StreamExt as _};
 use tokio::time::timeout;
 
 use super::{failure, limits, mounts::Places, owner::Owner, pack};
@@ -108,21 +108,25 @@ impl Engine {
     /// authentication.
     pub async fn connect(host: Option<&str>) -> Result<Self, NoEngine> {
         let candidates = candidates(host, |name| env::var_os(name).map(PathBuf::from));
-        let tries = candidates.into_iter().map(|(host, from)| async move {
-            let late =
-                |limit: Duration| format!("did not answer within {} seconds", limit.as_secs());
-            let tried = match timeout(CONNECT, reach(&host)).await {
-                Ok(Ok(docker)) => {
-                    let told = timeout(TELL, Self::of(docker, &host)).await;
-                    told.unwrap_or_else(|_| Err(late(TELL)))
-                }
-                Ok(Err(why)) => Err(why),
-                Err(_) => Err(late(CONNECT)),
-            };
-            tried.map_err(|why| Tried { host, from, why })
-        });
+        // All at once, and the first in their order that answers: those behind it are not waited for.
+        let mut tries: FuturesOrdered<_> = candidates
+            .into_iter()
+            .map(|(host, from)| async move {
+                let late =
+                    |limit: Duration| format!("did not answer within {} seconds", limit.as_secs());
+                let tried = match timeout(CONNECT, reach(&host)).await {
+                    Ok(Ok(docker)) => {
+                        let told = timeout(TELL, Self::of(docker, &host)).await;
+                        told.unwrap_or_else(|_| Err(late(TELL)))
+                    }
+                    Ok(Err(why)) => Err(why),
+                    Err(_) => Err(late(CONNECT)),
+                };
+                tried.map_err(|why| Tried { host, from, why })
+            })
+            .collect();
         let mut tried = Vec::new();
-        for outcome in join_all(tries).await {
+        while let Some(outcome) = tries.next().await {
             match outcome {
                 Ok(engine) => return Ok(engine),
                 Err(failed) => tried.push(failed),

@@ -8,6 +8,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -34,7 +35,8 @@ const NOT_PERMITTED: &str = "not permitted by policy";
 #[derive(Debug)]
 pub struct PolicyGate {
     engine: Arc<Engine>,
-    stated: Stated,
+    /// What the operator says of tools, by the config of the moment.
+    stated: ArcSwap<Stated>,
     hooks: Hooks,
 }
 
@@ -86,7 +88,13 @@ impl PolicyGate {
     /// A gate that asks this engine. Where the operator stated what a tool is, the engine is shown
     /// that, and not what the server claims.
     pub fn new(engine: Arc<Engine>, stated: Stated) -> Self {
+        let stated = ArcSwap::from_pointee(stated);
         Self { engine, stated, hooks: Hooks::every(&[Phase::Request, Phase::Response]) }
+    }
+
+    /// The config says something else of tools by now.
+    pub fn state(&self, stated: Stated) {
+        self.stated.store(Arc::new(stated));
     }
 
     /// The engine that it asks.
@@ -138,7 +146,7 @@ impl Sight<'_> {
         let could = |claims| {
             self.view.could_allow(Action::CallTool, &Resource::Tool { server, name, claims })
         };
-        if let Some(claims) = self.gate.stated.claims(server, name) {
+        if let Some(claims) = self.gate.stated.load().claims(server, name) {
             return could(claims);
         }
         (0..16_u8).any(|bits| {
@@ -161,7 +169,7 @@ impl PolicyGate {
         name: &'a str,
         tool: Option<&Definition>,
     ) -> Resource<'a> {
-        let stated = self.stated.claims(server, name);
+        let stated = self.stated.load().claims(server, name);
         let claims = stated.unwrap_or_else(|| tool.map(Claims::from).unwrap_or_default());
         Resource::Tool { server, name, claims }
     }

@@ -1,10 +1,10 @@
 //! Puts a proxy together from its config: everything is checked before anything is started, so
 //! that a config with a fault leaves nothing behind.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
-
+use indexmap::IndexMap;
 use rayon::iter::{
     IndexedParallelIterator as _, IntoParallelRefIterator as _, ParallelIterator as _,
 };
@@ -13,8 +13,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Proxy, beginning,
+    files::Files,
     parked::Lot,
-    plugin_files::Files,
     plugins::{self, Around, InChain},
     refusals::Refusals,
     reloads::Revisions,
@@ -35,11 +35,14 @@ use crate::{
     names::ServerName,
     plugin::{Broken, House},
     policy::{self, Stated},
-    router::{Router, View},
+    router::Router,
     seal::{KeyFault, Seal},
     session::Sessions,
     telemetry::Metrics,
-    upstream::{Handed, Hands, Images, Launcher, Learn, NotHanded, Server, Signatures, trusted},
+    upstream::{
+        Engines, Event, Handed, Hands, Heard, Images, Launcher, Learn, NotHanded, Server,
+        Signatures, trusted,
+    },
     vault,
 };
 
@@ -113,17 +116,16 @@ impl Assembly {
         let config = &loaded.config;
         let policies = Arc::new(policy::Engine::open(policy::Source::of(config), &loaded.base)?);
         let gate = Arc::new(PolicyGate::new(policies.clone(), Stated::of(&config.servers)));
+        let host = config.engine.host.as_deref();
         let engine = if config.servers.values().any(|server| server.url.is_none()) {
-            container::Engine::connect(config.engine.host.as_deref())
-                .await
-                .map_err(|absent| absent.to_string())
+            Engines::find(host).await
         } else {
-            Err("no server needs a container engine".into())
+            Engines::none(host, "no server needs a container engine")
         };
         let metrics = Arc::new(Metrics::new());
         let around = Around::new(policies.clone(), metrics.clone());
         let house = plugins::house(loaded, around.clone());
-        let handed = handed(loaded).await;
+        let handed = handed(&config.servers, &loaded.base).await;
         let (links, handed, scrubber, exports, approvals, signatures, gathered) =
             tokio::task::spawn_blocking({
                 let (loaded, gate, house) = (loaded.clone(), gate.clone(), house.clone());
@@ -204,19 +206,15 @@ impl Assembly {
                 .map_err(|error| StartFailure::Task(error.to_string()))??;
         }
         let deadline = Duration::from_millis(config.audit.deadline_ms);
-        let scrubber = self.scrubber.clone();
         // A name or a URI can hold a secret, and what is refused early never met the chain.
-        let scrub: audit::Scrub = Arc::new(move |text| scrubber.scrub(text));
+        let scrub = scrub(&self.scrubber);
         let audit = open(&config, deadline, Some(scrub.clone())).await?;
         tokio::task::spawn_blocking(vault::clear)
             .await
             .map_err(|error| StartFailure::Task(error.to_string()))?;
-        if let Ok(engine) = &self.launcher.engine {
-            match engine.reap(&self.launcher.instance).await {
-                Ok(0) => {}
-                Ok(reaped) => tracing::info!(reaped, "removed containers of an earlier run"),
-                Err(fault) => tracing::warn!(%fault, "orphaned containers could not be looked for"),
-            }
+        let engine = self.launcher.engine.now().ok();
+        if let Some(engine) = &engine {
+            reap(engine, &self.launcher.instance).await;
         }
         if purpose == Purpose::Serve {
             self.policies.enforce()?;
@@ -224,29 +222,17 @@ impl Assembly {
         let reloads = self.policies.reloads();
         let watcher = policy::watch(self.policies.clone())
             .map_err(|error| StartFailure::Watch(error.to_string()))?;
-        let files = Files::watch(&self.in_chain)
-            .map_err(|error| StartFailure::WatchPlugins(error.to_string()))?;
-
-        // Channels for each server: one that floods fills its own, and not the one by which it is
-        // recorded that it was started and ended.
-        let (mut servers, mut heard) = (Vec::new(), Vec::new());
-        for (name, settings) in &config.servers {
-            let (events, happened) = mpsc::channel(EVENTS);
-            let (words, said) = mpsc::channel(EVENTS);
-            servers.push(Arc::new(Server::new(
-                name.clone(),
-                settings.clone(),
-                self.launcher.clone(),
-                scrub.clone(),
-                events,
-                words,
-            )));
-            heard.push((name.clone(), happened, said));
-        }
+        let files: Vec<_> = self.in_chain.iter().flat_map(InChain::files).collect();
+        let files = (!files.is_empty()).then(|| Files::watch(files)).transpose();
+        let files = files.map_err(|error| StartFailure::WatchPlugins(error.to_string()))?;
+        let stood = config.servers.iter();
+        let stood: Vec<_> = stood
+            .map(|(name, settings)| Stood::of(name, settings, &self.launcher, scrub.clone()))
+            .collect();
         let metrics = self.metrics.clone();
         let revision = self.record(loaded, &audit, purpose).await?;
         let exports = audit.export(self.exports, |name| metrics.export(name))?;
-        let router = Router::new(servers);
+        let router = Router::new(stood.iter().map(|stood| stood.server.clone()));
         let limits = &config.limits;
         let proxy = Arc::new(Proxy {
             chain: Chain::new(self.links, Caps::request(limits), Caps::response(limits)),
@@ -273,17 +259,18 @@ impl Assembly {
             under_way: Default::default(),
             parked: Lot::new(),
             listeners: Default::default(),
+            follows: Default::default(),
+            following: Default::default(),
+            retiring: TaskTracker::new(),
+            ending: CancellationToken::new(),
             task_log: Default::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             config,
         });
-        for (name, happened, said) in heard {
-            tokio::spawn(proxy.clone().record(name.clone(), happened));
-            tokio::spawn(proxy.clone().hear(name, said));
-        }
-        for server in proxy.router.servers(&View::All) {
-            tokio::spawn(proxy.clone().review(server.clone()));
+        stood.into_iter().for_each(|stood| proxy.attend(stood));
+        if engine.is_none() && purpose == Purpose::Serve {
+            tokio::spawn(proxy.clone().await_engine());
         }
         tokio::spawn(proxy.clone().sweep());
         tokio::spawn(proxy.clone().keep_log());
@@ -296,6 +283,59 @@ impl Assembly {
             tokio::spawn(proxy.clone().keep_plugins(self.in_chain, files));
         }
         Ok((proxy, watcher))
+    }
+}
+
+/// A server, with what it will tell: nobody hears of it until [`Proxy::attend`].
+pub(super) struct Stood {
+    pub server: Arc<Server>,
+    happened: mpsc::Receiver<Event>,
+    said: mpsc::Receiver<Heard>,
+}
+
+impl Stood {
+    pub fn of(
+        name: &ServerName,
+        settings: &config::Server,
+        launcher: &Arc<Launcher>,
+        scrub: audit::Scrub,
+    ) -> Self {
+        // Channels for each server: one that floods fills its own, and not the one by which it is
+        // recorded that it was started and ended.
+        let (events, happened) = mpsc::channel(EVENTS);
+        let (words, said) = mpsc::channel(EVENTS);
+        let (name, settings, launcher) = (name.clone(), settings.clone(), launcher.clone());
+        let server = Arc::new(Server::new(name, settings, launcher, scrub, events, words));
+        Self { server, happened, said }
+    }
+}
+
+impl Proxy {
+    /// Hears and records what becomes of a server, until it is gone.
+    pub(super) fn attend(self: &Arc<Self>, stood: Stood) {
+        let Stood { server, happened, said } = stood;
+        tokio::spawn(self.clone().record(server.name.clone(), happened));
+        tokio::spawn(self.clone().hear(Arc::downgrade(&server), server.name.clone(), said));
+        tokio::spawn(self.clone().review(server));
+    }
+
+    /// Takes secrets out of texts.
+    pub(super) fn scrub(&self) -> audit::Scrub {
+        scrub(&self.scrubber)
+    }
+}
+
+fn scrub(scrubber: &Arc<Scrubber>) -> audit::Scrub {
+    let scrubber = scrubber.clone();
+    Arc::new(move |text| scrubber.scrub(text))
+}
+
+/// Removes what earlier proxies left on an engine.
+pub(super) async fn reap(engine: &container::Engine, instance: &str) {
+    match engine.reap(instance).await {
+        Ok(0) => {}
+        Ok(reaped) => tracing::info!(reaped, "removed containers of an earlier run"),
+        Err(fault) => tracing::warn!(%fault, "orphaned containers could not be looked for"),
     }
 }
 
@@ -427,17 +467,25 @@ fn approvals(loaded: &Loaded, found: &mut Vec<Found>) -> Approvals {
 /// Secrets of servers that are read at once.
 const READ_AT_ONCE: usize = 8;
 
-/// The secrets that servers are handed, as they are when the proxy starts.
-async fn handed(loaded: &Loaded) -> BTreeMap<ServerName, Result<Handed, NotHanded>> {
-    let all = futures_util::stream::iter(&loaded.config.servers).map(|(server, settings)| async {
-        (server.clone(), Handed::read(settings, &loaded.base).await)
+/// The secrets that servers are handed, as they are now.
+pub(super) async fn handed(
+    servers: &IndexMap<ServerName, config::Server>,
+    base: &Path,
+) -> BTreeMap<ServerName, Result<Handed, NotHanded>> {
+    // Owned, so that the whole can be done on a task of its own.
+    let all = futures_util::stream::iter(servers.clone()).map(|(server, settings)| {
+        let base = base.to_owned();
+        async move {
+            let read = Handed::read(&settings, &base).await;
+            (server, read)
+        }
     });
     all.buffer_unordered(READ_AT_ONCE).collect().await
 }
 
 /// What is on record of secrets that are not to be had. The servers that need them can't be
 /// started; nobody else is harmed.
-fn missing(handed: &BTreeMap<ServerName, Result<Handed, NotHanded>>) -> Vec<Happening> {
+pub(super) fn missing(handed: &BTreeMap<ServerName, Result<Handed, NotHanded>>) -> Vec<Happening> {
     let missing = handed.iter().filter_map(|(server, read)| Some((server, read.as_ref().err()?)));
     missing
         .map(|(server, not)| {

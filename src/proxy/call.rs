@@ -121,13 +121,8 @@ impl Proxy {
         let modern = revision.is_modern();
         for _ in 0..ROUNDS {
             let call = self.call_of(&making, params.clone());
-            let dialogue = Dialogue::begin(
-                &self.under_way,
-                &server.name,
-                instance.clone(),
-                running.clone(),
-                call,
-            );
+            let dialogue =
+                Dialogue::begin(&self.under_way, server, instance.clone(), running.clone(), call);
             let talk = self.converse(&making, (&instance, &running), dialogue).await;
             let reply = match talk {
                 Talk::Over(reply) => reply.map_err(|failure| failed(&failure, &making))?,

@@ -4,11 +4,11 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, error::TrySendError};
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, task_tracker::TaskTrackerToken};
 
 use crate::{
     names::ServerName,
-    upstream::{Call, Clock, Failure, Instance, PartyKey, Reply, Running, Said},
+    upstream::{Call, Clock, Failure, Instance, PartyKey, Reply, Running, Said, Server},
 };
 
 /// What a server may say that its client has not heard yet.
@@ -58,6 +58,8 @@ pub(super) struct Dialogue {
     said: mpsc::Receiver<Said>,
     reply: AbortOnDropHandle<Result<Reply, Failure>>,
     clock: Clock,
+    /// Has the server wait for it, should the config have another in its place.
+    _counted: TaskTrackerToken,
 }
 
 /// What comes next.
@@ -70,14 +72,14 @@ impl Dialogue {
     /// Makes a call.
     pub fn begin(
         all: &Arc<UnderWay>,
-        server: &ServerName,
+        server: &Server,
         instance: Arc<Instance>,
         running: Arc<Running>,
         mut call: Call,
     ) -> Self {
         let (sender, said) = mpsc::channel(SAID);
         let entry = instance.party().map(|party| {
-            let key = (server.clone(), party.clone());
+            let key = (server.name.clone(), party.clone());
             all.0.lock().entry(key.clone()).or_default().push(sender.clone());
             Entry { all: all.clone(), key, call: sender.clone() }
         });
@@ -88,7 +90,8 @@ impl Dialogue {
             let _entry = entry;
             instance.call(&running, call).await
         });
-        Self { said, reply: AbortOnDropHandle::new(reply), clock }
+        let counted = server.counted();
+        Self { said, reply: AbortOnDropHandle::new(reply), clock, _counted: counted }
     }
 
     /// The next that the server says; its answer is the last. Nothing is lost where this future is

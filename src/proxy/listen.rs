@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -68,8 +69,8 @@ struct Listener {
     /// The id of its request, by which it knows what it hears.
     id: Id,
     filter: Filter,
-    /// The servers of the resources in the filter.
-    watched: Vec<(ServerName, String)>,
+    /// The resources in the filter.
+    watched: Mutex<Vec<Watching>>,
     out: mpsc::Sender<Bytes>,
     /// Cancelled where it does not read what it asked for.
     slow: CancellationToken,
@@ -134,6 +135,8 @@ impl Drop for Turn {
 /// A resource that is watched until this is dropped.
 struct Watching {
     turn: Turn,
+    /// Which of all that ever were in the config.
+    server: (ServerName, u64),
     instance: Arc<Instance>,
     uri: String,
 }
@@ -176,7 +179,7 @@ impl Proxy {
         }
         let mut granted = Filter { resource_subscriptions: Vec::new(), ..asked.clone() };
         let listening = Listening { proxy: self.clone(), key: self.listeners.next() };
-        let (mut watches, mut watched) = (Vec::new(), Vec::new());
+        let mut watched = Vec::new();
         // All at once: a server opens one subscription for what it is asked together.
         // On tasks of their own, so that each is recorded to its end.
         let asked_for = asked.resource_subscriptions.iter().map(|uri| {
@@ -185,9 +188,8 @@ impl Proxy {
         });
         let found = futures_util::future::join_all(asked_for).await;
         for (uri, found) in asked.resource_subscriptions.iter().zip(found) {
-            if let Ok(Some((server, watching))) = found {
-                watches.push(watching);
-                watched.push((server, uri.clone()));
+            if let Ok(Some(watching)) = found {
+                watched.push(watching);
                 granted.resource_subscriptions.push(uri.clone());
             }
         }
@@ -202,7 +204,7 @@ impl Proxy {
             guest: guest.clone(),
             id: id.clone(),
             filter: granted,
-            watched,
+            watched: Mutex::new(watched),
             out: out.clone(),
             slow: slow.clone(),
         };
@@ -219,11 +221,7 @@ impl Proxy {
     }
 
     /// Takes one resource into a filter, as the request of its own that it is in other revisions.
-    async fn watch_one(
-        self: &Arc<Self>,
-        guest: &Guest,
-        uri: &str,
-    ) -> Option<(ServerName, Watching)> {
+    async fn watch_one(self: &Arc<Self>, guest: &Guest, uri: &str) -> Option<Watching> {
         let method = Method::new(Method::SUBSCRIBE);
         let params = Bytes::from(json!({ "uri": uri }).to_string());
         let mut exchange = self.begin(guest, &method, false, Some(params.clone()));
@@ -261,7 +259,7 @@ impl Proxy {
             tracing::error!(decision = %exchange.id, %error, "an outcome could not be recorded");
         }
         let watching = watched.ok()?.ok()?;
-        recorded.ok().map(|()| (server.name.clone(), watching))
+        recorded.ok().map(|()| watching)
     }
 
     /// Has a server tell of a resource's changes, or returns the server's own error.
@@ -275,7 +273,10 @@ impl Proxy {
         let turn = Turn::take(self, &guest.principal.kind)?;
         let (instance, _) = self.instance(guest, server).await.map_err(failed)?;
         Ok(match instance.watch(uri).await.map_err(failed)? {
-            Reply::Result(_) => Ok(Watching { turn, instance, uri: uri.to_owned() }),
+            Reply::Result(_) => {
+                let server = (server.name.clone(), server.number);
+                Ok(Watching { turn, server, instance, uri: uri.to_owned() })
+            }
             Reply::Error(error) => Err(error),
         })
     }
@@ -327,6 +328,102 @@ impl Proxy {
         // What ends with them takes other locks.
         drop(subscribed);
         drop(all);
+    }
+
+    /// What was watched of a server that is in the config no more is watched of the one in its place,
+    /// where there is one.
+    pub(super) async fn change_places(self: &Arc<Self>, old: &Server) {
+        let place = (old.name.clone(), old.number);
+        let new = self.router.server(&old.name);
+        let of_sessions: Vec<_> = {
+            let mut subscribed = self.listeners.subscribed.lock();
+            subscribed.extract_if(|_, watching| watching.server == place).collect()
+        };
+        let mut moved = Vec::new();
+        for ((session, name, uri), watching) in of_sessions {
+            drop(watching);
+            let (Some(new), Some(session)) = (&new, self.sessions.get(&session)) else { continue };
+            moved.push(self.move_session(session, new.clone(), (name, uri)).boxed());
+        }
+        let listeners: Vec<_> = self.listeners.all.lock().values().cloned().collect();
+        for listener in listeners {
+            let mut watched = listener.watched.lock();
+            let (gone, stay) = watched.drain(..).partition(|watching| watching.server == place);
+            *watched = stay;
+            drop(watched);
+            let gone: Vec<Watching> = gone;
+            let uris: Vec<_> = gone.iter().map(|watching| watching.uri.clone()).collect();
+            drop(gone);
+            let Some(new) = new.clone().filter(|_| !uris.is_empty()) else { continue };
+            moved.push(self.move_listener(listener, new, uris).boxed());
+        }
+        futures_util::future::join_all(moved).await;
+    }
+
+    async fn move_session(
+        self: &Arc<Self>,
+        session: Arc<Session>,
+        server: Arc<Server>,
+        (name, uri): (ServerName, String),
+    ) {
+        let watching = self.watch(&Guest::at(&session), &server, &uri).await;
+        let Ok(Ok(watching)) = watching else {
+            tracing::debug!(server = %name, "a resource that was watched is not any more");
+            return;
+        };
+        let key = (session.id.clone(), name, uri);
+        let before = self.listeners.subscribed.lock().insert(key, watching);
+        drop(before);
+        if session.ended().is_cancelled() {
+            self.unsubscribe_all(&session);
+        }
+    }
+
+    async fn move_listener(
+        self: &Arc<Self>,
+        listener: Arc<Listener>,
+        server: Arc<Server>,
+        uris: Vec<String>,
+    ) {
+        for uri in uris {
+            match self.watch(&listener.guest, &server, &uri).await {
+                Ok(Ok(watching)) => listener.watched.lock().push(watching),
+                _ => {
+                    tracing::debug!(server = %server.name, "a resource that was watched is not any more")
+                }
+            }
+        }
+    }
+
+    /// Tells all clients that see any of these servers that lists have changed, each once.
+    pub(super) async fn tell_of_servers(&self, servers: &[ServerName]) {
+        let seen = |guest: &Guest| {
+            let sight = Sight(self.gate.sight(&guest.principal));
+            let shows = |server: &&ServerName| match &guest.view {
+                View::All => true,
+                View::One(name) => name == *server,
+            };
+            servers.iter().filter(shows).find(|server| sight.server(server)).cloned()
+        };
+        let lists = [Method::TOOLS_CHANGED, Method::PROMPTS_CHANGED, Method::RESOURCES_CHANGED];
+        for session in self.sessions.all().into_iter().filter(|session| session.is_heard()) {
+            let guest = Guest::at(&session);
+            let Some(server) = seen(&guest) else { continue };
+            for method in lists {
+                if let Some(text) =
+                    self.notice_to(&guest, &server, &Method::new(method), None).await
+                {
+                    session.tell(text);
+                }
+            }
+        }
+        let listeners: Vec<_> = self.listeners.all.lock().values().cloned().collect();
+        for listener in listeners {
+            let Some(server) = seen(&listener.guest) else { continue };
+            for method in lists.into_iter().filter(|method| listener.filter.lists(method)) {
+                self.tell_listener(&listener, &server, &Method::new(method), None).await;
+            }
+        }
     }
 
     /// Ends what was kept for a session: its subscriptions, and the servers that ran for it alone.
@@ -384,27 +481,38 @@ impl Proxy {
             let meant = match &uri {
                 Some(uri) => listener
                     .watched
+                    .lock()
                     .iter()
-                    .any(|(of, watched)| of == server && covers(watched, uri)),
+                    .any(|watching| watching.server.0 == *server && covers(&watching.uri, uri)),
                 None => listener.filter.lists(method.as_str()),
             };
             let theirs = party.is_none_or(|party| match self.router.server(server) {
-                Some(server) => listener.guest.party_key(server).as_ref() == Some(party),
+                Some(server) => listener.guest.party_key(&server).as_ref() == Some(party),
                 None => false,
             });
             if !meant || !theirs || !sees(&listener.guest) {
                 continue;
             }
             told = true;
-            let params = tagged(params.as_ref(), &listener.id);
-            let text = self.notice_to(&listener.guest, server, method, Some(params)).await;
-            if let Some(text) = text
-                && listener.out.try_send(text).is_err()
-            {
-                listener.slow.cancel();
-            }
+            self.tell_listener(&listener, server, method, params.as_ref()).await;
         }
         told
+    }
+
+    async fn tell_listener(
+        &self,
+        listener: &Listener,
+        server: &ServerName,
+        method: &Method,
+        params: Option<&Bytes>,
+    ) {
+        let params = tagged(params, &listener.id);
+        let text = self.notice_to(&listener.guest, server, method, Some(params)).await;
+        if let Some(text) = text
+            && listener.out.try_send(text).is_err()
+        {
+            listener.slow.cancel();
+        }
     }
 
     /// A server's notification for one client, through the chain.

@@ -6,7 +6,7 @@
 //! `state` have it wait for clients that are stateless; `listen` knows who hears of changes, `tasks`
 //! whose task is whose; `guest` is a client with what it says of itself. `lists` puts the merged
 //! lists together; `params` holds headers that repeat arguments against them; `recording` puts
-//! exchanges on record, `presence` who came and went, `reloads` which policies decide; `obligations` does what policies ask for beside their decision, `approve` asks a person; `places`
+//! exchanges on record, `presence` who came and went, `reloads` which policies decide, `following` which servers there are; `obligations` does what policies ask for beside their decision, `approve` asks a person; `places`
 //! bounds what a principal has under way; `refusals` bounds how many of them are recorded one by
 //! one; `servers` hears what servers say on their own, `own_acts` has policy decide what is done to start them; `assembly` puts it all together from a config.
 
@@ -15,6 +15,8 @@ mod assembly;
 mod beginning;
 mod call;
 mod dialogue;
+mod files;
+mod following;
 mod guest;
 mod keeping;
 mod listen;
@@ -25,7 +27,6 @@ mod own_acts;
 mod params;
 mod parked;
 mod places;
-mod plugin_files;
 mod plugins;
 mod presence;
 mod questions;
@@ -77,6 +78,7 @@ use crate::{
 };
 
 use dialogue::UnderWay;
+use following::Following;
 use listen::Listeners;
 use obligations::{Carried, Rates};
 use parked::Lot;
@@ -88,6 +90,7 @@ use tasks::Tasks;
 
 pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor};
 pub use beginning::{not_started, record_alone, record_client_alone};
+pub use files::Files;
 pub use keeping::prune_alone;
 pub use places::Place;
 pub use plugins::{Handed as PluginSecrets, artifacts, permits, ungranted};
@@ -132,6 +135,13 @@ pub struct Proxy {
     under_way: Arc<UnderWay>,
     parked: Lot,
     listeners: Listeners,
+    /// Held by whoever takes a config that was read again.
+    follows: tokio::sync::Mutex<()>,
+    following: Mutex<Following>,
+    /// Servers that are in the config no more, until they are gone.
+    retiring: TaskTracker,
+    /// Done once they need wait for no call any more.
+    ending: CancellationToken,
     task_log: Tasks,
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -294,16 +304,21 @@ impl Proxy {
         }
         self.parked.clear();
         let servers = self.router.servers(&View::All);
-        let stopped = futures_util::future::join_all(servers.iter().map(|server| async {
-            server.close("the proxy stops").await;
-            server.flush().await;
-        }));
+        self.ending.cancel();
+        self.retiring.close();
+        let stopped = async {
+            let all = futures_util::future::join_all(servers.iter().map(|server| async {
+                server.close("the proxy stops").await;
+                server.flush().await;
+            }));
+            tokio::join!(all, self.retiring.wait())
+        };
         // A server that is just being started is not waited for: what it has become by then is
         // ended by the reaping below, or with this process.
         if tokio::time::timeout(DRAIN, stopped).await.is_err() {
             tracing::warn!("not every server could be stopped in time");
         }
-        if let Ok(engine) = &self.launcher.engine
+        if let Ok(engine) = self.launcher.engine.now()
             && let Err(fault) = engine.reap(&self.launcher.instance).await
         {
             tracing::warn!(%fault, "containers could not be cleaned away");

@@ -108,7 +108,7 @@ impl Proxy {
     /// and not for long; a greeting for all servers waits for none of them.
     async fn greeted(&self, view: &View) -> Option<Arc<Greeting>> {
         let View::One(name) = view else { return None };
-        let server = self.router.server(name)?.clone();
+        let server = self.router.server(name)?;
         let known = server.greeting().await;
         let starting = tokio::spawn(async move { server.shared().running().await });
         if known.is_some() {

@@ -49,7 +49,7 @@ impl Proxy {
     }
 
     /// Asks again, whenever policies have changed, whether what runs of a server may go on. Goes on
-    /// until the proxy stops.
+    /// until the proxy stops, or the server is gone.
     pub(super) async fn review(self: Arc<Self>, server: Arc<Server>) {
         let mut status = self.policies.status();
         let mut asked = status.borrow_and_update().revision;
@@ -57,11 +57,15 @@ impl Proxy {
             tokio::select! {
                 changed = status.changed() => if changed.is_err() { return },
                 () = self.closing.cancelled() => return,
+                () = server.gone().cancelled() => return,
             }
             let revision = status.borrow_and_update().revision;
             if revision != asked {
                 asked = revision;
-                server.review(self.as_ref()).await;
+                let (proxy, server) = (self.clone(), server.clone());
+                // On a task of its own: one that is being started is asked about when it has started,
+                // and policies may change again meanwhile.
+                tokio::spawn(async move { server.review(proxy.as_ref()).await });
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
@@ -12,7 +12,7 @@ use miette::Diagnostic as _;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::{Proxy, assembly::Found, beginning, plugin_files::Files};
+use super::{Proxy, assembly::Found, beginning, files::Files};
 use crate::{
     audit::record::Happening,
     chain::{Fault, Interceptor, Verdict},
@@ -23,7 +23,7 @@ use crate::{
         secrets::Known,
     },
     oci,
-    plugin::{Artifacts, Cache, Grants, House, States, Surroundings, Unusable},
+    plugin::{Artifacts, Cache, Grants, House, States, Surroundings, Unusable, signature_path},
     policy::{self, Action, Holder, Resource, Subject},
     telemetry::Metrics,
     vault::{Secret, Source},
@@ -101,6 +101,14 @@ pub fn load(
 pub struct InChain {
     pub entry: InterceptorEntry,
     pub plugin: Arc<Plugin>,
+}
+
+impl InChain {
+    /// The files of which others may take the place.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let component = self.plugin.changeable().into_iter();
+        component.flat_map(|path| [signature_path(&path), path]).collect()
+    }
 }
 
 impl Proxy {

@@ -79,7 +79,7 @@ impl Proxy {
         exchange.direction = Direction::ServerToClient;
         exchange.server = Some(server.clone());
         let mut passage = Passage::default();
-        passage.image = self.router.server(server).and_then(|server| self.image(guest, server));
+        passage.image = self.router.server(server).and_then(|server| self.image(guest, &server));
         let admitted = async {
             if !guest.abilities.takes(method, exchange.request.value()) {
                 return Err(Refusal::new(

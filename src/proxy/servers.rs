@@ -1,6 +1,9 @@
 //! What servers do and say on their own.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use serde_json::json;
@@ -8,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Caller, Proxy,
+    assembly::reap,
     guest::Guest,
     questions::Way,
     tasks::place,
@@ -22,25 +26,53 @@ use crate::{
     refusal::{Code, Refusal},
     router::View,
     session::Session,
-    upstream::{Event, Heard, Instance, InstanceStatus, PartyKey, Running, Said, Started},
+    upstream::{
+        Event, Heard, Instance, InstanceStatus, PartyKey, Place, Running, Said, Server, Started,
+    },
 };
 
 /// How often idle servers and sessions are looked for, and usage is read.
 const SWEEP: Duration = Duration::from_secs(2);
 
 impl Proxy {
-    /// Hears what one server says until the proxy has stopped.
+    /// Hears what one server says until it is gone.
     pub(super) async fn hear(
         self: Arc<Self>,
-        server: ServerName,
+        server: Weak<Server>,
+        name: ServerName,
         mut heard: mpsc::Receiver<Heard>,
     ) {
         while let Some(heard) = heard.recv().await {
-            self.take_from(&server, heard).await;
+            let now = self.router.server(&name);
+            // One that is in the config no more is heard for the calls alone that it still has.
+            let is_there = now.is_some_and(|now| std::ptr::eq(Arc::as_ptr(&now), server.as_ptr()));
+            self.take_from(&name, heard, is_there).await;
         }
     }
 
-    /// Records what becomes of one server until the proxy has stopped.
+    /// Looks for an engine for as long as servers need one that is not there. Once it is, what earlier
+    /// proxies left there is removed, and lists have the servers that were missing for want of it.
+    pub(super) async fn await_engine(self: Arc<Self>) {
+        let needed = || {
+            let servers = self.router.servers(&View::All);
+            let in_container = |server: &Arc<Server>| {
+                matches!(self.launcher.place(&server.settings), Place::Container { .. })
+            };
+            servers.iter().any(in_container)
+        };
+        let engine = tokio::select! {
+            engine = self.launcher.engine.wait(needed) => engine,
+            () = self.closing.cancelled() => return,
+        };
+        tracing::info!(engine = %engine.version(), "a container engine answers by now");
+        reap(&engine, &self.launcher.instance).await;
+        for server in self.router.servers(&View::All) {
+            server.try_again().await;
+        }
+        self.router.ask_again();
+    }
+
+    /// Records what becomes of one server until it is gone.
     pub(super) async fn record(
         self: Arc<Self>,
         server: ServerName,
@@ -115,7 +147,7 @@ impl Proxy {
     /// Takes what a server says that belongs to no call: requests and messages to the session for
     /// which alone it runs, changes to all who are to hear of them. Everything else has no client
     /// to go to, and is refused.
-    async fn take_from(self: &Arc<Self>, server: &ServerName, heard: Heard) {
+    async fn take_from(self: &Arc<Self>, server: &ServerName, heard: Heard, is_there: bool) {
         let Heard { party, mut said } = heard;
         if let Some(party) = &party
             && !is_change(said.method())
@@ -126,10 +158,12 @@ impl Proxy {
             };
         }
         let session = match &party {
-            Some(PartyKey::Session(id)) => self.sessions.get(id),
+            Some(PartyKey::Session(id)) if is_there => self.sessions.get(id),
             _ => None,
         };
         match said {
+            // Clients were told of all its lists when it went.
+            Said::Notification { method, .. } if !is_there && is_change(&method) => {}
             Said::Request { id, method, params, answer } => match session {
                 // Each is on record, so a flood of them is bounded as refusals are.
                 Some(session)
@@ -184,7 +218,7 @@ impl Proxy {
             (None, Method::TASK_STATUS) => {
                 let id = params.clone().and_then(|params| Object::parse(params).ok());
                 let id = id.and_then(|params| params.string("taskId")).unwrap_or_default();
-                let at = self.router.server(server).and_then(|s| place(s, party.clone()));
+                let at = self.router.server(server).and_then(|s| place(&s, party.clone()));
                 let owner = at.and_then(|at| self.task_log.owner(at, &id));
                 let mut sessions = self.sessions.all();
                 sessions.retain(|session| {
@@ -328,6 +362,7 @@ impl Proxy {
             json!({
                 "name": server.name,
                 "state": status.state,
+                "health": status.health,
                 "place": status.place.kind(),
                 "why": status.place.why(),
                 "process": status.process,

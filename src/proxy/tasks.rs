@@ -37,7 +37,8 @@ const ID_BYTES: usize = 1_024;
 const PAGES: usize = 16;
 
 /// Which process has a task: of which server, for which party alone, and which of all that ever
-/// ran, since the next one gives the same ids to others.
+/// ran, since the next one gives the same ids to others. What runs elsewhere counts as one for as long
+/// as its entry in the config is the same.
 type Place = (ServerName, Option<PartyKey>, u64);
 
 /// A task's place, and the server's id of it.
@@ -273,7 +274,7 @@ pub(super) fn place(server: &Server, party: Option<PartyKey>) -> Option<Place> {
         Some(key) => server.owned(key)?,
         None => server.shared().clone(),
     };
-    let run = if server.settings.url.is_some() { 0 } else { instance.peek()?.number };
+    let run = if server.settings.url.is_some() { server.number } else { instance.peek()?.number };
     Some((server.name.clone(), party, run))
 }
 

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 
 use super::{Answered, Caller, Proxy, guest::Guest, sight::Sight, spelling::well_spelled};
 use crate::{
@@ -51,6 +51,8 @@ pub(super) struct Passage {
     session: Option<Arc<Session>>,
     /// The digest of the image that the server runs from.
     pub image: Option<String>,
+    /// Has the server wait for it to be over, should the config have another in its place.
+    counted: Option<TaskTrackerToken>,
 }
 
 impl Passage {
@@ -158,6 +160,9 @@ impl Proxy {
         passage.trail.stages.push(("route".into(), took));
         let route = routed?;
         passage.image = route.server.as_ref().and_then(|server| self.image(guest, server));
+        // Who listens does so for as long as it likes, and goes on at whatever is there by then.
+        let counts = exchange.method.as_str() != Method::LISTEN;
+        passage.counted = route.server.as_ref().filter(|_| counts).map(|server| server.counted());
         exchange.server = route.server.as_ref().map(|server| server.name.clone());
         exchange.target = route.target;
         if let Some(params) = route.params {

@@ -12,6 +12,7 @@ mod template;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{StreamExt, future::join_all, stream::FuturesOrdered};
 use indexmap::IndexMap;
@@ -48,10 +49,13 @@ pub struct Route {
     pub params: Option<Bytes>,
 }
 
-/// All servers of the config, in its order.
+/// All servers of the config, in its order. Others may take their places while the proxy runs; who
+/// looks at them looks at one set of them.
 pub struct Router {
-    shelves: IndexMap<ServerName, Arc<Shelf>>,
+    shelves: ArcSwap<Shelves>,
 }
+
+type Shelves = IndexMap<ServerName, Arc<Shelf>>;
 
 /// Answers whether this principal could use something, before a server is started to look.
 pub trait Sight: Sync {
@@ -70,33 +74,50 @@ pub trait Sight: Sync {
 impl Router {
     /// A router over these servers.
     pub fn new(servers: impl IntoIterator<Item = Arc<Server>>) -> Self {
+        let router = Self { shelves: ArcSwap::default() };
+        router.set(servers);
+        router
+    }
+
+    /// Has these servers in the place of those before. One that was there before keeps what is known
+    /// of its lists.
+    pub fn set(&self, servers: impl IntoIterator<Item = Arc<Server>>) {
         let servers: Vec<_> = servers.into_iter().collect();
         let prefixes: Vec<_> =
             servers.iter().map(|server| shelf::prefix(server).to_owned()).collect();
+        let before = self.shelves.load();
         let shelves = servers.into_iter().map(|server| {
             let own = shelf::prefix(&server);
-            let others = prefixes.iter().filter(|other| *other != own).cloned().collect();
-            (server.name.clone(), Shelf::new(server, others))
+            // Only what stands behind no prefix could be taken for another's.
+            let others: Vec<_> = match own.is_empty() {
+                true => prefixes.iter().filter(|other| *other != own).cloned().collect(),
+                false => Vec::new(),
+            };
+            let kept = before.get(&server.name).filter(|shelf| shelf.is_of(&server, &others));
+            let shelf = kept.cloned().unwrap_or_else(|| Shelf::new(server.clone(), others));
+            (server.name.clone(), shelf)
         });
-        Self { shelves: shelves.collect() }
+        self.shelves.store(Arc::new(shelves.collect()));
     }
 
     /// The servers that a view shows.
     pub fn servers(&self, view: &View) -> Vec<Arc<Server>> {
         match view {
-            View::All => self.shelves.values().map(|shelf| shelf.server.clone()).collect(),
-            View::One(name) => self.server(name).cloned().into_iter().collect(),
+            View::All => self.shelves.load().values().map(|shelf| shelf.server.clone()).collect(),
+            View::One(name) => self.server(name).into_iter().collect(),
         }
     }
 
     /// One server.
-    pub fn server(&self, name: &ServerName) -> Option<&Arc<Server>> {
-        self.shelves.get(name).map(|shelf| &shelf.server)
+    pub fn server(&self, name: &ServerName) -> Option<Arc<Server>> {
+        self.shelves.load().get(name).map(|shelf| shelf.server.clone())
     }
 
-    fn shelf(&self, name: &ServerName) -> Result<&Arc<Shelf>, Refusal> {
+    fn shelf(&self, name: &ServerName) -> Result<Arc<Shelf>, Refusal> {
         self.shelves
+            .load()
             .get(name)
+            .cloned()
             .ok_or_else(|| Refusal::new(Code::Unknown, format!("there is no server `{name}` here")))
     }
 
@@ -176,7 +197,7 @@ impl Router {
             _ => Ok(Route {
                 server: match view {
                     View::All => None,
-                    View::One(name) => self.server(name).cloned(),
+                    View::One(name) => self.server(name),
                 },
                 target: Target::None,
                 params: None,
@@ -192,15 +213,15 @@ impl Router {
         outer: &str,
         offer: Offer,
         sight: &dyn Sight,
-    ) -> Result<(&Arc<Shelf>, String), Refusal> {
+    ) -> Result<(Arc<Shelf>, String), Refusal> {
         if let View::One(name) = view {
             return Ok((self.shelf(name)?, outer.to_owned()));
         }
         // The longest prefix wins. Where a server has none, all else is its own.
-        let owner = self
-            .shelves
+        let shelves = self.shelves.load_full();
+        let owner = shelves
             .values()
-            .filter_map(|shelf| Some((shelf, names::inner(shelf.prefix(), outer)?)))
+            .filter_map(|shelf| Some((shelf.clone(), names::inner(shelf.prefix(), outer)?)))
             .max_by_key(|(shelf, _)| shelf.prefix().len());
         let Some((shelf, inner)) = owner else {
             let near = self.nearest(view, None, outer, offer, sight);
@@ -224,7 +245,7 @@ impl Router {
         outer: &str,
         sight: &dyn Sight,
         could: impl Fn(&ServerName, &str) -> bool,
-    ) -> Result<(&Arc<Shelf>, String, Option<Arc<Definition>>), Refusal> {
+    ) -> Result<(Arc<Shelf>, String, Option<Arc<Definition>>), Refusal> {
         let (shelf, name) = self.owner(view, outer, Offer::Prompts, sight).await?;
         // Policy decides on a name to the letter, and a server may be less strict.
         let mut prompt = None;
@@ -256,7 +277,8 @@ impl Router {
         if let View::One(name) = view {
             return self.shelf(name).map(|shelf| shelf.server.clone());
         }
-        let readable = self.shelves.values().filter(|s| sight.resource(&s.server.name, uri));
+        let shelves = self.shelves.load_full();
+        let readable = shelves.values().filter(|s| sight.resource(&s.server.name, uri));
         // What the principal can see in lists comes first.
         let (seen, unseen): (Vec<_>, Vec<_>) =
             readable.partition(|shelf| sight.server(&shelf.server.name));
@@ -306,9 +328,15 @@ impl Router {
         }
     }
 
+    /// Asks the servers again that are missing from lists: what kept them may be over. Who listens
+    /// hears of it where they are not any more.
+    pub fn ask_again(&self) {
+        self.shelves.load().values().for_each(|shelf| shelf.ask_again());
+    }
+
     /// A server's name for something as merged lists have it.
     pub fn outward(&self, server: &ServerName, name: &str) -> String {
-        match self.shelves.get(server) {
+        match self.shelves.load().get(server) {
             Some(shelf) => names::outward(shelf.prefix(), name),
             None => name.to_owned(),
         }
@@ -324,7 +352,8 @@ impl Router {
         offer: Offer,
         sight: &dyn Sight,
     ) -> Vec<String> {
-        let shelves = self.shelves.values().filter(|shelf| match server {
+        let all = self.shelves.load();
+        let shelves = all.values().filter(|shelf| match server {
             Some(server) => shelf.server.name == *server,
             None => *view == View::All && sight.server(&shelf.server.name),
         });

@@ -41,8 +41,8 @@ pub struct Mark {
 }
 
 /// One server's part of a list.
-struct Part<'a> {
-    shelf: &'a Arc<Shelf>,
+struct Part {
+    shelf: Arc<Shelf>,
     /// Its place in the config.
     at: usize,
     catalog: Arc<Catalog>,
@@ -62,6 +62,7 @@ impl Router {
         after: Option<&Mark>,
         room: Room,
     ) -> Result<Page, Refusal> {
+        let shelves = self.shelves.load_full();
         let parts = match view {
             View::One(name) => {
                 let shelf = self.shelf(name)?;
@@ -70,16 +71,22 @@ impl Router {
                 vec![Part { shelf, at: 0, catalog }]
             }
             View::All => {
-                let seen = self.shelves.values().enumerate();
+                let seen = shelves.values().enumerate();
                 let seen = seen.filter(|(_, shelf)| sight.server(&shelf.server.name));
                 join_all(seen.map(async |(at, shelf)| {
                     let catalog = shelf.soon(offer).await.unwrap_or_default();
-                    Part { shelf, at, catalog }
+                    Part { shelf: shelf.clone(), at, catalog }
                 }))
                 .await
             }
         };
-        let begin = after.map(|mark| (mark, self.place(view, mark)));
+        let begin = after.map(|mark| {
+            let place = match view {
+                View::One(_) => 0,
+                View::All => shelves.get_index_of(&mark.server).unwrap_or(usize::MAX),
+            };
+            (mark, place)
+        });
         let mut page = Page::default();
         let mut left = room.bytes;
         let mut last = None;
@@ -120,20 +127,12 @@ impl Router {
         Ok(page)
     }
 
-    /// Where the server of a mark stands in a view.
-    fn place(&self, view: &View, mark: &Mark) -> usize {
-        match view {
-            View::One(_) => 0,
-            View::All => self.shelves.get_index_of(&mark.server).unwrap_or(usize::MAX),
-        }
-    }
-
     /// Whether a resource or a template is an earlier server's: that of the first in the config that
     /// has it and could be asked for it by this principal. One that is away keeps what it had.
     fn shown_before(
         &self,
-        parts: &[Part<'_>],
-        part: &Part<'_>,
+        parts: &[Part],
+        part: &Part,
         offer: Offer,
         name: &str,
         sight: &dyn Sight,
@@ -151,11 +150,12 @@ impl Router {
     /// What an operator should know of one server's lists.
     pub fn notices(&self, server: &ServerName) -> Vec<String> {
         let Ok(shelf) = self.shelf(server) else { return Vec::new() };
+        let shelves = self.shelves.load_full();
         let mut notices = shelf.notices();
         for (offer, what) in [(Offer::Resources, "resources"), (Offer::Templates, "templates")] {
             let Some(own) = shelf.known(offer) else { continue };
             let mut shared: HashMap<&ServerName, usize> = HashMap::new();
-            let earlier = || self.shelves.values().take_while(|other| other.server.name != *server);
+            let earlier = || shelves.values().take_while(|other| other.server.name != *server);
             let earlier: Vec<_> = earlier()
                 .filter_map(|other| Some((&other.server.name, other.known(offer)?)))
                 .collect();

@@ -57,6 +57,11 @@ impl Shelf {
         Arc::new(Self { server, others, slots: Default::default() })
     }
 
+    /// Whether it is of this very server, beside others of these prefixes.
+    pub fn is_of(&self, server: &Arc<Server>, others: &[String]) -> bool {
+        Arc::ptr_eq(&self.server, server) && self.others == others
+    }
+
     /// What stands before the server's names in merged lists.
     pub fn prefix(&self) -> &str {
         prefix(&self.server)
@@ -144,6 +149,15 @@ impl Shelf {
     /// A list as it was last had, for what must not wait.
     pub fn known(&self, offer: Offer) -> Option<Arc<Catalog>> {
         self.slot(offer).lock().catalog.clone()
+    }
+
+    /// Asks anew for each list that is missing.
+    pub fn ask_again(self: &Arc<Self>) {
+        for offer in Offer::ALL {
+            if self.slot(offer).lock().missing.is_some() {
+                self.flight(offer);
+            }
+        }
     }
 
     /// What an operator should know of the server's lists.

@@ -226,6 +226,7 @@ pub struct Metrics {
     export_lost: Family<ExportLabels, Counter>,
     export_lag: Family<ExportLabels, Gauge>,
     reloads: Family<OutcomeLabels, Counter>,
+    config_reloads: Family<OutcomeLabels, Counter>,
     plugins: Family<PluginLabels, Counter>,
     /// How many names each plugin counts under.
     plugin_names: Mutex<BTreeMap<String, usize>>,
@@ -271,6 +272,7 @@ impl Metrics {
             export_lost: Family::default(),
             export_lag: Family::default(),
             reloads: Family::default(),
+            config_reloads: Family::default(),
             plugins: Family::default(),
             plugin_names: Mutex::default(),
             plugins_let_alone: Family::default(),
@@ -386,6 +388,11 @@ impl Metrics {
             "portcullis_policy_reloads",
             "Reloads of the policies by outcome",
             self.reloads.clone(),
+        );
+        r.register(
+            "portcullis_config_reloads",
+            "Reloads of the config by outcome",
+            self.config_reloads.clone(),
         );
         r.register(
             "portcullis_plugin_events",
@@ -512,6 +519,12 @@ impl Metrics {
     pub fn policy_reload(&self, taken: bool) {
         let outcome = Value::Fixed(if taken { "taken" } else { "rejected" });
         self.reloads.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// The config was read again, and taken or not.
+    pub fn config_reload(&self, taken: bool) {
+        let outcome = Value::Fixed(if taken { "taken" } else { "rejected" });
+        self.config_reloads.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
     /// A server is let through to a host of its list.

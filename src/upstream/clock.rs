@@ -79,6 +79,13 @@ impl Clock {
         }
     }
 
+    /// Done once somebody has stopped it.
+    pub async fn stopped(&self) {
+        let mut state = self.state.subscribe();
+        // The sender is ours, so it is there.
+        let _ = state.wait_for(|state| state.paused > 0).await;
+    }
+
     /// Does work for as long as there is time.
     ///
     /// # Errors
@@ -119,6 +126,7 @@ mod tests {
     #[tokio::test]
     async fn time_does_not_run_while_a_person_is_asked() {
         let clock = Clock::new(Duration::ZERO);
+        assert!(clock.stopped().now_or_never().is_none());
         let (one, other) = (clock.pause(), clock.clone().pause());
         let waiting = tokio::spawn({
             let clock = clock.clone();
@@ -127,6 +135,7 @@ mod tests {
         drop(one);
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished() && clock.expired().now_or_never().is_none());
+        assert!(clock.stopped().now_or_never().is_some());
         drop(other);
         waiting.await.unwrap();
         let _paused = clock.pause();

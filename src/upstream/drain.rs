@@ -1,7 +1,10 @@
 //! A running instance is replaced by a new one: that one takes the calls from now on, and the old one
 //! ends when its own are done, or have had their time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -40,11 +43,20 @@ impl Instance {
     /// # Errors
     /// Why the new one did not start.
     pub(super) async fn replace(self: &Arc<Self>, why: &str) -> Result<Replaced, Failure> {
-        // Calls go on at the old one: they look at what is shown, and do not wait for the state.
+        let _one_at_a_time = self.replacing.lock().await;
+        let old = match &*self.state.lock().await {
+            State::Running(old) => old.clone(),
+            _ => return Ok(Replaced::NotRunning),
+        };
+        // The state is free meanwhile: the old one takes calls, and can be ended.
+        let new = self.launched(Instant::now() + self.patience()).await?;
         let mut state = self.state.lock().await;
-        let State::Running(old) = &*state else { return Ok(Replaced::NotRunning) };
-        let old = old.clone();
-        let new = self.launched().await?;
+        if !matches!(&*state, State::Running(now) if Arc::ptr_eq(now, &old)) {
+            drop(state);
+            new.stop(GRACE).await;
+            self.tell_end(&new, "what it was to take the place of ended first".into()).await;
+            return Ok(Replaced::NotRunning);
+        }
         *state = State::Running(new.clone());
         self.show(Some(new.clone()), None);
         self.watched.begin(&new);

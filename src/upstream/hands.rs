@@ -162,19 +162,35 @@ impl Hands {
                 return Err(*not.failure);
             }
         };
+        self.learn(server, &handed).await?;
+        self.now.write().insert(server.clone(), Ok(handed.clone()));
+        Ok(handed)
+    }
+
+    /// Has these looked for in traffic.
+    ///
+    /// # Errors
+    /// Where they can't be: then they must not be handed over.
+    pub async fn learn(
+        &self,
+        server: &ServerName,
+        handed: &Arc<Handed>,
+    ) -> Result<(), LaunchFailure> {
         let unlearned = |why: String| LaunchFailure {
             what: format!("its secrets can't be looked for in traffic: {why}"),
             remedy: None,
         };
-        if let Some(learn) = self.learn.clone() {
-            let (server, handed) = (server.clone(), handed.clone());
-            // What looks for them is made anew, which takes a while.
-            tokio::task::spawn_blocking(move || learn(&server, &handed))
-                .await
-                .map_err(|error| unlearned(error.to_string()))?
-                .map_err(unlearned)?;
-        }
-        self.now.write().insert(server.clone(), Ok(handed.clone()));
-        Ok(handed)
+        let Some(learn) = self.learn.clone() else { return Ok(()) };
+        let (server, handed) = (server.clone(), handed.clone());
+        // What looks for them is made anew, which takes a while.
+        tokio::task::spawn_blocking(move || learn(&server, &handed))
+            .await
+            .map_err(|error| unlearned(error.to_string()))?
+            .map_err(unlearned)
+    }
+
+    /// Has another entry of the config be handed what was read for it, and is looked for already.
+    pub fn set(&self, server: &ServerName, read: Result<Arc<Handed>, String>) {
+        self.now.write().insert(server.clone(), read);
     }
 }

@@ -30,6 +30,16 @@ pub(super) struct Health {
     pub took: Option<Duration>,
 }
 
+/// An answer that takes longer is worth a word: it may be the last question.
+const LATE: Duration = Duration::from_secs(2);
+
+impl Health {
+    /// Whether an answer is long in coming.
+    pub fn is_late(&self) -> bool {
+        self.waits && self.asked.is_some_and(|asked| asked.elapsed() >= LATE)
+    }
+}
+
 impl Instance {
     /// Asks it whether it is well, once it is time: on a task of its own, since it may not answer.
     pub(super) fn look_at_health(self: &Arc<Self>) {

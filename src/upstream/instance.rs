@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::{
     Clock,
@@ -19,6 +19,7 @@ use super::{
     drain::Leaving,
     event::{Event, Started},
     health::Health,
+    images::Pull,
     known::Known,
     launcher::Launcher,
     link::{Call, Failure, Heard, Reply},
@@ -28,7 +29,7 @@ use super::{
     rest::Breaker,
     running::Running,
     spare::Spares,
-    start::Launch,
+    start::{Launch, on_the_way},
     watch::Watched,
 };
 use crate::{
@@ -56,6 +57,8 @@ pub(super) struct Common {
     pub scrub: Scrub,
     pub events: mpsc::Sender<Event>,
     pub heard: mpsc::Sender<Heard>,
+    /// Why nothing is started of it any more, once that is so.
+    pub over: OnceLock<&'static str>,
     /// The era that it was last greeted in.
     pub era: RwLock<Option<Era>>,
     /// Whether it was found to speak HTTP+SSE alone.
@@ -72,6 +75,10 @@ pub struct Instance {
     pub(super) common: Arc<Common>,
     pub(super) party: Option<Party>,
     pub(super) state: tokio::sync::Mutex<State>,
+    /// Held by whoever has another take the place of what runs.
+    pub(super) replacing: tokio::sync::Mutex<()>,
+    /// The pull of its image that it last waited for.
+    pub(super) pull: watch::Sender<Option<Pull>>,
     /// A copy of the state's running server, to be looked at without waiting.
     shown: Mutex<Shown>,
     permits: Arc<Semaphore>,
@@ -132,6 +139,8 @@ pub(super) struct Standing {
     pub lost: u64,
     /// How long it last took to say that it is well, where it is asked.
     pub health: Option<Duration>,
+    /// In one word.
+    pub word: &'static str,
     pub principal: Option<PrincipalKind>,
 }
 
@@ -144,6 +153,8 @@ impl Instance {
             common,
             party,
             state: tokio::sync::Mutex::new(State::Stopped),
+            replacing: tokio::sync::Mutex::default(),
+            pull: watch::Sender::default(),
             shown: Mutex::default(),
             last_used: Mutex::new(Instant::now()),
             known_legacy: AtomicBool::new(false),
@@ -181,6 +192,11 @@ impl Instance {
         Duration::from_secs(self.common.settings.start_timeout_s)
     }
 
+    /// How long a call waits for an image that is being pulled: somebody waits for its answer.
+    pub(super) fn patience(&self) -> Duration {
+        self.start_timeout().min(self.call_timeout()) / 2
+    }
+
     /// The running instance, started if need be. One start at a time; who comes meanwhile waits
     /// for it.
     ///
@@ -212,13 +228,28 @@ impl Instance {
     }
 
     async fn started(&self) -> Result<Arc<Running>, Failure> {
-        // Who comes while one tries it after a rest does not wait to be told how that ended.
-        let mut state = match self.state.try_lock() {
-            Ok(state) => state,
-            Err(_) if self.breaker.is_half_open() && self.peek().is_none() => {
-                return Err(self.breaker.tried());
+        let until = Instant::now() + self.patience();
+        let mut state = loop {
+            // One that takes the place of what runs may be waited for by whoever wants it.
+            if let Some(running) = self.peek() {
+                return Ok(running);
             }
-            Err(_) => self.state.lock().await,
+            // All who wait for an image wait for it at once, and not one after another.
+            self.pulled(until).await?;
+            let state = match self.state.try_lock() {
+                Ok(state) => state,
+                // Who comes while one tries it after a rest does not wait to be told how that ended.
+                Err(_) if self.breaker.is_half_open() && self.peek().is_none() => {
+                    return Err(self.breaker.tried());
+                }
+                Err(_) => tokio::select! {
+                    state = self.state.lock() => state,
+                    on_the_way = self.pulled_past(until) => return Err(on_the_way),
+                },
+            };
+            if self.pulling().is_none() {
+                break state;
+            }
         };
         if let State::Running(running) = &*state {
             // The connection is dead, which the process behind it need not be.
@@ -228,6 +259,7 @@ impl Instance {
             *state = self.fallen(&running, &why);
             self.tell_end(&running, why).await;
         }
+        self.still_there()?;
         let pause = match &*state {
             State::Closed => return Err(Failure::Unavailable("it was ended for good".into())),
             State::Resting { until, why } => {
@@ -245,7 +277,7 @@ impl Instance {
         };
         *state = State::Stopped;
         self.show(None, None);
-        match self.launched().await {
+        match self.launched(until).await {
             Ok(running) => {
                 *state = State::Running(running.clone());
                 self.show(Some(running.clone()), None);
@@ -269,8 +301,9 @@ impl Instance {
         }
     }
 
-    /// Starts a process, or takes a spare one, and greets it; what came of that is told.
-    pub(super) async fn launched(&self) -> Result<Arc<Running>, Failure> {
+    /// Starts a process, or takes a spare one, and greets it; what came of that is told. Its image is
+    /// waited for until then.
+    pub(super) async fn launched(&self, until: Instant) -> Result<Arc<Running>, Failure> {
         let clock = Clock::new(self.start_timeout());
         let began = Instant::now();
         let (launch, spare) = match self.spare().await {
@@ -279,7 +312,7 @@ impl Instance {
         };
         let started = tokio::select! {
             biased;
-            started = self.start(Launch { id: launch, clock: &clock }, spare) => started,
+            started = self.start(Launch { id: launch, clock: &clock, until }, spare) => started,
             () = clock.expired() => Err(Failure::Unavailable(format!(
                 "it did not start within {} s (`start-timeout-s`)",
                 self.common.settings.start_timeout_s
@@ -368,7 +401,19 @@ impl Instance {
             (running, counted) = (newer, newer.calls.token());
         }
         let again = running.process.is_none().then(|| call.clone());
-        let mut reply = running.unless_revoked(running.link.call(call)).await;
+        let asks = call.clock.clone();
+        let reply = running.unless_revoked(running.link.call(call));
+        tokio::pin!(reply);
+        // A call that waits for a person has not ended it so far: while that takes its time, another
+        // may try it.
+        let (mut reply, trial) = tokio::select! {
+            biased;
+            reply = &mut reply => (reply, trial),
+            () = asks.stopped(), if trial.is_some() => {
+                drop(trial);
+                (reply.await, None)
+            }
+        };
         if let (Err(Failure::Forgotten), Some(call)) = (&reply, again) {
             reply = self.call_again(running.greeting.revision, call).await;
         }
@@ -509,7 +554,23 @@ impl Instance {
             let calls = running.calls.len();
             (running, calls)
         });
+        let health = *self.health.lock();
+        let pulling = self.pulling();
+        let word = match (&running, &failure) {
+            (Some(_), _) if health.is_late() => "unhealthy",
+            (Some(_), _) if health.took.is_some() => "healthy",
+            (Some(_), _) => "running",
+            (None, _) if pulling.is_some() => "pulling",
+            (None, _) if self.breaker.is_half_open() => "resting",
+            (None, Some(_)) => "failed",
+            (None, None) => "stopped",
+        };
+        let failure = match pulling.filter(|_| running.is_none()) {
+            Some(pull) => Some(on_the_way(&pull).to_string()),
+            None => failure,
+        };
         Standing {
+            word,
             running,
             process: process.map(|process| process.describe()),
             active: self.active(),
@@ -517,7 +578,7 @@ impl Instance {
             failure,
             usage,
             lost: self.lost.load(Ordering::Relaxed),
-            health: self.health.lock().took,
+            health: health.took,
             principal: self.principal(),
         }
     }

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     digest::{Digests, Hashed},
+    engines::Engines,
     event::{By, Program},
     hands::{Handed, Hands},
     images::{Images, Pinned},
@@ -25,7 +26,7 @@ use crate::{
 /// Starts servers: knows the engine, where there is one, and who starts them.
 pub struct Launcher {
     /// The container engine, or why there is none.
-    pub engine: Result<container::Engine, String>,
+    pub engine: Engines,
     /// This run of the proxy, for labels.
     pub instance: String,
     /// The folder to which the config's relative paths are relative.
@@ -82,9 +83,54 @@ impl Place {
     }
 }
 
+/// What a start goes by, from the decision on it to its end.
+pub struct Prepared {
+    /// The secrets that it is handed.
+    pub handed: Arc<Handed>,
+    /// The image, where it is one.
+    pub pinned: Option<Pinned>,
+    /// The program of this machine, where it is one.
+    pub hashed: Option<Hashed>,
+    /// The engine, or why there is none.
+    pub engine: Result<container::Engine, String>,
+    /// Where it is to run.
+    pub place: Place,
+}
+
 impl Launcher {
-    /// Where a server would run.
+    /// Gets together what a start goes by. An engine is looked for where one is needed and there was
+    /// none.
+    ///
+    /// # Errors
+    /// Where a secret is not to be had, or not to be found out what the image means.
+    pub async fn prepare(
+        &self,
+        server: &ServerName,
+        settings: &config::Server,
+    ) -> Result<Prepared, LaunchFailure> {
+        let hashed = self.hashed(settings).await;
+        let handed = self.hand(server, settings).await?;
+        let mut engine = self.engine.now();
+        if engine.is_err() && matches!(self.place_with(&engine, settings), Place::Container { .. })
+        {
+            engine = self.engine.look().await;
+        }
+        let pinned = self.images.pin(&engine, server, settings).await?;
+        let place = self.place_with(&engine, settings);
+        Ok(Prepared { handed, pinned, hashed, engine, place })
+    }
+
+    /// Where a server would run, as things are.
     pub fn place(&self, settings: &config::Server) -> Place {
+        self.place_with(&self.engine.now(), settings)
+    }
+
+    /// Where a server would run with that engine.
+    pub fn place_with(
+        &self,
+        engine: &Result<container::Engine, String>,
+        settings: &config::Server,
+    ) -> Place {
         if let Some(url) = &settings.url {
             return Place::Remote { url: url.clone() };
         }
@@ -94,7 +140,7 @@ impl Launcher {
         if settings.image.is_some() {
             return Place::Container { why: "the config names an image".into() };
         }
-        match (settings.runtime, &self.engine) {
+        match (settings.runtime, engine) {
             (Runtime::Container | Runtime::Runsc, _) => {
                 Place::Container { why: "the config says runtime = \"container\"".into() }
             }
@@ -114,7 +160,8 @@ impl Launcher {
         }
     }
 
-    /// Starts the server's process, of that image where it is one, and where its program is still the one that was hashed.
+    /// Starts the server's process as it was prepared, where its program is still the one that was
+    /// hashed.
     ///
     /// # Errors
     /// A [`LaunchFailure`], in words for the operator.
@@ -122,12 +169,9 @@ impl Launcher {
         &self,
         reacher: Reacher,
         settings: &config::Server,
-        handed: &Handed,
-        pinned: Option<&Pinned>,
-        hashed: Option<&Hashed>,
-    ) -> Result<(Process, Place, Option<vault::Folder>), LaunchFailure> {
+        Prepared { handed, pinned, hashed, engine, place }: &Prepared,
+    ) -> Result<(Process, Option<vault::Folder>), LaunchFailure> {
         let server = &reacher.server.clone();
-        let place = self.place(settings);
         let unchanged = || match hashed {
             Some(hashed) if !hashed.is_still() => Err(LaunchFailure {
                 what: "its program changed while it was being started".into(),
@@ -136,9 +180,9 @@ impl Launcher {
             _ => Ok(()),
         };
         let mut spec = self.spec_without_secrets(server, settings)?;
-        spec.image = pinned.map(Pinned::image);
+        spec.image = pinned.as_ref().map(Pinned::image);
         spec.secrets = handed.by(By::Environment);
-        let folder = self.on_files(handed, settings, &place)?;
+        let folder = self.on_files(handed, settings, place)?;
         if let Some(folder) = &folder {
             let files = handed.by(By::File).into_iter();
             spec.env.extend(
@@ -146,9 +190,9 @@ impl Launcher {
             );
             spec.secret_files = Some(folder.path().to_owned());
         }
-        let mut process = match &place {
+        let mut process = match place {
             Place::Container { .. } => {
-                let engine = self.engine.as_ref().map_err(|why| LaunchFailure {
+                let engine = engine.as_ref().map_err(|why| LaunchFailure {
                     what: format!("no container engine answers: {why}"),
                     remedy: Some("start Docker, or say runtime = \"sandbox\"".into()),
                 })?;
@@ -176,7 +220,7 @@ impl Launcher {
             let limits = settings.egress_limits.limits();
             process.handle = door.serve(server, spec.egress, limits, gate, process.handle)?;
         }
-        Ok((process, place, folder))
+        Ok((process, folder))
     }
 
     /// The program of this machine that a server is, by what is in its file; nothing where it is

@@ -166,7 +166,8 @@ pub enum Failure {
     /// Its start could not be recorded, so it was not started.
     #[error("its start can't be recorded: {0}")]
     Unrecorded(String),
-    /// Policy does not permit its start, so it was not started.
+    /// It may not be started, or run any longer: policy does not permit it, or the config has another
+    /// in its place.
     #[error("{0}")]
     Forbidden(Box<Refusal>),
 }

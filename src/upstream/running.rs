@@ -1,7 +1,7 @@
 //! One that runs: its line, its process, and their end.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -20,6 +20,8 @@ use super::{
 };
 use crate::{names::DecisionId, refusal::Refusal, vault::Folder};
 
+/// Numbers of what ever ran, and of the servers that it ran of.
+pub(super) static NUMBERS: AtomicU64 = AtomicU64::new(1);
 /// How long its end by force may take on top.
 const FORCE: Duration = Duration::from_secs(5);
 

@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -15,6 +15,10 @@ use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 use super::{
     definitions::{Items, Offer},
@@ -28,7 +32,7 @@ use super::{
     log::Scrub,
     party::{Party, PartyKey},
     process::Usage,
-    running::Running,
+    running::{NUMBERS, Running},
     spare::Spares,
 };
 use crate::{
@@ -36,6 +40,7 @@ use crate::{
     exchange::Method,
     identity::PrincipalKind,
     names::ServerName,
+    refusal::{Code, Refusal},
 };
 
 /// One principal may have one of so many parts of a server's instances, so that none takes them
@@ -46,10 +51,12 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// Instances that are replaced at once.
 const REPLACED_AT_ONCE: usize = 4;
 
-/// One server of the config.
+/// One server of the config. Where its entry changes, another takes its place.
 pub struct Server {
     pub name: ServerName,
     pub settings: config::Server,
+    /// No other that ever was in the config has the same, nor has anything that ran.
+    pub number: u64,
     common: Arc<Common>,
     shared: Arc<Instance>,
     /// Further ones that all clients share, for calls alone.
@@ -58,6 +65,10 @@ pub struct Server {
     no_more: Arc<Mutex<Option<Instant>>>,
     /// Nothing once the server was closed.
     own: Mutex<Option<HashMap<PartyKey, Arc<Instance>>>>,
+    /// The calls that go to it, wherever they are on their way.
+    calls: TaskTracker,
+    /// Done once nothing of it runs any more, nor ever will.
+    gone: CancellationToken,
 }
 
 /// What `portcullis server ls` and the metrics show.
@@ -65,6 +76,9 @@ pub struct Server {
 pub struct Status {
     /// `running`, `stopped` or `failed`: the shared instance.
     pub state: &'static str,
+    /// How that is, in one word: `healthy` or `unhealthy` where it is asked (`health-s`), else
+    /// `running`; `pulling` its image, `resting` since it kept ending, `failed`, or `stopped`.
+    pub health: &'static str,
     /// Where it runs, or would.
     pub place: Place,
     /// The shared instance's process, where it runs here.
@@ -144,6 +158,7 @@ impl Server {
             scrub,
             events,
             heard,
+            over: OnceLock::new(),
             era: RwLock::default(),
             sse: AtomicBool::new(false),
             spares: Spares::new(),
@@ -154,7 +169,51 @@ impl Server {
         let replica = || Arc::new(Instance::replica(common.clone()));
         let replicas = (1..settings.replicas).map(|_| replica()).collect();
         let (own, no_more) = (Mutex::new(Some(HashMap::new())), Arc::default());
-        Self { name, settings, common, shared, replicas, no_more, own }
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let (calls, gone) = (TaskTracker::new(), CancellationToken::new());
+        Self { name, settings, number, common, shared, replicas, no_more, own, calls, gone }
+    }
+
+    /// Counts a call that goes to it, until this is dropped.
+    pub fn counted(&self) -> TaskTrackerToken {
+        self.calls.token()
+    }
+
+    /// Done once it was taken out of the config, or changed there, and nothing of it runs any more.
+    pub fn gone(&self) -> &CancellationToken {
+        &self.gone
+    }
+
+    /// Has the next call try a start that failed a moment ago: what kept it may be over.
+    pub async fn try_again(&self) {
+        join_all(self.all().iter().map(|instance| instance.try_again())).await;
+    }
+
+    /// Has nothing of it started from now on: another stands in its place, or none.
+    pub fn supersede(&self, why: &'static str) {
+        let _ = self.common.over.set(why);
+    }
+
+    /// Ends what runs of it, for good: once the calls that go to it are done, at the latest when a call
+    /// has had its time, or at `now`.
+    pub async fn retire(&self, why: &'static str, now: &CancellationToken) {
+        self.supersede(why);
+        self.shared.close_spares(why).await;
+        self.calls.close();
+        let late = tokio::select! {
+            () = self.calls.wait() => false,
+            () = tokio::time::sleep(self.deadline()) => true,
+            () = now.cancelled() => false,
+        };
+        if late {
+            let words = format!("server `{}` was ended before it answered: {why}", self.name);
+            let refusal = Refusal::new(Code::ServerUnavailable, words);
+            for running in self.all().iter().filter_map(|instance| instance.peek()) {
+                let _ = running.revoked.set(Box::new(refusal.clone()));
+            }
+        }
+        self.close(why).await;
+        self.gone.cancel();
     }
 
     /// The instance that serves all lists, and all calls of clients that can be asked nothing.
@@ -200,6 +259,7 @@ impl Server {
         }
         let mut own = self.own.lock();
         let Some(own) = own.as_mut() else {
+            self.shared.still_there()?;
             return Err(Failure::Unavailable("the proxy is shutting down".into()));
         };
         if let Some(instance) = own.get(&party.key) {
@@ -421,9 +481,9 @@ impl Server {
         let instances = instances.chain(leaving).collect();
         // The shared one comes last, and is always there.
         let shared = all.pop();
-        let (running, process, failure) = match shared {
-            Some(shared) => (shared.running, shared.process, shared.failure),
-            None => (None, None, None),
+        let (running, process, failure, health) = match shared {
+            Some(shared) => (shared.running, shared.process, shared.failure, shared.word),
+            None => (None, None, None, "stopped"),
         };
         Status {
             state: match (&running, &failure) {
@@ -431,6 +491,7 @@ impl Server {
                 (None, Some(_)) => "failed",
                 (None, None) => "stopped",
             },
+            health,
             place: match &running {
                 Some(running) => running.place.clone(),
                 None => self.common.launcher.place(&self.settings),
@@ -456,7 +517,7 @@ mod tests {
 
     fn server(settings: config::Server) -> Arc<Server> {
         let launcher = Arc::new(Launcher {
-            engine: Err("none".into()),
+            engine: crate::upstream::Engines::none(None, "none"),
             instance: String::new(),
             base: "/".into(),
             known: None,

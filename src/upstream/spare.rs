@@ -134,6 +134,7 @@ impl Instance {
             return None;
         }
         let now = self.content().await;
+        let place = common.launcher.place(&common.settings);
         let taken = loop {
             let Some(spare) = common.spares.first() else { break None };
             let cleared = &spare.begun.cleared.program;
@@ -141,6 +142,8 @@ impl Instance {
                 spare.end(common, "it ended before anybody needed it").await;
             } else if cleared.digest != now {
                 spare.end(common, "its program was replaced").await;
+            } else if spare.begun.place.kind() != place.kind() {
+                spare.end(common, "it would run elsewhere by now").await;
             } else {
                 common.spares.lived();
                 break Some(spare);
@@ -156,7 +159,8 @@ impl Instance {
         if let Some(hashed) = launcher.hashed(settings).await {
             return Some(hashed.digest);
         }
-        let pinned = launcher.images.pin(&launcher.engine, name, settings).await.ok().flatten();
+        let pinned =
+            launcher.images.pin(&launcher.engine.now(), name, settings).await.ok().flatten();
         pinned.map(|pinned| pinned.digest().to_owned())
     }
 
@@ -176,9 +180,10 @@ impl Instance {
             let reviews = common.spares.reviews.load(Ordering::SeqCst);
             let launch = DecisionId::next();
             let clock = Clock::new(self.start_timeout());
+            let until = Instant::now() + self.patience();
             let begun = tokio::select! {
                 biased;
-                begun = self.begin(Launch { id: launch, clock: &clock }, None) => begun,
+                begun = self.begin(Launch { id: launch, clock: &clock, until }, None) => begun,
                 () = clock.expired() => Err(Failure::Timeout(self.start_timeout())),
                 () = common.spares.closing.cancelled() => {
                     Err(Failure::Unavailable("the proxy is shutting down".into()))

@@ -1,10 +1,7 @@
 //! How an instance is started: its process, its line, its greeting.
 
 use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -18,31 +15,29 @@ use tokio_util::task::TaskTracker;
 use super::{
     Clock,
     definitions::Definitions,
-    digest::Hashed,
     ear::Ear,
     event::{By, Connecting, Event, Handing, Launching, NotCleared, Pulling},
     greeting::{Greeting, Hello, greet},
     hands::{Handed, HandedSecret},
     http::{Http, Sse},
-    images::{Failed, Pinned, Readiness, on_its_way},
+    images::{Failed, Pinned, Pull, Readiness, on_its_way},
     instance::{Common, Instance},
-    launcher::Place,
+    launcher::{Place, Prepared},
     link::{Failure, Link},
     log,
     outward::Reacher,
     pipe::Pipe,
     process::{Exit, Handle, LaunchFailure, Origin},
-    running::{Running, end},
+    running::{NUMBERS, Running, end},
 };
 use crate::{
     config::{Era, Transport},
+    container::Engine,
     identity::PrincipalKind,
     names::DecisionId,
+    refusal::{Code, Refusal},
     vault::Folder,
 };
-
-/// Numbers of running instances.
-static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 /// A line with what is at its end.
 struct Line {
@@ -66,7 +61,8 @@ pub(super) struct Begun {
     pub exit: Arc<OnceLock<Exit>>,
     /// The one client for which alone it runs, once there is one.
     principal: Arc<OnceLock<PrincipalKind>>,
-    place: Place,
+    /// Where it runs.
+    pub place: Place,
     origin: Origin,
     /// What was permitted to be done for it.
     pub cleared: Arc<Launching>,
@@ -82,6 +78,8 @@ pub(super) struct Launch<'a> {
     /// How long it may take. It stands still while the audit log is waited for, which has a
     /// deadline of its own.
     pub clock: &'a Clock,
+    /// Until when its image is waited for.
+    pub until: Instant,
 }
 
 impl Instance {
@@ -187,15 +185,16 @@ impl Instance {
         let (name, settings) = (&self.common.name, &self.common.settings);
         let launcher = &self.common.launcher;
         if let Some(url) = &settings.url {
-            let handed =
-                launcher.hand(name, settings).await.map_err(|failure| refused(&failure))?;
-            let headers = &handed.by(By::Header);
+            let prepared = launcher.prepare(name, settings).await;
+            let prepared = prepared.map_err(|failure| refused(&failure))?;
+            self.still_there()?;
+            let headers = &prepared.handed.by(By::Header);
             let found = self.common.sse.load(Ordering::Relaxed);
             let sse = match settings.transport {
                 Transport::Auto => found,
                 other => other == Transport::Sse,
             };
-            let cleared = self.announce(launch, &handed, Some((url, sse)), (None, None)).await?;
+            let cleared = self.announce(launch, Some((url, sse)), &prepared).await?;
             let link: Arc<dyn Link> = match settings.transport {
                 Transport::Auto if found => {
                     let opened = Sse::open(url, headers, launcher.caps, ear.clone()).await;
@@ -231,12 +230,13 @@ impl Instance {
     ) -> Result<Begun, Failure> {
         let (name, settings) = (&self.common.name, &self.common.settings);
         let launcher = &self.common.launcher;
-        let hashed = launcher.hashed(settings).await;
-        let handed = launcher.hand(name, settings).await.map_err(|failure| refused(&failure))?;
-        let pinned = launcher.images.pin(&launcher.engine, name, settings).await;
-        let pinned = pinned.map_err(|failed| refused(&failed.into()))?;
-        let what = (pinned.as_ref(), hashed.as_ref());
-        let cleared = self.announce(launch, &handed, None, what).await?;
+        let prepared = launcher.prepare(name, settings).await;
+        let mut prepared = prepared.map_err(|failure| refused(&failure))?;
+        self.still_there()?;
+        if let Some(spare) = &spare {
+            prepared.place = spare.place.clone();
+        }
+        let cleared = self.announce(launch, None, &prepared).await?;
         if let Some(spare) = spare {
             // What runs is what was decided now, not what was when it began.
             if spare.cleared.program.digest != cleared.program.digest {
@@ -252,14 +252,15 @@ impl Instance {
             }
             return Ok(Begun { cleared, ..spare });
         }
-        if let Some(pinned) = &pinned {
-            self.fetch(launch, pinned).await?;
+        if let (Some(pinned), Ok(engine)) = (&prepared.pinned, &prepared.engine) {
+            self.fetch(launch, engine, pinned).await?;
         }
         let principal = Arc::new(self.principal().map_or_else(OnceLock::new, OnceLock::from));
         let reacher =
             Reacher { launch: launch.id, server: name.clone(), principal: principal.clone() };
-        let started = launcher.start(reacher, settings, &handed, what.0, what.1).await;
-        let (process, place, folder) = started.map_err(|failure| refused(&failure))?;
+        let started = launcher.start(reacher, settings, &prepared).await;
+        let (process, folder) = started.map_err(|failure| refused(&failure))?;
+        let Prepared { handed, place, .. } = prepared;
         let (log, scrub) = (self.common.log.clone(), self.common.scrub.clone());
         tokio::spawn(log::keep(process.stderr, log, scrub, self.secrets(handed)));
         let handle: Arc<dyn Handle> = process.handle.into();
@@ -277,14 +278,17 @@ impl Instance {
 
     /// Locks an image that was just found out, and waits for it to be on the engine; not too long,
     /// since somebody waits for an answer. The pull goes on.
-    async fn fetch(&self, launch: Launch<'_>, pinned: &Pinned) -> Result<(), Failure> {
-        let Common { launcher, name, settings, .. } = &*self.common;
+    async fn fetch(
+        &self,
+        launch: Launch<'_>,
+        engine: &Engine,
+        pinned: &Pinned,
+    ) -> Result<(), Failure> {
+        let Common { launcher, name, .. } = &*self.common;
         let failed = |failed: Failed| refused(&failed.into());
         if pinned.is_new {
             launcher.images.lock(name, pinned).await.map_err(failed)?;
         }
-        // The launch itself says what there is to say of that.
-        let Ok(engine) = &launcher.engine else { return Ok(()) };
         let ready = launcher.images.ready(engine, pinned).await.map_err(failed)?;
         let Readiness::Pulling(pull, by_us) = ready else { return Ok(()) };
         if by_us {
@@ -296,11 +300,53 @@ impl Instance {
                 let _ = events.send(Event::Pulled(pulling)).await;
             });
         }
-        let patience =
-            Duration::from_secs(settings.start_timeout_s.min(settings.call_timeout_s)) / 2;
-        match tokio::time::timeout(patience, pull.end).await {
-            Ok(ended) => ended.map(drop).map_err(failed),
-            Err(_) => Err(Failure::Pulling(on_its_way(*pull.progress.borrow()))),
+        // Whoever looks whether it is over finds that it is, though nobody may wait for it.
+        tokio::spawn(pull.end.clone());
+        self.pull.send_replace(Some(pull));
+        self.pulled(launch.until).await
+    }
+
+    /// Waits where its image is being pulled, until then at the latest.
+    ///
+    /// # Errors
+    /// [`Failure::Pulling`] where it still is, or why it was not pulled.
+    pub(super) async fn pulled(&self, until: Instant) -> Result<(), Failure> {
+        let Some(pull) = self.pulling() else { return Ok(()) };
+        match tokio::time::timeout_at(until.into(), pull.end.clone()).await {
+            Ok(ended) => ended.map(drop).map_err(|failed| refused(&failed.into())),
+            Err(_) => Err(on_the_way(&pull)),
+        }
+    }
+
+    /// The pull of its image that is under way.
+    pub(super) fn pulling(&self) -> Option<Pull> {
+        self.pull.borrow().clone().filter(|pull| pull.end.peek().is_none())
+    }
+
+    /// Done once that time is over and whoever starts it waits for its image.
+    pub(super) async fn pulled_past(&self, until: Instant) -> Failure {
+        tokio::time::sleep_until(until.into()).await;
+        let mut pull = self.pull.subscribe();
+        let under_way =
+            |pull: &Option<Pull>| pull.as_ref().is_some_and(|pull| pull.end.peek().is_none());
+        match pull.wait_for(under_way).await.ok().as_deref() {
+            Some(Some(pull)) => on_the_way(pull),
+            // The sender is this instance's, so it is there.
+            _ => Failure::Pulling(String::new()),
+        }
+    }
+
+    /// Whether anything may still be started of it: the config may have another in its place.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn still_there(&self) -> Result<(), Failure> {
+        match self.common.over.get() {
+            None => Ok(()),
+            Some(why) => {
+                let words = format!("server `{}` is not available: {why}", self.common.name);
+                Err(Failure::Forbidden(Box::new(Refusal::new(Code::ServerUnavailable, words))))
+            }
         }
     }
 
@@ -320,9 +366,11 @@ impl Instance {
     ) -> Result<(Arc<dyn Link>, Arc<Launching>, Greeting), Failure> {
         let url = self.common.settings.url.as_deref().unwrap_or_default();
         let (name, settings) = (&self.common.name, &self.common.settings);
-        let handed = self.common.launcher.hand(name, settings).await;
-        let handed = handed.map_err(|failure| refused(&failure))?;
-        let cleared = self.announce(launch, &handed, Some((url, true)), (None, None)).await?;
+        let prepared = self.common.launcher.prepare(name, settings).await;
+        let prepared = prepared.map_err(|failure| refused(&failure))?;
+        self.still_there()?;
+        let cleared = self.announce(launch, Some((url, true)), &prepared).await?;
+        let handed = &prepared.handed;
         let link = Sse::open(url, &handed.by(By::Header), self.common.launcher.caps, ear).await?;
         let greeting = greet(&link, Era::Legacy, hello, self.start_timeout()).await?;
         self.common.sse.store(true, Ordering::Relaxed);
@@ -338,10 +386,10 @@ impl Instance {
     async fn announce(
         &self,
         launch: Launch<'_>,
-        handed: &Handed,
         way: Option<(&str, bool)>,
-        (pinned, hashed): (Option<&Pinned>, Option<&Hashed>),
+        Prepared { handed, pinned, hashed, place, .. }: &Prepared,
     ) -> Result<Arc<Launching>, Failure> {
+        let pinned = pinned.as_ref();
         let launcher = &self.common.launcher;
         let mut program = launcher
             .program_of(&self.common.name, &self.common.settings, pinned)
@@ -355,7 +403,7 @@ impl Instance {
         }
         let launching = Arc::new(Launching {
             launch: launch.id,
-            place: self.common.launcher.place(&self.common.settings),
+            place: place.clone(),
             program,
             party: self.principal(),
             way: way.map(|(url, sse)| Connecting {
@@ -384,6 +432,10 @@ impl From<&HandedSecret> for Handing {
         let HandedSecret { name, value: _, source, by } = secret;
         Self { secret: name.clone(), source: source.clone(), by: *by }
     }
+}
+
+pub(super) fn on_the_way(pull: &Pull) -> Failure {
+    Failure::Pulling(on_its_way(*pull.progress.borrow()))
 }
 
 fn refused(failure: &LaunchFailure) -> Failure {

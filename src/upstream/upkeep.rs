@@ -43,6 +43,9 @@ impl Instance {
         }
         drop(state);
         self.end_leaving().await;
+        // One that was to take its place ends itself, or has just taken it.
+        drop(self.replacing.lock().await);
+        self.end_leaving().await;
         self.tell_lost().await;
     }
 
@@ -76,6 +79,15 @@ impl Instance {
     /// started is asked about when it has started.
     pub(super) async fn review(&self, review: &dyn Review) {
         self.review_leaving(review).await;
+        self.review_running(review).await;
+        // One that takes its place was decided on before, and what it takes the place of may have been
+        // neither running nor leaving.
+        drop(self.replacing.lock().await);
+        self.review_leaving(review).await;
+        self.review_running(review).await;
+    }
+
+    async fn review_running(&self, review: &dyn Review) {
         let mut state = self.state.lock().await;
         let State::Running(running) = &*state else { return };
         let Some(refusal) = review.forbids(&self.common.name, &running.cleared).await else {
@@ -125,6 +137,14 @@ impl Instance {
             && self.active() == 0
             && self.watched.is_empty()
             && self.last_used.lock().elapsed() >= idle
+    }
+
+    /// Has the next start wait no longer for the last one that failed.
+    pub(super) async fn try_again(&self) {
+        let mut state = self.state.lock().await;
+        if matches!(&*state, State::Failed { .. }) {
+            *state = State::Stopped;
+        }
     }
 
     /// Tells of messages that were dropped since it was last told.

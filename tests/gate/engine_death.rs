@@ -56,6 +56,34 @@ async fn the_proxy_outlives_its_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_comes_after_the_proxy_is_used_and_cleared_up() {
+    let mut ground = ground().await;
+    let gate = on(&ground, "warm = 1").start().await;
+    echoes(&gate).await;
+    let ours = ground.containers().unwrap();
+    assert!(!ours.is_empty());
+    let written = gate.kill_9().await;
+    ground.lose_power().unwrap();
+    // Nobody answers; the proxy runs all the same.
+    let mut gate = written.start().await;
+    let agent = gate.modern();
+    let error = agent.call("crooked__echo", json!({ "text": "x" })).await.unwrap_err();
+    assert_eq!(error["data"]["code"], "server-unavailable", "{error:#}");
+    let doctor = gate.cli(&["doctor"]).await;
+    assert!(doctor.stdout.contains("`crooked` is failed: no container engine"), "{doctor:#?}");
+    ground.begin().unwrap();
+    gate.logged("the engine", |line| line.contains("a container engine answers by now")).await;
+    until("those of before to be gone", async || {
+        let now = ground.containers().unwrap();
+        ours.iter().all(|id| !now.contains(id)).then_some(())
+    })
+    .await;
+    echoes(&gate).await;
+    gate.stop().await;
+    bare(&ground);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reboot_leaves_nothing_of_ours_and_all_of_others() {
     let mut ground = ground().await;
     let gate = on(&ground, "warm = 1").start().await;

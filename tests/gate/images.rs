@@ -380,6 +380,13 @@ async fn a_call_that_waits_for_a_pull_is_told_and_the_pull_goes_on() {
     let why = failed[0]["reason"].as_str().unwrap();
     assert!(why.contains("is still being pulled") && why.contains("goes on"), "{why}");
     assert!(records(&gate, "image-pulled").await.is_empty());
+    // Who comes meanwhile waits along with all others, and starts nothing of its own.
+    let crowd = futures_util::future::join_all((0..8).map(|_| echo(&gate))).await;
+    for waited in crowd {
+        let error = waited.unwrap_err();
+        assert!(error["message"].as_str().unwrap().contains("is being pulled"), "{error:#}");
+    }
+    assert_eq!(records(&gate, "server-launch-failed").await.len(), failed.len());
 
     let_go.send_replace(true);
     let pulled = recorded(&gate, "image-pulled").await;

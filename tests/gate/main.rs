@@ -20,6 +20,7 @@ mod eras;
 mod exports;
 mod faults;
 mod fidelity;
+mod following;
 mod frames;
 mod harms;
 mod identity;

@@ -115,6 +115,73 @@ async fn what_does_not_start_anew_goes_on() {
 }
 
 #[tokio::test]
+async fn policies_reach_what_runs_while_another_is_started_in_its_place() {
+    // The second start waits for as long as there is a file.
+    let wait =
+        "while [ -e /flag/wait ]; do read -t 1 x < /flag/never || :; done; exec /data/crooked";
+    let written = Setup::new(&format!(
+        "[servers.crooked]\ncommand = [\"/bin/sh\", \"-c\", {wait:?}]\nruntime = \"sandbox\"\n\
+         mounts = [\"{{folder}}/flag:/flag\", \"{{folder}}/bin:/data\"]\n\
+         env = {{ GATE = \"{{mark}}\" }}\nstart-timeout-s = 300\ncall-timeout-s = 300"
+    ))
+    .file("flag/never", "")
+    .file("bin/none", "")
+    .write();
+    std::fs::copy(crate::support::server("crooked"), written.path("bin/crooked")).unwrap();
+    let gate = written.start().await;
+    let agent = gate.modern();
+    agent.call("crooked__echo", echo()).await.unwrap();
+    let before = marked(&gate.mark);
+    std::fs::write(gate.path("flag/wait"), "").unwrap();
+    let restart = async { gate.cli(&["server", "restart", "crooked"]).await };
+    let meanwhile = async {
+        until("the next to be on its way", async || {
+            (marked(&gate.mark).len() > before.len()).then_some(())
+        })
+        .await;
+        // What runs takes calls all the same.
+        agent.call("crooked__echo", echo()).await.unwrap();
+        let forbid =
+            "@id(\"no\") forbid (principal, action == Portcullis::Action::\"launch\", resource);";
+        std::fs::write(gate.path("policies/no.cedar"), forbid).unwrap();
+        until("the old one to be ended", async || {
+            let now = marked(&gate.mark);
+            before.iter().all(|pid| !now.contains(pid)).then_some(())
+        })
+        .await;
+        std::fs::remove_file(gate.path("flag/wait")).unwrap();
+    };
+    tokio::join!(restart, meanwhile);
+    until("the new one to be ended", async || marked(&gate.mark).is_empty().then_some(())).await;
+    assert_eq!(agent.refused("crooked__echo", echo()).await, "policy-denied");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn who_tries_it_holds_up_nobody_while_a_person_is_asked() {
+    let gate = Setup::everything("legacy").start().await;
+    let mut agent = gate.modern();
+    agent.abilities = json!({ "elicitation": {} });
+    let asked = async || {
+        let asked = agent.call("everything__test_elicitation", json!({ "message": "?" })).await;
+        asked.ok().filter(|asked| asked["resultType"] == "input_required").map(drop)
+    };
+    // It ends each time before it has answered anything.
+    for _ in 0..3 {
+        until("a question", asked).await;
+        let all = marked(&gate.mark);
+        all.iter().for_each(|pid| crate::support::kill_9(*pid));
+        until("their end", async || marked(&gate.mark).is_empty().then_some(())).await;
+    }
+    until("the one that tries it to wait for a person", asked).await;
+    until("another to try it", async || {
+        agent.call("everything__test_simple_text", json!({})).await.ok()
+    })
+    .await;
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn spares_are_renewed_with_the_rest() {
     let gate = Setup::crooked("warm = 1").start().await;
     let warm = async || (stats(&gate).await["warm"] == 1).then_some(());

@@ -14,6 +14,8 @@ impl Happening {
             Self::ProxyNotStarted { .. } => "proxy-not-started",
             Self::ProxyStopped { .. } => "proxy-stopped",
             Self::ConfigLoaded { .. } => "config-loaded",
+            Self::ConfigReloaded { .. } => "config-reloaded",
+            Self::ConfigRejected { .. } => "config-rejected",
             Self::PolicyLoaded { .. } => "policy-loaded",
             Self::PolicyRejected { .. } => "policy-rejected",
             Self::PluginLoaded(_) => "plugin-loaded",
@@ -132,6 +134,9 @@ impl Happening {
             | Self::PluginSent { requests: list, .. }
             | Self::ApprovalAsked { rules: list, .. }
             | Self::ClientAdded { groups: list, .. } => list.truncate(most),
+            Self::ConfigReloaded { added, changed, removed, waiting, .. } => {
+                [added, changed, removed, waiting].into_iter().for_each(|list| list.truncate(most));
+            }
             Self::ServerLaunching(launching) => {
                 launching.deviations.truncate(most);
                 launching.signers.truncate(most);
@@ -162,6 +167,21 @@ impl Happening {
             }
             Self::PolicyLoaded { revision, keeping, bundle, .. } => {
                 std::iter::once(revision).chain(bundle).chain(keeping).for_each(change);
+            }
+            Self::ConfigReloaded {
+                file,
+                revision,
+                servers: _,
+                added,
+                changed,
+                removed,
+                waiting,
+            } => {
+                let lists = [added, changed, removed, waiting].into_iter().flatten();
+                [file, revision].into_iter().chain(lists).for_each(change);
+            }
+            Self::ConfigRejected { file, reason } => {
+                [file, reason].into_iter().for_each(change);
             }
             Self::PolicyRejected { reason } => change(reason),
             Self::PluginLoaded(loaded) => {

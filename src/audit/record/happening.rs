@@ -45,6 +45,35 @@ pub enum Happening {
         /// Its chain of interceptors in their order, `NAME` or `NAME (audit)`.
         chain: Vec<String>,
     },
+    /// The config was read again while the proxy ran, and its servers take the places of those before.
+    ConfigReloaded {
+        /// Its file.
+        file: String,
+        /// `sha256:` and the digest of the file.
+        revision: String,
+        /// How many servers there are now.
+        servers: u64,
+        /// Servers that were not there before.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        added: Vec<String>,
+        /// Servers whose entry is another.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        changed: Vec<String>,
+        /// Servers that are there no more.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        removed: Vec<String>,
+        /// Other sections that are not as they were when the proxy started, and count from its next
+        /// start on.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        waiting: Vec<String>,
+    },
+    /// The config was read again and not taken; all stays as it was.
+    ConfigRejected {
+        /// Its file.
+        file: String,
+        /// Everything that is wrong, one a line.
+        reason: String,
+    },
     /// Policies took effect.
     PolicyLoaded {
         revision: String,

@@ -22,6 +22,21 @@ impl fmt::Display for Happening {
             Self::ConfigLoaded { file, revision, servers, .. } => {
                 write!(f, "config loaded: {file}, {servers} servers, revision {revision}")
             }
+            Self::ConfigReloaded { file, added, changed, removed, waiting, .. } => {
+                write!(f, "config loaded again: {file}")?;
+                for (what, names) in [
+                    ("added", added),
+                    ("changed", changed),
+                    ("removed", removed),
+                    ("not before a restart", waiting),
+                ] {
+                    if !names.is_empty() {
+                        write!(f, "; {what}: {}", names.join(", "))?;
+                    }
+                }
+                Ok(())
+            }
+            Self::ConfigRejected { reason, .. } => write!(f, "config rejected: {reason}"),
             Self::PolicyLoaded { revision, policies, bundle, bundle_version, .. } => {
                 write!(f, "policies loaded: {policies}, revision {revision}")?;
                 match (bundle, bundle_version) {

@@ -125,7 +125,7 @@ async fn one(
     }
     let now = {
         let _progress = ctx.progress(format!("asking what {image} means"));
-        launcher.images.ask(&launcher.engine, image).await.map_err(|error| fault(&error))?
+        launcher.images.ask(&launcher.engine.now(), image).await.map_err(|error| fault(&error))?
     };
     pinned(image, now.clone(), true).map_err(|error| fault(&error))?;
     let Some(known) = known else {
@@ -263,10 +263,10 @@ async fn fetch(
     name: &ServerName,
     server: &config::Server,
 ) -> anyhow::Result<(Pinned, Option<Pulled>)> {
-    let engine = launcher.engine.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
+    let engine = &launcher.engine.now().map_err(|why| anyhow::anyhow!("{why}"))?;
     let pinned = {
         let _progress = ctx.progress(format!("asking for the image of {name}"));
-        launcher.images.pin(&launcher.engine, name, server).await?
+        launcher.images.pin(&launcher.engine.now(), name, server).await?
     };
     let pinned = pinned.ok_or_else(|| anyhow::anyhow!("the server `{name}` is no image"))?;
     let of = launcher.program_of(name, server, Some(&pinned))?;

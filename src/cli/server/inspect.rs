@@ -77,7 +77,8 @@ impl Found {
             };
         }
         // As a start would find it; where that can't be told now, policies are asked without it.
-        let pinned = launcher.images.pin(&launcher.engine, name, settings).await.ok().flatten();
+        let pinned =
+            launcher.images.pin(&launcher.engine.now(), name, settings).await.ok().flatten();
         let mut program = launcher.program_of(name, settings, pinned.as_ref())?;
         if let Some(pinned) = &pinned {
             program.signed = launcher.signed(name, settings, pinned).await.unwrap_or_default();

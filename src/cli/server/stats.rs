@@ -53,7 +53,7 @@ pub(super) async fn run(
 }
 
 fn stats(state: &Value) -> Value {
-    let keys = ["name", "state", "active", "warm", "dropped", "unwell", "instances"];
+    let keys = ["name", "state", "health", "active", "warm", "dropped", "unwell", "instances"];
     keys.iter()
         .map(|key| ((*key).to_owned(), state[*key].clone()))
         .collect::<serde_json::Map<_, _>>()
@@ -64,9 +64,10 @@ fn rows(state: &Value) -> Vec<Vec<String>> {
     let name = state["name"].as_str().unwrap_or("").to_owned();
     let instances = state["instances"].as_array().map(Vec::as_slice).unwrap_or_default();
     if instances.is_empty() {
-        let state = state["state"].as_str().unwrap_or("").to_owned();
-        return vec![vec![name, state]];
+        let health = state["health"].as_str().unwrap_or("").to_owned();
+        return vec![vec![name, health]];
     }
+    let unwell = state["health"] == "unhealthy";
     let row = |instance: &Value| {
         let text = |key: &str| instance[key].as_str().unwrap_or("").to_owned();
         let number = |key: &str| instance[key].as_u64().unwrap_or_default();
@@ -74,6 +75,7 @@ fn rows(state: &Value) -> Vec<Vec<String>> {
         let memory = instance["memoryBytes"].as_u64();
         let state = match (instance["leaving"].as_bool(), instance["answeredMs"].as_f64()) {
             (Some(true), _) => "ends with its calls".to_owned(),
+            (_, _) if unwell && instance["client"].is_null() => "does not answer".to_owned(),
             (_, Some(ms)) => format!("well, in {ms:.1} ms"),
             _ => String::new(),
         };

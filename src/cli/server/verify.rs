@@ -31,7 +31,7 @@ pub(super) async fn run(ctx: &Context, loaded: &Loaded, name: &ServerName) -> an
     );
     let signatures = signatures(loaded)?;
     let launcher = launcher(loaded).await;
-    let pinned = launcher.images.pin(&launcher.engine, name, settings).await?;
+    let pinned = launcher.images.pin(&launcher.engine.now(), name, settings).await?;
     let Some(pinned) = pinned else {
         anyhow::bail!("`{name}` is no image: signatures are of images");
     };

@@ -138,6 +138,8 @@ fn every_metric_has_its_published_name() {
     metrics.audit_records(2);
     metrics.policy_reload(true);
     metrics.policy_reload(false);
+    metrics.config_reload(true);
+    metrics.config_reload(false);
     for name in [
         "mcp_requests_total{",
         "mcp_requests_active ",
@@ -154,6 +156,8 @@ fn every_metric_has_its_published_name() {
         "portcullis_audit_records_total 2",
         "portcullis_policy_reloads_total{outcome=\"taken\"} 1",
         "portcullis_policy_reloads_total{outcome=\"rejected\"} 1",
+        "portcullis_config_reloads_total{outcome=\"taken\"} 1",
+        "portcullis_config_reloads_total{outcome=\"rejected\"} 1",
     ] {
         assert!(!lines(&metrics, name).is_empty(), "{name}");
     }

@@ -63,6 +63,8 @@ const EVENTS: &[(&str, Meaning)] = &[
     ("proxy-not-started", failure(High, Lifecycle, START)),
     ("proxy-stopped", meaning(Informational, Lifecycle, STOP)),
     ("config-loaded", meaning(Informational, Entity, UPDATE)),
+    ("config-reloaded", meaning(Low, Entity, UPDATE)),
+    ("config-rejected", failure(High, Entity, UPDATE)),
     ("policy-loaded", meaning(Informational, Entity, UPDATE)),
     ("policy-rejected", failure(High, Entity, UPDATE)),
     ("plugin-loaded", meaning(Informational, Lifecycle, ENABLE)),

@@ -165,7 +165,7 @@ fn entity(event: &str, members: &Map<String, Value>) -> Value {
             let name = text(members, "client").unwrap_or("unknown");
             json!({ "name": name, "type": "User", "type_id": 2 })
         }
-        "config-loaded" => {
+        "config-loaded" | "config-reloaded" | "config-rejected" => {
             let file = text(members, "file").unwrap_or("unknown");
             json!({ "name": file, "type": "config", "type_id": 99 })
         }

@@ -1,4 +1,4 @@
-//! Watches the files of plugins of which others may take the place.
+//! Watches files of which others may take the place while the proxy runs: the config's, and plugins'.
 
 use std::{
     collections::BTreeSet,
@@ -12,16 +12,13 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::plugins::InChain;
-use crate::plugin::signature_path;
-
 /// How long files must be left alone before they are read.
 const QUIET: Duration = Duration::from_millis(150);
 /// Changes without end put that off no longer than this many times.
 const PATIENCE: u32 = 20;
 
-/// The files of plugins of which others may take the place, watched.
-pub(super) struct Files {
+/// Files that are watched.
+pub struct Files {
     watcher: RecommendedWatcher,
     paths: Vec<PathBuf>,
     /// The folders that are watched.
@@ -57,12 +54,11 @@ fn way_to(path: &Path) -> Vec<PathBuf> {
 }
 
 impl Files {
-    /// Those of these plugins; nothing where each is pinned.
-    pub fn watch(all: &[InChain]) -> notify::Result<Option<Self>> {
-        let paths: Vec<_> = all.iter().filter_map(|one| one.plugin.changeable()).collect();
-        if paths.is_empty() {
-            return Ok(None);
-        }
+    /// Watches these; they need not be there yet.
+    ///
+    /// # Errors
+    /// Where their folders can't be watched.
+    pub fn watch(paths: Vec<PathBuf>) -> notify::Result<Self> {
         // One that is full knows already.
         let (sender, news) = mpsc::channel(1);
         let names = Arc::new(Mutex::new(BTreeSet::new()));
@@ -80,17 +76,13 @@ impl Files {
         })?;
         let mut files = Self { watcher, paths, folders: BTreeSet::new(), names, news };
         files.renew()?;
-        Ok(Some(files))
+        Ok(files)
     }
 
     /// Watches the folders of the files: a file is often replaced by a rename, and a watch on the file
     /// itself would follow the old one. Anew after each change, since a folder can be replaced too.
     fn renew(&mut self) -> notify::Result<()> {
-        let ways = self
-            .paths
-            .iter()
-            .flat_map(|path| [way_to(path), way_to(&signature_path(path))].into_iter().flatten());
-        let ways: Vec<_> = ways.collect();
+        let ways: Vec<_> = self.paths.iter().flat_map(|path| way_to(path)).collect();
         let folders = ways.iter().filter_map(|path| path.parent().map(ToOwned::to_owned));
         let names = ways.iter().filter_map(|path| path.file_name().map(ToOwned::to_owned));
         *self.names.lock() = names.collect();
@@ -118,7 +110,7 @@ impl Files {
         }
         // First the watch and then the files: what changes in between is news again.
         if let Err(error) = self.renew() {
-            tracing::warn!(%error, "changes of plugins may go unseen");
+            tracing::warn!(%error, "changes of files may go unseen");
         }
         true
     }

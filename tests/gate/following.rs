@@ -1,0 +1,267 @@
+//! The servers of the config follow its file while the proxy runs: those that are new, those that are
+//! gone, those whose entry changed; and those alone.
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{
+    agent::Agent,
+    events::Events,
+    gate::{Gate, Setup, Written},
+    in_time, marked, new_mark, until,
+};
+
+/// An entry of the server that misbehaves on demand.
+fn entry(name: &str, mark: &str, more: &str) -> String {
+    let program = crate::support::server("crooked");
+    format!(
+        "\n[servers.{name}]\ncommand = [{program:?}]\nruntime = \"sandbox\"\nenv = {{ GATE = \"{mark}\" }}\n{more}\n"
+    )
+}
+
+fn config(written: &Written) -> String {
+    fs::read_to_string(written.path("portcullis.toml")).unwrap()
+}
+
+/// Puts another config in the place of this one, as editors do.
+fn put(written: &Written, text: &str) {
+    fs::write(written.path("next.toml"), text).unwrap();
+    fs::rename(written.path("next.toml"), written.path("portcullis.toml")).unwrap();
+}
+
+fn echo() -> Value {
+    json!({ "text": "x" })
+}
+
+async fn listed(agent: &Agent, name: &str) -> bool {
+    agent.names("tools/list").await.iter().any(|tool| tool.starts_with(&format!("{name}__")))
+}
+
+/// A call that takes a while, under way.
+async fn slow(gate: &Gate, ms: u64) -> tokio::task::JoinHandle<String> {
+    let agent = gate.modern();
+    let call = tokio::spawn(async move { agent.text("crooked__slow", json!({ "ms": ms })).await });
+    until("the call to be under way", async || {
+        let states: Value = gate.cli(&["server", "ls", "--format", "json"]).await.expect(0);
+        (states[0]["active"] == 1).then_some(())
+    })
+    .await;
+    call
+}
+
+async fn event(gate: &Gate, name: &str) -> Vec<Value> {
+    gate.records(&[&format!("event = {name}")]).await
+}
+
+#[tokio::test]
+async fn servers_come_and_go_and_the_others_go_on() {
+    let gate = Setup::crooked("").start().await;
+    let client = gate.legacy().await;
+    client.call("crooked__echo", echo()).await.unwrap();
+    let before = marked(&gate.mark);
+    let url = gate.url("/mcp");
+    let session = client.session.clone().unwrap();
+    let headers = [("mcp-session-id", session.as_str()), ("accept", "text/event-stream")];
+    let mut stream = Events::get(&url, &headers).await;
+    let mut heard = async |method: &str| {
+        in_time(method, async {
+            // The first event has no message.
+            while !stream.next().await.expect("an event").data.contains(method) {}
+        })
+        .await;
+    };
+
+    let (first, other) = (config(&gate), new_mark());
+    put(&gate, &(first.clone() + &entry("second", &other, "")));
+    heard("notifications/tools/list_changed").await;
+    assert!(listed(&client, "second").await);
+    client.call("second__echo", echo()).await.unwrap();
+    assert!(!marked(&other).is_empty());
+    let taken = event(&gate, "config-reloaded").await;
+    assert_eq!(taken.len(), 1, "{taken:#?}");
+    assert_eq!((&taken[0]["added"], &taken[0]["servers"]), (&json!(["second"]), &json!(2)));
+    assert!(taken[0]["removed"].is_null() && taken[0]["changed"].is_null(), "{taken:#?}");
+
+    put(&gate, &first);
+    heard("notifications/tools/list_changed").await;
+    until("it to have ended", async || marked(&other).is_empty().then_some(())).await;
+    assert!(!listed(&client, "second").await);
+    assert_eq!(client.refused("second__echo", echo()).await, "unknown-target");
+    let ended = event(&gate, "server-stopped").await;
+    // Those for all clients, and for the one that can be asked.
+    assert!(!ended.is_empty());
+    let reason = |one: &Value| one["reason"] == "it was taken out of the config";
+    assert!(ended.iter().all(reason), "{ended:#?}");
+    // The one that was there all along was not touched, nor was the client's session.
+    client.call("crooked__echo", echo()).await.unwrap();
+    assert_eq!(marked(&gate.mark), before);
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_at_a_server_that_goes_is_answered() {
+    let mut gate = Setup::crooked("").start().await;
+    let call = slow(&gate, 3_000).await;
+    let text = config(&gate);
+    put(&gate, &text[..text.find("[servers.crooked]").unwrap()]);
+    gate.logged("the change", |line| line.contains("config loaded again")).await;
+    assert_eq!(gate.modern().refused("crooked__echo", echo()).await, "unknown-target");
+    assert!(!call.is_finished());
+    assert_eq!(call.await.unwrap(), "at last");
+    until("it to have ended", async || marked(&gate.mark).is_empty().then_some(())).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn the_next_call_goes_to_the_new_entry_while_the_old_one_ends_its_own() {
+    let setup = Setup::crooked("").and(&entry("other", "OTHER", ""));
+    let written = setup.write();
+    put(&written, &config(&written).replace("OTHER", &format!("{}o", written.mark)));
+    let others = format!("{}o", written.mark);
+    let mut gate = written.start().await;
+    let agent = gate.modern();
+    agent.call("other__echo", echo()).await.unwrap();
+    let call = slow(&gate, 4_000).await;
+    let (before, beside) = (marked(&gate.mark), marked(&others));
+    let of_mark = format!("env = {{ GATE = \"{}\" }}", gate.mark);
+    let with_more = of_mark.replace(" }", ", MORE = \"yes\" }");
+    put(&gate, &config(&gate).replace(&of_mark, &with_more));
+    gate.logged("the change", |line| line.contains("config loaded again")).await;
+    let more = agent.text("crooked__environment", json!({ "name": "MORE" })).await;
+    assert_eq!(more, "yes");
+    assert!(!call.is_finished(), "the old one was not at its call any more");
+    assert!(before.iter().all(|pid| marked(&gate.mark).contains(pid)));
+    assert_eq!(call.await.unwrap(), "at last");
+    until("the old one to be gone", async || {
+        let now = marked(&gate.mark);
+        (!now.is_empty() && now.iter().all(|pid| !before.contains(pid))).then_some(())
+    })
+    .await;
+    assert_eq!(marked(&others), beside, "another server was touched");
+    let taken = event(&gate, "config-reloaded").await;
+    assert_eq!(taken[0]["changed"], json!(["crooked"]), "{taken:#?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_does_not_pass_the_checks_changes_nothing() {
+    let secret = ["not", "to", "be", "shown", "4711"].concat();
+    let mut gate = Setup::crooked("").start().await;
+    let agent = gate.modern();
+    agent.call("crooked__echo", echo()).await.unwrap();
+    let (before, good) = (marked(&gate.mark), config(&gate));
+    // A new server that is right, and one that is not.
+    let wrong = format!("secrets = {{ TOKEN = {{ from = {secret:?} }} }}\nno-such-key = 1");
+    let bad = good.clone() + &entry("second", "none", "") + &entry("third", "none", &wrong);
+    let line = bad.lines().position(|line| line.starts_with("no-such-key")).unwrap() + 1;
+    put(&gate, &bad);
+    let place = format!("portcullis.toml:{line}:");
+    let told = gate.logged("what is wrong", |told| told.contains(&place)).await;
+    assert!(told.contains("is not used"), "{told}");
+    assert!(!listed(&agent, "second").await);
+    agent.call("crooked__echo", echo()).await.unwrap();
+    assert_eq!(marked(&gate.mark), before);
+
+    // Whoever asks hears it again.
+    gate.signal(Signal::SIGHUP);
+    until("it to be told again", async || {
+        let told = gate.log().iter().filter(|told| told.contains(&place)).count();
+        (told == 2).then_some(())
+    })
+    .await;
+    put(&gate, &good);
+    gate.logged("that all is well", |line| line.contains("the config holds again")).await;
+    gate.signal(Signal::SIGHUP);
+    gate.logged("that there is nothing", |line| line.contains("has nothing new")).await;
+    assert_eq!(marked(&gate.mark), before);
+    let rejected = event(&gate, "config-rejected").await;
+    assert_eq!(rejected.len(), 2, "{rejected:#?}");
+    assert!(rejected[0]["reason"].as_str().unwrap().contains(&place), "{rejected:#?}");
+    assert!(event(&gate, "config-reloaded").await.is_empty());
+    let all = format!("{:?}{:?}", gate.log(), gate.records(&[]).await);
+    assert!(!all.contains(&secret));
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_else_changed_is_said_to_need_a_restart() {
+    let mut gate = Setup::crooked("").start().await;
+    let good = config(&gate);
+    put(&gate, &(good.clone() + "\n[limits]\npage = 7\n[telemetry]\nlog-format = \"text\"\n"));
+    let told = gate.logged("the warning", |line| line.contains("needs a restart")).await;
+    assert!(told.contains("limits, telemetry"), "{told}");
+    let taken = event(&gate, "config-reloaded").await;
+    assert_eq!(taken[0]["waiting"], json!(["limits", "telemetry"]), "{taken:#?}");
+    let doctor = gate.cli(&["doctor"]).await;
+    assert!(doctor.stdout.contains("limits, telemetry"), "{doctor:#?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_profile_goes_on_to_hold() {
+    let written = Setup::crooked("")
+        .file("profiles/few.toml", "version = 1\nservers = [\"crooked\"]\n")
+        .write();
+    let gate = written.start_with(&["--profile", "few"]).await;
+    let agent = gate.modern();
+    assert!(listed(&agent, "crooked").await);
+    let mark = format!("{}o", gate.mark);
+    put(&gate, &(config(&gate) + &entry("second", &mark, "") + "[limits]\npage = 9\n"));
+    until("the config to be taken", async || {
+        (!event(&gate, "config-reloaded").await.is_empty()).then_some(())
+    })
+    .await;
+    assert!(!listed(&agent, "second").await);
+    fs::write(gate.path("profiles/few.toml"), "version = 1\nservers = [\"crooked\", \"second\"]\n")
+        .unwrap();
+    until("the profile to be taken", async || listed(&agent, "second").await.then_some(())).await;
+    gate.stop().await;
+    assert!(marked(&mark).is_empty());
+}
+
+/// A value that nothing else looks like.
+fn value(n: u8) -> String {
+    ["hunter", "2", "hunter", &n.to_string()].concat()
+}
+
+#[tokio::test]
+async fn a_new_entry_is_handed_its_own_secrets_and_they_are_looked_for() {
+    let gate = Setup::crooked("secrets = { TOKEN = { from = \"file:one\" } }")
+        .and("[[interceptors]]\nuse = \"secrets\"")
+        .file("one", value(1))
+        .file("two", value(2))
+        .start()
+        .await;
+    let agent = gate.modern();
+    let token = json!({ "name": "TOKEN" });
+    let shown = agent.text("crooked__environment", token.clone()).await;
+    assert!(!shown.contains(&value(1)) && shown.contains("[redacted:"), "{shown}");
+    put(&gate, &config(&gate).replace("file:one", "file:two"));
+    until("the new entry", async || {
+        (!event(&gate, "config-reloaded").await.is_empty()).then_some(())
+    })
+    .await;
+    let shown = agent.text("crooked__environment", token).await;
+    assert!(!shown.contains(&value(2)) && shown.contains("[redacted:"), "{shown}");
+    // The old value is known still.
+    let old = agent.call("crooked__echo", json!({ "text": value(1) })).await;
+    assert!(!format!("{old:?}").contains(&value(1)), "{old:?}");
+    let handed = event(&gate, "secrets-handed").await;
+    assert_eq!(handed.len(), 2, "{handed:#?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_operator_says_of_tools_follows() {
+    let policies = "@id(\"read\") permit (principal, action, resource) when \
+                    { !(resource is Portcullis::Tool) || resource.claims.read_only };";
+    let gate = Setup::crooked("").policies(policies).start().await;
+    let agent = gate.modern();
+    assert_eq!(agent.refused("crooked__echo", echo()).await, "policy-denied");
+    put(&gate, &(config(&gate) + "\n[servers.crooked.tools.echo]\nread-only = true\n"));
+    until("the tool to be one that reads", async || agent.call("crooked__echo", echo()).await.ok())
+        .await;
+    gate.stop().await;
+}
