@@ -250,10 +250,7 @@ mod tests {
             ("[servers.b]\nurl = \"https://a.example\"\n".to_owned(), &[]),
             (format!("{first}[limits.servers]\nmemory-mib = 9000\n"), &[]),
             (format!("{first}[limits]\npage = 9\n"), &["limits"]),
-            (
-                format!("state-dir = \"x\"\n{first}[listen]\nanonymous = true\n"),
-                &["listen", "state-dir"],
-            ),
+            (format!("{first}[listen]\nanonymous = true\n[engine]\n"), &["listen"]),
         ] {
             let mut found = sections(&one, &config(&text));
             found.sort();
