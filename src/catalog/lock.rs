@@ -134,6 +134,11 @@ pub enum Unlocked {
          meant, say so: `portcullis server lock {server}`"
     )]
     Image { server: String, config: String, lock: String },
+    #[error(
+        "the image of `{server}` is `{config}` in the config, and what is locked is `{lock}`: if the change is \
+         meant, say so: `portcullis server lock {server}`"
+    )]
+    Name { server: String, config: String, lock: String },
 }
 
 const VERSION: u32 = 1;
@@ -211,8 +216,7 @@ impl Lock {
         Ok(after)
     }
 
-    /// What an image of the config means, where that was found out. An image that was found out
-    /// under another name was not.
+    /// What an image of the config means, where that was found out under this very name.
     #[must_use]
     pub fn meaning(&self, server: &str, image: &str) -> Option<Meaning> {
         let locked = self.servers.get(server).filter(|one| one.image.as_deref() == Some(image))?;
@@ -226,18 +230,29 @@ impl Lock {
     /// Holds an image of the config against what was locked.
     ///
     /// # Errors
-    /// Where the lock has another digest for the server.
+    /// Where the lock has another digest for the server, or another name. Nothing but a person's word
+    /// moves what was locked.
     pub fn hold(&self, server: &str, image: &str) -> Result<(), Unlocked> {
-        let Some(lock) = self.servers.get(server).and_then(|locked| locked.image_digest.as_deref())
-        else {
-            return Ok(());
+        let Some(locked) = self.servers.get(server) else { return Ok(()) };
+        let Some(content) = locked.content() else { return Ok(()) };
+        let by_content = match image.rsplit_once('@') {
+            Some((_, digest)) => Some(digest),
+            None => Some(image).filter(|image| image.starts_with("sha256:")),
         };
-        // What a tag means, the lock says.
-        let Some((_, config)) = image.rsplit_once('@').filter(|(_, digest)| *digest != lock) else {
-            return Ok(());
-        };
-        let (config, lock) = (config.to_owned(), lock.to_owned());
-        Err(Unlocked::Image { server: server.to_owned(), config, lock })
+        let server = server.to_owned();
+        match by_content {
+            Some(config) if config == content => Ok(()),
+            Some(config) => {
+                let (config, lock) = (config.to_owned(), content.to_owned());
+                Err(Unlocked::Image { server, config, lock })
+            }
+            // What a name means, the lock says.
+            None if locked.image.as_deref() == Some(image) => Ok(()),
+            None => {
+                let lock = locked.image.clone().unwrap_or_else(|| content.to_owned());
+                Err(Unlocked::Name { server, config: image.to_owned(), lock })
+            }
+        }
     }
 }
 
@@ -295,7 +310,16 @@ mod tests {
         lock.hold("b", &format!("a/b:1@{}", digest(b"y"))).unwrap();
         lock.hold("other", "a/b:1").unwrap();
         lock.hold("b", "a/b:1").unwrap();
-        lock.hold("b", &format!("a/b@{}", digest(b"n"))).unwrap_err();
+        for (image, held) in [
+            (format!("a/b@{}", digest(b"y")), true),
+            (digest(b"y"), true),
+            (format!("a/b@{}", digest(b"n")), false),
+            (digest(b"n"), false),
+            ("a/b:2".to_owned(), false),
+            ("a/c:1".to_owned(), false),
+        ] {
+            assert_eq!(lock.hold("b", &image).is_ok(), held, "{image}");
+        }
 
         for broken in ["version = 2\n", "version = 1\nother = 2\n", "servers = 1", "\u{0}"] {
             std::fs::write(folder.path().join(FILE), broken).unwrap();

@@ -289,7 +289,11 @@ async fn launcher(loaded: &Loaded) -> Launcher {
         runtime: Default::default(),
         known: None,
         digests: Default::default(),
-        images: std::sync::Arc::new(Images::new(loaded.base.clone(), &loaded.config.registries)),
+        images: std::sync::Arc::new(Images::new(
+            loaded.base.clone(),
+            loaded.config.state_dir.clone(),
+            &loaded.config.registries,
+        )),
         outward: std::sync::Arc::new(crate::upstream::Nowhere),
         signatures: Default::default(),
     }

@@ -4,10 +4,13 @@ use std::collections::HashMap;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bollard::{
-    auth::DockerCredentials, errors::Error, models::CreateImageInfo,
-    query_parameters::CreateImageOptionsBuilder,
+    auth::DockerCredentials,
+    errors::Error,
+    models::{CreateImageInfo, ImageInspect},
+    query_parameters::{CreateImageOptionsBuilder, RemoveImageOptions},
 };
 use futures_util::StreamExt as _;
+use http::{HeaderMap, HeaderValue};
 
 use crate::{
     oci::{self, Login, Platform, Reference},
@@ -30,6 +33,15 @@ pub struct Progress {
     pub done: u64,
     /// Bytes that there are, by the manifest.
     pub total: u64,
+}
+
+/// An image that was not pulled, or is not the one that was to be.
+#[derive(Debug)]
+pub struct NotPulled {
+    /// Why.
+    pub why: LaunchFailure,
+    /// Whether the engine may have it all the same, now or later.
+    pub may_be_there: bool,
 }
 
 impl Engine {
@@ -62,7 +74,7 @@ impl Engine {
     }
 
     /// Has the engine pull an image by the digest that the reference is pinned to, and looks
-    /// whether what it then has is that.
+    /// whether what it then has is that; has it removed again if not.
     ///
     /// # Errors
     /// Where it is not pulled, or is another.
@@ -72,7 +84,7 @@ impl Engine {
         image: &oci::Image,
         login: Option<Login>,
         mut told: impl FnMut(Progress),
-    ) -> Result<(), LaunchFailure> {
+    ) -> Result<(), NotPulled> {
         let repository = format!("{}/{}", reference.host(), reference.repository());
         let pinned = format!("{repository}@{}", image.digest);
         let options = CreateImageOptionsBuilder::new()
@@ -81,40 +93,101 @@ impl Engine {
             .platform(&format!("{}/{}", image.platform.os, image.platform.architecture))
             .build();
         let hidden = login.as_ref().map(Hidden::of).unwrap_or_default();
-        let credentials = login.map(|login| credentials(reference, login)).transpose()?;
-        let failed = |error: &Error| {
-            failure(
+        let credentials = login.map(|login| credentials(reference, login));
+        let failed = |error: &Error| NotPulled {
+            why: failure(
                 format!("the engine did not pull `{pinned}`: {}", hidden.clean(words(error))),
                 "see that the engine reaches the registry: it asks for itself, by its own settings \
                  for proxies, certificates and registries without TLS",
-            )
+            ),
+            // One that was broken off may go on with it.
+            may_be_there: !matches!(
+                error,
+                Error::DockerStreamError { .. } | Error::DockerResponseServerError { .. }
+            ),
         };
         let mut layers = Layers::of(image);
         told(layers.progress());
-        let mut stream = std::pin::pin!(self.docker.create_image(Some(options), None, credentials));
+        let docker = self.docker.clone().with_request_modifier(|mut request| {
+            for_urls(request.headers_mut());
+            request
+        });
+        let mut stream = Box::pin(docker.create_image(Some(options), None, credentials));
         while let Some(info) = stream.next().await {
-            layers.hear(&info.map_err(|error| failed(&error))?).map_err(|layer| {
-                failure(
-                    format!("a layer of `{pinned}` is larger than its manifest says: {layer}"),
-                    "do not use this image, and ask the registry's owner",
-                )
-            })?;
+            if let Err(layer) = layers.hear(&info.map_err(|error| failed(&error))?) {
+                drop(stream);
+                self.remove(&pinned).await;
+                return Err(NotPulled {
+                    why: failure(
+                        format!("a layer of `{pinned}` is larger than its manifest says: {layer}"),
+                        "do not use this image, and ask the registry's owner",
+                    ),
+                    may_be_there: true,
+                });
+            }
             told(layers.progress());
         }
-        let found = self.docker.inspect_image(&pinned).await.map_err(|error| failed(&error))?;
-        let id = found.id.unwrap_or_default();
-        // What an engine calls an image is the digest of its configuration, or of what it was pulled
-        // by, as its store has it.
-        let known = [image.config, image.manifest, image.digest].map(|digest| digest.to_string());
-        let by_digest = format!("@{}", image.digest);
-        let named = found.repo_digests.iter().flatten().any(|name| name.ends_with(&by_digest));
-        if named && known.contains(&id) {
+        let found = self.docker.inspect_image(&pinned).await;
+        let found = found
+            .map_err(|error| NotPulled { may_be_there: !missing(&error), ..failed(&error) })?;
+        if is(&found, image) {
             return Ok(());
         }
-        Err(failure(
-            format!("what the engine pulled as `{pinned}` is another image, {id}"),
-            "do not use it; see what stands between the engine and the registry",
-        ))
+        let removed = self.remove(&pinned).await;
+        let id = found.id.unwrap_or_default();
+        Err(NotPulled {
+            why: failure(
+                format!("what the engine pulled as `{pinned}` is another image, {id}"),
+                "do not use it; see what stands between the engine and the registry, and who made the image",
+            ),
+            may_be_there: !removed,
+        })
+    }
+
+    /// Has the engine remove an image by that name; whether it has none by it then.
+    async fn remove(&self, image: &str) -> bool {
+        match self.docker.remove_image(image, None::<RemoveImageOptions>, None).await {
+            Ok(_) => true,
+            Err(error) if missing(&error) => true,
+            Err(error) => {
+                tracing::warn!(
+                    image,
+                    why = words(&error),
+                    "an image that is not to be used could not be removed"
+                );
+                false
+            }
+        }
+    }
+}
+
+/// Whether what an engine has is the image that was looked at.
+fn is(found: &ImageInspect, image: &oci::Image) -> bool {
+    let by_digest = format!("@{}", image.digest);
+    let named = found.repo_digests.iter().flatten().any(|name| name.ends_with(&by_digest));
+    // What an engine calls an image is the digest of its configuration, or of what it was pulled by,
+    // as its store has it.
+    let id = found.id.as_deref().unwrap_or_default();
+    let itself = [image.config, image.manifest].iter().any(|digest| digest.to_string() == id);
+    // The digest of a list says nothing of which image of it was taken, but its layers do.
+    let layers = || found.root_fs.as_ref().and_then(|fs| fs.layers.as_ref());
+    let of_list = || id == image.digest.to_string() && layers() == Some(&image.unpacked);
+    named && (itself || of_list())
+}
+
+/// Has a login be in base64 for URLs, as engines read it: what they can't read they take for no login
+/// at all.
+fn for_urls(headers: &mut HeaderMap) {
+    let Some(login) = headers.get_mut("x-registry-auth") else { return };
+    let bytes = login.as_bytes().iter().map(|byte| match byte {
+        b'+' => b'-',
+        b'/' => b'_',
+        other => *other,
+    });
+    let bytes = zeroize::Zeroizing::new(bytes.collect::<Vec<_>>());
+    if let Ok(mut rewritten) = HeaderValue::from_bytes(&bytes) {
+        rewritten.set_sensitive(true);
+        *login = rewritten;
     }
 }
 
@@ -188,9 +261,9 @@ impl Hidden {
     }
 }
 
-fn credentials(reference: &Reference, login: Login) -> Result<DockerCredentials, LaunchFailure> {
+fn credentials(reference: &Reference, login: Login) -> DockerCredentials {
     let serveraddress = Some(reference.login_name().to_owned());
-    let made = match login {
+    match login {
         Login::Password { user, password } => DockerCredentials {
             username: Some(user),
             password: Some((*password).clone()),
@@ -202,25 +275,13 @@ fn credentials(reference: &Reference, login: Login) -> Result<DockerCredentials,
             serveraddress,
             ..DockerCredentials::default()
         },
-    };
-    // Engines read this as base64 for URLs, and what they can't read as no login at all.
-    let text = zeroize::Zeroizing::new(serde_json::to_string(&made).unwrap_or_default());
-    let encoded = zeroize::Zeroizing::new(BASE64_STANDARD.encode(&*text));
-    if encoded.contains(['+', '/']) {
-        return Err(failure(
-            format!(
-                "the login for `{}` has characters that its engine's API does not take",
-                reference.host()
-            ),
-            format!("pull it once by hand: `docker pull {reference}`"),
-        ));
     }
-    Ok(made)
 }
 
 #[cfg(test)]
 mod tests {
-    use bollard::models::ProgressDetail;
+    use base64::prelude::BASE64_URL_SAFE;
+    use bollard::models::{ImageInspectRootFs, ProgressDetail};
 
     use super::*;
     use crate::oci::{Descriptor, Digest};
@@ -243,6 +304,7 @@ mod tests {
             config: Digest::of(b"c"),
             platform: Platform::linux("amd64"),
             layers: vec![layer.clone()],
+            unpacked: Vec::new(),
             size: 12,
         };
         let mut layers = Layers::of(&image);
@@ -268,13 +330,48 @@ mod tests {
         let told = hidden.clean(format!("denied: Basic {encoded} {password} {}", "x".repeat(999)));
         assert!(!told.contains(&password) && !told.contains(&encoded), "{told}");
         assert!(told.len() <= WORDS);
-        let reference: Reference = format!("ghcr.io/a/b@{}", Digest::of(b"")).parse().unwrap();
-        assert!(credentials(&reference, login).is_ok());
-        // What the engine would take for no login at all is told.
-        let refused = (0..3).filter(|n| {
-            let password = format!("{}~?~", "x".repeat(*n)).into();
-            credentials(&reference, Login::Password { user: "me".into(), password }).is_err()
-        });
-        assert!(refused.count() > 0);
+    }
+
+    #[test]
+    fn a_login_is_sent_as_engines_read_it() {
+        // In three places of a group, so that both characters that differ come up.
+        for n in 0..3 {
+            let text = format!("{}~?~", "x".repeat(n));
+            let mut headers = HeaderMap::new();
+            headers.insert("x-registry-auth", BASE64_STANDARD.encode(&text).parse().unwrap());
+            for_urls(&mut headers);
+            let sent = &headers["x-registry-auth"];
+            assert_eq!(BASE64_URL_SAFE.decode(sent).unwrap(), text.as_bytes());
+            assert!(sent.is_sensitive());
+        }
+        for_urls(&mut HeaderMap::new());
+    }
+
+    #[test]
+    fn what_an_engine_has_is_held_against_what_was_looked_at() {
+        let of = |bytes: &[u8]| Digest::of(bytes).to_string();
+        let image = oci::Image {
+            digest: Digest::of(b"list"),
+            manifest: Digest::of(b"manifest"),
+            config: Digest::of(b"config"),
+            platform: Platform::linux("amd64"),
+            layers: Vec::new(),
+            unpacked: vec![of(b"layer")],
+            size: 0,
+        };
+        let has = |id: &[u8], by: &[u8], layers: &[&[u8]]| {
+            let layers = Some(layers.iter().map(|layer| of(layer)).collect());
+            let found = ImageInspect {
+                id: Some(of(id)),
+                repo_digests: Some(vec![format!("ghcr.io/a/b@{}", of(by))]),
+                root_fs: Some(ImageInspectRootFs { typ: "layers".into(), layers }),
+                ..ImageInspect::default()
+            };
+            is(&found, &image)
+        };
+        assert!(has(b"config", b"list", &[]) && has(b"manifest", b"list", &[]));
+        assert!(has(b"list", b"list", &[b"layer"]));
+        assert!(!has(b"list", b"list", &[b"of another one of the list"]));
+        assert!(!has(b"other", b"list", &[b"layer"]) && !has(b"config", b"other", &[b"layer"]));
     }
 }

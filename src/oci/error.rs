@@ -163,6 +163,16 @@ pub enum Error {
         /// Those that exist.
         there: String,
     },
+    /// Several of those that it lists could be taken for this machine's.
+    #[error(
+        "`{reference}` lists several images for {wanted}, or names one in other words: which one runs cannot be told"
+    )]
+    Ambiguous {
+        /// The image.
+        reference: String,
+        /// The platform asked for.
+        wanted: String,
+    },
     /// What was kept is not what was put there.
     #[error("what is kept as {digest} in `{folder}` was changed")]
     Changed {
@@ -235,6 +245,9 @@ impl Error {
             Self::Index(_) => "name the digest of the one that you mean".into(),
             Self::Elsewhere { .. } => {
                 "name an image for this platform, or use an engine of another".into()
+            }
+            Self::Ambiguous { .. } => {
+                "name the digest of the one that you mean, and tell whoever made the list".into()
             }
             Self::Changed { folder, .. } => format!(
                 "find out who changed it; it is pulled again when you have removed `{folder}`"

@@ -81,6 +81,8 @@ pub struct Image {
     pub platform: Platform,
     /// Its layers, packed as they are pulled.
     pub layers: Vec<Descriptor>,
+    /// What its layers are once they are unpacked, as its configuration says: `sha256:…`.
+    pub unpacked: Vec<String>,
     /// Bytes of configuration and layers, by what its manifest says.
     pub size: u64,
 }
@@ -91,6 +93,38 @@ struct Said {
     os: Option<String>,
     architecture: Option<String>,
     variant: Option<String>,
+    #[serde(rename = "os.features")]
+    features: Option<Vec<String>>,
+}
+
+impl Said {
+    /// The system and the processor as engines read them: in any case, by several words for one, and
+    /// Linux where no system is named.
+    fn read(&self) -> (String, String) {
+        let lower = |word: &Option<String>| word.as_deref().unwrap_or_default().to_lowercase();
+        let os = Some(lower(&self.os)).filter(|os| !os.is_empty());
+        let architecture = match lower(&self.architecture).as_str() {
+            "x86_64" | "x86-64" => "amd64".to_owned(),
+            "aarch64" => "arm64".to_owned(),
+            "i386" => "386".to_owned(),
+            "armhf" | "armel" => "arm".to_owned(),
+            other => other.to_owned(),
+        };
+        (os.unwrap_or_else(|| "linux".to_owned()), architecture)
+    }
+}
+
+/// What a configuration says of an image.
+#[derive(Deserialize)]
+struct Configured {
+    #[serde(flatten)]
+    platform: Said,
+    rootfs: Option<Unpacked>,
+}
+
+#[derive(Deserialize)]
+struct Unpacked {
+    diff_ids: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -133,21 +167,21 @@ impl Client {
             .iter()
             .try_fold(read.config.size, |sum, layer| sum.checked_add(layer.size))
             .ok_or_else(|| none("its layers say that they are larger than anything".into()))?;
-        let platform = self.platform(reference, &read.config, until).await?;
+        let (platform, unpacked) = self.configured(reference, &read.config, until).await?;
         if !on.runs(&platform) {
             return Err(elsewhere(reference, on, vec![platform]));
         }
         let config = read.config.digest;
-        Ok(Image { digest, manifest, config, platform, layers: read.layers, size })
+        Ok(Image { digest, manifest, config, platform, layers: read.layers, unpacked, size })
     }
 
-    /// What an image is for, by its own configuration.
-    async fn platform(
+    /// What an image is for, and its unpacked layers, by its own configuration.
+    async fn configured(
         &self,
         reference: &Reference,
         config: &Descriptor,
         until: Instant,
-    ) -> Result<Platform, Error> {
+    ) -> Result<(Platform, Vec<String>), Error> {
         let most = self.most_of_a_manifest();
         if config.size > most {
             return Err(Error::TooLarge { what: "the configuration", most });
@@ -155,23 +189,38 @@ impl Client {
         let bytes = self.blob(reference, config, until).await?;
         check("the configuration", config.digest, &bytes)?;
         let none = |why: String| Error::NoArtifact { reference: reference.to_string(), why };
-        let said: Said =
+        let Configured { platform, rootfs } =
             serde_json::from_slice(&bytes).map_err(|error| none(json_fault(&error)))?;
-        Platform::known(&said).ok_or_else(|| {
+        let platform = Platform::known(&platform).ok_or_else(|| {
             none("its configuration names no platform that programs are known for".into())
-        })
+        })?;
+        Ok((platform, rootfs.and_then(|rootfs| rootfs.diff_ids).unwrap_or_default()))
     }
 }
 
-/// The manifest of a list that is for a platform.
+/// The manifest of a list that is for a platform. It has to be the one that an engine takes, so a
+/// list that engines could read differently is refused.
 fn choose(reference: &Reference, all: Platforms, on: &Platform) -> Result<Digest, Error> {
     let mut there = Vec::new();
-    let mut found = Vec::new();
+    let mut found: Vec<(Option<String>, Digest)> = Vec::new();
+    let ambiguous =
+        || Error::Ambiguous { reference: reference.to_string(), wanted: on.to_string() };
     for OnePlatform { digest, platform } in all.manifests {
         // Signatures and the like stand there as of no platform.
-        let Some(platform) = platform.as_ref().and_then(Platform::known) else { continue };
-        if on.runs(&platform) {
-            found.push((platform.variant.clone(), digest));
+        let Some(said) = platform else { continue };
+        let Some(platform) = Platform::known(&said) else {
+            if said.read() == (on.os.clone(), on.architecture.clone()) {
+                return Err(ambiguous());
+            }
+            continue;
+        };
+        // What asks for more of a system than its name, engines take for another one.
+        if on.runs(&platform) && said.features.is_none_or(|features| features.is_empty()) {
+            let variant = plain(&platform);
+            if found.iter().any(|(known, of)| *known == variant && *of != digest) {
+                return Err(ambiguous());
+            }
+            found.push((variant, digest));
         }
         there.push(platform);
     }
@@ -181,6 +230,16 @@ fn choose(reference: &Reference, all: Platforms, on: &Platform) -> Result<Digest
         Some((_, digest)) => Ok(*digest),
         None => Err(elsewhere(reference, on, there)),
     }
+}
+
+/// The kind of a processor, where that is not what the processor's name alone says.
+fn plain(platform: &Platform) -> Option<String> {
+    let named = match platform.architecture.as_str() {
+        "amd64" => "v1",
+        "arm64" => "v8",
+        _ => "",
+    };
+    platform.variant.clone().filter(|variant| variant != named)
 }
 
 fn elsewhere(reference: &Reference, on: &Platform, mut there: Vec<Platform>) -> Error {
@@ -225,6 +284,7 @@ mod tests {
             os: Some(os.into()),
             architecture: Some(architecture.into()),
             variant: variant.map(str::to_owned),
+            features: None,
         };
         OnePlatform { digest: Digest::of(of), platform: Some(said) }
     }
@@ -257,5 +317,58 @@ mod tests {
         let none = Platforms { manifests: Vec::new() };
         let told = choose(&reference, none, &Platform::linux("amd64")).unwrap_err().to_string();
         assert!(told.contains("none that is known"), "{told}");
+    }
+
+    #[test]
+    fn a_list_that_engines_could_read_differently_is_refused() {
+        let reference: Reference =
+            format!("ghcr.io/acme/thing@{}", Digest::of(b"")).parse().unwrap();
+        let good = || one("linux", "amd64", None, b"good");
+        let with = |other: OnePlatform| {
+            let all = Platforms { manifests: vec![other, good()] };
+            choose(&reference, all, &Platform::linux("amd64"))
+        };
+        let without = |os: Option<&str>, architecture: &str| {
+            let mut one = one("", architecture, None, b"other");
+            if let Some(said) = &mut one.platform {
+                said.os = os.map(str::to_owned);
+            }
+            one
+        };
+        for other in [
+            one("linux", "x86_64", None, b"other"),
+            one("linux", "x86-64", None, b"other"),
+            one("linux", "X86_64", None, b"other"),
+            one("linux", "AMD64", None, b"other"),
+            one("Linux", "amd64", None, b"other"),
+            one("", "amd64", None, b"other"),
+            without(None, "amd64"),
+            one("linux", "amd64", None, b"other"),
+            one("linux", "amd64", Some("v1"), b"other"),
+        ] {
+            let error = with(other).unwrap_err();
+            assert!(matches!(error, Error::Ambiguous { .. }), "{error}");
+        }
+        let mut special = one("linux", "amd64", None, b"other");
+        if let Some(said) = &mut special.platform {
+            said.features = Some(vec!["erofs".to_owned()]);
+        }
+        for other in [
+            special,
+            good(),
+            one("linux", "amd64", Some("v2"), b"other"),
+            one("linux", "aarch64", None, b"other"),
+            one("Windows", "amd64", None, b"other"),
+            one("unknown", "unknown", None, b"other"),
+        ] {
+            assert_eq!(with(other).unwrap(), Digest::of(b"good"));
+        }
+        let arm = Platforms {
+            manifests: vec![
+                one("linux", "aarch64", None, b"other"),
+                one("linux", "arm64", None, b"good"),
+            ],
+        };
+        choose(&reference, arm, &Platform::linux("arm64")).unwrap_err();
     }
 }

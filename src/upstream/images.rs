@@ -3,10 +3,11 @@
 //!
 //! Invariants: what runs is what the lock file says, or the config itself by a digest. What was
 //! locked is moved by an operator alone, never by a start. Nothing is pulled, and nothing locked,
-//! for a start that was not permitted.
+//! for a start that was not permitted. What was pulled does not run before it was looked at.
 
 use std::{
     collections::HashMap,
+    fs, io,
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -24,6 +25,7 @@ use crate::{
     catalog::lock::{Lock, Meaning, Unlocked},
     config::{self, Registries},
     container::{Engine, Image, Progress},
+    durable,
     names::ServerName,
     oci::{self, Reference, names_host},
 };
@@ -35,6 +37,8 @@ const TOLD: Duration = Duration::from_secs(10);
 pub struct Images {
     /// The folder of the config, with the lock file.
     base: PathBuf,
+    /// Where it is noted which pulls were begun.
+    state_dir: PathBuf,
     registries: Registries,
     client: OnceLock<Result<oci::Client, String>>,
     /// The pulls that are under way, by what is pulled.
@@ -141,10 +145,11 @@ fn failed(what: impl Into<String>, remedy: impl Into<String>) -> Failed {
 }
 
 impl Images {
-    /// Those of a config in that folder.
-    pub fn new(base: PathBuf, registries: &Registries) -> Self {
+    /// Those of a config in that folder, with its state folder.
+    pub fn new(base: PathBuf, state_dir: PathBuf, registries: &Registries) -> Self {
         Self {
             base,
+            state_dir,
             registries: registries.clone(),
             client: OnceLock::new(),
             under_way: Mutex::default(),
@@ -183,12 +188,24 @@ impl Images {
         if let Some(pinned) = fixed(name)? {
             return Ok(Some(pinned));
         }
-        let lock = Lock::read(&self.base).map_err(unlocked)?;
-        if let Some(meaning) = lock.meaning(server.as_str(), name) {
+        if let Some(meaning) = self.locked(server, name).await? {
             return pinned(name, meaning, false).map(Some);
         }
         let meaning = self.ask(engine, name).await?;
         pinned(name, meaning, true).map(Some)
+    }
+
+    /// What a name means by the lock file, where that has anything for the server.
+    ///
+    /// # Errors
+    /// Where it has another name for the server: a start moves nothing.
+    async fn locked(&self, server: &ServerName, name: &str) -> Result<Option<Meaning>, Failed> {
+        let base = self.base.clone();
+        let read = tokio::task::spawn_blocking(move || Lock::read(&base));
+        let interrupted = |_| failed("the lock file was not read", "try again");
+        let lock = read.await.map_err(interrupted)?.map_err(unlocked)?;
+        lock.hold(server.as_str(), name).map_err(unlocked)?;
+        Ok(lock.meaning(server.as_str(), name))
     }
 
     /// What a tag means now: in its registry, or on the engine where it names none.
@@ -233,8 +250,9 @@ impl Images {
             let server = server.clone();
             move || {
                 Lock::change(&base, |lock| {
-                    if lock.meaning(&server, &name).is_none() {
-                        lock.servers.entry(server).or_default().move_to(&name, meaning);
+                    let locked = lock.servers.entry(server).or_default();
+                    if locked.content().is_none() {
+                        locked.move_to(&name, meaning);
                     }
                 })
             }
@@ -273,7 +291,10 @@ impl Images {
     ) -> Result<Readiness, Failed> {
         let image = pinned.image();
         if engine.has(&image).await?.is_some() {
-            return Ok(Readiness::Ready);
+            let unseen = pinned.reference.as_ref().map(|reference| self.begun(reference));
+            if !unseen.is_some_and(|begun| begun.is_there()) {
+                return Ok(Readiness::Ready);
+            }
         }
         let Some(reference) = pinned.reference.clone() else {
             return Err(failed(
@@ -289,9 +310,8 @@ impl Images {
         let (images, engine, key) = (self.clone(), engine.clone(), image.clone());
         // On a task of its own: it goes on when those who wait have given up.
         let task = tokio::spawn(async move {
-            let ended = images.pull(&engine, &reference, told).await;
-            images.under_way.lock().remove(&key);
-            ended
+            let images = Over { images, key };
+            images.images.pull(&engine, &reference, told).await
         });
         let end = async move {
             task.await.unwrap_or_else(|_| Err(failed("the pull ended early", "try again")))
@@ -324,6 +344,13 @@ impl Images {
         Ok(found)
     }
 
+    fn begun(&self, reference: &Reference) -> Begun {
+        let digest = reference.digest().map(|digest| digest.to_string()).unwrap_or_default();
+        let image = format!("{}/{}@{digest}", reference.host(), reference.repository());
+        let name = format!("unseen-{}", oci::Digest::of(image.as_bytes()).hex());
+        Begun { folder: self.state_dir.clone(), name, image }
+    }
+
     async fn pull(
         &self,
         engine: &Engine,
@@ -351,7 +378,23 @@ impl Images {
                 }
                 told.send_replace(progress);
             };
-            engine.pull(reference, &image, login, on_the_way).await?;
+            let begun = self.begun(reference);
+            let unnoted = |error: io::Error| {
+                let what = format!("that `{reference}` is being pulled can't be noted: {error}");
+                failed(what, "see that the folder of `state-dir` is there and can be written")
+            };
+            let noting = tokio::task::spawn_blocking({
+                let begun = begun.clone();
+                move || begun.note()
+            });
+            noting.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(unnoted)?;
+            if let Err(not) = engine.pull(reference, &image, login, on_the_way).await {
+                if !not.may_be_there {
+                    begun.forget();
+                }
+                return Err(not.why.into());
+            }
+            begun.forget();
             Ok(Pulled { platform, size, took: began.elapsed() })
         };
         let late = || {
@@ -371,6 +414,47 @@ impl Images {
             Err(why) => tracing::warn!(image = %reference, %why, "an image was not pulled"),
         }
         ended
+    }
+}
+
+/// A pull that is no longer under way, however it ended.
+struct Over {
+    images: Arc<Images>,
+    key: String,
+}
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.images.under_way.lock().remove(&self.key);
+    }
+}
+
+/// A file that is there from the beginning of a pull until what came was looked at. What is on the
+/// engine while it is there is not run: this proxy, or one before it, was interrupted, or it is not the
+/// image that was to be pulled and could not be removed.
+#[derive(Clone)]
+struct Begun {
+    folder: PathBuf,
+    name: String,
+    image: String,
+}
+
+impl Begun {
+    fn is_there(&self) -> bool {
+        !matches!(fs::symlink_metadata(self.folder.join(&self.name)), Err(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+
+    fn note(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        durable::write(&self.folder, &self.name, format!("{}\n", self.image).as_bytes())
+    }
+
+    fn forget(&self) {
+        if let Err(error) = fs::remove_file(self.folder.join(&self.name))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(image = self.image, %error, "it can't be noted that an image was looked at: the next start does that again");
+        }
     }
 }
 
@@ -421,7 +505,13 @@ fn whole(name: &str) -> String {
 }
 
 fn unlocked(error: Unlocked) -> Failed {
-    failed(error.to_string(), "mend the lock file, or bring back the one that it was")
+    let remedy = match &error {
+        Unlocked::Image { .. } | Unlocked::Name { .. } => {
+            "`portcullis server update` asks what a tag means now"
+        }
+        _ => "mend the lock file, or bring back the one that it was",
+    };
+    failed(error.to_string(), remedy)
 }
 
 fn no_engine(why: &str) -> Failed {

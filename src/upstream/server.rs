@@ -525,7 +525,11 @@ mod tests {
             hands: Default::default(),
             runtime: Default::default(),
             digests: Default::default(),
-            images: Arc::new(crate::upstream::Images::new("/".into(), &Default::default())),
+            images: Arc::new(crate::upstream::Images::new(
+                "/".into(),
+                "/".into(),
+                &Default::default(),
+            )),
             outward: Arc::new(crate::upstream::Nowhere),
             signatures: Default::default(),
         });

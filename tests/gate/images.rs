@@ -246,7 +246,8 @@ async fn nothing_is_pulled_nor_locked_that_policies_do_not_permit() {
 
 #[tokio::test]
 async fn a_pull_is_shown_and_platforms_are_told() {
-    let wanted = password();
+    // Some of it is written otherwise in the base64 for URLs, which engines read.
+    let wanted = format!("{}~?~~", password());
     let login = Some(("me".to_owned(), wanted.clone()));
     let registry = Registry::start(&Door { login, tls: false });
     let config = docker_config(&registry.host(), "me", &wanted);
@@ -289,6 +290,153 @@ async fn a_pull_is_shown_and_platforms_are_told() {
         refused.stderr.contains("is not for linux/amd64, but for: linux/arm64"),
         "{refused:#?}"
     );
+}
+
+#[tokio::test]
+async fn an_image_that_is_too_large_is_not_pulled() {
+    let registry = Registry::start(&Door::default());
+    let repository = format!("{}/acme/crooked", registry.host());
+    let _pulled = Pulled(repository.clone());
+    let tag = format!("{repository}:1");
+    Built::new().await.move_to(&tag);
+    let gate = setup(&tag).and("[registries]\nlargest-image-mib = 1").start().await;
+    echo(&gate).await.unwrap_err();
+    let failed = recorded(&gate, "image-pull-failed").await;
+    let why = failed["reason"].as_str().unwrap();
+    assert!(why.contains("and 1.0 MB are the most"), "{why}");
+    assert_eq!(docker(&["images", "--quiet", &repository]), "");
+    gate.stop().await;
+}
+
+/// A list of images of which an engine takes another one than the proxy looks at: it takes one for a
+/// 386 before one for a newer amd64.
+async fn list(host: &str, name: &str, taken: &str, looked_at: &str) -> String {
+    let client = reqwest::Client::new();
+    let manifests = format!("http://{host}/v2/{name}/manifests");
+    let kind = "application/vnd.docker.distribution.manifest.v2+json";
+    let mut all = Vec::new();
+    for (digest, platform) in [
+        (taken, json!({ "os": "linux", "architecture": "386" })),
+        (looked_at, json!({ "os": "linux", "architecture": "amd64", "variant": "v3" })),
+    ] {
+        let asked = client.get(format!("{manifests}/{digest}")).header("accept", kind);
+        let size = asked.send().await.unwrap().bytes().await.unwrap().len();
+        all.push(
+            json!({ "mediaType": kind, "digest": digest, "size": size, "platform": platform }),
+        );
+    }
+    let kind = "application/vnd.docker.distribution.manifest.list.v2+json";
+    let list = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": all }).to_string();
+    let digest = portcullis::oci::Digest::of(list.as_bytes()).to_string();
+    let put = client.put(format!("{manifests}/{digest}")).header("content-type", kind).body(list);
+    assert!(put.send().await.unwrap().status().is_success());
+    digest
+}
+
+#[tokio::test]
+async fn what_came_and_is_another_image_never_runs() {
+    let registry = Registry::start(&Door::default());
+    let repository = format!("{}/acme/crooked", registry.host());
+    let _pulled = Pulled(repository.clone());
+    let taken = Built::new().await.move_to(&format!("{repository}:1"));
+    let looked_at = Built::new().await.move_to(&format!("{repository}:2"));
+    let digest = list(&registry.host(), "acme/crooked", &taken, &looked_at).await;
+    let image = format!("{repository}@{digest}");
+
+    let gate = setup(&image).start().await;
+    let refused = async || {
+        until("the image to be refused", async || {
+            echo(&gate).await.unwrap_err();
+            let failed = records(&gate, "server-launch-failed").await;
+            failed[0]["reason"].as_str().unwrap().contains("is another image").then_some(())
+        })
+        .await;
+        assert_eq!(containers(&gate.mark), Vec::<String>::new());
+    };
+    refused().await;
+    assert_eq!(docker(&["images", "--quiet", &repository]), "");
+    refused().await;
+
+    // It came without being looked at, and cannot be removed.
+    docker(&["pull", "--quiet", &image]);
+    let holds = docker(&["create", &image]);
+    std::fs::write(gate.path(&unseen(&image)), "").unwrap();
+    refused().await;
+    assert_ne!(docker(&["images", "--quiet", &repository]), "");
+    refused().await;
+    docker(&["rm", &holds]);
+    let written = gate.stop().await;
+
+    // A good one is looked at once.
+    let good = format!("{repository}@{taken}");
+    docker(&["pull", "--quiet", &good]);
+    let config = std::fs::read_to_string(written.path("portcullis.toml")).unwrap();
+    std::fs::write(written.path("portcullis.toml"), config.replace(&image, &good)).unwrap();
+    std::fs::write(written.path(&unseen(&good)), "").unwrap();
+    let gate = written.start().await;
+    echo(&gate).await.unwrap();
+    assert!(!gate.path(&unseen(&good)).exists());
+    gate.stop().await;
+}
+
+/// The file that is there while an image is pulled.
+fn unseen(image: &str) -> String {
+    format!("state/unseen-{}", portcullis::oci::Digest::of(image.as_bytes()).hex())
+}
+
+#[tokio::test]
+async fn a_start_moves_nothing_that_was_locked() {
+    let registry = Registry::start(&Door::default());
+    let repository = format!("{}/acme/crooked", registry.host());
+    let _pulled = Pulled(repository.clone());
+    let (one, two) = (format!("{repository}:1"), format!("{repository}:2"));
+    let first = Built::new().await.move_to(&one);
+    let second = Built::new().await.move_to(&two);
+    let locked = |written: &Written| {
+        lock(written)["servers"]["crooked"]["image-digest"].as_str().unwrap().to_owned()
+    };
+    let written = setup(&one).write();
+    // Not locked yet.
+    let looked = written.cli(&["server", "update", "--dry-run", "--format", "json"]).await;
+    assert_eq!(looked.expect(0)[0]["what"], "would-lock");
+    assert!(!written.path("portcullis.lock").exists());
+    written.cli(&["server", "lock", "--format", "json"]).await.expect(0);
+    assert_eq!(locked(&written), first);
+
+    let config = std::fs::read_to_string(written.path("portcullis.toml")).unwrap();
+    let names = |image: &str| {
+        let changed = config.replace(&one, image);
+        std::fs::write(written.path("portcullis.toml"), changed).unwrap();
+    };
+    let by_digest = format!("{repository}@{second}");
+    for image in [&two, &by_digest] {
+        names(image);
+        let refused = written.cli(&["check"]).await;
+        assert_eq!(refused.code, Some(11), "{refused:#?}");
+        assert!(said(&refused).contains("server lock crooked"), "{refused:#?}");
+        let looked = written.cli(&["server", "update", "--dry-run", "--format", "json"]).await;
+        let looked = &looked.expect(0)[0];
+        assert_eq!(
+            (&looked["what"], &looked["from"], &looked["to"]),
+            (&json!("would-move"), &json!(first), &json!(second))
+        );
+        assert_eq!(locked(&written), first);
+    }
+    // Changed while the proxy runs, by another name.
+    names(&one);
+    let gate = written.start().await;
+    let text = std::fs::read_to_string(gate.path("portcullis.lock")).unwrap();
+    std::fs::write(gate.path("portcullis.lock"), text.replace(&one, &two)).unwrap();
+    echo(&gate).await.unwrap_err();
+    let failed = records(&gate, "server-launch-failed").await;
+    let why = failed[0]["reason"].as_str().unwrap();
+    assert!(why.contains("server lock crooked") && why.contains("server update"), "{why}");
+    assert_eq!(docker(&["images", "--quiet", &repository]), "");
+    let written = gate.stop().await;
+    assert_eq!(lock(&written)["servers"]["crooked"]["image"].as_str(), Some(&*two));
+    let moved = written.cli(&["server", "lock", "--format", "json"]).await.expect(0);
+    assert_eq!(moved[0]["what"], "locked");
+    assert_eq!(locked(&written), first);
 }
 
 /// Puts an image without layers into a registry, for a machine of that kind.

@@ -65,16 +65,19 @@ enum Done {
     },
 }
 
+impl Done {
+    /// What is to be written into the lock file.
+    fn news(&self) -> Option<&Meaning> {
+        match self {
+            Self::Fixed(_) | Self::Kept(_) => None,
+            Self::Locked(to) | Self::Moved { to, .. } => Some(to),
+        }
+    }
+}
+
 /// Locks what is not locked yet.
 pub(super) async fn lock(ctx: &Context, which: &Which) -> anyhow::Result<Exit> {
-    let loaded = ctx.load()?;
-    let launcher = launcher(&loaded).await;
-    let mut rows = Vec::new();
-    for (name, _, image) in which.of(&loaded)? {
-        let what = one(ctx, &launcher, name, image, Wish::Lock).await;
-        rows.push(Row { server: name.clone(), image: image.to_owned(), what });
-    }
-    tell(ctx, rows)
+    all(ctx, which, Wish::Lock).await
 }
 
 /// Has tags mean what they mean now.
@@ -84,14 +87,7 @@ pub(super) async fn update(
     back: bool,
     dry: bool,
 ) -> anyhow::Result<Exit> {
-    let loaded = ctx.load()?;
-    let launcher = launcher(&loaded).await;
-    let mut rows = Vec::new();
-    for (name, _, image) in which.of(&loaded)? {
-        let what = one(ctx, &launcher, name, image, Wish::Update { back, dry }).await;
-        rows.push(Row { server: name.clone(), image: image.to_owned(), what });
-    }
-    tell(ctx, rows)
+    all(ctx, which, Wish::Update { back, dry }).await
 }
 
 #[derive(Clone, Copy)]
@@ -100,6 +96,30 @@ enum Wish {
     Update { back: bool, dry: bool },
 }
 
+impl Wish {
+    fn is_dry(self) -> bool {
+        matches!(self, Self::Update { dry: true, .. })
+    }
+}
+
+async fn all(ctx: &Context, which: &Which, wish: Wish) -> anyhow::Result<Exit> {
+    let loaded = ctx.load()?;
+    let launcher = launcher(&loaded).await;
+    let mut rows = Vec::new();
+    for (name, _, image) in which.of(&loaded)? {
+        let what = one(ctx, &launcher, name, image, wish).await;
+        let what = what.and_then(|done| match done.news() {
+            Some(to) if !wish.is_dry() => {
+                write(&launcher.base, name, image, to.clone()).map(|()| done)
+            }
+            _ => Ok(done),
+        });
+        rows.push(Row { server: name.clone(), image: image.to_owned(), what });
+    }
+    tell(ctx, rows, wish.is_dry())
+}
+
+/// What is to become of one server. Nothing is written.
 async fn one(
     ctx: &Context,
     launcher: &Launcher,
@@ -107,17 +127,16 @@ async fn one(
     image: &str,
     wish: Wish,
 ) -> Result<Done, String> {
-    let base = &launcher.base;
     let fault = |error: &dyn std::error::Error| error.to_string();
-    let lock = Lock::read(base).map_err(|error| fault(&error))?;
+    let lock = Lock::read(&launcher.base).map_err(|error| fault(&error))?;
+    let locked = lock.servers.get(server.as_str());
+    let from = || locked.and_then(|locked| locked.content()).map(str::to_owned);
     if let Some(fixed) = images::fixed(image).map_err(|error| fault(&error))? {
         // Where the config was changed by hand, the lock follows.
-        if lock.hold(server.as_str(), image).is_err() {
-            write(base, server, image, fixed.meaning.clone())?;
-            let from = locked(&lock, server);
-            return Ok(Done::Moved { from, to: fixed.meaning });
-        }
-        return Ok(Done::Fixed(fixed.meaning));
+        return Ok(match (lock.hold(server.as_str(), image), from()) {
+            (Err(_), Some(from)) => Done::Moved { from, to: fixed.meaning },
+            _ => Done::Fixed(fixed.meaning),
+        });
     }
     let known = lock.meaning(server.as_str(), image);
     if let (Some(known), Wish::Lock) = (&known, wish) {
@@ -129,16 +148,16 @@ async fn one(
     };
     pinned(image, now.clone(), true).map_err(|error| fault(&error))?;
     let Some(known) = known else {
-        if !matches!(wish, Wish::Update { dry: true, .. }) {
-            write(base, server, image, now.clone())?;
-        }
-        return Ok(Done::Locked(now));
+        // By another name, it may have been locked.
+        return Ok(match from() {
+            Some(from) if from != now.as_str() => Done::Moved { from, to: now },
+            _ => Done::Locked(now),
+        });
     };
     if known == now {
         return Ok(Done::Kept(now));
     }
-    let was = lock.servers.get(server.as_str()).map(|locked| &locked.was);
-    let goes_back = was.is_some_and(|was| was.iter().any(|one| one == now.as_str()));
+    let goes_back = locked.is_some_and(|locked| locked.was.iter().any(|one| one == now.as_str()));
     if let (true, Wish::Update { back: false, .. }) = (goes_back, wish) {
         return Err(format!(
             "`{image}` means {} again, which was moved on from: somebody may have put an old version back; \
@@ -146,15 +165,7 @@ async fn one(
             now.as_str()
         ));
     }
-    if !matches!(wish, Wish::Update { dry: true, .. }) {
-        write(base, server, image, now.clone())?;
-    }
     Ok(Done::Moved { from: known.as_str().to_owned(), to: now })
-}
-
-fn locked(lock: &Lock, server: &ServerName) -> String {
-    let locked = lock.servers.get(server.as_str()).and_then(|locked| locked.content());
-    locked.unwrap_or_default().to_owned()
 }
 
 fn write(
@@ -169,7 +180,7 @@ fn write(
     moved.map(drop).map_err(|error| error.to_string())
 }
 
-fn tell(ctx: &Context, rows: Vec<Row>) -> anyhow::Result<Exit> {
+fn tell(ctx: &Context, rows: Vec<Row>, dry: bool) -> anyhow::Result<Exit> {
     let failed = rows.iter().any(|row| row.what.is_err());
     if ctx.is_json() {
         let all: Vec<Value> = rows
@@ -178,7 +189,11 @@ fn tell(ctx: &Context, rows: Vec<Row>) -> anyhow::Result<Exit> {
                 let (word, from, to, error) = match what {
                     Ok(Done::Fixed(to)) => ("in-config", None, Some(to), None),
                     Ok(Done::Kept(to)) => ("kept", None, Some(to), None),
+                    Ok(Done::Locked(to)) if dry => ("would-lock", None, Some(to), None),
                     Ok(Done::Locked(to)) => ("locked", None, Some(to), None),
+                    Ok(Done::Moved { from, to }) if dry => {
+                        ("would-move", Some(from), Some(to), None)
+                    }
                     Ok(Done::Moved { from, to }) => ("moved", Some(from), Some(to), None),
                     Err(error) => ("failed", None, None, Some(error)),
                 };
@@ -192,6 +207,9 @@ fn tell(ctx: &Context, rows: Vec<Row>) -> anyhow::Result<Exit> {
             match what {
                 Ok(Done::Fixed(_)) => ctx.line(format!("{server}: the config has the digest"))?,
                 Ok(Done::Kept(to)) => ctx.line(format!("{server}: {image} is {}", to.as_str()))?,
+                Ok(Done::Locked(to)) if dry => {
+                    ctx.line(format!("{server}: {image} would be {}", to.as_str()))?;
+                }
                 Ok(Done::Locked(to)) => {
                     ctx.line(format!("{server}: {image} is {} from now on", to.as_str()))?;
                 }
@@ -203,7 +221,8 @@ fn tell(ctx: &Context, rows: Vec<Row>) -> anyhow::Result<Exit> {
                 Err(error) => ctx.note(format!("{server}: {error}")),
             }
         }
-        if rows.iter().any(|row| matches!(row.what, Ok(Done::Moved { .. }))) {
+        let moved = |row: &Row| matches!(row.what, Ok(Done::Moved { .. }));
+        if !dry && rows.iter().any(moved) {
             ctx.note(
                 "A policy that names the old digest does not permit the new one. What runs goes on; the next \
                  start takes the new one.",
