@@ -12,7 +12,7 @@ use crate::{
     plugin::House,
     policy,
     proxy::{Found, PluginSecrets, artifacts, interceptor, ungranted},
-    upstream::trusted,
+    upstream::Signatures,
 };
 
 #[derive(Debug, clap::Args)]
@@ -69,7 +69,7 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     for (at, text) in super::adding::held(&loaded).err().into_iter().flatten() {
         found.push(boxed(loaded.finding(&at, Code::Conflict, text)));
     }
-    if let Err((at, text)) = trusted(&loaded.config) {
+    if let Err((at, text)) = Signatures::of_config(&loaded) {
         found.push(boxed(loaded.finding(&at, Code::BadValue, text)));
     }
     let places = Places::of_host();

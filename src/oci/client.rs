@@ -207,29 +207,47 @@ impl Client {
         reference: &Reference,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, Error> {
-        let digest = reference.digest().ok_or_else(|| Error::Unpinned(reference.to_string()))?;
         let until = self.until();
-        let mut answer =
-            self.get(reference, &format!("referrers/{digest}"), Some(INDEX), until).await?;
-        if answer.status == StatusCode::NOT_FOUND {
-            // A registry of before 1.1 of the specification: whoever pushes keeps a list by this tag.
-            let tag = format!("manifests/{}", fallback(digest));
-            answer = self.get(reference, &tag, Some(INDEX), until).await?;
-        }
-        if answer.status == StatusCode::NOT_FOUND {
+        let Some((bytes, by_tag)) = self.list(reference, until).await? else {
             return Ok(Vec::new());
-        }
-        let bytes = found(answer, || reference.to_string()).await?;
-        let bytes = bytes.whole("the list of referrers", self.0.limits().manifest).await?;
-        let index: Index = serde_json::from_slice(&bytes).map_err(|error| Error::Protocol {
-            host: Asked::from(reference.host()),
-            why: format!("its list of referrers is none: {}", json_fault(&error)),
+        };
+        let all = listed(&bytes).map_err(|why| match by_tag {
+            // Whoever may push can put anything there: that is no fault of the registry.
+            true => {
+                let why = format!("its list of referrers is none: {why}");
+                Error::NoArtifact { reference: reference.to_string(), why }
+            }
+            false => unlisted(reference, &why),
         })?;
         // A registry may leave the choice to us.
         let of_it = |one: &Descriptor| {
             artifact_type.is_none_or(|wanted| one.artifact_type.as_deref() == Some(wanted))
         };
-        Ok(index.manifests.into_iter().filter(of_it).collect())
+        Ok(all.into_iter().filter(of_it).collect())
+    }
+
+    /// The list of referrers as it came, and whether it stands by a tag, where a registry has no API
+    /// for it; nothing where there is none.
+    async fn list(
+        &self,
+        reference: &Reference,
+        until: Instant,
+    ) -> Result<Option<(Bytes, bool)>, Error> {
+        let digest = reference.digest().ok_or_else(|| Error::Unpinned(reference.to_string()))?;
+        let mut answer =
+            self.get(reference, &format!("referrers/{digest}"), Some(INDEX), until).await?;
+        // A registry of before 1.1 of the specification: whoever pushes keeps a list by this tag.
+        let by_tag = answer.status == StatusCode::NOT_FOUND;
+        if by_tag {
+            let tag = format!("manifests/{}", fallback(digest));
+            answer = self.get(reference, &tag, Some(INDEX), until).await?;
+        }
+        if answer.status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let answer = found(answer, || reference.to_string()).await?;
+        let bytes = answer.whole("the list of referrers", self.0.limits().manifest).await?;
+        Ok(Some((bytes, by_tag)))
     }
 
     /// Pushes an artifact to the tag, and tells its digest.
@@ -276,7 +294,15 @@ impl Client {
         own: Descriptor,
         until: Instant,
     ) -> Result<(), Error> {
-        let mut all = self.referrers(&reference.pinned(subject), None).await?;
+        // Here all of it has to be read: it is written back.
+        let mut all = match self.list(&reference.pinned(subject), until).await? {
+            Some((bytes, _)) => {
+                let read = serde_json::from_slice(&bytes);
+                let index: Index = read.map_err(|why| unlisted(reference, &json_fault(&why)))?;
+                index.manifests
+            }
+            None => Vec::new(),
+        };
         if !all.iter().any(|one| one.digest == own.digest) {
             all.push(own);
         }
@@ -408,6 +434,23 @@ impl Client {
     }
 }
 
+/// What a list of referrers has. An entry that is none is left out: somebody else may have put it
+/// there.
+fn listed(bytes: &[u8]) -> Result<Vec<Descriptor>, String> {
+    #[derive(serde::Deserialize)]
+    struct List {
+        manifests: Vec<serde_json::Value>,
+    }
+    let list: List = serde_json::from_slice(bytes).map_err(|error| json_fault(&error))?;
+    let read = |one| serde_json::from_value(one).ok();
+    Ok(list.manifests.into_iter().filter_map(read).collect())
+}
+
+fn unlisted(reference: &Reference, why: &str) -> Error {
+    let why = format!("its list of referrers is none: {why}");
+    Error::Protocol { host: Asked::from(reference.host()), why }
+}
+
 /// Reads the manifest with that digest.
 pub(crate) fn read(
     reference: &Reference,
@@ -455,4 +498,34 @@ async fn found(answer: Answer, what: impl Fn() -> String) -> Result<Answer, Erro
 /// The tag by which the referrers of a manifest are listed where a registry has no API for them.
 fn fallback(digest: Digest) -> String {
     format!("sha256-{}", digest.hex())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_entry_of_a_list_harms_no_other() {
+        let good = Descriptor::of(MANIFEST, b"good");
+        let with = |key: &str, value: Value| {
+            let mut one = json!(good);
+            one[key] = value;
+            one
+        };
+        for bad in [
+            Value::Null,
+            json!({}),
+            with("digest", format!("sha512:{}", "0".repeat(128)).into()),
+            with("size", Value::Null),
+            with("artifactType", 7.into()),
+        ] {
+            let list = json!({ "schemaVersion": 2, "manifests": [bad, good, bad] }).to_string();
+            assert_eq!(listed(list.as_bytes()).unwrap(), [good.clone()]);
+        }
+        for none in ["", "[]", "{}", r#"{"manifests":{}}"#] {
+            listed(none.as_bytes()).unwrap_err();
+        }
+    }
 }

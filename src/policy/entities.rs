@@ -490,13 +490,18 @@ fn holder<'a>(resource: &Resource<'a>) -> Option<&'a ServerName> {
 fn about(program: &Program) -> Attributes {
     let set = |all: &[String]| RestrictedExpression::new_set(all.iter().map(text));
     let signed = RestrictedExpression::new_bool(!program.signers.is_empty());
+    // Two keys that differ: that can't fail.
+    let attested = program.attested.iter().filter_map(|one| {
+        let pairs = [("by".to_owned(), text(&one.by)), ("type".to_owned(), text(&one.of_type))];
+        RestrictedExpression::new_record(pairs).ok()
+    });
     let mut attributes = vec![
         ("runtime".to_owned(), text(program.runtime)),
         ("name".to_owned(), text(&program.name)),
         ("deviations".to_owned(), set(&program.deviations)),
         ("signed".to_owned(), signed),
         ("signers".to_owned(), set(&program.signers)),
-        ("attested".to_owned(), set(&program.attested)),
+        ("attested".to_owned(), RestrictedExpression::new_set(attested)),
     ];
     attributes.extend(program.digest.iter().map(|digest| ("digest".to_owned(), text(digest))));
     attributes

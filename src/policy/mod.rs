@@ -53,7 +53,8 @@ pub use learn::{Learned, Learner};
 pub use load::{Revision, schema};
 pub use replay::{Aside, Change, Recorded, Replay, Replayed};
 pub use request::{
-    Action, Circumstances, Claimant, Claims, Holder, Program, Request, Resource, Stated, Subject,
+    Action, Attested, Circumstances, Claimant, Claims, Holder, Program, Request, Resource, Stated,
+    Subject,
 };
 pub use source::Source;
 pub use target::{NoTarget, Target, client_action, is_housekeeping, server_action, worded_action};

@@ -7,6 +7,8 @@ use std::{
 };
 
 use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{config, exchange, exchange::Transport, identity::Principal, names::ServerName};
@@ -166,8 +168,21 @@ pub struct Program {
     pub deviations: Vec<String>,
     /// Who of the config's signers signed the image.
     pub signers: Vec<String>,
-    /// The types of what they attest of it.
-    pub attested: Vec<String>,
+    /// What they attest of it.
+    pub attested: Vec<Attested>,
+}
+
+/// Something that a signer of the config attests of an image.
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(deny_unknown_fields)]
+pub struct Attested {
+    /// Which signer, by their name in the config.
+    pub by: String,
+    /// The type of in-toto's predicate: a URI.
+    #[serde(rename = "type")]
+    pub of_type: String,
 }
 
 /// What is claimed of a tool. Never trusted, only matched.

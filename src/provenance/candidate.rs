@@ -4,7 +4,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use portcullis_oci::Descriptor;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sigstore_verify::types::{Bundle, DerCertificate, DsseEnvelope, SignatureContent};
+use sigstore_verify::types::{Bundle, DerCertificate, DsseEnvelope, MediaType, SignatureContent};
 
 use crate::{Rejection, rejection::words, strict};
 
@@ -62,6 +62,12 @@ impl Candidate {
             _ => {
                 let bundle: Bundle = serde_json::from_value(parsed(bytes)?)
                     .map_err(|why| unread(&why.to_string()))?;
+                // Of this version, a log's promise would do where others need its proof.
+                if bundle.media_type == MediaType::Bundle0_1 {
+                    return Err(unread(
+                        "it is a bundle of version 0.1, which needs no proof of a log",
+                    ));
+                }
                 match &bundle.content {
                     SignatureContent::DsseEnvelope(envelope) => {
                         statement(envelope.clone(), Some(bundle))

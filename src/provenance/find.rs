@@ -36,21 +36,21 @@ pub enum Error {
     Late,
 }
 
-/// Who of those who are trusted signed these manifests, or attests what of them. `repository` says
-/// where to look; of its tag and digest nothing is used.
+/// Who of those who are trusted signed the image with that digest, or attests what of it. `repository`
+/// says where to look; of its tag and digest nothing is used.
 ///
 /// # Errors
 /// Where the registry does not answer as one does.
 pub async fn verify(
     client: &Client,
     repository: &Reference,
-    images: &[Digest],
+    image: Digest,
     trust: &Trust,
 ) -> Result<Provenance, Error> {
     if trust.is_empty() {
         return Ok(Provenance::default());
     }
-    let looking = Looking { client, repository, images, trust, found: Provenance::default() };
+    let looking = Looking { client, repository, image, trust, found: Provenance::default() };
     tokio::time::timeout(WITHIN, looking.look()).await.map_err(|_| Error::Late)?
 }
 
@@ -77,7 +77,7 @@ impl Left {
 struct Looking<'a> {
     client: &'a Client,
     repository: &'a Reference,
-    images: &'a [Digest],
+    image: Digest,
     trust: &'a Trust,
     found: Provenance,
 }
@@ -101,10 +101,10 @@ impl Looking<'_> {
             }
             for (layer, bytes) in blobs {
                 let weighed = Candidate::read(&layer, &bytes)
-                    .and_then(|candidate| weigh(&candidate, self.images, self.trust));
+                    .and_then(|candidate| weigh(&candidate, self.image, self.trust));
                 match weighed {
-                    Ok((of, what, by)) => {
-                        let signed = |by: By| Signed { by, what: what.clone(), of, at };
+                    Ok((what, by)) => {
+                        let signed = |by: By| Signed { by, what: what.clone(), at };
                         self.found.signed.extend(by.into_iter().map(signed));
                     }
                     Err(why) => self.reject(Some(at), why),
@@ -118,24 +118,22 @@ impl Looking<'_> {
     /// the image.
     async fn manifests(&mut self) -> Result<Vec<Digest>, Error> {
         let mut all: Vec<Digest> = Vec::new();
-        for image in self.images {
-            for kind in ["sig", "att"] {
-                let (host, repository) = (self.repository.host(), self.repository.repository());
-                let tag = format!("{host}/{repository}:sha256-{}.{kind}", image.hex());
-                let Ok(tag) = tag.parse::<Reference>() else { continue };
-                let named = match self.client.resolve(&tag).await {
-                    Err(Registry::Missing(_)) => continue,
-                    named => self.had(None, named)?,
-                };
-                all.extend(named);
-            }
-            let listed = self.client.referrers(&self.repository.pinned(*image), None).await;
-            let listed = self.had(None, listed)?.unwrap_or_default();
-            // A list that a client keeps, where a registry has none, need not say what it lists.
-            let may_be = |kind: &Option<String>| kind.as_deref().is_none_or(is_artifact);
-            let listed = listed.into_iter().filter(|one| may_be(&one.artifact_type));
-            all.extend(listed.map(|one| one.digest));
+        for kind in ["sig", "att"] {
+            let (host, repository) = (self.repository.host(), self.repository.repository());
+            let tag = format!("{host}/{repository}:sha256-{}.{kind}", self.image.hex());
+            let Ok(tag) = tag.parse::<Reference>() else { continue };
+            let named = match self.client.resolve(&tag).await {
+                Err(Registry::Missing(_)) => continue,
+                named => self.had(None, named)?,
+            };
+            all.extend(named);
         }
+        let listed = self.client.referrers(&self.repository.pinned(self.image), None).await;
+        let listed = self.had(None, listed)?.unwrap_or_default();
+        // A list that a client keeps, where a registry has none, need not say what it lists.
+        let may_be = |kind: &Option<String>| kind.as_deref().is_none_or(is_artifact);
+        let listed = listed.into_iter().filter(|one| may_be(&one.artifact_type));
+        all.extend(listed.map(|one| one.digest));
         let mut seen = std::collections::HashSet::new();
         all.retain(|one| seen.insert(*one));
         if all.len() > MANIFESTS {

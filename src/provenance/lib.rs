@@ -20,9 +20,9 @@
 //! - No input takes more than bounded bytes, requests and time, nor panics.
 //!
 //! # What a signature may stand on
-//! On the digests that the caller passes, which have to be of what surely runs. An index names the
-//! manifests of its platforms by their digests, so who signs the index signs each of them. Who signs one
-//! of the manifests signs no index: another manifest of it may be taken.
+//! On the digest by which the image is run. An index names the manifests of its platforms by their
+//! digests, so who signs the index signs each of them. Who signs one of the manifests signs no index:
+//! another manifest of it may be taken.
 //!
 //! A statement is of each of its subjects; it counts where the image is one, by SHA-256. The
 //! `docker-reference` of simple signing is not looked at, as with cosign: it is the digest that is
@@ -32,8 +32,10 @@
 //! A certificate counts as `sigstore-verify` has it: it chains to an authority of the trusted root, has
 //! the timestamp of one of its logs of certificates, was valid when an authority of timestamps or the
 //! transparency log saw the signature, and the log's entry is of this signature and proved (by the
-//! log's promise alone in cosign's older annotations, which have nothing else). Nothing is fetched: the
-//! root is a file that the operator names. Revocation is by taking somebody out of the trust.
+//! log's promise alone in cosign's older annotations, which have nothing else; whoever signs chooses
+//! these, so what a promise is worth, every such signature is). Bundles of version 0.1, which may leave
+//! the proof out, are not taken. Nothing is fetched: the root is a file that the operator names.
+//! Revocation is by taking somebody out of the trust.
 //!
 //! # Why not the crate `sigstore`
 //! Its `cosign` brings a second client of registries (`oci-client`), which reads answers without a
@@ -73,8 +75,6 @@ pub struct Signed {
     pub by: By,
     /// For what.
     pub what: What,
-    /// The manifest that it is of.
-    pub of: Digest,
     /// The manifest that it stands in.
     pub at: Digest,
 }

@@ -18,25 +18,26 @@ const SUBJECTS: usize = 1024;
 const TYPE: usize = 1024;
 const PREDICATE: usize = 64 << 10;
 
-/// Reads a payload of simple signing, and which of the images it is about.
+/// Reads a payload of simple signing that is about the image.
 ///
 /// `docker-reference` is not looked at, as cosign does not: a signature is of what the digest names,
 /// wherever that lies, so that a copy in another registry keeps it.
-pub(crate) fn simple(payload: &[u8], images: &[Digest]) -> Result<(Digest, What), Rejection> {
+pub(crate) fn simple(payload: &[u8], image: Digest) -> Result<What, Rejection> {
     let payload = object(strict::read(payload).map_err(Rejection::Payload)?, "the payload")?;
     let critical = part(&payload, "critical")?;
-    let (kind, image) = (text(critical, "type")?, part(critical, "image")?);
+    let (kind, of) = (text(critical, "type")?, part(critical, "image")?);
     if kind != SIMPLE {
         return Err(Rejection::Payload(format!("its `type` is not `{SIMPLE}`")));
     }
-    let named = text(image, "docker-manifest-digest")?;
-    let of = images.iter().find(|image| named == image.to_string());
-    of.map(|of| (*of, What::Signature)).ok_or(Rejection::OtherImage)
+    match text(of, "docker-manifest-digest")? == image.to_string() {
+        true => Ok(What::Signature),
+        false => Err(Rejection::OtherImage),
+    }
 }
 
-/// Reads a statement of in-toto, and which of the images it is about: one that is among its
-/// subjects, for a statement is of each of them.
-pub(crate) fn statement(payload: &[u8], images: &[Digest]) -> Result<(Digest, What), Rejection> {
+/// Reads a statement of in-toto that is about the image: one that has it among its subjects, for a
+/// statement is of each of them.
+pub(crate) fn statement(payload: &[u8], image: Digest) -> Result<What, Rejection> {
     let mut statement =
         object(strict::read(payload).map_err(Rejection::Payload)?, "the statement")?;
     if strict::ambiguous(&statement) {
@@ -55,23 +56,24 @@ pub(crate) fn statement(payload: &[u8], images: &[Digest]) -> Result<(Digest, Wh
     let subjects = subjects.filter(|subjects| subjects.len() <= SUBJECTS).ok_or_else(|| {
         Rejection::Payload(format!("its `subject` is no list of up to {SUBJECTS}"))
     })?;
-    let mut of = None;
+    let mut is_of_it = false;
     for subject in subjects {
         let subject = subject.as_object().filter(|one| !strict::ambiguous(one));
         let digest = subject.and_then(|one| one.get("digest")?.as_object());
         let Some(digest) = digest.filter(|digest| !strict::ambiguous(digest)) else {
             return Err(Rejection::Payload("one of its subjects is none".into()));
         };
-        let Some(hex) = digest.get("sha256").and_then(Value::as_str) else { continue };
-        of = of.or_else(|| images.iter().find(|image| image.hex() == hex).copied());
+        is_of_it |= digest.get("sha256").and_then(Value::as_str) == Some(&image.hex());
     }
-    let of = of.ok_or(Rejection::OtherImage)?;
+    if !is_of_it {
+        return Err(Rejection::OtherImage);
+    }
     if predicate_type == SIGNATURE {
-        return Ok((of, What::Signature));
+        return Ok(What::Signature);
     }
     let predicate = statement.remove("predicate");
     let predicate = predicate.filter(|predicate| predicate.to_string().len() <= PREDICATE);
-    Ok((of, What::Attestation { predicate_type, predicate }))
+    Ok(What::Attestation { predicate_type, predicate })
 }
 
 fn object(value: Value, what: &str) -> Result<Map<String, Value>, Rejection> {
@@ -115,8 +117,8 @@ mod tests {
             })
             .to_string()
         };
-        let read = |text: &str| simple(text.as_bytes(), &[Digest::of(b"platform"), image()]);
-        assert_eq!(read(&payload(SIMPLE, &this)), Ok((image(), What::Signature)));
+        let read = |text: &str| simple(text.as_bytes(), image());
+        assert_eq!(read(&payload(SIMPLE, &this)), Ok(What::Signature));
         assert_eq!(read(&payload(SIMPLE, &that)), Err(Rejection::OtherImage));
         assert_eq!(read(&payload(SIMPLE, &this.to_uppercase())), Err(Rejection::OtherImage));
         let good = payload(SIMPLE, &this);
@@ -145,20 +147,20 @@ mod tests {
             })
         };
         let one = |hex: &str| json!({ "name": "x", "digest": { "sha256": hex } });
-        let read = |value: &Value| statement(value.to_string().as_bytes(), &[image()]);
+        let read = |value: &Value| statement(value.to_string().as_bytes(), image());
         let (kind, attested) = ("https://example.com/scan", json!({ "a": [1] }));
         let what = What::Attestation { predicate_type: kind.to_owned(), predicate: Some(attested) };
-        assert_eq!(read(&of(json!([one(&hex)]), kind)), Ok((image(), what.clone())));
+        assert_eq!(read(&of(json!([one(&hex)]), kind)), Ok(what.clone()));
         // Each of several subjects is attested.
         let several = json!([{ "digest": { "sha512": "ab" } }, one(&other), one(&hex)]);
-        assert_eq!(read(&of(several, kind)), Ok((image(), what)));
-        assert_eq!(read(&of(json!([one(&hex)]), SIGNATURE)), Ok((image(), What::Signature)));
+        assert_eq!(read(&of(several, kind)), Ok(what));
+        assert_eq!(read(&of(json!([one(&hex)]), SIGNATURE)), Ok(What::Signature));
         for none in [json!([]), json!([one(&other)]), json!([{ "digest": { "sha512": hex } }])] {
             assert_eq!(read(&of(none, kind)), Err(Rejection::OtherImage));
         }
         let mut large = of(json!([one(&hex)]), kind);
         large["predicate"] = json!("x".repeat(PREDICATE));
-        let Ok((_, What::Attestation { predicate: None, .. })) = read(&large) else { panic!() };
+        let Ok(What::Attestation { predicate: None, .. }) = read(&large) else { panic!() };
         for bad in [
             of(json!({}), kind),
             of(json!([1]), kind),
@@ -175,9 +177,9 @@ mod tests {
             &format!(r#"{{"subject":{},"#, json!([one(&hex)])),
             1,
         );
-        assert!(matches!(statement(twice.as_bytes(), &[image()]), Err(Rejection::Payload(_))));
+        assert!(matches!(statement(twice.as_bytes(), image()), Err(Rejection::Payload(_))));
         let other_case =
             of(json!([one(&hex)]), kind).to_string().replacen('{', r#"{"SUBJECT":[],"#, 1);
-        assert!(matches!(statement(other_case.as_bytes(), &[image()]), Err(Rejection::Payload(_))));
+        assert!(matches!(statement(other_case.as_bytes(), image()), Err(Rejection::Payload(_))));
     }
 }

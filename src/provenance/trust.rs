@@ -44,7 +44,8 @@ pub enum Who {
 }
 
 /// As whom somebody logged in: an e-mail address, or a URI (with `://`). `*` stands for any text
-/// without `/` and `@`, `**` for any text.
+/// without `/` and `@`, `**` for any text. The scheme and the host of a URI, and what stands behind the
+/// `@` of an address, are written out, but for a `*.` that the host begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject(String);
 
@@ -59,8 +60,8 @@ pub enum Untrusted {
     /// The file is no trusted root.
     #[error("it is no trusted root of Sigstore: {0}")]
     Root(String),
-    /// The subject would be anybody.
-    #[error("the subject is empty, or anybody at all")]
+    /// The subject would be anybody, or anybody's of any place.
+    #[error("the subject is empty, or does not say of which host or domain")]
     Subject,
 }
 
@@ -68,9 +69,20 @@ impl FromStr for Subject {
     type Err = Untrusted;
 
     fn from_str(text: &str) -> Result<Self, Untrusted> {
-        match text.bytes().all(|byte| byte == b'*') {
-            true => Err(Untrusted::Subject),
-            false => Ok(Self(text.to_owned())),
+        let is_place = |place: &str| {
+            let place = place.strip_prefix("*.").unwrap_or(place);
+            place.starts_with(|first: char| first.is_alphanumeric()) && !place.contains('*')
+        };
+        let says_who = match text.split_once("://") {
+            _ if !text.contains('*') => !text.is_empty(),
+            Some((scheme, rest)) => {
+                !scheme.contains('*') && rest.split(['/', '@']).next().is_some_and(is_place)
+            }
+            None => text.rsplit_once('@').is_some_and(|(_, domain)| is_place(domain)),
+        };
+        match says_who {
+            true => Ok(Self(text.to_owned())),
+            false => Err(Untrusted::Subject),
         }
     }
 }
@@ -247,25 +259,42 @@ mod tests {
             ("*@example.com", "ada@example.com", true),
             ("*@example.com", "ada@evil.test@example.com", false),
             ("*@example.com", "@example.com", true),
-            ("**example.com", "https://evil.test/example.com", false),
+            ("**@example.com", "https://evil.test/@example.com", false),
             ("https://github.com/acme/*/.github/workflows/release.yml@refs/tags/*", flow, true),
             ("https://github.com/acme/*@refs/tags/*", flow, false),
             ("https://github.com/acme/**@refs/tags/*", flow, true),
             ("https://github.com/acme/**", flow, true),
             ("https://github.com/acme/**", "https://github.com/acme-evil/app", false),
             ("https://*.example.com/app", "https://evil.test/x.example.com/app", false),
-            ("https://*/app", "https://a.example.com/app", true),
+            ("https://*.example.com/app", "https://a.example.com/app", true),
             ("https://a/**/b/**/c", "https://a/x/b/b/y/c", true),
             ("https://a/**/b/**/c", "https://a/x/b/c", false),
         ] {
             let pattern: Subject = pattern.parse().unwrap();
             assert_eq!(pattern.is(subject), expected, "{pattern} {subject}");
         }
-        for anybody in ["", "*", "**"] {
-            assert_eq!(anybody.parse::<Subject>(), Err(Untrusted::Subject));
+        for anybody in [
+            "",
+            "*",
+            "**",
+            "*@*",
+            "**@**",
+            "ada@*",
+            "ada@*.*",
+            "ada@**.example.com",
+            "**example.com",
+            "https://**",
+            "https://*/app",
+            "https://*.*/app",
+            "https://**.example.com/app",
+            "https://*example.com/app",
+            "*://example.com/app",
+            "**://**",
+        ] {
+            assert_eq!(anybody.parse::<Subject>(), Err(Untrusted::Subject), "{anybody}");
         }
-        let slow: Subject = "**a".repeat(200).parse().unwrap();
-        assert!(!slow.is(&"a".repeat(199)));
+        let slow: Subject = format!("{}@b", "**a".repeat(200)).parse().unwrap();
+        assert!(!slow.is(&format!("{}@b", "a".repeat(199))));
     }
 
     #[test]

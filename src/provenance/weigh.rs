@@ -15,17 +15,17 @@ use crate::{
     trust::{Kind, schemes},
 };
 
-/// What a candidate proves of one of these images, and by whom.
+/// What a candidate proves of this image, and by whom.
 pub(crate) fn weigh(
     candidate: &Candidate,
-    images: &[Digest],
+    image: Digest,
     trust: &Trust,
-) -> Result<(Digest, What, Vec<By>), Rejection> {
-    let (of, what) = match &candidate.content {
-        Content::Simple { payload, .. } => payload::simple(payload, images)?,
-        Content::Statement(envelope) => payload::statement(envelope.payload.as_bytes(), images)?,
+) -> Result<(What, Vec<By>), Rejection> {
+    let what = match &candidate.content {
+        Content::Simple { payload, .. } => payload::simple(payload, image)?,
+        Content::Statement(envelope) => payload::statement(envelope.payload.as_bytes(), image)?,
     };
-    let weighing = Weighing { candidate, of };
+    let weighing = Weighing { candidate, image };
     let (mut by, mut why) = (Vec::new(), Vec::new());
     // What each root says of it, since several signers can have one.
     let mut told: Vec<Option<Result<(String, String), String>>> = vec![None; trust.roots.len()];
@@ -60,14 +60,14 @@ pub(crate) fn weigh(
         }
     }
     match by.is_empty() {
-        false => Ok((of, what, by)),
+        false => Ok((what, by)),
         true => Err(Rejection::NotTrusted(why.join("; "))),
     }
 }
 
 struct Weighing<'a> {
     candidate: &'a Candidate,
-    of: Digest,
+    image: Digest,
 }
 
 impl Weighing<'_> {
@@ -117,12 +117,18 @@ impl Weighing<'_> {
             .bundle
             .as_ref()
             .ok_or("it has neither a certificate nor an entry of a log")?;
+        // `tlog_verified` is true of each of no entries, too.
+        if bundle.verification_material.tlog_entries.is_empty() {
+            return Err(
+                "no log has it: it has no inclusion proof, and no promise of one".to_owned()
+            );
+        }
         let verified = match &self.candidate.content {
             Content::Simple { payload, .. } => crypto::verifying(payload, || {
                 root.verify(Artifact::from_blob(payload), bundle, policy)
             }),
             Content::Statement(_) => {
-                let digest = Sha256Hash::new(self.of.bytes());
+                let digest = Sha256Hash::new(self.image.bytes());
                 root.verify(Artifact::from_digest(digest), bundle, policy)
             }
         };

@@ -41,7 +41,7 @@ use crate::{
     telemetry::Metrics,
     upstream::{
         Engines, Event, Handed, Hands, Heard, Images, Launcher, Learn, NotHanded, Server,
-        Signatures, trusted,
+        Signatures,
     },
     vault,
 };
@@ -419,8 +419,8 @@ fn exports(loaded: &Loaded, found: &mut Vec<Found>) -> Vec<export::Settings> {
 
 /// Whose signatures of images count.
 fn signatures(loaded: &Loaded, found: &mut Vec<Found>) -> Option<Signatures> {
-    match trusted(&loaded.config) {
-        Ok(trust) => Some(Signatures::new(trust, &loaded.config.state_dir)),
+    match Signatures::of_config(loaded) {
+        Ok(signatures) => Some(signatures),
         Err((pointer, why)) => {
             found.push(Box::new(loaded.finding(&pointer, Code::BadValue, why)));
             None

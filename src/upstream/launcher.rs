@@ -13,7 +13,7 @@ use super::{
     images::{Images, Pinned},
     outward::{Outward, Reacher},
     process::{LaunchFailure, LaunchSpec, Process, SECRETS},
-    signed::{self, Signatures, SignedBy},
+    signed::{Signatures, SignedBy},
 };
 use crate::{
     codec::Caps,
@@ -267,8 +267,7 @@ impl Launcher {
         settings: &config::Server,
         pinned: &Pinned,
     ) -> Result<SignedBy, LaunchFailure> {
-        let image = signed::Image { reference: pinned.reference.as_ref() };
-        self.signatures.of(server, settings, self.images.client()?, image).await
+        self.signatures.of(server, settings, &self.images, pinned.reference.as_ref()).await
     }
 
     /// The secrets that a server is to be handed. Where they were not to be had, they are looked for

@@ -53,4 +53,4 @@ pub use outward::{Nowhere, Outward, Reacher};
 pub use party::{Party, PartyKey};
 pub use running::Running;
 pub use server::{InstanceStatus, Rehanded, Restarted, Server, Status};
-pub use signed::{Image, Signatures, SignedBy, trusted};
+pub use signed::{Signatures, SignedBy};

@@ -3,9 +3,9 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs::{self, DirBuilder, Permissions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -13,14 +13,16 @@ use std::{
 
 use parking_lot::Mutex;
 use portcullis_provenance::{
-    Error, Provenance, Signed, Signer, Trust, Untrusted, What, Who, verify,
+    Error, Provenance, Rejected, Signed, Signer, Trust, Untrusted, What, Who, verify,
 };
 
-use super::process::LaunchFailure;
+use super::{images::Images, process::LaunchFailure};
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Loaded},
+    durable,
     names::ServerName,
     oci::{Client, Digest, Reference},
+    policy::Attested,
     seal::Seal,
 };
 
@@ -44,45 +46,41 @@ const LARGEST: u64 = 512 << 10;
 pub struct SignedBy {
     /// Who signed it.
     pub signers: Vec<String>,
-    /// The types of what is attested.
-    pub attested: Vec<String>,
+    /// What is attested, and by whom.
+    pub attested: Vec<Attested>,
 }
 
 impl From<&[Signed]> for SignedBy {
     fn from(all: &[Signed]) -> Self {
         let (mut signers, mut attested) = (BTreeSet::new(), BTreeSet::new());
         for signed in all {
+            let by = signed.by.name().to_owned();
             match &signed.what {
-                What::Signature => signers.insert(signed.by.name().to_owned()),
-                What::Attestation { predicate_type, .. } => attested.insert(predicate_type.clone()),
-            };
+                What::Signature => drop(signers.insert(by)),
+                What::Attestation { predicate_type, .. } => {
+                    attested.insert(Attested { by, of_type: predicate_type.clone() });
+                }
+            }
         }
         Self { signers: signers.into_iter().collect(), attested: attested.into_iter().collect() }
     }
 }
 
-/// An image whose signatures are looked for.
-#[derive(Debug, Clone, Copy)]
-pub struct Image<'a> {
-    /// Where it is, with its digest; none for one of this machine.
-    ///
-    /// Signatures count of that very digest. Of an index that is the index's own: which manifest of it
-    /// runs is for the engine to choose, so a signature on one of them would say nothing of what does.
-    pub reference: Option<&'a Reference>,
-}
-
 /// Finds out who signed images.
+///
+/// Signatures count of the very digest by which an image is run. Of an index that is the index's own:
+/// which manifest of it runs is for the engine to choose, so a signature on one of them would say nothing
+/// of what does.
 #[derive(Clone)]
 pub struct Signatures {
     trust: Arc<Trust>,
     kept: Arc<Kept>,
+    /// Where the config says by whom a server's image has to be signed: `FILE:LINE`.
+    places: Arc<HashMap<ServerName, String>>,
 }
 
 /// Whom a config trusts.
-///
-/// # Errors
-/// What is wrong with a signer, and where in the config that is.
-pub fn trusted(config: &Config) -> Result<Trust, (String, String)> {
+fn trusted(config: &Config) -> Result<Trust, (String, String)> {
     let mut signers = Vec::new();
     for (name, signer) in &config.signers {
         let at = format!("/signers/{name}");
@@ -117,22 +115,37 @@ pub fn trusted(config: &Config) -> Result<Trust, (String, String)> {
 impl Default for Signatures {
     /// Of nobody.
     fn default() -> Self {
-        Self::new(Trust::default(), Path::new(""))
+        Self::by(Trust::default(), Path::new(""), HashMap::new())
     }
 }
 
 impl Signatures {
-    /// Those that this trust lets count, kept in the state folder.
-    pub fn new(trust: Trust, state_dir: &Path) -> Self {
+    /// Those that a config lets count, kept in its state folder.
+    ///
+    /// # Errors
+    /// What is wrong with a signer, and where in the config that is, as a JSON pointer.
+    pub fn of_config(loaded: &Loaded) -> Result<Self, (String, String)> {
+        let trust = trusted(&loaded.config)?;
+        let place = |(name, server): (&ServerName, &config::Server)| {
+            let line = loaded.line(&format!("/servers/{name}/signed-by"));
+            let line = line.filter(|_| !server.signed_by.is_empty())?;
+            Some((name.clone(), format!("{}:{line}", loaded.path.display())))
+        };
+        let places = loaded.config.servers.iter().filter_map(place).collect();
+        Ok(Self::by(trust, &loaded.config.state_dir, places))
+    }
+
+    fn by(trust: Trust, state_dir: &Path, places: HashMap<ServerName, String>) -> Self {
         let kept = Kept {
             state_dir: state_dir.to_owned(),
             seal: OnceLock::new(),
             unsigned: Mutex::default(),
         };
-        Self { trust: Arc::new(trust), kept: Arc::new(kept) }
+        Self { trust: Arc::new(trust), kept: Arc::new(kept), places: Arc::new(places) }
     }
 
-    /// Who signed the image of a server, for whoever decides whether it may run.
+    /// Who signed the image of a server, for whoever decides whether it may run. `image` is where it
+    /// is, with its digest; none for one of this machine.
     ///
     /// # Errors
     /// Where none of those signed it of whom the config says that one has to have.
@@ -140,48 +153,61 @@ impl Signatures {
         &self,
         server: &ServerName,
         settings: &config::Server,
-        client: &Client,
-        image: Image<'_>,
+        images: &Images,
+        image: Option<&Reference>,
     ) -> Result<SignedBy, LaunchFailure> {
         let required = &settings.signed_by;
-        // Where it has to be signed, somebody may be about to do it: it is asked again.
-        let kept = match self.kept(image).await {
-            None if required.is_empty() && self.kept.is_unsigned(self.key(image)) => {
-                Some(Vec::new())
-            }
-            kept => kept,
+        let holds = |by: &SignedBy| {
+            let one_of = |signer: &String| required.iter().any(|name| name.as_str() == signer);
+            required.is_empty() || by.signers.iter().any(one_of)
         };
-        let (signed, rejected) = match kept {
-            Some(signed) => (signed, Vec::new()),
-            // Policies see an image that nobody is known to have signed, where a registry does not tell.
-            None if required.is_empty() => {
-                let looking = tokio::time::timeout(PATIENCE, self.look(client, image));
-                match looking.await.unwrap_or(Err(Error::Late)) {
-                    Ok(found) => (found.signed, Vec::new()),
-                    Err(error) => {
-                        tracing::warn!(%server, %error, "it is not known who signed the image of a server");
-                        self.kept.unsigned(self.key(image), UNTOLD);
-                        return Ok(SignedBy::default());
-                    }
-                }
-            }
-            None => match self.look(client, image).await {
-                Ok(Provenance { signed, rejected }) => (signed, rejected),
-                Err(error) => {
-                    return Err(LaunchFailure {
-                        what: format!("it is not known whether its image is signed: {error}"),
-                        remedy: Some("see that its registry can be reached".into()),
-                    });
-                }
-            },
+        let image = image.filter(|_| !self.trust.is_empty());
+        let Some(image) = image else {
+            let by = SignedBy::default();
+            return if holds(&by) { Ok(by) } else { Err(self.unsigned(server, settings, &[])) };
         };
-        let by = SignedBy::from(&*signed);
-        let one_of = |signer: &String| required.iter().any(|name| name.as_str() == signer);
-        if required.is_empty() || by.signers.iter().any(one_of) {
-            return Ok(by);
+        if let Some(known) = self.known(image).await {
+            let by = SignedBy::from(&*known);
+            // Where another one has to have signed it, they may have done so since: it is asked again.
+            if holds(&by) {
+                return Ok(by);
+            }
         }
-        let names: Vec<_> = required.iter().map(ToString::to_string).collect();
-        let mut what = format!("its image is signed by none of `signed-by`: {}", names.join(", "));
+        if required.is_empty() && self.kept.is_unsigned(&self.place(image)) {
+            return Ok(SignedBy::default());
+        }
+        let looking = self.look(images.client()?, image);
+        if required.is_empty() {
+            // Policies see an image that nobody is known to have signed, where a registry does not tell.
+            let looked = tokio::time::timeout(PATIENCE, looking).await;
+            return Ok(match looked.unwrap_or(Err(Error::Late)) {
+                Ok(found) => SignedBy::from(&*found.signed),
+                Err(error) => {
+                    tracing::warn!(%server, %error, "it is not known who signed the image of a server");
+                    self.kept.unsigned(self.place(image), UNTOLD);
+                    SignedBy::default()
+                }
+            });
+        }
+        let Provenance { signed, rejected } = looking.await.map_err(|error| LaunchFailure {
+            what: format!("it is not known whether its image is signed: {error}"),
+            remedy: Some("see that its registry can be reached".into()),
+        })?;
+        let by = SignedBy::from(&*signed);
+        if holds(&by) { Ok(by) } else { Err(self.unsigned(server, settings, &rejected)) }
+    }
+
+    /// Why an image is not started that none of those signed who have to.
+    fn unsigned(
+        &self,
+        server: &ServerName,
+        settings: &config::Server,
+        rejected: &[Rejected],
+    ) -> LaunchFailure {
+        let names: Vec<_> = settings.signed_by.iter().map(ToString::to_string).collect();
+        let place = self.places.get(server).map_or_else(String::new, |at| format!(" ({at})"));
+        let names = names.join(", ");
+        let mut what = format!("its image is signed by none of `signed-by`{place}: {names}");
         if let Some(one) = rejected.first() {
             what.push_str(&format!(
                 " (of {} signatures that were found, one: {})",
@@ -189,15 +215,11 @@ impl Signatures {
                 one.why
             ));
         }
-        let remedy = format!("see `portcullis server verify {server}`");
-        Err(LaunchFailure { what, remedy: Some(remedy) })
+        LaunchFailure { what, remedy: Some(format!("see `portcullis server verify {server}`")) }
     }
 
-    /// What is known already of an image: none where it has to be asked for.
-    pub async fn kept(&self, image: Image<'_>) -> Option<Vec<Signed>> {
-        if self.trust.is_empty() || image.reference.is_none() {
-            return Some(Vec::new());
-        }
+    /// What was proved of an image before: none where nothing was.
+    async fn known(&self, image: &Reference) -> Option<Vec<Signed>> {
         let (key, kept) = (self.key(image), self.kept.clone());
         tokio::task::spawn_blocking(move || kept.find(key)).await.ok()?
     }
@@ -206,28 +228,36 @@ impl Signatures {
     ///
     /// # Errors
     /// Where the registry does not tell.
-    pub async fn look(&self, client: &Client, image: Image<'_>) -> Result<Provenance, Error> {
-        let Some(reference) = image.reference else { return Ok(Provenance::default()) };
-        let manifests: Vec<Digest> = reference.digest().into_iter().collect();
-        let found = verify(client, reference, &manifests, &self.trust).await?;
-        let (key, kept, signed) = (self.key(image), self.kept.clone(), found.signed.clone());
-        let _ = tokio::task::spawn_blocking(move || kept.keep(key, signed)).await;
+    pub async fn look(&self, client: &Client, image: &Reference) -> Result<Provenance, Error> {
+        let Some(digest) = image.digest() else { return Ok(Provenance::default()) };
+        let found = verify(client, image, digest, &self.trust).await?;
+        let (key, place) = (self.key(image), self.place(image));
+        let (kept, signed) = (self.kept.clone(), found.signed.clone());
+        let _ = tokio::task::spawn_blocking(move || kept.keep(key, place, signed)).await;
         Ok(found)
     }
 
-    /// What is known depends on who is trusted, and on what was asked about.
-    fn key(&self, image: Image<'_>) -> Digest {
-        let digest = image.reference.and_then(Reference::digest);
-        Digest::of(format!("{:?}", (self.trust.digest(), digest)).as_bytes())
+    /// What is proved depends on who is trusted, and on the image, wherever copies of it are.
+    fn key(&self, image: &Reference) -> Digest {
+        Digest::of(format!("{:?}", (self.trust.digest(), image.digest())).as_bytes())
+    }
+
+    /// That nothing was found holds for one repository: signatures may be in another.
+    fn place(&self, image: &Reference) -> Place {
+        Place(format!("{}/{}", image.host(), image.repository()), self.key(image))
     }
 }
+
+/// A repository, and what was looked for there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Place(String, Digest);
 
 struct Kept {
     state_dir: PathBuf,
     /// None where there is no key to trust files by, which the start of the proxy tells more of.
     seal: OnceLock<Option<Seal>>,
     /// Images that nobody is known to have signed, and until when that holds.
-    unsigned: Mutex<HashMap<Digest, Instant>>,
+    unsigned: Mutex<HashMap<Place, Instant>>,
 }
 
 impl Kept {
@@ -235,21 +265,25 @@ impl Kept {
         self.seal.get_or_init(|| Seal::load(&self.state_dir).ok()).as_ref()
     }
 
+    fn folder(&self) -> PathBuf {
+        self.state_dir.join("provenance")
+    }
+
     fn path(&self, key: Digest) -> PathBuf {
-        self.state_dir.join("provenance").join(key.hex())
+        self.folder().join(key.hex())
     }
 
     /// Whether a registry said just now that nobody signed it.
-    fn is_unsigned(&self, key: Digest) -> bool {
-        self.unsigned.lock().get(&key).is_some_and(|until| Instant::now() < *until)
+    fn is_unsigned(&self, place: &Place) -> bool {
+        self.unsigned.lock().get(place).is_some_and(|until| Instant::now() < *until)
     }
 
-    fn unsigned(&self, key: Digest, within: Duration) {
+    fn unsigned(&self, place: Place, within: Duration) {
         let mut unsigned = self.unsigned.lock();
         if unsigned.len() >= IMAGES {
             unsigned.clear();
         }
-        unsigned.insert(key, Instant::now() + within);
+        unsigned.insert(place, Instant::now() + within);
     }
 
     fn find(&self, key: Digest) -> Option<Vec<Signed>> {
@@ -268,11 +302,11 @@ impl Kept {
         .ok()
     }
 
-    fn keep(&self, key: Digest, mut signed: Vec<Signed>) {
+    fn keep(&self, key: Digest, place: Place, mut signed: Vec<Signed>) {
         if signed.is_empty() {
-            return self.unsigned(key, UNSIGNED);
+            return self.unsigned(place, UNSIGNED);
         }
-        self.unsigned.lock().remove(&key);
+        self.unsigned.lock().remove(&place);
         // What is attested is not asked for at a start, only that it is.
         for one in &mut signed {
             if let What::Attestation { predicate, .. } = &mut one.what {
@@ -289,16 +323,9 @@ impl Kept {
         let bytes = serde_json::to_vec(signed)?;
         let sealed = seal.seal(PURPOSE, key.hex().as_bytes(), &bytes, HOLDS);
         let sealed = sealed.map_err(io::Error::other)?;
-        let path = self.path(key);
-        let folder = path.parent().unwrap_or(&self.state_dir);
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let mut file = tempfile::Builder::new()
-            .prefix(".new-")
-            .permissions(Permissions::from_mode(0o600))
-            .tempfile_in(folder)?;
-        file.write_all(sealed.as_bytes())?;
-        file.persist(&path).map_err(|error| error.error)?;
-        Ok(())
+        let folder = self.folder();
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        durable::write(&folder, &key.hex(), sealed.as_bytes())
     }
 }
 
@@ -309,21 +336,25 @@ mod tests {
     use super::*;
 
     fn signed(name: &str, what: What) -> Signed {
-        let (of, at) = (Digest::of(b"image"), Digest::of(b"signature"));
-        Signed { by: By::Key { name: name.into() }, what, of, at }
+        Signed { by: By::Key { name: name.into() }, what, at: Digest::of(b"signature") }
     }
 
     #[test]
     fn who_attests_does_not_sign() {
-        let attested = What::Attestation { predicate_type: "scan".into(), predicate: None };
+        let scan =
+            || What::Attestation { predicate_type: "scan".into(), predicate: Some(7.into()) };
         let all = [
-            signed("b", attested),
+            signed("b", scan()),
+            signed("b", scan()),
+            signed("a", scan()),
             signed("c", What::Signature),
             signed("a", What::Signature),
             signed("c", What::Signature),
         ];
         let by = SignedBy::from(&all[..]);
-        assert_eq!((by.signers, by.attested), (vec!["a".into(), "c".into()], vec!["scan".into()]));
+        let attested = |by: &str| Attested { by: by.into(), of_type: "scan".into() };
+        assert_eq!(by.signers, ["a", "c"]);
+        assert_eq!(by.attested, [attested("a"), attested("b")]);
     }
 
     #[test]
@@ -335,9 +366,10 @@ mod tests {
             unsigned: Mutex::default(),
         };
         let (this, that) = (Digest::of(b"this"), Digest::of(b"that"));
+        let at = |repository: &str, key| Place(repository.to_owned(), key);
         let first = kept(folder.path());
         assert_eq!(first.find(this), None);
-        first.keep(this, vec![signed("a", What::Signature)]);
+        first.keep(this, at("here", this), vec![signed("a", What::Signature)]);
         // Another start.
         let again = kept(folder.path());
         assert_eq!(again.find(this), Some(vec![signed("a", What::Signature)]));
@@ -355,12 +387,15 @@ mod tests {
         text.push(if last == 'A' { 'B' } else { 'A' });
         fs::write(again.path(this), text).unwrap();
         assert_eq!(again.find(this), None);
-        // That nobody signed it is known for a while, by this run.
-        again.keep(that, vec![]);
-        assert!(again.is_unsigned(that) && !again.is_unsigned(this));
-        assert!(!kept(folder.path()).is_unsigned(that));
-        again.unsigned(this, Duration::ZERO);
-        assert!(!again.is_unsigned(this));
+        // That nobody signed it is known for a while, by this run, of one repository.
+        again.keep(that, at("here", that), vec![]);
+        assert!(again.is_unsigned(&at("here", that)) && !again.is_unsigned(&at("here", this)));
+        assert!(!again.is_unsigned(&at("there", that)));
+        assert!(!kept(folder.path()).is_unsigned(&at("here", that)));
+        again.unsigned(at("here", this), Duration::ZERO);
+        assert!(!again.is_unsigned(&at("here", this)));
         assert_eq!(again.find(that), None);
+        again.keep(that, at("here", that), vec![signed("a", What::Signature)]);
+        assert!(!again.is_unsigned(&at("here", that)));
     }
 }

@@ -125,7 +125,19 @@ async fn an_image_runs_once_it_is_signed_by_one_who_has_to() {
         .await;
     let refusal = refused(&gate).await;
     assert_eq!(refusal["data"]["code"], "server-unavailable", "{refusal:#}");
-    assert!(reason(&gate).await.contains("signed by none of `signed-by`: acme"));
+    let why = reason(&gate).await;
+    let config = std::fs::read_to_string(gate.path("portcullis.toml")).unwrap();
+    let line = config.lines().position(|line| line.starts_with("signed-by")).unwrap() + 1;
+    assert!(why.contains("its image is signed by none of `signed-by` ("), "{why}");
+    assert!(why.contains(&format!("portcullis.toml:{line}): acme")), "{why}");
+    // What is attested is kept, and is no signature. It is asked again whether there is one.
+    let scan = statement(&[place.image.digest], "https://example.com/scan", &json!({}));
+    place.attest(&keyed(&acme, &scan)).await;
+    until("what is attested to be kept", async || {
+        refused(&gate).await;
+        gate.path("state/provenance").exists().then_some(())
+    })
+    .await;
     assert_eq!(gate.records(&["event = server-launching"]).await, Vec::<Value>::new());
 
     // Signatures of another key, and of another image.
@@ -195,7 +207,8 @@ async fn a_policy_asks_who_signed_an_image_and_what_they_attest() {
     // What is attested is not a signature.
     let digest = place.image.digest;
     place.attest(&keyed(&acme, &statement(&[digest], scan, &json!({ "ok": true })))).await;
-    let found = gate.cli(&["server", "verify", "hello", "--format", "json"]).await.expect(11);
+    // Nobody has to have signed it.
+    let found = gate.cli(&["server", "verify", "hello", "--format", "json"]).await.expect(0);
     let attested = &found["signed"][0];
     assert_eq!(
         (&attested["signer"], &attested["what"], &attested["predicate"]),
@@ -211,15 +224,24 @@ async fn a_policy_asks_who_signed_an_image_and_what_they_attest() {
     let launching = &gate.records(&["event = server-launching"]).await[0];
     assert_eq!(
         (&launching["signers"], &launching["attested"]),
-        (&json!(["release"]), &json!([scan]))
+        (&json!(["release"]), &json!([{ "by": "acme", "type": scan }]))
     );
     let written = gate.stop().await;
 
-    let only = r#"resource.signers.contains("acme") || resource.attested.contains("other")"#;
-    std::fs::write(written.path("policies/gate.cedar"), policies(only)).unwrap();
-    let gate = written.start().await;
-    assert_eq!(refused(&gate).await["data"]["code"], "policy-denied");
-    gate.stop().await;
+    // Who attests it, counts too.
+    let attested =
+        |by: &str| format!(r#"resource.attested.contains({{ by: "{by}", type: "{scan}" }})"#);
+    let by_another = format!(r#"resource.signers.contains("acme") || {}"#, attested("release"));
+    let mut written = written;
+    for (when, starts) in [(by_another, false), (attested("acme"), true)] {
+        std::fs::write(written.path("policies/gate.cedar"), policies(&when)).unwrap();
+        let gate = written.start().await;
+        match starts {
+            true => answers(&gate).await,
+            false => assert_eq!(refused(&gate).await["data"]["code"], "policy-denied"),
+        }
+        written = gate.stop().await;
+    }
 }
 
 #[tokio::test]

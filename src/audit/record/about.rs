@@ -222,7 +222,7 @@ impl Happening {
                     .chain(digest)
                     .chain(deviations)
                     .chain(signers)
-                    .chain(attested)
+                    .chain(attested.iter_mut().flat_map(|one| [&mut one.by, &mut one.of_type]))
                     .chain(principal)
                     .for_each(&mut change);
                 texts_of(rules, change);

@@ -10,7 +10,7 @@ use super::{
     reach::{Reached, Reaching},
     v1::{Decision, Era, Rule, Transport},
 };
-use crate::{audit::line::Seq, names::DecisionId};
+use crate::{audit::line::Seq, names::DecisionId, policy::Attested};
 
 /// The events. `event` says which it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -395,7 +395,7 @@ pub struct Launching {
     pub kind: PlaceKind,
     /// The image as the config has it, the program, or the URL without user and query.
     pub program: String,
-    /// `sha256:…` of the image that the config names by it, or of the program's file.
+    /// `sha256:…` of the image, by the config or the lock file, or of the program's file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
     /// The keys of the config by which it deviates from the hardened profile.
@@ -404,9 +404,9 @@ pub struct Launching {
     /// Who of the config's signers signed the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signers: Vec<String>,
-    /// The types of what they attest of it.
+    /// What they attest of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub attested: Vec<String>,
+    pub attested: Vec<Attested>,
     /// The one client for which alone it is to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,

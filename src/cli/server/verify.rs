@@ -7,7 +7,7 @@ use super::{Context, Exit, configured, launcher};
 use crate::{
     config::Loaded,
     names::ServerName,
-    upstream::{Image, Signatures, SignedBy, trusted},
+    upstream::{Signatures, SignedBy},
 };
 
 /// What counts as a signature, by the config.
@@ -15,11 +15,10 @@ use crate::{
 /// # Errors
 /// Where a signer cannot be told.
 pub(super) fn signatures(loaded: &Loaded) -> anyhow::Result<Signatures> {
-    let trust = trusted(&loaded.config).map_err(|(pointer, why)| {
+    Signatures::of_config(loaded).map_err(|(pointer, why)| {
         let line = loaded.line(&pointer).map_or_else(String::new, |line| format!(":{line}"));
         anyhow::anyhow!("{}{line}: {why}", loaded.path.display())
-    })?;
-    Ok(Signatures::new(trust, &loaded.config.state_dir))
+    })
 }
 
 pub(super) async fn run(ctx: &Context, loaded: &Loaded, name: &ServerName) -> anyhow::Result<Exit> {
@@ -42,17 +41,14 @@ pub(super) async fn run(ctx: &Context, loaded: &Loaded, name: &ServerName) -> an
             pinned.name
         );
     };
-    let image = Image { reference: Some(reference) };
     let Provenance { signed, rejected } = {
         let _progress = ctx.progress("asking the registry");
-        signatures.look(launcher.images.client()?, image).await?
+        signatures.look(launcher.images.client()?, reference).await?
     };
     let by = SignedBy::from(&*signed);
     let required: Vec<&str> = settings.signed_by.iter().map(|signer| signer.as_str()).collect();
-    let holds = match required.is_empty() {
-        true => !by.signers.is_empty(),
-        false => by.signers.iter().any(|signer| required.contains(&signer.as_str())),
-    };
+    let holds =
+        required.is_empty() || by.signers.iter().any(|signer| required.contains(&signer.as_str()));
     if ctx.is_json() {
         ctx.json(&json!({
             "server": name,
@@ -66,19 +62,17 @@ pub(super) async fn run(ctx: &Context, loaded: &Loaded, name: &ServerName) -> an
         ctx.line(format_args!("image {reference}"))?;
         let rows = signed.iter().map(|one| {
             let (what, who) = (what(one), who(one));
-            [one.by.name().to_owned(), what.to_owned(), who, one.of.to_string()]
+            [one.by.name().to_owned(), what.to_owned(), who]
         });
-        ctx.table(&["SIGNER", "WHAT", "WHO", "OF"], rows)?;
+        ctx.table(&["SIGNER", "WHAT", "WHO"], rows)?;
         for Rejected { at, why } in &rejected {
             let at = at.map_or_else(String::new, |at| format!(" {at}"));
             ctx.line(format_args!("does not count{at}: {why}"))?;
         }
-        match (holds, required.is_empty()) {
-            (true, _) => {}
-            (false, true) => ctx.line("nobody of `[signers]` signed it")?,
-            (false, false) => {
-                ctx.line(format_args!("none of `signed-by` signed it: {}", required.join(", ")))?;
-            }
+        if !holds {
+            ctx.line(format_args!("none of `signed-by` signed it: {}", required.join(", ")))?;
+        } else if by.signers.is_empty() {
+            ctx.line("nobody of `[signers]` signed it, and nobody has to")?;
         }
     }
     Ok(if holds { Exit::Ok } else { Exit::Findings })
@@ -100,8 +94,7 @@ fn who(signed: &Signed) -> String {
 
 fn shown(signed: &Signed) -> Value {
     let mut shown = json!({
-        "signer": signed.by.name(), "what": what(signed),
-        "of": signed.of.to_string(), "at": signed.at.to_string(),
+        "signer": signed.by.name(), "what": what(signed), "at": signed.at.to_string(),
     });
     if let By::Identity { issuer, subject, .. } = &signed.by {
         shown["issuer"] = issuer.as_str().into();

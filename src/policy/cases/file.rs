@@ -13,6 +13,7 @@ use serde_saphyr::Spanned;
 use crate::{
     exchange::{Revision, Transport},
     names::{ClientName, Group, ServerName},
+    policy::Attested,
 };
 
 /// A whole file.
@@ -123,7 +124,7 @@ pub(super) struct Program {
     #[serde(default)]
     pub(super) signers: Vec<String>,
     #[serde(default)]
-    pub(super) attested: Vec<String>,
+    pub(super) attested: Vec<Attested>,
 }
 
 /// What runs a server.

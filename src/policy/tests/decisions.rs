@@ -73,9 +73,13 @@ fn program() -> &'static Program {
         digest: Some("sha256:00".into()),
         deviations: vec!["resources.memory".into()],
         signers: vec!["acme".into()],
-        attested: vec!["https://example.com/scan".into()],
+        attested: vec![scan("acme")],
     });
     &PROGRAM
+}
+
+fn scan(by: &str) -> Attested {
+    Attested { by: by.into(), of_type: "https://example.com/scan".into() }
 }
 
 #[test]
@@ -88,7 +92,7 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
         unless { resource.deviations.contains("hardening.privileged") };
         @id("signed")
         permit (principal == Portcullis::Server::"other", action == Portcullis::Action::"launch", resource)
-        when { resource.signed && resource.signers == ["acme"] && resource.attested.contains("https://example.com/scan") };
+        when { resource.signed && resource.signers == ["acme"] && resource.attested.contains({ by: "acme", type: "https://example.com/scan" }) };
         @id("by-day")
         permit (principal, action == Portcullis::Action::"hand_secret", resource in Portcullis::Server::"notes")
         when { resource.source == "env" && !resource.header && context.now.toTime() > duration("8h") };
@@ -117,6 +121,7 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
     let unsigned = Program { signers: vec![], ..program().clone() };
     let elsewhere = Program { signers: vec!["acme".into(), "evil".into()], ..program().clone() };
     let unattested = Program { attested: vec![], ..program().clone() };
+    let attested_by_another = Program { attested: vec![scan("evil")], ..program().clone() };
     for (subject, program, rules) in [
         (&notes, program(), "hardened"),
         (&notes, &weak, ""),
@@ -125,6 +130,7 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
         (&other, &unsigned, ""),
         (&other, &elsewhere, ""),
         (&other, &unattested, ""),
+        (&other, &attested_by_another, ""),
     ] {
         let resource = Resource::Program(program);
         assert_eq!(

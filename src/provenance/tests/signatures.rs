@@ -64,7 +64,7 @@ impl Place {
     }
 
     async fn look(&self, trust: &Trust) -> Result<Provenance, Error> {
-        verify(&self.client, &self.repository, &[self.digest()], trust).await
+        verify(&self.client, &self.repository, self.digest(), trust).await
     }
 
     async fn found(&self, trust: &Trust) -> Provenance {
@@ -176,7 +176,7 @@ async fn keys_of_every_kind_by_cosigns_tags_and_by_bundles() {
             predicate_type: SCAN.into(),
             predicate: Some(json!({ "ok": true })),
         };
-        assert_eq!((&found.signed[1].what, found.signed[1].of), (&what, place.digest()));
+        assert_eq!(found.signed[1].what, what);
         assert_eq!((found.signed[3].at, found.rejected), (at, vec![]));
 
         // Another key of the same kind signed none of it.
@@ -230,18 +230,18 @@ async fn identities_by_cosigns_tags_and_by_bundles() {
 }
 
 #[tokio::test]
-async fn a_signature_stands_on_the_index_or_on_the_platforms_manifest() {
+async fn a_signature_of_a_platforms_manifest_is_none_of_the_index() {
     let (place, key) = (Place::new().await, key());
     let index = Digest::of(b"an index that names the image");
-    let payload = payload(index);
-    let layer = simple(&payload, annotated(&key, &payload));
     let tag = format!("sha256-{}.sig", index.hex());
-    push_tag(&place.client, &place.repository, &tag, &[layer]).await;
-    let trusted = by_key(&key);
-    assert_eq!(place.found(&trusted).await, Provenance::default());
-    let both = [index, place.digest()];
-    let found = verify(&place.client, &place.repository, &both, &trusted).await.unwrap();
-    assert_eq!(found.signed[0].of, index);
+    let look = async |said: Vec<u8>| {
+        let layer = simple(&said, annotated(&key, &said));
+        push_tag(&place.client, &place.repository, &tag, &[layer]).await;
+        verify(&place.client, &place.repository, index, &by_key(&key)).await.unwrap()
+    };
+    let found = look(payload(place.digest())).await;
+    assert_eq!((found.signed, &found.rejected[0].why), (vec![], &Rejection::OtherImage));
+    assert_eq!(look(payload(index)).await.signed.len(), 1);
 }
 
 #[tokio::test]
@@ -292,6 +292,21 @@ async fn signatures_by_keys_that_do_not_count() {
     place.tag("sig", &layers).await;
     let found = place.found(&trusted).await;
     assert_eq!((found.signed.len(), found.rejected.len()), (1, 2));
+}
+
+#[tokio::test]
+async fn what_others_push_to_the_tag_of_the_list_does_not_harm_a_signature() {
+    let (place, acme) = (Place::new().await, key());
+    let (trusted, said) = (by_key(&acme), payload(place.digest()));
+    place.tag("sig", &[simple(&said, annotated(&acme, &said))]).await;
+    let list = format!("sha256-{}", place.digest().hex());
+    let put = |kind: &str, bytes: &[u8]| sigstore::put(&place.repository, &list, kind, bytes);
+    // An ordinary image.
+    let image = place.client.manifest(&place.repository.pinned(place.digest())).await.unwrap();
+    put("application/vnd.oci.image.manifest.v1+json", &image.bytes);
+    let found = place.found(&trusted).await;
+    assert_eq!((found.signed.len(), found.rejected.len()), (1, 1));
+    assert!(matches!(found.rejected[0].why, Rejection::Unread(_)));
 }
 
 #[tokio::test]
@@ -408,6 +423,18 @@ async fn certificates_that_do_not_count() {
         bundle
     })
     .await;
+    // A version of bundles in which the log need prove nothing.
+    refuses(
+        "a bundle of version 0.1",
+        &changed(|bundle| {
+            bundle["mediaType"] = "application/vnd.dev.sigstore.bundle+json;version=0.1".into();
+            let material = &mut bundle["verificationMaterial"];
+            let certificate = material.as_object_mut().unwrap().remove("certificate");
+            material["x509CertificateChain"] = json!({ "certificates": [certificate] });
+            material["tlogEntries"][0].as_object_mut().unwrap().remove("inclusionProof");
+        }),
+    )
+    .await;
     // The other kinds.
     refuses("has no signing certificate", &|said| sigstore.keyed(&key(), said)).await;
     refuses("it signs a file", &|said| {
@@ -511,10 +538,10 @@ async fn a_registry_that_does_not_tell_is_not_one_that_has_nothing() {
     // It is gone.
     let Place { registry, client, repository, image } = place;
     drop(registry);
-    let error = verify(&client, &repository, &[image.digest], &trusted).await.unwrap_err();
+    let error = verify(&client, &repository, image.digest, &trusted).await.unwrap_err();
     assert!(matches!(error, Error::Registry(Registry::Unreachable { .. })), "{error}");
     // Nobody is asked for nothing.
-    let nobody = verify(&client, &repository, &[image.digest], &trust(&[])).await.unwrap();
+    let nobody = verify(&client, &repository, image.digest, &trust(&[])).await.unwrap();
     assert_eq!(nobody, Provenance::default());
 }
 
@@ -534,6 +561,30 @@ async fn no_more_is_looked_at_than_is_bounded() {
     let found = place.found(&trusted).await;
     assert_eq!(found.signed.len(), 1);
     assert_eq!(found.rejected[0].why, Rejection::TooMuch("its layers"));
+    // Layers of several artifacts: 64 of them.
+    for (before, counts) in [(23, 1), (24, 0)] {
+        place.tag("sig", &vec![one.clone(); 40]).await;
+        let mut layers = vec![one.clone(); before];
+        layers.push(simple(&said, annotated(&acme, &said)));
+        place.tag("att", &layers).await;
+        let found = place.found(&trusted).await;
+        // Of what does not count, no more than so many are told.
+        assert_eq!((found.signed.len(), found.rejected.len()), (counts, 63 + (1 - counts)));
+        let over = found.rejected.iter().any(|one| one.why == Rejection::TooMuch("its layers"));
+        assert_eq!(over, counts == 0);
+    }
+    // Bytes of several layers: 32 MiB.
+    for (size, counts) in [((4 << 20) - 1024, 1), (4 << 20, 0)] {
+        let large = (SIMPLE, vec![b' '; size], json!({}));
+        let mut layers = vec![large; 8];
+        layers.push(simple(&said, annotated(&acme, &said)));
+        place.tag("sig", &layers).await;
+        place.tag("att", &[]).await;
+        assert_eq!(place.found(&trusted).await.signed.len(), counts);
+    }
+    let large = (SIMPLE, vec![b' '; (4 << 20) + 1], annotated(&acme, b""));
+    let small = simple(&said, annotated(&acme, &said));
+    place.tag("sig", &[large, small]).await;
     // Artifacts, of which those that can hold none are not counted.
     for number in 0..40 {
         let bytes = format!("{number}").into_bytes();
@@ -543,7 +594,8 @@ async fn no_more_is_looked_at_than_is_bounded() {
     }
     let found = place.found(&trusted).await;
     assert_eq!(found.signed.len(), 1);
-    assert!(found.rejected.len() <= 64);
+    // The large layer, the empty artifact and 30 bundles, and that there are more.
+    assert_eq!(found.rejected.len(), 33);
     let over = Rejection::TooMuch("the artifacts that are about it");
     assert!(found.rejected.iter().any(|one| one.why == over));
 }
