@@ -99,26 +99,41 @@ pub(crate) fn of(program: &str, arguments: &[String]) -> Option<Fetcher> {
     })
 }
 
-/// The package, where it stands plainly.
-pub(crate) fn package(fetcher: Fetcher, arguments: &[String]) -> Option<&str> {
+/// The packages that are fetched, where they stand plainly: those that options name, or else the first
+/// word, which is then the program of it, too.
+pub(crate) fn packages_of(fetcher: Fetcher, arguments: &[String]) -> Vec<&str> {
     let mut rest = arguments.iter().skip(fetcher.verbs.len());
-    let mut named = None;
+    // What is beside the package, and the package itself.
+    let (mut beside, mut named) = (Vec::new(), Vec::new());
+    let mut first = None;
     while let Some(argument) = rest.next() {
-        match argument.split_once('=') {
-            Some(("--package" | "--from" | "--spec", package)) => named = Some(package),
-            _ if matches!(argument.as_str(), "-p" | "--package" | "--from" | "--spec")
-                && fetcher.valued.contains(&argument.as_str()) =>
-            {
-                named = rest.next().map(String::as_str);
-            }
-            _ if fetcher.valued.contains(&argument.as_str()) => {
-                rest.next();
-            }
-            _ if argument.starts_with('-') => {}
-            _ => return named.or(Some(argument)),
+        let (option, value) = match argument.split_once('=') {
+            Some((option, value)) if option.starts_with("--") => (option, Some(value)),
+            _ => (argument.as_str(), None),
+        };
+        if !option.starts_with('-') {
+            first = Some(option);
+            break;
+        }
+        let valued = fetcher.valued.contains(&option);
+        let value = match value {
+            None if valued => rest.next().map(String::as_str),
+            value => value,
+        };
+        let Some(value) = value else { continue };
+        match option {
+            "--from" | "--spec" | "--package" => named.push(value),
+            // The short option of a package is that of an interpreter to `uvx`.
+            "-p" if valued && fetcher.hosts == NPM => named.push(value),
+            // Several to one option.
+            "--with" | "-w" if valued => beside.extend(value.split(',').map(str::trim)),
+            _ => {}
         }
     }
-    named
+    if named.is_empty() {
+        named.extend(first);
+    }
+    named.into_iter().chain(beside).collect()
 }
 
 /// What stands behind the package: the server's own arguments.
@@ -160,19 +175,19 @@ pub(crate) fn run(
         arguments.retain(|argument| argument != "-y" && argument != yes);
         arguments.insert(fetcher.verbs.len(), yes.to_owned());
     }
-    let package = package(fetcher, &arguments).map(str::to_owned);
-    match &package {
-        Some(package) if !is_pinned(fetcher, package) => report.needed(
+    let packages_named = packages_of(fetcher, &arguments);
+    for package in packages_named.iter().filter(|package| !is_pinned(fetcher, package)) {
+        report.needed(
             place,
             format!(
                 "`{}` says no version, so each start may run other code: write `{}`",
                 brief(package),
                 brief(&format!("{package}@1.2.3"))
             ),
-        ),
-        None => report
-            .needed(place, format!("which package `{program}` fetches does not stand plainly")),
-        Some(_) => {}
+        );
+    }
+    if packages_named.is_empty() {
+        report.needed(place, format!("which package `{program}` fetches does not stand plainly"));
     }
     for host in fetcher.hosts {
         draft.host((*host).to_owned());
@@ -217,11 +232,20 @@ pub(crate) fn run(
 }
 
 /// Whether a package is said with a version that means one thing: `name@1.2.3`, `name==1.2.3`, or a
-/// whole commit. `1.2` is a range to npm, and a version to Python's tools.
+/// whole commit of a repository, which stands behind `#` to npm and behind `@` to Python's tools. `1.2` is
+/// a range to npm, and a version to Python's tools.
 fn is_pinned(fetcher: Fetcher, package: &str) -> bool {
-    if package.contains("://") || package.contains('#') || package.starts_with("git") {
-        let commit = package.rsplit(['@', '#']).next().unwrap_or_default();
-        return commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+    // `name @ git+https://…` of Python's tools.
+    let source = package.split_once(" @ ").map_or(package, |(_, source)| source.trim_start());
+    if source.contains("://") || source.contains('#') || source.starts_with("git") {
+        let commit = match fetcher.hosts == PYPI {
+            // What is behind `#` is a folder or a name there.
+            true => source.split('#').next().and_then(|source| source.rsplit_once('@')),
+            false => source.split_once('#'),
+        };
+        let is_commit =
+            |text: &str| text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        return source.starts_with("git") && commit.is_some_and(|(_, commit)| is_commit(commit));
     }
     let of_python = fetcher.hosts == PYPI;
     if let Some((_, version)) = package.split_once("==") {
@@ -255,7 +279,7 @@ fn is_npms(version: &str) -> bool {
 mod tests {
     use super::*;
 
-    const COMMIT: &str = "git+https://e.example/r@0123456789abcdef0123456789abcdef01234567";
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
     #[test]
     fn a_server_s_own_arguments_stand_behind_the_package() {
@@ -276,43 +300,61 @@ mod tests {
 
     #[test]
     fn packages_are_found() {
+        let git = |mark: &str| format!("git+https://e.example/r{mark}{COMMIT}");
+        let (at, hash) = (&*git("@"), &*git("#"));
+        let (tarball, wheel) = (
+            &*format!("https://e.example/x.tgz#{COMMIT}"),
+            &*format!("https://e.example/x.whl@{COMMIT}"),
+        );
+        let (named, folder) = (&*format!("x @ {at}"), &*format!("{at}#subdirectory=a"));
         for (program, arguments, found, pinned) in [
-            ("npx", vec!["-y", "@a/b", "/dir"], Some("@a/b"), false),
-            ("npx", vec!["--yes", "@a/b@1.2.3"], Some("@a/b@1.2.3"), true),
-            ("npx", vec!["-p", "x@1.0.0", "cmd"], Some("x@1.0.0"), true),
-            ("npx", vec!["--package=x", "cmd"], Some("x"), false),
-            ("npx", vec!["x@latest"], Some("x@latest"), false),
-            ("npx", vec!["x@^1.0.0"], Some("x@^1.0.0"), false),
-            ("uvx", vec!["mcp-server-git==1.0"], Some("mcp-server-git==1.0"), true),
+            ("npx", vec!["-y", "@a/b", "/dir"], vec!["@a/b"], false),
+            ("npx", vec!["--yes", "@a/b@1.2.3"], vec!["@a/b@1.2.3"], true),
+            ("npx", vec!["-p", "x@1.0.0", "cmd"], vec!["x@1.0.0"], true),
+            ("npx", vec!["--package=x", "cmd"], vec!["x"], false),
+            ("npx", vec!["-p", "evil", "-p", "x@1.0.0", "x"], vec!["evil", "x@1.0.0"], false),
+            ("npx", vec!["x@latest"], vec!["x@latest"], false),
+            ("npx", vec!["x@^1.0.0"], vec!["x@^1.0.0"], false),
+            ("uvx", vec!["mcp-server-git==1.0"], vec!["mcp-server-git==1.0"], true),
             (
                 "uvx",
                 vec!["--from", "git+https://e.example/r@0a1b2c3", "cmd"],
-                Some("git+https://e.example/r@0a1b2c3"),
+                vec!["git+https://e.example/r@0a1b2c3"],
                 false,
             ),
-            ("uvx", vec!["--from", COMMIT, "cmd"], Some(COMMIT), true),
-            ("npx", vec!["x@1"], Some("x@1"), false),
-            ("npx", vec!["x@1.2"], Some("x@1.2"), false),
-            ("npx", vec!["x@beta1"], Some("x@beta1"), false),
-            ("npx", vec!["x@1.2.x"], Some("x@1.2.x"), false),
-            ("npx", vec!["x@1.2.3-rc.1"], Some("x@1.2.3-rc.1"), true),
-            ("npx", vec!["x@1.2.3 || 2.0.0"], Some("x@1.2.3 || 2.0.0"), false),
-            ("uvx", vec!["x==1.*"], Some("x==1.*"), false),
-            ("uvx", vec!["x@1.2"], Some("x@1.2"), true),
-            ("uvx", vec!["x@latest"], Some("x@latest"), false),
-            ("uvx", vec!["--python", "3.12", "x"], Some("x"), false),
-            ("uv", vec!["tool", "run", "x"], Some("x"), false),
-            ("npx", vec!["-y"], None, false),
+            ("uvx", vec!["--from", at, "cmd"], vec![at], true),
+            ("uvx", vec!["--from", named, "cmd"], vec![named], true),
+            ("uvx", vec!["--from", folder, "cmd"], vec![folder], true),
+            // Behind `#` is no commit to Python, nor behind `@` to npm.
+            ("uvx", vec!["--from", hash, "cmd"], vec![hash], false),
+            ("npx", vec![hash], vec![hash], true),
+            ("npx", vec![at], vec![at], false),
+            // No repository, so no commit.
+            ("npx", vec![tarball], vec![tarball], false),
+            ("uvx", vec!["--from", wheel, "cmd"], vec![wheel], false),
+            ("uvx", vec!["--with", "evil", "x==1.0"], vec!["x==1.0", "evil"], false),
+            ("uvx", vec!["--with=a==1,evil", "x==1.0"], vec!["x==1.0", "a==1", "evil"], false),
+            ("uvx", vec!["--with", "a==1", "x==1.0"], vec!["x==1.0", "a==1"], true),
+            ("npx", vec!["x@1"], vec!["x@1"], false),
+            ("npx", vec!["x@1.2"], vec!["x@1.2"], false),
+            ("npx", vec!["x@beta1"], vec!["x@beta1"], false),
+            ("npx", vec!["x@1.2.x"], vec!["x@1.2.x"], false),
+            ("npx", vec!["x@1.2.3-rc.1"], vec!["x@1.2.3-rc.1"], true),
+            ("npx", vec!["x@1.2.3 || 2.0.0"], vec!["x@1.2.3 || 2.0.0"], false),
+            ("uvx", vec!["x==1.*"], vec!["x==1.*"], false),
+            ("uvx", vec!["x@1.2"], vec!["x@1.2"], true),
+            ("uvx", vec!["x@latest"], vec!["x@latest"], false),
+            ("uvx", vec!["--python", "3.12", "x"], vec!["x"], false),
+            ("uvx", vec!["-p", "3.12", "x"], vec!["x"], false),
+            ("uv", vec!["tool", "run", "x"], vec!["x"], false),
+            ("npx", vec!["-y"], vec![], true),
         ] {
             let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
             let fetcher = of(program, &arguments).unwrap();
-            let package = package(fetcher, &arguments);
-            assert_eq!(package, found, "{program} {arguments:?}");
-            assert_eq!(
-                package.is_some_and(|package| is_pinned(fetcher, package)),
-                pinned,
-                "{program} {arguments:?}"
-            );
+            let packages = packages_of(fetcher, &arguments);
+            assert_eq!(packages, found, "{program} {arguments:?}");
+            let all = packages.iter().all(|package| is_pinned(fetcher, package));
+            assert_eq!(all, pinned, "{program} {arguments:?}");
         }
         assert!(of("uv", &["run".to_owned(), "server.py".to_owned()]).is_none());
         assert!(of("node", &[]).is_none());

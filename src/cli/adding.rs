@@ -389,7 +389,7 @@ pub(super) fn held(loaded: &Loaded) -> Result<(), Vec<(String, String)>> {
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 
-/// Has each image be what it is locked as, for good.
+/// Has no image run whose tag is not locked, from now on.
 ///
 /// # Errors
 /// Those that are not locked.
@@ -397,27 +397,21 @@ pub(super) fn settle(loaded: &mut Loaded) -> Result<(), Vec<(String, String)>> {
     let lock = Lock::read(&loaded.base)
         .map_err(|error| vec![("/servers".to_owned(), error.to_string())])?;
     let mut wrong = Vec::new();
-    for (name, server) in &mut loaded.config.servers {
+    for (name, server) in &loaded.config.servers {
         let Some(image) = &server.image else { continue };
         let settled = match images::fixed(image) {
             Ok(Some(_)) => continue,
             Ok(None) => match lock.meaning(name.as_str(), image) {
-                Some(meaning) => images::pinned(image, meaning, false),
-                None => {
-                    let what = format!(
-                        "what the image `{image}` means is not locked: `portcullis server lock {name}`"
-                    );
-                    wrong.push((format!("/servers/{name}/image"), what));
-                    continue;
-                }
+                Some(meaning) => images::pinned(image, meaning, false).map(drop),
+                None => Err(images::not_locked(name, image)),
             },
             Err(error) => Err(error),
         };
-        match settled {
-            Ok(pinned) => server.image = Some(pinned.image()),
-            Err(error) => wrong.push((format!("/servers/{name}/image"), error.to_string())),
+        if let Err(error) = settled {
+            wrong.push((format!("/servers/{name}/image"), error.to_string()));
         }
     }
+    loaded.only_locked = true;
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 

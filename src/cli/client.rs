@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Context, Exit};
 use crate::{
     admin,
-    audit::record::By,
+    audit::record::{By, ByHand},
     config::Loaded,
     identity::{Change, Key, KeyHash, Store, StoreFault},
     names::{ClientName, Group},
@@ -58,12 +58,18 @@ async fn record(loaded: &Loaded, change: &Change, reason: Option<String>) -> any
         let asked = admin::ClientChange { change, reason };
         return Ok(proxy.post_json("/v1/clients", &asked).await?);
     }
-    let uid = nix::unistd::getuid();
-    let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
-    let by = By { uid: Some(uid.as_raw()), user, reason };
+    let ByHand { uid, user } = myself();
+    let by = By { uid, user, reason };
     record_client_alone(loaded, change, by)
         .await
         .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
+}
+
+/// Whoever runs this command.
+pub(super) fn myself() -> ByHand {
+    let uid = nix::unistd::getuid();
+    let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
+    ByHand { uid: Some(uid.as_raw()), user }
 }
 
 /// Makes a change once it is on record.

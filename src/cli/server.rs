@@ -24,8 +24,10 @@ use crate::{
     codec::Caps,
     config::Loaded,
     names::ServerName,
+    policy::Handing,
     proxy::{Assembly, Purpose},
     upstream::{Engines, Images, Launcher},
+    vault,
 };
 
 #[derive(Debug, clap::Args)]
@@ -278,6 +280,20 @@ fn configured<'a>(
     })
 }
 
+/// The secrets of a server, as policies are asked for them. One that can't be read as a reference is an
+/// error of the config's own.
+fn handed(settings: &crate::config::Server) -> Vec<Handing<'_>> {
+    let secrets = settings.secrets.iter().map(|(name, secret)| (name, &secret.from, false));
+    let headers = settings.headers.iter().map(|(name, secret)| (name, &secret.from, true));
+    let mut all = Vec::new();
+    for (name, from, header) in secrets.chain(headers) {
+        if let Ok(source) = from.parse::<vault::Source>() {
+            all.push(Handing { name, source: source.kind(), header });
+        }
+    }
+    all
+}
+
 async fn launcher(loaded: &Loaded) -> Launcher {
     Launcher {
         engine: Engines::find(loaded.config.engine.host.as_deref()).await,
@@ -289,11 +305,7 @@ async fn launcher(loaded: &Loaded) -> Launcher {
         runtime: Default::default(),
         known: None,
         digests: Default::default(),
-        images: std::sync::Arc::new(Images::new(
-            loaded.base.clone(),
-            loaded.config.state_dir.clone(),
-            &loaded.config.registries,
-        )),
+        images: std::sync::Arc::new(Images::new(loaded)),
         outward: std::sync::Arc::new(crate::upstream::Nowhere),
         signatures: Default::default(),
     }

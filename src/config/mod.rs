@@ -60,6 +60,8 @@ pub struct Loaded {
     pub revision: String,
     /// What should be looked at but does not keep the proxy from starting.
     pub warnings: Vec<Finding>,
+    /// Whether no image runs whose tag is not in the lock file: what `run --locked` says.
+    pub only_locked: bool,
     document: Document,
 }
 
@@ -121,7 +123,8 @@ pub fn parse(path: &Path, text: &str) -> Result<Loaded, Diagnostics> {
             typed::resolve(&mut config, &base);
             let path = path.to_owned();
             let revision = format!("sha256:{}", hex::encode(Sha256::digest(text)));
-            Ok(Loaded { config, path, base, revision, warnings: findings, document })
+            let warnings = findings;
+            Ok(Loaded { config, path, base, revision, warnings, only_locked: false, document })
         }
         _ => Err(Diagnostics(findings)),
     }

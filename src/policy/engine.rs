@@ -140,6 +140,19 @@ impl Outcome {
             (false, true) => "no policy permits it".to_owned(),
         }
     }
+
+    /// Whether it permits what the proxy does of itself: nobody can be asked to approve that.
+    pub fn permits_alone(&self) -> bool {
+        self.allowed && !self.rules.iter().any(|rule| rule.obligations.approve.is_some())
+    }
+
+    /// Why, in words for the operator, of what the proxy does of itself.
+    pub fn explain_alone(&self) -> String {
+        match self.allowed && !self.permits_alone() {
+            true => "`@approve` cannot be met where the proxy acts of itself".to_owned(),
+            false => self.explain(),
+        }
+    }
 }
 
 /// What the engine works with now.

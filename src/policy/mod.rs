@@ -28,6 +28,7 @@ mod located;
 mod replay;
 mod request;
 mod source;
+mod start;
 mod target;
 mod templates;
 #[cfg(test)]
@@ -57,6 +58,7 @@ pub use request::{
     Subject,
 };
 pub use source::Source;
+pub use start::{Handing, Part, Start};
 pub use target::{NoTarget, Target, client_action, is_housekeeping, server_action, worded_action};
 pub use templates::{Filling, Made, Team, Template, ToolName, make};
 pub use watch::{Watcher, watch};

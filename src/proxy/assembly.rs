@@ -157,11 +157,7 @@ impl Assembly {
                 runtime: Default::default(),
                 digests: Default::default(),
                 known: Some(config.state_dir.join("known")),
-                images: Arc::new(Images::new(
-                    loaded.base.clone(),
-                    config.state_dir.clone(),
-                    &config.registries,
-                )),
+                images: Arc::new(Images::new(loaded)),
                 outward: Arc::new(around.clone()),
                 signatures,
             });

@@ -7,7 +7,7 @@ use super::assembly::{Assembly, Purpose, StartFailure};
 use crate::{
     audit::{
         Audit, Scrub, Unavailable,
-        record::{By, Happening, PluginLoaded, SecretSource},
+        record::{By, ByHand, Happening, ImageDone, PluginLoaded, SecretSource},
     },
     chain::Mode,
     config::{InterceptorEntry, Loaded},
@@ -169,6 +169,18 @@ pub async fn record_alone(loaded: &Loaded, all: Vec<Happening>) -> Result<(), Un
         audit.event(happening).await?;
     }
     Ok(())
+}
+
+/// Records what is done with images while no proxy runs.
+///
+/// # Errors
+/// As [`record_alone`]: then what is still to be done must not be.
+pub async fn record_images_alone(
+    loaded: &Loaded,
+    all: Vec<ImageDone>,
+    by: ByHand,
+) -> Result<(), Unavailable> {
+    record_alone(loaded, all.into_iter().map(|done| done.by(by.clone())).collect()).await
 }
 
 /// Records a change among the clients that is about to be made while no proxy runs.

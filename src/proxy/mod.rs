@@ -89,7 +89,7 @@ use reloads::Revisions;
 use tasks::Tasks;
 
 pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor};
-pub use beginning::{not_started, record_alone, record_client_alone};
+pub use beginning::{not_started, record_alone, record_client_alone, record_images_alone};
 pub use files::Files;
 pub use keeping::prune_alone;
 pub use places::Place;

@@ -9,7 +9,7 @@ use super::Proxy;
 use crate::{
     audit::record::Happening,
     names::ServerName,
-    policy::{Action, Holder, Outcome, Program, Resource, Subject},
+    policy::{Action, Handing, Outcome, Part, Start},
     refusal::{Code, Refusal, Rule},
     upstream::{By, Launching, NotCleared, Review, Server},
 };
@@ -76,31 +76,16 @@ impl Proxy {
         server: &ServerName,
         launching: &Launching,
     ) -> Result<Permitted, Box<(Happening, Refusal)>> {
-        let of = &launching.program;
-        let program = Program {
-            runtime: launching.place.kind(),
-            name: of.name.clone(),
-            digest: of.digest.clone(),
-            deviations: of.deviations.iter().map(|key| (*key).to_owned()).collect(),
-            signers: of.signed.signers.clone(),
-            attested: of.signed.attested.clone(),
-        };
-        let way = launching.way.as_ref().map(|way| destination(&way.url));
-        let mut asked = vec![(Action::Launch, Resource::Program(&program), program.name.clone())];
-        if let Some((host, port)) = &way {
-            let resource = Resource::Host { name: host, port: *port };
-            asked.push((Action::Reach, resource, format!("{host}:{port}")));
-        }
-        for handing in &launching.handing {
-            let (name, header) = (&handing.secret, handing.by == By::Header);
-            let source = handing.source.kind();
-            let resource =
-                Resource::Secret { holder: Holder::Server(server), name, source, header };
-            asked.push((Action::HandSecret, resource, name.clone()));
-        }
+        let program = launching.program.for_policies(&launching.place);
+        let secrets = launching.handing.iter().map(|handing| Handing {
+            name: &handing.secret,
+            source: handing.source.kind(),
+            header: handing.by == By::Header,
+        });
+        let url = launching.way.as_ref().map(|way| way.url.as_str());
+        let start = Start { server, program: &program, url, secrets: secrets.collect() };
         let mut permitted = Permitted { rules: Vec::new(), revision: String::new() };
-        for (action, resource, target) in asked {
-            let outcome = self.policies.decide_own(Subject::Server(server), action, resource);
+        for Part { action, target, outcome } in self.policies.decide_start(&start) {
             permitted.revision = outcome.revision.to_string();
             if let Some(refusal) = refused(server, action, &target, &outcome) {
                 let happening = Happening::launch_refused(
@@ -119,18 +104,6 @@ impl Proxy {
             }
         }
         Ok(permitted)
-    }
-}
-
-/// The host that a URL leads to, without the brackets of an IPv6 address, and the port. What leads
-/// nowhere that is known is asked of as it is written, and no policy knows it.
-fn destination(url: &str) -> (String, u16) {
-    let parsed = reqwest::Url::parse(url).ok();
-    let known =
-        parsed.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
-    match known {
-        Some((host, port)) => (host.trim_matches(['[', ']']).to_owned(), port),
-        None => (url.to_owned(), 0),
     }
 }
 
@@ -157,15 +130,10 @@ fn refused(
     target: &str,
     outcome: &Outcome,
 ) -> Option<Refusal> {
-    let waits = outcome.rules.iter().any(|rule| rule.obligations.approve.is_some());
-    if outcome.allowed && !waits {
+    if outcome.permits_alone() {
         return None;
     }
-    let why = if outcome.allowed {
-        "`@approve` cannot be met where the proxy acts of itself".to_owned()
-    } else {
-        outcome.explain()
-    };
+    let why = outcome.explain_alone();
     let detail = format!("{} {target}: {why} (policies {})", action.as_str(), outcome.revision);
     let words = format!("policy does not permit server `{server}` to be started");
     let refusal = Refusal::new(Code::PolicyDenied, words).detail(detail);

@@ -246,16 +246,11 @@ impl Surroundings for Around {
         }
         let resource = Resource::Host { name: host, port };
         let outcome = self.policies.decide_own(Subject::Plugin(plugin), Action::Reach, resource);
-        match permitted(&outcome) {
+        match outcome.permits_alone() {
             true => Ok(()),
             false => Err(format!("policy does not permit `{host}:{port}`")),
         }
     }
-}
-
-/// Nobody can be asked for what the proxy does of itself.
-pub(super) fn permitted(outcome: &policy::Outcome) -> bool {
-    outcome.allowed && !outcome.rules.iter().any(|rule| rule.obligations.approve.is_some())
 }
 
 /// Something that the config gives a plugin and policies do not.
@@ -280,13 +275,10 @@ fn withheld(plugin: &str, grants: &Grants, policies: &policy::Engine) -> Vec<Wit
     let mut ask =
         |key: String, what: String, action: Action, resource: Resource<'_>, shown: String| {
             let outcome = policies.decide_own(Subject::Plugin(plugin), action, resource);
-            if permitted(&outcome) {
+            if outcome.permits_alone() {
                 return;
             }
-            let why = match outcome.allowed {
-                true => "`@approve` cannot be met where the proxy acts of itself".to_owned(),
-                false => outcome.explain(),
-            };
+            let why = outcome.explain_alone();
             withheld.push(Withheld { key, what, action, shown, why });
         };
     for function in grants.functions() {

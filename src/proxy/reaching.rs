@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::{Mutex, watch};
 
-use super::plugins::{Around, permitted};
+use super::plugins::Around;
 use crate::{
     audit::record::Happening,
     egress::{Attempt, End, Forbidden, Gate, Grounds, Outcome, Verdict},
@@ -63,7 +63,7 @@ impl Gate for Reaching {
             return Verdict::Refuse("the proxy is not there any more".into());
         };
         let outcome = self.ask(attempt);
-        if !permitted(&outcome) {
+        if !outcome.permits_alone() {
             return forbidden(attempt, outcome);
         }
         let revision = outcome.revision.to_string();
@@ -101,7 +101,7 @@ impl Gate for Reaching {
 
     fn still(&self, attempt: &Attempt) -> Verdict {
         let outcome = self.ask(attempt);
-        if permitted(&outcome) { Verdict::Allow } else { forbidden(attempt, outcome) }
+        if outcome.permits_alone() { Verdict::Allow } else { forbidden(attempt, outcome) }
     }
 
     fn told(&self, outcome: Outcome) {

@@ -15,6 +15,7 @@ use crate::{
     exchange::Revision,
     identity::PrincipalKind,
     names::{DecisionId, ServerName},
+    policy,
     refusal::Refusal,
     vault::Source,
 };
@@ -120,6 +121,20 @@ pub struct Program {
     pub deviations: Vec<&'static str>,
     /// Who signed the image.
     pub signed: SignedBy,
+}
+
+impl Program {
+    /// It as policies see it, where it is to run there.
+    pub fn for_policies(&self, place: &Place) -> policy::Program {
+        policy::Program {
+            runtime: place.kind(),
+            name: self.name.clone(),
+            digest: self.digest.clone(),
+            deviations: self.deviations.iter().map(|key| (*key).to_owned()).collect(),
+            signers: self.signed.signers.clone(),
+            attested: self.signed.attested.clone(),
+        }
+    }
 }
 
 /// Connections to a server elsewhere.

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use super::process::LaunchFailure;
 use crate::{
     catalog::lock::{Lock, Meaning, Unlocked},
-    config::{self, Registries},
+    config::{self, Loaded, Registries},
     container::{Engine, Image, Progress},
     durable,
     names::ServerName,
@@ -40,6 +40,8 @@ pub struct Images {
     /// Where it is noted which pulls were begun.
     state_dir: PathBuf,
     registries: Registries,
+    /// Whether what is not locked is refused.
+    only_locked: bool,
     client: OnceLock<Result<oci::Client, String>>,
     /// The pulls that are under way, by what is pulled.
     under_way: Mutex<HashMap<String, Pull>>,
@@ -145,12 +147,14 @@ fn failed(what: impl Into<String>, remedy: impl Into<String>) -> Failed {
 }
 
 impl Images {
-    /// Those of a config in that folder, with its state folder.
-    pub fn new(base: PathBuf, state_dir: PathBuf, registries: &Registries) -> Self {
+    /// Those of a config.
+    pub fn new(loaded: &Loaded) -> Self {
+        let Loaded { config, base, only_locked, .. } = loaded;
         Self {
-            base,
-            state_dir,
-            registries: registries.clone(),
+            base: base.clone(),
+            state_dir: config.state_dir.clone(),
+            registries: config.registries.clone(),
+            only_locked: *only_locked,
             client: OnceLock::new(),
             under_way: Mutex::default(),
             shown: OnceLock::new(),
@@ -191,6 +195,9 @@ impl Images {
         if let Some(meaning) = self.locked(server, name).await? {
             return pinned(name, meaning, false).map(Some);
         }
+        if self.only_locked {
+            return Err(not_locked(server, name));
+        }
         let meaning = self.ask(engine, name).await?;
         pinned(name, meaning, true).map(Some)
     }
@@ -206,6 +213,11 @@ impl Images {
         let lock = read.await.map_err(interrupted)?.map_err(unlocked)?;
         lock.hold(server.as_str(), name).map_err(unlocked)?;
         Ok(lock.meaning(server.as_str(), name))
+    }
+
+    /// The same without asking why it can't be told. It reads a file: call it off the async threads.
+    pub(super) fn known(&self, server: &ServerName, name: &str) -> Option<Meaning> {
+        Lock::read(&self.base).ok()?.meaning(server.as_str(), name)
     }
 
     /// What a tag means now: in its registry, or on the engine where it names none.
@@ -415,6 +427,12 @@ impl Images {
         }
         ended
     }
+}
+
+/// Why an image does not run where only those do whose tags are locked.
+pub fn not_locked(server: &ServerName, image: &str) -> Failed {
+    let what = format!("what the image `{image}` means is not locked");
+    failed(what, format!("`portcullis server lock {server}`"))
 }
 
 /// A pull that is no longer under way, however it ended.

@@ -92,12 +92,13 @@ impl Common {
     async fn read(&self) {
         let Some(path) = self.file() else { return };
         let (launcher, settings) = (self.launcher.clone(), self.settings.clone());
+        let server = self.name.clone();
         let read = tokio::task::spawn_blocking(move || -> io::Result<Option<Written>> {
             if fs::metadata(&path)?.len() > BYTES as u64 {
                 return Err(io::ErrorKind::FileTooLarge.into());
             }
             let written: Written = serde_json::from_slice(&fs::read(&path)?)?;
-            Ok((written.of == launcher.what(&settings)).then_some(written))
+            Ok((written.of == launcher.what(&server, &settings)).then_some(written))
         });
         // Without it, the server is waited for.
         let Ok(Ok(Some(written))) = read.await else { return };
@@ -130,8 +131,9 @@ impl Common {
             (self.launcher.clone(), self.settings.clone(), self.scrub.clone());
         let revision = greeting.revision.as_str().to_owned();
         let server = self.name.clone();
+        let name = server.clone();
         let written = tokio::task::spawn_blocking(move || -> io::Result<()> {
-            let of = launcher.what(&settings);
+            let of = launcher.what(&name, &settings);
             let text = serde_json::to_string(&Written { of, revision, greeting: said, lists })?;
             let mut clean = text.clone();
             scrub(&mut clean);
@@ -162,14 +164,17 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
 
 impl super::Launcher {
     /// What a server is, as far as that can be told without starting it: another one has another
-    /// text.
-    fn what(&self, settings: &crate::config::Server) -> String {
+    /// text. It reads files: call it off the async threads.
+    fn what(&self, server: &ServerName, settings: &crate::config::Server) -> String {
         let mut hash = Sha256::new();
         hash.update(serde_json::to_vec(settings).unwrap_or_default());
         let program = settings.command.as_ref().and_then(|command| command.first());
         if let Some(program) = program.filter(|_| settings.image.is_none()) {
             let stamp = super::Stamp::of(&self.program(program)).ok();
             hash.update(format!("{stamp:?}"));
+        }
+        if let Some(image) = &settings.image {
+            hash.update(format!("{:?}", self.images.known(server, image)));
         }
         hex::encode(hash.finalize())
     }

@@ -526,9 +526,7 @@ mod tests {
             runtime: Default::default(),
             digests: Default::default(),
             images: Arc::new(crate::upstream::Images::new(
-                "/".into(),
-                "/".into(),
-                &Default::default(),
+                &config::parse("/portcullis.toml".as_ref(), "").unwrap(),
             )),
             outward: Arc::new(crate::upstream::Nowhere),
             signatures: Default::default(),

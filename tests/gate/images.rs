@@ -30,10 +30,15 @@ struct Built(String);
 impl Built {
     /// The server that misbehaves on demand, with a layer that no other image has.
     async fn new() -> Self {
+        Self::of("crooked", "").await
+    }
+
+    /// Another server, with more lines of a Dockerfile.
+    async fn of(program: &str, more: &str) -> Self {
         let engine = Engine::connect(None).await.unwrap();
-        let base = engine.pack(&server("crooked")).await.unwrap();
+        let base = engine.pack(&server(program)).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let lines = format!("FROM {base}\nCOPY unique /unique\n");
+        let lines = format!("FROM {base}\nCOPY unique /unique\n{more}");
         std::fs::write(folder.path().join("Dockerfile"), lines).unwrap();
         std::fs::write(folder.path().join("unique"), new_mark().repeat(4096)).unwrap();
         let name = format!("gate-images-{}", new_mark());
@@ -308,15 +313,15 @@ async fn an_image_that_is_too_large_is_not_pulled() {
     gate.stop().await;
 }
 
-/// A list of images of which an engine takes another one than the proxy looks at: it takes one for a
-/// 386 before one for a newer amd64.
+/// A list of images of which an engine takes another one than the proxy looks at: Docker 28 takes no
+/// account of the features of a system that an image asks for.
 async fn list(host: &str, name: &str, taken: &str, looked_at: &str) -> String {
     let client = reqwest::Client::new();
     let manifests = format!("http://{host}/v2/{name}/manifests");
     let kind = "application/vnd.docker.distribution.manifest.v2+json";
     let mut all = Vec::new();
     for (digest, platform) in [
-        (taken, json!({ "os": "linux", "architecture": "386" })),
+        (taken, json!({ "os": "linux", "architecture": "amd64", "os.features": ["x"] })),
         (looked_at, json!({ "os": "linux", "architecture": "amd64", "variant": "v3" })),
     ] {
         let asked = client.get(format!("{manifests}/{digest}")).header("accept", kind);
@@ -413,7 +418,7 @@ async fn a_start_moves_nothing_that_was_locked() {
         names(image);
         let refused = written.cli(&["check"]).await;
         assert_eq!(refused.code, Some(11), "{refused:#?}");
-        assert!(said(&refused).contains("server lock crooked"), "{refused:#?}");
+        assert!(refused.stdout.contains("server lock crooked"), "{refused:#?}");
         let looked = written.cli(&["server", "update", "--dry-run", "--format", "json"]).await;
         let looked = &looked.expect(0)[0];
         assert_eq!(
@@ -437,6 +442,143 @@ async fn a_start_moves_nothing_that_was_locked() {
     let moved = written.cli(&["server", "lock", "--format", "json"]).await.expect(0);
     assert_eq!(moved[0]["what"], "locked");
     assert_eq!(locked(&written), first);
+}
+
+#[tokio::test]
+async fn what_commands_do_with_images_is_on_record() {
+    let registry = Registry::start(&Door::default());
+    let repository = format!("{}/acme/crooked", registry.host());
+    let _pulled = Pulled(repository.clone());
+    let tag = format!("{repository}:1");
+    let first = Built::new().await.move_to(&tag);
+    let written = setup(&tag).write();
+    // By the command itself, and by the proxy that runs.
+    written.cli(&["server", "lock", "--format", "json"]).await.expect(0);
+    let gate = written.start().await;
+    let second = Built::new().await.move_to(&tag);
+    gate.cli(&["server", "update", "--dry-run", "--format", "json"]).await.expect(0);
+    gate.cli(&["server", "update", "--format", "json"]).await.expect(0);
+    let mut locked = records(&gate, "image-locked").await;
+    locked.sort_by_key(|one| one.get("was").is_some());
+    let [before, after] = &locked[..] else { panic!("{locked:#?}") };
+    let uid = nix::unistd::getuid().as_raw();
+    for (one, digest, was) in [(before, &first, Value::Null), (after, &second, json!(first))] {
+        assert_eq!(
+            (&one["server"], &one["image"], &one["digest"], &one["was"], &one["uid"]),
+            (&json!("crooked"), &json!(tag), &json!(digest), &was, &json!(uid)),
+            "{one:#}"
+        );
+    }
+    let pulled = gate.cli(&["server", "pull", "--format", "json"]).await.expect(0);
+    assert_eq!(pulled[0]["pulled"], true);
+    let pulled = &records(&gate, "image-pulled").await[0];
+    assert_eq!((&pulled["digest"], &pulled["uid"]), (&json!(second), &json!(uid)), "{pulled:#}");
+    assert!(pulled.get("launch").is_none(), "{pulled:#}");
+    // A start finds nothing out.
+    echo(&gate).await.unwrap();
+    assert_eq!(records(&gate, "image-resolved").await, Vec::<Value>::new());
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_pull_is_permitted_as_the_start_would_be() {
+    let registry = Registry::start(&Door::default());
+    let repository = format!("{}/acme/crooked", registry.host());
+    let tag = format!("{repository}:1");
+    Built::new().await.move_to(&tag);
+    let launches = |annotation: &str| {
+        format!(
+            "{annotation} @id(\"launches\")\npermit (principal, action == Portcullis::Action::\"launch\", resource);"
+        )
+    };
+    let written = setup(&tag)
+        .and("secrets = { TOKEN = { from = \"env:NOBODY_HAS_IT\" } }")
+        .policies(&launches("@approve(\"a person looks\")"))
+        .without_launches()
+        .write();
+    let refused = async |why: &str| {
+        let refused = written.cli(&["server", "pull"]).await;
+        assert_eq!(refused.code, Some(1), "{refused:#?}");
+        assert!(refused.stderr.contains(why), "{refused:#?}");
+        assert!(!written.path("portcullis.lock").exists());
+        assert_eq!(docker(&["images", "--quiet", &repository]), "");
+    };
+    refused("`@approve` cannot be met").await;
+    // It would not be handed its secret.
+    std::fs::write(written.path("policies/gate.cedar"), launches("")).unwrap();
+    refused("hand_secret TOKEN").await;
+}
+
+#[tokio::test]
+async fn a_locked_run_is_decided_by_the_name_in_the_config() {
+    let registry = Registry::start(&Door::default());
+    let repository = format!("{}/acme/crooked", registry.host());
+    let _pulled = Pulled(repository.clone());
+    let tag = format!("{repository}:1");
+    Built::new().await.move_to(&tag);
+    let policies = format!(
+        "{CALLS} @id(\"not-this\") forbid (principal, action == Portcullis::Action::\"launch\", \
+         resource == Portcullis::Program::\"{tag}\");"
+    );
+    let mut written = setup(&tag).policies(&policies).write();
+    written.cli(&["server", "lock", "--format", "json"]).await.expect(0);
+    for args in [&[][..], &["--locked"]] {
+        let gate = written.start_with(args).await;
+        let error = echo(&gate).await.unwrap_err();
+        assert_eq!(error["data"]["code"], "policy-denied", "{error:#}");
+        written = gate.stop().await;
+    }
+    // What is not locked any more is not looked up.
+    std::fs::write(written.path("policies/gate.cedar"), CALLS).unwrap();
+    let gate = written.start_with(&["--locked"]).await;
+    std::fs::remove_file(gate.path("portcullis.lock")).unwrap();
+    echo(&gate).await.unwrap_err();
+    let failed = records(&gate, "server-launch-failed").await;
+    assert!(failed[0]["reason"].as_str().unwrap().contains("is not locked"), "{failed:#?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn another_image_offers_what_it_has() {
+    let registry = Registry::start(&Door::default());
+    let repository = format!("{}/acme/crooked", registry.host());
+    let _pulled = Pulled(repository.clone());
+    let tag = format!("{repository}:1");
+    Built::new().await.move_to(&tag);
+    let gate = setup(&tag).start().await;
+    let offered = gate.modern().names("tools/list").await;
+    assert!(offered.contains(&"crooked__echo".to_owned()), "{offered:?}");
+    let kept = gate.path("state/known/crooked.json");
+    until("it to be written down", async || kept.exists().then_some(())).await;
+    let written = gate.stop().await;
+
+    let arguments = json!([json!({ "label": "b", "tools": ["other"] }).to_string()]);
+    Built::of("lister", &format!("CMD {arguments}\n")).await.move_to(&tag);
+    written.cli(&["server", "update", "--format", "json"]).await.expect(0);
+    let gate = written.start().await;
+    let offered = gate.modern().names("tools/list").await;
+    assert_eq!(offered, ["crooked__other"]);
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_tag_beside_a_digest_means_is_told() {
+    let registry = Registry::start(&Door::default());
+    let tag = format!("{}/acme/crooked:1", registry.host());
+    let first = Built::new().await.move_to(&tag);
+    let image = format!("{tag}@{first}");
+    let written = setup(&image).write();
+    let kept = written.cli(&["server", "update", "--format", "json"]).await.expect(0);
+    assert_eq!(kept[0]["what"], "in-config");
+    let second = Built::new().await.move_to(&tag);
+    let behind = written.cli(&["server", "update", "--format", "json"]).await.expect(0);
+    assert_eq!(
+        (&behind[0]["what"], &behind[0]["from"], &behind[0]["to"]),
+        (&json!("behind"), &json!(first), &json!(second))
+    );
+    let told = written.cli(&["server", "update"]).await;
+    assert!(told.stdout.contains(&format!("image = \"{tag}@{second}\"")), "{told:#?}");
+    assert!(!written.path("portcullis.lock").exists());
 }
 
 /// Puts an image without layers into a registry, for a machine of that kind.

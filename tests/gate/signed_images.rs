@@ -110,6 +110,12 @@ async fn reason(gate: &Gate) -> String {
     failed[0]["reason"].as_str().unwrap_or_default().to_owned()
 }
 
+/// What `server inspect` says of its start.
+async fn inspected(gate: &Gate) -> Value {
+    let inspected = gate.cli(&["server", "inspect", "hello", "--format", "json"]).await;
+    inspected.expect(0)["launch"].clone()
+}
+
 fn plain(ended: &Ended, code: i32) -> String {
     assert_eq!(ended.code, Some(code), "{ended:#?}");
     ended.stdout.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -139,6 +145,10 @@ async fn an_image_runs_once_it_is_signed_by_one_who_has_to() {
     })
     .await;
     assert_eq!(gate.records(&["event = server-launching"]).await, Vec::<Value>::new());
+    // Policies would let it be started, and it would not be.
+    let launch = inspected(&gate).await;
+    assert_eq!((&launch["allowed"], &launch["asked"][0]["allowed"]), (&json!(false), &json!(true)));
+    assert!(launch["unsigned"].as_str().unwrap().contains("signed by none"), "{launch:#}");
 
     // Signatures of another key, and of another image.
     let said = payload(place.image.digest);
@@ -221,6 +231,7 @@ async fn a_policy_asks_who_signed_an_image_and_what_they_attest() {
     let found = gate.cli(&["server", "verify", "hello", "--format", "json"]).await.expect(0);
     assert_eq!((&found["holds"], &found["signed"][1]["subject"]), (&json!(true), &json!(SUBJECT)));
     answers(&gate).await;
+    assert_eq!(inspected(&gate).await["allowed"], true);
     let launching = &gate.records(&["event = server-launching"]).await[0];
     assert_eq!(
         (&launching["signers"], &launching["attested"]),

@@ -1,8 +1,9 @@
 //! What an event is about, and the texts in it that others chose.
 
 use super::{
-    AdminAction, By, Dropped, Egress, Happening, Imaged, LaunchRefused, Launched, Launching,
-    PluginLoaded, ReachEnd, Reached, Reaching, SessionOpened, Stopped, Who,
+    AdminAction, By, ByHand, Dropped, Egress, Happening, ImageLocked, ImagePullFailed, ImagePulled,
+    ImageResolved, LaunchRefused, Launched, Launching, PluginLoaded, ReachEnd, Reached, Reaching,
+    SessionOpened, Stopped, Who,
     v1::{Decision, Rule},
 };
 
@@ -27,6 +28,7 @@ impl Happening {
             Self::ServerLaunching(_) => "server-launching",
             Self::ServerLaunchRefused(_) => "server-launch-refused",
             Self::ImageResolved(_) => "image-resolved",
+            Self::ImageLocked(_) => "image-locked",
             Self::ImagePulled(_) => "image-pulled",
             Self::ImagePullFailed(_) => "image-pull-failed",
             Self::ServerLaunched(_) => "server-launched",
@@ -58,9 +60,10 @@ impl Happening {
         match self {
             Self::ServerLaunching(launching) => Some(&launching.server),
             Self::ServerLaunchRefused(refused) => Some(&refused.server),
-            Self::ImageResolved(imaged)
-            | Self::ImagePulled(imaged)
-            | Self::ImagePullFailed(imaged) => Some(&imaged.server),
+            Self::ImageResolved(resolved) => Some(&resolved.server),
+            Self::ImageLocked(locked) => Some(&locked.server),
+            Self::ImagePulled(pulled) => Some(&pulled.server),
+            Self::ImagePullFailed(failed) => Some(&failed.server),
             Self::ServerLaunched(launched) => Some(&launched.server),
             Self::ServerStopped(stopped) => Some(&stopped.server),
             Self::EgressOpened(egress) => Some(&egress.server),
@@ -241,13 +244,34 @@ impl Happening {
                 named.into_iter().chain(principal).for_each(&mut change);
                 texts_of(rules, change);
             }
-            Self::ImageResolved(imaged)
-            | Self::ImagePulled(imaged)
-            | Self::ImagePullFailed(imaged) => {
-                let Imaged { launch: _, server, image, digest, platform, reason, .. } = imaged;
-                let more = platform.iter_mut().chain(reason);
+            Self::ImageResolved(ImageResolved { launch: _, server, image, digest }) => {
+                [server, image, digest].into_iter().for_each(change);
+            }
+            Self::ImageLocked(ImageLocked { server, image, digest, was, by }) => {
+                let By { uid: _, user, reason } = by;
+                let more = was.iter_mut().chain(user).chain(reason);
                 [server, image, digest].into_iter().chain(more).for_each(change);
             }
+            Self::ImagePulled(ImagePulled {
+                launch: _,
+                server,
+                image,
+                digest,
+                platform,
+                size: _,
+                took_us: _,
+                by: ByHand { uid: _, user },
+            }) => {
+                [server, image, digest, platform].into_iter().chain(user).for_each(change);
+            }
+            Self::ImagePullFailed(ImagePullFailed {
+                launch: _,
+                server,
+                image,
+                digest,
+                reason,
+                by: ByHand { uid: _, user },
+            }) => [server, image, digest, reason].into_iter().chain(user).for_each(change),
             Self::ServerLaunched(launched) => launched.texts(change),
             Self::ServerLaunchFailed { launch: _, server, kind: _, principal, reason } => {
                 [server, reason].into_iter().chain(principal).for_each(change);

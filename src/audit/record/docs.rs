@@ -177,9 +177,18 @@ fn document() -> String {
     }
 
     text.push_str("\n## Values\n");
-    for name in
-        ["Target", "Asked", "Claimed", "Body", "Kept", "Refusal", "Rule", "Finding", "SecretHanded"]
-    {
+    for name in [
+        "Target",
+        "Asked",
+        "Claimed",
+        "Body",
+        "Kept",
+        "Refusal",
+        "Rule",
+        "Finding",
+        "SecretHanded",
+        "Attested",
+    ] {
         let target = &schema.0["$defs"][name];
         let _ = write!(text, "\n### {name}\n\n{}\n\n", about(target).replace("\\|", "|"));
         text.push_str("| field | value | |\n|---|---|---|\n");

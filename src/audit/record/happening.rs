@@ -131,11 +131,14 @@ pub enum Happening {
     /// Policy does not permit a server's start, its way out, or a secret: it is not started.
     ServerLaunchRefused(LaunchRefused),
     /// What a tag means was asked of its registry, or of the engine, and is the image from now on.
-    ImageResolved(Imaged),
+    ImageResolved(ImageResolved),
+    /// What a server's image means is moved by `portcullis server`. Where that can't be recorded, it is
+    /// not.
+    ImageLocked(ImageLocked),
     /// The engine pulled an image.
-    ImagePulled(Imaged),
+    ImagePulled(ImagePulled),
     /// The engine did not pull an image.
-    ImagePullFailed(Imaged),
+    ImagePullFailed(ImagePullFailed),
     /// A server was started, or connected to.
     ServerLaunched(Box<Launched>),
     /// A server could not be started.
@@ -417,9 +420,20 @@ pub struct Launching {
     pub policy_revision: String,
 }
 
-/// What became of a server's image before the server was started.
+/// Who did something at the command line; nobody where the proxy did it of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ByHand {
+    /// The user id, as the system tells, of whoever did it at the command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The user's name, where the system knows one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+}
+
+/// What the tag of a server's image means.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Imaged {
+pub struct ImageResolved {
     /// As in the `server-launching` by which it was wanted first.
     #[schemars(with = "String", extend("format" = "uuid"))]
     pub launch: DecisionId,
@@ -428,18 +442,61 @@ pub struct Imaged {
     pub image: String,
     /// `sha256:…`: in its registry, or of an image that is of none.
     pub digest: String,
+}
+
+/// What a server's image is from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageLocked {
+    pub server: String,
+    /// As the config has it.
+    pub image: String,
+    /// `sha256:…`: in its registry, or of an image that is of none.
+    pub digest: String,
+    /// What was locked before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub was: Option<String>,
+    #[serde(flatten)]
+    pub by: By,
+}
+
+/// An image that the engine pulled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImagePulled {
+    /// As in the `server-launching` by which it was wanted first; none of `server pull`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "uuid"))]
+    pub launch: Option<DecisionId>,
+    pub server: String,
+    /// As the config has it.
+    pub image: String,
+    /// `sha256:…` in its registry.
+    pub digest: String,
     /// What it is for: `linux/amd64`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub platform: Option<String>,
+    pub platform: String,
     /// Its bytes, as its manifest has them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size: Option<u64>,
+    pub size: u64,
     /// Microseconds that the pull took.
+    pub took_us: u64,
+    #[serde(flatten)]
+    pub by: ByHand,
+}
+
+/// An image that the engine did not pull.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImagePullFailed {
+    /// As in the `server-launching` by which it was wanted first; none of `server pull`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub took_us: Option<u64>,
+    #[schemars(with = "Option<String>", extend("format" = "uuid"))]
+    pub launch: Option<DecisionId>,
+    pub server: String,
+    /// As the config has it.
+    pub image: String,
+    /// `sha256:…` in its registry.
+    pub digest: String,
     /// Why it was not pulled.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub reason: String,
+    #[serde(flatten)]
+    pub by: ByHand,
 }
 
 /// A start that policy does not permit.

@@ -1,16 +1,22 @@
 //! Events made of what becomes of servers.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
-    Egress, HandedBy, Happening, Imaged, LaunchRefused, Launched, Launching, PlaceKind,
-    SecretHanded, SecretSource,
+    By as ByWhom, ByHand, Egress, HandedBy, Happening, ImageLocked, ImagePullFailed, ImagePulled,
+    ImageResolved, LaunchRefused, Launched, Launching, PlaceKind, SecretHanded, SecretSource,
     bounds::bare_uri,
     build::{era, micros, rule},
 };
 use crate::{
     identity::PrincipalKind,
-    names::ServerName,
+    names::{DecisionId, ServerName},
     refusal,
-    upstream::{self, By, Handing, Place, Started, process::Origin},
+    upstream::{
+        self, By, Handing, Place, Started,
+        images::{Failed, Pulled},
+        process::Origin,
+    },
     vault::Source,
 };
 
@@ -59,16 +65,8 @@ impl Happening {
         let (launch, server) = (*launch, server.to_string());
         let principal = party.as_ref().map(PrincipalKind::name);
         let found_out = resolved.as_ref().map(|(image, digest)| {
-            Self::ImageResolved(Imaged {
-                launch,
-                server: server.clone(),
-                image: image.clone(),
-                digest: digest.clone(),
-                platform: None,
-                size: None,
-                took_us: None,
-                reason: None,
-            })
+            let (server, image, digest) = (server.clone(), image.clone(), digest.clone());
+            Self::ImageResolved(ImageResolved { launch, server, image, digest })
         });
         let mut all: Vec<Self> = found_out.into_iter().collect();
         all.push(Self::ServerLaunching(Launching {
@@ -104,21 +102,9 @@ impl Happening {
     /// What became of the pull of an image.
     pub fn pulled(server: &ServerName, pulling: upstream::Pulling) -> Self {
         let upstream::Pulling { launch, image, digest, outcome } = pulling;
-        let (pulled, reason) = match outcome {
-            Ok(pulled) => (Some(pulled), None),
-            Err(failed) => (None, Some(failed.to_string())),
-        };
-        let imaged = Imaged {
-            launch,
-            server: server.to_string(),
-            image,
-            digest,
-            platform: pulled.as_ref().map(|pulled| pulled.platform.clone()),
-            size: pulled.as_ref().map(|pulled| pulled.size),
-            took_us: pulled.as_ref().map(|pulled| micros(pulled.took)),
-            reason,
-        };
-        if pulled.is_some() { Self::ImagePulled(imaged) } else { Self::ImagePullFailed(imaged) }
+        let what = ImageDid::of(outcome);
+        ImageDone { server: server.clone(), image, digest, what }
+            .on_record(Some(launch), ByHand::default())
     }
 
     /// What is on record before a server that runs is handed its files of secrets again.
@@ -150,6 +136,95 @@ impl Happening {
             rules: rules.iter().map(rule).collect(),
             policy_revision: revision.to_owned(),
         })
+    }
+}
+
+/// What was done, or is about to be, with the image of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageDone {
+    /// Whose image it is.
+    pub server: ServerName,
+    /// As the config has it.
+    pub image: String,
+    /// `sha256:…`
+    pub digest: String,
+    /// What was done with it.
+    pub what: ImageDid,
+}
+
+/// What is done with an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub enum ImageDid {
+    /// It is locked.
+    Locked {
+        /// What was locked before.
+        was: Option<String>,
+        /// Why, where this undoes what could not be done.
+        reason: Option<String>,
+    },
+    /// The engine pulled it.
+    Pulled {
+        /// What it is for.
+        platform: String,
+        /// Its bytes.
+        size: u64,
+        /// Microseconds that this took.
+        took_us: u64,
+    },
+    /// The engine did not.
+    NotPulled {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl ImageDid {
+    /// What came of a pull.
+    pub fn of(outcome: Result<Pulled, Failed>) -> Self {
+        match outcome {
+            Ok(Pulled { platform, size, took }) => {
+                Self::Pulled { platform, size, took_us: micros(took) }
+            }
+            Err(failed) => Self::NotPulled { reason: failed.to_string() },
+        }
+    }
+}
+
+impl ImageDone {
+    /// It as somebody did it at the command line.
+    pub fn by(self, by: ByHand) -> Happening {
+        self.on_record(None, by)
+    }
+
+    fn on_record(self, launch: Option<DecisionId>, by: ByHand) -> Happening {
+        let Self { server, image, digest, what } = self;
+        let server = server.to_string();
+        match what {
+            ImageDid::Locked { was, reason } => {
+                let by = ByWhom { uid: by.uid, user: by.user, reason };
+                Happening::ImageLocked(ImageLocked { server, image, digest, was, by })
+            }
+            ImageDid::Pulled { platform, size, took_us } => Happening::ImagePulled(ImagePulled {
+                launch,
+                server,
+                image,
+                digest,
+                platform,
+                size,
+                took_us,
+                by,
+            }),
+            ImageDid::NotPulled { reason } => Happening::ImagePullFailed(ImagePullFailed {
+                launch,
+                server,
+                image,
+                digest,
+                reason,
+                by,
+            }),
+        }
     }
 }
 

@@ -3,7 +3,10 @@
 use std::fmt;
 
 use super::{
-    happening::{By, DropReason, HandedBy, Happening, Imaged, LaunchRefused, Launched},
+    happening::{
+        By, DropReason, HandedBy, Happening, ImageLocked, ImagePullFailed, ImagePulled,
+        ImageResolved, LaunchRefused, Launched,
+    },
     reach::{ReachEnd, Reached, Reaching},
 };
 
@@ -80,14 +83,20 @@ impl fmt::Display for Happening {
                 let LaunchRefused { server, action, target, .. } = refused;
                 write!(f, "policy does not permit server {server} to be started: {action} {target}")
             }
-            Self::ImageResolved(Imaged { server, image, digest, .. }) => {
+            Self::ImageResolved(ImageResolved { server, image, digest, .. }) => {
                 write!(f, "the image {image} of server {server} is {digest}")
             }
-            Self::ImagePulled(Imaged { server, image, digest, .. }) => {
+            Self::ImageLocked(ImageLocked { server, image, digest, was, by }) => {
+                write!(f, "the image {image} of server {server} is {digest} from now on")?;
+                if let Some(was) = was {
+                    write!(f, ", and was {was}")?;
+                }
+                said(by, f)
+            }
+            Self::ImagePulled(ImagePulled { server, image, digest, .. }) => {
                 write!(f, "the image {image} of server {server} was pulled ({digest})")
             }
-            Self::ImagePullFailed(Imaged { server, image, reason, .. }) => {
-                let reason = reason.as_deref().unwrap_or_default();
+            Self::ImagePullFailed(ImagePullFailed { server, image, reason, .. }) => {
                 write!(f, "the image {image} of server {server} was not pulled: {reason}")
             }
             Self::ServerLaunched(launched) => started(launched, f),

@@ -1,24 +1,33 @@
-//! `portcullis server lock`, `update` and `pull`: what images mean, and getting them.
+//! `portcullis server lock`, `update` and `pull`: what images mean, and getting them. What they do is on
+//! record: by the proxy that runs, else by the command itself.
 
 use std::{io::IsTerminal as _, sync::Arc};
 
+use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{configured, launcher};
+use super::{configured, handed, launcher};
 use crate::{
+    admin,
+    audit::record::{ImageDid, ImageDone},
     catalog::lock::{Lock, Meaning},
-    cli::{Context, Exit},
+    cli::{Context, Exit, client::myself},
     config::{self, Loaded},
     container::Progress,
     names::ServerName,
-    policy::{self, Action, Program, Resource, Subject},
+    oci::{Reference, names_host},
+    policy::{self, Start},
+    proxy::record_images_alone,
     upstream::{
         Launcher,
         images::{self, Pinned, Pulled, Readiness, mib, pinned},
     },
 };
+
+/// So many images are put on record at once.
+const AT_ONCE: usize = 64;
 
 /// The servers that a verb is about.
 #[derive(Debug, clap::Args)]
@@ -57,6 +66,11 @@ struct Row {
 enum Done {
     /// The config says it itself.
     Fixed(Meaning),
+    /// The config says it itself, and its tag means something else by now.
+    Behind {
+        has: Meaning,
+        means: Meaning,
+    },
     Kept(Meaning),
     Locked(Meaning),
     Moved {
@@ -69,7 +83,7 @@ impl Done {
     /// What is to be written into the lock file.
     fn news(&self) -> Option<&Meaning> {
         match self {
-            Self::Fixed(_) | Self::Kept(_) => None,
+            Self::Fixed(_) | Self::Behind { .. } | Self::Kept(_) => None,
             Self::Locked(to) | Self::Moved { to, .. } => Some(to),
         }
     }
@@ -108,15 +122,65 @@ async fn all(ctx: &Context, which: &Which, wish: Wish) -> anyhow::Result<Exit> {
     let mut rows = Vec::new();
     for (name, _, image) in which.of(&loaded)? {
         let what = one(ctx, &launcher, name, image, wish).await;
-        let what = what.and_then(|done| match done.news() {
-            Some(to) if !wish.is_dry() => {
-                write(&launcher.base, name, image, to.clone()).map(|()| done)
-            }
-            _ => Ok(done),
-        });
         rows.push(Row { server: name.clone(), image: image.to_owned(), what });
     }
+    if !wish.is_dry() {
+        let moves: Vec<ImageDone> = rows.iter().filter_map(Row::on_record).collect();
+        for some in moves.chunks(AT_ONCE) {
+            record(&loaded, some.to_vec())
+                .await
+                .context("this can't be recorded in the audit log, so it is not done")?;
+        }
+        for row in &mut rows {
+            let Some(to) = row.what.as_ref().ok().and_then(Done::news).cloned() else { continue };
+            if let Err(why) = write(&launcher.base, &row.server, &row.image, to) {
+                let undone = row.on_record().and_then(|done| undone(done, &why));
+                if let Err(error) = record(&loaded, undone.into_iter().collect()).await {
+                    ctx.note(format!("The audit log says that it was done: {error:#}"));
+                }
+                row.what = Err(why);
+            }
+        }
+    }
     tell(ctx, rows, wish.is_dry())
+}
+
+impl Row {
+    /// What is on record of it before it is written.
+    fn on_record(&self) -> Option<ImageDone> {
+        let done = self.what.as_ref().ok()?;
+        let was = match done {
+            Done::Moved { from, .. } => Some(from.clone()),
+            _ => None,
+        };
+        Some(ImageDone {
+            server: self.server.clone(),
+            image: self.image.clone(),
+            digest: done.news()?.as_str().to_owned(),
+            what: ImageDid::Locked { was, reason: None },
+        })
+    }
+}
+
+/// What undoes it, where it was not done for that reason; nothing where nothing was locked before.
+fn undone(done: ImageDone, why: &str) -> Option<ImageDone> {
+    let ImageDid::Locked { was: Some(before), .. } = done.what else { return None };
+    let reason = Some(format!("it could not be done: {why}"));
+    let what = ImageDid::Locked { was: Some(done.digest), reason };
+    Some(ImageDone { digest: before, what, ..done })
+}
+
+/// Has what is about to be done, or was, put on record.
+async fn record(loaded: &Loaded, all: Vec<ImageDone>) -> anyhow::Result<()> {
+    if all.is_empty() {
+        return Ok(());
+    }
+    if let Some(proxy) = admin::Client::connect(&loaded.config.state_dir).await {
+        return Ok(proxy.post_json("/v1/images", &all).await?);
+    }
+    record_images_alone(loaded, all, myself())
+        .await
+        .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
 }
 
 /// What is to become of one server. Nothing is written.
@@ -133,19 +197,22 @@ async fn one(
     let from = || locked.and_then(|locked| locked.content()).map(str::to_owned);
     if let Some(fixed) = images::fixed(image).map_err(|error| fault(&error))? {
         // Where the config was changed by hand, the lock follows.
-        return Ok(match (lock.hold(server.as_str(), image), from()) {
-            (Err(_), Some(from)) => Done::Moved { from, to: fixed.meaning },
-            _ => Done::Fixed(fixed.meaning),
+        if let (Err(_), Some(from)) = (lock.hold(server.as_str(), image), from()) {
+            return Ok(Done::Moved { from, to: fixed.meaning });
+        }
+        let tagged = tagged(image).filter(|_| matches!(wish, Wish::Update { .. }));
+        let Some(tagged) = tagged else { return Ok(Done::Fixed(fixed.meaning)) };
+        let means = now(ctx, launcher, tagged).await?;
+        return Ok(match means == fixed.meaning {
+            true => Done::Fixed(means),
+            false => Done::Behind { has: fixed.meaning, means },
         });
     }
     let known = lock.meaning(server.as_str(), image);
     if let (Some(known), Wish::Lock) = (&known, wish) {
         return Ok(Done::Kept(known.clone()));
     }
-    let now = {
-        let _progress = ctx.progress(format!("asking what {image} means"));
-        launcher.images.ask(&launcher.engine.now(), image).await.map_err(|error| fault(&error))?
-    };
+    let now = now(ctx, launcher, image).await?;
     pinned(image, now.clone(), true).map_err(|error| fault(&error))?;
     let Some(known) = known else {
         // By another name, it may have been locked.
@@ -168,6 +235,19 @@ async fn one(
     Ok(Done::Moved { from: known.as_str().to_owned(), to: now })
 }
 
+/// What a name means now.
+async fn now(ctx: &Context, launcher: &Launcher, image: &str) -> Result<Meaning, String> {
+    let _progress = ctx.progress(format!("asking what {image} means"));
+    launcher.images.ask(&launcher.engine.now(), image).await.map_err(|error| error.to_string())
+}
+
+/// The name with its tag, of an image that the config names by both that and a digest.
+fn tagged(image: &str) -> Option<&str> {
+    let (tagged, _) = image.split_once('@')?;
+    let has_tag = Reference::of_image(tagged).is_ok_and(|name| name.tag().is_some());
+    (has_tag && names_host(tagged) && tagged.rsplit('/').next()?.contains(':')).then_some(tagged)
+}
+
 fn write(
     base: &std::path::Path,
     server: &ServerName,
@@ -188,13 +268,16 @@ fn tell(ctx: &Context, rows: Vec<Row>, dry: bool) -> anyhow::Result<Exit> {
             .map(|Row { server, image, what }| {
                 let (word, from, to, error) = match what {
                     Ok(Done::Fixed(to)) => ("in-config", None, Some(to), None),
+                    Ok(Done::Behind { has, means }) => {
+                        ("behind", Some(has.as_str()), Some(means), None)
+                    }
                     Ok(Done::Kept(to)) => ("kept", None, Some(to), None),
                     Ok(Done::Locked(to)) if dry => ("would-lock", None, Some(to), None),
                     Ok(Done::Locked(to)) => ("locked", None, Some(to), None),
                     Ok(Done::Moved { from, to }) if dry => {
-                        ("would-move", Some(from), Some(to), None)
+                        ("would-move", Some(from.as_str()), Some(to), None)
                     }
-                    Ok(Done::Moved { from, to }) => ("moved", Some(from), Some(to), None),
+                    Ok(Done::Moved { from, to }) => ("moved", Some(from.as_str()), Some(to), None),
                     Err(error) => ("failed", None, None, Some(error)),
                 };
                 let to = to.map(Meaning::as_str);
@@ -206,6 +289,15 @@ fn tell(ctx: &Context, rows: Vec<Row>, dry: bool) -> anyhow::Result<Exit> {
         for Row { server, image, what } in &rows {
             match what {
                 Ok(Done::Fixed(_)) => ctx.line(format!("{server}: the config has the digest"))?,
+                Ok(Done::Behind { has: _, means }) => {
+                    let (name, digest) = (tagged(image).unwrap_or(image), means.as_str());
+                    ctx.line(format!(
+                        "{server}: the config has the digest, and {name} is {digest} by now"
+                    ))?;
+                    ctx.line(format!(
+                        "  to take that, write `image = \"{name}@{digest}\"`, then `portcullis server lock {server}`"
+                    ))?;
+                }
                 Ok(Done::Kept(to)) => ctx.line(format!("{server}: {image} is {}", to.as_str()))?,
                 Ok(Done::Locked(to)) if dry => {
                     ctx.line(format!("{server}: {image} would be {}", to.as_str()))?;
@@ -242,7 +334,7 @@ pub(super) async fn pull(ctx: &Context, which: &Which) -> anyhow::Result<Exit> {
     let mut all = Vec::new();
     let mut failed = false;
     for (name, server, image) in which.of(&loaded)? {
-        let outcome = fetch(ctx, &launcher, &policies, name, server).await;
+        let outcome = fetch(ctx, &loaded, &launcher, &policies, name, server).await;
         failed |= outcome.is_err();
         match (&outcome, ctx.is_json()) {
             (Ok((pinned, pulled)), true) => all.push(json!({
@@ -277,6 +369,7 @@ pub(super) async fn pull(ctx: &Context, which: &Which) -> anyhow::Result<Exit> {
 
 async fn fetch(
     ctx: &Context,
+    loaded: &Loaded,
     launcher: &Launcher,
     policies: &policy::Engine,
     name: &ServerName,
@@ -288,26 +381,31 @@ async fn fetch(
         launcher.images.pin(&launcher.engine.now(), name, server).await?
     };
     let pinned = pinned.ok_or_else(|| anyhow::anyhow!("the server `{name}` is no image"))?;
-    let of = launcher.program_of(name, server, Some(&pinned))?;
-    let signed = launcher.signed(name, server, &pinned).await?;
-    let program = Program {
-        runtime: launcher.place(server).kind(),
-        name: of.name,
-        digest: of.digest,
-        deviations: of.deviations.iter().map(|key| (*key).to_owned()).collect(),
-        signers: signed.signers,
-        attested: signed.attested,
-    };
-    let (subject, resource) = (Subject::Server(name), Resource::Program(&program));
-    let outcome = policies.decide_own(subject, Action::Launch, resource);
-    if !outcome.allowed {
+    let mut program = launcher.program_of(name, server, Some(&pinned))?;
+    program.signed = launcher.signed(name, server, &pinned).await?;
+    let program = program.for_policies(&launcher.place(server));
+    let url = server.url.as_deref();
+    let start = Start { server: name, program: &program, url, secrets: handed(server) };
+    let forbidden = policies.decide_start(&start);
+    if let Some(part) = forbidden.iter().find(|part| !part.outcome.permits_alone()) {
         anyhow::bail!(
-            "policies do not permit the start of {}: {}",
+            "policies do not permit the start of {}: {} {}: {}",
             pinned.image(),
-            outcome.explain()
+            part.action.as_str(),
+            part.target,
+            part.outcome.explain_alone()
         );
     }
+    let done = |what| ImageDone {
+        server: name.clone(),
+        image: pinned.name.clone(),
+        digest: pinned.digest().to_owned(),
+        what,
+    };
     if pinned.is_new {
+        record(loaded, vec![done(ImageDid::Locked { was: None, reason: None })])
+            .await
+            .context("this can't be recorded in the audit log, so it is not done")?;
         launcher.images.lock(name, &pinned).await?;
     }
     if let (None, Some(reference)) = (engine.has(&pinned.image()).await?, &pinned.reference) {
@@ -317,7 +415,14 @@ async fn fetch(
     show(&launcher.images);
     match launcher.images.ready(engine, &pinned).await? {
         Readiness::Ready => Ok((pinned, None)),
-        Readiness::Pulling(pull, _) => Ok((pinned, Some(pull.end.await?))),
+        Readiness::Pulling(pull, _) => {
+            let ended = pull.end.await;
+            let recorded = record(loaded, vec![done(ImageDid::of(ended.clone()))]).await;
+            if let Err(error) = recorded {
+                ctx.note(format!("{name}: that it was pulled or not is not on record: {error:#}"));
+            }
+            Ok((pinned, Some(ended?)))
+        }
     }
 }
 

@@ -5,18 +5,17 @@ use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{configured, launcher};
+use super::{configured, handed, launcher, verify};
 use crate::{
     admin,
     cli::{Context, Exit},
     config::{HandOver, Loaded, Server},
     container::{self, Deviation},
     names::ServerName,
-    policy::{self, Action, Holder, Resource, Subject},
+    policy::{self, Part, Start},
     refusal::Rule,
     sandbox,
-    upstream::{Launcher, Place},
-    vault,
+    upstream::{Launcher, Place, process::LaunchFailure},
 };
 
 mod words;
@@ -48,6 +47,8 @@ struct Found {
     profile: Vec<(String, String)>,
     deviations: Vec<Deviation>,
     digest: Option<String>,
+    /// Why it would not be started whatever policies say: its image is not signed as it has to be.
+    unsigned: Option<String>,
     asked: Result<Vec<Asked>, String>,
 }
 
@@ -80,28 +81,25 @@ impl Found {
         let pinned =
             launcher.images.pin(&launcher.engine.now(), name, settings).await.ok().flatten();
         let mut program = launcher.program_of(name, settings, pinned.as_ref())?;
+        let mut unsigned = None;
         if let Some(pinned) = &pinned {
-            program.signed = launcher.signed(name, settings, pinned).await.unwrap_or_default();
+            match launcher.signed(name, settings, pinned).await {
+                Ok(signed) => program.signed = signed,
+                Err(LaunchFailure { what, .. }) => unsigned = Some(what),
+            }
         }
         if let Some(hashed) = launcher.hashed(settings).await {
             program.digest = Some(hashed.digest);
         }
         let digest = program.digest.clone();
-        let program = policy::Program {
-            runtime: place.kind(),
-            name: program.name,
-            digest: program.digest,
-            deviations: program.deviations.iter().map(|key| (*key).to_owned()).collect(),
-            signers: program.signed.signers,
-            attested: program.signed.attested,
-        };
-        let asked = asked(loaded, name, settings, &program);
-        Ok(Self { place, profile, deviations, digest, asked })
+        let asked = asked(loaded, name, settings, &program.for_policies(&place));
+        Ok(Self { place, profile, deviations, digest, unsigned, asked })
     }
 
-    /// Whether policies would let it be started.
+    /// Whether its signatures and policies would let it be started.
     fn allowed(&self) -> bool {
-        self.asked.as_ref().is_ok_and(|asked| asked.iter().all(|one| one.allowed))
+        let all = |asked: &Vec<Asked>| asked.iter().all(|one| one.allowed);
+        self.unsigned.is_none() && self.asked.as_ref().is_ok_and(all)
     }
 }
 
@@ -114,35 +112,15 @@ fn asked(
 ) -> Result<Vec<Asked>, String> {
     let engine = policy::Engine::open(policy::Source::of(&loaded.config), &loaded.base)
         .map_err(|found| found.to_string().lines().next().unwrap_or_default().to_owned())?;
-    let ask = |action: Action, resource: Resource<'_>, target: String| {
-        let outcome = engine.decide_own(Subject::Server(server), action, resource);
-        // Nobody can be asked where the proxy acts of itself.
-        let waits = outcome.rules.iter().any(|rule| rule.obligations.approve.is_some());
-        let why = match outcome.allowed && waits {
-            true => "`@approve` cannot be met where the proxy acts of itself".to_owned(),
-            false => outcome.explain(),
-        };
-        let allowed = outcome.allowed && !waits;
-        Asked { action: action.as_str(), target, allowed, why, rules: outcome.rules }
+    let start = Start { server, program, url: settings.url.as_deref(), secrets: handed(settings) };
+    let asked = |Part { action, target, outcome }| Asked {
+        action: action.as_str(),
+        target,
+        allowed: outcome.permits_alone(),
+        why: outcome.explain_alone(),
+        rules: outcome.rules,
     };
-    let mut all = vec![ask(Action::Launch, Resource::Program(program), program.name.clone())];
-    let secrets = settings.secrets.iter().map(|(name, secret)| (name, &secret.from, false));
-    let headers = settings.headers.iter().map(|(name, secret)| (name, &secret.from, true));
-    for (name, from, header) in secrets.chain(headers) {
-        // One that can't be read as a reference is an error of the config's own.
-        let Ok(source) = from.parse::<vault::Source>() else { continue };
-        let holder = Holder::Server(server);
-        let resource = Resource::Secret { holder, name, source: source.kind(), header };
-        all.push(ask(Action::HandSecret, resource, name.clone()));
-    }
-    if let Some(url) = settings.url.as_deref().and_then(|url| reqwest::Url::parse(url).ok())
-        && let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default())
-    {
-        let host = host.trim_matches(['[', ']']);
-        let resource = Resource::Host { name: host, port };
-        all.push(ask(Action::Reach, resource, format!("{host}:{port}")));
-    }
-    Ok(all)
+    Ok(engine.decide_start(&start).into_iter().map(asked).collect())
 }
 
 /// Runs the verb.
@@ -153,7 +131,8 @@ pub(super) async fn run(
     name: &ServerName,
 ) -> anyhow::Result<Exit> {
     let settings = configured(loaded, name)?;
-    let launcher = launcher(loaded).await;
+    let mut launcher = launcher(loaded).await;
+    launcher.signatures = verify::signatures(loaded)?;
     let found = Found::of(loaded, &launcher, name, settings).await?;
     let running: Option<Value> = match proxy {
         Some(proxy) => {
@@ -218,7 +197,9 @@ fn machine(
         }).chain(settings.headers.keys().map(|name| json!({ "name": name, "as": "header" })))
             .collect::<Vec<_>>(),
         "launch": match &found.asked {
-            Ok(asked) => json!({ "allowed": found.allowed(), "asked": asked }),
+            Ok(asked) => {
+                json!({ "allowed": found.allowed(), "asked": asked, "unsigned": found.unsigned })
+            }
             Err(why) => json!({ "allowed": false, "error": why }),
         },
     });
@@ -312,7 +293,11 @@ impl Page<'_> {
                 return self.head(&text);
             }
         };
-        let would = if found.allowed() { "let" } else { "do NOT let" };
+        if let Some(why) = &found.unsigned {
+            self.head(&format!("it can't be started, whatever policies say: {why}"))?;
+        }
+        let let_it = asked.iter().all(|one| one.allowed);
+        let would = if let_it { "let" } else { "do NOT let" };
         self.head(&format!("policies {would} it be started:"))?;
         for Asked { action, target, why, rules, .. } in asked {
             self.ctx.line(format_args!("  - {action} {target}: {why}"))?;

@@ -76,6 +76,7 @@ const EVENTS: &[(&str, Meaning)] = &[
     ("server-launching", meaning(Informational, Lifecycle, START)),
     ("server-launch-refused", failure(Medium, Lifecycle, START)),
     ("image-resolved", meaning(Informational, Entity, UPDATE)),
+    ("image-locked", meaning(Low, Entity, UPDATE)),
     ("image-pulled", meaning(Informational, Lifecycle, INSTALL)),
     ("image-pull-failed", failure(Medium, Lifecycle, INSTALL)),
     ("server-launched", meaning(Informational, Lifecycle, START)),

@@ -1,0 +1,75 @@
+//! What a start of a server takes, and what policies say of each part of it: for the proxy, which then
+//! makes it, and for commands that tell of it or prepare it.
+
+use super::{Action, Engine, Holder, Outcome, Program, Resource, Subject};
+use crate::names::ServerName;
+
+/// A start of a server.
+#[derive(Debug, Clone)]
+pub struct Start<'a> {
+    /// Which server.
+    pub server: &'a ServerName,
+    /// What is to run.
+    pub program: &'a Program,
+    /// The URL at which it is, where it runs elsewhere.
+    pub url: Option<&'a str>,
+    /// What it is to be handed.
+    pub secrets: Vec<Handing<'a>>,
+}
+
+/// A secret that a server is to be handed.
+#[derive(Debug, Clone, Copy)]
+pub struct Handing<'a> {
+    /// The name under which the server gets it.
+    pub name: &'a str,
+    /// The kind of its source.
+    pub source: &'a str,
+    /// Whether it is a header.
+    pub header: bool,
+}
+
+/// One thing that a start takes, and what policies say of it.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// What is done.
+    pub action: Action,
+    /// With what: the program, `HOST:PORT`, or the secret's name.
+    pub target: String,
+    /// What was decided.
+    pub outcome: Outcome,
+}
+
+impl Engine {
+    /// Decides all that a start takes. It is permitted where each part of it [is](Outcome::permits_alone).
+    pub fn decide_start(&self, start: &Start<'_>) -> Vec<Part> {
+        let Start { server, program, url, secrets } = start;
+        let way = url.map(destination);
+        let mut asked = vec![(Action::Launch, Resource::Program(program), program.name.clone())];
+        if let Some((host, port)) = &way {
+            let resource = Resource::Host { name: host, port: *port };
+            asked.push((Action::Reach, resource, format!("{host}:{port}")));
+        }
+        for Handing { name, source, header } in secrets {
+            let holder = Holder::Server(server);
+            let resource = Resource::Secret { holder, name, source, header: *header };
+            asked.push((Action::HandSecret, resource, (*name).to_owned()));
+        }
+        let decided = asked.into_iter().map(|(action, resource, target)| {
+            let outcome = self.decide_own(Subject::Server(server), action, resource);
+            Part { action, target, outcome }
+        });
+        decided.collect()
+    }
+}
+
+/// The host that a URL leads to, without the brackets of an IPv6 address, and the port. What leads
+/// nowhere that is known is asked of as it is written, and no policy knows it.
+fn destination(url: &str) -> (String, u16) {
+    let parsed = reqwest::Url::parse(url).ok();
+    let known =
+        parsed.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
+    match known {
+        Some((host, port)) => (host.trim_matches(['[', ']']).to_owned(), port),
+        None => (url.to_owned(), 0),
+    }
+}
