@@ -120,7 +120,8 @@ impl Weighing<'_> {
         // `tlog_verified` is true of each of no entries, too.
         if bundle.verification_material.tlog_entries.is_empty() {
             return Err(
-                "no log has it: it has no inclusion proof, and no promise of one".to_owned()
+                "no log has it: it has neither an inclusion proof nor an inclusion promise"
+                    .to_owned(),
             );
         }
         let verified = match &self.candidate.content {

@@ -301,9 +301,9 @@ async fn what_others_push_to_the_tag_of_the_list_does_not_harm_a_signature() {
     place.tag("sig", &[simple(&said, annotated(&acme, &said))]).await;
     let list = format!("sha256-{}", place.digest().hex());
     let put = |kind: &str, bytes: &[u8]| sigstore::put(&place.repository, &list, kind, bytes);
-    // An ordinary image.
-    let image = place.client.manifest(&place.repository.pinned(place.digest())).await.unwrap();
-    put("application/vnd.oci.image.manifest.v1+json", &image.bytes);
+    // Something that is no list, though it says so.
+    let kind = "application/vnd.oci.image.index.v1+json";
+    put(kind, json!({ "schemaVersion": 2, "mediaType": kind }).to_string().as_bytes());
     let found = place.found(&trusted).await;
     assert_eq!((found.signed.len(), found.rejected.len()), (1, 1));
     assert!(matches!(found.rejected[0].why, Rejection::Unread(_)));
