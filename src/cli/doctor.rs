@@ -20,9 +20,9 @@ use serde_json::Value;
 use super::{Context, Exit};
 use crate::{
     admin,
-    config::{self, Config, Loaded, Runtime},
+    config::{self, Config, Loaded, Runtime, Server},
     container, policy, sandbox,
-    upstream::process::LaunchFailure,
+    upstream::{outward, process::LaunchFailure},
     vault,
 };
 
@@ -142,6 +142,20 @@ fn runtimes(
                 Check::warn("engine", text, "servers run all the same, with one wall less")
             };
             checks.extend(version.warnings.iter().map(warning));
+            let leading = |(_, server): &(_, &Server)| {
+                !server.egress.is_empty() && server.runtime != Runtime::Sandbox
+            };
+            if let Some((name, server)) = servers().find(leading)
+                && !outward::able()
+            {
+                let sure = server.image.is_some() || server.runtime == Runtime::Container;
+                let check = if sure { Check::fail } else { Check::warn };
+                checks.push(check(
+                    "egress",
+                    format!("of a container (`{name}`) takes a proxy that is root, or has CAP_SYS_ADMIN"),
+                    "run the proxy so, on the engine's machine, or the server with runtime = \"sandbox\"",
+                ));
+            }
             let asked = servers().find_map(|(name, server)| Some((name, server.runtime.oci()?)));
             if let Some((name, runtime)) = asked {
                 checks.push(match engine.has_runtime(runtime) {

@@ -57,7 +57,8 @@ const NAMESPACES: &str = "user, process, network, mount, IPC, UTS, cgroup";
 
 /// Where control groups are to be had.
 const GROUPS: &str = "run the proxy as root, or with cgroup v2 as a service of systemd with \
-     `Delegate=yes` (a user's own services have memory and pids)";
+     `Delegate=yes` and `DelegateSubgroup=proxy` (systemd 254; a user's own services have memory and \
+     pids without either)";
 
 fn landlock(version: Option<u32>) -> String {
     match version {

@@ -381,8 +381,9 @@ mod tests {
         assert_eq!(found.all[0].folder, slice);
         assert_eq!(found.limits(Controller::Memory), Ok(Version::V2));
         // At the top there is nothing beside it; and what is not handed on is missing.
-        let found = find(&mount, "0::/\n");
-        assert!(found.all.iter().all(|parent| parent.folder == top.path()));
+        assert!(find(&mount, "0::/\n").all.is_empty());
+        fs::write(top.path().join("cgroup.subtree_control"), "cpu memory pids\n").unwrap();
+        assert_eq!(find(&mount, "0::/\n").all[0].folder, top.path());
         fs::remove_file(slice.join("cgroup.subtree_control")).unwrap();
         fs::create_dir(slice.join("cgroup.subtree_control")).unwrap();
         let found = find(&mount, "0::/user.slice/proxy.scope\n");

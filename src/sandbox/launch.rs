@@ -2,7 +2,6 @@
 //! socket, whose end is the end of the tree.
 
 use std::{
-    fs::File,
     io::{self, BufRead, BufReader, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -15,11 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use nix::{
-    fcntl::OFlag,
-    sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg},
-    unistd::pipe2,
-};
+use nix::{fcntl::OFlag, unistd::pipe2};
 use std::os::unix::process::ExitStatusExt;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, Lines},
@@ -34,11 +29,12 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::{
+    fds,
     groups::{self, Groups},
     wire::{Failure, Plan, Report, TERMINATE, USAGE},
 };
 use crate::upstream::{
-    outward::Door,
+    outward::{self, Door},
     process::{Exit, Handle, LaunchFailure, LaunchSpec, Origin, Process, Usage},
 };
 
@@ -83,11 +79,8 @@ pub async fn launch_by(launcher: &Path, spec: &LaunchSpec) -> Result<Process, La
     let child = child.map_err(|error| no_launcher(launcher, &error))?;
     let program = plan.program.as_ref().map(|program| program.display().to_string());
     drop(plan);
-    let (mut process, namespace) = start.run(child, groups, spec).await?;
+    let mut process = start.run(child, groups, spec).await?;
     process.origin.program = program;
-    if let Some(namespace) = namespace {
-        process.door = Some(Door::open(namespace, &spec.egress).await?);
-    }
     Ok(process)
 }
 
@@ -133,6 +126,8 @@ struct Start {
     control: StdStream,
     streams: Streams,
     plan: Zeroizing<Vec<u8>>,
+    /// By which the sockets of a way out come: our end, and that of the launcher.
+    door: Option<(StdStream, StdStream)>,
 }
 
 fn prepare(launcher: &Path, plan: &Plan) -> io::Result<(Command, Start)> {
@@ -149,22 +144,17 @@ fn prepare(launcher: &Path, plan: &Plan) -> io::Result<(Command, Start)> {
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    Ok((command, Start { control, streams: Streams::new()?, plan: body }))
+    let door = (!plan.door.is_empty()).then(StdStream::pair).transpose()?;
+    Ok((command, Start { control, streams: Streams::new()?, plan: body, door }))
 }
 
 impl Start {
     /// Sends the plan's length and the streams. The socket is empty: nothing blocks.
     fn send_streams(&self) -> io::Result<()> {
         let length = u32::try_from(self.plan.len()).map_err(io::Error::other)?.to_be_bytes();
-        let fds: Vec<_> = self.streams.theirs.iter().map(AsRawFd::as_raw_fd).collect();
-        sendmsg::<UnixAddr>(
-            self.control.as_raw_fd(),
-            &[io::IoSlice::new(&length)],
-            &[ControlMessage::ScmRights(&fds)],
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )?;
-        Ok(())
+        let streams = self.streams.theirs.iter().map(AsRawFd::as_raw_fd);
+        let door = self.door.iter().map(|(_, theirs)| theirs.as_raw_fd());
+        fds::send(&self.control, &length, &streams.chain(door).collect::<Vec<_>>())
     }
 
     fn ask_blocking(mut self) -> io::Result<Option<Report>> {
@@ -176,18 +166,19 @@ impl Start {
         Ok(serde_json::from_str(&line).ok())
     }
 
-    /// Has it started. Hands out its network namespace, too, where it gets a way out.
+    /// Has it started.
     async fn run(
         self,
         mut child: Child,
         groups: Groups,
         spec: &LaunchSpec,
-    ) -> Result<(Process, Option<File>), LaunchFailure> {
+    ) -> Result<Process, LaunchFailure> {
         let failed = |error: io::Error| unexpected(&error);
         self.send_streams().map_err(failed)?;
-        let Self { control, streams: Streams { theirs, ours: [stdin, stdout, stderr] }, plan } =
-            self;
+        let Self { control, streams, plan, door } = self;
+        let Streams { theirs, ours: [stdin, stdout, stderr] } = streams;
         drop(theirs);
+        let door = door.map(|(ours, _)| ours);
         control.set_nonblocking(true).map_err(failed)?;
         let (read, mut write) = UnixStream::from_std(control).map_err(failed)?.into_split();
         let mut reports = tokio::io::BufReader::new(read).lines();
@@ -208,11 +199,13 @@ impl Start {
             _ => return Err(silent(child.wait().await.map_err(failed)?)),
         }
         let pid = child.id().unwrap_or_default();
-        let namespace = match spec.egress.as_slice() {
-            [] => None,
-            // While nobody else waits for the launcher, its number is no other process's. It has
-            // entered the namespace before the program's own process was there.
-            _ => Some(File::open(format!("/proc/{pid}/ns/net")).map_err(failed)?),
+        let door = match door {
+            None => None,
+            // They were sent before the report.
+            Some(door) => {
+                let sockets = fds::take(&door, outward::places(&spec.egress).len());
+                Some(Door::of(sockets.map_err(failed)?, &spec.egress)?)
+            }
         };
         let (ended, end) = watch::channel(None);
         let (measured, usage) = mpsc::channel(1);
@@ -226,9 +219,9 @@ impl Start {
             stderr: Box::new(pipe::Receiver::from_owned_fd(stderr).map_err(failed)?),
             handle: Box::new(handle),
             origin: Origin::default(),
-            door: None,
+            door,
         };
-        Ok((process, namespace))
+        Ok(process)
     }
 }
 

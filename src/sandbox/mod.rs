@@ -26,6 +26,7 @@
 
 mod exec;
 mod facts;
+mod fds;
 mod groups;
 mod launch;
 mod mounts;

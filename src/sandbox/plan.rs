@@ -54,7 +54,14 @@ impl Plan {
                 "run the server from an image, or remove `cap-add`",
             ));
         }
+        if spec.hardening.network && !spec.egress.is_empty() {
+            return Err(refused(
+                "it has the network of the proxy itself, where no list holds",
+                "remove `hardening.network`",
+            ));
+        }
         let mut plan = Self::skeleton(&spec.hardening)?;
+        plan.door = outward::places(&spec.egress);
         let names = outward::hosts(&spec.egress);
         if let Some((_, hosts)) = plan.files.iter_mut().find(|(at, _)| at.ends_with("hosts")) {
             hosts.extend(names.into_iter().map(|(name, address)| format!("{address} {name}\n")));
@@ -128,6 +135,7 @@ impl Plan {
             links,
             files: files(user, hardening.network),
             network: hardening.network,
+            door: Vec::new(),
             writable_root: hardening.writable_root,
             exec_tmp: hardening.exec_tmp,
             user,

@@ -3,8 +3,11 @@
 //! The proxy sends four bytes (big endian: the plan's length) together with the program's three
 //! streams, then the plan as JSON, then orders of one byte each. The launcher answers in lines of
 //! JSON. The end of the proxy's side, however it comes about, ends the whole tree.
+//!
+//! A program that has a way out has a fourth descriptor with its streams: a socket by which the
+//! launcher hands out the listening sockets of it, in the order of the plan, before it answers.
 
-use std::path::PathBuf;
+use std::{net::SocketAddrV4, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
@@ -36,6 +39,8 @@ pub(super) struct Plan {
     pub files: Vec<(PathBuf, String)>,
     /// Stay in the host's network.
     pub network: bool,
+    /// Where the sockets of its way out are. None: it has no way out.
+    pub door: Vec<SocketAddrV4>,
     pub writable_root: bool,
     pub exec_tmp: bool,
     /// The user and the group inside; outside too, where the proxy may choose.

@@ -215,6 +215,7 @@ impl Launcher {
                 process
             }
         };
+        process.origin.egress_tried = process.door.is_some();
         if let Some(door) = process.door.take() {
             let gate = self.outward.gate(reacher);
             let limits = settings.egress_limits.limits();

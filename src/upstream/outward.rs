@@ -1,18 +1,20 @@
 //! A way out for servers that have no network: sockets of ours in their network namespace.
 //!
 //! A server's namespace has a loopback interface and nothing else: no other interface, no route, no
-//! DNS. Into it a thread of ours puts listening sockets, which then are served from outside:
+//! DNS. Listening sockets are put into it, which then are served from outside:
 //!
 //! - one for programs that go by `HTTP_PROXY` and its like;
 //! - for the others, one for each listed name and port, on an address of its own to which the
 //!   server's `/etc/hosts` leads the name.
 //!
-//! Before the server is spoken to, the same thread tries that nothing else is to be reached.
+//! Whoever makes the sockets tries, from inside, that nothing else is to be reached. Both happens before
+//! the server's program begins: in the sandbox by its launcher, which hands the sockets out; for a
+//! container by a thread of ours in the namespace that its holder has.
 
 use std::{
     fs::{self, File},
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::Path,
     sync::{Arc, OnceLock},
@@ -21,6 +23,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use caps::{CapSet, Capability};
 use futures_util::future::BoxFuture;
 use nix::{
     errno::Errno,
@@ -149,39 +152,34 @@ impl Door {
         namespace: File,
         destinations: &[Destination],
     ) -> Result<Self, LaunchFailure> {
-        let destinations = destinations.to_vec();
+        let places = places(destinations);
         let work = tokio::task::spawn_blocking(move || {
             // A thread of its own, which never leaves the namespace and ends with it.
             let thread = thread::Builder::new().name("door".to_owned());
-            let thread = thread.spawn(move || enter(&namespace, &destinations));
+            let thread = thread.spawn(move || enter(&namespace, &places));
             let done = thread.map_err(|error| failed("start a thread", &error))?.join();
             done.unwrap_or_else(|_| Err(failed("finish", &"it was interrupted")))
         });
-        work.await.map_err(|error| failed("finish", &error))?
+        let sockets = work.await.map_err(|error| failed("finish", &error))??;
+        Self::of(sockets, destinations)
     }
 
-    /// Makes one in the namespace of the thread that calls.
+    /// One of sockets that are at its [`places`], in their order.
     ///
     /// # Errors
-    /// Where the thread may not do that, or anything else is to be reached from there.
-    pub fn furnish(destinations: &[Destination]) -> Result<Self, LaunchFailure> {
-        add_address(PROXY).map_err(|error| failed("have addresses", &error))?;
-        let bind = |address: Ipv4Addr, port: u16| {
-            let socket = TcpListener::bind((address, port)).and_then(|socket| {
-                socket.set_nonblocking(true)?;
-                Ok(socket)
-            });
-            socket.map_err(|error| failed(&format!("listen at port {port}"), &error))
-        };
-        let proxy = bind(PROXY, PORT)?;
-        let mut direct = Vec::new();
-        for (host, port, address) in places(destinations) {
-            direct.push((host, port, bind(address, port)?));
+    /// Where they are fewer or more.
+    pub fn of(
+        sockets: Vec<TcpListener>,
+        destinations: &[Destination],
+    ) -> Result<Self, LaunchFailure> {
+        let direct = direct(destinations);
+        if sockets.len() != direct.len() + 1 {
+            return Err(failed("be there", &format!("it has {} sockets", sockets.len())));
         }
-        prove().map_err(|why| LaunchFailure {
-            what: format!("more than its list is to be reached from inside: {why}"),
-            remedy: Some("see what the engine gives a container whose network is `none`".into()),
-        })?;
+        let mut sockets = sockets.into_iter();
+        let proxy = sockets.next().ok_or_else(|| failed("be there", &"it has no socket"))?;
+        let direct = direct.into_iter().zip(sockets);
+        let direct = direct.map(|((host, at), socket)| (host, at.port(), socket)).collect();
         Ok(Self { proxy, direct, stand_ins: stand_ins(destinations) })
     }
 
@@ -240,7 +238,7 @@ fn failed(what: &str, error: &dyn std::fmt::Display) -> LaunchFailure {
 }
 
 /// What the thread does.
-fn enter(namespace: &File, destinations: &[Destination]) -> Result<Door, LaunchFailure> {
+fn enter(namespace: &File, places: &[SocketAddrV4]) -> Result<Vec<TcpListener>, LaunchFailure> {
     let inode = |file: io::Result<fs::Metadata>| file.map(|file| (file.dev(), file.ino())).ok();
     let (own, theirs) = (inode(fs::metadata("/proc/self/ns/net")), inode(namespace.metadata()));
     if own.is_none() || own == theirs {
@@ -252,16 +250,53 @@ fn enter(namespace: &File, destinations: &[Destination]) -> Result<Door, LaunchF
     setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| LaunchFailure {
         what: format!("its network namespace can't be entered: {}", errno.desc()),
         remedy: Some(
-            "`egress` takes a proxy that runs as root, or with CAP_SYS_ADMIN, on the machine of the \
-             server"
+            "for a container, `egress` takes a proxy that runs as root, or with CAP_SYS_ADMIN, on \
+             the machine of the engine; in the sandbox (`runtime = \"sandbox\"`) it takes neither"
                 .into(),
         ),
     })?;
-    Door::furnish(destinations)
+    furnish(places)
+}
+
+/// Makes the sockets in the network namespace of the thread that calls, and tries that nothing else
+/// is to be reached from there. Works in a process of one thread, too.
+///
+/// # Errors
+/// Where the thread may not do that, or anything else is to be reached.
+pub fn furnish(places: &[SocketAddrV4]) -> Result<Vec<TcpListener>, LaunchFailure> {
+    add_address(PROXY).map_err(|error| failed("have addresses", &error))?;
+    let bind = |place: &SocketAddrV4| {
+        let socket = TcpListener::bind(place).and_then(|socket| {
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        });
+        socket.map_err(|error| failed(&format!("listen at port {}", place.port()), &error))
+    };
+    let sockets = places.iter().map(bind).collect::<Result<_, _>>()?;
+    prove().map_err(|why| LaunchFailure {
+        what: format!("more than its list is to be reached from inside: {why}"),
+        remedy: Some("see what gives an interface or a route to a namespace that has none".into()),
+    })?;
+    Ok(sockets)
+}
+
+/// Whether this process may enter a container's network namespace, where that is on this machine. For the
+/// sandbox it need not.
+pub fn able() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false)
+}
+
+/// Where the sockets of a way out are, inside: that of the proxy first.
+pub fn places(destinations: &[Destination]) -> Vec<SocketAddrV4> {
+    if destinations.is_empty() {
+        return Vec::new();
+    }
+    let direct = direct(destinations).into_iter().map(|(_, place)| place);
+    std::iter::once(SocketAddrV4::new(PROXY, PORT)).chain(direct).collect()
 }
 
 /// The sockets that stand for listed hosts.
-fn places(destinations: &[Destination]) -> Vec<(Host, u16, Ipv4Addr)> {
+fn direct(destinations: &[Destination]) -> Vec<(Host, SocketAddrV4)> {
     let mut places = Vec::new();
     for (name, address) in hosts(destinations) {
         let host = Host::Name(name);
@@ -269,7 +304,8 @@ fn places(destinations: &[Destination]) -> Vec<(Host, u16, Ipv4Addr)> {
             destinations.iter().filter(|one| one.host.holds(&host)).map(|one| one.port).collect();
         ports.sort_unstable();
         ports.dedup();
-        places.extend(ports.into_iter().map(|port| (host.clone(), port, address)));
+        let all = ports.into_iter().map(|port| (host.clone(), SocketAddrV4::new(address, port)));
+        places.extend(all);
     }
     places
 }
@@ -393,6 +429,18 @@ mod tests {
         ]);
         let at = |last| Ipv4Addr::new(192, 31, 196, last);
         assert_eq!(hosts(&all), [("a.x.y".to_owned(), at(2)), ("b".to_owned(), at(3))]);
+    }
+
+    #[test]
+    fn each_listed_name_and_port_has_a_socket_after_that_of_the_proxy() {
+        let all = destinations(&["a:443", "*.x.y:443", "http://a:80", "tcp://b:5432"]);
+        let at = |last, port| SocketAddrV4::new(Ipv4Addr::new(192, 31, 196, last), port);
+        assert_eq!(places(&all), [at(1, 3128), at(2, 80), at(2, 443), at(3, 5432)]);
+        assert_eq!(places(&[]), []);
+        let socket = || TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(Door::of(vec![socket(), socket()], &all).is_err());
+        assert!(Door::of((0..4).map(|_| socket()).collect(), &all).is_ok());
+        assert!(Door::of(Vec::new(), &all).is_err());
     }
 
     #[test]

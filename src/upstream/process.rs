@@ -81,7 +81,8 @@ pub struct Process {
     pub stderr: Box<dyn AsyncRead + Send + Unpin>,
     pub handle: Box<dyn Handle>,
     pub origin: Origin,
-    /// Where it asks for the hosts that it may reach; nobody answers there yet.
+    /// Where it asks for the hosts that it may reach: it is there since before the program began, and who
+    /// asks waits. Nobody answers there yet.
     pub door: Option<Door>,
 }
 
@@ -98,6 +99,8 @@ pub struct Origin {
     pub profile: Option<String>,
     /// What the config changed against the default profile, one a line.
     pub deviations: Vec<String>,
+    /// Whether it was tried from inside that nothing but its way out is to be reached.
+    pub egress_tried: bool,
 }
 
 impl fmt::Debug for Process {

@@ -37,6 +37,7 @@ mod paired;
 mod plugin_http;
 mod plugin_life;
 mod policy;
+mod programs;
 mod questions;
 mod quickstart;
 mod reaching;

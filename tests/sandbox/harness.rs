@@ -64,7 +64,11 @@ pub struct Run {
 
 /// Runs a program to its end, with `input` as its standard input.
 pub async fn run_with(spec: &LaunchSpec, input: &str) -> Run {
-    let mut process = launch(spec).await.unwrap();
+    finish(launch(spec).await.unwrap(), input).await
+}
+
+/// Gives a process its input, and lets it run to its end.
+pub async fn finish(mut process: Process, input: &str) -> Run {
     process.stdin.write_all(input.as_bytes()).await.unwrap();
     drop(process.stdin);
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());

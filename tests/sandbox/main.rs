@@ -5,12 +5,15 @@
 
 mod confined;
 mod doctor;
+mod egress;
 mod escape;
 mod harness;
 mod lifetime;
 mod limits;
 mod mounts;
 mod programs;
+#[path = "../container/way.rs"]
+mod way;
 
 use std::{
     fs,

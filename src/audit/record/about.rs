@@ -382,6 +382,7 @@ impl Launched {
             image,
             profile,
             deviations,
+            egress_tried: _,
             principal,
             era: _,
             revision,

@@ -546,6 +546,10 @@ pub struct Launched {
     /// What the config changed against the default profile: `FIELD: ACTUAL (CONFIG KEY)`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deviations: Vec<String>,
+    /// Whether it was tried, from inside and before its program began, that nothing but its `egress` is
+    /// to be reached: nothing was. A server without `egress` is not tried.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub egress_tried: bool,
     /// The one client for which alone it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,

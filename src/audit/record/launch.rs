@@ -25,7 +25,7 @@ impl Launched {
     pub fn of(server: &ServerName, started: Started) -> Self {
         let Started { launch, place, process, origin, party, revision, server_info, took } =
             started;
-        let Origin { program, image_ref, image, profile, deviations } = origin;
+        let Origin { program, image_ref, image, profile, deviations, egress_tried } = origin;
         Self {
             launch,
             server: server.to_string(),
@@ -43,6 +43,7 @@ impl Launched {
             image,
             profile,
             deviations,
+            egress_tried,
             principal: party.as_ref().map(PrincipalKind::name),
             era: era(revision),
             revision: revision.to_string(),

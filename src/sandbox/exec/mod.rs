@@ -14,7 +14,7 @@ use std::{
     fs,
     io::{self, Read},
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
     process::ExitCode,
@@ -22,13 +22,12 @@ use std::{
 
 use caps::{CapSet, Capability};
 use nix::{
-    cmsg_space,
     errno::Errno,
     sched::{CloneFlags, unshare},
     sys::{
         prctl,
         signal::Signal,
-        socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg},
+        socket::MsgFlags,
         wait::{WaitStatus, waitpid},
     },
     unistd::{ForkResult, Pid, getgid, getuid, sethostname, setsid},
@@ -37,7 +36,11 @@ use zeroize::Zeroizing;
 
 pub(super) use confine::landlock_version;
 
-use super::wire::{Failure, MAX_PLAN, Plan, Report};
+use super::{
+    fds,
+    wire::{Failure, MAX_PLAN, Plan, Report},
+};
+use crate::upstream::outward;
 
 /// What to do where user namespaces are refused.
 const USER_NAMESPACES: &str = "let ordinary users make user namespaces (sysctl \
@@ -85,11 +88,11 @@ fn outer(mut control: UnixStream) -> i64 {
 
 /// Enters the namespaces and forks their first process.
 fn start(control: &mut UnixStream) -> Result<Pid, Failure> {
-    let (plan, streams) = receive(control)?;
+    let Given { plan, streams, door } = receive(control)?;
     let privileged = enter(&plan)?;
     match sys::fork().map_err(at("start its first process"))? {
         ForkResult::Child => {
-            let code = inner(plan, streams, control, privileged);
+            let code = inner(plan, streams, door, control, privileged);
             std::process::exit(i32::try_from(code).unwrap_or(125))
         }
         ForkResult::Parent { child } => {
@@ -102,25 +105,24 @@ fn start(control: &mut UnixStream) -> Result<Pid, Failure> {
     }
 }
 
-/// Takes the plan and the program's three streams.
-fn receive(control: &mut UnixStream) -> Result<(Plan, [OwnedFd; 3]), Failure> {
+/// What the proxy hands the launcher.
+struct Given {
+    plan: Plan,
+    /// The program's own.
+    streams: [OwnedFd; 3],
+    /// By which the sockets of its way out go to the proxy.
+    door: Option<UnixStream>,
+}
+
+/// Takes it.
+fn receive(control: &mut UnixStream) -> Result<Given, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(format!("the sandbox's launcher got no plan: {error}"))
     };
     let mut length = [0; 4];
-    let mut space = cmsg_space!([i32; 3]);
-    let mut streams = Vec::new();
-    {
-        let mut parts = [io::IoSliceMut::new(&mut length)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_WAITALL;
-        let message = recvmsg::<UnixAddr>(control.as_raw_fd(), &mut parts, Some(&mut space), flags)
-            .map_err(|errno| failed(&errno.desc()))?;
-        for part in message.cmsgs().map_err(|errno| failed(&errno.desc()))? {
-            if let ControlMessageOwned::ScmRights(fds) = part {
-                streams.extend(sys::adopt(&fds));
-            }
-        }
-    }
+    let mut streams = fds::receive(control, &mut length, MsgFlags::MSG_WAITALL)
+        .map_err(|error| failed(&error))?;
+    let door = (streams.len() == 4).then(|| streams.pop()).flatten().map(UnixStream::from);
     let streams = streams.try_into().map_err(|_| failed(&"three streams belong to it"))?;
     let length = u32::from_be_bytes(length) as usize;
     if length > MAX_PLAN {
@@ -131,7 +133,7 @@ fn receive(control: &mut UnixStream) -> Result<(Plan, [OwnedFd; 3]), Failure> {
     let plan = serde_json::from_slice(&plan)
         // The error's text could repeat a part of it.
         .map_err(|_| failed(&"it is not what this version understands"))?;
-    Ok((plan, streams))
+    Ok(Given { plan, streams, door })
 }
 
 /// Enters the namespaces. The process namespace begins with the next child. Returns whether the
@@ -187,9 +189,15 @@ fn is_privileged((uid, gid): (u32, u32)) -> bool {
 }
 
 /// The first process inside. Returns the exit code.
-fn inner(plan: Plan, streams: [OwnedFd; 3], control: &mut UnixStream, privileged: bool) -> i64 {
-    let ended =
-        confine(&plan, privileged).and_then(|landlock| init::run(plan, control, streams, landlock));
+fn inner(
+    plan: Plan,
+    streams: [OwnedFd; 3],
+    door: Option<UnixStream>,
+    control: &mut UnixStream,
+    privileged: bool,
+) -> i64 {
+    let ended = confine(&plan, door, privileged)
+        .and_then(|landlock| init::run(plan, control, streams, landlock));
     ended.unwrap_or_else(|failure| {
         init::report(control, &Report::Failed(failure));
         125
@@ -198,12 +206,14 @@ fn inner(plan: Plan, streams: [OwnedFd; 3], control: &mut UnixStream, privileged
 
 /// Puts on everything that the program, and this process too, must not be without. Returns
 /// whether landlock is among it.
-fn confine(plan: &Plan, privileged: bool) -> Result<bool, Failure> {
+fn confine(plan: &Plan, door: Option<UnixStream>, privileged: bool) -> Result<bool, Failure> {
     if !plan.network {
         sys::loopback_up().map_err(|error| {
             Failure::new(format!("the sandbox can't bring up its loopback interface: {error}"))
         })?;
     }
+    // While the network namespace is still ours to furnish, and the host's /proc to be read.
+    open(plan, door)?;
     sethostname(&plan.hostname).map_err(at("set its host name"))?;
     root::enter(plan)?;
     if privileged {
@@ -218,6 +228,25 @@ fn confine(plan: &Plan, privileged: bool) -> Result<bool, Failure> {
     let landlock = confine::landlock(plan)?;
     seccomp::confine()?;
     Ok(landlock)
+}
+
+/// Makes the sockets of its way out and hands them to the proxy, which answers at them. They are
+/// there, and nothing else is, before there is a program.
+fn open(plan: &Plan, door: Option<UnixStream>) -> Result<(), Failure> {
+    if plan.door.is_empty() {
+        return Ok(());
+    }
+    let Some(door) = door else {
+        return Err(Failure::new("the sandbox's launcher can't hand out the sockets of a way out"));
+    };
+    let sockets = outward::furnish(&plan.door)
+        .map_err(|failure| Failure { what: failure.what, remedy: failure.remedy })?;
+    fds::give(&door, &sockets).map_err(|error| {
+        Failure::new(format!("the sandbox can't hand out the sockets of its way out: {error}"))
+            .remedy(
+                "list fewer names and ports in `egress`, or raise the proxy's limit of open files",
+            )
+    })
 }
 
 fn at(what: &'static str) -> impl Fn(Errno) -> Failure {

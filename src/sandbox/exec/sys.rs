@@ -3,7 +3,7 @@
 use std::{
     ffi::c_uint,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd},
 };
 
 use nix::{
@@ -67,21 +67,6 @@ pub(super) fn close_all_on_exec() -> nix::Result<()> {
         libc::syscall(libc::SYS_close_range, 3 as c_uint, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
     };
     Errno::result(result).map(drop)
-}
-
-/// Takes ownership of descriptors that a message brought.
-pub(super) fn adopt(fds: &[RawFd]) -> Vec<OwnedFd> {
-    fds.iter()
-        .map(|fd| {
-            #[expect(
-                unsafe_code,
-                reason = "the kernel has just made it for us, nobody else has it"
-            )]
-            unsafe {
-                OwnedFd::from_raw_fd(*fd)
-            }
-        })
-        .collect()
 }
 
 /// Gives a signal its default effect again.

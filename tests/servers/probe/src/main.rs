@@ -1,6 +1,6 @@
 //! An MCP server that tries what a confined server should not be able to do, and tells what it
 //! could. Its one tool, `probe`, and `probe --print` give the same report. `probe --attempts` goes
-//! further: see [`escapes`].
+//! further: see [`escapes`]. `probe --first HOST:PORT` asks that host for a page and does nothing else.
 //!
 //! It harms nothing where it succeeds: files that it makes it removes, and system calls are tried
 //! with arguments that do nothing. It connects to loopback and to the gateway only.
@@ -9,6 +9,8 @@ mod attempts;
 mod escapes;
 mod report;
 mod surroundings;
+
+use std::io::{Read, Write};
 
 use rmcp::{
     ServerHandler, ServiceExt,
@@ -47,6 +49,7 @@ fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     // Without a runtime around them: there are calls that a process with threads may not make.
     match words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some(("--first", [place])) => first(place),
         Some(("--print", _)) => print(&Report::take()),
         Some(("--attempts", rest)) => print(&escapes::attempts(rest)),
         Some(("--attempt", rest)) => {
@@ -70,6 +73,17 @@ fn main() -> anyhow::Result<()> {
         }
         _ => serve(),
     }
+}
+
+/// Asks a host for a page in HTTP before anything else, and prints what comes.
+fn first(place: &str) -> anyhow::Result<()> {
+    let mut stream = std::net::TcpStream::connect(place)?;
+    write!(stream, "GET /first HTTP/1.1\r\nHost: {place}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    // The host may leave it open.
+    let _ = stream.read_to_string(&mut answer);
+    println!("{answer}");
+    Ok(())
 }
 
 fn print(report: &impl serde::Serialize) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 //! (6003), Authentication (3002), Entity Management (3004), Network Activity (4001), and Base
 //! Event (0) for what has no class.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Map, Value, json};
 
@@ -127,7 +127,7 @@ fn classified(
             if let Some(host) = text(members, "host") {
                 // What a server reaches: it is the one that asks.
                 event.insert("src_endpoint".into(), endpoint);
-                endpoint = json!({ "hostname": host });
+                endpoint = at(host);
                 if let Some(port) = members.get("port") {
                     endpoint["port"] = port.clone();
                 }
@@ -139,7 +139,10 @@ fn classified(
                     event.insert("traffic".into(), traffic);
                 }
             } else {
-                put_in(&mut endpoint, "hostname", host(text(members, "url")).as_deref());
+                let of_url = host(text(members, "url"));
+                let of_url = of_url.as_deref().map(at);
+                let more = of_url.iter().filter_map(Value::as_object).flatten();
+                more.for_each(|(key, value)| endpoint[key] = value.clone());
             }
             event.insert("dst_endpoint".into(), endpoint);
             event
@@ -151,6 +154,14 @@ fn classified(
 fn put_in(value: &mut Value, key: &str, text: Option<&str>) {
     if let Some(text) = text {
         value[key] = text.into();
+    }
+}
+
+/// An endpoint by its name or, where that is an address, by that.
+fn at(host: &str) -> Value {
+    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(address) => json!({ "ip": address.to_string() }),
+        Err(_) => json!({ "hostname": host }),
     }
 }
 

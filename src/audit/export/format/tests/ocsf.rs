@@ -127,3 +127,30 @@ fn what_was_refused_is_a_finding_with_the_rule_that_decided() {
     let leaked = event(&samples()[3], &origin());
     assert_eq!((&leaked["class_uid"], &leaked["severity"]), (&2004.into(), &"High".into()));
 }
+
+#[test]
+fn an_address_is_no_host_name() {
+    let events = events();
+    let sample = |name: &str| {
+        let all = events.iter().map(|text| serde_json::from_str::<Value>(text).unwrap());
+        all.into_iter().find(|event| event["event"] == name).unwrap()
+    };
+    let (mut reaching, mut opened) = (sample("server-reaching"), sample("egress-opened"));
+    for (host, ip) in [
+        ("web.example", None),
+        ("192.0.2.7", Some("192.0.2.7")),
+        ("2001:db8::7", Some("2001:db8::7")),
+    ] {
+        let in_url = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        reaching["host"] = host.into();
+        opened["url"] = format!("https://{in_url}/mcp").into();
+        let texts = [reaching.to_string(), opened.to_string()];
+        for item in chained(texts.iter().map(String::as_str)) {
+            let event = event(&item, &origin());
+            let endpoint = &event["dst_endpoint"];
+            assert_eq!(endpoint["ip"].as_str(), ip, "{endpoint}");
+            let name = endpoint["hostname"].as_str();
+            assert_eq!(name, ip.is_none().then_some(host), "{endpoint}");
+        }
+    }
+}
