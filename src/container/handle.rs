@@ -45,11 +45,11 @@ impl Container {
     }
 
     fn docker(&self) -> &Docker {
-        &self.guard.docker
+        self.guard.docker()
     }
 
     fn id(&self) -> &str {
-        &self.guard.id
+        self.guard.id()
     }
 }
 
@@ -78,7 +78,7 @@ impl Handle for Container {
                 let _ = timeout(grace, self.wait()).await;
             }
         }
-        let _ = timeout(REMOVAL, remove(self.docker(), self.id())).await;
+        remove_all(self.docker(), &self.guard.ids).await;
     }
 
     async fn usage(&self) -> Option<Usage> {
@@ -102,52 +102,69 @@ fn lost() -> Exit {
     Exit { code: -1, reason: Some("its end could not be watched".to_owned()) }
 }
 
-/// A container that is removed when this is dropped.
+/// A container that is removed when this is dropped, and then those that it needs.
 pub(super) struct Guard {
     docker: Docker,
-    id: String,
+    /// In the order in which they are removed.
+    ids: Vec<String>,
 }
 
 impl Guard {
     pub fn new(docker: Docker, id: String) -> Self {
-        Self { docker, id }
+        Self { docker, ids: vec![id] }
+    }
+
+    pub fn docker(&self) -> &Docker {
+        &self.docker
     }
 
     pub fn id(&self) -> &str {
-        &self.id
+        self.ids.first().map_or("", String::as_str)
+    }
+
+    /// The same with what it needs.
+    pub fn with(mut self, mut other: Self) -> Self {
+        self.ids.append(&mut other.ids);
+        self
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        remover(self.docker.clone(), std::mem::take(&mut self.id));
+        if !self.ids.is_empty() {
+            remover(self.docker.clone(), std::mem::take(&mut self.ids));
+        }
     }
 }
 
-/// Removes a container from a thread of its own: the runtime that dropped it may be going down, and
+/// Removes containers from a thread of its own: the runtime that dropped them may be going down, and
 /// would take a task with it.
-fn remover(docker: Docker, id: String) {
-    static QUEUE: OnceLock<Option<mpsc::UnboundedSender<(Docker, String)>>> = OnceLock::new();
+fn remover(docker: Docker, ids: Vec<String>) {
+    static QUEUE: OnceLock<Option<mpsc::UnboundedSender<(Docker, Vec<String>)>>> = OnceLock::new();
     let queue = QUEUE.get_or_init(|| {
-        let (sender, mut dropped) = mpsc::unbounded_channel::<(Docker, String)>();
+        let (sender, mut dropped) = mpsc::unbounded_channel::<(Docker, Vec<String>)>();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
         thread::Builder::new()
             .name("container-remover".to_owned())
             .spawn(move || {
                 runtime.block_on(async move {
-                    while let Some((docker, id)) = dropped.recv().await {
-                        tokio::spawn(async move {
-                            let _ = timeout(REMOVAL, remove(&docker, &id)).await;
-                        });
+                    while let Some((docker, ids)) = dropped.recv().await {
+                        tokio::spawn(async move { remove_all(&docker, &ids).await });
                     }
                 });
             })
             .ok()?;
         Some(sender)
     });
-    // Without a thread, the lease in the labels lets the next start of a proxy remove it.
+    // Without a thread, the lease in the labels lets the next start of a proxy remove them.
     if let Some(queue) = queue {
-        let _ = queue.send((docker, id));
+        let _ = queue.send((docker, ids));
+    }
+}
+
+async fn remove_all(docker: &Docker, ids: &[String]) {
+    for id in ids {
+        let _ = timeout(REMOVAL, remove(docker, id)).await;
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Running {
     pub owner: String,
     /// The engine's word for its state: `running`, `created`, `exited`.
     pub state: String,
+    /// The name of the container whose network namespace it holds, where it is no server.
+    pub holds: Option<String>,
 }
 
 /// What the engine says of one container.
@@ -67,6 +69,7 @@ impl Engine {
                     instance: label(label::INSTANCE)?,
                     profile: label(label::PROFILE).unwrap_or_default(),
                     owner: label(label::OWNER)?,
+                    holds: label(label::HOLDS),
                     state: container.state.map(|state| state.to_string()).unwrap_or_default(),
                 })
             })
@@ -76,9 +79,31 @@ impl Engine {
     /// What the engine says of a container, by its id or name.
     pub async fn inspect(&self, container: &str) -> Result<Inspection, Fault> {
         let found = self.docker.inspect_container(container, None).await;
-        let found = found.map_err(Fault::of("inspect the container"))?;
+        let mut found = found.map_err(Fault::of("inspect the container"))?;
+        let mode = found.host_config.as_ref().and_then(|host| host.network_mode.as_deref());
+        if let Some(holder) = mode.and_then(|mode| mode.strip_prefix("container:")) {
+            let holder = self.docker.inspect_container(holder, None).await;
+            let holder = holder.map_err(Fault::of("inspect the container of its network"))?;
+            put_held(&mut found, holder);
+        }
         Ok(Inspection::of(found, &self.facts))
     }
+}
+
+/// Puts what a holder of ours has of the network in the place of its id: that is what holds.
+fn put_held(container: &mut ContainerInspectResponse, holder: ContainerInspectResponse) {
+    let holds = holder.config.and_then(|config| config.labels?.remove(label::HOLDS));
+    let name = container.name.as_deref().map(|name| name.trim_start_matches('/'));
+    let of_holder = holder.host_config.filter(|_| holds.is_some() && holds.as_deref() == name);
+    if let (Some(host), Some(of_holder)) = (&mut container.host_config, of_holder) {
+        host.network_mode = of_holder.network_mode.map(|mode| held(&mode));
+        host.extra_hosts = of_holder.extra_hosts;
+    }
+}
+
+/// What a network is called that a container of its own holds.
+pub(super) fn held(mode: &str) -> String {
+    format!("{mode}, held by a container of its own")
 }
 
 impl Inspection {

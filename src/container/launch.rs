@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     upstream::{
-        outward::{self, Door},
+        outward,
         process::{LaunchFailure, LaunchSpec, Origin, Process},
     },
     vault::Secret,
@@ -28,12 +28,14 @@ use super::{
     failure,
     handle::{self, Container, Guard},
     image::Image,
-    label, limits, namespace, settled,
+    label, limits, settled,
     streams::{self, Stdin},
 };
 
 /// What the names of our containers begin with.
 pub(super) use crate::guard::NAME;
+
+pub(super) type Labels = HashMap<String, String>;
 
 impl Engine {
     /// Starts a server in a container with the hardened profile, attached to its streams.
@@ -82,13 +84,33 @@ impl Engine {
         let volumes = config.volumes.unwrap_or_default();
         profile.settle(&self.facts, volumes);
 
+        let holder = match profile.egress() {
+            [] => None,
+            _ => {
+                let labels = body.labels.clone().unwrap_or_default();
+                let holder = self.hold(&name, &profile.holder(&self.facts), &labels).await?;
+                profile.join(holder.id());
+                Some(holder)
+            }
+        };
         body.host_config = Some(profile.host_config());
         body.healthcheck = Some(profile.health());
         if let Some(labels) = &mut body.labels {
             labels.insert(label::PROFILE.to_owned(), profile.hash());
         }
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
-        let created = self.docker.create_container(Some(options), body).await.map_err(|error| {
+        let creating = self.docker.create_container(Some(options), body);
+        // One takes as long as the other, and neither is broken off: what is made is held.
+        let held = holder.as_ref().map(|holder| holder.id().to_owned());
+        let (created, door) = match &held {
+            None => (creating.await, Ok(None)),
+            Some(held) => {
+                let opening = self.open(held, profile.egress());
+                let (created, door) = tokio::join!(creating, opening);
+                (created, door.map(Some))
+            }
+        };
+        let created = created.map_err(|error| {
             failure(
                 format!("the engine did not create a container of `{image}`: {}", scrub(&error)),
                 "see what `portcullis server inspect` shows of its profile, and `portcullis doctor`",
@@ -97,7 +119,12 @@ impl Engine {
         for warning in &created.warnings {
             tracing::warn!(container = %name, "the engine warns: {warning}");
         }
-        let guard = Guard::new(self.docker.clone(), created.id);
+        let (exit, watched) = watch::channel(None);
+        let mut guard = Guard::new(self.docker.clone(), created.id);
+        if let Some(holder) = holder {
+            guard = holder.end_after(guard, watched.clone());
+        }
+        let door = door?;
         if self.facts.podman {
             // It says that it limits even where, rootless on cgroup v1, it does not.
             limits::kept(&self.docker, guard.id()).await?;
@@ -127,7 +154,6 @@ impl Engine {
             let _ = ended.send(());
         });
 
-        let (exit, watched) = watch::channel(None);
         let memory = profile.memory();
         let watcher = handle::watch(
             self.docker.clone(),
@@ -145,13 +171,6 @@ impl Engine {
             )
         })?;
         settled::mounts(&self.docker, guard.id(), profile.mounts()).await?;
-        let door = match profile.egress() {
-            [] => None,
-            listed => {
-                let namespace = namespace::of(&self.docker, guard.id()).await?;
-                Some(Door::open(namespace, listed).await?)
-            }
-        };
         Ok(Process {
             stdin: Box::new(Stdin::new(attached.input, over)),
             stdout,
@@ -163,6 +182,7 @@ impl Engine {
                 image: image_id,
                 profile: Some(profile.hash()),
                 deviations: profile.deviations().iter().map(ToString::to_string).collect(),
+                ..Origin::default()
             },
             door,
         })
@@ -205,7 +225,7 @@ impl Plan {
                 "correct `command`",
             ));
         }
-        let labels = HashMap::from([
+        let labels = Labels::from([
             (label::INSTANCE.to_owned(), spec.instance.clone()),
             (label::SERVER.to_owned(), spec.server.to_string()),
             (label::OWNER.to_owned(), engine.facts.owner.to_string()),

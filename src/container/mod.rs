@@ -7,11 +7,14 @@
 //! - A mount is what was checked, or the launch fails.
 //! - An image runs by its digest or its local id, and by no other name.
 //! - A launch that fails or is given up leaves no container, and a dropped process leaves none.
+//! - A server that has a way out starts in a network namespace in which that is there already; the
+//!   container that holds the namespace ends with the server.
 //! - Secrets go to the engine in the create request alone: never into labels, errors or names.
 //! - Only containers with our name *and* our labels are ever removed.
 
 mod engine;
 mod handle;
+mod holder;
 mod image;
 mod inspect;
 mod launch;
@@ -40,7 +43,7 @@ use crate::{
 
 /// Labels of our containers, and of the images that we pack.
 pub mod label {
-    pub use crate::guard::label::{GUARD, INSTANCE, OWNER, PROFILE, SERVER};
+    pub use crate::guard::label::{GUARD, HOLDS, INSTANCE, OWNER, PROFILE, SERVER};
 
     /// On images: a digest of the packed program.
     pub const PACKED: &str = "dev.portcullis.packed";
@@ -50,7 +53,9 @@ pub mod label {
 /// [`Profile`] makes of a server with everything at its default.
 pub fn guard_rules(name: &str) -> Rules {
     let seccomp = serde_json::from_str(&seccomp::JSON).unwrap_or_default();
-    Rules::new(name, seccomp, outward::NET)
+    let mut rules = Rules::new(name, seccomp, outward::NET);
+    rules.holders = holder::LAYERS.iter().cloned().collect();
+    rules
 }
 
 /// The engine did not do what it was asked, or did not answer.

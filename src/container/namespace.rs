@@ -20,14 +20,15 @@ pub(super) async fn of(docker: &Docker, id: &str) -> Result<File, LaunchFailure>
     let pid = container.state.and_then(|state| state.pid).filter(|pid| *pid > 0);
     let Some(pid) = pid else {
         return Err(failure(
-            "it ended before its way out was there",
-            "`portcullis server logs` has what it wrote",
+            "the container that holds its network ended before its way out was there",
+            "see that the engine is well: `portcullis doctor`",
         ));
     };
     let elsewhere = || {
         failure(
             "the engine's processes can't be seen from here, so `egress` can't be given to a container",
-            "run the proxy as root on the engine's own machine, and in its process namespace",
+            "run the proxy as root on the engine's own machine, and in its process namespace, or the \
+             server in the sandbox (`runtime = \"sandbox\"`)",
         )
     };
     let namespace = File::open(format!("/proc/{pid}/ns/net")).map_err(|_| elsewhere())?;

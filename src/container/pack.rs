@@ -29,7 +29,7 @@ use crate::{
 use super::{
     Engine,
     engine::{missing, words},
-    failure, label,
+    failure, holder, label,
 };
 
 /// Loading a big image takes longer than any other request.
@@ -94,6 +94,36 @@ impl Engine {
             failure(
                 format!("{} changed while it was packed into an image", program.display()),
                 "try again",
+            )
+        })
+    }
+
+    /// The image (its id) of the program that holds network namespaces, made now if it is not there
+    /// already.
+    pub(super) async fn holder_image(&self) -> Result<String, LaunchFailure> {
+        let arch = &self.facts.arch;
+        let contents = Contents::holder(arch).ok_or_else(|| {
+            failure(
+                format!("no server of an engine that runs {arch} can have a way out"),
+                "remove `egress`, or run the server in the sandbox (`runtime = \"sandbox\"`)",
+            )
+        })?;
+        let unwritten = |error: io::Error| {
+            failure(
+                format!("the image that holds network namespaces could not be written: {error}"),
+                "see that the folder for temporary files has room, or set TMPDIR",
+            )
+        };
+        let layout = Layout::of(arch, &contents).map_err(unwritten)?;
+        if let Some(id) = self.find(&layout).await? {
+            return Ok(id);
+        }
+        let _turn = self.packed.turn.lock().await;
+        self.load(write_archive(&contents, &layout).map_err(unwritten)?).await?;
+        self.find(&layout).await?.ok_or_else(|| {
+            failure(
+                "the engine has no image that holds network namespaces, though it was loaded",
+                "see that the engine is well: `portcullis doctor`",
             )
         })
     }
@@ -176,28 +206,47 @@ fn unpackable(program: &Path, why: String) -> LaunchFailure {
 /// The files of an image: where each stands inside, and where it comes from.
 struct Contents {
     entry: String,
-    files: BTreeMap<PathBuf, PathBuf>,
+    files: BTreeMap<PathBuf, Source>,
     libraries: BTreeSet<String>,
+}
+
+enum Source {
+    File(PathBuf),
+    Bytes(Vec<u8>),
+}
+
+impl Contents {
+    fn holder(arch: &str) -> Option<Self> {
+        let entry = "/app/holder".to_owned();
+        let program = Source::Bytes(holder::program(arch)?);
+        let files = BTreeMap::from([(PathBuf::from(&entry), program)]);
+        Some(Self { entry, files, libraries: BTreeSet::new() })
+    }
+}
+
+/// The digest of the one layer of a holder's image.
+pub(super) fn holder_layer(arch: &str) -> Option<String> {
+    Some(Layout::of(arch, &Contents::holder(arch)?).ok()?.layer)
 }
 
 fn examine(program: &Path, arch: &str) -> Result<Packed, LaunchFailure> {
     let contents = contents(program, arch)?;
     // Stamped before they are read: a change in between makes the entry stale, not wrong.
-    let files = contents
-        .files
-        .values()
-        .map(|source| Ok((source.clone(), Stamp::of(source)?)))
-        .collect::<io::Result<Vec<_>>>()
-        .map_err(|error| unreadable(program, &error))?;
-    let mut layer = Hashing { hash: Sha256::new(), written: 0, to: io::sink() };
-    write_layer(&contents, &mut layer).map_err(|error| unreadable(program, &error))?;
-    let digest = hex::encode(layer.hash.finalize());
-    let layout = Layout::of(program, arch, &contents, &digest, layer.written);
+    let stamped = |source: &Source| match source {
+        Source::File(source) => Some(Stamp::of(source).map(|stamp| (source.clone(), stamp))),
+        Source::Bytes(_) => None,
+    };
+    let files = contents.files.values().filter_map(stamped).collect::<io::Result<Vec<_>>>();
+    let files = files.map_err(|error| unreadable(program, &error))?;
+    let layout = Layout::of(arch, &contents).map_err(|error| unreadable(program, &error))?;
     Ok(Packed { files, layout })
 }
 
 impl Layout {
-    fn of(program: &Path, arch: &str, contents: &Contents, layer: &str, size: u64) -> Self {
+    fn of(arch: &str, contents: &Contents) -> io::Result<Self> {
+        let mut written = Hashing { hash: Sha256::new(), written: 0, to: io::sink() };
+        write_layer(contents, &mut written)?;
+        let (layer, size) = (hex::encode(written.hash.finalize()), written.written);
         let layer = format!("sha256:{layer}");
         let mut env = vec!["PATH=/app".to_owned()];
         if !contents.libraries.is_empty() {
@@ -223,8 +272,8 @@ impl Layout {
         .to_string();
         let digest = hex::encode(&Sha256::digest(config.as_bytes())[..16]);
         // `.invalid` is no registry's name (RFC 2606), so that nothing can be pulled under it.
-        let name = format!("{}{}:{digest}", guard::PACKED, plain_name(program));
-        Self { layer, size, config, name }
+        let name = format!("{}{}:{digest}", guard::PACKED, plain_name(Path::new(&contents.entry)));
+        Ok(Self { layer, size, config, name })
     }
 }
 
@@ -274,7 +323,7 @@ fn contents(program: &Path, arch: &str) -> Result<Contents, LaunchFailure> {
         .map_err(|error| unpackable(program, format!("its libraries cannot be listed: {error}")))?;
 
     let entry = format!("/app/{}", plain_name(program));
-    let mut files = BTreeMap::from([(PathBuf::from(&entry), program.to_owned())]);
+    let mut files = BTreeMap::from([(PathBuf::from(&entry), Source::File(program.to_owned()))]);
     let mut libraries = BTreeSet::new();
     for library in tree.libraries.values() {
         let Some(real) = &library.realpath else {
@@ -286,13 +335,13 @@ fn contents(program: &Path, arch: &str) -> Result<Contents, LaunchFailure> {
             return refuse(format!("its library {} is in a folder with an odd name", library.name));
         };
         let name = Path::new(&library.name).file_name().unwrap_or_default();
-        files.insert(Path::new(folder).join(name), real.clone());
+        files.insert(Path::new(folder).join(name), Source::File(real.clone()));
         libraries.insert(folder.to_owned());
     }
     if let Some(loader) = tree.interpreter {
         let real = fs::canonicalize(&loader)
             .map_err(|_| unpackable(program, format!("its loader {loader} is not installed")))?;
-        files.insert(PathBuf::from(loader), real);
+        files.insert(PathBuf::from(loader), Source::File(real));
     }
     Ok(Contents { entry, files, libraries })
 }
@@ -325,11 +374,17 @@ fn write_layer(contents: &Contents, to: impl Write) -> io::Result<()> {
         layer.append_data(&mut header(EntryType::Regular, 0o644, size), name, text.as_bytes())?;
     }
     for (file, source) in &contents.files {
-        let source = File::open(source)?;
-        let size = source.metadata()?.len();
+        let (from, size): (Box<dyn Read>, u64) = match source {
+            Source::File(source) => {
+                let source = File::open(source)?;
+                let size = source.metadata()?.len();
+                // Exactly the size that the header says, should the file grow meanwhile.
+                (Box::new(source.take(size)), size)
+            }
+            Source::Bytes(bytes) => (Box::new(bytes.as_slice()), bytes.len() as u64),
+        };
         let mut header = header(EntryType::Regular, 0o755, size);
-        // Exactly the size that the header says, should the file grow meanwhile.
-        layer.append_data(&mut header, relative(file), source.take(size))?;
+        layer.append_data(&mut header, relative(file), from)?;
     }
     layer.into_inner()?.flush()
 }

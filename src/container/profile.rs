@@ -53,6 +53,11 @@ pub struct Profile {
     pids: u32,
     network: bool,
     egress: Vec<Destination>,
+    /// The container whose network namespace it joins, where it has a way out: none of its own. Empty
+    /// before that is there.
+    joins: Option<String>,
+    /// Whether its program is one of ours that runs no others: nothing is to be found out about it.
+    holds: bool,
     mounts: Vec<Mount>,
     /// The folder of secrets that are handed over as files.
     secrets: Option<Mount>,
@@ -106,6 +111,8 @@ impl Profile {
             pids: pids(resources)?,
             network: hardening.network,
             egress: spec.egress.clone(),
+            joins: (!spec.egress.is_empty()).then(String::new),
+            holds: false,
             mounts: mounts::check(&spec.mounts, places)?,
             secrets: spec.secret_files.as_ref().map(|source| Mount {
                 source: source.clone(),
@@ -139,6 +146,33 @@ impl Profile {
             .collect();
         self.scratch.sort();
         self.scratch.dedup();
+    }
+
+    /// That of the container which holds the network namespace of this one: as tight as can be.
+    pub(super) fn holder(&self, facts: &Facts) -> Self {
+        let mut holder = Self {
+            user: USER.to_owned(),
+            cap_add: Vec::new(),
+            readonly_root: true,
+            exec_tmp: false,
+            tmp_mib: 1,
+            files: 64,
+            // The engine's own processes that start it count, too.
+            memory: 16 * MIB,
+            pids: 32,
+            joins: None,
+            holds: true,
+            mounts: Vec::new(),
+            secrets: None,
+            ..self.clone()
+        };
+        holder.settle(facts, Vec::new());
+        holder
+    }
+
+    /// Has it join the network namespace of that container.
+    pub(super) fn join(&mut self, holder: &str) {
+        self.joins = Some(holder.to_owned());
     }
 
     /// The hosts that it may reach.
@@ -205,9 +239,12 @@ impl Profile {
             ),
             runtime: self.runtime.map(str::to_owned),
             oom_kill_disable: Some(false),
-            network_mode: Some(self.network_mode().to_owned()),
-            // For programs that know nothing of proxies: see `outward`.
-            extra_hosts: (!self.egress.is_empty()).then(|| self.extra_hosts()),
+            network_mode: Some(match &self.joins {
+                Some(holder) => format!("container:{holder}"),
+                None => self.network_mode().to_owned(),
+            }),
+            // For programs that know nothing of proxies: see `outward`. Who joins has the holder's.
+            extra_hosts: self.holds.then(|| self.extra_hosts()),
             ipc_mode: Some("private".to_owned()),
             // The engine's own default is the host's namespace on cgroup v1.
             cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
@@ -231,14 +268,14 @@ impl Profile {
     /// Replaces a health check that the image brings (which would run a program of its choosing)
     /// by one that shows that the container can still start a process.
     pub(super) fn health(&self) -> HealthConfig {
-        const SECOND: i64 = 1_000_000_000;
-        match self.init {
+        use crate::guard::health::{INTERVAL, RETRIES, START_PERIOD, TIMEOUT};
+        match self.init.filter(|_| !self.holds) {
             Some(init) => HealthConfig {
                 test: Some(["CMD", init, "--version"].map(str::to_owned).to_vec()),
-                interval: Some(30 * SECOND),
-                timeout: Some(5 * SECOND),
-                retries: Some(3),
-                start_period: Some(0),
+                interval: Some(INTERVAL),
+                timeout: Some(TIMEOUT),
+                retries: Some(RETRIES),
+                start_period: Some(START_PERIOD),
                 start_interval: None,
             },
             None => HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() },
@@ -284,7 +321,13 @@ impl Profile {
             ("PidsLimit", self.pids.to_string()),
             ("Ulimits", format!("core=0:0, nofile={0}:{0}", self.files)),
             ("Runtime", self.runtime.unwrap_or(DEFAULT_RUNTIME).to_owned()),
-            ("NetworkMode", self.network_mode().to_owned()),
+            (
+                "NetworkMode",
+                match self.joins {
+                    Some(_) => super::inspect::held(self.network_mode()),
+                    None => self.network_mode().to_owned(),
+                },
+            ),
             ("ExtraHosts", or_none(&self.extra_hosts())),
             ("IpcMode", "private".to_owned()),
             ("PidMode", "private".to_owned()),

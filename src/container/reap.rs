@@ -15,13 +15,19 @@ impl Engine {
             container.instance == instance
                 || container.owner.parse().is_ok_and(|owner: Owner| owner.gone(me))
         });
-        let removals = orphans.map(|container| async move {
-            remove(&self.docker, &container.id).await.map_err(|error| Fault {
-                asked: "remove an orphaned container",
-                why: format!("{}: {}", container.name, words(&error)),
-            })
-        });
-        let outcomes = join_all(removals).await;
+        // Servers first: an engine may keep what another one has joined.
+        let (holders, servers): (Vec<_>, Vec<_>) =
+            orphans.partition(|container| container.holds.is_some());
+        let mut outcomes = Vec::new();
+        for some in [servers, holders] {
+            let removals = some.into_iter().map(|container| async move {
+                remove(&self.docker, &container.id).await.map_err(|error| Fault {
+                    asked: "remove an orphaned container",
+                    why: format!("{}: {}", container.name, words(&error)),
+                })
+            });
+            outcomes.extend(join_all(removals).await);
+        }
         let removed = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
         match outcomes.into_iter().find_map(Result::err) {
             Some(fault) => Err(fault),

@@ -3,12 +3,16 @@
 //! A source is checked here, by its path, and the engine looks at that path again when it starts the
 //! container. In between, whoever may write in a folder above it (a server that has that folder, for
 //! one) can put a link to anything in its place.
+//!
+//! An engine mounts when it starts the program, so the program runs while we look: where a mount is another,
+//! it is ended after moments with it, and not before.
 
 use std::{
     ffi::OsString,
     fs,
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
+    sync::Once,
 };
 
 use bollard::Docker;
@@ -51,7 +55,23 @@ pub(super) async fn mounts(
         failure(fault.to_string(), "see that the engine is well: `portcullis doctor`")
     })?;
     let pid = container.state.and_then(|state| state.pid).filter(|pid| *pid > 0);
+    let (id, checked) = (id.to_owned(), checked.to_vec());
+    // A folder of a server that does not answer holds up this launch, and nobody else.
+    let looking = tokio::task::spawn_blocking(move || compare(pid, &id, &checked)).await;
+    looking.map_err(|_| failure("its mounts could not be looked at", "try again"))?
+}
+
+fn compare(pid: Option<i64>, id: &str, checked: &[Mount]) -> Result<(), LaunchFailure> {
     let inside = pid.and_then(|pid| seen(pid, id));
+    if inside.is_none() {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            tracing::warn!(
+                "the engine's processes can't be seen from here, so that it mounted what was checked is \
+                 known by the paths alone: run the proxy as root on the engine's machine to have it seen"
+            );
+        });
+    }
     let here = fs::read("/proc/self/mountinfo").map(|text| parsed(&text)).unwrap_or_default();
     for mount in checked {
         let same = match &inside {

@@ -9,12 +9,13 @@ use http::{
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, upgrade};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use url::form_urlencoded::Serializer;
 
 use crate::{
     NAME,
     archive::Archive,
-    create,
+    create::{self, Holding},
     engine::{self, Body, Engine},
     label,
     lease::Leases,
@@ -92,9 +93,9 @@ impl Shared {
                 nothing(request.into_body()).await?;
                 self.list(&base).await
             }
-            Call::Create { name, platform } => {
+            Call::Create { name } => {
                 let body = engine::read(request.into_body(), LONGEST, ARRIVAL).await?;
-                self.create(&base, &name, platform.as_deref(), &body).await
+                self.create(&base, &name, body.to_vec()).await
             }
             Call::Container { container, act } => {
                 let held = self.leases.find(&container).ok_or_else(|| {
@@ -178,17 +179,25 @@ impl Shared {
     }
 
     async fn create(
-        &self,
+        self: &Arc<Self>,
         base: &str,
         name: &str,
-        platform: Option<&str>,
-        body: &[u8],
+        body: Vec<u8>,
     ) -> Result<Response<Body>, Refusal> {
-        let checked = create::check(body, name, &self.rules)?;
+        let (shared, named) = (self.clone(), name.to_owned());
+        let checked = looked(move || {
+            let held = |container: &str, held: &Holding| shared.leases.join(container, held);
+            create::check(&body, &named, &shared.rules, held)
+        });
+        let checked = checked.await?;
         let target = format!("{base}/images/{}/json", checked.image);
         let (status, image) = self.engine.ask(Method::GET, &target, Vec::new()).await?;
         if !status.is_success() {
             return Ok(answer(status, &image));
+        }
+        if !image.get("Config").is_some_and(Value::is_object) {
+            let why = "the engine does not say what the image is";
+            return Err(Refusal::new(Code::Engine, why));
         }
         // One that is nowhere covered would be a folder of the host's disk, without a bound.
         let volumes = image.pointer("/Config/Volumes").and_then(Value::as_object);
@@ -201,17 +210,34 @@ impl Shared {
             );
             return Err(Refusal::new(Code::Profile, why));
         }
+        if checked.holds.is_some() {
+            let layers = image.pointer("/RootFS/Layers").and_then(Value::as_array);
+            let ours = matches!(layers.map(Vec::as_slice), Some([Value::String(layer)])
+                if self.rules.holders.contains(layer));
+            if !ours {
+                let why = "a container that holds a network has another program than Portcullis'";
+                return Err(Refusal::new(Code::Profile, why));
+            }
+        }
         let place = self.leases.place()?;
-        let query = query(&[("name", Some(name)), ("platform", platform)]);
+        let query = query(&[("name", Some(name))]);
         let target = format!("{base}/containers/create?{query}");
         // Carried through even if the client goes: what was created is held, and ends some time.
         let (engine, leases, body) = (self.engine.clone(), self.leases.clone(), checked.body);
-        let (name, mounts) = (name.to_owned(), checked.mounts);
+        let (name, mounts, holds) = (name.to_owned(), checked.mounts, checked.holds);
+        let guard = self.rules.name.clone();
         let creating = tokio::spawn(async move {
-            let (status, told) = engine.ask(Method::POST, &target, body).await?;
+            let asked = engine.ask(Method::POST, &target, body).await;
+            let (status, told) = match asked {
+                Ok(asked) => asked,
+                Err(refusal) => {
+                    leases.lost(name, guard, place);
+                    return Err(refusal);
+                }
+            };
             if let Some(id) = told.get("Id").and_then(Value::as_str).filter(|_| status.is_success())
             {
-                leases.hold(id.to_owned(), name, mounts, place);
+                leases.hold(id.to_owned(), name, mounts, holds, place);
             }
             Ok((status, told))
         });
@@ -280,8 +306,13 @@ impl Shared {
     }
 
     /// What was a folder when the container was created may be a link by now.
-    async fn mounts(&self, mounts: &[(PathBuf, bool)]) -> Result<(), Refusal> {
-        mounts.iter().try_for_each(|(path, writable)| create::source(path, *writable, &self.rules))
+    async fn mounts(self: &Arc<Self>, mounts: &[(PathBuf, bool)]) -> Result<(), Refusal> {
+        let (shared, mounts) = (self.clone(), mounts.to_vec());
+        looked(move || {
+            let all = mounts.iter();
+            all.map(|(path, writable)| create::source(path, *writable, &shared.rules)).collect()
+        })
+        .await
     }
 
     async fn attach(
@@ -319,6 +350,15 @@ impl Shared {
         headers.insert(UPGRADE, HeaderValue::from_static("tcp"));
         Ok(response)
     }
+}
+
+/// Looks at the file system, which may not answer, and holds up nobody else.
+async fn looked<T: Send + 'static>(
+    look: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let late = || Refusal::new(Code::Mount, "a folder of the host does not answer");
+    let looking = timeout(ARRIVAL, tokio::task::spawn_blocking(look)).await;
+    looking.map_err(|_| late())?.map_err(|_| late())?
 }
 
 /// Containers that may be this guard's, as a parameter of the engine's.

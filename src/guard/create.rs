@@ -14,7 +14,7 @@ use crate::{
     NAME, label,
     refusal::{Code, Refusal, shown},
     route,
-    rules::{Allow, Rules},
+    rules::{Allow, MountRule, Rules},
     strict,
 };
 
@@ -26,9 +26,6 @@ struct Body {
     image: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     cmd: Option<Vec<String>>,
-    /// Of the program that holds the image's own until its way out is there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    entrypoint: Option<Vec<String>>,
     #[serde(default)]
     env: Vec<String>,
     user: String,
@@ -157,13 +154,39 @@ pub struct Checked {
     pub mounts: Vec<(PathBuf, bool)>,
     /// The places inside that are memory or a folder of the host: an image's volumes must be there.
     pub places: BTreeSet<String>,
+    /// What it holds, where it is no server: its image must be one of a holder.
+    pub holds: Option<Holding>,
+}
+
+/// A network namespace that is held: for whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    /// The name of the one container that may join it.
+    pub by: String,
+    /// Who launches both, in which run, for which server.
+    pub of: [String; 3],
+}
+
+impl Holding {
+    fn of(labels: &BTreeMap<String, String>, by: String) -> Self {
+        let of = [label::OWNER, label::INSTANCE, label::SERVER];
+        Self { by, of: of.map(|one| labels.get(one).cloned().unwrap_or_default()) }
+    }
 }
 
 /// Reads and checks a body.
 ///
+/// `held` finds the container of that id or name which holds exactly that, where nobody has joined it
+/// yet; it tells its id.
+///
 /// # Errors
 /// With what is wrong first. No value of the environment or the command is in the words.
-pub fn check(body: &[u8], name: &str, rules: &Rules) -> Result<Checked, Refusal> {
+pub fn check(
+    body: &[u8],
+    name: &str,
+    rules: &Rules,
+    held: impl Fn(&str, &Holding) -> Option<String>,
+) -> Result<Checked, Refusal> {
     // What the parser says of a wrong value may hold the value.
     let malformed = |_| Refusal::new(Code::Malformed, "the body is not JSON, or has a key twice");
     let value = strict::parse(body).map_err(malformed)?;
@@ -181,6 +204,16 @@ pub fn check(body: &[u8], name: &str, rules: &Rules) -> Result<Checked, Refusal>
     streams(&body)?;
     health(&body.healthcheck)?;
     host(&mut body.host_config, rules)?;
+    let holds = holds(&body)?;
+    if let Some(holder) = body.host_config.network_mode.strip_prefix("container:") {
+        let holding = Holding::of(&body.labels, name.to_owned());
+        let Some(holder) = held(holder, &holding).filter(|_| holds.is_none()) else {
+            return refuse(
+                "it joins a network that no container of this guard's holds for it alone",
+            );
+        };
+        body.host_config.network_mode = format!("container:{holder}");
+    }
     let mounts = mounts(&body.host_config.mounts, rules)?;
     let targets = body.host_config.mounts.iter().map(|m| m.target.to_string_lossy().into_owned());
     let places = targets.chain(body.host_config.tmpfs.keys().cloned()).collect();
@@ -190,6 +223,7 @@ pub fn check(body: &[u8], name: &str, rules: &Rules) -> Result<Checked, Refusal>
         body: serde_json::to_vec(&body).map_err(malformed)?,
         mounts,
         places,
+        holds,
         image: body.image,
     };
     Ok(checked)
@@ -197,7 +231,7 @@ pub fn check(body: &[u8], name: &str, rules: &Rules) -> Result<Checked, Refusal>
 
 /// The first key of the upper levels that is not known, for the words of a refusal.
 fn unknown(value: &Value) -> Option<String> {
-    const BODY: &str = "Image Cmd Entrypoint Env User AttachStdin AttachStdout AttachStderr OpenStdin StdinOnce \
+    const BODY: &str = "Image Cmd Env User AttachStdin AttachStdout AttachStderr OpenStdin StdinOnce \
         Tty StopSignal Labels Healthcheck HostConfig";
     const HOST: &str = "Privileged CapDrop CapAdd SecurityOpt ReadonlyRootfs Tmpfs Memory MemorySwap \
         NanoCpus PidsLimit Ulimits OomKillDisable NetworkMode ExtraHosts IpcMode CgroupnsMode Init \
@@ -227,8 +261,7 @@ fn no_nul(texts: &[String]) -> bool {
 }
 
 fn whole(body: &Body) -> Result<(), Refusal> {
-    let words = [&body.cmd, &body.entrypoint];
-    if !no_nul(&body.env) || !words.into_iter().flatten().all(|words| no_nul(words)) {
+    if !no_nul(&body.env) || !body.cmd.iter().all(|words| no_nul(words)) {
         return refuse("an argument or a variable holds a NUL");
     }
     if body.env.iter().any(|pair| pair.find('=').is_none_or(|at| at == 0)) {
@@ -268,6 +301,7 @@ fn labels(labels: &BTreeMap<String, String>, name: &str) -> Result<(), Refusal> 
     // Without a guard it is empty, so that an image's does not count. The guard's own replaces it.
     let other = |(key, value): &(&String, &String)| match key.as_str() {
         label::GUARD => !value.is_empty(),
+        label::HOLDS => false,
         key => !OURS.contains(&key),
     };
     if let Some((other, _)) = labels.iter().find(other) {
@@ -279,6 +313,25 @@ fn labels(labels: &BTreeMap<String, String>, name: &str) -> Result<(), Refusal> 
         return refuse("the container's name is not its server's");
     }
     Ok(())
+}
+
+/// What a holder holds. Beside that it has nothing: its program needs no more.
+fn holds(body: &Body) -> Result<Option<Holding>, Refusal> {
+    let Some(by) = body.labels.get(label::HOLDS) else { return Ok(None) };
+    if by.is_empty() || by.len() > 200 {
+        return refuse("the label of what it holds names no container");
+    }
+    let host = &body.host_config;
+    let more = body.cmd.is_some()
+        || !body.env.is_empty()
+        || !host.mounts.is_empty()
+        || !host.cap_add.is_empty()
+        || !host.readonly_rootfs
+        || host.network_mode != "none";
+    if more {
+        return refuse("a container that holds a network has a command, variables, mounts or more");
+    }
+    Ok(Some(Holding::of(&body.labels, by.clone())))
 }
 
 fn user(user: &str, rules: &Rules) -> Result<(), Refusal> {
@@ -310,9 +363,19 @@ fn streams(body: &Body) -> Result<(), Refusal> {
 }
 
 fn health(health: &Health) -> Result<(), Refusal> {
+    use crate::health::{INTERVAL, RETRIES, START_PERIOD, TIMEOUT};
     let test: Vec<&str> = health.test.iter().map(String::as_str).collect();
+    let times = [health.interval, health.timeout, health.retries, health.start_period];
     match test.as_slice() {
-        ["NONE"] | ["CMD", "/sbin/docker-init", "--version"] => Ok(()),
+        ["NONE"] => Ok(()),
+        ["CMD", "/sbin/docker-init", "--version"] => {
+            if times == [INTERVAL, TIMEOUT, RETRIES, START_PERIOD].map(Some) {
+                Ok(())
+            } else {
+                // What the request leaves out, the engine takes from the image.
+                refuse("`Healthcheck` has other times than Portcullis'")
+            }
+        }
         _ => refuse("`Healthcheck` is another program than Portcullis'"),
     }
 }
@@ -374,14 +437,24 @@ fn host(host: &mut Host, rules: &Rules) -> Result<(), Refusal> {
     }
     match host.network_mode.as_str() {
         "none" => {}
+        // Whose it is, is looked at apart.
+        joined if joined.starts_with("container:") => {
+            if !host.extra_hosts.is_empty() {
+                return refuse("it has `ExtraHosts` of its own and joins a network");
+            }
+        }
         "bridge" if rules.allows(Allow::Network) => {}
         "bridge" => return refuse("it has a network (see --allow network)"),
-        _ => return refuse("`NetworkMode` is neither none nor bridge"),
+        _ => return refuse("`NetworkMode` is neither none, bridge, nor that of a holder"),
     }
     for entry in &host.extra_hosts {
         // Of the range in which Portcullis puts its own sockets inside.
-        let address = entry.rsplit_once(':').and_then(|(_, a)| a.parse::<Ipv4Addr>().ok());
-        if !address.is_some_and(|address| address.octets().starts_with(&rules.stand_ins)) {
+        // Split where the engine does: at the first colon.
+        let word = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        let (name, address) = entry.split_once(':').unwrap_or_default();
+        let address = address.parse::<Ipv4Addr>().ok();
+        let named = !name.is_empty() && name.bytes().all(word);
+        if !named || !address.is_some_and(|a| a.octets().starts_with(&rules.stand_ins)) {
             return refuse("an entry of `ExtraHosts` leads elsewhere than to Portcullis");
         }
     }
@@ -515,13 +588,19 @@ pub fn source(path: &Path, writable: bool, rules: &Rules) -> Result<(), Refusal>
     if writable && rules.mounts.iter().any(|rule| !rule.writable && rule.path.starts_with(path)) {
         return refuse("it, or a folder in it, may only be read (see --mount)");
     }
-    // The engine follows links, so there must be none. The rule's own folder is the operator's word.
-    if path == rule.path {
+    // The engine follows links, so there must be none. The rule's own folder is the operator's word, but
+    // not where a container may write above it, and put something else in its place.
+    let above = |other: &MountRule| other.path != path && path.starts_with(&other.path);
+    if path == rule.path && !rules.mounts.iter().any(|rule| rule.writable && above(rule)) {
         return Ok(());
     }
     match std::fs::canonicalize(path) {
-        Ok(real) if real == path => Ok(()),
-        Ok(_) => refuse("there is a link on the way to it"),
+        Ok(real) if real != path => refuse("there is a link on the way to it"),
+        // What answers at a socket, or a device, does so for whoever may only read, too.
+        Ok(real) => match std::fs::metadata(real) {
+            Ok(found) if found.is_dir() || found.is_file() => Ok(()),
+            _ => refuse("it is no folder and no plain file"),
+        },
         Err(_) => refuse(
             "the guard cannot see it: give the guard the folder of --mount at the same path, read-only",
         ),

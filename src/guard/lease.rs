@@ -13,6 +13,7 @@ use std::{
 
 use http::Method;
 use parking_lot::Mutex;
+use serde_json::Value;
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -20,7 +21,9 @@ use tokio::{
 };
 
 use crate::{
+    create::Holding,
     engine::Engine,
+    label,
     refusal::{Code, Refusal},
 };
 
@@ -31,6 +34,8 @@ const GRACE: Duration = Duration::from_secs(20);
 /// Between the first removal that failed and the second; then twice as long each time.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// For the engine to be done with a creation that it did not answer in time.
+const LATE: Duration = Duration::from_secs(600);
 /// For all to be removed at the guard's end: less than an init waits before it kills.
 const ENDING: Duration = Duration::from_secs(8);
 
@@ -50,6 +55,9 @@ pub struct Lease {
     name: String,
     /// The folders of the host that it has, with whether it may write.
     pub mounts: Vec<(PathBuf, bool)>,
+    /// What it holds, and whether somebody has joined it.
+    holds: Option<Holding>,
+    joined: AtomicBool,
     attached: AtomicBool,
     _place: OwnedSemaphorePermit,
 }
@@ -76,10 +84,18 @@ impl Leases {
         id: String,
         name: String,
         mounts: Vec<(PathBuf, bool)>,
+        holds: Option<Holding>,
         place: OwnedSemaphorePermit,
     ) {
-        let attached = AtomicBool::new(false);
-        let lease = Lease { id: id.clone(), name, mounts, attached, _place: place };
+        let lease = Lease {
+            id: id.clone(),
+            name,
+            mounts,
+            holds,
+            joined: AtomicBool::default(),
+            attached: AtomicBool::default(),
+            _place: place,
+        };
         {
             let mut held = self.held.lock();
             // The engine gives a name to one at a time: the earlier one is gone.
@@ -98,11 +114,60 @@ impl Leases {
         });
     }
 
+    /// Keeps the place of one whose creation the engine did not answer: it may be there, or come to be.
+    /// It is removed then, where its labels say that it is the one.
+    pub fn lost(&self, name: String, guard: String, place: OwnedSemaphorePermit) {
+        let leases = self.clone();
+        tokio::spawn(async move {
+            let given_up = tokio::time::Instant::now() + LATE;
+            let mut pause = PAUSE;
+            loop {
+                match leases.recover(&name, &guard).await {
+                    Ok(Removal::Done) => {
+                        tracing::warn!(container = name, "removed: its creation was not answered");
+                        break;
+                    }
+                    Ok(Removal::Absent) if tokio::time::Instant::now() > given_up => break,
+                    Ok(Removal::Absent | Removal::Going) => {}
+                    Err(refusal) => {
+                        tracing::error!(container = name, "not removed yet: {}", refusal.why);
+                    }
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            drop(place);
+        });
+    }
+
+    /// Removes the container of that name, if that is what this guard created by it.
+    async fn recover(&self, name: &str, guard: &str) -> Result<Removal, Refusal> {
+        let target = format!("/containers/{name}/json");
+        let (status, told) = self.engine.ask(Method::GET, &target, Vec::new()).await?;
+        let labelled = |key: &str, value: &str| {
+            let labels = told.pointer("/Config/Labels").and_then(Value::as_object);
+            labels.and_then(|labels| labels.get(key)).and_then(Value::as_str) == Some(value)
+        };
+        match status.as_u16() {
+            200 if labelled(label::GUARD, guard) && labelled(label::CONTAINER, name) => {
+                remove(&self.engine, name).await
+            }
+            200 | 404 => Ok(Removal::Absent),
+            _ => Err(Refusal::new(Code::Engine, format!("the engine answered {status}"))),
+        }
+    }
+
     /// One that was created through this guard, by its id or name.
     pub fn find(&self, container: &str) -> Option<Arc<Lease>> {
         let held = self.held.lock();
         let named = || held.values().find(|lease| lease.name == container);
         held.get(container).or_else(named).cloned()
+    }
+
+    /// The id of the container that holds exactly that, the first time that it is asked for.
+    pub fn join(&self, container: &str, holding: &Holding) -> Option<String> {
+        let lease = self.find(container).filter(|lease| lease.holds.as_ref() == Some(holding))?;
+        (!lease.joined.swap(true, Ordering::AcqRel)).then(|| lease.id.clone())
     }
 
     /// It is not there any more.
@@ -213,17 +278,26 @@ mod tests {
 
     /// Takes a request, whose answer is up to the caller.
     async fn asked(engine: &UnixListener) -> UnixStream {
+        asked_for(engine, "DELETE /containers/a?force=true").await
+    }
+
+    async fn asked_for(engine: &UnixListener, what: &str) -> UnixStream {
         let (mut stream, _) = engine.accept().await.expect("a connection");
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await.expect("a request"));
         }
-        assert!(head.starts_with(b"DELETE /containers/a?force=true"), "{head:?}");
+        assert!(head.starts_with(what.as_bytes()), "{head:?}");
         stream
     }
 
-    async fn answer(mut stream: UnixStream, status: &str) {
-        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+    async fn answer(stream: UnixStream, status: &str) {
+        answer_with(stream, status, "").await;
+    }
+
+    async fn answer_with(mut stream: UnixStream, status: &str, body: &str) {
+        let length = body.len();
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}");
         stream.write_all(answer.as_bytes()).await.expect("to answer");
     }
 
@@ -234,7 +308,7 @@ mod tests {
         let engine = UnixListener::bind(&socket).expect("a socket");
         let leases = Leases::new(Engine::new(socket), 1);
         let place = leases.place().expect("a place");
-        leases.hold("a".to_owned(), "n".to_owned(), Vec::new(), place);
+        leases.hold("a".to_owned(), "n".to_owned(), Vec::new(), None, place);
         let ending = leases.clone();
         let ending = tokio::spawn(async move { ending.end("a", "it is tried").await });
         let story = async {
@@ -251,6 +325,53 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_container_whose_creation_was_not_answered_is_removed_when_it_comes_to_be() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("engine.sock");
+        let engine = UnixListener::bind(&socket).expect("a socket");
+        let leases = Leases::new(Engine::new(socket), 1);
+        let place = leases.place().expect("a place");
+        leases.lost("a".to_owned(), "g".to_owned(), place);
+        let of = |guard: &str| {
+            let labels = serde_json::json!({label::GUARD: guard, label::CONTAINER: "a"});
+            serde_json::json!({"Config": {"Labels": labels}}).to_string()
+        };
+        let story = async {
+            // Not there yet; another's, which is let alone; there.
+            for (status, body) in
+                [("404 x", String::new()), ("200 x", of("other")), ("200 x", of("g"))]
+            {
+                assert!(leases.place().is_err());
+                let question = asked_for(&engine, "GET /containers/a/json").await;
+                answer_with(question, status, &body).await;
+            }
+            answer(asked(&engine).await, "204 x").await;
+            while leases.place().is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, story).await.expect("to be removed");
+    }
+
+    #[tokio::test]
+    async fn what_is_held_is_joined_once_by_whom_it_is_held_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let leases = Leases::new(Engine::new(folder.path().join("engine.sock")), 2);
+        let holding = |by: &str| Holding { by: by.to_owned(), of: Default::default() };
+        let hold = |id: &str, holds| {
+            let place = leases.place().expect("a place");
+            leases.hold(id.to_owned(), format!("n-{id}"), Vec::new(), holds, place);
+        };
+        hold("a", Some(holding("x")));
+        hold("b", None);
+        for (container, by) in [("a", "y"), ("b", "x"), ("c", "x"), ("", "x")] {
+            assert_eq!(leases.join(container, &holding(by)), None, "{container} {by}");
+        }
+        assert_eq!(leases.join("n-a", &holding("x")), Some("a".to_owned()));
+        assert_eq!(leases.join("a", &holding("x")), None);
+    }
+
+    #[tokio::test]
     async fn what_is_created_while_the_guard_ends_is_removed_too() {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("engine.sock");
@@ -262,7 +383,7 @@ mod tests {
         while leases.place().is_ok() {
             tokio::task::yield_now().await;
         }
-        leases.hold("a".to_owned(), "n".to_owned(), Vec::new(), place);
+        leases.hold("a".to_owned(), "n".to_owned(), Vec::new(), None, place);
         let story = async {
             answer(asked(&engine).await, "204 x").await;
             end.await.expect("no panic");

@@ -9,7 +9,8 @@
 //!   allowed becomes a new request, of known words only. What two readers could read differently
 //!   (paths, doubled keys, cases of keys, two lengths) does not get to the engine.
 //! - A container is created from what [`create`] has read and checked, written anew.
-//! - Nothing is done to a container that this guard did not create.
+//! - Nothing is done to a container that this guard did not create. None joins what another one has,
+//!   but the network namespace of a holder that was created for it alone.
 //! - A container ends with the connection that is attached to it. None outlives its proxy, nor the
 //!   guard, nor, where that was killed, its next start. One that cannot be removed is tried again.
 //! - Bodies, headers, connections, containers and times are bounded.
@@ -44,8 +45,23 @@ pub mod label {
     /// The guard through which it was created, by the name of its [`Rules`](crate::Rules). Empty
     /// without a guard.
     pub const GUARD: &str = "dev.portcullis.guard";
+    /// On a container that holds a network namespace: the name of the one that is to join it.
+    pub const HOLDS: &str = "dev.portcullis.holds";
     /// The name that the guard created it by, which the labels of an image cannot know.
     pub const CONTAINER: &str = "dev.portcullis.container";
+}
+
+/// When a container is asked whether it can still start a process. All of it is named in the request,
+/// and nothing is zero: what is not named, the engine takes from the image.
+pub mod health {
+    /// Nanoseconds from one question to the next.
+    pub const INTERVAL: i64 = 30_000_000_000;
+    /// Nanoseconds for the answer.
+    pub const TIMEOUT: i64 = 5_000_000_000;
+    /// Questions without an answer until it counts as unwell.
+    pub const RETRIES: i64 = 3;
+    /// Nanoseconds at its start for which an image may name another interval: as few as there can be.
+    pub const START_PERIOD: i64 = 1_000_000;
 }
 
 /// What the names of Portcullis' containers begin with.

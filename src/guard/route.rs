@@ -30,7 +30,7 @@ pub enum Call {
     Pull { image: String, tag: Option<String>, platform: Option<String> },
     Load,
     List,
-    Create { name: String, platform: Option<String> },
+    Create { name: String },
     Container { container: String, act: Act },
 }
 
@@ -143,7 +143,11 @@ fn call(method: &Method, path: &[&str], query: &mut Query) -> Result<Call, Refus
                 let why = format!("a container's name begins with `{NAME}`");
                 return Err(Refusal::new(Code::Profile, why));
             }
-            Call::Create { name, platform: query.platform()? }
+            // With one, the engine may create a container of another image than the one that is looked at.
+            if query.platform()?.is_some() {
+                return Err(Refusal::new(Code::Call, "`platform` is never set by Portcullis here"));
+            }
+            Call::Create { name }
         }
         ["containers", container, rest @ ..] if is_name(container) => {
             let act = match rest {
@@ -360,6 +364,11 @@ mod tests {
             ("POST", "/v1.41/containers/-a/kill?signal=SIGTERM", "guard-call"),
             ("DELETE", "/v1.41/containers/a?link=true", "guard-call"),
             ("POST", "/v1.41/containers/create?name=other", "guard-profile"),
+            (
+                "POST",
+                "/v1.41/containers/create?name=portcullis-a-1&platform=linux/386",
+                "guard-call",
+            ),
             ("POST", "/v1.41/containers/create", "guard-malformed"),
             ("POST", "/v1.41/images/create?fromSrc=-", "guard-malformed"),
             ("POST", "/v1.41/images/create?fromImage=a&fromSrc=http://b", "guard-call"),

@@ -39,6 +39,9 @@ pub struct Rules {
     pub seccomp: Value,
     /// The network in which Portcullis puts its own sockets inside: what `/etc/hosts` may name.
     pub stand_ins: [u8; 3],
+    /// The layers (`sha256:…`) that images have whose program does nothing but hold a network namespace:
+    /// each such image has one layer, which is one of these. None: nothing holds one.
+    pub holders: BTreeSet<String>,
     pub allow: BTreeSet<Allow>,
     /// Capabilities that may be added: `CAP_NET_BIND_SERVICE`.
     pub capabilities: BTreeSet<String>,
@@ -65,6 +68,7 @@ impl Rules {
             name: name.into(),
             seccomp,
             stand_ins,
+            holders: BTreeSet::new(),
             allow: BTreeSet::new(),
             capabilities: BTreeSet::new(),
             mounts: Vec::new(),
@@ -79,10 +83,10 @@ impl Rules {
     }
 
     /// Takes no more connections than a process with that many descriptors can: each has one to the
-    /// engine, and so has each container's removal.
+    /// engine. Each container has a removal, and two for whoever is attached to it.
     pub fn fit(&mut self, files: u64) {
         const OTHERS: u64 = 64;
-        let left = files.saturating_sub(OTHERS + u64::from(self.containers));
+        let left = files.saturating_sub(OTHERS + 3 * u64::from(self.containers));
         let most = usize::try_from(left / 2).unwrap_or(usize::MAX);
         self.connections = self.connections.min(most).max(1);
     }
@@ -102,7 +106,7 @@ mod tests {
         rules.fit(65536);
         assert_eq!(rules.connections, 1024);
         rules.fit(1024);
-        assert_eq!(rules.connections, (1024 - 64 - 128) / 2);
+        assert_eq!(rules.connections, (1024 - 64 - 3 * 128) / 2);
         rules.fit(16);
         assert_eq!(rules.connections, 1);
     }

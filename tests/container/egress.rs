@@ -1,95 +1,29 @@
 //! The way out of a container that has no network.
 
-use std::{
-    io::{Read, Write},
-    net::{Ipv4Addr, TcpListener},
-    path::Path,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use portcullis::{
-    container::Engine,
-    egress::{Attempt, Gate, Limits, Outcome, Verdict},
+    container::{Engine, label},
     upstream::process::{LaunchSpec, Process},
 };
 use rmcp::{ServiceExt, model::CallToolRequestParams};
 use serde_json::Value;
 
-use crate::support::{Ran, bash, engine, finish, probe, spec, strings, wait_until_gone};
-
-/// Lets through all that is listed, and keeps what it is told.
-#[derive(Default)]
-struct Recorder {
-    asked: Mutex<Vec<String>>,
-    told: Mutex<Vec<String>>,
-}
-
-#[async_trait]
-impl Gate for Recorder {
-    async fn decide(&self, attempt: &Attempt) -> Verdict {
-        let asked = format!("{}:{} {}", attempt.host, attempt.port, attempt.protocol.as_str());
-        self.asked.lock().unwrap().push(asked);
-        Verdict::Allow
-    }
-
-    async fn changed(&self) {
-        std::future::pending().await
-    }
-
-    fn still(&self, _: &Attempt) -> Verdict {
-        Verdict::Allow
-    }
-
-    fn told(&self, outcome: Outcome) {
-        self.told.lock().unwrap().push(format!("{:?}", outcome.end));
-    }
-}
-
-/// A web server on this machine's loopback, which answers everything with the request's first line.
-fn origin() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { return };
-            let mut request = Vec::new();
-            let mut part = [0; 1024];
-            while !request.windows(4).any(|end| end == b"\r\n\r\n") {
-                match stream.read(&mut part) {
-                    Ok(read) if read > 0 => request.extend(&part[..read]),
-                    _ => break,
-                }
-            }
-            let line =
-                String::from_utf8_lossy(&request).lines().next().unwrap_or_default().to_owned();
-            let answer = format!(
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\nseen: {line}",
-                line.len() + 6
-            );
-            let _ = stream.write_all(answer.as_bytes());
-        }
-    });
-    port
-}
+use crate::{
+    support::{Ran, api, bash, count, engine, finish, probe, spec, strings, wait_until_gone},
+    way::{Recorder, STARTS, origin, serve},
+};
 
 /// A launch whose way out is served.
 async fn launch(engine: &Engine, spec: &LaunchSpec, gate: Arc<Recorder>) -> Process {
-    let mut process = engine.launch(spec).await.unwrap();
-    let door = process.door.take().expect("a door");
-    process.handle = door
-        .serve(&spec.server, spec.egress.clone(), Limits::default(), gate, process.handle)
-        .unwrap();
-    process
+    serve(engine.launch(spec).await.unwrap(), spec, gate)
 }
 
-/// Runs a script of bash once the way out is there, as servers wait to be greeted.
+/// Runs a script of bash.
 async fn bash_says(engine: &Engine, gate: Arc<Recorder>, egress: &[String], script: &str) -> Ran {
-    let script = format!("read; {script}");
-    let mut spec = spec(bash(engine).await, &["-c", &script]);
+    let mut spec = spec(bash(engine).await, &["-c", script]);
     spec.egress = egress.iter().map(|text| text.parse().unwrap()).collect();
-    finish(launch(engine, &spec, gate).await, "go\n").await
+    finish(launch(engine, &spec, gate).await, "").await
 }
 
 /// Prints all that comes of one request.
@@ -156,15 +90,89 @@ async fn curl_needs_nothing_but_its_list() {
     let image = engine.pack(Path::new("/usr/bin/curl")).await.unwrap();
     for more in [&[][..], &["--noproxy", "*"]] {
         let gate = Arc::new(Recorder::default());
-        // It does not wait to be greeted.
-        let patient = ["-sS", "--retry", "30", "--retry-delay", "1", "--retry-all-errors"];
         let url = format!("http://web.example:{port}/x");
-        let command: Vec<_> = patient.iter().chain(more).copied().chain([url.as_str()]).collect();
+        let command: Vec<_> = ["-sS"].iter().chain(more).copied().chain([url.as_str()]).collect();
         let mut spec = spec(image.clone(), &command);
         spec.egress = vec![format!("http://web.example:{port}=127.0.0.1").parse().unwrap()];
         let ran = finish(launch(&engine, &spec, gate).await, "").await;
         assert!(ran.stdout.contains("seen: GET /x HTTP/1.1"), "{} {}", ran.stdout, ran.stderr);
     }
+}
+
+/// The program asks for a host before it does anything else.
+#[tokio::test]
+async fn the_way_out_is_there_before_the_program() {
+    let engine = engine().await;
+    let (port, gate) = (origin(), Arc::new(Recorder::default()));
+    let place = format!("web.example:{port}");
+    let mut spec = spec(engine.pack(probe()).await.unwrap(), &["--first", &place]);
+    spec.egress = vec![format!("http://{place}=127.0.0.1").parse().unwrap()];
+    for start in 0..STARTS {
+        let ran = finish(launch(&engine, &spec, gate.clone()).await, "").await;
+        assert!(ran.stdout.contains("seen: GET /first"), "{start}: {} {}", ran.stdout, ran.stderr);
+    }
+    assert_eq!(gate.asked.lock().unwrap().len(), STARTS);
+    wait_until_gone(&engine, &spec.instance).await;
+}
+
+/// The two containers of a server that has a way out: itself, and the one that holds its network.
+async fn both(engine: &Engine, spec: &LaunchSpec) -> (String, String) {
+    let all = engine.list().await.unwrap().into_iter();
+    let (holders, servers): (Vec<_>, Vec<_>) =
+        all.filter(|one| one.instance == spec.instance).partition(|one| one.holds.is_some());
+    let ([server], [holder]) = (servers.as_slice(), holders.as_slice()) else {
+        panic!("{servers:?} {holders:?}");
+    };
+    assert_eq!(holder.holds.as_ref(), Some(&server.name));
+    (server.id.clone(), holder.id.clone())
+}
+
+#[tokio::test]
+async fn the_holder_of_its_network_is_confined_and_ends_with_it() {
+    let (engine, api) = (engine().await, api().await);
+    let mut spec = spec(bash(&engine).await, &["-c", "read"]);
+    spec.egress = vec!["api.example.com:443".parse().unwrap()];
+    spec.resources.memory_mib = 1024;
+    spec.hardening.writable_root = true;
+    let launch = async || engine.launch(&spec).await.unwrap();
+
+    let process = launch().await;
+    let (server, holder) = both(&engine, &spec).await;
+    let inspected = api.inspect_container(&holder, None).await.unwrap();
+    let raw = serde_json::to_value(inspected).unwrap();
+    let (config, host) = (&raw["Config"], &raw["HostConfig"]);
+    assert_eq!(config["Entrypoint"], serde_json::json!(["/app/holder"]));
+    assert_eq!(config["User"], "65534:65534");
+    assert_eq!(config["Labels"][label::SERVER], "subject");
+    assert_eq!(host["NetworkMode"], "none");
+    assert_eq!(host["ReadonlyRootfs"], true);
+    assert_eq!(host["CapDrop"], serde_json::json!(["ALL"]));
+    assert_eq!((&host["Memory"], &host["PidsLimit"]), (&(16 << 20).into(), &32.into()));
+    assert_eq!(host["ExtraHosts"], serde_json::json!(["api.example.com:192.31.196.2"]));
+    assert_eq!(strings(&host["SecurityOpt"])[0], "no-new-privileges:true");
+    let joined = api.inspect_container(&server, None).await.unwrap().host_config.unwrap();
+    assert_eq!(joined.network_mode, Some(format!("container:{holder}")));
+
+    // The server ends by itself, is stopped, is dropped, and is reaped.
+    finish(process, "over\n").await;
+    wait_until_gone(&engine, &spec.instance).await;
+    launch().await.handle.stop(Duration::ZERO).await;
+    assert_eq!(count(&engine, &spec.instance).await, 0);
+    drop(launch().await);
+    wait_until_gone(&engine, &spec.instance).await;
+    let process = launch().await;
+    assert_eq!(engine.reap(&spec.instance).await.unwrap(), 2);
+    drop(process);
+    assert_eq!(count(&engine, &spec.instance).await, 0);
+
+    // Without its holder it keeps the network that it has.
+    let process = launch().await;
+    let (_, holder) = both(&engine, &spec).await;
+    let force = bollard::query_parameters::RemoveContainerOptionsBuilder::new().force(true).build();
+    api.remove_container(&holder, Some(force)).await.unwrap();
+    assert_eq!(count(&engine, &spec.instance).await, 1);
+    assert_eq!(finish(process, "over\n").await.exit.code, 0);
+    wait_until_gone(&engine, &spec.instance).await;
 }
 
 /// The probe's report, as a server that lives until it is asked.
@@ -194,6 +202,30 @@ async fn the_profile_tells_of_it_and_is_otherwise_the_same() {
     let deviations = profile.unwrap().deviations();
     assert_eq!(deviations.len(), 1);
     assert_eq!(deviations[0].to_string(), "Egress: api.example.com:443 (egress)");
+}
+
+#[tokio::test]
+async fn what_the_engine_says_of_it_is_what_the_profile_says() {
+    let engine = engine().await;
+    let mut spec = spec(bash(&engine).await, &["-c", "read"]);
+    spec.egress = vec!["api.example.com:443".parse().unwrap()];
+    let process = engine.launch(&spec).await.unwrap();
+    let (server, holder) = both(&engine, &spec).await;
+    let profile = portcullis::container::Profile::of(&spec).unwrap();
+    let inspection = engine.inspect(&server).await.unwrap();
+    let of = |fields: &[(String, String)], name: &str| {
+        fields.iter().find(|(field, _)| field == name).unwrap().1.clone()
+    };
+    assert_eq!(inspection.profile, profile.hash());
+    for (name, value) in [
+        ("NetworkMode", "none, held by a container of its own"),
+        ("ExtraHosts", "api.example.com:192.31.196.2"),
+    ] {
+        assert_eq!(of(&inspection.fields, name), value);
+        assert_eq!(of(&profile.describe(), name), value);
+    }
+    assert_eq!(of(&engine.inspect(&holder).await.unwrap().fields, "NetworkMode"), "none");
+    process.handle.stop(Duration::ZERO).await;
 }
 
 #[tokio::test]

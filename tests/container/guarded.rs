@@ -11,10 +11,14 @@ use portcullis::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{api, bash, count, finish, run, spec, wait_until_gone};
+use crate::{
+    support::{api, bash, count, finish, probe, run, spec, wait_until_gone},
+    way::{Recorder, origin, serve},
+};
 
 struct Guarded {
     engine: Engine,
+    socket: std::path::PathBuf,
     end: CancellationToken,
     _folder: tempfile::TempDir,
 }
@@ -38,7 +42,8 @@ async fn guarded(name: &str, loosen: impl FnOnce(&mut Rules)) -> Guarded {
     let end = CancellationToken::new();
     tokio::spawn(guard.serve(end.clone()));
     let engine = Engine::connect(Some(&format!("unix://{}", path.display()))).await;
-    Guarded { engine: engine.expect("an engine behind the guard"), end, _folder: folder }
+    let engine = engine.expect("an engine behind the guard");
+    Guarded { engine, socket: path, end, _folder: folder }
 }
 
 #[tokio::test]
@@ -70,6 +75,77 @@ async fn a_server_lives_and_ends_behind_the_guard() {
     assert_eq!(engine.reap(&served.instance).await.unwrap(), 1);
     drop(process);
     assert_eq!(count(engine, &served.instance).await, 0);
+}
+
+/// Two containers, of which one joins the network that the other one holds for it.
+#[tokio::test]
+async fn a_way_out_passes_the_guard_and_another_servers_network_does_not() {
+    let guarded = guarded("door", |_| {}).await;
+    let engine = &guarded.engine;
+    let (port, gate) = (origin(), std::sync::Arc::new(Recorder::default()));
+    let place = format!("web.example:{port}");
+    let mut leading = spec(engine.pack(probe()).await.unwrap(), &["--first", &place]);
+    leading.egress = vec![format!("http://{place}=127.0.0.1").parse().unwrap()];
+    let process = serve(engine.launch(&leading).await.unwrap(), &leading, gate);
+    let ran = finish(process, "").await;
+    assert!(ran.stdout.contains("seen: GET /first"), "{} {}", ran.stdout, ran.stderr);
+    wait_until_gone(engine, &leading.instance).await;
+
+    // A server is made to join what is another's, by hand.
+    let mut other = spec(bash(engine).await, &["-c", "read"]);
+    other.egress.clone_from(&leading.egress);
+    let process = engine.launch(&other).await.unwrap();
+    let all = engine.list().await.unwrap();
+    let all: Vec<_> = all.into_iter().filter(|one| one.instance == other.instance).collect();
+    assert_eq!(all.len(), 2);
+    let docker = bollard::Docker::connect_with_unix(
+        guarded.socket.to_str().unwrap(),
+        30,
+        bollard::API_DEFAULT_VERSION,
+    );
+    let docker = docker.unwrap().negotiate_version().await.unwrap();
+    let joined = all.iter().find(|one| one.holds.is_none()).unwrap();
+    let holder = all.iter().find(|one| one.holds.is_some()).unwrap();
+    let made = api().await.inspect_container(&joined.id, None).await.unwrap();
+    for (network, name) in [
+        // Somebody has joined it; it is no holder; it is not there.
+        (&holder.id, format!("portcullis-subject-{}", uuid::Uuid::now_v7().simple())),
+        (&holder.id, joined.name.clone()),
+        (&joined.id, format!("portcullis-subject-{}", uuid::Uuid::now_v7().simple())),
+        (&"0".repeat(64), joined.name.clone()),
+    ] {
+        let config = made.config.clone().unwrap();
+        let mut labels = config.labels.unwrap();
+        labels.retain(|key, _| {
+            use portcullis::container::label::{INSTANCE, OWNER, PROFILE, SERVER};
+            [INSTANCE, OWNER, PROFILE, SERVER].contains(&key.as_str())
+        });
+        // What the engine says of it that it was told.
+        const TOLD: &str = "Privileged CapDrop SecurityOpt ReadonlyRootfs Tmpfs Memory MemorySwap \
+            NanoCpus PidsLimit Ulimits OomKillDisable IpcMode CgroupnsMode Init RestartPolicy \
+            AutoRemove LogConfig PublishAllPorts";
+        let mut host = serde_json::to_value(&made.host_config).unwrap();
+        host.as_object_mut().unwrap().retain(|key, value| {
+            TOLD.split_ascii_whitespace().any(|told| told == key) && !value.is_null()
+        });
+        host["NetworkMode"] = format!("container:{network}").into();
+        let body = bollard::models::ContainerCreateBody {
+            image: made.image.clone(),
+            env: Some(Vec::new()),
+            user: config.user.clone(),
+            open_stdin: Some(true),
+            stdin_once: Some(true),
+            labels: Some(labels),
+            healthcheck: config.healthcheck.clone(),
+            host_config: Some(serde_json::from_value(host).unwrap()),
+            ..Default::default()
+        };
+        let options = bollard::query_parameters::CreateContainerOptionsBuilder::new().name(&name);
+        let refused = docker.create_container(Some(options.build()), body).await.unwrap_err();
+        assert!(refused.to_string().contains("holds for it alone"), "{refused}");
+    }
+    process.handle.stop(Duration::ZERO).await;
+    assert_eq!(count(engine, &other.instance).await, 0);
 }
 
 #[tokio::test]

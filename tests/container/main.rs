@@ -15,3 +15,4 @@ mod reaping;
 mod refusals;
 mod runtimes;
 mod support;
+mod way;

@@ -21,8 +21,8 @@ fn body() -> Value {
             label::PROFILE: "p",
         },
         "Healthcheck": {
-            "Test": ["CMD", "/sbin/docker-init", "--version"], "Interval": 30, "Timeout": 5,
-            "Retries": 3, "StartPeriod": 0,
+            "Test": ["CMD", "/sbin/docker-init", "--version"], "Interval": 30_000_000_000_u64,
+            "Timeout": 5_000_000_000_u64, "Retries": 3, "StartPeriod": 1_000_000,
         },
         "HostConfig": {
             "Privileged": false, "CapDrop": ["ALL"], "CapAdd": [],
@@ -46,8 +46,13 @@ fn body() -> Value {
     })
 }
 
+/// No container holds anything.
+fn nobody(_: &str, _: &Holding) -> Option<String> {
+    None
+}
+
 fn outcome(body: &Value, rules: &Rules) -> Result<Value, Refusal> {
-    let checked = check(body.to_string().as_bytes(), NAMED, rules)?;
+    let checked = check(body.to_string().as_bytes(), NAMED, rules, nobody)?;
     Ok(serde_json::from_slice(&checked.body).expect("JSON"))
 }
 
@@ -83,6 +88,13 @@ fn what_is_looser_is_refused() {
     };
     let unconfined = json!(["no-new-privileges:true", "seccomp=unconfined"]);
     let other = json!(["no-new-privileges:true", "seccomp={\"defaultAction\":\"SCMP_ACT_ALLOW\"}"]);
+    let beside = |more: &str| {
+        json!(["no-new-privileges:true", "seccomp={\"defaultAction\":\"SCMP_ACT_ERRNO\"}", more])
+    };
+    assert!(
+        outcome(&with("/HostConfig/SecurityOpt", beside("apparmor=docker-default")), &rules())
+            .is_ok()
+    );
     let twice = json!([
         "no-new-privileges:true",
         "seccomp={\"defaultAction\":\"SCMP_ACT_ALLOW\",\"defaultAction\":\"SCMP_ACT_ERRNO\"}",
@@ -113,7 +125,16 @@ fn what_is_looser_is_refused() {
         ("/ExposedPorts", json!({"1/tcp": {}})),
         ("/NetworkingConfig", json!({})),
         ("/Hostname", json!("x")),
+        ("/Entrypoint", json!(["x"])),
         ("/Healthcheck/Test", json!(["CMD-SHELL", "x"])),
+        ("/Healthcheck/Interval", json!(1_000_000)),
+        ("/Healthcheck/Interval", json!(0)),
+        ("/Healthcheck/Interval", Value::Null),
+        ("/Healthcheck/Timeout", json!(0)),
+        ("/Healthcheck/Retries", json!(0)),
+        ("/Healthcheck/StartPeriod", json!(0)),
+        ("/Healthcheck/StartPeriod", json!(3_600_000_000_000_u64)),
+        ("/Healthcheck/StartInterval", json!(1_000_000)),
         ("/Labels/other", json!("x")),
         ("/Labels/dev.portcullis.guard", json!("other")),
         ("/Labels/dev.portcullis.container", json!(NAMED)),
@@ -128,8 +149,10 @@ fn what_is_looser_is_refused() {
         ("/HostConfig/SecurityOpt", unconfined),
         ("/HostConfig/SecurityOpt", other),
         ("/HostConfig/SecurityOpt", twice),
-        ("/HostConfig/SecurityOpt", json!(["apparmor=unconfined"])),
-        ("/HostConfig/SecurityOpt", json!(["systempaths=unconfined"])),
+        ("/HostConfig/SecurityOpt", beside("apparmor=unconfined")),
+        ("/HostConfig/SecurityOpt", beside("systempaths=unconfined")),
+        ("/HostConfig/SecurityOpt", beside("label=disable")),
+        ("/HostConfig/SecurityOpt", beside("no-new-privileges:false")),
         ("/HostConfig/ReadonlyRootfs", json!(false)),
         ("/HostConfig/Tmpfs", json!({"/tmp": "rw,exec,nosuid,nodev,size=64m"})),
         ("/HostConfig/Tmpfs", json!({"/tmp": "rw,noexec,nosuid,nodev"})),
@@ -158,6 +181,10 @@ fn what_is_looser_is_refused() {
         ("/HostConfig/NetworkMode", json!("")),
         ("/HostConfig/ExtraHosts", json!(["a:host-gateway"])),
         ("/HostConfig/ExtraHosts", json!(["a:169.254.169.254"])),
+        ("/HostConfig/ExtraHosts", json!(["a:64:ff9b::192.31.196.2"])),
+        ("/HostConfig/ExtraHosts", json!(["a\n1.2.3.4 b:192.31.196.2"])),
+        ("/HostConfig/ExtraHosts", json!([":192.31.196.2"])),
+        ("/HostConfig/ExtraHosts", json!(["a"])),
         ("/HostConfig/IpcMode", json!("host")),
         ("/HostConfig/PidMode", json!("host")),
         ("/HostConfig/UTSMode", json!("host")),
@@ -249,10 +276,10 @@ fn keys_stand_once_and_in_one_case() {
     ] {
         assert!(whole.contains(from), "{from}");
         let body = whole.replacen(from, to, 1);
-        assert!(check(body.as_bytes(), NAMED, &rules()).is_err(), "{to}");
+        assert!(check(body.as_bytes(), NAMED, &rules(), nobody).is_err(), "{to}");
     }
     for body in [&b""[..], b"null", b"[]", b"{}", b"\xff", b"{\"Image\":1}"] {
-        assert!(check(body, NAMED, &rules()).is_err());
+        assert!(check(body, NAMED, &rules(), nobody).is_err());
     }
 }
 
@@ -293,6 +320,79 @@ fn what_the_operator_allows_is_taken() {
     }
 }
 
+/// A holder for the server of [`body`].
+fn holder() -> Value {
+    let mut holder = body();
+    holder["Labels"][label::HOLDS] = NAMED.into();
+    let fields = holder.as_object_mut().expect("an object");
+    fields.remove("Cmd");
+    fields.insert("Env".to_owned(), json!([]));
+    holder
+}
+
+#[test]
+fn a_network_is_held_for_one_container_and_by_nothing_that_does_more() {
+    let named = format!("{NAMED}-net");
+    let held = |body: &Value, rules: &Rules| {
+        let checked = check(body.to_string().as_bytes(), &named, rules, nobody)?;
+        Ok::<_, Refusal>(checked.holds)
+    };
+    let of = ["m b n 1 2", "i", "notes"].map(str::to_owned);
+    let holding = Holding { by: NAMED.to_owned(), of };
+    assert_eq!(held(&holder(), &rules()), Ok(Some(holding.clone())));
+    let mut rules = rules();
+    rules.allow.extend([Allow::WritableRoot, Allow::Network]);
+    rules.capabilities.insert("CAP_NET_ADMIN".to_owned());
+    rules.mounts = vec![MountRuleOf("/srv").into()];
+    let mount = json!([{
+        "Type": "bind", "Source": "/srv", "Target": "/data", "ReadOnly": true,
+        "BindOptions": {"Propagation": "rprivate", "NonRecursive": true},
+    }]);
+    for (pointer, value) in [
+        ("/Cmd", json!(["a"])),
+        ("/Env", json!(["A=1"])),
+        ("/HostConfig/Mounts", mount),
+        ("/HostConfig/CapAdd", json!(["CAP_NET_ADMIN"])),
+        ("/HostConfig/ReadonlyRootfs", json!(false)),
+        ("/HostConfig/NetworkMode", json!("bridge")),
+        ("/HostConfig/NetworkMode", json!("container:h")),
+        ("/Labels/dev.portcullis.holds", json!("")),
+    ] {
+        let (object, key) = pointer.rsplit_once('/').expect("a pointer");
+        let mut holder = holder();
+        holder.pointer_mut(object).expect("an object")[key] = value.clone();
+        assert!(held(&holder, &rules).is_err(), "{pointer} {value}");
+    }
+
+    // Who joins says whose container it is, and gets the id of the one that was made for it.
+    let joins = |body: &Value, name: &str| {
+        let found = |container: &str, asked: &Holding| {
+            (container == "h" && *asked == holding).then(|| "0123".to_owned())
+        };
+        check(body.to_string().as_bytes(), name, &rules, found)
+    };
+    let mut server = with("/HostConfig/NetworkMode", json!("container:h"));
+    server["HostConfig"]["ExtraHosts"] = json!([]);
+    let taken = joins(&server, NAMED).expect("to be taken");
+    let taken: Value = serde_json::from_slice(&taken.body).expect("JSON");
+    assert_eq!(taken["HostConfig"]["NetworkMode"], "container:0123");
+    assert!(joins(&server, "portcullis-notes-4567").is_err());
+    for (pointer, value) in [
+        ("/Labels/dev.portcullis.owner", json!("m b n 1 3")),
+        ("/Labels/dev.portcullis.instance", json!("j")),
+        ("/HostConfig/NetworkMode", json!("container:x")),
+        ("/HostConfig/NetworkMode", json!("container:")),
+        ("/HostConfig/NetworkMode", json!("container:h:x")),
+        ("/HostConfig/ExtraHosts", json!(["a.example:192.31.196.2"])),
+        ("/Labels/dev.portcullis.holds", json!(NAMED)),
+    ] {
+        let mut other = server.clone();
+        let (object, key) = pointer.rsplit_once('/').expect("a pointer");
+        other.pointer_mut(object).expect("an object")[key] = value.clone();
+        assert!(joins(&other, NAMED).is_err(), "{pointer} {value}");
+    }
+}
+
 #[test]
 fn folders_are_seen_without_links() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -311,6 +411,21 @@ fn folders_are_seen_without_links() {
     rules.mounts.push(crate::MountRule { path: top.join("data"), writable: false });
     assert!(source(&top.join("data"), true, &rules).is_err());
     assert_eq!(source(&top.join("data"), false, &rules), Ok(()));
+    // A rule's own folder is the operator's word, but not below one that a container may write to.
+    std::fs::remove_dir_all(top.join("data")).expect("to be removed");
+    std::os::unix::fs::symlink("/etc", top.join("data")).expect("a link");
+    let refused = source(&top.join("data"), false, &rules).expect_err("a link");
+    assert!(refused.why.contains("a link"), "{refused}");
+    let mut alone = rules.clone();
+    alone.mounts.remove(0);
+    assert_eq!(source(&top.join("data"), false, &alone), Ok(()));
+    let socket = std::os::unix::net::UnixListener::bind(top.join("socket")).expect("a socket");
+    assert!(source(&top.join("socket"), false, &rules).is_err());
+    drop(socket);
+    std::fs::write(top.join("file"), "").expect("a file");
+    assert_eq!(source(&top.join("file"), false, &rules), Ok(()));
+    std::fs::remove_file(top.join("data")).expect("to be removed");
+    std::fs::create_dir(top.join("data")).expect("a folder");
     // What holds a folder that may only be read is not written to either.
     assert!(source(&top, true, &rules).is_err());
     assert_eq!(source(&top, false, &rules), Ok(()));

@@ -49,7 +49,8 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     let mut processes = Processes::default();
     let mut endpoints = Vec::new();
     // A session has an instance of its own, so each new one is a start.
-    for (name, more) in [("cold", "warm = 0"), ("warm", "warm = 4")] {
+    let leading = "warm = 0\negress = [\"api.example.com:443\"]";
+    for (name, more) in [("cold", "warm = 0"), ("egress", leading), ("warm", "warm = 4")] {
         let body = format!(
             "[servers.echo]\nimage = {image:?}\ncommand = [\"stdio\"]\nera = \"legacy\"\n\
              sharing = \"per-session\"\n{more}\n"
@@ -60,36 +61,41 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         // The common one runs from here on, which lists what there is.
         once(&endpoints[endpoints.len() - 1]).await?;
     }
-    let mut took: [Vec<f64>; 3] = Default::default();
+    let mut took: [Vec<f64>; 4] = Default::default();
     for round in 0..args.rounds {
         eprintln!("round {} of {}", round + 1, args.rounds);
-        for turn in 0..3 {
-            let way = (round + turn) % 3;
+        for turn in 0..took.len() {
+            let way = (round + turn) % took.len();
             let time = match way {
                 0 => docker_run(&image).await?,
-                1 => once(&endpoints[0]).await?,
+                1 | 2 => once(&endpoints[way - 1]).await?,
                 _ => {
                     // For the pool to be full again.
                     tokio::time::sleep(Duration::from_secs(3)).await;
-                    once(&endpoints[1]).await?
+                    once(&endpoints[2]).await?
                 }
             };
             took[way].push(time.as_secs_f64() * 1e3);
         }
     }
     drop(processes);
-    let ratios = took[1].iter().zip(&took[0]).map(|(cold, docker)| cold / docker).collect();
+    let ratio = |one: usize, other: usize| {
+        median(took[one].iter().zip(&took[other]).map(|(one, other)| one / other).collect())
+    };
     println!("| until the first call is answered, ms | least | p50 | most |\n|---|---|---|---|");
-    for (name, took) in
-        ["`docker run -i`", "through the proxy, cold", "through the proxy, `warm = 4`"]
-            .iter()
-            .zip(&took)
-    {
+    let ways = [
+        "`docker run -i`",
+        "through the proxy, cold",
+        "through the proxy, cold, with `egress`",
+        "through the proxy, `warm = 4`",
+    ];
+    for (name, took) in ways.iter().zip(&took) {
         let least = took.iter().copied().fold(f64::INFINITY, f64::min);
         let most = took.iter().copied().fold(0.0, f64::max);
         println!("| {name} | {least:.0} | {:.0} | {most:.0} |", median(took.clone()));
     }
-    println!("\ncold / `docker run -i`, of the same round: {:.2} (median)\n", median(ratios));
+    println!("\ncold / `docker run -i`, of the same round: {:.2} (median)", ratio(1, 0));
+    println!("with `egress` / without, of the same round: {:.2} (median)\n", ratio(2, 1));
     streams(args, &engine, image, &this).await
 }
 
