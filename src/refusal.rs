@@ -111,6 +111,8 @@ codes! {
     ServerTimeout = "server-timeout", INTERNAL, 200;
     /// The server's queue is full.
     ServerOverloaded = "server-overloaded", INTERNAL, 200;
+    /// Secrets of the server differ by client, and there is none for this one.
+    SecretMissing = "secret-missing", REFUSED, 200;
     /// The server keeps ending soon after its start: it is let alone for a moment, or another call tries
     /// whether it answers again.
     ServerResting = "server-resting", INTERNAL, 200;

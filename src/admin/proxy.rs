@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::Problem;
 use crate::{
     proxy::Proxy,
-    upstream::{Rehanded, Restarted, Server},
+    upstream::{Rehanded, Reread, Restarted, Server},
 };
 
 /// `GET /v1/servers`, `GET /v1/servers/NAME/log`, `GET /v1/servers/NAME/tools`, `GET /v1/status`,
@@ -87,9 +87,13 @@ async fn secrets(
     State(proxy): State<Arc<Proxy>>,
     Path(name): Path<String>,
 ) -> Result<Json<Rehanded>, Problem> {
-    let rehanded = server(&proxy, &name)?.rehand(proxy.as_ref()).await.map_err(|why| {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("server `{name}`: {why}"))
-    })?;
+    let server = server(&proxy, &name)?.clone();
+    // On a task of its own: who asked may not wait for the end of it.
+    let rehanded = tokio::spawn(async move { server.rehand(proxy.as_ref(), Reread::All).await });
+    let rehanded =
+        rehanded.await.unwrap_or_else(|error| Err(error.to_string())).map_err(|why| {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("server `{name}`: {why}"))
+        })?;
     Ok(Json(rehanded))
 }
 

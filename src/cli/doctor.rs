@@ -363,17 +363,24 @@ fn listening(address: SocketAddr, more: &str) -> Check {
 fn secrets(loaded: &Loaded) -> Vec<Check> {
     let mut checks = Vec::new();
     for (server, settings) in &loaded.config.servers {
-        let secrets = settings.secrets.iter().map(|(name, secret)| (name, &secret.from));
-        let headers = settings.headers.iter().map(|(name, secret)| (name, &secret.from));
-        for (name, from) in secrets.chain(headers) {
-            let source = from.parse::<vault::Source>();
-            if let Err(why) = source.and_then(|source| source.relative_to(&loaded.base).resolve()) {
-                let detail = format!("`{name}` of server `{server}`: {why}");
-                checks.push(Check::warn(
-                    "secrets",
-                    detail,
-                    "the server can't be started without it",
-                ));
+        for given in settings.given() {
+            for (client, from) in given.references() {
+                let source = from.parse::<vault::Source>();
+                let source = source.map(|source| source.relative_to(&loaded.base));
+                let Err(why) = source.and_then(|source| source.resolve()) else { continue };
+                let name = given.name;
+                checks.push(match client {
+                    None => Check::warn(
+                        "secrets",
+                        format!("`{name}` of server `{server}`: {why}"),
+                        "the server can't be started without it",
+                    ),
+                    Some(client) => Check::warn(
+                        "secrets",
+                        format!("`{name}` of server `{server}` for `{client}`: {why}"),
+                        "the server can't be started for this client without it",
+                    ),
+                });
             }
         }
     }

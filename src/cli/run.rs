@@ -185,7 +185,7 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
     let listener = door.context("a dry run takes no messages")?;
     let address = listener.address();
     // Before they are read again: what has changed since they were loaded is on record, too.
-    tokio::spawn(proxy.clone().tell_of_clients(keyring.changes()));
+    tokio::spawn(proxy.clone().tell_of_clients(keyring.clone(), keyring.changes()));
     let _key_watcher = keyring.watch().context("the file of clients cannot be watched")?;
 
     let stop = CancellationToken::new();
@@ -235,7 +235,7 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
 }
 
 /// Has the servers of the config follow its file, until the proxy stops: whenever that changes, and
-/// when SIGHUP says so.
+/// when SIGHUP says so. That has secrets read again, too.
 async fn follow(
     args: Args,
     path: PathBuf,
@@ -261,6 +261,9 @@ async fn follow(
             Ok(Ok(loaded)) => proxy.follow(&loaded, asked).await,
             Ok(Err(wrong)) => proxy.not_followed(&path, wrong.to_string(), asked).await,
             Err(error) => proxy.not_followed(&path, error.to_string(), asked).await,
+        }
+        if asked {
+            proxy.reread_secrets().await;
         }
         let changed = async {
             let more = match &mut files {

@@ -22,9 +22,9 @@ use super::{Context, Exit, catalog, run::reported};
 use crate::{
     admin,
     codec::Caps,
-    config::Loaded,
+    config::{HandOver, Loaded},
     names::ServerName,
-    policy::Handing,
+    policy::{HandedAs, Handing},
     proxy::{Assembly, Purpose},
     upstream::{Engines, Images, Launcher},
     vault,
@@ -283,15 +283,18 @@ fn configured<'a>(
 /// The secrets of a server, as policies are asked for them. One that can't be read as a reference is an
 /// error of the config's own.
 fn handed(settings: &crate::config::Server) -> Vec<Handing<'_>> {
-    let secrets = settings.secrets.iter().map(|(name, secret)| (name, &secret.from, false));
-    let headers = settings.headers.iter().map(|(name, secret)| (name, &secret.from, true));
-    let mut all = Vec::new();
-    for (name, from, header) in secrets.chain(headers) {
-        if let Ok(source) = from.parse::<vault::Source>() {
-            all.push(Handing { name, source: source.kind(), header });
-        }
-    }
-    all
+    let all = settings.given().flat_map(|given| {
+        let handed = match given.hand_over {
+            Some(HandOver::Env) => HandedAs::Env,
+            Some(HandOver::File) => HandedAs::File,
+            None => HandedAs::Header,
+        };
+        given.references().filter_map(move |(client, from)| {
+            let source = from.parse::<vault::Source>().ok()?.kind();
+            Some(Handing { name: given.name, source, handed, client })
+        })
+    });
+    all.collect()
 }
 
 async fn launcher(loaded: &Loaded) -> Launcher {

@@ -90,7 +90,7 @@ impl Document {
             .iter()
             .filter(|(pointer, _)| Self::is_sensitive(pointer))
             .filter(|(pointer, _)| match self.get(pointer) {
-                Some(Value::String(text)) if pointer.ends_with("/from") => {
+                Some(Value::String(text)) if is_reference(pointer) => {
                     text.parse::<crate::vault::Source>().is_err()
                 }
                 // A target of the plain kinds is a place. What else stands there may hold a token.
@@ -107,6 +107,13 @@ impl Document {
             .collect();
         self.source.hide(hidden);
     }
+}
+
+/// Whether a reference to a secret belongs there.
+fn is_reference(pointer: &str) -> bool {
+    let parts = super::place::segments(pointer);
+    let by_client = || parts.len() == 6 && parts[4] == "by-client";
+    pointer.ends_with("/from") || by_client()
 }
 
 fn syntax(source: &Source, error: &toml::de::Error) -> Finding {

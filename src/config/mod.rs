@@ -36,7 +36,9 @@ pub use raw::{
     Registries, Resources, Retention, Runtime, Server, Sharing, Signer, Telemetry, Tool, Transport,
     Witness,
 };
-pub use values::{Age, HandOver, IllegalMount, MountEntry, SecretRef, ServerSecret, Size};
+pub use values::{
+    Age, Given, HandOver, IllegalMount, MountEntry, SecretRef, ServerHeader, ServerSecret, Size,
+};
 
 use sha2::{Digest as _, Sha256};
 

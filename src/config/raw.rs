@@ -14,7 +14,7 @@ pub use audit::{
 };
 pub use ceilings::{Ceilings, Loosening};
 
-use super::{InterceptorEntry, MountEntry, SecretRef, ServerSecret};
+use super::{InterceptorEntry, MountEntry, SecretRef, ServerHeader, ServerSecret};
 use crate::{
     admin::Roles,
     chain::Mode,
@@ -327,7 +327,10 @@ pub struct Server {
     /// Secrets that it is handed, as environment or as files.
     pub secrets: BTreeMap<String, ServerSecret>,
     /// Secret headers sent to a `url`.
-    pub headers: BTreeMap<String, SecretRef>,
+    pub headers: BTreeMap<String, ServerHeader>,
+    /// Start it anew when a secret changes that it has in its environment or in a header. Else it goes
+    /// on with the old one until its next start, which is told in the log. Files change in place.
+    pub restart_on_rotation: bool,
     /// Host folders: `SOURCE:TARGET` (read-only) or `SOURCE:TARGET:rw`.
     pub mounts: Vec<MountEntry>,
     pub resources: Resources,
@@ -409,6 +412,7 @@ impl Default for Server {
             env: BTreeMap::new(),
             secrets: BTreeMap::new(),
             headers: BTreeMap::new(),
+            restart_on_rotation: false,
             mounts: Vec::new(),
             resources: Resources::default(),
             egress: Vec::new(),
@@ -480,7 +484,8 @@ pub enum Era {
 #[serde(rename_all = "kebab-case")]
 pub enum Sharing {
     /// All clients share one, but for those that the server may ask something (samples of a model,
-    /// the user's input, roots): each of those has its own where the server is a legacy one.
+    /// the user's input, roots): each of those has its own where the server is a legacy one. Where
+    /// secrets differ by client (`by-client`), it means `per-client`.
     #[default]
     Auto,
     /// All clients share one, and the server can ask nobody anything.

@@ -6,6 +6,7 @@ mod bundle;
 mod exports;
 mod plugins;
 mod properties;
+mod secrets;
 mod servers;
 mod signers;
 
@@ -56,7 +57,7 @@ bogus = 1
         = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `registries`, `signers`, `clients`, `servers`, `interceptors`
     5:1 [config-unknown-key] unknown key `imgae`
         ^ did you mean `image`?
-        = known here: `image`, `signed-by`, `command`, `url`, `transport`, `runtime`, `prefix`, `env`, `secrets`, `headers`, `mounts`, `resources`, `egress`, `egress-limits`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `health-s`, `health-timeout-s`, `concurrent`, `sharing`, `instances`, `warm`, `replicas`, `tools`
+        = known here: `image`, `signed-by`, `command`, `url`, `transport`, `runtime`, `prefix`, `env`, `secrets`, `headers`, `restart-on-rotation`, `mounts`, `resources`, `egress`, `egress-limits`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `health-s`, `health-timeout-s`, `concurrent`, `sharing`, `instances`, `warm`, `replicas`, `tools`
     8:11 [config-missing-key] the key `window` is missing
         ^ in this table
         = `window`: The window: a number and one of `ms`, `s`, `m`, `h`, `d`, such as `1m`.
@@ -280,7 +281,7 @@ secrets = { A = { from = "HIDDEN" } }
     4:17 [config-bad-value] expected a table, found a string
         = Where a secret of a server comes from, and how the server gets it.
     4:49 [config-bad-value] expected a string, found an integer
-        = A reference, as for every secret.
+        = A reference, as for every secret. With `by-client`: what the clients have that are not named there, and the instance that tells what the server offers. Without it, those have none.
     7:26 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/secrets.md lists, never the value
     "#);
 }
@@ -393,8 +394,8 @@ fn a_config_that_holds_is_loaded_with_absolute_paths() {
     assert_eq!(server.command.as_deref().unwrap(), ["/etc/p/./bin/notes", "./as-it-is"]);
     let mounts: Vec<_> = server.mounts.iter().map(ToString::to_string).collect();
     assert_eq!(mounts, ["/etc/p/data:/data:ro", "/srv:/srv:rw"]);
-    assert_eq!(server.secrets["A"].from, "file:/etc/p/a.txt");
-    assert_eq!(server.secrets["B"].from, "env:B");
+    assert_eq!(server.secrets["A"].from.as_deref(), Some("file:/etc/p/a.txt"));
+    assert_eq!(server.secrets["B"].from.as_deref(), Some("env:B"));
     let Use::Plugin(plugin) = &config.interceptors[0].kind else { panic!() };
     assert_eq!(plugin.path.as_deref(), Some(Path::new("p.wasm")));
     assert_eq!(loaded.line("/interceptors/0/path"), Some(10));

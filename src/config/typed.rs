@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{
-    Config, Destination, Finding, InterceptorEntry,
+    Config, Destination, Finding, InterceptorEntry, Sharing,
     document::Document,
     entry::{self, Misfit},
     finding::Code,
@@ -184,8 +184,11 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
         for mount in &mut server.mounts {
             mount.source = base.join(&mount.source);
         }
-        let secrets = server.secrets.values_mut().map(|secret| &mut secret.from);
-        for from in secrets.chain(server.headers.values_mut().map(|secret| &mut secret.from)) {
+        // Who has secrets of his own there shares it with nobody.
+        if server.has_secrets_by_client() && server.sharing == Sharing::Auto {
+            server.sharing = Sharing::PerClient;
+        }
+        for from in server.references_mut() {
             if let Ok(source) = from.parse::<vault::Source>() {
                 *from = source.relative_to(base).to_string();
             }

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     fmt, io,
     path::{Component, Path, PathBuf},
     str::FromStr,
@@ -12,7 +13,9 @@ use jiff::{SignedDuration, Span, SpanRelativeTo};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::Server;
 use crate::{
+    names::ClientName,
     upstream::process::Mount,
     vault::{Source, Unresolved},
 };
@@ -35,11 +38,96 @@ pub struct SecretRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ServerSecret {
-    /// A reference, as for every secret.
-    pub from: String,
+    /// A reference, as for every secret. With `by-client`: what the clients have that are not named
+    /// there, and the instance that tells what the server offers. Without it, those have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// References for single clients, by their names; the user who runs the proxy is `local:USER`.
+    /// Each client then has an instance of its own, and where neither this nor `from` has a value for
+    /// one, its calls are refused (`secret-missing`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub by_client: BTreeMap<String, String>,
     /// How the server gets it.
     #[serde(rename = "as", default)]
     pub hand_over: HandOver,
+}
+
+/// Where a secret header comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ServerHeader {
+    /// A reference, as for every secret. With `by-client`: what is sent for the clients that are not
+    /// named there, and to learn what the server offers. Without it, nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// References for single clients, by their names, as in `[servers.NAME.secrets.NAME]`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub by_client: BTreeMap<String, String>,
+}
+
+/// A secret of a server, whichever way it is handed over.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// The name under which the server gets it.
+    pub name: &'a str,
+    /// What everybody has who is not named.
+    pub from: Option<&'a str>,
+    /// By the names of clients.
+    pub by_client: &'a BTreeMap<String, String>,
+    /// None for a header.
+    pub hand_over: Option<HandOver>,
+}
+
+impl<'a> Given<'a> {
+    /// The key of the server's table in which it stands.
+    pub fn table(&self) -> &'static str {
+        if self.hand_over.is_some() { "secrets" } else { "headers" }
+    }
+
+    /// Every reference, with the client whose own it is.
+    pub fn references(self) -> impl Iterator<Item = (Option<&'a str>, &'a str)> {
+        let own = self.by_client.iter().map(|(client, from)| (Some(&**client), &**from));
+        self.from.map(|from| (None, from)).into_iter().chain(own)
+    }
+}
+
+impl Server {
+    /// The secrets that it is handed, those that are sent as headers among them.
+    pub fn given(&self) -> impl Iterator<Item = Given<'_>> {
+        let secrets = self.secrets.iter().map(|(name, secret)| Given {
+            name,
+            from: secret.from.as_deref(),
+            by_client: &secret.by_client,
+            hand_over: Some(secret.hand_over),
+        });
+        let headers = self.headers.iter().map(|(name, header)| Given {
+            name,
+            from: header.from.as_deref(),
+            by_client: &header.by_client,
+            hand_over: None,
+        });
+        secrets.chain(headers)
+    }
+
+    /// Whether clients have secrets of their own there, so that they may not share an instance.
+    pub fn has_secrets_by_client(&self) -> bool {
+        self.given().any(|given| !given.by_client.is_empty())
+    }
+
+    /// Every reference that stands in it.
+    pub(super) fn references_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let secrets = self.secrets.values_mut().map(|one| (&mut one.from, &mut one.by_client));
+        let headers = self.headers.values_mut().map(|one| (&mut one.from, &mut one.by_client));
+        secrets.chain(headers).flat_map(|(from, own)| from.iter_mut().chain(own.values_mut()))
+    }
+}
+
+/// Whether that can be whose secret it is: the name of a client, or `local:USER`.
+pub(super) fn is_client(name: &str) -> bool {
+    match name.strip_prefix("local:") {
+        Some(user) => !user.is_empty() && !user.contains(|c: char| c.is_control() || c == ':'),
+        None => name.parse::<ClientName>().is_ok(),
+    }
 }
 
 /// How a server gets a secret.
@@ -53,14 +141,6 @@ pub enum HandOver {
     /// As the file `/run/secrets/NAME`, in memory, which only the server sees. The variable
     /// `NAME_FILE` of its environment says where it is.
     File,
-}
-
-impl TryFrom<&ServerSecret> for Source {
-    type Error = Unresolved;
-
-    fn try_from(reference: &ServerSecret) -> Result<Self, Unresolved> {
-        reference.from.parse()
-    }
 }
 
 impl TryFrom<&SecretRef> for Source {

@@ -11,7 +11,7 @@ use quick_cache::{
     sync::{Cache, DefaultLifecycle},
 };
 
-use super::request::{Action, Claimant, Claims, Holder, Program, Resource, Subject};
+use super::request::{Action, Claimant, Claims, HandedAs, Holder, Program, Resource, Subject};
 use crate::{
     identity::{Principal, PrincipalKind},
     names::{Group, ServerName},
@@ -55,7 +55,13 @@ enum Asked<'a> {
     Party(Party<'a>),
     Item(Kind, &'a ServerName, &'a str),
     Program(&'a Program),
-    Secret { holder: Party<'a>, name: &'a str, source: &'a str, header: bool },
+    Secret {
+        holder: Party<'a>,
+        name: &'a str,
+        source: &'a str,
+        handed: HandedAs,
+        client: Option<&'a str>,
+    },
     Host(&'a str, u16),
     Grant(&'a str),
 }
@@ -97,8 +103,8 @@ impl Hash for Asked<'_> {
                 name.hash(state);
             }
             Asked::Program(program) => (5_u8, program).hash(state),
-            Asked::Secret { holder, name, source, header } => {
-                (6_u8, holder, name, source, header).hash(state);
+            Asked::Secret { holder, name, source, handed, client } => {
+                (6_u8, holder, name, source, handed, client).hash(state);
             }
             Asked::Host(name, port) => (7_u8, name, port).hash(state),
             Asked::Grant(name) => (8_u8, name).hash(state),
@@ -136,12 +142,12 @@ impl<'a> Asking<'a> {
             Resource::Resource { server, uri } => Asked::Item(Kind::Resource, server, uri),
             Resource::Template { server, uri } => Asked::Item(Kind::Template, server, uri),
             Resource::Program(program) => Asked::Program(program),
-            Resource::Secret { holder, name, source, header } => {
+            Resource::Secret { holder, name, source, handed, client } => {
                 let holder = match holder {
                     Holder::Server(server) => Party::Server(server),
                     Holder::Plugin(plugin) => Party::Plugin(plugin),
                 };
-                Asked::Secret { holder, name, source, header }
+                Asked::Secret { holder, name, source, handed, client }
             }
             Resource::Host { name, port } => Asked::Host(name, port),
             Resource::Grant(name) => Asked::Grant(name),
@@ -189,11 +195,12 @@ impl<'a> Asking<'a> {
                     Kept::Item(*kind, (*server).clone(), (*name).into())
                 }
                 Asked::Program(program) => Kept::Program((*program).clone()),
-                Asked::Secret { holder, name, source, header } => Kept::Secret {
+                Asked::Secret { holder, name, source, handed, client } => Kept::Secret {
                     holder: party(holder),
                     name: (*name).into(),
                     source: (*source).into(),
-                    header: *header,
+                    handed: *handed,
+                    client: client.map(Into::into),
                 },
                 Asked::Host(name, port) => Kept::Host((*name).into(), *port),
                 Asked::Grant(name) => Kept::Grant((*name).into()),
@@ -233,7 +240,13 @@ enum Kept {
     Party(Named),
     Item(Kind, ServerName, Box<str>),
     Program(Program),
-    Secret { holder: Named, name: Box<str>, source: Box<str>, header: bool },
+    Secret {
+        holder: Named,
+        name: Box<str>,
+        source: Box<str>,
+        handed: HandedAs,
+        client: Option<Box<str>>,
+    },
     Host(Box<str>, u16),
     Grant(Box<str>),
 }
@@ -260,9 +273,13 @@ impl Key {
                 Kept::Party(other) => Asked::Party(other.party()),
                 Kept::Item(kind, server, name) => Asked::Item(*kind, server, name),
                 Kept::Program(program) => Asked::Program(program),
-                Kept::Secret { holder, name, source, header } => {
-                    Asked::Secret { holder: holder.party(), name, source, header: *header }
-                }
+                Kept::Secret { holder, name, source, handed, client } => Asked::Secret {
+                    holder: holder.party(),
+                    name,
+                    source,
+                    handed: *handed,
+                    client: client.as_deref(),
+                },
                 Kept::Host(name, port) => Asked::Host(name, *port),
                 Kept::Grant(name) => Asked::Grant(name),
             },

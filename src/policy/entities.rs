@@ -13,7 +13,7 @@ use super::{
     call::{self, Asked, Calls, Uids},
     index::{About, Reads},
     located,
-    request::{Action, Claims, Holder, Program, Request, Resource, Subject},
+    request::{Action, Claims, HandedAs, Holder, Program, Request, Resource, Subject},
     typed::{Typed, Unfit},
 };
 use crate::{
@@ -439,16 +439,20 @@ impl Vocabulary {
                 return Ok(entities);
             }
             Resource::Program(program) => about(program),
-            Resource::Secret { holder, name, source, header } => {
+            Resource::Secret { holder, name, source, handed, client } => {
                 parents.push(match holder {
                     Holder::Server(server) => self.server(server, &mut entities)?,
                     Holder::Plugin(plugin) => self.plugin(plugin, &mut entities)?,
                 });
-                vec![
+                let header = RestrictedExpression::new_bool(handed == HandedAs::Header);
+                let mut attributes = vec![
                     ("name".to_owned(), text(name)),
                     ("source".to_owned(), text(source)),
-                    ("header".to_owned(), RestrictedExpression::new_bool(header)),
-                ]
+                    ("handed".to_owned(), text(handed.as_str())),
+                    ("header".to_owned(), header),
+                ];
+                attributes.extend(client.map(|client| ("client".to_owned(), text(client))));
+                attributes
             }
             Resource::Host { name, port } => {
                 vec![("name".to_owned(), text(name)), ("port".to_owned(), long(port.into()))]

@@ -54,8 +54,8 @@ pub use learn::{Learned, Learner};
 pub use load::{Revision, schema};
 pub use replay::{Aside, Change, Recorded, Replay, Replayed};
 pub use request::{
-    Action, Attested, Circumstances, Claimant, Claims, Holder, Program, Request, Resource, Stated,
-    Subject,
+    Action, Attested, Circumstances, Claimant, Claims, HandedAs, Holder, Program, Request,
+    Resource, Stated, Subject,
 };
 pub use source::Source;
 pub use start::{Handing, Part, Start};

@@ -124,9 +124,11 @@ pub enum Resource<'a> {
         holder: Holder<'a>,
         /// Of the environment variable or the header.
         name: &'a str,
-        /// Where the value comes from: `env` or `file`.
+        /// Where the value comes from: what stands before the colon of its reference.
         source: &'a str,
-        header: bool,
+        handed: HandedAs,
+        /// The client whose own value it is, by its name.
+        client: Option<&'a str>,
     },
     /// Where a way out of this machine leads to.
     Host {
@@ -135,6 +137,32 @@ pub enum Resource<'a> {
     },
     /// A function of the host, by its name.
     Grant(&'a str),
+}
+
+/// How a secret is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HandedAs {
+    /// In the environment of a server's process.
+    Env,
+    /// In a file that is the server's alone.
+    File,
+    /// In a header of every request to a server.
+    Header,
+    /// To a plugin, which may read it.
+    Plugin,
+}
+
+impl HandedAs {
+    /// The text that policies see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Env => "env",
+            Self::File => "file",
+            Self::Header => "header",
+            Self::Plugin => "plugin",
+        }
+    }
 }
 
 /// Who is handed a secret.

@@ -1,7 +1,7 @@
 //! What a start of a server takes, and what policies say of each part of it: for the proxy, which then
 //! makes it, and for commands that tell of it or prepare it.
 
-use super::{Action, Engine, Holder, Outcome, Program, Resource, Subject};
+use super::{Action, Engine, HandedAs, Holder, Outcome, Program, Resource, Subject};
 use crate::names::ServerName;
 
 /// A start of a server.
@@ -24,8 +24,10 @@ pub struct Handing<'a> {
     pub name: &'a str,
     /// The kind of its source.
     pub source: &'a str,
-    /// Whether it is a header.
-    pub header: bool,
+    /// How it gets it.
+    pub handed: HandedAs,
+    /// The client whose own value it is.
+    pub client: Option<&'a str>,
 }
 
 /// One thing that a start takes, and what policies say of it.
@@ -49,10 +51,10 @@ impl Engine {
             let resource = Resource::Host { name: host, port: *port };
             asked.push((Action::Reach, resource, format!("{host}:{port}")));
         }
-        for Handing { name, source, header } in secrets {
+        for &Handing { name, source, handed, client } in secrets {
             let holder = Holder::Server(server);
-            let resource = Resource::Secret { holder, name, source, header: *header };
-            asked.push((Action::HandSecret, resource, (*name).to_owned()));
+            let resource = Resource::Secret { holder, name, source, handed, client };
+            asked.push((Action::HandSecret, resource, name.to_owned()));
         }
         let decided = asked.into_iter().map(|(action, resource, target)| {
             let outcome = self.decide_own(Subject::Server(server), action, resource);

@@ -40,8 +40,8 @@ use crate::{
     session::Sessions,
     telemetry::Metrics,
     upstream::{
-        Engines, Event, Handed, Hands, Heard, Images, Launcher, Learn, NotHanded, Server,
-        Signatures,
+        Engines, Event, Handed, Hands, Heard, Holder, Images, Launcher, Learn, NotHanded, Server,
+        Signatures, Whose,
     },
     vault,
 };
@@ -148,6 +148,7 @@ impl Assembly {
         if let (Some(signatures), true) = (signatures, found.is_empty()) {
             let scrubber = Arc::new(scrubber.map_err(StartFailure::Task)?);
             let hands = Hands::new(handed, learn(scrubber.clone(), scanners));
+            hands.find(loaded);
             let launcher = Arc::new(Launcher {
                 engine,
                 instance: uuid::Uuid::now_v7().to_string(),
@@ -265,6 +266,7 @@ impl Assembly {
             ending: CancellationToken::new(),
             task_log: Default::default(),
             tasks: TaskTracker::new(),
+            secrets_moved: Default::default(),
             closing: CancellationToken::new(),
             config,
         });
@@ -274,6 +276,7 @@ impl Assembly {
         }
         tokio::spawn(proxy.clone().sweep());
         tokio::spawn(proxy.clone().keep_log());
+        tokio::spawn(proxy.clone().keep_secrets());
         tokio::spawn(proxy.clone().tell_of_policies(reloads));
         self.around.settle(&proxy);
         for one in &self.in_chain {
@@ -471,13 +474,18 @@ const READ_AT_ONCE: usize = 8;
 pub(super) async fn handed(
     servers: &IndexMap<ServerName, config::Server>,
     base: &Path,
-) -> BTreeMap<ServerName, Result<Handed, NotHanded>> {
+) -> BTreeMap<Holder, Result<Handed, NotHanded>> {
+    let all = servers.iter().flat_map(|(server, settings)| {
+        let all = Whose::all(settings).into_iter();
+        all.map(|whose| ((server.clone(), whose), settings.clone()))
+    });
     // Owned, so that the whole can be done on a task of its own.
-    let all = futures_util::stream::iter(servers.clone()).map(|(server, settings)| {
+    let all: Vec<_> = all.collect();
+    let all = futures_util::stream::iter(all).map(|(holder, settings)| {
         let base = base.to_owned();
         async move {
-            let read = Handed::read(&settings, &base).await;
-            (server, read)
+            let read = Handed::read(&settings, &base, &holder.1).await;
+            (holder, read)
         }
     });
     all.buffer_unordered(READ_AT_ONCE).collect().await
@@ -485,19 +493,19 @@ pub(super) async fn handed(
 
 /// What is on record of secrets that are not to be had. The servers that need them can't be
 /// started; nobody else is harmed.
-pub(super) fn missing(handed: &BTreeMap<ServerName, Result<Handed, NotHanded>>) -> Vec<Happening> {
-    let missing = handed.iter().filter_map(|(server, read)| Some((server, read.as_ref().err()?)));
+pub(super) fn missing(handed: &BTreeMap<Holder, Result<Handed, NotHanded>>) -> Vec<Happening> {
+    let missing = handed.iter().filter_map(|(holder, read)| Some((holder, read.as_ref().err()?)));
     missing
-        .map(|(server, not)| {
-            tracing::warn!(%server, why = not.failure.what, "a server can't be started until its secret is to be had");
-            beginning::no_secret(server, not)
+        .map(|((server, whose), not)| {
+            tracing::warn!(%server, client = whose.client(), why = not.failure.what, "a server can't be started until its secret is to be had");
+            beginning::no_secret(server, not, false)
         })
         .collect()
 }
 
 /// The secrets of servers by the names under which they are found in traffic.
-fn known(handed: &BTreeMap<ServerName, Result<Handed, NotHanded>>) -> Vec<Known> {
-    let all = handed.iter().filter_map(|(server, read)| Some((server, read.as_ref().ok()?)));
+fn known(handed: &BTreeMap<Holder, Result<Handed, NotHanded>>) -> Vec<Known> {
+    let all = handed.iter().filter_map(|(holder, read)| Some((&holder.0, read.as_ref().ok()?)));
     all.flat_map(|(server, handed)| known_of(server, handed)).collect()
 }
 

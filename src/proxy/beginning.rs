@@ -93,12 +93,14 @@ pub(super) fn no_plugin(entry: &InterceptorEntry, path: &Path, why: String) -> H
     }
 }
 
-/// A secret that is not to be had.
-pub(super) fn no_secret(server: &ServerName, not: &NotHanded) -> Happening {
+/// A secret that is not to be had; `kept` where its value of before goes on being used.
+pub(super) fn no_secret(server: &ServerName, not: &NotHanded, kept: bool) -> Happening {
     Happening::SecretUnresolved {
         server: server.to_string(),
         secret: not.secret.clone(),
         source: not.source.as_ref().map_or(SecretSource::Illegal, SecretSource::from),
+        principal: not.client.clone(),
+        kept,
         reason: not.failure.what.clone(),
     }
 }

@@ -154,19 +154,26 @@ impl Proxy {
         server: &Arc<Server>,
     ) -> Result<(Arc<Instance>, Arc<Running>), Failure> {
         let shared = server.shared();
-        let running = shared.running().await?;
-        let Some(party) = guest.party(server, Some(running.greeting.revision)) else {
-            return Ok((shared.clone(), running));
-        };
-        let apart = server.settings.sharing.keeps_apart();
-        let own = match server.own(&party) {
-            Ok(own) => own,
-            // Rather one that can ask it nothing than none; and from now on the same one.
-            Err(Failure::Overloaded { .. }) if !apart && guest.shares(&server.name) => {
-                tracing::warn!(server = %server.name, client = guest.principal.name(), "too many instances for single clients: this one shares the common one, which cannot ask it anything");
+        let own = if server.settings.sharing.keeps_apart() {
+            // Whatever the server's era is. The common one need not be there for it.
+            let party = guest.party(server, None).ok_or_else(|| {
+                Failure::Misbehaved("a client that is kept apart is no party of its own".into())
+            })?;
+            server.own(&party)?
+        } else {
+            let running = shared.running().await?;
+            let Some(party) = guest.party(server, Some(running.greeting.revision)) else {
                 return Ok((shared.clone(), running));
+            };
+            match server.own(&party) {
+                Ok(own) => own,
+                // Rather one that can ask it nothing than none; and from now on the same one.
+                Err(Failure::Overloaded { .. }) if guest.shares(&server.name) => {
+                    tracing::warn!(server = %server.name, client = guest.principal.name(), "too many instances for single clients: this one shares the common one, which cannot ask it anything");
+                    return Ok((shared.clone(), running));
+                }
+                Err(failure) => return Err(failure),
             }
-            Err(failure) => return Err(failure),
         };
         let running = own.running().await?;
         if let Some(level) = guest.level {

@@ -1,4 +1,5 @@
-//! Watches files of which others may take the place while the proxy runs: the config's, and plugins'.
+//! Watches files of which others may take the place while the proxy runs: the config's, plugins', and
+//! secrets'.
 
 use std::{
     collections::BTreeSet,
@@ -59,6 +60,16 @@ impl Files {
     /// # Errors
     /// Where their folders can't be watched.
     pub fn watch(paths: Vec<PathBuf>) -> notify::Result<Self> {
+        let mut files = Self::none()?;
+        files.follow(paths)?;
+        Ok(files)
+    }
+
+    /// Watches nothing yet.
+    ///
+    /// # Errors
+    /// Where nothing can be watched.
+    pub fn none() -> notify::Result<Self> {
         // One that is full knows already.
         let (sender, news) = mpsc::channel(1);
         let names = Arc::new(Mutex::new(BTreeSet::new()));
@@ -74,9 +85,19 @@ impl Files {
                 let _ = sender.try_send(());
             }
         })?;
-        let mut files = Self { watcher, paths, folders: BTreeSet::new(), names, news };
-        files.renew()?;
-        Ok(files)
+        Ok(Self { watcher, paths: Vec::new(), folders: BTreeSet::new(), names, news })
+    }
+
+    /// Watches these from now on, and not those of before.
+    ///
+    /// # Errors
+    /// Where one of their folders can't be watched. The others are.
+    pub fn follow(&mut self, paths: Vec<PathBuf>) -> notify::Result<()> {
+        if self.paths == paths {
+            return Ok(());
+        }
+        self.paths = paths;
+        self.renew()
     }
 
     /// Watches the folders of the files: a file is often replaced by a rename, and a watch on the file
@@ -96,7 +117,8 @@ impl Files {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Waits until files changed and are left alone. False: there will be no more.
+    /// Waits until files changed and are left alone. False: there will be no more. Who stops to wait
+    /// may have missed a change.
     pub async fn changed(&mut self) -> bool {
         if self.news.recv().await.is_none() {
             return false;

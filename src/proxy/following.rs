@@ -112,7 +112,13 @@ impl Proxy {
     /// somebody asked for that, and hears that there is nothing new.
     pub async fn follow(self: &Arc<Self>, loaded: &Loaded, asked: bool) {
         let _one_at_a_time = self.follows.lock().await;
-        match self.taken(loaded).await {
+        let taken = self.taken(loaded).await;
+        if taken.is_ok() {
+            // What is the same may stand on other lines.
+            self.launcher.hands.find(loaded);
+            self.secrets_moved.notify_one();
+        }
+        match taken {
             Ok(false) if asked => tracing::info!("the config has nothing new"),
             Ok(_) => {}
             Err(why) => self.not_followed(&loaded.path, why, true).await,
@@ -153,13 +159,14 @@ impl Proxy {
             self.audit.tell(missing).await;
         }
         let mut hands = Vec::new();
-        for (name, read) in read {
+        for (holder, read) in read {
             let read = read.map(Arc::new).map_err(|not| not.failure.what);
             if let Ok(handed) = &read {
-                let learned = self.launcher.hands.learn(&name, handed).await;
+                let name = &holder.0;
+                let learned = self.launcher.hands.learn(name, handed).await;
                 learned.map_err(|failure| format!("server `{name}`: {}", failure.what))?;
             }
-            hands.push((name, read));
+            hands.push((holder, read));
         }
         let names = |all: &[ServerName]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
         let happening = Happening::ConfigReloaded {
@@ -182,8 +189,8 @@ impl Proxy {
         for (server, why) in &retired {
             server.supersede(why);
         }
-        for (name, read) in hands {
-            self.launcher.hands.set(&name, read);
+        for (holder, read) in hands {
+            self.launcher.hands.set(holder, read);
         }
         let mut stood = Vec::new();
         let servers = config.servers.iter().map(|(name, settings)| {

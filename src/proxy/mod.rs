@@ -6,7 +6,8 @@
 //! `state` have it wait for clients that are stateless; `listen` knows who hears of changes, `tasks`
 //! whose task is whose; `guest` is a client with what it says of itself. `lists` puts the merged
 //! lists together; `params` holds headers that repeat arguments against them; `recording` puts
-//! exchanges on record, `presence` who came and went, `reloads` which policies decide, `following` which servers there are; `obligations` does what policies ask for beside their decision, `approve` asks a person; `places`
+//! exchanges on record, `presence` who came and went, `reloads` which policies decide, `following` which
+//! servers there are, `secrets` what they are handed, `files` what changes beside them; `obligations` does what policies ask for beside their decision, `approve` asks a person; `places`
 //! bounds what a principal has under way; `refusals` bounds how many of them are recorded one by
 //! one; `servers` hears what servers say on their own, `own_acts` has policy decide what is done to start them; `assembly` puts it all together from a config.
 
@@ -34,6 +35,7 @@ mod reaching;
 mod recording;
 mod refusals;
 mod reloads;
+mod secrets;
 mod servers;
 mod sight;
 mod spelling;
@@ -52,7 +54,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -144,6 +146,8 @@ pub struct Proxy {
     ending: CancellationToken,
     task_log: Tasks,
     tasks: TaskTracker,
+    /// Other files of secrets may have to be followed.
+    secrets_moved: Notify,
     closing: CancellationToken,
 }
 

@@ -9,7 +9,7 @@ use super::Proxy;
 use crate::{
     audit::record::Happening,
     names::ServerName,
-    policy::{Action, Handing, Outcome, Part, Start},
+    policy::{Action, HandedAs, Handing, Outcome, Part, Start},
     refusal::{Code, Refusal, Rule},
     upstream::{By, Launching, NotCleared, Review, Server},
 };
@@ -80,7 +80,12 @@ impl Proxy {
         let secrets = launching.handing.iter().map(|handing| Handing {
             name: &handing.secret,
             source: handing.source.kind(),
-            header: handing.by == By::Header,
+            handed: match handing.by {
+                By::Environment => HandedAs::Env,
+                By::File => HandedAs::File,
+                By::Header => HandedAs::Header,
+            },
+            client: handing.client.as_deref(),
         });
         let url = launching.way.as_ref().map(|way| way.url.as_str());
         let start = Start { server, program: &program, url, secrets: secrets.collect() };
@@ -117,8 +122,13 @@ impl Review for Proxy {
         Some(Box::new(Refusal { message, ..refusal }))
     }
 
-    async fn hands_again(&self, server: &ServerName, launching: &Launching) -> Result<(), String> {
-        let recorded = self.audit.event(Happening::handed_again(server, launching)).await;
+    async fn hands_again(
+        &self,
+        server: &ServerName,
+        launching: &Launching,
+        secrets: &[String],
+    ) -> Result<(), String> {
+        let recorded = self.audit.event(Happening::handed_again(server, launching, secrets)).await;
         recorded.map(drop).map_err(|error| format!("{error}: {}", error.remedy()))
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     },
     oci,
     plugin::{Artifacts, Cache, Grants, House, States, Surroundings, Unusable, signature_path},
-    policy::{self, Action, Holder, Resource, Subject},
+    policy::{self, Action, HandedAs, Holder, Resource, Subject},
     telemetry::Metrics,
     vault::{Secret, Source},
 };
@@ -297,7 +297,8 @@ fn withheld(plugin: &str, grants: &Grants, policies: &policy::Engine) -> Vec<Wit
         let Ok(source) = Source::try_from(reference) else { continue };
         let source = source.kind();
         let holder = Holder::Plugin(plugin);
-        let resource = Resource::Secret { holder, name, source, header: false };
+        let handed = HandedAs::Plugin;
+        let resource = Resource::Secret { holder, name, source, handed, client: None };
         let secret = format!("{holder}/{name}");
         let secret = cedar_policy::EntityId::new(&secret);
         let shown = format!("Secret::\"{}\"", secret.escaped());

@@ -16,8 +16,9 @@ use crate::{
         Unavailable,
         record::{By, DropReason, Dropped, Happening, SessionOpened, Who},
     },
-    identity::{Change, Principal, PrincipalKind},
+    identity::{Change, Keyring, Principal, PrincipalKind},
     names::ServerName,
+    router::View,
     session::Session,
     upstream::claims,
 };
@@ -166,21 +167,34 @@ impl Proxy {
             .await;
     }
 
-    /// Has clients who lose their key wait for nobody, and records which are given keys and lose them, as long as somebody tells: those of
-    /// whom it was not recorded before.
+    /// Has clients who lose their key wait for nobody and keep no server running, and records which are
+    /// given keys and lose them, as long as somebody tells: those of whom it was not recorded before.
     pub async fn tell_of_clients(
         self: Arc<Self>,
+        keyring: Arc<Keyring>,
         mut changes: tokio::sync::mpsc::UnboundedReceiver<Change>,
     ) {
         while let Some(change) = changes.recv().await {
             if let Change::Removed { client, .. } = &change {
+                let kind = PrincipalKind::Client(client.clone());
                 // What it asked for is not sent any more.
-                self.approvals.forget(&PrincipalKind::Client(client.clone()));
+                self.approvals.forget(&kind);
+                // One that has another key now, or other groups, comes again.
+                if keyring.client(client).is_none() {
+                    let proxy = self.clone();
+                    self.tasks.spawn(async move { proxy.dismiss(&kind).await });
+                }
             }
             if !self.expected.take(&change) {
                 self.audit.tell(changed(change, By::default())).await;
             }
         }
+    }
+
+    /// Ends what runs for that client alone, with the secrets that are its own.
+    async fn dismiss(&self, client: &PrincipalKind) {
+        let servers = self.router.servers(&View::All);
+        futures_util::future::join_all(servers.iter().map(|server| server.dismiss(client))).await;
     }
 
     /// Records a change among the clients that somebody is about to make.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::{
     Caller, Proxy,
     assembly::reap,
+    beginning,
     guest::Guest,
     questions::Way,
     tasks::place,
@@ -134,6 +135,23 @@ impl Proxy {
                     exit_code,
                     exit_reason: exit_reason.flatten(),
                 })
+            }
+            Event::Unread { not, kept } => {
+                let why = self.shown(&not.failure.what);
+                tracing::warn!(%server, why, kept, "a secret could not be read again");
+                let mut happening = beginning::no_secret(name, &not, kept);
+                if let Happening::SecretUnresolved { reason, .. } = &mut happening {
+                    *reason = why;
+                }
+                happening
+            }
+            Event::Outdated { launch, party, secrets } => {
+                let principal = party.as_ref().map(PrincipalKind::name);
+                tracing::warn!(
+                    %server, client = principal, secrets = secrets.join(", "),
+                    "secrets changed that a running server has in its environment or in headers: it has the new ones with its next start (`portcullis server restart`)"
+                );
+                Happening::SecretsOutdated { launch, server, principal, secrets }
             }
             Event::Pulled(pulling) => Happening::pulled(name, *pulling),
             Event::Lost { count } => {

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use super::{
+    hands::NotHanded,
     images::{Failed, Pulled},
     launcher::Place,
     process::{Exit, Origin},
@@ -47,6 +48,18 @@ pub enum Event {
     Unwell,
     /// A pull of its image is over.
     Pulled(Box<Pulling>),
+    /// A secret of it could not be read again. Where there was one before (`kept`), that goes on being
+    /// used.
+    Unread {
+        not: Box<NotHanded>,
+        kept: bool,
+    },
+    /// It goes on with old values of these secrets, which it has in its environment or in headers.
+    Outdated {
+        launch: DecisionId,
+        party: Option<PrincipalKind>,
+        secrets: Vec<String>,
+    },
     /// So many more of its messages did not fit a queue and were dropped.
     Lost {
         count: u64,
@@ -73,11 +86,16 @@ pub trait Review: Sync {
     /// Why it may not, if so; that is on record then.
     async fn forbids(&self, server: &ServerName, launching: &Launching) -> Option<Box<Refusal>>;
 
-    /// Records that it is about to be handed its files of secrets again.
+    /// Records that it is about to be handed these secrets again, which it has as files.
     ///
     /// # Errors
     /// Why that can't be recorded: then it must not be done.
-    async fn hands_again(&self, server: &ServerName, launching: &Launching) -> Result<(), String>;
+    async fn hands_again(
+        &self,
+        server: &ServerName,
+        launching: &Launching,
+        secrets: &[String],
+    ) -> Result<(), String>;
 }
 
 /// One instance that is to be started.
@@ -168,6 +186,8 @@ pub struct Handing {
     pub secret: String,
     pub source: Source,
     pub by: By,
+    /// The client whose own it is.
+    pub client: Option<String>,
 }
 
 /// How a secret is handed over.

@@ -4,13 +4,18 @@
 //! INVARIANT: no secret is handed over that is not looked for. What was once handed out goes on
 //! being looked for when its source has another value.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use parking_lot::RwLock;
 
-use super::{event::By, process::LaunchFailure};
+use super::{event::By, link::Failure, process::LaunchFailure};
 use crate::{
-    config::{self, HandOver},
+    config::{self, Given, HandOver, Loaded},
+    identity::PrincipalKind,
     names::ServerName,
     vault::{Secret, Source, Unresolved},
 };
@@ -18,18 +23,71 @@ use crate::{
 /// Has values known to all who look for them.
 pub type Learn = Arc<dyn Fn(&ServerName, &Handed) -> Result<(), String> + Send + Sync>;
 
+/// Whose secrets an instance has.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Whose {
+    /// Those of everybody who has none of his own; the instance that tells what the server offers has
+    /// them, too.
+    Common,
+    /// Those of one client, by its name: its own, and the common ones where it has none.
+    Client(String),
+}
+
+impl Whose {
+    /// Whose secrets a server gets that runs for that client alone, or for nobody in particular.
+    pub fn of(settings: &config::Server, client: Option<&PrincipalKind>) -> Self {
+        let named = client.and_then(|client| {
+            let name = match client {
+                PrincipalKind::Client(_) | PrincipalKind::Local { .. } => client.name(),
+                // It would be the name of a client.
+                PrincipalKind::Anonymous => return None,
+            };
+            settings.given().any(|given| given.by_client.contains_key(&name)).then_some(name)
+        });
+        named.map_or(Self::Common, Self::Client)
+    }
+
+    /// Everybody who has some at a server.
+    pub fn all(settings: &config::Server) -> Vec<Self> {
+        let mut all: Vec<_> = settings
+            .given()
+            .flat_map(|given| given.by_client.keys().cloned().map(Self::Client))
+            .chain([Self::Common])
+            .collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// The one client, by its name.
+    pub fn client(&self) -> Option<&str> {
+        match self {
+            Self::Common => None,
+            Self::Client(name) => Some(name),
+        }
+    }
+
+    /// Where a secret comes from for them, and whether that is the client's own.
+    fn reference<'a>(&self, given: Given<'a>) -> Option<(bool, &'a str)> {
+        let own = self.client().and_then(|client| given.by_client.get(client));
+        own.map(|from| (true, &**from)).or_else(|| Some((false, given.from?)))
+    }
+}
+
 /// The secrets of one server.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Handed(pub Vec<HandedSecret>);
 
 /// One secret of a server.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandedSecret {
     /// The name under which the server gets it.
     pub name: String,
     pub value: Secret,
     pub source: Source,
     pub by: By,
+    /// The client whose own it is.
+    pub client: Option<String>,
 }
 
 /// A secret of a server that is not to be had.
@@ -37,10 +95,20 @@ pub struct HandedSecret {
 pub struct NotHanded {
     /// The name under which the server would get it.
     pub secret: String,
+    /// The one client for which it was to be.
+    pub client: Option<String>,
     /// Where it was to come from, where that is a reference.
     pub source: Option<Source>,
     /// In words.
     pub failure: Box<LaunchFailure>,
+}
+
+/// Which secrets are read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reread {
+    All,
+    /// Those whose sources are files.
+    Files,
 }
 
 impl Handed {
@@ -48,22 +116,47 @@ impl Handed {
     ///
     /// # Errors
     /// Where a secret cannot be had; the reference is named, never the value.
-    pub async fn read(settings: &config::Server, base: &Path) -> Result<Self, NotHanded> {
-        let secrets = settings.secrets.iter().map(|(name, secret)| {
-            let by = match secret.hand_over {
-                HandOver::Env => By::Environment,
-                HandOver::File => By::File,
-            };
-            (name, &secret.from, by)
-        });
-        let headers =
-            settings.headers.iter().map(|(name, secret)| (name, &secret.from, By::Header));
+    pub async fn read(
+        settings: &config::Server,
+        base: &Path,
+        whose: &Whose,
+    ) -> Result<Self, NotHanded> {
+        Self::reread(settings, base, whose, None).await
+    }
+
+    /// The same; what is no file is as it was `before`, where that is told.
+    async fn reread(
+        settings: &config::Server,
+        base: &Path,
+        whose: &Whose,
+        before: Option<&Self>,
+    ) -> Result<Self, NotHanded> {
         let mut all = Vec::new();
-        for (name, from, by) in secrets.chain(headers) {
-            let source = source(name, from)?;
-            let value = source.clone().relative_to(base).fetch().await;
-            let value = value.map_err(|what| not_handed(name, Some(source.clone()), &what))?;
-            all.push(HandedSecret { name: name.clone(), value, source, by });
+        for given in settings.given() {
+            let Some((own, from)) = whose.reference(given) else { continue };
+            let name = given.name;
+            let client = whose.client().filter(|_| own).map(str::to_owned);
+            let not = |source: Option<Source>, what: &Unresolved| {
+                not_handed(name, client.clone(), source, what)
+            };
+            let source: Source = from.parse().map_err(|what| not(None, &what))?;
+            let by = match given.hand_over {
+                Some(HandOver::Env) => By::Environment,
+                Some(HandOver::File) => By::File,
+                None => By::Header,
+            };
+            let known = before.filter(|_| source.file().is_none()).and_then(|before| {
+                before.0.iter().find(|had| had.name == name && had.by == by && had.source == source)
+            });
+            let value = match known {
+                Some(known) => known.value.clone(),
+                None => {
+                    let value = source.clone().relative_to(base).fetch().await;
+                    value.map_err(|what| not(Some(source.clone()), &what))?
+                }
+            };
+            let name = name.to_owned();
+            all.push(HandedSecret { name, value, source, by, client });
         }
         Ok(Self(all))
     }
@@ -77,9 +170,10 @@ impl Handed {
         base: &Path,
     ) -> Result<Vec<(String, Secret)>, NotHanded> {
         let all = refs.iter().map(|(name, reference)| {
-            let source = source(name, &reference.from)?;
+            let source: Source =
+                reference.from.parse().map_err(|what| not_handed(name, None, None, &what))?;
             let value = source.clone().relative_to(base).resolve();
-            let value = value.map_err(|what| not_handed(name, Some(source), &what))?;
+            let value = value.map_err(|what| not_handed(name, None, Some(source), &what))?;
             Ok((name.clone(), value))
         });
         all.collect()
@@ -90,46 +184,105 @@ impl Handed {
         let all = self.0.iter().filter(|secret| secret.by == by);
         all.map(|secret| (secret.name.clone(), secret.value.clone())).collect()
     }
+
+    /// Those that have another value than there, or are not there at all.
+    pub fn unlike<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a HandedSecret> {
+        self.0.iter().filter(move |secret| {
+            let same = |had: &HandedSecret| {
+                had.name == secret.name && had.by == secret.by && had.value == secret.value
+            };
+            !other.0.iter().any(same)
+        })
+    }
 }
 
-fn source(name: &str, from: &str) -> Result<Source, NotHanded> {
-    from.parse().map_err(|what| not_handed(name, None, &what))
-}
-
-fn not_handed(name: &str, source: Option<Source>, what: &Unresolved) -> NotHanded {
+fn not_handed(
+    name: &str,
+    client: Option<String>,
+    source: Option<Source>,
+    what: &Unresolved,
+) -> NotHanded {
+    let of = client.as_ref().map(|client| format!(" of `{client}`")).unwrap_or_default();
     NotHanded {
         secret: name.to_owned(),
+        client,
         source,
         failure: Box::new(LaunchFailure {
-            what: format!("secret `{name}`: {what}"),
+            what: format!("secret `{name}`{of}: {what}"),
             remedy: Some("set it, or name another source in the config".into()),
         }),
     }
 }
 
+/// A server, and whose secrets of it.
+pub type Holder = (ServerName, Whose);
+
 /// The secrets of all servers, as they were last read.
 #[derive(Default)]
 pub struct Hands {
-    now: RwLock<BTreeMap<ServerName, Result<Arc<Handed>, String>>>,
+    now: RwLock<BTreeMap<Holder, Result<Arc<Handed>, String>>>,
     learn: Option<Learn>,
+    /// Where the secrets stand that differ by client: by server and name.
+    places: RwLock<BTreeMap<(ServerName, String), (PathBuf, u32)>>,
 }
 
 impl Hands {
     /// What was read when the proxy started, and is known already. Where a server's secrets are not
     /// to be had, that server alone can't be started, and they are read again when it is tried.
-    pub fn new(read: BTreeMap<ServerName, Result<Handed, NotHanded>>, learn: Learn) -> Self {
+    pub fn new(read: BTreeMap<Holder, Result<Handed, NotHanded>>, learn: Learn) -> Self {
         let all = read
             .into_iter()
-            .map(|(server, read)| (server, read.map(Arc::new).map_err(|not| not.failure.what)));
-        Self { now: RwLock::new(all.collect()), learn: Some(learn) }
+            .map(|(holder, read)| (holder, read.map(Arc::new).map_err(|not| not.failure.what)));
+        Self { now: RwLock::new(all.collect()), learn: Some(learn), places: RwLock::default() }
+    }
+
+    /// Notes where the config has the secrets that differ by client.
+    pub fn find(&self, loaded: &Loaded) {
+        let mut places = BTreeMap::new();
+        for (server, settings) in &loaded.config.servers {
+            for given in settings.given().filter(|given| !given.by_client.is_empty()) {
+                let pointer = format!(
+                    "/servers/{server}/{}/{}",
+                    given.table(),
+                    given.name.replace('~', "~0").replace('/', "~1")
+                );
+                if let Some(line) = loaded.line(&pointer) {
+                    let key = (server.clone(), given.name.to_owned());
+                    places.insert(key, (loaded.path.clone(), line));
+                }
+            }
+        }
+        *self.places.write() = places;
+    }
+
+    /// Whether there is something for this client wherever the server's secrets differ by client.
+    ///
+    /// # Errors
+    /// [`Failure::NoSecret`] where there is nothing for it, nor for all.
+    pub fn has(
+        &self,
+        server: &ServerName,
+        settings: &config::Server,
+        client: &PrincipalKind,
+    ) -> Result<(), Failure> {
+        let whose = Whose::of(settings, Some(client));
+        let Some(missing) = settings.given().find(|given| whose.reference(*given).is_none()) else {
+            return Ok(());
+        };
+        let place = self.places.read().get(&(server.clone(), missing.name.to_owned())).cloned();
+        Err(Failure::NoSecret {
+            key: format!("servers.{server}.{}.{}", missing.table(), missing.name),
+            client: client.name(),
+            place,
+        })
     }
 
     /// What was last read for a server.
     ///
     /// # Errors
     /// Where it was not to be had.
-    pub fn of(&self, server: &ServerName) -> Result<Arc<Handed>, LaunchFailure> {
-        match self.now.read().get(server) {
+    pub fn of(&self, server: &ServerName, whose: &Whose) -> Result<Arc<Handed>, LaunchFailure> {
+        match self.now.read().get(&(server.clone(), whose.clone())) {
             Some(Ok(handed)) => Ok(handed.clone()),
             Some(Err(why)) => Err(LaunchFailure {
                 what: why.clone(),
@@ -142,7 +295,8 @@ impl Hands {
         }
     }
 
-    /// Reads a server's secrets anew.
+    /// Reads a server's secrets anew. Where they have the same values as before, what comes back is
+    /// the very one of before.
     ///
     /// # Errors
     /// Where one is not to be had, or could not be looked for: then all stays as it was.
@@ -151,19 +305,29 @@ impl Hands {
         server: &ServerName,
         settings: &config::Server,
         base: &Path,
-    ) -> Result<Arc<Handed>, LaunchFailure> {
-        let handed = match Handed::read(settings, base).await {
-            Ok(handed) => Arc::new(handed),
+        whose: &Whose,
+        which: Reread,
+    ) -> Result<Arc<Handed>, NotHanded> {
+        let before = self.of(server, whose).ok();
+        let kept = before.as_deref().filter(|_| which == Reread::Files);
+        let holder = (server.clone(), whose.clone());
+        let handed = match Handed::reread(settings, base, whose, kept).await {
+            Ok(handed) => handed,
             Err(not) => {
                 let mut now = self.now.write();
-                if !matches!(now.get(server), Some(Ok(_))) {
-                    now.insert(server.clone(), Err(not.failure.what.clone()));
+                if !matches!(now.get(&holder), Some(Ok(_))) {
+                    now.insert(holder, Err(not.failure.what.clone()));
                 }
-                return Err(*not.failure);
+                return Err(not);
             }
         };
-        self.learn(server, &handed).await?;
-        self.now.write().insert(server.clone(), Ok(handed.clone()));
+        if let Some(before) = before.filter(|before| **before == handed) {
+            return Ok(before);
+        }
+        let handed = Arc::new(handed);
+        let learned = self.learn(server, &handed).await;
+        learned.map_err(|failure| unlearned(whose, &handed, failure))?;
+        self.now.write().insert(holder, Ok(handed.clone()));
         Ok(handed)
     }
 
@@ -190,7 +354,17 @@ impl Hands {
     }
 
     /// Has another entry of the config be handed what was read for it, and is looked for already.
-    pub fn set(&self, server: &ServerName, read: Result<Arc<Handed>, String>) {
-        self.now.write().insert(server.clone(), read);
+    pub fn set(&self, holder: Holder, read: Result<Arc<Handed>, String>) {
+        self.now.write().insert(holder, read);
+    }
+}
+
+/// What can't be looked for is not handed over.
+fn unlearned(whose: &Whose, handed: &Handed, failure: LaunchFailure) -> NotHanded {
+    NotHanded {
+        secret: handed.0.first().map(|first| first.name.clone()).unwrap_or_default(),
+        client: whose.client().map(str::to_owned),
+        source: handed.0.first().map(|first| first.source.clone()),
+        failure: Box::new(failure),
     }
 }

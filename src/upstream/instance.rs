@@ -18,6 +18,7 @@ use super::{
     definitions::{Items, Offer},
     drain::Leaving,
     event::{Event, Started},
+    hands::Whose,
     health::Health,
     images::Pull,
     known::Known,
@@ -67,6 +68,8 @@ pub(super) struct Common {
     /// How many had to be ended since they did not answer.
     pub unwell: AtomicU64,
     pub known: Known,
+    /// Held by whoever reads its secrets again.
+    pub rereading: tokio::sync::Mutex<()>,
 }
 
 /// One instance of a server: the one that all clients share, or one that is greeted in the name
@@ -361,6 +364,12 @@ impl Instance {
         self.say(Event::Ended { launch, process, party, why, exit }).await;
     }
 
+    /// Whose secrets it is handed.
+    pub(super) fn whose(&self) -> Whose {
+        let client = self.party.as_ref().map(|party| &party.principal);
+        Whose::of(&self.common.settings, client)
+    }
+
     /// The one client for which alone it runs.
     pub(super) fn principal(&self) -> Option<PrincipalKind> {
         self.party.as_ref().map(|party| party.principal.clone())
@@ -476,6 +485,7 @@ impl Instance {
             failure @ (Failure::Timeout(_)
             | Failure::Overloaded { .. }
             | Failure::Forbidden(_)
+            | Failure::NoSecret { .. }
             | Failure::Pulling(_)) => failure,
         }
     }

@@ -9,7 +9,7 @@ use super::{
     digest::{Digests, Hashed},
     engines::Engines,
     event::{By, Program},
-    hands::{Handed, Hands},
+    hands::{Handed, Hands, NotHanded, Reread, Whose},
     images::{Images, Pinned},
     outward::{Outward, Reacher},
     process::{LaunchFailure, LaunchSpec, Process, SECRETS},
@@ -107,9 +107,10 @@ impl Launcher {
         &self,
         server: &ServerName,
         settings: &config::Server,
+        whose: &Whose,
     ) -> Result<Prepared, LaunchFailure> {
         let hashed = self.hashed(settings).await;
-        let handed = self.hand(server, settings).await?;
+        let handed = self.hand(server, settings, whose).await?;
         let mut engine = self.engine.now();
         if engine.is_err() && matches!(self.place_with(&engine, settings), Place::Container { .. })
         {
@@ -271,7 +272,7 @@ impl Launcher {
         self.signatures.of(server, settings, &self.images, pinned.reference.as_ref()).await
     }
 
-    /// The secrets that a server is to be handed. Where they were not to be had, they are looked for
+    /// The secrets that an instance of a server is to be handed. Where they were not to be had, they are looked for
     /// again.
     ///
     /// # Errors
@@ -280,11 +281,29 @@ impl Launcher {
         &self,
         server: &ServerName,
         settings: &config::Server,
+        whose: &Whose,
     ) -> Result<Arc<Handed>, LaunchFailure> {
-        match self.hands.of(server) {
+        match self.hands.of(server, whose) {
             Ok(handed) => Ok(handed),
-            Err(_) => self.hands.read(server, settings, &self.base).await,
+            Err(_) => {
+                let read = self.reread(server, settings, whose, Reread::All).await;
+                read.map_err(|not| *not.failure)
+            }
         }
+    }
+
+    /// Reads the secrets of a server anew.
+    ///
+    /// # Errors
+    /// As [`Hands::read`].
+    pub async fn reread(
+        &self,
+        server: &ServerName,
+        settings: &config::Server,
+        whose: &Whose,
+        which: Reread,
+    ) -> Result<Arc<Handed>, NotHanded> {
+        self.hands.read(server, settings, &self.base, whose, which).await
     }
 
     /// Puts secrets on files of a folder in memory, where a server is to get any as files.

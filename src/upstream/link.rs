@@ -1,6 +1,6 @@
 //! A line to a server: requests with their answers, whatever carries them.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use crate::{
         may_have,
     },
     exchange::{Method, Revision},
-    refusal::{Code, Refusal},
+    refusal::{Code, Refusal, Rule},
 };
 
 /// A request for a server.
@@ -170,6 +170,22 @@ pub enum Failure {
     /// in its place.
     #[error("{0}")]
     Forbidden(Box<Refusal>),
+    /// It gets a secret that differs by client, and there is none for this one.
+    #[error(
+        "`{key}` has nothing for `{client}`{}: name it in its `by-client`, or give all others a `from`",
+        at(place.as_ref())
+    )]
+    NoSecret {
+        /// Of the config.
+        key: String,
+        client: String,
+        /// Where that stands, and on which line.
+        place: Option<(PathBuf, u32)>,
+    },
+}
+
+fn at(place: Option<&(PathBuf, u32)>) -> String {
+    place.map(|(file, line)| format!(" ({}:{line})", file.display())).unwrap_or_default()
 }
 
 impl Failure {
@@ -196,6 +212,14 @@ impl Failure {
                 let message =
                     format!("server `{server}` keeps ending and is let alone for a moment");
                 let refusal = Refusal::new(Code::ServerResting, message).retry_after(*left);
+                return refusal.detail(self.to_string());
+            }
+            Self::NoSecret { key, place, .. } => {
+                let message =
+                    format!("server `{server}` needs a secret that this client has none of");
+                let (file, line) = place.clone().unzip();
+                let rule = Rule { file, line, ..Rule::named(key) };
+                let refusal = Refusal::new(Code::SecretMissing, message).rule(rule);
                 return refusal.detail(self.to_string());
             }
             Self::Misbehaved(_) => (

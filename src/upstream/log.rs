@@ -88,6 +88,7 @@ mod tests {
             value: Secret::new(value.clone()),
             source: Source::Env("K".to_owned()),
             by: By::Environment,
+            client: None,
         }]));
         let mut text = format!("key {value}\n");
         // Where a line is cut, and where reading it ends, no part of a secret is left.

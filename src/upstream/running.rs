@@ -14,6 +14,7 @@ use super::{
     ear::Ear,
     event::Launching,
     greeting::Greeting,
+    hands::Handed,
     launcher::Place,
     link::{Failure, Link},
     process::{Exit, Handle, Origin},
@@ -47,7 +48,11 @@ pub struct Running {
     pub level: Mutex<Option<&'static str>>,
     /// What policies let be done to start it.
     pub(super) cleared: Arc<Launching>,
-    /// Where it finds the secrets that it gets as files; gone with it.
+    /// The secrets that it was started with.
+    pub(super) first: Arc<Handed>,
+    /// Those that it was last handed: of the first ones, those on its files are no more.
+    pub(super) handed: Mutex<Arc<Handed>>,
+    /// Where it finds those that it gets as files; gone with it.
     pub(super) folder: Option<Folder>,
     /// Its calls under way. Closed once another takes its calls.
     pub(super) calls: TaskTracker,

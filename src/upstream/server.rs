@@ -2,7 +2,8 @@
 //! calls are divided), and those of parties that the server may ask something or that are kept apart.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
+    path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -23,8 +24,9 @@ use tokio_util::{
 use super::{
     definitions::{Items, Offer},
     drain::Replaced,
-    event::{By, Event, Review},
+    event::{Event, Review},
     greeting::Greeting,
+    hands::{Reread, Whose},
     instance::{Common, Instance},
     known::Known,
     launcher::{Launcher, Place},
@@ -36,11 +38,12 @@ use super::{
     spare::Spares,
 };
 use crate::{
-    config::{self, Era, Sharing},
+    config::{self, Era, Given, Sharing},
     exchange::Method,
     identity::PrincipalKind,
     names::ServerName,
     refusal::{Code, Refusal},
+    vault::Source,
 };
 
 /// One principal may have one of so many parts of a server's instances, so that none takes them
@@ -120,13 +123,13 @@ pub struct InstanceStatus {
 }
 
 /// What became of secrets that were read anew.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rehanded {
     /// All of its secrets, by name.
     pub secrets: Vec<String>,
-    /// How many running instances have the new ones on their files.
+    /// How many running instances have new ones on their files.
     pub instances: usize,
-    /// Those that only the next start hands over.
+    /// Those of which something that runs has an old value, until its next start.
     pub later: Vec<String>,
 }
 
@@ -164,6 +167,7 @@ impl Server {
             spares: Spares::new(),
             unwell: AtomicU64::new(0),
             known: Known::default(),
+            rereading: tokio::sync::Mutex::default(),
         });
         let shared = Arc::new(Instance::new(common.clone(), None));
         let replica = || Arc::new(Instance::replica(common.clone()));
@@ -250,6 +254,7 @@ impl Server {
     /// unless clients are kept apart, or where the config says that all share one.
     ///
     /// # Errors
+    /// [`Failure::NoSecret`] where a secret differs by client and there is none for this one;
     /// [`Failure::Overloaded`] where there are too many, of all or of this principal.
     pub fn own(self: &Arc<Self>, party: &Party) -> Result<Arc<Instance>, Failure> {
         let modern = *self.common.era.read() == Some(Era::Modern);
@@ -257,6 +262,7 @@ impl Server {
         if sharing == Sharing::Shared || modern && !sharing.keeps_apart() {
             return Ok(self.shared.clone());
         }
+        self.common.launcher.hands.has(&self.name, &self.settings, &party.principal)?;
         let mut own = self.own.lock();
         let Some(own) = own.as_mut() else {
             self.shared.still_there()?;
@@ -398,27 +404,82 @@ impl Server {
         self.shared.review_spares(review).await;
     }
 
-    /// Reads its secrets anew, and puts those that it gets as files into the hands of what runs of
-    /// it. What it gets in its environment or in headers, the next start hands over.
+    /// Reads its secrets anew, those of single clients among them, and puts those that it gets as files
+    /// into the hands of what runs of it. What it gets in its environment or in headers, the next start
+    /// hands over; that is now where the config says so.
     ///
     /// # Errors
-    /// Where a secret is not to be had: then all stays as it was; or where an instance could not be
-    /// handed the new ones, which then has the old ones still.
-    pub async fn rehand(&self, review: &dyn Review) -> Result<Rehanded, String> {
-        let common = &self.common;
-        let launcher = &common.launcher;
-        let handed = launcher.hands.read(&common.name, &common.settings, &launcher.base).await;
-        let handed = handed.map_err(|failure| failure.what)?;
-        let all = self.all();
-        let all = join_all(all.iter().map(|instance| instance.rehand(&handed, review))).await;
-        self.shared.renew_spares("its secrets were read anew").await;
-        let files = all.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let later = handed.0.iter().filter(|secret| secret.by != By::File);
-        Ok(Rehanded {
-            secrets: handed.0.iter().map(|secret| secret.name.clone()).collect(),
-            instances: files.into_iter().filter(|had| *had).count(),
-            later: later.map(|secret| secret.name.clone()).collect(),
-        })
+    /// Where a secret is not to be had: then those of the same clients stay as they were; or where an
+    /// instance could not be handed the new ones, which then has the old ones still. The rest is done.
+    pub async fn rehand(&self, review: &dyn Review, which: Reread) -> Result<Rehanded, String> {
+        let Common { name, settings, launcher, .. } = &*self.common;
+        let (mut read, mut faults) = (BTreeSet::new(), Vec::new());
+        // Else what was read first could be kept last.
+        let turn = self.common.rereading.lock().await;
+        for whose in Whose::all(settings) {
+            let before = launcher.hands.of(name, &whose);
+            match launcher.reread(name, settings, &whose, which).await {
+                Ok(_) => drop(read.insert(whose)),
+                Err(not) => {
+                    let kept = before.is_ok();
+                    // What is still missing was told when it was first looked for.
+                    let known = before.is_err_and(|before| before.what == not.failure.what);
+                    if which == Reread::Files && known {
+                        continue;
+                    }
+                    faults.push(not.failure.what.clone());
+                    self.shared.say(Event::Unread { not: Box::new(not), kept }).await;
+                }
+            }
+        }
+        drop(turn);
+        let mut all = self.all();
+        all.retain(|instance| read.contains(&instance.whose()));
+        let all = all.into_iter().map(|instance| async move {
+            let mut renewed = instance.rehand(review).await?;
+            if settings.restart_on_rotation && renewed.news {
+                let replaced = instance.replace("its secrets changed").await;
+                replaced.map_err(|failure| format!("it was not started anew: {failure}"))?;
+                renewed.outdated.clear();
+            }
+            Ok::<_, String>(renewed)
+        });
+        let all = join_all(all).await;
+        self.shared.renew_outdated_spares("its secrets were read anew").await;
+        let mut rehanded = Rehanded::default();
+        for renewed in all {
+            match renewed {
+                Ok(renewed) => {
+                    rehanded.instances += usize::from(renewed.files);
+                    let all = rehanded.later.drain(..).chain(renewed.outdated);
+                    rehanded.later = all.collect::<BTreeSet<_>>().into_iter().collect();
+                }
+                Err(why) => faults.push(why),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults.join("; "));
+        }
+        rehanded.secrets = settings.given().map(|given| given.name.to_owned()).collect();
+        Ok(rehanded)
+    }
+
+    /// The files from which its secrets come.
+    pub fn secret_files(&self) -> Vec<PathBuf> {
+        let base = &self.common.launcher.base;
+        let all = self.settings.given().flat_map(Given::references);
+        let all = all.filter_map(|(_, from)| from.parse::<Source>().ok());
+        all.filter_map(|source| Some(source.relative_to(base).file()?.to_owned())).collect()
+    }
+
+    /// Ends what runs for that client alone: it may come in no more.
+    pub async fn dismiss(&self, client: &PrincipalKind) {
+        let is_its = |own: &Instance| own.owner().is_some_and(|party| party.principal == *client);
+        let gone: Vec<_> = match self.own.lock().as_mut() {
+            Some(own) => own.extract_if(|_, own| is_its(own)).map(|(_, own)| own).collect(),
+            None => return,
+        };
+        join_all(gone.iter().map(|instance| instance.close("its client is gone"))).await;
     }
 
     /// Starts each instance that runs anew. The new one takes the calls; the old one ends once its

@@ -2,11 +2,15 @@
 //!
 //! A spare is decided and recorded as any start is, in nobody's name. Who takes one goes on with its
 //! launch id, and has it decided and recorded again: in the party's name, where it is for one, and by
-//! the policies of then.
+//! the policies of then. It has the secrets that are common, so that it is for nobody who has some of
+//! his own.
 
 use std::{
     collections::VecDeque,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Clock,
     event::{Event, Review},
+    hands::Whose,
     instance::{Common, Instance},
     link::Failure,
     running::end,
@@ -126,7 +131,7 @@ impl Instance {
     /// Takes a spare that still runs, and whose program is still the one on disk.
     pub(super) async fn spare(&self) -> Option<Spare> {
         let common = &self.common;
-        if common.settings.warm == 0 {
+        if common.settings.warm == 0 || self.whose() != Whose::Common {
             return None;
         }
         if common.spares.ready.lock().waiting.is_empty() {
@@ -135,6 +140,7 @@ impl Instance {
         }
         let now = self.content().await;
         let place = common.launcher.place(&common.settings);
+        let handed = common.launcher.hands.of(&common.name, &Whose::Common).ok();
         let taken = loop {
             let Some(spare) = common.spares.first() else { break None };
             let cleared = &spare.begun.cleared.program;
@@ -144,6 +150,8 @@ impl Instance {
                 spare.end(common, "its program was replaced").await;
             } else if spare.begun.place.kind() != place.kind() {
                 spare.end(common, "it would run elsewhere by now").await;
+            } else if !handed.as_ref().is_some_and(|now| Arc::ptr_eq(now, &spare.begun.handed)) {
+                spare.end(common, "its secrets were read anew").await;
             } else {
                 common.spares.lived();
                 break Some(spare);
@@ -242,6 +250,23 @@ impl Instance {
                 spare.end(common, "policies permit it no longer").await;
             }
         }
+    }
+
+    /// Ends the spares that have other secrets than they would have now; others take their places.
+    pub(super) async fn renew_outdated_spares(&self, why: &str) {
+        let common = &self.common;
+        let handed = common.launcher.hands.of(&common.name, &Whose::Common).ok();
+        {
+            // One that is being started may have been handed the old ones.
+            let _turn = common.spares.filling.lock().await;
+            let has = |spare: &Spare| {
+                handed.as_ref().is_some_and(|now| Arc::ptr_eq(now, &spare.begun.handed))
+            };
+            for spare in common.spares.remove(|spare| !has(spare)) {
+                spare.end(common, why).await;
+            }
+        }
+        self.look_after_spares().await;
     }
 
     /// Ends the spares that were started before; others take their places.

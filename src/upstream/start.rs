@@ -48,7 +48,9 @@ struct Line {
     origin: Origin,
     /// What was permitted to be done for it.
     cleared: Arc<Launching>,
-    /// Where it finds secrets.
+    /// The secrets that it has.
+    handed: Arc<Handed>,
+    /// Where it finds those that it gets as files.
     folder: Option<Folder>,
 }
 
@@ -66,7 +68,9 @@ pub(super) struct Begun {
     origin: Origin,
     /// What was permitted to be done for it.
     pub cleared: Arc<Launching>,
-    /// Where it finds secrets.
+    /// The secrets that it has.
+    pub handed: Arc<Handed>,
+    /// Where it finds those that it gets as files.
     pub folder: Option<Folder>,
 }
 
@@ -131,11 +135,13 @@ impl Instance {
         if greeted.is_err()
             && line.link.turned_away()
             && self.common.settings.transport == Transport::Auto
-            && let Ok((older, cleared, greeting)) = self.older(launch, ear.clone(), &hello).await
+            && let Ok((older, cleared, handed, greeting)) =
+                self.older(launch, ear.clone(), &hello).await
         {
-            (line.link, line.cleared, greeted) = (older, cleared, Ok(greeting));
+            (line.link, line.cleared, line.handed, greeted) =
+                (older, cleared, handed, Ok(greeting));
         }
-        let Line { link, process, exit, place, origin, cleared, folder } = line;
+        let Line { link, process, exit, place, origin, cleared, handed, folder } = line;
         match greeted {
             Ok(greeting) => {
                 let greeting = Arc::new(greeting);
@@ -160,6 +166,8 @@ impl Instance {
                     since,
                     level: Mutex::default(),
                     cleared,
+                    first: handed.clone(),
+                    handed: Mutex::new(handed),
                     folder,
                     calls: TaskTracker::new(),
                     revoked: SetOnce::new(),
@@ -185,7 +193,7 @@ impl Instance {
         let (name, settings) = (&self.common.name, &self.common.settings);
         let launcher = &self.common.launcher;
         if let Some(url) = &settings.url {
-            let prepared = launcher.prepare(name, settings).await;
+            let prepared = launcher.prepare(name, settings, &self.whose()).await;
             let prepared = prepared.map_err(|failure| refused(&failure))?;
             self.still_there()?;
             let headers = &prepared.handed.by(By::Header);
@@ -211,12 +219,14 @@ impl Instance {
             };
             let (place, exit) = (Place::Remote { url: url.clone() }, Arc::default());
             let origin = Origin::default();
-            return Ok(Line { link, process: None, exit, place, origin, cleared, folder: None });
+            let (process, folder, handed) = (None, None, prepared.handed);
+            return Ok(Line { link, process, exit, place, origin, cleared, handed, folder });
         }
         let begun = self.begin(launch, spare).await?;
-        let Begun { stdin, stdout, handle, exit, place, origin, cleared, folder, .. } = begun;
+        let Begun { stdin, stdout, handle, exit, place, origin, cleared, handed, folder, .. } =
+            begun;
         let link = Arc::new(Pipe::new(stdin, stdout, launcher.caps, ear.clone()));
-        Ok(Line { link, process: Some(handle), exit, place, origin, cleared, folder })
+        Ok(Line { link, process: Some(handle), exit, place, origin, cleared, handed, folder })
     }
 
     /// Has a process running: a new one, or a spare that was started in nobody's name.
@@ -230,7 +240,7 @@ impl Instance {
     ) -> Result<Begun, Failure> {
         let (name, settings) = (&self.common.name, &self.common.settings);
         let launcher = &self.common.launcher;
-        let prepared = launcher.prepare(name, settings).await;
+        let prepared = launcher.prepare(name, settings, &self.whose()).await;
         let mut prepared = prepared.map_err(|failure| refused(&failure))?;
         self.still_there()?;
         if let Some(spare) = &spare {
@@ -242,6 +252,12 @@ impl Instance {
             if spare.cleared.program.digest != cleared.program.digest {
                 end(spare.handle.as_ref(), Duration::ZERO).await;
                 let why = "the spare process is of what was there before";
+                return Err(Failure::Unavailable(why.into()));
+            }
+            // Nobody has what is another's.
+            if !Arc::ptr_eq(&spare.handed, &prepared.handed) {
+                end(spare.handle.as_ref(), Duration::ZERO).await;
+                let why = "the spare process has other secrets";
                 return Err(Failure::Unavailable(why.into()));
             }
             // From here on it runs for this party, and what it reaches is decided so.
@@ -262,7 +278,7 @@ impl Instance {
         let (process, folder) = started.map_err(|failure| refused(&failure))?;
         let Prepared { handed, place, .. } = prepared;
         let (log, scrub) = (self.common.log.clone(), self.common.scrub.clone());
-        tokio::spawn(log::keep(process.stderr, log, scrub, self.secrets(handed)));
+        tokio::spawn(log::keep(process.stderr, log, scrub, self.secrets(handed.clone())));
         let handle: Arc<dyn Handle> = process.handle.into();
         let exit = Arc::new(OnceLock::new());
         tokio::spawn({
@@ -273,7 +289,7 @@ impl Instance {
         });
         let (stdin, stdout) = (process.stdin, process.stdout);
         let origin = process.origin;
-        Ok(Begun { stdin, stdout, handle, exit, principal, place, origin, cleared, folder })
+        Ok(Begun { stdin, stdout, handle, exit, principal, place, origin, cleared, handed, folder })
     }
 
     /// Locks an image that was just found out, and waits for it to be on the engine; not too long,
@@ -353,7 +369,8 @@ impl Instance {
     /// What it was handed when it was started, and has been since.
     fn secrets(&self, first: Arc<Handed>) -> impl Fn() -> Vec<Arc<Handed>> + Send + use<> {
         let (name, launcher) = (self.common.name.clone(), self.common.launcher.clone());
-        move || [first.clone()].into_iter().chain(launcher.hands.of(&name).ok()).collect()
+        let whose = self.whose();
+        move || [first.clone()].into_iter().chain(launcher.hands.of(&name, &whose).ok()).collect()
     }
 
     /// Greets a remote server over HTTP+SSE, which it may speak where it takes no greeting over
@@ -363,18 +380,18 @@ impl Instance {
         launch: Launch<'_>,
         ear: Ear,
         hello: &Hello,
-    ) -> Result<(Arc<dyn Link>, Arc<Launching>, Greeting), Failure> {
+    ) -> Result<(Arc<dyn Link>, Arc<Launching>, Arc<Handed>, Greeting), Failure> {
         let url = self.common.settings.url.as_deref().unwrap_or_default();
         let (name, settings) = (&self.common.name, &self.common.settings);
-        let prepared = self.common.launcher.prepare(name, settings).await;
+        let prepared = self.common.launcher.prepare(name, settings, &self.whose()).await;
         let prepared = prepared.map_err(|failure| refused(&failure))?;
         self.still_there()?;
         let cleared = self.announce(launch, Some((url, true)), &prepared).await?;
-        let handed = &prepared.handed;
+        let handed = prepared.handed;
         let link = Sse::open(url, &handed.by(By::Header), self.common.launcher.caps, ear).await?;
         let greeting = greet(&link, Era::Legacy, hello, self.start_timeout()).await?;
         self.common.sse.store(true, Ordering::Relaxed);
-        Ok((Arc::new(link), cleared, greeting))
+        Ok((Arc::new(link), cleared, handed, greeting))
     }
 
     /// Has it decided and recorded what is about to be done: that it is started, the way to it, and
@@ -429,8 +446,8 @@ impl Instance {
 
 impl From<&HandedSecret> for Handing {
     fn from(secret: &HandedSecret) -> Self {
-        let HandedSecret { name, value: _, source, by } = secret;
-        Self { secret: name.clone(), source: source.clone(), by: *by }
+        let HandedSecret { name, value: _, source, by, client } = secret;
+        Self { secret: name.clone(), source: source.clone(), by: *by, client: client.clone() }
     }
 }
 

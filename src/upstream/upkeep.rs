@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     event::{By, Event, Review},
-    hands::Handed,
+    hands::HandedSecret,
     instance::{Instance, State},
     rest::{Rest, STEADY},
     running::Running,
@@ -16,6 +16,18 @@ use super::{
 
 /// How long one may take to end by itself.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// What became of an instance's secrets.
+#[derive(Debug, Default)]
+pub(super) struct Renewed {
+    /// Whether it has new ones on its files.
+    pub files: bool,
+    /// Those that only its next start hands over.
+    pub outdated: Vec<String>,
+    /// Whether one of those was as it should be until now.
+    pub news: bool,
+}
+
 impl Instance {
     /// What follows on an end that nobody asked for, and shows it: it may be started at once, unless
     /// it keeps ending soon after its start and answers nothing in between.
@@ -104,29 +116,47 @@ impl Instance {
         drop(state);
     }
 
-    /// Puts secrets on the files that it has of them, where policies still permit it; tells whether
-    /// it has any. One that is being started is waited for: it may have been handed what was read
-    /// before.
+    /// Puts the secrets that were last read on the files that it has of them, where they have other
+    /// values than it has and policies still permit it. One that is being started is waited for: it may
+    /// have been handed what was read before.
     ///
     /// # Errors
     /// Why it goes on with what it has.
-    pub(super) async fn rehand(
-        &self,
-        handed: &Handed,
-        review: &dyn Review,
-    ) -> Result<bool, String> {
+    pub(super) async fn rehand(&self, review: &dyn Review) -> Result<Renewed, String> {
         let state = self.state.lock().await;
-        let State::Running(running) = &*state else { return Ok(false) };
-        let Some(folder) = &running.folder else { return Ok(false) };
-        let (name, cleared) = (&self.common.name, &running.cleared);
-        if let Some(refusal) = review.forbids(name, cleared).await {
-            return Err(refusal.message);
+        let State::Running(running) = &*state else { return Ok(Renewed::default()) };
+        // Only now: whoever was here before may have handed over what was read later.
+        let hands = &self.common.launcher.hands;
+        let handed = hands.of(&self.common.name, &self.whose()).map_err(|failure| failure.what)?;
+        let had = running.handed.lock().clone();
+        let held = |secret: &&HandedSecret| secret.by != By::File;
+        let names = |secret: &HandedSecret| secret.name.clone();
+        let outdated = handed.unlike(&running.first).filter(held).map(names).collect();
+        let mut renewed = Renewed { outdated, ..Renewed::default() };
+        if Arc::ptr_eq(&had, &handed) {
+            return Ok(renewed);
         }
-        review.hands_again(name, cleared).await?;
-        for (secret, value) in handed.by(By::File) {
-            folder.put(&secret, &value).map_err(|why| why.to_string())?;
+        let (held, files): (Vec<_>, Vec<_>) = handed.unlike(&had).partition(held);
+        if let (Some(folder), false) = (&running.folder, files.is_empty()) {
+            let (name, cleared) = (&self.common.name, &running.cleared);
+            if let Some(refusal) = review.forbids(name, cleared).await {
+                return Err(refusal.message);
+            }
+            let names: Vec<_> = files.iter().map(|secret| names(secret)).collect();
+            review.hands_again(name, cleared, &names).await?;
+            for secret in files {
+                folder.put(&secret.name, &secret.value).map_err(|why| why.to_string())?;
+            }
+            renewed.files = true;
         }
-        Ok(true)
+        *running.handed.lock() = handed.clone();
+        if !held.is_empty() && !renewed.outdated.is_empty() {
+            renewed.news = true;
+            let (launch, party) = (running.launch, self.principal());
+            let secrets = renewed.outdated.clone();
+            self.say(Event::Outdated { launch, party, secrets }).await;
+        }
+        Ok(renewed)
     }
 
     /// Whether nobody has used it for as long as the config says, nor waits for it to tell

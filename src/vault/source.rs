@@ -131,6 +131,14 @@ impl Source {
         }
     }
 
+    /// The file in which the value stands, where it is one that can be watched.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) | Self::Dotenv { path, .. } | Self::Age { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
     /// The same source, a relative file seen from `base` (the config's folder).
     pub fn relative_to(mut self, base: &Path) -> Self {
         if let Self::File(path) | Self::Dotenv { path, .. } | Self::Age { path, .. } = &mut self {

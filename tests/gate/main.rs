@@ -49,6 +49,8 @@ mod roles;
 mod sdk_servers;
 mod sdks;
 mod secrets;
+mod secrets_of_clients;
+mod secrets_renewed;
 mod shutdown;
 mod signed_images;
 mod streaming;

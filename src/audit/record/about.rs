@@ -39,6 +39,7 @@ impl Happening {
             Self::ServerReached(_) => "server-reached",
             Self::SecretsHanded { .. } => "secrets-handed",
             Self::SecretUnresolved { .. } => "secret-unresolved",
+            Self::SecretsOutdated { .. } => "secrets-outdated",
             Self::MessagesDropped(_) => "messages-dropped",
             Self::ApprovalAsked { .. } => "approval-asked",
             Self::ApprovalUntold { .. } => "approval-untold",
@@ -75,6 +76,7 @@ impl Happening {
             | Self::ApprovalGiven { server, .. } => server.as_deref(),
             Self::ServerLaunchFailed { server, .. }
             | Self::SecretsHanded { server, .. }
+            | Self::SecretsOutdated { server, .. }
             | Self::SecretUnresolved { server, .. } => Some(server),
             _ => None,
         }
@@ -96,9 +98,10 @@ impl Happening {
             Self::ServerReaching(reaching) => reaching.principal.as_deref(),
             Self::ServerReached(reached) => reached.principal.as_deref(),
             Self::ServerLaunched(launched) => launched.principal.as_deref(),
-            Self::ServerLaunchFailed { principal, .. } | Self::SecretsHanded { principal, .. } => {
-                principal.as_deref()
-            }
+            Self::ServerLaunchFailed { principal, .. }
+            | Self::SecretsHanded { principal, .. }
+            | Self::SecretsOutdated { principal, .. }
+            | Self::SecretUnresolved { principal, .. } => principal.as_deref(),
             Self::ServerStopped(stopped) => stopped.principal.as_deref(),
             Self::MessagesDropped(dropped) => dropped.principal.as_deref(),
             _ => None,
@@ -150,6 +153,7 @@ impl Happening {
             Self::ServerReaching(reaching) => reaching.rules.truncate(most),
             Self::ServerReached(reached) => reached.rules.truncate(most),
             Self::SecretsHanded { secrets, .. } => secrets.truncate(most),
+            Self::SecretsOutdated { secrets, .. } => secrets.truncate(most),
             _ => {}
         }
     }
@@ -327,8 +331,11 @@ impl Happening {
                 let names = secrets.iter_mut().map(|handed| &mut handed.secret);
                 std::iter::once(server).chain(principal).chain(names).for_each(change);
             }
-            Self::SecretUnresolved { server, secret, source: _, reason } => {
-                [server, secret, reason].into_iter().for_each(change);
+            Self::SecretUnresolved { server, secret, source: _, principal, kept: _, reason } => {
+                [server, secret, reason].into_iter().chain(principal).for_each(change);
+            }
+            Self::SecretsOutdated { launch: _, server, principal, secrets } => {
+                std::iter::once(server).chain(principal).chain(secrets).for_each(change);
             }
             Self::MessagesDropped(Dropped { server, principal, .. }) => {
                 std::iter::once(server).chain(principal).for_each(change);

@@ -174,13 +174,33 @@ pub enum Happening {
         principal: Option<String>,
         secrets: Vec<SecretHanded>,
     },
-    /// A secret could not be had when the proxy started, and so its server can't be started.
+    /// A secret could not be had when the proxy started, and so its server can't be started (for that
+    /// client, where one is named); or not when it was read again, and the old value goes on being used.
     SecretUnresolved {
         server: String,
         /// The name under which the server would have got it.
         secret: String,
         source: SecretSource,
+        /// The one client whose own value it would have been.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        principal: Option<String>,
+        /// Whether it was read before, and that value goes on being used.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        kept: bool,
         reason: String,
+    },
+    /// A secret changed that a running server has in its environment, or that is sent to it as a header.
+    /// It goes on with the old one until its next start.
+    SecretsOutdated {
+        /// As in its `server-launching`.
+        #[schemars(with = "String", extend("format" = "uuid"))]
+        launch: DecisionId,
+        server: String,
+        /// The one client for which alone it runs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        principal: Option<String>,
+        /// All of which it has an old value, by their names.
+        secrets: Vec<String>,
     },
     /// Messages were dropped, and how many.
     MessagesDropped(Dropped),
@@ -634,6 +654,9 @@ pub struct SecretHanded {
     pub source: SecretSource,
     /// How it is handed over.
     pub by: HandedBy,
+    /// Whether it is the client's own, and not what all have who are not named.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
 }
 
 /// How a secret is handed over.

@@ -108,9 +108,16 @@ impl Happening {
             .on_record(Some(launch), ByHand::default())
     }
 
-    /// What is on record before a server that runs is handed its files of secrets again.
-    pub fn handed_again(server: &ServerName, launching: &upstream::Launching) -> Self {
-        let files = launching.handing.iter().filter(|handing| handing.by == By::File);
+    /// What is on record before a server that runs is handed secrets again that it has as files.
+    pub fn handed_again(
+        server: &ServerName,
+        launching: &upstream::Launching,
+        secrets: &[String],
+    ) -> Self {
+        let files = launching
+            .handing
+            .iter()
+            .filter(|handing| handing.by == By::File && secrets.contains(&handing.secret));
         Self::SecretsHanded {
             launch: launching.launch,
             server: server.to_string(),
@@ -265,6 +272,7 @@ impl From<&Handing> for SecretHanded {
                 By::File => HandedBy::File,
                 By::Header => HandedBy::Header,
             },
+            own: handing.client.is_some(),
         }
     }
 }

@@ -136,8 +136,17 @@ impl fmt::Display for Happening {
                 }
                 Ok(())
             }
-            Self::SecretUnresolved { server, secret, reason, .. } => {
-                write!(f, "server {server}: secret {secret} is not to be had: {reason}")
+            Self::SecretUnresolved { server, secret, principal, kept, reason, .. } => {
+                write!(f, "server {server}: secret {secret}")?;
+                if let Some(principal) = principal {
+                    write!(f, " of {principal}")?;
+                }
+                let kept = if *kept { ", and the old value goes on being used" } else { "" };
+                write!(f, " is not to be had{kept}: {reason}")
+            }
+            Self::SecretsOutdated { server, secrets, .. } => {
+                let secrets = secrets.join(", ");
+                write!(f, "server {server} has old values until its next start: {secrets}")
             }
             Self::MessagesDropped(dropped) => {
                 let why = match dropped.reason {

@@ -385,7 +385,10 @@ async fn fetch(
     program.signed = launcher.signed(name, server, &pinned).await?;
     let program = program.for_policies(&launcher.place(server));
     let url = server.url.as_deref();
-    let start = Start { server: name, program: &program, url, secrets: handed(server) };
+    // Single clients may have others; what is pulled is for all.
+    let mut secrets = handed(server);
+    secrets.retain(|secret| secret.client.is_none());
+    let start = Start { server: name, program: &program, url, secrets };
     let forbidden = policies.decide_start(&start);
     if let Some(part) = forbidden.iter().find(|part| !part.outcome.permits_alone()) {
         anyhow::bail!(

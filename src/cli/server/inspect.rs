@@ -9,7 +9,7 @@ use super::{configured, handed, launcher, verify};
 use crate::{
     admin,
     cli::{Context, Exit},
-    config::{HandOver, Loaded, Server},
+    config::{Given, HandOver, Loaded, Server},
     container::{self, Deviation},
     names::ServerName,
     policy::{self, Part, Start},
@@ -192,10 +192,7 @@ fn machine(
         "file": loaded.path.display().to_string(),
         "may": may,
         "mayNot": may_not,
-        "secrets": settings.secrets.iter().map(|(name, secret)| {
-            json!({ "name": name, "as": secret.hand_over })
-        }).chain(settings.headers.keys().map(|name| json!({ "name": name, "as": "header" })))
-            .collect::<Vec<_>>(),
+        "secrets": secrets(settings),
         "launch": match &found.asked {
             Ok(asked) => {
                 json!({ "allowed": found.allowed(), "asked": asked, "unsigned": found.unsigned })
@@ -209,6 +206,21 @@ fn machine(
         told["egress"] = json!(settings.egress);
     }
     told
+}
+
+fn secrets(settings: &Server) -> Vec<Value> {
+    let all = settings.given().map(|given| {
+        let mut told = json!({ "name": given.name, "as": "header" });
+        if let Some(hand_over) = given.hand_over {
+            told["as"] = json!(hand_over);
+        }
+        if !given.by_client.is_empty() {
+            told["clients"] = given.by_client.keys().cloned().collect();
+            told["others"] = given.from.is_some().into();
+        }
+        told
+    });
+    all.collect()
 }
 
 /// The same for a person.
@@ -273,12 +285,21 @@ impl Page<'_> {
     }
 
     fn secrets(&self, settings: &Server) -> anyhow::Result<()> {
-        let secrets = settings.secrets.iter().map(|(name, secret)| match secret.hand_over {
-            HandOver::Env => format!("{name} (in its environment)"),
-            HandOver::File => format!("{name} (as a file in memory)"),
-        });
-        let headers = settings.headers.keys().map(|name| format!("{name} (a header of ours)"));
-        let all: Vec<String> = secrets.chain(headers).collect();
+        let one = |given: Given<'_>| {
+            let by = match given.hand_over {
+                Some(HandOver::Env) => "in its environment",
+                Some(HandOver::File) => "as a file in memory",
+                None => "a header of ours",
+            };
+            let own: Vec<_> = given.by_client.keys().map(String::as_str).collect();
+            let own = match (own.is_empty(), given.from.is_some()) {
+                (true, _) => String::new(),
+                (false, true) => format!("; own ones for {}", own.join(", ")),
+                (false, false) => format!("; for {} alone", own.join(", ")),
+            };
+            format!("{} ({by}{own})", given.name)
+        };
+        let all: Vec<String> = settings.given().map(one).collect();
         if !all.is_empty() {
             self.head(&format!("it is handed the secrets: {}", all.join(", ")))?;
         }

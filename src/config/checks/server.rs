@@ -7,11 +7,11 @@ use reqwest::Url;
 
 use super::Checker;
 use crate::config::{
-    HandOver, Server,
+    Given, HandOver, Server, Sharing,
     finding::Code,
     place::child,
     shape::{brief, nearest},
-    values::{CAPABILITIES, is_env_name},
+    values::{CAPABILITIES, is_client, is_env_name},
 };
 use crate::{
     catalog::begins_as_key, container::Image, egress::Destinations, upstream::process::SECRETS,
@@ -36,11 +36,32 @@ pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
     hardening(checker, &child(at, "hardening"), server);
     egress(checker, &child(at, "egress"), server);
     runtime(checker, &child(at, "runtime"), server);
+    apart(checker, at, server);
     if server.replicas > 1 && server.sharing.keeps_apart() {
         checker.conflict(
             &child(at, "replicas"),
             "clients that are kept apart share nothing that could have replicas",
             "remove it, or let clients share: `sharing = \"auto\"`",
+        );
+    }
+}
+
+/// Who has secrets of his own at a server shares no instance of it.
+fn apart(checker: &mut Checker<'_>, at: &str, server: &Server) {
+    let Some(first) = server.given().find(|given| !given.by_client.is_empty()) else { return };
+    let what = format!("`{}` differs by client", brief(first.name));
+    if server.sharing == Sharing::Shared {
+        checker.conflict(
+            &child(at, "sharing"),
+            format!("{what}, so that clients may not share an instance"),
+            "remove it: each client then has an instance of its own",
+        );
+    }
+    if server.replicas > 1 && !server.sharing.keeps_apart() {
+        checker.conflict(
+            &child(at, "replicas"),
+            format!("{what}, so that clients share nothing that could have replicas"),
+            "remove it: each client has an instance of its own",
         );
     }
 }
@@ -209,16 +230,8 @@ fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
                 .add(finding.warning().help("build what it needs into the image or the program"));
         }
     }
-    for (key, name, from) in server
-        .secrets
-        .iter()
-        .map(|(name, secret)| ("secrets", name, &secret.from))
-        .chain(server.headers.iter().map(|(name, secret)| ("headers", name, &secret.from)))
-    {
-        if let Err(error) = from.parse::<Source>() {
-            let pointer = child(&child(&child(at, key), name), "from");
-            checker.add(checker.document.at_value(&pointer, Code::BadValue, error.to_string()));
-        }
+    for given in server.given() {
+        references(checker, &child(&child(at, given.table()), given.name), given);
     }
     for name in files(server) {
         let variable = format!("{name}_FILE");
@@ -251,6 +264,31 @@ fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
                     format!("write it under `secrets`: `{name} = {{ from = \"env:{name}\" }}`"),
                 ),
             );
+        }
+    }
+}
+
+/// Where the values of one secret come from.
+fn references(checker: &mut Checker<'_>, at: &str, given: Given<'_>) {
+    if given.from.is_none() && given.by_client.is_empty() {
+        let finding = checker.document.at_key(at, Code::MissingKey, "this comes from nowhere");
+        checker.add(finding.help(
+            "write `from = \"env:NAME\"`, or references for single clients: `by-client = { NAME = \
+             \"file:PATH\" }`",
+        ));
+    }
+    let own = child(at, "by-client");
+    for (client, from) in given.references() {
+        let pointer = client.map_or_else(|| child(at, "from"), |client| child(&own, client));
+        if let Err(error) = from.parse::<Source>() {
+            checker.add(checker.document.at_value(&pointer, Code::BadValue, error.to_string()));
+        }
+        if let Some(client) = client.filter(|client| !is_client(client)) {
+            let message = format!("`{}` is no client", brief(client));
+            let finding = checker.document.at_key(&pointer, Code::BadValue, message);
+            checker.add(finding.help(
+                "write the name of a client, or `\"local:USER\"` for the user who runs the proxy",
+            ));
         }
     }
 }

@@ -142,7 +142,9 @@ impl IntoResponse for Reply {
 /// The HTTP status of a refusal.
 fn status(code: Code) -> StatusCode {
     match code {
-        Code::PolicyDenied | Code::SecretFound | Code::PluginRefused => StatusCode::FORBIDDEN,
+        Code::PolicyDenied | Code::SecretFound | Code::SecretMissing | Code::PluginRefused => {
+            StatusCode::FORBIDDEN
+        }
         Code::Unknown => StatusCode::NOT_FOUND,
         Code::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         Code::ArgumentsInvalid => StatusCode::BAD_REQUEST,

@@ -13,7 +13,7 @@ use serde_saphyr::Spanned;
 use crate::{
     exchange::{Revision, Transport},
     names::{ClientName, Group, ServerName},
-    policy::Attested,
+    policy::{Attested, HandedAs},
 };
 
 /// A whole file.
@@ -144,6 +144,8 @@ pub(super) struct Secret {
     pub(super) source: String,
     #[serde(default)]
     pub(super) header: bool,
+    pub(super) handed: Option<HandedAs>,
+    pub(super) client: Option<String>,
 }
 
 /// Circumstances, by their names in `context`.

@@ -2,7 +2,7 @@
 //! a host, and whether a plugin may be given a function.
 
 use super::{
-    super::request::{self, Action, Resource, Subject},
+    super::request::{self, Action, HandedAs, Resource, Subject},
     file::{Case, Runtime, Who},
 };
 use crate::names::ServerName;
@@ -31,10 +31,26 @@ impl Holder {
 
 /// A question of the proxy's own.
 pub(super) enum Own {
-    Launch { server: ServerName, program: request::Program },
-    HandSecret { holder: Holder, name: String, source: String, header: bool },
-    Reach { holder: Holder, host: String, port: u16 },
-    Grant { plugin: String, function: String },
+    Launch {
+        server: ServerName,
+        program: request::Program,
+    },
+    HandSecret {
+        holder: Holder,
+        name: String,
+        source: String,
+        handed: HandedAs,
+        client: Option<String>,
+    },
+    Reach {
+        holder: Holder,
+        host: String,
+        port: u16,
+    },
+    Grant {
+        plugin: String,
+        function: String,
+    },
 }
 
 impl Own {
@@ -72,10 +88,22 @@ impl Own {
         }
         if let Some(secret) = &case.hand {
             let (name, source) = (secret.value.name.clone(), secret.value.source.clone());
-            let header = secret.value.header;
+            let client = secret.value.client.clone();
             let shown = format!("{name} from {source}");
-            let own = |holder| vec![(shown, Self::HandSecret { holder, name, source, header })];
-            return Some(holder().map(own));
+            let handed = |holder: &Holder| match (secret.value.handed, secret.value.header, holder)
+            {
+                (None | Some(HandedAs::Header), true, _) => Ok(HandedAs::Header),
+                (Some(_), true, _) => {
+                    Err("`header: true` and `handed` differ: keep one".to_owned())
+                }
+                (Some(handed), false, _) => Ok(handed),
+                (None, false, Holder::Server(_)) => Ok(HandedAs::Env),
+                (None, false, Holder::Plugin(_)) => Ok(HandedAs::Plugin),
+            };
+            return Some(holder().and_then(|holder| {
+                let handed = handed(&holder)?;
+                Ok(vec![(shown, Self::HandSecret { holder, name, source, handed, client })])
+            }));
         }
         if let Some(hosts) = &case.reach {
             let one = |text: &String| {
@@ -112,9 +140,15 @@ impl Own {
             Self::Launch { server, program } => {
                 (Subject::Server(server), Resource::Program(program))
             }
-            Self::HandSecret { holder, name, source, header } => (
+            Self::HandSecret { holder, name, source, handed, client } => (
                 holder.subject(),
-                Resource::Secret { holder: holder.holder(), name, source, header: *header },
+                Resource::Secret {
+                    holder: holder.holder(),
+                    name,
+                    source,
+                    handed: *handed,
+                    client: client.as_deref(),
+                },
             ),
             Self::Reach { holder, host, port } => {
                 (holder.subject(), Resource::Host { name: host, port: *port })

@@ -58,7 +58,8 @@ fn every_question<'a>(
                 holder: Holder::Server(server),
                 name: "TOKEN",
                 source: "env",
-                header: false,
+                handed: HandedAs::Env,
+                client: None,
             },
         ),
         (answerer, Action::Reach, Resource::Host { name: "example.com", port: 443 }),
@@ -96,6 +97,12 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
         @id("by-day")
         permit (principal, action == Portcullis::Action::"hand_secret", resource in Portcullis::Server::"notes")
         when { resource.source == "env" && !resource.header && context.now.toTime() > duration("8h") };
+        @id("in-memory")
+        permit (principal, action == Portcullis::Action::"hand_secret", resource in Portcullis::Server::"notes")
+        when { resource.source == "file" && resource.handed == "file" };
+        @id("alices-own")
+        permit (principal, action == Portcullis::Action::"hand_secret", resource in Portcullis::Server::"other")
+        when { resource has client && resource.client == "alice" && resource.handed == "env" };
         @id("https")
         permit (principal, action == Portcullis::Action::"reach", resource)
         when { resource.name like "*.example.com" && resource.port == 443 };
@@ -139,14 +146,19 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
             "{program:?}"
         );
     }
-    for (server, source, header, rules) in [
-        (&notes, "env", false, "by-day"),
-        (&notes, "file", false, ""),
-        (&notes, "env", true, ""),
-        (&other, "env", false, ""),
+    for (server, source, handed, client, rules) in [
+        (&notes, "env", HandedAs::Env, None, "by-day"),
+        (&notes, "file", HandedAs::Env, None, ""),
+        (&notes, "file", HandedAs::File, None, "in-memory"),
+        (&notes, "file", HandedAs::File, Some("alice"), "in-memory"),
+        (&notes, "env", HandedAs::Header, None, ""),
+        (&other, "env", HandedAs::Env, None, ""),
+        (&other, "env", HandedAs::Env, Some("alice"), "alices-own"),
+        (&other, "env", HandedAs::Env, Some("bob"), ""),
+        (&other, "env", HandedAs::File, Some("alice"), ""),
     ] {
-        let resource =
-            Resource::Secret { holder: Holder::Server(server), name: "TOKEN", source, header };
+        let holder = Holder::Server(server);
+        let resource = Resource::Secret { holder, name: "TOKEN", source, handed, client };
         assert_eq!(decide(Subject::Server(server), Action::HandSecret, resource), rules);
     }
     for (name, port, rules) in

@@ -212,6 +212,12 @@ impl Written {
         command
     }
 
+    /// With one more variable of the environment.
+    pub fn with_env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
     /// Runs a verb to its end.
     pub async fn cli(&self, args: &[&str]) -> Ended {
         let mut command = self.command(args);

@@ -113,6 +113,29 @@ async fn told(
     StatusCode::ACCEPTED
 }
 
+/// A server of 2025-11-25 over streamable HTTP whose one tool, `key`, tells the header `X-Key` with
+/// which it was called.
+pub async fn keyed() -> String {
+    let app = Router::new().route("/mcp", post(tell_key));
+    format!("http://{}/mcp", serve(app).await)
+}
+
+async fn tell_key(request: Request) -> Response {
+    let (headers, message) = read(request).await;
+    if message["id"].is_null() {
+        return StatusCode::ACCEPTED.into_response();
+    }
+    let key = headers.get("x-key").map_or("", |key| key.to_str().unwrap());
+    let result = match message["method"].as_str().unwrap_or_default() {
+        "tools/list" => {
+            json!({ "tools": [{ "name": "key", "inputSchema": { "type": "object" } }] })
+        }
+        "tools/call" => json!({ "content": [{ "type": "text", "text": key }] }),
+        _ => result(&message, "2025-11-25"),
+    };
+    axum::Json(json!({ "jsonrpc": "2.0", "id": message["id"], "result": result })).into_response()
+}
+
 #[derive(Default)]
 struct Polled {
     next: AtomicU64,

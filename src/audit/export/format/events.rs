@@ -87,6 +87,7 @@ const EVENTS: &[(&str, Meaning)] = &[
     ("server-reached", meaning(Informational, Network, CLOSE)),
     ("secrets-handed", meaning(Low, Entity, READ)),
     ("secret-unresolved", failure(High, Entity, READ)),
+    ("secrets-outdated", meaning(Medium, Entity, READ)),
     ("messages-dropped", failure(Medium, Error, GENERAL)),
     ("approval-asked", meaning(Low, Api, OTHER)),
     ("approval-untold", failure(Medium, Error, GENERAL)),

@@ -136,6 +136,8 @@ const CONDITIONS: &[&str] = &[
     r#"resource has digest && resource.digest like "sha256:*""#,
     "resource has header && (resource.header || context.now < datetime(\"2027-01-01\"))",
     r#"resource has source && resource.source == "env""#,
+    r#"resource has handed && resource.handed == "file""#,
+    r#"resource has client && resource.client == "a""#,
     "resource has port && resource.port == 443",
     "resource has port && resource.port + 9223372036854775800 > context.session_calls",
     r#"context.paths.hasTag("/a") && context.paths.getTag("/a") == "x""#,
@@ -259,13 +261,17 @@ pub(super) fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> 
             ask(Action::Launch, Resource::Program(program));
         }
         for server in servers {
-            for (name, source, header) in
-                [("t", "env", true), ("t", "env", false), ("t", "file", true)]
-            {
-                ask(
-                    Action::HandSecret,
-                    Resource::Secret { holder: Holder::Server(server), name, source, header },
-                );
+            for (name, source, handed, client) in [
+                ("t", "env", HandedAs::Header, None),
+                ("t", "env", HandedAs::Env, None),
+                ("t", "env", HandedAs::File, None),
+                ("t", "env", HandedAs::File, Some("a")),
+                ("t", "env", HandedAs::File, Some("b")),
+                ("t", "file", HandedAs::Header, None),
+            ] {
+                let holder = Holder::Server(server);
+                let resource = Resource::Secret { holder, name, source, handed, client };
+                ask(Action::HandSecret, resource);
             }
         }
         for (name, port) in [("example.com", 443), ("example.com", 80), ("a", 443)] {
@@ -278,7 +284,8 @@ pub(super) fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> 
     let plugin = "s";
     let subject = Subject::Plugin(plugin);
     for holder in [Holder::Plugin(plugin), Holder::Plugin("other"), Holder::Server(&servers[0])] {
-        let resource = Resource::Secret { holder, name: "t", source: "env", header: false };
+        let handed = HandedAs::Plugin;
+        let resource = Resource::Secret { holder, name: "t", source: "env", handed, client: None };
         all.push(About { subject, action: Action::HandSecret, resource, own: false });
     }
     let resource = Resource::Host { name: "a", port: 443 };

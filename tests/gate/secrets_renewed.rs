@@ -1,0 +1,202 @@
+//! Secrets that change while the proxy runs: their files are followed, and all are read again on SIGHUP.
+
+use std::{os::unix::fs::PermissionsExt as _, path::Path};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{
+    agent::Agent,
+    gate::{Gate, Setup},
+    marked, until,
+};
+
+/// A value that nothing else looks like.
+fn value(n: u8) -> String {
+    ["hunter", "2", "renewed", &n.to_string()].concat()
+}
+
+fn with(from: &str, how: &str) -> Setup {
+    Setup::crooked(&format!("secrets = {{ TOKEN = {{ from = \"{from}\", as = \"{how}\" }} }}"))
+}
+
+async fn on_file(agent: &Agent) -> String {
+    agent.text("crooked__environment", json!({ "name": "TOKEN_FILE", "read": true })).await
+}
+
+async fn in_environment(agent: &Agent) -> String {
+    agent.text("crooked__environment", json!({ "name": "TOKEN" })).await
+}
+
+async fn becomes(agent: &Agent, wanted: &str) {
+    until(&format!("`{wanted}` in the server's file"), async || {
+        (on_file(agent).await == wanted).then_some(())
+    })
+    .await;
+}
+
+/// Puts a new file in the place of the old at once, as careful programs do.
+fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
+async fn of_event(gate: &Gate, event: &str) -> Vec<Value> {
+    let mut records = gate.records(&[&format!("event = {event}")]).await;
+    records.sort_by_key(|record| record["time"].to_string());
+    records
+}
+
+#[tokio::test]
+async fn a_file_is_followed_without_a_command_or_a_restart() {
+    for (from, text) in [("file:token", ""), ("dotenv:token#TOKEN", "TOKEN=")] {
+        let text = |n| format!("{text}{}\n", value(n));
+        let gate = with(from, "file")
+            .and("[[interceptors]]\nuse = \"secrets\"\nresponse = \"off\"")
+            .file("token", text(1))
+            .start()
+            .await;
+        let agent = gate.modern();
+        assert_eq!(on_file(&agent).await, value(1), "{from}");
+        let before = marked(&gate.mark);
+        replace(&gate.path("token"), &text(2));
+        becomes(&agent, &value(2)).await;
+        std::fs::write(gate.path("token"), text(3)).unwrap();
+        becomes(&agent, &value(3)).await;
+        assert_eq!(marked(&gate.mark), before, "{from}: it was started again");
+        // Each hand-over is on record; what is looked for is what was handed over at any time.
+        let handed = of_event(&gate, "secrets-handed").await;
+        assert_eq!(handed.len(), 3, "{from}: {handed:?}");
+        assert!(handed.iter().all(|record| record["launch"] == handed[0]["launch"]));
+        for n in 1..4 {
+            let code = agent.refused("crooked__echo", json!({ "text": value(n) })).await;
+            assert_eq!(code, "secret-found", "{from}: {n}");
+        }
+        gate.stop().await;
+    }
+}
+
+/// Kubernetes has the files of a secret in a folder, links them by way of a link to that folder, and
+/// exchanges this one link.
+#[tokio::test]
+async fn a_mounted_secret_of_kubernetes_is_followed() {
+    use std::os::unix::fs::symlink;
+
+    let written = with("file:mounted/token", "file").file("mounted/..1/token", value(1)).write();
+    let mounted = written.path("mounted");
+    symlink("..1", mounted.join("..data")).unwrap();
+    symlink("..data/token", mounted.join("token")).unwrap();
+    let gate = written.start().await;
+    let agent = gate.modern();
+    assert_eq!(on_file(&agent).await, value(1));
+    std::fs::create_dir(mounted.join("..2")).unwrap();
+    std::fs::write(mounted.join("..2/token"), value(2)).unwrap();
+    symlink("..2", mounted.join("..data_tmp")).unwrap();
+    std::fs::rename(mounted.join("..data_tmp"), mounted.join("..data")).unwrap();
+    std::fs::remove_dir_all(mounted.join("..1")).unwrap();
+    becomes(&agent, &value(2)).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_again_leaves_the_old_value_and_is_on_record() {
+    let gate = with("file:token", "file").file("token", value(1)).start().await;
+    let agent = gate.modern();
+    assert_eq!(on_file(&agent).await, value(1));
+    std::fs::remove_file(gate.path("token")).unwrap();
+    let failed = until("the failure on record", async || {
+        of_event(&gate, "secret-unresolved").await.into_iter().next()
+    })
+    .await;
+    assert_eq!((&failed["secret"], &failed["kept"]), (&json!("TOKEN"), &json!(true)), "{failed}");
+    assert_eq!(on_file(&agent).await, value(1));
+    std::fs::write(gate.path("token"), value(2)).unwrap();
+    becomes(&agent, &value(2)).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_server_has_in_its_environment_waits_for_its_next_start() {
+    let mut gate = with("file:token", "env")
+        .and("[[interceptors]]\nuse = \"secrets\"\nresponse = \"off\"")
+        .file("token", value(1))
+        .start()
+        .await;
+    let agent = gate.modern();
+    assert_eq!(in_environment(&agent).await, value(1));
+    let before = marked(&gate.mark);
+    replace(&gate.path("token"), &value(2));
+    gate.logged("what a restart is needed for", |line| {
+        line.contains("its next start") && line.contains("TOKEN")
+    })
+    .await;
+    let outdated =
+        until("the record", async || of_event(&gate, "secrets-outdated").await.into_iter().next())
+            .await;
+    assert_eq!(outdated["secrets"], json!(["TOKEN"]), "{outdated}");
+    assert_eq!(outdated["server"], "crooked", "{outdated}");
+    // The same again is no news.
+    let rotated = gate.cli(&["secret", "rotate", "crooked", "--format", "json"]).await.expect(0);
+    let wanted = json!({ "secrets": ["TOKEN"], "instances": 0, "later": ["TOKEN"] });
+    assert_eq!(rotated["rehanded"], wanted);
+    assert_eq!(of_event(&gate, "secrets-outdated").await.len(), 1);
+    assert_eq!(in_environment(&agent).await, value(1));
+    assert_eq!(marked(&gate.mark), before, "it was started again");
+    for n in 1..3 {
+        let code = agent.refused("crooked__echo", json!({ "text": value(n) })).await;
+        assert_eq!(code, "secret-found", "{n}");
+    }
+    gate.cli(&["server", "restart", "crooked", "--format", "json"]).await.expect(0);
+    assert_eq!(in_environment(&agent).await, value(2));
+    let rotated = gate.cli(&["secret", "rotate", "crooked", "--format", "json"]).await.expect(0);
+    assert_eq!(rotated["rehanded"]["later"], json!([]));
+    let told = format!("{:?}{:?}", gate.records(&[]).await, gate.log());
+    assert!(!told.contains("hunter"), "{told}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_is_started_anew_for_a_new_secret_where_the_config_says_so() {
+    let gate = with("file:token", "env")
+        .and("restart-on-rotation = true")
+        .file("token", value(1))
+        .start()
+        .await;
+    let agent = gate.modern();
+    assert_eq!(in_environment(&agent).await, value(1));
+    replace(&gate.path("token"), &value(2));
+    until("the new value", async || (in_environment(&agent).await == value(2)).then_some(())).await;
+    gate.stop().await;
+}
+
+/// A keeper that has something else to say after a while, and that nobody can follow.
+#[tokio::test]
+async fn on_a_hangup_every_source_is_asked_again() {
+    let from = "docker-credential:gate/https://example.com";
+    let written = with(from, "file").file("kept", value(1)).file(
+        "docker-credential-gate",
+        "#!/bin/sh\nprintf '{\"ServerURL\":\"https://example.com\",\"Username\":\"x\",\"Secret\":\"%s\"}' \
+         \"$(cat \"$(dirname \"$0\")/kept\")\"\n",
+    );
+    let path = std::env::var("PATH").unwrap();
+    let written = written.write();
+    let folder = written.path("docker-credential-gate");
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{path}", folder.parent().unwrap().display());
+    let gate = written.with_env("PATH", &path).start().await;
+    let agent = gate.modern();
+    assert_eq!(on_file(&agent).await, value(1));
+    let before = marked(&gate.mark);
+    replace(&gate.path("kept"), &value(2));
+    gate.signal(Signal::SIGHUP);
+    becomes(&agent, &value(2)).await;
+    // Nothing is new: nothing is handed over.
+    gate.signal(Signal::SIGHUP);
+    let read =
+        |log: &[String]| log.iter().filter(|line| line.contains("secrets were read again")).count();
+    until("the second reading", async || (read(&gate.log()) == 2).then_some(())).await;
+    assert_eq!(of_event(&gate, "secrets-handed").await.len(), 2);
+    assert_eq!(marked(&gate.mark), before);
+    gate.stop().await;
+}
