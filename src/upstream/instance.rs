@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::{
     Clock,
+    breaker::Breaker,
     definitions::{Items, Offer},
     drain::Leaving,
     event::{Event, Started},
@@ -27,7 +28,6 @@ use super::{
     log::{Log, Scrub},
     party::{Party, PartyKey},
     process::{Exit, Usage},
-    rest::Breaker,
     running::Running,
     spare::Spares,
     start::{Launch, on_the_way},

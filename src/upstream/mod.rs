@@ -6,6 +6,7 @@
 mod asked;
 mod batch;
 mod board;
+mod breaker;
 mod clock;
 mod definitions;
 mod digest;
@@ -28,7 +29,6 @@ pub mod outward;
 mod party;
 mod pipe;
 pub mod process;
-mod rest;
 mod running;
 mod server;
 mod signed;

@@ -7,10 +7,10 @@ use std::{
 };
 
 use super::{
+    breaker::{Rest, STEADY},
     event::{By, Event, Review},
     hands::HandedSecret,
     instance::{Instance, State},
-    rest::{Rest, STEADY},
     running::Running,
 };
 

@@ -265,3 +265,59 @@ async fn what_the_operator_says_of_tools_follows() {
         .await;
     gate.stop().await;
 }
+
+/// Has another entry in the place of the only one, by a variable more.
+fn change(gate: &Gate) {
+    let of_mark = format!("env = {{ GATE = \"{}\" }}", gate.mark);
+    put(gate, &config(gate).replace(&of_mark, &of_mark.replace(" }", ", MORE = \"yes\" }")));
+}
+
+#[tokio::test]
+async fn what_is_watched_is_watched_of_the_new_entry() {
+    for era in ["legacy", "modern"] {
+        let gate = Setup::everything(era).start().await;
+        let client = gate.legacy().await;
+        let watched = json!({ "uri": "test://watched-resource" });
+        client.ask("resources/subscribe", watched).await.unwrap();
+        let before = marked(&gate.mark);
+        change(&gate);
+        // Nobody asks for anything, and it is there all the same.
+        until("the new one alone", async || {
+            let now = marked(&gate.mark);
+            (!now.is_empty() && now.iter().all(|pid| !before.contains(pid))).then_some(())
+        })
+        .await;
+        gate.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_waits_for_too_long_is_told_why_it_was_ended() {
+    let gate = Setup::everything("legacy").and("call-timeout-s = 2").start().await;
+    let mut agent = gate.modern();
+    agent.abilities = json!({ "elicitation": {} });
+    let call = |more: Value| {
+        let mut params =
+            json!({ "name": "everything__test_elicitation", "arguments": { "message": "?" } });
+        params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        params
+    };
+    let asked = agent.ask("tools/call", call(json!({}))).await.unwrap();
+    assert_eq!(asked["resultType"], "input_required", "{asked:#}");
+    let before = marked(&gate.mark);
+    change(&gate);
+    until("the old one to be gone", async || {
+        let now = marked(&gate.mark);
+        before.iter().all(|pid| !now.contains(pid)).then_some(())
+    })
+    .await;
+    let given = json!({ "action": "decline" });
+    let keys = asked["inputRequests"].as_object().unwrap().keys();
+    let given: Value = keys.map(|key| (key.clone(), given.clone())).collect();
+    let taken_up = json!({ "inputResponses": given, "requestState": asked["requestState"] });
+    let error = agent.ask("tools/call", call(taken_up)).await.unwrap_err();
+    assert_eq!(error["data"]["code"], "server-unavailable", "{error:#}");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("was ended before it answered"), "{error:#}");
+    gate.stop().await;
+}
