@@ -109,12 +109,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The hidden verbs that must not find threads of a runtime around them: the sandbox's launcher
-/// (which forks and confines itself) and the example server (which has a small runtime of its own).
+/// The hidden verbs that must not find threads of a runtime around them: the launchers of the sandbox
+/// and of a pod (which fork and confine themselves) and the example server (which has a small runtime
+/// of its own).
 fn before_runtime() -> Option<ExitCode> {
     let args: Vec<_> = std::env::args_os().skip(1).take(2).collect();
     match args.iter().map(|arg| arg.as_os_str()).collect::<Vec<&OsStr>>().as_slice() {
         [verb, ..] if *verb == "sandbox-exec" => Some(crate::sandbox::exec_main()),
+        [verb, ..] if *verb == "pod-exec" => {
+            let arguments: Vec<_> = std::env::args_os().skip(2).collect();
+            Some(crate::sandbox::pod_main(&arguments))
+        }
         [verb, name] if *verb == "example-server" && *name == "notes" => Some(example_notes()),
         _ => None,
     }

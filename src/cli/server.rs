@@ -1,5 +1,6 @@
 //! `portcullis server`: the servers behind the proxy.
 
+mod export;
 mod images;
 mod inspect;
 mod restart;
@@ -89,6 +90,9 @@ enum Verb {
     },
     /// Have the engine pull images, where policies permit their start
     Pull(images::Which),
+    /// Write what it takes to run a server elsewhere
+    #[command(subcommand)]
+    Export(export::Export),
     /// Show the last lines that a running server wrote to standard error
     Logs {
         /// The server's name in the config
@@ -105,6 +109,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Lock(which) => images::lock(ctx, &which).await,
         Verb::Update { which, back, dry_run } => images::update(ctx, &which, back, dry_run).await,
         Verb::Pull(which) => images::pull(ctx, &which).await,
+        Verb::Export(export) => export::run(export, ctx).await,
         Verb::Ls => {
             let (loaded, proxy) = open(ctx).await?;
             ls(ctx, &loaded, proxy).await

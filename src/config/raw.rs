@@ -318,6 +318,11 @@ pub struct Server {
     pub transport: Transport,
     /// Where it runs. With `image`: `runsc`, or nothing.
     pub runtime: Runtime,
+    /// The socket of `portcullis pod-exec`, which starts the program of `image` in another container
+    /// of the proxy's own pod. `server export k8s` writes it, with the pod, which confines the program:
+    /// to policies that is a deviation, `pod-socket`. Here, `mounts`, `egress`, `hardening` and
+    /// `resources` (but for `files`) only tell policies what the pod gives it.
+    pub pod_socket: Option<PathBuf>,
     /// What stands before the server's names in the merged lists, with `__` between. Default: the
     /// server's name. Empty: nothing. At most 32 characters; one server's must not be taken for
     /// another's.
@@ -408,6 +413,7 @@ impl Default for Server {
             url: None,
             transport: Transport::default(),
             runtime: Runtime::default(),
+            pod_socket: None,
             prefix: None,
             env: BTreeMap::new(),
             secrets: BTreeMap::new(),

@@ -24,6 +24,7 @@ mod namespace;
 pub(crate) mod owner;
 mod pack;
 mod profile;
+mod program;
 mod pull;
 mod reap;
 mod seccomp;

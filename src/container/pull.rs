@@ -306,6 +306,7 @@ mod tests {
             layers: vec![layer.clone()],
             unpacked: Vec::new(),
             size: 12,
+            program: oci::Program::default(),
         };
         let mut layers = Layers::of(&image);
         let name = &layer.digest.hex()[..12];
@@ -358,6 +359,7 @@ mod tests {
             layers: Vec::new(),
             unpacked: vec![of(b"layer")],
             size: 0,
+            program: oci::Program::default(),
         };
         let has = |id: &[u8], by: &[u8], layers: &[&[u8]]| {
             let layers = Some(layers.iter().map(|layer| of(layer)).collect());

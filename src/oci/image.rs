@@ -85,6 +85,17 @@ pub struct Image {
     pub unpacked: Vec<String>,
     /// Bytes of configuration and layers, by what its manifest says.
     pub size: u64,
+    /// Its program, by its configuration.
+    pub program: Program,
+}
+
+/// The program of an image, as it was built. Both empty where it says none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Program {
+    /// What is always executed.
+    pub entrypoint: Vec<String>,
+    /// Its arguments, or the program itself, where nobody gives others.
+    pub arguments: Vec<String>,
 }
 
 /// A platform as somebody else wrote it.
@@ -120,11 +131,20 @@ struct Configured {
     #[serde(flatten)]
     platform: Said,
     rootfs: Option<Unpacked>,
+    config: Option<Run>,
 }
 
 #[derive(Deserialize)]
 struct Unpacked {
     diff_ids: Option<Vec<String>>,
+}
+
+/// What of a configuration says how its program is run.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Run {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -167,21 +187,22 @@ impl Client {
             .iter()
             .try_fold(read.config.size, |sum, layer| sum.checked_add(layer.size))
             .ok_or_else(|| none("its layers say that they are larger than anything".into()))?;
-        let (platform, unpacked) = self.configured(reference, &read.config, until).await?;
+        let (platform, unpacked, program) = self.configured(reference, &read.config, until).await?;
         if !on.runs(&platform) {
             return Err(elsewhere(reference, on, vec![platform]));
         }
         let config = read.config.digest;
-        Ok(Image { digest, manifest, config, platform, layers: read.layers, unpacked, size })
+        let layers = read.layers;
+        Ok(Image { digest, manifest, config, platform, layers, unpacked, size, program })
     }
 
-    /// What an image is for, and its unpacked layers, by its own configuration.
+    /// What an image is for, its unpacked layers and how it is run, by its own configuration.
     async fn configured(
         &self,
         reference: &Reference,
         config: &Descriptor,
         until: Instant,
-    ) -> Result<(Platform, Vec<String>), Error> {
+    ) -> Result<(Platform, Vec<String>, Program), Error> {
         let most = self.most_of_a_manifest();
         if config.size > most {
             return Err(Error::TooLarge { what: "the configuration", most });
@@ -189,12 +210,17 @@ impl Client {
         let bytes = self.blob(reference, config, until).await?;
         check("the configuration", config.digest, &bytes)?;
         let none = |why: String| Error::NoArtifact { reference: reference.to_string(), why };
-        let Configured { platform, rootfs } =
+        let Configured { platform, rootfs, config } =
             serde_json::from_slice(&bytes).map_err(|error| none(json_fault(&error)))?;
         let platform = Platform::known(&platform).ok_or_else(|| {
             none("its configuration names no platform that programs are known for".into())
         })?;
-        Ok((platform, rootfs.and_then(|rootfs| rootfs.diff_ids).unwrap_or_default()))
+        let Run { entrypoint, cmd } = config.unwrap_or_default();
+        let program = Program {
+            entrypoint: entrypoint.unwrap_or_default(),
+            arguments: cmd.unwrap_or_default(),
+        };
+        Ok((platform, rootfs.and_then(|rootfs| rootfs.diff_ids).unwrap_or_default(), program))
     }
 }
 

@@ -33,7 +33,7 @@ mod way;
 pub use client::{Artifact, Client, Limits, Pulled, Settings};
 pub use digest::{Digest, IllegalDigest};
 pub use error::{Asked, Error};
-pub use image::{Image, Platform};
+pub use image::{Image, Platform, Program};
 pub use logins::{Login, Logins};
 pub use manifest::{Descriptor, EMPTY, Manifest};
 pub use reference::{IllegalReference, Reference, names_host};

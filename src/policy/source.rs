@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     bundle::{Bundle, Origin},
-    diagnostics::{File, Finding},
+    diagnostics::{Diagnostics, File, Finding},
     load,
 };
 use crate::config::Config;
@@ -45,6 +45,20 @@ impl Source {
         match self {
             Self::Paths(paths) => Self::Paths(paths.iter().map(|path| base.join(path)).collect()),
             Self::Bundle(bundle) => Self::Bundle(Bundle { dir: base.join(&bundle.dir), ..bundle }),
+        }
+    }
+
+    /// The texts of all that belongs to the set, each file once, by their names.
+    ///
+    /// # Errors
+    /// What can't be read. What is in them is not looked at.
+    pub fn texts(&self, base: &Path) -> Result<Vec<(PathBuf, String)>, Diagnostics> {
+        let mut findings = Vec::new();
+        let (files, _) = self.read(base, &mut findings);
+        if findings.is_empty() {
+            Ok(files.into_iter().map(|file| (file.name, file.text.to_string())).collect())
+        } else {
+            Err(Diagnostics::new(findings))
         }
     }
 

@@ -107,9 +107,9 @@ impl From<Failure> for LaunchFailure {
 }
 
 /// The program's streams: the ends that it gets, and ours.
-struct Streams {
-    theirs: [OwnedFd; 3],
-    ours: [OwnedFd; 3],
+pub(super) struct Streams {
+    pub theirs: [OwnedFd; 3],
+    pub ours: [OwnedFd; 3],
 }
 
 impl Streams {
@@ -122,20 +122,16 @@ impl Streams {
 }
 
 /// All that is needed once the launcher runs.
-struct Start {
-    control: StdStream,
-    streams: Streams,
-    plan: Zeroizing<Vec<u8>>,
+pub(super) struct Start {
+    pub control: StdStream,
+    pub streams: Streams,
+    pub plan: Zeroizing<Vec<u8>>,
     /// By which the sockets of a way out come: our end, and that of the launcher.
-    door: Option<(StdStream, StdStream)>,
+    pub door: Option<(StdStream, StdStream)>,
 }
 
 fn prepare(launcher: &Path, plan: &Plan) -> io::Result<(Command, Start)> {
     let (control, theirs) = StdStream::pair()?;
-    // The room for all of it at once: a buffer that grows leaves copies of secrets behind.
-    let size: usize = plan.environment.iter().map(|(name, value)| name.len() + value.len()).sum();
-    let mut body = Zeroizing::new(Vec::with_capacity(6 * size + (1 << 20)));
-    serde_json::to_writer(&mut *body, plan)?;
     let mut command = Command::new(launcher);
     command
         .arg("sandbox-exec")
@@ -144,13 +140,24 @@ fn prepare(launcher: &Path, plan: &Plan) -> io::Result<(Command, Start)> {
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let door = (!plan.door.is_empty()).then(StdStream::pair).transpose()?;
-    Ok((command, Start { control, streams: Streams::new()?, plan: body, door }))
+    let mut start = Start::new(control, plan)?;
+    start.door = (!plan.door.is_empty()).then(StdStream::pair).transpose()?;
+    Ok((command, start))
 }
 
 impl Start {
+    /// Of a plan, with new streams.
+    pub(super) fn new(control: StdStream, plan: &Plan) -> io::Result<Self> {
+        // The room for all of it at once: a buffer that grows leaves copies of secrets behind.
+        let size: usize =
+            plan.environment.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let mut body = Zeroizing::new(Vec::with_capacity(6 * size + (1 << 20)));
+        serde_json::to_writer(&mut *body, plan)?;
+        Ok(Self { control, streams: Streams::new()?, plan: body, door: None })
+    }
+
     /// Sends the plan's length and the streams. The socket is empty: nothing blocks.
-    fn send_streams(&self) -> io::Result<()> {
+    pub(super) fn send_streams(&self) -> io::Result<()> {
         let length = u32::try_from(self.plan.len()).map_err(io::Error::other)?.to_be_bytes();
         let streams = self.streams.theirs.iter().map(AsRawFd::as_raw_fd);
         let door = self.door.iter().map(|(_, theirs)| theirs.as_raw_fd());

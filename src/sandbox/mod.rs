@@ -16,6 +16,9 @@
 //! then makes a user namespace: what is inside has no rights over its own mounts, and a folder
 //! that only root may read is not readable inside.
 //!
+//! In a pod of Kubernetes, where user namespaces are not to be had, a server's container is its own, and
+//! `pod-exec` starts the program in it ([`launch_in_pod`]).
+//!
 //! Invariants:
 //! - A program runs with all of it or not at all. Only landlock may be missing, in a kernel
 //!   without it, and control groups, where the proxy may make none.
@@ -31,9 +34,11 @@ mod groups;
 mod launch;
 mod mounts;
 mod plan;
+mod pod;
 mod program;
 mod wire;
 
-pub use exec::exec_main;
+pub use exec::{exec_main, pod_main};
 pub use facts::{Availability, Part, available, facts};
 pub use launch::{launch, launch_by};
+pub use pod::launch_in_pod;

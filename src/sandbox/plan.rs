@@ -118,6 +118,46 @@ impl Plan {
         Ok(plan)
     }
 
+    /// What is said of a server to the container in which its program is: the rest is there.
+    pub(super) fn for_pod(spec: &LaunchSpec) -> Self {
+        let mut environment: BTreeMap<String, String> = spec.env.iter().cloned().collect();
+        let secrets = spec.secrets.iter();
+        environment.extend(secrets.map(|(name, value)| (name.clone(), value.expose().to_owned())));
+        let home = spec.home(|name| environment.contains_key(name));
+        environment.extend(home.into_iter().map(|(name, value)| (name.into(), value.into())));
+        let mut plan = Self::empty();
+        plan.arguments = spec.command.clone();
+        plan.environment = environment.into_iter().collect();
+        plan.open_files = spec.resources.files.into();
+        plan
+    }
+
+    /// A plan that starts and bounds nothing.
+    pub(super) fn empty() -> Self {
+        Self {
+            hostname: String::new(),
+            program: None,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            binds: Vec::new(),
+            links: Vec::new(),
+            files: Vec::new(),
+            network: true,
+            writable_root: false,
+            exec_tmp: false,
+            user: (NOBODY, NOBODY),
+            // Its pod bounds the container, which all instances share; the kernel counts processes by
+            // the user, whom other pods of the node have, too.
+            memory: u64::MAX,
+            pids: u32::MAX,
+            cpus: usize::MAX,
+            tmp: 0,
+            groups: Vec::new(),
+            door: Vec::new(),
+            open_files: 1024,
+        }
+    }
+
     /// A sandbox without a program, to see whether one can be set up.
     pub(super) fn trial() -> Result<Self, LaunchFailure> {
         Self::skeleton(&crate::config::Hardening::default())

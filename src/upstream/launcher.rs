@@ -112,8 +112,8 @@ impl Launcher {
         let hashed = self.hashed(settings).await;
         let handed = self.hand(server, settings, whose).await?;
         let mut engine = self.engine.now();
-        if engine.is_err() && matches!(self.place_with(&engine, settings), Place::Container { .. })
-        {
+        let in_container = matches!(self.place_with(&engine, settings), Place::Container { .. });
+        if engine.is_err() && in_container && settings.pod_socket.is_none() {
             engine = self.engine.look().await;
         }
         let pinned = self.images.pin(&engine, server, settings).await?;
@@ -134,6 +134,9 @@ impl Launcher {
     ) -> Place {
         if let Some(url) = &settings.url {
             return Place::Remote { url: url.clone() };
+        }
+        if settings.pod_socket.is_some() {
+            return Place::Container { why: "the config names the socket of its container".into() };
         }
         if settings.runtime == Runtime::Runsc {
             return Place::Container { why: "the config says runtime = \"runsc\"".into() };
@@ -183,14 +186,15 @@ impl Launcher {
         let mut spec = self.spec_without_secrets(server, settings)?;
         spec.image = pinned.as_ref().map(Pinned::image);
         spec.secrets = handed.by(By::Environment);
-        let folder = self.on_files(handed, settings, place)?;
-        if let Some(folder) = &folder {
-            let files = handed.by(By::File).into_iter();
-            spec.env.extend(
-                files.map(|(name, _)| (format!("{name}_FILE"), format!("{SECRETS}/{name}"))),
-            );
-            spec.secret_files = Some(folder.path().to_owned());
+        let files = handed.by(By::File).into_iter();
+        spec.env
+            .extend(files.map(|(name, _)| (format!("{name}_FILE"), format!("{SECRETS}/{name}"))));
+        if let Some(socket) = &settings.pod_socket {
+            // Its secrets on files are its pod's to mount.
+            return Ok((sandbox::launch_in_pod(socket, &spec).await?, None));
         }
+        let folder = self.on_files(handed, settings, place)?;
+        spec.secret_files = folder.as_ref().map(|folder| folder.path().to_owned());
         let mut process = match place {
             Place::Container { .. } => {
                 let engine = engine.as_ref().map_err(|why| LaunchFailure {
@@ -255,6 +259,11 @@ impl Launcher {
             let profile = container::Profile::of(&self.spec_without_secrets(server, settings)?)?;
             deviations = profile.deviations().iter().map(|d| d.config_key).collect();
             deviations.dedup();
+            if settings.pod_socket.is_some() {
+                // It is not ours to confine, nor are its mounts folders of this machine.
+                deviations.extend((!settings.mounts.is_empty()).then_some("mounts"));
+                deviations.push("pod-socket");
+            }
         }
         Ok(Program { name, digest, deviations, signed: SignedBy::default() })
     }
@@ -365,6 +374,7 @@ impl Launcher {
             mounts: settings
                 .mounts
                 .iter()
+                .filter(|_| settings.pod_socket.is_none())
                 .map(|mount| {
                     mount.resolve().map_err(|error| LaunchFailure {
                         what: format!("mount `{mount}`: {error}"),

@@ -268,7 +268,10 @@ impl Instance {
             }
             return Ok(Begun { cleared, ..spare });
         }
-        if let (Some(pinned), Ok(engine)) = (&prepared.pinned, &prepared.engine) {
+        // An image that runs already is its cluster's to have pulled.
+        if let (Some(pinned), Ok(engine)) = (&prepared.pinned, &prepared.engine)
+            && settings.pod_socket.is_none()
+        {
             self.fetch(launch, engine, pinned).await?;
         }
         let principal = Arc::new(self.principal().map_or_else(OnceLock::new, OnceLock::from));

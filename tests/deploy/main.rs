@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 
+#[path = "../../src/oci/tests/support/mod.rs"]
+mod docker_registry;
+mod kubernetes;
 mod project;
 
 use std::{

@@ -75,6 +75,7 @@ impl Server {
             Loosening::User => hardening.user.is_some(),
             Loosening::CapAdd => !hardening.cap_add.is_empty(),
             Loosening::ExecTmp => hardening.exec_tmp,
+            Loosening::PodSocket => self.pod_socket.is_some(),
         }
     }
 }

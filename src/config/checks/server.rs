@@ -37,6 +37,7 @@ pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
     egress(checker, &child(at, "egress"), server);
     runtime(checker, &child(at, "runtime"), server);
     apart(checker, at, server);
+    pod(checker, at, server);
     if server.replicas > 1 && server.sharing.keeps_apart() {
         checker.conflict(
             &child(at, "replicas"),
@@ -92,11 +93,14 @@ fn kind(checker: &mut Checker<'_>, at: &str, server: &Server) {
             return;
         }
         (Some(_), _, None) => (&["headers", "transport"], "an `image`"),
-        (None, Some(_), None) => (&["signed-by", "headers", "transport"], "a `command`"),
+        (None, Some(_), None) => {
+            (&["signed-by", "pod-socket", "headers", "transport"], "a `command`")
+        }
         (None, None, Some(_)) => (
             &[
                 "signed-by",
                 "runtime",
+                "pod-socket",
                 "env",
                 "secrets",
                 "mounts",
@@ -383,6 +387,23 @@ fn egress(checker: &mut Checker<'_>, at: &str, server: &Server) {
     }
     if let Err(twice) = Destinations::new(server.egress.clone()) {
         checker.conflict(at, twice.to_string(), "keep one of them");
+    }
+}
+
+/// Of a container that runs already.
+fn pod(checker: &mut Checker<'_>, at: &str, server: &Server) {
+    let Some(socket) = &server.pod_socket else { return };
+    let pointer = child(at, "pod-socket");
+    if !socket.is_absolute() {
+        checker.bad(&pointer, "this is no absolute path", "name the socket by its whole path");
+    }
+    let runtime = child(at, "runtime");
+    if checker.document.get(&runtime).is_some() {
+        checker.conflict(
+            &runtime,
+            "what runs a container that runs already is its pod's to say",
+            "remove it, and write `runtimeClassName` in the pod",
+        );
     }
 }
 

@@ -56,11 +56,13 @@ pub enum Loosening {
     CapAdd,
     #[serde(rename = "hardening.exec-tmp")]
     ExecTmp,
+    #[serde(rename = "pod-socket")]
+    PodSocket,
 }
 
 impl Loosening {
     /// All of them, with their keys.
-    pub(in crate::config) const ALL: [(Self, &str); 7] = [
+    pub(in crate::config) const ALL: [(Self, &str); 8] = [
         (Self::Egress, "egress"),
         (Self::Mounts, "mounts"),
         (Self::Network, "hardening.network"),
@@ -68,5 +70,6 @@ impl Loosening {
         (Self::User, "hardening.user"),
         (Self::CapAdd, "hardening.cap-add"),
         (Self::ExecTmp, "hardening.exec-tmp"),
+        (Self::PodSocket, "pod-socket"),
     ];
 }

@@ -6,6 +6,7 @@
 
 mod confine;
 mod init;
+mod pod;
 mod root;
 mod seccomp;
 mod sys;
@@ -35,6 +36,7 @@ use nix::{
 use zeroize::Zeroizing;
 
 pub(super) use confine::landlock_version;
+pub use pod::pod_main;
 
 use super::{
     fds,

@@ -287,12 +287,26 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET;
 
+/// Lets the process and its children listen at no socket. Where a network is shared, who listens in
+/// another's place is taken for it. To be loaded before the others, which leave no room for it.
+pub(super) fn forbid_listening() -> Result<(), Failure> {
+    let program = || -> Result<BpfProgram, seccompiler::BackendError> {
+        let arch = std::env::consts::ARCH.try_into()?;
+        let refused = [(libc::SYS_listen, Vec::new())].into();
+        let not_so = SeccompAction::Errno(libc::EACCES as u32);
+        SeccompFilter::new(refused, SeccompAction::Allow, not_so, arch)?.try_into()
+    };
+    let program = program().map_err(|error| failed(&error))?;
+    seccompiler::apply_filter(&program).map_err(|error| failed(&error))
+}
+
+fn failed(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(format!("the sandbox can't filter system calls: {error}"))
+        .remedy("the kernel needs CONFIG_SECCOMP_FILTER")
+}
+
 /// Builds and loads both filters. After it, the process and its children are bound by them.
 pub(super) fn confine() -> Result<(), Failure> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Failure::new(format!("the sandbox can't filter system calls: {error}"))
-            .remedy("the kernel needs CONFIG_SECCOMP_FILTER")
-    };
     for program in programs().map_err(|error| failed(&error))? {
         seccompiler::apply_filter(&program).map_err(|error| failed(&error))?;
     }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, anyhow};
 use portcullis::{
     chain::{Chain, Fault, Hooks, Interceptor, Link, Trail, Verdict},
     codec::Caps,

@@ -39,6 +39,11 @@ pub(super) fn may(
         let what = format!("reach {to}, where policies permit it (`reach`), on record");
         add(&format!("egress.{index}"), what);
     }
+    if let Some(socket) = &settings.pod_socket {
+        let what =
+            format!("run in the container that listens at {}, as its pod says", socket.display());
+        add("pod-socket", what);
+    }
     let hardening = &settings.hardening;
     if hardening.network {
         let of = match found.place {

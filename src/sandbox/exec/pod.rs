@@ -1,0 +1,326 @@
+//! `portcullis pod-exec`, in a container of the proxy's pod: `install` copies this executable with
+//! its libraries to where the server's container finds it, and `serve` starts the server's program
+//! there for each connection of the proxy.
+//!
+//! `serve` has one thread from beginning to end. Each connection has a process of its own, which
+//! starts the program and is the one to which whatever the program leaves behind falls: when the
+//! connection ends, all of that is killed.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fs, io,
+    os::{
+        fd::AsFd as _,
+        unix::{
+            ffi::OsStrExt as _,
+            fs::PermissionsExt as _,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use lddtree::DependencyAnalyzer;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        prctl,
+        signal::{SigSet, Signal, kill},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, Pid, getpid, setsid},
+};
+
+use super::{Given, confine, init, receive, seccomp, sys};
+use crate::sandbox::wire::{Failure, Plan, Report};
+
+/// Connections at once: more than a proxy has instances, spares and replicas of one server.
+const MOST: usize = 256;
+/// The time that a connection may take to say what is to be started.
+const PLAN: Duration = Duration::from_secs(30);
+/// Where programs are looked for, in images that say nothing of it.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+const USAGE: &str = "portcullis pod-exec install FOLDER
+portcullis pod-exec serve SOCKET -- PROGRAM [ARGUMENT…]";
+
+/// Runs the verb: `arguments` are those after `pod-exec`.
+pub fn pod_main(arguments: &[OsString]) -> ExitCode {
+    let done = match arguments {
+        [verb, folder] if verb == "install" => install(Path::new(folder)),
+        [verb, socket, dashes, program @ ..]
+            if verb == "serve" && dashes == "--" && !program.is_empty() =>
+        {
+            serve(Path::new(socket), program)
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("portcullis pod-exec: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Copies this executable as `portcullis`, its loader as `ld.so` and its libraries into `lib`: the
+/// image in which it will run may have others, or none.
+fn install(folder: &Path) -> io::Result<()> {
+    let ourselves = env::current_exe()?;
+    let tree = DependencyAnalyzer::default().analyze(&ourselves).map_err(io::Error::other)?;
+    let loader = tree.interpreter.ok_or_else(|| {
+        io::Error::other("this executable is linked statically: make the image of a dynamic one")
+    })?;
+    let libraries = folder.join("lib");
+    fs::create_dir_all(&libraries)?;
+    let copy = |from: &Path, to: PathBuf| -> io::Result<()> {
+        // A container that was started again finds what the one before it has left.
+        let new = to.with_extension("new");
+        fs::copy(from, &new)?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o555))?;
+        fs::rename(new, to)
+    };
+    for library in tree.libraries.values() {
+        let missing = || io::Error::other(format!("{} is not installed", library.name));
+        let real = library.realpath.as_ref().ok_or_else(missing)?;
+        let name = Path::new(&library.name).file_name().unwrap_or_default();
+        copy(real, libraries.join(name))?;
+    }
+    copy(Path::new(&loader), folder.join("ld.so"))?;
+    copy(&ourselves, folder.join("portcullis"))
+}
+
+/// Listens until it is told to end.
+fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    // The proxy is another user. Nobody sees the folder but the two containers.
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o666))?;
+    listener.set_nonblocking(true)?;
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
+        mask.add(signal);
+    }
+    mask.thread_block()?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let mut running = 0_usize;
+    loop {
+        {
+            let mut ready = [
+                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+            ];
+            // Who comes when there is no room waits.
+            let of = if running < MOST { &mut ready[..] } else { &mut ready[..1] };
+            match poll(of, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        while let Ok(Some(signal)) = signals.read_signal() {
+            if signal.ssi_signo != Signal::SIGCHLD as u32 {
+                // What is left of the container ends with its first process.
+                return Ok(());
+            }
+        }
+        // Also what fell to the container's first process.
+        while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) =
+            waitpid(None, Some(WaitPidFlag::WNOHANG))
+        {
+            running = running.saturating_sub(1);
+        }
+        if running >= MOST {
+            continue;
+        }
+        let Ok((control, _)) = listener.accept() else { continue };
+        match sys::fork() {
+            Ok(ForkResult::Child) => {
+                drop((listener, signals));
+                std::process::exit(i32::try_from(one(control, program)).unwrap_or(125));
+            }
+            Ok(ForkResult::Parent { .. }) => running += 1,
+            Err(errno) => eprintln!("portcullis pod-exec: no process: {}", errno.desc()),
+        }
+    }
+}
+
+/// Starts the program for one connection, and stays until either has ended. Returns the exit code.
+fn one(mut control: UnixStream, program: &[OsString]) -> i64 {
+    let ended = start(&mut control, program);
+    // Before the connection ends, which tells the proxy that nothing is left.
+    kill_all_below();
+    ended.unwrap_or_else(|failure| {
+        eprintln!("portcullis pod-exec: {}", failure.what);
+        init::report(&mut control, &Report::Failed(failure));
+        125
+    })
+}
+
+fn start(control: &mut UnixStream, program: &[OsString]) -> Result<i64, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new(format!("a connection can't be served: {error}"))
+    };
+    let _ = setsid();
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| failed(&errno.desc()))?;
+    prctl::set_child_subreaper(true).map_err(|errno| failed(&errno.desc()))?;
+    prctl::set_dumpable(false).map_err(|errno| failed(&errno.desc()))?;
+    control.set_read_timeout(Some(PLAN)).map_err(|error| failed(&error))?;
+    let Given { mut plan, streams, .. } = receive(control)?;
+    control.set_read_timeout(None).map_err(|error| failed(&error))?;
+    complete(&mut plan, program, env::vars_os())?;
+    confine::limit_resources(&plan, 0)?;
+    prctl::set_no_new_privs().map_err(|errno| failed(&errno.desc()))?;
+    // The pod's network is the proxy's, whose port is free while it is being started again: who had it
+    // then would get the clients' keys.
+    seccomp::forbid_listening()?;
+    seccomp::confine()?;
+    init::run(plan, control, streams, false)
+}
+
+/// What only this container knows: its image's program, and its environment.
+fn complete(
+    plan: &mut Plan,
+    program: &[OsString],
+    around: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<(), Failure> {
+    let text = |text: OsString| {
+        text.into_string().map_err(|_| Failure::new("an argument or a variable is no UTF-8"))
+    };
+    let mut environment = Vec::new();
+    for (name, value) in around {
+        let name = text(name)?;
+        // Of the cluster, and not of the image.
+        let set = plan.environment.iter().any(|(other, _)| *other == name);
+        if !set && !name.starts_with("KUBERNETES_") {
+            environment.push((name, text(value)?));
+        }
+    }
+    plan.environment.extend(environment);
+    let path = plan.environment.iter().find(|(name, _)| name == "PATH");
+    let path = path.map_or(PATH, |(_, path)| path.as_str());
+    let (first, arguments) = program.split_first().ok_or_else(|| Failure::new("no program"))?;
+    plan.program = Some(find(first, path)?);
+    let named = std::iter::once(first).chain(arguments).cloned();
+    let own = named.map(text).collect::<Result<Vec<_>, _>>()?;
+    plan.arguments.splice(..0, own);
+    Ok(())
+}
+
+fn find(program: &OsStr, path: &str) -> Result<PathBuf, Failure> {
+    if program.as_bytes().contains(&b'/') {
+        return Ok(program.into());
+    }
+    let is_program = |place: &PathBuf| {
+        fs::metadata(place)
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    env::split_paths(path).map(|folder| folder.join(program)).find(is_program).ok_or_else(|| {
+        Failure::new(format!("`{}` is in no folder of PATH", program.to_string_lossy()))
+    })
+}
+
+/// Kills every process below this one. Those that lose their parent meanwhile become its own
+/// children, so it is over when it has none.
+fn kill_all_below() {
+    loop {
+        for pid in below(getpid()) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        match waitpid(None, None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// The processes below one, by what /proc says of their parents.
+fn below(top: Pid) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let parents: Vec<(Pid, Pid)> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // Behind the name, which is in brackets and may hold anything.
+            let parent = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?;
+            Some((Pid::from_raw(pid), Pid::from_raw(parent)))
+        })
+        .collect();
+    let mut found = vec![top];
+    let mut at = 0;
+    while let Some(parent) = found.get(at).copied() {
+        let children = parents.iter().filter(|(pid, of)| *of == parent && !found.contains(pid));
+        let children: Vec<Pid> = children.map(|(pid, _)| *pid).collect();
+        found.extend(children);
+        at += 1;
+    }
+    found.split_off(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_is_completed_by_what_the_container_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("server");
+        fs::write(&program, "").unwrap();
+        let around = |path: &str| {
+            [("PATH", path), ("A", "image"), ("KUBERNETES_PORT", "x"), ("HOME", "/root")]
+                .map(|(name, value)| (OsString::from(name), OsString::from(value)))
+        };
+        let path = folder.path().to_str().unwrap();
+        let of = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let mut plan = Plan::empty();
+        plan.arguments = vec!["--last".into()];
+        plan.environment = vec![("A".into(), "config".into())];
+        let told = complete(&mut plan, &of(&["server", "--first"]), around(path).into_iter());
+        // It is there, and can't be executed.
+        assert!(told.unwrap_err().what.contains("`server` is in no folder"));
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut plan = Plan::empty();
+        plan.arguments = vec!["--last".into()];
+        plan.environment = vec![("A".into(), "config".into())];
+        complete(&mut plan, &of(&["server", "--first"]), around(path).into_iter()).unwrap();
+        assert_eq!(plan.program.as_deref(), Some(&*program));
+        assert_eq!(plan.arguments, ["server", "--first", "--last"]);
+        let has = |name: &str| {
+            let found = plan.environment.iter().find(|(other, _)| other == name);
+            found.map(|(_, value)| value.as_str())
+        };
+        assert_eq!((has("A"), has("HOME")), (Some("config"), Some("/root")));
+        assert_eq!(has("KUBERNETES_PORT"), None);
+        assert_eq!(find(OsStr::new("/x/y"), "").ok(), Some("/x/y".into()));
+    }
+
+    #[test]
+    fn processes_below_are_found_however_deep() {
+        let mut shell = std::process::Command::new("sh");
+        let mut shell = shell.args(["-c", "sleep 60 & sleep 60 & echo; wait"]);
+        shell = shell.stdout(std::process::Stdio::piped());
+        let mut child = shell.spawn().unwrap();
+        let mut line = [0];
+        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        let found = below(pid);
+        assert_eq!(found.len(), 2);
+        assert!(below(getpid()).contains(&pid));
+        for one in found.into_iter().chain([pid]) {
+            kill(one, Signal::SIGKILL).unwrap();
+        }
+        child.wait().unwrap();
+    }
+}
