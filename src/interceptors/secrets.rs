@@ -90,6 +90,8 @@ pub struct Known {
     pub holder: String,
     /// The name under which that gets it.
     pub name: String,
+    /// The client whose own it is.
+    pub client: Option<String>,
     pub value: Secret,
 }
 
@@ -139,26 +141,40 @@ pub struct Secrets {
     scanning: Arc<Semaphore>,
 }
 
-/// Values of one secret that are looked for, the newest: one that was replaced so often is worth
-/// nothing any more.
+/// Values of one secret of one client, or of all, that are looked for, the newest: one that was
+/// replaced so often, and that nobody has any more, is worth nothing.
 const VALUES: usize = 8;
 
-/// Adds values to those that are known. Tells whether any is new.
+/// Adds values to those that are known, the newest last. None of what is added is forgotten for
+/// another. Tells whether any is new.
 fn add(known: &mut Vec<Known>, more: &[Known]) -> bool {
-    let before = known.len();
+    let mut news = false;
     for one in more {
-        let same = |other: &Known| other.holder == one.holder && other.name == one.name;
-        if known.iter().any(|other| same(other) && other.value == one.value) {
+        let same = |other: &Known| {
+            other.holder == one.holder && other.name == one.name && other.client == one.client
+        };
+        if let Some(at) = known.iter().position(|other| same(other) && other.value == one.value) {
+            let again = known.remove(at);
+            known.push(again);
             continue;
         }
+        news = true;
+        let is_added = |other: &Known| more.iter().any(|one| same(one) && one.value == other.value);
         if known.iter().filter(|other| same(other)).count() >= VALUES
-            && let Some(oldest) = known.iter().position(same)
+            && let Some(oldest) = known.iter().position(|other| same(other) && !is_added(other))
         {
             known.remove(oldest);
         }
         known.push(one.clone());
     }
-    known.len() != before
+    news
+}
+
+/// Values without those that are there twice.
+fn once(known: &[Known]) -> Vec<Known> {
+    let mut all = Vec::new();
+    add(&mut all, known);
+    all
 }
 
 /// What a scanning thread needs.
@@ -179,17 +195,19 @@ impl Secrets {
         if config.max_bytes == 0 {
             return Err(Invalid::NoBytes);
         }
+        let known = once(known);
         Ok(Self {
             name: name.into(),
             hooks: Hooks::every(&[Phase::Request, Phase::Response]),
             config: config.clone(),
-            tables: ArcSwap::from_pointee(Tables::new(config, known)?),
-            known: Mutex::new(known.to_vec()),
+            tables: ArcSwap::from_pointee(Tables::new(config, &known)?),
+            known: Mutex::new(known),
             scanning: Arc::new(Semaphore::new(AT_ONCE)),
         })
     }
 
-    /// Looks for these values, too, from now on. It takes a while, and blocks.
+    /// Looks for these values, too, from now on. Of older ones the newest are kept: what somebody
+    /// still has must be among these. It takes a while, and blocks.
     ///
     /// # Errors
     /// Values by which nothing could be scanned: then all stays as it was.
@@ -198,8 +216,8 @@ impl Secrets {
         let mut all = known.clone();
         if add(&mut all, more) {
             self.tables.store(Arc::new(Tables::new(&self.config, &all)?));
-            *known = all;
         }
+        *known = all;
         Ok(())
     }
 

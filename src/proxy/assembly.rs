@@ -40,8 +40,8 @@ use crate::{
     session::Sessions,
     telemetry::Metrics,
     upstream::{
-        Engines, Event, Handed, Hands, Heard, Holder, Images, Launcher, Learn, NotHanded, Server,
-        Signatures, Whose,
+        Engines, Event, Handed, Hands, Heard, Holder, Images, Launcher, Learn, NotHanded, Read,
+        Server, Signatures, Whose,
     },
     vault,
 };
@@ -96,6 +96,8 @@ pub struct Assembly {
     around: Arc<Around>,
     house: House,
     in_chain: Vec<InChain>,
+    /// The secrets of servers, which are known already.
+    read: BTreeMap<ServerName, Read>,
 }
 
 /// What a proxy is started for.
@@ -147,7 +149,8 @@ impl Assembly {
         let Gathered { found, happened, plugins: in_chain, scanners } = gathered;
         if let (Some(signatures), true) = (signatures, found.is_empty()) {
             let scrubber = Arc::new(scrubber.map_err(StartFailure::Task)?);
-            let hands = Hands::new(handed, learn(scrubber.clone(), scanners));
+            let read = by_server(handed);
+            let hands = Hands::new(&read, learn(scrubber.clone(), scanners));
             hands.find(loaded);
             let launcher = Arc::new(Launcher {
                 engine,
@@ -175,6 +178,7 @@ impl Assembly {
                 metrics,
                 around,
                 house,
+                read,
             })
         } else {
             Err(StartFailure::Config(found, happened))
@@ -192,7 +196,7 @@ impl Assembly {
     /// # Errors
     /// Where the key of the seal or the audit log cannot be used or the policies cannot be watched.
     pub async fn start(
-        self,
+        mut self,
         loaded: &Loaded,
         purpose: Purpose,
     ) -> Result<(Arc<Proxy>, policy::Watcher), StartFailure> {
@@ -228,7 +232,10 @@ impl Assembly {
         let files = files.map_err(|error| StartFailure::WatchPlugins(error.to_string()))?;
         let stood = config.servers.iter();
         let stood: Vec<_> = stood
-            .map(|(name, settings)| Stood::of(name, settings, &self.launcher, scrub.clone()))
+            .map(|(name, settings)| {
+                let read = self.read.remove(name).unwrap_or_default();
+                Stood::of(name, settings, &self.launcher, read, scrub.clone())
+            })
             .collect();
         let metrics = self.metrics.clone();
         let revision = self.record(loaded, &audit, purpose).await?;
@@ -301,6 +308,7 @@ impl Stood {
         name: &ServerName,
         settings: &config::Server,
         launcher: &Arc<Launcher>,
+        read: Read,
         scrub: audit::Scrub,
     ) -> Self {
         // Channels for each server: one that floods fills its own, and not the one by which it is
@@ -308,7 +316,7 @@ impl Stood {
         let (events, happened) = mpsc::channel(EVENTS);
         let (words, said) = mpsc::channel(EVENTS);
         let (name, settings, launcher) = (name.clone(), settings.clone(), launcher.clone());
-        let server = Arc::new(Server::new(name, settings, launcher, scrub, events, words));
+        let server = Arc::new(Server::new(name, settings, launcher, read, scrub, events, words));
         Self { server, happened, said }
     }
 }
@@ -491,6 +499,18 @@ pub(super) async fn handed(
     all.buffer_unordered(READ_AT_ONCE).collect().await
 }
 
+/// The same for each server.
+pub(super) fn by_server(
+    handed: BTreeMap<Holder, Result<Handed, NotHanded>>,
+) -> BTreeMap<ServerName, Read> {
+    let mut all = BTreeMap::<_, Read>::new();
+    for ((server, whose), read) in handed {
+        let read = read.map(Arc::new).map_err(|not| not.failure.what);
+        all.entry(server).or_default().insert(whose, read);
+    }
+    all
+}
+
 /// What is on record of secrets that are not to be had. The servers that need them can't be
 /// started; nobody else is harmed.
 pub(super) fn missing(handed: &BTreeMap<Holder, Result<Handed, NotHanded>>) -> Vec<Happening> {
@@ -513,6 +533,7 @@ fn known_of(server: &ServerName, handed: &Handed) -> Vec<Known> {
     let all = handed.0.iter().map(|secret| Known {
         holder: server.to_string(),
         name: secret.name.clone(),
+        client: secret.client.clone(),
         value: secret.value.clone(),
     });
     all.collect()
@@ -521,7 +542,7 @@ fn known_of(server: &ServerName, handed: &Handed) -> Vec<Known> {
 /// Has values looked for that are read later: in messages, records and logs.
 fn learn(scrubber: Arc<Scrubber>, scanners: Vec<Arc<Secrets>>) -> Learn {
     Arc::new(move |server, handed| {
-        let known = known_of(server, handed);
+        let known: Vec<_> = handed.iter().flat_map(|handed| known_of(server, handed)).collect();
         scrubber.learn(&known).map_err(|error| error.to_string())?;
         scanners.iter().try_for_each(|scanner| scanner.learn(&known).map_err(|e| e.to_string()))
     })

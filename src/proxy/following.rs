@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Proxy,
-    assembly::{Stood, handed, missing},
+    assembly::{Stood, by_server, handed, missing},
 };
 use crate::{
     audit::record::Happening,
@@ -158,15 +158,12 @@ impl Proxy {
         for missing in missing(&read) {
             self.audit.tell(missing).await;
         }
-        let mut hands = Vec::new();
-        for (holder, read) in read {
-            let read = read.map(Arc::new).map_err(|not| not.failure.what);
-            if let Ok(handed) = &read {
-                let name = &holder.0;
+        let mut hands = by_server(read);
+        for (name, read) in &hands {
+            for handed in read.values().flatten() {
                 let learned = self.launcher.hands.learn(name, handed).await;
                 learned.map_err(|failure| format!("server `{name}`: {}", failure.what))?;
             }
-            hands.push((holder, read));
         }
         let names = |all: &[ServerName]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
         let happening = Happening::ConfigReloaded {
@@ -189,15 +186,13 @@ impl Proxy {
         for (server, why) in &retired {
             server.supersede(why);
         }
-        for (holder, read) in hands {
-            self.launcher.hands.set(holder, read);
-        }
         let mut stood = Vec::new();
         let servers = config.servers.iter().map(|(name, settings)| {
             if let (Some(server), false) = (before.get(name), changed.contains(name)) {
                 return server.clone();
             }
-            let new = Stood::of(name, settings, &self.launcher, self.scrub());
+            let read = hands.remove(name).unwrap_or_default();
+            let new = Stood::of(name, settings, &self.launcher, read, self.scrub());
             let server = new.server.clone();
             stood.push(new);
             server

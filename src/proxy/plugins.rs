@@ -63,6 +63,7 @@ impl Handed {
         all.map(|(holder, name, value)| Known {
             holder: holder.to_owned(),
             name: name.clone(),
+            client: None,
             value: value.clone(),
         })
         .collect()

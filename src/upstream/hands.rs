@@ -7,12 +7,12 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
-use super::{event::By, link::Failure, process::LaunchFailure};
+use super::{event::By, instance::Common, link::Failure, process::LaunchFailure};
 use crate::{
     config::{self, Given, HandOver, Loaded},
     identity::PrincipalKind,
@@ -20,8 +20,9 @@ use crate::{
     vault::{Secret, Source, Unresolved},
 };
 
-/// Has values known to all who look for them.
-pub type Learn = Arc<dyn Fn(&ServerName, &Handed) -> Result<(), String> + Send + Sync>;
+/// Has the values of a server known to all who look for them: new ones, and those that it has or is
+/// about to have, of which none is to be forgotten.
+pub type Learn = Arc<dyn Fn(&ServerName, &[Arc<Handed>]) -> Result<(), String> + Send + Sync>;
 
 /// Whose secrets an instance has.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -217,23 +218,30 @@ fn not_handed(
 /// A server, and whose secrets of it.
 pub type Holder = (ServerName, Whose);
 
-/// The secrets of all servers, as they were last read.
+/// What was last read of one server's secrets, or why it was not to be had, for everybody who has some
+/// there.
+pub type Read = BTreeMap<Whose, Result<Arc<Handed>, String>>;
+
+/// Who looks for the secrets of all servers.
 #[derive(Default)]
 pub struct Hands {
-    now: RwLock<BTreeMap<Holder, Result<Arc<Handed>, String>>>,
     learn: Option<Learn>,
+    /// What anybody has of each server's, or did when it was last looked at. Those of an entry that
+    /// changed are among it for as long as something of it runs.
+    given: Arc<Mutex<Vec<(ServerName, Weak<Handed>)>>>,
     /// Where the secrets stand that differ by client: by server and name.
     places: RwLock<BTreeMap<(ServerName, String), (PathBuf, u32)>>,
 }
 
 impl Hands {
-    /// What was read when the proxy started, and is known already. Where a server's secrets are not
-    /// to be had, that server alone can't be started, and they are read again when it is tried.
-    pub fn new(read: BTreeMap<Holder, Result<Handed, NotHanded>>, learn: Learn) -> Self {
-        let all = read
-            .into_iter()
-            .map(|(holder, read)| (holder, read.map(Arc::new).map_err(|not| not.failure.what)));
-        Self { now: RwLock::new(all.collect()), learn: Some(learn), places: RwLock::default() }
+    /// With what was read when the proxy started, and is known already.
+    pub fn new(read: &BTreeMap<ServerName, Read>, learn: Learn) -> Self {
+        let all = read.iter().flat_map(|(server, read)| {
+            let read = read.values().filter_map(|read| read.as_ref().ok());
+            read.map(|handed| (server.clone(), Arc::downgrade(handed)))
+        });
+        let given = Arc::new(Mutex::new(all.collect()));
+        Self { learn: Some(learn), given, places: RwLock::default() }
     }
 
     /// Notes where the config has the secrets that differ by client.
@@ -277,60 +285,6 @@ impl Hands {
         })
     }
 
-    /// What was last read for a server.
-    ///
-    /// # Errors
-    /// Where it was not to be had.
-    pub fn of(&self, server: &ServerName, whose: &Whose) -> Result<Arc<Handed>, LaunchFailure> {
-        match self.now.read().get(&(server.clone(), whose.clone())) {
-            Some(Ok(handed)) => Ok(handed.clone()),
-            Some(Err(why)) => Err(LaunchFailure {
-                what: why.clone(),
-                remedy: Some("set it, or name another source in the config".into()),
-            }),
-            None => Err(LaunchFailure {
-                what: "its secrets were not read when the proxy started".into(),
-                remedy: Some("start the proxy again".into()),
-            }),
-        }
-    }
-
-    /// Reads a server's secrets anew. Where they have the same values as before, what comes back is
-    /// the very one of before.
-    ///
-    /// # Errors
-    /// Where one is not to be had, or could not be looked for: then all stays as it was.
-    pub async fn read(
-        &self,
-        server: &ServerName,
-        settings: &config::Server,
-        base: &Path,
-        whose: &Whose,
-        which: Reread,
-    ) -> Result<Arc<Handed>, NotHanded> {
-        let before = self.of(server, whose).ok();
-        let kept = before.as_deref().filter(|_| which == Reread::Files);
-        let holder = (server.clone(), whose.clone());
-        let handed = match Handed::reread(settings, base, whose, kept).await {
-            Ok(handed) => handed,
-            Err(not) => {
-                let mut now = self.now.write();
-                if !matches!(now.get(&holder), Some(Ok(_))) {
-                    now.insert(holder, Err(not.failure.what.clone()));
-                }
-                return Err(not);
-            }
-        };
-        if let Some(before) = before.filter(|before| **before == handed) {
-            return Ok(before);
-        }
-        let handed = Arc::new(handed);
-        let learned = self.learn(server, &handed).await;
-        learned.map_err(|failure| unlearned(whose, &handed, failure))?;
-        self.now.write().insert(holder, Ok(handed.clone()));
-        Ok(handed)
-    }
-
     /// Has these looked for in traffic.
     ///
     /// # Errors
@@ -346,16 +300,93 @@ impl Hands {
         };
         let Some(learn) = self.learn.clone() else { return Ok(()) };
         let (server, handed) = (server.clone(), handed.clone());
+        let given = self.given.clone();
         // What looks for them is made anew, which takes a while.
-        tokio::task::spawn_blocking(move || learn(&server, &handed))
+        let work = move || {
+            // One at a time: what another is about to hand out is among what is in use.
+            let mut given = given.lock();
+            given.retain(|(_, handed)| handed.strong_count() > 0);
+            let of_it = given.iter().filter(|(of, _)| *of == server);
+            let mut in_use: Vec<_> = of_it.filter_map(|(_, handed)| handed.upgrade()).collect();
+            in_use.push(handed.clone());
+            learn(&server, &in_use)?;
+            given.push((server, Arc::downgrade(&handed)));
+            Ok(())
+        };
+        tokio::task::spawn_blocking(work)
             .await
             .map_err(|error| unlearned(error.to_string()))?
             .map_err(unlearned)
     }
+}
 
-    /// Has another entry of the config be handed what was read for it, and is looked for already.
-    pub fn set(&self, holder: Holder, read: Result<Arc<Handed>, String>) {
-        self.now.write().insert(holder, read);
+/// The secrets of one server: of this entry of the config, and of none that has or had its name.
+impl Common {
+    /// What was last read.
+    ///
+    /// # Errors
+    /// Where it was not to be had.
+    pub(super) fn handed(&self, whose: &Whose) -> Result<Arc<Handed>, LaunchFailure> {
+        match self.hands.read().get(whose) {
+            Some(Ok(handed)) => Ok(handed.clone()),
+            Some(Err(why)) => Err(LaunchFailure {
+                what: why.clone(),
+                remedy: Some("set it, or name another source in the config".into()),
+            }),
+            None => {
+                Err(LaunchFailure { what: "its secrets were not read yet".into(), remedy: None })
+            }
+        }
+    }
+
+    /// The secrets that an instance is to be handed. Where they were not to be had, they are looked
+    /// for again.
+    ///
+    /// # Errors
+    /// Where they are still not to be had.
+    pub(super) async fn hand(&self, whose: &Whose) -> Result<Arc<Handed>, LaunchFailure> {
+        if let Ok(handed) = self.handed(whose) {
+            return Ok(handed);
+        }
+        // Else what was read first could be kept last.
+        let _turn = self.rereading.lock().await;
+        if let Ok(handed) = self.handed(whose) {
+            return Ok(handed);
+        }
+        self.reread(whose, Reread::All).await.map_err(|not| *not.failure)
+    }
+
+    /// Reads them anew, for who has the turn to. Where they have the same values as before, what comes
+    /// back is the very one of before.
+    ///
+    /// # Errors
+    /// Where one is not to be had, or could not be looked for: then all stays as it was.
+    pub(super) async fn reread(
+        &self,
+        whose: &Whose,
+        which: Reread,
+    ) -> Result<Arc<Handed>, NotHanded> {
+        let before = self.handed(whose).ok();
+        let kept = before.as_deref().filter(|_| which == Reread::Files);
+        let base = &self.launcher.base;
+        let handed = match Handed::reread(&self.settings, base, whose, kept).await {
+            Ok(handed) => handed,
+            Err(not) => {
+                let mut now = self.hands.write();
+                if !matches!(now.get(whose), Some(Ok(_))) {
+                    now.insert(whose.clone(), Err(not.failure.what.clone()));
+                }
+                return Err(not);
+            }
+        };
+        if let Some(before) = before.filter(|before| **before == handed) {
+            return Ok(before);
+        }
+        let handed = Arc::new(handed);
+        let learned = self.launcher.hands.learn(&self.name, &handed).await;
+        learned.map_err(|failure| unlearned(whose, &handed, failure))?;
+        self.hands.write().insert(whose.clone(), Ok(handed.clone()));
+        Ok(handed)
     }
 }
 
@@ -366,5 +397,49 @@ fn unlearned(whose: &Whose, handed: &Handed, failure: LaunchFailure) -> NotHande
         client: whose.client().map(str::to_owned),
         source: handed.0.first().map(|first| first.source.clone()),
         failure: Box::new(failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handed(value: &str) -> Arc<Handed> {
+        Arc::new(Handed(vec![HandedSecret {
+            name: "TOKEN".into(),
+            value: Secret::new(value.to_owned()),
+            source: "env:TOKEN".parse().unwrap(),
+            by: By::Environment,
+            client: None,
+        }]))
+    }
+
+    #[tokio::test]
+    async fn what_somebody_has_is_told_with_what_is_new() {
+        let (one, other) = ("one".parse::<ServerName>().unwrap(), "other".parse().unwrap());
+        let (first, others) = (handed("first"), handed("others"));
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let learn: Learn = Arc::new({
+            let told = told.clone();
+            move |_, all| {
+                let values = all.iter().flat_map(|handed| &handed.0);
+                *told.lock() = values.map(|s| s.value.expose().to_owned()).collect::<Vec<_>>();
+                Ok(())
+            }
+        });
+        let read = |handed: &Arc<Handed>| Read::from([(Whose::Common, Ok(handed.clone()))]);
+        let read = BTreeMap::from([(one.clone(), read(&first)), (other, read(&others))]);
+        let hands = Hands::new(&read, learn);
+        drop(read);
+        let second = handed("second");
+        hands.learn(&one, &second).await.unwrap();
+        assert_eq!(*told.lock(), ["first", "second"]);
+        drop(second);
+        let third = handed("third");
+        hands.learn(&one, &third).await.unwrap();
+        assert_eq!(*told.lock(), ["first", "third"]);
+        drop(first);
+        hands.learn(&one, &handed("fourth")).await.unwrap();
+        assert_eq!(*told.lock(), ["third", "fourth"]);
     }
 }

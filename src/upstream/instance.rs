@@ -19,7 +19,7 @@ use super::{
     definitions::{Items, Offer},
     drain::Leaving,
     event::{Event, Started},
-    hands::Whose,
+    hands::{Read, Whose},
     health::Health,
     images::Pull,
     known::Known,
@@ -68,6 +68,8 @@ pub(super) struct Common {
     /// How many had to be ended since they did not answer.
     pub unwell: AtomicU64,
     pub known: Known,
+    /// What it is handed.
+    pub hands: RwLock<Read>,
     /// Held by whoever reads its secrets again.
     pub rereading: tokio::sync::Mutex<()>,
 }

@@ -9,7 +9,7 @@ use super::{
     digest::{Digests, Hashed},
     engines::Engines,
     event::{By, Program},
-    hands::{Handed, Hands, NotHanded, Reread, Whose},
+    hands::{Handed, Hands},
     images::{Images, Pinned},
     outward::{Outward, Reacher},
     process::{LaunchFailure, LaunchSpec, Process, SECRETS},
@@ -33,7 +33,7 @@ pub struct Launcher {
     pub base: PathBuf,
     /// What is taken of a server's messages.
     pub caps: Caps,
-    /// What each server is handed.
+    /// Who looks for what servers are handed.
     pub hands: Hands,
     /// Where secrets are handed over as files, once that was needed.
     pub runtime: OnceLock<vault::Runtime>,
@@ -102,15 +102,14 @@ impl Launcher {
     /// none.
     ///
     /// # Errors
-    /// Where a secret is not to be had, or not to be found out what the image means.
+    /// Where it is not to be found out what the image means.
     pub async fn prepare(
         &self,
         server: &ServerName,
         settings: &config::Server,
-        whose: &Whose,
+        handed: Arc<Handed>,
     ) -> Result<Prepared, LaunchFailure> {
         let hashed = self.hashed(settings).await;
-        let handed = self.hand(server, settings, whose).await?;
         let mut engine = self.engine.now();
         let in_container = matches!(self.place_with(&engine, settings), Place::Container { .. });
         if engine.is_err() && in_container && settings.pod_socket.is_none() {
@@ -279,40 +278,6 @@ impl Launcher {
         pinned: &Pinned,
     ) -> Result<SignedBy, LaunchFailure> {
         self.signatures.of(server, settings, &self.images, pinned.reference.as_ref()).await
-    }
-
-    /// The secrets that an instance of a server is to be handed. Where they were not to be had, they are looked for
-    /// again.
-    ///
-    /// # Errors
-    /// Where they are still not to be had.
-    pub async fn hand(
-        &self,
-        server: &ServerName,
-        settings: &config::Server,
-        whose: &Whose,
-    ) -> Result<Arc<Handed>, LaunchFailure> {
-        match self.hands.of(server, whose) {
-            Ok(handed) => Ok(handed),
-            Err(_) => {
-                let read = self.reread(server, settings, whose, Reread::All).await;
-                read.map_err(|not| *not.failure)
-            }
-        }
-    }
-
-    /// Reads the secrets of a server anew.
-    ///
-    /// # Errors
-    /// As [`Hands::read`].
-    pub async fn reread(
-        &self,
-        server: &ServerName,
-        settings: &config::Server,
-        whose: &Whose,
-        which: Reread,
-    ) -> Result<Arc<Handed>, NotHanded> {
-        self.hands.read(server, settings, &self.base, whose, which).await
     }
 
     /// Puts secrets on files of a folder in memory, where a server is to get any as files.

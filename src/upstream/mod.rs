@@ -43,7 +43,7 @@ pub use digest::{Digests, Hashed, Stamp};
 pub use engines::Engines;
 pub use event::{By, Event, Handing, Launching, NotCleared, Program, Pulling, Review, Started};
 pub use greeting::{Greeting, claims};
-pub use hands::{Handed, HandedSecret, Hands, Holder, Learn, NotHanded, Reread, Whose};
+pub use hands::{Handed, HandedSecret, Hands, Holder, Learn, NotHanded, Read, Reread, Whose};
 pub use images::{Images, Pinned};
 pub use instance::Instance;
 pub use launcher::{Launcher, Place};

@@ -26,7 +26,7 @@ use super::{
     drain::Replaced,
     event::{Event, Review},
     greeting::Greeting,
-    hands::{Reread, Whose},
+    hands::{Read, Reread, Whose},
     instance::{Common, Instance},
     known::Known,
     launcher::{Launcher, Place},
@@ -144,11 +144,14 @@ pub struct Restarted {
 
 impl Server {
     /// A server that is not started yet. What becomes of it goes to `events`, what it says on its
-    /// own to `heard`; its standard error is kept as `scrub` leaves it.
+    /// own to `heard`; its standard error is kept as `scrub` leaves it. It is handed what was `read`,
+    /// which is looked for already; where that was not to be had, it is read again when a start is
+    /// tried.
     pub fn new(
         name: ServerName,
         settings: config::Server,
         launcher: Arc<Launcher>,
+        read: Read,
         scrub: Scrub,
         events: mpsc::Sender<Event>,
         heard: mpsc::Sender<Heard>,
@@ -167,6 +170,7 @@ impl Server {
             spares: Spares::new(),
             unwell: AtomicU64::new(0),
             known: Known::default(),
+            hands: RwLock::new(read),
             rereading: tokio::sync::Mutex::default(),
         });
         let shared = Arc::new(Instance::new(common.clone(), None));
@@ -412,13 +416,13 @@ impl Server {
     /// Where a secret is not to be had: then those of the same clients stay as they were; or where an
     /// instance could not be handed the new ones, which then has the old ones still. The rest is done.
     pub async fn rehand(&self, review: &dyn Review, which: Reread) -> Result<Rehanded, String> {
-        let Common { name, settings, launcher, .. } = &*self.common;
+        let settings = &self.common.settings;
         let (mut read, mut faults) = (BTreeSet::new(), Vec::new());
         // Else what was read first could be kept last.
         let turn = self.common.rereading.lock().await;
         for whose in Whose::all(settings) {
-            let before = launcher.hands.of(name, &whose);
-            match launcher.reread(name, settings, &whose, which).await {
+            let before = self.common.handed(&whose);
+            match self.common.reread(&whose, which).await {
                 Ok(_) => drop(read.insert(whose)),
                 Err(not) => {
                     let kept = before.is_ok();
@@ -595,7 +599,8 @@ mod tests {
         let (events, _) = mpsc::channel(1);
         let (heard, _) = mpsc::channel(1);
         let name = "s".parse().unwrap();
-        Arc::new(Server::new(name, settings, launcher, Arc::new(|_| {}), events, heard))
+        let read = Read::default();
+        Arc::new(Server::new(name, settings, launcher, read, Arc::new(|_| {}), events, heard))
     }
 
     fn party(session: usize, client: &str) -> Party {

@@ -140,7 +140,7 @@ impl Instance {
         }
         let now = self.content().await;
         let place = common.launcher.place(&common.settings);
-        let handed = common.launcher.hands.of(&common.name, &Whose::Common).ok();
+        let handed = common.handed(&Whose::Common).ok();
         let taken = loop {
             let Some(spare) = common.spares.first() else { break None };
             let cleared = &spare.begun.cleared.program;
@@ -255,7 +255,7 @@ impl Instance {
     /// Ends the spares that have other secrets than they would have now; others take their places.
     pub(super) async fn renew_outdated_spares(&self, why: &str) {
         let common = &self.common;
-        let handed = common.launcher.hands.of(&common.name, &Whose::Common).ok();
+        let handed = common.handed(&Whose::Common).ok();
         {
             // One that is being started may have been handed the old ones.
             let _turn = common.spares.filling.lock().await;

@@ -184,18 +184,30 @@ impl Instance {
         }
     }
 
+    /// Gets together what a start goes by.
+    ///
+    /// # Errors
+    /// Where a secret is not to be had, or not to be found out what the image means, or nothing may
+    /// be started any more.
+    async fn prepare(&self) -> Result<Prepared, Failure> {
+        let Common { launcher, name, settings, .. } = &*self.common;
+        let handed = self.common.hand(&self.whose()).await;
+        let handed = handed.map_err(|failure| refused(&failure))?;
+        let prepared = launcher.prepare(name, settings, handed).await;
+        let prepared = prepared.map_err(|failure| refused(&failure))?;
+        self.still_there()?;
+        Ok(prepared)
+    }
+
     async fn line(
         &self,
         launch: Launch<'_>,
         ear: &Ear,
         spare: Option<Begun>,
     ) -> Result<Line, Failure> {
-        let (name, settings) = (&self.common.name, &self.common.settings);
-        let launcher = &self.common.launcher;
+        let (settings, launcher) = (&self.common.settings, &self.common.launcher);
         if let Some(url) = &settings.url {
-            let prepared = launcher.prepare(name, settings, &self.whose()).await;
-            let prepared = prepared.map_err(|failure| refused(&failure))?;
-            self.still_there()?;
+            let prepared = self.prepare().await?;
             let headers = &prepared.handed.by(By::Header);
             let found = self.common.sse.load(Ordering::Relaxed);
             let sse = match settings.transport {
@@ -240,9 +252,7 @@ impl Instance {
     ) -> Result<Begun, Failure> {
         let (name, settings) = (&self.common.name, &self.common.settings);
         let launcher = &self.common.launcher;
-        let prepared = launcher.prepare(name, settings, &self.whose()).await;
-        let mut prepared = prepared.map_err(|failure| refused(&failure))?;
-        self.still_there()?;
+        let mut prepared = self.prepare().await?;
         if let Some(spare) = &spare {
             prepared.place = spare.place.clone();
         }
@@ -371,9 +381,8 @@ impl Instance {
 
     /// What it was handed when it was started, and has been since.
     fn secrets(&self, first: Arc<Handed>) -> impl Fn() -> Vec<Arc<Handed>> + Send + use<> {
-        let (name, launcher) = (self.common.name.clone(), self.common.launcher.clone());
-        let whose = self.whose();
-        move || [first.clone()].into_iter().chain(launcher.hands.of(&name, &whose).ok()).collect()
+        let (common, whose) = (self.common.clone(), self.whose());
+        move || [first.clone()].into_iter().chain(common.handed(&whose).ok()).collect()
     }
 
     /// Greets a remote server over HTTP+SSE, which it may speak where it takes no greeting over
@@ -385,10 +394,7 @@ impl Instance {
         hello: &Hello,
     ) -> Result<(Arc<dyn Link>, Arc<Launching>, Arc<Handed>, Greeting), Failure> {
         let url = self.common.settings.url.as_deref().unwrap_or_default();
-        let (name, settings) = (&self.common.name, &self.common.settings);
-        let prepared = self.common.launcher.prepare(name, settings, &self.whose()).await;
-        let prepared = prepared.map_err(|failure| refused(&failure))?;
-        self.still_there()?;
+        let prepared = self.prepare().await?;
         let cleared = self.announce(launch, Some((url, true)), &prepared).await?;
         let handed = prepared.handed;
         let link = Sse::open(url, &handed.by(By::Header), self.common.launcher.caps, ear).await?;

@@ -126,8 +126,7 @@ impl Instance {
         let state = self.state.lock().await;
         let State::Running(running) = &*state else { return Ok(Renewed::default()) };
         // Only now: whoever was here before may have handed over what was read later.
-        let hands = &self.common.launcher.hands;
-        let handed = hands.of(&self.common.name, &self.whose()).map_err(|failure| failure.what)?;
+        let handed = self.common.handed(&self.whose()).map_err(|failure| failure.what)?;
         let had = running.handed.lock().clone();
         let held = |secret: &&HandedSecret| secret.by != By::File;
         let names = |secret: &HandedSecret| secret.name.clone();

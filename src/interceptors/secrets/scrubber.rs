@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use super::{
     Invalid, Known, SHORTEST_KNOWN, add,
     json::quote_long_numbers,
+    once,
     payload::budget_of,
     rules,
     scan::{Budget, Hit, Scanner, Spent},
@@ -97,11 +98,13 @@ impl Scrubber {
     /// # Errors
     /// Values by which nothing could be scanned.
     pub fn new(known: &[Known]) -> Result<Self, Invalid> {
-        let scanner = ArcSwap::from_pointee(Self::scanner(known)?);
-        Ok(Self { scanner, known: Mutex::new(known.to_vec()) })
+        let known = once(known);
+        let scanner = ArcSwap::from_pointee(Self::scanner(&known)?);
+        Ok(Self { scanner, known: Mutex::new(known) })
     }
 
-    /// Knows these values, too, from now on. It takes a while, and blocks.
+    /// Knows these values, too, from now on. Of older ones the newest are kept: what somebody still
+    /// has must be among these. It takes a while, and blocks.
     ///
     /// # Errors
     /// Values by which nothing could be scanned: then all stays as it was.
@@ -110,8 +113,8 @@ impl Scrubber {
         let mut all = known.clone();
         if add(&mut all, more) {
             self.scanner.store(Arc::new(Self::scanner(&all)?));
-            *known = all;
         }
+        *known = all;
         Ok(())
     }
 

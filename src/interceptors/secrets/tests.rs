@@ -235,6 +235,7 @@ async fn the_values_that_servers_are_given_are_found_exactly() {
     let known = |name: &str, value: &str| Known {
         holder: "db".into(),
         name: name.into(),
+        client: None,
         value: Secret::new(value.into()),
     };
     let all = [known("PASS WORD", "correct horse \"ä\""), known("PIN", "1234567")];
@@ -368,7 +369,12 @@ proptest! {
 #[test]
 fn a_scrubber_leaves_nothing_of_a_secret() {
     let value = ["correct", "horse", "battery"].join("-");
-    let known = Known { holder: "s".into(), name: "KEY".into(), value: Secret::new(value.clone()) };
+    let known = Known {
+        holder: "s".into(),
+        name: "KEY".into(),
+        client: None,
+        value: Secret::new(value.clone()),
+    };
     let lines = ["first-of-many-lines", "  second-of-many", "third"].join("\n");
     let many = Known { name: "MANY".into(), value: Secret::new(lines.clone()), ..known.clone() };
     let scrubber = Scrubber::new(&[known, many]).unwrap();
@@ -444,7 +450,12 @@ fn texts(value: &Value) -> Vec<String> {
 #[test]
 fn kept_bodies_lose_known_values_and_what_keys_give_away() {
     let value = ["8675", "3099", "1122"].concat();
-    let known = Known { holder: "s".into(), name: "PIN".into(), value: Secret::new(value.clone()) };
+    let known = Known {
+        holder: "s".into(),
+        name: "PIN".into(),
+        client: None,
+        value: Secret::new(value.clone()),
+    };
     let scrubber = Scrubber::new(&[known]).unwrap();
     let named = made("{base64raw:40}");
     let body = format!(
@@ -472,6 +483,7 @@ fn kept_bodies_lose_secrets_that_are_spelled_otherwise() {
     let known = |name: &str, value: &str| Known {
         holder: "s".into(),
         name: name.into(),
+        client: None,
         value: Secret::new(value.to_owned()),
     };
     let odd = ["a\"b\\c/d", "\u{e9}f\u{1f600}gh"].concat();
@@ -545,4 +557,55 @@ fn keys_that_are_secrets_all_keep_their_members() {
     let keys: Vec<_> = redacted.as_object().unwrap().keys().collect();
     let mark = "aws_secret_access_key=[redacted:aws-secret-access-key]";
     assert_eq!(keys, ["ghp", mark, &format!("{mark}#2")]);
+}
+
+#[tokio::test]
+async fn the_newest_value_of_a_secret_is_found_however_many_there_were() {
+    let value = |i: usize| ["some", "what", "long", &i.to_string(), "end"].join("-");
+    let known = |client: Option<&str>, i: usize| Known {
+        holder: "db".into(),
+        name: "TOKEN".into(),
+        client: client.map(str::to_owned),
+        value: Secret::new(value(i)),
+    };
+    let marked = json!(["[redacted:vault:db/TOKEN]"]).to_string();
+    let names: Vec<_> = (0..10).map(|i| format!("client-{i}")).collect();
+    let clients = names.iter().enumerate().map(|(i, name)| known(Some(name), i));
+    let first: Vec<_> = clients.chain([known(None, 10), known(None, 10)]).collect();
+    let secrets = Secrets::new("secrets", &Config::default(), &first).unwrap();
+    let scrubber = Scrubber::new(&first).unwrap();
+    let found = async |i: usize| {
+        let raw = json!([value(i)]).to_string();
+        let mut kept = raw.clone();
+        scrubber.scrub(&mut kept);
+        let verdict = response(&secrets, &raw).await;
+        let in_messages = verdict.decision != Decision::Pass;
+        assert_eq!(in_messages, kept != raw, "{i}");
+        assert!(!in_messages || kept == marked && replacement(&verdict) == marked, "{i}");
+        in_messages
+    };
+    let learn = |all: &[Known]| {
+        secrets.learn(all).unwrap();
+        scrubber.learn(all).unwrap();
+    };
+    // One value of each client, and then twenty of one, which has its first all the while.
+    for i in 11..31 {
+        learn(&[known(Some("client-0"), 0), known(Some("client-0"), i)]);
+        assert!(found(i).await, "{i}");
+    }
+    for i in 0..11 {
+        assert!(found(i).await, "{i}");
+    }
+    assert!(!found(11).await);
+    // One that comes back is the newest again, and what all have is not forgotten, however many.
+    learn(&[known(Some("client-0"), 24)]);
+    for i in 31..37 {
+        learn(&[known(Some("client-0"), i)]);
+    }
+    assert!(found(24).await && !found(25).await);
+    let many: Vec<_> = (40..60).map(|i| known(None, i)).collect();
+    learn(&many);
+    for i in 40..60 {
+        assert!(found(i).await, "{i}");
+    }
 }
