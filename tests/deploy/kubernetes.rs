@@ -479,6 +479,11 @@ fn what_can_not_be_in_a_pod_is_refused_with_its_place() {
     refused("mounts = [\"./data:/data\"]", &[], &["portcullis.toml:9", "--claim /data=NAME"]);
     refused("", &["--claim", "/x=y"], &["none of `mounts`"]);
     refused("sharing = \"per-client\"", &[], &["portcullis.toml:9", "sharing"]);
+    refused(
+        "secrets.OWN = { by-client = { agent = \"env:OWN\" } }",
+        &[],
+        &["portcullis.toml:9", "a secret of its own"],
+    );
     refused("runtime = \"runsc\"", &[], &["portcullis.toml:9", "--runtime-class"]);
     refused("hardening = { user = \"0:0\" }", &[], &["portcullis.toml:9", "root"]);
     refused(

@@ -1,0 +1,170 @@
+//! Entries with npx and uvx, which fetch the server's package when it starts: from stand-ins for the
+//! registries of npm and PyPI, which hand out what the tests' set-up fetched from those.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha512};
+
+use super::{contained, leaves_nothing, open_folder};
+use crate::support::{
+    authority::Authority,
+    web::{Page, Web},
+};
+
+/// As `server import` writes it, but for the addresses of the stand-ins and for their authority.
+fn fetched(hosts: &[&str], at: &str, authority: &Authority, folder: &Path) -> String {
+    fs::write(folder.join("ca.pem"), &authority.certificate).unwrap();
+    let hosts: Vec<String> = hosts.iter().map(|host| format!("{host}:443={at}")).collect();
+    format!(
+        r#"
+        env.NODE_EXTRA_CA_CERTS = "/ca/ca.pem"
+        env.SSL_CERT_FILE = "/ca/ca.pem"
+        mounts = ["{}:/ca"]
+        egress = {}
+        start-timeout-s = 300
+        resources.tmp-mib = 256
+        hardening.exec-tmp = true
+        "#,
+        folder.display(),
+        json!(hosts),
+    )
+}
+
+#[tokio::test]
+async fn npx_fetches_a_server_and_runs_it() {
+    let hosts = ["registry.npmjs.org"];
+    let authority = Authority::of(&hosts);
+    let registry = Web::serve("127.77.0.1:443", Some(&authority), npm).await;
+    let folder = open_folder();
+    let package = "@modelcontextprotocol/server-everything@2026.8.31";
+    let more = fetched(&hosts, "127.77.0.1", &authority, folder.path());
+    let gate = contained("everything", &["npx", "--yes", package], &more).start().await;
+    let agent = gate.legacy().await;
+    let said = agent.text("everything__echo", json!({ "message": "from npm" })).await;
+    assert_eq!(said, "Echo: from npm");
+    let seen = registry.seen();
+    let tarball = |request: &String| request.ends_with("server-everything/-/2026.8.31.tgz");
+    assert!(seen.iter().any(tarball), "{seen:?}");
+    leaves_nothing(gate).await;
+}
+
+#[tokio::test]
+async fn uvx_fetches_a_server_and_runs_it() {
+    let hosts = ["pypi.org", "files.pythonhosted.org"];
+    let authority = Authority::of(&hosts);
+    let index = Web::serve("127.77.0.2:443", Some(&authority), pypi).await;
+    let folder = open_folder();
+    let mut more = fetched(&hosts, "127.77.0.2", &authority, folder.path());
+    // The image's own packages, which it would find there without fetching any.
+    more.push_str("env.PYTHONPATH = \"\"\n");
+    let package = "mcp-server-fetch==2026.10.24";
+    let gate = contained("web", &["uvx", package], &more).start().await;
+    let agent = gate.legacy().await;
+    let url = json!({ "url": "https://nowhere.example/" });
+    let said = super::failed(&agent, "web__fetch", url).await;
+    assert!(said.contains("robots.txt"), "{said}");
+    let seen = index.seen();
+    let wheel = |request: &String| request.contains("/mcp_server_fetch-2026.10.24-");
+    assert!(seen.iter().any(wheel), "{seen:?}");
+    leaves_nothing(gate).await;
+}
+
+/// A package with each folder that it is installed in, by version.
+type Versions = BTreeMap<String, PathBuf>;
+
+/// What npm has of each package, by its name.
+fn installed() -> &'static BTreeMap<String, Versions> {
+    static FOUND: OnceLock<BTreeMap<String, Versions>> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tests/servers/node");
+        let lock = fs::read(root.join("package-lock.json")).expect("`tests/run` installs it");
+        let lock: Value = serde_json::from_slice(&lock).unwrap();
+        let mut found: BTreeMap<String, Versions> = BTreeMap::new();
+        for (place, package) in lock["packages"].as_object().unwrap() {
+            // The first is the project itself; one for another platform is not installed.
+            if let Some((_, name)) = place.rsplit_once("node_modules/")
+                && let Some(version) = package["version"].as_str()
+                && root.join(place).is_dir()
+            {
+                let versions = found.entry(name.to_owned()).or_default();
+                versions.insert(version.to_owned(), root.join(place));
+            }
+        }
+        found
+    })
+}
+
+/// `/NAME` is what there is of a package, `/NAME/-/VERSION.tgz` one of it.
+fn npm(_host: &str, path: &str) -> Option<Page> {
+    let path = path.replace("%2f", "/").replace("%2F", "/");
+    let path = path.strip_prefix('/')?;
+    if let Some((name, file)) = path.split_once("/-/") {
+        let folder = installed().get(name)?.get(file.strip_suffix(".tgz")?)?;
+        return Some(("application/octet-stream", tarball(folder)));
+    }
+    let all = installed().get(path)?;
+    let versions: serde_json::Map<String, Value> = all
+        .iter()
+        .map(|(version, folder)| {
+            let manifest = fs::read(folder.join("package.json")).unwrap();
+            let mut manifest: Value = serde_json::from_slice(&manifest).unwrap();
+            let integrity = BASE64_STANDARD.encode(Sha512::digest(tarball(folder)));
+            manifest["dist"] = json!({
+                "tarball": format!("https://registry.npmjs.org/{path}/-/{version}.tgz"),
+                "integrity": format!("sha512-{integrity}"),
+            });
+            (version.clone(), manifest)
+        })
+        .collect();
+    let latest = all.keys().next_back()?;
+    let told = json!({ "name": path, "dist-tags": { "latest": latest }, "versions": versions });
+    Some(("application/json", told.to_string().into_bytes()))
+}
+
+/// A package as npm lays it out, without those that are installed below it.
+fn tarball(folder: &Path) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.mode(tar::HeaderMode::Deterministic);
+    let mut folders = vec![PathBuf::new()];
+    while let Some(below) = folders.pop() {
+        let mut entries: Vec<_> =
+            fs::read_dir(folder.join(&below)).unwrap().map(|entry| entry.unwrap()).collect();
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let name = below.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                if entry.file_name() != "node_modules" {
+                    folders.push(name);
+                }
+            } else {
+                tar.append_path_with_name(entry.path(), Path::new("package").join(name)).unwrap();
+            }
+        }
+    }
+    tar.into_inner().unwrap()
+}
+
+/// The simple index (PEP 503) and its files.
+fn pypi(host: &str, path: &str) -> Option<Page> {
+    let wheels = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tests/servers/wheels");
+    if host == "files.pythonhosted.org" {
+        let wheel = fs::read(wheels.join(path.strip_prefix('/')?)).ok()?;
+        return Some(("application/octet-stream", wheel));
+    }
+    let name = path.strip_prefix("/simple/")?.trim_end_matches('/');
+    let names = fs::read_dir(wheels).unwrap().map(|entry| entry.unwrap().file_name());
+    let links: String = names
+        .map(|file| file.into_string().unwrap())
+        .filter(|file| file.split('-').next().unwrap().replace(['_', '.'], "-") == name)
+        .map(|file| format!("<a href=\"https://files.pythonhosted.org/{file}\">{file}</a>\n"))
+        .collect();
+    let page = format!("<!DOCTYPE html>\n<html><body>\n{links}</body></html>\n");
+    (!links.is_empty()).then(|| ("text/html", page.into_bytes()))
+}
