@@ -20,8 +20,9 @@ mod settings;
 use std::{fmt::Write as _, net::IpAddr};
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
-pub use pod::{PROXY_USER, SERVER_USER};
+pub use pod::{LOADERS, PROXY_USER, SERVER_USER};
 
 /// Where the proxy listens, in its pod and as a service.
 pub const PORT: u16 = 8811;
@@ -160,6 +161,8 @@ pub enum Unfit {
     Capability(String),
     #[error("the standard \"restricted\" lets nothing run as root (user {0}:{1})")]
     Root(u32, u32),
+    #[error("the user {0} is the proxy's own in the pod: take another")]
+    Proxy(u32),
     #[error("`{0}` is no quantity: a whole number with `Ki`, `Mi`, `Gi` or `Ti`, such as `10Gi`")]
     Quantity(String),
 }
@@ -211,7 +214,14 @@ pub fn hosts(server: &str, namespace: &str) -> Vec<String> {
 #[must_use]
 pub fn object_name(server: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-    format!("mcp-{}", server.chars().map(plain).collect::<String>().trim_matches('-'))
+    let name = server.chars().map(plain).collect::<String>();
+    let name = name.trim_matches('-');
+    if name == server {
+        return format!("mcp-{name}");
+    }
+    // Another server's name could become the same one.
+    let digest = hex::encode(Sha256::digest(server));
+    format!("mcp-{name}-{}", &digest[..6])
 }
 
 /// The name of the `Secret` object that the operator makes.
@@ -308,6 +318,7 @@ impl Workload {
         }
         match container.user {
             Some((uid, gid)) if uid == 0 || gid == 0 => Err(Unfit::Root(uid, gid)),
+            Some((uid, _)) if uid == PROXY_USER.0 => Err(Unfit::Proxy(uid)),
             _ => Ok(()),
         }
     }

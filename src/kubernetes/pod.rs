@@ -12,6 +12,9 @@ pub const SERVER_USER: (u32, u32) = (65534, 65534);
 
 /// Where the server's container finds the proxy's executable.
 const TOOLS: &str = "/portcullis";
+/// Variables by which an image could have glibc's loader run code of its own, before our program is
+/// there to confine any: emptied for it.
+pub const LOADERS: [&str; 3] = ["LD_AUDIT", "LD_PRELOAD", "GLIBC_TUNABLES"];
 /// Where servers find secrets that they get as files.
 const SERVER_SECRETS: &str = "/run/secrets";
 
@@ -213,6 +216,7 @@ fn server(workload: &Workload, of: &Container) -> Value {
         "image": of.image,
         "imagePullPolicy": "IfNotPresent",
         "command": command,
+        "env": LOADERS.map(|name| json!({ "name": name, "value": "" })),
         "securityContext": security,
         "resources": resources(of.memory_mib, millicpus, 256),
         "volumeMounts": mounts,

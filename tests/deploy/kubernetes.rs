@@ -27,14 +27,14 @@ const HOST: &str = "Host: mcp-look-around.mcp:8811";
 const POLICIES: &str = r#"
     @id("it-may-run")
     permit (
-      principal == Portcullis::Server::"look_around",
+      principal == Portcullis::Server::"look-around",
       action == Portcullis::Action::"launch",
       resource
     ) when { DEVIATIONS.containsAll(resource.deviations) };
 
     @id("its-secrets")
     permit (
-      principal == Portcullis::Server::"look_around",
+      principal == Portcullis::Server::"look-around",
       action == Portcullis::Action::"hand_secret",
       resource
     );
@@ -72,9 +72,18 @@ impl Ground {
             "cc",
             &["-static", "-O1", "-o", program.to_str().unwrap(), source.to_str().unwrap()],
         );
+        // An image that would have its own code run before the program is confined.
+        let preload = build.join("preload.so");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/pod/preload.c");
+        output(
+            "cc",
+            &["-shared", "-fPIC", "-o", preload.to_str().unwrap(), source.to_str().unwrap()],
+        );
+        fs::write(build.join("ld.so.preload"), "/preload.so\n").unwrap();
         // What is unique is nobody else's to remove.
         fs::write(build.join("unique"), password()).unwrap();
-        let lines = "FROM scratch\nCOPY server unique /\nENV GREETING=image KEPT=1\n\
+        let lines = "FROM scratch\nCOPY server unique preload.so /\nCOPY ld.so.preload /etc/\n\
+                     ENV GREETING=image KEPT=1 LD_PRELOAD=/preload.so LD_AUDIT=/preload.so\n\
                      ENTRYPOINT [\"/server\", \"first\"]\nCMD [\"unused\"]\n";
         fs::write(build.join("Dockerfile"), lines).unwrap();
         output("docker", &["build", "--quiet", "--tag", &image, build.to_str().unwrap()]);
@@ -108,12 +117,12 @@ impl Ground {
 [listen]
 rest = true
 
-[servers.look_around]
+[servers.look-around]
 image = "{image}"
 command = ["last"]
 env = {{ GREETING = "config" }}
 {more}
-[servers.look_around.secrets]
+[servers.look-around.secrets]
 TOKEN = {{ from = "env:LOOK_AROUND_TOKEN" }}
 CERT = {{ from = "file:cert.pem", as = "file" }}
 
@@ -137,12 +146,12 @@ url = "https://mcp.example.com/mcp"
 
     fn export(&self, more: &[&str]) -> (bool, String) {
         let image = format!("registry.example/portcullis@sha256:{}", "0".repeat(64));
-        let export = ["server", "export", "k8s", "look_around", "--portcullis-image", &image];
+        let export = ["server", "export", "k8s", "look-around", "--portcullis-image", &image];
         self.portcullis(&[&export[..], more].concat())
     }
 
     fn locked(&self) {
-        let (locked, said) = self.portcullis(&["server", "lock", "look_around"]);
+        let (locked, said) = self.portcullis(&["server", "lock", "look-around"]);
         assert!(locked, "{said}");
     }
 }
@@ -321,7 +330,7 @@ impl<'a> Pod<'a> {
     }
 
     fn call(&self, key: &str, arguments: &Value) -> String {
-        let body = json!({ "tool": "look_around__look", "arguments": arguments }).to_string();
+        let body = json!({ "tool": "look-around__look", "arguments": arguments }).to_string();
         let bearer = format!("Authorization: Bearer {key}");
         let json = "Content-Type: application/json";
         curl(&["-d", &body, "-H", &bearer, "-H", HOST, "-H", json, &self.url("/invoke")])
@@ -391,6 +400,7 @@ fn a_pod_of_the_manifests_serves_its_clients() {
         &format!("file={}", ground.certificate.len()),
         "root=0 tmp=1",
         "state=0 config=0 listens=0",
+        "joins=0 reaches=0 preload=none",
     ] {
         assert!(told.contains(seen), "{seen}: {told}");
     }
@@ -402,9 +412,18 @@ fn a_pod_of_the_manifests_serves_its_clients() {
     // What a server leaves behind ends with it.
     pod.call(key, &json!({ "leave": true }));
     assert_eq!(pod.programs(), 2);
-    pod.within(&["server", "restart", "look_around"]);
+    pod.within(&["server", "restart", "look-around"]);
     assert!(pod.call(key, &json!({})).contains("uid=65534"));
     until("the end of what was left", PATIENCE, || (pod.programs() == 1).then_some(()));
+
+    // Nor does one go on that has killed who started it.
+    pod.call(key, &json!({ "kill": true }));
+    until("the end of one that killed its parent", PATIENCE, || {
+        (pod.programs() == 0).then_some(())
+    });
+    until("another in its place", PATIENCE, || {
+        pod.call(key, &json!({})).contains("uid=65534").then_some(())
+    });
 
     // A container that is started again is found again.
     output("docker", &["restart", "--time", "1", &pod.container("server")]);
@@ -423,6 +442,7 @@ fn a_pod_of_the_manifests_serves_its_clients() {
         let logs = Command::new("docker").args(["logs", &pod.container(name)]).output().unwrap();
         let logs = String::from_utf8([logs.stdout, logs.stderr].concat()).unwrap();
         assert!(!logs.contains(&ground.token) && !logs.contains(&ground.certificate), "{logs}");
+        assert!(!logs.contains("PRELOADED"), "{logs}");
     }
 }
 
@@ -431,7 +451,7 @@ fn manifests_say_nothing_of_what_is_not_the_pods() {
     let ground = Ground::new();
     // What a tag means is not guessed.
     let (exported, said) = ground.export(&[]);
-    assert!(!exported && said.contains("portcullis server lock look_around"), "{said}");
+    assert!(!exported && said.contains("portcullis server lock look-around"), "{said}");
     assert!(said.contains("portcullis.toml:6"), "{said}");
     ground.locked();
     let (exported, text) = ground.export(&["--namespace", "tools"]);
@@ -486,6 +506,7 @@ fn what_can_not_be_in_a_pod_is_refused_with_its_place() {
     );
     refused("runtime = \"runsc\"", &[], &["portcullis.toml:9", "--runtime-class"]);
     refused("hardening = { user = \"0:0\" }", &[], &["portcullis.toml:9", "root"]);
+    refused("hardening = { user = \"65532:1\" }", &[], &["portcullis.toml:9", "the proxy's own"]);
     refused(
         "hardening = { cap-add = [\"CAP_SYS_ADMIN\"] }",
         &[],

@@ -5,8 +5,8 @@
 use std::{fs, path::Path, process::Command};
 
 use portcullis_kubernetes::{
-    Claim, Cni, Container, Egress, EgressHost, Manifest, SERVER_USER, Secret, Unfit, Workload,
-    hosts, stream,
+    Claim, Cni, Container, Egress, EgressHost, LOADERS, Manifest, SERVER_USER, Secret, Unfit,
+    Workload, hosts, object_name, stream,
 };
 use serde_json::Value;
 
@@ -191,7 +191,14 @@ fn breaches(spec: &Value) -> Vec<String> {
         hold(ports.iter().all(|port| port["hostPort"].is_null()), "hostPort");
         hold(container["image"].as_str().unwrap().contains("@sha256:"), "digest");
         let env = container["env"].as_array().cloned().unwrap_or_default();
-        hold(env.iter().all(|one| one["name"] == "PORTCULLIS_CONFIG"), "environment");
+        let emptied =
+            |one: &Value| one["value"] == "" && LOADERS.iter().any(|name| one["name"] == *name);
+        let held = env.iter().all(|one| one["name"] == "PORTCULLIS_CONFIG" || emptied(one));
+        hold(held, "environment");
+        // What is of the server's image has no say in how our own program is loaded.
+        let all = name != "server"
+            || LOADERS.iter().all(|name| env.iter().any(|one| one["name"] == *name));
+        hold(all, "loader");
     }
     found
 }
@@ -302,7 +309,7 @@ fn comments_stay_comments() {
 #[test]
 fn clients_find_it_by_the_names_of_its_service() {
     assert_eq!(
-        hosts("git_hub", "mcp"),
+        hosts("git-hub", "mcp"),
         [
             "mcp-git-hub:8811",
             "mcp-git-hub.mcp:8811",
@@ -310,4 +317,11 @@ fn clients_find_it_by_the_names_of_its_service() {
             "mcp-git-hub.mcp.svc.cluster.local:8811"
         ]
     );
+}
+
+#[test]
+fn no_two_servers_have_objects_of_one_name() {
+    let names = ["a-b", "a_b", "A-b", "-a-b", "a-b-", "a.b"].map(object_name);
+    let different: std::collections::BTreeSet<_> = names.iter().collect();
+    assert_eq!(different.len(), names.len(), "{names:?}");
 }

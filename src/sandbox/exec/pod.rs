@@ -4,9 +4,11 @@
 //!
 //! `serve` has one thread from beginning to end. Each connection has a process of its own, which
 //! starts the program and is the one to which whatever the program leaves behind falls: when the
-//! connection ends, all of that is killed.
+//! connection ends, all of that is killed. A program has the same user and may kill that process: then
+//! it falls to `serve`, which lets nothing live that is below none of them.
 
 use std::{
+    collections::BTreeSet,
     env,
     ffi::{OsStr, OsString},
     fs, io,
@@ -31,10 +33,12 @@ use nix::{
         prctl,
         signal::{SigSet, Signal, kill},
         signalfd::{SfdFlags, SignalFd},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
+        socket::{getsockopt, sockopt::PeerCredentials},
+        wait::{WaitPidFlag, waitpid},
     },
-    unistd::{ForkResult, Pid, getpid, setsid},
+    unistd::{ForkResult, Pid, geteuid, getpid, setsid},
 };
+use portcullis_kubernetes::LOADERS;
 
 use super::{Given, confine, init, receive, seccomp, sys};
 use crate::sandbox::wire::{Failure, Plan, Report};
@@ -43,6 +47,12 @@ use crate::sandbox::wire::{Failure, Plan, Report};
 const MOST: usize = 256;
 /// The time that a connection may take to say what is to be started.
 const PLAN: Duration = Duration::from_secs(30);
+/// A file of the image in which glibc's loader looks for libraries of the image's choice, which would
+/// run here before anything is confined.
+const PRELOAD: &[u8] = b"/etc/ld.so.preload";
+/// What our loader looks at in its place: a folder of ours, where there is no such file.
+const NO_PRELOAD: &[u8] = b"/portcullis/noload";
+const _: () = assert!(PRELOAD.len() == NO_PRELOAD.len());
 /// Where programs are looked for, in images that say nothing of it.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -82,10 +92,10 @@ fn install(folder: &Path) -> io::Result<()> {
     })?;
     let libraries = folder.join("lib");
     fs::create_dir_all(&libraries)?;
-    let copy = |from: &Path, to: PathBuf| -> io::Result<()> {
+    let put = |bytes: &[u8], to: PathBuf| -> io::Result<()> {
         // A container that was started again finds what the one before it has left.
         let new = to.with_extension("new");
-        fs::copy(from, &new)?;
+        fs::write(&new, bytes)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o555))?;
         fs::rename(new, to)
     };
@@ -93,14 +103,32 @@ fn install(folder: &Path) -> io::Result<()> {
         let missing = || io::Error::other(format!("{} is not installed", library.name));
         let real = library.realpath.as_ref().ok_or_else(missing)?;
         let name = Path::new(&library.name).file_name().unwrap_or_default();
-        copy(real, libraries.join(name))?;
+        put(&fs::read(real)?, libraries.join(name))?;
     }
-    copy(Path::new(&loader), folder.join("ld.so"))?;
-    copy(&ourselves, folder.join("portcullis"))
+    put(&without_preload(fs::read(&loader)?)?, folder.join("ld.so"))?;
+    put(&fs::read(&ourselves)?, folder.join("portcullis"))
+}
+
+/// A loader that loads nothing of the image's choice.
+fn without_preload(mut loader: Vec<u8>) -> io::Result<Vec<u8>> {
+    let mut found = false;
+    while let Some(at) = memchr::memmem::find(&loader, PRELOAD) {
+        loader[at..at + PRELOAD.len()].copy_from_slice(NO_PRELOAD);
+        found = true;
+    }
+    if !found {
+        return Err(io::Error::other(
+            "the loader is not glibc's as it is known: make the image as `examples/deploy/build` does",
+        ));
+    }
+    Ok(loader)
 }
 
 /// Listens until it is told to end.
 fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
+    // The program has the same user, and may otherwise write into this process.
+    prctl::set_dumpable(false)?;
+    prctl::set_no_new_privs()?;
     match fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -109,13 +137,16 @@ fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
     // The proxy is another user. Nobody sees the folder but the two containers.
     fs::set_permissions(socket, fs::Permissions::from_mode(0o666))?;
     listener.set_nonblocking(true)?;
+    // The pod's network is the proxy's, whose port is free while it is being started again: who had it
+    // then would get the clients' keys. Whatever is started here is bound by it, too.
+    seccomp::forbid_listening().map_err(|failure| io::Error::other(failure.what))?;
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
         mask.add(signal);
     }
     mask.thread_block()?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let mut running = 0_usize;
+    let mut running = BTreeSet::new();
     loop {
         {
             let mut ready = [
@@ -123,7 +154,7 @@ fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
                 PollFd::new(listener.as_fd(), PollFlags::POLLIN),
             ];
             // Who comes when there is no room waits.
-            let of = if running < MOST { &mut ready[..] } else { &mut ready[..1] };
+            let of = if running.len() < MOST { &mut ready[..] } else { &mut ready[..1] };
             match poll(of, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -135,22 +166,33 @@ fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
                 return Ok(());
             }
         }
+        let mut ended = false;
         // Also what fell to the container's first process.
-        while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) =
-            waitpid(None, Some(WaitPidFlag::WNOHANG))
+        while let Some(pid) =
+            waitpid(None, Some(WaitPidFlag::WNOHANG)).ok().and_then(|status| status.pid())
         {
-            running = running.saturating_sub(1);
+            ended |= running.remove(&pid);
         }
-        if running >= MOST {
+        if ended {
+            end_strays(&running);
+        }
+        if running.len() >= MOST {
             continue;
         }
         let Ok((control, _)) = listener.accept() else { continue };
+        // The proxy is another user; this one is the program's.
+        if !getsockopt(&control, PeerCredentials).is_ok_and(|peer| peer.uid() != geteuid().as_raw())
+        {
+            continue;
+        }
         match sys::fork() {
             Ok(ForkResult::Child) => {
                 drop((listener, signals));
                 std::process::exit(i32::try_from(one(control, program)).unwrap_or(125));
             }
-            Ok(ForkResult::Parent { .. }) => running += 1,
+            Ok(ForkResult::Parent { child }) => {
+                running.insert(child);
+            }
             Err(errno) => eprintln!("portcullis pod-exec: no process: {}", errno.desc()),
         }
     }
@@ -182,9 +224,6 @@ fn start(control: &mut UnixStream, program: &[OsString]) -> Result<i64, Failure>
     complete(&mut plan, program, env::vars_os())?;
     confine::limit_resources(&plan, 0)?;
     prctl::set_no_new_privs().map_err(|errno| failed(&errno.desc()))?;
-    // The pod's network is the proxy's, whose port is free while it is being started again: who had it
-    // then would get the clients' keys.
-    seccomp::forbid_listening()?;
     seccomp::confine()?;
     init::run(plan, control, streams, false)
 }
@@ -203,7 +242,9 @@ fn complete(
         let name = text(name)?;
         // Of the cluster, and not of the image.
         let set = plan.environment.iter().any(|(other, _)| *other == name);
-        if !set && !name.starts_with("KUBERNETES_") {
+        // Nor what the manifests empty, so that the image's own does not count.
+        let emptied = value.is_empty() && LOADERS.contains(&&*name);
+        if !set && !emptied && !name.starts_with("KUBERNETES_") {
             environment.push((name, text(value)?));
         }
     }
@@ -229,6 +270,27 @@ fn find(program: &OsStr, path: &str) -> Result<PathBuf, Failure> {
     env::split_paths(path).map(|folder| folder.join(program)).find(is_program).ok_or_else(|| {
         Failure::new(format!("`{}` is in no folder of PATH", program.to_string_lossy()))
     })
+}
+
+/// Kills what is below this process and below none of those: what a program leaves behind that has
+/// killed the process that started it.
+fn end_strays(running: &BTreeSet<Pid>) {
+    loop {
+        let kept: BTreeSet<Pid> =
+            running.iter().flat_map(|one| below(*one)).chain(running.iter().copied()).collect();
+        let strays: Vec<Pid> =
+            below(getpid()).into_iter().filter(|pid| !kept.contains(pid)).collect();
+        if strays.is_empty() {
+            return;
+        }
+        for pid in &strays {
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+        for pid in strays {
+            // Those that are another's children come here next, once that one is gone.
+            let _ = waitpid(pid, None);
+        }
+    }
 }
 
 /// Kills every process below this one. Those that lose their parent meanwhile become its own
@@ -304,6 +366,18 @@ mod tests {
         assert_eq!((has("A"), has("HOME")), (Some("config"), Some("/root")));
         assert_eq!(has("KUBERNETES_PORT"), None);
         assert_eq!(find(OsStr::new("/x/y"), "").ok(), Some("/x/y".into()));
+    }
+
+    #[test]
+    fn our_loader_takes_nothing_of_an_image() {
+        let tree = DependencyAnalyzer::default().analyze(env::current_exe().unwrap()).unwrap();
+        let loader = fs::read(tree.interpreter.unwrap()).unwrap();
+        let length = loader.len();
+        let ours = without_preload(loader).unwrap();
+        assert_eq!(ours.len(), length);
+        assert!(memchr::memmem::find(&ours, PRELOAD).is_none());
+        assert!(memchr::memmem::find(&ours, NO_PRELOAD).is_some());
+        assert!(without_preload(b"another loader".to_vec()).is_err());
     }
 
     #[test]

@@ -1,11 +1,14 @@
 /* An MCP server in one static program, for an image with nothing else in it. It has one tool, which
  * tells what the server sees of its container; with `"leave":true` it leaves a process behind that
- * is nobody's child and in a session of its own. */
+ * is nobody's child and in a session of its own, with `"kill":true` it kills who started it. */
 #include <netinet/in.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 /* What stands behind a key, up to the next comma or brace: ids of the proxy are numbers. */
@@ -54,6 +57,27 @@ static int listens(void) {
     return done;
 }
 
+/* Whether it is let stay at the socket at which the proxy gives orders. */
+static int joins(void) {
+    struct sockaddr_un socket_of = {.sun_family = AF_UNIX, .sun_path = "/run/portcullis/server.sock"};
+    struct timeval patience = {.tv_sec = 5};
+    char byte;
+    int at = socket(AF_UNIX, SOCK_STREAM, 0);
+    int done = at >= 0 && !connect(at, (struct sockaddr *)&socket_of, sizeof socket_of) &&
+               !setsockopt(at, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) &&
+               recv(at, &byte, 1, 0) != 0;
+    if (at >= 0)
+        close(at);
+    return done;
+}
+
+/* Whether it may write into the container's first process, or into the one that started it. */
+static int reaches(void) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/mem", getppid());
+    return writes("/proc/1/mem") || writes(path);
+}
+
 static const char *or_none(const char *text) { return text ? text : "none"; }
 
 int main(int count, char **words) {
@@ -76,14 +100,20 @@ int main(int count, char **words) {
                         pause();
                 _exit(0);
             }
+            if (strstr(line, "\"kill\":true")) {
+                kill(getppid(), SIGKILL);
+                for (;;)
+                    pause();
+            }
             const char *token = getenv("TOKEN");
             printf("\"result\":{\"content\":[{\"type\":\"text\",\"text\":\"uid=%d gid=%d args=%d last=%s home=%s "
-                   "greeting=%s cluster=%s token=%zu file=%zu filters=%d root=%d tmp=%d state=%d config=%d listens=%d\"}]}}\n",
+                   "greeting=%s cluster=%s token=%zu file=%zu filters=%d root=%d tmp=%d state=%d config=%d listens=%d joins=%d reaches=%d preload=%s\"}]}}\n",
                    getuid(), getgid(), count, words[count - 1], or_none(getenv("HOME")),
                    or_none(getenv("GREETING")), or_none(getenv("KUBERNETES_SERVICE_HOST")),
                    token ? strlen(token) : 0, length_of(getenv("CERT_FILE")), filters(),
                    writes("/x"), writes("/tmp/x"), access("/var/lib/portcullis", F_OK) == 0,
-                   access("/etc/portcullis/portcullis.toml", F_OK) == 0, listens());
+                   access("/etc/portcullis/portcullis.toml", F_OK) == 0, listens(), joins(), reaches(),
+                   or_none(getenv("LD_PRELOAD")));
         } else {
             printf("\"error\":{\"code\":-32601,\"message\":\"no such method\"}}\n");
         }

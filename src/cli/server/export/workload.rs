@@ -108,7 +108,9 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
     if let Err(unfit) = workload.manifests() {
         let pointer = match &unfit {
             portcullis_kubernetes::Unfit::Capability(_) => format!("{at}/hardening/cap-add"),
-            portcullis_kubernetes::Unfit::Root(..) => format!("{at}/hardening/user"),
+            portcullis_kubernetes::Unfit::Root(..) | portcullis_kubernetes::Unfit::Proxy(_) => {
+                format!("{at}/hardening/user")
+            }
             portcullis_kubernetes::Unfit::Key(_) => format!("{at}/headers"),
             _ => return Err(unfit.into()),
         };
@@ -142,6 +144,11 @@ fn literal_secrets(wrong: &mut Wrong<'_>, loaded: &Loaded, at: &str, settings: &
         if looks_so {
             wrong.add(&pointer, format!("`{name}` looks like a secret: write it under `secrets`"));
         }
+    }
+    if settings.url.as_deref().is_some_and(|url| url.contains('?')) {
+        let what = "what stands behind `?` in a URL may be a secret, and a ConfigMap is for many to \
+                    read: send it in a header, under `headers`";
+        wrong.add(&format!("{at}/url"), what);
     }
     for (nth, word) in settings.command.iter().flatten().enumerate() {
         if begins_as_key(word.rsplit('=').next().unwrap_or_default()) {
