@@ -22,7 +22,7 @@ pub mod wire;
 use std::{path::PathBuf, time::Duration};
 
 /// Long enough for a loaded machine. Reached only where something is broken.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A policy that permits everything, for tests of other things.
 pub const PERMIT_ALL: &str = "@id(\"all\")\npermit (principal, action, resource);\n";
