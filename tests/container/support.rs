@@ -29,26 +29,33 @@ pub async fn api() -> bollard::Docker {
     api.negotiate_version().await.expect("an engine")
 }
 
-/// The probe's executable, built with the features that the whole workspace is built with.
+/// The probe's executable. Cargo has built it, where the tests of the whole workspace run.
 pub fn probe() -> &'static Path {
     static PROBE: OnceLock<PathBuf> = OnceLock::new();
     PROBE.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--workspace", "--bin", "probe", "--quiet"]);
-        cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-        // What cargo tells a test of its package would make dependencies' build scripts run again.
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|p| text.starts_with(p)) {
-                cargo.env_remove(&name);
-            }
-        }
-        let built = cargo.status().expect("cargo");
-        assert!(built.success(), "the probe does not build");
         // This executable is in target/PROFILE/deps.
         let me = std::env::current_exe().expect("a path");
-        me.ancestors().nth(2).expect("the profile's folder").join("probe")
+        let probe = me.ancestors().nth(2).expect("the profile's folder").join("probe");
+        if !probe.exists() {
+            build_probe();
+        }
+        probe
     })
+}
+
+fn build_probe() {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--workspace", "--bin", "probe", "--quiet"]);
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+    // What cargo tells a test of its package would make dependencies' build scripts run again.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|p| text.starts_with(p)) {
+            cargo.env_remove(&name);
+        }
+    }
+    let built = cargo.status().expect("cargo");
+    assert!(built.success(), "the probe does not build");
 }
 
 /// A launch of an image with everything at its default, in an instance of its own.
