@@ -309,8 +309,8 @@ impl Shared {
     async fn mounts(self: &Arc<Self>, mounts: &[(PathBuf, bool)]) -> Result<(), Refusal> {
         let (shared, mounts) = (self.clone(), mounts.to_vec());
         looked(move || {
-            let all = mounts.iter();
-            all.map(|(path, writable)| create::source(path, *writable, &shared.rules)).collect()
+            let mut all = mounts.iter();
+            all.try_for_each(|(path, writable)| create::source(path, *writable, &shared.rules))
         })
         .await
     }

@@ -500,9 +500,9 @@ fn what_can_not_be_in_a_pod_is_refused_with_its_place() {
     refused("", &["--claim", "/x=y"], &["none of `mounts`"]);
     refused("sharing = \"per-client\"", &[], &["portcullis.toml:9", "sharing"]);
     refused(
-        "secrets.OWN = { by-client = { agent = \"env:OWN\" } }",
+        "\n[servers.look-around.secrets.OWN]\nby-client = { agent = \"env:OWN\" }\n",
         &[],
-        &["portcullis.toml:9", "a secret of its own"],
+        &["portcullis.toml:11", "a secret of its own"],
     );
     refused("runtime = \"runsc\"", &[], &["portcullis.toml:9", "--runtime-class"]);
     refused("hardening = { user = \"0:0\" }", &[], &["portcullis.toml:9", "root"]);

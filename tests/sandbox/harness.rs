@@ -8,8 +8,6 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::is_root;
-
 use portcullis::{
     sandbox,
     upstream::process::{Exit, LaunchFailure, LaunchSpec, Mount, Process},
