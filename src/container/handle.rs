@@ -137,12 +137,15 @@ impl Drop for Guard {
     }
 }
 
+/// Containers to be removed, in their order, and the engine that has them.
+type Removal = (Docker, Vec<String>);
+
 /// Removes containers from a thread of its own: the runtime that dropped them may be going down, and
 /// would take a task with it.
 fn remover(docker: Docker, ids: Vec<String>) {
-    static QUEUE: OnceLock<Option<mpsc::UnboundedSender<(Docker, Vec<String>)>>> = OnceLock::new();
+    static QUEUE: OnceLock<Option<mpsc::UnboundedSender<Removal>>> = OnceLock::new();
     let queue = QUEUE.get_or_init(|| {
-        let (sender, mut dropped) = mpsc::unbounded_channel::<(Docker, Vec<String>)>();
+        let (sender, mut dropped) = mpsc::unbounded_channel::<Removal>();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
         thread::Builder::new()
             .name("container-remover".to_owned())

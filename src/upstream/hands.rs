@@ -222,13 +222,16 @@ pub type Holder = (ServerName, Whose);
 /// there.
 pub type Read = BTreeMap<Whose, Result<Arc<Handed>, String>>;
 
+/// What somebody has of a server, for as long as it is in use.
+type InUse = (ServerName, Weak<Handed>);
+
 /// Who looks for the secrets of all servers.
 #[derive(Default)]
 pub struct Hands {
     learn: Option<Learn>,
     /// What anybody has of each server's, or did when it was last looked at. Those of an entry that
     /// changed are among it for as long as something of it runs.
-    given: Arc<Mutex<Vec<(ServerName, Weak<Handed>)>>>,
+    given: Arc<Mutex<Vec<InUse>>>,
     /// Where the secrets stand that differ by client: by server and name.
     places: RwLock<BTreeMap<(ServerName, String), (PathBuf, u32)>>,
 }

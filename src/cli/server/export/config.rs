@@ -69,7 +69,7 @@ pub(super) fn of(
         ("approvals", &["webhook"][..]),
     ] {
         let mut kept = table(file.remove(section));
-        kept.retain(|key, _| !gone.iter().any(|one| *one == key));
+        kept.retain(|key, _| !gone.contains(&key));
         if !kept.is_empty() {
             pod.insert(section.into(), kept.into());
         }
