@@ -208,10 +208,13 @@ impl Instance {
     /// # Errors
     /// A [`Failure`] where it does not start, or did not a moment ago.
     pub async fn running(self: &Arc<Self>) -> Result<Arc<Running>, Failure> {
+        self.touch();
         if let Some(running) = self.peek() {
             return Ok(running);
         }
-        self.apart(|server| async move { server.started().await }).await
+        let running = self.apart(|server| async move { server.started().await }).await?;
+        self.touch();
+        Ok(running)
     }
 
     /// Does work that outlives its caller: a client that gives up must not undo the start, or the
@@ -403,11 +406,13 @@ impl Instance {
         let _permit = self.permit()?;
         let trial = self.breaker.admit()?;
         let (mut running, mut counted) = (running, running.calls.token());
-        // Counted before that is looked at: one that was replaced ends once it has no calls.
+        // Counted before that is looked at: one that was replaced ends once it has no calls, and one
+        // that was idle ends where it had none.
         let newer = match running.calls.is_closed() {
-            true => self.peek().filter(|now| now.greeting.revision == running.greeting.revision),
+            true => call.clock.bound(self.running()).await.ok(),
             false => None,
         };
+        let newer = newer.filter(|now| now.greeting.revision == running.greeting.revision);
         if let Some(newer) = &newer {
             (running, counted) = (newer, newer.calls.token());
         }
@@ -537,8 +542,14 @@ impl Instance {
     }
 
     async fn listed_once(&self, offer: Offer) -> Result<Items, Failure> {
-        let running = self.started().await?;
-        let _counted = running.calls.token();
+        let mut running = self.started().await?;
+        let mut counted = running.calls.token();
+        // It was just ended as idle, or another took its place.
+        while running.calls.is_closed() && running.end().is_none() {
+            running = self.started().await?;
+            counted = running.calls.token();
+        }
+        let _counted = counted;
         let (greeting, link) = (&running.greeting, running.link.as_ref());
         let bytes = self.common.launcher.caps.bytes;
         let name = &self.common.name;
@@ -602,7 +613,8 @@ impl Instance {
 
     /// The running instance, if it runs, without starting it.
     pub fn peek(&self) -> Option<Arc<Running>> {
-        self.shown.lock().running.clone().filter(|running| running.end().is_none())
+        let running = self.shown.lock().running.clone()?;
+        (running.end().is_none() && !running.calls.is_closed()).then_some(running)
     }
 }
 

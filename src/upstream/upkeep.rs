@@ -74,10 +74,11 @@ impl Instance {
             running.stop(Duration::ZERO).await;
             *state = self.fallen(&running, &why);
             why
-        } else if ends && self.is_idle() {
+        } else if ends && self.is_idle() && self.is_free(&running) {
+            // First, so that nobody is given what is about to end.
+            self.show(None, None);
             running.stop(GRACE).await;
             *state = State::Stopped;
-            self.show(None, None);
             format!("nobody used it for {} s", self.common.settings.idle_stop_s)
         } else {
             return;
@@ -166,6 +167,21 @@ impl Instance {
             && self.active() == 0
             && self.watched.is_empty()
             && self.last_used.lock().elapsed() >= idle
+    }
+
+    /// Whether it has run for long enough that whoever waited for its start has had their turn, and
+    /// nothing is under way at it. It takes no calls from then on.
+    fn is_free(&self, running: &Running) -> bool {
+        if running.since.elapsed() < Duration::from_secs(self.common.settings.idle_stop_s) {
+            return false;
+        }
+        // Closed before that is looked at: who comes at this moment finds it closed, or is seen.
+        running.calls.close();
+        let free = running.calls.is_empty();
+        if !free {
+            running.calls.reopen();
+        }
+        free
     }
 
     /// Has the next start wait no longer for the last one that failed.

@@ -88,3 +88,32 @@ async fn lists_and_greetings_are_there_before_the_server_is() {
     assert!(notices.contains("missing from `tools/list`"), "{notices}");
     gate.kill_9().await;
 }
+
+#[tokio::test]
+async fn a_call_that_comes_while_an_idle_one_is_let_go_is_answered_by_the_next() {
+    // It is asked to end, says so, and takes its time.
+    let script = "exec 3<&0; trap ': > /flag/leaving; kill $!; /bin/sleep 2; exit' TERM; /data/crooked <&3 & wait";
+    let setup = Setup::new(&format!(
+        r#"
+        [servers.crooked]
+        command = ["/bin/sh", "-c", {script:?}]
+        runtime = "sandbox"
+        mounts = ["{{folder}}/flag:/flag:rw", "{{folder}}/bin:/data"]
+        env = {{ GATE = "{{mark}}" }}
+        era = "legacy"
+        idle-stop-s = 1
+        "#
+    ));
+    let written = setup.file("flag/never", "").file("bin/none", "").write();
+    fs::copy(crate::support::server("crooked"), written.path("bin/crooked")).unwrap();
+    let leaving = written.path("flag/leaving");
+    // Its user is another.
+    let anybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    fs::set_permissions(written.path("flag"), anybody).unwrap();
+    let gate = written.start().await;
+    let agent = gate.modern();
+    agent.call("crooked__echo", json!({ "text": "one" })).await.unwrap();
+    until("it to be let go", async || leaving.exists().then_some(())).await;
+    let next = agent.call("crooked__echo", json!({ "text": "two" }));
+    in_time("the next", next).await.unwrap();
+}
