@@ -23,6 +23,7 @@ pub(crate) mod mounts;
 mod namespace;
 pub(crate) mod owner;
 mod pack;
+mod podman;
 mod profile;
 mod program;
 mod pull;

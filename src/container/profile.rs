@@ -3,7 +3,7 @@
 //! Invariant: a container is created from a [`Profile`] alone ([`Profile::host_config`]), and what
 //! [`Profile::describe`] says of it is what the engine's `inspect` says of the container.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, path::PathBuf};
 
 use bollard::models::{
     HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount as Bind,
@@ -26,7 +26,7 @@ use super::{
     engine::Facts,
     failure,
     mounts::{self, Places},
-    seccomp,
+    podman, seccomp,
 };
 
 const USER: &str = "65534:65534";
@@ -61,6 +61,9 @@ pub struct Profile {
     mounts: Vec<Mount>,
     /// The folder of secrets that are handed over as files.
     secrets: Option<Mount>,
+    /// The names of the hosts that it may reach, for an engine that lets none have those of the
+    /// container whose network it joins.
+    hosts: Option<Mount>,
     init: Option<&'static str>,
     /// The profile of system calls, as the engine takes it.
     seccomp: String,
@@ -119,6 +122,7 @@ impl Profile {
                 target: SECRETS.into(),
                 writable: false,
             }),
+            hosts: None,
             init: Some("/sbin/docker-init"),
             seccomp: seccomp::JSON.clone(),
             nproc: None,
@@ -133,8 +137,17 @@ impl Profile {
             self.init = None;
             self.nproc = Some(most_processes());
             // Where that fails, so does the engine, which can't read the text as a path.
-            if let Ok(file) = seccomp::file() {
+            if let Ok(file) = podman::file("seccomp", &seccomp::JSON) {
                 self.seccomp = file.to_string_lossy().into_owned();
+            }
+            if self.joins.is_some() {
+                let lines = outward::hosts(&self.egress).into_iter();
+                let hosts: String =
+                    lines.map(|(name, address)| format!("{address}\t{name}\n")).collect();
+                // Where that fails, programs that know of no proxy find no address.
+                let file = podman::file("hosts", &format!("127.0.0.1\tlocalhost\n{hosts}"));
+                let target = PathBuf::from("/etc/hosts");
+                self.hosts = file.ok().map(|source| Mount { source, target, writable: false });
             }
             // With a read-only root, it makes these writable, without a limit and with programs, unless
             // it is told of them.
@@ -260,7 +273,9 @@ impl Profile {
                 config: Some(HashMap::new()),
             }),
             publish_all_ports: Some(false),
-            mounts: Some(self.mounts.iter().chain(&self.secrets).map(bind).collect()),
+            mounts: Some(
+                self.mounts.iter().chain(&self.secrets).chain(&self.hosts).map(bind).collect(),
+            ),
             ..HostConfig::default()
         }
     }

@@ -2,12 +2,7 @@
 //!
 //! Everything else answers `EPERM`, and calls through a foreign ABI (32-bit, x32) end the process.
 
-use std::{
-    env, fs,
-    io::{self, Write},
-    path::{Path, PathBuf},
-    sync::LazyLock,
-};
+use std::{fs, sync::LazyLock};
 
 use sha2::{Digest, Sha256};
 
@@ -21,29 +16,6 @@ pub(super) static JSON: LazyLock<String> = LazyLock::new(|| {
 /// The first 16 hex digits of the profile's SHA-256: enough to tell two versions apart.
 pub(super) static DIGEST: LazyLock<String> =
     LazyLock::new(|| hex::encode(&Sha256::digest(JSON.as_bytes())[..8]));
-
-/// A file of it, for engines that take a path on their own machine: Podman's API. In a folder of
-/// this user alone, so that nobody else can put another in its place.
-pub(super) fn file() -> io::Result<PathBuf> {
-    let folder = match env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
-        _ if nix::unistd::geteuid().is_root() => PathBuf::from("/run"),
-        Some(folder) => folder.into(),
-        None => return Err(io::Error::other("XDG_RUNTIME_DIR is not set")),
-    };
-    write(&folder)
-}
-
-fn write(folder: &Path) -> io::Result<PathBuf> {
-    let place = folder.join(format!("portcullis-seccomp-{}.json", *DIGEST));
-    // What another proxy of this user has put there says the same.
-    if fs::read_to_string(&place).is_ok_and(|text| text == *JSON) {
-        return Ok(place);
-    }
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(JSON.as_bytes())?;
-    file.persist(&place).map_err(|error| error.error)?;
-    Ok(place)
-}
 
 /// Whether that is what an engine was given: its text, or a file of it.
 pub(super) fn is_ours(given: &str) -> bool {
@@ -133,17 +105,6 @@ mod tests {
         ] {
             assert!(!allowed.contains(name), "{name} is allowed");
         }
-    }
-
-    #[test]
-    fn a_file_of_it_is_written_once_and_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let place = write(folder.path()).unwrap();
-        fs::write(&place, "{}").unwrap();
-        assert!(!is_ours(place.to_str().unwrap()));
-        assert_eq!(write(folder.path()).unwrap(), place);
-        assert!(is_ours(place.to_str().unwrap()) && is_ours(&JSON) && !is_ours("unconfined"));
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

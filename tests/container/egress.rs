@@ -38,7 +38,11 @@ ask() {
 
 #[tokio::test]
 async fn listed_hosts_are_reached_and_nothing_else() {
-    let engine = engine().await;
+    leads_out(&engine().await).await;
+}
+
+/// Tries the way out of a container of that engine, and others.
+pub async fn leads_out(engine: &Engine) {
     let port = origin();
     let gate = Arc::new(Recorder::default());
     let listed = [format!("http://web.example:{port}=127.0.0.1")];
@@ -59,7 +63,7 @@ async fn listed_hosts_are_reached_and_nothing_else() {
         echo over
         "#
     );
-    let ran = bash_says(&engine, gate.clone(), &listed, &script).await;
+    let ran = bash_says(engine, gate.clone(), &listed, &script).await;
     let said = &ran.stdout;
     assert!(
         said.contains("http://192.31.196.1:3128 http://192.31.196.1:3128"),

@@ -180,6 +180,12 @@ async fn a_server_under_podman_answers_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn podmans_containers_have_the_same_way_out() {
+    let (_own, podman) = Own::podman().await;
+    crate::egress::leads_out(&podman).await;
+}
+
+#[tokio::test]
 async fn gvisor_is_asked_for_and_is_what_runs() {
     let (own, docker) = Own::docker_with_gvisor().await;
     let script = "read v < /proc/version; echo $v; echo x > /f; echo y > /tmp/f && echo $(</tmp/f)";

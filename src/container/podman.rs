@@ -1,0 +1,55 @@
+//! What Podman takes as a file of the machine that it runs on.
+
+use std::{
+    env, fs,
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+/// A file with that text, for everybody to read, in a folder of this user alone, so that nobody else
+/// can put another in its place. It is named by its content and serves every proxy of this user.
+///
+/// # Errors
+/// Where there is no such folder, or nothing can be written there.
+pub(super) fn file(kind: &str, text: &str) -> io::Result<PathBuf> {
+    let folder = match env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
+        _ if nix::unistd::geteuid().is_root() => PathBuf::from("/run"),
+        Some(folder) => folder.into(),
+        None => return Err(io::Error::other("XDG_RUNTIME_DIR is not set")),
+    };
+    write(&folder, kind, text)
+}
+
+fn write(folder: &Path, kind: &str, text: &str) -> io::Result<PathBuf> {
+    let digest = hex::encode(&Sha256::digest(text.as_bytes())[..8]);
+    let place = folder.join(format!("portcullis-{kind}-{digest}"));
+    if fs::read_to_string(&place).is_ok_and(|there| there == text) {
+        return Ok(place);
+    }
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.persist(&place).map_err(|error| error.error)?;
+    Ok(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_once_and_mended_where_it_says_something_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = write(folder.path(), "kind", "text").expect("a file");
+        assert_eq!(fs::read_to_string(&place).expect("its text"), "text");
+        assert_ne!(write(folder.path(), "kind", "other").expect("another"), place);
+        fs::write(&place, "tampered").expect("written");
+        assert_eq!(write(folder.path(), "kind", "text").expect("a file"), place);
+        assert_eq!(fs::read_to_string(&place).expect("its text"), "text");
+        assert_eq!(fs::metadata(&place).expect("it").permissions().mode() & 0o777, 0o644);
+        assert_eq!(fs::read_dir(folder.path()).expect("it").count(), 2);
+    }
+}
