@@ -121,6 +121,13 @@ fn runtimes(
 ) -> Vec<Check> {
     let mut checks = Vec::new();
     let servers = || config.into_iter().flat_map(|config| &config.servers);
+    // Those that run in a container or not at all.
+    let needing = || -> Vec<String> {
+        let in_container = |(_, server): &(_, &Server)| {
+            server.image.is_some() || matches!(server.runtime, Runtime::Container | Runtime::Runsc)
+        };
+        servers().filter(in_container).map(|(name, _)| format!("`{name}`")).collect()
+    };
     match available {
         Ok(available) => checks.extend(available.parts.iter().map(|part| match part.remedy {
             Some(remedy) => Check::warn(part.name, &part.detail, remedy),
@@ -142,6 +149,23 @@ fn runtimes(
                 Check::warn("engine", text, "servers run all the same, with one wall less")
             };
             checks.extend(version.warnings.iter().map(warning));
+            if let Err(LaunchFailure { what, remedy }) = engine.confines() {
+                let needing = needing();
+                let remedy = remedy.unwrap_or_default();
+                checks.push(if needing.is_empty() {
+                    Check::warn(
+                        "engine",
+                        format!("{what}; programs run in the local sandbox"),
+                        &remedy,
+                    )
+                } else {
+                    Check::fail(
+                        "engine",
+                        format!("{what}; needed by {}", needing.join(", ")),
+                        &remedy,
+                    )
+                });
+            }
             let leading = |(_, server): &(_, &Server)| {
                 !server.egress.is_empty() && server.runtime != Runtime::Sandbox
             };
@@ -169,13 +193,7 @@ fn runtimes(
             }
         }
         Err(none) => {
-            let needing = servers()
-                .filter(|(_, server)| {
-                    server.image.is_some()
-                        || matches!(server.runtime, Runtime::Container | Runtime::Runsc)
-                })
-                .map(|(name, _)| format!("`{name}`"))
-                .collect::<Vec<_>>();
+            let needing = needing();
             let remedy = "install Docker or Podman, or say where it is: `engine.host`, DOCKER_HOST";
             checks.push(if needing.is_empty() {
                 let detail = format!("{none}; programs run in the local sandbox");

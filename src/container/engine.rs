@@ -47,7 +47,7 @@ pub struct Version {
     pub host: String,
     pub cgroup: String,
     pub storage: String,
-    /// What this engine cannot enforce of the profile.
+    /// What it says of itself that it can't do.
     pub warnings: Vec<String>,
 }
 
@@ -68,7 +68,9 @@ pub(super) struct Facts {
     /// The OCI runtimes that it says it has, and which of them it uses where none is asked for.
     pub runtimes: Vec<String>,
     pub default_runtime: String,
-    /// Limits that it says it can't keep.
+    /// Whether it applies lists of system calls.
+    pub seccomp: bool,
+    /// Limits that it can't keep.
     pub lacking: Vec<&'static str>,
     pub places: Places,
     pub owner: Owner,
@@ -147,16 +149,11 @@ impl Engine {
             return Err("runs no Linux containers".to_owned());
         }
         let podman = version.components.iter().flatten().any(|c| c.name.contains("Podman"));
-        let lacking = limits::lacking(&info);
+        let lacking = limits::lacking(&info, podman);
         let options = info.security_options.unwrap_or_default();
         let has = |name: &str| options.iter().any(|option| option.contains(name));
-        let mut warnings = info.warnings.unwrap_or_default();
-        if !has("seccomp") {
-            warnings.push("no seccomp: no server can be launched with our profile".to_owned());
-        }
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
         runtimes.sort();
-        warnings.extend(limits::check(&lacking).err().map(|refused| refused.what));
         let mut places = Places::of_host();
         places.engine.extend(host.strip_prefix("unix://").map(PathBuf::from));
         places.engine.extend(info.docker_root_dir.map(PathBuf::from));
@@ -170,7 +167,7 @@ impl Engine {
                     host: host.to_owned(),
                     cgroup: info.cgroup_version.map(|v| v.to_string()).unwrap_or_default(),
                     storage: info.driver.unwrap_or_default(),
-                    warnings,
+                    warnings: info.warnings.unwrap_or_default(),
                 },
                 podman,
                 apparmor: has("apparmor"),
@@ -180,6 +177,7 @@ impl Engine {
                     other => other.to_owned(),
                 },
                 runtimes,
+                seccomp: has("seccomp"),
                 lacking,
                 default_runtime: info.default_runtime.unwrap_or_default(),
                 places,
@@ -192,6 +190,20 @@ impl Engine {
     /// What this engine is.
     pub fn version(&self) -> &Version {
         &self.facts.version
+    }
+
+    /// Whether it can confine a server as every profile wants it.
+    ///
+    /// # Errors
+    /// What it lacks, and what to do.
+    pub fn confines(&self) -> Result<(), LaunchFailure> {
+        if !self.facts.seccomp {
+            return Err(failure(
+                "the engine applies no list of system calls (seccomp)",
+                "use an engine and a kernel that have it, or run the server in the sandbox",
+            ));
+        }
+        limits::check(&self.facts.lacking)
     }
 
     /// Whether it runs containers by this OCI runtime where it is asked to.

@@ -60,7 +60,7 @@ impl Engine {
         if let Some(runtime) = profile.runtime() {
             self.has_runtime(runtime)?;
         }
-        limits::check(&self.facts.lacking)?;
+        self.confines()?;
 
         let found = self.docker.inspect_image(image.as_str()).await.map_err(|error| {
             if missing(&error) {

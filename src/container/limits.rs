@@ -1,21 +1,28 @@
 //! Whether an engine keeps the limits that a container is made with. One without the control groups
 //! that this takes drops them: Docker with a warning, Podman without a word.
 
-use bollard::{Docker, models::SystemInfo};
+use bollard::{
+    Docker,
+    models::{SystemInfo, SystemInfoCgroupVersionEnum},
+};
 
 use crate::upstream::process::LaunchFailure;
 
 use super::{Fault, failure};
 
-/// The limits that an engine says it can't keep.
-pub(super) fn lacking(info: &SystemInfo) -> Vec<&'static str> {
+/// The limits that an engine can't keep.
+pub(super) fn lacking(info: &SystemInfo, podman: bool) -> Vec<&'static str> {
+    let mut options = info.security_options.iter().flatten();
+    let rootless = options.any(|option| option.contains("rootless"));
+    // There it says that it keeps them.
+    let drops = podman && rootless && info.cgroup_version == Some(SystemInfoCgroupVersionEnum::_1);
     [
         ("memory", info.memory_limit),
         ("processes", info.pids_limit),
         ("processors", info.cpu_cfs_quota),
     ]
     .into_iter()
-    .filter(|(_, kept)| *kept == Some(false))
+    .filter(|(_, kept)| drops || *kept == Some(false))
     .map(|(name, _)| name)
     .collect()
 }

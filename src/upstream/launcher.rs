@@ -151,7 +151,10 @@ impl Launcher {
                 Place::Sandbox { why: "the config says runtime = \"sandbox\"".into() }
             }
             (Runtime::Auto, Err(why)) => Place::Sandbox { why: why.clone() },
-            (Runtime::Auto, Ok(_)) => {
+            (Runtime::Auto, Ok(engine)) => {
+                if let Err(lacking) = engine.confines() {
+                    return Place::Sandbox { why: lacking.what };
+                }
                 let program = settings.command.as_ref().and_then(|c| c.first());
                 match program.map(|program| packable(&self.program(program))) {
                     Some(Err(why)) => Place::Sandbox { why },
