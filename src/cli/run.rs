@@ -263,7 +263,7 @@ async fn follow(
             Err(error) => proxy.not_followed(&path, error.to_string(), asked).await,
         }
         if asked {
-            proxy.reread_secrets().await;
+            proxy.reread_secrets();
         }
         let changed = async {
             let more = match &mut files {

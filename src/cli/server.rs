@@ -316,5 +316,6 @@ async fn launcher(loaded: &Loaded) -> Launcher {
         images: std::sync::Arc::new(Images::new(loaded)),
         outward: std::sync::Arc::new(crate::upstream::Nowhere),
         signatures: Default::default(),
+        dismissed: Default::default(),
     }
 }

@@ -164,6 +164,7 @@ impl Assembly {
                 images: Arc::new(Images::new(loaded)),
                 outward: Arc::new(around.clone()),
                 signatures,
+                dismissed: Default::default(),
             });
             Ok(Self {
                 policies,
@@ -269,6 +270,7 @@ impl Assembly {
             listeners: Default::default(),
             follows: Default::default(),
             following: Default::default(),
+            retired: Default::default(),
             retiring: TaskTracker::new(),
             ending: CancellationToken::new(),
             task_log: Default::default(),
@@ -326,7 +328,7 @@ impl Proxy {
     pub(super) fn attend(self: &Arc<Self>, stood: Stood) {
         let Stood { server, happened, said } = stood;
         tokio::spawn(self.clone().record(server.name.clone(), happened));
-        tokio::spawn(self.clone().hear(Arc::downgrade(&server), server.name.clone(), said));
+        tokio::spawn(self.clone().hear((server.name.clone(), server.number), said));
         tokio::spawn(self.clone().review(server));
     }
 

@@ -6,10 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::task::{AbortOnDropHandle, task_tracker::TaskTrackerToken};
 
-use crate::{
-    names::ServerName,
-    upstream::{Call, Clock, Failure, Instance, PartyKey, Reply, Running, Said, Server},
-};
+use crate::upstream::{Call, Clock, Failure, Instance, PartyKey, Reply, Running, Said, Server};
 
 /// What a server may say that its client has not heard yet.
 const SAID: usize = 64;
@@ -19,13 +16,15 @@ const SAID: usize = 64;
 #[derive(Default)]
 pub(super) struct UnderWay(Mutex<HashMap<Key, Vec<mpsc::Sender<Said>>>>);
 
-type Key = (ServerName, PartyKey);
+/// The server, by its number among all that ever were in the config, and the party.
+type Key = (u64, PartyKey);
 
 impl UnderWay {
-    /// Hands what a server said to the newest call under way; back where there is none.
-    pub fn tell(&self, server: &ServerName, party: &PartyKey, said: Said) -> Option<Said> {
+    /// Hands what a server said, which is known by its number, to the newest call under way; back
+    /// where there is none.
+    pub fn tell(&self, server: u64, party: &PartyKey, said: Said) -> Option<Said> {
         let all = self.0.lock();
-        let newest = all.get(&(server.clone(), party.clone())).and_then(|calls| calls.last());
+        let newest = all.get(&(server, party.clone())).and_then(|calls| calls.last());
         let Some(newest) = newest else { return Some(said) };
         match newest.try_send(said) {
             Ok(()) => None,
@@ -79,7 +78,7 @@ impl Dialogue {
     ) -> Self {
         let (sender, said) = mpsc::channel(SAID);
         let entry = instance.party().map(|party| {
-            let key = (server.name.clone(), party.clone());
+            let key = (server.number, party.clone());
             all.0.lock().entry(key.clone()).or_default().push(sender.clone());
             Entry { all: all.clone(), key, call: sender.clone() }
         });

@@ -111,25 +111,39 @@ impl Proxy {
     /// Takes the servers of a config that was read again and passed all checks. `asked`: whether
     /// somebody asked for that, and hears that there is nothing new.
     pub async fn follow(self: &Arc<Self>, loaded: &Loaded, asked: bool) {
-        let _one_at_a_time = self.follows.lock().await;
-        let taken = self.taken(loaded).await;
-        if taken.is_ok() {
-            // What is the same may stand on other lines.
-            self.launcher.hands.find(loaded);
-            self.secrets_moved.notify_one();
-        }
+        let taken = {
+            let _one_at_a_time = self.follows.lock().await;
+            self.taken(loaded).await
+        };
         match taken {
-            Ok(false) if asked => tracing::info!("the config has nothing new"),
-            Ok(_) => {}
+            Ok(None) if asked => tracing::info!("the config has nothing new"),
+            Ok(None) => {}
+            // Each hearer's notices pass the chain, and nothing waits for that.
+            Ok(Some(affected)) => {
+                let proxy = self.clone();
+                self.tasks.spawn(async move {
+                    tokio::select! {
+                        () = proxy.tell_of_servers(&affected) => {}
+                        () = proxy.closing.cancelled() => {}
+                    }
+                });
+            }
             Err(why) => self.not_followed(&loaded.path, why, true).await,
         }
     }
 
-    /// Whether there was anything new.
+    /// Notes where the config has what is told of by its line, and that other files of secrets may have
+    /// to be followed.
+    fn find(&self, loaded: &Loaded) {
+        self.launcher.hands.find(loaded);
+        self.secrets_moved.notify_one();
+    }
+
+    /// The servers that came, changed or went; nothing where there was nothing new.
     ///
     /// # Errors
     /// Why all stays as it is.
-    async fn taken(self: &Arc<Self>, loaded: &Loaded) -> Result<bool, String> {
+    async fn taken(self: &Arc<Self>, loaded: &Loaded) -> Result<Option<Vec<ServerName>>, String> {
         let config = &loaded.config;
         let before = self.router.servers(&View::All).into_iter();
         let before: IndexMap<_, _> = before.map(|server| (server.name.clone(), server)).collect();
@@ -142,7 +156,9 @@ impl Proxy {
                 if following.rejected.take().is_some() {
                     tracing::info!("the config holds again");
                 }
-                return Ok(false);
+                // What is the same may stand on other lines.
+                self.find(loaded);
+                return Ok(None);
             }
         }
         let Difference { added, changed, removed } = &difference;
@@ -183,6 +199,7 @@ impl Proxy {
             .chain(removed.iter().map(|name| (name, REMOVED)))
             .filter_map(|(name, why)| Some((before.get(name)?.clone(), why)))
             .collect();
+        self.retired.lock().extend(retired.iter().map(|(server, _)| server.clone()));
         for (server, why) in &retired {
             server.supersede(why);
         }
@@ -200,6 +217,7 @@ impl Proxy {
         let servers: Vec<_> = servers.collect();
         self.gate.state(Stated::of(&config.servers));
         self.router.set(servers);
+        self.find(loaded);
         stood.into_iter().for_each(|stood| self.attend(stood));
         *self.following.lock() = Following { rejected: None, waiting: waiting.clone() };
         self.metrics.config_reload(true);
@@ -219,11 +237,18 @@ impl Proxy {
             self.retiring.spawn(async move {
                 tokio::join!(proxy.change_places(&server), server.retire(why, &proxy.ending));
                 server.flush().await;
+                proxy.retired.lock().retain(|other| other.number != server.number);
             });
         }
-        let affected: Vec<_> = difference.all().cloned().collect();
-        self.tell_of_servers(&affected).await;
-        Ok(true)
+        Ok(Some(difference.all().cloned().collect()))
+    }
+
+    /// All servers of which anything may run: those of the config, and those that were in it.
+    pub(super) fn all_servers(&self) -> Vec<Arc<Server>> {
+        // These first: one that goes meanwhile is among the others before it is not among these.
+        let mut all = self.router.servers(&View::All);
+        all.extend(self.retired.lock().iter().cloned());
+        all
     }
 
     /// What of the config's file is not in use: why it was not taken, and the sections that wait for

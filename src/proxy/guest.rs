@@ -80,6 +80,12 @@ impl Guest {
         }
     }
 
+    /// The same, at this address.
+    pub fn from(mut self, address: Option<std::net::SocketAddr>) -> Self {
+        self.caller.client_addr = address;
+        self
+    }
+
     /// Whether a log message of a server is one that the client wants. A legacy client that never
     /// said which is sent all, a modern one none.
     pub fn wants(&self, level: Option<&str>) -> bool {
@@ -127,10 +133,12 @@ impl Guest {
             told_apart || sharing == Sharing::PerSession || server.settings.url.is_some() && !apart;
         let capabilities = self.abilities.raw().clone();
         let principal = self.principal.kind.clone();
+        let holder = self.principal.key.clone();
         match &self.session {
             Some(session) if by_session => Some(Party {
                 key: PartyKey::Session(session.id.clone()),
                 principal,
+                holder,
                 revision: session.revision,
                 capabilities,
             }),
@@ -143,9 +151,11 @@ impl Guest {
                 Some(Party {
                     key: PartyKey::Client {
                         principal: principal.clone(),
+                        holder: holder.clone(),
                         capabilities: digest.finalize().into(),
                     },
                     principal,
+                    holder,
                     revision: Revision::LATEST_LEGACY,
                     capabilities,
                 })

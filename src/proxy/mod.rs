@@ -76,7 +76,7 @@ use crate::{
     seal::Seal,
     session::{Calls, Session, Sessions},
     telemetry::Metrics,
-    upstream::Launcher,
+    upstream::{Launcher, Server},
 };
 
 use dialogue::UnderWay;
@@ -141,6 +141,8 @@ pub struct Proxy {
     follows: tokio::sync::Mutex<()>,
     following: Mutex<Following>,
     /// Servers that are in the config no more, until they are gone.
+    retired: Mutex<Vec<Arc<Server>>>,
+    /// What ends them.
     retiring: TaskTracker,
     /// Done once they need wait for no call any more.
     ending: CancellationToken,

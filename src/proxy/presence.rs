@@ -9,6 +9,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use super::{Caller, Proxy, network};
 use crate::{
@@ -18,7 +19,6 @@ use crate::{
     },
     identity::{Change, Keyring, Principal, PrincipalKind},
     names::ServerName,
-    router::View,
     session::Session,
     upstream::claims,
 };
@@ -172,29 +172,56 @@ impl Proxy {
     pub async fn tell_of_clients(
         self: Arc<Self>,
         keyring: Arc<Keyring>,
-        mut changes: tokio::sync::mpsc::UnboundedReceiver<Change>,
+        mut changes: mpsc::UnboundedReceiver<Change>,
     ) {
-        while let Some(change) = changes.recv().await {
-            if let Change::Removed { client, .. } = &change {
+        let (seen, mut to_record) = mpsc::unbounded_channel();
+        // No log is waited for: who has lost a key keeps nothing meanwhile.
+        let followed = {
+            let proxy = self.clone();
+            async move {
+                while let Some(change) = changes.recv().await {
+                    proxy.client_changed(&keyring, &change);
+                    let _ = seen.send(change);
+                }
+            }
+        };
+        let recorded = async {
+            while let Some(change) = to_record.recv().await {
+                if !self.expected.take(&change) {
+                    self.audit.tell(changed(change, By::default())).await;
+                }
+            }
+        };
+        tokio::join!(followed, recorded);
+    }
+
+    fn client_changed(self: &Arc<Self>, keyring: &Keyring, change: &Change) {
+        let dismissed = &self.launcher.dismissed;
+        match change {
+            Change::Added { client, key, .. } => {
+                dismissed.remove(PrincipalKind::Client(client.clone()), key.clone());
+            }
+            Change::Removed { client, key } => {
                 let kind = PrincipalKind::Client(client.clone());
                 // What it asked for is not sent any more.
                 self.approvals.forget(&kind);
-                // One that has another key now, or other groups, comes again.
-                if keyring.client(client).is_none() {
-                    let proxy = self.clone();
-                    self.tasks.spawn(async move { proxy.dismiss(&kind).await });
+                // One that has other groups now has the same key. Who has another may be somebody else.
+                let now = keyring.client(client);
+                if now.is_some_and(|now| now.key.as_ref() == Some(key)) {
+                    return;
                 }
-            }
-            if !self.expected.take(&change) {
-                self.audit.tell(changed(change, By::default())).await;
+                dismissed.add(kind.clone(), key.clone());
+                let (proxy, key) = (self.clone(), key.clone());
+                self.tasks.spawn(async move { proxy.dismiss(&kind, &key).await });
             }
         }
     }
 
-    /// Ends what runs for that client alone, with the secrets that are its own.
-    async fn dismiss(&self, client: &PrincipalKind) {
-        let servers = self.router.servers(&View::All);
-        futures_util::future::join_all(servers.iter().map(|server| server.dismiss(client))).await;
+    /// Ends what runs for that client with that key alone, with the secrets that are its own.
+    async fn dismiss(&self, client: &PrincipalKind, key: &str) {
+        let servers = self.all_servers();
+        let dismissed = servers.iter().map(|server| server.dismiss(client, key));
+        futures_util::future::join_all(dismissed).await;
     }
 
     /// Records a change among the clients that somebody is about to make.

@@ -10,13 +10,14 @@ use crate::{
 };
 
 impl Proxy {
-    /// Reads the secrets of all servers again, from wherever they come, and hands over what is new. What
-    /// cannot be had, or cannot be handed over, is told in the log, and on record.
-    pub async fn reread_secrets(self: &Arc<Self>) {
+    /// Has the secrets of all servers read again, from wherever they come, and what is new handed over.
+    /// What cannot be had, or cannot be handed over, is told in the log, and on record. No server waits
+    /// for another.
+    pub fn reread_secrets(self: &Arc<Self>) {
         self.secrets_moved.notify_one();
-        let servers = self.router.servers(&View::All);
-        self.reread(servers.into_iter(), Reread::All).await;
-        tracing::info!("secrets were read again");
+        let servers = self.router.servers(&View::All).into_iter();
+        let with_secrets = servers.filter(|server| server.settings.given().next().is_some());
+        with_secrets.for_each(|server| self.reread(server, Reread::All));
     }
 
     /// Follows the files from which secrets come until the proxy stops.
@@ -29,7 +30,7 @@ impl Proxy {
             // Also what changed before they were watched.
             let servers = self.router.servers(&View::All);
             let of_files = servers.into_iter().filter(|server| !server.secret_files().is_empty());
-            self.reread(of_files, Reread::Files).await;
+            of_files.for_each(|server| self.reread(server, Reread::Files));
             let changed = async {
                 match &mut files {
                     Some(files) => files.changed().await,
@@ -57,13 +58,35 @@ impl Proxy {
         }
     }
 
-    async fn reread(self: &Arc<Self>, servers: impl Iterator<Item = Arc<Server>>, which: Reread) {
-        let all = servers.map(|server| async move {
-            if let Err(why) = server.rehand(self.as_ref(), which).await {
-                let (server, why) = (&server.name, self.shown(&why));
-                tracing::warn!(%server, why, "not all secrets could be handed over anew");
+    /// Has the secrets of one server read again, on a task of its own: a server that hangs holds up
+    /// nobody else's, nor who follows them. One at a time; what is asked for meanwhile is done
+    /// afterwards, once.
+    fn reread(self: &Arc<Self>, server: Arc<Server>, which: Reread) {
+        server.rereads.ask(which);
+        let proxy = self.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = proxy.see_to_rereads(&server) => {}
+                () = proxy.closing.cancelled() => {}
             }
         });
-        futures_util::future::join_all(all).await;
+    }
+
+    async fn see_to_rereads(&self, server: &Server) {
+        // Else it is asked for in the very moment in which another task has done all.
+        while server.rereads.is_asked() && server.still_there().is_ok() {
+            let Some(mut turn) = server.rereads.turn() else { return };
+            while let Some(which) = turn.next() {
+                let rehanded = server.rehand(self, which).await;
+                let server = &server.name;
+                if which == Reread::All {
+                    tracing::info!(%server, "secrets were read again");
+                }
+                if let Err(why) = rehanded {
+                    let why = self.shown(&why);
+                    tracing::warn!(%server, why, "not all secrets could be handed over anew");
+                }
+            }
+        }
     }
 }

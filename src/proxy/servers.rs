@@ -1,9 +1,6 @@
 //! What servers do and say on their own.
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde_json::json;
@@ -36,18 +33,14 @@ use crate::{
 const SWEEP: Duration = Duration::from_secs(2);
 
 impl Proxy {
-    /// Hears what one server says until it is gone.
+    /// Hears what one server says, which is known by its name and its number, until it is gone.
     pub(super) async fn hear(
         self: Arc<Self>,
-        server: Weak<Server>,
-        name: ServerName,
+        (name, number): (ServerName, u64),
         mut heard: mpsc::Receiver<Heard>,
     ) {
         while let Some(heard) = heard.recv().await {
-            let now = self.router.server(&name);
-            // One that is in the config no more is heard for the calls alone that it still has.
-            let is_there = now.is_some_and(|now| std::ptr::eq(Arc::as_ptr(&now), server.as_ptr()));
-            self.take_from(&name, heard, is_there).await;
+            self.take_from((&name, number), heard).await;
         }
     }
 
@@ -165,16 +158,18 @@ impl Proxy {
     /// Takes what a server says that belongs to no call: requests and messages to the session for
     /// which alone it runs, changes to all who are to hear of them. Everything else has no client
     /// to go to, and is refused.
-    async fn take_from(self: &Arc<Self>, server: &ServerName, heard: Heard, is_there: bool) {
+    async fn take_from(self: &Arc<Self>, (server, number): (&ServerName, u64), heard: Heard) {
         let Heard { party, mut said } = heard;
         if let Some(party) = &party
             && !is_change(said.method())
         {
-            said = match self.under_way.tell(server, party, said) {
+            said = match self.under_way.tell(number, party, said) {
                 Some(said) => said,
                 None => return,
             };
         }
+        // One that is in the config no more is heard for the calls alone that it still has.
+        let is_there = self.router.server(server).is_some_and(|now| now.number == number);
         let session = match &party {
             Some(PartyKey::Session(id)) if is_there => self.sessions.get(id),
             _ => None,
@@ -202,7 +197,9 @@ impl Proxy {
                 }
             },
             Said::Notification { method, params } => {
-                if !self.hand_on(server, &party, session, &method, params.clone()).await {
+                let handed_on = is_there
+                    && self.hand_on(server, &party, session, &method, params.clone()).await;
+                if !handed_on {
                     self.refuse_server(server, None, &method, params).await;
                 }
             }

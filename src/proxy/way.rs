@@ -178,6 +178,11 @@ impl Proxy {
         well_spelled(exchange)?;
         self.params_agree(guest, exchange, &sent)?;
         self.fulfil(exchange, passage).await?;
+        // It was decided by the server's name, and so by what the config says of the one that has this
+        // name by now; what a person approved meanwhile, too.
+        if let Some(server) = route.server.as_ref().filter(|_| counts) {
+            server.still_there()?;
+        }
         self.record_intent(exchange, passage).await.map_err(|error| {
             tracing::error!(decision = %exchange.id, %error, "a call could not be recorded and is not made");
             Refusal::new(Code::AuditUnavailable, "the call could not be recorded, so it was not made")

@@ -30,7 +30,7 @@ pub(super) struct Leaving {
 /// What became of one that was to be replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Replaced {
-    /// It did not run. What starts next is new.
+    /// It did not run, or need not be replaced. What starts next is new.
     NotRunning,
     /// Another runs in its place; so many calls are still under way at the old one.
     Busy(usize),
@@ -43,9 +43,21 @@ impl Instance {
     /// # Errors
     /// Why the new one did not start.
     pub(super) async fn replace(self: &Arc<Self>, why: &str) -> Result<Replaced, Failure> {
+        self.replace_where(why, |_| true).await
+    }
+
+    /// The same, where what runs is one of which that is so once it is this one's turn.
+    ///
+    /// # Errors
+    /// Why the new one did not start.
+    pub(super) async fn replace_where(
+        self: &Arc<Self>,
+        why: &str,
+        is_so: impl Fn(&Running) -> bool,
+    ) -> Result<Replaced, Failure> {
         let _one_at_a_time = self.replacing.lock().await;
         let old = match &*self.state.lock().await {
-            State::Running(old) => old.clone(),
+            State::Running(old) if is_so(old) => old.clone(),
             _ => return Ok(Replaced::NotRunning),
         };
         // The state is free meanwhile: the old one takes calls, and can be ended.

@@ -105,11 +105,11 @@ pub struct NotHanded {
 }
 
 /// Which secrets are read again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reread {
-    All,
     /// Those whose sources are files.
     Files,
+    All,
 }
 
 impl Handed {

@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Clock,
@@ -31,6 +32,7 @@ use super::{
     running::Running,
     spare::Spares,
     start::{Launch, on_the_way},
+    upkeep::Renewal,
     watch::Watched,
 };
 use crate::{
@@ -38,6 +40,7 @@ use crate::{
     exchange::Revision,
     identity::PrincipalKind,
     names::{DecisionId, ServerName},
+    refusal::{Code, Refusal},
 };
 
 /// Calls that may wait for an instance to start, or to tell what it offers.
@@ -74,6 +77,22 @@ pub(super) struct Common {
     pub rereading: tokio::sync::Mutex<()>,
 }
 
+impl Common {
+    /// Whether it is still the one in the config.
+    ///
+    /// # Errors
+    /// `server-unavailable`, with what has become of it.
+    pub fn still_there(&self) -> Result<(), Refusal> {
+        match self.over.get() {
+            None => Ok(()),
+            Some(why) => {
+                let words = format!("server `{}` is not available: {why}", self.name);
+                Err(Refusal::new(Code::ServerUnavailable, words))
+            }
+        }
+    }
+}
+
 /// One instance of a server: the one that all clients share, or one that is greeted in the name
 /// of one party.
 pub struct Instance {
@@ -106,6 +125,9 @@ pub struct Instance {
     pub(super) under_way: Mutex<BTreeSet<u64>>,
     /// Lists of it are not its own to tell of: another of its kind does.
     pub(super) quiet: bool,
+    pub(super) renewal: Mutex<Renewal>,
+    /// Done once it is not started any more.
+    pub(super) closing: CancellationToken,
 }
 
 pub(super) enum State {
@@ -172,6 +194,8 @@ impl Instance {
             begun: AtomicU64::new(0),
             under_way: Mutex::default(),
             quiet: false,
+            renewal: Mutex::default(),
+            closing: CancellationToken::new(),
         }
     }
 
@@ -325,6 +349,10 @@ impl Instance {
                 "it did not start within {} s (`start-timeout-s`)",
                 self.common.settings.start_timeout_s
             ))),
+            () = self.closing.cancelled() => {
+                let ended = || Failure::Unavailable("it was ended while it was being started".into());
+                Err(self.still_there().err().unwrap_or_else(ended))
+            }
         };
         match started {
             Ok(running) => {

@@ -12,6 +12,7 @@ use super::{
     hands::{Handed, Hands},
     images::{Images, Pinned},
     outward::{Outward, Reacher},
+    party::Dismissed,
     process::{LaunchFailure, LaunchSpec, Process, SECRETS},
     signed::{Signatures, SignedBy},
 };
@@ -47,6 +48,8 @@ pub struct Launcher {
     pub outward: Arc<dyn Outward>,
     /// Who signed images.
     pub signatures: Signatures,
+    /// The clients for which nothing is started.
+    pub dismissed: Dismissed,
 }
 
 /// Where a server is to run, and why there.

@@ -29,6 +29,7 @@ pub mod outward;
 mod party;
 mod pipe;
 pub mod process;
+mod rereads;
 mod running;
 mod server;
 mod signed;

@@ -50,6 +50,8 @@ pub struct Running {
     pub(super) cleared: Arc<Launching>,
     /// The secrets that it was started with.
     pub(super) first: Arc<Handed>,
+    /// All that it was handed, those among them.
+    pub(super) given: Given,
     /// Those that it was last handed: of the first ones, those on its files are no more.
     pub(super) handed: Mutex<Arc<Handed>>,
     /// Where it finds those that it gets as files; gone with it.
@@ -58,6 +60,34 @@ pub struct Running {
     pub(super) calls: TaskTracker,
     /// Why they let it run no longer.
     pub(super) revoked: SetOnce<Box<Refusal>>,
+}
+
+/// What one that runs was handed, at its start and since: the first, which it may have in its
+/// environment, and the newest of those that were put on its files.
+#[derive(Debug, Clone)]
+pub(super) struct Given(Arc<Mutex<Vec<Arc<Handed>>>>);
+
+impl Given {
+    /// How many are kept: who has read so many since has the old ones no more.
+    const MOST: usize = 16;
+
+    pub fn new(first: Arc<Handed>) -> Self {
+        Self(Arc::new(Mutex::new(vec![first])))
+    }
+
+    /// Notes what it is about to be handed.
+    pub fn add(&self, handed: &Arc<Handed>) {
+        let mut all = self.0.lock();
+        if all.len() >= Self::MOST {
+            all.remove(1);
+        }
+        all.push(handed.clone());
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Handed>> {
+        self.0.lock().clone()
+    }
 }
 
 impl Running {
@@ -99,5 +129,22 @@ impl Running {
 pub(super) async fn end(process: &dyn Handle, grace: Duration) {
     if tokio::time::timeout(grace + FORCE, process.stop(grace)).await.is_err() {
         tracing::warn!(process = process.describe(), "a server's process did not end in time");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_and_the_newest_of_what_was_handed_are_kept() {
+        let all: Vec<_> = (0..40).map(|_| Arc::new(Handed::default())).collect();
+        let given = Given::new(all[0].clone());
+        all[1..].iter().for_each(|handed| given.add(handed));
+        let kept = given.all();
+        assert_eq!(kept.len(), Given::MOST);
+        assert!(Arc::ptr_eq(&kept[0], &all[0]));
+        let newest = all[all.len() - Given::MOST + 1..].iter();
+        assert!(kept[1..].iter().zip(newest).all(|(kept, new)| Arc::ptr_eq(kept, new)));
     }
 }

@@ -34,6 +34,7 @@ use super::{
     log::Scrub,
     party::{Party, PartyKey},
     process::Usage,
+    rereads::Rereads,
     running::{NUMBERS, Running},
     spare::Spares,
 };
@@ -72,6 +73,8 @@ pub struct Server {
     calls: TaskTracker,
     /// Done once nothing of it runs any more, nor ever will.
     gone: CancellationToken,
+    /// Readings of its secrets that were asked for.
+    pub rereads: Rereads,
 }
 
 /// What `portcullis server ls` and the metrics show.
@@ -179,7 +182,20 @@ impl Server {
         let (own, no_more) = (Mutex::new(Some(HashMap::new())), Arc::default());
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         let (calls, gone) = (TaskTracker::new(), CancellationToken::new());
-        Self { name, settings, number, common, shared, replicas, no_more, own, calls, gone }
+        let rereads = Rereads::default();
+        Self {
+            name,
+            settings,
+            number,
+            common,
+            shared,
+            replicas,
+            no_more,
+            own,
+            calls,
+            gone,
+            rereads,
+        }
     }
 
     /// Counts a call that goes to it, until this is dropped.
@@ -200,6 +216,15 @@ impl Server {
     /// Has nothing of it started from now on: another stands in its place, or none.
     pub fn supersede(&self, why: &'static str) {
         let _ = self.common.over.set(why);
+    }
+
+    /// Whether it is still the one in the config. What is decided by its name is decided by what the
+    /// config says of the one that is.
+    ///
+    /// # Errors
+    /// `server-unavailable`, with what has become of it.
+    pub fn still_there(&self) -> Result<(), Refusal> {
+        self.common.still_there()
     }
 
     /// Ends what runs of it, for good: once the calls that go to it are done, at the latest when a call
@@ -259,7 +284,8 @@ impl Server {
     ///
     /// # Errors
     /// [`Failure::NoSecret`] where a secret differs by client and there is none for this one;
-    /// [`Failure::Overloaded`] where there are too many, of all or of this principal.
+    /// [`Failure::Overloaded`] where there are too many, of all or of this principal;
+    /// [`Failure::Unavailable`] where the client was removed meanwhile.
     pub fn own(self: &Arc<Self>, party: &Party) -> Result<Arc<Instance>, Failure> {
         let modern = *self.common.era.read() == Some(Era::Modern);
         let sharing = self.settings.sharing;
@@ -268,6 +294,10 @@ impl Server {
         }
         self.common.launcher.hands.has(&self.name, &self.settings, &party.principal)?;
         let mut own = self.own.lock();
+        // Under the lock: whoever dismisses a client first says so, and then looks here.
+        if self.common.launcher.dismissed.has(party) {
+            return Err(Failure::Unavailable("its client was removed".into()));
+        }
         let Some(own) = own.as_mut() else {
             self.shared.still_there()?;
             return Err(Failure::Unavailable("the proxy is shutting down".into()));
@@ -441,15 +471,15 @@ impl Server {
         all.retain(|instance| read.contains(&instance.whose()));
         let all = all.into_iter().map(|instance| async move {
             let mut renewed = instance.rehand(review).await?;
-            if settings.restart_on_rotation && renewed.news {
-                let replaced = instance.replace("its secrets changed").await;
-                replaced.map_err(|failure| format!("it was not started anew: {failure}"))?;
+            if settings.restart_on_rotation && !renewed.outdated.is_empty() {
+                let renewal = instance.renew().await;
+                renewal.map_err(|failure| format!("it was not started anew: {failure}"))?;
                 renewed.outdated.clear();
             }
             Ok::<_, String>(renewed)
         });
         let all = join_all(all).await;
-        self.shared.renew_outdated_spares("its secrets were read anew").await;
+        self.shared.renew_spares("its secrets were read anew", true).await;
         let mut rehanded = Rehanded::default();
         for renewed in all {
             match renewed {
@@ -476,9 +506,13 @@ impl Server {
         all.filter_map(|source| Some(source.relative_to(base).file()?.to_owned())).collect()
     }
 
-    /// Ends what runs for that client alone: it may come in no more.
-    pub async fn dismiss(&self, client: &PrincipalKind) {
-        let is_its = |own: &Instance| own.owner().is_some_and(|party| party.principal == *client);
+    /// Ends what runs for that client with that key alone: it may come in no more.
+    pub async fn dismiss(&self, client: &PrincipalKind, key: &str) {
+        let is_its = |own: &Instance| {
+            own.owner().is_some_and(|party| {
+                party.principal == *client && party.holder.as_deref() == Some(key)
+            })
+        };
         let gone: Vec<_> = match self.own.lock().as_mut() {
             Some(own) => own.extract_if(|_, own| is_its(own)).map(|(_, own)| own).collect(),
             None => return,
@@ -495,7 +529,7 @@ impl Server {
     pub async fn restart(&self) -> Result<Restarted, Failure> {
         let why = "it was started anew";
         // First: no new one is to be one that was started before.
-        self.shared.renew_spares(why).await;
+        self.shared.renew_spares(why, false).await;
         let all = futures_util::stream::iter(self.all());
         let all = all.map(|instance| async move { instance.replace(why).await });
         let all: Vec<_> = all.buffer_unordered(REPLACED_AT_ONCE).collect().await;
@@ -595,6 +629,7 @@ mod tests {
             )),
             outward: Arc::new(crate::upstream::Nowhere),
             signatures: Default::default(),
+            dismissed: Default::default(),
         });
         let (events, _) = mpsc::channel(1);
         let (heard, _) = mpsc::channel(1);
@@ -607,6 +642,7 @@ mod tests {
         Party {
             key: PartyKey::Session(SessionId::presented(&session.to_string())),
             principal: PrincipalKind::Client(client.parse().unwrap()),
+            holder: None,
             revision: Revision::LATEST_LEGACY,
             capabilities: Bytes::from_static(br#"{"roots":{}}"#),
         }

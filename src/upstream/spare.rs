@@ -252,30 +252,19 @@ impl Instance {
         }
     }
 
-    /// Ends the spares that have other secrets than they would have now; others take their places.
-    pub(super) async fn renew_outdated_spares(&self, why: &str) {
+    /// Ends the spares that were started before, or of those the ones that have other secrets than they
+    /// would have now (`outdated`); others take their places.
+    pub(super) async fn renew_spares(&self, why: &str, outdated: bool) {
         let common = &self.common;
-        let handed = common.handed(&Whose::Common).ok();
         {
             // One that is being started may have been handed the old ones.
             let _turn = common.spares.filling.lock().await;
-            let has = |spare: &Spare| {
-                handed.as_ref().is_some_and(|now| Arc::ptr_eq(now, &spare.begun.handed))
+            let handed = common.handed(&Whose::Common).ok();
+            let stays = |spare: &Spare| {
+                let has = |now| Arc::ptr_eq(now, &spare.begun.handed);
+                outdated && handed.as_ref().is_some_and(has)
             };
-            for spare in common.spares.remove(|spare| !has(spare)) {
-                spare.end(common, why).await;
-            }
-        }
-        self.look_after_spares().await;
-    }
-
-    /// Ends the spares that were started before; others take their places.
-    pub(super) async fn renew_spares(&self, why: &str) {
-        let common = &self.common;
-        {
-            // One that is being started may have been handed the old ones.
-            let _turn = common.spares.filling.lock().await;
-            for spare in common.spares.remove(|_| true) {
+            for spare in common.spares.remove(|spare| !stays(spare)) {
                 spare.end(common, why).await;
             }
         }

@@ -28,14 +28,13 @@ use super::{
     outward::Reacher,
     pipe::Pipe,
     process::{Exit, Handle, LaunchFailure, Origin},
-    running::{NUMBERS, Running, end},
+    running::{Given, NUMBERS, Running, end},
 };
 use crate::{
     config::{Era, Transport},
     container::Engine,
     identity::PrincipalKind,
     names::DecisionId,
-    refusal::{Code, Refusal},
     vault::Folder,
 };
 
@@ -50,6 +49,7 @@ struct Line {
     cleared: Arc<Launching>,
     /// The secrets that it has.
     handed: Arc<Handed>,
+    given: Given,
     /// Where it finds those that it gets as files.
     folder: Option<Folder>,
 }
@@ -70,6 +70,7 @@ pub(super) struct Begun {
     pub cleared: Arc<Launching>,
     /// The secrets that it has.
     pub handed: Arc<Handed>,
+    given: Given,
     /// Where it finds those that it gets as files.
     pub folder: Option<Folder>,
 }
@@ -141,7 +142,7 @@ impl Instance {
             (line.link, line.cleared, line.handed, greeted) =
                 (older, cleared, handed, Ok(greeting));
         }
-        let Line { link, process, exit, place, origin, cleared, handed, folder } = line;
+        let Line { link, process, exit, place, origin, cleared, handed, given, folder } = line;
         match greeted {
             Ok(greeting) => {
                 let greeting = Arc::new(greeting);
@@ -167,6 +168,7 @@ impl Instance {
                     level: Mutex::default(),
                     cleared,
                     first: handed.clone(),
+                    given,
                     handed: Mutex::new(handed),
                     folder,
                     calls: TaskTracker::new(),
@@ -215,6 +217,7 @@ impl Instance {
                 other => other == Transport::Sse,
             };
             let cleared = self.announce(launch, Some((url, sse)), &prepared).await?;
+            self.still_there()?;
             let link: Arc<dyn Link> = match settings.transport {
                 Transport::Auto if found => {
                     let opened = Sse::open(url, headers, launcher.caps, ear.clone()).await;
@@ -232,13 +235,15 @@ impl Instance {
             let (place, exit) = (Place::Remote { url: url.clone() }, Arc::default());
             let origin = Origin::default();
             let (process, folder, handed) = (None, None, prepared.handed);
-            return Ok(Line { link, process, exit, place, origin, cleared, handed, folder });
+            let given = Given::new(handed.clone());
+            return Ok(Line { link, process, exit, place, origin, cleared, handed, given, folder });
         }
         let begun = self.begin(launch, spare).await?;
-        let Begun { stdin, stdout, handle, exit, place, origin, cleared, handed, folder, .. } =
-            begun;
-        let link = Arc::new(Pipe::new(stdin, stdout, launcher.caps, ear.clone()));
-        Ok(Line { link, process: Some(handle), exit, place, origin, cleared, handed, folder })
+        let Begun { stdin, stdout, handle, exit, place, origin, cleared, handed, .. } = begun;
+        let Begun { given, folder, .. } = begun;
+        let (link, process) = (Pipe::new(stdin, stdout, launcher.caps, ear.clone()), Some(handle));
+        let link = Arc::new(link);
+        Ok(Line { link, process, exit, place, origin, cleared, handed, given, folder })
     }
 
     /// Has a process running: a new one, or a spare that was started in nobody's name.
@@ -257,6 +262,12 @@ impl Instance {
             prepared.place = spare.place.clone();
         }
         let cleared = self.announce(launch, None, &prepared).await?;
+        if let Err(over) = self.still_there() {
+            if let Some(spare) = spare {
+                end(spare.handle.as_ref(), Duration::ZERO).await;
+            }
+            return Err(over);
+        }
         if let Some(spare) = spare {
             // What runs is what was decided now, not what was when it began.
             if spare.cleared.program.digest != cleared.program.digest {
@@ -283,6 +294,7 @@ impl Instance {
             && settings.pod_socket.is_none()
         {
             self.fetch(launch, engine, pinned).await?;
+            self.still_there()?;
         }
         let principal = Arc::new(self.principal().map_or_else(OnceLock::new, OnceLock::from));
         let reacher =
@@ -291,7 +303,11 @@ impl Instance {
         let (process, folder) = started.map_err(|failure| refused(&failure))?;
         let Prepared { handed, place, .. } = prepared;
         let (log, scrub) = (self.common.log.clone(), self.common.scrub.clone());
-        tokio::spawn(log::keep(process.stderr, log, scrub, self.secrets(handed.clone())));
+        let given = Given::new(handed.clone());
+        tokio::spawn(log::keep(process.stderr, log, scrub, {
+            let given = given.clone();
+            move || given.all()
+        }));
         let handle: Arc<dyn Handle> = process.handle.into();
         let exit = Arc::new(OnceLock::new());
         tokio::spawn({
@@ -302,7 +318,19 @@ impl Instance {
         });
         let (stdin, stdout) = (process.stdin, process.stdout);
         let origin = process.origin;
-        Ok(Begun { stdin, stdout, handle, exit, principal, place, origin, cleared, handed, folder })
+        Ok(Begun {
+            stdin,
+            stdout,
+            handle,
+            exit,
+            principal,
+            place,
+            origin,
+            cleared,
+            handed,
+            given,
+            folder,
+        })
     }
 
     /// Locks an image that was just found out, and waits for it to be on the engine; not too long,
@@ -317,6 +345,7 @@ impl Instance {
         let failed = |failed: Failed| refused(&failed.into());
         if pinned.is_new {
             launcher.images.lock(name, pinned).await.map_err(failed)?;
+            self.still_there()?;
         }
         let ready = launcher.images.ready(engine, pinned).await.map_err(failed)?;
         let Readiness::Pulling(pull, by_us) = ready else { return Ok(()) };
@@ -365,24 +394,13 @@ impl Instance {
         }
     }
 
-    /// Whether anything may still be started of it: the config may have another in its place.
+    /// Whether anything may still be started of it: the config may have another in its place. Asked
+    /// again after whatever takes a while.
     ///
     /// # Errors
     /// Why not.
     pub(super) fn still_there(&self) -> Result<(), Failure> {
-        match self.common.over.get() {
-            None => Ok(()),
-            Some(why) => {
-                let words = format!("server `{}` is not available: {why}", self.common.name);
-                Err(Failure::Forbidden(Box::new(Refusal::new(Code::ServerUnavailable, words))))
-            }
-        }
-    }
-
-    /// What it was handed when it was started, and has been since.
-    fn secrets(&self, first: Arc<Handed>) -> impl Fn() -> Vec<Arc<Handed>> + Send + use<> {
-        let (common, whose) = (self.common.clone(), self.whose());
-        move || [first.clone()].into_iter().chain(common.handed(&whose).ok()).collect()
+        self.common.still_there().map_err(|refusal| Failure::Forbidden(Box::new(refusal)))
     }
 
     /// Greets a remote server over HTTP+SSE, which it may speak where it takes no greeting over
@@ -396,6 +414,7 @@ impl Instance {
         let url = self.common.settings.url.as_deref().unwrap_or_default();
         let prepared = self.prepare().await?;
         let cleared = self.announce(launch, Some((url, true)), &prepared).await?;
+        self.still_there()?;
         let handed = prepared.handed;
         let link = Sse::open(url, &handed.by(By::Header), self.common.launcher.caps, ear).await?;
         let greeting = greet(&link, Era::Legacy, hello, self.start_timeout()).await?;

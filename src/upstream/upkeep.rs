@@ -9,13 +9,17 @@ use std::{
 use super::{
     breaker::{Rest, STEADY},
     event::{By, Event, Review},
-    hands::HandedSecret,
+    hands::{Handed, HandedSecret},
     instance::{Instance, State},
+    link::Failure,
     running::Running,
 };
 
 /// How long one may take to end by itself.
 const GRACE: Duration = Duration::from_secs(3);
+/// Between two tries to replace one that has old secrets, at first and at last.
+const RENEWAL: Duration = Duration::from_secs(1);
+const LONGEST_RENEWAL: Duration = Duration::from_secs(300);
 
 /// What became of an instance's secrets.
 #[derive(Debug, Default)]
@@ -24,8 +28,18 @@ pub(super) struct Renewed {
     pub files: bool,
     /// Those that only its next start hands over.
     pub outdated: Vec<String>,
-    /// Whether one of those was as it should be until now.
-    pub news: bool,
+}
+
+/// When one that has old secrets is replaced, where that failed when it was last tried.
+#[derive(Debug, Default)]
+pub(super) enum Renewal {
+    /// Nothing has failed.
+    #[default]
+    Settled,
+    /// It is tried again then, or later; that long after it was last tried.
+    Failed(Instant, Duration),
+    /// It is being tried again, so long after it was last tried.
+    Tried(Duration),
 }
 
 impl Instance {
@@ -47,6 +61,8 @@ impl Instance {
 
     /// Ends it, if it runs, for good.
     pub(super) async fn close(&self, why: &str) {
+        // One that is being started is not waited for.
+        self.closing.cancel();
         let mut state = self.state.lock().await;
         if let State::Running(running) = std::mem::replace(&mut *state, State::Closed) {
             running.stop(GRACE).await;
@@ -65,6 +81,7 @@ impl Instance {
     pub(super) async fn sweep(self: &Arc<Self>) {
         self.tell_lost().await;
         self.look_at_health();
+        self.renew_again();
         // One that is being started is not idle; do not wait for it.
         let Ok(mut state) = self.state.try_lock() else { return };
         let State::Running(running) = &*state else { return };
@@ -118,12 +135,20 @@ impl Instance {
     }
 
     /// Puts the secrets that were last read on the files that it has of them, where they have other
-    /// values than it has and policies still permit it. One that is being started is waited for: it may
-    /// have been handed what was read before.
+    /// values than it has and policies still permit it. One that is being started, also to take the
+    /// place of what runs, is waited for: it may have been handed what was read before.
     ///
     /// # Errors
     /// Why it goes on with what it has.
     pub(super) async fn rehand(&self, review: &dyn Review) -> Result<Renewed, String> {
+        let first = self.rehand_running(review).await;
+        drop(self.replacing.lock().await);
+        let mut renewed = self.rehand_running(review).await?;
+        renewed.files |= first?.files;
+        Ok(renewed)
+    }
+
+    async fn rehand_running(&self, review: &dyn Review) -> Result<Renewed, String> {
         let state = self.state.lock().await;
         let State::Running(running) = &*state else { return Ok(Renewed::default()) };
         // Only now: whoever was here before may have handed over what was read later.
@@ -131,8 +156,7 @@ impl Instance {
         let had = running.handed.lock().clone();
         let held = |secret: &&HandedSecret| secret.by != By::File;
         let names = |secret: &HandedSecret| secret.name.clone();
-        let outdated = handed.unlike(&running.first).filter(held).map(names).collect();
-        let mut renewed = Renewed { outdated, ..Renewed::default() };
+        let mut renewed = Renewed { files: false, outdated: outdated(&handed, running) };
         if Arc::ptr_eq(&had, &handed) {
             return Ok(renewed);
         }
@@ -144,6 +168,7 @@ impl Instance {
             }
             let names: Vec<_> = files.iter().map(|secret| names(secret)).collect();
             review.hands_again(name, cleared, &names).await?;
+            running.given.add(&handed);
             for secret in files {
                 folder.put(&secret.name, &secret.value).map_err(|why| why.to_string())?;
             }
@@ -151,12 +176,58 @@ impl Instance {
         }
         *running.handed.lock() = handed.clone();
         if !held.is_empty() && !renewed.outdated.is_empty() {
-            renewed.news = true;
             let (launch, party) = (running.launch, self.principal());
             let secrets = renewed.outdated.clone();
             self.say(Event::Outdated { launch, party, secrets }).await;
         }
         Ok(renewed)
+    }
+
+    /// Has another take its place where what it has in its environment or in headers has changed since.
+    /// Where that fails, it is tried again later.
+    ///
+    /// # Errors
+    /// Why the other one did not start.
+    pub(super) async fn renew(self: &Arc<Self>) -> Result<(), Failure> {
+        let is_outdated = |running: &Running| {
+            let now = self.common.handed(&self.whose());
+            now.is_ok_and(|now| !outdated(&now, running).is_empty())
+        };
+        let replaced = self.replace_where("its secrets changed", is_outdated).await;
+        let mut renewal = self.renewal.lock();
+        let waited = match *renewal {
+            Renewal::Settled => Duration::ZERO,
+            Renewal::Failed(_, waited) | Renewal::Tried(waited) => waited,
+        };
+        *renewal = match &replaced {
+            Ok(_) => Renewal::Settled,
+            Err(_) => {
+                let pause = (waited * 2).clamp(RENEWAL, LONGEST_RENEWAL);
+                Renewal::Failed(Instant::now() + pause, pause)
+            }
+        };
+        replaced.map(drop)
+    }
+
+    /// Tries that again where it is time.
+    fn renew_again(self: &Arc<Self>) {
+        {
+            let mut renewal = self.renewal.lock();
+            match *renewal {
+                Renewal::Failed(then, waited) if Instant::now() >= then => {
+                    *renewal = Renewal::Tried(waited);
+                }
+                _ => return,
+            }
+        }
+        let instance = self.clone();
+        // On a task of its own: a start takes its time, and others are to be looked after.
+        tokio::spawn(async move {
+            if let Err(failure) = instance.renew().await {
+                let (server, failure) = (&instance.common.name, instance.told(failure));
+                tracing::warn!(%server, %failure, "it was not started anew for its new secrets");
+            }
+        });
     }
 
     /// Whether nobody has used it for as long as the config says, nor waits for it to tell
@@ -200,4 +271,10 @@ impl Instance {
             self.say(Event::Lost { count }).await;
         }
     }
+}
+
+/// Of what it should have in its environment or in headers, the names of what it has not.
+fn outdated(now: &Handed, running: &Running) -> Vec<String> {
+    let held = now.unlike(&running.first).filter(|secret| secret.by != By::File);
+    held.map(|secret| secret.name.clone()).collect()
 }

@@ -7,9 +7,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{
-    agent::Agent,
+    agent::{Agent, MODERN, code_of},
     events::Events,
-    gate::{Gate, Setup, Written},
+    gate::{Gate, Setup},
     in_time, marked, new_mark, until,
 };
 
@@ -19,16 +19,6 @@ fn entry(name: &str, mark: &str, more: &str) -> String {
     format!(
         "\n[servers.{name}]\ncommand = [{program:?}]\nruntime = \"sandbox\"\nenv = {{ GATE = \"{mark}\" }}\n{more}\n"
     )
-}
-
-fn config(written: &Written) -> String {
-    fs::read_to_string(written.path("portcullis.toml")).unwrap()
-}
-
-/// Puts another config in the place of this one, as editors do.
-fn put(written: &Written, text: &str) {
-    fs::write(written.path("next.toml"), text).unwrap();
-    fs::rename(written.path("next.toml"), written.path("portcullis.toml")).unwrap();
 }
 
 fn echo() -> Value {
@@ -73,8 +63,8 @@ async fn servers_come_and_go_and_the_others_go_on() {
         .await;
     };
 
-    let (first, other) = (config(&gate), new_mark());
-    put(&gate, &(first.clone() + &entry("second", &other, "")));
+    let (first, other) = (gate.config(), new_mark());
+    gate.put(&(first.clone() + &entry("second", &other, "")));
     heard("notifications/tools/list_changed").await;
     assert!(listed(&client, "second").await);
     client.call("second__echo", echo()).await.unwrap();
@@ -84,7 +74,7 @@ async fn servers_come_and_go_and_the_others_go_on() {
     assert_eq!((&taken[0]["added"], &taken[0]["servers"]), (&json!(["second"]), &json!(2)));
     assert!(taken[0]["removed"].is_null() && taken[0]["changed"].is_null(), "{taken:#?}");
 
-    put(&gate, &first);
+    gate.put(&first);
     heard("notifications/tools/list_changed").await;
     until("it to have ended", async || marked(&other).is_empty().then_some(())).await;
     assert!(!listed(&client, "second").await);
@@ -104,8 +94,8 @@ async fn servers_come_and_go_and_the_others_go_on() {
 async fn a_call_at_a_server_that_goes_is_answered() {
     let mut gate = Setup::crooked("").start().await;
     let call = slow(&gate, 3_000).await;
-    let text = config(&gate);
-    put(&gate, &text[..text.find("[servers.crooked]").unwrap()]);
+    let text = gate.config();
+    gate.put(&text[..text.find("[servers.crooked]").unwrap()]);
     gate.logged("the change", |line| line.contains("config loaded again")).await;
     assert_eq!(gate.modern().refused("crooked__echo", echo()).await, "unknown-target");
     assert!(!call.is_finished());
@@ -118,7 +108,7 @@ async fn a_call_at_a_server_that_goes_is_answered() {
 async fn the_next_call_goes_to_the_new_entry_while_the_old_one_ends_its_own() {
     let setup = Setup::crooked("").and(&entry("other", "OTHER", ""));
     let written = setup.write();
-    put(&written, &config(&written).replace("OTHER", &format!("{}o", written.mark)));
+    written.put(&written.config().replace("OTHER", &format!("{}o", written.mark)));
     let others = format!("{}o", written.mark);
     let mut gate = written.start().await;
     let agent = gate.modern();
@@ -127,7 +117,7 @@ async fn the_next_call_goes_to_the_new_entry_while_the_old_one_ends_its_own() {
     let (before, beside) = (marked(&gate.mark), marked(&others));
     let of_mark = format!("env = {{ GATE = \"{}\" }}", gate.mark);
     let with_more = of_mark.replace(" }", ", MORE = \"yes\" }");
-    put(&gate, &config(&gate).replace(&of_mark, &with_more));
+    gate.put(&gate.config().replace(&of_mark, &with_more));
     gate.logged("the change", |line| line.contains("config loaded again")).await;
     let more = agent.text("crooked__environment", json!({ "name": "MORE" })).await;
     assert_eq!(more, "yes");
@@ -151,12 +141,12 @@ async fn what_does_not_pass_the_checks_changes_nothing() {
     let mut gate = Setup::crooked("").start().await;
     let agent = gate.modern();
     agent.call("crooked__echo", echo()).await.unwrap();
-    let (before, good) = (marked(&gate.mark), config(&gate));
+    let (before, good) = (marked(&gate.mark), gate.config());
     // A new server that is right, and one that is not.
     let wrong = format!("secrets = {{ TOKEN = {{ from = {secret:?} }} }}\nno-such-key = 1");
     let bad = good.clone() + &entry("second", "none", "") + &entry("third", "none", &wrong);
     let line = bad.lines().position(|line| line.starts_with("no-such-key")).unwrap() + 1;
-    put(&gate, &bad);
+    gate.put(&bad);
     let place = format!("portcullis.toml:{line}:");
     let told = gate.logged("what is wrong", |told| told.contains(&place)).await;
     assert!(told.contains("is not used"), "{told}");
@@ -171,7 +161,7 @@ async fn what_does_not_pass_the_checks_changes_nothing() {
         (told == 2).then_some(())
     })
     .await;
-    put(&gate, &good);
+    gate.put(&good);
     gate.logged("that all is well", |line| line.contains("the config holds again")).await;
     gate.signal(Signal::SIGHUP);
     gate.logged("that there is nothing", |line| line.contains("has nothing new")).await;
@@ -188,8 +178,8 @@ async fn what_does_not_pass_the_checks_changes_nothing() {
 #[tokio::test]
 async fn what_else_changed_is_said_to_need_a_restart() {
     let mut gate = Setup::crooked("").start().await;
-    let good = config(&gate);
-    put(&gate, &(good.clone() + "\n[limits]\npage = 7\n[telemetry]\nlog-format = \"text\"\n"));
+    let good = gate.config();
+    gate.put(&(good.clone() + "\n[limits]\npage = 7\n[telemetry]\nlog-format = \"text\"\n"));
     let told = gate.logged("the warning", |line| line.contains("needs a restart")).await;
     assert!(told.contains("limits, telemetry"), "{told}");
     let taken = event(&gate, "config-reloaded").await;
@@ -208,7 +198,7 @@ async fn a_profile_goes_on_to_hold() {
     let agent = gate.modern();
     assert!(listed(&agent, "crooked").await);
     let mark = format!("{}o", gate.mark);
-    put(&gate, &(config(&gate) + &entry("second", &mark, "") + "[limits]\npage = 9\n"));
+    gate.put(&(gate.config() + &entry("second", &mark, "") + "[limits]\npage = 9\n"));
     until("the config to be taken", async || {
         (!event(&gate, "config-reloaded").await.is_empty()).then_some(())
     })
@@ -228,26 +218,27 @@ fn value(n: u8) -> String {
 
 #[tokio::test]
 async fn a_new_entry_is_handed_its_own_secrets_and_they_are_looked_for() {
+    // Only what clients say is looked through, so that the server can show what it has.
     let gate = Setup::crooked("secrets = { TOKEN = { from = \"file:one\" } }")
-        .and("[[interceptors]]\nuse = \"secrets\"")
+        .and("[[interceptors]]\nuse = \"secrets\"\nresponse = \"off\"")
         .file("one", value(1))
         .file("two", value(2))
         .start()
         .await;
     let agent = gate.modern();
     let token = json!({ "name": "TOKEN" });
-    let shown = agent.text("crooked__environment", token.clone()).await;
-    assert!(!shown.contains(&value(1)) && shown.contains("[redacted:"), "{shown}");
-    put(&gate, &config(&gate).replace("file:one", "file:two"));
+    assert_eq!(agent.text("crooked__environment", token.clone()).await, value(1));
+    gate.put(&gate.config().replace("file:one", "file:two"));
     until("the new entry", async || {
         (!event(&gate, "config-reloaded").await.is_empty()).then_some(())
     })
     .await;
-    let shown = agent.text("crooked__environment", token).await;
-    assert!(!shown.contains(&value(2)) && shown.contains("[redacted:"), "{shown}");
+    assert_eq!(agent.text("crooked__environment", token).await, value(2));
     // The old value is known still.
-    let old = agent.call("crooked__echo", json!({ "text": value(1) })).await;
-    assert!(!format!("{old:?}").contains(&value(1)), "{old:?}");
+    for n in 1..3 {
+        let code = agent.refused("crooked__echo", json!({ "text": value(n) })).await;
+        assert_eq!(code, "secret-found", "{n}");
+    }
     let handed = event(&gate, "secrets-handed").await;
     assert_eq!(handed.len(), 2, "{handed:#?}");
     gate.stop().await;
@@ -260,7 +251,7 @@ async fn what_the_operator_says_of_tools_follows() {
     let gate = Setup::crooked("").policies(policies).start().await;
     let agent = gate.modern();
     assert_eq!(agent.refused("crooked__echo", echo()).await, "policy-denied");
-    put(&gate, &(config(&gate) + "\n[servers.crooked.tools.echo]\nread-only = true\n"));
+    gate.put(&(gate.config() + "\n[servers.crooked.tools.echo]\nread-only = true\n"));
     until("the tool to be one that reads", async || agent.call("crooked__echo", echo()).await.ok())
         .await;
     gate.stop().await;
@@ -269,17 +260,61 @@ async fn what_the_operator_says_of_tools_follows() {
 /// Has another entry in the place of the only one, by a variable more.
 fn change(gate: &Gate) {
     let of_mark = format!("env = {{ GATE = \"{}\" }}", gate.mark);
-    put(gate, &config(gate).replace(&of_mark, &of_mark.replace(" }", ", MORE = \"yes\" }")));
+    gate.put(&gate.config().replace(&of_mark, &of_mark.replace(" }", ", MORE = \"yes\" }")));
+}
+
+const WATCHED: &str = "test://watched-resource";
+
+/// A legacy client that watches a resource, with the stream on which it hears of that.
+async fn watching(gate: &Gate) -> (Agent, Events) {
+    let client = gate.legacy().await;
+    client.ask("resources/subscribe", json!({ "uri": WATCHED })).await.unwrap();
+    let session = client.session.clone().unwrap();
+    let headers = [("mcp-session-id", session.as_str()), ("accept", "text/event-stream")];
+    let stream = Events::get(&gate.url("/mcp"), &headers).await;
+    (client, stream)
+}
+
+/// A modern client's stream that is to tell of it, too, and the resources that are granted.
+async fn listening(gate: &Gate) -> (Events, Value) {
+    let asked = json!({ "notifications": { "resourceSubscriptions": [WATCHED] } });
+    let listen = gate.modern().request("subscriptions/listen", asked);
+    let headers = [("mcp-protocol-version", MODERN), ("mcp-method", "subscriptions/listen")];
+    let mut stream = Events::post(&gate.url("/mcp"), &headers, listen.to_string()).await;
+    let mut granted = stream.message().await;
+    (stream, granted["params"]["notifications"]["resourceSubscriptions"].take())
+}
+
+/// The next message with this method; its `params`.
+async fn told(stream: &mut Events, method: &str) -> Value {
+    in_time(method, async {
+        loop {
+            let event = stream.next().await.expect("an event");
+            // The first one of a session has no message.
+            if event.data.contains(method) {
+                return event.message()["params"].take();
+            }
+        }
+    })
+    .await
+}
+
+/// What is on record of subscriptions: `intent`, `outcome` or `refused`.
+async fn subscriptions(gate: &Gate, kind: &str) -> Vec<Value> {
+    let mut all = gate.records(&["--oldest-first"]).await;
+    all.retain(|one| one["method"] == "resources/subscribe" && one["record"] == kind);
+    all
 }
 
 #[tokio::test]
 async fn what_is_watched_is_watched_of_the_new_entry() {
     for era in ["legacy", "modern"] {
         let gate = Setup::everything(era).start().await;
-        let client = gate.legacy().await;
-        let watched = json!({ "uri": "test://watched-resource" });
-        client.ask("resources/subscribe", watched).await.unwrap();
+        let (client, mut session) = watching(&gate).await;
+        let (mut listener, granted) = listening(&gate).await;
+        assert_eq!(granted, json!([WATCHED]), "{era}");
         let before = marked(&gate.mark);
+        assert_eq!(subscriptions(&gate, "outcome").await.len(), 2, "{era}");
         change(&gate);
         // Nobody asks for anything, and it is there all the same.
         until("the new one alone", async || {
@@ -287,8 +322,82 @@ async fn what_is_watched_is_watched_of_the_new_entry() {
             (!now.is_empty() && now.iter().all(|pid| !before.contains(pid))).then_some(())
         })
         .await;
+        // Each is decided and on record as it was the first time.
+        let asked = until("both on record", async || {
+            let outcomes = subscriptions(&gate, "outcome").await;
+            (outcomes.len() == 4).then_some(outcomes)
+        })
+        .await;
+        assert!(asked.iter().all(|one| one["server"] == "everything"), "{era}: {asked:#?}");
+        let intents = subscriptions(&gate, "intent").await;
+        let known = |outcome: &Value| intents.iter().any(|intent| intent["id"] == outcome["id"]);
+        assert!(intents.len() == 4 && asked.iter().all(known), "{era}: {intents:#?}");
+        // What changes there is told of.
+        let update = "everything__test_trigger_resource_update";
+        client.call(update, json!({})).await.unwrap();
+        let heard = told(&mut session, "notifications/resources/updated").await;
+        assert_eq!(heard["uri"], WATCHED, "{era}");
+        gate.modern().call(update, json!({})).await.unwrap();
+        let heard = told(&mut listener, "notifications/resources/updated").await;
+        assert_eq!(heard["uri"], WATCHED, "{era}");
         gate.stop().await;
     }
+}
+
+#[tokio::test]
+async fn what_policies_forbid_by_now_is_not_watched_of_the_new_entry() {
+    let gate = Setup::everything("legacy").start().await;
+    let (_client, mut session) = watching(&gate).await;
+    let (mut listener, granted) = listening(&gate).await;
+    assert_eq!(granted, json!([WATCHED]));
+    let (before, all) = (marked(&gate.mark), crate::support::PERMIT_ALL);
+    let forbid = "@id(\"unwatched\") forbid (principal, \
+                  action == Portcullis::Action::\"subscribe_resource\", resource);";
+    fs::write(gate.path("policies/gate.cedar"), format!("{all}{forbid}")).unwrap();
+    until("the policies", async || listening(&gate).await.1.is_null().then_some(())).await;
+    let refused = subscriptions(&gate, "refused").await.len();
+    change(&gate);
+    // The revisions with sessions have no word for it but this.
+    let heard = told(&mut session, "notifications/message").await;
+    assert_eq!(heard["level"], "warning", "{heard:#}");
+    let data = &heard["data"];
+    assert_eq!((&data["code"], &data["uri"]), (&json!("policy-denied"), &json!(WATCHED)));
+    // Who listens asks again.
+    let ended = in_time("the listener's end", async {
+        loop {
+            let message = listener.message().await;
+            if message.get("error").is_some() {
+                return message["error"].clone();
+            }
+        }
+    })
+    .await;
+    assert_eq!(code_of(&ended), "policy-denied", "{ended:#}");
+    assert_eq!(ended["data"]["uri"], WATCHED, "{ended:#}");
+    assert!(ended["message"].as_str().unwrap().contains("listen again"), "{ended:#}");
+    let now = subscriptions(&gate, "refused").await;
+    assert!(now.len() >= refused + 2, "{now:#?}");
+    let decided = now.iter().find(|one| one["id"] == data["decision"]).expect("its decision");
+    assert_eq!(decided["rules"][0]["id"], "unwatched", "{decided:#}");
+    // Nothing is started of the new entry for what may not be watched there.
+    until("the old one to be gone", async || {
+        marked(&gate.mark).iter().all(|pid| !before.contains(pid)).then_some(())
+    })
+    .await;
+    assert_eq!(marked(&gate.mark), [0; 0]);
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_watched_of_a_server_that_is_gone_is_said_to_be() {
+    let gate = Setup::everything("modern").start().await;
+    let (_client, mut session) = watching(&gate).await;
+    let text = gate.config();
+    gate.put(&text[..text.find("[servers.everything]").unwrap()]);
+    let heard = told(&mut session, "notifications/message").await;
+    assert_eq!(heard["data"]["code"], "server-unavailable", "{heard:#}");
+    assert!(heard["data"]["message"].as_str().unwrap().contains("taken out"), "{heard:#}");
+    gate.stop().await;
 }
 
 #[tokio::test]

@@ -55,4 +55,5 @@ mod shutdown;
 mod signed_images;
 mod streaming;
 mod streams;
+mod superseded;
 mod upkeep;

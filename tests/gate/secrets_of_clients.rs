@@ -17,14 +17,22 @@ fn value(of: &str) -> String {
 
 /// A server whose secret is alice's (in a file) or ci's (in the environment) own.
 fn setup(from: &str, how: &str) -> Setup {
-    Setup::crooked(&format!(
+    with_values(Setup::crooked(&secrets(from, how)))
+}
+
+fn secrets(from: &str, how: &str) -> String {
+    format!(
         "secrets = {{ TOKEN = {{ {from} by-client = {{ alice = \"file:alice\", ci = \"env:CI_TOKEN\" }}, \
          as = \"{how}\" }} }}"
-    ))
-    .file("alice", value("alice"))
-    .file("common", value("common"))
-    .env("CI_TOKEN", &value("ci"))
-    .keyed()
+    )
+}
+
+fn with_values(setup: Setup) -> Setup {
+    setup
+        .file("alice", value("alice"))
+        .file("common", value("common"))
+        .env("CI_TOKEN", &value("ci"))
+        .keyed()
 }
 
 const FOR_ALL: &str = "from = \"file:common\",";
@@ -74,6 +82,12 @@ fn secrets_of(pid: i32) -> BTreeSet<&'static str> {
 
 fn running(gate: &Gate) -> Vec<(i32, BTreeSet<&'static str>)> {
     marked(&gate.mark).into_iter().map(|pid| (pid, secrets_of(pid))).collect()
+}
+
+/// The processes that have this client's secret.
+fn having(gate: &Gate, client: &str) -> Vec<i32> {
+    let all = running(gate).into_iter();
+    all.filter(|(_, has)| has.contains(client)).map(|(pid, _)| pid).collect()
 }
 
 fn handed(records: &[Value], principal: &Value) -> BTreeSet<String> {
@@ -210,10 +224,7 @@ async fn what_a_removed_client_had_is_ended() {
     assert_eq!(token(&clients.modern("alice"), "file").await, value("alice"));
     assert_eq!(token(&clients.legacy("alice").await, "file").await, value("alice"));
     assert_eq!(token(&clients.modern("ci"), "file").await, value("ci"));
-    let of = |client: &str| {
-        let all = running(&clients.gate).into_iter();
-        all.filter(|(_, has)| has.contains(client)).map(|(pid, _)| pid).collect::<Vec<_>>()
-    };
+    let of = |client: &str| having(&clients.gate, client);
     let cis = of("ci");
     assert!(!of("alice").is_empty() && !cis.is_empty());
     assert_eq!(clients.gate.cli(&["client", "rm", "alice"]).await.code, Some(0));
@@ -223,6 +234,85 @@ async fn what_a_removed_client_had_is_ended() {
     let answered = clients.modern("alice");
     let answered = answered.send(answered.request("tools/list", json!({}))).await;
     assert_eq!(answered.status, 401);
+    clients.gate.stop().await;
+}
+
+#[tokio::test]
+async fn who_is_given_a_name_after_another_has_nothing_of_what_ran_for_that_one() {
+    let clients = Clients::of(setup(FOR_ALL, "file").write()).await;
+    assert_eq!(token(&clients.modern("alice"), "file").await, value("alice"));
+    let before = having(&clients.gate, "alice");
+    assert!(!before.is_empty());
+    let key = clients.gate.add_client("zed", &[]).await;
+    let another = Agent::modern(&clients.gate.url("/mcp"), Some(&key));
+    until("the new client", async || {
+        let answered = another.send(another.request("tools/list", json!({}))).await;
+        (answered.status == 200).then_some(())
+    })
+    .await;
+    // Removed and added again between two looks of the proxy at the file.
+    let path = clients.gate.path("state/clients.toml");
+    let mut all: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
+    let known = all["clients"].as_table_mut().unwrap();
+    known["alice"]["key-hash"] = known.remove("zed").unwrap()["key-hash"].clone();
+    std::fs::write(path.with_extension("new"), all.to_string()).unwrap();
+    std::fs::rename(path.with_extension("new"), &path).unwrap();
+    until("the other alice", async || {
+        (token(&another, "file").await == value("alice")).then_some(())
+    })
+    .await;
+    until("the end of what ran for the first", async || {
+        let now = having(&clients.gate, "alice");
+        (!now.is_empty() && now.iter().all(|pid| !before.contains(pid))).then_some(())
+    })
+    .await;
+    clients.gate.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_started_for_a_removed_client_that_had_a_call_under_way() {
+    let written = with_values(Setup::holding(&secrets(FOR_ALL, "file"))).write();
+    written.hold("tools/list");
+    let clients = Clients::of(written).await;
+    let alice = clients.modern("alice");
+    let call =
+        tokio::spawn(async move { alice.call("crooked__echo", json!({ "text": "x" })).await });
+    clients.gate.held("crooked", "tools/list").await;
+    assert_eq!(clients.gate.cli(&["client", "rm", "alice"]).await.code, Some(0));
+    let alice = clients.modern("alice");
+    until("her to be gone", async || {
+        let answered = alice.send(alice.request("tools/list", json!({}))).await;
+        (answered.status == 401).then_some(())
+    })
+    .await;
+    clients.gate.let_go("tools/list");
+    let _ = call.await.unwrap();
+    until("nothing to run for her", async || {
+        having(&clients.gate, "alice").is_empty().then_some(())
+    })
+    .await;
+    clients.gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_removed_client_had_of_an_entry_that_changed_is_ended_too() {
+    let setup = setup(FOR_ALL, "file").and("call-timeout-s = 3600");
+    let mut clients = Clients::of(setup.write()).await;
+    let alice = clients.modern("alice");
+    let call = tokio::spawn(async move { alice.call("crooked__hang", json!({})).await });
+    until("hers", async || (!having(&clients.gate, "alice").is_empty()).then_some(())).await;
+    until("the call", async || {
+        let states = clients.gate.cli(&["server", "ls", "--format", "json"]).await.expect(0);
+        (states[0]["active"] == 1).then_some(())
+    })
+    .await;
+    let config = clients.gate.config();
+    clients.gate.put(&config.replace("env = { ", "env = { MORE = \"yes\", "));
+    clients.gate.logged("the change", |line| line.contains("config loaded again")).await;
+    assert!(!having(&clients.gate, "alice").is_empty(), "the call goes on");
+    assert_eq!(clients.gate.cli(&["client", "rm", "alice"]).await.code, Some(0));
+    until("the end of it", async || having(&clients.gate, "alice").is_empty().then_some(())).await;
+    assert!(call.await.unwrap().is_err());
     clients.gate.stop().await;
 }
 

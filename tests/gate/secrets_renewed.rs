@@ -200,3 +200,77 @@ async fn on_a_hangup_every_source_is_asked_again() {
     assert_eq!(marked(&gate.mark), before);
     gate.stop().await;
 }
+
+/// The server that can hold back its greeting.
+fn holding(how: &str, more: &str) -> Setup {
+    let secrets = format!("secrets = {{ TOKEN = {{ from = \"file:token\", as = \"{how}\" }} }}");
+    Setup::holding(&format!("{secrets}\n{more}")).file("token", value(1))
+}
+
+#[tokio::test]
+async fn what_takes_the_place_of_another_has_what_was_read_meanwhile() {
+    let gate = holding("file", "").start().await;
+    let agent = gate.modern();
+    assert_eq!(on_file(&agent).await, value(1));
+    gate.hold("initialize");
+    let rotated = async {
+        gate.held("crooked", "initialize").await;
+        replace(&gate.path("token"), &value(2));
+        // What still runs has it at once.
+        becomes(&agent, &value(2)).await;
+        gate.let_go("initialize");
+    };
+    let (restarted, ()) = tokio::join!(gate.cli(&["server", "restart", "crooked"]), rotated);
+    assert_eq!(restarted.code, Some(0), "{restarted:?}");
+    becomes(&agent, &value(2)).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_start_for_a_new_secret_that_fails_is_tried_again() {
+    let more = "restart-on-rotation = true\nstart-timeout-s = 3";
+    let mut gate = holding("env", more).start().await;
+    let agent = gate.modern();
+    assert_eq!(in_environment(&agent).await, value(1));
+    gate.hold("initialize");
+    replace(&gate.path("token"), &value(2));
+    gate.logged("the failure", |line| line.contains("was not started anew")).await;
+    assert_eq!(in_environment(&agent).await, value(1));
+    gate.let_go("initialize");
+    // Nobody asks, and nothing else changes.
+    until("the new value", async || (in_environment(&agent).await == value(2)).then_some(())).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_holds_up_neither_others_secrets_nor_the_config() {
+    let other = "[servers.other]\ncommand = [\"{crooked}\"]\nruntime = \"sandbox\"\n\
+                 env = { GATE = \"{mark}\" }\n\
+                 secrets = { TOKEN = { from = \"file:others\", as = \"file\" } }";
+    let more = "restart-on-rotation = true\nstart-timeout-s = 600";
+    let mut gate = holding("env", more).and(other).file("others", value(3)).start().await;
+    let agent = gate.modern();
+    let others = async || {
+        let asked = json!({ "name": "TOKEN_FILE", "read": true });
+        agent.text("other__environment", asked).await
+    };
+    assert_eq!(others().await, value(3));
+    let besides = marked(&gate.mark);
+    assert_eq!(in_environment(&agent).await, value(1));
+    gate.hold("initialize");
+    replace(&gate.path("token"), &value(2));
+    gate.held("crooked", "initialize").await;
+    replace(&gate.path("others"), &value(4));
+    until("the other's new value", async || (others().await == value(4)).then_some(())).await;
+    gate.signal(Signal::SIGHUP);
+    gate.logged("that all is read", |line| line.contains("has nothing new")).await;
+    // The operator takes it out.
+    let config = gate.config();
+    let (from, to) = (config.find("[servers.crooked]"), config.find("[servers.other]"));
+    gate.put(&[&config[..from.unwrap()], &config[to.unwrap()..]].concat());
+    gate.logged("the change", |line| line.contains("config loaded again")).await;
+    until("the end of both", async || (marked(&gate.mark) == besides).then_some(())).await;
+    replace(&gate.path("others"), &value(5));
+    until("the other's newest", async || (others().await == value(5)).then_some(())).await;
+    gate.stop().await;
+}

@@ -3,9 +3,16 @@
 //!
 //! With an argument it goes wrong before anybody asks: `silent` never greets, `mute` greets and
 //! never lists its tools, `dead` ends at once, `babble` writes no JSON.
+//!
+//! With a folder in `WAITS` it holds back a method for as long as there is a file of its name (`-` for
+//! `/`), and tells on standard error that it does. It then takes subscriptions, too: `update` tells of
+//! all that it was asked to tell of.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead, Write, stdin, stdout},
+    path::PathBuf,
+    sync::Mutex,
     thread,
     time::Duration,
 };
@@ -38,26 +45,61 @@ fn main() {
         if id.is_null() {
             continue;
         }
-        match method {
-            "initialize" => answer(
-                &id,
-                json!({
-                    "protocolVersion": message["params"]["protocolVersion"],
-                    "capabilities": { "tools": {}, "logging": {} },
-                    "serverInfo": { "name": "crooked", "version": "1" },
-                }),
-            ),
-            "ping" => answer(&id, json!({})),
-            "tools/list" if !lists => {}
-            "tools/list" => answer(&id, json!({ "tools": tools() })),
-            "tools/call" => {
-                // A thread for each: one that hangs holds up no other.
-                thread::spawn(move || call(&id, &line, &message["params"]));
-            }
-            _ => {
-                let error = json!({ "code": -32601, "message": "no such method" });
-                say(&json!({ "jsonrpc": "2.0", "id": id, "error": error }).to_string());
-            }
+        let method = method.to_owned();
+        if is_held(&method) {
+            eprintln!("holds {method}");
+            thread::spawn(move || {
+                while is_held(&method) {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                take(&method, id, line, message, lists);
+            });
+        } else {
+            take(&method, id, line, message, lists);
+        }
+    }
+}
+
+fn waits() -> Option<PathBuf> {
+    std::env::var_os("WAITS").map(PathBuf::from)
+}
+
+fn is_held(method: &str) -> bool {
+    waits().is_some_and(|folder| folder.join(method.replace('/', "-")).exists())
+}
+
+/// What is to be told of.
+static SUBSCRIBED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+fn take(method: &str, id: Value, line: String, message: Value, lists: bool) {
+    let uri = message["params"]["uri"].as_str().unwrap_or_default().to_owned();
+    match method {
+        "initialize" => answer(
+            &id,
+            json!({
+                "protocolVersion": message["params"]["protocolVersion"],
+                "capabilities": { "tools": {}, "logging": {} },
+                "serverInfo": { "name": "crooked", "version": "1" },
+            }),
+        ),
+        "ping" => answer(&id, json!({})),
+        "tools/list" if !lists => {}
+        "tools/list" => answer(&id, json!({ "tools": tools() })),
+        "tools/call" => {
+            // A thread for each: one that hangs holds up no other.
+            thread::spawn(move || call(&id, &line, &message["params"]));
+        }
+        "resources/subscribe" if waits().is_some() => {
+            SUBSCRIBED.lock().unwrap().insert(uri);
+            answer(&id, json!({}));
+        }
+        "resources/unsubscribe" if waits().is_some() => {
+            SUBSCRIBED.lock().unwrap().remove(&uri);
+            answer(&id, json!({}));
+        }
+        _ => {
+            let error = json!({ "code": -32601, "message": "no such method" });
+            say(&json!({ "jsonrpc": "2.0", "id": id, "error": error }).to_string());
         }
     }
 }
@@ -85,6 +127,7 @@ fn tools() -> Value {
     ]
     .map(tool)
     .into();
+    tools.extend(waits().map(|_| tool("update")));
     tools.push(json!({
         "name": "lie",
         "inputSchema": any,
@@ -117,6 +160,14 @@ fn call(id: &Value, line: &str, params: &Value) {
             answer(id, text("at last"));
         }
         "hang" => {}
+        "update" => {
+            for uri in &*SUBSCRIBED.lock().unwrap() {
+                let method = "notifications/resources/updated";
+                let params = json!({ "uri": uri });
+                say(&json!({ "jsonrpc": "2.0", "method": method, "params": params }).to_string());
+            }
+            answer(id, text("told"));
+        }
         "die" => std::process::exit(3),
         "flood" => {
             let bytes = usize::try_from(arguments["bytes"].as_u64().unwrap_or(1_000)).unwrap_or(1);

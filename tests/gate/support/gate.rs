@@ -78,6 +78,22 @@ impl Setup {
         ))
     }
 
+    /// With the same server, which holds methods back as [`Written::hold`] says.
+    pub fn holding(more: &str) -> Self {
+        let setup = Self::new(&format!(
+            r#"
+            [servers.crooked]
+            command = ["{{crooked}}"]
+            runtime = "sandbox"
+            era = "legacy"
+            env = {{ GATE = "{{mark}}", WAITS = "/waits" }}
+            mounts = ["{{folder}}/waits:/waits"]
+            {more}
+            "#
+        ));
+        setup.file("waits/nothing", "")
+    }
+
     /// With the server that asks its client everything, in the eras that it speaks.
     pub fn everything(era: &str) -> Self {
         Self::new(&format!(
@@ -197,6 +213,35 @@ pub struct Written {
 impl Written {
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// The config as it is.
+    pub fn config(&self) -> String {
+        std::fs::read_to_string(self.path("portcullis.toml")).unwrap()
+    }
+
+    /// Puts another config in the place of this one, as editors do.
+    pub fn put(&self, text: &str) {
+        std::fs::write(self.path("next.toml"), text).unwrap();
+        std::fs::rename(self.path("next.toml"), self.path("portcullis.toml")).unwrap();
+    }
+
+    /// Has servers answer a method no sooner than it is let go.
+    pub fn hold(&self, method: &str) {
+        std::fs::write(self.path("waits").join(method.replace('/', "-")), "").unwrap();
+    }
+
+    pub fn let_go(&self, method: &str) {
+        std::fs::remove_file(self.path("waits").join(method.replace('/', "-"))).unwrap();
+    }
+
+    /// Waits until a server holds a method back.
+    pub async fn held(&self, server: &str, method: &str) {
+        let line = format!("holds {method}");
+        super::until(&line, async || {
+            self.cli(&["server", "logs", server]).await.stdout.contains(&line).then_some(())
+        })
+        .await;
     }
 
     fn command(&self, args: &[&str]) -> Command {

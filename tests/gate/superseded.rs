@@ -1,0 +1,208 @@
+//! What is under way while an entry of the config changes: it ends where it began, or goes by what the
+//! config says by then; nothing is decided by the one entry and done at the other.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    agent::{Agent, code_of},
+    events::Events,
+    gate::{Gate, Setup},
+    in_time, marked, until,
+};
+
+fn echo() -> Value {
+    json!({ "text": "x" })
+}
+
+/// Has another entry in the place of the only one, by a variable.
+async fn change(gate: &Gate, value: &str) {
+    let before = reloads(gate);
+    let config = gate.config();
+    let without = match config.find("MORE = ") {
+        Some(at) => [&config[..at], config[at..].split_once(", ").unwrap().1].concat(),
+        None => config,
+    };
+    gate.put(&without.replace("env = { ", &format!("env = {{ MORE = \"{value}\", ")));
+    until("the change", async || (reloads(gate) > before).then_some(())).await;
+}
+
+fn reloads(gate: &Gate) -> usize {
+    gate.log().iter().filter(|line| line.contains("config loaded again")).count()
+}
+
+async fn environment(agent: &Agent, tool: &str) -> String {
+    agent.text(tool, json!({ "name": "MORE" })).await
+}
+
+const BY_A_PERSON: &str = r#"
+    @id("rest")
+    permit (principal, action, resource)
+    unless { action == Portcullis::Action::"call_tool" && resource.name == "environment" };
+
+    @id("by-a-person")
+    @approve("it tells")
+    permit (principal, action, resource)
+    when { action == Portcullis::Action::"call_tool" && resource.name == "environment" };
+"#;
+
+#[tokio::test]
+async fn what_a_person_allowed_is_not_done_by_an_entry_that_is_gone() {
+    let gate = Setup::crooked("").policies(BY_A_PERSON).start().await;
+    let agent = gate.modern();
+    let asked =
+        tokio::spawn(
+            async move { agent.call("crooked__environment", json!({ "name": "GATE" })).await },
+        );
+    let call = until("a call to wait", async || {
+        let calls = gate.cli(&["approve", "ls", "--format", "json"]).await.expect(0);
+        Some(calls[0]["id"].as_str()?.to_owned())
+    })
+    .await;
+    change(&gate, "new").await;
+    assert_eq!(gate.cli(&["approve", "allow", &call]).await.code, Some(0));
+    let refused = in_time("the call", asked).await.unwrap().unwrap_err();
+    assert_eq!(code_of(&refused), "server-unavailable", "{refused:#}");
+    assert!(
+        refused["message"].as_str().unwrap().contains("has changed; call again"),
+        "{refused:#}"
+    );
+    let records = gate.records(&[]).await;
+    let of_it = records.iter().filter(|one| one["id"] == *call && one["record"].is_string());
+    let kinds: Vec<_> = of_it.map(|one| one["record"].as_str().unwrap()).collect();
+    assert!(kinds.contains(&"refused") && !kinds.contains(&"intent"), "{kinds:?}");
+    gate.stop().await;
+}
+
+const READING: &str = "@id(\"read\") permit (principal, action, resource) when \
+                       { !(resource is Portcullis::Tool) || resource.claims.read_only };";
+
+#[tokio::test]
+async fn what_the_new_entry_would_be_let_do_is_not_done_by_the_old_one() {
+    let written = Setup::holding("").policies(READING).write();
+    written.hold("tools/list");
+    written.hold("resources/subscribe");
+    let mut gate = written.start().await;
+    // Something is under way at the old one, which therefore goes on.
+    let own = gate.url("/servers/crooked/mcp");
+    let watching = tokio::spawn(async move {
+        let agent = Agent::legacy_without_abilities(&own, None).await;
+        agent.ask("resources/subscribe", json!({ "uri": "crooked://x" })).await
+    });
+    gate.held("crooked", "resources/subscribe").await;
+    let agent = gate.modern();
+    let asked = tokio::spawn(async move { agent.call("crooked__echo", echo()).await });
+    gate.held("crooked", "tools/list").await;
+    gate.put(&(gate.config() + "\n[servers.crooked.tools.echo]\nread-only = true\n"));
+    gate.logged("the change", |line| line.contains("config loaded again")).await;
+    gate.let_go("tools/list");
+    let refused = in_time("the call", asked).await.unwrap().unwrap_err();
+    assert_eq!(code_of(&refused), "server-unavailable", "{refused:#}");
+    assert!(
+        refused["message"].as_str().unwrap().contains("has changed; call again"),
+        "{refused:#}"
+    );
+    // The new one may.
+    assert_eq!(gate.modern().text("crooked__echo", echo()).await, "x");
+    gate.let_go("resources/subscribe");
+    in_time("the subscription", watching).await.unwrap().unwrap();
+    gate.stop().await;
+}
+
+/// How often it is on record that a server was asked to tell of a resource, and answered.
+async fn subscribed(gate: &Gate) -> usize {
+    let records = gate.records(&[]).await;
+    let of_it = |one: &&Value| one["method"] == "resources/subscribe" && one["record"] == "outcome";
+    records.iter().filter(of_it).count()
+}
+
+#[tokio::test]
+async fn what_is_being_subscribed_is_watched_of_the_entry_that_is_there_in_the_end() {
+    // The config changes once or twice while a server still thinks about it.
+    for changes in [1, 2] {
+        let written = Setup::holding("").write();
+        written.hold("resources/subscribe");
+        let gate = written.start().await;
+        let own = gate.url("/servers/crooked/mcp");
+        let client = Agent::legacy(&own, None).await.unwrap();
+        let session = client.session.clone().unwrap();
+        let headers = [("mcp-session-id", session.as_str()), ("accept", "text/event-stream")];
+        let mut stream = Events::get(&own, &headers).await;
+        let asked = tokio::spawn(async move {
+            let done = client.ask("resources/subscribe", json!({ "uri": "crooked://x" })).await;
+            (client, done)
+        });
+        gate.held("crooked", "resources/subscribe").await;
+        let old = marked(&gate.mark);
+        for n in 0..changes {
+            change(&gate, &n.to_string()).await;
+        }
+        gate.let_go("resources/subscribe");
+        let (client, done) = in_time("the subscription", asked).await.unwrap();
+        done.unwrap();
+        until("the old one to be gone", async || {
+            marked(&gate.mark).iter().all(|pid| !old.contains(pid)).then_some(())
+        })
+        .await;
+        assert_eq!(environment(&client, "environment").await, (changes - 1).to_string());
+        assert_eq!(subscribed(&gate).await, 2, "{changes}");
+        client.call("update", json!({})).await.unwrap();
+        in_time("the update", async {
+            while !stream.next().await.expect("an event").data.contains("crooked://x") {}
+        })
+        .await;
+        gate.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_subscription_that_is_moved_goes_where_the_next_change_says_unless_it_is_taken_back() {
+    for taken_back in [false, true] {
+        let gate = Setup::holding("").start().await;
+        let own = gate.url("/servers/crooked/mcp");
+        let client = Agent::legacy(&own, None).await.unwrap();
+        let watched = json!({ "uri": "crooked://x" });
+        client.ask("resources/subscribe", watched.clone()).await.unwrap();
+        let old = marked(&gate.mark);
+        gate.hold("resources/subscribe");
+        change(&gate, "first").await;
+        gate.held("crooked", "resources/subscribe").await;
+        if taken_back {
+            client.ask("resources/unsubscribe", watched).await.unwrap();
+        } else {
+            change(&gate, "second").await;
+        }
+        gate.let_go("resources/subscribe");
+        until("the old one to be gone", async || {
+            marked(&gate.mark).iter().all(|pid| !old.contains(pid)).then_some(())
+        })
+        .await;
+        let session = client.session.clone().unwrap();
+        let headers = [("mcp-session-id", session.as_str()), ("accept", "text/event-stream")];
+        let mut stream = Events::get(&own, &headers).await;
+        if taken_back {
+            // What the server tells of after that is nothing of it.
+            until("it to be taken back", async || (subscribed(&gate).await == 2).then_some(()))
+                .await;
+            client.call("update", json!({})).await.unwrap();
+            change(&gate, "second").await;
+            let event = in_time("the lists", async {
+                loop {
+                    let event = stream.next().await.expect("an event");
+                    if !event.data.is_empty() {
+                        return event;
+                    }
+                }
+            });
+            assert!(!event.await.data.contains("crooked://x"));
+        } else {
+            until("it to be watched", async || (subscribed(&gate).await == 3).then_some(())).await;
+            assert_eq!(environment(&client, "environment").await, "second");
+            client.call("update", json!({})).await.unwrap();
+            in_time("the update", async {
+                while !stream.next().await.expect("an event").data.contains("crooked://x") {}
+            })
+            .await;
+        }
+        gate.stop().await;
+    }
+}
