@@ -51,7 +51,7 @@ pub async fn verify(
         return Ok(Provenance::default());
     }
     let looking = Looking { client, repository, image, trust, found: Provenance::default() };
-    tokio::time::timeout(WITHIN, looking.look()).await.map_err(|_| Error::Late)?
+    looking.look_for(WITHIN).await
 }
 
 /// What may still be looked at, and whether something could not be.
@@ -83,6 +83,11 @@ struct Looking<'a> {
 }
 
 impl Looking<'_> {
+    /// Looks that long at most.
+    async fn look_for(self, within: Duration) -> Result<Provenance, Error> {
+        tokio::time::timeout(within, self.look()).await.map_err(|_| Error::Late)?
+    }
+
     async fn look(mut self) -> Result<Provenance, Error> {
         let manifests = self.manifests().await?;
         let left = Mutex::new(Left { layers: LAYERS, bytes: BYTES, over: false });
@@ -165,5 +170,32 @@ impl Looking<'_> {
         if self.found.rejected.len() < REJECTED {
             self.found.rejected.push(Rejected { at, why });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_oci::{Logins, Settings};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_registry_that_is_silent_is_late() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let image = Digest::of(b"image");
+        let repository = format!("{}/acme/app@{image}", silent.local_addr().unwrap());
+        let repository = repository.parse().unwrap();
+        let client = Client::new(Settings { logins: Logins::Nobody, ..Settings::default() });
+        let (client, trust) = (client.unwrap(), Trust::default());
+        let looking = Looking {
+            client: &client,
+            repository: &repository,
+            image,
+            trust: &trust,
+            found: Provenance::default(),
+        };
+        // Before the client's own patience is over, which would be a fault of the registry.
+        let late = looking.look_for(Duration::from_millis(50)).await;
+        assert!(matches!(late, Err(Error::Late)), "{late:?}");
     }
 }

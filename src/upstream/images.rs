@@ -292,6 +292,18 @@ impl Images {
         Err(failed("its image was locked as another one meanwhile", "try again"))
     }
 
+    /// Whether the engine has an image that was looked at.
+    ///
+    /// # Errors
+    /// Where the engine does not say.
+    pub async fn has(&self, engine: &Engine, pinned: &Pinned) -> Result<bool, Failed> {
+        if engine.has(&pinned.image()).await?.is_none() {
+            return Ok(false);
+        }
+        let unseen = pinned.reference.as_ref().map(|reference| self.begun(reference));
+        Ok(!unseen.is_some_and(|begun| begun.is_there()))
+    }
+
     /// Whether the engine has an image; has it pulled if not.
     ///
     /// # Errors
@@ -301,36 +313,50 @@ impl Images {
         engine: &Engine,
         pinned: &Pinned,
     ) -> Result<Readiness, Failed> {
-        let image = pinned.image();
-        if engine.has(&image).await?.is_some() {
-            let unseen = pinned.reference.as_ref().map(|reference| self.begun(reference));
-            if !unseen.is_some_and(|begun| begun.is_there()) {
-                return Ok(Readiness::Ready);
-            }
+        if self.has(engine, pinned).await? {
+            return Ok(Readiness::Ready);
         }
+        let image = pinned.image();
         let Some(reference) = pinned.reference.clone() else {
             return Err(failed(
                 format!("the image `{}` is not on this engine, and is of no registry", pinned.name),
                 "load or build it; where it was built anew, `portcullis server update` takes that",
             ));
         };
+        let (pull, by_us) = self.begin(image, |told| {
+            let (images, engine) = (self.clone(), engine.clone());
+            async move { images.pull(&engine, &reference, told).await }
+        });
+        Ok(Readiness::Pulling(pull, by_us))
+    }
+
+    /// The pull of an image that is under way; else one that begins now, and is over however the work
+    /// ends. Tells whether it is a new one.
+    fn begin<F>(
+        self: &Arc<Self>,
+        image: String,
+        work: impl FnOnce(watch::Sender<Progress>) -> F,
+    ) -> (Pull, bool)
+    where
+        F: Future<Output = Result<Pulled, Failed>> + Send + 'static,
+    {
         let mut under_way = self.under_way.lock();
         if let Some(pull) = under_way.get(&image) {
-            return Ok(Readiness::Pulling(pull.clone(), false));
+            return (pull.clone(), false);
         }
         let (told, progress) = watch::channel(Progress::default());
-        let (images, engine, key) = (self.clone(), engine.clone(), image.clone());
+        let (over, work) = (Over { images: self.clone(), key: image.clone() }, work(told));
         // On a task of its own: it goes on when those who wait have given up.
         let task = tokio::spawn(async move {
-            let images = Over { images, key };
-            images.images.pull(&engine, &reference, told).await
+            let _over = over;
+            work.await
         });
         let end = async move {
             task.await.unwrap_or_else(|_| Err(failed("the pull ended early", "try again")))
         };
         let pull = Pull { progress, end: end.boxed().shared() };
         under_way.insert(image, pull.clone());
-        Ok(Readiness::Pulling(pull, true))
+        (pull, true)
     }
 
     /// What a registry says of an image for this engine.
@@ -550,5 +576,36 @@ pub fn on_its_way(progress: Progress) -> String {
         Progress { total: 0, .. } => "asking the registry".to_owned(),
         Progress { done, total } if done >= total => "unpacking".to_owned(),
         Progress { done, total } => format!("{} of {} have come", mib(done), mib(total)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pull_that_panics_fails_for_all_who_wait_and_is_over() {
+        let loaded = config::parse("/portcullis.toml".as_ref(), "").unwrap();
+        let images = Arc::new(Images::new(&loaded));
+        let (go, gone) = oneshot::channel::<()>();
+        let (pull, by_us) = images.begin("a".into(), |_| async move {
+            let _ = gone.await;
+            panic!("in the middle of a pull");
+        });
+        assert!(by_us);
+        let (twin, by_us) = images.begin("a".into(), |_| async { unreachable!("it is under way") });
+        assert!(!by_us);
+        go.send(()).unwrap();
+        for waiting in [pull, twin] {
+            assert_eq!(waiting.end.await.unwrap_err().what, "the pull ended early");
+        }
+        // The next one begins anew.
+        let (pull, by_us) =
+            images.begin("a".into(), |_| async { Err(failed("another one", "nothing")) });
+        assert!(by_us);
+        assert_eq!(pull.end.await.unwrap_err().what, "another one");
+        assert!(images.under_way.lock().is_empty());
     }
 }

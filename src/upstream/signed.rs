@@ -1,20 +1,24 @@
-//! Who signed the image that a server is to run of: asked of its registry once, and then known by a
-//! file that only this proxy can have written.
+//! Who signed the image that a server is to run of: asked of its registry, and then known by a file
+//! that only this proxy can have written.
+//!
+//! Invariant: what is kept adds. It takes the registry's place where that does not answer, and is
+//! never the reason for not asking it.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, DirBuilder},
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use parking_lot::Mutex;
 use portcullis_provenance::{
     Error, Provenance, Rejected, Signed, Signer, Trust, Untrusted, What, Who, verify,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{images::Images, process::LaunchFailure};
 use crate::{
@@ -31,12 +35,16 @@ const PURPOSE: &str = "provenance of an image";
 /// How long a file holds. What was signed stays so; whoever is no longer trusted changes the trust,
 /// for which another file counts.
 const HOLDS: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-/// How long it is not asked again of an image that nobody signed, and of one whose registry did not
-/// tell; of so many images.
-const UNSIGNED: Duration = Duration::from_secs(300);
+/// How long what a registry said of an image is not asked for again, where nothing speaks for asking.
+const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a registry is not asked again whatever speaks for it: once it told, and once it did not
+/// and nothing is known; of so many images.
+const ASKED: Duration = Duration::from_secs(300);
 const UNTOLD: Duration = Duration::from_secs(30);
 const IMAGES: usize = 256;
-/// How long a start waits for a registry, where nobody has to have signed the image.
+/// So many repositories of one image have it on file when they were asked.
+const REPOSITORIES: usize = 64;
+/// How long a start waits for a registry at most, where it goes on without.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a file.
 const LARGEST: u64 = 512 << 10;
@@ -77,6 +85,8 @@ pub struct Signatures {
     kept: Arc<Kept>,
     /// Where the config says by whom a server's image has to be signed: `FILE:LINE`.
     places: Arc<HashMap<ServerName, String>>,
+    /// How long a start waits for a registry, where nobody has to have signed the image.
+    patience: Duration,
 }
 
 /// Whom a config trusts.
@@ -139,9 +149,12 @@ impl Signatures {
         let kept = Kept {
             state_dir: state_dir.to_owned(),
             seal: OnceLock::new(),
-            unsigned: Mutex::default(),
+            turn: Mutex::default(),
+            rests: Mutex::default(),
+            refused: Mutex::default(),
         };
-        Self { trust: Arc::new(trust), kept: Arc::new(kept), places: Arc::new(places) }
+        let (trust, kept, places) = (Arc::new(trust), Arc::new(kept), Arc::new(places));
+        Self { trust, kept, places, patience: PATIENCE }
     }
 
     /// Who signed the image of a server, for whoever decides whether it may run. `image` is where it
@@ -166,35 +179,53 @@ impl Signatures {
             let by = SignedBy::default();
             return if holds(&by) { Ok(by) } else { Err(self.unsigned(server, settings, &[])) };
         };
-        if let Some(known) = self.known(image).await {
-            let by = SignedBy::from(&*known);
-            // Where another one has to have signed it, they may have done so since: it is asked again.
-            if holds(&by) {
+        let place = self.place(image);
+        let known = self.known(image).await;
+        let by = SignedBy::from(&*known.signed);
+        // Where another one has to have signed it, they may have done so since: it is asked again.
+        if holds(&by) {
+            if self.kept.rests(&place) || self.kept.is_fresh(&known, &place) {
                 return Ok(by);
             }
-        }
-        if required.is_empty() && self.kept.is_unsigned(&self.place(image)) {
-            return Ok(SignedBy::default());
-        }
-        let looking = self.look(images.client()?, image);
-        if required.is_empty() {
-            // Policies see an image that nobody is known to have signed, where a registry does not tell.
-            let looked = tokio::time::timeout(PATIENCE, looking).await;
-            return Ok(match looked.unwrap_or(Err(Error::Late)) {
-                Ok(found) => SignedBy::from(&*found.signed),
-                Err(error) => {
-                    tracing::warn!(%server, %error, "it is not known who signed the image of a server");
-                    self.kept.unsigned(self.place(image), UNTOLD);
-                    SignedBy::default()
+            // Whoever asks may be given up before there is an answer: the next start goes by what is kept.
+            let nothing = known.signed.is_empty();
+            if !nothing {
+                self.kept.rest(place.clone(), ASKED);
+            }
+            let asking = async {
+                let client = images.client().map_err(|failed| failed.to_string())?;
+                let looked = tokio::time::timeout(self.patience, self.look(client, image)).await;
+                looked.unwrap_or(Err(Error::Late)).map_err(|error| error.to_string())
+            };
+            return Ok(match asking.await {
+                Ok(found) => SignedBy::from(&*added(known.signed, &found.signed)),
+                Err(why) if nothing => {
+                    // Policies see an image that nobody is known to have signed.
+                    tracing::warn!(%server, why, "it is not known who signed the image of a server");
+                    self.kept.rest(place, UNTOLD);
+                    by
+                }
+                Err(why) => {
+                    tracing::info!(%server, why, "who signed the image of a server is taken as it was found before");
+                    by
                 }
             });
         }
+        let looking = self.look(images.client()?, image);
         let Provenance { signed, rejected } = looking.await.map_err(|error| LaunchFailure {
             what: format!("it is not known whether its image is signed: {error}"),
             remedy: Some("see that its registry can be reached".into()),
         })?;
-        let by = SignedBy::from(&*signed);
+        let by = SignedBy::from(&*added(known.signed, &signed));
         if holds(&by) { Ok(by) } else { Err(self.unsigned(server, settings, &rejected)) }
+    }
+
+    /// Has a registry asked again at the next start of an image that policies did not permit by what is
+    /// known of it: who signs it may have done so since.
+    pub fn refused(&self, image: &Reference) {
+        if !self.trust.is_empty() {
+            self.kept.refuse(self.place(image));
+        }
     }
 
     /// Why an image is not started that none of those signed who have to.
@@ -218,22 +249,23 @@ impl Signatures {
         LaunchFailure { what, remedy: Some(format!("see `portcullis server verify {server}`")) }
     }
 
-    /// What was proved of an image before: none where nothing was.
-    async fn known(&self, image: &Reference) -> Option<Vec<Signed>> {
+    /// What was proved of an image before.
+    async fn known(&self, image: &Reference) -> Known {
         let (key, kept) = (self.key(image), self.kept.clone());
-        tokio::task::spawn_blocking(move || kept.find(key)).await.ok()?
+        let found = tokio::task::spawn_blocking(move || kept.find(key)).await;
+        found.ok().flatten().unwrap_or_default()
     }
 
-    /// Asks the registry who signed an image, and keeps what it says.
+    /// Asks the registry who signed an image, and adds what it says to what is kept.
     ///
     /// # Errors
     /// Where the registry does not tell.
     pub async fn look(&self, client: &Client, image: &Reference) -> Result<Provenance, Error> {
         let Some(digest) = image.digest() else { return Ok(Provenance::default()) };
         let found = verify(client, image, digest, &self.trust).await?;
-        let (key, place) = (self.key(image), self.place(image));
+        let (place, now) = (self.place(image), SystemTime::now());
         let (kept, signed) = (self.kept.clone(), found.signed.clone());
-        let _ = tokio::task::spawn_blocking(move || kept.keep(key, place, signed)).await;
+        let _ = tokio::task::spawn_blocking(move || kept.keep(place, &signed, now)).await;
         Ok(found)
     }
 
@@ -252,12 +284,45 @@ impl Signatures {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Place(String, Digest);
 
+/// What is known of an image, as it is kept.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Known {
+    /// What was proved, wherever it was found.
+    signed: Vec<Signed>,
+    /// When which repository was asked: seconds since 1970.
+    asked: BTreeMap<String, u64>,
+}
+
+/// What was proved and what is by now, each once. What is attested is not asked for at a start, only
+/// that it is.
+fn added(mut known: Vec<Signed>, found: &[Signed]) -> Vec<Signed> {
+    for one in found {
+        let mut one = one.clone();
+        if let What::Attestation { predicate, .. } = &mut one.what {
+            *predicate = None;
+        }
+        if !known.iter().any(|known| (&known.by, &known.what) == (&one.by, &one.what)) {
+            known.push(one);
+        }
+    }
+    known
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 struct Kept {
     state_dir: PathBuf,
     /// None where there is no key to trust files by, which the start of the proxy tells more of.
     seal: OnceLock<Option<Seal>>,
-    /// Images that nobody is known to have signed, and until when that holds.
-    unsigned: Mutex<HashMap<Place, Instant>>,
+    /// Held while a file is changed.
+    turn: Mutex<()>,
+    /// Images that are not asked for again just now, and until when.
+    rests: Mutex<HashMap<Place, Instant>>,
+    /// Images that policies did not permit since they were asked for.
+    refused: Mutex<HashSet<Place>>,
 }
 
 impl Kept {
@@ -273,20 +338,36 @@ impl Kept {
         self.folder().join(key.hex())
     }
 
-    /// Whether a registry said just now that nobody signed it.
-    fn is_unsigned(&self, place: &Place) -> bool {
-        self.unsigned.lock().get(place).is_some_and(|until| Instant::now() < *until)
+    /// Whether its registry is not to be asked again just now.
+    fn rests(&self, place: &Place) -> bool {
+        self.rests.lock().get(place).is_some_and(|until| Instant::now() < *until)
     }
 
-    fn unsigned(&self, place: Place, within: Duration) {
-        let mut unsigned = self.unsigned.lock();
-        if unsigned.len() >= IMAGES {
-            unsigned.clear();
+    fn rest(&self, place: Place, within: Duration) {
+        let mut rests = self.rests.lock();
+        if rests.len() >= IMAGES {
+            rests.clear();
         }
-        unsigned.insert(place, Instant::now() + within);
+        rests.insert(place, Instant::now() + within);
     }
 
-    fn find(&self, key: Digest) -> Option<Vec<Signed>> {
+    fn refuse(&self, place: Place) {
+        let mut refused = self.refused.lock();
+        if refused.len() >= IMAGES {
+            refused.clear();
+        }
+        refused.insert(place);
+    }
+
+    /// Whether what is known of an image is what its registry said lately, and was enough.
+    fn is_fresh(&self, known: &Known, place: &Place) -> bool {
+        let now = seconds(SystemTime::now());
+        // A time that is still to come is that of a clock that was put back.
+        let age = known.asked.get(&place.0).and_then(|asked| now.checked_sub(*asked));
+        age.is_some_and(|age| age < FRESH.as_secs()) && !self.refused.lock().contains(place)
+    }
+
+    fn find(&self, key: Digest) -> Option<Known> {
         let path = self.path(key);
         if fs::metadata(&path).ok()?.len() > LARGEST {
             return None;
@@ -302,25 +383,31 @@ impl Kept {
         .ok()
     }
 
-    fn keep(&self, key: Digest, place: Place, mut signed: Vec<Signed>) {
-        if signed.is_empty() {
-            return self.unsigned(place, UNSIGNED);
+    /// Adds what a registry said to what is kept.
+    fn keep(&self, place: Place, signed: &[Signed], now: SystemTime) {
+        let Place(repository, key) = place.clone();
+        self.refused.lock().remove(&place);
+        self.rest(place, ASKED);
+        let _turn = self.turn.lock();
+        let mut known = self.find(key).unwrap_or_default();
+        known.signed = added(known.signed, signed);
+        if known.signed.is_empty() {
+            return;
         }
-        self.unsigned.lock().remove(&place);
-        // What is attested is not asked for at a start, only that it is.
-        for one in &mut signed {
-            if let What::Attestation { predicate, .. } = &mut one.what {
-                *predicate = None;
-            }
+        known.asked.insert(repository, seconds(now));
+        while known.asked.len() > REPOSITORIES {
+            let oldest = known.asked.iter().min_by_key(|(_, asked)| **asked);
+            let Some(oldest) = oldest.map(|(repository, _)| repository.clone()) else { break };
+            known.asked.remove(&oldest);
         }
-        if let Err(why) = self.write(key, &signed) {
+        if let Err(why) = self.write(key, &known) {
             tracing::warn!(%why, "what is known of an image's signatures is not kept: the next start asks again");
         }
     }
 
-    fn write(&self, key: Digest, signed: &[Signed]) -> io::Result<()> {
+    fn write(&self, key: Digest, known: &Known) -> io::Result<()> {
         let seal = self.seal().ok_or_else(|| io::Error::other("there is no key to seal it"))?;
-        let bytes = serde_json::to_vec(signed)?;
+        let bytes = serde_json::to_vec(known)?;
         let sealed = seal.seal(PURPOSE, key.hex().as_bytes(), &bytes, HOLDS);
         let sealed = sealed.map_err(io::Error::other)?;
         let folder = self.folder();
@@ -332,6 +419,7 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use portcullis_provenance::By;
+    use tokio::{io::AsyncReadExt as _, net::TcpListener, sync::watch};
 
     use super::*;
 
@@ -357,22 +445,100 @@ mod tests {
         assert_eq!(by.attested, [attested("a"), attested("b")]);
     }
 
+    fn kept(state_dir: &Path) -> Kept {
+        Kept {
+            state_dir: state_dir.to_owned(),
+            seal: OnceLock::new(),
+            turn: Mutex::default(),
+            rests: Mutex::default(),
+            refused: Mutex::default(),
+        }
+    }
+
+    fn at(repository: &str, key: Digest) -> Place {
+        Place(repository.to_owned(), key)
+    }
+
+    /// A registry that reads requests, and says how many have come.
+    async fn silent() -> (String, watch::Receiver<usize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let (came, count) = watch::channel(0);
+        tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                let came = came.clone();
+                tokio::spawn(async move {
+                    let mut bytes = [0; 4096];
+                    while let Ok(1..) = connection.read(&mut bytes).await {
+                        came.send_modify(|count| *count += 1);
+                    }
+                });
+            }
+        });
+        (host, count)
+    }
+
+    // Both ends of a connection have to go on while the other is waited for.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_start_goes_on_without_a_registry_that_is_silent() {
+        let folder = tempfile::tempdir().unwrap();
+        let pem = rcgen::KeyPair::generate().unwrap().public_key_pem();
+        let who = Who::Key { pem, trusted_root: None };
+        let trust = Trust::new(&[Signer { name: "a".into(), who }]).unwrap();
+        let signatures = Signatures {
+            patience: Duration::from_millis(500),
+            ..Signatures::by(trust, folder.path(), HashMap::new())
+        };
+        let loaded = config::parse("/portcullis.toml".as_ref(), "").unwrap();
+        let (images, settings) = (Images::new(&loaded), config::Server::default());
+        let (host, mut count) = silent().await;
+        let image: Reference = format!("{host}/acme/app@{}", Digest::of(b"this")).parse().unwrap();
+        let server = "s".parse().unwrap();
+        let of = async || signatures.of(&server, &settings, &images, Some(&image)).await.unwrap();
+
+        // Nobody is known to have signed it, and it is not asked again for a while.
+        assert_eq!(of().await, SignedBy::default());
+        asked(&mut count, 1).await;
+        assert_eq!(of().await, SignedBy::default());
+        assert_eq!(*count.borrow(), 1);
+
+        // What was known yesterday counts, and has the registry asked once.
+        let place = signatures.place(&image);
+        let yesterday = SystemTime::now() - FRESH;
+        signatures.kept.keep(place.clone(), &[signed("a", What::Signature)], yesterday);
+        signatures.kept.rest(place.clone(), Duration::ZERO);
+        assert_eq!(of().await.signers, ["a"]);
+        asked(&mut count, 2).await;
+        assert_eq!(of().await.signers, ["a"]);
+        assert_eq!(*count.borrow(), 2);
+
+        // What was known just now has it asked where policies refused it, and else not.
+        signatures.kept.keep(place.clone(), &[], SystemTime::now());
+        signatures.kept.rest(place.clone(), Duration::ZERO);
+        assert_eq!(of().await.signers, ["a"]);
+        assert_eq!(*count.borrow(), 2);
+        signatures.refused(&image);
+        assert_eq!(of().await.signers, ["a"]);
+        asked(&mut count, 3).await;
+    }
+
+    /// Waits until so many requests have come.
+    async fn asked(count: &mut watch::Receiver<usize>, times: usize) {
+        let came = count.wait_for(|count| *count >= times);
+        let came = tokio::time::timeout(Duration::from_secs(30), came).await.unwrap().unwrap();
+        assert_eq!(*came, times);
+    }
+
     #[test]
     fn what_is_kept_was_written_here_for_this_very_image() {
         let folder = tempfile::tempdir().unwrap();
-        let kept = |state_dir: &Path| Kept {
-            state_dir: state_dir.to_owned(),
-            seal: OnceLock::new(),
-            unsigned: Mutex::default(),
-        };
         let (this, that) = (Digest::of(b"this"), Digest::of(b"that"));
-        let at = |repository: &str, key| Place(repository.to_owned(), key);
         let first = kept(folder.path());
         assert_eq!(first.find(this), None);
-        first.keep(this, at("here", this), vec![signed("a", What::Signature)]);
+        first.keep(at("here", this), &[signed("a", What::Signature)], SystemTime::now());
         // Another start.
         let again = kept(folder.path());
-        assert_eq!(again.find(this), Some(vec![signed("a", What::Signature)]));
+        assert_eq!(again.find(this).unwrap().signed, [signed("a", What::Signature)]);
         assert_eq!(again.find(that), None);
         // Under another name, changed, or of another state folder.
         fs::copy(again.path(this), again.path(that)).unwrap();
@@ -387,15 +553,73 @@ mod tests {
         text.push(if last == 'A' { 'B' } else { 'A' });
         fs::write(again.path(this), text).unwrap();
         assert_eq!(again.find(this), None);
-        // That nobody signed it is known for a while, by this run, of one repository.
-        again.keep(that, at("here", that), vec![]);
-        assert!(again.is_unsigned(&at("here", that)) && !again.is_unsigned(&at("here", this)));
-        assert!(!again.is_unsigned(&at("there", that)));
-        assert!(!kept(folder.path()).is_unsigned(&at("here", that)));
-        again.unsigned(at("here", this), Duration::ZERO);
-        assert!(!again.is_unsigned(&at("here", this)));
-        assert_eq!(again.find(that), None);
-        again.keep(that, at("here", that), vec![signed("a", What::Signature)]);
-        assert!(!again.is_unsigned(&at("here", that)));
+    }
+
+    #[test]
+    fn a_registry_that_was_asked_just_now_is_let_alone_whatever_it_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = Digest::of(b"this");
+        for said in [&[][..], &[signed("a", What::Signature)]] {
+            let kept = kept(folder.path());
+            kept.keep(at("here", key), said, SystemTime::now());
+            assert!(kept.rests(&at("here", key)));
+            // By this run, of one image, in one repository.
+            assert!(!kept.rests(&at("there", key)));
+            assert!(!kept.rests(&at("here", Digest::of(b"that"))));
+            assert!(!super::tests::kept(folder.path()).rests(&at("here", key)));
+            kept.rest(at("here", key), Duration::ZERO);
+            assert!(!kept.rests(&at("here", key)));
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_added_to_and_grows_old_for_each_repository() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = Digest::of(b"this");
+        let kept = kept(folder.path());
+        let now = SystemTime::now();
+        let scan =
+            || What::Attestation { predicate_type: "scan".into(), predicate: Some(7.into()) };
+        // A registry that hides what it had, and one that has something else.
+        kept.keep(at("here", key), &[signed("a", What::Signature), signed("a", scan())], now);
+        kept.keep(at("there", key), &[signed("b", What::Signature)], now - FRESH);
+        kept.keep(at("here", key), &[], now);
+        kept.keep(at("here", key), &[signed("a", scan())], now);
+        let known = kept.find(key).unwrap();
+        let by = SignedBy::from(&*known.signed);
+        let attested = Attested { by: "a".into(), of_type: "scan".into() };
+        assert_eq!((&*by.signers, &*by.attested), (&["a".into(), "b".into()][..], &[attested][..]));
+        assert_eq!(known.signed.len(), 3);
+
+        let fresh = |repository: &str| kept.is_fresh(&known, &at(repository, key));
+        assert!(fresh("here"));
+        // A day old, and never asked.
+        assert!(!fresh("there") && !fresh("elsewhere"));
+        // Asked by a clock that was put back.
+        kept.keep(at("here", key), &[], now + FRESH);
+        assert!(!kept.is_fresh(&kept.find(key).unwrap(), &at("here", key)));
+
+        // Policies refused it, until it is asked for again.
+        kept.keep(at("here", key), &[], now);
+        let known = kept.find(key).unwrap();
+        kept.refuse(at("here", key));
+        assert!(!kept.is_fresh(&known, &at("here", key)));
+        kept.keep(at("here", key), &[], now);
+        assert!(kept.is_fresh(&known, &at("here", key)));
+    }
+
+    #[test]
+    fn what_is_kept_of_repositories_is_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = Digest::of(b"this");
+        let kept = kept(folder.path());
+        let signed = [signed("a", What::Signature)];
+        for n in 0..=REPOSITORIES {
+            let when = SystemTime::UNIX_EPOCH + Duration::from_secs(1000 - n as u64);
+            kept.keep(at(&format!("r{n}"), key), &signed, when);
+        }
+        let known = kept.find(key).unwrap();
+        assert_eq!(known.asked.len(), REPOSITORIES);
+        assert!(known.asked.contains_key("r0"));
     }
 }

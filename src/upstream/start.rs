@@ -466,7 +466,12 @@ impl Instance {
         let nobody = |_| Err(NotCleared::Unrecorded("the proxy is shutting down".to_owned()));
         answer.await.unwrap_or_else(nobody).map_err(|why| match why {
             NotCleared::Unrecorded(why) => Failure::Unrecorded(why),
-            NotCleared::Forbidden(refusal) => Failure::Forbidden(refusal),
+            NotCleared::Forbidden(refusal) => {
+                if let Some(image) = pinned.and_then(|pinned| pinned.reference.as_ref()) {
+                    launcher.signatures.refused(image);
+                }
+                Failure::Forbidden(refusal)
+            }
         })?;
         Ok(launching)
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use portcullis::{
     container::Engine,
     oci::{Client, Descriptor, Logins, Reference, Settings},
+    seal::Seal,
 };
 use rcgen::KeyPair;
 use serde_json::{Value, json};
@@ -253,6 +254,76 @@ async fn a_policy_asks_who_signed_an_image_and_what_they_attest() {
         }
         written = gate.stop().await;
     }
+}
+
+/// Has what is kept of signatures be two days older.
+fn aged(written: &Written) {
+    let (state, purpose) = (written.path("state"), "provenance of an image");
+    let seal = Seal::load(&state).unwrap();
+    let mut all = std::fs::read_dir(state.join("provenance")).unwrap();
+    let file = all.next().unwrap().unwrap();
+    let (path, name) = (file.path(), file.file_name());
+    let bound = name.to_str().unwrap().as_bytes();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut kept: Value =
+        serde_json::from_slice(&seal.open(purpose, bound, &text).unwrap()).unwrap();
+    for asked in kept["asked"].as_object_mut().unwrap().values_mut() {
+        *asked = (asked.as_u64().unwrap() - 2 * 24 * 60 * 60).into();
+    }
+    let kept = serde_json::to_vec(&kept).unwrap();
+    let day = std::time::Duration::from_secs(24 * 60 * 60);
+    std::fs::write(path, seal.seal(purpose, bound, &kept, day).unwrap()).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_kept_of_signatures_is_no_reason_not_to_ask_again() {
+    let (mut place, acme) = (Place::new().await, key());
+    let policies = |when: &str| {
+        format!(
+            "@id(\"calls\")\npermit (principal, action, resource)\n\
+             unless {{ action in Portcullis::Action::\"from_proxy\" }};\n@id(\"signed\")\n\
+             permit (principal, action == Portcullis::Action::\"launch\", resource)\nwhen {{ {when} }};\n"
+        )
+    };
+    let scan = "https://example.com/scan/v1";
+    place.attest(&keyed(&acme, &statement(&[place.image.digest], scan, &json!({})))).await;
+    let gate = place
+        .setup("", BY_KEY)
+        .file("acme.pub", acme.public_key_pem())
+        .policies(&policies("resource.signed"))
+        .without_launches()
+        .start()
+        .await;
+    let refusal = refused(&gate).await;
+    assert_eq!(refusal["data"]["code"], "policy-denied", "{refusal:#}");
+    let kept = gate.path("state/provenance");
+    assert!(kept.exists());
+    let written = gate.stop().await;
+
+    // It is signed by now. What is kept is new, and policies refuse it once more; then it is asked again.
+    place.tag(&acme, &payload(place.image.digest)).await;
+    let gate = written.start().await;
+    assert_eq!(refused(&gate).await["data"]["code"], "policy-denied");
+    answers(&gate).await;
+    let written = gate.stop().await;
+
+    // What is attested a day later is found by the first start of then, and what was kept counts still.
+    let later = "https://example.com/later/v1";
+    place.attest(&keyed(&acme, &statement(&[place.image.digest], later, &json!({})))).await;
+    let contains = format!(r#"resource.attested.contains({{ by: "acme", type: "{later}" }})"#);
+    let both = policies(&format!("resource.signed && {contains}"));
+    std::fs::write(written.path("policies/gate.cedar"), both).unwrap();
+    aged(&written);
+    let gate = written.start().await;
+    gate.modern().call("hello__hi", json!({})).await.unwrap();
+    let written = gate.stop().await;
+
+    // Without the registry, for as long as it takes.
+    place.registry = None;
+    aged(&written);
+    let gate = written.start().await;
+    gate.modern().call("hello__hi", json!({})).await.unwrap();
+    gate.stop().await;
 }
 
 #[tokio::test]
