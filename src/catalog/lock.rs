@@ -139,6 +139,16 @@ pub enum Unlocked {
          meant, say so: `portcullis server lock {server}`"
     )]
     Name { server: String, config: String, lock: String },
+    #[error(
+        "the image of `{server}` is {} in the lock file by now, where it was {}: somebody locked it meanwhile; \
+         see that it is what you mean, and try again",
+        known(.is), known(.was)
+    )]
+    Meanwhile { server: String, is: Option<String>, was: Option<String> },
+}
+
+fn known(content: &Option<String>) -> &str {
+    content.as_deref().unwrap_or("not locked")
 }
 
 const VERSION: u32 = 1;
@@ -214,6 +224,27 @@ impl Lock {
             after.write(folder)?;
         }
         Ok(after)
+    }
+
+    /// Has the image of a server be something else from now on, where it is still what it was when
+    /// that was decided, or what it is to be.
+    ///
+    /// # Errors
+    /// Where it is something else by now; then nothing is changed.
+    pub fn move_from(
+        &mut self,
+        server: &str,
+        image: &str,
+        was: Option<&str>,
+        to: Meaning,
+    ) -> Result<(), Unlocked> {
+        let is = self.servers.get(server).and_then(Locked::content);
+        if is != was && is != Some(to.as_str()) {
+            let (is, was) = (is.map(str::to_owned), was.map(str::to_owned));
+            return Err(Unlocked::Meanwhile { server: server.to_owned(), is, was });
+        }
+        self.servers.entry(server.to_owned()).or_default().move_to(image, to);
+        Ok(())
     }
 
     /// What an image of the config means, where that was found out under this very name.
@@ -347,6 +378,37 @@ mod tests {
         assert_eq!(lock.meaning("s", "a:2"), Some(Meaning::Id(two)));
         assert_eq!(lock.meaning("s", "a:1"), None);
         assert_eq!(lock.meaning("t", "a:2"), None);
+    }
+
+    #[test]
+    fn what_somebody_locked_meanwhile_is_not_moved() {
+        let [one, two, three] = [b"1", b"2", b"3"].map(|bytes| digest(bytes));
+        // What whoever decides saw, what is there by now, and whether it is moved to the third.
+        for (was, is, moves) in [
+            (None, None, true),
+            (Some(&one), Some(&one), true),
+            (None, Some(&one), false),
+            (Some(&one), Some(&two), false),
+            (Some(&one), None, false),
+            (None, Some(&three), true),
+            (Some(&one), Some(&three), true),
+        ] {
+            let mut lock = Lock::default();
+            if let Some(is) = is {
+                lock.servers
+                    .entry("s".into())
+                    .or_default()
+                    .move_to("a:1", Meaning::Digest(is.clone()));
+            }
+            let before = lock.clone();
+            let to = Meaning::Digest(three.clone());
+            let moved = lock.move_from("s", "a:1", was.map(String::as_str), to.clone());
+            assert_eq!(moved.is_ok(), moves, "{was:?} {is:?}");
+            match moves {
+                true => assert_eq!(lock.meaning("s", "a:1"), Some(to)),
+                false => assert_eq!(lock, before),
+            }
+        }
     }
 
     #[test]

@@ -94,17 +94,13 @@ impl Engine {
             .build();
         let hidden = login.as_ref().map(Hidden::of).unwrap_or_default();
         let credentials = login.map(|login| credentials(reference, login));
-        let failed = |error: &Error| NotPulled {
+        let failed = |error: &Error, may_be_there| NotPulled {
             why: failure(
                 format!("the engine did not pull `{pinned}`: {}", hidden.clean(words(error))),
                 "see that the engine reaches the registry: it asks for itself, by its own settings \
                  for proxies, certificates and registries without TLS",
             ),
-            // One that was broken off may go on with it.
-            may_be_there: !matches!(
-                error,
-                Error::DockerStreamError { .. } | Error::DockerResponseServerError { .. }
-            ),
+            may_be_there,
         };
         let mut layers = Layers::of(image);
         told(layers.progress());
@@ -114,7 +110,14 @@ impl Engine {
         });
         let mut stream = Box::pin(docker.create_image(Some(options), None, credentials));
         while let Some(info) = stream.next().await {
-            if let Err(layer) = layers.hear(&info.map_err(|error| failed(&error))?) {
+            let info = match info {
+                Ok(info) => info,
+                Err(error) => {
+                    drop(stream);
+                    return Err(failed(&error, self.may_have(&pinned, &error).await));
+                }
+            };
+            if let Err(layer) = layers.hear(&info) {
                 drop(stream);
                 self.remove(&pinned).await;
                 return Err(NotPulled {
@@ -128,8 +131,7 @@ impl Engine {
             told(layers.progress());
         }
         let found = self.docker.inspect_image(&pinned).await;
-        let found = found
-            .map_err(|error| NotPulled { may_be_there: !missing(&error), ..failed(&error) })?;
+        let found = found.map_err(|error| failed(&error, !missing(&error)))?;
         if is(&found, image) {
             return Ok(());
         }
@@ -142,6 +144,20 @@ impl Engine {
             ),
             may_be_there: !removed,
         })
+    }
+
+    /// Whether the engine may have an image whose pull ended with that error, now or later.
+    async fn may_have(&self, pinned: &str, error: &Error) -> bool {
+        match error {
+            // Whoever stands before the engine had no answer of it.
+            Error::DockerResponseServerError { status_code: 502..=504, .. } => true,
+            // It is done with it, and may have stored it before it failed.
+            Error::DockerStreamError { .. } | Error::DockerResponseServerError { .. } => {
+                !matches!(self.has(pinned).await, Ok(None))
+            }
+            // One that was broken off may go on with it.
+            _ => true,
+        }
     }
 
     /// Has the engine remove an image by that name; whether it has none by it then.

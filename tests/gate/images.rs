@@ -7,7 +7,7 @@ use portcullis::container::Engine;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::watch,
 };
 
@@ -384,6 +384,96 @@ async fn what_came_and_is_another_image_never_runs() {
     gate.stop().await;
 }
 
+/// Stands before the engine, and answers pulls in its place.
+struct Between {
+    url: String,
+    /// Whether it has the engine pull before it answers, and what it answers.
+    answers: Arc<watch::Sender<(bool, &'static str)>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Between {
+    fn new(image: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let answers = Arc::new(watch::Sender::new((false, "")));
+        let (answering, image) = (answers.clone(), image.to_owned());
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (answering, image) = (answering.clone(), image.clone());
+                tokio::spawn(async move {
+                    let mut engine = UnixStream::connect("/var/run/docker.sock").await.unwrap();
+                    let (mut asked, mut told) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+                    loop {
+                        let (to, bytes) = tokio::select! {
+                            Ok(n @ 1..) = client.read(&mut asked) => (&mut engine, &asked[..n]),
+                            Ok(n @ 1..) = engine.read(&mut told) => (&mut client, &told[..n]),
+                            else => return,
+                        };
+                        let text = String::from_utf8_lossy(bytes);
+                        if text.starts_with("POST") && text.contains("/images/create?") {
+                            let (pulls, answer) = *answering.borrow();
+                            if pulls {
+                                tokio::task::block_in_place(|| {
+                                    docker(&["pull", "--quiet", &image])
+                                });
+                            }
+                            client.write_all(answer.as_bytes()).await.unwrap();
+                            return;
+                        }
+                        if to.write_all(bytes).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        let url = format!("unix://{}", socket.display());
+        Self { url, answers, _folder: folder }
+    }
+}
+
+// The stand-in before the engine has to answer while `docker` is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_have_come_with_an_error_is_looked_at_before_it_runs() {
+    const BROKEN: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 55\r\n\
+        Connection: close\r\n\r\n{\"errorDetail\":{\"message\":\"broken\"},\"error\":\"broken\"}\r\n";
+    const DENIED: &str =
+        "HTTP/1.1 500 x\r\nContent-Length: 20\r\nConnection: close\r\n\r\n{\"message\":\"denied\"}";
+    const SILENT: &str =
+        "HTTP/1.1 502 x\r\nContent-Length: 20\r\nConnection: close\r\n\r\n{\"message\":\"silent\"}";
+    let registry = Registry::start(&Door::default());
+    let repository = format!("{}/acme/crooked", registry.host());
+    let _pulled = Pulled(repository.clone());
+    let digest = Built::new().await.move_to(&format!("{repository}:1"));
+    let image = format!("{repository}@{digest}");
+    let between = Between::new(&image);
+    let gate = setup(&image).env("DOCKER_HOST", &between.url).start().await;
+    // Whether it comes before the error, what that is, and whether it may be there now or later.
+    let all = [
+        (false, BROKEN, false),
+        (false, DENIED, false),
+        (false, SILENT, true),
+        (true, BROKEN, true),
+    ];
+    for (pulls, answer, may_be_there) in all {
+        between.answers.send_replace((pulls, answer));
+        let before = records(&gate, "image-pull-failed").await.len();
+        // A server that failed again and again is let alone for a while.
+        until("another pull", async || {
+            echo(&gate).await.unwrap_err();
+            (records(&gate, "image-pull-failed").await.len() > before).then_some(())
+        })
+        .await;
+        assert_eq!(gate.path(&unseen(&image)).exists(), may_be_there, "{pulls} {answer}");
+    }
+    // It is there now, and is looked at before it runs.
+    echo(&gate).await.unwrap_err();
+    assert_eq!(containers(&gate.mark), Vec::<String>::new());
+    gate.stop().await;
+}
+
 /// The file that is there while an image is pulled.
 fn unseen(image: &str) -> String {
     format!("state/unseen-{}", portcullis::oci::Digest::of(image.as_bytes()).hex())
@@ -478,6 +568,106 @@ async fn what_commands_do_with_images_is_on_record() {
     echo(&gate).await.unwrap();
     assert_eq!(records(&gate, "image-resolved").await, Vec::<Value>::new());
     gate.stop().await;
+}
+
+// The stand-in before the registry has to answer while `docker push` is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_locked_meanwhile_stays() {
+    let registry = Registry::start(&Door::default());
+    let Held { host, let_go, mut holds } = Held::of(&registry.host(), &["/manifests/1"]).await;
+    let tag = format!("{host}/acme/crooked:1");
+    let digest = Built::new().await.move_to(&tag);
+    let other = format!("sha256:{}", "0".repeat(64));
+    let locked =
+        format!("version = 1\n[servers.crooked]\nimage = \"{tag}\"\nimage-digest = \"{other}\"\n");
+    for verb in ["lock", "pull"] {
+        let written = setup(&tag).write();
+        let_go.send_replace(false);
+        holds.mark_unchanged();
+        let args = ["server", verb];
+        let meanwhile = async {
+            // It has read the lock file by now, and asks the registry.
+            holds.changed().await.unwrap();
+            std::fs::write(written.path("portcullis.lock"), &locked).unwrap();
+            let_go.send_replace(true);
+        };
+        let (ended, ()) = tokio::join!(written.cli(&args), meanwhile);
+        assert_eq!(ended.code, Some(1), "{ended:#?}");
+        assert!(ended.stderr.contains("meanwhile"), "{ended:#?}");
+        let crooked = &lock(&written)["servers"]["crooked"];
+        assert_eq!(crooked["image-digest"].as_str(), Some(&*other));
+        failed_to_lock(&written, &digest).await;
+        assert_eq!(written.records(&["event = image-pulling"]).await, Vec::<Value>::new());
+    }
+}
+
+/// Looks whether it is on record that the server's image was to be locked as that, and was not.
+async fn failed_to_lock(written: &Written, digest: &str) {
+    let events = async |event: &str| written.records(&[&format!("event = {event}")]).await;
+    let [locked, failed] =
+        [events("image-locked").await, events("image-lock-failed").await].map(|mut all| {
+            assert_eq!(all.len(), 1, "{all:#?}");
+            all.remove(0)
+        });
+    for one in [&locked, &failed] {
+        assert_eq!((&one["server"], &one["digest"]), (&json!("crooked"), &json!(digest)));
+        assert_eq!(one["uid"], nix::unistd::getuid().as_raw());
+    }
+    assert!(failed["reason"].as_str().unwrap().contains("meanwhile"), "{failed:#}");
+}
+
+#[tokio::test]
+async fn a_pull_by_hand_is_on_record_before_it_begins() {
+    let registry = Registry::start(&Door::default());
+    let repository = format!("{}/acme/crooked", registry.host());
+    let _pulled = Pulled(repository.clone());
+    let tag = format!("{repository}:1");
+    let digest = Built::new().await.move_to(&tag);
+    let written = setup(&tag).write();
+    written.cli(&["server", "lock", "--format", "json"]).await.expect(0);
+    // A store that cannot be opened.
+    let (audit, aside) = (written.path("state/audit"), written.path("aside"));
+    std::fs::rename(&audit, &aside).unwrap();
+    std::fs::write(&audit, "no folder").unwrap();
+    let ended = written.cli(&["server", "pull"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.stderr.contains("can't be recorded"), "{ended:#?}");
+    assert_eq!(docker(&["images", "--quiet", &repository]), "");
+    std::fs::remove_file(&audit).unwrap();
+    std::fs::rename(&aside, &audit).unwrap();
+
+    let pulled = written.cli(&["server", "pull", "--format", "json"]).await.expect(0);
+    assert_eq!(pulled[0]["pulled"], true);
+    let [pulling] = &written.records(&["event = image-pulling"]).await[..] else { panic!() };
+    assert_eq!((&pulling["server"], &pulling["digest"]), (&json!("crooked"), &json!(digest)));
+    // What is there is not pulled.
+    let pulled = written.cli(&["server", "pull", "--format", "json"]).await.expect(0);
+    assert_eq!(pulled[0]["pulled"], false);
+    assert_eq!(written.records(&["event = image-pulling"]).await.len(), 1);
+}
+
+// The stand-in before the registry has to answer while `docker push` is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_cannot_be_recorded_any_more_fails() {
+    let registry = Registry::start(&Door::default());
+    let Held { host, let_go, mut holds } = Held::blobs(&registry.host()).await;
+    let repository = format!("{host}/acme/crooked");
+    let _pulled = Pulled(repository.clone());
+    let tag = format!("{repository}:1");
+    Built::new().await.move_to(&tag);
+    let_go.send_replace(false);
+    let written = setup(&tag).write();
+    let audit = written.path("state/audit");
+    holds.mark_unchanged();
+    let meanwhile = async {
+        holds.changed().await.unwrap();
+        std::fs::rename(&audit, written.path("aside")).unwrap();
+        std::fs::write(&audit, "no folder").unwrap();
+        let_go.send_replace(true);
+    };
+    let (ended, ()) = tokio::join!(written.cli(&["server", "pull"]), meanwhile);
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.stderr.contains("it was pulled, and that can't be recorded"), "{ended:#?}");
 }
 
 #[tokio::test]
@@ -604,41 +794,60 @@ async fn put_image(host: &str, name: &str, tag: &str, architecture: &str) {
     assert!(put.send().await.unwrap().status().is_success());
 }
 
-/// Stands before a registry, and holds what an engine asks for blobs until it is let go.
-async fn held(registry: &str) -> (String, Arc<watch::Sender<bool>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let host = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
-    let let_go = Arc::new(watch::Sender::new(true));
-    let (gate, registry) = (let_go.clone(), registry.to_owned());
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let (mut open, registry) = (gate.subscribe(), registry.clone());
-            tokio::spawn(async move {
-                let (mut from, mut back) = client.into_split();
-                let (mut answers, mut to) =
-                    TcpStream::connect(registry).await.unwrap().into_split();
-                tokio::spawn(async move { tokio::io::copy(&mut answers, &mut back).await });
-                let mut bytes = vec![0; 1 << 16];
-                while let Ok(n @ 1..) = from.read(&mut bytes).await {
-                    let text = String::from_utf8_lossy(&bytes[..n]);
-                    if text.contains("/blobs/") && text.contains("docker/") {
-                        let _ = open.wait_for(|open| *open).await;
+/// Stands before a registry, and holds some of what it is asked until it is let go.
+struct Held {
+    host: String,
+    let_go: Arc<watch::Sender<bool>>,
+    /// Changes with every request that is held.
+    holds: watch::Receiver<()>,
+}
+
+impl Held {
+    /// Holds the requests that contain all of these words.
+    async fn of(registry: &str, words: &'static [&'static str]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
+        let let_go = Arc::new(watch::Sender::new(true));
+        let (holding, holds) = watch::channel(());
+        let holding = Arc::new(holding);
+        let (gate, registry) = (let_go.clone(), registry.to_owned());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (mut open, registry) = (gate.subscribe(), registry.clone());
+                let holding = holding.clone();
+                tokio::spawn(async move {
+                    let (mut from, mut back) = client.into_split();
+                    let (mut answers, mut to) =
+                        TcpStream::connect(registry).await.unwrap().into_split();
+                    tokio::spawn(async move { tokio::io::copy(&mut answers, &mut back).await });
+                    let mut bytes = vec![0; 1 << 16];
+                    while let Ok(n @ 1..) = from.read(&mut bytes).await {
+                        let text = String::from_utf8_lossy(&bytes[..n]);
+                        if words.iter().all(|word| text.contains(word)) && !*open.borrow() {
+                            holding.send_replace(());
+                            let _ = open.wait_for(|open| *open).await;
+                        }
+                        if to.write_all(&bytes[..n]).await.is_err() {
+                            return;
+                        }
                     }
-                    if to.write_all(&bytes[..n]).await.is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    (host, let_go)
+                });
+            }
+        });
+        Self { host, let_go, holds }
+    }
+
+    /// Holds what an engine asks for blobs.
+    async fn blobs(registry: &str) -> Self {
+        Self::of(registry, &["/blobs/", "docker/"]).await
+    }
 }
 
 // The stand-in before the registry has to answer while `docker push` is waited for.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_waits_for_a_pull_is_told_and_the_pull_goes_on() {
     let registry = Registry::start(&Door::default());
-    let (host, let_go) = held(&registry.host()).await;
+    let Held { host, let_go, .. } = Held::blobs(&registry.host()).await;
     let repository = format!("{host}/acme/crooked");
     let _pulled = Pulled(repository.clone());
     let tag = format!("{repository}:1");
@@ -692,7 +901,7 @@ async fn a_call_that_waits_for_a_pull_is_told_and_the_pull_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_taken_out_while_its_image_is_pulled_is_not_started() {
     let registry = Registry::start(&Door::default());
-    let (host, let_go) = held(&registry.host()).await;
+    let Held { host, let_go, .. } = Held::blobs(&registry.host()).await;
     let repository = format!("{host}/acme/crooked");
     let _pulled = Pulled(repository.clone());
     let tag = format!("{repository}:1");
@@ -728,7 +937,7 @@ async fn a_server_that_is_taken_out_while_its_image_is_pulled_is_not_started() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_has_a_deadline() {
     let registry = Registry::start(&Door::default());
-    let (host, let_go) = held(&registry.host()).await;
+    let Held { host, let_go, .. } = Held::blobs(&registry.host()).await;
     let tag = format!("{host}/acme/crooked:1");
     Built::new().await.move_to(&tag);
     let_go.send_replace(false);

@@ -1,9 +1,9 @@
 //! What an event is about, and the texts in it that others chose.
 
 use super::{
-    AdminAction, By, ByHand, Dropped, Egress, Happening, ImageLocked, ImagePullFailed, ImagePulled,
-    ImageResolved, LaunchRefused, Launched, Launching, PluginLoaded, ReachEnd, Reached, Reaching,
-    SessionOpened, Stopped, Who,
+    AdminAction, By, ByHand, Dropped, Egress, Happening, ImageLockFailed, ImageLocked,
+    ImagePullFailed, ImagePulled, ImagePulling, ImageResolved, LaunchRefused, Launched, Launching,
+    PluginLoaded, ReachEnd, Reached, Reaching, SessionOpened, Stopped, Who,
     v1::{Decision, Rule},
 };
 
@@ -29,6 +29,8 @@ impl Happening {
             Self::ServerLaunchRefused(_) => "server-launch-refused",
             Self::ImageResolved(_) => "image-resolved",
             Self::ImageLocked(_) => "image-locked",
+            Self::ImageLockFailed(_) => "image-lock-failed",
+            Self::ImagePulling(_) => "image-pulling",
             Self::ImagePulled(_) => "image-pulled",
             Self::ImagePullFailed(_) => "image-pull-failed",
             Self::ServerLaunched(_) => "server-launched",
@@ -63,6 +65,8 @@ impl Happening {
             Self::ServerLaunchRefused(refused) => Some(&refused.server),
             Self::ImageResolved(resolved) => Some(&resolved.server),
             Self::ImageLocked(locked) => Some(&locked.server),
+            Self::ImageLockFailed(failed) => Some(&failed.server),
+            Self::ImagePulling(pulling) => Some(&pulling.server),
             Self::ImagePulled(pulled) => Some(&pulled.server),
             Self::ImagePullFailed(failed) => Some(&failed.server),
             Self::ServerLaunched(launched) => Some(&launched.server),
@@ -252,9 +256,14 @@ impl Happening {
                 [server, image, digest].into_iter().for_each(change);
             }
             Self::ImageLocked(ImageLocked { server, image, digest, was, by }) => {
-                let By { uid: _, user, reason } = by;
-                let more = was.iter_mut().chain(user).chain(reason);
+                let more = was.iter_mut().chain(&mut by.user);
                 [server, image, digest].into_iter().chain(more).for_each(change);
+            }
+            Self::ImageLockFailed(ImageLockFailed { server, image, digest, reason, by }) => {
+                [server, image, digest, reason].into_iter().chain(&mut by.user).for_each(change);
+            }
+            Self::ImagePulling(ImagePulling { server, image, digest, by }) => {
+                [server, image, digest].into_iter().chain(&mut by.user).for_each(change);
             }
             Self::ImagePulled(ImagePulled {
                 launch: _,

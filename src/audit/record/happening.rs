@@ -135,6 +135,10 @@ pub enum Happening {
     /// What a server's image means is moved by `portcullis server`. Where that can't be recorded, it is
     /// not.
     ImageLocked(ImageLocked),
+    /// What is on record as locked was not: what was locked before, if anything, still is.
+    ImageLockFailed(ImageLockFailed),
+    /// `portcullis server pull` has the engine pull an image. Where that can't be recorded, it does not.
+    ImagePulling(ImagePulling),
     /// The engine pulled an image.
     ImagePulled(ImagePulled),
     /// The engine did not pull an image.
@@ -476,7 +480,33 @@ pub struct ImageLocked {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub was: Option<String>,
     #[serde(flatten)]
-    pub by: By,
+    pub by: ByHand,
+}
+
+/// An image that was not locked after all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageLockFailed {
+    pub server: String,
+    /// As the config has it.
+    pub image: String,
+    /// `sha256:…`: what it was to be locked as, as in its `image-locked`.
+    pub digest: String,
+    /// Why it was not.
+    pub reason: String,
+    #[serde(flatten)]
+    pub by: ByHand,
+}
+
+/// An image that the engine is to pull.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImagePulling {
+    pub server: String,
+    /// As the config has it.
+    pub image: String,
+    /// `sha256:…` in its registry.
+    pub digest: String,
+    #[serde(flatten)]
+    pub by: ByHand,
 }
 
 /// An image that the engine pulled.
@@ -554,16 +584,19 @@ pub struct Launched {
     /// The program, in a sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<String>,
-    /// The image as the config or the packing names it.
+    /// The image as the config or the packing names it. Of a pod's container it is the config's word:
+    /// which image that is of, its cluster knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_ref: Option<String>,
     /// `sha256:` and the digest by which the engine knows the image that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// The digest of all that confines it, as in the container's label.
+    /// The digest of all that confines it, as in the container's label. A sandbox and a pod's container
+    /// have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
-    /// What the config changed against the default profile: `FIELD: ACTUAL (CONFIG KEY)`.
+    /// What the config changed against the default profile: `FIELD: ACTUAL (CONFIG KEY)`. Where
+    /// `pod-socket` is among it, this is what the config asks for: its pod has the container made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deviations: Vec<String>,
     /// Whether it was tried, from inside and before its program began, that nothing but its `egress` is

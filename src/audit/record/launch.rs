@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    By as ByWhom, ByHand, Egress, HandedBy, Happening, ImageLocked, ImagePullFailed, ImagePulled,
-    ImageResolved, LaunchRefused, Launched, Launching, PlaceKind, SecretHanded, SecretSource,
+    ByHand, Egress, HandedBy, Happening, ImageLockFailed, ImageLocked, ImagePullFailed,
+    ImagePulled, ImagePulling, ImageResolved, LaunchRefused, Launched, Launching, PlaceKind,
+    SecretHanded, SecretSource,
     bounds::bare_uri,
     build::{era, micros, rule},
 };
@@ -169,9 +170,14 @@ pub enum ImageDid {
     Locked {
         /// What was locked before.
         was: Option<String>,
-        /// Why, where this undoes what could not be done.
-        reason: Option<String>,
     },
+    /// It is on record as locked, and was not.
+    NotLocked {
+        /// Why.
+        reason: String,
+    },
+    /// The engine is to pull it.
+    Pulling,
     /// The engine pulled it.
     Pulled {
         /// What it is for.
@@ -210,9 +216,14 @@ impl ImageDone {
         let Self { server, image, digest, what } = self;
         let server = server.to_string();
         match what {
-            ImageDid::Locked { was, reason } => {
-                let by = ByWhom { uid: by.uid, user: by.user, reason };
+            ImageDid::Locked { was } => {
                 Happening::ImageLocked(ImageLocked { server, image, digest, was, by })
+            }
+            ImageDid::NotLocked { reason } => {
+                Happening::ImageLockFailed(ImageLockFailed { server, image, digest, reason, by })
+            }
+            ImageDid::Pulling => {
+                Happening::ImagePulling(ImagePulling { server, image, digest, by })
             }
             ImageDid::Pulled { platform, size, took_us } => Happening::ImagePulled(ImagePulled {
                 launch,

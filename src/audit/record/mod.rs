@@ -21,9 +21,10 @@ pub use asked::{Asked, Claimed, Lack};
 pub(crate) use bounds::bare_uri;
 pub use build::{Arrival, Conclusion, RULES, Ruling};
 pub use happening::{
-    AdminAction, By, ByHand, DropReason, Dropped, Egress, HandedBy, Happening, ImageLocked,
-    ImagePullFailed, ImagePulled, ImageResolved, LaunchRefused, Launched, Launching, PlaceKind,
-    PluginLoaded, SecretHanded, SecretSource, SessionOpened, Stopped, Who,
+    AdminAction, By, ByHand, DropReason, Dropped, Egress, HandedBy, Happening, ImageLockFailed,
+    ImageLocked, ImagePullFailed, ImagePulled, ImagePulling, ImageResolved, LaunchRefused,
+    Launched, Launching, PlaceKind, PluginLoaded, SecretHanded, SecretSource, SessionOpened,
+    Stopped, Who,
 };
 pub use launch::{ImageDid, ImageDone};
 pub use reach::{ReachEnd, Reached, Reaching};

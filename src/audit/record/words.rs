@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::{
     happening::{
-        By, DropReason, HandedBy, Happening, ImageLocked, ImagePullFailed, ImagePulled,
-        ImageResolved, LaunchRefused, Launched,
+        By, DropReason, HandedBy, Happening, ImageLockFailed, ImageLocked, ImagePullFailed,
+        ImagePulled, ImagePulling, ImageResolved, LaunchRefused, Launched,
     },
     reach::{ReachEnd, Reached, Reaching},
 };
@@ -91,7 +91,18 @@ impl fmt::Display for Happening {
                 if let Some(was) = was {
                     write!(f, ", and was {was}")?;
                 }
-                said(by, f)
+                by_whom(by.user.as_deref(), by.uid, f)
+            }
+            Self::ImageLockFailed(ImageLockFailed { server, image, digest, reason, by }) => {
+                write!(
+                    f,
+                    "the image {image} of server {server} is not {digest} after all: {reason}"
+                )?;
+                by_whom(by.user.as_deref(), by.uid, f)
+            }
+            Self::ImagePulling(ImagePulling { server, image, digest, by }) => {
+                write!(f, "the image {image} of server {server} is being pulled ({digest})")?;
+                by_whom(by.user.as_deref(), by.uid, f)
             }
             Self::ImagePulled(ImagePulled { server, image, digest, .. }) => {
                 write!(f, "the image {image} of server {server} was pulled ({digest})")
@@ -218,13 +229,18 @@ impl fmt::Display for Happening {
     }
 }
 
+/// Who did it, by name or else by number.
+fn by_whom(user: Option<&str>, uid: Option<u32>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match (user, uid) {
+        (Some(user), _) => write!(f, ", by {user}"),
+        (None, Some(uid)) => write!(f, ", by user {uid}"),
+        (None, None) => Ok(()),
+    }
+}
+
 /// Who did it, and why where that is to be said.
 fn said(by: &By, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match by {
-        By { user: Some(user), .. } => write!(f, ", by {user}")?,
-        By { uid: Some(uid), .. } => write!(f, ", by user {uid}")?,
-        By { .. } => {}
-    }
+    by_whom(by.user.as_deref(), by.uid, f)?;
     match &by.reason {
         Some(reason) => write!(f, ": {reason}"),
         None => Ok(()),

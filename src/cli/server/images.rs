@@ -28,6 +28,7 @@ use crate::{
 
 /// So many images are put on record at once.
 const AT_ONCE: usize = 64;
+const UNRECORDED: &str = "this can't be recorded in the audit log, so it is not done";
 
 /// The servers that a verb is about.
 #[derive(Debug, clap::Args)]
@@ -125,19 +126,14 @@ async fn all(ctx: &Context, which: &Which, wish: Wish) -> anyhow::Result<Exit> {
         rows.push(Row { server: name.clone(), image: image.to_owned(), what });
     }
     if !wish.is_dry() {
-        let moves: Vec<ImageDone> = rows.iter().filter_map(Row::on_record).collect();
+        let moves: Vec<ImageDone> = rows.iter().filter_map(Row::done).collect();
         for some in moves.chunks(AT_ONCE) {
-            record(&loaded, some.to_vec())
-                .await
-                .context("this can't be recorded in the audit log, so it is not done")?;
+            record(&loaded, some.to_vec()).await.context(UNRECORDED)?;
         }
         for row in &mut rows {
-            let Some(to) = row.what.as_ref().ok().and_then(Done::news).cloned() else { continue };
-            if let Err(why) = write(&launcher.base, &row.server, &row.image, to) {
-                let undone = row.on_record().and_then(|done| undone(done, &why));
-                if let Err(error) = record(&loaded, undone.into_iter().collect()).await {
-                    ctx.note(format!("The audit log says that it was done: {error:#}"));
-                }
+            let (Some(to), Some(done)) = (row.news().cloned(), row.done()) else { continue };
+            if let Err(why) = write(&launcher.base, &row.server, &row.image, row.was(), to) {
+                not_locked(ctx, &loaded, done, &why).await;
                 row.what = Err(why);
             }
         }
@@ -146,28 +142,36 @@ async fn all(ctx: &Context, which: &Which, wish: Wish) -> anyhow::Result<Exit> {
 }
 
 impl Row {
-    /// What is on record of it before it is written.
-    fn on_record(&self) -> Option<ImageDone> {
-        let done = self.what.as_ref().ok()?;
-        let was = match done {
-            Done::Moved { from, .. } => Some(from.clone()),
+    /// What is to be written into the lock file.
+    fn news(&self) -> Option<&Meaning> {
+        self.what.as_ref().ok()?.news()
+    }
+
+    /// What it is moved from.
+    fn was(&self) -> Option<&str> {
+        match &self.what {
+            Ok(Done::Moved { from, .. }) => Some(from),
             _ => None,
-        };
+        }
+    }
+
+    /// What is on record of it before it is written.
+    fn done(&self) -> Option<ImageDone> {
         Some(ImageDone {
             server: self.server.clone(),
             image: self.image.clone(),
-            digest: done.news()?.as_str().to_owned(),
-            what: ImageDid::Locked { was, reason: None },
+            digest: self.news()?.as_str().to_owned(),
+            what: ImageDid::Locked { was: self.was().map(str::to_owned) },
         })
     }
 }
 
-/// What undoes it, where it was not done for that reason; nothing where nothing was locked before.
-fn undone(done: ImageDone, why: &str) -> Option<ImageDone> {
-    let ImageDid::Locked { was: Some(before), .. } = done.what else { return None };
-    let reason = Some(format!("it could not be done: {why}"));
-    let what = ImageDid::Locked { was: Some(done.digest), reason };
-    Some(ImageDone { digest: before, what, ..done })
+/// Has it on record that something was not locked after all, which is on record as locked.
+async fn not_locked(ctx: &Context, loaded: &Loaded, done: ImageDone, why: &str) {
+    let what = ImageDid::NotLocked { reason: why.to_owned() };
+    if let Err(error) = record(loaded, vec![ImageDone { what, ..done }]).await {
+        ctx.note(format!("The audit log says that it was done: {error:#}"));
+    }
 }
 
 /// Has what is about to be done, or was, put on record.
@@ -252,12 +256,13 @@ fn write(
     base: &std::path::Path,
     server: &ServerName,
     image: &str,
-    meaning: Meaning,
+    was: Option<&str>,
+    to: Meaning,
 ) -> Result<(), String> {
-    let moved = Lock::change(base, |lock| {
-        lock.servers.entry(server.to_string()).or_default().move_to(image, meaning);
-    });
-    moved.map(drop).map_err(|error| error.to_string())
+    let mut moved = Ok(());
+    let change = |lock: &mut Lock| moved = lock.move_from(server.as_str(), image, was, to);
+    let changed = Lock::change(base, change).map(drop);
+    changed.and(moved).map_err(|error| error.to_string())
 }
 
 fn tell(ctx: &Context, rows: Vec<Row>, dry: bool) -> anyhow::Result<Exit> {
@@ -406,14 +411,21 @@ async fn fetch(
         what,
     };
     if pinned.is_new {
-        record(loaded, vec![done(ImageDid::Locked { was: None, reason: None })])
-            .await
-            .context("this can't be recorded in the audit log, so it is not done")?;
-        launcher.images.lock(name, &pinned).await?;
+        let locking = done(ImageDid::Locked { was: None });
+        record(loaded, vec![locking.clone()]).await.context(UNRECORDED)?;
+        if let Err(failed) = launcher.images.lock(name, &pinned).await {
+            not_locked(ctx, loaded, locking, &failed.to_string()).await;
+            return Err(failed.into());
+        }
     }
-    if let (None, Some(reference)) = (engine.has(&pinned.image()).await?, &pinned.reference) {
+    if launcher.images.has(engine, &pinned).await? {
+        return Ok((pinned, None));
+    }
+    if let Some(reference) = &pinned.reference {
         let found = launcher.images.look(engine, reference).await?;
         ctx.note(format!("{name}: {reference}: {}, {}", found.platform, mib(found.size)));
+        // Before there is anything to be interrupted: the engine may go on with it.
+        record(loaded, vec![done(ImageDid::Pulling)]).await.context(UNRECORDED)?;
     }
     show(&launcher.images);
     match launcher.images.ready(engine, &pinned).await? {
@@ -421,10 +433,9 @@ async fn fetch(
         Readiness::Pulling(pull, _) => {
             let ended = pull.end.await;
             let recorded = record(loaded, vec![done(ImageDid::of(ended.clone()))]).await;
-            if let Err(error) = recorded {
-                ctx.note(format!("{name}: that it was pulled or not is not on record: {error:#}"));
-            }
-            Ok((pinned, Some(ended?)))
+            let pulled = ended?;
+            recorded.context("it was pulled, and that can't be recorded in the audit log")?;
+            Ok((pinned, Some(pulled)))
         }
     }
 }

@@ -77,6 +77,8 @@ const EVENTS: &[(&str, Meaning)] = &[
     ("server-launch-refused", failure(Medium, Lifecycle, START)),
     ("image-resolved", meaning(Informational, Entity, UPDATE)),
     ("image-locked", meaning(Low, Entity, UPDATE)),
+    ("image-lock-failed", failure(Medium, Entity, UPDATE)),
+    ("image-pulling", meaning(Informational, Lifecycle, INSTALL)),
     ("image-pulled", meaning(Informational, Lifecycle, INSTALL)),
     ("image-pull-failed", failure(Medium, Lifecycle, INSTALL)),
     ("server-launched", meaning(Informational, Lifecycle, START)),
