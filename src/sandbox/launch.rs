@@ -18,24 +18,21 @@ use nix::{fcntl::OFlag, unistd::pipe2};
 use std::os::unix::process::ExitStatusExt;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, Lines},
-    net::{
-        UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
-    },
+    net::{UnixStream, unix::OwnedReadHalf},
     process::Child,
-    sync::{Mutex, mpsc, watch},
     time::timeout,
 };
 use zeroize::Zeroizing;
 
 use super::{
+    control::{Control, Watching, process},
     fds,
     groups::{self, Groups},
-    wire::{Failure, Plan, Report, TERMINATE, USAGE},
+    wire::{Failure, Plan, Report, TERMINATE},
 };
 use crate::upstream::{
     outward::{self, Door},
-    process::{Exit, Handle, LaunchFailure, LaunchSpec, Origin, Process, Usage},
+    process::{Exit, Handle, LaunchFailure, LaunchSpec, Process, Usage},
 };
 
 /// This executable, even where its file has been replaced since it was started.
@@ -183,7 +180,7 @@ impl Start {
         let failed = |error: io::Error| unexpected(&error);
         self.send_streams().map_err(failed)?;
         let Self { control, streams, plan, door } = self;
-        let Streams { theirs, ours: [stdin, stdout, stderr] } = streams;
+        let Streams { theirs, ours } = streams;
         drop(theirs);
         let door = door.map(|(ours, _)| ours);
         control.set_nonblocking(true).map_err(failed)?;
@@ -214,21 +211,10 @@ impl Start {
                 Some(Door::of(sockets.map_err(failed)?, &spec.egress)?)
             }
         };
-        let (ended, end) = watch::channel(None);
-        let (measured, usage) = mpsc::channel(1);
-        let (held, dropped) = mpsc::channel(1);
-        let memory = spec.resources.memory_mib;
-        tokio::spawn(supervise(child, reports, measured, dropped, ended, (groups, memory)));
-        let handle = Running { pid, end, orders: Mutex::new(Some((write, usage))), _held: held };
-        let process = Process {
-            stdin: Box::new(pipe::Sender::from_owned_fd(stdin).map_err(failed)?),
-            stdout: Box::new(pipe::Receiver::from_owned_fd(stdout).map_err(failed)?),
-            stderr: Box::new(pipe::Receiver::from_owned_fd(stderr).map_err(failed)?),
-            handle: Box::new(handle),
-            origin: Origin::default(),
-            door,
-        };
-        Ok(process)
+        let (control, watching) = Control::new(write);
+        tokio::spawn(supervise(child, reports, watching, (groups, spec.resources.memory_mib)));
+        let process = process(ours, Running { pid, control }).map_err(failed)?;
+        Ok(Process { door, ..process })
     }
 }
 
@@ -236,9 +222,7 @@ impl Start {
 async fn supervise(
     mut child: Child,
     mut reports: Lines<tokio::io::BufReader<OwnedReadHalf>>,
-    measured: mpsc::Sender<Usage>,
-    mut dropped: mpsc::Receiver<()>,
-    ended: watch::Sender<Option<Exit>>,
+    mut watching: Watching,
     (groups, memory): (Groups, u64),
 ) {
     let mut told = None;
@@ -247,15 +231,14 @@ async fn supervise(
             line = reports.next_line() => match line {
                 Ok(Some(line)) => match serde_json::from_str(&line) {
                     Ok(Report::Usage { memory, cpu_seconds }) => {
-                        // Nobody waits for it any more where there is no room.
-                        let _ = measured.try_send(Usage { memory, cpu_seconds });
+                        watching.measured(Usage { memory, cpu_seconds });
                     }
                     Ok(Report::Ended { code, reason }) => told = Some(Exit { code, reason }),
                     _ => {}
                 },
                 _ => break,
             },
-            _ = dropped.recv() => break,
+            () = watching.dropped() => break,
             // The kernel ends one process after the other until the rest fits; a tree of which some
             // is gone is of no use, and ends as a whole.
             () = groups.run_out_of_memory() => {
@@ -283,26 +266,14 @@ async fn supervise(
         exit.reason = Some(format!("it used more memory than its {memory} MiB"));
     }
     drop(groups);
-    ended.send_replace(Some(exit));
+    watching.ended(exit);
 }
 
 /// A tree that runs. Dropping it ends the control socket, and so the tree.
 struct Running {
     /// The launcher's process.
     pid: u32,
-    end: watch::Receiver<Option<Exit>>,
-    /// Our side of the control socket, until it is let go of, and the answers to `USAGE`.
-    orders: Mutex<Option<(OwnedWriteHalf, mpsc::Receiver<Usage>)>>,
-    _held: mpsc::Sender<()>,
-}
-
-impl Running {
-    async fn order(&self, order: u8) {
-        if let Some((write, _)) = self.orders.lock().await.as_mut() {
-            // A tree that has ended takes no orders.
-            let _ = write.write_all(&[order]).await;
-        }
-    }
+    control: Control,
 }
 
 #[async_trait]
@@ -312,29 +283,19 @@ impl Handle for Running {
     }
 
     fn wait(&self) -> BoxFuture<'static, Exit> {
-        let mut end = self.end.clone();
-        Box::pin(async move {
-            let ended = end.wait_for(Option::is_some).await;
-            let exit = ended.ok().and_then(|exit| exit.clone());
-            exit.unwrap_or(Exit { code: -1, reason: Some("its supervisor is gone".into()) })
-        })
+        self.control.wait()
     }
 
     async fn stop(&self, grace: Duration) {
-        self.order(TERMINATE).await;
+        self.control.order(TERMINATE).await;
         if timeout(grace, self.wait()).await.is_err() {
-            drop(self.orders.lock().await.take());
+            self.control.let_go().await;
             self.wait().await;
         }
     }
 
     async fn usage(&self) -> Option<Usage> {
-        let mut orders = self.orders.lock().await;
-        let (write, usage) = orders.as_mut()?;
-        // An answer that came too late for an earlier question.
-        while usage.try_recv().is_ok() {}
-        write.write_all(&[USAGE]).await.ok()?;
-        timeout(Duration::from_secs(2), usage.recv()).await.ok().flatten()
+        self.control.usage().await
     }
 }
 

@@ -27,6 +27,7 @@
 //! - The tree lives no longer than the control socket that the proxy holds; a `kill -9` of the
 //!   proxy closes it. No thread's end does.
 
+mod control;
 mod exec;
 mod facts;
 mod fds;

@@ -10,7 +10,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::AsRawFd as _,
         unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
     },
     path::Path,
@@ -22,20 +22,17 @@ use futures_util::{StreamExt as _, future::BoxFuture};
 use nix::fcntl::OFlag;
 use tokio::{
     io::AsyncWriteExt as _,
-    net::{
-        UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf, pipe},
-    },
-    sync::{Mutex, mpsc, watch},
+    net::{UnixStream, unix::OwnedReadHalf},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::codec::{FramedRead, LinesCodec};
 
 use super::{
+    control::{Control, Watching, process},
     launch::{Start, Streams},
-    wire::{Plan, Report, TERMINATE, USAGE},
+    wire::{Plan, Report, TERMINATE},
 };
-use crate::upstream::process::{Exit, Handle, LaunchFailure, LaunchSpec, Origin, Process, Usage};
+use crate::upstream::process::{Exit, Handle, LaunchFailure, LaunchSpec, Process, Usage};
 
 /// The time that the other container may take to be there, and to start the program.
 const START: Duration = Duration::from_secs(30);
@@ -69,7 +66,7 @@ pub async fn launch_in_pod(socket: &Path, spec: &LaunchSpec) -> Result<Process, 
     drop(plan);
     start.send_streams().map_err(failed)?;
     let Start { control, streams, plan, .. } = start;
-    let Streams { theirs, ours: [stdin, stdout, stderr] } = streams;
+    let Streams { theirs, ours } = streams;
     drop(theirs);
     let (read, mut write) = UnixStream::from_std(control).map_err(failed)?.into_split();
     let mut reports = FramedRead::new(read, LinesCodec::new_with_max_length(LINE));
@@ -82,28 +79,12 @@ pub async fn launch_in_pod(socket: &Path, spec: &LaunchSpec) -> Result<Process, 
         Ok(Some(Report::Started { .. })) => {}
         _ => return Err(not_started()),
     }
-    let (ended, end) = watch::channel(None);
-    let (measured, usage) = mpsc::channel(1);
-    let (held, dropped) = mpsc::channel(1);
-    tokio::spawn(supervise(reports, measured, dropped, ended));
-    let end = InPod {
-        place: format!("pod {}", socket.display()),
-        end,
-        orders: Mutex::new(Some((write, usage))),
-        _held: held,
-    };
-    Ok(Process {
-        stdin: Box::new(pipe::Sender::from_owned_fd(stdin).map_err(failed)?),
-        stdout: Box::new(receiver(stdout).map_err(failed)?),
-        stderr: Box::new(receiver(stderr).map_err(failed)?),
-        handle: Box::new(end),
-        origin: Origin { image_ref: spec.image.clone(), ..Origin::default() },
-        door: None,
-    })
-}
-
-fn receiver(end: OwnedFd) -> io::Result<pipe::Receiver> {
-    pipe::Receiver::from_owned_fd(end)
+    let (control, watching) = Control::new(write);
+    tokio::spawn(supervise(reports, watching));
+    let place = format!("pod {}", socket.display());
+    let mut process = process(ours, InPod { place, control }).map_err(failed)?;
+    process.origin.image_ref = spec.image.clone();
+    Ok(process)
 }
 
 /// Connects to the very socket that stands there. The server could put a link in its place, which
@@ -125,38 +106,29 @@ async fn next(reports: &mut Reports) -> Option<Report> {
 }
 
 /// Reads reports until the connection ends, which is the program's end.
-async fn supervise(
-    mut reports: Reports,
-    measured: mpsc::Sender<Usage>,
-    mut dropped: mpsc::Receiver<()>,
-    ended: watch::Sender<Option<Exit>>,
-) {
+async fn supervise(mut reports: Reports, mut watching: Watching) {
     let mut code = None;
     loop {
         tokio::select! {
             report = next(&mut reports) => match report {
                 Some(Report::Usage { memory, cpu_seconds }) => {
-                    // Nobody waits for it any more where there is no room.
-                    let _ = measured.try_send(Usage { memory, cpu_seconds });
+                    watching.measured(Usage { memory, cpu_seconds });
                 }
                 Some(Report::Ended { code: told, .. }) => code = Some(told),
                 _ => break,
             },
-            _ = dropped.recv() => break,
+            () = watching.dropped() => break,
         }
     }
     let lost = || "its container let go of it; `kubectl describe pod` says more".to_owned();
     let reason = code.is_none().then(lost);
-    ended.send_replace(Some(Exit { code: code.unwrap_or(-1), reason }));
+    watching.ended(Exit { code: code.unwrap_or(-1), reason });
 }
 
 /// A program that runs in another container. Dropping it ends the connection, and so the program.
 struct InPod {
     place: String,
-    end: watch::Receiver<Option<Exit>>,
-    /// Our side of the connection, until it is let go of, and the answers to `USAGE`.
-    orders: Mutex<Option<(OwnedWriteHalf, mpsc::Receiver<Usage>)>>,
-    _held: mpsc::Sender<()>,
+    control: Control,
 }
 
 #[async_trait]
@@ -166,33 +138,20 @@ impl Handle for InPod {
     }
 
     fn wait(&self) -> BoxFuture<'static, Exit> {
-        let mut end = self.end.clone();
-        Box::pin(async move {
-            let ended = end.wait_for(Option::is_some).await;
-            let exit = ended.ok().and_then(|exit| exit.clone());
-            exit.unwrap_or(Exit { code: -1, reason: Some("its supervisor is gone".into()) })
-        })
+        self.control.wait()
     }
 
     async fn stop(&self, grace: Duration) {
-        if let Some((write, _)) = self.orders.lock().await.as_mut() {
-            // What has ended takes no orders.
-            let _ = timeout(FALL, write.write_all(&[TERMINATE])).await;
-        }
+        self.control.order(TERMINATE).await;
         if timeout(grace, self.wait()).await.is_err() {
-            drop(self.orders.lock().await.take());
+            self.control.let_go().await;
             // Who listens there may be the server's own, which no word of ours ends.
             let _ = timeout(FALL, self.wait()).await;
         }
     }
 
     async fn usage(&self) -> Option<Usage> {
-        let mut orders = self.orders.lock().await;
-        let (write, usage) = orders.as_mut()?;
-        // An answer that came too late for an earlier question.
-        while usage.try_recv().is_ok() {}
-        timeout(FALL, write.write_all(&[USAGE])).await.ok()?.ok()?;
-        timeout(Duration::from_secs(2), usage.recv()).await.ok().flatten()
+        self.control.usage().await
     }
 }
 

@@ -194,9 +194,16 @@ impl Launcher {
         let files = handed.by(By::File).into_iter();
         spec.env
             .extend(files.map(|(name, _)| (format!("{name}_FILE"), format!("{SECRETS}/{name}"))));
+        let changed = || -> Result<Vec<String>, LaunchFailure> {
+            let changed = self.deviations(server, settings)?;
+            Ok(changed.iter().map(ToString::to_string).collect())
+        };
         if let Some(socket) = &settings.pod_socket {
+            let changed = changed()?;
+            let mut process = sandbox::launch_in_pod(socket, &spec).await?;
+            process.origin.deviations = changed;
             // Its secrets on files are its pod's to mount.
-            return Ok((sandbox::launch_in_pod(socket, &spec).await?, None));
+            return Ok((process, None));
         }
         let folder = self.on_files(handed, settings, place)?;
         spec.secret_files = folder.as_ref().map(|folder| folder.path().to_owned());
@@ -215,13 +222,11 @@ impl Launcher {
                 engine.launch(&spec).await?
             }
             _ => {
+                // The sandbox keeps to the same defaults, but has neither image nor capabilities.
+                let changed = changed()?;
                 unchanged()?;
                 let mut process = sandbox::launch(&spec).await?;
-                // The sandbox keeps to the same defaults, but has neither image nor capabilities.
-                if let Ok(profile) = container::Profile::of(&spec) {
-                    let changed = profile.deviations();
-                    process.origin.deviations = changed.iter().map(ToString::to_string).collect();
-                }
+                process.origin.deviations = changed;
                 process
             }
         };
@@ -261,16 +266,43 @@ impl Launcher {
         let digest = pinned.map(|pinned| pinned.digest().to_owned());
         let mut deviations = Vec::new();
         if settings.url.is_none() {
-            let profile = container::Profile::of(&self.spec_without_secrets(server, settings)?)?;
-            deviations = profile.deviations().iter().map(|d| d.config_key).collect();
+            let changed = self.deviations(server, settings)?;
+            deviations = changed.iter().map(|deviation| deviation.config_key).collect();
             deviations.dedup();
-            if settings.pod_socket.is_some() {
-                // It is not ours to confine, nor are its mounts folders of this machine.
-                deviations.extend((!settings.mounts.is_empty()).then_some("mounts"));
-                deviations.push("pod-socket");
-            }
         }
         Ok(Program { name, digest, deviations, signed: SignedBy::default() })
+    }
+
+    /// What the config changes of a server against the default profile.
+    ///
+    /// # Errors
+    /// Where it asks for what no server can have.
+    fn deviations(
+        &self,
+        server: &ServerName,
+        settings: &config::Server,
+    ) -> Result<Vec<container::Deviation>, LaunchFailure> {
+        let profile = container::Profile::of(&self.spec_without_secrets(server, settings)?)?;
+        let mut changed = profile.deviations();
+        if let Some(socket) = &settings.pod_socket {
+            // It is not ours to confine, nor are its mounts folders of this machine.
+            if !settings.mounts.is_empty() {
+                let all: Vec<_> = settings.mounts.iter().map(ToString::to_string).collect();
+                changed.push(container::Deviation {
+                    field: "Mounts",
+                    default: "none".into(),
+                    actual: all.join(", "),
+                    config_key: "mounts",
+                });
+            }
+            changed.push(container::Deviation {
+                field: "Container",
+                default: "ours".into(),
+                actual: format!("its pod's, at {}", socket.display()),
+                config_key: "pod-socket",
+            });
+        }
+        Ok(changed)
     }
 
     /// Who signed its image.

@@ -3,9 +3,8 @@
 //! ends: the kernel kills all that is left in a process namespace whose first process is gone.
 
 use std::{
-    collections::HashSet,
     ffi::{CStr, CString},
-    fs::{self, File},
+    fs::File,
     io::{Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
@@ -24,14 +23,11 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{
-        ForkResult, Pid, SysconfVar, dup2_stderr, dup2_stdin, dup2_stdout, execve, pipe2, setsid,
-        sysconf,
-    },
+    unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, pipe2, setsid},
 };
 use zeroize::Zeroizing;
 
-use super::sys;
+use super::{sys, tree::Tree};
 use crate::sandbox::wire::{Failure, Plan, Report, TERMINATE, USAGE};
 
 /// The time between two looks at the tree's memory.
@@ -46,6 +42,7 @@ pub(super) fn run(
     control: &mut UnixStream,
     streams: [OwnedFd; 3],
     landlock: bool,
+    tree: Tree,
 ) -> Result<i64, Failure> {
     let children = signal_fd()?;
     let memory = plan.memory;
@@ -55,7 +52,7 @@ pub(super) fn run(
     }
     let main = spawn(plan, streams)?;
     report(control, &Report::Started { landlock });
-    let (code, reason) = watch(control, &children, main, memory);
+    let (code, reason) = watch(control, &children, main, memory, tree);
     report(control, &Report::Ended { code, reason });
     Ok(code)
 }
@@ -168,6 +165,7 @@ fn watch(
     children: &SignalFd,
     main: Pid,
     memory: u64,
+    tree: Tree,
 ) -> (i64, Option<String>) {
     let own = |reason: &str| (KILLED, Some(reason.to_owned()));
     let mut watched = Instant::now();
@@ -195,7 +193,7 @@ fn watch(
                     let _ = kill(main, Signal::SIGTERM);
                 }
                 Ok(1) if order == [USAGE] => {
-                    let (memory, cpu_seconds) = usage();
+                    let (memory, cpu_seconds) = tree.usage();
                     report(control, &Report::Usage { memory, cpu_seconds });
                 }
                 _ => return own("the proxy let go of it"),
@@ -203,7 +201,7 @@ fn watch(
         }
         // Not for every child that ends: a look costs more than a child.
         if watched.elapsed() >= WATCH {
-            let (used, _) = usage();
+            let (used, _) = tree.usage();
             if used > memory {
                 return own(&format!("it used more memory than its {} MiB", memory >> 20));
             }
@@ -226,42 +224,6 @@ fn reap(main: Pid) -> Option<(i64, Option<String>)> {
             Err(errno) => return Some((KILLED, Some(errno.desc().to_owned()))),
         }
     }
-}
-
-/// Bytes of memory and seconds of processor time of the whole tree, from /proc. Memory is what
-/// each process has for itself, what it shares without a file, what is swapped out, and /tmp.
-fn usage() -> (u64, f64) {
-    let mut memory = nix::sys::statvfs::statvfs("/tmp")
-        .map(|tmp| (tmp.blocks() - tmp.blocks_free()) * tmp.fragment_size())
-        .unwrap_or(0);
-    let mut ticks = 0;
-    let Ok(entries) = fs::read_dir("/proc") else { return (memory, 0.0) };
-    let pids: HashSet<u32> =
-        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    for pid in pids {
-        if let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) {
-            // Behind the name, which is in brackets and may hold anything, the 12th to 15th field:
-            // own time in user and system mode, and that of children that have ended.
-            let fields = stat.rsplit(')').next().unwrap_or("").split_whitespace();
-            ticks +=
-                fields.skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
-        }
-        if pid == 1 {
-            continue;
-        }
-        if let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) {
-            memory += status
-                .lines()
-                .filter(|line| {
-                    ["RssAnon:", "RssShmem:", "VmSwap:"].iter().any(|name| line.starts_with(name))
-                })
-                .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-                .sum::<u64>()
-                << 10;
-        }
-    }
-    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
-    (memory, ticks as f64 / per_second as f64)
 }
 
 /// Tells the proxy. Where it is gone, the next read says so.

@@ -10,6 +10,7 @@ mod pod;
 mod root;
 mod seccomp;
 mod sys;
+mod tree;
 
 use std::{
     fs,
@@ -199,7 +200,7 @@ fn inner(
     privileged: bool,
 ) -> i64 {
     let ended = confine(&plan, door, privileged)
-        .and_then(|landlock| init::run(plan, control, streams, landlock));
+        .and_then(|landlock| init::run(plan, control, streams, landlock, tree::Tree::Namespace));
     ended.unwrap_or_else(|failure| {
         init::report(control, &Report::Failed(failure));
         125

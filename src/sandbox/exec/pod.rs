@@ -40,7 +40,10 @@ use nix::{
 };
 use portcullis_kubernetes::LOADERS;
 
-use super::{Given, confine, init, receive, seccomp, sys};
+use super::{
+    Given, confine, init, receive, seccomp, sys,
+    tree::{Tree, below},
+};
 use crate::sandbox::wire::{Failure, Plan, Report};
 
 /// Connections at once: more than a proxy has instances, spares and replicas of one server.
@@ -225,7 +228,8 @@ fn start(control: &mut UnixStream, program: &[OsString]) -> Result<i64, Failure>
     confine::limit_resources(&plan, 0)?;
     prctl::set_no_new_privs().map_err(|errno| failed(&errno.desc()))?;
     seccomp::confine()?;
-    init::run(plan, control, streams, false)
+    // Others of the same container are other connections'.
+    init::run(plan, control, streams, false, Tree::Own)
 }
 
 /// What only this container knows: its image's program, and its environment.
@@ -307,30 +311,6 @@ fn kill_all_below() {
     }
 }
 
-/// The processes below one, by what /proc says of their parents.
-fn below(top: Pid) -> Vec<Pid> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let parents: Vec<(Pid, Pid)> = entries
-        .flatten()
-        .filter_map(|entry| {
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // Behind the name, which is in brackets and may hold anything.
-            let parent = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?;
-            Some((Pid::from_raw(pid), Pid::from_raw(parent)))
-        })
-        .collect();
-    let mut found = vec![top];
-    let mut at = 0;
-    while let Some(parent) = found.get(at).copied() {
-        let children = parents.iter().filter(|(pid, of)| *of == parent && !found.contains(pid));
-        let children: Vec<Pid> = children.map(|(pid, _)| *pid).collect();
-        found.extend(children);
-        at += 1;
-    }
-    found.split_off(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -378,23 +358,5 @@ mod tests {
         assert!(memchr::memmem::find(&ours, PRELOAD).is_none());
         assert!(memchr::memmem::find(&ours, NO_PRELOAD).is_some());
         assert!(without_preload(b"another loader".to_vec()).is_err());
-    }
-
-    #[test]
-    fn processes_below_are_found_however_deep() {
-        let mut shell = std::process::Command::new("sh");
-        let mut shell = shell.args(["-c", "sleep 60 & sleep 60 & echo; wait"]);
-        shell = shell.stdout(std::process::Stdio::piped());
-        let mut child = shell.spawn().unwrap();
-        let mut line = [0];
-        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
-        let found = below(pid);
-        assert_eq!(found.len(), 2);
-        assert!(below(getpid()).contains(&pid));
-        for one in found.into_iter().chain([pid]) {
-            kill(one, Signal::SIGKILL).unwrap();
-        }
-        child.wait().unwrap();
     }
 }
