@@ -31,10 +31,10 @@ use std::{
 pub use entry::{InterceptorEntry, Use};
 pub use finding::{Code, Diagnostics, Finding, Located, Severity};
 pub use raw::{
-    Admin, Audit, Begin, Ceilings, Checkpoint, Client, Config, Destination, Encryption, Engine,
-    EntrySettings, Era, Export, Hardening, Limits, Listen, LogFormat, Loosening, OnFailure, Policy,
-    Registries, Resources, Retention, Runtime, Server, Sharing, Signer, Telemetry, Tool, Transport,
-    Witness,
+    Admin, Approvals, Audit, Begin, Ceilings, Checkpoint, Client, Config, Destination, Encryption,
+    Engine, EntrySettings, Era, Export, Hardening, Limits, Listen, LogFormat, Loosening, OnFailure,
+    Policy, Registries, Resources, Retention, Runtime, Server, Sharing, Signer, Telemetry, Tool,
+    Transport, Witness,
 };
 pub use values::{
     Age, Given, HandOver, IllegalMount, MountEntry, SecretRef, ServerHeader, ServerSecret, Size,

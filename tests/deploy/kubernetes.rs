@@ -212,14 +212,14 @@ impl<'a> Pod<'a> {
         for container in pod.list("initContainers") {
             pod.start(&container, &["--rm", "--network", "none"]);
         }
-        let network = format!("container:{}", pod.container("portcullis"));
+        // As a node has it: the network is the pod's, and stays when a container is started again.
+        let pause = pod.container("pause");
+        let published = ["--publish", "127.0.0.1::8811", &ground.image];
+        let run = ["run", "--detach", "--interactive", "--name", &pause];
+        output("docker", &[&run[..], &published].concat());
+        let network = format!("container:{pause}");
         for container in pod.list("containers") {
-            match container["name"].as_str().unwrap() {
-                "portcullis" => {
-                    pod.start(&container, &["--detach", "--publish", "127.0.0.1::8811"])
-                }
-                _ => pod.start(&container, &["--detach", "--network", &network]),
-            }
+            pod.start(&container, &["--detach", "--network", &network]);
         }
         pod
     }
@@ -320,7 +320,7 @@ impl<'a> Pod<'a> {
     }
 
     fn url(&self, path: &str) -> String {
-        let port = output("docker", &["port", &self.container("portcullis"), "8811/tcp"]);
+        let port = output("docker", &["port", &self.container("pause"), "8811/tcp"]);
         format!("http://{}{path}", port.lines().next().unwrap())
     }
 
@@ -363,7 +363,7 @@ impl<'a> Pod<'a> {
 
 impl Drop for Pod<'_> {
     fn drop(&mut self) {
-        for name in ["install", "portcullis", "server"].map(|name| self.container(name)) {
+        for name in ["install", "portcullis", "server", "pause"].map(|name| self.container(name)) {
             if std::thread::panicking()
                 && let Ok(logs) = Command::new("docker").args(["logs", &name]).output()
             {
@@ -382,11 +382,12 @@ fn a_pod_of_the_manifests_serves_its_clients() {
     let (exported, text) = ground.export(&[]);
     assert!(exported, "{text}");
     let pod = Pod::run(&ground, &text);
-    until("a proxy that is ready", PATIENCE, || {
+    let ready = || {
         let url = pod.url("/readyz");
         let asked = Command::new("curl").args(["-sf", "-m", "5", &url]).output().unwrap();
         asked.status.success().then_some(())
-    });
+    };
+    until("a proxy that is ready", PATIENCE, ready);
     let key = pod.within(&["client", "add", "agent"]);
     let key = key.trim();
     let told = pod.call(key, &json!({}));
@@ -425,6 +426,18 @@ fn a_pod_of_the_manifests_serves_its_clients() {
         pod.call(key, &json!({})).contains("uid=65534").then_some(())
     });
 
+    // What waits for the proxy's port ends with the proxy, which comes back to it.
+    assert!(pod.call(key, &json!({ "bind": true })).contains("uid=65534"));
+    assert_eq!(pod.programs(), 2);
+    let proxy = pod.container("portcullis");
+    output("docker", &["kill", &proxy]);
+    until("the proxy to be back", PATIENCE, || {
+        output("docker", &["start", &proxy]);
+        ready()
+    });
+    assert!(pod.call(key, &json!({})).contains("uid=65534"));
+    assert_eq!(pod.programs(), 1);
+
     // A container that is started again is found again.
     output("docker", &["restart", "--time", "1", &pod.container("server")]);
     until("a server that is there again", PATIENCE, || {
@@ -437,7 +450,9 @@ fn a_pod_of_the_manifests_serves_its_clients() {
     });
     // What is on record is what a container's start is, and who called.
     let records = pod.within(&["audit", "query", "event = server-launched", "--format", "json"]);
-    assert!(records.contains("look-around:1") && records.contains("container"), "{records}");
+    for seen in ["look-around:1", "container", "Container: its pod's, at ", "(pod-socket)"] {
+        assert!(records.contains(seen), "{seen}: {records}");
+    }
     for name in ["portcullis", "server"] {
         let logs = Command::new("docker").args(["logs", &pod.container(name)]).output().unwrap();
         let logs = String::from_utf8([logs.stdout, logs.stderr].concat()).unwrap();

@@ -1,6 +1,7 @@
 /* An MCP server in one static program, for an image with nothing else in it. It has one tool, which
  * tells what the server sees of its container; with `"leave":true` it leaves a process behind that
- * is nobody's child and in a session of its own, with `"kill":true` it kills who started it. */
+ * is nobody's child and in a session of its own, with `"kill":true` it kills who started it, and with
+ * `"bind":true` one that wants the proxy's port as soon as that is free. */
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -57,6 +58,16 @@ static int listens(void) {
     return done;
 }
 
+/* Takes the proxy's port once it is free, and keeps it. */
+static void take_port(void) {
+    struct sockaddr_in port = {.sin_family = AF_INET, .sin_port = htons(8811)};
+    int at = socket(AF_INET, SOCK_STREAM, 0);
+    while (bind(at, (struct sockaddr *)&port, sizeof port))
+        usleep(100);
+    for (;;)
+        pause();
+}
+
 /* Whether it is let stay at the socket at which the proxy gives orders. */
 static int joins(void) {
     struct sockaddr_un socket_of = {.sun_family = AF_UNIX, .sun_path = "/run/portcullis/server.sock"};
@@ -99,6 +110,10 @@ int main(int count, char **words) {
                     for (;;)
                         pause();
                 _exit(0);
+            }
+            if (strstr(line, "\"bind\":true") && !fork()) {
+                setsid();
+                take_port();
             }
             if (strstr(line, "\"kill\":true")) {
                 kill(getppid(), SIGKILL);

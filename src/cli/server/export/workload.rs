@@ -57,7 +57,7 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
     );
     let at = format!("/servers/{name}");
     let mut wrong = Wrong { loaded, found: Vec::new() };
-    for (key, pointer) in pod_config::lost(loaded, &args.leave_out) {
+    for (key, pointer) in pod_config::refused(loaded, &args.leave_out) {
         wrong.add(
             &pointer,
             format!("a pod has no place for `{key}`: say `--leave-out {key}` to do without"),
