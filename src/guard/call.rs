@@ -1,6 +1,6 @@
 //! Carrying out a call that was read: what is asked of the engine in its stead, and for whom.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{cell::RefCell, path::PathBuf, sync::Arc, time::Duration};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
@@ -18,7 +18,8 @@ use crate::{
     create::{self, Holding},
     engine::{self, Body, Engine},
     label,
-    lease::Leases,
+    lease::{Held, Joining, Leases},
+    peer::Peer,
     refusal::{Code, Refusal},
     route::{Act, Asked, Call},
     rules::{Allow, Rules},
@@ -63,10 +64,11 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Carries a call out.
+    /// Carries a call out for a client.
     pub async fn carry_out(
         self: &Arc<Self>,
         asked: Asked,
+        peer: Peer,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Refusal> {
         let Asked { base, call } = asked;
@@ -95,7 +97,7 @@ impl Shared {
             }
             Call::Create { name } => {
                 let body = engine::read(request.into_body(), LONGEST, ARRIVAL).await?;
-                self.create(&base, &name, body.to_vec()).await
+                self.create(&base, &name, body.to_vec(), peer).await
             }
             Call::Container { container, act } => {
                 let held = self.leases.find(&container).ok_or_else(|| {
@@ -103,7 +105,7 @@ impl Shared {
                     Refusal::new(Code::Container, why)
                 })?;
                 // Not the lease itself, with its place: a wait can be long.
-                let (id, mounts) = (held.id.clone(), held.mounts.clone());
+                let (id, mounts) = (held.id.clone(), held.mounts().to_vec());
                 drop(held);
                 self.act(&format!("{base}/containers/{id}"), &id, &mounts, act, request).await
             }
@@ -183,13 +185,22 @@ impl Shared {
         base: &str,
         name: &str,
         body: Vec<u8>,
+        peer: Peer,
     ) -> Result<Response<Body>, Refusal> {
         let (shared, named) = (self.clone(), name.to_owned());
         let checked = looked(move || {
-            let held = |container: &str, held: &Holding| shared.leases.join(container, held);
-            create::check(&body, &named, &shared.rules, held)
+            let joining = RefCell::new(None);
+            let held = |container: &str, held: &Holding| {
+                let joined = shared.leases.join(container, held, peer)?;
+                let id = joined.id().to_owned();
+                joining.replace(Some(joined));
+                Some(id)
+            };
+            let checked = create::check(&body, &named, &shared.rules, held)?;
+            Ok((checked, joining.into_inner()))
         });
-        let checked = checked.await?;
+        // Taken back unless the container comes to be.
+        let (checked, mut joining) = checked.await?;
         let target = format!("{base}/images/{}/json", checked.image);
         let (status, image) = self.engine.ask(Method::GET, &target, Vec::new()).await?;
         if !status.is_success() {
@@ -231,13 +242,16 @@ impl Shared {
             let (status, told) = match asked {
                 Ok(asked) => asked,
                 Err(refusal) => {
+                    joining.iter_mut().for_each(Joining::keep);
                     leases.lost(name, guard, place);
                     return Err(refusal);
                 }
             };
             if let Some(id) = told.get("Id").and_then(Value::as_str).filter(|_| status.is_success())
             {
-                leases.hold(id.to_owned(), name, mounts, holds, place);
+                joining.iter_mut().for_each(Joining::keep);
+                let held = Held { name, mounts, holds, by: peer };
+                leases.hold(id.to_owned(), held, place);
             }
             Ok((status, told))
         });

@@ -24,6 +24,7 @@ use crate::{
     create::Holding,
     engine::Engine,
     label,
+    peer::Peer,
     refusal::{Code, Refusal},
 };
 
@@ -52,14 +53,22 @@ pub struct Leases {
 /// One container.
 pub struct Lease {
     pub id: String,
-    name: String,
-    /// The folders of the host that it has, with whether it may write.
-    pub mounts: Vec<(PathBuf, bool)>,
-    /// What it holds, and whether somebody has joined it.
-    holds: Option<Holding>,
+    held: Held,
+    /// Whether somebody has joined what it holds.
     joined: AtomicBool,
     attached: AtomicBool,
     _place: OwnedSemaphorePermit,
+}
+
+/// What is known of a container.
+pub struct Held {
+    pub name: String,
+    /// The folders of the host that it has, with whether it may write.
+    pub mounts: Vec<(PathBuf, bool)>,
+    /// What it holds.
+    pub holds: Option<Holding>,
+    /// Who had it created.
+    pub by: Peer,
 }
 
 impl Leases {
@@ -79,19 +88,10 @@ impl Leases {
     }
 
     /// Holds one that was just created.
-    pub fn hold(
-        &self,
-        id: String,
-        name: String,
-        mounts: Vec<(PathBuf, bool)>,
-        holds: Option<Holding>,
-        place: OwnedSemaphorePermit,
-    ) {
+    pub fn hold(&self, id: String, held: Held, place: OwnedSemaphorePermit) {
         let lease = Lease {
             id: id.clone(),
-            name,
-            mounts,
-            holds,
+            held,
             joined: AtomicBool::default(),
             attached: AtomicBool::default(),
             _place: place,
@@ -99,7 +99,7 @@ impl Leases {
         {
             let mut held = self.held.lock();
             // The engine gives a name to one at a time: the earlier one is gone.
-            held.retain(|_, other| other.name != lease.name);
+            held.retain(|_, other| other.held.name != lease.held.name);
             held.insert(id.clone(), Arc::new(lease));
         }
         let leases = self.clone();
@@ -160,14 +160,16 @@ impl Leases {
     /// One that was created through this guard, by its id or name.
     pub fn find(&self, container: &str) -> Option<Arc<Lease>> {
         let held = self.held.lock();
-        let named = || held.values().find(|lease| lease.name == container);
+        let named = || held.values().find(|lease| lease.held.name == container);
         held.get(container).or_else(named).cloned()
     }
 
-    /// The id of the container that holds exactly that, the first time that it is asked for.
-    pub fn join(&self, container: &str, holding: &Holding) -> Option<String> {
-        let lease = self.find(container).filter(|lease| lease.holds.as_ref() == Some(holding))?;
-        (!lease.joined.swap(true, Ordering::AcqRel)).then(|| lease.id.clone())
+    /// Joins the container that holds exactly that, and was created by the same client: once.
+    pub fn join(&self, container: &str, holding: &Holding, by: Peer) -> Option<Joining> {
+        let is_for =
+            |lease: &Arc<Lease>| lease.held.holds.as_ref() == Some(holding) && lease.held.by == by;
+        let lease = self.find(container).filter(is_for)?;
+        (!lease.joined.swap(true, Ordering::AcqRel)).then_some(Joining { lease, kept: false })
     }
 
     /// It is not there any more.
@@ -223,6 +225,39 @@ impl Leases {
     }
 }
 
+impl Lease {
+    /// The folders of the host that it has, with whether it may write.
+    pub fn mounts(&self) -> &[(PathBuf, bool)] {
+        &self.held.mounts
+    }
+}
+
+/// That a container which is being created has joined another. It is taken back unless it is kept.
+pub struct Joining {
+    lease: Arc<Lease>,
+    kept: bool,
+}
+
+impl Joining {
+    /// The id of the one that is joined.
+    pub fn id(&self) -> &str {
+        &self.lease.id
+    }
+
+    /// The container is there, or may come to be.
+    pub fn keep(&mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.lease.joined.store(false, Ordering::Release);
+        }
+    }
+}
+
 /// That somebody is attached to a container. However that ends, the container does soon after.
 pub struct Attachment {
     leases: Leases,
@@ -273,6 +308,11 @@ mod tests {
     };
 
     use super::*;
+    use crate::peer::tests::peer;
+
+    fn held(name: &str, holds: Option<Holding>) -> Held {
+        Held { name: name.to_owned(), mounts: Vec::new(), holds, by: peer(1) }
+    }
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -308,7 +348,7 @@ mod tests {
         let engine = UnixListener::bind(&socket).expect("a socket");
         let leases = Leases::new(Engine::new(socket), 1);
         let place = leases.place().expect("a place");
-        leases.hold("a".to_owned(), "n".to_owned(), Vec::new(), None, place);
+        leases.hold("a".to_owned(), held("n", None), place);
         let ending = leases.clone();
         let ending = tokio::spawn(async move { ending.end("a", "it is tried").await });
         let story = async {
@@ -360,15 +400,25 @@ mod tests {
         let holding = |by: &str| Holding { by: by.to_owned(), of: Default::default() };
         let hold = |id: &str, holds| {
             let place = leases.place().expect("a place");
-            leases.hold(id.to_owned(), format!("n-{id}"), Vec::new(), holds, place);
+            leases.hold(id.to_owned(), held(&format!("n-{id}"), holds), place);
         };
         hold("a", Some(holding("x")));
         hold("b", None);
-        for (container, by) in [("a", "y"), ("b", "x"), ("c", "x"), ("", "x")] {
-            assert_eq!(leases.join(container, &holding(by)), None, "{container} {by}");
+        let join = |container: &str, by: &str, pid| leases.join(container, &holding(by), peer(pid));
+        for (container, by, pid) in
+            [("a", "y", 1), ("b", "x", 1), ("c", "x", 1), ("", "x", 1), ("a", "x", 2)]
+        {
+            assert!(join(container, by, pid).is_none(), "{container} {by} {pid}");
         }
-        assert_eq!(leases.join("n-a", &holding("x")), Some("a".to_owned()));
-        assert_eq!(leases.join("a", &holding("x")), None);
+        // A creation that failed takes it back.
+        let failed = join("n-a", "x", 1).expect("to join");
+        assert_eq!(failed.id(), "a");
+        assert!(join("a", "x", 1).is_none());
+        drop(failed);
+        let mut joined = join("a", "x", 1).expect("to join");
+        joined.keep();
+        drop(joined);
+        assert!(join("a", "x", 1).is_none());
     }
 
     #[tokio::test]
@@ -383,7 +433,7 @@ mod tests {
         while leases.place().is_ok() {
             tokio::task::yield_now().await;
         }
-        leases.hold("a".to_owned(), "n".to_owned(), Vec::new(), None, place);
+        leases.hold("a".to_owned(), held("n", None), place);
         let story = async {
             answer(asked(&engine).await, "204 x").await;
             end.await.expect("no panic");

@@ -10,7 +10,7 @@
 //!   (paths, doubled keys, cases of keys, two lengths) does not get to the engine.
 //! - A container is created from what [`create`] has read and checked, written anew.
 //! - Nothing is done to a container that this guard did not create. None joins what another one has,
-//!   but the network namespace of a holder that was created for it alone.
+//!   but the network namespace of a holder that the same client had created for it alone.
 //! - A container ends with the connection that is attached to it. None outlives its proxy, nor the
 //!   guard, nor, where that was killed, its next start. One that cannot be removed is tried again.
 //! - Bodies, headers, connections, containers and times are bounded.
@@ -20,6 +20,7 @@ mod call;
 mod create;
 mod engine;
 mod lease;
+mod peer;
 mod refusal;
 mod route;
 mod rules;

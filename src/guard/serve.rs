@@ -29,6 +29,7 @@ use crate::{
     engine::{Body, Engine, Fault},
     label,
     lease::{Leases, Removal, remove},
+    peer::Peer,
     refusal::{Code, Refusal, shown},
     route::{self, Act, Call},
     rules::Rules,
@@ -100,9 +101,16 @@ impl Guard {
 }
 
 async fn serve(stream: UnixStream, shared: Arc<Shared>) {
+    let peer = match Peer::of(&stream) {
+        Ok(peer) => peer,
+        Err(error) => {
+            tracing::warn!("a connection was not taken, whose other end is not known: {error}");
+            return;
+        }
+    };
     let service = service_fn(move |request| {
         let shared = shared.clone();
-        async move { Ok::<_, Infallible>(respond(shared, request).await) }
+        async move { Ok::<_, Infallible>(respond(shared, peer, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -118,13 +126,13 @@ async fn serve(stream: UnixStream, shared: Arc<Shared>) {
     }
 }
 
-async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
+async fn respond(shared: Arc<Shared>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
     let (method, target) = (request.method().clone(), request.uri().to_string());
     let outcome = match admit(&request) {
         Ok(asked) => {
             let what = asked.call.words();
             tracing::debug!(call = what, "asked");
-            shared.carry_out(asked, request).await
+            shared.carry_out(asked, peer, request).await
         }
         Err(refusal) => Err(refusal),
     };

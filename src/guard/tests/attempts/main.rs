@@ -224,6 +224,57 @@ async fn nothing_is_done_to_containers_of_others_nor_more_than_allowed_to_its_ow
 }
 
 #[tokio::test]
+async fn a_network_is_joined_by_the_client_that_had_it_held() {
+    let mut stand = Stand::still("joins", &[Allow::Pack]);
+    let layer = {
+        let first = Stand::new("layer", &[Allow::Pack]).await;
+        let image = image(&first).await;
+        let told = direct("GET", &format!("/v1.41/images/{image}/json"), "").await.json();
+        told["RootFS"]["Layers"][0].as_str().expect("a layer").to_owned()
+    };
+    stand.rules.holders = [layer].into();
+    stand.start().await;
+    let image = image(&stand).await;
+    let mut holder = body(&stand.rules, &image);
+    holder["Labels"][label::HOLDS] = name("joins").into();
+    let target = |tail: &str| format!("/v1.41/containers/create?name={}", name(tail));
+    let held = stand.ask("POST", &target("holds"), &holder.to_string()).await;
+    let id = held.json()["Id"].as_str().unwrap_or_else(|| panic!("{held:?}")).to_owned();
+    let mut joins = body(&stand.rules, &image);
+    joins["HostConfig"]["NetworkMode"] = format!("container:{id}").into();
+    let text = joins.to_string();
+
+    // Another process, that says all the same.
+    let url = format!("http://d{}", target("joins"));
+    let socket = stand.socket();
+    let asked = tokio::process::Command::new("curl")
+        .args(["-s", "-m", "60", "-H", "Content-Type: application/json", "-d", &text, &url])
+        .arg("--unix-socket")
+        .arg(&socket)
+        .output();
+    let told = String::from_utf8(asked.await.expect("curl").stdout).expect("text");
+    assert!(told.contains("no container of this guard's holds for it"), "{told}");
+
+    // What is refused has joined nothing: for its mounts, and for its image.
+    let mut mounts = joins.clone();
+    mounts["HostConfig"]["Mounts"] = json!([{"Type": "bind", "Source": "/etc", "Target": "/x",
+        "ReadOnly": true, "BindOptions": {"Propagation": "rprivate", "NonRecursive": true}}]);
+    let mut absent = joins.clone();
+    absent["Image"] = format!("sha256:{}", "0".repeat(64)).into();
+    for (other, status) in [(mounts, 403), (absent, 404)] {
+        let refused = stand.ask("POST", &target("joins"), &other.to_string()).await;
+        assert_eq!(refused.status, status, "{refused:?}");
+    }
+    let joined = stand.ask("POST", &target("joins"), &text).await;
+    assert_eq!(joined.status, 201, "{joined:?}");
+    assert_eq!(stand.ask("POST", &target("joins"), &text).await.status, 403);
+    for tail in ["joins", "holds"] {
+        let target = format!("/v1.41/containers/{}?force=true&v=true", name(tail));
+        assert_eq!(stand.ask("DELETE", &target, "").await.status, 204);
+    }
+}
+
+#[tokio::test]
 async fn creations_that_are_looser_leave_no_container() {
     let stand = Stand::new("create", &[Allow::Pack]).await;
     let image = image(&stand).await;
