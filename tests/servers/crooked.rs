@@ -12,7 +12,7 @@ use std::{
     collections::BTreeSet,
     io::{BufRead, Write, stdin, stdout},
     path::PathBuf,
-    sync::Mutex,
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
@@ -71,6 +71,10 @@ fn is_held(method: &str) -> bool {
 /// What is to be told of.
 static SUBSCRIBED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
+fn subscribed() -> MutexGuard<'static, BTreeSet<String>> {
+    SUBSCRIBED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn take(method: &str, id: Value, line: String, message: Value, lists: bool) {
     let uri = message["params"]["uri"].as_str().unwrap_or_default().to_owned();
     match method {
@@ -90,11 +94,11 @@ fn take(method: &str, id: Value, line: String, message: Value, lists: bool) {
             thread::spawn(move || call(&id, &line, &message["params"]));
         }
         "resources/subscribe" if waits().is_some() => {
-            SUBSCRIBED.lock().unwrap().insert(uri);
+            subscribed().insert(uri);
             answer(&id, json!({}));
         }
         "resources/unsubscribe" if waits().is_some() => {
-            SUBSCRIBED.lock().unwrap().remove(&uri);
+            subscribed().remove(&uri);
             answer(&id, json!({}));
         }
         _ => {
@@ -161,7 +165,7 @@ fn call(id: &Value, line: &str, params: &Value) {
         }
         "hang" => {}
         "update" => {
-            for uri in &*SUBSCRIBED.lock().unwrap() {
+            for uri in &*subscribed() {
                 let method = "notifications/resources/updated";
                 let params = json!({ "uri": uri });
                 say(&json!({ "jsonrpc": "2.0", "method": method, "params": params }).to_string());
