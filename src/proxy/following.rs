@@ -136,6 +136,7 @@ impl Proxy {
     /// to be followed.
     fn find(&self, loaded: &Loaded) {
         self.launcher.hands.find(loaded);
+        self.launcher.signatures.find(loaded);
         self.secrets_moved.notify_one();
     }
 

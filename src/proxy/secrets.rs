@@ -76,7 +76,7 @@ impl Proxy {
         // Else it is asked for in the very moment in which another task has done all.
         while server.rereads.is_asked() && server.still_there().is_ok() {
             let Some(mut turn) = server.rereads.turn() else { return };
-            while let Some(which) = turn.next() {
+            while let Some(which) = turn.take() {
                 let rehanded = server.rehand(self, which).await;
                 let server = &server.name;
                 if which == Reread::All {

@@ -38,7 +38,7 @@ impl Rereads {
 
 impl Turn<'_> {
     /// What is to be done next.
-    pub fn next(&mut self) -> Option<Reread> {
+    pub fn take(&mut self) -> Option<Reread> {
         self.of.asked.lock().take()
     }
 }
@@ -54,15 +54,15 @@ mod tests {
         rereads.ask(Reread::Files);
         let mut turn = rereads.turn().unwrap();
         assert!(rereads.turn().is_none(), "two at a time");
-        assert_eq!(turn.next(), Some(Reread::Files));
+        assert_eq!(turn.take(), Some(Reread::Files));
         for which in [Reread::Files, Reread::All, Reread::Files] {
             rereads.ask(which);
         }
-        assert_eq!(turn.next(), Some(Reread::All));
-        assert_eq!(turn.next(), None);
+        assert_eq!(turn.take(), Some(Reread::All));
+        assert_eq!(turn.take(), None);
         rereads.ask(Reread::Files);
         drop(turn);
         assert!(rereads.is_asked());
-        assert_eq!(rereads.turn().unwrap().next(), Some(Reread::Files));
+        assert_eq!(rereads.turn().unwrap().take(), Some(Reread::Files));
     }
 }

@@ -478,8 +478,9 @@ impl Server {
             }
             Ok::<_, String>(renewed)
         });
-        let all = join_all(all).await;
-        self.shared.renew_spares("its secrets were read anew", true).await;
+        // Side by side: an instance that does not come up keeps no spare with old ones.
+        let spares = self.shared.renew_spares("its secrets were read anew", true);
+        let (all, ()) = tokio::join!(join_all(all), spares);
         let mut rehanded = Rehanded::default();
         for renewed in all {
             match renewed {

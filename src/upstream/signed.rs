@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use portcullis_provenance::{
     Error, Provenance, Rejected, Signed, Signer, Trust, Untrusted, What, Who, verify,
 };
@@ -84,7 +84,7 @@ pub struct Signatures {
     trust: Arc<Trust>,
     kept: Arc<Kept>,
     /// Where the config says by whom a server's image has to be signed: `FILE:LINE`.
-    places: Arc<HashMap<ServerName, String>>,
+    places: Arc<RwLock<HashMap<ServerName, String>>>,
     /// How long a start waits for a registry, where nobody has to have signed the image.
     patience: Duration,
 }
@@ -122,6 +122,16 @@ fn trusted(config: &Config) -> Result<Trust, (String, String)> {
     })
 }
 
+/// Where a config says by whom a server's image has to be signed.
+fn places(loaded: &Loaded) -> HashMap<ServerName, String> {
+    let place = |(name, server): (&ServerName, &config::Server)| {
+        let line = loaded.line(&format!("/servers/{name}/signed-by"));
+        let line = line.filter(|_| !server.signed_by.is_empty())?;
+        Some((name.clone(), format!("{}:{line}", loaded.path.display())))
+    };
+    loaded.config.servers.iter().filter_map(place).collect()
+}
+
 impl Default for Signatures {
     /// Of nobody.
     fn default() -> Self {
@@ -136,13 +146,12 @@ impl Signatures {
     /// What is wrong with a signer, and where in the config that is, as a JSON pointer.
     pub fn of_config(loaded: &Loaded) -> Result<Self, (String, String)> {
         let trust = trusted(&loaded.config)?;
-        let place = |(name, server): (&ServerName, &config::Server)| {
-            let line = loaded.line(&format!("/servers/{name}/signed-by"));
-            let line = line.filter(|_| !server.signed_by.is_empty())?;
-            Some((name.clone(), format!("{}:{line}", loaded.path.display())))
-        };
-        let places = loaded.config.servers.iter().filter_map(place).collect();
-        Ok(Self::by(trust, &loaded.config.state_dir, places))
+        Ok(Self::by(trust, &loaded.config.state_dir, places(loaded)))
+    }
+
+    /// Notes where a config that was read again says by whom images have to be signed.
+    pub fn find(&self, loaded: &Loaded) {
+        *self.places.write() = places(loaded);
     }
 
     fn by(trust: Trust, state_dir: &Path, places: HashMap<ServerName, String>) -> Self {
@@ -153,7 +162,8 @@ impl Signatures {
             rests: Mutex::default(),
             refused: Mutex::default(),
         };
-        let (trust, kept, places) = (Arc::new(trust), Arc::new(kept), Arc::new(places));
+        let (trust, kept, places) =
+            (Arc::new(trust), Arc::new(kept), Arc::new(RwLock::new(places)));
         Self { trust, kept, places, patience: PATIENCE }
     }
 
@@ -236,7 +246,8 @@ impl Signatures {
         rejected: &[Rejected],
     ) -> LaunchFailure {
         let names: Vec<_> = settings.signed_by.iter().map(ToString::to_string).collect();
-        let place = self.places.get(server).map_or_else(String::new, |at| format!(" ({at})"));
+        let place = self.places.read().get(server).map(|at| format!(" ({at})"));
+        let place = place.unwrap_or_default();
         let names = names.join(", ");
         let mut what = format!("its image is signed by none of `signed-by`{place}: {names}");
         if let Some(one) = rejected.first() {

@@ -133,10 +133,18 @@ async fn an_image_runs_once_it_is_signed_by_one_who_has_to() {
     let refusal = refused(&gate).await;
     assert_eq!(refusal["data"]["code"], "server-unavailable", "{refusal:#}");
     let why = reason(&gate).await;
-    let config = std::fs::read_to_string(gate.path("portcullis.toml")).unwrap();
+    let config = gate.config();
     let line = config.lines().position(|line| line.starts_with("signed-by")).unwrap() + 1;
     assert!(why.contains("its image is signed by none of `signed-by` ("), "{why}");
     assert!(why.contains(&format!("portcullis.toml:{line}): acme")), "{why}");
+    // What is the same may stand on another line by now.
+    gate.put(&format!("# Ours.\n{config}"));
+    let moved = format!("portcullis.toml:{}): acme", line + 1);
+    until("the line of now", async || {
+        refused(&gate).await;
+        reason(&gate).await.contains(&moved).then_some(())
+    })
+    .await;
     // What is attested is kept, and is no signature. It is asked again whether there is one.
     let scan = statement(&[place.image.digest], "https://example.com/scan", &json!({}));
     place.attest(&keyed(&acme, &scan)).await;
