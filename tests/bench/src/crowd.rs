@@ -74,7 +74,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         let name = name(at);
         body.push_str(&format!(
             "[servers.{name}]\nimage = {image:?}\ncommand = [\"stdio\"]\nera = \"legacy\"\n\
-             idle-stop-s = 5\nstart-timeout-s = 300\nresources = {{ memory-mib = 32 }}\n"
+             idle-stop-s = 20\nstart-timeout-s = 300\nresources = {{ memory-mib = 32 }}\n"
         ));
     }
     let prepared = Prepared::open(&binary, &scratch.path().join("proxy"), &body)?;
