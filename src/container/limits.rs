@@ -15,7 +15,7 @@ pub(super) fn lacking(info: &SystemInfo, podman: bool) -> Vec<&'static str> {
     let mut options = info.security_options.iter().flatten();
     let rootless = options.any(|option| option.contains("rootless"));
     // There it says that it keeps them.
-    let drops = podman && rootless && info.cgroup_version == Some(SystemInfoCgroupVersionEnum::_1);
+    let drops = podman && rootless && info.cgroup_version != Some(SystemInfoCgroupVersionEnum::_2);
     [
         ("memory", info.memory_limit),
         ("processes", info.pids_limit),
@@ -53,4 +53,44 @@ fn unlimited(what: &str) -> LaunchFailure {
         "run the engine as root, or on a machine with cgroup v2 and these controllers delegated to \
          its user; or run the server in the sandbox",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_keeps_limits() {
+        use SystemInfoCgroupVersionEnum::{_1, _2, EMPTY};
+        let says = |kept, rootless: bool, version| SystemInfo {
+            memory_limit: kept,
+            pids_limit: kept,
+            cpu_cfs_quota: kept,
+            security_options: Some(
+                ["name=seccomp,profile=default", "name=rootless"][..1 + usize::from(rootless)]
+                    .iter()
+                    .map(|option| (*option).to_owned())
+                    .collect(),
+            ),
+            cgroup_version: version,
+            ..SystemInfo::default()
+        };
+        for (kept, rootless, version, podman, lacks) in [
+            (Some(true), false, Some(_1), false, 0),
+            (Some(true), false, Some(_1), true, 0),
+            (Some(true), true, Some(_2), true, 0),
+            (Some(true), true, Some(_2), false, 0),
+            // What Podman says of itself there is not so.
+            (Some(true), true, Some(_1), true, 3),
+            (Some(true), true, Some(EMPTY), true, 3),
+            (Some(true), true, None, true, 3),
+            (Some(false), true, Some(_1), false, 3),
+            (Some(false), false, Some(_2), true, 3),
+            (None, false, Some(_1), false, 0),
+        ] {
+            let lacking = lacking(&says(kept, rootless, version), podman);
+            assert_eq!(lacking.len(), lacks, "{kept:?} {rootless} {version:?} {podman}");
+            assert_eq!(check(&lacking).is_err(), lacks > 0);
+        }
+    }
 }

@@ -362,6 +362,7 @@ impl Profile {
                         .mounts
                         .iter()
                         .chain(&self.secrets)
+                        .chain(&self.hosts)
                         .map(describe_mount)
                         .collect::<Vec<_>>(),
                 ),

@@ -108,6 +108,17 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_it_is_ours_and_no_other() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = folder.path().join("list");
+        let given = place.to_str().expect("its path");
+        fs::write(&place, &*JSON).expect("written");
+        assert!(is_ours(given) && is_ours(&JSON));
+        fs::write(&place, "{}").expect("written");
+        assert!(!is_ours(given) && !is_ours("unconfined"));
+    }
+
+    #[test]
     fn calls_that_are_only_safe_with_some_arguments_are_never_allowed_outright() {
         for name in ["socket", "socketpair", "clone", "mknod", "mknodat"] {
             for rule in rules() {
