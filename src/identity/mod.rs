@@ -44,6 +44,11 @@ pub enum PrincipalKind {
 }
 
 impl Principal {
+    /// Whether that is the same one: a client that was given another's name has another key.
+    pub fn is(&self, kind: &PrincipalKind, key: Option<&str>) -> bool {
+        self.kind == *kind && self.key.as_deref() == key
+    }
+
     /// The holder of an API key.
     pub fn client(name: ClientName, groups: Vec<Group>) -> Self {
         Self { kind: PrincipalKind::Client(name), groups, verified: true, key: None }

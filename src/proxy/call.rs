@@ -94,7 +94,8 @@ impl Proxy {
         notices: &mpsc::Sender<Bytes>,
     ) -> Result<Answer, Refusal> {
         let making = Making { guest, frame, server, exchange, notices };
-        let state = if guest.revision.is_modern() { self.open_state(exchange)? } else { None };
+        let state =
+            if guest.revision.is_modern() { self.open_state(server, exchange)? } else { None };
         if let Some(State::Parked(key)) = &state {
             let parked = self.parked.take(key).ok_or_else(|| {
                 Refusal::new(Code::StateUnknown, "this call waits no more: begin again")
@@ -321,7 +322,7 @@ impl Proxy {
         let limit = Duration::from_secs(self.config.limits.question_s).min(TTL);
         let owner = making.guest.principal.kind.clone();
         let key = self.parked.park(owner, parked, limit)?;
-        let state = self.seal_state(making.exchange, &State::Parked(key))?;
+        let state = self.seal_state(making.server, making.exchange, &State::Parked(key))?;
         let parts: [&[u8]; 5] = [
             b"{\"resultType\":\"input_required\",\"inputRequests\":{",
             &requests.join(&b","[..]),
@@ -439,7 +440,7 @@ impl Proxy {
                 let result = era::result(result, method, revision, client)
                     .map_err(|why| failed(&Failure::Misbehaved(why.into()), making))?;
                 if revision.is_modern() && client.is_modern() {
-                    return self.sealed(making.exchange, result);
+                    return self.sealed(making, result);
                 }
                 Ok(Answer::Result(Payload::new(result)))
             }
@@ -447,7 +448,7 @@ impl Proxy {
     }
 
     /// A modern result with the server's own `requestState` sealed into one of ours.
-    fn sealed(&self, exchange: &Exchange, result: Bytes) -> Result<Answer, Refusal> {
+    fn sealed(&self, making: &Making<'_>, result: Bytes) -> Result<Answer, Refusal> {
         let plain = |result| Ok(Answer::Result(Payload::new(result)));
         if !crate::codec::may_have(&result, "requestState") {
             return plain(result);
@@ -458,7 +459,7 @@ impl Proxy {
         }
         match object.string("requestState") {
             Some(own) => {
-                let state = self.seal_state(exchange, &State::Server(own))?;
+                let state = self.seal_state(making.server, making.exchange, &State::Server(own))?;
                 plain(object.with(&[("requestState", Some(&state))]))
             }
             None => plain(result),

@@ -396,7 +396,7 @@ impl Proxy {
             });
             of_it.map(|(key, _)| key.clone()).collect()
         };
-        let moved = futures_util::stream::iter(moved).for_each_concurrent(MOST, |key| async move {
+        let moved = futures_util::stream::iter(moved).for_each_concurrent(None, |key| async move {
             if let Err((decision, refusal)) = self.follow_place(&key).await {
                 self.tell_of_loss(key, decision, refusal).await;
             }
@@ -505,6 +505,15 @@ impl Proxy {
                 let refusal = Refusal { message, ..why }.data("uri", uri.into());
                 // The first reason is as good as another.
                 let _ = listener.lost.set(refusal);
+            }
+        }
+    }
+
+    /// Ends what a principal listens to.
+    pub(super) fn end_listeners(&self, kind: &PrincipalKind, key: Option<&str>, why: &str) {
+        for listener in self.listeners.all.lock().values() {
+            if listener.guest.principal.is(kind, key) {
+                let _ = listener.lost.set(Refusal::new(Code::Unauthenticated, why));
             }
         }
     }

@@ -203,13 +203,17 @@ impl Proxy {
             }
             Change::Removed { client, key } => {
                 let kind = PrincipalKind::Client(client.clone());
-                // What it asked for is not sent any more.
+                // What it asked for is not sent any more, and nothing more is decided by what it was.
                 self.approvals.forget(&kind);
+                let why = "the client was removed, or its groups changed";
+                self.sessions.close_of(&kind, Some(key), why);
+                self.end_listeners(&kind, Some(key), why);
                 // One that has other groups now has the same key. Who has another may be somebody else.
                 let now = keyring.client(client);
                 if now.is_some_and(|now| now.key.as_ref() == Some(key)) {
                     return;
                 }
+                self.task_log.forget_owner(&kind);
                 dismissed.add(kind.clone(), key.clone());
                 let (proxy, key) = (self.clone(), key.clone());
                 self.tasks.spawn(async move { proxy.dismiss(&kind, &key).await });

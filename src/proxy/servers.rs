@@ -169,7 +169,8 @@ impl Proxy {
             };
         }
         // One that is in the config no more is heard for the calls alone that it still has.
-        let is_there = self.router.server(server).is_some_and(|now| now.number == number);
+        let now = self.router.server(server).filter(|now| now.number == number);
+        let is_there = now.is_some();
         let session = match &party {
             Some(PartyKey::Session(id)) if is_there => self.sessions.get(id),
             _ => None,
@@ -184,7 +185,7 @@ impl Proxy {
                 {
                     let way = Way {
                         server: server.clone(),
-                        instance: self.running(server, &party),
+                        instance: now.and_then(|server| running(&server, &party)),
                         out: None,
                         clock: None,
                         over: session.ended().clone(),
@@ -256,21 +257,6 @@ impl Proxy {
             }
         }
         told
-    }
-
-    /// The instance of a server that runs for a party.
-    fn running(
-        &self,
-        server: &ServerName,
-        party: &Option<PartyKey>,
-    ) -> Option<(Arc<Instance>, Arc<Running>)> {
-        let server = self.router.server(server)?;
-        let instance = match party {
-            Some(key) => server.owned(key)?,
-            None => server.shared().clone(),
-        };
-        let running = instance.peek()?;
-        Some((instance, running))
     }
 
     pub(super) async fn refuse_server(
@@ -422,4 +408,17 @@ fn sum<T: std::iter::Sum>(values: impl Iterator<Item = T>) -> Option<T> {
 fn is_change(method: &Method) -> bool {
     [Method::TOOLS_CHANGED, Method::PROMPTS_CHANGED, Method::RESOURCES_CHANGED, Method::UPDATED]
         .contains(&method.as_str())
+}
+
+/// The instance of a server that runs for a party.
+fn running(
+    server: &Arc<Server>,
+    party: &Option<PartyKey>,
+) -> Option<(Arc<Instance>, Arc<Running>)> {
+    let instance = match party {
+        Some(key) => server.owned(key)?,
+        None => server.shared().clone(),
+    };
+    let running = instance.peek()?;
+    Some((instance, running))
 }

@@ -17,6 +17,7 @@ use crate::{
     codec::Object,
     exchange::Exchange,
     refusal::{Code, Refusal},
+    upstream::Server,
 };
 
 const PURPOSE: &str = "requestState";
@@ -38,11 +39,16 @@ impl Proxy {
     ///
     /// # Errors
     /// A refusal where it cannot be sealed.
-    pub(super) fn seal_state(&self, exchange: &Exchange, state: &State) -> Result<Bytes, Refusal> {
+    pub(super) fn seal_state(
+        &self,
+        server: &Server,
+        exchange: &Exchange,
+        state: &State,
+    ) -> Result<Bytes, Refusal> {
         let plain = serde_json::to_vec(state).map_err(|error| fault(&error))?;
         let sealed = self
             .seal
-            .seal(PURPOSE, &bound(exchange), &plain, TTL)
+            .seal(PURPOSE, &bound(server, exchange), &plain, TTL)
             .map_err(|error| fault(&error))?;
         Ok(Value::from(sealed).to_string().into())
     }
@@ -51,7 +57,11 @@ impl Proxy {
     ///
     /// # Errors
     /// A refusal where it was not given to this principal for this request, or too long ago.
-    pub(super) fn open_state(&self, exchange: &Exchange) -> Result<Option<State>, Refusal> {
+    pub(super) fn open_state(
+        &self,
+        server: &Server,
+        exchange: &Exchange,
+    ) -> Result<Option<State>, Refusal> {
         let Some(state) = Object::parse(exchange.request.raw().clone())
             .ok()
             .and_then(|params| params.get("requestState"))
@@ -59,14 +69,15 @@ impl Proxy {
             return Ok(None);
         };
         let unknown = |why: String| {
-            Refusal::new(Code::StateUnknown, "this `requestState` is not one of this request's")
-                .detail(why)
+            let words = "this `requestState` is not one of this request's, or its server has another \
+                         entry in the config by now: begin again";
+            Refusal::new(Code::StateUnknown, words).detail(why)
         };
         let sealed: String =
             serde_json::from_slice(&state).map_err(|_| unknown("it is no string".into()))?;
         let plain = self
             .seal
-            .open(PURPOSE, &bound(exchange), &sealed)
+            .open(PURPOSE, &bound(server, exchange), &sealed)
             .map_err(|error| unknown(error.to_string()))?;
         serde_json::from_slice(&plain).map(Some).map_err(|error| unknown(error.to_string()))
     }
@@ -77,16 +88,19 @@ fn fault(error: &dyn std::error::Error) -> Refusal {
         .detail(error.to_string())
 }
 
-/// What a state is bound to: the principal, the server, and the request but for what changes from
-/// one try to the next.
-fn bound(exchange: &Exchange) -> [u8; 32] {
+/// What a state is bound to: the principal with its key, the server as the config has it, and the
+/// request but for what changes from one try to the next. So neither whoever has a client's name later
+/// nor what an entry means later can open it.
+fn bound(server: &Server, exchange: &Exchange) -> [u8; 32] {
     let mut digest = Sha256::new();
     let mut part = |part: &[u8]| {
         digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
         digest.update(part);
     };
     part(&serde_json::to_vec(&exchange.principal.kind).unwrap_or_default());
-    part(exchange.server.as_ref().map_or("", |server| server.as_str()).as_bytes());
+    part(exchange.principal.key.as_deref().unwrap_or_default().as_bytes());
+    part(server.name.as_str().as_bytes());
+    part(&serde_json::to_vec(&server.settings).unwrap_or_default());
     part(exchange.method.as_str().as_bytes());
     if let Some(params) = exchange.request.value().as_object() {
         let mut asked: Vec<_> = params

@@ -129,6 +129,11 @@ impl Tasks {
         self.known.lock().iter().any(|(key, task)| task.owner == *owner && key.0 == *place)
     }
 
+    /// Forgets the tasks of a client that is gone: whoever has its name next is somebody else.
+    pub fn forget_owner(&self, owner: &PrincipalKind) {
+        self.known.lock().retain(|_, task| task.owner != *owner);
+    }
+
     /// Forgets the tasks of a party whose servers have ended.
     pub fn forget(&self, party: &PartyKey) {
         self.known.lock().retain(|key, _| key.0.1.as_ref() != Some(party));

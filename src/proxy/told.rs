@@ -12,7 +12,7 @@ use crate::{
     refusal::{Code, Refusal},
     router::View,
     session::Level,
-    upstream::PartyKey,
+    upstream::{PartyKey, Server},
 };
 
 impl Proxy {
@@ -49,7 +49,12 @@ impl Proxy {
     }
 
     /// Does what a client's notification is for.
-    pub(super) async fn notified(self: &Arc<Self>, guest: &Guest, exchange: &Exchange) {
+    pub(super) async fn notified(
+        self: &Arc<Self>,
+        guest: &Guest,
+        server: Option<&Arc<Server>>,
+        exchange: &Exchange,
+    ) {
         let params = exchange.request.raw();
         match exchange.method.as_str() {
             Method::CANCELLED => {
@@ -70,7 +75,11 @@ impl Proxy {
             // That its roots changed is told to the servers that run for it alone. What else it
             // has to say goes to the one server that it speaks to, since policy decided on that.
             method => {
-                let servers = self.router.servers(&guest.view);
+                let servers = match server {
+                    // The one that was decided on, whatever has its name by now.
+                    Some(server) => vec![server.clone()],
+                    None => self.router.servers(&guest.view),
+                };
                 let told = servers.iter().filter_map(|server| {
                     let own = guest.party_key(server).and_then(|key| server.owned(&key));
                     match (method, &guest.view, own) {

@@ -202,7 +202,7 @@ impl Proxy {
         notices: &mpsc::Sender<Bytes>,
     ) -> End {
         if exchange.notification {
-            self.notified(guest, exchange).await;
+            self.notified(guest, server.as_ref(), exchange).await;
             return End::Answered(Answer::Result(Payload::new(Bytes::new())));
         }
         match self.own_answer(guest, exchange).await {

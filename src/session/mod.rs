@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     exchange::{Revision, Transport},
-    identity::Principal,
+    identity::{Principal, PrincipalKind},
     names::{ServerName, SessionId},
     refusal::{Code, Refusal},
     router::View,
@@ -273,7 +273,8 @@ impl Sessions {
     ) -> Result<Arc<Session>, Refusal> {
         let session = self.sessions.lock().get(id).cloned();
         match session {
-            Some(session) if session.owner.kind == principal.kind && session.view == *view => {
+            // In other groups, or with another key, it is not whom the session was opened for.
+            Some(session) if *session.owner == *principal && session.view == *view => {
                 *session.used.lock() = Instant::now();
                 Ok(session)
             }
@@ -289,6 +290,17 @@ impl Sessions {
         if let Some(session) = self.sessions.lock().remove(id) {
             session.end(why);
         }
+    }
+
+    /// Ends all sessions of a principal, for a reason that goes on record.
+    pub fn close_of(&self, kind: &PrincipalKind, key: Option<&str>, why: &'static str) {
+        self.sessions.lock().retain(|_, session| {
+            let keep = !session.owner.is(kind, key);
+            if !keep {
+                session.end(why);
+            }
+            keep
+        });
     }
 
     /// Ends the sessions that nobody used for too long.
@@ -325,7 +337,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{codec::Id, identity::PrincipalKind};
+    use crate::codec::Id;
 
     fn principal(name: &str) -> Arc<Principal> {
         Arc::new(Principal {

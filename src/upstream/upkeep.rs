@@ -143,14 +143,16 @@ impl Instance {
     pub(super) async fn rehand(&self, review: &dyn Review) -> Result<Renewed, String> {
         let first = self.rehand_running(review).await;
         drop(self.replacing.lock().await);
+        // What did not come off the first time has been done by now, or has not either.
         let mut renewed = self.rehand_running(review).await?;
-        renewed.files |= first?.files;
+        renewed.files |= first.is_ok_and(|first| first.files);
         Ok(renewed)
     }
 
     async fn rehand_running(&self, review: &dyn Review) -> Result<Renewed, String> {
         let state = self.state.lock().await;
         let State::Running(running) = &*state else { return Ok(Renewed::default()) };
+        self.still_there().map_err(|failure| failure.to_string())?;
         // Only now: whoever was here before may have handed over what was read later.
         let handed = self.common.handed(&self.whose()).map_err(|failure| failure.what)?;
         let had = running.handed.lock().clone();

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::support::{
     agent::Agent,
     gate::Setup,
+    until,
     wire::{self, ORDINARY},
 };
 
@@ -224,4 +225,28 @@ async fn a_servers_secret_reaches_that_server_and_nobody_else() {
         assert!(!told.contains(&secret), "{runtime}: {told}");
         gate.stop().await;
     }
+}
+
+#[tokio::test]
+async fn what_a_client_has_open_ends_when_its_groups_change() {
+    let written = Setup::notes().keyed().write();
+    let key = written.add_client("one", &["writers"]).await;
+    let gate = written.start().await;
+    let url = gate.url("/mcp");
+    let agent = Agent::legacy(&url, Some(&key)).await.unwrap();
+    assert_eq!(agent.names("tools/list").await.len(), 4);
+    let path = gate.path("state/clients.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("writers"), "{text}");
+    std::fs::write(path.with_extension("new"), text.replace("writers", "readers")).unwrap();
+    std::fs::rename(path.with_extension("new"), &path).unwrap();
+    // The session was opened for one of the writers.
+    until("its session's end", async || {
+        let reply = agent.send(agent.request("tools/list", json!({}))).await;
+        (reply.status == 404).then_some(())
+    })
+    .await;
+    let anew = Agent::legacy(&url, Some(&key)).await.unwrap();
+    assert_eq!(anew.names("tools/list").await.len(), 4);
+    gate.stop().await;
 }

@@ -76,7 +76,8 @@ impl Connections {
         let found = named.get("connection").map(SessionId::presented);
         let found = found.and_then(|id| self.0.lock().get(&id).cloned());
         found
-            .filter(|found| found.principal.kind == visitor.principal.kind && found.view == *view)
+            // What it says there is decided by whom it was opened for: groups and key, too.
+            .filter(|found| found.principal == visitor.principal && found.view == *view)
             .ok_or_else(|| Refusal::new(Code::SessionUnknown, "there is no such connection"))
     }
 }
