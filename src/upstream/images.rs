@@ -421,13 +421,18 @@ impl Images {
                 let what = format!("that `{reference}` is being pulled can't be noted: {error}");
                 failed(what, "see that the folder of `state-dir` is there and can be written")
             };
+            // The engine may be at work on an earlier one yet, whose end nobody has seen.
             let noting = tokio::task::spawn_blocking({
                 let begun = begun.clone();
-                move || begun.note()
+                move || {
+                    let earlier = begun.is_there();
+                    begun.note().map(|()| earlier)
+                }
             });
-            noting.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(unnoted)?;
+            let noted = noting.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+            let earlier = noted.map_err(unnoted)?;
             if let Err(not) = engine.pull(reference, &image, login, on_the_way).await {
-                if !not.may_be_there {
+                if !earlier && !not.may_be_there {
                     begun.forget();
                 }
                 return Err(not.why.into());

@@ -428,7 +428,13 @@ async fn fetch(
         record(loaded, vec![done(ImageDid::Pulling)]).await.context(UNRECORDED)?;
     }
     show(&launcher.images);
-    match launcher.images.ready(engine, &pinned).await? {
+    let ready = launcher.images.ready(engine, &pinned).await;
+    if let Err(failed) = &ready {
+        let did = ImageDid::of(Err(failed.clone()));
+        record(loaded, vec![done(did)]).await.context("nor can that be recorded")?;
+    }
+    match ready? {
+        // Somebody else pulled it meanwhile, and says so on record.
         Readiness::Ready => Ok((pinned, None)),
         Readiness::Pulling(pull, _) => {
             let ended = pull.end.await;
