@@ -15,7 +15,6 @@ use crate::{
     refusal::{Code, Refusal, shown},
     route,
     rules::{Allow, MountRule, Rules},
-    strict,
 };
 
 /// The keys that are known. The engine takes them in any case of letters; here they have one, and
@@ -187,9 +186,8 @@ pub fn check(
     rules: &Rules,
     held: impl Fn(&str, &Holding) -> Option<String>,
 ) -> Result<Checked, Refusal> {
-    // What the parser says of a wrong value may hold the value.
-    let malformed = |_| Refusal::new(Code::Malformed, "the body is not JSON, or has a key twice");
-    let value = strict::parse(body).map_err(malformed)?;
+    let malformed = || Refusal::new(Code::Malformed, "the body is not JSON, or has a key twice");
+    let value = portcullis_json::read(body).map_err(|_| malformed())?;
     if let Some(unknown) = unknown(&value) {
         let why = format!("Portcullis never sets `{}`", shown(&unknown));
         return Err(Refusal::new(Code::Profile, why));
@@ -220,7 +218,8 @@ pub fn check(
     body.labels.insert(label::GUARD.to_owned(), rules.name.clone());
     body.labels.insert(label::CONTAINER.to_owned(), name.to_owned());
     let checked = Checked {
-        body: serde_json::to_vec(&body).map_err(malformed)?,
+        // What is said of a wrong value may hold the value.
+        body: serde_json::to_vec(&body).map_err(|_| malformed())?,
         mounts,
         places,
         holds,
@@ -473,7 +472,7 @@ fn security(host: &mut Host, rules: &Rules) -> Result<(), Refusal> {
             Some(("no-new-privileges", "true")) => privileges = true,
             Some(("apparmor", "docker-default")) => {}
             Some(("seccomp", profile)) => {
-                if strict::parse(profile.as_bytes()).ok().as_ref() != Some(&rules.seccomp) {
+                if portcullis_json::read(profile.as_bytes()).ok().as_ref() != Some(&rules.seccomp) {
                     return refuse(
                         "its seccomp profile is not this guard's: the guard and the proxy must be of \
                          the same version",

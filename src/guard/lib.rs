@@ -25,7 +25,6 @@ mod refusal;
 mod route;
 mod rules;
 mod serve;
-mod strict;
 mod tunnel;
 
 pub use engine::{Fault, version};

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sigstore_verify::types::{Bundle, DerCertificate, DsseEnvelope, MediaType, SignatureContent};
 
-use crate::{Rejection, rejection::words, strict};
+use crate::{Rejection, rejection::words};
 
 /// The layers that signatures are in.
 const SIMPLE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
@@ -84,7 +84,7 @@ fn unread(why: &str) -> Rejection {
 }
 
 fn parsed(bytes: &[u8]) -> Result<Value, Rejection> {
-    strict::read(bytes).map_err(|why| unread(&why))
+    portcullis_json::read(bytes).map_err(|why| unread(&why.to_string()))
 }
 
 fn statement(envelope: DsseEnvelope, bundle: Option<Bundle>) -> Result<Candidate, Rejection> {

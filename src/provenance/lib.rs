@@ -48,7 +48,6 @@ mod crypto;
 mod find;
 mod payload;
 mod rejection;
-mod strict;
 mod trust;
 mod weigh;
 

@@ -1,9 +1,10 @@
 //! What is signed: a payload that names an image by its digest.
 
+use portcullis_json::ambiguous;
 use portcullis_oci::Digest;
 use serde_json::{Map, Value};
 
-use crate::{Rejection, What, strict};
+use crate::{Rejection, What};
 
 /// The type of simple signing's payloads, as cosign writes it.
 const SIMPLE: &str = "cosign container image signature";
@@ -23,7 +24,7 @@ const PREDICATE: usize = 64 << 10;
 /// `docker-reference` is not looked at, as cosign does not: a signature is of what the digest names,
 /// wherever that lies, so that a copy in another registry keeps it.
 pub(crate) fn simple(payload: &[u8], image: Digest) -> Result<What, Rejection> {
-    let payload = object(strict::read(payload).map_err(Rejection::Payload)?, "the payload")?;
+    let payload = object(read(payload)?, "the payload")?;
     let critical = part(&payload, "critical")?;
     let (kind, of) = (text(critical, "type")?, part(critical, "image")?);
     if kind != SIMPLE {
@@ -38,9 +39,8 @@ pub(crate) fn simple(payload: &[u8], image: Digest) -> Result<What, Rejection> {
 /// Reads a statement of in-toto that is about the image: one that has it among its subjects, for a
 /// statement is of each of them.
 pub(crate) fn statement(payload: &[u8], image: Digest) -> Result<What, Rejection> {
-    let mut statement =
-        object(strict::read(payload).map_err(Rejection::Payload)?, "the statement")?;
-    if strict::ambiguous(&statement) {
+    let mut statement = object(read(payload)?, "the statement")?;
+    if ambiguous(&statement) {
         return Err(Rejection::Payload("it has keys that differ by case alone".into()));
     }
     if !STATEMENTS.contains(&text(&statement, "_type")?) {
@@ -58,9 +58,9 @@ pub(crate) fn statement(payload: &[u8], image: Digest) -> Result<What, Rejection
     })?;
     let mut is_of_it = false;
     for subject in subjects {
-        let subject = subject.as_object().filter(|one| !strict::ambiguous(one));
+        let subject = subject.as_object().filter(|one| !ambiguous(one));
         let digest = subject.and_then(|one| one.get("digest")?.as_object());
-        let Some(digest) = digest.filter(|digest| !strict::ambiguous(digest)) else {
+        let Some(digest) = digest.filter(|digest| !ambiguous(digest)) else {
             return Err(Rejection::Payload("one of its subjects is none".into()));
         };
         is_of_it |= digest.get("sha256").and_then(Value::as_str) == Some(&image.hex());
@@ -76,16 +76,20 @@ pub(crate) fn statement(payload: &[u8], image: Digest) -> Result<What, Rejection
     Ok(What::Attestation { predicate_type, predicate })
 }
 
+fn read(payload: &[u8]) -> Result<Value, Rejection> {
+    portcullis_json::read(payload).map_err(|why| Rejection::Payload(why.to_string()))
+}
+
 fn object(value: Value, what: &str) -> Result<Map<String, Value>, Rejection> {
     match value {
-        Value::Object(object) if !strict::ambiguous(&object) => Ok(object),
+        Value::Object(object) if !ambiguous(&object) => Ok(object),
         _ => Err(Rejection::Payload(format!("{what} is no object that all read alike"))),
     }
 }
 
 fn part<'a>(of: &'a Map<String, Value>, key: &str) -> Result<&'a Map<String, Value>, Rejection> {
     let part = of.get(key).and_then(Value::as_object);
-    part.filter(|part| !strict::ambiguous(part))
+    part.filter(|part| !ambiguous(part))
         .ok_or_else(|| Rejection::Payload(format!("it has no `{key}` that all read alike")))
 }
 

@@ -10,7 +10,7 @@ use sigstore_verify::{
     types::DerPublicKey,
 };
 
-use crate::{crypto, strict};
+use crate::crypto;
 
 /// Somebody whose signatures count.
 #[derive(Debug, Clone)]
@@ -240,7 +240,7 @@ pub(crate) fn schemes(key: &DerPublicKey) -> &'static [SigningScheme] {
 }
 
 fn root(json: &str) -> Result<Verifier, Untrusted> {
-    strict::read(json.as_bytes()).map_err(Untrusted::Root)?;
+    portcullis_json::read(json.as_bytes()).map_err(|why| Untrusted::Root(why.to_string()))?;
     let root = TrustedRoot::from_json(json).map_err(|why| Untrusted::Root(why.to_string()))?;
     Verifier::new(&root).map_err(|why| Untrusted::Root(why.to_string()))
 }

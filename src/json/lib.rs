@@ -1,25 +1,36 @@
-//! JSON that every parser reads as one and the same.
+//! JSON that every parser reads as one and the same: parsers disagree on which counts where an object
+//! has a key twice. For documents that are read as a whole; messages have a strict walk of their own.
 
 use std::{collections::HashSet, fmt};
 
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value, error::Category};
 
-/// Reads JSON in which no object has a key twice: parsers disagree on which of the two counts.
-pub(crate) fn read(bytes: &[u8]) -> Result<Value, String> {
+/// Text that is not read. Its words repeat nothing of what stands there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    #[error("it has a key twice: line {line}, column {column}")]
+    Twice { line: usize, column: usize },
+    #[error("it is no JSON: line {line}, column {column}")]
+    NotJson { line: usize, column: usize },
+}
+
+/// Reads JSON in which no object has a key twice. Depth is bounded, by the parser.
+///
+/// # Errors
+/// [`Unreadable`].
+pub fn read(bytes: &[u8]) -> Result<Value, Unreadable> {
     serde_json::from_slice::<Strict>(bytes).map(|Strict(value)| value).map_err(|error| {
-        // The error's own words repeat what is there.
-        let what = match error.classify() {
-            serde_json::error::Category::Data => "it has a key twice",
-            _ => "it is no JSON",
-        };
-        format!("{what}: line {}, column {}", error.line(), error.column())
+        let (line, column) = (error.line(), error.column());
+        match error.classify() {
+            Category::Data => Unreadable::Twice { line, column },
+            _ => Unreadable::NotJson { line, column },
+        }
     })
 }
 
-/// Whether keys of this object differ by case alone: Go's parser, which cosign has, takes those for
-/// one.
-pub(crate) fn ambiguous(object: &Map<String, Value>) -> bool {
+/// Whether keys of this object differ by case alone: Go's parser takes those for one.
+pub fn ambiguous(object: &Map<String, Value>) -> bool {
     let mut seen = HashSet::new();
     !object.keys().all(|key| seen.insert(key.to_uppercase().to_lowercase()))
 }
@@ -65,11 +76,15 @@ impl<'de> Visitor<'de> for Reading {
         Ok(number.into())
     }
 
-    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
-        Ok(number.into())
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Value, E> {
+        Number::from_f64(number).map(Value::Number).ok_or_else(|| E::custom("no finite number"))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(text.into())
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Value, E> {
         Ok(text.into())
     }
 
@@ -95,20 +110,34 @@ impl<'de> Visitor<'de> for Reading {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
     use super::*;
 
     #[test]
     fn a_key_that_stands_twice_is_refused_at_any_depth() {
-        for good in ["{}", r#"[1,-1,0.5,null,true,"x",{"a":{"a":1}}]"#] {
+        for good in ["{}", r#"[1,-1,0.5,null,true,"x",{"a":{"a":1}}]"#, r#"{"a":1,"A":1}"#] {
             assert_eq!(read(good.as_bytes()), Ok(serde_json::from_str(good).unwrap()));
         }
-        for bad in [r#"{"a":1,"a":1}"#, r#"[{"x":[{"a":1,"\u0061":2}]}]"#] {
-            assert!(read(bad.as_bytes()).unwrap_err().contains("a key twice"), "{bad}");
+        for bad in
+            [r#"{"a":1,"a":1}"#, r#"{"a":1,"\u0061":1}"#, r#"[{"x":[{"a":1,"c":2,"\u0061":2}]}]"#]
+        {
+            let unread = read(bad.as_bytes()).unwrap_err();
+            assert!(matches!(unread, Unreadable::Twice { .. }), "{bad}: {unread}");
         }
         let deep = "[".repeat(100_000);
-        for bad in ["", "{", "{} {}", "\u{feff}{}", deep.as_str()] {
-            assert!(read(bad.as_bytes()).unwrap_err().contains("no JSON"));
+        for bad in ["", "{", "{} {}", r#"{"a":1}}"#, "\u{feff}{}", "1e999", deep.as_str()] {
+            let unread = read(bad.as_bytes()).unwrap_err();
+            assert!(matches!(unread, Unreadable::NotJson { .. }), "{unread}");
         }
+        assert_eq!(
+            read(b"{\"a\":1,\n\"a\":2}").unwrap_err().to_string(),
+            "it has a key twice: line 2, column 6"
+        );
+    }
+
+    #[test]
+    fn keys_that_differ_by_case_are_told() {
         let ambiguous = |text: &str| ambiguous(read(text.as_bytes()).unwrap().as_object().unwrap());
         assert!(ambiguous(r#"{"subject":1,"Subject":2}"#));
         assert!(ambiguous(r#"{"subject":1,"\u017fubject":2}"#));
