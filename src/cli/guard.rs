@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, Exit, Usage};
 use crate::{
     container,
-    guard::{self, Guard, MountRule},
+    guard::{self, Allow, Guard, MountRule},
     telemetry,
 };
 
@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = name, default_value = "default")]
     owner: String,
     /// What containers may have beyond the hardened default, or what may be asked beyond launches
-    #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
+    #[arg(long, value_parser = allow(), value_name = "WHAT", value_delimiter = ',')]
     allow: Vec<Allow>,
     /// A capability that may be added
     #[arg(long = "cap-add", value_name = "CAPABILITY", value_delimiter = ',')]
@@ -65,34 +65,12 @@ pub struct Args {
     check: bool,
 }
 
-/// What may be allowed, by the words of the config where it has some.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Allow {
-    /// A writable root (`hardening.writable-root`)
-    WritableRoot,
-    /// Programs in /tmp (`hardening.exec-tmp`)
-    ExecTmp,
-    /// The engine's bridge, with all that is behind it (`hardening.network`)
-    Network,
-    /// Root inside (`hardening.user = "0:…"`)
-    Root,
-    /// Loading images that Portcullis packs of programs
-    Pack,
-    /// Pulling images, by digest
-    Pull,
-}
-
-impl From<Allow> for guard::Allow {
-    fn from(allow: Allow) -> Self {
-        match allow {
-            Allow::WritableRoot => Self::WritableRoot,
-            Allow::ExecTmp => Self::ExecTmp,
-            Allow::Network => Self::Network,
-            Allow::Root => Self::Root,
-            Allow::Pack => Self::Pack,
-            Allow::Pull => Self::Pull,
-        }
-    }
+/// What may be allowed, by its word.
+fn allow() -> impl TypedValueParser<Value = Allow> {
+    let value = |allow: Allow| PossibleValue::new(allow.as_str()).help(allow.about());
+    PossibleValuesParser::new(Allow::ALL.map(value)).try_map(|word| {
+        Allow::ALL.into_iter().find(|allow| allow.as_str() == word).ok_or("no such word")
+    })
 }
 
 /// Runs the verb.
@@ -106,7 +84,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
     telemetry::init(&Default::default())?;
     let mut rules = container::guard_rules(&args.owner);
-    rules.allow = args.allow.into_iter().map(Into::into).collect();
+    rules.allow = args.allow.into_iter().collect();
     rules.capabilities = capabilities(&args.capabilities)?;
     rules.mounts = args.mounts;
     rules.runtimes = args.runtimes.into_iter().collect();

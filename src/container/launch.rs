@@ -322,18 +322,9 @@ mod tests {
     fn spec(env: &[(&str, &str)], secrets: &[(&str, &str)]) -> LaunchSpec {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         LaunchSpec {
-            server: "notes".parse().unwrap(),
-            command: Vec::new(),
-            image: None,
             env: env.iter().map(owned).collect(),
-            secret_files: None,
             secrets: secrets.iter().map(owned).map(|(n, v)| (n, Secret::new(v))).collect(),
-            mounts: Vec::new(),
-            resources: Default::default(),
-            runtime: None,
-            hardening: Default::default(),
-            egress: Vec::new(),
-            instance: "test".to_owned(),
+            ..LaunchSpec::bare("notes".parse().unwrap(), Vec::new(), "test")
         }
     }
 

@@ -5,20 +5,14 @@ use std::{collections::BTreeSet, path::PathBuf};
 use serde_json::Value;
 
 /// A way in which a container may be less confined than the default, or a call that is not needed
-/// by all.
+/// by all. [`Allow::about`] says what each is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Allow {
-    /// `hardening.writable-root`
     WritableRoot,
-    /// `hardening.exec-tmp`
     ExecTmp,
-    /// `hardening.network`: the engine's bridge, with all that is behind it.
     Network,
-    /// `hardening.user = "0:…"`: root inside.
     Root,
-    /// Programs of the host, packed into images by Portcullis.
     Pack,
-    /// Pulling images, by digest.
     Pull,
 }
 
@@ -59,6 +53,38 @@ pub struct Rules {
     pub connections: usize,
     /// Bytes of an image that is loaded.
     pub image: u64,
+}
+
+impl Allow {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::WritableRoot, Self::ExecTmp, Self::Network, Self::Root, Self::Pack, Self::Pull];
+
+    /// The word for it: that of the config, where that has one.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WritableRoot => "writable-root",
+            Self::ExecTmp => "exec-tmp",
+            Self::Network => "network",
+            Self::Root => "root",
+            Self::Pack => "pack",
+            Self::Pull => "pull",
+        }
+    }
+
+    /// What it stands for.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::WritableRoot => "A writable root (`hardening.writable-root`)",
+            Self::ExecTmp => "Programs in /tmp (`hardening.exec-tmp`)",
+            Self::Network => {
+                "The engine's bridge, with all that is behind it (`hardening.network`)"
+            }
+            Self::Root => "Root inside (`hardening.user = \"0:…\"`)",
+            Self::Pack => "Loading images that Portcullis packs of programs",
+            Self::Pull => "Pulling images, by digest",
+        }
+    }
 }
 
 impl Rules {

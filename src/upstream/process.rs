@@ -47,6 +47,24 @@ pub struct LaunchSpec {
 }
 
 impl LaunchSpec {
+    /// A program with everything at its default, and nothing of its own.
+    pub fn bare(server: ServerName, command: Vec<String>, instance: impl Into<String>) -> Self {
+        Self {
+            server,
+            command,
+            image: None,
+            env: Vec::new(),
+            secrets: Vec::new(),
+            secret_files: None,
+            mounts: Vec::new(),
+            resources: Resources::default(),
+            runtime: None,
+            hardening: Hardening::default(),
+            egress: Vec::new(),
+            instance: instance.into(),
+        }
+    }
+
     /// What programs need to find themselves at home, but for what is `set` already.
     pub fn home(&self, set: impl Fn(&str) -> bool) -> Vec<(&'static str, &'static str)> {
         // The one place where everybody may write: caches and settings go there.

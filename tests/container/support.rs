@@ -60,20 +60,10 @@ fn build_probe() {
 
 /// A launch of an image with everything at its default, in an instance of its own.
 pub fn spec(image: impl Into<String>, command: &[&str]) -> LaunchSpec {
-    LaunchSpec {
-        server: "subject".parse().unwrap(),
-        command: command.iter().map(|word| (*word).to_owned()).collect(),
-        image: Some(image.into()),
-        env: Vec::new(),
-        secrets: Vec::new(),
-        secret_files: None,
-        mounts: Vec::new(),
-        resources: Default::default(),
-        runtime: None,
-        hardening: Default::default(),
-        egress: Vec::new(),
-        instance: format!("test-{}", Uuid::now_v7()),
-    }
+    let command = command.iter().map(|word| (*word).to_owned()).collect();
+    let instance = format!("test-{}", Uuid::now_v7());
+    let bare = LaunchSpec::bare("subject".parse().unwrap(), command, instance);
+    LaunchSpec { image: Some(image.into()), ..bare }
 }
 
 /// What a process wrote, and how it ended.

@@ -57,16 +57,8 @@ fn an_agent_has_the_proxy_and_nothing_else() {
     let project = Project::new("agent");
     project.compose(&["up", "-d", "portcullis"]);
     project.healthy();
-    let key = project.compose(&[
-        "exec",
-        "-T",
-        "portcullis",
-        "/usr/bin/portcullis",
-        "client",
-        "add",
-        "agent",
-    ]);
-    let answers = project.agent(key.trim(), &talk());
+    let key = project.add_client("agent", &[]);
+    let answers = project.agent(&key, &talk());
     heard(&answers);
     // The proxy has no rights, nor the engine's socket; the guard has that, and no network.
     let inspected = |service: &str| {
@@ -149,7 +141,7 @@ fn reaches_this_machine(network: &str) -> bool {
 fn invoke(project: &Project, key: &str, tool: &str) -> String {
     let url = format!("http://127.0.0.1:{}/invoke", project.port);
     let body = json!({"tool": tool, "arguments": {"name": "milk", "text": "b"}}).to_string();
-    let bearer = format!("Authorization: Bearer {}", key.trim());
+    let bearer = format!("Authorization: Bearer {key}");
     let json = "Content-Type: application/json";
     curl(&["-d", &body, "-H", &bearer, "-H", HOST, "-H", json, &url])
 }
@@ -159,9 +151,8 @@ fn several_servers_are_behind_one_proxy() {
     let project = Project::new("servers");
     project.compose(&["up", "-d"]);
     project.healthy();
-    let add = ["exec", "-T", "portcullis", "/usr/bin/portcullis", "client", "add"];
-    let reader = project.compose(&[&add[..], &["reader"]].concat());
-    let writer = project.compose(&[&add[..], &["writer", "--group", "writers"]].concat());
+    let reader = project.add_client("reader", &[]);
+    let writer = project.add_client("writer", &["--group", "writers"]);
     for (key, tool, passes) in [
         (&reader, "notes__add_note", true),
         (&reader, "journal__add_note", false),
@@ -181,15 +172,7 @@ fn prometheus_has_data_for_every_query_of_the_dashboard() {
     // Grafana is not in Debian; see docs/deploy.md.
     project.compose(&["up", "-d", "portcullis", "prometheus"]);
     project.healthy();
-    let key = project.compose(&[
-        "exec",
-        "-T",
-        "portcullis",
-        "/usr/bin/portcullis",
-        "client",
-        "add",
-        "agent",
-    ]);
+    let key = project.add_client("agent", &[]);
     let dashboard = project.folder().join("grafana/dashboards/portcullis.json");
     let dashboard: Value =
         serde_json::from_str(&std::fs::read_to_string(dashboard).unwrap()).unwrap();

@@ -91,6 +91,12 @@ impl Project {
         run(self.command(arguments), arguments, "")
     }
 
+    /// Adds a client, and gives its key.
+    pub fn add_client(&self, name: &str, more: &[&str]) -> String {
+        let add = ["exec", "-T", "portcullis", "/usr/bin/portcullis", "client", "add", name];
+        self.compose(&[&add[..], more].concat()).trim().to_owned()
+    }
+
     /// Has the agent say something, and gives what it hears.
     pub fn agent(&self, key: &str, input: &str) -> String {
         let arguments = ["run", "--rm", "-T", "agent"];

@@ -19,20 +19,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 pub const PORTCULLIS: &str = env!("CARGO_BIN_EXE_portcullis");
 
 pub fn spec(command: &[&str]) -> LaunchSpec {
-    LaunchSpec {
-        server: "probe".parse().unwrap(),
-        command: command.iter().map(|word| (*word).to_owned()).collect(),
-        image: None,
-        env: Vec::new(),
-        secrets: Vec::new(),
-        secret_files: None,
-        mounts: Vec::new(),
-        resources: portcullis::config::Resources::default(),
-        runtime: None,
-        hardening: portcullis::config::Hardening::default(),
-        egress: Vec::new(),
-        instance: "test".into(),
-    }
+    let command = command.iter().map(|word| (*word).to_owned()).collect();
+    LaunchSpec::bare("probe".parse().unwrap(), command, "test")
 }
 
 /// A Python program, given by its text.

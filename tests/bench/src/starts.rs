@@ -147,20 +147,8 @@ async fn streams(
     image: String,
     this: &std::path::Path,
 ) -> anyhow::Result<()> {
-    let spec = LaunchSpec {
-        server: "echo".parse()?,
-        command: vec!["stdio".into()],
-        image: Some(image),
-        env: Vec::new(),
-        secrets: Vec::new(),
-        secret_files: None,
-        mounts: Vec::new(),
-        resources: Default::default(),
-        runtime: None,
-        hardening: Default::default(),
-        egress: Vec::new(),
-        instance: "bench".into(),
-    };
+    let bare = LaunchSpec::bare("echo".parse()?, vec!["stdio".into()], "bench");
+    let spec = LaunchSpec { image: Some(image), ..bare };
     let process =
         engine.launch(&spec).await.map_err(|failure| anyhow::anyhow!(failure.to_string()))?;
     let mut child = tokio::process::Command::new(this)

@@ -33,16 +33,7 @@ async fn world(limits: Limits) -> (World, u16) {
 
 /// A tunnel to the mirror.
 async fn tunnel(world: &World, port: u16) -> TcpStream {
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
-    let ask =
-        format!("CONNECT mirror.example:{port} HTTP/1.1\r\nHost: mirror.example:{port}\r\n\r\n");
-    stream.write_all(ask.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(timeout(SOON, stream.read_u8()).await.unwrap().unwrap());
-    }
-    assert!(head.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&head));
-    stream
+    world.tunnel("mirror.example", port).await
 }
 
 async fn ends(mut stream: TcpStream) {
@@ -209,13 +200,7 @@ async fn what_is_revoked_ends() {
     let listed = ["mirror", "other"].map(|name| format!("tcp://{name}.example:{port}=127.0.0.1"));
     let world = World::new(&listed, Limits::default()).await;
     let mut gone = tunnel(&world, port).await;
-    let mut stays = TcpStream::connect(world.proxy).await.unwrap();
-    let ask = format!("CONNECT other.example:{port} HTTP/1.1\r\n\r\n");
-    stays.write_all(ask.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(timeout(SOON, stays.read_u8()).await.unwrap().unwrap());
-    }
+    let mut stays = world.tunnel("other.example", port).await;
     gone.write_all(b"x").await.unwrap();
     timeout(SOON, gone.read_u8()).await.unwrap().unwrap();
     world.gate.forbid("mirror.example");
@@ -228,19 +213,24 @@ async fn what_is_revoked_ends() {
     assert_eq!(timeout(SOON, stays.read_u8()).await.unwrap().unwrap(), b'y');
 }
 
-/// What comes to be forbidden while it is still being decided is refused.
-#[tokio::test]
-async fn what_is_revoked_before_it_is_open_is_refused() {
+/// Whoever asked for what is still being decided.
+async fn undecided() -> (World, TcpStream) {
     let listed = ["tcp://undecided.example:1".to_owned()];
     let world = World::new(&listed, Limits::default()).await;
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
-    stream.write_all(b"CONNECT undecided.example:1 HTTP/1.1\r\n\r\n").await.unwrap();
+    let stream = world.ask_for("undecided.example", 1).await;
     let asked = async {
         while world.gate.asked.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
     };
     timeout(SOON, asked).await.unwrap();
+    (world, stream)
+}
+
+/// What comes to be forbidden while it is still being decided is refused.
+#[tokio::test]
+async fn what_is_revoked_before_it_is_open_is_refused() {
+    let (world, stream) = undecided().await;
     world.gate.forbid("undecided.example");
     ends(stream).await;
     let told = world.told().await;
@@ -251,16 +241,7 @@ async fn what_is_revoked_before_it_is_open_is_refused() {
 /// Whoever goes away while it is being decided is told of all the same.
 #[tokio::test]
 async fn what_is_given_up_is_told_of() {
-    let listed = ["tcp://undecided.example:1".to_owned()];
-    let world = World::new(&listed, Limits::default()).await;
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
-    stream.write_all(b"CONNECT undecided.example:1 HTTP/1.1\r\n\r\n").await.unwrap();
-    let asked = async {
-        while world.gate.asked.lock().unwrap().is_empty() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(SOON, asked).await.unwrap();
+    let (world, _stream) = undecided().await;
     timeout(SOON, world.egress.stop()).await.expect("it stops");
     let told = world.told().await;
     assert_eq!(told.end, End::Stopped);

@@ -17,18 +17,6 @@ use super::{
 const HOST: &str = "tls.example";
 const OTHER: &str = "evl.example";
 
-async fn tunnel(world: &World, port: u16) -> TcpStream {
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
-    let ask = format!("CONNECT {HOST}:{port} HTTP/1.1\r\n\r\n");
-    stream.write_all(ask.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(timeout(SOON, stream.read_u8()).await.unwrap().unwrap());
-    }
-    assert!(head.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&head));
-    stream
-}
-
 /// Has a client hear a record.
 async fn hear(stream: &mut TcpStream, client: &mut ClientConnection) -> Vec<u8> {
     let mut record = vec![0; 5];
@@ -64,7 +52,7 @@ async fn scene(again: bool) -> (Origin, World) {
 #[tokio::test]
 async fn a_second_beginning_for_the_same_host_passes() {
     let (origin, world) = scene(true).await;
-    let mut stream = tunnel(&world, origin.port).await;
+    let mut stream = world.tunnel(HOST, origin.port).await;
     let mut client = client(HOST);
     stream.write_all(&said(&mut client)).await.unwrap();
     let asks = hear(&mut stream, &mut client).await;
@@ -92,7 +80,7 @@ async fn a_second_beginning_for_the_same_host_passes() {
 #[tokio::test]
 async fn a_second_beginning_for_another_host_does_not_pass() {
     let (origin, world) = scene(true).await;
-    let mut stream = tunnel(&world, origin.port).await;
+    let mut stream = world.tunnel(HOST, origin.port).await;
     let mut client = client(HOST);
     let first = said(&mut client);
     stream.write_all(&first).await.unwrap();
@@ -109,7 +97,7 @@ async fn a_second_beginning_for_another_host_does_not_pass() {
 async fn a_second_beginning_at_once_waits_and_does_not_pass() {
     for (again, expected) in [(true, "other-server-name"), (false, "Closed")] {
         let (origin, world) = scene(again).await;
-        let mut stream = tunnel(&world, origin.port).await;
+        let mut stream = world.tunnel(HOST, origin.port).await;
         let first = said(&mut client(HOST));
         let both = [first.clone(), vec![20, 3, 3, 0, 1, 1], renamed(&first)].concat();
         stream.write_all(&both).await.unwrap();
@@ -132,7 +120,7 @@ async fn a_second_beginning_at_once_waits_and_does_not_pass() {
 #[tokio::test]
 async fn something_else_behind_the_beginning_does_not_pass() {
     let (origin, world) = scene(false).await;
-    let mut stream = tunnel(&world, origin.port).await;
+    let mut stream = world.tunnel(HOST, origin.port).await;
     let first = said(&mut client(HOST));
     stream.write_all(&[&first[..], b"GET / HTTP/1.1\r\n\r\n"].concat()).await.unwrap();
     let mut rest = Vec::new();

@@ -157,6 +157,25 @@ impl World {
             .expect("the gate lives")
     }
 
+    /// Asks the proxy for a tunnel.
+    pub async fn ask_for(&self, host: &str, port: u16) -> TcpStream {
+        let mut stream = TcpStream::connect(self.proxy).await.unwrap();
+        let ask = format!("CONNECT {host}:{port} HTTP/1.1\r\n\r\n");
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// A tunnel through the proxy.
+    pub async fn tunnel(&self, host: &str, port: u16) -> TcpStream {
+        let mut stream = self.ask_for(host, port).await;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(timeout(SOON, stream.read_u8()).await.unwrap().unwrap());
+        }
+        assert!(head.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&head));
+        stream
+    }
+
     /// Says something to the proxy and no more, and returns all that it answers.
     pub async fn say(&self, bytes: &[u8]) -> Vec<u8> {
         say(self.proxy, bytes).await

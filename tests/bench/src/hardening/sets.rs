@@ -140,20 +140,8 @@ impl Running {
     /// As a server is started by its proxy.
     async fn launch(engine: &Engine, image: &str, command: Vec<String>) -> anyhow::Result<Self> {
         let instance = format!("bench-{}", std::process::id());
-        let spec = LaunchSpec {
-            server: "probe".parse().map_err(anyhow::Error::msg)?,
-            command,
-            image: Some(image.to_owned()),
-            env: Vec::new(),
-            secrets: Vec::new(),
-            secret_files: None,
-            mounts: Vec::new(),
-            resources: Default::default(),
-            runtime: None,
-            hardening: Default::default(),
-            egress: Vec::new(),
-            instance: instance.clone(),
-        };
+        let bare = LaunchSpec::bare("probe".parse()?, command, instance.clone());
+        let spec = LaunchSpec { image: Some(image.to_owned()), ..bare };
         let mut process = engine.launch(&spec).await?;
         let mut line = String::new();
         tokio::io::BufReader::new(&mut process.stdout).read_line(&mut line).await?;
