@@ -1,8 +1,9 @@
 //! What the engine itself says of our containers: for `server inspect`, from any process.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use bollard::{
+    errors::Error,
     models::{ContainerInspectResponse, HostConfig, MountType},
     query_parameters::ListContainersOptionsBuilder,
 };
@@ -50,8 +51,17 @@ impl Engine {
     pub async fn list(&self) -> Result<Vec<Running>, Fault> {
         let filters = HashMap::from([("label", vec![label::OWNER, label::INSTANCE])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-        let found = self.docker.list_containers(Some(options)).await;
-        let found = found.map_err(Fault::of("list containers"))?;
+        let mut again = 0..20;
+        let found = loop {
+            match self.docker.list_containers(Some(options.clone())).await {
+                // Between the end of a program and its removal, Podman names a state (`stopped`) that
+                // Docker's API has not.
+                Err(Error::JsonDataError { .. }) if self.facts.podman && again.next().is_some() => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                found => break found.map_err(Fault::of("list containers"))?,
+            }
+        };
         Ok(found
             .into_iter()
             .filter_map(|container| {
