@@ -1,7 +1,15 @@
 //! Images of a registry: what a tag means is found out once, locked, and pulled by its digest. The
 //! registry is Debian's, the engine the real one.
 
-use std::{path::Path, process::Command, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use portcullis::container::Engine;
 use serde_json::{Value, json};
@@ -389,6 +397,8 @@ struct Between {
     url: String,
     /// Whether it has the engine pull before it answers, and what it answers.
     answers: Arc<watch::Sender<(bool, &'static str)>>,
+    /// How many pulls it has answered.
+    answered: Arc<AtomicUsize>,
     _folder: tempfile::TempDir,
 }
 
@@ -398,10 +408,11 @@ impl Between {
         let socket = folder.path().join("engine.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let answers = Arc::new(watch::Sender::new((false, "")));
-        let (answering, image) = (answers.clone(), image.to_owned());
+        let answered = Arc::new(AtomicUsize::new(0));
+        let (answering, image, count) = (answers.clone(), image.to_owned(), answered.clone());
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
-                let (answering, image) = (answering.clone(), image.clone());
+                let (answering, image, count) = (answering.clone(), image.clone(), count.clone());
                 tokio::spawn(async move {
                     let mut engine = UnixStream::connect("/var/run/docker.sock").await.unwrap();
                     let (mut asked, mut told) = (vec![0; 1 << 16], vec![0; 1 << 16]);
@@ -419,6 +430,7 @@ impl Between {
                                     docker(&["pull", "--quiet", &image])
                                 });
                             }
+                            count.fetch_add(1, Ordering::SeqCst);
                             client.write_all(answer.as_bytes()).await.unwrap();
                             return;
                         }
@@ -430,7 +442,7 @@ impl Between {
             }
         });
         let url = format!("unix://{}", socket.display());
-        Self { url, answers, _folder: folder }
+        Self { url, answers, answered, _folder: folder }
     }
 }
 
@@ -461,11 +473,17 @@ async fn what_may_have_come_with_an_error_is_looked_at_before_it_runs() {
     ];
     for (pulls, answer, may_be_there) in all {
         between.answers.send_replace((pulls, answer));
-        let before = records(&gate, "image-pull-failed").await.len();
+        let before = between.answered.load(Ordering::SeqCst);
         // A server that failed again and again is let alone for a while.
         until("another pull", async || {
             echo(&gate).await.unwrap_err();
-            (records(&gate, "image-pull-failed").await.len() > before).then_some(())
+            (between.answered.load(Ordering::SeqCst) > before).then_some(())
+        })
+        .await;
+        // A call may be told before the pull is over.
+        until("the end of all pulls", async || {
+            let ended = records(&gate, "image-pull-failed").await.len();
+            (ended == between.answered.load(Ordering::SeqCst)).then_some(())
         })
         .await;
         assert_eq!(gate.path(&unseen(&image)).exists(), may_be_there, "{pulls} {answer}");
