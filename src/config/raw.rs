@@ -329,7 +329,8 @@ pub struct Server {
     pub prefix: Option<String>,
     /// Plain environment.
     pub env: BTreeMap<String, String>,
-    /// Secrets that it is handed, as environment or as files.
+    /// Secrets that it is handed, as environment or as files. The `secrets` interceptor looks for them in
+    /// all messages, also where the chain has no entry for it.
     pub secrets: BTreeMap<String, ServerSecret>,
     /// Secret headers sent to a `url`.
     pub headers: BTreeMap<String, ServerHeader>,

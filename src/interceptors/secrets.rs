@@ -135,6 +135,8 @@ pub struct Secrets {
     name: String,
     hooks: Hooks,
     config: Config,
+    /// Whether the built-in rules are looked for, or what is handed alone.
+    by_rules: bool,
     tables: ArcSwap<Tables>,
     /// What servers and plugins were ever handed in this run.
     known: Mutex<Vec<Known>>,
@@ -195,12 +197,31 @@ impl Secrets {
         if config.max_bytes == 0 {
             return Err(Invalid::NoBytes);
         }
+        Self::made(name.into(), config.clone(), true, known)
+    }
+
+    /// One that looks for the values that servers are given and for nothing else, with the default
+    /// actions: for chains that have no other.
+    ///
+    /// # Errors
+    /// None by which anything could be scanned.
+    pub fn of_handed(known: &[Known]) -> Result<Self, Invalid> {
+        Self::made("secrets".to_owned(), Config::default(), false, known)
+    }
+
+    fn made(
+        name: String,
+        config: Config,
+        by_rules: bool,
+        known: &[Known],
+    ) -> Result<Self, Invalid> {
         let known = once(known);
         Ok(Self {
-            name: name.into(),
+            name,
             hooks: Hooks::every(&[Phase::Request, Phase::Response]),
-            config: config.clone(),
-            tables: ArcSwap::from_pointee(Tables::new(config, &known)?),
+            tables: ArcSwap::from_pointee(Tables::new(&config, by_rules, &known)?),
+            config,
+            by_rules,
             known: Mutex::new(known),
             scanning: Arc::new(Semaphore::new(AT_ONCE)),
         })
@@ -215,7 +236,7 @@ impl Secrets {
         let mut known = self.known.lock();
         let mut all = known.clone();
         if add(&mut all, more) {
-            self.tables.store(Arc::new(Tables::new(&self.config, &all)?));
+            self.tables.store(Arc::new(Tables::new(&self.config, self.by_rules, &all)?));
         }
         *known = all;
         Ok(())
@@ -271,8 +292,8 @@ impl Secrets {
 }
 
 impl Tables {
-    fn new(config: &Config, known: &[Known]) -> Result<Self, Invalid> {
-        let sources = rules::read(rules::BUILT_IN)?;
+    fn new(config: &Config, by_rules: bool, known: &[Known]) -> Result<Self, Invalid> {
+        let sources = if by_rules { rules::read(rules::BUILT_IN)? } else { Vec::new() };
         for id in config.rules.keys() {
             let ids = || sources.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
             if !ids().any(|known| known == id) {
@@ -342,6 +363,10 @@ impl Interceptor for Secrets {
         if phase == Phase::Response && exchange.response.is_none() {
             return Ok(Verdict::pass());
         }
+        let tables = self.tables.load_full();
+        if tables.scanner.ids.is_empty() {
+            return Ok(Verdict::pass());
+        }
         let raw = exchange.payload(phase).raw();
         if raw.len() > self.config.max_bytes {
             return Err(Fault(format!(
@@ -350,7 +375,6 @@ impl Interceptor for Secrets {
                 self.config.max_bytes
             )));
         }
-        let tables = self.tables.load_full();
         let report = if raw.len() <= IN_PLACE_BYTES {
             tables.inspect(phase, raw)?
         } else {

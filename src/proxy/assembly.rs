@@ -52,6 +52,9 @@ const SEGMENTS: u64 = 8;
 const DEADLINE: Duration = Duration::from_millis(1_000);
 /// What a plugin's own deadline is given on top before the chain stops waiting for it.
 const SLACK: Duration = Duration::from_millis(250);
+/// How long it may take to look for what servers are handed where no entry says that: the largest
+/// messages take seconds.
+const UNASKED: Duration = Duration::from_secs(10);
 /// What a server may do and say before the proxy has heard it.
 const EVENTS: usize = 64;
 
@@ -623,6 +626,22 @@ fn links(
     }
     first.push(Link::strict(gate));
     first.extend(rest);
+    // What servers are handed reaches no agent, unless an entry says otherwise. A server that is
+    // handed something may come later.
+    let looks = |entry: &InterceptorEntry| matches!(entry.kind, Use::Secrets(_));
+    if !loaded.config.interceptors.iter().any(looks) {
+        match Secrets::of_handed(known).map(Arc::new) {
+            Ok(scanner) => {
+                gathered.scanners.push(scanner.clone());
+                first.push(Link { deadline: UNASKED, ..Link::strict(scanner) });
+            }
+            Err(error) => gathered.found.push(Box::new(loaded.finding(
+                "/servers",
+                Code::BadValue,
+                format!("the secrets of servers can't be looked for: {error}"),
+            ))),
+        }
+    }
     first
 }
 

@@ -15,11 +15,40 @@ const LINE_BYTES: usize = 2_000;
 /// could be in two parts that nobody knows.
 const LINE_READ: usize = 16 << 10;
 
+/// Lines of a private key that are left out, at most: one of 16384 bits has 200.
+const KEY_LINES: usize = 256;
+
 /// Takes the secrets out of a text that is kept.
 pub type Scrub = Arc<dyn Fn(&mut String) + Send + Sync>;
 
 /// The last lines, oldest first.
 pub(super) type Log = Arc<Mutex<VecDeque<String>>>;
+
+/// A private key over several lines: none of them is one by itself, so that no rule would find it.
+#[derive(Default)]
+struct Key {
+    /// How many more of its lines may come.
+    left: usize,
+}
+
+impl Key {
+    /// Whether anything of a line is kept. Of one in which a key begins, that is what stands before it.
+    fn leaves(&mut self, line: &mut String) -> bool {
+        let within = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        if line.contains("-----END") {
+            self.left = 0;
+        } else if let Some(at) = line.rfind("-----BEGIN")
+            && line.get(at..).is_some_and(|rest| rest.contains("PRIVATE KEY"))
+        {
+            self.left = KEY_LINES;
+            line.truncate(at);
+            line.push_str("[redacted:private-key]");
+            return true;
+        }
+        !within
+    }
+}
 
 /// Keeps the last lines of standard error, without the secrets that the server was handed.
 pub(super) async fn keep(
@@ -30,13 +59,17 @@ pub(super) async fn keep(
 ) {
     let mut chunk = vec![0; 4096];
     let mut line = Vec::new();
-    let keep = |line: &mut Vec<u8>| {
+    let mut key = Key::default();
+    let mut keep = |line: &mut Vec<u8>| {
         let mut text = if line.len() > LINE_READ {
             format!("[a line of more than {LINE_READ} bytes]")
         } else {
             String::from_utf8_lossy(line).trim_end().to_owned()
         };
         line.clear();
+        if !key.leaves(&mut text) {
+            return;
+        }
         scrub(&mut text);
         // Here even a value is looked for that is too short to be looked for in every message.
         for secret in handed().iter().flat_map(|handed| &handed.0) {
@@ -78,6 +111,43 @@ mod tests {
         upstream::{event::By, hands::HandedSecret},
         vault::{Secret, Source},
     };
+
+    #[test]
+    fn a_key_over_several_lines_is_one_mark() {
+        let (begin, end) = ("-----BEGIN", "-----END");
+        let rsa = ["RSA PRIVATE", "KEY-----"].join(" ");
+        let text = format!(
+            "before\nkey: {begin} {rsa}\nMIIE\nowIB\n{end} {rsa}\nafter\n\
+             {begin} CERTIFICATE-----\nMIIC\n{end} CERTIFICATE-----\n\
+             in one: {begin} {rsa}\\nMIIE\\n{end} {rsa}\nlast\n{begin} {rsa}\n"
+        );
+        let mut key = Key::default();
+        let mut kept = Vec::new();
+        let endless = ["MIIE"; KEY_LINES];
+        for line in text.lines().chain(endless).chain(["beyond"]) {
+            let mut line = line.to_owned();
+            if key.leaves(&mut line) {
+                kept.push(line);
+            }
+        }
+        let in_one = format!("in one: {begin} {rsa}\\nMIIE\\n{end} {rsa}");
+        assert_eq!(
+            kept,
+            [
+                "before",
+                "key: [redacted:private-key]",
+                "after",
+                "-----BEGIN CERTIFICATE-----",
+                "MIIC",
+                "-----END CERTIFICATE-----",
+                // What rules find.
+                &in_one,
+                "last",
+                "[redacted:private-key]",
+                "beyond",
+            ]
+        );
+    }
 
     #[tokio::test]
     async fn the_log_is_bounded_and_without_secrets() {

@@ -220,7 +220,7 @@ fn value(n: u8) -> String {
 async fn a_new_entry_is_handed_its_own_secrets_and_they_are_looked_for() {
     // Only what clients say is looked through, so that the server can show what it has.
     let gate = Setup::crooked("secrets = { TOKEN = { from = \"file:one\" } }")
-        .and("[[interceptors]]\nuse = \"secrets\"\nresponse = \"off\"")
+        .shown()
         .file("one", value(1))
         .file("two", value(2))
         .start()

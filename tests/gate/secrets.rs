@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 
 use crate::support::{
     agent::Agent,
+    credential,
     engine::{containers, docker},
     gate::{Gate, Setup},
-    marked,
+    marked, until,
 };
 
 /// A value that nothing else looks like.
@@ -30,7 +31,8 @@ fn write(gate: &Gate, n: u8) {
 #[tokio::test]
 async fn a_secret_as_a_file_is_the_servers_alone_and_is_rotated_without_a_restart() {
     for runtime in ["sandbox", "container"] {
-        let gate = Setup::crooked(AS_FILE).file("token", value(1)).runtime(runtime).start().await;
+        let setup = Setup::crooked(AS_FILE).shown().file("token", value(1));
+        let gate = setup.runtime(runtime).start().await;
         let agent = gate.modern();
         assert_eq!(read(&agent).await, value(1), "{runtime}");
         let name = agent.text("crooked__environment", json!({ "name": "TOKEN_FILE" })).await;
@@ -91,12 +93,35 @@ fn folder(pid: i32) -> Option<PathBuf> {
 }
 
 #[tokio::test]
-async fn the_old_value_and_the_new_one_are_looked_for() {
-    let gate = Setup::crooked(AS_FILE)
-        .and("[[interceptors]]\nuse = \"secrets\"")
-        .file("token", value(1))
-        .start()
+async fn what_a_server_complains_of_is_kept_without_secrets() {
+    // As a program prints a key.
+    let (lines, rsa) = (["MIIEowIBAAKCAQEA"; 20].join("\n"), ["RSA PRIVATE", "KEY-----"].join(" "));
+    let key = format!("-----BEGIN {rsa}\n{lines}\n-----END {rsa}");
+    let text = format!("see {}\nand {}\n{key}\nthe end", value(1), credential());
+    for runtime in ["sandbox", "container"] {
+        let setup = Setup::crooked(AS_FILE)
+            .and("[[interceptors]]\nuse = \"secrets\"\nrequest = \"off\"")
+            .file("token", value(1));
+        let gate = setup.runtime(runtime).start().await;
+        gate.modern().text("crooked__complain", json!({ "text": text })).await;
+        let logs = until("the end", async || {
+            let logs = gate.cli(&["server", "logs", "crooked"]).await.stdout;
+            logs.contains("the end").then_some(logs)
+        })
         .await;
+        assert!(logs.contains("see [redacted"), "{runtime}: {logs}");
+        assert!(logs.contains("[redacted:private-key]"), "{runtime}: {logs}");
+        for secret in [value(1), credential(), "MIIE".to_owned()] {
+            assert!(!logs.contains(&secret), "{runtime}: {logs}");
+        }
+        gate.stop().await;
+    }
+}
+
+// No entry of the chain asks for that.
+#[tokio::test]
+async fn the_old_value_and_the_new_one_are_looked_for() {
+    let gate = Setup::crooked(AS_FILE).file("token", value(1)).start().await;
     let agent = gate.modern();
     let redacted = "[redacted:vault:crooked/TOKEN]";
     assert_eq!(read(&agent).await, redacted);
@@ -114,7 +139,7 @@ async fn the_old_value_and_the_new_one_are_looked_for() {
 
 #[tokio::test]
 async fn what_is_not_to_be_had_leaves_the_old_value_in_place() {
-    let gate = Setup::crooked(AS_FILE).file("token", value(1)).start().await;
+    let gate = Setup::crooked(AS_FILE).shown().file("token", value(1)).start().await;
     let agent = gate.modern();
     assert_eq!(read(&agent).await, value(1));
     std::fs::remove_file(gate.path("token")).unwrap();
@@ -131,6 +156,7 @@ async fn a_missing_secret_harms_its_server_alone_and_may_come_later() {
         .and("[servers.crooked]\ncommand = [\"{crooked}\"]\nruntime = \"sandbox\"")
         .and("env = { GATE = \"{mark}\" }")
         .and(AS_FILE)
+        .shown()
         .start()
         .await;
     let agent = gate.modern();
@@ -142,7 +168,7 @@ async fn a_missing_secret_harms_its_server_alone_and_may_come_later() {
         (&json!("crooked"), &json!("TOKEN"))
     );
     write(&gate, 1);
-    let found = crate::support::until("the server to start", async || {
+    let found = until("the server to start", async || {
         let asked = json!({ "name": "TOKEN_FILE", "read": true });
         agent.call("crooked__environment", asked).await.ok()
     })
@@ -155,7 +181,7 @@ async fn a_missing_secret_harms_its_server_alone_and_may_come_later() {
 #[tokio::test]
 async fn a_store_is_kept_by_the_command_line_and_servers_are_handed_from_it() {
     let written =
-        Setup::crooked("secrets = { TOKEN = { from = \"age:s.age#app.token\" } }").write();
+        Setup::crooked("secrets = { TOKEN = { from = \"age:s.age#app.token\" } }").shown().write();
     let store = written.path("s.age").display().to_string();
     let set = |value: String, name: &'static str| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis"));

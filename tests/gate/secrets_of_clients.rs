@@ -17,7 +17,7 @@ fn value(of: &str) -> String {
 
 /// A server whose secret is alice's (in a file) or ci's (in the environment) own.
 fn setup(from: &str, how: &str) -> Setup {
-    with_values(Setup::crooked(&secrets(from, how)))
+    with_values(Setup::crooked(&secrets(from, how)).shown())
 }
 
 fn secrets(from: &str, how: &str) -> String {
@@ -173,8 +173,7 @@ async fn a_client_for_whom_there_is_none_is_refused_and_the_operator_is_told_the
 
 #[tokio::test]
 async fn what_one_client_has_not_got_harms_that_client_alone() {
-    let setup =
-        setup(FOR_ALL, "file").and("[[interceptors]]\nuse = \"secrets\"\nresponse = \"off\"");
+    let setup = setup(FOR_ALL, "file");
     let written = setup.write();
     std::fs::remove_file(written.path("alice")).unwrap();
     let clients = Clients::of(written).await;
@@ -204,7 +203,7 @@ async fn what_one_client_has_not_got_harms_that_client_alone() {
 
 #[tokio::test]
 async fn a_secret_of_one_client_is_found_in_the_traffic_of_all() {
-    let setup = setup(FOR_ALL, "env").and("[[interceptors]]\nuse = \"secrets\"");
+    let setup = with_values(Setup::crooked(&secrets(FOR_ALL, "env")));
     let clients = Clients::of(setup.write()).await;
     // Before anybody was handed any.
     for of in ["alice", "ci", "common"] {
@@ -360,6 +359,7 @@ async fn a_remote_server_is_sent_the_header_of_its_client() {
             peers::keyed().await
         );
         let written = Setup::new(&body)
+            .shown()
             .file("alice", value("alice"))
             .file("common", value("common"))
             .env("CI_TOKEN", &value("ci"))

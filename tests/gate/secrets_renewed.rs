@@ -18,6 +18,7 @@ fn value(n: u8) -> String {
 
 fn with(from: &str, how: &str) -> Setup {
     Setup::crooked(&format!("secrets = {{ TOKEN = {{ from = \"{from}\", as = \"{how}\" }} }}"))
+        .shown()
 }
 
 async fn on_file(agent: &Agent) -> String {
@@ -52,11 +53,7 @@ async fn of_event(gate: &Gate, event: &str) -> Vec<Value> {
 async fn a_file_is_followed_without_a_command_or_a_restart() {
     for (from, text) in [("file:token", ""), ("dotenv:token#TOKEN", "TOKEN=")] {
         let text = |n| format!("{text}{}\n", value(n));
-        let gate = with(from, "file")
-            .and("[[interceptors]]\nuse = \"secrets\"\nresponse = \"off\"")
-            .file("token", text(1))
-            .start()
-            .await;
+        let gate = with(from, "file").file("token", text(1)).start().await;
         let agent = gate.modern();
         assert_eq!(on_file(&agent).await, value(1), "{from}");
         let before = marked(&gate.mark);
@@ -118,11 +115,7 @@ async fn what_cannot_be_read_again_leaves_the_old_value_and_is_on_record() {
 
 #[tokio::test]
 async fn what_a_server_has_in_its_environment_waits_for_its_next_start() {
-    let mut gate = with("file:token", "env")
-        .and("[[interceptors]]\nuse = \"secrets\"\nresponse = \"off\"")
-        .file("token", value(1))
-        .start()
-        .await;
+    let mut gate = with("file:token", "env").file("token", value(1)).start().await;
     let agent = gate.modern();
     assert_eq!(in_environment(&agent).await, value(1));
     let before = marked(&gate.mark);
@@ -204,7 +197,7 @@ async fn on_a_hangup_every_source_is_asked_again() {
 /// The server that can hold back its greeting.
 fn holding(how: &str, more: &str) -> Setup {
     let secrets = format!("secrets = {{ TOKEN = {{ from = \"file:token\", as = \"{how}\" }} }}");
-    Setup::holding(&format!("{secrets}\n{more}")).file("token", value(1))
+    Setup::holding(&format!("{secrets}\n{more}")).shown().file("token", value(1))
 }
 
 #[tokio::test]

@@ -119,6 +119,7 @@ fn tools() -> Value {
         "die",
         "flood",
         "flood_stderr",
+        "complain",
         "babble",
         "huge",
         "twice",
@@ -187,6 +188,10 @@ fn call(id: &Value, line: &str, params: &Value) {
                 eprintln!("{line}");
             }
             answer(id, text("flooded"));
+        }
+        "complain" => {
+            eprintln!("{}", arguments["text"].as_str().unwrap_or_default());
+            answer(id, text("complained"));
         }
         "babble" => {
             say("this is no JSON");

@@ -137,6 +137,26 @@ fn a_secret_is_found_wherever_it_stands() {
 }
 
 #[tokio::test]
+async fn what_is_handed_is_looked_for_without_rules() {
+    let handed = ["hunter", "2-handed"].concat();
+    let both = json!({ "a": handed, "b": token() }).to_string();
+    let none = Secrets::of_handed(&[]).unwrap();
+    // Not even read.
+    assert!(matches!(response(&none, "no JSON").await.decision, Decision::Pass));
+    let known = Known {
+        holder: "git".into(),
+        name: "TOKEN".into(),
+        client: None,
+        value: Secret::new(handed),
+    };
+    none.learn(&[known]).unwrap();
+    let verdict = response(&none, &both).await;
+    let redacted = json!({ "a": "[redacted:vault:git/TOKEN]", "b": token() }).to_string();
+    assert_eq!(replacement(&verdict), redacted);
+    assert!(matches!(request(&none, &both).await.decision, Decision::Refuse(_)));
+}
+
+#[tokio::test]
 async fn a_request_with_a_secret_is_refused() {
     let secrets = secrets(&Config::default());
     let raw = json!({ "arguments": { "a": ["x", format!("t={}", token())] } }).to_string();

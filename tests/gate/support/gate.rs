@@ -123,6 +123,12 @@ impl Setup {
         Written { env: Vec::new(), mark: new_mark(), folder }
     }
 
+    /// Has answers hold the secrets that servers are handed, so that a test sees them.
+    pub fn shown(mut self) -> Self {
+        self.body.insert_str(0, "[[interceptors]]\nuse = \"secrets\"\nresponse = \"off\"\n");
+        self
+    }
+
     /// In another runtime than the sandbox.
     pub fn runtime(mut self, runtime: &str) -> Self {
         self.body = self.body.replace("\"sandbox\"", &format!("\"{runtime}\""));

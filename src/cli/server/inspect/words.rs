@@ -104,6 +104,12 @@ pub(super) fn may_not(settings: &Server, place: &Place) -> Vec<String> {
             "trace processes, mount, load code into the kernel, or use namespaces, keys, BPF or io_uring: it has a list of system calls"
         }
     });
-    add("leave core dumps, or outlive the proxy");
+    add("leave core dumps");
+    add(match sandbox {
+        true => "outlive the proxy",
+        false => {
+            "stay behind a killed proxy for longer than until one starts again, or 20 s behind `portcullis guard`"
+        }
+    });
     all
 }
