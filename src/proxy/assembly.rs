@@ -271,6 +271,7 @@ impl Assembly {
             under_way: Default::default(),
             parked: Lot::new(),
             listeners: Default::default(),
+            subscriptions: Default::default(),
             follows: Default::default(),
             following: Default::default(),
             retired: Default::default(),

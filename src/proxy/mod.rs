@@ -3,13 +3,16 @@
 //! `way` takes one exchange through all stages; `told` is what a client says that asks nothing;
 //! `own` has the answers that the proxy gives itself; `call` makes one call at a server
 //! (`dialogue`), whatever the two eras; `questions` puts to clients what servers ask, `parked` and
-//! `state` have it wait for clients that are stateless; `listen` knows who hears of changes, `tasks`
-//! whose task is whose; `guest` is a client with what it says of itself. `lists` puts the merged
-//! lists together; `params` holds headers that repeat arguments against them; `recording` puts
-//! exchanges on record, `presence` who came and went, `reloads` which policies decide, `following` which
-//! servers there are, `secrets` what they are handed, `files` what changes beside them; `obligations` does what policies ask for beside their decision, `approve` asks a person; `places`
-//! bounds what a principal has under way; `refusals` bounds how many of them are recorded one by
-//! one; `servers` hears what servers say on their own, `own_acts` has policy decide what is done to start them; `assembly` puts it all together from a config.
+//! `state` have it wait for clients that are stateless; `listen` knows who hears of changes,
+//! `subscriptions` of which resources, `tasks` whose task is whose; `guest` is a client with what
+//! it says of itself. `lists` puts the merged lists together; `params` holds headers that repeat
+//! arguments against them; `recording` puts exchanges on record, `presence` who came and went,
+//! `reloads` which policies decide, `following` which servers there are, `secrets` what they are
+//! handed, `files` what changes beside them; `obligations` does what policies ask for beside their
+//! decision, `approve` asks a person; `places` bounds what a principal has under way; `refusals`
+//! bounds how many of them are recorded one by one; `servers` hears what servers say on their own,
+//! `own_acts` has policy decide what is done to start them; `assembly` puts it all together from a
+//! config.
 
 mod approve;
 mod assembly;
@@ -40,6 +43,7 @@ mod servers;
 mod sight;
 mod spelling;
 mod state;
+mod subscriptions;
 mod tasks;
 mod told;
 mod way;
@@ -88,6 +92,7 @@ use places::Permits;
 use presence::{Drops, Expected, Presence};
 use refusals::Refusals;
 use reloads::Revisions;
+use subscriptions::Subscriptions;
 use tasks::Tasks;
 
 pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor};
@@ -137,6 +142,7 @@ pub struct Proxy {
     under_way: Arc<UnderWay>,
     parked: Lot,
     listeners: Listeners,
+    subscriptions: Subscriptions,
     /// Held by whoever takes a config that was read again.
     follows: tokio::sync::Mutex<()>,
     following: Mutex<Following>,
