@@ -11,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -36,6 +37,9 @@ use crate::{
     session::Session,
     upstream::PartyKey,
 };
+
+/// How long one that listens may take to read what many resources have it told at once.
+const READS: Duration = Duration::from_secs(10);
 
 /// What a client wants to hear of (MCP 2026-07-28, `subscriptions/listen`).
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -203,6 +207,36 @@ impl Proxy {
         }
     }
 
+    /// Tells who hears of a resource that it may have changed: between the watch of the server that had
+    /// its entry in the config and that of the one that has it now, nobody told.
+    pub(super) async fn tell_of_move(&self, (hearer, server, uri): Subscription) {
+        let method = Method::new(Method::UPDATED);
+        let params = Bytes::from(json!({ "uri": uri }).to_string());
+        match &hearer {
+            Hearer::Session(id) => {
+                let session = self.sessions.get(id).filter(|session| session.is_heard());
+                let Some(session) = session else { return };
+                let guest = Guest::at(&session);
+                let text = self.notice_to(&guest, &server, &method, Some(params)).await;
+                text.map(|text| session.tell(text));
+            }
+            Hearer::Listener(key) => {
+                // One that was not told what is granted has read nothing yet that could be old.
+                let listener = self.listeners.get(*key);
+                let Some(listener) = listener.filter(|one| one.told.load(Ordering::Acquire)) else {
+                    return;
+                };
+                let text = self.notice_for(&listener, &server, &method, Some(&params)).await;
+                // There is one for each resource, so they may well come faster than they are read.
+                if let Some(text) = text
+                    && listener.out.send_timeout(text, READS).await.is_err()
+                {
+                    listener.slow.cancel();
+                }
+            }
+        }
+    }
+
     /// Ends what a principal listens to.
     pub(super) fn end_listeners(&self, kind: &PrincipalKind, key: Option<&str>, why: &str) {
         for listener in self.listeners.all.lock().values() {
@@ -324,13 +358,23 @@ impl Proxy {
         method: &Method,
         params: Option<&Bytes>,
     ) {
-        let params = tagged(params, &listener.id);
-        let text = self.notice_to(&listener.guest, server, method, Some(params)).await;
-        if let Some(text) = text
+        if let Some(text) = self.notice_for(listener, server, method, params).await
             && listener.out.try_send(text).is_err()
         {
             listener.slow.cancel();
         }
+    }
+
+    /// A server's notification for one that listens, through the chain.
+    async fn notice_for(
+        &self,
+        listener: &Listener,
+        server: &ServerName,
+        method: &Method,
+        params: Option<&Bytes>,
+    ) -> Option<Bytes> {
+        let params = tagged(params, &listener.id);
+        self.notice_to(&listener.guest, server, method, Some(params)).await
     }
 
     /// A server's notification for one client, through the chain.

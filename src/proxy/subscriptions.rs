@@ -135,7 +135,7 @@ impl Proxy {
             return false;
         }
         match self.follow_place(&key).await {
-            Ok(()) => true,
+            Ok(_) => true,
             Err((_, refusal)) => {
                 tracing::debug!(server = %key.1, code = %refusal.code, "a resource is not watched");
                 false
@@ -159,6 +159,8 @@ impl Proxy {
         let sight = Sight(self.gate.sight(&guest.principal));
         let admitted = async {
             let route = self.router.route(view, &method, &params, &sight).await?;
+            // As a call is: where its entry in the config changes, the server is not ended before this.
+            passage.counted = route.server.as_ref().map(|server| server.counted());
             exchange.server = route.server.as_ref().map(|server| server.name.clone());
             exchange.target = route.target;
             self.chain.pass(&mut exchange, Phase::Request, &mut passage.trail).await?;
@@ -258,13 +260,14 @@ impl Proxy {
             // On a task of its own, so that it is recorded to its end.
             let proxy = self.clone();
             let moved = self.tasks.spawn(async move { proxy.follow_place(&key).await });
-            moved.await.unwrap_or(Ok(())).map_err(|(_, refusal)| refusal)?;
+            moved.await.unwrap_or(Ok(false)).map_err(|(_, refusal)| refusal)?;
         }
         Ok(Answer::Result(Payload::new(Bytes::from_static(b"{}"))))
     }
 
     /// What was watched of a server that is in the config no more is watched of the one in its place,
-    /// where there is one. Whoever has lost something by that is told.
+    /// where there is one. Whoever has lost something by that is told, and whoever may have missed
+    /// something.
     pub(super) async fn change_places(self: &Arc<Self>, old: &Server) {
         let moved: Vec<_> = {
             let watched = self.subscriptions.watched.lock();
@@ -274,29 +277,33 @@ impl Proxy {
             of_it.map(|(key, _)| key.clone()).collect()
         };
         let moved = futures_util::stream::iter(moved).for_each_concurrent(None, |key| async move {
-            if let Err(lost) = self.follow_place(&key).await {
-                self.tell_of_loss(key, lost).await;
+            match self.follow_place(&key).await {
+                Ok(true) => self.tell_of_move(key).await,
+                Ok(false) => {}
+                Err(lost) => self.tell_of_loss(key, lost).await,
             }
         });
         moved.await;
     }
 
     /// Has a resource that is watched be watched of the server that is in the config by now, where that
-    /// is another: as a request of its own, since what is there is another program.
+    /// is another: as a request of its own, since what is there is another program. Whether it was
+    /// moved there by this.
     ///
     /// # Errors
     /// Why it is not watched any more.
-    async fn follow_place(self: &Arc<Self>, key: &Subscription) -> Result<(), Lost> {
+    async fn follow_place(self: &Arc<Self>, key: &Subscription) -> Result<bool, Lost> {
         let (hearer, name, uri) = key;
+        let mut is_moved = false;
         loop {
             let now = self.router.server(name);
             let (before, from, claimed) = {
                 let mut watched = self.subscriptions.watched.lock();
-                let Some(entry) = watched.get_mut(key) else { return Ok(()) };
+                let Some(entry) = watched.get_mut(key) else { return Ok(false) };
                 let claimed = now.as_ref().map(|server| server.number);
                 // Somebody else may be at it, or has been.
                 if claimed.is_some_and(|number| entry.number >= number) {
-                    return Ok(());
+                    return Ok(is_moved);
                 }
                 entry.number = claimed.unwrap_or(entry.number);
                 let (before, from) = (entry.watching.take(), entry.from);
@@ -313,7 +320,7 @@ impl Proxy {
             };
             let Some(guest) = self.guest_of(hearer, from) else {
                 self.subscriptions.forget(hearer);
-                return Ok(());
+                return Ok(false);
             };
             // It is there that it was granted, and not at whoever else has something of that name.
             let moved = self.watch_one(&guest, &View::One(name.clone()), uri).await;
@@ -329,6 +336,7 @@ impl Proxy {
                 (Ok(watching), Some(entry)) => {
                     entry.number = watching.number;
                     entry.watching = Some(watching);
+                    is_moved = true;
                 }
                 // What is there by now, or in a moment, is asked instead.
                 (Err(_), Some(_)) if superseded => {}
@@ -339,7 +347,7 @@ impl Proxy {
                 (moved, None) => {
                     drop(watched);
                     drop(moved);
-                    return Ok(());
+                    return Ok(false);
                 }
             }
         }

@@ -52,7 +52,7 @@ pub(super) struct Passage {
     /// The digest of the image that the server runs from.
     pub image: Option<String>,
     /// Has the server wait for it to be over, should the config have another in its place.
-    counted: Option<TaskTrackerToken>,
+    pub counted: Option<TaskTrackerToken>,
 }
 
 impl Passage {

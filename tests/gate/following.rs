@@ -264,6 +264,7 @@ fn change(gate: &Gate) {
 }
 
 const WATCHED: &str = "test://watched-resource";
+const UPDATED: &str = "notifications/resources/updated";
 
 /// A legacy client that watches a resource, with the stream on which it hears of that.
 async fn watching(gate: &Gate) -> (Agent, Events) {
@@ -332,13 +333,21 @@ async fn what_is_watched_is_watched_of_the_new_entry() {
         let intents = subscriptions(&gate, "intent").await;
         let known = |outcome: &Value| intents.iter().any(|intent| intent["id"] == outcome["id"]);
         assert!(intents.len() == 4 && asked.iter().all(known), "{era}: {intents:#?}");
+        // It may have changed while nobody told, and is something else now.
+        for stream in [&mut session, &mut listener] {
+            let heard = told(stream, UPDATED).await;
+            assert_eq!(heard["uri"], WATCHED, "{era}");
+        }
+        let records = gate.records(&[]).await;
+        let of_it = records.iter().filter(|one| one["method"] == UPDATED);
+        assert_eq!(of_it.count(), 2, "{era}");
         // What changes there is told of.
         let update = "everything__test_trigger_resource_update";
         client.call(update, json!({})).await.unwrap();
-        let heard = told(&mut session, "notifications/resources/updated").await;
+        let heard = told(&mut session, UPDATED).await;
         assert_eq!(heard["uri"], WATCHED, "{era}");
         gate.modern().call(update, json!({})).await.unwrap();
-        let heard = told(&mut listener, "notifications/resources/updated").await;
+        let heard = told(&mut listener, UPDATED).await;
         assert_eq!(heard["uri"], WATCHED, "{era}");
         gate.stop().await;
     }

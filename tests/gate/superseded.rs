@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    agent::{Agent, code_of},
+    agent::{Agent, MODERN, code_of},
     events::Events,
     gate::{Gate, Setup},
     in_time, marked, until,
@@ -108,6 +108,9 @@ async fn what_the_new_entry_would_be_let_do_is_not_done_by_the_old_one() {
     gate.stop().await;
 }
 
+/// Notifications of lists that one change of the config has every session told.
+const LISTS: usize = 3;
+
 /// How often it is on record that a server was asked to tell of a resource, and answered.
 async fn subscribed(gate: &Gate) -> usize {
     let records = gate.records(&[]).await;
@@ -124,9 +127,7 @@ async fn what_is_being_subscribed_is_watched_of_the_entry_that_is_there_in_the_e
         let gate = written.start().await;
         let own = gate.url("/servers/crooked/mcp");
         let client = Agent::legacy(&own, None).await.unwrap();
-        let session = client.session.clone().unwrap();
-        let headers = [("mcp-session-id", session.as_str()), ("accept", "text/event-stream")];
-        let mut stream = Events::get(&own, &headers).await;
+        let mut stream = stream_of(&client, &own).await;
         let asked = tokio::spawn(async move {
             let done = client.ask("resources/subscribe", json!({ "uri": "crooked://x" })).await;
             (client, done)
@@ -146,12 +147,58 @@ async fn what_is_being_subscribed_is_watched_of_the_entry_that_is_there_in_the_e
         assert_eq!(environment(&client, "environment").await, (changes - 1).to_string());
         assert_eq!(subscribed(&gate).await, 2, "{changes}");
         client.call("update", json!({})).await.unwrap();
-        in_time("the update", async {
-            while !stream.next().await.expect("an event").data.contains("crooked://x") {}
-        })
-        .await;
+        updated(&mut stream).await;
         gate.stop().await;
     }
+}
+
+/// The stream on which a session hears what belongs to no call.
+async fn stream_of(client: &Agent, url: &str) -> Events {
+    let session = client.session.clone().unwrap();
+    let headers = [("mcp-session-id", session.as_str()), ("accept", "text/event-stream")];
+    Events::get(url, &headers).await
+}
+
+/// The next that a stream tells of the resource that is watched.
+async fn updated(stream: &mut Events) {
+    in_time("the update", async {
+        while !stream.next().await.expect("an event").data.contains("crooked://x") {}
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_listener_is_being_granted_is_asked_to_its_end() {
+    let written = Setup::holding("").write();
+    written.hold("resources/subscribe");
+    let gate = written.start().await;
+    let own = gate.url("/servers/crooked/mcp");
+    let client = Agent::modern(&own, None);
+    let asked = json!({ "notifications": { "resourceSubscriptions": ["crooked://x"] } });
+    let asked = client.request("subscriptions/listen", asked).to_string();
+    let listening = tokio::spawn(async move {
+        let headers = [("mcp-protocol-version", MODERN), ("mcp-method", "subscriptions/listen")];
+        let mut stream = Events::post(&own, &headers, asked).await;
+        let granted = stream.message().await;
+        (stream, granted)
+    });
+    gate.held("crooked", "resources/subscribe").await;
+    let old = marked(&gate.mark);
+    change(&gate, "new").await;
+    // The old one is at it yet, while the new one is called.
+    assert_eq!(environment(&client, "environment").await, "new");
+    gate.let_go("resources/subscribe");
+    let (mut stream, granted) = in_time("the grant", listening).await.unwrap();
+    let granted = &granted["params"]["notifications"]["resourceSubscriptions"];
+    assert_eq!(*granted, json!(["crooked://x"]));
+    until("the old one to be gone", async || {
+        marked(&gate.mark).iter().all(|pid| !old.contains(pid)).then_some(())
+    })
+    .await;
+    assert_eq!(subscribed(&gate).await, 2);
+    client.call("update", json!({})).await.unwrap();
+    updated(&mut stream).await;
+    gate.stop().await;
 }
 
 #[tokio::test]
@@ -162,6 +209,7 @@ async fn a_subscription_that_is_moved_goes_where_the_next_change_says_unless_it_
         let client = Agent::legacy(&own, None).await.unwrap();
         let watched = json!({ "uri": "crooked://x" });
         client.ask("resources/subscribe", watched.clone()).await.unwrap();
+        let mut stream = stream_of(&client, &own).await;
         let old = marked(&gate.mark);
         gate.hold("resources/subscribe");
         change(&gate, "first").await;
@@ -176,33 +224,56 @@ async fn a_subscription_that_is_moved_goes_where_the_next_change_says_unless_it_
             marked(&gate.mark).iter().all(|pid| !old.contains(pid)).then_some(())
         })
         .await;
-        let session = client.session.clone().unwrap();
-        let headers = [("mcp-session-id", session.as_str()), ("accept", "text/event-stream")];
-        let mut stream = Events::get(&own, &headers).await;
         if taken_back {
             // What the server tells of after that is nothing of it.
             until("it to be taken back", async || (subscribed(&gate).await == 2).then_some(()))
                 .await;
             client.call("update", json!({})).await.unwrap();
             change(&gate, "second").await;
-            let event = in_time("the lists", async {
-                loop {
-                    let event = stream.next().await.expect("an event");
-                    if !event.data.is_empty() {
-                        return event;
-                    }
+            // The lists of both changes.
+            in_time("the lists", async {
+                for _ in 0..2 * LISTS {
+                    let event = loop {
+                        let event = stream.next().await.expect("an event");
+                        if !event.data.is_empty() {
+                            break event.data;
+                        }
+                    };
+                    assert!(event.contains("list_changed"), "{event}");
                 }
-            });
-            assert!(!event.await.data.contains("crooked://x"));
+            })
+            .await;
         } else {
             until("it to be watched", async || (subscribed(&gate).await == 3).then_some(())).await;
             assert_eq!(environment(&client, "environment").await, "second");
+            // It may have changed between the one and the other, and then it does.
+            updated(&mut stream).await;
             client.call("update", json!({})).await.unwrap();
-            in_time("the update", async {
-                while !stream.next().await.expect("an event").data.contains("crooked://x") {}
-            })
-            .await;
+            updated(&mut stream).await;
         }
         gate.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_call_whose_client_is_still_asked_when_its_server_has_to_end_is_told_why() {
+    // While a client is asked, the call's own time does not run; that of a server that was superseded does.
+    let gate = Setup::everything("legacy").and("call-timeout-s = 3").start().await;
+    let agent = gate.legacy().await;
+    let asked = tokio::spawn(async move {
+        agent.call("everything__test_sampling", json!({ "prompt": "what?" })).await
+    });
+    until("the client to be asked", async || {
+        let records = gate.records(&[]).await;
+        records.iter().any(|one| one["method"] == "sampling/createMessage").then_some(())
+    })
+    .await;
+    change(&gate, "new").await;
+    let error = in_time("the call", asked).await.unwrap().unwrap_err();
+    assert_eq!(code_of(&error), "server-unavailable", "{error:#}");
+    let words = error["message"].as_str().unwrap();
+    assert!(words.contains("was ended before it answered"), "{words}");
+    assert!(words.contains("its entry in the config has changed; call again"), "{words}");
+    until("it to be gone", async || marked(&gate.mark).is_empty().then_some(())).await;
+    gate.stop().await;
 }
