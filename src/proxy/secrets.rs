@@ -64,29 +64,41 @@ impl Proxy {
     fn reread(self: &Arc<Self>, server: Arc<Server>, which: Reread) {
         server.rereads.ask(which);
         let proxy = self.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = proxy.see_to_rereads(&server) => {}
-                () = proxy.closing.cancelled() => {}
-            }
-        });
+        self.until_closing(async move { proxy.see_to_rereads(&server).await });
     }
 
-    async fn see_to_rereads(&self, server: &Server) {
-        // Else it is asked for in the very moment in which another task has done all.
+    async fn see_to_rereads(self: &Arc<Self>, server: &Arc<Server>) {
         while server.rereads.is_asked() && server.still_there().is_ok() {
             let Some(mut turn) = server.rereads.turn() else { return };
             while let Some(which) = turn.take() {
-                let rehanded = server.rehand(self, which).await;
-                let server = &server.name;
+                let reading = server.reread(which).await;
                 if which == Reread::All {
-                    tracing::info!(%server, "secrets were read again");
+                    tracing::info!(server = %server.name, "secrets were read again");
                 }
-                if let Err(why) = rehanded {
-                    let why = self.shown(&why);
-                    tracing::warn!(%server, why, "not all secrets could be handed over anew");
+                // Each by itself: one that hangs at its start holds up neither the others nor the next
+                // reading.
+                for instance in server.having(&reading) {
+                    let (proxy, server) = (self.clone(), server.name.clone());
+                    self.until_closing(async move {
+                        if let Err(why) = instance.see_to_secrets(&*proxy).await {
+                            let why = proxy.shown(&why);
+                            tracing::warn!(%server, why, "not all secrets could be handed over anew");
+                        }
+                    });
                 }
+                let server = server.clone();
+                self.until_closing(async move { server.see_to_spares().await });
             }
         }
+    }
+
+    fn until_closing(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let closing = self.closing.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = work => {}
+                () = closing.cancelled() => {}
+            }
+        });
     }
 }

@@ -19,6 +19,7 @@ use super::{
     breaker::Breaker,
     definitions::{Items, Offer},
     drain::Leaving,
+    errands::Errands,
     event::{Event, Started},
     hands::{Read, Whose},
     health::Health,
@@ -126,6 +127,9 @@ pub struct Instance {
     /// Lists of it are not its own to tell of: another of its kind does.
     pub(super) quiet: bool,
     pub(super) renewal: Mutex<Renewal>,
+    /// Hand-overs of secrets to what runs, and to what is about to take its place.
+    pub(super) handing: Errands<()>,
+    pub(super) renewing: Errands<()>,
     /// Done once it is not started any more.
     pub(super) closing: CancellationToken,
 }
@@ -195,6 +199,8 @@ impl Instance {
             under_way: Mutex::default(),
             quiet: false,
             renewal: Mutex::default(),
+            handing: Errands::default(),
+            renewing: Errands::default(),
             closing: CancellationToken::new(),
         }
     }

@@ -24,6 +24,7 @@ use tokio_util::{
 use super::{
     definitions::{Items, Offer},
     drain::Replaced,
+    errands::Errands,
     event::{Event, Review},
     greeting::Greeting,
     hands::{Read, Reread, Whose},
@@ -34,9 +35,9 @@ use super::{
     log::Scrub,
     party::{Party, PartyKey},
     process::Usage,
-    rereads::Rereads,
     running::{NUMBERS, Running},
     spare::Spares,
+    upkeep::not_anew,
 };
 use crate::{
     config::{self, Era, Given, Sharing},
@@ -52,6 +53,8 @@ use crate::{
 const SHARE: usize = 4;
 /// How long no further instance is started after one that did not start.
 const PAUSE: Duration = Duration::from_secs(10);
+/// Why a process that waits is another.
+const REREAD: &str = "its secrets were read anew";
 /// Instances that are replaced at once.
 const REPLACED_AT_ONCE: usize = 4;
 
@@ -74,7 +77,7 @@ pub struct Server {
     /// Done once nothing of it runs any more, nor ever will.
     gone: CancellationToken,
     /// Readings of its secrets that were asked for.
-    pub rereads: Rereads,
+    pub rereads: Errands<Reread>,
 }
 
 /// What `portcullis server ls` and the metrics show.
@@ -136,6 +139,14 @@ pub struct Rehanded {
     pub later: Vec<String>,
 }
 
+/// What was read anew of a server's secrets.
+#[derive(Debug, Default)]
+pub struct Reading {
+    read: BTreeSet<Whose>,
+    /// Why not all of it could be had.
+    faults: Vec<String>,
+}
+
 /// What became of a server's instances that were to be replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restarted {
@@ -182,7 +193,7 @@ impl Server {
         let (own, no_more) = (Mutex::new(Some(HashMap::new())), Arc::default());
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         let (calls, gone) = (TaskTracker::new(), CancellationToken::new());
-        let rereads = Rereads::default();
+        let rereads = Errands::default();
         Self {
             name,
             settings,
@@ -438,22 +449,16 @@ impl Server {
         self.shared.review_spares(review).await;
     }
 
-    /// Reads its secrets anew, those of single clients among them, and puts those that it gets as files
-    /// into the hands of what runs of it. What it gets in its environment or in headers, the next start
-    /// hands over; that is now where the config says so.
-    ///
-    /// # Errors
-    /// Where a secret is not to be had: then those of the same clients stay as they were; or where an
-    /// instance could not be handed the new ones, which then has the old ones still. The rest is done.
-    pub async fn rehand(&self, review: &dyn Review, which: Reread) -> Result<Rehanded, String> {
-        let settings = &self.common.settings;
-        let (mut read, mut faults) = (BTreeSet::new(), Vec::new());
+    /// Reads its secrets anew, those of single clients among them. What could not be had is on record, and
+    /// stays as it was.
+    pub async fn reread(&self, which: Reread) -> Reading {
+        let mut reading = Reading::default();
         // Else what was read first could be kept last.
-        let turn = self.common.rereading.lock().await;
-        for whose in Whose::all(settings) {
+        let _turn = self.common.rereading.lock().await;
+        for whose in Whose::all(&self.common.settings) {
             let before = self.common.handed(&whose);
             match self.common.reread(&whose, which).await {
-                Ok(_) => drop(read.insert(whose)),
+                Ok(_) => drop(reading.read.insert(whose)),
                 Err(not) => {
                     let kept = before.is_ok();
                     // What is still missing was told when it was first looked for.
@@ -461,26 +466,42 @@ impl Server {
                     if which == Reread::Files && known {
                         continue;
                     }
-                    faults.push(not.failure.what.clone());
+                    reading.faults.push(not.failure.what.clone());
                     self.shared.say(Event::Unread { not: Box::new(not), kept }).await;
                 }
             }
         }
-        drop(turn);
+        reading
+    }
+
+    /// The instances that have some of what was read.
+    pub fn having(&self, reading: &Reading) -> Vec<Arc<Instance>> {
         let mut all = self.all();
-        all.retain(|instance| read.contains(&instance.whose()));
-        let all = all.into_iter().map(|instance| async move {
+        all.retain(|instance| reading.read.contains(&instance.whose()));
+        all
+    }
+
+    /// Reads its secrets anew, and puts those that it gets as files into the hands of what runs of it.
+    /// What it gets in its environment or in headers, the next start hands over; that is now where the
+    /// config says so.
+    ///
+    /// # Errors
+    /// Where a secret is not to be had: then those of the same clients stay as they were; or where an
+    /// instance could not be handed the new ones, which then has the old ones still. The rest is done.
+    pub async fn rehand(&self, review: &dyn Review, which: Reread) -> Result<Rehanded, String> {
+        let settings = &self.common.settings;
+        let reading = self.reread(which).await;
+        let all = self.having(&reading).into_iter().map(|instance| async move {
             let mut renewed = instance.rehand(review).await?;
             if settings.restart_on_rotation && !renewed.outdated.is_empty() {
-                let renewal = instance.renew().await;
-                renewal.map_err(|failure| format!("it was not started anew: {failure}"))?;
+                instance.renew().await.map_err(|failure| not_anew(&failure))?;
                 renewed.outdated.clear();
             }
             Ok::<_, String>(renewed)
         });
         // Side by side: an instance that does not come up keeps no spare with old ones.
-        let spares = self.shared.renew_spares("its secrets were read anew", true);
-        let (all, ()) = tokio::join!(join_all(all), spares);
+        let (all, ()) = tokio::join!(join_all(all), self.shared.renew_spares(REREAD, true));
+        let mut faults = reading.faults;
         let mut rehanded = Rehanded::default();
         for renewed in all {
             match renewed {
@@ -497,6 +518,19 @@ impl Server {
         }
         rehanded.secrets = settings.given().map(|given| given.name.to_owned()).collect();
         Ok(rehanded)
+    }
+
+    /// Has the processes that wait be some that have what was last read, unless somebody is at it already,
+    /// who then sees to that, too.
+    pub async fn see_to_spares(&self) {
+        let renewing = &self.common.spares.renewing;
+        renewing.ask(());
+        while renewing.is_asked() {
+            let Some(mut turn) = renewing.turn() else { return };
+            while turn.take().is_some() {
+                self.shared.renew_spares(REREAD, true).await;
+            }
+        }
     }
 
     /// The files from which its secrets come.

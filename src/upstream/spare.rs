@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Clock,
+    errands::Errands,
     event::{Event, Review},
     hands::Whose,
     instance::{Common, Instance},
@@ -38,6 +39,8 @@ pub(super) struct Spares {
     ready: Mutex<Ready>,
     /// Held by whoever starts some.
     filling: tokio::sync::Mutex<()>,
+    /// That they be others, with new secrets.
+    pub renewing: Errands<()>,
     /// How often policies were asked about what waits.
     reviews: AtomicU64,
     closing: CancellationToken,
@@ -62,6 +65,7 @@ impl Spares {
         Self {
             ready: Mutex::default(),
             filling: tokio::sync::Mutex::default(),
+            renewing: Errands::default(),
             reviews: AtomicU64::new(0),
             closing: CancellationToken::new(),
         }

@@ -149,6 +149,41 @@ impl Instance {
         Ok(renewed)
     }
 
+    /// Sees that it has what was last read, as [`Server::rehand`](super::Server::rehand) does, for whoever
+    /// does not wait for all the others. Where somebody is at it already, they see to that, too.
+    ///
+    /// # Errors
+    /// Why it goes on with what it has.
+    pub async fn see_to_secrets(self: &Arc<Self>, review: &dyn Review) -> Result<(), String> {
+        self.handing.ask(());
+        while self.handing.is_asked() {
+            let Some(mut turn) = self.handing.turn() else { break };
+            while turn.take().is_some() {
+                // What did not come off is tried again below.
+                let _ = self.rehand_running(review).await;
+            }
+        }
+        // Apart, so that what runs has the next values though another is still about to take its place.
+        let mut seen_to = Ok(());
+        self.renewing.ask(());
+        while self.renewing.is_asked() {
+            let Some(mut turn) = self.renewing.turn() else { break };
+            while turn.take().is_some() {
+                drop(self.replacing.lock().await);
+                seen_to = match self.rehand_running(review).await {
+                    Ok(renewed)
+                        if self.common.settings.restart_on_rotation
+                            && !renewed.outdated.is_empty() =>
+                    {
+                        self.renew().await.map_err(|failure| not_anew(&failure))
+                    }
+                    renewed => renewed.map(drop),
+                };
+            }
+        }
+        seen_to
+    }
+
     async fn rehand_running(&self, review: &dyn Review) -> Result<Renewed, String> {
         let state = self.state.lock().await;
         let State::Running(running) = &*state else { return Ok(Renewed::default()) };
@@ -279,4 +314,9 @@ impl Instance {
 fn outdated(now: &Handed, running: &Running) -> Vec<String> {
     let held = now.unlike(&running.first).filter(|secret| secret.by != By::File);
     held.map(|secret| secret.name.clone()).collect()
+}
+
+/// Why one that was to be started anew for its new secrets was not.
+pub(super) fn not_anew(failure: &Failure) -> String {
+    format!("it was not started anew: {failure}")
 }

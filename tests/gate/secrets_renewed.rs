@@ -236,6 +236,29 @@ async fn a_start_for_a_new_secret_that_fails_is_tried_again() {
 }
 
 #[tokio::test]
+async fn an_instance_that_hangs_holds_up_none_of_the_others_secrets() {
+    let gate = holding("file", "start-timeout-s = 600\ncall-timeout-s = 600").start().await;
+    // Each has an instance of its own, since it can be asked something.
+    let (one, other) = (gate.legacy().await, gate.legacy().await);
+    assert_eq!(on_file(&one).await, value(1));
+    gate.hold("initialize");
+    let starting = tokio::spawn(async move {
+        on_file(&other).await;
+        other
+    });
+    gate.held("crooked", "initialize").await;
+    for n in 2..5 {
+        replace(&gate.path("token"), &value(n));
+        becomes(&one, &value(n)).await;
+    }
+    gate.let_go("initialize");
+    // It was started with what there was then, and has what there is.
+    let other = starting.await.unwrap();
+    becomes(&other, &value(4)).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn a_server_that_hangs_holds_up_neither_others_secrets_nor_the_config() {
     let other = "[servers.other]\ncommand = [\"{crooked}\"]\nruntime = \"sandbox\"\n\
                  env = { GATE = \"{mark}\" }\n\

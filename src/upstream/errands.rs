@@ -1,44 +1,48 @@
-//! Readings of one server's secrets that somebody wants: one at a time, and those that are asked for
-//! meanwhile are one.
+//! What somebody wants done of one kind: one at a time, and what is asked for meanwhile is done once.
 
 use parking_lot::Mutex;
 
-use super::hands::Reread;
-
-/// What is still to be done.
-#[derive(Debug, Default)]
-pub struct Rereads {
-    asked: Mutex<Option<Reread>>,
+/// What is still to be done. The greater includes the lesser.
+#[derive(Debug)]
+pub struct Errands<T> {
+    asked: Mutex<Option<T>>,
     turn: tokio::sync::Mutex<()>,
 }
 
 /// Held by whoever does it.
-pub struct Turn<'a> {
-    of: &'a Rereads,
+pub struct Turn<'a, T> {
+    of: &'a Errands<T>,
     _held: tokio::sync::MutexGuard<'a, ()>,
 }
 
-impl Rereads {
+impl<T> Default for Errands<T> {
+    fn default() -> Self {
+        Self { asked: Mutex::new(None), turn: tokio::sync::Mutex::default() }
+    }
+}
+
+impl<T: Copy + Ord> Errands<T> {
     /// Asks for one.
-    pub fn ask(&self, which: Reread) {
+    pub fn ask(&self, what: T) {
         let mut asked = self.asked.lock();
-        *asked = (*asked).max(Some(which));
+        *asked = (*asked).max(Some(what));
     }
 
-    /// Whether one is asked for that nobody has begun.
+    /// Whether one is asked for that nobody has begun. To be looked at again after each turn: it may be
+    /// asked for in the very moment in which all else is done.
     pub fn is_asked(&self) -> bool {
         self.asked.lock().is_some()
     }
 
-    /// The turn to do what is asked for; nothing where somebody else has it.
-    pub fn turn(&self) -> Option<Turn<'_>> {
+    /// The turn to do what is asked for; nothing where somebody else has it, who does that, too.
+    pub fn turn(&self) -> Option<Turn<'_, T>> {
         self.turn.try_lock().ok().map(|held| Turn { of: self, _held: held })
     }
 }
 
-impl Turn<'_> {
+impl<T> Turn<'_, T> {
     /// What is to be done next.
-    pub fn take(&mut self) -> Option<Reread> {
+    pub fn take(&mut self) -> Option<T> {
         self.of.asked.lock().take()
     }
 }
@@ -46,10 +50,11 @@ impl Turn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::Reread;
 
     #[test]
     fn what_is_asked_for_meanwhile_is_done_once_and_as_a_whole() {
-        let rereads = Rereads::default();
+        let rereads = Errands::default();
         assert!(!rereads.is_asked());
         rereads.ask(Reread::Files);
         let mut turn = rereads.turn().unwrap();
