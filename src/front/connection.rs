@@ -36,6 +36,9 @@ const OUTBOX: usize = 64;
 /// How long they may, until the client is cut off.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Why a session has ended with its connection.
+pub(super) const ENDED: &str = "the client's connection ended";
+
 /// One client's connection.
 pub(super) struct Connection {
     pub proxy: Arc<Proxy>,
@@ -230,7 +233,7 @@ impl Connection {
             self.proxy.sessions.close(&old.id, "the client opened another on its connection");
         }
         if self.gone.is_cancelled() {
-            self.end();
+            self.end(ENDED);
         }
     }
 
@@ -284,10 +287,10 @@ impl Connection {
     }
 
     /// Ends the connection, its session and what is under way.
-    pub fn end(&self) {
+    pub fn end(&self, why: &'static str) {
         self.gone.cancel();
         if let Some(session) = self.session.lock().take() {
-            self.proxy.sessions.close(&session.id, "the client's connection ended");
+            self.proxy.sessions.close(&session.id, why);
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, FramedRead};
 
-use super::connection::{Away, Connection};
+use super::connection::{Away, Connection, ENDED};
 use crate::{
     codec::{Flaw, one_line},
     exchange::Transport,
@@ -60,7 +60,7 @@ pub async fn serve(
     }
     // What is under way may still be answered.
     client.drain().await;
-    client.end();
+    client.end(ENDED);
     drop(client);
     let _ = tokio::time::timeout(Duration::from_secs(2), writer).await;
 }

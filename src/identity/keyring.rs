@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    future::pending,
     path::Path,
     sync::Arc,
 };
@@ -11,9 +12,9 @@ use arc_swap::ArcSwap;
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::{Key, KeyHash, Principal, Store, StoreFault};
+use super::{Key, KeyHash, Principal, PrincipalKind, Store, StoreFault};
 use crate::{
     config::Config,
     names::{ClientName, Group},
@@ -36,6 +37,8 @@ pub struct Keyring {
     ring: ArcSwap<Ring>,
     /// Who is told of changes. Held while the keys are read.
     told: Mutex<Option<mpsc::UnboundedSender<Change>>>,
+    /// Told of each reading.
+    read: watch::Sender<()>,
 }
 
 /// What changed among the clients.
@@ -97,6 +100,7 @@ impl Keyring {
             store: Store::within(&config.state_dir),
             ring: ArcSwap::default(),
             told: Mutex::default(),
+            read: watch::Sender::default(),
         };
         keyring.reload()?;
         Ok(keyring)
@@ -132,6 +136,7 @@ impl Keyring {
             // Who was told may have stopped to listen.
             removed.chain(added).for_each(|change| drop(told.send(change)));
         }
+        self.read.send_replace(());
         Ok(())
     }
 
@@ -180,6 +185,16 @@ impl Keyring {
     /// The principal of a client, for the operator who asks on a client's behalf.
     pub fn client(&self, name: &ClientName) -> Option<Arc<Principal>> {
         self.ring.load().by_name.get(name).map(|(_, principal)| Arc::clone(principal))
+    }
+
+    /// Done once this principal is a client's that is none any more, or has another key or other groups.
+    pub async fn changed(&self, principal: &Principal) {
+        let PrincipalKind::Client(name) = &principal.kind else { return pending().await };
+        let mut read = self.read.subscribe();
+        while self.client(name).is_some_and(|now| *now == *principal) {
+            // The sender is this one's own.
+            let _ = read.changed().await;
+        }
     }
 
     /// Every client, by name.
@@ -236,7 +251,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{config, identity::PrincipalKind};
+    use crate::config;
 
     fn config(dir: &Path, text: &str) -> Config {
         config::parse(&dir.join("portcullis.toml"), text).unwrap().config

@@ -101,6 +101,7 @@ pub use files::Files;
 pub use keeping::prune_alone;
 pub use places::Place;
 pub use plugins::{Handed as PluginSecrets, artifacts, permits, ungranted};
+pub use presence::CLIENT_CHANGED;
 
 /// How long calls under way may take to end when the proxy stops.
 const DRAIN: Duration = Duration::from_secs(10);

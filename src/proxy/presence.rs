@@ -23,6 +23,8 @@ use crate::{
     upstream::claims,
 };
 
+/// Why what a client has open ends without its doing.
+pub const CLIENT_CHANGED: &str = "the client was removed, or its groups changed";
 /// After how long without a message a client is new again.
 const AWAY: Duration = Duration::from_secs(60 * 60);
 /// Clients that are remembered.
@@ -205,9 +207,8 @@ impl Proxy {
                 let kind = PrincipalKind::Client(client.clone());
                 // What it asked for is not sent any more, and nothing more is decided by what it was.
                 self.approvals.forget(&kind);
-                let why = "the client was removed, or its groups changed";
-                self.sessions.close_of(&kind, Some(key), why);
-                self.end_listeners(&kind, Some(key), why);
+                self.sessions.close_of(&kind, Some(key), CLIENT_CHANGED);
+                self.end_listeners(&kind, Some(key), CLIENT_CHANGED);
                 // One that has other groups now has the same key. Who has another may be somebody else.
                 let now = keyring.client(client);
                 if now.is_some_and(|now| now.key.as_ref() == Some(key)) {

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    agent::Agent,
+    agent::{Agent, MODERN, code_of},
+    events::Events,
     gate::Setup,
     until,
     wire::{self, ORDINARY},
@@ -235,6 +236,7 @@ async fn what_a_client_has_open_ends_when_its_groups_change() {
     let url = gate.url("/mcp");
     let agent = Agent::legacy(&url, Some(&key)).await.unwrap();
     assert_eq!(agent.names("tools/list").await.len(), 4);
+    let mut listener = listening(&url, &key).await;
     let path = gate.path("state/clients.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains("writers"), "{text}");
@@ -246,7 +248,88 @@ async fn what_a_client_has_open_ends_when_its_groups_change() {
         (reply.status == 404).then_some(())
     })
     .await;
+    assert_eq!(end_of(&mut listener).await, "unauthenticated");
     let anew = Agent::legacy(&url, Some(&key)).await.unwrap();
     assert_eq!(anew.names("tools/list").await.len(), 4);
+    gate.stop().await;
+}
+
+/// The stream of a client that listens, once it is told what is granted.
+async fn listening(url: &str, key: &str) -> Events {
+    let asked = json!({ "notifications": { "toolsListChanged": true } });
+    let asked = Agent::modern(url, None).request("subscriptions/listen", asked).to_string();
+    let bearer = format!("Bearer {key}");
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("mcp-protocol-version", MODERN),
+        ("mcp-method", "subscriptions/listen"),
+    ];
+    let mut stream = Events::post(url, &headers, asked).await;
+    let granted = stream.message().await;
+    assert_eq!(granted["params"]["notifications"]["toolsListChanged"], true, "{granted:#}");
+    stream
+}
+
+/// The code with which a stream's request ended, which is the last that it tells.
+async fn end_of(stream: &mut Events) -> String {
+    let error = loop {
+        let message = stream.message().await;
+        if !message["error"].is_null() {
+            break message["error"].clone();
+        }
+    };
+    assert!(stream.next().await.is_none());
+    code_of(&error)
+}
+
+#[tokio::test]
+async fn what_a_removed_client_listens_to_ends_and_its_tasks_are_forgotten() {
+    const TASK: &str = "everything__test_tool_with_task";
+    let written = Setup::everything("modern").keyed().write();
+    let key = written.add_client("one", &[]).await;
+    let other = written.add_client("other", &[]).await;
+    let gate = written.start().await;
+    let url = gate.url("/mcp");
+    let with = |key: &str| {
+        let mut agent = Agent::modern(&url, Some(key));
+        agent.abilities =
+            json!({ "elicitation": {}, "extensions": { "io.modelcontextprotocol/tasks": {} } });
+        agent
+    };
+    let made = async |agent: &Agent| {
+        let asked = agent.call(TASK, json!({})).await.unwrap();
+        let given = json!({ "action": "accept", "content": { "name": "ann" } });
+        let keys = asked["inputRequests"].as_object().unwrap().keys();
+        let given: Value = keys.map(|key| (key.clone(), given.clone())).collect();
+        let mut params = json!({ "name": TASK, "arguments": {}, "inputResponses": given });
+        if let Some(state) = asked.get("requestState") {
+            params["requestState"] = state.clone();
+        }
+        let task = agent.ask("tools/call", params).await.unwrap();
+        json!({ "taskId": task["taskId"].as_str().expect("a task") })
+    };
+    let (one, another) = (with(&key), with(&other));
+    let (task, others) = (made(&one).await, made(&another).await);
+    one.ask("tasks/get", task.clone()).await.unwrap();
+    let mut listener = listening(&url, &key).await;
+    let mut others_listener = listening(&url, &other).await;
+
+    assert_eq!(gate.cli(&["client", "rm", "one"]).await.code, Some(0));
+    assert_eq!(end_of(&mut listener).await, "unauthenticated");
+    // Whoever has the name next is somebody else.
+    let key = gate.add_client("one", &[]).await;
+    let somebody = with(&key);
+    let error = until("the new one to be let in", async || {
+        let error = somebody.ask("tasks/get", task.clone()).await.unwrap_err();
+        (error["data"]["code"] != "unauthenticated").then_some(error)
+    })
+    .await;
+    assert_eq!(code_of(&error), "state-unknown");
+    another.ask("tasks/get", others).await.unwrap();
+    // The other one's goes on: the next that it hears is of a list.
+    let config = gate.config();
+    gate.put(&config[..config.find("[servers.everything]").unwrap()]);
+    let heard = others_listener.message().await;
+    assert_eq!(heard["method"], "notifications/tools/list_changed", "{heard:#}");
     gate.stop().await;
 }

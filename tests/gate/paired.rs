@@ -142,6 +142,43 @@ async fn nobody_posts_to_another_s_connection() {
 }
 
 #[tokio::test]
+async fn a_connection_ends_when_its_client_is_removed_or_its_groups_change() {
+    let written = Setup::crooked("").keyed().write();
+    let key = written.add_client("one", &["writers"]).await;
+    let other = written.add_client("other", &["writers-too"]).await;
+    let gate = written.start().await;
+    let mut stays = Client::greeted(&gate, "/sse", Some(&other), "2024-11-05").await;
+    for removed in [false, true] {
+        let mut greeted = Client::greeted(&gate, "/sse", Some(&key), "2024-11-05").await;
+        let mut silent = Client::open(&gate, "/servers/crooked/sse", Some(&key)).await;
+        if removed {
+            assert_eq!(gate.cli(&["client", "rm", "one"]).await.code, Some(0));
+        } else {
+            let path = gate.path("state/clients.toml");
+            let text = std::fs::read_to_string(&path).unwrap();
+            let changed = text.replace("\"writers\"", "\"readers\"");
+            assert_ne!(text, changed);
+            std::fs::write(path.with_extension("new"), changed).unwrap();
+            std::fs::rename(path.with_extension("new"), &path).unwrap();
+        }
+        for client in [&mut greeted, &mut silent] {
+            assert!(client.stream.next().await.is_none(), "{removed}");
+        }
+        let ended = until("the session's end", async || {
+            let ended = gate.records(&["event = session-ended"]).await;
+            (ended.len() == 1 + usize::from(removed)).then_some(ended)
+        })
+        .await;
+        for one in ended {
+            let why = one["reason"].as_str().unwrap();
+            assert!(why.contains("was removed, or its groups changed"), "{one:#}");
+        }
+    }
+    assert_eq!(stays.ask(json!(2), "ping", json!({})).await["result"], json!({}));
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_no_message_is_refused_where_it_was_posted() {
     let gate = Setup::crooked("").start().await;
     let client = Client::open(&gate, "/sse", None).await;

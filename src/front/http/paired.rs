@@ -3,7 +3,8 @@
 //! is the connection, and its end is the client's.
 //!
 //! INVARIANT: who posts must be who opened the stream, by the same door and the same endpoint. To
-//! anybody else the URI does not exist, even though its id cannot be guessed.
+//! anybody else the URI does not exist, even though its id cannot be guessed. The stream ends where its
+//! client is removed, or has another key or other groups.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -19,8 +20,9 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Front, Named, Visitor, arrival, sse};
 use crate::{
-    front::connection::Connection,
+    front::connection::{Connection, ENDED},
     names::SessionId,
+    proxy::CLIENT_CHANGED,
     refusal::{Code, Refusal},
     router::View,
     session::Event,
@@ -43,7 +45,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         let ended = self.connections.0.lock().remove(&self.id);
         if let Some(connection) = ended {
-            connection.end();
+            connection.end(ENDED);
         }
     }
 }
@@ -113,7 +115,7 @@ impl Front {
                 return self.turn_away(refusal, Some(&visitor), visitor.address, None, None).await;
             }
         };
-        let closing = self.proxy.closing().clone();
+        let (closing, keyring) = (self.proxy.closing().clone(), self.keyring.clone());
         let messages =
             ReceiverStream::new(messages).map(|text| sse::event(Event { id: None, text }));
         let events = stream::once(async move { sse::named("endpoint", &endpoint) }).chain(messages);
@@ -121,6 +123,7 @@ impl Front {
             let _open = open;
             tokio::select! {
                 () = connection.gone().cancelled() => {}
+                () = keyring.changed(&connection.principal) => connection.end(CLIENT_CHANGED),
                 () = closing.cancelled() => {}
             }
         }))
