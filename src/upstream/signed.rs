@@ -1,12 +1,12 @@
-//! Who signed the image that a server is to run of: asked of its registry, and then known by a file
-//! that only this proxy can have written.
+//! Who signed the image that a server is to run of: asked of its registry, and then kept in a file that
+//! nobody can have written but who has the seal of the state folder.
 //!
-//! Invariant: what is kept adds. It takes the registry's place where that does not answer, and is
-//! never the reason for not asking it.
+//! Invariant: what is kept adds, and says of nobody that they did not sign. It takes the registry's place
+//! where that told lately or does not answer; where it is not enough, the registry is asked again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File, TryLockError},
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -27,7 +27,7 @@ use crate::{
     names::ServerName,
     oci::{Client, Digest, Reference},
     policy::Attested,
-    seal::Seal,
+    seal::{self, Seal},
 };
 
 /// What the seal of a file is for.
@@ -46,8 +46,10 @@ const IMAGES: usize = 256;
 const REPOSITORIES: usize = 64;
 /// How long a start waits for a registry at most, where it goes on without.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of a file.
-const LARGEST: u64 = 512 << 10;
+/// Bytes of a file: a third more than what is sealed in it, and some.
+const LARGEST: u64 = 2 * seal::LARGEST as u64;
+/// How long who adds to a file waits for another to have done so, a command beside the proxy perhaps.
+const TURN: Duration = Duration::from_secs(10);
 
 /// Who of the config's signers signed an image, by their names, and what they attest of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -158,7 +160,6 @@ impl Signatures {
         let kept = Kept {
             state_dir: state_dir.to_owned(),
             seal: OnceLock::new(),
-            turn: Mutex::default(),
             rests: Mutex::default(),
             refused: Mutex::default(),
         };
@@ -313,11 +314,15 @@ fn added(mut known: Vec<Signed>, found: &[Signed]) -> Vec<Signed> {
         if let What::Attestation { predicate, .. } = &mut one.what {
             *predicate = None;
         }
-        if !known.iter().any(|known| (&known.by, &known.what) == (&one.by, &one.what)) {
+        if !known.iter().any(|known| is_same(known, &one)) {
             known.push(one);
         }
     }
     known
+}
+
+fn is_same(one: &Signed, other: &Signed) -> bool {
+    (&one.by, &one.what) == (&other.by, &other.what)
 }
 
 fn seconds(time: SystemTime) -> u64 {
@@ -328,8 +333,6 @@ struct Kept {
     state_dir: PathBuf,
     /// None where there is no key to trust files by, which the start of the proxy tells more of.
     seal: OnceLock<Option<Seal>>,
-    /// Held while a file is changed.
-    turn: Mutex<()>,
     /// Images that are not asked for again just now, and until when.
     rests: Mutex<HashMap<Place, Instant>>,
     /// Images that policies did not permit since they were asked for.
@@ -396,34 +399,65 @@ impl Kept {
 
     /// Adds what a registry said to what is kept.
     fn keep(&self, place: Place, signed: &[Signed], now: SystemTime) {
-        let Place(repository, key) = place.clone();
         self.refused.lock().remove(&place);
-        self.rest(place, ASKED);
-        let _turn = self.turn.lock();
-        let mut known = self.find(key).unwrap_or_default();
-        known.signed = added(known.signed, signed);
-        if known.signed.is_empty() {
+        self.rest(place.clone(), ASKED);
+        if signed.is_empty() && !self.path(place.1).exists() {
             return;
         }
+        if let Err(why) = self.add(place, signed, now) {
+            tracing::warn!(%why, "what is known of an image's signatures is not kept: the next start asks again");
+        }
+    }
+
+    fn add(&self, place: Place, signed: &[Signed], now: SystemTime) -> io::Result<()> {
+        let Place(repository, key) = place;
+        DirBuilder::new().recursive(true).mode(0o700).create(self.folder())?;
+        let _turn = self.turn()?;
+        let mut known = self.find(key).unwrap_or_default();
+        // What was found now is what was found last.
+        let found = added(Vec::new(), signed);
+        known.signed.retain(|one| !found.iter().any(|found| is_same(one, found)));
+        known.signed.extend(found);
         known.asked.insert(repository, seconds(now));
         while known.asked.len() > REPOSITORIES {
             let oldest = known.asked.iter().min_by_key(|(_, asked)| **asked);
             let Some(oldest) = oldest.map(|(repository, _)| repository.clone()) else { break };
             known.asked.remove(&oldest);
         }
-        if let Err(why) = self.write(key, &known) {
-            tracing::warn!(%why, "what is known of an image's signatures is not kept: the next start asks again");
+        let mut bytes = serde_json::to_vec(&known)?;
+        // More could not be read again, and nothing added to it: rather what was found long ago goes.
+        while bytes.len() > seal::LARGEST && !known.signed.is_empty() {
+            let mut over = bytes.len() - seal::LARGEST;
+            while over > 0 && !known.signed.is_empty() {
+                over = over.saturating_sub(serde_json::to_vec(&known.signed.remove(0))?.len());
+            }
+            bytes = serde_json::to_vec(&known)?;
         }
+        if known.signed.is_empty() {
+            return Ok(());
+        }
+        let seal = self.seal().ok_or_else(|| io::Error::other("there is no key to seal it"))?;
+        let sealed = seal.seal(PURPOSE, key.hex().as_bytes(), &bytes, HOLDS);
+        durable::write(&self.folder(), &key.hex(), sealed.map_err(io::Error::other)?.as_bytes())
     }
 
-    fn write(&self, key: Digest, known: &Known) -> io::Result<()> {
-        let seal = self.seal().ok_or_else(|| io::Error::other("there is no key to seal it"))?;
-        let bytes = serde_json::to_vec(known)?;
-        let sealed = seal.seal(PURPOSE, key.hex().as_bytes(), &bytes, HOLDS);
-        let sealed = sealed.map_err(io::Error::other)?;
-        let folder = self.folder();
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        durable::write(&folder, &key.hex(), sealed.as_bytes())
+    /// The turn to add to a file, until this is dropped. The folder is locked, since the files are
+    /// replaced.
+    ///
+    /// # Errors
+    /// Where somebody else has it for too long, or the folder can't be locked.
+    fn turn(&self) -> io::Result<File> {
+        let folder = File::open(self.folder())?;
+        let since = Instant::now();
+        loop {
+            match folder.try_lock() {
+                Ok(()) => return Ok(folder),
+                Err(TryLockError::WouldBlock) if since.elapsed() < TURN => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
@@ -460,7 +494,6 @@ mod tests {
         Kept {
             state_dir: state_dir.to_owned(),
             seal: OnceLock::new(),
-            turn: Mutex::default(),
             rests: Mutex::default(),
             refused: Mutex::default(),
         }
@@ -632,5 +665,46 @@ mod tests {
         let known = kept.find(key).unwrap();
         assert_eq!(known.asked.len(), REPOSITORIES);
         assert!(known.asked.contains_key("r0"));
+    }
+
+    #[test]
+    fn what_several_find_at_once_is_all_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = Digest::of(b"this");
+        // As two programs have it, each its own.
+        let each: Vec<_> = (0..8).map(|n| (n, kept(folder.path()))).collect();
+        std::thread::scope(|scope| {
+            for (n, kept) in &each {
+                scope.spawn(move || {
+                    let signed = [signed(&n.to_string(), What::Signature)];
+                    kept.keep(at("here", key), &signed, SystemTime::now());
+                });
+            }
+        });
+        assert_eq!(kept(folder.path()).find(key).unwrap().signed.len(), each.len());
+    }
+
+    #[test]
+    fn what_was_found_long_ago_makes_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = Digest::of(b"this");
+        let kept = kept(folder.path());
+        let attests = |n: usize| {
+            let predicate_type = format!("{n}{}", "x".repeat(seal::LARGEST / 3));
+            signed("a", What::Attestation { predicate_type, predicate: None })
+        };
+        let found = |kept: &Kept| {
+            let known = kept.find(key).unwrap().signed;
+            (0..5).filter(|n| known.contains(&attests(*n))).collect::<Vec<_>>()
+        };
+        for (n, all) in [(0, &[0][..]), (1, &[0, 1]), (2, &[1, 2]), (1, &[1, 2]), (3, &[1, 3])] {
+            kept.keep(at("here", key), &[attests(n)], SystemTime::now());
+            assert_eq!(found(&kept), all, "{n}");
+        }
+        // What there is no room for at all is not kept, nor instead of what is.
+        let huge = "x".repeat(seal::LARGEST);
+        let huge = signed("a", What::Attestation { predicate_type: huge, predicate: None });
+        kept.keep(at("here", key), &[huge], SystemTime::now());
+        assert_eq!(found(&kept), [1, 3]);
     }
 }
