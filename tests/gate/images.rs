@@ -15,7 +15,7 @@ use portcullis::container::Engine;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{UnixListener, UnixStream},
     sync::watch,
 };
 
@@ -23,6 +23,7 @@ use crate::support::{
     docker_registry::{Door, Registry, docker_config, password},
     engine::{containers, docker},
     gate::{Ended, Gate, Setup, Written},
+    held::Held,
     new_mark, server, until,
 };
 
@@ -812,55 +813,6 @@ async fn put_image(host: &str, name: &str, tag: &str, architecture: &str) {
     let to = format!("http://{host}/v2/{name}/manifests/{tag}");
     let put = client.put(to).header("content-type", kind).body(manifest.to_string());
     assert!(put.send().await.unwrap().status().is_success());
-}
-
-/// Stands before a registry, and holds some of what it is asked until it is let go.
-struct Held {
-    host: String,
-    let_go: Arc<watch::Sender<bool>>,
-    /// Changes with every request that is held.
-    holds: watch::Receiver<()>,
-}
-
-impl Held {
-    /// Holds the requests that contain all of these words.
-    async fn of(registry: &str, words: &'static [&'static str]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let host = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
-        let let_go = Arc::new(watch::Sender::new(true));
-        let (holding, holds) = watch::channel(());
-        let holding = Arc::new(holding);
-        let (gate, registry) = (let_go.clone(), registry.to_owned());
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let (mut open, registry) = (gate.subscribe(), registry.clone());
-                let holding = holding.clone();
-                tokio::spawn(async move {
-                    let (mut from, mut back) = client.into_split();
-                    let (mut answers, mut to) =
-                        TcpStream::connect(registry).await.unwrap().into_split();
-                    tokio::spawn(async move { tokio::io::copy(&mut answers, &mut back).await });
-                    let mut bytes = vec![0; 1 << 16];
-                    while let Ok(n @ 1..) = from.read(&mut bytes).await {
-                        let text = String::from_utf8_lossy(&bytes[..n]);
-                        if words.iter().all(|word| text.contains(word)) && !*open.borrow() {
-                            holding.send_replace(());
-                            let _ = open.wait_for(|open| *open).await;
-                        }
-                        if to.write_all(&bytes[..n]).await.is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        });
-        Self { host, let_go, holds }
-    }
-
-    /// Holds what an engine asks for blobs.
-    async fn blobs(registry: &str) -> Self {
-        Self::of(registry, &["/blobs/", "docker/"]).await
-    }
 }
 
 // The stand-in before the registry has to answer while `docker push` is waited for.

@@ -12,8 +12,10 @@ use serde_json::{Value, json};
 
 use crate::support::{
     docker_registry::{Door, Registry},
-    engine::docker,
+    engine::{containers, docker},
     gate::{Ended, Gate, Setup, Written},
+    held::Held,
+    in_time,
     sigstore::{
         Asking, ISSUER, SIGN, SIMPLE, SUBJECT, Sigstore, annotated, keyed, payload, push_bundle,
         push_tag, statement,
@@ -357,4 +359,45 @@ async fn told(written: &Written) -> String {
 
 fn key() -> KeyPair {
     KeyPair::generate().expect("a key")
+}
+
+// The stand-in before the registry has to answer while the proxy is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_out_while_its_signatures_are_looked_for_is_neither_locked_nor_pulled() {
+    let (place, acme) = (Place::new().await, key());
+    place.tag(&acme, &payload(place.image.digest)).await;
+    let Held { host, let_go, mut holds } = Held::of(place.tagged.host(), &[".sig"]).await;
+    let name = format!("{host}/{}:1", place.tagged.repository());
+    let written = place
+        .setup("signed-by = [\"acme\"]", BY_KEY)
+        .file("acme.pub", acme.public_key_pem())
+        .write();
+    written.put(&written.config().replace(&place.name(), &name));
+    let mut gate = written.start().await;
+    let_go.send_replace(false);
+    let agent = gate.modern();
+    let call = tokio::spawn(async move { agent.call("hello__hi", json!({})).await });
+    in_time("the registry to be asked", holds.changed()).await.unwrap();
+    let config = gate.config();
+    gate.put(&config[..config.find("[servers.hello]").unwrap()]);
+    gate.logged("the change", |line| line.contains("config loaded again")).await;
+    let_go.send_replace(true);
+    let error = in_time("the call", call).await.unwrap().unwrap_err();
+    assert_eq!(error["data"]["code"], "server-unavailable", "{error:#}");
+    let why = until("the failed start", async || {
+        let failed = gate.records(&["event = server-launch-failed"]).await;
+        Some(failed.first()?["reason"].as_str()?.to_owned())
+    })
+    .await;
+    assert!(why.contains("was taken out of the config"), "{why}");
+    assert!(!gate.path("portcullis.lock").exists());
+    for event in ["image-pulled", "server-launched"] {
+        assert_eq!(gate.records(&[&format!("event = {event}")]).await, [Value::Null; 0], "{event}");
+    }
+    assert_eq!(
+        docker(&["images", "--quiet", &format!("{host}/{}", place.tagged.repository())]),
+        ""
+    );
+    assert!(containers(&gate.mark).is_empty());
+    gate.stop().await;
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     gate::{Gate, Setup},
-    marked, until,
+    in_time, marked, until,
 };
 
 fn echo() -> Value {
@@ -55,6 +55,39 @@ async fn to_be_asked_keeps_no_idle_one_alive() {
     until("it to be let go", async || marked(&gate.mark).is_empty().then_some(())).await;
     let ended = gate.records(&["event = server-stopped"]).await;
     assert!(ended[0]["reason"].as_str().unwrap().contains("nobody used it"), "{ended:#?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_call_waits_for_is_not_idle_however_long_that_takes() {
+    let more = "idle-stop-s = 1\nstart-timeout-s = 600\ncall-timeout-s = 600";
+    let other = "[servers.other]\ncommand = [\"{crooked}\"]\nruntime = \"sandbox\"\n\
+                 idle-stop-s = 1\nenv = { GATE = \"{mark}\" }";
+    let written = Setup::holding(more).and(other).write();
+    let held = ["initialize", "tools/list"];
+    held.iter().for_each(|method| written.hold(method));
+    let gate = written.start().await;
+    let agent = gate.modern();
+    let call = tokio::spawn(async move { agent.text("crooked__echo", echo()).await });
+    for (n, method) in held.iter().enumerate() {
+        gate.held("crooked", method).await;
+        // What nobody uses is ended by then.
+        gate.modern().call("other__echo", echo()).await.unwrap();
+        until("the other one's end", async || {
+            let ended = gate.records(&["event = server-stopped"]).await;
+            let others = ended.iter().filter(|end| end["server"] == "other");
+            (others.count() > n).then_some(())
+        })
+        .await;
+        gate.let_go(method);
+    }
+    assert_eq!(in_time("the answer", call).await.unwrap(), "x");
+    let launched = gate.records(&["event = server-launched"]).await;
+    assert_eq!(
+        launched.iter().filter(|one| one["server"] == "crooked").count(),
+        1,
+        "{launched:#?}"
+    );
     gate.stop().await;
 }
 

@@ -9,6 +9,7 @@ pub mod docker_registry;
 pub mod engine;
 pub mod events;
 pub mod gate;
+pub mod held;
 pub mod peers;
 pub mod recorder;
 pub mod remote;
