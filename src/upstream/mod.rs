@@ -50,7 +50,7 @@ pub use instance::Instance;
 pub use launcher::{Launcher, Place};
 pub use link::{Call, Failure, Heard, Link, Reply, Said};
 pub use log::Scrub;
-pub use outward::{Nowhere, Outward, Reacher};
+pub use outward::{ADDRESSES, Nowhere, Outward, Reacher, has_address};
 pub use party::{Party, PartyKey};
 pub use running::Running;
 pub use server::{InstanceStatus, Rehanded, Restarted, Server, Status};

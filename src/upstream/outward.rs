@@ -135,6 +135,16 @@ pub fn hosts(destinations: &[Destination]) -> Vec<(String, Ipv4Addr)> {
     names.into_iter().cloned().zip(addresses).collect()
 }
 
+/// Whether a destination has an address inside, so that programs get there that know of no proxy.
+pub fn has_address(destinations: &[Destination], one: &Destination) -> bool {
+    hosts(destinations)
+        .iter()
+        .any(|(name, _)| matches!(&one.host, Pattern::One(Host::Name(own)) if own == name))
+}
+
+/// How many names can have one.
+pub const ADDRESSES: usize = 253;
+
 /// Sockets in a server's network namespace.
 #[derive(Debug)]
 pub struct Door {

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::support::{
     agent::Agent,
     gate::{Gate, Setup},
-    in_time,
+    in_time, until,
 };
 
 /// A crooked server with short deadlines beside an honest one.
@@ -76,6 +76,48 @@ async fn one_that_dies_is_started_again() {
     })
     .await;
     honest_still_answers(&agent).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_container_that_ends_under_a_call_is_started_again() {
+    let gate = Setup::crooked("").runtime("container").start().await;
+    let agent = gate.modern();
+    let hanging = tokio::spawn({
+        let agent = gate.modern();
+        async move { agent.refused("crooked__hang", json!({})).await }
+    });
+    until("the call to be under way", async || {
+        let stats = gate.cli(&["server", "stats", "--format", "json"]).await.expect(0);
+        (stats[0]["instances"][0]["active"] == 1).then_some(())
+    })
+    .await;
+    assert_eq!(agent.refused("crooked__die", json!({})).await, "server-unavailable");
+    assert_eq!(hanging.await.unwrap(), "server-unavailable");
+    until("the server to be back", async || {
+        agent.call("crooked__echo", json!({ "text": "x" })).await.ok()
+    })
+    .await;
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn one_whose_start_failed_is_not_started_for_every_call() {
+    let crooked = crate::support::server("crooked");
+    let gate = Setup::new(&format!(
+        "[servers.dead]\ncommand = [{crooked:?}, \"dead\"]\nruntime = \"sandbox\""
+    ))
+    .start()
+    .await;
+    let agent = gate.modern();
+    until("a call that starts nothing", async || {
+        let error = agent.call("dead__echo", json!({})).await.unwrap_err();
+        let reason = error["data"]["code"].as_str().unwrap_or_default().to_owned();
+        assert!(["server-unavailable", "unknown-target"].contains(&&reason[..]), "{error:#}");
+        let listed = gate.cli(&["server", "ls", "--format", "json"]).await.expect(0);
+        listed.to_string().contains("it failed a moment ago").then_some(())
+    })
+    .await;
     gate.stop().await;
 }
 

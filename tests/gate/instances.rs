@@ -168,42 +168,57 @@ async fn calls_are_divided_among_replicas() {
     let active = async || {
         let stats = stats(&gate).await;
         let instances = stats["instances"].as_array().unwrap().clone();
-        instances.iter().map(|one| one["active"].as_u64().unwrap()).collect::<Vec<_>>()
+        let mut active: Vec<_> =
+            instances.iter().map(|one| one["active"].as_u64().unwrap()).collect();
+        active.sort_unstable();
+        active
     };
     let first = hang();
     until("the first to be busy", async || (active().await == [1]).then_some(())).await;
     // It finds the one busy, and has the other started.
     agent.call("crooked__echo", echo()).await.unwrap();
     until("the second to run", async || (active().await.len() == 2).then_some(())).await;
-    let second = hang();
-    until("both to be busy", async || (active().await == [1, 1]).then_some(())).await;
-    first.abort();
-    second.abort();
+    let mut calls = vec![first];
+    for expected in [vec![1, 1], vec![1, 2], vec![2, 2]] {
+        calls.push(hang());
+        until("one more to be busy", async || (active().await == expected).then_some(())).await;
+    }
+    // Whichever it reaches ends, with both of its calls.
+    assert_eq!(agent.refused("crooked__die", json!({})).await, "server-unavailable");
+    until("one to be free", async || matches!(active().await[..], [2] | [0, 2]).then_some(()))
+        .await;
+    // Who took turns would give the other one of them.
+    calls.extend([hang(), hang()]);
+    until("that one to have both", async || (active().await == [2, 2]).then_some(())).await;
+    calls.iter().for_each(tokio::task::JoinHandle::abort);
     gate.stop().await;
 }
 
 #[tokio::test]
 async fn one_that_keeps_ending_is_let_alone_for_a_while() {
-    let gate = Setup::crooked("").start().await;
-    let agent = gate.modern();
-    // Each call ends a process that had answered nothing.
-    let mut falls = 0;
-    let why = until("it to be let alone", async || {
-        let error = agent.call("crooked__die", json!({})).await.unwrap_err();
-        let code = error["data"]["code"].as_str().unwrap();
-        assert!(["server-unavailable", "server-resting"].contains(&code), "{error:#}");
-        falls += 1;
+    for runtime in ["sandbox", "container"] {
+        let gate = Setup::crooked("").runtime(runtime).start().await;
+        let agent = gate.modern();
+        // Each call ends a process that had answered nothing.
+        let mut falls = 0;
+        let why = until("it to be let alone", async || {
+            let error = agent.call("crooked__die", json!({})).await.unwrap_err();
+            let code = error["data"]["code"].as_str().unwrap();
+            assert!(["server-unavailable", "server-resting"].contains(&code), "{error:#}");
+            falls += 1;
+            let listed = gate.cli(&["server", "ls", "--format", "json"]).await.expect(0);
+            let failure = listed[0]["failure"].as_str()?.to_owned();
+            failure.contains("soon after its start").then_some(failure)
+        })
+        .await;
+        assert!(falls >= 3 && why.contains("it ended 3 times"), "{falls}: {why}");
+        // Then one call tries it, and what it answers counts.
+        until("it to answer", async || agent.call("crooked__echo", echo()).await.ok()).await;
+        assert_eq!(agent.refused("crooked__die", json!({})).await, "server-unavailable");
+        until("it to answer at once", async || agent.call("crooked__echo", echo()).await.ok())
+            .await;
         let listed = gate.cli(&["server", "ls", "--format", "json"]).await.expect(0);
-        let failure = listed[0]["failure"].as_str()?.to_owned();
-        failure.contains("soon after its start").then_some(failure)
-    })
-    .await;
-    assert!(falls >= 3 && why.contains("it ended 3 times"), "{falls}: {why}");
-    // Then one call tries it, and what it answers counts.
-    until("it to answer", async || agent.call("crooked__echo", echo()).await.ok()).await;
-    assert_eq!(agent.refused("crooked__die", json!({})).await, "server-unavailable");
-    until("it to answer at once", async || agent.call("crooked__echo", echo()).await.ok()).await;
-    let listed = gate.cli(&["server", "ls", "--format", "json"]).await.expect(0);
-    assert_eq!(listed[0]["failure"], Value::Null);
-    gate.stop().await;
+        assert_eq!(listed[0]["failure"], Value::Null);
+        gate.stop().await;
+    }
 }

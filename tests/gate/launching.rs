@@ -7,6 +7,7 @@ use crate::support::{
     PERMIT_ALL,
     agent::Agent,
     credential,
+    engine::containers,
     gate::{Gate, Setup},
     marked, target, until,
 };
@@ -237,5 +238,19 @@ async fn a_program_is_pinned_by_its_digest() {
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(gate.path("program"), executable).unwrap();
     refused(&gate, &agent, "launch", "program", None).await;
+    gate.stop().await;
+}
+
+// This engine has none.
+#[tokio::test]
+async fn what_is_to_run_under_gvisor_runs_under_nothing_else() {
+    let gate = Setup::crooked("").runtime("runsc").start().await;
+    let agent = gate.modern();
+    let code = agent.refused("crooked__echo", json!({ "text": "x" })).await;
+    assert_eq!(code, "server-unavailable");
+    let failed = gate.records(&["event = server-launch-failed"]).await;
+    let why = failed[0]["reason"].as_str().unwrap();
+    assert!(why.contains("the engine has no OCI runtime `runsc`"), "{why}");
+    assert_eq!(containers(&gate.mark), Vec::<String>::new());
     gate.stop().await;
 }

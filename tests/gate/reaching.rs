@@ -13,11 +13,9 @@ use crate::support::{
 
 /// Fetches what it is told to, with the proxy of its environment or past it.
 const SERVER: &str = r#"
-import json, sys, urllib.error, urllib.request
-for line in sys.stdin:
-    m = json.loads(line)
-    if 'id' not in m:
-        continue
+import json, sys, threading, urllib.error, urllib.request
+saying = threading.Lock()
+def answer(m):
     out = {'jsonrpc': '2.0', 'id': m['id']}
     if m['method'] == 'initialize':
         out['result'] = {'protocolVersion': m['params']['protocolVersion'], 'capabilities': {'tools': {}},
@@ -36,7 +34,12 @@ for line in sys.stdin:
         out['result'] = {'content': [{'type': 'text', 'text': text}]}
     else:
         out['error'] = {'code': -32601, 'message': 'unknown'}
-    print(json.dumps(out), flush=True)
+    with saying:
+        print(json.dumps(out), flush=True)
+for line in sys.stdin:
+    m = json.loads(line)
+    if 'id' in m:
+        threading.Thread(target=answer, args=(m,), daemon=True).start()
 "#;
 
 /// A web server of this machine.
@@ -156,7 +159,7 @@ async fn what_policies_come_to_forbid_ends() {
         era = "legacy"
         env = {{ GATE = "{{mark}}" }}
         egress = ["http://web.example:{port}=127.0.0.1"]
-        egress-limits = {{ connections = 2 }}
+        egress-limits = {{ connections = 1 }}
         "#
     ))
     .policies("@id(\"all\") permit (principal, action, resource);")
@@ -165,9 +168,16 @@ async fn what_policies_come_to_forbid_ends() {
     .await;
     let agent = gate.modern();
     let arguments = json!({ "url": format!("http://web.example:{port}/"), "proxy": false });
-    let (said, ()) = tokio::join!(agent.text("fetcher__fetch", arguments), async {
+    let (said, ()) = tokio::join!(agent.text("fetcher__fetch", arguments.clone()), async {
         until("it to be open", async || {
             (gate.records(&["event = server-reaching"]).await.len() == 1).then_some(())
+        })
+        .await;
+        let beyond = agent.text("fetcher__fetch", arguments).await;
+        assert!(!beyond.starts_with("hello"), "{beyond}");
+        until("what is beyond the limit to be on record", async || {
+            let all = gate.records(&["event = server-reached"]).await;
+            all.iter().any(|record| record["code"] == "too-many").then_some(())
         })
         .await;
         let forbidden = "@id(\"all\") permit (principal, action, resource); \
@@ -176,7 +186,8 @@ async fn what_policies_come_to_forbid_ends() {
     });
     assert!(said.contains("IncompleteRead") || said.contains("reset"), "{said}");
     let ended = until("its end to be on record", async || {
-        gate.records(&["event = server-reached"]).await.into_iter().next()
+        let all = gate.records(&["event = server-reached"]).await;
+        all.into_iter().find(|record| record["end"] != "refused")
     })
     .await;
     assert_eq!((&ended["end"], &ended["code"]), (&json!("revoked"), &json!("policy")), "{ended:#}");

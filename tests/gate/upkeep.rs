@@ -26,36 +26,44 @@ async fn stats(gate: &Gate) -> Value {
 
 #[tokio::test]
 async fn one_that_does_not_answer_is_ended_and_replaced() {
-    let gate = Setup::crooked("health-s = 1\nhealth-timeout-s = 1").start().await;
-    let agent = gate.modern();
-    agent.call("crooked__echo", echo()).await.unwrap();
-    until("it to have said that it is well", async || {
-        stats(&gate).await["instances"][0]["answeredMs"].as_f64().map(drop)
-    })
-    .await;
-    let before = freeze(&gate);
-    // Nobody calls it, and it is replaced all the same.
-    until("another in its place", async || {
-        let now = marked(&gate.mark);
-        (!now.is_empty() && now.iter().all(|pid| !before.contains(pid))).then_some(())
-    })
-    .await;
-    agent.call("crooked__echo", echo()).await.unwrap();
-    let ended = gate.records(&["event = server-stopped"]).await;
-    assert!(ended.iter().any(|end| end["reason"].as_str().unwrap().contains("`health-s`")));
-    let stats = stats(&gate).await;
-    assert_eq!(stats["unwell"], 1, "{stats:#}");
-    gate.stop().await;
+    for runtime in ["sandbox", "container"] {
+        let gate =
+            Setup::crooked("health-s = 1\nhealth-timeout-s = 1").runtime(runtime).start().await;
+        let agent = gate.modern();
+        agent.call("crooked__echo", echo()).await.unwrap();
+        until("it to have said that it is well", async || {
+            stats(&gate).await["instances"][0]["answeredMs"].as_f64().map(drop)
+        })
+        .await;
+        let before = freeze(&gate);
+        // Nobody calls it, and it is replaced all the same.
+        until("another in its place", async || {
+            let now = marked(&gate.mark);
+            (!now.is_empty() && now.iter().all(|pid| !before.contains(pid))).then_some(())
+        })
+        .await;
+        agent.call("crooked__echo", echo()).await.unwrap();
+        let ended = gate.records(&["event = server-stopped"]).await;
+        assert!(ended.iter().any(|end| end["reason"].as_str().unwrap().contains("`health-s`")));
+        let stats = stats(&gate).await;
+        assert_eq!(stats["unwell"], 1, "{stats:#}");
+        gate.stop().await;
+    }
 }
 
 #[tokio::test]
 async fn to_be_asked_keeps_no_idle_one_alive() {
-    let gate = Setup::crooked("health-s = 1\nidle-stop-s = 3").start().await;
-    gate.modern().call("crooked__echo", echo()).await.unwrap();
-    until("it to be let go", async || marked(&gate.mark).is_empty().then_some(())).await;
-    let ended = gate.records(&["event = server-stopped"]).await;
-    assert!(ended[0]["reason"].as_str().unwrap().contains("nobody used it"), "{ended:#?}");
-    gate.stop().await;
+    for runtime in ["sandbox", "container"] {
+        let gate = Setup::crooked("health-s = 1\nidle-stop-s = 3").runtime(runtime).start().await;
+        gate.modern().call("crooked__echo", echo()).await.unwrap();
+        until("it to be let go", async || marked(&gate.mark).is_empty().then_some(())).await;
+        let ended = until("its end to be on record", async || {
+            gate.records(&["event = server-stopped"]).await.into_iter().next()
+        })
+        .await;
+        assert!(ended["reason"].as_str().unwrap().contains("nobody used it"), "{ended:#?}");
+        gate.stop().await;
+    }
 }
 
 #[tokio::test]

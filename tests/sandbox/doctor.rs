@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::harness::PORTCULLIS;
 
 /// Runs it with a config. Returns its checks by name, and the exit code.
-fn doctor(folder: &Path, config: &str) -> (Vec<(String, String, String)>, i32) {
+pub fn doctor(folder: &Path, config: &str) -> (Vec<(String, String, String)>, i32) {
     let file = folder.join("portcullis.toml");
     fs::write(&file, config).unwrap();
     let output = Command::new(PORTCULLIS)

@@ -119,6 +119,11 @@ async fn where_user_namespaces_are_refused_nothing_runs_without_one() {
         let failure = launch(&python("print('ran')")).await.unwrap_err();
         assert!(failure.what.contains("user namespace"), "{failure:?}");
         assert!(failure.remedy.unwrap().contains("user.max_user_namespaces"));
+        let folder = tempfile::tempdir().unwrap();
+        let (checks, _) =
+            crate::doctor::doctor(folder.path(), "[engine]\nhost = \"unix:///none\"\n");
+        let (_, status, detail) = checks.iter().find(|(name, ..)| name == "sandbox").unwrap();
+        assert!(status == "fail" && detail.contains("user namespace"), "{checks:?}");
         return;
     }
     // The number of namespaces can be limited within one of them, where it harms nobody.

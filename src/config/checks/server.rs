@@ -1,6 +1,6 @@
 //! One server.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use http::HeaderName;
 use reqwest::Url;
@@ -14,7 +14,10 @@ use crate::config::{
     values::{CAPABILITIES, is_client, is_env_name},
 };
 use crate::{
-    catalog::begins_as_key, container::Image, egress::Destinations, upstream::process::SECRETS,
+    catalog::begins_as_key,
+    container::Image,
+    egress::Destinations,
+    upstream::{ADDRESSES, process::SECRETS},
     vault::Source,
 };
 
@@ -387,6 +390,14 @@ fn egress(checker: &mut Checker<'_>, at: &str, server: &Server) {
     }
     if let Err(twice) = Destinations::new(server.egress.clone()) {
         checker.conflict(at, twice.to_string(), "keep one of them");
+    }
+    let names: BTreeSet<_> = server.egress.iter().map(|one| &one.host).collect();
+    if names.len() > ADDRESSES {
+        checker.bad(
+            at,
+            format!("these are {} hosts, and {ADDRESSES} are the most", names.len()),
+            "list them below one name (`*.example.com:443`), or divide the server",
+        );
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Found, May, line};
 use crate::{
     config::{Loaded, Runtime, Server},
     names::ServerName,
-    upstream::Place,
+    upstream::{Place, has_address},
 };
 
 /// What the config lets it do, each with its line; first what every server may.
@@ -36,7 +36,13 @@ pub(super) fn may(
         add(&format!("mounts.{index}"), format!("{how} {source}, which it sees as {target}"));
     }
     for (index, to) in settings.egress.iter().enumerate() {
-        let what = format!("reach {to}, where policies permit it (`reach`), on record");
+        let by = match has_address(&settings.egress, to) {
+            true => "",
+            false => {
+                " by the proxy that `HTTPS_PROXY` names (to a program that does not go by that there is no such host)"
+            }
+        };
+        let what = format!("reach {to}{by}, where policies permit it (`reach`), on record");
         add(&format!("egress.{index}"), what);
     }
     if let Some(socket) = &settings.pod_socket {
