@@ -207,6 +207,7 @@ async fn a_servers_secret_reaches_that_server_and_nobody_else() {
     for runtime in ["sandbox", "container"] {
         let gate = Setup::crooked("")
             .and("secrets = { TOKEN = { from = \"env:GATE_SECRET\" } }")
+            .shown()
             .runtime(runtime)
             .env("GATE_SECRET", &secret)
             .start()

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use crate::support::{
+    agent::Agent,
     docker_registry::{Door, Registry, docker_config, password},
     engine::{containers, docker},
     gate::{Ended, Gate, Setup, Written},
@@ -872,37 +873,43 @@ async fn a_call_that_waits_for_a_pull_is_told_and_the_pull_goes_on() {
 // The stand-in before the registry has to answer while `docker push` is waited for.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_taken_out_while_its_image_is_pulled_is_not_started() {
-    let registry = Registry::start(&Door::default());
-    let Held { host, let_go, .. } = Held::blobs(&registry.host()).await;
-    let repository = format!("{host}/acme/crooked");
-    let _pulled = Pulled(repository.clone());
-    let tag = format!("{repository}:1");
-    Built::new().await.move_to(&tag);
-    let_go.send_replace(false);
-    let more = "start-timeout-s = 600\ncall-timeout-s = 600";
-    let mut gate = setup(&tag).and(more).start().await;
-    let agent = gate.modern();
-    let call =
-        tokio::spawn(async move { agent.call("crooked__echo", json!({ "text": "x" })).await });
-    until("the pull", async || {
-        let states: Value = gate.cli(&["server", "ls", "--format", "json"]).await.expect(0);
-        (states[0]["health"] == "pulling").then_some(())
-    })
-    .await;
-    let config = gate.config();
-    gate.put(&config[..config.find("[servers.crooked]").unwrap()]);
-    gate.logged("the change", |line| line.contains("config loaded again")).await;
-    let_go.send_replace(true);
-    let error = call.await.unwrap().unwrap_err();
-    assert_eq!(error["data"]["code"], "server-unavailable", "{error:#}");
-    let pulled = recorded(&gate, "image-pulled").await;
-    assert_eq!(pulled["server"], "crooked", "{pulled:#}");
-    let failed = recorded(&gate, "server-launch-failed").await;
-    let why = failed["reason"].as_str().unwrap();
-    assert!(why.contains("was taken out of the config"), "{failed:#}");
-    assert!(records(&gate, "server-launched").await.is_empty());
-    assert!(containers(&gate.mark).is_empty());
-    gate.stop().await;
+    let call = json!({ "name": "crooked__echo", "arguments": { "text": "x" } });
+    // What needs no list is under way at the server before it runs, and keeps it.
+    for (path, method, params) in [
+        ("/mcp", "tools/call", call),
+        ("/servers/crooked/mcp", "resources/read", json!({ "uri": "crooked://x" })),
+    ] {
+        let registry = Registry::start(&Door::default());
+        let Held { host, let_go, .. } = Held::blobs(&registry.host()).await;
+        let repository = format!("{host}/acme/crooked");
+        let _pulled = Pulled(repository.clone());
+        let tag = format!("{repository}:1");
+        Built::new().await.move_to(&tag);
+        let_go.send_replace(false);
+        let more = "start-timeout-s = 600\ncall-timeout-s = 600";
+        let mut gate = setup(&tag).and(more).start().await;
+        let agent = Agent::modern(&gate.url(path), None);
+        let call = tokio::spawn(async move { agent.ask(method, params).await });
+        until("the pull", async || {
+            let states: Value = gate.cli(&["server", "ls", "--format", "json"]).await.expect(0);
+            (states[0]["health"] == "pulling").then_some(())
+        })
+        .await;
+        let config = gate.config();
+        gate.put(&config[..config.find("[servers.crooked]").unwrap()]);
+        gate.logged("the change", |line| line.contains("config loaded again")).await;
+        let_go.send_replace(true);
+        let error = call.await.unwrap().unwrap_err();
+        assert_eq!(error["data"]["code"], "server-unavailable", "{error:#}");
+        let pulled = recorded(&gate, "image-pulled").await;
+        assert_eq!(pulled["server"], "crooked", "{pulled:#}");
+        let failed = recorded(&gate, "server-launch-failed").await;
+        let why = failed["reason"].as_str().unwrap();
+        assert!(why.contains("was taken out of the config"), "{failed:#}");
+        assert!(records(&gate, "server-launched").await.is_empty());
+        assert!(containers(&gate.mark).is_empty());
+        gate.stop().await;
+    }
 }
 
 // The stand-in before the registry has to answer while `docker push` is waited for.

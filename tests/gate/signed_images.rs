@@ -11,6 +11,7 @@ use rcgen::KeyPair;
 use serde_json::{Value, json};
 
 use crate::support::{
+    agent::Agent,
     docker_registry::{Door, Registry},
     engine::{containers, docker},
     gate::{Ended, Gate, Setup, Written},
@@ -375,8 +376,12 @@ async fn what_is_taken_out_while_its_signatures_are_looked_for_is_neither_locked
     written.put(&written.config().replace(&place.name(), &name));
     let mut gate = written.start().await;
     let_go.send_replace(false);
-    let agent = gate.modern();
-    let call = tokio::spawn(async move { agent.call("hello__hi", json!({})).await });
+    // What needs no list is under way at the server before it runs, and keeps it.
+    let agent = Agent::modern(&gate.url("/servers/hello/mcp"), None);
+    let call =
+        tokio::spawn(
+            async move { agent.ask("resources/read", json!({ "uri": "hello://x" })).await },
+        );
     in_time("the registry to be asked", holds.changed()).await.unwrap();
     let config = gate.config();
     gate.put(&config[..config.find("[servers.hello]").unwrap()]);
