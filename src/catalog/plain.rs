@@ -78,8 +78,9 @@ pub(crate) fn names_secret(name: &str) -> bool {
         || name.ends_with("_AUTH")
 }
 
-/// Whether an argument holds what no list of processes may show.
-pub(crate) fn argument_holds_secret(before: Option<&str>, argument: &str) -> bool {
+/// Whether an argument holds what no list of processes may show. `before` is the argument before it.
+#[must_use]
+pub fn argument_holds_secret(before: Option<&str>, argument: &str) -> bool {
     let (option, value) = match argument.split_once('=') {
         Some((option, value)) if option.starts_with('-') => (Some(option), value),
         // `NAME=VALUE`, and what is behind an option.
@@ -148,6 +149,14 @@ pub fn begins_as_key(value: &str) -> bool {
         "BSA",
     ];
     value.len() >= 8 && STARTS.iter().any(|start| value.starts_with(start))
+}
+
+/// Whether a text is, or has in it, what only a key or a login looks like. A path is not looked into.
+#[must_use]
+pub fn holds_key(text: &str) -> bool {
+    let path = text.starts_with(['/', '.', '~']);
+    let login = Url::parse(text).is_ok_and(|url| url_holds_secret(&url));
+    begins_as_key(text) || login || (!path && has_long_key(text))
 }
 
 /// A long run of letters and digits in which both, or both cases, are mixed.

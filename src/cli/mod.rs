@@ -23,6 +23,7 @@ mod schema;
 mod secret;
 mod server;
 mod tools;
+mod wrong;
 
 use std::{ffi::OsStr, process::ExitCode, time::Duration};
 

@@ -9,6 +9,7 @@ use super::{
     Context, Exit, Usage,
     adding::{Offer, Said, take},
     catalog::{Fetched, House, file, pushed},
+    wrong::Wrong,
 };
 use crate::{
     catalog::{self, PROFILE, lock::replace, member, profile as made, profile_file::Profile, read},
@@ -174,17 +175,20 @@ fn content(ctx: &Context, house: &House, name: &str) -> anyhow::Result<Value> {
     let profile = Profile::read(&house.base, name)?;
     let loaded = ctx.load()?;
     let mut servers = Vec::new();
+    let mut wrong = Wrong::of(&loaded);
     for server in &profile.servers {
         let entry = loaded.config.servers.iter().find(|(known, _)| known.as_str() == server);
-        let Some((_, entry)) = entry else {
+        let Some((known, entry)) = entry else {
             bail!("the profile `{name}` names the server `{server}`, which the config has not");
         };
+        wrong.literals(known, entry);
         let (server_of, left_out) = member(server, &serde_json::to_value(entry)?, None)?;
         for what in left_out {
             ctx.note(format_args!("left out of `{server}`: {what}"));
         }
         servers.push(server_of);
     }
+    wrong.end()?;
     Ok(made(name, profile.title.as_deref().unwrap_or(name), servers))
 }
 

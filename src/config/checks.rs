@@ -5,6 +5,8 @@ mod export;
 mod server;
 mod signers;
 
+pub(super) use server::looks_secret;
+
 use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;

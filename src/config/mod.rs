@@ -11,6 +11,7 @@ mod checks;
 mod document;
 mod entry;
 mod finding;
+mod literal;
 mod place;
 mod raw;
 mod shape;
@@ -30,6 +31,7 @@ use std::{
 
 pub use entry::{InterceptorEntry, Use};
 pub use finding::{Code, Diagnostics, Finding, Located, Severity};
+pub use literal::Literal;
 pub use raw::{
     Admin, Approvals, Audit, Begin, Ceilings, Checkpoint, Client, Config, Destination, Encryption,
     Engine, EntrySettings, Era, Export, Hardening, Limits, Listen, LogFormat, Loosening, OnFailure,

@@ -362,6 +362,59 @@ fn profiles_travel() {
     assert!(code == 1 && err.contains("no profile `none`"), "{err}");
 }
 
+/// Whatever hands an entry to others refuses it with its line, and hands on nothing.
+#[test]
+fn what_may_be_a_secret_is_not_published() {
+    let registry = Registry::start(&Door::default());
+    let dir = folder();
+    let dir = dir.path();
+    let image = format!("[servers.x]\nimage = \"example.com/x@{}\"\n", digest());
+    let vendors = ["gh", "p_", &secret()].concat();
+    let far = "[servers.x]\nurl = \"https://far.example.com/";
+    for (entry, line) in [
+        (format!("{image}env = {{ LEVEL = \"2\", GITHUB_TOKEN = \"{}\" }}\n", secret()), 6),
+        (format!("{image}env.DATABASE = \"postgresql://me:{}@db/x\"\n", secret()), 6),
+        (format!("{image}env.LEVEL = \"{vendors}\"\n"), 6),
+        (format!("{image}command = [\n  \"--token\",\n  \"{vendors}\",\n]\n"), 8),
+        (format!("{image}command = [\"--password\", \"hunter-and-two\"]\n"), 6),
+        (format!("{image}command = [\"--key={}\"]\n", secret()), 6),
+        (format!("{far}mcp?api_key={}\"\n", secret()), 5),
+        (format!("{far}s/{}/mcp\"\n", secret()), 5),
+    ] {
+        write(dir, "portcullis.toml", &format!("{CONFIG}{entry}"));
+        ok(dir, &["profile", "create", "dev", "--server", "x"]);
+        let artifact = format!("{}/profiles/dev:1", registry.host());
+        let pod = format!("example.com/portcullis@{}", digest());
+        let verbs: [&[&str]; 5] = [
+            &["profile", "export", "dev"],
+            &["profile", "export", "dev", "dev.json"],
+            &["profile", "export", "dev", "dev.yaml"],
+            &["profile", "push", "dev", &artifact],
+            &["server", "export", "k8s", "x", "--portcullis-image", &pod],
+        ];
+        for verb in verbs {
+            let (code, out, err) = run(dir, verb);
+            let place = format!("portcullis.toml:{line}: ");
+            assert!(code == 1 && err.contains(&place), "{entry}{verb:?}: {code} {out}{err}");
+            assert_eq!(err.matches("portcullis.toml:").count(), 1, "{entry}{err}");
+            for kept in [&secret(), "hunter-and-two"] {
+                assert!(!out.contains(kept) && !err.contains(kept), "{verb:?}: {out}{err}");
+            }
+        }
+        assert!(!dir.join("dev.json").exists() && !dir.join("dev.yaml").exists());
+        let (code, _, err) = run(dir, &["profile", "pull", &artifact, "--name", "got"]);
+        assert!(code == 1 && err.contains("cannot find"), "the registry has it: {err}");
+    }
+
+    // What only sounds like one, and references, are no secrets.
+    let plain = format!(
+        "{image}command = [\"--token-limit=100\", \"--dir\", \"/data\"]\nenv = {{ TOKEN_FILE = \"/run/token\" }}\n\
+         secrets = {{ KEY = {{ from = \"env:MINE\" }} }}\n"
+    );
+    write(dir, "portcullis.toml", &format!("{CONFIG}{plain}"));
+    ok(dir, &["profile", "export", "dev", "dev.yaml"]);
+}
+
 #[test]
 fn a_reference_is_fetched_over_tls_by_an_authority_that_is_known() {
     let registry = Registry::start(&Door { tls: true, ..Door::default() });

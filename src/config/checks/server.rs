@@ -307,7 +307,7 @@ fn files(server: &Server) -> impl Iterator<Item = &String> {
 }
 
 /// By the name of the variable, and by how vendors' keys begin.
-fn looks_secret(name: &str, value: &str) -> bool {
+pub(in crate::config) fn looks_secret(name: &str, value: &str) -> bool {
     const NAMES: &[&str] = &[
         "TOKEN",
         "SECRET",

@@ -9,12 +9,9 @@ use super::{
     K8s, config as pod_config,
 };
 use crate::{
-    catalog::{
-        begins_as_key,
-        lock::{Lock, Locked, Meaning},
-    },
-    cli::Context,
-    config::{self, Code, HandOver, Loaded, Runtime, Server},
+    catalog::lock::{Lock, Locked, Meaning},
+    cli::{Context, wrong::Wrong},
+    config::{self, HandOver, Loaded, Runtime, Server},
     container::{Image, Profile},
     egress::{Destination, Host, Pattern},
     oci::{Platform, Program},
@@ -24,24 +21,6 @@ use crate::{
         images::{self, Pinned},
     },
 };
-
-/// What is wrong, with its place in the config.
-struct Wrong<'a> {
-    loaded: &'a Loaded,
-    found: Vec<String>,
-}
-
-impl Wrong<'_> {
-    fn add(&mut self, pointer: &str, what: impl std::fmt::Display) {
-        let line = self.loaded.line(pointer).map_or_else(String::new, |line| format!(":{line}"));
-        self.found.push(format!("{}{line}: {what}", self.loaded.path.display()));
-    }
-
-    fn end(self) -> anyhow::Result<()> {
-        anyhow::ensure!(self.found.is_empty(), "{}", self.found.join("\n"));
-        Ok(())
-    }
-}
 
 /// The workload of a server.
 ///
@@ -56,14 +35,15 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
         args.portcullis_image
     );
     let at = format!("/servers/{name}");
-    let mut wrong = Wrong { loaded, found: Vec::new() };
+    let mut wrong = Wrong::of(loaded);
     for (key, pointer) in pod_config::refused(loaded, &args.leave_out) {
         wrong.add(
             &pointer,
             format!("a pod has no place for `{key}`: say `--leave-out {key}` to do without"),
         );
     }
-    literal_secrets(&mut wrong, loaded, &at, settings);
+    // A `ConfigMap` is for many to read.
+    wrong.literals(name, settings);
     let claims = shape(&mut wrong, &at, settings, args);
     wrong.end()?;
 
@@ -114,7 +94,7 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
             portcullis_kubernetes::Unfit::Key(_) => format!("{at}/headers"),
             _ => return Err(unfit.into()),
         };
-        let mut wrong = Wrong { loaded, found: Vec::new() };
+        let mut wrong = Wrong::of(loaded);
         wrong.add(&pointer, &unfit);
         wrong.end()?;
     }
@@ -131,31 +111,6 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
     may_start(loaded, &launcher, args, in_pod, pinned.as_ref())?;
     workload.config = text;
     Ok(workload)
-}
-
-/// What looks like a secret in plain text would be one for all to read who may read a `ConfigMap`.
-fn literal_secrets(wrong: &mut Wrong<'_>, loaded: &Loaded, at: &str, settings: &Server) {
-    for name in settings.env.keys() {
-        let pointer = format!("{at}/env/{name}");
-        let line = loaded.line(&pointer);
-        let looks_so = loaded.warnings.iter().any(|warning| {
-            warning.code == Code::LiteralSecret && warning.position().map(|(line, _)| line) == line
-        });
-        if looks_so {
-            wrong.add(&pointer, format!("`{name}` looks like a secret: write it under `secrets`"));
-        }
-    }
-    if settings.url.as_deref().is_some_and(|url| url.contains('?')) {
-        let what = "what stands behind `?` in a URL may be a secret, and a ConfigMap is for many to \
-                    read: send it in a header, under `headers`";
-        wrong.add(&format!("{at}/url"), what);
-    }
-    for (nth, word) in settings.command.iter().flatten().enumerate() {
-        if begins_as_key(word.rsplit('=').next().unwrap_or_default()) {
-            let pointer = format!("{at}/command/{nth}");
-            wrong.add(&pointer, "an argument looks like a secret: hand it over under `secrets`");
-        }
-    }
 }
 
 /// Whether a pod can be what the config says. Tells the claims that stand for its mounts.
