@@ -54,7 +54,7 @@ pub struct Locked {
     /// What it means on the engine, where it is of no registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_id: Option<String>,
-    /// What it meant before, the latest last.
+    /// What its image was before, under whatever name, the latest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub was: Vec<String>,
 }
@@ -66,25 +66,38 @@ impl Locked {
         self.image_digest.as_deref().or(self.image_id.as_deref())
     }
 
-    /// Has the image be something else from now on. What it was is remembered as long as it is asked
-    /// for by the same name.
+    /// Whether it was that before, and was moved on from it.
+    #[must_use]
+    pub fn was_once(&self, content: &str) -> bool {
+        self.content() != Some(content) && self.was.iter().any(|one| one == content)
+    }
+
+    /// Has the image be something else from now on. What it was is remembered, also where it is asked
+    /// for by another name now: whoever puts an old version back may name it as they like.
     pub fn move_to(&mut self, image: &str, meaning: Meaning) {
-        if self.image.as_deref() != Some(image) {
-            self.was.clear();
-        } else if let Some(before) = self.content().map(str::to_owned)
-            && before != meaning.as_str()
-        {
-            self.was.retain(|one| *one != before);
-            self.was.push(before);
-            let more = self.was.len().saturating_sub(REMEMBERED);
-            self.was.drain(..more);
-        }
+        self.leave(Some(meaning.as_str()));
         self.image = Some(image.to_owned());
         (self.image_digest, self.image_id) = match meaning {
             Meaning::Digest(digest) => (Some(digest), None),
             Meaning::Id(id) => (None, Some(id)),
         };
     }
+
+    /// Remembers what it is, where it is to be something else, or no image any more.
+    fn leave(&mut self, to: Option<&str>) {
+        if let Some(before) = self.content().map(str::to_owned)
+            && Some(&*before) != to
+        {
+            remember(&mut self.was, before);
+        }
+    }
+}
+
+fn remember(was: &mut Vec<String>, before: String) {
+    was.retain(|one| *one != before);
+    was.push(before);
+    let more = was.len().saturating_sub(REMEMBERED);
+    was.drain(..more);
 }
 
 /// What the name of an image means.
@@ -116,6 +129,27 @@ pub struct Kept {
     /// The manifest's digest, where it came from a registry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifest: Option<String>,
+    /// The digests of earlier copies, the latest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub was: Vec<String>,
+}
+
+impl Kept {
+    /// Whether its copy was that before, and was moved on from it.
+    #[must_use]
+    pub fn was_once(&self, digest: &str) -> bool {
+        self.digest != digest && self.was.iter().any(|one| one == digest)
+    }
+
+    /// The same of another copy; what this one was is remembered.
+    #[must_use]
+    pub fn follow(self, mut next: Self) -> Self {
+        next.was = self.was;
+        if self.digest != next.digest {
+            remember(&mut next.was, self.digest);
+        }
+        next
+    }
 }
 
 /// A lock file that can't be used.
@@ -247,6 +281,31 @@ impl Lock {
         Ok(())
     }
 
+    /// Has a server be what was taken of a description from now on, where it is still what it was when
+    /// that was decided.
+    ///
+    /// # Errors
+    /// As [`Lock::move_from`].
+    pub fn take(
+        &mut self,
+        server: &str,
+        was: Option<&str>,
+        taken: &Locked,
+    ) -> Result<(), Unlocked> {
+        if let (Some(image), Some(digest)) = (&taken.image, &taken.image_digest) {
+            self.move_from(server, image, was, Meaning::Digest(digest.clone()))?;
+        }
+        let locked = self.servers.entry(server.to_owned()).or_default();
+        if taken.image_digest.is_none() {
+            locked.leave(None);
+            (locked.image, locked.image_digest, locked.image_id) =
+                (taken.image.clone(), None, None);
+        }
+        locked.source.clone_from(&taken.source);
+        locked.source_digest.clone_from(&taken.source_digest);
+        Ok(())
+    }
+
     /// What an image of the config means, where that was found out under this very name.
     #[must_use]
     pub fn meaning(&self, server: &str, image: &str) -> Option<Meaning> {
@@ -330,7 +389,8 @@ mod tests {
             image_digest: Some(digest(b"y")),
             ..Locked::default()
         };
-        let kept = Kept { source: "x".into(), digest: digest(b"z"), manifest: None };
+        let kept =
+            Kept { source: "x".into(), digest: digest(b"z"), manifest: None, was: Vec::new() };
         let lock = Lock::change(folder.path(), |lock| {
             lock.servers.insert("b".into(), locked);
             lock.catalogs.insert("c".into(), kept);
@@ -370,14 +430,43 @@ mod tests {
         assert_eq!((locked.content(), &*locked.was), (Some(&*two), &[one.clone()][..]));
         locked.move_to("a:1", Meaning::Digest(one.clone()));
         assert_eq!(locked.was, [one.clone(), two.clone()]);
+        assert!(locked.was_once(&two) && !locked.was_once(&one), "what it is, it never left");
+        // Whatever it is called by then: a tag, a digest, another name.
         locked.move_to("a:2", Meaning::Id(two.clone()));
-        assert!(locked.was.is_empty() && locked.image_digest.is_none());
+        assert!(locked.was == [two.clone(), one.clone()] && locked.image_digest.is_none());
+        locked.move_to(&format!("b@{one}"), Meaning::Digest(one.clone()));
+        assert!(locked.was_once(&two) && !locked.was_once(&one));
+        locked.move_to("a:2", Meaning::Id(two.clone()));
 
         let mut lock = Lock::default();
         lock.servers.insert("s".into(), locked);
         assert_eq!(lock.meaning("s", "a:2"), Some(Meaning::Id(two)));
         assert_eq!(lock.meaning("s", "a:1"), None);
         assert_eq!(lock.meaning("t", "a:2"), None);
+    }
+
+    #[test]
+    fn what_was_taken_is_remembered_too() {
+        let [one, two, three] = [b"1", b"2", b"3"].map(|bytes| digest(bytes));
+        let of = |digest: Option<&String>| Locked {
+            source: Some("catalog://x/s".into()),
+            image: digest.map(|digest| format!("a@{digest}")),
+            image_digest: digest.cloned(),
+            ..Locked::default()
+        };
+        let mut lock = Lock::default();
+        lock.take("s", None, &of(Some(&one))).unwrap();
+        lock.take("s", Some(&one), &of(Some(&two))).unwrap();
+        assert!(lock.servers["s"].was_once(&one));
+        // It is no image for a while.
+        lock.take("s", Some(&two), &of(None)).unwrap();
+        assert_eq!((lock.servers["s"].content(), &lock.servers["s"].image), (None, &None));
+        assert!(lock.servers["s"].was_once(&one) && lock.servers["s"].was_once(&two));
+        lock.take("s", None, &of(Some(&three))).unwrap();
+        assert!(lock.servers["s"].was_once(&two) && !lock.servers["s"].was_once(&three));
+        // Somebody else was quicker.
+        lock.take("s", Some(&two), &of(Some(&one))).unwrap_err();
+        assert_eq!(lock.servers["s"].content(), Some(&*three));
     }
 
     #[test]

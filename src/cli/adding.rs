@@ -9,15 +9,17 @@ use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
 use crate::{
+    audit::record::{ImageDid, ImageDone},
     catalog::{
         Entry, Names, Options, Packages, Problem, Run, Server,
-        lock::{Lock, Locked, Meaning, replace},
+        lock::{Lock, Locked, replace},
         set, settings, tool_lists,
         write::{Writing, add, file_name, names, policy},
     },
     cli::{
         Context, Exit, Reports, Usage,
         catalog::{Fetched, House, file},
+        server::{locking, not_locked},
     },
     config::{self, Config, Diagnostics, Loaded},
     upstream::images,
@@ -45,6 +47,9 @@ pub(super) struct Said {
     /// Replace servers of the same name
     #[arg(long)]
     replace: bool,
+    /// Take an image again that was moved on from
+    #[arg(long)]
+    back: bool,
     /// Say what would be written, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -127,6 +132,22 @@ pub(super) struct Offer {
 struct Taken {
     server: Server,
     locked: Locked,
+    /// What its image was until now.
+    was: Option<String>,
+}
+
+impl Taken {
+    /// What is on record of it before it is locked: an image that was another, or none.
+    fn locking(&self) -> Option<ImageDone> {
+        let Run::Image { image, .. } = &self.server.run else { return None };
+        let digest = self.locked.image_digest.clone()?;
+        (self.was.as_deref() != Some(&*digest)).then_some(ImageDone {
+            server: self.server.name.parse().ok()?,
+            image: image.to_string(),
+            digest,
+            what: ImageDid::Locked { was: self.was.clone() },
+        })
+    }
 }
 
 /// Takes servers into the config. Tells the names of those that were taken, and how it ended.
@@ -164,6 +185,7 @@ pub(super) async fn take(
                     .map_err(|error| Problem::at(entry.place, error.to_string()))?;
             }
             asked = pin(ctx, house, &mut server).await?;
+            onward(house, &server, said.back)?;
             let added = add(&text, &server, writing)
                 .map_err(|error| Problem::at(entry.place, error.to_string()))?;
             // What the config's own checks find counts as ours.
@@ -187,7 +209,9 @@ pub(super) async fn take(
                     image_digest,
                     ..Locked::default()
                 };
-                taken.push(Taken { server, locked });
+                let was = house.lock.servers.get(&server.name).and_then(Locked::content);
+                let was = was.map(str::to_owned);
+                taken.push(Taken { server, locked, was });
             }
             Err(problem) => refused.push((entry.name, vec![problem])),
         }
@@ -195,8 +219,24 @@ pub(super) async fn take(
     let policies = match taken.is_empty() {
         true => Vec::new(),
         false if said.dry_run => Vec::new(),
-        false => write(ctx, house, &before, &text, &taken, said.replace)?,
+        false => {
+            let moves: Vec<ImageDone> = taken.iter().filter_map(Taken::locking).collect();
+            locking(&before, &moves).await?;
+            match write(ctx, house, &before, &taken, said.replace) {
+                Ok(policies) => policies,
+                Err(error) => {
+                    for done in moves {
+                        not_locked(ctx, &before, done, &format!("{error:#}")).await;
+                    }
+                    return Err(error);
+                }
+            }
+        }
     };
+    if !taken.is_empty() && !said.dry_run {
+        replace(&ctx.config, text.as_bytes())
+            .with_context(|| format!("cannot write {}", ctx.config.display()))?;
+    }
     tell(ctx, &offer.name, &taken, &refused, &policies, said.dry_run)?;
     let exit = match (taken.is_empty(), refused.is_empty()) {
         (true, _) => Exit::Failure,
@@ -229,13 +269,29 @@ async fn pin(ctx: &Context, house: &House, server: &mut Server) -> Result<Option
     Ok(Some(asked))
 }
 
-/// Writes policies, the lock and the config, in this order: what a server is held to is there before
-/// it is. Tells the files of policies.
+/// Versions go on, and back only where the person says so: who writes a catalog or pushes an image could
+/// put an old one there, with what was mended since.
+fn onward(house: &House, server: &Server, back: bool) -> Result<(), Problem> {
+    let Run::Image { image, .. } = &server.run else { return Ok(()) };
+    let (Some(digest), Some(locked)) = (&image.digest, house.lock.servers.get(&server.name)) else {
+        return Ok(());
+    };
+    if back || !locked.was_once(digest) {
+        return Ok(());
+    }
+    Err(Problem::of(format!(
+        "the image of `{}` would be {digest} again, which was moved on from: somebody may have put an old \
+         version back; if that is meant, say `--back`",
+        server.name
+    )))
+}
+
+/// Writes policies and the lock, in this order, before the config is: what a server is held to is
+/// there before it is. Tells the files of policies.
 fn write(
     ctx: &Context,
     house: &mut House,
     before: &Loaded,
-    text: &str,
     taken: &[Taken],
     replaced: bool,
 ) -> anyhow::Result<Vec<(String, PathBuf)>> {
@@ -260,22 +316,17 @@ fn write(
              these servers may be started yet",
         ),
     }
+    let mut moved = Ok(());
     house.change(|lock| {
-        for Taken { server, locked } in taken {
-            let mut locked = locked.clone();
-            // What it was before is remembered, so that nobody takes it back unnoticed.
-            if let (Some(before), Some(image), Some(digest)) =
-                (lock.servers.get(&server.name), &locked.image, &locked.image_digest)
-            {
-                let mut moved = before.clone();
-                moved.move_to(image, Meaning::Digest(digest.clone()));
-                locked.was = moved.was;
-            }
-            lock.servers.insert(server.name.clone(), locked);
+        let mut next = lock.clone();
+        moved = taken
+            .iter()
+            .try_for_each(|one| next.take(&one.server.name, one.was.as_deref(), &one.locked));
+        if moved.is_ok() {
+            *lock = next;
         }
     })?;
-    replace(&ctx.config, text.as_bytes())
-        .with_context(|| format!("cannot write {}", ctx.config.display()))?;
+    moved?;
     Ok(policies)
 }
 

@@ -7,7 +7,7 @@ mod restart;
 mod stats;
 mod verify;
 
-pub(super) use images::show as show_pulls;
+pub(super) use images::{locking, not_locked, show as show_pulls};
 
 use std::{
     fs::Permissions,

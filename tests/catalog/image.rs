@@ -13,10 +13,15 @@ const LATE: Duration = Duration::from_secs(60);
 
 /// Puts an image there whose label would shape how it runs, if anybody let it.
 pub fn image(host: &str, name: &str, tag: &str) -> String {
+    version(host, name, tag, "1")
+}
+
+/// The same, of some version of its own.
+pub fn version(host: &str, name: &str, tag: &str, version: &str) -> String {
     let label =
         "title: Search\ncommand: [--evil]\nvolumes: ['/:/host']\nenv: [{name: EVIL, value: x}]\n";
     let config = serde_json::json!({ "os": "linux", "architecture": "amd64", "rootfs": { "type": "layers", "diff_ids": [] },
-        "config": { "Labels": { "io.docker.server.metadata": label } } });
+        "config": { "Labels": { "io.docker.server.metadata": label, "version": version } } });
     let config = config.to_string();
     let blob = digest(config.as_bytes());
     let begun = ask(host, &format!("POST /v2/{name}/blobs/uploads/"), "", b"");

@@ -362,6 +362,131 @@ fn profiles_travel() {
     assert!(code == 1 && err.contains("no profile `none`"), "{err}");
 }
 
+/// What is on record of images, in the order in which it was done: what each was, and what it became.
+fn locked(dir: &Path) -> Vec<(Option<String>, String)> {
+    let mut args = vec!["audit", "query", "event = image-locked", "--oldest-first"];
+    args.extend(["--format", "json"]);
+    let page: Value = serde_json::from_str(&ok(dir, &args)).unwrap();
+    let record = |entry: &Value| {
+        let text = |key: &str| {
+            let at = entry.pointer(&format!("/record/{key}")).or(entry.get(key));
+            at.and_then(Value::as_str).map(str::to_owned)
+        };
+        (text("was"), text("digest").unwrap_or_else(|| panic!("{entry}")))
+    };
+    page["records"].as_array().unwrap_or_else(|| panic!("{page}")).iter().map(record).collect()
+}
+
+/// An old version, with what was mended since, comes back by nobody's word but the operator's.
+#[test]
+fn nothing_goes_back_unsaid() {
+    let registry = Registry::start(&Door::default());
+    let here = registry.host();
+    let fixed = |of: char| format!("sha256:{}", of.to_string().repeat(64));
+    let entry =
+        |image: &str| format!("name: search\ntype: server\nimage: {image}\ndisableNetwork: true\n");
+    let list = |image: &str| {
+        let server =
+            json!({ "name": "search", "type": "server", "image": image, "disableNetwork": true });
+        json!({ "version": 1, "id": "dev", "name": "Dev", "servers": [
+            { "type": "image", "image": image, "config": {}, "snapshot": { "server": server } }] })
+    };
+    for way in ["file", "name", "profile", "catalog", "tag"] {
+        let dir = folder();
+        let dir = dir.path();
+        let url = format!("file://{}/x.yaml", dir.display());
+        let artifact = format!("docker://{here}/{way}:2");
+        // Puts a version where it is taken from, and takes it.
+        let take = |version: char, more: &[&str]| {
+            let digest = match way {
+                "tag" => image::version(&here, way, "2", &version.to_string()),
+                _ => fixed(version),
+            };
+            // Strangers call their images what they like.
+            let name = if way == "name" { format!("search:{version}") } else { "search:2".into() };
+            let image = format!("example.com/{name}@{digest}");
+            let args: Vec<&str> = match way {
+                "file" | "name" => {
+                    write(dir, "x.yaml", &entry(&image));
+                    vec!["server", "add", &url, "--replace"]
+                }
+                "profile" => {
+                    write(dir, "p.json", &list(&image).to_string());
+                    vec!["profile", "import", "p.json", "--replace"]
+                }
+                "catalog" => {
+                    write(
+                        dir,
+                        "x.yaml",
+                        &format!("registry:\n  search:\n    type: server\n    image: {image}\n"),
+                    );
+                    let (code, _, err) =
+                        run(dir, &[&["catalog", "add", "team", "x.yaml"][..], more].concat());
+                    let back = version == '1' && dir.join("portcullis.lock").exists();
+                    let back = back && read(dir, "portcullis.lock").contains(&fixed('2'));
+                    assert_eq!(
+                        code != 0,
+                        back && more.is_empty(),
+                        "the catalog itself goes back: {err}"
+                    );
+                    if code != 0 {
+                        assert!(err.contains("--back"), "{err}");
+                        ok(dir, &["catalog", "add", "team", "x.yaml", "--back"]);
+                    }
+                    vec!["server", "add", "catalog://team/search", "--replace"]
+                }
+                _ => vec!["server", "add", &artifact, "--name", "search", "--replace"],
+            };
+            (digest, run(dir, &[&args[..], more].concat()))
+        };
+        let is = || table(dir)["servers"]["search"]["image"].as_str().unwrap().to_owned();
+        let (one, (code, _, err)) = take('1', &[]);
+        assert_eq!(code, 0, "{way}: {err}");
+        assert_eq!(locked(dir), [(None, one.clone())], "{way}");
+        let (two, (code, _, err)) = take('2', &[]);
+        assert!(code == 0 && is().ends_with(&two), "{way}: {err}");
+        // The same again is no news.
+        assert_eq!(take('2', &[]).1.0, 0, "{way}");
+        let moved = [(None, one.clone()), (Some(one.clone()), two.clone())];
+        assert_eq!(locked(dir), moved, "{way}");
+
+        let before =
+            [config(dir), read(dir, "portcullis.lock"), read(dir, "policies/server-search.cedar")];
+        let (_, (code, _, err)) = take('1', &[]);
+        assert!(code == 1 && err.contains("--back") && err.contains(&one), "{way}: {code} {err}");
+        let (_, (code, _, err)) = take('1', &["--dry-run"][..usize::from(way != "catalog")]);
+        assert!(code == 1 && err.contains("--back"), "{way}: {code} {err}");
+        let after =
+            [config(dir), read(dir, "portcullis.lock"), read(dir, "policies/server-search.cedar")];
+        if way != "catalog" {
+            assert_eq!(after, before, "{way}: something was written");
+        }
+        assert!(is().ends_with(&two) && locked(dir) == moved, "{way}");
+
+        let (_, (code, _, err)) = take('1', &["--back"]);
+        assert!(code == 0 && is().ends_with(&one), "{way}: {err}");
+        assert_eq!(locked(dir).last(), Some(&(Some(two.clone()), one)), "{way}");
+        checks(dir);
+        // What was left for it was left, too.
+        let (_, (code, ..)) = take('2', &[]);
+        assert_eq!(code, 1, "{way}");
+    }
+}
+
+/// What can't be on record is not done.
+#[test]
+fn an_image_that_cannot_be_recorded_is_not_taken() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "x.yaml", &format!("name: x\ntype: server\nimage: example.com/x@{}\n", digest()));
+    write(dir, ".portcullis", "a file where the state folder should be");
+    let (code, _, err) = run(dir, &["server", "add", "x.yaml"]);
+    assert!(code == 1 && err.contains("can't be recorded"), "{err}");
+    assert_eq!(config(dir), CONFIG);
+    assert!(!dir.join("portcullis.lock").exists());
+    assert_eq!(fs::read_dir(dir.join("policies")).unwrap().count(), 0);
+}
+
 /// Whatever hands an entry to others refuses it with its line, and hands on nothing.
 #[test]
 fn what_may_be_a_secret_is_not_published() {

@@ -42,6 +42,9 @@ enum Verb {
         name: String,
         /// A file, or a URL
         source: String,
+        /// Take a copy again that was moved on from
+        #[arg(long)]
+        back: bool,
     },
     /// Forget a catalog. Servers that were added from it stay
     Rm {
@@ -55,6 +58,9 @@ enum Verb {
         /// What it is to be called. Default: the last part of the artifact's name
         #[arg(long)]
         name: Option<String>,
+        /// Take a copy again that was moved on from
+        #[arg(long)]
+        back: bool,
     },
     /// Push a catalog that was added to a registry, as an artifact
     Push {
@@ -71,7 +77,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.verb {
         Verb::Ls => ls(ctx, &house),
         Verb::Show { catalog, server } => show(ctx, &house, &catalog, server.as_deref()).await,
-        Verb::Add { name, source } => {
+        Verb::Add { name, source, back } => {
             let reference: Reference = source.parse().map_err(|error| Usage(format!("{error}")))?;
             if matches!(reference, Reference::Image(_) | Reference::Catalog { .. }) {
                 return Err(Usage(
@@ -80,7 +86,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 .into());
             }
             let fetched = fetch(ctx, &house, &reference).await?;
-            keep(ctx, &mut house, &name, &reference.to_string(), &fetched)
+            keep(ctx, &mut house, &name, &reference.to_string(), &fetched, back)
         }
         Verb::Rm { name } => match house.forget(&name)? {
             Some(kept) => {
@@ -89,7 +95,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             }
             None => bail!("there is no catalog `{name}`{}", near(&house, &name)),
         },
-        Verb::Pull { reference, name } => {
+        Verb::Pull { reference, name, back } => {
             let name = match name {
                 Some(name) => name,
                 None => catalog::ours(
@@ -106,7 +112,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 let _progress = ctx.progress(format!("pulling {reference}"));
                 house.artifact(&reference, &[CATALOG, catalog::SERVERS]).await?
             };
-            keep(ctx, &mut house, &name, &format!("oci://{reference}"), &fetched)
+            keep(ctx, &mut house, &name, &format!("oci://{reference}"), &fetched, back)
         }
         Verb::Push { name, reference } => {
             let Some(kept) = house.lock.catalogs.get(&name) else {
@@ -168,13 +174,14 @@ fn keep(
     name: &str,
     source: &str,
     fetched: &Fetched,
+    back: bool,
 ) -> anyhow::Result<Exit> {
     if !is_legal(name) {
         return Err(Usage(format!("`{}` is no name of a catalog", catalog::brief(name))).into());
     }
     let found =
         read(&fetched.text, &Options::default()).map_err(|problem| placed(fetched, &problem))?;
-    house.keep(name, source, fetched)?;
+    house.keep(name, source, fetched, back)?;
     ctx.note(format_args!(
         "`{name}` has {} servers ({}), {}",
         found.servers.len(),

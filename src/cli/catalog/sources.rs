@@ -138,8 +138,22 @@ impl House {
         Ok(fetched)
     }
 
-    /// Keeps a copy of a catalog.
-    pub fn keep(&mut self, name: &str, source: &str, fetched: &Fetched) -> anyhow::Result<()> {
+    /// Keeps a copy of a catalog. One that was moved on from is taken again only if `back` says so.
+    pub fn keep(
+        &mut self,
+        name: &str,
+        source: &str,
+        fetched: &Fetched,
+        back: bool,
+    ) -> anyhow::Result<()> {
+        let before = self.lock.catalogs.get(name);
+        if !back && before.is_some_and(|before| before.was_once(&fetched.digest)) {
+            bail!(
+                "the catalog `{name}` would be {} again, which was moved on from: somebody may have put an \
+                 old version back; if that is meant, say `--back`",
+                fetched.digest
+            );
+        }
         let folder = self.state_dir.join("catalogs");
         std::fs::create_dir_all(&folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;
@@ -150,8 +164,15 @@ impl House {
             source: source.to_owned(),
             digest: fetched.digest.clone(),
             manifest: fetched.manifest.clone(),
+            was: Vec::new(),
         };
-        self.change(|lock| drop(lock.catalogs.insert(name.to_owned(), kept)))
+        self.change(|lock| {
+            let kept = match lock.catalogs.remove(name) {
+                Some(before) => before.follow(kept),
+                None => kept,
+            };
+            lock.catalogs.insert(name.to_owned(), kept);
+        })
     }
 
     /// Forgets a catalog. Its copy goes unless another has the same.

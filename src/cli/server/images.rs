@@ -127,9 +127,7 @@ async fn all(ctx: &Context, which: &Which, wish: Wish) -> anyhow::Result<Exit> {
     }
     if !wish.is_dry() {
         let moves: Vec<ImageDone> = rows.iter().filter_map(Row::done).collect();
-        for some in moves.chunks(AT_ONCE) {
-            record(&loaded, some.to_vec()).await.context(UNRECORDED)?;
-        }
+        locking(&loaded, &moves).await?;
         for row in &mut rows {
             let (Some(to), Some(done)) = (row.news().cloned(), row.done()) else { continue };
             if let Err(why) = write(&launcher.base, &row.server, &row.image, row.was(), to) {
@@ -166,8 +164,19 @@ impl Row {
     }
 }
 
+/// Has it on record that images are about to be locked.
+///
+/// # Errors
+/// Where it can't be recorded: then they must not be.
+pub(in crate::cli) async fn locking(loaded: &Loaded, moves: &[ImageDone]) -> anyhow::Result<()> {
+    for some in moves.chunks(AT_ONCE) {
+        record(loaded, some.to_vec()).await.context(UNRECORDED)?;
+    }
+    Ok(())
+}
+
 /// Has it on record that something was not locked after all, which is on record as locked.
-async fn not_locked(ctx: &Context, loaded: &Loaded, done: ImageDone, why: &str) {
+pub(in crate::cli) async fn not_locked(ctx: &Context, loaded: &Loaded, done: ImageDone, why: &str) {
     let what = ImageDid::NotLocked { reason: why.to_owned() };
     if let Err(error) = record(loaded, vec![ImageDone { what, ..done }]).await {
         ctx.note(format!("The audit log says that it was done: {error:#}"));
@@ -228,7 +237,7 @@ async fn one(
     if known == now {
         return Ok(Done::Kept(now));
     }
-    let goes_back = locked.is_some_and(|locked| locked.was.iter().any(|one| one == now.as_str()));
+    let goes_back = locked.is_some_and(|locked| locked.was_once(now.as_str()));
     if let (true, Wish::Update { back: false, .. }) = (goes_back, wish) {
         return Err(format!(
             "`{image}` means {} again, which was moved on from: somebody may have put an old version back; \
