@@ -290,7 +290,10 @@ impl<'a> Draft<'a> {
     pub fn finish(mut self, run: Run, report: &mut Report) -> Option<Server> {
         let place = self.place;
         match &run {
-            Run::Remote { .. } => {
+            Run::Remote { headers, .. } => {
+                // What a header is made of is handed over there.
+                self.secrets
+                    .retain(|_, secret| !headers.values().any(|header| header.from == secret.from));
                 if !self.env.is_empty() || !self.secrets.is_empty() {
                     report.left_out(place, "a server elsewhere has no variables of ours");
                     self.env.clear();

@@ -1,15 +1,21 @@
 //! Profiles of ours: named sets of servers, each a file in `profiles` beside the config.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{lock::replace, name::is_legal};
+use crate::{lock::replace, name::is_legal, report::brief, write::tools_left_on};
 
 /// The folder beside the config.
 pub const FOLDER: &str = "profiles";
+/// Bytes of a profile.
+const LONGEST: u64 = 1 << 20;
 
-/// A named set of servers of the config. What a server is, the config says.
+/// A named set of servers of the config. What a server is, the config says; a profile says which run,
+/// and what is otherwise while they run for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Profile {
@@ -22,6 +28,25 @@ pub struct Profile {
     /// Whence it came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// What is otherwise, by server.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, Settings>,
+}
+
+/// What is otherwise with a server while it runs for a profile.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// The tools that are left on, by the server's own names: no others may be called. Nothing: all
+    /// that policies permit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<String>>,
+    /// Values in the place of those that the config has for variables in `env`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// References in the place of those that the config has for `secrets` and `headers`. Never values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, String>,
 }
 
 /// A profile that can't be used.
@@ -41,7 +66,7 @@ impl Profile {
     /// A profile of these servers.
     #[must_use]
     pub fn of(servers: Vec<String>) -> Self {
-        Self { version: 1, title: None, servers, source: None }
+        Self { version: 1, title: None, servers, source: None, settings: BTreeMap::new() }
     }
 
     /// Its file, beside the config.
@@ -60,21 +85,65 @@ impl Profile {
     /// # Errors
     /// [`NoProfile`]
     pub fn read(folder: &Path, name: &str) -> Result<Self, NoProfile> {
+        Ok(Self::open(folder, name)?.0)
+    }
+
+    /// The policies that hold whoever calls to the tools that a profile leaves on. Each stands in the
+    /// line of the profile's file in which that is said, so that who is refused by one finds it there.
+    ///
+    /// # Errors
+    /// [`NoProfile`]
+    pub fn policies(folder: &Path, name: &str) -> Result<String, NoProfile> {
+        let (profile, text) = Self::open(folder, name)?;
+        let mut lists: Vec<(usize, String)> = profile
+            .settings
+            .iter()
+            .filter_map(|(server, settings)| {
+                let id = format!("{name}.{server}.profile-tools");
+                let policy = tools_left_on(&id, server, settings.tools.as_deref()?);
+                Some((line_of_tools(&text, server), policy.replace('\n', " ")))
+            })
+            .collect();
+        lists.sort();
+        let mut policies = String::new();
+        let mut at = 1;
+        for (line, policy) in lists {
+            for _ in at..line {
+                policies.push('\n');
+            }
+            at = at.max(line);
+            policies.push_str(&policy);
+        }
+        Ok(policies)
+    }
+
+    fn open(folder: &Path, name: &str) -> Result<(Self, String), NoProfile> {
         let path = Self::path(folder, name)?;
         let broken = |why: String| NoProfile::Broken { path: path.clone(), why };
         let text = match std::fs::metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(NoProfile::Absent { name: name.to_owned(), path });
             }
-            Ok(meta) if meta.len() > 1 << 20 => return Err(broken("it is too large".into())),
+            Ok(meta) if meta.len() > LONGEST => return Err(broken("it is too large".into())),
             _ => std::fs::read_to_string(&path).map_err(|error| broken(error.to_string()))?,
         };
-        let profile: Self =
-            toml::from_str(&text).map_err(|error| broken(error.to_string().trim().to_owned()))?;
+        // What stands in the file may be a secret that was put there by mistake: no message shows it.
+        let profile: Self = toml::from_str(&text).map_err(|error| {
+            let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or(""));
+            broken(format!("line {}: {}", before.matches('\n').count() + 1, error.message()))
+        })?;
         if profile.version != 1 {
             return Err(broken(format!("version {} is not known", profile.version)));
         }
-        Ok(profile)
+        if let Some(server) = profile.settings.keys().find(|name| !profile.servers.contains(name)) {
+            let server = brief(server);
+            return Err(broken(format!("`settings` has `{server}`, which is none of `servers`")));
+        }
+        // They stand in policies.
+        if let Some(server) = profile.servers.iter().find(|name| !is_legal(name)) {
+            return Err(broken(format!("`{}` is no name of a server", brief(server))));
+        }
+        Ok((profile, text))
     }
 
     /// Writes it, whole or not at all. Whether one was there before.
@@ -111,6 +180,18 @@ impl Profile {
     }
 }
 
+/// The line of a profile's text in which it says which tools of a server are left on, from 1.
+fn line_of_tools(text: &str, server: &str) -> usize {
+    let document = toml_edit::Document::parse(text).ok();
+    let key = document.as_ref().and_then(|document| {
+        let settings = document.get("settings")?.as_table_like()?;
+        let server = settings.get(server)?.as_table_like()?;
+        server.get_key_value("tools")?.0.span()
+    });
+    let before = key.and_then(|key| text.get(..key.start)).unwrap_or_default();
+    before.matches('\n').count() + 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,8 +210,38 @@ mod tests {
         for name in ["", "../x", "A", "a/b"] {
             assert!(profile.write(folder.path(), name).is_err());
         }
-        std::fs::write(folder.path().join("profiles/bad.toml"), "version = 9\nservers = []\n")
-            .unwrap();
-        assert!(Profile::read(folder.path(), "bad").is_err());
+        for bad in [
+            "version = 9\nservers = []\n",
+            "version = 1\nservers = [\"a\"]\nsettings.b.tools = []\n",
+            "version = 1\nservers = ['a\"']\nsettings.'a\"'.tools = []\n",
+            "version = 1\nservers = [\"a\"]\nsettings.a.tols = []\n",
+            "version = 1\nservers = [\"a\"]\nsettings.a.secrets.K.from = \"env:K\"\n",
+        ] {
+            std::fs::write(folder.path().join("profiles/bad.toml"), bad).unwrap();
+            assert!(Profile::read(folder.path(), "bad").is_err(), "{bad}");
+            assert!(Profile::policies(folder.path(), "bad").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tool_lists_are_policies_in_their_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let none = Profile::of(vec!["a".into()]);
+        none.write(folder.path(), "none").unwrap();
+        assert_eq!(Profile::policies(folder.path(), "none").unwrap(), "");
+        let text = "version = 1\nservers = [\"a\", \"b\", \"c\"]\n\n# Some\n[settings.b]\nenv = { X = \"1\" }\n\
+                    tools = [\n  \"find\",\n  \"a\\\"\\n);permit(principal,action,resource);\",\n]\n\n\
+                    [settings]\na = { tools = [] }\nc = { env = {} }\n";
+        std::fs::write(folder.path().join("profiles/some.toml"), text).unwrap();
+        let policies = Profile::policies(folder.path(), "some").unwrap();
+        let lines: Vec<(usize, &str)> =
+            policies.lines().enumerate().filter(|(_, line)| !line.is_empty()).collect();
+        let [(6, b), (12, a)] = lines.as_slice() else { panic!("{policies}") };
+        assert!(
+            b.starts_with("@id(\"some.b.profile-tools\")") && b.contains("Tool::\"b/find\""),
+            "{b}"
+        );
+        assert!(b.contains("\\\"\\u{a});permit(") && b.matches("forbid (").count() == 1, "{b}");
+        assert!(a.contains("Server::\"a\"") && !a.contains("unless"), "{a}");
     }
 }

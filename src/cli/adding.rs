@@ -5,14 +5,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::{
     audit::record::{ImageDid, ImageDone},
     catalog::{
         Entry, Names, Options, Packages, Problem, Run, Server,
-        lock::{Lock, Locked, replace},
+        lock::{Lock, Locked, Meaning, replace},
         set, settings, tool_lists,
         write::{Writing, add, file_name, names, policy},
     },
@@ -150,13 +150,13 @@ impl Taken {
     }
 }
 
-/// Takes servers into the config. Tells the names of those that were taken, and how it ended.
+/// Takes servers into the config. Tells those that were taken, and how it ended.
 pub(super) async fn take(
     ctx: &Context,
     house: &mut House,
     offer: Offer,
     said: &Said,
-) -> anyhow::Result<(Vec<String>, Exit)> {
+) -> anyhow::Result<(Vec<Server>, Exit)> {
     let mut text = match std::fs::read_to_string(&ctx.config) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         read => read.with_context(|| format!("cannot read {}", ctx.config.display()))?,
@@ -209,8 +209,7 @@ pub(super) async fn take(
                     image_digest,
                     ..Locked::default()
                 };
-                let was = house.lock.servers.get(&server.name).and_then(Locked::content);
-                let was = was.map(str::to_owned);
+                let was = until_now(house, &before.config, &server.name);
                 taken.push(Taken { server, locked, was });
             }
             Err(problem) => refused.push((entry.name, vec![problem])),
@@ -243,7 +242,7 @@ pub(super) async fn take(
         (false, true) => Exit::Ok,
         (false, false) => Exit::Findings,
     };
-    Ok((taken.into_iter().map(|taken| taken.server.name).collect(), exit))
+    Ok((taken.into_iter().map(|taken| taken.server).collect(), exit))
 }
 
 /// Resolves the tag of an image, and tells how the image was asked for.
@@ -267,6 +266,16 @@ async fn pin(ctx: &Context, house: &House, server: &mut Server) -> Result<Option
         }
     }
     Ok(Some(asked))
+}
+
+/// What a server's image was until now: what is locked, or what the config says itself.
+fn until_now(house: &House, config: &Config, name: &str) -> Option<String> {
+    if let Some(content) = house.lock.servers.get(name).and_then(Locked::content) {
+        return Some(content.to_owned());
+    }
+    let (_, server) = config.servers.iter().find(|(known, _)| known.as_str() == name)?;
+    let fixed = images::fixed(server.image.as_deref()?).ok()??;
+    Some(fixed.meaning.as_str().to_owned())
 }
 
 /// Versions go on, and back only where the person says so: who writes a catalog or pushes an image could
@@ -319,6 +328,13 @@ fn write(
     let mut moved = Ok(());
     house.change(|lock| {
         let mut next = lock.clone();
+        // What the config alone said is remembered as well.
+        for one in taken {
+            let locked = next.servers.entry(one.server.name.clone()).or_default();
+            if let (Some(was), None) = (&one.was, locked.content()) {
+                locked.move_to("", Meaning::Digest(was.clone()));
+            }
+        }
         moved = taken
             .iter()
             .try_for_each(|one| next.take(&one.server.name, one.was.as_deref(), &one.locked));
@@ -464,22 +480,4 @@ pub(super) fn settle(loaded: &mut Loaded) -> Result<(), Vec<(String, String)>> {
     }
     loaded.only_locked = true;
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
-}
-
-/// Leaves of a config the servers of a profile alone.
-///
-/// # Errors
-/// Where there is no such profile, or it names a server that the config has not.
-pub(super) fn narrow(loaded: &mut Loaded, profile: &str) -> anyhow::Result<()> {
-    let profile_of = crate::catalog::profile_file::Profile::read(&loaded.base, profile)?;
-    for name in &profile_of.servers {
-        if !loaded.config.servers.keys().any(|known| known.as_str() == name) {
-            bail!("the profile `{profile}` names the server `{name}`, which the config has not");
-        }
-    }
-    loaded
-        .config
-        .servers
-        .retain(|name, _| profile_of.servers.iter().any(|kept| kept == name.as_str()));
-    Ok(())
 }

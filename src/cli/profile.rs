@@ -1,6 +1,6 @@
 //! `portcullis profile`: named sets of servers.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -12,8 +12,17 @@ use super::{
     wrong::Wrong,
 };
 use crate::{
-    catalog::{self, PROFILE, lock::replace, member, profile as made, profile_file::Profile, read},
+    catalog::{
+        self, PROFILE, brief,
+        lock::replace,
+        member, profile as made,
+        profile_file::{Profile, Settings},
+        read,
+        write::left_on_id,
+    },
+    config::{Loaded, Server},
     names::ServerName,
+    policy, vault,
 };
 
 #[derive(Debug, clap::Args)]
@@ -41,8 +50,11 @@ enum Verb {
         /// A title, for people
         #[arg(long)]
         title: Option<String>,
+        #[command(flatten)]
+        settings: Set,
     },
-    /// Write a profile as others read it (Docker's form, as JSON or YAML), without secrets and folders
+    /// Write a profile as others read it (Docker's form, as JSON or YAML), without values of secrets and
+    /// without folders
     Export {
         /// The profile's name
         name: String,
@@ -78,13 +90,63 @@ enum Verb {
     },
 }
 
+/// What is otherwise with servers while they run for a profile.
+#[derive(Debug, clap::Args)]
+struct Set {
+    /// A tool that is left on, by the server's own name for it; all others of that server are off. May
+    /// be given several times
+    #[arg(long = "tool", value_name = "SERVER/TOOL")]
+    tools: Vec<String>,
+    /// A value in the place of that which the config has for a variable in `env`; may be given several
+    /// times
+    #[arg(long = "env", value_name = "SERVER/NAME=VALUE")]
+    env: Vec<String>,
+    /// A reference in the place of that which the config has for a secret or a header; may be given
+    /// several times
+    #[arg(long = "secret", value_name = "SERVER/NAME=REFERENCE")]
+    secrets: Vec<String>,
+}
+
+impl Set {
+    /// It by server.
+    fn by_server(&self) -> Result<BTreeMap<String, Settings>, Usage> {
+        let mut all: BTreeMap<String, Settings> = BTreeMap::new();
+        let wrong = |key: &str, form: &str| Usage(format!("write `--{key} {form}`"));
+        for tool in &self.tools {
+            let parts = tool.split_once('/').filter(|(_, tool)| !tool.is_empty());
+            let (server, tool) = parts.ok_or_else(|| wrong("tool", "SERVER/TOOL"))?;
+            let settings = all.entry(server.to_owned()).or_default();
+            settings.tools.get_or_insert_default().push(tool.to_owned());
+        }
+        // What was written is not repeated: it may be the secret.
+        for (key, form, given) in [
+            ("env", "SERVER/NAME=VALUE", &self.env),
+            ("secret", "SERVER/NAME=REFERENCE", &self.secrets),
+        ] {
+            for text in given {
+                let parts = text.split_once('=').and_then(|(place, value)| {
+                    let (server, name) = place.split_once('/')?;
+                    Some((server, name, value))
+                });
+                let (server, name, value) = parts.ok_or_else(|| wrong(key, form))?;
+                let settings = all.entry(server.to_owned()).or_default();
+                let table = if key == "env" { &mut settings.env } else { &mut settings.secrets };
+                table.insert(name.to_owned(), value.to_owned());
+            }
+        }
+        Ok(all)
+    }
+}
+
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let mut house = House::open(ctx)?;
     match args.verb {
         Verb::Ls => ls(ctx, &house),
         Verb::Show { name } => show(ctx, &house, &name),
-        Verb::Create { name, servers, title } => create(ctx, &house, &name, servers, title),
+        Verb::Create { name, servers, title, settings } => {
+            create(ctx, &house, &name, servers, title, &settings)
+        }
         Verb::Export { name, file } => export(ctx, &house, &name, file),
         Verb::Import { file: path, name, said } => {
             let fetched = file(&path)?;
@@ -135,15 +197,22 @@ fn show(ctx: &Context, house: &House, name: &str) -> anyhow::Result<Exit> {
     }
     let loaded = ctx.load()?;
     let rows = profile.servers.iter().map(|name| {
+        let settings = profile.settings.get(name);
+        let tools = settings.and_then(|settings| settings.tools.as_ref());
+        let tools = tools.map_or("all".to_owned(), |tools| tools.join(", "));
+        let otherwise = settings.map_or(String::new(), |settings| {
+            let names = settings.env.keys().chain(settings.secrets.keys());
+            names.map(String::as_str).collect::<Vec<_>>().join(", ")
+        });
         let server = loaded.config.servers.iter().find(|(known, _)| known.as_str() == name);
         let what = server.map_or("(not in the config)".to_owned(), |(_, server)| {
             let program = server.command.as_ref().and_then(|command| command.first());
             let what = server.image.as_ref().or(server.url.as_ref()).or(program);
             what.cloned().unwrap_or_default()
         });
-        [name.clone(), what]
+        [name.clone(), what, tools, otherwise]
     });
-    ctx.table(&["SERVER", "WHAT IT IS"], rows)?;
+    ctx.table(&["SERVER", "WHAT IT IS", "TOOLS LEFT ON", "OTHERWISE"], rows)?;
     Ok(Exit::Ok)
 }
 
@@ -153,42 +222,142 @@ fn create(
     name: &str,
     servers: Vec<ServerName>,
     title: Option<String>,
+    settings: &Set,
 ) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
-    for server in &servers {
-        if !loaded.config.servers.contains_key(server) {
-            bail!("there is no server `{server}` in {}", ctx.config.display());
-        }
-    }
     let mut profile = Profile::of(servers.iter().map(ToString::to_string).collect());
     profile.title = title;
+    profile.settings = settings.by_server()?;
+    if let Some(server) = profile.settings.keys().find(|name| !profile.servers.contains(name)) {
+        return Err(Usage(format!("`{}` is none of the profile's servers", brief(server))).into());
+    }
+    for name in &servers {
+        dressed(&loaded, &profile, name.as_str()).with_context(|| "no profile was made")?;
+    }
     let there = profile.write(&house.base, name)?;
     let verb = if there { "replaced" } else { "made" };
     ctx.note(format_args!(
         "{verb} the profile `{name}`: `portcullis run --profile {name}` runs its servers alone"
     ));
+    unlisted(ctx, &loaded, &profile);
     Ok(Exit::Ok)
+}
+
+/// A server of the config as it is for a profile.
+///
+/// # Errors
+/// Where the config has no such server, or nothing in the place of which the profile says something.
+fn dressed<'a>(
+    loaded: &'a Loaded,
+    profile: &Profile,
+    name: &str,
+) -> anyhow::Result<(&'a ServerName, Server)> {
+    let known = loaded.config.servers.iter().find(|(known, _)| known.as_str() == name);
+    let Some((known, server)) = known else {
+        bail!("there is no server `{name}` in {}", loaded.path.display());
+    };
+    let mut server = server.clone();
+    let Some(settings) = profile.settings.get(name) else { return Ok((known, server)) };
+    for (variable, value) in &settings.env {
+        let shown = brief(variable);
+        let Some(there) = server.env.get_mut(variable) else {
+            bail!(
+                "`{name}` has no variable `{shown}` in `env`, in the place of which another value could be"
+            );
+        };
+        anyhow::ensure!(!value.contains('\0'), "`{shown}` of `{name}` has a NUL in it");
+        there.clone_from(value);
+        let alone = [(variable.clone(), value.clone())].into();
+        if !loaded.literals(known, &Server { env: alone, ..Server::default() }).is_empty() {
+            bail!(
+                "`{shown}` of `{name}` looks like a secret, and profiles are for others to read: have it under \
+                   `secrets` in the config"
+            );
+        }
+    }
+    for (secret, from) in &settings.secrets {
+        let shown = brief(secret);
+        let secrets = server.secrets.get_mut(secret).map(|secret| &mut secret.from);
+        let headers = server.headers.get_mut(secret).map(|header| &mut header.from);
+        let Some(there) = secrets.or(headers) else {
+            bail!("`{name}` has no secret and no header `{shown}`");
+        };
+        let Ok(source) = from.parse::<vault::Source>() else {
+            bail!(
+                "what `{shown}` of `{name}` comes from is no reference (docs/secrets.md has them all)"
+            );
+        };
+        *there = Some(source.relative_to(&loaded.base).to_string());
+    }
+    Ok((known, server))
+}
+
+/// Leaves of a config the servers of a profile alone, as they are for it.
+///
+/// # Errors
+/// Where there is no such profile, or it says something of what the config has not.
+pub(super) fn narrow(loaded: &mut Loaded, name: &str) -> anyhow::Result<()> {
+    let profile = Profile::read(&loaded.base, name)?;
+    let mut kept = BTreeMap::new();
+    for server in &profile.servers {
+        let (known, server) = dressed(loaded, &profile, server)
+            .with_context(|| format!("the profile `{name}` can't be run"))?;
+        kept.insert(known.clone(), server);
+    }
+    loaded.config.servers.retain(|name, server| match kept.remove(name) {
+        Some(dressed) => {
+            *server = dressed;
+            true
+        }
+        None => false,
+    });
+    loaded.profile = Some(name.to_owned());
+    Ok(())
+}
+
+/// Tells of servers of which policies leave on only some tools and the profile has no list: whoever takes
+/// the profile does not take the policies.
+fn unlisted(ctx: &Context, loaded: &Loaded, profile: &Profile) {
+    // Where the policies can't be read, `check` says why.
+    let texts = policy::Source::of(&loaded.config).texts(&loaded.base).unwrap_or_default();
+    for server in &profile.servers {
+        let listed = profile.settings.get(server).is_some_and(|set| set.tools.is_some());
+        let id = left_on_id(server);
+        let policy = format!("@id(\"{id}\")");
+        if !listed && let Some((file, _)) = texts.iter().find(|(_, text)| text.contains(&policy)) {
+            ctx.note(format_args!(
+                "the profile has no list of the tools of `{server}`, and the policy `{id}` ({}) leaves only \
+                 some on: whoever takes the profile has all of them on; make it anew with `--tool {server}/TOOL` \
+                 for each",
+                file.display()
+            ));
+        }
+    }
 }
 
 /// A profile in the form of others.
 fn content(ctx: &Context, house: &House, name: &str) -> anyhow::Result<Value> {
     let profile = Profile::read(&house.base, name)?;
     let loaded = ctx.load()?;
+    let plain = serde_json::to_value(Server::default())?;
     let mut servers = Vec::new();
     let mut wrong = Wrong::of(&loaded);
+    let mut notes = Vec::new();
     for server in &profile.servers {
-        let entry = loaded.config.servers.iter().find(|(known, _)| known.as_str() == server);
-        let Some((known, entry)) = entry else {
-            bail!("the profile `{name}` names the server `{server}`, which the config has not");
-        };
-        wrong.literals(known, entry);
-        let (server_of, left_out) = member(server, &serde_json::to_value(entry)?, None)?;
-        for what in left_out {
-            ctx.note(format_args!("left out of `{server}`: {what}"));
-        }
-        servers.push(server_of);
+        let (known, entry) = dressed(&loaded, &profile, server)
+            .with_context(|| format!("the profile `{name}` can't be written for others"))?;
+        wrong.literals(known, &entry);
+        let settings = profile.settings.get(server);
+        let only = settings.and_then(|settings| settings.tools.as_deref());
+        let (member, told) = member(server, &serde_json::to_value(&entry)?, &plain, only)?;
+        notes.extend(told.into_iter().map(|what| format!("left out of `{server}`: {what}")));
+        servers.push(member);
     }
     wrong.end()?;
+    for note in notes {
+        ctx.note(note);
+    }
+    unlisted(ctx, &loaded, &profile);
     Ok(made(name, profile.title.as_deref().unwrap_or(name), servers))
 }
 
@@ -244,7 +413,11 @@ async fn import(
     let dry = said.is_dry();
     let (servers, exit) = take(ctx, house, offer, said).await?;
     if !servers.is_empty() && !dry {
-        let mut profile = Profile::of(servers);
+        let mut profile = Profile::of(servers.iter().map(|server| server.name.clone()).collect());
+        let lists = servers.into_iter().filter_map(|server| {
+            Some((server.name, Settings { tools: Some(server.only?), ..Settings::default() }))
+        });
+        profile.settings = lists.collect();
         profile.title = title;
         profile.source = Some(source.to_owned());
         profile.write(&house.base, &name)?;

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, Exit, Reports, adding};
+use super::{Context, Exit, Reports, adding, profile};
 use crate::{
     admin,
     catalog::{lock, profile_file::Profile},
@@ -55,7 +55,7 @@ impl Args {
         };
         adding::held(&loaded).map_err(|wrong| conflict(&loaded, wrong))?;
         if let Some(profile) = &self.profile
-            && let Err(error) = adding::narrow(&mut loaded, profile)
+            && let Err(error) = profile::narrow(&mut loaded, profile)
         {
             return Err(conflict(&loaded, vec![("/servers".to_owned(), format!("{error:#}"))]));
         }

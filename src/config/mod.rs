@@ -66,6 +66,8 @@ pub struct Loaded {
     pub warnings: Vec<Finding>,
     /// Whether no image runs whose tag is not in the lock file: what `run --locked` says.
     pub only_locked: bool,
+    /// The profile for which it runs: what `run --profile` says.
+    pub profile: Option<String>,
     document: Document,
 }
 
@@ -128,7 +130,16 @@ pub fn parse(path: &Path, text: &str) -> Result<Loaded, Diagnostics> {
             let path = path.to_owned();
             let revision = format!("sha256:{}", hex::encode(Sha256::digest(text)));
             let warnings = findings;
-            Ok(Loaded { config, path, base, revision, warnings, only_locked: false, document })
+            Ok(Loaded {
+                config,
+                path,
+                base,
+                revision,
+                warnings,
+                only_locked: false,
+                profile: None,
+                document,
+            })
         }
         _ => Err(Diagnostics(findings)),
     }

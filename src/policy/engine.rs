@@ -219,8 +219,8 @@ impl Engine {
     }
 
     fn remember(&self, origin: Option<&Origin>) -> Result<(), Diagnostics> {
-        match (&self.source, origin) {
-            (Source::Bundle(bundle), Some(origin)) => {
+        match (self.source.bundle(), origin) {
+            (Some(bundle), Some(origin)) => {
                 bundle.remember(origin).map_err(|finding| Diagnostics::new(vec![finding]))
             }
             _ => Ok(()),
@@ -343,7 +343,7 @@ impl Engine {
 
     /// Where the policies are: the paths as they were given, joined to the base.
     pub fn sources(&self) -> Vec<PathBuf> {
-        self.source.paths().iter().map(|path| self.base.join(path)).collect()
+        self.source.sources(&self.base)
     }
 
     /// Decides. Allowed is what a policy permits, none forbids and none fails on. Policies in

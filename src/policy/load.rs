@@ -98,7 +98,7 @@ pub(super) fn load(
 ) -> Result<Loaded, Diagnostics> {
     let mut findings = Vec::new();
     let (files, bundle) = source.read(base, &mut findings);
-    if matches!(source, Source::Bundle(_)) && bundle.is_none() {
+    if source.bundle().is_some() && bundle.is_none() {
         // Nothing of a bundle that does not hold is looked at.
         return Err(Diagnostics::new(findings));
     }

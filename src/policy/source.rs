@@ -7,7 +7,7 @@ use super::{
     diagnostics::{Diagnostics, File, Finding},
     load,
 };
-use crate::config::Config;
+use crate::{catalog::profile_file::Profile, config::Config};
 
 /// Where policies come from: from loose files, or from a bundle that somebody signed.
 #[derive(Debug, Clone)]
@@ -15,6 +15,11 @@ pub enum Source {
     /// Files, and folders whose files are taken (not those in folders within).
     Paths(Vec<PathBuf>),
     Bundle(Bundle),
+    /// Those of another, and what a profile leaves on of tools.
+    Narrowed {
+        of: Box<Source>,
+        profile: String,
+    },
 }
 
 impl Source {
@@ -32,11 +37,38 @@ impl Source {
         }
     }
 
+    /// The same, held to the tools that a profile leaves on, which is beside the config.
+    pub fn narrowed(self, profile: Option<&str>) -> Self {
+        match profile {
+            Some(profile) => Self::Narrowed { of: Box::new(self), profile: profile.to_owned() },
+            None => self,
+        }
+    }
+
+    /// The bundle, where it is one.
+    pub(super) fn bundle(&self) -> Option<&Bundle> {
+        match self {
+            Self::Paths(_) => None,
+            Self::Bundle(bundle) => Some(bundle),
+            Self::Narrowed { of, .. } => of.bundle(),
+        }
+    }
+
+    /// Every path that it is read from, below `base`.
+    pub(super) fn sources(&self, base: &Path) -> Vec<PathBuf> {
+        let mut all: Vec<PathBuf> = self.paths().iter().map(|path| base.join(path)).collect();
+        if let Self::Narrowed { profile, .. } = self {
+            all.extend(Profile::path(base, profile));
+        }
+        all
+    }
+
     /// The paths as they were given.
     pub fn paths(&self) -> &[PathBuf] {
         match self {
             Self::Paths(paths) => paths,
             Self::Bundle(bundle) => std::slice::from_ref(&bundle.dir),
+            Self::Narrowed { of, .. } => of.paths(),
         }
     }
 
@@ -45,6 +77,9 @@ impl Source {
         match self {
             Self::Paths(paths) => Self::Paths(paths.iter().map(|path| base.join(path)).collect()),
             Self::Bundle(bundle) => Self::Bundle(Bundle { dir: base.join(&bundle.dir), ..bundle }),
+            Self::Narrowed { of, profile } => {
+                Self::Narrowed { of: Box::new(of.from_base(base)), profile }
+            }
         }
     }
 
@@ -82,6 +117,19 @@ impl Source {
                     (Vec::new(), None)
                 }
             },
+            Self::Narrowed { of, profile } => {
+                let (mut files, origin) = of.read(base, findings);
+                match Profile::policies(base, profile) {
+                    Ok(text) => {
+                        let path = Profile::path(Path::new(""), profile).unwrap_or_default();
+                        files.push(File { name: path, text: text.into() });
+                    }
+                    Err(error) => {
+                        findings.push(Finding::error("policy-unreadable", error.to_string()));
+                    }
+                }
+                (files, origin)
+            }
         }
     }
 }

@@ -119,7 +119,10 @@ impl Assembly {
     /// Everything that is wrong with the config or the policies.
     pub async fn of(loaded: &Loaded) -> Result<Self, StartFailure> {
         let config = &loaded.config;
-        let policies = Arc::new(policy::Engine::open(policy::Source::of(config), &loaded.base)?);
+        let policies = Arc::new(policy::Engine::open(
+            policy::Source::of(config).narrowed(loaded.profile.as_deref()),
+            &loaded.base,
+        )?);
         let gate = Arc::new(PolicyGate::new(policies.clone(), Stated::of(&config.servers)));
         let host = config.engine.host.as_deref();
         let engine = if config.servers.values().any(|server| server.url.is_none()) {

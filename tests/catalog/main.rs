@@ -264,6 +264,25 @@ fn tags_are_resolved_once_and_catalogs_travel() {
     ok(other, &["catalog", "pull", &artifact]);
     assert!(ok(other, &["catalog", "ls"]).contains(&artifact));
 
+    // Somebody has the tag mean another. The digest means what it meant.
+    let (_, meant) = out.trim().split_once('@').unwrap();
+    let meant = format!("{here}/catalogs/team@{meant}");
+    let theirs = catalog(&format!("{here}/search:2")).replace("https://far.", "https://evil.");
+    write(dir, "team.yaml", &theirs);
+    ok(dir, &["catalog", "add", "team", "team.yaml"]);
+    ok(dir, &["catalog", "push", "team", &artifact]);
+    for (name, host) in [(&artifact, "evil"), (&meant, "far")] {
+        let url = format!("https://{host}.example.com/mcp");
+        assert!(ok(other, &["catalog", "show", name]).contains(&url), "{name}");
+        let far = ["server", "add", &format!("catalog://{name}/far"), "--dry-run"];
+        assert!(ok(other, &far).contains(&url), "{name}");
+    }
+    ok(other, &["catalog", "pull", &meant, "--name", "pinned"]);
+    assert!(ok(other, &["catalog", "show", "pinned"]).contains("https://far.example.com/mcp"));
+    let other_digest = format!("{here}/catalogs/team@{}", digest());
+    let (code, _, err) = run(other, &["catalog", "pull", &other_digest]);
+    assert_eq!(code, 1, "{err}");
+
     // An image by itself says what it is, and shapes nothing.
     let out = ok(other, &["server", "add", &format!("docker://{here}/search:2"), "--name", "own"]);
     assert!(
@@ -362,19 +381,271 @@ fn profiles_travel() {
     assert!(code == 1 && err.contains("no profile `none`"), "{err}");
 }
 
+/// An exported profile.
+fn exported(dir: &Path, name: &str) -> (Value, String) {
+    let (code, out, err) = run(dir, &["profile", "export", name]);
+    assert_eq!(code, 0, "{err}");
+    (serde_json::from_str(&out).unwrap(), err)
+}
+
+#[test]
+fn a_profile_comes_back_as_it_went() {
+    let registry = Registry::start(&Door::default());
+    let dir = folder();
+    let dir = dir.path();
+    let text = format!(
+        "\n[servers.boxed]\nimage = \"example.com/boxed@{}\"\ncommand = [\"--quiet\", \"$HOME\"]\nenv = {{ LEVEL = \"2\", EMPTY = \"\" }}\n\
+         secrets = {{ KEY = {{ from = \"env:MINE\" }} }}\negress = [\"api.example.com:443\", \"http://old.example.com:80\"]\n\
+         hardening = {{ user = \"1000:1000\" }}\nidle-stop-s = 0\n\
+         \n[servers.far]\nurl = \"https://far.example.com/mcp\"\nheaders = {{ X-Api-Key = {{ from = \"env:FAR\" }} }}\n\
+         \n[servers.old]\nurl = \"https://old.example.com/sse\"\ntransport = \"sse\"\n",
+        digest()
+    );
+    write(dir, "portcullis.toml", &format!("{CONFIG}{text}"));
+    let servers = ["--server", "boxed", "--server", "far", "--server", "old"];
+    let tools = ["--tool", "boxed/find", "--tool", "boxed/look", "--tool", "far/a/b"];
+    ok(dir, &[&["profile", "create", "dev"][..], &servers, &tools].concat());
+    let (first, told) = exported(dir, "dev");
+    let lists: Vec<&Value> =
+        first["servers"].as_array().unwrap().iter().map(|one| &one["tools"]).collect();
+    assert_eq!(lists, [&json!(["find", "look"]), &json!(["a/b"]), &Value::Null]);
+    // Names of secrets, and nothing of where they come from.
+    assert!(
+        told.contains("names alone (KEY)") && told.contains("names alone (X_API_KEY)"),
+        "{told}"
+    );
+    assert!(!first.to_string().contains("MINE") && !first.to_string().contains("env:"), "{first}");
+    let artifact = format!("{}/profiles/dev:1", registry.host());
+    let pushed = ok(dir, &["profile", "push", "dev", &artifact]);
+    let (_, by_digest) = pushed.trim().split_once('@').unwrap();
+    let by_digest = format!("{}@{by_digest}", artifact.rsplit_once(':').unwrap().0);
+
+    let other = folder();
+    let other = other.path();
+    ok(other, &["profile", "pull", &by_digest]);
+    let made = table(other);
+    let boxed = &made["servers"]["boxed"];
+    assert_eq!(boxed["hardening"]["user"].as_str(), Some("1000:1000"));
+    assert_eq!(boxed["egress"][1].as_str(), Some("http://old.example.com:80"));
+    assert_eq!(boxed["secrets"]["KEY"]["from"].as_str(), Some("env:MCP_BOXED__KEY"));
+    let key = &made["servers"]["far"]["headers"]["X-Api-Key"];
+    assert_eq!(key["from"].as_str(), Some("env:MCP_FAR__X_API_KEY"));
+    assert_eq!(exported(other, "dev").0, first, "{}", config(other));
+    let shown = ok(other, &["profile", "show", "dev"]);
+    assert!(shown.contains("find, look") && shown.contains("all"), "{shown}");
+    checks(other);
+    // The list holds here, too, whichever servers run.
+    write(other, "policies/all.cedar", "@id(\"all\")\npermit (principal, action, resource);\n");
+    for (tool, code) in [("find", 0), ("erase", 10)] {
+        let target = format!("boxed/{tool}");
+        let asked = run(other, &["policy", "can-i", "--as", "anonymous", "tools/call", &target]);
+        assert_eq!(asked.0, code, "{tool}: {asked:?}");
+    }
+
+    // A list with nothing in it is no missing one.
+    let mut none = first;
+    none["servers"][0]["tools"] = json!([]);
+    write(other, "none.json", &none.to_string());
+    ok(other, &["profile", "import", "none.json", "--replace"]);
+    assert_eq!(exported(other, "dev").0, none);
+}
+
+#[test]
+fn what_a_profile_cannot_say_is_told() {
+    let dir = folder();
+    let dir = dir.path();
+    fs::create_dir(dir.join("data")).unwrap();
+    let text = format!(
+        "\n[servers.boxed]\nimage = \"example.com/boxed@{}\"\nenv = {{ LEVEL = \"2\", FORM = \"a {{{{b}}}} $c\" }}\n\
+         egress = [\"http://web.example.com:8080\", \"tcp://db.example.com:5432=10.0.0.5\"]\n\
+         secrets = {{ KEY = {{ from = \"env:KEY\", as = \"file\" }}, OWN = {{ by-client = {{ me = \"env:ME\" }} }} }}\n\
+         mounts = [\"data:/data\"]\nhardening = {{ writable-root = true, user = \"1000:1000\" }}\ncall-timeout-s = 5\nprefix = \"\"\n",
+        digest()
+    );
+    write(dir, "portcullis.toml", &format!("{CONFIG}{text}"));
+    ok(dir, &["profile", "create", "dev", "--server", "boxed"]);
+    let (profile, told) = exported(dir, "dev");
+    for what in [
+        "egress: of `http://web.example.com:8080`, it has `web.example.com:8080`, which is read as `tcp://web.example.com:8080`",
+        "egress: of `tcp://db.example.com:5432=10.0.0.5`",
+        "secrets: it has their names alone (KEY, OWN)",
+        "secrets.KEY.as",
+        "secrets.OWN.by-client",
+        "mounts: they are folders of this machine",
+        "hardening.writable-root: each says",
+        "call-timeout-s: the form has no place for it",
+        "prefix: the form",
+        // By its secrets of clients.
+        "sharing: the form",
+    ] {
+        assert!(told.contains(what), "{what} is not told: {told}");
+    }
+    assert_eq!(told.matches("left out of").count(), 10, "{told}");
+    // What others would take for a template is put in by one.
+    assert_eq!(profile["servers"][0]["config"]["FORM"], "a {{b}} $c");
+    write(dir, "dev.json", &profile.to_string());
+    let other = folder();
+    let other = other.path();
+    let from = dir.join("dev.json").display().to_string();
+    let out = ok(other, &["profile", "import", &from]);
+    assert!(out.contains("`FORM` may be a secret"), "{out}");
+    assert_eq!(table(other)["servers"]["boxed"]["env"]["LEVEL"].as_str(), Some("2"));
+    checks(other);
+
+    // An argument cannot be put in, whatever it begins with.
+    let text = config(dir).replace("prefix = \"\"", "command = [\"-x={{y}}\"]");
+    write(dir, "portcullis.toml", &text);
+    let (code, _, err) = run(dir, &["profile", "export", "dev"]);
+    assert!(code == 1 && err.contains("argument 1 of `boxed`"), "{err}");
+}
+
+#[test]
+fn a_profile_has_settings_of_its_own() {
+    let dir = folder();
+    let dir = dir.path();
+    let text = format!(
+        "\n[servers.boxed]\nimage = \"example.com/boxed@{}\"\nenv = {{ LEVEL = \"2\" }}\nsecrets = {{ KEY = {{ from = \"env:KEY\" }} }}\n",
+        digest()
+    );
+    write(dir, "portcullis.toml", &format!("{CONFIG}{text}"));
+    let create = |more: &[&str]| {
+        run(dir, &[&["profile", "create", "dev", "--server", "boxed"][..], more].concat())
+    };
+    let (code, _, err) = create(&["--env", "boxed/LEVEL=3", "--secret", "boxed/KEY=env:OTHER"]);
+    assert_eq!(code, 0, "{err}");
+    let made: toml::Table = read(dir, "profiles/dev.toml").parse().unwrap();
+    assert_eq!(made["settings"]["boxed"]["secrets"]["KEY"].as_str(), Some("env:OTHER"));
+    let (profile, _) = exported(dir, "dev");
+    let env = &profile["servers"][0]["snapshot"]["server"]["env"];
+    assert_eq!(env, &json!([{ "name": "LEVEL", "value": "3" }]));
+    assert_eq!(config(dir), format!("{CONFIG}{text}"));
+
+    let before = read(dir, "profiles/dev.toml");
+    for (wrong, code, why) in [
+        (["--env", "boxed/OTHER=1"], 1, "no variable `OTHER`"),
+        (["--env", &format!("boxed/LEVEL={}", secret())], 1, "looks like a secret"),
+        (["--env", "LEVEL=1"], 2, "SERVER/NAME=VALUE"),
+        (["--env", "notes/LEVEL=1"], 2, "none of the profile's servers"),
+        (["--secret", &format!("boxed/KEY={}", secret())], 1, "no reference"),
+        (["--secret", "boxed/NONE=env:X"], 1, "no secret and no header `NONE`"),
+        (["--tool", "find"], 2, "SERVER/TOOL"),
+    ] {
+        let (got, out, err) = create(&wrong);
+        assert!(got == code && err.contains(why), "{wrong:?}: {got} {err}");
+        assert!(!out.contains(&secret()) && !err.contains(&secret()), "{err}");
+        assert_eq!(read(dir, "profiles/dev.toml"), before);
+    }
+    // Nor where somebody wrote it by hand.
+    write(dir, "profiles/dev.toml", &before.replace("\"3\"", &format!("{:?}", secret())));
+    for verb in [&["profile", "export", "dev"][..], &["run", "--dry-run", "--profile", "dev"]] {
+        let (code, out, err) = run(dir, verb);
+        assert!(code == 1 && err.contains("looks like a secret"), "{verb:?} {err}");
+        assert!(!out.contains(&secret()) && !err.contains(&secret()), "{err}");
+    }
+}
+
+/// Docker's files of settings, a server of the MCP registry, and a URL of a file.
+#[test]
+fn what_is_on_and_what_is_left_on_is_as_the_files_say() {
+    let dir = folder();
+    let dir = dir.path();
+    fs::create_dir(dir.join("data")).unwrap();
+    let data = dir.join("data").display().to_string();
+    let entry = |name: &str| {
+        format!(
+            "  {name}:\n    type: server\n    image: example.com/{name}@{}\n    disableNetwork: true\n    \
+             env: [{{name: LIMIT, value: '{{{{{name}.limit}}}}'}}]\n    volumes: ['{{{{{name}.data}}}}:/data']\n    \
+             config: [{{name: {name}, description: d, type: object, properties: {{limit: {{type: integer}}, data: {{type: string}}}}}}]\n    \
+             tools: [{{name: find}}, {{name: erase}}]\n",
+            digest()
+        )
+    };
+    write(
+        dir,
+        "catalog.yaml",
+        &format!("registry:\n{}{}{}", entry("search"), entry("silent"), entry("off")),
+    );
+    write(
+        dir,
+        "registry.yaml",
+        &format!(
+            "registry:\n  search:\n    ref: ''\n  silent:\n    ref: ''\n    config: {{limit: 7, data: {data}}}\n"
+        ),
+    );
+    write(dir, "config.yaml", &format!("search:\n  limit: 3\n  data: {data}\n"));
+    write(dir, "tools.yaml", "search: [find]\nsilent: []\n");
+    let import = ["server", "import", "catalog.yaml", "--enabled", "registry.yaml"];
+    let files = ["--settings", "config.yaml", "--tools", "tools.yaml"];
+    ok(dir, &[&import[..], &files].concat());
+    let made = table(dir);
+    assert!(made["servers"].get("off").is_none(), "it is not on");
+    assert_eq!(made["servers"]["search"]["env"]["LIMIT"].as_str(), Some("3"));
+    let data = format!("{data}:/data");
+    assert_eq!(made["servers"]["search"]["mounts"][0].as_str(), Some(&*data));
+    assert_eq!(made["servers"]["silent"]["env"]["LIMIT"].as_str(), Some("7"));
+
+    let registry = json!({ "name": "com.example/mapper", "description": "Makes maps", "version": "1.2.0", "remotes": [
+        { "type": "streamable-http", "url": "https://mapper.example.com/mcp",
+          "headers": [{ "name": "X-Api-Key", "isSecret": true, "isRequired": true }] }] });
+    write(dir, "server.json", &registry.to_string());
+    ok(dir, &["server", "import", "server.json"]);
+    let mapper = &table(dir)["servers"]["mapper"];
+    assert_eq!(mapper["url"].as_str(), Some("https://mapper.example.com/mcp"));
+    assert_eq!(mapper["headers"]["X-Api-Key"]["from"].as_str(), Some("env:MCP_MAPPER__X_API_KEY"));
+    let single = "name: single\ntype: server\nimage: example.com/single@";
+    write(
+        dir,
+        "single.yaml",
+        &format!("{single}{}\ntools: [{{name: find}}, {{name: erase}}]\n", digest()),
+    );
+    write(dir, "tools.yaml", "single: [find, 'a\"b']\n");
+    let url = format!("file://{}/single.yaml", dir.display());
+    ok(dir, &["server", "add", &url, "--tools", "tools.yaml"]);
+    checks(dir);
+
+    // Somebody lets everybody call everything.
+    write(dir, "policies/all.cedar", "@id(\"all\")\npermit (principal, action, resource);\n");
+    for (server, tool, code) in [
+        ("search", "find", 0),
+        ("search", "erase", 10),
+        ("search", "unheard-of", 10),
+        ("silent", "find", 10),
+        ("single", "find", 0),
+        ("single", "a\"b", 0),
+        ("single", "erase", 10),
+        ("mapper", "erase", 0),
+        ("notes", "erase", 0),
+    ] {
+        let target = format!("{server}/{tool}");
+        let (got, out, err) =
+            run(dir, &["policy", "can-i", "--as", "anonymous", "tools/call", &target]);
+        assert_eq!(got, code, "{target}: {out}{err}");
+        let rule = format!("{server}.tools-left-on");
+        assert_eq!(format!("{out}{err}").contains(&rule), code != 0, "{target}: {out}{err}");
+    }
+
+    // A profile has no policies, so it says where it lacks the list.
+    let profile = ["profile", "create", "dev", "--server", "search", "--server", "mapper"];
+    let (code, _, err) = run(dir, &profile);
+    assert!(code == 0 && err.contains("no list of the tools of `search`"), "{err}");
+    assert!(!err.contains("of `mapper`"), "{err}");
+    let (_, err) = exported(dir, "dev");
+    assert!(err.contains("no list of the tools of `search`"), "{err}");
+    let (code, _, err) = run(dir, &[&profile[..], &["--tool", "search/find"]].concat());
+    assert!(code == 0 && !err.contains("no list"), "{err}");
+}
+
 /// What is on record of images, in the order in which it was done: what each was, and what it became.
 fn locked(dir: &Path) -> Vec<(Option<String>, String)> {
     let mut args = vec!["audit", "query", "event = image-locked", "--oldest-first"];
     args.extend(["--format", "json"]);
-    let page: Value = serde_json::from_str(&ok(dir, &args)).unwrap();
-    let record = |entry: &Value| {
-        let text = |key: &str| {
-            let at = entry.pointer(&format!("/record/{key}")).or(entry.get(key));
-            at.and_then(Value::as_str).map(str::to_owned)
-        };
-        (text("was"), text("digest").unwrap_or_else(|| panic!("{entry}")))
+    let records = ok(dir, &args);
+    let records = serde_json::Deserializer::from_str(&records).into_iter::<Value>();
+    let record = |record: Value| {
+        let text = |key: &str| record[key].as_str().map(str::to_owned);
+        (text("was"), text("digest").unwrap_or_else(|| panic!("{record}")))
     };
-    page["records"].as_array().unwrap_or_else(|| panic!("{page}")).iter().map(record).collect()
+    records.map(Result::unwrap).map(record).collect()
 }
 
 /// An old version, with what was mended since, comes back by nobody's word but the operator's.
@@ -396,6 +667,7 @@ fn nothing_goes_back_unsaid() {
         let dir = dir.path();
         let url = format!("file://{}/x.yaml", dir.display());
         let artifact = format!("docker://{here}/{way}:2");
+        let refused = std::cell::Cell::new(0);
         // Puts a version where it is taken from, and takes it.
         let take = |version: char, more: &[&str]| {
             let digest = match way {
@@ -422,15 +694,9 @@ fn nothing_goes_back_unsaid() {
                     );
                     let (code, _, err) =
                         run(dir, &[&["catalog", "add", "team", "x.yaml"][..], more].concat());
-                    let back = version == '1' && dir.join("portcullis.lock").exists();
-                    let back = back && read(dir, "portcullis.lock").contains(&fixed('2'));
-                    assert_eq!(
-                        code != 0,
-                        back && more.is_empty(),
-                        "the catalog itself goes back: {err}"
-                    );
                     if code != 0 {
                         assert!(err.contains("--back"), "{err}");
+                        refused.set(refused.get() + 1);
                         ok(dir, &["catalog", "add", "team", "x.yaml", "--back"]);
                     }
                     vec!["server", "add", "catalog://team/search", "--replace"]
@@ -470,7 +736,27 @@ fn nothing_goes_back_unsaid() {
         // What was left for it was left, too.
         let (_, (code, ..)) = take('2', &[]);
         assert_eq!(code, 1, "{way}");
+        // The catalog's own copies went back twice before that.
+        assert_eq!(refused.get(), if way == "catalog" { 2 } else { 0 });
     }
+}
+
+#[test]
+fn what_the_config_alone_said_is_remembered() {
+    let dir = folder();
+    let dir = dir.path();
+    let [one, two] = ["1", "2"].map(|of| format!("sha256:{}", of.repeat(64)));
+    let by_hand = format!("\n[servers.x]\nimage = \"example.com/x@{one}\"\n");
+    write(dir, "portcullis.toml", &format!("{CONFIG}{by_hand}"));
+    let take = |digest: &str| {
+        write(dir, "x.yaml", &format!("name: x\ntype: server\nimage: example.com/x@{digest}\n"));
+        run(dir, &["server", "add", "x.yaml", "--replace"])
+    };
+    let (code, _, err) = take(&two);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(locked(dir), [(Some(one.clone()), two)]);
+    let (code, _, err) = take(&one);
+    assert!(code == 1 && err.contains("--back"), "{err}");
 }
 
 /// What can't be on record is not done.

@@ -211,6 +211,72 @@ async fn a_profile_goes_on_to_hold() {
     assert!(marked(&mark).is_empty());
 }
 
+#[tokio::test]
+async fn a_profile_says_which_tools_and_settings_its_servers_have() {
+    let body = r#"
+        [servers.crooked]
+        command = ["{crooked}"]
+        runtime = "sandbox"
+        env = { GATE = "{mark}", MORE = "of the config" }
+        secrets = { WORD = { from = "env:GATE_ONE" } }
+        "#;
+    let profile = "version = 1\nservers = [\"crooked\"]\n\n[settings.crooked]\nenv = { MORE = \"of the profile\" }\n\
+                   secrets = { WORD = \"env:GATE_TWO\" }\ntools = [\"echo\", \"environment\"]\n";
+    let written = Setup::new(body)
+        .shown()
+        .env("GATE_ONE", &value(1))
+        .env("GATE_TWO", &value(2))
+        .file("profiles/few.toml", profile)
+        .write();
+    let gate = written.start_with(&["--profile", "few"]).await;
+    let agent = gate.modern();
+    let listed = async || {
+        let mut names = agent.names("tools/list").await;
+        names.sort();
+        names
+    };
+    assert_eq!(listed().await, ["crooked__echo", "crooked__environment"]);
+    let named = |name: &str| json!({ "name": name });
+    assert_eq!(agent.text("crooked__environment", named("MORE")).await, "of the profile");
+    assert_eq!(agent.text("crooked__environment", named("WORD")).await, value(2));
+
+    // Who is refused finds it where it is said.
+    assert_eq!(agent.refused("crooked__slow", json!({ "ms": 1 })).await, "policy-denied");
+    let refused = gate.records(&["decision = refused"]).await;
+    let rule = &refused[0]["rules"][0];
+    assert_eq!(rule["id"], "few.crooked.profile-tools", "{refused:#?}");
+    let line = profile.lines().position(|line| line.starts_with("tools")).unwrap() + 1;
+    assert_eq!(
+        (&rule["file"], &rule["line"]),
+        (&json!("profiles/few.toml"), &json!(line)),
+        "{rule:#}"
+    );
+
+    // It goes on to hold as it changes.
+    let next = profile.replace("\"echo\", ", "\"slow\", ").replace("of the profile", "of the next");
+    fs::write(gate.path("next.toml"), next).unwrap();
+    fs::rename(gate.path("next.toml"), gate.path("profiles/few.toml")).unwrap();
+    until("the tools to be others", async || {
+        (listed().await == ["crooked__environment", "crooked__slow"]).then_some(())
+    })
+    .await;
+    assert_eq!(agent.refused("crooked__echo", echo()).await, "policy-denied");
+    until("the value to be another", async || {
+        let more = agent.text("crooked__environment", named("MORE")).await;
+        (more == "of the next").then_some(())
+    })
+    .await;
+    // What can't be read as a profile changes nothing.
+    fs::write(gate.path("profiles/few.toml"), "version = 1\nservers = [\"crooked\"]\ntols = []\n")
+        .unwrap();
+    until("it to be told", async || {
+        (!event(&gate, "config-rejected").await.is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(agent.refused("crooked__echo", echo()).await, "policy-denied");
+    gate.stop().await;
+}
+
 /// A value that nothing else looks like.
 fn value(n: u8) -> String {
     ["hunter", "2", "hunter", &n.to_string()].concat()

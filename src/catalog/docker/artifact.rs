@@ -3,8 +3,11 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
+    name::as_variable,
     node::Node,
+    plain::endpoint,
     report::{Problem, brief},
+    template::is_template,
 };
 
 /// The content of an artifact, of a catalog in either of its forms.
@@ -55,37 +58,54 @@ pub fn artifact(text: &str, title: &str) -> Result<Value, Problem> {
     Ok(json!({ "title": title, "servers": servers }))
 }
 
-/// A server of a profile, of an entry of our config as JSON; and what of the entry is not in it.
+/// A server of a profile, of an entry of our config as JSON; and what of the entry is not in it, or
+/// not as it is here. `plain` is an entry in which nothing is said; `only` are the tools left on.
 ///
 /// # Errors
 /// Where others have no form for it.
 pub fn member(
     name: &str,
     entry: &Value,
+    plain: &Value,
     only: Option<&[String]>,
 ) -> Result<(Value, Vec<String>), Problem> {
-    let mut left_out = Vec::new();
+    let mut told = Vec::new();
     let mut server = Map::new();
     server.insert("name".into(), json!(name));
     server.insert("title".into(), json!(name));
     server.insert("description".into(), json!(""));
+    let mut secrets = Vec::new();
     let mut outer = if let Some(image) = entry.get("image").and_then(Value::as_str) {
         server.insert("type".into(), json!("server"));
         server.insert("image".into(), json!(image));
         if let Some(command) = entry.get("command").filter(|command| !command.is_null()) {
+            let mut words = command.as_array().into_iter().flatten().filter_map(Value::as_str);
+            if let Some(nth) = words.position(is_template) {
+                return Err(Problem::of(format!(
+                    "argument {} of `{}` has `{{{{` in it, which others take for a value to be put in",
+                    nth + 1,
+                    brief(name)
+                )));
+            }
             server.insert("command".into(), command.clone());
         }
+        network(&mut server, entry, &mut told);
         json!({ "type": "image", "image": image })
     } else if let Some(url) = entry.get("url").and_then(Value::as_str) {
         let kind = match entry.get("transport").and_then(Value::as_str) {
-            Some("sse") => "sse",
-            _ => "streamable-http",
+            Some(kind @ ("sse" | "streamable-http")) => kind,
+            _ => "http",
         };
-        server.insert("type".into(), json!("remote"));
-        server.insert("remote".into(), json!({ "url": url, "transport_type": kind }));
-        if has(entry, "headers") {
-            left_out.push("headers: they are secrets, which everybody has of their own".to_owned());
+        let mut remote = json!({ "url": url, "transport_type": kind });
+        // All of a header's value is the secret.
+        for header in keys(entry, "headers") {
+            let variable = header.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+            let variable = as_variable(&variable);
+            remote["headers"][header] = json!(format!("${{{variable}}}"));
+            secrets.push(variable);
         }
+        server.insert("type".into(), json!("remote"));
+        server.insert("remote".into(), remote);
         json!({ "type": "remote", "endpoint": url })
     } else {
         return Err(Problem::of(format!(
@@ -93,70 +113,143 @@ pub fn member(
             brief(name)
         )));
     };
-    if let Some(env) = entry.get("env").and_then(Value::as_object).filter(|env| !env.is_empty()) {
-        let env: Vec<Value> =
-            env.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
-        server.insert("env".into(), Value::Array(env));
-    }
-    if let Some(secrets) =
-        entry.get("secrets").and_then(Value::as_object).filter(|all| !all.is_empty())
-    {
+    outer["config"] = environment(&mut server, name, entry);
+    secrets.extend(keys(entry, "secrets").map(str::to_owned));
+    if !secrets.is_empty() {
+        told.push(format!(
+            "secrets: it has their names alone ({}); whoever takes it says where they come from, by \
+             `--secret NAME=REFERENCE`",
+            secrets.join(", ")
+        ));
         let secrets: Vec<Value> = secrets
-            .keys()
+            .iter()
             .map(
                 |env| json!({ "name": format!("{name}.{}", env.to_ascii_lowercase()), "env": env }),
             )
             .collect();
         server.insert("secrets".into(), Value::Array(secrets));
+        outer["secrets"] = json!(PROVIDER);
     }
-    let hosts: Vec<Value> = entry
-        .get("egress")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(|entry| {
-            let place = entry.split_once("://").map_or(entry, |(_, place)| place);
-            json!(place.split('=').next().unwrap_or(place))
-        })
-        .collect();
-    if server.contains_key("image") {
-        if hosts.is_empty() {
-            server.insert("disableNetwork".into(), json!(true));
-        } else {
-            server.insert("allowHosts".into(), Value::Array(hosts));
-        }
+    if let Some(user) = entry.pointer("/hardening/user").filter(|user| user.is_string()) {
+        server.insert("user".into(), user.clone());
     }
-    for (key, why) in [
-        ("mounts", "they are folders of this machine"),
-        ("tools", "what you say of tools is yours"),
-        ("hardening", "each says for themselves how a server may deviate"),
-    ] {
-        if has(entry, key) {
-            left_out.push(format!("{key}: {why}"));
-        }
+    if entry.get("idle-stop-s") == Some(&json!(0)) {
+        server.insert("longLived".into(), json!(true));
     }
-    let tools = only.map_or(Value::Null, |only| json!(only));
-    if !tools.is_null() {
-        outer["tools"] = tools;
+    if let Some(only) = only {
+        outer["tools"] = json!(only);
     }
-    outer["config"] = json!({});
     outer["snapshot"] = json!({ "server": server });
-    Ok((outer, left_out))
+    left_out(entry, plain, &mut told);
+    Ok((outer, told))
 }
 
-fn has(entry: &Value, key: &str) -> bool {
-    match entry.get(key) {
-        Some(Value::Object(map)) => map
-            .values()
-            .any(|value| !matches!(value, Value::Bool(false) | Value::Null) && value != &json!([])),
-        Some(Value::Array(items)) => !items.is_empty(),
-        _ => false,
+/// The hosts that it may reach.
+fn network(server: &mut Map<String, Value>, entry: &Value, told: &mut Vec<String>) {
+    let listed = entry.get("egress").and_then(Value::as_array).into_iter().flatten();
+    let mut hosts = Vec::new();
+    for entry in listed.filter_map(Value::as_str) {
+        let place = entry.split_once("://").map_or(entry, |(_, place)| place);
+        let place = place.split('=').next().unwrap_or(place);
+        match endpoint(place) {
+            Some(read) if read == entry => {}
+            Some(read) => told
+                .push(format!("egress: of `{entry}`, it has `{place}`, which is read as `{read}`")),
+            None => told.push(format!("egress: it has `{place}`, which others may not read")),
+        }
+        hosts.push(json!(place));
+    }
+    if !hosts.is_empty() {
+        server.insert("allowHosts".into(), Value::Array(hosts));
+    } else if entry.pointer("/hardening/network") != Some(&json!(true)) {
+        server.insert("disableNetwork".into(), json!(true));
     }
 }
+
+/// Plain environment. A value that others would take for a template stands among the settings, from
+/// which the template puts it in.
+fn environment(server: &mut Map<String, Value>, name: &str, entry: &Value) -> Value {
+    let mut config = Map::new();
+    let mut properties = Map::new();
+    let mut env = Vec::new();
+    for (variable, value) in entry.get("env").and_then(Value::as_object).into_iter().flatten() {
+        let value = value.as_str().unwrap_or_default();
+        if is_template(value) || value.contains('$') {
+            config.insert(variable.clone(), json!(value));
+            properties.insert(variable.clone(), json!({ "type": "string" }));
+            env.push(json!({ "name": variable, "value": format!("{{{{{name}.{variable}}}}}") }));
+        } else {
+            env.push(json!({ "name": variable, "value": value }));
+        }
+    }
+    if !env.is_empty() {
+        server.insert("env".into(), Value::Array(env));
+    }
+    if !properties.is_empty() {
+        let schema = json!({
+            "name": name, "description": "Values of variables", "type": "object", "properties": properties,
+        });
+        server.insert("config".into(), json!([schema]));
+    }
+    Value::Object(config)
+}
+
+/// What the entry says and the profile does not: told, since whoever takes it would not miss it.
+fn left_out(entry: &Value, plain: &Value, told: &mut Vec<String>) {
+    for table in ["secrets", "headers"] {
+        for (name, secret) in entry.get(table).and_then(Value::as_object).into_iter().flatten() {
+            if secret.get("by-client").is_some() {
+                told.push(format!("{table}.{name}.by-client: it is of your clients"));
+            }
+            if secret.get("as") == Some(&json!("file")) {
+                told.push(format!("{table}.{name}.as: others hand a secret over as a variable"));
+            }
+        }
+    }
+    for (key, value) in entry.as_object().into_iter().flatten() {
+        let unsaid = plain.get(key).unwrap_or(&Value::Null);
+        let why = match key.as_str() {
+            _ if value == unsaid => continue,
+            "image" | "command" | "url" | "transport" | "env" | "secrets" | "headers"
+            | "egress" => {
+                continue;
+            }
+            "idle-stop-s" if value == &json!(0) => continue,
+            "mounts" => "they are folders of this machine",
+            "tools" => "what you say of tools is yours",
+            "signed-by" => "whom you trust is yours",
+            "hardening" => {
+                let said = value.as_object().into_iter().flatten();
+                let loosened = said.filter(|(key, value)| unsaid.get(key) != Some(value));
+                let loosened: Vec<&str> =
+                    loosened.map(|(key, _)| key.as_str()).filter(|key| *key != "user").collect();
+                if !loosened.is_empty() {
+                    let why = "each says for themselves how a server may deviate";
+                    told.push(format!("hardening.{}: {why}", loosened.join(", hardening.")));
+                }
+                continue;
+            }
+            _ => "the form has no place for it",
+        };
+        told.push(format!("{key}: {why}"));
+    }
+}
+
+fn keys<'a>(entry: &'a Value, table: &str) -> impl Iterator<Item = &'a str> {
+    let table = entry.get(table).and_then(Value::as_object);
+    table.into_iter().flat_map(|table| table.keys().map(String::as_str))
+}
+
+/// The name of the place from which secrets come, as profiles of others have it.
+const PROVIDER: &str = "default";
 
 /// A profile.
 #[must_use]
 pub fn profile(id: &str, title: &str, servers: Vec<Value>) -> Value {
-    json!({ "version": 1, "id": id, "name": title, "servers": servers })
+    let secrets = servers.iter().any(|server| server.get("secrets").is_some());
+    let mut profile = json!({ "version": 1, "id": id, "name": title, "servers": servers });
+    if secrets {
+        profile["secrets"] = json!({ PROVIDER: { "provider": "docker-desktop-store" } });
+    }
+    profile
 }

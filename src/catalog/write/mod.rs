@@ -4,4 +4,4 @@ mod entry;
 mod policy;
 
 pub use entry::{Unwritten, Writing, add, names, remove};
-pub use policy::{file_name, policy};
+pub use policy::{file_name, left_on_id, policy, tools_left_on};

@@ -120,18 +120,33 @@ fn egress(text: &mut String, server: &Server) {
 
 /// The tools that somebody left on; the others, known or not, are for nobody.
 fn left_on(text: &mut String, name: &str, only: &[String]) {
-    let _ = write!(
-        text,
-        "\n@id(\"{name}.tools-left-on\")\n@reason(\"the tool is switched off\")\nforbid (\n  principal,\n  action == \
-         Portcullis::Action::\"call_tool\",\n  resource in Portcullis::Server::\"{name}\"\n)"
+    text.push('\n');
+    text.push_str(&tools_left_on(&left_on_id(name), name, only));
+}
+
+/// The id of the policy that leaves on some tools of a server that was taken with a list of them.
+#[must_use]
+pub fn left_on_id(server: &str) -> String {
+    format!("{server}.tools-left-on")
+}
+
+/// A policy by which nobody calls any tool of a server but those.
+#[must_use]
+pub fn tools_left_on(id: &str, server: &str, only: &[String]) -> String {
+    let mut text = format!(
+        "@id(\"{id}\")\n@reason(\"the tool is switched off\")\nforbid (\n  principal,\n  action == \
+         Portcullis::Action::\"call_tool\",\n  resource in Portcullis::Server::\"{server}\"\n)"
     );
     if only.is_empty() {
         text.push_str(";\n");
-        return;
+        return text;
     }
-    let tools: Vec<String> =
-        only.iter().map(|tool| format!("Portcullis::Tool::\"{name}/{}\"", escaped(tool))).collect();
+    let tools: Vec<String> = only
+        .iter()
+        .map(|tool| format!("Portcullis::Tool::\"{server}/{}\"", escaped(tool)))
+        .collect();
     let _ = write!(text, "\nunless\n{{\n  resource in\n    [{}]\n}};\n", tools.join(",\n     "));
+    text
 }
 
 /// What a permit would look like, as a comment.

@@ -46,7 +46,7 @@ pub fn fmt(Fmt { paths, check }: &Fmt, ctx: &Context) -> anyhow::Result<Exit> {
         [] => match source(&ctx.load()?) {
             Source::Paths(paths) => of_files(&paths),
             // What was signed stays as it is.
-            Source::Bundle(_) => {
+            Source::Bundle(_) | Source::Narrowed { .. } => {
                 let message = "the policies are a signed bundle: format what it is made of, by its \
                                paths, and sign it again";
                 return Err(Usage(message.to_owned()).into());
