@@ -31,17 +31,17 @@ fn is_public_v4(v4: Ipv4Addr) -> bool {
 
 fn is_public_v6(v6: Ipv6Addr) -> bool {
     let segments = v6.segments();
-    let [_, s1, s2, .., s6, s7] = segments;
-    let embedded = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        is_public_v4(Ipv4Addr::new(a, b, c, d))
-    };
     match segments {
-        // IPv4 in other clothes: mapped, NAT64, 6to4.
-        [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => embedded(s6, s7),
-        [0x2002, ..] => embedded(s1, s2),
-        // Protocol assignments with Teredo, and documentation.
-        [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
+        // IPv4 in other clothes is held to the same: mapped, and NAT64, which is the only way to IPv4
+        // for a network that has none.
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
+            let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+            is_public_v4(Ipv4Addr::new(a, b, c, d))
+        }
+        // Protocol assignments with Teredo, documentation, and 6to4, whose gateways are gone.
+        [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x2002, ..] | [0x3fff, 0..=0xfff, ..] => {
+            false
+        }
         [first, ..] => (0x2000..0x4000).contains(&first),
     }
 }
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn addresses_of_networks_around_are_not_public() {
         for address in
-            ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "2002:101:101::1"]
+            ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
         {
             assert!(is_public(address.parse().unwrap()), "{address}");
         }
@@ -95,6 +95,7 @@ mod tests {
             "64:ff9b::a00:1",
             "64:ff9b:1::1",
             "2002:a00:1::1",
+            "2002:101:101::1",
             "2001::1",
             "2001:db8::1",
             "fc00::1",

@@ -29,7 +29,8 @@ const NOT_PUBLIC: [&str; 16] = [
     "224.0.0.0/4",
     "240.0.0.0/4",
 ];
-/// The same of the part of IPv6 from which addresses are given out.
+/// The same of the part of IPv6 from which addresses are given out. NAT64 is not in it: a cluster
+/// that has it needs a rule of its own.
 const PUBLIC_V6: &str = "2000::/3";
 const NOT_PUBLIC_V6: [&str; 4] = ["2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"];
 
