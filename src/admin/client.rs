@@ -89,10 +89,32 @@ impl Client {
     /// The proxy that runs with this config, if one does: over the socket of its owner, or else
     /// over the one for those who have a role.
     pub async fn find(config: &Config) -> Option<Self> {
-        if let Some(client) = Self::connect(&config.state_dir).await {
+        Self::find_at(Some(&config.state_dir), config.admin.socket.as_deref()).await
+    }
+
+    /// The same by what a config says of its proxy: its state folder, and `admin.socket`.
+    pub async fn find_at(state_dir: Option<&Path>, socket: Option<&Path>) -> Option<Self> {
+        if let Some(state_dir) = state_dir
+            && let Some(client) = Self::connect(state_dir).await
+        {
             return Some(client);
         }
-        Self::knock(config.admin.socket.as_deref()?).await.ok()
+        Self::knock(socket?).await.ok()
+    }
+
+    /// Where it was reached: its state folder, or `admin.socket`.
+    pub fn place(&self) -> &Path {
+        match &self.at {
+            At::StateDir(place) | At::Socket(place) => place,
+        }
+    }
+
+    /// Its state folder, if it was reached by that.
+    pub fn state_dir(&self) -> Option<&Path> {
+        match &self.at {
+            At::StateDir(state_dir) => Some(state_dir),
+            At::Socket(_) => None,
+        }
     }
 
     async fn reach(at: At) -> io::Result<Self> {

@@ -4,7 +4,10 @@ use clap::builder::NonEmptyStringValueParser;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use super::{Context, Exit, escape};
+use super::{
+    Context, Exit, escape,
+    reach::{Found, Where},
+};
 use crate::{
     admin::{self, WordRequest},
     approval::Waiting,
@@ -15,6 +18,8 @@ use crate::{
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
+    #[command(flatten)]
+    place: Where,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -38,8 +43,7 @@ struct Which {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let loaded = ctx.load()?;
-    let Some(proxy) = admin::Client::find(&loaded.config).await else {
+    let Found::Running(proxy, _) = args.place.proxy(ctx).await? else {
         anyhow::bail!(
             "no proxy runs with this config that you may ask; calls wait in a running one alone"
         );

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::{Context, Exit};
+use super::{
+    Context, Exit,
+    reach::{self, Found},
+};
 use crate::{
     admin,
     audit::record::{By, ByHand},
@@ -42,27 +45,51 @@ enum Verb {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let loaded = ctx.load()?;
-    let store = Store::within(&loaded.config.state_dir);
     match args.verb {
-        Verb::Add { name, groups } => add(ctx, &loaded, &store, &name, groups).await,
-        Verb::Ls => ls(ctx, &loaded, &store),
-        Verb::Rm { name } => rm(ctx, &loaded, &store, &name).await,
+        Verb::Add { name, groups } => {
+            let found = Found::with(ctx.load()?).await;
+            add(ctx, &found, &store(ctx, &found)?, &name, groups).await
+        }
+        Verb::Ls => ls(ctx, &ctx.load()?),
+        Verb::Rm { name } => {
+            // The end of a key waits for no config to be mended.
+            let found = reach::find(ctx).await?;
+            rm(ctx, &found, &store(ctx, &found)?, &name).await
+        }
     }
 }
 
+/// The clients of the proxy that was found, and of no other.
+///
+/// # Errors
+/// Where it was not reached by its state folder, in which they are.
+fn store(ctx: &Context, found: &Found) -> anyhow::Result<Store> {
+    let state_dir = found.state_dir().with_context(|| {
+        format!(
+            "a proxy answers at its `admin.socket`, but not in a state folder that {} names, so its \
+             clients are not to be found: name its own folder in `state-dir`, and run this as its user",
+            ctx.config.display()
+        )
+    })?;
+    Ok(Store::within(state_dir))
+}
+
 /// Records what is about to be done: a proxy that runs does it, else this command itself.
-async fn record(loaded: &Loaded, change: &Change, reason: Option<String>) -> anyhow::Result<()> {
+async fn record(found: &Found, change: &Change, reason: Option<String>) -> anyhow::Result<()> {
     let change = change.clone();
-    if let Some(proxy) = admin::Client::connect(&loaded.config.state_dir).await {
-        let asked = admin::ClientChange { change, reason };
-        return Ok(proxy.post_json("/v1/clients", &asked).await?);
+    match found {
+        Found::Running(proxy, _) => {
+            let asked = admin::ClientChange { change, reason };
+            Ok(proxy.post_json("/v1/clients", &asked).await?)
+        }
+        Found::Alone(loaded) => {
+            let ByHand { uid, user } = myself();
+            let by = By { uid, user, reason };
+            record_client_alone(loaded, change, by)
+                .await
+                .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
+        }
     }
-    let ByHand { uid, user } = myself();
-    let by = By { uid, user, reason };
-    record_client_alone(loaded, change, by)
-        .await
-        .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
 }
 
 /// Whoever runs this command.
@@ -75,18 +102,18 @@ pub(super) fn myself() -> ByHand {
 /// Makes a change once it is on record.
 async fn on_record<T>(
     ctx: &Context,
-    loaded: &Loaded,
+    found: &Found,
     change: Change,
     make: impl FnOnce() -> Result<T, StoreFault>,
 ) -> anyhow::Result<T> {
-    record(loaded, &change, None)
+    record(found, &change, None)
         .await
         .context("this can't be recorded in the audit log, so it is not done")?;
     match make() {
         Ok(made) => Ok(made),
         Err(fault) => {
             let why = format!("it could not be done: {fault}");
-            if let Err(error) = record(loaded, &change.reverse(), Some(why)).await {
+            if let Err(error) = record(found, &change.reverse(), Some(why)).await {
                 ctx.note(format!("The audit log says that it was done: {error:#}"));
             }
             Err(fault.into())
@@ -96,13 +123,13 @@ async fn on_record<T>(
 
 async fn add(
     ctx: &Context,
-    loaded: &Loaded,
+    found: &Found,
     store: &Store,
     name: &ClientName,
     groups: Vec<Group>,
 ) -> anyhow::Result<Exit> {
-    if loaded.config.clients.contains_key(name) {
-        anyhow::bail!(in_config(loaded, name));
+    if let Some(place) = in_config(found, name) {
+        anyhow::bail!(place);
     }
     let groups: Vec<Group> = groups.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
     if store.read()?.contains_key(name) {
@@ -111,7 +138,7 @@ async fn add(
     let key = Key::generate()?;
     let (client, id) = (name.clone(), key.hash().id());
     let added = Change::Added { client, key: id, groups: groups.clone() };
-    on_record(ctx, loaded, added, || store.add_with(name, &key, groups.clone())).await?;
+    on_record(ctx, found, added, || store.add_with(name, &key, groups.clone())).await?;
     if ctx.is_json() {
         ctx.json(&json!({
             "client": name,
@@ -129,7 +156,7 @@ async fn add(
     Ok(Exit::Ok)
 }
 
-fn ls(ctx: &Context, loaded: &Loaded, store: &Store) -> anyhow::Result<Exit> {
+fn ls(ctx: &Context, loaded: &Loaded) -> anyhow::Result<Exit> {
     let configured = loaded.config.clients.iter().map(|(name, client)| Row {
         name,
         groups: &client.groups,
@@ -137,7 +164,7 @@ fn ls(ctx: &Context, loaded: &Loaded, store: &Store) -> anyhow::Result<Exit> {
         place: "config",
         added: None,
     });
-    let stored = store.read()?;
+    let stored = Store::within(&loaded.config.state_dir).read()?;
     let stored = stored.iter().map(|(name, client)| Row {
         name,
         groups: &client.groups,
@@ -194,19 +221,19 @@ impl Row<'_> {
 
 async fn rm(
     ctx: &Context,
-    loaded: &Loaded,
+    found: &Found,
     store: &Store,
     name: &ClientName,
 ) -> anyhow::Result<Exit> {
     let key = match store.read()?.get(name) {
         Some(stored) => stored.key_hash.id(),
-        None if loaded.config.clients.contains_key(name) => {
-            anyhow::bail!("{}: remove it there", in_config(loaded, name));
-        }
-        None => return Err(StoreFault::Missing(name.clone()).into()),
+        None => match in_config(found, name) {
+            Some(place) => anyhow::bail!("{place}: remove it there"),
+            None => return Err(StoreFault::Missing(name.clone()).into()),
+        },
     };
     let removed = Change::Removed { client: name.clone(), key };
-    on_record(ctx, loaded, removed, || store.remove(name)).await?;
+    on_record(ctx, found, removed, || store.remove(name)).await?;
     if ctx.is_json() {
         ctx.json(&json!({ "client": name, "removed": true }))?;
     } else {
@@ -215,8 +242,10 @@ async fn rm(
     Ok(Exit::Ok)
 }
 
-fn in_config(loaded: &Loaded, name: &ClientName) -> String {
+/// That it stands in the config, if so, and where.
+fn in_config(found: &Found, name: &ClientName) -> Option<String> {
+    let loaded = found.loaded().filter(|loaded| loaded.config.clients.contains_key(name))?;
     let file = loaded.path.display();
     let line = loaded.line(&format!("/clients/{name}")).unwrap_or_default();
-    format!("the client `{name}` stands in the config ({file}:{line})")
+    Some(format!("the client `{name}` stands in the config ({file}:{line})"))
 }

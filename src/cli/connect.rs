@@ -18,7 +18,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, Exit};
+use super::{
+    Context, Exit,
+    reach::{self, Found},
+};
 use crate::{
     admin,
     codec::{Caps, Frame, Kind, Object, era, events, one_line},
@@ -166,13 +169,17 @@ impl Bridge {
                 _socket: None,
             });
         }
-        let loaded = ctx.load()?;
-        let state_dir = &loaded.config.state_dir;
-        anyhow::ensure!(
-            admin::Client::connect(state_dir).await.is_some(),
-            "no proxy runs with {}: start it with `portcullis run`, or name one with --url",
-            loaded.path.display()
-        );
+        let found = reach::find(ctx).await?;
+        let state_dir = match &found {
+            Found::Running(proxy, _) => proxy.state_dir(),
+            Found::Alone(_) => None,
+        };
+        let state_dir = state_dir.with_context(|| {
+            let file = ctx.config.display();
+            format!(
+                "no proxy runs with {file}: start it with `portcullis run`, or name one with --url"
+            )
+        })?;
         let socket = admin::Address::of(state_dir)?;
         let client =
             reqwest::Client::builder().no_proxy().unix_socket(socket.path.clone()).build()?;

@@ -84,6 +84,11 @@ impl fmt::Display for Reports {
 
 impl std::error::Error for Reports {}
 
+/// What is wrong with a config, as the error that ends the program.
+pub(super) fn reports(Diagnostics(findings): Diagnostics) -> Reports {
+    Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
+}
+
 /// Where the config is, and the only ways to print.
 #[derive(Debug)]
 pub struct Context {
@@ -103,9 +108,7 @@ impl Context {
     /// # Errors
     /// [`Reports`] of everything that is wrong with it.
     pub fn load(&self) -> anyhow::Result<Loaded> {
-        Ok(config::load(&self.config).map_err(|Diagnostics(findings)| {
-            Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
-        })?)
+        Ok(config::load(&self.config).map_err(reports)?)
     }
 
     /// Whether data is to be JSON.

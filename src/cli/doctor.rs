@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::{Context, Exit};
 use crate::{
     admin,
-    config::{self, Config, Loaded, Runtime, Server},
+    config::{self, Config, Loaded, Runtime, Server, Whereabouts},
     container, policy, sandbox,
     upstream::{outward, process::LaunchFailure},
     vault,
@@ -93,9 +93,14 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             checks.push(port(&loaded.config));
             checks.extend(secrets(loaded));
             checks.extend(audit::checks(loaded));
-            checks.extend(running(&loaded.config).await);
+            checks.extend(running(admin::Client::find(&loaded.config).await).await);
         }
-        Err(config::Diagnostics(findings)) => checks.push(no_config(&ctx.config, findings)),
+        Err(config::Diagnostics(findings)) => {
+            checks.push(no_config(&ctx.config, findings));
+            let Whereabouts { state_dir, socket, .. } = config::whereabouts(&ctx.config);
+            let proxy = admin::Client::find_at(state_dir.as_deref(), socket.as_deref()).await;
+            checks.extend(running(proxy).await);
+        }
     }
     drop(progress);
 
@@ -301,8 +306,8 @@ fn policies(loaded: &Loaded) -> Check {
 }
 
 /// What a running proxy says.
-async fn running(config: &Config) -> Vec<Check> {
-    let Some(proxy) = admin::Client::find(config).await else { return Vec::new() };
+async fn running(proxy: Option<admin::Client>) -> Vec<Check> {
+    let Some(proxy) = proxy else { return Vec::new() };
     // A proxy that does not say, or not to this user, is none of this check's business.
     let status: Value = proxy.get_json("/v1/status").await.unwrap_or_default();
     let mut checks = audit::running(&status);

@@ -18,6 +18,7 @@ mod output;
 mod plugin;
 mod policy;
 mod profile;
+mod reach;
 mod run;
 mod schema;
 mod secret;

@@ -10,9 +10,11 @@ use nix::sys::termios::{self, LocalFlags, SetArg, Termios};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{Context, Exit, Usage};
+use super::{
+    Context, Exit, Usage,
+    reach::{self, Found},
+};
 use crate::{
-    admin,
     names::ServerName,
     upstream::Rehanded,
     vault::{MAX_BYTES, Secret, Store},
@@ -167,8 +169,7 @@ impl Drop for Unseen {
 }
 
 async fn rotate(ctx: &Context, server: &ServerName) -> anyhow::Result<Exit> {
-    let loaded = ctx.load()?;
-    let Some(proxy) = admin::Client::connect(&loaded.config.state_dir).await else {
+    let Found::Running(proxy, _) = reach::find(ctx).await? else {
         bail!("no proxy runs with this config: the next start reads all secrets anew");
     };
     let path = format!("/v1/servers/{server}/secrets");

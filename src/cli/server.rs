@@ -19,7 +19,11 @@ use std::{
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::{Context, Exit, catalog, run::reported};
+use super::{
+    Context, Exit, catalog,
+    reach::{Found, Where},
+    run::reported,
+};
 use crate::{
     admin,
     codec::Caps,
@@ -40,7 +44,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// List the servers: where each runs, and how it stands
-    Ls,
+    Ls(Where),
     /// Say what a server may do and what not, by which line of the config, and whether policies let
     /// it be started
     Inspect {
@@ -55,6 +59,8 @@ enum Verb {
         /// of its own
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
+        #[command(flatten)]
+        place: Where,
     },
     /// Ask the registry of a server's image who signed it, and keep what it says
     Verify {
@@ -65,11 +71,15 @@ enum Verb {
     Stats {
         /// Only this server
         server: Option<ServerName>,
+        #[command(flatten)]
+        place: Where,
     },
     /// Start what runs of a server anew: calls under way end at the old one, all others go to the new
     Restart {
         /// The server's name in the config
         server: ServerName,
+        #[command(flatten)]
+        place: Where,
     },
     /// Add a server that a catalog, an image, a URL or a file describes
     Add(catalog::Add),
@@ -97,6 +107,8 @@ enum Verb {
     Logs {
         /// The server's name in the config
         server: ServerName,
+        #[command(flatten)]
+        place: Where,
     },
 }
 
@@ -110,50 +122,50 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Update { which, back, dry_run } => images::update(ctx, &which, back, dry_run).await,
         Verb::Pull(which) => images::pull(ctx, &which).await,
         Verb::Export(export) => export::run(export, ctx).await,
-        Verb::Ls => {
-            let (loaded, proxy) = open(ctx).await?;
-            ls(ctx, &loaded, proxy).await
-        }
+        Verb::Ls(place) => ls(ctx, place.proxy(ctx).await?).await,
         Verb::Inspect { server } => {
-            let (loaded, proxy) = open(ctx).await?;
+            let loaded = ctx.load()?;
+            let proxy = admin::Client::find(&loaded.config).await;
             inspect::run(ctx, &loaded, proxy, &server).await
         }
-        Verb::Tools { server, save } => {
-            let (loaded, proxy) = open(ctx).await?;
-            tools(ctx, &loaded, proxy, &server, save.as_deref()).await
+        Verb::Tools { server, save, place } => {
+            let found = place.proxy(ctx).await?;
+            tools(ctx, found, &server, save.as_deref()).await
         }
         Verb::Verify { server } => verify::run(ctx, &ctx.load()?, &server).await,
-        Verb::Stats { server } => {
-            let (loaded, proxy) = open(ctx).await?;
-            if let Some(server) = &server {
-                configured(&loaded, server)?;
-            }
+        Verb::Stats { server, place } => {
+            let proxy = running(&place, ctx, server.as_ref()).await?;
             stats::run(ctx, proxy, server.as_ref()).await
         }
-        Verb::Restart { server } => {
-            let (loaded, proxy) = open(ctx).await?;
-            configured(&loaded, &server)?;
+        Verb::Restart { server, place } => {
+            let proxy = running(&place, ctx, Some(&server)).await?;
             restart::run(ctx, proxy, &server).await
         }
-        Verb::Logs { server } => {
-            let (loaded, proxy) = open(ctx).await?;
-            logs(ctx, &loaded, proxy, &server).await
+        Verb::Logs { server, place } => {
+            let proxy = running(&place, ctx, Some(&server)).await?;
+            logs(ctx, proxy, &server).await
         }
     }
 }
 
-/// The config, and the proxy that runs with it, if one does.
-async fn open(ctx: &Context) -> anyhow::Result<(Loaded, Option<admin::Client>)> {
-    let loaded = ctx.load()?;
-    let proxy = admin::Client::find(&loaded.config).await;
-    Ok((loaded, proxy))
+/// The running proxy, if it may know that server. Where the config is broken, it alone says so.
+async fn running(
+    place: &Where,
+    ctx: &Context,
+    server: Option<&ServerName>,
+) -> anyhow::Result<Option<admin::Client>> {
+    let (proxy, loaded) = place.proxy(ctx).await?.parts();
+    if let (Some(loaded), Some(server)) = (&loaded, server) {
+        configured(loaded, server)?;
+    }
+    Ok(proxy)
 }
 
-async fn ls(ctx: &Context, loaded: &Loaded, proxy: Option<admin::Client>) -> anyhow::Result<Exit> {
-    let states: Vec<Value> = match proxy {
-        Some(proxy) => proxy.get_json("/v1/servers").await?,
-        None => {
-            let launcher = launcher(loaded).await;
+async fn ls(ctx: &Context, found: Found) -> anyhow::Result<Exit> {
+    let states: Vec<Value> = match found {
+        Found::Running(proxy, _) => proxy.get_json("/v1/servers").await?,
+        Found::Alone(loaded) => {
+            let launcher = launcher(&loaded).await;
             let servers = loaded.config.servers.iter();
             servers
                 .map(|(name, settings)| {
@@ -191,17 +203,20 @@ async fn ls(ctx: &Context, loaded: &Loaded, proxy: Option<admin::Client>) -> any
 
 async fn tools(
     ctx: &Context,
-    loaded: &Loaded,
-    proxy: Option<admin::Client>,
+    found: Found,
     name: &ServerName,
     save: Option<&Path>,
 ) -> anyhow::Result<Exit> {
-    configured(loaded, name)?;
+    if let Some(loaded) = found.loaded() {
+        configured(loaded, name)?;
+    }
     let listed: Value = {
         let _progress = ctx.progress("asking the server");
-        match proxy {
-            Some(proxy) => proxy.get_json(&format!("/v1/servers/{name}/tools")).await?,
-            None => alone(loaded, name).await?,
+        match found {
+            Found::Running(proxy, _) => {
+                proxy.get_json(&format!("/v1/servers/{name}/tools")).await?
+            }
+            Found::Alone(loaded) => alone(&loaded, name).await?,
         }
     };
     let tools = listed["tools"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -248,11 +263,9 @@ async fn alone(loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
 
 async fn logs(
     ctx: &Context,
-    loaded: &Loaded,
     proxy: Option<admin::Client>,
     name: &ServerName,
 ) -> anyhow::Result<Exit> {
-    configured(loaded, name)?;
     let Some(proxy) = proxy else {
         anyhow::bail!(
             "no proxy runs with this config, so there are no logs: start it with `portcullis run`"

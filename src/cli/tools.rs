@@ -4,7 +4,11 @@
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::{Context, Exit, Usage, run::reported};
+use super::{
+    Context, Exit, Usage,
+    reach::{Found, Where},
+    run::reported,
+};
 use crate::{
     admin,
     codec::{Frame, era},
@@ -24,6 +28,8 @@ pub struct Args {
     client: Option<String>,
     #[command(subcommand)]
     verb: Verb,
+    #[command(flatten)]
+    place: Where,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -42,7 +48,6 @@ enum Verb {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let loaded = ctx.load()?;
     let (method, mut params, name) = match &args.verb {
         Verb::Ls => (Method::TOOLS_LIST, json!({}), None),
         Verb::Call { tool, arguments } => {
@@ -59,8 +64,8 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let text = Frame::request(1, method, params.to_string().as_bytes());
     let answer = {
         let _progress = ctx.progress("asking the proxy");
-        match admin::Client::find(&loaded.config).await {
-            Some(proxy) => {
+        match args.place.proxy(ctx).await? {
+            Found::Running(proxy, _) => {
                 let mut headers = vec![
                     ("mcp-protocol-version", Revision::LATEST_MODERN.as_str().to_owned()),
                     ("mcp-method", method.to_owned()),
@@ -73,7 +78,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 }
                 proxy.mcp(&headers, text).await?
             }
-            None => alone(&loaded, args.client.as_deref(), text).await?,
+            Found::Alone(loaded) => alone(&loaded, args.client.as_deref(), text).await?,
         }
     };
     let answer: Value = serde_json::from_slice(&answer).context("the proxy's answer is no JSON")?;

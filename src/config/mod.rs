@@ -17,6 +17,7 @@ mod raw;
 mod shape;
 mod typed;
 mod values;
+mod whereabouts;
 
 #[cfg(test)]
 mod docs;
@@ -41,6 +42,7 @@ pub use raw::{
 pub use values::{
     Age, Given, HandOver, IllegalMount, MountEntry, SecretRef, ServerHeader, ServerSecret, Size,
 };
+pub use whereabouts::{Illegible, Whereabouts, whereabouts};
 
 use sha2::{Digest as _, Sha256};
 

@@ -63,8 +63,11 @@ pub struct Config {
     pub interceptors: Vec<InterceptorEntry>,
 }
 
+/// The state folder of a config that names none.
+pub(super) const STATE_DIR: &str = ".portcullis";
+
 fn default_state_dir() -> PathBuf {
-    ".portcullis".into()
+    STATE_DIR.into()
 }
 
 /// Calls that wait for a person, where a policy says `@approve`.

@@ -12,6 +12,7 @@ use super::{
     entry::{self, Misfit},
     finding::Code,
     place::{child, segments},
+    raw::STATE_DIR,
     shape::Misshapen,
 };
 use crate::{names::IllegalName, vault};
@@ -36,7 +37,7 @@ pub(super) fn build(
     }
     let mut config = Config {
         listen: builder.section("listen"),
-        state_dir: ".portcullis".into(),
+        state_dir: STATE_DIR.into(),
         policy: builder.section("policy"),
         audit: builder.section("audit"),
         admin: builder.section("admin"),

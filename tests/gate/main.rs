@@ -12,6 +12,7 @@ mod at_once;
 mod audit;
 mod bad_input;
 mod batches;
+mod broken_config;
 mod bundles;
 mod bypass;
 mod durability;

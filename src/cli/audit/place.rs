@@ -10,7 +10,10 @@ use std::{
 use anyhow::Context as _;
 use nix::unistd::{Gid, Uid};
 
-use super::super::Context;
+use super::super::{
+    Context,
+    reach::{self, Found},
+};
 use crate::{
     admin::{Client, Role},
     audit::{self, Keys, Pruned, Reader, Unavailable},
@@ -62,10 +65,7 @@ impl Where {
     /// Finds the log.
     pub(super) async fn find(&self, ctx: &Context) -> anyhow::Result<Place> {
         if let Some(socket) = &self.socket {
-            let client = Client::knock(socket).await.with_context(|| {
-                format!("no proxy answers on {}: is it its `admin.socket`?", socket.display())
-            })?;
-            return Ok(Place::Proxy(client));
+            return Ok(Place::Proxy(reach::knock(socket).await?));
         }
         if let Some(state_dir) = &self.state_dir {
             if let Some(client) = Client::connect(state_dir).await {
@@ -73,11 +73,10 @@ impl Where {
             }
             return Ok(Place::Files(Files::below(state_dir, ctx)));
         }
-        let config = ctx.load()?.config;
-        if let Some(client) = Client::find(&config).await {
-            return Ok(Place::Proxy(client));
-        }
-        Ok(Place::Files(Files::of(config).files))
+        Ok(match reach::find(ctx).await? {
+            Found::Running(client, _) => Place::Proxy(client),
+            Found::Alone(loaded) => Place::Files(Files::of(loaded.config).files),
+        })
     }
 
     /// Whether the running proxy's socket was named.

@@ -37,6 +37,9 @@ fn piece() -> impl Strategy<Value = String> {
         "a.b.c",
         "listen.http = \"[::]:0\"",
         "listen = 1",
+        "state-dir = \"s\"",
+        "state-dir =",
+        "admin.socket = '/a'",
         "interceptors = 1",
         "servers = []",
         "\u{0}",
@@ -55,11 +58,20 @@ proptest! {
         pieces in proptest::collection::vec((piece(), "[\n ]"), 0..40)
     ) {
         let text: String = pieces.into_iter().flat_map(|(piece, gap)| [piece, gap]).collect();
-        if let Err(Diagnostics(findings)) = parse(Path::new("p.toml"), &text) {
-            prop_assert!(findings.iter().any(|finding| finding.severity == Severity::Error));
-            for finding in findings {
-                let mut shown = String::new();
-                miette::GraphicalReportHandler::new().render_report(&mut shown, &finding).unwrap();
+        let place = whereabouts::of_text(Path::new("p.toml"), &text);
+        match parse(Path::new("p.toml"), &text) {
+            Ok(Loaded { config, .. }) => {
+                prop_assert!(place.state_dir.is_none_or(|dir| dir == config.state_dir));
+                prop_assert!(place.socket.is_none_or(|at| Some(at) == config.admin.socket));
+            }
+            Err(Diagnostics(findings)) => {
+                prop_assert!(findings.iter().any(|finding| finding.severity == Severity::Error));
+                for finding in findings {
+                    let mut shown = String::new();
+                    miette::GraphicalReportHandler::new()
+                        .render_report(&mut shown, &finding)
+                        .unwrap();
+                }
             }
         }
     }
