@@ -201,6 +201,7 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
         .merge(admin::proxy_routes(proxy.clone()))
         .merge(admin::client_routes(proxy.clone()))
         .merge(admin::image_routes(proxy.clone()))
+        .merge(admin::leftover_routes(proxy.clone()))
         .merge(front::http::local(proxy.clone(), keyring));
     let recorder = admin::Recorder {
         audit: proxy.audit.clone(),

@@ -3,6 +3,7 @@
 mod export;
 mod images;
 mod inspect;
+mod reap;
 mod restart;
 mod stats;
 mod verify;
@@ -81,6 +82,8 @@ enum Verb {
         #[command(flatten)]
         place: Where,
     },
+    /// Remove what proxies that were killed have left: containers, secrets in memory, control groups
+    Reap(reap::Args),
     /// Add a server that a catalog, an image, a URL or a file describes
     Add(catalog::Add),
     /// Add the servers of a file: a client's `mcpServers`, a catalog, a profile, a `server.json`
@@ -141,6 +144,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             let proxy = running(&place, ctx, Some(&server)).await?;
             restart::run(ctx, proxy, &server).await
         }
+        Verb::Reap(args) => reap::run(ctx, &args).await,
         Verb::Logs { server, place } => {
             let proxy = running(&place, ctx, Some(&server)).await?;
             logs(ctx, proxy, &server).await

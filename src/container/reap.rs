@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 
-use super::{Engine, Fault, engine::words, handle::remove, owner::Owner};
+use super::{Engine, Fault, Running, engine::words, handle, owner::Owner};
 
 impl Engine {
     /// Removes our containers whose owner process is gone, and those of `instance` (which, at the
@@ -10,28 +10,39 @@ impl Engine {
     ///
     /// A container without our name and labels, or of an owner that may be alive, is never touched.
     pub async fn reap(&self, instance: &str) -> Result<usize, Fault> {
-        let me = &self.facts.owner;
-        let orphans = self.list().await?.into_iter().filter(|container| {
-            container.instance == instance
-                || container.owner.parse().is_ok_and(|owner: Owner| owner.gone(me))
-        });
-        // Servers first: an engine may keep what another one has joined.
-        let (holders, servers): (Vec<_>, Vec<_>) =
-            orphans.partition(|container| container.holds.is_some());
-        let mut outcomes = Vec::new();
-        for some in [servers, holders] {
-            let removals = some.into_iter().map(|container| async move {
-                remove(&self.docker, &container.id).await.map_err(|error| Fault {
-                    asked: "remove an orphaned container",
-                    why: format!("{}: {}", container.name, words(&error)),
-                })
-            });
-            outcomes.extend(join_all(removals).await);
-        }
-        let removed = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-        match outcomes.into_iter().find_map(Result::err) {
+        let orphans = self.list().await?.into_iter();
+        let orphans = orphans.filter(|one| one.instance == instance || self.is_orphan(one));
+        let outcomes = self.remove_containers(orphans.collect()).await;
+        let removed = outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).count();
+        match outcomes.into_iter().find_map(|(_, outcome)| outcome.err()) {
             Some(fault) => Err(fault),
             None => Ok(removed),
         }
+    }
+
+    /// Whether the process that owns a container of ours is gone for certain.
+    pub fn is_orphan(&self, container: &Running) -> bool {
+        let owner = container.owner.parse();
+        owner.is_ok_and(|owner: Owner| owner.gone(&self.facts.owner))
+    }
+
+    /// Ends and removes containers of ours, and says of each what came of it.
+    pub async fn remove_containers(&self, all: Vec<Running>) -> Vec<(Running, Result<(), Fault>)> {
+        // Servers first: an engine may keep what another one has joined.
+        let (holders, servers): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|container| container.holds.is_some());
+        let mut outcomes = Vec::new();
+        for some in [servers, holders] {
+            let removals = some.into_iter().map(|container| async move {
+                let removed = handle::remove(&self.docker, &container.id).await;
+                let removed = removed.map_err(|error| Fault {
+                    asked: "remove an orphaned container",
+                    why: format!("{}: {}", container.name, words(&error)),
+                });
+                (container, removed)
+            });
+            outcomes.extend(join_all(removals).await);
+        }
+        outcomes
     }
 }

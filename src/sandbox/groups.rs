@@ -7,16 +7,20 @@
 //! sandbox stands on resource limits, and on the look that its first process takes at the tree.
 
 use std::{
-    collections::BTreeMap,
-    fs, io,
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, DirEntry},
+    io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use nix::unistd::geteuid;
 
 use crate::{config::Resources, container::owner::Owner};
 
@@ -239,11 +243,70 @@ fn name() -> String {
 fn sweep(folder: &Path) {
     let own = Owner::current();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(NAME)?.rsplit_once('_'));
-        let owner = owner.and_then(|(owner, _)| owner.replace('_', " ").parse::<Owner>().ok());
-        if owner.is_some_and(|owner| owner.gone(&own)) {
+        if is_left(&entry, &own) {
             let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// Whether that is a group of this user's whose proxy is gone.
+fn is_left(entry: &DirEntry, own: &Owner) -> bool {
+    let name = entry.file_name();
+    let owner = name.to_str().and_then(|name| name.strip_prefix(NAME)?.rsplit_once('_'));
+    let owner = owner.and_then(|(owner, _)| owner.replace('_', " ").parse::<Owner>().ok());
+    // Anybody may give a group of his own any name.
+    owner.is_some_and(|owner| owner.gone(own))
+        && entry.metadata().is_ok_and(|meta| meta.uid() == geteuid().as_raw())
+}
+
+/// The groups that proxies of this user have left that are gone, wherever in the hierarchies of this
+/// machine: a proxy makes them where it is itself, which need not be where this process is.
+pub fn groups_left() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = mounts.lines().filter_map(Mounted::read);
+    let hierarchies = mounts.filter(|mount| mount.kind.starts_with("cgroup"));
+    let places: BTreeSet<_> = hierarchies.map(|mount| PathBuf::from(mount.place)).collect();
+    let left: BTreeSet<_> = places.into_iter().flat_map(left_below).collect();
+    left.into_iter().collect()
+}
+
+fn left_below(place: PathBuf) -> Vec<PathBuf> {
+    let own = Owner::current();
+    let (mut left, mut folders) = (Vec::new(), vec![place]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            // A link is no folder of its own.
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                match is_left(&entry, &own) {
+                    true => left.push(entry.path()),
+                    false => folders.push(entry.path()),
+                }
+            }
+        }
+    }
+    left
+}
+
+/// Takes such a group away. Blocks until `end`, at the latest, while it has processes: those of a proxy
+/// that was killed take a moment to die.
+///
+/// # Errors
+/// Why that can't be, with the processes that are still in it.
+pub fn remove_group(group: &Path, end: Instant) -> Result<(), String> {
+    loop {
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                if Instant::now() >= end {
+                    let pids = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+                    let pids: Vec<_> = pids.split_whitespace().collect();
+                    return Err(format!("it has processes still: {}", pids.join(", ")));
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error.to_string());
+            }
+            _ => return Ok(()),
         }
     }
 }
@@ -431,5 +494,20 @@ mod tests {
         sweep(folder.path());
         assert!(!folder.path().join(&dead).exists());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+        // Wherever it is.
+        let below = folder.path().join("other").join(&dead);
+        fs::create_dir(&below).unwrap();
+        assert_eq!(left_below(folder.path().to_owned()), std::slice::from_ref(&below));
+        if geteuid().is_root() {
+            // Another user's, by whatever name.
+            std::os::unix::fs::chown(&below, Some(65534), None).unwrap();
+            assert_eq!(left_below(folder.path().to_owned()), [PathBuf::new(); 0]);
+            sweep(&folder.path().join("other"));
+            assert!(below.exists());
+        }
+        let end = Instant::now();
+        assert_eq!(remove_group(&below, end), Ok(()));
+        assert!(!below.exists() && folder.path().join(&own).exists());
+        assert_eq!(remove_group(&below, end), Ok(()));
     }
 }

@@ -41,5 +41,6 @@ mod wire;
 
 pub use exec::{exec_main, pod_main};
 pub use facts::{Availability, Part, available, facts};
+pub use groups::{groups_left, remove_group};
 pub use launch::{launch, launch_by};
 pub use pod::launch_in_pod;

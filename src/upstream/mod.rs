@@ -23,6 +23,7 @@ pub mod images;
 mod instance;
 mod known;
 mod launcher;
+mod leftovers;
 mod link;
 mod listen;
 mod log;
@@ -48,6 +49,7 @@ pub use hands::{Handed, HandedSecret, Hands, Holder, Learn, NotHanded, Read, Rer
 pub use images::{Images, Pinned};
 pub use instance::Instance;
 pub use launcher::{Launcher, Place};
+pub use leftovers::{Left, LeftKind, Leftovers};
 pub use link::{Call, Failure, Heard, Link, Reply, Said};
 pub use log::Scrub;
 pub use outward::{ADDRESSES, Nowhere, Outward, Reacher, has_address};

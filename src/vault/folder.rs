@@ -6,6 +6,7 @@
 //! folder outlives its server, nor of a run its proxy by more than the next start.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
@@ -111,20 +112,46 @@ pub fn clear() {
     places().for_each(|place| sweep(&place));
 }
 
+/// The folders of secrets that proxies of this user have left that were killed, wherever they may be.
+pub fn abandoned() -> Vec<PathBuf> {
+    let places: BTreeSet<_> = places().collect();
+    places.iter().flat_map(|place| abandoned_in(place)).collect()
+}
+
+/// Removes one of [`abandoned`] with all that is in it.
+///
+/// # Errors
+/// Where the system does not, or a proxy holds it after all.
+pub fn remove_abandoned(folder: &Path) -> io::Result<()> {
+    // Locked, so that nobody else takes it for one that he may remove, too.
+    match hold(folder) {
+        Some(_held) => fs::remove_dir_all(folder),
+        None if !folder.exists() => Ok(()),
+        None => Err(io::Error::other("somebody holds it")),
+    }
+}
+
 /// Removes the folders of proxies that are gone.
 fn sweep(place: &Path) {
-    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
-        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX)
-            && entry.metadata().is_ok_and(|meta| {
-                meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o077 == 0
-            });
-        if ours
-            && let Ok(folder) = File::open(entry.path())
-            && folder.try_lock().is_ok()
-        {
-            let _ = fs::remove_dir_all(entry.path());
-        }
+    for folder in abandoned_in(place) {
+        let _ = remove_abandoned(&folder);
     }
+}
+
+fn abandoned_in(place: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(place).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| hold(path).is_some())
+}
+
+/// Locks the folder of a proxy of this user, if it is one and its proxy is gone.
+fn hold(path: &Path) -> Option<File> {
+    let ours = path.file_name()?.to_string_lossy().starts_with(PREFIX)
+        && fs::symlink_metadata(path).is_ok_and(|meta| {
+            meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o077 == 0
+        });
+    let held = ours.then(|| File::open(path))?.ok()?;
+    held.try_lock().ok()?;
+    Some(held)
 }
 
 /// Whether that is a folder of secrets of some proxy, by its name.

@@ -3,15 +3,11 @@
 //!
 //! Each test has an engine of its own: that of the machine is for all others.
 
-#[path = "support/ground.rs"]
-#[allow(dead_code, reason = "a benchmark needs more of it")]
-mod ground;
-
-use ground::Ground;
 use serde_json::json;
 
 use crate::support::{
     gate::{Gate, Setup},
+    ground::Ground,
     until,
 };
 

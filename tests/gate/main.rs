@@ -42,6 +42,7 @@ mod programs;
 mod questions;
 mod quickstart;
 mod reaching;
+mod reaping;
 mod records;
 mod registries;
 mod remotes;

@@ -3,9 +3,10 @@
 use super::{
     AdminAction, By, ByHand, Dropped, Egress, Happening, ImageLockFailed, ImageLocked,
     ImagePullFailed, ImagePulled, ImagePulling, ImageResolved, LaunchRefused, Launched, Launching,
-    PluginLoaded, ReachEnd, Reached, Reaching, SessionOpened, Stopped, Who,
+    LeftBehind, PluginLoaded, ReachEnd, Reached, Reaching, SessionOpened, Stopped, Who,
     v1::{Decision, Rule},
 };
+use crate::upstream::Left;
 
 impl Happening {
     /// The value of `event`.
@@ -36,6 +37,8 @@ impl Happening {
             Self::ServerLaunched(_) => "server-launched",
             Self::ServerLaunchFailed { .. } => "server-launch-failed",
             Self::ServerStopped(_) => "server-stopped",
+            Self::LeftoversRemoving(_) => "leftovers-removing",
+            Self::LeftoversRemoved(_) => "leftovers-removed",
             Self::EgressOpened(_) => "egress-opened",
             Self::ServerReaching(_) => "server-reaching",
             Self::ServerReached(_) => "server-reached",
@@ -158,6 +161,9 @@ impl Happening {
             Self::ServerReached(reached) => reached.rules.truncate(most),
             Self::SecretsHanded { secrets, .. } => secrets.truncate(most),
             Self::SecretsOutdated { secrets, .. } => secrets.truncate(most),
+            Self::LeftoversRemoving(behind) | Self::LeftoversRemoved(behind) => {
+                behind.left.truncate(most);
+            }
             _ => {}
         }
     }
@@ -301,6 +307,13 @@ impl Happening {
                 } = stopped;
                 let more = principal.iter_mut().chain(exit_reason);
                 [server, place, reason].into_iter().chain(more).for_each(change);
+            }
+            Self::LeftoversRemoving(behind) | Self::LeftoversRemoved(behind) => {
+                let LeftBehind { left, by: ByHand { uid: _, user } } = behind;
+                let texts = left.iter_mut().flat_map(|Left { kind: _, name, server, error }| {
+                    std::iter::once(name).chain(server).chain(error)
+                });
+                texts.chain(user).for_each(change);
             }
             Self::EgressOpened(Egress { server, principal, url, protocol, .. }) => {
                 [server, url, protocol].into_iter().chain(principal).for_each(change);

@@ -34,7 +34,8 @@ const FINDINGS: usize = 16;
 const REQUESTS: usize = 128;
 const GROUPS: usize = 16;
 const STAGES: usize = 32;
-const MEMBERS: usize = 64;
+/// Members of a list in an event.
+pub const MEMBERS: usize = 64;
 /// Bytes of the largest result whose shape is told.
 const SHAPED: usize = 1 << 20;
 

@@ -187,6 +187,7 @@ fn document() -> String {
         "Rule",
         "Finding",
         "SecretHanded",
+        "Left",
         "Attested",
     ] {
         let target = &schema.0["$defs"][name];

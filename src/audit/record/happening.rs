@@ -13,8 +13,8 @@ pub use images::{
 };
 pub use people::{AdminAction, By, ByHand, SessionOpened, Who};
 pub use servers::{
-    DropReason, Dropped, Egress, HandedBy, LaunchRefused, Launched, Launching, PlaceKind,
-    SecretHanded, SecretSource, Stopped,
+    DropReason, Dropped, Egress, HandedBy, LaunchRefused, Launched, Launching, LeftBehind,
+    PlaceKind, SecretHanded, SecretSource, Stopped,
 };
 
 use super::reach::{Reached, Reaching};
@@ -168,6 +168,11 @@ pub enum Happening {
     },
     /// A server ended or was stopped.
     ServerStopped(Stopped),
+    /// `portcullis server reap` is about to remove what proxies that are gone have left. Where this can't be
+    /// recorded, it is not done.
+    LeftoversRemoving(LeftBehind),
+    /// What came of it.
+    LeftoversRemoved(LeftBehind),
     /// The proxy itself is about to open connections to a remote server.
     EgressOpened(Egress),
     /// A server is about to be connected to a host of its `egress`. Where this can't be recorded, it is

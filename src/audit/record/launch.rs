@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ByHand, Egress, HandedBy, Happening, ImageLockFailed, ImageLocked, ImagePullFailed,
-    ImagePulled, ImagePulling, ImageResolved, LaunchRefused, Launched, Launching, PlaceKind,
-    SecretHanded, SecretSource,
+    ImagePulled, ImagePulling, ImageResolved, LaunchRefused, Launched, Launching, LeftBehind,
+    PlaceKind, SecretHanded, SecretSource,
     bounds::bare_uri,
     build::{era, micros, rule},
 };
@@ -14,7 +14,7 @@ use crate::{
     names::{DecisionId, ServerName},
     refusal,
     upstream::{
-        self, By, Handing, Place, Started,
+        self, By, Handing, Left, Place, Started,
         images::{Failed, Pulled},
         process::Origin,
     },
@@ -243,6 +243,28 @@ impl ImageDone {
                 reason,
                 by,
             }),
+        }
+    }
+}
+
+/// What somebody removes at the command line of what proxies have left that are gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reaping {
+    /// At most [`MEMBERS`](super::MEMBERS).
+    pub left: Vec<Left>,
+    /// Whether it was done; else it is about to be.
+    pub done: bool,
+}
+
+impl Reaping {
+    /// It as that person's.
+    pub fn by(self, by: ByHand) -> Happening {
+        let Self { left, done } = self;
+        let behind = LeftBehind { left, by };
+        match done {
+            true => Happening::LeftoversRemoved(behind),
+            false => Happening::LeftoversRemoving(behind),
         }
     }
 }

@@ -19,14 +19,14 @@ mod words;
 
 pub use asked::{Asked, Claimed, Lack};
 pub(crate) use bounds::bare_uri;
-pub use build::{Arrival, Conclusion, RULES, Ruling};
+pub use build::{Arrival, Conclusion, MEMBERS, RULES, Ruling};
 pub use happening::{
     AdminAction, By, ByHand, DropReason, Dropped, Egress, HandedBy, Happening, ImageLockFailed,
     ImageLocked, ImagePullFailed, ImagePulled, ImagePulling, ImageResolved, LaunchRefused,
-    Launched, Launching, PlaceKind, PluginLoaded, SecretHanded, SecretSource, SessionOpened,
-    Stopped, Who,
+    Launched, Launching, LeftBehind, PlaceKind, PluginLoaded, SecretHanded, SecretSource,
+    SessionOpened, Stopped, Who,
 };
-pub use launch::{ImageDid, ImageDone};
+pub use launch::{ImageDid, ImageDone, Reaping};
 pub use reach::{ReachEnd, Reached, Reaching};
 pub use v1::{
     AnswerKind, Body, Call, Decision, Direction, Entry, Era, Event, Finding, Grounds, Intent, Kept,

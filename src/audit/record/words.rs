@@ -5,7 +5,7 @@ use std::fmt;
 use super::{
     happening::{
         By, DropReason, HandedBy, Happening, ImageLockFailed, ImageLocked, ImagePullFailed,
-        ImagePulled, ImagePulling, ImageResolved, LaunchRefused, Launched,
+        ImagePulled, ImagePulling, ImageResolved, LaunchRefused, Launched, LeftBehind,
     },
     reach::{ReachEnd, Reached, Reaching},
 };
@@ -116,6 +116,21 @@ impl fmt::Display for Happening {
             }
             Self::ServerStopped(stopped) => {
                 write!(f, "server {} stopped: {}", stopped.server, stopped.reason)
+            }
+            Self::LeftoversRemoving(LeftBehind { left, by }) => {
+                let names: Vec<_> = left.iter().map(|left| left.name.as_str()).collect();
+                let names = names.join(", ");
+                write!(f, "what proxies have left that are gone is being removed: {names}")?;
+                by_whom(by.user.as_deref(), by.uid, f)
+            }
+            Self::LeftoversRemoved(LeftBehind { left, by }) => {
+                let all = left.iter().map(|left| match &left.error {
+                    Some(why) => format!("not {} ({why})", left.name),
+                    None => left.name.clone(),
+                });
+                let all = all.collect::<Vec<_>>().join(", ");
+                write!(f, "what proxies had left that are gone was removed: {all}")?;
+                by_whom(by.user.as_deref(), by.uid, f)
             }
             Self::EgressOpened(egress) => {
                 write!(f, "server {}: connects to {}", egress.server, egress.url)

@@ -84,6 +84,8 @@ const EVENTS: &[(&str, Meaning)] = &[
     ("server-launched", meaning(Informational, Lifecycle, START)),
     ("server-launch-failed", failure(Medium, Lifecycle, START)),
     ("server-stopped", meaning(Informational, Lifecycle, STOP)),
+    ("leftovers-removing", meaning(Informational, Entity, DELETE)),
+    ("leftovers-removed", meaning(Low, Entity, DELETE)),
     ("egress-opened", meaning(Informational, Network, OPEN)),
     ("server-reaching", meaning(Informational, Network, OPEN)),
     ("server-reached", meaning(Informational, Network, CLOSE)),

@@ -1,10 +1,13 @@
-//! What became of servers: their start, what they were handed, their end.
+//! What became of servers: their start, what they were handed, their end, and what they left.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::super::v1::{Era, Rule};
-use crate::{names::DecisionId, policy::Attested};
+use super::{
+    super::v1::{Era, Rule},
+    ByHand,
+};
+use crate::{names::DecisionId, policy::Attested, upstream::Left};
 
 /// Where a server runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -133,6 +136,15 @@ pub struct Stopped {
     /// What else is known of its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_reason: Option<String>,
+}
+
+/// What proxies have left that are gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeftBehind {
+    /// Where there is more, the next record has it.
+    pub left: Vec<Left>,
+    #[serde(flatten)]
+    pub by: ByHand,
 }
 
 /// A way out of this machine.
