@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use portcullis_egress::{Destination, Host, Pattern};
+use serde_json::Value;
 use url::Url;
 
 use crate::{
+    mount::clean,
     name::{as_variable, is_variable, ours},
     object::Said,
     options::Options,
-    plain::{argument_holds_secret, is_plain, url_holds_secret},
+    plain::{argument_holds_secret, is_near, is_plain, url_holds_secret},
     report::{Place, Report, brief},
     server::{Mount, Run, Secret, Server, Tool},
 };
@@ -23,18 +26,29 @@ pub(crate) enum Naming {
     Plain,
 }
 
+/// Who wrote what is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Author {
+    /// The person, or a client of theirs for them.
+    Person,
+    /// Whoever wrote a catalog, an entry of a registry or a profile: of this machine nothing is theirs
+    /// to hand to a server.
+    Stranger,
+}
+
 pub(crate) struct Draft<'a> {
     options: &'a Options,
     pub name: String,
     pub original: String,
     pub place: Place,
     pub naming: Naming,
+    pub author: Author,
     pub title: Option<String>,
     pub description: Option<String>,
     env: BTreeMap<String, String>,
     secrets: BTreeMap<String, Secret>,
     mounts: Vec<Mount>,
-    egress: BTreeSet<String>,
+    egress: BTreeMap<String, Place>,
     user: Option<String>,
     pub fetches: bool,
     pub stays: bool,
@@ -67,12 +81,13 @@ impl<'a> Draft<'a> {
             original: original.to_owned(),
             place,
             naming: Naming::Own,
+            author: Author::Stranger,
             title: None,
             description: None,
             env: BTreeMap::new(),
             secrets: BTreeMap::new(),
             mounts: Vec::new(),
-            egress: BTreeSet::new(),
+            egress: BTreeMap::new(),
             user: None,
             fetches: false,
             stays: false,
@@ -193,11 +208,19 @@ impl<'a> Draft<'a> {
         let Ok(url) = Url::parse(said.text) else {
             return problem(report, "this is no URL");
         };
-        let loopback = match url.host() {
-            Some(url::Host::Domain(name)) => name == "localhost",
-            Some(url::Host::Ipv4(address)) => address.is_loopback(),
-            Some(url::Host::Ipv6(address)) => address.is_loopback(),
-            None => return problem(report, "a server's URL has a host"),
+        let Some(Ok(host)) = url.host_str().map(str::parse::<Host>) else {
+            return problem(report, "a server's URL has a host");
+        };
+        if self.author == Author::Stranger && is_near(&Pattern::One(host.clone())) {
+            return problem(
+                report,
+                "this URL leads to this machine or a network around it: if that is meant, write the server's \
+                 `url` into the config yourself",
+            );
+        }
+        let loopback = match &host {
+            Host::Name(name) => name == "localhost",
+            Host::Address(address) => address.is_loopback(),
         };
         match url.scheme() {
             "https" => {}
@@ -222,8 +245,20 @@ impl<'a> Draft<'a> {
         Some(said.text.trim().to_owned())
     }
 
-    /// A folder of this machine.
+    /// A folder of this machine. One that a stranger asks for is taken where the person named that very
+    /// folder for this server.
     pub fn mount(&mut self, mount: Mount, place: Place, report: &mut Report) {
+        if self.author == Author::Stranger && !self.is_named(&mount.source) {
+            let asked = brief(&format!("{}:{}", mount.source, mount.target));
+            report.left_out(
+                place,
+                format!(
+                    "it asks for `{asked}`, a folder of this machine that you did not name: if that is meant, name \
+                     it with `--set`, or in `mounts`"
+                ),
+            );
+            return;
+        }
         if self.mounts.iter().any(|other| other.target == mount.target) {
             let text = format!("two mounts have the target `{}`", brief(&mount.target));
             report.problem(place, text);
@@ -232,6 +267,12 @@ impl<'a> Draft<'a> {
         let how = if mount.writable { "writes to" } else { "reads" };
         report.deviates(place, format!("it {how} `{}` of this machine", brief(&mount.source)));
         self.mounts.push(mount);
+    }
+
+    /// Whether a folder is among what the person set for the server.
+    fn is_named(&self, folder: &str) -> bool {
+        let names = [&self.original, &self.name];
+        names.iter().filter_map(|name| self.options.values.get(*name)).any(|own| has(own, folder))
     }
 
     /// Whom it runs as: `UID`, or `UID:GID`, by number.
@@ -252,9 +293,23 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// A host that it needs.
-    pub fn host(&mut self, host: String) {
-        self.egress.insert(host);
+    /// A host that it needs, as an entry of `egress`.
+    pub fn host(&mut self, entry: &str, place: Place, report: &mut Report) {
+        let Ok(to) = entry.parse::<Destination>() else {
+            report.problem(place, format!("`{}` is no host", brief(entry)));
+            return;
+        };
+        if is_near(&to.host) {
+            report.left_out(
+                place,
+                format!(
+                    "it asks for `{to}`, which is this machine or a network around it: if that is meant, write it in \
+                     `egress`"
+                ),
+            );
+            return;
+        }
+        self.egress.entry(to.to_string()).or_insert(place);
     }
 
     /// A tool that nobody may call.
@@ -312,6 +367,9 @@ impl<'a> Draft<'a> {
             ),
             Run::Image { .. } | Run::Command { .. } => {}
         }
+        for (host, place) in &self.egress {
+            report.deviates(*place, format!("it reaches `{host}`"));
+        }
         let all_but = (!self.forbidden.is_empty()).then(|| {
             let tools = self.tools.iter().map(|tool| tool.name.clone());
             tools.filter(|name| !self.forbidden.contains(name)).collect()
@@ -326,7 +384,7 @@ impl<'a> Draft<'a> {
             env: self.env,
             secrets: self.secrets,
             mounts: self.mounts,
-            egress: self.egress.into_iter().collect(),
+            egress: self.egress.into_keys().collect(),
             user: self.user,
             fetches: self.fetches,
             stays: self.stays,
@@ -335,6 +393,16 @@ impl<'a> Draft<'a> {
             notes: std::mem::take(&mut report.notes),
         };
         report.problems.is_empty().then_some(server)
+    }
+}
+
+/// Whether a setting is a folder, or has it.
+fn has(setting: &Value, folder: &str) -> bool {
+    match setting {
+        Value::String(text) => text.starts_with('/') && clean(text) == folder,
+        Value::Array(items) => items.iter().any(|item| has(item, folder)),
+        Value::Object(map) => map.values().any(|value| has(value, folder)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
 

@@ -46,7 +46,10 @@ pub use image::NoImage;
 pub use name::{Names, Unfit, is_legal, ours};
 pub use node::{Key, MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, What};
 pub use options::{Options, Packages};
-pub use plain::{argument_holds_secret, begins_as_key, holds_key};
+pub use plain::{
+    argument_holds_secret, begins_as_key, holds_key, names_secret, segment_holds_secret,
+    url_holds_secret,
+};
 pub use reference::{NoReference, Reference};
 pub use report::{Kind, Note, Place, Problem, brief};
 pub use server::{Image, Mount, Run, Secret, Server, Tool, Transport};

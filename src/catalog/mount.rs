@@ -76,7 +76,7 @@ pub(crate) fn of(source: &str, target: &str, writable: bool) -> Result<Mount, No
 }
 
 /// Without doubled slashes and `.`.
-fn clean(path: &str) -> String {
+pub(crate) fn clean(path: &str) -> String {
     let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     format!("/{}", parts.join("/"))
 }

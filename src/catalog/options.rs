@@ -19,6 +19,9 @@ pub enum Packages {
 pub struct Options {
     /// Settings of servers, by the names that their catalog has for them.
     pub values: Values,
+    /// Settings that somebody else says, as a profile does: they stand where the person set nothing,
+    /// and name no folder.
+    pub theirs: Values,
     /// The tools that are left on, by the names that the catalog has for servers.
     pub only: BTreeMap<String, Vec<String>>,
     /// Where secrets come from (`env:NAME`), by the variable that a server reads.
@@ -26,4 +29,6 @@ pub struct Options {
     /// The name in our config, in the place of one made of theirs.
     pub name: Option<String>,
     pub packages: Packages,
+    /// The file came from elsewhere: whatever its form, it is no file of the person's own client.
+    pub foreign: bool,
 }

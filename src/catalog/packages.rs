@@ -190,7 +190,7 @@ pub(crate) fn run(
         report.needed(place, format!("which package `{program}` fetches does not stand plainly"));
     }
     for host in fetcher.hosts {
-        draft.host((*host).to_owned());
+        draft.host(host, place, report);
     }
     if draft.network.is_none() {
         draft.network = Some(true);

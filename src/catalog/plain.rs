@@ -1,5 +1,6 @@
 //! What may stand in a config as it is, and what may be a secret.
 
+use portcullis_egress::{Destination, Host, Pattern, is_public};
 use url::Url;
 
 /// Whether a variable's value is plainly none: a flag, a number, a path, a host, a word. What is not
@@ -43,7 +44,7 @@ fn is_harmless(value: &str) -> bool {
 }
 
 /// Whether the name of a variable, an option or a parameter says that it holds a secret.
-pub(crate) fn names_secret(name: &str) -> bool {
+pub fn names_secret(name: &str) -> bool {
     const PARTS: &[&str] = &[
         "TOKEN",
         "SECRET",
@@ -97,8 +98,9 @@ pub fn argument_holds_secret(before: Option<&str>, argument: &str) -> bool {
     named || login || begins_as_key(value) || has_long_key(value)
 }
 
-/// A login, or a parameter that is named as a secret.
-pub(crate) fn url_holds_secret(url: &Url) -> bool {
+/// Whether a URL has a login, a parameter that is named as a secret, or a part of its path that looks
+/// like one: hosted servers hand out addresses with a key in them.
+pub fn url_holds_secret(url: &Url) -> bool {
     url.password().is_some()
         || (!url.username().is_empty() && url.scheme() != "ssh" && url.scheme() != "git")
         || url.query_pairs().any(|(name, value)| {
@@ -108,6 +110,19 @@ pub(crate) fn url_holds_secret(url: &Url) -> bool {
                 || begins_as_key(&value)
                 || has_long_key(&value)
         })
+        || url.path_segments().into_iter().flatten().any(segment_holds_secret)
+}
+
+/// Whether a part of a URL looks like a key. As base64 is written there, `-` and `_` are letters of it.
+pub fn segment_holds_secret(segment: &str) -> bool {
+    let count = |is: fn(&u8) -> bool| segment.bytes().filter(is).count();
+    let letters = segment.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let mixed = letters
+        && segment.len() >= 20
+        && count(u8::is_ascii_uppercase) >= 4
+        && count(u8::is_ascii_lowercase) >= 4
+        && count(u8::is_ascii_digit) >= 2;
+    mixed || begins_as_key(segment) || has_long_key(segment)
 }
 
 /// Whether a value begins as vendors' keys do.
@@ -198,7 +213,20 @@ pub(crate) fn endpoint(text: &str) -> Option<String> {
         _ if below.is_some() => "",
         _ => "tcp://",
     };
-    (port > 0 && legal).then(|| format!("{scheme}{}:{port}", host.to_ascii_lowercase()))
+    // What only some take for an address (`127.1`) is no host of a config.
+    let to: Destination = format!("{scheme}{host}:{port}").parse().ok()?;
+    legal.then(|| to.to_string())
+}
+
+/// Whether hosts are this machine, or an address of a network around it. Other names lead there only
+/// where the DNS says so, which is looked at when they are reached.
+pub(crate) fn is_near(hosts: &Pattern) -> bool {
+    match hosts {
+        Pattern::One(Host::Address(address)) => !is_public(*address),
+        Pattern::One(Host::Name(name)) | Pattern::Below(name) => {
+            name == "localhost" || name.ends_with(".localhost")
+        }
+    }
 }
 
 #[cfg(test)]
@@ -275,8 +303,51 @@ mod tests {
             ("a b", None),
             ("", None),
             ("-x:1", None),
+            ("127.1:80", None),
+            ("0x7f.1:80", None),
+            ("2130706433:80", None),
+            ("[::ffff:1.1.1.1]:80", Some("http://1.1.1.1:80")),
         ] {
             assert_eq!(endpoint(text).as_deref(), read, "{text}");
+        }
+    }
+
+    #[test]
+    fn this_machine_and_networks_around_it() {
+        for (text, near) in [
+            ("api.example.com", false),
+            ("1.1.1.1:443", false),
+            ("[2606:4700::1111]:443", false),
+            ("mylocalhost:443", false),
+            ("169.254.169.254:80", true),
+            ("127.0.0.1:2375", true),
+            ("[::1]:2375", true),
+            ("[::ffff:10.0.0.1]:2375", true),
+            ("10.0.0.1", true),
+            ("LOCALHOST:2375", true),
+            ("x.localhost:2375", true),
+            ("*.a.localhost", true),
+        ] {
+            let to: Destination = endpoint(text).unwrap().parse().unwrap();
+            assert_eq!(is_near(&to.host), near, "{text}");
+        }
+    }
+
+    #[test]
+    fn urls_that_hold_secrets() {
+        let key = ["AbC9", "dEf8", "GhI7", "jKl6", "MnO5"].concat();
+        let dashed = ["AbC9", "dEf8-", "GhI7", "_jKl6"].concat() + "-Mn";
+        for (url, holds) in [
+            ("https://mcp.example.com/mcp", false),
+            ("https://mcp.example.com/v1/workspaces/my-team-2026/sse", false),
+            ("https://mcp.example.com/s/0f8fad5b-d9cb-469f-a165-70867728950e/mcp", false),
+            (&*format!("https://mcp.example.com/s/{key}/mcp"), true),
+            (&*format!("https://mcp.example.com/s/{dashed}/mcp"), true),
+            (&*format!("https://mcp.example.com/a/123/sk-{}/mcp", &key[..8]), true),
+            (&*format!("https://mcp.example.com/mcp?k={key}"), true),
+            ("https://me:word@mcp.example.com/mcp", true),
+        ] {
+            assert_eq!(url_holds_secret(&Url::parse(url).unwrap()), holds, "{url}");
         }
     }
 }

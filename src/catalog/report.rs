@@ -107,9 +107,16 @@ impl Report {
         self.note(Kind::Needed, place, text);
     }
 
-    /// Notes a deviation from the hardened profile.
+    /// Notes a deviation from the hardened profile. None goes untold: a server that has more of them than are
+    /// told is not taken.
     pub fn deviates(&mut self, place: Place, text: impl Into<String>) {
-        self.note(Kind::Deviates, place, text);
+        let deviations = self.notes.iter().filter(|note| note.kind == Kind::Deviates).count();
+        if deviations < MOST {
+            self.notes.push(Note { kind: Kind::Deviates, place: Some(place), text: text.into() });
+        } else {
+            let text = format!("it deviates from the hardened profile in more than {MOST} ways");
+            self.problem(place, text);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     node::Node,
+    options::Options,
     report::{Kind, Report, brief},
 };
 
@@ -37,14 +38,18 @@ pub fn set(values: &mut Values, server: &str, text: &str) -> Result<(), String> 
     Ok(())
 }
 
-/// The settings with the defaults of their schemas, held against these.
+/// The person's settings, or where they have none those of somebody's profile, with the defaults of
+/// their schemas, held against these.
 pub(crate) fn settle(
     schemas: &[Node],
-    values: &Values,
+    options: &Options,
     server: &str,
     report: &mut Report,
 ) -> Value {
-    let mut settled = values.clone();
+    let mut settled = options.values.clone();
+    for (name, theirs) in &options.theirs {
+        settled.entry(name).or_insert_with(|| theirs.clone());
+    }
     for node in schemas {
         let Some(name) = node.get("name").and_then(Node::text) else {
             report.left_out(node.place, "a config without a name cannot be set");

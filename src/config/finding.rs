@@ -10,6 +10,8 @@ use std::{
 use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
 use regex::Regex;
 
+use crate::catalog::segment_holds_secret;
+
 macro_rules! codes {
     ($(#[doc = $doc:literal] $variant:ident = $text:literal;)*) => {
         /// The kinds of finding. The text of a code never changes once published.
@@ -79,13 +81,19 @@ pub(super) struct Source {
 /// for the eyes of whoever reads an error: it may hide too much.
 static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
     let patterns = [
-        r#"(?i)(?:token|secret|passw|credential|api[_-]?key|private[_-]?key|_pat\b|auth)[a-z0-9_-]*["']?[ \t]*=[ \t]*(?:"""(?P<a>(?s:.*?))(?:"""|\z)|'''(?P<b>(?s:.*?))(?:'''|\z)|"(?P<c>[^"\n]*)|'(?P<d>[^'\n]*))"#,
+        r#"(?i)(?:token|secret|passw|credential|api[_-]?key|private[_-]?key|_key|_pass|_pat\b|auth|bearer|cookie|session|dsn|webhook|signing|connection[_-]string)[a-z0-9_-]*["']?[ \t]*=[ \t]*(?:"""(?P<a>(?s:.*?))(?:"""|\z)|'''(?P<b>(?s:.*?))(?:'''|\z)|"(?P<c>[^"\n]*)|'(?P<d>[^'\n]*))"#,
         r"(?P<e>-----BEGIN[ A-Z]*PRIVATE KEY(?s:.*?)(?:-----END[ A-Z-]*|\z))",
         r#"://(?P<g>[^/\s"'@]+)@"#,
         r"(?P<f>\b(?:gh[oprsu]_|github_pat_|glpat-|xox[abeprs]-|sk-|AKIA|pck_)[A-Za-z0-9_-]{8,})",
     ];
     #[expect(clippy::unwrap_used, reason = "a constant, compiled by every test of this file")]
     Regex::new(&patterns.join("|")).unwrap()
+});
+
+/// A URL, whose parts may be secrets.
+static URLS: LazyLock<Regex> = LazyLock::new(|| {
+    #[expect(clippy::unwrap_used, reason = "a constant, compiled by every test of this file")]
+    Regex::new(r#"https?://[^\s"']+"#).unwrap()
 });
 
 impl Source {
@@ -97,6 +105,15 @@ impl Source {
         for found in SECRETS.captures_iter(text) {
             for group in found.iter().skip(1).flatten() {
                 mask(&mut bytes, text, group.range());
+            }
+        }
+        for url in URLS.find_iter(text) {
+            let mut start = url.start();
+            for part in url.as_str().split(['/', '?', '&', '=', '#']) {
+                if segment_holds_secret(part) {
+                    mask(&mut bytes, text, start..start + part.len());
+                }
+                start += part.len() + 1;
             }
         }
         for (at, c) in text.char_indices() {

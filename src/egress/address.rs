@@ -46,6 +46,19 @@ fn is_public_v6(v6: Ipv6Addr) -> bool {
     }
 }
 
+/// Whether a cloud hands out a machine's credentials there to whoever asks from that machine.
+pub fn is_metadata(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            // Amazon, Google, Microsoft and others; Microsoft, Alibaba and Oracle beside it.
+            v4.is_link_local()
+                || [[168, 63, 129, 16], [100, 100, 100, 200], [192, 0, 0, 192]]
+                    .contains(&v4.octets())
+        }
+        IpAddr::V6(v6) => v6.segments()[..3] == [0xfd00, 0xec2, 0],
+    }
+}
+
 /// Whether an address is one of this machine's own. A public one is, too, where the machine has it:
 /// what listens there may be there for this machine alone.
 pub(crate) fn is_own(address: IpAddr) -> bool {
@@ -106,6 +119,22 @@ mod tests {
             "4000::1",
         ] {
             assert!(!is_public(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn clouds_keep_credentials_at_addresses_of_their_own() {
+        for address in [
+            "169.254.169.254",
+            "169.254.170.2",
+            "::ffff:169.254.169.254",
+            "fd00:ec2::254",
+            "168.63.129.16",
+        ] {
+            assert!(is_metadata(address.parse().unwrap()), "{address}");
+        }
+        for address in ["10.0.0.5", "127.0.0.1", "1.1.1.1", "fd00:1::254"] {
+            assert!(!is_metadata(address.parse().unwrap()), "{address}");
         }
     }
 

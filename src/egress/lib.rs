@@ -27,7 +27,7 @@ mod socks;
 mod tunnel;
 mod way;
 
-pub use address::is_public;
+pub use address::{is_metadata, is_public};
 pub use destination::{
     Destination, Destinations, Host, IllegalDestination, IllegalHost, Pattern, Twice, Wire,
 };

@@ -134,6 +134,136 @@ fn a_clients_file_is_taken_and_its_secrets_stay_out() {
     checks(dir);
 }
 
+/// What a stranger's file says of this machine is left out, and what it opens is told.
+#[test]
+fn a_strangers_server_gets_nothing_of_this_machine() {
+    let dir = folder();
+    let dir = dir.path();
+    fs::create_dir(dir.join("mine")).unwrap();
+    let mine = dir.join("mine").display().to_string();
+    let image = format!("example.com/helper@{}", digest());
+    write(
+        dir,
+        "team.yaml",
+        &format!(
+            "name: team\nregistry:\n  helper:\n    type: server\n    image: {image}\n    \
+             allowHosts: ['169.254.169.254:80', '127.0.0.1:2375', 'localhost:9', '10.0.0.1:443', api.example.com]\n    \
+             volumes: ['{{{{helper.dir}}}}:/a:rw', '{{{{helper.none|or:/srv/backups}}}}:/b:rw', '{{{{helper.data}}}}:/c', \
+             '/srv/shared:/d']\n    config: [{{name: helper, type: object, properties: {{dir: {{type: string, default: \
+             /srv/payroll}}, data: {{type: string}}}}}}]\n  near:\n    type: remote\n    remote: {{url: \
+             'http://localhost:2375/mcp'}}\n"
+        ),
+    );
+    let set = format!("helper.data={mine}");
+    let (code, out, err) = run(dir, &["server", "import", "team.yaml", "--set", &set]);
+    assert_eq!(code, 11, "{out}{err}");
+    assert!(err.contains("`near`") && err.contains("a network around it"), "{err}");
+    let helper = &table(dir)["servers"]["helper"];
+    assert_eq!(helper["egress"], toml::Value::from(vec!["api.example.com:443"]));
+    assert_eq!(helper["mounts"], toml::Value::from(vec![format!("{mine}:/c")]));
+    let policy = read(dir, "policies/server-helper.cedar");
+    for host in ["169.254.169.254", "127.0.0.1", "localhost", "10.0.0.1"] {
+        assert!(!policy.contains(host), "{policy}");
+        assert!(out.lines().any(|line| line.contains("left out") && line.contains(host)), "{out}");
+    }
+    for folder in ["/srv/payroll:/a", "/srv/backups:/b", "/srv/shared:/d"] {
+        assert!(
+            out.lines().any(|line| line.contains("left out") && line.contains(folder)),
+            "{out}"
+        );
+    }
+    for deviation in ["it reaches `api.example.com:443`", &format!("it reads `{mine}`")] {
+        assert!(
+            out.lines().any(|line| line.contains("deviates") && line.contains(deviation)),
+            "{out}"
+        );
+    }
+    checks(dir);
+
+    let positional = |value: &str| json!({ "type": "positional", "value": value });
+    let arguments =
+        ["-v", "/srv/payroll:/a:rw", "-u", "1000:1000", "--network", "host", "--privileged"];
+    let text = json!({ "name": "com.example/mapper", "version": "1", "packages": [{
+        "registryType": "oci", "identifier": image, "transport": { "type": "stdio" },
+        "runtimeArguments": arguments.map(positional),
+    }] });
+    write(dir, "server.json", &text.to_string());
+    let out = ok(dir, &["server", "add", "server.json"]);
+    let mapper = &table(dir)["servers"]["mapper"];
+    assert!(mapper.get("mounts").is_none() && mapper.get("hardening").is_none(), "{mapper}");
+    for left_out in ["/srv/payroll:/a", "`1000:1000`", "`host`", "--privileged"] {
+        assert!(
+            out.lines().any(|line| line.contains("left out") && line.contains(left_out)),
+            "{out}"
+        );
+    }
+    let policy = read(dir, "policies/server-mapper.cedar");
+    assert!(policy.contains("resource.deviations.isEmpty()"), "{policy}");
+    checks(dir);
+}
+
+/// An operator may open them, and is told what that is.
+#[test]
+fn ways_to_what_a_machine_keeps_for_itself_are_warned_of() {
+    let dir = folder();
+    let dir = dir.path();
+    let key = secret();
+    let hosts = [
+        ("http://169.254.169.254:80", true),
+        ("meta.example:443=fd00:ec2::254", true),
+        ("tcp://127.0.0.1:2375", true),
+        ("tcp://[::1]:2375", true),
+        ("tcp://127.0.0.1:5432=127.0.0.1", false),
+        ("db.example:443=10.0.0.5", false),
+        ("tcp://10.0.0.5:5432", false),
+    ];
+    let list: Vec<String> = hosts.iter().map(|(host, _)| format!("  \"{host}\",\n")).collect();
+    let text = format!(
+        "[servers.a]\nurl = \"https://mcp.example.com/s/{key}/mcp\"\n[servers.b]\ncommand = [\"b\"]\negress = [\n{}]\n",
+        list.concat()
+    );
+    write(dir, "portcullis.toml", &text);
+    let (code, out, err) = run(dir, &["check", "--format", "json"]);
+    assert_eq!(code, 11, "{out}{err}");
+    assert!(!format!("{out}{err}").contains(&key), "{out}{err}");
+    let (_, shown, err) = run(dir, &["check"]);
+    assert!(shown.contains("https://mcp.example.com/s/") && !shown.contains(&key), "{shown}{err}");
+    let found: Vec<Value> = serde_json::from_str(&out).unwrap();
+    let lines = |code: &str| -> Vec<u64> {
+        found
+            .iter()
+            .filter(|one| one["code"] == code)
+            .filter_map(|one| one["line"].as_u64())
+            .collect()
+    };
+    assert_eq!(lines("config-literal-secret"), [2], "{out}");
+    let warned = (6..).zip(hosts).filter(|(_, (_, warned))| *warned).map(|(line, _)| line);
+    assert_eq!(lines("config-unsafe"), warned.collect::<Vec<u64>>(), "{out}");
+}
+
+/// Hosted servers hand out URLs with a key in the path.
+#[test]
+fn a_secret_in_the_path_of_a_url_is_not_taken() {
+    let dir = folder();
+    let dir = dir.path();
+    let key = secret();
+    let text = json!({ "mcpServers": {
+        "a": { "url": format!("https://mcp.example.com/s/{key}/mcp") },
+        "b": { "url": format!("https://mcp.example.com/a/1/sk-{}/mcp", &key[..8]) },
+        "c": { "command": "npx", "args": ["mcp-remote@1.0.0", format!("https://mcp.example.com/s/{key}")] },
+        "d": { "url": "https://mcp.example.com/v1/teams/my-team-2026/mcp" },
+    } });
+    write(dir, "claude.json", &text.to_string());
+    let (code, out, err) = run(dir, &["server", "import", "claude.json"]);
+    assert_eq!(code, 11, "{out}{err}");
+    assert_eq!(err.matches("this URL holds a secret").count(), 3, "{err}");
+    for shown in [&out, &err, &config(dir), &read(dir, "portcullis.lock")] {
+        assert!(!shown.contains(&key[..8]), "a secret is in\n{shown}");
+    }
+    assert!(table(dir)["servers"].get("d").is_some());
+    checks(dir);
+}
+
 #[test]
 fn a_dry_run_writes_nothing() {
     let dir = folder();

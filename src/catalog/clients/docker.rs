@@ -1,7 +1,7 @@
 //! `docker run …` as a client's command: an image, and what it is run with.
 
 use crate::{
-    draft::Draft,
+    draft::{Author, Draft},
     mount,
     object::Said,
     report::{Report, brief},
@@ -181,6 +181,13 @@ fn take(draft: &mut Draft<'_>, option: Meaning, name: &str, value: Said<'_>, rep
             Err(error) => report.left_out(place, format!("`{}`: {error}", brief(text))),
         },
         Meaning::Mount => bind(draft, value, report),
+        Meaning::User if draft.author == Author::Stranger => report.left_out(
+            place,
+            format!(
+                "it asks to run as `{}`: if that is meant, write it in `hardening.user`",
+                brief(text)
+            ),
+        ),
         Meaning::User => draft.user(text, place, report),
         Meaning::Network if text == "none" => draft.network = Some(false),
         Meaning::Network => {

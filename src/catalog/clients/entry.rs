@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::docker;
 use crate::{
-    draft::{Draft, Naming},
+    draft::{Author, Draft, Naming},
     mount,
     name::{as_variable, is_variable},
     node::Node,
@@ -33,7 +33,9 @@ pub(super) fn read(
     let mut entry = Object::of(node, "a server", report)?;
     let place = entry.place;
     let mut draft = Draft::of(name, context.options, report, place)?;
-    draft.naming = Naming::Plain;
+    if !context.options.foreign {
+        (draft.naming, draft.author) = (Naming::Plain, Author::Person);
+    }
     draft.description = entry.text("description", report).map(|said| said.text.to_owned());
     // What a client does with a server; the way to it is what counts here.
     entry.describing(&[
@@ -115,7 +117,7 @@ pub(super) fn read(
             let text = format!("`{}` is no name of a variable", brief(variable.text));
             report.problem(variable.place, text);
         }
-        let from = format!("env:{}", variable.text);
+        let from = draft.reference(variable.text);
         headers.insert(name.text.to_string(), Secret { from, about: None });
     }
     if let Some(variable) = entry.text("bearer_token_env_var", report) {
@@ -215,11 +217,12 @@ fn environment(
                     ),
                 ),
                 None => {
+                    let naming = draft.naming;
                     if context.shared.contains(&*name.text) {
                         draft.naming = Naming::Own;
                     }
                     draft.variable(said, value.text, false, report);
-                    draft.naming = Naming::Plain;
+                    draft.naming = naming;
                 }
             }
         }

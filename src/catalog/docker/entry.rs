@@ -64,7 +64,7 @@ pub(super) fn read(
     policy(&mut entry, report);
 
     let schemas = entry.list("config", report);
-    let values = settle(schemas, &options.values, named.text, report);
+    let values = settle(schemas, options, named.text, report);
     let reader = Reader { values: &values };
 
     let kind = entry.text("type", report);
@@ -201,15 +201,7 @@ fn volume(draft: &mut Draft<'_>, said: Said<'_>, reader: &Reader<'_>, report: &m
     }
     for text in filled {
         match mount::read(&text) {
-            // A folder that the person named. One that the catalog names is a stranger's choice.
-            Ok(mount) if is_template(said.text) => draft.mount(mount, said.place, report),
-            Ok(_) => report.left_out(
-                said.place,
-                format!(
-                    "the catalog asks for `{}` of this machine: if that is meant, write it in `mounts`",
-                    brief(&text)
-                ),
-            ),
+            Ok(mount) => draft.mount(mount, said.place, report),
             Err(error @ (NoMount::Machine | NoMount::Volume)) => {
                 report.left_out(said.place, format!("`{}`: {error}", brief(&text)));
             }
@@ -304,7 +296,7 @@ fn egress(draft: &mut Draft<'_>, entry: &mut Object<'_>, place: Place, report: &
     let hosts = entry.texts("allowHosts", report);
     for said in &hosts {
         match endpoint(said.text) {
-            Some(host) if !none => draft.host(host),
+            Some(host) if !none => draft.host(&host, said.place, report),
             Some(_) => report.left_out(said.place, "a host without a network"),
             None => report.left_out(
                 said.place,

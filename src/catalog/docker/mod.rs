@@ -166,8 +166,7 @@ fn listed(name: &str, node: &Node, options: &Options, report: &mut Report) -> Op
     };
     let mut options = options.clone();
     if let Some(config) = config {
-        // What the person says now counts, not what somebody exported.
-        options.values.entry(name).or_insert(config);
+        options.theirs.insert(name.to_owned(), config);
     }
     // A profile lists the tools that its owner left on; a catalog all that there are.
     if left_on && node.get("config").is_some() {

@@ -51,6 +51,9 @@ fn a_catalog_with_every_field() {
     noted(weather, Kind::LeftOut, "`prefix`");
     noted(weather, Kind::Deviates, "user 1000");
     noted(weather, Kind::Deviates, "writes to `/srv/cache`");
+    for host in &weather.egress {
+        noted(weather, Kind::Deviates, &format!("it reaches `{host}`"));
+    }
 
     let offline = server(&found, "offline");
     assert!(offline.notes.is_empty(), "{:?}", offline.notes);
@@ -159,7 +162,9 @@ fn a_catalog_of_an_artifact() {
 
 #[test]
 fn a_submission() {
-    let found = found("submission.yaml", &Options::default());
+    let mut options = Options::default();
+    portcullis_catalog::set(&mut options.values, "archive", "path=/srv/archive/").unwrap();
+    let found = found("submission.yaml", &options);
     let archive = server(&found, "archive");
     assert_eq!(found.format, "Docker catalog submission");
     assert_eq!(archive.description.as_deref(), Some("Keeps things"));
@@ -169,6 +174,11 @@ fn a_submission() {
     assert_eq!(archive.secrets.keys().collect::<Vec<_>>(), ["ARCHIVE_KEY", "ARCHIVE_TOKEN"]);
     let Run::Image { arguments, .. } = &archive.run else { panic!() };
     assert_eq!(arguments, &["--transport=stdio"]);
+    // Its own default names a folder, too, and it is not the submission's to name one.
+    let found = support::found("submission.yaml", &Options::default());
+    let archive = server(&found, "archive");
+    assert!(archive.mounts.is_empty(), "{:?}", archive.mounts);
+    noted(archive, Kind::LeftOut, "/srv/archive:/data");
 }
 
 #[test]

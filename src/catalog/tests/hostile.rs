@@ -3,10 +3,10 @@
 mod support;
 
 use portcullis_catalog::{
-    MAX_BYTES, Options, describe, enabled, parse, read, settings, tool_lists,
+    Kind, MAX_BYTES, Options, describe, enabled, parse, read, set, settings, tool_lists,
 };
 use proptest::prelude::*;
-use support::fixture;
+use support::{fixture, noted, problems, server};
 
 fn refused(text: &str) -> String {
     match parse(text) {
@@ -53,6 +53,171 @@ fn places_are_those_of_the_file() {
     assert_eq!(problem.place.map(|p| (p.line, p.column)), Some((3, 3)));
     let problem = parse("{\n  \"é\": 1, \"é\": 2\n}").unwrap_err();
     assert_eq!(problem.place.map(|p| (p.line, p.column)), Some((2, 11)));
+}
+
+/// A server of a catalog with these lines.
+fn catalog(lines: &str) -> String {
+    format!(
+        "name: c\nregistry:\n  s:\n    type: server\n    image: i:1\n    disableNetwork: true\n{lines}"
+    )
+}
+
+#[test]
+fn folders_are_the_persons_to_name() {
+    let config = "    config:\n      - name: s\n        type: object\n        properties:\n          \
+                  dir: { type: string, default: /srv/payroll }\n          dirs: { type: array, default: [/srv/payroll] }\n";
+    let mounts = |volume: &str, sets: &[&str]| {
+        let mut options = Options::default();
+        sets.iter().for_each(|text| set(&mut options.values, "s", text).unwrap());
+        options.values.insert("other".into(), serde_json::json!({ "dir": "/srv/others" }));
+        let text = catalog(&format!("    volumes: ['{volume}']\n{config}"));
+        let found = read(&text, &options).unwrap();
+        let server = server(&found, "s").clone();
+        let told = server.notes.iter().any(|note| note.kind == Kind::LeftOut);
+        assert_eq!(server.mounts.is_empty(), told, "{volume}: {:#?}", server.notes);
+        server.mounts.iter().map(|mount| mount.source.clone()).collect::<Vec<_>>()
+    };
+    for (volume, set, taken) in [
+        ("{{s.dir}}:/a:rw", &["dir=/srv/mine"][..], &["/srv/mine"][..]),
+        ("{{s.dir|mount_as:/a}}", &["dir=/srv/mine/"], &["/srv/mine"]),
+        ("{{s.dirs|volume|into}}", &["dirs=[\"/srv/a\", \"/srv/b\"]"], &["/srv/a", "/srv/b"]),
+        // Defaults, constants, what is set for another server, and what is put before or behind.
+        ("{{s.dir}}:/a:rw", &[], &[]),
+        ("{{s.dirs|volume|into}}", &[], &[]),
+        ("{{s.none|or:/srv/payroll}}:/a", &[], &[]),
+        ("{{s.none|or:/srv/payroll}}:/a", &["dir=/srv/mine"], &[]),
+        ("/srv/payroll:/a", &[], &[]),
+        ("{{other.dir}}:/a", &[], &[]),
+        ("/srv{{s.dir}}:/a", &["dir=/mine"], &[]),
+        ("{{s.dir}}/private:/a", &["dir=/srv/mine"], &[]),
+    ] {
+        assert_eq!(mounts(volume, set), taken, "{volume} {set:?}");
+    }
+}
+
+#[test]
+fn a_profiles_settings_name_no_folder() {
+    let image = "image: workshop/weather:1\n";
+    let volumes = format!("{image}        volumes: ['{{{{weather.data}}}}:/data']\n");
+    let text = fixture("profile.yaml").replace(image, &volumes);
+    assert!(text.contains("data: /srv/w }") && text.contains(&volumes));
+    let mut options = Options::default();
+    for set in [None, Some("/srv/mine")] {
+        if let Some(folder) = set {
+            options
+                .values
+                .insert("weather".into(), serde_json::json!({ "data": folder, "limit": 2 }));
+        }
+        let found = read(&text, &options).unwrap();
+        let weather = server(&found, "weather");
+        let sources: Vec<&str> = weather.mounts.iter().map(|mount| &*mount.source).collect();
+        assert_eq!(sources, set.into_iter().collect::<Vec<_>>(), "{:#?}", weather.notes);
+    }
+}
+
+#[test]
+fn a_registry_says_nothing_of_this_machine() {
+    let arguments = |list: &[&str]| {
+        let list: Vec<_> = list
+            .iter()
+            .map(|value| serde_json::json!({ "type": "positional", "value": value }))
+            .collect();
+        serde_json::json!({ "name": "a.b/c", "version": "1", "packages": [{
+            "registryType": "oci", "identifier": "i:1", "transport": { "type": "stdio" },
+            "runtimeArguments": list,
+        }] })
+        .to_string()
+    };
+    for list in [
+        &["-v", "/srv/payroll:/a:rw"][..],
+        &["--volume=/srv/payroll:/a"],
+        &["--mount", "type=bind,src=/srv/payroll,dst=/a"],
+        &["-u", "1000:1000"],
+        &["--user=1000:1000"],
+        &["--network", "host"],
+        &["--privileged"],
+        &["--cap-add", "SYS_ADMIN"],
+        &["--device", "/dev/kvm"],
+        &["--add-host", "api.example.com:127.0.0.1"],
+        &["--security-opt", "seccomp=unconfined"],
+    ] {
+        let found = read(&arguments(list), &Options::default()).unwrap();
+        let c = server(&found, "a.b/c");
+        assert!(c.mounts.is_empty() && c.user.is_none() && c.egress.is_empty(), "{c:#?}");
+        assert!(!c.notes.iter().any(|note| note.kind == Kind::Deviates), "{:#?}", c.notes);
+        let left_out = c.notes.iter().filter(|note| note.kind == Kind::LeftOut).count();
+        assert_eq!(left_out, 1, "{list:?}: {:#?}", c.notes);
+    }
+}
+
+#[test]
+fn this_machine_and_networks_around_it_are_no_hosts_of_a_stranger() {
+    let text = catalog(
+        "    allowHosts: ['169.254.169.254:80', '127.0.0.1:2375', 'localhost:2375', '10.0.0.1:443', \
+         '[::ffff:127.0.0.1]:2375', '[fd00:ec2::254]:80', 'api.example.com:443', '1.1.1.1:443']\n",
+    )
+    .replace("    disableNetwork: true\n", "");
+    let found = read(&text, &Options::default()).unwrap();
+    let s = server(&found, "s");
+    assert_eq!(s.egress, ["1.1.1.1:443", "api.example.com:443"]);
+    for host in
+        ["169.254.169.254", "tcp://127.0.0.1:2375", "localhost", "10.0.0.1", "fd00:ec2::254"]
+    {
+        noted(s, Kind::LeftOut, host);
+    }
+    for host in &s.egress {
+        noted(s, Kind::Deviates, &format!("it reaches `{host}`"));
+    }
+
+    for url in [
+        "https://169.254.169.254/mcp",
+        "http://localhost:2375/mcp",
+        "https://10.1:443/mcp",
+        "https://[::1]/",
+    ] {
+        let text = format!("registry:\n  r:\n    type: remote\n    remote: {{url: '{url}'}}\n");
+        let found = read(&text, &Options::default()).unwrap();
+        let text = &problems(&found, "r")[0].text;
+        assert!(text.contains("a network around it"), "{url}: {text}");
+        // A client's own file is the person's.
+        let text = format!(r#"{{"mcpServers": {{"r": {{"url": "{url}"}}}}}}"#);
+        server(&read(&text, &Options::default()).unwrap(), "r");
+        problems(&read(&text, &Options { foreign: true, ..Options::default() }).unwrap(), "r");
+    }
+}
+
+#[test]
+fn no_deviation_is_lost_among_others() {
+    let hosts: Vec<String> = (0..201).map(|nth| format!("h{nth}.example.com")).collect();
+    let text = |most: usize| {
+        let hosts = hosts[..most].join(", ");
+        catalog(&format!("    allowHosts: [{hosts}]\n")).replace("    disableNetwork: true\n", "")
+    };
+    let told = |text: &str| {
+        let found = read(text, &Options::default()).unwrap();
+        let notes = &server(&found, "s").notes;
+        notes.iter().filter(|note| note.kind == Kind::Deviates).count()
+    };
+    assert_eq!(told(&text(200)), 200);
+    // What else there is to tell crowds none of them out.
+    let keys: String = (0..300).map(|nth| format!("    junk{nth}: 1\n")).collect();
+    assert_eq!(told(&format!("{}{keys}", text(100))), 100);
+    let found = read(&text(201), &Options::default()).unwrap();
+    assert!(problems(&found, "s")[0].text.contains("more than 200 ways"));
+}
+
+#[test]
+fn a_clients_file_from_elsewhere_is_no_clients_file() {
+    let text = r#"{"mcpServers": {"s": {"command": "docker", "args": ["run", "-v", "/srv/payroll:/a", "-u", "1000",
+        "i:1"], "env": {"TOKEN": "${AWS_SECRET_ACCESS_KEY}"}}}}"#;
+    let own = read(text, &Options::default()).unwrap();
+    let own = server(&own, "s");
+    assert_eq!((own.mounts.len(), own.user.as_deref()), (1, Some("1000:1000")));
+    assert_eq!(own.secrets["TOKEN"].from, "env:AWS_SECRET_ACCESS_KEY");
+    let found = read(text, &Options { foreign: true, ..Options::default() }).unwrap();
+    let foreign = server(&found, "s");
+    assert!(foreign.mounts.is_empty() && foreign.user.is_none(), "{foreign:#?}");
+    assert_eq!(foreign.secrets["TOKEN"].from, "env:MCP_S__AWS_SECRET_ACCESS_KEY");
 }
 
 /// Everything that reads.

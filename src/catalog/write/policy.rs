@@ -174,7 +174,8 @@ fn example(server: &Server) -> String {
 /// Host and port of a URL, as policies see them.
 fn place(url: &str) -> Option<(String, u16)> {
     let url = url::Url::parse(url).ok()?;
-    Some((escaped(url.host_str()?), url.port_or_known_default()?))
+    let host = url.host_str()?.trim_matches(['[', ']']);
+    Some((escaped(host), url.port_or_known_default()?))
 }
 
 /// A text within Cedar's quotes.
@@ -248,5 +249,10 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("resource.name == \"::1\" && resource.port == 5432"), "{text}");
+        // As a URL's host is asked of: without brackets.
+        assert_eq!(
+            place("https://[2606:4700::1111]/mcp"),
+            Some(("2606:4700::1111".to_owned(), 443))
+        );
     }
 }

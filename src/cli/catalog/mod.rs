@@ -197,18 +197,19 @@ async fn show(
     catalog: &str,
     server: Option<&str>,
 ) -> anyhow::Result<Exit> {
+    let mut options = Options { foreign: true, ..Options::default() };
     let fetched = if let Some(kept) = house.lock.catalogs.get(catalog) {
         house.kept(catalog, kept)?
     } else if catalog.contains("://") || std::path::Path::new(catalog).exists() {
         let reference: Reference = catalog.parse().map_err(|error| Usage(format!("{error}")))?;
+        options.foreign = !matches!(reference, Reference::File(_));
         fetch(ctx, house, &reference).await?
     } else if catalog.contains('/') {
         house.artifact(catalog, &[CATALOG, catalog::SERVERS]).await?
     } else {
         bail!("there is no catalog `{catalog}`{}", near(house, catalog))
     };
-    let found =
-        read(&fetched.text, &Options::default()).map_err(|problem| placed(&fetched, &problem))?;
+    let found = read(&fetched.text, &options).map_err(|problem| placed(&fetched, &problem))?;
     if let Some(server) = server {
         return one(ctx, picked(found, &[server.to_owned()], &fetched.name)?);
     }
@@ -346,6 +347,7 @@ pub(super) async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
         };
         let mut options = args.said.options(single.as_deref())?;
         options.name = name.map(str::to_owned);
+        options.foreign = !matches!(reference, Reference::File(_));
         let found = read(&fetched.text, &options).map_err(|problem| placed(&fetched, &problem))?;
         let digest = fetched.manifest.clone().unwrap_or_else(|| fetched.digest.clone());
         let entries = match &reference {

@@ -14,9 +14,9 @@ use crate::config::{
     values::{CAPABILITIES, is_client, is_env_name},
 };
 use crate::{
-    catalog::begins_as_key,
+    catalog::{begins_as_key, names_secret, url_holds_secret},
     container::Image,
-    egress::Destinations,
+    egress::{Destination, Destinations, Host, Pattern, is_metadata},
     upstream::{ADDRESSES, process::SECRETS},
     vault::Source,
 };
@@ -191,6 +191,16 @@ fn check_url(checker: &mut Checker<'_>, pointer: &str, text: &str) {
                 .at_key(pointer, Code::LiteralSecret, "this URL has credentials in it")
                 .help("send them by `headers = { Authorization = { from = \"env:NAME\" } }`"),
         );
+    } else if url_holds_secret(&url) {
+        let finding = checker.document.at_key(
+            pointer,
+            Code::LiteralSecret,
+            "a part of this URL looks like a secret in plain text",
+        );
+        checker.add(finding.warning().help(
+            "send it by `headers = { Authorization = { from = \"env:NAME\" } }`, if the server takes it there; \
+             else let nobody else read this file: logs and records have the URL's host alone",
+        ));
     }
     if url.fragment().is_some() {
         checker.bad(pointer, "a server's URL has no fragment", "remove `#` and what follows");
@@ -306,25 +316,11 @@ fn files(server: &Server) -> impl Iterator<Item = &String> {
     all.map(|(name, _)| name)
 }
 
-/// By the name of the variable, and by how vendors' keys begin.
+/// By the name of the variable, by how vendors' keys begin, and by what stands in a URL.
 pub(in crate::config) fn looks_secret(name: &str, value: &str) -> bool {
-    const NAMES: &[&str] = &[
-        "TOKEN",
-        "SECRET",
-        "PASSWORD",
-        "PASSWD",
-        "API_KEY",
-        "APIKEY",
-        "PRIVATE_KEY",
-        "CREDENTIAL",
-        "ACCESS_KEY",
-        "_PAT",
-    ];
-    let name = name.to_ascii_uppercase();
-    let is_path =
-        value.starts_with(['/', '.']) || name.ends_with("_FILE") || name.ends_with("_PATH");
-    value.len() >= 8
-        && (begins_as_key(value) || (!is_path && NAMES.iter().any(|part| name.contains(part))))
+    let is_path = value.starts_with(['/', '.']);
+    let in_url = || Url::parse(value).is_ok_and(|url| url.has_host() && url_holds_secret(&url));
+    value.len() >= 8 && (begins_as_key(value) || (!is_path && names_secret(name)) || in_url())
 }
 
 fn headers(checker: &mut Checker<'_>, at: &str, server: &Server) {
@@ -399,6 +395,35 @@ fn egress(checker: &mut Checker<'_>, at: &str, server: &Server) {
             "list them below one name (`*.example.com:443`), or divide the server",
         );
     }
+    for (nth, to) in server.egress.iter().enumerate() {
+        machine(checker, &child(at, nth), to);
+    }
+}
+
+/// The ways to what a machine keeps for itself. They may be meant, and are easily not.
+fn machine(checker: &mut Checker<'_>, at: &str, to: &Destination) {
+    let address = match (&to.host, to.address) {
+        (_, Some(address)) => address,
+        (Pattern::One(Host::Address(address)), None) => *address,
+        _ => return,
+    };
+    let (message, help) = if is_metadata(address) {
+        (
+            format!("at {address}, clouds hand out credentials of this machine to whoever asks"),
+            "remove it, unless the server is to act as this machine".to_owned(),
+        )
+    } else if address.is_loopback() && to.address.is_none() {
+        (
+            format!(
+                "{address} is this machine, where the engine's API or others without a key may listen"
+            ),
+            format!("remove it, or say that it is meant: `{to}={address}`"),
+        )
+    } else {
+        return;
+    };
+    let finding = checker.document.at_value(at, Code::Unsafe, message);
+    checker.add(finding.warning().help(help));
 }
 
 /// Of a container that runs already.
