@@ -35,7 +35,8 @@ pub struct Handing<'a> {
 pub struct Part {
     /// What is done.
     pub action: Action,
-    /// With what: the program, `HOST:PORT`, or the secret's name.
+    /// With what: the program, `HOST:PORT` (of a server elsewhere in the program's place, too: its URL may
+    /// hold a secret), or the secret's name.
     pub target: String,
     /// What was decided.
     pub outcome: Outcome,
@@ -46,7 +47,9 @@ impl Engine {
     pub fn decide_start(&self, start: &Start<'_>) -> Vec<Part> {
         let Start { server, program, url, secrets } = start;
         let way = url.map(destination);
-        let mut asked = vec![(Action::Launch, Resource::Program(program), program.name.clone())];
+        let place = way.as_ref().map(|(host, port)| format!("{host}:{port}"));
+        let shown = place.unwrap_or_else(|| program.name.clone());
+        let mut asked = vec![(Action::Launch, Resource::Program(program), shown)];
         if let Some((host, port)) = &way {
             let resource = Resource::Host { name: host, port: *port };
             asked.push((Action::Reach, resource, format!("{host}:{port}")));

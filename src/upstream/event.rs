@@ -158,6 +158,7 @@ impl Program {
 /// Connections to a server elsewhere.
 #[derive(Debug)]
 pub struct Connecting {
+    /// Where to, as [`origin`](super::launcher::origin) has it.
     pub url: String,
     /// `streamable-http` or `sse`.
     pub protocol: &'static str,

@@ -63,8 +63,18 @@ pub enum Place {
         why: String,
     },
     Remote {
+        /// Where, without more: `https://mcp.example.com`, as [`origin`] has it.
         url: String,
     },
+}
+
+/// A server's URL as it is told of: its scheme, host and port. Hosted servers hand out URLs of which the
+/// path is a key, and nobody can tell those from others.
+pub fn origin(url: &str) -> String {
+    match reqwest::Url::parse(url) {
+        Ok(url) => url.origin().ascii_serialization(),
+        Err(_) => "a URL that cannot be read".to_owned(),
+    }
 }
 
 impl Place {
@@ -135,7 +145,7 @@ impl Launcher {
         settings: &config::Server,
     ) -> Place {
         if let Some(url) = &settings.url {
-            return Place::Remote { url: url.clone() };
+            return Place::Remote { url: origin(url) };
         }
         if settings.pod_socket.is_some() {
             return Place::Container { why: "the config names the socket of its container".into() };

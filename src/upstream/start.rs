@@ -22,7 +22,7 @@ use super::{
     http::{Http, Sse},
     images::{Failed, Pinned, Pull, Readiness, on_its_way},
     instance::{Common, Instance},
-    launcher::{Place, Prepared},
+    launcher::{Place, Prepared, origin},
     link::{Failure, Link},
     log,
     outward::Reacher,
@@ -232,7 +232,7 @@ impl Instance {
                     Arc::new(Http::new(url, headers, launcher.caps, ear.clone())?)
                 }
             };
-            let (place, exit) = (Place::Remote { url: url.clone() }, Arc::default());
+            let (place, exit) = (Place::Remote { url: origin(url) }, Arc::default());
             let origin = Origin::default();
             let (process, folder, handed) = (None, None, prepared.handed);
             let given = Given::new(handed.clone());
@@ -452,7 +452,7 @@ impl Instance {
             program,
             party: self.principal(),
             way: way.map(|(url, sse)| Connecting {
-                url: url.to_owned(),
+                url: origin(url),
                 protocol: if sse { "sse" } else { "streamable-http" },
             }),
             handing: handed.0.iter().map(Handing::from).collect(),

@@ -36,7 +36,7 @@ impl Launched {
                 Place::Container { why } | Place::Sandbox { why } => why.clone(),
             },
             place: match &place {
-                Place::Remote { url } => bare_uri(url),
+                Place::Remote { url } => url.clone(),
                 Place::Container { .. } | Place::Sandbox { .. } => process,
             },
             program,
@@ -75,7 +75,10 @@ impl Happening {
             launch,
             server: server.clone(),
             kind: place.into(),
-            program: bare_uri(&program.name),
+            program: match place {
+                Place::Remote { url } => url.clone(),
+                Place::Container { .. } | Place::Sandbox { .. } => bare_uri(&program.name),
+            },
             digest: program.digest.clone(),
             deviations: program.deviations.iter().map(|key| (*key).to_owned()).collect(),
             signers: program.signed.signers.clone(),
@@ -90,7 +93,7 @@ impl Happening {
                 server: server.clone(),
                 principal: principal.clone(),
                 encrypted: way.url.starts_with("https://"),
-                url: bare_uri(&way.url),
+                url: way.url.clone(),
                 protocol: way.protocol.to_owned(),
             })
         }));

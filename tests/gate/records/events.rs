@@ -5,6 +5,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{like, one};
 use crate::support::{
+    PERMIT_ALL,
     agent::Agent,
     gate::{Gate, Setup, Written},
     peers, target, until,
@@ -172,6 +173,7 @@ async fn a_server_that_ends_or_does_not_start_says_how() {
 #[tokio::test]
 async fn ways_out_of_the_machine_and_their_secrets_are_on_record() {
     let url = peers::polled().await;
+    let host = url.strip_suffix("/mcp").unwrap();
     let token = ["a", "header", "of", "ours"].join("-");
     let gate = Setup::new(&format!(
         "[servers.away]\nurl = \"{url}\"\nheaders = {{ X-Token = {{ from = \"file:token\" }} }}"
@@ -183,16 +185,56 @@ async fn ways_out_of_the_machine_and_their_secrets_are_on_record() {
     seen(&gate, json!({ "event": "server-launched", "server": "away" })).await;
     let records = gate.records(&[]).await;
     for wanted in [
-        json!({ "event": "egress-opened", "server": "away", "url": url, "encrypted": false,
+        json!({ "event": "egress-opened", "server": "away", "url": host, "encrypted": false,
             "protocol": "streamable-http" }),
         json!({ "event": "secrets-handed", "server": "away",
             "secrets": [{ "secret": "X-Token", "source": "file", "by": "header" }] }),
-        json!({ "event": "server-launched", "server": "away", "kind": "remote", "place": url }),
+        json!({ "event": "server-launched", "server": "away", "kind": "remote", "place": host }),
     ] {
         one(&records, &wanted);
     }
     assert!(!serde_json::to_string(&records).unwrap().contains(&token));
     gate.stop().await;
+}
+
+/// Hosted servers hand out URLs with a key in them.
+#[tokio::test]
+async fn the_path_of_a_servers_url_is_nowhere_but_in_the_config() {
+    let key = ["AbC9", "dEf8", "GhI7", "jKl6", "MnO5"].concat();
+    let host = peers::polled().await.replace("/mcp", "");
+    let servers: String = [("away", &*host), ("gone", "http://127.0.0.1:9"), ("barred", &*host)]
+        .map(|(name, host)| format!("[servers.{name}]\nurl = \"{host}/s/{key}/mcp?k={key}\"\n"))
+        .concat();
+    let barred = "forbid (principal == Portcullis::Server::\"barred\", action == Portcullis::Action::\"launch\", resource);";
+    let gate = Setup::new(&servers).policies(&format!("{PERMIT_ALL} {barred}")).start().await;
+    let agent = gate.modern();
+    assert_eq!(agent.text("away__echo", json!({ "text": "one" })).await, "one");
+    let gone = agent.call("gone__echo", json!({})).await.unwrap_err();
+    assert_eq!(agent.refused("barred__echo", json!({})).await, "policy-denied");
+    let here = host.strip_prefix("http://").unwrap();
+    for wanted in [
+        json!({ "event": "server-launching", "server": "away", "program": host }),
+        json!({ "event": "egress-opened", "server": "away", "url": host }),
+        json!({ "event": "server-launched", "server": "away", "place": host }),
+        json!({ "event": "server-launch-failed", "server": "gone" }),
+        json!({ "event": "server-launch-refused", "server": "barred", "action": "launch", "target": here }),
+    ] {
+        seen(&gate, wanted).await;
+    }
+    let mut told = format!("{gone:?}{:?}{:?}", gate.records(&[]).await, gate.log());
+    for args in
+        [["server", "ls", "--format", "json"], ["server", "inspect", "away", "--format=json"]]
+    {
+        let ended = gate.cli(&args).await;
+        assert!(ended.stdout.contains(&host), "{ended:#?}");
+        told += &format!("{ended:?}");
+    }
+    let checked = gate.cli(&["check", "--format", "json"]).await;
+    assert!(checked.stdout.contains("config-literal-secret"), "{checked:#?}");
+    told += &format!("{checked:?}");
+    let stopped = gate.stop().await;
+    told += &format!("{:?}", stopped.records(&["event = server-stopped"]).await);
+    assert!(!told.contains(&key), "{told}");
 }
 
 #[tokio::test]

@@ -148,6 +148,7 @@ struct Polled {
 pub async fn polled() -> String {
     let app = Router::new()
         .route("/mcp", post(asked).get(asked_again))
+        .route("/s/{key}/mcp", post(asked).get(asked_again))
         .with_state(Arc::<Polled>::default());
     format!("http://{}/mcp", serve(app).await)
 }

@@ -26,7 +26,7 @@ pub struct Launching {
     pub launch: DecisionId,
     pub server: String,
     pub kind: PlaceKind,
-    /// The image as the config has it, the program, or the URL without user and query.
+    /// The image as the config has it, the program, or of the URL scheme, host and port.
     pub program: String,
     /// `sha256:…` of the image, by the config or the lock file, or of the program's file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,7 +78,7 @@ pub struct Launched {
     pub launch: DecisionId,
     pub server: String,
     pub kind: PlaceKind,
-    /// Which one: `container 0123456789ab`, `sandbox pid 42`, a URL without user and query.
+    /// Which one: `container 0123456789ab`, `sandbox pid 42`, or of a URL scheme, host and port.
     pub place: String,
     /// Why it runs there.
     pub reason: String,
@@ -157,7 +157,7 @@ pub struct Egress {
     /// The one client for which alone they are opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// The URL without user, query and fragment.
+    /// Of the URL scheme, host and port: its path may hold a secret.
     pub url: String,
     /// `streamable-http` or `sse`.
     pub protocol: String,
