@@ -4,7 +4,7 @@ use reqwest::Url;
 
 use super::{Loaded, Server, checks::looks_secret, place::child};
 use crate::{
-    catalog::{argument_holds_secret, holds_key},
+    catalog::{argument_holds_secret, holds_key, url_holds_secret},
     names::ServerName,
 };
 
@@ -55,9 +55,7 @@ fn of_url(url: &str) -> Option<&'static str> {
             "what stands behind `?` in a URL may be a secret: send it in a header, under `headers`",
         );
     }
-    let url = Url::parse(url).ok()?;
-    let mut parts = url.path_segments()?;
-    parts.any(holds_key).then_some(
+    Url::parse(url).is_ok_and(|url| url_holds_secret(&url)).then_some(
         "the path of this URL looks as if it had a key in it, and whoever reads the URL has the key",
     )
 }
