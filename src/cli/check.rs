@@ -7,12 +7,11 @@ use tokio::task::spawn_blocking;
 use super::{Context, Exit};
 use crate::{
     config::{self, Code, Diagnostics, Loaded},
-    container::mounts::{self, Places},
     identity::Store,
     plugin::House,
     policy,
     proxy::{Found, PluginSecrets, artifacts, interceptor, ungranted},
-    upstream::Signatures,
+    upstream::{Signatures, places::Places},
 };
 
 #[derive(Debug, clap::Args)]
@@ -72,11 +71,11 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     if let Err((at, text)) = Signatures::of_config(&loaded) {
         found.push(boxed(loaded.finding(&at, Code::BadValue, text)));
     }
-    let places = Places::of_host();
+    let places = Places::of(&loaded);
     for (name, server) in &loaded.config.servers {
         for (at, mount) in server.mounts.iter().enumerate() {
             let (message, remedy) = match mount.resolve() {
-                Ok(mount) => match mounts::check_source(&mount, &places) {
+                Ok(mount) => match places.check(&mount) {
                     Ok(_) => continue,
                     Err(failure) => (failure.what, failure.remedy),
                 },

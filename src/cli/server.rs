@@ -32,7 +32,7 @@ use crate::{
     names::ServerName,
     policy::{HandedAs, Handing},
     proxy::{Assembly, Purpose},
-    upstream::{Engines, Images, Launcher},
+    upstream::{Engines, Images, Launcher, places::OwnPlaces},
     vault,
 };
 
@@ -324,6 +324,7 @@ async fn launcher(loaded: &Loaded) -> Launcher {
         engine: Engines::find(loaded.config.engine.host.as_deref()).await,
         instance: String::new(),
         base: loaded.base.clone(),
+        own: OwnPlaces::of(loaded),
         caps: Caps::response(&loaded.config.limits),
         // Nothing is started here.
         hands: Default::default(),

@@ -11,7 +11,7 @@ use bollard::{API_DEFAULT_VERSION, Docker, errors::Error};
 use futures_util::stream::{FuturesOrdered, StreamExt as _};
 use tokio::time::timeout;
 
-use super::{failure, limits, mounts::Places, owner::Owner, pack};
+use super::{failure, limits, owner::Owner, pack};
 use crate::upstream::process::LaunchFailure;
 
 /// For one engine to answer, all its sockets asked at once.
@@ -72,7 +72,8 @@ pub(super) struct Facts {
     pub seccomp: bool,
     /// Limits that it can't keep.
     pub lacking: Vec<&'static str>,
-    pub places: Places,
+    /// Where it keeps what it has.
+    pub data: Option<PathBuf>,
     pub owner: Owner,
 }
 
@@ -154,9 +155,6 @@ impl Engine {
         let has = |name: &str| options.iter().any(|option| option.contains(name));
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
         runtimes.sort();
-        let mut places = Places::of_host();
-        places.engine.extend(host.strip_prefix("unix://").map(PathBuf::from));
-        places.engine.extend(info.docker_root_dir.map(PathBuf::from));
         Ok(Self {
             docker,
             facts: Arc::new(Facts {
@@ -180,7 +178,7 @@ impl Engine {
                 seccomp: has("seccomp"),
                 lacking,
                 default_runtime: info.default_runtime.unwrap_or_default(),
-                places,
+                data: info.docker_root_dir.map(PathBuf::from),
                 owner: Owner::current(),
             }),
             packed: Arc::default(),
@@ -190,6 +188,12 @@ impl Engine {
     /// What this engine is.
     pub fn version(&self) -> &Version {
         &self.facts.version
+    }
+
+    /// Its socket and its data: whoever has them has the machine.
+    pub(crate) fn places(&self) -> impl Iterator<Item = PathBuf> {
+        let socket = self.facts.version.host.strip_prefix("unix://").map(PathBuf::from);
+        socket.into_iter().chain(self.facts.data.clone())
     }
 
     /// Whether it can confine a server as every profile wants it.
@@ -305,6 +309,17 @@ fn candidates(
     .into_iter()
     .filter_map(|(path, from)| Some((format!("unix://{}", path?.display()), from)))
     .collect()
+}
+
+/// Every socket at which an engine may listen: the one that was named, and those that are found.
+pub(crate) fn sockets(host: Option<&str>) -> Vec<PathBuf> {
+    let env = |name: &str| env::var_os(name).map(PathBuf::from);
+    let usual = |name: &str| env(name).filter(|_| name != "DOCKER_HOST");
+    [candidates(host, env), candidates(None, env), candidates(None, usual)]
+        .into_iter()
+        .flatten()
+        .filter_map(|(host, _)| host.strip_prefix("unix://").map(PathBuf::from))
+        .collect()
 }
 
 /// An engine's error in words, with its causes.

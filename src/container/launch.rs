@@ -218,7 +218,9 @@ impl Plan {
                 "name it as NAME@sha256:DIGEST, or by its local id sha256:ID",
             ));
         }
-        let profile = Profile::new(spec, &engine.facts.places)?;
+        // This very engine's, whichever the spec knows of.
+        let places = spec.places.as_ref().clone().with_engine(engine.places());
+        let profile = Profile::new(spec, &places)?;
         if spec.command.iter().any(|argument| argument.contains('\0')) {
             return Err(failure(
                 "an argument of the command holds a NUL byte",

@@ -19,7 +19,7 @@ mod image;
 mod inspect;
 mod launch;
 mod limits;
-pub(crate) mod mounts;
+mod mounts;
 mod namespace;
 pub(crate) mod owner;
 mod pack;
@@ -32,6 +32,7 @@ mod seccomp;
 mod settled;
 mod streams;
 
+pub(crate) use engine::sockets;
 pub use engine::{Engine, NoEngine, Tried, Version};
 pub use image::{IllegalImage, Image};
 pub use inspect::{Inspection, Running};

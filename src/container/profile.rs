@@ -18,16 +18,12 @@ use crate::{
     egress::Destination,
     upstream::{
         outward,
+        places::Places,
         process::{LaunchFailure, LaunchSpec, Mount, SECRETS},
     },
 };
 
-use super::{
-    engine::Facts,
-    failure,
-    mounts::{self, Places},
-    podman, seccomp,
-};
+use super::{engine::Facts, failure, mounts, podman, seccomp};
 
 const USER: &str = "65534:65534";
 const MIB: u64 = 1 << 20;
@@ -94,7 +90,7 @@ impl Profile {
     /// The profile of a server as configured, before any engine was asked. Refuses values that no
     /// container could or should have.
     pub fn of(spec: &LaunchSpec) -> Result<Self, LaunchFailure> {
-        Self::new(spec, &Places::of_host())
+        Self::new(spec, &spec.places)
     }
 
     pub(super) fn new(spec: &LaunchSpec, places: &Places) -> Result<Self, LaunchFailure> {

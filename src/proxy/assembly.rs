@@ -41,7 +41,7 @@ use crate::{
     telemetry::Metrics,
     upstream::{
         Engines, Event, Handed, Hands, Heard, Holder, Images, Launcher, Learn, NotHanded, Read,
-        Server, Signatures, Whose,
+        Server, Signatures, Whose, places::OwnPlaces,
     },
     vault,
 };
@@ -162,6 +162,7 @@ impl Assembly {
                 engine,
                 instance: uuid::Uuid::now_v7().to_string(),
                 base: loaded.base.clone(),
+                own: OwnPlaces::of(loaded),
                 caps: Caps::response(&config.limits),
                 hands,
                 runtime: Default::default(),

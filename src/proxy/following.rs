@@ -196,6 +196,7 @@ impl Proxy {
         recorded.map_err(|error| format!("it could not be recorded: {error}"))?;
 
         // From here on it counts. First, nothing more is started of what goes.
+        self.launcher.own.follow(loaded);
         let retired: Vec<_> = (changed.iter().map(|name| (name, CHANGED)))
             .chain(removed.iter().map(|name| (name, REMOVED)))
             .filter_map(|(name, why)| Some((before.get(name)?.clone(), why)))

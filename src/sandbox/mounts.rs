@@ -3,13 +3,13 @@
 //! What may be seen is the containers' rule: a server sees no more for running here.
 
 use std::{
-    env,
     path::{Component, Path},
+    sync::Arc,
 };
 
-use crate::{
-    container::mounts::{Places, check_source},
-    upstream::process::{LaunchFailure, Mount},
+use crate::upstream::{
+    places::Places,
+    process::{LaunchFailure, Mount},
 };
 
 /// Trees inside that hold the system. `/etc` and `/tmp` are the sandbox's too, but have room.
@@ -19,25 +19,19 @@ const OCCUPIED: &[&str] =
 /// Holds every mount against the rules.
 #[derive(Debug)]
 pub(super) struct Rules {
-    places: Places,
+    places: Arc<Places>,
 }
 
 impl Rules {
-    /// The rules on this host, as it is now.
-    pub(super) fn of_host() -> Self {
-        let mut places = Places::of_host();
-        // Whoever reaches the engine owns the host, wherever its socket is.
-        let engine = env::var("DOCKER_HOST").ok();
-        places.engine.extend(
-            engine.as_deref().and_then(|host| host.strip_prefix("unix://")).map(Into::into),
-        );
-        Self { places }
+    /// By what a server may see.
+    pub(super) fn of(places: &Arc<Places>) -> Self {
+        Self { places: places.clone() }
     }
 
     /// Checks what a mount shows and where. Returns it with the links of its source resolved.
     pub(super) fn check(&self, mount: &Mount) -> Result<Mount, LaunchFailure> {
         check_target(&mount.target)?;
-        let source = check_source(mount, &self.places)?;
+        let source = self.places.check(mount)?;
         Ok(Mount { source, target: mount.target.clone(), writable: mount.writable })
     }
 
@@ -45,7 +39,7 @@ impl Rules {
     /// so that it finds itself.
     pub(super) fn check_program(&self, source: &Path) -> Result<(), LaunchFailure> {
         let (source, target) = (source.to_owned(), source.to_owned());
-        check_source(&Mount { source, target, writable: false }, &self.places).map(drop)
+        self.places.check(&Mount { source, target, writable: false }).map(drop)
     }
 }
 

@@ -66,7 +66,7 @@ impl Plan {
         if let Some((_, hosts)) = plan.files.iter_mut().find(|(at, _)| at.ends_with("hosts")) {
             hosts.extend(names.into_iter().map(|(name, address)| format!("{address} {name}\n")));
         }
-        let rules = Rules::of_host();
+        let rules = Rules::of(&spec.places);
         for mount in &spec.mounts {
             let Mount { source, target, writable } = rules.check(mount)?;
             if plan.binds.iter().any(|bind| bind.target == target) {

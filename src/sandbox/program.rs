@@ -208,9 +208,14 @@ fn missing(program: &str, why: &str) -> LaunchFailure {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{os::unix::fs::symlink, sync::Arc};
 
     use super::*;
+    use crate::upstream::places::Places;
+
+    fn rules() -> Rules {
+        Rules::of(&Arc::new(Places::of_host()))
+    }
 
     fn program(path: &Path, text: &str) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -242,7 +247,7 @@ mod tests {
             ("app/node_modules/.bin/pkg", "app/node_modules/.bin/pkg", &["app/node_modules"]),
         ] {
             let system = ["/usr", "/bin"].map(|tree| Bind::read_only(tree, tree));
-            let mut search = Search::new(system.into(), None, Rules::of_host());
+            let mut search = Search::new(system.into(), None, rules());
             let found = search.find(at(word).to_str().unwrap(), Path::new("/")).unwrap();
             assert_eq!(found, at(exec), "{word}");
             let sources: Vec<_> = search.binds.iter().skip(2).map(|b| b.source.clone()).collect();
@@ -255,11 +260,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = fs::canonicalize(dir.path()).unwrap();
         program(&dir.join("tool"), "binary");
-        let mut search = Search::new(
-            vec![Bind::read_only(&dir, "/srv/tools")],
-            Some("/srv/tools"),
-            Rules::of_host(),
-        );
+        let mut search =
+            Search::new(vec![Bind::read_only(&dir, "/srv/tools")], Some("/srv/tools"), rules());
         for word in ["tool", "/srv/tools/tool"] {
             let found = search.find(word, Path::new("/")).unwrap();
             assert_eq!(found, Path::new("/srv/tools/tool"));

@@ -3,7 +3,7 @@
 //! INVARIANT: what was found stays. Where an engine goes away, what needs it fails; nothing runs in the
 //! sandbox for that.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use tokio::sync::{Mutex, watch};
 
@@ -37,6 +37,13 @@ impl Engines {
     /// The engine as far as is known, or why there is none.
     pub fn now(&self) -> Result<container::Engine, String> {
         self.now.borrow().clone()
+    }
+
+    /// Sockets of engines, and where the one that was found keeps its data.
+    pub(super) fn places(&self) -> Vec<PathBuf> {
+        let mut all = container::sockets(self.host.as_deref());
+        all.extend(self.now.borrow().iter().flat_map(container::Engine::places));
+        all
     }
 
     /// The engine; looked for where there was none.

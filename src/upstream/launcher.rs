@@ -13,6 +13,7 @@ use super::{
     images::{Images, Pinned},
     outward::{Outward, Reacher},
     party::Dismissed,
+    places::{OwnPlaces, Places},
     process::{LaunchFailure, LaunchSpec, Process, SECRETS},
     signed::{Signatures, SignedBy},
 };
@@ -32,6 +33,8 @@ pub struct Launcher {
     pub instance: String,
     /// The folder to which the config's relative paths are relative.
     pub base: PathBuf,
+    /// What is the proxy's own, and no server's to see.
+    pub own: OwnPlaces,
     /// What is taken of a server's messages.
     pub caps: Caps,
     /// Who looks for what servers are handed.
@@ -395,6 +398,9 @@ impl Launcher {
                     })
                 })
                 .collect::<Result<_, _>>()?,
+            places: Arc::new(
+                Places::of_host().with_engine(self.engine.places()).with_own(&self.own),
+            ),
             resources: settings.resources.clone(),
             runtime: settings.runtime.oci(),
             hardening: settings.hardening.clone(),

@@ -30,6 +30,7 @@ mod log;
 pub mod outward;
 mod party;
 mod pipe;
+pub mod places;
 pub mod process;
 mod running;
 mod server;

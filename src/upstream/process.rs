@@ -1,13 +1,13 @@
 //! A server's process, wherever it runs: the contract between the runtimes (container, sandbox)
 //! and the connection that speaks MCP over its pipes.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::outward::Door;
+use super::{outward::Door, places::Places};
 use crate::{
     config::{Hardening, Resources},
     egress::Destination,
@@ -35,6 +35,8 @@ pub struct LaunchSpec {
     pub secret_files: Option<PathBuf>,
     /// Host folders, with their place inside.
     pub mounts: Vec<Mount>,
+    /// What of this machine it may not see, whatever is mounted.
+    pub places: Arc<Places>,
     pub resources: Resources,
     /// The OCI runtime, for containers, by the engine's name for it. None: the engine's own choice.
     pub runtime: Option<&'static str>,
@@ -57,6 +59,7 @@ impl LaunchSpec {
             secrets: Vec::new(),
             secret_files: None,
             mounts: Vec::new(),
+            places: Arc::new(Places::of_host()),
             resources: Resources::default(),
             runtime: None,
             hardening: Hardening::default(),

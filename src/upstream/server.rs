@@ -654,6 +654,7 @@ mod tests {
             engine: crate::upstream::Engines::none(None, "none"),
             instance: String::new(),
             base: "/".into(),
+            own: Default::default(),
             known: None,
             caps: Caps { bytes: 1_000, depth: 9, nodes: 99 },
             hands: Default::default(),

@@ -130,6 +130,75 @@ async fn a_mount_that_no_server_gets_is_found_before_the_launch() {
     gate.stop().await;
 }
 
+/// Whoever sees the state, reaches the operator's socket or writes policies is the operator.
+#[tokio::test]
+async fn nothing_of_the_proxys_own_is_mounted() {
+    const BOTH: &[&str] = &["sandbox", "container"];
+    for (source, what, tried_in) in [
+        (".", "the proxy's config, ", BOTH),
+        ("portcullis.toml", "the proxy's config", &[]),
+        ("{folder}/../{name}", "the proxy's config, ", &[]),
+        ("link", "the proxy's config, ", &[]),
+        ("state", "the proxy's state folder", BOTH),
+        ("state/known", "the proxy's state folder, ", &[]),
+        ("records", "the audit log", &[]),
+        ("door", "the operator's socket, ", &[]),
+        ("policies", "the policies", &[]),
+        ("more/inner", "the policies, ", &[]),
+        ("token", "a file that secrets come from", &[]),
+        ("engine", "docker.sock is inside it", &["sandbox"]),
+    ] {
+        let engine = match source {
+            "engine" => "engine.host = \"unix://{folder}/engine/docker.sock\"\n",
+            _ => "",
+        };
+        let setup = Setup::crooked("secrets.TOKEN.from = \"file:token\"")
+            .and(&format!("mounts = [\"{source}:/host\"]"))
+            .file("token", "a-token-of-nobody");
+        let mut written = setup.write();
+        for folder in ["more/inner", "state/known", "records", "door", "engine"] {
+            std::fs::create_dir_all(written.path(folder)).unwrap();
+        }
+        let folder = written.path("").canonicalize().unwrap();
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        std::os::unix::fs::symlink(&folder, written.path("link")).unwrap();
+        let text = format!(
+            "policy.paths = [\"policies\", \"more\"]\naudit.dir = \"records\"\n\
+             admin.socket = \"door/admin.sock\"\n{engine}{}",
+            written.config()
+        );
+        let text = text.replace("{folder}", folder.to_str().unwrap()).replace("{name}", name);
+        written.put(&text);
+        let line = text.lines().position(|line| line.starts_with("mounts")).unwrap() + 1;
+        let found = written.cli(&["check", "--format", "json"]).await.expect(11);
+        let refused = found.as_array().unwrap().iter().find(|one| one["line"] == line);
+        let refused = refused.unwrap_or_else(|| panic!("{source}: {found:#}"));
+        let message = refused["message"].as_str().unwrap();
+        assert!(message.contains("may not be mounted"), "{source}: {refused:#}");
+        assert!(message.contains(what) && refused["help"].is_string(), "{source}: {refused:#}");
+        for runtime in tried_in {
+            written.put(&text.replace("\"sandbox\"", &format!("\"{runtime}\"")));
+            let mut gate = written.start().await;
+            let code = gate.modern().refused("crooked__echo", json!({ "text": "x" })).await;
+            assert!(["server-unavailable", "unknown-target"].contains(&&code[..]), "{code}");
+            let said = |line: &str| line.contains("may not be mounted") && line.contains(what);
+            gate.logged("why", said).await;
+            written = gate.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_folder_beside_what_is_the_proxys_own_is_mounted() {
+    let setup = Setup::crooked("mounts = [\"./notes:/notes:rw\"]").file("notes/one", "");
+    let written = setup.write();
+    let ended = written.cli(&["check"]).await;
+    assert!(!ended.stdout.contains("mount"), "{ended:#?}");
+    let gate = written.start().await;
+    gate.modern().text("crooked__echo", json!({ "text": "x" })).await;
+    gate.stop().await;
+}
+
 #[tokio::test]
 async fn a_missing_config_is_named() {
     let written = Setup::notes().write();
