@@ -75,7 +75,7 @@ impl Plan {
                     "give each mount a place of its own",
                 ));
             }
-            plan.binds.push(Bind { source, target, writable });
+            plan.binds.push(Bind { source, target, writable, whole: false });
         }
         let mut environment: BTreeMap<String, String> = spec.env.iter().cloned().collect();
         let secrets = spec.secrets.iter();
@@ -197,13 +197,14 @@ fn system() -> (Vec<Bind>, Vec<(PathBuf, PathBuf)>) {
         if let Ok(link) = fs::read_link(tree) {
             links.push((tree.to_owned(), link));
         } else if tree.is_dir() && fs::canonicalize(tree).is_ok_and(|canonical| canonical == tree) {
-            binds.push(Bind::read_only(tree, tree));
+            // Parts of a system may be mounts of their own: libraries of a graphics card, a disk.
+            binds.push(Bind { whole: true, ..Bind::read_only(tree, tree) });
         }
     }
     for name in ETC {
         let place = Path::new("/etc").join(name);
         if let Ok(source) = fs::canonicalize(&place) {
-            binds.push(Bind::read_only(source, place));
+            binds.push(Bind { whole: true, ..Bind::read_only(source, place) });
         }
     }
     (binds, links)

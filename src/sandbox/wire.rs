@@ -66,11 +66,13 @@ pub(super) struct Bind {
     pub source: PathBuf,
     pub target: PathBuf,
     pub writable: bool,
+    /// With what is mounted below it on the host. Else that is not seen.
+    pub whole: bool,
 }
 
 impl Bind {
     pub(super) fn read_only(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
-        Self { source: source.into(), target: target.into(), writable: false }
+        Self { source: source.into(), target: target.into(), writable: false, whole: false }
     }
 }
 

@@ -1,12 +1,19 @@
 //! What a container and a sandbox promise, as one probe finds it in both: the table of
 //! `docs/isolation.md` is made of it. `PORTCULLIS_WRITE_DOCS=1` writes it anew.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use portcullis::{sandbox, upstream::process::LaunchSpec};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use portcullis::{
+    sandbox,
+    upstream::process::{LaunchSpec, Mount},
+};
 use serde_json::Value;
 
-use crate::support::{engine, finish, probe, report, spec, strings};
+use crate::support::{bash, engine, finish, probe, report, spec, strings};
 
 const BEGIN: &str = "<!-- by tests/container/parity.rs -->\n";
 const END: &str = "<!-- end -->";
@@ -34,6 +41,47 @@ async fn the_table_of_promises_is_what_one_probe_finds_in_both() {
         return;
     }
     assert_eq!(written, table, "PORTCULLIS_WRITE_DOCS=1 writes the table");
+}
+
+/// Unmounts, whatever becomes of the test.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_mounted_below_a_mount_is_seen_in_neither() {
+    let engine = engine().await;
+    let folder = tempfile::tempdir().unwrap();
+    let inner = folder.path().join("inner");
+    fs::create_dir(&inner).unwrap();
+    let none = None::<&str>;
+    mount(Some("none"), &inner, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    let mounted = Mounted(inner.clone());
+    fs::write(inner.join("hidden"), "").unwrap();
+    fs::write(folder.path().join("shown"), "").unwrap();
+    let script = "shopt -s nullglob; echo /data/* /data/inner/*";
+    let mut contained = spec(bash(&engine).await, &["-c", script]);
+    let source = fs::canonicalize(folder.path()).unwrap();
+    let mount = |source, target: &str| Mount { source, target: target.into(), writable: false };
+    contained.mounts = vec![mount(source, "/data")];
+    let command = ["/bin/bash", "-c", script].map(str::to_owned).into();
+    let mut sandboxed = LaunchSpec { image: None, command, ..contained.clone() };
+    let portcullis = Path::new(env!("CARGO_BIN_EXE_portcullis"));
+    // Where it is mounted by a line of its own, it is seen.
+    for seen in ["/data/inner /data/shown", "/data/inner /data/shown /data/inner/hidden"] {
+        let ran = finish(engine.launch(&contained).await.unwrap(), "").await;
+        assert_eq!(ran.stdout.trim(), seen, "{ran:?}");
+        let ran = finish(sandbox::launch_by(portcullis, &sandboxed).await.unwrap(), "").await;
+        assert_eq!(ran.stdout.trim(), seen, "{ran:?}");
+        for spec in [&mut contained, &mut sandboxed] {
+            spec.mounts.push(mount(inner.clone(), "/data/inner"));
+        }
+    }
+    drop(mounted);
 }
 
 type Find = fn(&Value) -> String;

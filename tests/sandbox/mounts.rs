@@ -104,3 +104,92 @@ async fn a_link_within_a_mount_leads_no_other_mount_astray() {
     let failure = launch(&spec).await.unwrap_err();
     assert!(failure.what.contains("/data/place"), "{failure:?}");
 }
+
+/// Where the mounts are that another user has made.
+const BELOW: &str = "SANDBOX_TEST_BELOW";
+
+#[tokio::test]
+async fn what_is_mounted_below_a_mount_is_not_seen() {
+    let Some(folder) = std::env::var_os(BELOW) else {
+        if crate::is_root() {
+            below_as_root_and_as_an_ordinary_user();
+        }
+        return;
+    };
+    let folder = std::path::PathBuf::from(folder);
+    let text = r##"
+import json, os
+def tried(action):
+    try: return action()
+    except OSError as error: return os.strerror(error.errno)
+print(json.dumps([
+    sorted(os.listdir("/data")),
+    open("/data/shown").read(),
+    tried(lambda: os.listdir("/data/a b")),
+    tried(lambda: open("/data/a b/new", "w") and "written"),
+    tried(lambda: open("/data/file").read()),
+    tried(lambda: os.listdir("/data/deep/inner")),
+    tried(lambda: os.listdir("/data/own")),
+]))"##;
+    let mut spec = python(text);
+    spec.mounts =
+        vec![mount(&folder, "/data", true), mount(&folder.join("own"), "/data/own", false)];
+    let found = run(&spec).await;
+    let found: serde_json::Value = serde_json::from_str(&found.stdout).expect(&found.stderr);
+    assert_eq!(found[0], serde_json::json!(["a b", "deep", "file", "own", "shown"]), "{found}");
+    assert_eq!(found[1], "shown", "{found}");
+    assert_eq!(found[2], serde_json::json!([]), "{found}");
+    assert_eq!(
+        found[3],
+        if crate::is_root() { "Permission denied" } else { "Read-only file system" }
+    );
+    // The file below, which is empty, or nothing at all.
+    assert_eq!(found[4], if crate::is_root() { "" } else { "Permission denied" }, "{found}");
+    assert_eq!(found[5], serde_json::json!([]), "{found}");
+    assert_eq!(found[6], serde_json::json!(["hidden"]), "{found}");
+}
+
+/// In a mount namespace of its own, so that nothing of it is left.
+fn below_as_root_and_as_an_ordinary_user() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let script = r#"
+        set -e
+        cd "$SANDBOX_TEST_BELOW"
+        printf shown > shown
+        : > file
+        mkdir deep
+        printf hidden > deep/elsewhere
+        mkdir "a b" own
+        mount -t tmpfs none "a b"
+        printf x > "a b/hidden"
+        mkdir "a b/deeper"
+        mount -t tmpfs none "a b/deeper"
+        mount -t tmpfs none own
+        printf x > own/hidden
+        mkdir deep/inner
+        mount -t tmpfs none deep/inner
+        mount -t tmpfs none deep/inner
+        printf x > deep/inner/hidden
+        mount --bind deep/elsewhere file
+        exec "$@""#;
+    let name = "mounts::what_is_mounted_below_a_mount_is_not_seen";
+    let user = crate::USER.to_string();
+    let as_user = ["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"];
+    for changed in [&[][..], &as_user] {
+        fs::remove_dir_all(folder.path()).unwrap();
+        fs::create_dir(folder.path()).unwrap();
+        let output = std::process::Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+            .args(changed)
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(BELOW, fs::canonicalize(folder.path()).unwrap())
+            .env_remove("HOME")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(text.contains("1 passed"), "{text}");
+    }
+}

@@ -4,6 +4,7 @@
 //! namespaces and waits, the inner one is their first process and becomes nobody before it
 //! starts the program.
 
+mod below;
 mod confine;
 mod init;
 mod pod;

@@ -17,7 +17,10 @@ use nix::{
     unistd::{chdir, chown, pivot_root},
 };
 
-use super::sys::{self, NODEV, NOEXEC, NOSUID, RDONLY};
+use super::{
+    below,
+    sys::{self, NODEV, NOEXEC, NOSUID, RDONLY},
+};
 use crate::sandbox::wire::{Bind, Failure, Plan};
 
 /// Where the new root is put together. Covered in the launcher's own mount namespace only.
@@ -169,10 +172,22 @@ fn bind(bind: &Bind, source: &OwnedFd, earlier: &[Bind], restrict: u64) -> Resul
     // mount's owner may have left one that leads elsewhere.
     let target = open_place(&place, &bind.target)?;
     let fd = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-    mount(Some(fd(source).as_str()), fd(&target).as_str(), none, flags, none)
-        .map_err(|errno| errno_at(&format!("mount `{}`", bind.source.display()), errno))?;
+    let attach = |flags| mount(Some(fd(source).as_str()), fd(&target).as_str(), none, flags, none);
+    let with_all_below = MsFlags::MS_BIND | MsFlags::MS_REC;
+    let failed = |errno| errno_at(&format!("mount `{}`", bind.source.display()), errno);
+    let to_be_covered = match attach(if bind.whole { with_all_below } else { MsFlags::MS_BIND }) {
+        Ok(()) => false,
+        // A user namespace may not take what came mounted apart.
+        Err(Errno::EINVAL) if !bind.whole => {
+            attach(with_all_below).map_err(failed)?;
+            true
+        }
+        Err(errno) => return Err(failed(errno)),
+    };
     let mounted = open_place(&place, &bind.target)?;
+    if to_be_covered {
+        below::cover(&mounted)?;
+    }
     sys::restrict_mount(mounted.as_fd(), restrict, true)
         .map_err(|errno| errno_at(&format!("restrict `{}`", bind.source.display()), errno))
 }

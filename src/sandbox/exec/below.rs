@@ -1,0 +1,191 @@
+//! What is mounted below a folder that a server sees. Nobody checked it, so no server sees it: a
+//! folder is bound without it, or where the kernel does not let us, each of these mounts is covered.
+//!
+//! In a user namespace of its own, a process may not take apart what came mounted: a folder is bound
+//! with all below it or not at all.
+
+use std::{
+    ffi::OsString,
+    fs,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::ffi::OsStringExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2},
+    mount::{MsFlags, mount},
+};
+
+use crate::sandbox::wire::Failure;
+
+/// By which our covers are known.
+const COVER: &str = "covered";
+
+/// A line of `/proc/self/mountinfo`.
+#[derive(Debug, PartialEq, Eq)]
+struct Mounted {
+    id: u64,
+    parent: u64,
+    point: PathBuf,
+    is_cover: bool,
+}
+
+/// Covers whatever is mounted below a folder that was bound with it: an empty folder is seen there,
+/// or a file that can't be read.
+pub(super) fn cover(bound: &OwnedFd) -> Result<(), Failure> {
+    let id = id_of(bound)?;
+    let below = |all: &[Mounted]| -> Vec<PathBuf> {
+        let bare = all.iter().filter(|one| one.parent == id && !is_covered(all, one));
+        bare.map(|one| one.point.clone()).collect()
+    };
+    for point in below(&mounts()?) {
+        hide(&point).map_err(|errno| {
+            Failure::new(format!(
+                "the sandbox can't hide `{}`, which is mounted below a mount: {}",
+                point.display(),
+                errno.desc()
+            ))
+            .remedy("mount a folder that has nothing mounted in it, or unmount that first")
+        })?;
+    }
+    // Whoever may rename folders in there could have had another covered.
+    match below(&mounts()?).first() {
+        None => Ok(()),
+        Some(bare) => Err(Failure::new(format!(
+            "the sandbox did not hide `{}`, which is mounted below a mount",
+            bare.display()
+        ))
+        .remedy("try again: folders were renamed meanwhile")),
+    }
+}
+
+fn hide(point: &Path) -> nix::Result<()> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let place = openat2(AT_FDCWD, point, how)?;
+    let place = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let none = None::<&Path>;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let options = Some("size=0,nr_inodes=2,mode=0555");
+    match mount(Some(COVER), place.as_str(), Some("tmpfs"), flags, options) {
+        // It is a file. A device can't be opened there, since the mount around it has none.
+        Err(Errno::ENOTDIR) => {
+            mount(Some("/dev/null"), place.as_str(), none, MsFlags::MS_BIND, none)
+        }
+        done => done,
+    }
+}
+
+/// Whether the last thing that was mounted over it is a cover.
+fn is_covered(all: &[Mounted], one: &Mounted) -> bool {
+    let over = |one: &Mounted| all.iter().find(|o| o.parent == one.id && o.point == one.point);
+    let last = std::iter::successors(over(one), |last| over(last)).last();
+    last.is_some_and(|last| last.is_cover)
+}
+
+fn id_of(file: &OwnedFd) -> Result<u64, Failure> {
+    let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()));
+    let told = told.map_err(|error| unknown(&error.to_string()))?;
+    let id = told.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    id.ok_or_else(|| unknown("the kernel does not say which mount a file is on"))
+}
+
+fn mounts() -> Result<Vec<Mounted>, Failure> {
+    let told = fs::read("/proc/self/mountinfo").map_err(|error| unknown(&error.to_string()))?;
+    let lines = told.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines
+        .map(|line| mounted(line).ok_or_else(|| unknown("a line is not as it should be")))
+        .collect()
+}
+
+fn unknown(why: &str) -> Failure {
+    Failure::new(format!("the sandbox can't find out what is mounted below a mount: {why}"))
+}
+
+fn mounted(line: &[u8]) -> Option<Mounted> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
+    let (id, parent) = (number()?, number()?);
+    let (root, point) = (fields.nth(1)?, fields.next()?);
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    let (kind, source) = (rest.next()?, rest.next()?);
+    let is_cover = (kind == b"tmpfs" && source == COVER.as_bytes()) || root == b"/null";
+    Some(Mounted { id, parent, point: unescaped(point)?, is_cover })
+}
+
+/// A path without the octal numbers that stand for spaces, line breaks and backslashes.
+fn unescaped(field: &[u8]) -> Option<PathBuf> {
+    let mut path = Vec::with_capacity(field.len());
+    let mut bytes = field.iter();
+    while let Some(byte) = bytes.next() {
+        if *byte != b'\\' {
+            path.push(*byte);
+            continue;
+        }
+        let (octal, rest) = bytes.as_slice().split_at_checked(3)?;
+        path.push(u8::from_str_radix(std::str::from_utf8(octal).ok()?, 8).ok()?);
+        bytes = rest.iter();
+    }
+    Some(OsString::from_vec(path).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_mounts() {
+        for (line, expected) in [
+            (
+                "36 35 98:0 / /tmp/data rw,noatime master:1 - ext4 /dev/root rw",
+                Some(("/tmp/data", false)),
+            ),
+            ("36 35 0:5 / /a\\040b\\134c\\012d rw - tmpfs covered rw", Some(("/a b\\c\nd", true))),
+            (
+                "36 35 0:5 /null /x rw shared:3 propagate_from:2 - devtmpfs udev rw",
+                Some(("/x", true)),
+            ),
+            ("36 35 0:5 / /covered rw - tmpfs other rw", Some(("/covered", false))),
+            ("36 35 0:5 / /x\\04", None),
+            ("36 x 0:5 / /x rw - tmpfs covered rw", None),
+            ("36 35 0:5 / /x rw - tmpfs", None),
+        ] {
+            let expected = expected.map(|(point, is_cover)| Mounted {
+                id: 36,
+                parent: 35,
+                point: point.into(),
+                is_cover,
+            });
+            assert_eq!(mounted(line.as_bytes()), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_was_mounted_last_is_what_is_seen() {
+        let one = |id, parent, point: &str, is_cover| Mounted {
+            id,
+            parent,
+            point: point.into(),
+            is_cover,
+        };
+        let all = [
+            one(1, 0, "/data", false),
+            one(2, 1, "/data/bare", false),
+            one(3, 1, "/data/covered", false),
+            one(4, 3, "/data/covered", true),
+            one(5, 1, "/data/over", false),
+            one(6, 5, "/data/over", true),
+            one(7, 6, "/data/over", false),
+            one(8, 1, "/data/missed", false),
+            one(9, 8, "/data/missed/deeper", true),
+        ];
+        let covered = all.iter().filter(|mounted| mounted.parent == 1);
+        let covered: Vec<_> = covered.map(|mounted| is_covered(&all, mounted)).collect();
+        assert_eq!(covered, [false, true, false, false]);
+    }
+}
