@@ -8,7 +8,7 @@ use std::{
     fs, io,
     net::{SocketAddr, TcpListener},
     os::unix::{
-        fs::{MetadataExt, PermissionsExt},
+        fs::{FileTypeExt, MetadataExt, PermissionsExt},
         net::UnixStream,
     },
     path::Path,
@@ -21,7 +21,8 @@ use super::{Context, Exit};
 use crate::{
     admin,
     config::{self, Config, Loaded, Runtime, Server, Whereabouts},
-    container, policy, sandbox,
+    container, policy,
+    sandbox::{self, Outside},
     upstream::{outward, process::LaunchFailure},
     vault,
 };
@@ -85,6 +86,7 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let engine = container::Engine::connect(host).await;
 
     let mut checks = runtimes(config, &available, &engine);
+    checks.extend(outside(config, &sandbox::outside(None)).filter(|_| available.is_ok()));
     match &loaded {
         Ok(loaded) => {
             checks.push(warned("config", &shown(&loaded.path), loaded.warnings.len()));
@@ -209,6 +211,34 @@ fn runtimes(
         }
     }
     checks
+}
+
+/// What a server in the sandbox has of the user who runs the proxy.
+fn outside(config: Option<&Config>, outside: &Outside) -> Option<Check> {
+    let Outside::Ourselves { groups, .. } = outside else { return None };
+    let told = format!("to this machine, a server in the sandbox is {outside}");
+    let remedy = "run the proxy as a user of its own who is in no other group, or as root";
+    let host = config.and_then(|config| config.engine.host.as_deref());
+    let engine = container::sockets(host).into_iter().find(|socket| {
+        fs::metadata(socket).is_ok_and(|meta| {
+            meta.file_type().is_socket() && meta.mode() & 0o020 != 0 && groups.contains(&meta.gid())
+        })
+    });
+    if let Some(engine) = engine {
+        let detail = format!("{told}, one of which has the engine ({})", engine.display());
+        return Some(Check::warn("user", detail, remedy));
+    }
+    let mounting = |(_, server): &(_, &Server)| {
+        server.image.is_none() && server.url.is_none() && !server.mounts.is_empty()
+    };
+    let mounting = config.into_iter().flat_map(|config| &config.servers).find(mounting);
+    Some(match mounting {
+        Some((name, _)) if groups.len() > 1 => {
+            let detail = format!("{told}, with their rights on what is mounted (`{name}`)");
+            Check::warn("user", detail, remedy)
+        }
+        _ => Check::ok("user", told),
+    })
 }
 
 fn no_config(path: &Path, findings: &[config::Finding]) -> Check {

@@ -1,13 +1,18 @@
 //! The sandbox in words, for people.
 
-use std::fs;
+use std::{fmt, fs};
+
+use nix::unistd::{Gid, getegid, geteuid, getgroups};
 
 use super::{
     exec,
     groups::{self, Controller, Version},
-    launch,
+    launch, plan,
 };
-use crate::{config::Resources, upstream::process::LaunchFailure};
+use crate::{
+    config::{Hardening, Resources},
+    upstream::process::LaunchFailure,
+};
 
 /// What of the sandbox this machine offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,13 +31,50 @@ pub struct Part {
     pub remedy: Option<&'static str>,
 }
 
+/// Who a server in a sandbox is to this machine, beneath the user that it is inside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outside {
+    /// The same user and group, and in no other group.
+    Same,
+    /// Whoever runs the proxy, with all of that user's groups: an ordinary user can become nobody
+    /// else, and can't leave a group in a user namespace.
+    Ourselves { user: u32, groups: Vec<u32> },
+}
+
+impl fmt::Display for Outside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Same => f.write_str("the same user outside"),
+            Self::Ourselves { user, groups } => {
+                let groups: Vec<_> = groups.iter().map(ToString::to_string).collect();
+                write!(f, "user {user} outside, in the groups {}", groups.join(", "))
+            }
+        }
+    }
+}
+
+/// Who a server with this `hardening.user` is to this machine.
+pub fn outside(wanted: Option<&str>) -> Outside {
+    // What is no user is refused at the launch.
+    if plan::user(wanted).is_ok_and(exec::is_privileged) {
+        return Outside::Same;
+    }
+    let mut groups: Vec<u32> =
+        getgroups().unwrap_or_default().into_iter().map(Gid::as_raw).collect();
+    groups.push(getegid().as_raw());
+    groups.sort_unstable();
+    groups.dedup();
+    Outside::Ourselves { user: geteuid().as_raw(), groups }
+}
+
 /// What the sandbox does for a server with these resources, for `portcullis server inspect`.
 /// Deviations are the server's own `hardening`.
-pub fn facts(resources: &Resources) -> Vec<(String, String)> {
+pub fn facts(resources: &Resources, hardening: &Hardening) -> Vec<(String, String)> {
     let Resources { memory_mib, cpus, pids, tmp_mib, files } = resources;
+    let outside = outside(hardening.user.as_deref());
     [
         ("namespaces", NAMESPACES.to_owned()),
-        ("user", "65534:65534, no capability in any set, no new privileges".into()),
+        ("user", format!("65534:65534, no capability in any set, no new privileges; {outside}")),
         ("root", "read-only; of the host: programs, libraries, certificates; no /sys".into()),
         ("/tmp", format!("private, {tmp_mib} MiB, noexec, nosuid, nodev")),
         ("writable mounts", "noexec, nosuid, nodev".into()),

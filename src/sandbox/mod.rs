@@ -40,7 +40,7 @@ mod program;
 mod wire;
 
 pub use exec::{exec_main, pod_main};
-pub use facts::{Availability, Part, available, facts};
+pub use facts::{Availability, Outside, Part, available, facts, outside};
 pub use groups::{groups_left, remove_group};
 pub use launch::{launch, launch_by};
 pub use pod::launch_in_pod;

@@ -234,7 +234,7 @@ fn files((uid, gid): (u32, u32), network: bool) -> Vec<(PathBuf, String)> {
     .into()
 }
 
-fn user(wanted: Option<&str>) -> Result<(u32, u32), LaunchFailure> {
+pub(super) fn user(wanted: Option<&str>) -> Result<(u32, u32), LaunchFailure> {
     let Some(wanted) = wanted else { return Ok((NOBODY, NOBODY)) };
     let ids =
         wanted.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));

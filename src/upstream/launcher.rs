@@ -353,12 +353,23 @@ impl Launcher {
                 self.runtime.get_or_init(|| made)
             }
         };
-        let user = settings.hardening.user.as_deref().unwrap_or("65534:65534");
-        let owner =
-            user.split_once(':').and_then(|(u, g)| Some((u.parse().ok()?, g.parse().ok()?)));
-        // What an engine calls that user on the host is for the engine alone to know.
-        let owner = owner.filter(|_| !matches!(place, Place::Container { .. }));
-        let folder = runtime.folder(owner).map_err(failed)?;
+        let reader = match place {
+            // What an engine calls that user on the host is for the engine alone to know.
+            Place::Container { .. } => None,
+            _ => {
+                let user = settings.hardening.user.as_deref();
+                let ids = user.unwrap_or("65534:65534").split_once(':');
+                match sandbox::outside(user) {
+                    sandbox::Outside::Ourselves { .. } => Some(vault::Reader::Ourselves),
+                    // To give files away takes more than to become another.
+                    sandbox::Outside::Same if !nix::unistd::geteuid().is_root() => None,
+                    sandbox::Outside::Same => ids.and_then(|(user, group)| {
+                        Some(vault::Reader::Other(user.parse().ok()?, group.parse().ok()?))
+                    }),
+                }
+            }
+        };
+        let folder = runtime.folder(reader).map_err(failed)?;
         for (name, value) in &files {
             folder.put(name, value).map_err(failed)?;
         }

@@ -78,13 +78,12 @@ impl Runtime {
         Err(io::Error::other("it is removed as soon as it is made"))
     }
 
-    /// A folder for one server. Its files are that user's and group's alone, where the proxy may
-    /// give files away; else, all may read them who can reach them, which on this machine is
-    /// nobody but the proxy's own user.
+    /// A folder for one server. Its files are their reader's alone, where that is known; else, all
+    /// may read them who can reach them, which on this machine is nobody but the proxy's own user.
     ///
     /// # Errors
     /// Where it can't be made.
-    pub fn folder(&self, owner: Option<(u32, u32)>) -> Result<Folder, Why> {
+    pub fn folder(&self, reader: Option<Reader>) -> Result<Folder, Why> {
         let made = || -> io::Result<TempDir> {
             let dir = tempfile::Builder::new().prefix("s-").tempdir_in(self.dir.path())?;
             // Whatever the umask is.
@@ -92,8 +91,17 @@ impl Runtime {
             Ok(dir)
         };
         let dir = made().map_err(|error| Why::new(format!("a folder can't be made: {error}")))?;
-        Ok(Folder { dir, owner: owner.filter(|_| geteuid().is_root()) })
+        Ok(Folder { dir, reader })
     }
+}
+
+/// Who reads the files of a folder, by what they are on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// The proxy's own user.
+    Ourselves,
+    /// That user and group, to whom the proxy may give files.
+    Other(u32, u32),
 }
 
 /// Where folders of secrets may be, the best first.
@@ -164,7 +172,7 @@ pub fn is_folder(path: &Path) -> bool {
 #[derive(Debug)]
 pub struct Folder {
     dir: TempDir,
-    owner: Option<(u32, u32)>,
+    reader: Option<Reader>,
 }
 
 impl Folder {
@@ -179,10 +187,10 @@ impl Folder {
     /// Where it can't be written; the earlier one is in place then.
     pub fn put(&self, name: &str, value: &Secret) -> Result<(), Why> {
         let put = || -> io::Result<()> {
-            let mode = if self.owner.is_some() { 0o400 } else { 0o444 };
+            let mode = if self.reader.is_some() { 0o400 } else { 0o444 };
             let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(self.dir.path())?;
             file.write_all(value.expose().as_bytes())?;
-            if let Some((uid, gid)) = self.owner {
+            if let Some(Reader::Other(uid, gid)) = self.reader {
                 chown(file.path(), Some(uid), Some(gid))?;
             }
             file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
@@ -194,6 +202,8 @@ impl Folder {
 
 #[cfg(test)]
 mod tests {
+    use nix::unistd::getegid;
+
     use super::*;
 
     fn shm() -> Runtime {
@@ -203,7 +213,11 @@ mod tests {
     #[test]
     fn files_are_in_memory_and_the_servers_alone() {
         let runtime = shm();
-        let folder = runtime.folder(Some((65534, 65534))).unwrap();
+        let (reader, owner) = match geteuid().is_root() {
+            true => (Reader::Other(65534, 65534), (65534, 65534)),
+            false => (Reader::Ourselves, (geteuid().as_raw(), getegid().as_raw())),
+        };
+        let folder = runtime.folder(Some(reader)).unwrap();
         folder.put("TOKEN", &Secret::new("a".into())).unwrap();
         folder.put("TOKEN", &Secret::new("b\n".into())).unwrap();
         let file = folder.path().join("TOKEN");
@@ -212,12 +226,7 @@ mod tests {
             fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["TOKEN"]);
         let meta = fs::metadata(&file).unwrap();
-        match geteuid().is_root() {
-            true => {
-                assert_eq!((meta.mode() & 0o777, meta.uid(), meta.gid()), (0o400, 65534, 65534))
-            }
-            false => assert_eq!(meta.mode() & 0o777, 0o444),
-        }
+        assert_eq!((meta.mode() & 0o777, (meta.uid(), meta.gid())), (0o400, owner));
         let other = runtime.folder(None).unwrap();
         other.put("TOKEN", &Secret::new("c".into())).unwrap();
         assert_eq!(fs::metadata(other.path().join("TOKEN")).unwrap().mode() & 0o777, 0o444);

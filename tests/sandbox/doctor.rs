@@ -1,6 +1,12 @@
 //! `portcullis doctor` on this machine.
 
-use std::{fs, net::TcpListener, path::Path, process::Command};
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
+    path::Path,
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -74,4 +80,22 @@ fn a_machine_out_of_order() {
     let (_, status, detail) = checks.iter().find(|(name, ..)| name == "config").unwrap();
     assert!(status == "fail" && detail.contains("portcullis.toml:2:1"), "{checks:?}");
     assert_eq!(code, 11);
+}
+
+#[test]
+fn an_ordinary_user_who_has_the_engine_is_warned() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("engine.sock");
+    let _engine = UnixListener::bind(&socket).unwrap();
+    let config = format!(
+        "[listen]\nhttp = \"127.0.0.1:0\"\n[engine]\nhost = \"unix://{}\"\n",
+        socket.display()
+    );
+    for (mode, grade) in [(0o660, "warn"), (0o600, "ok")] {
+        fs::set_permissions(&socket, fs::Permissions::from_mode(mode)).unwrap();
+        // Root makes its servers another user, so that there is nothing to say.
+        let grade = if crate::is_root() { "absent" } else { grade };
+        let (checks, _) = doctor(folder.path(), &config);
+        assert_eq!(status(&checks, "user"), grade, "{checks:?}");
+    }
 }

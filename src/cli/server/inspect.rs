@@ -73,7 +73,7 @@ impl Found {
             let container = container::Profile::of(&spec)?;
             deviations = container.deviations();
             profile = match &place {
-                Place::Sandbox { .. } => sandbox::facts(&settings.resources),
+                Place::Sandbox { .. } => sandbox::facts(&settings.resources, &settings.hardening),
                 _ => container.describe(),
             };
         }

@@ -177,7 +177,7 @@ fn enter(plan: &Plan) -> Result<bool, Failure> {
 
 /// Whether the launcher may mount and become any user, and that user exists: in a container or
 /// a user namespace around us, there may be few.
-fn is_privileged((uid, gid): (u32, u32)) -> bool {
+pub(super) fn is_privileged((uid, gid): (u32, u32)) -> bool {
     let needed = [Capability::CAP_SYS_ADMIN, Capability::CAP_SETUID, Capability::CAP_SETGID];
     let able = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
     let exists = |file: &str, id: u32| {

@@ -4,6 +4,7 @@ use super::{Found, May, line};
 use crate::{
     config::{Loaded, Runtime, Server},
     names::ServerName,
+    sandbox::{self, Outside},
     upstream::{Place, has_address},
 };
 
@@ -62,8 +63,19 @@ pub(super) fn may(
     if hardening.writable_root {
         add("hardening.writable-root", "change its own root, until it ends".to_owned());
     }
-    if let Some(user) = &hardening.user {
-        add("hardening.user", format!("act as the user {user} on what is mounted"));
+    let outside = match found.place {
+        Place::Sandbox { .. } => sandbox::outside(hardening.user.as_deref()),
+        _ => Outside::Same,
+    };
+    match (outside, &hardening.user) {
+        (Outside::Same, Some(user)) => {
+            add("hardening.user", format!("act as the user {user} on what is mounted"));
+        }
+        (outside @ Outside::Ourselves { .. }, _) if !settings.mounts.is_empty() => {
+            let what = format!("act on what is mounted as whoever runs the proxy: {outside}");
+            add("mounts", what);
+        }
+        _ => {}
     }
     if !hardening.cap_add.is_empty() {
         let held = hardening.cap_add.join(", ");
