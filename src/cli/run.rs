@@ -21,7 +21,7 @@ use crate::{
     policy::Watcher,
     proxy::{Assembly, Caller, Files, Proxy, Purpose, StartFailure, not_started},
     router::View,
-    telemetry,
+    sandbox, telemetry,
     upstream::{Launcher, Offer},
 };
 
@@ -80,6 +80,7 @@ impl Args {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    sandbox::settle();
     let loaded = args.read(&ctx.config).map_err(|Diagnostics(findings)| {
         Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
     })?;

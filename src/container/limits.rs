@@ -50,8 +50,9 @@ pub(super) async fn kept(docker: &Docker, id: &str) -> Result<(), LaunchFailure>
 fn unlimited(what: &str) -> LaunchFailure {
     failure(
         format!("the engine does not limit containers ({what})"),
-        "run the engine as root, or on a machine with cgroup v2 and these controllers delegated to \
-         its user; or run the server in the sandbox",
+        "run the engine as root; or, with cgroup v2, have systemd delegate these controllers to its \
+         user (`systemctl edit user@.service`, below [Service] `Delegate=cpu cpuset io memory pids`); \
+         or run the server in the sandbox",
     )
 }
 

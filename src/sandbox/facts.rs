@@ -98,9 +98,9 @@ pub fn facts(resources: &Resources, hardening: &Hardening) -> Vec<(String, Strin
 const NAMESPACES: &str = "user, process, network, mount, IPC, UTS, cgroup";
 
 /// Where control groups are to be had.
-const GROUPS: &str = "run the proxy as root, or with cgroup v2 as a service of systemd with \
-     `Delegate=yes` and `DelegateSubgroup=proxy` (systemd 254; a user's own services have memory and \
-     pids without either)";
+const GROUPS: &str = "run the proxy as a service of systemd with `Delegate=yes`, as root or with \
+     cgroup v2 (a user's own services have memory and pids; for cpu, root writes `Delegate=cpu memory \
+     pids` below [Service] in `systemctl edit user@.service`)";
 
 fn landlock(version: Option<u32>) -> String {
     match version {

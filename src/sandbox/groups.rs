@@ -2,9 +2,11 @@
 //! whole tree, where the proxy may make some.
 //!
 //! Version 1 takes a group within the proxy's own, for each controller. Version 2 forbids a group
-//! that has processes to hand controllers on, so there it is one beside the proxy's own: root may
-//! make it, and an ordinary user in what systemd delegates to him. Where neither can be had, the
-//! sandbox stands on resource limits, and on the look that its first process takes at the tree.
+//! that has processes to hand controllers on. Where systemd has delegated the proxy's own group to it
+//! (`Delegate=yes`), the proxy moves into one within it, and makes the others beside that. Else they
+//! are beside the proxy's own, where root may make them, and an ordinary user in his own manager's;
+//! systemd may take a controller away there at any time. Where neither can be had, the sandbox stands
+//! on resource limits, and on the look that its first process takes at the tree.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,6 +34,8 @@ const PERIOD: u32 = 100_000;
 const WATCH: Duration = Duration::from_millis(250);
 /// The launcher's own processes.
 const OWN: u32 = 2;
+/// The group within a delegated one that has the proxy itself.
+const PROXY: &str = "proxy";
 
 /// What a group can limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,6 +71,16 @@ struct Parent {
     controllers: Vec<Controller>,
 }
 
+impl Parent {
+    /// Hands its controllers on. Again where somebody took one away: systemd does, in the slices that
+    /// are its own, when the last of its units that asked for one ends.
+    fn hand_on(&self) {
+        if self.version == Version::V2 {
+            hand_on(&self.folder, &self.controllers);
+        }
+    }
+}
+
 /// Where groups can be made on this machine, by this process.
 #[derive(Debug, Default)]
 pub(super) struct Parents {
@@ -75,7 +89,8 @@ pub(super) struct Parents {
     missing: BTreeMap<Controller, String>,
 }
 
-/// What this machine offers. Looked for once: what was to be had then must be had at every start.
+/// What this machine offers. Looked for once: what was to be had then must be had at every start. The
+/// proxy may move into another group then.
 pub(super) fn parents() -> &'static Parents {
     static FOUND: LazyLock<Parents> = LazyLock::new(|| {
         let read = |file| fs::read_to_string(file).unwrap_or_default();
@@ -120,6 +135,7 @@ impl Parents {
         let name = name();
         let mut groups = Groups(Vec::new());
         for parent in &self.all {
+            parent.hand_on();
             let group = Group { folder: parent.folder.join(&name), parent: parent.clone() };
             group.make(resources)?;
             groups.0.push(group);
@@ -136,6 +152,11 @@ impl Groups {
     /// The folders that a process enters them by.
     pub(super) fn folders(&self) -> Vec<PathBuf> {
         self.0.iter().map(|group| group.folder.clone()).collect()
+    }
+
+    /// Whether they limit this.
+    pub(super) fn limit(&self, controller: Controller) -> bool {
+        self.0.iter().any(|group| group.parent.controllers.contains(&controller))
     }
 
     /// Waits until that has happened, where the kernel does not end the whole group by itself.
@@ -346,30 +367,57 @@ fn find(mounts: &str, own: &str) -> Parents {
 }
 
 impl Parents {
-    /// The folder beside the proxy's own group; at the top, within it.
+    /// The folder beside the proxy's own group; at the top, and where it is delegated, within it.
     fn unified(&mut self, own: Option<PathBuf>, top: &str) {
         let Some(own) = own else { return };
         let folder = match own.parent() {
+            Some(_) if own != Path::new(top) && delegated(&own) && step_aside(&own).is_ok() => own,
             Some(parent) if own != Path::new(top) => parent.to_owned(),
             _ => own,
         };
-        let file = folder.join("cgroup.subtree_control");
-        let listed = || fs::read_to_string(&file).unwrap_or_default();
-        let has = |text: &str, one: Controller| text.split_whitespace().any(|w| w == one.name());
-        for controller in Controller::ALL {
-            if !has(&listed(), controller) {
-                // Where it is ours to hand on. If not, the list goes on without it.
-                let _ = fs::write(&file, format!("+{}", controller.name()));
-            }
-        }
-        let listed = listed();
-        let (controllers, missing): (Vec<_>, Vec<_>) =
-            Controller::ALL.into_iter().partition(|one| has(&listed, *one));
+        let (controllers, missing) = hand_on(&folder, &Controller::ALL);
         let why = format!("{} does not hand it on", folder.display());
         self.missing.extend(missing.into_iter().map(|one| (one, why.clone())));
         if !controllers.is_empty() {
             self.all.push(Parent { folder, version: Version::V2, controllers });
         }
+    }
+}
+
+/// Has a group hand on what it does not yet. Returns what it does then, and what it does not.
+fn hand_on(folder: &Path, wanted: &[Controller]) -> (Vec<Controller>, Vec<Controller>) {
+    let file = folder.join("cgroup.subtree_control");
+    let listed = || fs::read_to_string(&file).unwrap_or_default();
+    let has = |text: &str, one: Controller| text.split_whitespace().any(|w| w == one.name());
+    let before = listed();
+    for controller in wanted.iter().filter(|one| !has(&before, **one)) {
+        // Where it is ours to hand on. If not, the list goes on without it.
+        let _ = fs::write(&file, format!("+{}", controller.name()));
+    }
+    let after = listed();
+    wanted.iter().copied().partition(|one| has(&after, *one))
+}
+
+/// Whether systemd says that it leaves a group to who is in it.
+fn delegated(group: &Path) -> bool {
+    ["user.delegate", "trusted.delegate"].iter().any(|name| {
+        let mut value = [0; 8];
+        rustix::fs::getxattr(group, *name, &mut value).is_ok_and(|length| value[..length] == *b"1")
+    })
+}
+
+/// Moves the proxy into a group within its own. Not where others are in that, which are not ours to
+/// move.
+fn step_aside(own: &Path) -> io::Result<()> {
+    let me = std::process::id().to_string();
+    let inside = fs::read_to_string(own.join("cgroup.procs"))?;
+    if inside.split_whitespace().any(|pid| pid != me) {
+        return Err(io::Error::other("others are in it"));
+    }
+    let place = own.join(PROXY);
+    match fs::create_dir(&place) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => fs::write(place.join("cgroup.procs"), "0"),
     }
 }
 

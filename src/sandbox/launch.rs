@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 use super::{
     control::{Control, Watching, process},
     fds,
-    groups::{self, Groups},
+    groups::{self, Controller, Groups},
     wire::{Failure, Plan, Report, TERMINATE},
 };
 use crate::upstream::{
@@ -70,6 +70,7 @@ pub async fn launch_by(launcher: &Path, spec: &LaunchSpec) -> Result<Process, La
     let mut plan = plan;
     let groups = groups::parents().make(&spec.resources).map_err(|error| no_group(&error))?;
     plan.groups = groups.folders();
+    plan.memory_is_held = groups.limit(Controller::Memory);
     let (mut command, start) = prepare(launcher, &plan).map_err(|error| unexpected(&error))?;
     command.stderr(start.streams.theirs[2].try_clone().map_err(|error| unexpected(&error))?);
     let child = tokio::process::Command::from(command).kill_on_drop(true).spawn();

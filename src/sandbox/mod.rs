@@ -44,3 +44,10 @@ pub use facts::{Availability, Outside, Part, available, facts, outside};
 pub use groups::{groups_left, remove_group};
 pub use launch::{launch, launch_by};
 pub use pod::launch_in_pod;
+
+/// Finds where control groups are to be had. Call it before anything is started: where systemd has
+/// delegated the proxy's own group, the proxy moves into one within that, which it can't once others are
+/// in it.
+pub fn settle() {
+    groups::parents();
+}

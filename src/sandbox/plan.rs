@@ -149,6 +149,7 @@ impl Plan {
             // Its pod bounds the container, which all instances share; the kernel counts processes by
             // the user, whom other pods of the node have, too.
             memory: u64::MAX,
+            memory_is_held: false,
             pids: u32::MAX,
             cpus: usize::MAX,
             tmp: 0,
@@ -180,6 +181,7 @@ impl Plan {
             exec_tmp: hardening.exec_tmp,
             user,
             memory: 64 << 20,
+            memory_is_held: false,
             pids: 8,
             cpus: 1,
             tmp: 1 << 20,

@@ -47,6 +47,8 @@ pub(super) struct Plan {
     pub user: (u32, u32),
     /// Bytes of memory.
     pub memory: u64,
+    /// Whether a control group bounds that, so that nobody need look at the tree.
+    pub memory_is_held: bool,
     /// Processes and threads.
     pub pids: u32,
     /// Processors, rounded up.

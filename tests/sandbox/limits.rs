@@ -37,3 +37,25 @@ async fn memory_hogs_end_alone_and_together() {
         assert_eq!(reason, "it used more memory than its 64 MiB");
     }
 }
+
+// Seven times 20 MiB, where each process is asked for what it has.
+#[tokio::test]
+async fn what_processes_share_counts_once_in_a_control_group() {
+    if !portcullis::sandbox::facts(&Default::default())
+        .iter()
+        .any(|(name, how)| name == "memory" && how.contains("by a control group"))
+    {
+        return;
+    }
+    let text = r#"
+import os, time
+b = b'x' * (20 << 20)
+for _ in range(6):
+    if os.fork() == 0: time.sleep(1); os._exit(0)
+for _ in range(6): os.wait()
+print("all of them")"#;
+    let mut spec = python(text);
+    spec.resources.memory_mib = 64;
+    let run = run(&spec).await;
+    assert_eq!(run.stdout.trim(), "all of them", "{run:?}");
+}

@@ -45,7 +45,8 @@ pub(super) fn run(
     tree: Tree,
 ) -> Result<i64, Failure> {
     let children = signal_fd()?;
-    let memory = plan.memory;
+    // What processes share counts for each of them here. A group counts it once.
+    let memory = if plan.memory_is_held { u64::MAX } else { plan.memory };
     if plan.program.is_none() {
         report(control, &Report::Started { landlock });
         return Ok(0);
