@@ -12,29 +12,50 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha512};
 
-use super::{contained, leaves_nothing, open_folder};
+use super::{leaves_nothing, open_folder};
 use crate::support::{
     authority::Authority,
+    engine::servers_image,
+    gate::{Gate, Setup},
+    marked,
     web::{Page, Web},
 };
 
-/// As `server import` writes it, but for the addresses of the stand-ins and for their authority.
-fn fetched(hosts: &[&str], at: &str, authority: &Authority, folder: &Path) -> String {
+/// A proxy with a server of a desktop client's file, as `server import` writes it: but with the
+/// addresses of the stand-ins and their authority, and in an image, if there is one.
+async fn imported(
+    image: Option<&str>,
+    name: &str,
+    entry: Value,
+    hosts: &[&str],
+    (at, authority, folder): (&str, &Authority, &Path),
+) -> Gate {
     fs::write(folder.join("ca.pem"), &authority.certificate).unwrap();
-    let hosts: Vec<String> = hosts.iter().map(|host| format!("{host}:443={at}")).collect();
-    format!(
-        r#"
-        env.NODE_EXTRA_CA_CERTS = "/ca/ca.pem"
-        env.SSL_CERT_FILE = "/ca/ca.pem"
-        mounts = ["{}:/ca"]
-        egress = {}
-        start-timeout-s = 300
-        resources.tmp-mib = 256
-        hardening.exec-tmp = true
-        "#,
+    let file = json!({ "mcpServers": { name: entry } });
+    let written = Setup::new("[[interceptors]]\nuse = \"schema\"")
+        .file("claude_desktop_config.json", file.to_string())
+        .write();
+    let path = written.path("claude_desktop_config.json");
+    let ended = written.cli(&["server", "import", path.to_str().unwrap()]).await;
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    let mut config = written.config();
+    let head = format!("[servers.{name}]\n");
+    let image = image.map_or(String::new(), |image| format!("image = {image:?}\n"));
+    let here = format!(
+        "{head}{image}mounts = [\"{}:/ca\"]\nenv = {{ GATE = \"{}\", NODE_EXTRA_CA_CERTS = \
+         \"/ca/ca.pem\", SSL_CERT_FILE = \"/ca/ca.pem\", PYTHONPATH = \"\" }}\n",
         folder.display(),
-        json!(hosts),
-    )
+        written.mark,
+    );
+    for (is, becomes) in [(head, here)]
+        .into_iter()
+        .chain(hosts.iter().map(|host| (format!("{host}:443\""), format!("{host}:443={at}\""))))
+    {
+        assert_eq!(config.matches(&is).count(), 1, "{is} in {config}");
+        config = config.replace(&is, &becomes);
+    }
+    written.put(&config);
+    written.start().await
 }
 
 #[tokio::test]
@@ -44,15 +65,27 @@ async fn npx_fetches_a_server_and_runs_it() {
     let registry = Web::serve("127.77.0.1:443", Some(&authority), npm).await;
     let folder = open_folder();
     let package = "@modelcontextprotocol/server-everything@2026.8.31";
-    let more = fetched(&hosts, "127.77.0.1", &authority, folder.path());
-    let gate = contained("everything", &["npx", "--yes", package], &more).start().await;
-    let agent = gate.legacy().await;
-    let said = agent.text("everything__echo", json!({ "message": "from npm" })).await;
-    assert_eq!(said, "Echo: from npm");
-    let seen = registry.seen();
-    let tarball = |request: &String| request.ends_with("server-everything/-/2026.8.31.tgz");
-    assert!(seen.iter().any(tarball), "{seen:?}");
-    leaves_nothing(gate).await;
+    let entry = json!({ "command": "npx", "args": ["-y", package] });
+    // In the sandbox, as it is imported; and in a container.
+    for image in [None, Some(&*servers_image())] {
+        let around = ("127.77.0.1", &authority, folder.path());
+        let gate = imported(image, "everything", entry.clone(), &hosts, around).await;
+        let before = registry.seen().len();
+        let agent = gate.legacy().await;
+        let said = agent.text("everything__echo", json!({ "message": "from npm" })).await;
+        assert_eq!(said, "Echo: from npm");
+        let seen = registry.seen();
+        let tarball = |request: &String| request.ends_with("server-everything/-/2026.8.31.tgz");
+        assert!(seen[before..].iter().any(tarball), "{seen:?}");
+        if image.is_some() {
+            leaves_nothing(gate).await;
+        } else {
+            assert!(!marked(&gate.mark).is_empty());
+            let mark = gate.mark.clone();
+            gate.stop().await;
+            assert!(marked(&mark).is_empty());
+        }
+    }
 }
 
 #[tokio::test]
@@ -61,11 +94,10 @@ async fn uvx_fetches_a_server_and_runs_it() {
     let authority = Authority::of(&hosts);
     let index = Web::serve("127.77.0.2:443", Some(&authority), pypi).await;
     let folder = open_folder();
-    let mut more = fetched(&hosts, "127.77.0.2", &authority, folder.path());
-    // The image's own packages, which it would find there without fetching any.
-    more.push_str("env.PYTHONPATH = \"\"\n");
-    let package = "mcp-server-fetch==2026.10.24";
-    let gate = contained("web", &["uvx", package], &more).start().await;
+    // The image's own packages would be found without fetching any, but that `PYTHONPATH` is empty.
+    let entry = json!({ "command": "uvx", "args": ["mcp-server-fetch==2026.10.24"] });
+    let around = ("127.77.0.2", &authority, folder.path());
+    let gate = imported(Some(&servers_image()), "web", entry, &hosts, around).await;
     let agent = gate.legacy().await;
     let url = json!({ "url": "https://nowhere.example/" });
     let said = super::failed(&agent, "web__fetch", url).await;
