@@ -130,7 +130,13 @@ impl Profile {
         // What stands in the file may be a secret that was put there by mistake: no message shows it.
         let profile: Self = toml::from_str(&text).map_err(|error| {
             let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or(""));
-            broken(format!("line {}: {}", before.matches('\n').count() + 1, error.message()))
+            let line = before.matches('\n').count() + 1;
+            let what = match error.message() {
+                // Serde's words for a wrong type have the value.
+                said if said.starts_with("invalid ") => "something else is expected here",
+                said => said,
+            };
+            broken(format!("line {line}: {what}"))
         })?;
         if profile.version != 1 {
             return Err(broken(format!("version {} is not known", profile.version)));
@@ -221,6 +227,11 @@ mod tests {
             assert!(Profile::read(folder.path(), "bad").is_err(), "{bad}");
             assert!(Profile::policies(folder.path(), "bad").is_err(), "{bad}");
         }
+        // What was put into the wrong place is not shown.
+        let misplaced = "version = 1\nservers = [\"a\"]\nsettings.a.secrets = \"hunter2-value\"\n";
+        std::fs::write(folder.path().join("profiles/bad.toml"), misplaced).unwrap();
+        let error = Profile::read(folder.path(), "bad").unwrap_err().to_string();
+        assert!(error.contains("line 3") && !error.contains("hunter2"), "{error}");
     }
 
     #[test]

@@ -304,12 +304,16 @@ pub(super) fn narrow(loaded: &mut Loaded, name: &str) -> anyhow::Result<()> {
             .with_context(|| format!("the profile `{name}` can't be run"))?;
         kept.insert(known.clone(), server);
     }
+    let aside = &mut loaded.aside;
     loaded.config.servers.retain(|name, server| match kept.remove(name) {
         Some(dressed) => {
             *server = dressed;
             true
         }
-        None => false,
+        None => {
+            aside.push(server.clone());
+            false
+        }
     });
     loaded.profile = Some(name.to_owned());
     Ok(())

@@ -70,6 +70,8 @@ pub struct Loaded {
     pub only_locked: bool,
     /// The profile for which it runs: what `run --profile` says.
     pub profile: Option<String>,
+    /// The file's servers that the profile leaves out: what is theirs is not the others' for that.
+    pub aside: Vec<Server>,
     document: Document,
 }
 
@@ -140,6 +142,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Loaded, Diagnostics> {
                 warnings,
                 only_locked: false,
                 profile: None,
+                aside: Vec::new(),
                 document,
             })
         }

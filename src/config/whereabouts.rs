@@ -86,6 +86,12 @@ impl Legible<'_> {
             .map(|(at, _)| self.lines(at..at))
             .filter(|line| !comment(line))
             .collect();
+        // A key may be written with escapes.
+        if ["\\u", "\\U", "\\x"].iter().any(|escape| self.text.contains(escape))
+            && !self.broken.is_empty()
+        {
+            return Err(Illegible);
+        }
         let found = table.and_then(|table| table.get_key_value(key));
         let own = found.map(|(key, value)| self.lines(key.span().start..value.span().end));
         if mentions.iter().chain(&own).any(|lines| self.is_broken(lines)) {

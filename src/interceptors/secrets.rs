@@ -201,12 +201,13 @@ impl Secrets {
     }
 
     /// One that looks for the values that servers are given and for nothing else, with the default
-    /// actions: for chains that have no other.
+    /// actions: for chains that have no other. Messages of more bytes are a fault.
     ///
     /// # Errors
     /// None by which anything could be scanned.
-    pub fn of_handed(known: &[Known]) -> Result<Self, Invalid> {
-        Self::made("secrets".to_owned(), Config::default(), false, known)
+    pub fn of_handed(known: &[Known], max_bytes: usize) -> Result<Self, Invalid> {
+        let config = Config { max_bytes, ..Config::default() };
+        Self::made("secrets".to_owned(), config, false, known)
     }
 
     fn made(

@@ -635,10 +635,13 @@ fn links(
     // handed something may come later.
     let looks = |entry: &InterceptorEntry| matches!(entry.kind, Use::Secrets(_));
     if !loaded.config.interceptors.iter().any(looks) {
-        match Secrets::of_handed(known).map(Arc::new) {
+        let limits = &loaded.config.limits;
+        let longest = limits.request_bytes.max(limits.response_bytes);
+        match Secrets::of_handed(known, longest).map(Arc::new) {
             Ok(scanner) => {
                 gathered.scanners.push(scanner.clone());
-                first.push(Link { deadline: UNASKED, ..Link::strict(scanner) });
+                let place = loaded.line("/servers").map(|line| (loaded.path.clone(), line));
+                first.push(Link { deadline: UNASKED, place, ..Link::strict(scanner) });
             }
             Err(error) => gathered.found.push(Box::new(loaded.finding(
                 "/servers",

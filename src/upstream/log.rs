@@ -36,15 +36,21 @@ impl Key {
     fn leaves(&mut self, line: &mut String) -> bool {
         let within = self.left > 0;
         self.left = self.left.saturating_sub(1);
-        if line.contains("-----END") {
-            self.left = 0;
-        } else if let Some(at) = line.rfind("-----BEGIN")
-            && line.get(at..).is_some_and(|rest| rest.contains("PRIVATE KEY"))
-        {
+        let end = line.rfind("-----END");
+        let mut begins = line.match_indices("-----BEGIN").map(|(at, _)| at);
+        let begun = begins.find(|&at| {
+            end.is_none_or(|end| end < at)
+                && line.get(at..).is_some_and(|rest| rest.contains("PRIVATE KEY"))
+        });
+        if let Some(at) = begun {
             self.left = KEY_LINES;
-            line.truncate(at);
+            // What stands before it may be the end of another one.
+            line.truncate(if within { 0 } else { at });
             line.push_str("[redacted:private-key]");
             return true;
+        }
+        if end.is_some() {
+            self.left = 0;
         }
         !within
     }
@@ -119,6 +125,7 @@ mod tests {
         let text = format!(
             "before\nkey: {begin} {rsa}\nMIIE\nowIB\n{end} {rsa}\nafter\n\
              {begin} CERTIFICATE-----\nMIIC\n{end} CERTIFICATE-----\n\
+             {end} CERTIFICATE-----{begin} {rsa}\nMIIE\n{end} {rsa}{begin} {rsa}\nMIIE\n{end} {rsa}\n\
              in one: {begin} {rsa}\\nMIIE\\n{end} {rsa}\nlast\n{begin} {rsa}\n"
         );
         let mut key = Key::default();
@@ -140,6 +147,8 @@ mod tests {
                 "-----BEGIN CERTIFICATE-----",
                 "MIIC",
                 "-----END CERTIFICATE-----",
+                "-----END CERTIFICATE-----[redacted:private-key]",
+                "[redacted:private-key]",
                 // What rules find.
                 &in_one,
                 "last",

@@ -19,8 +19,9 @@ use crate::{
     catalog::{
         lock,
         places::{CREDENTIALS, CREDENTIALS_AT_HOME, NEVER, NEVER_WHOLE, NEVER_WRITABLE},
+        profile_file,
     },
-    config::{Config, Destination, Loaded, SecretRef, Use},
+    config::{Destination, Loaded, SecretRef, Use},
     container, policy, vault,
 };
 
@@ -172,13 +173,17 @@ impl Places {
             return Some((why, NOTHING_OF_THE_PROXY));
         }
         for home in &self.homes {
-            if home.starts_with(source) {
+            if matches!(chain.meets(home), Some(Meeting::At | Meeting::Above)) {
                 return refused("it holds a whole home folder, with its keys".into());
             }
             // A folder such as ~/.config, with the credentials of a tool inside.
             for within in CREDENTIALS_AT_HOME {
                 let within = home.join(within);
-                if source.starts_with(&within) || (within.starts_with(source) && within.exists()) {
+                let there = match chain.meets(&within) {
+                    Some(Meeting::Above) => within.exists(),
+                    met => met.is_some(),
+                };
+                if there {
                     return refused(format!("credentials are in {}", within.display()));
                 }
             }
@@ -231,6 +236,13 @@ impl Chain {
             .into_iter()
             .flatten()
             .find_map(|place| self.stands_to(&Self::of(&place)))
+            .or_else(|| links(place).iter().any(|link| self.holds(link)).then_some(Meeting::Above))
+    }
+
+    /// Whether a link stands in this one, by its own place and not by what it leads to.
+    fn holds(&self, link: &Path) -> bool {
+        let above = link.parent().and_then(|above| self.stands_to(&Self::of(above)));
+        matches!(above, Some(Meeting::At | Meeting::Above))
     }
 
     fn stands_to(&self, place: &Self) -> Option<Meeting> {
@@ -261,6 +273,34 @@ fn resolved(path: &Path) -> PathBuf {
     there.unwrap_or_else(|| path.to_owned())
 }
 
+/// The links that are followed on the way to a path: whoever can change one leads elsewhere.
+fn links(path: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut at = PathBuf::from("/");
+    let mut left: Vec<_> =
+        path.components().rev().map(|part| part.as_os_str().to_owned()).collect();
+    while let Some(part) = left.pop() {
+        match Path::new(&part).components().next() {
+            Some(Component::RootDir) => at = PathBuf::from("/"),
+            Some(Component::ParentDir) => drop(at.pop()),
+            Some(Component::Normal(name)) => {
+                let next = at.join(name);
+                match fs::read_link(&next) {
+                    // As many as the kernel follows.
+                    Ok(target) if found.len() < 40 => {
+                        found.push(next);
+                        let parts = target.components().rev();
+                        left.extend(parts.map(|part| part.as_os_str().to_owned()));
+                    }
+                    _ => at = next,
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 /// What the proxy has and goes by, by its config.
 fn own(loaded: &Loaded) -> Vec<Own> {
     let Loaded { config, base, path, .. } = loaded;
@@ -269,12 +309,22 @@ fn own(loaded: &Loaded) -> Vec<Own> {
     let mut all: Vec<Own> = Vec::new();
     all.extend(config_file.map(never("the proxy's config")));
     all.push(never("the lock file")(base.join(lock::FILE)));
+    all.push(never("the profiles")(base.join(profile_file::FOLDER)));
+    // Keepers of secrets are asked with what stands in these.
+    let keepers = ["VAULT_TOKEN_FILE", "VAULT_SECRET_ID_FILE", "DOCKER_CONFIG"];
+    let keepers = keepers.into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    all.extend(keepers.map(never("a file that secrets come from")));
     all.push(never("the proxy's state folder")(config.state_dir.clone()));
     all.extend(config.audit.dir.clone().map(never("the audit log")));
     all.extend(config.admin.socket.clone().map(never("the operator's socket")));
     let policies = policy::Source::of(config);
-    all.extend(policies.paths().iter().map(|path| base.join(path)).map(never("the policies")));
-    let secrets = secret_files(config, base).map(never("a file that secrets come from"));
+    let policies: Vec<PathBuf> = policies.paths().iter().map(|path| base.join(path)).collect();
+    // A policy may be a link out of its folder.
+    let files = policies.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let linked = files.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
+    all.extend(linked.map(|entry| entry.path()).map(never("a policy")));
+    all.extend(policies.into_iter().map(never("the policies")));
+    let secrets = secret_files(loaded).map(never("a file that secrets come from"));
     all.extend(secrets);
     let fixed = |what| move |path: &PathBuf| Own { path: base.join(path), what, readable: true };
     let signers = config.signers.values();
@@ -295,10 +345,13 @@ fn own(loaded: &Loaded) -> Vec<Own> {
 }
 
 /// The files in which secrets of the config stand, and those that decrypt them.
-fn secret_files<'a>(config: &'a Config, base: &'a Path) -> impl Iterator<Item = PathBuf> + 'a {
-    let of_servers = config.servers.values().flat_map(|server| server.given());
+fn secret_files(loaded: &Loaded) -> impl Iterator<Item = PathBuf> + '_ {
+    let Loaded { config, base, aside, .. } = loaded;
+    let of_servers = config.servers.values().chain(aside).flat_map(|server| server.given());
     let of_servers = of_servers.flat_map(|given| given.references()).map(|(_, from)| from);
-    let plain = |secret: &'a SecretRef| secret.from.as_str();
+    fn plain(secret: &SecretRef) -> &str {
+        &secret.from
+    }
     let encryption = config.audit.encryption.iter();
     let keys = encryption.flat_map(|keys| std::iter::once(&keys.key).chain(&keys.old_keys));
     let exports = config.audit.export.iter().flat_map(|export| {
@@ -443,6 +496,7 @@ mod tests {
         for within in [
             "real/conf.d",
             "proxy/policies/old",
+            "proxy/profiles",
             "proxy/state/known",
             "proxy/notes/sub",
             "proxy/secret",
@@ -478,6 +532,7 @@ mod tests {
             ("proxy/state/known", true, true),
             ("proxy/notes/state", true, true),
             ("proxy/policies", true, true),
+            ("proxy/profiles", true, true),
             ("proxy/policies/old", true, true),
             ("real", true, true),
             ("real/conf.d", true, true),

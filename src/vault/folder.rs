@@ -122,7 +122,12 @@ pub fn clear() {
 
 /// The folders of secrets that proxies of this user have left that were killed, wherever they may be.
 pub fn abandoned() -> Vec<PathBuf> {
-    let places: BTreeSet<_> = places().collect();
+    // This process need not have the environment of the one that was killed.
+    let own = PathBuf::from(format!("/run/user/{}", geteuid()));
+    let below = fs::read_dir("/run").into_iter().flatten().flatten();
+    let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let below = below.map(|entry| entry.path());
+    let places: BTreeSet<_> = places().chain([own]).chain(below).collect();
     places.iter().flat_map(|place| abandoned_in(place)).collect()
 }
 

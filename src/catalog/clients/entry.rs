@@ -68,6 +68,10 @@ pub(super) fn read(
         }
     }
     for key in ["includeTools", "enabled_tools"] {
+        // An empty list has none on.
+        if entry.get(key).is_some() {
+            draft.only.get_or_insert_default();
+        }
         for tool in entry.texts(key, report) {
             draft.only.get_or_insert_default().push(tool.text.to_owned());
         }

@@ -136,7 +136,7 @@ pub(crate) fn list(node: &Node, options: &Options) -> Result<Found, Problem> {
             if let Some(config) = node.get("config") {
                 values.insert(name.to_owned(), config.to_json());
             }
-            one(name, node, |report| listed(name, node, options, report))
+            one(name, node, |report| listed(name, node, profile, options, report))
         })
         .collect();
     let format = if profile { "Docker profile" } else { "Docker catalog artifact" };
@@ -144,7 +144,13 @@ pub(crate) fn list(node: &Node, options: &Options) -> Result<Found, Problem> {
 }
 
 /// A server of a list: what it is, and the catalog's entry that it was when it was added.
-fn listed(name: &str, node: &Node, options: &Options, report: &mut Report) -> Option<Server> {
+fn listed(
+    name: &str,
+    node: &Node,
+    profile: bool,
+    options: &Options,
+    report: &mut Report,
+) -> Option<Server> {
     let mut outer = Object::of(node, "a server", report)?;
     let kind = outer.text("type", report);
     let image = outer.text("image", report);
@@ -169,7 +175,7 @@ fn listed(name: &str, node: &Node, options: &Options, report: &mut Report) -> Op
         options.theirs.insert(name.to_owned(), config);
     }
     // A profile lists the tools that its owner left on; a catalog all that there are.
-    if left_on && node.get("config").is_some() {
+    if left_on && (profile || node.get("config").is_some()) {
         let tools = tools.iter().map(|tool| tool.text.to_owned()).collect();
         options.only.entry(name.to_owned()).or_insert(tools);
     }

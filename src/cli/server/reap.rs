@@ -54,7 +54,8 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
         Some(config) => Ok(config.engine.host.clone()),
         None => config::whereabouts(&ctx.config).engine,
     };
-    let needs_engine = !matches!(host, Ok(None)) || config.is_some_and(needs_engine);
+    // Of a config that can't be read it is not known.
+    let needs_engine = !matches!(host, Ok(None)) || config.is_none_or(needs_engine);
     let found = {
         let _progress = ctx.progress("looking for what is left");
         let engine = match host {

@@ -140,7 +140,7 @@ fn a_secret_is_found_wherever_it_stands() {
 async fn what_is_handed_is_looked_for_without_rules() {
     let handed = ["hunter", "2-handed"].concat();
     let both = json!({ "a": handed, "b": token() }).to_string();
-    let none = Secrets::of_handed(&[]).unwrap();
+    let none = Secrets::of_handed(&[], 1 << 20).unwrap();
     // Not even read.
     assert!(matches!(response(&none, "no JSON").await.decision, Decision::Pass));
     let known = Known {
