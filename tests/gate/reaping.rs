@@ -363,7 +363,8 @@ async fn groups_of_the_dead_go_but_no_other_users() {
     member.kill().unwrap();
     member.wait().unwrap();
     let rows = dead.cli(REAP).await.expect(0);
-    assert_eq!(of(&rows, &full).unwrap()["what"], "removed");
+    // Unless another test's was faster.
+    assert!(of(&rows, &full).is_none_or(|row| row["what"] == "removed"), "{rows:#?}");
     assert!(!full.exists() && strange.exists());
 }
 
