@@ -311,8 +311,10 @@ fn own(loaded: &Loaded) -> Vec<Own> {
     all.push(never("the lock file")(base.join(lock::FILE)));
     all.push(never("the profiles")(base.join(profile_file::FOLDER)));
     // Keepers of secrets are asked with what stands in these.
-    let keepers = ["VAULT_TOKEN_FILE", "VAULT_SECRET_ID_FILE", "DOCKER_CONFIG"];
-    let keepers = keepers.into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let keepers = ["VAULT_TOKEN_FILE", "VAULT_SECRET_ID_FILE"].into_iter();
+    let keepers = keepers.filter_map(std::env::var_os).map(PathBuf::from);
+    let docker = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    let keepers = keepers.chain(docker.map(|folder| folder.join("config.json")));
     all.extend(keepers.map(never("a file that secrets come from")));
     all.push(never("the proxy's state folder")(config.state_dir.clone()));
     all.extend(config.audit.dir.clone().map(never("the audit log")));
