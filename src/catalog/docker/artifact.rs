@@ -92,10 +92,8 @@ pub fn member(
         network(&mut server, entry, &mut told);
         json!({ "type": "image", "image": image })
     } else if let Some(url) = entry.get("url").and_then(Value::as_str) {
-        let kind = match entry.get("transport").and_then(Value::as_str) {
-            Some(kind @ ("sse" | "streamable-http")) => kind,
-            _ => "http",
-        };
+        let kind = entry.get("transport").and_then(Value::as_str);
+        let kind = kind.filter(|kind| ["sse", "streamable-http"].contains(kind)).unwrap_or("http");
         let mut remote = json!({ "url": url, "transport_type": kind });
         // All of a header's value is the secret.
         for header in keys(entry, "headers") {
