@@ -416,7 +416,7 @@ fn step_aside(own: &Path) -> io::Result<()> {
     }
     let place = own.join(PROXY);
     match fs::create_dir(&place) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => fs::write(place.join("cgroup.procs"), "0"),
     }
 }
@@ -549,7 +549,7 @@ mod tests {
         if geteuid().is_root() {
             // Another user's, by whatever name.
             std::os::unix::fs::chown(&below, Some(65534), None).unwrap();
-            assert_eq!(left_below(folder.path().to_owned()), [PathBuf::new(); 0]);
+            assert_eq!(left_below(folder.path().to_owned()), Vec::<PathBuf>::new());
             sweep(&folder.path().join("other"));
             assert!(below.exists());
         }
