@@ -234,7 +234,7 @@ async fn all_of_much_is_on_record() {
     let written = bare(&memory, 70);
     let done = written.cli(REAP).await.expect(0);
     assert_eq!(told(&done, "removed").len(), 70);
-    assert_eq!(folders_in(&memory), [PathBuf::new(); 0]);
+    assert_eq!(folders_in(&memory), Vec::<PathBuf>::new());
     for event in [REMOVING, REMOVED] {
         let recorded = written.records(&[event]).await;
         let left = recorded.iter().flat_map(|record| record["left"].as_array().unwrap());
