@@ -405,7 +405,9 @@ struct Between {
 }
 
 impl Between {
-    fn new(image: &str) -> Self {
+    async fn new(image: &str) -> Self {
+        let engine = Engine::connect(None).await.unwrap();
+        let behind = engine.version().host.strip_prefix("unix://").unwrap().to_owned();
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("engine.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -415,8 +417,9 @@ impl Between {
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
                 let (answering, image, count) = (answering.clone(), image.clone(), count.clone());
+                let behind = behind.clone();
                 tokio::spawn(async move {
-                    let mut engine = UnixStream::connect("/var/run/docker.sock").await.unwrap();
+                    let mut engine = UnixStream::connect(behind).await.unwrap();
                     let (mut asked, mut told) = (vec![0; 1 << 16], vec![0; 1 << 16]);
                     loop {
                         let (to, bytes) = tokio::select! {
@@ -462,7 +465,7 @@ async fn what_may_have_come_with_an_error_is_looked_at_before_it_runs() {
     let _pulled = Pulled(repository.clone());
     let digest = Built::new().await.move_to(&format!("{repository}:1"));
     let image = format!("{repository}@{digest}");
-    let between = Between::new(&image);
+    let between = Between::new(&image).await;
     let gate = setup(&image).env("DOCKER_HOST", &between.url).start().await;
     // Whether it comes before the error, what that is, and whether it may be there now or later.
     let all = [
@@ -484,8 +487,10 @@ async fn what_may_have_come_with_an_error_is_looked_at_before_it_runs() {
         .await;
         // A call may be told before the pull is over.
         until("the end of all pulls", async || {
-            let ended = records(&gate, "image-pull-failed").await.len();
-            (ended == between.answered.load(Ordering::SeqCst)).then_some(())
+            let mut ended = records(&gate, "image-pull-failed").await;
+            // Its registry may have been silent.
+            ended.retain(|one| one["reason"].as_str().unwrap().contains("the engine did not pull"));
+            (ended.len() == between.answered.load(Ordering::SeqCst)).then_some(())
         })
         .await;
         assert_eq!(gate.path(&unseen(&image)).exists(), may_be_there, "{pulls} {answer}");

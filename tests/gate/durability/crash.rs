@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use super::{
+    UNAVAILABLE,
     faulty::Disk,
     sound,
     traffic::{Caller, Came, Witness},
@@ -72,6 +73,8 @@ impl Rig {
                                 answered.lock().unwrap().insert(mark);
                                 told.send_modify(|count| *count += 1);
                             }
+                            // A disk that others keep busy for seconds: nobody was answered.
+                            (_, Came::Refusal(code)) if code == UNAVAILABLE => {}
                             (_, Came::Nothing) => return,
                             (mark, Came::Refusal(code)) => panic!("{mark}: {code}"),
                         }

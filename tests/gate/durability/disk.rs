@@ -7,7 +7,7 @@ use fuser::Errno;
 use serde_json::{Value, json};
 
 use super::{
-    all_records,
+    UNAVAILABLE, all_records,
     faulty::{Disk, Faults},
     sound,
     traffic::{Caller, Came, Witness},
@@ -19,7 +19,6 @@ use crate::support::{
     in_time, until,
 };
 
-const UNAVAILABLE: &str = "audit-unavailable";
 /// More than the store keeps free.
 const ROOM: u64 = 512 << 20;
 

@@ -14,6 +14,9 @@ use serde_json::Value;
 
 use crate::support::gate::Written;
 
+/// What a call is refused with that can't be recorded.
+const UNAVAILABLE: &str = "audit-unavailable";
+
 /// What must hold of every log that no proxy is using: it proves itself whole, its numbers have no
 /// gap, its times never go back, and nothing was put aside. Returns the kinds of records of each
 /// call, by its mark.
