@@ -137,15 +137,9 @@ async fn on_record(recorder: &Recorder, peer: &Peer, request: Request) -> Result
         recorder.audit.tell(action).await;
         return Ok(request);
     }
-    match recorder.audit.event(action).await {
-        // Where calls go on without a record, readings do not.
-        Ok(()) if recorder.audit.missed().0.is_none() => Ok(request),
-        Ok(()) => Err(Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "it could not be recorded that you ask, so you are not answered: the log takes no records",
-        )
-        .code("audit-unavailable")
-        .remedy("the proxy's own log says why")),
+    // Where calls go on without a record, readings do not.
+    match recorder.audit.must(action).await {
+        Ok(()) => Ok(request),
         Err(fault) => Err(Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             format!("it could not be recorded that you ask, so you are not answered: {fault}"),

@@ -10,6 +10,8 @@
 
 mod contract;
 mod runner;
+mod turns;
 
 pub use contract::{Decision, Fault, Hook, Hooks, Interceptor, Mode, Verdict};
 pub use runner::{Chain, Link, Trail, may_replace};
+pub use turns::{Turn, Turns};

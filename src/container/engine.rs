@@ -168,7 +168,8 @@ impl Engine {
                     warnings: info.warnings.unwrap_or_default(),
                 },
                 podman,
-                apparmor: has("apparmor"),
+                // Podman gives its own profile by itself where it can, and refuses that of Docker's name.
+                apparmor: has("apparmor") && !podman,
                 arch: match info.architecture.unwrap_or_default().as_str() {
                     "amd64" | "x86_64" => "x86_64".to_owned(),
                     "arm64" | "aarch64" => "aarch64".to_owned(),

@@ -14,12 +14,16 @@ use super::{Fault, failure};
 pub(super) fn lacking(info: &SystemInfo, podman: bool) -> Vec<&'static str> {
     let mut options = info.security_options.iter().flatten();
     let rootless = options.any(|option| option.contains("rootless"));
+    let unified = info.cgroup_version == Some(SystemInfoCgroupVersionEnum::_2);
     // There it says that it keeps them.
-    let drops = podman && rootless && info.cgroup_version != Some(SystemInfoCgroupVersionEnum::_2);
+    let drops = podman && rootless && !unified;
+    // For an ordinary user it says that it limits none, whatever systemd delegated. A container whose
+    // limit can't be had is not started by its runtime.
+    let unknown = podman && unified;
     [
         ("memory", info.memory_limit),
         ("processes", info.pids_limit),
-        ("processors", info.cpu_cfs_quota),
+        ("processors", info.cpu_cfs_quota.filter(|_| !unknown)),
     ]
     .into_iter()
     .filter(|(_, kept)| drops || *kept == Some(false))
@@ -39,7 +43,9 @@ pub(super) async fn kept(docker: &Docker, id: &str) -> Result<(), LaunchFailure>
         failure(fault.to_string(), "see that the engine is well: `portcullis doctor`")
     })?;
     let host = container.host_config.unwrap_or_default();
-    let lacking: Vec<&str> = [("memory", host.memory), ("processes", host.pids_limit)]
+    let limits =
+        [("memory", host.memory), ("processes", host.pids_limit), ("processors", host.nano_cpus)];
+    let lacking: Vec<&str> = limits
         .into_iter()
         .filter(|(_, limit)| limit.is_none_or(|limit| limit <= 0))
         .map(|(name, _)| name)
@@ -86,7 +92,8 @@ mod tests {
             (Some(true), true, Some(EMPTY), true, 3),
             (Some(true), true, None, true, 3),
             (Some(false), true, Some(_1), false, 3),
-            (Some(false), false, Some(_2), true, 3),
+            (Some(false), false, Some(_2), true, 2),
+            (Some(false), false, Some(_2), false, 3),
             (None, false, Some(_1), false, 0),
         ] {
             let lacking = lacking(&says(kept, rootless, version), podman);

@@ -28,8 +28,9 @@ use self::{
     checks::{Check, Misfit, Unusable as Reason},
 };
 use crate::{
-    chain::{Fault, Hooks, Interceptor, Verdict},
+    chain::{Fault, Hooks, Interceptor, Turns, Verdict},
     exchange::{Answer, Definition, Effect, Exchange, Finding, Method, Payload, Phase, Target},
+    identity::PrincipalKind,
     refusal::{Code, Refusal, Rule},
 };
 
@@ -90,7 +91,7 @@ pub struct Schema {
     unusable: Unusable,
     cache: Arc<Mutex<Cache>>,
     compiling: Arc<Semaphore>,
-    checking: Arc<Semaphore>,
+    checking: Turns,
 }
 
 impl Schema {
@@ -111,7 +112,7 @@ impl Schema {
             unusable: config.unusable,
             cache: Arc::default(),
             compiling: Arc::new(Semaphore::new(AT_ONCE)),
-            checking: Arc::new(Semaphore::new(AT_ONCE)),
+            checking: Turns::new(AT_ONCE),
         })
     }
 
@@ -145,6 +146,7 @@ impl Schema {
         checks: &Arc<Checks>,
         side: Side,
         payload: &Payload,
+        who: &PrincipalKind,
     ) -> Result<Result<(), Misfit>, Fault> {
         let Some(check) = side.of(checks) else { return Ok(Ok(())) };
         if payload.raw().len() <= IN_PLACE_BYTES {
@@ -154,11 +156,11 @@ impl Schema {
                 return Ok(side.verdict(check, value.as_deref()));
             }
         }
-        let permit = Arc::clone(&self.checking).acquire_owned().await.map_err(closed)?;
+        let turn = self.checking.next(who).await.map_err(closed)?;
         let (checks, raw) = (Arc::clone(checks), payload.raw().clone());
         let judge = move || {
             // Held by the thread: a call whose deadline passed has not ended its check.
-            let _permit = permit;
+            let _turn = turn;
             side.judge(&checks, raw)
         };
         tokio::task::spawn_blocking(judge)
@@ -228,7 +230,7 @@ impl Interceptor for Schema {
         if let Some(reason) = side.unusable(&checks) {
             return Ok(self.unusable(phase, side, reason));
         }
-        Ok(match self.check(&checks, side, payload).await? {
+        Ok(match self.check(&checks, side, payload, &exchange.principal.kind).await? {
             Ok(()) => Verdict::pass(),
             Err(misfit) => self.refuse(side, misfit),
         })

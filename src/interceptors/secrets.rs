@@ -26,7 +26,6 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 
 use self::{payload::Report, scan::Scanner};
 pub use self::{
@@ -34,7 +33,7 @@ pub use self::{
     scrubber::{Redacted, Scrubber, Unredacted},
 };
 use crate::{
-    chain::{Decision, Fault, Hooks, Interceptor, Verdict},
+    chain::{Decision, Fault, Hooks, Interceptor, Turns, Verdict},
     exchange::{Effect, Exchange, Finding, Method, Phase},
     names::nearest,
     refusal::{Code, Refusal, Rule},
@@ -140,7 +139,7 @@ pub struct Secrets {
     tables: ArcSwap<Tables>,
     /// What servers and plugins were ever handed in this run.
     known: Mutex<Vec<Known>>,
-    scanning: Arc<Semaphore>,
+    scanning: Turns,
 }
 
 /// Values of one secret of one client, or of all, that are looked for, the newest: one that was
@@ -224,7 +223,7 @@ impl Secrets {
             config,
             by_rules,
             known: Mutex::new(known),
-            scanning: Arc::new(Semaphore::new(AT_ONCE)),
+            scanning: Turns::new(AT_ONCE),
         })
     }
 
@@ -380,11 +379,11 @@ impl Interceptor for Secrets {
             tables.inspect(phase, raw)?
         } else {
             let closed = |_| Fault("the proxy is shutting down".into());
-            let permit = Arc::clone(&self.scanning).acquire_owned().await.map_err(closed)?;
+            let turn = self.scanning.next(&exchange.principal.kind).await.map_err(closed)?;
             let (tables, raw) = (tables.clone(), raw.clone());
             let scan = move || {
                 // Held by the thread: a call whose deadline passed has not ended its scan.
-                let _permit = permit;
+                let _turn = turn;
                 tables.inspect(phase, &raw)
             };
             tokio::task::spawn_blocking(scan)

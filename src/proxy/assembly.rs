@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use rayon::iter::{
     IndexedParallelIterator as _, IntoParallelRefIterator as _, ParallelIterator as _,
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     approval::{Approvals, Webhook},
     audit::{self, Audit, Unavailable, export, proof, record::Happening},
-    chain::{Chain, Interceptor, Link},
+    chain::{Chain, Interceptor, Link, Turns},
     codec::Caps,
     config::{self, Code, Config, InterceptorEntry, Loaded, OnFailure, Use},
     container,
@@ -263,7 +263,7 @@ impl Assembly {
             revisions: Revisions::new(revision),
             gate: self.gate,
             scrubber: self.scrubber,
-            looking: Arc::new(Semaphore::new(super::recording::AT_ONCE)),
+            looking: Turns::new(super::recording::AT_ONCE),
             presence: Default::default(),
             drops: Default::default(),
             expected: Default::default(),

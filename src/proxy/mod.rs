@@ -58,7 +58,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -67,7 +67,7 @@ use tokio_util::{
 use crate::{
     approval::Approvals,
     audit::{Arrival, Audit, Refused, export::Streams},
-    chain::Chain,
+    chain::{Chain, Turns},
     codec::{Caps, Frame, Id},
     config::Config,
     exchange::{Revision, Transport},
@@ -128,7 +128,7 @@ pub struct Proxy {
     gate: Arc<PolicyGate>,
     scrubber: Arc<Scrubber>,
     /// Large bodies that are looked through for secrets, to be kept.
-    looking: Arc<Semaphore>,
+    looking: Turns,
     presence: Presence,
     drops: Drops,
     expected: Expected,

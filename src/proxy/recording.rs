@@ -50,7 +50,7 @@ impl Proxy {
         passage: &mut Passage,
     ) -> Result<(), Unavailable> {
         let wanted = Keep::of(&passage.trail.rules).arguments;
-        let kept = self.kept(wanted.then(|| arguments(exchange))).await;
+        let kept = self.kept(exchange, wanted.then(|| arguments(exchange))).await;
         let intent = Intent::of(exchange, self.grounds(passage).borrow(), self.audit.key());
         let began = Instant::now();
         let written = match self.revision_recorded(&self.grounds(passage).revision).await {
@@ -74,7 +74,7 @@ impl Proxy {
         };
         let wanted = Keep::of(passage.trail.rules.iter().chain(refusing)).result;
         let result = exchange.response.as_ref().filter(|_| wanted);
-        let kept = self.kept(result.map(|answer| answer.payload().raw().clone())).await;
+        let kept = self.kept(exchange, result.map(|answer| answer.payload().raw().clone())).await;
         let (grounds, served) = (self.grounds(passage), passage.served());
         self.revision_recorded(&grounds.revision).await?;
         let outcome = Outcome::of(exchange, grounds.borrow(), conclusion, served, self.audit.key());
@@ -97,7 +97,7 @@ impl Proxy {
             "refused"
         );
         let wanted = Keep::of(passage.trail.rules.iter().chain(&refusal.rules)).arguments;
-        let kept = self.kept(wanted.then(|| arguments(exchange))).await;
+        let kept = self.kept(exchange, wanted.then(|| arguments(exchange))).await;
         let grounds = self.grounds(passage);
         let record = Refused::of(exchange, refusal, grounds.borrow(), self.audit.key());
         if let Err(error) = self.audit.refused(record.keeping(kept)).await {
@@ -120,11 +120,11 @@ impl Proxy {
 
     /// All that a request holds, as a person may see it.
     pub(super) async fn shown_params(&self, exchange: &Exchange) -> Option<Kept> {
-        self.kept(Some(exchange.request.raw().clone())).await
+        self.kept(exchange, Some(exchange.request.raw().clone())).await
     }
 
     /// A body as it is kept: without its secrets, and cut to size.
-    async fn kept(&self, body: Option<Bytes>) -> Option<Kept> {
+    async fn kept(&self, exchange: &Exchange, body: Option<Bytes>) -> Option<Kept> {
         let body = body?;
         let (scrubber, bytes) = (self.scrubber.clone(), body.len());
         let look = move || match scrubber.redact(&body) {
@@ -134,12 +134,12 @@ impl Proxy {
         if bytes <= IN_PLACE {
             return Some(look());
         }
-        let Ok(permit) = self.looking.clone().acquire_owned().await else {
+        let Ok(turn) = self.looking.next(&exchange.principal.kind).await else {
             return Some(Kept::failed("the proxy is shutting down"));
         };
         let looked = tokio::task::spawn_blocking(move || {
             // Held to the end of the work, also where nobody waits for it any more.
-            let _permit = permit;
+            let _turn = turn;
             look()
         });
         Some(looked.await.unwrap_or_else(|_| Kept::failed("looking through it ended early")))

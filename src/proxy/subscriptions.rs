@@ -242,8 +242,8 @@ impl Proxy {
             drop(watched);
             return Ok(Answer::Result(Payload::new(Bytes::from_static(b"{}"))));
         }
-        let many =
-            self.subscriptions.watched.lock().keys().filter(|other| other.0 == key.0).count();
+        let others = |other: &&Subscription| other.0 == key.0 && **other != key;
+        let many = self.subscriptions.watched.lock().keys().filter(others).count();
         if many >= MOST {
             return Err(Refusal::new(
                 Code::RateLimited,
@@ -260,7 +260,9 @@ impl Proxy {
             // On a task of its own, so that it is recorded to its end.
             let proxy = self.clone();
             let moved = self.tasks.spawn(async move { proxy.follow_place(&key).await });
-            moved.await.unwrap_or(Ok(false)).map_err(|(_, refusal)| refusal)?;
+            let ended =
+                |_| Err((None, Refusal::new(Code::ShuttingDown, "the proxy is shutting down")));
+            moved.await.unwrap_or_else(ended).map_err(|(_, refusal)| refusal)?;
         }
         Ok(Answer::Result(Payload::new(Bytes::from_static(b"{}"))))
     }

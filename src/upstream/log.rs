@@ -11,12 +11,20 @@ use super::hands::Handed;
 const LINES: usize = 500;
 /// Bytes of one such line that are kept.
 const LINE_BYTES: usize = 2_000;
-/// Bytes of one such line that are read. Of a longer one nothing is kept: where it is cut, a secret
-/// could be in two parts that nobody knows.
+/// Bytes of one such line that are read at once. Of a longer one nothing is kept: where it is cut, a
+/// secret could be in two parts that nobody knows.
 const LINE_READ: usize = 16 << 10;
 
-/// Lines of a private key that are left out, at most: one of 16384 bits has 200.
-const KEY_LINES: usize = 256;
+/// Lines of a private key that are left out, at most: one of OpenPGP with many signatures has
+/// thousands.
+const KEY_LINES: usize = 4096;
+/// How many lines in a row may have nothing of a key in them before it is over: its headers, or words
+/// that only mention the beginning of one.
+const STRANGE_LINES: usize = 8;
+/// Letters of base64 in a row that are part of a key.
+const ARMOR: usize = 32;
+/// Bytes that are looked at again where a line is cut, since the beginning of a key may be.
+const OVERLAP: usize = 128;
 
 /// Takes the secrets out of a text that is kept.
 pub type Scrub = Arc<dyn Fn(&mut String) + Send + Sync>;
@@ -29,13 +37,16 @@ pub(super) type Log = Arc<Mutex<VecDeque<String>>>;
 struct Key {
     /// How many more of its lines may come.
     left: usize,
+    /// How many lines had nothing of it in them, since the last that had.
+    strange: usize,
 }
 
 impl Key {
     /// Whether anything of a line is kept. Of one in which a key begins, that is what stands before it.
     fn leaves(&mut self, line: &mut String) -> bool {
-        let within = self.left > 0;
-        self.left = self.left.saturating_sub(1);
+        self.strange = if is_armor(line) { 0 } else { self.strange + 1 };
+        let within = self.left > 0 && self.strange <= STRANGE_LINES;
+        self.left = if within { self.left - 1 } else { 0 };
         let end = line.rfind("-----END");
         let mut begins = line.match_indices("-----BEGIN").map(|(at, _)| at);
         let begun = begins.find(|&at| {
@@ -43,7 +54,7 @@ impl Key {
                 && line.get(at..).is_some_and(|rest| rest.contains("PRIVATE KEY"))
         });
         if let Some(at) = begun {
-            self.left = KEY_LINES;
+            (self.left, self.strange) = (KEY_LINES, 0);
             // What stands before it may be the end of another one.
             line.truncate(if within { 0 } else { at });
             line.push_str("[redacted:private-key]");
@@ -56,6 +67,11 @@ impl Key {
     }
 }
 
+fn is_armor(line: &str) -> bool {
+    let is_of_it = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=');
+    line.as_bytes().split(|b| !is_of_it(b)).any(|run| run.len() >= ARMOR)
+}
+
 /// Keeps the last lines of standard error, without the secrets that the server was handed.
 pub(super) async fn keep(
     mut stderr: impl AsyncRead + Unpin,
@@ -65,15 +81,20 @@ pub(super) async fn keep(
 ) {
     let mut chunk = vec![0; 4096];
     let mut line = Vec::new();
+    let mut is_long = false;
     let mut key = Key::default();
-    let mut keep = |line: &mut Vec<u8>| {
-        let mut text = if line.len() > LINE_READ {
-            format!("[a line of more than {LINE_READ} bytes]")
-        } else {
-            String::from_utf8_lossy(line).trim_end().to_owned()
-        };
+    let mut keep = |line: &mut Vec<u8>, is_whole: bool| {
+        let mut text = String::from_utf8_lossy(line).trim_end().to_owned();
+        let leaves = key.leaves(&mut text);
+        if !is_whole {
+            is_long = true;
+            line.drain(..line.len() - OVERLAP);
+            return;
+        }
         line.clear();
-        if !key.leaves(&mut text) {
+        if std::mem::take(&mut is_long) {
+            text = format!("[a line of more than {LINE_READ} bytes]");
+        } else if !leaves {
             return;
         }
         scrub(&mut text);
@@ -97,16 +118,19 @@ pub(super) async fn keep(
             Ok(n) => {
                 for &byte in &chunk[..n] {
                     if byte == b'\n' {
-                        keep(&mut line);
-                    } else if line.len() <= LINE_READ {
-                        line.push(byte);
+                        keep(&mut line, true);
+                        continue;
+                    }
+                    line.push(byte);
+                    if line.len() > LINE_READ {
+                        keep(&mut line, false);
                     }
                 }
             }
         }
     }
     if !line.is_empty() {
-        keep(&mut line);
+        keep(&mut line, true);
     }
 }
 
@@ -130,7 +154,8 @@ mod tests {
         );
         let mut key = Key::default();
         let mut kept = Vec::new();
-        let endless = ["MIIE"; KEY_LINES];
+        let (body, headers) = ("MIIE".repeat(16), ["MIIE"; STRANGE_LINES]);
+        let endless = [body.as_str()].into_iter().chain(headers).cycle().take(KEY_LINES);
         for line in text.lines().chain(endless).chain(["beyond"]) {
             let mut line = line.to_owned();
             if key.leaves(&mut line) {
@@ -173,7 +198,18 @@ mod tests {
         // Where a line is cut, and where reading it ends, no part of a secret is left.
         text.push_str(&format!("{}{value}\n", "x".repeat(LINE_BYTES - 3)));
         text.push_str(&format!("{}{value}\n", "x".repeat(LINE_READ - 3)));
-        for n in 0..LINES - 3 {
+        // A key may begin in a long line, wherever that is cut, and may only be mentioned.
+        let (begin, end, kind) = ("-----BEGIN", "-----END", ["PRIVATE", "KEY-----"].join(" "));
+        let body = "MIIE".repeat(16);
+        for before in [2 * LINE_READ, LINE_READ - 20, LINE_READ - 8] {
+            let long = "x".repeat(before);
+            text.push_str(&format!("{long}{begin} {kind}\n{body}\n{body}\n{end} {kind}\n"));
+        }
+        text.push_str(&format!("no {begin} {kind} there\n"));
+        for n in 0..=STRANGE_LINES {
+            text.push_str(&format!("{n} words\n"));
+        }
+        for n in 0..LINES - 8 {
             text.push_str(&format!("{n}{}\n", "x".repeat(LINE_BYTES)));
         }
         let scrub: Scrub = Arc::new(|text| *text = text.replace("key", "word"));
@@ -182,7 +218,10 @@ mod tests {
         assert_eq!(log.len(), LINES);
         assert_eq!(log[0], "word [redacted]");
         assert!(log[1].ends_with("x[re"), "{}", log[1]);
-        assert_eq!(log[2], format!("[a line of more than {LINE_READ} bytes]"));
-        assert_eq!(log[3].len(), LINE_BYTES);
+        let long = format!("[a line of more than {LINE_READ} bytes]");
+        assert_eq!(log.range(2..6).collect::<Vec<_>>(), [&long; 4]);
+        assert_eq!(log[6], "no [redacted:private-word]");
+        assert_eq!(log[7], format!("{STRANGE_LINES} words"));
+        assert_eq!(log[8].len(), LINE_BYTES);
     }
 }

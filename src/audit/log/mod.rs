@@ -241,6 +241,14 @@ impl Audit {
         self.record(Event::now(what).into()).await
     }
 
+    /// The same for what must not happen otherwise even where calls go on without a record.
+    ///
+    /// # Errors
+    /// As for [`Audit::event`].
+    pub async fn must(&self, what: Happening) -> Result<(), Unavailable> {
+        self.inner.write(Event::now(what).into()).await
+    }
+
     async fn record(&self, record: Record) -> Result<(), Unavailable> {
         let inner = &self.inner;
         let kind = record.kind();
