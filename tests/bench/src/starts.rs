@@ -96,7 +96,12 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     }
     println!("\ncold / `docker run -i`, of the same round: {:.2} (median)", ratio(1, 0));
     println!("with `egress` / without, of the same round: {:.2} (median)\n", ratio(2, 1));
-    streams(args, &engine, image, &this).await
+    let (cold, warm) = (ratio(1, 0), median(took[3].clone()));
+    streams(args, &engine, image, &this).await?;
+    // The goals.
+    ensure!(cold <= 1.3, "cold took {cold:.2} times `docker run -i`, and 1.3 is the most");
+    ensure!(warm < 20.0, "from the warm pool it took {warm:.0} ms, and 20 is the most");
+    Ok(())
 }
 
 /// A session's first call, from when it is sent to its answer.

@@ -276,6 +276,19 @@ async fn clients_do_not_change_unrecorded() {
 }
 
 #[tokio::test]
+async fn without_a_proxy_nothing_is_done_unrecorded_whatever_calls_may() {
+    let (disk, _, written) = config("on-failure = \"pass\"").await;
+    let written = written.start().await.stop().await;
+    disk.leave(1 << 20);
+    let ended = written.cli(&["client", "add", "bob"]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended:#?}");
+    assert!(ended.stderr.contains("so it is not done"), "{ended:#?}");
+    disk.leave(ROOM);
+    assert_eq!(written.cli(&["client", "add", "bob"]).await.code, Some(0));
+    sound(&written, "disk/audit").await;
+}
+
+#[tokio::test]
 async fn policies_are_on_record_before_what_they_decide_also_those_that_were_soon_replaced() {
     let mut rig = Rig::new("deadline-ms = 300").await;
     let policies = rig.gate.path("policies/gate.cedar");
