@@ -11,7 +11,7 @@ use super::{
     event::{By, Program},
     hands::{Handed, Hands},
     images::{Images, Pinned},
-    outward::{Outward, Reacher},
+    outward::{Outward, Reacher, has_address},
     party::Dismissed,
     places::{OwnPlaces, Places},
     process::{LaunchFailure, LaunchSpec, Process, SECRETS},
@@ -245,6 +245,14 @@ impl Launcher {
         };
         process.origin.egress_tried = process.door.is_some();
         if let Some(door) = process.door.take() {
+            let hidden = spec.egress.iter().filter(|to| !has_address(&spec.egress, to));
+            let hidden: Vec<_> = hidden.map(ToString::to_string).collect();
+            if !hidden.is_empty() {
+                tracing::info!(
+                    %server, hosts = hidden.join(", "),
+                    "reached by HTTPS_PROXY alone: a program that does not go by that finds no such host"
+                );
+            }
             let gate = self.outward.gate(reacher);
             let limits = settings.egress_limits.limits();
             process.handle = door.serve(server, spec.egress, limits, gate, process.handle)?;

@@ -93,7 +93,7 @@ async fn programs_reach(mark: &str, place: &str, python: &str, curl: bool) {
         .chain(&["REQUESTS_CA_BUNDLE"])
         .map(|name| format!("env.{name} = \"/ca/ca.pem\""))
         .collect();
-    let gate = Setup::new(&format!(
+    let mut gate = Setup::new(&format!(
         r#"
         [servers.runner]
         {place}
@@ -103,7 +103,7 @@ async fn programs_reach(mark: &str, place: &str, python: &str, curl: bool) {
         env.PYTHONPATH = "{python}"
         {}
         mounts = ["{}:/ca"]
-        egress = ["web.example:{port}=127.0.0.1"]
+        egress = ["web.example:{port}=127.0.0.1", "*.below.example:443"]
         "#,
         trust.join("\n"),
         trusted.path().display(),
@@ -163,6 +163,10 @@ async fn programs_reach(mark: &str, place: &str, python: &str, curl: bool) {
     }
     let launched = gate.records(&["event = server-launched"]).await;
     assert_eq!(launched[0]["egress_tried"], true, "{:#}", launched[0]);
+    let told =
+        gate.logged("hosts behind the variable", |line| line.contains("by HTTPS_PROXY alone"));
+    let told = told.await;
+    assert!(told.contains("*.below.example:443") && !told.contains("web.example"), "{told}");
     gate.stop().await;
 }
 
