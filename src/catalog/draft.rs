@@ -99,9 +99,14 @@ impl<'a> Draft<'a> {
         })
     }
 
+    /// Where the person says that a variable or a header of this very server comes from.
+    fn named(&self, name: &str) -> Option<&String> {
+        self.options.secrets.get(&self.original)?.get(name)
+    }
+
     /// Where a secret of that name is looked for.
     pub fn reference(&self, variable: &str) -> String {
-        if let Some(from) = self.options.secrets.get(variable) {
+        if let Some(from) = self.named(variable) {
             return from.clone();
         }
         match self.naming {
@@ -175,7 +180,7 @@ impl<'a> Draft<'a> {
     /// A header's value, which here is always a reference: to where the person says that the header
     /// comes from, to the variable that is all of the value, or to one of its own.
     pub fn header(&self, name: &str, own: &str, value: Said<'_>, report: &mut Report) -> Secret {
-        if let Some(from) = self.options.secrets.get(name) {
+        if let Some(from) = self.named(name) {
             return Secret { from: from.clone(), about: None };
         }
         let whole = value.text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));

@@ -23,7 +23,7 @@ const TURN: Duration = Duration::from_secs(10);
 const REMEMBERED: usize = 32;
 
 /// The whole file.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Lock {
     pub version: u32,
@@ -36,7 +36,7 @@ pub struct Lock {
 }
 
 /// Where a server came from, and what its image is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Locked {
     /// The reference that was added, where the server was.
@@ -57,6 +57,15 @@ pub struct Locked {
     /// What its image was before, under whatever name, the latest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub was: Vec<String>,
+    /// The tools that were left on when it was taken, where not all were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<String>>,
+    /// `sha256:` of the policies that were written for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policies: Option<String>,
+    /// What its description said of the entry in the config: the rest of the entry is the operator's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said: Option<toml::Table>,
 }
 
 impl Locked {
@@ -303,6 +312,11 @@ impl Lock {
         }
         locked.source.clone_from(&taken.source);
         locked.source_digest.clone_from(&taken.source_digest);
+        locked.tools.clone_from(&taken.tools);
+        locked.said.clone_from(&taken.said);
+        if taken.policies.is_some() {
+            locked.policies.clone_from(&taken.policies);
+        }
         Ok(())
     }
 
@@ -344,6 +358,21 @@ impl Lock {
             }
         }
     }
+}
+
+/// Whose words a description is: its source without tag and digest, and of a catalog without the servers
+/// that were chosen from it.
+#[must_use]
+pub fn origin(source: &str) -> &str {
+    let Some((scheme, rest)) = source.split_once("://") else { return source };
+    let rest = match scheme {
+        "docker" | "oci" => rest,
+        "catalog" => rest.rsplit_once('/').map_or(rest, |(catalog, _)| catalog),
+        _ => return source,
+    };
+    let name = rest.split('@').next().unwrap_or(rest);
+    let tag = name.rfind(':').filter(|at| !name[*at..].contains('/'));
+    &source[..scheme.len() + 3 + tag.unwrap_or(name.len())]
 }
 
 /// Writes a file in one step, with the rights that it had.
@@ -415,6 +444,30 @@ mod tests {
         for broken in ["version = 2\n", "version = 1\nother = 2\n", "servers = 1", "\u{0}"] {
             std::fs::write(folder.path().join(FILE), broken).unwrap();
             Lock::read(folder.path()).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_source_is_the_same_whatever_its_version() {
+        for (one, other, same) in [
+            ("docker://a.example/b:1", "docker://a.example/b@sha256:00", true),
+            ("docker://a.example:5000/b", "docker://a.example:5000/b:2@sha256:00", true),
+            ("oci://a.example/team:1", "oci://a.example/team:2", true),
+            (
+                "catalog://a.example:5000/team:1/x",
+                "catalog://a.example:5000/team@sha256:00/x+y",
+                true,
+            ),
+            ("catalog://team/x", "catalog://team/y", true),
+            ("catalog://team/x", "catalog://other/x", false),
+            ("catalog://a.example/team:1/x", "oci://a.example/team:1", false),
+            ("oci://a.example:5000/team:1", "oci://a.example:6000/team:1", false),
+            ("docker://a.example/b:1", "docker://a.example/c:1", false),
+            ("https://a.example/x:1", "https://a.example/x:2", false),
+            ("team.yaml", "team.yaml", true),
+            ("team.yaml", "other.yaml", false),
+        ] {
+            assert_eq!(origin(one) == origin(other), same, "{one} {other}");
         }
     }
 

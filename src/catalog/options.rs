@@ -24,8 +24,9 @@ pub struct Options {
     pub theirs: Values,
     /// The tools that are left on, by the names that the catalog has for servers.
     pub only: BTreeMap<String, Vec<String>>,
-    /// Where secrets come from (`env:NAME`), by the variable that a server reads.
-    pub secrets: BTreeMap<String, String>,
+    /// Where secrets come from (`env:NAME`), by the names that the catalog has for servers, and then by
+    /// the variable or the header.
+    pub secrets: BTreeMap<String, BTreeMap<String, String>>,
     /// The name in our config, in the place of one made of theirs.
     pub name: Option<String>,
     pub packages: Packages,

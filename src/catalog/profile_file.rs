@@ -132,9 +132,10 @@ impl Profile {
             let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or(""));
             let line = before.matches('\n').count() + 1;
             let what = match error.message() {
-                // Serde's words for a wrong type have the value.
+                // Serde's words for a wrong type have the value, those for an unknown key the key.
                 said if said.starts_with("invalid ") => "something else is expected here",
-                said => said,
+                said if said.starts_with("missing field") => said,
+                said => said.split(['`', '"', '\'']).next().unwrap_or("").trim_end(),
             };
             broken(format!("line {line}: {what}"))
         })?;
@@ -232,6 +233,10 @@ mod tests {
         std::fs::write(folder.path().join("profiles/bad.toml"), misplaced).unwrap();
         let error = Profile::read(folder.path(), "bad").unwrap_err().to_string();
         assert!(error.contains("line 3") && !error.contains("hunter2"), "{error}");
+        let misplaced = "version = 1\nservers = [\"a\"]\nsettings.a.hunter2-value = 1\n";
+        std::fs::write(folder.path().join("profiles/bad.toml"), misplaced).unwrap();
+        let error = Profile::read(folder.path(), "bad").unwrap_err().to_string();
+        assert!(error.contains("unknown field") && !error.contains("hunter2"), "{error}");
     }
 
     #[test]

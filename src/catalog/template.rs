@@ -27,6 +27,8 @@ pub(crate) enum Into {
 pub enum Unfilled {
     #[error("`{{{{{}}}}}` has no value: give it with `--set {}=VALUE`", brief(.0), brief(.0))]
     Missing(String),
+    #[error("`{{{{{}}}}}` is a setting of another server", brief(.0))]
+    Others(String),
     #[error("the value of `{}` begins with `-`, and would be read as an option", brief(.0))]
     Option(String),
     #[error("the value of `{}` has a control character in it", brief(.0))]
@@ -56,7 +58,8 @@ pub(crate) fn is_template(text: &str) -> bool {
     text.contains("{{")
 }
 
-/// Fills in a template. Nothing: all of it is a value that is not there.
+/// Fills in a template from the settings of a server, which stand under its name. Nothing: all of it is
+/// a value that is not there.
 ///
 /// # Errors
 /// [`Unfilled`]
@@ -128,6 +131,10 @@ fn value(
     into: Into,
     first: bool,
 ) -> Result<Filled, Unfilled> {
+    let whose = path.split('.').next().unwrap_or("").trim();
+    if values.get(whose).is_none() {
+        return Err(Unfilled::Others(path.to_owned()));
+    }
     let found = path.split('.').try_fold(values, |value, key| value.get(key.trim()));
     let mut filled = match found {
         None | Some(Value::Null) => Filled::Missing,
@@ -310,6 +317,8 @@ mod tests {
             ("{{s.host", Into::Argument),
             ("{{}}", Into::Argument),
             ("{{a{{b}}}}", Into::Argument),
+            ("{{other.host}}", Into::Variable),
+            ("{{other|or:x}}", Into::Argument),
         ] {
             assert!(filled(template, into).is_err(), "{template}");
         }

@@ -38,26 +38,32 @@ pub fn set(values: &mut Values, server: &str, text: &str) -> Result<(), String> 
     Ok(())
 }
 
-/// The person's settings, or where they have none those of somebody's profile, with the defaults of
-/// their schemas, held against these.
+/// The person's settings of one server, or where they have none those of somebody's profile, with the
+/// defaults of their schemas, held against these. What is set for others is not among them.
 pub(crate) fn settle(
     schemas: &[Node],
     options: &Options,
     server: &str,
     report: &mut Report,
 ) -> Value {
-    let mut settled = options.values.clone();
-    for (name, theirs) in &options.theirs {
-        settled.entry(name).or_insert_with(|| theirs.clone());
-    }
+    let set = options.values.get(server);
+    let own = set.or_else(|| options.theirs.get(server)).cloned();
+    let mut own = own.unwrap_or_else(|| Value::Object(Map::new()));
     for node in schemas {
         let Some(name) = node.get("name").and_then(Node::text) else {
             report.left_out(node.place, "a config without a name cannot be set");
             continue;
         };
+        if name != server {
+            let text = format!(
+                "its `config` is called `{}`, and settings of others are not for it",
+                brief(name)
+            );
+            report.left_out(node.place, text);
+            continue;
+        }
         let schema = node.to_json();
-        let own = settled.entry(name).or_insert_with(|| Value::Object(Map::new()));
-        defaults(own, &schema, 0);
+        defaults(&mut own, &schema, 0);
         let schema = schema_of(&schema);
         if schema.to_string().len() > LONGEST {
             report.left_out(node.place, format!("the schema of `{}` is too long", brief(name)));
@@ -77,7 +83,7 @@ pub(crate) fn settle(
                 ),
             ),
             Ok(validator) => {
-                for error in validator.iter_errors(own).take(8) {
+                for error in validator.iter_errors(&own).take(8) {
                     let at = error.instance_path().to_string();
                     let at = at.trim_start_matches('/').replace('/', ".");
                     // The value is the person's, and may be what they took for a place of secrets.
@@ -96,7 +102,7 @@ pub(crate) fn settle(
             }
         }
     }
-    if settled.keys().any(|key| key == server) && schemas.is_empty() {
+    if (set.is_some() || options.theirs.contains_key(server)) && schemas.is_empty() {
         let text = "there is nothing to set: the catalog has no `config` for it";
         report.notes.push(crate::report::Note {
             kind: Kind::LeftOut,
@@ -104,7 +110,7 @@ pub(crate) fn settle(
             text: text.into(),
         });
     }
-    Value::Object(settled)
+    Value::Object([(server.to_owned(), own)].into_iter().collect())
 }
 
 /// What JSON Schema knows of it: a catalog may say what it likes beside.

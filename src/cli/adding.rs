@@ -1,9 +1,13 @@
 //! Servers that others described, taken into the config: `server add`, `server import`, and profiles.
 //!
 //! Invariant: the config that is written passes the checks of `check`, or nothing is written. A
-//! server that spoils it is left out, and said to be.
+//! server that spoils it is left out, and said to be. What is taken in the place of something that is
+//! there leaves what the operator wrote, and is of the same origin or named by the operator.
 
-use std::path::PathBuf;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -11,10 +15,10 @@ use serde_json::{Value, json};
 use crate::{
     audit::record::{ImageDid, ImageDone},
     catalog::{
-        Entry, Names, Options, Packages, Problem, Run, Server,
-        lock::{Lock, Locked, Meaning, replace},
+        Entry, Names, Options, Packages, Problem, Run, Server, brief,
+        lock::{self, Lock, Locked, Meaning, origin, replace},
         set, settings, tool_lists,
-        write::{Writing, add, file_name, names, policy},
+        write::{self, Change, add, file_name, names, policy},
     },
     cli::{
         Context, Exit, Reports, Usage,
@@ -38,15 +42,26 @@ pub(super) struct Said {
     /// The tools that are left on: a `tools.yaml` of Docker's
     #[arg(long, value_name = "FILE")]
     tools: Option<PathBuf>,
-    /// Where a secret comes from, by the variable that the server reads, such as `TOKEN=env:MY_TOKEN`
-    #[arg(long = "secret", value_name = "NAME=REFERENCE")]
+    /// Where a secret comes from, by the variable or header of the server, such as `TOKEN=env:MY_TOKEN`; of
+    /// several servers, `SERVER/TOKEN=env:MY_TOKEN`
+    #[arg(long = "secret", value_name = "[SERVER/]NAME=REFERENCE")]
     secrets: Vec<String>,
     /// How packages that npx or uvx would fetch run
     #[arg(long, value_enum, default_value_t = How::Process)]
     packages: How,
-    /// Replace servers of the same name
-    #[arg(long)]
-    replace: bool,
+    /// Take servers again that came from the same place, tag and digest aside. `--replace=SERVER`: that
+    /// server, wherever it came from; may be given several times
+    #[arg(
+        long,
+        value_name = "SERVER",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    replace: Vec<String>,
+    /// With `--replace`: write `server-NAME.cedar` anew also where it was changed by hand
+    #[arg(long, requires = "replace")]
+    overwrite_policies: bool,
     /// Take an image again that was moved on from
     #[arg(long)]
     back: bool,
@@ -69,6 +84,61 @@ impl Said {
         self.dry_run
     }
 
+    /// Whether what came from the same place is taken again.
+    pub fn replaces(&self) -> bool {
+        self.replace.iter().any(String::is_empty)
+    }
+
+    /// Whether a server that is there may be taken again, from a source.
+    fn may_replace(
+        &self,
+        server: &str,
+        locked: Option<&Locked>,
+        source: &str,
+    ) -> Result<(), String> {
+        if self.replace.iter().any(|name| name == server) {
+            return Ok(());
+        }
+        let came = match locked.and_then(|locked| locked.source.as_deref()) {
+            Some(came) if origin(came) == origin(source) => return Ok(()),
+            Some(came) => format!("came from {}", brief(came)),
+            None => "was not taken from anywhere".to_owned(),
+        };
+        Err(format!(
+            "the config has a server `{server}`, which {came}: it would become another's; if that is meant, \
+             say `--replace={server}`"
+        ))
+    }
+
+    /// The lists of tools that are left on.
+    fn tool_lists(&self) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
+        let Some(path) = &self.tools else { return Ok(BTreeMap::new()) };
+        let fetched = file(path)?;
+        tool_lists(&fetched.text).map_err(|problem| broken(&fetched, &problem))
+    }
+
+    /// What is said of secrets: the server, if one is named, the variable or header, and the reference.
+    fn secrets(&self) -> Result<Vec<(Option<&str>, &str, &str)>, Usage> {
+        self.secrets
+            .iter()
+            .map(|text| {
+                // What was written is not repeated: it may be the secret.
+                let (place, from) = text
+                    .split_once('=')
+                    .filter(|(_, from)| from.parse::<Source>().is_ok())
+                    .ok_or_else(|| {
+                        let text = "write `--secret NAME=REFERENCE`, such as `env:VARIABLE`, `file:PATH` or \
+                                    `vault:PATH#KEY` (docs/secrets.md has them all), never the value";
+                        Usage(text.to_owned())
+                    })?;
+                let (server, name) = place
+                    .rsplit_once('/')
+                    .map_or((None, place), |(server, name)| (Some(server), name));
+                Ok((server, name, from))
+            })
+            .collect()
+    }
+
     /// What a reader is told of it. `server` is the server that settings without a name are of.
     pub fn options(&self, server: Option<&str>) -> anyhow::Result<Options> {
         let mut options = Options {
@@ -78,20 +148,12 @@ impl Said {
             },
             ..Options::default()
         };
-        let broken = |file: &Fetched, problem: Problem| {
-            let place = problem.place.map_or(String::new(), |place| format!(":{place}"));
-            anyhow::anyhow!("{}{place}: {problem}", file.name)
-        };
         if let Some(path) = &self.settings {
             let fetched = file(path)?;
             options.values =
-                settings(&fetched.text).map_err(|problem| broken(&fetched, problem))?;
+                settings(&fetched.text).map_err(|problem| broken(&fetched, &problem))?;
         }
-        if let Some(path) = &self.tools {
-            let fetched = file(path)?;
-            options.only =
-                tool_lists(&fetched.text).map_err(|problem| broken(&fetched, problem))?;
-        }
+        options.only = self.tool_lists()?;
         for text in &self.set {
             let key = text.split('=').next().unwrap_or("");
             let named = server.or_else(|| key.split_once('.').map(|(server, _)| server));
@@ -102,20 +164,22 @@ impl Said {
             };
             set(&mut options.values, named, text).map_err(Usage)?;
         }
-        for text in &self.secrets {
-            // What was written is not repeated: it may be the secret.
-            let (name, from) = text
-                .split_once('=')
-                .filter(|(_, from)| from.parse::<Source>().is_ok())
-                .ok_or_else(|| {
-                    let text = "write `--secret NAME=REFERENCE`, such as `env:VARIABLE`, `file:PATH` or \
-                                `vault:PATH#KEY` (docs/secrets.md has them all), never the value";
-                    Usage(text.to_owned())
-                })?;
-            options.secrets.insert(name.to_owned(), from.to_owned());
+        for (of, name, from) in self.secrets()? {
+            let Some(of) = of.or(server) else {
+                let text = "of several servers, write `--secret SERVER/NAME=REFERENCE`: each would get it that \
+                            asks for that name";
+                return Err(Usage(text.to_owned()).into());
+            };
+            let secrets = options.secrets.entry(of.to_owned()).or_default();
+            secrets.insert(name.to_owned(), from.to_owned());
         }
         Ok(options)
     }
+}
+
+fn broken(file: &Fetched, problem: &Problem) -> anyhow::Error {
+    let place = problem.place.map_or(String::new(), |place| format!(":{place}"));
+    anyhow::anyhow!("{}{place}: {problem}", file.name)
 }
 
 /// Servers to take, and whence they come.
@@ -134,6 +198,59 @@ struct Taken {
     locked: Locked,
     /// What its image was until now.
     was: Option<String>,
+    /// What is otherwise than it was. Nothing: it is new.
+    changes: Option<Vec<Change>>,
+    policies: Policies,
+}
+
+/// What becomes of a server's policies.
+enum Policies {
+    /// There is no folder for them.
+    Nowhere,
+    /// They are written.
+    Written(PathBuf, String),
+    /// They are what would be written.
+    Same,
+    /// Some that nobody wrote for it are there already, and stay.
+    There(PathBuf),
+    /// Somebody changed them, and they stay. With what would be written.
+    Changed(PathBuf, String),
+}
+
+impl Policies {
+    fn of(
+        folder: Option<&Path>,
+        server: &Server,
+        locked: Option<&Locked>,
+        said: &Said,
+        again: bool,
+    ) -> Self {
+        let Some(folder) = folder else { return Self::Nowhere };
+        let (path, text) = (folder.join(file_name(&server.name)), policy(server));
+        let ours = locked.and_then(|locked| locked.policies.as_deref()).filter(|_| again);
+        match (path.exists(), again) {
+            (true, false) => return Self::There(path),
+            // Who took them away may have meant it.
+            (false, _) if ours.is_none() => return Self::Written(path, text),
+            _ => {}
+        }
+        // What can't be read is nothing that was written so.
+        let there = std::fs::read(&path).unwrap_or_default();
+        if there == text.as_bytes() {
+            Self::Same
+        } else if said.overwrite_policies || ours == Some(&*lock::digest(&there)) {
+            Self::Written(path, text)
+        } else {
+            Self::Changed(path, text)
+        }
+    }
+
+    fn digest(&self, server: &Server) -> Option<String> {
+        match self {
+            Self::Written(..) | Self::Same => Some(lock::digest(policy(server).as_bytes())),
+            Self::Nowhere | Self::There(_) | Self::Changed(..) => None,
+        }
+    }
 }
 
 impl Taken {
@@ -165,8 +282,25 @@ pub(super) async fn take(
     let before = config::parse(&ctx.config, &text).map_err(reports)?;
     let there = names(&text)?;
     let mut known = Names::of(there.iter().map(String::as_str));
-    let writing = Writing { replace: said.replace };
-    let mut taken = Vec::new();
+    if let Some(name) = said.replace.iter().find(|name| !name.is_empty() && !there.contains(name)) {
+        return Err(Usage(format!("the config has no server `{}` to replace", brief(name))).into());
+    }
+    let secrets = said.secrets()?;
+    let offered = |name: &str| offer.entries.iter().any(|entry| entry.name == name);
+    if let Some(name) = secrets.iter().find_map(|(server, ..)| server.filter(|name| !offered(name)))
+    {
+        return Err(Usage(format!(
+            "`{}` of `--secret` is no server of {}",
+            brief(name),
+            offer.name
+        ))
+        .into());
+    }
+    let named: BTreeSet<String> = secrets.iter().map(|(.., from)| (*from).to_owned()).collect();
+    let listed = said.tool_lists()?;
+    let folder = policies_folder(&before.config, &house.base);
+    let mut replaced = BTreeSet::new();
+    let mut taken: Vec<Taken> = Vec::new();
     let mut refused: Vec<(String, Vec<Problem>)> = Vec::new();
     for entry in offer.entries {
         let mut server = match entry.server {
@@ -176,73 +310,120 @@ pub(super) async fn take(
                 continue;
             }
         };
-        let again = said.replace && there.contains(&server.name);
+        let again = !said.replace.is_empty() && there.contains(&server.name);
+        let problem = |text: String| Problem::at(entry.place, text);
+        let old = house.lock.servers.get(&server.name).cloned();
         let mut asked = None;
         let outcome = async {
-            if !again {
-                known
-                    .take(&server.name)
-                    .map_err(|error| Problem::at(entry.place, error.to_string()))?;
+            if again {
+                said.may_replace(&server.name, old.as_ref(), &offer.source).map_err(problem)?;
+                if !replaced.insert(server.name.clone()) {
+                    return Err(problem(format!(
+                        "there are two that would be `{}` here",
+                        server.name
+                    )));
+                }
+            } else {
+                known.take(&server.name).map_err(|error| problem(error.to_string()))?;
             }
             asked = pin(ctx, house, &mut server).await?;
             onward(house, &server, said.back)?;
-            let added = add(&text, &server, writing)
-                .map_err(|error| Problem::at(entry.place, error.to_string()))?;
+            let unwritten = |error: write::Unwritten| problem(error.to_string());
+            let mut locked = Locked {
+                said: Some(write::said(&server).map_err(unwritten)?),
+                ..Locked::default()
+            };
+            let (added, changes) = if again {
+                let before = old.as_ref().and_then(|old| old.said.as_ref());
+                let mut done = write::again(&text, &server, before, &named).map_err(unwritten)?;
+                server = done.server;
+                if let Some(old) = &old
+                    && !listed.contains_key(&server.original)
+                {
+                    done.changes.extend(still_off(&mut server.only, old.tools.as_deref()));
+                }
+                (done.text, Some(done.changes))
+            } else {
+                (add(&text, &server).map_err(unwritten)?, None)
+            };
             // What the config's own checks find counts as ours.
             config::parse(&ctx.config, &added).map_err(|Diagnostics(found)| {
                 let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-                Problem::at(entry.place, found.join("; "))
+                problem(found.join("; "))
             })?;
-            Ok::<_, Problem>(added)
+            locked.tools.clone_from(&server.only);
+            Ok::<_, Problem>((added, changes, locked))
         };
         match outcome.await {
-            Ok(added) => {
+            Ok((added, changes, locked)) => {
                 text = added;
                 let image_digest = match &server.run {
                     Run::Image { image, .. } => image.digest.clone(),
                     _ => None,
                 };
+                let policies = Policies::of(folder.as_deref(), &server, old.as_ref(), said, again);
                 let locked = Locked {
                     source: Some(offer.source.clone()),
                     source_digest: offer.digest.clone(),
                     image: asked,
                     image_digest,
-                    ..Locked::default()
+                    policies: policies.digest(&server),
+                    ..locked
                 };
                 let was = until_now(house, &before.config, &server.name);
-                taken.push(Taken { server, locked, was });
+                taken.push(Taken { server, locked, was, changes, policies });
             }
             Err(problem) => refused.push((entry.name, vec![problem])),
         }
     }
-    let policies = match taken.is_empty() {
-        true => Vec::new(),
-        false if said.dry_run => Vec::new(),
-        false => {
-            let moves: Vec<ImageDone> = taken.iter().filter_map(Taken::locking).collect();
-            locking(&before, &moves).await?;
-            match write(ctx, house, &before, &taken, said.replace) {
-                Ok(policies) => policies,
-                Err(error) => {
-                    for done in moves {
-                        not_locked(ctx, &before, done, &format!("{error:#}")).await;
-                    }
-                    return Err(error);
-                }
-            }
-        }
-    };
     if !taken.is_empty() && !said.dry_run {
+        let moves: Vec<ImageDone> = taken.iter().filter_map(Taken::locking).collect();
+        locking(&before, &moves).await?;
+        if let Err(error) = write(house, folder.as_deref(), &taken) {
+            for done in moves {
+                not_locked(ctx, &before, done, &format!("{error:#}")).await;
+            }
+            return Err(error);
+        }
         replace(&ctx.config, text.as_bytes())
             .with_context(|| format!("cannot write {}", ctx.config.display()))?;
     }
-    tell(ctx, &offer.name, &taken, &refused, &policies, said.dry_run)?;
+    tell(ctx, &offer.name, &taken, &refused, said.dry_run)?;
     let exit = match (taken.is_empty(), refused.is_empty()) {
         (true, _) => Exit::Failure,
         (false, true) => Exit::Ok,
         (false, false) => Exit::Findings,
     };
     Ok((taken.into_iter().map(|taken| taken.server).collect(), exit))
+}
+
+/// Has a tool that was off stay off, where the new description leaves it on. Tells what is otherwise.
+pub(super) fn still_off(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Option<Change> {
+    let shown = |tools: Option<&[String]>| tools.map(|tools| format!("[{}]", tools.join(", ")));
+    let said = only.clone();
+    if let Some(was) = was {
+        let both = said.as_deref().unwrap_or(was).iter().filter(|tool| was.contains(tool));
+        *only = Some(both.cloned().collect());
+    }
+    let same = |one: Option<&[String]>, other: Option<&[String]>| match (one, other) {
+        (Some(one), Some(other)) => {
+            one.len() == other.len() && one.iter().all(|tool| other.contains(tool))
+        }
+        (one, other) => one == other,
+    };
+    let change = |is: Option<&[String]>, taken| Change {
+        key: "tools left on".to_owned(),
+        was: shown(was),
+        is: shown(is),
+        taken,
+    };
+    if !same(said.as_deref(), only.as_deref()) {
+        Some(change(said.as_deref(), false))
+    } else if !same(was, only.as_deref()) {
+        Some(change(only.as_deref(), true))
+    } else {
+        None
+    }
 }
 
 /// Resolves the tag of an image, and tells how the image was asked for.
@@ -296,34 +477,17 @@ fn onward(house: &House, server: &Server, back: bool) -> Result<(), Problem> {
 }
 
 /// Writes policies and the lock, in this order, before the config is: what a server is held to is
-/// there before it is. Tells the files of policies.
-fn write(
-    ctx: &Context,
-    house: &mut House,
-    before: &Loaded,
-    taken: &[Taken],
-    replaced: bool,
-) -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let mut policies = Vec::new();
-    let folder = policies_folder(&before.config, &house.base);
-    match &folder {
-        Some(folder) => {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-            for Taken { server, .. } in taken {
-                let path = folder.join(file_name(&server.name));
-                if path.exists() && !replaced {
-                    ctx.note(format_args!("{} is there already, and stays as it is", path.display()));
-                } else {
-                    replace(&path, policy(server).as_bytes())
-                        .with_context(|| format!("cannot write {}", path.display()))?;
-                    policies.push((server.name.clone(), path));
-                }
-            }
+/// there before it is.
+fn write(house: &mut House, folder: Option<&Path>, taken: &[Taken]) -> anyhow::Result<()> {
+    if let Some(folder) = folder {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    for one in taken {
+        if let Policies::Written(path, text) = &one.policies {
+            replace(path, text.as_bytes())
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
-        None => ctx.note(
-            "policies are taken from a signed bundle, or from single files: no policy was written, so none of \
-             these servers may be started yet",
-        ),
     }
     let mut moved = Ok(());
     house.change(|lock| {
@@ -342,8 +506,7 @@ fn write(
             *lock = next;
         }
     })?;
-    moved?;
-    Ok(policies)
+    Ok(moved?)
 }
 
 /// The folder that policies are taken from.
@@ -362,16 +525,23 @@ fn tell(
     from: &str,
     taken: &[Taken],
     refused: &[(String, Vec<Problem>)],
-    policies: &[(String, PathBuf)],
     dry: bool,
 ) -> anyhow::Result<()> {
     if ctx.is_json() {
         let taken: Vec<Value> = taken
             .iter()
             .map(|taken| {
-                let name = &taken.server.name;
-                let policy = policies.iter().find(|(of, _)| of == name).map(|(_, path)| path);
-                json!({ "server": taken.server, "lock": taken.locked, "policy": policy })
+                let (policy, stays) = match &taken.policies {
+                    Policies::Written(path, _) => (Some(path).filter(|_| !dry), None),
+                    Policies::Changed(path, text) => {
+                        (None, Some(json!({ "file": path, "instead-of": text })))
+                    }
+                    Policies::Nowhere | Policies::Same | Policies::There(_) => (None, None),
+                };
+                json!({
+                    "server": taken.server, "lock": taken.locked, "policy": policy,
+                    "changes": taken.changes, "changed-policy": stays,
+                })
             })
             .collect();
         let refused: Vec<Value> = refused
@@ -381,27 +551,8 @@ fn tell(
         ctx.json(&json!({ "taken": taken, "refused": refused, "written": !dry }))?;
         return Ok(());
     }
-    for Taken { server, .. } in taken {
-        let what = match &server.run {
-            Run::Image { image, .. } => format!("image {image}"),
-            Run::Command { program, .. } => format!("program {program}"),
-            Run::Remote { url, .. } => format!("server at {url}"),
-        };
-        let verb = if dry { "would add" } else { "added" };
-        ctx.line(format!("{verb} `{}`: {what}", server.name))?;
-        for (variable, secret) in &server.secrets {
-            ctx.line(format!("  secret: `{variable}` comes from `{}`", secret.from))?;
-        }
-        for note in &server.notes {
-            let place = note.place.map_or(String::new(), |place| format!(" ({from}:{place})"));
-            ctx.line(format!("  {}: {}{place}", note.kind.as_str(), note.text))?;
-        }
-        if let Some(missing) = missing(&server.run) {
-            ctx.line(format!("  needed: {missing}"))?;
-        }
-        if let Some((_, path)) = policies.iter().find(|(name, _)| *name == server.name) {
-            ctx.line(format!("  policies: {}", path.display()))?;
-        }
+    for one in taken {
+        told(ctx, from, one, dry)?;
     }
     for (name, problems) in refused {
         ctx.note(format_args!("not added: `{name}`"));
@@ -410,10 +561,89 @@ fn tell(
             ctx.note(format_args!("  {place}{problem}"));
         }
     }
-    if !taken.is_empty() && !dry {
+    if taken.iter().any(|one| matches!(one.policies, Policies::Nowhere)) {
+        ctx.note(
+            "policies are taken from a signed bundle, or from single files: no policy was written, so none of \
+             these servers may be started yet",
+        );
+    }
+    if taken.iter().any(|one| one.changes.is_none()) && !dry {
         ctx.note(
             "nobody may call it yet: say who, in policies of your own (`portcullis policy new`)",
         );
+    }
+    Ok(())
+}
+
+/// Tells of one that was taken.
+fn told(ctx: &Context, from: &str, taken: &Taken, dry: bool) -> anyhow::Result<()> {
+    let server = &taken.server;
+    let what = match &server.run {
+        Run::Image { image, .. } => format!("image {image}"),
+        Run::Command { program, .. } => format!("program {program}"),
+        Run::Remote { url, .. } => format!("server at {url}"),
+    };
+    let verb = match (&taken.changes, dry) {
+        (None, true) => "would add",
+        (None, false) => "added",
+        (Some(_), true) => "would replace",
+        (Some(_), false) => "replaced",
+    };
+    ctx.line(format!("{verb} `{}`: {what}", server.name))?;
+    for change in taken.changes.iter().flatten() {
+        changed(ctx, change)?;
+    }
+    for (variable, secret) in &server.secrets {
+        ctx.line(format!("  secret: `{variable}` comes from `{}`", secret.from))?;
+    }
+    for note in &server.notes {
+        let place = note.place.map_or(String::new(), |place| format!(" ({from}:{place})"));
+        ctx.line(format!("  {}: {}{place}", note.kind.as_str(), note.text))?;
+    }
+    if let Some(missing) = missing(&server.run) {
+        ctx.line(format!("  needed: {missing}"))?;
+    }
+    match &taken.policies {
+        Policies::Written(path, _) if !dry => {
+            ctx.line(format!("  policies: {}", path.display()))?;
+        }
+        Policies::Changed(path, text) => {
+            ctx.line(format!(
+                "  policies: {} is not as it was written, and stays as it is. `--overwrite-policies` puts this in \
+                 its place:",
+                path.display()
+            ))?;
+            for line in text.lines() {
+                ctx.line(format!("    {line}").trim_end())?;
+            }
+        }
+        Policies::There(path) => {
+            ctx.note(format_args!("{} is there already, and stays as it is", path.display()));
+        }
+        Policies::Written(..) | Policies::Same | Policies::Nowhere => {}
+    }
+    Ok(())
+}
+
+/// Tells what is otherwise with a server, and what is not although its description says so.
+pub(super) fn changed(ctx: &Context, change: &Change) -> anyhow::Result<()> {
+    let Change { key, was, is, taken } = change;
+    let list = matches!(key.as_str(), "mounts" | "egress" | "servers");
+    let nothing = || "nothing".to_owned();
+    if !taken {
+        let is = is.clone().unwrap_or_else(nothing);
+        let was = was.clone().unwrap_or_else(nothing);
+        ctx.line(format!("  {key}: stays {was}, which is yours; the description says {is}"))?;
+        return Ok(());
+    }
+    match (was, is) {
+        (Some(was), None) if list => ctx.line(format!("  {key}: no longer {was}"))?,
+        (None, Some(is)) if list => ctx.line(format!("  {key}: also {is}"))?,
+        (was, is) => {
+            ctx.line(format!("  {key}"))?;
+            ctx.line(format!("    from {}", was.clone().unwrap_or_else(nothing)))?;
+            ctx.line(format!("    to   {}", is.clone().unwrap_or_else(nothing)))?;
+        }
     }
     Ok(())
 }

@@ -7,18 +7,18 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Exit, Usage,
-    adding::{Offer, Said, take},
-    catalog::{Fetched, House, file, pushed},
+    adding::{Offer, Said, changed, still_off, take},
+    catalog::{Fetched, House, file, only_one, pushed},
     wrong::Wrong,
 };
 use crate::{
     catalog::{
         self, PROFILE, brief,
-        lock::replace,
+        lock::{origin, replace},
         member, profile as made,
-        profile_file::{Profile, Settings},
+        profile_file::{NoProfile, Profile, Settings},
         read,
-        write::left_on_id,
+        write::{Change, left_on_id},
     },
     config::{Loaded, Server},
     names::ServerName,
@@ -389,7 +389,8 @@ async fn import(
     name: Option<String>,
     said: &Said,
 ) -> anyhow::Result<Exit> {
-    let found = read(&fetched.text, &said.options(None)?)
+    let single = only_one(&fetched.text);
+    let found = read(&fetched.text, &said.options(single.as_deref())?)
         .map_err(|problem| anyhow::anyhow!("{}: {problem}", fetched.name))?;
     if found.format != "Docker profile" {
         bail!(
@@ -402,11 +403,13 @@ async fn import(
         .ok()
         .and_then(|node| Some(node.get("id")?.text()?.to_owned()));
     let title = found.title;
+    let chosen = name.is_some();
     let name = match name {
         Some(name) => name,
         None => catalog::ours(id.as_deref().or(title.as_deref()).unwrap_or(""))
             .map_err(|error| Usage(error.to_string()))?,
     };
+    let old = replaceable(house, &name, chosen, source, said)?;
     let digest = fetched.manifest.clone().unwrap_or_else(|| fetched.digest.clone());
     let offer = Offer {
         entries: found.servers,
@@ -424,8 +427,75 @@ async fn import(
         profile.settings = lists.collect();
         profile.title = title;
         profile.source = Some(source.to_owned());
+        let changes = old.as_ref().map(|old| keep(old, &mut profile));
         profile.write(&house.base, &name)?;
-        ctx.note(format_args!("made the profile `{name}`"));
+        let verb = if old.is_some() { "replaced" } else { "made" };
+        ctx.note(format_args!("{verb} the profile `{name}`"));
+        for change in changes.iter().flatten().filter(|_| !ctx.is_json()) {
+            changed(ctx, change)?;
+        }
     }
     Ok(exit)
+}
+
+/// The profile of that name, if there is one, and may be replaced by one from that source: it came from
+/// there itself, or the operator chose the name. Otherwise whoever wrote the new one chose it.
+fn replaceable(
+    house: &House,
+    name: &str,
+    chosen: bool,
+    source: &str,
+    said: &Said,
+) -> anyhow::Result<Option<Profile>> {
+    let old = match Profile::read(&house.base, name) {
+        Err(NoProfile::Absent { .. }) => return Ok(None),
+        old => old?,
+    };
+    if !said.replaces() {
+        bail!(
+            "there is a profile `{name}` already: choose another name with `--name`, or say `--replace`"
+        );
+    }
+    let came = match old.source.as_deref() {
+        Some(came) if origin(came) == origin(source) => return Ok(Some(old)),
+        Some(came) => format!("came from {}", brief(came)),
+        None => "is your own".to_owned(),
+    };
+    if !chosen {
+        bail!(
+            "there is a profile `{name}` already, which {came}: choose another name with `--name`, or say \
+             `--name {name} --replace` if that one is to be replaced"
+        );
+    }
+    Ok(Some(old))
+}
+
+/// Keeps what the operator said in a profile of servers that are still in it: values, references, and
+/// tools that are off. Tells what is otherwise.
+fn keep(old: &Profile, new: &mut Profile) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let change = |server: &String, was: bool| {
+        let server = Some(server.clone());
+        let (was, is) = if was { (server, None) } else { (None, server) };
+        Change { key: "servers".to_owned(), was, is, taken: true }
+    };
+    changes.extend(
+        old.servers.iter().filter(|one| !new.servers.contains(one)).map(|one| change(one, true)),
+    );
+    changes.extend(
+        new.servers.iter().filter(|one| !old.servers.contains(one)).map(|one| change(one, false)),
+    );
+    for server in old.servers.iter().filter(|one| new.servers.contains(one)) {
+        let was = old.settings.get(server).cloned().unwrap_or_default();
+        let mut now = new.settings.remove(server).unwrap_or_default();
+        let tools = still_off(&mut now.tools, was.tools.as_deref());
+        changes.extend(
+            tools.map(|change| Change { key: format!("{server}: {}", change.key), ..change }),
+        );
+        let now = Settings { tools: now.tools, ..was };
+        if now != Settings::default() {
+            new.settings.insert(server.clone(), now);
+        }
+    }
+    changes
 }

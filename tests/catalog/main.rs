@@ -5,6 +5,7 @@
 mod image;
 #[path = "../../src/oci/tests/support/mod.rs"]
 mod registry;
+mod replacing;
 
 use std::{
     fs,
@@ -576,7 +577,9 @@ fn a_profile_comes_back_as_it_went() {
     let mut none = first;
     none["servers"][0]["tools"] = json!([]);
     write(other, "none.json", &none.to_string());
-    ok(other, &["profile", "import", "none.json", "--replace"]);
+    // It came from elsewhere, so what it replaces is named.
+    let named = ["--replace", "--replace=boxed", "--replace=far", "--replace=old"];
+    ok(other, &[&["profile", "import", "none.json", "--name", "dev"][..], &named].concat());
     assert_eq!(exported(other, "dev").0, none);
 }
 
@@ -878,14 +881,17 @@ fn what_the_config_alone_said_is_remembered() {
     let [one, two] = ["1", "2"].map(|of| format!("sha256:{}", of.repeat(64)));
     let by_hand = format!("\n[servers.x]\nimage = \"example.com/x@{one}\"\n");
     write(dir, "portcullis.toml", &format!("{CONFIG}{by_hand}"));
-    let take = |digest: &str| {
+    let take = |digest: &str, replace: &str| {
         write(dir, "x.yaml", &format!("name: x\ntype: server\nimage: example.com/x@{digest}\n"));
-        run(dir, &["server", "add", "x.yaml", "--replace"])
+        run(dir, &["server", "add", "x.yaml", replace])
     };
-    let (code, _, err) = take(&two);
+    // It came from nowhere, so it is named.
+    let (code, _, err) = take(&two, "--replace");
+    assert!(code == 1 && err.contains("--replace=x"), "{err}");
+    let (code, _, err) = take(&two, "--replace=x");
     assert_eq!(code, 0, "{err}");
     assert_eq!(locked(dir), [(Some(one.clone()), two)]);
-    let (code, _, err) = take(&one);
+    let (code, _, err) = take(&one, "--replace");
     assert!(code == 1 && err.contains("--back"), "{err}");
 }
 

@@ -116,7 +116,7 @@ pub fn member(
     if !secrets.is_empty() {
         told.push(format!(
             "secrets: it has their names alone ({}); whoever takes it says where they come from, by \
-             `--secret NAME=REFERENCE`",
+             `--secret SERVER/NAME=REFERENCE`",
             secrets.join(", ")
         ));
         let secrets: Vec<Value> = secrets

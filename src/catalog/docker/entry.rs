@@ -13,7 +13,7 @@ use crate::{
     plain::endpoint,
     report::{Place, Report, brief},
     server::{Image, Run, Secret, Server, Tool, Transport},
-    template::{Into, fill, is_template},
+    template::{Into, Unfilled, fill, is_template},
     values::settle,
 };
 
@@ -131,9 +131,17 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn fill(&self, said: Said<'_>, into: Into, report: &mut Report) -> Option<Vec<String>> {
-        fill(said.text, self.values, into)
-            .map_err(|error| report.problem(said.place, error.to_string()))
-            .ok()
+        match fill(said.text, self.values, into) {
+            Ok(filled) => Some(filled),
+            Err(error @ Unfilled::Others(_)) => {
+                report.left_out(said.place, format!("{error}, and not for this one to read"));
+                None
+            }
+            Err(error) => {
+                report.problem(said.place, error.to_string());
+                None
+            }
+        }
     }
 }
 

@@ -112,7 +112,9 @@ pub(crate) fn list(node: &Node, options: &Options) -> Result<Found, Problem> {
     let Some(mut file) = Object::of(node, "a profile", &mut report) else {
         return Err(first(report));
     };
-    let profile = node.get("id").is_some() || node.get("secrets").is_some();
+    // A catalog has a title, and lists all tools that there are. What may be a profile is held to its lists.
+    let profile =
+        ["id", "secrets"].iter().any(|key| node.get(key).is_some()) || node.get("title").is_none();
     let title = file.text("title", &mut report).or(file.text("name", &mut report));
     let title = title.or(file.text("id", &mut report)).map(|said| said.text.to_owned());
     if let Some(version) = file.text("version", &mut report)

@@ -161,6 +161,25 @@ fn a_catalog_of_an_artifact() {
 }
 
 #[test]
+fn a_list_that_may_be_a_profile_is_held_to_its_lists_of_tools() {
+    let text = |head: &str| {
+        format!(
+            "{{{head}, \"servers\": [{{\"type\": \"image\", \"image\": \"i:1\", \"tools\": [\"find\"], \"snapshot\": \
+             {{\"server\": {{\"name\": \"s\", \"type\": \"server\", \"image\": \"i:1\"}}}}}}]}}"
+        )
+    };
+    for (head, held) in [
+        ("\"title\": \"Team\"", false),
+        ("\"title\": \"Team\", \"id\": \"team\"", true),
+        ("\"version\": 1, \"name\": \"Team\"", true),
+    ] {
+        let found = portcullis_catalog::read(&text(head), &Options::default()).unwrap();
+        let only = held.then(|| vec!["find".to_owned()]);
+        assert_eq!(server(&found, "s").only, only, "{head}");
+    }
+}
+
+#[test]
 fn a_submission() {
     let mut options = Options::default();
     portcullis_catalog::set(&mut options.values, "archive", "path=/srv/archive/").unwrap();

@@ -1,25 +1,17 @@
 //! Entries of `portcullis.toml`, added to a file that a person keeps.
 //!
-//! Invariant: nothing of the file changes but what is added or replaced: no comment, no order, no
-//! other key.
+//! Invariant: nothing of the file changes but what is added: no comment, no order, no other key.
 
 use std::collections::BTreeMap;
 
 use toml_edit::{Array, DocumentMut, InlineTable, Item, Key, Table, Value, value};
 
-use crate::server::{Run, Secret, Server, Transport};
+use crate::server::{Mount, Run, Secret, Server, Transport};
 
 /// As long as a slow network takes to bring them.
 const FETCHING_S: i64 = 300;
 /// Room for them: uv's alone take more than the 64 MiB that servers have.
 const FETCHED_MIB: i64 = 256;
-
-/// How an entry is written.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Writing {
-    /// An entry of that name is replaced.
-    pub replace: bool,
-}
 
 /// An entry that was not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +21,7 @@ pub enum Unwritten {
     #[error("`servers` in the config is no table")]
     Shape,
     #[error(
-        "the config has a server `{0}` already: name this one with `--name`, or replace that with `--replace`"
+        "the config has a server `{0}` already: name this one with `--name`, or take it again with `--replace`"
     )]
     There(String),
 }
@@ -51,30 +43,18 @@ pub fn names(config: &str) -> Result<Vec<String>, Unwritten> {
 ///
 /// # Errors
 /// [`Unwritten`]
-pub fn add(config: &str, server: &Server, writing: Writing) -> Result<String, Unwritten> {
+pub fn add(config: &str, server: &Server) -> Result<String, Unwritten> {
     let mut document = read(config)?;
     let servers = document.entry("servers").or_insert_with(|| {
         let mut table = Table::new();
         table.set_implicit(true);
         Item::Table(table)
     });
-    let made = table(server);
     let servers = servers.as_table_like_mut().ok_or(Unwritten::Shape)?;
-    if servers.contains_key(&server.name) && !writing.replace {
+    if servers.contains_key(&server.name) {
         return Err(Unwritten::There(server.name.clone()));
     }
-    match servers.get_mut(&server.name) {
-        Some(Item::Table(there)) => {
-            // Its place in the file and the comment above it stay.
-            let (position, decor) = (there.position(), there.decor().clone());
-            *there = made;
-            there.set_position(position);
-            *there.decor_mut() = decor;
-        }
-        _ => {
-            servers.insert(&server.name, Item::Table(made));
-        }
-    }
+    servers.insert(&server.name, Item::Table(table(server)));
     Ok(document.to_string())
 }
 
@@ -89,13 +69,14 @@ pub fn remove(config: &str, name: &str) -> Result<Option<String>, Unwritten> {
     Ok(removed.map(|_| document.to_string()))
 }
 
-fn read(config: &str) -> Result<DocumentMut, Unwritten> {
+pub(super) fn read(config: &str) -> Result<DocumentMut, Unwritten> {
     config
         .parse()
         .map_err(|error: toml_edit::TomlError| Unwritten::Syntax(error.message().to_owned()))
 }
 
-fn table(server: &Server) -> Table {
+/// What a server's description says of its entry.
+pub(super) fn table(server: &Server) -> Table {
     let mut entry = Table::new();
     let mut hardening = Table::new();
     hardening.set_dotted(true);
@@ -135,14 +116,7 @@ fn table(server: &Server) -> Table {
         entry.insert("secrets", value(references(&server.secrets)));
     }
     if !server.mounts.is_empty() {
-        let mounts: Vec<String> = server
-            .mounts
-            .iter()
-            .map(|mount| {
-                let how = if mount.writable { ":rw" } else { "" };
-                format!("{}:{}{how}", mount.source, mount.target)
-            })
-            .collect();
+        let mounts: Vec<String> = server.mounts.iter().map(mount).collect();
         entry.insert("mounts", value(list(&mounts)));
     }
     if !server.egress.is_empty() {
@@ -170,6 +144,12 @@ fn table(server: &Server) -> Table {
     entry
 }
 
+/// A mount as it stands in the config.
+pub(super) fn mount(mount: &Mount) -> String {
+    let how = if mount.writable { ":rw" } else { "" };
+    format!("{}:{}{how}", mount.source, mount.target)
+}
+
 /// A stranger's text as a comment: on one line, without what is not seen.
 fn comment(text: &str) -> String {
     let shown: String =
@@ -192,10 +172,10 @@ fn references(secrets: &BTreeMap<String, Secret>) -> InlineTable {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn server(name: &str) -> Server {
+    pub(in crate::write) fn server(name: &str) -> Server {
         Server {
             name: name.to_owned(),
             original: name.to_owned(),
@@ -218,7 +198,7 @@ mod tests {
     #[test]
     fn what_was_there_stays_as_it_was() {
         let before = "# My config\n[listen]\nhttp = \"127.0.0.1:1\"   # here\n\n# Notes of mine\n[servers.notes]\ncommand = [ \"notes\" ] # keep\n\n[[interceptors]]\nuse = \"schema\"\n";
-        let after = add(before, &server("new"), Writing::default()).unwrap();
+        let after = add(before, &server("new")).unwrap();
         for line in before.lines() {
             assert!(after.contains(line), "{line} is gone from\n{after}");
         }
@@ -232,14 +212,7 @@ mod tests {
         assert_eq!(new["hardening"]["exec-tmp"].as_bool(), Some(true));
         assert_eq!(new["start-timeout-s"].as_integer(), Some(FETCHING_S));
         assert_eq!(new["resources"]["tmp-mib"].as_integer(), Some(FETCHED_MIB));
-        assert!(matches!(
-            add(&after, &server("new"), Writing::default()),
-            Err(Unwritten::There(_))
-        ));
-        let replace = Writing { replace: true };
-        let again = add(&after, &server("notes"), replace).unwrap();
-        assert!(again.contains("# Notes of mine") && again.contains("egress"), "{again}");
-        assert!(again.find("[servers.notes]") < again.find("[[interceptors]]"), "{again}");
+        assert!(matches!(add(&after, &server("new")), Err(Unwritten::There(_))));
         let removed = remove(&after, "new").unwrap().unwrap();
         assert_eq!(names(&removed).unwrap(), ["notes"]);
         assert_eq!(remove(&removed, "new").unwrap(), None);

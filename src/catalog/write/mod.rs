@@ -1,7 +1,9 @@
 //! What is written of a server: its entry in the config, and the policies that it begins with.
 
+mod again;
 mod entry;
 mod policy;
 
-pub use entry::{Unwritten, Writing, add, names, remove};
+pub use again::{Again, Change, again, said};
+pub use entry::{Unwritten, add, names, remove};
 pub use policy::{file_name, left_on_id, policy, tools_left_on};

@@ -10,8 +10,7 @@ use serde_json::json;
 use super::{Context, Exit, Usage};
 use crate::{
     catalog::{
-        self, CATALOG, Entry, Found, Options, Reference, Run, artifact, is_legal, read,
-        write::{self, Writing},
+        self, CATALOG, Entry, Found, Options, Reference, Run, artifact, is_legal, read, write,
     },
     cli::adding::{Offer, Said, take},
     names::nearest,
@@ -235,10 +234,7 @@ fn one(ctx: &Context, entries: Vec<Entry>) -> anyhow::Result<Exit> {
     for entry in entries {
         match entry.server {
             Ok(server) => {
-                let writing = Writing { replace: false };
-                for line in
-                    write::add("", &server, writing)?.lines().filter(|line| !line.is_empty())
-                {
+                for line in write::add("", &server)?.lines().filter(|line| !line.is_empty()) {
                     ctx.line(line)?;
                 }
                 for tool in &server.tools {
@@ -365,7 +361,7 @@ pub(super) async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
 }
 
 /// The name of the one server that a file has.
-fn only_one(text: &str) -> Option<String> {
+pub(super) fn only_one(text: &str) -> Option<String> {
     let found = read(text, &Options::default()).ok()?;
     match found.servers.as_slice() {
         [one] => Some(one.name.clone()),
@@ -392,7 +388,10 @@ pub(super) struct Import {
 pub(super) async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> {
     let mut house = House::open(ctx)?;
     let fetched = file(&args.file)?;
-    let single = only_one(&fetched.text);
+    let single = match args.only.as_slice() {
+        [one] => Some(one.clone()),
+        _ => only_one(&fetched.text),
+    };
     let mut options = args.said.options(single.as_deref())?;
     let mut only = args.only.clone();
     if let Some(path) = &args.enabled {

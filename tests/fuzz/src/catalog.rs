@@ -2,7 +2,7 @@
 
 use portcullis::catalog::{
     Image, Options, Run, describe, enabled, is_legal, read, settings, tool_lists,
-    write::{Writing, add, names, policy},
+    write::{add, names, policy},
 };
 
 /// All that reads, over the same text.
@@ -39,8 +39,7 @@ pub fn target(bytes: &[u8]) {
             assert_eq!(image.to_string().parse::<Image>().as_ref(), Ok(image));
         }
         // What is written is one entry of that name, whatever is in it.
-        let writing = Writing { replace: false };
-        let written = add("[servers.first]\ncommand = [\"x\"]\n", &server, writing);
+        let written = add("[servers.first]\ncommand = [\"x\"]\n", &server);
         if let Ok(written) = written {
             assert_eq!(
                 names(&written).as_deref(),

@@ -1,0 +1,560 @@
+//! A description that is taken again, put into the entry that is there.
+//!
+//! Invariant: a key that no description writes stays as it is, and so does what the operator made of
+//! one that a description writes. What the description said when it was taken last tells the two apart.
+//! Where that is not known, all that opens something (hosts, folders, secrets, a user) counts as the
+//! description's, so that what is not asked for any more goes.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use toml::Value;
+use toml_edit::{Array, InlineTable, Item, Table, TableLike};
+
+use super::entry::{Unwritten, mount, read, table};
+use crate::{
+    plain::{argument_holds_secret, is_plain, url_holds_secret},
+    server::{Run, Server},
+};
+
+/// An entry that was changed.
+#[derive(Debug)]
+pub struct Again {
+    /// The text of the config.
+    pub text: String,
+    /// The server, of whose hosts, folders and secrets those are left that stand in the entry.
+    pub server: Server,
+    /// What became another, and what did not although the description says another by now.
+    pub changes: Vec<Change>,
+}
+
+/// What the description says otherwise than the entry did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Change {
+    /// The key in the entry: `image`, `egress`, `secrets.KEY`.
+    pub key: String,
+    /// What stood there. Nothing: it was not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub was: Option<String>,
+    /// What the description says. Nothing: it does not say it any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is: Option<String>,
+    /// Whether it was taken. Where not, what stands there is the operator's own, and stays.
+    pub taken: bool,
+}
+
+/// What a server's description says of its entry, for the next time that it is taken.
+///
+/// # Errors
+/// [`Unwritten::Syntax`], where what we write is no TOML.
+pub fn said(server: &Server) -> Result<toml::Table, Unwritten> {
+    plain(&toml_edit::DocumentMut::from(table(server)).to_string())
+}
+
+/// Puts a server's description into the entry of its name. `before` is what the description said when
+/// it was taken last; `named` are the references that the operator gives now, in the place of those that
+/// are there.
+///
+/// # Errors
+/// [`Unwritten`]
+pub fn again(
+    config: &str,
+    server: &Server,
+    before: Option<&toml::Table>,
+    named: &BTreeSet<String>,
+) -> Result<Again, Unwritten> {
+    let mut document = read(config)?;
+    let entry =
+        |all: &toml::Table| Some(all.get("servers")?.get(&server.name)?.as_table()?.clone());
+    let here = entry(&plain(config)?).ok_or(Unwritten::Shape)?;
+    let there = document.get_mut("servers").and_then(Item::as_table_like_mut);
+    let there = there.and_then(|servers| servers.get_mut(&server.name)?.as_table_like_mut());
+    let mut merge = Merge {
+        there: there.ok_or(Unwritten::Shape)?,
+        here,
+        made: table(server),
+        now: said(server)?,
+        before,
+        changes: Vec::new(),
+    };
+    merge.all(named);
+    let changes = merge.changes;
+    let text = document.to_string();
+    let left = entry(&plain(&text)?).ok_or(Unwritten::Shape)?;
+    Ok(Again { server: standing(server.clone(), &left), text, changes })
+}
+
+fn plain(text: &str) -> Result<toml::Table, Unwritten> {
+    text.parse().map_err(|error: toml::de::Error| Unwritten::Syntax(error.message().to_owned()))
+}
+
+/// Of a server's hosts, folders and secrets those that stand in its entry.
+fn standing(mut server: Server, entry: &toml::Table) -> Server {
+    let listed = |key, text: &str| listed(entry, key).contains(text);
+    server.egress.retain(|host| listed("egress", host));
+    server.mounts.retain(|one| listed("mounts", &mount(one)));
+    let held = |key: &str, secrets: &mut std::collections::BTreeMap<String, crate::Secret>| {
+        secrets.retain(|name, secret| {
+            let there = get(entry, &[key, name]);
+            if let Some(from) = there.and_then(|there| there.get("from")?.as_str()) {
+                from.clone_into(&mut secret.from);
+            }
+            there.is_some()
+        });
+    };
+    held("secrets", &mut server.secrets);
+    if let Run::Remote { headers, .. } = &mut server.run {
+        held("headers", headers);
+    }
+    server
+}
+
+struct Merge<'a> {
+    /// The entry in the file.
+    there: &'a mut dyn TableLike,
+    /// The entry as it was.
+    here: toml::Table,
+    /// What the description makes of it, as it is written.
+    made: Table,
+    /// The same as values.
+    now: toml::Table,
+    /// What the description said last.
+    before: Option<&'a toml::Table>,
+    changes: Vec<Change>,
+}
+
+/// Whose a value is of which nobody knows what the description said last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unknown {
+    Description,
+    Operator,
+}
+
+impl Merge<'_> {
+    fn all(&mut self, named: &BTreeSet<String>) {
+        let kind = |entry: &toml::Table| ["image", "url"].map(|key| entry.contains_key(key));
+        let same_kind = kind(&self.here) == kind(&self.now);
+        // What runs is the description's.
+        for key in ["image", "url", "transport"] {
+            self.put(&[key]);
+        }
+        if same_kind {
+            self.value(&["command"], Unknown::Description);
+        } else {
+            self.put(&["command"]);
+        }
+        for name in self.names("env") {
+            self.value(&["env", &name], Unknown::Operator);
+        }
+        for key in ["secrets", "headers"] {
+            for name in self.names(key) {
+                self.secret(key, &name, named);
+            }
+        }
+        for key in ["mounts", "egress"] {
+            self.list(key);
+        }
+        for key in ["user", "exec-tmp"] {
+            self.value(&["hardening", key], Unknown::Description);
+        }
+        for path in [&["resources", "tmp-mib"][..], &["start-timeout-s"], &["idle-stop-s"]] {
+            self.value(path, Unknown::Operator);
+        }
+    }
+
+    /// The names within a table, there and in the description.
+    fn names(&self, key: &str) -> BTreeSet<String> {
+        let tables = [&self.here, &self.now];
+        let tables = tables.into_iter().filter_map(|all| all.get(key)?.as_table());
+        tables.flat_map(|table| table.keys().cloned()).collect()
+    }
+
+    fn was(&self, path: &[&str], unknown: Unknown) -> Option<&Value> {
+        match self.before {
+            Some(before) => get(before, path),
+            None if unknown == Unknown::Description => get(&self.here, path),
+            None => None,
+        }
+    }
+
+    /// A value: the description's, where the operator left it as it was said.
+    fn value(&mut self, path: &[&str], unknown: Unknown) {
+        let (here, now) = (get(&self.here, path), get(&self.now, path));
+        let was = self.was(path, unknown);
+        if here == was {
+            self.put(path);
+        } else if here != now && was != now {
+            self.tell(path, here.cloned().as_ref(), now.cloned().as_ref(), false);
+        }
+    }
+
+    /// Has a value be the description's.
+    fn put(&mut self, path: &[&str]) {
+        let (here, now) = (get(&self.here, path).cloned(), get(&self.now, path).cloned());
+        if here == now {
+            return;
+        }
+        self.tell(path, here.as_ref(), now.as_ref(), true);
+        let made = item(&self.made, path).cloned();
+        write(self.there, path, made);
+    }
+
+    /// A secret or a header: one that is there stays as it is, one that is new is added, one that is not
+    /// asked for any more goes.
+    fn secret(&mut self, key: &str, name: &str, named: &BTreeSet<String>) {
+        let path = [key, name];
+        let (here, now) = (get(&self.here, &path), get(&self.now, &path));
+        let was = self.was(&path, Unknown::Description);
+        let from = [key, name, "from"];
+        match (here, now) {
+            (Some(_), None) if was.is_some() => self.put(&path),
+            (None, Some(_)) if was.is_none() => self.put(&path),
+            (Some(_), Some(_)) => {
+                let now = get(&self.now, &from).and_then(Value::as_str);
+                if now.is_some_and(|now| named.contains(now)) {
+                    self.put(&from);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A list: each of its entries by itself.
+    fn list(&mut self, key: &str) {
+        let (here, now) = (listed(&self.here, key), listed(&self.now, key));
+        let was = self.before.map_or_else(|| here.clone(), |before| listed(before, key));
+        let (here, now, was) = (owned(&here), owned(&now), owned(&was));
+        let gone: Vec<&String> =
+            here.iter().filter(|one| !now.contains(*one) && was.contains(*one)).collect();
+        let new: Vec<&String> =
+            now.iter().filter(|one| !here.contains(*one) && !was.contains(*one)).collect();
+        for one in &gone {
+            self.tell(&[key], Some(&Value::from(one.as_str())), None, true);
+        }
+        for one in &new {
+            self.tell(&[key], None, Some(&Value::from(one.as_str())), true);
+        }
+        if gone.is_empty() && new.is_empty() {
+            return;
+        }
+        if self.there.get(key).is_none() {
+            self.there.insert(key, toml_edit::value(Array::new()));
+        }
+        let Some(array) = self.there.get_mut(key).and_then(Item::as_array_mut) else { return };
+        array
+            .retain(|value| value.as_str().is_none_or(|text| !gone.iter().any(|one| *one == text)));
+        for one in new {
+            array.push(one.as_str());
+        }
+        if array.is_empty() {
+            self.there.remove(key);
+        }
+    }
+
+    fn tell(&mut self, path: &[&str], was: Option<&Value>, is: Option<&Value>, taken: bool) {
+        let shown = |value: Option<&Value>| value.map(|value| shown(path, value));
+        let key: Vec<&str> = path.iter().copied().filter(|key| *key != "from").collect();
+        self.changes.push(Change { key: key.join("."), was: shown(was), is: shown(is), taken });
+    }
+}
+
+fn get<'a>(table: &'a toml::Table, path: &[&str]) -> Option<&'a Value> {
+    let (last, tables) = path.split_last()?;
+    let mut table = table;
+    for key in tables {
+        table = table.get(*key)?.as_table()?;
+    }
+    table.get(*last)
+}
+
+fn item<'a>(table: &'a Table, path: &[&str]) -> Option<&'a Item> {
+    let (last, tables) = path.split_last()?;
+    let mut table: &dyn TableLike = table;
+    for key in tables {
+        table = table.get(key)?.as_table_like()?;
+    }
+    table.get(last)
+}
+
+/// The texts of a list.
+fn listed<'a>(entry: &'a toml::Table, key: &str) -> BTreeSet<&'a str> {
+    let list = entry.get(key).and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+fn owned(texts: &BTreeSet<&str>) -> BTreeSet<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+/// Writes a value into an entry, or takes it out, and leaves the comments beside it.
+fn write(there: &mut dyn TableLike, path: &[&str], made: Option<Item>) {
+    let Some((key, rest)) = path.split_first() else { return };
+    if !rest.is_empty() {
+        if there.get(key).is_none() && made.is_some() {
+            there.insert(key, toml_edit::value(InlineTable::new()));
+        }
+        let Some(table) = there.get_mut(key).and_then(Item::as_table_like_mut) else { return };
+        write(table, rest, made);
+        if table.is_empty() {
+            there.remove(key);
+        }
+        return;
+    }
+    let Some(made) = made else {
+        there.remove(key);
+        return;
+    };
+    match (there.get_mut(key), made) {
+        (Some(Item::Value(old)), Item::Value(mut new)) => {
+            *new.decor_mut() = old.decor().clone();
+            *old = new;
+        }
+        (_, made) => drop(there.insert(key, made)),
+    }
+}
+
+/// A value for a message. What the operator wrote there by hand may be a secret.
+fn shown(path: &[&str], value: &Value) -> String {
+    const HIDDEN: &str = "(not shown: it may be a secret)";
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Table(secret) => secret.get("from").and_then(Value::as_str).unwrap_or("").to_owned(),
+        other => other.to_string(),
+    };
+    let hidden = match path {
+        ["env", name] => !is_plain(name, &text),
+        ["url"] => url::Url::parse(&text).is_ok_and(|url| url_holds_secret(&url)),
+        ["command"] => {
+            let words: Vec<&str> =
+                value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let before = std::iter::once(None).chain(words.iter().copied().map(Some));
+            before.zip(&words).any(|(before, word)| argument_holds_secret(before, word))
+        }
+        _ => false,
+    };
+    if hidden { HIDDEN.to_owned() } else { text.chars().flat_map(escaped).collect() }
+}
+
+fn escaped(c: char) -> Vec<char> {
+    match c {
+        '"' | '\'' | '\\' => vec![c],
+        c => c.escape_debug().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Image, Mount, Secret,
+        write::{add, entry::tests::server},
+    };
+
+    const OTHER: &str = "[servers.other]\ncommand = [\"other\"] # mine\n\n";
+
+    fn image(digest: char, change: impl FnOnce(&mut Server)) -> Server {
+        let digest = Some(format!("sha256:{}", digest.to_string().repeat(64)));
+        let image = Image { name: "a.example/s:1".into(), digest };
+        let mut server = server("s");
+        server.run = Run::Image { image, arguments: vec!["--quiet".into()] };
+        (server.fetches, server.stays) = (false, false);
+        (server.title, server.env) = (None, [("A".to_owned(), "1".to_owned())].into());
+        change(&mut server);
+        server
+    }
+
+    fn key(name: &str) -> (String, Secret) {
+        (name.to_owned(), Secret { from: format!("env:MCP_S__{name}"), about: None })
+    }
+
+    fn folder(source: &str, writable: bool) -> Mount {
+        Mount { source: source.into(), target: "/data".into(), writable }
+    }
+
+    /// What becomes of the entry of a first description, with an operator's change, by a second.
+    fn becomes(
+        first: &Server,
+        operator: impl FnOnce(String) -> String,
+        second: &Server,
+        known: bool,
+    ) -> Again {
+        let text = operator(add(OTHER, first).unwrap());
+        let before = said(first).unwrap();
+        let done = again(&text, second, known.then_some(&before), &BTreeSet::new()).unwrap();
+        assert!(done.text.starts_with(OTHER), "{}", done.text);
+        done
+    }
+
+    fn entry(done: &Again) -> toml::Table {
+        let all: toml::Table = done.text.parse().unwrap();
+        all["servers"]["s"].as_table().unwrap().clone()
+    }
+
+    #[test]
+    fn what_the_operator_wrote_stays() {
+        let first = image('1', |_| {});
+        let second = image('2', |server| {
+            server.egress = vec!["a.example:443".into(), "evil.example:443".into()];
+            server.env.insert("B".into(), "2".into());
+            server.secrets.extend([key("NEW")]);
+        });
+        let mine = "# Ours\nsigned-by = [\"acme\"] # always\nsharing = \"per-client\"\nresources = { memory-mib = 64 }\n\
+                    egress-limits = { connections = 2 }\n";
+        let operator = |text: String| {
+            let text = text
+                .replace("K = { from = \"env:K\" }", "K = { from = \"file:/k\", as = \"file\" }")
+                .replace("\"a.example:443\"", "\"a.example:443\", \"own.example:443\"")
+                .replace("A = \"1\"", "A = \"1\", OWN = \"x\"")
+                .replace("hardening.user", "hardening.writable-root = true\nhardening.user");
+            format!("{text}{mine}")
+        };
+        let done = becomes(&first, operator, &second, true);
+        let entry = entry(&done);
+        assert!(done.text.contains("# Ours\nsigned-by = [\"acme\"] # always\n"), "{}", done.text);
+        assert!(entry["image"].as_str().unwrap().ends_with(&"2".repeat(64)));
+        assert_eq!(entry["sharing"].as_str(), Some("per-client"));
+        assert_eq!(entry["resources"]["memory-mib"].as_integer(), Some(64));
+        assert_eq!(entry["egress-limits"]["connections"].as_integer(), Some(2));
+        assert_eq!(entry["hardening"]["writable-root"].as_bool(), Some(true));
+        assert_eq!(entry["secrets"]["K"]["from"].as_str(), Some("file:/k"));
+        assert_eq!(entry["secrets"]["K"]["as"].as_str(), Some("file"));
+        assert_eq!(entry["secrets"]["NEW"]["from"].as_str(), Some("env:MCP_S__NEW"));
+        let hosts = ["a.example:443", "own.example:443", "evil.example:443"];
+        assert_eq!(entry["egress"], Value::from(hosts.to_vec()));
+        assert_eq!(entry["env"].as_table().unwrap().len(), 3);
+        let told: Vec<&str> = done.changes.iter().map(|change| &*change.key).collect();
+        assert_eq!(told, ["image", "env.B", "secrets.NEW", "egress"], "{:?}", done.changes);
+        assert!(done.changes.iter().all(|change| change.taken));
+        // Policies are made of what stands there.
+        assert_eq!(done.server.egress, ["a.example:443", "evil.example:443"]);
+        assert_eq!(done.server.secrets["K"].from, "file:/k");
+        // Once more changes nothing.
+        let (before, none) = (said(&second).unwrap(), BTreeSet::new());
+        let once_more = again(&done.text, &second, Some(&before), &none).unwrap();
+        assert_eq!((&once_more.text, once_more.changes.len()), (&done.text, 0));
+    }
+
+    #[test]
+    fn what_is_not_asked_for_any_more_goes() {
+        let first = image('1', |server| server.mounts = vec![folder("/srv/a", false)]);
+        let second = image('2', |server| {
+            (server.user, server.egress) = (None, vec![]);
+            server.secrets.clear();
+            server.env.clear();
+            server.run = match &server.run {
+                Run::Image { image, .. } => Run::Image { image: image.clone(), arguments: vec![] },
+                other => other.clone(),
+            };
+        });
+        for known in [true, false] {
+            let done = becomes(&first, |text| text, &second, known);
+            let entry = entry(&done);
+            let mut left: Vec<&str> = entry.keys().map(String::as_str).collect();
+            left.retain(|key| *key != "image");
+            // Nobody knows whose a variable is.
+            assert_eq!(left, if known { vec![] } else { vec!["env"] }, "{}", done.text);
+            let gone = done.changes.iter().filter(|change| change.is.is_none()).count();
+            assert_eq!(gone, if known { 6 } else { 5 }, "{:?}", done.changes);
+        }
+    }
+
+    #[test]
+    fn what_the_operator_changed_is_theirs() {
+        let first = image('1', |server| server.mounts = vec![folder("/srv/a", true)]);
+        let as_first = image('2', |server| server.mounts = vec![folder("/srv/a", true)]);
+        let other = image('2', |server| {
+            server.user = Some("2000:2000".into());
+            server.run = match &server.run {
+                Run::Image { image, .. } => {
+                    Run::Image { image: image.clone(), arguments: vec!["--other".into()] }
+                }
+                other => other.clone(),
+            };
+            server.egress = vec!["a.example:443".into(), "b.example:443".into()];
+            server.env.insert("A".into(), "3".into());
+        });
+        let operator = |text: String| {
+            text.replace("hardening.user = \"1:1\"", "hardening.user = \"9:9\"")
+                .replace("[\"--quiet\"]", "[\"--read-only\"]")
+                .replace("A = \"1\"", "A = \"2\"")
+                .replace("egress = [\"a.example:443\"]", "egress = []")
+                .replace("/srv/a:/data:rw", "/srv/a:/data")
+                .replace("secrets = { K = { from = \"env:K\" } }\n", "")
+        };
+        for (second, told) in [(&as_first, 0), (&other, 3)] {
+            let done = becomes(&first, operator, second, true);
+            let entry = entry(&done);
+            assert_eq!(entry["hardening"]["user"].as_str(), Some("9:9"));
+            assert_eq!(entry["command"], Value::from(vec!["--read-only"]));
+            assert_eq!(entry["env"]["A"].as_str(), Some("2"));
+            assert!(entry.get("secrets").is_none(), "{}", done.text);
+            let hosts = if told == 0 { vec![] } else { vec!["b.example:443"] };
+            assert_eq!(entry["egress"], Value::from(hosts.clone()));
+            assert_eq!(done.server.egress, hosts);
+            assert!(done.server.secrets.is_empty());
+            let kept = done.changes.iter().filter(|change| !change.taken).count();
+            assert_eq!(kept, told, "{:?}", done.changes);
+        }
+        let done = becomes(&first, operator, &as_first, true);
+        assert_eq!(entry(&done)["mounts"], Value::from(vec!["/srv/a:/data"]), "{}", done.text);
+        assert!(done.server.mounts.is_empty());
+    }
+
+    #[test]
+    fn every_form_of_an_entry_is_changed_in_its_place() {
+        let second = image('2', |server| server.env.clear());
+        for before in [
+            "[servers]\ns = { image = \"x\", signed-by = [\"acme\"], egress = [\"b.example:443\"] }\n",
+            "servers.s.image = \"x\"\nservers.s.signed-by = [\"acme\"]\nservers.s.egress = [\"b.example:443\"]\n",
+            "[servers.s]\nimage = \"x\" # here\nsigned-by = [\"acme\"]\negress = [\n  \"b.example:443\", # b\n]\n\
+             [servers.s.secrets.OLD]\nfrom = \"env:OLD\"\n[servers.s.secrets.K]\nfrom = \"file:/k\"\n",
+        ] {
+            let done = again(before, &second, None, &BTreeSet::new()).unwrap();
+            let entry = entry(&done);
+            assert_eq!(entry["signed-by"], Value::from(vec!["acme"]), "{}", done.text);
+            assert_eq!(entry["egress"], Value::from(vec!["a.example:443"]), "{}", done.text);
+            assert_eq!(entry["hardening"]["user"].as_str(), Some("1:1"));
+            assert_eq!(entry["secrets"].as_table().unwrap().len(), 1, "{}", done.text);
+            assert_eq!(done.text.contains("# here"), before.contains("# here"), "{}", done.text);
+        }
+        let far = again("[servers.x]\nurl = \"x\"\n", &second, None, &BTreeSet::new());
+        assert!(matches!(far, Err(Unwritten::Shape)));
+    }
+
+    #[test]
+    fn a_reference_that_is_named_now_takes_the_place_of_the_one_that_was() {
+        let mut second = image('2', |_| {});
+        let from = "vault:kv/s#k";
+        second.secrets.insert("K".into(), Secret { from: from.into(), about: None });
+        let text = add(OTHER, &image('1', |_| {})).unwrap();
+        let text = text.replace("from = \"env:K\"", "from = \"file:/k\", as = \"file\"");
+        for (named, expected) in [(None, "file:/k"), (Some(from), from)] {
+            let named = named.into_iter().map(str::to_owned).collect();
+            let done = again(&text, &second, None, &named).unwrap();
+            let key = &entry(&done)["secrets"]["K"];
+            assert_eq!(key["from"].as_str(), Some(expected));
+            assert_eq!(key["as"].as_str(), Some("file"));
+        }
+    }
+
+    #[test]
+    fn what_may_be_a_secret_is_not_told() {
+        let word = ["AbC9", "dEf8", "GhI7", "jKl6", "MnO5"].concat();
+        let operator = |text: String| {
+            text.replace("A = \"1\"", &format!("A = \"{word}\""))
+                .replace("\"--quiet\"", &format!("\"--token\", \"{word}\""))
+        };
+        let second = image('2', |server| {
+            server.env.clear();
+            server.run = Run::Remote {
+                url: "https://a.example/mcp".into(),
+                transport: crate::Transport::Auto,
+                headers: Default::default(),
+            };
+        });
+        let done = becomes(&image('1', |_| {}), operator, &second, true);
+        let told = format!("{:?}", done.changes);
+        assert!(told.contains("not shown") && !told.contains(&word), "{told}");
+    }
+}

@@ -1,0 +1,295 @@
+//! What takes the place of something: what the operator wrote stays, and strangers choose nothing.
+
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+
+use super::{CONFIG, checks, config, folder, ok, read, run, table, write};
+
+fn digest(of: char) -> String {
+    format!("sha256:{}", of.to_string().repeat(64))
+}
+
+fn image(name: &str, of: char) -> String {
+    format!("example.com/{name}@{}", digest(of))
+}
+
+/// An entry of a catalog.
+fn entry(of: char, hosts: &str) -> String {
+    format!(
+        "name: search\ntype: server\nimage: {}\nallowHosts: [{hosts}]\nsecrets: [{{name: k, env: KEY}}]\n\
+         tools: [{{name: find}}, {{name: erase}}]\n",
+        image("search", of)
+    )
+}
+
+/// A profile of servers: each with its image and the tools that are left on.
+fn profile(id: &str, servers: &[(&str, char, Option<&[&str]>)]) -> String {
+    let servers: Vec<Value> = servers
+        .iter()
+        .map(|(name, of, tools)| {
+            let image = image(&name.to_lowercase(), *of);
+            let server = json!({
+                "name": name, "type": "server", "image": image, "allowHosts": ["api.example.com:443"],
+                "secrets": [{ "name": "token", "env": "TOKEN" }],
+            });
+            let mut outer =
+                json!({ "type": "image", "image": image, "config": {}, "snapshot": { "server": server } });
+            if let Some(tools) = tools {
+                outer["tools"] = json!(tools);
+            }
+            outer
+        })
+        .collect();
+    json!({ "version": 1, "id": id, "name": id, "servers": servers }).to_string()
+}
+
+fn policies(dir: &Path) -> String {
+    read(dir, "policies/server-search.cedar")
+}
+
+/// An update by whoever writes the catalog or pushes the image.
+#[test]
+fn an_update_leaves_what_the_operator_wrote() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "x.yaml", &entry('1', "api.example.com"));
+    ok(dir, &["server", "add", "x.yaml"]);
+    let key = dir.join("k");
+    fs::write(&key, "x").unwrap();
+    let text = config(dir)
+        .replace("env:MCP_SEARCH__KEY\"", &format!("file:{}\", as = \"file\"", key.display()))
+        .replace("egress =", "signed-by = [\"acme\"] # always\nprefix = \"s\"\negress =");
+    let signer = "\n[signers.acme]\nkey = \"acme.pub\"\n";
+    write(dir, "portcullis.toml", &format!("{text}{signer}"));
+    let before = table(dir)["servers"]["search"].clone();
+    assert!(before.get("signed-by").is_some() && before["secrets"]["KEY"].get("as").is_some());
+
+    write(dir, "x.yaml", &entry('2', "evil.example.com"));
+    let dry = ok(dir, &["server", "add", "x.yaml", "--replace", "--dry-run"]);
+    assert_eq!(table(dir)["servers"]["search"], before);
+    let out = ok(dir, &["server", "add", "x.yaml", "--replace"]);
+    for line in [
+        format!("from {}", image("search", '1')),
+        format!("to   {}", image("search", '2')),
+        "egress: also evil.example.com:443".to_owned(),
+        "egress: no longer api.example.com:443".to_owned(),
+    ] {
+        for out in [&dry, &out] {
+            assert!(out.lines().any(|told| told.trim() == line), "{line} is not told: {out}");
+        }
+    }
+    let after = table(dir)["servers"]["search"].clone();
+    for key in ["signed-by", "prefix", "secrets"] {
+        assert_eq!(after[key], before[key], "{key}");
+    }
+    assert_eq!(after["image"].as_str(), Some(&*image("search", '2')));
+    assert_eq!(after["egress"], toml::Value::from(vec!["evil.example.com:443"]));
+    assert!(config(dir).contains("signed-by = [\"acme\"] # always\n"), "{}", config(dir));
+    assert!(config(dir).ends_with(signer), "{}", config(dir));
+    // The policies were as they had been written, and follow.
+    assert!(policies(dir).contains(&digest('2')) && !policies(dir).contains("api.example.com"));
+}
+
+#[test]
+fn policies_that_somebody_changed_stay() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "x.yaml", &entry('1', "api.example.com"));
+    ok(dir, &["server", "add", "x.yaml"]);
+    let mine = format!("{}\n// mine\n", policies(dir));
+    write(dir, "policies/server-search.cedar", &mine);
+    write(dir, "x.yaml", &entry('2', "evil.example.com"));
+    for _ in 0..2 {
+        let out = ok(dir, &["server", "add", "x.yaml", "--replace"]);
+        assert_eq!(policies(dir), mine);
+        assert!(out.contains("stays as it is") && out.contains("--overwrite-policies"), "{out}");
+        let told = format!("resource.digest == \"{}\"", digest('2'));
+        assert!(out.contains(&told), "what it would say is not told: {out}");
+    }
+    // The new image is permitted by no policy.
+    checks(dir);
+    ok(dir, &["server", "add", "x.yaml", "--replace", "--overwrite-policies"]);
+    assert!(policies(dir).contains(&digest('2')) && !policies(dir).contains("mine"));
+    // Nor are they written again where somebody took them away.
+    fs::remove_file(dir.join("policies/server-search.cedar")).unwrap();
+    ok(dir, &["server", "add", "x.yaml", "--replace"]);
+    assert!(!dir.join("policies/server-search.cedar").exists());
+    let (code, ..) = run(dir, &["server", "add", "x.yaml", "--overwrite-policies"]);
+    assert_eq!(code, 2);
+}
+
+#[test]
+fn tools_that_were_off_stay_off() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "x.yaml", &entry('1', ""));
+    write(dir, "tools.yaml", "search: [find]\n");
+    ok(dir, &["server", "add", "x.yaml", "--tools", "tools.yaml"]);
+    let left_on = policies(dir);
+    assert!(left_on.contains("search.tools-left-on"));
+    let out = ok(dir, &["server", "add", "x.yaml", "--replace"]);
+    assert_eq!(policies(dir), left_on);
+    assert!(out.contains("tools left on: stays [find]"), "{out}");
+    write(dir, "tools.yaml", "search: [find, erase]\n");
+    let out = ok(dir, &["server", "add", "x.yaml", "--replace", "--tools", "tools.yaml"]);
+    assert!(policies(dir).contains("Tool::\"search/erase\"]"), "{out}{}", policies(dir));
+}
+
+/// A profile's author adds a server by the name of one that is there.
+#[test]
+fn nobody_takes_the_place_of_anothers_server() {
+    let dir = folder();
+    let dir = dir.path();
+    write(
+        dir,
+        "own.yaml",
+        &format!("name: github\ntype: server\nimage: {}\n", image("github", '1')),
+    );
+    ok(dir, &["server", "add", "own.yaml", "--secret", "TOKEN=env:MINE"]);
+    write(dir, "p.json", &profile("team", &[("search", '1', None)]));
+    ok(dir, &["profile", "import", "p.json"]);
+    let before = [config(dir), read(dir, "policies/server-github.cedar")];
+
+    let theirs =
+        profile("team", &[("search", '2', None), ("github", '2', None), ("notes", '2', None)]);
+    write(dir, "p.json", &theirs);
+    let (code, out, err) = run(dir, &["profile", "import", "p.json", "--replace"]);
+    assert_eq!(code, 11, "{out}{err}");
+    assert!(err.contains("came from own.yaml") && err.contains("--replace=github"), "{err}");
+    // What is in the config and came from nowhere.
+    assert!(
+        err.contains("was not taken from anywhere") && err.contains("--replace=notes"),
+        "{err}"
+    );
+    let github = |text: &str| {
+        let all: toml::Table = text.parse().unwrap();
+        all["servers"]["github"].clone()
+    };
+    assert_eq!(github(&config(dir)), github(&before[0]));
+    assert_eq!(read(dir, "policies/server-github.cedar"), before[1]);
+    assert!(config(dir).starts_with(CONFIG.trim_end()), "{}", config(dir));
+    assert_eq!(table(dir)["servers"]["search"]["image"].as_str(), Some(&*image("search", '2')));
+    let made: toml::Table = read(dir, "profiles/team.toml").parse().unwrap();
+    assert_eq!(made["servers"], toml::Value::from(vec!["search"]));
+
+    // Only where it is named, and then it alone.
+    let (code, out, err) =
+        run(dir, &["profile", "import", "p.json", "--replace", "--replace=github"]);
+    assert_eq!(code, 11, "{out}{err}");
+    assert_eq!(github(&config(dir))["image"].as_str(), Some(&*image("github", '2')));
+    assert!(table(dir)["servers"]["notes"].get("command").is_some());
+    let (code, _, err) = run(dir, &["server", "add", "own.yaml", "--replace=nobody"]);
+    assert!(code == 2 && err.contains("no server `nobody`"), "{err}");
+
+    // Two of one file that would be one here.
+    let twice = profile("team", &[("search", '3', None), ("Search", '4', None)]);
+    write(dir, "p.json", &twice);
+    let (code, _, err) = run(dir, &["profile", "import", "p.json", "--replace"]);
+    assert!(code == 11 && err.contains("two that would be `search`"), "{err}");
+    assert_eq!(table(dir)["servers"]["search"]["image"].as_str(), Some(&*image("search", '3')));
+}
+
+/// The name of a profile is its author's choice, too.
+#[test]
+fn nobody_takes_the_place_of_anothers_profile() {
+    let dir = folder();
+    let dir = dir.path();
+    ok(dir, &["profile", "create", "dev", "--server", "notes", "--tool", "notes/find"]);
+    let mine = read(dir, "profiles/dev.toml");
+    write(dir, "p.json", &profile("dev", &[("search", '1', Some(&["find"]))]));
+    for (more, said) in [
+        (&[][..], "there is a profile `dev` already"),
+        (&["--replace"], "is your own"),
+        (&["--name", "dev"], "there is a profile `dev` already"),
+    ] {
+        let (code, out, err) = run(dir, &[&["profile", "import", "p.json"][..], more].concat());
+        assert!(code == 1 && err.contains(said), "{more:?}: {code} {out}{err}");
+        assert_eq!(
+            (read(dir, "profiles/dev.toml"), config(dir)),
+            (mine.clone(), CONFIG.to_owned())
+        );
+    }
+    let (code, _, err) = run(dir, &["profile", "import", "p.json", "--name", "theirs"]);
+    assert!(code == 0 && err.contains("made the profile `theirs`"), "{err}");
+
+    // What the operator said in it stays, and a tool that is off stays off.
+    let more = "secrets = { TOKEN = \"env:DEV\" }\n";
+    let text = read(dir, "profiles/theirs.toml");
+    write(dir, "profiles/theirs.toml", &format!("{text}{more}"));
+    write(dir, "p.json", &profile("theirs", &[("search", '2', Some(&["find", "erase"]))]));
+    let (code, out, err) = run(dir, &["profile", "import", "p.json", "--replace"]);
+    assert!(code == 0 && err.contains("replaced the profile `theirs`"), "{err}");
+    assert!(out.contains("stays [find]") && out.contains("[find, erase]"), "{out}");
+    let made: toml::Table = read(dir, "profiles/theirs.toml").parse().unwrap();
+    let search = &made["settings"]["search"];
+    assert_eq!(search["tools"], toml::Value::from(vec!["find"]));
+    assert_eq!(search["secrets"]["TOKEN"].as_str(), Some("env:DEV"));
+}
+
+#[test]
+fn a_secret_is_for_one_server() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "p.json", &profile("team", &[("github", '1', None), ("metrics", '1', None)]));
+    let import = ["profile", "import", "p.json", "--secret"];
+    let (code, _, err) = run(dir, &[&import[..], &["TOKEN=env:MINE"]].concat());
+    assert!(code == 2 && err.contains("--secret SERVER/NAME=REFERENCE"), "{err}");
+    let (code, _, err) = run(dir, &[&import[..], &["githb/TOKEN=env:MINE"]].concat());
+    assert!(code == 2 && err.contains("no server of"), "{err}");
+    assert_eq!(config(dir), CONFIG);
+    ok(dir, &[&import[..], &["github/TOKEN=env:MINE"]].concat());
+    let from = |server: &str| table(dir)["servers"][server]["secrets"]["TOKEN"]["from"].clone();
+    assert_eq!(from("github").as_str(), Some("env:MINE"));
+    assert_eq!(from("metrics").as_str(), Some("env:MCP_METRICS__TOKEN"));
+
+    // Taken again, it comes from where it came from, unless that is said anew.
+    ok(dir, &["profile", "import", "p.json", "--replace"]);
+    assert_eq!(from("github").as_str(), Some("env:MINE"));
+    ok(dir, &[&import[..], &["github/TOKEN=env:OTHER", "--replace"]].concat());
+    assert_eq!(from("github").as_str(), Some("env:OTHER"));
+    assert_eq!(from("metrics").as_str(), Some("env:MCP_METRICS__TOKEN"));
+
+    // Of one server, there is no other that could be meant.
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "p.json", &profile("team", &[("github", '1', None)]));
+    ok(dir, &[&import[..], &["TOKEN=env:MINE"]].concat());
+    assert_eq!(
+        table(dir)["servers"]["github"]["secrets"]["TOKEN"]["from"].as_str(),
+        Some("env:MINE")
+    );
+}
+
+/// Docker's file of settings is one for all servers.
+#[test]
+fn a_server_reads_its_own_settings_alone() {
+    let dir = folder();
+    let dir = dir.path();
+    let text = format!(
+        "registry:\n  evil:\n    type: server\n    image: {}\n    allowHosts: [evil.example.com]\n    \
+         command: ['--db={{{{database.url}}}}', '{{{{database.user}}}}', '--own={{{{evil.own}}}}']\n    \
+         user: '{{{{database.uid}}}}'\n    \
+         env: [{{name: X, value: '{{{{database.url}}}}'}}, {{name: Y, value: 'a{{{{database.user}}}}'}}]\n    \
+         config: [{{name: database, type: object, properties: {{url: {{type: string}}}}}}, {{name: evil, type: object, \
+         properties: {{own: {{type: string}}}}}}]\n",
+        image("evil", '1')
+    );
+    write(dir, "team.yaml", &text);
+    write(
+        dir,
+        "config.yaml",
+        "database: {url: 'https://db.internal/x', user: hunter, uid: '1000:1000'}\nevil: {own: mine}\n",
+    );
+    let out = ok(dir, &["server", "import", "team.yaml", "--settings", "config.yaml"]);
+    let made = &table(dir)["servers"]["evil"];
+    assert_eq!(made["command"], toml::Value::from(vec!["--own=mine"]));
+    assert!(made.get("env").is_none() && made.get("hardening").is_none(), "{made}");
+    for all in [&config(dir), &read(dir, "portcullis.lock")] {
+        for kept in ["db.internal", "hunter", "1000"] {
+            assert!(!all.contains(kept), "{all}");
+        }
+    }
+    assert_eq!(out.matches("a setting of another server").count(), 5, "{out}");
+    assert!(out.contains("its `config` is called `database`"), "{out}");
+}
