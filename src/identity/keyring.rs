@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    future::pending,
     path::Path,
     sync::Arc,
 };
@@ -187,11 +186,19 @@ impl Keyring {
         self.ring.load().by_name.get(name).map(|(_, principal)| Arc::clone(principal))
     }
 
-    /// Done once this principal is a client's that is none any more, or has another key or other groups.
+    /// Whether this principal is what it was when it came in: a client with that key and those groups,
+    /// or none of the clients.
+    pub fn still_knows(&self, principal: &Principal) -> bool {
+        match &principal.kind {
+            PrincipalKind::Client(name) => self.client(name).is_some_and(|now| *now == *principal),
+            PrincipalKind::Local { .. } | PrincipalKind::Anonymous => true,
+        }
+    }
+
+    /// Done once it does not know this principal any more.
     pub async fn changed(&self, principal: &Principal) {
-        let PrincipalKind::Client(name) = &principal.kind else { return pending().await };
         let mut read = self.read.subscribe();
-        while self.client(name).is_some_and(|now| *now == *principal) {
+        while self.still_knows(principal) {
             // The sender is this one's own.
             let _ = read.changed().await;
         }

@@ -1,12 +1,16 @@
 //! Who is let in: keys, `Host` and `Origin`, and sessions that belong to somebody.
 
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::support::{
     agent::{Agent, MODERN, code_of},
     events::Events,
     gate::Setup,
-    until,
+    in_time, until,
     wire::{self, ORDINARY},
 };
 
@@ -80,6 +84,55 @@ async fn a_client_that_is_removed_is_out_and_one_that_is_added_is_in() {
     let again = gate.cli(&["client", "rm", "old"]).await;
     assert_eq!(again.code, Some(1), "{again:?}");
     assert!(again.stderr.contains("old"), "{again:?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn who_loses_the_key_while_sending_is_not_heard() {
+    let written = Setup::notes().keyed().write();
+    let key = written.add_client("old", &[]).await;
+    let gate = written.start().await;
+    let bearer = format!("Bearer {key}");
+    let of = |path: &str, body: Value| (path.to_owned(), body.to_string());
+    let tool = json!({ "name": "notes__list_notes", "arguments": {} });
+    let call = json!({
+        "jsonrpc": "2.0", "id": 1, "method": "tools/call",
+        "params": { "name": tool["name"], "arguments": {}, "_meta": {
+            "io.modelcontextprotocol/protocolVersion": MODERN,
+            "io.modelcontextprotocol/clientCapabilities": {},
+            "io.modelcontextprotocol/clientInfo": { "name": "slow", "version": "1" },
+        } },
+    });
+    let mut begun = Vec::new();
+    for (path, body) in [of("/mcp", call), of("/invoke", tool)] {
+        let mut stream = TcpStream::connect(gate.addr).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nAuthorization: {bearer}\r\n\
+             Content-Type: application/json\r\nAccept: application/json, text/event-stream\r\n\
+             MCP-Protocol-Version: {MODERN}\r\nMcp-Method: tools/call\r\nMcp-Name: notes__list_notes\r\n\
+             Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+            gate.addr,
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // Its key was looked at: the body is waited for.
+        let mut said = [0; 25];
+        in_time("a word to go on", stream.read_exact(&mut said)).await.unwrap();
+        assert_eq!(&said, b"HTTP/1.1 100 Continue\r\n\r\n");
+        begun.push((stream, body));
+    }
+    assert_eq!(gate.cli(&["client", "rm", "old"]).await.code, Some(0));
+    let agent = Agent::modern(&gate.url("/mcp"), Some(&key));
+    until("the client to be out", async || agent.ask("tools/list", json!({})).await.err()).await;
+    for (mut stream, body) in begun {
+        stream.write_all(body.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        in_time("an answer", stream.read_to_end(&mut answer)).await.unwrap();
+        let reply = wire::parse(&answer);
+        assert_eq!(reply.status, 401, "{reply:#?}");
+        assert!(reply.body.contains("unauthenticated"), "{reply:#?}");
+    }
+    assert_eq!(gate.records(&["--tool", "list_notes"]).await, [json!(0); 0]);
     gate.stop().await;
 }
 

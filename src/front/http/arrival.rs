@@ -134,7 +134,7 @@ pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
 }
 
 /// Reads a body of at most `most` bytes. One that announces more is not waited for.
-pub(in crate::front) async fn body(body: Body, most: usize) -> Result<Bytes, Refusal> {
+pub(super) async fn body(body: Body, most: usize) -> Result<Bytes, Refusal> {
     let too_large =
         || Refusal::new(Code::TooLarge, format!("the message has more than {most} bytes"));
     if usize::try_from(body.size_hint().lower()).map_or(true, |announced| announced > most) {

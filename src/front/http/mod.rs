@@ -14,6 +14,7 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
+    body::Body,
     extract::{FromRequestParts, RawPathParams, Request, State, rejection::RawPathParamsRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     middleware::Next,
@@ -28,7 +29,7 @@ use crate::{
     exchange::{Method, Revision, Transport},
     identity::{Keyring, Principal, bearer},
     names::{ClientName, SessionId},
-    proxy::{Caller, Proxy},
+    proxy::{CLIENT_CHANGED, Caller, Proxy},
     refusal::{Code, Refusal},
     router::View,
     session::Session,
@@ -289,6 +290,16 @@ impl Front {
         }
     }
 
+    /// Reads the body of a visitor's message. A visitor may take long to send it, and is looked at again
+    /// after that.
+    pub(super) async fn body(&self, visitor: &Visitor, body: Body) -> Result<Bytes, Refusal> {
+        let text = arrival::body(body, self.proxy.request_caps().bytes).await?;
+        match self.keyring.still_knows(&visitor.principal) {
+            true => Ok(text),
+            false => Err(Refusal::new(Code::Unauthenticated, CLIENT_CHANGED)),
+        }
+    }
+
     /// The principal as whom the operator wants to speak.
     fn stand_in(&self, name: &str) -> Option<Arc<Principal>> {
         match name {
@@ -350,12 +361,11 @@ impl Front {
             Ok(streams) => streams,
             Err(refusal) => return away(refusal, None, None).await,
         };
-        let caps = self.proxy.request_caps();
         let place = match self.proxy.enter(&visitor.principal) {
             Ok(place) => place,
             Err(refusal) => return away(refusal, None, None).await,
         };
-        let text = match arrival::body(body, caps.bytes).await {
+        let text = match self.body(&visitor, body).await {
             Ok(text) => text,
             Err(refusal) => return away(refusal, None, None).await,
         };
@@ -368,7 +378,7 @@ impl Front {
                 Err(refusal) => away(refusal, Some(text.clone()), None).await,
             };
         }
-        let frame = match Frame::parse(text.clone(), caps) {
+        let frame = match Frame::parse(text.clone(), self.proxy.request_caps()) {
             Ok(frame) => frame,
             Err(flaw) => return away(flaw.into(), Some(text), None).await,
         };

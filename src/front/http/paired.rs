@@ -143,8 +143,7 @@ impl Front {
         let mut message = None;
         let taken = async {
             let (connection, place) = found?;
-            let bytes = self.proxy.request_caps().bytes;
-            let text = arrival::body(request.into_body(), bytes).await?;
+            let text = self.body(&visitor, request.into_body()).await?;
             message = Some(text.clone());
             // The answer to `initialize` is not waited for here: it comes on the stream.
             connection.take(text, place, visitor.address).await

@@ -192,7 +192,7 @@ async fn arrive(
     let view = front.view_of(asked.server.as_deref())?;
     arrival::is_json(request.headers())?;
     let place = front.proxy.enter(&visitor.principal)?;
-    let text = arrival::body(request.into_body(), front.proxy.request_caps().bytes).await?;
+    let text = front.body(visitor, request.into_body()).await?;
     Ok(Arrived { view, place, text })
 }
 
