@@ -71,27 +71,7 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     if let Err((at, text)) = Signatures::of_config(&loaded) {
         found.push(boxed(loaded.finding(&at, Code::BadValue, text)));
     }
-    let places = Places::of(&loaded);
-    for (name, server) in &loaded.config.servers {
-        for (at, mount) in server.mounts.iter().enumerate() {
-            let (message, remedy) = match mount.resolve() {
-                Ok(mount) => match places.check(&mount) {
-                    Ok(_) => continue,
-                    Err(failure) => (failure.what, failure.remedy),
-                },
-                Err(error) => (
-                    format!("can't mount `{}`: {error}", mount.source.display()),
-                    Some("make it, or mount something else".to_owned()),
-                ),
-            };
-            let pointer = format!("/servers/{name}/mounts/{at}");
-            let finding = loaded.finding(&pointer, Code::BadValue, message);
-            found.push(boxed(match remedy {
-                Some(remedy) => finding.help(remedy),
-                None => finding,
-            }));
-        }
-    }
+    found.extend(Places::of(&loaded).refused_of(&loaded).map(|(_, finding)| boxed(finding)));
     for (role, at, member) in loaded.config.admin.roles.members() {
         if member.id().is_none() {
             let message = format!("`{member}` is not known on this machine: nobody has the role");

@@ -307,7 +307,7 @@ pub(super) fn narrow(loaded: &mut Loaded, name: &str) -> anyhow::Result<()> {
     let aside = &mut loaded.aside;
     loaded.config.servers.retain(|name, server| match kept.remove(name) {
         Some(dressed) => {
-            *server = dressed;
+            aside.push(std::mem::replace(server, dressed));
             true
         }
         None => {
@@ -498,4 +498,40 @@ fn keep(old: &Profile, new: &mut Profile) -> Vec<Change> {
         }
     }
     changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config,
+        upstream::{
+            places::{OwnPlaces, Places},
+            process::Mount,
+        },
+    };
+
+    #[test]
+    fn what_a_profile_has_something_else_for_is_no_servers_either() {
+        let folder = tempfile::tempdir().unwrap();
+        for within in ["keys", "keys-dev", "keys-left", "plain"] {
+            std::fs::create_dir(folder.path().join(within)).unwrap();
+        }
+        let text = "[servers.a]\ncommand = ['/bin/true']\nsecrets.KEY.from = 'file:keys/prod'\n\
+            [servers.b]\ncommand = ['/bin/true']\nsecrets.KEY.from = 'file:keys-left/b'\n";
+        let mut loaded = config::parse(&folder.path().join("portcullis.toml"), text).unwrap();
+        let mut profile = Profile::of(vec!["a".into()]);
+        let secrets = [("KEY".to_owned(), "file:keys-dev/x".to_owned())].into();
+        profile.settings.insert("a".into(), Settings { secrets, ..Settings::default() });
+        profile.write(folder.path(), "dev").unwrap();
+        narrow(&mut loaded, "dev").unwrap();
+        let places = Places::default().with_own(OwnPlaces::of(&loaded).now());
+        for (source, refused) in
+            [("keys", true), ("keys-dev", true), ("keys-left", true), ("plain", false)]
+        {
+            let source = folder.path().join(source);
+            let mount = Mount { source, target: "/k".into(), writable: false };
+            assert_eq!(places.check(&mount).is_err(), refused, "{mount:?}");
+        }
+    }
 }

@@ -70,7 +70,8 @@ pub struct Loaded {
     pub only_locked: bool,
     /// The profile for which it runs: what `run --profile` says.
     pub profile: Option<String>,
-    /// The file's servers that the profile leaves out: what is theirs is not the others' for that.
+    /// The file's servers as they do not run for the profile, left out or with something else in the
+    /// place of what they have there: what is theirs is not the others' for that.
     pub aside: Vec<Server>,
     document: Document,
 }

@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
-    fmt, io,
+    fmt,
     path::{Component, Path, PathBuf},
     str::FromStr,
 };
@@ -172,16 +172,10 @@ pub struct MountEntry {
 }
 
 impl MountEntry {
-    /// The mount with symbolic links of its source resolved, as runtimes take it.
-    ///
-    /// # Errors
-    /// Where the source is not there or may not be looked at.
-    pub fn resolve(&self) -> io::Result<Mount> {
-        Ok(Mount {
-            source: self.source.canonicalize()?,
-            target: self.target.clone(),
-            writable: self.writable,
-        })
+    /// The mount as runtimes take it.
+    pub fn as_mount(&self) -> Mount {
+        let Self { source, target, writable } = self.clone();
+        Mount { source, target, writable }
     }
 }
 

@@ -288,6 +288,14 @@ impl Assembly {
             config,
         });
         stood.into_iter().for_each(|stood| proxy.attend(stood));
+        tokio::spawn({
+            let (proxy, loaded) = (proxy.clone(), loaded.clone());
+            async move {
+                if let Err(why) = proxy.held(&loaded).await {
+                    tracing::error!("servers will not start for what they mount:\n{why}");
+                }
+            }
+        });
         if engine.is_none() && purpose == Purpose::Serve {
             tokio::spawn(proxy.clone().await_engine());
         }

@@ -13,6 +13,8 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::upstream::places::Way;
+
 /// How long files must be left alone before they are read.
 const QUIET: Duration = Duration::from_millis(150);
 /// Changes without end put that off no longer than this many times.
@@ -29,29 +31,12 @@ pub struct Files {
     news: mpsc::Receiver<()>,
 }
 
-/// Links that a path may have.
-const LINKS: usize = 32;
-
 /// Every path whose change makes another file of this one: links on the way to it (Kubernetes puts new
 /// files in place by a link to their folder), and the file itself.
 fn way_to(path: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    let mut path = path.to_owned();
-    while all.len() < LINKS {
-        let steps: Vec<_> = path.ancestors().collect();
-        let link = steps.iter().rev().find_map(|step| Some((*step, step.read_link().ok()?)));
-        let Some((link, target)) = link else { break };
-        let rest = path.strip_prefix(link).unwrap_or(Path::new(""));
-        let folder = link.parent().unwrap_or(Path::new("/"));
-        let mut next = folder.join(target);
-        if !rest.as_os_str().is_empty() {
-            next.push(rest);
-        }
-        all.push(link.to_owned());
-        path = next;
-    }
-    all.push(path);
-    all
+    let Way { mut links, end } = Way::of(path);
+    links.push(end);
+    links
 }
 
 impl Files {
@@ -155,7 +140,10 @@ mod tests {
         let way = ["a.wasm", "..data", "..1/a.wasm"].map(|step| folder.join(step));
         assert_eq!(way_to(&folder.join("a.wasm")), way);
         assert_eq!(way_to(&folder.join("none")), [folder.join("none")]);
-        symlink("round", folder.join("round")).unwrap();
-        assert_eq!(way_to(&folder.join("round")).len(), LINKS + 1);
+        // Beside the folder that a link leads to, and not beside the link.
+        std::fs::create_dir_all(folder.join("far/real")).unwrap();
+        symlink("far/real", folder.join("near")).unwrap();
+        let way = ["near", "far/b"].map(|step| folder.join(step));
+        assert_eq!(way_to(&folder.join("near/../b")), way);
     }
 }

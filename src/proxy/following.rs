@@ -3,9 +3,10 @@
 //!
 //! INVARIANT: what changed is on record before it counts. A server whose entry is the same is not
 //! touched; of one whose entry is not, nothing is started any more, and nothing of the new one is
-//! handed to the old.
+//! handed to the old. A config is not taken by which a server that goes on would see what is the
+//! proxy's own.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
@@ -16,12 +17,15 @@ use super::{
 };
 use crate::{
     audit::record::Happening,
-    config::{Config, Loaded, Server as Settings},
+    config::{Config, Diagnostics, Loaded, Server as Settings},
     names::ServerName,
     policy::Stated,
     router::View,
-    upstream::Server,
+    upstream::{Server, places::Own},
 };
+
+/// How long the folders of all servers' mounts may take to be looked at.
+const FOLDERS: Duration = Duration::from_secs(30);
 
 /// Why a call that goes to a server is not answered any more.
 const REMOVED: &str = "it was taken out of the config";
@@ -140,12 +144,33 @@ impl Proxy {
         self.secrets_moved.notify_one();
     }
 
+    /// Holds the mounts of all servers against what would be the proxy's own by that config, and tells
+    /// what that is: those that run have their mounts already.
+    ///
+    /// # Errors
+    /// Which are refused, and why.
+    pub(super) async fn held(&self, loaded: &Loaded) -> Result<Arc<Vec<Own>>, String> {
+        let (launcher, loaded) = (self.launcher.clone(), loaded.clone());
+        let looking = tokio::task::spawn_blocking(move || launcher.refused_of(&loaded));
+        match tokio::time::timeout(FOLDERS, looking).await {
+            Ok(Ok((refused, own))) if refused.is_empty() => Ok(own),
+            Ok(Ok((refused, _))) => Err(Diagnostics(refused).to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!(
+                "the folders of `mounts`, and what no server may see, could not be looked at within \
+                 {} s: see which of them is mounted from elsewhere, such as NFS, and does not answer",
+                FOLDERS.as_secs()
+            )),
+        }
+    }
+
     /// The servers that came, changed or went; nothing where there was nothing new.
     ///
     /// # Errors
     /// Why all stays as it is.
     async fn taken(self: &Arc<Self>, loaded: &Loaded) -> Result<Option<Vec<ServerName>>, String> {
         let config = &loaded.config;
+        let own = self.held(loaded).await?;
         let before = self.router.servers(&View::All).into_iter();
         let before: IndexMap<_, _> = before.map(|server| (server.name.clone(), server)).collect();
         let difference = Difference::of(&before, &config.servers);
@@ -157,7 +182,9 @@ impl Proxy {
                 if following.rejected.take().is_some() {
                     tracing::info!("the config holds again");
                 }
-                // What is the same may stand on other lines.
+                // What is the same may stand on other lines, and what is not run for the profile be
+                // another.
+                self.launcher.own.follow(own);
                 self.find(loaded);
                 return Ok(None);
             }
@@ -196,7 +223,7 @@ impl Proxy {
         recorded.map_err(|error| format!("it could not be recorded: {error}"))?;
 
         // From here on it counts. First, nothing more is started of what goes.
-        self.launcher.own.follow(loaded);
+        self.launcher.own.follow(own);
         let retired: Vec<_> = (changed.iter().map(|name| (name, CHANGED)))
             .chain(removed.iter().map(|name| (name, REMOVED)))
             .filter_map(|(name, why)| Some((before.get(name)?.clone(), why)))

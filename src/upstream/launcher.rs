@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use super::{
@@ -13,13 +14,13 @@ use super::{
     images::{Images, Pinned},
     outward::{Outward, Reacher, has_address},
     party::Dismissed,
-    places::{OwnPlaces, Places},
+    places::{Own, OwnPlaces, Places},
     process::{LaunchFailure, LaunchSpec, Process, SECRETS},
     signed::{Signatures, SignedBy},
 };
 use crate::{
     codec::Caps,
-    config::{self, Runtime},
+    config::{self, MountEntry, Runtime},
     container,
     names::ServerName,
     sandbox, vault,
@@ -188,7 +189,7 @@ impl Launcher {
     /// # Errors
     /// A [`LaunchFailure`], in words for the operator.
     pub async fn start(
-        &self,
+        self: &Arc<Self>,
         reacher: Reacher,
         settings: &config::Server,
         Prepared { handed, pinned, hashed, engine, place }: &Prepared,
@@ -201,18 +202,21 @@ impl Launcher {
             }),
             _ => Ok(()),
         };
-        let mut spec = self.spec_without_secrets(server, settings)?;
+        let spec = |launcher: &Self, server: &ServerName, settings: &config::Server| {
+            Ok(launcher.spec_without_secrets(server, settings))
+        };
+        let mut spec = self.looking(server, settings, spec).await?;
         spec.image = pinned.as_ref().map(Pinned::image);
         spec.secrets = handed.by(By::Environment);
         let files = handed.by(By::File).into_iter();
         spec.env
             .extend(files.map(|(name, _)| (format!("{name}_FILE"), format!("{SECRETS}/{name}"))));
-        let changed = || -> Result<Vec<String>, LaunchFailure> {
-            let changed = self.deviations(server, settings)?;
+        let changed = async || -> Result<Vec<String>, LaunchFailure> {
+            let changed = self.looking(server, settings, Self::deviations).await?;
             Ok(changed.iter().map(ToString::to_string).collect())
         };
         if let Some(socket) = &settings.pod_socket {
-            let changed = changed()?;
+            let changed = changed().await?;
             let mut process = sandbox::launch_in_pod(socket, &spec).await?;
             process.origin.deviations = changed;
             // Its secrets on files are its pod's to mount.
@@ -236,7 +240,7 @@ impl Launcher {
             }
             _ => {
                 // The sandbox keeps to the same defaults, but has neither image nor capabilities.
-                let changed = changed()?;
+                let changed = changed().await?;
                 unchanged()?;
                 let mut process = sandbox::launch(&spec).await?;
                 process.origin.deviations = changed;
@@ -258,6 +262,41 @@ impl Launcher {
             process.handle = door.serve(server, spec.egress, limits, gate, process.handle)?;
         }
         Ok((process, folder))
+    }
+
+    /// Does what looks at folders of this machine, for one server, on a thread of its own: one that does
+    /// not answer holds up this, and nobody else.
+    ///
+    /// # Errors
+    /// Those of `look`, and where it takes longer than the server may take to start.
+    pub async fn looking<T: Send + 'static>(
+        self: &Arc<Self>,
+        server: &ServerName,
+        settings: &config::Server,
+        look: impl FnOnce(&Self, &ServerName, &config::Server) -> Result<T, LaunchFailure>
+        + Send
+        + 'static,
+    ) -> Result<T, LaunchFailure> {
+        let patience = Duration::from_secs(settings.start_timeout_s);
+        let (launcher, server, settings) = (self.clone(), server.clone(), settings.clone());
+        let looking = tokio::task::spawn_blocking(move || look(&launcher, &server, &settings));
+        match tokio::time::timeout(patience, looking).await {
+            Ok(Ok(looked)) => looked,
+            Ok(Err(_)) => Err(LaunchFailure {
+                what: "its folders could not be looked at".into(),
+                remedy: Some("try again".into()),
+            }),
+            Err(_) => Err(LaunchFailure {
+                what: format!(
+                    "its folders could not be looked at within {} s: one of them, or of those that \
+                     no server may see, does not answer",
+                    patience.as_secs()
+                ),
+                remedy: Some(
+                    "see what of this machine is mounted from elsewhere, such as NFS".into(),
+                ),
+            }),
+        }
     }
 
     /// The program of this machine that a server is, by what is in its file; nothing where it is
@@ -303,7 +342,7 @@ impl Launcher {
         server: &ServerName,
         settings: &config::Server,
     ) -> Result<Vec<container::Deviation>, LaunchFailure> {
-        let profile = container::Profile::of(&self.spec_without_secrets(server, settings)?)?;
+        let profile = container::Profile::of(&self.spec_without_secrets(server, settings))?;
         let mut changed = profile.deviations();
         if let Some(socket) = &settings.pod_socket {
             // It is not ours to confine, nor are its mounts folders of this machine.
@@ -324,6 +363,17 @@ impl Launcher {
             });
         }
         Ok(changed)
+    }
+
+    /// The mounts of another config's servers that are refused, were that the one which counts, and what
+    /// is the proxy's own by it.
+    pub fn refused_of(&self, loaded: &config::Loaded) -> (Vec<config::Finding>, Arc<Vec<Own>>) {
+        let own = self.own.with(loaded);
+        let places = Places::of_host().with_engine(self.engine.places()).with_own(own.clone());
+        let refused = places.refused_of(loaded);
+        // What is not there is seen by nobody, and is that server's own trouble.
+        let refused = refused.filter(|(mount, _)| !matches!(mount.source.try_exists(), Ok(false)));
+        (refused.map(|(_, finding)| finding).collect(), own)
     }
 
     /// Who signed its image.
@@ -385,21 +435,18 @@ impl Launcher {
     }
 
     /// What is started, as the runtimes take it, but for secrets.
-    ///
-    /// # Errors
-    /// Where a mount or the program is not to be had.
     pub fn spec_without_secrets(
         &self,
         server: &ServerName,
         settings: &config::Server,
-    ) -> Result<LaunchSpec, LaunchFailure> {
+    ) -> LaunchSpec {
         let mut command = settings.command.clone().unwrap_or_default();
         if settings.image.is_none()
             && let Some(program) = command.first_mut()
         {
             *program = self.program(program).to_string_lossy().into_owned();
         }
-        Ok(LaunchSpec {
+        LaunchSpec {
             server: server.clone(),
             command,
             image: settings.image.clone(),
@@ -410,22 +457,17 @@ impl Launcher {
                 .mounts
                 .iter()
                 .filter(|_| settings.pod_socket.is_none())
-                .map(|mount| {
-                    mount.resolve().map_err(|error| LaunchFailure {
-                        what: format!("mount `{mount}`: {error}"),
-                        remedy: Some("make the folder, or name another".into()),
-                    })
-                })
-                .collect::<Result<_, _>>()?,
+                .map(MountEntry::as_mount)
+                .collect(),
             places: Arc::new(
-                Places::of_host().with_engine(self.engine.places()).with_own(&self.own),
+                Places::of_host().with_engine(self.engine.places()).with_own(self.own.now()),
             ),
             resources: settings.resources.clone(),
             runtime: settings.runtime.oci(),
             hardening: settings.hardening.clone(),
             egress: settings.egress.clone(),
             instance: self.instance.clone(),
-        })
+        }
     }
 
     /// The program that a `command` names: `portcullis` is this very executable, a path is

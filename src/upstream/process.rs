@@ -88,7 +88,7 @@ impl LaunchSpec {
 /// A host folder that a server sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// On the host: absolute, symbolic links resolved.
+    /// On the host: absolute. Once it was checked, without symbolic links.
     pub source: PathBuf,
     /// Inside: absolute.
     pub target: PathBuf,

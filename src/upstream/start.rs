@@ -434,11 +434,13 @@ impl Instance {
         way: Option<(&str, bool)>,
         Prepared { handed, pinned, hashed, place, .. }: &Prepared,
     ) -> Result<Arc<Launching>, Failure> {
-        let pinned = pinned.as_ref();
         let launcher = &self.common.launcher;
-        let mut program = launcher
-            .program_of(&self.common.name, &self.common.settings, pinned)
-            .map_err(|failure| refused(&failure))?;
+        let program = launcher.looking(&self.common.name, &self.common.settings, {
+            let pinned = pinned.clone();
+            move |launcher, name, settings| launcher.program_of(name, settings, pinned.as_ref())
+        });
+        let mut program = program.await.map_err(|failure| refused(&failure))?;
+        let pinned = pinned.as_ref();
         if let Some(hashed) = hashed {
             program.digest = Some(hashed.digest.clone());
         }

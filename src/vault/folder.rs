@@ -115,6 +115,11 @@ fn places() -> impl Iterator<Item = PathBuf> {
     named.into_iter().chain(usual).filter(|place| place.is_absolute())
 }
 
+/// What the paths of folders of secrets begin with, wherever one may be made.
+pub fn folders() -> impl Iterator<Item = PathBuf> {
+    places().map(|place| place.join(PREFIX))
+}
+
 /// Removes what proxies that were killed have left of secrets, wherever it may be.
 pub fn clear() {
     places().for_each(|place| sweep(&place));

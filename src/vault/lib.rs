@@ -22,7 +22,7 @@ use std::{fmt, time::Duration};
 
 use zeroize::Zeroizing;
 
-pub use folder::{Folder, Reader, Runtime, abandoned, clear, is_folder, remove_abandoned};
+pub use folder::{Folder, Reader, Runtime, abandoned, clear, folders, is_folder, remove_abandoned};
 pub use headers::{IllegalHeader, headers};
 pub use source::{Source, is_secret_name};
 pub use store::Store;

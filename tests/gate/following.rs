@@ -176,6 +176,72 @@ async fn what_does_not_pass_the_checks_changes_nothing() {
 }
 
 #[tokio::test]
+async fn no_server_that_runs_comes_to_see_what_another_is_handed() {
+    let gate = Setup::crooked("mounts = [\"./app:/app:rw\"]")
+        .file("app/token", value(3))
+        .file("kept/token", value(3))
+        .start()
+        .await;
+    let agent = gate.modern();
+    agent.call("crooked__echo", echo()).await.unwrap();
+    let (before, good) = (marked(&gate.mark), gate.config());
+    let mark = new_mark();
+    let with = |folder: &str| {
+        let secret = format!("secrets.TOKEN.from = \"file:{folder}/token\"");
+        good.clone() + &entry("second", &mark, &secret)
+    };
+    gate.put(&with("app"));
+    let rejected = until("it to be refused", async || {
+        Some(event(&gate, "config-rejected").await).filter(|all| !all.is_empty())
+    })
+    .await;
+    let line = good.lines().position(|line| line.trim().starts_with("mounts")).unwrap() + 1;
+    let reason = rejected[0]["reason"].as_str().unwrap();
+    for told in [&format!("portcullis.toml:{line}:"), "app may not be mounted", "secrets come from"]
+    {
+        assert!(reason.contains(told), "{told}: {rejected:#?}");
+    }
+    assert!(!listed(&agent, "second").await);
+    agent.call("crooked__echo", echo()).await.unwrap();
+    assert_eq!(marked(&gate.mark), before);
+    assert!(event(&gate, "config-reloaded").await.is_empty());
+
+    // One whose own folder is not there keeps nobody else's from being taken.
+    gate.put(&(with("kept") + &entry("third", &mark, "mounts = [\"./none:/none\"]")));
+    until("it to be taken", async || listed(&agent, "second").await.then_some(())).await;
+    assert_eq!(marked(&gate.mark), before);
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_profile_leaves_out_is_followed_for_what_others_may_not_see() {
+    let profile = "version = 1\nservers = [\"crooked\"]\n";
+    let written =
+        Setup::crooked("mounts = [\"./data:/data\"]").file("profiles/few.toml", profile).write();
+    for folder in ["data", "other"] {
+        fs::create_dir(written.path(folder)).unwrap();
+    }
+    let mut gate = written.start_with(&["--profile", "few"]).await;
+    let good = gate.config();
+    let with = |folder: &str| {
+        let secret = format!("secrets.TOKEN.from = \"file:{folder}/token\"");
+        good.clone() + &entry("second", "none", &secret)
+    };
+    gate.put(&with("data"));
+    gate.logged("why it is not taken", |line| line.contains("data may not be mounted")).await;
+    gate.put(&with("other"));
+    gate.logged("that all is well", |line| line.contains("the config holds again")).await;
+    // Nothing of the servers changed, and still this is another's now.
+    fs::remove_dir(gate.path("data")).unwrap();
+    std::os::unix::fs::symlink("other", gate.path("data")).unwrap();
+    let code = gate.modern().refused("crooked__echo", echo()).await;
+    assert!(["server-unavailable", "unknown-target"].contains(&&code[..]), "{code}");
+    let why = |line: &str| line.contains("may not be mounted") && line.contains("other");
+    gate.logged("why", why).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn what_else_changed_is_said_to_need_a_restart() {
     let mut gate = Setup::crooked("").start().await;
     let good = gate.config();

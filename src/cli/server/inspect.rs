@@ -64,7 +64,7 @@ impl Found {
         if let Place::Remote { url } = &place {
             profile.push(("url".to_owned(), url.clone()));
         } else {
-            let mut spec = launcher.spec_without_secrets(name, settings)?;
+            let mut spec = launcher.spec_without_secrets(name, settings);
             if spec.image.is_none() {
                 // A packed program's image is known once it is packed, and is then an id.
                 spec.image = Some(format!("sha256:{}", "0".repeat(64)));

@@ -322,7 +322,7 @@ fn deviations(
     in_pod: &Server,
 ) -> anyhow::Result<Vec<String>> {
     let name = &args.server;
-    let profile = Profile::of(&launcher.spec_without_secrets(name, in_pod)?)?;
+    let profile = Profile::of(&launcher.spec_without_secrets(name, in_pod))?;
     let place = |key: &str| {
         let line = loaded.written(&format!("/servers/{name}/{}", key.replace('.', "/")));
         let line = line.map_or_else(String::new, |line| format!(":{line}"));

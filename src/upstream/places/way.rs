@@ -1,0 +1,143 @@
+//! Where paths lead, and how folders stand to each other: by what the file system knows them by, and
+//! not by what they are called.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Component, Path, PathBuf},
+};
+
+/// Links that are followed on one way: as many as the kernel follows.
+const LINKS: usize = 40;
+
+/// Where a path leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// The links that are followed, in their order: whoever can change one leads elsewhere.
+    pub links: Vec<PathBuf>,
+    /// Where it ends, without links; something need not be there.
+    pub end: PathBuf,
+}
+
+impl Way {
+    /// The way of an absolute path.
+    pub fn of(path: &Path) -> Self {
+        let mut links = Vec::new();
+        let mut at = PathBuf::from("/");
+        let parts = |path: &Path| {
+            let parts = path.components().rev().map(|part| part.as_os_str().to_owned());
+            parts.collect::<Vec<_>>()
+        };
+        let mut left = parts(path);
+        while let Some(part) = left.pop() {
+            match Path::new(&part).components().next() {
+                Some(Component::RootDir) => at = PathBuf::from("/"),
+                Some(Component::ParentDir) => drop(at.pop()),
+                Some(Component::Normal(name)) => {
+                    let next = at.join(name);
+                    match fs::read_link(&next) {
+                        Ok(target) if links.len() < LINKS => {
+                            links.push(next);
+                            left.extend(parts(&target));
+                        }
+                        _ => at = next,
+                    }
+                }
+                _ => {}
+            }
+        }
+        Self { links, end: at }
+    }
+}
+
+/// How a source stands to a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meeting {
+    At,
+    Within,
+    Above,
+}
+
+/// A path without links, with all that is above it, each with what the file system knows it by: a
+/// folder may be mounted at two places, and be found by names that differ in case alone.
+pub(super) struct Chain(Vec<(PathBuf, Option<(u64, u64)>)>);
+
+impl Chain {
+    pub(super) fn of(path: &Path) -> Self {
+        let known = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+        Self(path.ancestors().map(|path| (path.to_owned(), known(path))).collect())
+    }
+
+    /// How this one stands to what an absolute path leads to. One that has a link on the way there
+    /// is above it.
+    pub(super) fn meets(&self, place: &Path) -> Option<Meeting> {
+        let Way { links, end } = Way::of(place);
+        let holds = |link: &PathBuf| {
+            let folder = link.parent().and_then(|folder| self.stands_to(&Self::of(folder)));
+            matches!(folder, Some(Meeting::At | Meeting::Above))
+        };
+        let met = self.stands_to(&Self::of(&end));
+        met.or_else(|| links.iter().any(holds).then_some(Meeting::Above))
+    }
+
+    fn stands_to(&self, place: &Self) -> Option<Meeting> {
+        let same = |(one, known): &(PathBuf, Option<_>), (other, too): &(PathBuf, Option<_>)| {
+            one == other || (known.is_some() && known == too)
+        };
+        let (source, above_source) = self.0.split_first()?;
+        let (place, above_place) = place.0.split_first()?;
+        if same(source, place) {
+            Some(Meeting::At)
+        } else if above_source.iter().any(|above| same(above, place)) {
+            Some(Meeting::Within)
+        } else if above_place.iter().any(|above| same(above, source)) {
+            Some(Meeting::Above)
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_is_known_by_what_it_is_whatever_it_is_called() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = fs::canonicalize(folder.path()).unwrap();
+        fs::write(folder.join("key"), "").unwrap();
+        fs::hard_link(folder.join("key"), folder.join("other")).unwrap();
+        let chain = Chain::of(&folder.join("other"));
+        assert_eq!(chain.meets(&folder.join("key")), Some(Meeting::At));
+        assert_eq!(chain.meets(&folder), Some(Meeting::Within));
+        assert_eq!(chain.meets(&folder.join("absent/key")), None);
+        assert_eq!(Chain::of(&folder).meets(&folder.join("absent/key")), Some(Meeting::Above));
+    }
+
+    #[test]
+    fn ways_end_where_their_links_lead_whether_something_is_there_or_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = fs::canonicalize(folder.path()).unwrap();
+        let at = |name: &str| folder.join(name);
+        fs::create_dir_all(at("real/deep")).unwrap();
+        symlink("real/deep", at("link")).unwrap();
+        symlink(at("link/absent"), at("dangling")).unwrap();
+        symlink("round", at("round")).unwrap();
+        for (path, links, end) in [
+            ("real/deep", &[][..], "real/deep"),
+            ("link", &["link"], "real/deep"),
+            // Above what the link leads to, not above the link.
+            ("link/../x", &["link"], "real/x"),
+            ("none/../link/./y", &["link"], "real/deep/y"),
+            ("dangling/token", &["dangling", "link"], "real/deep/absent/token"),
+        ] {
+            let links = links.iter().map(|name| at(name)).collect();
+            assert_eq!(Way::of(&at(path)), Way { links, end: at(end) }, "{path}");
+        }
+        let round = Way::of(&at("round/more"));
+        assert_eq!((round.links.len(), round.end), (LINKS, at("round/more")));
+    }
+}
