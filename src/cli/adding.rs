@@ -89,17 +89,22 @@ impl Said {
         self.replace.iter().any(String::is_empty)
     }
 
-    /// Whether a server that is there may be taken again, from a source.
+    /// Whether a server that is there may be taken again, from a source. `strayed`: it runs something
+    /// else by now than was taken.
     fn may_replace(
         &self,
         server: &str,
         locked: Option<&Locked>,
+        strayed: bool,
         source: &str,
     ) -> Result<(), String> {
         if self.replace.iter().any(|name| name == server) {
             return Ok(());
         }
         let came = match locked.and_then(|locked| locked.source.as_deref()) {
+            Some(came) if strayed => {
+                format!("came from {} and runs something of yours by now", brief(came))
+            }
             Some(came) if origin(came) == origin(source) => return Ok(()),
             Some(came) => format!("came from {}", brief(came)),
             None => "was not taken from anywhere".to_owned(),
@@ -296,7 +301,6 @@ pub(super) async fn take(
         ))
         .into());
     }
-    let named: BTreeSet<String> = secrets.iter().map(|(.., from)| (*from).to_owned()).collect();
     let listed = said.tool_lists()?;
     let folder = policies_folder(&before.config, &house.base);
     let mut replaced = BTreeSet::new();
@@ -314,9 +318,14 @@ pub(super) async fn take(
         let problem = |text: String| Problem::at(entry.place, text);
         let old = house.lock.servers.get(&server.name).cloned();
         let mut asked = None;
+        let unwritten = |error: write::Unwritten| problem(error.to_string());
         let outcome = async {
             if again {
-                said.may_replace(&server.name, old.as_ref(), &offer.source).map_err(problem)?;
+                let words = old.as_ref().and_then(|old| old.said.as_ref());
+                let strayed = words.map(|words| write::strayed(&text, &server.name, words));
+                let strayed = strayed.transpose().map_err(unwritten)?.unwrap_or(false);
+                said.may_replace(&server.name, old.as_ref(), strayed, &offer.source)
+                    .map_err(problem)?;
                 if !replaced.insert(server.name.clone()) {
                     return Err(problem(format!(
                         "there are two that would be `{}` here",
@@ -328,12 +337,14 @@ pub(super) async fn take(
             }
             asked = pin(ctx, house, &mut server).await?;
             onward(house, &server, said.back)?;
-            let unwritten = |error: write::Unwritten| problem(error.to_string());
             let mut locked = Locked {
                 said: Some(write::said(&server).map_err(unwritten)?),
                 ..Locked::default()
             };
             let (added, changes) = if again {
+                let own =
+                    secrets.iter().filter(|(of, ..)| of.is_none_or(|of| of == server.original));
+                let named: BTreeSet<String> = own.map(|(.., from)| (*from).to_owned()).collect();
                 let before = old.as_ref().and_then(|old| old.said.as_ref());
                 let mut done = write::again(&text, &server, before, &named).map_err(unwritten)?;
                 server = done.server;

@@ -182,6 +182,13 @@ fn nobody_takes_the_place_of_anothers_server() {
     let (code, _, err) = run(dir, &["server", "add", "own.yaml", "--replace=nobody"]);
     assert!(code == 2 && err.contains("no server `nobody`"), "{err}");
 
+    // What is of the operator's making by now, whatever the lock file has of its name.
+    let theirs = image("github", '2');
+    write(dir, "portcullis.toml", &config(dir).replace(&theirs, "ghcr.io/mine/github:1"));
+    let (code, _, err) = run(dir, &["profile", "import", "p.json", "--replace"]);
+    assert!(code == 11 && err.contains("runs something of yours by now"), "{err}");
+    assert!(config(dir).contains("ghcr.io/mine/github:1"), "{}", config(dir));
+
     // Two of one file that would be one here.
     let twice = profile("team", &[("search", '3', None), ("Search", '4', None)]);
     write(dir, "p.json", &twice);

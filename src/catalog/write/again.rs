@@ -13,6 +13,7 @@ use toml_edit::{Array, InlineTable, Item, Table, TableLike};
 
 use super::entry::{Unwritten, mount, read, table};
 use crate::{
+    lock::origin,
     plain::{argument_holds_secret, is_plain, url_holds_secret},
     server::{Run, Server},
 };
@@ -50,6 +51,24 @@ pub struct Change {
 /// [`Unwritten::Syntax`], where what we write is no TOML.
 pub fn said(server: &Server) -> Result<toml::Table, Unwritten> {
     plain(&toml_edit::DocumentMut::from(table(server)).to_string())
+}
+
+/// Whether an entry runs something else than its description said: another image (by whatever tag or
+/// digest), program or URL. Then it is not that description's any more.
+///
+/// # Errors
+/// [`Unwritten::Syntax`]
+pub fn strayed(config: &str, server: &str, said: &toml::Table) -> Result<bool, Unwritten> {
+    let config = plain(config)?;
+    let runs = |entry: &toml::Table| {
+        let text = |key: &str| entry.get(key).and_then(Value::as_str);
+        let image = text("image").map(|image| origin(&format!("docker://{image}")).to_owned());
+        let program = entry.get("command").and_then(|command| command.get(0)?.as_str());
+        let program = program.filter(|_| image.is_none()).map(str::to_owned);
+        (image, text("url").map(str::to_owned), program)
+    };
+    let entry = get(&config, &["servers", server]).and_then(Value::as_table);
+    Ok(entry.is_none_or(|entry| runs(entry) != runs(said)))
 }
 
 /// Puts a server's description into the entry of its name. `before` is what the description said when
@@ -535,6 +554,27 @@ mod tests {
             let key = &entry(&done)["secrets"]["K"];
             assert_eq!(key["from"].as_str(), Some(expected));
             assert_eq!(key["as"].as_str(), Some("file"));
+        }
+    }
+
+    #[test]
+    fn an_entry_that_runs_something_else_strayed() {
+        let said: toml::Table = "image = \"a.example:5000/s:1@sha256:00\"\n".parse().unwrap();
+        for (entry, expected) in [
+            ("image = \"a.example:5000/s:2\"", false),
+            ("image = \"a.example:5000/s@sha256:11\"\ncommand = [\"x\"]", false),
+            ("image = \"a.example:5000/t:1@sha256:00\"", true),
+            ("command = [\"s\"]", true),
+            ("url = \"https://a.example\"", true),
+        ] {
+            let config = format!("[servers.s]\n{entry}\n");
+            assert_eq!(strayed(&config, "s", &said), Ok(expected), "{entry}");
+            assert_eq!(strayed(&config, "t", &said), Ok(true));
+        }
+        let said: toml::Table = "command = [\"s\", \"-a\"]\n".parse().unwrap();
+        for (program, expected) in [("s", false), ("t", true)] {
+            let config = format!("[servers.s]\ncommand = [\"{program}\"]\n");
+            assert_eq!(strayed(&config, "s", &said), Ok(expected));
         }
     }
 
