@@ -219,7 +219,7 @@ pub(crate) fn endpoint(text: &str) -> Option<String> {
 }
 
 /// Whether hosts are this machine, or an address of a network around it. Other names lead there only
-/// where the DNS says so, which is looked at when they are reached.
+/// where the DNS says so, which is looked at when a server reaches them.
 pub(crate) fn is_near(hosts: &Pattern) -> bool {
     match hosts {
         Pattern::One(Host::Address(address)) => !is_public(*address),

@@ -78,6 +78,9 @@ enum How {
     Container,
 }
 
+/// What is said of a secret: the server, if one is named, the variable or header, and the reference.
+type SecretFrom<'a> = (Option<&'a str>, &'a str, &'a str);
+
 impl Said {
     /// Whether nothing is to be written.
     pub fn is_dry(&self) -> bool {
@@ -122,8 +125,7 @@ impl Said {
         tool_lists(&fetched.text).map_err(|problem| broken(&fetched, &problem))
     }
 
-    /// What is said of secrets: the server, if one is named, the variable or header, and the reference.
-    fn secrets(&self) -> Result<Vec<(Option<&str>, &str, &str)>, Usage> {
+    fn secrets(&self) -> Result<Vec<SecretFrom<'_>>, Usage> {
         self.secrets
             .iter()
             .map(|text| {

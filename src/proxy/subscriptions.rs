@@ -260,9 +260,10 @@ impl Proxy {
             // On a task of its own, so that it is recorded to its end.
             let proxy = self.clone();
             let moved = self.tasks.spawn(async move { proxy.follow_place(&key).await });
-            let ended =
-                |_| Err((None, Refusal::new(Code::ShuttingDown, "the proxy is shutting down")));
-            moved.await.unwrap_or_else(ended).map_err(|(_, refusal)| refusal)?;
+            let Ok(moved) = moved.await else {
+                return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
+            };
+            moved.map_err(|(_, refusal)| refusal)?;
         }
         Ok(Answer::Result(Payload::new(Bytes::from_static(b"{}"))))
     }

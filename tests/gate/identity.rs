@@ -132,7 +132,7 @@ async fn who_loses_the_key_while_sending_is_not_heard() {
         assert_eq!(reply.status, 401, "{reply:#?}");
         assert!(reply.body.contains("unauthenticated"), "{reply:#?}");
     }
-    assert_eq!(gate.records(&["--tool", "list_notes"]).await, [json!(0); 0]);
+    assert_eq!(gate.records(&["--tool", "list_notes"]).await, Vec::<Value>::new());
     gate.stop().await;
 }
 
