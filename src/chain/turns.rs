@@ -1,5 +1,5 @@
-//! Work that takes long, a few pieces at once, and for each principal one after the other: who has
-//! much of it keeps nobody else waiting.
+//! Work that takes long, a few pieces at once: who has much of it keeps others waiting for one piece at
+//! most, and has all places where nobody else wants any.
 
 use std::{
     collections::HashMap,
@@ -14,6 +14,7 @@ use crate::identity::PrincipalKind;
 /// Who waits for which.
 #[derive(Debug)]
 pub struct Turns {
+    at_once: usize,
     all: Arc<Semaphore>,
     own: Mutex<HashMap<PrincipalKind, Weak<Semaphore>>>,
 }
@@ -21,6 +22,7 @@ pub struct Turns {
 /// Held to the end of the work.
 #[derive(Debug)]
 pub struct Turn {
+    // In this order: a principal's next piece queues up for the place behind those of others.
     _own: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
 }
@@ -28,7 +30,7 @@ pub struct Turn {
 impl Turns {
     /// So many at once.
     pub fn new(at_once: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(at_once)), own: Mutex::default() }
+        Self { at_once, all: Arc::new(Semaphore::new(at_once)), own: Mutex::default() }
     }
 
     /// Waits for this principal's turn, and then for a place.
@@ -37,7 +39,7 @@ impl Turns {
     /// None: the places are there for as long as this is.
     pub async fn next(&self, who: &PrincipalKind) -> Result<Turn, AcquireError> {
         let own = self.own(who).acquire_owned().await?;
-        // Of each principal one at most waits here, for which places are given in turn.
+        // Who has all places has nothing that waits here.
         let all = self.all.clone().acquire_owned().await?;
         Ok(Turn { _own: own, _all: all })
     }
@@ -48,7 +50,7 @@ impl Turns {
         if let Some(own) = all.get(who).and_then(Weak::upgrade) {
             return own;
         }
-        let own = Arc::new(Semaphore::new(1));
+        let own = Arc::new(Semaphore::new(self.at_once));
         all.insert(who.clone(), Arc::downgrade(&own));
         own
     }
@@ -63,21 +65,21 @@ mod tests {
     #[tokio::test]
     async fn who_has_much_keeps_nobody_else_waiting() {
         let turns = Turns::new(2);
-        let [one, two, three] =
-            ["a", "b", "c"].map(|user| PrincipalKind::Local { user: user.into() });
-        let first = turns.next(&one).now_or_never().unwrap().unwrap();
-        let mut again: Vec<_> = (0..9).map(|_| Box::pin(turns.next(&one))).collect();
-        assert!(again.iter_mut().all(|next| next.now_or_never().is_none()));
-        let other = turns.next(&two).now_or_never().unwrap().unwrap();
-        let mut last = Box::pin(turns.next(&three));
-        assert!((&mut last).now_or_never().is_none());
-        drop(first);
-        // The next of the first waits behind it.
-        assert!((&mut again[0]).now_or_never().is_none());
-        let last = last.now_or_never().unwrap().unwrap();
-        drop(other);
-        let next = (&mut again[0]).now_or_never().unwrap().unwrap();
-        drop((last, next, again));
+        let [one, two] = ["a", "b"].map(|user| PrincipalKind::Local { user: user.into() });
+        let all: Vec<_> =
+            (0..2).map(|_| turns.next(&one).now_or_never().unwrap().unwrap()).collect();
+        let mut again = Box::pin(turns.next(&one));
+        assert!((&mut again).now_or_never().is_none());
+        let mut other = Box::pin(turns.next(&two));
+        assert!((&mut other).now_or_never().is_none());
+        // Whoever has most comes last, though it has waited longest.
+        let mut all = all.into_iter();
+        drop(all.next());
+        assert!((&mut again).now_or_never().is_none());
+        let other = other.now_or_never().unwrap().unwrap();
+        drop(all.next());
+        let again = again.now_or_never().unwrap().unwrap();
+        drop((other, again));
         turns.next(&two).now_or_never().unwrap().unwrap();
         assert_eq!(turns.own.lock().len(), 1);
     }

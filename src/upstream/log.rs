@@ -21,8 +21,8 @@ const KEY_LINES: usize = 4096;
 /// How many lines in a row may have nothing of a key in them before it is over: its headers, or words
 /// that only mention the beginning of one.
 const STRANGE_LINES: usize = 8;
-/// Letters of base64 in a row that are part of a key.
-const ARMOR: usize = 32;
+/// Letters of base64 in a row that are part of a key, and no digest in hexadecimal digits.
+const ARMOR: usize = 48;
 /// Bytes that are looked at again where a line is cut, since the beginning of a key may be.
 const OVERLAP: usize = 128;
 
@@ -69,7 +69,8 @@ impl Key {
 
 fn is_armor(line: &str) -> bool {
     let is_of_it = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=');
-    line.as_bytes().split(|b| !is_of_it(b)).any(|run| run.len() >= ARMOR)
+    let mut runs = line.as_bytes().split(|b| !is_of_it(b));
+    runs.any(|run| run.len() >= ARMOR && !run.iter().all(u8::is_ascii_hexdigit))
 }
 
 /// Keeps the last lines of standard error, without the secrets that the server was handed.
@@ -207,7 +208,7 @@ mod tests {
         }
         text.push_str(&format!("no {begin} {kind} there\n"));
         for n in 0..=STRANGE_LINES {
-            text.push_str(&format!("{n} words\n"));
+            text.push_str(&format!("{n} words {}\n", "0123456789abcdef".repeat(4)));
         }
         for n in 0..LINES - 8 {
             text.push_str(&format!("{n}{}\n", "x".repeat(LINE_BYTES)));
@@ -221,7 +222,7 @@ mod tests {
         let long = format!("[a line of more than {LINE_READ} bytes]");
         assert_eq!(log.range(2..6).collect::<Vec<_>>(), [&long; 4]);
         assert_eq!(log[6], "no [redacted:private-word]");
-        assert_eq!(log[7], format!("{STRANGE_LINES} words"));
+        assert!(log[7].starts_with(&format!("{STRANGE_LINES} words")));
         assert_eq!(log[8].len(), LINE_BYTES);
     }
 }
