@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     sync::{Arc, Weak},
 };
 
@@ -13,10 +14,10 @@ use crate::identity::PrincipalKind;
 
 /// Who waits for which.
 #[derive(Debug)]
-pub struct Turns {
-    at_once: usize,
+pub struct Turns<K = PrincipalKind> {
+    each: usize,
     all: Arc<Semaphore>,
-    own: Mutex<HashMap<PrincipalKind, Weak<Semaphore>>>,
+    own: Mutex<HashMap<K, Weak<Semaphore>>>,
 }
 
 /// Held to the end of the work.
@@ -27,30 +28,36 @@ pub struct Turn {
     _all: OwnedSemaphorePermit,
 }
 
-impl Turns {
+impl<K: Clone + Eq + Hash> Turns<K> {
     /// So many at once.
     pub fn new(at_once: usize) -> Self {
-        Self { at_once, all: Arc::new(Semaphore::new(at_once)), own: Mutex::default() }
+        Self { each: at_once, all: Arc::new(Semaphore::new(at_once)), own: Mutex::default() }
     }
 
-    /// Waits for this principal's turn, and then for a place.
+    /// One at once for each, and as many as there are in all.
+    pub fn one_each() -> Self {
+        let all = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+        Self { each: 1, all, own: Mutex::default() }
+    }
+
+    /// Waits for the turn of this one, and then for a place.
     ///
     /// # Errors
     /// None: the places are there for as long as this is.
-    pub async fn next(&self, who: &PrincipalKind) -> Result<Turn, AcquireError> {
+    pub async fn next(&self, who: &K) -> Result<Turn, AcquireError> {
         let own = self.own(who).acquire_owned().await?;
         // Who has all places has nothing that waits here.
         let all = self.all.clone().acquire_owned().await?;
         Ok(Turn { _own: own, _all: all })
     }
 
-    fn own(&self, who: &PrincipalKind) -> Arc<Semaphore> {
+    fn own(&self, who: &K) -> Arc<Semaphore> {
         let mut all = self.own.lock();
         all.retain(|_, own| own.strong_count() > 0);
         if let Some(own) = all.get(who).and_then(Weak::upgrade) {
             return own;
         }
-        let own = Arc::new(Semaphore::new(self.at_once));
+        let own = Arc::new(Semaphore::new(self.each));
         all.insert(who.clone(), Arc::downgrade(&own));
         own
     }

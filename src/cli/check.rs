@@ -71,7 +71,7 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     if let Err((at, text)) = Signatures::of_config(&loaded) {
         found.push(boxed(loaded.finding(&at, Code::BadValue, text)));
     }
-    found.extend(Places::of(&loaded).refused_of(&loaded).map(|(_, finding)| boxed(finding)));
+    found.extend(Places::of(&loaded).refused_of(&loaded).into_iter().map(boxed));
     for (role, at, member) in loaded.config.admin.roles.members() {
         if member.id().is_none() {
             let message = format!("`{member}` is not known on this machine: nobody has the role");

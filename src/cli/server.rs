@@ -335,5 +335,6 @@ async fn launcher(loaded: &Loaded) -> Launcher {
         outward: std::sync::Arc::new(crate::upstream::Nowhere),
         signatures: Default::default(),
         dismissed: Default::default(),
+        looks: crate::chain::Turns::one_each(),
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     audit::{self, Audit, Unavailable, export, proof, record::Happening},
     chain::{Chain, Interceptor, Link, Turns},
     codec::Caps,
-    config::{self, Code, Config, InterceptorEntry, Loaded, OnFailure, Use},
+    config::{self, Code, Config, Diagnostics, InterceptorEntry, Loaded, OnFailure, Use},
     container,
     interceptors::{
         policy::PolicyGate,
@@ -172,6 +172,7 @@ impl Assembly {
                 outward: Arc::new(around.clone()),
                 signatures,
                 dismissed: Default::default(),
+                looks: Turns::one_each(),
             });
             Ok(Self {
                 policies,
@@ -291,7 +292,12 @@ impl Assembly {
         tokio::spawn({
             let (proxy, loaded) = (proxy.clone(), loaded.clone());
             async move {
-                if let Err(why) = proxy.held(&loaded).await {
+                let launcher = proxy.launcher.clone();
+                let looking = tokio::task::spawn_blocking(move || launcher.refused_of(&loaded));
+                if let Ok(refused) = looking.await
+                    && !refused.is_empty()
+                {
+                    let why = Diagnostics(refused);
                     tracing::error!("servers will not start for what they mount:\n{why}");
                 }
             }

@@ -32,11 +32,11 @@ pub struct Files {
 }
 
 /// Every path whose change makes another file of this one: links on the way to it (Kubernetes puts new
-/// files in place by a link to their folder), and the file itself.
+/// files in place by a link to their folder), what `..` leaves, and the file itself.
 fn way_to(path: &Path) -> Vec<PathBuf> {
-    let Way { mut links, end } = Way::of(path);
-    links.push(end);
-    links
+    let Way { mut turns, end } = Way::of(path);
+    turns.push(end);
+    turns
 }
 
 impl Files {
@@ -143,7 +143,7 @@ mod tests {
         // Beside the folder that a link leads to, and not beside the link.
         std::fs::create_dir_all(folder.join("far/real")).unwrap();
         symlink("far/real", folder.join("near")).unwrap();
-        let way = ["near", "far/b"].map(|step| folder.join(step));
+        let way = ["near", "far/real", "far/b"].map(|step| folder.join(step));
         assert_eq!(way_to(&folder.join("near/../b")), way);
     }
 }

@@ -144,14 +144,14 @@ impl Proxy {
         self.secrets_moved.notify_one();
     }
 
-    /// Holds the mounts of all servers against what would be the proxy's own by that config, and tells
-    /// what that is: those that run have their mounts already.
+    /// Holds the mounts of all servers against what that config makes the proxy's own, and tells what is
+    /// its own by it: those that run have their mounts already.
     ///
     /// # Errors
     /// Which are refused, and why.
-    pub(super) async fn held(&self, loaded: &Loaded) -> Result<Arc<Vec<Own>>, String> {
+    async fn held(&self, loaded: &Loaded) -> Result<Arc<Vec<Own>>, String> {
         let (launcher, loaded) = (self.launcher.clone(), loaded.clone());
-        let looking = tokio::task::spawn_blocking(move || launcher.refused_of(&loaded));
+        let looking = tokio::task::spawn_blocking(move || launcher.shown_by(&loaded));
         match tokio::time::timeout(FOLDERS, looking).await {
             Ok(Ok((refused, own))) if refused.is_empty() => Ok(own),
             Ok(Ok((refused, _))) => Err(Diagnostics(refused).to_string()),

@@ -19,6 +19,7 @@ use super::{
     signed::{Signatures, SignedBy},
 };
 use crate::{
+    chain::Turns,
     codec::Caps,
     config::{self, MountEntry, Runtime},
     container,
@@ -54,6 +55,8 @@ pub struct Launcher {
     pub signatures: Signatures,
     /// The clients for which nothing is started.
     pub dismissed: Dismissed,
+    /// Looks at the folders of servers.
+    pub looks: Turns<ServerName>,
 }
 
 /// Where a server is to run, and why there.
@@ -265,10 +268,10 @@ impl Launcher {
     }
 
     /// Does what looks at folders of this machine, for one server, on a thread of its own: one that does
-    /// not answer holds up this, and nobody else.
+    /// not answer holds up this server, and nobody else.
     ///
     /// # Errors
-    /// Those of `look`, and where it takes longer than the server may take to start.
+    /// Those of `look`, and where it takes longer than half of the time that the server has to start.
     pub async fn looking<T: Send + 'static>(
         self: &Arc<Self>,
         server: &ServerName,
@@ -277,9 +280,17 @@ impl Launcher {
         + Send
         + 'static,
     ) -> Result<T, LaunchFailure> {
-        let patience = Duration::from_secs(settings.start_timeout_s);
+        let patience = Duration::from_secs(settings.start_timeout_s) / 2;
         let (launcher, server, settings) = (self.clone(), server.clone(), settings.clone());
-        let looking = tokio::task::spawn_blocking(move || look(&launcher, &server, &settings));
+        let looking = async {
+            // Held by the thread: beside one that hangs no other is begun.
+            let turn = self.looks.next(&server).await;
+            tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                look(&launcher, &server, &settings)
+            })
+            .await
+        };
         match tokio::time::timeout(patience, looking).await {
             Ok(Ok(looked)) => looked,
             Ok(Err(_)) => Err(LaunchFailure {
@@ -365,15 +376,19 @@ impl Launcher {
         Ok(changed)
     }
 
-    /// The mounts of another config's servers that are refused, were that the one which counts, and what
-    /// is the proxy's own by it.
-    pub fn refused_of(&self, loaded: &config::Loaded) -> (Vec<config::Finding>, Arc<Vec<Own>>) {
-        let own = self.own.with(loaded);
-        let places = Places::of_host().with_engine(self.engine.places()).with_own(own.clone());
-        let refused = places.refused_of(loaded);
-        // What is not there is seen by nobody, and is that server's own trouble.
-        let refused = refused.filter(|(mount, _)| !matches!(mount.source.try_exists(), Ok(false)));
-        (refused.map(|(_, finding)| finding).collect(), own)
+    /// The mounts of a config's servers that are refused as things are now.
+    pub fn refused_of(&self, loaded: &config::Loaded) -> Vec<config::Finding> {
+        let places = Places::of_host().with_engine(self.engine.places()).with_own(self.own.now());
+        places.refused_of(loaded)
+    }
+
+    /// The mounts by which servers would see what another config makes the proxy's own, and what is its
+    /// own by that. Whatever else they show is for a launch to refuse: a server can make what is
+    /// refused, and must not keep others' changes from being taken.
+    pub fn shown_by(&self, loaded: &config::Loaded) -> (Vec<config::Finding>, Arc<Vec<Own>>) {
+        let (own, now) = (self.own.with(loaded), self.own.now());
+        let more = own.iter().filter(|own| !now.contains(own)).cloned().collect();
+        (Places::default().with_own(Arc::new(more)).showing_of(loaded), own)
     }
 
     /// Who signed its image.

@@ -21,7 +21,7 @@ pub use way::Way;
 use super::process::{LaunchFailure, Mount};
 use crate::{
     catalog::places::{CREDENTIALS, CREDENTIALS_AT_HOME, NEVER, NEVER_WHOLE, NEVER_WRITABLE},
-    config::{Code, Finding, Loaded, MountEntry},
+    config::{Code, Finding, Loaded},
     container,
 };
 use way::{Chain, Meeting};
@@ -78,27 +78,23 @@ impl Places {
         Self { own, ..self }
     }
 
-    /// The mounts of a config's servers that are refused, each with what is told of it. What the
-    /// containers of pods have is mounted by others.
-    pub fn refused_of<'a>(
-        &self,
-        loaded: &'a Loaded,
-    ) -> impl Iterator<Item = (&'a MountEntry, Finding)> {
-        let servers = loaded.config.servers.iter();
-        let servers = servers.filter(|(_, settings)| settings.pod_socket.is_none());
-        let mounts = servers.flat_map(|(name, settings)| {
-            settings.mounts.iter().enumerate().map(move |(at, mount)| (name, at, mount))
-        });
-        mounts.filter_map(|(name, at, mount)| {
-            let LaunchFailure { what, remedy } = self.check(&mount.as_mount()).err()?;
-            let pointer = format!("/servers/{name}/mounts/{at}");
-            let finding = loaded.finding(&pointer, Code::BadValue, what);
-            let finding = match remedy {
-                Some(remedy) => finding.help(remedy),
-                None => finding,
-            };
-            Some((mount, finding))
+    /// The mounts of a config's servers that are refused.
+    pub fn refused_of(&self, loaded: &Loaded) -> Vec<Finding> {
+        findings(loaded, |mount| self.check(mount).err())
+    }
+
+    /// The mounts of a config's servers that show what is the proxy's own, as far as that can be seen.
+    pub fn showing_of(&self, loaded: &Loaded) -> Vec<Finding> {
+        findings(loaded, |mount| {
+            // What is not there is seen by nobody.
+            let source = fs::canonicalize(&mount.source).ok()?;
+            let why = self.shows(&Chain::of(&source), mount.writable)?;
+            Some(refusal(&mount.source, &source, &why, NOTHING_OF_THE_PROXY))
         })
+    }
+
+    fn shows(&self, source: &Chain, writable: bool) -> Option<String> {
+        self.own.iter().find_map(|own| own.refuses(source, writable))
     }
 
     /// The source of a mount with its links resolved. Asks the file system, which may take its time.
@@ -131,13 +127,7 @@ impl Places {
             None => self.refused(&source, mount.writable),
         };
         let Some((why, remedy)) = refused else { return Ok(source) };
-        let resolved = if source == *given {
-            String::new()
-        } else {
-            format!(" (which is {})", source.display())
-        };
-        let given = given.display();
-        Err(failure(format!("{given}{resolved} may not be mounted: {why}"), remedy))
+        Err(refusal(given, &source, &why, remedy))
     }
 
     /// Why a source whose links are resolved is refused, and what to do.
@@ -162,7 +152,7 @@ impl Places {
                 None => {}
             }
         }
-        if let Some(why) = self.own.iter().find_map(|own| own.refuses(&chain, writable)) {
+        if let Some(why) = self.shows(&chain, writable) {
             return Some((why, NOTHING_OF_THE_PROXY));
         }
         if let Some(why) = self.at_home(&chain) {
@@ -193,8 +183,7 @@ impl Places {
             if matches!(met, Some(Meeting::At | Meeting::Above)) {
                 return Some("it holds a whole home folder, with its keys".into());
             }
-            // Homes of others may be on machines that do not answer: what has nothing to do with one
-            // does not wait for it. Ours may have links to anywhere.
+            // Those of others are looked into for what is in them alone. Ours may have links to anywhere.
             if met.is_none() && !ours {
                 continue;
             }
@@ -238,6 +227,32 @@ fn credentials_in(path: &Path) -> Option<&'static str> {
         Component::Normal(name) => CREDENTIALS.iter().copied().find(|c| name == *c),
         _ => None,
     })
+}
+
+/// What is told of the mounts of a config's servers. What the containers of pods have is mounted by
+/// others.
+fn findings(loaded: &Loaded, refused: impl Fn(&Mount) -> Option<LaunchFailure>) -> Vec<Finding> {
+    let servers = loaded.config.servers.iter();
+    let servers = servers.filter(|(_, settings)| settings.pod_socket.is_none());
+    let mounts = servers.flat_map(|(name, settings)| {
+        settings.mounts.iter().enumerate().map(move |(at, mount)| (name, at, mount))
+    });
+    let told = mounts.filter_map(|(name, at, mount)| {
+        let LaunchFailure { what, remedy } = refused(&mount.as_mount())?;
+        let pointer = format!("/servers/{name}/mounts/{at}");
+        let finding = loaded.finding(&pointer, Code::BadValue, what);
+        Some(match remedy {
+            Some(remedy) => finding.help(remedy),
+            None => finding,
+        })
+    });
+    told.collect()
+}
+
+fn refusal(given: &Path, source: &Path, why: &str, remedy: &str) -> LaunchFailure {
+    let resolved =
+        if source == given { String::new() } else { format!(" (which is {})", source.display()) };
+    failure(format!("{}{resolved} may not be mounted: {why}", given.display()), remedy)
 }
 
 fn failure(what: String, remedy: &str) -> LaunchFailure {

@@ -666,6 +666,7 @@ mod tests {
             outward: Arc::new(crate::upstream::Nowhere),
             signatures: Default::default(),
             dismissed: Default::default(),
+            looks: crate::chain::Turns::one_each(),
         });
         let (events, _) = mpsc::channel(1);
         let (heard, _) = mpsc::channel(1);

@@ -206,7 +206,9 @@ async fn no_server_that_runs_comes_to_see_what_another_is_handed() {
     assert_eq!(marked(&gate.mark), before);
     assert!(event(&gate, "config-reloaded").await.is_empty());
 
-    // One whose own folder is not there keeps nobody else's from being taken.
+    // One whose own folder is not there keeps nobody else's from being taken, and neither does one in
+    // which by now is what is never mounted: servers can make that.
+    fs::create_dir(gate.path("app/.ssh")).unwrap();
     gate.put(&(with("kept") + &entry("third", &mark, "mounts = [\"./none:/none\"]")));
     until("it to be taken", async || listed(&agent, "second").await.then_some(())).await;
     assert_eq!(marked(&gate.mark), before);

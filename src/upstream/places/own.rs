@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Something that the proxy has or goes by.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Own {
     /// Absolute.
     path: PathBuf,
@@ -167,9 +167,9 @@ pub(super) fn own(loaded: &Loaded, env: &dyn Fn(&str) -> Option<OsString>) -> Ve
     let programs = config.servers.values().chain(aside).filter_map(program);
     all.add(Hold::Fixed, "the program of a server", programs.map(|program| base.join(program)));
     // Those that keep secrets are run from there, too, and may do what the proxy may.
-    let path = env("PATH").unwrap_or_default();
+    let path = env("PATH").filter(|path| !path.is_empty());
     // One without a name is the working folder.
-    let folders = env::split_paths(&path).map(|folder| Path::new(".").join(folder));
+    let folders = path.iter().flat_map(env::split_paths).map(|folder| Path::new(".").join(folder));
     all.add(Hold::Fixed, "a folder of programs that the proxy runs", folders);
     all.0
 }

@@ -295,7 +295,10 @@ fn variables_that_are_empty_name_nothing() {
     let loaded = config::parse(&folder.path().join("portcullis.toml"), "").unwrap();
     let named = own::own(&loaded, &|_| Some(OsString::new()));
     let none = own::own(&loaded, &|_| None);
-    assert_eq!(format!("{named:?}"), format!("{none:?}"));
+    assert_eq!(named, none);
+    let here = std::env::current_dir().unwrap();
+    let nowhere = Places::default().with_own(Arc::new(named));
+    assert!(nowhere.shows(&Chain::of(&here.join("tests")), true).is_none());
 }
 
 #[test]
@@ -358,10 +361,17 @@ fn mounts_of_a_config_are_told_by_their_lines() {
     let text = "[servers.a]\ncommand = ['/bin/true']\nmounts = ['/usr/share:/a', '/etc:/b']\n\
         [servers.b]\nimage = 'b'\npod-socket = '/x/socket'\nmounts = ['/etc:/b']\n";
     let loaded = config::parse(path, text).unwrap();
-    let refused: Vec<_> = Places::default().refused_of(&loaded).collect();
-    let [(mount, finding)] = refused.as_slice() else { panic!("{refused:?}") };
-    assert_eq!(mount.source, Path::new("/etc"));
+    let refused = Places::default().refused_of(&loaded);
+    let [finding] = refused.as_slice() else { panic!("{refused:?}") };
     assert_eq!(finding.position(), Some((3, 28)), "{finding:?}");
+    // For what is the proxy's own alone, as far as it is there.
+    let own = |text: &str| {
+        let loaded = config::parse(path, text).unwrap();
+        Places::default().with_own(OwnPlaces::of(&loaded).now())
+    };
+    assert!(own("").showing_of(&loaded).is_empty());
+    let showing = own("state-dir = '/etc/ssl'").showing_of(&loaded);
+    assert_eq!(showing.iter().map(config::Finding::position).collect::<Vec<_>>(), [Some((3, 28))]);
 }
 
 #[test]

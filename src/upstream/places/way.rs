@@ -13,8 +13,9 @@ const LINKS: usize = 40;
 /// Where a path leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Way {
-    /// The links that are followed, in their order: whoever can change one leads elsewhere.
-    pub links: Vec<PathBuf>,
+    /// The links that are followed, and the folders that `..` leaves, in their order: whoever can put
+    /// another there leads elsewhere.
+    pub turns: Vec<PathBuf>,
     /// Where it ends, without links; something need not be there.
     pub end: PathBuf,
 }
@@ -22,7 +23,7 @@ pub struct Way {
 impl Way {
     /// The way of an absolute path.
     pub fn of(path: &Path) -> Self {
-        let mut links = Vec::new();
+        let (mut turns, mut links) = (Vec::new(), 0);
         let mut at = PathBuf::from("/");
         let parts = |path: &Path| {
             let parts = path.components().rev().map(|part| part.as_os_str().to_owned());
@@ -32,12 +33,16 @@ impl Way {
         while let Some(part) = left.pop() {
             match Path::new(&part).components().next() {
                 Some(Component::RootDir) => at = PathBuf::from("/"),
-                Some(Component::ParentDir) => drop(at.pop()),
+                Some(Component::ParentDir) => {
+                    turns.push(at.clone());
+                    at.pop();
+                }
                 Some(Component::Normal(name)) => {
                     let next = at.join(name);
                     match fs::read_link(&next) {
-                        Ok(target) if links.len() < LINKS => {
-                            links.push(next);
+                        Ok(target) if links < LINKS => {
+                            links += 1;
+                            turns.push(next);
                             left.extend(parts(&target));
                         }
                         _ => at = next,
@@ -46,7 +51,7 @@ impl Way {
                 _ => {}
             }
         }
-        Self { links, end: at }
+        Self { turns, end: at }
     }
 }
 
@@ -68,16 +73,16 @@ impl Chain {
         Self(path.ancestors().map(|path| (path.to_owned(), known(path))).collect())
     }
 
-    /// How this one stands to what an absolute path leads to. One that has a link on the way there
-    /// is above it.
+    /// How this one stands to what an absolute path leads to. One that has a link, or what `..`
+    /// leaves, on the way there is above it.
     pub(super) fn meets(&self, place: &Path) -> Option<Meeting> {
-        let Way { links, end } = Way::of(place);
-        let holds = |link: &PathBuf| {
-            let folder = link.parent().and_then(|folder| self.stands_to(&Self::of(folder)));
+        let Way { turns, end } = Way::of(place);
+        let holds = |turn: &PathBuf| {
+            let folder = turn.parent().and_then(|folder| self.stands_to(&Self::of(folder)));
             matches!(folder, Some(Meeting::At | Meeting::Above))
         };
         let met = self.stands_to(&Self::of(&end));
-        met.or_else(|| links.iter().any(holds).then_some(Meeting::Above))
+        met.or_else(|| turns.iter().any(holds).then_some(Meeting::Above))
     }
 
     fn stands_to(&self, place: &Self) -> Option<Meeting> {
@@ -126,18 +131,18 @@ mod tests {
         symlink("real/deep", at("link")).unwrap();
         symlink(at("link/absent"), at("dangling")).unwrap();
         symlink("round", at("round")).unwrap();
-        for (path, links, end) in [
+        for (path, turns, end) in [
             ("real/deep", &[][..], "real/deep"),
             ("link", &["link"], "real/deep"),
             // Above what the link leads to, not above the link.
-            ("link/../x", &["link"], "real/x"),
-            ("none/../link/./y", &["link"], "real/deep/y"),
+            ("link/../x", &["link", "real/deep"], "real/x"),
+            ("none/../link/./y", &["none", "link"], "real/deep/y"),
             ("dangling/token", &["dangling", "link"], "real/deep/absent/token"),
         ] {
-            let links = links.iter().map(|name| at(name)).collect();
-            assert_eq!(Way::of(&at(path)), Way { links, end: at(end) }, "{path}");
+            let turns = turns.iter().map(|name| at(name)).collect();
+            assert_eq!(Way::of(&at(path)), Way { turns, end: at(end) }, "{path}");
         }
         let round = Way::of(&at("round/more"));
-        assert_eq!((round.links.len(), round.end), (LINKS, at("round/more")));
+        assert_eq!((round.turns.len(), round.end), (LINKS, at("round/more")));
     }
 }
