@@ -234,6 +234,13 @@ impl Lock {
         let text = format!(
             "# Written by `portcullis server` and `portcullis catalog`. Keep it with the config.\n{body}"
         );
+        // Nobody could read it again, and nothing would start.
+        if text.len() as u64 > LONGEST {
+            return Err(Unlocked::Write {
+                path: path.display().to_string(),
+                why: "it would be too large".into(),
+            });
+        }
         replace(&path, text.as_bytes()).map_err(|error| Unlocked::Write {
             path: path.display().to_string(),
             why: error.to_string(),
@@ -375,6 +382,12 @@ pub fn origin(source: &str) -> &str {
     &source[..scheme.len() + 3 + tag.unwrap_or(name.len())]
 }
 
+/// Whether two sources are one, tag and digest aside. What a pipe said is nobody's.
+#[must_use]
+pub fn same_origin(one: &str, other: &str) -> bool {
+    origin(one) == origin(other) && !["/dev/", "/proc/"].iter().any(|pipe| one.starts_with(pipe))
+}
+
 /// Writes a file in one step, with the rights that it had.
 ///
 /// # Errors
@@ -448,6 +461,22 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_that_nobody_could_read_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        Lock::change(folder.path(), |lock| {
+            drop(lock.servers.insert("a".into(), Locked::default()))
+        })
+        .unwrap();
+        let before = Lock::read(folder.path()).unwrap();
+        let failed = Lock::change(folder.path(), |lock| {
+            let tools = Some(vec!["x".repeat(9 << 20)]);
+            lock.servers.insert("b".into(), Locked { tools, ..Locked::default() });
+        });
+        assert!(failed.unwrap_err().to_string().contains("too large"));
+        assert_eq!(Lock::read(folder.path()).unwrap(), before);
+    }
+
+    #[test]
     fn a_source_is_the_same_whatever_its_version() {
         for (one, other, same) in [
             ("docker://a.example/b:1", "docker://a.example/b@sha256:00", true),
@@ -466,8 +495,9 @@ mod tests {
             ("https://a.example/x:1", "https://a.example/x:2", false),
             ("team.yaml", "team.yaml", true),
             ("team.yaml", "other.yaml", false),
+            ("/dev/stdin", "/dev/stdin", false),
         ] {
-            assert_eq!(origin(one) == origin(other), same, "{one} {other}");
+            assert_eq!(same_origin(one, other), same, "{one} {other}");
         }
     }
 

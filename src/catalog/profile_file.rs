@@ -28,6 +28,10 @@ pub struct Profile {
     /// Whence it came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Servers that whoever wrote it has left out since. What was said of them is kept in `settings`, for
+    /// when they come back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
     /// What is otherwise, by server.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: BTreeMap<String, Settings>,
@@ -66,7 +70,14 @@ impl Profile {
     /// A profile of these servers.
     #[must_use]
     pub fn of(servers: Vec<String>) -> Self {
-        Self { version: 1, title: None, servers, source: None, settings: BTreeMap::new() }
+        Self {
+            version: 1,
+            title: None,
+            servers,
+            source: None,
+            left_out: Vec::new(),
+            settings: BTreeMap::new(),
+        }
     }
 
     /// Its file, beside the config.
@@ -98,6 +109,7 @@ impl Profile {
         let mut lists: Vec<(usize, String)> = profile
             .settings
             .iter()
+            .filter(|(server, _)| profile.servers.contains(server))
             .filter_map(|(server, settings)| {
                 let id = format!("{name}.{server}.profile-tools");
                 let policy = tools_left_on(&id, server, settings.tools.as_deref()?);
@@ -142,7 +154,9 @@ impl Profile {
         if profile.version != 1 {
             return Err(broken(format!("version {} is not known", profile.version)));
         }
-        if let Some(server) = profile.settings.keys().find(|name| !profile.servers.contains(name)) {
+        let known =
+            |name: &String| profile.servers.iter().chain(&profile.left_out).any(|one| one == name);
+        if let Some(server) = profile.settings.keys().find(|name| !known(name)) {
             let server = brief(server);
             return Err(broken(format!("`settings` has `{server}`, which is none of `servers`")));
         }
@@ -162,6 +176,10 @@ impl Profile {
         let failed = |why: String| NoProfile::Unwritten { path: path.clone(), why };
         let there = path.exists();
         let text = toml::to_string(self).map_err(|error| failed(error.to_string()))?;
+        // Nobody could read it again, nor list the others beside it.
+        if text.len() as u64 > LONGEST {
+            return Err(failed("it would be too large".into()));
+        }
         std::fs::create_dir_all(folder.join(FOLDER)).map_err(|error| failed(error.to_string()))?;
         replace(&path, text.as_bytes()).map_err(|error| failed(error.to_string()))?;
         Ok(there)
@@ -214,6 +232,18 @@ mod tests {
         assert!(profile.write(folder.path(), "dev").unwrap());
         assert_eq!(Profile::read(folder.path(), "dev").unwrap(), profile);
         assert_eq!(Profile::all(folder.path()).unwrap(), ["dev"]);
+        // One that nobody could read is not written, and of one that was left out nothing holds.
+        let tools = |tool: String| Settings { tools: Some(vec![tool]), ..Settings::default() };
+        let mut large = profile.clone();
+        large.settings.insert("a".into(), tools("x".repeat(2 << 20)));
+        large.write(folder.path(), "dev").unwrap_err();
+        let mut left = profile.clone();
+        left.left_out = vec!["c".into()];
+        left.settings.insert("c".into(), tools("find".into()));
+        left.write(folder.path(), "left").unwrap();
+        assert_eq!(Profile::read(folder.path(), "left").unwrap(), left);
+        assert_eq!(Profile::policies(folder.path(), "left").unwrap(), "");
+        std::fs::remove_file(folder.path().join("profiles/left.toml")).unwrap();
         for name in ["", "../x", "A", "a/b"] {
             assert!(profile.write(folder.path(), name).is_err());
         }

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use crate::{
     audit::record::{ImageDid, ImageDone},
     catalog::{
-        Entry, Names, Options, Packages, Problem, Run, Server, brief,
-        lock::{self, Lock, Locked, Meaning, origin, replace},
+        Entry, Kind, Names, Options, Packages, Problem, Run, Server, brief,
+        lock::{self, Lock, Locked, Meaning, replace, same_origin},
         set, settings, tool_lists,
         write::{self, Change, add, file_name, names, policy},
     },
@@ -29,6 +29,9 @@ use crate::{
     upstream::images,
     vault::Source,
 };
+
+/// Bytes of what the lock file keeps of one server's description.
+const MOST_KEPT: usize = 256 << 10;
 
 /// What is said beside a reference or a file.
 #[derive(Debug, clap::Args)]
@@ -92,23 +95,37 @@ impl Said {
         self.replace.iter().any(String::is_empty)
     }
 
+    /// Whether a server was named as one to take again.
+    fn names(&self, server: &str) -> bool {
+        self.replace.iter().any(|name| name == server)
+    }
+
     /// Whether a server that is there may be taken again, from a source. `strayed`: it runs something
-    /// else by now than was taken.
+    /// else by now than was taken. `moved`: what it runs, and what else it would.
     fn may_replace(
         &self,
         server: &str,
         locked: Option<&Locked>,
         strayed: bool,
+        moved: Option<&(String, String)>,
         source: &str,
     ) -> Result<(), String> {
-        if self.replace.iter().any(|name| name == server) {
+        if self.names(server) {
             return Ok(());
         }
         let came = match locked.and_then(|locked| locked.source.as_deref()) {
             Some(came) if strayed => {
                 format!("came from {} and runs something of yours by now", brief(came))
             }
-            Some(came) if origin(came) == origin(source) => return Ok(()),
+            Some(came) if same_origin(came, source) => {
+                let Some((was, is)) = moved else { return Ok(()) };
+                return Err(format!(
+                    "`{server}` runs {} and would run {}, with the references and folders that you gave it: if \
+                     that is meant, say `--replace={server}`",
+                    brief(was),
+                    brief(is)
+                ));
+            }
             Some(came) => format!("came from {}", brief(came)),
             None => "was not taken from anywhere".to_owned(),
         };
@@ -238,7 +255,9 @@ impl Policies {
         match (path.exists(), again) {
             (true, false) => return Self::There(path),
             // Who took them away may have meant it.
-            (false, _) if ours.is_none() => return Self::Written(path, text),
+            (false, _) if !again || locked.is_none_or(|locked| locked.source.is_none()) => {
+                return Self::Written(path, text);
+            }
             _ => {}
         }
         // What can't be read is nothing that was written so.
@@ -316,7 +335,7 @@ pub(super) async fn take(
                 continue;
             }
         };
-        let again = !said.replace.is_empty() && there.contains(&server.name);
+        let again = (said.replaces() || said.names(&server.name)) && there.contains(&server.name);
         let problem = |text: String| Problem::at(entry.place, text);
         let old = house.lock.servers.get(&server.name).cloned();
         let mut asked = None;
@@ -326,7 +345,9 @@ pub(super) async fn take(
                 let words = old.as_ref().and_then(|old| old.said.as_ref());
                 let strayed = words.map(|words| write::strayed(&text, &server.name, words));
                 let strayed = strayed.transpose().map_err(unwritten)?.unwrap_or(false);
-                said.may_replace(&server.name, old.as_ref(), strayed, &offer.source)
+                let moved = write::moved(&text, &server).map_err(unwritten)?;
+                let (old, moved) = (old.as_ref(), moved.as_ref());
+                said.may_replace(&server.name, old, strayed, moved, &offer.source)
                     .map_err(problem)?;
                 if !replaced.insert(server.name.clone()) {
                     return Err(problem(format!(
@@ -337,6 +358,17 @@ pub(super) async fn take(
             } else {
                 known.take(&server.name).map_err(|error| problem(error.to_string()))?;
             }
+            let own = secrets.iter().filter(|(of, ..)| of.is_none_or(|of| of == server.original));
+            if let Some((_, name, _)) =
+                own.clone().find(|(_, name, from)| !asks_for(&server, name, from))
+            {
+                return Err(Problem::of(format!(
+                    "`{}` of `--secret` is no secret and no header that `{}` asks for",
+                    brief(name),
+                    server.name
+                )));
+            }
+            let named: BTreeSet<String> = own.map(|(.., from)| (*from).to_owned()).collect();
             asked = pin(ctx, house, &mut server).await?;
             onward(house, &server, said.back)?;
             let mut locked = Locked {
@@ -344,12 +376,11 @@ pub(super) async fn take(
                 ..Locked::default()
             };
             let (added, changes) = if again {
-                let own =
-                    secrets.iter().filter(|(of, ..)| of.is_none_or(|of| of == server.original));
-                let named: BTreeSet<String> = own.map(|(.., from)| (*from).to_owned()).collect();
                 let before = old.as_ref().and_then(|old| old.said.as_ref());
                 let mut done = write::again(&text, &server, before, &named).map_err(unwritten)?;
+                untrue(&server, &mut done.server);
                 server = done.server;
+                locked.said = Some(done.said);
                 if let Some(old) = &old
                     && !listed.contains_key(&server.original)
                 {
@@ -365,6 +396,14 @@ pub(super) async fn take(
                 problem(found.join("; "))
             })?;
             locked.tools.clone_from(&server.only);
+            // The lock file is one for all servers.
+            if kept(&locked) > MOST_KEPT {
+                return Err(problem(format!(
+                    "what is said of `{}` has more than {} KiB, too much for the lock file",
+                    server.name,
+                    MOST_KEPT >> 10
+                )));
+            }
             Ok::<_, Problem>((added, changes, locked))
         };
         match outcome.await {
@@ -400,6 +439,7 @@ pub(super) async fn take(
         }
         replace(&ctx.config, text.as_bytes())
             .with_context(|| format!("cannot write {}", ctx.config.display()))?;
+        settle_said(house, &taken)?;
     }
     tell(ctx, &offer.name, &taken, &refused, said.dry_run)?;
     let exit = match (taken.is_empty(), refused.is_empty()) {
@@ -408,6 +448,46 @@ pub(super) async fn take(
         (false, false) => Exit::Findings,
     };
     Ok((taken.into_iter().map(|taken| taken.server).collect(), exit))
+}
+
+/// Whether a server has a secret or a header of that name, or one that is read from that reference: a
+/// header's may have been named by the variable in it.
+fn asks_for(server: &Server, name: &str, from: &str) -> bool {
+    let headers = match &server.run {
+        Run::Remote { headers, .. } => Some(headers),
+        _ => None,
+    };
+    let mut all = server.secrets.iter().chain(headers.into_iter().flatten());
+    all.any(|(known, secret)| known == name || secret.from == from)
+}
+
+/// Takes out the notes that are of hosts, folders and references of a description that its entry does
+/// not have.
+fn untrue(described: &Server, entry: &mut Server) {
+    let mut gone: Vec<String> = described.egress.clone();
+    gone.retain(|host| !entry.egress.contains(host));
+    let headers = |server: &Server| match &server.run {
+        Run::Remote { headers, .. } => headers.clone(),
+        _ => BTreeMap::new(),
+    };
+    for (described, entry) in
+        [(&described.secrets, &entry.secrets), (&headers(described), &headers(entry))]
+    {
+        let other = described.iter().filter(|(name, secret)| {
+            entry.get(*name).is_none_or(|there| there.from != secret.from)
+        });
+        gone.extend(other.map(|(_, secret)| secret.from.clone()));
+    }
+    entry.notes.retain(|note| {
+        note.kind == Kind::LeftOut
+            || !gone.iter().any(|gone| note.text.contains(&format!("`{gone}`")))
+    });
+}
+
+/// Bytes of what the lock file would have of a description.
+fn kept(locked: &Locked) -> usize {
+    let tools: usize = locked.tools.iter().flatten().map(String::len).sum();
+    tools + locked.said.as_ref().map_or(0, |said| said.to_string().len())
 }
 
 /// Has a tool that was off stay off, where the new description leaves it on. Tells what is otherwise.
@@ -512,14 +592,38 @@ fn write(house: &mut House, folder: Option<&Path>, taken: &[Taken]) -> anyhow::R
                 locked.move_to("", Meaning::Digest(was.clone()));
             }
         }
-        moved = taken
-            .iter()
-            .try_for_each(|one| next.take(&one.server.name, one.was.as_deref(), &one.locked));
+        moved = taken.iter().try_for_each(|one| {
+            // What was said is not before it stands in the config.
+            let before = next.servers.get(&one.server.name).cloned().unwrap_or_default();
+            let first = Locked {
+                source: before.source,
+                source_digest: before.source_digest,
+                tools: before.tools,
+                said: before.said,
+                ..one.locked.clone()
+            };
+            next.take(&one.server.name, one.was.as_deref(), &first)
+        });
         if moved.is_ok() {
             *lock = next;
         }
     })?;
     Ok(moved?)
+}
+
+/// Writes what was said of servers, once it stands in the config.
+fn settle_said(house: &mut House, taken: &[Taken]) -> anyhow::Result<()> {
+    let mut settled = Ok(());
+    house.change(|lock| {
+        let mut next = lock.clone();
+        settled = taken.iter().try_for_each(|one| {
+            next.take(&one.server.name, one.locked.image_digest.as_deref(), &one.locked)
+        });
+        if settled.is_ok() {
+            *lock = next;
+        }
+    })?;
+    Ok(settled?)
 }
 
 /// The folder that policies are taken from.
@@ -609,11 +713,16 @@ fn told(ctx: &Context, from: &str, taken: &Taken, dry: bool) -> anyhow::Result<(
     for (variable, secret) in &server.secrets {
         ctx.line(format!("  secret: `{variable}` comes from `{}`", secret.from))?;
     }
+    if let (Run::Remote { headers, .. }, Some(_)) = (&server.run, &taken.changes) {
+        for (header, secret) in headers {
+            ctx.line(format!("  header: `{header}` comes from `{}`", secret.from))?;
+        }
+    }
     for note in &server.notes {
         let place = note.place.map_or(String::new(), |place| format!(" ({from}:{place})"));
         ctx.line(format!("  {}: {}{place}", note.kind.as_str(), note.text))?;
     }
-    if let Some(missing) = missing(&server.run) {
+    if let Some(missing) = missing(server) {
         ctx.line(format!("  needed: {missing}"))?;
     }
     match &taken.policies {
@@ -662,14 +771,16 @@ pub(super) fn changed(ctx: &Context, change: &Change) -> anyhow::Result<()> {
 }
 
 /// What to do about a program that is not on this machine.
-fn missing(run: &Run) -> Option<String> {
-    let Run::Command { program, .. } = run else { return None };
+fn missing(server: &Server) -> Option<String> {
+    let Run::Command { program, .. } = &server.run else { return None };
     let folders = std::env::var_os("PATH").unwrap_or_default();
     let found = program.contains('/')
         || std::env::split_paths(&folders).any(|folder| folder.join(program).is_file());
     let instead = match program.as_str() {
-        "npx" | "uvx" | "uv" => ", or import again with `--packages container --replace`",
-        _ => "",
+        "npx" | "uvx" | "uv" => {
+            format!(", or import again with `--packages container --replace={}`", server.name)
+        }
+        _ => String::new(),
     };
     (!found).then(|| format!("`{program}` is not on the PATH here: install it{instead}"))
 }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     catalog::{
         self, PROFILE, brief,
-        lock::{origin, replace},
+        lock::{replace, same_origin},
         member, profile as made,
         profile_file::{NoProfile, Profile, Settings},
         read,
@@ -150,7 +150,8 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Export { name, file } => export(ctx, &house, &name, file),
         Verb::Import { file: path, name, said } => {
             let fetched = file(&path)?;
-            import(ctx, &mut house, fetched, &path.display().to_string(), name, &said).await
+            let source = house.place(&path);
+            import(ctx, &mut house, fetched, &source, name, &said).await
         }
         Verb::Push { name, reference } => {
             let content = content(ctx, &house, &name)?;
@@ -411,6 +412,14 @@ async fn import(
     };
     let old = replaceable(house, &name, chosen, source, said)?;
     let digest = fetched.manifest.clone().unwrap_or_else(|| fetched.digest.clone());
+    let offered: Vec<String> = found
+        .servers
+        .iter()
+        .filter_map(|entry| match &entry.server {
+            Ok(server) => Some(server.name.clone()),
+            Err(_) => catalog::ours(&entry.name).ok(),
+        })
+        .collect();
     let offer = Offer {
         entries: found.servers,
         source: source.to_owned(),
@@ -419,7 +428,7 @@ async fn import(
     };
     let dry = said.is_dry();
     let (servers, exit) = take(ctx, house, offer, said).await?;
-    if !servers.is_empty() && !dry {
+    if !servers.is_empty() {
         let mut profile = Profile::of(servers.iter().map(|server| server.name.clone()).collect());
         let lists = servers.into_iter().filter_map(|server| {
             Some((server.name, Settings { tools: Some(server.only?), ..Settings::default() }))
@@ -427,11 +436,23 @@ async fn import(
         profile.settings = lists.collect();
         profile.title = title;
         profile.source = Some(source.to_owned());
-        let changes = old.as_ref().map(|old| keep(old, &mut profile));
-        profile.write(&house.base, &name)?;
-        let verb = if old.is_some() { "replaced" } else { "made" };
+        let mut changes = Vec::new();
+        if let Some(old) = &old {
+            // What is not taken yet has nothing that could be held against it.
+            let loaded = if dry { None } else { Some(ctx.load()?) };
+            changes = keep(old, &mut profile, &offered, loaded.as_ref());
+        }
+        if !dry {
+            profile.write(&house.base, &name)?;
+        }
+        let verb = match (old.is_some(), dry) {
+            (true, false) => "replaced",
+            (true, true) => "would replace",
+            (false, false) => "made",
+            (false, true) => "would make",
+        };
         ctx.note(format_args!("{verb} the profile `{name}`"));
-        for change in changes.iter().flatten().filter(|_| !ctx.is_json()) {
+        for change in changes.iter().filter(|_| !ctx.is_json()) {
             changed(ctx, change)?;
         }
     }
@@ -457,7 +478,7 @@ fn replaceable(
         );
     }
     let came = match old.source.as_deref() {
-        Some(came) if origin(came) == origin(source) => return Ok(Some(old)),
+        Some(came) if same_origin(came, source) => return Ok(Some(old)),
         Some(came) => format!("came from {}", brief(came)),
         None => "is your own".to_owned(),
     };
@@ -470,10 +491,34 @@ fn replaceable(
     Ok(Some(old))
 }
 
-/// Keeps what the operator said in a profile of servers that are still in it: values, references, and
-/// tools that are off. Tells what is otherwise.
-fn keep(old: &Profile, new: &mut Profile) -> Vec<Change> {
+/// Keeps what the operator said in a profile: values, references, and tools that are off. Servers that
+/// were offered and refused stay in it, and what was said of those that were left out waits for them.
+/// Tells what is otherwise. `loaded`: the config, where what it does not have any more is let go.
+fn keep(
+    old: &Profile,
+    new: &mut Profile,
+    offered: &[String],
+    loaded: Option<&Loaded>,
+) -> Vec<Change> {
     let mut changes = Vec::new();
+    let there = |name: &str| {
+        let config = loaded.map(|loaded| &loaded.config.servers);
+        config.is_none_or(|servers| servers.keys().any(|known| known.as_str() == name))
+    };
+    let refused = old.servers.iter().filter(|one| offered.contains(one) && there(one));
+    let refused: Vec<String> = refused.filter(|one| !new.servers.contains(one)).cloned().collect();
+    for server in refused {
+        if let Some(was) = old.settings.get(&server) {
+            new.settings.insert(server.clone(), was.clone());
+        }
+        new.servers.push(server);
+    }
+    for (server, was) in &old.settings {
+        if !new.servers.contains(server) {
+            new.left_out.push(server.clone());
+            new.settings.insert(server.clone(), was.clone());
+        }
+    }
     let change = |server: &String, was: bool| {
         let server = Some(server.clone());
         let (was, is) = if was { (server, None) } else { (None, server) };
@@ -485,8 +530,17 @@ fn keep(old: &Profile, new: &mut Profile) -> Vec<Change> {
     changes.extend(
         new.servers.iter().filter(|one| !old.servers.contains(one)).map(|one| change(one, false)),
     );
-    for server in old.servers.iter().filter(|one| new.servers.contains(one)) {
-        let was = old.settings.get(server).cloned().unwrap_or_default();
+    let before = old.servers.iter().chain(&old.left_out);
+    let again: Vec<&String> = before.filter(|one| new.servers.contains(one)).collect();
+    for server in again {
+        let mut was = old.settings.get(server).cloned().unwrap_or_default();
+        let gone = loaded.map_or_else(Vec::new, |loaded| let_go(loaded, server, &mut was));
+        changes.extend(gone.into_iter().map(|key| Change {
+            key: format!("{server}: {key}"),
+            was: Some("what the profile said".to_owned()),
+            is: None,
+            taken: true,
+        }));
         let mut now = new.settings.remove(server).unwrap_or_default();
         let tools = still_off(&mut now.tools, was.tools.as_deref());
         changes.extend(
@@ -498,6 +552,27 @@ fn keep(old: &Profile, new: &mut Profile) -> Vec<Change> {
         }
     }
     changes
+}
+
+/// Lets go of values and references in the place of which the config has nothing any more: a profile
+/// that has some can't be run. Tells which.
+fn let_go(loaded: &Loaded, name: &str, settings: &mut Settings) -> Vec<String> {
+    let servers = &loaded.config.servers;
+    let Some((_, server)) = servers.iter().find(|(known, _)| known.as_str() == name) else {
+        return Vec::new();
+    };
+    let mut gone = Vec::new();
+    settings.env.retain(|key, _| {
+        let there = server.env.contains_key(key);
+        gone.extend((!there).then(|| format!("env.{}", brief(key))));
+        there
+    });
+    settings.secrets.retain(|key, _| {
+        let there = server.secrets.contains_key(key) || server.headers.contains_key(key);
+        gone.extend((!there).then(|| format!("secrets.{}", brief(key))));
+        there
+    });
+    gone
 }
 
 #[cfg(test)]

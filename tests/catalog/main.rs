@@ -323,7 +323,7 @@ fn a_catalog_is_kept_as_it_was() {
     checks(dir);
     let lock: toml::Table = read(dir, "portcullis.lock").parse().unwrap();
     assert_eq!(lock["servers"]["search"]["image-digest"].as_str(), Some(&*digest()));
-    assert_eq!(lock["servers"]["search"]["source"].as_str(), Some("catalog://team/search"));
+    assert_eq!(lock["servers"]["search"]["source"].as_str(), Some("team.yaml"));
 
     // An image that was pinned is the one that runs.
     let text = config(dir).replace(&digest(), &format!("sha256:{}", "f".repeat(64)));

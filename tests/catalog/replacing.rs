@@ -108,6 +108,7 @@ fn policies_that_somebody_changed_stay() {
         assert!(out.contains(&told), "what it would say is not told: {out}");
     }
     // The new image is permitted by no policy.
+    assert!(!policies(dir).contains(&digest('2')));
     checks(dir);
     ok(dir, &["server", "add", "x.yaml", "--replace", "--overwrite-policies"]);
     assert!(policies(dir).contains(&digest('2')) && !policies(dir).contains("mine"));
@@ -117,6 +118,151 @@ fn policies_that_somebody_changed_stay() {
     assert!(!dir.join("policies/server-search.cedar").exists());
     let (code, ..) = run(dir, &["server", "add", "x.yaml", "--overwrite-policies"]);
     assert_eq!(code, 2);
+
+    // Nor where they were never ours.
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "x.yaml", &entry('1', "api.example.com"));
+    write(dir, "policies/server-search.cedar", "// mine\n");
+    ok(dir, &["server", "add", "x.yaml"]);
+    fs::remove_file(dir.join("policies/server-search.cedar")).unwrap();
+    let out = ok(dir, &["server", "add", "x.yaml", "--replace"]);
+    assert!(!dir.join("policies/server-search.cedar").exists(), "{out}");
+}
+
+/// The lock file is one for all: what is in it of one server keeps no other from starting.
+#[test]
+fn a_description_that_is_too_much_for_the_lock_file_is_not_taken() {
+    let dir = folder();
+    let dir = dir.path();
+    let tool = "x".repeat(9 << 20);
+    let large = profile("team", &[("large", '1', Some(&[&tool])), ("small", '1', None)]);
+    write(dir, "p.json", &large);
+    let (code, _, err) = run(dir, &["profile", "import", "p.json"]);
+    assert!(code == 11 && err.contains("too much for the lock file"), "{code} {err}");
+    let servers = table(dir)["servers"].as_table().unwrap().clone();
+    assert!(servers.contains_key("small") && !servers.contains_key("large"));
+    checks(dir);
+    let list = ok(dir, &["profile", "ls"]);
+    assert!(list.contains("small") && !list.contains("large"), "{list}");
+}
+
+/// Who names one server means that one.
+#[test]
+fn a_server_that_is_named_is_replaced_alone() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "p.json", &profile("team", &[("a", '1', None), ("b", '1', None)]));
+    ok(dir, &["server", "import", "p.json"]);
+    write(dir, "p.json", &profile("team", &[("a", '2', None), ("b", '2', None)]));
+    let (code, _, err) = run(dir, &["server", "import", "p.json", "--replace=a"]);
+    assert!(code == 11 && err.contains("`b`"), "{code} {err}");
+    let images = ["a", "b"].map(|name| table(dir)["servers"][name]["image"].clone());
+    assert_eq!(images[0].as_str(), Some(&*image("a", '2')));
+    assert_eq!(images[1].as_str(), Some(&*image("b", '1')));
+}
+
+/// A catalog's name is ours: it says nothing of whose words its servers are.
+#[test]
+fn nobody_takes_the_place_of_anothers_catalog() {
+    let dir = folder();
+    let dir = dir.path();
+    let of = |of: char| {
+        format!("registry:\n  search:\n    type: server\n    image: {}\n", image("search", of))
+    };
+    write(dir, "ours.yaml", &of('1'));
+    write(dir, "theirs.yaml", &of('2'));
+    ok(dir, &["catalog", "add", "team", "ours.yaml"]);
+    ok(dir, &["server", "add", "catalog://team/search"]);
+    let (code, _, err) = run(dir, &["catalog", "add", "team", "theirs.yaml"]);
+    assert!(code == 1 && err.contains("came from ours.yaml"), "{code} {err}");
+    assert!(err.contains("catalog rm team"), "{err}");
+    ok(dir, &["catalog", "rm", "team"]);
+    ok(dir, &["catalog", "add", "team", "theirs.yaml"]);
+    let again = ["server", "add", "catalog://team/search", "--replace"];
+    let (code, _, err) = run(dir, &again);
+    assert!(code == 1 && err.contains("--replace=search"), "{code} {err}");
+    assert_eq!(table(dir)["servers"]["search"]["image"].as_str(), Some(&*image("search", '1')));
+    // The same file is the same, however it is named.
+    ok(dir, &["catalog", "rm", "team"]);
+    write(dir, "ours.yaml", &of('3'));
+    let whole = dir.join("ours.yaml").display().to_string();
+    ok(dir, &["catalog", "add", "team", &whole]);
+    ok(dir, &again);
+    assert_eq!(table(dir)["servers"]["search"]["image"].as_str(), Some(&*image("search", '3')));
+}
+
+/// A reference was given for one place.
+#[test]
+fn a_reference_follows_its_server_nowhere_else() {
+    let dir = folder();
+    let dir = dir.path();
+    let far = |host: &str| {
+        let headers = "{Authorization: 'Bearer ${KEY}'}";
+        let remote =
+            format!("{{url: 'https://{host}/mcp', transport_type: sse, headers: {headers}}}");
+        format!("name: far\ntype: remote\nremote: {remote}\nsecrets: [{{name: k, env: KEY}}]\n")
+    };
+    write(dir, "x.yaml", &far("api.example.com"));
+    ok(dir, &["server", "add", "x.yaml", "--secret", "Authorization=env:MINE"]);
+    let before = config(dir);
+    assert!(before.contains("env:MINE"), "{before}");
+    write(dir, "x.yaml", &far("evil.example.com"));
+    let (code, _, err) = run(dir, &["server", "add", "x.yaml", "--replace"]);
+    assert!(code == 1 && err.contains("--replace=far"), "{code} {err}");
+    assert!(err.contains("api.example.com") && err.contains("evil.example.com"), "{err}");
+    assert_eq!(config(dir), before);
+    let out = ok(dir, &["server", "add", "x.yaml", "--replace=far"]);
+    assert!(out.contains("header: `Authorization` comes from `env:MINE`"), "{out}");
+
+    // A name that nothing asks for is a slip.
+    let (code, _, err) =
+        run(dir, &["server", "add", "x.yaml", "--replace", "--secret", "KYE=env:X"]);
+    assert!(code == 1 && err.contains("`KYE` of `--secret`"), "{code} {err}");
+}
+
+/// One bad version of a profile.
+#[test]
+fn what_the_operator_said_outlives_a_version_of_a_profile() {
+    let dir = folder();
+    let dir = dir.path();
+    let import = |servers: &[(&str, char, Option<&[&str]>)], code: i32| {
+        write(dir, "p.json", &profile("team", servers));
+        let (ended, out, err) = run(dir, &["profile", "import", "p.json", "--replace"]);
+        assert_eq!(ended, code, "{out}{err}");
+        read(dir, "profiles/team.toml").parse::<toml::Table>().unwrap()
+    };
+    import(&[("search", '1', Some(&["find", "erase"])), ("other", '1', None)], 0);
+    let text = read(dir, "profiles/team.toml").replace("\"find\", \"erase\"", "\"find\"");
+    write(dir, "profiles/team.toml", &format!("{text}secrets = {{ TOKEN = \"env:DEV\" }}\n"));
+    let narrowed = |made: &toml::Table| {
+        let search = &made["settings"]["search"];
+        assert_eq!(search["tools"], toml::Value::from(vec!["find"]));
+        assert_eq!(search["secrets"]["TOKEN"].as_str(), Some("env:DEV"));
+    };
+    // It is left out, and comes back with all of its tools.
+    let made = import(&[("other", '1', None)], 0);
+    assert_eq!(made["servers"], toml::Value::from(vec!["other"]));
+    narrowed(&made);
+    let made = import(&[("search", '1', Some(&["find", "erase"])), ("other", '1', None)], 0);
+    assert!(made.get("left-out").is_none(), "{made}");
+    narrowed(&made);
+    // It can't be taken this time: an image that was moved on from.
+    import(&[("search", '2', Some(&["find"])), ("other", '1', None)], 0);
+    let made = import(&[("search", '1', Some(&["find"])), ("other", '2', None)], 11);
+    let servers: Vec<&str> =
+        made["servers"].as_array().unwrap().iter().filter_map(toml::Value::as_str).collect();
+    assert!(servers.contains(&"search") && servers.contains(&"other"), "{made}");
+    narrowed(&made);
+    ok(dir, &["profile", "export", "team"]);
+
+    // What a server does not read any more is let go of, and the profile can be run.
+    let text = profile("team", &[("search", '3', Some(&["find"])), ("other", '2', None)]);
+    write(dir, "p.json", &text.replace("TOKEN", "API_TOKEN"));
+    let out = ok(dir, &["profile", "import", "p.json", "--replace"]);
+    assert!(out.contains("search: secrets.TOKEN"), "{out}");
+    assert!(!read(dir, "profiles/team.toml").contains("env:DEV"));
+    ok(dir, &["profile", "export", "team"]);
 }
 
 #[test]
@@ -146,7 +292,7 @@ fn nobody_takes_the_place_of_anothers_server() {
         "own.yaml",
         &format!("name: github\ntype: server\nimage: {}\n", image("github", '1')),
     );
-    ok(dir, &["server", "add", "own.yaml", "--secret", "TOKEN=env:MINE"]);
+    ok(dir, &["server", "add", "own.yaml"]);
     write(dir, "p.json", &profile("team", &[("search", '1', None)]));
     ok(dir, &["profile", "import", "p.json"]);
     let before = [config(dir), read(dir, "policies/server-github.cedar")];

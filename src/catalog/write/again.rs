@@ -25,6 +25,9 @@ pub struct Again {
     pub text: String,
     /// The server, of whose hosts, folders and secrets those are left that stand in the entry.
     pub server: Server,
+    /// What counts as said of the entry from now on: what the operator took out or made another is not
+    /// the description's, whatever it says of it meanwhile.
+    pub said: toml::Table,
     /// What became another, and what did not although the description says another by now.
     pub changes: Vec<Change>,
 }
@@ -61,14 +64,38 @@ pub fn said(server: &Server) -> Result<toml::Table, Unwritten> {
 pub fn strayed(config: &str, server: &str, said: &toml::Table) -> Result<bool, Unwritten> {
     let config = plain(config)?;
     let runs = |entry: &toml::Table| {
-        let text = |key: &str| entry.get(key).and_then(Value::as_str);
-        let image = text("image").map(|image| origin(&format!("docker://{image}")).to_owned());
-        let program = entry.get("command").and_then(|command| command.get(0)?.as_str());
-        let program = program.filter(|_| image.is_none()).map(str::to_owned);
-        (image, text("url").map(str::to_owned), program)
+        let url = entry.get("url").and_then(Value::as_str);
+        (runs(entry), url.map(str::to_owned))
     };
     let entry = get(&config, &["servers", server]).and_then(Value::as_table);
     Ok(entry.is_none_or(|entry| runs(entry) != runs(said)))
+}
+
+/// Whether an entry would come to run an image of another repository, another program, or a server of
+/// another place, with what it is: then its references, folders and weakenings would be for that. Tells
+/// what it runs, and what it would.
+///
+/// # Errors
+/// [`Unwritten::Syntax`]
+pub fn moved(config: &str, server: &Server) -> Result<Option<(String, String)>, Unwritten> {
+    let (config, now) = (plain(config)?, said(server)?);
+    let entry = get(&config, &["servers", &server.name]).and_then(Value::as_table);
+    let (was, is) = (entry.map_or_else(String::new, runs), runs(&now));
+    Ok((was != is).then_some((was, is)))
+}
+
+/// What an entry runs: the image without tag and digest, the origin of the URL, or the program.
+fn runs(entry: &toml::Table) -> String {
+    let text = |key: &str| entry.get(key).and_then(Value::as_str);
+    if let Some(image) = text("image") {
+        return origin(&format!("docker://{image}")).to_owned();
+    }
+    if let Some(url) = text("url") {
+        let place = url::Url::parse(url).map(|url| url.origin().ascii_serialization());
+        return place.unwrap_or_else(|_| url.to_owned());
+    }
+    let program = entry.get("command").and_then(|command| command.get(0)?.as_str());
+    program.unwrap_or_default().to_owned()
 }
 
 /// Puts a server's description into the entry of its name. `before` is what the description said when
@@ -94,14 +121,15 @@ pub fn again(
         here,
         made: table(server),
         now: said(server)?,
+        keep: said(server)?,
         before,
         changes: Vec::new(),
     };
     merge.all(named);
-    let changes = merge.changes;
+    let (changes, said) = (merge.changes, merge.keep);
     let text = document.to_string();
     let left = entry(&plain(&text)?).ok_or(Unwritten::Shape)?;
-    Ok(Again { server: standing(server.clone(), &left), text, changes })
+    Ok(Again { server: standing(server.clone(), &left), text, said, changes })
 }
 
 fn plain(text: &str) -> Result<toml::Table, Unwritten> {
@@ -138,6 +166,8 @@ struct Merge<'a> {
     made: Table,
     /// The same as values.
     now: toml::Table,
+    /// What counts as said from now on.
+    keep: toml::Table,
     /// What the description said last.
     before: Option<&'a toml::Table>,
     changes: Vec<Change>,
@@ -182,10 +212,10 @@ impl Merge<'_> {
         }
     }
 
-    /// The names within a table, there and in the description.
+    /// The names within a table, there and in the description, as it is and as it was.
     fn names(&self, key: &str) -> BTreeSet<String> {
-        let tables = [&self.here, &self.now];
-        let tables = tables.into_iter().filter_map(|all| all.get(key)?.as_table());
+        let tables = [Some(&self.here), Some(&self.now), self.before];
+        let tables = tables.into_iter().flatten().filter_map(|all| all.get(key)?.as_table());
         tables.flat_map(|table| table.keys().cloned()).collect()
     }
 
@@ -200,12 +230,22 @@ impl Merge<'_> {
     /// A value: the description's, where the operator left it as it was said.
     fn value(&mut self, path: &[&str], unknown: Unknown) {
         let (here, now) = (get(&self.here, path), get(&self.now, path));
-        let was = self.was(path, unknown);
-        if here == was {
+        let was = self.was(path, unknown).cloned();
+        let removed = here.is_none();
+        if here == was.as_ref() {
             self.put(path);
-        } else if here != now && was != now {
+            return;
+        }
+        if here != now && was.as_ref() != now {
             self.tell(path, here.cloned().as_ref(), now.cloned().as_ref(), false);
         }
+        // It stays the operator's, also where the description comes to say the same for a while. A variable
+        // that they took out may have been a secret.
+        let was = match path {
+            ["env", _] if removed => was.map(|_| Value::from("")),
+            _ => was,
+        };
+        keep(&mut self.keep, path, was);
     }
 
     /// Has a value be the description's.
@@ -224,8 +264,14 @@ impl Merge<'_> {
     fn secret(&mut self, key: &str, name: &str, named: &BTreeSet<String>) {
         let path = [key, name];
         let (here, now) = (get(&self.here, &path), get(&self.now, &path));
-        let was = self.was(&path, Unknown::Description);
+        let was = self.was(&path, Unknown::Description).cloned();
         let from = [key, name, "from"];
+        match (here, &was) {
+            // One that the operator took out stays so when it is asked for again.
+            (None, Some(_)) => keep(&mut self.keep, &path, was.clone()),
+            (Some(_), None) => keep(&mut self.keep, &path, None),
+            _ => {}
+        }
         match (here, now) {
             (Some(_), None) if was.is_some() => self.put(&path),
             (None, Some(_)) if was.is_none() => self.put(&path),
@@ -244,6 +290,11 @@ impl Merge<'_> {
         let (here, now) = (listed(&self.here, key), listed(&self.now, key));
         let was = self.before.map_or_else(|| here.clone(), |before| listed(before, key));
         let (here, now, was) = (owned(&here), owned(&now), owned(&was));
+        // What the operator took out counts as said, and what they added does not.
+        let said = now.union(&was).filter(|one| now.contains(*one) || !here.contains(*one));
+        let said = said.filter(|one| was.contains(*one) || !here.contains(*one));
+        let said: Vec<Value> = said.map(|one| Value::from(one.as_str())).collect();
+        keep(&mut self.keep, &[key], (!said.is_empty()).then_some(Value::Array(said)));
         let gone: Vec<&String> =
             here.iter().filter(|one| !now.contains(*one) && was.contains(*one)).collect();
         let new: Vec<&String> =
@@ -304,6 +355,25 @@ fn listed<'a>(entry: &'a toml::Table, key: &str) -> BTreeSet<&'a str> {
 
 fn owned(texts: &BTreeSet<&str>) -> BTreeSet<String> {
     texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+/// Has a table say a value, or nothing in its place.
+fn keep(table: &mut toml::Table, path: &[&str], value: Option<Value>) {
+    let Some((key, rest)) = path.split_first() else { return };
+    if rest.is_empty() {
+        match value {
+            Some(value) => drop(table.insert((*key).to_owned(), value)),
+            None => drop(table.remove(*key)),
+        }
+        return;
+    }
+    if !table.contains_key(*key) && value.is_none() {
+        return;
+    }
+    let within = table.entry(*key).or_insert_with(|| Value::Table(toml::Table::new()));
+    if let Some(within) = within.as_table_mut() {
+        keep(within, rest, value);
+    }
 }
 
 /// Writes a value into an entry, or takes it out, and leaves the comments beside it.
@@ -518,6 +588,96 @@ mod tests {
         let done = becomes(&first, operator, &as_first, true);
         assert_eq!(entry(&done)["mounts"], Value::from(vec!["/srv/a:/data"]), "{}", done.text);
         assert!(done.server.mounts.is_empty());
+    }
+
+    #[test]
+    fn what_the_operator_changed_is_theirs_whatever_comes_between() {
+        let first = image('1', |server| {
+            server.egress.push("b.example:443".into());
+            server.mounts = vec![folder("/srv/a", true)];
+        });
+        let arguments = |server: &mut Server, word: &str| {
+            if let Run::Image { arguments, .. } = &mut server.run {
+                *arguments = vec![word.to_owned()];
+            }
+        };
+        // What the operator wrote, or what they took out, for a version.
+        let second = image('2', |server| {
+            arguments(server, "--read-only");
+            server.env =
+                [("A".to_owned(), "1".to_owned()), ("OWN".to_owned(), "x".to_owned())].into();
+            server.user = Some("9:9".into());
+            server.egress = vec!["a.example:443".into(), "own.example:443".into()];
+            server.secrets = [key("OWN")].into();
+        });
+        let third = image('3', |server| {
+            arguments(server, "--write");
+            server.env.insert("B".into(), "1".into());
+            server.egress.push("b.example:443".into());
+            server.mounts = vec![folder("/srv/a", true)];
+        });
+        let text = add(OTHER, &first).unwrap();
+        let text = text
+            .replace("[\"--quiet\"]", "[\"--read-only\"]")
+            .replace("A = \"1\"", "OWN = \"x\"")
+            .replace("hardening.user = \"1:1\"", "hardening.user = \"9:9\"")
+            .replace("\"b.example:443\"", "\"own.example:443\"")
+            .replace("mounts = [\"/srv/a:/data:rw\"]\n", "")
+            .replace("K = { from = \"env:K\" }", "OWN = { from = \"env:MINE\" }");
+        let none = BTreeSet::new();
+        let two = again(&text, &second, Some(&said(&first).unwrap()), &none).unwrap();
+        assert_eq!(two.changes.len(), 1, "{:?}", two.changes);
+        assert_eq!(two.said["env"]["A"].as_str(), Some(""));
+        let three = again(&two.text, &third, Some(&two.said), &none).unwrap();
+        let entry = entry(&three);
+        assert_eq!(entry["command"], Value::from(vec!["--read-only"]));
+        assert_eq!(entry["env"]["OWN"].as_str(), Some("x"));
+        assert_eq!(entry["env"]["B"].as_str(), Some("1"));
+        assert_eq!(entry["env"].get("A"), None);
+        assert_eq!(entry["hardening"]["user"].as_str(), Some("9:9"));
+        assert_eq!(entry["egress"], Value::from(vec!["a.example:443", "own.example:443"]));
+        assert!(entry.get("mounts").is_none(), "{}", three.text);
+        let secrets: Vec<&String> = entry["secrets"].as_table().unwrap().keys().collect();
+        assert_eq!(secrets, ["OWN"]);
+        // What was the description's all along is still.
+        let fourth = image('4', |server| server.egress = vec![]);
+        let four = again(&three.text, &fourth, Some(&three.said), &none).unwrap();
+        assert!(
+            !four.text.contains("B = ") && !four.text.contains("a.example:443"),
+            "{}",
+            four.text
+        );
+        assert!(four.text.contains("own.example:443"), "{}", four.text);
+    }
+
+    #[test]
+    fn what_comes_to_run_something_else_is_told() {
+        let with = |run: Run| image('1', |server| server.run = run);
+        let of = |name: &str| {
+            let image =
+                Image { name: name.into(), digest: Some(format!("sha256:{}", "0".repeat(64))) };
+            with(Run::Image { image, arguments: vec![] })
+        };
+        let at = |url: &str| {
+            let (url, transport) = (url.to_owned(), crate::Transport::Auto);
+            with(Run::Remote { url, transport, headers: Default::default() })
+        };
+        let program = |program: &str| {
+            with(Run::Command { program: program.into(), arguments: vec!["x".into()] })
+        };
+        for (one, other, moves) in [
+            (of("a.example/s:1"), of("a.example/s:2"), false),
+            (of("a.example/s:1"), of("a.example/t:1"), true),
+            (of("a.example/s:1"), at("https://a.example"), true),
+            (at("https://a.example/mcp"), at("https://a.example/v2"), false),
+            (at("https://a.example/mcp"), at("https://evil.example/mcp"), true),
+            (at("https://a.example/mcp"), at("https://a.example:444/mcp"), true),
+            (program("s"), program("s"), false),
+            (program("s"), program("t"), true),
+        ] {
+            let config = add(OTHER, &one).unwrap();
+            assert_eq!(moved(&config, &other).unwrap().is_some(), moves, "{one:?} {other:?}");
+        }
     }
 
     #[test]

@@ -85,7 +85,8 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 .into());
             }
             let fetched = fetch(ctx, &house, &reference).await?;
-            keep(ctx, &mut house, &name, &reference.to_string(), &fetched, back)
+            let source = house.source(&reference);
+            keep(ctx, &mut house, &name, &source, &fetched, back)
         }
         Verb::Rm { name } => match house.forget(&name)? {
             Some(kept) => {
@@ -331,7 +332,7 @@ pub(super) async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
         let entry = catalog::of_image(&image, name, described.as_ref());
         Offer {
             entries: vec![entry],
-            source: reference.to_string(),
+            source: house.source(&reference),
             digest: None,
             name: reference.to_string(),
         }
@@ -355,7 +356,8 @@ pub(super) async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
                 found.servers.len()
             ),
         };
-        Offer { entries, source: reference.to_string(), digest: Some(digest), name: fetched.name }
+        let source = house.source(&reference);
+        Offer { entries, source, digest: Some(digest), name: fetched.name }
     };
     Ok(take(ctx, &mut house, offer, &args.said).await?.1)
 }
@@ -416,7 +418,7 @@ pub(super) async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> 
     if entries.is_empty() {
         bail!("{} has no servers", fetched.name);
     }
-    let (source, digest) = (args.file.display().to_string(), Some(fetched.digest));
+    let (source, digest) = (house.place(&args.file), Some(fetched.digest));
     let offer = Offer { entries, source, digest, name: fetched.name };
     Ok(take(ctx, &mut house, offer, &args.said).await?.1)
 }

@@ -12,7 +12,7 @@ use futures_util::StreamExt as _;
 use crate::{
     catalog::{
         self, Described, Image, MAX_BYTES, Reference, brief, describe,
-        lock::{Kept, Lock, digest},
+        lock::{Kept, Lock, digest, origin, same_origin},
     },
     cli::Context,
     upstream::images::asked,
@@ -72,6 +72,28 @@ impl House {
     pub fn change(&mut self, change: impl FnOnce(&mut Lock)) -> anyhow::Result<()> {
         self.lock = Lock::change(&self.base, change)?;
         Ok(())
+    }
+
+    /// A file, as the lock file names it: by its way from the config, so that it is the same wherever it
+    /// is named from.
+    pub fn place(&self, path: &Path) -> String {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        path.strip_prefix(&self.base).unwrap_or(&path).display().to_string()
+    }
+
+    /// Whence the servers at a reference come. A catalog's name here says nothing of that.
+    pub fn source(&self, reference: &Reference) -> String {
+        match reference {
+            Reference::File(path) => self.place(path),
+            Reference::Catalog { catalog, servers } => match self.lock.catalogs.get(catalog) {
+                Some(kept) => match kept.source.strip_prefix("oci://") {
+                    Some(artifact) => format!("catalog://{artifact}/{}", servers.join("+")),
+                    None => kept.source.clone(),
+                },
+                None => reference.to_string(),
+            },
+            Reference::Url(_) | Reference::Image(_) => reference.to_string(),
+        }
     }
 
     /// What stands at a reference. Of an image, that is nothing.
@@ -138,7 +160,8 @@ impl House {
         Ok(fetched)
     }
 
-    /// Keeps a copy of a catalog. One that was moved on from is taken again only if `back` says so.
+    /// Keeps a copy of a catalog, in the place of one of that name from the same source. One that was moved
+    /// on from is taken again only if `back` says so.
     pub fn keep(
         &mut self,
         name: &str,
@@ -147,6 +170,13 @@ impl House {
         back: bool,
     ) -> anyhow::Result<()> {
         let before = self.lock.catalogs.get(name);
+        if let Some(before) = before.filter(|before| !same_origin(&before.source, source)) {
+            bail!(
+                "there is a catalog `{name}` already, which came from {}: choose another name, or say \
+                 `portcullis catalog rm {name}` first",
+                brief(origin(&before.source))
+            );
+        }
         if !back && before.is_some_and(|before| before.was_once(&fetched.digest)) {
             bail!(
                 "the catalog `{name}` would be {} again, which was moved on from: somebody may have put an \
