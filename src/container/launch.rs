@@ -46,15 +46,17 @@ impl Engine {
     pub async fn launch(&self, spec: &LaunchSpec) -> Result<Process, LaunchFailure> {
         let interrupted = |_| failure("the launch was interrupted", "try again");
         let (engine, spec) = (self.clone(), spec.clone());
-        // A folder of a server that does not answer holds up this launch, and nobody else.
-        let planning = tokio::task::spawn_blocking(move || {
-            let plan = Plan::of(&engine, &spec)?;
-            Ok::<_, LaunchFailure>((engine, spec, plan))
-        });
-        let (engine, spec, plan) = planning.await.map_err(interrupted)??;
         // On a task of its own: the engine may be at work on a request that its asker gave up, so
         // the launch is carried through, and what came of it is dropped (which removes it).
-        let starting = tokio::spawn(async move { engine.start(plan, &spec).await });
+        let starting = tokio::spawn(async move {
+            // A folder of a server that does not answer holds up this launch, and nobody else.
+            let planning = tokio::task::spawn_blocking(move || {
+                let plan = Plan::of(&engine, &spec)?;
+                Ok::<_, LaunchFailure>((engine, spec, plan))
+            });
+            let (engine, spec, plan) = planning.await.map_err(interrupted)??;
+            engine.start(plan, &spec).await
+        });
         starting.await.map_err(interrupted)?
     }
 

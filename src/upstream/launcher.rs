@@ -55,8 +55,8 @@ pub struct Launcher {
     pub signatures: Signatures,
     /// The clients for which nothing is started.
     pub dismissed: Dismissed,
-    /// Looks at the folders of servers.
-    pub looks: Turns<ServerName>,
+    /// Looks at the folders of servers, by name and mounts.
+    pub looks: Turns<String>,
 }
 
 /// Where a server is to run, and why there.
@@ -284,7 +284,7 @@ impl Launcher {
         let (launcher, server, settings) = (self.clone(), server.clone(), settings.clone());
         let looking = async {
             // Held by the thread: beside one that hangs no other is begun.
-            let turn = self.looks.next(&server).await;
+            let turn = self.looks.next(&format!("{server} {:?}", settings.mounts)).await;
             tokio::task::spawn_blocking(move || {
                 let _turn = turn;
                 look(&launcher, &server, &settings)
@@ -387,7 +387,10 @@ impl Launcher {
     /// refused, and must not keep others' changes from being taken.
     pub fn shown_by(&self, loaded: &config::Loaded) -> (Vec<config::Finding>, Arc<Vec<Own>>) {
         let (own, now) = (self.own.with(loaded), self.own.now());
-        let more = own.iter().filter(|own| !now.contains(own)).cloned().collect();
+        let more: Vec<_> = own.iter().filter(|own| !now.contains(own)).cloned().collect();
+        if more.is_empty() {
+            return (Vec::new(), own);
+        }
         (Places::default().with_own(Arc::new(more)).showing_of(loaded), own)
     }
 

@@ -1,18 +1,15 @@
 //! Attempts that take more than a program inside.
 
 use std::{
-    fs,
-    future::Future,
-    os::unix::fs::symlink,
-    path::Path,
-    pin::pin,
-    process::Stdio,
-    task::{Context, Poll, Waker},
-    time::Duration,
+    fs, os::unix::fs::symlink, path::Path, pin::pin, process::Stdio, sync::Arc, time::Duration,
 };
 
 use bollard::models::{ContainerCreateBody, HostConfig};
-use portcullis::upstream::process::Mount;
+use portcullis::{container::Engine, upstream::process::Mount};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+};
 use uuid::Uuid;
 
 use crate::support::{api, bash, count, engine, finish, probe, run, spec, wait_until_gone};
@@ -48,6 +45,33 @@ async fn the_engines_socket_is_no_mount_by_any_way() {
     }
 }
 
+/// Stands before the engine, and does something when it is asked for an image: at a launch that is the
+/// first question, when the mounts were looked at.
+async fn before_the_engine(listener: UnixListener, when_asked: Arc<dyn Fn() + Send + Sync>) {
+    let host = engine().await.version().host.clone();
+    while let Ok((mut client, _)) = listener.accept().await {
+        let mut engine = UnixStream::connect(host.trim_start_matches("unix://")).await.unwrap();
+        let when_asked = when_asked.clone();
+        tokio::spawn(async move {
+            let (mut asked, mut told) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+            loop {
+                let (to, bytes) = tokio::select! {
+                    Ok(n @ 1..) = client.read(&mut asked) => (&mut engine, &asked[..n]),
+                    Ok(n @ 1..) = engine.read(&mut told) => (&mut client, &told[..n]),
+                    else => return,
+                };
+                let text = String::from_utf8_lossy(bytes);
+                if text.starts_with("GET ") && text.contains("/images/") {
+                    when_asked();
+                }
+                if to.write_all(bytes).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
 /// Whoever may write in the folder above can do that, a server that has that folder for example.
 #[tokio::test]
 async fn a_source_that_is_swapped_for_a_link_after_it_was_checked_is_not_what_runs() {
@@ -60,17 +84,25 @@ async fn a_source_that_is_swapped_for_a_link_after_it_was_checked_is_not_what_ru
         let mut spec = spec(image.clone(), &["-c", "read"]);
         let target = "/data".into();
         spec.mounts = vec![Mount { source: source.clone(), target, writable: true }];
-        let mut launch = pin!(engine.launch(&spec));
-        // The first step checks; the engine is asked only when the runtime has its turn.
-        let first = launch.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        assert!(matches!(first, Poll::Pending), "checked and started at once");
+        let socket = folder.path().join(format!("engine-{swapped}"));
+        let url = format!("unix://{}", socket.display());
+        let swap = {
+            let source = source.clone();
+            move || {
+                if swapped {
+                    fs::remove_dir(&source).unwrap();
+                    symlink("/etc", &source).unwrap();
+                }
+            }
+        };
+        tokio::spawn(before_the_engine(UnixListener::bind(&socket).unwrap(), Arc::new(swap)));
+        let between = Engine::connect(Some(&url)).await.unwrap();
+        let launched = between.launch(&spec).await;
         if swapped {
-            fs::remove_dir(&source).unwrap();
-            symlink("/etc", &source).unwrap();
-            let refused = launch.await.expect_err("something else is mounted");
+            let refused = launched.expect_err("something else is mounted");
             assert!(refused.what.contains("is not what was checked"), "{}", refused.what);
         } else {
-            launch.await.unwrap().handle.stop(Duration::ZERO).await;
+            launched.unwrap().handle.stop(Duration::ZERO).await;
         }
         wait_until_gone(&engine, &spec.instance).await;
     }
