@@ -224,8 +224,11 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Writes it, whole or not at all.
-    fn write(&self, folder: &Path) -> Result<(), Unlocked> {
+    /// Its text for that folder.
+    ///
+    /// # Errors
+    /// Where nobody could read it again: then nothing would start.
+    pub fn text(&self, folder: &Path) -> Result<String, Unlocked> {
         let path = folder.join(FILE);
         let body = toml::to_string(self).map_err(|error| Unlocked::Write {
             path: path.display().to_string(),
@@ -234,13 +237,18 @@ impl Lock {
         let text = format!(
             "# Written by `portcullis server` and `portcullis catalog`. Keep it with the config.\n{body}"
         );
-        // Nobody could read it again, and nothing would start.
         if text.len() as u64 > LONGEST {
             return Err(Unlocked::Write {
                 path: path.display().to_string(),
                 why: "it would be too large".into(),
             });
         }
+        Ok(text)
+    }
+
+    /// Writes it, whole or not at all.
+    fn write(&self, folder: &Path) -> Result<(), Unlocked> {
+        let (path, text) = (folder.join(FILE), self.text(folder)?);
         replace(&path, text.as_bytes()).map_err(|error| Unlocked::Write {
             path: path.display().to_string(),
             why: error.to_string(),

@@ -429,6 +429,11 @@ pub(super) async fn take(
         }
     }
     if !taken.is_empty() && !said.dry_run {
+        // Before anything is written: what is bounded for each may be too much of all.
+        let mut whole = house.lock.clone();
+        let locked = taken.iter().map(|one| (one.server.name.clone(), one.locked.clone()));
+        whole.servers.extend(locked);
+        whole.text(&house.base)?;
         let moves: Vec<ImageDone> = taken.iter().filter_map(Taken::locking).collect();
         locking(&before, &moves).await?;
         if let Err(error) = write(house, folder.as_deref(), &taken) {

@@ -147,6 +147,26 @@ fn a_description_that_is_too_much_for_the_lock_file_is_not_taken() {
     assert!(list.contains("small") && !list.contains("large"), "{list}");
 }
 
+/// Nothing is written of what would be too much in all.
+#[test]
+fn descriptions_that_are_too_much_in_all_are_not_taken() {
+    let dir = folder();
+    let dir = dir.path();
+    let (tool, names) = ("x".repeat(250 << 10), (0..40).map(|n| format!("s{n}")));
+    let (tools, names) = ([tool.as_str()], names.collect::<Vec<_>>());
+    let all: Vec<_> = names.iter().map(|name| (name.as_str(), '1', Some(&tools[..]))).collect();
+    write(dir, "p.json", &profile("team", &all));
+    let files = || {
+        let policies = fs::read_dir(dir.join("policies")).map_or(0, Iterator::count);
+        (fs::read_to_string(dir.join("portcullis.toml")).unwrap(), policies)
+    };
+    let before = files();
+    let (code, _, err) = run(dir, &["server", "import", "p.json"]);
+    assert!(code != 0 && err.contains("it would be too large"), "{code} {err}");
+    assert_eq!(files(), before);
+    assert!(!dir.join("portcullis.lock").exists());
+}
+
 /// Who names one server means that one.
 #[test]
 fn a_server_that_is_named_is_replaced_alone() {
