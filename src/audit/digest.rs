@@ -13,11 +13,10 @@ use sha2::Sha256;
 
 use super::{
     life::{Cipher, CipherFault, write_durably},
+    proof::Hash,
     record::Body,
 };
 
-/// The file of the key, in the store's folder.
-const FILE: &str = "digest.key";
 const BYTES: usize = 32;
 /// Bytes that the file may have, encrypted or not.
 const LARGEST: u64 = 4096;
@@ -29,6 +28,7 @@ pub(super) enum Domain {
     Response,
     ArgumentKey,
     IndexTerm,
+    Fingerprint,
 }
 
 /// The store's key for digests. Made once, at random, and kept in `digest.key` (mode 0600).
@@ -42,10 +42,21 @@ impl fmt::Debug for DigestKey {
 }
 
 impl DigestKey {
+    /// The file of the key, in the store's folder.
+    pub(super) const FILE: &str = "digest.key";
+
     /// Reads the key of the store in `dir`, or makes one. Where records are encrypted, so is the
-    /// key: with it, who has the files could check guesses at what the index holds.
-    pub(super) fn open(dir: &Path, cipher: Option<&Cipher>) -> io::Result<Self> {
-        let path = dir.join(FILE);
+    /// key: with it, who has the files could check guesses at what the index holds. `signed` is
+    /// the fingerprint that the newest checkpoint names.
+    ///
+    /// # Errors
+    /// Where the key can't be read or made, and where it is not the one that was signed.
+    pub(super) fn open(
+        dir: &Path,
+        cipher: Option<&Cipher>,
+        signed: Option<Hash>,
+    ) -> io::Result<Self> {
+        let path = dir.join(Self::FILE);
         let kept = match Self::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             other => Some(other?),
@@ -53,18 +64,28 @@ impl DigestKey {
         let bytes = match &kept {
             Some(kept) => Self::unsealed(kept, cipher)
                 .map_err(|fault| io::Error::other(format!("{}: {fault}", path.display())))?,
-            None => {
-                let mut bytes = [0; BYTES];
-                getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-                bytes.to_vec()
-            }
+            None => random()?,
+        };
+        let refused = |what: &str| {
+            io::Error::other(format!(
+                "{} is not {what}: restore it, or delete it for a new key (digests of old and new \
+                 records can then not be compared)",
+                path.display()
+            ))
         };
         if bytes.len() != BYTES {
-            return Err(io::Error::other(format!(
-                "{} is not a key of {BYTES} bytes: restore it, or delete it for a new key \
-                 (digests of old and new records can then not be compared)",
-                path.display()
-            )));
+            return Err(refused(&format!("a key of {BYTES} bytes")));
+        }
+        let key = Self::from_bytes(&bytes)?;
+        match (&kept, signed) {
+            (Some(_), Some(signed)) if key.fingerprint() != signed => {
+                return Err(refused("the key that the newest checkpoint names"));
+            }
+            (None, Some(_)) => tracing::warn!(
+                "the audit log's digest.key is gone and a new one is made: digests of old and new \
+                 records can't be compared"
+            ),
+            _ => {}
         }
         let current = match (&kept, cipher) {
             (None, _) => false,
@@ -75,18 +96,53 @@ impl DigestKey {
         };
         if !current {
             let text = match cipher {
-                Some(cipher) => cipher.seal(FILE.as_bytes(), &bytes).map_err(io::Error::other)?,
+                Some(cipher) => {
+                    cipher.seal(Self::FILE.as_bytes(), &bytes).map_err(io::Error::other)?
+                }
                 None => bytes.clone(),
             };
             // Whole or not at all: a half-written key would lock the store.
-            write_durably(dir, FILE, &text)?;
+            write_durably(dir, Self::FILE, &text)?;
         }
-        Self::from_bytes(&bytes)
+        Ok(key)
+    }
+
+    /// Reads the key to read records with. Where there is none, one that lasts as long as the
+    /// reading: nothing is written.
+    pub(super) fn for_reading(dir: &Path, cipher: Option<&Cipher>) -> io::Result<Self> {
+        match Self::find(dir, cipher)? {
+            Some(key) => Ok(key),
+            None => Self::from_bytes(&random()?),
+        }
+    }
+
+    /// Reads the key of the store in `dir`, or of a copy of it, whatever the file's mode.
+    pub(super) fn find(dir: &Path, cipher: Option<&Cipher>) -> io::Result<Option<Self>> {
+        let kept = match fs::File::open(dir.join(Self::FILE)).and_then(bytes_of) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let bytes = Self::unsealed(&kept, cipher).map_err(io::Error::other)?;
+        if bytes.len() != BYTES {
+            return Err(io::Error::other(format!("it is not a key of {BYTES} bytes")));
+        }
+        Self::from_bytes(&bytes).map(Some)
+    }
+
+    /// Whether the key of the store in `dir` is encrypted.
+    pub(super) fn is_sealed(dir: &Path) -> bool {
+        let kept = fs::File::open(dir.join(Self::FILE)).and_then(bytes_of);
+        kept.is_ok_and(|kept| Cipher::needs(&kept).is_some())
+    }
+
+    /// What tells this key from others, and nothing of the key.
+    pub(super) fn fingerprint(&self) -> Hash {
+        Hash(self.mac(Domain::Fingerprint, b"digest.key"))
     }
 
     fn unsealed(kept: &[u8], cipher: Option<&Cipher>) -> Result<Vec<u8>, CipherFault> {
         match (Cipher::needs(kept), cipher) {
-            (Some(_), Some(cipher)) => cipher.open(FILE.as_bytes(), kept),
+            (Some(_), Some(cipher)) => cipher.open(Self::FILE.as_bytes(), kept),
             (Some(id), None) => Err(CipherFault::Needs(id)),
             (None, _) => Ok(kept.to_vec()),
         }
@@ -102,9 +158,7 @@ impl DigestKey {
                 path.display()
             )));
         }
-        let mut bytes = Vec::new();
-        file.take(LARGEST).read_to_end(&mut bytes)?;
-        Ok(bytes)
+        bytes_of(file)
     }
 
     fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
@@ -145,35 +199,73 @@ impl DigestKey {
     }
 }
 
+fn bytes_of(file: fs::File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(LARGEST).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn random() -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; BYTES];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const FILE: &str = DigestKey::FILE;
+
+    fn open(dir: &Path) -> io::Result<DigestKey> {
+        DigestKey::open(dir, None, None)
+    }
+
     #[test]
     fn the_key_is_kept_and_is_the_owners_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let first = DigestKey::open(dir.path(), None).unwrap().body(Domain::Request, b"{}");
-        let again = DigestKey::open(dir.path(), None).unwrap().body(Domain::Request, b"{}");
+        let first = open(dir.path()).unwrap().body(Domain::Request, b"{}");
+        let again = open(dir.path()).unwrap().body(Domain::Request, b"{}");
         assert_eq!(first, again);
         assert_eq!(fs::metadata(dir.path().join(FILE)).unwrap().mode() & 0o777, 0o600);
         let other = tempfile::tempdir().unwrap();
-        assert_ne!(
-            DigestKey::open(other.path(), None).unwrap().body(Domain::Request, b"{}"),
-            first
-        );
+        assert_ne!(open(other.path()).unwrap().body(Domain::Request, b"{}"), first);
     }
 
     #[test]
     fn a_readable_or_short_key_is_refused_with_a_remedy() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
-        DigestKey::open(dir.path(), None).unwrap();
+        open(dir.path()).unwrap();
         let path = dir.path().join(FILE);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(DigestKey::open(dir.path(), None).unwrap_err().to_string().contains("chmod 600"));
+        assert!(open(dir.path()).unwrap_err().to_string().contains("chmod 600"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, b"short").unwrap();
-        assert!(DigestKey::open(dir.path(), None).unwrap_err().to_string().contains("32 bytes"));
+        let error = open(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("32 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_key_that_is_not_the_signed_one_is_refused_and_a_missing_one_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let signed = open(dir.path()).unwrap().fingerprint();
+        let again = |signed| DigestKey::open(dir.path(), None, Some(signed));
+        assert_eq!(again(signed).unwrap().fingerprint(), signed);
+        let path = dir.path().join(FILE);
+        let good = fs::read(&path).unwrap();
+        for at in 0..BYTES {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+            let error = again(signed).unwrap_err().to_string();
+            assert!(error.contains("newest checkpoint"), "byte {at}: {error}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(DigestKey::find(dir.path(), None).unwrap().is_none());
+        DigestKey::for_reading(dir.path(), None).unwrap();
+        assert!(!path.exists(), "a reader makes no key");
+        assert_ne!(again(signed).unwrap().fingerprint(), signed);
     }
 
     #[test]

@@ -90,7 +90,8 @@ def checkpoints(text, key):
     for body, signatures in zip(blocks[::2], blocks[1::2]):
         body += "\n"
         lines = re.fullmatch(
-            r"(.+)\n(\d+)\n(.+)\nnumber (\d+)\nbefore (.+)\nlast (.+)\ntime (.+)\nnext (\d+) (\d+)\n",
+            r"(.+)\n(\d+)\n(.+)\nnumber (\d+)\nbefore (.+)\nlast (.+)\ntime (.+)\nnext (\d+) (\d+)\n"
+            r"digest-key (.+)\nstore (.+)\nverifiers (.+)\n",
             body,
         )
         if not lines or lines[1] != name:

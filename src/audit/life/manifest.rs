@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{Cipher, KeyId, write_durably};
 
 /// The name of the file in the store's folder.
-const FILE: &str = "store.json";
+pub(in crate::audit) const FILE: &str = "store.json";
 /// The format that this version writes, and the newest that it reads.
 pub(in crate::audit) const FORMAT: u32 = 1;
 /// Bytes that the file may have; no honest one comes near.

@@ -23,6 +23,6 @@ pub(in crate::audit) use keeper::sweep;
 pub use keeper::{Dropped, PruneFault, Pruned, back_up};
 pub use keys::{KeyTrouble, Keys};
 pub use manifest::is_encrypted;
-pub(in crate::audit) use manifest::{Manifest, ManifestFault};
+pub(in crate::audit) use manifest::{FILE as MANIFEST, Manifest, ManifestFault};
 pub(in crate::audit) use modes::open_to_others;
 pub use retention::{Limits, Why};

@@ -125,9 +125,10 @@ impl Audit {
         let (mut manifest, cipher) = identify(dir, options.keys.as_ref())?;
         fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(broken(dir))?;
         life::sweep(dir).map_err(broken(dir))?;
-        let key = DigestKey::open(dir, cipher.as_deref()).map_err(broken(dir))?;
-        let unavailable = |fault| Unavailable::of(fault, dir.to_owned(), options.reserve);
         let state = options.checkpoints.state.as_deref().unwrap_or(dir);
+        let signed = proof::signed_digest_key(dir, state);
+        let key = DigestKey::open(dir, cipher.as_deref(), signed).map_err(broken(dir))?;
+        let unavailable = |fault| Unavailable::of(fault, dir.to_owned(), options.reserve);
         let (opened, fork) = open_shelf(dir, state, &key, cipher.as_ref()).map_err(unavailable)?;
         let shelf = opened.shelf.clone();
         let rotated = match &cipher {
@@ -138,7 +139,8 @@ impl Audit {
         };
         let signed = shelf.clone();
         let head = move || signed.head();
-        let checkpointer = Checkpointer::start(dir, &manifest.id, &options.checkpoints, fork, head)
+        let (digest_key, settings) = (key.fingerprint(), &options.checkpoints);
+        let checkpointer = Checkpointer::start(dir, &manifest.id, settings, digest_key, fork, head)
             .map_err(|fault| Unavailable::Broken { dir: dir.to_owned(), why: fault.to_string() })?;
         let (tail, _) = broadcast::channel(TAIL);
         let settings = Settings {
@@ -239,6 +241,14 @@ impl Audit {
     /// [`Unavailable`]: what would happen, must not.
     pub async fn event(&self, what: Happening) -> Result<(), Unavailable> {
         self.record(Event::now(what).into()).await
+    }
+
+    /// The same under an id that was allocated before, since others are given it.
+    ///
+    /// # Errors
+    /// As for [`Audit::event`].
+    pub async fn event_as(&self, id: DecisionId, what: Happening) -> Result<(), Unavailable> {
+        self.record(Event { id, ..Event::now(what) }.into()).await
     }
 
     /// The same for what must not happen otherwise even where calls go on without a record.

@@ -34,7 +34,7 @@ impl Reader {
         }
         let held = lock(dir, deadline)?;
         let (manifest, cipher) = identify(dir, keys)?;
-        let key = DigestKey::open(dir, cipher.as_deref()).map_err(broken(dir))?;
+        let key = DigestKey::for_reading(dir, cipher.as_deref()).map_err(broken(dir))?;
         // Nothing is signed, so nobody asks how the tree began.
         let (mode, trust, dropped) = (Mode::Read, Trust::Believe, &|_| None);
         let opening = Opening { key, cipher, mode, trust, again: None, dropped };

@@ -9,6 +9,9 @@
 //! last HASH OF THE LAST RECORD
 //! time 2026-11-21T16:00:00.000000Z
 //! next 10000 60
+//! digest-key FINGERPRINT
+//! store HASH OF store.json
+//! verifiers HASH OF audit-verifier
 //!
 //! — portcullis/STORE SIGNATURE
 //! ```
@@ -24,7 +27,7 @@ use sha2::{Digest as _, Sha256};
 use signed_note::NoteError;
 
 use super::{
-    Hash,
+    Companions, Hash,
     key::{NotSigned, Signer, Verifier},
 };
 
@@ -56,6 +59,8 @@ pub(in crate::audit) struct Checkpoint {
     pub time: Timestamp,
     /// When another one follows.
     pub next: Pace,
+    /// The files beside the records.
+    pub companions: Companions,
 }
 
 /// A checkpoint and its note.
@@ -83,13 +88,14 @@ pub(in crate::audit) enum NoCheckpoint {
 
 impl Checkpoint {
     fn text(&self) -> Option<String> {
-        let Self { origin, size, root, number, before, last, time, next } = self;
+        let Self { origin, size, root, number, before, last, time, next, companions } = self;
         let mut more = String::new();
         let (records, seconds) = (next.records, next.time.as_secs());
+        let Companions { digest_key, manifest, verifiers } = companions;
         write!(
             more,
             "number {number}\nbefore {before}\nlast {last}\ntime {time:.6}\nnext {records} \
-             {seconds}\n"
+             {seconds}\ndigest-key {digest_key}\nstore {manifest}\nverifiers {verifiers}\n"
         )
         .ok()?;
         let root = tlog_tiles::Hash(root.0);
@@ -107,6 +113,11 @@ impl Checkpoint {
         let time = value("time")?.parse().ok()?;
         let (records, seconds) = value("next")?.split_once(' ')?;
         let time_until = Duration::from_secs(seconds.parse().ok()?);
+        let companions = Companions {
+            digest_key: value("digest-key")?.parse().ok()?,
+            manifest: value("store")?.parse().ok()?,
+            verifiers: value("verifiers")?.parse().ok()?,
+        };
         let checkpoint = Self {
             origin: head.origin().to_owned(),
             size: head.size(),
@@ -116,6 +127,7 @@ impl Checkpoint {
             last,
             time,
             next: Pace { records: records.parse().ok()?, time: time_until },
+            companions,
         };
         // There is one way to write it.
         (checkpoint.text().as_deref() == Some(text)).then_some(checkpoint)
@@ -184,16 +196,24 @@ mod tests {
             last: Hash([2; 32]),
             time: Timestamp::UNIX_EPOCH,
             next: Pace { records: 10_000, time: Duration::from_secs(60) },
+            companions: Companions {
+                digest_key: Hash([3; 32]),
+                manifest: Hash([4; 32]),
+                verifiers: Hash([5; 32]),
+            },
         }
     }
 
     #[test]
     fn a_checkpoint_reads_as_documented() {
         let signed = checkpoint().sign(&Signer::for_tests("ab", 1)).unwrap();
-        let (one, two) = ("01".repeat(32), "02".repeat(32));
+        let hex = |byte: &str| byte.repeat(32);
+        let (one, two) = (hex("01"), hex("02"));
+        let (three, four, five) = (hex("03"), hex("04"), hex("05"));
         let text = format!(
             "portcullis/ab\n12\nq6urq6urq6urq6urq6urq6urq6urq6urq6urq6urq6s=\nnumber 3\nbefore \
-             {one}\nlast {two}\ntime 1970-01-01T00:00:00.000000Z\nnext 10000 60\n"
+             {one}\nlast {two}\ntime 1970-01-01T00:00:00.000000Z\nnext 10000 60\n\
+             digest-key {three}\nstore {four}\nverifiers {five}\n"
         );
         assert_eq!(text_of(&signed.note), Some(text.as_str()));
         assert!(signed.note.starts_with(&format!("{text}\n\u{2014} portcullis/ab ")));

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::{
-    KeyFault, Signer, Verifier,
+    Companions, Hash, KeyFault, Signer, Verifier,
     checkpoint::{Checkpoint, Pace, Signed},
     ledger::Ledger,
     verify::NEWEST,
@@ -110,8 +110,8 @@ impl fmt::Debug for Checkpointer {
 
 impl Checkpointer {
     /// Makes a checkpoint of the store in `dir` and starts the thread. Called before the store
-    /// takes records, so that each has one that is not older than the run that wrote it. Signs
-    /// nothing at all where `fork` says why the log is not the one that was signed last.
+    /// takes records, so that each has one that is not older than the run that wrote it.
+    /// `digest_key` is the fingerprint of the key for digests. Signs nothing at all where `fork` says why the log is not the one that was signed last.
     ///
     /// # Errors
     /// Where there is no key to sign with. Anything else is logged, and tried again.
@@ -119,6 +119,7 @@ impl Checkpointer {
         dir: &Path,
         store: &str,
         settings: &Settings,
+        digest_key: Hash,
         fork: Option<String>,
         head: impl Fn() -> Head + Send + 'static,
     ) -> Result<Self, KeyFault> {
@@ -131,12 +132,15 @@ impl Checkpointer {
         };
         keep(state)?;
         keep(dir)?;
+        let companions = Companions::read(dir, digest_key)
+            .map_err(|source| KeyFault::Io { path: dir.to_owned(), source })?;
         let status = Arc::new(Mutex::new(Status::default()));
         let witnesses = witness::All::start(dir, state, witnesses);
         let mut maker = Maker {
             dir: dir.to_owned(),
             state: state.to_owned(),
             signer: signer.clone(),
+            companions,
             pace: Pace { records: *records, time: *time },
             ledger: None,
             fork,
@@ -200,6 +204,7 @@ struct Maker {
     dir: PathBuf,
     state: PathBuf,
     signer: Arc<Signer>,
+    companions: Companions,
     pace: Pace,
     ledger: Option<Ledger>,
     /// Why nothing is signed.
@@ -303,9 +308,15 @@ impl Maker {
         let Head { tree, last, .. } = (self.head)();
         let root = tree.root();
         let newest = ledger.newest();
+        let before = newest.map(|newest| newest.checkpoint.companions);
+        for file in before.iter().flat_map(|before| self.companions.changed_since(before)) {
+            tracing::warn!(file, "a file of the audit log changed since the newest checkpoint");
+        }
         let signed = match newest {
             Some(newest)
-                if newest.checkpoint.size == tree.size() && newest.checkpoint.root == root =>
+                if newest.checkpoint.size == tree.size()
+                    && newest.checkpoint.root == root
+                    && newest.checkpoint.companions == self.companions =>
             {
                 newest.clone()
             }
@@ -315,10 +326,11 @@ impl Maker {
                     size: tree.size(),
                     root,
                     number: newest.map_or(0, |newest| newest.checkpoint.number + 1),
-                    before: newest.map_or(super::Hash::ZERO, |newest| newest.hash),
+                    before: newest.map_or(Hash::ZERO, |newest| newest.hash),
                     last,
                     time: Timestamp::now(),
                     next: self.pace,
+                    companions: self.companions,
                 };
                 let signed = checkpoint.sign(&self.signer).map_err(io::Error::other)?;
                 ledger.append(signed.clone())?;

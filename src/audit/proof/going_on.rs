@@ -83,6 +83,13 @@ pub(in crate::audit) fn known_keys(state: &Path, dir: &Path) -> Vec<Verifier> {
     Verifier::read(state).ok().filter(|keys| !keys.is_empty()).unwrap_or_else(own)
 }
 
+/// The fingerprint of the key for digests that the newest checkpoint of the store in `dir` names.
+pub(in crate::audit) fn signed_digest_key(dir: &Path, state: &Path) -> Option<Hash> {
+    // `goes_on` reports checkpoints that can't be read.
+    let newest = newest(dir, &known_keys(state, dir), state).ok().flatten();
+    newest.map(|checkpoint| checkpoint.companions.digest_key)
+}
+
 fn newest(dir: &Path, keys: &[Verifier], state: &Path) -> std::io::Result<Option<Checkpoint>> {
     let ledger = Ledger::open(dir, keys)?;
     if let Some(signed) = ledger.newest() {

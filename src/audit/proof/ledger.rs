@@ -108,12 +108,15 @@ mod tests {
 
     use super::*;
     use crate::audit::proof::{
-        Hash, Signer,
+        Companions, Hash, Signer,
         checkpoint::{Checkpoint, Pace},
     };
 
     fn checkpoint(signer: &Signer, number: u64) -> Signed {
+        let companions =
+            Companions { digest_key: Hash::ZERO, manifest: Hash::ZERO, verifiers: Hash::ZERO };
         let checkpoint = Checkpoint {
+            companions,
             origin: signer.origin().into(),
             size: number,
             root: Hash::ZERO,

@@ -9,6 +9,7 @@
 
 mod checkpoint;
 mod checkpointer;
+mod companions;
 mod going_on;
 mod hash;
 mod key;
@@ -25,7 +26,8 @@ mod witness;
 
 pub(in crate::audit) use checkpointer::Checkpointer;
 pub use checkpointer::{CheckpointFault, Settings, Status};
-pub(in crate::audit) use going_on::{GoesOn, goes_on, known_keys};
+pub(in crate::audit) use companions::Companions;
+pub(in crate::audit) use going_on::{GoesOn, goes_on, known_keys, signed_digest_key};
 pub use hash::Hash;
 pub(in crate::audit) use key::Signer;
 pub use key::{IllegalVerifier, KeyFault, Verifier};

@@ -103,10 +103,11 @@ impl Writer {
         tail: broadcast::Sender<Arc<Written>>,
     ) -> Result<(mpsc::Sender<Job>, JoinHandle<()>), Fault> {
         let Opened { shelf, current, unsealed, unclosed, loss, .. } = opened;
-        let mark = Mark::open(shelf.dir())?;
+        let head = shelf.head();
+        let last = head.tree.size().checked_sub(1).map(|seq| (seq, head.last));
+        let mark = Mark::open(shelf.dir(), last)?;
         let sealer = Sealer::start(shelf.clone())?;
         let (jobs, queue) = mpsc::channel(settings.queue);
-        let head = shelf.head();
         let news = Vec::new();
         let mut writer = Self { shelf, settings, tail, sealer, mark, current, head, news };
         writer.check_space()?;

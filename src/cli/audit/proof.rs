@@ -36,7 +36,8 @@ pub(super) struct VerifyArgs {
     /// The verifier key, as `portcullis audit key` printed it, instead of the state folder's
     #[arg(long = "key", value_name = "KEY", value_parser = keys::unrepeated::<Verifier>())]
     keys: Vec<Verifier>,
-    /// A file of checkpoints that were kept elsewhere, or a syslog that has them
+    /// A file of checkpoints that were kept elsewhere, or a syslog that has them. Without one,
+    /// nothing shows that the newest checkpoints of a copy (`--store`) were removed
     #[arg(long = "witness", value_name = "FILE")]
     witnesses: Vec<PathBuf>,
     /// The store's folder, such as a backup, instead of the one that the config names

@@ -26,6 +26,14 @@ pub(super) fn checks(loaded: &Loaded) -> Vec<Check> {
             "remove it if every call must be on record",
         ));
     }
+    if config.audit.witness.is_empty() {
+        checks.push(Check::warn(
+            "audit",
+            "no witness keeps checkpoints: a log that was replaced together with the state folder, \
+             or a copy without its newest checkpoints, looks right to `audit verify`",
+            "add an `[[audit.witness]]` on another machine: docs/audit/proof.md",
+        ));
+    }
     if let Some(encryption) = &config.audit.encryption {
         checks.push(match Keys::fetch(encryption) {
             Ok(_) => Check::ok("audit key", "records are encrypted at rest"),

@@ -7,10 +7,13 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::finding::{Finding, Findings, What};
-use crate::audit::proof::{
-    Hash, Verifier,
-    checkpoint::{NoCheckpoint, Signed},
-    notes::{self, Tail},
+use crate::audit::{
+    digest::DigestKey,
+    proof::{
+        Hash, Verifier,
+        checkpoint::{NoCheckpoint, Signed},
+        notes::{self, Tail},
+    },
 };
 
 /// The file of checkpoints in the store's folder.
@@ -31,6 +34,8 @@ pub(super) struct Book {
     pub kept: Vec<Kept>,
     /// The newest one of the store's own.
     pub newest: Option<Signed>,
+    /// What its own checkpoints tell of files that were replaced.
+    pub changes: Vec<String>,
 }
 
 /// A line of a log that holds a note.
@@ -100,6 +105,7 @@ impl Book {
                     let missing = book.follows(&signed, bad);
                     findings_at(findings, missing, at);
                     bad = 0;
+                    book.note_changes(&signed);
                     book.newest = Some(signed.clone());
                     book.kept.push(Kept { signed, file: FILE.into(), offset: at });
                 }
@@ -119,6 +125,27 @@ impl Book {
             findings.add(Finding::new(What::CheckpointMissing, message).file(FILE));
         }
         Ok(book)
+    }
+
+    /// Notes which files were replaced since the checkpoint before this one.
+    fn note_changes(&mut self, next: &Signed) {
+        let Some(Signed { checkpoint: before, .. }) = &self.newest else { return };
+        let after = &next.checkpoint;
+        for file in after.companions.changed_since(&before.companions) {
+            let meaning = if file == DigestKey::FILE {
+                format!(
+                    ": digests of the records before record {} can no longer be compared with \
+                     later ones",
+                    after.size
+                )
+            } else {
+                String::new()
+            };
+            self.changes.push(format!(
+                "`{file}` was replaced between the checkpoints {} and {}, by {}{meaning}",
+                before.number, after.number, after.time
+            ));
+        }
     }
 
     /// What is wrong with what stands between the newest one and this one.

@@ -32,6 +32,8 @@ pub enum What {
     HeadMismatch,
     /// `head` can't be read.
     HeadDamaged,
+    /// `head` is not there, or empty.
+    HeadMissing,
     /// A checkpoint can't be read.
     CheckpointMalformed,
     /// A checkpoint was changed after it was signed.
@@ -54,6 +56,10 @@ pub enum What {
     ProofMismatch,
     /// What a segment or its index says is not what its records say.
     IndexMismatch,
+    /// `digest.key` is not the key that digests were made with, or not there.
+    DigestKeyChanged,
+    /// Another file that checkpoints name was changed or removed.
+    FileChanged,
 }
 
 impl fmt::Display for What {
@@ -81,11 +87,11 @@ pub struct Finding {
 }
 
 impl Finding {
-    pub(super) fn new(what: What, message: impl Into<String>) -> Self {
+    pub(in crate::audit::proof) fn new(what: What, message: impl Into<String>) -> Self {
         Self { what, message: message.into(), file: None, offset: None, seq: None }
     }
 
-    pub(super) fn file(mut self, file: impl Into<String>) -> Self {
+    pub(in crate::audit::proof) fn file(mut self, file: impl Into<String>) -> Self {
         self.file = Some(file.into());
         self
     }

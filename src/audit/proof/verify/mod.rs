@@ -159,6 +159,12 @@ fn once(request: &Request) -> Result<Report, Halt> {
     }
     let head = head(dir, &mut findings).map_err(failed(dir))?;
     let mut book = Book::read(dir, &keys, &mut findings).map_err(failed(dir))?;
+    notes.append(&mut book.changes);
+    if let Some(newest) = &book.newest {
+        let (wrong, unchecked) = newest.checkpoint.companions.check(dir, cipher.as_ref());
+        wrong.into_iter().for_each(|finding| findings.add(finding));
+        notes.extend(unchecked);
+    }
     for (path, bytes) in &others {
         book.witness(path, bytes, &keys, &mut findings);
     }
@@ -226,11 +232,23 @@ fn keys(request: &Request, notes: &mut Vec<String>) -> Result<(Vec<Verifier>, Ke
     Ok((own, KeySource::Store))
 }
 
-/// The record that was acknowledged last.
-fn head(dir: &Path, findings: &mut Findings) -> io::Result<Option<(u64, Hash)>> {
+/// What `head` says.
+#[derive(Debug, Clone, Copy)]
+enum Head {
+    /// This record, with this hash, was acknowledged last.
+    At(u64, Hash),
+    /// None was acknowledged yet.
+    Start,
+    /// It can't be read, which is a finding already.
+    Damaged,
+    /// It is not there, or empty.
+    Missing,
+}
+
+fn head(dir: &Path, findings: &mut Findings) -> io::Result<Head> {
     let text = match fs::read(dir.join(HEAD)) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Head::Missing),
         Err(error) => return Err(error),
     };
     let parsed = std::str::from_utf8(&text).ok().and_then(|text| {
@@ -238,10 +256,13 @@ fn head(dir: &Path, findings: &mut Findings) -> io::Result<Option<(u64, Hash)>> 
         let digits = seq.len() == 20 && seq.bytes().all(|b| b.is_ascii_digit());
         Some((seq.parse().ok().filter(|_| digits)?, Hash::from_hex(hash.as_bytes())?))
     });
-    // Nothing is in it before the first record. It is never synced, so a power cut can leave its
-    // length with zeros; who wants it gone can as well remove it.
-    if parsed.is_none() && text.iter().any(|byte| *byte != 0) {
-        findings.add(Finding::new(What::HeadDamaged, "it can't be read").file(HEAD));
-    }
-    Ok(parsed)
+    Ok(match parsed {
+        Some((0, Hash::ZERO)) => Head::Start,
+        Some((seq, hash)) => Head::At(seq, hash),
+        None if text.iter().all(|byte| *byte == 0) => Head::Missing,
+        None => {
+            findings.add(Finding::new(What::HeadDamaged, "it can't be read").file(HEAD));
+            Head::Damaged
+        }
+    })
 }

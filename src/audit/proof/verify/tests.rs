@@ -8,9 +8,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::*;
 use crate::audit::{
+    digest::DigestKey,
     line::{Line, LineHead, Seq},
     proof::{
-        Frontier, Signer, TILE,
+        Companions, Frontier, Signer, TILE,
         checkpoint::{Checkpoint, Pace, Signed},
         ledger::Ledger,
         notes,
@@ -90,6 +91,8 @@ fn write(dir: &Path, lines: &[Bytes]) {
 
 fn sign(dir: &Path, signer: &Signer, lines: &[Bytes], sizes: &[u64]) {
     let mut ledger = Ledger::open(dir, &[signer.verifier().clone()]).unwrap();
+    let key = DigestKey::open(dir, None, None).unwrap();
+    let companions = Companions::read(dir, key.fingerprint()).unwrap();
     for &size in sizes {
         let part = &lines[..size as usize];
         let newest = ledger.newest();
@@ -105,6 +108,7 @@ fn sign(dir: &Path, signer: &Signer, lines: &[Bytes], sizes: &[u64]) {
             last: part.last().map_or(Hash::ZERO, |line| Hash::leaf(line)),
             time,
             next: Pace { records: 300, time: Duration::from_secs(60) },
+            companions,
         };
         ledger.append(checkpoint.sign(signer).unwrap()).unwrap();
     }
@@ -310,15 +314,67 @@ fn a_cut_tail_is_found() {
     // As far as a checkpoint reaches, it is found.
     fs::write(made.path(WAL), &good[..frame * 4]).unwrap();
     fs::remove_file(made.path("head")).unwrap();
-    assert_eq!(made.found(), [What::TailCut]);
+    assert_eq!(made.found(), [What::TailCut, What::HeadMissing]);
     fs::remove_file(made.path(WAL)).unwrap();
-    assert_eq!(made.found(), [What::TailCut]);
+    assert_eq!(made.found(), [What::TailCut, What::HeadMissing]);
     // A mark of another record, or none that can be read.
     fs::write(made.path(WAL), &good).unwrap();
     fs::write(made.path("head"), format!("{:020} {}\n", END - 1, Hash::ZERO)).unwrap();
     assert_eq!(made.found(), [What::HeadMismatch]);
     fs::write(made.path("head"), "nothing\n").unwrap();
     assert_eq!(made.found(), [What::HeadDamaged]);
+}
+
+#[test]
+fn a_removed_or_emptied_head_is_found() {
+    let made = made();
+    let length = fs::read(made.path("head")).unwrap().len();
+    fs::write(made.path("head"), vec![0; length]).unwrap();
+    assert_eq!(made.found(), [What::HeadMissing]);
+    fs::remove_file(made.path("head")).unwrap();
+    assert_eq!(made.found(), [What::HeadMissing]);
+}
+
+#[test]
+fn a_changed_or_removed_file_beside_the_records_is_found() {
+    let made = made();
+    for (name, what) in [
+        ("digest.key", What::DigestKeyChanged),
+        ("store.json", What::FileChanged),
+        ("audit-verifier", What::FileChanged),
+    ] {
+        let good = fs::read(made.path(name)).unwrap();
+        for at in 0..good.len() {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1 << (at % 8);
+            fs::write(made.path(name), bytes).unwrap();
+            // A `store.json` or a key that can't be read ends the verification.
+            let request = Request { keys: vec![made.signer.verifier().clone()], ..made.request() };
+            if let Ok(report) = verify(&request) {
+                let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
+                assert!(found.contains(&what), "byte {at} of {name}: {found:?}");
+            }
+        }
+        if name != "store.json" {
+            fs::remove_file(made.path(name)).unwrap();
+            let keys = vec![made.signer.verifier().clone()];
+            let report = verify(&Request { keys, ..made.request() }).unwrap();
+            let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
+            assert_eq!(found, [what], "{name}");
+        }
+        fs::write(made.path(name), good).unwrap();
+    }
+    assert_eq!(made.found(), []);
+    // A key that the proxy made after the old one was lost: checkpoints say so.
+    fs::remove_file(made.path("digest.key")).unwrap();
+    sign(made.dir.path(), &made.signer, &made.lines, &[END]);
+    let report = made.report();
+    assert_eq!(report.findings, []);
+    let said = report.notes.iter().any(|note| {
+        note.contains("`digest.key` was replaced between the checkpoints 5 and 6")
+            && note.contains("before record 1310 can no longer be compared")
+    });
+    assert!(said, "{:?}", report.notes);
 }
 
 #[test]
@@ -449,10 +505,14 @@ fn a_store_that_was_swapped_or_rolled_back_is_found() {
     fs::write(state.path().join(NEWEST), &text).unwrap();
     mine.signer.verifier().keep(state.path()).unwrap();
     let earlier = tempfile::tempdir().unwrap();
-    fs::copy(mine.path("store.json"), earlier.path().join("store.json")).unwrap();
+    for name in ["store.json", "digest.key", "audit-verifier"] {
+        fs::copy(mine.path(name), earlier.path().join(name)).unwrap();
+    }
     let lines = mine.lines.clone();
     put(earlier.path(), FIRST, &[(0, &lines[..256]), (256, &lines[256..300])], Pack::Zstd);
     sign(earlier.path(), &mine.signer, &lines, &SIZES[..3]);
+    let last = Hash::leaf(&lines[299]);
+    fs::write(earlier.path().join("head"), format!("{:020} {last}\n", 299)).unwrap();
     let request = Request {
         dir: earlier.path().into(),
         state: Some(state.path().into()),

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use rayon::prelude::*;
 
 use super::{
-    Fault, Halt,
+    Fault, Halt, Head,
     book::{Book, Kept},
     digest::{self, Digest, Leaves, Unread},
     failed,
@@ -46,6 +46,8 @@ pub(super) struct Walk<'a> {
     kept: &'a [Kept],
     newest: Option<&'a Checkpoint>,
     head: Option<(u64, Hash)>,
+    /// Whether `head` is not there, or empty.
+    headless: bool,
     cipher: Option<&'a Cipher>,
     /// Sizes of trees that are asked for within a frame, sorted.
     wanted: Vec<u64>,
@@ -84,10 +86,15 @@ impl<'a> Walk<'a> {
         dir: &'a Path,
         keys: &'a [Verifier],
         book: &'a Book,
-        head: Option<(u64, Hash)>,
+        head: Head,
         cipher: Option<&'a Cipher>,
         findings: Findings,
     ) -> Self {
+        let headless = matches!(head, Head::Missing);
+        let head = match head {
+            Head::At(seq, hash) => Some((seq, hash)),
+            Head::Start | Head::Damaged | Head::Missing => None,
+        };
         let sizes = book.kept.iter().map(|kept| kept.signed.checkpoint.size);
         let mut wanted: Vec<_> = sizes.chain(head.map(|(seq, _)| seq.saturating_add(1))).collect();
         wanted.sort_unstable();
@@ -98,6 +105,7 @@ impl<'a> Walk<'a> {
             kept: &book.kept,
             newest: book.newest.as_ref().map(|signed| &signed.checkpoint),
             head,
+            headless,
             cipher,
             wanted,
             next: 0,
@@ -465,12 +473,10 @@ impl<'a> Walk<'a> {
             );
             self.findings.add(Finding::new(What::TailCut, message).file("head").seq(self.next));
         }
-        if self.head.is_none() && self.next > 0 {
-            self.notes.push(
-                "`head` is not there, as after a power cut: had records behind the newest \
-                 checkpoint been cut off, nothing here would tell"
-                    .into(),
-            );
+        if self.headless && self.next > 0 {
+            let message = "it is not there, or empty: whether records behind the newest checkpoint \
+                           were cut off can't be told";
+            self.findings.add(Finding::new(What::HeadMissing, message).file("head"));
         }
         if self.also > 0 {
             self.notes
