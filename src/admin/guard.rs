@@ -21,6 +21,8 @@ use crate::audit::{
 
 /// Bytes of a question about the log.
 const QUESTION: usize = 64 << 10;
+/// The code of a refusal.
+const ROLE_MISSING: &str = "admin-role-missing";
 /// Characters of a path and of a question that are recorded.
 const RECORDED: usize = 2_000;
 /// Bytes of an error's text that become a problem.
@@ -56,8 +58,9 @@ fn need(path: &str) -> Need {
 #[derive(Clone)]
 pub struct Recorder {
     pub audit: Audit,
-    /// Whether one more refusal gets a record of its own; if not, it is counted elsewhere.
-    pub refusal: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Whether one more refusal of this user, with this code, gets a record of its own; if not, it
+    /// is counted elsewhere.
+    pub refusal: Arc<dyn Fn(&str, &'static str) -> bool + Send + Sync>,
 }
 
 /// These routes behind the check of roles.
@@ -75,7 +78,8 @@ async fn admit(
     // The rest is what clients are offered, too, and records of its own or none.
     let (need, own) = (need(path), path.starts_with("/v1/"));
     if let Err(problem) = allowed(need, &peer) {
-        if let Some(recorder) = recorder.filter(|recorder| (recorder.refusal)()) {
+        let user = peer.user.as_deref().map_or_else(|| peer.uid.to_string(), str::to_owned);
+        if let Some(recorder) = recorder.filter(|r| (r.refusal)(&user, ROLE_MISSING)) {
             tracing::warn!(uid = peer.uid, path, "refused at the admin socket");
             let action = action(&peer, &request, None, Some(&problem));
             recorder.audit.tell(action).await;
@@ -115,7 +119,7 @@ fn allowed(need: Need, peer: &Peer) -> Result<(), Problem> {
         StatusCode::FORBIDDEN,
         format!("this is for {whom}, and {who} is none of them"),
     )
-    .code("admin-role-missing")
+    .code(ROLE_MISSING)
     .remedy(remedy))
 }
 

@@ -208,7 +208,7 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
         audit: proxy.audit.clone(),
         refusal: Arc::new({
             let proxy = proxy.clone();
-            move || proxy.records_admin_refusal()
+            move |user: &str, code| proxy.records_admin_refusal(user, code)
         }),
     };
     let local = tokio::spawn(socket.recorded(recorder).serve(local, stop.clone()));

@@ -233,8 +233,8 @@ impl Proxy {
         Ticket { notices: receiver, answer, cancel: guard }
     }
 
-    /// Records a refusal of a message that did not become an exchange, and makes its answer. Of a
-    /// flood the count alone is recorded.
+    /// Records a refusal of a message that did not become an exchange, and makes its answer. The
+    /// refusals of a flood are recorded together, under the decision id that they share.
     pub async fn turn_away(
         &self,
         refusal: &Refusal,
@@ -244,14 +244,16 @@ impl Proxy {
         message: Option<&[u8]>,
         id: Option<&Id>,
     ) -> Bytes {
-        let decision = DecisionId::next();
         self.metrics.refusal(refusal.code);
         self.metrics.error(refusal.code.rpc().into());
-        let answer = Frame::error(id, refusal.to_rpc_error(decision).to_string().as_bytes());
-        if !self.refusals.of_address(client_addr) {
-            tracing::debug!(%decision, code = %refusal.code, "refused on arrival, one of many");
-            return answer;
+        let answer =
+            |decision| Frame::error(id, refusal.to_rpc_error(decision).to_string().as_bytes());
+        if let Some(summary) = self.refusals.on_arrival(refusal.code, principal, client_addr) {
+            summary.on_record(&self.audit).await;
+            tracing::debug!(decision = %summary.id, code = %refusal.code, "refused on arrival, one of many");
+            return answer(summary.id);
         }
+        let decision = DecisionId::next();
         let arrival = Arrival {
             id: decision,
             at: jiff::Timestamp::now(),
@@ -265,26 +267,13 @@ impl Proxy {
         if let Err(error) = self.audit.refused(record).await {
             tracing::error!(%decision, %error, "a refusal could not be recorded");
         }
-        answer
+        answer(decision)
     }
 
-    /// Whether one more refusal at the admin socket gets a record of its own; if not, it is
-    /// counted.
-    pub fn records_admin_refusal(&self) -> bool {
-        self.refusals.of_admin()
-    }
-
-    /// Records how many refusals have no record of their own, once it is time.
-    async fn count_refusals(&self, end: bool) {
-        self.refusals.sweep();
-        let Some(excess) = self.refusals.take(end) else { return };
-        let (count, since) = (excess.count, excess.since);
-        tracing::warn!(count, %since, "too many refusals to record each");
-        let what = crate::audit::record::Happening::RefusalsUnrecorded { count, since };
-        if let Err(error) = self.audit.event(what).await {
-            tracing::error!(%error, "a count of refusals could not be recorded");
-            self.refusals.add(excess);
-        }
+    /// Whether one more refusal of this user, with this code, at the admin socket gets a record of
+    /// its own; if not, it is counted.
+    pub fn records_admin_refusal(&self, user: &str, code: &'static str) -> bool {
+        self.refusals.of_admin(user, code)
     }
 
     /// A text of a client's or a server's as a log may show it.
@@ -337,7 +326,7 @@ impl Proxy {
             tracing::warn!(%fault, "containers could not be cleaned away");
         }
         let counts = async {
-            self.count_refusals(true).await;
+            self.summarize_refusals(true).await;
             self.tell_of_drops().await;
         };
         if tokio::time::timeout(DRAIN, counts).await.is_err() {

@@ -115,7 +115,7 @@ impl Gate for Reaching {
         match &outcome.end {
             End::Refused(refusal) => {
                 // Each is on record and in the log, so a flood of them is bounded as others are.
-                if !proxy.refusals.of_server(server, None) {
+                if proxy.refusals.of_server(server, refusal.code()).is_some() {
                     return;
                 }
                 tracing::info!(%server, to = to(), code = refusal.code(), "a connection of a server was refused");

@@ -20,7 +20,7 @@ use crate::{
     codec::{Frame, Id, Object},
     exchange::{Direction, Method, Phase, Revision, Transport},
     identity::{Principal, PrincipalKind},
-    names::{DecisionId, ServerName},
+    names::ServerName,
     refusal::{Code, Refusal},
     router::View,
     session::Session,
@@ -181,7 +181,7 @@ impl Proxy {
             Said::Request { id, method, params, answer } => match session {
                 // Each is on record, so a flood of them is bounded as refusals are.
                 Some(session)
-                    if session.is_heard() && self.refusals.of_server(server, party.as_ref()) =>
+                    if session.is_heard() && self.refusals.admits(server, party.as_ref()) =>
                 {
                     let way = Way {
                         server: server.clone(),
@@ -219,11 +219,12 @@ impl Proxy {
         let change = is_change(method);
         // What each hearer is sent is on record, so a flood of it is bounded as refusals are.
         let taken = match (change, &session) {
-            (true, _) => self.refusals.of_changes(server, party.as_ref()),
-            (false, Some(_)) => self.refusals.of_server(server, party.as_ref()),
+            (true, _) => self.refusals.admits_change(server, party.as_ref()),
+            (false, Some(_)) => self.refusals.admits(server, party.as_ref()),
             (false, None) => true,
         };
         if !taken {
+            self.refusals.dropped(server, Code::RateLimited.as_str());
             return true;
         }
         if change {
@@ -266,12 +267,14 @@ impl Proxy {
         method: &Method,
         params: Option<Bytes>,
     ) -> Bytes {
-        let unasked = || Refusal::new(Code::MethodUnknown, "there is no client for this here");
-        if !self.refusals.of_server(server, None) {
+        let refusal = Refusal::new(Code::MethodUnknown, "there is no client for this here");
+        if let Some(summary) = self.refusals.of_server(server, refusal.code.as_str()) {
             // What is not recorded one by one need not be looked at, either: it goes nowhere.
-            let (refusal, decision) = (unasked(), DecisionId::next());
             self.metrics.refusal(refusal.code);
-            return Frame::error(id, refusal.to_rpc_error(decision).to_string().as_bytes());
+            if id.is_some() {
+                summary.on_record(&self.audit).await;
+            }
+            return Frame::error(id, refusal.to_rpc_error(summary.id).to_string().as_bytes());
         }
         // A server is shared, so its question belongs to no client in particular.
         let nobody = Principal {
@@ -297,7 +300,7 @@ impl Proxy {
         let passed = self.chain.pass(&mut question, Phase::Request, &mut passage.trail).await;
         let refusal = match passed {
             Err(refusal) => refusal,
-            Ok(()) => unasked(),
+            Ok(()) => refusal,
         };
         self.record_refusal(&question, &passage, &refusal).await;
         self.metrics.refusal(refusal.code);
@@ -313,7 +316,7 @@ impl Proxy {
                 _ = tick.tick() => {}
                 () = self.closing.cancelled() => return,
             }
-            self.count_refusals(false).await;
+            self.summarize_refusals(false).await;
             self.tell_of_drops().await;
             self.sessions.sweep();
             self.parked.sweep();

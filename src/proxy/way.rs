@@ -158,7 +158,14 @@ impl Proxy {
         let took = began.elapsed();
         passage.in_server += took;
         passage.trail.stages.push(("route".into(), took));
-        let route = routed?;
+        let route = match routed {
+            Ok(route) => route,
+            Err(refusal) => {
+                let (method, params) = (&exchange.method, exchange.request.raw());
+                (exchange.server, exchange.target) = self.router.named(&guest.view, method, params);
+                return Err(refusal);
+            }
+        };
         passage.image = route.server.as_ref().and_then(|server| self.image(guest, server));
         // Who listens does so for as long as it likes, and goes on at whatever is there by then.
         let counts = exchange.method.as_str() != Method::LISTEN;

@@ -217,13 +217,7 @@ impl Router {
         if let View::One(name) = view {
             return Ok((self.shelf(name)?, outer.to_owned()));
         }
-        // The longest prefix wins. Where a server has none, all else is its own.
-        let shelves = self.shelves.load_full();
-        let owner = shelves
-            .values()
-            .filter_map(|shelf| Some((shelf.clone(), names::inner(shelf.prefix(), outer)?)))
-            .max_by_key(|(shelf, _)| shelf.prefix().len());
-        let Some((shelf, inner)) = owner else {
+        let Some((shelf, inner)) = self.by_prefix(outer) else {
             let near = self.nearest(view, None, outer, offer, sight);
             return Err(unknown(&near));
         };
@@ -235,6 +229,59 @@ impl Router {
             }
         }
         Ok((shelf, inner.to_owned()))
+    }
+
+    /// The server whose prefix a name has, and the name without it.
+    fn by_prefix<'n>(&self, outer: &'n str) -> Option<(Arc<Shelf>, &'n str)> {
+        // The longest prefix wins. Where a server has none, all else is its own.
+        let shelves = self.shelves.load_full();
+        shelves
+            .values()
+            .filter_map(|shelf| Some((shelf.clone(), names::inner(shelf.prefix(), outer)?)))
+            .max_by_key(|(shelf, _)| shelf.prefix().len())
+    }
+
+    /// The server and the target that a request names, for the record of a request that could not
+    /// be routed: by the letters of its name alone. No server is asked.
+    pub fn named(
+        &self,
+        view: &View,
+        method: &Method,
+        params: &Bytes,
+    ) -> (Option<ServerName>, Target) {
+        let server = match view {
+            View::All => None,
+            View::One(name) => Some(name.clone()),
+        };
+        let nothing = || (server.clone(), Target::None);
+        let Ok(params) = Object::parse(params.clone()) else { return nothing() };
+        let reference = match method.as_str() {
+            Method::COMPLETE => params.object("ref"),
+            _ => Some(params),
+        };
+        let Some(reference) = reference else { return nothing() };
+        let is_prompt = match method.as_str() {
+            Method::TOOLS_CALL => false,
+            Method::PROMPTS_GET => true,
+            Method::COMPLETE if reference.string("type").as_deref() != Some("ref/resource") => true,
+            Method::COMPLETE
+            | Method::RESOURCES_READ
+            | "resources/subscribe"
+            | "resources/unsubscribe" => {
+                let uri = reference.string("uri");
+                return (server, uri.map_or(Target::None, |uri| Target::Resource { uri }));
+            }
+            _ => return nothing(),
+        };
+        let Some(outer) = reference.string("name") else { return nothing() };
+        let (server, name) = match (server, self.by_prefix(&outer)) {
+            (None, Some((shelf, inner))) => (Some(shelf.server.name.clone()), inner.to_owned()),
+            (server, _) => (server, outer),
+        };
+        match is_prompt {
+            true => (server, Target::Prompt { name, prompt: None }),
+            false => (server, Target::Tool { name, tool: None }),
+        }
     }
 
     /// The server of a prompt, and its name there. It must be listed where the principal `could` do

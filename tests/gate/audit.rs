@@ -125,6 +125,67 @@ async fn every_refusal_is_on_record_whatever_stage_refused() {
     gate.stop().await;
 }
 
+/// The server never ran, so nobody knows its tools: the record has what was asked for.
+#[tokio::test]
+async fn a_call_whose_server_does_not_start_keeps_its_server_and_tool() {
+    let calls = r#"
+        @id("calls")
+        permit (principal, action, resource)
+        unless { action in Portcullis::Action::"from_proxy" };
+    "#;
+    let gate = Setup::notes().policies(calls).without_launches().start().await;
+    let refused = gate.modern().refused("notes__add_note", json!({ "name": "x" })).await;
+    assert_eq!(refused, "policy-denied");
+    let [record] = &gate.records(&["method = tools/call"]).await[..] else { panic!("one record") };
+    assert_eq!(record["server"], "notes", "{record:#}");
+    assert_eq!(record["target"]["tool"], "add_note", "{record:#}");
+    gate.modern().refused("nowhere__find", json!({})).await;
+    let [record] = &gate.records(&["tool ~ \"*find\""]).await[..] else { panic!("one record") };
+    assert_eq!(
+        (&record["server"], &record["target"]["tool"]),
+        (&Value::Null, &json!("nowhere__find"))
+    );
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_permit_is_not_the_reason_of_a_refusal_and_an_event_is_not_a_call() {
+    let policies = r#"
+        @id("all")
+        permit (principal, action, resource);
+        @id("keep")
+        forbid (principal, action, resource == Portcullis::Tool::"notes/delete_note");
+    "#;
+    let gate = Setup::notes().policies(policies).start().await;
+    let agent = gate.modern();
+    agent.call("notes__list_notes", json!({})).await.unwrap();
+    // Refused behind the policies, which permit it; and by a policy.
+    assert_eq!(agent.refused("notes__no_such_tool", json!({})).await, "unknown-target");
+    assert_eq!(agent.refused("notes__delete_note", json!({ "name": "x" })).await, "policy-denied");
+    let [record] = &gate.records(&["code = unknown-target"]).await[..] else {
+        panic!("one record")
+    };
+    assert_eq!(record["rules"][0]["id"], "all", "{record:#}");
+    assert_eq!(record["rules"][0]["overruled"], true, "{record:#}");
+    let group =
+        ["audit", "query", "decision = refused", "--group", "code,rule", "--format", "json"];
+    let groups = gate.cli(&group).await.stdout;
+    assert!(groups.contains("keep") && !groups.contains("\"all\""), "{groups}");
+    assert!(gate.records(&["rule = all and decision = refused"]).await.is_empty());
+    let stats = gate.cli(&["audit", "stats", "--format", "json"]).await.expect(0);
+    let rules = stats["summary"]["rules"]["top"].as_array().unwrap();
+    assert_eq!(rules.iter().map(|rule| &rule["name"]).collect::<Vec<_>>(), ["keep"], "{stats:#}");
+    // The three calls: not the start of the server, nor what the operator asked.
+    let servers = stats["summary"]["servers"].as_array().unwrap();
+    assert_eq!(
+        (&servers[0]["name"], &servers[0]["count"]),
+        (&json!("notes"), &json!(3)),
+        "{stats:#}"
+    );
+    assert!(!gate.records(&["server = notes and kind = event"]).await.is_empty());
+    gate.stop().await;
+}
+
 #[tokio::test]
 async fn a_call_that_cannot_be_recorded_is_not_made() {
     let written = Setup::notes().write();

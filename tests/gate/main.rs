@@ -44,6 +44,7 @@ mod quickstart;
 mod reaching;
 mod reaping;
 mod records;
+mod refusal_floods;
 mod registries;
 mod remotes;
 mod rest;

@@ -253,15 +253,13 @@ impl<'a> Asked<'a> {
     /// The places that can have something in this column, by their kind.
     fn having(&mut self, column: Column) -> Result<Bits, Fault> {
         let kinds: &[Kind] = match column {
-            Column::Total | Column::Upstream | Column::Code | Column::Refusal => {
-                &[Kind::Outcome, Kind::Refused]
-            }
+            Column::Total | Column::Upstream | Column::Refusal => &[Kind::Outcome, Kind::Refused],
+            Column::Code => &[Kind::Outcome, Kind::Refused, Kind::Event],
             Column::Request | Column::Arguments => &[Kind::Intent, Kind::Refused],
             Column::Response | Column::Result => &[Kind::Outcome],
             Column::Event => &[Kind::Event],
             Column::Group
             | Column::Key
-            | Column::Addr
             | Column::Transport
             | Column::Trace
             | Column::Image

@@ -162,7 +162,8 @@ fn some(asked: &Asked<'_>, places: &Bits) -> Result<Bits, Fault> {
 /// where the values are too many for it.
 fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Tally>, Fault> {
     let block = asked.block;
-    let counted = asked.kind(Kind::Intent)?.not_in(places);
+    let decides = &asked.kind(Kind::Outcome)? | &asked.kind(Kind::Refused)?;
+    let counted = &decides & places;
     let refused = block.term(Field::Decision, decision(Decision::Refused))?;
     let count = |places: &Bits| Count {
         all: places.count() as u64,
@@ -180,7 +181,8 @@ fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Tally>, Fault
         (Column::Label, &mut tally.labels),
         (Column::Event, &mut tally.events),
     ] {
-        let among = if column == Column::Kind { places } else { &counted };
+        let every = matches!(column, Column::Kind | Column::Event);
+        let among = if every { places } else { &counted };
         let Some(parts) = asked.parts(column)? else { return Ok(None) };
         for (value, of) in parts {
             counts.add(value, count(&(&of & among)));
@@ -195,8 +197,15 @@ fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Tally>, Fault
         }
         tally.tools.add((server.clone(), tool.clone()), count(&of));
     }
-    let decided = joined(asked.parts(Column::Decision)?.unwrap_or_default());
-    let counted = &counted & &decided;
+    // The index has no numbers of theirs, and they are few.
+    let summaries = &block.term(Field::Event, "refusals-summarized")? & places;
+    for line in block.lines(&summaries)? {
+        if let Ok(entry) = line.entry()
+            && let Some((code, count)) = entry.record.code().zip(entry.record.summarized())
+        {
+            tally.summarized.add(code.to_owned(), Count { all: count, refused: count });
+        }
+    }
     // When each was written, as far as that can be told without reading it.
     let (begin, end) = (block.begin(), block.end());
     let size = block.count().div_ceil(SECTIONS).max(1);
@@ -210,8 +219,4 @@ fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Tally>, Fault
         }
     }
     Ok(Some(tally))
-}
-
-fn joined(parts: Vec<(String, Bits)>) -> Bits {
-    parts.iter().fold(Bits::default(), |joined, (_, places)| &joined | places)
 }

@@ -17,6 +17,9 @@ pub struct Summary {
     pub cancelled: u64,
     /// Events.
     pub events: u64,
+    /// Refusals that share a decision id and have no records of their own, by code. They are not
+    /// among the decisions.
+    pub summarized: Top,
     pub clients: Top,
     pub servers: Vec<Server>,
     pub tools: Top,
@@ -157,6 +160,7 @@ impl Summary {
             failed: decided("failed"),
             cancelled: decided("cancelled"),
             events: kind("event"),
+            summarized: top(&tally.summarized, most, names),
             clients: top(&tally.principals, most, names),
             servers: servers.collect(),
             tools: top(&tally.tools, most, |(server, tool)| match server.as_str() {

@@ -286,9 +286,9 @@ fn power<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
     Ok(power)
 }
 
-/// What is known of many records. A decision that has several records (an intent, an outcome) is
-/// counted once, by the last of them: but for `kinds`, `calls` and the sizes, an intent is not
-/// counted.
+/// What is known of many records. Only `kinds`, `events`, `summarized` and the sizes count every
+/// record. All else counts decisions on messages, each once: by its outcome or its refusal, not by
+/// its intent, and not by events.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
     pub(super) records: u64,
@@ -303,6 +303,8 @@ pub struct Tally {
     pub(super) rules: Counts,
     pub(super) labels: Counts,
     pub(super) events: Counts,
+    /// Refusals that have no records of their own, by code.
+    pub(super) summarized: Counts,
     pub(super) total: Times,
     /// The part of it that the servers took.
     pub(super) server: Times,
@@ -326,12 +328,16 @@ impl Tally {
         let one = Count { all: 1, refused: u64::from(refused) };
         self.records += 1;
         self.request_bytes = self.request_bytes.saturating_add(facts.request_bytes.unwrap_or(0));
-        let intent = first(Field::Kind) == Some(kind(Kind::Intent));
+        let decides = [Kind::Outcome, Kind::Refused].map(kind).map(Some);
+        let decides = decides.contains(&first(Field::Kind));
         if let Some(kind) = first(Field::Kind) {
             self.kinds.add(kind.to_owned(), one);
         }
-        // Its values are to be known all the same.
-        let counted = if intent { Count::default() } else { one };
+        if let (Some(count), Some(code)) = (facts.summarized, first(Field::Code)) {
+            self.summarized.add(code.to_owned(), Count { all: count, refused: count });
+        }
+        // The values of other records are to be known all the same.
+        let counted = if decides { one } else { Count::default() };
         self.response_bytes = self.response_bytes.saturating_add(facts.response_bytes.unwrap_or(0));
         for (field, value) in &facts.terms {
             let counts = match field {
@@ -341,7 +347,10 @@ impl Tally {
                 Field::Decision => &mut self.decisions,
                 Field::Code => &mut self.codes,
                 Field::Rule => &mut self.rules,
-                Field::Event => &mut self.events,
+                Field::Event => {
+                    self.events.add(value.clone(), one);
+                    continue;
+                }
                 Field::Label => &mut self.labels,
                 Field::Tool => {
                     let server = first(Field::Server).unwrap_or_default().to_owned();
@@ -352,11 +361,8 @@ impl Tally {
             };
             counts.add(value.clone(), counted);
         }
-        if intent {
-            return;
-        }
-        self.add_times(facts);
-        if decided.is_some() {
+        if decides {
+            self.add_times(facts);
             self.timeline.add(recorded, one);
         }
     }
@@ -391,6 +397,7 @@ impl Tally {
             (&mut self.rules, &other.rules),
             (&mut self.labels, &other.labels),
             (&mut self.events, &other.events),
+            (&mut self.summarized, &other.summarized),
         ] {
             mine.merge(other);
         }
@@ -450,12 +457,23 @@ mod tests {
             (Field::Rule, "no-destructive"),
         ];
         tally.add(at(60), &facts(&refused));
-        tally.add(at(61), &facts(&[(Field::Kind, "event"), (Field::Event, "proxy-started")]));
+        let event = [
+            (Field::Kind, "event"),
+            (Field::Event, "refusals-summarized"),
+            (Field::Principal, "dev"),
+            (Field::Server, "notes"),
+            (Field::Decision, "refused"),
+            (Field::Code, "malformed"),
+        ];
+        tally.add(at(61), &Facts { summarized: Some(900), ..facts(&event) });
         assert_eq!(tally.records, 4);
+        assert_eq!(tally.servers.get(&"notes".into()), Count { all: 1, refused: 0 });
+        assert_eq!(tally.summarized.get(&"malformed".into()), Count { all: 900, refused: 900 });
+        assert_eq!(tally.codes.get(&"malformed".into()), Count::default());
         assert_eq!(tally.principals.get(&"dev".into()), Count { all: 2, refused: 1 });
         assert_eq!(tally.rules.get(&"no-destructive".into()), Count { all: 1, refused: 1 });
         assert_eq!(tally.kinds.get(&"intent".into()).all, 1);
-        assert_eq!(tally.events.get(&"proxy-started".into()).all, 1);
+        assert_eq!(tally.events.get(&"refusals-summarized".into()).all, 1);
         assert_eq!(tally.tools.get(&("notes".into(), "read".into())).all, 1);
         assert_eq!((tally.request_bytes, tally.response_bytes), (41, 7));
         let slots: Vec<_> = tally.timeline.iter().map(|(slot, count)| (slot, count.all)).collect();

@@ -1,6 +1,6 @@
 //! What a record has in each column.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, net::IpAddr};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -28,7 +28,7 @@ impl Column {
             Self::Kind => vec![kind(record.kind()).into()],
             Self::Event => many(record.event()),
             Self::Decision => many(record.decision().map(decision)),
-            Self::Code => many(record.refusal().map(|refusal| refusal.code.as_str())),
+            Self::Code => many(record.code()),
             Self::Refusal => {
                 let refusal = record.refusal();
                 let told = refusal.map(|refusal| refusal.message.as_str());
@@ -42,7 +42,9 @@ impl Column {
             Self::Key => many(call.and_then(|call| call.key_id.as_deref())),
             Self::Addr => {
                 let addr = call.and_then(|call| call.client_addr);
-                addr.map(|addr| addr.ip().to_canonical().to_string().into()).into_iter().collect()
+                let addr = addr.map(|addr| addr.ip().to_canonical().to_string().into());
+                let network = record.refusals().and_then(|group| group.network.as_deref());
+                addr.or(network.map(Cow::Borrowed)).into_iter().collect()
             }
             Self::Transport => many(call.map(|call| transport(call.transport))),
             Self::Session => many(record.session()),
@@ -144,6 +146,13 @@ fn many<'a>(texts: impl IntoIterator<Item = &'a str>) -> Values<'a> {
     texts.into_iter().map(Cow::Borrowed).collect()
 }
 
+/// The client's address; of refusals that share an id, the first address of their network.
+fn address(record: &Record) -> Option<IpAddr> {
+    let network = record.refusals().and_then(|group| group.network.as_deref());
+    let network = network.and_then(|network| network.split('/').next()?.parse().ok());
+    record.call().and_then(|call| call.client_addr).map(|addr| addr.ip()).or(network)
+}
+
 /// The day of a time, as the column has it.
 pub(super) fn day(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d").to_string()
@@ -179,8 +188,7 @@ fn user(record: &Record) -> Option<&str> {
 fn rules(record: &Record) -> Values<'_> {
     let mut ids: Vec<&str> = Vec::new();
     if let Some(grounds) = record.grounds() {
-        let found = grounds.findings.iter().map(|finding| &finding.rule);
-        for rule in grounds.rules.iter().chain(found) {
+        for rule in grounds.decisive() {
             if !ids.contains(&rule.id.as_str()) {
                 ids.push(&rule.id);
             }
@@ -243,8 +251,8 @@ fn test_holds(test: &Test, entry: &Entry) -> bool {
         }
         Test::Time(compare, wanted) => compare.holds(&entry.recorded, wanted),
         Test::Address(networks) => {
-            let addr = entry.record.call().and_then(|call| call.client_addr);
-            addr.is_some_and(|addr| networks.iter().any(|network| network.has(addr.ip())))
+            let addr = address(&entry.record);
+            addr.is_some_and(|addr| networks.iter().any(|network| network.has(addr)))
         }
         Test::Has(column) => match column {
             Column::Arguments | Column::Result => column.kept(&entry.record).is_some(),

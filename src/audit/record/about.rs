@@ -3,7 +3,8 @@
 use super::{
     AdminAction, By, ByHand, Dropped, Egress, Happening, ImageLockFailed, ImageLocked,
     ImagePullFailed, ImagePulled, ImagePulling, ImageResolved, LaunchRefused, Launched, Launching,
-    LeftBehind, PluginLoaded, ReachEnd, Reached, Reaching, SessionOpened, Stopped, Who,
+    LeftBehind, PluginLoaded, ReachEnd, Reached, Reaching, RefusalGroup, SessionOpened, Stopped,
+    SummarizedRefusals, Who,
     v1::{Decision, Rule},
 };
 use crate::upstream::Left;
@@ -52,7 +53,8 @@ impl Happening {
             Self::ClientAdded { .. } => "client-added",
             Self::ClientRemoved { .. } => "client-removed",
             Self::AdminAction(_) => "admin-action",
-            Self::RefusalsUnrecorded { .. } => "refusals-unrecorded",
+            Self::RefusalSummaryOpened(_) => "refusal-summary-opened",
+            Self::RefusalsSummarized(_) => "refusals-summarized",
             Self::RecordsLost { .. } => "records-lost",
             Self::RecordsMissed { .. } => "records-missed",
             Self::SegmentDropped { .. } => "segment-dropped",
@@ -61,9 +63,21 @@ impl Happening {
         }
     }
 
+    /// What the refusals have in common that it stands for, if it stands for refusals.
+    pub fn refusals(&self) -> Option<&RefusalGroup> {
+        match self {
+            Self::RefusalSummaryOpened(group) => Some(group),
+            Self::RefusalsSummarized(summarized) => Some(&summarized.group),
+            _ => None,
+        }
+    }
+
     /// The server that it is about.
     pub fn server(&self) -> Option<&str> {
         match self {
+            Self::RefusalSummaryOpened(_) | Self::RefusalsSummarized(_) => {
+                self.refusals()?.server.as_deref()
+            }
             Self::ServerLaunching(launching) => Some(&launching.server),
             Self::ServerLaunchRefused(refused) => Some(&refused.server),
             Self::ImageResolved(resolved) => Some(&resolved.server),
@@ -92,6 +106,9 @@ impl Happening {
     /// The principal that it is about.
     pub fn principal(&self) -> Option<&str> {
         match self {
+            Self::RefusalSummaryOpened(_) | Self::RefusalsSummarized(_) => {
+                self.refusals()?.principal.as_deref()
+            }
             Self::ClientSeen(who) => Some(&who.principal),
             Self::SessionOpened(opened) => Some(&opened.who.principal),
             Self::SessionEnded { principal, .. }
@@ -128,7 +145,9 @@ impl Happening {
     pub fn decision(&self) -> Option<Decision> {
         match self {
             Self::AdminAction(action) => Some(action.decision),
-            Self::ServerLaunchRefused(_) => Some(Decision::Refused),
+            Self::ServerLaunchRefused(_)
+            | Self::RefusalSummaryOpened(_)
+            | Self::RefusalsSummarized(_) => Some(Decision::Refused),
             Self::ServerReaching(_) => Some(Decision::Allowed),
             Self::ServerReached(reached) if reached.end == ReachEnd::Refused => {
                 Some(Decision::Refused)
@@ -383,7 +402,13 @@ impl Happening {
                 user.iter_mut().chain([verb]).chain(target).chain(code).for_each(change);
             }
             Self::RecordsLost { reason, .. } => reason.iter_mut().for_each(change),
-            Self::RefusalsUnrecorded { .. } | Self::RecordsMissed { .. } => {}
+            Self::RefusalSummaryOpened(group)
+            | Self::RefusalsSummarized(SummarizedRefusals { group, count: _, since: _ }) => {
+                let RefusalGroup { code, principal, server, network, others: _ } = group;
+                let more = principal.iter_mut().chain(server).chain(network);
+                std::iter::once(code).chain(more).for_each(change);
+            }
+            Self::RecordsMissed { .. } => {}
             Self::SegmentDropped { reason: one, .. }
             | Self::KeyRotated { key_id: one }
             | Self::StoreBackedUp { to: one, .. } => change(one),

@@ -3,10 +3,23 @@
 use jiff::Timestamp;
 
 use super::{
-    Asked,
-    v1::{Call, Decision, Grounds, Kept, Kind, Record, Refusal, Target, Timing},
+    Asked, Happening, RefusalGroup,
+    v1::{Call, Decision, Grounds, Kept, Kind, Record, Refusal, Rule, Target, Timing},
 };
 use crate::names::DecisionId;
+
+impl Grounds {
+    /// The rules that decided: not those that permitted what was refused, or failed, for another
+    /// reason.
+    pub fn deciding(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().filter(|rule| !rule.overruled)
+    }
+
+    /// The rules that decided or found something.
+    pub fn decisive(&self) -> impl Iterator<Item = &Rule> {
+        self.deciding().chain(self.findings.iter().map(|finding| &finding.rule))
+    }
+}
 
 impl Record {
     /// Which kind it is.
@@ -65,6 +78,33 @@ impl Record {
             Self::Outcome(outcome) => outcome.refusal.as_ref(),
             Self::Refused(refused) => Some(&refused.refusal),
             Self::Intent(_) | Self::Event(_) => None,
+        }
+    }
+
+    /// The code of the refusal or failure, or of the refusals that an event stands for.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Event(event) => Some(&event.what.refusals()?.code),
+            _ => Some(&self.refusal()?.code),
+        }
+    }
+
+    /// The refusals that the record stands for, where they have no records of their own.
+    pub fn refusals(&self) -> Option<&RefusalGroup> {
+        match self {
+            Self::Event(event) => event.what.refusals(),
+            _ => None,
+        }
+    }
+
+    /// How many refusals it counts that have no records of their own.
+    pub fn summarized(&self) -> Option<u64> {
+        match self {
+            Self::Event(event) => match &event.what {
+                Happening::RefusalsSummarized(summarized) => Some(summarized.count),
+                _ => None,
+            },
+            _ => None,
         }
     }
 

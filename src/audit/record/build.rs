@@ -371,15 +371,20 @@ fn transport(transport: exchange::Transport) -> Transport {
 
 fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32) -> Grounds {
     let refusing = refusal.map_or(&[][..], |refusal| refusal.rules.as_slice());
-    let rules = refusing.len() + ruling.rules.len();
     // Whom a plugin told of a message comes first and is counted apart: else it could have as much
     // else to say as there is room for.
     let (requests, findings): (Vec<_>, Vec<_>) =
         ruling.findings.iter().partition(|finding| finding.is_request());
     let left_out =
         requests.len().saturating_sub(REQUESTS) + findings.len().saturating_sub(FINDINGS);
+    // A rule that permits and is the reason of the refusal, too (`@approve`), stands there once.
+    let permitting = ruling.rules.iter().filter(|permit| !refusing.contains(permit));
+    let permitting = permitting.map(|permit| Rule { overruled: refusal.is_some(), ..rule(permit) });
+    let mut rules: Vec<_> = refusing.iter().map(rule).chain(permitting).collect();
+    let more_rules = rules.len().saturating_sub(RULES);
+    rules.truncate(RULES);
     Grounds {
-        rules: refusing.iter().chain(ruling.rules).take(RULES).map(rule).collect(),
+        rules,
         findings: requests
             .into_iter()
             .take(REQUESTS)
@@ -393,9 +398,7 @@ fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32)
             })
             .collect(),
         policy_revision: ruling.policy_revision.map(|revision| clip(revision, NAME)),
-        omitted: omitted
-            .saturating_add(count(rules.saturating_sub(RULES)))
-            .saturating_add(count(left_out)),
+        omitted: omitted.saturating_add(count(more_rules)).saturating_add(count(left_out)),
     }
 }
 
@@ -406,6 +409,7 @@ pub(super) fn rule(rule: &refusal::Rule) -> Rule {
         line: rule.line,
         reason: rule.reason.as_deref().map(|reason| clip(reason, WORDS)),
         asks: rule.obligations.asked().into_iter().map(str::to_owned).collect(),
+        overruled: false,
     }
 }
 

@@ -171,8 +171,9 @@ mod tests {
             exchange.labels = (0..100).map(|i| format!("{i}{evil}")).collect();
             exchange.trace = Some(evil.clone());
         });
+        let permit = refusal::Rule { line: Some(1), ..rule };
         let ruling = Ruling {
-            rules: &vec![rule.clone(); 100],
+            rules: &vec![permit; 100],
             findings: &[vec![finding.clone(); 100], vec![request; 1_000]].concat(),
             policy_revision: Some(&evil),
             ..Ruling::default()

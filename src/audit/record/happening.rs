@@ -2,6 +2,7 @@
 
 mod images;
 mod people;
+mod refusals;
 mod servers;
 
 use jiff::Timestamp;
@@ -12,6 +13,7 @@ pub use images::{
     ImageLockFailed, ImageLocked, ImagePullFailed, ImagePulled, ImagePulling, ImageResolved,
 };
 pub use people::{AdminAction, By, ByHand, SessionOpened, Who};
+pub use refusals::{RefusalGroup, SummarizedRefusals};
 pub use servers::{
     DropReason, Dropped, Egress, HandedBy, LaunchRefused, Launched, Launching, LeftBehind,
     PlaceKind, SecretHanded, SecretSource, Stopped,
@@ -283,14 +285,12 @@ pub enum Happening {
     },
     /// Somebody asked something of the running proxy at its admin socket.
     AdminAction(AdminAction),
-    /// Messages were refused without a record of each: more came than are recorded one by one.
-    RefusalsUnrecorded {
-        /// How many they were.
-        count: u64,
-        /// When the first of them was refused. The last was before this record.
-        #[schemars(with = "String", extend("format" = "date-time"))]
-        since: Timestamp,
-    },
+    /// More messages are refused than are recorded one by one. The refusals that have this in
+    /// common share the `id` of this event from here on.
+    RefusalSummaryOpened(RefusalGroup),
+    /// So many messages were refused without a record of each. Their answers, if they had any, have
+    /// the `id` of this event. One `id` can have several such records: their counts add up.
+    RefusalsSummarized(SummarizedRefusals),
     /// Records that were acknowledged are gone: the files that held them are damaged, and what is
     /// left of those is in `quarantine`. Later records take their places.
     RecordsLost {

@@ -23,8 +23,8 @@ pub use build::{Arrival, Conclusion, MEMBERS, RULES, Ruling};
 pub use happening::{
     AdminAction, By, ByHand, DropReason, Dropped, Egress, HandedBy, Happening, ImageLockFailed,
     ImageLocked, ImagePullFailed, ImagePulled, ImagePulling, ImageResolved, LaunchRefused,
-    Launched, Launching, LeftBehind, PlaceKind, PluginLoaded, SecretHanded, SecretSource,
-    SessionOpened, Stopped, Who,
+    Launched, Launching, LeftBehind, PlaceKind, PluginLoaded, RefusalGroup, SecretHanded,
+    SecretSource, SessionOpened, Stopped, SummarizedRefusals, Who,
 };
 pub use launch::{ImageDid, ImageDone, Reaping};
 pub use reach::{ReachEnd, Reached, Reaching};

@@ -185,7 +185,7 @@ pub enum Target {
 /// What the stages found on the way to the decision.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Grounds {
-    /// The rules that decided.
+    /// The rules that decided, and those that had permitted what was then refused, or failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
     /// What interceptors saw.
@@ -221,6 +221,9 @@ pub struct Rule {
     /// What a policy asks for beside permitting: `redact`, `approve`, `rate`, `note`, `label`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asks: Vec<String>,
+    /// Whether it permitted a message that was refused, or failed, for another reason.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overruled: bool,
 }
 
 /// Something that an interceptor saw.

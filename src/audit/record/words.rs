@@ -6,6 +6,7 @@ use super::{
     happening::{
         By, DropReason, HandedBy, Happening, ImageLockFailed, ImageLocked, ImagePullFailed,
         ImagePulled, ImagePulling, ImageResolved, LaunchRefused, Launched, LeftBehind,
+        RefusalGroup, SummarizedRefusals,
     },
     reach::{ReachEnd, Reached, Reaching},
 };
@@ -215,8 +216,14 @@ impl fmt::Display for Happening {
                     None => Ok(()),
                 }
             }
-            Self::RefusalsUnrecorded { count, since } => {
-                write!(f, "{count} messages refused since {since} without a record of each")
+            Self::RefusalSummaryOpened(group) => {
+                write!(
+                    f,
+                    "too many refusals to record each: from here on those {group} share this id"
+                )
+            }
+            Self::RefusalsSummarized(SummarizedRefusals { group, count, since }) => {
+                write!(f, "{count} refusals {group} since {since} share this id")
             }
             Self::RecordsLost { from, until, reason } => {
                 let reason = reason.as_deref().unwrap_or("they are gone from the disk");
@@ -241,6 +248,20 @@ impl fmt::Display for Happening {
                 write!(f, "audit records {first} to {last} copied to {to}")
             }
         }
+    }
+}
+
+/// `with unauthenticated from 192.0.2.1`.
+impl fmt::Display for RefusalGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { code, principal, server, network, others } = self;
+        write!(f, "with {code}")?;
+        for (word, name) in [("of", principal), ("of server", server), ("from", network)] {
+            if let Some(name) = name {
+                write!(f, " {word} {name}")?;
+            }
+        }
+        if *others { f.write_str(" from other places") } else { Ok(()) }
     }
 }
 

@@ -41,6 +41,8 @@ pub(in crate::audit) struct Facts {
     pub request_bytes: Option<u64>,
     /// Bytes of the answer.
     pub response_bytes: Option<u64>,
+    /// How many refusals it counts that have no records of their own.
+    pub summarized: Option<u64>,
 }
 
 /// The text of a decision, as the record has it.
@@ -76,7 +78,7 @@ impl Facts {
             (Field::Tool, record.tool()),
             (Field::Event, record.event()),
             (Field::Decision, record.decision().map(decision)),
-            (Field::Code, record.refusal().map(|refusal| refusal.code.as_str())),
+            (Field::Code, record.code()),
         ] {
             value.into_iter().for_each(|value| facts.add(field, value));
         }
@@ -90,10 +92,7 @@ impl Facts {
             call.labels.iter().for_each(|label| facts.add(Field::Label, label.as_str()));
         }
         if let Some(grounds) = record.grounds() {
-            let found = grounds.findings.iter().map(|finding| &finding.rule);
-            for rule in grounds.rules.iter().chain(found) {
-                facts.add(Field::Rule, rule.id.as_str());
-            }
+            grounds.decisive().for_each(|rule| facts.add(Field::Rule, rule.id.as_str()));
         }
         match record {
             Record::Intent(intent) => facts.request_bytes = Some(intent.request.bytes),
@@ -105,7 +104,7 @@ impl Facts {
             Record::Refused(refused) => {
                 facts.request_bytes = refused.request.as_ref().map(|body| body.bytes);
             }
-            Record::Event(_) => {}
+            Record::Event(_) => facts.summarized = record.summarized(),
         }
         facts
     }

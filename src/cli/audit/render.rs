@@ -27,8 +27,10 @@ pub(super) fn row(entry: &Entry) -> [String; 7] {
     [
         format!("{:.3}", entry.recorded),
         word(record).to_owned(),
-        record.refusal().map(|refusal| refusal.code.clone()).unwrap_or_default(),
-        call.and_then(|call| call.principal.clone()).unwrap_or_default(),
+        record.code().unwrap_or_default().to_owned(),
+        call.and_then(|call| call.principal.clone())
+            .or_else(|| record.refusals()?.principal.clone())
+            .unwrap_or_default(),
         match record {
             Record::Event(event) => event.what.to_string(),
             _ => call.map(what).unwrap_or_default(),
@@ -147,7 +149,8 @@ impl Lines {
 
     fn grounds(&mut self, grounds: &Grounds) {
         for rule in &grounds.rules {
-            self.add("rule", place(rule));
+            let overruled = if rule.overruled { "  (permitted it)" } else { "" };
+            self.add("rule", format!("{}{overruled}", place(rule)));
             if let Some(reason) = &rule.reason {
                 self.add("", reason);
             }
@@ -262,7 +265,7 @@ pub(super) fn decision(entries: &[Entry]) -> Vec<String> {
     }
     let mut text = Vec::new();
     if let Some(Entry { record, .. }) = entries.last() {
-        let code = record.refusal().map(|refusal| format!(" {}", refusal.code)).unwrap_or_default();
+        let code = record.code().map(|code| format!(" {code}")).unwrap_or_default();
         let verdict = match record {
             Record::Intent(_) => "allowed, and no outcome is on record",
             _ => word(record),

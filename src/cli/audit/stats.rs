@@ -87,7 +87,8 @@ fn print(ctx: &Context, summary: &Summary) -> anyhow::Result<()> {
     top(ctx, "TOOL", &summary.tools, true)?;
     top(ctx, "METHOD", &summary.methods, true)?;
     top(ctx, "NOT DONE: CODE", &summary.codes, false)?;
-    top(ctx, "REFUSED: RULE", &summary.rules, false)
+    top(ctx, "REFUSED: RULE", &summary.rules, false)?;
+    top(ctx, "REFUSED, NOT RECORDED ONE BY ONE: CODE", &summary.summarized, false)
 }
 
 fn headline(summary: &Summary) -> String {
@@ -103,6 +104,11 @@ fn headline(summary: &Summary) -> String {
         }
     }
     text.push_str(&format!("; {events} events; {records} records"));
+    let summarized = &summary.summarized;
+    let left_out = summarized.top.iter().map(|e| e.count).sum::<u64>() + summarized.others;
+    if left_out > 0 {
+        text.push_str(&format!("; {left_out} more refusals, not recorded one by one"));
+    }
     text
 }
 

@@ -83,7 +83,7 @@ pub(super) fn event(item: &Item, origin: &Origin, out: &mut Vec<u8>) {
         pairs.add("msg", refusal.detail.as_deref().unwrap_or(&refusal.message));
     }
     if let Some(grounds) = record.grounds() {
-        if let Some(rule) = grounds.rules.first() {
+        if let Some(rule) = grounds.deciding().next() {
             pairs.labelled("cs2", "rule", &rule.id);
         }
         if let Some(revision) = &grounds.policy_revision {
@@ -116,6 +116,13 @@ pub(super) fn event(item: &Item, origin: &Origin, out: &mut Vec<u8>) {
     }
     if let Some(body) = item.response() {
         pairs.add("out", &body.bytes.to_string());
+    }
+    if let Some(group) = record.refusals() {
+        pairs.add("reason", &group.code);
+        pairs.maybe("src", group.network.as_deref().filter(|network| !network.contains(':')));
+    }
+    if let Some(count) = record.summarized() {
+        pairs.add("cnt", &count.to_string());
     }
     if let Record::Event(event) = record {
         pairs.add("msg", &event.what.to_string());

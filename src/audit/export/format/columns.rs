@@ -134,11 +134,15 @@ pub const COLUMNS: &[Column] = &[
     column("key", Text, "The first digits of the hash of the client's key.", |i| {
         maybe(call(i).and_then(|call| call.key_id.as_deref()))
     }),
-    column("client_addr", Text, "The client's address and port.", |i| {
-        call(i)
-            .and_then(|call| call.client_addr)
-            .map_or(Value::Absent, |addr| Value::Text(addr.to_string().into()))
-    }),
+    column(
+        "client_addr",
+        Text,
+        "The client's address and port; its network alone where refusals share an id.",
+        |i| match call(i).and_then(|call| call.client_addr) {
+            Some(addr) => Value::Text(addr.to_string().into()),
+            None => maybe(i.record.refusals().and_then(|group| group.network.as_deref())),
+        },
+    ),
     column("transport", Text, "How the client reached the proxy.", |i| {
         call(i).map_or(Value::Absent, |call| word(&call.transport))
     }),
@@ -174,9 +178,7 @@ pub const COLUMNS: &[Column] = &[
     column("decision", Text, "`allowed`, `refused`, `failed` or `cancelled`.", |i| {
         i.record.decision().map_or(Value::Absent, |decision: Decision| word(&decision))
     }),
-    column("code", Text, "The stable code of a refusal or failure.", |i| {
-        maybe(i.record.refusal().map(|refusal| refusal.code.as_str()))
-    }),
+    column("code", Text, "The stable code of a refusal or failure.", |i| maybe(i.record.code())),
     column("message", Text, "What the agent was told.", |i| {
         maybe(i.record.refusal().map(|refusal| refusal.message.as_str()))
     }),
@@ -241,6 +243,9 @@ pub const COLUMNS: &[Column] = &[
         i.record
             .timing()
             .map_or(Value::Absent, |timing| json(&timing.stages_us, timing.stages_us.is_empty()))
+    }),
+    column("count", Integer, "How many refusals without a record of their own it counts.", |i| {
+        i.record.summarized().map_or(Value::Absent, integer)
     }),
     always(column("hash", Text, "The record's hash: SHA-256 of a zero byte and `line`.", |i| {
         Value::Text(i.hash.to_string().into())

@@ -157,7 +157,7 @@ fn attributes(item: &Item) -> Vec<Attribute<'_>> {
         all.text("portcullis.message", refusal.message.as_str());
     }
     if let Some(grounds) = item.record.grounds() {
-        all.list("portcullis.rules", grounds.rules.iter().map(|rule| rule.id.as_str()));
+        all.list("portcullis.rules", grounds.deciding().map(|rule| rule.id.as_str()));
         all.maybe("portcullis.policy_revision", grounds.policy_revision.as_deref());
     }
     if let Some(timing) = item.record.timing() {
@@ -165,6 +165,13 @@ fn attributes(item: &Item) -> Vec<Attribute<'_>> {
         if let Some(server) = timing.server_us {
             all.integer("portcullis.server_us", server);
         }
+    }
+    if let Some(group) = item.record.refusals() {
+        all.text("error.type", group.code.as_str());
+        all.maybe("client.address", group.network.as_deref());
+    }
+    if let Some(count) = item.record.summarized() {
+        all.integer("portcullis.count", count);
     }
     all.maybe("user.name", item.record.principal());
     // Only the beginning of the session's id is on record: not `mcp.session.id`.

@@ -47,8 +47,8 @@ pub(super) fn message(
     if let Some(decision) = record.decision() {
         param(&mut text, "decision", decision_word(decision));
     }
-    if let Some(refusal) = record.refusal() {
-        param(&mut text, "code", &refusal.code);
+    if let Some(code) = record.code() {
+        param(&mut text, "code", code);
     }
     text.push_str("] ");
     out.extend_from_slice(text.as_bytes());

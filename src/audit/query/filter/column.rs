@@ -104,7 +104,7 @@ columns! {
     Group = "group", Type::Text, "group = contractors";
     /// The first digits of the hash of the client's key.
     Key = "key", Type::Text, "has key";
-    /// The client's address: one, or a network of them.
+    /// The client's address: one, or a network of them. Refusals that share an id have their network's first.
     Addr = "addr", Type::Address, "addr = 10.0.0.0/8";
     /// How the client reached the proxy.
     Transport = "transport", Type::Word(&["http", "unix", "stdio", "cli"]), "transport = http";

@@ -26,7 +26,7 @@ pub(super) fn event(item: &Item, call: &Call, refusal: &Refusal) -> Map<String, 
         "first_seen_time": at,
         "last_seen_time": at,
     });
-    if let Some(rule) = item.record.grounds().and_then(|grounds| grounds.rules.first()) {
+    if let Some(rule) = item.record.grounds().and_then(|grounds| grounds.deciding().next()) {
         let mut analytic = json!({ "type_id": 1, "type": "Rule", "uid": rule.id, "name": rule.id });
         if let Some(reason) = &rule.reason {
             analytic["desc"] = reason.as_str().into();

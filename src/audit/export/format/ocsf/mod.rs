@@ -198,8 +198,7 @@ fn resources(call: &Call) -> Option<Value> {
 fn rules(event: &mut Map<String, Value>, item: &Item, decision: &str) {
     let Some(grounds) = item.record.grounds() else { return };
     let policies: Vec<Value> = grounds
-        .rules
-        .iter()
+        .deciding()
         .map(|rule| {
             let mut policy = json!({ "uid": rule.id, "name": rule.id, "is_applied": true });
             if let Some(reason) = &rule.reason {

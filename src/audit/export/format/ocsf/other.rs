@@ -39,6 +39,9 @@ pub(super) fn event(item: &Item, origin: &Origin) -> Map<String, Value> {
         event.insert("disposition".into(), disposition.into());
     }
     put(&mut event, "status_detail", text(&members, "reason"));
+    if let Some(count) = item.record.summarized() {
+        event.insert("count".into(), count.into());
+    }
     if let Record::Event(happened) = &item.record {
         event.insert("message".into(), happened.what.to_string().into());
     }
