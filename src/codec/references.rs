@@ -8,13 +8,21 @@ use serde_json::Value;
 pub struct References<'s> {
     root: &'s Value,
     /// Found when the first is asked for.
-    anchors: OnceCell<HashMap<&'s str, Vec<&'s Value>>>,
+    named: OnceCell<Named<'s>>,
+}
+
+/// What references can name within a document.
+#[derive(Default)]
+struct Named<'s> {
+    anchors: HashMap<&'s str, Vec<&'s Value>>,
+    /// What has an identifier of its own: `$id`, or `id` in draft 4.
+    resources: Vec<(&'s str, &'s Value)>,
 }
 
 impl<'s> References<'s> {
     /// Those of this schema.
     pub fn of(root: &'s Value) -> Self {
-        Self { root, anchors: OnceCell::new() }
+        Self { root, named: OnceCell::new() }
     }
 
     /// What one may mean: a JSON pointer or an anchor in the same document. Nothing where it means
@@ -25,15 +33,63 @@ impl<'s> References<'s> {
             Some(place) if place.is_empty() || place.starts_with('/') => {
                 pointed(self.root, reference).into_iter().collect()
             }
-            Some(anchor) => {
-                let anchors = self.anchors.get_or_init(|| {
-                    let mut anchors = HashMap::new();
-                    collect_anchors(self.root, &mut anchors);
-                    anchors
-                });
-                anchors.get(anchor).cloned().unwrap_or_default()
-            }
+            Some(anchor) => self.named().anchors.get(anchor).cloned().unwrap_or_default(),
         }
+    }
+
+    /// All that one can mean to any reader. Readers differ: by their draft (`$id` and `$anchor`
+    /// changed in each), and by what they do with a reference into an embedded resource. So a
+    /// reference without a URI is looked for in the document and in each of its resources, and one
+    /// with a URI in each resource whose identifier ends in the same path segment: to resolve both
+    /// by RFC 3986 changes nothing but what stands before it.
+    ///
+    /// None where nothing here can be meant: it leads out of the document, or nowhere.
+    pub fn possible_targets(&self, reference: &str) -> Option<Vec<&'s Value>> {
+        let (uri, fragment) = reference.split_once('#').unwrap_or((reference, ""));
+        let resources = || self.named().resources.iter();
+        let meant: Vec<_> = match uri {
+            "" => {
+                let others =
+                    resources().map(|(_, of)| *of).filter(|of| !std::ptr::eq(*of, self.root));
+                std::iter::once(self.root).chain(others).collect()
+            }
+            uri => resources().filter(|(id, _)| may_identify(id, uri)).map(|(_, of)| *of).collect(),
+        };
+        let fragment = percent_decode(fragment)?;
+        let targets: Vec<_> = match fragment.as_str() {
+            place if place.is_empty() || place.starts_with('/') => {
+                meant.into_iter().filter_map(|resource| resource.pointer(place)).collect()
+            }
+            _ if meant.is_empty() => Vec::new(),
+            anchor => self.named().anchors.get(anchor).cloned().unwrap_or_default(),
+        };
+        (!targets.is_empty()).then_some(targets)
+    }
+
+    /// In how many places [`Self::possible_targets`] looks for one at most.
+    pub fn breadth(&self) -> usize {
+        1 + self.named().resources.len()
+    }
+
+    fn named(&self) -> &Named<'s> {
+        self.named.get_or_init(|| {
+            let mut named = Named::default();
+            named.collect(self.root);
+            named
+        })
+    }
+}
+
+/// Whether a URI may be that of a resource with this identifier.
+fn may_identify(id: &str, uri: &str) -> bool {
+    // What ends in one of these gets its last segment from what it is resolved against.
+    fn last(uri: &str) -> Option<&str> {
+        let segment = uri.rsplit(['/', ':']).next()?;
+        (!matches!(segment, "" | "." | "..") && !segment.starts_with('?')).then_some(segment)
+    }
+    match (last(id), last(uri)) {
+        (Some(id), Some(uri)) => id == uri,
+        _ => true,
     }
 }
 
@@ -42,18 +98,32 @@ pub fn pointed<'s>(root: &'s Value, reference: &str) -> Option<&'s Value> {
     root.pointer(&percent_decode(reference.strip_prefix('#')?)?)
 }
 
-fn collect_anchors<'s>(value: &'s Value, anchors: &mut HashMap<&'s str, Vec<&'s Value>>) {
-    match value {
-        Value::Object(members) => {
-            for keyword in ["$anchor", "$dynamicAnchor"] {
-                if let Some(Value::String(name)) = members.get(keyword) {
-                    anchors.entry(name).or_default().push(value);
+impl<'s> Named<'s> {
+    fn collect(&mut self, value: &'s Value) {
+        match value {
+            Value::Object(members) => {
+                for keyword in ["$anchor", "$dynamicAnchor"] {
+                    if let Some(Value::String(name)) = members.get(keyword) {
+                        self.anchors.entry(name).or_default().push(value);
+                    }
                 }
+                for keyword in ["$id", "id"] {
+                    if let Some(Value::String(id)) = members.get(keyword) {
+                        let (uri, name) = id.split_once('#').unwrap_or((id, ""));
+                        // In drafts 4 to 7 this is how an anchor is written.
+                        if !name.is_empty() {
+                            self.anchors.entry(name).or_default().push(value);
+                        }
+                        if !uri.is_empty() {
+                            self.resources.push((uri, value));
+                        }
+                    }
+                }
+                members.values().for_each(|member| self.collect(member));
             }
-            members.values().for_each(|member| collect_anchors(member, anchors));
+            Value::Array(items) => items.iter().for_each(|item| self.collect(item)),
+            _ => {}
         }
-        Value::Array(items) => items.iter().for_each(|item| collect_anchors(item, anchors)),
-        _ => {}
     }
 }
 
@@ -75,9 +145,50 @@ fn percent_decode(fragment: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     use super::*;
+
+    #[test]
+    fn a_reference_means_all_that_any_reader_may_take_it_for() {
+        let of = |name: &str| json!({ "properties": { (name): {} } });
+        let root = json!({
+            "$id": "https://h.example/a/s.json",
+            "$defs": {
+                "O": of("root"),
+                "E": { "$id": "e.json", "$defs": { "O": of("embedded") } },
+                "four": { "id": "urn:four", "definitions": { "O": of("four") } },
+                "named": { "$id": "#here", "properties": { "named": {} } },
+            },
+        });
+        let references = References::of(&root);
+        let names = |reference: &str| {
+            let targets = references.possible_targets(reference)?;
+            let names =
+                targets.into_iter().filter_map(|target| target.get("properties")?.as_object());
+            Some(names.flat_map(Map::keys).cloned().collect::<Vec<_>>().join(" "))
+        };
+        for (reference, expected) in [
+            ("#/$defs/O", Some("root embedded")),
+            ("s.json#/$defs/O", Some("root")),
+            ("/a/s.json#/%24defs/O", Some("root")),
+            ("https://h.example/a/s.json#/$defs/O", Some("root")),
+            ("https://h.example/a/e.json#/$defs/O", Some("embedded")),
+            ("e.json#/$defs/O", Some("embedded")),
+            ("urn:four#/definitions/O", Some("four")),
+            ("#here", Some("named")),
+            ("s.json#here", Some("named")),
+            ("", Some("")),
+            ("other.json#/$defs/O", None),
+            ("other.json#here", None),
+            ("urn:x", None),
+            ("#/$defs/none", None),
+            ("#nowhere", None),
+            ("#/%f", None),
+        ] {
+            assert_eq!(names(reference).as_deref(), expected, "{reference}");
+        }
+    }
 
     #[test]
     fn what_is_there_is_found() {

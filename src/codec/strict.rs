@@ -10,8 +10,10 @@ use super::era::{
 use crate::{config::Limits, refusal::Code, refusal::Refusal};
 
 /// How many levels from the top refuse keys that differ in case alone: the envelope, `params`,
-/// and `arguments` or `_meta`. Below that, such keys are data (environments, headers); above, a
-/// server that matches keys without case would read another message than policy did.
+/// and `arguments` or `_meta`. A server that matches keys without case would read another message
+/// than policy did. Below that such keys may be data, such as an environment with `http_proxy` and
+/// `HTTP_PROXY`: there they are refused where policies or the tool's schema name one of them
+/// (`policy::index`, `proxy::spelling`).
 const FOLDED_LEVELS: usize = 3;
 
 /// Members of a message's envelope.
@@ -329,12 +331,16 @@ impl<'de> Keys<'de> {
     }
 }
 
-/// Case folding as the most lenient matchers do it: `ſ` is `s`, the Kelvin sign is `k`.
+/// Case folding as the most lenient matchers do it: `ſ` is `s`, the Kelvin sign is `k`. Letters that
+/// Unicode's simple case folding (`CaseFolding.txt`, statuses C and S; Go's `strings.EqualFold`)
+/// takes for one have one result. The first step is for letters like `ẞ`, which have a lower case
+/// and are their own upper case, while their lower case has another one (`SS`).
 pub fn fold(key: Cow<'_, str>) -> Cow<'_, str> {
     if key.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase()) {
         return key;
     }
-    Cow::Owned(key.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect())
+    let lower = key.chars().flat_map(char::to_lowercase);
+    Cow::Owned(lower.flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect())
 }
 
 /// A key, borrowed from the text unless it has escapes.
@@ -436,6 +442,31 @@ mod tests {
         ] {
             assert_eq!(check(text.as_bytes(), what, CAPS).err(), flaw, "{text}");
         }
+    }
+
+    #[test]
+    fn letters_that_differ_in_case_alone_fold_to_one() {
+        // Go's orbits of more than two letters, and what has no one-letter upper case.
+        for letters in [
+            "kK\u{212a}",
+            "sS\u{17f}",
+            "\u{e5}\u{c5}\u{212b}",
+            "\u{3c9}\u{3a9}\u{2126}",
+            "\u{b5}\u{39c}\u{3bc}",
+            "\u{df}\u{1e9e}",
+            "\u{3c3}\u{3c2}\u{3a3}",
+            "\u{3b8}\u{398}\u{3d1}\u{3f4}",
+            "\u{1c4}\u{1c5}\u{1c6}",
+            "\u{1fb3}\u{1fbc}",
+            "\u{345}\u{399}\u{3b9}\u{1fbe}",
+            "\u{1e60}\u{1e61}\u{1e9b}",
+            "\u{13a0}\u{ab70}",
+        ] {
+            let folded: HashSet<_> =
+                letters.chars().map(|letter| fold(letter.to_string().into())).collect();
+            assert_eq!(folded.len(), 1, "{letters}: {folded:?}");
+        }
+        assert_ne!(fold("a".into()), fold("b".into()));
     }
 
     #[test]

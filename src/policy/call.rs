@@ -29,7 +29,7 @@ use serde_json::{Map, Value as Json};
 use smol_str::SmolStr;
 
 use super::{
-    args::{self, Leaf},
+    args::{self, Arguments},
     entities::Unaskable,
     index::Reads,
     located::{self, Url},
@@ -45,6 +45,7 @@ pub(super) struct Calls {
     args: Shown,
     paths: Shown,
     urls: Shown,
+    lists: Shown,
     no_labels: Value,
     clock: Clock,
     ip: Function,
@@ -68,8 +69,9 @@ pub(super) fn uids(uids: [EntityUid; 3]) -> Uids {
 }
 
 impl Calls {
-    /// With the entities that arguments are the tags of, as they are, as paths and as URLs.
-    pub(super) fn new([args, paths, urls]: [EntityUid; 3]) -> Result<Self, Unaskable> {
+    /// With the entities that arguments are the tags of, as they are, as paths and as URLs, and the
+    /// one whose tags are the lengths of arrays.
+    pub(super) fn new([args, paths, urls, lists]: [EntityUid; 4]) -> Result<Self, Unaskable> {
         let shown = |uid: EntityUid| {
             let uid = EntityUID::from(uid);
             Shown { value: Value::from(uid.clone()), uid }
@@ -78,6 +80,7 @@ impl Calls {
             args: shown(args),
             paths: shown(paths),
             urls: shown(urls),
+            lists: shown(lists),
             no_labels: Value::empty_set(None),
             clock: Clock::new()?,
             ip: function("ip")?,
@@ -149,6 +152,9 @@ impl Calls {
         if reads.has(Reads::URLS) {
             show("urls", self.urls.value.clone());
         }
+        if reads.has(Reads::LISTS) {
+            show("lists", self.lists.value.clone());
+        }
         if reads.has(Reads::LABELS) {
             let none = circumstances.labels.is_empty();
             show("labels", if none { self.no_labels.clone() } else { texts(circumstances.labels) });
@@ -180,7 +186,8 @@ impl Calls {
         reads: Reads,
     ) -> Result<Vec<Arc<Entity>>, Unaskable> {
         args::exact(request.written)?;
-        let leaves = request.args.map(args::leaves).transpose()?.unwrap_or_default();
+        let Arguments { leaves, lists } =
+            request.args.map(Arguments::of).transpose()?.unwrap_or_default();
         let mut shown = Vec::new();
         let texts = || leaves.iter().filter_map(|leaf| Some((leaf, leaf.text()?)));
         if reads.has(Reads::PATHS) {
@@ -197,6 +204,11 @@ impl Calls {
                 .map(|(pointer, url)| (pointer, web(url)))
                 .collect();
             shown.push(self.urls.with(Vec::new(), urls));
+        }
+        if reads.has(Reads::LISTS) {
+            let lengths =
+                lists.into_iter().map(|list| (list.pointer.into(), long(list.length as u64)));
+            shown.push(self.lists.with(Vec::new(), lengths.collect()));
         }
         if reads.has(Reads::ARGS | Reads::SUMMARY) {
             let summary =
@@ -223,7 +235,7 @@ impl Shown {
 }
 
 /// What there is to say of arguments together.
-fn summary(args: Option<&Map<String, Json>>, leaves: &[Leaf]) -> Vec<(SmolStr, Value)> {
+fn summary(args: Option<&Map<String, Json>>, leaves: &[args::Leaf]) -> Vec<(SmolStr, Value)> {
     let size = leaves.iter().map(|leaf| leaf.value.len() as u64).sum();
     let keys = texts(args.into_iter().flat_map(Map::keys));
     let all = [("keys", keys), ("leaves", long(leaves.len() as u64)), ("size", long(size))];
@@ -344,7 +356,7 @@ mod tests {
 
     fn calls() -> Calls {
         let uid = |kind: &str| format!(r#"Portcullis::{kind}::"x""#).parse().unwrap();
-        Calls::new(["Args", "Paths", "Urls"].map(uid)).unwrap()
+        Calls::new(["Args", "Paths", "Urls", "Lists"].map(uid)).unwrap()
     }
 
     fn shown(calls: &Calls, now: Timestamp, source_ip: IpAddr) -> Result<Context, Unaskable> {

@@ -518,15 +518,16 @@ impl Set {
         about.own && reads().is_ok_and(|reads| reads.has(Reads::INPUT))
     }
 
-    /// Whether the arguments are of the tool's type, where that matters.
+    /// Whether the policies can decide by these arguments: whether they are of the tool's type and
+    /// have unambiguous keys, where that matters.
     ///
     /// # Errors
-    /// Where they are not.
+    /// Where they cannot.
     pub(super) fn fit(&self, about: About<'_>, request: &Request<'_>) -> Result<(), Unaskable> {
         if self.needs_input(about) {
             self.terms().vocabulary.input(request)?;
         }
-        Ok(())
+        self.index.check_keys(self.terms(), about, request.args)
     }
 
     /// Whether arguments of this question that cannot be shown are refused: whether a policy that

@@ -174,6 +174,7 @@ impl Vocabulary {
                 uid(&name("Args")?, "args"),
                 uid(&name("Paths")?, "paths"),
                 uid(&name("Urls")?, "urls"),
+                uid(&name("Lists")?, "lists"),
             ])?,
             actions,
             typed,

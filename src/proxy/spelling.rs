@@ -87,14 +87,19 @@ struct Names<'s> {
     root: &'s Value,
     references: References<'s>,
     places: Vec<Place<'s>>,
-    /// The places of schemas that apply together.
-    met: HashMap<Vec<*const Value>, usize>,
+    /// The places of schemas that apply together, and whether a reference among them leads nowhere.
+    met: HashMap<(Vec<*const Value>, bool), usize>,
+    /// Every name in the schema, by its folded form. Collected when the first is asked for.
+    all: Option<HashMap<Cow<'s, str>, Vec<&'s str>>>,
     parts: usize,
 }
 
 /// All schemas that may apply to one value.
 struct Place<'s> {
     schemas: Vec<&'s Map<String, Value>>,
+    /// Whether one of them, or of a value around this one, refers to what is not in the document.
+    /// What is named there is not known, so every name of the document counts.
+    unresolved: bool,
     members: Option<Members<'s>>,
     others: Option<usize>,
     items: Option<usize>,
@@ -109,11 +114,11 @@ struct Members<'s> {
 impl<'s> Names<'s> {
     fn of(root: &'s Value) -> Self {
         let references = References::of(root);
-        Self { root, references, places: Vec::new(), met: HashMap::new(), parts: 0 }
+        Self { root, references, places: Vec::new(), met: HashMap::new(), all: None, parts: 0 }
     }
 
     fn hold(mut self, arguments: &Map<String, Value>) -> Result<(), Wrong<'s>> {
-        let root = self.place(vec![self.root])?;
+        let root = self.place(vec![self.root], false)?;
         self.object(root, arguments)
     }
 
@@ -125,9 +130,9 @@ impl<'s> Names<'s> {
                     let of_items = match self.places[at].items {
                         Some(place) => place,
                         None => {
-                            let schemas = &self.places[at].schemas;
-                            let place =
-                                self.place(schemas.iter().copied().flat_map(items_of).collect())?;
+                            let Place { schemas, unresolved, .. } = &self.places[at];
+                            let schemas = schemas.iter().copied().flat_map(items_of).collect();
+                            let place = self.place(schemas, *unresolved)?;
                             *self.places[at].items.insert(place)
                         }
                     };
@@ -140,16 +145,20 @@ impl<'s> Names<'s> {
     }
 
     fn object(&mut self, at: usize, object: &Map<String, Value>) -> Result<(), Wrong<'s>> {
-        if self.places[at].schemas.is_empty() {
+        let unresolved = self.places[at].unresolved;
+        if self.places[at].schemas.is_empty() && !unresolved {
             return Ok(());
         }
         for (name, value) in object {
             let members = self.members(at)?;
             let known = members.known.get_key_value(name.as_str()).map(|(name, to)| (*name, *to));
-            if known.is_none()
-                && let Some(known) = members.folded.get(&fold(name.into()))
-            {
-                return Err(Wrong::Spelled(known));
+            if known.is_none() {
+                if let Some(known) = members.folded.get(&fold(name.into())) {
+                    return Err(Wrong::Spelled(known));
+                }
+                if unresolved && let Some(other) = self.other_spelling(name)? {
+                    return Err(Wrong::Spelled(other));
+                }
             }
             if !value.is_object() && !value.is_array() {
                 continue;
@@ -160,11 +169,11 @@ impl<'s> Names<'s> {
                     let schemas = &self.places[at].schemas;
                     let schemas = schemas.iter().copied().flat_map(|schema| {
                         match schema.get("properties").and_then(|properties| properties.get(name)) {
-                            Some(schema) => vec![schema],
+                            Some(named) => patterns_of(schema).chain([named]).collect(),
                             None => others_of(schema),
                         }
                     });
-                    let place = self.place(schemas.collect())?;
+                    let place = self.place(schemas.collect(), unresolved)?;
                     if let Some(members) = &mut self.places[at].members {
                         members.known.insert(name, Some(place));
                     }
@@ -172,8 +181,8 @@ impl<'s> Names<'s> {
                 }
                 (None, None) => {
                     let schemas = &self.places[at].schemas;
-                    let place =
-                        self.place(schemas.iter().copied().flat_map(others_of).collect())?;
+                    let schemas = schemas.iter().copied().flat_map(others_of).collect();
+                    let place = self.place(schemas, unresolved)?;
                     *self.places[at].others.insert(place)
                 }
             };
@@ -185,9 +194,7 @@ impl<'s> Names<'s> {
     fn members(&mut self, at: usize) -> Result<&Members<'s>, Wrong<'s>> {
         let place = &mut self.places[at];
         if place.members.is_none() {
-            let named = place.schemas.iter().copied();
-            let named = named.filter_map(|schema| schema.get("properties")?.as_object());
-            let names = named.flat_map(Map::keys).map(String::as_str);
+            let names = place.schemas.iter().copied().flat_map(names_of);
             let known: HashMap<_, _> = names.map(|name| (name, None)).collect();
             self.parts += known.len();
             if self.parts > PARTS {
@@ -199,8 +206,42 @@ impl<'s> Names<'s> {
         place.members.as_ref().ok_or(Wrong::TooLarge)
     }
 
+    /// A name anywhere in the document that differs from this one in case alone.
+    fn other_spelling(&mut self, name: &str) -> Result<Option<&'s str>, Wrong<'s>> {
+        let all = match &mut self.all {
+            Some(all) => all,
+            None => {
+                let mut all: HashMap<_, Vec<_>> = HashMap::new();
+                let mut open = vec![self.root];
+                while let Some(value) = open.pop() {
+                    match value {
+                        Value::Object(schema) => {
+                            for name in names_of(schema) {
+                                self.parts += 1;
+                                all.entry(fold(name.into())).or_default().push(name);
+                            }
+                            open.extend(schema.values());
+                        }
+                        Value::Array(items) => open.extend(items),
+                        _ => {}
+                    }
+                    if self.parts > PARTS {
+                        return Err(Wrong::TooLarge);
+                    }
+                }
+                self.all.insert(all)
+            }
+        };
+        let same = all.get(&fold(name.into()));
+        Ok(same.into_iter().flatten().copied().find(|other| *other != name))
+    }
+
     /// The place of all that these schemas say of one value, in whichever of their branches.
-    fn place(&mut self, mut open: Vec<&'s Value>) -> Result<usize, Wrong<'s>> {
+    fn place(
+        &mut self,
+        mut open: Vec<&'s Value>,
+        mut unresolved: bool,
+    ) -> Result<usize, Wrong<'s>> {
         let mut met = HashSet::new();
         let mut found = Vec::new();
         while let Some(value) = open.pop() {
@@ -216,12 +257,16 @@ impl<'s> Names<'s> {
             for (keyword, value) in schema {
                 match (keyword.as_str(), value) {
                     ("allOf" | "anyOf" | "oneOf", Value::Array(schemas)) => open.extend(schemas),
-                    ("if" | "then" | "else", schema) => open.push(schema),
+                    ("if" | "then" | "else" | "not", schema) => open.push(schema),
                     ("dependentSchemas" | "dependencies", Value::Object(schemas)) => {
                         open.extend(schemas.values());
                     }
                     ("$ref" | "$dynamicRef" | "$recursiveRef", Value::String(reference)) => {
-                        open.extend(self.references.targets(reference));
+                        self.parts += self.references.breadth();
+                        match self.references.possible_targets(reference) {
+                            Some(targets) => open.extend(targets),
+                            None => unresolved = true,
+                        }
                     }
                     _ => {}
                 }
@@ -230,13 +275,43 @@ impl<'s> Names<'s> {
         let mut key: Vec<_> = met.into_iter().collect();
         key.sort_unstable();
         let next = self.places.len();
-        let at = *self.met.entry(key).or_insert(next);
+        let at = *self.met.entry((key, unresolved)).or_insert(next);
         if at == next {
-            let place = Place { schemas: found, members: None, others: None, items: None };
-            self.places.push(place);
+            let (members, others, items) = (None, None, None);
+            self.places.push(Place { schemas: found, unresolved, members, others, items });
         }
         Ok(at)
     }
+}
+
+/// The members that a schema names, whatever it says of them.
+fn names_of(schema: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    fn keys(value: Option<&Value>) -> impl Iterator<Item = &str> {
+        value.and_then(Value::as_object).into_iter().flat_map(Map::keys).map(String::as_str)
+    }
+    fn texts(value: Option<&Value>) -> impl Iterator<Item = &str> {
+        value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+    }
+    let by_name = ["properties", "dependentRequired", "dependentSchemas", "dependencies"];
+    let lists = ["dependentRequired", "dependencies"];
+    let lists = lists.into_iter().filter_map(|keyword| schema.get(keyword)?.as_object());
+    let names = schema.get("propertyNames");
+    // A pattern that is a name, and maybe bound to the whole of one.
+    let patterns = keys(schema.get("patternProperties")).map(|pattern| {
+        let pattern = pattern.strip_prefix('^').unwrap_or(pattern);
+        pattern.strip_suffix('$').unwrap_or(pattern)
+    });
+    let is_name = |text: &&str| {
+        !text.is_empty() && text.chars().all(|char| char.is_alphanumeric() || "_-".contains(char))
+    };
+    by_name
+        .into_iter()
+        .flat_map(|keyword| keys(schema.get(keyword)))
+        .chain(texts(schema.get("required")))
+        .chain(lists.flat_map(Map::values).flat_map(|names| texts(Some(names))))
+        .chain(texts(names.and_then(|names| names.get("enum"))))
+        .chain(names.and_then(|names| names.get("const")?.as_str()))
+        .chain(patterns.filter(is_name))
 }
 
 /// What a schema says of the members that it does not name. Patterns are not looked at: each may be
@@ -244,8 +319,12 @@ impl<'s> Names<'s> {
 fn others_of(schema: &Map<String, Value>) -> Vec<&Value> {
     let all = ["additionalProperties", "unevaluatedProperties"];
     let all = all.iter().filter_map(|keyword| schema.get(*keyword));
-    let patterns = schema.get("patternProperties").and_then(Value::as_object);
-    all.chain(patterns.into_iter().flat_map(Map::values)).collect()
+    all.chain(patterns_of(schema)).collect()
+}
+
+/// What a schema says of members by patterns of their names.
+fn patterns_of(schema: &Map<String, Value>) -> impl Iterator<Item = &Value> {
+    schema.get("patternProperties").and_then(Value::as_object).into_iter().flat_map(Map::values)
 }
 
 /// What a schema says of the items of an array, wherever they stand.
@@ -316,13 +395,22 @@ mod tests {
             (json!({ "oneOf": [{ "type": "null" }, path] }), &wrong),
             (json!({ "allOf": [to("#/$defs/W"), { "properties": { "b": {} } }] }), &wrong),
             (json!({ "if": {}, "then": path }), &wrong),
+            (json!({ "not": path }), &wrong),
+            (json!({ "required": ["path"] }), &wrong),
+            (json!({ "dependentRequired": { "b": ["path"] } }), &wrong),
+            (json!({ "dependentSchemas": { "path": {} } }), &wrong),
+            (json!({ "dependencies": { "path": ["b"] } }), &wrong),
+            (json!({ "propertyNames": { "enum": ["path"] } }), &wrong),
+            (json!({ "patternProperties": { "^path$": {} } }), &wrong),
             (json!({ "dependentSchemas": { "b": path } }), &wrong),
+            (json!({ "dependencies": { "b": path } }), &wrong),
             (json!({ "items": to("#/$defs/W") }), &list),
             (json!({ "prefixItems": [{}, path] }), &list),
             (json!({ "items": [path] }), &list),
             (json!({ "items": { "anyOf": [{ "items": to("#/$defs/W") }, {}] } }), &lists),
             (json!({ "additionalProperties": to("#/$defs/W") }), &other),
             (json!({ "patternProperties": { "^o": path } }), &other),
+            (json!({ "properties": { "other": {} }, "patternProperties": { "^o": path } }), &other),
             (
                 json!({ "properties": { "other": {} }, "allOf": [{ "additionalProperties": path }] }),
                 &other,
@@ -343,6 +431,68 @@ mod tests {
         // A branch's own name is its own, whatever another has.
         let both = json!({ "anyOf": [path, { "properties": { "Path": {} } }] });
         assert_eq!(misspelled(&both, &json!({ "Path": 1, "path": 1 })), None);
+    }
+
+    /// `opts`, which refers to a definition that names `force`, and to carol `Force` is the same.
+    #[test]
+    fn references_by_identifier_are_followed() {
+        let named = json!({ "properties": { "force": {} } });
+        let decoy = json!({ "properties": { "other": {} } });
+        let to = |reference: &str| json!({ "opts": { "$ref": reference } });
+        for schema in [
+            json!({ "$id": "urn:x", "properties": to("urn:x#/$defs/O"), "$defs": { "O": named } }),
+            json!({ "$id": "https://h.example/s.json", "properties": to("s.json#/$defs/O"), "$defs": { "O": named } }),
+            json!({ "$id": "https://h.example/s.json", "properties": to("/s.json#/%24defs/O"), "$defs": { "O": named } }),
+            json!({ "id": "urn:x", "properties": to("urn:x#/definitions/O"), "definitions": { "O": named } }),
+            json!({ "$id": "urn:x", "properties": to("o.json"), "$defs": { "O": { "$id": "o.json", "allOf": [named] } } }),
+            json!({ "$id": "urn:x", "properties": to("o"), "$defs": { "O": { "$id": "urn:o", "allOf": [named] } } }),
+            json!({ "properties": to("#o"), "definitions": { "O": { "$id": "#o", "allOf": [named] } } }),
+            json!({ "properties": to("#o"), "definitions": { "O": { "id": "#o", "allOf": [named] } } }),
+            json!({ "$id": "urn:x", "properties": to("urn:x#o"), "$defs": { "O": { "$anchor": "o", "allOf": [named] } } }),
+            json!({ "properties": { "opts": { "$dynamicRef": "#o" } },
+                "$defs": { "O": { "$dynamicAnchor": "o", "allOf": [named] } } }),
+            // Within an embedded resource, `#` is that resource, and to some the document.
+            json!({ "$defs": { "O": decoy }, "properties": { "opts": {
+                "$id": "urn:y", "$ref": "#/$defs/O", "$defs": { "O": named } } } }),
+            json!({ "$defs": { "O": named }, "properties": { "opts": {
+                "$id": "urn:y", "$ref": "#/$defs/O", "$defs": { "O": decoy } } } }),
+            json!({ "properties": { "opts": { "$id": "urn:y", "$recursiveAnchor": true,
+                "allOf": [named, { "additionalProperties": { "$recursiveRef": "#" } }] } } }),
+            // What leads out of the document may name what the document names somewhere.
+            json!({ "properties": to("https://elsewhere.example/o.json"), "$defs": { "O": named } }),
+            json!({ "properties": to("#/$defs/none"), "$defs": { "O": named } }),
+            json!({ "properties": to("o.json#/$defs/O"), "$defs": { "O": named } }),
+            json!({ "allOf": [{ "$ref": "urn:elsewhere" }], "$defs": { "O": named } }),
+            json!({ "additionalProperties": { "$ref": "urn:elsewhere" }, "$defs": { "O": named } }),
+        ] {
+            for wrong in [json!({ "Force": true }), json!({ "force": false, "Force": true })] {
+                let wrong = json!({ "opts": wrong });
+                assert_eq!(misspelled(&schema, &wrong).as_deref(), Some("force"), "{schema}");
+            }
+            for right in [json!({ "force": true }), json!({ "http_proxy": 1, "HTTP_PROXY": 1 })] {
+                assert_eq!(misspelled(&schema, &json!({ "opts": right })), None, "{schema}");
+            }
+        }
+        // Below what is not known nothing is known either.
+        let schema = json!({ "properties": to("urn:x"), "$defs": { "O": named } });
+        for wrong in [json!({ "a": { "FORCE": 1 } }), json!({ "a": [[{ "FORCE": 1 }]] })] {
+            assert!(misspelled(&schema, &json!({ "opts": wrong })).is_some(), "{wrong}");
+        }
+        assert_eq!(misspelled(&schema, &json!({ "other": { "FORCE": 1 } })), None);
+        let both =
+            json!({ "properties": to("urn:x"), "$defs": { "O": { "required": ["a", "A"] } } });
+        assert!(misspelled(&both, &json!({ "opts": { "a": 1 } })).is_some());
+    }
+
+    #[test]
+    fn many_resources_cannot_make_a_lookup_long() {
+        let resources: Map<_, _> = (0..1000)
+            .map(|at| (format!("r{at}"), json!({ "$id": format!("urn:r{at}") })))
+            .collect();
+        let all: Vec<_> = (0..1000).map(|at| json!({ "$ref": format!("#/$defs/r{at}") })).collect();
+        let large = json!({ "allOf": all, "$defs": resources });
+        let given = json!({ "n": 1 });
+        assert_eq!(Names::of(&large).hold(given.as_object().unwrap()), Err(Wrong::TooLarge));
     }
 
     #[test]

@@ -49,6 +49,7 @@ fn the_schema_has_an_action_for_each_tool() {
           args: Args,
           paths: Paths,
           urls: Urls,
+          lists: Lists,
           input: {
             "name": String,
             "pages"?: Long,

@@ -12,6 +12,7 @@ use super::{
     About, Index, Reads, Terms,
     condition::Outcomes,
     holds,
+    keys::NamedKeys,
     scope::{Bits, Slots},
 };
 use crate::policy::{
@@ -32,6 +33,8 @@ pub(super) struct Concern {
     pub(super) open: Vec<u32>,
     /// What these look at of its circumstances.
     pub(super) reads: Reads,
+    /// The arguments that they name.
+    pub(super) keys: NamedKeys,
     /// Whether they look at anything else.
     pub(super) entities: bool,
     /// Whether there may be a call that a policy permits.
@@ -178,9 +181,10 @@ impl Known {
 
 impl Weighs for Known {
     fn weight(&self) -> u64 {
-        let Concern { permits, forbids, failures, open, .. } = &*self.concern;
+        let Concern { permits, forbids, failures, open, keys, .. } = &*self.concern;
+        let policies = permits.len() + forbids.len() + 5 * failures.len() + open.len();
         // One that is shared weighs on all who share it: too much rather than too little.
-        4 * (permits.len() + forbids.len() + 5 * failures.len() + open.len()) as u64
+        4 * policies as u64 + keys.weight()
     }
 }
 
@@ -260,6 +264,7 @@ impl Inquiry<'_> {
                         // There is none.
                         false => policy.condition.reads.without(Reads::INPUT),
                     };
+                    concern.keys.add(&policy.condition.keys);
                     concern.entities |= policy.condition.entities;
                     if outcomes.odd {
                         odd.push(&policy.policy);

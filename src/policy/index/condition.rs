@@ -12,7 +12,7 @@ use cedar_policy::{
     pst::{self, BinaryOp, Clause, Expr, Literal, UnaryOp, Var},
 };
 
-use super::Reads;
+use super::{Reads, keys::TagKeys};
 
 /// Levels that a condition is taken apart. What lies deeper is one part.
 const DEPTH: usize = 64;
@@ -28,6 +28,8 @@ pub(super) struct Condition {
     /// Whether what is known of it before the call may differ between two things of the same kind
     /// and claims on the same server.
     pub(super) individual: bool,
+    /// The arguments that it names.
+    pub(super) keys: TagKeys,
     tree: Node,
 }
 
@@ -103,12 +105,14 @@ impl Condition {
                 reads: Reads::default(),
                 entities: false,
                 individual: false,
+                keys: TagKeys::default(),
                 tree: Node::And(Vec::new()),
             };
         };
         let mut tree = Some(Vec::new());
         let mut uses = Uses::default();
         let mut individual = false;
+        let mut keys = TagKeys::default();
         match policy.to_pst() {
             Ok(policy) => {
                 for clause in policy.body().clauses() {
@@ -117,6 +121,7 @@ impl Condition {
                         Clause::Unless(expr) => (expr, true),
                     };
                     uses.add(&Uses::of(expr));
+                    keys.add(expr);
                     let node = node(expr, DEPTH, &mut individual)
                         .map(|node| if negated { Node::Not(Box::new(node)) } else { node });
                     match (&mut tree, node) {
@@ -133,6 +138,7 @@ impl Condition {
                 reads: uses.reads,
                 entities: uses.entities,
                 individual,
+                keys,
                 tree: Node::And(nodes),
             },
             // Nothing is known of it.
@@ -141,6 +147,7 @@ impl Condition {
                 reads: Reads::ALL,
                 entities: true,
                 individual: true,
+                keys: TagKeys::UNKNOWN,
                 tree: Node::Part(Part::Open { fallible: true, odd: true }),
             },
         }
@@ -315,6 +322,7 @@ impl Uses {
                     "Args" => uses.reads(Reads::ARGS | Reads::SUMMARY),
                     "Paths" => uses.reads(Reads::PATHS),
                     "Urls" => uses.reads(Reads::URLS),
+                    "Lists" => uses.reads(Reads::LISTS),
                     // Of all that a server has, Cedar is shown the one that is asked about. So
                     // there is something to see of this one in its own question alone.
                     "Tool" | "Prompt" | "Resource" | "ResourceTemplate" => {

@@ -15,6 +15,7 @@
 
 mod concern;
 mod condition;
+mod keys;
 mod reads;
 mod scope;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use cedar_policy_core::{
     evaluator::Evaluator,
     extensions::Extensions,
 };
+use serde_json::{Map, Value as Json};
 
 pub(super) use self::reads::Reads;
 use self::{
@@ -186,7 +188,8 @@ impl Index {
         request: &Request<'_>,
     ) -> Result<Answer<'_>, Unaskable> {
         let known = self.known(terms, asker, about)?;
-        let Concern { permits, forbids, failures, open, reads, entities, .. } = known.concern();
+        let Concern { permits, forbids, failures, open, reads, keys, entities, .. } =
+            known.concern();
         let mut answer = Answer {
             permits: permits.iter().map(|number| self.id(*number)).collect(),
             forbids: forbids.iter().map(|number| self.id(*number)).collect(),
@@ -202,6 +205,7 @@ impl Index {
         let uids = known.uids(terms, about);
         let (question, entities) =
             terms.vocabulary.question(uids, about.own, base, request, *reads)?;
+        keys.check(request.args)?;
         // One for all of them: it takes the question apart.
         let evaluator = Evaluator::new(question, &entities, Extensions::all_available());
         let no_slots = SlotEnv::new();
@@ -271,6 +275,21 @@ impl Index {
             Some(own) => Ok(reads | self.known(terms, asker, own)?.concern().reads),
             None => Ok(reads),
         }
+    }
+
+    /// Whether the policies that may matter to this take its argument keys as the server may. A
+    /// decision checks that itself.
+    ///
+    /// # Errors
+    /// Where they may not.
+    pub(super) fn check_keys(
+        &self,
+        terms: Terms<'_>,
+        about: About<'_>,
+        args: Option<&Map<String, Json>>,
+    ) -> Result<(), Unaskable> {
+        let known = self.known(terms, Asker::of(&about.subject), about)?;
+        Ok(known.concern().keys.check(args)?)
     }
 
     fn known(

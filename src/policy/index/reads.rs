@@ -25,9 +25,17 @@ impl Reads {
     pub(in super::super) const LABELS: Self = Self(1 << 10);
     /// The arguments, by the type of their tool.
     pub(in super::super) const INPUT: Self = Self(1 << 11);
+    /// The lengths of arrays among the arguments.
+    pub(in super::super) const LISTS: Self = Self(1 << 12);
     /// The arguments, however they are read.
-    pub(in super::super) const ARGUMENTS: Self =
-        Self(Self::ARGS.0 | Self::SUMMARY.0 | Self::PATHS.0 | Self::URLS.0 | Self::INPUT.0);
+    pub(in super::super) const ARGUMENTS: Self = Self(
+        Self::ARGS.0
+            | Self::SUMMARY.0
+            | Self::PATHS.0
+            | Self::URLS.0
+            | Self::INPUT.0
+            | Self::LISTS.0,
+    );
     pub(in super::super) const ALL: Self = Self(u16::MAX);
 
     /// What there is of a member's name. All, of a name that is not known here.
@@ -42,6 +50,7 @@ impl Reads {
             "args" => Self::ARGS | Self::SUMMARY,
             "paths" => Self::PATHS,
             "urls" => Self::URLS,
+            "lists" => Self::LISTS,
             "labels" => Self::LABELS,
             "input" => Self::INPUT,
             _ => Self::ALL,

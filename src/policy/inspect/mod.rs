@@ -200,7 +200,7 @@ impl Inspector {
             };
             found.push((*number, outcomes));
         }
-        if about.own && !unknown.at(Looks::ARGUMENTS) {
+        if !unknown.at(Looks::ARGUMENTS) {
             self.set.fit(about, request)?;
         }
         Ok(found)

@@ -50,7 +50,7 @@ impl Looks {
                 }
             };
             match (of.expr_kind(), attr.as_str()) {
-                (ExprKind::Var(Var::Context), "args" | "paths" | "urls" | "input") => {
+                (ExprKind::Var(Var::Context), "args" | "paths" | "urls" | "lists" | "input") => {
                     looks |= Self::ARGUMENTS
                 }
                 (ExprKind::Var(Var::Context), _) => looks |= Self::CIRCUMSTANCES,
@@ -78,7 +78,7 @@ impl BitOrAssign for Looks {
 
 fn is_of_the_call(uid: &EntityUID) -> bool {
     let kind: &str = uid.entity_type().name().basename_as_ref().as_ref();
-    ["Args", "Paths", "Urls"].contains(&kind)
+    ["Args", "Paths", "Urls", "Lists"].contains(&kind)
 }
 
 fn is_context(expr: &Expr) -> bool {

@@ -8,7 +8,7 @@ fn the_examples_of_the_docs_hold() {
     let examples: Vec<_> =
         docs.split("```cedar\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     let engine = engine(&examples.concat());
-    assert_eq!(engine.status().borrow().policies, 2);
+    assert_eq!(engine.status().borrow().policies, 3);
     for action in Action::ALL {
         assert!(docs.contains(&format!("| `{}` |", action.as_str())), "{action:?}");
     }

@@ -62,14 +62,16 @@ fn context(circumstances: &Circumstances<'_>) -> Context {
         ("args", Expr::new_entity_uid(shown("Args"))),
         ("paths", Expr::new_entity_uid(shown("Paths"))),
         ("urls", Expr::new_entity_uid(shown("Urls"))),
+        ("lists", Expr::new_entity_uid(shown("Lists"))),
     ];
     let address = address.map(|address| ("source_ip", Expr::new_ip(address)));
     let pairs = pairs.into_iter().chain(address);
     Context::from_pairs(pairs.map(|(name, value)| (name.to_owned(), value))).unwrap()
 }
 
-fn arguments(request: &Request<'_>) -> [Entity; 3] {
-    let leaves = request.args.map(|args| args::leaves(args).unwrap()).unwrap_or_default();
+fn arguments(request: &Request<'_>) -> [Entity; 4] {
+    let args::Arguments { leaves, lists } =
+        request.args.map(|args| args::Arguments::of(args).unwrap()).unwrap_or_default();
     let size = leaves.iter().map(|leaf| leaf.value.len()).sum::<usize>();
     let keys = request.args.iter().flat_map(|args| args.keys());
     let summary = [
@@ -95,9 +97,11 @@ fn arguments(request: &Request<'_>) -> [Entity; 3] {
         let fields = fields.map(|(name, value)| (name.to_owned(), value));
         (pointer, Expr::new_record(fields).unwrap())
     });
+    let lists = lists.into_iter().map(|list| (list.pointer, long(list.length)));
     [
         Entity::new_with_tags(shown("Args"), summary, [], args).unwrap(),
         Entity::new_with_tags(shown("Paths"), [], [], paths).unwrap(),
         Entity::new_with_tags(shown("Urls"), [], [], urls).unwrap(),
+        Entity::new_with_tags(shown("Lists"), [], [], lists).unwrap(),
     ]
 }

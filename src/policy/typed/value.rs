@@ -3,6 +3,8 @@
 //! INVARIANT: what is shown is what was sent. Nothing is rounded, cut or made another type, and what
 //! the type does not allow is an error and never left away.
 
+use std::collections::HashSet;
+
 use cedar_policy::RestrictedExpression;
 use serde_json::{Map, Number, Value};
 
@@ -10,6 +12,7 @@ use super::{
     super::args::{MAX_LEAVES, canonical},
     shape::{Record, Type},
 };
+use crate::codec::fold;
 
 /// Where arguments do not fit their type, and how. Holds nothing of the message: the pointer has
 /// names of the type alone, and `*` for a place in a list.
@@ -92,6 +95,16 @@ impl<'t> Reader<'t> {
         if record.closed && !members.keys().all(known) {
             return Err(self.unfit("may have no members but those of its type, and has others"));
         }
+        let mut others = members.keys().filter(|name| !known(name)).peekable();
+        if others.peek().is_some() {
+            let names = record.members.keys().chain(record.left_out.keys());
+            let names: HashSet<_> = names.map(|name| fold(name.into())).collect();
+            if others.any(|name| names.contains(&fold(name.into()))) {
+                return Err(
+                    self.unfit("has a member that differs only in case from one of its type")
+                );
+            }
+        }
         let mut shown = Vec::new();
         for (name, member) in &record.members {
             self.pointer.push(name);
@@ -152,6 +165,7 @@ mod tests {
                 "where": {"type": "object", "properties": {"a/b": {"type": "integer"}},
                     "required": ["a/b"], "additionalProperties": false},
                 "odd": {"type": ["string", "integer"]},
+                "open": {"type": "object", "properties": {"ask": {"type": "boolean"}, "any": {}}},
             },
             "required": ["text", "until"],
             "additionalProperties": false,
@@ -182,6 +196,11 @@ mod tests {
             (r#"{"text": "a", "where": {"a/b": 1}}"#, r#"{"text": "a", "where": {"a/b": 1}}"#),
             // What has no type may be anything.
             (r#"{"text": "a", "odd": [null]}"#, r#"{"text": "a"}"#),
+            // Keys that the type does not name may be a pair that differs in case.
+            (
+                r#"{"text": "a", "open": {"ask": true, "http_proxy": 1, "HTTP_PROXY": 2}}"#,
+                r#"{"open": {"ask": true}, "text": "a"}"#,
+            ),
         ] {
             let shown = |value: RestrictedExpression| {
                 Context::from_pairs([("input".to_owned(), value)])
@@ -223,6 +242,18 @@ mod tests {
             (r#"{"text": "a", "tags": "x"}"#, "`/tags` is no list"),
             (r#"{"text": "a", "tags": ["x", 1]}"#, "`/tags/*` is no text"),
             (r#"{"text": "a", "where": {}}"#, "`/where/a~1b` is missing"),
+            (
+                r#"{"text": "a", "open": {"ask": false, "ASK": true}}"#,
+                "`/open` has a member that differs only in case from one of its type",
+            ),
+            (
+                r#"{"text": "a", "open": {"a\u017fk": true}}"#,
+                "`/open` has a member that differs only in case from one of its type",
+            ),
+            (
+                r#"{"text": "a", "open": {"Any": true}}"#,
+                "`/open` has a member that differs only in case from one of its type",
+            ),
             (
                 r#"{"text": "a", "where": {"a/b": 1, "c": 2}}"#,
                 "`/where` may have no members but those of its type, and has others",

@@ -2,6 +2,9 @@
 
 use super::table::{Attempt, DENIED, NO_JSON, NONE, SHAPE, TWICE, call};
 
+/// An argument's name is one of the tool's schema in another case.
+const SPELLED: &[&str] = &["arguments-invalid"];
+
 /// A tool's name, spelled and hidden.
 pub const NAMES: &[Attempt] = &[
     call(r#""arguments":{},"name":"@wipe@""#, DENIED),
@@ -150,10 +153,40 @@ pub const ARGUMENTS: &[Attempt] = &[
     // A rule that forbids one word, before a server that minds neither case nor digits.
     call(r#""name":"@say@","arguments":{"word":"\u0066orbidden"}"#, DENIED),
     call(r#""name":"@say@","arguments":{"w\u006frd":"forbidden"}"#, DENIED),
-    call(r#""name":"@say@","arguments":{"Word":"forbidden"}"#, &["arguments-invalid"]),
-    call(r#""name":"@say@","arguments":{"W\u004fRD":"forbidden"}"#, &["arguments-invalid"]),
+    call(r#""name":"@say@","arguments":{"Word":"forbidden"}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"W\u004fRD":"forbidden"}"#, DENIED),
     call(r#""name":"@say@","arguments":{"where":{"path":"x"}}"#, DENIED),
-    call(r#""name":"@say@","arguments":{"where":{"Path":"x"}}"#, &["arguments-invalid"]),
+    call(r#""name":"@say@","arguments":{"where":{"Path":"x"}}"#, DENIED),
+    // Case twins below the third level: Go's `encoding/json` takes the last.
+    call(r#""name":"@say@","arguments":{"cfg":{"ask":false,"ASK":true}}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"cfg":{"ASK":true,"ask":false}}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"cfg":{"a\u017fk":true,"ask":false}}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"cfg":{"as\u212a":true}}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"CFG":{"ask":true}}"#, DENIED),
+    // Names that the schema says by a reference with a URI, or where it cannot be followed.
+    call(r#""name":"@say@","arguments":{"opts":{"Force":true}}"#, SPELLED),
+    call(r#""name":"@say@","arguments":{"own":{"Skip":true}}"#, SPELLED),
+    call(r#""name":"@say@","arguments":{"own":{"skip":false,"\u017fkip":true}}"#, SPELLED),
+    call(r#""name":"@say@","arguments":{"remote":{"a":[{"FORCE":true}]}}"#, SPELLED),
+    // Paths with NUL: a program opens what stands before it.
+    call(r#""name":"@say@","arguments":{"file":"/etc/passwd\u0000.txt"}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"file":"file:///etc/shadow%00.txt"}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"file":"file:///etc/shadow%2500.txt"}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"file":"/etc/shadow%00.txt"}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"other":"/etc\u0000/x"}"#, DENIED),
+    call(r#""name":"@look@","arguments":{"path":"/srv/x\u0000/../y"}"#, DENIED),
+    // Lists that hold more than one value, or are none.
+    call(r#""name":"@say@","arguments":{"leaf":["ok",{}]}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"leaf":["ok",[]]}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"leaf":["ok",{"a":{}}]}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"list":["ok",{}]}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"list":["ok",[]]}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"list":["ok",{"a":{}}]}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"list":["ok","ok"]}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"list":{"0":"ok"}}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"list":{"0":"ok","1":{}}}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"list":"ok"}"#, DENIED),
+    call(r#""name":"@say@","arguments":{"list":[]}"#, DENIED),
     call(r#""name":"@say@","arguments":{"n":12345678901234567890123}"#, DENIED),
     call(r#""name":"@say@","arguments":{"n":0.10000000000000000000000001}"#, DENIED),
     call(r#""name":"@say@","arguments":{"n":1e999}"#, NO_JSON),

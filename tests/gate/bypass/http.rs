@@ -210,7 +210,7 @@ const REST: &[Request] = &[
     rest(r#"{"tool":"@look@"}"#, DENIED),
     rest(r#"{"tool":"@fetch@","arguments":{"url":"https://evil.example/"}}"#, DENIED),
     rest(r#"{"tool":"@say@","arguments":{"word":"\u0066orbidden"}}"#, DENIED),
-    rest(r#"{"tool":"@say@","arguments":{"Word":"forbidden"}}"#, &["arguments-invalid"]),
+    rest(r#"{"tool":"@say@","arguments":{"Word":"forbidden"}}"#, DENIED),
     rest(r#"{"tool":"@say@","arguments":{"word":"x","region":"eu"}}"#, DENIED),
     rest(r#"{"tool":"@look@","tool":"@wipe@"}"#, TWICE),
     rest(r#"{"tool":"@wipe@","Tool":"@look@"}"#, TWICE),

@@ -71,6 +71,38 @@ when {
 forbid (principal, action == Portcullis::Action::"call_tool", resource)
 when { resource.name == "say" && context.args.hasTag("/where/path") };
 
+@id("asks-only-where-it-says-false")
+forbid (principal, action == Portcullis::Action::"call_tool", resource)
+when {
+    resource.name == "say" && context.args.hasTag("/cfg/ask")
+    && context.args.getTag("/cfg/ask") == "true"
+};
+
+@id("reads-text-alone")
+forbid (principal, action == Portcullis::Action::"call_tool", resource)
+when { resource.name == "say" && context.paths.hasTag("/file") }
+unless { context.paths.getTag("/file") like "*.txt" };
+
+@id("reads-nothing-of-etc")
+forbid (principal, action == Portcullis::Action::"call_tool", resource)
+when {
+    resource.name == "say" && context.paths.hasTag("/other")
+    && context.paths.getTag("/other") like "/etc/*"
+};
+
+@id("one-leaf")
+forbid (principal, action == Portcullis::Action::"call_tool", resource)
+when { resource.name == "say" && context.args.hasTag("/leaf/0") }
+unless { context.args.leaves == 1 };
+
+@id("one-of-a-list")
+forbid (principal, action == Portcullis::Action::"call_tool", resource)
+when { resource.name == "say" && context.args.keys.contains("list") }
+unless {
+    context.lists.hasTag("/list") && context.lists.getTag("/list") == 1
+    && context.args.hasTag("/list/0") && context.args.getTag("/list/0") == "ok"
+};
+
 @id("completes-and-gets-not")
 forbid (principal, action == Portcullis::Action::"get_prompt", resource)
 when { resource.name like "*idden" };
@@ -268,6 +300,40 @@ async fn nothing_gets_round_the_policies_in_batches() {
         }
     }
     house.stop().await;
+}
+
+/// What resembles an attempt and is none: data whose keys differ in case, binary text, a list of one,
+/// a number between two shortest decimals. `look` and `say` are asked by the same policies.
+#[tokio::test]
+async fn what_only_resembles_an_attempt_passes() {
+    let house = House::open(POLICIES).await;
+    for server in ["old", "new"] {
+        for (merged, modern) in [(true, false), (false, true)] {
+            let mut door = Door::http(&house.gate, server, merged, modern).await;
+            for arguments in [
+                r#"{"mark":"control","cfg":{"ask":false,"env":{"http_proxy":"a","HTTP_PROXY":"b"}}}"#,
+                r#"{"mark":"control","env":{"Path":"a","PATH":"b"},"ask":1}"#,
+                r#"{"mark":"control","opts":{"force":"x","other":"y"},"own":{"skip":"x"}}"#,
+                r#"{"mark":"control","remote":{"force":"x","http_proxy":"a","HTTP_PROXY":"b"}}"#,
+                r#"{"mark":"control","file":"/srv/a.txt","content":"\u0000\u0001 100%00"}"#,
+                r#"{"leaf":["control"]}"#,
+                r#"{"mark":"control","list":["ok"],"more":[{},[]]}"#,
+                r#"{"mark":"control","n":-608775385858597.2}"#,
+            ] {
+                let text = r#"{"jsonrpc":"2.0","id":@id@,"method":"tools/call","params":{"name":"@say@","arguments":ARGS@meta@}}"#;
+                let text = door.fill(text).replace("ARGS", arguments);
+                let answers = door.send(text.as_bytes(), false).await;
+                assert!(answers[0]["result"]["content"].is_array(), "{text}: {answers:#?}");
+                let at = usize::from(server == "new");
+                let reached = house.servers[at].reached();
+                assert!(
+                    reached.iter().any(|text| text.contains(arguments)),
+                    "{text}: {reached:#?}"
+                );
+            }
+        }
+    }
+    house.gate.stop().await;
 }
 
 /// What a server says of itself during a call is held to the same letters.

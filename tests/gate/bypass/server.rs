@@ -210,7 +210,12 @@ fn tools() -> Value {
             "name": name, "inputSchema": { "type": "object", "properties": properties },
         });
         if name == "say" {
-            tool["inputSchema"]["$defs"] = json!({ "Where": { "properties": { "path": text } } });
+            tool["inputSchema"]["$id"] = "urn:say".into();
+            tool["inputSchema"]["$defs"] = json!({
+                "Where": { "properties": { "path": text } },
+                "Opts": { "properties": { "force": text } },
+                "Own": { "$id": "own.json", "$defs": { "Opts": { "properties": { "skip": text } } } },
+            });
         }
         if name != "shred" {
             tool["annotations"] = json!({ "readOnlyHint": true });
@@ -225,6 +230,9 @@ fn tools() -> Value {
             json!({
                 "word": text, "region": region,
                 "where": { "anyOf": [{ "$ref": "#/$defs/Where" }, { "type": "null" }] },
+                "opts": { "$ref": "urn:say#/$defs/Opts" },
+                "own": { "$ref": "own.json#/$defs/Opts" },
+                "remote": { "$ref": "https://elsewhere.example/opts.json" },
             })
         ),
         tool("wipe", json!({})),

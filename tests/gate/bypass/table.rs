@@ -207,7 +207,7 @@ pub const OTHERS: &[Attempt] = &[
     params("prompts/get", r#""name":"@server@__@server@__secret""#, NONE),
     params("prompts/get", r#""name":"@server@/secret""#, NONE),
     params("prompts/get", r#""name":"@greet@","arguments":{"topic":"x"}"#, DENIED),
-    params("prompts/get", r#""name":"@greet@","arguments":{"Topic":"x"}"#, &["arguments-invalid"]),
+    params("prompts/get", r#""name":"@greet@","arguments":{"Topic":"x"}"#, DENIED),
     params(
         "completion/complete",
         r#""ref":{"type":"ref/prompt","name":"@greet@"},"argument":{"name":"TOPIC","value":"x"}"#,

@@ -127,6 +127,9 @@ const CONDITIONS: &[&str] = &[
     r#"context.urls.hasTag("/a") && context.urls.getTag("/a").port > 443"#,
     r#"context.urls.getTag("/a").verbatim"#,
     r#"context.urls.hasTag("/b/c") || context.paths.hasTag("/b/c")"#,
+    r#"context.lists.hasTag("/x") && context.lists.getTag("/x") == 2"#,
+    r#"context.lists.getTag("/x") > 1 && context.args.hasTag("/x/1")"#,
+    r#"P::Lists::"lists".hasTag("/x")"#,
     "{c: context.urls}.c.hasTag(principal.name)",
     r#"resource has url && resource.url.host == "example.com""#,
     r#"resource has path && resource.path like "/srv/*""#,
@@ -378,6 +381,7 @@ pub(super) fn written() -> Vec<(&'static str, Map<String, Value>)> {
         "{}",
         r#"{"x": 1}"#,
         r#"{"a": "./x", "x": [2, 3], "b": {"c": 4}}"#,
+        r#"{"a": [], "x": [{}, []], "b": {}}"#,
         r#"{"a": "https://example.com:8443/a"}"#,
         r#"{"a": "/srv/./x/../t", "b": {"c": "https://a"}}"#,
     ]

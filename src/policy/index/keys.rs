@@ -1,0 +1,347 @@
+//! The argument keys that policies name.
+//!
+//! Policies compare keys exactly. Some servers do not: Go's `encoding/json` takes `FORCE` for
+//! `force`, and of both the last. So a key that differs only in case from one that a policy names is
+//! refused, at every level, whether or not the exact one is there as well. Other keys may differ in
+//! case alone: an environment may hold `http_proxy` and `HTTP_PROXY`.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use cedar_policy::pst::{BinaryOp, Expr, Literal, Var};
+use serde_json::{Map, Value};
+use smol_str::SmolStr;
+
+use crate::{
+    codec::fold,
+    policy::{
+        args::{self, Unshowable},
+        located,
+    },
+};
+
+/// Bytes that a token of a pointer takes in [`NamedKeys`], about.
+const TOKEN: u64 = 192;
+
+/// The JSON pointers by which one policy reads arguments.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TagKeys {
+    pointers: BTreeSet<SmolStr>,
+    /// Those of them that are read from `context.paths`.
+    paths: BTreeSet<SmolStr>,
+    /// Whether a pointer is computed, so that it may be any.
+    computed: bool,
+    /// Whether one is that is read from `context.paths`.
+    computed_path: bool,
+}
+
+impl TagKeys {
+    /// Of a policy of which nothing is known.
+    pub(super) const UNKNOWN: Self = Self {
+        pointers: BTreeSet::new(),
+        paths: BTreeSet::new(),
+        computed: true,
+        computed_path: true,
+    };
+
+    /// Adds those of a condition.
+    pub(super) fn add(&mut self, condition: &Expr) {
+        // A stack of our own: a chain of `&&` is as deep as it is long.
+        let mut left = vec![condition];
+        while let Some(expr) = left.pop() {
+            match expr {
+                Expr::BinaryOp { op: BinaryOp::GetTag | BinaryOp::HasTag, left: of, right } => {
+                    let is_path = !["args", "urls", "lists"].iter().any(|name| is_member(of, name));
+                    self.add_tag(right, is_path);
+                    left.extend([&**of, right]);
+                }
+                Expr::BinaryOp { left: one, right: other, .. } => {
+                    if is_keys(one) || is_keys(other) {
+                        self.add_names(one);
+                        self.add_names(other);
+                    }
+                    left.extend([&**one, other]);
+                }
+                Expr::GetAttr { expr, .. }
+                | Expr::HasAttr { expr, .. }
+                | Expr::UnaryOp { expr, .. }
+                | Expr::Like { expr, .. } => left.push(expr),
+                Expr::Is { expr, in_expr, .. } => {
+                    left.push(expr);
+                    left.extend(in_expr.as_deref());
+                }
+                Expr::IfThenElse { cond, then_expr, else_expr } => {
+                    left.extend([&**cond, then_expr, else_expr]);
+                }
+                Expr::Set(items) => left.extend(items.iter().map(|item| &**item)),
+                Expr::Record(fields) => left.extend(fields.values().map(|field| &**field)),
+                Expr::Literal(_) | Expr::Var(_) => {}
+                // Forms that Cedar may gain: they may read any.
+                _ => {
+                    self.computed = true;
+                    self.computed_path = true;
+                }
+            }
+        }
+    }
+
+    fn add_tag(&mut self, key: &Expr, is_path: bool) {
+        match key {
+            Expr::Literal(Literal::String(pointer)) => {
+                if is_path {
+                    self.paths.insert(pointer.clone());
+                }
+                self.pointers.insert(pointer.clone());
+            }
+            Expr::IfThenElse { then_expr, else_expr, .. } => {
+                self.add_tag(then_expr, is_path);
+                self.add_tag(else_expr, is_path);
+            }
+            _ => {
+                self.computed = true;
+                self.computed_path |= is_path;
+            }
+        }
+    }
+
+    /// Adds names that are held against `context.args.keys`.
+    fn add_names(&mut self, names: &Expr) {
+        match names {
+            Expr::Literal(Literal::String(name)) => {
+                let mut pointer = String::new();
+                args::push_token(&mut pointer, name);
+                self.pointers.insert(pointer.into());
+            }
+            Expr::Set(names) => names.iter().for_each(|name| self.add_names(name)),
+            // Names that are computed: at the top level, keys that differ only in case are refused
+            // anyway.
+            _ => {}
+        }
+    }
+}
+
+/// Whether it is `context.NAME`.
+fn is_member(expr: &Expr, name: &str) -> bool {
+    matches!(expr, Expr::GetAttr { expr, attr }
+        if attr == name && matches!(**expr, Expr::Var(Var::Context)))
+}
+
+/// Whether it is the names of arguments. Nothing else that policies see has an attribute `keys`.
+fn is_keys(expr: &Expr) -> bool {
+    matches!(expr, Expr::GetAttr { attr, .. } if attr == "keys")
+}
+
+/// The arguments that some policies name, together.
+#[derive(Debug, Default)]
+pub(super) struct NamedKeys {
+    root: Node,
+    tokens: u64,
+    computed: bool,
+    computed_path: bool,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    /// By their keys.
+    below: HashMap<Box<str>, Node>,
+    /// These keys, folded.
+    folded: HashSet<Box<str>>,
+    /// Whether what stands here is read as a path.
+    is_path: bool,
+}
+
+impl NamedKeys {
+    /// Adds those of a policy.
+    pub(super) fn add(&mut self, keys: &TagKeys) {
+        self.computed |= keys.computed;
+        self.computed_path |= keys.computed_path;
+        for pointer in &keys.pointers {
+            // What is no pointer names no argument.
+            let Some(tokens) = pointer.strip_prefix('/') else { continue };
+            let mut node = &mut self.root;
+            for token in tokens.split('/') {
+                let token = token.replace("~1", "/").replace("~0", "~");
+                node.folded.insert(fold(token.as_str().into()).into());
+                self.tokens += 1;
+                node = node.below.entry(token.into()).or_default();
+            }
+            node.is_path |= keys.paths.contains(pointer);
+        }
+    }
+
+    /// Bytes that they take, about.
+    pub(super) fn weight(&self) -> u64 {
+        self.tokens * TOKEN
+    }
+
+    /// Checks that no server can read these arguments otherwise than the policies: that no key
+    /// differs only in case from one that they name, and that no path that they look at holds NUL.
+    /// Where they compute what they look at, that no two keys of an object differ only in case, and
+    /// that no text holds NUL.
+    ///
+    /// # Errors
+    /// [`Unshowable::Misspelled`], [`Unshowable::CaseTwins`] and [`Unshowable::NulInPath`].
+    pub(super) fn check(&self, args: Option<&Map<String, Value>>) -> Result<(), Unshowable> {
+        let everywhere = self.computed || self.computed_path;
+        let Some(args) = args.filter(|_| everywhere || !self.root.below.is_empty()) else {
+            return Ok(());
+        };
+        let mut open = Vec::new();
+        self.members(Some(&self.root), args, &mut open)?;
+        while let Some((node, value)) = open.pop() {
+            match value {
+                Value::Object(members) => self.members(node, members, &mut open)?,
+                Value::Array(items) => {
+                    let node = node.filter(|node| !node.below.is_empty());
+                    if node.is_none() && !everywhere {
+                        continue;
+                    }
+                    for (index, item) in items.iter().enumerate() {
+                        let below = node.and_then(|node| node.below.get(&*index.to_string()));
+                        if everywhere || below.is_some() {
+                            open.push((below, item));
+                        }
+                    }
+                }
+                Value::String(text) => {
+                    let is_path = self.computed_path || node.is_some_and(|node| node.is_path);
+                    if is_path && located::holds_nul(text) {
+                        return Err(Unshowable::NulInPath);
+                    }
+                }
+                Value::Null | Value::Bool(_) | Value::Number(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn members<'a>(
+        &'a self,
+        node: Option<&'a Node>,
+        members: &'a Map<String, Value>,
+        open: &mut Vec<(Option<&'a Node>, &'a Value)>,
+    ) -> Result<(), Unshowable> {
+        let mut met = HashSet::new();
+        for (key, value) in members {
+            let below = node.and_then(|node| node.below.get(key.as_str()));
+            if let (Some(node), None) = (node, below)
+                && !node.folded.is_empty()
+                && node.folded.contains(&*fold(key.into()))
+            {
+                return Err(Unshowable::Misspelled);
+            }
+            if self.computed && !met.insert(fold(key.into())) {
+                return Err(Unshowable::CaseTwins);
+            }
+            if self.computed || self.computed_path || below.is_some() {
+                open.push((below, value));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cedar_policy::{Policy, pst::Clause};
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(condition: &str, args: &Value) -> Result<(), Unshowable> {
+        let text = format!("permit (principal, action, resource) when {{ {condition} }};");
+        let mut keys = TagKeys::default();
+        for clause in Policy::parse(None, text).unwrap().to_pst().unwrap().body().clauses() {
+            let (Clause::When(expr) | Clause::Unless(expr)) = clause;
+            keys.add(expr);
+        }
+        let mut named = NamedKeys::default();
+        named.add(&keys);
+        named.check(args.as_object())
+    }
+
+    const FORCE: &str =
+        r#"context.args.hasTag("/cfg/force") && context.args.getTag("/cfg/force") == "false""#;
+
+    #[test]
+    fn a_key_that_differs_in_case_from_a_named_one_is_refused_at_every_level() {
+        for args in [
+            json!({ "cfg": { "force": false } }),
+            json!({ "cfg": { "other": 1, "OTHER": 2 }, "env": { "http_proxy": 1, "HTTP_PROXY": 2 } }),
+            json!({ "cfg": [{ "FORCE": true }], "force": { "FORCE": 1 }, "FORCE": 2 }),
+            json!({}),
+        ] {
+            assert_eq!(check(FORCE, &args), Ok(()), "{args}");
+        }
+        for args in [
+            json!({ "cfg": { "force": false, "FORCE": true } }),
+            json!({ "cfg": { "FORCE": true, "force": false } }),
+            json!({ "cfg": { "Force": true } }),
+            json!({ "Cfg": { "force": true } }),
+            json!({ "CFG": 1 }),
+        ] {
+            assert_eq!(check(FORCE, &args), Err(Unshowable::Misspelled), "{args}");
+        }
+        for (condition, args) in [
+            (r#"context.args.hasTag("/l/0/ask")"#, json!({ "l": [{ "a\u{17f}k": 1 }] })),
+            (r#"context.urls.getTag("/a~1b/~0k").port == 1"#, json!({ "a/b": { "~\u{212a}": 1 } })),
+            (r#"context.lists.getTag("/l/m") == 1"#, json!({ "l": { "M": [1, 2] } })),
+            (r#"context.args.keys.contains("force")"#, json!({ "Force": 1 })),
+            (r#"["path", "a/b"].containsAll(context.args.keys)"#, json!({ "A/B": 1 })),
+            (r#"{c: context.args}.c.hasTag("/a/b")"#, json!({ "a": { "B": 1 } })),
+            (
+                r#"context.args.hasTag(if principal.verified then "/a/b" else "/a/c")"#,
+                json!({ "a": { "C": 1 } }),
+            ),
+        ] {
+            assert_eq!(check(condition, &args), Err(Unshowable::Misspelled), "{condition} {args}");
+        }
+    }
+
+    #[test]
+    fn where_the_key_is_computed_no_two_keys_may_differ_in_case_alone() {
+        let computed = "context.args.hasTag(principal.name)";
+        for (args, expected) in [
+            (json!({ "a": { "b": 1, "c": 2 } }), Ok(())),
+            (json!({ "a": { "b": 1, "B": 2 } }), Err(Unshowable::CaseTwins)),
+            (json!({ "a": [[{ "d": { "b": 1, "B": 2 } }]] }), Err(Unshowable::CaseTwins)),
+            (json!({ "a": "\0" }), Ok(())),
+        ] {
+            assert_eq!(check(computed, &args), expected, "{args}");
+        }
+        assert_eq!(
+            check("context.paths.hasTag(principal.name)", &json!({ "a": ["\0"] })),
+            Err(Unshowable::NulInPath)
+        );
+    }
+
+    #[test]
+    fn a_path_with_nul_is_refused_where_a_policy_looks_for_a_path() {
+        let text = r#"context.paths.getTag("/path") like "*.txt""#;
+        for args in [
+            json!({ "path": "/etc/passwd\0.txt" }),
+            json!({ "path": "/etc/passwd%00.txt" }),
+            json!({ "path": "file:///etc/shadow%00.txt" }),
+            json!({ "path": "file:///etc/shadow%2500.txt" }),
+            json!({ "path": "\0" }),
+        ] {
+            assert_eq!(check(text, &args), Err(Unshowable::NulInPath), "{args}");
+        }
+        for args in [
+            json!({ "path": "/srv/a.txt", "content": "binary \0 text, 100%00" }),
+            json!({ "path": ["\0"], "paths": "\0" }),
+        ] {
+            assert_eq!(check(text, &args), Ok(()), "{args}");
+        }
+        let as_it_is = r#"context.args.getTag("/path") like "*.txt""#;
+        assert_eq!(check(as_it_is, &json!({ "path": "a\0.txt" })), Ok(()));
+    }
+
+    #[test]
+    fn what_is_kept_weighs_by_its_tokens() {
+        let mut keys = TagKeys::default();
+        keys.pointers.extend(["/a/b".into(), "/a".into(), "no pointer".into()]);
+        let mut named = NamedKeys::default();
+        named.add(&keys);
+        assert_eq!(named.weight(), 3 * TOKEN);
+    }
+}
