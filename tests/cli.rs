@@ -122,6 +122,39 @@ fn check_is_0_where_nothing_is_found() {
 }
 
 #[test]
+fn check_finds_a_server_that_no_policy_lets_start() {
+    let dir = folder(
+        "[servers.local]\ncommand = ['true']\n\
+         [servers.local.secrets]\nTOKEN = { from = 'env:TOKEN' }\n\
+         [servers.far]\nurl = 'https://a.example/mcp/k'\n",
+    );
+    let (code, out, _) = run(dir.path(), &["check", "--format", "json"]);
+    let found: Value = serde_json::from_str(&out).unwrap();
+    let found = found.as_array().unwrap();
+    assert_eq!((code, found.len()), (11, 2), "{out}");
+    let mut policies = String::new();
+    for (one, name, permits) in [(&found[0], "local", 2), (&found[1], "far", 2)] {
+        assert_eq!(one["code"], "config-not-permitted");
+        assert_eq!(one["message"], format!("no policy lets the server `{name}` start"));
+        let help = one["help"].as_str().unwrap();
+        assert_eq!(help.matches("permit (").count(), permits, "{help}");
+        // The path of a URL may be a secret.
+        assert!(!help.contains("mcp/k"), "{help}");
+        policies.push_str(help.split_once(":\n").unwrap().1);
+    }
+    // With what it says to paste, it has nothing to say.
+    fs::write(dir.path().join("policies/start.cedar"), &policies).unwrap();
+    let (code, out, _) = run(dir.path(), &["check"]);
+    assert_eq!(code, 0, "{out}{policies}");
+    // A permit is found whatever its condition: whether that holds is known at the start alone.
+    let bounded = "permit (principal, action in Portcullis::Action::\"from_proxy\", resource)\n\
+                   when { resource has digest };\n";
+    fs::write(dir.path().join("policies/start.cedar"), bounded).unwrap();
+    let (code, out, _) = run(dir.path(), &["check"]);
+    assert_eq!(code, 0, "{out}");
+}
+
+#[test]
 fn a_clients_key_is_shown_once_and_alone_on_standard_output() {
     let dir = folder(
         "[clients.fixed]\nkey-hash = 'sha256:0000000000000000000000000000000000000000000000000000000000000000'\n",

@@ -4,12 +4,13 @@ use miette::{Diagnostic, Severity};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use super::{Context, Exit};
+use super::{Context, Exit, server};
 use crate::{
     config::{self, Code, Diagnostics, Loaded},
     identity::Store,
+    names::ServerName,
     plugin::House,
-    policy,
+    policy::{self, Start},
     proxy::{Found, PluginSecrets, artifacts, interceptor, ungranted},
     upstream::{Signatures, places::Places},
 };
@@ -54,6 +55,7 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
             found.extend(warnings.iter().chain(&looks).map(|warning| placed(&loaded, warning)));
             let entries = loaded.config.interceptors.iter().enumerate();
             found.extend(entries.flat_map(|(at, entry)| ungranted(&loaded, at, entry, &engine)));
+            found.extend(unstartable(&loaded, &engine));
         }
         Err(diagnostics) => {
             found.extend(diagnostics.findings().iter().map(|finding| placed(&loaded, finding)));
@@ -84,6 +86,38 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
         found.push(boxed(Unplaced { code: "clients-broken", message: error.to_string() }));
     }
     found
+}
+
+/// Servers that cannot start, since there is no permit for a part of their start.
+fn unstartable(loaded: &Loaded, policies: &policy::Engine) -> Vec<Found> {
+    let finding = |(name, settings): (&ServerName, &config::Server)| -> Option<Found> {
+        let first = settings.command.as_ref().and_then(|command| command.first());
+        let program = settings.url.as_ref().or(settings.image.as_ref()).or(first)?;
+        // Permits are found by what they are about, so that only the name counts.
+        let program = policy::Program {
+            runtime: "",
+            name: program.clone(),
+            digest: None,
+            deviations: Vec::new(),
+            signers: Vec::new(),
+            attested: Vec::new(),
+        };
+        let (url, secrets) = (settings.url.as_deref(), server::handed(settings));
+        let start = Start { server: name, program: &program, url, secrets };
+        let missing = policies.missing_permits(&start);
+        if missing.is_empty() {
+            return None;
+        }
+        let message = format!("no policy lets the server `{name}` start");
+        let finding = loaded.finding(&format!("/servers/{name}"), Code::NotPermitted, message);
+        let help = format!(
+            "add to a file of policies, and bound it with a condition (`portcullis server inspect \
+             {name}` says what it asks for):\n{}",
+            missing.join("\n")
+        );
+        Some(boxed(finding.warning().help(help)))
+    };
+    loaded.config.servers.iter().filter_map(finding).collect()
 }
 
 /// A finding of the policies. One that is about no text of theirs is about the config's `paths`, or

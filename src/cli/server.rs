@@ -304,7 +304,7 @@ fn configured<'a>(
 
 /// The secrets of a server, as policies are asked for them. One that can't be read as a reference is an
 /// error of the config's own.
-fn handed(settings: &crate::config::Server) -> Vec<Handing<'_>> {
+pub(super) fn handed(settings: &crate::config::Server) -> Vec<Handing<'_>> {
     let all = settings.given().flat_map(|given| {
         let handed = match given.hand_over {
             Some(HandOver::Env) => HandedAs::Env,

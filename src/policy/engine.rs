@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use cedar_policy::{Entities, EntityUid, PolicyId};
+use cedar_policy::{Effect, Entities, EntityUid, PolicyId};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
@@ -389,6 +389,22 @@ impl Engine {
             _ => Vec::new(),
         };
         Outcome { allowed, rules: deciding, revision: *revision, errors, shadows }
+    }
+
+    /// Whether there is a permit that is about this, whatever its conditions come to.
+    pub(super) fn has_permit(
+        &self,
+        subject: Subject<'_>,
+        action: Action,
+        resource: Resource<'_>,
+    ) -> bool {
+        let set = self.current.load();
+        let about = About { subject, action, resource, own: false };
+        let is_permit = |id: &PolicyId| {
+            let policy = set.loaded.policies.policy(id);
+            policy.is_some_and(|policy| policy.effect() == Effect::Permit)
+        };
+        set.frame(about).is_ok_and(|frame| set.met(about, &frame).any(is_permit))
     }
 
     /// Decides on what the proxy does of itself. What policies in shadow would have changed goes

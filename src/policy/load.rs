@@ -200,6 +200,10 @@ fn validated(
                 Some(near) => finding.help(format!("did you mean `{near}`?")),
                 None => finding.help("`portcullis schema cedar` lists the actions"),
             },
+            ValidationError::UnsafeAttributeAccess(_) => match tag_of(&finding) {
+                Some(help) => finding.help(help),
+                None => finding,
+            },
             _ => finding,
         }
     }));
@@ -340,6 +344,23 @@ fn nearest_action(finding: &Finding, schema: &Schema) -> Option<String> {
         |action: &EntityUid| strsim::damerau_levenshtein(action.id().unescaped(), written);
     let near = schema.actions().min_by_key(|action| distance(action))?;
     (distance(near) <= 3).then(|| near.to_string())
+}
+
+/// How to write what somebody wrote as an attribute of the arguments, such as `context.args.path`.
+fn tag_of(finding: &Finding) -> Option<String> {
+    let written = finding.snippet()?;
+    ["context.args", "context.paths", "context.urls", "context.lists"].iter().find_map(|of| {
+        let rest = written.strip_prefix(of)?.strip_prefix('.')?;
+        let end = rest.find(|char: char| !char.is_alphanumeric() && char != '_');
+        let name = rest.get(..end.unwrap_or(rest.len())).filter(|name| !name.is_empty())?;
+        let known = *of == "context.args" && ["keys", "leaves", "size"].contains(&name);
+        (!known).then(|| {
+            format!(
+                "arguments are tags by their JSON pointers: \
+                 `{of}.hasTag(\"/{name}\") && {of}.getTag(\"/{name}\")`"
+            )
+        })
+    })
 }
 
 /// `FILE:LINE` of a rule.

@@ -1,6 +1,8 @@
 //! What a start of a server takes, and what policies say of each part of it: for the proxy, which then
 //! makes it, and for commands that tell of it or prepare it.
 
+use cedar_policy::EntityId;
+
 use super::{Action, Engine, HandedAs, Holder, Outcome, Program, Resource, Subject};
 use crate::names::ServerName;
 
@@ -42,10 +44,13 @@ pub struct Part {
     pub outcome: Outcome,
 }
 
-impl Engine {
-    /// Decides all that a start takes. It is permitted where each part of it [is](Outcome::permits_alone).
-    pub fn decide_start(&self, start: &Start<'_>) -> Vec<Part> {
-        let Start { server, program, url, secrets } = start;
+/// What is asked of a part, and how it is shown.
+type Asked<'a> = (Action, Resource<'a>, String);
+
+impl Start<'_> {
+    /// Shows the parts to a function, with the host in a resource of its own.
+    fn parts<T>(&self, each: impl FnOnce(Vec<Asked<'_>>) -> T) -> T {
+        let Start { server, program, url, secrets } = self;
         let way = url.map(destination);
         let place = way.as_ref().map(|(host, port)| format!("{host}:{port}"));
         let shown = place.unwrap_or_else(|| program.name.clone());
@@ -59,11 +64,56 @@ impl Engine {
             let resource = Resource::Secret { holder, name, source, handed, client };
             asked.push((Action::HandSecret, resource, name.to_owned()));
         }
-        let decided = asked.into_iter().map(|(action, resource, target)| {
-            let outcome = self.decide_own(Subject::Server(server), action, resource);
-            Part { action, target, outcome }
-        });
-        decided.collect()
+        each(asked)
+    }
+}
+
+impl Engine {
+    /// Decides all that a start takes. It is permitted where each part of it [is](Outcome::permits_alone).
+    pub fn decide_start(&self, start: &Start<'_>) -> Vec<Part> {
+        start.parts(|asked| {
+            let decided = asked.into_iter().map(|(action, resource, target)| {
+                let outcome = self.decide_own(Subject::Server(start.server), action, resource);
+                Part { action, target, outcome }
+            });
+            decided.collect()
+        })
+    }
+
+    /// Policies that are missing for a start: one for each part of it that no permit is about,
+    /// whatever its conditions. With them, the start is permitted where no other policy forbids it.
+    pub fn missing_permits(&self, start: &Start<'_>) -> Vec<String> {
+        let server = start.server;
+        start.parts(|asked| {
+            let missing = asked.into_iter().filter_map(|(action, resource, _)| {
+                if self.has_permit(Subject::Server(server), action, resource) {
+                    return None;
+                }
+                let one = |kind: &str, id: String| {
+                    let id = EntityId::new(id);
+                    format!("resource == Portcullis::{kind}::\"{}\"\n);", id.escaped())
+                };
+                let resource = match resource {
+                    // The URL itself may hold a secret.
+                    Resource::Program(_) if start.url.is_some() => {
+                        "resource\n)\nwhen { resource.runtime == \"remote\" };".to_owned()
+                    }
+                    Resource::Program(program) => one("Program", program.name.clone()),
+                    Resource::Host { name, port } => one("Host", format!("{name}:{port}")),
+                    Resource::Secret { name, .. } => one("Secret", format!("{server}/{name}")),
+                    _ => return None,
+                };
+                Some(format!(
+                    "permit (\n  principal == Portcullis::Server::\"{server}\",\n  action == \
+                     Portcullis::Action::\"{}\",\n  {resource}",
+                    action.as_str(),
+                ))
+            });
+            // A secret that clients have values of their own of is asked about once for each.
+            let mut missing: Vec<_> = missing.collect();
+            missing.dedup();
+            missing
+        })
     }
 }
 

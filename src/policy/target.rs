@@ -166,6 +166,19 @@ impl Target {
         }
     }
 
+    /// The server that is named.
+    pub fn server(&self) -> Option<&ServerName> {
+        match self {
+            Self::Proxy => None,
+            Self::Server(server)
+            | Self::Tool(server, _)
+            | Self::Prompt(server, _)
+            | Self::Resource(server, _)
+            | Self::Template(server, _)
+            | Self::Asker(server) => Some(server),
+        }
+    }
+
     /// Who asks what, where this client is the one party.
     pub fn sides<'a>(
         &'a self,

@@ -40,8 +40,8 @@ use crate::{
     session::Sessions,
     telemetry::Metrics,
     upstream::{
-        Engines, Event, Handed, Hands, Heard, Holder, Images, Launcher, Learn, NotHanded, Read,
-        Server, Signatures, Whose, places::OwnPlaces,
+        Engines, Event, Handed, Hands, Heard, Holder, Images, KNOWN_FOLDER, Launcher, Learn,
+        NotHanded, Read, Server, Signatures, Whose, places::OwnPlaces,
     },
     vault,
 };
@@ -167,7 +167,7 @@ impl Assembly {
                 hands,
                 runtime: Default::default(),
                 digests: Default::default(),
-                known: Some(config.state_dir.join("known")),
+                known: Some(config.state_dir.join(KNOWN_FOLDER)),
                 images: Arc::new(Images::new(loaded)),
                 outward: Arc::new(around.clone()),
                 signatures,

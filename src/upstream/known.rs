@@ -53,6 +53,21 @@ struct Written {
     lists: BTreeMap<String, Vec<Box<RawValue>>>,
 }
 
+/// Name of the folder of the state folder that has a file for each server.
+pub const KNOWN_FOLDER: &str = "known";
+
+/// The definitions of the tools that a server listed when it last ran for the proxy of this state
+/// folder. None where no list is kept.
+pub fn kept_tools(state_dir: &Path, server: &ServerName) -> Option<Vec<serde_json::Value>> {
+    let path = state_dir.join(KNOWN_FOLDER).join(format!("{server}.json"));
+    if fs::metadata(&path).ok()?.len() > BYTES as u64 {
+        return None;
+    }
+    let written: Written = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+    let tools = written.lists.get(Offer::Tools.method())?;
+    tools.iter().map(|tool| serde_json::from_str(tool.get()).ok()).collect()
+}
+
 impl Common {
     /// What the server last offered of a kind.
     pub async fn known(&self, offer: Offer) -> Option<Items> {

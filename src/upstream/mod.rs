@@ -49,6 +49,7 @@ pub use greeting::{Greeting, claims};
 pub use hands::{Handed, HandedSecret, Hands, Holder, Learn, NotHanded, Read, Reread, Whose};
 pub use images::{Images, Pinned};
 pub use instance::Instance;
+pub use known::{KNOWN_FOLDER, kept_tools};
 pub use launcher::{Launcher, Place};
 pub use leftovers::{Left, LeftKind, Leftovers};
 pub use link::{Call, Failure, Heard, Link, Reply, Said};

@@ -13,8 +13,7 @@ use crate::support::{
     until,
 };
 
-const MACHINE: &str =
-    "permit (principal, action in Portcullis::Action::\"from_proxy\", resource);\n";
+const MACHINE: &str = "permit (principal, action in Portcullis::Action::\"from_proxy\", resource)\nwhen { resource.name != \"\" };\n";
 const CONNECT: &str = "permit (principal, action == Portcullis::Action::\"connect\", resource);\n";
 
 /// Permits this one tool.

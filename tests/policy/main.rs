@@ -25,6 +25,9 @@ groups = ["readers"]
 command = ["portcullis", "example-server", "notes"]
 "#;
 
+/// The hash of the key in [`CONFIG`].
+const KEY_HASH: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
 const POLICIES: &str = r#"
 @id("readers-read")
 permit (
@@ -247,25 +250,24 @@ fn can_i_says_yes_and_no_with_the_rules() {
       readers-read  policies/p.cedar:2
     --- stderr
     "#);
-    assert_snapshot!(ask(&["ci-bot", "tools/call", "notes/delete_note"]), @r#"
+    assert_snapshot!(ask(&["ci-bot", "tools/call", "notes/delete_note", "--hint", "destructiveHint=true"]), @r#"
     exit 10
     denied: forbidden by `no-destruction`
       no-destruction  policies/p.cedar:10
         nothing is destroyed here
     --- stderr
-    asked as for a tool without annotations, which counts as destructive and open-world; `--hint` gives others
     "#);
     assert_snapshot!(ask(&["ci-bot", "tools/call", "notes/read_note", "--hint", reads, "--args", r#"{"force": 1}"#]), @r#"
     exit 10
     denied: no policy permits it
     --- stderr
     "#);
-    assert_snapshot!(ask(&["other", "call_tool", "notes/read_note", "--hint", reads]), @r#"
+    assert_snapshot!(ask(&["group:others", "call_tool", "notes/read_note", "--hint", reads]), @r#"
     exit 10
     denied: no policy permits it
     --- stderr
     "#);
-    assert_snapshot!(ask(&["other", "--group", "readers", "call_tool", "notes/read_note", "--hint", reads]), @r#"
+    assert_snapshot!(ask(&["group:others", "--group", "readers", "call_tool", "notes/read_note", "--hint", reads]), @r#"
     exit 0
     allowed: permitted by `readers-read`
       readers-read  policies/p.cedar:2
@@ -284,6 +286,73 @@ fn can_i_says_yes_and_no_with_the_rules() {
     "#);
 }
 
+/// `desk` listed its tools when it last ran, so their annotations are known.
+#[test]
+fn can_i_takes_the_annotations_that_a_server_last_listed() {
+    let folder = folder(POLICIES);
+    let ask = |tool: &str| {
+        shown(&portcullis(&folder, &["policy", "can-i", "--as", "ci-bot", "tools/call", tool]))
+    };
+    assert_snapshot!(ask("notes/read_note"), @r#"
+    exit 1
+    --- stderr
+    error: it depends on the tool's annotations, and its server has listed no tools to this proxy yet: run the server once (`portcullis tools ls`), or say them with `--hint`
+    "#);
+    let known = folder.path().join(".portcullis/known");
+    fs::create_dir_all(&known).unwrap();
+    let tools = serde_json::json!({
+        "of": "", "revision": "2025-11-25", "greeting": {},
+        "lists": { "tools/list": [
+            { "name": "read_note", "annotations": { "readOnlyHint": true } },
+            { "name": "delete_note" },
+        ] },
+    });
+    fs::write(known.join("notes.json"), tools.to_string()).unwrap();
+    assert_snapshot!(ask("notes/read_note"), @r#"
+    exit 0
+    allowed: permitted by `readers-read`
+      readers-read  policies/p.cedar:2
+    --- stderr
+    "#);
+    assert_snapshot!(ask("notes/delete_note"), @r#"
+    exit 10
+    denied: forbidden by `no-destruction`
+      no-destruction  policies/p.cedar:10
+        nothing is destroyed here
+    --- stderr
+    "#);
+    assert_snapshot!(ask("notes/read_notes"), @r#"
+    exit 2
+    --- stderr
+    error: `notes` has no tool `read_notes`, by the list that it last gave: did you mean `read_note`?
+    "#);
+}
+
+#[test]
+fn can_i_says_what_the_proxy_may_do_for_a_server() {
+    let folder = folder(
+        r#"@id("out") permit (principal == Portcullis::Server::"notes",
+               action == Portcullis::Action::"reach", resource == Portcullis::Host::"a.example:443");
+           @id("asks") @approve("sure?") permit (principal == Portcullis::Server::"notes",
+               action == Portcullis::Action::"reach", resource == Portcullis::Host::"b.example:443");"#,
+    );
+    let ask = |host: &str| {
+        shown(&portcullis(&folder, &["policy", "can-i", "--as", "server:notes", "reach", host]))
+    };
+    assert_snapshot!(ask("a.example:443"), @r#"
+    exit 0
+    allowed: permitted by `out`
+      out  policies/p.cedar:1
+    --- stderr
+    "#);
+    assert_snapshot!(ask("a.example:80"), @r#"
+    exit 10
+    denied: no policy permits it
+    --- stderr
+    "#);
+    assert!(ask("b.example:443").starts_with("exit 10\ndenied: `@approve` cannot be met"));
+}
+
 #[test]
 fn policies_are_those_beside_the_config() {
     let folder = folder("@id(\"inner\") permit (principal, action, resource);");
@@ -299,7 +368,18 @@ fn policies_are_those_beside_the_config() {
 fn can_i_as_json() {
     let output = portcullis(
         &folder(POLICIES),
-        &["policy", "can-i", "--as", "ci-bot", "tools/call", "notes/x", "--format", "json"],
+        &[
+            "policy",
+            "can-i",
+            "--as",
+            "ci-bot",
+            "tools/call",
+            "notes/x",
+            "--format",
+            "json",
+            "--hint",
+            "destructiveHint=true",
+        ],
     );
     let mut answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(10));
@@ -330,11 +410,28 @@ fn questions_that_make_no_sense_are_usage_errors() {
     let folder = folder(POLICIES);
     for (args, expected) in [
         (&["--as", "CI", "call_tool", "notes/x"] as &[_], "`--as`: `CI` is not a legal name"),
-        (&["--as", "ci", "call_tool", "notes"], "`call_tool` is asked of SERVER/TOOL"),
-        (&["--as", "ci", "call_tool", "No/x"], "the server's name: `No` is not a legal name"),
-        (&["--as", "ci", "call_tool", "notes/x", "--args", "[1]"], "`--args` is no JSON object"),
-        (&["--as", "ci", "call_tool", "notes/x", "--hint", "destructive=1"], "the hints are "),
-        (&["--as", "ci", "sample"], "`sample` is asked of a client, by a SERVER"),
+        (&["--as", "ci-bot", "call_tool", "notes"], "`call_tool` is asked of SERVER/TOOL"),
+        (&["--as", "ci-bot", "call_tool", "No/x"], "the server's name: `No` is not a legal name"),
+        (
+            &["--as", "ci-bot", "call_tool", "notes/x", "--args", "[1]"],
+            "`--args` is no JSON object",
+        ),
+        (&["--as", "ci-bot", "call_tool", "notes/x", "--hint", "destructive=1"], "the hints are "),
+        (&["--as", "ci-bot", "sample"], "`sample` is asked of a client, by a SERVER"),
+        // What is not there is no answer: in CI, neither yes nor no would be right.
+        (
+            &["--as", "ci-bo", "call_tool", "notes/x"],
+            "there is no client `ci-bo`: did you mean `ci-bot`?",
+        ),
+        (&["--as", "clod", "call_tool", "notes/x"], "there is no client `clod`; `--as group:NAME`"),
+        (&["--as", "ci-bot", "call_tool", "note/x"], "no server `note`: did you mean `notes`?"),
+        (&["--as", "ci-bot", "tools/list", "desk"], "the config has no server `desk`\n"),
+        (&["--as", "server:note", "reach", "a.example:443"], "no server `note`: did you mean"),
+        (&["--as", "server:notes", "reach", "a.example"], "`reach` is asked of HOST:PORT"),
+        (&["--as", "server:notes", "launch"], "`portcullis server inspect notes` says"),
+        (&["--as", "server:notes", "sample", "ci-bot"], "is `--as CLIENT sample SERVER`"),
+        (&["--as", "plugin:none", "grant", "http"], "no plugin is called `none`"),
+        (&["--as", "robot:x", "tools/list"], "write `client:NAME`"),
     ] {
         let output = portcullis(&folder, &[&["policy", "can-i"], args].concat());
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -76,13 +76,13 @@ fn can_i_explains_itself() {
     assert_snapshot!(
         run(
             POLICIES,
-            &["policy", "can-i", "--as", "stranger", "tools/call", "notes/add_note", "--explain",
+            &["policy", "can-i", "--as", "group:strangers", "tools/call", "notes/add_note", "--explain",
               "--hint", "readOnlyHint=true"],
         ),
         @r#"
     exit 10
     denied: no policy permits it
-      who       Portcullis::Client::"stranger"
+      who       Portcullis::Client::"someone"
       what      call_tool Portcullis::Tool::"notes/add_note"
       policies  2e059db53ee2: refused
 
@@ -212,6 +212,47 @@ when { context.args.hasTag("/path") && context.args.getTag("/path") like "/a*" }
     unknown  refused  1      dev     call_tool  notes/read_note  depends on readers-read  [id]
     --- stderr
     "#);
+}
+
+#[test]
+fn explain_begins_with_the_rule_on_record() {
+    let folder = folder(POLICIES);
+    let ids = record(
+        &folder,
+        &[Called {
+            read_only: false,
+            by: Some("no-destruction"),
+            ..Called::new("ci-bot", "delete_note").refused()
+        }],
+    );
+    let explained = look(&folder, &["policy", "explain", &ids[0].to_string()]);
+    let expected = "exit 0\n[id] was refused\n  \
+                    recorded  no-destruction  policies/p.cedar:10\n            \
+                    nothing is destroyed here\n  who       ";
+    assert!(explained.starts_with(expected), "{explained}");
+}
+
+#[test]
+fn explain_says_why_a_server_may_not_be_started() {
+    let folder = folder(POLICIES);
+    let detail = "launch notes:1: no policy permits it (policies 2e059db53ee2)";
+    let ids = record(
+        &folder,
+        &[Called {
+            start: Some((Code::PolicyDenied, detail)),
+            ..Called::new("ci-bot", "read_note")
+        }],
+    );
+    let id = ids[0].to_string();
+    assert_snapshot!(look(&folder, &["policy", "explain", &id]), @r#"
+    exit 0
+    [id] was refused, since its server may not be started
+      refused   launch notes:1: no policy permits it (policies [revision])
+    --- stderr
+    policies were not asked about the message itself; `portcullis server inspect notes` says what its start takes, and which policies decide that
+    "#);
+    let json = look(&folder, &["policy", "explain", &id, "--format", "json"]);
+    assert!(json.contains(r#""start_refused": "launch notes:1: no policy permits it"#), "{json}");
 }
 
 #[test]
@@ -351,6 +392,13 @@ fn what_is_learned_allows_what_was_recorded_and_nothing_else() {
     "#);
     let learned = fs::read_to_string(folder.path().join("learned.cedar")).unwrap();
     let learned = self::folder(&learned);
+    let mut config = CONFIG.replace("[servers.notes]", "[servers.other]");
+    config = config.replace("[clients.ci-bot]", "[clients.dev]") + CONFIG;
+    for (number, client) in ["ci-bo", "ci-bot-2", "ann"].iter().enumerate() {
+        config += &format!("[clients.{client}]\nkey-hash = \"sha256:{number:064x}\"\n");
+    }
+    config = config.replacen(KEY_HASH, &"1".repeat(64), 1);
+    fs::write(learned.path().join("portcullis.toml"), config).unwrap();
     let can = |who: &str, method: &str, what: &str| {
         shown(&portcullis(&learned, &["policy", "can-i", "--as", who, method, what]))
     };

@@ -29,6 +29,8 @@ pub struct Called<'a> {
     pub allowed: bool,
     /// An annotation of the policy that permitted it, and its text.
     pub under: Option<(&'a str, &'a str)>,
+    /// The policy that refused it.
+    pub by: Option<&'a str>,
     /// What kept its server from being started, or the call from being asked about.
     pub start: Option<(Code, &'a str)>,
 }
@@ -43,6 +45,7 @@ impl<'a> Called<'a> {
             kept: false,
             allowed: true,
             under: None,
+            by: None,
             start: None,
         }
     }
@@ -122,7 +125,14 @@ pub fn record(folder: &TempDir, calls: &[Called<'_>]) -> Vec<DecisionId> {
                 audit.intent(intent.keeping(kept)).await.unwrap();
             } else {
                 let refusal = Refusal::new(Code::PolicyDenied, "not permitted by policy");
-                let refused = Refused::of(&exchange, &refusal, Ruling::default(), audit.key());
+                let rule = call.by.map(|id| Rule {
+                    file: Some("policies/p.cedar".into()),
+                    line: Some(10),
+                    reason: Some("nothing is destroyed here".into()),
+                    ..Rule::named(id)
+                });
+                let ruling = Ruling { rules: rule.as_slice(), ..Ruling::default() };
+                let refused = Refused::of(&exchange, &refusal, ruling, audit.key());
                 audit.refused(refused.keeping(kept)).await.unwrap();
             }
         }

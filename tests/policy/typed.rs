@@ -163,7 +163,7 @@ cases:
     permit drafts permits it  policies/p.cedar:1
       context.input.name is "draft-1"
     --- stderr
-    asked as for a tool without annotations, which counts as destructive and open-world; `--hint` gives others
+    the tool's annotations are not known, since its server has listed no tools to this proxy yet; whatever they are, the answer is the same
     "#);
     assert_snapshot!(ask(r#"{"name": "final"}"#), @r#"
     exit 10
@@ -176,7 +176,7 @@ cases:
         context.input.name like "draft-*"
       context.input.name is "final"
     --- stderr
-    asked as for a tool without annotations, which counts as destructive and open-world; `--hint` gives others
+    the tool's annotations are not known, since its server has listed no tools to this proxy yet; whatever they are, the answer is the same
     "#);
     assert_snapshot!(ask(r#"{"name": 5}"#), @r#"
     exit 10
@@ -185,7 +185,7 @@ cases:
       what      call_tool and notes/add-note Portcullis::Tool::"notes/add-note"
       refused   the arguments do not fit the tool's typed action: `/name` is no text
     --- stderr
-    asked as for a tool without annotations, which counts as destructive and open-world; `--hint` gives others
+    the tool's annotations are not known, since its server has listed no tools to this proxy yet; whatever they are, the answer is the same
     "#);
 }
 
@@ -197,7 +197,7 @@ fn the_example_of_the_docs_decides_as_it_says() {
     let check = portcullis(&folder, &["policy", "check", "policies"]);
     assert_eq!(check.status.code(), Some(0), "{}", shown(&check));
     for (args, code) in [(r#"{"name": "draft-1"}"#, 0), (r#"{"name": "final"}"#, 10), ("{}", 10)] {
-        let words = ["policy", "can-i", "--as", "someone", "--group", "bots", "tools/call"];
+        let words = ["policy", "can-i", "--as", "group:bots", "tools/call"];
         let asked =
             portcullis(&folder, &[&words[..], &["notes/add_note", "--args", args]].concat());
         assert_eq!(asked.status.code(), Some(code), "{args}: {}", shown(&asked));

@@ -12,28 +12,31 @@ use serde_json::{Map, Value};
 use super::{explain, load, reports, source};
 use crate::{
     cli::{Context, Exit, Usage},
-    config::Config,
+    config::{Config, InterceptorEntry, Use},
     exchange::{self, Transport},
     identity::{Principal, PrincipalKind, Store},
-    names::Group,
+    names::{ClientName, Group, ServerName},
     policy::{
-        Action, Circumstances, Claims, Explanation, Outcome, Request, Stated, Target, Unknown,
-        worded_action,
+        Action, Circumstances, Claims, Engine, Explanation, Outcome, Request, Resource, Stated,
+        Subject, Target, Unknown, Who, worded_action,
     },
+    upstream::kept_tools,
 };
 
 #[derive(Debug, clap::Args)]
 pub struct CanI {
-    /// Who asks: a client's name, `local:USER` or `anonymous`
-    #[arg(long = "as", value_name = "CLIENT")]
-    client: String,
+    /// Who asks: a client's name, `group:NAME` (some client in that group), `local:USER`, `anonymous`,
+    /// or, of what the proxy does for them, `server:NAME` and `plugin:NAME`
+    #[arg(long = "as", value_name = "PARTY")]
+    party: String,
     /// A group of the client, beside those that it has; may be given several times
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<Group>,
     /// An action (`call_tool`) or a method (`tools/call`)
     #[arg(value_name = "ACTION")]
     action: String,
-    /// SERVER/TOOL, SERVER/PROMPT, SERVER/URI, or only SERVER; nothing for all servers at once
+    /// SERVER/TOOL, SERVER/PROMPT, SERVER/URI, or only SERVER; nothing for all servers at once. Of
+    /// `reach` it is HOST:PORT, of `grant` the function
     #[arg(value_name = "TARGET")]
     target: Option<String>,
     /// The arguments, as a JSON object
@@ -74,15 +77,19 @@ struct Answer<'a> {
     why: Option<&'a Explanation>,
 }
 
+impl Answer<'_> {
+    fn exit(&self) -> Exit {
+        if self.outcome.allowed { Exit::Ok } else { Exit::Denied }
+    }
+}
+
 /// Runs the verb.
 pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
     let engine = load(source(&loaded)).map_err(reports)?;
-    let principal = principal(question, &loaded.config)?;
+    let asker = Asker::of(question, &loaded.config)?;
     let (action, method) = worded_action(&question.action);
     let method = question.method.as_deref().unwrap_or(method);
-    let target = Target::parse(action, question.target.as_deref())
-        .map_err(|error| Usage(error.to_string()))?;
     let args: Option<Map<String, Value>> = match &question.args {
         Some(json) => Some(
             serde_json::from_str(json)
@@ -90,60 +97,280 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
         ),
         None => None,
     };
-    let hinted = Claims::from_hints(|name| {
-        question.hints.iter().rev().find(|(hint, _)| hint == name).map(|(_, value)| *value)
-    });
-    let stated = target
-        .tool()
-        .and_then(|(server, tool)| Stated::of(&loaded.config.servers).claims(server, tool));
-    let claims = stated.unwrap_or(hinted);
-    let (subject, resource) = target.sides(&principal, claims);
-    let request = Request {
+    let labels = BTreeSet::new();
+    let written = question.args.as_deref().unwrap_or_default().as_bytes();
+    let request = |(subject, resource), circumstances| Request {
         subject,
         action,
         resource,
         args: args.as_ref(),
-        written: question.args.as_deref().unwrap_or_default().as_bytes(),
-        circumstances: Circumstances {
-            method,
-            transport: Some(Transport::Http),
-            revision: Some(exchange::Revision::LATEST_LEGACY),
-            now: jiff::Timestamp::now(),
-            source_ip: None,
-            session_calls: 0,
-            labels: &BTreeSet::new(),
-        },
+        written,
+        circumstances,
     };
-    let outcome = engine.decide(&request);
-    let why = question
-        .explain
-        .then(|| engine.inspect().explain(&request, Unknown::Nothing, &BTreeMap::new()));
-    print(question, &principal, action, &outcome, why.as_ref(), ctx)?;
-    Ok(if outcome.allowed { Exit::Ok } else { Exit::Denied })
+    let now = jiff::Timestamp::now();
+    let principal = match &asker {
+        Asker::Client(principal) => principal,
+        Asker::Server(_) | Asker::Plugin(_) => {
+            let sides = asker.own_sides(action, question)?;
+            let request = request(sides, Circumstances::own(now));
+            let outcome = engine.decide(&request);
+            let explanation = outcome.explain_alone();
+            let outcome = Outcome { allowed: outcome.permits_alone(), ..outcome };
+            let why = question.explain.then(|| explained(&engine, &request));
+            let answer = Answer {
+                principal: asker.name(),
+                action: action.as_str(),
+                target: question.target.as_deref(),
+                outcome: &outcome,
+                explanation,
+                why: why.as_ref(),
+            };
+            print(&answer, None, ctx)?;
+            return Ok(answer.exit());
+        }
+    };
+    let target = Target::parse(action, question.target.as_deref())
+        .map_err(|error| Usage(error.to_string()))?;
+    if let Some(server) = target.server() {
+        known_server(server, &loaded.config)?;
+    }
+    let circumstances = Circumstances {
+        method,
+        transport: Some(Transport::Http),
+        revision: Some(exchange::Revision::LATEST_LEGACY),
+        now,
+        source_ip: None,
+        session_calls: 0,
+        labels: &labels,
+    };
+    let of = |claims| request(target.sides(principal, claims), circumstances);
+    let (claims, origin) = claims(question, &target, &loaded.config)?;
+    let outcome = engine.decide(&of(claims));
+    if origin == Some(Origin::Unknown)
+        && all_claims().any(|claims| engine.decide(&of(claims)).allowed != outcome.allowed)
+    {
+        anyhow::bail!(
+            "it depends on the tool's annotations, and its server has listed no tools to this proxy \
+             yet: run the server once (`portcullis tools ls`), or say them with `--hint`"
+        );
+    }
+    let why = question.explain.then(|| explained(&engine, &of(claims)));
+    let answer = Answer {
+        principal: asker.name(),
+        action: action.as_str(),
+        target: question.target.as_deref(),
+        outcome: &outcome,
+        explanation: outcome.explain(),
+        why: why.as_ref(),
+    };
+    print(&answer, origin, ctx)?;
+    Ok(answer.exit())
 }
 
-fn print(
-    question: &CanI,
-    principal: &Principal,
-    action: Action,
-    outcome: &Outcome,
-    why: Option<&Explanation>,
-    ctx: &Context,
-) -> anyhow::Result<()> {
-    let target = question.target.as_deref();
-    if ctx.is_json() {
-        ctx.json(&Answer {
-            principal: principal.name(),
-            action: action.as_str(),
-            target,
-            outcome,
-            explanation: outcome.explain(),
-            why,
-        })?;
+fn explained(engine: &Engine, request: &Request<'_>) -> Explanation {
+    engine.inspect().explain(request, Unknown::Nothing, &BTreeMap::new())
+}
+
+/// Who asks.
+enum Asker {
+    Client(Principal),
+    Server(ServerName),
+    Plugin(String),
+}
+
+/// Where the annotations come from with which a tool is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// `[servers.NAME.tools.TOOL]`, or `--hint`.
+    Given,
+    /// What the server listed when it last ran.
+    Listed,
+    /// No list is kept. They are those of a tool without annotations.
+    Unknown,
+}
+
+impl Asker {
+    /// # Errors
+    /// Where there is nobody of that name.
+    fn of(question: &CanI, config: &Config) -> anyhow::Result<Self> {
+        let word = question.party.as_str();
+        let who = match word {
+            word if word == "anonymous" || word.contains(':') => {
+                Who::parse(word).map_err(|error| Usage(format!("`--as`: {error}")))?
+            }
+            name => {
+                let name = name.parse().map_err(|error| Usage(format!("`--as`: {error}")))?;
+                Who::Client { name, groups: Vec::new() }
+            }
+        };
+        let (kind, mut groups) = match who {
+            Who::Server(name) => {
+                known_server(&name, config)?;
+                return Ok(Self::Server(name));
+            }
+            Who::Plugin(name) => {
+                let is_plugin = |entry: &&InterceptorEntry| matches!(entry.kind, Use::Plugin(_));
+                let mut plugins = config.interceptors.iter().filter(is_plugin);
+                if !plugins.any(|entry| entry.name() == name) {
+                    return Err(Usage(format!("`--as`: no plugin is called `{name}`")).into());
+                }
+                return Ok(Self::Plugin(name));
+            }
+            Who::Anonymous => (PrincipalKind::Anonymous, Vec::new()),
+            Who::Local { user, groups } => (PrincipalKind::Local { user }, groups),
+            // Some client in a group.
+            Who::Client { name, groups } if !groups.is_empty() => {
+                (PrincipalKind::Client(name), groups)
+            }
+            Who::Client { name, .. } => {
+                let added = Store::within(&config.state_dir).read()?;
+                let groups = match (added.get(&name), config.clients.get(&name)) {
+                    (None, None) => {
+                        let all = config.clients.keys().chain(added.keys());
+                        return Err(Usage(format!(
+                            "there is no client `{name}`{}; `--as group:NAME` asks for some client \
+                             in a group",
+                            near(name.as_str(), all.map(ClientName::as_str))
+                        ))
+                        .into());
+                    }
+                    (added, written) => {
+                        let added = added.into_iter().flat_map(|client| client.groups.clone());
+                        let written = written.into_iter().flat_map(|client| client.groups.clone());
+                        added.chain(written).collect()
+                    }
+                };
+                (PrincipalKind::Client(name), groups)
+            }
+        };
+        groups.extend(question.groups.clone());
+        let verified = kind != PrincipalKind::Anonymous;
+        Ok(Self::Client(Principal { kind, groups, verified, key: None }))
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Client(principal) => principal.name(),
+            Self::Server(name) => format!("server:{name}"),
+            Self::Plugin(name) => format!("plugin:{name}"),
+        }
+    }
+
+    /// Both sides of what the proxy does for a server or a plugin.
+    fn own_sides<'a>(
+        &'a self,
+        action: Action,
+        question: &'a CanI,
+    ) -> Result<(Subject<'a>, Resource<'a>), Usage> {
+        let target = question.target.as_deref();
+        let resource = match (self, action) {
+            (Self::Server(name), Action::Launch | Action::HandSecret) => {
+                return Err(Usage(format!(
+                    "`portcullis server inspect {name}` says whether it may start and be handed its \
+                     secrets, and by which policies"
+                )));
+            }
+            (_, Action::Reach) => {
+                let parsed = target.and_then(|target| {
+                    let (name, port) = target.rsplit_once(':')?;
+                    Some(Resource::Host { name, port: port.parse().ok()? })
+                });
+                parsed.ok_or_else(|| Usage("`reach` is asked of HOST:PORT".to_owned()))?
+            }
+            (Self::Plugin(_), Action::Grant) => {
+                let function = target.ok_or_else(|| {
+                    Usage("`grant` is asked of a function, such as `http`".to_owned())
+                })?;
+                Resource::Grant(function)
+            }
+            _ => {
+                return Err(Usage(format!(
+                    "`{}` is not asked for a server or a plugin: `reach` and, for a plugin, `grant` \
+                     are. What a server asks of a client is `--as CLIENT {} SERVER`",
+                    action.as_str(),
+                    action.as_str()
+                )));
+            }
+        };
+        let subject = match self {
+            Self::Server(name) => Subject::Server(name),
+            Self::Plugin(name) => Subject::Plugin(name),
+            Self::Client(principal) => Subject::Client(principal),
+        };
+        Ok((subject, resource))
+    }
+}
+
+/// # Errors
+/// Where the config has no such server.
+fn known_server(server: &ServerName, config: &Config) -> Result<(), Usage> {
+    if config.servers.contains_key(server) {
         return Ok(());
     }
+    let near = near(server.as_str(), config.servers.keys().map(ServerName::as_str));
+    Err(Usage(format!("the config has no server `{server}`{near}")))
+}
+
+/// The name that may be meant, as the end of a sentence.
+fn near<'n>(name: &str, all: impl Iterator<Item = &'n str>) -> String {
+    let near = all.map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
+    let near = near.filter(|(distance, _)| *distance <= 2.max(name.len() / 3));
+    near.map(|(_, known)| format!(": did you mean `{known}`?")).unwrap_or_default()
+}
+
+/// What is claimed of a tool, and who says it. Nothing of what is no tool.
+///
+/// # Errors
+/// Where its server has listed others and not this one.
+fn claims(
+    question: &CanI,
+    target: &Target,
+    config: &Config,
+) -> Result<(Claims, Option<Origin>), Usage> {
+    let Some((server, tool)) = target.tool() else { return Ok((Claims::default(), None)) };
+    if let Some(stated) = Stated::of(&config.servers).claims(server, tool) {
+        return Ok((stated, Some(Origin::Given)));
+    }
+    let hinted = |name: &str| {
+        let hints = question.hints.iter().rev();
+        hints.clone().find(|(hint, _)| hint == name).map(|(_, value)| *value)
+    };
+    if !question.hints.is_empty() {
+        return Ok((Claims::from_hints(hinted), Some(Origin::Given)));
+    }
+    let Some(listed) = kept_tools(&config.state_dir, server) else {
+        return Ok((Claims::default(), Some(Origin::Unknown)));
+    };
+    let named = |definition: &&Value| definition["name"] == tool;
+    let Some(definition) = listed.iter().find(named) else {
+        let names = listed.iter().filter_map(|definition| definition["name"].as_str());
+        return Err(Usage(format!(
+            "`{server}` has no tool `{tool}`, by the list that it last gave{}",
+            near(tool, names)
+        )));
+    };
+    let hint = |name: &str| definition["annotations"][name].as_bool();
+    Ok((Claims::from_hints(hint), Some(Origin::Listed)))
+}
+
+/// All that a server may claim of a tool.
+fn all_claims() -> impl Iterator<Item = Claims> {
+    (0..1_u8 << HINTS.len()).map(|bits| {
+        Claims::from_hints(|name| {
+            let at = HINTS.iter().position(|hint| *hint == name)?;
+            Some(bits & 1 << at != 0)
+        })
+    })
+}
+
+fn print(answer: &Answer<'_>, origin: Option<Origin>, ctx: &Context) -> anyhow::Result<()> {
+    if ctx.is_json() {
+        ctx.json(answer)?;
+        return Ok(());
+    }
+    let Answer { outcome, explanation, why, .. } = answer;
     let verdict = if outcome.allowed { "allowed" } else { "denied" };
-    ctx.line(format!("{verdict}: {}", outcome.explain()))?;
+    ctx.line(format!("{verdict}: {explanation}"))?;
     for rule in &outcome.rules {
         let file = rule.file.as_deref().unwrap_or(Path::new("")).display();
         let line = rule.line.map(|line| format!(":{line}")).unwrap_or_default();
@@ -161,29 +388,11 @@ fn print(
     if let Some(why) = why {
         explain::print(why, ctx)?;
     }
-    if action == Action::CallTool && question.hints.is_empty() {
+    if origin == Some(Origin::Unknown) {
         ctx.note(
-            "asked as for a tool without annotations, which counts as destructive and open-world; \
-             `--hint` gives others",
+            "the tool's annotations are not known, since its server has listed no tools to this \
+             proxy yet; whatever they are, the answer is the same",
         );
     }
     Ok(())
-}
-
-fn principal(question: &CanI, config: &Config) -> anyhow::Result<Principal> {
-    let mut groups = question.groups.clone();
-    let kind = match (question.client.as_str(), question.client.strip_prefix("local:")) {
-        ("anonymous", _) => PrincipalKind::Anonymous,
-        (_, Some(user)) => PrincipalKind::Local { user: user.to_owned() },
-        (name, None) => {
-            let name = name.parse().map_err(|error| Usage(format!("`--as`: {error}")))?;
-            let added = Store::within(&config.state_dir).read()?;
-            groups.extend(added.get(&name).into_iter().flat_map(|client| client.groups.clone()));
-            let written = config.clients.get(&name);
-            groups.extend(written.into_iter().flat_map(|client| client.groups.clone()));
-            PrincipalKind::Client(name)
-        }
-    };
-    let verified = kind != PrincipalKind::Anonymous;
-    Ok(Principal { kind, groups, verified, key: None })
 }

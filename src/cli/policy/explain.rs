@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{engine, in_force};
 use crate::{
-    audit::record::{Entry, Record},
+    audit::record::{self, Entry, Record},
     cli::{
         Context, Exit,
         audit::{Source, Where, conclude},
@@ -36,10 +36,26 @@ struct Report<'a> {
     /// The revision that decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     decided_by: Option<&'a str>,
+    /// The rules that decided, as they are on record.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    rules: &'a [record::Rule],
     /// Whether that is the one that is explained.
     same_policies: bool,
     arguments_known: bool,
     explanation: &'a Explanation,
+}
+
+/// A message whose server may not be started.
+#[derive(Debug, Serialize)]
+struct StartReport<'a> {
+    id: DecisionId,
+    was: Verdict,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<&'a str>,
+    /// What policies refused, and why.
+    start_refused: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    rules: &'a [record::Rule],
 }
 
 /// Runs the verb.
@@ -54,6 +70,10 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let entry = entries.iter().find(decided);
     let recorded = match entry.map(Recorded::read) {
         Some(Ok(recorded)) => recorded,
+        Some(Err(Aside::OfAStart)) => {
+            start(decision, entry, ctx)?;
+            return Ok(exit);
+        }
         Some(Err(Aside::Lacks(what))) => anyhow::bail!(
             "the record lacks the {what} as policies saw them, so it cannot be said what they came \
              to; `portcullis audit show {decision}` has what is on record"
@@ -72,6 +92,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
              `portcullis audit show` has the policies",
         );
     }
+    let rules = entry.map(rules).unwrap_or_default();
     let explanation = recorded.explain(&mut engine.inspect());
     let here = if policies.is_empty() { in_force(ctx)? } else { engine.revision() };
     let same = recorded.revision == Some(here.to_string());
@@ -80,6 +101,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             id: decision,
             was: recorded.was,
             decided_by: recorded.revision.as_deref(),
+            rules,
             same_policies: same,
             arguments_known: recorded.unknown() == crate::policy::Unknown::Nothing,
             explanation: &explanation,
@@ -87,6 +109,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         return Ok(exit);
     }
     ctx.line(format!("{decision} was {}", worded(recorded.was)))?;
+    print_rules(rules, ctx)?;
     print(&explanation, ctx)?;
     if !same {
         match &recorded.revision {
@@ -99,6 +122,56 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
     }
     Ok(exit)
+}
+
+/// The rules by which a message was let pass or refused, as the record has them.
+fn rules(entry: &Entry) -> &[record::Rule] {
+    match &entry.record {
+        Record::Intent(intent) => &intent.grounds.rules,
+        Record::Refused(refused) => &refused.grounds.rules,
+        Record::Outcome(_) | Record::Event(_) => &[],
+    }
+}
+
+fn print_rules(rules: &[record::Rule], ctx: &Context) -> anyhow::Result<()> {
+    for record::Rule { id, file, line, reason, .. } in rules {
+        let place = match (file, line) {
+            (Some(file), Some(line)) => format!("  {file}:{line}"),
+            _ => String::new(),
+        };
+        ctx.line(format!("  recorded  {id}{place}"))?;
+        if let Some(reason) = reason {
+            ctx.line(format!("            {reason}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Says what a message was refused for whose server may not be started.
+fn start(decision: DecisionId, entry: Option<&Entry>, ctx: &Context) -> anyhow::Result<()> {
+    let Some(Record::Refused(refused)) = entry.map(|entry| &entry.record) else { return Ok(()) };
+    let refusal = &refused.refusal;
+    let rules = &refused.grounds.rules;
+    if ctx.is_json() {
+        return Ok(ctx.json(&StartReport {
+            id: decision,
+            was: Verdict::Refused,
+            server: refused.call.server.as_deref(),
+            start_refused: refusal.detail.as_deref(),
+            rules,
+        })?);
+    }
+    ctx.line(format!("{decision} was refused, since its server may not be started"))?;
+    print_rules(rules, ctx)?;
+    if let Some(detail) = &refusal.detail {
+        ctx.line(format!("  refused   {detail}"))?;
+    }
+    let server = refused.call.server.as_deref().unwrap_or("NAME");
+    ctx.note(format_args!(
+        "policies were not asked about the message itself; `portcullis server inspect {server}` says \
+         what its start takes, and which policies decide that"
+    ));
+    Ok(())
 }
 
 fn worded(verdict: Verdict) -> &'static str {

@@ -101,18 +101,31 @@ impl Entry<'_> {
     }
 }
 
-/// A permit for anybody to call any tool, whatever else holds.
-fn over_broad(entry: &Entry<'_>, shape: &Shape) -> Option<Finding> {
-    let all = shape.condition == Expr::True && shape.actions.contains("call_tool");
-    if shape.forbids || shape.obliges || !all {
-        return None;
-    }
-    let id = &entry.rule.id;
-    let message = format!("`{id}` permits everybody to call every tool of every server");
-    Some(entry.warning("policy-over-broad", message, "names nobody and nothing").help(
+/// Actions that nobody permits without a bound, with what such a permit lets happen and how to bound
+/// it. The other acts of the proxy are bound by the config: it names each secret and each host.
+const OVER_BROAD: [(&str, &str, &str); 2] = [
+    (
+        "call_tool",
+        "everybody to call every tool of every server",
         "say who (`principal in Portcullis::Group::\"…\"`), what (`resource in \
          Portcullis::Server::\"…\"`), or when (`when { … }`)",
-    ))
+    ),
+    (
+        "launch",
+        "every server to run every program and image, with every deviation from the hardened profile",
+        "say which server (`principal == Portcullis::Server::\"…\"`) and bound its deviations (`when { \
+         [\"egress\"].containsAll(resource.deviations) }`)",
+    ),
+];
+
+/// A permit for anybody to call any tool, or for any server to start anything, whatever else holds.
+fn over_broad(entry: &Entry<'_>, shape: &Shape) -> Option<Finding> {
+    if shape.forbids || shape.obliges || shape.condition != Expr::True {
+        return None;
+    }
+    let (_, what, help) = OVER_BROAD.iter().find(|(act, ..)| shape.actions.contains(*act))?;
+    let message = format!("`{}` permits {what}", entry.rule.id);
+    Some(entry.warning("policy-over-broad", message, "names nobody and nothing").help(*help))
 }
 
 /// A permit that a forbid always overrides.

@@ -46,6 +46,25 @@ fn over_broad() {
             &[
                 r#"permit (principal, action, resource) unless { action in Portcullis::Action::"use" };"#,
             ],
+            &["policy-over-broad 1"],
+        ),
+        (
+            &[
+                r#"permit (principal, action == Portcullis::Action::"launch", resource);"#,
+                r#"permit (principal, action == Portcullis::Action::"reach", resource);"#,
+                r#"permit (principal, action == Portcullis::Action::"hand_secret", resource);"#,
+            ],
+            &["policy-over-broad 1"],
+        ),
+        (
+            &[r#"permit (principal, action in Portcullis::Action::"from_proxy", resource);"#],
+            &["policy-over-broad 1"],
+        ),
+        (
+            &[
+                r#"permit (principal, action == Portcullis::Action::"launch", resource) when { resource.runtime == "container" };"#,
+                r#"permit (principal == Portcullis::Server::"a", action == Portcullis::Action::"launch", resource);"#,
+            ],
             &[],
         ),
     ]);

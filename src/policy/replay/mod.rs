@@ -88,7 +88,11 @@ impl Replay {
                 self.replayed.others += 1;
                 return;
             }
-            Err(Aside::Lacks(what)) => {
+            Err(aside @ (Aside::Lacks(_) | Aside::OfAStart)) => {
+                let what = match aside {
+                    Aside::Lacks(what) => what,
+                    Aside::NotDecided | Aside::OfAStart => "decision",
+                };
                 self.replayed.calls += 1;
                 self.replayed.unknown += 1;
                 *self.replayed.lacking.entry(what).or_default() += 1;

@@ -51,6 +51,8 @@ pub struct Recorded {
 pub enum Aside {
     /// Policies did not decide it.
     NotDecided,
+    /// Its server may not be started, so they were not asked about the message.
+    OfAStart,
     /// They did, and this of it is not on record.
     Lacks(&'static str),
 }
@@ -68,7 +70,7 @@ impl Recorded {
             }
             Record::Refused(refused) if refused.refusal.code == Code::PolicyDenied.as_str() => {
                 if is_of_a_start(&refused.refusal) {
-                    return Err(Aside::Lacks("decision"));
+                    return Err(Aside::OfAStart);
                 }
                 let record::Refused { call, asked, grounds, arguments, shape, .. } = &**refused;
                 (call, asked, grounds, arguments, shape, Verdict::Refused)

@@ -119,6 +119,27 @@ when { resource.claims.destuctive && context.arg.hasTag("/x") };
 }
 
 #[test]
+fn an_argument_that_is_written_as_an_attribute() {
+    for (written, expected) in [
+        (
+            r#"context.args.path like "/srv/*""#,
+            r#"`context.args.hasTag("/path") && context.args.getTag("/path")`"#,
+        ),
+        (
+            r#"context.paths.path == "/srv""#,
+            r#"`context.paths.hasTag("/path") && context.paths.getTag("/path")`"#,
+        ),
+        (r#"context.urls.url.host == "a.example""#, r#"context.urls.getTag("/url")`"#),
+        ("context.lists.paths == 1", r#"context.lists.getTag("/paths")`"#),
+    ] {
+        let text = format!("permit (principal, action, resource) when {{ {written} }};");
+        let found = findings(&[("a.cedar", &text)]);
+        let found = found.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(found.contains(expected), "{found}");
+    }
+}
+
+#[test]
 fn a_tag_that_may_not_be_there() {
     assert_snapshot!(findings(&[("a.cedar", r#"permit (principal, action, resource)
 when { context.args.getTag("/x") == "1" };"#)]), @r#"

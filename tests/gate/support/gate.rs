@@ -33,7 +33,7 @@ pub struct Setup {
 }
 
 /// Lets servers be started, whatever else a test's policies say.
-const MACHINE: &str = "@id(\"machine\")\npermit (principal, action in Portcullis::Action::\"from_proxy\", resource);\n";
+const MACHINE: &str = "@id(\"machine\")\npermit (principal, action in Portcullis::Action::\"from_proxy\", resource)\nwhen { resource.name != \"\" };\n";
 
 impl Setup {
     /// A config with this body behind `state-dir` and `[listen]`. In it `{mark}`, `{crooked}`,
