@@ -292,7 +292,7 @@ fn timed(log: &Log, (asked, time): (Asked, Option<(bool, usize)>)) -> Asked {
 fn run<S: Strategy>(cases: u32, strategy: S, holds: impl AsyncFn(&Log, S::Value)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let log = runtime.block_on(log());
-    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    let config = Config { cases, ..Config::with_source_file(file!()) };
     TestRunner::new(config)
         .run(&strategy, |value| {
             runtime.block_on(holds(&log, value));
