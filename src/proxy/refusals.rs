@@ -116,8 +116,8 @@ struct Due {
 }
 
 impl Summary {
-    /// Waits until the id is on record. The log is asked once; where it takes no records, its own
-    /// count of missed records says so.
+    /// Waits until the id is on record. The log is asked once: if it takes no records then, the count
+    /// of these refusals puts the id on record later.
     pub async fn on_record(self: &Arc<Self>, audit: &Audit) {
         let opened = self.opened.get_or_init(|| {
             let (sender, receiver) = watch::channel(false);
