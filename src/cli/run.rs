@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +15,7 @@ use crate::{
     admin,
     catalog::{lock, profile_file::Profile},
     codec::{Frame, era},
-    config::{self, Code, Diagnostics, Loaded},
+    config::{self, Code, ConnectionBounds, Diagnostics, Loaded},
     exchange::{Revision, Transport},
     front,
     identity::{Keyring, Principal},
@@ -194,7 +195,11 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
     let _stopped = stop.clone().drop_guard();
     let routes =
         front::http::network(proxy.clone(), keyring.clone(), &loaded.config.listen, address);
-    let network = tokio::spawn(listener.serve(routes, stop.clone()));
+    let bounds = connection_bounds(loaded);
+    let network = tokio::spawn({
+        let (listen, stop) = (loaded.config.listen.clone(), stop.clone());
+        async move { listener.serve(routes, &listen, bounds, stop).await }
+    });
     let local = admin::audit_routes(proxy.audit.clone(), stop.clone())
         .merge(admin::keeping_routes(proxy.clone()))
         .merge(admin::approval_routes(proxy.clone()))
@@ -234,6 +239,27 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
     let _ = network.await;
     let _ = local.await;
     Ok(Exit::Ok)
+}
+
+/// How many connections the HTTP front may have. Raises the limit of open files as far as it goes:
+/// with the usual 1,024, connections could take every file that servers and records need.
+fn connection_bounds(loaded: &Loaded) -> ConnectionBounds {
+    let open_files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_or(soft, |()| hard)
+    });
+    let limits = &loaded.config.limits.connections;
+    let open_files = usize::try_from(open_files).unwrap_or(usize::MAX);
+    let bounds = front::http::Listener::bounds(limits, open_files);
+    if bounds.total() < limits.total {
+        let (total, wanted) = (bounds.total(), limits.total);
+        tracing::warn!(
+            total,
+            wanted,
+            open_files,
+            "the limit of open files leaves fewer connections than limits.connections.total"
+        );
+    }
+    bounds
 }
 
 /// Has the servers of the config follow its file, until the proxy stops: whenever that changes, and

@@ -28,6 +28,7 @@ use crate::{
 pub(super) fn check(built: &Built, document: &Document, findings: &mut Vec<Finding>) {
     let mut checker = Checker { document, findings };
     checker.listen(built);
+    checker.connections(built);
     checker.admin(built);
     checker.encryption(built);
     checker.clients(built);
@@ -41,6 +42,14 @@ pub(super) fn check(built: &Built, document: &Document, findings: &mut Vec<Findi
     checker.interceptors(built);
     export::check(&mut checker, &built.config.audit.export);
     checker.rest(built);
+}
+
+/// Whether a `Host` value names this machine alone.
+fn is_local(host: &str) -> bool {
+    let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
+    let name = authority.host().trim_matches(['[', ']']);
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 struct Checker<'a> {
@@ -85,11 +94,45 @@ impl Checker<'_> {
                     ),
             );
         }
+        let named = listen.allowed_hosts.iter().enumerate().find(|(_, host)| !is_local(host));
+        if let Some((at, host)) = named
+            && !open
+            && listen.anonymous
+            && !listen.anonymous_beyond_loopback
+        {
+            self.add(
+                self.document
+                    .at_value(
+                        &child("/listen/allowed-hosts", at),
+                        Code::Unsafe,
+                        format!("anyone who reaches `{}` could call without a key", brief(host)),
+                    )
+                    .help(
+                        "give each client a key with `portcullis client add` and remove `anonymous \
+                         = true`, or write `anonymous-beyond-loopback = true` if that is meant",
+                    ),
+            );
+        }
         if listen.anonymous_beyond_loopback && !listen.anonymous {
             self.conflict(
                 "/listen/anonymous-beyond-loopback",
                 "this has no meaning without `anonymous = true`",
                 "remove it, or add `anonymous = true`",
+            );
+        }
+        if !listen.trusted_proxies.is_empty() && listen.client_address.is_none() {
+            self.conflict(
+                "/listen/trusted-proxies",
+                "it is not said how these proxies tell their client's address",
+                "add `client-address = \"x-forwarded-for\"`, `\"forwarded\"` or \
+                 `\"proxy-protocol\"`: the form that they are configured to send",
+            );
+        }
+        if listen.client_address.is_some() && listen.trusted_proxies.is_empty() {
+            self.conflict(
+                "/listen/client-address",
+                "this has no meaning without `trusted-proxies`",
+                "remove it, or name the proxies in `trusted-proxies`",
             );
         }
         for (at, host) in listen.allowed_hosts.iter().enumerate() {
@@ -112,6 +155,35 @@ impl Checker<'_> {
                     &child("/listen/allowed-origins", at),
                     format!("`{}` is no origin", brief(origin)),
                     "write `https://name` or `https://name:port` in lower case, without a path",
+                );
+            }
+        }
+    }
+
+    fn connections(&mut self, built: &Built) {
+        let limits = &built.config.limits.connections;
+        let bounds = limits.bounds(usize::MAX);
+        let at = "/limits/connections";
+        for (key, written, used, room) in [
+            ("unauthenticated", limits.unauthenticated, bounds.unauthenticated, "`total`"),
+            (
+                "unauthenticated-per-network",
+                limits.unauthenticated_per_network,
+                bounds.unauthenticated_per_network,
+                "`unauthenticated`",
+            ),
+            (
+                "per-client",
+                limits.per_client,
+                bounds.per_client,
+                "`total` without `unauthenticated`",
+            ),
+        ] {
+            if written.is_some_and(|written| written != used) {
+                self.conflict(
+                    &child(at, key),
+                    format!("{room} leaves {used} here"),
+                    "write no more than that, or leave the key out",
                 );
             }
         }

@@ -34,13 +34,14 @@ pub use entry::{InterceptorEntry, Use};
 pub use finding::{Code, Diagnostics, Finding, Located, Severity};
 pub use literal::Literal;
 pub use raw::{
-    Admin, Approvals, Audit, Begin, Ceilings, Checkpoint, Client, Config, Destination, Encryption,
-    Engine, EntrySettings, Era, Export, Hardening, Limits, Listen, LogFormat, Loosening, OnFailure,
-    Policy, Registries, Resources, Retention, Runtime, Server, Sharing, Signer, Telemetry, Tool,
-    Transport, Witness,
+    Admin, Approvals, Audit, Begin, Ceilings, Checkpoint, Client, ClientAddressSource, Config,
+    ConnectionBounds, ConnectionLimits, Destination, Encryption, Engine, EntrySettings, Era,
+    Export, Hardening, Limits, Listen, LogFormat, Loosening, OnFailure, Policy, Registries,
+    Resources, Retention, Runtime, Server, Sharing, Signer, Telemetry, Tool, Transport, Witness,
 };
 pub use values::{
-    Age, Given, HandOver, IllegalMount, MountEntry, SecretRef, ServerHeader, ServerSecret, Size,
+    Age, Given, HandOver, IllegalMount, MountEntry, ProxyNetwork, SecretRef, ServerHeader,
+    ServerSecret, Size,
 };
 pub use whereabouts::{Illegible, Whereabouts, whereabouts};
 

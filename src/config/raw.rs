@@ -2,8 +2,9 @@
 
 mod audit;
 mod ceilings;
+mod listen;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -13,6 +14,7 @@ pub use audit::{
     Audit, Begin, Checkpoint, Destination, Encryption, Export, OnFailure, Retention, Witness,
 };
 pub use ceilings::{Ceilings, Loosening};
+pub use listen::{ClientAddressSource, ConnectionBounds, ConnectionLimits, Listen};
 
 use super::{InterceptorEntry, MountEntry, SecretRef, ServerHeader, ServerSecret};
 use crate::{
@@ -100,39 +102,6 @@ pub struct Webhook {
     pub headers: BTreeMap<String, SecretRef>,
 }
 
-/// Where clients connect.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Listen {
-    /// Address and port of the HTTP front. Anything but loopback should stand behind TLS.
-    #[schemars(with = "String", extend("format" = "socket-address"))]
-    pub http: SocketAddr,
-    /// Take calls without a key. Policy sees them as `Portcullis::Anonymous::"anonymous"`.
-    pub anonymous: bool,
-    /// Take them on an address that other machines can reach, too.
-    pub anonymous_beyond_loopback: bool,
-    /// `Host` values taken beside the address itself and, on loopback, `localhost`.
-    pub allowed_hosts: Vec<String>,
-    /// `Origin` values taken, for clients in a browser. None are by default.
-    pub allowed_origins: Vec<String>,
-    /// Offer REST, too: `/tools`, `/invoke`, `/batch` and `/openapi.json`, for the same clients
-    /// and under the same policies as `/mcp`.
-    pub rest: bool,
-}
-
-impl Default for Listen {
-    fn default() -> Self {
-        Self {
-            http: SocketAddr::from(([127, 0, 0, 1], 8811)),
-            anonymous: false,
-            anonymous_beyond_loopback: false,
-            allowed_hosts: Vec::new(),
-            allowed_origins: Vec::new(),
-            rest: true,
-        }
-    }
-}
-
 /// Where the Cedar policies are.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -195,6 +164,7 @@ pub struct Limits {
     /// Items on one page of a list. Clients that ask for no further page see the first alone.
     #[schemars(range(min = 1))]
     pub page: usize,
+    pub connections: ConnectionLimits,
     pub servers: Ceilings,
 }
 
@@ -210,18 +180,22 @@ impl Default for Limits {
             session_idle_s: 3_600,
             question_s: 300,
             page: 250,
+            connections: ConnectionLimits::default(),
             servers: Ceilings::default(),
         }
     }
 }
 
-/// Logs.
+/// Logs and metrics.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Telemetry {
     pub log_format: LogFormat,
     /// A filter such as `info` or `portcullis=debug`. `PORTCULLIS_LOG` overrides it.
     pub log: Option<String>,
+    /// Clients that may read `/metrics` over TCP, each with its key as a bearer token (`portcullis
+    /// client add prometheus`). None by default: then only the local socket serves it.
+    pub metrics_clients: Vec<ClientName>,
 }
 
 /// How log lines are written.

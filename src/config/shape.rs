@@ -11,7 +11,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 use super::{
-    Age, Config, MountEntry, Size,
+    Age, Config, MountEntry, ProxyNetwork, Size,
     document::Document,
     finding::{Code, Finding, MOST},
     place::child,
@@ -59,6 +59,7 @@ const FORMATS: &[(&str, Fault)] = &[
     ("size", |text| text.parse::<Size>().err().map(|error| error.to_string())),
     ("member", |text| text.parse::<Member>().err().map(|error| error.to_string())),
     ("mount", |text| text.parse::<MountEntry>().err().map(|error| error.to_string())),
+    ("proxy-network", |text| text.parse::<ProxyNetwork>().err().map(|error| error.to_string())),
     ("versions", |text| text.parse::<Versions>().err().map(|error| error.to_string())),
     ("destination", |text| text.parse::<Destination>().err().map(|error| error.to_string())),
     ("egress-destination", |text| {

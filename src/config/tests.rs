@@ -4,6 +4,7 @@ use super::*;
 
 mod bundle;
 mod exports;
+mod listen;
 mod plugins;
 mod properties;
 mod secrets;
@@ -51,7 +52,7 @@ bogus = 1
     insta::assert_snapshot!(findings(text), @r#"
     2:8 [config-unknown-key] unknown key `htp`
         ^ did you mean `http`?
-        = known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`, `rest`
+        = known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`, `rest`, `trusted-proxies`, `client-address`
     3:2 [config-unknown-key] unknown key `polcy`
         ^ did you mean `policy`?
         = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `registries`, `signers`, `clients`, `servers`, `interceptors`
@@ -338,7 +339,7 @@ fn a_finding_is_shown_in_its_place() {
        · ────┬───
        ·     ╰── did you mean `anonymous`?
        ╰────
-      help: known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`, `rest`
+      help: known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`, `rest`, `trusted-proxies`, `client-address`
     ");
 }
 

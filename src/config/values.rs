@@ -4,11 +4,13 @@ use std::{
     borrow::Cow,
     collections::BTreeMap,
     fmt,
+    net::IpAddr,
     path::{Component, Path, PathBuf},
     str::FromStr,
 };
 
 use bytesize::ByteSize;
+use ipnet::IpNet;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -369,6 +371,90 @@ impl JsonSchema for Size {
             "type": "string",
             "format": "size",
             "description": "A number of bytes with its unit: `20GiB`, `500MB`.",
+        })
+    }
+}
+
+/// An IP address or a network of addresses in CIDR notation (RFC 4632): `127.0.0.1`, `10.0.0.0/8`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ProxyNetwork(IpNet);
+
+impl ProxyNetwork {
+    /// Whether the address is in the network. IPv4-mapped IPv6 addresses count as IPv4.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+}
+
+/// A text that is not the network of a trusted proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum IllegalProxyNetwork {
+    #[error("write an address or a network, such as `127.0.0.1`, `10.0.0.0/8` or `fd00::/8`")]
+    Form,
+    #[error("a network has no bits behind its prefix")]
+    HostBits,
+    #[error("this trusts everybody: name the addresses that your proxies connect from")]
+    Everybody,
+    #[error("write an IPv4-mapped address as IPv4")]
+    Mapped,
+}
+
+impl FromStr for ProxyNetwork {
+    type Err = IllegalProxyNetwork;
+
+    fn from_str(text: &str) -> Result<Self, IllegalProxyNetwork> {
+        let network = match text.parse::<IpAddr>() {
+            Ok(address) => IpNet::from(address),
+            Err(_) => text.parse::<IpNet>().map_err(|_| IllegalProxyNetwork::Form)?,
+        };
+        if network.trunc() != network {
+            return Err(IllegalProxyNetwork::HostBits);
+        }
+        if network.prefix_len() == 0 {
+            return Err(IllegalProxyNetwork::Everybody);
+        }
+        if network.addr().to_canonical() != network.addr() {
+            return Err(IllegalProxyNetwork::Mapped);
+        }
+        Ok(Self(network))
+    }
+}
+
+impl fmt::Display for ProxyNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.prefix_len() == self.0.max_prefix_len() {
+            write!(f, "{}", self.0.addr())
+        } else {
+            write!(f, "{}", self.0)
+        }
+    }
+}
+
+impl TryFrom<String> for ProxyNetwork {
+    type Error = IllegalProxyNetwork;
+
+    fn try_from(text: String) -> Result<Self, IllegalProxyNetwork> {
+        text.parse()
+    }
+}
+
+impl From<ProxyNetwork> for String {
+    fn from(network: ProxyNetwork) -> String {
+        network.to_string()
+    }
+}
+
+impl JsonSchema for ProxyNetwork {
+    fn schema_name() -> Cow<'static, str> {
+        "ProxyNetwork".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "format": "proxy-network",
+            "description": "An address or a network: `127.0.0.1`, `10.0.0.0/8`, `fd00::/8`.",
         })
     }
 }

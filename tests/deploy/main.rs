@@ -170,9 +170,15 @@ fn several_servers_are_behind_one_proxy() {
 fn prometheus_has_data_for_every_query_of_the_dashboard() {
     let project = Project::new("monitoring");
     // Grafana is not in Debian; see docs/deploy.md.
-    project.compose(&["up", "-d", "portcullis", "prometheus"]);
+    project.compose(&["up", "-d", "portcullis"]);
     project.healthy();
     let key = project.add_client("agent", &[]);
+    let scraper = project.add_client("prometheus", &[]);
+    std::fs::write(project.prometheus_key(), scraper).unwrap();
+    // For its user alone, as the project's first lines say.
+    output("chown", &["65534", project.prometheus_key().to_str().unwrap()]);
+    output("chmod", &["400", project.prometheus_key().to_str().unwrap()]);
+    project.compose(&["up", "-d", "prometheus"]);
     let dashboard = project.folder().join("grafana/dashboards/portcullis.json");
     let dashboard: Value =
         serde_json::from_str(&std::fs::read_to_string(dashboard).unwrap()).unwrap();
@@ -201,9 +207,11 @@ fn prometheus_has_data_for_every_query_of_the_dashboard() {
         });
         std::thread::sleep(Duration::from_secs(1));
     }
-    // From elsewhere, metrics are nobody's.
-    let metrics = curl(&[&format!("http://127.0.0.1:{}/metrics", project.port)]);
-    assert!(metrics.contains("for this machine alone"), "{metrics}");
+    // Without that key, or with another client's, metrics are nobody's.
+    let metrics = format!("http://127.0.0.1:{}/metrics", project.port);
+    assert!(curl(&["-H", HOST, &metrics]).contains("unauthenticated"));
+    let bearer = format!("Authorization: Bearer {key}");
+    assert!(curl(&["-H", HOST, "-H", &bearer, &metrics]).contains("policy-denied"));
 }
 
 #[test]

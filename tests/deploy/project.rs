@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tempfile::TempDir;
+
 fn root() -> PathBuf {
     env!("CARGO_MANIFEST_DIR").into()
 }
@@ -51,6 +53,7 @@ pub struct Project {
     name: String,
     pub port: u16,
     pub prometheus: u16,
+    keys: TempDir,
 }
 
 impl Project {
@@ -60,7 +63,8 @@ impl Project {
             prometheus();
         }
         let name = format!("portcullis-{example}-{}", std::process::id());
-        Self { example, name, port: free(), prometheus: free() }
+        let keys = tempfile::tempdir().unwrap();
+        Self { example, name, port: free(), prometheus: free(), keys }
     }
 
     pub fn folder(&self) -> PathBuf {
@@ -82,8 +86,14 @@ impl Project {
             .env("DOCKER_SOCKET", socket)
             .env("GRAFANA_PASSWORD", format!("of-{}", std::process::id()))
             .env("PORTCULLIS_PORT", self.port.to_string())
-            .env("PROMETHEUS_PORT", self.prometheus.to_string());
+            .env("PROMETHEUS_PORT", self.prometheus.to_string())
+            .env("PROMETHEUS_KEY_FILE", self.prometheus_key());
         compose
+    }
+
+    /// The file of the key with which Prometheus asks the proxy.
+    pub fn prometheus_key(&self) -> PathBuf {
+        self.keys.path().join("prometheus.key")
     }
 
     /// Runs docker-compose, and gives what it says on standard output.

@@ -246,8 +246,7 @@ async fn a_secret_goes_where_it_is_granted_and_nowhere_else() {
     }
     let records = serde_json::to_string(&gate.records(&[]).await).unwrap();
     assert!(!records.contains(&token), "{records}");
-    let metrics = crate::support::gate::reqwest_client().get(gate.url("/metrics"));
-    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    let metrics = gate.metrics().await;
     assert!(!metrics.contains(&token), "{metrics}");
     let log = gate.log().join("\n");
     assert!(log.contains("token [redacted]") && !log.contains(&token), "{log}");

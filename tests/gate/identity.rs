@@ -175,6 +175,7 @@ async fn policy_tells_clients_groups_and_nobody_apart() {
 async fn foreign_hosts_and_origins_are_refused() {
     let gate = Setup::notes()
         .listen("allowed-hosts = [\"gate.example\"]\nallowed-origins = [\"https://app.example\"]")
+        .listen("anonymous-beyond-loopback = true")
         .start()
         .await;
     let addr = gate.addr.to_string();

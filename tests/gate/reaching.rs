@@ -6,10 +6,7 @@ use tokio::{
     net::TcpListener,
 };
 
-use crate::support::{
-    gate::{Setup, reqwest_client},
-    until,
-};
+use crate::support::{gate::Setup, until};
 
 /// Fetches what it is told to, with the proxy of its environment or past it.
 const SERVER: &str = r#"
@@ -192,8 +189,7 @@ async fn what_policies_come_to_forbid_ends() {
     .await;
     assert_eq!((&ended["end"], &ended["code"]), (&json!("revoked"), &json!("policy")), "{ended:#}");
     assert_eq!(ended["rules"][0]["id"], "closed", "{ended:#}");
-    let metrics =
-        reqwest_client().get(gate.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    let metrics = gate.metrics().await;
     for line in [
         "portcullis_egress_open{server=\"fetcher\"} 0",
         "portcullis_egress_connections_total{server=\"fetcher\",outcome=\"revoked\"} 1",

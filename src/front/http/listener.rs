@@ -1,37 +1,65 @@
 //! The TCP listener: connections with limits on what they may take without saying anything.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, pin::Pin, sync::Arc, task, time::Duration};
 
-use axum::{Router, extract::Request};
-use hyper::{body::Incoming, server::conn::http1};
+use axum::{
+    Router,
+    body::{Body, HttpBody},
+    extract::Request,
+    response::Response,
+};
+use bytes::Bytes;
+use hyper::{
+    body::{Frame, Incoming, SizeHint},
+    server::conn::http1,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::Semaphore,
+};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt};
 
-/// Connections at once; more wait in the system's queue.
-const CONNECTIONS: usize = 4_096;
-/// Connections of one network at once; one more is closed at once.
-const OF_ONE: usize = CONNECTIONS / 4;
+use super::{
+    client_address::{ByTrustedProxy, TrustedProxies},
+    connections::{ConnectionPermit, ConnectionTable, RequestGuard},
+    proxy_protocol,
+};
+use crate::config::{ClientAddressSource, ConnectionBounds, ConnectionLimits, Listen};
+
 /// How long a request's headers may take to arrive, from the connection's first moment on.
 const HEADERS: Duration = Duration::from_secs(10);
 /// How long a client may take nothing of what is written to it.
 const WRITE: Duration = Duration::from_secs(30);
 /// How long connections may take to end once the proxy stops.
 const GRACE: Duration = Duration::from_secs(2);
+/// Connections that the system may hold for us until they are accepted. Linux takes no more than
+/// `net.core.somaxconn`, 4096 by default. Where they are too few, a flood makes a client wait a
+/// second until its system tries again.
+const BACKLOG: u32 = 4_096;
+/// Connections that may be open beyond their bound while those that gave way are being closed.
+const CLOSING: usize = 64;
+/// Open files that are left to everything but connections.
+const OTHER_FILES: usize = 512;
+/// The answer to a trusted proxy whose connection does not begin as the config says.
+const NO_PROXY_HEADER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\
+    Content-Type: text/plain\r\nContent-Length: 59\r\n\r\n\
+    this is for reverse proxies: begin with the PROXY protocol\n";
 
 /// A bound address.
 pub struct Listener {
     listener: TcpListener,
     address: SocketAddr,
+}
+
+/// What all connections share.
+struct Shared {
+    routes: Router,
+    proxies: Option<TrustedProxies>,
+    closing: CancellationToken,
 }
 
 impl Listener {
@@ -40,7 +68,10 @@ impl Listener {
     /// # Errors
     /// Where it is taken or not of this machine.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
         Ok(Self { address: listener.local_addr()?, listener })
     }
 
@@ -49,21 +80,35 @@ impl Listener {
         self.address
     }
 
+    /// The bounds of connections where a process may have so many open files.
+    pub fn bounds(limits: &ConnectionLimits, open_files: usize) -> ConnectionBounds {
+        let most = open_files.saturating_sub(OTHER_FILES + CLOSING).max(open_files / 2);
+        limits.bounds(most)
+    }
+
     /// Serves until `closing`, then lets requests under way end.
-    pub async fn serve(self, routes: Router, closing: CancellationToken) {
-        let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    pub async fn serve(
+        self,
+        routes: Router,
+        listen: &Listen,
+        bounds: ConnectionBounds,
+        closing: CancellationToken,
+    ) {
+        let open = Arc::new(Semaphore::new(bounds.total() + CLOSING));
+        let table = Arc::new(ConnectionTable::new(bounds));
         let connections = TaskTracker::new();
-        let crowd = Arc::new(Crowd::new(OF_ONE));
+        let proxies = TrustedProxies::of(listen);
+        let shared = Arc::new(Shared { routes, proxies, closing: closing.clone() });
         loop {
-            let permit = tokio::select! {
-                permit = permits.clone().acquire_owned() => permit,
+            let held = tokio::select! {
+                held = open.clone().acquire_owned() => held,
                 () = closing.cancelled() => break,
             };
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 () = closing.cancelled() => break,
             };
-            let (stream, address) = match accepted {
+            let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, or a connection that was gone at once.
@@ -72,105 +117,148 @@ impl Listener {
                     continue;
                 }
             };
-            let Some(guest) = crowd.clone().admit(address.ip()) else {
-                tracing::debug!(%address, "a connection too many of one address");
-                continue;
+            let is_proxy = shared.proxies.as_ref().is_some_and(|all| all.contains(peer.ip()));
+            let (permit, crowded) = if is_proxy {
+                let Some(permit) = table.admit_proxy() else {
+                    tracing::debug!(%peer, "a trusted proxy has too many connections");
+                    continue;
+                };
+                (permit, false)
+            } else {
+                table.admit(peer.ip())
             };
             let _ = stream.set_nodelay(true);
-            let (routes, closing) = (routes.clone(), closing.clone());
+            let (permit, shared) = (Arc::new(permit), shared.clone());
             connections.spawn(async move {
-                let _held = (permit, guest);
-                let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-                    request.extensions_mut().insert(address);
-                    let mut routes = routes.clone();
-                    async move { routes.as_service().ready().await?.call(request).await }
-                });
-                let mut stream = TimeoutStream::new(stream);
-                stream.set_write_timeout(Some(WRITE));
-                // HTTP/1 alone: MCP's clients need no more, and whoever says nothing is timed
-                // from the start, which a look at the first bytes for HTTP/2 would not do.
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADERS)
-                    .serve_connection(TokioIo::new(Box::pin(stream)), service);
-                tokio::pin!(connection);
-                let ended = tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = closing.cancelled() => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
+                let _held = held;
+                let displaced = permit.displaced().clone();
+                tokio::select! {
+                    () = shared.connection(stream, peer, is_proxy, permit) => {}
+                    () = displaced.cancelled() => {
+                        tracing::debug!(%peer, "a connection without a key gave way to another");
                     }
-                };
-                if let Err(error) = ended {
-                    tracing::debug!(%address, %error, "a connection broke off");
                 }
             });
+            if crowded {
+                // Whoever has come with a key is read before more come that it could give way to.
+                tokio::task::yield_now().await;
+            }
         }
         connections.close();
         let _ = tokio::time::timeout(GRACE + super::super::DRAIN, connections.wait()).await;
     }
 }
 
-/// How many connections each network has open.
-struct Crowd {
-    most: usize,
-    open: Mutex<HashMap<IpAddr, usize>>,
-}
-
-impl Crowd {
-    fn new(most: usize) -> Self {
-        Self { most, open: Mutex::default() }
-    }
-
-    /// A place for one connection; none where its network has no more.
-    fn admit(self: Arc<Self>, address: IpAddr) -> Option<Guest> {
-        let network = crate::proxy::network(address);
-        {
-            let mut open = self.open.lock();
-            let count = open.entry(network).or_default();
-            if *count >= self.most {
-                return None;
+impl Shared {
+    /// Serves one connection to its end.
+    async fn connection(
+        self: Arc<Self>,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        is_proxy: bool,
+        permit: Arc<ConnectionPermit>,
+    ) {
+        let mut client = peer;
+        let source = self.proxies.as_ref().filter(|_| is_proxy).map(|proxies| proxies.source);
+        if source == Some(ClientAddressSource::ProxyProtocol) {
+            match tokio::time::timeout(HEADERS, proxy_protocol::read(&mut stream)).await {
+                Ok(Ok(named)) => client = named.unwrap_or(peer),
+                Ok(Err(fault)) => {
+                    tracing::warn!(%peer, %fault, "a connection of a trusted proxy is refused");
+                    let refused = stream.write_all(NO_PROXY_HEADER);
+                    let _ = tokio::time::timeout(GRACE, refused).await;
+                    return;
+                }
+                Err(_) => {
+                    tracing::debug!(%peer, "a trusted proxy sent no header of the PROXY protocol");
+                    return;
+                }
             }
-            *count += 1;
+            permit.dedicate(client.ip());
         }
-        Some(Guest { crowd: self, network })
+        let shared = self.clone();
+        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+            shared.clone().request(request, client, is_proxy, permit.clone())
+        });
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(WRITE));
+        // HTTP/1 alone: MCP's clients need no more, and whoever says nothing is timed
+        // from the start, which a look at the first bytes for HTTP/2 would not do.
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS)
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.closing.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%client, %error, "a connection broke off");
+        }
     }
-}
 
-/// One connection's place; given up when it is dropped.
-struct Guest {
-    crowd: Arc<Crowd>,
-    network: IpAddr,
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let mut open = self.crowd.open.lock();
-        if let Some(count) = open.get_mut(&self.network) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.network);
+    /// Answers one request of a client at this address, or, where a trusted proxy forwards requests
+    /// of many clients, of the one that its headers name.
+    async fn request(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+        mut client: SocketAddr,
+        is_proxy: bool,
+        permit: Arc<ConnectionPermit>,
+    ) -> Result<Response, std::convert::Infallible> {
+        let mut guard = None;
+        if is_proxy {
+            request.extensions_mut().insert(ByTrustedProxy);
+        }
+        let names_client = |proxies: &&TrustedProxies| {
+            is_proxy && proxies.source != ClientAddressSource::ProxyProtocol
+        };
+        if let Some(proxies) = self.proxies.as_ref().filter(names_client) {
+            guard = Some(RequestGuard(permit.clone()));
+            match proxies.client(request.headers()) {
+                Ok(named) => client = named,
+                Err(fault) => {
+                    request.extensions_mut().insert(fault);
+                }
             }
         }
+        request.extensions_mut().insert(client);
+        request.extensions_mut().insert(permit);
+        let mut routes = self.routes.clone();
+        let response = routes.as_service().ready().await?.call(request).await?;
+        Ok(match guard {
+            Some(guard) => response.map(|body| Body::new(GuardedBody { body, _guard: guard })),
+            None => response,
+        })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A body of an answer, until whose end its request counts.
+struct GuardedBody {
+    body: Body,
+    _guard: RequestGuard,
+}
 
-    #[test]
-    fn a_network_has_so_many_connections_and_no_more() {
-        let crowd = Arc::new(Crowd::new(2));
-        let admit = |address: &str| crowd.clone().admit(address.parse().unwrap());
-        let first = admit("2001:db8::1").unwrap();
-        let second = admit("2001:db8::ffff:2").unwrap();
-        assert!(admit("2001:db8::3").is_none(), "a /64 is one network");
-        assert!(admit("2001:db8:0:1::1").is_some());
-        assert!(admit("192.0.2.1").is_some());
-        drop(first);
-        assert!(admit("2001:db8::3").is_some());
-        drop(second);
-        assert!(crowd.open.lock().is_empty());
+impl HttpBody for GuardedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> task::Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

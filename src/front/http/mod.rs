@@ -5,8 +5,12 @@
 //! limits, parsed once, and sent on its way.
 
 pub(super) mod arrival;
+mod client_address;
+mod connections;
 mod listener;
+mod metrics;
 mod paired;
+mod proxy_protocol;
 mod reply;
 mod sse;
 
@@ -17,7 +21,6 @@ use axum::{
     body::Body,
     extract::{FromRequestParts, RawPathParams, Request, State, rejection::RawPathParamsRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
-    middleware::Next,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -33,11 +36,12 @@ use crate::{
     refusal::{Code, Refusal},
     router::View,
     session::Session,
-    telemetry::CONTENT_TYPE,
 };
 
 use super::{batch, rest};
 use arrival::{Hosts, Speaks};
+use client_address::{ByTrustedProxy, ForwardingFault, is_forwarded};
+use connections::ConnectionPermit;
 use paired::Connections;
 
 pub(super) use arrival::{greeted, unsupported};
@@ -59,9 +63,45 @@ pub(super) struct Front {
 /// The kinds of door, which differ in how they know who is calling.
 enum Door {
     /// TCP: keys, `Host` and `Origin`.
-    Network { hosts: Hosts, anonymous: bool },
+    Network { hosts: Hosts, anonymous: Anonymous },
     /// The local socket, which the system has checked: its owner.
     Local,
+}
+
+/// Whose calls without a key are taken over TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Anonymous {
+    Refused,
+    /// Those of this machine.
+    Loopback,
+    Everywhere,
+}
+
+impl Anonymous {
+    /// Whether a call without a key is taken. Whatever a reverse proxy on this machine forwards comes
+    /// from loopback, so a request that shows the trace of one is not a local one, unless a trusted
+    /// proxy has named its client.
+    fn takes(self, request: &Request) -> bool {
+        match self {
+            Self::Refused => false,
+            Self::Loopback => {
+                let extensions = request.extensions();
+                let address = extensions.get::<SocketAddr>();
+                address.is_some_and(|address| address.ip().is_loopback())
+                    && (extensions.get::<ByTrustedProxy>().is_some()
+                        || !is_forwarded(request.headers()))
+            }
+            Self::Everywhere => true,
+        }
+    }
+
+    fn of(listen: &Listen) -> Self {
+        match (listen.anonymous, listen.anonymous_beyond_loopback) {
+            (false, _) => Self::Refused,
+            (true, false) => Self::Loopback,
+            (true, true) => Self::Everywhere,
+        }
+    }
 }
 
 /// The routes of the network's door, bound to `address`.
@@ -72,16 +112,17 @@ pub fn network(
     address: SocketAddr,
 ) -> Router {
     let hosts = Hosts::new(listen, address);
-    let door = Arc::new(Door::Network { hosts, anonymous: listen.anonymous });
-    let guarded = axum::middleware::from_fn_with_state(door.clone(), guarded);
-    mcp(Front { proxy: proxy.clone(), keyring, door, connections: Arc::default() })
-        .merge(operations(proxy).layer(guarded))
+    let door = Arc::new(Door::Network { hosts, anonymous: Anonymous::of(listen) });
+    let front = Front { proxy: proxy.clone(), keyring, door, connections: Arc::default() };
+    mcp(front.clone()).merge(health(proxy)).merge(metrics::for_clients(front))
 }
 
 /// The routes of the local socket's door.
 pub fn local(proxy: Arc<Proxy>, keyring: Arc<Keyring>) -> Router {
     let (door, connections) = (Arc::new(Door::Local), Arc::default());
-    mcp(Front { proxy: proxy.clone(), keyring, door, connections }).merge(operations(proxy))
+    mcp(Front { proxy: proxy.clone(), keyring, door, connections })
+        .merge(health(proxy.clone()))
+        .merge(metrics::for_owner(proxy))
 }
 
 fn mcp(front: Front) -> Router {
@@ -109,30 +150,12 @@ fn mcp(front: Front) -> Router {
         .merge(rest)
 }
 
-fn operations(proxy: Arc<Proxy>) -> Router {
+/// Health, which anybody may ask.
+fn health(proxy: Arc<Proxy>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
         .with_state(proxy)
-}
-
-/// Metrics name servers, tools and clients: on the network only this machine may have them, and
-/// no page of another host that a browser on this machine shows. Health is anybody's to ask.
-async fn guarded(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
-    if request.uri().path() != "/metrics" {
-        return next.run(request).await;
-    }
-    let near = request.extensions().get::<SocketAddr>().is_some_and(|a| a.ip().is_loopback());
-    let known = match &*door {
-        Door::Network { hosts, .. } => hosts.check(request.headers(), request.uri()).is_ok(),
-        Door::Local => true,
-    };
-    if near && known {
-        next.run(request).await
-    } else {
-        (StatusCode::FORBIDDEN, "metrics are for this machine alone\n").into_response()
-    }
 }
 
 async fn ready(State(proxy): State<Arc<Proxy>>) -> Response {
@@ -140,14 +163,6 @@ async fn ready(State(proxy): State<Arc<Proxy>>) -> Response {
         (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response()
     } else {
         "ready\n".into_response()
-    }
-}
-
-async fn metrics(State(proxy): State<Arc<Proxy>>) -> Response {
-    proxy.read_usage().await;
-    match proxy.metrics.render() {
-        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
@@ -196,7 +211,7 @@ async fn other_verb(front: Front, request: Request, allowed: HeaderValue) -> Res
             let refusal = Refusal::new(Code::VerbUnknown, "this HTTP method is not known here");
             (Some(visitor), refusal)
         }
-        Err(refusal) => (None, refusal),
+        Err(NotAdmitted { visitor, refusal }) => (visitor, refusal),
     };
     let code = refusal.code;
     let mut response = front.turn_away(refusal, visitor.as_ref(), address, None, None).await;
@@ -213,7 +228,32 @@ pub(super) struct Visitor {
     pub(super) address: Option<SocketAddr>,
 }
 
+/// A request that is refused before anything but its headers was looked at.
+pub(super) struct NotAdmitted {
+    /// Who sent it, where it presented a valid key.
+    pub(super) visitor: Option<Visitor>,
+    pub(super) refusal: Refusal,
+}
+
+impl From<Refusal> for NotAdmitted {
+    fn from(refusal: Refusal) -> Self {
+        Self { visitor: None, refusal }
+    }
+}
+
 impl Visitor {
+    /// Counts the request's connection for its principal.
+    fn take_place(&self, request: &Request) -> Result<(), Refusal> {
+        let Some(permit) = request.extensions().get::<Arc<ConnectionPermit>>() else {
+            return Ok(());
+        };
+        match (self.principal.verified, self.address) {
+            (true, _) => permit.authenticate(&self.principal.kind),
+            (false, Some(address)) => permit.forward_anonymous(address.ip()),
+            (false, None) => Ok(()),
+        }
+    }
+
     pub(super) fn caller(
         &self,
         view: View,
@@ -253,28 +293,42 @@ impl Front {
         let address = request.extensions().get::<SocketAddr>().copied();
         match self.admit(&request) {
             Ok(visitor) => Ok((visitor, request)),
-            Err(refusal) => Err(self.turn_away(refusal, None, address, None, None).await),
+            Err(NotAdmitted { visitor, refusal }) => {
+                Err(self.turn_away(refusal, visitor.as_ref(), address, None, None).await)
+            }
         }
     }
 
     /// Lets a visitor in, or says why not.
-    pub(super) fn admit(&self, request: &Request) -> Result<Visitor, Refusal> {
+    pub(super) fn admit(&self, request: &Request) -> Result<Visitor, NotAdmitted> {
         let headers = request.headers();
         let address = request.extensions().get::<SocketAddr>().copied();
         match &*self.door {
             Door::Network { hosts, anonymous } => {
                 hosts.check(headers, request.uri())?;
+                if let Some(fault) = request.extensions().get::<ForwardingFault>() {
+                    return Err(Refusal::from(*fault).into());
+                }
                 let unknown = |message: &str| Refusal::new(Code::Unauthenticated, message);
                 let principal = match bearer(headers) {
                     Ok(Some(key)) => self
                         .keyring
                         .authenticate(&key)
                         .ok_or_else(|| unknown("this key is not known here"))?,
-                    Ok(None) if *anonymous => Principal::anonymous(),
-                    Ok(None) => return Err(unknown("a key is needed: Authorization: Bearer …")),
-                    Err(fault) => return Err(unknown(&fault.to_string())),
+                    Ok(None) if anonymous.takes(request) => Principal::anonymous(),
+                    Ok(None) if *anonymous == Anonymous::Loopback => {
+                        return Err(unknown("a key is needed by callers of other machines").into());
+                    }
+                    Ok(None) => {
+                        return Err(unknown("a key is needed: Authorization: Bearer …").into());
+                    }
+                    Err(fault) => return Err(unknown(&fault.to_string()).into()),
                 };
-                Ok(Visitor { principal, transport: Transport::Http, address })
+                let visitor = Visitor { principal, transport: Transport::Http, address };
+                match visitor.take_place(request) {
+                    Ok(()) => Ok(visitor),
+                    Err(refusal) => Err(NotAdmitted { visitor: Some(visitor), refusal }),
+                }
             }
             Door::Local => {
                 let Some(name) = headers.get(AS) else {

@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::{
-    http::{Front, Visitor, arrival},
+    http::{Front, NotAdmitted, Visitor, arrival},
     sent::{Piece, Sent, pieces},
 };
 use crate::{
@@ -240,10 +240,10 @@ async fn settled(
 /// Lets a visitor in, or answers why not.
 async fn enter(front: &Front, request: Request) -> Result<(Visitor, Request), Reply> {
     let address = request.extensions().get::<SocketAddr>().copied();
-    let refusal = match front.admit(&request) {
+    let NotAdmitted { visitor, refusal } = match front.admit(&request) {
         Ok(visitor) => return Ok((visitor, request)),
-        Err(refusal) => refusal,
+        Err(refused) => refused,
     };
-    let text = front.refuse(&refusal, None, address, None, None).await;
+    let text = front.refuse(&refusal, visitor.as_ref(), address, None, None).await;
     Err(Reply::refused(refusal.code, &text))
 }

@@ -8,7 +8,7 @@ use super::{
     sink::{Manner, Sink},
     stored,
 };
-use crate::support::{gate::reqwest_client, until};
+use crate::support::until;
 
 fn to(sink: &Sink) -> String {
     format!("[[audit.export]]\nname = \"siem\"\nto = \"http://{}/in\"\nbatch = 7\n", sink.address)
@@ -41,8 +41,7 @@ async fn an_endpoint_that_fails_hangs_and_restarts_gets_every_record_and_harms_n
 
     sink.behave(Manner::Well);
 
-    let metrics = reqwest_client().get(gate.url("/metrics")).send().await.unwrap();
-    let metrics = metrics.text().await.unwrap();
+    let metrics = gate.metrics().await;
     for has in [
         "portcullis_audit_export_records_total{export=\"siem\"}",
         "portcullis_audit_export_failures_total{export=\"siem\"}",
@@ -110,9 +109,8 @@ async fn credentials_are_sent_and_never_shown() {
     calls(&gate, 1).await;
     let asked = sink.asked();
     until("a refused attempt", async || (sink.asked() > asked).then_some(())).await;
-    let metrics = reqwest_client().get(gate.url("/metrics")).send().await.unwrap();
     let mut said = gate.log();
-    said.push(metrics.text().await.unwrap());
+    said.push(gate.metrics().await);
     let written = gate.stop().await;
     said.extend(stored(&written).await.into_values());
     said.push(std::fs::read_to_string(written.path("state/audit/exports/siem.cursor")).unwrap());

@@ -358,11 +358,15 @@ fn find<'v>(value: &'v Value, name: &str) -> Option<&'v str> {
 
 /// A client without a proxy of its own and without surprises.
 pub fn reqwest_client() -> reqwest::Client {
+    reqwest_builder().build().unwrap()
+}
+
+fn reqwest_builder() -> reqwest::ClientBuilder {
     static PROVIDER: std::sync::Once = std::sync::Once::new();
     PROVIDER.call_once(|| {
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-    reqwest::Client::builder().no_proxy().build().unwrap()
+    reqwest::Client::builder().no_proxy()
 }
 
 /// A program that ran to its end.
@@ -425,6 +429,13 @@ impl std::ops::Deref for Gate {
 impl Gate {
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.addr)
+    }
+
+    /// `/metrics`, as the owner of the local socket reads it.
+    pub async fn metrics(&self) -> String {
+        let http = reqwest_builder().unix_socket(self.path("state/admin.sock"));
+        let reply = http.build().unwrap().get("http://localhost/metrics").send();
+        in_time("metrics", async { reply.await.unwrap().text().await.unwrap() }).await
     }
 
     /// An agent without a key that has greeted all servers' endpoint with `initialize`.

@@ -8,6 +8,7 @@ pub mod client;
 pub mod docker_registry;
 pub mod engine;
 pub mod events;
+pub mod front;
 pub mod gate;
 #[allow(dead_code, reason = "a benchmark needs more of it")]
 pub mod ground;

@@ -1,11 +1,14 @@
 //! Bytes to the proxy and back, with nothing in between that could mend them.
 
-use std::net::SocketAddr;
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use super::in_time;
@@ -45,8 +48,13 @@ impl Reply {
 
 /// Sends these very bytes and reads until the proxy closes.
 pub async fn raw(addr: SocketAddr, bytes: &[u8]) -> Reply {
+    raw_from(IpAddr::V4(Ipv4Addr::UNSPECIFIED), addr, bytes).await
+}
+
+/// The same, from this address.
+pub async fn raw_from(from: IpAddr, addr: SocketAddr, bytes: &[u8]) -> Reply {
     let exchange = async {
-        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let mut stream = connect_from(from, addr).await.unwrap();
         // It may close before it has read all of what it refuses.
         let _ = stream.write_all(bytes).await;
         let mut answer = Vec::new();
@@ -54,6 +62,16 @@ pub async fn raw(addr: SocketAddr, bytes: &[u8]) -> Reply {
         answer
     };
     parse(&in_time("an answer", exchange).await)
+}
+
+/// Connects from an address of this machine.
+///
+/// # Errors
+/// Where the proxy, or the system, takes no connection.
+pub async fn connect_from(from: IpAddr, addr: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(from, 0))?;
+    socket.connect(addr).await
 }
 
 /// A `POST` with these headers (and `Host`, unless there is one among them) and this body.

@@ -48,6 +48,9 @@ fn of_file() -> Keys {
             allowed_hosts: Kept,
             allowed_origins: Kept,
             rest: Kept,
+            // Other addresses than those of the cluster.
+            trusted_proxies: Left,
+            client_address: Left,
         })),
         state_dir: Pods,
         policy: In(keys!(Policy { paths: Pods, bundle: Lost, bundle_keys: Left })),
