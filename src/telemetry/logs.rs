@@ -4,7 +4,10 @@ use std::io::{self, IsTerminal, Write};
 
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-use crate::config::{LogFormat, Telemetry};
+use crate::{
+    audit::record::can_steer,
+    config::{LogFormat, Telemetry},
+};
 
 /// The variable whose filter comes before the config's.
 const VARIABLE: &str = "PORTCULLIS_LOG";
@@ -59,9 +62,9 @@ fn filter(config: &Telemetry, variable: Option<String>) -> Result<EnvFilter, Ill
     })
 }
 
-/// A writer of whole lines that shows control and direction characters as `\uXXXX`, so that a
-/// tool's name can neither forge a line nor speak to a terminal. The form is JSON's own, so it
-/// is right inside a JSON line too.
+/// A writer of whole lines that shows the characters that could steer a terminal or hide text as
+/// `\uXXXX`, so that a tool's name can neither forge a line nor mislead its reader. They are those
+/// that the audit log escapes. The form is JSON's own, so it is right inside a JSON line too.
 struct Escaping<M>(M);
 
 impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Escaping<M> {
@@ -85,25 +88,20 @@ impl<W: Write> Write for EscapingWriter<W> {
     }
 }
 
-/// The line with its last line feed as it is and every other unsafe character shown.
+/// The line with its last line feed as it is and every other such character shown.
 fn escape(line: &str) -> String {
     let (text, end) = line.strip_suffix('\n').map_or((line, ""), |text| (text, "\n"));
     let mut out = String::with_capacity(line.len());
     for c in text.chars() {
-        if is_unsafe(c) {
-            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        if can_steer(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
         } else {
             out.push(c);
         }
     }
     out + end
-}
-
-/// Controls (C0, DEL, C1), line and paragraph separators, and the characters that change the
-/// direction of text (Unicode Standard Annex 9). All lie in the basic plane.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]
@@ -128,7 +126,7 @@ mod tests {
         }
     }
 
-    const HOSTILE: &str = "x\r\n2026 INFO forged\u{1b}[31m\u{9b}2J\u{202e}";
+    const HOSTILE: &str = "x\r\n2026 INFO forged\u{1b}[31m\u{9b}2J\u{202e}\u{200b}\u{e0041}";
 
     #[test]
     fn a_hostile_name_stays_on_its_line() {
@@ -148,7 +146,7 @@ mod tests {
             let text = String::from_utf8(sink.0.lock().clone()).unwrap();
             assert_eq!(text.lines().count(), 1, "{text:?}");
             assert!(text.ends_with('\n'));
-            assert!(!text.trim_end_matches('\n').chars().any(is_unsafe), "{text:?}");
+            assert!(!text.trim_end_matches('\n').chars().any(can_steer), "{text:?}");
             if json {
                 let value: serde_json::Value = serde_json::from_str(&text).unwrap();
                 assert_eq!(value["fields"]["tool"], HOSTILE);
