@@ -79,6 +79,9 @@ mod durable;
 
 mod keyfile;
 
+// What keys are protected from while they are in memory.
+mod process_memory;
+
 mod signing;
 
 // The house around them.

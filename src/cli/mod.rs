@@ -86,6 +86,12 @@ pub fn main() -> ExitCode {
     if let Some(code) = before_runtime() {
         return code;
     }
+    // Before any verb reads a key: the proxy's memory has clients' keys, servers' secrets and the keys
+    // that sign and encrypt.
+    if let Err(error) = crate::process_memory::protect() {
+        let error = anyhow::Error::new(error);
+        return output::failure(&error.context("core dumps can't be switched off")).into();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
