@@ -565,7 +565,7 @@ pub struct Hardening {
     pub user: Option<String>,
     /// Capabilities to add, such as `CAP_NET_BIND_SERVICE`.
     pub cap_add: Vec<String>,
-    /// Allow programs in /tmp to be executed.
+    /// Allow programs in /tmp to be executed; in the sandbox also those in writable mounts.
     pub exec_tmp: bool,
 }
 

@@ -55,8 +55,7 @@ pub mod label {
 /// What a guard of that name holds containers to, before its operator allows more: what
 /// [`Profile`] makes of a server with everything at its default.
 pub fn guard_rules(name: &str) -> Rules {
-    let seccomp = serde_json::from_str(&seccomp::JSON).unwrap_or_default();
-    let mut rules = Rules::new(name, seccomp, outward::NET);
+    let mut rules = Rules::new(name, portcullis_syscalls::container_profile(), outward::NET);
     rules.holders = holder::LAYERS.iter().cloned().collect();
     rules
 }

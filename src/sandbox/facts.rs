@@ -81,7 +81,9 @@ pub fn facts(resources: &Resources, hardening: &Hardening) -> Vec<(String, Strin
         ("network", "loopback of its own".into()),
         (
             "system calls",
-            "a list of what is allowed; sockets UNIX, INET, INET6, NETLINK_ROUTE".into(),
+            "a list of what is allowed, without set-user-ID and set-group-ID bits; sockets UNIX, TCP \
+             and UDP (IPv4, IPv6), NETLINK_ROUTE"
+                .into(),
         ),
         ("landlock", landlock(exec::landlock_version())),
         ("memory", format!("{memory_mib} MiB; {}", memory().0)),

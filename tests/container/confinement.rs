@@ -162,6 +162,44 @@ async fn mounts_are_read_only_unless_the_config_says_otherwise() {
     }
 }
 
+/// A program that runs as the container's user for whoever starts it on the host.
+#[tokio::test]
+async fn a_setuid_program_in_a_writable_mount() {
+    let engine = engine().await;
+    let image = engine.pack(probe()).await.unwrap();
+    for user in [None, Some("0:0")] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let calls = [
+            "set-id-chmod",
+            "set-user-id-chmod",
+            "set-group-id-chmod",
+            "set-id-fchmod",
+            "set-id-fchmodat",
+            "set-id-fchmodat2",
+            "set-id-open",
+            "set-id-creat",
+            "set-id-openat",
+            "set-id-openat2",
+            "set-id-tmpfile",
+            "set-id-mknod",
+            "file-capabilities",
+        ];
+        let words = [&["--attempts"], &calls[..], &["folder=/data"]].concat();
+        let mut spec = spec(image.clone(), &words);
+        spec.hardening.user = user.map(str::to_owned);
+        let source = fs::canonicalize(folder.path()).unwrap();
+        spec.mounts = vec![Mount { source, target: "/data".into(), writable: true }];
+        let ran = run(&engine, &spec).await;
+        let found: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
+        assert_eq!(found.as_object().unwrap().len(), calls.len(), "{found}");
+        for (call, outcome) in found.as_object().unwrap() {
+            assert!(*outcome == "EPERM" || *outcome == "ENOSYS", "{call}: {outcome}");
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
+
 /// An image that asks for more than it gets.
 #[tokio::test]
 async fn an_image_cannot_shape_its_run() {

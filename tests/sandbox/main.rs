@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod confined;
+mod core_dumps;
 mod doctor;
 mod egress;
 mod escape;
@@ -12,6 +13,7 @@ mod lifetime;
 mod limits;
 mod mounts;
 mod programs;
+mod set_id;
 #[path = "../container/way.rs"]
 mod way;
 

@@ -90,6 +90,8 @@ use With::{Defaults, Host, Loose, Network, Nobody, Terminal};
 const SECCOMP: Refusal = ("EPERM", "seccomp");
 /// The sandbox's filter answers as a kernel does that lacks the call.
 const ABSENT: Refusal = ("ENOSYS", "seccomp");
+/// The container's engine may not know the call, and answers `EPERM` then, too.
+const SECCOMP_OR_ABSENT: Refusal = ("EPERM|ENOSYS", "seccomp");
 const NO_WAY: Refusal = ("ENETUNREACH", "network namespace");
 
 pub const ROWS: &[Row] = &[
@@ -302,6 +304,56 @@ pub const ROWS: &[Row] = &[
         Works(Nobody),
     ),
     row(
+        "set-id-chmod",
+        "a set-user-ID and set-group-ID program, chmod(2)",
+        SECCOMP,
+        SECCOMP,
+        Works(Defaults),
+    ),
+    row("set-user-id-chmod", "a set-user-ID program alone", SECCOMP, SECCOMP, Works(Defaults)),
+    row("set-group-id-chmod", "a set-group-ID program alone", SECCOMP, SECCOMP, Works(Defaults)),
+    row("set-id-fchmod", "both bits by fchmod(2)", SECCOMP, SECCOMP, Works(Defaults)),
+    row("set-id-fchmodat", "both bits by fchmodat(2)", SECCOMP, SECCOMP, Works(Defaults)),
+    row(
+        "set-id-fchmodat2",
+        "both bits by fchmodat2(2)",
+        SECCOMP_OR_ABSENT,
+        SECCOMP_OR_ABSENT,
+        Or(Loose, "ENOSYS"),
+    ),
+    row("set-id-open", "a new file with both bits, open(2)", SECCOMP, SECCOMP, Works(Defaults)),
+    row("set-id-creat", "the same by creat(2)", SECCOMP, SECCOMP, Works(Defaults)),
+    row("set-id-openat", "the same by openat(2)", SECCOMP, SECCOMP, Works(Defaults)),
+    row(
+        "set-id-openat2",
+        "the same by openat2(2), whose mode no filter sees",
+        ABSENT,
+        ABSENT,
+        Works(Loose),
+    ),
+    row(
+        "set-id-tmpfile",
+        "a file without a name with both bits, O_TMPFILE",
+        SECCOMP,
+        SECCOMP,
+        Or(Defaults, "EOPNOTSUPP"),
+    ),
+    row("set-id-mknod", "a new file with both bits, mknod(2)", SECCOMP, SECCOMP, Works(Defaults)),
+    row(
+        "set-id-link",
+        "a link to a set-user-ID program in another mount",
+        ("EXDEV", "mount"),
+        ("EXDEV", "mount"),
+        Nowhere("links do not cross mounts"),
+    ),
+    row(
+        "file-capabilities",
+        "capabilities on a program, setxattr(2)",
+        ABSENT,
+        ABSENT,
+        Or(Defaults, "EOPNOTSUPP"),
+    ),
+    row(
         "become-root",
         "setresuid(2) to 0",
         ("EPERM", "capability"),
@@ -333,6 +385,12 @@ pub const ROWS: &[Row] = &[
         ("EPERM", "capability"),
         Works(Defaults),
     ),
+    row("mptcp", "MPTCP", SECCOMP, SECCOMP, Or(Defaults, "EPROTONOSUPPORT")),
+    row("udp-lite", "UDP-Lite", SECCOMP, SECCOMP, Or(Defaults, "EPROTONOSUPPORT")),
+    row("icmp", "ICMP without a raw socket, as ping(8)", SECCOMP, SECCOMP, Or(Defaults, "EACCES")),
+    row("icmp6", "the same in IPv6", SECCOMP, SECCOMP, Or(Defaults, "EACCES")),
+    row("sctp", "SCTP", SECCOMP, SECCOMP, Or(Defaults, "ESOCKTNOSUPPORT")),
+    row("dccp", "DCCP", SECCOMP, SECCOMP, Or(Defaults, "ESOCKTNOSUPPORT")),
     row(
         "netlink-audit",
         "netlink beyond routes: audit",

@@ -33,8 +33,14 @@ pub(super) fn may(
     add(key, format!("write {} MiB to /tmp, which is gone when it ends{exec}", resources.tmp_mib));
     for (index, mount) in settings.mounts.iter().enumerate() {
         let how = if mount.writable { "read and change" } else { "read" };
+        // The sandbox mounts what is writable `noexec`; a container's engine can't.
+        let sandboxed = matches!(found.place, Place::Sandbox { .. });
+        let exec = match mount.writable && (!sandboxed || settings.hardening.exec_tmp) {
+            true => ", and execute programs there",
+            false => "",
+        };
         let (source, target) = (mount.source.display(), mount.target.display());
-        add(&format!("mounts.{index}"), format!("{how} {source}, which it sees as {target}"));
+        add(&format!("mounts.{index}"), format!("{how} {source}, which it sees as {target}{exec}"));
     }
     for (index, to) in settings.egress.iter().enumerate() {
         let by = match has_address(&settings.egress, to) {
@@ -122,6 +128,9 @@ pub(super) fn may_not(settings: &Server, place: &Place) -> Vec<String> {
             "trace processes, mount, load code into the kernel, or use namespaces, keys, BPF or io_uring: it has a list of system calls"
         }
     });
+    if settings.runtime != Runtime::Runsc && settings.mounts.iter().any(|mount| mount.writable) {
+        add("leave a set-user-ID or set-group-ID file, or one with capabilities, in a mount");
+    }
     add("leave core dumps");
     add(match sandbox {
         true => "outlive the proxy",

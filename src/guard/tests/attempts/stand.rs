@@ -41,9 +41,8 @@ impl Stand {
 
     /// Before it is started.
     pub fn still(name: &str, allow: &[Allow]) -> Self {
-        let seccomp = serde_json::from_str(include_str!("../../../container/seccomp.json"));
         let name = format!("{name}-{}", std::process::id());
-        let mut rules = Rules::new(name, seccomp.expect("a profile"), [192, 31, 196]);
+        let mut rules = Rules::new(name, portcullis_syscalls::container_profile(), [192, 31, 196]);
         rules.allow = allow.iter().copied().collect();
         let folder = tempfile::tempdir().expect("a folder");
         Self { folder, rules, end: CancellationToken::new() }

@@ -113,6 +113,12 @@ pub(super) const ALL: &[Attempt] = &[
     ("alg", |_| socket(libc::AF_ALG, libc::SOCK_SEQPACKET, 0)),
     ("packet", |_| socket(libc::AF_PACKET, libc::SOCK_RAW, 0)),
     ("raw-ip", |_| socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)),
+    ("mptcp", |_| socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)),
+    ("udp-lite", |_| socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)),
+    ("icmp", |_| socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP)),
+    ("icmp6", |_| socket(libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6)),
+    ("sctp", |_| socket(libc::AF_INET, libc::SOCK_SEQPACKET, libc::IPPROTO_SCTP)),
+    ("dccp", |_| socket(libc::AF_INET, libc::SOCK_DCCP, libc::IPPROTO_DCCP)),
     ("netlink-audit", |_| socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_AUDIT)),
     ("netlink-uevent", |_| socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_KOBJECT_UEVENT)),
 ];

@@ -9,6 +9,7 @@ mod files;
 mod kernel;
 mod limits;
 mod network;
+mod set_id;
 
 pub use files::watch;
 
@@ -31,7 +32,7 @@ type Attempt = (&'static str, fn(&Given) -> io::Result<()>);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn all() -> impl Iterator<Item = Attempt> {
-    [kernel::ALL, files::ALL, network::ALL, limits::ALL].into_iter().flatten().copied()
+    [kernel::ALL, files::ALL, set_id::ALL, network::ALL, limits::ALL].into_iter().flatten().copied()
 }
 
 /// Makes one attempt, in this process.
