@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::{Caller, Proxy, sight::Sight};
 use crate::{
-    exchange::{Exchange, Target},
+    exchange::Exchange,
     identity::Principal,
     refusal::{Code, Refusal},
-    router::{self, Mark, Room, Sight as _, View},
+    router::{self, Mark, Room, View},
     upstream::Offer,
 };
 
@@ -87,27 +87,6 @@ impl Proxy {
             exchange.server.as_ref().map_or("", |server| server.as_str())
         );
         Refusal::new(Code::Unknown, self.shown(&message)).detail(detail)
-    }
-
-    /// Adds the nearest names where no policy had words for a tool that this client cannot see.
-    /// Whether there is such a tool makes no difference to what it is told.
-    pub(super) fn suggest(
-        &self,
-        caller: &Caller,
-        exchange: &Exchange,
-        refusal: Refusal,
-    ) -> Refusal {
-        let Target::Tool { name, tool } = &exchange.target else { return refusal };
-        let sight = Sight(self.gate.sight(&caller.principal));
-        if refusal.code != Code::PolicyDenied
-            || refusal.rules.iter().any(|rule| rule.reason.is_some())
-            || tool.as_ref().is_some_and(|tool| sight.item(Offer::Tools, tool))
-        {
-            return refusal;
-        }
-        let near = self.near(caller, exchange, name);
-        let message = format!("{}{}", refusal.message, self.shown(&router::did_you_mean(&near)));
-        Refusal { message, ..refusal }
     }
 
     /// The nearest names of the same server, as this view has them.

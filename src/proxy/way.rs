@@ -176,9 +176,7 @@ impl Proxy {
             exchange.request = Payload::new(params);
         }
         let sent = exchange.request.clone();
-        if let Err(refusal) = self.chain.pass(exchange, Phase::Request, &mut passage.trail).await {
-            return Err(self.suggest(guest, exchange, refusal));
-        }
+        self.chain.pass(exchange, Phase::Request, &mut passage.trail).await?;
         if let Target::Tool { name, tool: None } = &exchange.target {
             return Err(self.unknown_tool(guest, exchange, name));
         }

@@ -390,7 +390,8 @@ impl Router {
     }
 
     /// The names in this view that are nearest to one that is not there, of one server or all:
-    /// only those that `sight` shows. Nobody is asked for a list for that.
+    /// those that differ by their prefix alone, else those that are spelled alike. Only what `sight`
+    /// shows is among them, and no server is asked for a list.
     pub fn nearest(
         &self,
         view: &View,
@@ -405,6 +406,17 @@ impl Router {
             None => *view == View::All && sight.server(&shelf.server.name),
         });
         let lists: Vec<_> = shelves.filter_map(|shelf| shelf.known(offer)).collect();
+        // Clients often leave the prefix out. Jaro-Winkler finds `notes__read` unlike `read`.
+        let entries = lists.iter().flat_map(|list| list.entries());
+        let unprefixed = entries.filter(|entry| *view == View::All && entry.item.name == name);
+        let unprefixed: Vec<_> = unprefixed
+            .filter(|entry| sight.item(offer, &entry.item))
+            .map(|entry| entry.name.clone())
+            .take(SUGGESTIONS)
+            .collect();
+        if !unprefixed.is_empty() {
+            return unprefixed;
+        }
         let names = lists.iter().flat_map(|list| {
             let merged = list.entries().iter().map(|entry| (&*entry.name, &entry.item));
             let own = list.items().iter().map(|item| (&*item.name, item));
@@ -423,6 +435,8 @@ async fn last(shelf: &Arc<Shelf>, offer: Offer) -> Option<Arc<Catalog>> {
     shelf.soon(offer).await.ok().or_else(|| shelf.known(offer))
 }
 
+/// Names that are suggested at once, at most.
+const SUGGESTIONS: usize = 3;
 /// The longest name that is suggested to a client, in bytes.
 const LONGEST_SUGGESTED: usize = 64;
 

@@ -266,7 +266,7 @@ async fn what_a_client_may_see_is_suggested_and_nothing_else() {
         .await;
     for agent in [gate.legacy().await, gate.modern()] {
         assert_eq!(agent.names("tools/list").await, ["a__read_note"]);
-        // One that is not there, and one that is not to be seen.
+        // A refusal by policy suggests no other tool, whether there is such a tool or not.
         let mut said = Vec::new();
         for tool in ["a__read_nota", "a__read_nose"] {
             let error = agent.call(tool, json!({})).await.unwrap_err();
@@ -275,12 +275,18 @@ async fn what_a_client_may_see_is_suggested_and_nothing_else() {
             let message = error["message"].as_str().unwrap();
             said.push(message.split(" [").next().unwrap().to_owned());
         }
-        assert!(said[0].ends_with("did you mean `a__read_note`?"), "{said:?}");
+        assert!(!said[0].contains("did you mean"), "{said:?}");
         assert_eq!(said[0], said[1]);
-        // A prefix that is not there.
-        let error = agent.call("b__read_note", json!({})).await.unwrap_err();
-        assert_eq!(code_of(&error), "unknown-target");
-        assert!(error["message"].as_str().unwrap().contains("`a__read_note`"), "{error:#}");
+        // A prefix that is not there, and none.
+        for tool in ["b__read_note", "read_note"] {
+            let error = agent.call(tool, json!({})).await.unwrap_err();
+            assert_eq!(code_of(&error), "unknown-target");
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains("did you mean `a__read_note`?"), "{error:#}");
+        }
+        // The name of a tool that the client cannot see leads nowhere.
+        let error = agent.call("read_nose", json!({})).await.unwrap_err();
+        assert!(!error["message"].as_str().unwrap().contains("a__read_nose"), "{error:#}");
     }
     gate.stop().await;
 }
