@@ -1,5 +1,7 @@
 //! Why something is refused, for the program and for the record.
 
+use std::net::IpAddr;
+
 use http::StatusCode;
 
 use super::{Host, Wire};
@@ -15,8 +17,10 @@ pub enum Refusal {
     OtherWire { host: Host, port: u16, wire: Wire },
     #[error("{0}")]
     Policy(String),
-    #[error("`{0}` has no address that everybody can reach")]
-    Private(Host),
+    /// With one of the addresses that the DNS gave. Only the operator's log has it: servers learn no
+    /// addresses of the networks around the proxy.
+    #[error("`{host}` has no address that everybody can reach")]
+    Private { host: Host, port: u16, address: IpAddr },
     #[error("no address was found for `{0}`")]
     Unresolved(Host),
     #[error("`{0}` can't be connected to: {1}")]
@@ -45,6 +49,12 @@ pub enum Refusal {
     Unsupported(&'static str),
 }
 
+/// An entry of `egress` that says at which address a host is. Port 80 is for HTTP in clear text.
+fn pinned(host: &Host, port: u16, address: &str) -> String {
+    let scheme = if port == 80 { "http://" } else { "" };
+    format!("{scheme}{host}:{port}={address}")
+}
+
 fn words(wire: Wire) -> &'static str {
     match wire {
         Wire::Tls => "TLS",
@@ -61,7 +71,7 @@ impl Refusal {
             Self::NotListed { .. } => "not-listed",
             Self::OtherWire { .. } => "other-wire",
             Self::Policy(_) => "policy",
-            Self::Private(_) => "private-address",
+            Self::Private { .. } => "private-address",
             Self::Unresolved(_) => "unresolved",
             Self::Unreachable(..) => "unreachable",
             Self::NoServerName(_) => "no-server-name",
@@ -77,7 +87,19 @@ impl Refusal {
         }
     }
 
-    /// What the operator of a server of that name can do about it.
+    /// What the operator of a server of that name can do about it, for the operator's eyes.
+    pub fn operator_advice(&self, server: &str) -> Option<String> {
+        match self {
+            Self::Private { host, port, address } => Some(format!(
+                "`{host}` resolves to {address}; if that is the right host, write \
+                 `egress = [\"{}\"]` below `[servers.{server}]`",
+                pinned(host, *port, &address.to_string())
+            )),
+            _ => self.advice(server),
+        }
+    }
+
+    /// What the operator of a server of that name can do about it, as the server's program reads it.
     pub fn advice(&self, server: &str) -> Option<String> {
         let under = format!("below `[servers.{server}]`");
         Some(match self {
@@ -90,9 +112,10 @@ impl Refusal {
                     "for HTTP in clear text, write `http://{host}:{port}` into `egress` {under}"
                 )
             }
-            Self::Private(host) => format!(
-                "to allow one of a private network, write it behind the port, \
-                 `{host}:PORT=ADDRESS`, in `egress` {under}"
+            Self::Private { host, port, .. } => format!(
+                "to allow one of a private network, write its address behind the port, \
+                 `{}`, in `egress` {under}",
+                pinned(host, *port, "ADDRESS")
             ),
             Self::NotTls(host) => format!(
                 "for other protocols than TLS, write `tcp://{host}:PORT` into `egress` {under}"

@@ -219,7 +219,7 @@ impl Shared {
             Err(_) => return Err(Refusal::Policy("it was not decided in time".into())),
         }
         let mut last = None;
-        for address in self.addresses(host, listed).await?.into_iter().take(TRIED) {
+        for address in self.addresses(host, *port, listed).await?.into_iter().take(TRIED) {
             let address = SocketAddr::new(address, *port);
             *ticket.address.lock() = Some(address);
             // To the address itself: nothing is looked up again.
@@ -239,7 +239,12 @@ impl Shared {
     }
 
     /// The addresses of a host that may be connected to.
-    async fn addresses(&self, host: &Host, listed: &Destination) -> Result<Vec<IpAddr>, Refusal> {
+    async fn addresses(
+        &self,
+        host: &Host,
+        port: u16,
+        listed: &Destination,
+    ) -> Result<Vec<IpAddr>, Refusal> {
         let name = match (listed.address, host) {
             // The operator wrote it down.
             (Some(address), _) => return Ok(vec![address]),
@@ -251,14 +256,14 @@ impl Shared {
             Ok(Err(_)) => Vec::new(),
             Err(_) => return Err(Refusal::Slow),
         };
-        if found.is_empty() {
+        let found: Vec<_> = found.into_iter().map(|address| address.to_canonical()).collect();
+        let Some(&address) = found.first() else {
             return Err(Refusal::Unresolved(host.clone()));
-        }
-        let found = found.into_iter().map(|address| address.to_canonical());
-        let all: Vec<_> =
-            found.filter(|address| is_public(*address) && !is_own(*address)).collect();
+        };
+        let public = |address: &IpAddr| is_public(*address) && !is_own(*address);
+        let all: Vec<_> = found.into_iter().filter(public).collect();
         if all.is_empty() {
-            return Err(Refusal::Private(host.clone()));
+            return Err(Refusal::Private { host: host.clone(), port, address });
         }
         Ok(all)
     }

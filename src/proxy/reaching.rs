@@ -118,7 +118,9 @@ impl Gate for Reaching {
                 if proxy.refusals.of_server(server, refusal.code()).is_some() {
                     return;
                 }
-                tracing::info!(%server, to = to(), code = refusal.code(), "a connection of a server was refused");
+                let advice = refusal.operator_advice(server.as_str());
+                let advice = advice.map(|advice| proxy.shown(&advice));
+                tracing::info!(%server, to = to(), code = refusal.code(), advice, "a connection of a server was refused");
             }
             End::Revoked(_) => {
                 tracing::warn!(%server, to = to(), "policies permit a connection of a server no longer, and it was ended");

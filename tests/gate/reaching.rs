@@ -127,6 +127,36 @@ async fn each_connection_is_decided_and_on_record() {
     gate.stop().await;
 }
 
+/// The DNS of the proxy's network says at which address a host is. A server is not told.
+#[tokio::test]
+async fn the_log_has_the_line_that_allows_a_private_address_and_the_server_has_not() {
+    let mut gate = Setup::new(&format!(
+        r#"
+        [servers.fetcher]
+        command = ["/usr/bin/python3", "-I", "-c", '''{SERVER}''']
+        runtime = "sandbox"
+        era = "legacy"
+        env = {{ GATE = "{{mark}}" }}
+        egress = ["http://localhost:80"]
+        "#
+    ))
+    .policies("@id(\"all\") permit (principal, action, resource);")
+    .without_launches()
+    .start()
+    .await;
+    let arguments = json!({ "url": "http://localhost/", "proxy": true });
+    let told = gate.modern().text("fetcher__fetch", arguments).await;
+    assert!(told.starts_with("403") && told.contains("`http://localhost:80=ADDRESS`"), "{told}");
+    assert!(!told.contains("127.0.0.1") && !told.contains("::1"), "{told}");
+    let line = gate.logged("the refusal", |line| line.contains("private-address")).await;
+    assert!(
+        line.contains("http://localhost:80=127.0.0.1") || line.contains("http://localhost:80=::1"),
+        "{line}"
+    );
+    assert!(line.contains("below `[servers.fetcher]`"), "{line}");
+    gate.stop().await;
+}
+
 /// A web server that never comes to an end.
 async fn endless() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
