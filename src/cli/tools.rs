@@ -62,7 +62,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     };
     params["_meta"] = era::own_meta();
     let text = Frame::request(1, method, params.to_string().as_bytes());
-    let answer = {
+    let (answer, states) = {
         let _progress = ctx.progress("asking the proxy");
         match args.place.proxy(ctx).await? {
             Found::Running(proxy, _) => {
@@ -76,7 +76,13 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 if let Some(client) = &args.client {
                     headers.push((AS, client.clone()));
                 }
-                proxy.mcp(&headers, text).await?
+                let answer = proxy.mcp(&headers, text).await?;
+                // Whoever may list tools need not be one who may ask for the state of servers.
+                let states = match name {
+                    None => proxy.get_json("/v1/servers").await.unwrap_or_default(),
+                    Some(_) => Vec::new(),
+                };
+                (answer, states)
             }
             Found::Alone(loaded) => alone(&loaded, args.client.as_deref(), text).await?,
         }
@@ -101,6 +107,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         return Ok(if refused { Exit::Denied } else { Exit::Failure });
     }
     let result = &answer["result"];
+    let missing = if name.is_none() { missing(&states) } else { Vec::new() };
     if ctx.is_json() {
         ctx.json(result)?;
     } else if name.is_none() {
@@ -118,7 +125,21 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             }
         }
     }
-    Ok(if result["isError"] == true { Exit::Failure } else { Exit::Ok })
+    missing.iter().for_each(|missing| ctx.note(missing));
+    let complete = result["isError"] != true && missing.is_empty();
+    Ok(if complete { Exit::Ok } else { Exit::Failure })
+}
+
+/// A sentence for each server whose tools are missing from the list, by the states of all servers.
+fn missing(states: &[Value]) -> Vec<String> {
+    let beginning = format!("missing from `{}`: ", Method::TOOLS_LIST);
+    let of = |state: &Value| {
+        let name = state["name"].as_str()?;
+        let mut notices = state["notices"].as_array()?.iter().filter_map(Value::as_str);
+        let why = notices.find_map(|notice| notice.strip_prefix(&beginning))?;
+        Some(format!("the tools of server `{name}` are missing: {why}"))
+    };
+    states.iter().filter_map(of).collect()
 }
 
 /// The head of a table of tools.
@@ -131,12 +152,12 @@ pub(super) fn row(tool: &Value) -> [String; 2] {
     [text("name").to_owned(), first]
 }
 
-/// Starts a proxy for one message.
+/// Starts a proxy for one message. Returns the answer, and the states of all servers after it.
 async fn alone(
     loaded: &Loaded,
     client: Option<&str>,
     text: bytes::Bytes,
-) -> anyhow::Result<bytes::Bytes> {
+) -> anyhow::Result<(bytes::Bytes, Vec<Value>)> {
     let principal = match client {
         None | Some("local") => Principal::local(),
         Some("anonymous") => Principal::anonymous(),
@@ -169,6 +190,7 @@ async fn alone(
         answered.text.context("the call was cancelled")
     };
     let answer: anyhow::Result<bytes::Bytes> = answer.await;
+    let states = proxy.server_states().await;
     proxy.close("the question is answered").await;
-    answer
+    Ok((answer?, states))
 }

@@ -8,7 +8,7 @@ use crate::support::{
     agent::Agent,
     credential,
     engine::containers,
-    gate::{Gate, Setup},
+    gate::{Ended, Gate, Setup},
     marked, target, until,
 };
 
@@ -252,5 +252,23 @@ async fn what_is_to_run_under_gvisor_runs_under_nothing_else() {
     let why = failed[0]["reason"].as_str().unwrap();
     assert!(why.contains("the engine has no OCI runtime `runsc`"), "{why}");
     assert_eq!(containers(&gate.mark), Vec::<String>::new());
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_of_tools_says_which_servers_are_missing_from_it() {
+    let written = Setup::crooked("").policies(CALLS).without_launches().write();
+    let missing = |ended: &Ended| {
+        assert!(ended.stderr.contains("the tools of server `crooked` are missing: "), "{ended:#?}");
+        assert!(ended.stderr.contains("policy"), "{ended:#?}");
+        assert_eq!(ended.code, Some(1), "{ended:#?}");
+    };
+    // A proxy for this one question, and one that runs.
+    missing(&written.cli(&["tools", "ls"]).await);
+    let gate = written.start().await;
+    missing(&gate.cli(&["tools", "ls"]).await);
+    let listed = gate.cli(&["tools", "ls", "--format", "json"]).await;
+    missing(&listed);
+    assert_eq!(listed.expect(1)["tools"], json!([]));
     gate.stop().await;
 }
