@@ -4,10 +4,12 @@
 
 use std::{
     fs,
+    io::Read as _,
     path::Path,
     process::{Command, Output, Stdio},
 };
 
+use nix::pty::{Winsize, openpty};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -303,4 +305,23 @@ fn a_server_above_a_ceiling_is_an_error_with_both_lines() {
     for part in ["config-above-ceiling", "portcullis.toml:5:", "(line 2)"] {
         assert!(out.contains(part), "{part}: {out}");
     }
+}
+
+/// `script` and others make terminals that do not know their size.
+#[test]
+fn a_terminal_without_a_width_gets_whole_lines() {
+    let dir = folder("[servers.notes]\ncommand = [\"notes\"]\nruntime = \"sandbox\"\n");
+    let unknown = Winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(&unknown, None).unwrap();
+    let mut child = command(dir.path(), &["server", "ls"])
+        .stdout(Stdio::from(pty.slave))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut shown = Vec::new();
+    // The end of the last process on the other side is an error (EIO) here.
+    let _ = fs::File::from(pty.master).read_to_end(&mut shown);
+    assert!(child.wait().unwrap().success());
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(shown.lines().any(|line| line.starts_with("SERVER  STATE")), "{shown}");
 }

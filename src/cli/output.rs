@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use miette::{GraphicalReportHandler, GraphicalTheme};
 
@@ -63,24 +63,55 @@ pub(super) fn stderr(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// A table without lines, its cells escaped, as wide as the terminal where there is one.
+/// Columns of text that a cell of several words needs to be worth wrapping.
+const NARROWEST: usize = 20;
+
+/// A table without lines, its cells escaped. On a terminal, cells of several words wrap.
 pub(super) fn table<R>(header: &[&str], rows: R) -> String
+where
+    R: IntoIterator,
+    R::Item: IntoIterator<Item = String>,
+{
+    let width = io::stdout().is_terminal().then(|| Table::new().width()).flatten();
+    table_within(width, header, rows)
+}
+
+/// The same on a terminal of that many columns. One of 0 columns does not know its width.
+fn table_within<R>(width: Option<u16>, header: &[&str], rows: R) -> String
 where
     R: IntoIterator,
     R::Item: IntoIterator<Item = String>,
 {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header.to_vec());
-    table.set_content_arrangement(if io::stdout().is_terminal() {
-        ContentArrangement::Dynamic
-    } else {
-        ContentArrangement::Disabled
-    });
+    let mut of_words = vec![false; header.len()];
     for row in rows {
-        table.add_row(row.into_iter().map(|cell| escape(&cell).into_owned()));
+        let row: Vec<_> = row.into_iter().map(|cell| escape(&cell).into_owned()).collect();
+        for (of_words, cell) in of_words.iter_mut().zip(&row) {
+            *of_words |= cell.trim().contains(' ');
+        }
+        table.add_row(row);
     }
-    for column in table.column_iter_mut() {
+    // Ids, names and times stay whole, so that they can be copied. Where they leave too little for
+    // the rest, the terminal breaks the lines.
+    let widths = table.column_max_content_widths();
+    let needed = widths.iter().zip(&of_words).map(|(width, of_words)| match of_words {
+        true => NARROWEST.min(usize::from(*width)) + 2,
+        false => usize::from(*width) + 2,
+    });
+    match width {
+        Some(width) if needed.sum::<usize>() <= usize::from(width) => {
+            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+        }
+        _ => {
+            table.set_content_arrangement(ContentArrangement::Disabled);
+        }
+    }
+    for (column, of_words) in table.column_iter_mut().zip(&of_words) {
         column.set_padding((0, 2));
+        if !of_words {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
     }
     table.lines().fold(String::new(), |mut text, line| {
         text.push_str(line.trim_end());
@@ -193,6 +224,27 @@ mod tests {
         let text = escape_json(&pretty);
         assert!(!text.contains(|c| c != '\n' && can_steer(c)), "{text}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+    }
+
+    #[test]
+    fn a_terminal_wraps_words_and_no_ids() {
+        let id = "01a1fd6f-b06c-7178-8ba1-e082b5a9d80e";
+        let why = "no container engine answers and the program cannot be packed into an image";
+        let within = |width| {
+            let row = [id.to_owned(), why.to_owned()];
+            table_within(width, &["ID", "WHY"], [row])
+        };
+        let whole = format!("{:36}  WHY\n{id}  {why}\n", "ID");
+        // Not a terminal, one that does not know its width, one that is too narrow.
+        for width in [None, Some(0), Some(1), Some(50)] {
+            assert_eq!(within(width), whole, "{width:?}");
+        }
+        for width in [60, 80, 100] {
+            let table = within(Some(width));
+            assert!(table.contains(id), "{table}");
+            assert!(table.lines().all(|line| line.len() <= usize::from(width)), "{table}");
+            assert!(table.lines().count() > 2, "{table}");
+        }
     }
 
     #[test]
