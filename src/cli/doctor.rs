@@ -365,6 +365,8 @@ async fn running(proxy: Option<admin::Client>) -> Vec<Check> {
 fn server(state: &Value) -> Option<Check> {
     let name = state["name"].as_str()?;
     let why = state["failure"].as_str().unwrap_or_default();
+    // The failure may end with the remedy, for those who read it elsewhere.
+    let why = why.split("; see `portcullis server logs").next().unwrap_or_default();
     let logs = format!("`portcullis server logs {name}` may say more");
     let health = state["health"].as_str()?;
     let detail = match (health, why) {
@@ -461,6 +463,17 @@ mod tests {
         fs::write(&file, "").unwrap();
         assert_eq!(grade(&file), Grade::Fail);
         assert_eq!(grade(Path::new("/proc/nothing/here")), Grade::Fail);
+    }
+
+    #[test]
+    fn a_failed_server_is_explained_once() {
+        let failed = serde_json::json!({
+            "name": "time", "health": "failed",
+            "failure": "it ended with exit code 2; see `portcullis server logs time`",
+        });
+        let check = server(&failed).unwrap();
+        assert_eq!(check.detail, "`time` is failed: it ended with exit code 2");
+        assert_eq!(check.remedy.unwrap(), "`portcullis server logs time` may say more");
     }
 
     #[test]
