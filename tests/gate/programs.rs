@@ -1,7 +1,7 @@
 //! Programs as they come, through the way out of a server: by the proxy that the environment names, and
 //! as if there were none.
 
-use std::{path::Path, process::Command};
+use std::{os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use serde_json::json;
 
@@ -9,6 +9,7 @@ use crate::support::{
     authority::Authority,
     engine::servers_image,
     gate::Setup,
+    root,
     web::{Page, Web},
 };
 
@@ -180,4 +181,36 @@ async fn programs_of_this_machine_reach_what_is_listed() {
 async fn programs_of_an_image_reach_what_is_listed() {
     let place = format!("image = \"{}\"", servers_image());
     programs_reach("container", &place, "/opt/python", false).await;
+}
+
+/// As docs/servers.md says: its folder is mounted under its own name, and its interpreter is one
+/// that everybody may read.
+#[tokio::test]
+async fn a_program_of_a_virtual_environment_runs() {
+    // A folder below /tmp would not keep its name inside.
+    let folder = tempfile::tempdir_in(root().join("target")).unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let venv = folder.path().join("venv");
+    let make = ["-m", "venv", "--without-pip"];
+    let made = Command::new("/usr/bin/python3").args(make).arg(&venv).status().unwrap();
+    assert!(made.success(), "python3 -m venv");
+    // What pip makes of an entry point.
+    let program = venv.join("bin/runner");
+    let script = format!("#!{}\n{SERVER}", venv.join("bin/python").display());
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let gate = Setup::new(&format!(
+        "[servers.runner]\ncommand = [{program:?}]\nmounts = [\"{}:{}\"]\nruntime = \"sandbox\"\n\
+         env = {{ GATE = \"{{mark}}\" }}\n",
+        venv.display(),
+        venv.display(),
+    ))
+    .start()
+    .await;
+    let python = "import sys; print(sys.prefix)";
+    let command = [venv.join("bin/python").to_str().unwrap(), "-c", python].map(str::to_owned);
+    let arguments = json!({ "command": command, "proxy": true });
+    let said = gate.modern().text("runner__run", arguments).await;
+    assert_eq!(said.trim(), format!("0\n{}", venv.display()));
+    gate.stop().await;
 }
