@@ -28,7 +28,7 @@ mod wrong;
 
 use std::{ffi::OsStr, process::ExitCode, time::Duration};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub use context::{Context, Exit, Format, Reports, Usage};
 pub use output::{Progress, escape, escape_json};
@@ -79,6 +79,11 @@ enum Verb {
     Audit(audit::Args),
     /// Print a schema
     Schema(schema::Args),
+}
+
+/// The definition of the command line, for what checks or documents commands without running them.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses the arguments and runs the verb.
@@ -174,10 +179,8 @@ impl Verb {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+        super::command().debug_assert();
     }
 }

@@ -136,7 +136,7 @@ async fn the_log_has_the_line_that_allows_a_private_address_and_the_server_has_n
         command = ["/usr/bin/python3", "-I", "-c", '''{SERVER}''']
         runtime = "sandbox"
         era = "legacy"
-        env = {{ GATE = "{{mark}}" }}
+        env = {{ GATE = "{{mark}}", NO_PROXY = "", no_proxy = "" }}
         egress = ["http://localhost:80"]
         "#
     ))
