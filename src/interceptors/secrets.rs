@@ -4,13 +4,20 @@
 //!
 //! Two kinds are looked for: what a rule knows by its shape (`secrets/rules.toml`), and the very
 //! values that the proxy hands to servers. What is scanned is what strings say, not their JSON
-//! text: an escaped letter hides nothing. A redaction changes the string concerned and leaves
-//! every other byte as it was.
+//! text: an escaped letter hides nothing, nor does one in JSON within a string (`layers`). A
+//! redaction changes the string concerned and leaves every other byte as it was.
+//!
+//! What is kept or shown to people also loses values that only their name gives away (`names`,
+//! `scrubber`). Messages do not: tools need them.
 //!
 //! INVARIANTS: neither a verdict nor an error holds a secret or a part of one. The work of a scan
 //! is bounded by the size of the payload; beyond the budget it is a fault.
 
+mod documents;
 mod json;
+mod layers;
+mod named;
+mod names;
 mod payload;
 mod rules;
 mod scan;

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use serde::de::IgnoredAny;
 
 use super::{
     Action,
@@ -66,6 +67,15 @@ impl From<Spent> for Unscanned {
     }
 }
 
+/// A part of a payload that is replaced by a mark.
+struct Cut {
+    range: Range<usize>,
+    /// Which of the scanner's ids.
+    id: usize,
+    /// Whether the mark is a JSON string within the string.
+    as_json: bool,
+}
+
 /// Looks at every string and key of a JSON text. `actions` has an action for each id.
 pub(super) fn inspect(
     scanner: &Scanner,
@@ -74,7 +84,7 @@ pub(super) fn inspect(
 ) -> Result<Report, Unscanned> {
     let mut budget = budget_of(raw.len());
     let mut report = Report::default();
-    let mut cuts: Vec<(Range<usize>, usize)> = Vec::new();
+    let mut cuts: Vec<Cut> = Vec::new();
     each_string::<Unscanned>(raw, |path, text| {
         let hits = scanner.scan(&text.decoded, &mut budget)?;
         if hits.is_empty() {
@@ -99,10 +109,18 @@ pub(super) fn inspect(
                 report.more += 1;
             }
         }
-        let ranges: Vec<_> = redact.iter().map(|hit| hit.range.clone()).collect();
+        let mut ranges: Vec<_> = redact.iter().map(|hit| hit.range.clone()).collect();
+        // JSON in a string stays JSON: where it would not, all of it becomes one JSON string.
+        let as_json = breaks_json(&text.decoded, &ranges);
+        if as_json {
+            redact.truncate(1);
+            ranges = vec![0..text.decoded.len()];
+        }
         let places = locate(raw.get(text.span.clone()).unwrap_or_default(), &ranges);
-        cuts.extend(places.into_iter().zip(redact).map(|(place, hit)| {
-            (place.start + text.span.start..place.end + text.span.start, hit.id)
+        cuts.extend(places.into_iter().zip(redact).map(|(place, hit)| Cut {
+            range: place.start + text.span.start..place.end + text.span.start,
+            id: hit.id,
+            as_json,
         }));
         Ok(true)
     })?;
@@ -110,6 +128,26 @@ pub(super) fn inspect(
         report.redacted = Some(splice(scanner, raw, &cuts));
     }
     Ok(report)
+}
+
+/// Whether a text is JSON and would no longer be JSON with marks in the place of these ranges: a known
+/// secret can be a number there, or span two strings.
+fn breaks_json(text: &[u8], ranges: &[Range<usize>]) -> bool {
+    let is_json = |text: &[u8]| serde_json::from_slice::<IgnoredAny>(text).is_ok();
+    let begins = text.trim_ascii_start().first();
+    if ranges.is_empty() || !matches!(begins, Some(b'{' | b'[' | b'"')) || !is_json(text) {
+        return false;
+    }
+    let mut left = Vec::with_capacity(text.len());
+    let mut at = 0;
+    for range in ranges {
+        left.extend_from_slice(text.get(at..range.start).unwrap_or_default());
+        // A letter is as good as a mark: neither has anything that JSON would escape.
+        left.push(b'x');
+        at = range.end;
+    }
+    left.extend_from_slice(text.get(at..).unwrap_or_default());
+    !is_json(&left)
 }
 
 /// Hits in order and apart. Of those that overlap, the first that is longest gives its name, and
@@ -134,15 +172,16 @@ fn join(mut hits: Vec<Hit>, actions: &[Action]) -> Vec<(Hit, Action)> {
 }
 
 /// The text with a mark in the place of each cut. Cuts are in order and apart.
-fn splice(scanner: &Scanner, raw: &[u8], cuts: &[(Range<usize>, usize)]) -> Bytes {
+fn splice(scanner: &Scanner, raw: &[u8], cuts: &[Cut]) -> Bytes {
     let mut out = Vec::with_capacity(raw.len());
     let mut at = 0;
-    for (cut, id) in cuts {
-        out.extend_from_slice(raw.get(at..cut.start).unwrap_or_default());
+    for Cut { range, id, as_json } in cuts {
+        out.extend_from_slice(raw.get(at..range.start).unwrap_or_default());
         let name = scanner.ids.get(*id).map_or("", String::as_str);
         // Ids hold nothing that JSON would have to escape.
-        out.extend_from_slice(format!("[redacted:{name}]").as_bytes());
-        at = cut.end;
+        let quote = if *as_json { "\\\"" } else { "" };
+        out.extend_from_slice(format!("{quote}[redacted:{name}]{quote}").as_bytes());
+        at = range.end;
     }
     out.extend_from_slice(raw.get(at..).unwrap_or_default());
     out.into()

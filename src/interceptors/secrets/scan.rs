@@ -5,7 +5,10 @@ use std::ops::Range;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
-use super::rules::{IllegalRules, Rule};
+use super::{
+    layers::Layers,
+    rules::{IllegalRules, Rule},
+};
 
 /// A secret in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,13 +101,28 @@ impl Scanner {
         id >= self.rules.len()
     }
 
-    /// Every secret in the text, which is UTF-8. Ranges begin and end between characters; they
-    /// may overlap.
+    /// Every secret in the text, which is UTF-8, also behind escapes that stand in it (see
+    /// [`Layers`]). Ranges begin and end between characters and between escapes; they may overlap.
     pub(super) fn scan(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
         let mut hits = Vec::new();
         if text.len() < self.shortest {
             return Ok(hits);
         }
+        let layers = Layers::of(text);
+        for (depth, text) in layers.texts().enumerate() {
+            let found = self.scan_layer(text, budget)?;
+            let mut ranges: Vec<_> = found.iter().map(|hit| hit.range.clone()).collect();
+            layers.locate(depth, &mut ranges);
+            hits.extend(found.into_iter().zip(ranges).map(|(hit, range)| Hit { range, ..hit }));
+        }
+        hits.sort_unstable_by_key(|hit| (hit.range.start, hit.range.end, hit.id));
+        hits.dedup();
+        Ok(hits)
+    }
+
+    /// Every secret in the text as it stands.
+    fn scan_layer(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
+        let mut hits = Vec::new();
         if let Some(known) = &self.known {
             hits.extend(known.find_iter(text).map(|found| Hit {
                 id: self.rules.len() + found.pattern().as_usize(),

@@ -13,7 +13,11 @@ use serde_json::{Map, Value};
 
 use super::{
     Invalid, Known, SHORTEST_KNOWN, add,
+    documents::documents,
     json::quote_long_numbers,
+    layers::Layers,
+    named::{self, is_harmless},
+    names::{is_secret, may_count},
     once,
     payload::budget_of,
     rules,
@@ -21,8 +25,9 @@ use super::{
 };
 
 /// Takes the secrets out of what is kept. Knows every built-in rule, whatever the chain is told of
-/// it, and the values that servers are given, each line of them too: what is kept line by line
-/// holds a key of many lines in parts; and as JSON spells them, once and within another string.
+/// it; the values that servers are given, each line of them too: what is kept line by line
+/// holds a key of many lines in parts; and as JSON spells them, once and within another string; and
+/// values that only their name gives away (see [`super::names`]).
 pub struct Scrubber {
     scanner: ArcSwap<Scanner>,
     known: Mutex<Vec<Known>>,
@@ -33,6 +38,28 @@ pub struct Scrubber {
 const KEY: usize = 128;
 /// Levels of JSON within strings of JSON that are taken apart.
 const NESTED: usize = 4;
+/// What stands in the place of a value that only its name gives away.
+const NAMED_MARK: &str = "[redacted:secret-name]";
+/// Keys of a member that names what stands in another member beside it, as in a list of headers.
+const NAMING_KEYS: &[&str] = &[
+    "name",
+    "key",
+    "header",
+    "field",
+    "variable",
+    "var",
+    "env",
+    "param",
+    "parameter",
+    "property",
+    "option",
+    "id",
+    "k",
+    "label",
+];
+/// Keys of such another member.
+const VALUE_KEYS: &[&str] =
+    &["value", "values", "val", "v", "content", "contents", "text", "data", "default", "raw"];
 
 /// A body without its secrets.
 #[derive(Debug, PartialEq, Eq)]
@@ -140,14 +167,17 @@ impl Scrubber {
     pub fn scrub(&self, text: &mut String) {
         let scanner = self.scanner.load();
         match scanner.scan(text.as_bytes(), &mut Budget(1 << 20)) {
-            Ok(hits) => drop(take_out(&scanner, text, hits)),
+            Ok(hits) => {
+                take_out(&scanner, text, hits);
+                take_out_named(text);
+            }
             Err(Spent) => *text = "[redacted]".into(),
         }
     }
 
     /// A body with `[redacted:RULE]` where a secret stands: in its strings, keys and numbers, and
-    /// in a value that is one by what its key says; also in JSON that stands in a string, and in
-    /// lines that stand in an array.
+    /// in the place of each value that is one by what its name says; also in JSON that stands in a
+    /// string, and in lines that stand in an array.
     ///
     /// # Errors
     /// Says why it could not be looked through.
@@ -183,6 +213,30 @@ fn take_out(scanner: &Scanner, text: &mut String, mut hits: Vec<Hit>) -> usize {
     count
 }
 
+/// Puts marks in the place of values that only their name gives away; how many there were.
+fn take_out_named(text: &mut String) -> usize {
+    let layers = Layers::of(text.as_bytes());
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    for (depth, layer) in layers.texts().enumerate() {
+        let Ok(layer) = std::str::from_utf8(layer) else { continue };
+        let mut found = named::values(layer);
+        layers.locate(depth, &mut found);
+        ranges.extend(found);
+    }
+    ranges.sort_unstable_by_key(|range| (range.start, range.end));
+    ranges.dedup_by(|next, last| {
+        let joined = next.start < last.end;
+        if joined {
+            last.end = last.end.max(next.end);
+        }
+        joined
+    });
+    for range in ranges.iter().rev() {
+        text.replace_range(range.clone(), NAMED_MARK);
+    }
+    ranges.len()
+}
+
 struct Taking<'a> {
     scanner: &'a Scanner,
     budget: Budget,
@@ -195,31 +249,9 @@ impl Taking<'_> {
     /// The value of a member, or of an element or the whole (an empty key).
     fn value(&mut self, value: Value, key: &str) -> Result<Value, Spent> {
         Ok(match value {
-            Value::String(text) => {
-                let text = self.inner(text)?;
-                Value::String(self.text(text, key)?)
-            }
-            Value::Array(mut items) => {
-                self.lines(&mut items)?;
-                let items = items.into_iter().map(|item| self.value(item, key));
-                Value::Array(items.collect::<Result<_, _>>()?)
-            }
-            Value::Object(members) => {
-                let mut redacted = Map::with_capacity(members.len());
-                let mut same: HashMap<String, usize> = HashMap::new();
-                for (name, member) in members {
-                    let member = self.value(member, &name)?;
-                    let mut name = self.text(name, "")?;
-                    // Two keys that are secrets can come to the same.
-                    if redacted.contains_key(&name) {
-                        let times = same.entry(name.clone()).or_insert(1);
-                        *times += 1;
-                        name = format!("{name}#{times}");
-                    }
-                    redacted.insert(name, member);
-                }
-                Value::Object(redacted)
-            }
+            Value::String(text) => Value::String(self.string(text, key)?),
+            Value::Array(items) => Value::Array(self.items(items, key)?),
+            Value::Object(members) => Value::Object(self.members(members)?),
             Value::Number(number) => {
                 let text = number.to_string();
                 let shown = self.text(text.clone(), key)?;
@@ -229,28 +261,114 @@ impl Taking<'_> {
         })
     }
 
-    /// A text that is JSON itself, without the secrets in it: what is escaped there, a number, the
-    /// value of a member that only its name gives away. Any other text, and one without secrets,
-    /// stays as it is.
-    fn inner(&mut self, text: String) -> Result<String, Spent> {
-        let is_json = |text: &str| {
-            let text = text.trim_matches(|c: char| c.is_ascii_whitespace());
-            matches!(
-                (text.bytes().next(), text.bytes().last()),
-                (Some(b'{'), Some(b'}')) | (Some(b'['), Some(b']'))
-            )
-        };
-        if self.nested >= NESTED || !is_json(&text) {
-            return Ok(text);
+    fn members(&mut self, members: Map<String, Value>) -> Result<Map<String, Value>, Spent> {
+        let has = |keys: &[&str], key: &str| keys.iter().any(|one| key.eq_ignore_ascii_case(one));
+        let naming = members.iter().find_map(|(key, value)| {
+            let name = value.as_str().filter(|_| has(NAMING_KEYS, key))?;
+            is_secret(name).then(|| name.to_owned())
+        });
+        let mut redacted = Map::with_capacity(members.len());
+        let mut same: HashMap<String, usize> = HashMap::new();
+        for (name, member) in members {
+            let member = match &naming {
+                _ if is_secret(&name) => self.named(member, &name)?,
+                Some(naming) if has(VALUE_KEYS, &name) => self.named(member, naming)?,
+                _ => self.value(member, &name)?,
+            };
+            let mut name = self.text(name, "")?;
+            self.secrets += take_out_named(&mut name);
+            // Two keys that are secrets can come to the same.
+            if redacted.contains_key(&name) {
+                let times = same.entry(name.clone()).or_insert(1);
+                *times += 1;
+                name = format!("{name}#{times}");
+            }
+            redacted.insert(name, member);
         }
-        self.budget.0 = self.budget.0.checked_sub(text.len()).ok_or(Spent)?;
-        let Some(value) = read(text.as_bytes()) else { return Ok(text) };
+        Ok(redacted)
+    }
+
+    /// The elements of an array, of which one can be named by the one in front of it: as a flag of a
+    /// command line (`["--token", "…"]`), or in a list of names and values.
+    fn items(&mut self, mut items: Vec<Value>, key: &str) -> Result<Vec<Value>, Spent> {
+        self.lines(&mut items)?;
+        let pairs =
+            items.len().is_multiple_of(2) && items.iter().step_by(2).all(|name| name.is_string());
+        let mut redacted = Vec::with_capacity(items.len());
+        let mut naming: Option<String> = None;
+        for (at, item) in items.into_iter().enumerate() {
+            let text = item.as_str().unwrap_or_default();
+            let is_flag = text.starts_with('-');
+            let next = (is_flag || pairs && at.is_multiple_of(2)).then(|| text.trim_matches('-'));
+            let next = next.filter(|name| is_secret(name) && !name.contains(['=', ':']));
+            let next = next.map(str::to_owned);
+            redacted.push(match naming.filter(|_| !is_flag) {
+                Some(name) => self.named(item, &name)?,
+                None => self.value(item, key)?,
+            });
+            naming = next;
+        }
+        Ok(redacted)
+    }
+
+    /// The value of a member whose name says that it is a secret: all of it is taken out, whatever it
+    /// is. Booleans and counts stay.
+    fn named(&mut self, value: Value, name: &str) -> Result<Value, Spent> {
+        let counts = |value: &Value| value.is_number() && may_count(name);
+        match &value {
+            Value::Null | Value::Bool(_) => return Ok(value),
+            Value::Array(items) if items.iter().all(counts) => return Ok(value),
+            Value::Object(members) if members.is_empty() => return Ok(value),
+            value if counts(value) => return Ok(value.clone()),
+            _ => {}
+        }
+        let before = self.secrets;
+        if let Value::String(text) = value {
+            // What a rule knows is shown by the rule's name.
+            let text = self.text(text, name)?;
+            if is_harmless(&text) {
+                return Ok(Value::String(text));
+            }
+        }
+        self.secrets = before + 1;
+        Ok(NAMED_MARK.into())
+    }
+
+    /// A string: a text in which JSON documents may stand.
+    fn string(&mut self, text: String, key: &str) -> Result<String, Spent> {
+        let text = self.text(text, key)?;
+        let documents = if self.nested < NESTED { documents(&text) } else { Vec::new() };
+        let mut shown = String::with_capacity(text.len());
+        let mut at = 0;
+        for document in documents {
+            let Some(raw) = text.get(document.clone()) else { continue };
+            if let Some(redacted) = self.document(raw)? {
+                self.plain(text.get(at..document.start).unwrap_or_default(), &mut shown);
+                shown.push_str(&redacted);
+                at = document.end;
+            }
+        }
+        self.plain(text.get(at..).unwrap_or_default(), &mut shown);
+        Ok(shown)
+    }
+
+    /// A JSON document in a text, where it holds secrets. One without them stays as it is written.
+    fn document(&mut self, raw: &str) -> Result<Option<String>, Spent> {
+        self.budget.0 = self.budget.0.checked_sub(raw.len()).ok_or(Spent)?;
+        let Some(value) = read(raw.as_bytes()) else { return Ok(None) };
         let before = self.secrets;
         self.nested += 1;
         let value = self.value(value, "");
         self.nested -= 1;
         let value = value?;
-        Ok(if self.secrets > before { value.to_string() } else { text })
+        Ok((self.secrets > before).then(|| value.to_string()))
+    }
+
+    /// Adds a part of a text that is not a JSON document.
+    fn plain(&mut self, part: &str, shown: &mut String) {
+        let mut part = part.to_owned();
+        self.secrets += take_out_named(&mut part);
+        shown.push_str(&part);
     }
 
     /// Takes out what stands in several strings of an array, as the lines of a key may.

@@ -4,6 +4,7 @@ mod events;
 mod kept;
 mod messages;
 
+pub use kept::files;
 use serde_json::Value;
 
 /// Whether all that is wanted is there. `"*"` stands for anything that says something, `"#"` for any

@@ -129,6 +129,13 @@ impl Setup {
         self
     }
 
+    /// Without an interceptor that is on by default, for tests of what happens behind it.
+    pub fn without(mut self, interceptor: &str) -> Self {
+        let entry = format!("[[interceptors]]\nuse = \"{interceptor}\"\nmode = \"off\"\n");
+        self.body.insert_str(0, &entry);
+        self
+    }
+
     /// In another runtime than the sandbox.
     pub fn runtime(mut self, runtime: &str) -> Self {
         self.body = self.body.replace("\"sandbox\"", &format!("\"{runtime}\""));

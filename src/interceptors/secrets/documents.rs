@@ -1,0 +1,93 @@
+//! Finds JSON documents in a text: a text that is one, several on lines of their own (NDJSON), in a
+//! fence of Markdown, behind `data:` of server-sent events, or anywhere in a log line.
+
+use std::ops::Range;
+
+use serde::de::IgnoredAny;
+use serde_json::{Deserializer, error::Category};
+
+/// Bytes that attempts which come to nothing may read, beside [`WASTE_FACTOR`] times the text. Then
+/// no further documents are sought.
+const WASTE: usize = 64 << 10;
+const WASTE_FACTOR: usize = 4;
+
+/// The objects and arrays that stand in a text and are in no other, in order.
+pub(super) fn documents(text: &str) -> Vec<Range<usize>> {
+    let bytes = text.as_bytes();
+    let mut waste = WASTE.saturating_add(bytes.len().saturating_mul(WASTE_FACTOR));
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Some(next) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'{', b'[', rest)) {
+        at += next;
+        let rest = bytes.get(at..).unwrap_or_default();
+        if !can_begin(rest) {
+            at += 1;
+            continue;
+        }
+        let mut stream = Deserializer::from_slice(rest).into_iter::<IgnoredAny>();
+        match stream.next() {
+            Some(Ok(IgnoredAny)) => {
+                let end = at + stream.byte_offset();
+                found.push(at..end);
+                at = end;
+            }
+            Some(Err(error)) => {
+                let read = match error.classify() {
+                    Category::Eof => rest.len(),
+                    _ => offset(rest, error.line(), error.column()),
+                };
+                let Some(left) = waste.checked_sub(read.max(16)) else { break };
+                waste = left;
+                at += 1;
+            }
+            None => break,
+        }
+    }
+    found
+}
+
+/// Whether a text that begins with a bracket can be JSON, by its next character.
+fn can_begin(text: &[u8]) -> bool {
+    let next = text.get(1..).unwrap_or_default().trim_ascii_start().first().copied();
+    match text.first() {
+        Some(b'{') => matches!(next, Some(b'"')),
+        _ => matches!(next, Some(b'"' | b'{' | b'[' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n')),
+    }
+}
+
+/// The offset of a line and a column, both from 1.
+fn offset(text: &[u8], line: usize, column: usize) -> usize {
+    let breaks = memchr::memchr_iter(b'\n', text);
+    let start = line.checked_sub(2).and_then(|skip| breaks.into_iter().nth(skip));
+    start.map_or(0, |at| at + 1).saturating_add(column).min(text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_found_wherever_they_stand() {
+        for (text, expected) in [
+            ("", vec![]),
+            ("no [brackets] {here}", vec![]),
+            (r#" {"a":[1,{"b":2}]} "#, vec![r#"{"a":[1,{"b":2}]}"#]),
+            ("{\"a\":1}\n{\"b\":2}\n", vec!["{\"a\":1}", "{\"b\":2}"]),
+            ("see\n```json\n[\n 1\n]\n```\n", vec!["[\n 1\n]"]),
+            ("event: x\ndata: {\"a\":1}\n\ndata: {\"a\":2}\n", vec!["{\"a\":1}", "{\"a\":2}"]),
+            ("[2026-01-01] got {\"a\":\"}\"}, done", vec!["{\"a\":\"}\"}"]),
+            ("{\"a\": {\"b\":1}", vec!["{\"b\":1}"]),
+        ] {
+            let found: Vec<_> = documents(text).into_iter().map(|range| &text[range]).collect();
+            assert_eq!(found, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_work_for_what_is_not_json_is_bounded() {
+        let text = "{\"a\":".repeat(200_000);
+        assert!(documents(&text).is_empty());
+        let text = format!("{}{{\"a\":1}}", "[1,x ".repeat(100_000));
+        assert_eq!(documents(&text).len(), 1);
+    }
+}

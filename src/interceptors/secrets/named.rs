@@ -1,0 +1,524 @@
+//! Finds values in a text by the names in front of them: `PASSWORD=…`, `Authorization: …`,
+//! `--token …`, `?api_key=…`, `"secret": "…"`, `<password>…</password>`, and the password of a URL.
+//!
+//! This is for records and displays. It prefers to take too much: where a value ends is a guess in
+//! free text, so that of an unquoted value at the start of a line all of the line is taken.
+
+use std::ops::Range;
+
+use super::names::{is_secret, may_count, may_hold_name};
+
+/// Bytes in front of a separator in which its name is sought.
+const MAX_NAME_BYTES: usize = 96;
+/// Bytes in front of a name in which the start of its line is sought.
+const MAX_INDENT: usize = 256;
+/// Words of a name that has spaces, such as `secret access key`.
+const MAX_NAME_WORDS: usize = 3;
+/// Words that stand in front of a credential, in a header and elsewhere.
+const SCHEMES: &[&str] =
+    &["bearer", "basic", "token", "digest", "negotiate", "apikey", "api-key", "key", "bot"];
+/// Values that are not secrets, whatever their name.
+const LITERALS: &[&str] = &["true", "false", "null", "none", "undefined"];
+/// Bytes of the shortest word behind `Bearer` that is a token, where it holds a digit or not.
+const SHORTEST_BEARER: (usize, usize) = (8, 20);
+
+/// The ranges of values that only their name gives away, in order and apart. Each begins and ends
+/// between characters. The work is linear in the text.
+pub(super) fn values(text: &str) -> Vec<Range<usize>> {
+    let mut found: Vec<Range<usize>> = Vec::new();
+    if !text.contains("://") && !may_hold_name(text.as_bytes()) {
+        return found;
+    }
+    let reader = Reader(text);
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        let next =
+            bytes.iter().skip(at).position(|b| matches!(b, b'=' | b':' | b'>' | b'-' | b' '));
+        let Some(next) = next else { break };
+        at += next;
+        let taken = reader.value_behind(at);
+        match taken {
+            Some(range) => {
+                at = range.end.max(at + 1);
+                found.push(range);
+            }
+            None => at += 1,
+        }
+    }
+    found
+}
+
+struct Reader<'a>(&'a str);
+
+/// The name in front of a separator.
+struct Name {
+    start: usize,
+    /// The quote around it, or the one in front of it alone.
+    quote: Option<u8>,
+    /// Whether the quote ends behind the name, as that of a JSON key does.
+    closed: bool,
+    /// Whether a number behind it is a count.
+    counts: bool,
+}
+
+impl Reader<'_> {
+    fn byte(&self, at: usize) -> Option<u8> {
+        self.0.as_bytes().get(at).copied()
+    }
+
+    fn before(&self, at: usize) -> Option<u8> {
+        self.byte(at.checked_sub(1)?)
+    }
+
+    /// The value behind a separator at this place, where a name or a scheme in front of it makes it
+    /// a secret.
+    fn value_behind(&self, at: usize) -> Option<Range<usize>> {
+        let range = match self.byte(at)? {
+            b':' if self.0.get(at..at + 3) == Some("://") => self.password_of_url(at + 3)?,
+            // `:=` is read at its second character, and `::` is a path of a program.
+            b':' if matches!(self.byte(at + 1), Some(b'=' | b':')) => return None,
+            b'=' if self.byte(at + 1) == Some(b'=') || self.compares(at) => return None,
+            b':' | b'=' => {
+                let name = self.name(at)?;
+                let range = self.value(at, &name)?;
+                let is_number =
+                    |text: &str| text.bytes().all(|b| b.is_ascii_digit() || b".,[] ".contains(&b));
+                let first = self.0.get(range.clone())?.split_ascii_whitespace().next();
+                if name.counts && first.is_some_and(is_number) {
+                    return None;
+                }
+                range
+            }
+            b'>' => self.element(at)?,
+            b'-' => self.flag(at)?,
+            _ => self.bearer(at)?,
+        };
+        let value = self.0.get(range.clone())?;
+        (!is_harmless(value)).then_some(range)
+    }
+
+    fn compares(&self, at: usize) -> bool {
+        matches!(self.before(at), Some(b'=' | b'!' | b'<' | b'>' | b'~'))
+    }
+
+    /// The name in front of a separator, where it is one of a secret.
+    fn name(&self, separator: usize) -> Option<Name> {
+        let bytes = self.0.as_bytes();
+        let mut end = separator;
+        if self.byte(separator) == Some(b'=') && self.before(end) == Some(b':') {
+            end -= 1;
+        }
+        let spaces = bytes.get(..end)?.iter().rev().take_while(|b| matches!(b, b' ' | b'\t'));
+        end -= spaces.take(8).count();
+        let least = end.saturating_sub(MAX_NAME_BYTES);
+        let quote = self.before(end).filter(|b| matches!(b, b'"' | b'\''));
+        if let Some(quote) = quote {
+            if self.before(end - 1) == Some(b'\\') {
+                // An escaped quote: the next layer of the text has the name without it.
+                return None;
+            }
+            let inner = bytes.get(least..end - 1)?;
+            let start = inner.iter().rposition(|b| *b == quote).map_or(least, |at| least + at + 1);
+            let start = self.0.ceil_char_boundary(start);
+            let name = self.0.get(start..end - 1)?;
+            return is_secret(name).then(|| Name {
+                start: start.saturating_sub(1),
+                quote: Some(quote),
+                closed: true,
+                counts: may_count(name),
+            });
+        }
+        let of_name = |b: &u8| b.is_ascii_alphanumeric() || b"_-.[]".contains(b) || *b >= 0x80;
+        let mut start = end;
+        for _ in 0..MAX_NAME_WORDS {
+            let word = bytes.get(least..start)?.iter().rev().take_while(|b| of_name(b)).count();
+            if word == 0 {
+                return None;
+            }
+            start -= word;
+            let name = self.0.get(self.0.ceil_char_boundary(start)..end)?;
+            if is_secret(name) {
+                let quote = self.before(start).filter(|b| matches!(b, b'"' | b'\''));
+                return Some(Name { start, quote, closed: false, counts: may_count(name) });
+            }
+            if self.before(start) != Some(b' ') || start <= least {
+                return None;
+            }
+            start -= 1;
+        }
+        None
+    }
+
+    /// The value behind a name and its separator.
+    fn value(&self, separator: usize, name: &Name) -> Option<Range<usize>> {
+        let mut at = separator + 1;
+        if self.byte(separator) == Some(b'=') && self.byte(at) == Some(b'>') {
+            at += 1;
+        }
+        at = self.skip_blanks(at);
+        if name.closed {
+            at += self.0.get(at..)?.len() - self.0.get(at..)?.trim_start().len();
+        }
+        // A prefix of Python's.
+        if self.byte(at).is_some_and(|b| b"bBfFrRuU".contains(&b))
+            && matches!(self.byte(at + 1), Some(b'"' | b'\''))
+        {
+            at += 1;
+        }
+        match self.byte(at)? {
+            quote @ (b'"' | b'\'' | b'`') => Some(self.quoted(at, quote)),
+            b'{' | b'[' if !self.is_mark(at) => Some(at..self.balanced(at)),
+            _ if name.closed => Some(at..self.until(at, |b| b",}]\r\n".contains(&b))),
+            _ => match name.quote {
+                Some(quote) => {
+                    Some(at..self.until(at, |b| b == quote || matches!(b, b'\r' | b'\n')))
+                }
+                None => self.unquoted(at, separator, name.start),
+            },
+        }
+    }
+
+    /// A value without quotes in free text.
+    fn unquoted(&self, at: usize, separator: usize, name: usize) -> Option<Range<usize>> {
+        if !self.begins_line(name) {
+            let end = self.word(at);
+            let is_scheme = self.0.get(at..end).is_some_and(is_scheme);
+            let next = self.skip_blanks(end);
+            return Some(at..if is_scheme { self.word(next) } else { end });
+        }
+        let line_end = self.until(at, |b| matches!(b, b'\r' | b'\n'));
+        let line = self.0.get(at..line_end)?;
+        let is_block = self.byte(separator) == Some(b':')
+            && (line.trim().is_empty()
+                || matches!(line.trim_end(), "|" | ">" | "|-" | ">-" | "|+" | ">+"));
+        if is_block {
+            return Some(at..self.block_end(line_end, self.indent(name)));
+        }
+        let end = self.word(at);
+        // Of a form body or a query, the next field is not the value any more.
+        Some(at..if self.byte(end) == Some(b'&') { end } else { line_end })
+    }
+
+    /// The end of a word: white space, a quote, or the next field of a form.
+    fn word(&self, from: usize) -> usize {
+        let bytes = self.0.as_bytes();
+        let mut at = from;
+        while let Some(&byte) = bytes.get(at) {
+            if byte.is_ascii_whitespace() || b"\"'`<>".contains(&byte) {
+                break;
+            }
+            if byte == b'&' {
+                let of_name = |b: &u8| b.is_ascii_alphanumeric() || b"_-.%[]".contains(b);
+                let rest = bytes.get(at + 1..).unwrap_or_default();
+                // Fields with longer names belong to the value.
+                let name = rest.iter().take(MAX_NAME_BYTES).take_while(|b| of_name(b)).count();
+                if name > 0 && rest.get(name) == Some(&b'=') {
+                    break;
+                }
+            }
+            at += 1;
+        }
+        at
+    }
+
+    /// Whether nothing stands in front of a name on its line but what may stand in front of a
+    /// field: blanks, marks of lists and quotations, `export`.
+    fn begins_line(&self, name: usize) -> bool {
+        let least = self.0.ceil_char_boundary(name.saturating_sub(MAX_INDENT));
+        let before = self.0.get(least..name).unwrap_or_default();
+        let line = before.rsplit(['\n', '\r']).next().unwrap_or_default();
+        if line.len() == before.len() && least > 0 {
+            return false;
+        }
+        let front = line.trim_matches(|c: char| c.is_whitespace() || "-*+>#<|$".contains(c));
+        matches!(
+            front,
+            "" | "export" | "set" | "setenv" | "ENV" | "ARG" | "env:" | "declare" | "local"
+        )
+    }
+
+    /// Blanks in front of the line of a name, as far as they are near.
+    fn indent(&self, name: usize) -> usize {
+        let before = self.0.as_bytes().get(..name).unwrap_or_default();
+        before
+            .iter()
+            .rev()
+            .take(MAX_INDENT)
+            .take_while(|b| matches!(b, b' ' | b'\t' | b'-'))
+            .count()
+    }
+
+    /// The end of the lines that are indented deeper than `indent`.
+    fn block_end(&self, line_end: usize, indent: usize) -> usize {
+        let mut end = line_end;
+        for line in self.0.get(line_end..).unwrap_or_default().split_inclusive('\n').skip(1) {
+            let blanks = line.len() - line.trim_start().len();
+            if !line.trim().is_empty() && blanks <= indent {
+                break;
+            }
+            end += line.len();
+        }
+        // The break of the first line was not counted.
+        (end + 1).min(self.0.len()).max(line_end)
+    }
+
+    fn skip_blanks(&self, from: usize) -> usize {
+        self.until(from, |b| !matches!(b, b' ' | b'\t'))
+    }
+
+    fn until(&self, from: usize, stop: impl Fn(u8) -> bool) -> usize {
+        let rest = self.0.as_bytes().get(from..).unwrap_or_default();
+        from + rest.iter().position(|b| stop(*b)).unwrap_or(rest.len())
+    }
+
+    /// What stands in the quotes that begin here, up to the end of the text where they do not end.
+    fn quoted(&self, at: usize, quote: u8) -> Range<usize> {
+        let bytes = self.0.as_bytes();
+        let triple = bytes.get(at..at + 3) == Some(&[quote; 3]);
+        let start = if triple { at + 3 } else { at + 1 };
+        let mut end = start;
+        while let Some(&byte) = bytes.get(end) {
+            if byte == b'\\' {
+                end += 2;
+            } else if byte == quote && (!triple || bytes.get(end..end + 3) == Some(&[quote; 3])) {
+                return start..end;
+            } else {
+                end += 1;
+            }
+        }
+        start..bytes.len()
+    }
+
+    /// The end of what is in the brackets that begin here, up to the end of the text where they do
+    /// not end.
+    fn balanced(&self, from: usize) -> usize {
+        let mut depth = 0_usize;
+        let mut at = from;
+        while let Some(byte) = self.byte(at) {
+            match byte {
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth = depth.saturating_sub(1),
+                quote @ (b'"' | b'\'') => at = self.quoted(at, quote).end,
+                _ => {}
+            }
+            at += 1;
+            if depth == 0 {
+                return at.min(self.0.len());
+            }
+        }
+        self.0.len()
+    }
+
+    fn is_mark(&self, at: usize) -> bool {
+        self.0.get(at..).is_some_and(|rest| rest.starts_with("[redacted"))
+    }
+
+    /// The password in the authority of a URL that begins here.
+    fn password_of_url(&self, at: usize) -> Option<Range<usize>> {
+        let end = self.until(at, |b| b.is_ascii_whitespace() || b"/?#\"'<>\\`".contains(&b));
+        let authority = self.0.get(at..end)?;
+        let (user, _) = authority.rsplit_once('@')?;
+        let colon = user.find(':')?;
+        Some(at + colon + 1..at + user.len())
+    }
+
+    /// The text of an XML element whose start ends here.
+    fn element(&self, at: usize) -> Option<Range<usize>> {
+        let bytes = self.0.as_bytes();
+        let least = at.saturating_sub(MAX_NAME_BYTES);
+        let start = bytes.get(least..at)?.iter().rposition(|b| *b == b'<')? + least + 1;
+        let name = self.0.get(start..at)?.split_whitespace().next()?;
+        if name.starts_with('/') || name.ends_with('/') || !is_secret(name) {
+            return None;
+        }
+        let end = self.until(at + 1, |b| b == b'<');
+        (self.byte(end + 1) == Some(b'/')).then_some(at + 1..end)
+    }
+
+    /// The value of a command line's flag that begins here and is not joined by `=`.
+    fn flag(&self, at: usize) -> Option<Range<usize>> {
+        if self.before(at).is_some_and(|b| !b.is_ascii_whitespace() && !b"\"'`[(,".contains(&b)) {
+            return None;
+        }
+        let start = self.until(at, |b| b != b'-');
+        let end = self.until(start, |b| !(b.is_ascii_alphanumeric() || b"_-.".contains(&b)));
+        if start - at > 2 || end - start < 2 || end - start > MAX_NAME_BYTES {
+            return None;
+        }
+        // Between two arguments of a list there are quotes and a comma.
+        let value = self.until(end, |b| !b"\"', \t".contains(&b));
+        let gap = self.0.get(end..value)?;
+        if gap.is_empty() || value - end > 8 || matches!(self.byte(value), None | Some(b'-')) {
+            return None;
+        }
+        if !is_secret(self.0.get(start..end)?) {
+            return None;
+        }
+        match gap.bytes().next_back() {
+            Some(quote @ (b'"' | b'\'')) => Some(self.quoted(value - 1, quote)),
+            _ => Some(value..self.word(value)),
+        }
+    }
+
+    /// The token behind `Bearer`, whatever stands in front of that.
+    fn bearer(&self, at: usize) -> Option<Range<usize>> {
+        let scheme = self.0.get(at.checked_sub(6)?..at)?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let start = self.skip_blanks(at);
+        let of_token = |b: u8| b.is_ascii_alphanumeric() || b"+/_.~=-".contains(&b);
+        let end = self.until(start, |b| !of_token(b));
+        let token = self.0.get(start..end)?;
+        let shortest = match token.bytes().any(|b| b.is_ascii_digit()) {
+            true => SHORTEST_BEARER.0,
+            false => SHORTEST_BEARER.1,
+        };
+        (token.len() >= shortest).then_some(start..end)
+    }
+}
+
+fn is_scheme(word: &str) -> bool {
+    SCHEMES.iter().any(|scheme| word.eq_ignore_ascii_case(scheme))
+}
+
+/// Whether a value holds nothing: it is empty, a literal, or redacted already.
+pub(super) fn is_harmless(value: &str) -> bool {
+    let value = value.trim();
+    let literal = value.trim_end_matches([',', ';']);
+    if value.is_empty() || LITERALS.iter().any(|word| literal.eq_ignore_ascii_case(word)) {
+        return true;
+    }
+    let credential = match value.split_once(' ') {
+        Some((scheme, rest)) if is_scheme(scheme) => rest.trim_start(),
+        _ => value,
+    };
+    // What stands behind a mark closes what stands around it.
+    let mark = credential.strip_prefix("[redacted").and_then(|rest| rest.split_once(']'));
+    mark.is_some_and(|(id, behind)| {
+        let of_id = |b: u8| b.is_ascii_alphanumeric() || b":/._-".contains(&b);
+        id.bytes().all(of_id) && behind.bytes().all(|b| b.is_ascii_punctuation() || b == b' ')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn masked(text: &str) -> String {
+        let mut out = text.to_owned();
+        for range in values(text).into_iter().rev() {
+            out.replace_range(range, "#");
+        }
+        out
+    }
+
+    #[test]
+    fn values_are_found_by_the_names_in_front_of_them() {
+        for (text, expected) in [
+            // Files of variables.
+            ("PASSWORD=hunter2", "PASSWORD=#"),
+            ("A=1\nexport DB_PASSWORD='a b'\nB=2", "A=1\nexport DB_PASSWORD='#'\nB=2"),
+            ("API_KEY = correct horse\nB=2", "API_KEY = #\nB=2"),
+            ("PASSWORD=a&b;c,d", "PASSWORD=#"),
+            ("$env:TOKEN=\"x\"", "$env:TOKEN=\"#\""),
+            // Headers.
+            ("Authorization: Bearer abc def\r\nHost: a", "Authorization: #\r\nHost: a"),
+            ("> X-Api-Key: abc", "> X-Api-Key: #"),
+            ("Set-Cookie: sid=1; Path=/", "Set-Cookie: #"),
+            ("curl -H 'Authorization: Basic YTpi' x", "curl -H 'Authorization: #' x"),
+            ("sent Authorization: Bearer abc to b", "sent Authorization: # to b"),
+            ("it sent bearer abcdefg1 today", "it sent bearer # today"),
+            // URLs and forms.
+            ("https://a.example/x?token=abc&n=1", "https://a.example/x?token=#&n=1"),
+            ("grant=x&client_secret=abc&n=1", "grant=x&client_secret=#&n=1"),
+            ("password=abc&user=bob", "password=#&user=bob"),
+            ("see postgres://u:pw@db/x", "see postgres://u:#@db/x"),
+            ("DATABASE_URL=postgres://u:postgres@db/x", "DATABASE_URL=postgres://u:#@db/x"),
+            ("ftp://u:p@ss@h", "ftp://u:#@h"),
+            // Command lines.
+            ("run --password=abc --v", "run --password=# --v"),
+            ("run --api-key abc --v", "run --api-key # --v"),
+            ("run -token \"a b\" c", "run -token \"#\" c"),
+            ("['run', '--token', 'a b', 'c']", "['run', '--token', '#', 'c']"),
+            // Parts of JSON, Python, YAML, TOML, XML.
+            (r#"{"password": "a\"b", "x": 1}"#, r##"{"password": "#", "x": 1}"##),
+            (r#""pin":1234,"x":1"#, r##""pin":#,"x":1"##),
+            (r#""credentials": {"a": "}", "b": 1}, "c": 1"#, r##""credentials": #, "c": 1"##),
+            ("{'token': b'abc', 'x': 1}", "{'token': b'#', 'x': 1}"),
+            ("secret => 'abc'", "secret => '#'"),
+            ("user: a\npassword: a b c\nx: 1", "user: a\npassword: #\nx: 1"),
+            ("- api_key: abc", "- api_key: #"),
+            ("private_key: |\n  a\n  b\nx: 1", "private_key: #x: 1"),
+            ("a:\n  secret: |\n    a\n\n    b\n  x: 1", "a:\n  secret: #  x: 1"),
+            ("<password>abc</password>", "<password>#</password>"),
+            ("Server=a;Password=b", "Server=a;Password=#"),
+            // Words of people.
+            ("the API key: abc.", "the API key: #"),
+            (
+                "My secret access key is: x, secret access key = abc",
+                "My secret access key is: x, secret access key = #",
+            ),
+            // What is cut off.
+            (r#"{"password": "abc"#, r##"{"password": "#"##),
+            ("token: [1, 2", "token: #"),
+        ] {
+            assert_eq!(masked(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn other_values_stay() {
+        for text in [
+            "",
+            "max_tokens=500",
+            "used tokens: 12, cookies=3",
+            "token_count: 3, next_page_token=abc",
+            "password: true",
+            "\"password\": null, \"x\": 1",
+            "password=",
+            "author: me",
+            "if token == x { }",
+            "a::token::b",
+            "https://a.example/x?user=a@b",
+            "https://user@host/",
+            "primary_key: id",
+            "see <token-list> and </password>",
+            "Vec<Token> = x",
+            "the bearer of this letter",
+            "Bearer authentication",
+            "keyboard: us",
+            "password: [redacted:secret-name]",
+            "Authorization: Bearer [redacted:jwt]",
+            "--no-token --verbose",
+        ] {
+            assert_eq!(masked(text), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_are_in_order_and_between_characters(
+            parts in prop::collection::vec(
+                prop_oneof![
+                    Just("password"), Just("token"), Just("="), Just(":"), Just("\""), Just("'"),
+                    Just("{"), Just("]"), Just("\n"), Just(" "), Just("é"), Just("--"), Just("://"),
+                    Just("@"), Just("\\"), Just("&"), Just("<"), Just(">"), Just("|"), Just("x"),
+                    Just("bearer "), Just("[redacted:a]"),
+                ],
+                0..40,
+            )
+        ) {
+            let text = parts.concat();
+            let mut end = 0;
+            for range in values(&text) {
+                prop_assert!(range.start >= end && range.end >= range.start);
+                prop_assert!(text.get(range.clone()).is_some());
+                end = range.end;
+            }
+        }
+    }
+}
