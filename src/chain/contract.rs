@@ -22,6 +22,8 @@ pub enum Mode {
     Enforce,
     /// Verdicts are computed and recorded, and change nothing.
     Audit,
+    /// It is not in the chain: no message is shown to it.
+    Off,
 }
 
 /// An event and a phase at which an interceptor wants to be asked.

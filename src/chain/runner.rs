@@ -53,7 +53,8 @@ impl Link {
 
     fn wants(&self, exchange: &Exchange, phase: Phase) -> bool {
         let method = exchange.method.as_str();
-        self.interceptor.wants(&exchange.method, phase)
+        self.mode != Mode::Off
+            && self.interceptor.wants(&exchange.method, phase)
             && self
                 .events
                 .as_ref()

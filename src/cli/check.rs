@@ -22,7 +22,7 @@ pub struct Args {}
 pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let path = ctx.config.clone();
     let progress = ctx.progress("checking");
-    let found = spawn_blocking(move || everything(&path)).await?;
+    let (found, chain) = spawn_blocking(move || everything(&path)).await?;
     drop(progress);
     if ctx.is_json() {
         ctx.json(&found.iter().map(|one| Entry::of(one.as_ref())).collect::<Vec<_>>())?;
@@ -30,6 +30,9 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         for one in &found {
             ctx.diagnostic(one.as_ref())?;
             ctx.verbatim("\n")?;
+        }
+        if let Some(chain) = chain {
+            ctx.line(format_args!("chain: {chain}"))?;
         }
         match found.len() {
             0 => ctx.line("nothing found")?,
@@ -40,11 +43,12 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(if found.is_empty() { Exit::Ok } else { Exit::Findings })
 }
 
-fn everything(path: &std::path::Path) -> Vec<Found> {
+/// All findings, and the chain of a config that can be read.
+fn everything(path: &std::path::Path) -> (Vec<Found>, Option<String>) {
     let loaded = match config::load(path) {
         Ok(loaded) => loaded,
         // What it names can't be found without it.
-        Err(Diagnostics(findings)) => return findings.into_iter().map(boxed).collect(),
+        Err(Diagnostics(findings)) => return (findings.into_iter().map(boxed).collect(), None),
     };
     let mut found: Vec<Found> = loaded.warnings.iter().cloned().map(boxed).collect();
     match policy::Engine::open(policy::Source::of(&loaded.config), &loaded.base) {
@@ -54,6 +58,7 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
             let warnings = status.borrow().warnings.clone();
             found.extend(warnings.iter().chain(&looks).map(|warning| placed(&loaded, warning)));
             let entries = loaded.config.interceptors.iter().enumerate();
+            let entries = entries.filter(|(_, entry)| entry.is_on());
             found.extend(entries.flat_map(|(at, entry)| ungranted(&loaded, at, entry, &engine)));
             found.extend(unstartable(&loaded, &engine));
         }
@@ -64,8 +69,10 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     // What is looked at is not kept: that is for whom the proxy runs as.
     let house = House { artifacts: artifacts(&loaded, false), ..House::bare() };
     let handed = PluginSecrets::read(&loaded, &mut found);
-    for (at, entry) in loaded.config.interceptors.iter().enumerate() {
-        found.extend(interceptor(&loaded, at, entry, &[], &handed, &house).err());
+    for member in loaded.config.chain() {
+        if member.entry.is_on() {
+            found.extend(interceptor(&loaded, &member, &[], &handed, &house).err());
+        }
     }
     for (at, text) in super::adding::held(&loaded).err().into_iter().flatten() {
         found.push(boxed(loaded.finding(&at, Code::Conflict, text)));
@@ -85,7 +92,7 @@ fn everything(path: &std::path::Path) -> Vec<Found> {
     if let Err(error) = Store::within(&loaded.config.state_dir).read() {
         found.push(boxed(Unplaced { code: "clients-broken", message: error.to_string() }));
     }
-    found
+    (found, Some(loaded.config.chain_in_words()))
 }
 
 /// Servers that cannot start, since there is no permit for a part of their start.

@@ -289,6 +289,9 @@ impl Checker<'_> {
 
     fn interceptors(&mut self, built: &Built) {
         let mut names: HashMap<&str, &str> = HashMap::new();
+        let chain = built.config.chain();
+        let defaults = chain.iter().filter(|member| member.at.is_none());
+        let defaults: Vec<&str> = defaults.map(|member| member.entry.kind.as_str()).collect();
         for (entry, pointer) in built.config.interceptors.iter().zip(&built.interceptors) {
             let name = entry.name();
             let key = child(pointer, "name");
@@ -304,6 +307,13 @@ impl Checker<'_> {
                 self.conflict(
                     &key,
                     format!("`{name}` is always in the chain, under that name"),
+                    "choose another name",
+                );
+            }
+            if defaults.contains(&name) {
+                self.conflict(
+                    &key,
+                    format!("`{name}` is in the chain by default, under that name"),
                     "choose another name",
                 );
             }

@@ -7,6 +7,7 @@
 //!
 //! INVARIANT: no message repeats what may be a secret; no text, however broken, panics.
 
+mod chain;
 mod checks;
 mod document;
 mod entry;
@@ -30,6 +31,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use chain::{Member, Shown};
 pub use entry::{InterceptorEntry, Use};
 pub use finding::{Code, Diagnostics, Finding, Located, Severity};
 pub use literal::Literal;

@@ -60,7 +60,9 @@ pub struct Config {
     /// The servers behind the proxy, in the order in which lists show them.
     #[serde(default)]
     pub servers: IndexMap<ServerName, Server>,
-    /// The chain, in order. Policy and audit are always in it and need no entry.
+    /// The chain, in order. Policy and audit are always in it and need no entry. `rate-limit`,
+    /// `schema` and `secrets` are in it with their defaults unless an entry with the same `use` takes
+    /// the place of the default: with other settings, or with `mode = "off"`.
     #[serde(default)]
     pub interceptors: Vec<InterceptorEntry>,
 }
@@ -306,8 +308,8 @@ pub struct Server {
     pub prefix: Option<String>,
     /// Plain environment.
     pub env: BTreeMap<String, String>,
-    /// Secrets that it is handed, as environment or as files. The `secrets` interceptor looks for them in
-    /// all messages, also where the chain has no entry for it.
+    /// Secrets that it is handed, as environment or as files. The `secrets` interceptor looks for them
+    /// in all messages.
     pub secrets: BTreeMap<String, ServerSecret>,
     /// Secret headers sent to a `url`.
     pub headers: BTreeMap<String, ServerHeader>,

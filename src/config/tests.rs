@@ -95,7 +95,7 @@ mode = "enforced"
         = one of `rate-limit`, `schema`, `secrets`, `plugin`
     10:8 [config-bad-value] `enforced` is not a value of this key
         ^ did you mean `enforce`?
-        = one of `enforce`, `audit`
+        = one of `enforce`, `audit`, `off`
     "#);
 }
 

@@ -37,8 +37,36 @@ use crate::{
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// The limits. A message must pass every one that counts its method.
+    /// The limits. A message must pass every one that counts its method. Default: 6000 calls, reads,
+    /// prompts and completions of each client in a minute.
+    #[serde(default = "default_limits")]
     pub limits: Vec<Limit>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { limits: default_limits() }
+    }
+}
+
+/// The methods that the default limit counts: all that servers work for.
+const DEFAULT_EVENTS: [&str; 4] =
+    [Method::TOOLS_CALL, Method::RESOURCES_READ, Method::PROMPTS_GET, Method::COMPLETE];
+/// Messages of one client in a minute, and at once after a quiet time, that the default limit lets
+/// pass. An agent waits for its model between turns, at least half a second, and few make more than
+/// ten calls in a turn: 20 a second. Scripts of code-writing agents come in bursts of thousands. Five
+/// times the first, and a minute's worth at once, stops neither, and stops a loop that went wild.
+const DEFAULT_PER_MINUTE: NonZeroU32 = NonZeroU32::new(6_000).unwrap();
+
+fn default_limits() -> Vec<Limit> {
+    vec![Limit {
+        name: None,
+        per: per_client(),
+        calls: DEFAULT_PER_MINUTE,
+        window: Window(Duration::from_secs(60)),
+        burst: None,
+        events: DEFAULT_EVENTS.map(str::to_owned).to_vec(),
+    }]
 }
 
 /// One limit.

@@ -141,8 +141,6 @@ pub struct Secrets {
     name: String,
     hooks: Hooks,
     config: Config,
-    /// Whether the built-in rules are looked for, or what is handed alone.
-    by_rules: bool,
     tables: ArcSwap<Tables>,
     /// What servers and plugins were ever handed in this run.
     known: Mutex<Vec<Known>>,
@@ -203,32 +201,12 @@ impl Secrets {
         if config.max_bytes == 0 {
             return Err(Invalid::NoBytes);
         }
-        Self::made(name.into(), config.clone(), true, known)
-    }
-
-    /// One that looks for the values that servers are given and for nothing else, with the default
-    /// actions: for chains that have no other. Messages of more bytes are a fault.
-    ///
-    /// # Errors
-    /// None by which anything could be scanned.
-    pub fn of_handed(known: &[Known], max_bytes: usize) -> Result<Self, Invalid> {
-        let config = Config { max_bytes, ..Config::default() };
-        Self::made("secrets".to_owned(), config, false, known)
-    }
-
-    fn made(
-        name: String,
-        config: Config,
-        by_rules: bool,
-        known: &[Known],
-    ) -> Result<Self, Invalid> {
         let known = once(known);
         Ok(Self {
-            name,
+            name: name.into(),
             hooks: Hooks::every(&[Phase::Request, Phase::Response]),
-            tables: ArcSwap::from_pointee(Tables::new(&config, by_rules, &known)?),
-            config,
-            by_rules,
+            tables: ArcSwap::from_pointee(Tables::new(config, &known)?),
+            config: config.clone(),
             known: Mutex::new(known),
             scanning: Turns::new(AT_ONCE),
         })
@@ -243,7 +221,7 @@ impl Secrets {
         let mut known = self.known.lock();
         let mut all = known.clone();
         if add(&mut all, more) {
-            self.tables.store(Arc::new(Tables::new(&self.config, self.by_rules, &all)?));
+            self.tables.store(Arc::new(Tables::new(&self.config, &all)?));
         }
         *known = all;
         Ok(())
@@ -299,8 +277,8 @@ impl Secrets {
 }
 
 impl Tables {
-    fn new(config: &Config, by_rules: bool, known: &[Known]) -> Result<Self, Invalid> {
-        let sources = if by_rules { rules::read(rules::BUILT_IN)? } else { Vec::new() };
+    fn new(config: &Config, known: &[Known]) -> Result<Self, Invalid> {
+        let sources = rules::read(rules::BUILT_IN)?;
         for id in config.rules.keys() {
             let ids = || sources.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
             if !ids().any(|known| known == id) {
@@ -371,9 +349,6 @@ impl Interceptor for Secrets {
             return Ok(Verdict::pass());
         }
         let tables = self.tables.load_full();
-        if tables.scanner.ids.is_empty() {
-            return Ok(Verdict::pass());
-        }
         let raw = exchange.payload(phase).raw();
         if raw.len() > self.config.max_bytes {
             return Err(Fault(format!(

@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use indexmap::IndexMap;
-use rayon::iter::{
-    IndexedParallelIterator as _, IntoParallelRefIterator as _, ParallelIterator as _,
-};
+use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -24,7 +22,7 @@ use crate::{
     audit::{self, Audit, Unavailable, export, proof, record::Happening},
     chain::{Chain, Interceptor, Link, Turns},
     codec::Caps,
-    config::{self, Code, Config, Diagnostics, InterceptorEntry, Loaded, OnFailure, Use},
+    config::{self, Code, Config, Diagnostics, InterceptorEntry, Loaded, Member, OnFailure, Use},
     container,
     interceptors::{
         policy::PolicyGate,
@@ -52,9 +50,6 @@ const SEGMENTS: u64 = 8;
 const DEADLINE: Duration = Duration::from_millis(1_000);
 /// What a plugin's own deadline is given on top before the chain stops waiting for it.
 const SLACK: Duration = Duration::from_millis(250);
-/// How long it may take to look for what servers are handed where no entry says that: the largest
-/// messages take seconds.
-const UNASKED: Duration = Duration::from_secs(10);
 /// What a server may do and say before the proxy has heard it.
 const EVENTS: usize = 64;
 
@@ -380,7 +375,7 @@ fn keeps_state(config: &Config) -> bool {
         Use::Plugin(config) => config.grants.state.is_some(),
         _ => false,
     };
-    config.interceptors.iter().any(granted)
+    config.interceptors.iter().filter(|entry| entry.is_on()).any(granted)
 }
 
 /// Opens the audit log of a config.
@@ -572,9 +567,9 @@ fn learn(scrubber: Arc<Scrubber>, scanners: Vec<Arc<Secrets>>) -> Learn {
     })
 }
 
-/// The chain of a config: what counts messages first, then policy, then the rest in the order of
-/// the config. Policy stands before all that is not native code or costs much: an unauthorized
-/// message reaches no plugin.
+/// The chain of a config: what counts messages first, then policy, then what is on by default, then
+/// the rest in the order of the config. Policy stands before all that is not native code or costs
+/// much: an unauthorized message reaches no plugin.
 fn links(
     loaded: &Loaded,
     gate: Arc<PolicyGate>,
@@ -582,19 +577,23 @@ fn links(
     (handed, house): (&plugins::Handed, &House),
     gathered: &mut Gathered,
 ) -> Vec<Link> {
+    let chain = loaded.config.chain();
+    let chain: Vec<_> = chain.iter().filter(|member| member.entry.is_on()).collect();
     let (mut first, mut rest) = (Vec::new(), Vec::new());
     // Compiling is all that takes long.
-    let entries = loaded.config.interceptors.par_iter().enumerate();
-    let loaded_plugins: Vec<_> = entries
-        .map(|(at, entry)| match &entry.kind {
-            Use::Plugin(config) => Some(plugins::load(loaded, at, entry, config, handed, house)),
+    let loaded_plugins: Vec<_> = chain
+        .par_iter()
+        .map(|member| match (&member.entry.kind, member.at) {
+            (Use::Plugin(config), Some(at)) => {
+                Some((at, plugins::load(loaded, at, &member.entry, config, handed, house)))
+            }
             _ => None,
         })
         .collect();
-    let entries = loaded.config.interceptors.iter().zip(loaded_plugins).enumerate();
-    for (at, (entry, plugin)) in entries {
+    for (member, plugin) in chain.into_iter().zip(loaded_plugins) {
+        let entry = &*member.entry;
         let made = match (&entry.kind, plugin) {
-            (Use::Plugin(config), Some(plugin)) => match plugin {
+            (Use::Plugin(config), Some((at, plugin))) => match plugin {
                 Ok(plugin) => {
                     gathered.found.extend(plugins::ungranted(loaded, at, entry, gate.engine()));
                     gathered.happened.push(beginning::plugin(entry, config, &plugin.now()));
@@ -610,11 +609,11 @@ fn links(
                     Err(wrong)
                 }
             },
-            (Use::Secrets(config), _) => scanner(loaded, at, entry, config, known).map(|scanner| {
+            (Use::Secrets(config), _) => scanner(loaded, member, config, known).map(|scanner| {
                 gathered.scanners.push(scanner.clone());
                 scanner as Arc<dyn Interceptor>
             }),
-            _ => interceptor(loaded, at, entry, known, handed, house),
+            _ => interceptor(loaded, member, known, handed, house),
         };
         let interceptor = match made {
             Ok(interceptor) => interceptor,
@@ -634,9 +633,8 @@ fn links(
                 _ => deadline,
             },
             events: settings.events.clone(),
-            place: loaded
-                .line(&format!("/interceptors/{at}"))
-                .map(|line| (loaded.path.clone(), line)),
+            // A default has no line of its own: its rules point at the first entry, or at the file.
+            place: Some((loaded.path.clone(), loaded.line(&pointer(member)).unwrap_or(1))),
         };
         match entry.kind {
             Use::RateLimit(_) => first.push(link),
@@ -645,60 +643,45 @@ fn links(
     }
     first.push(Link::strict(gate));
     first.extend(rest);
-    // What servers are handed reaches no agent, unless an entry says otherwise. A server that is
-    // handed something may come later.
-    let looks = |entry: &InterceptorEntry| matches!(entry.kind, Use::Secrets(_));
-    if !loaded.config.interceptors.iter().any(looks) {
-        let limits = &loaded.config.limits;
-        let longest = limits.request_bytes.max(limits.response_bytes);
-        match Secrets::of_handed(known, longest).map(Arc::new) {
-            Ok(scanner) => {
-                gathered.scanners.push(scanner.clone());
-                let place = loaded.line("/servers").map(|line| (loaded.path.clone(), line));
-                first.push(Link { deadline: UNASKED, place, ..Link::strict(scanner) });
-            }
-            Err(error) => gathered.found.push(Box::new(loaded.finding(
-                "/servers",
-                Code::BadValue,
-                format!("the secrets of servers can't be looked for: {error}"),
-            ))),
-        }
-    }
     first
 }
 
-/// The interceptor at `at` that looks for secrets.
+/// Where a member of the chain stands in the config.
+fn pointer(member: &Member<'_>) -> String {
+    member.at.map_or_else(|| "/interceptors".to_owned(), |at| format!("/interceptors/{at}"))
+}
+
+/// The interceptor that looks for secrets.
 fn scanner(
     loaded: &Loaded,
-    at: usize,
-    entry: &InterceptorEntry,
+    member: &Member<'_>,
     config: &secrets::Config,
     known: &[Known],
 ) -> Result<Arc<Secrets>, Found> {
-    let name = entry.name();
+    let name = member.entry.name();
     let made = Secrets::new(name, config, known).map(Arc::new);
     made.map_err(|error| -> Found {
-        let here = format!("/interceptors/{at}");
-        Box::new(loaded.finding(&here, Code::BadValue, format!("`{name}`: {error}")))
+        let what = format!("`{name}`: {error}");
+        Box::new(loaded.finding(&pointer(member), Code::BadValue, what))
     })
 }
 
-/// The interceptor of the entry at `at`. It blocks while a plugin compiles.
+/// A member of the chain as an interceptor. It blocks while a plugin compiles.
 ///
 /// # Errors
 /// What is wrong with the entry, at its place in the config.
 pub fn interceptor(
     loaded: &Loaded,
-    at: usize,
-    entry: &InterceptorEntry,
+    member: &Member<'_>,
     known: &[Known],
     handed: &plugins::Handed,
     house: &House,
 ) -> Result<Arc<dyn Interceptor>, Found> {
-    let here = format!("/interceptors/{at}");
+    let entry = &*member.entry;
     let name = entry.name();
     let invalid = |error: &dyn std::error::Error| -> Found {
-        Box::new(loaded.finding(&here, Code::BadValue, format!("`{name}`: {error}")))
+        let what = format!("`{name}`: {error}");
+        Box::new(loaded.finding(&pointer(member), Code::BadValue, what))
     };
     Ok(match &entry.kind {
         Use::RateLimit(config) => {
@@ -707,7 +690,11 @@ pub fn interceptor(
         Use::Schema(config) => {
             Arc::new(Schema::new(name, config).map_err(|error| invalid(&error))?)
         }
-        Use::Secrets(config) => scanner(loaded, at, entry, config, known)?,
-        Use::Plugin(config) => Arc::new(plugins::load(loaded, at, entry, config, handed, house)?),
+        Use::Secrets(config) => scanner(loaded, member, config, known)?,
+        Use::Plugin(config) => {
+            // No plugin is on by default.
+            let at = member.at.unwrap_or_default();
+            Arc::new(plugins::load(loaded, at, entry, config, handed, house)?)
+        }
     })
 }

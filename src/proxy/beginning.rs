@@ -9,8 +9,7 @@ use crate::{
         Audit, Scrub, Unavailable,
         record::{By, ByHand, Happening, ImageDone, PluginLoaded, SecretSource},
     },
-    chain::Mode,
-    config::{InterceptorEntry, Loaded},
+    config::{InterceptorEntry, Loaded, Member},
     identity::Change,
     interceptors::{
         plugin::{self, Version},
@@ -34,15 +33,12 @@ fn count(members: usize) -> u64 {
 
 /// What a config comes to, as its file is now.
 fn config(loaded: &Loaded) -> Happening {
-    let chain = loaded.config.interceptors.iter().map(|entry| match entry.settings.mode {
-        Mode::Enforce => entry.name().to_owned(),
-        Mode::Audit => format!("{} (audit)", entry.name()),
-    });
+    let chain = loaded.config.chain();
     Happening::ConfigLoaded {
         file: loaded.path.display().to_string(),
         revision: loaded.revision.clone(),
         servers: count(loaded.config.servers.len()),
-        chain: chain.collect(),
+        chain: chain.iter().map(Member::shown).collect(),
     }
 }
 

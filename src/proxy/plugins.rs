@@ -39,6 +39,9 @@ impl Handed {
         let mut all = BTreeMap::new();
         for (at, entry) in loaded.config.interceptors.iter().enumerate() {
             let Use::Plugin(config) = &entry.kind else { continue };
+            if !entry.is_on() {
+                continue;
+            }
             match config.secrets(&loaded.base) {
                 Ok(secrets) => {
                     all.insert(at, secrets);

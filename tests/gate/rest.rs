@@ -164,7 +164,8 @@ async fn a_batch_is_answered_in_order_and_each_call_by_itself() {
     assert_eq!(answers[0]["result"]["content"][0]["text"], "at last");
     assert_eq!(answers[1]["error"]["code"], "policy-denied");
     assert_eq!(answers[2]["result"]["content"][0]["text"], "x");
-    assert!(reply.body.contains(&credential()), "nothing here redacts: {reply:#?}");
+    assert!(!reply.body.contains(&credential()), "{reply:#?}");
+    assert!(reply.body.contains("[redacted:aws-access-key-id]"), "{reply:#?}");
     let many = Value::from(vec![json!({ "tool": "crooked__echo" }); 65]);
     let reply = post(&gate, "/batch", &many).await;
     assert_eq!(refused(&reply), (413, "too-large".into()));

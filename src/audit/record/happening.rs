@@ -52,7 +52,8 @@ pub enum Happening {
         revision: String,
         /// How many servers it names.
         servers: u64,
-        /// Its chain of interceptors in their order, `NAME` or `NAME (audit)`.
+        /// Its chain of interceptors in their order, without `policy`: `NAME`, `NAME (default)` for one
+        /// that is on without an entry, `NAME (audit)` or `NAME (off)`.
         chain: Vec<String>,
     },
     /// The config was read again while the proxy ran, and its servers take the places of those before.

@@ -148,7 +148,8 @@ pub(super) async fn run(
         ctx.json(&machine(loaded, name, settings, &found, running.as_ref(), (&may, &may_not)))?;
         return Ok(Exit::Ok);
     }
-    let page = Page { ctx, file: loaded.path.display().to_string() };
+    let (file, chain) = (loaded.path.display().to_string(), loaded.config.chain_in_words());
+    let page = Page { ctx, file, chain };
     page.print(name, settings, &found, running.as_ref(), (&may, &may_not))?;
     Ok(Exit::Ok)
 }
@@ -193,6 +194,7 @@ fn machine(
         "may": may,
         "mayNot": may_not,
         "secrets": secrets(settings),
+        "chain": loaded.config.chain_shown(),
         "launch": match &found.asked {
             Ok(asked) => {
                 json!({ "allowed": found.allowed(), "asked": asked, "unsigned": found.unsigned })
@@ -227,6 +229,8 @@ fn secrets(settings: &Server) -> Vec<Value> {
 struct Page<'a> {
     ctx: &'a Context,
     file: String,
+    /// The interceptors that its messages pass.
+    chain: String,
 }
 
 impl Page<'_> {
@@ -264,6 +268,7 @@ impl Page<'_> {
             ctx.line(format_args!("  - {one}"))?;
         }
         self.secrets(settings)?;
+        self.head(&format!("its messages pass: {}", self.chain))?;
         self.decided(found)?;
         if matches!(found.place, Place::Remote { .. }) {
             return Ok(());

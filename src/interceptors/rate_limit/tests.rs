@@ -56,6 +56,20 @@ fn keys_tell_apart_what_the_limit_names() {
 }
 
 #[test]
+fn without_settings_a_client_has_6000_calls_a_minute() {
+    let (limiter, clock) = limiter("");
+    let call = of("a", "s", "t");
+    let passing = || (0..10_000).take_while(|_| passes(&limiter, &call)).count();
+    assert_eq!(passing(), 6_000);
+    assert!(passes(&limiter, &of("b", "s", "t")));
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(passing(), 100);
+    // Lists cost nothing.
+    assert!(passes(&limiter, &message("a", "tools/list")));
+    assert!(!passes(&limiter, &message("a", "resources/read")));
+}
+
+#[test]
 fn calls_come_back_evenly_over_the_window() {
     let (limiter, clock) = limiter("limits = [{ calls = 4, window = '1m' }]");
     let call = of("a", "s", "t");

@@ -34,6 +34,20 @@ use = "schema"
 [[interceptors]]
 use = "secrets"
 "#;
+/// Policy and audit alone.
+const OFF: &str = r#"
+[[interceptors]]
+use = "rate-limit"
+mode = "off"
+
+[[interceptors]]
+use = "schema"
+mode = "off"
+
+[[interceptors]]
+use = "secrets"
+mode = "off"
+"#;
 
 /// One way to the tool.
 pub struct Row {
@@ -109,7 +123,7 @@ pub fn start(
     let local = format!("command = [{this:?}, \"stdio\"]\nruntime = \"sandbox\"\n");
     let full = format!("{LIMIT}{CHECKS}");
     let mut proxies = vec![
-        ("policy+audit", &remote, String::new()),
+        ("policy+audit", &remote, OFF.to_owned()),
         ("full chain", &remote, full.clone()),
         ("full chain, stdio", &local, full.clone()),
     ];
@@ -194,7 +208,8 @@ impl Prepared {
         Ok(Self { binary: binary.to_owned(), dir: dir.to_owned(), config, port })
     }
 
-    /// The files of a proxy that serves everybody, with these servers, and permits everything.
+    /// The files of a proxy that serves everybody, with these servers, and permits everything. Nothing
+    /// is in its chain but policy and audit.
     ///
     /// # Errors
     /// Where they cannot be written.
@@ -205,7 +220,7 @@ impl Prepared {
         let config = dir.join("portcullis.toml");
         let text = format!(
             "[listen]\nhttp = \"127.0.0.1:{port}\"\nanonymous = true\n\n\
-             [policy]\npaths = [\"all.cedar\"]\n\n{servers}"
+             [policy]\npaths = [\"all.cedar\"]\n\n{servers}\n{OFF}"
         );
         fs::write(&config, text)?;
         Ok(Self { binary: binary.to_owned(), dir: dir.to_owned(), config, port })

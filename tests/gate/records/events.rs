@@ -58,7 +58,7 @@ async fn a_run_is_on_record_from_its_start_to_its_end() {
     for wanted in [
         json!({ "event": "proxy-started", "version": version }),
         json!({ "event": "config-loaded", "revision": sha256(&config), "file": "*", "servers": 1,
-            "chain": ["schema (audit)"] }),
+            "chain": ["rate-limit (default)", "secrets (default)", "schema (audit)"] }),
         json!({ "event": "policy-loaded", "policies": 2, "revision": "*" }),
         json!({ "event": "client-seen", "principal": "ann", "verified": true, "groups": ["ops"],
             "key_id": "*", "client_addr": "*", "transport": "http" }),

@@ -1,0 +1,149 @@
+//! The chain of a config: the entries of its file, and the interceptors that are on by default.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+
+use super::{Config, EntrySettings, InterceptorEntry, Use};
+use crate::{
+    chain::Mode,
+    interceptors::{rate_limit, schema, secrets},
+};
+
+/// Milliseconds for one verdict of an interceptor that is on by default. The largest messages take
+/// seconds, and nobody chose a shorter time.
+const DEFAULT_DEADLINE_MS: u64 = 10_000;
+
+/// An interceptor of the chain.
+#[derive(Debug, Clone)]
+pub struct Member<'a> {
+    pub entry: Cow<'a, InterceptorEntry>,
+    /// Which entry of the file it is. None: it is on by default.
+    pub at: Option<usize>,
+}
+
+/// An interceptor of the chain, as `check` and `server inspect` show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Shown {
+    pub name: String,
+    pub mode: Mode,
+    /// Whether it is on without an entry in the config.
+    pub default: bool,
+}
+
+impl Member<'_> {
+    /// Its name, and what is not the rule: `schema (default)`, `secrets (audit)`, `schema (off)`.
+    pub fn shown(&self) -> String {
+        let name = self.entry.name();
+        match (self.entry.settings.mode, self.at) {
+            (Mode::Audit, _) => format!("{name} (audit)"),
+            (Mode::Off, _) => format!("{name} (off)"),
+            (Mode::Enforce, None) => format!("{name} (default)"),
+            (Mode::Enforce, Some(_)) => name.to_owned(),
+        }
+    }
+}
+
+impl InterceptorEntry {
+    /// Whether messages are shown to it.
+    pub fn is_on(&self) -> bool {
+        self.settings.mode != Mode::Off
+    }
+
+    fn is_rate_limit(&self) -> bool {
+        matches!(self.kind, Use::RateLimit(_))
+    }
+}
+
+impl Config {
+    /// The chain in its order, without `policy`: rate limits first, then what is on by default,
+    /// then the entries of the file. An entry takes the place of the default for the same `use`, also
+    /// one that is off.
+    pub fn chain(&self) -> Vec<Member<'_>> {
+        let file = self.interceptors.iter().enumerate();
+        let file = file.map(|(at, entry)| Member { entry: Cow::Borrowed(entry), at: Some(at) });
+        let defaults = self.defaults().into_iter();
+        let defaults = defaults.map(|entry| Member { entry: Cow::Owned(entry), at: None });
+        let (mut chain, rest): (Vec<_>, Vec<_>) =
+            defaults.chain(file).partition(|member| member.entry.is_rate_limit());
+        chain.extend(rest);
+        chain
+    }
+
+    /// The whole chain with `policy`, as a person reads it.
+    pub fn chain_in_words(&self) -> String {
+        let chain = self.chain();
+        let first = chain.iter().filter(|member| member.entry.is_rate_limit()).count();
+        let mut names: Vec<String> = chain.iter().map(Member::shown).collect();
+        names.insert(first, "policy".to_owned());
+        names.join(", ")
+    }
+
+    /// The same for programs.
+    pub fn chain_shown(&self) -> Vec<Shown> {
+        let chain = self.chain();
+        let first = chain.iter().filter(|member| member.entry.is_rate_limit()).count();
+        let mut shown: Vec<Shown> = chain
+            .iter()
+            .map(|member| Shown {
+                name: member.entry.name().to_owned(),
+                mode: member.entry.settings.mode,
+                default: member.at.is_none(),
+            })
+            .collect();
+        let policy = Shown { name: "policy".to_owned(), mode: Mode::Enforce, default: true };
+        shown.insert(first, policy);
+        shown
+    }
+
+    /// The interceptors that are on because the file has no entry with their `use`.
+    fn defaults(&self) -> Vec<InterceptorEntry> {
+        let kinds = [
+            Use::RateLimit(rate_limit::Config::default()),
+            Use::Schema(schema::Config::default()),
+            // No message that the limits let in is too long to be scanned.
+            Use::Secrets(secrets::Config {
+                max_bytes: self.limits.request_bytes.max(self.limits.response_bytes),
+                ..secrets::Config::default()
+            }),
+        ];
+        let missing = |kind: &Use| {
+            !self.interceptors.iter().any(|entry| entry.kind.as_str() == kind.as_str())
+        };
+        let settings =
+            EntrySettings { deadline_ms: Some(DEFAULT_DEADLINE_MS), ..EntrySettings::default() };
+        let kinds = kinds.into_iter().filter(missing);
+        kinds.map(|kind| InterceptorEntry { settings: settings.clone(), kind }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    fn chain(text: &str) -> String {
+        crate::config::parse(Path::new("/x/portcullis.toml"), text).unwrap().config.chain_in_words()
+    }
+
+    #[test]
+    fn schema_secrets_and_a_rate_limit_are_on_by_default() {
+        let entry = |kind: &str| format!("[[interceptors]]\nuse = \"{kind}\"\n");
+        let off = |kind: &str| format!("{}mode = \"off\"\n", entry(kind));
+        let all = ["rate-limit", "schema", "secrets"];
+        for (text, expected) in [
+            (String::new(), "rate-limit (default), policy, schema (default), secrets (default)"),
+            (off("schema"), "rate-limit (default), policy, secrets (default), schema (off)"),
+            (
+                format!("{}{}", entry("secrets"), entry("schema")),
+                "rate-limit (default), policy, secrets, schema",
+            ),
+            (
+                format!("{}mode = \"audit\"\n{}", entry("schema"), entry("rate-limit")),
+                "rate-limit, policy, secrets (default), schema (audit)",
+            ),
+            (all.map(off).concat(), "rate-limit (off), policy, schema (off), secrets (off)"),
+        ] {
+            assert_eq!(chain(&text), expected, "{text}");
+        }
+    }
+}
