@@ -209,12 +209,12 @@ async fn other_verb(front: Front, request: Request, allowed: HeaderValue) -> Res
     let (visitor, refusal) = match front.admit(&request) {
         Ok(visitor) => {
             let refusal = Refusal::new(Code::VerbUnknown, "this HTTP method is not known here");
-            (Some(visitor), refusal)
+            (Some(Box::new(visitor)), refusal)
         }
         Err(NotAdmitted { visitor, refusal }) => (visitor, refusal),
     };
     let code = refusal.code;
-    let mut response = front.turn_away(refusal, visitor.as_ref(), address, None, None).await;
+    let mut response = front.turn_away(refusal, visitor.as_deref(), address, None, None).await;
     if code == Code::VerbUnknown {
         response.headers_mut().insert(header::ALLOW, allowed);
     }
@@ -231,7 +231,7 @@ pub(super) struct Visitor {
 /// A request that is refused before anything but its headers was looked at.
 pub(super) struct NotAdmitted {
     /// Who sent it, where it presented a valid key.
-    pub(super) visitor: Option<Visitor>,
+    pub(super) visitor: Option<Box<Visitor>>,
     pub(super) refusal: Refusal,
 }
 
@@ -294,7 +294,7 @@ impl Front {
         match self.admit(&request) {
             Ok(visitor) => Ok((visitor, request)),
             Err(NotAdmitted { visitor, refusal }) => {
-                Err(self.turn_away(refusal, visitor.as_ref(), address, None, None).await)
+                Err(self.turn_away(refusal, visitor.as_deref(), address, None, None).await)
             }
         }
     }
@@ -327,7 +327,7 @@ impl Front {
                 let visitor = Visitor { principal, transport: Transport::Http, address };
                 match visitor.take_place(request) {
                     Ok(()) => Ok(visitor),
-                    Err(refusal) => Err(NotAdmitted { visitor: Some(visitor), refusal }),
+                    Err(refusal) => Err(NotAdmitted { visitor: Some(Box::new(visitor)), refusal }),
                 }
             }
             Door::Local => {

@@ -244,6 +244,6 @@ async fn enter(front: &Front, request: Request) -> Result<(Visitor, Request), Re
         Ok(visitor) => return Ok((visitor, request)),
         Err(refused) => refused,
     };
-    let text = front.refuse(&refusal, visitor.as_ref(), address, None, None).await;
+    let text = front.refuse(&refusal, visitor.as_deref(), address, None, None).await;
     Err(Reply::refused(refusal.code, &text))
 }
