@@ -24,7 +24,7 @@ const VALUES: [&str; 10] = [
 ];
 
 /// Programs of others that the docs show, of whose arguments only the paths are checked here.
-const OTHERS: [&str; 20] = [
+const OTHERS: [&str; 21] = [
     "apt-get",
     "cargo",
     "cd",
@@ -32,6 +32,7 @@ const OTHERS: [&str; 20] = [
     "cp",
     "curl",
     "docker-compose",
+    "install",
     "kubectl",
     "ls",
     "mkdir",
@@ -135,6 +136,7 @@ fn simple(words: &[String], whole: Whole) -> Result<(), String> {
     let words: Vec<_> = words.split(|word| matches!(*word, "<" | ">")).next().unwrap().to_vec();
     // `KEY=$(COMMAND)` ends with the bracket of the substitution.
     let words: Vec<_> = words.iter().map(|word| word.trim_end_matches(')')).collect();
+    let words = words.strip_prefix(&["sudo"]).unwrap_or(&words);
     let Some((program, arguments)) = words.split_first() else { return Ok(()) };
     if matches!(*program, "export" | "alias") {
         return Ok(());
@@ -142,7 +144,7 @@ fn simple(words: &[String], whole: Whole) -> Result<(), String> {
     if *program == "portcullis" {
         return ours(arguments, whole);
     }
-    exist(&words)?;
+    exist(words)?;
     if let Some(at) = words.iter().position(|word| word.ends_with("bin/portcullis")) {
         return ours(&words[at + 1..], whole);
     }
@@ -312,7 +314,7 @@ fn commands_that_are_not_there_are_found() {
         "portcullis audit query 'record = event'",
         "portcullis tools call a '{'",
         "portcullis server ls | frobnicate",
-        "sudo portcullis run",
+        "sudo portcullis walk",
         "cp plugins/nowhere .",
         "KEY=$(docker-compose exec -T portcullis /usr/bin/portcullis client make agent)",
     ] {
