@@ -22,7 +22,7 @@ use crate::{
     names::ServerName,
     obligations::Obligations,
     refusal::{Code, Refusal},
-    router::{Route, View},
+    router::{Route, View, selects_once},
     upstream::{Call, Failure, Offer, PartyKey, Reply, Server},
 };
 
@@ -162,9 +162,10 @@ impl Proxy {
             .data("requiredCapabilities", required));
         }
         let unknown = || Refusal::new(Code::StateUnknown, "there is no such task here");
-        let id = Object::parse(exchange.request.raw().clone())
-            .ok()
-            .and_then(|params| params.string("taskId"))
+        let params = Object::parse(exchange.request.raw().clone())?;
+        selects_once(&exchange.method, &params)?;
+        let id = params
+            .string("taskId")
             .ok_or_else(|| Refusal::new(Code::InvalidParams, "`taskId` must be a string"))?;
         let visible = self.router.servers(&guest.view).into_iter();
         let (server, name, asked) = visible

@@ -7,6 +7,7 @@
 mod catalog;
 pub mod names;
 mod pages;
+mod selectors;
 mod shelf;
 mod template;
 
@@ -27,9 +28,11 @@ use crate::{
 };
 
 use catalog::Catalog;
+use selectors::{Reference, reference};
 use shelf::Shelf;
 
 pub use pages::{Mark, Page, Room};
+pub use selectors::selects_once;
 
 /// Which servers an endpoint shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,8 +137,10 @@ impl Router {
         sight: &dyn Sight,
     ) -> Result<Route, Refusal> {
         let object = || {
-            Object::parse(params.clone())
-                .map_err(|flaw| Refusal::new(Code::InvalidParams, flaw.to_string()))
+            let object = Object::parse(params.clone())
+                .map_err(|flaw| Refusal::new(Code::InvalidParams, flaw.to_string()))?;
+            selects_once(method, &object)?;
+            Ok::<_, Refusal>(object)
         };
         match method.as_str() {
             Method::TOOLS_CALL => {
@@ -177,19 +182,20 @@ impl Router {
             }
             Method::COMPLETE => {
                 let object = object()?;
-                let reference = object
+                let raw = object
                     .object("ref")
                     .ok_or_else(|| Refusal::new(Code::InvalidParams, "`ref` must be an object"))?;
-                if reference.string("type").as_deref() == Some("ref/resource") {
-                    let uri = required(&reference, "uri")?;
-                    let server = self.holder(view, &uri, sight).await?;
-                    let target = Target::Resource { uri };
-                    return Ok(Route { server: Some(server), target, params: None });
-                }
-                let outer = required(&reference, "name")?;
+                let outer = match reference(&raw)? {
+                    Reference::Prompt(name) => name,
+                    Reference::Resource(uri) => {
+                        let server = self.holder(view, &uri, sight).await?;
+                        let target = Target::Resource { uri };
+                        return Ok(Route { server: Some(server), target, params: None });
+                    }
+                };
                 let could = |server: &_, name: &_| sight.completes(server, name);
                 let (shelf, name, prompt) = self.prompt(view, &outer, sight, could).await?;
-                let params = renamed(&reference, "name", &outer, &name)
+                let params = renamed(&raw, "name", &outer, &name)
                     .map(|reference| object.with(&[("ref", Some(&reference))]));
                 let server = Some(shelf.server.clone());
                 Ok(Route { server, target: Target::Prompt { name, prompt }, params })

@@ -198,6 +198,39 @@ pub const OTHERS: &[Attempt] = &[
     params("prompts/get", r#""name":"@secret@","Name":"@greet@""#, TWICE),
     params("prompts/get", r#""Name":"@secret@""#, TWICE),
     params("prompts/get", r#""name":["@secret@"]"#, SHAPE),
+    // A second selector, which a lenient server might take for the one.
+    params("prompts/get", r#""name":"@greet@","uri":"@server@://secret/1""#, SHAPE),
+    params(
+        "prompts/get",
+        r#""name":"@greet@","ref":{"type":"ref/prompt","name":"@secret@"}"#,
+        SHAPE,
+    ),
+    params("resources/read", r#""uri":"@server@://open/1","name":"@secret@""#, SHAPE),
+    params(
+        "completion/complete",
+        r#""ref":{"type":"ref/prompt","name":"@greet@","uri":"@server@://secret/{id}"},"argument":{"name":"a","value":""}"#,
+        SHAPE,
+    ),
+    params(
+        "completion/complete",
+        r#""ref":{"type":"ref/prompt","name":"@greet@","title":"t","arguments":{}},"argument":{"name":"a","value":""}"#,
+        SHAPE,
+    ),
+    params(
+        "completion/complete",
+        r#""ref":{"type":"ref/resource","uri":"@server@://open/{id}","name":"@secret@"},"argument":{"name":"id","value":""}"#,
+        SHAPE,
+    ),
+    params(
+        "completion/complete",
+        r#""ref":{"type":"ref/prompt","name":"@greet@"},"name":"@secret@","argument":{"name":"a","value":""}"#,
+        SHAPE,
+    ),
+    params(
+        "completion/complete",
+        r#""ref":{"type":"ref/prompt","name":"@greet@"},"uri":"@server@://secret/1","argument":{"name":"a","value":""}"#,
+        SHAPE,
+    ),
     params("prompts/get", r#""name":"@prefix@Secret""#, NONE),
     params("prompts/get", r#""name":"@prefix@SECRET""#, NONE),
     params("prompts/get", r#""name":"@secret@ ""#, NONE),
