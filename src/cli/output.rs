@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use miette::{GraphicalReportHandler, GraphicalTheme};
 
 use super::{Exit, Reports, Usage};
-use crate::audit::record::can_steer;
+use crate::printable::{can_steer, escaped};
 
 /// The text with every unsafe character written out: `\n`, `\u{1b}`.
 pub fn escape(text: &str) -> Cow<'_, str> {
@@ -34,21 +34,7 @@ pub fn escape(text: &str) -> Cow<'_, str> {
 /// JSON text with the unsafe characters that JSON itself leaves alone written as `\uXXXX`. They
 /// can only stand within strings, so the value stays the same.
 pub fn escape_json(text: &str) -> Cow<'_, str> {
-    let steers = |c: char| c != '\n' && can_steer(c);
-    if !text.contains(steers) {
-        return text.into();
-    }
-    let mut escaped = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        if steers(c) {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                let _ = write!(escaped, "\\u{unit:04x}");
-            }
-        } else {
-            escaped.push(c);
-        }
-    }
-    escaped.into()
+    escaped(text, |c| c == '\n')
 }
 
 /// Writes to standard output, and says so where that fails.

@@ -5,8 +5,8 @@ use std::io::{self, IsTerminal, Write};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use crate::{
-    audit::record::can_steer,
     config::{LogFormat, Telemetry},
+    printable::escaped,
 };
 
 /// The variable whose filter comes before the config's.
@@ -62,9 +62,9 @@ fn filter(config: &Telemetry, variable: Option<String>) -> Result<EnvFilter, Ill
     })
 }
 
-/// A writer of whole lines that shows the characters that could steer a terminal or hide text as
-/// `\uXXXX`, so that a tool's name can neither forge a line nor mislead its reader. They are those
-/// that the audit log escapes. The form is JSON's own, so it is right inside a JSON line too.
+/// A writer of whole lines that writes characters that could steer a terminal or hide text as
+/// `\uXXXX`, so that a tool's name can neither forge a line nor speak to a terminal. The form is
+/// JSON's own, so a JSON line keeps its value.
 struct Escaping<M>(M);
 
 impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Escaping<M> {
@@ -88,22 +88,13 @@ impl<W: Write> Write for EscapingWriter<W> {
     }
 }
 
-/// The line with its last line feed as it is and every other such character shown.
+/// The line with its last line feed as it is and every other character escaped that could steer.
 fn escape(line: &str) -> String {
-    let (text, end) = line.strip_suffix('\n').map_or((line, ""), |text| (text, "\n"));
-    let mut out = String::with_capacity(line.len());
-    for c in text.chars() {
-        if can_steer(c) {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                out.push_str(&format!("\\u{unit:04x}"));
-            }
-        } else {
-            out.push(c);
-        }
+    match line.strip_suffix('\n') {
+        Some(text) => escaped(text, |_| false).into_owned() + "\n",
+        None => escaped(line, |_| false).into_owned(),
     }
-    out + end
 }
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -112,6 +103,7 @@ mod tests {
     use tracing_subscriber::fmt;
 
     use super::*;
+    use crate::printable::can_steer;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -126,7 +118,8 @@ mod tests {
         }
     }
 
-    const HOSTILE: &str = "x\r\n2026 INFO forged\u{1b}[31m\u{9b}2J\u{202e}\u{200b}\u{e0041}";
+    const HOSTILE: &str =
+        "x\r\n2026 INFO forged\u{1b}[31m\u{9b}2J\u{202e}\u{200b}\u{2060}\u{2028}\u{e0041}";
 
     #[test]
     fn a_hostile_name_stays_on_its_line() {
@@ -146,7 +139,7 @@ mod tests {
             let text = String::from_utf8(sink.0.lock().clone()).unwrap();
             assert_eq!(text.lines().count(), 1, "{text:?}");
             assert!(text.ends_with('\n'));
-            assert!(!text.trim_end_matches('\n').chars().any(can_steer), "{text:?}");
+            assert!(!text.trim_end_matches('\n').contains(can_steer), "{text:?}");
             if json {
                 let value: serde_json::Value = serde_json::from_str(&text).unwrap();
                 assert_eq!(value["fields"]["tool"], HOSTILE);

@@ -9,6 +9,7 @@ use super::{
     Asked,
     v1::{Call, Grounds, Record, Shape},
 };
+use crate::printable::escaped;
 
 /// Bytes of one record: what a call can make the log grow by is bounded.
 const RECORD_BYTES: usize = 64 * 1024;
@@ -43,16 +44,6 @@ fn json(record: &Record) -> serde_json::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Characters that could steer a terminal or hide text from its reader: control characters, marks
-/// of direction, invisible characters and tags.
-pub(crate) fn can_steer(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-            | '\u{e0000}'..='\u{e007f}')
-}
-
 /// JSON in which such characters are escaped, also those that JSON itself leaves alone: what was
 /// hashed is printed as it is, by us and by whoever reads an export.
 struct Visible;
@@ -63,16 +54,7 @@ impl Formatter for Visible {
         writer: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
-        let mut rest = fragment;
-        while let Some((at, c)) = rest.char_indices().find(|(_, c)| can_steer(*c)) {
-            let (before, after) = rest.split_at(at);
-            writer.write_all(before.as_bytes())?;
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                write!(writer, "\\u{unit:04x}")?;
-            }
-            rest = after.get(c.len_utf8()..).unwrap_or_default();
-        }
-        writer.write_all(rest.as_bytes())
+        writer.write_all(escaped(fragment, |_| false).as_bytes())
     }
 }
 
@@ -124,7 +106,9 @@ mod tests {
     use super::*;
     use crate::{
         audit::{DigestKey, Refused, Ruling, record::Kept},
-        exchange, refusal,
+        exchange,
+        printable::can_steer,
+        refusal,
     };
 
     #[test]

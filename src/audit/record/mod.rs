@@ -33,5 +33,4 @@ pub use v1::{
     Kind, Outcome, Record, Refusal, Refused, Rule, Shape, Target, Timing, Transport, VERSION,
 };
 
-pub(crate) use encode::can_steer;
 pub(super) use encode::encode;

@@ -340,9 +340,15 @@ impl Written {
             log: Log(log),
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
         };
-        let listening = gate.logged("the proxy to listen", |line| line.contains("\"listening\""));
-        let line: Value = serde_json::from_str(&listening.await).unwrap();
-        gate.addr = find(&line, "address").expect("an address").parse().unwrap();
+        let listening = gate.logged("the proxy to listen", |line| {
+            line.contains("\"listening\"") || line.contains(" listening address=")
+        });
+        let line = listening.await;
+        let address = match serde_json::from_str::<Value>(&line) {
+            Ok(line) => find(&line, "address").expect("an address").to_owned(),
+            Err(_) => line.split("address=").nth(1).unwrap().split(' ').next().unwrap().to_owned(),
+        };
+        gate.addr = address.parse().unwrap();
         let ready = super::until("the proxy to be ready", async || {
             let answer = reqwest_client().get(gate.url("/readyz")).send().await.ok()?;
             answer.status().is_success().then_some(())
