@@ -104,6 +104,11 @@ impl Client {
         Ok((parts.status, parts.headers, body.collect().await?.to_bytes()))
     }
 
+    /// Posts a message; the body of its answer.
+    pub async fn post(&mut self, text: String) -> anyhow::Result<Bytes> {
+        Ok(self.send(Method::POST, text).await?.2)
+    }
+
     async fn ask(&mut self) -> anyhow::Result<(StatusCode, HeaderMap, Bytes)> {
         let text = format!(
             "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"tools/call\",\

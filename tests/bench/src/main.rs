@@ -14,6 +14,7 @@ mod plugin;
 mod policy;
 mod replay;
 mod rows;
+mod stall;
 mod starts;
 
 use std::{
@@ -84,6 +85,8 @@ enum Role {
     Crowd(crowd::Args),
     /// What is left over once servers, the proxy and the engine were killed again and again
     Kills(kills::Args),
+    /// What one client notices of large messages of another
+    Stall(stall::Args),
     /// The echo server over streamable HTTP
     #[command(hide = true)]
     Serve,
@@ -122,6 +125,7 @@ fn main() -> anyhow::Result<()> {
         Some(Role::Starts(args)) => runtime()?.block_on(starts::run(args)),
         Some(Role::Crowd(args)) => runtime()?.block_on(crowd::run(args)),
         Some(Role::Kills(args)) => runtime()?.block_on(kills::run(args)),
+        Some(Role::Stall(args)) => runtime()?.block_on(stall::run(args)),
         Some(Role::Serve) => runtime()?.block_on(echo::http()),
         Some(Role::Stdio) => echo::stdio(),
         None => runtime()?.block_on(measure_all(&args)),

@@ -1,0 +1,140 @@
+//! What one client notices of large messages that another sends to another server, again and again,
+//! against its calls without them, in one run.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use futures_util::future::try_join_all;
+use serde_json::Value;
+
+use crate::{
+    load::{Client, Endpoint},
+    rows::{self, Processes},
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Large messages at once
+    #[arg(long, value_delimiter = ',', default_values_t = [4, 8, 64])]
+    at_once: Vec<usize>,
+    /// Seconds of one measurement
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// The large messages. Default: each of them
+    #[arg(long = "message", value_enum)]
+    messages: Vec<Message>,
+    /// The proxy. Default: `portcullis` beside this program
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Message {
+    /// 250,000 keys in one object: beyond the limits
+    Keys,
+    /// 45,000 keys in five objects: within the limits
+    Objects,
+    /// 900,000 elements of an array: within the limits
+    Elements,
+}
+
+impl Message {
+    const ALL: [Self; 3] = [Self::Keys, Self::Objects, Self::Elements];
+
+    /// A call of a tool that does not exist.
+    fn text(self) -> String {
+        let object = |keys: usize| {
+            let members: Vec<_> = (0..keys).map(|i| format!("\"k{i:07}\":0")).collect();
+            format!("{{{}}}", members.join(","))
+        };
+        let arguments = match self {
+            Self::Keys => object(250_000),
+            Self::Objects => format!("{{\"a\":[{}]}}", vec![object(9_000); 5].join(",")),
+            Self::Elements => format!("{{\"a\":[{}0]}}", "0,".repeat(900_000)),
+        };
+        format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\
+             \"params\":{{\"name\":\"none\",\"arguments\":{arguments}}}}}"
+        )
+    }
+}
+
+/// Runs the measurement.
+pub async fn run(args: &Args) -> anyhow::Result<()> {
+    let this = std::env::current_exe()?;
+    let folder = this.parent().context("this program is in no folder")?;
+    let binary = rows::proxy(args.binary.as_deref())?;
+    let scratch = tempfile::Builder::new().prefix("stall-").tempdir_in(folder)?;
+    let server =
+        format!("command = [{this:?}, \"stdio\"]\nruntime = \"sandbox\"\nera = \"legacy\"");
+    let servers = format!("[servers.one]\n{server}\n[servers.two]\n{server}\n");
+    let mut prepared = rows::Prepared::open(&binary, &scratch.path().join("proxy"), &servers)?;
+    let at = |endpoint: Endpoint, server: &str| Endpoint {
+        path: format!("/servers/{server}/mcp").into(),
+        ..endpoint
+    };
+    let victim = at(prepared.client("victim")?, "two");
+    let attacker = at(prepared.client("attacker")?, "one");
+    let mut processes = Processes::default();
+    prepared.run(&mut processes)?;
+    let mut client = Client::connect(&victim, 100).await?;
+    let time = Duration::from_secs_f64(args.seconds);
+    client.run(Duration::from_secs(1)).await?;
+
+    println!(
+        "Times of the other client's calls in ms; the ratio of p99 to that without attacks.\n"
+    );
+    println!("| message | at once | p50 | p99 | most | ratio | calls | large messages |");
+    println!("|---|---|---|---|---|---|---|---|");
+    let row = |what: &str, at_once: usize, mut took: Vec<Duration>, quiet: Option<f64>, sent| {
+        took.sort();
+        let part = |part: f64| took[((took.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
+        let p99 = part(0.99);
+        println!(
+            "| {what} | {at_once} | {:.1} | {p99:.1} | {:.1} | {:.1} | {} | {sent} |",
+            part(0.5),
+            part(1.0),
+            p99 / quiet.unwrap_or(p99),
+            took.len()
+        );
+        p99
+    };
+    let messages = if args.messages.is_empty() { &Message::ALL[..] } else { &args.messages };
+    for message in messages {
+        let quiet = row("none", 0, client.run(time).await?, None, 0);
+        let text = message.text();
+        for &count in &args.at_once {
+            let end = Instant::now() + time;
+            // On a thread of their own, so that they keep the other client waiting nowhere but there.
+            let attacks = {
+                let (attacker, text) = (attacker.clone(), text.clone());
+                std::thread::spawn(move || attack_all(&attacker, &text, count, end))
+            };
+            let took = client.run(time).await?;
+            let sent = attacks.join().map_err(|_| anyhow::anyhow!("the attackers panicked"))??;
+            row(&format!("{message:?}"), count, took, Some(quiet), sent);
+        }
+    }
+    Ok(())
+}
+
+fn attack_all(at: &Endpoint, text: &str, count: usize, end: Instant) -> anyhow::Result<usize> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let attacks = try_join_all((0..count).map(|_| attack(at, text, end)));
+    Ok(runtime.block_on(attacks)?.into_iter().sum())
+}
+
+/// Sends large messages one after the other; how many.
+async fn attack(endpoint: &Endpoint, text: &str, end: Instant) -> anyhow::Result<usize> {
+    let mut client = Client::connect(endpoint, 100).await?;
+    let mut sent = 0;
+    while Instant::now() < end {
+        let answer: Value = serde_json::from_slice(&client.post(text.to_owned()).await?)?;
+        anyhow::ensure!(answer["error"]["data"]["code"].is_string(), "not refused: {answer}");
+        sent += 1;
+    }
+    Ok(sent)
+}
