@@ -74,10 +74,16 @@ pub use portcullis_oci as oci;
 // What clients keep for us.
 pub mod seal;
 
+// Memory of large messages, and how it goes back to the system.
+mod allocator;
+
 // Files of keys, here and in `audit`; keys that sign, there and in `policy`.
 mod durable;
 
 mod keyfile;
+
+// Characters that neither a terminal nor a log gets as they are.
+mod printable;
 
 // What keys are protected from while they are in memory.
 mod process_memory;

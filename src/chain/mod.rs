@@ -9,9 +9,11 @@
 //! - No interceptor can lift another's refusal: the first one ends the message's way.
 
 mod contract;
+mod large;
 mod runner;
 mod turns;
 
 pub use contract::{Decision, Fault, Hook, Hooks, Interceptor, Mode, Verdict};
+pub use large::{LARGE_BYTES, Party, grow, in_turns};
 pub use runner::{Chain, Link, Trail, may_replace};
 pub use turns::{Turn, Turns};

@@ -309,7 +309,7 @@ impl Chain {
 /// Why it is not taken.
 pub fn may_replace(params: &Bytes, raw: &Bytes, what: Text, caps: Caps) -> Result<(), Fault> {
     let object = codec::check(raw, what, caps)
-        .and_then(|()| Object::parse(raw.clone()))
+        .and_then(|_| Object::parse(raw.clone()))
         .map_err(|flaw| Fault(format!("its replacement is not legal: {flaw}")))?;
     if what == Text::Params {
         let before = Object::parse(params.clone()).map_err(|flaw| Fault(flaw.to_string()))?;

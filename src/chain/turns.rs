@@ -36,8 +36,13 @@ impl<K: Clone + Eq + Hash> Turns<K> {
 
     /// One at once for each, and as many as there are in all.
     pub fn one_each() -> Self {
+        Self::for_each(1)
+    }
+
+    /// So many at once for each, and as many as there are in all.
+    pub fn for_each(at_once: usize) -> Self {
         let all = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
-        Self { each: 1, all, own: Mutex::default() }
+        Self { each: at_once, all, own: Mutex::default() }
     }
 
     /// Waits for the turn of this one, and then for a place.

@@ -109,6 +109,7 @@ pub fn main() -> ExitCode {
     let ctx = Context::new(cli.global);
     // TLS to remote servers; an error says that a provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::allocator::set_up();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return output::failure(&anyhow::Error::new(error)).into(),

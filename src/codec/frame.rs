@@ -1,11 +1,14 @@
 //! JSON-RPC 2.0 messages, as MCP has them.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Caps, Flaw, Object, Text, check};
+use super::{Caps, Counts, Flaw, Object, Text, check};
 use crate::exchange::{Method, Payload};
 
 /// A request id: its JSON text, a string or a number.
@@ -43,6 +46,10 @@ pub struct Frame {
     pub kind: Kind,
     /// How long reading it took.
     pub took: Duration,
+    /// How much its text holds.
+    pub counts: Counts,
+    /// The members of `params`, once somebody asked.
+    params: OnceLock<Option<Object>>,
 }
 
 /// The kinds of message, with the text of what they carry.
@@ -61,7 +68,7 @@ impl Frame {
     /// A [`Flaw`] where it is not one JSON-RPC 2.0 message within the caps. A batch is none.
     pub fn parse(raw: Bytes, caps: Caps) -> Result<Self, Flaw> {
         let began = Instant::now();
-        check(&raw, Text::Message, caps)?;
+        let counts = check(&raw, Text::Message, caps)?;
         if raw.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
             return Err(Flaw::Shape("batches are not taken: send one message at a time"));
         }
@@ -104,7 +111,7 @@ impl Frame {
             }
             _ => return Err(Flaw::Shape("a message has one of `method`, `result` and `error`")),
         };
-        Ok(Self { envelope, kind, took: began.elapsed() })
+        Ok(Self { envelope, kind, took: began.elapsed(), counts, params: OnceLock::new() })
     }
 
     /// A request of our own.
@@ -169,6 +176,18 @@ impl Frame {
     pub fn raw(&self) -> &Bytes {
         self.envelope.raw()
     }
+
+    /// The members of `params`, found on first use and kept. None of an answer, and of a message
+    /// without `params`.
+    pub fn params(&self) -> Option<&Object> {
+        let found = || match &self.kind {
+            Kind::Request { params, .. } | Kind::Notification { params, .. } => {
+                Object::parse(params.clone()?).ok()
+            }
+            Kind::Result { .. } | Kind::Error { .. } => None,
+        };
+        self.params.get_or_init(found).as_ref()
+    }
 }
 
 /// `params` as a payload: an absent one reads as an empty object.
@@ -182,7 +201,8 @@ impl From<Option<Bytes>> for Payload {
 mod tests {
     use super::*;
 
-    const CAPS: Caps = Caps { bytes: 1 << 20, depth: 64, nodes: 10_000 };
+    const CAPS: Caps =
+        Caps { bytes: 1 << 20, depth: 64, nodes: 10_000, keys: 10_000, object_keys: 10_000 };
 
     fn parse(text: &str) -> Result<Frame, Flaw> {
         Frame::parse(Bytes::copy_from_slice(text.as_bytes()), CAPS)

@@ -20,7 +20,7 @@ pub use frame::{Frame, Id, Kind};
 pub use object::{Object, may_have};
 pub use pointer::{IllegalPointer, Pointer, items, overwrite, splice};
 pub use references::{References, pointed};
-pub use strict::{Caps, Flaw, Text, check, fold};
+pub use strict::{Caps, Counts, Flaw, Text, check, fold};
 
 /// The text on one line, as standard input and event streams need it. Line breaks in JSON stand
 /// only between values: those inside strings are escaped.

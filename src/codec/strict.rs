@@ -1,7 +1,13 @@
 //! The strict walk over a JSON text.
 
-use std::{borrow::Cow, cell::RefCell, collections::HashSet, fmt};
+use std::{
+    borrow::Cow,
+    cell::{Cell, RefCell},
+    collections::HashSet,
+    fmt,
+};
 
+use ahash::RandomState;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::era::{
@@ -124,17 +130,42 @@ pub struct Caps {
     pub depth: usize,
     /// Values and keys.
     pub nodes: usize,
+    /// Keys, over all objects.
+    pub keys: usize,
+    /// Keys of one object.
+    pub object_keys: usize,
+}
+
+/// How much a text that passed [`check`] holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Values and keys.
+    pub nodes: usize,
+    /// Keys, over all objects.
+    pub keys: usize,
 }
 
 impl Caps {
     /// For a message of a client.
     pub fn request(limits: &Limits) -> Self {
-        Self { bytes: limits.request_bytes, depth: limits.depth, nodes: limits.nodes }
+        Self {
+            bytes: limits.request_bytes,
+            depth: limits.depth,
+            nodes: limits.nodes,
+            keys: limits.request_keys,
+            object_keys: limits.object_keys,
+        }
     }
 
     /// For a message of a server.
     pub fn response(limits: &Limits) -> Self {
-        Self { bytes: limits.response_bytes, depth: limits.depth, nodes: limits.nodes }
+        Self {
+            bytes: limits.response_bytes,
+            depth: limits.depth,
+            nodes: limits.nodes,
+            keys: limits.response_keys,
+            object_keys: limits.object_keys,
+        }
     }
 }
 
@@ -147,6 +178,10 @@ pub enum Flaw {
     TooDeep(usize),
     #[error("the message has more than {0} values")]
     TooMany(usize),
+    #[error("the message has more than {0} keys")]
+    TooManyKeys(usize),
+    #[error("an object of the message has more than {0} keys")]
+    CrowdedObject(usize),
     #[error("the message is not UTF-8")]
     NotUtf8,
     #[error("an object has a key twice, exactly or but for case or escapes")]
@@ -163,7 +198,11 @@ impl Flaw {
     /// The stable code.
     pub fn code(&self) -> Code {
         match self {
-            Self::TooLarge(_) | Self::TooDeep(_) | Self::TooMany(_) => Code::TooLarge,
+            Self::TooLarge(_)
+            | Self::TooDeep(_)
+            | Self::TooMany(_)
+            | Self::TooManyKeys(_)
+            | Self::CrowdedObject(_) => Code::TooLarge,
             Self::NotUtf8 | Self::Syntax { .. } => Code::Malformed,
             Self::DuplicateKey | Self::MisspelledKey => Code::DuplicateKey,
             Self::Shape(_) => Code::InvalidRequest,
@@ -177,30 +216,32 @@ impl From<Flaw> for Refusal {
     }
 }
 
-/// Walks a whole JSON text.
+/// Walks a whole JSON text once. The walk ends at the first flaw, so that a text that is beyond a cap
+/// costs no more than one at the cap.
 ///
 /// # Errors
 /// The first [`Flaw`] met.
-pub fn check(text: &[u8], what: Text, caps: Caps) -> Result<(), Flaw> {
+pub fn check(text: &[u8], what: Text, caps: Caps) -> Result<Counts, Flaw> {
     if text.len() > caps.bytes {
         return Err(Flaw::TooLarge(caps.bytes));
     }
     let text = std::str::from_utf8(text).map_err(|_| Flaw::NotUtf8)?;
-    let state = State { caps, nodes: RefCell::new(0), flaw: RefCell::new(None) };
+    let state = State { caps, nodes: Cell::new(0), keys: Cell::new(0), flaw: RefCell::new(None) };
     let mut parser = serde_json::Deserializer::from_str(text);
 
     let walked =
         Walk { state: &state, depth: 0, what }.deserialize(&mut parser).and_then(|()| parser.end());
-    match (walked, state.flaw.into_inner()) {
+    match (walked, state.flaw.take()) {
         (_, Some(flaw)) => Err(flaw),
-        (Ok(()), None) => Ok(()),
+        (Ok(()), None) => Ok(Counts { nodes: state.nodes.get(), keys: state.keys.get() }),
         (Err(error), None) => Err(Flaw::Syntax { line: error.line(), column: error.column() }),
     }
 }
 
 struct State {
     caps: Caps,
-    nodes: RefCell<usize>,
+    nodes: Cell<usize>,
+    keys: Cell<usize>,
     flaw: RefCell<Option<Flaw>>,
 }
 
@@ -212,10 +253,22 @@ impl State {
     }
 
     fn count<E: serde::de::Error>(&self) -> Result<(), E> {
-        let mut nodes = self.nodes.borrow_mut();
-        *nodes += 1;
-        if *nodes > self.caps.nodes {
+        self.nodes.set(self.nodes.get() + 1);
+        if self.nodes.get() > self.caps.nodes {
             Err(self.fail(Flaw::TooMany(self.caps.nodes)))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Counts a key, the `of_object`th of its object.
+    fn count_key<E: serde::de::Error>(&self, of_object: usize) -> Result<(), E> {
+        self.count()?;
+        self.keys.set(self.keys.get() + 1);
+        if self.keys.get() > self.caps.keys {
+            Err(self.fail(Flaw::TooManyKeys(self.caps.keys)))
+        } else if of_object > self.caps.object_keys {
+            Err(self.fail(Flaw::CrowdedObject(self.caps.object_keys)))
         } else {
             Ok(())
         }
@@ -289,7 +342,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
         let inner = self.descend()?;
         let mut keys = Keys::new(self.depth < FOLDED_LEVELS);
         while let Some(Key(key)) = members.next_key()? {
-            self.state.count()?;
+            self.state.count_key(keys.len() + 1)?;
             if self.what.misspells(&key) {
                 return Err(self.state.fail(Flaw::MisspelledKey));
             }
@@ -303,18 +356,23 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 }
 
-/// The keys of one object so far: a list while there are few, a set beyond.
+/// The keys of one object so far: a list while there are few, a set beyond. Each set has a hash key of
+/// its own, drawn from the system's random numbers: nobody can choose keys that collide.
 struct Keys<'de> {
     folded: bool,
     few: Vec<Cow<'de, str>>,
-    many: HashSet<Cow<'de, str>>,
+    many: HashSet<Cow<'de, str>, RandomState>,
 }
 
 impl<'de> Keys<'de> {
     const FEW: usize = 16;
 
     fn new(folded: bool) -> Self {
-        Self { folded, few: Vec::new(), many: HashSet::new() }
+        Self { folded, few: Vec::new(), many: HashSet::default() }
+    }
+
+    fn len(&self) -> usize {
+        self.few.len() + self.many.len()
     }
 
     fn insert(&mut self, key: Cow<'de, str>) -> bool {
@@ -376,7 +434,8 @@ mod tests {
 
     use super::*;
 
-    const CAPS: Caps = Caps { bytes: 1 << 20, depth: 64, nodes: 10_000 };
+    const CAPS: Caps =
+        Caps { bytes: 1 << 20, depth: 64, nodes: 10_000, keys: 5_000, object_keys: 1_000 };
 
     #[test]
     fn flaws() {
@@ -472,9 +531,41 @@ mod tests {
     #[test]
     fn many_keys_are_compared_too() {
         let keys: Vec<_> = (0..100).map(|i| format!("\"k{i}\":0")).collect();
-        assert_eq!(check(format!("{{{}}}", keys.join(",")).as_bytes(), Text::Value, CAPS), Ok(()));
+        let counts = check(format!("{{{}}}", keys.join(",")).as_bytes(), Text::Value, CAPS);
+        assert_eq!(counts, Ok(Counts { nodes: 201, keys: 100 }));
         let twice = format!("{{{},\"K77\":0}}", keys.join(","));
         assert_eq!(check(twice.as_bytes(), Text::Value, CAPS), Err(Flaw::DuplicateKey));
+    }
+
+    #[test]
+    fn keys_are_bounded_by_object_and_by_message() {
+        let object = |keys: usize| {
+            let keys: Vec<_> = (0..keys).map(|i| format!("\"k{i}\":0")).collect();
+            format!("{{{}}}", keys.join(","))
+        };
+        let objects =
+            |count: usize, keys: usize| format!("[{}]", vec![object(keys); count].join(","));
+        for (text, flaw) in [
+            (object(1_000), None),
+            (object(1_001), Some(Flaw::CrowdedObject(1_000))),
+            (objects(4, 1_000), None),
+            (objects(6, 999), Some(Flaw::TooMany(10_000))),
+            (format!("[{},{}]", object(17), object(17)), None),
+        ] {
+            assert_eq!(check(text.as_bytes(), Text::Value, CAPS).err(), flaw);
+        }
+        let roomy = Caps { nodes: usize::MAX, ..CAPS };
+        for (text, flaw) in [
+            (objects(5, 1_000), None),
+            (objects(5_001, 1), Some(Flaw::TooManyKeys(5_000))),
+            // Elements of arrays are no keys.
+            (format!("[{}0]", "0,".repeat(100_000)), None),
+        ] {
+            assert_eq!(check(text.as_bytes(), Text::Value, roomy).err(), flaw);
+        }
+        // What is beyond a cap is not read: the flaw behind it is not found.
+        let late = format!("{}x", object(1_001));
+        assert_eq!(check(late.as_bytes(), Text::Value, CAPS), Err(Flaw::CrowdedObject(1_000)));
     }
 
     proptest! {

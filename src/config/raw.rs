@@ -148,9 +148,23 @@ pub struct Limits {
     /// Nesting of arrays and objects in a message.
     #[schemars(range(min = 4, max = 1000))]
     pub depth: usize,
-    /// Values in a message.
+    /// Values in a message, keys included.
     #[schemars(range(min = 1))]
     pub nodes: usize,
+    /// Keys of one object in a message of a client or a server. Elements of arrays are not keys.
+    #[schemars(range(min = 8))]
+    pub object_keys: usize,
+    /// Keys in one message of a client, over all its objects.
+    #[schemars(range(min = 8))]
+    pub request_keys: usize,
+    /// Keys in one message of a server, over all its objects.
+    #[schemars(range(min = 8))]
+    pub response_keys: usize,
+    /// Bytes of memory for large messages of clients, over all clients: bodies while they arrive, and
+    /// messages until they are answered. One client has at most a quarter. What is beyond is refused
+    /// with `rate-limited`. Messages of up to 32 KiB do not count.
+    #[schemars(range(min = 1))]
+    pub message_memory_bytes: usize,
     /// Exchanges that one principal may have under way at once.
     #[schemars(range(min = 1))]
     pub concurrent: usize,
@@ -177,6 +191,10 @@ impl Default for Limits {
             response_bytes: 64 << 20,
             depth: 64,
             nodes: 1_000_000,
+            object_keys: 10_000,
+            request_keys: 50_000,
+            response_keys: 500_000,
+            message_memory_bytes: 512 << 20,
             concurrent: 256,
             sessions: 10_000,
             session_idle_s: 3_600,

@@ -18,8 +18,9 @@ use super::{
     sent::{Piece, Sent, pieces},
 };
 use crate::{
+    chain::{Party, in_turns},
     codec::{
-        Frame, Id, Kind, Object,
+        Frame, Id, Kind,
         era::{META_CAPABILITIES, META_REVISION},
         is_batch,
     },
@@ -94,6 +95,16 @@ impl Connection {
     /// # Errors
     /// A refusal of what is no message for this connection.
     pub async fn take(
+        self: &Arc<Self>,
+        text: Bytes,
+        place: Place,
+        address: Option<SocketAddr>,
+    ) -> Result<Option<JoinHandle<()>>, Away> {
+        let (party, bytes) = (Party::Client(self.principal.kind.clone()), text.len());
+        in_turns(party, bytes, self.take_text(text, place, address)).await
+    }
+
+    async fn take_text(
         self: &Arc<Self>,
         text: Bytes,
         place: Place,
@@ -240,16 +251,14 @@ impl Connection {
     /// The revision in which a message speaks.
     fn revision(&self, frame: &Frame) -> Result<Revision, Refusal> {
         let session = self.session.lock().clone();
-        let (Kind::Request { method, params, .. } | Kind::Notification { method, params }) =
-            &frame.kind
-        else {
+        let (Kind::Request { method, .. } | Kind::Notification { method, .. }) = &frame.kind else {
             return Ok(session.map_or(Revision::LATEST_LEGACY, |session| session.revision));
         };
-        let params = params.clone().and_then(|params| Object::parse(params).ok());
-        let meta = params.as_ref().and_then(|params| params.object("_meta"));
+        let params = frame.params();
+        let meta = params.and_then(|params| params.object("_meta"));
         let claimed = meta.as_ref().and_then(|meta| meta.string(META_REVISION));
         if method.as_str() == Method::INITIALIZE && claimed.is_none() {
-            return Ok(greeted(params.as_ref()));
+            return Ok(greeted(params));
         }
         if let Some(claimed) = claimed {
             // HTTP+SSE is older than what is stateless.

@@ -67,6 +67,7 @@ pub async fn serve(
 
 async fn take(client: &Arc<Connection>, line: Bytes) -> Result<(), Away> {
     let place = client.proxy.enter_within(&client.principal, PATIENCE).await?;
+    let line = client.proxy.arrived(&client.principal, line)?;
     if let Some(greeting) = client.take(line, place, None).await? {
         // Everything after it is said in its session.
         let _ = greeting.await;

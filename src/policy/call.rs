@@ -185,9 +185,10 @@ impl Calls {
         request: &Request<'_>,
         reads: Reads,
     ) -> Result<Vec<Arc<Entity>>, Unaskable> {
-        args::exact(request.written)?;
+        // Leaves first: too many of them are refused without a look at the whole text.
         let Arguments { leaves, lists } =
             request.args.map(Arguments::of).transpose()?.unwrap_or_default();
+        args::exact(request.written)?;
         let mut shown = Vec::new();
         let texts = || leaves.iter().filter_map(|leaf| Some((leaf, leaf.text()?)));
         if reads.has(Reads::PATHS) {

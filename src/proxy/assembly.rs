@@ -12,6 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Proxy, beginning,
     files::Files,
+    memory::MessageMemory,
     parked::Lot,
     plugins::{self, Around, InChain},
     refusals::Refusals,
@@ -260,6 +261,8 @@ impl Assembly {
             gate: self.gate,
             scrubber: self.scrubber,
             looking: Turns::new(super::recording::AT_ONCE),
+            memory: MessageMemory::new(limits.message_memory_bytes, Caps::request(limits)),
+            returning: Default::default(),
             presence: Default::default(),
             drops: Default::default(),
             expected: Default::default(),

@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     audit::record::DropReason,
+    chain::{Party, grow, in_turns},
     codec::{
         Frame, Id, Kind, Object,
         era::{self, ResultKind, Speaker, TASKS_EXTENSION},
@@ -228,8 +229,14 @@ impl Proxy {
                 }
             };
             match turn {
-                Turn::Over(reply) => return Talk::Over(reply),
+                Turn::Over(reply) => {
+                    if let Ok(Reply::Result(text) | Reply::Error(text)) = &reply {
+                        grow(text.len()).await;
+                    }
+                    return Talk::Over(reply);
+                }
                 Turn::Said(Said::Notification { method, params }) => {
+                    grow(params.as_ref().map_or(0, Bytes::len)).await;
                     self.pass_on(guest, exchange, notices, method, params).await;
                 }
                 Turn::Said(Said::Request { id, method, params, answer }) => {
@@ -257,7 +264,8 @@ impl Proxy {
                     // On a task of its own, so that it is recorded to its end.
                     let (proxy, guest, server) =
                         (self.clone(), (*guest).clone(), server.name.clone());
-                    let admitted = self.tasks.spawn(async move {
+                    let party = Party::Server(server.clone());
+                    let admitted = self.tasks.spawn(in_turns(party, size, async move {
                         let admitted =
                             proxy.admit_question(&guest, &server, &id, &method, params).await;
                         match admitted {
@@ -267,7 +275,7 @@ impl Proxy {
                                 None
                             }
                         }
-                    });
+                    }));
                     if let Ok(Some(question)) = admitted.await {
                         together.get_or_insert_with(|| tokio::time::Instant::now() + AT_ONCE);
                         open.push(question);
@@ -345,7 +353,12 @@ impl Proxy {
         for open in std::mem::take(&mut parked.open) {
             match given.as_ref().and_then(|given| given.get(open.key())) {
                 // On a task of its own, so that it is recorded to its end.
-                Some(result) => drop(self.tasks.spawn(open.settle(result)).await),
+                Some(result) => {
+                    let party = Party::Client(making.guest.principal.kind.clone());
+                    let bytes = result.len();
+                    let settled = in_turns(party, bytes, open.settle(result));
+                    drop(self.tasks.spawn(settled).await);
+                }
                 None => parked.open.push(open),
             }
         }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::Caller;
 use crate::{
     codec::{
-        Frame, Kind, Object,
+        Frame, Kind,
         era::{META_CAPABILITIES, META_CLIENT_INFO, META_LOG_LEVEL},
     },
     config::Sharing,
@@ -46,8 +46,8 @@ impl Guest {
             return Self { caller, abilities, level, info };
         }
         let meta = match &frame.kind {
-            Kind::Request { params: Some(params), .. } if caller.revision.is_modern() => {
-                Object::parse(params.clone()).ok().and_then(|params| params.object("_meta"))
+            Kind::Request { .. } if caller.revision.is_modern() => {
+                frame.params().and_then(|params| params.object("_meta"))
             }
             _ => None,
         };

@@ -25,6 +25,7 @@ mod guest;
 mod keeping;
 mod listen;
 mod lists;
+mod memory;
 mod obligations;
 mod own;
 mod own_acts;
@@ -65,9 +66,10 @@ use tokio_util::{
 };
 
 use crate::{
+    allocator::Returning,
     approval::Approvals,
     audit::{Arrival, Audit, Refused, export::Streams},
-    chain::{Chain, Turns},
+    chain::{Chain, Party, Turns, in_turns},
     codec::{Caps, Frame, Id},
     config::Config,
     exchange::{Revision, Transport},
@@ -86,6 +88,7 @@ use crate::{
 use dialogue::UnderWay;
 use following::Following;
 use listen::Listeners;
+use memory::MessageMemory;
 use obligations::{Carried, Rates};
 use parked::Lot;
 use places::Permits;
@@ -99,6 +102,7 @@ pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor};
 pub use beginning::{not_started, record_alone, record_client_alone, record_images_alone};
 pub use files::Files;
 pub use keeping::prune_alone;
+pub use memory::Incoming;
 pub use places::Place;
 pub use plugins::{Handed as PluginSecrets, artifacts, permits, ungranted};
 pub use presence::CLIENT_CHANGED;
@@ -129,6 +133,9 @@ pub struct Proxy {
     scrubber: Arc<Scrubber>,
     /// Large bodies that are looked through for secrets, to be kept.
     looking: Turns,
+    memory: MessageMemory,
+    /// Gives memory of large messages back to the system.
+    returning: Returning,
     presence: Presence,
     drops: Drops,
     expected: Expected,
@@ -220,16 +227,21 @@ impl Proxy {
         let cancel = CancellationToken::new();
         let guard = cancel.clone().drop_guard();
         let proxy = self.clone();
-        self.tasks.spawn(async move {
-            let mut answered = if place.suits(&frame) {
-                proxy.exchange(caller, frame, notices, cancel).await
-            } else {
-                proxy.crowded_out(&caller, &frame).await
-            };
+        let (party, bytes) = (Party::Client(caller.principal.kind.clone()), frame.raw().len());
+        let work = async move {
+            let who = &caller.principal.kind;
+            let fits = proxy.fits(&place, &frame);
+            // Held until the exchange is over, and its parsed form with it.
+            let mut answered =
+                match fits.and_then(|()| proxy.memory.reserve_parsed(who, frame.counts)) {
+                    Ok(_parsed) => proxy.exchange(caller, frame, notices, cancel).await,
+                    Err(refusal) => proxy.crowded_out(&caller, &frame, refusal).await,
+                };
             answered.text = answered.text.map(|text| place.hold(text));
             // The client may be gone; what happened is recorded all the same.
             let _ = sender.send(answered);
-        });
+        };
+        self.tasks.spawn(in_turns(party, bytes, work));
         Ticket { notices: receiver, answer, cancel: guard }
     }
 
@@ -263,7 +275,14 @@ impl Proxy {
             message,
         };
         tracing::info!(%decision, code = %refusal.code, detail = refusal.detail, "refused on arrival");
-        let record = Refused::on_arrival(arrival, refusal, self.audit.key());
+        let made = async { Refused::on_arrival(arrival, refusal, self.audit.key()) };
+        let record = match principal {
+            Some(principal) => {
+                let party = Party::Client(principal.kind.clone());
+                in_turns(party, message.map_or(0, <[u8]>::len), made).await
+            }
+            None => made.await,
+        };
         if let Err(error) = self.audit.refused(record).await {
             tracing::error!(%decision, %error, "a refusal could not be recorded");
         }
@@ -281,6 +300,19 @@ impl Proxy {
         let mut text = text.to_owned();
         self.scrubber.scrub(&mut text);
         text
+    }
+
+    /// A body of this client, as it arrives.
+    pub fn incoming<'a>(&'a self, principal: &'a Principal) -> Incoming<'a> {
+        Incoming::new(&self.memory, &principal.kind)
+    }
+
+    /// A message of this client that arrived whole, counted as [`incoming`](Self::incoming) ones are.
+    ///
+    /// # Errors
+    /// `rate-limited` where there is no memory for it.
+    pub fn arrived(&self, principal: &Principal, text: Bytes) -> Result<Bytes, Refusal> {
+        self.memory.hold(&principal.kind, text)
     }
 
     /// What is taken of a client's message.

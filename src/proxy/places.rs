@@ -122,9 +122,21 @@ impl Proxy {
             .retry_after(Duration::from_millis(100))
     }
 
-    /// Refuses a message whose place is not for the like of it.
-    pub(super) async fn crowded_out(&self, caller: &Caller, frame: &Frame) -> Answered {
-        let refusal = self.crowded();
+    /// Whether a message may have its place: the reserve is for messages that free others.
+    ///
+    /// # Errors
+    /// `rate-limited` where it may not.
+    pub(super) fn fits(&self, place: &Place, frame: &Frame) -> Result<(), Refusal> {
+        if place.suits(frame) { Ok(()) } else { Err(self.crowded()) }
+    }
+
+    /// Refuses a message for which there is no place or no memory.
+    pub(super) async fn crowded_out(
+        &self,
+        caller: &Caller,
+        frame: &Frame,
+        refusal: Refusal,
+    ) -> Answered {
         let id = match &frame.kind {
             Kind::Request { id, .. } => Some(id),
             _ => None,
@@ -158,7 +170,13 @@ mod tests {
     fn the_reserve_is_for_what_frees_places() {
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let place = Place { _permit: permit, reserved: true };
-        let caps = crate::codec::Caps { bytes: 1 << 10, depth: 8, nodes: 100 };
+        let caps = crate::codec::Caps {
+            bytes: 1 << 10,
+            depth: 8,
+            nodes: 100,
+            keys: 100,
+            object_keys: 100,
+        };
         for (text, suits) in [
             (
                 r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#,

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     audit::Conclusion,
+    chain::{Party, grow, in_turns},
     codec::{Frame, Id, Object, may_have},
     exchange::{Answer, Direction, Exchange, Method, Phase},
     names::ServerName,
@@ -162,16 +163,22 @@ impl Proxy {
         mut answer: oneshot::Sender<Bytes>,
     ) {
         let proxy = self.clone();
-        self.tasks.spawn(async move {
+        let party = Party::Server(way.server.clone());
+        let bytes = params.as_ref().map_or(0, Bytes::len);
+        let work = async move {
             let text = match proxy.admit_question(&guest, &way.server, &id, &method, params).await {
                 Ok(question) => {
                     let answered = proxy.asked(&guest, &way, &question, &mut answer).await;
+                    if let Ok(answer) = &answered {
+                        grow(answer.payload().raw().len()).await;
+                    }
                     proxy.settle_question(question, &id, answered).await
                 }
                 Err(text) => text,
             };
             let _ = answer.send(text);
-        });
+        };
+        self.tasks.spawn(in_turns(party, bytes, work));
     }
 
     async fn asked(

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     audit::record::{DropReason, Dropped, Happening, Launched, Stopped, bare_uri},
+    chain::{Party, in_turns},
     codec::{Frame, Id, Object},
     exchange::{Direction, Method, Phase, Revision, Transport},
     identity::{Principal, PrincipalKind},
@@ -40,7 +41,9 @@ impl Proxy {
         mut heard: mpsc::Receiver<Heard>,
     ) {
         while let Some(heard) = heard.recv().await {
-            self.take_from((&name, number), heard).await;
+            let bytes = heard.said.params().map_or(0, Bytes::len);
+            let work = self.take_from((&name, number), heard);
+            in_turns(Party::Server(name.clone()), bytes, work).await;
         }
     }
 
@@ -320,6 +323,7 @@ impl Proxy {
             self.tell_of_drops().await;
             self.sessions.sweep();
             self.parked.sweep();
+            self.returning.look();
             self.metrics.sessions(self.sessions.count());
             // All at once: one that is slow to end keeps none of the others.
             let servers = self.router.servers(&View::All);

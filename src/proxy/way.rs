@@ -521,13 +521,17 @@ fn method_of(method: &str, revision: Revision) -> bool {
 
 /// Whether an answer has the shape that JSON-RPC and MCP give it.
 pub(super) fn well_formed(answer: &Answer) -> Result<(), String> {
-    let payload = answer.payload();
-    let object = Object::parse(payload.raw().clone())
-        .map_err(|_| "its `result` or `error` is no object".to_owned())?;
-    if let Answer::Error(_) = answer
-        && (object.get("code").is_none() || object.string("message").is_none())
-    {
-        return Err("its `error` lacks `code` or `message`".into());
+    let no_object = || "its `result` or `error` is no object".to_owned();
+    match answer {
+        // Its text is JSON, so its first byte says what it is: it may be large.
+        Answer::Result(result) if result.raw().trim_ascii_start().starts_with(b"{") => Ok(()),
+        Answer::Result(_) => Err(no_object()),
+        Answer::Error(error) => {
+            let object = Object::parse(error.raw().clone()).map_err(|_| no_object())?;
+            if object.get("code").is_none() || object.string("message").is_none() {
+                return Err("its `error` lacks `code` or `message`".into());
+            }
+            Ok(())
+        }
     }
-    Ok(())
 }

@@ -39,7 +39,7 @@ pub(super) fn elements(text: &Bytes) -> Vec<Bytes> {
 mod tests {
     use super::*;
 
-    const CAPS: Caps = Caps { bytes: 1_000, depth: 8, nodes: 20 };
+    const CAPS: Caps = Caps { bytes: 1_000, depth: 8, nodes: 20, keys: 20, object_keys: 20 };
 
     #[test]
     fn a_batch_is_its_messages_where_the_revision_has_them() {

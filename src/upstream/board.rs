@@ -24,6 +24,7 @@ use super::{
     link::{Call, Failure, Mine, Reply, Said, nobody, pong, progress_token, subscription},
 };
 use crate::{
+    chain::{Party, in_turns},
     codec::{Caps, Flaw, Frame, Id, Kind, Object, may_have},
     exchange::{Method, Revision},
 };
@@ -184,6 +185,11 @@ impl Board {
 
     /// Takes one text of a line that all calls share.
     pub async fn take(&self, text: Bytes, way: Way) {
+        let (party, bytes) = (Party::Server(self.ear.server().clone()), text.len());
+        in_turns(party, bytes, self.take_text(text, way)).await;
+    }
+
+    async fn take_text(&self, text: Bytes, way: Way) {
         let messages = match batch::messages(text.clone(), self.caps, self.revision()) {
             Ok(messages) => messages,
             Err(flaw) => {

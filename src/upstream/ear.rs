@@ -73,6 +73,11 @@ impl Ear {
         (Self::new(server, party, Arc::default(), sender, Arc::default()), heard)
     }
 
+    /// The server that speaks.
+    pub fn server(&self) -> &ServerName {
+        &self.server
+    }
+
     /// Whether all that is said here is said to one party.
     pub fn has_party(&self) -> bool {
         self.party.is_some()

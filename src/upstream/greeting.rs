@@ -10,6 +10,7 @@ use super::{
     party::Party,
 };
 use crate::{
+    chain::grow,
     codec::era::{META_SERVER_INFO, implementation, own_meta},
     config::Era,
     exchange::{Method, Payload, Revision},
@@ -143,6 +144,7 @@ async fn discover(link: &dyn Link, deadline: Duration) -> Result<Option<Greeting
     match link.call(Call::own(Method::DISCOVER, Some(params.into()), deadline)).await? {
         Reply::Error(_) => Ok(None),
         Reply::Result(result) => {
+            grow(result.len()).await;
             let words = Payload::new(result);
             let modern = words
                 .value()
@@ -167,6 +169,7 @@ async fn initialize(
     match link.call(Call::own(Method::INITIALIZE, Some(params.into()), deadline)).await? {
         Reply::Error(_) => Err(Failure::Misbehaved("it refused `initialize`".into())),
         Reply::Result(result) => {
+            grow(result.len()).await;
             let words = Payload::new(result);
             let version = words.value().get("protocolVersion").and_then(Value::as_str);
             let revision = version
@@ -202,7 +205,7 @@ mod tests {
     async fn slow(answers: &[&str]) -> Result<Revision, Failure> {
         let (stdin, heard) = duplex(1 << 12);
         let (stdout, mut said) = duplex(1 << 12);
-        let caps = Caps { bytes: 1 << 12, depth: 8, nodes: 100 };
+        let caps = Caps { bytes: 1 << 12, depth: 8, nodes: 100, keys: 100, object_keys: 100 };
         let (ear, _heard) = Ear::test(None);
         let link = Pipe::new(stdin, stdout, caps, ear);
         let server = async {

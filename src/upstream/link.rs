@@ -252,6 +252,13 @@ impl Said {
             Self::Request { method, .. } | Self::Notification { method, .. } => method,
         }
     }
+
+    /// The text of its `params`, where it has any.
+    pub fn params(&self) -> Option<&Bytes> {
+        match self {
+            Self::Request { params, .. } | Self::Notification { params, .. } => params.as_ref(),
+        }
+    }
 }
 
 impl Said {
@@ -368,7 +375,8 @@ mod tests {
 
     #[test]
     fn subscriptions_are_known_by_our_ids_and_by_the_clients() {
-        let caps = crate::codec::Caps { bytes: 1_000, depth: 9, nodes: 99 };
+        let caps =
+            crate::codec::Caps { bytes: 1_000, depth: 9, nodes: 99, keys: 99, object_keys: 99 };
         let text = br#"{"jsonrpc":"2.0","id":"mine","method":"subscriptions/listen","params":{}}"#;
         let mut call = Call::own(Method::LISTEN, None, Duration::from_secs(1));
         call.frame = Some(Frame::parse(Bytes::from_static(text), caps).unwrap());

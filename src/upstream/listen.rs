@@ -280,7 +280,7 @@ mod tests {
         let (stdin, server_in) = duplex(1 << 14);
         let (stdout, server_out) = duplex(1 << 14);
         let (ear, heard) = Ear::test(None);
-        let caps = Caps { bytes: 1 << 14, depth: 9, nodes: 1_000 };
+        let caps = Caps { bytes: 1 << 14, depth: 9, nodes: 1_000, keys: 1_000, object_keys: 1_000 };
         let link = Arc::new(Pipe::new(stdin, stdout, caps, ear.clone()));
         let words = json!({ "capabilities": capabilities }).to_string();
         let greeting =

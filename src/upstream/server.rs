@@ -656,7 +656,7 @@ mod tests {
             base: "/".into(),
             own: Default::default(),
             known: None,
-            caps: Caps { bytes: 1_000, depth: 9, nodes: 99 },
+            caps: Caps { bytes: 1_000, depth: 9, nodes: 99, keys: 99, object_keys: 99 },
             hands: Default::default(),
             runtime: Default::default(),
             digests: Default::default(),

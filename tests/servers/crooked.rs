@@ -122,6 +122,7 @@ fn tools() -> Value {
         "complain",
         "babble",
         "huge",
+        "crowd",
         "twice",
         "stranger",
         "leak",
@@ -220,6 +221,24 @@ fn call(id: &Value, line: &str, params: &Value) {
             answer(id, text(&format!("{:?}", child.map(|child| child.id()))));
         }
         "no_result" => say(&json!({ "jsonrpc": "2.0", "id": id }).to_string()),
+        "crowd" => {
+            let count = |name: &str| {
+                usize::try_from(arguments[name].as_u64().unwrap_or_default()).unwrap_or_default()
+            };
+            let keys: Vec<_> = (0..count("keys")).map(|i| format!("\"k{i:07}\":0")).collect();
+            let object = format!("{{{}}}", keys.join(","));
+            let objects = vec![object.as_str(); count("objects").max(1)].join(",");
+            if arguments["aside"] == true {
+                say(&format!(
+                    r#"{{"jsonrpc":"2.0","method":"notifications/message","params":{{"level":"info","data":[{objects}]}}}}"#
+                ));
+                return answer(id, text("told"));
+            }
+            let rows = "0,".repeat(count("rows"));
+            say(&format!(
+                r#"{{"jsonrpc":"2.0","id":{id},"result":{{"content":[],"structuredContent":{{"rows":[{rows}0],"objects":[{objects}]}}}}}}"#
+            ));
+        }
         "lie" => answer(
             id,
             json!({ "content": [], "structuredContent": { "count": "many" }, "isError": false }),

@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderMap, Uri, header},
 };
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use serde_json::json;
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     config::Listen,
     exchange::{Method, Revision, Transport},
     names::SessionId,
+    proxy::Incoming,
     refusal::{Code, Refusal},
     session::Session,
 };
@@ -134,18 +135,30 @@ pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
 }
 
 /// Reads a body of at most `most` bytes. One that announces more is not waited for.
-pub(super) async fn body(body: Body, most: usize) -> Result<Bytes, Refusal> {
+pub(super) async fn body(
+    mut body: Body,
+    most: usize,
+    mut incoming: Incoming<'_>,
+) -> Result<Bytes, Refusal> {
     let too_large =
         || Refusal::new(Code::TooLarge, format!("the message has more than {most} bytes"));
     if usize::try_from(body.size_hint().lower()).map_or(true, |announced| announced > most) {
         return Err(too_large());
     }
-    match tokio::time::timeout(BODY, Limited::new(body, most).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(Refusal::new(Code::Malformed, "the body broke off")),
-        Err(_) => Err(Refusal::new(Code::Malformed, "the body took too long to arrive")),
-    }
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Refusal::new(Code::Malformed, "the body broke off"))?;
+            // Trailers say nothing here.
+            let Ok(data) = frame.into_data() else { continue };
+            if incoming.len() + data.len() > most {
+                return Err(too_large());
+            }
+            incoming.push(&data).await?;
+        }
+        Ok(incoming.finish())
+    };
+    let late = |_| Err(Refusal::new(Code::Malformed, "the body took too long to arrive"));
+    tokio::time::timeout(BODY, read).await.unwrap_or_else(late)
 }
 
 /// In which era a message speaks.
@@ -162,20 +175,15 @@ pub(super) enum Speaks {
 /// Tells the era of a message, and holds a modern one against its headers.
 pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<Speaks, Refusal> {
     let version = header_text(headers, "mcp-protocol-version")?;
-    let (method, params) = match &frame.kind {
-        Kind::Request { method, params, .. } | Kind::Notification { method, params } => {
-            (method.as_str(), params.as_ref())
-        }
-        Kind::Result { .. } | Kind::Error { .. } => ("", None),
+    let method = match &frame.kind {
+        Kind::Request { method, .. } | Kind::Notification { method, .. } => method.as_str(),
+        Kind::Result { .. } | Kind::Error { .. } => "",
     };
-    let params = match params {
-        Some(params) => Some(Object::parse(params.clone()).map_err(Refusal::from)?),
-        None => None,
-    };
-    let meta = params.as_ref().and_then(|params| params.object("_meta"));
+    let params = frame.params();
+    let meta = params.and_then(|params| params.object("_meta"));
     let claimed = meta.as_ref().and_then(|meta| meta.string(META_REVISION));
     if method == Method::INITIALIZE && claimed.is_none() {
-        return Ok(Speaks::Greeting(greeted(params.as_ref())));
+        return Ok(Speaks::Greeting(greeted(params)));
     }
     let session = header_text(headers, "mcp-session-id")?.map(|id| SessionId::presented(&id));
     let revision = named(version.as_deref())?;
@@ -193,7 +201,7 @@ pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<Speaks, Refus
         return Err(Refusal::new(Code::InvalidRequest, "2026-07-28 knows no sessions"));
     }
     if matches!(frame.kind, Kind::Request { .. }) {
-        modern_request(headers, version, claimed, meta.as_ref(), method, params.as_ref())?;
+        modern_request(headers, version, claimed, meta.as_ref(), method, params)?;
     }
     Ok(Speaks::Modern)
 }

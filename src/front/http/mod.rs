@@ -27,12 +27,13 @@ use axum::{
 use bytes::Bytes;
 
 use crate::{
+    chain::{Party, in_turns},
     codec::{Frame, Id, Kind, is_batch},
     config::Listen,
     exchange::{Method, Revision, Transport},
     identity::{Keyring, Principal, bearer},
     names::{ClientName, SessionId},
-    proxy::{CLIENT_CHANGED, Caller, Proxy},
+    proxy::{CLIENT_CHANGED, Caller, Place, Proxy},
     refusal::{Code, Refusal},
     router::View,
     session::Session,
@@ -273,6 +274,17 @@ impl Visitor {
     }
 }
 
+/// A POST whose body is there.
+struct Arrived {
+    visitor: Visitor,
+    headers: HeaderMap,
+    view: View,
+    /// Whether the client takes an event stream.
+    streams: bool,
+    place: Place,
+    text: Bytes,
+}
+
 impl Front {
     fn view(&self, named: &Named) -> Result<View, Refusal> {
         match &named.0 {
@@ -347,7 +359,8 @@ impl Front {
     /// Reads the body of a visitor's message. A visitor may take long to send it, and is looked at again
     /// after that.
     pub(super) async fn body(&self, visitor: &Visitor, body: Body) -> Result<Bytes, Refusal> {
-        let text = arrival::body(body, self.proxy.request_caps().bytes).await?;
+        let incoming = self.proxy.incoming(&visitor.principal);
+        let text = arrival::body(body, self.proxy.request_caps().bytes, incoming).await?;
         match self.keyring.still_knows(&visitor.principal) {
             true => Ok(text),
             false => Err(Refusal::new(Code::Unauthenticated, CLIENT_CHANGED)),
@@ -400,28 +413,39 @@ impl Front {
         };
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
+        let away = async |refusal| {
+            self.turn_away(refusal, Some(&visitor), visitor.address, None, None).await
+        };
+        let view = match self.view(&named) {
+            Ok(view) => view,
+            Err(refusal) => return away(refusal).await,
+        };
+        let streams = match arrival::content(&headers) {
+            Ok(streams) => streams,
+            Err(refusal) => return away(refusal).await,
+        };
+        let place = match self.proxy.enter(&visitor.principal) {
+            Ok(place) => place,
+            Err(refusal) => return away(refusal).await,
+        };
+        let text = match self.body(&visitor, body).await {
+            Ok(text) => text,
+            Err(refusal) => return away(refusal).await,
+        };
+        let (party, bytes) = (Party::Client(visitor.principal.kind.clone()), text.len());
+        let arrived = Arrived { visitor, headers, view, streams, place, text };
+        in_turns(party, bytes, self.take(arrived)).await
+    }
+
+    /// Sends the message of a POST on its way once its body is there.
+    async fn take(&self, arrived: Arrived) -> Response {
+        let Arrived { visitor, headers, view, streams, place, text } = arrived;
         let away = |refusal, message: Option<Bytes>, id: Option<Id>| {
             let (visitor, address) = (&visitor, visitor.address);
             async move {
                 self.turn_away(refusal, Some(visitor), address, message.as_deref(), id.as_ref())
                     .await
             }
-        };
-        let view = match self.view(&named) {
-            Ok(view) => view,
-            Err(refusal) => return away(refusal, None, None).await,
-        };
-        let streams = match arrival::content(&headers) {
-            Ok(streams) => streams,
-            Err(refusal) => return away(refusal, None, None).await,
-        };
-        let place = match self.proxy.enter(&visitor.principal) {
-            Ok(place) => place,
-            Err(refusal) => return away(refusal, None, None).await,
-        };
-        let text = match self.body(&visitor, body).await {
-            Ok(text) => text,
-            Err(refusal) => return away(refusal, None, None).await,
         };
         if let Some(session) = self.takes_batch(&text, &headers, &visitor, &view) {
             let revision = session.revision;

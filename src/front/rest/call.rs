@@ -47,7 +47,7 @@ pub(super) fn parse(text: Bytes, caps: Caps) -> Result<Vec<u8>, Refusal> {
 mod tests {
     use super::*;
 
-    const CAPS: Caps = Caps { bytes: 1 << 10, depth: 8, nodes: 100 };
+    const CAPS: Caps = Caps { bytes: 1 << 10, depth: 8, nodes: 100, keys: 100, object_keys: 100 };
 
     fn params(text: &'static str) -> Result<String, Code> {
         parse(Bytes::from_static(text.as_bytes()), CAPS)

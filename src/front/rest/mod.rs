@@ -27,6 +27,7 @@ use super::{
     sent::{Piece, Sent, pieces},
 };
 use crate::{
+    chain::{Party, grow, in_turns},
     codec::{Frame, elements},
     exchange::{Method, Revision},
     proxy::{Answered, Place},
@@ -100,10 +101,13 @@ async fn tools(State(front): State<Front>, named: Named, request: Request) -> Re
         let sent = send(&front, &visitor, view, Method::TOOLS_LIST, &params, place)?;
         Ok(finish(sent).await)
     };
-    match listed.await {
-        Ok(answered) => Reply::of(answered, answer::tools).into_response(),
-        Err(refusal) => settled(&front, &visitor, refusal, None).await.into_response(),
-    }
+    let replied = async {
+        match listed.await {
+            Ok(answered) => Reply::of(answered, answer::tools),
+            Err(refusal) => settled(&front, &visitor, refusal, None).await,
+        }
+    };
+    in_turns(party(&visitor), 0, replied).await.into_response()
 }
 
 async fn invoke(State(front): State<Front>, named: Named, request: Request) -> Response {
@@ -115,12 +119,15 @@ async fn invoke(State(front): State<Front>, named: Named, request: Request) -> R
         Ok(arrived) => arrived,
         Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
     };
-    let sent = call::parse(text.clone(), front.proxy.request_caps())
-        .and_then(|params| send(&front, &visitor, view, Method::TOOLS_CALL, &params, place));
-    match sent {
-        Ok(sent) => Reply::of(finish(sent).await, answer::whole).into_response(),
-        Err(refusal) => settled(&front, &visitor, refusal, Some(&text)).await.into_response(),
-    }
+    let invoked = async {
+        let sent = call::parse(text.clone(), front.proxy.request_caps())
+            .and_then(|params| send(&front, &visitor, view, Method::TOOLS_CALL, &params, place));
+        match sent {
+            Ok(sent) => Reply::of(finish(sent).await, answer::whole),
+            Err(refusal) => settled(&front, &visitor, refusal, Some(&text)).await,
+        }
+    };
+    in_turns(party(&visitor), text.len(), invoked).await.into_response()
 }
 
 async fn invoke_all(State(front): State<Front>, named: Named, request: Request) -> Response {
@@ -132,10 +139,21 @@ async fn invoke_all(State(front): State<Front>, named: Named, request: Request) 
         Ok(arrived) => arrived,
         Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
     };
-    let calls = match elements(&text, MOST) {
+    let invoked = invoke_each(&front, &visitor, view, place, &text);
+    in_turns(party(&visitor), text.len(), invoked).await
+}
+
+async fn invoke_each(
+    front: &Front,
+    visitor: &Visitor,
+    view: View,
+    place: Place,
+    text: &Bytes,
+) -> Response {
+    let calls = match elements(text, MOST) {
         Ok(calls) => calls,
         Err(flaw) => {
-            return settled(&front, &visitor, flaw.into(), Some(&text)).await.into_response();
+            return settled(front, visitor, flaw.into(), Some(text)).await.into_response();
         }
     };
     let place = Mutex::new(Some(place));
@@ -143,11 +161,11 @@ async fn invoke_all(State(front): State<Front>, named: Named, request: Request) 
         let sent = call::parse(text.clone(), front.proxy.request_caps()).and_then(|params| {
             let first = place.lock().take();
             let place = first.map_or_else(|| front.proxy.enter(&visitor.principal), Ok)?;
-            send(&front, &visitor, view.clone(), Method::TOOLS_CALL, &params, place)
+            send(front, visitor, view.clone(), Method::TOOLS_CALL, &params, place)
         });
         match sent {
             Ok(sent) => Reply::of(finish(sent).await, answer::whole).into_element(),
-            Err(refusal) => settled(&front, &visitor, refusal, Some(&text)).await.into_element(),
+            Err(refusal) => settled(front, visitor, refusal, Some(&text)).await.into_element(),
         }
     });
     json(StatusCode::OK, answer::array(join_all(replies).await))
@@ -196,6 +214,11 @@ async fn arrive(
     Ok(Arrived { view, place, text })
 }
 
+/// Whose turns the work on a visitor's messages takes.
+fn party(visitor: &Visitor) -> Party {
+    Party::Client(visitor.principal.kind.clone())
+}
+
 /// Sends a request that is made here on its way.
 fn send(
     front: &Front,
@@ -219,6 +242,7 @@ async fn finish(sent: Sent) -> Option<Answered> {
     let (mut pieces, _guards) = pieces(vec![sent]);
     while let Some(piece) = pieces.next().await {
         if let Piece::Answer(answer) = piece {
+            grow(answer.answered.text.as_ref().map_or(0, Bytes::len)).await;
             return Some(answer.answered);
         }
     }

@@ -17,7 +17,8 @@ use crate::{
     upstream::{Clock, Heard, PartyKey},
 };
 
-const CAPS: Caps = Caps { bytes: 1 << 16, depth: 64, nodes: 10_000 };
+const CAPS: Caps =
+    Caps { bytes: 1 << 16, depth: 64, nodes: 10_000, keys: 10_000, object_keys: 10_000 };
 
 /// A request as the server got it, to be answered by the test.
 struct Got {

@@ -5,7 +5,8 @@ use proptest::prelude::Strategy;
 use super::*;
 use crate::upstream::{Heard, PartyKey, Said};
 
-const CAPS: Caps = Caps { bytes: 1 << 16, depth: 64, nodes: 10_000 };
+const CAPS: Caps =
+    Caps { bytes: 1 << 16, depth: 64, nodes: 10_000, keys: 10_000, object_keys: 10_000 };
 
 struct Server {
     lines: tokio::io::Lines<BufReader<tokio::io::DuplexStream>>,

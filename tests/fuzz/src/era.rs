@@ -10,9 +10,11 @@ use portcullis::{
 };
 use serde_json::Value;
 
-const CAPS: Caps = Caps { bytes: 1 << 16, depth: 32, nodes: 2_000 };
+const CAPS: Caps =
+    Caps { bytes: 1 << 16, depth: 32, nodes: 2_000, keys: 2_000, object_keys: 2_000 };
 /// With room for what a translation adds.
-const ROOMY: Caps = Caps { bytes: 1 << 17, depth: 40, nodes: 3_000 };
+const ROOMY: Caps =
+    Caps { bytes: 1 << 17, depth: 40, nodes: 3_000, keys: 3_000, object_keys: 3_000 };
 const LEGACY: Revision = Revision::LATEST_LEGACY;
 const MODERN: Revision = Revision::LATEST_MODERN;
 

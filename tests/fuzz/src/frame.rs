@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use crate::tree::{Tree, lenient};
 
-const CAPS: Caps = Caps { bytes: 1 << 16, depth: 32, nodes: 2_000 };
+const CAPS: Caps =
+    Caps { bytes: 1 << 16, depth: 32, nodes: 2_000, keys: 2_000, object_keys: 2_000 };
 
 /// Levels from the top in which keys that differ in case alone are one.
 const FOLDED: usize = 3;
@@ -22,8 +23,9 @@ pub fn target(bytes: &[u8]) {
 fn judged(text: &[u8]) {
     let tree = Tree::of(text);
     match check(text, Text::Message, CAPS) {
-        Ok(()) => {
+        Ok(counts) => {
             let tree = tree.expect("JSON");
+            assert_eq!(counts.keys, tree.keys().len(), "keys are counted wrong");
             assert!(!tree.repeats(FOLDED), "a key stands twice");
             assert!(tree.depth() <= CAPS.depth, "too deep");
             if let Tree::Object(members) = &tree {
@@ -49,6 +51,9 @@ fn judged(text: &[u8]) {
         Err(Flaw::Syntax { .. }) => assert!(tree.is_none(), "it is JSON"),
         Err(Flaw::TooDeep(_)) => assert!(tree.is_none_or(|tree| tree.depth() > CAPS.depth)),
         Err(Flaw::TooLarge(most)) => assert!(text.len() > most),
+        Err(Flaw::TooManyKeys(most) | Flaw::CrowdedObject(most)) => {
+            assert!(tree.is_none_or(|tree| tree.keys().len() > most));
+        }
         Err(Flaw::TooMany(_) | Flaw::MisspelledKey) => {}
         Err(Flaw::Shape(_)) => panic!("the shape is not its matter"),
     }

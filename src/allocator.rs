@@ -1,0 +1,126 @@
+//! What the process does so that memory of large messages goes back to the system.
+//!
+//! glibc raises the size from which it maps memory of its own for an allocation, up to 32 MiB, with
+//! each such piece that is freed. From then on large buffers lie among small ones, and what is freed
+//! between them stays with the process. So the size is fixed here, and after much memory was freed
+//! the allocator is asked to return its free pages (`mallopt(3)`, `malloc_trim(3)`).
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+/// Bytes from which an allocation has a mapping of its own, which goes back when it is freed.
+#[cfg(target_env = "gnu")]
+const MAPPED_BYTES: i32 = 1 << 20;
+/// Bytes of freed memory that are worth a look.
+const WORTH_BYTES: usize = 1 << 20;
+/// How often free pages are returned while large messages keep coming.
+const BUSY_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Bytes of large messages that were freed, over the life of the process.
+static FREED: AtomicUsize = AtomicUsize::new(0);
+
+/// Sets the allocator up. To be called while the process has one thread.
+#[cfg_attr(
+    target_env = "gnu",
+    expect(unsafe_code, reason = "mallopt(3) sets two integers before there are threads")
+)]
+pub fn set_up() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the function takes integers alone, and no other thread allocates yet.
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
+        // What is fixed with it would else be 128 KiB, and every free of more a system call.
+        nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, 4 * MAPPED_BYTES);
+    }
+}
+
+/// Counts memory of a large message that was freed.
+pub fn freed(bytes: usize) {
+    FREED.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// Decides when free pages are returned: once no more large messages are freed, or, while they keep
+/// coming, every half a minute.
+pub struct Returning(Mutex<Seen>);
+
+struct Seen {
+    /// [`FREED`] at the last return.
+    returned: usize,
+    /// The same at the last look.
+    looked: usize,
+    last: Instant,
+}
+
+impl Default for Returning {
+    fn default() -> Self {
+        let freed = FREED.load(Ordering::Relaxed);
+        Self(Mutex::new(Seen { returned: freed, looked: freed, last: Instant::now() }))
+    }
+}
+
+impl Returning {
+    /// Returns free pages where it is time. Asked regularly.
+    pub fn look(&self) {
+        if self.is_time(FREED.load(Ordering::Relaxed), Instant::now()) {
+            tokio::task::spawn_blocking(trim);
+        }
+    }
+
+    fn is_time(&self, freed: usize, now: Instant) -> bool {
+        let mut seen = self.0.lock();
+        let is_quiet = std::mem::replace(&mut seen.looked, freed) == freed;
+        let is_due = now.saturating_duration_since(seen.last) >= BUSY_INTERVAL;
+        let is_worth_it = freed.wrapping_sub(seen.returned) >= WORTH_BYTES;
+        let is_time = is_worth_it && (is_quiet || is_due);
+        if is_time {
+            (seen.returned, seen.last) = (freed, now);
+        }
+        is_time
+    }
+}
+
+#[cfg_attr(
+    target_env = "gnu",
+    expect(unsafe_code, reason = "malloc_trim(3) may be called anywhere")
+)]
+fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the function takes an integer alone and is safe to call from any thread.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_returned_once_it_is_quiet_or_every_half_a_minute() {
+        let began = Instant::now();
+        let seen = Seen { returned: 0, looked: 0, last: began };
+        let returning = Returning(Mutex::new(seen));
+        let mib = 1 << 20;
+        for (freed, seconds, is_time) in [
+            (0, 2, false),
+            (mib / 2, 4, false),
+            // Too little.
+            (mib / 2, 6, false),
+            (5 * mib, 8, false),
+            (5 * mib, 10, true),
+            (5 * mib, 12, false),
+            (9 * mib, 14, false),
+            (15 * mib, 38, false),
+            // More keeps coming.
+            (20 * mib, 40, true),
+            (25 * mib, 42, false),
+        ] {
+            let now = began + Duration::from_secs(seconds);
+            assert_eq!(returning.is_time(freed, now), is_time, "{freed} bytes at {seconds} s");
+        }
+    }
+}
