@@ -7,8 +7,9 @@ use serde_json::Value;
 use url::Url;
 
 use crate::{
+    interpolation::{Content, content},
     mount::clean,
-    name::{as_variable, is_variable, ours},
+    name::{as_variable, is_variable, ours, own_variables},
     object::Said,
     options::Options,
     plain::{argument_holds_secret, is_near, is_plain, url_holds_secret},
@@ -16,15 +17,13 @@ use crate::{
     server::{Mount, Run, Secret, Server, Tool},
 };
 
-/// How the variables are called in which secrets are looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Naming {
-    /// `MCP_SERVER__NAME`. A stranger's catalog chooses the name, and must not be able to choose a
-    /// variable that happens to be there for something else.
-    Own,
-    /// The name itself: the person's file had the secret under it.
-    Plain,
-}
+/// What to do about a place of this machine that a server does not see.
+pub(crate) const MOUNT_ELSEWHERE: &str = "mount its folder (`mounts = [\"FOLDER:/data\"]`, with `:rw` behind it to \
+     write there), write the place inside here, and have `\"mounts\"` in the list of its `launch` policy";
+
+/// Folders of the system that the sandbox shows under their own names.
+const SYSTEM: &[&str] =
+    &["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/dev/null", "/nix/store"];
 
 /// Who wrote what is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +40,6 @@ pub(crate) struct Draft<'a> {
     pub name: String,
     pub original: String,
     pub place: Place,
-    pub naming: Naming,
     pub author: Author,
     pub title: Option<String>,
     pub description: Option<String>,
@@ -80,7 +78,6 @@ impl<'a> Draft<'a> {
             name,
             original: original.to_owned(),
             place,
-            naming: Naming::Own,
             author: Author::Stranger,
             title: None,
             description: None,
@@ -99,27 +96,23 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// Where the person says that a variable or a header of this very server comes from.
-    fn named(&self, name: &str) -> Option<&String> {
-        self.options.secrets.get(&self.original)?.get(name)
-    }
-
-    /// Where a secret of that name is looked for.
-    pub fn reference(&self, variable: &str) -> String {
-        if let Some(from) = self.named(variable) {
+    /// Where a secret comes from: the reference that the operator names for this very server (`--secret`), by
+    /// the first of the names that they named; else a variable of the proxy that is this server's own,
+    /// `MCP_SERVER__NAME` after the last of the names.
+    ///
+    /// Invariant: whoever wrote the file chooses a name, and never which variable of the proxy that is.
+    pub fn source(&self, names: &[&str]) -> String {
+        let named = self.options.secrets.get(&self.original);
+        if let Some(from) = named.and_then(|named| names.iter().find_map(|name| named.get(*name))) {
             return from.clone();
         }
-        match self.naming {
-            Naming::Own => {
-                format!("env:MCP_{}__{}", as_variable(&self.name), as_variable(variable))
-            }
-            Naming::Plain => format!("env:{variable}"),
-        }
+        let own = names.last().map_or_else(String::new, |name| as_variable(name));
+        format!("env:{}{own}", own_variables(&self.name))
     }
 
     /// A secret that the server reads from that variable.
     pub fn secret(&mut self, variable: Said<'_>, about: Option<String>, report: &mut Report) {
-        let from = self.reference(variable.text);
+        let from = self.source(&[variable.text]);
         self.secret_from(variable, from, about, report);
     }
 
@@ -142,7 +135,7 @@ impl<'a> Draft<'a> {
             return;
         }
         self.env.remove(variable.text);
-        self.secrets.insert(variable.text.to_owned(), Secret { from, about });
+        self.secrets.insert(variable.text.to_owned(), Secret { about, ..Secret::of(from) });
     }
 
     /// A variable with a value. `public`: everybody can read it where it was written.
@@ -164,12 +157,37 @@ impl<'a> Draft<'a> {
             self.secret(name, None, report);
             if let Some(secret) = self.secrets.get(name.text) {
                 let text = format!(
-                    "the value of `{}` may be a secret and is not written: the server gets it from `{}`",
+                    "the value of `{}` may be a secret and is not written: have it in `{}`, where the server gets it \
+                     from",
                     name.text, secret.from
                 );
-                report.needed(name.place, text);
+                report.must(name.place, text);
             }
         }
+    }
+
+    /// A variable as a client's file has it: with a value, or with references in the client's own words.
+    /// `inputs` says what VS Code asks for, by id.
+    pub fn variable_of_client(
+        &mut self,
+        name: Said<'_>,
+        value: Said<'_>,
+        inputs: &BTreeMap<String, String>,
+        report: &mut Report,
+    ) {
+        let (from, about) = match content(value.text) {
+            Content::Literal => return self.variable(name, value.text, false, report),
+            Content::Variable(of) => (self.source(&[name.text, of]), None),
+            Content::Input(id) => (self.source(&[name.text]), inputs.get(id).cloned()),
+            Content::Built => (self.source(&[name.text]), None),
+        };
+        let whole = match content(value.text) {
+            Content::Built => format!(", as a whole (`{}` there)", brief(value.text)),
+            _ => String::new(),
+        };
+        let text = format!("have the value of `{}` in `{from}`{whole}", brief(name.text));
+        report.must(value.place, text);
+        self.secret_from(name, from, about, report);
     }
 
     /// Whether the server is handed that variable already.
@@ -177,28 +195,25 @@ impl<'a> Draft<'a> {
         self.env.contains_key(name) || self.secrets.contains_key(name)
     }
 
-    /// A header's value, which here is always a reference: to where the person says that the header
-    /// comes from, to the variable that is all of the value, or to one of its own.
-    pub fn header(&self, name: &str, own: &str, value: Said<'_>, report: &mut Report) -> Secret {
-        if let Some(from) = self.named(name) {
-            return Secret { from: from.clone(), about: None };
-        }
-        let whole = value.text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
-        if let Some(variable) = whole.filter(|name| is_variable(name)) {
-            return Secret { from: self.reference(variable), about: None };
-        }
-        let own = as_variable(&own.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
-        let from = self.reference(&own);
-        let text = if is_plain(name, value.text) && !value.text.contains(['$', '{']) {
-            format!("the header `{}` is read from `{from}`: `{}`", brief(name), brief(value.text))
-        } else {
-            format!(
-                "the header `{}` is read from `{from}`, as a whole (such as `Bearer …`)",
-                brief(name)
-            )
+    /// A header's value, which here is always a reference: to where the operator says that the header
+    /// comes from, or to a variable of this server's own.
+    pub fn header(&self, name: &str, value: Said<'_>, report: &mut Report) -> Secret {
+        let content = content(value.text);
+        let from = match content {
+            Content::Variable(of) => self.source(&[name, of]),
+            Content::Literal | Content::Input(_) | Content::Built => self.source(&[name]),
         };
-        report.needed(value.place, text);
-        Secret { from, about: None }
+        // A value in braces is one of the registry's, which has forms of its own.
+        let plain = content == Content::Literal
+            && is_plain(name, value.text)
+            && !value.text.contains(['$', '{']);
+        let what = match content {
+            Content::Variable(_) => String::new(),
+            _ if plain => format!(": `{}`", brief(value.text)),
+            _ => ", as a whole (such as `Bearer …`)".to_owned(),
+        };
+        report.must(value.place, format!("have the header `{}` in `{from}`{what}", brief(name)));
+        Secret::of(from)
     }
 
     /// The URL of a server elsewhere.
@@ -346,6 +361,33 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Tells of places of this machine that variables name and the server does not see.
+    fn unseen_places(&self, report: &mut Report) {
+        for (name, value) in self.env.iter().filter(|(_, value)| !value.contains("://")) {
+            let is_path = |path: &&str| path.starts_with('/') || path.starts_with("~/");
+            for path in value.split(':').filter(is_path) {
+                if !self.sees(path) {
+                    let path = brief(path);
+                    report.must(
+                        self.place,
+                        format!("it does not see `{path}` (`{name}`): {MOUNT_ELSEWHERE}"),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Whether the server sees that path under its own name, in a mount or in what the sandbox has of the
+    /// system.
+    fn sees(&self, path: &str) -> bool {
+        let path = clean(path);
+        let within = |top: &str| {
+            path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        SYSTEM.iter().any(|top| within(top))
+            || self.mounts.iter().any(|mount| within(&mount.target))
+    }
+
     /// The server, unless something was wrong with it.
     pub fn finish(mut self, run: Run, report: &mut Report) -> Option<Server> {
         let place = self.place;
@@ -355,6 +397,10 @@ impl<'a> Draft<'a> {
                 self.secrets
                     .retain(|_, secret| !headers.values().any(|header| header.from == secret.from));
                 if !self.env.is_empty() || !self.secrets.is_empty() {
+                    // It gets none of them, so nobody has to have them anywhere.
+                    let gone: Vec<String> =
+                        self.secrets.values().map(|secret| format!("`{}`", secret.from)).collect();
+                    report.notes.retain(|note| !gone.iter().any(|gone| note.text.contains(gone)));
                     report.left_out(place, "a server elsewhere has no variables of ours");
                     self.env.clear();
                     self.secrets.clear();
@@ -366,11 +412,15 @@ impl<'a> Draft<'a> {
                 self.egress.clear();
                 self.user = None;
             }
-            Run::Image { .. } if self.network.is_none() => report.needed(
+            Run::Image { .. } if self.network.is_none() => report.advice(
                 self.network_place,
                 "nothing says which hosts it needs, and here it reaches none: name them in `egress`",
             ),
             Run::Image { .. } | Run::Command { .. } => {}
+        }
+        // An image has places of its own; a program is told places of this machine.
+        if matches!(run, Run::Command { .. }) || self.fetches {
+            self.unseen_places(report);
         }
         for (host, place) in &self.egress {
             report.deviates(*place, format!("it reaches `{host}`"));

@@ -16,8 +16,13 @@ pub enum NoImage {
 impl std::str::FromStr for Image {
     type Err = NoImage;
 
-    /// Reads `[HOST[:PORT]/]PATH[:TAG][@sha256:…]`.
+    /// Reads `[HOST[:PORT]/]PATH[:TAG][@sha256:…]`, or the id of an image on the engine (`sha256:` and 64
+    /// hexadecimal digits).
     fn from_str(text: &str) -> Result<Self, NoImage> {
+        let is_hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if text.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && is_hex(hex)) {
+            return Ok(Self { name: text.to_owned(), digest: None, id: Some(text.to_owned()) });
+        }
         Reference::of_image(text).map_err(|error| match error {
             IllegalReference::Digest(_) => NoImage::Digest(text.to_owned()),
             _ => NoImage::Name(text.to_owned()),
@@ -26,7 +31,7 @@ impl std::str::FromStr for Image {
             Some((name, digest)) => (name, Some(digest)),
             None => (text, None),
         };
-        Ok(Self { name: name.to_owned(), digest: digest.map(str::to_owned) })
+        Ok(Self { name: name.to_owned(), digest: digest.map(str::to_owned), id: None })
     }
 }
 
@@ -61,6 +66,8 @@ mod tests {
             assert_eq!(pinned.digest.as_deref(), Some(&*digest));
             assert_eq!(pinned.to_string(), format!("{name}@{digest}"));
         }
+        let id: Image = digest.parse().unwrap();
+        assert!(id.is_id() && id.content() == Some(&*digest) && id.to_string() == digest);
         for name in [
             "",
             "-v",

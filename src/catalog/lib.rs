@@ -15,6 +15,7 @@ mod clients;
 mod docker;
 mod draft;
 mod image;
+mod interpolation;
 mod json;
 pub mod lock;
 mod mount;
@@ -43,7 +44,7 @@ pub use docker::{
     tool_lists,
 };
 pub use image::NoImage;
-pub use name::{Names, Unfit, is_legal, ours};
+pub use name::{Names, Unfit, is_legal, ours, own_variables};
 pub use node::{Key, MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, What};
 pub use options::{Options, Packages};
 pub use plain::{
@@ -52,7 +53,7 @@ pub use plain::{
 };
 pub use reference::{NoReference, Reference};
 pub use report::{Kind, Note, Place, Problem, brief};
-pub use server::{Image, Mount, Run, Secret, Server, Tool, Transport};
+pub use server::{HandOver, HandOverKind, Image, Mount, Run, Secret, Server, Tool, Transport};
 pub use values::{Values, set};
 
 /// What was found in a file.
@@ -152,13 +153,17 @@ pub fn of_image(image: &Image, name: Option<&str>, described: Option<&Described>
     let place = Place { line: 1, column: 1 };
     let options = Options { name: name.map(str::to_owned), ..Options::default() };
     let mut report = report::Report::default();
+    if image.is_id() && name.is_none() {
+        report
+            .problem(place, "an image's id says no name for the server: choose one with `--name`");
+    }
     let server = draft::Draft::of(last, &options, &mut report, place).and_then(|mut draft| {
         if let Some(described) = described {
             draft.title.clone_from(&described.title);
             draft.description.clone_from(&described.description);
             draft.tools.clone_from(&described.tools);
             for variable in &described.variables {
-                report.needed(
+                report.advice(
                     place,
                     format!("the image says that it reads `{variable}`: set it in `env` or `secrets` if it needs it"),
                 );

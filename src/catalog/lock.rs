@@ -63,12 +63,30 @@ pub struct Locked {
     /// `sha256:` of the policies that were written for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policies: Option<String>,
+    /// Where what it is handed went when it was taken: the origin of its URL, or its image or program and the
+    /// hosts that it reaches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub destination: Vec<String>,
+    /// The references that the operator named or confirmed for it, for that destination, by the name of the
+    /// secret or the header.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub confirmed: BTreeMap<String, String>,
+    /// The references that stood in its entry when it was taken, and that nobody named or confirmed for that
+    /// destination.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unconfirmed: BTreeMap<String, String>,
     /// What its description said of the entry in the config: the rest of the entry is the operator's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub said: Option<toml::Table>,
 }
 
 impl Locked {
+    /// Whether what a server is handed goes nowhere but where it went when it was taken.
+    #[must_use]
+    pub fn goes_there(&self, destination: &[String]) -> bool {
+        destination.iter().all(|place| self.destination.contains(place))
+    }
+
     /// What the image means, wherever it is.
     #[must_use]
     pub fn content(&self) -> Option<&str> {
@@ -316,11 +334,15 @@ impl Lock {
         was: Option<&str>,
         taken: &Locked,
     ) -> Result<(), Unlocked> {
-        if let (Some(image), Some(digest)) = (&taken.image, &taken.image_digest) {
-            self.move_from(server, image, was, Meaning::Digest(digest.clone()))?;
+        let meaning = match (&taken.image_digest, &taken.image_id) {
+            (Some(digest), _) => Some(Meaning::Digest(digest.clone())),
+            (None, id) => id.clone().map(Meaning::Id),
+        };
+        if let (Some(image), Some(meaning)) = (&taken.image, &meaning) {
+            self.move_from(server, image, was, meaning.clone())?;
         }
         let locked = self.servers.entry(server.to_owned()).or_default();
-        if taken.image_digest.is_none() {
+        if meaning.is_none() {
             locked.leave(None);
             (locked.image, locked.image_digest, locked.image_id) =
                 (taken.image.clone(), None, None);
@@ -329,6 +351,9 @@ impl Lock {
         locked.source_digest.clone_from(&taken.source_digest);
         locked.tools.clone_from(&taken.tools);
         locked.said.clone_from(&taken.said);
+        locked.destination.clone_from(&taken.destination);
+        locked.confirmed.clone_from(&taken.confirmed);
+        locked.unconfirmed.clone_from(&taken.unconfirmed);
         if taken.policies.is_some() {
             locked.policies.clone_from(&taken.policies);
         }
@@ -381,6 +406,8 @@ impl Lock {
 pub fn origin(source: &str) -> &str {
     let Some((scheme, rest)) = source.split_once("://") else { return source };
     let rest = match scheme {
+        // An id of the engine is no name, and says all that there is.
+        "docker" if rest.starts_with("sha256:") => return source,
         "docker" | "oci" => rest,
         "catalog" => rest.rsplit_once('/').map_or(rest, |(catalog, _)| catalog),
         _ => return source,
@@ -500,6 +527,7 @@ mod tests {
             ("catalog://a.example/team:1/x", "oci://a.example/team:1", false),
             ("oci://a.example:5000/team:1", "oci://a.example:6000/team:1", false),
             ("docker://a.example/b:1", "docker://a.example/c:1", false),
+            ("docker://sha256:00", "docker://sha256:11", false),
             ("https://a.example/x:1", "https://a.example/x:2", false),
             ("team.yaml", "team.yaml", true),
             ("team.yaml", "other.yaml", false),

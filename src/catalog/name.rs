@@ -16,7 +16,11 @@ pub enum Unfit {
     #[error("nothing of `{}` can stand in a name of a server: choose one with `--name`", brief(.0))]
     Empty(String),
     #[error(
-        "`{name}` can be taken for `{other}`, which is there already: choose another name with `--name`"
+        "a server named \"{0}\" already exists: replace it with `--replace`, or choose another name with `--name`"
+    )]
+    Exists(String),
+    #[error(
+        "the name \"{name}\" is too much like \"{other}\", which already exists: choose another name with `--name`"
     )]
     Alike { name: String, other: String },
 }
@@ -73,7 +77,7 @@ impl Names {
     /// Takes a name.
     ///
     /// # Errors
-    /// [`Unfit::Alike`] where it is taken, or could be taken for one that is.
+    /// [`Unfit::Exists`] where it is taken, [`Unfit::Alike`] where it could be mistaken for one that is.
     pub fn take(&mut self, name: &str) -> Result<(), Unfit> {
         let own = look(name);
         let near = self.0.iter().find(|(look, _)| {
@@ -82,6 +86,9 @@ impl Names {
                 || look.starts_with(&format!("{own}__"))
         });
         if let Some((_, other)) = near {
+            if name == other {
+                return Err(Unfit::Exists(name.to_owned()));
+            }
             return Err(Unfit::Alike { name: name.to_owned(), other: other.clone() });
         }
         self.0.insert(own, name.to_owned());
@@ -96,9 +103,15 @@ fn look(name: &str) -> String {
     unicode_security::skeleton(&folded).flat_map(char::to_lowercase).collect()
 }
 
-/// The part of a variable's name that a server's name is.
+/// A name as a part of the name of a variable: in upper case, with `_` for what cannot stand there.
 pub(crate) fn as_variable(name: &str) -> String {
-    name.to_ascii_uppercase().replace('-', "_")
+    name.to_ascii_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_")
+}
+
+/// What the names of the variables of the proxy begin with that are a server's own.
+#[must_use]
+pub fn own_variables(server: &str) -> String {
+    format!("MCP_{}__", as_variable(server))
 }
 
 /// Whether an environment can hold a variable of that name.
@@ -138,8 +151,9 @@ mod tests {
     #[test]
     fn names_that_are_alike_are_not_taken_twice() {
         let mut names = Names::of(["github", "my-notes"]);
-        assert!(names.take("github").is_err());
-        assert!(names.take("my_notes").is_err());
+        assert_eq!(names.take("github"), Err(Unfit::Exists("github".into())));
+        let alike = Unfit::Alike { name: "my_notes".into(), other: "my-notes".into() };
+        assert_eq!(names.take("my_notes"), Err(alike));
         assert!(names.take("g1thub").is_ok(), "a digit in the place of an `i` shows");
         assert!(names.take("github__x").is_err());
         assert!(names.take("modern").is_ok());

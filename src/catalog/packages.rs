@@ -136,6 +136,31 @@ pub(crate) fn packages_of(fetcher: Fetcher, arguments: &[String]) -> Vec<&str> {
     named.into_iter().chain(beside).collect()
 }
 
+/// What a command runs: the program with its arguments, or the program and the packages that it fetches,
+/// whatever their versions.
+pub(crate) fn identity(program: &str, arguments: &[String]) -> String {
+    let base = program.rsplit('/').next().unwrap_or(program);
+    let all: Vec<&str> = match of(base, arguments) {
+        Some(fetcher) => packages_of(fetcher, arguments).into_iter().map(without_version).collect(),
+        None => arguments.iter().map(String::as_str).collect(),
+    };
+    std::iter::once(program).chain(all).collect::<Vec<_>>().join(" ")
+}
+
+/// A package without the version behind its name. What may say where the package comes from (an alias, a
+/// repository, a URL) is part of what it is.
+fn without_version(package: &str) -> &str {
+    let begins = |(at, c): &(usize, char)| {
+        matches!(c, '=' | '<' | '>' | '~' | '!') || (*c == '@' && *at > 0)
+    };
+    let Some((at, _)) = package.char_indices().find(begins) else { return package };
+    if package.contains(':') {
+        return package;
+    }
+    let is_version = |b: u8| b.is_ascii_alphanumeric() || b"@.,-_+=!^~<>*".contains(&b);
+    if package.bytes().skip(at).all(is_version) { &package[..at] } else { package }
+}
+
 /// What stands behind the package: the server's own arguments.
 pub(crate) fn own_arguments(fetcher: Fetcher, arguments: &[String]) -> &[String] {
     let mut at = fetcher.verbs.len();
@@ -177,7 +202,7 @@ pub(crate) fn run(
     }
     let packages_named = packages_of(fetcher, &arguments);
     for package in packages_named.iter().filter(|package| !is_pinned(fetcher, package)) {
-        report.needed(
+        report.advice(
             place,
             format!(
                 "`{}` says no version, so each start may run other code: write `{}`",
@@ -187,7 +212,7 @@ pub(crate) fn run(
         );
     }
     if packages_named.is_empty() {
-        report.needed(place, format!("which package `{program}` fetches does not stand plainly"));
+        report.fact(place, format!("which package `{program}` fetches does not stand plainly"));
     }
     for host in fetcher.hosts {
         draft.host(host, place, report);
@@ -195,7 +220,7 @@ pub(crate) fn run(
     if draft.network.is_none() {
         draft.network = Some(true);
     }
-    report.needed(
+    report.fact(
         place,
         format!(
             "`{program}` fetches the package when the server starts, from {}; what the server itself \
@@ -219,12 +244,10 @@ pub(crate) fn run(
             None
         }
         (Packages::Process, _) => {
-            report.needed(
+            report.advice(
                 place,
-                format!(
-                    "`{program}` must be on the PATH of the proxy. Better: install the package once and name its program \
-                     here, or build an image"
-                ),
+                "install the package once and name its program in `command`, or build an image: then each start runs \
+                 the same code, and fetches nothing",
             );
             Some(Run::Command { program: program.to_owned(), arguments })
         }
@@ -280,6 +303,27 @@ mod tests {
     use super::*;
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    #[test]
+    fn an_identity_has_packages_without_their_versions() {
+        for (program, arguments, expected) in [
+            ("npx", &["-y", "@a/b@1.2.3", "/dir"][..], "npx @a/b"),
+            ("npx", &["-y", "@a/b", "/other"], "npx @a/b"),
+            ("/usr/bin/npx", &["-p", "x@^1", "-p", "y", "cmd"], "/usr/bin/npx x y"),
+            ("uvx", &["--with", "z>=2", "x==1.0"], "uvx x z"),
+            (
+                "uvx",
+                &["--from", "git+https://e.example/r@0a1b", "x"],
+                "uvx git+https://e.example/r@0a1b",
+            ),
+            ("npx", &["x@npm:evil@1.0.0"], "npx x@npm:evil@1.0.0"),
+            ("npx", &["x@somebody/evil"], "npx x@somebody/evil"),
+            ("node", &["server.js"], "node server.js"),
+        ] {
+            let arguments: Vec<String> = arguments.iter().map(|text| (*text).to_owned()).collect();
+            assert_eq!(identity(program, &arguments), expected, "{program} {arguments:?}");
+        }
+    }
 
     #[test]
     fn a_server_s_own_arguments_stand_behind_the_package() {

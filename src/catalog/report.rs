@@ -45,7 +45,11 @@ impl Problem {
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// The person has something to do before the server works.
-    Needed,
+    Must,
+    /// The server works without it, and would be better with it.
+    Advice,
+    /// A fact that the person should know.
+    Note,
     /// The server deviates from the hardened profile.
     Deviates,
     /// The file says it, and it is not carried over.
@@ -56,7 +60,9 @@ impl Kind {
     /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Needed => "needed",
+            Self::Must => "must",
+            Self::Advice => "advice",
+            Self::Note => "note",
             Self::Deviates => "deviates",
             Self::LeftOut => "left out",
         }
@@ -102,9 +108,19 @@ impl Report {
         self.note(Kind::LeftOut, place, text);
     }
 
-    /// Notes that the person has something to do.
-    pub fn needed(&mut self, place: Place, text: impl Into<String>) {
-        self.note(Kind::Needed, place, text);
+    /// Notes that the person has something to do before the server works.
+    pub fn must(&mut self, place: Place, text: impl Into<String>) {
+        self.note(Kind::Must, place, text);
+    }
+
+    /// Notes what would be better.
+    pub fn advice(&mut self, place: Place, text: impl Into<String>) {
+        self.note(Kind::Advice, place, text);
+    }
+
+    /// Notes a fact.
+    pub fn fact(&mut self, place: Place, text: impl Into<String>) {
+        self.note(Kind::Note, place, text);
     }
 
     /// Notes a deviation from the hardened profile. None goes untold: a server that has more of them than are

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::report::Note;
+use crate::{lock, packages, report::Note};
 
 /// A server, read and held to our rules.
 #[derive(Debug, Clone, Serialize)]
@@ -51,6 +51,67 @@ pub struct Server {
     pub notes: Vec<Note>,
 }
 
+impl Server {
+    /// The references to secrets: headers of a server elsewhere, variables of any other.
+    pub fn references(&self) -> impl Iterator<Item = (&String, &Secret)> {
+        let headers = match &self.run {
+            Run::Remote { headers, .. } => Some(headers),
+            Run::Image { .. } | Run::Command { .. } => None,
+        };
+        self.secrets.iter().chain(headers.into_iter().flatten())
+    }
+
+    /// The same, to be changed.
+    pub fn references_mut(&mut self) -> impl Iterator<Item = (&String, &mut Secret)> {
+        let headers = match &mut self.run {
+            Run::Remote { headers, .. } => Some(headers),
+            Run::Image { .. } | Run::Command { .. } => None,
+        };
+        self.secrets.iter_mut().chain(headers.into_iter().flatten())
+    }
+
+    /// All that it is handed.
+    pub fn handed(&self) -> impl Iterator<Item = HandOver<'_>> {
+        let kind = match self.run {
+            Run::Remote { .. } => HandOverKind::Header,
+            Run::Image { .. } | Run::Command { .. } => HandOverKind::Secret,
+        };
+        let references = self.references().map(move |(name, secret)| HandOver {
+            kind,
+            name,
+            from: &secret.from,
+            permitted: secret.permitted,
+        });
+        let plain = self.env.iter().map(|(name, value)| HandOver {
+            kind: HandOverKind::Variable,
+            name,
+            from: value,
+            permitted: true,
+        });
+        references.chain(plain)
+    }
+
+    /// Where what it is handed goes: the origin of its URL; or its image without tag and digest, or its
+    /// program with the packages that it fetches, and then each host that it reaches.
+    #[must_use]
+    pub fn destination(&self) -> Vec<String> {
+        let runs = match &self.run {
+            Run::Remote { url, .. } => url::Url::parse(url)
+                .map_or_else(|_| url.clone(), |url| url.origin().ascii_serialization()),
+            Run::Image { image, .. } if image.is_id() => format!("image {}", image.name),
+            Run::Image { image, .. } => {
+                let name = format!("docker://{}", image.name);
+                let name = lock::origin(&name);
+                format!("image {}", name.strip_prefix("docker://").unwrap_or(name))
+            }
+            Run::Command { program, arguments } => {
+                format!("program {}", packages::identity(program, arguments))
+            }
+        };
+        std::iter::once(runs).chain(self.egress.iter().cloned()).collect()
+    }
+}
+
 fn is_false(flag: &bool) -> bool {
     !flag
 }
@@ -86,6 +147,23 @@ pub struct Image {
     /// `sha256:…`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// `sha256:…`: the engine's id for it, where it is of no registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+}
+
+impl Image {
+    /// Whether its name is the engine's id for it.
+    #[must_use]
+    pub fn is_id(&self) -> bool {
+        self.id.as_deref() == Some(&*self.name)
+    }
+
+    /// What it is by content: its digest in its registry, or its id on the engine.
+    #[must_use]
+    pub fn content(&self) -> Option<&str> {
+        self.digest.as_deref().or(self.id.as_deref())
+    }
 }
 
 /// Where a secret comes from.
@@ -97,6 +175,54 @@ pub struct Secret {
     /// What it is, in the words of whoever described the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub about: Option<String>,
+    /// Whether the operator named this reference for the server, or confirmed it. The policies that are
+    /// written permit no other.
+    pub permitted: bool,
+}
+
+impl Secret {
+    /// One that nobody has confirmed.
+    #[must_use]
+    pub fn of(from: String) -> Self {
+        Self { from, about: None, permitted: false }
+    }
+}
+
+/// What kind of thing a server is handed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HandOverKind {
+    /// A header of each request, read from a reference.
+    Header,
+    /// A variable, read from a reference.
+    Secret,
+    /// A variable with a value that the description has.
+    Variable,
+}
+
+impl HandOverKind {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Header => "header",
+            Self::Secret => "secret",
+            Self::Variable => "variable",
+        }
+    }
+}
+
+/// Something that a server is handed: a header, a secret or a plain variable.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HandOver<'a> {
+    pub kind: HandOverKind,
+    /// The name of the header or the variable.
+    pub name: &'a str,
+    /// The reference, or the value of a plain variable.
+    pub from: &'a str,
+    /// Whether the operator named or confirmed the reference. A plain variable needs none.
+    pub permitted: bool,
 }
 
 /// A folder or file of this machine that a server sees.

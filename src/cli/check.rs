@@ -77,6 +77,12 @@ fn everything(path: &std::path::Path) -> (Vec<Found>, Option<String>) {
     for (at, text) in super::adding::held(&loaded).err().into_iter().flatten() {
         found.push(boxed(loaded.finding(&at, Code::Conflict, text)));
     }
+    for (at, text) in super::adding::unconfirmed(&loaded) {
+        let finding = loaded.finding(&at, Code::Unsafe, text).warning();
+        let help = "if that is meant, name it (`--secret NAME=REFERENCE`) and take the server again with `--replace`; \
+                    else take it again without, and it gets a variable of its own";
+        found.push(boxed(finding.help(help)));
+    }
     if let Err((at, text)) = Signatures::of_config(&loaded) {
         found.push(boxed(loaded.finding(&at, Code::BadValue, text)));
     }

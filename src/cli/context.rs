@@ -189,6 +189,11 @@ impl Context {
         output::stderr(&format!("{}\n", output::escape(&text.to_string())));
     }
 
+    /// Writes a question to standard error. Escaped, without the end of a line.
+    pub fn ask(&self, text: &str) {
+        output::stderr(&output::escape(text));
+    }
+
     /// Prints a diagnostic with its place to standard error.
     pub fn report(&self, diagnostic: &dyn miette::Diagnostic) {
         output::stderr(&output::render(diagnostic, &io::stderr()));

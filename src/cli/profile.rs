@@ -425,6 +425,7 @@ async fn import(
         source: source.to_owned(),
         digest: Some(digest),
         name: fetched.name,
+        in_full: false,
     };
     let dry = said.is_dry();
     let (servers, exit) = take(ctx, house, offer, said).await?;

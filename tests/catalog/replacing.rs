@@ -233,7 +233,9 @@ fn a_reference_follows_its_server_nowhere_else() {
     assert!(err.contains("api.example.com") && err.contains("evil.example.com"), "{err}");
     assert_eq!(config(dir), before);
     let out = ok(dir, &["server", "add", "x.yaml", "--replace=far"]);
-    assert!(out.contains("header: `Authorization` comes from `env:MINE`"), "{out}");
+    // It was confirmed for another host.
+    let told = "header Authorization  <- env:MINE  -> https://evil.example.com  (not permitted)";
+    assert!(out.lines().any(|line| line.trim() == told), "{out}");
 
     // A name that nothing asks for is a slip.
     let (code, _, err) =

@@ -1,5 +1,7 @@
 //! `docker run …` as a client's command: an image, and what it is run with.
 
+use std::collections::BTreeMap;
+
 use crate::{
     draft::{Author, Draft},
     mount,
@@ -135,7 +137,9 @@ pub(crate) fn run(
         .parse()
         .map_err(|error: crate::image::NoImage| report.problem(place, error.to_string()))
         .ok()?;
-    let arguments: Vec<String> = rest.map(|said| said.text.to_owned()).collect();
+    let own: Vec<Said<'_>> = rest.collect();
+    super::entry::written_out(&own, report);
+    let arguments: Vec<String> = own.iter().map(|said| said.text.to_owned()).collect();
     draft.arguments_hold_no_secret(&arguments, place, report);
     Some(Run::Image { image, arguments })
 }
@@ -162,17 +166,15 @@ fn take(draft: &mut Draft<'_>, option: Meaning, name: &str, value: Said<'_>, rep
     let Said { place, text } = value;
     match option {
         Meaning::Env => match text.split_once('=') {
-            Some((_, value)) if value.contains("${") => {
-                report.problem(place, "something is to be put into this variable: write it out");
-            }
             Some((variable, value)) => {
-                draft.variable(Said { place, text: variable }, value, false, report)
+                let (name, value) = (Said { place, text: variable }, Said { place, text: value });
+                draft.variable_of_client(name, value, &BTreeMap::new(), report);
             }
             // Handed on from the client's environment, where `env` of the entry has put it.
             None if draft.has_variable(text) => {}
             None => draft.secret(value, None, report),
         },
-        Meaning::EnvFile => report.needed(
+        Meaning::EnvFile => report.must(
             place,
             "variables of a file are not read: name those that the server needs in `secrets`",
         ),

@@ -1,12 +1,13 @@
 //! One server of a client's file.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::docker;
 use crate::{
-    draft::{Author, Draft, Naming},
+    draft::{Author, Draft, MOUNT_ELSEWHERE},
+    interpolation::{Content, content},
     mount,
-    name::{as_variable, is_variable},
+    name::is_variable,
     node::Node,
     object::{Object, Said},
     options::Options,
@@ -18,8 +19,6 @@ use crate::{
 /// What a server's entry is read with.
 pub(super) struct Context<'a> {
     pub options: &'a Options,
-    /// Variables that have different values for different servers.
-    pub shared: &'a BTreeSet<String>,
     /// What VS Code asks for.
     pub inputs: &'a BTreeMap<String, String>,
 }
@@ -34,7 +33,7 @@ pub(super) fn read(
     let place = entry.place;
     let mut draft = Draft::of(name, context.options, report, place)?;
     if !context.options.foreign {
-        (draft.naming, draft.author) = (Naming::Plain, Author::Person);
+        draft.author = Author::Person;
     }
     draft.description = entry.text("description", report).map(|said| said.text.to_owned());
     // What a client does with a server; the way to it is what counts here.
@@ -81,7 +80,7 @@ pub(super) fn read(
             entry.texts(key, report).iter().map(|said| format!("{:?}", said.text)).collect();
         if !off.is_empty() {
             let off = off.join(", ");
-            report.needed(
+            report.must(
                 place,
                 format!(
                     "`{key}` switches tools off, which is not carried over: permit no call of {off}"
@@ -101,7 +100,7 @@ pub(super) fn read(
     }
     for key in ["envFile", "env_file"] {
         if let Some(file) = entry.text(key, report) {
-            report.needed(
+            report.must(
                 file.place,
                 "variables of a file are not read: name those that the server needs in `secrets`",
             );
@@ -111,26 +110,35 @@ pub(super) fn read(
     let urls = ["url", "serverUrl", "httpUrl", "uri"].map(|key| (key, entry.text(key, report)));
     let url = urls.iter().find_map(|(key, url)| Some((*key, (*url)?)));
     let mut headers = BTreeMap::new();
-    for key in ["headers", "http_headers", "requestOptions"] {
-        for (name, value) in entry.pairs(key, report) {
-            headers.insert(name.text.to_string(), header(&draft, &name.text, value, report));
-        }
+    let mut written = entry.pairs("headers", report);
+    written.extend(entry.pairs("http_headers", report));
+    // Continue's.
+    if let Some(mut options) = entry.map("requestOptions", report) {
+        written.extend(options.pairs("headers", report));
+        options.rest(report);
+    }
+    for (name, value) in written {
+        headers.insert(name.text.to_string(), draft.header(&name.text, value, report));
     }
     for (name, variable) in entry.pairs("env_http_headers", report) {
         if !is_variable(variable.text) {
             let text = format!("`{}` is no name of a variable", brief(variable.text));
             report.problem(variable.place, text);
         }
-        let from = draft.reference(variable.text);
-        headers.insert(name.text.to_string(), Secret { from, about: None });
+        let from = draft.source(&[&name.text, variable.text]);
+        report.must(variable.place, format!("have the header `{}` in `{from}`", brief(&name.text)));
+        headers.insert(name.text.to_string(), Secret::of(from));
     }
     if let Some(variable) = entry.text("bearer_token_env_var", report) {
-        let from = draft.reference(&format!("{}_AUTHORIZATION", as_variable(variable.text)));
-        report.needed(variable.place, format!("`{from}` holds `Bearer ` and the token"));
-        headers.insert("Authorization".to_owned(), Secret { from, about: None });
+        let from = draft.source(&["Authorization"]);
+        report.must(
+            variable.place,
+            format!("have the header `Authorization` in `{from}`: `Bearer ` and the token"),
+        );
+        headers.insert("Authorization".to_owned(), Secret::of(from));
     }
     if let Some(oauth) = entry.get("oauth").or(entry.get("auth")).or(entry.get("headersHelper")) {
-        report.needed(oauth.place, "a token is not fetched for you: send one in a header");
+        report.must(oauth.place, "a token is not fetched for you: send one in a header");
     }
     entry.rest(report);
 
@@ -198,67 +206,12 @@ fn environment(
 ) {
     for key in ["env", "environment", "envs"] {
         for (name, value) in entry.pairs(key, report) {
-            let said = Said { place: name.place, text: &name.text };
-            match variable(value.text) {
-                // A reference in the client's own words.
-                Some(Reference::Variable(of)) => {
-                    let from = draft.reference(of);
-                    draft.secret_from(said, from, None, report);
-                }
-                Some(Reference::Input(id)) => {
-                    let about = context.inputs.get(id).cloned();
-                    draft.secret(said, about, report);
-                    report.needed(
-                        value.place,
-                        format!("`{}` is not asked for: export it", brief(&name.text)),
-                    );
-                }
-                None if value.text.contains("${") => report.problem(
-                    value.place,
-                    format!(
-                        "something is to be put into `{}`: write it out, or as a secret as a whole",
-                        brief(&name.text)
-                    ),
-                ),
-                None => {
-                    let naming = draft.naming;
-                    if context.shared.contains(&*name.text) {
-                        draft.naming = Naming::Own;
-                    }
-                    draft.variable(said, value.text, false, report);
-                    draft.naming = naming;
-                }
-            }
+            let name = Said { place: name.place, text: &name.text };
+            draft.variable_of_client(name, value, context.inputs, report);
         }
     }
     for name in entry.texts("env_keys", report).into_iter().chain(entry.texts("env_vars", report)) {
         draft.secret(name, None, report);
-    }
-}
-
-enum Reference<'a> {
-    Variable(&'a str),
-    Input(&'a str),
-}
-
-/// `${NAME}`, `${env:NAME}`, `${NAME:-default}` and `${input:ID}`, where they are all of the value.
-fn variable(text: &str) -> Option<Reference<'_>> {
-    let inner = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')).or_else(|| {
-        let name = text.strip_prefix("{env:")?.strip_suffix('}')?;
-        Some(name)
-    })?;
-    if let Some(id) = inner.strip_prefix("input:") {
-        return Some(Reference::Input(id));
-    }
-    let name = inner.strip_prefix("env:").unwrap_or(inner);
-    let name = name.split_once(":-").map_or(name, |(name, _)| name);
-    crate::name::is_variable(name).then_some(Reference::Variable(name))
-}
-
-fn header(draft: &Draft<'_>, name: &str, value: Said<'_>, report: &mut Report) -> Secret {
-    match variable(value.text) {
-        Some(Reference::Variable(of)) => Secret { from: draft.reference(of), about: None },
-        _ => draft.header(name, &format!("{}-{name}", draft.name), value, report),
     }
 }
 
@@ -318,10 +271,10 @@ fn local(
     if base == "npx" && arguments.iter().any(|said| is_bridge(said.text)) {
         return bridged(draft, &arguments, report);
     }
-    written_out(&arguments, report);
     if matches!(base, "docker" | "podman" | "nerdctl") {
         return docker::run(draft, &arguments, report);
     }
+    written_out(&arguments, report);
     let plain: Vec<String> = arguments.iter().map(|said| said.text.to_owned()).collect();
     if let Some(fetcher) = packages::of(base, &plain) {
         draft.arguments_hold_no_secret(&plain, place, report);
@@ -330,7 +283,7 @@ fn local(
         return packages::run(draft, fetcher, plain, context.options.packages, place, report);
     }
     draft.arguments_hold_no_secret(&plain, place, report);
-    report.needed(
+    report.fact(
         place,
         "in the sandbox the program sees its own files and what is in `mounts`, and reaches no host: add what it needs",
     );
@@ -348,16 +301,15 @@ fn folders(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) {
             continue;
         };
         let place = said.place;
-        let instead =
-            "mount it elsewhere inside (`mounts = [\"FOLDER:/data\"]`), and write that place here";
+        let instead = MOUNT_ELSEWHERE;
         match mount::of(path, path, false) {
             // What is below /tmp is the server's own.
             Ok(inside) if inside.target == "/tmp" || inside.target.starts_with("/tmp/") => {
-                report.needed(place, format!("it does not see `{}`: {instead}", brief(path)));
+                report.must(place, format!("it does not see `{}`: {instead}", brief(path)));
             }
             Ok(inside) => {
                 draft.mount(inside, place, report);
-                report.needed(
+                report.advice(
                     place,
                     "to write there, it needs `:rw` behind that mount, and to be let: it is another user, \
                      unless `hardening.user = \"UID:GID\"` says yours",
@@ -365,19 +317,26 @@ fn folders(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) {
             }
             Err(why) => {
                 let path = brief(path);
-                report.needed(place, format!("it does not see `{path}` ({why}): {instead}"));
+                report.must(place, format!("it does not see `{path}` ({why}): {instead}"));
             }
         }
     }
 }
 
-/// Nothing is put into arguments by us.
-fn written_out(arguments: &[Said<'_>], report: &mut Report) {
+/// Nothing is put into arguments by us. The forms that no shell and no program knows are a problem; `$NAME`
+/// and `%NAME%` may be meant for the program itself.
+pub(super) fn written_out(arguments: &[Said<'_>], report: &mut Report) {
     for said in arguments {
-        if said.text.contains("${") || said.text.starts_with("{env:") {
+        if said.text.contains("${") || said.text.contains("{env:") || said.text.contains("{file:") {
             report.problem(
                 said.place,
                 "something is to be put into this argument: write it out; a secret has no place in arguments",
+            );
+        } else if content(said.text) != Content::Literal {
+            let text = brief(said.text);
+            report.fact(
+                said.place,
+                format!("`{text}` is passed on as it is: nothing is put in for variables"),
             );
         }
     }
@@ -400,7 +359,7 @@ fn bridged(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) -
                 let Some(value) = rest.next() else { break };
                 let (name, text) = value.text.split_once(':').unwrap_or((value.text, ""));
                 let text = Said { place: value.place, text: text.trim() };
-                headers.insert(name.trim().to_owned(), header(draft, name.trim(), text, report));
+                headers.insert(name.trim().to_owned(), draft.header(name.trim(), text, report));
             }
             "--transport" => {
                 transport = match rest.next().map(|said| said.text) {

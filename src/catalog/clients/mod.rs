@@ -6,14 +6,13 @@
 mod docker;
 mod entry;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::{
     Entry, Found,
     docker::one,
     node::{Key, Node, What},
     options::Options,
-    plain::is_plain,
     report::{Problem, Report},
     values::Values,
 };
@@ -79,35 +78,15 @@ pub(crate) fn file(node: &Node, options: &Options) -> Result<Found, Problem> {
     if named.len() > 1_000 {
         return Err(Problem::at(servers.place, "more than 1000 servers in one file"));
     }
-    let shared = shared(&named);
     let inputs = inputs(node);
     let servers: Vec<Entry> = named
         .into_iter()
         .map(|(name, node)| {
-            let context = entry::Context { options, shared: &shared, inputs: &inputs };
+            let context = entry::Context { options, inputs: &inputs };
             one(name, node, |report| entry::read(name, node, &context, report))
         })
         .collect();
     Ok(Found { format: whose, title: None, servers, notes: report.notes, values: Values::new() })
-}
-
-/// Variables that hold different secrets for different servers: one variable of the proxy cannot
-/// stand for both.
-fn shared(servers: &[(&str, &Node)]) -> BTreeSet<String> {
-    let mut values: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for (_, server) in servers {
-        for room in ["env", "environment", "envs"] {
-            for (key, node) in server.get(room).and_then(Node::entries).unwrap_or_default() {
-                if let Some(value) = node.scalar()
-                    && !is_plain(&key.text, value)
-                {
-                    values.entry(&key.text).or_default().insert(value);
-                }
-            }
-        }
-    }
-    let different = values.into_iter().filter(|(_, values)| values.len() > 1);
-    different.map(|(name, _)| name.to_owned()).collect()
 }
 
 /// What VS Code asks the person for, by id.

@@ -97,8 +97,7 @@ pub fn member(
         let mut remote = json!({ "url": url, "transport_type": kind });
         // All of a header's value is the secret.
         for header in keys(entry, "headers") {
-            let variable = header.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
-            let variable = as_variable(&variable);
+            let variable = as_variable(header);
             remote["headers"][header] = json!(format!("${{{variable}}}"));
             secrets.push(variable);
         }

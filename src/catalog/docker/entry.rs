@@ -178,7 +178,7 @@ fn container(
                 .left_out(said.place, format!("the argument `{}` has no value", brief(said.text)));
         }
         if said.text.contains('$') {
-            report.needed(
+            report.fact(
                 said.place,
                 format!(
                     "`{}` is passed on as it is: nothing is put in for variables",
@@ -252,7 +252,7 @@ fn oauth<'a>(draft: &mut Draft<'_>, entry: &mut Object<'a>, report: &mut Report)
             "a token of {} is not fetched for you: get one and hand it over as a secret",
             brief(who)
         );
-        report.needed(place, text);
+        report.must(place, text);
         if let Some(env) = env {
             draft.secret(env, Some(format!("a token of {who}")), report);
             tokens.push(env);
@@ -364,7 +364,7 @@ fn elsewhere(
             let url = remote.text("url", report);
             let kind = remote.text("transport_type", report);
             for (name, value) in remote.pairs("headers", report) {
-                let secret = draft.header(&name.text, &name.text, value, report);
+                let secret = draft.header(&name.text, value, report);
                 headers.insert(name.text.to_string(), secret);
             }
             remote.rest(report);
@@ -392,9 +392,9 @@ fn elsewhere(
         return None;
     };
     if let (Some(token), false) = (tokens.first(), headers.contains_key("Authorization")) {
-        let from = draft.reference(&format!("{}_AUTHORIZATION", token.text));
+        let from = draft.source(&["Authorization", &format!("{}_AUTHORIZATION", token.text)]);
         let about = Some("`Bearer ` and the token".to_owned());
-        headers.insert("Authorization".to_owned(), Secret { from, about });
+        headers.insert("Authorization".to_owned(), Secret { about, ..Secret::of(from) });
     }
     draft.url(url, report).map(|url| Run::Remote { url, transport, headers })
 }

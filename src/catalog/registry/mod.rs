@@ -89,7 +89,7 @@ fn read(name: &str, node: &Node, options: &Options, report: &mut Report) -> Opti
     if let Some(status) = entry.text("status", report)
         && status.text != "active"
     {
-        report.needed(status.place, format!("the registry calls it `{}`", brief(status.text)));
+        report.fact(status.place, format!("the registry calls it `{}`", brief(status.text)));
     }
     let packages = entry.list("packages", report);
     let remotes = entry.list("remotes", report);
@@ -181,11 +181,11 @@ impl Reader {
         if let Some(base) = either(&mut package, ["registryBaseUrl", "registry_base_url"], report) {
             let usual = ["registry.npmjs.org", "pypi.org", "docker.io", "api.nuget.org", "ghcr.io"];
             if !usual.iter().any(|host| base.text.contains(host)) {
-                report.needed(base.place, format!("the package comes from `{}`", brief(base.text)));
+                report.fact(base.place, format!("the package comes from `{}`", brief(base.text)));
             }
         }
         if let Some(hash) = either(&mut package, ["fileSha256", "file_sha256"], report) {
-            report.needed(hash.place, "what is fetched is not held against `fileSha256`");
+            report.fact(hash.place, "what is fetched is not held against `fileSha256`");
         }
         let hint = either(&mut package, ["runtimeHint", "runtime_hint"], report);
         let transport = package.map("transport", report);
@@ -338,7 +338,7 @@ impl Reader {
                 continue;
             };
             let value = header.text("value", report).unwrap_or(Said { place: at, text: "…" });
-            let secret = draft.header(name.text, name.text, value, report);
+            let secret = draft.header(name.text, value, report);
             headers.insert(name.text.to_owned(), secret);
         }
         remote.rest(report);

@@ -71,7 +71,7 @@ fn servers_elsewhere() {
     );
     assert_eq!(headers["Authorization"].from, "env:MCP_ELSEWHERE__AUTHORIZATION");
     assert!(elsewhere.secrets.is_empty());
-    noted(elsewhere, Kind::Needed, "a token of example is not fetched");
+    noted(elsewhere, Kind::Must, "a token of example is not fetched");
     let Run::Remote { transport, .. } = &server(&found, "old").run else { panic!() };
     assert_eq!(*transport, Transport::Sse);
 }
@@ -214,6 +214,6 @@ fn a_label_describes_and_shapes_nothing() {
     assert!(server.env.is_empty() && server.secrets.is_empty() && server.mounts.is_empty());
     assert!(server.egress.is_empty() && server.user.is_none());
     assert_eq!(server.description.as_deref(), Some("Does x"));
-    noted(&server, Kind::Needed, "`AWS_KEY`");
+    noted(&server, Kind::Advice, "`AWS_KEY`");
     assert!(describe("- a").is_err());
 }

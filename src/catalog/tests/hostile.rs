@@ -213,7 +213,7 @@ fn a_clients_file_from_elsewhere_is_no_clients_file() {
     let own = read(text, &Options::default()).unwrap();
     let own = server(&own, "s");
     assert_eq!((own.mounts.len(), own.user.as_deref()), (1, Some("1000:1000")));
-    assert_eq!(own.secrets["TOKEN"].from, "env:AWS_SECRET_ACCESS_KEY");
+    assert_eq!(own.secrets["TOKEN"].from, "env:MCP_S__AWS_SECRET_ACCESS_KEY");
     let found = read(text, &Options { foreign: true, ..Options::default() }).unwrap();
     let foreign = server(&found, "s");
     assert!(foreign.mounts.is_empty() && foreign.user.is_none(), "{foreign:#?}");

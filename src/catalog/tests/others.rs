@@ -83,11 +83,11 @@ fn a_desktop_clients_file() {
     };
     assert_eq!(seen(files), [("/srv/work".to_owned(), "/srv/work".to_owned(), false)]);
     noted(files, Kind::Deviates, "reads `/srv/work`");
-    noted(files, Kind::Needed, "`:rw` behind that mount");
+    noted(files, Kind::Advice, "`:rw` behind that mount");
     let git = server(&found, "Git Tools");
     assert_eq!(seen(git), [("/srv/repo".to_owned(), "/srv/repo".to_owned(), false)]);
     assert_eq!(git.name, "git-tools");
-    noted(git, Kind::Needed, "says no version");
+    noted(git, Kind::Advice, "says no version");
 
     let boxed = server(&found, "boxed");
     let Run::Image { image, arguments } = &boxed.run else { panic!() };
@@ -105,21 +105,21 @@ fn a_desktop_clients_file() {
 
     let local = server(&found, "local");
     assert_eq!(local.env.keys().collect::<Vec<_>>(), ["DEBUG"]);
-    assert_eq!(local.secrets["API_KEY"].from, "env:API_KEY");
-    assert_eq!(local.secrets["FROM_ENV"].from, "env:HOME_TOKEN");
-    noted(local, Kind::Needed, "is not written");
+    assert_eq!(local.secrets["API_KEY"].from, "env:MCP_LOCAL__API_KEY");
+    assert_eq!(local.secrets["FROM_ENV"].from, "env:MCP_LOCAL__HOME_TOKEN");
+    noted(local, Kind::Must, "is not written");
     noted(local, Kind::LeftOut, "`LD_PRELOAD`");
 
     let Run::Remote { headers, .. } = &server(&found, "remote").run else { panic!() };
-    assert_eq!(headers["Authorization"].from, "env:REMOTE_AUTHORIZATION");
-    noted(server(&found, "remote"), Kind::Needed, "X-Mode");
+    assert_eq!(headers["Authorization"].from, "env:MCP_REMOTE__AUTHORIZATION");
+    noted(server(&found, "remote"), Kind::Must, "X-Mode");
     let stream = server(&found, "stream");
     assert_eq!(stream.only.as_deref(), Some(&["a".to_owned()][..]));
     let Run::Remote { transport, .. } = &stream.run else { panic!() };
     assert_eq!(*transport, Transport::StreamableHttp);
     let Run::Remote { url, transport, headers } = &server(&found, "bridged").run else { panic!() };
     assert_eq!((url.as_str(), *transport), ("https://far.example.com/sse", Transport::Sse));
-    assert_eq!(headers["Authorization"].from, "env:AUTH");
+    assert_eq!(headers["Authorization"].from, "env:MCP_BRIDGED__AUTH");
     let Run::Command { program, .. } = &server(&found, "windows").run else { panic!() };
     assert_eq!(program, "npx");
 
@@ -145,11 +145,41 @@ fn what_is_no_folder_for_a_server_is_told() {
     let a = server(&found, "a");
     assert!(a.mounts.is_empty(), "{:?}", a.mounts);
     for path in ["/tmp/work", "/", "~/mine", "/etc"] {
-        noted(a, Kind::Needed, &format!("does not see `{path}`"));
+        noted(a, Kind::Must, &format!("does not see `{path}`"));
     }
     let b = server(&found, "b");
     let targets: Vec<_> = b.mounts.iter().map(|mount| mount.target.as_str()).collect();
     assert_eq!(targets, ["/srv/data"]);
+}
+
+/// A variable names a place as an argument does: `server-memory` keeps its graph in `MEMORY_FILE_PATH`.
+#[test]
+fn a_place_in_a_variable_that_no_mount_shows_is_told() {
+    let text = r#"{"mcpServers": {
+        "memory": {"command": "npx", "args": ["-y", "@modelcontextprotocol/server-memory@2026.1.0"],
+            "env": {"MEMORY_FILE_PATH": "/home/me/memory.json", "CERT": "/usr/share/ca.pem", "API": "https://a.example/v1",
+                "DIRS": "/srv/data/a:/srv/other"}},
+        "shown": {"command": "npx", "args": ["x@1.0.0", "/srv/data"], "env": {"DATA_DIR": "/srv/data/a"}},
+        "boxed": {"command": "docker", "args": ["run", "-e", "DATA_DIR=/data", "example.com/boxed:1"]}
+    }}"#;
+    let found = portcullis_catalog::read(text, &Options::default()).unwrap();
+    let unseen = |name: &str| {
+        let notes = server(&found, name).notes.iter();
+        notes
+            .filter(|note| note.text.contains("does not see"))
+            .map(|note| note.text.clone())
+            .collect::<Vec<_>>()
+    };
+    let memory = unseen("memory");
+    assert_eq!(memory.len(), 3, "{memory:?}");
+    for place in [
+        "`/home/me/memory.json` (`MEMORY_FILE_PATH`)",
+        "`/srv/data/a` (`DIRS`)",
+        "`/srv/other` (`DIRS`)",
+    ] {
+        noted(server(&found, "memory"), Kind::Must, place);
+    }
+    assert!(unseen("shown").is_empty() && unseen("boxed").is_empty());
 }
 
 #[test]
@@ -168,9 +198,9 @@ fn one_variable_does_not_stand_for_two_secrets() {
 fn other_clients_files() {
     let vscode = found("vscode.json", &Options::default());
     let one = server(&vscode, "one");
-    assert_eq!(one.secrets["ONE_KEY"].from, "env:ONE_KEY");
+    assert_eq!(one.secrets["ONE_KEY"].from, "env:MCP_ONE__ONE_KEY");
     assert_eq!(one.secrets["ONE_KEY"].about.as_deref(), Some("The key"));
-    noted(one, Kind::Needed, "variables of a file");
+    noted(one, Kind::Must, "variables of a file");
     assert!(matches!(server(&vscode, "two").run, Run::Remote { .. }));
     assert!(problems(&vscode, "three")[0].text.contains("put into this argument"));
 
@@ -184,13 +214,13 @@ fn other_clients_files() {
     assert_eq!(docs.only.as_deref(), Some(&["find".to_owned()][..]));
     let Run::Remote { headers, .. } = &server(&codex, "far").run else { panic!() };
     assert_eq!(headers.len(), 3);
-    assert_eq!(headers["X-Key"].from, "env:FAR_KEY");
+    assert_eq!(headers["X-Key"].from, "env:MCP_FAR__FAR_KEY");
 
     let goose = found("goose.yaml", &Options::default());
-    assert_eq!(server(&goose, "fetch").secrets["FETCH_KEY"].from, "env:FETCH_KEY");
+    assert_eq!(server(&goose, "fetch").secrets["FETCH_KEY"].from, "env:MCP_FETCH__FETCH_KEY");
 
     let opencode = found("opencode.json", &Options::default());
-    assert_eq!(server(&opencode, "local").secrets["A_KEY"].from, "env:OTHER");
+    assert_eq!(server(&opencode, "local").secrets["A_KEY"].from, "env:MCP_LOCAL__OTHER");
     let Run::Remote { headers, .. } = &server(&opencode, "far").run else { panic!() };
-    assert_eq!(headers["Authorization"].from, "env:AUTH");
+    assert_eq!(headers["Authorization"].from, "env:MCP_FAR__AUTH");
 }

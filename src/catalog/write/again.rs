@@ -5,7 +5,7 @@
 //! Where that is not known, all that opens something (hosts, folders, secrets, a user) counts as the
 //! description's, so that what is not asked for any more goes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use toml::Value;
@@ -98,9 +98,38 @@ fn runs(entry: &toml::Table) -> String {
     program.unwrap_or_default().to_owned()
 }
 
+/// The secrets and headers of an entry whose reference the operator wrote themselves: it is another than the
+/// description's when that was taken last.
+///
+/// # Errors
+/// [`Unwritten::Syntax`]
+pub fn written_by_operator(
+    config: &str,
+    server: &str,
+    said: &toml::Table,
+) -> Result<BTreeSet<String>, Unwritten> {
+    let config = plain(config)?;
+    let Some(entry) = get(&config, &["servers", server]).and_then(Value::as_table) else {
+        return Ok(BTreeSet::new());
+    };
+    let from = |table: &toml::Table, key: &str, name: &str| {
+        get(table, &[key, name, "from"]).and_then(Value::as_str).map(str::to_owned)
+    };
+    let names = ["secrets", "headers"].into_iter().flat_map(|key| {
+        let names =
+            get(entry, &[key]).and_then(Value::as_table).into_iter().flat_map(|all| all.keys());
+        names.map(move |name| (key, name))
+    });
+    let own = names.filter(|(key, name)| {
+        let here = from(entry, key, name);
+        here.is_some() && here != from(said, key, name)
+    });
+    Ok(own.map(|(_, name)| name.clone()).collect())
+}
+
 /// Puts a server's description into the entry of its name. `before` is what the description said when
-/// it was taken last; `named` are the references that the operator gives now, in the place of those that
-/// are there.
+/// it was taken last; `confirmed` are the references that the operator named or confirmed before, by the name
+/// of the secret or header; `named` are those that they name now, in the place of those that are there.
 ///
 /// # Errors
 /// [`Unwritten`]
@@ -108,6 +137,7 @@ pub fn again(
     config: &str,
     server: &Server,
     before: Option<&toml::Table>,
+    confirmed: &BTreeMap<String, String>,
     named: &BTreeSet<String>,
 ) -> Result<Again, Unwritten> {
     let mut document = read(config)?;
@@ -123,6 +153,7 @@ pub fn again(
         now: said(server)?,
         keep: said(server)?,
         before,
+        confirmed,
         changes: Vec::new(),
     };
     merge.all(named);
@@ -170,6 +201,8 @@ struct Merge<'a> {
     keep: toml::Table,
     /// What the description said last.
     before: Option<&'a toml::Table>,
+    /// The references that the operator named or confirmed before.
+    confirmed: &'a BTreeMap<String, String>,
     changes: Vec<Change>,
 }
 
@@ -260,7 +293,8 @@ impl Merge<'_> {
     }
 
     /// A secret or a header: one that is there stays as it is, one that is new is added, one that is not
-    /// asked for any more goes.
+    /// asked for any more goes. A reference that the description chose and nobody confirmed becomes what it is
+    /// chosen to be now: earlier versions let a client's file name any variable of the proxy.
     fn secret(&mut self, key: &str, name: &str, named: &BTreeSet<String>) {
         let path = [key, name];
         let (here, now) = (get(&self.here, &path), get(&self.now, &path));
@@ -276,8 +310,12 @@ impl Merge<'_> {
             (Some(_), None) if was.is_some() => self.put(&path),
             (None, Some(_)) if was.is_none() => self.put(&path),
             (Some(_), Some(_)) => {
-                let now = get(&self.now, &from).and_then(Value::as_str);
-                if now.is_some_and(|now| named.contains(now)) {
+                let text = |table| get(table, &from).and_then(Value::as_str);
+                let (here, now) = (text(&self.here), text(&self.now));
+                let chosen =
+                    self.before.is_some_and(|before| here.is_some() && here == text(before));
+                let unconfirmed = self.confirmed.get(name).map(String::as_str) != here;
+                if now.is_some_and(|now| named.contains(now)) || (chosen && unconfirmed) {
                     self.put(&from);
                 }
             }
@@ -444,7 +482,7 @@ mod tests {
 
     fn image(digest: char, change: impl FnOnce(&mut Server)) -> Server {
         let digest = Some(format!("sha256:{}", digest.to_string().repeat(64)));
-        let image = Image { name: "a.example/s:1".into(), digest };
+        let image = Image { name: "a.example/s:1".into(), digest, id: None };
         let mut server = server("s");
         server.run = Run::Image { image, arguments: vec!["--quiet".into()] };
         (server.fetches, server.stays) = (false, false);
@@ -454,7 +492,7 @@ mod tests {
     }
 
     fn key(name: &str) -> (String, Secret) {
-        (name.to_owned(), Secret { from: format!("env:MCP_S__{name}"), about: None })
+        (name.to_owned(), Secret::of(format!("env:MCP_S__{name}")))
     }
 
     fn folder(source: &str, writable: bool) -> Mount {
@@ -470,7 +508,9 @@ mod tests {
     ) -> Again {
         let text = operator(add(OTHER, first).unwrap());
         let before = said(first).unwrap();
-        let done = again(&text, second, known.then_some(&before), &BTreeSet::new()).unwrap();
+        let done =
+            again(&text, second, known.then_some(&before), &BTreeMap::new(), &BTreeSet::new())
+                .unwrap();
         assert!(done.text.starts_with(OTHER), "{}", done.text);
         done
     }
@@ -520,7 +560,7 @@ mod tests {
         assert_eq!(done.server.secrets["K"].from, "file:/k");
         // Once more changes nothing.
         let (before, none) = (said(&second).unwrap(), BTreeSet::new());
-        let once_more = again(&done.text, &second, Some(&before), &none).unwrap();
+        let once_more = again(&done.text, &second, Some(&before), &BTreeMap::new(), &none).unwrap();
         assert_eq!((&once_more.text, once_more.changes.len()), (&done.text, 0));
     }
 
@@ -625,10 +665,11 @@ mod tests {
             .replace("mounts = [\"/srv/a:/data:rw\"]\n", "")
             .replace("K = { from = \"env:K\" }", "OWN = { from = \"env:MINE\" }");
         let none = BTreeSet::new();
-        let two = again(&text, &second, Some(&said(&first).unwrap()), &none).unwrap();
+        let two =
+            again(&text, &second, Some(&said(&first).unwrap()), &BTreeMap::new(), &none).unwrap();
         assert_eq!(two.changes.len(), 1, "{:?}", two.changes);
         assert_eq!(two.said["env"]["A"].as_str(), Some(""));
-        let three = again(&two.text, &third, Some(&two.said), &none).unwrap();
+        let three = again(&two.text, &third, Some(&two.said), &BTreeMap::new(), &none).unwrap();
         let entry = entry(&three);
         assert_eq!(entry["command"], Value::from(vec!["--read-only"]));
         assert_eq!(entry["env"]["OWN"].as_str(), Some("x"));
@@ -641,7 +682,7 @@ mod tests {
         assert_eq!(secrets, ["OWN"]);
         // What was the description's all along is still.
         let fourth = image('4', |server| server.egress = vec![]);
-        let four = again(&three.text, &fourth, Some(&three.said), &none).unwrap();
+        let four = again(&three.text, &fourth, Some(&three.said), &BTreeMap::new(), &none).unwrap();
         assert!(
             !four.text.contains("B = ") && !four.text.contains("a.example:443"),
             "{}",
@@ -654,8 +695,11 @@ mod tests {
     fn what_comes_to_run_something_else_is_told() {
         let with = |run: Run| image('1', |server| server.run = run);
         let of = |name: &str| {
-            let image =
-                Image { name: name.into(), digest: Some(format!("sha256:{}", "0".repeat(64))) };
+            let image = Image {
+                name: name.into(),
+                digest: Some(format!("sha256:{}", "0".repeat(64))),
+                id: None,
+            };
             with(Run::Image { image, arguments: vec![] })
         };
         let at = |url: &str| {
@@ -689,7 +733,7 @@ mod tests {
             "[servers.s]\nimage = \"x\" # here\nsigned-by = [\"acme\"]\negress = [\n  \"b.example:443\", # b\n]\n\
              [servers.s.secrets.OLD]\nfrom = \"env:OLD\"\n[servers.s.secrets.K]\nfrom = \"file:/k\"\n",
         ] {
-            let done = again(before, &second, None, &BTreeSet::new()).unwrap();
+            let done = again(before, &second, None, &BTreeMap::new(), &BTreeSet::new()).unwrap();
             let entry = entry(&done);
             assert_eq!(entry["signed-by"], Value::from(vec!["acme"]), "{}", done.text);
             assert_eq!(entry["egress"], Value::from(vec!["a.example:443"]), "{}", done.text);
@@ -697,7 +741,8 @@ mod tests {
             assert_eq!(entry["secrets"].as_table().unwrap().len(), 1, "{}", done.text);
             assert_eq!(done.text.contains("# here"), before.contains("# here"), "{}", done.text);
         }
-        let far = again("[servers.x]\nurl = \"x\"\n", &second, None, &BTreeSet::new());
+        let far =
+            again("[servers.x]\nurl = \"x\"\n", &second, None, &BTreeMap::new(), &BTreeSet::new());
         assert!(matches!(far, Err(Unwritten::Shape)));
     }
 
@@ -705,15 +750,40 @@ mod tests {
     fn a_reference_that_is_named_now_takes_the_place_of_the_one_that_was() {
         let mut second = image('2', |_| {});
         let from = "vault:kv/s#k";
-        second.secrets.insert("K".into(), Secret { from: from.into(), about: None });
+        second.secrets.insert("K".into(), Secret::of(from.into()));
         let text = add(OTHER, &image('1', |_| {})).unwrap();
         let text = text.replace("from = \"env:K\"", "from = \"file:/k\", as = \"file\"");
         for (named, expected) in [(None, "file:/k"), (Some(from), from)] {
             let named = named.into_iter().map(str::to_owned).collect();
-            let done = again(&text, &second, None, &named).unwrap();
+            let done = again(&text, &second, None, &BTreeMap::new(), &named).unwrap();
             let key = &entry(&done)["secrets"]["K"];
             assert_eq!(key["from"].as_str(), Some(expected));
             assert_eq!(key["as"].as_str(), Some("file"));
+        }
+    }
+
+    #[test]
+    fn a_reference_that_a_description_chose_and_nobody_confirmed_does_not_stay() {
+        let first = image('1', |server| {
+            server.secrets = [("K".to_owned(), Secret::of("env:HOME".into()))].into();
+        });
+        let second = image('2', |server| server.secrets = [key("K")].into());
+        let (text, before) = (add(OTHER, &first).unwrap(), said(&first).unwrap());
+        let chosen = || BTreeMap::from([("K".to_owned(), "env:HOME".to_owned())]);
+        let other = || BTreeMap::from([("K".to_owned(), "env:OTHER".to_owned())]);
+        for (confirmed, config, expected) in [
+            (BTreeMap::new(), text.clone(), "env:MCP_S__K"),
+            (other(), text.clone(), "env:MCP_S__K"),
+            (chosen(), text.clone(), "env:HOME"),
+            (BTreeMap::new(), text.replace("env:HOME", "file:/k"), "file:/k"),
+        ] {
+            let by_operator = written_by_operator(&config, "s", &before).unwrap();
+            assert_eq!(by_operator.contains("K"), config.contains("file:/k"));
+            let done =
+                again(&config, &second, Some(&before), &confirmed, &BTreeSet::new()).unwrap();
+            assert_eq!(entry(&done)["secrets"]["K"]["from"].as_str(), Some(expected));
+            let told = done.changes.iter().any(|change| change.key == "secrets.K");
+            assert_eq!(told, expected == "env:MCP_S__K", "{:?}", done.changes);
         }
     }
 

@@ -183,7 +183,7 @@ pub(super) mod tests {
             description: None,
             run: Run::Command { program: "x".into(), arguments: vec!["--a \"b\"".into()] },
             env: [("A".to_owned(), "line\n\"x\"".to_owned())].into(),
-            secrets: [("K".to_owned(), Secret { from: "env:K".into(), about: None })].into(),
+            secrets: [("K".to_owned(), Secret::of("env:K".into()))].into(),
             mounts: vec![],
             egress: vec!["a.example:443".into()],
             user: Some("1:1".into()),

@@ -1,10 +1,12 @@
 //! The policies that a server begins with: it may be started as it was taken, and nobody may call it.
+//!
+//! Invariant: no secret is permitted that the operator did not name or confirm.
 
 use std::fmt::Write as _;
 
 use crate::{
     report::brief,
-    server::{Run, Server},
+    server::{Run, Secret, Server},
 };
 
 /// The file that they stand in.
@@ -14,7 +16,8 @@ pub fn file_name(server: &str) -> String {
 }
 
 /// The policies. What they permit is the start alone, of this image and with these deviations, the
-/// secrets one by one, and the way to a server elsewhere.
+/// secrets that the operator named or confirmed, one by one, and the way to a server elsewhere. Permits of other
+/// secrets are comments.
 #[must_use]
 pub fn policy(server: &Server) -> String {
     let name = &server.name;
@@ -24,8 +27,7 @@ pub fn policy(server: &Server) -> String {
     match &server.run {
         Run::Image { image, .. } => {
             let by = image
-                .digest
-                .as_ref()
+                .content()
                 .map(|digest| format!("resource has digest && resource.digest == \"{digest}\""));
             launch(&mut text, server, by.into_iter());
         }
@@ -42,23 +44,32 @@ pub fn policy(server: &Server) -> String {
         }
     }
     egress(&mut text, server);
-    let mut secrets: Vec<&String> = server.secrets.keys().collect();
-    if let Run::Remote { headers, .. } = &server.run {
-        secrets.extend(headers.keys());
-    }
-    for secret in secrets {
-        let secret = escaped(secret);
-        let _ = write!(
-            text,
-            "\n@id(\"{name}.secret.{secret}\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
-             Portcullis::Action::\"hand_secret\",\n  resource == Portcullis::Secret::\"{name}/{secret}\"\n);\n",
-        );
+    for (secret, reference) in server.references() {
+        hand_secret(&mut text, name, secret, reference);
     }
     if let Some(only) = &server.only {
         left_on(&mut text, name, only);
     }
     text.push_str(&example(server));
     text
+}
+
+/// The permit of one secret; a comment, where nobody named or confirmed it.
+fn hand_secret(text: &mut String, server: &str, secret: &str, reference: &Secret) {
+    let secret = escaped(secret);
+    let permit = format!(
+        "@id(\"{server}.secret.{secret}\")\npermit (\n  principal == Portcullis::Server::\"{server}\",\n  action == \
+         Portcullis::Action::\"hand_secret\",\n  resource == Portcullis::Secret::\"{server}/{secret}\"\n);\n",
+    );
+    text.push('\n');
+    if reference.permitted {
+        text.push_str(&permit);
+        return;
+    }
+    text.push_str("// Nobody named or confirmed this secret. To permit it, remove the slashes:\n");
+    for line in permit.lines() {
+        let _ = writeln!(text, "// {line}");
+    }
 }
 
 fn launch(text: &mut String, server: &Server, more: impl Iterator<Item = String>) {
@@ -196,10 +207,10 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::server::{Secret, Tool, Transport};
+    use crate::server::{Tool, Transport};
 
     fn server(name: &str, header: &str) -> Server {
-        let secret = Secret { from: "env:X".into(), about: None };
+        let secret = Secret { permitted: true, ..Secret::of("env:X".into()) };
         Server {
             name: name.to_owned(),
             original: name.to_owned(),
@@ -236,6 +247,19 @@ mod tests {
         let distinct: BTreeSet<&str> = all.iter().copied().collect();
         assert_eq!(distinct.len(), all.len(), "{all:?}");
         assert_eq!(all.len(), 12);
+    }
+
+    #[test]
+    fn a_secret_that_nobody_confirmed_is_a_comment() {
+        let mut server = server("a", "X\n@id(\"x\")\npermit (principal, action, resource);");
+        for (_, secret) in server.references_mut() {
+            secret.permitted = false;
+        }
+        let text = policy(&server);
+        let permitted: Vec<&str> = text.lines().filter(|line| !line.starts_with("//")).collect();
+        assert!(!permitted.join("\n").contains("hand_secret"), "{text}");
+        assert_eq!(text.matches("// permit (").count(), 3, "{text}");
+        assert_eq!(permitted.iter().filter(|line| line.starts_with("permit (")).count(), 3);
     }
 
     #[test]

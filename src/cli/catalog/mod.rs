@@ -12,7 +12,7 @@ use crate::{
     catalog::{
         self, CATALOG, Entry, Found, Options, Reference, Run, artifact, is_legal, read, write,
     },
-    cli::adding::{Offer, Said, take},
+    cli::adding::{Offer, Said, locate, take},
     names::nearest,
 };
 
@@ -238,6 +238,10 @@ fn one(ctx: &Context, entries: Vec<Entry>) -> anyhow::Result<Exit> {
                 for line in write::add("", &server)?.lines().filter(|line| !line.is_empty()) {
                     ctx.line(line)?;
                 }
+                for handed in server.handed() {
+                    let (kind, to) = (handed.kind.as_str(), server.destination().join(", "));
+                    ctx.line(format!("# {kind} {} <- {} -> {to}", handed.name, handed.from))?;
+                }
                 for tool in &server.tools {
                     ctx.line(format!("# tool: {}", tool.name))?;
                 }
@@ -323,18 +327,19 @@ pub(super) async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
     let name = args.name.as_ref().map(crate::names::ServerName::as_str);
     let offer = if let Reference::Image(image) = &reference {
         let mut image = image.clone();
-        if image.digest.is_none()
-            && let Ok(digest) = house.resolve(&image).await
-        {
-            image.digest = Some(digest);
-        }
-        let described = house.described(&image).await;
+        // Where nobody can say what it is, it is not taken, and that is told then.
+        let _ = locate(ctx, &house, &mut image).await;
+        let described = match image.digest {
+            Some(_) => house.described(&image).await,
+            None => None,
+        };
         let entry = catalog::of_image(&image, name, described.as_ref());
         Offer {
             entries: vec![entry],
             source: house.source(&reference),
             digest: None,
             name: reference.to_string(),
+            in_full: true,
         }
     } else {
         let fetched = fetch(ctx, &house, &reference).await?;
@@ -357,7 +362,7 @@ pub(super) async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
             ),
         };
         let source = house.source(&reference);
-        Offer { entries, source, digest: Some(digest), name: fetched.name }
+        Offer { entries, source, digest: Some(digest), name: fetched.name, in_full: false }
     };
     Ok(take(ctx, &mut house, offer, &args.said).await?.1)
 }
@@ -379,6 +384,9 @@ pub(super) struct Import {
     /// Only this server of the file; may be given several times
     #[arg(long = "only", value_name = "SERVER")]
     only: Vec<String>,
+    /// What the server is to be called here, of a file with one server or with `--only`
+    #[arg(long)]
+    name: Option<crate::names::ServerName>,
     /// Only the servers that are on: a `registry.yaml` of Docker's
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
     enabled: Option<PathBuf>,
@@ -395,6 +403,10 @@ pub(super) async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> 
         _ => only_one(&fetched.text),
     };
     let mut options = args.said.options(single.as_deref())?;
+    if args.name.is_some() && single.is_none() {
+        return Err(Usage("`--name` is for one server: choose it with `--only`".into()).into());
+    }
+    options.name = args.name.as_ref().map(ToString::to_string);
     let mut only = args.only.clone();
     if let Some(path) = &args.enabled {
         let list = file(path)?;
@@ -419,6 +431,6 @@ pub(super) async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> 
         bail!("{} has no servers", fetched.name);
     }
     let (source, digest) = (house.place(&args.file), Some(fetched.digest));
-    let offer = Offer { entries, source, digest, name: fetched.name };
+    let offer = Offer { entries, source, digest, name: fetched.name, in_full: false };
     Ok(take(ctx, &mut house, offer, &args.said).await?.1)
 }

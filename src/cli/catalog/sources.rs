@@ -15,7 +15,7 @@ use crate::{
         lock::{Kept, Lock, digest, origin, same_origin},
     },
     cli::Context,
-    upstream::images::asked,
+    upstream::{Engines, images::asked},
 };
 use portcullis_oci as oci;
 
@@ -29,6 +29,8 @@ pub(in crate::cli) struct House {
     state_dir: PathBuf,
     pub lock: Lock,
     registries: oci::Client,
+    /// Where the config says that the container engine is.
+    engine: Option<String>,
 }
 
 /// A text that was fetched.
@@ -56,16 +58,16 @@ impl House {
     pub fn open(ctx: &Context) -> anyhow::Result<Self> {
         let path = std::path::absolute(&ctx.config)?;
         let base = path.parent().unwrap_or(Path::new("/")).to_owned();
-        let (state_dir, settings) = match path.exists() {
+        let (state_dir, settings, engine) = match path.exists() {
             true => {
                 let config = ctx.load()?.config;
-                (config.state_dir, asked(&config.registries))
+                (config.state_dir, asked(&config.registries), config.engine.host)
             }
-            false => (base.join(".portcullis"), oci::Settings::default()),
+            false => (base.join(".portcullis"), oci::Settings::default(), None),
         };
         let lock = Lock::read(&base)?;
         let registries = oci::Client::new(settings)?;
-        Ok(Self { base, state_dir, lock, registries })
+        Ok(Self { base, state_dir, lock, registries, engine })
     }
 
     /// Changes the lock file.
@@ -270,6 +272,16 @@ impl House {
     pub async fn resolve(&self, image: &Image) -> anyhow::Result<String> {
         let reference = oci::Reference::of_image(&image.to_string())?;
         Ok(self.registries.resolve(&reference).await?.to_string())
+    }
+
+    /// The id of an image that this machine's engine has by that name or id.
+    ///
+    /// # Errors
+    /// Where no engine answers.
+    pub async fn on_engine(&self, image: &str) -> anyhow::Result<Option<String>> {
+        let engine = Engines::find(self.engine.as_deref()).await.now();
+        let engine = engine.map_err(|why| anyhow::anyhow!("no container engine answers: {why}"))?;
+        engine.has(image).await.map_err(|failure| anyhow::anyhow!("{}", failure.what))
     }
 
     /// What an image says of itself. Nothing, where it says nothing, or it can't be had.

@@ -36,7 +36,7 @@ async fn imported(
         .file("claude_desktop_config.json", file.to_string())
         .write();
     let path = written.path("claude_desktop_config.json");
-    let ended = written.cli(&["server", "import", path.to_str().unwrap()]).await;
+    let ended = written.cli(&["server", "import", path.to_str().unwrap(), "--yes"]).await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");
     let mut config = written.config();
     let head = format!("[servers.{name}]\n");

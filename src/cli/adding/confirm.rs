@@ -1,0 +1,99 @@
+//! What the operator confirms before anything is written.
+//!
+//! Invariant: nothing is written without a yes to a question at a terminal, or `--yes`, or a command line that
+//! names all of it; and no secret is permitted without a yes of its own, or `--secret`. `--yes` alone permits
+//! no secret.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, IsTerminal as _, Write as _},
+};
+
+use anyhow::bail;
+
+use super::Taken;
+use crate::cli::Context;
+
+impl Taken {
+    /// The secrets and headers that nobody named or confirmed, with their references.
+    pub(super) fn open(&self) -> impl Iterator<Item = (&str, &str)> {
+        let open = self.server.references().filter(|(_, secret)| !secret.permitted);
+        open.map(|(name, secret)| (name.as_str(), secret.from.as_str()))
+    }
+
+    /// Permits the references that the operator names now, and those that they named or confirmed before for
+    /// the same destination. `named`: references of `--secret`; `by_operator`: secrets and headers whose
+    /// reference they wrote into the entry themselves, which counts unless the server was taken with that
+    /// reference before and it was not confirmed.
+    pub(super) fn permit(&mut self, named: &[&str], by_operator: &[String]) {
+        let destination = self.server.destination();
+        // What the lock file has of a server that is no longer in the config is not of this one.
+        let old = self.old.as_ref().filter(|_| self.changes.is_some());
+        let old = old.filter(|old| old.goes_there(&destination));
+        for (name, secret) in self.server.references_mut() {
+            let before = old.is_some_and(|old| {
+                let by_operator =
+                    by_operator.contains(name) && old.unconfirmed.get(name) != Some(&secret.from);
+                by_operator || old.confirmed.get(name) == Some(&secret.from)
+            });
+            secret.permitted = before || named.contains(&&*secret.from);
+        }
+    }
+
+    /// The references that are confirmed, or those that are not, for the lock file.
+    pub(super) fn locked_references(&self, confirmed: bool) -> BTreeMap<String, String> {
+        let chosen = self.server.references().filter(|(_, secret)| secret.permitted == confirmed);
+        chosen.map(|(name, secret)| (name.clone(), secret.from.clone())).collect()
+    }
+}
+
+/// Asks about what was shown, at a terminal.
+///
+/// # Errors
+/// Where there is no terminal, or the answer is no.
+pub(super) fn ask(ctx: &Context, taken: &mut [Taken]) -> anyhow::Result<()> {
+    let terminal = io::stdin().is_terminal() && io::stderr().is_terminal() && !ctx.is_json();
+    if !terminal {
+        bail!(
+            "nothing was written, since nobody confirmed it: read what is shown, and confirm it with `--yes`; a \
+             secret or a header is confirmed by its name, with `--secret NAME=REFERENCE` (of several servers, \
+             `--secret SERVER/NAME=REFERENCE`)"
+        );
+    }
+    for one in taken.iter_mut() {
+        let open: Vec<String> =
+            one.open().map(|(name, from)| format!("{name} <- {from}")).collect();
+        if open.is_empty() {
+            continue;
+        }
+        let (name, to) = (&one.server.name, one.server.destination().join(", "));
+        if yes(
+            ctx,
+            &format!("Let `{name}` have {}, which goes to {to}? [y/N] ", open.join(" and ")),
+        )? {
+            for (_, secret) in one.server.references_mut() {
+                secret.permitted = true;
+            }
+        }
+    }
+    let servers: Vec<String> = taken.iter().map(|one| format!("`{}`", one.server.name)).collect();
+    if !yes(
+        ctx,
+        &format!(
+            "Write {} as shown, with the permits to start and to reach? [y/N] ",
+            servers.join(", ")
+        ),
+    )? {
+        bail!("nothing was written");
+    }
+    Ok(())
+}
+
+/// Asks a question at the terminal. No answer is no.
+fn yes(ctx: &Context, question: &str) -> anyhow::Result<bool> {
+    ctx.ask(question);
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
