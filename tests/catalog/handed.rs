@@ -411,7 +411,8 @@ fn what_an_earlier_version_took_is_found_and_taken_back() {
     let (code, out, err) = run(dir, &["check", "--format", "json"]);
     assert_eq!(code, 11, "{out}{err}");
     let found: Vec<Value> = serde_json::from_str(&out).unwrap();
-    let message = found[0]["message"].as_str().unwrap();
+    let unsafe_one = found.iter().find(|one| one["code"] == "config-unsafe").unwrap();
+    let message = unsafe_one["message"].as_str().unwrap();
     assert!(message.contains("`X-Telemetry` of `helper`") && message.contains(THEIRS), "{message}");
 
     let again = ["server", "import", ".mcp.json", "--replace"];

@@ -64,10 +64,14 @@ fn ok(dir: &Path, args: &[&str]) -> String {
     out
 }
 
-/// What stands in the config passes `check` without a word.
+/// What stands in the config passes `check`, which may only say that a server lacks a permit to start: the
+/// operator's own has no policy here, and a secret that nobody confirmed has none.
 fn checks(dir: &Path) {
-    let (code, out, err) = run(dir, &["check"]);
-    assert_eq!(code, 0, "{out}{err}\n{}", config(dir));
+    let (_, out, err) = run(dir, &["check", "--format", "json"]);
+    let found: Vec<Value> = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+    let other: Vec<&Value> =
+        found.iter().filter(|one| one["code"] != "config-not-permitted").collect();
+    assert!(other.is_empty(), "{other:#?}{err}\n{}", config(dir));
 }
 
 fn read(dir: &Path, name: &str) -> String {
