@@ -195,7 +195,7 @@ fn no_form_of_a_reference_names_a_variable_of_the_proxy() {
             assert!(made["servers"].get(server).is_some(), "{form}: {server} {out}{err}");
         }
         for text in [&config(dir), &read(dir, "portcullis.lock")] {
-            assert!(!text.contains(&format!("env:{THEIRS}\"")), "{form}: {text}");
+            assert!(!text.contains(&format!("\"env:{THEIRS}\"")), "{form}: {text}");
             assert!(!text.contains(&value()), "{form}: {text}");
             let own = |line: &&str| line.contains("from = ");
             for line in text.lines().filter(own) {
