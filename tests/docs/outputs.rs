@@ -64,6 +64,17 @@ fn the_readmes_first_policy_decides_as_it_shows() {
 }
 
 #[test]
+fn the_readmes_chain_is_the_one_that_check_prints() {
+    let page = page("README.md");
+    let find = |text: &str| page.blocks.iter().find(|block| block.text.contains(text)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let entries = &find("use = \"rate-limit\"").text;
+    fs::write(folder.path().join("portcullis.toml"), entries).unwrap();
+    fs::create_dir(folder.path().join("policies")).unwrap();
+    compare(folder.path(), find("chain: rate-limit, policy"));
+}
+
+#[test]
 fn a_wrong_filter_is_shown_as_the_docs_show_it() {
     let page = page("docs/audit/queries.md");
     let block = page.blocks.iter().find(|block| block.info == "audit-filter").unwrap();
