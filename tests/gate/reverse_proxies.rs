@@ -108,8 +108,15 @@ async fn anonymous_callers_behind_a_reverse_proxy_are_not_local_ones() {
     gate.stop().await;
 }
 
-/// A gate that trusts a proxy at 127.0.0.1 and lets calls from 127.0.0.3 alone pass.
+/// The address of the proxy that a gate trusts. Whoever connects from there must speak the PROXY
+/// protocol where that is the form, and the test's own look whether the gate is ready does not.
+fn proxy_of(source: &str) -> [u8; 4] {
+    if source == "proxy-protocol" { [127, 0, 0, 2] } else { [127, 0, 0, 1] }
+}
+
+/// A gate that trusts one proxy and lets calls from 127.0.0.3 alone pass.
 async fn trusting(source: &str) -> (Gate, String) {
+    let proxy = std::net::Ipv4Addr::from(proxy_of(source));
     let policies = r#"
         @id("near")
         permit (principal, action, resource)
@@ -118,7 +125,7 @@ async fn trusting(source: &str) -> (Gate, String) {
     let written = Setup::notes()
         .keyed()
         .policies(policies)
-        .listen(&format!("trusted-proxies = [\"127.0.0.1\"]\nclient-address = \"{source}\""))
+        .listen(&format!("trusted-proxies = [\"{proxy}\"]\nclient-address = \"{source}\""))
         .write();
     let key = written.add_client("ci", &[]).await;
     (written.start().await, key)
@@ -166,10 +173,14 @@ async fn the_client_address_behind_a_trusted_proxy_counts_in_policies_and_record
             Box::pin(async move { Front::haproxy(gate, "http", FORWARDED, "").await })
         }),
         ("HAProxy, version 1", "proxy-protocol", |gate| {
-            Box::pin(async move { Front::haproxy(gate, "tcp", "", "send-proxy").await })
+            Box::pin(
+                async move { Front::haproxy(gate, "tcp", "", "send-proxy source 127.0.0.2").await },
+            )
         }),
         ("HAProxy, version 2", "proxy-protocol", |gate| {
-            Box::pin(async move { Front::haproxy(gate, "tcp", "", "send-proxy-v2").await })
+            Box::pin(async move {
+                Front::haproxy(gate, "tcp", "", "send-proxy-v2 source 127.0.0.2").await
+            })
         }),
     ];
     for (name, source, start) in fronts {
@@ -219,7 +230,6 @@ async fn nobody_but_a_trusted_proxy_is_believed() {
 
 #[tokio::test]
 async fn a_trusted_proxy_that_does_not_name_its_client_is_refused() {
-    let proxy = [127, 0, 0, 1];
     for (source, wrong) in [
         (
             "x-forwarded-for",
@@ -239,7 +249,7 @@ async fn a_trusted_proxy_that_does_not_name_its_client_is_refused() {
         let (gate, key) = trusting(source).await;
         let host = gate.addr.to_string();
         for headers in wrong {
-            let reply = call(proxy, gate.addr, &host, &key, headers).await;
+            let reply = call(proxy_of(source), gate.addr, &host, &key, headers).await;
             assert_eq!(reply.status, 400, "{source} {headers:?}: {reply:#?}");
             assert!(reply.body.contains("invalid-request"), "{source} {headers:?}: {reply:#?}");
         }
@@ -250,7 +260,8 @@ async fn a_trusted_proxy_that_does_not_name_its_client_is_refused() {
     }
     let (gate, key) = trusting("proxy-protocol").await;
     let host = gate.addr.to_string();
-    let reply = call(proxy, gate.addr, &host, &key, "X-Forwarded-For: 127.0.0.3\r\n").await;
+    let named = "X-Forwarded-For: 127.0.0.3\r\n";
+    let reply = call(proxy_of("proxy-protocol"), gate.addr, &host, &key, named).await;
     assert_eq!(reply.status, 400, "{reply:#?}");
     assert!(reply.body.contains("PROXY protocol"), "{reply:#?}");
     assert!(recorded(&gate).await.is_empty());

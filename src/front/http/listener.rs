@@ -26,7 +26,7 @@ use tower::{Service, ServiceExt};
 use super::{
     client_address::{ByTrustedProxy, TrustedProxies},
     connections::{ConnectionPermit, ConnectionTable, RequestGuard},
-    proxy_protocol,
+    proxy_protocol::{self, ProxyProtocolFault},
 };
 use crate::config::{ClientAddressSource, ConnectionBounds, ConnectionLimits, Listen};
 
@@ -163,6 +163,11 @@ impl Shared {
         if source == Some(ClientAddressSource::ProxyProtocol) {
             match tokio::time::timeout(HEADERS, proxy_protocol::read(&mut stream)).await {
                 Ok(Ok(named)) => client = named.unwrap_or(peer),
+                Ok(Err(ProxyProtocolFault::Io(error))) => {
+                    // As a health check that only connects does.
+                    tracing::debug!(%peer, %error, "a connection of a trusted proxy broke off");
+                    return;
+                }
                 Ok(Err(fault)) => {
                     tracing::warn!(%peer, %fault, "a connection of a trusted proxy is refused");
                     let refused = stream.write_all(NO_PROXY_HEADER);
