@@ -103,7 +103,7 @@ fn inputs() -> TempDir {
         printf 'Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n' > demo-1.0.dist-info/METADATA
         printf 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n' > demo-1.0.dist-info/WHEEL
         printf 'demo.py,,\ndemo-1.0.dist-info/METADATA,,\ndemo-1.0.dist-info/WHEEL,,\ndemo-1.0.dist-info/RECORD,,\n' > demo-1.0.dist-info/RECORD
-        python3 -m zipfile -c demo-1.0-py3-none-any.whl demo.py demo-1.0.dist-info/*
+        python3 -m zipfile -c demo-1.0-py3-none-any.whl demo.py demo-1.0.dist-info
         chmod 755 .
     "#;
     let made = Command::new("sh").args(["-c", script]).current_dir(inputs.path()).status().unwrap();
