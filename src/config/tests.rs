@@ -138,7 +138,7 @@ groups = ["a b"]
     7:9 [config-bad-value] this must be at least 4
         = Nesting of arrays and objects in a message.
     8:9 [config-bad-value] expected an integer, found a number with a fraction
-        = Values in a message.
+        = Values in a message, keys included.
     10:14 [config-bad-value] `jsn` is not a value of this key
         ^ did you mean `json`?
         = one of `text`, `json`, `auto`
