@@ -149,8 +149,8 @@ impl<'a> Incoming<'a> {
         Self { memory, who, text, reserved: Vec::new(), covered: LARGE_BYTES, turn: None }
     }
 
-    /// Bytes so far.
-    pub fn len(&self) -> usize {
+    /// Bytes that arrived so far.
+    pub fn received(&self) -> usize {
         self.text.len()
     }
 
@@ -251,7 +251,7 @@ mod tests {
         let ann = client("ann");
         let mut body = Incoming::new(&memory, &ann);
         let chunk = [b' '; 100_000];
-        while body.len() < 15 * 100_000 {
+        while body.received() < 15 * 100_000 {
             body.push(&chunk).await.unwrap();
         }
         let text = body.finish();

@@ -150,7 +150,7 @@ pub(super) async fn body(
             let frame = frame.map_err(|_| Refusal::new(Code::Malformed, "the body broke off"))?;
             // Trailers say nothing here.
             let Ok(data) = frame.into_data() else { continue };
-            if incoming.len() + data.len() > most {
+            if incoming.received() + data.len() > most {
                 return Err(too_large());
             }
             incoming.push(&data).await?;
