@@ -21,7 +21,8 @@ async fn what_was_sent_for_a_message_that_was_withdrawn_is_on_record() {
          allow-unpinned = true\ndeadline-ms = 600000\n\
          [interceptors.grants]\nhttp = [\"http://{host}=127.0.0.1\"]\n"
     );
-    let gate = Setup::notes().and(&entry).file("tarpit.wasm", component).start().await;
+    let setup = Setup::notes().without("schema").and(&entry).file("tarpit.wasm", component);
+    let gate = setup.start().await;
     let agent = gate.modern();
     let note = json!({ "name": "any", "title": "harm:tarpit", "text": "x" });
     let call = tokio::spawn(async move { agent.call("notes__add_note", note).await });

@@ -114,7 +114,8 @@ pub(super) fn inspect(
         let as_json = breaks_json(&text.decoded, &ranges);
         if as_json {
             redact.truncate(1);
-            ranges = vec![0..text.decoded.len()];
+            ranges.clear();
+            ranges.push(0..text.decoded.len());
         }
         let places = locate(raw.get(text.span.clone()).unwrap_or_default(), &ranges);
         cuts.extend(places.into_iter().zip(redact).map(|(place, hit)| Cut {

@@ -3,8 +3,11 @@
 use super::*;
 use crate::interceptors::secrets::layers::Layers;
 
+/// A name, and how a text is placed in another.
+type Placing = (&'static str, fn(&str) -> String);
+
 /// Where a sample stands in the inner value.
-const POSITIONS: [(&str, fn(&str) -> String); 5] = [
+const POSITIONS: [Placing; 5] = [
     ("alone", str::to_owned),
     ("at the start of a line", |text| format!("the first line\n{text}")),
     ("between lines", |text| format!("a\r\n{text}\r\nb")),
@@ -32,7 +35,7 @@ fn repr(value: &str) -> String {
 }
 
 /// What stands around the inner value. The first four are JSON as a whole.
-const NESTINGS: [(&str, fn(&str) -> String); 11] = [
+const NESTINGS: [Placing; 11] = [
     ("JSON", json_of),
     ("JSON in JSON", |value| json_of(&json_of(value))),
     ("JSON in JSON in JSON", |value| json_of(&json_of(&json_of(value)))),
