@@ -58,10 +58,13 @@ fn need(path: &str) -> Need {
 #[derive(Clone)]
 pub struct Recorder {
     pub audit: Audit,
-    /// Whether one more refusal of this user, with this code, gets a record of its own; if not, it
-    /// is counted elsewhere.
-    pub refusal: Arc<dyn Fn(&str, &'static str) -> bool + Send + Sync>,
+    /// Decides which refusals get a record.
+    pub refusal: Arc<RecordsRefusal>,
 }
+
+/// Whether one more refusal of this user, with this code, gets a record of its own. If not, it is
+/// counted elsewhere.
+type RecordsRefusal = dyn Fn(&str, &'static str) -> bool + Send + Sync;
 
 /// These routes behind the check of roles.
 pub(super) fn guarded(routes: Router, recorder: Option<Recorder>) -> Router {

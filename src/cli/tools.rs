@@ -77,10 +77,11 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                     headers.push((AS, client.clone()));
                 }
                 let answer = proxy.mcp(&headers, text).await?;
-                // Whoever may list tools need not be one who may ask for the state of servers.
-                let states = match name {
-                    None => proxy.get_json("/v1/servers").await.unwrap_or_default(),
-                    Some(_) => Vec::new(),
+                // A user without the role of an operator gets the list without the states.
+                let states = if name.is_none() && is_result(&answer) {
+                    proxy.get_json("/v1/servers").await.unwrap_or_default()
+                } else {
+                    Vec::new()
                 };
                 (answer, states)
             }
@@ -128,6 +129,11 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     missing.iter().for_each(|missing| ctx.note(missing));
     let complete = result["isError"] != true && missing.is_empty();
     Ok(if complete { Exit::Ok } else { Exit::Failure })
+}
+
+/// Whether an answer has a result, and not an error.
+fn is_result(answer: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(answer).is_ok_and(|answer| answer.get("result").is_some())
 }
 
 /// A sentence for each server whose tools are missing from the list, by the states of all servers.

@@ -79,7 +79,7 @@ async fn a_setuid_program_in_a_writable_mount_by_every_call() {
     for (call, outcome) in &found {
         assert!(["EPERM", "ENOSYS"].contains(&outcome.as_str()), "{call}: {outcome}");
     }
-    assert_eq!(set_id_files(folder.path()), [PathBuf::new(); 0]);
+    assert_eq!(set_id_files(folder.path()), Vec::<PathBuf>::new());
 }
 
 /// What programs that copy and unpack find: a program and a folder with set-ID bits, alone and in
@@ -150,7 +150,7 @@ async fn programs_that_copy_and_unpack_cope_with_the_refusal() {
         let (code, said) = shell(&inputs, &folder, line).await;
         assert_ne!(code, 0, "{line}: {said}");
     }
-    assert_eq!(set_id_files(folder.path()), [PathBuf::new(); 0]);
+    assert_eq!(set_id_files(folder.path()), Vec::<PathBuf>::new());
 }
 
 /// A folder that hands its group on stays usable: new folders in it get the bit from the kernel.
@@ -164,5 +164,5 @@ async fn a_folder_that_hands_its_group_on_stays_usable() {
     let (code, said) = shell(&inputs, &folder, line).await;
     assert_eq!(code, 0, "{said}");
     assert_ne!(fs::metadata(shared.join("a/b")).unwrap().permissions().mode() & 0o2000, 0);
-    assert_eq!(set_id_files(folder.path()), [PathBuf::new(); 0]);
+    assert_eq!(set_id_files(folder.path()), Vec::<PathBuf>::new());
 }
