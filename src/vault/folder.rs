@@ -68,9 +68,12 @@ impl Runtime {
                 .prefix(PREFIX)
                 .permissions(fs::Permissions::from_mode(0o700))
                 .tempdir_in(place)?;
-            let held = File::open(dir.path())?;
+            // Another proxy's sweep may remove the folder before it is locked.
+            let held = match File::open(dir.path()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
             held.lock()?;
-            // Between its making and its lock, another's sweep may have removed it.
             if dir.path().is_dir() {
                 return Ok(Self { dir, _held: held });
             }

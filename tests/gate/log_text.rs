@@ -35,7 +35,7 @@ async fn a_method_with_marks_of_direction_and_tags_is_escaped_in_both_formats() 
         let agent = Agent::legacy(&gate.url("/servers/crooked/mcp"), None).await.unwrap();
         let refused = agent.ask(HOSTILE, json!({})).await.unwrap_err();
         assert_eq!(code_of(&refused), "policy-denied");
-        let line = gate.logged("the refusal", |line| line.contains("x/")).await;
+        let line = gate.logged("the refusal", |line| line.contains("x/\\u")).await;
         assert!(!line.contains(steers), "{format}: {line:?}");
         let shown = match format {
             "json" => ["\\u202e", "\\udb40\\udc41"],

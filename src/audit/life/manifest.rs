@@ -12,8 +12,9 @@ use super::{Cipher, KeyId, write_durably};
 
 /// The name of the file in the store's folder.
 pub(in crate::audit) const FILE: &str = "store.json";
-/// The format that this version writes, and the newest that it reads.
-pub(in crate::audit) const FORMAT: u32 = 1;
+/// The format that this version writes, and the only one that it reads. Since format 2, checkpoints
+/// name the files beside the records.
+pub(in crate::audit) const FORMAT: u32 = 2;
 /// Bytes that the file may have; no honest one comes near.
 const LARGEST: u64 = 1 << 20;
 
@@ -206,14 +207,16 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_refused_untouched() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = r#"{"format":2,"identity":{"of":"another kind"}}"#;
-        fs::write(dir.path().join(FILE), text).unwrap();
-        let fault = Manifest::open(dir.path()).unwrap_err();
-        assert!(matches!(fault, ManifestFault::OtherFormat { found: 2, .. }));
-        assert!(fault.to_string().contains("use the version that wrote it"), "{fault}");
-        assert_eq!(fs::read_to_string(dir.path().join(FILE)).unwrap(), text);
+    fn another_format_is_refused_untouched() {
+        for format in [1, 3] {
+            let dir = tempfile::tempdir().unwrap();
+            let text = format!(r#"{{"format":{format},"identity":{{"of":"another kind"}}}}"#);
+            fs::write(dir.path().join(FILE), &text).unwrap();
+            let fault = Manifest::open(dir.path()).unwrap_err();
+            assert!(matches!(fault, ManifestFault::OtherFormat { found, .. } if found == format));
+            assert!(fault.to_string().contains("use the version that wrote it"), "{fault}");
+            assert_eq!(fs::read_to_string(dir.path().join(FILE)).unwrap(), text);
+        }
     }
 
     #[test]
@@ -224,8 +227,8 @@ mod tests {
             "".into(),
             "{".into(),
             format!(r#"{{"format":-1,"id":"{id}","created":"2026-11-21T08:00:00Z"}}"#),
-            r#"{"format":1,"id":"x","created":"2026-11-21T08:00:00Z"}"#.into(),
-            format!(r#"{{"format":1,"id":"{id}","created":"2026-11-21T08:00:00Z","more":1}}"#),
+            r#"{"format":2,"id":"x","created":"2026-11-21T08:00:00Z"}"#.into(),
+            format!(r#"{{"format":2,"id":"{id}","created":"2026-11-21T08:00:00Z","more":1}}"#),
             " ".repeat(2 << 20),
         ] {
             fs::write(dir.path().join(FILE), &text).unwrap();
