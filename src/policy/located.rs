@@ -49,13 +49,20 @@ fn one_reading(text: &str, url: &url::Url) -> Option<String> {
 /// Whether a text holds NUL, or comes to hold it when it is percent-decoded, once or several times.
 /// No system has a file of such a name: a program that takes one opens what stands before the NUL.
 pub(super) fn holds_nul(text: &str) -> bool {
-    let encoded = |mut after: &str| {
-        while let Some(decoded) = after.strip_prefix("25") {
-            after = decoded;
+    let mut decoded = Vec::with_capacity(text.len());
+    for &byte in text.as_bytes() {
+        decoded.push(byte);
+        // What was decoded may complete another escape, such as `%25%30%30`.
+        while let [.., b'%', high, low] = decoded[..] {
+            let digit = |byte: u8| char::from(byte).to_digit(16);
+            let (Some(high), Some(low)) = (digit(high), digit(low)) else { break };
+            decoded.truncate(decoded.len() - 3);
+            // Two digits are a byte.
+            decoded.push((high * 16 + low) as u8);
         }
-        after.starts_with("00")
-    };
-    text.contains('\0') || text.split('%').skip(1).any(encoded)
+    }
+    // C0 80 is NUL in Java's modified UTF-8.
+    decoded.contains(&0) || decoded.windows(2).any(|pair| pair == [0xC0, 0x80])
 }
 
 fn clean(text: &str) -> String {
@@ -130,6 +137,9 @@ mod tests {
     #[test]
     fn nul_is_found_however_it_is_encoded() {
         for text in ["\0", "/a\0.txt", "/a%00.txt", "/a%2500.txt", "%%252500", "a%zz%00"] {
+            assert!(holds_nul(text), "{text:?}");
+        }
+        for text in ["a%25%30%30", "a%%30%30", "a%2%35%30%30", "a%c0%80", "a%25C0%2580"] {
             assert!(holds_nul(text), "{text:?}");
         }
         for text in ["", "%", "/a%0", "/a00", "/a%2", "/a%25", "/a%250", "/a%26%200", "100% 00"] {
