@@ -120,9 +120,15 @@ impl ConnectionTable {
 }
 
 impl ConnectionPermit {
-    /// Cancelled once the connection has to give way to another.
+    /// Cancelled once the connection has to give way to another, unless it has authenticated since.
     pub fn displaced(&self) -> &CancellationToken {
         &self.displaced
+    }
+
+    /// Whether a request with a key has come on it. One that authenticates while it is to give way
+    /// does not give way any more: it has the place of its client.
+    pub fn is_authenticated(&self) -> bool {
+        matches!(*self.place.lock(), Place::Client(_))
     }
 
     /// Counts a trusted proxy's connection for the one client that it is for, by its address.
@@ -418,16 +424,42 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_was_closed_takes_no_place_twice() {
+    fn a_connection_that_authenticates_as_it_is_to_give_way_has_a_clients_place() {
         let table = table();
         let first = admit(&table, "192.0.2.1");
         let _more = [admit(&table, "192.0.2.1"), admit(&table, "192.0.2.1")];
         assert_eq!(closed([&first]), [true]);
-        // Its request was on the way while it was closed.
+        assert!(!first.is_authenticated());
+        let counts = || {
+            let state = table.state.lock();
+            let ann = state.clients.get(&client("ann")).copied().unwrap_or_default();
+            (state.unauthenticated_count, state.authenticated_count, ann)
+        };
+        assert_eq!(counts(), (2, 0, 0));
+        // Its request had arrived by then. It leaves the place of nobody else.
         first.authenticate(&client("ann")).unwrap();
+        assert!(first.is_authenticated());
+        assert_eq!(counts(), (2, 1, 1));
         drop(first);
-        assert!(!table.state.lock().clients.contains_key(&client("ann")));
-        assert_eq!(table.state.lock().unauthenticated_count, 2);
+        assert_eq!(counts(), (2, 0, 0));
+    }
+
+    #[test]
+    fn a_connection_that_is_to_give_way_passes_no_bound_of_clients() {
+        let table = table();
+        let open = |name: &str| {
+            let permit = admit(&table, "192.0.2.9");
+            permit.authenticate(&client(name)).map(|()| permit)
+        };
+        let first = admit(&table, "192.0.2.1");
+        let more = [admit(&table, "192.0.2.1"), admit(&table, "192.0.2.1")];
+        let ann = [open("ann").unwrap(), open("ann").unwrap()];
+        assert_eq!(first.authenticate(&client("ann")).err().unwrap().code, Code::RateLimited);
+        let bob = [open("bob").unwrap(), open("bob").unwrap()];
+        assert_eq!(first.authenticate(&client("eve")).err().unwrap().code, Code::RateLimited);
+        assert!(!first.is_authenticated());
+        drop((ann, bob, first, more));
+        assert!(is_empty(&table));
     }
 
     #[test]

@@ -131,12 +131,9 @@ impl Listener {
             let (permit, shared) = (Arc::new(permit), shared.clone());
             connections.spawn(async move {
                 let _held = held;
-                let displaced = permit.displaced().clone();
-                tokio::select! {
-                    () = shared.connection(stream, peer, is_proxy, permit) => {}
-                    () = displaced.cancelled() => {
-                        tracing::debug!(%peer, "a connection without a key gave way to another");
-                    }
+                let connection = shared.connection(stream, peer, is_proxy, permit.clone());
+                if until_displaced(connection, &permit).await == Ended::Displaced {
+                    tracing::debug!(%peer, "a connection without a key gave way to another");
                 }
             });
             if crowded {
@@ -146,6 +143,33 @@ impl Listener {
         }
         connections.close();
         let _ = tokio::time::timeout(GRACE + super::super::DRAIN, connections.wait()).await;
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    OfItself,
+    /// It gave way to another.
+    Displaced,
+}
+
+/// Serves a connection to its end, or until it has to give way.
+///
+/// A request may authenticate at the moment at which its connection is chosen to give way. Its
+/// message is on its way then, so the connection stays. The connection is polled first, and keys are
+/// looked at nowhere else, so the look at the permit comes after all that has arrived was read.
+async fn until_displaced(connection: impl Future<Output = ()>, permit: &ConnectionPermit) -> Ended {
+    let displaced = async {
+        permit.displaced().cancelled().await;
+        if permit.is_authenticated() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = connection => Ended::OfItself,
+        () = displaced => Ended::Displaced,
     }
 }
 
@@ -265,5 +289,45 @@ impl HttpBody for GuardedBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::PrincipalKind;
+
+    /// Three connections of a network that has two places, the first of which gives way.
+    fn displaced() -> [ConnectionPermit; 3] {
+        let bounds = ConnectionBounds {
+            unauthenticated: 4,
+            unauthenticated_per_network: 2,
+            authenticated: 4,
+            per_client: 2,
+        };
+        let table = Arc::new(ConnectionTable::new(bounds));
+        let permits = [0; 3].map(|_| table.admit("192.0.2.1".parse().unwrap()).0);
+        assert!(permits[0].displaced().is_cancelled());
+        permits
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_authenticates_as_it_is_to_give_way_stays() {
+        for _ in 0..50 {
+            let permits = displaced();
+            let connection = async {
+                let ann = PrincipalKind::Client("ann".parse().unwrap());
+                permits[0].authenticate(&ann).unwrap();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            };
+            assert_eq!(until_displaced(connection, &permits[0]).await, Ended::OfItself);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_key_gives_way() {
+        let permits = displaced();
+        let ended = until_displaced(std::future::pending(), &permits[0]).await;
+        assert_eq!(ended, Ended::Displaced);
     }
 }
