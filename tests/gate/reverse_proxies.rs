@@ -267,3 +267,30 @@ async fn a_trusted_proxy_that_does_not_name_its_client_is_refused() {
     assert!(recorded(&gate).await.is_empty());
     gate.stop().await;
 }
+
+/// A header of the PROXY protocol that names nobody says nothing of a loopback caller.
+#[tokio::test]
+async fn a_connection_that_a_trusted_proxy_opens_for_nobody_has_no_callers() {
+    let listen = "trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"proxy-protocol\"";
+    let gate = Setup::notes().listen(listen).start().await;
+    let host = gate.addr.to_string();
+    let local = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\0\x00".as_slice();
+    let named = b"PROXY TCP4 127.0.0.3 127.0.0.1 4711 8811\r\n".as_slice();
+    let ask = async |header: &[u8], path, headers: &[(&str, &str)]| {
+        let bytes = [header, &get(path, &host, headers)].concat();
+        wire::raw_from([127, 0, 0, 2].into(), gate.addr, &bytes).await
+    };
+    for header in [b"PROXY UNKNOWN\r\n".as_slice(), local] {
+        let reply = ask(header, "/tools", &[]).await;
+        assert_eq!(reply.status, 400, "{reply:#?}");
+        assert!(reply.body.contains("invalid-request"), "{reply:#?}");
+        assert_eq!(ask(header, "/healthz", &[]).await.status, 200);
+        assert_eq!(ask(header, "/readyz", &[]).await.status, 200);
+    }
+    let reply = ask(named, "/tools", &[]).await;
+    assert_eq!(reply.status, 200, "{reply:#?}");
+    // The trace of a proxy before the trusted one, which is whom that one calls its client.
+    let reply = ask(named, "/tools", &[("X-Forwarded-For", "203.0.113.9")]).await;
+    assert_eq!(reply.status, 401, "{reply:#?}");
+    gate.stop().await;
+}

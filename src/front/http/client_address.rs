@@ -29,13 +29,26 @@ const OF_PROXIES: [&str; 9] = [
     "via",
 ];
 
-/// Marks a request that a trusted proxy forwards, whose client's address is therefore known.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ByTrustedProxy;
+/// Bytes of all lines of a header that names the client, at most: it is read before any key is
+/// looked at. An address takes about 40.
+const MAX_BYTES: usize = 8 * 1_024;
+/// Parameters of one element of a `Forwarded` header, at most. RFC 7239 knows four.
+const MAX_PARAMETERS: usize = 16;
 
-/// Whether a reverse proxy has left a trace in a request. Not every one does.
-pub(super) fn is_forwarded(headers: &HeaderMap) -> bool {
-    OF_PROXIES.iter().any(|name| headers.contains_key(*name))
+/// Marks a request that a trusted proxy forwards, and how that one names its client.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ByTrustedProxy(pub ClientAddressSource);
+
+/// Whether a reverse proxy has left a trace in a request that does not name its client. Not every
+/// one does. The header in which a trusted proxy names the client is no such trace; any other may be
+/// of a proxy before that, which is then whom the trusted one calls its client.
+pub(super) fn is_forwarded(headers: &HeaderMap, by: Option<ByTrustedProxy>) -> bool {
+    let excused = by.and_then(|ByTrustedProxy(source)| match source {
+        ClientAddressSource::XForwardedFor => Some(X_FORWARDED_FOR),
+        ClientAddressSource::Forwarded => Some(FORWARDED),
+        ClientAddressSource::ProxyProtocol => None,
+    });
+    OF_PROXIES.iter().any(|name| Some(*name) != excused && headers.contains_key(*name))
 }
 
 /// The reverse proxies that the operator trusts, and how they name their client.
@@ -52,8 +65,12 @@ pub(super) enum ForwardingFault {
     Missing(&'static str),
     #[error("a trusted proxy sent a `{0}` header that cannot be read")]
     Malformed(&'static str),
+    #[error("a trusted proxy sent a `{0}` header of more than {MAX_BYTES} bytes")]
+    TooLong(&'static str),
     #[error("a trusted proxy sent a `Forwarded` header that names no address")]
     Hidden,
+    #[error("a trusted proxy's header of the PROXY protocol names no address")]
+    Unnamed,
 }
 
 impl From<ForwardingFault> for Refusal {
@@ -77,31 +94,45 @@ impl TrustedProxies {
     }
 
     /// The client's address by the headers of a trusted proxy's request: the last one that is not
-    /// a trusted proxy's, or the first one where they all are. Whatever is left of that the client
-    /// may have written itself. The port is 0 where the header has none.
+    /// a trusted proxy's. Whatever is left of that the client may have written itself. Where they all
+    /// are, it is the first one that is not a loopback address. So a client that is in a trusted
+    /// network cannot make itself a caller of this machine: a loopback address left of another
+    /// machine's counts nowhere. The port is 0 where the header has none.
     ///
     /// # Errors
-    /// Where the header is missing or what counts of it is not an address.
+    /// Where the header is missing or too long, or what counts of it is not an address.
     pub fn client(&self, headers: &HeaderMap) -> Result<SocketAddr, ForwardingFault> {
-        let (name, nodes): (_, Vec<Node>) = match self.source {
-            ClientAddressSource::XForwardedFor => ("X-Forwarded-For", x_forwarded_for(headers)),
-            ClientAddressSource::Forwarded => {
-                let nodes = forwarded(headers).ok_or(ForwardingFault::Malformed("Forwarded"))?;
-                ("Forwarded", nodes)
-            }
+        let (name, lines) = match self.source {
+            ClientAddressSource::XForwardedFor => ("X-Forwarded-For", X_FORWARDED_FOR),
+            ClientAddressSource::Forwarded => ("Forwarded", FORWARDED),
             // Said at the start of the connection, not in its requests.
             ClientAddressSource::ProxyProtocol => return Err(ForwardingFault::Missing("PROXY")),
         };
-        let mut first = None;
+        let bytes: usize = headers.get_all(lines).iter().map(|line| line.len()).sum();
+        if bytes > MAX_BYTES {
+            return Err(ForwardingFault::TooLong(name));
+        }
+        let nodes: Vec<Node> = match self.source {
+            ClientAddressSource::Forwarded => {
+                forwarded(headers).ok_or(ForwardingFault::Malformed(name))?
+            }
+            _ => x_forwarded_for(headers),
+        };
+        let (mut first, mut first_elsewhere) = (None, None);
         for node in nodes.iter().rev() {
             let node = node.as_deref().ok_or(ForwardingFault::Hidden)?;
             let address = parse_node(node).ok_or(ForwardingFault::Malformed(name))?;
+            let is_loopback = address.ip().is_loopback();
             if !self.contains(address.ip()) {
-                return Ok(address);
+                // What is loopback to another machine is not so here.
+                return Ok(first_elsewhere.filter(|_| is_loopback).unwrap_or(address));
             }
             first = Some(address);
+            if !is_loopback {
+                first_elsewhere = first;
+            }
         }
-        first.ok_or(ForwardingFault::Missing(name))
+        first_elsewhere.or(first).ok_or(ForwardingFault::Missing(name))
     }
 }
 
@@ -161,7 +192,7 @@ fn element(text: &str) -> Option<(Option<Node>, &str)> {
             let (value, after) = value(after.strip_prefix('=')?)?;
             let name = name.to_ascii_lowercase();
             // Each parameter at most once (section 4).
-            if seen.contains(&name) {
+            if seen.len() >= MAX_PARAMETERS || seen.contains(&name) {
                 return None;
             }
             if name == "for" {
@@ -255,6 +286,13 @@ mod tests {
             (&["198.51.100.1, 203.0.113.9 ,10.1.2.3, ::ffff:10.9.9.9"], "203.0.113.9:0"),
             // A client that is in a trusted network itself.
             (&["10.1.2.3, 127.0.0.1"], "10.1.2.3:0"),
+            (&["127.0.0.1, 127.0.0.1"], "127.0.0.1:0"),
+            (&["::1, 127.0.0.1"], "[::1]:0"),
+            // One that writes a loopback address before its own.
+            (&["127.0.0.1, 10.1.2.3"], "10.1.2.3:0"),
+            (&["::1, 10.1.2.3"], "10.1.2.3:0"),
+            (&["203.0.113.9, 127.0.0.9, 10.1.2.3, 127.0.0.1"], "10.1.2.3:0"),
+            (&["127.0.0.1, ::ffff:127.0.0.1, 10.1.2.3, 127.0.0.1"], "10.1.2.3:0"),
         ] {
             assert_eq!(by_x_forwarded_for(values).as_deref(), Ok(address), "{values:?}");
         }
@@ -291,6 +329,8 @@ mod tests {
             (&["for=127.0.0.1, for=203.0.113.9, for=10.0.0.1"], "203.0.113.9:0"),
             (&["for=127.0.0.1", "for=203.0.113.9;proto=https"], "203.0.113.9:0"),
             (&["for=unknown, , for=203.0.113.9,"], "203.0.113.9:0"),
+            (&["for=127.0.0.1, for=10.1.2.3"], "10.1.2.3:0"),
+            (&["for=127.0.0.1, for=127.0.0.1"], "127.0.0.1:0"),
         ] {
             assert_eq!(by_forwarded(values).as_deref(), Ok(address), "{values:?}");
         }
@@ -311,6 +351,46 @@ mod tests {
         ] {
             let found = by_forwarded(values);
             assert_eq!(found, Err(ForwardingFault::Malformed("Forwarded")), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn a_header_that_takes_long_to_read_is_refused() {
+        let elements = |count| vec!["for=203.0.113.9"; count].join(", ");
+        let (most, more) = (elements(MAX_BYTES / 17), elements(MAX_BYTES / 17 + 2));
+        assert_eq!(by_forwarded(&[&most]).as_deref(), Ok("203.0.113.9:0"));
+        assert_eq!(by_forwarded(&[&more]), Err(ForwardingFault::TooLong("Forwarded")));
+        // All lines of a header count.
+        let half = vec!["203.0.113.9"; MAX_BYTES / 26].join(", ");
+        assert_eq!(by_x_forwarded_for(&[&half]).as_deref(), Ok("203.0.113.9:0"));
+        assert_eq!(
+            by_x_forwarded_for(&[&half, &half, "203.0.113.9"]),
+            Err(ForwardingFault::TooLong("X-Forwarded-For"))
+        );
+        let parameters = |count| {
+            let others: String = (1..count).map(|n| format!(";p{n}=1")).collect();
+            by_forwarded(&[&format!("for=203.0.113.9{others}")])
+        };
+        assert_eq!(parameters(MAX_PARAMETERS).as_deref(), Ok("203.0.113.9:0"));
+        let refused = Err(ForwardingFault::Malformed("Forwarded"));
+        assert_eq!(parameters(MAX_PARAMETERS + 1), refused);
+    }
+
+    #[test]
+    fn a_trusted_proxy_excuses_the_trace_that_names_its_client_alone() {
+        use ClientAddressSource::{Forwarded, ProxyProtocol, XForwardedFor};
+        for (header, by, is_trace) in [
+            (X_FORWARDED_FOR, None, true),
+            (X_FORWARDED_FOR, Some(XForwardedFor), false),
+            (X_FORWARDED_FOR, Some(Forwarded), true),
+            (X_FORWARDED_FOR, Some(ProxyProtocol), true),
+            (FORWARDED, Some(Forwarded), false),
+            (FORWARDED, Some(XForwardedFor), true),
+            ("via", Some(XForwardedFor), true),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header, HeaderValue::from_static("203.0.113.9"));
+            assert_eq!(is_forwarded(&headers, by.map(ByTrustedProxy)), is_trace, "{header} {by:?}");
         }
     }
 

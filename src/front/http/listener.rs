@@ -24,7 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt};
 
 use super::{
-    client_address::{ByTrustedProxy, TrustedProxies},
+    client_address::{ByTrustedProxy, ForwardingFault, TrustedProxies},
     connections::{ConnectionPermit, ConnectionTable, RequestGuard},
     proxy_protocol::{self, ProxyProtocolFault},
 };
@@ -183,10 +183,13 @@ impl Shared {
         permit: Arc<ConnectionPermit>,
     ) {
         let mut client = peer;
+        let mut fault = None;
         let source = self.proxies.as_ref().filter(|_| is_proxy).map(|proxies| proxies.source);
         if source == Some(ClientAddressSource::ProxyProtocol) {
             match tokio::time::timeout(HEADERS, proxy_protocol::read(&mut stream)).await {
-                Ok(Ok(named)) => client = named.unwrap_or(peer),
+                Ok(Ok(Some(named))) => client = named,
+                // Its own address is not the client's. Its health checks need none.
+                Ok(Ok(None)) => fault = Some(ForwardingFault::Unnamed),
                 Ok(Err(ProxyProtocolFault::Io(error))) => {
                     // As a health check that only connects does.
                     tracing::debug!(%peer, %error, "a connection of a trusted proxy broke off");
@@ -206,7 +209,10 @@ impl Shared {
             permit.dedicate(client.ip());
         }
         let shared = self.clone();
-        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            if let Some(fault) = fault {
+                request.extensions_mut().insert(fault);
+            }
             shared.clone().request(request, client, is_proxy, permit.clone())
         });
         let mut stream = TimeoutStream::new(stream);
@@ -240,8 +246,8 @@ impl Shared {
         permit: Arc<ConnectionPermit>,
     ) -> Result<Response, std::convert::Infallible> {
         let mut guard = None;
-        if is_proxy {
-            request.extensions_mut().insert(ByTrustedProxy);
+        if let Some(proxies) = self.proxies.as_ref().filter(|_| is_proxy) {
+            request.extensions_mut().insert(ByTrustedProxy(proxies.source));
         }
         let names_client = |proxies: &&TrustedProxies| {
             is_proxy && proxies.source != ClientAddressSource::ProxyProtocol

@@ -35,7 +35,7 @@ pub(super) enum ProxyProtocolFault {
 }
 
 /// Reads a header and nothing behind it. Returns the client's address, or none where the proxy
-/// speaks for itself (`LOCAL`, `UNKNOWN`), as it does to see whether its server is up.
+/// names nobody (`LOCAL`, `UNKNOWN`), as it does to see whether its server is up.
 ///
 /// # Errors
 /// Where there is no header, or one that does not name a TCP client.
