@@ -6,15 +6,21 @@ use std::ops::Range;
 use serde::de::IgnoredAny;
 use serde_json::{Deserializer, error::Category};
 
-/// Bytes that attempts which come to nothing may read, beside [`WASTE_FACTOR`] times the text. Then
-/// no further documents are sought.
-const WASTE: usize = 64 << 10;
-const WASTE_FACTOR: usize = 4;
+use super::scan::Spent;
 
-/// The objects and arrays that stand in a text and are in no other, in order.
-pub(super) fn documents(text: &str) -> Vec<Range<usize>> {
+/// Bytes that attempts which come to nothing may read, beside [`WASTE_FACTOR`] times the body.
+const WASTE: usize = 1 << 20;
+const WASTE_FACTOR: usize = 8;
+
+/// What attempts that come to nothing may read in all the strings of a body of that size.
+pub(super) fn waste_of(bytes: usize) -> usize {
+    WASTE.saturating_add(bytes.saturating_mul(WASTE_FACTOR))
+}
+
+/// The objects and arrays that stand in a text and are in no other, in order. An error where `waste`
+/// has run out: then nobody knows what else is in the text, and it is not to be shown.
+pub(super) fn documents(text: &str, waste: &mut usize) -> Result<Vec<Range<usize>>, Spent> {
     let bytes = text.as_bytes();
-    let mut waste = WASTE.saturating_add(bytes.len().saturating_mul(WASTE_FACTOR));
     let mut found = Vec::new();
     let mut at = 0;
     while let Some(next) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'{', b'[', rest)) {
@@ -36,14 +42,13 @@ pub(super) fn documents(text: &str) -> Vec<Range<usize>> {
                     Category::Eof => rest.len(),
                     _ => offset(rest, error.line(), error.column()),
                 };
-                let Some(left) = waste.checked_sub(read.max(16)) else { break };
-                waste = left;
+                *waste = waste.checked_sub(read.max(16)).ok_or(Spent)?;
                 at += 1;
             }
             None => break,
         }
     }
-    found
+    Ok(found)
 }
 
 /// Whether a text that begins with a bracket can be JSON, by its next character.
@@ -78,7 +83,8 @@ mod tests {
             ("[2026-01-01] got {\"a\":\"}\"}, done", vec!["{\"a\":\"}\"}"]),
             ("{\"a\": {\"b\":1}", vec!["{\"b\":1}"]),
         ] {
-            let found: Vec<_> = documents(text).into_iter().map(|range| &text[range]).collect();
+            let found = documents(text, &mut waste_of(text.len())).unwrap();
+            let found: Vec<_> = found.into_iter().map(|range| &text[range]).collect();
             assert_eq!(found, expected, "{text}");
         }
     }
@@ -86,8 +92,12 @@ mod tests {
     #[test]
     fn the_work_for_what_is_not_json_is_bounded() {
         let text = "{\"a\":".repeat(200_000);
-        assert!(documents(&text).is_empty());
+        assert!(documents(&text, &mut waste_of(text.len())).is_err());
         let text = format!("{}{{\"a\":1}}", "[1,x ".repeat(100_000));
-        assert_eq!(documents(&text).len(), 1);
+        assert_eq!(documents(&text, &mut waste_of(text.len())).unwrap().len(), 1);
+        // All strings of a body share what may be wasted.
+        let text = "[1,".repeat(213);
+        let mut waste = waste_of(400 * text.len());
+        assert!((0..400).any(|_| documents(&text, &mut waste).is_err()));
     }
 }

@@ -4,9 +4,9 @@
 //! This is for records and displays. It prefers to take too much: where a value ends is a guess in
 //! free text, so that of an unquoted value at the start of a line all of the line is taken.
 
-use std::ops::Range;
+use std::{cell::Cell, ops::Range};
 
-use super::names::{is_secret, may_count, may_hold_name};
+use super::names::{Counts, is_secret, may_hold_name};
 
 /// Bytes in front of a separator in which its name is sought.
 const MAX_NAME_BYTES: usize = 96;
@@ -19,37 +19,66 @@ const SCHEMES: &[&str] =
     &["bearer", "basic", "token", "digest", "negotiate", "apikey", "api-key", "key", "bot"];
 /// Values that are not secrets, whatever their name.
 const LITERALS: &[&str] = &["true", "false", "null", "none", "undefined"];
+/// Words that may stand in front of a field at the start of its line.
+const LINE_WORDS: &[&str] = &["export", "setenv", "set", "ENV", "ARG", "env:", "declare", "local"];
 /// Bytes of the shortest word behind `Bearer` that is a token, where it holds a digit or not.
 const SHORTEST_BEARER: (usize, usize) = (8, 20);
 
+/// Steps for each byte of a text, beside [`STEPS`], after which all that is left of it is one value.
+/// The work is linear without it: this is a second barrier.
+const STEPS_PER_BYTE: usize = 64;
+const STEPS: usize = 64 << 10;
+
 /// The ranges of values that only their name gives away, in order and apart. Each begins and ends
-/// between characters. The work is linear in the text.
+/// between characters. The work is linear in the text: what is read of a value is not read again,
+/// whether the value is taken or not, and everything else that is read is short or ends where the
+/// next name can begin.
 pub(super) fn values(text: &str) -> Vec<Range<usize>> {
+    let most = STEPS.saturating_add(text.len().saturating_mul(STEPS_PER_BYTE));
+    values_within(text, most).0
+}
+
+/// The same with that many steps, and how many it took.
+fn values_within(text: &str, most: usize) -> (Vec<Range<usize>>, usize) {
     let mut found: Vec<Range<usize>> = Vec::new();
     if !text.contains("://") && !may_hold_name(text.as_bytes()) {
-        return found;
+        return (found, text.len());
     }
-    let reader = Reader(text);
+    let reader = Reader(text, Cell::new(0), Cell::new((1, 0)));
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
-        let next =
-            bytes.iter().skip(at).position(|b| matches!(b, b'=' | b':' | b'>' | b'-' | b' '));
+        if reader.1.get() > most {
+            found.push(text.ceil_char_boundary(at)..text.len());
+            break;
+        }
+        let rest = bytes.get(at..).unwrap_or_default();
+        let next = rest.iter().position(|b| matches!(b, b'=' | b':' | b'>' | b'-' | b' '));
+        reader.spend(next.unwrap_or(rest.len()) + 1);
         let Some(next) = next else { break };
         at += next;
-        let taken = reader.value_behind(at);
-        match taken {
-            Some(range) => {
+        match reader.value_behind(at) {
+            Some(Behind { range, is_secret }) => {
                 at = range.end.max(at + 1);
-                found.push(range);
+                if is_secret {
+                    found.push(range);
+                }
             }
             None => at += 1,
         }
     }
-    found
+    (found, reader.1.get())
 }
 
-struct Reader<'a>(&'a str);
+/// A text, the steps that were taken in it, and a place with that of the next `<` behind it.
+struct Reader<'a>(&'a str, Cell<usize>, Cell<(usize, usize)>);
+
+/// The value behind a name.
+struct Behind {
+    range: Range<usize>,
+    /// Whether it is a secret: others hold no name either, so that nothing in them is read again.
+    is_secret: bool,
+}
 
 /// The name in front of a separator.
 struct Name {
@@ -58,11 +87,15 @@ struct Name {
     quote: Option<u8>,
     /// Whether the quote ends behind the name, as that of a JSON key does.
     closed: bool,
-    /// Whether a number behind it is a count.
-    counts: bool,
+    /// Which numbers behind it are counts.
+    counts: Counts,
 }
 
 impl Reader<'_> {
+    fn spend(&self, steps: usize) {
+        self.1.set(self.1.get().saturating_add(steps));
+    }
+
     fn byte(&self, at: usize) -> Option<u8> {
         self.0.as_bytes().get(at).copied()
     }
@@ -73,7 +106,7 @@ impl Reader<'_> {
 
     /// The value behind a separator at this place, where a name or a scheme in front of it makes it
     /// a secret.
-    fn value_behind(&self, at: usize) -> Option<Range<usize>> {
+    fn value_behind(&self, at: usize) -> Option<Behind> {
         let range = match self.byte(at)? {
             b':' if self.0.get(at..at + 3) == Some("://") => self.password_of_url(at + 3)?,
             // `:=` is read at its second character, and `::` is a path of a program.
@@ -82,11 +115,8 @@ impl Reader<'_> {
             b':' | b'=' => {
                 let name = self.name(at)?;
                 let range = self.value(at, &name)?;
-                let is_number =
-                    |text: &str| text.bytes().all(|b| b.is_ascii_digit() || b".,[] ".contains(&b));
-                let first = self.0.get(range.clone())?.split_ascii_whitespace().next();
-                if name.counts && first.is_some_and(is_number) {
-                    return None;
+                if let Some(end) = self.count_end(range.clone(), &name) {
+                    return Some(Behind { range: range.start..end, is_secret: false });
                 }
                 range
             }
@@ -95,7 +125,26 @@ impl Reader<'_> {
             _ => self.bearer(at)?,
         };
         let value = self.0.get(range.clone())?;
-        (!is_harmless(value)).then_some(range)
+        let is_secret = !is_harmless(value);
+        Some(Behind { range, is_secret })
+    }
+
+    /// Where a value ends that is a count: all of it is, or it is the first of some fields on a line
+    /// (`tokens=12, n=3`).
+    fn count_end(&self, range: Range<usize>, name: &Name) -> Option<usize> {
+        let value = self.0.get(range.clone())?;
+        if name.counts.hold(value) {
+            return Some(range.end);
+        }
+        let is_quoted = matches!(self.before(range.start), Some(b'"' | b'\'' | b'`'));
+        let first = value.bytes().take(MAX_NAME_BYTES).position(|b| b == b',')?;
+        if is_quoted || name.closed || !name.counts.hold(value.get(..first)?) {
+            return None;
+        }
+        let rest = value.as_bytes().get(first..)?.strip_prefix(b", ")?;
+        let of_name = |b: &u8| b.is_ascii_alphanumeric() || b"_-.".contains(b);
+        let next = rest.iter().take(MAX_NAME_BYTES).take_while(|b| of_name(b)).count();
+        (next > 0 && matches!(rest.get(next), Some(b'=' | b':'))).then_some(range.start + first)
     }
 
     fn compares(&self, at: usize) -> bool {
@@ -110,7 +159,7 @@ impl Reader<'_> {
             end -= 1;
         }
         let spaces = bytes.get(..end)?.iter().rev().take_while(|b| matches!(b, b' ' | b'\t'));
-        end -= spaces.take(8).count();
+        end -= spaces.take(MAX_NAME_BYTES).count();
         let least = end.saturating_sub(MAX_NAME_BYTES);
         let quote = self.before(end).filter(|b| matches!(b, b'"' | b'\''));
         if let Some(quote) = quote {
@@ -122,11 +171,12 @@ impl Reader<'_> {
             let start = inner.iter().rposition(|b| *b == quote).map_or(least, |at| least + at + 1);
             let start = self.0.ceil_char_boundary(start);
             let name = self.0.get(start..end - 1)?;
+            self.spend(inner.len() + name.len());
             return is_secret(name).then(|| Name {
                 start: start.saturating_sub(1),
                 quote: Some(quote),
                 closed: true,
-                counts: may_count(name),
+                counts: Counts::of(name),
             });
         }
         let of_name = |b: &u8| b.is_ascii_alphanumeric() || b"_-.[]".contains(b) || *b >= 0x80;
@@ -137,10 +187,11 @@ impl Reader<'_> {
                 return None;
             }
             start -= word;
+            self.spend(word + end - start);
             let name = self.0.get(self.0.ceil_char_boundary(start)..end)?;
             if is_secret(name) {
                 let quote = self.before(start).filter(|b| matches!(b, b'"' | b'\''));
-                return Some(Name { start, quote, closed: false, counts: may_count(name) });
+                return Some(Name { start, quote, closed: false, counts: Counts::of(name) });
             }
             if self.before(start) != Some(b' ') || start <= least {
                 return None;
@@ -184,8 +235,7 @@ impl Reader<'_> {
         if !self.begins_line(name) {
             let end = self.word(at);
             let is_scheme = self.0.get(at..end).is_some_and(is_scheme);
-            let next = self.skip_blanks(end);
-            return Some(at..if is_scheme { self.word(next) } else { end });
+            return Some(at..if is_scheme { self.word(self.skip_blanks(end)) } else { end });
         }
         let line_end = self.until(at, |b| matches!(b, b'\r' | b'\n'));
         let line = self.0.get(at..line_end)?;
@@ -219,6 +269,7 @@ impl Reader<'_> {
             }
             at += 1;
         }
+        self.spend(2 * (at - from));
         at
     }
 
@@ -227,15 +278,15 @@ impl Reader<'_> {
     fn begins_line(&self, name: usize) -> bool {
         let least = self.0.ceil_char_boundary(name.saturating_sub(MAX_INDENT));
         let before = self.0.get(least..name).unwrap_or_default();
-        let line = before.rsplit(['\n', '\r']).next().unwrap_or_default();
-        if line.len() == before.len() && least > 0 {
-            return false;
-        }
-        let front = line.trim_matches(|c: char| c.is_whitespace() || "-*+>#<|$".contains(c));
-        matches!(
-            front,
-            "" | "export" | "set" | "setenv" | "ENV" | "ARG" | "env:" | "declare" | "local"
-        )
+        let is_mark =
+            |c: char| c.is_whitespace() && !matches!(c, '\n' | '\r') || "-*+>#<|$".contains(c);
+        let is_start =
+            |front: &str| front.ends_with(['\n', '\r']) || front.is_empty() && least == 0;
+        let front = before.trim_end_matches(is_mark);
+        let word = LINE_WORDS.iter().find_map(|word| front.strip_suffix(word));
+        let start = word.map(|front| front.trim_end_matches(is_mark));
+        self.spend(before.len() - start.unwrap_or(front).len());
+        is_start(front) || start.is_some_and(is_start)
     }
 
     /// Blanks in front of the line of a name, as far as they are near.
@@ -254,6 +305,7 @@ impl Reader<'_> {
         let mut end = line_end;
         for line in self.0.get(line_end..).unwrap_or_default().split_inclusive('\n').skip(1) {
             let blanks = line.len() - line.trim_start().len();
+            self.spend(line.len());
             if !line.trim().is_empty() && blanks <= indent {
                 break;
             }
@@ -269,7 +321,9 @@ impl Reader<'_> {
 
     fn until(&self, from: usize, stop: impl Fn(u8) -> bool) -> usize {
         let rest = self.0.as_bytes().get(from..).unwrap_or_default();
-        from + rest.iter().position(|b| stop(*b)).unwrap_or(rest.len())
+        let read = rest.iter().position(|b| stop(*b)).unwrap_or(rest.len());
+        self.spend(read);
+        from + read
     }
 
     /// What stands in the quotes that begin here, up to the end of the text where they do not end.
@@ -282,11 +336,13 @@ impl Reader<'_> {
             if byte == b'\\' {
                 end += 2;
             } else if byte == quote && (!triple || bytes.get(end..end + 3) == Some(&[quote; 3])) {
+                self.spend(end - at);
                 return start..end;
             } else {
                 end += 1;
             }
         }
+        self.spend(bytes.len() - at);
         start..bytes.len()
     }
 
@@ -303,6 +359,7 @@ impl Reader<'_> {
                 _ => {}
             }
             at += 1;
+            self.spend(1);
             if depth == 0 {
                 return at.min(self.0.len());
             }
@@ -327,12 +384,22 @@ impl Reader<'_> {
     fn element(&self, at: usize) -> Option<Range<usize>> {
         let bytes = self.0.as_bytes();
         let least = at.saturating_sub(MAX_NAME_BYTES);
-        let start = bytes.get(least..at)?.iter().rposition(|b| *b == b'<')? + least + 1;
+        // A start tag ends at its first `>`, but for those in the quotes of an attribute.
+        let is_quoted = matches!(self.before(at), Some(b'"' | b'\''));
+        let is_edge = |b: &u8| *b == b'<' || *b == b'>' && !is_quoted;
+        let tag = bytes.get(least..at)?.iter().rposition(is_edge).map(|tag| least + tag);
+        self.spend(at - tag.unwrap_or(least));
+        let tag = tag.filter(|tag| self.byte(*tag) == Some(b'<'))?;
+        let start = tag + 1;
         let name = self.0.get(start..at)?.split_whitespace().next()?;
         if name.starts_with('/') || name.ends_with('/') || !is_secret(name) {
             return None;
         }
-        let end = self.until(at + 1, |b| b == b'<');
+        let end = match self.2.get() {
+            (from, end) if (from..=end).contains(&(at + 1)) => end,
+            _ => self.until(at + 1, |b| b == b'<'),
+        };
+        self.2.set((at + 1, end));
         (self.byte(end + 1) == Some(b'/')).then_some(at + 1..end)
     }
 
@@ -465,6 +532,16 @@ mod tests {
             // What is cut off.
             (r#"{"password": "abc"#, r##"{"password": "#"##),
             ("token: [1, 2", "token: #"),
+            // Numbers that are no counts.
+            ("DB_PASS=48151623", "DB_PASS=#"),
+            (r#""pass": 48151623, "x": 1"#, r##""pass": #, "x": 1"##),
+            (r#""pass": "1 HUNT""#, r##""pass": "#""##),
+            (r#""credentials": [48151623, 1], "x": 1"#, r##""credentials": #, "x": 1"##),
+            (r#""tokens": [1, "HUNT"]"#, r##""tokens": #"##),
+            ("tokens: 12 HUNT", "tokens: #"),
+            ("tokens=12, HUNT", "tokens=#"),
+            ("secrets=48151623", "secrets=#"),
+            ("<password a=\"b>c\">abc</password>", "<password a=\"#\">#</password>"),
         ] {
             assert_eq!(masked(text), expected, "{text}");
         }
@@ -475,6 +552,8 @@ mod tests {
         for text in [
             "",
             "max_tokens=500",
+            "tokens=12, n=3 and more",
+            "\"tokens\": [1, 2, 30], \"x\": 1",
             "used tokens: 12, cookies=3",
             "token_count: 3, next_page_token=abc",
             "password: true",
@@ -497,6 +576,122 @@ mod tests {
         ] {
             assert_eq!(masked(text), text);
         }
+    }
+
+    #[test]
+    fn the_work_for_each_byte_is_bounded() {
+        let steps = |unit: &str, bytes: usize| {
+            let text = unit.repeat(bytes / unit.len());
+            values_within(&text, usize::MAX).1
+        };
+        for unit in [
+            "tokens=[1 ",
+            "tokens=[1,",
+            "\"tokens\":1 ",
+            "\"tokens\":1,",
+            "tokens=1 ",
+            "tokens=1, ",
+            "tokens=1, a=1, ",
+            "tokens: 1\n",
+            "\"tokens\":[1],",
+            "'tokens=1, ",
+            "\"tokens\":\"1",
+            "key key key=",
+            "key key key= ",
+            "<token >",
+            "<token ",
+            "<token>",
+            ">",
+            "\">",
+            "<a token=\"\">",
+            "token>",
+            "[1,",
+            "token=[",
+            "token={\"",
+            "token:\n",
+            " token:\n",
+            "token: |\n a\n",
+            "token=&",
+            "token=a&",
+            "token=",
+            "token= ",
+            "token:",
+            "\"token\":",
+            "\"token\": \"",
+            "\"token\":\n",
+            "token=\"\"",
+            "token=null ",
+            "\"token\": null,",
+            "token=[redacted:a] ",
+            "token: [redacted:a",
+            "token=[redacted:a]]",
+            "--token ",
+            "--token",
+            "--token \"",
+            "-ab \"",
+            "- ",
+            "-",
+            "bearer ",
+            "bearer a",
+            "Bearer  ",
+            "token: bearer ",
+            "://",
+            "://a:",
+            "://a@",
+            "://a:b@",
+            "'",
+            "\"",
+            "\":",
+            "':\":",
+            "secret access key ",
+            "\n",
+            "\r",
+            " ",
+            "password",
+            "token =",
+            "token        =",
+            "é=",
+            "token=é",
+            "$token=",
+            "\\\"token\\\":",
+            "export token=",
+            "<token></",
+            "&token=",
+            "=",
+            "==",
+            "=>",
+            ":=",
+            "aaaaaaaa=",
+            "passwords:\n\n",
+            "\"",
+        ] {
+            // A unit alone may have no name: some text around has one.
+            for unit in [unit.to_owned(), format!("{unit}token"), format!("x{unit} ")] {
+                let (few, many) = (steps(&unit, 16 << 10), steps(&unit, 64 << 10));
+                assert!(many <= 5 * few + 1024, "{unit:?}: {few} and {many} steps");
+                assert!(many <= STEPS_PER_BYTE * (64 << 10), "{unit:?}: {many} steps");
+            }
+        }
+    }
+
+    /// What a prefix makes of a long tail that the reader looks at again and again.
+    #[test]
+    fn a_long_tail_is_read_a_bounded_number_of_times() {
+        for head in ["tokens=[1 ", "<token ", "token=", "--token ", "bearer ", "\"token\":"] {
+            for tail in [">", " ", "\n", "=", "\"", "-", "&", "[", ":", "a ", "1 ", "1,", "<"] {
+                let text = format!("{head}{}", tail.repeat((128 << 10) / tail.len()));
+                let (_, steps) = values_within(&text, usize::MAX);
+                assert!(steps <= 24 * text.len(), "{head}, {tail:?}: {steps} steps");
+            }
+        }
+    }
+
+    #[test]
+    fn where_the_steps_run_out_the_rest_is_one_value() {
+        let text = "x token=a ".repeat(100);
+        let (found, _) = values_within(&text, 500);
+        assert!(found.len() > 1 && found.len() < 100);
+        assert_eq!(found.last().unwrap().end, text.len());
     }
 
     proptest! {

@@ -24,8 +24,15 @@ const TERMS: &[&[&str]] = &[
     &["pass"],
     &["passphrase"],
     &["passcode"],
+    &["dbpass"],
+    // As `passWord` is read.
+    &["pass", "word"],
+    &["pass", "phrase"],
+    &["pass", "code"],
     // Tokens and secrets.
     &["secret"],
+    &["secret", "id"],
+    &["pat"],
     &["token"],
     &["jwt"],
     &["bearer"],
@@ -70,6 +77,8 @@ const TERMS: &[&[&str]] = &[
     &["app", "key"],
     &["application", "key"],
     &["webhook", "key"],
+    &["jwt", "key"],
+    &["storage", "key"],
     &["write", "key"],
     &["hmac", "key"],
     &["aes", "key"],
@@ -377,11 +386,16 @@ const PINS: &[&str] = &[
 ];
 
 /// Last words of names that are also names of counts.
-const COUNTED: &[&str] = &["tokens", "cookies", "secrets", "credentials", "keys", "pass"];
+const COUNTED: &[&str] = &["cookies", "secrets", "credentials", "keys"];
+/// Digits of the longest count behind one of [`COUNTED`]. Longer numbers can be secrets.
+const COUNT_DIGITS: usize = 6;
+/// Digits of the longest count of tokens.
+const TOKENS_DIGITS: usize = 12;
 
 /// Parts of which one is in every name that gives a secret away.
 const STEMS: &[&str] = &[
     "pass",
+    "pat",
     "pwd",
     "pw",
     "secret",
@@ -418,8 +432,7 @@ pub(super) fn may_hold_name(text: &[u8]) -> bool {
 
 /// Whether a name says that its value is a secret.
 pub(super) fn is_secret(name: &str) -> bool {
-    let start = name.ceil_char_boundary(name.len().saturating_sub(MAX_NAME_BYTES));
-    let name = &name[start..];
+    let name = end_of(name);
     if !may_hold_name(name.as_bytes()) {
         return false;
     }
@@ -431,10 +444,53 @@ pub(super) fn is_secret(name: &str) -> bool {
     ends_with_term(judged) || (!about && holds_strong_term(&words))
 }
 
-/// Whether a name that [`is_secret`] is one of a count, where its value is a number: `tokens`,
-/// `cookies`, `pass` beside `fail`.
-pub(super) fn may_count(name: &str) -> bool {
-    words(name).last().is_some_and(|last| COUNTED.contains(&last.as_str()))
+/// Which values behind a name that [`is_secret`] are counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counts {
+    None,
+    /// Short numbers, as of `cookies`.
+    Few,
+    /// Numbers, and lists of the numbers that stand for words: `tokens`.
+    Tokens,
+}
+
+impl Counts {
+    pub(super) fn of(name: &str) -> Self {
+        match words(end_of(name)).last().map(String::as_str) {
+            Some("tokens") => Self::Tokens,
+            Some(last) if COUNTED.contains(&last) => Self::Few,
+            _ => Self::None,
+        }
+    }
+
+    /// Whether a value is a count: the whole of it.
+    pub(super) fn hold(self, value: &str) -> bool {
+        let value = value.trim().trim_end_matches([',', ';', '.']);
+        match self {
+            Self::None => false,
+            Self::Few => is_number(value, COUNT_DIGITS),
+            Self::Tokens => {
+                let list = value.strip_prefix('[').and_then(|list| list.strip_suffix(']'));
+                is_number(value, TOKENS_DIGITS)
+                    || list.is_some_and(|list| {
+                        list.split(',').all(|item| is_number(item.trim(), COUNT_DIGITS))
+                    })
+            }
+        }
+    }
+}
+
+fn is_number(text: &str, most: usize) -> bool {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let are_digits =
+        |text: &str| (1..=most).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    are_digits(whole) && are_digits(part)
+}
+
+/// The end of a name, which is what is looked at.
+fn end_of(name: &str) -> &str {
+    name.get(name.ceil_char_boundary(name.len().saturating_sub(MAX_NAME_BYTES))..)
+        .unwrap_or_default()
 }
 
 /// The words of a name in lower case, without its digits.
@@ -561,6 +617,14 @@ mod tests {
             "X-Amz-Signature",
             "code_verifier",
             "password_for_backup",
+            "secret_id",
+            "GITHUB_PAT",
+            "passWord",
+            "passPhrase",
+            "passCode",
+            "dbpass",
+            "jwt_key",
+            "storage_key",
         ] {
             assert!(is_secret(name), "{name}");
         }
@@ -642,8 +706,25 @@ mod tests {
 
     #[test]
     fn a_plural_may_be_a_count() {
-        assert!(may_count("tokens") && may_count("pass") && may_count("sessionCookies"));
-        assert!(!may_count("token") && !may_count("pin") && !may_count("recoveryCodes"));
+        for (name, value, is_count) in [
+            ("tokens", "48151623", true),
+            ("tokens", "[1, 2, 100257]", true),
+            ("tokens", "[1, 48151623]", false),
+            ("tokens", "12 x", false),
+            ("tokens", "[1, \"x\"]", false),
+            ("sessionCookies", "3", true),
+            ("credentials", "48151623", false),
+            ("credentials", "[1]", false),
+            ("credentials", "", false),
+            // The password of many programs.
+            ("pass", "3", false),
+            ("DB_PASS", "48151623", false),
+            ("token", "1", false),
+            ("pin", "1", false),
+            ("recoveryCodes", "1", false),
+        ] {
+            assert_eq!(Counts::of(name).hold(value), is_count, "{name}: {value}");
+        }
     }
 
     #[test]

@@ -13,11 +13,11 @@ use serde_json::{Map, Value};
 
 use super::{
     Invalid, Known, SHORTEST_KNOWN, add,
-    documents::documents,
+    documents::{documents, waste_of},
     json::quote_long_numbers,
     layers::Layers,
     named::{self, is_harmless},
-    names::{is_secret, may_count},
+    names::{Counts, is_secret},
     once,
     payload::budget_of,
     rules,
@@ -56,10 +56,26 @@ const NAMING_KEYS: &[&str] = &[
     "id",
     "k",
     "label",
+    "element",
+    "selector",
+    "placeholder",
+    "secret_name",
 ];
 /// Keys of such another member.
-const VALUE_KEYS: &[&str] =
-    &["value", "values", "val", "v", "content", "contents", "text", "data", "default", "raw"];
+const VALUE_KEYS: &[&str] = &[
+    "value",
+    "values",
+    "val",
+    "v",
+    "content",
+    "contents",
+    "text",
+    "data",
+    "default",
+    "raw",
+    "new_value",
+    "plaintext",
+];
 
 /// A body without its secrets.
 #[derive(Debug, PartialEq, Eq)]
@@ -184,8 +200,13 @@ impl Scrubber {
     pub fn redact(&self, body: &[u8]) -> Result<Redacted, Unredacted> {
         let value = read(body).ok_or(Unredacted::Unreadable)?;
         let scanner = self.scanner.load();
-        let mut taking =
-            Taking { scanner: &scanner, budget: budget_of(body.len()), secrets: 0, nested: 0 };
+        let mut taking = Taking {
+            scanner: &scanner,
+            budget: budget_of(body.len()),
+            waste: waste_of(body.len()),
+            secrets: 0,
+            nested: 0,
+        };
         let body = taking.value(value, "").map_err(|Spent| Unredacted::Spent)?;
         Ok(Redacted { body, secrets: taking.secrets })
     }
@@ -193,8 +214,7 @@ impl Scrubber {
 
 /// Puts marks in the place of these hits; how many there were.
 fn take_out(scanner: &Scanner, text: &mut String, mut hits: Vec<Hit>) -> usize {
-    // From the end, so that earlier places stay where they are; of overlapping hits the one
-    // that begins first takes all.
+    // Of overlapping hits the one that begins first takes all.
     hits.sort_by_key(|hit| (hit.range.start, std::cmp::Reverse(hit.range.end)));
     let mut whole: Vec<Hit> = Vec::new();
     for hit in hits {
@@ -206,11 +226,32 @@ fn take_out(scanner: &Scanner, text: &mut String, mut hits: Vec<Hit>) -> usize {
         }
     }
     let count = whole.len();
-    for hit in whole.into_iter().rev() {
+    let marks = whole.into_iter().map(|hit| {
         let id = scanner.ids.get(hit.id).map_or("", String::as_str);
-        text.replace_range(hit.range, &format!("[redacted:{id}]"));
-    }
+        (hit.range, format!("[redacted:{id}]"))
+    });
+    replace(text, marks);
     count
+}
+
+/// Puts a mark in the place of each range. They are in order and apart. One pass over the text,
+/// however many there are.
+fn replace<M: AsRef<str>>(
+    text: &mut String,
+    marks: impl ExactSizeIterator<Item = (Range<usize>, M)>,
+) {
+    if marks.len() == 0 {
+        return;
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut at = 0;
+    for (range, mark) in marks {
+        out.push_str(text.get(at..range.start).unwrap_or_default());
+        out.push_str(mark.as_ref());
+        at = range.end;
+    }
+    out.push_str(text.get(at..).unwrap_or_default());
+    *text = out;
 }
 
 /// Puts marks in the place of values that only their name gives away; how many there were.
@@ -231,15 +272,15 @@ fn take_out_named(text: &mut String) -> usize {
         }
         joined
     });
-    for range in ranges.iter().rev() {
-        text.replace_range(range.clone(), NAMED_MARK);
-    }
+    replace(text, ranges.iter().map(|range| (range.clone(), NAMED_MARK)));
     ranges.len()
 }
 
 struct Taking<'a> {
     scanner: &'a Scanner,
     budget: Budget,
+    /// What attempts at JSON in all of the body's strings may still read.
+    waste: usize,
     secrets: usize,
     /// Strings of JSON that this is within.
     nested: usize,
@@ -314,12 +355,22 @@ impl Taking<'_> {
     /// The value of a member whose name says that it is a secret: all of it is taken out, whatever it
     /// is. Booleans and counts stay.
     fn named(&mut self, value: Value, name: &str) -> Result<Value, Spent> {
-        let counts = |value: &Value| value.is_number() && may_count(name);
+        let counts = Counts::of(name);
+        let is_count = |value: &Value| match value {
+            Value::Number(_) => counts.hold(&value.to_string()),
+            Value::Array(items) => {
+                counts == Counts::Tokens
+                    && items
+                        .iter()
+                        .all(|item| item.is_number() && Counts::Few.hold(&item.to_string()))
+            }
+            _ => false,
+        };
         match &value {
             Value::Null | Value::Bool(_) => return Ok(value),
-            Value::Array(items) if items.iter().all(counts) => return Ok(value),
+            Value::Array(items) if items.is_empty() => return Ok(value),
             Value::Object(members) if members.is_empty() => return Ok(value),
-            value if counts(value) => return Ok(value.clone()),
+            value if is_count(value) => return Ok(value.clone()),
             _ => {}
         }
         let before = self.secrets;
@@ -337,7 +388,10 @@ impl Taking<'_> {
     /// A string: a text in which JSON documents may stand.
     fn string(&mut self, text: String, key: &str) -> Result<String, Spent> {
         let text = self.text(text, key)?;
-        let documents = if self.nested < NESTED { documents(&text) } else { Vec::new() };
+        let documents = match self.nested < NESTED {
+            true => documents(&text, &mut self.waste)?,
+            false => Vec::new(),
+        };
         let mut shown = String::with_capacity(text.len());
         let mut at = 0;
         for document in documents {

@@ -207,6 +207,13 @@ const MARK: &str = "[redacted:secret-name]";
 fn values_that_their_name_gives_away_are_not_kept() {
     for (body, expected) in [
         (json!({ "password": "x", "user": "bob" }), json!({ "password": MARK, "user": "bob" })),
+        (
+            json!({ "pass": 48151623, "DB_PASS": 3, "credentials": [48151623, 1] }),
+            json!({ "pass": MARK, "DB_PASS": MARK, "credentials": MARK }),
+        ),
+        (json!({ "credentials": 48151623 }), json!({ "credentials": MARK })),
+        (json!({ "tokens": [1, 48151623] }), json!({ "tokens": MARK })),
+        (json!({ "pass": "1 HUNT" }), json!({ "pass": MARK })),
         (json!({ "pin": 1234, "cvv": 12 }), json!({ "pin": MARK, "cvv": MARK })),
         // All that stands below the name.
         (
@@ -222,6 +229,10 @@ fn values_that_their_name_gives_away_are_not_kept() {
         (
             json!([{ "Key": "Authorization", "Type": "text", "Value": ["Basic YTpi"] }]),
             json!([{ "Key": "Authorization", "Type": "text", "Value": MARK }]),
+        ),
+        (
+            json!({ "element": "Password", "ref": "e1", "text": "x" }),
+            json!({ "element": "Password", "ref": "e1", "text": MARK }),
         ),
         // A name in front of its value.
         (json!([["X-Api-Key", "x"], ["Host", "a"]]), json!([["X-Api-Key", MARK], ["Host", "a"]])),
@@ -282,7 +293,7 @@ fn what_only_looks_like_a_name_of_a_secret_is_kept() {
     for body in [
         json!({ "max_tokens": 500, "tokens": 12, "usage": { "prompt_tokens": 3, "cookies": 2 } }),
         json!({ "tokens": [1, 2, 3], "nextPageToken": "abc", "token_type": "x" }),
-        json!({ "password": null, "secret": true, "token": "", "credentials": {}, "pass": 3 }),
+        json!({ "password": null, "secret": true, "token": "", "credentials": {}, "keys": 3 }),
         json!({ "author": "a", "primary_key": "id", "keyboard": "us", "gpio_pin": 5 }),
         json!(["user", "password", "email"]),
         json!({ "text": "tokens=12, max_tokens=500 and no secrets here" }),
