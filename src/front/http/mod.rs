@@ -317,16 +317,23 @@ impl Front {
         let address = request.extensions().get::<SocketAddr>().copied();
         match &*self.door {
             Door::Network { hosts, anonymous } => {
-                hosts.check(headers, request.uri())?;
-                if let Some(fault) = request.extensions().get::<ForwardingFault>() {
-                    return Err(Refusal::from(*fault).into());
+                let key = bearer(headers);
+                let known = key.as_ref().ok().and_then(Option::as_ref);
+                let known = known.and_then(|key| self.keyring.authenticate(key));
+                let fault = request.extensions().get::<ForwardingFault>().copied();
+                let refused = hosts
+                    .check(headers, request.uri())
+                    .and_then(|()| fault.map_or(Ok(()), |fault| Err(fault.into())));
+                if let Err(refusal) = refused {
+                    // The record of a client's refusal does not go under among those of strangers.
+                    let visitor = known.map(|principal| {
+                        Box::new(Visitor { principal, transport: Transport::Http, address })
+                    });
+                    return Err(NotAdmitted { visitor, refusal });
                 }
                 let unknown = |message: &str| Refusal::new(Code::Unauthenticated, message);
-                let principal = match bearer(headers) {
-                    Ok(Some(key)) => self
-                        .keyring
-                        .authenticate(&key)
-                        .ok_or_else(|| unknown("this key is not known here"))?,
+                let principal = match key {
+                    Ok(Some(_)) => known.ok_or_else(|| unknown("this key is not known here"))?,
                     Ok(None) if anonymous.takes(request) => Principal::anonymous(),
                     Ok(None) if *anonymous == Anonymous::Loopback => {
                         return Err(unknown("a key is needed by callers of other machines").into());
