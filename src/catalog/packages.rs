@@ -136,15 +136,67 @@ pub(crate) fn packages_of(fetcher: Fetcher, arguments: &[String]) -> Vec<&str> {
     named.into_iter().chain(beside).collect()
 }
 
-/// What a command runs: the program with its arguments, or the program and the packages that it fetches,
-/// whatever their versions.
+/// What a command runs: the program with its arguments, without the versions of the packages that it fetches.
 pub(crate) fn identity(program: &str, arguments: &[String]) -> String {
     let base = program.rsplit('/').next().unwrap_or(program);
-    let all: Vec<&str> = match of(base, arguments) {
-        Some(fetcher) => packages_of(fetcher, arguments).into_iter().map(without_version).collect(),
-        None => arguments.iter().map(String::as_str).collect(),
+    let words = match of(base, arguments) {
+        Some(fetcher) => unversioned(fetcher, arguments),
+        None => arguments.to_vec(),
     };
-    std::iter::once(program).chain(all).collect::<Vec<_>>().join(" ")
+    let words = std::iter::once(program).chain(words.iter().map(String::as_str)).map(quoted);
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// A word, with quotes where it would not be told from others without.
+fn quoted(word: &str) -> String {
+    let shown = format!("{word:?}");
+    let plain = !word.is_empty() && !word.contains(char::is_whitespace);
+    if plain && shown.len() == word.len() + 2 { word.to_owned() } else { shown }
+}
+
+/// All arguments, without the versions of the packages that are fetched. A word that may be the value of an
+/// option that is not known here is left as it is.
+fn unversioned(fetcher: Fetcher, arguments: &[String]) -> Vec<String> {
+    const FLAGS: &[&str] = &["-y", "--yes", "-q", "--quiet"];
+    let mut words: Vec<String> = arguments.to_vec();
+    let (mut at, mut named, mut sure) = (fetcher.verbs.len(), false, true);
+    while let Some(argument) = arguments.get(at) {
+        let (option, value) = match argument.split_once('=') {
+            Some((option, value)) if option.starts_with("--") => (option, Some(value)),
+            _ => (argument.as_str(), None),
+        };
+        if !option.starts_with('-') {
+            if sure && !named {
+                words[at] = without_version(argument).to_owned();
+            }
+            break;
+        }
+        let valued = fetcher.valued.contains(&option);
+        let next = arguments.get(at + 1).filter(|_| valued && value.is_none());
+        sure = valued || value.is_some() || FLAGS.contains(&option);
+        let package = match option {
+            "--from" | "--spec" | "--package" => true,
+            "-p" => valued && fetcher.hosts == NPM,
+            _ => false,
+        };
+        named |= package;
+        let beside = valued && matches!(option, "--with" | "-w");
+        if let Some(given) = value.or(next.map(String::as_str))
+            && (package || beside)
+        {
+            let all = given.split(',').map(|package| without_version(package.trim()));
+            let all = match beside {
+                true => all.collect::<Vec<_>>().join(","),
+                false => without_version(given).to_owned(),
+            };
+            match value {
+                Some(_) => words[at] = format!("{option}={all}"),
+                None => words[at + 1] = all,
+            }
+        }
+        at += if next.is_some() { 2 } else { 1 };
+    }
+    words
 }
 
 /// A package without the version behind its name. What may say where the package comes from (an alias, a
@@ -307,15 +359,33 @@ mod tests {
     #[test]
     fn an_identity_has_packages_without_their_versions() {
         for (program, arguments, expected) in [
-            ("npx", &["-y", "@a/b@1.2.3", "/dir"][..], "npx @a/b"),
-            ("npx", &["-y", "@a/b", "/other"], "npx @a/b"),
-            ("/usr/bin/npx", &["-p", "x@^1", "-p", "y", "cmd"], "/usr/bin/npx x y"),
-            ("uvx", &["--with", "z>=2", "x==1.0"], "uvx x z"),
+            ("npx", &["-y", "@a/b@1.2.3", "/dir"][..], "npx -y @a/b /dir"),
+            ("npx", &["-y", "@a/b", "a b"], "npx -y @a/b \"a b\""),
+            ("/usr/bin/npx", &["-p", "x@^1", "-p", "y", "cmd"], "/usr/bin/npx -p x -p y cmd"),
+            ("npx", &["--package=x@1", "cmd@2"], "npx --package=x cmd@2"),
+            (
+                "npx",
+                &["--node-options=--require=/e.js", "x@1"],
+                "npx --node-options=--require=/e.js x",
+            ),
+            ("npx", &["--unknown", "x@evil", "x@1"], "npx --unknown x@evil x@1"),
+            ("uvx", &["--with", "z>=2,y==1", "x==1.0"], "uvx --with z,y x"),
+            (
+                "uvx",
+                &[
+                    "--with-requirements=https://e.example/r",
+                    "--index-url",
+                    "https://e.example",
+                    "x==1",
+                ],
+                "uvx --with-requirements=https://e.example/r --index-url https://e.example x",
+            ),
             (
                 "uvx",
                 &["--from", "git+https://e.example/r@0a1b", "x"],
-                "uvx git+https://e.example/r@0a1b",
+                "uvx --from git+https://e.example/r@0a1b x",
             ),
+            ("uv", &["tool", "run", "x==1", "--db", "/d"], "uv tool run x --db /d"),
             ("npx", &["x@npm:evil@1.0.0"], "npx x@npm:evil@1.0.0"),
             ("npx", &["x@somebody/evil"], "npx x@somebody/evil"),
             ("node", &["server.js"], "node server.js"),

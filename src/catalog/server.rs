@@ -91,18 +91,23 @@ impl Server {
         references.chain(plain)
     }
 
-    /// Where what it is handed goes: the origin of its URL; or its image without tag and digest, or its
-    /// program with the packages that it fetches, and then each host that it reaches.
+    /// Where what it is handed goes: its URL; or its image without tag and digest, or its program, with the
+    /// arguments (less the versions of packages that it fetches), and then each host that it reaches.
     #[must_use]
     pub fn destination(&self) -> Vec<String> {
         let runs = match &self.run {
-            Run::Remote { url, .. } => url::Url::parse(url)
-                .map_or_else(|_| url.clone(), |url| url.origin().ascii_serialization()),
-            Run::Image { image, .. } if image.is_id() => format!("image {}", image.name),
-            Run::Image { image, .. } => {
-                let name = format!("docker://{}", image.name);
-                let name = lock::origin(&name);
-                format!("image {}", name.strip_prefix("docker://").unwrap_or(name))
+            Run::Remote { url, .. } => {
+                url::Url::parse(url).map_or_else(|_| url.clone(), |url| url.to_string())
+            }
+            Run::Image { image, arguments } => {
+                let named = format!("docker://{}", image.name);
+                let origin = if image.is_id() { &named } else { lock::origin(&named) };
+                let name = origin.strip_prefix("docker://").unwrap_or(origin);
+                let arguments = match arguments.split_first() {
+                    Some((program, rest)) => format!(" {}", packages::identity(program, rest)),
+                    None => String::new(),
+                };
+                format!("image {name}{arguments}")
             }
             Run::Command { program, arguments } => {
                 format!("program {}", packages::identity(program, arguments))

@@ -98,7 +98,7 @@ fn an_imported_clients_file_hands_no_variable_of_the_proxy_to_a_strangers_url() 
     let dir = dir.path();
     write(dir, ".mcp.json", &hostile(&backend));
     let told = format!(
-        "header X-Telemetry  <- env:MCP_HELPER__{THEIRS}  -> {}  (not permitted)",
+        "header X-Telemetry  <- env:MCP_HELPER__{THEIRS}  -> {}/mcp  (not permitted)",
         backend.origin()
     );
 
@@ -117,7 +117,10 @@ fn an_imported_clients_file_hands_no_variable_of_the_proxy_to_a_strangers_url() 
                     (&handed["permitted"], &shown["written"]),
                     (&json!(false), &json!(false))
                 );
-                assert_eq!(shown["taken"][0]["destination"], json!([backend.origin()]));
+                assert_eq!(
+                    shown["taken"][0]["destination"],
+                    json!([format!("{}/mcp", backend.origin())])
+                );
             }
             _ => assert!(out.lines().any(|line| line.trim() == told), "{out}"),
         }
@@ -459,7 +462,7 @@ fn at_a_terminal_each_server_s_secrets_are_asked_about() {
         let typed = format!("{typed}\u{4}\u{4}");
         let (code, out, asked) = at_a_terminal(dir, &["server", "import", ".mcp.json"], &typed);
         let question = format!(
-            "Let `helper` have X-Telemetry <- env:MCP_HELPER__{THEIRS}, which goes to {}? [y/N]",
+            "Let `helper` have X-Telemetry <- env:MCP_HELPER__{THEIRS}, which goes to {}/mcp? [y/N]",
             backend.origin()
         );
         assert!(asked.contains(&question), "{out}{asked}");
@@ -472,6 +475,160 @@ fn at_a_terminal_each_server_s_secrets_are_asked_about() {
             let again = ["server", "import", ".mcp.json", "--replace"];
             let (code, _, asked) = at_a_terminal(dir, &again, "");
             assert!(code == 0 && !asked.contains("[y/N]"), "{asked}");
+        }
+    }
+}
+
+/// What is left among the policies of a server that was removed permits nothing to the next of its name.
+#[test]
+fn an_older_policy_file_does_not_outvote_a_no() {
+    let dir = folder();
+    let dir = dir.path();
+    let of = |program: &str| {
+        let server = json!({ "command": program, "env": { "GITHUB_TOKEN": "${GITHUB_TOKEN}" } });
+        json!({ "mcpServers": { "github": server } }).to_string()
+    };
+    write(dir, "mine.json", &of("github-server"));
+    let named = "GITHUB_TOKEN=env:MCP_GITHUB__GITHUB_TOKEN";
+    ok(dir, &["server", "import", "mine.json", "--secret", named]);
+    assert!(permits_a_secret(dir));
+    write(dir, "portcullis.toml", CONFIG);
+    write(dir, "theirs.json", &of("other-server"));
+    let import = ["server", "import", "theirs.json"];
+    let (code, out, err) = run(dir, &import);
+    assert!(code == 1 && !out.contains("(not permitted)"), "{out}{err}");
+    let told = "policies/server-github.cedar exists and has other rules; remove it, or let the import write it with \
+                `--replace --overwrite-policies`";
+    assert!(err.contains(told), "{err}");
+    let (code, out, asked) = at_a_terminal(dir, &import, "n\ny\n\u{4}\u{4}");
+    assert_eq!((code, config(dir)), (1, CONFIG.to_owned()), "{out}{asked}");
+    // The flag writes it, without the permit.
+    let out = ok(dir, &[&import[..], &["--replace", "--overwrite-policies"]].concat());
+    assert!(out.contains("(not permitted)") && !permits_a_secret(dir), "{out}");
+    checks(dir);
+    // One that is byte for byte what would be written is no hindrance, nor keeps a yes from having an effect.
+    write(dir, "portcullis.toml", CONFIG);
+    let (code, out, asked) = at_a_terminal(dir, &import, "y\ny\n");
+    assert!(code == 0 && permits_a_secret(dir), "{out}{asked}");
+    checks(dir);
+}
+
+/// A permit that somebody wrote into the file by hand is not hidden behind a "not permitted".
+#[test]
+fn a_policy_changed_by_hand_does_not_outvote_a_no() {
+    let every = "permit (principal, action, resource);\n";
+    let own = "permit (principal, action == Portcullis::Action::\"hand_secret\", resource == \
+               Portcullis::Secret::\"search/KEY\");\n";
+    let unread = "permit (\n";
+    let other = own.replace("KEY", "OTHER");
+    for (permit, hinders) in [(every, true), (own, true), (unread, true), (&*other, false)] {
+        let dir = folder();
+        let dir = dir.path();
+        write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
+        ok(dir, &["server", "add", "x.yaml"]);
+        let file = "policies/server-search.cedar";
+        let mine = format!("{}\n{permit}", read(dir, file));
+        write(dir, file, &mine);
+        write(dir, "x.yaml", &entry("evil.example.com", &["KEY"], ""));
+        let (again, before) = (["server", "add", "x.yaml", "--replace"], config(dir));
+        let (code, out, err) = run(dir, &again);
+        assert_eq!((code, config(dir) == before), (i32::from(hinders), hinders), "{out}{err}");
+        assert_eq!(read(dir, file), mine);
+        if !hinders {
+            assert!(out.contains("(not permitted)"), "{out}");
+            continue;
+        }
+        assert!(err.contains("may permit `KEY`, which nobody confirmed"), "{err}");
+        let (code, out, asked) = at_a_terminal(dir, &again, "n\ny\n");
+        assert_eq!((code, config(dir)), (1, before), "{out}{asked}");
+        assert!(out.contains("(not confirmed; the policy that is there may permit it)"), "{out}");
+        assert!(asked.contains("nothing was written: "), "{asked}");
+        // Confirmed, or overwritten, it is taken.
+        let over = ok(dir, &[&again[..], &["--overwrite-policies"]].concat());
+        assert!(over.contains("(not permitted)") && permitted(dir) == [""; 0], "{over}");
+    }
+}
+
+/// A secret was confirmed for one package, and for one tenant.
+#[test]
+fn another_package_or_tenant_is_another_destination() {
+    let packed =
+        |args: &[&str]| json!({ "command": args[0], "args": args[1..], "env": { "K": "${K}" } });
+    let far = |path: &str| json!({ "url": format!("https://a.example.com/{path}"), "headers": { "K": "${K}" } });
+    let image = format!("example.com/x@{}", digest());
+    let boxed = |tenant: &str| {
+        packed(&["docker", "run", "-i", "--rm", "-e", "K", &image, "--tenant", tenant])
+    };
+    let own = json!({ "command": "x", "env": { "K": "${K}" }, "args": ["--tenant", "a"] });
+    for (one, other, asks) in [
+        (packed(&["npx", "x@1.0.0"]), packed(&["npx", "x@1.0.1"]), false),
+        (packed(&["npx", "x@1.0.0"]), packed(&["npx", "y@1.0.0"]), true),
+        (
+            packed(&["npx", "x@1.0.0"]),
+            packed(&["npx", "--node-options=--no-warnings", "x@1.0.0"]),
+            true,
+        ),
+        (packed(&["npx", "x@1.0.0"]), packed(&["npx", "x@1.0.0", "--tenant", "b"]), true),
+        (
+            packed(&["uvx", "x==1.0"]),
+            packed(&["uvx", "--with-requirements=https://e.example/r", "x==1.0"]),
+            true,
+        ),
+        (
+            packed(&["uvx", "x==1.0"]),
+            packed(&["uvx", "--index-url=https://e.example/", "x==1.0"]),
+            true,
+        ),
+        (own, packed(&["x", "--tenant", "b"]), true),
+        (boxed("a"), boxed("a"), false),
+        (boxed("a"), boxed("b"), true),
+        (far("a/mcp"), far("b/mcp"), true),
+        (far("mcp?tenant=a"), far("mcp?tenant=b"), true),
+    ] {
+        let dir = folder();
+        let dir = dir.path();
+        let file = |server: &Value| {
+            write(dir, "c.json", &json!({ "mcpServers": { "s": server } }).to_string())
+        };
+        file(&one);
+        ok(dir, &["server", "import", "c.json", "--secret", "K=env:MINE"]);
+        assert!(permits_a_secret(dir), "{one}");
+        file(&other);
+        let out = ok(dir, &["server", "import", "c.json", "--replace"]);
+        assert_eq!(!permits_a_secret(dir), asks, "{one} {other}: {out}");
+        assert_eq!(out.contains("(not permitted)"), asks, "{one} {other}: {out}");
+        checks(dir);
+    }
+}
+
+/// The lock files of versions that did not keep what a description said.
+#[test]
+fn a_variable_of_the_proxy_is_found_without_what_was_said() {
+    for unsaid in [true, false] {
+        let dir = folder();
+        let dir = dir.path();
+        let far = json!({ "url": "https://a.example.com/mcp", "headers": { "X-Telemetry": format!("${{{THEIRS}}}") } });
+        write(dir, "c.json", &json!({ "mcpServers": { "helper": far } }).to_string());
+        let named = format!("X-Telemetry=env:{THEIRS}");
+        ok(dir, &["server", "import", "c.json", "--secret", &named]);
+        let mut lock: toml::Table = read(dir, "portcullis.lock").parse().unwrap();
+        let helper = lock["servers"]["helper"].as_table_mut().unwrap();
+        helper.remove("confirmed").unwrap();
+        if unsaid {
+            helper.remove("said").unwrap();
+        } else {
+            helper["said"]["headers"]["X-Telemetry"]["from"] = "env:ELSE".into();
+        }
+        write(dir, "portcullis.lock", &toml::to_string(&lock).unwrap());
+        let (_, out, err) = run(dir, &["check", "--format", "json"]);
+        let found: Vec<Value> = serde_json::from_str(&out).unwrap();
+        let warned = found.iter().any(|one| one["code"] == "config-unsafe");
+        assert_eq!(warned, unsaid, "{out}{err}");
+        if unsaid {
+            ok(dir, &["server", "import", "c.json", "--replace"]);
+            assert_eq!(from(dir), format!("env:MCP_HELPER__{THEIRS}"));
+            assert!(!permits_a_secret(dir));
+            checks(dir);
         }
     }
 }

@@ -124,10 +124,9 @@ fn policies_that_somebody_changed_stay() {
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
     write(dir, "policies/server-search.cedar", "// mine\n");
-    ok(dir, &["server", "add", "x.yaml"]);
-    fs::remove_file(dir.join("policies/server-search.cedar")).unwrap();
-    let out = ok(dir, &["server", "add", "x.yaml", "--replace"]);
-    assert!(!dir.join("policies/server-search.cedar").exists(), "{out}");
+    let (code, _, err) = run(dir, &["server", "add", "x.yaml"]);
+    assert!(code == 1 && err.contains("exists and has other rules; remove it"), "{err}");
+    assert_eq!((config(dir), &*policies(dir)), (CONFIG.to_owned(), "// mine\n"));
 }
 
 /// The lock file is one for all: what is in it of one server keeps no other from starting.
@@ -234,7 +233,8 @@ fn a_reference_follows_its_server_nowhere_else() {
     assert_eq!(config(dir), before);
     let out = ok(dir, &["server", "add", "x.yaml", "--replace=far"]);
     // It was confirmed for another host.
-    let told = "header Authorization  <- env:MINE  -> https://evil.example.com  (not permitted)";
+    let told =
+        "header Authorization  <- env:MINE  -> https://evil.example.com/mcp  (not permitted)";
     assert!(out.lines().any(|line| line.trim() == told), "{out}");
 
     // A name that nothing asks for is a slip.

@@ -14,6 +14,7 @@ use toml_edit::{Array, InlineTable, Item, Table, TableLike};
 use super::entry::{Unwritten, mount, read, table};
 use crate::{
     lock::origin,
+    name::own_variables,
     plain::{argument_holds_secret, is_plain, url_holds_secret},
     server::{Run, Server},
 };
@@ -154,6 +155,7 @@ pub fn again(
         keep: said(server)?,
         before,
         confirmed,
+        own: own_variables(&server.name),
         changes: Vec::new(),
     };
     merge.all(named);
@@ -203,6 +205,8 @@ struct Merge<'a> {
     before: Option<&'a toml::Table>,
     /// The references that the operator named or confirmed before.
     confirmed: &'a BTreeMap<String, String>,
+    /// What the names of the variables begin with that are the server's own.
+    own: String,
     changes: Vec<Change>,
 }
 
@@ -294,7 +298,8 @@ impl Merge<'_> {
 
     /// A secret or a header: one that is there stays as it is, one that is new is added, one that is not
     /// asked for any more goes. A reference that the description chose and nobody confirmed becomes what it is
-    /// chosen to be now: earlier versions let a client's file name any variable of the proxy.
+    /// chosen to be now: earlier versions let a client's file name any variable of the proxy. Where it is not known
+    /// what the description said, a variable of the proxy that is not the server's own counts as chosen by it.
     fn secret(&mut self, key: &str, name: &str, named: &BTreeSet<String>) {
         let path = [key, name];
         let (here, now) = (get(&self.here, &path), get(&self.now, &path));
@@ -312,8 +317,13 @@ impl Merge<'_> {
             (Some(_), Some(_)) => {
                 let text = |table| get(table, &from).and_then(Value::as_str);
                 let (here, now) = (text(&self.here), text(&self.now));
-                let chosen =
-                    self.before.is_some_and(|before| here.is_some() && here == text(before));
+                let chosen = match self.before {
+                    Some(before) => here.is_some() && here == text(before),
+                    // Whose it is, nobody knows.
+                    None => here.is_some_and(|here| {
+                        here.starts_with("env:") && !here.starts_with(&format!("env:{}", self.own))
+                    }),
+                };
                 let unconfirmed = self.confirmed.get(name).map(String::as_str) != here;
                 if now.is_some_and(|now| named.contains(now)) || (chosen && unconfirmed) {
                     self.put(&from);

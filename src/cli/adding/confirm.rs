@@ -5,11 +5,15 @@
 //! no secret.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, IsTerminal as _, Write as _},
+    path::Path,
 };
 
 use anyhow::bail;
+use cedar_policy::{
+    ActionConstraint, Effect, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint,
+};
 
 use super::Taken;
 use crate::cli::Context;
@@ -45,6 +49,41 @@ impl Taken {
         let chosen = self.server.references().filter(|(_, secret)| secret.permitted == confirmed);
         chosen.map(|(name, secret)| (name.clone(), secret.from.clone())).collect()
     }
+}
+
+/// Of the secrets of a server those that a file of policies may permit. What can't be read may permit all; what a
+/// permit's conditions say is not looked at.
+pub(super) fn perhaps_permitted<'a>(
+    file: &Path,
+    server: &str,
+    secrets: impl Iterator<Item = &'a str>,
+) -> BTreeSet<String> {
+    let policies = match std::fs::read_to_string(file) {
+        Ok(text) => text.parse::<PolicySet>().ok(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(PolicySet::new()),
+        Err(_) => None,
+    };
+    let policies = policies.filter(|policies| policies.templates().next().is_none());
+    let is = |uid: &EntityUid, id: &str| uid.id().unescaped() == id;
+    let permits = |policy: &Policy, secret: &str| {
+        let action = match policy.action_constraint() {
+            ActionConstraint::Eq(action) => is(&action, "hand_secret"),
+            ActionConstraint::Any | ActionConstraint::In(_) => true,
+        };
+        let principal = match policy.principal_constraint() {
+            PrincipalConstraint::Eq(principal) => is(&principal, server),
+            _ => true,
+        };
+        let resource = match policy.resource_constraint() {
+            ResourceConstraint::Eq(resource) => is(&resource, &format!("{server}/{secret}")),
+            _ => true,
+        };
+        policy.effect() == Effect::Permit && action && principal && resource
+    };
+    let may = |secret: &&str| {
+        policies.as_ref().is_none_or(|all| all.policies().any(|policy| permits(policy, secret)))
+    };
+    secrets.filter(may).map(str::to_owned).collect()
 }
 
 /// Asks about what was shown, at a terminal.

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 pub(super) use self::{image::locate, options::Said, report::changed};
 use self::{
@@ -66,6 +66,8 @@ struct Taken {
     /// What is otherwise than it was. Nothing: it is new.
     changes: Option<Vec<Change>>,
     policies: Policies,
+    /// Secrets that nobody named or confirmed, and that the policies which stay may permit all the same.
+    perhaps: BTreeSet<String>,
 }
 
 /// What becomes of a server's policies.
@@ -76,7 +78,7 @@ enum Policies {
     Written(PathBuf, String),
     /// They are what would be written.
     Same,
-    /// Some that nobody wrote for it are there already, and stay.
+    /// Others are there already, of which nobody knows what they permit: the server is not taken.
     There(PathBuf),
     /// Somebody changed them, and they stay. With what would be written.
     Changed(PathBuf, String),
@@ -89,24 +91,24 @@ impl Policies {
         locked: Option<&Locked>,
         said: &Said,
         again: bool,
+        seen: bool,
     ) -> Self {
         let Some(folder) = folder else { return Self::Nowhere };
         let (path, text) = (folder.join(file_name(&server.name)), policy(server));
         let ours = locked.and_then(|locked| locked.policies.as_deref()).filter(|_| again);
-        match (path.exists(), again) {
-            (true, false) => return Self::There(path),
-            // Who took them away may have meant it.
-            (false, _) if !again || locked.is_none_or(|locked| locked.source.is_none()) => {
-                return Self::Written(path, text);
-            }
-            _ => {}
+        // Who took them away may have meant it.
+        let never = !again || locked.is_none_or(|locked| locked.source.is_none());
+        if never && !path.exists() {
+            return Self::Written(path, text);
         }
         // What can't be read is nothing that was written so.
         let there = std::fs::read(&path).unwrap_or_default();
         if there == text.as_bytes() {
             Self::Same
-        } else if said.overwrite_policies || ours == Some(&*lock::digest(&there)) {
+        } else if said.overwrite_policies || seen || ours == Some(&*lock::digest(&there)) {
             Self::Written(path, text)
+        } else if !again {
+            Self::There(path)
         } else {
             Self::Changed(path, text)
         }
@@ -124,7 +126,16 @@ impl Taken {
     /// Decides what becomes of its policies, and what is locked of them and of what is confirmed.
     fn settle(&mut self, folder: Option<&Path>, said: &Said) {
         let (old, again) = (self.old.as_ref(), self.changes.is_some());
-        self.policies = Policies::of(folder, &self.server, old, said, again);
+        // What is there was what would be written, before a secret was confirmed.
+        let seen = matches!(self.policies, Policies::Same);
+        self.policies = Policies::of(folder, &self.server, old, said, again, seen);
+        self.perhaps = match &self.policies {
+            Policies::Changed(path, _) => {
+                let names = self.open().map(|(name, _)| name);
+                confirm::perhaps_permitted(path, &self.server.name, names)
+            }
+            _ => BTreeSet::new(),
+        };
         self.locked.policies = self.policies.digest(&self.server);
         self.locked.confirmed = self.locked_references(true);
         self.locked.unconfirmed = self.locked_references(false);
@@ -135,6 +146,28 @@ impl Taken {
     fn is_news(&self) -> bool {
         let changed = |changes: &Vec<Change>| changes.iter().any(|change| change.taken);
         self.changes.as_ref().is_none_or(changed) || matches!(self.policies, Policies::Written(..))
+    }
+
+    /// Why it can't be written as it is: policies that are there may permit what nobody confirmed.
+    fn hindered(&self) -> Option<String> {
+        if let Policies::There(path) = &self.policies {
+            return Some(format!(
+                "{} exists and has other rules; remove it, or let the import write it with `--replace \
+                 --overwrite-policies`",
+                path.display()
+            ));
+        }
+        let Policies::Changed(path, _) = &self.policies else { return None };
+        if self.perhaps.is_empty() || !self.is_news() {
+            return None;
+        }
+        let names: Vec<String> = self.perhaps.iter().map(|name| format!("`{name}`")).collect();
+        Some(format!(
+            "{} was changed by hand and may permit {}, which nobody confirmed: confirm it with `--secret \
+             NAME=REFERENCE`, or let the import write the file with `--overwrite-policies`",
+            path.display(),
+            names.join(", ")
+        ))
     }
 
     /// What is on record of it before it is locked: an image that was another, or none.
@@ -279,7 +312,6 @@ pub(super) async fn take(
         };
         match outcome.await {
             Ok((added, changes, locked)) => {
-                text = added;
                 let image = match &server.run {
                     Run::Image { image, .. } => Some(image),
                     Run::Command { .. } | Run::Remote { .. } => None,
@@ -294,10 +326,19 @@ pub(super) async fn take(
                 };
                 let was = until_now(house, &before.config, &server.name);
                 let policies = Policies::Nowhere;
-                let mut one = Taken { server, old, locked, was, changes, policies };
+                let perhaps = BTreeSet::new();
+                let mut one = Taken { server, old, locked, was, changes, policies, perhaps };
                 let named: Vec<&str> = own.iter().map(|(.., from)| *from).collect();
                 one.permit(&named, &by_operator);
                 one.settle(folder.as_deref(), said);
+                // A question that is still to come may confirm a secret, but can't make a file the server's.
+                let asked_later = !said.yes && !said.dry_run && !offer.in_full;
+                let may_be_confirmed = asked_later && matches!(one.policies, Policies::Changed(..));
+                if let Some(why) = one.hindered().filter(|_| !may_be_confirmed) {
+                    refused.push((entry.name, vec![problem(why)]));
+                    continue;
+                }
+                text = added;
                 taken.push(one);
             }
             Err(problem) => refused.push((entry.name, vec![problem])),
@@ -309,6 +350,9 @@ pub(super) async fn take(
         tell(ctx, &offer.name, &taken, &refused, Stage::Planned)?;
         confirm::ask(ctx, &mut taken)?;
         taken.iter_mut().for_each(|one| one.settle(folder.as_deref(), said));
+        if let Some(why) = taken.iter().find_map(Taken::hindered) {
+            bail!("nothing was written: {why}");
+        }
     }
     if !taken.is_empty() && !said.dry_run {
         // Before anything is written: what is bounded for each may be too much of all.
@@ -524,7 +568,12 @@ pub(super) fn unconfirmed(loaded: &Loaded) -> Vec<(String, String)> {
             let Some(from) = from.as_deref() else { continue };
             let own = from.starts_with(&format!("env:{}", own_variables(name.as_str())));
             let confirmed = locked.confirmed.get(of).map(String::as_str) == Some(from);
-            if from.starts_with("env:") && !own && !confirmed && chosen(table, of) == Some(from) {
+            let suspect = match &locked.said {
+                Some(_) => chosen(table, of) == Some(from),
+                // Which of them the description chose is not known.
+                None => locked.source.is_some(),
+            };
+            if from.starts_with("env:") && !own && !confirmed && suspect {
                 found.push((
                     format!("/servers/{name}/{table}/{of}"),
                     format!(

@@ -153,7 +153,7 @@ fn told(
             arguments.iter().map(|word| format!("{:?}", brief(word))).collect();
         ctx.line(format!("  arguments  {}", words.join(" ")))?;
     }
-    handed(ctx, server)?;
+    handed(ctx, taken)?;
     for note in &server.notes {
         if shared.contains_key(&(note.kind, note.text.clone())) {
             continue;
@@ -173,14 +173,21 @@ fn told(
 }
 
 /// Shows each thing that a server is handed: what it is, where it comes from, and where it goes.
-fn handed(ctx: &Context, server: &Server) -> anyhow::Result<()> {
+fn handed(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
+    let server = &taken.server;
     let to = server.destination().join(", ");
     for HandOver { kind, name, from, permitted } in server.handed() {
         let from = match kind {
             HandOverKind::Variable => format!("{:?}", brief(from)),
             HandOverKind::Header | HandOverKind::Secret => from.to_owned(),
         };
-        let open = if permitted { "" } else { "  (not permitted)" };
+        let open = match permitted {
+            true => "",
+            false if taken.perhaps.contains(name) => {
+                "  (not confirmed; the policy that is there may permit it)"
+            }
+            false => "  (not permitted)",
+        };
         ctx.line(format!("  {} {name}  <- {from}  -> {to}{open}", kind.as_str()))?;
     }
     Ok(())
@@ -202,10 +209,7 @@ fn policies(ctx: &Context, taken: &Taken, stage: Stage) -> anyhow::Result<()> {
                 ctx.line(format!("    {line}").trim_end())?;
             }
         }
-        Policies::There(path) => {
-            ctx.note(format_args!("{} is there already, and stays as it is", path.display()));
-        }
-        Policies::Written(..) | Policies::Same | Policies::Nowhere => {}
+        Policies::Written(..) | Policies::Same | Policies::Nowhere | Policies::There(_) => {}
     }
     let open: Vec<String> = taken.open().map(|(name, _)| format!("`{name}`")).collect();
     if !open.is_empty()
