@@ -100,7 +100,7 @@ impl<'a> Draft<'a> {
     /// the first of the names that they named; else a variable of the proxy that is this server's own,
     /// `MCP_SERVER__NAME` after the last of the names.
     ///
-    /// Invariant: whoever wrote the file chooses a name, and never which variable of the proxy that is.
+    /// Invariant: the author of the file chooses a name, and never a variable of the proxy.
     pub fn source(&self, names: &[&str]) -> String {
         let named = self.options.secrets.get(&self.original);
         if let Some(from) = named.and_then(|named| names.iter().find_map(|name| named.get(*name))) {

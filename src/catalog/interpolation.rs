@@ -56,7 +56,7 @@ fn reference(text: &str) -> Option<(usize, Content<'_>)> {
         return Some((3 + end + 2, reference));
     }
     if let Some(rest) = text.strip_prefix("${") {
-        // One that nothing ends is no value either.
+        // A value without an end is not a value.
         let Some(end) = closing(rest) else { return Some(whole(text.len())) };
         return Some((2 + end + 1, braced(&rest[..end])));
     }

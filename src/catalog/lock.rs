@@ -406,7 +406,7 @@ impl Lock {
 pub fn origin(source: &str) -> &str {
     let Some((scheme, rest)) = source.split_once("://") else { return source };
     let rest = match scheme {
-        // An id of the engine is no name, and says all that there is.
+        // An id of the engine is not a name, and is complete.
         "docker" if rest.starts_with("sha256:") => return source,
         "docker" | "oci" => rest,
         "catalog" => rest.rsplit_once('/').map_or(rest, |(catalog, _)| catalog),

@@ -111,7 +111,8 @@ impl fmt::Debug for Checkpointer {
 impl Checkpointer {
     /// Makes a checkpoint of the store in `dir` and starts the thread. Called before the store
     /// takes records, so that each has one that is not older than the run that wrote it.
-    /// `digest_key` is the fingerprint of the key for digests. Signs nothing at all where `fork` says why the log is not the one that was signed last.
+    /// `digest_key` is the fingerprint of the key for digests. Signs nothing at all where `fork` says
+    /// why the log is not the one that was signed last.
     ///
     /// # Errors
     /// Where there is no key to sign with. Anything else is logged, and tried again.

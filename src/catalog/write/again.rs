@@ -319,7 +319,7 @@ impl Merge<'_> {
                 let (here, now) = (text(&self.here), text(&self.now));
                 let chosen = match self.before {
                     Some(before) => here.is_some() && here == text(before),
-                    // Whose it is, nobody knows.
+                    // The lock file does not say who chose it.
                     None => here.is_some_and(|here| {
                         here.starts_with("env:") && !here.starts_with(&format!("env:{}", self.own))
                     }),

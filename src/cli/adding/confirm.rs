@@ -31,7 +31,7 @@ impl Taken {
     /// reference before and it was not confirmed.
     pub(super) fn permit(&mut self, named: &[&str], by_operator: &[String]) {
         let destination = self.server.destination();
-        // What the lock file has of a server that is no longer in the config is not of this one.
+        // A lock entry of a server that was removed from the config belongs to that server, not to this one.
         let old = self.old.as_ref().filter(|_| self.changes.is_some());
         let old = old.filter(|old| old.goes_there(&destination));
         for (name, secret) in self.server.references_mut() {
