@@ -13,9 +13,12 @@ use crate::{
     object::Said,
     options::Options,
     plain::{argument_holds_secret, is_near, is_plain, url_holds_secret},
-    report::{Place, Report, brief},
+    report::{Place, Report, brief, whole},
     server::{Mount, Run, Secret, Server, Tool},
 };
+
+/// Bytes of what a server runs and is handed: a person reads all of it before they confirm it.
+const MOST_SHOWN: usize = 4 << 10;
 
 /// What to do about a place of this machine that a server does not see.
 pub(crate) const MOUNT_ELSEWHERE: &str = "mount its folder (`mounts = [\"FOLDER:/data\"]`, with `:rw` behind it to \
@@ -262,7 +265,10 @@ impl<'a> Draft<'a> {
         if url.fragment().is_some() {
             return problem(report, "a server's URL has no fragment");
         }
-        Some(said.text.trim().to_owned())
+        // As it is read, unless it is written so: a host of other letters is shown in ASCII (punycode).
+        let text = said.text.trim();
+        let same = url.as_str().trim_end_matches('/') == text.trim_end_matches('/');
+        Some(if same { text.to_owned() } else { url.into() })
     }
 
     /// A folder of this machine. One that a stranger asks for is taken where the person named that very
@@ -285,7 +291,7 @@ impl<'a> Draft<'a> {
             return;
         }
         let how = if mount.writable { "writes to" } else { "reads" };
-        report.deviates(place, format!("it {how} `{}` of this machine", brief(&mount.source)));
+        report.deviates(place, format!("it {how} `{}` of this machine", whole(&mount.source)));
         self.mounts.push(mount);
     }
 
@@ -425,6 +431,25 @@ impl<'a> Draft<'a> {
         for (host, place) in &self.egress {
             report.deviates(*place, format!("it reaches `{host}`"));
         }
+        let runs = match &run {
+            Run::Image { arguments, .. } => arguments.iter().map(String::len).sum(),
+            Run::Command { program, arguments } => {
+                program.len() + arguments.iter().map(String::len).sum::<usize>()
+            }
+            Run::Remote { url, headers, .. } => {
+                url.len() + headers.keys().map(String::len).sum::<usize>()
+            }
+        };
+        let env = self.env.iter().map(|(name, value)| name.len() + value.len());
+        let names = self.secrets.keys().map(String::len);
+        if env.chain(names).sum::<usize>() + runs > MOST_SHOWN {
+            let text = format!(
+                "what it runs and is handed has more than {} KiB, too much to read before it is confirmed: if that is \
+                 meant, write the server into the config yourself",
+                MOST_SHOWN >> 10
+            );
+            report.problem(place, text);
+        }
         let all_but = (!self.forbidden.is_empty()).then(|| {
             let tools = self.tools.iter().map(|tool| tool.name.clone());
             tools.filter(|name| !self.forbidden.contains(name)).collect()
@@ -461,7 +486,7 @@ fn has(setting: &Value, folder: &str) -> bool {
     }
 }
 
-/// Variables by which whoever sets them has a program run other code.
+/// Variables by which whoever sets them has a program run other code. They are not set.
 fn loads_code(name: &str) -> bool {
     name.starts_with("LD_")
         || name.starts_with("DYLD_")
@@ -478,4 +503,29 @@ fn loads_code(name: &str) -> bool {
                 | "GCONV_PATH"
                 | "PATH"
         )
+}
+
+/// Whether a variable changes what a server runs: where its packages are fetched from, which modules it loads,
+/// or whom it believes on the way there.
+pub(crate) fn changes_what_runs(name: &str) -> bool {
+    const BEGINNINGS: [&str; 3] = ["NPM_CONFIG_", "UV_", "PIP_"];
+    const NAMES: [&str; 14] = [
+        "NODE_PATH",
+        "NODE_EXTRA_CA_CERTS",
+        "NODE_TLS_REJECT_UNAUTHORIZED",
+        "BUN_CONFIG_REGISTRY",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PYTHONUSERBASE",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+    ];
+    // npm, and most of what takes a proxy, read them in either case.
+    let name = name.to_ascii_uppercase();
+    NAMES.contains(&name.as_str()) || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
 }

@@ -136,6 +136,11 @@ impl Report {
     }
 }
 
+/// A stranger's text that a person confirms: all of it, on one line, with nothing unseen in it.
+pub(crate) fn whole(text: &str) -> String {
+    text.chars().flat_map(char::escape_debug).collect()
+}
+
 /// A stranger's text for a message: short, on one line, with nothing unseen in it.
 pub fn brief(text: &str) -> String {
     const LONGEST: usize = 60;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::{lock, packages, report::Note};
+use crate::{draft::changes_what_runs, lock, packages, report::Note};
 
 /// A server, read and held to our rules.
 #[derive(Debug, Clone, Serialize)]
@@ -81,12 +81,14 @@ impl Server {
             name,
             from: &secret.from,
             permitted: secret.permitted,
+            changes_what_runs: kind == HandOverKind::Secret && changes_what_runs(name),
         });
         let plain = self.env.iter().map(|(name, value)| HandOver {
             kind: HandOverKind::Variable,
             name,
             from: value,
             permitted: true,
+            changes_what_runs: changes_what_runs(name),
         });
         references.chain(plain)
     }
@@ -228,6 +230,8 @@ pub struct HandOver<'a> {
     pub from: &'a str,
     /// Whether the operator named or confirmed the reference. A plain variable needs none.
     pub permitted: bool,
+    /// Whether it is a variable that changes what the server runs: the registry of its packages, or its modules.
+    pub changes_what_runs: bool,
 }
 
 /// A folder or file of this machine that a server sees.

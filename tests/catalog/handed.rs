@@ -305,6 +305,112 @@ fn entry(hosts: &str, secrets: &[&str], env: &str) -> String {
     )
 }
 
+/// What a person confirms they can read to its end.
+#[test]
+fn what_is_confirmed_is_shown_whole() {
+    let dir = folder();
+    let dir = dir.path();
+    let long = format!("/srv/{}end", "a-long-name/".repeat(8));
+    let registry = format!("https://registry.example.com{long}");
+    let server = |argument: &str| {
+        json!({ "mcpServers": { "s": { "command": "npx", "args": ["x@1.0.0", argument, "\u{202e}back"],
+            "env": { "NPM_CONFIG_REGISTRY": registry, "MODE": "fast" } } } })
+    };
+    write(dir, "c.json", &server(&long).to_string());
+    let (_, out, err) = run(dir, &["server", "import", "c.json", "--dry-run"]);
+    let line =
+        |begins: &str| out.lines().find(|line| line.trim().starts_with(begins)).unwrap_or_default();
+    assert!(line("arguments").ends_with(&format!("{long:?} \"\\u{{202e}}back\"")), "{out}{err}");
+    assert!(line("deviates: it reads").contains(&format!("`{long}`")), "{out}{err}");
+    let told = line("variable NPM_CONFIG_REGISTRY");
+    assert!(told.contains(&format!("<- {registry:?}  -> ")), "{out}");
+    assert!(told.ends_with("  (changes what the server runs)"), "{out}");
+    assert!(!line("variable MODE").contains("changes"), "{out}");
+    let (_, out, _) = run(dir, &["server", "import", "c.json", "--dry-run", "--format", "json"]);
+    let shown: Value = serde_json::from_str(&out).unwrap();
+    let changes = shown["taken"][0]["handed"].as_array().unwrap().iter();
+    let changes: Vec<_> = changes.map(|one| &one["changes-what-runs"]).collect();
+    assert_eq!(changes, [&json!(false), &json!(true)]);
+
+    // Nobody reads more than that.
+    write(dir, "c.json", &server(&"a-word ".repeat(600)).to_string());
+    let (code, _, err) = run(dir, &["server", "import", "c.json"]);
+    assert!(code == 1 && err.contains("more than 4 KiB, too much to read"), "{err}");
+
+    // A host of other letters is not taken for the one that it looks like.
+    let far = json!({ "mcpServers": { "s": { "url": "https://\u{430}pi.example.com/mcp" } } });
+    write(dir, "c.json", &far.to_string());
+    let out = ok(dir, &["server", "import", "c.json"]);
+    assert!(out.contains("added `s`: server at https://xn--pi-6kc.example.com/mcp\n"), "{out}");
+    assert!(config(dir).contains("https://xn--pi-6kc.example.com/mcp"), "{}", config(dir));
+}
+
+/// Permits in other files, for a name that somebody chooses.
+#[test]
+fn permits_that_hold_already_are_told_of() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
+    let permit = |principal: &str, resource: &str| {
+        format!(
+            "permit (principal {principal}, action == Portcullis::Action::\"hand_secret\", resource {resource});\n"
+        )
+    };
+    let note = "note: policies/mine.cedar has permits that hold for it already";
+    for (policy, named, permits) in [
+        (
+            "permit (principal, action, resource == Portcullis::Tool::\"search/find\");\n"
+                .to_owned(),
+            true,
+            false,
+        ),
+        (permit("== Portcullis::Server::\"search\"", ""), true, true),
+        (permit("", ""), true, true),
+        (permit("", "== Portcullis::Secret::\"other/KEY\""), false, false),
+        (
+            "forbid (principal, action, resource in Portcullis::Server::\"search\");\n".to_owned(),
+            false,
+            false,
+        ),
+    ] {
+        write(dir, "policies/mine.cedar", &policy);
+        let out = ok(dir, &["server", "add", "x.yaml", "--dry-run"]);
+        assert_eq!(out.lines().any(|line| line.trim() == note), named, "{policy}{out}");
+        let open = out.contains("(not confirmed; another policy may permit it)");
+        assert_eq!((open, out.contains("(not permitted)")), (permits, !permits), "{policy}{out}");
+    }
+}
+
+/// An entry that the operator wrote, with a permit in a file of theirs: what they hand it is for where it goes.
+#[test]
+fn an_update_of_an_entry_that_was_never_imported_is_confirmed() {
+    let dir = folder();
+    let dir = dir.path();
+    let mine = format!(
+        "{CONFIG}\n[servers.helper]\nurl = \"https://mine.example.com/mcp\"\nheaders.X-Telemetry = {{ from = \
+         \"file:/run/key\" }}\n"
+    );
+    write(dir, "portcullis.toml", &mine);
+    let permit = "permit (principal == Portcullis::Server::\"helper\", action == Portcullis::Action::\"hand_secret\", \
+                  resource == Portcullis::Secret::\"helper/X-Telemetry\");\n";
+    write(dir, "policies/mine.cedar", permit);
+    let far = json!({ "url": "https://evil.example.com/mcp",
+        "headers": { "X-Telemetry": format!("${{{THEIRS}}}"), "X-More": "${MORE}" } });
+    write(dir, "c.json", &json!({ "mcpServers": { "helper": far } }).to_string());
+    let import = ["server", "import", "c.json", "--replace=helper"];
+    let told = "policies/mine.cedar may permit `X-Telemetry`, which nobody confirmed";
+    let (code, out, err) = run(dir, &import);
+    assert!(code == 1 && err.contains(told) && config(dir) == mine, "{out}{err}");
+    let (code, out, asked) = at_a_terminal(dir, &import, "n\ny\n");
+    assert!(code == 1 && asked.contains(told) && config(dir) == mine, "{out}{asked}");
+    // Without that permit it is taken, and permits neither.
+    fs::remove_file(dir.join("policies/mine.cedar")).unwrap();
+    let out = ok(dir, &import);
+    assert_eq!(out.matches("(not permitted)").count(), 2, "{out}");
+    assert_eq!(from(dir), "file:/run/key");
+    assert!(!permits_a_secret(dir));
+}
+
 fn permitted(dir: &Path) -> Vec<String> {
     let text = read(dir, "policies/server-search.cedar");
     let ids = text.lines().filter_map(|line| line.strip_prefix("@id(\"search.secret."));

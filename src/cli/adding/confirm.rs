@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, IsTerminal as _, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::bail;
@@ -16,7 +16,10 @@ use cedar_policy::{
 };
 
 use super::Taken;
-use crate::cli::Context;
+use crate::{catalog::write::file_name, cli::Context, config::Config, policy::Source};
+
+/// Files of policies. Nothing: it can't be read.
+pub(super) type Others = Vec<(PathBuf, Option<PolicySet>)>;
 
 impl Taken {
     /// The secrets and headers that nobody named or confirmed, with their references.
@@ -44,6 +47,27 @@ impl Taken {
         }
     }
 
+    /// The other files whose policies may permit a secret that nobody confirmed, or where it is new, something by its
+    /// name.
+    pub(super) fn permitted_elsewhere(&self, files: &Others) -> Vec<(PathBuf, BTreeSet<String>)> {
+        let name = &self.server.name;
+        let own = file_name(name);
+        let others = files.iter().filter(|(file, _)| !file.ends_with(&own));
+        let named = |policy: &Policy| {
+            let text = policy.to_string();
+            policy.effect() == Effect::Permit
+                && (text.contains(&format!("::Server::\"{name}\""))
+                    || text.contains(&format!("\"{name}/")))
+        };
+        let found = others.map(|(file, all)| {
+            let secrets = perhaps_permitted(all, name, self.open().map(|(name, _)| name));
+            let named = self.changes.is_none() && all.iter().any(|all| all.policies().any(named));
+            (file.clone(), secrets, named)
+        });
+        let found = found.filter(|(_, secrets, named)| *named || !secrets.is_empty());
+        found.map(|(file, secrets, _)| (file, secrets)).collect()
+    }
+
     /// The references that are confirmed, or those that are not, for the lock file.
     pub(super) fn locked_references(&self, confirmed: bool) -> BTreeMap<String, String> {
         let chosen = self.server.references().filter(|(_, secret)| secret.permitted == confirmed);
@@ -51,19 +75,39 @@ impl Taken {
     }
 }
 
-/// Of the secrets of a server those that a file of policies may permit. What can't be read may permit all; what a
-/// permit's conditions say is not looked at.
+/// The policies of a file. Nothing: they can't be read.
+pub(super) fn policies(file: &Path) -> Option<PolicySet> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => parsed(&text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(PolicySet::new()),
+        Err(_) => None,
+    }
+}
+
+fn parsed(text: &str) -> Option<PolicySet> {
+    let policies = text.parse::<PolicySet>().ok();
+    policies.filter(|policies| policies.templates().next().is_none())
+}
+
+/// The files of policies that the config names, each with its policies. Not those of a bundle.
+pub(super) fn files(config: &Config, base: &Path) -> Others {
+    if config.policy.bundle.is_some() {
+        return Vec::new();
+    }
+    // What can't be read is found elsewhere.
+    let texts = Source::of(config).texts(base).unwrap_or_default();
+    let policies =
+        texts.into_iter().filter(|(file, _)| file.extension().is_none_or(|end| end != "json"));
+    policies.map(|(file, text)| (file, parsed(&text))).collect()
+}
+
+/// Of the secrets of a server those that policies may permit. What can't be read may permit all; what a permit's
+/// conditions say is not looked at.
 pub(super) fn perhaps_permitted<'a>(
-    file: &Path,
+    policies: &Option<PolicySet>,
     server: &str,
     secrets: impl Iterator<Item = &'a str>,
 ) -> BTreeSet<String> {
-    let policies = match std::fs::read_to_string(file) {
-        Ok(text) => text.parse::<PolicySet>().ok(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(PolicySet::new()),
-        Err(_) => None,
-    };
-    let policies = policies.filter(|policies| policies.templates().next().is_none());
     let is = |uid: &EntityUid, id: &str| uid.id().unescaped() == id;
     let permits = |policy: &Policy, secret: &str| {
         let action = match policy.action_constraint() {

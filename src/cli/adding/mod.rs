@@ -19,6 +19,7 @@ use anyhow::{Context as _, bail};
 
 pub(super) use self::{image::locate, options::Said, report::changed};
 use self::{
+    confirm::Others,
     image::{onward, pin},
     options::SecretFrom,
     report::{Stage, tell},
@@ -68,6 +69,9 @@ struct Taken {
     policies: Policies,
     /// Secrets that nobody named or confirmed, and that the policies which stay may permit all the same.
     perhaps: BTreeSet<String>,
+    /// Other files whose policies hold for it already, each with the secrets that it may permit and nobody
+    /// confirmed.
+    elsewhere: Vec<(PathBuf, BTreeSet<String>)>,
 }
 
 /// What becomes of a server's policies.
@@ -124,7 +128,7 @@ impl Policies {
 
 impl Taken {
     /// Decides what becomes of its policies, and what is locked of them and of what is confirmed.
-    fn settle(&mut self, folder: Option<&Path>, said: &Said) {
+    fn settle(&mut self, folder: Option<&Path>, others: &Others, said: &Said) {
         let (old, again) = (self.old.as_ref(), self.changes.is_some());
         // What is there was what would be written, before a secret was confirmed.
         let seen = matches!(self.policies, Policies::Same);
@@ -132,10 +136,11 @@ impl Taken {
         self.perhaps = match &self.policies {
             Policies::Changed(path, _) => {
                 let names = self.open().map(|(name, _)| name);
-                confirm::perhaps_permitted(path, &self.server.name, names)
+                confirm::perhaps_permitted(&confirm::policies(path), &self.server.name, names)
             }
             _ => BTreeSet::new(),
         };
+        self.elsewhere = self.permitted_elsewhere(others);
         self.locked.policies = self.policies.digest(&self.server);
         self.locked.confirmed = self.locked_references(true);
         self.locked.unconfirmed = self.locked_references(false);
@@ -157,16 +162,30 @@ impl Taken {
                 path.display()
             ));
         }
-        let Policies::Changed(path, _) = &self.policies else { return None };
-        if self.perhaps.is_empty() || !self.is_news() {
+        if !self.is_news() {
             return None;
         }
-        let names: Vec<String> = self.perhaps.iter().map(|name| format!("`{name}`")).collect();
-        Some(format!(
-            "{} was changed by hand and may permit {}, which nobody confirmed: confirm it with `--secret \
-             NAME=REFERENCE`, or let the import write the file with `--overwrite-policies`",
-            path.display(),
+        let listed = |secrets: &BTreeSet<String>| {
+            let names: Vec<String> = secrets.iter().map(|name| format!("`{name}`")).collect();
             names.join(", ")
+        };
+        if let Policies::Changed(path, _) = &self.policies
+            && !self.perhaps.is_empty()
+        {
+            return Some(format!(
+                "{} was changed by hand and may permit {}, which nobody confirmed: confirm it with `--secret \
+                 NAME=REFERENCE`, or let the import write the file with `--overwrite-policies`",
+                path.display(),
+                listed(&self.perhaps)
+            ));
+        }
+        // Of a server that is there, a reference may be the operator's own.
+        let mut elsewhere = self.elsewhere.iter().filter(|_| self.changes.is_some());
+        let (path, secrets) = elsewhere.find(|(_, secrets)| !secrets.is_empty())?;
+        Some(format!(
+            "{} may permit {}, which nobody confirmed: confirm it with `--secret NAME=REFERENCE`",
+            path.display(),
+            listed(secrets)
         ))
     }
 
@@ -214,6 +233,7 @@ pub(super) async fn take(
     }
     let listed = said.tool_lists()?;
     let folder = policies_folder(&before.config, &house.base);
+    let others = confirm::files(&before.config, &house.base);
     let mut replaced = BTreeSet::new();
     let mut taken: Vec<Taken> = Vec::new();
     let mut refused: Vec<(String, Vec<Problem>)> = Vec::new();
@@ -326,14 +346,15 @@ pub(super) async fn take(
                 };
                 let was = until_now(house, &before.config, &server.name);
                 let policies = Policies::Nowhere;
-                let perhaps = BTreeSet::new();
-                let mut one = Taken { server, old, locked, was, changes, policies, perhaps };
+                let (perhaps, elsewhere) = (BTreeSet::new(), Vec::new());
+                let mut one =
+                    Taken { server, old, locked, was, changes, policies, perhaps, elsewhere };
                 let named: Vec<&str> = own.iter().map(|(.., from)| *from).collect();
                 one.permit(&named, &by_operator);
-                one.settle(folder.as_deref(), said);
+                one.settle(folder.as_deref(), &others, said);
                 // A question that is still to come may confirm a secret, but can't make a file the server's.
                 let asked_later = !said.yes && !said.dry_run && !offer.in_full;
-                let may_be_confirmed = asked_later && matches!(one.policies, Policies::Changed(..));
+                let may_be_confirmed = asked_later && !matches!(one.policies, Policies::There(_));
                 if let Some(why) = one.hindered().filter(|_| !may_be_confirmed) {
                     refused.push((entry.name, vec![problem(why)]));
                     continue;
@@ -349,7 +370,7 @@ pub(super) async fn take(
     if asks {
         tell(ctx, &offer.name, &taken, &refused, Stage::Planned)?;
         confirm::ask(ctx, &mut taken)?;
-        taken.iter_mut().for_each(|one| one.settle(folder.as_deref(), said));
+        taken.iter_mut().for_each(|one| one.settle(folder.as_deref(), &others, said));
         if let Some(why) = taken.iter().find_map(Taken::hindered) {
             bail!("nothing was written: {why}");
         }

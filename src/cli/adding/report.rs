@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Policies, Taken};
 use crate::{
-    catalog::{HandOver, HandOverKind, Kind, Problem, Run, Server, brief, write::Change},
+    catalog::{HandOver, HandOverKind, Kind, Problem, Run, Server, write::Change},
     cli::Context,
 };
 
@@ -83,10 +83,11 @@ fn data(taken: &[Taken], refused: &[(String, Vec<Problem>)], stage: Stage) -> Va
                 Policies::Nowhere | Policies::Same | Policies::There(_) => (None, None),
             };
             let handed: Vec<HandOver<'_>> = taken.server.handed().collect();
+            let elsewhere: Vec<_> = taken.elsewhere.iter().map(|(file, _)| file).collect();
             json!({
                 "server": taken.server, "lock": taken.locked, "policy": policy,
                 "changes": taken.changes, "changed-policy": stays,
-                "handed": handed, "destination": taken.server.destination(),
+                "handed": handed, "destination": taken.server.destination(), "other-policies": elsewhere,
             })
         })
         .collect();
@@ -149,11 +150,13 @@ fn told(
         Run::Remote { .. } => &[],
     };
     if !arguments.is_empty() {
-        let words: Vec<String> =
-            arguments.iter().map(|word| format!("{:?}", brief(word))).collect();
+        let words: Vec<String> = arguments.iter().map(|word| format!("{word:?}")).collect();
         ctx.line(format!("  arguments  {}", words.join(" ")))?;
     }
     handed(ctx, taken)?;
+    for (file, _) in &taken.elsewhere {
+        ctx.line(format!("  note: {} has permits that hold for it already", file.display()))?;
+    }
     for note in &server.notes {
         if shared.contains_key(&(note.kind, note.text.clone())) {
             continue;
@@ -172,13 +175,14 @@ fn told(
     policies(ctx, taken, stage)
 }
 
-/// Shows each thing that a server is handed: what it is, where it comes from, and where it goes.
+/// Shows each thing that a server is handed: what it is, where it comes from, and where it goes. A person confirms
+/// it, so nothing is cut.
 fn handed(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
     let server = &taken.server;
     let to = server.destination().join(", ");
-    for HandOver { kind, name, from, permitted } in server.handed() {
+    for HandOver { kind, name, from, permitted, changes_what_runs } in server.handed() {
         let from = match kind {
-            HandOverKind::Variable => format!("{:?}", brief(from)),
+            HandOverKind::Variable => format!("{from:?}"),
             HandOverKind::Header | HandOverKind::Secret => from.to_owned(),
         };
         let open = match permitted {
@@ -186,9 +190,13 @@ fn handed(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
             false if taken.perhaps.contains(name) => {
                 "  (not confirmed; the policy that is there may permit it)"
             }
+            false if taken.elsewhere.iter().any(|(_, secrets)| secrets.contains(name)) => {
+                "  (not confirmed; another policy may permit it)"
+            }
             false => "  (not permitted)",
         };
-        ctx.line(format!("  {} {name}  <- {from}  -> {to}{open}", kind.as_str()))?;
+        let what = if changes_what_runs { "  (changes what the server runs)" } else { "" };
+        ctx.line(format!("  {} {name}  <- {from}  -> {to}{open}{what}", kind.as_str()))?;
     }
     Ok(())
 }
