@@ -166,6 +166,31 @@ async fn connections_without_a_key_behind_a_trusted_proxy_lock_nobody_out() {
     gate.stop().await;
 }
 
+/// The log says that connections of a trusted proxy are not taken.
+#[tokio::test]
+async fn connections_of_a_trusted_proxy_beyond_the_bound_are_told_of() {
+    let mut gate = Setup::notes()
+        .keyed()
+        .listen("trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"forwarded\"")
+        .and("[limits.connections]\ntotal = 8")
+        .start()
+        .await;
+    let mut open = Vec::new();
+    for _ in 0..7 {
+        open.push(connect_from([127, 0, 0, 2].into(), gate.addr).await.unwrap());
+    }
+    let told = gate.logged("a connection that is not taken", |line| {
+        line.contains("connections of trusted proxies were closed")
+    });
+    let line = told.await;
+    assert!(line.contains("127.0.0.2"), "{line}");
+    let last = open.last_mut().unwrap();
+    let closed = in_time("the end of a connection", last.read(&mut [0; 1])).await;
+    assert!(!closed.is_ok_and(|read| read > 0));
+    drop(open);
+    gate.stop().await;
+}
+
 /// Opens an event stream, and returns it with the status of its answer.
 async fn stream(to: SocketAddr, key: &str) -> (TcpStream, u16) {
     let exchange = async {
@@ -211,5 +236,30 @@ async fn the_streams_of_one_key_lock_no_other_key_of_their_address_out() {
         (stream(gate.addr, &greedy).await.1 == 200).then_some(())
     })
     .await;
+    gate.stop().await;
+}
+
+/// Keys that together may have more connections than there are places.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_streams_of_many_keys_leave_places_to_a_client_with_few() {
+    raise_open_files();
+    let written = Setup::notes().keyed().and("[limits.connections]\ntotal = 128").write();
+    let ann = written.add_client("ann", &[]).await;
+    let mut greedy = Vec::new();
+    for n in 0..6 {
+        greedy.push(written.add_client(&format!("greedy-{n}"), &[]).await);
+    }
+    let gate = written.start().await;
+    let (mut streams, mut open) = (Vec::new(), 0);
+    for key in &greedy {
+        for _ in 0..20 {
+            let (stream, status) = stream(gate.addr, key).await;
+            streams.push(stream);
+            open += usize::from(status == 200);
+        }
+    }
+    assert_eq!(open, 5 * 16 + 8, "the last of 96 places are not for clients that have 8");
+    assert_eq!(calls("during", 20, &gate, &ann).await, 20);
+    drop(streams);
     gate.stop().await;
 }

@@ -5,7 +5,8 @@
 //! of a network that has too many is closed for it. A connection moves to the other part with its
 //! first request that presents a valid key, and counts for the principal of that key from then on.
 //! A trusted proxy that forwards requests of many clients has places in that part, too; each of its
-//! connections counts for the client whose request it carries, as long as it does.
+//! connections counts for the client whose request it carries, as long as it does. The last places of
+//! that part are for principals that have few connections.
 
 use std::{
     cmp::Reverse,
@@ -25,8 +26,12 @@ use crate::{
     refusal::{Code, Refusal},
 };
 
-/// How often the log says that connections had to give way.
+/// How often the log says that connections had to give way, or were not taken.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// One of so many parts of the places of authenticated connections is for principals with few.
+const SHARE_OF_FEW: usize = 8;
+/// A principal has few connections as long as it has fewer than these.
+const FEW: usize = 8;
 
 /// All open connections of a listener.
 pub(super) struct ConnectionTable {
@@ -48,9 +53,28 @@ struct State {
     clients: HashMap<PrincipalKind, usize>,
     /// How many requests without a key trusted proxies forward for each network.
     anonymous: HashMap<IpAddr, usize>,
-    /// How many connections gave way since the log said so.
-    displaced: u64,
+    displaced: Unlogged,
+    /// Connections of trusted proxies that had no place.
+    refused_proxies: Unlogged,
+}
+
+/// What happened since the log said so.
+#[derive(Default)]
+struct Unlogged {
+    count: u64,
     logged: Option<Instant>,
+}
+
+impl Unlogged {
+    /// Counts one more. Returns how many there are where the log is to say it now.
+    fn add(&mut self) -> Option<u64> {
+        self.count += 1;
+        if self.logged.is_some_and(|logged| logged.elapsed() < LOG_INTERVAL) {
+            return None;
+        }
+        self.logged = Some(Instant::now());
+        Some(std::mem::take(&mut self.count))
+    }
 }
 
 /// The place of one connection. It is given up when this is dropped.
@@ -102,9 +126,16 @@ impl ConnectionTable {
     }
 
     /// A place for a connection of a trusted proxy. None where they are all taken.
-    pub fn admit_proxy(self: &Arc<Self>) -> Option<ConnectionPermit> {
+    pub fn admit_proxy(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionPermit> {
         let mut state = self.state.lock();
         if state.authenticated_count >= self.bounds.authenticated {
+            if let Some(count) = state.refused_proxies.add() {
+                tracing::warn!(
+                    count,
+                    %address,
+                    "connections of trusted proxies were closed: too many are open",
+                );
+            }
             return None;
         }
         state.authenticated_count += 1;
@@ -165,12 +196,18 @@ impl ConnectionPermit {
             return Err(full("too many connections of this client are open")
                 .detail(format!("limits.connections.per-client = {}", bounds.per_client)));
         }
-        let needs_place = matches!(*place, Place::Unauthenticated(_));
-        if needs_place && state.authenticated_count >= bounds.authenticated {
-            return Err(full("too many connections are open").detail(format!(
-                "limits.connections: {} are for authenticated clients",
-                bounds.authenticated
-            )));
+        let has_place = !matches!(*place, Place::Unauthenticated(_));
+        let others = state.authenticated_count - usize::from(has_place);
+        let (most, whom) = match open < FEW {
+            true => (bounds.authenticated, "authenticated clients"),
+            false => (
+                bounds.authenticated - bounds.authenticated / SHARE_OF_FEW,
+                "clients that have many connections",
+            ),
+        };
+        if others >= most {
+            return Err(full("too many connections are open")
+                .detail(format!("limits.connections: {most} are for {whom}")));
         }
         *state.clients.entry(principal.clone()).or_default() += 1;
         let principal = principal.clone();
@@ -260,15 +297,12 @@ impl State {
         displaced.cancel();
         self.forget_if_empty(network);
         self.unauthenticated_count -= 1;
-        self.displaced += 1;
-        if self.logged.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL) {
+        if let Some(count) = self.displaced.add() {
             tracing::warn!(
-                count = self.displaced,
+                count,
                 %network,
                 "connections without a key were closed to make room for newer ones",
             );
-            self.logged = Some(Instant::now());
-            self.displaced = 0;
         }
     }
 
@@ -423,6 +457,52 @@ mod tests {
         assert!(is_empty(&table));
     }
 
+    /// Of 40 places, 35 are for clients that have many.
+    const WIDE: ConnectionBounds = ConnectionBounds { authenticated: 40, per_client: 20, ..BOUNDS };
+
+    #[test]
+    fn clients_with_many_connections_leave_places_to_those_with_few() {
+        let table = Arc::new(ConnectionTable::new(WIDE));
+        let open = |name: &str, count: usize| -> Vec<_> {
+            let permits = (0..count).map(|_| admit(&table, "192.0.2.1"));
+            permits.filter(|permit| permit.authenticate(&client(name)).is_ok()).collect()
+        };
+        let (ann, bob) = (open("ann", 40), open("bob", 40));
+        assert_eq!((ann.len(), bob.len()), (20, 15));
+        // Whoever has few gets the rest, up to the last place.
+        let eve = open("eve", 3);
+        assert_eq!(eve.len(), 3);
+        assert_eq!(open("bob", 1).len(), 0);
+        let joe = open("joe", 3);
+        assert_eq!(joe.len(), 2);
+        drop((ann, bob, eve, joe));
+        assert!(is_empty(&table));
+    }
+
+    #[test]
+    fn clients_with_many_requests_leave_places_of_a_trusted_proxy_to_those_with_few() {
+        let table = Arc::new(ConnectionTable::new(WIDE));
+        let proxy = "192.0.2.9".parse().unwrap();
+        let forward = |name: &str, count: usize| -> Vec<_> {
+            let permits = (0..count).map_while(|_| table.admit_proxy(proxy));
+            permits.filter(|permit| permit.authenticate(&client(name)).is_ok()).collect()
+        };
+        let (ann, bob) = (forward("ann", 40), forward("bob", 40));
+        assert_eq!((ann.len(), bob.len()), (20, 15));
+        let eve = forward("eve", 6);
+        assert_eq!(eve.len(), 5, "as many as there are places");
+        drop((ann, bob, eve));
+        assert!(is_empty(&table));
+    }
+
+    #[test]
+    fn the_log_is_told_of_what_happens_often_once_in_an_interval() {
+        let mut unlogged = Unlogged::default();
+        assert_eq!([unlogged.add(), unlogged.add(), unlogged.add()], [Some(1), None, None]);
+        unlogged.logged = unlogged.logged.and_then(|at| at.checked_sub(LOG_INTERVAL));
+        assert_eq!([unlogged.add(), unlogged.add()], [Some(3), None]);
+    }
+
     #[test]
     fn a_connection_that_authenticates_as_it_is_to_give_way_has_a_clients_place() {
         let table = table();
@@ -465,8 +545,9 @@ mod tests {
     #[test]
     fn a_trusted_proxy_counts_for_the_clients_whose_requests_it_forwards() {
         let table = table();
-        let front: Vec<_> = (0..4).map(|_| Arc::new(table.admit_proxy().unwrap())).collect();
-        assert!(table.admit_proxy().is_none(), "they have the places of clients, and no more");
+        let proxy = "192.0.2.9".parse().unwrap();
+        let front: Vec<_> = (0..4).map(|_| Arc::new(table.admit_proxy(proxy).unwrap())).collect();
+        assert!(table.admit_proxy(proxy).is_none(), "they have the places of clients, and no more");
         let guards: Vec<_> = front.iter().map(|permit| RequestGuard(permit.clone())).collect();
         front[0].authenticate(&client("ann")).unwrap();
         front[1].authenticate(&client("ann")).unwrap();
@@ -490,7 +571,7 @@ mod tests {
         let table = table();
         let front: Vec<_> = (0..3)
             .map(|_| {
-                let permit = table.admit_proxy().unwrap();
+                let permit = table.admit_proxy("192.0.2.9".parse().unwrap()).unwrap();
                 permit.dedicate("192.0.2.1".parse().unwrap());
                 permit
             })

@@ -119,10 +119,7 @@ impl Listener {
             };
             let is_proxy = shared.proxies.as_ref().is_some_and(|all| all.contains(peer.ip()));
             let (permit, crowded) = if is_proxy {
-                let Some(permit) = table.admit_proxy() else {
-                    tracing::debug!(%peer, "a trusted proxy has too many connections");
-                    continue;
-                };
+                let Some(permit) = table.admit_proxy(peer.ip()) else { continue };
                 (permit, false)
             } else {
                 table.admit(peer.ip())
