@@ -1,7 +1,7 @@
 //! Real reverse proxies before the gate, in their most common configs: what they make public, and
 //! whose address counts behind them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use serde_json::{Value, json};
 
@@ -133,13 +133,16 @@ async fn trusting(source: &str) -> (Gate, String) {
 
 /// Calls a tool from an address of this machine, with forged headers of every kind.
 async fn call(from: [u8; 4], to: SocketAddr, host: &str, key: &str, more: &str) -> Reply {
+    wire::raw_from(from.into(), to, call_text(host, key, more).as_bytes()).await
+}
+
+fn call_text(host: &str, key: &str, more: &str) -> String {
     let body = json!({ "tool": "notes__list_notes", "arguments": {} }).to_string();
-    let text = format!(
+    format!(
         "POST /invoke HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n\
          Content-Type: application/json\r\nContent-Length: {}\r\n{more}\r\n{body}",
         body.len()
-    );
-    wire::raw_from(from.into(), to, text.as_bytes()).await
+    )
 }
 
 fn forged() -> String {
@@ -288,9 +291,64 @@ async fn a_connection_that_a_trusted_proxy_opens_for_nobody_has_no_callers() {
         assert_eq!(ask(header, "/readyz", &[]).await.status, 200);
     }
     let reply = ask(named, "/tools", &[]).await;
-    assert_eq!(reply.status, 200, "{reply:#?}");
-    // The trace of a proxy before the trusted one, which is whom that one calls its client.
-    let reply = ask(named, "/tools", &[("X-Forwarded-For", "203.0.113.9")]).await;
-    assert_eq!(reply.status, 401, "{reply:#?}");
+    assert_eq!(reply.status, 401, "a key is needed: {reply:#?}");
     gate.stop().await;
+}
+
+/// Whatever a trusted proxy says, what it forwards is no call of this machine.
+#[tokio::test]
+async fn nobody_behind_a_trusted_proxy_is_a_local_caller() {
+    for (source, name) in [("forwarded", "Forwarded"), ("x-forwarded-for", "X-Forwarded-For")] {
+        let listen = format!("trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"{source}\"");
+        let gate = Setup::notes().listen(&listen).start().await;
+        let host = gate.addr.to_string();
+        for address in ["127.0.0.1", "127.0.0.2", "\"[::1]\"", "[::1]", "::ffff:127.0.0.1"] {
+            let value =
+                if source == "forwarded" { format!("for={address}") } else { address.to_owned() };
+            let text = get("/tools", &host, &[(name, &value)]);
+            let reply = wire::raw_from([127, 0, 0, 2].into(), gate.addr, &text).await;
+            assert!([400, 401].contains(&reply.status), "{source} {address}: {reply:#?}");
+        }
+        let reply = wire::raw(gate.addr, &get("/tools", &host, &[])).await;
+        assert_eq!(reply.status, 200, "a local caller: {reply:#?}");
+        gate.stop().await;
+    }
+}
+
+/// An address of this machine that is not a loopback one, where it has any.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Nothing is sent: the system looks up by which address it would send.
+    socket.connect("203.0.113.1:9").ok()?;
+    let address = socket.local_addr().unwrap().ip();
+    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+}
+
+/// What is loopback to another machine is not so here.
+#[tokio::test]
+async fn a_trusted_proxy_of_another_machine_names_no_loopback_client() {
+    let Some(proxy) = own_address() else {
+        eprintln!("not run: this machine has no address but loopback");
+        return;
+    };
+    let loopback = "127.0.0.3";
+    for (source, headers, header) in [
+        ("forwarded", format!("Forwarded: for={loopback}\r\n"), String::new()),
+        ("x-forwarded-for", format!("X-Forwarded-For: {loopback}\r\n"), String::new()),
+        ("proxy-protocol", String::new(), format!("PROXY TCP4 {loopback} 127.0.0.1 4711 8811\r\n")),
+    ] {
+        let written = Setup::notes()
+            .keyed()
+            .listen(&format!("trusted-proxies = [\"{proxy}\"]\nclient-address = \"{source}\""))
+            .write();
+        let key = written.add_client("ci", &[]).await;
+        let gate = written.start().await;
+        let host = gate.addr.to_string();
+        let text = format!("{header}{}", call_text(&host, &key, &headers));
+        let reply = wire::raw_from(proxy, gate.addr, text.as_bytes()).await;
+        assert_eq!(reply.status, 400, "{source}: {reply:#?}");
+        assert!(reply.body.contains("invalid-request"), "{source}: {reply:#?}");
+        assert!(recorded(&gate).await.is_empty(), "{source}");
+        gate.stop().await;
+    }
 }

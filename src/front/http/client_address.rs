@@ -3,6 +3,9 @@
 //! INVARIANT: nobody but a trusted proxy is believed, and it alone in the form that the config
 //! names. Where a trusted proxy does not say it, or says it in a way that cannot be read, the
 //! request is refused: its own address is not the client's, and a policy may permit more to it.
+//!
+//! INVARIANT: what a trusted proxy forwards is never a call of this machine, whatever address it
+//! says, and no trusted proxy of another machine makes a client's address loopback.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -35,20 +38,27 @@ const MAX_BYTES: usize = 8 * 1_024;
 /// Parameters of one element of a `Forwarded` header, at most. RFC 7239 knows four.
 const MAX_PARAMETERS: usize = 16;
 
-/// Marks a request that a trusted proxy forwards, and how that one names its client.
+/// Marks a request that a trusted proxy forwards.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ByTrustedProxy(pub ClientAddressSource);
+pub(super) struct ByTrustedProxy;
 
-/// Whether a reverse proxy has left a trace in a request that does not name its client. Not every
-/// one does. The header in which a trusted proxy names the client is no such trace; any other may be
-/// of a proxy before that, which is then whom the trusted one calls its client.
-pub(super) fn is_forwarded(headers: &HeaderMap, by: Option<ByTrustedProxy>) -> bool {
-    let excused = by.and_then(|ByTrustedProxy(source)| match source {
-        ClientAddressSource::XForwardedFor => Some(X_FORWARDED_FOR),
-        ClientAddressSource::Forwarded => Some(FORWARDED),
-        ClientAddressSource::ProxyProtocol => None,
-    });
-    OF_PROXIES.iter().any(|name| Some(*name) != excused && headers.contains_key(*name))
+/// Whether a reverse proxy has left a trace in a request. Not every one does.
+pub(super) fn is_forwarded(headers: &HeaderMap) -> bool {
+    OF_PROXIES.iter().any(|name| headers.contains_key(*name))
+}
+
+/// The address that a trusted proxy says, unless it is another machine's loopback.
+///
+/// # Errors
+/// Where it is: what is loopback to another machine is not so here.
+pub(super) fn refuse_foreign_loopback(
+    proxy: SocketAddr,
+    client: SocketAddr,
+) -> Result<SocketAddr, ForwardingFault> {
+    if client.ip().is_loopback() && !proxy.ip().to_canonical().is_loopback() {
+        return Err(ForwardingFault::Loopback);
+    }
+    Ok(client)
 }
 
 /// The reverse proxies that the operator trusts, and how they name their client.
@@ -71,6 +81,8 @@ pub(super) enum ForwardingFault {
     Hidden,
     #[error("a trusted proxy's header of the PROXY protocol names no address")]
     Unnamed,
+    #[error("a trusted proxy of another machine named a loopback address")]
+    Loopback,
 }
 
 impl From<ForwardingFault> for Refusal {
@@ -100,8 +112,13 @@ impl TrustedProxies {
     /// machine's counts nowhere. The port is 0 where the header has none.
     ///
     /// # Errors
-    /// Where the header is missing or too long, or what counts of it is not an address.
-    pub fn client(&self, headers: &HeaderMap) -> Result<SocketAddr, ForwardingFault> {
+    /// Where the header is missing or too long, or what counts of it is not an address, or is the
+    /// loopback address of another machine.
+    pub fn client(
+        &self,
+        proxy: SocketAddr,
+        headers: &HeaderMap,
+    ) -> Result<SocketAddr, ForwardingFault> {
         let (name, lines) = match self.source {
             ClientAddressSource::XForwardedFor => ("X-Forwarded-For", X_FORWARDED_FOR),
             ClientAddressSource::Forwarded => ("Forwarded", FORWARDED),
@@ -125,14 +142,16 @@ impl TrustedProxies {
             let is_loopback = address.ip().is_loopback();
             if !self.contains(address.ip()) {
                 // What is loopback to another machine is not so here.
-                return Ok(first_elsewhere.filter(|_| is_loopback).unwrap_or(address));
+                let address = first_elsewhere.filter(|_| is_loopback).unwrap_or(address);
+                return refuse_foreign_loopback(proxy, address);
             }
             first = Some(address);
             if !is_loopback {
                 first_elsewhere = first;
             }
         }
-        first_elsewhere.or(first).ok_or(ForwardingFault::Missing(name))
+        let address = first_elsewhere.or(first).ok_or(ForwardingFault::Missing(name))?;
+        refuse_foreign_loopback(proxy, address)
     }
 }
 
@@ -244,6 +263,9 @@ mod tests {
 
     use super::*;
 
+    /// A trusted proxy of this machine.
+    const HERE: &str = "127.0.0.1:4711";
+
     fn proxies(source: ClientAddressSource) -> TrustedProxies {
         let networks = ["127.0.0.1", "10.0.0.0/8", "fd00::/8"];
         TrustedProxies { networks: networks.map(|text| text.parse().unwrap()).into(), source }
@@ -258,7 +280,7 @@ mod tests {
         for value in values {
             headers.append(name, value.parse().unwrap());
         }
-        proxies(source).client(&headers).map(|address| address.to_string())
+        proxies(source).client(HERE.parse().unwrap(), &headers).map(|address| address.to_string())
     }
 
     fn by_x_forwarded_for(values: &[&str]) -> Result<String, ForwardingFault> {
@@ -316,7 +338,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         let bytes = HeaderValue::from_bytes(b"203.0.113.9\xff").unwrap();
         headers.insert(X_FORWARDED_FOR, bytes);
-        assert!(proxies(ClientAddressSource::XForwardedFor).client(&headers).is_err());
+        let here = HERE.parse().unwrap();
+        assert!(proxies(ClientAddressSource::XForwardedFor).client(here, &headers).is_err());
     }
 
     #[test]
@@ -377,20 +400,34 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_proxy_excuses_the_trace_that_names_its_client_alone() {
-        use ClientAddressSource::{Forwarded, ProxyProtocol, XForwardedFor};
-        for (header, by, is_trace) in [
-            (X_FORWARDED_FOR, None, true),
-            (X_FORWARDED_FOR, Some(XForwardedFor), false),
-            (X_FORWARDED_FOR, Some(Forwarded), true),
-            (X_FORWARDED_FOR, Some(ProxyProtocol), true),
-            (FORWARDED, Some(Forwarded), false),
-            (FORWARDED, Some(XForwardedFor), true),
-            ("via", Some(XForwardedFor), true),
-        ] {
-            let mut headers = HeaderMap::new();
-            headers.insert(header, HeaderValue::from_static("203.0.113.9"));
-            assert_eq!(is_forwarded(&headers, by.map(ByTrustedProxy)), is_trace, "{header} {by:?}");
+    fn no_proxy_of_another_machine_names_a_loopback_client() {
+        use ClientAddressSource::{Forwarded, XForwardedFor};
+        for proxy in ["10.0.0.1:1", "[fd00::1]:1", "[::ffff:10.0.0.1]:1"] {
+            for (source, name, value, found) in [
+                (XForwardedFor, X_FORWARDED_FOR, "127.0.0.1", Err(ForwardingFault::Loopback)),
+                (XForwardedFor, X_FORWARDED_FOR, "127.0.0.9", Err(ForwardingFault::Loopback)),
+                (XForwardedFor, X_FORWARDED_FOR, "::1, 127.0.0.1", Err(ForwardingFault::Loopback)),
+                (
+                    XForwardedFor,
+                    X_FORWARDED_FOR,
+                    "::ffff:127.0.0.9",
+                    Err(ForwardingFault::Loopback),
+                ),
+                (Forwarded, FORWARDED, "for=127.0.0.1", Err(ForwardingFault::Loopback)),
+                (Forwarded, FORWARDED, "for=\"[::1]\"", Err(ForwardingFault::Loopback)),
+                (Forwarded, FORWARDED, "for=127.0.0.1, for=10.1.2.3", Ok("10.1.2.3:0")),
+                (XForwardedFor, X_FORWARDED_FOR, "127.0.0.1, 203.0.113.9", Ok("203.0.113.9:0")),
+            ] {
+                let mut headers = HeaderMap::new();
+                headers.insert(name, value.parse().unwrap());
+                let client = proxies(source).client(proxy.parse().unwrap(), &headers);
+                let found = found.map(|address| address.parse().unwrap());
+                assert_eq!(client, found, "{proxy} {value}");
+            }
+        }
+        for proxy in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.2]:1"] {
+            let client = "127.0.0.9:1".parse().unwrap();
+            assert_eq!(refuse_foreign_loopback(proxy.parse().unwrap(), client), Ok(client));
         }
     }
 
@@ -426,8 +463,9 @@ mod tests {
                 headers.append(FORWARDED, value.clone());
                 headers.append(X_FORWARDED_FOR, value);
             }
-            let _ = proxies(ClientAddressSource::Forwarded).client(&headers);
-            let _ = proxies(ClientAddressSource::XForwardedFor).client(&headers);
+            let here = HERE.parse().unwrap();
+            let _ = proxies(ClientAddressSource::Forwarded).client(here, &headers);
+            let _ = proxies(ClientAddressSource::XForwardedFor).client(here, &headers);
         }
     }
 }

@@ -24,7 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt};
 
 use super::{
-    client_address::{ByTrustedProxy, ForwardingFault, TrustedProxies},
+    client_address::{ByTrustedProxy, ForwardingFault, TrustedProxies, refuse_foreign_loopback},
     connections::{ConnectionPermit, ConnectionTable, RequestGuard},
     proxy_protocol::{self, ProxyProtocolFault},
 };
@@ -184,7 +184,10 @@ impl Shared {
         let source = self.proxies.as_ref().filter(|_| is_proxy).map(|proxies| proxies.source);
         if source == Some(ClientAddressSource::ProxyProtocol) {
             match tokio::time::timeout(HEADERS, proxy_protocol::read(&mut stream)).await {
-                Ok(Ok(Some(named))) => client = named,
+                Ok(Ok(Some(named))) => match refuse_foreign_loopback(peer, named) {
+                    Ok(named) => client = named,
+                    Err(wrong) => fault = Some(wrong),
+                },
                 // Its own address is not the client's. Its health checks need none.
                 Ok(Ok(None)) => fault = Some(ForwardingFault::Unnamed),
                 Ok(Err(ProxyProtocolFault::Io(error))) => {
@@ -243,15 +246,15 @@ impl Shared {
         permit: Arc<ConnectionPermit>,
     ) -> Result<Response, std::convert::Infallible> {
         let mut guard = None;
-        if let Some(proxies) = self.proxies.as_ref().filter(|_| is_proxy) {
-            request.extensions_mut().insert(ByTrustedProxy(proxies.source));
+        if is_proxy {
+            request.extensions_mut().insert(ByTrustedProxy);
         }
         let names_client = |proxies: &&TrustedProxies| {
             is_proxy && proxies.source != ClientAddressSource::ProxyProtocol
         };
         if let Some(proxies) = self.proxies.as_ref().filter(names_client) {
             guard = Some(RequestGuard(permit.clone()));
-            match proxies.client(request.headers()) {
+            match proxies.client(client, request.headers()) {
                 Ok(named) => client = named,
                 Err(fault) => {
                     request.extensions_mut().insert(fault);

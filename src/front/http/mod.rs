@@ -80,17 +80,17 @@ enum Anonymous {
 
 impl Anonymous {
     /// Whether a call without a key is taken. Whatever a reverse proxy on this machine forwards comes
-    /// from loopback, so a request that shows the trace of one is not a local one. The header in which
-    /// a trusted proxy names its client is no such trace.
+    /// from loopback, so a request that shows the trace of one is not a local one. What a trusted proxy
+    /// forwards never is, whatever address it says.
     fn takes(self, request: &Request) -> bool {
         match self {
             Self::Refused => false,
             Self::Loopback => {
                 let extensions = request.extensions();
                 let address = extensions.get::<SocketAddr>();
-                let by = extensions.get::<ByTrustedProxy>().copied();
                 address.is_some_and(|address| address.ip().is_loopback())
-                    && !is_forwarded(request.headers(), by)
+                    && extensions.get::<ByTrustedProxy>().is_none()
+                    && !is_forwarded(request.headers())
             }
             Self::Everywhere => true,
         }
