@@ -225,12 +225,14 @@ async fn what_is_no_ordinary_post_is_refused() {
         }
         still_answers(&agent).await;
     }
-    // Refusals at the endpoints have a code, whatever they are for.
+    // Refusals have a code, whatever they are for, also where there is no endpoint.
     for (line, status, code) in [
         ("PUT /mcp", 405, "verb-unknown"),
         ("GET /mcp", 405, "verb-unknown"),
         ("DELETE /mcp", 400, "invalid-request"),
         ("POST /servers/nope/mcp", 404, "unknown-target"),
+        ("POST /", 404, "unknown-target"),
+        ("GET /.well-known/oauth-protected-resource", 404, "unknown-target"),
     ] {
         let text = format!(
             "{line} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
@@ -244,7 +246,6 @@ async fn what_is_no_ordinary_post_is_refused() {
     for (line, statuses) in [
         ("PUT /mcp", &[405][..]),
         ("OPTIONS /mcp", &[403, 404, 405, 204]),
-        ("POST /", &[404]),
         ("POST /mcp/../metrics", &[404, 400]),
         ("POST /servers/../mcp", &[404, 400]),
         ("POST /servers/%00/mcp", &[404, 400]),

@@ -225,6 +225,35 @@ async fn foreign_hosts_and_origins_are_refused() {
 }
 
 #[tokio::test]
+async fn a_refusal_for_the_host_origin_or_path_names_the_client() {
+    let written = Setup::notes().keyed().write();
+    let key = written.add_client("ci", &[]).await;
+    let gate = written.start().await;
+    let bearer = format!("Bearer {key}");
+    let unknown = ["Bearer pck", &"A".repeat(43)].join("_");
+    let cases: [(&str, &[(&str, &str)], &str); 3] = [
+        ("/mcp", &[("Host", "evil.example")], "forbidden-origin"),
+        ("/mcp", &[("Origin", "https://evil.example")], "forbidden-origin"),
+        ("/mpc", &[], "unknown-target"),
+    ];
+    for (path, headers, code) in cases {
+        for (authorization, client) in
+            [(Some(&bearer), Some("ci")), (Some(&unknown), None), (None, None)]
+        {
+            let key = authorization.map(|bearer| ("Authorization", bearer.as_str()));
+            let headers = [ORDINARY, headers, key.as_slice()].concat();
+            let reply = wire::post(gate.addr, path, &headers, &ping()).await;
+            assert_eq!(reply.refusal(), code, "{path} {headers:?}");
+            let id = reply.messages()[0]["error"]["data"]["decision"].as_str().unwrap().to_owned();
+            let records = gate.records(&["--code", code]).await;
+            let record = records.iter().find(|record| record["id"] == *id).expect(&id);
+            assert_eq!(record["principal"].as_str(), client, "{path} {headers:?}: {record:#}");
+        }
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn a_session_is_its_owners_alone() {
     let written = Setup::notes().keyed().write();
     let owner = written.add_client("owner", &[]).await;

@@ -27,7 +27,7 @@ use axum::{
 use bytes::Bytes;
 
 use crate::{
-    chain::{Party, in_turns},
+    chain::{Party, Weight, in_turns},
     codec::{Frame, Id, Kind, is_batch},
     config::Listen,
     exchange::{Method, Revision, Transport},
@@ -147,6 +147,7 @@ fn mcp(front: Front) -> Router {
         .route("/servers/{server}/sse", connect())
         .route("/sse/{connection}", post_to())
         .route("/servers/{server}/sse/{connection}", post_to())
+        .fallback(other_path)
         .with_state(front)
         .merge(rest)
 }
@@ -220,6 +221,18 @@ async fn other_verb(front: Front, request: Request, allowed: HeaderValue) -> Res
         response.headers_mut().insert(header::ALLOW, allowed);
     }
     response
+}
+
+/// What is at no path. Clients that look for something (`/.well-known/…`) before they have a key are
+/// told the same as all others.
+async fn other_path(State(front): State<Front>, request: Request) -> Response {
+    let address = request.extensions().get::<SocketAddr>().copied();
+    let visitor = match front.admit(&request) {
+        Ok(visitor) => Some(Box::new(visitor)),
+        Err(NotAdmitted { visitor, .. }) => visitor,
+    };
+    let refusal = Refusal::new(Code::Unknown, "there is nothing at this path");
+    front.turn_away(refusal, visitor.as_deref(), address, None, None).await
 }
 
 /// Who is at the door.
@@ -439,9 +452,9 @@ impl Front {
             Ok(text) => text,
             Err(refusal) => return away(refusal).await,
         };
-        let (party, bytes) = (Party::Client(visitor.principal.kind.clone()), text.len());
+        let (party, weight) = (Party::Client(visitor.principal.kind.clone()), Weight::of(&text));
         let arrived = Arrived { visitor, headers, view, streams, place, text };
-        in_turns(party, bytes, self.take(arrived)).await
+        in_turns(party, weight, self.take(arrived)).await
     }
 
     /// Sends the message of a POST on its way once its body is there.
