@@ -1,6 +1,6 @@
 //! What a server can do from inside, as the probe finds by trying.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, time::Duration};
 
 use bollard::{
     models::ContainerConfig, query_parameters::CommitContainerOptionsBuilder,
@@ -10,7 +10,10 @@ use portcullis::{upstream::process::Mount, vault::Secret};
 use rmcp::{ServiceExt, model::CallToolRequestParams};
 use serde_json::{Value, json};
 
-use crate::support::{api, bash, engine, probe, report, run, spec, strings};
+use crate::{
+    set_id_calls::{CALLS, assert_all_refused, folder},
+    support::{api, bash, engine, probe, report, run, spec, strings},
+};
 
 #[tokio::test]
 async fn the_probe_finds_nothing_that_it_should_not() {
@@ -148,8 +151,7 @@ async fn a_server_over_tokio_answers_through_the_streams() {
 #[tokio::test]
 async fn mounts_are_read_only_unless_the_config_says_otherwise() {
     let engine = engine().await;
-    let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let folder = folder();
     fs::write(folder.path().join("note"), "kept\n").unwrap();
     for (writable, code) in [(false, 1), (true, 0)] {
         let script = "read line < /data/note && echo $line; echo new > /data/made";
@@ -168,34 +170,14 @@ async fn a_setuid_program_in_a_writable_mount() {
     let engine = engine().await;
     let image = engine.pack(probe()).await.unwrap();
     for user in [None, Some("0:0")] {
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let calls = [
-            "set-id-chmod",
-            "set-user-id-chmod",
-            "set-group-id-chmod",
-            "set-id-fchmod",
-            "set-id-fchmodat",
-            "set-id-fchmodat2",
-            "set-id-open",
-            "set-id-creat",
-            "set-id-openat",
-            "set-id-openat2",
-            "set-id-tmpfile",
-            "set-id-mknod",
-            "file-capabilities",
-        ];
-        let words = [&["--attempts"], &calls[..], &["folder=/data"]].concat();
+        let folder = folder();
+        let words = [&["--attempts"], &CALLS[..], &["folder=/data"]].concat();
         let mut spec = spec(image.clone(), &words);
         spec.hardening.user = user.map(str::to_owned);
         let source = fs::canonicalize(folder.path()).unwrap();
         spec.mounts = vec![Mount { source, target: "/data".into(), writable: true }];
         let ran = run(&engine, &spec).await;
-        let found: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
-        assert_eq!(found.as_object().unwrap().len(), calls.len(), "{found}");
-        for (call, outcome) in found.as_object().unwrap() {
-            assert!(*outcome == "EPERM" || *outcome == "ENOSYS", "{call}: {outcome}");
-        }
+        assert_all_refused(&ran.stdout);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

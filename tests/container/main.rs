@@ -14,5 +14,6 @@ mod profile;
 mod reaping;
 mod refusals;
 mod runtimes;
+mod set_id_calls;
 mod support;
 mod way;

@@ -14,6 +14,8 @@ mod limits;
 mod mounts;
 mod programs;
 mod set_id;
+#[path = "../container/set_id_calls.rs"]
+mod set_id_calls;
 #[path = "../container/way.rs"]
 mod way;
 
