@@ -5,9 +5,11 @@
 
 use std::{
     borrow::Cow,
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet, hash_map::Entry},
+    rc::Rc,
 };
 
+use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -18,6 +20,10 @@ use crate::{
 
 /// Parts of a tool's schema that are looked at for the arguments of one call.
 const PARTS: usize = 100_000;
+/// Parts that one pattern of names counts as.
+const PATTERN_PARTS: usize = 500;
+/// Bytes of a compiled pattern.
+const PATTERN_BYTES: usize = 256 << 10;
 
 /// Refuses arguments that have a name of the tool's or the prompt's in another case: a policy that
 /// forbids its values would not see it, and a server that reads names without case would.
@@ -51,6 +57,10 @@ pub(super) fn well_spelled(exchange: &Exchange) -> Result<(), Refusal> {
             Refusal::new(Code::ArgumentsInvalid, words)
                 .detail(format!("they meet more than {PARTS} parts of it"))
         }
+        Wrong::Unreadable(pattern) => {
+            let words = format!("the {what}'s schema has a pattern of names that cannot be read");
+            Refusal::new(Code::ArgumentsInvalid, words).detail(format!("it is {pattern:?}"))
+        }
     })
 }
 
@@ -61,6 +71,8 @@ enum Wrong<'s> {
     Spelled(&'s str),
     /// It takes too long to say.
     TooLarge,
+    /// This pattern may stand for any.
+    Unreadable(&'s str),
 }
 
 /// Holds the names that a message has for a prompt's arguments to those that its server lists.
@@ -89,9 +101,16 @@ struct Names<'s> {
     places: Vec<Place<'s>>,
     /// The places of schemas that apply together, and whether a reference among them leads nowhere.
     met: HashMap<(Vec<*const Value>, bool), usize>,
-    /// Every name in the schema, by its folded form. Collected when the first is asked for.
-    all: Option<HashMap<Cow<'s, str>, Vec<&'s str>>>,
+    /// Every name in the schema. Collected when the first is asked for.
+    all: Option<All<'s>>,
+    patterns: HashMap<&'s str, Pattern>,
     parts: usize,
+}
+
+struct All<'s> {
+    /// By their folded forms.
+    names: HashMap<Cow<'s, str>, Vec<&'s str>>,
+    patterns: Rc<[&'s str]>,
 }
 
 /// All schemas that may apply to one value.
@@ -109,12 +128,51 @@ struct Members<'s> {
     /// Where the schemas of each lead, once that was asked.
     known: HashMap<&'s str, Option<usize>>,
     folded: HashMap<Cow<'s, str>, &'s str>,
+    /// Patterns of other names.
+    patterns: Rc<[&'s str]>,
+}
+
+/// A pattern of names, as it is written and in any case.
+struct Pattern {
+    written: Regex,
+    any_case: Regex,
+}
+
+impl Pattern {
+    fn of(text: &str) -> Option<Self> {
+        let build = |any_case| {
+            let mut builder = RegexBuilder::new(text);
+            builder.case_insensitive(any_case).size_limit(PATTERN_BYTES).build().ok()
+        };
+        Some(Self { written: build(false)?, any_case: build(true)? })
+    }
+
+    /// Whether it means a name in another case.
+    fn means_other_case_of(&self, name: &str) -> bool {
+        !self.written.is_match(name)
+            && (self.any_case.is_match(name) || self.any_case.is_match(&fold(name.into())))
+    }
+
+    /// Whether it means a name as it is spelled, and not just any case of it.
+    fn means_case_of(&self, name: &str) -> bool {
+        self.written.is_match(name)
+            && !(self.written.is_match(&name.to_lowercase())
+                && self.written.is_match(&name.to_uppercase()))
+    }
 }
 
 impl<'s> Names<'s> {
     fn of(root: &'s Value) -> Self {
         let references = References::of(root);
-        Self { root, references, places: Vec::new(), met: HashMap::new(), all: None, parts: 0 }
+        Self {
+            root,
+            references,
+            places: Vec::new(),
+            met: HashMap::new(),
+            all: None,
+            patterns: HashMap::new(),
+            parts: 0,
+        }
     }
 
     fn hold(mut self, arguments: &Map<String, Value>) -> Result<(), Wrong<'s>> {
@@ -145,16 +203,21 @@ impl<'s> Names<'s> {
     }
 
     fn object(&mut self, at: usize, object: &Map<String, Value>) -> Result<(), Wrong<'s>> {
-        let unresolved = self.places[at].unresolved;
-        if self.places[at].schemas.is_empty() && !unresolved {
+        if self.places[at].schemas.is_empty() && !self.places[at].unresolved {
             return Ok(());
         }
+        self.members(at)?;
+        let unresolved = self.places[at].unresolved;
         for (name, value) in object {
             let members = self.members(at)?;
             let known = members.known.get_key_value(name.as_str()).map(|(name, to)| (*name, *to));
             if known.is_none() {
                 if let Some(known) = members.folded.get(&fold(name.into())) {
                     return Err(Wrong::Spelled(known));
+                }
+                let patterns = Rc::clone(&members.patterns);
+                if let Some(pattern) = self.other_case_in(&patterns, name)? {
+                    return Err(Wrong::Spelled(pattern));
                 }
                 if unresolved && let Some(other) = self.other_spelling(name)? {
                     return Err(Wrong::Spelled(other));
@@ -192,34 +255,74 @@ impl<'s> Names<'s> {
     }
 
     fn members(&mut self, at: usize) -> Result<&Members<'s>, Wrong<'s>> {
-        let place = &mut self.places[at];
-        if place.members.is_none() {
-            let names = place.schemas.iter().copied().flat_map(names_of);
+        if self.places[at].members.is_none() {
+            let schemas = self.places[at].schemas.iter();
+            let of_names = schemas.filter_map(|schema| schema.get("propertyNames")).collect();
+            let of_names = self.place(of_names, false)?;
+            self.places[at].unresolved |= self.places[of_names].unresolved;
+            let of_names = self.places[of_names].schemas.iter().copied();
+            let schemas = self.places[at].schemas.iter().copied();
+            let patterns = schemas.clone().flat_map(patterns_in);
+            let patterns: BTreeSet<_> =
+                patterns.chain(of_names.clone().filter_map(pattern)).collect();
+            let names = schemas.flat_map(names_of).chain(of_names.flat_map(listed));
+            let names = names.chain(patterns.iter().copied().filter_map(name_in));
             let known: HashMap<_, _> = names.map(|name| (name, None)).collect();
+            let patterns = patterns.into_iter().filter(|text| name_in(text).is_none()).collect();
             self.parts += known.len();
             if self.parts > PARTS {
                 return Err(Wrong::TooLarge);
             }
             let folded = known.keys().map(|name| (fold(Cow::Borrowed(*name)), *name)).collect();
-            place.members = Some(Members { known, folded });
+            self.places[at].members = Some(Members { known, folded, patterns });
         }
-        place.members.as_ref().ok_or(Wrong::TooLarge)
+        self.places[at].members.as_ref().ok_or(Wrong::TooLarge)
     }
 
-    /// A name anywhere in the document that differs from this one in case alone.
+    /// A pattern among these that means this name in another case, unless one means its very case.
+    fn other_case_in(
+        &mut self,
+        patterns: &[&'s str],
+        name: &str,
+    ) -> Result<Option<&'s str>, Wrong<'s>> {
+        let mut found = None;
+        for &text in patterns {
+            let pattern = match self.patterns.entry(text) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    self.parts += PATTERN_PARTS;
+                    if self.parts > PARTS {
+                        return Err(Wrong::TooLarge);
+                    }
+                    new.insert(Pattern::of(text).ok_or(Wrong::Unreadable(text))?)
+                }
+            };
+            if pattern.means_case_of(name) {
+                return Ok(None);
+            }
+            if pattern.means_other_case_of(name) {
+                found = Some(text);
+            }
+        }
+        Ok(found)
+    }
+
+    /// A name or a pattern anywhere in the document that means this name in another case.
     fn other_spelling(&mut self, name: &str) -> Result<Option<&'s str>, Wrong<'s>> {
         let all = match &mut self.all {
             Some(all) => all,
             None => {
-                let mut all: HashMap<_, Vec<_>> = HashMap::new();
+                let mut names: HashMap<_, Vec<_>> = HashMap::new();
+                let mut patterns = BTreeSet::new();
                 let mut open = vec![self.root];
                 while let Some(value) = open.pop() {
                     match value {
                         Value::Object(schema) => {
                             for name in names_of(schema) {
                                 self.parts += 1;
-                                all.entry(fold(name.into())).or_default().push(name);
+                                names.entry(fold(name.into())).or_default().push(name);
                             }
+                            patterns.extend(patterns_in(schema).filter(|p| name_in(p).is_none()));
                             open.extend(schema.values());
                         }
                         Value::Array(items) => open.extend(items),
@@ -229,11 +332,15 @@ impl<'s> Names<'s> {
                         return Err(Wrong::TooLarge);
                     }
                 }
-                self.all.insert(all)
+                self.all.insert(All { names, patterns: patterns.into_iter().collect() })
             }
         };
-        let same = all.get(&fold(name.into()));
-        Ok(same.into_iter().flatten().copied().find(|other| *other != name))
+        let same = all.names.get(&fold(name.into())).into_iter().flatten();
+        if let Some(other) = same.copied().find(|other| *other != name) {
+            return Ok(Some(other));
+        }
+        let patterns = Rc::clone(&all.patterns);
+        self.other_case_in(&patterns, name)
     }
 
     /// The place of all that these schemas say of one value, in whichever of their branches.
@@ -284,34 +391,52 @@ impl<'s> Names<'s> {
     }
 }
 
+fn keys(value: Option<&Value>) -> impl Iterator<Item = &str> {
+    value.and_then(Value::as_object).into_iter().flat_map(Map::keys).map(String::as_str)
+}
+
+fn texts(value: Option<&Value>) -> impl Iterator<Item = &str> {
+    value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
 /// The members that a schema names, whatever it says of them.
 fn names_of(schema: &Map<String, Value>) -> impl Iterator<Item = &str> {
-    fn keys(value: Option<&Value>) -> impl Iterator<Item = &str> {
-        value.and_then(Value::as_object).into_iter().flat_map(Map::keys).map(String::as_str)
-    }
-    fn texts(value: Option<&Value>) -> impl Iterator<Item = &str> {
-        value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
-    }
     let by_name = ["properties", "dependentRequired", "dependentSchemas", "dependencies"];
     let lists = ["dependentRequired", "dependencies"];
     let lists = lists.into_iter().filter_map(|keyword| schema.get(keyword)?.as_object());
-    let names = schema.get("propertyNames");
-    // A pattern that is a name, and maybe bound to the whole of one.
-    let patterns = keys(schema.get("patternProperties")).map(|pattern| {
-        let pattern = pattern.strip_prefix('^').unwrap_or(pattern);
-        pattern.strip_suffix('$').unwrap_or(pattern)
-    });
-    let is_name = |text: &&str| {
-        !text.is_empty() && text.chars().all(|char| char.is_alphanumeric() || "_-".contains(char))
-    };
+    let names = schema.get("propertyNames").and_then(Value::as_object);
     by_name
         .into_iter()
         .flat_map(|keyword| keys(schema.get(keyword)))
         .chain(texts(schema.get("required")))
         .chain(lists.flat_map(Map::values).flat_map(|names| texts(Some(names))))
-        .chain(texts(names.and_then(|names| names.get("enum"))))
-        .chain(names.and_then(|names| names.get("const")?.as_str()))
-        .chain(patterns.filter(is_name))
+        .chain(names.into_iter().flat_map(listed))
+        .chain(patterns_in(schema).filter_map(name_in))
+}
+
+/// The texts that a schema of a text lists.
+fn listed(schema: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let one = schema.get("const").and_then(Value::as_str);
+    texts(schema.get("enum")).chain(one)
+}
+
+/// The pattern that a schema of a text has.
+fn pattern(schema: &Map<String, Value>) -> Option<&str> {
+    schema.get("pattern")?.as_str()
+}
+
+/// The patterns that a schema has for names of members.
+fn patterns_in(schema: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let names = schema.get("propertyNames").and_then(Value::as_object);
+    keys(schema.get("patternProperties")).chain(names.and_then(pattern))
+}
+
+/// The name that a pattern is, where it is one, and maybe bound to the whole of one.
+fn name_in(pattern: &str) -> Option<&str> {
+    let name = pattern.strip_prefix('^').unwrap_or(pattern);
+    let name = name.strip_suffix('$').unwrap_or(name);
+    let is_name = |c: char| c.is_alphanumeric() || "_-".contains(c);
+    (!name.is_empty() && name.chars().all(is_name)).then_some(name)
 }
 
 /// What a schema says of the members that it does not name. Patterns are not looked at: each may be
@@ -401,6 +526,12 @@ mod tests {
             (json!({ "dependentSchemas": { "path": {} } }), &wrong),
             (json!({ "dependencies": { "path": ["b"] } }), &wrong),
             (json!({ "propertyNames": { "enum": ["path"] } }), &wrong),
+            (json!({ "propertyNames": { "$ref": "#/$defs/N" } }), &wrong),
+            (
+                json!({ "propertyNames": { "anyOf": [{ "const": "path" }, { "type": "x" }] } }),
+                &wrong,
+            ),
+            (json!({ "propertyNames": { "allOf": [{ "pattern": "^path$" }] } }), &wrong),
             (json!({ "patternProperties": { "^path$": {} } }), &wrong),
             (json!({ "dependentSchemas": { "b": path } }), &wrong),
             (json!({ "dependencies": { "b": path } }), &wrong),
@@ -417,7 +548,7 @@ mod tests {
             ),
         ] {
             let named = json!({ "$anchor": "w", "properties": { "path": {} } });
-            let defs = json!({ "W": named, "T": { "properties": { "where": schema } } });
+            let defs = json!({ "W": named, "N": { "enum": ["path"] }, "T": { "properties": { "where": schema } } });
             let direct = json!({ "properties": { "where": schema }, "$defs": defs });
             let root = json!({ "$ref": "#/$defs/T", "$defs": defs });
             let combined = json!({ "allOf": [{ "$ref": "#/$defs/T" }], "$defs": defs });
@@ -431,6 +562,46 @@ mod tests {
         // A branch's own name is its own, whatever another has.
         let both = json!({ "anyOf": [path, { "properties": { "Path": {} } }] });
         assert_eq!(misspelled(&both, &json!({ "Path": 1, "path": 1 })), None);
+    }
+
+    #[test]
+    fn a_pattern_of_names_is_held_to_its_case() {
+        let of = |patterns: &[&str]| -> Value {
+            let patterns: Map<_, _> = patterns.iter().map(|p| ((*p).into(), json!({}))).collect();
+            json!({ "patternProperties": patterns })
+        };
+        let refers = json!({ "propertyNames": { "$ref": "#/$defs/N" },
+            "$defs": { "N": { "pattern": "^(path|dir)$" } } });
+        let elsewhere = json!({ "$ref": "urn:elsewhere", "$defs": { "O": of(&["^(path|dir)$"]) } });
+        let unknown = json!({ "propertyNames": { "$ref": "urn:elsewhere" },
+            "$defs": { "N": { "required": ["path"] } } });
+        for (schema, right, wrong) in [
+            (of(&["^(path|dir)$"]), "path", "Path"),
+            (of(&["^(path|dir)$"]), "other", "DIR"),
+            (of(&["^(?:path|dir)_name$"]), "dir_name", "dir_Name"),
+            (of(&["^[a-z]+$"]), "path", "PATH"),
+            (of(&["^k$"]), "k", "\u{212a}"),
+            (of(&["^(k|l)$"]), "k", "\u{212a}"),
+            (json!({ "propertyNames": { "pattern": "^(path|dir)$" } }), "path", "Path"),
+            (refers, "path", "PATH"),
+            (elsewhere, "path", "PATH"),
+            (unknown, "path", "PATH"),
+            // A pattern of any case excuses none that another means; one of this case does.
+            (of(&[".", "^(path|dir)$"]), "path", "PATH"),
+            (of(&["^[a-z]+$", "^[A-Z]+$"]), "PATH", "Path"),
+        ] {
+            assert_eq!(misspelled(&schema, &json!({ right: 1 })), None, "{schema}");
+            assert!(misspelled(&schema, &json!({ wrong: 1 })).is_some(), "{schema}");
+        }
+        // What cannot be read may mean any name.
+        let unreadable = of(&["^(?!a)(path|dir)$"]);
+        let hold = |given: Value| Names::of(&unreadable).hold(given.as_object().unwrap());
+        assert_eq!(hold(json!({ "path": 1 })), Err(Wrong::Unreadable("^(?!a)(path|dir)$")));
+        assert_eq!(hold(json!({})), Ok(()));
+        let many: Vec<_> = (0..=PARTS / PATTERN_PARTS).map(|at| format!("^(a{at}|b)$")).collect();
+        let many = of(&many.iter().map(String::as_str).collect::<Vec<_>>());
+        let given = json!({ "c": 1 });
+        assert_eq!(Names::of(&many).hold(given.as_object().unwrap()), Err(Wrong::TooLarge));
     }
 
     /// `opts`, which refers to a definition that names `force`, and to carol `Force` is the same.
