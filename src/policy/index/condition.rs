@@ -331,23 +331,13 @@ impl Uses {
                     }
                     _ => uses.entities = true,
                 },
-                Expr::Literal(_) => {}
-                Expr::UnaryOp { expr, .. } | Expr::Like { expr, .. } => left.push(expr),
-                Expr::BinaryOp { left: one, right: other, .. } => left.extend([&**one, other]),
-                Expr::Is { expr, in_expr, .. } => {
-                    left.push(expr);
-                    left.extend(in_expr.as_deref());
-                }
-                Expr::IfThenElse { cond, then_expr, else_expr } => {
-                    left.extend([&**cond, then_expr, else_expr]);
-                }
-                Expr::Set(items) => left.extend(items.iter().map(|item| &**item)),
-                Expr::Record(fields) => left.extend(fields.values().map(|field| &**field)),
-                // Forms that Cedar may gain: they may look at anything.
-                _ => {
-                    uses.reads(Reads::ALL);
-                    uses.entities = true;
-                    uses.individual = true;
+                expr => {
+                    // Forms that Cedar may gain may look at anything.
+                    if !add_parts(expr, &mut left) {
+                        uses.reads(Reads::ALL);
+                        uses.entities = true;
+                        uses.individual = true;
+                    }
                 }
             }
         }
@@ -358,6 +348,30 @@ impl Uses {
         self.context = true;
         self.reads |= reads;
     }
+}
+
+/// Adds the parts of an expression to those that are left to look at. False where its form is not
+/// known.
+pub(super) fn add_parts<'e>(expr: &'e Expr, left: &mut Vec<&'e Expr>) -> bool {
+    match expr {
+        Expr::Literal(_) | Expr::Var(_) => {}
+        Expr::GetAttr { expr, .. }
+        | Expr::HasAttr { expr, .. }
+        | Expr::UnaryOp { expr, .. }
+        | Expr::Like { expr, .. } => left.push(expr),
+        Expr::BinaryOp { left: one, right: other, .. } => left.extend([&**one, other]),
+        Expr::Is { expr, in_expr, .. } => {
+            left.push(expr);
+            left.extend(in_expr.as_deref());
+        }
+        Expr::IfThenElse { cond, then_expr, else_expr } => {
+            left.extend([&**cond, then_expr, else_expr]);
+        }
+        Expr::Set(items) => left.extend(items.iter().map(|item| &**item)),
+        Expr::Record(fields) => left.extend(fields.values().map(|field| &**field)),
+        _ => return false,
+    }
+    true
 }
 
 /// Whether it is `context.args`.

@@ -11,6 +11,7 @@ use cedar_policy::pst::{BinaryOp, Expr, Literal, Var};
 use serde_json::{Map, Value};
 use smol_str::SmolStr;
 
+use super::condition::add_parts;
 use crate::{
     codec::fold,
     policy::{
@@ -47,6 +48,9 @@ impl TagKeys {
     pub(super) fn add(&mut self, condition: &Expr) {
         // A stack of our own: a chain of `&&` is as deep as it is long.
         let mut left = vec![condition];
+        let mut texts = Vec::new();
+        // Whether the names of arguments are used where it is not known what is held against them.
+        let mut loose = false;
         while let Some(expr) = left.pop() {
             match expr {
                 Expr::BinaryOp { op: BinaryOp::GetTag | BinaryOp::HasTag, left: of, right } => {
@@ -55,32 +59,34 @@ impl TagKeys {
                     left.extend([&**of, right]);
                 }
                 Expr::BinaryOp { left: one, right: other, .. } => {
-                    if is_keys(one) || is_keys(other) {
-                        self.add_names(one);
-                        self.add_names(other);
+                    for (keys, names) in [(one, other), (other, one)] {
+                        match &**keys {
+                            Expr::GetAttr { expr: of, attr }
+                                if is_keys(attr) && self.add_names(names) =>
+                            {
+                                left.push(of);
+                            }
+                            keys => left.push(keys),
+                        }
                     }
-                    left.extend([&**one, other]);
                 }
-                Expr::GetAttr { expr, .. }
-                | Expr::HasAttr { expr, .. }
-                | Expr::UnaryOp { expr, .. }
-                | Expr::Like { expr, .. } => left.push(expr),
-                Expr::Is { expr, in_expr, .. } => {
+                Expr::GetAttr { expr, attr } => {
+                    loose |= is_keys(attr);
                     left.push(expr);
-                    left.extend(in_expr.as_deref());
                 }
-                Expr::IfThenElse { cond, then_expr, else_expr } => {
-                    left.extend([&**cond, then_expr, else_expr]);
-                }
-                Expr::Set(items) => left.extend(items.iter().map(|item| &**item)),
-                Expr::Record(fields) => left.extend(fields.values().map(|field| &**field)),
-                Expr::Literal(_) | Expr::Var(_) => {}
-                // Forms that Cedar may gain: they may read any.
-                _ => {
-                    self.computed = true;
-                    self.computed_path = true;
+                Expr::Literal(Literal::String(text)) => texts.push(text),
+                expr => {
+                    // Forms that Cedar may gain may read any.
+                    if !add_parts(expr, &mut left) {
+                        self.computed = true;
+                        self.computed_path = true;
+                    }
                 }
             }
+        }
+        if loose {
+            // Each text of the condition may be such a name.
+            texts.into_iter().for_each(|text| self.add_name(text));
         }
     }
 
@@ -103,19 +109,22 @@ impl TagKeys {
         }
     }
 
-    /// Adds names that are held against `context.args.keys`.
-    fn add_names(&mut self, names: &Expr) {
+    /// Adds names that are held against `context.args.keys`, where they are written out.
+    fn add_names(&mut self, names: &Expr) -> bool {
         match names {
             Expr::Literal(Literal::String(name)) => {
-                let mut pointer = String::new();
-                args::push_token(&mut pointer, name);
-                self.pointers.insert(pointer.into());
+                self.add_name(name);
+                true
             }
-            Expr::Set(names) => names.iter().for_each(|name| self.add_names(name)),
-            // Names that are computed: at the top level, keys that differ only in case are refused
-            // anyway.
-            _ => {}
+            Expr::Set(names) => names.iter().all(|name| self.add_names(name)),
+            _ => false,
         }
+    }
+
+    fn add_name(&mut self, name: &str) {
+        let mut pointer = String::new();
+        args::push_token(&mut pointer, name);
+        self.pointers.insert(pointer.into());
     }
 }
 
@@ -125,9 +134,10 @@ fn is_member(expr: &Expr, name: &str) -> bool {
         if attr == name && matches!(**expr, Expr::Var(Var::Context)))
 }
 
-/// Whether it is the names of arguments. Nothing else that policies see has an attribute `keys`.
-fn is_keys(expr: &Expr) -> bool {
-    matches!(expr, Expr::GetAttr { attr, .. } if attr == "keys")
+/// Whether an attribute is the names of arguments. Nothing else that policies see has one of this
+/// name.
+fn is_keys(attribute: &str) -> bool {
+    attribute == "keys"
 }
 
 /// The arguments that some policies name, together.
@@ -287,6 +297,16 @@ mod tests {
             (r#"context.lists.getTag("/l/m") == 1"#, json!({ "l": { "M": [1, 2] } })),
             (r#"context.args.keys.contains("force")"#, json!({ "Force": 1 })),
             (r#"["path", "a/b"].containsAll(context.args.keys)"#, json!({ "A/B": 1 })),
+            (r#"{k: context.args.keys}.k.contains("force")"#, json!({ "Force": 1 })),
+            (r#"{k: context.args.keys} == {k: ["a", "force"]}"#, json!({ "Force": 1 })),
+            (
+                r#"(if principal.verified then context.args.keys else []).contains("force")"#,
+                json!({ "Force": 1 }),
+            ),
+            (
+                r#"context.args.keys.contains(if principal.verified then "a" else "force")"#,
+                json!({ "Force": 1 }),
+            ),
             (r#"{c: context.args}.c.hasTag("/a/b")"#, json!({ "a": { "B": 1 } })),
             (
                 r#"context.args.hasTag(if principal.verified then "/a/b" else "/a/c")"#,
@@ -295,6 +315,12 @@ mod tests {
         ] {
             assert_eq!(check(condition, &args), Err(Unshowable::Misspelled), "{condition} {args}");
         }
+    }
+
+    #[test]
+    fn texts_beside_names_that_are_written_out_name_no_argument() {
+        let text = r#"context.args.keys.contains("force") && principal.name == "Bob""#;
+        assert_eq!(check(text, &json!({ "bob": 1, "force": 1 })), Ok(()));
     }
 
     #[test]
