@@ -4,12 +4,16 @@
 //! This is for records and displays. It prefers to take too much: where a value ends is a guess in
 //! free text, so that of an unquoted value at the start of a line all of the line is taken.
 
-use std::{cell::Cell, ops::Range};
+use std::{cell::Cell, collections::HashSet, ops::Range};
 
-use super::names::{Counts, is_secret, may_hold_name};
+use super::names::{Counts, is_named_by_another, is_secret, may_hold_name, names_another};
 
 /// Bytes in front of a separator in which its name is sought.
 const MAX_NAME_BYTES: usize = 96;
+/// Characters of Markdown's around a name.
+const MAX_EMPHASIS: usize = 3;
+/// What stands in a mark in the place of a value that only its name gives away.
+pub(super) const NAMED: &str = "secret-name";
 /// Bytes in front of a name in which the start of its line is sought.
 const MAX_INDENT: usize = 256;
 /// Words of a name that has spaces, such as `secret access key`.
@@ -32,19 +36,19 @@ const STEPS: usize = 64 << 10;
 /// The ranges of values that only their name gives away, in order and apart. Each begins and ends
 /// between characters. The work is linear in the text: what is read of a value is not read again,
 /// whether the value is taken or not, and everything else that is read is short or ends where the
-/// next name can begin.
-pub(super) fn values(text: &str) -> Vec<Range<usize>> {
+/// next name can begin. `ids` are those of marks.
+pub(super) fn values(text: &str, ids: &HashSet<String>) -> Vec<Range<usize>> {
     let most = STEPS.saturating_add(text.len().saturating_mul(STEPS_PER_BYTE));
-    values_within(text, most).0
+    values_within(text, ids, most).0
 }
 
 /// The same with that many steps, and how many it took.
-fn values_within(text: &str, most: usize) -> (Vec<Range<usize>>, usize) {
+fn values_within(text: &str, ids: &HashSet<String>, most: usize) -> (Vec<Range<usize>>, usize) {
     let mut found: Vec<Range<usize>> = Vec::new();
     if !text.contains("://") && !may_hold_name(text.as_bytes()) {
         return (found, text.len());
     }
-    let reader = Reader(text, Cell::new(0), Cell::new((1, 0)));
+    let reader = Reader(text, Cell::new(0), Cell::new((1, 0)), ids);
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
@@ -70,8 +74,9 @@ fn values_within(text: &str, most: usize) -> (Vec<Range<usize>>, usize) {
     (found, reader.1.get())
 }
 
-/// A text, the steps that were taken in it, and a place with that of the next `<` behind it.
-struct Reader<'a>(&'a str, Cell<usize>, Cell<(usize, usize)>);
+/// A text, the steps that were taken in it, a place with that of the next `<` behind it, and the ids
+/// of marks.
+struct Reader<'a>(&'a str, Cell<usize>, Cell<(usize, usize)>, &'a HashSet<String>);
 
 /// The value behind a name.
 struct Behind {
@@ -125,7 +130,7 @@ impl Reader<'_> {
             _ => self.bearer(at)?,
         };
         let value = self.0.get(range.clone())?;
-        let is_secret = !is_harmless(value);
+        let is_secret = !is_harmless(value, self.3);
         Some(Behind { range, is_secret })
     }
 
@@ -160,6 +165,19 @@ impl Reader<'_> {
         }
         let spaces = bytes.get(..end)?.iter().rev().take_while(|b| matches!(b, b' ' | b'\t'));
         end -= spaces.take(MAX_NAME_BYTES).count();
+        // Of Markdown: `**Password**: x`. Who writes a name in backticks and a colon says something
+        // about it: what follows is words.
+        let is_mark = |b: &u8| *b == b'*' || *b == b'`' && self.byte(separator) == Some(b'=');
+        let emphasis = |end: usize| {
+            let before = bytes.get(..end).unwrap_or_default().iter().rev();
+            before.take(MAX_EMPHASIS).take_while(|b| is_mark(b)).count()
+        };
+        let closing = emphasis(end);
+        end -= closing;
+        // Of a program: `config["password"] = x`.
+        let is_index = self.before(end) == Some(b']')
+            && end.checked_sub(1).is_some_and(|end| matches!(self.before(end), Some(b'"' | b'\'')));
+        end -= usize::from(is_index);
         let least = end.saturating_sub(MAX_NAME_BYTES);
         let quote = self.before(end).filter(|b| matches!(b, b'"' | b'\''));
         if let Some(quote) = quote {
@@ -172,10 +190,11 @@ impl Reader<'_> {
             let start = self.0.ceil_char_boundary(start);
             let name = self.0.get(start..end - 1)?;
             self.spend(inner.len() + name.len());
-            return is_secret(name).then(|| Name {
+            let is_secret = is_secret(name) || self.is_named_before(start.saturating_sub(1), name);
+            return is_secret.then(|| Name {
                 start: start.saturating_sub(1),
-                quote: Some(quote),
-                closed: true,
+                quote: Some(quote).filter(|_| !is_index),
+                closed: !is_index,
                 counts: Counts::of(name),
             });
         }
@@ -189,7 +208,10 @@ impl Reader<'_> {
             start -= word;
             self.spend(word + end - start);
             let name = self.0.get(self.0.ceil_char_boundary(start)..end)?;
-            if is_secret(name) {
+            if is_secret(name) || self.is_named_before(start, name) {
+                if closing > 0 {
+                    start -= emphasis(start);
+                }
                 let quote = self.before(start).filter(|b| matches!(b, b'"' | b'\''));
                 return Some(Name { start, quote, closed: false, counts: Counts::of(name) });
             }
@@ -201,11 +223,36 @@ impl Reader<'_> {
         None
     }
 
+    /// Whether a field that is called this way, and begins here, has the value of what the field in
+    /// front of it names: `name: DB_PASSWORD`, then `value: x`; `key="password" value="x"`.
+    fn is_named_before(&self, at: usize, name: &str) -> bool {
+        if !is_named_by_another(name) {
+            return false;
+        }
+        let least = self.0.ceil_char_boundary(at.saturating_sub(2 * MAX_NAME_BYTES));
+        let before = self.0.get(least..at).unwrap_or_default();
+        let field = before.trim_end_matches(|c: char| c.is_whitespace() || ",;".contains(c));
+        let Some((key, named)) = field.rsplit_once([':', '=']) else {
+            self.spend(before.len());
+            return false;
+        };
+        let quotes = ['"', '\''];
+        let key = key.trim_end().trim_end_matches(quotes);
+        let key = key.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next();
+        let key = key.unwrap_or_default();
+        self.spend(before.len() - field.len() + 2 * named.len() + key.len());
+        names_another(key) && !named.contains('\n') && is_secret(named.trim().trim_matches(quotes))
+    }
+
     /// The value behind a name and its separator.
     fn value(&self, separator: usize, name: &Name) -> Option<Range<usize>> {
         let mut at = separator + 1;
         if self.byte(separator) == Some(b'=') && self.byte(at) == Some(b'>') {
             at += 1;
+        }
+        if self.before(name.start) == Some(b'*') {
+            // `**Password:** x`.
+            at = self.until(at, |b| b != b'*');
         }
         at = self.skip_blanks(at);
         if name.closed {
@@ -233,9 +280,18 @@ impl Reader<'_> {
     /// A value without quotes in free text.
     fn unquoted(&self, at: usize, separator: usize, name: usize) -> Option<Range<usize>> {
         if !self.begins_line(name) {
-            let end = self.word(at);
-            let is_scheme = self.0.get(at..end).is_some_and(is_scheme);
-            return Some(at..if is_scheme { self.word(self.skip_blanks(end)) } else { end });
+            let mut end = self.word(at);
+            if self.0.get(at..end).is_some_and(is_scheme) {
+                end = self.word(self.skip_blanks(end));
+            }
+            let name = self.0.get(name..separator).unwrap_or_default();
+            if name.trim_end().to_ascii_lowercase().ends_with("cookie") {
+                // A cookie may have more fields.
+                while self.before(end) == Some(b';') && self.byte(end) == Some(b' ') {
+                    end = self.word(end + 1);
+                }
+            }
+            return Some(at..end);
         }
         let line_end = self.until(at, |b| matches!(b, b'\r' | b'\n'));
         let line = self.0.get(at..line_end)?;
@@ -450,8 +506,8 @@ fn is_scheme(word: &str) -> bool {
     SCHEMES.iter().any(|scheme| word.eq_ignore_ascii_case(scheme))
 }
 
-/// Whether a value holds nothing: it is empty, a literal, or redacted already.
-pub(super) fn is_harmless(value: &str) -> bool {
+/// Whether a value holds nothing: it is empty, a literal, or redacted already, with one of these ids.
+pub(super) fn is_harmless(value: &str, ids: &HashSet<String>) -> bool {
     let value = value.trim();
     let literal = value.trim_end_matches([',', ';']);
     if value.is_empty() || LITERALS.iter().any(|word| literal.eq_ignore_ascii_case(word)) {
@@ -464,256 +520,11 @@ pub(super) fn is_harmless(value: &str) -> bool {
     // What stands behind a mark closes what stands around it.
     let mark = credential.strip_prefix("[redacted").and_then(|rest| rest.split_once(']'));
     mark.is_some_and(|(id, behind)| {
-        let of_id = |b: u8| b.is_ascii_alphanumeric() || b":/._-".contains(&b);
-        id.bytes().all(of_id) && behind.bytes().all(|b| b.is_ascii_punctuation() || b == b' ')
+        let is_id = |id: &str| id == NAMED || ids.contains(id);
+        (id.is_empty() || id.strip_prefix(':').is_some_and(is_id))
+            && behind.bytes().all(|b| b.is_ascii_punctuation() || b == b' ')
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn masked(text: &str) -> String {
-        let mut out = text.to_owned();
-        for range in values(text).into_iter().rev() {
-            out.replace_range(range, "#");
-        }
-        out
-    }
-
-    #[test]
-    fn values_are_found_by_the_names_in_front_of_them() {
-        for (text, expected) in [
-            // Files of variables.
-            ("PASSWORD=hunter2", "PASSWORD=#"),
-            ("A=1\nexport DB_PASSWORD='a b'\nB=2", "A=1\nexport DB_PASSWORD='#'\nB=2"),
-            ("API_KEY = correct horse\nB=2", "API_KEY = #\nB=2"),
-            ("PASSWORD=a&b;c,d", "PASSWORD=#"),
-            ("$env:TOKEN=\"x\"", "$env:TOKEN=\"#\""),
-            // Headers.
-            ("Authorization: Bearer abc def\r\nHost: a", "Authorization: #\r\nHost: a"),
-            ("> X-Api-Key: abc", "> X-Api-Key: #"),
-            ("Set-Cookie: sid=1; Path=/", "Set-Cookie: #"),
-            ("curl -H 'Authorization: Basic YTpi' x", "curl -H 'Authorization: #' x"),
-            ("sent Authorization: Bearer abc to b", "sent Authorization: # to b"),
-            ("it sent bearer abcdefg1 today", "it sent bearer # today"),
-            // URLs and forms.
-            ("https://a.example/x?token=abc&n=1", "https://a.example/x?token=#&n=1"),
-            ("grant=x&client_secret=abc&n=1", "grant=x&client_secret=#&n=1"),
-            ("password=abc&user=bob", "password=#&user=bob"),
-            ("see postgres://u:pw@db/x", "see postgres://u:#@db/x"),
-            ("DATABASE_URL=postgres://u:postgres@db/x", "DATABASE_URL=postgres://u:#@db/x"),
-            ("ftp://u:p@ss@h", "ftp://u:#@h"),
-            // Command lines.
-            ("run --password=abc --v", "run --password=# --v"),
-            ("run --api-key abc --v", "run --api-key # --v"),
-            ("run -token \"a b\" c", "run -token \"#\" c"),
-            ("['run', '--token', 'a b', 'c']", "['run', '--token', '#', 'c']"),
-            // Parts of JSON, Python, YAML, TOML, XML.
-            (r#"{"password": "a\"b", "x": 1}"#, r##"{"password": "#", "x": 1}"##),
-            (r#""pin":1234,"x":1"#, r##""pin":#,"x":1"##),
-            (r#""credentials": {"a": "}", "b": 1}, "c": 1"#, r##""credentials": #, "c": 1"##),
-            ("{'token': b'abc', 'x': 1}", "{'token': b'#', 'x': 1}"),
-            ("secret => 'abc'", "secret => '#'"),
-            ("user: a\npassword: a b c\nx: 1", "user: a\npassword: #\nx: 1"),
-            ("- api_key: abc", "- api_key: #"),
-            ("private_key: |\n  a\n  b\nx: 1", "private_key: #x: 1"),
-            ("a:\n  secret: |\n    a\n\n    b\n  x: 1", "a:\n  secret: #  x: 1"),
-            ("<password>abc</password>", "<password>#</password>"),
-            ("Server=a;Password=b", "Server=a;Password=#"),
-            // Words of people.
-            ("the API key: abc.", "the API key: #"),
-            (
-                "My secret access key is: x, secret access key = abc",
-                "My secret access key is: x, secret access key = #",
-            ),
-            // What is cut off.
-            (r#"{"password": "abc"#, r##"{"password": "#"##),
-            ("token: [1, 2", "token: #"),
-            // Numbers that are no counts.
-            ("DB_PASS=48151623", "DB_PASS=#"),
-            (r#""pass": 48151623, "x": 1"#, r##""pass": #, "x": 1"##),
-            (r#""pass": "1 HUNT""#, r##""pass": "#""##),
-            (r#""credentials": [48151623, 1], "x": 1"#, r##""credentials": #, "x": 1"##),
-            (r#""tokens": [1, "HUNT"]"#, r##""tokens": #"##),
-            ("tokens: 12 HUNT", "tokens: #"),
-            ("tokens=12, HUNT", "tokens=#"),
-            ("secrets=48151623", "secrets=#"),
-            ("<password a=\"b>c\">abc</password>", "<password a=\"#\">#</password>"),
-        ] {
-            assert_eq!(masked(text), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn other_values_stay() {
-        for text in [
-            "",
-            "max_tokens=500",
-            "tokens=12, n=3 and more",
-            "\"tokens\": [1, 2, 30], \"x\": 1",
-            "used tokens: 12, cookies=3",
-            "token_count: 3, next_page_token=abc",
-            "password: true",
-            "\"password\": null, \"x\": 1",
-            "password=",
-            "author: me",
-            "if token == x { }",
-            "a::token::b",
-            "https://a.example/x?user=a@b",
-            "https://user@host/",
-            "primary_key: id",
-            "see <token-list> and </password>",
-            "Vec<Token> = x",
-            "the bearer of this letter",
-            "Bearer authentication",
-            "keyboard: us",
-            "password: [redacted:secret-name]",
-            "Authorization: Bearer [redacted:jwt]",
-            "--no-token --verbose",
-        ] {
-            assert_eq!(masked(text), text);
-        }
-    }
-
-    #[test]
-    fn the_work_for_each_byte_is_bounded() {
-        let steps = |unit: &str, bytes: usize| {
-            let text = unit.repeat(bytes / unit.len());
-            values_within(&text, usize::MAX).1
-        };
-        for unit in [
-            "tokens=[1 ",
-            "tokens=[1,",
-            "\"tokens\":1 ",
-            "\"tokens\":1,",
-            "tokens=1 ",
-            "tokens=1, ",
-            "tokens=1, a=1, ",
-            "tokens: 1\n",
-            "\"tokens\":[1],",
-            "'tokens=1, ",
-            "\"tokens\":\"1",
-            "key key key=",
-            "key key key= ",
-            "<token >",
-            "<token ",
-            "<token>",
-            ">",
-            "\">",
-            "<a token=\"\">",
-            "token>",
-            "[1,",
-            "token=[",
-            "token={\"",
-            "token:\n",
-            " token:\n",
-            "token: |\n a\n",
-            "token=&",
-            "token=a&",
-            "token=",
-            "token= ",
-            "token:",
-            "\"token\":",
-            "\"token\": \"",
-            "\"token\":\n",
-            "token=\"\"",
-            "token=null ",
-            "\"token\": null,",
-            "token=[redacted:a] ",
-            "token: [redacted:a",
-            "token=[redacted:a]]",
-            "--token ",
-            "--token",
-            "--token \"",
-            "-ab \"",
-            "- ",
-            "-",
-            "bearer ",
-            "bearer a",
-            "Bearer  ",
-            "token: bearer ",
-            "://",
-            "://a:",
-            "://a@",
-            "://a:b@",
-            "'",
-            "\"",
-            "\":",
-            "':\":",
-            "secret access key ",
-            "\n",
-            "\r",
-            " ",
-            "password",
-            "token =",
-            "token        =",
-            "é=",
-            "token=é",
-            "$token=",
-            "\\\"token\\\":",
-            "export token=",
-            "<token></",
-            "&token=",
-            "=",
-            "==",
-            "=>",
-            ":=",
-            "aaaaaaaa=",
-            "passwords:\n\n",
-            "\"",
-        ] {
-            // A unit alone may have no name: some text around has one.
-            for unit in [unit.to_owned(), format!("{unit}token"), format!("x{unit} ")] {
-                let (few, many) = (steps(&unit, 16 << 10), steps(&unit, 64 << 10));
-                assert!(many <= 5 * few + 1024, "{unit:?}: {few} and {many} steps");
-                assert!(many <= STEPS_PER_BYTE * (64 << 10), "{unit:?}: {many} steps");
-            }
-        }
-    }
-
-    /// What a prefix makes of a long tail that the reader looks at again and again.
-    #[test]
-    fn a_long_tail_is_read_a_bounded_number_of_times() {
-        for head in ["tokens=[1 ", "<token ", "token=", "--token ", "bearer ", "\"token\":"] {
-            for tail in [">", " ", "\n", "=", "\"", "-", "&", "[", ":", "a ", "1 ", "1,", "<"] {
-                let text = format!("{head}{}", tail.repeat((128 << 10) / tail.len()));
-                let (_, steps) = values_within(&text, usize::MAX);
-                assert!(steps <= 24 * text.len(), "{head}, {tail:?}: {steps} steps");
-            }
-        }
-    }
-
-    #[test]
-    fn where_the_steps_run_out_the_rest_is_one_value() {
-        let text = "x token=a ".repeat(100);
-        let (found, _) = values_within(&text, 500);
-        assert!(found.len() > 1 && found.len() < 100);
-        assert_eq!(found.last().unwrap().end, text.len());
-    }
-
-    proptest! {
-        #[test]
-        fn ranges_are_in_order_and_between_characters(
-            parts in prop::collection::vec(
-                prop_oneof![
-                    Just("password"), Just("token"), Just("="), Just(":"), Just("\""), Just("'"),
-                    Just("{"), Just("]"), Just("\n"), Just(" "), Just("é"), Just("--"), Just("://"),
-                    Just("@"), Just("\\"), Just("&"), Just("<"), Just(">"), Just("|"), Just("x"),
-                    Just("bearer "), Just("[redacted:a]"),
-                ],
-                0..40,
-            )
-        ) {
-            let text = parts.concat();
-            let mut end = 0;
-            for range in values(&text) {
-                prop_assert!(range.start >= end && range.end >= range.start);
-                prop_assert!(text.get(range.clone()).is_some());
-                end = range.end;
-            }
-        }
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! Finds secrets in one text: keywords by Aho-Corasick first, and around each of them the rule's
 //! regex.
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
@@ -37,6 +37,8 @@ pub(super) struct Scanner {
     known: Option<AhoCorasick>,
     /// Names: of the rules, then of the known secrets.
     pub ids: Vec<String>,
+    /// The same, to look one up.
+    pub set: HashSet<String>,
     /// Bytes of the shortest text that can hold a secret.
     shortest: usize,
 }
@@ -75,12 +77,14 @@ impl Scanner {
             .transpose()
             .map_err(unusable)?;
         let ids = rules.iter().map(|rule| &rule.id).chain(known.iter().map(|(name, _)| name));
+        let ids: Vec<String> = ids.cloned().collect();
         let shortest = rules.iter().map(|rule| rule.shortest);
         Ok(Self {
             keywords,
             owners,
             known: exact,
-            ids: ids.cloned().collect(),
+            set: ids.iter().cloned().collect(),
+            ids,
             shortest: shortest.chain(known.iter().map(|(_, text)| text.len())).min().unwrap_or(0),
             rules,
         })

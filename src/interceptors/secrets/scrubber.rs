@@ -1,7 +1,7 @@
 //! Takes secrets out of what is kept: texts of records and log lines, and whole bodies.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     ops::Range,
     sync::Arc,
 };
@@ -17,7 +17,7 @@ use super::{
     json::quote_long_numbers,
     layers::Layers,
     named::{self, is_harmless},
-    names::{Counts, is_secret},
+    names::{Counts, is_named_by_another, is_secret, names_another},
     once,
     payload::budget_of,
     rules,
@@ -40,42 +40,6 @@ const KEY: usize = 128;
 const NESTED: usize = 4;
 /// What stands in the place of a value that only its name gives away.
 const NAMED_MARK: &str = "[redacted:secret-name]";
-/// Keys of a member that names what stands in another member beside it, as in a list of headers.
-const NAMING_KEYS: &[&str] = &[
-    "name",
-    "key",
-    "header",
-    "field",
-    "variable",
-    "var",
-    "env",
-    "param",
-    "parameter",
-    "property",
-    "option",
-    "id",
-    "k",
-    "label",
-    "element",
-    "selector",
-    "placeholder",
-    "secret_name",
-];
-/// Keys of such another member.
-const VALUE_KEYS: &[&str] = &[
-    "value",
-    "values",
-    "val",
-    "v",
-    "content",
-    "contents",
-    "text",
-    "data",
-    "default",
-    "raw",
-    "new_value",
-    "plaintext",
-];
 
 /// A body without its secrets.
 #[derive(Debug, PartialEq, Eq)]
@@ -185,7 +149,7 @@ impl Scrubber {
         match scanner.scan(text.as_bytes(), &mut Budget(1 << 20)) {
             Ok(hits) => {
                 take_out(&scanner, text, hits);
-                take_out_named(text);
+                take_out_named(text, &scanner.set);
             }
             Err(Spent) => *text = "[redacted]".into(),
         }
@@ -255,12 +219,12 @@ fn replace<M: AsRef<str>>(
 }
 
 /// Puts marks in the place of values that only their name gives away; how many there were.
-fn take_out_named(text: &mut String) -> usize {
+fn take_out_named(text: &mut String, ids: &HashSet<String>) -> usize {
     let layers = Layers::of(text.as_bytes());
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for (depth, layer) in layers.texts().enumerate() {
         let Ok(layer) = std::str::from_utf8(layer) else { continue };
-        let mut found = named::values(layer);
+        let mut found = named::values(layer, ids);
         layers.locate(depth, &mut found);
         ranges.extend(found);
     }
@@ -303,9 +267,8 @@ impl Taking<'_> {
     }
 
     fn members(&mut self, members: Map<String, Value>) -> Result<Map<String, Value>, Spent> {
-        let has = |keys: &[&str], key: &str| keys.iter().any(|one| key.eq_ignore_ascii_case(one));
         let naming = members.iter().find_map(|(key, value)| {
-            let name = value.as_str().filter(|_| has(NAMING_KEYS, key))?;
+            let name = value.as_str().filter(|_| names_another(key))?;
             is_secret(name).then(|| name.to_owned())
         });
         let mut redacted = Map::with_capacity(members.len());
@@ -313,11 +276,11 @@ impl Taking<'_> {
         for (name, member) in members {
             let member = match &naming {
                 _ if is_secret(&name) => self.named(member, &name)?,
-                Some(naming) if has(VALUE_KEYS, &name) => self.named(member, naming)?,
+                Some(naming) if is_named_by_another(&name) => self.named(member, naming)?,
                 _ => self.value(member, &name)?,
             };
             let mut name = self.text(name, "")?;
-            self.secrets += take_out_named(&mut name);
+            self.secrets += take_out_named(&mut name, &self.scanner.set);
             // Two keys that are secrets can come to the same.
             if redacted.contains_key(&name) {
                 let times = same.entry(name.clone()).or_insert(1);
@@ -377,7 +340,7 @@ impl Taking<'_> {
         if let Value::String(text) = value {
             // What a rule knows is shown by the rule's name.
             let text = self.text(text, name)?;
-            if is_harmless(&text) {
+            if is_harmless(&text, &self.scanner.set) {
                 return Ok(Value::String(text));
             }
         }
@@ -421,7 +384,7 @@ impl Taking<'_> {
     /// Adds a part of a text that is not a JSON document.
     fn plain(&mut self, part: &str, shown: &mut String) {
         let mut part = part.to_owned();
-        self.secrets += take_out_named(&mut part);
+        self.secrets += take_out_named(&mut part, &self.scanner.set);
         shown.push_str(&part);
     }
 
