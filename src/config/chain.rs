@@ -96,6 +96,11 @@ impl Config {
         shown
     }
 
+    /// Bytes of the longest message that the limits let in.
+    pub(super) fn longest_message(&self) -> usize {
+        self.limits.request_bytes.max(self.limits.response_bytes)
+    }
+
     /// The interceptors that are on because the file has no entry with their `use`.
     fn defaults(&self) -> Vec<InterceptorEntry> {
         let kinds = [
@@ -103,7 +108,7 @@ impl Config {
             Use::Schema(schema::Config::default()),
             // No message that the limits let in is too long to be scanned.
             Use::Secrets(secrets::Config {
-                max_bytes: self.limits.request_bytes.max(self.limits.response_bytes),
+                max_bytes: self.longest_message(),
                 ..secrets::Config::default()
             }),
         ];

@@ -2,6 +2,7 @@
 
 mod ceilings;
 mod export;
+mod secrets;
 mod server;
 mod signers;
 
@@ -40,6 +41,7 @@ pub(super) fn check(built: &Built, document: &Document, findings: &mut Vec<Findi
     signers::check(&mut checker, &built.config);
     checker.prefixes(built);
     checker.interceptors(built);
+    secrets::check(&mut checker, built);
     export::check(&mut checker, &built.config.audit.export);
     checker.rest(built);
 }

@@ -36,6 +36,39 @@ fn the_variable_that_names_a_file_is_the_proxys_to_set() {
 }
 
 #[test]
+fn an_entry_that_looks_at_less_than_the_default_is_warned_of() {
+    let all = "[[interceptors]]\nuse = \"secrets\"\nname = \"all\"\nrules = { jwt = \"report\" }\n";
+    let off = "[[interceptors]]\nuse = \"secrets\"\nmode = \"off\"\nevents = [\"tools/call\"]\n";
+    let few = r#"
+[[interceptors]]
+use = "secrets"
+events = ["tools/call"]
+request = "off"
+max-bytes = 1000
+rules = { jwt = "off", vault = "off", github-token = "report" }
+"#;
+    assert_eq!(findings(all) + &findings(off), "");
+    assert_eq!(findings(&format!("{few}{all}")), "");
+    insta::assert_snapshot!(findings(few), @r#"
+    4:1 warning [config-unsafe] no other method is looked through for secrets
+        = remove the key to look through all
+    5:1 warning [config-unsafe] secrets in requests are not looked for
+        = write "report" to let them pass with a finding
+    6:1 warning [config-unsafe] messages of more than 1000 bytes are refused
+        = write `max-bytes = 67108864`, as many as `limits` lets in, or lower `limits.request-bytes` and `limits.response-bytes`
+    7:11 warning [config-unsafe] secrets of the rule `jwt` are not looked for
+        = write "report" to let them pass with a finding
+    7:24 warning [config-unsafe] what servers are handed is not looked for
+        = write "report" to let them pass with a finding
+    "#);
+    let open = "[limits]\nresponse-bytes = 70000000\n[[interceptors]]\nuse = \"secrets\"\nfail-open = true\n";
+    insta::assert_snapshot!(findings(open), @"
+    3:1 warning [config-unsafe] messages of more than 67108864 bytes pass unseen
+        = write `max-bytes = 70000000`, as many as `limits` lets in, or lower `limits.request-bytes` and `limits.response-bytes`
+    ");
+}
+
+#[test]
 fn nothing_is_mounted_where_a_server_finds_its_secrets() {
     for (how, target, is_wrong) in [
         ("file", "/run/secrets", true),

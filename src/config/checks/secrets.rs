@@ -1,0 +1,76 @@
+//! Entries of `secrets` that look at less than the default whose place they take.
+
+use super::Checker;
+use crate::{
+    config::{Finding, InterceptorEntry, Use, finding::Code, place::child, typed::Built},
+    interceptors::secrets::{self, Action},
+};
+
+pub(super) fn check(checker: &mut Checker<'_>, built: &Built) {
+    let longest = built.config.longest_message();
+    let mut all = Vec::new();
+    for (entry, at) in built.config.interceptors.iter().zip(&built.interceptors) {
+        let Use::Secrets(secrets) = &entry.kind else { continue };
+        if !entry.is_on() {
+            // The chain is shown with it.
+            continue;
+        }
+        let gaps = gaps(checker, entry, secrets, at, longest);
+        if gaps.is_empty() {
+            // It looks at everything, whatever others leave out.
+            return;
+        }
+        all.extend(gaps);
+    }
+    checker.findings.extend(all);
+}
+
+/// A warning for each setting by which an entry leaves something out.
+fn gaps(
+    checker: &Checker<'_>,
+    entry: &InterceptorEntry,
+    secrets: &secrets::Config,
+    at: &str,
+    longest: usize,
+) -> Vec<Finding> {
+    let warning = |pointer: &str, message: String, help: String| {
+        let written = checker.document.get(pointer).is_some();
+        let place = if written { pointer } else { at };
+        checker.document.at_key(place, Code::Unsafe, message).warning().help(help)
+    };
+    let mut gaps = Vec::new();
+    if let Some(events) = &entry.settings.events
+        && !events.iter().any(|event| event == "*")
+    {
+        let message = "no other method is looked through for secrets".to_owned();
+        let help = "remove the key to look through all".to_owned();
+        gaps.push(warning(&child(at, "events"), message, help));
+    }
+    let report = "write \"report\" to let them pass with a finding";
+    for (key, action, what) in
+        [("request", secrets.request, "requests"), ("response", secrets.response, "answers")]
+    {
+        if action == Action::Off {
+            let message = format!("secrets in {what} are not looked for");
+            gaps.push(warning(&child(at, key), message, report.to_owned()));
+        }
+    }
+    let off = secrets.rules.iter().filter(|(_, action)| **action == Action::Off);
+    for (id, _) in off {
+        let message = match id.as_str() {
+            "vault" => "what servers are handed is not looked for".to_owned(),
+            id => format!("secrets of the rule `{id}` are not looked for"),
+        };
+        gaps.push(warning(&child(&child(at, "rules"), id), message, report.to_owned()));
+    }
+    if secrets.max_bytes < longest {
+        let becomes = if entry.settings.fail_open { "pass unseen" } else { "are refused" };
+        let message = format!("messages of more than {} bytes {becomes}", secrets.max_bytes);
+        let help = format!(
+            "write `max-bytes = {longest}`, as many as `limits` lets in, or lower \
+             `limits.request-bytes` and `limits.response-bytes`"
+        );
+        gaps.push(warning(&child(at, "max-bytes"), message, help));
+    }
+    gaps
+}
