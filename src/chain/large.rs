@@ -1,8 +1,8 @@
-//! CPU work on large messages. It runs beside the async workers, a few pieces at once, and parties
-//! take turns: one client or server that sends many large messages delays its own messages, and
+//! CPU work on heavy messages: large ones, and ones of many values. It runs beside the async workers, a few pieces at once, and parties
+//! take turns: one client or server that sends many heavy messages delays its own messages, and
 //! others by one piece of work at most.
 //!
-//! A large message is parsed, decided, checked, recorded and rewritten in code that does not yield.
+//! A heavy message is parsed, decided, checked, recorded and rewritten in code that does not yield.
 //! Moving single steps to other threads would leave out the step that somebody adds later. So the
 //! whole future of a message is polled here: [`in_turns`] takes a turn for each poll, and tells the
 //! runtime that the poll blocks.
@@ -28,8 +28,36 @@ use tokio::{
 use super::{Turn, Turns};
 use crate::{allocator, identity::PrincipalKind, names::ServerName};
 
-/// Bytes of the largest message that is worked on by an async worker: about a millisecond of work.
+/// Weight of the heaviest message that is worked on by an async worker, in bytes of plain text: less
+/// than a millisecond of work.
 pub const LARGE_BYTES: usize = 32 << 10;
+
+/// What a value or a key weighs, in bytes of plain text.
+const VALUE_BYTES: usize = 64;
+
+/// How much work a text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Weight(usize);
+
+impl Weight {
+    /// Nothing is in hand yet.
+    pub const NONE: Self = Self(0);
+
+    /// The weight of a text that was not parsed. Commas, colons and brackets are counted for its
+    /// values and keys, those in strings among them.
+    pub fn of<T: AsRef<[u8]> + ?Sized>(text: &T) -> Self {
+        let text = text.as_ref();
+        if text.len() > LARGE_BYTES {
+            return Self(text.len());
+        }
+        let marks = text.iter().filter(|b| matches!(b, b',' | b':' | b'[' | b'{')).count();
+        Self(text.len().max(marks * VALUE_BYTES))
+    }
+
+    fn is_large(self) -> bool {
+        self.0 > LARGE_BYTES
+    }
+}
 
 /// Whose message is worked on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -38,41 +66,41 @@ pub enum Party {
     Server(ServerName),
 }
 
-/// Half of the processors work on large messages at most, the rest is left to all others.
+/// Half of the processors work on heavy messages at most, the rest is left to all others.
 static TURNS: LazyLock<Turns<Party>> = LazyLock::new(|| {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     Turns::new((processors / 2).max(1))
 });
 
 tokio::task_local! {
-    /// Bytes of the largest text that the work of this task has had in hand.
+    /// Weight of the heaviest text that the work of this task has had in hand.
     static IN_HAND: Arc<AtomicUsize>;
 }
 
-/// Runs the work on a message of `bytes` bytes. While the message is large, each poll of `work`
-/// waits for a turn of `party` and blocks no async worker. `work` becomes large when [`grow`] says
+/// Runs the work on a message of this weight. While the message is heavy, each poll of `work`
+/// waits for a turn of `party` and blocks no async worker. `work` becomes heavy when [`grow`] says
 /// so, such as with a large answer to a small request.
 ///
 /// Within the work on another message, `work` is part of that work: a turn is never awaited while
 /// another is held.
 pub fn in_turns<F: Future>(
     party: Party,
-    bytes: usize,
+    weight: Weight,
     work: F,
 ) -> impl Future<Output = F::Output> + use<F> {
     // Boxed, so that what awaits this does not grow by the size of the work.
     let work = Box::pin(work);
     async move {
         if IN_HAND.try_with(|_| ()).is_ok() {
-            grow(bytes).await;
+            grow(weight).await;
             return work.await;
         }
-        take_turns(party, bytes, work).await
+        take_turns(party, weight, work).await
     }
 }
 
-async fn take_turns<F: Future>(party: Party, bytes: usize, mut work: Pin<Box<F>>) -> F::Output {
-    let in_hand = Arc::new(AtomicUsize::new(bytes));
+async fn take_turns<F: Future>(party: Party, weight: Weight, mut work: Pin<Box<F>>) -> F::Output {
+    let in_hand = Arc::new(AtomicUsize::new(weight.0));
     let mut waiting: Option<BoxFuture<'static, Result<Turn, AcquireError>>> = None;
     poll_fn(move |context| {
         if in_hand.load(Ordering::Relaxed) <= LARGE_BYTES {
@@ -95,13 +123,13 @@ async fn take_turns<F: Future>(party: Party, bytes: usize, mut work: Pin<Box<F>>
     .await
 }
 
-/// Says that the work on a message has `bytes` more bytes in hand, such as an answer. Where that
-/// makes it large, the caller goes on in the next turn of the message's party.
-pub async fn grow(bytes: usize) {
-    if bytes <= LARGE_BYTES {
+/// Says that the work on a message has a text of this weight in hand, such as an answer. Where that
+/// makes it heavy, the caller goes on in the next turn of the message's party.
+pub async fn grow(weight: Weight) {
+    if !weight.is_large() {
         return;
     }
-    let before = IN_HAND.try_with(|in_hand| in_hand.fetch_max(bytes, Ordering::Relaxed));
+    let before = IN_HAND.try_with(|in_hand| in_hand.fetch_max(weight.0, Ordering::Relaxed));
     if before.is_ok_and(|before| before <= LARGE_BYTES) {
         yield_now().await;
     }
@@ -122,6 +150,22 @@ mod tests {
 
     use super::*;
 
+    const LARGE: Weight = Weight(LARGE_BYTES + 1);
+
+    #[test]
+    fn many_values_weigh_more_than_their_bytes() {
+        let object = |keys: usize| {
+            let members: Vec<_> = (0..keys).map(|i| format!("\"k{i}\":0")).collect();
+            format!("{{{}}}", members.join(","))
+        };
+        assert!(Weight::of(&object(2900)).is_large());
+        assert!(!Weight::of(&object(100)).is_large());
+        let nested = format!("[{}]", vec!["[[[[[[[[0]]]]]]]]"; 100].join(","));
+        assert!(Weight::of(&nested).is_large());
+        assert!(!Weight::of(&"a".repeat(LARGE_BYTES)).is_large());
+        assert!(Weight::of(&"a".repeat(LARGE_BYTES + 1)).is_large());
+    }
+
     fn client(name: &str) -> Party {
         Party::Client(PrincipalKind::Local { user: name.into() })
     }
@@ -135,7 +179,7 @@ mod tests {
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let all = (0..16).map(|i| {
             let (now, most) = (now.clone(), most.clone());
-            tokio::spawn(in_turns(client(&i.to_string()), LARGE_BYTES + 1, async move {
+            tokio::spawn(in_turns(client(&i.to_string()), LARGE, async move {
                 for _ in 0..4 {
                     most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     thread::yield_now();
@@ -153,17 +197,17 @@ mod tests {
 
     #[tokio::test]
     async fn work_becomes_large_with_what_it_has_in_hand() {
-        in_turns(client("grows"), 10, async {
+        in_turns(client("grows"), Weight::NONE, async {
             assert!(!is_large());
-            grow(LARGE_BYTES).await;
+            grow(Weight(LARGE_BYTES)).await;
             assert!(!is_large());
-            grow(LARGE_BYTES + 1).await;
+            grow(LARGE).await;
             assert!(is_large());
-            grow(LARGE_BYTES + 1).await;
+            grow(LARGE).await;
         })
         .await;
         // Outside of any message it does nothing.
-        grow(LARGE_BYTES + 1).await;
+        grow(LARGE).await;
     }
 
     #[tokio::test]
@@ -173,12 +217,12 @@ mod tests {
             assert!(is_large());
             7
         };
-        let outer = in_turns(client("outer"), LARGE_BYTES + 1, async {
-            in_turns(client("inner"), LARGE_BYTES + 1, inner).await
+        let outer = in_turns(client("outer"), LARGE, async {
+            in_turns(client("inner"), LARGE, inner).await
         });
         assert_eq!(outer.await, 7);
         let inner = async { assert!(is_large()) };
-        let outer = async { in_turns(client("inner"), LARGE_BYTES + 1, inner).await };
-        in_turns(client("outer"), 1, outer).await;
+        let outer = async { in_turns(client("inner"), LARGE, inner).await };
+        in_turns(client("outer"), Weight::NONE, outer).await;
     }
 }

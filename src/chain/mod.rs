@@ -14,6 +14,6 @@ mod runner;
 mod turns;
 
 pub use contract::{Decision, Fault, Hook, Hooks, Interceptor, Mode, Verdict};
-pub use large::{LARGE_BYTES, Party, grow, in_turns};
+pub use large::{LARGE_BYTES, Party, Weight, grow, in_turns};
 pub use runner::{Chain, Link, Trail, may_replace};
 pub use turns::{Turn, Turns};

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::Flaw;
+use super::{Caps, Flaw, Text, check};
 
 /// Whether a text is an array, if it is anything.
 pub fn is_batch(text: &[u8]) -> bool {
@@ -14,11 +14,14 @@ pub fn is_batch(text: &[u8]) -> bool {
 }
 
 /// The elements of a batch of at most `most`, each as it came. Whether they are messages is for
-/// [`Frame::parse`](super::Frame::parse) to say, of each.
+/// [`Frame::parse`](super::Frame::parse) to say, of each. The caps are those of one message, and
+/// hold for all elements together.
 ///
 /// # Errors
-/// A [`Flaw`] where the text is no array, or one of none or too many.
-pub fn elements(text: &Bytes, most: usize) -> Result<Vec<Bytes>, Flaw> {
+/// A [`Flaw`] where the text is beyond a cap or has a key twice, where it is no array, or one of
+/// none or too many.
+pub fn elements(text: &Bytes, most: usize, caps: Caps) -> Result<Vec<Bytes>, Flaw> {
+    check(text, Text::Value, caps)?;
     let str = std::str::from_utf8(text).map_err(|_| Flaw::NotUtf8)?;
     let mut parser = serde_json::Deserializer::from_str(str);
     let found = parser
@@ -62,7 +65,8 @@ mod tests {
     use super::*;
 
     fn split(text: &'static str) -> Result<Vec<Bytes>, Flaw> {
-        elements(&Bytes::from_static(text.as_bytes()), 2)
+        let caps = Caps { bytes: 100, depth: 8, nodes: 20, keys: 4, object_keys: 4 };
+        elements(&Bytes::from_static(text.as_bytes()), 2, caps)
     }
 
     #[test]
@@ -76,5 +80,13 @@ mod tests {
             assert!(matches!(split(broken), Err(Flaw::Syntax { .. })), "{broken}");
         }
         assert!(!is_batch(b"{}") && !is_batch(b""));
+    }
+
+    #[test]
+    fn caps_hold_for_all_elements_together() {
+        assert!(split(r#"[{"a":1,"b":2},{"a":1,"b":2}]"#).is_ok());
+        let more = split(r#"[{"a":1,"b":2},{"a":1,"b":2,"c":3}]"#);
+        assert_eq!(more, Err(Flaw::TooManyKeys(4)));
+        assert_eq!(split(r#"[{"a":1,"a":2},7]"#), Err(Flaw::DuplicateKey));
     }
 }

@@ -34,7 +34,7 @@ pub(super) async fn take(
 ) -> Result<Vec<Sent>, Refusal> {
     let mut places = Some(place);
     let mut all = Vec::new();
-    for element in elements(text, MOST)? {
+    for element in elements(text, MOST, proxy.request_caps())? {
         let (refusal, id) = match Frame::parse(element.clone(), proxy.request_caps()) {
             Err(flaw) => (flaw.into(), None),
             Ok(frame) => match admit(proxy, caller, &frame, &mut places) {

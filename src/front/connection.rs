@@ -18,7 +18,7 @@ use super::{
     sent::{Piece, Sent, pieces},
 };
 use crate::{
-    chain::{Party, in_turns},
+    chain::{Party, Weight, in_turns},
     codec::{
         Frame, Id, Kind,
         era::{META_CAPABILITIES, META_REVISION},
@@ -100,8 +100,8 @@ impl Connection {
         place: Place,
         address: Option<SocketAddr>,
     ) -> Result<Option<JoinHandle<()>>, Away> {
-        let (party, bytes) = (Party::Client(self.principal.kind.clone()), text.len());
-        in_turns(party, bytes, self.take_text(text, place, address)).await
+        let (party, weight) = (Party::Client(self.principal.kind.clone()), Weight::of(&text));
+        in_turns(party, weight, self.take_text(text, place, address)).await
     }
 
     async fn take_text(

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     audit::record::DropReason,
-    chain::{Party, grow, in_turns},
+    chain::{Party, Weight, grow, in_turns},
     codec::{
         Frame, Id, Kind, Object,
         era::{self, ResultKind, Speaker, TASKS_EXTENSION},
@@ -231,12 +231,12 @@ impl Proxy {
             match turn {
                 Turn::Over(reply) => {
                     if let Ok(Reply::Result(text) | Reply::Error(text)) = &reply {
-                        grow(text.len()).await;
+                        grow(Weight::of(text)).await;
                     }
                     return Talk::Over(reply);
                 }
                 Turn::Said(Said::Notification { method, params }) => {
-                    grow(params.as_ref().map_or(0, Bytes::len)).await;
+                    grow(params.as_ref().map_or(Weight::NONE, Weight::of)).await;
                     self.pass_on(guest, exchange, notices, method, params).await;
                 }
                 Turn::Said(Said::Request { id, method, params, answer }) => {
@@ -265,7 +265,8 @@ impl Proxy {
                     let (proxy, guest, server) =
                         (self.clone(), (*guest).clone(), server.name.clone());
                     let party = Party::Server(server.clone());
-                    let admitted = self.tasks.spawn(in_turns(party, size, async move {
+                    let weight = params.as_ref().map_or(Weight::NONE, Weight::of);
+                    let admitted = self.tasks.spawn(in_turns(party, weight, async move {
                         let admitted =
                             proxy.admit_question(&guest, &server, &id, &method, params).await;
                         match admitted {
@@ -355,8 +356,8 @@ impl Proxy {
                 // On a task of its own, so that it is recorded to its end.
                 Some(result) => {
                     let party = Party::Client(making.guest.principal.kind.clone());
-                    let bytes = result.len();
-                    let settled = in_turns(party, bytes, open.settle(result));
+                    let weight = Weight::of(&result);
+                    let settled = in_turns(party, weight, open.settle(result));
                     drop(self.tasks.spawn(settled).await);
                 }
                 None => parked.open.push(open),

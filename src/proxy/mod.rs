@@ -69,7 +69,7 @@ use crate::{
     allocator::Returning,
     approval::Approvals,
     audit::{Arrival, Audit, Refused, export::Streams},
-    chain::{Chain, Party, Turns, in_turns},
+    chain::{Chain, Party, Turns, Weight, in_turns},
     codec::{Caps, Frame, Id},
     config::Config,
     exchange::{Revision, Transport},
@@ -227,7 +227,8 @@ impl Proxy {
         let cancel = CancellationToken::new();
         let guard = cancel.clone().drop_guard();
         let proxy = self.clone();
-        let (party, bytes) = (Party::Client(caller.principal.kind.clone()), frame.raw().len());
+        let party = Party::Client(caller.principal.kind.clone());
+        let weight = Weight::of(frame.raw());
         let work = async move {
             let who = &caller.principal.kind;
             let fits = proxy.fits(&place, &frame);
@@ -241,7 +242,7 @@ impl Proxy {
             // The client may be gone; what happened is recorded all the same.
             let _ = sender.send(answered);
         };
-        self.tasks.spawn(in_turns(party, bytes, work));
+        self.tasks.spawn(in_turns(party, weight, work));
         Ticket { notices: receiver, answer, cancel: guard }
     }
 
@@ -279,7 +280,7 @@ impl Proxy {
         let record = match principal {
             Some(principal) => {
                 let party = Party::Client(principal.kind.clone());
-                in_turns(party, message.map_or(0, <[u8]>::len), made).await
+                in_turns(party, message.map_or(Weight::NONE, Weight::of), made).await
             }
             None => made.await,
         };

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     audit::Conclusion,
-    chain::{Party, grow, in_turns},
+    chain::{Party, Weight, grow, in_turns},
     codec::{Frame, Id, Object, may_have},
     exchange::{Answer, Direction, Exchange, Method, Phase},
     names::ServerName,
@@ -164,13 +164,13 @@ impl Proxy {
     ) {
         let proxy = self.clone();
         let party = Party::Server(way.server.clone());
-        let bytes = params.as_ref().map_or(0, Bytes::len);
+        let weight = params.as_ref().map_or(Weight::NONE, Weight::of);
         let work = async move {
             let text = match proxy.admit_question(&guest, &way.server, &id, &method, params).await {
                 Ok(question) => {
                     let answered = proxy.asked(&guest, &way, &question, &mut answer).await;
                     if let Ok(answer) = &answered {
-                        grow(answer.payload().raw().len()).await;
+                        grow(Weight::of(answer.payload().raw())).await;
                     }
                     proxy.settle_question(question, &id, answered).await
                 }
@@ -178,7 +178,7 @@ impl Proxy {
             };
             let _ = answer.send(text);
         };
-        self.tasks.spawn(in_turns(party, bytes, work));
+        self.tasks.spawn(in_turns(party, weight, work));
     }
 
     async fn asked(

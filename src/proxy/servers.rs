@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     audit::record::{DropReason, Dropped, Happening, Launched, Stopped, bare_uri},
-    chain::{Party, in_turns},
+    chain::{Party, Weight, in_turns},
     codec::{Frame, Id, Object},
     exchange::{Direction, Method, Phase, Revision, Transport},
     identity::{Principal, PrincipalKind},
@@ -41,9 +41,9 @@ impl Proxy {
         mut heard: mpsc::Receiver<Heard>,
     ) {
         while let Some(heard) = heard.recv().await {
-            let bytes = heard.said.params().map_or(0, Bytes::len);
+            let weight = heard.said.params().map_or(Weight::NONE, Weight::of);
             let work = self.take_from((&name, number), heard);
-            in_turns(Party::Server(name.clone()), bytes, work).await;
+            in_turns(Party::Server(name.clone()), weight, work).await;
         }
     }
 

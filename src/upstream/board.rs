@@ -24,7 +24,7 @@ use super::{
     link::{Call, Failure, Mine, Reply, Said, nobody, pong, progress_token, subscription},
 };
 use crate::{
-    chain::{Party, in_turns},
+    chain::{Party, Weight, in_turns},
     codec::{Caps, Flaw, Frame, Id, Kind, Object, may_have},
     exchange::{Method, Revision},
 };
@@ -185,8 +185,8 @@ impl Board {
 
     /// Takes one text of a line that all calls share.
     pub async fn take(&self, text: Bytes, way: Way) {
-        let (party, bytes) = (Party::Server(self.ear.server().clone()), text.len());
-        in_turns(party, bytes, self.take_text(text, way)).await;
+        let (party, weight) = (Party::Server(self.ear.server().clone()), Weight::of(&text));
+        in_turns(party, weight, self.take_text(text, way)).await;
     }
 
     async fn take_text(&self, text: Bytes, way: Way) {

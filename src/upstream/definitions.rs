@@ -21,7 +21,7 @@ use super::{
     link::{Call, Failure, Link, Reply},
 };
 use crate::{
-    chain::{Party, grow, in_turns},
+    chain::{Party, Weight, grow, in_turns},
     codec::{Object, era::own_meta, headers::Repeated, may_have},
     exchange::{Definition, Method, Payload},
     names::ServerName,
@@ -251,7 +251,7 @@ impl Definitions {
         let changes = self.changes.load(Ordering::SeqCst);
         let fetching =
             async { fetch(offer, server, greeting, link, bytes, deadline).await.map(Items::new) };
-        let fetching = in_turns(Party::Server(server.clone()), 0, fetching);
+        let fetching = in_turns(Party::Server(server.clone()), Weight::NONE, fetching);
         let fetched = timeout(deadline, fetching).await.unwrap_or(Err(Failure::Timeout(deadline)));
         if let Ok(items) = &fetched
             && let told @ 1.. = items.notices.iter().count()
@@ -310,7 +310,7 @@ async fn fetch(
             break;
         };
         left = rest;
-        grow(result.len()).await;
+        grow(Weight::of(&result)).await;
         let next = gathered.page(server, result)?;
         if gathered.list.items.len() > MOST_ITEMS {
             gathered.list.notices.add(format!("the list is cut off at {MOST_ITEMS} items"));

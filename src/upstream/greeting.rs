@@ -10,7 +10,7 @@ use super::{
     party::Party,
 };
 use crate::{
-    chain::grow,
+    chain::{Weight, grow},
     codec::era::{META_SERVER_INFO, implementation, own_meta},
     config::Era,
     exchange::{Method, Payload, Revision},
@@ -144,7 +144,7 @@ async fn discover(link: &dyn Link, deadline: Duration) -> Result<Option<Greeting
     match link.call(Call::own(Method::DISCOVER, Some(params.into()), deadline)).await? {
         Reply::Error(_) => Ok(None),
         Reply::Result(result) => {
-            grow(result.len()).await;
+            grow(Weight::of(&result)).await;
             let words = Payload::new(result);
             let modern = words
                 .value()
@@ -169,7 +169,7 @@ async fn initialize(
     match link.call(Call::own(Method::INITIALIZE, Some(params.into()), deadline)).await? {
         Reply::Error(_) => Err(Failure::Misbehaved("it refused `initialize`".into())),
         Reply::Result(result) => {
-            grow(result.len()).await;
+            grow(Weight::of(&result)).await;
             let words = Payload::new(result);
             let version = words.value().get("protocolVersion").and_then(Value::as_str);
             let revision = version

@@ -31,7 +31,7 @@ use super::{
     running::{Given, NUMBERS, Running, end},
 };
 use crate::{
-    chain::{Party, in_turns},
+    chain::{Party, Weight, in_turns},
     config::{Era, Transport},
     container::Engine,
     identity::PrincipalKind,
@@ -134,7 +134,7 @@ impl Instance {
         let line = self.line(launch, &ear, spare).await;
         let mut line = line.map_err(|failure| (failure, false))?;
         let greeting = greet(line.link.as_ref(), era, &hello, self.start_timeout());
-        let mut greeted = in_turns(Party::Server(self.common.name.clone()), 0, greeting).await;
+        let mut greeted = in_turns(Party::Server(self.common.name.clone()), Weight::NONE, greeting).await;
         if greeted.is_err()
             && line.link.turned_away()
             && self.common.settings.transport == Transport::Auto
@@ -420,7 +420,7 @@ impl Instance {
         let handed = prepared.handed;
         let link = Sse::open(url, &handed.by(By::Header), self.common.launcher.caps, ear).await?;
         let greeting = greet(&link, Era::Legacy, hello, self.start_timeout());
-        let greeting = in_turns(Party::Server(self.common.name.clone()), 0, greeting).await?;
+        let greeting = in_turns(Party::Server(self.common.name.clone()), Weight::NONE, greeting).await?;
         self.common.sse.store(true, Ordering::Relaxed);
         Ok((Arc::new(link), cleared, handed, greeting))
     }

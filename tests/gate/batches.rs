@@ -119,6 +119,12 @@ async fn a_batch_is_bounded_and_only_where_there_are_batches() {
     let many: Vec<_> = (0..65).map(ping).collect();
     assert_eq!(post(&gate, &old, &many.into()).await.refusal(), "too-large");
     assert_eq!(post(&gate, &old, &json!([])).await.refusal(), "invalid-request");
+    // The limits of one message hold for all of a batch together.
+    let keys: serde_json::Map<_, _> = (0..9_000).map(|i| (format!("k{i}"), json!(0))).collect();
+    let heavy = |id| request(id, "ping", json!({ "_meta": { "x": keys } }));
+    assert_eq!(post(&gate, &old, &json!([heavy(1), heavy(2)])).await.status, 200);
+    let beyond: Vec<_> = (0..6).map(heavy).collect();
+    assert_eq!(post(&gate, &old, &beyond.into()).await.refusal(), "too-large");
     for revision in ["2024-11-05", "2025-06-18", "2025-11-25"] {
         let session = session(&gate, revision).await;
         let reply = post(&gate, &session, &json!([ping(1)])).await;

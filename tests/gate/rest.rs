@@ -170,6 +170,10 @@ async fn a_batch_is_answered_in_order_and_each_call_by_itself() {
     let reply = post(&gate, "/batch", &many).await;
     assert_eq!(refused(&reply), (413, "too-large".into()));
     assert_eq!(refused(&post(&gate, "/batch", &json!([])).await), (400, "invalid-request".into()));
+    let keys: serde_json::Map<_, _> = (0..9_000).map(|i| (format!("k{i}"), json!(0))).collect();
+    let call = json!({ "tool": "crooked__echo", "arguments": keys });
+    let beyond = post(&gate, "/batch", &json!(vec![call; 6])).await;
+    assert_eq!(refused(&beyond), (413, "too-large".into()));
     gate.stop().await;
 }
 

@@ -27,7 +27,7 @@ use super::{
     sent::{Piece, Sent, pieces},
 };
 use crate::{
-    chain::{Party, grow, in_turns},
+    chain::{Party, Weight, grow, in_turns},
     codec::{Frame, elements},
     exchange::{Method, Revision},
     proxy::{Answered, Place},
@@ -107,7 +107,7 @@ async fn tools(State(front): State<Front>, named: Named, request: Request) -> Re
             Err(refusal) => settled(&front, &visitor, refusal, None).await,
         }
     };
-    in_turns(party(&visitor), 0, replied).await.into_response()
+    in_turns(party(&visitor), Weight::NONE, replied).await.into_response()
 }
 
 async fn invoke(State(front): State<Front>, named: Named, request: Request) -> Response {
@@ -127,7 +127,7 @@ async fn invoke(State(front): State<Front>, named: Named, request: Request) -> R
             Err(refusal) => settled(&front, &visitor, refusal, Some(&text)).await,
         }
     };
-    in_turns(party(&visitor), text.len(), invoked).await.into_response()
+    in_turns(party(&visitor), Weight::of(&text), invoked).await.into_response()
 }
 
 async fn invoke_all(State(front): State<Front>, named: Named, request: Request) -> Response {
@@ -140,7 +140,7 @@ async fn invoke_all(State(front): State<Front>, named: Named, request: Request) 
         Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
     };
     let invoked = invoke_each(&front, &visitor, view, place, &text);
-    in_turns(party(&visitor), text.len(), invoked).await
+    in_turns(party(&visitor), Weight::of(&text), invoked).await
 }
 
 async fn invoke_each(
@@ -150,7 +150,7 @@ async fn invoke_each(
     place: Place,
     text: &Bytes,
 ) -> Response {
-    let calls = match elements(text, MOST) {
+    let calls = match elements(text, MOST, front.proxy.request_caps()) {
         Ok(calls) => calls,
         Err(flaw) => {
             return settled(front, visitor, flaw.into(), Some(text)).await.into_response();
@@ -242,7 +242,7 @@ async fn finish(sent: Sent) -> Option<Answered> {
     let (mut pieces, _guards) = pieces(vec![sent]);
     while let Some(piece) = pieces.next().await {
         if let Piece::Answer(answer) = piece {
-            grow(answer.answered.text.as_ref().map_or(0, Bytes::len)).await;
+            grow(answer.answered.text.as_ref().map_or(Weight::NONE, Weight::of)).await;
             return Some(answer.answered);
         }
     }

@@ -30,7 +30,7 @@ use super::{
     link::{Call, Failure, Link, Reply, Said, progress_token, subscription},
 };
 use crate::{
-    chain::{Party, in_turns},
+    chain::{Party, Weight, in_turns},
     codec::{Caps, Frame, Kind, era::header_text},
     exchange::{Method, Revision},
     vault::Secret,
@@ -189,8 +189,8 @@ impl Line {
 
     /// A text that came in answer to a call: the call's reply, where it is one.
     async fn text(&self, begun: &Begun, text: Bytes, what: &str) -> Result<Option<Reply>, Failure> {
-        let (party, bytes) = (Party::Server(self.board.ear.server().clone()), text.len());
-        in_turns(party, bytes, self.messages(begun, text, what)).await
+        let (party, weight) = (Party::Server(self.board.ear.server().clone()), Weight::of(&text));
+        in_turns(party, weight, self.messages(begun, text, what)).await
     }
 
     async fn messages(

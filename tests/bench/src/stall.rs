@@ -1,4 +1,4 @@
-//! What one client notices of large messages that another sends to another server, again and again,
+//! What one client notices of heavy messages that another sends to another server, again and again,
 //! against its calls without them, in one run.
 
 use std::{
@@ -39,10 +39,12 @@ enum Message {
     Objects,
     /// 900,000 elements of an array: within the limits
     Elements,
+    /// 2,900 keys in 28 KiB: within the limits
+    Small,
 }
 
 impl Message {
-    const ALL: [Self; 3] = [Self::Keys, Self::Objects, Self::Elements];
+    const ALL: [Self; 4] = [Self::Keys, Self::Objects, Self::Elements, Self::Small];
 
     /// A call of a tool that does not exist.
     fn text(self) -> String {
@@ -53,6 +55,7 @@ impl Message {
         let arguments = match self {
             Self::Keys => object(250_000),
             Self::Objects => format!("{{\"a\":[{}]}}", vec![object(9_000); 5].join(",")),
+            Self::Small => object(2_900),
             Self::Elements => format!("{{\"a\":[{}0]}}", "0,".repeat(900_000)),
         };
         format!(
