@@ -278,7 +278,7 @@ fn can_i_says_yes_and_no_with_the_rules() {
     denied: no policy permits it
     --- stderr
     "#);
-    assert_snapshot!(ask(&["anonymous", "elicitation/create", "notes"]), @r#"
+    assert_snapshot!(ask(&["local:ann", "elicitation/create", "notes"]), @r#"
     exit 0
     allowed: permitted by `forms`
       forms  policies/p.cedar:15
@@ -326,6 +326,86 @@ fn can_i_takes_the_annotations_that_a_server_last_listed() {
     --- stderr
     error: `notes` has no tool `read_notes`, by the list that it last gave: did you mean `read_note`?
     "#);
+    // Also where somebody says what its annotations would be.
+    let hinted = ["call_tool", "notes/read_notes", "--hint", "readOnlyHint=true"];
+    let output =
+        portcullis(&folder, &[&["policy", "can-i", "--as", "ci-bot"][..], &hinted].concat());
+    let said = shown(&output);
+    assert!(said.starts_with("exit 2\n") && said.contains("no tool `read_notes`"), "{said}");
+}
+
+#[test]
+fn can_i_says_that_anonymous_clients_are_off() {
+    let folder = folder("@id(\"all\") permit (principal, action, resource);");
+    let ask = || {
+        let words = ["policy", "can-i", "--as", "anonymous", "tools/call", "notes/x"];
+        shown(&portcullis(&folder, &words))
+    };
+    assert_snapshot!(ask(), @r#"
+    exit 10
+    denied: anonymous clients are off (`anonymous` under `[listen]`)
+    --- stderr
+    "#);
+    let config = format!("{CONFIG}\n[listen]\nanonymous = true\n");
+    fs::write(folder.path().join("portcullis.toml"), config).unwrap();
+    assert!(ask().starts_with("exit 0\nallowed: permitted by `all`\n"), "{}", ask());
+}
+
+#[test]
+fn can_i_takes_arguments_as_the_proxy_does() {
+    let folder = folder("@id(\"all\") permit (principal, action, resource);");
+    for (method, args, refused) in [
+        ("tools/call", r#"{"force": true, "force": false}"#, true),
+        ("tools/call", r#"{"force": true, "Force": false}"#, true),
+        ("tools/call", r#"{"env": {"http_proxy": 1, "HTTP_PROXY": 2}}"#, false),
+        ("tools/call", r#"{"env": {"A": 1, "A": 2}}"#, true),
+        ("logging/setLevel", r#"{"Level": "info"}"#, true),
+    ] {
+        let target = if method == "tools/call" { "notes/x" } else { "notes" };
+        let words = ["policy", "can-i", "--as", "ci-bot", method, target, "--args", args];
+        let said = shown(&portcullis(&folder, &words));
+        assert_eq!(said.starts_with("exit 2\n"), refused, "{args}: {said}");
+        assert_eq!(said.contains("the proxy would refuse `--args`: "), refused, "{args}: {said}");
+    }
+}
+
+#[test]
+fn can_i_gives_no_answer_that_depends_on_what_it_was_not_told() {
+    let folder = folder(
+        r#"@id("all") permit (principal, action == Portcullis::Action::"call_tool", resource);
+           @id("local") forbid (principal, action, resource == Portcullis::Tool::"notes/local")
+           when { context.transport == "http" };
+           @id("near") forbid (principal, action, resource == Portcullis::Tool::"notes/near")
+           unless { context has source_ip && context.source_ip.isInRange(ip("10.0.0.0/8")) };
+           @id("few") forbid (principal, action, resource == Portcullis::Tool::"notes/few")
+           when { context.session_calls > 9 };
+           @id("both") forbid (principal, action, resource == Portcullis::Tool::"notes/both")
+           when { context.transport == "unix" && context.session_calls > 9 };
+           @id("none") forbid (principal, action, resource == Portcullis::Tool::"notes/none")
+           when { context.transport == "unix" && principal is Portcullis::Local };"#,
+    );
+    for (tool, options, expected) in [
+        ("local", &[] as &[_], "say `--transport`\n"),
+        ("local", &["--transport", "http"], "exit 10\n"),
+        ("local", &["--transport", "stdio"], "exit 0\n"),
+        ("near", &[], "say `--source-ip`\n"),
+        ("near", &["--source-ip", "10.1.2.3"], "exit 0\n"),
+        ("near", &["--source-ip", "192.0.2.1"], "exit 10\n"),
+        ("near", &["--transport", "unix"], "exit 10\n"),
+        ("few", &[], "say `--session-calls`\n"),
+        ("few", &["--session-calls", "3"], "exit 0\n"),
+        ("few", &["--session-calls", "10"], "exit 10\n"),
+        ("both", &[], "say `--transport`, `--source-ip`, `--session-calls`\n"),
+        ("both", &["--transport", "http"], "exit 0\n"),
+        ("none", &[], "exit 0\n"),
+        ("other", &[], "exit 0\n"),
+    ] {
+        let target = format!("notes/{tool}");
+        let words = [&["policy", "can-i", "--as", "ci-bot", "tools/call", &target][..], options];
+        let said = shown(&portcullis(&folder, &words.concat()));
+        assert!(said.contains(expected), "{tool} {options:?}: {said}");
+        assert_eq!(said.starts_with("exit 1\n"), expected.starts_with("say"), "{tool}: {said}");
+    }
 }
 
 #[test]

@@ -397,7 +397,7 @@ fn what_is_learned_allows_what_was_recorded_and_nothing_else() {
     for (number, client) in ["ci-bo", "ci-bot-2", "ann"].iter().enumerate() {
         config += &format!("[clients.{client}]\nkey-hash = \"sha256:{number:064x}\"\n");
     }
-    config = config.replacen(KEY_HASH, &"1".repeat(64), 1);
+    config = config.replacen(KEY_HASH, &"1".repeat(64), 1) + "[listen]\nanonymous = true\n";
     fs::write(learned.path().join("portcullis.toml"), config).unwrap();
     let can = |who: &str, method: &str, what: &str| {
         shown(&portcullis(&learned, &["policy", "can-i", "--as", who, method, what]))

@@ -2,23 +2,25 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::Path,
 };
 
 use clap::ArgAction;
-use serde::Serialize;
+use serde::{Deserialize as _, Serialize, de::IntoDeserializer as _};
 use serde_json::{Map, Value};
 
 use super::{explain, load, reports, source};
 use crate::{
     cli::{Context, Exit, Usage},
+    codec::{Caps, Text, check},
     config::{Config, InterceptorEntry, Use},
     exchange::{self, Transport},
     identity::{Principal, PrincipalKind, Store},
     names::{ClientName, Group, ServerName},
     policy::{
         Action, Circumstances, Claims, Engine, Explanation, Outcome, Request, Resource, Stated,
-        Subject, Target, Unknown, Who, worded_action,
+        Subject, Target, Unknown, Verdict, Who, worded_action,
     },
     upstream::kept_tools,
 };
@@ -48,9 +50,22 @@ pub struct CanI {
     /// What `context.method` is, where ACTION is not a method
     #[arg(long, value_name = "METHOD")]
     method: Option<String>,
+    /// What `context.transport` is: `http`, `unix`, `stdio` or `cli`
+    #[arg(long, value_name = "TRANSPORT", value_parser = transport)]
+    transport: Option<Transport>,
+    /// What `context.source_ip` is
+    #[arg(long, value_name = "ADDRESS")]
+    source_ip: Option<IpAddr>,
+    /// What `context.session_calls` is
+    #[arg(long, value_name = "NUMBER")]
+    session_calls: Option<u64>,
     /// Say what each policy comes to that is about this, or nearly, and why
     #[arg(long)]
     explain: bool,
+}
+
+fn transport(text: &str) -> Result<Transport, serde::de::value::Error> {
+    Transport::deserialize(text.into_deserializer())
 }
 
 const HINTS: [&str; 4] = ["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"];
@@ -91,10 +106,7 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
     let (action, method) = worded_action(&question.action);
     let method = question.method.as_deref().unwrap_or(method);
     let args: Option<Map<String, Value>> = match &question.args {
-        Some(json) => Some(
-            serde_json::from_str(json)
-                .map_err(|error| Usage(format!("`--args` is no JSON object: {error}")))?,
-        ),
+        Some(json) => Some(arguments(json, action, &loaded.config)?),
         None => None,
     };
     let labels = BTreeSet::new();
@@ -134,13 +146,27 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
     if let Some(server) = target.server() {
         known_server(server, &loaded.config)?;
     }
+    if principal.kind == PrincipalKind::Anonymous && !loaded.config.listen.anonymous {
+        let revision = engine.revision();
+        let (rules, errors, shadows) = (Vec::new(), Vec::new(), Vec::new());
+        let answer = Answer {
+            principal: asker.name(),
+            action: action.as_str(),
+            target: question.target.as_deref(),
+            outcome: &Outcome { allowed: false, rules, revision, errors, shadows },
+            explanation: "anonymous clients are off (`anonymous` under `[listen]`)".to_owned(),
+            why: None,
+        };
+        print(&answer, None, ctx)?;
+        return Ok(answer.exit());
+    }
     let circumstances = Circumstances {
         method,
-        transport: Some(Transport::Http),
+        transport: Some(question.transport.unwrap_or(Transport::Http)),
         revision: Some(exchange::Revision::LATEST_LEGACY),
         now,
-        source_ip: None,
-        session_calls: 0,
+        source_ip: question.source_ip,
+        session_calls: question.session_calls.unwrap_or_default(),
         labels: &labels,
     };
     let of = |claims| request(target.sides(principal, claims), circumstances);
@@ -154,6 +180,19 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
              yet: run the server once (`portcullis tools ls`), or say them with `--hint`"
         );
     }
+    let claimed: Vec<Claims> = match origin {
+        Some(Origin::Unknown) => all_claims().collect(),
+        _ => vec![claims],
+    };
+    let mut inspector = engine.inspect();
+    let missing = question.missing(|unknown| {
+        claimed
+            .iter()
+            .any(|claims| inspector.judge(&of(*claims), unknown).verdict == Verdict::Unknown)
+    });
+    if !missing.is_empty() {
+        anyhow::bail!("it depends on where the message comes from: say {}", missing.join(", "));
+    }
     let why = question.explain.then(|| explained(&engine, &of(claims)));
     let answer = Answer {
         principal: asker.name(),
@@ -165,6 +204,49 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
     };
     print(&answer, origin, ctx)?;
     Ok(answer.exit())
+}
+
+impl CanI {
+    /// The options that were not given and on which the answer depends. `depends` says whether it does where
+    /// these are not known.
+    fn missing(&self, mut depends: impl FnMut(Unknown) -> bool) -> Vec<&'static str> {
+        const OPTIONS: [&str; 3] = ["`--transport`", "`--source-ip`", "`--session-calls`"];
+        // Only a client of HTTP has an address.
+        let addressed = self.transport.is_none_or(|transport| transport == Transport::Http);
+        let unsaid = [
+            self.transport.is_none(),
+            self.source_ip.is_none() && addressed,
+            self.session_calls.is_none(),
+        ];
+        let mut depends = |[transport, source_ip, session_calls]: [bool; 3]| {
+            depends(Unknown::Of { transport, source_ip, session_calls })
+        };
+        if !depends(unsaid) {
+            return Vec::new();
+        }
+        let mut missing: Vec<usize> = (0..OPTIONS.len()).filter(|at| unsaid[*at]).collect();
+        let alone =
+            missing.iter().copied().filter(|at| depends([0, 1, 2].map(|other| other == *at)));
+        let alone: Vec<usize> = alone.collect();
+        // Where it depends on several together, all are named.
+        if !alone.is_empty() {
+            missing = alone;
+        }
+        missing.into_iter().map(|at| OPTIONS[at]).collect()
+    }
+}
+
+/// The arguments, read as the proxy would read them within a message.
+fn arguments(json: &str, action: Action, config: &Config) -> Result<Map<String, Value>, Usage> {
+    let args = serde_json::from_str(json)
+        .map_err(|error| Usage(format!("`--args` is no JSON object: {error}")))?;
+    let message = match action {
+        Action::CallTool | Action::GetPrompt => format!("{{\"params\":{{\"arguments\":{json}}}}}"),
+        _ => format!("{{\"params\":{json}}}"),
+    };
+    check(message.as_bytes(), Text::Message, Caps::request(&config.limits))
+        .map_err(|flaw| Usage(format!("the proxy would refuse `--args`: {flaw}")))?;
+    Ok(args)
 }
 
 fn explained(engine: &Engine, request: &Request<'_>) -> Explanation {
@@ -328,6 +410,16 @@ fn claims(
     config: &Config,
 ) -> Result<(Claims, Option<Origin>), Usage> {
     let Some((server, tool)) = target.tool() else { return Ok((Claims::default(), None)) };
+    let listed = kept_tools(&config.state_dir, server);
+    let named = |definition: &&Value| definition["name"] == tool;
+    let definition = listed.as_ref().map(|listed| listed.iter().find(named));
+    if let (Some(listed), Some(None)) = (&listed, definition) {
+        let names = listed.iter().filter_map(|definition| definition["name"].as_str());
+        return Err(Usage(format!(
+            "`{server}` has no tool `{tool}`, by the list that it last gave{}",
+            near(tool, names)
+        )));
+    }
     if let Some(stated) = Stated::of(&config.servers).claims(server, tool) {
         return Ok((stated, Some(Origin::Given)));
     }
@@ -338,16 +430,8 @@ fn claims(
     if !question.hints.is_empty() {
         return Ok((Claims::from_hints(hinted), Some(Origin::Given)));
     }
-    let Some(listed) = kept_tools(&config.state_dir, server) else {
+    let Some(definition) = definition.flatten() else {
         return Ok((Claims::default(), Some(Origin::Unknown)));
-    };
-    let named = |definition: &&Value| definition["name"] == tool;
-    let Some(definition) = listed.iter().find(named) else {
-        let names = listed.iter().filter_map(|definition| definition["name"].as_str());
-        return Err(Usage(format!(
-            "`{server}` has no tool `{tool}`, by the list that it last gave{}",
-            near(tool, names)
-        )));
     };
     let hint = |name: &str| definition["annotations"][name].as_bool();
     Ok((Claims::from_hints(hint), Some(Origin::Listed)))

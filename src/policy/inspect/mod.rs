@@ -48,6 +48,8 @@ pub enum Unknown {
     Circumstances,
     /// As before, and not what is claimed of the tool either.
     Claims,
+    /// Everything is known but these circumstances.
+    Of { transport: bool, source_ip: bool, session_calls: bool },
 }
 
 impl Unknown {
@@ -57,6 +59,12 @@ impl Unknown {
             Self::Arguments => Looks::ARGUMENTS,
             Self::Circumstances => Looks::ARGUMENTS | Looks::CIRCUMSTANCES,
             Self::Claims => Looks::ARGUMENTS | Looks::CIRCUMSTANCES | Looks::CLAIMS,
+            Self::Of { transport, source_ip, session_calls } => {
+                let of = |looks, unknown| if unknown { looks } else { Looks::NOTHING };
+                of(Looks::TRANSPORT, transport)
+                    | of(Looks::SOURCE_IP, source_ip)
+                    | of(Looks::SESSION_CALLS, session_calls)
+            }
         }
     }
 }

@@ -35,6 +35,7 @@ const CONDITIONS: &[&str] = &[
     "context.labels.contains(\"pii\")",
     "(if context.args.hasTag(\"/a\") then principal.verified else context.session_calls < 3)",
     "context has source_ip",
+    "context.transport == \"http\"",
 ];
 
 fn policies() -> impl Strategy<Value = String> {
@@ -130,6 +131,15 @@ proptest! {
                 prop_assert!(
                     other == verdict || other == Verdict::Unknown,
                     "other claims: {other:?}, decided {verdict:?}:\n{}", &policies
+                );
+                let calls_unknown =
+                    Unknown::Of { transport: false, source_ip: false, session_calls: true };
+                let other = ask(&principal, args, 4 - calls, Claims::default(), |request| {
+                    inspector.judge(request, calls_unknown).verdict
+                });
+                prop_assert!(
+                    other == verdict || other == Verdict::Unknown,
+                    "other calls: {other:?}, decided {verdict:?}:\n{}", &policies
                 );
                 for unknown in [Unknown::Arguments, Unknown::Circumstances, Unknown::Claims] {
                     let judged = inspector.judge(request, unknown).verdict;

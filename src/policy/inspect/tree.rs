@@ -21,6 +21,19 @@ impl Looks {
     pub(in crate::policy) const CIRCUMSTANCES: Self = Self(1 << 1);
     /// What is claimed of a tool.
     pub(in crate::policy) const CLAIMS: Self = Self(1 << 2);
+    /// Of the other circumstances: how the client reached the proxy.
+    pub(in crate::policy) const TRANSPORT: Self = Self(1 << 3);
+    /// Its address.
+    pub(in crate::policy) const SOURCE_IP: Self = Self(1 << 4);
+    /// The calls of its session.
+    pub(in crate::policy) const SESSION_CALLS: Self = Self(1 << 5);
+    const ALL_OF_CONTEXT: Self = Self(
+        Self::ARGUMENTS.0
+            | Self::CIRCUMSTANCES.0
+            | Self::TRANSPORT.0
+            | Self::SOURCE_IP.0
+            | Self::SESSION_CALLS.0,
+    );
 
     pub(in crate::policy) fn at(self, any: Self) -> bool {
         self.0 & any.0 != 0
@@ -36,7 +49,7 @@ impl Looks {
                 ExprKind::HasAttr { expr, attr } if attr == "input" && is_context(expr) => continue,
                 ExprKind::GetAttr { expr, attr } | ExprKind::HasAttr { expr, attr } => (expr, attr),
                 ExprKind::Var(Var::Context) => {
-                    looks |= Self::ARGUMENTS | Self::CIRCUMSTANCES;
+                    looks |= Self::ALL_OF_CONTEXT;
                     continue;
                 }
                 // They are of the call, and a policy can name them itself.
@@ -53,7 +66,15 @@ impl Looks {
                 (ExprKind::Var(Var::Context), "args" | "paths" | "urls" | "lists" | "input") => {
                     looks |= Self::ARGUMENTS
                 }
-                (ExprKind::Var(Var::Context), _) => looks |= Self::CIRCUMSTANCES,
+                (ExprKind::Var(Var::Context), attr) => {
+                    looks |= Self::CIRCUMSTANCES;
+                    match attr {
+                        "transport" => looks |= Self::TRANSPORT,
+                        "source_ip" => looks |= Self::SOURCE_IP,
+                        "session_calls" => looks |= Self::SESSION_CALLS,
+                        _ => {}
+                    }
+                }
                 (ExprKind::Var(Var::Resource), "claims") => looks |= Self::CLAIMS,
                 _ => left.push(of),
             }
