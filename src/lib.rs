@@ -5,23 +5,14 @@
 //! every stage.
 
 // The vocabulary that every stage shares: ids, one message with its context, refusals.
-pub mod names;
-
-pub mod exchange;
-
-pub mod obligations;
-pub mod refusal;
+pub use portcullis_protocol::{
+    claims, codec, exchange, identity, names, obligations, refusal, seal,
+};
 
 // The way of a message.
 
 // Where clients connect.
 pub mod front;
-
-// Who is calling.
-pub mod identity;
-
-// Bytes to messages.
-pub mod codec;
 
 // What a legacy client said before.
 pub mod session;
@@ -33,31 +24,30 @@ pub mod proxy;
 pub mod router;
 
 // Who looks at it, and what becomes of their verdicts.
-pub mod chain;
+pub use portcullis_chain as chain;
 
 // Those who look.
-pub mod interceptors;
+pub use portcullis_interceptors as interceptors;
 
 // Cedar, and WebAssembly, for two of them.
-pub mod policy;
+pub use portcullis_policy as policy;
 
-pub mod plugin;
+pub use portcullis_plugin_host as plugin;
 
 // Who is asked where a policy wants a person.
 pub mod approval;
 
 // The record of what was decided.
-pub mod audit;
+pub use portcullis_audit as audit;
 
 // The server, and where it runs.
-pub mod upstream;
+pub use portcullis_upstream as upstream;
 
-pub mod container;
+pub use portcullis_runtime::container;
 
-// What stands before the engine, where the proxy should not have its socket.
 pub use portcullis_guard as guard;
 
-pub mod sandbox;
+pub use portcullis_runtime::sandbox;
 
 // The way out of servers that have no network.
 pub use portcullis_egress as egress;
@@ -71,27 +61,8 @@ pub use portcullis_catalog as catalog;
 // Where artifacts come from, such as plugins.
 pub use portcullis_oci as oci;
 
-// What clients keep for us.
-pub mod seal;
-
-// Memory of large messages, and how it goes back to the system.
-mod allocator;
-
-// Files of keys, here and in `audit`; keys that sign, there and in `policy`.
-mod durable;
-
-mod keyfile;
-
-// Characters that neither a terminal nor a log gets as they are.
-mod printable;
-
-// What keys are protected from while they are in memory.
-mod process_memory;
-
-mod signing;
-
 // The house around them.
-pub mod config;
+pub use portcullis_config as config;
 
 pub mod cli;
 
@@ -100,4 +71,4 @@ pub mod authoring;
 
 pub mod admin;
 
-pub mod telemetry;
+pub use portcullis_telemetry as telemetry;

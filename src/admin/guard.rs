@@ -13,7 +13,9 @@ use axum::{
 use http::{StatusCode, header};
 use serde_json::Value;
 
-use super::{Peer, Problem, Role};
+use portcullis_protocol::identity::Role;
+
+use super::{Peer, Problem};
 use crate::audit::{
     Audit,
     record::{AdminAction, Decision, Happening},

@@ -22,7 +22,7 @@ mod leftovers;
 mod problem;
 mod proof;
 mod proxy;
-mod roles;
+
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -38,5 +38,5 @@ pub use leftovers::routes as leftover_routes;
 pub use problem::Problem;
 pub use proof::{ConsistencyRequest, ProveRequest, VerifyRequest, routes as proof_routes};
 pub use proxy::routes as proxy_routes;
-pub use roles::{IllegalMember, Member, Named, Role, Roles, Standing};
-pub use socket::{Address, BindFailure, PATH_BYTES, Peer, SOCKET, Server};
+
+pub use socket::{Address, BindFailure, Peer, SOCKET, Server};

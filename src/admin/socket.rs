@@ -31,16 +31,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Recorder, Roles,
-    guard::guarded,
-    roles::{Standing, is_owner},
-};
+use portcullis_config::SOCKET_PATH_BYTES;
+use portcullis_protocol::identity::{Roles, Standing, is_owner};
+
+use super::{Recorder, guard::guarded};
 
 /// The socket's name in the state folder.
 pub const SOCKET: &str = "admin.sock";
-/// Longest path of a socket: `sun_path` has 108 bytes with the closing zero.
-pub const PATH_BYTES: usize = 107;
 /// What requests under way have to finish when the proxy stops.
 const GRACE: Duration = Duration::from_secs(2);
 /// Connections of one user who is not the owner.
@@ -65,7 +62,7 @@ pub struct Address {
 impl Address {
     pub fn of(state_dir: &Path) -> io::Result<Self> {
         let path = state_dir.join(SOCKET);
-        if path.as_os_str().len() <= PATH_BYTES {
+        if path.as_os_str().len() <= SOCKET_PATH_BYTES {
             return Ok(Self { path, _dir: None });
         }
         let dir = File::open(state_dir)?;

@@ -6,12 +6,13 @@ use axum::{Router, extract::ConnectInfo, routing::get};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use portcullis_test_support::exchange;
+
 use super::{BindFailure, Client, Peer, SOCKET, Server, TailLine, TailRequest, audit_routes};
 use crate::{
     audit::{
         Audit, CountRequest, Counted, Intent, Outcome, Page, Query, Ruling, StatsRequest, Summed,
         record::{Conclusion, Kind},
-        tests::exchange,
     },
     names::DecisionId,
 };

@@ -161,7 +161,11 @@ impl DigestKey {
         bytes_of(file)
     }
 
-    fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
+    /// A key of these bytes.
+    ///
+    /// # Errors
+    /// None for a key of 32 bytes.
+    pub fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
         Hmac::new_from_slice(bytes).map(Self).map_err(io::Error::other)
     }
 

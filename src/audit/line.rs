@@ -109,7 +109,7 @@ pub struct Line {
 
 impl Line {
     /// The line of a record, of which `record` is the JSON object without the members of the head.
-    pub(in crate::audit) fn write(head: LineHead, record: &[u8]) -> Self {
+    pub(crate) fn write(head: LineHead, record: &[u8]) -> Self {
         let LineHead { seq, recorded, prev } = head;
         let mut text = Vec::with_capacity(record.len() + 144);
         text.extend_from_slice(OPENING);
@@ -125,7 +125,7 @@ impl Line {
     }
 
     /// A line that was read; `None` if its head is not canonical.
-    pub(in crate::audit) fn read(text: Bytes) -> Option<Self> {
+    pub(crate) fn read(text: Bytes) -> Option<Self> {
         let head = LineHead::read(&text)?;
         Some(Self { seq: head.seq, text })
     }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::refusal::{Code, Refusal};
+use portcullis_protocol::refusal::{Code, Refusal};
 
 use super::store::Fault;
 

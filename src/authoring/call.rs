@@ -20,9 +20,10 @@ use crate::{
         Compiled, Decision, Direction, House, Message, Phase, Pin, Principal, PrincipalKind, Said,
         Settings, Target, Values,
     },
-    policy::{File, Finding, read_cases},
+    policy::{File, Finding},
     vault::Secret,
 };
+use portcullis_policy_tools::read_cases;
 
 /// For one verdict: long enough for who looks on.
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
+use portcullis_protocol::{
     exchange::{Exchange, Finding, Method, Phase},
     refusal::{Refusal, Rule},
 };

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 
 use super::{Decision, Fault, Interceptor, Mode, Verdict};
-use crate::{
+use portcullis_protocol::{
     codec::{self, Caps, Object, Text},
     exchange::{Answer, Effect, Exchange, Finding, Payload, Phase},
     refusal::{Code, Refusal, Rule},

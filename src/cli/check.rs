@@ -5,6 +5,7 @@ use serde::Serialize;
 use tokio::task::spawn_blocking;
 
 use super::{Context, Exit, server};
+use crate::config::{mount_policy, refused_mounts};
 use crate::{
     config::{self, Code, Diagnostics, Loaded},
     identity::Store,
@@ -12,7 +13,6 @@ use crate::{
     plugin::House,
     policy::{self, Start},
     proxy::{Found, PluginSecrets, artifacts, interceptor, ungranted},
-    upstream::{Signatures, places::Places},
 };
 
 #[derive(Debug, clap::Args)]
@@ -51,7 +51,10 @@ fn everything(path: &std::path::Path) -> (Vec<Found>, Option<String>) {
         Err(Diagnostics(findings)) => return (findings.into_iter().map(boxed).collect(), None),
     };
     let mut found: Vec<Found> = loaded.warnings.iter().cloned().map(boxed).collect();
-    match policy::Engine::open(policy::Source::of(&loaded.config), &loaded.base) {
+    match policy::Engine::open(
+        policy::Source::of(&loaded.config.policy, &loaded.config.state_dir),
+        &loaded.base,
+    ) {
         Ok(engine) => {
             let status = engine.status();
             let looks = engine.analyse(&super::policy::known(&loaded.config));
@@ -83,10 +86,10 @@ fn everything(path: &std::path::Path) -> (Vec<Found>, Option<String>) {
                     else take it again without, and it gets a variable of its own";
         found.push(boxed(finding.help(help)));
     }
-    if let Err((at, text)) = Signatures::of_config(&loaded) {
+    if let Err((at, text)) = loaded.signatures() {
         found.push(boxed(loaded.finding(&at, Code::BadValue, text)));
     }
-    found.extend(Places::of(&loaded).refused_of(&loaded).into_iter().map(boxed));
+    found.extend(refused_mounts(&mount_policy(&loaded), &loaded).into_iter().map(boxed));
     for (role, at, member) in loaded.config.admin.roles.members() {
         if member.id().is_none() {
             let message = format!("`{member}` is not known on this machine: nobody has the role");
@@ -103,33 +106,34 @@ fn everything(path: &std::path::Path) -> (Vec<Found>, Option<String>) {
 
 /// Servers that cannot start, since there is no permit for a part of their start.
 fn unstartable(loaded: &Loaded, policies: &policy::Engine) -> Vec<Found> {
-    let finding = |(name, settings): (&ServerName, &config::Server)| -> Option<Found> {
-        let first = settings.command.as_ref().and_then(|command| command.first());
-        let program = settings.url.as_ref().or(settings.image.as_ref()).or(first)?;
-        // Permits are found by what they are about, so that only the name counts.
-        let program = policy::Program {
-            runtime: "",
-            name: program.clone(),
-            digest: None,
-            deviations: Vec::new(),
-            signers: Vec::new(),
-            attested: Vec::new(),
-        };
-        let (url, secrets) = (settings.url.as_deref(), server::handed(settings));
-        let start = Start { server: name, program: &program, url, secrets };
-        let missing = policies.missing_permits(&start);
-        if missing.is_empty() {
-            return None;
-        }
-        let message = format!("no policy lets the server `{name}` start");
-        let finding = loaded.finding(&format!("/servers/{name}"), Code::NotPermitted, message);
-        let help = format!(
-            "add to a file of policies, and bound it with a condition (`portcullis server inspect \
+    let finding =
+        |(name, settings): (&ServerName, &crate::upstream::config::Server)| -> Option<Found> {
+            let first = settings.command.as_ref().and_then(|command| command.first());
+            let program = settings.url.as_ref().or(settings.image.as_ref()).or(first)?;
+            // Permits are found by what they are about, so that only the name counts.
+            let program = policy::Program {
+                runtime: "",
+                name: program.clone(),
+                digest: None,
+                deviations: Vec::new(),
+                signers: Vec::new(),
+                attested: Vec::new(),
+            };
+            let (url, secrets) = (settings.url.as_deref(), server::handed(settings));
+            let start = Start { server: name, program: &program, url, secrets };
+            let missing = policies.missing_permits(&start);
+            if missing.is_empty() {
+                return None;
+            }
+            let message = format!("no policy lets the server `{name}` start");
+            let finding = loaded.finding(&format!("/servers/{name}"), Code::NotPermitted, message);
+            let help = format!(
+                "add to a file of policies, and bound it with a condition (`portcullis server inspect \
              {name}` says what it asks for):\n{}",
-            missing.join("\n")
-        );
-        Some(boxed(finding.warning().help(help)))
-    };
+                missing.join("\n")
+            );
+            Some(boxed(finding.warning().help(help)))
+        };
     loaded.config.servers.iter().filter_map(finding).collect()
 }
 

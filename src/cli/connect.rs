@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     admin,
-    codec::{Caps, Frame, Kind, Object, era, events, one_line},
+    codec::{Frame, Kind, Object, era, events, one_line},
     config::Limits,
     exchange::Method,
     names::ServerName,
@@ -106,7 +106,7 @@ struct Message {
 
 impl Message {
     fn of(text: &Bytes) -> Self {
-        let caps = Caps::request(&Limits::default());
+        let caps = Limits::default().request_caps();
         let nothing = Self { id: None, method: None, revision: None, name: None, cancels: None };
         let Ok(frame) = Frame::parse(text.clone(), caps) else { return nothing };
         let (id, method, params) = match frame.kind {

@@ -20,11 +20,15 @@ use serde_json::Value;
 use super::{Context, Exit};
 use crate::{
     admin,
-    config::{self, Config, Loaded, Runtime, Server, Whereabouts},
-    container, policy,
-    sandbox::{self, Outside},
-    upstream::{outward, process::LaunchFailure},
+    config::{self, Config, Loaded, Whereabouts},
+    policy,
+    upstream::config::{Runtime, Server},
     vault,
+};
+use portcullis_runtime::{
+    container, egress_netns,
+    process::LaunchFailure,
+    sandbox::{self, Outside},
 };
 
 #[derive(Debug, clap::Args)]
@@ -177,7 +181,7 @@ fn runtimes(
                 !server.egress.is_empty() && server.runtime != Runtime::Sandbox
             };
             if let Some((name, server)) = servers().find(leading)
-                && !outward::able()
+                && !egress_netns::able()
             {
                 let sure = server.image.is_some() || server.runtime == Runtime::Container;
                 let check = if sure { Check::fail } else { Check::warn };
@@ -314,7 +318,10 @@ fn state_dir(dir: &Path) -> Check {
 }
 
 fn policies(loaded: &Loaded) -> Check {
-    match policy::Engine::open(policy::Source::of(&loaded.config), &loaded.base) {
+    match policy::Engine::open(
+        policy::Source::of(&loaded.config.policy, &loaded.config.state_dir),
+        &loaded.base,
+    ) {
         Ok(engine) => {
             let status = engine.status().borrow().clone();
             if status.policies == 0 {

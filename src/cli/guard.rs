@@ -13,11 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, Exit, Usage};
-use crate::{
-    container,
-    guard::{self, Allow, Guard, MountRule},
-    telemetry,
-};
+use crate::guard::{self, Allow, Guard, MountRule};
+use portcullis_runtime::container;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -82,7 +79,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         ctx.line(format_args!("engine {version}"))?;
         return Ok(Exit::Ok);
     }
-    telemetry::init(&Default::default())?;
+    portcullis_telemetry::init(&Default::default())?;
     let mut rules = container::guard_rules(&args.owner);
     rules.allow = args.allow.into_iter().collect();
     rules.capabilities = capabilities(&args.capabilities)?;

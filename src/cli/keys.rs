@@ -17,10 +17,8 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{Context, Exit, Usage};
-use crate::{
-    signing::{PRIVATE, Signer},
-    vault,
-};
+use crate::vault;
+use portcullis_foundation::note_key::{PRIVATE, Signer};
 
 /// Where a signing key is. Never the key itself, which would stand in the list of processes.
 #[derive(Debug, Clone)]

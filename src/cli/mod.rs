@@ -93,7 +93,7 @@ pub fn main() -> ExitCode {
     }
     // Before any verb reads a key: the proxy's memory has clients' keys, servers' secrets and the keys
     // that sign and encrypt.
-    if let Err(error) = crate::process_memory::protect() {
+    if let Err(error) = portcullis_foundation::process_memory::protect() {
         let error = anyhow::Error::new(error);
         return output::failure(&error.context("core dumps can't be switched off")).into();
     }
@@ -109,7 +109,7 @@ pub fn main() -> ExitCode {
     let ctx = Context::new(cli.global);
     // TLS to remote servers; an error says that a provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    crate::allocator::set_up();
+    portcullis_foundation::allocator::set_up();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return output::failure(&anyhow::Error::new(error)).into(),
@@ -129,10 +129,10 @@ pub fn main() -> ExitCode {
 fn before_runtime() -> Option<ExitCode> {
     let args: Vec<_> = std::env::args_os().skip(1).take(2).collect();
     match args.iter().map(|arg| arg.as_os_str()).collect::<Vec<&OsStr>>().as_slice() {
-        [verb, ..] if *verb == "sandbox-exec" => Some(crate::sandbox::exec_main()),
+        [verb, ..] if *verb == "sandbox-exec" => Some(portcullis_runtime::sandbox::exec_main()),
         [verb, ..] if *verb == "pod-exec" => {
             let arguments: Vec<_> = std::env::args_os().skip(2).collect();
-            Some(crate::sandbox::pod_main(&arguments))
+            Some(portcullis_runtime::sandbox::pod_main(&arguments))
         }
         [verb, name] if *verb == "example-server" && *name == "notes" => Some(example_notes()),
         _ => None,

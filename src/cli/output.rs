@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use miette::{GraphicalReportHandler, GraphicalTheme};
 
 use super::{Exit, Reports, Usage};
-use crate::printable::{can_steer, escaped};
+use portcullis_foundation::printable::{can_steer, escaped};
 
 /// The text with every unsafe character written out: `\n`, `\u{1b}`.
 pub fn escape(text: &str) -> Cow<'_, str> {

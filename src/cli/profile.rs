@@ -20,9 +20,11 @@ use crate::{
         read,
         write::{Change, left_on_id},
     },
-    config::{Loaded, Server},
+    config::Loaded,
     names::ServerName,
-    policy, vault,
+    policy,
+    upstream::config::Server,
+    vault,
 };
 
 #[derive(Debug, clap::Args)]
@@ -324,7 +326,9 @@ pub(super) fn narrow(loaded: &mut Loaded, name: &str) -> anyhow::Result<()> {
 /// the profile does not take the policies.
 fn unlisted(ctx: &Context, loaded: &Loaded, profile: &Profile) {
     // Where the policies can't be read, `check` says why.
-    let texts = policy::Source::of(&loaded.config).texts(&loaded.base).unwrap_or_default();
+    let texts = policy::Source::of(&loaded.config.policy, &loaded.config.state_dir)
+        .texts(&loaded.base)
+        .unwrap_or_default();
     for server in &profile.servers {
         let listed = profile.settings.get(server).is_some_and(|set| set.tools.is_some());
         let id = left_on_id(server);
@@ -579,13 +583,10 @@ fn let_go(loaded: &Loaded, name: &str, settings: &mut Settings) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config,
-        upstream::{
-            places::{OwnPlaces, Places},
-            process::Mount,
-        },
-    };
+    use crate::config::{self, protected_paths};
+    use std::sync::Arc;
+
+    use portcullis_runtime::{MountPolicy, process::Mount};
 
     #[test]
     fn what_a_profile_has_something_else_for_is_no_servers_either() {
@@ -601,7 +602,7 @@ mod tests {
         profile.settings.insert("a".into(), Settings { secrets, ..Settings::default() });
         profile.write(folder.path(), "dev").unwrap();
         narrow(&mut loaded, "dev").unwrap();
-        let places = Places::default().with_own(OwnPlaces::of(&loaded).now());
+        let places = MountPolicy::default().with_own(Arc::new(protected_paths(&loaded)));
         for (source, refused) in
             [("keys", true), ("keys-dev", true), ("keys-left", true), ("plain", false)]
         {

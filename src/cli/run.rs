@@ -21,10 +21,10 @@ use crate::{
     identity::{Keyring, Principal},
     policy::Watcher,
     proxy::{Assembly, Caller, Files, Proxy, Purpose, StartFailure, not_started},
-    router::View,
-    sandbox, telemetry,
     upstream::{Launcher, Offer},
 };
+use portcullis_protocol::exchange::View;
+use portcullis_runtime::sandbox;
 
 /// The file in the state folder that holds the address of the HTTP front while the proxy runs.
 pub(super) const ADDRESS: &str = "address";
@@ -147,7 +147,7 @@ impl From<anyhow::Error> for NotBegun {
 /// Checks everything and starts the proxy. Whatever fails here is on record as one that did not
 /// start.
 async fn begin(args: &Args, ctx: &Context, loaded: &Loaded) -> Result<Begun, NotBegun> {
-    telemetry::init(&loaded.config.telemetry).map_err(anyhow::Error::new)?;
+    portcullis_telemetry::init(&loaded.config.telemetry).map_err(anyhow::Error::new)?;
     let assembly = {
         let _progress =
             ctx.progress("loading policies and plugins, looking for a container engine");
@@ -159,7 +159,10 @@ async fn begin(args: &Args, ctx: &Context, loaded: &Loaded) -> Result<Begun, Not
              `to = \"stdout\"` a file, or leave out --stdio"
         )));
     }
-    let keyring = Arc::new(Keyring::load(&loaded.config).map_err(anyhow::Error::new)?);
+    let keyring = Arc::new(
+        Keyring::load(&loaded.config.clients, &loaded.config.state_dir)
+            .map_err(anyhow::Error::new)?,
+    );
     // What can be taken by somebody else is taken before anything starts.
     let settings = &loaded.config.admin;
     let socket = admin::Server::bind_with(

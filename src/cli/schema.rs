@@ -27,7 +27,10 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         // Names of tools in it are escaped.
         What::Cedar if ctx.config.exists() => {
             let loaded = ctx.load()?;
-            let schema = policy::schema(policy::Source::of(&loaded.config).paths(), &loaded.base);
+            let schema = policy::schema(
+                policy::Source::of(&loaded.config.policy, &loaded.config.state_dir).paths(),
+                &loaded.base,
+            );
             ctx.verbatim(&schema.map_err(|diagnostics| {
                 let findings = diagnostics.findings().iter().cloned();
                 Reports(findings.map(|finding| Box::new(finding) as _).collect())

@@ -27,14 +27,14 @@ use super::{
 };
 use crate::{
     admin,
-    codec::Caps,
-    config::{HandOver, Loaded},
+    config::{Loaded, protected_paths},
     names::ServerName,
     policy::{HandedAs, Handing},
     proxy::{Assembly, Purpose},
-    upstream::{Engines, Images, Launcher, places::OwnPlaces},
+    upstream::{Engines, Launcher, config::HandOver},
     vault,
 };
+use portcullis_runtime::ProtectedPaths;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -291,7 +291,7 @@ async fn logs(
 fn configured<'a>(
     loaded: &'a Loaded,
     name: &ServerName,
-) -> anyhow::Result<&'a crate::config::Server> {
+) -> anyhow::Result<&'a crate::upstream::config::Server> {
     loaded.config.servers.get(name).ok_or_else(|| {
         let known: Vec<_> = loaded.config.servers.keys().map(|name| name.as_str()).collect();
         let near = crate::names::nearest(name.as_str(), known.iter().copied());
@@ -304,7 +304,7 @@ fn configured<'a>(
 
 /// The secrets of a server, as policies are asked for them. One that can't be read as a reference is an
 /// error of the config's own.
-pub(super) fn handed(settings: &crate::config::Server) -> Vec<Handing<'_>> {
+pub(super) fn handed(settings: &crate::upstream::config::Server) -> Vec<Handing<'_>> {
     let all = settings.given().flat_map(|given| {
         let handed = match given.hand_over {
             Some(HandOver::Env) => HandedAs::Env,
@@ -324,17 +324,17 @@ async fn launcher(loaded: &Loaded) -> Launcher {
         engine: Engines::find(loaded.config.engine.host.as_deref()).await,
         instance: String::new(),
         base: loaded.base.clone(),
-        own: OwnPlaces::of(loaded),
-        caps: Caps::response(&loaded.config.limits),
+        protected: ProtectedPaths::new(protected_paths(loaded)),
+        caps: loaded.config.limits.response_caps(),
         // Nothing is started here.
         hands: Default::default(),
         runtime: Default::default(),
         known: None,
         digests: Default::default(),
-        images: std::sync::Arc::new(Images::new(loaded)),
-        outward: std::sync::Arc::new(crate::upstream::Nowhere),
+        images: std::sync::Arc::new(loaded.images()),
+        outward: std::sync::Arc::new(portcullis_runtime::egress_netns::DenyAllEgress),
         signatures: Default::default(),
         dismissed: Default::default(),
-        looks: crate::chain::Turns::one_each(),
+        looks: portcullis_foundation::fair_semaphore::FairSemaphore::one_each(),
     }
 }

@@ -18,8 +18,8 @@ use crate::{
     identity::{Keyring, Principal},
     names::ClientName,
     proxy::{Assembly, Caller, Purpose},
-    router::View,
 };
+use portcullis_protocol::exchange::View;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -169,7 +169,7 @@ async fn alone(
         Some("anonymous") => Principal::anonymous(),
         Some(name) => {
             let name: ClientName = name.parse()?;
-            Keyring::load(&loaded.config)?
+            Keyring::load(&loaded.config.clients, &loaded.config.state_dir)?
                 .client(&name)
                 .with_context(|| format!("there is no client `{name}`"))?
         }

@@ -1,9 +1,6 @@
 //! What keeps a verb from doing something with the config, each with its line.
 
-use crate::{
-    config::{Loaded, Server},
-    names::ServerName,
-};
+use crate::{config::Loaded, names::ServerName, upstream::config::Server};
 
 /// What is wrong, with its place in the config.
 pub(super) struct Wrong<'a> {

@@ -4,11 +4,10 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
-use super::{Config, EntrySettings, InterceptorEntry, Use};
-use crate::{
-    chain::Mode,
-    interceptors::{rate_limit, schema, secrets},
-};
+use portcullis_chain::Mode;
+use portcullis_interceptors::{EntrySettings, InterceptorEntry, Use, rate_limit, schema, secrets};
+
+use super::Config;
 
 /// Milliseconds for one verdict of an interceptor that is on by default. The largest messages take
 /// seconds, and nobody chose a shorter time.
@@ -41,17 +40,6 @@ impl Member<'_> {
             (Mode::Enforce, None) => format!("{name} (default)"),
             (Mode::Enforce, Some(_)) => name.to_owned(),
         }
-    }
-}
-
-impl InterceptorEntry {
-    /// Whether messages are shown to it.
-    pub fn is_on(&self) -> bool {
-        self.settings.mode != Mode::Off
-    }
-
-    fn is_rate_limit(&self) -> bool {
-        matches!(self.kind, Use::RateLimit(_))
     }
 }
 
@@ -127,7 +115,7 @@ mod tests {
     use std::path::Path;
 
     fn chain(text: &str) -> String {
-        crate::config::parse(Path::new("/x/portcullis.toml"), text).unwrap().config.chain_in_words()
+        crate::parse(Path::new("/x/portcullis.toml"), text).unwrap().config.chain_in_words()
     }
 
     #[test]

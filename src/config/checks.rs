@@ -12,18 +12,23 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
+use portcullis_interceptors::Use;
+
 use super::{
-    Finding, Use,
+    Finding,
     document::Document,
     finding::Code,
-    place::child,
     shape::{brief, nearest},
     typed::Built,
 };
-use crate::{
-    admin::PATH_BYTES, exchange::Method, identity::KeyHash, interceptors::plugin,
-    names::ServerName, oci, router::names, signing::Verifier, vault::Source,
-};
+use portcullis_foundation::json_pointer::child;
+use portcullis_interceptors::plugin;
+use portcullis_protocol::tool_names;
+use portcullis_protocol::{exchange::Method, identity::KeyHash, names::ServerName};
+use portcullis_vault::Source;
+
+use crate::SOCKET_PATH_BYTES;
+use portcullis_foundation::note_key::Verifier;
 
 /// Checks everything.
 pub(super) fn check(built: &Built, document: &Document, findings: &mut Vec<Finding>) {
@@ -201,11 +206,12 @@ impl Checker<'_> {
             );
         }
         if let Some(socket) = &admin.socket
-            && (socket.as_os_str().is_empty() || socket.as_os_str().len() > PATH_BYTES)
+            && (socket.as_os_str().is_empty()
+                || socket.as_os_str().len() > crate::SOCKET_PATH_BYTES)
         {
             self.bad(
                 "/admin/socket",
-                format!("a socket's path has 1 to {PATH_BYTES} bytes"),
+                format!("a socket's path has 1 to {SOCKET_PATH_BYTES} bytes"),
                 "such as \"/run/portcullis/admin.sock\"",
             );
         }
@@ -270,14 +276,16 @@ impl Checker<'_> {
             let at = child("/servers", name);
             let key = child(&at, "prefix");
             let pointer = if self.document.get(&key).is_some() { key } else { at };
-            if prefix.len() > names::LONGEST_PREFIX {
+            if prefix.len() > tool_names::LONGEST_PREFIX {
                 let message =
                     format!("names behind `{}` would be too long for some clients", brief(prefix));
-                let help =
-                    format!("give it a `prefix` of at most {} characters", names::LONGEST_PREFIX);
+                let help = format!(
+                    "give it a `prefix` of at most {} characters",
+                    tool_names::LONGEST_PREFIX
+                );
                 self.conflict(&pointer, message, &help);
             } else if let Some((_, other)) =
-                owners.iter().find(|(other, _)| names::run_together(other, prefix))
+                owners.iter().find(|(other, _)| tool_names::run_together(other, prefix))
             {
                 let message = format!(
                     "names of `{name}` could not be told from names of `{other}` (line {})",
@@ -371,7 +379,7 @@ impl Checker<'_> {
                 "remove the key",
             ),
             (None, Some(text)) => {
-                if let Err(error) = text.parse::<oci::Reference>() {
+                if let Err(error) = text.parse::<portcullis_oci::Reference>() {
                     self.bad(
                         &child(pointer, "oci"),
                         format!("`{}` is no reference: {error}", brief(text)),

@@ -25,7 +25,7 @@ Secrets never stand in it: a secret is a reference, `{ from = \"env:NAME\" }` or
 
 #[test]
 fn docs_config_md_is_up_to_date() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/config.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/config.md");
     let text = document();
     if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
         std::fs::write(path, &text).unwrap();
@@ -95,7 +95,7 @@ fn within(text: &mut String, path: &str, schema: &Value) {
 }
 
 fn interceptors(text: &mut String, kinds: &[Value]) {
-    let settings = schemars::schema_for!(super::EntrySettings).to_value();
+    let settings = schemars::schema_for!(portcullis_interceptors::EntrySettings).to_value();
     let common: Vec<String> = settings["properties"].as_object().unwrap().keys().cloned().collect();
     let mut shared = kinds[0].clone();
     let own = shared["properties"].as_object_mut().unwrap();

@@ -10,8 +10,9 @@ use toml::{
 
 use super::{
     finding::{Code, Finding, MOST, Source},
-    place::{Place, Places, child},
+    place::{Place, Places},
 };
+use portcullis_foundation::json_pointer::child;
 
 /// A config file that is TOML.
 #[derive(Debug, Clone)]
@@ -53,7 +54,7 @@ impl Document {
 
     /// What stands at a pointer.
     pub fn get(&self, pointer: &str) -> Option<&Value> {
-        let mut steps = super::place::segments(pointer).into_iter();
+        let mut steps = portcullis_foundation::json_pointer::segments(pointer).into_iter();
         let mut value = self.value.get(&steps.next()?)?;
         for step in steps {
             value = match value {
@@ -67,7 +68,7 @@ impl Document {
 
     /// Whether the value there may be a secret, so that no message may repeat it.
     pub fn is_sensitive(pointer: &str) -> bool {
-        let parts = super::place::segments(pointer);
+        let parts = portcullis_foundation::json_pointer::segments(pointer);
         match parts.as_slice() {
             [servers, _, what, _, ..] if servers == "servers" => {
                 matches!(what.as_str(), "env" | "secrets" | "headers")
@@ -91,7 +92,7 @@ impl Document {
             .filter(|(pointer, _)| Self::is_sensitive(pointer))
             .filter(|(pointer, _)| match self.get(pointer) {
                 Some(Value::String(text)) if is_reference(pointer) => {
-                    text.parse::<crate::vault::Source>().is_err()
+                    text.parse::<portcullis_vault::Source>().is_err()
                 }
                 // A target of the plain kinds is a place. What else stands there may hold a token.
                 Some(Value::String(text)) if pointer.ends_with("/to") => {
@@ -111,7 +112,7 @@ impl Document {
 
 /// Whether a reference to a secret belongs there.
 fn is_reference(pointer: &str) -> bool {
-    let parts = super::place::segments(pointer);
+    let parts = portcullis_foundation::json_pointer::segments(pointer);
     let by_client = || parts.len() == 6 && parts[4] == "by-client";
     pointer.ends_with("/from") || by_client()
 }

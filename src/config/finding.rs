@@ -10,7 +10,7 @@ use std::{
 use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
 use regex::Regex;
 
-use crate::catalog::segment_holds_secret;
+use portcullis_catalog::segment_holds_secret;
 
 macro_rules! codes {
     ($(#[doc = $doc:literal] $variant:ident = $text:literal;)*) => {

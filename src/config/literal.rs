@@ -2,11 +2,12 @@
 
 use reqwest::Url;
 
-use super::{Loaded, Server, checks::looks_secret, place::child};
-use crate::{
-    catalog::{argument_holds_secret, holds_key, url_holds_secret},
-    names::ServerName,
-};
+use portcullis_upstream::config::Server;
+
+use super::{Loaded, checks::looks_secret};
+use portcullis_catalog::{argument_holds_secret, holds_key, url_holds_secret};
+use portcullis_foundation::json_pointer::child;
+use portcullis_protocol::names::ServerName;
 
 /// What may be a secret, and stands in plain text.
 #[derive(Debug)]

@@ -2,8 +2,6 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use serde_path_to_error::Segment;
-
 /// Where a key and its value stand. An element of an array has no key of its own.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
@@ -41,23 +39,4 @@ impl Places {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Place)> {
         self.0.iter().map(|(pointer, place)| (pointer.as_str(), place))
     }
-}
-
-/// A pointer one step further.
-pub(super) fn child(pointer: &str, key: impl std::fmt::Display) -> String {
-    format!("{pointer}/{}", key.to_string().replace('~', "~0").replace('/', "~1"))
-}
-
-/// The keys and indices of a pointer.
-pub(super) fn segments(pointer: &str) -> Vec<String> {
-    pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~")).collect()
-}
-
-/// The pointer to where deserializing stopped.
-pub(super) fn pointer_of(path: &serde_path_to_error::Path) -> String {
-    path.iter().fold(String::new(), |pointer, segment| match segment {
-        Segment::Seq { index } => child(&pointer, index),
-        Segment::Map { key } => child(&pointer, key),
-        Segment::Enum { .. } | Segment::Unknown => pointer,
-    })
 }

@@ -11,17 +11,16 @@ use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 use super::{
-    Age, Config, MountEntry, ProxyNetwork, Size,
+    Config, ProxyNetwork,
     document::Document,
     finding::{Code, Finding, MOST},
-    place::child,
 };
-use crate::{
-    admin::Member,
-    egress,
-    names::ServerName,
-    plugin::{Destination, Versions},
-};
+use portcullis_foundation::json_pointer::child;
+use portcullis_foundation::units::{Age, Size};
+use portcullis_plugin_host::{Destination, Versions};
+use portcullis_protocol::identity::Member;
+use portcullis_protocol::names::ServerName;
+use portcullis_runtime::config::MountEntry;
 
 /// The schema without references, so that the path of a failed keyword leads to its place.
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
@@ -63,7 +62,7 @@ const FORMATS: &[(&str, Fault)] = &[
     ("versions", |text| text.parse::<Versions>().err().map(|error| error.to_string())),
     ("destination", |text| text.parse::<Destination>().err().map(|error| error.to_string())),
     ("egress-destination", |text| {
-        text.parse::<egress::Destination>().err().map(|error| error.to_string())
+        text.parse::<portcullis_egress::Destination>().err().map(|error| error.to_string())
     }),
     ("socket-address", |text| {
         let error = text.parse::<SocketAddr>().err()?;

@@ -397,7 +397,9 @@ fn a_config_that_holds_is_loaded_with_absolute_paths() {
     assert_eq!(mounts, ["/etc/p/data:/data:ro", "/srv:/srv:rw"]);
     assert_eq!(server.secrets["A"].from.as_deref(), Some("file:/etc/p/a.txt"));
     assert_eq!(server.secrets["B"].from.as_deref(), Some("env:B"));
-    let Use::Plugin(plugin) = &config.interceptors[0].kind else { panic!() };
+    let portcullis_interceptors::Use::Plugin(plugin) = &config.interceptors[0].kind else {
+        panic!()
+    };
     assert_eq!(plugin.path.as_deref(), Some(Path::new("p.wasm")));
     assert_eq!(loaded.line("/interceptors/0/path"), Some(10));
     let finding = loaded.finding("/interceptors/0/path", Code::BadValue, "no plugin");
@@ -413,7 +415,7 @@ fn an_empty_file_is_a_config_that_allows_nothing() {
 
 #[test]
 fn the_quickstart_holds() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/quickstart/portcullis.toml");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/quickstart/portcullis.toml");
     let loaded = load(Path::new(path)).unwrap();
     assert!(loaded.warnings.is_empty());
 }

@@ -6,16 +6,16 @@ use indexmap::IndexMap;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::{
-    Config, Destination, Finding, InterceptorEntry, Sharing,
-    document::Document,
-    entry::{self, Misfit},
-    finding::Code,
-    place::{child, segments},
-    raw::STATE_DIR,
-    shape::Misshapen,
-};
-use crate::{names::IllegalName, vault};
+use portcullis_audit::config::Destination;
+
+use portcullis_upstream::config::Sharing;
+
+use portcullis_interceptors::InterceptorEntry;
+
+use super::{Config, Finding, document::Document, finding::Code, raw::STATE_DIR, shape::Misshapen};
+use portcullis_foundation::json_pointer::{child, segments};
+use portcullis_interceptors::entry::{self, Misfit};
+use portcullis_protocol::names::IllegalName;
 
 /// A config of the parts that are right, and which those are.
 pub(super) struct Built {
@@ -149,7 +149,7 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
     });
     let keys = config.audit.encryption.iter_mut();
     for key in keys.flat_map(|keys| std::iter::once(&mut keys.key).chain(&mut keys.old_keys)) {
-        if let Ok(source) = vault::Source::try_from(&*key) {
+        if let Ok(source) = portcullis_vault::Source::try_from(&*key) {
             key.from = source.relative_to(base).to_string();
         }
     }
@@ -176,7 +176,7 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
             Destination::Plain(_) => None,
         };
         for secret in export.headers.values_mut().chain(to) {
-            if let Ok(source) = vault::Source::try_from(&*secret) {
+            if let Ok(source) = portcullis_vault::Source::try_from(&*secret) {
                 secret.from = source.relative_to(base).to_string();
             }
         }
@@ -190,7 +190,7 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
             server.sharing = Sharing::PerClient;
         }
         for from in server.references_mut() {
-            if let Ok(source) = from.parse::<vault::Source>() {
+            if let Ok(source) = from.parse::<portcullis_vault::Source>() {
                 *from = source.relative_to(base).to_string();
             }
         }

@@ -28,9 +28,9 @@ use crate::{
     identity::Principal,
     proxy::{Caller, Place, Proxy},
     refusal::{Code, Refusal},
-    router::View,
     session::{Calls, Session},
 };
+use portcullis_protocol::exchange::View;
 
 /// Messages that may wait for a client that does not read.
 const OUTBOX: usize = 64;

@@ -17,8 +17,8 @@ use crate::{
     identity::Principal,
     proxy::Proxy,
     refusal::Refusal,
-    router::View,
 };
+use portcullis_protocol::exchange::View;
 
 /// How long a message may wait for a place among those under way. Meanwhile no more is read: what
 /// a client sends faster than it is done waits in the pipe. Not for longer, since what is next may

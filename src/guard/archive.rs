@@ -226,7 +226,7 @@ impl Reader {
         if file != 1 {
             return Ok(());
         }
-        let images = portcullis_json::read(&content).ok();
+        let images = portcullis_foundation::json::read(&content).ok();
         let images = images.and_then(|value| serde_json::from_value::<Vec<Entry>>(value).ok());
         let Some([image]) = images.as_deref() else { return refuse("it has not one image") };
         let tagged = matches!(image.repo_tags.as_slice(), [tag] if is_packed(tag));

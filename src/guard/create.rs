@@ -187,7 +187,7 @@ pub fn check(
     held: impl Fn(&str, &Holding) -> Option<String>,
 ) -> Result<Checked, Refusal> {
     let malformed = || Refusal::new(Code::Malformed, "the body is not JSON, or has a key twice");
-    let value = portcullis_json::read(body).map_err(|_| malformed())?;
+    let value = portcullis_foundation::json::read(body).map_err(|_| malformed())?;
     if let Some(unknown) = unknown(&value) {
         let why = format!("Portcullis never sets `{}`", shown(&unknown));
         return Err(Refusal::new(Code::Profile, why));
@@ -472,7 +472,9 @@ fn security(host: &mut Host, rules: &Rules) -> Result<(), Refusal> {
             Some(("no-new-privileges", "true")) => privileges = true,
             Some(("apparmor", "docker-default")) => {}
             Some(("seccomp", profile)) => {
-                if portcullis_json::read(profile.as_bytes()).ok().as_ref() != Some(&rules.seccomp) {
+                if portcullis_foundation::json::read(profile.as_bytes()).ok().as_ref()
+                    != Some(&rules.seccomp)
+                {
                     return refuse(
                         "its seccomp profile is not this guard's: the guard and the proxy must be of \
                          the same version",

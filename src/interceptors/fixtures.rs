@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use serde_json::{Value, json};
 
-use crate::{
+use portcullis_protocol::{
     exchange::{
         Answer, Definition, Direction, Exchange, Method, Payload, Revision, Target, Transport,
     },

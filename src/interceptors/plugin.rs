@@ -14,20 +14,19 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{
-    chain::{self, Fault, Hook, Hooks, Interceptor},
-    config::EntrySettings,
+use crate::EntrySettings;
+use portcullis_chain::{Fault, Hook, Hooks, Interceptor};
+use portcullis_foundation::note_key::Verifier;
+use portcullis_plugin_host::{
+    Compiled, Decision, Found, Grants, House, Message, Pin, Settings, Trial, Unusable, Versions,
+};
+use portcullis_protocol::{
     exchange::{self, Answer, Exchange, Method, Phase},
     identity::PrincipalKind,
     names::SessionId,
-    plugin::{
-        self, Compiled, Decision, Found, Grants, House, Message, Pin, Settings, Trial, Unusable,
-        Versions,
-    },
     refusal::{Code, Refusal, Rule},
-    signing::Verifier,
-    vault::{Secret, Source, Unresolved},
 };
+use portcullis_vault::{Secret, Source, Unresolved};
 
 /// The default of `deadline-ms`.
 const DEADLINE_MS: u64 = 1_000;
@@ -127,12 +126,12 @@ struct Place {
 /// A plugin as its file was when it was loaded.
 pub struct Version {
     hooks: Hooks,
-    plugin: plugin::Plugin,
+    plugin: portcullis_plugin_host::Plugin,
 }
 
 impl Version {
     /// What the plugin says of itself.
-    pub fn manifest(&self) -> &plugin::Manifest {
+    pub fn manifest(&self) -> &portcullis_plugin_host::Manifest {
         self.plugin.manifest()
     }
 
@@ -180,7 +179,7 @@ impl Place {
             memory_mib: config.memory_mib,
             deadline: Duration::from_millis(settings.deadline_ms.unwrap_or(DEADLINE_MS)),
             fail_open: settings.fail_open,
-            trial: (settings.mode == chain::Mode::Audit)
+            trial: (settings.mode == portcullis_chain::Mode::Audit)
                 .then_some(Trial { http: config.audit_http }),
             grants: config.grants.clone(),
             secrets: self.secrets.clone(),
@@ -205,7 +204,7 @@ impl Place {
     }
 
     /// Whether it is the plugin that the entry names. A signature is on all that its key ever signed.
-    fn is_meant(&self, manifest: &plugin::Manifest) -> Result<(), Unusable> {
+    fn is_meant(&self, manifest: &portcullis_plugin_host::Manifest) -> Result<(), Unusable> {
         let Config { oci, sha256, signed_by, plugin, version, .. } = &self.config;
         let path = self.config.place();
         // The digest of a reference says which it is.
@@ -287,7 +286,7 @@ impl Plugin {
         let now = self.now.load_full();
         // What a registry has under a digest does not change.
         let Some(file) = self.changeable() else { return Ok(None) };
-        if plugin::digest(&file)? == now.sha256() {
+        if portcullis_plugin_host::digest(&file)? == now.sha256() {
             return Ok(None);
         }
         let next = self.place.load()?;
@@ -321,7 +320,7 @@ impl Plugin {
 /// A version, and the name of its entry: what verdicts are worded by.
 struct Worded<'a> {
     name: &'a str,
-    manifest: &'a plugin::Manifest,
+    manifest: &'a portcullis_plugin_host::Manifest,
 }
 
 impl Worded<'_> {
@@ -329,10 +328,14 @@ impl Worded<'_> {
         Rule::named(format!("{}/{code}", self.manifest.name))
     }
 
-    fn verdict(&self, said: plugin::Verdict, phase: Phase) -> chain::Verdict {
+    fn verdict(
+        &self,
+        said: portcullis_plugin_host::Verdict,
+        phase: Phase,
+    ) -> portcullis_chain::Verdict {
         let mut verdict = match said.decision {
-            Decision::Pass => chain::Verdict::pass(),
-            Decision::Replace(text) => chain::Verdict::replace(text.into()),
+            Decision::Pass => portcullis_chain::Verdict::pass(),
+            Decision::Replace(text) => portcullis_chain::Verdict::replace(text.into()),
             Decision::Refuse(refused) => {
                 let words = match refused.reason.trim() {
                     "" => "a plugin refuses this",
@@ -343,7 +346,7 @@ impl Worded<'_> {
                     .data("reason", rule.id.as_str().into())
                     .rule(rule);
                 refusal.detail = refused.detail;
-                chain::Verdict::refuse(refusal)
+                portcullis_chain::Verdict::refuse(refusal)
             }
         };
         verdict.labels.extend(said.labels);
@@ -379,11 +382,15 @@ impl Interceptor for Plugin {
         !self.now.load().manifest().once
     }
 
-    async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<chain::Verdict, Fault> {
+    async fn inspect(
+        &self,
+        exchange: &Exchange,
+        phase: Phase,
+    ) -> Result<portcullis_chain::Verdict, Fault> {
         let now = self.now.load_full();
         let worded = Worded { name: &self.name, manifest: now.manifest() };
         let session = exchange.session.as_ref().map(SessionId::expose);
-        let plugin::Said { verdict, requests, .. } =
+        let portcullis_plugin_host::Said { verdict, requests, .. } =
             now.plugin.inspect(message(exchange, phase)?, session).await;
         match verdict {
             Ok(said) => {
@@ -398,7 +405,7 @@ impl Interceptor for Plugin {
             Err(failure) => {
                 // What was sent comes before what was not: a long text is cut at its end.
                 let mut requests = requests;
-                requests.sort_by_key(|request| request.ends_with(plugin::DENIED));
+                requests.sort_by_key(|request| request.ends_with(portcullis_plugin_host::DENIED));
                 Err(Fault(format!("{failure} (HTTP before: {})", requests.join(", "))))
             }
         }
@@ -431,26 +438,36 @@ fn message(exchange: &Exchange, phase: Phase) -> Result<Message, Fault> {
         exchange: exchange.id.to_string(),
         event: exchange.method.as_str().into(),
         phase: match phase {
-            Phase::Request => plugin::Phase::Request,
-            Phase::Response => plugin::Phase::Response,
+            Phase::Request => portcullis_plugin_host::Phase::Request,
+            Phase::Response => portcullis_plugin_host::Phase::Response,
         },
         direction: match exchange.direction {
-            exchange::Direction::ClientToServer => plugin::Direction::ClientToServer,
-            exchange::Direction::ServerToClient => plugin::Direction::ServerToClient,
+            exchange::Direction::ClientToServer => {
+                portcullis_plugin_host::Direction::ClientToServer
+            }
+            exchange::Direction::ServerToClient => {
+                portcullis_plugin_host::Direction::ServerToClient
+            }
         },
         server: exchange.server.as_ref().map(ToString::to_string),
         target: match &exchange.target {
-            exchange::Target::None => plugin::Target::None,
-            exchange::Target::Tool { name, .. } => plugin::Target::Tool(name.clone()),
-            exchange::Target::Prompt { name, .. } => plugin::Target::Prompt(name.clone()),
-            exchange::Target::Resource { uri } => plugin::Target::Resource(uri.clone()),
+            exchange::Target::None => portcullis_plugin_host::Target::None,
+            exchange::Target::Tool { name, .. } => {
+                portcullis_plugin_host::Target::Tool(name.clone())
+            }
+            exchange::Target::Prompt { name, .. } => {
+                portcullis_plugin_host::Target::Prompt(name.clone())
+            }
+            exchange::Target::Resource { uri } => {
+                portcullis_plugin_host::Target::Resource(uri.clone())
+            }
         },
-        principal: plugin::Principal {
+        principal: portcullis_plugin_host::Principal {
             name: principal.name(),
             kind: match principal.kind {
-                PrincipalKind::Client(_) => plugin::PrincipalKind::Client,
-                PrincipalKind::Local { .. } => plugin::PrincipalKind::Local,
-                PrincipalKind::Anonymous => plugin::PrincipalKind::Anonymous,
+                PrincipalKind::Client(_) => portcullis_plugin_host::PrincipalKind::Client,
+                PrincipalKind::Local { .. } => portcullis_plugin_host::PrincipalKind::Local,
+                PrincipalKind::Anonymous => portcullis_plugin_host::PrincipalKind::Anonymous,
             },
             groups: principal.groups.iter().map(ToString::to_string).collect(),
         },

@@ -13,16 +13,17 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::{
-    chain::{Decision, Fault, Hooks, Interceptor, Verdict},
+use portcullis_chain::{Decision, Fault, Hooks, Interceptor, Verdict};
+use portcullis_policy::{
+    Action, Circumstances, Engine, Outcome, Request, Resource, Shadow, Stated, Subject, View,
+    client_action, is_housekeeping, server_action,
+};
+use portcullis_protocol::claims::{Claimant, Claims};
+use portcullis_protocol::{
     exchange::{Answer, Definition, Direction, Effect, Exchange, Finding, Method, Phase, Target},
     identity::Principal,
     names::ServerName,
     obligations::{Keep, Obligations},
-    policy::{
-        Action, Circumstances, Claimant, Claims, Engine, Outcome, Request, Resource, Shadow,
-        Stated, Subject, View, client_action, is_housekeeping, server_action,
-    },
     refusal::{Code, Refusal, Rule},
 };
 

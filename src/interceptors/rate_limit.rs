@@ -27,8 +27,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::counts::TOOLS_PER_OWNER;
 use self::counts::{Key, Owner, Store, Tool};
-use crate::{
-    chain::{Fault, Hook, Hooks, Interceptor, Verdict},
+use portcullis_chain::{Fault, Hook, Hooks, Interceptor, Verdict};
+use portcullis_protocol::{
     exchange::{Exchange, Method, Phase, Target},
     refusal::{Code, Refusal, Rule},
 };

@@ -27,8 +27,9 @@ use self::{
     cache::{Cache, Checks},
     checks::{Check, Misfit, Unusable as Reason},
 };
-use crate::{
-    chain::{Fault, Hooks, Interceptor, Turns, Verdict},
+use portcullis_chain::{Fault, Hooks, Interceptor, Verdict};
+use portcullis_foundation::fair_semaphore::FairSemaphore;
+use portcullis_protocol::{
     exchange::{Answer, Definition, Effect, Exchange, Finding, Method, Payload, Phase, Target},
     identity::PrincipalKind,
     refusal::{Code, Refusal, Rule},
@@ -91,7 +92,7 @@ pub struct Schema {
     unusable: Unusable,
     cache: Arc<Mutex<Cache>>,
     compiling: Arc<Semaphore>,
-    checking: Turns,
+    checking: FairSemaphore<PrincipalKind>,
 }
 
 impl Schema {
@@ -112,7 +113,7 @@ impl Schema {
             unusable: config.unusable,
             cache: Arc::default(),
             compiling: Arc::new(Semaphore::new(AT_ONCE)),
-            checking: Turns::new(AT_ONCE),
+            checking: FairSemaphore::new(AT_ONCE),
         })
     }
 

@@ -39,13 +39,15 @@ pub use self::{
     rules::IllegalRules,
     scrubber::{Redacted, Scrubber, Unredacted},
 };
-use crate::{
-    chain::{Decision, Fault, Hooks, Interceptor, Turns, Verdict},
+use portcullis_chain::{Decision, Fault, Hooks, Interceptor, Verdict};
+use portcullis_foundation::fair_semaphore::FairSemaphore;
+use portcullis_protocol::{
     exchange::{Effect, Exchange, Finding, Method, Phase},
+    identity::PrincipalKind,
     names::nearest,
     refusal::{Code, Refusal, Rule},
-    vault::Secret,
 };
+use portcullis_vault::Secret;
 
 /// Settings of `secrets`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -144,7 +146,7 @@ pub struct Secrets {
     tables: ArcSwap<Tables>,
     /// What servers and plugins were ever handed in this run.
     known: Mutex<Vec<Known>>,
-    scanning: Turns,
+    scanning: FairSemaphore<PrincipalKind>,
 }
 
 /// Values of one secret of one client, or of all, that are looked for, the newest: one that was
@@ -208,7 +210,7 @@ impl Secrets {
             tables: ArcSwap::from_pointee(Tables::new(config, &known)?),
             config: config.clone(),
             known: Mutex::new(known),
-            scanning: Turns::new(AT_ONCE),
+            scanning: FairSemaphore::new(AT_ONCE),
         })
     }
 

@@ -11,8 +11,9 @@ use quick_cache::{
     sync::{Cache, DefaultLifecycle},
 };
 
-use super::request::{Action, Claimant, Claims, HandedAs, Holder, Program, Resource, Subject};
-use crate::{
+use super::request::{Action, HandedAs, Holder, Program, Resource, Subject};
+use portcullis_protocol::claims::{Claimant, Claims};
+use portcullis_protocol::{
     identity::{Principal, PrincipalKind},
     names::{Group, ServerName},
 };

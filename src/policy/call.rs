@@ -29,13 +29,13 @@ use serde_json::{Map, Value as Json};
 use smol_str::SmolStr;
 
 use super::{
-    args::{self, Arguments},
     entities::Unaskable,
     index::Reads,
     located::{self, Url},
     request::{Circumstances, Request},
 };
-use crate::exchange::{Revision, Transport};
+use portcullis_protocol::arguments::{self, Arguments};
+use portcullis_protocol::exchange::{Revision, Transport};
 
 /// Addresses of clients that are kept as Cedar has them.
 const ADDRESSES: usize = 1024;
@@ -188,7 +188,7 @@ impl Calls {
         // Leaves first: too many of them are refused without a look at the whole text.
         let Arguments { leaves, lists } =
             request.args.map(Arguments::of).transpose()?.unwrap_or_default();
-        args::exact(request.written)?;
+        arguments::exact(request.written)?;
         let mut shown = Vec::new();
         let texts = || leaves.iter().filter_map(|leaf| Some((leaf, leaf.text()?)));
         if reads.has(Reads::PATHS) {
@@ -236,7 +236,7 @@ impl Shown {
 }
 
 /// What there is to say of arguments together.
-fn summary(args: Option<&Map<String, Json>>, leaves: &[args::Leaf]) -> Vec<(SmolStr, Value)> {
+fn summary(args: Option<&Map<String, Json>>, leaves: &[arguments::Leaf]) -> Vec<(SmolStr, Value)> {
     let size = leaves.iter().map(|leaf| leaf.value.len() as u64).sum();
     let keys = texts(args.into_iter().flat_map(Map::keys));
     let all = [("keys", keys), ("leaves", long(leaves.len() as u64)), ("size", long(size))];

@@ -11,14 +11,14 @@ use serde::{Serialize, Serializer};
 
 /// A file of policies: its name as the operator wrote it, and its text.
 #[derive(Debug, Clone)]
-pub(crate) struct File {
-    pub(crate) name: PathBuf,
-    pub(crate) text: Arc<str>,
+pub struct File {
+    pub name: PathBuf,
+    pub text: Arc<str>,
 }
 
 impl File {
     /// Line and column (both from 1; the column in characters) of a byte.
-    pub(crate) fn position(&self, offset: usize) -> (u32, u32) {
+    pub fn position(&self, offset: usize) -> (u32, u32) {
         let before = &self.text.as_bytes()[..offset.min(self.text.len())];
         let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
         let start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
@@ -43,7 +43,7 @@ pub struct Finding {
 
 impl Finding {
     /// An error without a place in a file's text.
-    pub(crate) fn error(code: &'static str, message: impl Into<String>) -> Self {
+    pub fn error(code: &'static str, message: impl Into<String>) -> Self {
         Self {
             code,
             severity: Severity::Error,
@@ -57,7 +57,7 @@ impl Finding {
     }
 
     /// What Cedar found, with its own labels and advice.
-    pub(super) fn of(code: &'static str, file: &File, found: &dyn Diagnostic) -> Self {
+    pub fn of(code: &'static str, file: &File, found: &dyn Diagnostic) -> Self {
         let labels: Vec<_> = found.labels().into_iter().flatten().collect();
         let finding = Self::error(code, found.to_string());
         Self {
@@ -69,21 +69,21 @@ impl Finding {
     }
 
     /// With the file that it is about.
-    pub(crate) fn file(mut self, name: impl Into<PathBuf>) -> Self {
+    pub fn file(mut self, name: impl Into<PathBuf>) -> Self {
         let name: PathBuf = name.into();
         self.file = Some(name.into_boxed_path());
         self
     }
 
     /// With what to do about it.
-    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
+    pub fn help(mut self, help: impl Into<String>) -> Self {
         let help: String = help.into();
         self.help = Some(help.into_boxed_str());
         self
     }
 
     /// With the very place in a file.
-    pub(crate) fn at(self, file: &File, offset: usize, length: usize, label: &str) -> Self {
+    pub fn at(self, file: &File, offset: usize, length: usize, label: &str) -> Self {
         let label = (!label.is_empty()).then(|| label.to_owned());
         self.labelled(file, vec![LabeledSpan::new(label, offset, length)])
     }
@@ -101,12 +101,12 @@ impl Finding {
     }
 
     /// What findings are sorted by: file, line, column.
-    pub(crate) fn order(&self) -> (Option<Box<Path>>, Option<(u32, u32)>) {
+    pub fn order(&self) -> (Option<Box<Path>>, Option<(u32, u32)>) {
         (self.file.clone(), self.position)
     }
 
     /// With places in a file; it stands at the first of them.
-    pub(crate) fn labelled(mut self, file: &File, labels: Vec<LabeledSpan>) -> Self {
+    pub fn labelled(mut self, file: &File, labels: Vec<LabeledSpan>) -> Self {
         self.position = labels.first().map(|label| file.position(label.offset()));
         self.file = Some(file.name.as_path().into());
         let source = NamedSource::new(file.name.to_string_lossy(), Arc::clone(&file.text));

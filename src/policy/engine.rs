@@ -31,7 +31,7 @@ use super::{
     source::Source,
     typed::Typed,
 };
-use crate::refusal::Rule;
+use portcullis_protocol::refusal::Rule;
 
 /// Decides. Shared by all; a reload swaps the set for later decisions and leaves those under way.
 pub struct Engine {
@@ -312,7 +312,7 @@ impl Engine {
     }
 
     /// Advice that shows the text of a policy.
-    pub(super) fn show(
+    pub fn show(
         &self,
         id: &str,
         code: &'static str,
@@ -331,7 +331,7 @@ impl Engine {
     }
 
     /// The entities that policies name, by type and id.
-    pub(super) fn literals(&self) -> BTreeSet<(String, String)> {
+    pub fn literals(&self) -> BTreeSet<(String, String)> {
         let set = self.current.load();
         let policies = set.loaded.policies.policies();
         let literals = policies.flat_map(|policy| policy.entity_literals());

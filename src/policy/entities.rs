@@ -9,14 +9,15 @@ use cedar_policy::{
 use cedar_policy_core::ast::{RestrictedExpr, Value};
 
 use super::{
-    args::{self, Unshowable},
     call::{self, Asked, Calls, Uids},
     index::{About, Reads},
     located,
-    request::{Action, Claims, HandedAs, Holder, Program, Request, Resource, Subject},
+    request::{Action, HandedAs, Holder, Program, Request, Resource, Subject},
     typed::{Typed, Unfit},
 };
-use crate::{
+use portcullis_protocol::arguments::{self, Unshowable};
+use portcullis_protocol::claims::Claims;
+use portcullis_protocol::{
     identity::{Principal, PrincipalKind},
     names::ServerName,
 };
@@ -254,7 +255,7 @@ impl Vocabulary {
         let Resource::Tool { server, name, .. } = request.resource else {
             return Err(Unaskable::Misfit("action"));
         };
-        args::exact(request.written)?;
+        arguments::exact(request.written)?;
         Ok(self.typed.input(server, name, request.args)?)
     }
 

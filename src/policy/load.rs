@@ -23,7 +23,7 @@ use super::{
     source::Source,
     typed::{Typed, is_tools_file},
 };
-use crate::{
+use portcullis_protocol::{
     names::ServerName,
     obligations::{Keep, Obligations},
     refusal::Rule,
@@ -373,7 +373,7 @@ fn address(rule: &Rule) -> String {
 
 /// Offset and length of a policy. Cedar's locations are of a type that it does not re-export, so
 /// they are taken by what they convert to.
-pub(super) fn span(location: Option<&(impl Clone + Into<miette::SourceSpan>)>) -> (usize, usize) {
+pub fn span(location: Option<&(impl Clone + Into<miette::SourceSpan>)>) -> (usize, usize) {
     location.map_or((0, 0), |location| {
         let span: miette::SourceSpan = location.clone().into();
         (span.offset(), span.len())
@@ -425,7 +425,7 @@ fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) 
 }
 
 /// The files that these paths name, each once, sorted by name.
-pub(super) fn read(paths: &[PathBuf], base: &Path, findings: &mut Vec<Finding>) -> Vec<File> {
+pub fn read(paths: &[PathBuf], base: &Path, findings: &mut Vec<Finding>) -> Vec<File> {
     let mut names = Vec::new();
     for path in paths {
         let path = path.strip_prefix(base).unwrap_or(path);

@@ -1,7 +1,7 @@
 //! Texts that say where something is, in one spelling each: what a policy matches must be what a
 //! server makes of it, not how it was written.
 
-use super::args::Unshowable;
+use portcullis_protocol::arguments::Unshowable;
 
 /// A text read as a path: that of a `file:` URL, decoded, or the text itself; without `.`, `..` and
 /// doubled or trailing slashes. Nothing is looked up: a relative path stays relative, and links are

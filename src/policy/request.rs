@@ -6,12 +6,16 @@ use std::{
     net::IpAddr,
 };
 
-use indexmap::IndexMap;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::{config, exchange, exchange::Transport, identity::Principal, names::ServerName};
+use super::Tool;
+use portcullis_protocol::{
+    claims::{Attested, Claimant, Claims},
+    exchange::{self, Transport},
+    identity::Principal,
+    names::ServerName,
+};
 
 /// One question to the policies.
 #[derive(Debug, Clone)]
@@ -200,72 +204,16 @@ pub struct Program {
     pub attested: Vec<Attested>,
 }
 
-/// Something that a signer of the config attests of an image.
-#[derive(
-    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(deny_unknown_fields)]
-pub struct Attested {
-    /// Which signer, by their name in the config.
-    pub by: String,
-    /// The type of in-toto's predicate: a URI.
-    #[serde(rename = "type")]
-    pub of_type: String,
-}
-
-/// What is claimed of a tool. Never trusted, only matched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Claims {
-    pub read_only: bool,
-    pub destructive: bool,
-    pub idempotent: bool,
-    pub open_world: bool,
-    pub by: Claimant,
-}
-
-/// Who claims it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Claimant {
-    Server,
-    /// The operator, in the config.
-    Operator,
-}
-
-impl Claimant {
-    /// The text that policies see.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Server => "server",
-            Self::Operator => "operator",
-        }
-    }
-}
-
-impl Claims {
-    /// The claims of these hints (`readOnlyHint` and so on), with the defaults that MCP documents
-    /// (schema of revision 2025-11-25, `ToolAnnotations`) where one is absent. `destructiveHint`
-    /// is meaningful only where the tool is not read-only, so its default of `true` applies only
-    /// there; an explicit `true` always counts.
-    pub fn from_hints(hint: impl Fn(&str) -> Option<bool>) -> Self {
-        let read_only = hint("readOnlyHint").unwrap_or(false);
-        Self {
-            read_only,
-            destructive: hint("destructiveHint").unwrap_or(!read_only),
-            idempotent: hint("idempotentHint").unwrap_or(false),
-            open_world: hint("openWorldHint").unwrap_or(true),
-            by: Claimant::Server,
-        }
-    }
-}
-
 /// What the operator says of tools: it stands in the place of what their servers claim.
 #[derive(Debug, Clone, Default)]
 pub struct Stated(HashMap<ServerName, BTreeMap<String, Claims>>);
 
 impl Stated {
-    /// What a config says.
-    pub fn of(servers: &IndexMap<ServerName, config::Server>) -> Self {
-        let claims = |tool: &config::Tool| Claims {
+    /// What the sections of servers in the config say.
+    pub fn of<'a>(
+        servers: impl IntoIterator<Item = (&'a ServerName, &'a BTreeMap<String, Tool>)>,
+    ) -> Self {
+        let claims = |tool: &Tool| Claims {
             by: Claimant::Operator,
             ..Claims::from_hints(|name| match name {
                 "readOnlyHint" => tool.read_only,
@@ -275,8 +223,8 @@ impl Stated {
                 _ => None,
             })
         };
-        let stated = servers.iter().map(|(server, settings)| {
-            let tools = settings.tools.iter().map(|(name, tool)| (name.clone(), claims(tool)));
+        let stated = servers.into_iter().map(|(server, tools)| {
+            let tools = tools.iter().map(|(name, tool)| (name.clone(), claims(tool)));
             (server.clone(), tools.collect())
         });
         Self(stated.collect())
@@ -285,19 +233,6 @@ impl Stated {
     /// The claims of a tool, where the operator makes them.
     pub fn claims(&self, server: &ServerName, tool: &str) -> Option<Claims> {
         self.0.get(server)?.get(tool).copied()
-    }
-}
-
-impl Default for Claims {
-    /// The claims of a tool without annotations.
-    fn default() -> Self {
-        Self::from_hints(|_| None)
-    }
-}
-
-impl From<&exchange::Definition> for Claims {
-    fn from(tool: &exchange::Definition) -> Self {
-        Self::from_hints(|name| tool.hint(name))
     }
 }
 

@@ -7,7 +7,9 @@ use super::{
     diagnostics::{Diagnostics, File, Finding},
     load,
 };
-use crate::{catalog::profile_file::Profile, config::Config};
+use portcullis_catalog::profile_file::Profile;
+
+use super::Policy;
 
 /// Where policies come from: from loose files, or from a bundle that somebody signed.
 #[derive(Debug, Clone)]
@@ -23,15 +25,14 @@ pub enum Source {
 }
 
 impl Source {
-    /// What a config says.
-    pub fn of(config: &Config) -> Self {
-        let policy = &config.policy;
+    /// What the config says, with the folder of the proxy's state.
+    pub fn of(policy: &Policy, state_dir: &Path) -> Self {
         match &policy.bundle {
             Some(dir) => Self::Bundle(Bundle {
                 dir: dir.clone(),
                 // Those that are no keys were refused with the config.
                 keys: policy.bundle_keys.iter().filter_map(|key| key.parse().ok()).collect(),
-                state: Some(config.state_dir.clone()),
+                state: Some(state_dir.to_owned()),
             }),
             None => Self::Paths(policy.paths.clone()),
         }

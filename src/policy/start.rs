@@ -4,7 +4,7 @@
 use cedar_policy::EntityId;
 
 use super::{Action, Engine, HandedAs, Holder, Outcome, Program, Resource, Subject};
-use crate::names::ServerName;
+use portcullis_protocol::names::ServerName;
 
 /// A start of a server.
 #[derive(Debug, Clone)]

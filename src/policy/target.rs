@@ -1,7 +1,8 @@
 //! Questions in a person's words: an action or a method, and what it is asked of.
 
-use super::request::{Action, Claims, Resource, Subject};
-use crate::{exchange::Method, identity::Principal, names::ServerName};
+use super::request::{Action, Resource, Subject};
+use portcullis_protocol::claims::Claims;
+use portcullis_protocol::{exchange::Method, identity::Principal, names::ServerName};
 
 /// The action under which a client's message is decided.
 pub fn client_action(method: &str, notification: bool) -> Action {
@@ -106,7 +107,7 @@ pub enum NoTarget {
     #[error("`{}` is no client's to ask for", .0.as_str())]
     Own(Action),
     #[error("the server's name: {0}")]
-    Server(#[from] crate::names::IllegalName),
+    Server(#[from] portcullis_protocol::names::IllegalName),
 }
 
 impl Target {

@@ -84,7 +84,7 @@ fn unread(why: &str) -> Rejection {
 }
 
 fn parsed(bytes: &[u8]) -> Result<Value, Rejection> {
-    portcullis_json::read(bytes).map_err(|why| unread(&why.to_string()))
+    portcullis_foundation::json::read(bytes).map_err(|why| unread(&why.to_string()))
 }
 
 fn statement(envelope: DsseEnvelope, bundle: Option<Bundle>) -> Result<Candidate, Rejection> {

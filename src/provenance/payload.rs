@@ -1,6 +1,6 @@
 //! What is signed: a payload that names an image by its digest.
 
-use portcullis_json::ambiguous;
+use portcullis_foundation::json::ambiguous;
 use portcullis_oci::Digest;
 use serde_json::{Map, Value};
 
@@ -77,7 +77,7 @@ pub(crate) fn statement(payload: &[u8], image: Digest) -> Result<What, Rejection
 }
 
 fn read(payload: &[u8]) -> Result<Value, Rejection> {
-    portcullis_json::read(payload).map_err(|why| Rejection::Payload(why.to_string()))
+    portcullis_foundation::json::read(payload).map_err(|why| Rejection::Payload(why.to_string()))
 }
 
 fn object(value: Value, what: &str) -> Result<Map<String, Value>, Rejection> {

@@ -240,7 +240,8 @@ pub(crate) fn schemes(key: &DerPublicKey) -> &'static [SigningScheme] {
 }
 
 fn root(json: &str) -> Result<Verifier, Untrusted> {
-    portcullis_json::read(json.as_bytes()).map_err(|why| Untrusted::Root(why.to_string()))?;
+    portcullis_foundation::json::read(json.as_bytes())
+        .map_err(|why| Untrusted::Root(why.to_string()))?;
     let root = TrustedRoot::from_json(json).map_err(|why| Untrusted::Root(why.to_string()))?;
     Verifier::new(&root).map_err(|why| Untrusted::Root(why.to_string()))
 }

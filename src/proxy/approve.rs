@@ -10,9 +10,9 @@ use crate::{
     audit::{Audit, record::Happening},
     chain::{Decision, Interceptor as _},
     exchange::{Direction, Exchange, Phase, Target},
-    interceptors::secrets::Scrubber,
     refusal::{Code, Refusal, Rule},
 };
+use portcullis_interceptors::secrets::Scrubber;
 
 /// Takes down in the audit log what is said of calls that wait.
 struct Notes {

@@ -15,35 +15,37 @@ use super::{
     memory::MessageMemory,
     parked::Lot,
     plugins::{self, Around, InChain},
+    reaching::EgressPolicy,
     refusals::Refusals,
     reloads::Revisions,
 };
 use crate::{
     approval::{Approvals, Webhook},
-    audit::{self, Audit, Unavailable, export, proof, record::Happening},
-    chain::{Chain, Interceptor, Link, Turns},
-    codec::Caps,
-    config::{self, Code, Config, Diagnostics, InterceptorEntry, Loaded, Member, OnFailure, Use},
-    container,
-    interceptors::{
-        policy::PolicyGate,
-        rate_limit::RateLimit,
-        schema::Schema,
-        secrets::{self, Known, Scrubber, Secrets},
-    },
+    audit::{self, Audit, Unavailable, config::OnFailure, export, proof, record::Happening},
+    chain::{Chain, Interceptor, Link},
+    config::{Code, Config, Diagnostics, Loaded, Member, protected_paths, refused_mounts},
     names::ServerName,
     plugin::{Broken, House},
     policy::{self, Stated},
     router::Router,
     seal::{KeyFault, Seal},
     session::Sessions,
-    telemetry::Metrics,
     upstream::{
-        Engines, Event, Handed, Hands, Heard, Holder, Images, KNOWN_FOLDER, Launcher, Learn,
-        NotHanded, Read, Server, Signatures, Whose, places::OwnPlaces,
+        Engines, Event, Handed, Hands, Heard, Holder, KNOWN_FOLDER, Launcher, Learn, NotHanded,
+        Read, Server, Signatures, Whose,
     },
     vault,
 };
+use portcullis_foundation::fair_semaphore::FairSemaphore;
+use portcullis_interceptors::{
+    InterceptorEntry, Use,
+    policy::PolicyGate,
+    rate_limit::RateLimit,
+    schema::Schema,
+    secrets::{self, Known, Scrubber, Secrets},
+};
+use portcullis_runtime::{ProtectedPaths, container};
+use portcullis_telemetry::Metrics;
 
 /// Segments of the audit log that `max-size` has room for, at least.
 const SEGMENTS: u64 = 8;
@@ -116,10 +118,11 @@ impl Assembly {
     pub async fn of(loaded: &Loaded) -> Result<Self, StartFailure> {
         let config = &loaded.config;
         let policies = Arc::new(policy::Engine::open(
-            policy::Source::of(config).narrowed(loaded.profile.as_deref()),
+            policy::Source::of(&config.policy, &config.state_dir)
+                .narrowed(loaded.profile.as_deref()),
             &loaded.base,
         )?);
-        let gate = Arc::new(PolicyGate::new(policies.clone(), Stated::of(&config.servers)));
+        let gate = Arc::new(PolicyGate::new(policies.clone(), Stated::of(config.tools())));
         let host = config.engine.host.as_deref();
         let engine = if config.servers.values().any(|server| server.url.is_none()) {
             Engines::find(host).await
@@ -153,22 +156,22 @@ impl Assembly {
             let scrubber = Arc::new(scrubber.map_err(StartFailure::Task)?);
             let read = by_server(handed);
             let hands = Hands::new(&read, learn(scrubber.clone(), scanners));
-            hands.find(loaded);
+            hands.locate(loaded.secret_lines());
             let launcher = Arc::new(Launcher {
                 engine,
                 instance: uuid::Uuid::now_v7().to_string(),
                 base: loaded.base.clone(),
-                own: OwnPlaces::of(loaded),
-                caps: Caps::response(&config.limits),
+                protected: ProtectedPaths::new(protected_paths(loaded)),
+                caps: config.limits.response_caps(),
                 hands,
                 runtime: Default::default(),
                 digests: Default::default(),
                 known: Some(config.state_dir.join(KNOWN_FOLDER)),
-                images: Arc::new(Images::new(loaded)),
-                outward: Arc::new(around.clone()),
+                images: Arc::new(loaded.images()),
+                outward: Arc::new(EgressPolicy(around.clone())),
                 signatures,
                 dismissed: Default::default(),
-                looks: Turns::one_each(),
+                looks: FairSemaphore::one_each(),
             });
             Ok(Self {
                 policies,
@@ -248,7 +251,7 @@ impl Assembly {
         let router = Router::new(stood.iter().map(|stood| stood.server.clone()));
         let limits = &config.limits;
         let proxy = Arc::new(Proxy {
-            chain: Chain::new(self.links, Caps::request(limits), Caps::response(limits)),
+            chain: Chain::new(self.links, limits.request_caps(), limits.response_caps()),
             sessions: Sessions::new(limits.sessions, Duration::from_secs(limits.session_idle_s)),
             router,
             audit,
@@ -260,8 +263,8 @@ impl Assembly {
             revisions: Revisions::new(revision),
             gate: self.gate,
             scrubber: self.scrubber,
-            looking: Turns::new(super::recording::AT_ONCE),
-            memory: MessageMemory::new(limits.message_memory_bytes, Caps::request(limits)),
+            looking: FairSemaphore::new(super::recording::AT_ONCE),
+            memory: MessageMemory::new(limits.message_memory_bytes, limits.request_caps()),
             returning: Default::default(),
             presence: Default::default(),
             drops: Default::default(),
@@ -291,7 +294,9 @@ impl Assembly {
             let (proxy, loaded) = (proxy.clone(), loaded.clone());
             async move {
                 let launcher = proxy.launcher.clone();
-                let looking = tokio::task::spawn_blocking(move || launcher.refused_of(&loaded));
+                let looking = tokio::task::spawn_blocking(move || {
+                    refused_mounts(&launcher.mount_policy(), &loaded)
+                });
                 if let Ok(refused) = looking.await
                     && !refused.is_empty()
                 {
@@ -328,7 +333,7 @@ pub(super) struct Stood {
 impl Stood {
     pub fn of(
         name: &ServerName,
-        settings: &config::Server,
+        settings: &crate::upstream::config::Server,
         launcher: &Arc<Launcher>,
         read: Read,
         scrub: audit::Scrub,
@@ -414,8 +419,8 @@ pub(super) async fn open(
 
 /// How checkpoints of the audit log are made, by the config.
 fn checkpoints(config: &Config) -> proof::Settings {
-    let config::Checkpoint { records, seconds } = config.audit.checkpoint;
-    let witnesses = config.audit.witness.iter().filter_map(config::Witness::place).collect();
+    let audit::config::Checkpoint { records, seconds } = config.audit.checkpoint;
+    let witnesses = config.audit.witness.iter().filter_map(audit::config::Witness::place).collect();
     let time = Duration::from_secs(seconds);
     proof::Settings { state: Some(config.state_dir.clone()), records, time, witnesses }
 }
@@ -448,7 +453,7 @@ fn exports(loaded: &Loaded, found: &mut Vec<Found>) -> Vec<export::Settings> {
 
 /// Whose signatures of images count.
 fn signatures(loaded: &Loaded, found: &mut Vec<Found>) -> Option<Signatures> {
-    match Signatures::of_config(loaded) {
+    match loaded.signatures() {
         Ok(signatures) => Some(signatures),
         Err((pointer, why)) => {
             found.push(Box::new(loaded.finding(&pointer, Code::BadValue, why)));
@@ -502,7 +507,7 @@ const READ_AT_ONCE: usize = 8;
 
 /// The secrets that servers are handed, as they are now.
 pub(super) async fn handed(
-    servers: &IndexMap<ServerName, config::Server>,
+    servers: &IndexMap<ServerName, crate::upstream::config::Server>,
     base: &Path,
 ) -> BTreeMap<Holder, Result<Handed, NotHanded>> {
     let all = servers.iter().flat_map(|(server, settings)| {

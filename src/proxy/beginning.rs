@@ -4,20 +4,22 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use super::assembly::{Assembly, Purpose, StartFailure};
+use super::launch_events;
 use crate::{
     audit::{
         Audit, Scrub, Unavailable,
         record::{By, ByHand, Happening, ImageDone, PluginLoaded, SecretSource},
     },
-    config::{InterceptorEntry, Loaded, Member},
+    config::{Loaded, Member},
     identity::Change,
-    interceptors::{
-        plugin::{self, Version},
-        secrets::Scrubber,
-    },
     names::ServerName,
     policy,
     upstream::NotHanded,
+};
+use portcullis_interceptors::{
+    InterceptorEntry,
+    plugin::{self, Version},
+    secrets::Scrubber,
 };
 
 /// How long who records alone waits for a store that a running proxy may have.
@@ -94,7 +96,7 @@ pub(super) fn no_secret(server: &ServerName, not: &NotHanded, kept: bool) -> Hap
     Happening::SecretUnresolved {
         server: server.to_string(),
         secret: not.secret.clone(),
-        source: not.source.as_ref().map_or(SecretSource::Illegal, SecretSource::from),
+        source: not.source.as_ref().map_or(SecretSource::Illegal, launch_events::source),
         principal: not.client.clone(),
         kept,
         reason: not.failure.what.clone(),

@@ -13,7 +13,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use crate::upstream::places::Way;
+use portcullis_runtime::ResolvedPath;
 
 /// How long files must be left alone before they are read.
 const QUIET: Duration = Duration::from_millis(150);
@@ -34,7 +34,7 @@ pub struct Files {
 /// Every path whose change makes another file of this one: links on the way to it (Kubernetes puts new
 /// files in place by a link to their folder), what `..` leaves, and the file itself.
 fn way_to(path: &Path) -> Vec<PathBuf> {
-    let Way { mut turns, end } = Way::of(path);
+    let ResolvedPath { mut turns, end } = ResolvedPath::of(path);
     turns.push(end);
     turns
 }

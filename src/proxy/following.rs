@@ -17,12 +17,13 @@ use super::{
 };
 use crate::{
     audit::record::Happening,
-    config::{Config, Diagnostics, Loaded, Server as Settings},
+    config::{Config, Diagnostics, Finding, Loaded, exposing_mounts, protected_paths},
     names::ServerName,
     policy::Stated,
-    router::View,
-    upstream::{Server, places::Own},
+    upstream::{Server, config::Server as Settings},
 };
+use portcullis_protocol::exchange::View;
+use portcullis_runtime::{MountPolicy, ProtectedPath, ProtectedPaths};
 
 /// How long the folders of all servers' mounts may take to be looked at.
 const FOLDERS: Duration = Duration::from_secs(30);
@@ -139,8 +140,8 @@ impl Proxy {
     /// Notes where the config has what is told of by its line, and that other files of secrets may have
     /// to be followed.
     fn find(&self, loaded: &Loaded) {
-        self.launcher.hands.find(loaded);
-        self.launcher.signatures.find(loaded);
+        self.launcher.hands.locate(loaded.secret_lines());
+        self.launcher.signatures.locate(loaded.signed_by_lines());
         self.secrets_moved.notify_one();
     }
 
@@ -149,9 +150,10 @@ impl Proxy {
     ///
     /// # Errors
     /// Which are refused, and why.
-    async fn held(&self, loaded: &Loaded) -> Result<Arc<Vec<Own>>, String> {
+    async fn held(&self, loaded: &Loaded) -> Result<Arc<Vec<ProtectedPath>>, String> {
         let (launcher, loaded) = (self.launcher.clone(), loaded.clone());
-        let looking = tokio::task::spawn_blocking(move || launcher.shown_by(&loaded));
+        let looking =
+            tokio::task::spawn_blocking(move || newly_exposed(&launcher.protected, &loaded));
         match tokio::time::timeout(FOLDERS, looking).await {
             Ok(Ok((refused, own))) if refused.is_empty() => Ok(own),
             Ok(Ok((refused, _))) => Err(Diagnostics(refused).to_string()),
@@ -184,7 +186,7 @@ impl Proxy {
                 }
                 // What is the same may stand on other lines, and what is not run for the profile be
                 // another.
-                self.launcher.own.follow(own);
+                self.launcher.protected.follow(own);
                 self.find(loaded);
                 return Ok(None);
             }
@@ -223,7 +225,7 @@ impl Proxy {
         recorded.map_err(|error| format!("it could not be recorded: {error}"))?;
 
         // From here on it counts. First, nothing more is started of what goes.
-        self.launcher.own.follow(own);
+        self.launcher.protected.follow(own);
         let retired: Vec<_> = (changed.iter().map(|name| (name, CHANGED)))
             .chain(removed.iter().map(|name| (name, REMOVED)))
             .filter_map(|(name, why)| Some((before.get(name)?.clone(), why)))
@@ -244,7 +246,7 @@ impl Proxy {
             server
         });
         let servers: Vec<_> = servers.collect();
-        self.gate.state(Stated::of(&config.servers));
+        self.gate.state(Stated::of(config.tools()));
         self.router.set(servers);
         self.find(loaded);
         stood.into_iter().for_each(|stood| self.attend(stood));
@@ -286,6 +288,22 @@ impl Proxy {
         let following = self.following.lock();
         (following.rejected.as_ref().map(|why| self.shown(why)), following.waiting.clone())
     }
+}
+
+/// The mounts by which servers would see a path that another config makes the proxy's own, and all paths
+/// that are the proxy's own by that config. Other forbidden mounts are refused at a launch: a server can
+/// make a mount forbidden, and must not keep others' changes from being applied.
+fn newly_exposed(
+    protected: &ProtectedPaths,
+    loaded: &Loaded,
+) -> (Vec<Finding>, Arc<Vec<ProtectedPath>>) {
+    let (all, now) = (protected.with(protected_paths(loaded)), protected.now());
+    let more: Vec<_> = all.iter().filter(|path| !now.contains(path)).cloned().collect();
+    if more.is_empty() {
+        return (Vec::new(), all);
+    }
+    let policy = MountPolicy::default().with_own(Arc::new(more));
+    (exposing_mounts(&policy, loaded), all)
 }
 
 #[cfg(test)]

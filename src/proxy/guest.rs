@@ -11,11 +11,10 @@ use crate::{
         Frame, Kind,
         era::{META_CAPABILITIES, META_CLIENT_INFO, META_LOG_LEVEL},
     },
-    config::Sharing,
     exchange::Revision,
     names::ServerName,
     session::{Abilities, Level},
-    upstream::{Party, PartyKey, Server},
+    upstream::{Party, PartyKey, Server, config::Sharing},
 };
 
 /// Who sends a message, with what the client says of itself: in its greeting, or in each message.

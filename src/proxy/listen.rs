@@ -33,10 +33,11 @@ use crate::{
     identity::PrincipalKind,
     names::ServerName,
     refusal::{Code, Refusal},
-    router::{Sight as _, View},
+    router::Sight as _,
     session::Session,
     upstream::PartyKey,
 };
+use portcullis_protocol::exchange::View;
 
 /// How long one that listens may take to read what many resources have it told at once.
 const READS: Duration = Duration::from_secs(10);

@@ -10,9 +10,10 @@ use crate::{
     exchange::Exchange,
     identity::Principal,
     refusal::{Code, Refusal},
-    router::{self, Mark, Room, View},
+    router::{self, Mark, Room},
     upstream::Offer,
 };
+use portcullis_protocol::exchange::View;
 
 /// Bytes of one page: more than most lists have, and no burden to any client.
 const PAGE_BYTES: usize = 4 << 20;

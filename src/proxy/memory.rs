@@ -16,11 +16,14 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    allocator,
-    chain::{LARGE_BYTES, Turn, Turns},
+    chain::LARGE_BYTES,
     codec::{Caps, Counts},
     identity::PrincipalKind,
     refusal::{Code, Refusal},
+};
+use portcullis_foundation::{
+    allocator,
+    fair_semaphore::{FairPermit, FairSemaphore},
 };
 
 /// Bytes that one permit stands for.
@@ -47,7 +50,7 @@ pub(super) struct MessageMemory {
     all: Arc<Semaphore>,
     own: Mutex<HashMap<PrincipalKind, Weak<Semaphore>>>,
     /// Large bodies that are received.
-    receiving: Turns,
+    receiving: FairSemaphore<PrincipalKind>,
 }
 
 /// Memory that a message has until this is dropped.
@@ -71,7 +74,7 @@ impl MessageMemory {
         let share = (most / SHARE).max(one);
         let most = most.max(share);
         let all = Self::semaphore(most);
-        let receiving = Turns::for_each(RECEIVED_AT_ONCE);
+        let receiving = FairSemaphore::for_each(RECEIVED_AT_ONCE);
         Self { most, share, largest: caps.bytes, all, own: Mutex::default(), receiving }
     }
 
@@ -140,7 +143,7 @@ pub struct Incoming<'a> {
     /// Bytes that need no reservation or have one.
     covered: usize,
     /// Held while a large body is received.
-    turn: Option<Turn>,
+    turn: Option<FairPermit>,
 }
 
 impl<'a> Incoming<'a> {

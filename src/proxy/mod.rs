@@ -19,10 +19,12 @@ mod assembly;
 mod beginning;
 mod call;
 mod dialogue;
+mod egress_events;
 mod files;
 mod following;
 mod guest;
 mod keeping;
+mod launch_events;
 mod listen;
 mod lists;
 mod memory;
@@ -66,24 +68,25 @@ use tokio_util::{
 };
 
 use crate::{
-    allocator::Returning,
     approval::Approvals,
     audit::{Arrival, Audit, Refused, export::Streams},
-    chain::{Chain, Party, Turns, Weight, in_turns},
+    chain::{Chain, Party, Weight, in_turns},
     codec::{Caps, Frame, Id},
     config::Config,
     exchange::{Revision, Transport},
     identity::{Principal, PrincipalKind},
-    interceptors::{policy::PolicyGate, secrets::Scrubber},
     names::DecisionId,
     policy,
     refusal::{Code, Refusal},
-    router::{Router, View},
+    router::Router,
     seal::Seal,
     session::{Calls, Session, Sessions},
-    telemetry::Metrics,
     upstream::{Launcher, Server},
 };
+use portcullis_foundation::{allocator::Returning, fair_semaphore::FairSemaphore};
+use portcullis_interceptors::{policy::PolicyGate, secrets::Scrubber};
+use portcullis_protocol::exchange::View;
+use portcullis_telemetry::Metrics;
 
 use dialogue::UnderWay;
 use following::Following;
@@ -102,6 +105,7 @@ pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor};
 pub use beginning::{not_started, record_alone, record_client_alone, record_images_alone};
 pub use files::Files;
 pub use keeping::prune_alone;
+pub use launch_events::pull_outcome;
 pub use memory::Incoming;
 pub use places::Place;
 pub use plugins::{Handed as PluginSecrets, artifacts, permits, ungranted};
@@ -132,7 +136,7 @@ pub struct Proxy {
     gate: Arc<PolicyGate>,
     scrubber: Arc<Scrubber>,
     /// Large bodies that are looked through for secrets, to be kept.
-    looking: Turns,
+    looking: FairSemaphore<PrincipalKind>,
     memory: MessageMemory,
     /// Gives memory of large messages back to the system.
     returning: Returning,
@@ -318,7 +322,7 @@ impl Proxy {
 
     /// What is taken of a client's message.
     pub fn request_caps(&self) -> Caps {
-        Caps::request(&self.config.limits)
+        self.config.limits.request_caps()
     }
 
     /// Done once the proxy takes no more messages.

@@ -13,9 +13,9 @@ use crate::{
     },
     exchange::{Exchange, Method, Revision},
     refusal::Refusal,
-    router::View,
     upstream::{Greeting, Offer},
 };
+use portcullis_protocol::exchange::View;
 
 /// How long a greeting waits for a server that never ran before: less than after which an answer becomes
 /// a stream, which could no longer name the session.

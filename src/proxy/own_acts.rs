@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::Proxy;
+use super::{Proxy, launch_events};
 use crate::{
     audit::record::Happening,
     names::ServerName,
@@ -39,7 +39,8 @@ impl Proxy {
                 return Err(NotCleared::Forbidden(Box::new(refusal)));
             }
         };
-        let all = Happening::launching(server, launching, &permitted.rules, &permitted.revision);
+        let all =
+            launch_events::launching(server, launching, &permitted.rules, &permitted.revision);
         // Together, so that they wait for one commit. The order is kept.
         let all = all.into_iter().map(|happening| self.audit.event(happening));
         futures_util::future::try_join_all(all).await.map(drop).map_err(|error| {
@@ -93,7 +94,7 @@ impl Proxy {
         for Part { action, target, outcome } in self.policies.decide_start(&start) {
             permitted.revision = outcome.revision.to_string();
             if let Some(refusal) = refused(server, action, &target, &outcome) {
-                let happening = Happening::launch_refused(
+                let happening = launch_events::launch_refused(
                     server,
                     launching,
                     (action.as_str(), &target),
@@ -128,7 +129,8 @@ impl Review for Proxy {
         launching: &Launching,
         secrets: &[String],
     ) -> Result<(), String> {
-        let recorded = self.audit.event(Happening::handed_again(server, launching, secrets)).await;
+        let recorded =
+            self.audit.event(launch_events::handed_again(server, launching, secrets)).await;
         recorded.map(drop).map_err(|error| format!("{error}: {}", error.remedy()))
     }
 }

@@ -16,18 +16,20 @@ use super::{Proxy, assembly::Found, beginning, files::Files};
 use crate::{
     audit::record::Happening,
     chain::{Fault, Interceptor, Verdict},
-    config::{Code, InterceptorEntry, Loaded, Registries, Use},
+    config::{Code, Loaded},
     exchange::{Exchange, Method, Phase},
-    interceptors::{
-        plugin::{Config, Plugin},
-        secrets::Known,
-    },
     oci,
     plugin::{Artifacts, Cache, Grants, House, States, Surroundings, Unusable, signature_path},
     policy::{self, Action, HandedAs, Holder, Resource, Subject},
-    telemetry::Metrics,
+    upstream::config::Registries,
     vault::{Secret, Source},
 };
+use portcullis_interceptors::{
+    InterceptorEntry, Use,
+    plugin::{Config, Plugin},
+    secrets::Known,
+};
+use portcullis_telemetry::Metrics;
 
 /// The secrets that plugins are handed, by the places of their entries, read once for this run.
 #[derive(Default)]

@@ -274,10 +274,8 @@ fn who(caller: &Caller) -> Who {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        exchange::{Revision, Transport},
-        router::View,
-    };
+    use crate::exchange::{Revision, Transport};
+    use portcullis_protocol::exchange::View;
 
     fn caller(principal: Arc<Principal>, address: Option<&str>) -> Caller {
         Caller {

@@ -6,27 +6,33 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::{Mutex, watch};
 
-use super::plugins::Around;
+use super::{egress_events, plugins::Around};
 use crate::{
-    audit::record::Happening,
     egress::{Attempt, End, Forbidden, Gate, Grounds, Outcome, Verdict},
     policy::{self, Action, Resource, Revision, Subject},
     refusal::Rule,
-    upstream::{Outward, Reacher},
 };
+use portcullis_runtime::egress_netns::{EgressContext, EgressGates};
 
-impl Outward for Arc<Around> {
-    fn gate(&self, reacher: Reacher) -> Arc<dyn Gate> {
-        let mut status = self.policies.status();
+/// Policies as the gates of servers' egress.
+pub(super) struct EgressPolicy(pub(super) Arc<Around>);
+
+impl EgressGates for EgressPolicy {
+    fn gate(&self, reacher: EgressContext) -> Arc<dyn Gate> {
+        let mut status = self.0.policies.status();
         let asked = status.borrow_and_update().revision;
-        Arc::new(Reaching { around: self.clone(), reacher, policies: Mutex::new((status, asked)) })
+        Arc::new(Reaching {
+            around: self.0.clone(),
+            reacher,
+            policies: Mutex::new((status, asked)),
+        })
     }
 }
 
 /// Decides for one start of a server.
 struct Reaching {
     around: Arc<Around>,
-    reacher: Reacher,
+    reacher: EgressContext,
     /// Word of policies, and the last that were heard of.
     policies: Mutex<(watch::Receiver<policy::Status>, Revision)>,
 }
@@ -67,7 +73,7 @@ impl Gate for Reaching {
             return forbidden(attempt, outcome);
         }
         let revision = outcome.revision.to_string();
-        let happening = Happening::reaching(&self.reacher, attempt, &outcome.rules, &revision);
+        let happening = egress_events::reaching(&self.reacher, attempt, &outcome.rules, &revision);
         match proxy.audit.event(happening).await {
             Ok(()) => {
                 self.around.metrics.egress_opened(server);
@@ -129,7 +135,7 @@ impl Gate for Reaching {
         }
         let against = outcome.grounds.as_ref().and_then(|grounds| grounds.downcast_ref());
         let against = against.map(|Against { rules, revision }| (&rules[..], &revision[..]));
-        let happening = Happening::reached(&self.reacher, &outcome, against);
+        let happening = egress_events::reached(&self.reacher, &outcome, against);
         // Where the runtime is gone, so is the log.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { proxy.audit.tell(happening).await });

@@ -4,10 +4,8 @@
 use std::{path::PathBuf, sync::Arc};
 
 use super::{Proxy, files::Files};
-use crate::{
-    router::View,
-    upstream::{Reread, Server},
-};
+use crate::upstream::{Reread, Server};
+use portcullis_protocol::exchange::View;
 
 impl Proxy {
     /// Has the secrets of all servers read again, from wherever they come, and what is new handed over.

@@ -11,24 +11,25 @@ use super::{
     assembly::reap,
     beginning,
     guest::Guest,
+    launch_events,
     questions::Way,
     tasks::place,
     way::{Passage, begin},
 };
 use crate::{
-    audit::record::{DropReason, Dropped, Happening, Launched, Stopped, bare_uri},
+    audit::record::{DropReason, Dropped, Happening, Stopped, bare_uri},
     chain::{Party, Weight, in_turns},
     codec::{Frame, Id, Object},
     exchange::{Direction, Method, Phase, Revision, Transport},
     identity::{Principal, PrincipalKind},
     names::ServerName,
     refusal::{Code, Refusal},
-    router::View,
     session::Session,
     upstream::{
         Event, Heard, Instance, InstanceStatus, PartyKey, Place, Running, Said, Server, Started,
     },
 };
+use portcullis_protocol::exchange::View;
 
 /// How often idle servers and sessions are looked for, and usage is read.
 const SWEEP: Duration = Duration::from_secs(2);
@@ -108,13 +109,13 @@ impl Proxy {
                     "server started"
                 );
                 self.metrics.server_started();
-                Happening::ServerLaunched(Box::new(Launched::of(name, *started)))
+                Happening::ServerLaunched(Box::new(launch_events::launched(name, *started)))
             }
             Event::NotStarted { launch, place, party, why } => {
                 let why = self.shown(&why);
                 tracing::warn!(%server, why, "server did not start");
                 let principal = party.as_ref().map(PrincipalKind::name);
-                let kind = (&place).into();
+                let kind = launch_events::kind(&place);
                 Happening::ServerLaunchFailed { launch, server, kind, principal, reason: why }
             }
             Event::Ended { launch, process, party, why, exit } => {
@@ -149,7 +150,7 @@ impl Proxy {
                 );
                 Happening::SecretsOutdated { launch, server, principal, secrets }
             }
-            Event::Pulled(pulling) => Happening::pulled(name, *pulling),
+            Event::Pulled(pulling) => launch_events::pulled(name, *pulling),
             Event::Lost { count } => {
                 tracing::warn!(%server, count, "messages of a server were dropped");
                 let reason = DropReason::Flood;

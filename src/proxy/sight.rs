@@ -1,12 +1,7 @@
 //! What a principal could use, asked of the policies before any server is.
 
-use crate::{
-    exchange::Definition,
-    interceptors::policy::{self, Listed},
-    names::ServerName,
-    router,
-    upstream::Offer,
-};
+use crate::{exchange::Definition, names::ServerName, router, upstream::Offer};
+use portcullis_interceptors::policy::{self, Listed};
 
 /// One principal's sight.
 pub(super) struct Sight<'a>(pub(super) policy::Sight<'a>);

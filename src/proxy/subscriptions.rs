@@ -23,9 +23,9 @@ use crate::{
     identity::PrincipalKind,
     names::{DecisionId, ServerName, SessionId},
     refusal::{Code, Refusal},
-    router::View,
     upstream::{Failure, Instance, Reply, Server},
 };
+use portcullis_protocol::exchange::View;
 
 /// Resources that one session, or one listener, may watch.
 pub(super) const MOST: usize = 256;

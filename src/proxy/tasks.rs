@@ -22,9 +22,10 @@ use crate::{
     names::ServerName,
     obligations::Obligations,
     refusal::{Code, Refusal},
-    router::{Route, View, selects_once},
+    router::{Route, selects_once},
     upstream::{Call, Failure, Offer, PartyKey, Reply, Server},
 };
+use portcullis_protocol::exchange::View;
 
 /// Tasks that are known at once, and those of one principal among them.
 const MOST: usize = 16_384;

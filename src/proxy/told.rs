@@ -10,10 +10,10 @@ use crate::{
     codec::{Frame, Id, Kind, Object},
     exchange::{Answer, Exchange, Method, Payload},
     refusal::{Code, Refusal},
-    router::View,
     session::Level,
     upstream::{PartyKey, Server},
 };
+use portcullis_protocol::exchange::View;
 
 impl Proxy {
     /// Takes a client's answer to what a server asked it. One to a question that nobody asked is

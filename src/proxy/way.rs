@@ -25,9 +25,9 @@ use crate::{
     names::DecisionId,
     refusal::{Code, Refusal},
     session::{Abilities, Opening, Session},
-    telemetry::{self, ToolCall},
     upstream::Server,
 };
+use portcullis_telemetry::ToolCall;
 
 /// How an exchange that left ended.
 enum End {
@@ -416,9 +416,9 @@ impl Proxy {
         exchange: &Exchange,
         passage: &Passage,
         answered: &Answered,
-        active: telemetry::ActiveRequest,
+        active: portcullis_telemetry::ActiveRequest,
     ) {
-        use telemetry::Outcome;
+        use portcullis_telemetry::Outcome;
         let outcome = match (answered.refused, &exchange.response) {
             (Some(_), _) => Outcome::Refused,
             (None, Some(Answer::Error(_))) => Outcome::Error,

@@ -5,11 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use super::names;
 use crate::{
     exchange::Definition,
     upstream::{Items, Notices, Offer},
 };
+use portcullis_protocol::tool_names;
 
 /// One list of a server as the merged lists have it.
 #[derive(Debug, Default)]
@@ -33,12 +33,16 @@ impl Catalog {
     /// stood behind one of `others` are left out.
     pub fn of(items: Items, offer: Offer, prefix: &str, others: &[String]) -> Self {
         let named = matches!(offer, Offer::Tools | Offer::Prompts);
-        let outward: Vec<String> = items
-            .iter()
-            .map(|item| if named { names::outward(prefix, &item.name) } else { item.name.clone() })
-            .collect();
+        let outward: Vec<String> =
+            items
+                .iter()
+                .map(|item| {
+                    if named { tool_names::outward(prefix, &item.name) } else { item.name.clone() }
+                })
+                .collect();
         // A name that fits is not taken away by one that had to be changed, wherever they stand.
-        let fits = |item: &Definition, name: &str| names::inner(prefix, name) == Some(&*item.name);
+        let fits =
+            |item: &Definition, name: &str| tool_names::inner(prefix, name) == Some(&*item.name);
         let fitting: HashSet<&str> = (items.iter().zip(&outward))
             .filter(|(item, name)| named && fits(item, name))
             .map(|(_, name)| &**name)
@@ -46,7 +50,7 @@ impl Catalog {
         let strange = named && items.iter().any(|item| !item.name.is_ascii());
         let mut looks: HashSet<String> = (items.iter().filter(|_| strange))
             .filter(|item| item.name.is_ascii())
-            .map(|item| names::look(&item.name))
+            .map(|item| tool_names::look(&item.name))
             .collect();
         let mut catalog = Self {
             entries: Vec::with_capacity(items.len()),
@@ -55,15 +59,15 @@ impl Catalog {
             items: items.clone(),
         };
         for (item, name) in items.iter().zip(&outward) {
-            let why = if names::has_unseen(&item.name) {
+            let why = if tool_names::has_unseen(&item.name) {
                 Some("its name has characters that are not seen")
             } else if !named {
                 None
             } else if prefix.is_empty()
-                && others.iter().any(|other| names::looks_behind(other, &item.name))
+                && others.iter().any(|other| tool_names::looks_behind(other, &item.name))
             {
                 Some("its name looks like one of another server")
-            } else if !item.name.is_ascii() && !looks.insert(names::look(&item.name)) {
+            } else if !item.name.is_ascii() && !looks.insert(tool_names::look(&item.name)) {
                 Some("its name looks like another of the list")
             } else if catalog.places.contains_key(name)
                 || (!fits(item, name) && fitting.contains(&**name))
@@ -137,7 +141,7 @@ mod tests {
         assert_eq!(shown[0], "p__add");
         let catalog = Catalog::of(items(names), Offer::Tools, "p", &[]);
         for (outward, name) in shown.iter().zip(names) {
-            assert!(names::is_legal(outward));
+            assert!(tool_names::is_legal(outward));
             assert_eq!(catalog.get(outward).unwrap().name, name);
             let own = catalog.get(&format!("p__{name}"));
             assert_eq!(own.is_some(), outward.ends_with(name));
@@ -161,8 +165,8 @@ mod tests {
 
     #[test]
     fn a_changed_name_takes_no_other_away() {
-        let changed = names::outward("p", "a.b");
-        let literal = names::inner("p", &changed).unwrap().to_owned();
+        let changed = tool_names::outward("p", "a.b");
+        let literal = tool_names::inner("p", &changed).unwrap().to_owned();
         for names in [["a.b", &*literal], [&*literal, "a.b"]] {
             let catalog = Catalog::of(items(names), Offer::Tools, "p", &[]);
             assert_eq!(catalog.get(&changed).unwrap().name, literal);
@@ -188,7 +192,7 @@ mod tests {
             let catalog = Catalog::of(list.clone(), Offer::Tools, &prefix, &[]);
             let mut seen = HashSet::new();
             for entry in catalog.entries() {
-                prop_assert!(names::is_legal(&entry.name));
+                prop_assert!(tool_names::is_legal(&entry.name));
                 prop_assert!(seen.insert(&entry.name));
                 prop_assert!(Arc::ptr_eq(catalog.get(&entry.name).unwrap(), &entry.item));
             }

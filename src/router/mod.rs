@@ -5,7 +5,6 @@
 //! servers every tool and prompt stands behind its server's prefix.
 
 mod catalog;
-pub mod names;
 mod pages;
 mod selectors;
 mod shelf;
@@ -21,11 +20,12 @@ use serde_json::Value;
 
 use crate::{
     codec::Object,
-    exchange::{Definition, Method, Target},
+    exchange::{Definition, Method, Target, View},
     names::{ServerName, nearest_of},
     refusal::{Code, Refusal},
     upstream::{Offer, Server},
 };
+use portcullis_protocol::tool_names;
 
 use catalog::Catalog;
 use selectors::{Reference, reference};
@@ -33,15 +33,6 @@ use shelf::Shelf;
 
 pub use pages::{Mark, Page, Room};
 pub use selectors::selects_once;
-
-/// Which servers an endpoint shows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum View {
-    /// All, their names behind prefixes.
-    All,
-    /// One, its names as they are.
-    One(ServerName),
-}
 
 /// Where a message goes.
 pub struct Route {
@@ -227,7 +218,7 @@ impl Router {
             let near = self.nearest(view, None, outer, offer, sight);
             return Err(unknown(&near));
         };
-        if names::may_be_changed(inner) && sight.server(&shelf.server.name) {
+        if tool_names::may_be_changed(inner) && sight.server(&shelf.server.name) {
             let found = shelf.whole(offer).await;
             let catalog = found.map_err(|failure| failure.refusal(&shelf.server.name))?;
             if let Some(item) = catalog.get(outer) {
@@ -243,7 +234,7 @@ impl Router {
         let shelves = self.shelves.load_full();
         shelves
             .values()
-            .filter_map(|shelf| Some((shelf.clone(), names::inner(shelf.prefix(), outer)?)))
+            .filter_map(|shelf| Some((shelf.clone(), tool_names::inner(shelf.prefix(), outer)?)))
             .max_by_key(|(shelf, _)| shelf.prefix().len())
     }
 
@@ -390,7 +381,7 @@ impl Router {
     /// A server's name for something as merged lists have it.
     pub fn outward(&self, server: &ServerName, name: &str) -> String {
         match self.shelves.load().get(server) {
-            Some(shelf) => names::outward(shelf.prefix(), name),
+            Some(shelf) => tool_names::outward(shelf.prefix(), name),
             None => name.to_owned(),
         }
     }

@@ -7,9 +7,13 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Router, Sight, View, catalog::Catalog, shelf::Shelf};
+use super::{Router, Sight, catalog::Catalog, shelf::Shelf};
 use crate::{
-    codec::Object, exchange::Definition, names::ServerName, refusal::Refusal, upstream::Offer,
+    codec::Object,
+    exchange::{Definition, View},
+    names::ServerName,
+    refusal::Refusal,
+    upstream::Offer,
 };
 
 /// What a page may hold. One item it always may.

@@ -31,8 +31,8 @@ use crate::{
     identity::{Principal, PrincipalKind},
     names::{ServerName, SessionId},
     refusal::{Code, Refusal},
-    router::View,
 };
+use portcullis_protocol::exchange::View;
 
 pub use abilities::Abilities;
 pub use asks::{Ask, Asks, Word};

@@ -4,10 +4,8 @@ use std::io::{self, IsTerminal, Write};
 
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-use crate::{
-    config::{LogFormat, Telemetry},
-    printable::escaped,
-};
+use crate::config::{LogFormat, Telemetry};
+use portcullis_foundation::printable::escaped;
 
 /// The variable whose filter comes before the config's.
 const VARIABLE: &str = "PORTCULLIS_LOG";
@@ -103,7 +101,7 @@ mod tests {
     use tracing_subscriber::fmt;
 
     use super::*;
-    use crate::printable::can_steer;
+    use portcullis_foundation::printable::can_steer;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);

@@ -21,9 +21,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{
-    audit::export::Meters,
-    egress::{self, End},
+use portcullis_audit::export::Meters;
+use portcullis_egress::End;
+use portcullis_protocol::{
     exchange::{Definition, Method, Transport},
     identity::{Principal, PrincipalKind},
     names::{ExportName, ServerName},
@@ -533,7 +533,7 @@ impl Metrics {
     }
 
     /// What became of a connection that a server wanted.
-    pub fn egress_ended(&self, server: &ServerName, outcome: &egress::Outcome) {
+    pub fn egress_ended(&self, server: &ServerName, outcome: &portcullis_egress::Outcome) {
         let server = Value::from(server);
         if outcome.allowed {
             self.egress_open.get_or_create(&ServerLabels { server: server.clone() }).dec();

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::{sync::oneshot, task::AbortHandle};
 
 use super::link::nobody;
-use crate::codec::{Id, Object};
+use portcullis_protocol::codec::{Id, Object};
 
 /// Requests of one server that may wait for their answers; more are answered at once.
 const MOST: usize = 64;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use crate::{
+use portcullis_protocol::{
     codec::{Caps, Flaw, Text, check},
     exchange::Revision,
 };

@@ -23,8 +23,8 @@ use super::{
     ear::Ear,
     link::{Call, Failure, Mine, Reply, Said, nobody, pong, progress_token, subscription},
 };
-use crate::{
-    chain::{Party, Weight, in_turns},
+use portcullis_chain::{Party, Weight, in_turns};
+use portcullis_protocol::{
     codec::{Caps, Flaw, Frame, Id, Kind, Object, may_have},
     exchange::{Method, Revision},
 };

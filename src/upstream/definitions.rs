@@ -20,8 +20,8 @@ use super::{
     greeting::Greeting,
     link::{Call, Failure, Link, Reply},
 };
-use crate::{
-    chain::{Party, Weight, grow, in_turns},
+use portcullis_chain::{Party, Weight, grow, in_turns};
+use portcullis_protocol::{
     codec::{Object, era::own_meta, headers::Repeated, may_have},
     exchange::{Definition, Method, Payload},
     names::ServerName,
@@ -489,7 +489,7 @@ mod tests {
             Ok(())
         }
 
-        fn agreed(&self, _: crate::exchange::Revision) {}
+        fn agreed(&self, _: portcullis_protocol::exchange::Revision) {}
 
         fn dead(&self) -> Option<String> {
             None
@@ -498,7 +498,7 @@ mod tests {
 
     fn greeting() -> Greeting {
         Greeting {
-            revision: crate::exchange::Revision::LATEST_LEGACY,
+            revision: portcullis_protocol::exchange::Revision::LATEST_LEGACY,
             words: Payload::new(Bytes::from_static(br#"{"capabilities":{"tools":{}}}"#)),
         }
     }

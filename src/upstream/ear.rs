@@ -15,7 +15,7 @@ use super::{
     link::{Heard, Said, tells_of_lists},
     party::PartyKey,
 };
-use crate::names::ServerName;
+use portcullis_protocol::names::ServerName;
 
 /// Messages of one instance that may wait to be taken.
 const QUEUE: usize = 64;
@@ -146,7 +146,7 @@ impl Ear {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exchange::Method;
+    use portcullis_protocol::exchange::Method;
 
     fn notification(method: &str) -> Said {
         Said::Notification { method: Method::new(method), params: None }
@@ -171,7 +171,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_does_not_read_is_waited_for_on_a_line_of_its_own_alone() {
-        let key = PartyKey::Session(crate::names::SessionId::presented("x"));
+        let key = PartyKey::Session(portcullis_protocol::names::SessionId::presented("x"));
         for (party, lost) in [(None, 2), (Some(key), 0)] {
             let (ear, _heard) = Ear::test(party);
             let (call, mut said) = mpsc::channel(1);

@@ -7,7 +7,7 @@ use std::{path::PathBuf, time::Duration};
 
 use tokio::sync::{Mutex, watch};
 
-use crate::container;
+use portcullis_runtime::container;
 
 /// How often an engine is looked for that is not there.
 const AGAIN: Duration = Duration::from_secs(3);
@@ -40,9 +40,9 @@ impl Engines {
     }
 
     /// Sockets of engines, and where the one that was found keeps its data.
-    pub(super) fn places(&self) -> Vec<PathBuf> {
+    pub(super) fn host_paths(&self) -> Vec<PathBuf> {
         let mut all = container::sockets(self.host.as_deref());
-        all.extend(self.now.borrow().iter().flat_map(container::Engine::places));
+        all.extend(self.now.borrow().iter().flat_map(container::Engine::host_paths));
         all
     }
 

@@ -50,7 +50,7 @@ impl<T> Turn<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::Reread;
+    use crate::Reread;
 
     #[test]
     fn what_is_asked_for_meanwhile_is_done_once_and_as_a_whole() {

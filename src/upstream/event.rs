@@ -9,17 +9,16 @@ use super::{
     hands::NotHanded,
     images::{Failed, Pulled},
     launcher::Place,
-    process::{Exit, Origin},
     signed::SignedBy,
 };
-use crate::{
+use portcullis_protocol::{
     exchange::Revision,
     identity::PrincipalKind,
     names::{DecisionId, ServerName},
-    policy,
     refusal::Refusal,
-    vault::Source,
 };
+use portcullis_runtime::process::{Exit, Origin};
+use portcullis_vault::Source;
 
 /// What becomes of a server.
 #[derive(Debug)]
@@ -143,8 +142,8 @@ pub struct Program {
 
 impl Program {
     /// It as policies see it, where it is to run there.
-    pub fn for_policies(&self, place: &Place) -> policy::Program {
-        policy::Program {
+    pub fn for_policies(&self, place: &Place) -> portcullis_policy::Program {
+        portcullis_policy::Program {
             runtime: place.kind(),
             name: self.name.clone(),
             digest: self.digest.clone(),

@@ -9,10 +9,10 @@ use super::{
     link::{Call, Failure, Link, Reply},
     party::Party,
 };
-use crate::{
-    chain::{Weight, grow},
+use crate::config::Era;
+use portcullis_chain::{Weight, grow};
+use portcullis_protocol::{
     codec::era::{META_SERVER_INFO, implementation, own_meta},
-    config::Era,
     exchange::{Method, Payload, Revision},
 };
 
@@ -190,10 +190,8 @@ mod tests {
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, duplex};
 
     use super::*;
-    use crate::{
-        codec::Caps,
-        upstream::{ear::Ear, pipe::Pipe},
-    };
+    use crate::{ear::Ear, pipe::Pipe};
+    use portcullis_protocol::codec::Caps;
 
     const MODERN: &str =
         r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"]}}"#;

@@ -12,13 +12,11 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{event::By, instance::Common, link::Failure, process::LaunchFailure};
-use crate::{
-    config::{self, Given, HandOver, Loaded},
-    identity::PrincipalKind,
-    names::ServerName,
-    vault::{Secret, Source, Unresolved},
-};
+use super::{event::By, instance::Common, link::Failure};
+use crate::config::{self, Given, HandOver};
+use portcullis_protocol::{identity::PrincipalKind, names::ServerName};
+use portcullis_runtime::process::LaunchFailure;
+use portcullis_vault::{Secret, SecretRef, Source, Unresolved};
 
 /// Has the values of a server known to all who look for them: new ones, and those that it has or is
 /// about to have, of which none is to be forgotten.
@@ -167,7 +165,7 @@ impl Handed {
     /// # Errors
     /// As [`Handed::read`].
     pub fn headers(
-        refs: &BTreeMap<String, config::SecretRef>,
+        refs: &BTreeMap<String, SecretRef>,
         base: &Path,
     ) -> Result<Vec<(String, Secret)>, NotHanded> {
         let all = refs.iter().map(|(name, reference)| {
@@ -247,22 +245,8 @@ impl Hands {
         Self { learn: Some(learn), given, places: RwLock::default() }
     }
 
-    /// Notes where the config has the secrets that differ by client.
-    pub fn find(&self, loaded: &Loaded) {
-        let mut places = BTreeMap::new();
-        for (server, settings) in &loaded.config.servers {
-            for given in settings.given().filter(|given| !given.by_client.is_empty()) {
-                let pointer = format!(
-                    "/servers/{server}/{}/{}",
-                    given.table(),
-                    given.name.replace('~', "~0").replace('/', "~1")
-                );
-                if let Some(line) = loaded.line(&pointer) {
-                    let key = (server.clone(), given.name.to_owned());
-                    places.insert(key, (loaded.path.clone(), line));
-                }
-            }
-        }
+    /// Takes the lines of the config's secrets that differ by client.
+    pub fn locate(&self, places: BTreeMap<(ServerName, String), (PathBuf, u32)>) {
         *self.places.write() = places;
     }
 

@@ -17,7 +17,7 @@ use super::{
     link::Call,
     running::Running,
 };
-use crate::{codec::era::own_meta, exchange::Method};
+use portcullis_protocol::{codec::era::own_meta, exchange::Method};
 
 /// What is known of one instance's health.
 #[derive(Debug, Clone, Copy, Default)]

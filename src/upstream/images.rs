@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -20,15 +20,13 @@ use futures_util::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::process::LaunchFailure;
-use crate::{
-    catalog::lock::{Lock, Meaning, Unlocked},
-    config::{self, Loaded, Registries},
-    container::{Engine, Image, Progress},
-    durable,
-    names::ServerName,
-    oci::{self, Reference, names_host},
-};
+use crate::config::{self, Registries};
+use portcullis_catalog::lock::{Lock, Meaning, Unlocked};
+use portcullis_foundation::atomic_file;
+use portcullis_oci::{Reference, names_host};
+use portcullis_protocol::names::ServerName;
+use portcullis_runtime::container::{Engine, Image, Progress};
+use portcullis_runtime::process::LaunchFailure;
 
 /// How often a log says how far a pull is.
 const TOLD: Duration = Duration::from_secs(10);
@@ -42,7 +40,7 @@ pub struct Images {
     registries: Registries,
     /// Whether what is not locked is refused.
     only_locked: bool,
-    client: OnceLock<Result<oci::Client, String>>,
+    client: OnceLock<Result<portcullis_oci::Client, String>>,
     /// The pulls that are under way, by what is pulled.
     under_way: Mutex<HashMap<String, Pull>>,
     shown: OnceLock<Shown>,
@@ -123,14 +121,14 @@ impl From<LaunchFailure> for Failed {
 }
 
 /// How a config has registries asked.
-pub fn asked(registries: &Registries) -> oci::Settings {
+pub fn asked(registries: &Registries) -> portcullis_oci::Settings {
     let Registries { plain_http, ca_file, deadline_s, .. } = registries;
     let total = Duration::from_secs(*deadline_s);
-    oci::Settings {
+    portcullis_oci::Settings {
         authorities: ca_file.clone(),
         plain_http: plain_http.clone(),
-        limits: oci::Limits { total, ..oci::Limits::default() },
-        ..oci::Settings::default()
+        limits: portcullis_oci::Limits { total, ..portcullis_oci::Limits::default() },
+        ..portcullis_oci::Settings::default()
     }
 }
 
@@ -147,18 +145,24 @@ fn failed(what: impl Into<String>, remedy: impl Into<String>) -> Failed {
 }
 
 impl Images {
-    /// Those of a config.
-    pub fn new(loaded: &Loaded) -> Self {
-        let Loaded { config, base, only_locked, .. } = loaded;
+    /// The images of a config whose file is in the folder `base`. With `only_locked`, no image runs
+    /// whose tag is not in the lock file.
+    pub fn new(base: &Path, state_dir: &Path, registries: &Registries, only_locked: bool) -> Self {
         Self {
-            base: base.clone(),
-            state_dir: config.state_dir.clone(),
-            registries: config.registries.clone(),
-            only_locked: *only_locked,
+            base: base.to_owned(),
+            state_dir: state_dir.to_owned(),
+            registries: registries.clone(),
+            only_locked,
             client: OnceLock::new(),
             under_way: Mutex::default(),
             shown: OnceLock::new(),
         }
+    }
+
+    /// Images of an empty config, for tests.
+    #[cfg(test)]
+    pub(crate) fn of_nothing() -> Self {
+        Self::new(Path::new("/"), Path::new("/.portcullis"), &Registries::default(), false)
     }
 
     /// Has somebody show how far pulls are.
@@ -170,9 +174,9 @@ impl Images {
     ///
     /// # Errors
     /// Where the config names what can't be read.
-    pub fn client(&self) -> Result<&oci::Client, Failed> {
+    pub fn client(&self) -> Result<&portcullis_oci::Client, Failed> {
         let made = self.client.get_or_init(|| {
-            oci::Client::new(asked(&self.registries)).map_err(|error| error.to_string())
+            portcullis_oci::Client::new(asked(&self.registries)).map_err(|error| error.to_string())
         });
         made.as_ref().map_err(|why| failed(why.clone(), "correct `[registries]`"))
     }
@@ -363,7 +367,11 @@ impl Images {
     ///
     /// # Errors
     /// Where it says nothing, or the image is for other machines, or too large.
-    pub async fn look(&self, engine: &Engine, reference: &Reference) -> Result<oci::Image, Failed> {
+    pub async fn look(
+        &self,
+        engine: &Engine,
+        reference: &Reference,
+    ) -> Result<portcullis_oci::Image, Failed> {
         let found = self.client()?.image(reference, &engine.platform()).await;
         let found = found.map_err(|error| {
             failed(format!("the image `{reference}` is not to be had: {error}"), error.help())
@@ -385,7 +393,7 @@ impl Images {
     fn begun(&self, reference: &Reference) -> Begun {
         let digest = reference.digest().map(|digest| digest.to_string()).unwrap_or_default();
         let image = format!("{}/{}@{digest}", reference.host(), reference.repository());
-        let name = format!("unseen-{}", oci::Digest::of(image.as_bytes()).hex());
+        let name = format!("unseen-{}", portcullis_oci::Digest::of(image.as_bytes()).hex());
         Begun { folder: self.state_dir.clone(), name, image }
     }
 
@@ -495,7 +503,7 @@ impl Begun {
 
     fn note(&self) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
-        durable::write(&self.folder, &self.name, format!("{}\n", self.image).as_bytes())
+        atomic_file::write(&self.folder, &self.name, format!("{}\n", self.image).as_bytes())
     }
 
     fn forget(&self) {
@@ -512,9 +520,10 @@ impl Begun {
 /// # Errors
 /// Where it is no name of an image.
 pub fn fixed(name: &str) -> Result<Option<Pinned>, Failed> {
-    let image: Image = name
-        .parse()
-        .map_err(|illegal: crate::container::IllegalImage| failed(illegal.to_string(), NAMES))?;
+    let image: Image =
+        name.parse().map_err(|illegal: portcullis_runtime::container::IllegalImage| {
+            failed(illegal.to_string(), NAMES)
+        })?;
     Ok(match image {
         Image::Id(id) => Some(pinned(name, Meaning::Id(id), false)?),
         Image::Digest(_) => {
@@ -532,7 +541,7 @@ pub fn fixed(name: &str) -> Result<Option<Pinned>, Failed> {
 /// Where it is no name of an image, or no meaning of one.
 pub fn pinned(name: &str, meaning: Meaning, is_new: bool) -> Result<Pinned, Failed> {
     let illegal = |_| failed(format!("what `{name}` is locked as is no digest"), RELOCK);
-    let digest: oci::Digest = meaning.as_str().parse().map_err(illegal)?;
+    let digest: portcullis_oci::Digest = meaning.as_str().parse().map_err(illegal)?;
     let reference = match &meaning {
         Meaning::Id(_) => None,
         Meaning::Digest(_) => Some(reference(name)?.pinned(digest)),
@@ -592,8 +601,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_pull_that_panics_fails_for_all_who_wait_and_is_over() {
-        let loaded = config::parse("/portcullis.toml".as_ref(), "").unwrap();
-        let images = Arc::new(Images::new(&loaded));
+        let images = Arc::new(Images::of_nothing());
         let (go, gone) = oneshot::channel::<()>();
         let (pull, by_us) = images.begin("a".into(), |_| async move {
             let _ = gone.await;

@@ -29,20 +29,20 @@ use super::{
     link::{Call, Failure, Heard, Reply},
     log::{Log, Scrub},
     party::{Party, PartyKey},
-    process::{Exit, Usage},
     running::Running,
     spare::Spares,
     start::{Launch, on_the_way},
     upkeep::Renewal,
     watch::Watched,
 };
-use crate::{
-    config::{self, Era},
+use crate::config::{self, Era};
+use portcullis_protocol::{
     exchange::Revision,
     identity::PrincipalKind,
     names::{DecisionId, ServerName},
     refusal::{Code, Refusal},
 };
+use portcullis_runtime::process::{Exit, Usage};
 
 /// Calls that may wait for an instance to start, or to tell what it offers.
 const WAITING: usize = 256;

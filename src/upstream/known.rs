@@ -23,7 +23,7 @@ use super::{
     greeting::Greeting,
     instance::Common,
 };
-use crate::{
+use portcullis_protocol::{
     exchange::{Payload, Revision},
     names::ServerName,
 };
@@ -185,7 +185,7 @@ impl super::Launcher {
         hash.update(serde_json::to_vec(settings).unwrap_or_default());
         let program = settings.command.as_ref().and_then(|command| command.first());
         if let Some(program) = program.filter(|_| settings.image.is_none()) {
-            let stamp = super::Stamp::of(&self.program(program)).ok();
+            let stamp = portcullis_runtime::Stamp::of(&self.program(program)).ok();
             hash.update(format!("{stamp:?}"));
         }
         if let Some(image) = &settings.image {

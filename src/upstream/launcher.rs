@@ -7,25 +7,22 @@ use std::{
 };
 
 use super::{
-    digest::{Digests, Hashed},
     engines::Engines,
     event::{By, Program},
     hands::{Handed, Hands},
     images::{Images, Pinned},
-    outward::{Outward, Reacher, has_address},
     party::Dismissed,
-    places::{Own, OwnPlaces, Places},
-    process::{LaunchFailure, LaunchSpec, Process, SECRETS},
     signed::{Signatures, SignedBy},
 };
-use crate::{
-    chain::Turns,
-    codec::Caps,
-    config::{self, MountEntry, Runtime},
-    container,
-    names::ServerName,
-    sandbox, vault,
+use crate::config::{self, Runtime};
+use portcullis_foundation::fair_semaphore::FairSemaphore;
+use portcullis_protocol::{codec::Caps, names::ServerName};
+use portcullis_runtime::{
+    Digests, Hashed, MountPolicy, ProtectedPaths,
+    egress_netns::{EgressContext, EgressGates, has_address},
+    process::{LaunchFailure, LaunchSpec, Process, SECRETS},
 };
+use portcullis_runtime::{config::MountEntry, container, sandbox};
 
 /// Starts servers: knows the engine, where there is one, and who starts them.
 pub struct Launcher {
@@ -35,14 +32,14 @@ pub struct Launcher {
     pub instance: String,
     /// The folder to which the config's relative paths are relative.
     pub base: PathBuf,
-    /// What is the proxy's own, and no server's to see.
-    pub own: OwnPlaces,
+    /// Paths of the proxy that no server may see.
+    pub protected: ProtectedPaths,
     /// What is taken of a server's messages.
     pub caps: Caps,
     /// Who looks for what servers are handed.
     pub hands: Hands,
     /// Where secrets are handed over as files, once that was needed.
-    pub runtime: OnceLock<vault::Runtime>,
+    pub runtime: OnceLock<portcullis_vault::Runtime>,
     /// The programs of this machine that were hashed.
     pub digests: Arc<Digests>,
     /// The folder in which is kept what servers offer, where it is kept.
@@ -50,13 +47,13 @@ pub struct Launcher {
     /// What images mean, and who gets them.
     pub images: Arc<Images>,
     /// Who decides what servers reach.
-    pub outward: Arc<dyn Outward>,
+    pub outward: Arc<dyn EgressGates>,
     /// Who signed images.
     pub signatures: Signatures,
     /// The clients for which nothing is started.
     pub dismissed: Dismissed,
     /// Looks at the folders of servers, by name and mounts.
-    pub looks: Turns<String>,
+    pub looks: FairSemaphore<String>,
 }
 
 /// Where a server is to run, and why there.
@@ -193,10 +190,10 @@ impl Launcher {
     /// A [`LaunchFailure`], in words for the operator.
     pub async fn start(
         self: &Arc<Self>,
-        reacher: Reacher,
+        reacher: EgressContext,
         settings: &config::Server,
         Prepared { handed, pinned, hashed, engine, place }: &Prepared,
-    ) -> Result<(Process, Option<vault::Folder>), LaunchFailure> {
+    ) -> Result<(Process, Option<portcullis_vault::Folder>), LaunchFailure> {
         let server = &reacher.server.clone();
         let unchanged = || match hashed {
             Some(hashed) if !hashed.is_still() => Err(LaunchFailure {
@@ -376,22 +373,9 @@ impl Launcher {
         Ok(changed)
     }
 
-    /// The mounts of a config's servers that are refused as things are now.
-    pub fn refused_of(&self, loaded: &config::Loaded) -> Vec<config::Finding> {
-        let places = Places::of_host().with_engine(self.engine.places()).with_own(self.own.now());
-        places.refused_of(loaded)
-    }
-
-    /// The mounts by which servers would see what another config makes the proxy's own, and what is its
-    /// own by that. Whatever else they show is for a launch to refuse: a server can make what is
-    /// refused, and must not keep others' changes from being taken.
-    pub fn shown_by(&self, loaded: &config::Loaded) -> (Vec<config::Finding>, Arc<Vec<Own>>) {
-        let (own, now) = (self.own.with(loaded), self.own.now());
-        let more: Vec<_> = own.iter().filter(|own| !now.contains(own)).cloned().collect();
-        if more.is_empty() {
-            return (Vec::new(), own);
-        }
-        (Places::default().with_own(Arc::new(more)).showing_of(loaded), own)
+    /// The rules for mounts as things are now.
+    pub fn mount_policy(&self) -> MountPolicy {
+        MountPolicy::of_host().with_engine(self.engine.host_paths()).with_own(self.protected.now())
     }
 
     /// Who signed its image.
@@ -413,19 +397,19 @@ impl Launcher {
         handed: &Handed,
         settings: &config::Server,
         place: &Place,
-    ) -> Result<Option<vault::Folder>, LaunchFailure> {
+    ) -> Result<Option<portcullis_vault::Folder>, LaunchFailure> {
         let files = handed.by(By::File);
         if files.is_empty() {
             return Ok(None);
         }
-        let failed = |why: vault::Why| LaunchFailure {
+        let failed = |why: portcullis_vault::Why| LaunchFailure {
             what: format!("its secrets can't be handed over as files: {why}"),
             remedy: Some("run the proxy where it has a tmpfs, such as /dev/shm".into()),
         };
         let runtime = match self.runtime.get() {
             Some(runtime) => runtime,
             None => {
-                let made = vault::Runtime::make().map_err(failed)?;
+                let made = portcullis_vault::Runtime::make().map_err(failed)?;
                 self.runtime.get_or_init(|| made)
             }
         };
@@ -436,11 +420,14 @@ impl Launcher {
                 let user = settings.hardening.user.as_deref();
                 let ids = user.unwrap_or("65534:65534").split_once(':');
                 match sandbox::outside(user) {
-                    sandbox::Outside::Ourselves { .. } => Some(vault::Reader::Ourselves),
+                    sandbox::Outside::Ourselves { .. } => Some(portcullis_vault::Reader::Ourselves),
                     // To give files away takes more than to become another.
                     sandbox::Outside::Same if !nix::unistd::geteuid().is_root() => None,
                     sandbox::Outside::Same => ids.and_then(|(user, group)| {
-                        Some(vault::Reader::Other(user.parse().ok()?, group.parse().ok()?))
+                        Some(portcullis_vault::Reader::Other(
+                            user.parse().ok()?,
+                            group.parse().ok()?,
+                        ))
                     }),
                 }
             }
@@ -477,9 +464,7 @@ impl Launcher {
                 .filter(|_| settings.pod_socket.is_none())
                 .map(MountEntry::as_mount)
                 .collect(),
-            places: Arc::new(
-                Places::of_host().with_engine(self.engine.places()).with_own(self.own.now()),
-            ),
+            places: Arc::new(self.mount_policy()),
             resources: settings.resources.clone(),
             runtime: settings.runtime.oci(),
             hardening: settings.hardening.clone(),

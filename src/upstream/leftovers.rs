@@ -10,57 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use crate::{
+use portcullis_audit::record::{Left, LeftKind};
+use portcullis_runtime::{
     container::{self, Running},
-    sandbox, vault,
+    sandbox,
 };
 
 /// How long control groups that have processes still are waited for, all together.
 const DYING: Duration = Duration::from_secs(1);
-
-/// What kind of thing was left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum LeftKind {
-    /// The container of a server.
-    Container,
-    /// A container that holds the network of another.
-    NetworkHolder,
-    /// A folder of secrets, in memory.
-    Secrets,
-    /// A control group of a sandbox.
-    ControlGroup,
-}
-
-impl LeftKind {
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Container => "container",
-            Self::NetworkHolder => "network-holder",
-            Self::Secrets => "secrets",
-            Self::ControlGroup => "control-group",
-        }
-    }
-}
-
-/// One thing that was left.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Left {
-    pub kind: LeftKind,
-    /// The container's name, or the path of the folder.
-    pub name: String,
-    /// The server whose container it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub server: Option<String>,
-    /// Why it could not be removed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
 
 /// What was found. Looking at it and removing it blocks: it is for commands, and not for a proxy that has
 /// calls under way.
@@ -96,7 +53,7 @@ impl Leftovers {
             }
             Err(why) => found.unseen = Some(why),
         }
-        found.folders = vault::abandoned();
+        found.folders = portcullis_vault::abandoned();
         found.groups = sandbox::groups_left();
         found
     }
@@ -114,7 +71,7 @@ impl Leftovers {
         let Self { engine, orphans, folders, groups, stay: _, unseen: _ } = self;
         let mut failed = HashMap::new();
         for folder in folders {
-            let removed = vault::remove_abandoned(&folder);
+            let removed = portcullis_vault::remove_abandoned(&folder);
             failed.extend(removed.err().map(|why| (folder.display().to_string(), why.to_string())));
         }
         if let Some(engine) = engine {

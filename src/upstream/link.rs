@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Clock, PartyKey};
-use crate::{
+use portcullis_protocol::{
     codec::{
         Frame, Id, Kind, Object,
         era::{META_LOG_LEVEL, META_SUBSCRIPTION},
@@ -190,7 +190,7 @@ fn at(place: Option<&(PathBuf, u32)>) -> String {
 
 impl Failure {
     /// What the agent is told; the operator's detail goes with it.
-    pub fn refusal(&self, server: &crate::names::ServerName) -> Refusal {
+    pub fn refusal(&self, server: &portcullis_protocol::names::ServerName) -> Refusal {
         let (code, message) = match self {
             Self::Forbidden(refusal) => return refusal.as_ref().clone(),
             Self::Unavailable(_) | Self::Forgotten => {
@@ -375,8 +375,13 @@ mod tests {
 
     #[test]
     fn subscriptions_are_known_by_our_ids_and_by_the_clients() {
-        let caps =
-            crate::codec::Caps { bytes: 1_000, depth: 9, nodes: 99, keys: 99, object_keys: 99 };
+        let caps = portcullis_protocol::codec::Caps {
+            bytes: 1_000,
+            depth: 9,
+            nodes: 99,
+            keys: 99,
+            object_keys: 99,
+        };
         let text = br#"{"jsonrpc":"2.0","id":"mine","method":"subscriptions/listen","params":{}}"#;
         let mut call = Call::own(Method::LISTEN, None, Duration::from_secs(1));
         call.frame = Some(Frame::parse(Bytes::from_static(text), caps).unwrap());

@@ -18,7 +18,7 @@ use super::{
     greeting::Greeting,
     link::{Call, Failure, Link, Reply, Said},
 };
-use crate::{codec::era::own_meta, exchange::Method};
+use portcullis_protocol::{codec::era::own_meta, exchange::Method};
 
 /// How long a server may take to say what it grants.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -227,10 +227,10 @@ mod tests {
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines, duplex};
 
     use super::*;
-    use crate::{
+    use crate::{Heard, pipe::Pipe};
+    use portcullis_protocol::{
         codec::{Caps, era::META_SUBSCRIPTION},
         exchange::{Payload, Revision},
-        upstream::{Heard, pipe::Pipe},
     };
 
     struct Server {

@@ -138,10 +138,8 @@ pub(super) async fn keep(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        upstream::{event::By, hands::HandedSecret},
-        vault::{Secret, Source},
-    };
+    use crate::{event::By, hands::HandedSecret};
+    use portcullis_vault::{Secret, Source};
 
     #[test]
     fn a_key_over_several_lines_is_one_mark() {

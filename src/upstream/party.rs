@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::{exchange::Revision, identity::PrincipalKind, names::SessionId};
+use portcullis_protocol::{exchange::Revision, identity::PrincipalKind, names::SessionId};
 
 /// What tells one party from another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -16,7 +16,7 @@ use super::{
     ear::Ear,
     link::{Call, Failure, Link, Reply},
 };
-use crate::{
+use portcullis_protocol::{
     codec::{Caps, Frame, one_line},
     exchange::{Method, Revision},
 };

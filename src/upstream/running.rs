@@ -17,9 +17,10 @@ use super::{
     hands::Handed,
     launcher::Place,
     link::{Failure, Link},
-    process::{Exit, Handle, Origin},
 };
-use crate::{names::DecisionId, refusal::Refusal, vault::Folder};
+use portcullis_protocol::{names::DecisionId, refusal::Refusal};
+use portcullis_runtime::process::{Exit, Handle, Origin};
+use portcullis_vault::Folder;
 
 /// Numbers of what ever ran, and of the servers that it ran of.
 pub(super) static NUMBERS: AtomicU64 = AtomicU64::new(1);

@@ -34,19 +34,19 @@ use super::{
     link::{Failure, Heard, Said},
     log::Scrub,
     party::{Party, PartyKey},
-    process::Usage,
     running::{NUMBERS, Running},
     spare::Spares,
     upkeep::not_anew,
 };
-use crate::{
-    config::{self, Era, Given, Sharing},
+use crate::config::{self, Era, Given, Sharing};
+use portcullis_protocol::{
     exchange::Method,
     identity::PrincipalKind,
     names::ServerName,
     refusal::{Code, Refusal},
-    vault::Source,
 };
+use portcullis_runtime::process::Usage;
+use portcullis_vault::Source;
 
 /// One principal may have one of so many parts of a server's instances, so that none takes them
 /// all.
@@ -647,26 +647,26 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::{codec::Caps, exchange::Revision, identity::PrincipalKind, names::SessionId};
+    use portcullis_protocol::{
+        codec::Caps, exchange::Revision, identity::PrincipalKind, names::SessionId,
+    };
 
     fn server(settings: config::Server) -> Arc<Server> {
         let launcher = Arc::new(Launcher {
-            engine: crate::upstream::Engines::none(None, "none"),
+            engine: crate::Engines::none(None, "none"),
             instance: String::new(),
             base: "/".into(),
-            own: Default::default(),
+            protected: Default::default(),
             known: None,
             caps: Caps { bytes: 1_000, depth: 9, nodes: 99, keys: 99, object_keys: 99 },
             hands: Default::default(),
             runtime: Default::default(),
             digests: Default::default(),
-            images: Arc::new(crate::upstream::Images::new(
-                &config::parse("/portcullis.toml".as_ref(), "").unwrap(),
-            )),
-            outward: Arc::new(crate::upstream::Nowhere),
+            images: Arc::new(crate::Images::of_nothing()),
+            outward: Arc::new(portcullis_runtime::egress_netns::DenyAllEgress),
             signatures: Default::default(),
             dismissed: Default::default(),
-            looks: crate::chain::Turns::one_each(),
+            looks: portcullis_foundation::fair_semaphore::FairSemaphore::one_each(),
         });
         let (events, _) = mpsc::channel(1);
         let (heard, _) = mpsc::channel(1);

@@ -20,15 +20,16 @@ use portcullis_provenance::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{images::Images, process::LaunchFailure};
-use crate::{
-    config::{self, Config, Loaded},
-    durable,
-    names::ServerName,
-    oci::{Client, Digest, Reference},
-    policy::Attested,
+use super::images::Images;
+use crate::config;
+use portcullis_foundation::atomic_file;
+use portcullis_oci::{Client, Digest, Reference};
+use portcullis_protocol::claims::Attested;
+use portcullis_protocol::{
+    names::{ServerName, SignerName},
     seal::{self, Seal},
 };
+use portcullis_runtime::process::LaunchFailure;
 
 /// What the seal of a file is for.
 const PURPOSE: &str = "provenance of an image";
@@ -92,9 +93,9 @@ pub struct Signatures {
 }
 
 /// Whom a config trusts.
-fn trusted(config: &Config) -> Result<Trust, (String, String)> {
+fn trusted(configured: &BTreeMap<SignerName, config::Signer>) -> Result<Trust, (String, String)> {
     let mut signers = Vec::new();
-    for (name, signer) in &config.signers {
+    for (name, signer) in configured {
         let at = format!("/signers/{name}");
         let read = |key: &str, file: &Path| {
             fs::read_to_string(file).map_err(|error| {
@@ -124,16 +125,6 @@ fn trusted(config: &Config) -> Result<Trust, (String, String)> {
     })
 }
 
-/// Where a config says by whom a server's image has to be signed.
-fn places(loaded: &Loaded) -> HashMap<ServerName, String> {
-    let place = |(name, server): (&ServerName, &config::Server)| {
-        let line = loaded.line(&format!("/servers/{name}/signed-by"));
-        let line = line.filter(|_| !server.signed_by.is_empty())?;
-        Some((name.clone(), format!("{}:{line}", loaded.path.display())))
-    };
-    loaded.config.servers.iter().filter_map(place).collect()
-}
-
 impl Default for Signatures {
     /// Of nobody.
     fn default() -> Self {
@@ -146,14 +137,17 @@ impl Signatures {
     ///
     /// # Errors
     /// What is wrong with a signer, and where in the config that is, as a JSON pointer.
-    pub fn of_config(loaded: &Loaded) -> Result<Self, (String, String)> {
-        let trust = trusted(&loaded.config)?;
-        Ok(Self::by(trust, &loaded.config.state_dir, places(loaded)))
+    pub fn of_config(
+        signers: &BTreeMap<SignerName, config::Signer>,
+        state_dir: &Path,
+        places: HashMap<ServerName, String>,
+    ) -> Result<Self, (String, String)> {
+        Ok(Self::by(trusted(signers)?, state_dir, places))
     }
 
-    /// Notes where a config that was read again says by whom images have to be signed.
-    pub fn find(&self, loaded: &Loaded) {
-        *self.places.write() = places(loaded);
+    /// Takes the lines of `signed-by` of a config that was read again, as `FILE:LINE`.
+    pub fn locate(&self, places: HashMap<ServerName, String>) {
+        *self.places.write() = places;
     }
 
     fn by(trust: Trust, state_dir: &Path, places: HashMap<ServerName, String>) -> Self {
@@ -438,7 +432,7 @@ impl Kept {
         }
         let seal = self.seal().ok_or_else(|| io::Error::other("there is no key to seal it"))?;
         let sealed = seal.seal(PURPOSE, key.hex().as_bytes(), &bytes, HOLDS);
-        durable::write(&self.folder(), &key.hex(), sealed.map_err(io::Error::other)?.as_bytes())
+        atomic_file::write(&self.folder(), &key.hex(), sealed.map_err(io::Error::other)?.as_bytes())
     }
 
     /// The turn to add to a file, until this is dropped. The folder is locked, since the files are
@@ -533,8 +527,7 @@ mod tests {
             patience: Duration::from_millis(500),
             ..Signatures::by(trust, folder.path(), HashMap::new())
         };
-        let loaded = config::parse("/portcullis.toml".as_ref(), "").unwrap();
-        let (images, settings) = (Images::new(&loaded), config::Server::default());
+        let (images, settings) = (Images::of_nothing(), config::Server::default());
         let (host, mut count) = silent().await;
         let image: Reference = format!("{host}/acme/app@{}", Digest::of(b"this")).parse().unwrap();
         let server = "s".parse().unwrap();

@@ -27,7 +27,7 @@ use super::{
     running::end,
     start::{Begun, Launch},
 };
-use crate::names::DecisionId;
+use portcullis_protocol::names::DecisionId;
 
 /// The longest wait between two tries to start one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

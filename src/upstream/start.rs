@@ -25,19 +25,18 @@ use super::{
     launcher::{Place, Prepared, origin},
     link::{Failure, Link},
     log,
-    outward::Reacher,
     pipe::Pipe,
-    process::{Exit, Handle, LaunchFailure, Origin},
     running::{Given, NUMBERS, Running, end},
 };
-use crate::{
-    chain::{Party, Weight, in_turns},
-    config::{Era, Transport},
-    container::Engine,
-    identity::PrincipalKind,
-    names::DecisionId,
-    vault::Folder,
+use crate::config::{Era, Transport};
+use portcullis_chain::{Party, Weight, in_turns};
+use portcullis_protocol::{identity::PrincipalKind, names::DecisionId};
+use portcullis_runtime::container::Engine;
+use portcullis_runtime::{
+    egress_netns::EgressContext,
+    process::{Exit, Handle, LaunchFailure, Origin},
 };
+use portcullis_vault::Folder;
 
 /// A line with what is at its end.
 struct Line {
@@ -134,7 +133,8 @@ impl Instance {
         let line = self.line(launch, &ear, spare).await;
         let mut line = line.map_err(|failure| (failure, false))?;
         let greeting = greet(line.link.as_ref(), era, &hello, self.start_timeout());
-        let mut greeted = in_turns(Party::Server(self.common.name.clone()), Weight::NONE, greeting).await;
+        let mut greeted =
+            in_turns(Party::Server(self.common.name.clone()), Weight::NONE, greeting).await;
         if greeted.is_err()
             && line.link.turned_away()
             && self.common.settings.transport == Transport::Auto
@@ -300,7 +300,7 @@ impl Instance {
         }
         let principal = Arc::new(self.principal().map_or_else(OnceLock::new, OnceLock::from));
         let reacher =
-            Reacher { launch: launch.id, server: name.clone(), principal: principal.clone() };
+            EgressContext { launch: launch.id, server: name.clone(), principal: principal.clone() };
         let started = launcher.start(reacher, settings, &prepared).await;
         let (process, folder) = started.map_err(|failure| refused(&failure))?;
         let Prepared { handed, place, .. } = prepared;
@@ -420,7 +420,8 @@ impl Instance {
         let handed = prepared.handed;
         let link = Sse::open(url, &handed.by(By::Header), self.common.launcher.caps, ear).await?;
         let greeting = greet(&link, Era::Legacy, hello, self.start_timeout());
-        let greeting = in_turns(Party::Server(self.common.name.clone()), Weight::NONE, greeting).await?;
+        let greeting =
+            in_turns(Party::Server(self.common.name.clone()), Weight::NONE, greeting).await?;
         self.common.sse.store(true, Ordering::Relaxed);
         Ok((Arc::new(link), cleared, handed, greeting))
     }

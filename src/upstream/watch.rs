@@ -12,7 +12,7 @@ use super::{
     listen::{self, Granted, Wanted},
     running::Running,
 };
-use crate::exchange::Method;
+use portcullis_protocol::exchange::Method;
 
 /// Resources of one instance that can be watched at once, by however many. How many each principal
 /// may watch is for the proxy to bound: nothing here knows principals.

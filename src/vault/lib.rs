@@ -12,6 +12,7 @@ mod headers;
 mod keepers;
 mod kernel;
 mod program;
+mod reference;
 mod resolve;
 mod source;
 #[cfg_attr(not(feature = "age"), path = "no_store.rs")]
@@ -24,6 +25,7 @@ use zeroize::Zeroizing;
 
 pub use folder::{Folder, Reader, Runtime, abandoned, clear, folders, is_folder, remove_abandoned};
 pub use headers::{IllegalHeader, headers};
+pub use reference::SecretRef;
 pub use source::{Source, is_secret_name};
 pub use store::Store;
 pub use unresolved::{Unresolved, Why};

@@ -7,14 +7,13 @@ use std::{
     time::Duration,
 };
 
-use portcullis::{
-    audit::{
-        Audit, Keys, Limits, Options, Order, Query, Reader, Unavailable, Why,
-        proof::verify::{Request, verify},
-        record::{Happening, Record},
-    },
-    config::{Encryption, SecretRef},
+use portcullis::audit::{
+    Audit, Keys, Limits, Options, Order, Query, Reader, Unavailable, Why,
+    proof::verify::{Request, verify},
+    record::{Happening, Record},
 };
+use portcullis_audit::config::Encryption;
+use portcullis_vault::SecretRef;
 use tempfile::TempDir;
 
 use crate::{

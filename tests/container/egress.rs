@@ -2,9 +2,9 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use portcullis::{
+use portcullis_runtime::{
     container::{Engine, label},
-    upstream::process::{LaunchSpec, Process},
+    process::{LaunchSpec, Process},
 };
 use rmcp::{ServiceExt, model::CallToolRequestParams};
 use serde_json::Value;
@@ -202,7 +202,7 @@ async fn the_profile_tells_of_it_and_is_otherwise_the_same() {
     }
     assert_eq!(strings(&with["interfaces"]), [""; 0]);
     listed.image = None;
-    let profile = portcullis::container::Profile::of(&listed);
+    let profile = portcullis_runtime::container::Profile::of(&listed);
     let deviations = profile.unwrap().deviations();
     assert_eq!(deviations.len(), 1);
     assert_eq!(deviations[0].to_string(), "Egress: api.example.com:443 (egress)");
@@ -215,7 +215,7 @@ async fn what_the_engine_says_of_it_is_what_the_profile_says() {
     spec.egress = vec!["api.example.com:443".parse().unwrap()];
     let process = engine.launch(&spec).await.unwrap();
     let (server, holder) = both(&engine, &spec).await;
-    let profile = portcullis::container::Profile::of(&spec).unwrap();
+    let profile = portcullis_runtime::container::Profile::of(&spec).unwrap();
     let inspection = engine.inspect(&server).await.unwrap();
     let of = |fields: &[(String, String)], name: &str| {
         fields.iter().find(|(field, _)| field == name).unwrap().1.clone()

@@ -3,10 +3,10 @@
 
 use std::{path::Path, time::Duration};
 
-use portcullis::{
+use portcullis::guard::{Allow, Guard, MountRule, Rules};
+use portcullis_runtime::{
     container::{self, Engine},
-    guard::{Allow, Guard, MountRule, Rules},
-    upstream::process::{Mount, Process},
+    process::{Mount, Process},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
@@ -117,7 +117,7 @@ async fn a_way_out_passes_the_guard_and_another_servers_network_does_not() {
         let config = made.config.clone().unwrap();
         let mut labels = config.labels.unwrap();
         labels.retain(|key, _| {
-            use portcullis::container::label::{INSTANCE, OWNER, PROFILE, SERVER};
+            use portcullis_runtime::container::label::{INSTANCE, OWNER, PROFILE, SERVER};
             [INSTANCE, OWNER, PROFILE, SERVER].contains(&key.as_str())
         });
         // What the engine says of it that it was told.
@@ -189,7 +189,7 @@ async fn what_is_looser_passes_only_where_the_guards_operator_allows_it() {
     })
     .await;
     let image = bash(&strict.engine).await;
-    type Loosen = fn(&mut portcullis::upstream::process::LaunchSpec, &Path);
+    type Loosen = fn(&mut portcullis_runtime::process::LaunchSpec, &Path);
     let cases: [(&str, Loosen); 7] = [
         ("writable-root", |spec, _| spec.hardening.writable_root = true),
         ("exec-tmp", |spec, _| spec.hardening.exec_tmp = true),

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use portcullis::{container::Engine, upstream::process::LaunchSpec};
+use portcullis_runtime::{container::Engine, process::LaunchSpec};
 use rmcp::{ServiceExt, model::CallToolRequestParams};
 use serde_json::json;
 use tempfile::TempDir;

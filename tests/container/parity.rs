@@ -7,9 +7,9 @@ use std::{
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use portcullis::{
+use portcullis_runtime::{
+    process::{LaunchSpec, Mount},
     sandbox,
-    upstream::process::{LaunchSpec, Mount},
 };
 use serde_json::Value;
 

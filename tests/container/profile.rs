@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use portcullis::{
+use portcullis_runtime::{
     config::{Hardening, Resources},
     container::{Profile, label},
-    upstream::process::Mount,
+    process::Mount,
 };
 use serde_json::{Value, json};
 
@@ -157,7 +157,7 @@ async fn mounts_are_listed_as_deviations_and_in_the_engines_inspection() {
     process.handle.stop(Duration::ZERO).await;
 }
 
-async fn running(engine: &portcullis::container::Engine, instance: &str) -> String {
+async fn running(engine: &portcullis_runtime::container::Engine, instance: &str) -> String {
     let all = engine.list().await.unwrap();
     all.into_iter().find(|container| container.instance == instance).unwrap().id
 }

@@ -12,7 +12,7 @@ use bollard::{
     models::{ContainerCreateBody, HostConfig},
     query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder},
 };
-use portcullis::container::label;
+use portcullis_runtime::container::label;
 
 use crate::support::{api, bash, count, engine, spec, wait_until_gone};
 

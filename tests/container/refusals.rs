@@ -2,10 +2,10 @@
 
 use std::{os::unix::fs::symlink, path::PathBuf};
 
-use portcullis::{
+use portcullis::vault::Secret;
+use portcullis_runtime::{
     config::{Hardening, Resources},
-    upstream::process::Mount,
-    vault::Secret,
+    process::Mount,
 };
 
 use crate::support::{bash, count, engine, spec};

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use portcullis::upstream::process::Mount;
+use portcullis_runtime::process::Mount;
 
 use crate::support::{engine, run, spec};
 

@@ -6,9 +6,9 @@ use std::{
     sync::OnceLock,
 };
 
-use portcullis::{
+use portcullis_runtime::{
     container::Engine,
-    upstream::process::{Exit, LaunchSpec, Process},
+    process::{Exit, LaunchSpec, Process},
 };
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -7,10 +7,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use portcullis::{
-    egress::{Attempt, Gate, Limits, Outcome, Verdict},
-    upstream::process::{LaunchSpec, Process},
-};
+use portcullis::egress::{Attempt, Gate, Limits, Outcome, Verdict};
+use portcullis_runtime::process::{LaunchSpec, Process};
 
 /// How often a program is started that asks for a host at once.
 pub const STARTS: usize = 20;

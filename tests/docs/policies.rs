@@ -26,7 +26,7 @@ pub fn check_cases(page: &Page, block: &Block) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("p.cedar"), policies).unwrap();
     fs::write(folder.path().join("p.test.yaml"), &block.text).unwrap();
-    let report = policy::run_cases(&[PathBuf::from(".")], folder.path(), None);
+    let report = portcullis_policy_tools::run_cases(&[PathBuf::from(".")], folder.path(), None);
     if let Some(finding) = report.findings.first() {
         return Err(finding.to_string());
     }

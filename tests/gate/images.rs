@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use portcullis::container::Engine;
+use portcullis_runtime::container::Engine;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use portcullis::{
-    container::Engine,
     oci::{Client, Descriptor, Logins, Reference, Settings},
     seal::Seal,
 };
+use portcullis_runtime::container::Engine;
 use rcgen::KeyPair;
 use serde_json::{Value, json};
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use portcullis::{
     chain::{Chain, Decision, Link, Trail},
-    codec::Caps,
     config::Limits,
     plugin::Grants,
     refusal::Code,
@@ -59,7 +58,7 @@ async fn every_harm_is_a_fault_and_the_next_message_is_served() {
 
 #[tokio::test]
 async fn garbage_does_not_take_a_payloads_place() {
-    let caps = Caps::request(&Limits::default());
+    let caps = Limits::default().request_caps();
     let chain = Chain::new(vec![Link::strict(Arc::new(hostile()))], caps, caps);
     for (harm, told) in [
         ("garbage", "not JSON"),
@@ -214,7 +213,7 @@ impl Interceptor for Replacer {
 
 #[tokio::test]
 async fn one_that_asks_for_that_is_asked_once() {
-    let caps = Caps::request(&Limits::default());
+    let caps = Limits::default().request_caps();
     let counter = || load(&config("counter"), &settings()).expect("it loads");
     for (counter_first, told) in [(true, "before"), (false, "after")] {
         let counter = Link::strict(Arc::new(counter()));

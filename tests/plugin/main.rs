@@ -21,12 +21,14 @@ use std::{
 
 use portcullis::{
     chain::{Fault, Interceptor, Verdict},
-    config::EntrySettings,
     exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
-    interceptors::plugin::{Config, Plugin},
     names::{DecisionId, SessionId},
     plugin::{House, Surroundings, Unusable},
+};
+use portcullis_interceptors::{
+    EntrySettings,
+    plugin::{Config, Plugin},
 };
 use serde_json::{Value, json};
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use portcullis::upstream::process::LaunchSpec;
+use portcullis_runtime::process::LaunchSpec;
 
 use crate::{
     harness::{Run, finish, launch, probe_server, python, spec},

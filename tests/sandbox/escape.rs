@@ -8,7 +8,7 @@ mod table;
 
 use std::collections::BTreeMap;
 
-use portcullis::upstream::process::LaunchSpec;
+use portcullis_runtime::process::LaunchSpec;
 
 use crate::{
     harness::{mount, probe_server, run, spec},

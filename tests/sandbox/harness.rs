@@ -8,10 +8,10 @@ use std::{
     sync::OnceLock,
 };
 
-use portcullis::{
+use portcullis::vault::Secret;
+use portcullis_runtime::{
+    process::{Exit, LaunchFailure, LaunchSpec, Mount, Process},
     sandbox,
-    upstream::process::{Exit, LaunchFailure, LaunchSpec, Mount, Process},
-    vault::Secret,
 };
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

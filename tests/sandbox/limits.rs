@@ -41,7 +41,7 @@ async fn memory_hogs_end_alone_and_together() {
 // Seven times 20 MiB, where each process is asked for what it has.
 #[tokio::test]
 async fn what_processes_share_counts_once_in_a_control_group() {
-    if !portcullis::sandbox::facts(&Default::default(), &Default::default())
+    if !portcullis_runtime::sandbox::facts(&Default::default(), &Default::default())
         .iter()
         .any(|(name, how)| name == "memory" && how.contains("by a control group"))
     {

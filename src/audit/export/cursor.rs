@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::audit::{life::write_durably, proof::Hash};
+use crate::{life::write_durably, proof::Hash};
 
 /// The version of the file.
 const VERSION: u8 = 1;

@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use bytes::Bytes;
 
-use crate::audit::{
+use crate::{
     line::Line,
     proof::Hash,
     record::{Body, Entry, Record},

@@ -25,7 +25,7 @@ pub use target::{Illegal, Target};
 use std::sync::Arc;
 
 use super::Audit;
-use crate::names::ExportName;
+use portcullis_protocol::names::ExportName;
 
 impl Audit {
     /// Starts streams of this log's records.

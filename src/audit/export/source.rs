@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::stream::Source;
-use crate::audit::{
+use crate::{
     line::Line,
     store::{Shelf, View},
 };

@@ -16,7 +16,7 @@ use super::{
     cursor::{Cursor, Place},
     target::{Sink, Undelivered},
 };
-use crate::audit::{line::Line, proof::Hash};
+use crate::{line::Line, proof::Hash};
 
 /// The records of a log, as they become durable.
 pub(super) trait Source: Send + Sync + 'static {

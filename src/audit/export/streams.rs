@@ -18,11 +18,11 @@ use super::{
     stream::{Pace, Parts, Source, Stream, Wanted},
 };
 use crate::{
-    audit::Filter,
+    Filter,
     config::{self, Begin, Destination},
-    names::ExportName,
-    vault::{Secret, Source as SecretSource},
 };
+use portcullis_protocol::names::ExportName;
+use portcullis_vault::{Secret, SecretRef, Source as SecretSource};
 
 /// How long a stream that came to an end by a fault of ours waits before it begins again.
 const AFTER_FAULT: Duration = Duration::from_secs(10);
@@ -150,7 +150,7 @@ impl Settings {
     /// # Errors
     /// [`Illegal`], which names secrets by their references and repeats none.
     pub fn read(entry: &config::Export, base: &Path) -> Result<Self, Illegal> {
-        let resolve = |secret: &config::SecretRef| {
+        let resolve = |secret: &SecretRef| {
             let source = SecretSource::try_from(secret);
             source.and_then(|source| source.resolve()).map_err(|error| Illegal(error.to_string()))
         };

@@ -23,7 +23,7 @@ use super::{
     stream::{Pace, Parts, Source, Stream, Wanted},
     target::{Sink, Undelivered},
 };
-use crate::audit::{
+use crate::{
     line::{Line, LineHead, Seq},
     proof::Hash,
 };

@@ -73,7 +73,7 @@ fn failed<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> 
 }
 
 /// Whether the folder is a backup that was not finished.
-pub(in crate::audit) fn is_unfinished(dir: &Path) -> bool {
+pub(crate) fn is_unfinished(dir: &Path) -> bool {
     dir.join(UNFINISHED).exists()
 }
 

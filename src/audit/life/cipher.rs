@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use crate::vault::Secret;
+use portcullis_vault::Secret;
 
 const KEY: usize = 32;
 const ID: usize = 8;
@@ -28,16 +28,16 @@ const OVERHEAD: usize = ID + NONCE + TAG;
 
 /// A key of the operator, as it was made: 32 random bytes. Its memory is overwritten.
 #[derive(Clone)]
-pub(in crate::audit) struct Key(Zeroizing<[u8; KEY]>);
+pub(crate) struct Key(Zeroizing<[u8; KEY]>);
 
 /// Which key, without saying anything of it: 16 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(in crate::audit) struct KeyId([u8; ID]);
+pub(crate) struct KeyId([u8; ID]);
 
 /// Why something is not sealed or does not open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(in crate::audit) enum CipherFault {
+pub(crate) enum CipherFault {
     /// What the operator gave is no key.
     #[error(
         "a key of the audit log is 32 random bytes, as 64 hex digits or in base64: make one with \
@@ -67,7 +67,7 @@ pub(in crate::audit) enum CipherFault {
 
 impl Key {
     /// Reads a key. A passphrase is no key: it could be guessed by whoever has the files.
-    pub(in crate::audit) fn parse(secret: &Secret) -> Result<Self, CipherFault> {
+    pub(crate) fn parse(secret: &Secret) -> Result<Self, CipherFault> {
         let text = secret.expose().trim();
         let mut key = Zeroizing::new([0; KEY]);
         if hex::decode_to_slice(text, &mut *key).is_ok() {
@@ -120,7 +120,7 @@ impl From<KeyId> for String {
 
 /// Seals with one key and opens with several.
 #[derive(Clone)]
-pub(in crate::audit) struct Cipher {
+pub(crate) struct Cipher {
     current: (KeyId, XChaCha20Poly1305),
     old: Vec<(KeyId, XChaCha20Poly1305)>,
 }
@@ -133,7 +133,7 @@ impl fmt::Debug for Cipher {
 
 impl Cipher {
     /// The cipher of the store of this id: `key` seals, `old` keys open what they sealed before.
-    pub(in crate::audit) fn new(store: &str, key: &Key, old: &[Key]) -> Result<Self, CipherFault> {
+    pub(crate) fn new(store: &str, key: &Key, old: &[Key]) -> Result<Self, CipherFault> {
         let current = derive(store, key)?;
         let old = old.iter().map(|key| derive(store, key)).collect::<Result<Vec<_>, _>>()?;
         let mut seen = vec![current.0];
@@ -147,18 +147,18 @@ impl Cipher {
     }
 
     /// The key that seals.
-    pub(in crate::audit) fn id(&self) -> KeyId {
+    pub(crate) fn id(&self) -> KeyId {
         self.current.0
     }
 
     /// Whether it has this key.
-    pub(in crate::audit) fn has(&self, id: KeyId) -> bool {
+    pub(crate) fn has(&self, id: KeyId) -> bool {
         self.find(id).is_some()
     }
 
     /// Seals `plain`. To open it, `aad` must be shown again: what the bytes are and where they
     /// belong, so that none can stand in for others.
-    pub(in crate::audit) fn seal(&self, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, CipherFault> {
+    pub(crate) fn seal(&self, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, CipherFault> {
         let (id, cipher) = &self.current;
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(|_| CipherFault::Random)?;
@@ -173,7 +173,7 @@ impl Cipher {
     }
 
     /// What was sealed with this `aad`.
-    pub(in crate::audit) fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>, CipherFault> {
+    pub(crate) fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>, CipherFault> {
         let id = Self::needs(sealed).ok_or(CipherFault::Short)?;
         let (nonce, text) = sealed[ID..].split_first_chunk::<NONCE>().ok_or(CipherFault::Short)?;
         self.find(id)
@@ -183,7 +183,7 @@ impl Cipher {
     }
 
     /// The key that sealed these bytes; `None` where they are too short to be sealed ones.
-    pub(in crate::audit) fn needs(sealed: &[u8]) -> Option<KeyId> {
+    pub(crate) fn needs(sealed: &[u8]) -> Option<KeyId> {
         sealed.first_chunk().filter(|_| sealed.len() >= OVERHEAD).map(|id| KeyId(*id))
     }
 

@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::audit::record::{Happening, Kind};
+use crate::record::{Happening, Kind};
 
 /// How often it is tried whether the store takes records again.
-pub(in crate::audit) const PROBE: Duration = Duration::from_secs(1);
+pub(crate) const PROBE: Duration = Duration::from_secs(1);
 /// How often it is said that records are missed.
 const REMIND: Duration = Duration::from_secs(10);
 
@@ -76,7 +76,7 @@ impl From<Missed> for Happening {
 
 /// What is missed now, and all that was since the log was opened.
 #[derive(Debug, Default)]
-pub(in crate::audit) struct Gap {
+pub(crate) struct Gap {
     /// Whether calls go on.
     pass: bool,
     state: Mutex<State>,
@@ -91,13 +91,13 @@ struct State {
 
 impl Gap {
     /// Nothing is missed yet. `pass` says whether calls go on where something is.
-    pub(in crate::audit) fn new(pass: bool) -> Self {
+    pub(crate) fn new(pass: bool) -> Self {
         Self { pass, state: Mutex::default() }
     }
 
     /// The store did not take a record of this kind, or was not asked, because it does not work.
     /// Whether that begins a gap: then somebody has to [probe](PROBE) the store until it ends.
-    pub(in crate::audit) fn miss(&self, kind: Kind, why: &dyn std::fmt::Display) -> bool {
+    pub(crate) fn miss(&self, kind: Kind, why: &dyn std::fmt::Display) -> bool {
         let mut state = self.state.lock();
         let now = Timestamp::now();
         let begins = state.open.is_none();
@@ -121,18 +121,18 @@ impl Gap {
     }
 
     /// What is missed, while the store takes no records.
-    pub(in crate::audit) fn open(&self) -> Option<Missed> {
+    pub(crate) fn open(&self) -> Option<Missed> {
         self.state.lock().open
     }
 
     /// How many records were missed since the log was opened.
-    pub(in crate::audit) fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.state.lock().total
     }
 
     /// The log tells of these now. Returns whether that is all: more may have been missed while
     /// it was written, and are told of by another record.
-    pub(in crate::audit) fn told(&self, told: &Missed) -> bool {
+    pub(crate) fn told(&self, told: &Missed) -> bool {
         let mut state = self.state.lock();
         let rest = state.open.map(|open| open.less(told)).filter(|rest| rest.count() > 0);
         state.open = rest.map(|rest| Missed { since: told.until, ..rest });

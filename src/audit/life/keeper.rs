@@ -16,7 +16,7 @@ use super::{
     backup::{self, Backup, BackupFault},
     retention::{self, Candidate, Limits, Why},
 };
-use crate::audit::{
+use crate::{
     Audit, Unavailable,
     record::Happening,
     store::{Fault, Lock, SegmentInfo},
@@ -226,7 +226,7 @@ fn remove(path: &Path) -> Result<(), PruneFault> {
 }
 
 /// Removes what a dropping left that was interrupted.
-pub(in crate::audit) fn sweep(dir: &Path) -> io::Result<()> {
+pub(crate) fn sweep(dir: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(dir.join("segments")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,

@@ -1,10 +1,9 @@
 //! The operator's keys, fetched where the config says that they are.
 
 use super::{Cipher, CipherFault, Key, Manifest};
-use crate::{
-    config::{Encryption, SecretRef},
-    vault::{Source, Unresolved},
-};
+use crate::config::Encryption;
+use portcullis_vault::SecretRef;
+use portcullis_vault::{Source, Unresolved};
 
 /// The keys of an audit log: one for new records, and those of old ones.
 #[derive(Debug, Clone)]
@@ -49,7 +48,7 @@ impl Keys {
     }
 
     /// The cipher of one store.
-    pub(in crate::audit) fn cipher(&self, manifest: &Manifest) -> Result<Cipher, CipherFault> {
+    pub(crate) fn cipher(&self, manifest: &Manifest) -> Result<Cipher, CipherFault> {
         Cipher::new(&manifest.id, &self.current, &self.old)
     }
 }

@@ -11,17 +11,17 @@ use serde::{Deserialize, Serialize};
 use super::{Cipher, KeyId, write_durably};
 
 /// The name of the file in the store's folder.
-pub(in crate::audit) const FILE: &str = "store.json";
+pub(crate) const FILE: &str = "store.json";
 /// The format that this version writes, and the only one that it reads. Since format 2, checkpoints
 /// name the files beside the records.
-pub(in crate::audit) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 2;
 /// Bytes that the file may have; no honest one comes near.
 const LARGEST: u64 = 1 << 20;
 
 /// What a store says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::audit) struct Manifest {
+pub(crate) struct Manifest {
     /// The version of the files' format.
     pub format: u32,
     /// The store, for ever: 32 hex digits, made at random.
@@ -36,7 +36,7 @@ pub(in crate::audit) struct Manifest {
 /// From when on a key was used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::audit) struct KeyUse {
+pub(crate) struct KeyUse {
     /// The key.
     pub id: KeyId,
     /// The first record that was written with it; records before it take other keys, or none.
@@ -45,7 +45,7 @@ pub(in crate::audit) struct KeyUse {
 
 /// Why a store is not opened.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::audit) enum ManifestFault {
+pub(crate) enum ManifestFault {
     #[error("`{}`: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("`{}` is damaged ({why}): restore it from a backup", path.display())]
@@ -78,7 +78,7 @@ struct Versioned {
 
 impl Manifest {
     /// Reads the manifest of the store in `dir`. `None` where there is none.
-    pub(in crate::audit) fn read(dir: &Path) -> Result<Option<Self>, ManifestFault> {
+    pub(crate) fn read(dir: &Path) -> Result<Option<Self>, ManifestFault> {
         let path = dir.join(FILE);
         let io = |source| ManifestFault::Io { path: path.clone(), source };
         let size = match fs::metadata(&path) {
@@ -107,7 +107,7 @@ impl Manifest {
     }
 
     /// Reads the manifest, or makes it for a store that is new.
-    pub(in crate::audit) fn open(dir: &Path) -> Result<Self, ManifestFault> {
+    pub(crate) fn open(dir: &Path) -> Result<Self, ManifestFault> {
         if let Some(manifest) = Self::read(dir)? {
             return Ok(manifest);
         }
@@ -128,11 +128,7 @@ impl Manifest {
     }
 
     /// Whether these keys are enough to read the records from `first` on.
-    pub(in crate::audit) fn admit(
-        &self,
-        cipher: Option<&Cipher>,
-        first: u64,
-    ) -> Result<(), ManifestFault> {
+    pub(crate) fn admit(&self, cipher: Option<&Cipher>, first: u64) -> Result<(), ManifestFault> {
         let next = self.keys.iter().skip(1).map(|key| Some(key.since)).chain([None]);
         for (KeyUse { id, .. }, until) in self.keys.iter().zip(next) {
             // One whose records are all gone is no longer missed.
@@ -146,7 +142,7 @@ impl Manifest {
 
     /// Notes that records from `since` on are encrypted with this key. Durable when it returns,
     /// so that no record is without the name of its key. Returns the key if that is news.
-    pub(in crate::audit) fn uses(
+    pub(crate) fn uses(
         &mut self,
         dir: &Path,
         id: KeyId,
@@ -184,7 +180,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::{audit::life::Key, vault::Secret};
+    use crate::life::Key;
+    use portcullis_vault::Secret;
 
     fn cipher(store: &str, current: u8, old: &[u8]) -> Cipher {
         let key = |byte: &u8| Key::parse(&Secret::new(hex::encode([*byte; 32]))).unwrap();

@@ -10,7 +10,7 @@ use std::{
 const DEPTH: usize = 4;
 
 /// A file of the store in `dir` that others than its owner can write to, and its mode.
-pub(in crate::audit) fn open_to_others(dir: &Path) -> io::Result<Option<(PathBuf, u32)>> {
+pub(crate) fn open_to_others(dir: &Path) -> io::Result<Option<(PathBuf, u32)>> {
     let mode = fs::metadata(dir)?.permissions().mode() & 0o7777;
     if mode & 0o022 != 0 {
         return Ok(Some((dir.to_owned(), mode)));

@@ -19,7 +19,7 @@ use std::{
 
 use tokio::sync::{broadcast, mpsc};
 
-use crate::audit::{
+use crate::{
     digest::DigestKey,
     life::{self, Gap, Keys, Missed, PROBE},
     line::Line,
@@ -29,7 +29,7 @@ use crate::audit::{
     store::{Fault, Job, Lock, SegmentInfo, Settings, Shelf, Writer, private_dir},
     unavailable::Unavailable,
 };
-use crate::names::DecisionId;
+use portcullis_protocol::names::DecisionId;
 
 use open::{broken, identify, lock, open_shelf, unfit};
 pub use options::{Clock, Options, Scrub};
@@ -301,22 +301,22 @@ impl Audit {
     }
 
     /// The folder of the store.
-    pub(in crate::audit) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.inner.dir
     }
 
     /// Held while files of the store are copied or dropped.
-    pub(in crate::audit) fn keeping(&self) -> &tokio::sync::Mutex<()> {
+    pub(crate) fn keeping(&self) -> &tokio::sync::Mutex<()> {
         &self.inner.keeping
     }
 
     /// Held while the log is verified.
-    pub(in crate::audit) fn verifying(&self) -> &Arc<tokio::sync::Mutex<()>> {
+    pub(crate) fn verifying(&self) -> &Arc<tokio::sync::Mutex<()>> {
         &self.inner.verifying
     }
 
     /// The state folder, and the keys that records are encrypted with.
-    pub(in crate::audit) fn verified_with(&self) -> (Option<PathBuf>, Option<Keys>) {
+    pub(crate) fn verified_with(&self) -> (Option<PathBuf>, Option<Keys>) {
         let Options { checkpoints, keys, .. } = &self.inner.options;
         (checkpoints.state.clone(), keys.clone())
     }
@@ -367,7 +367,7 @@ impl Audit {
 
     /// Keeps of a closed segment what proofs need, signed and durable, so that its folder can be
     /// removed. Blocks.
-    pub(in crate::audit) fn keep_proof(&self, segment: &SegmentInfo) -> Result<(), Fault> {
+    pub(crate) fn keep_proof(&self, segment: &SegmentInfo) -> Result<(), Fault> {
         let Inner { dir, checkpointer, prover, .. } = &*self.inner;
         match checkpointer {
             Some(checkpointer) if checkpointer.is_forked() => Err(Fault::Damaged(
@@ -483,7 +483,9 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::{Ruling, tests::exchange};
+    use portcullis_test_support::exchange;
+
+    use crate::Ruling;
 
     /// A log whose queue nobody but the test empties.
     fn stalled(dir: &Path, deadline: Duration) -> (Audit, mpsc::Receiver<Job>) {

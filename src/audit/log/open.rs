@@ -3,7 +3,7 @@
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
-use crate::audit::{
+use crate::{
     digest::DigestKey,
     life::{self, Cipher, Keys, Manifest, ManifestFault},
     proof::{self, GoesOn},

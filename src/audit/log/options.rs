@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use crate::audit::{life::Keys, proof};
+use crate::{life::Keys, proof};
 
 const DAY: Duration = Duration::from_secs(86_400);
 

@@ -4,16 +4,14 @@ use std::{fmt, ops::Deref, path::Path, sync::Arc, time::Duration};
 
 use super::open::{broken, identify, lock};
 use crate::{
-    audit::{
-        digest::DigestKey,
-        life::Keys,
-        proof::{Proof, ProveFault, Prover},
-        query::Archive,
-        store::{Lock, Mode, Opening, Shelf, Trust},
-        unavailable::Unavailable,
-    },
-    names::DecisionId,
+    digest::DigestKey,
+    life::Keys,
+    proof::{Proof, ProveFault, Prover},
+    query::Archive,
+    store::{Lock, Mode, Opening, Shelf, Trust},
+    unavailable::Unavailable,
 };
+use portcullis_protocol::names::DecisionId;
 
 /// A store that is opened to be read, while no proxy runs.
 pub struct Reader {
@@ -50,7 +48,7 @@ impl Reader {
         &self.id
     }
 
-    pub(in crate::audit) fn shelf(&self) -> &Arc<Shelf> {
+    pub(crate) fn shelf(&self) -> &Arc<Shelf> {
         &self.shelf
     }
 

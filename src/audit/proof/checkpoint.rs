@@ -33,7 +33,7 @@ use super::{
 
 /// When there is a next checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::audit) struct Pace {
+pub(crate) struct Pace {
     /// After this many records.
     pub records: u64,
     /// This long after a record that no checkpoint has.
@@ -42,7 +42,7 @@ pub(in crate::audit) struct Pace {
 
 /// What a checkpoint says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::audit) struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// Which store.
     pub origin: String,
     /// Records in the tree.
@@ -65,7 +65,7 @@ pub(in crate::audit) struct Checkpoint {
 
 /// A checkpoint and its note.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::audit) struct Signed {
+pub(crate) struct Signed {
     pub checkpoint: Checkpoint,
     /// The whole note, as it was signed.
     pub note: String,
@@ -75,7 +75,7 @@ pub(in crate::audit) struct Signed {
 
 /// Why a note is no checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(in crate::audit) enum NoCheckpoint {
+pub(crate) enum NoCheckpoint {
     #[error("it is no checkpoint of an audit log")]
     Malformed,
     #[error("another key has signed it")]

@@ -25,7 +25,7 @@ use super::{
     verify::NEWEST,
     witness::{self, Witness},
 };
-use crate::audit::{life::write_durably, store::Head};
+use crate::{life::write_durably, store::Head};
 
 /// How often the log is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -94,7 +94,7 @@ pub enum CheckpointFault {
 struct Order(oneshot::Sender<Result<(), CheckpointFault>>);
 
 /// Makes checkpoints until it is dropped, and a last one then.
-pub(in crate::audit) struct Checkpointer {
+pub(crate) struct Checkpointer {
     orders: Option<mpsc::Sender<Order>>,
     thread: Option<JoinHandle<()>>,
     signer: Arc<Signer>,
@@ -129,7 +129,8 @@ impl Checkpointer {
         let signer = Arc::new(Signer::open(state, store)?);
         let verifier = signer.verifier();
         let keep = |to: &Path| {
-            verifier.keep(to).map_err(|source| KeyFault::Io { path: to.to_owned(), source })
+            crate::proof::key::keep_verifier(to, verifier)
+                .map_err(|source| KeyFault::Io { path: to.to_owned(), source })
         };
         keep(state)?;
         keep(dir)?;
@@ -345,7 +346,8 @@ impl Maker {
     }
 
     fn keys(&self) -> Vec<Verifier> {
-        Verifier::read(&self.state).unwrap_or_else(|_| vec![self.signer.verifier().clone()])
+        crate::proof::key::read_verifiers(&self.state)
+            .unwrap_or_else(|_| vec![self.signer.verifier().clone()])
     }
 
     /// Where the state folder knows of a checkpoint that the store does not have, says so loudly

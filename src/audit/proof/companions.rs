@@ -10,14 +10,14 @@ use super::{
     Hash, key,
     verify::{Finding, What},
 };
-use crate::audit::{
+use crate::{
     digest::DigestKey,
     life::{Cipher, MANIFEST},
 };
 
 /// The fingerprints of these files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::audit) struct Companions {
+pub(crate) struct Companions {
     /// Of the key in `digest.key`, which may be encrypted there: [`DigestKey::fingerprint`].
     pub digest_key: Hash,
     /// SHA-256 of `store.json`.

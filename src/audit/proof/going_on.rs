@@ -11,14 +11,14 @@ use super::{
     ledger::Ledger,
     verify::NEWEST,
 };
-use crate::audit::store::{Fault, Shelf, View};
+use crate::store::{Fault, Shelf, View};
 
 /// Records that are read at once.
 const CHUNK: u64 = 4096;
 
 /// How the log stands to the newest checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::audit) enum GoesOn {
+pub(crate) enum GoesOn {
     /// It has all that was signed, and what it has since is what the records say.
     Yes,
     /// It ends before what was signed.
@@ -28,7 +28,7 @@ pub(in crate::audit) enum GoesOn {
 }
 
 /// Holds the log against the newest checkpoint of the store in `dir`, or else of the state folder.
-pub(in crate::audit) fn goes_on(
+pub(crate) fn goes_on(
     dir: &Path,
     keys: &[Verifier],
     state: &Path,
@@ -78,13 +78,16 @@ pub(in crate::audit) fn goes_on(
 }
 
 /// The verifier keys of the state folder, or else of the store.
-pub(in crate::audit) fn known_keys(state: &Path, dir: &Path) -> Vec<Verifier> {
-    let own = || Verifier::read(dir).unwrap_or_default();
-    Verifier::read(state).ok().filter(|keys| !keys.is_empty()).unwrap_or_else(own)
+pub(crate) fn known_keys(state: &Path, dir: &Path) -> Vec<Verifier> {
+    let own = || crate::proof::key::read_verifiers(dir).unwrap_or_default();
+    crate::proof::key::read_verifiers(state)
+        .ok()
+        .filter(|keys| !keys.is_empty())
+        .unwrap_or_else(own)
 }
 
 /// The fingerprint of the key for digests that the newest checkpoint of the store in `dir` names.
-pub(in crate::audit) fn signed_digest_key(dir: &Path, state: &Path) -> Option<Hash> {
+pub(crate) fn signed_digest_key(dir: &Path, state: &Path) -> Option<Hash> {
     // `goes_on` reports checkpoints that can't be read.
     let newest = newest(dir, &known_keys(state, dir), state).ok().flatten();
     newest.map(|checkpoint| checkpoint.companions.digest_key)

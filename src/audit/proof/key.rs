@@ -11,12 +11,12 @@ use std::{
 
 use signed_note::NoteError;
 
-pub(super) use crate::signing::NotSigned;
-pub use crate::signing::{IllegalVerifier, Verifier};
-use crate::{
-    audit::life::write_durably,
-    keyfile,
-    signing::{self, IllegalName},
+use crate::life::write_durably;
+pub(super) use portcullis_foundation::note_key::NotSigned;
+pub use portcullis_foundation::note_key::{IllegalVerifier, Verifier};
+use portcullis_foundation::{
+    key_file,
+    note_key::{self, IllegalName},
 };
 
 /// The file of the signing key, in the state folder.
@@ -25,7 +25,7 @@ const FILE: &str = "audit-signing.key";
 pub(super) const VERIFIER: &str = "audit-verifier";
 
 /// What the checkpoints of a store call themselves and their key.
-pub(in crate::audit) fn origin(store: &str) -> String {
+pub(crate) fn origin(store: &str) -> String {
     format!("portcullis/{store}")
 }
 
@@ -51,38 +51,38 @@ pub enum KeyFault {
     Name(#[from] IllegalName),
 }
 
-impl From<keyfile::Fault> for KeyFault {
-    fn from(fault: keyfile::Fault) -> Self {
+impl From<key_file::Fault> for KeyFault {
+    fn from(fault: key_file::Fault) -> Self {
         match fault {
-            keyfile::Fault::Io { path, source } => Self::Io { path, source },
-            keyfile::Fault::Open(path) => Self::Open(path),
-            keyfile::Fault::Damaged(path) => Self::Damaged(path),
-            keyfile::Fault::Random(error) => Self::Random(error),
+            key_file::Fault::Io { path, source } => Self::Io { path, source },
+            key_file::Fault::Open(path) => Self::Open(path),
+            key_file::Fault::Damaged(path) => Self::Damaged(path),
+            key_file::Fault::Random(error) => Self::Random(error),
         }
     }
 }
 
 /// Signs notes in the name of one store.
 #[derive(Debug)]
-pub(in crate::audit) struct Signer(signing::Signer);
+pub(crate) struct Signer(note_key::Signer);
 
 impl Signer {
     /// The key in the state folder, made where there is none, for the store of that id.
     ///
     /// # Errors
     /// Where the key can't be read, made or trusted.
-    pub(in crate::audit) fn open(state: &Path, store: &str) -> Result<Self, KeyFault> {
-        let seed = keyfile::load(state, FILE)?;
-        Ok(Self(signing::Signer::of(&origin(store), &seed)?))
+    pub(crate) fn open(state: &Path, store: &str) -> Result<Self, KeyFault> {
+        let seed = key_file::load(state, FILE)?;
+        Ok(Self(note_key::Signer::of(&origin(store), &seed)?))
     }
 
     /// The name of the key and the first line of its checkpoints.
-    pub(in crate::audit) fn origin(&self) -> &str {
+    pub(crate) fn origin(&self) -> &str {
         self.0.verifier().name()
     }
 
     /// What its signatures are checked with.
-    pub(in crate::audit) fn verifier(&self) -> &Verifier {
+    pub(crate) fn verifier(&self) -> &Verifier {
         self.0.verifier()
     }
 
@@ -93,34 +93,32 @@ impl Signer {
 
     /// A key for tests.
     #[cfg(test)]
-    pub(in crate::audit) fn for_tests(store: &str, seed: u8) -> Self {
-        Self(signing::Signer::of(&origin(store), &[seed; 32]).unwrap())
+    pub(crate) fn for_tests(store: &str, seed: u8) -> Self {
+        Self(note_key::Signer::of(&origin(store), &[seed; 32]).unwrap())
     }
 }
 
-impl Verifier {
-    /// The verifier keys that a folder has, one a line, the newest last.
-    ///
-    /// # Errors
-    /// Where it can't be read, or is no key.
-    pub fn read(dir: &Path) -> io::Result<Vec<Self>> {
-        match fs::read_to_string(dir.join(VERIFIER)) {
-            Ok(text) => text.lines().map(|line| line.parse().map_err(io::Error::other)).collect(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
+/// The verifier keys that a folder has, one a line, the newest last.
+///
+/// # Errors
+/// Where it can't be read, or is not a list of keys.
+pub fn read_verifiers(dir: &Path) -> io::Result<Vec<Verifier>> {
+    match fs::read_to_string(dir.join(VERIFIER)) {
+        Ok(text) => text.lines().map(|line| line.parse().map_err(io::Error::other)).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
+}
 
-    /// Adds the key to those that a folder has.
-    pub(super) fn keep(&self, dir: &Path) -> io::Result<()> {
-        let mut keys = Self::read(dir)?;
-        if keys.contains(self) {
-            return Ok(());
-        }
-        keys.push(self.clone());
-        let text: String = keys.iter().map(|key| format!("{key}\n")).collect();
-        write_durably(dir, VERIFIER, text.as_bytes())
+/// Adds a verifier key to those that a folder has.
+pub(super) fn keep_verifier(dir: &Path, key: &Verifier) -> io::Result<()> {
+    let mut keys = read_verifiers(dir)?;
+    if keys.contains(key) {
+        return Ok(());
     }
+    keys.push(key.clone());
+    let text: String = keys.iter().map(|key| format!("{key}\n")).collect();
+    write_durably(dir, VERIFIER, text.as_bytes())
 }
 
 #[cfg(test)]

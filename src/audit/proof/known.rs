@@ -10,7 +10,7 @@ use super::{
     tree::TILE_LEVEL,
     verify::{closed, dropped, segments},
 };
-use crate::audit::store::{Block, Fault, Head, View};
+use crate::store::{Block, Fault, Head, View};
 
 /// The part of the tree from one place to another, and the roots of what is left of it.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub(super) struct Known {
 }
 
 /// What the signed proofs of dropped segments say of the log before the record `first`.
-pub(in crate::audit) fn dropped_before(dir: &Path, keys: &[Verifier], first: u64) -> Option<Head> {
+pub(crate) fn dropped_before(dir: &Path, keys: &[Verifier], first: u64) -> Option<Head> {
     let mut known = Known::default();
     known.stubs(dir, keys, first).ok()?;
     let last = dropped(dir).ok()?.into_iter().rfind(|begin| *begin < first)?;

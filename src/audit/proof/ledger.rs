@@ -107,7 +107,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::audit::proof::{
+    use crate::proof::{
         Companions, Hash, Signer,
         checkpoint::{Checkpoint, Pace},
     };

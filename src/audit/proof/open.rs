@@ -6,7 +6,7 @@ use super::{
     Verifier,
     verify::{self, Fault, Finding, Report, Request, Since},
 };
-use crate::audit::{Audit, Reader, store::Shelf};
+use crate::{Audit, Reader, store::Shelf};
 
 /// What is to be verified of a log that is open.
 #[derive(Debug, Clone, Default)]

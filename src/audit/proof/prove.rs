@@ -13,7 +13,7 @@ use super::{
     notes,
     verify::{CHECKPOINTS, closed},
 };
-use crate::audit::{
+use crate::{
     line::{Line, LineHead},
     store::{Fault, SegmentInfo, View},
 };
@@ -173,7 +173,7 @@ fn damaged(error: tlog_tiles::Error) -> Fault {
 }
 
 /// Proves that these records are in the log. `None` where no checkpoint has all of them yet.
-pub(in crate::audit) fn include(
+pub(crate) fn include(
     dir: &Path,
     keys: &[Verifier],
     view: &View,
@@ -207,7 +207,7 @@ pub(in crate::audit) fn include(
 
 /// Proves that the log at the checkpoint of `from` records is the beginning of that of `to`.
 /// `Err(Ok(size))` where there is no such checkpoint.
-pub(in crate::audit) fn consist(
+pub(crate) fn consist(
     dir: &Path,
     keys: &[Verifier],
     view: &View,
@@ -228,7 +228,7 @@ pub(in crate::audit) fn consist(
 }
 
 /// Keeps of a closed segment what proofs need, durably, so that its folder can be removed.
-pub(in crate::audit) fn keep(
+pub(crate) fn keep(
     dir: &Path,
     signer: &Signer,
     view: &View,

@@ -9,12 +9,10 @@ use super::{
     prove::{consist, include, keep},
 };
 use crate::{
-    audit::{
-        query::Archive,
-        store::{Fault, SegmentInfo, Shelf},
-    },
-    names::DecisionId,
+    query::Archive,
+    store::{Fault, SegmentInfo, Shelf},
 };
+use portcullis_protocol::names::DecisionId;
 
 /// Why there is no proof.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +37,7 @@ impl From<Fault> for ProveFault {
 
 /// Makes proofs from the store.
 #[derive(Clone)]
-pub(in crate::audit) struct Prover {
+pub(crate) struct Prover {
     shelf: Arc<Shelf>,
     archive: Archive,
 }
@@ -52,7 +50,7 @@ impl Prover {
     /// The store's own verifier keys: whoever checks a proof brings a key of their own.
     fn keys(&self) -> Result<Vec<Verifier>, ProveFault> {
         let dir = self.shelf.dir();
-        Verifier::read(dir).map_err(|error| {
+        crate::proof::key::read_verifiers(dir).map_err(|error| {
             ProveFault::Store(format!("the verifier key in {}: {error}", dir.display()))
         })
     }

@@ -31,11 +31,11 @@ use super::{
     Hash, TILE,
     key::{Signer, Verifier},
 };
-use crate::audit::life::write_durably;
+use crate::life::write_durably;
 
 /// A part of a segment's tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::audit) enum Part {
+pub(crate) enum Part {
     /// The root of a whole tile.
     Tile(Hash),
     /// A record.
@@ -53,7 +53,7 @@ impl Part {
 
 /// What is kept of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::audit) struct Stub {
+pub(crate) struct Stub {
     /// `seq` of its first record.
     pub first: u64,
     /// `seq` after its last record.
@@ -70,7 +70,7 @@ pub(in crate::audit) struct Stub {
 
 /// Why a file is not what retention kept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(in crate::audit) enum NoStub {
+pub(crate) enum NoStub {
     #[error("it is not what was kept of a segment")]
     Malformed,
     #[error("it was not signed by this store's key: the segment was not dropped by retention")]
@@ -193,7 +193,7 @@ impl Stub {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::proof::Frontier;
+    use crate::proof::Frontier;
 
     fn stub() -> Stub {
         let tile = |at: u64| Part::Tile(tile(at));

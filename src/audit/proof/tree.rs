@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Hash;
 
 /// Records of a tile: the part of the tree that is kept as one hash when its records are gone.
-pub(in crate::audit) const TILE: u64 = 1 << TILE_LEVEL;
+pub(crate) const TILE: u64 = 1 << TILE_LEVEL;
 /// How many levels of the tree a tile has.
 pub(super) const TILE_LEVEL: u32 = 8;
 
@@ -13,7 +13,7 @@ pub(super) const TILE_LEVEL: u32 = 8;
 /// the perfect trees that it is made of, largest first. At most 64 hashes, so clones are cheap.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Parts")]
-pub(in crate::audit) struct Frontier {
+pub(crate) struct Frontier {
     size: u64,
     /// One for each bit that is set in `size`.
     peaks: Vec<Hash>,
@@ -44,7 +44,7 @@ impl TryFrom<Parts> for Frontier {
 /// A tile was to be added where none can begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a tile of {TILE} records cannot begin at record {0}")]
-pub(in crate::audit) struct Unaligned(u64);
+pub(crate) struct Unaligned(u64);
 
 impl std::fmt::Debug for Frontier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -55,7 +55,7 @@ impl std::fmt::Debug for Frontier {
 impl Frontier {
     /// The tree over whole tiles, given by their roots, and the records after them, given by their
     /// hashes.
-    pub(in crate::audit) fn of_tiles(
+    pub(crate) fn of_tiles(
         tiles: impl IntoIterator<Item = Hash>,
         rest: impl IntoIterator<Item = Hash>,
     ) -> Self {
@@ -68,7 +68,7 @@ impl Frontier {
     }
 
     /// Adds a record by its hash.
-    pub(in crate::audit) fn append(&mut self, leaf: Hash) {
+    pub(crate) fn append(&mut self, leaf: Hash) {
         self.push(0, leaf);
     }
 
@@ -76,7 +76,7 @@ impl Frontier {
     ///
     /// # Errors
     /// Where the records so far do not fill their tiles.
-    pub(in crate::audit) fn append_tile(&mut self, root: Hash) -> Result<(), Unaligned> {
+    pub(crate) fn append_tile(&mut self, root: Hash) -> Result<(), Unaligned> {
         if !self.size.is_multiple_of(TILE) {
             return Err(Unaligned(self.size));
         }
@@ -86,7 +86,7 @@ impl Frontier {
 
     /// Takes the places up to the record `size`, whose hashes nobody has: zeros stand there. As many
     /// steps as a number has digits, since a damaged file may name any size.
-    pub(in crate::audit) fn pad(&mut self, size: u64) {
+    pub(crate) fn pad(&mut self, size: u64) {
         let mut zeros = vec![Hash::ZERO];
         while self.size < size {
             // The largest tree that may begin here and does not go too far.
@@ -124,12 +124,12 @@ impl Frontier {
     }
 
     /// Records in the tree.
-    pub(in crate::audit) fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
     /// The Merkle tree hash.
-    pub(in crate::audit) fn root(&self) -> Hash {
+    pub(crate) fn root(&self) -> Hash {
         let mut peaks = self.peaks.iter().rev();
         match peaks.next() {
             Some(&last) => peaks.fold(last, |right, left| Hash::node(left, &right)),

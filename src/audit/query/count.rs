@@ -12,7 +12,7 @@ use super::{
     values::holds,
     walk::{Walk, beyond},
 };
-use crate::audit::{
+use crate::{
     line::Seq,
     record::Kind,
     store::{Bits, Block, Fault, View},

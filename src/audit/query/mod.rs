@@ -37,7 +37,7 @@ use super::{
     store::{Shelf, View},
     unavailable::Unavailable,
 };
-use crate::names::DecisionId;
+use portcullis_protocol::names::DecisionId;
 
 /// Records of a page unless the query says otherwise.
 pub const PAGE: usize = 50;

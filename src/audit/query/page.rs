@@ -12,13 +12,11 @@ use super::{
     walk::{Walk, beyond},
 };
 use crate::{
-    audit::{
-        line::Line,
-        record::{Entry, Kind},
-        store::{BLOCK, Bits, Block, Fault, Field, View, kind},
-    },
-    names::DecisionId,
+    line::Line,
+    record::{Entry, Kind},
+    store::{BLOCK, Bits, Block, Fault, Field, View, kind},
 };
+use portcullis_protocol::names::DecisionId;
 
 /// Records that are read at once: fewer than a frame holds, so that a short page reads little.
 const CHUNK: usize = 64;

@@ -10,7 +10,7 @@ use super::{
     tally::Counts,
     values::{self, LOCAL},
 };
-use crate::audit::{
+use crate::{
     record::Kind,
     store::{Bits, Block, Fault, Field, kind},
 };

@@ -11,7 +11,7 @@ use super::{
     values::holds,
     walk::{Walk, beyond},
 };
-use crate::audit::{
+use crate::{
     line::Seq,
     record::{Decision, Entry, Kind},
     store::{Bits, Block, Facts, Fault, Field, View, decision},

@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use crate::audit::{
+use crate::{
     record::{Decision, Kind},
     store::{
         decision,
@@ -321,7 +321,7 @@ impl Tally {
     }
 
     /// Counts a record.
-    pub(in crate::audit) fn add(&mut self, recorded: Timestamp, facts: &Facts) {
+    pub(crate) fn add(&mut self, recorded: Timestamp, facts: &Facts) {
         let first = |wanted| facts.term(wanted);
         let decided = first(Field::Decision);
         let refused = decided == Some(decision(Decision::Refused));

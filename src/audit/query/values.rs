@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::filter::{Column, Compare, Expr, Filter, Test, Type};
-use crate::audit::{
+use crate::{
     record::{AdminAction, Direction, Entry, Happening, Kept, Record, Transport},
     store::{decision, kind},
 };

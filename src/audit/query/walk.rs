@@ -10,7 +10,7 @@ use super::{
     filter::Filter,
     values::{places, window},
 };
-use crate::audit::{
+use crate::{
     line::Seq,
     store::{BLOCK, Block, View},
 };

@@ -1,5 +1,6 @@
 //! What an event is about, and the texts in it that others chose.
 
+use super::Left;
 use super::{
     AdminAction, By, ByHand, Dropped, Egress, Happening, ImageLockFailed, ImageLocked,
     ImagePullFailed, ImagePulled, ImagePulling, ImageResolved, LaunchRefused, Launched, Launching,
@@ -7,7 +8,6 @@ use super::{
     SummarizedRefusals, Who,
     v1::{Decision, Rule},
 };
-use crate::upstream::Left;
 
 impl Happening {
     /// The value of `event`.

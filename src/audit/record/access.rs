@@ -6,7 +6,7 @@ use super::{
     Asked, Happening, RefusalGroup,
     v1::{Call, Decision, Grounds, Kept, Kind, Record, Refusal, Rule, Target, Timing},
 };
-use crate::names::DecisionId;
+use portcullis_protocol::names::DecisionId;
 
 impl Grounds {
     /// The rules that decided: not those that permitted what was refused, or failed, for another

@@ -10,10 +10,9 @@ use super::{
     bounds::{LABEL, bare_uri, bound},
     build::{LABELS, Ruling},
 };
-use crate::{
-    exchange::{Exchange, Target},
-    policy::{self, Claims},
-};
+use portcullis_protocol::arguments;
+use portcullis_protocol::claims::Claims;
+use portcullis_protocol::exchange::{Exchange, Target};
 
 /// What policies were shown beside the rest of the record.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -81,7 +80,7 @@ impl Asked {
         };
         let request = &exchange.request;
         let lacks = [
-            (!policy::are_showable(request.value(), request.raw()), Lack::Arguments),
+            (!arguments::are_showable(request.value(), request.raw()), Lack::Arguments),
             (exchange.principal.groups.len() > groups, Lack::Groups),
             (labels.len() > LABELS, Lack::Labels),
             (cut_uri, Lack::Target),

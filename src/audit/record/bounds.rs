@@ -18,7 +18,7 @@ const MARGIN: usize = 64 << 10;
 impl Record {
     /// Passes every text that a client, a server or a fault chose through `scrub`, and only then
     /// clips it: of a secret that a cut went through, the first part would be kept.
-    pub(in crate::audit) fn settle(&mut self, scrub: Option<&dyn Fn(&mut String)>) {
+    pub(crate) fn settle(&mut self, scrub: Option<&dyn Fn(&mut String)>) {
         let change = |text: &mut String, most| {
             // The constructors cut here, at the latest three bytes before for a whole character.
             let cut = text.len() + 3 >= most + MARGIN;
@@ -92,7 +92,7 @@ impl Record {
 }
 
 /// The URI without user, query, fragment and inline data.
-pub(crate) fn bare_uri(uri: &str) -> String {
+pub fn bare_uri(uri: &str) -> String {
     let end = if uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:")) {
         uri.find(',')
     } else {
@@ -111,6 +111,11 @@ pub(crate) fn bare_uri(uri: &str) -> String {
 /// The beginning of a text that has all that will be kept of it, and [`MARGIN`].
 pub(super) fn bound(text: &str, most: usize) -> String {
     text[..text.floor_char_boundary(most + MARGIN)].to_owned()
+}
+
+/// A text in words, cut to what a record takes of one.
+pub fn clip_words(text: &str) -> String {
+    clip(text, WORDS)
 }
 
 /// The beginning of a text that takes at most `most` bytes as JSON, with `…` where it was cut.
@@ -132,10 +137,10 @@ pub(super) fn clip(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        audit::{DigestKey, Intent, Ruling, tests::exchange},
-        exchange,
-    };
+    use portcullis_test_support::exchange;
+
+    use crate::{DigestKey, Intent, Ruling};
+    use portcullis_protocol::exchange;
 
     #[test]
     fn a_uri_is_recorded_without_what_can_hold_secrets() {

@@ -17,8 +17,8 @@ use super::{
         Record, Refusal, Refused, Rule, Shape, Target, Timing, Transport,
     },
 };
-use crate::{
-    audit::digest::{DigestKey, Domain},
+use crate::digest::{DigestKey, Domain};
+use portcullis_protocol::{
     exchange::{self, Answer, Exchange, Schema},
     identity::Principal,
     names::DecisionId,
@@ -257,7 +257,7 @@ fn count(members: usize) -> u32 {
     u32::try_from(members).unwrap_or(u32::MAX)
 }
 
-pub(super) fn micros(duration: Duration) -> u64 {
+pub fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -338,7 +338,7 @@ fn groups(principal: &Principal) -> (Vec<String>, u32) {
     (shown.collect(), count(principal.groups.len().saturating_sub(GROUPS)))
 }
 
-pub(super) fn era(revision: exchange::Revision) -> Era {
+pub fn era(revision: exchange::Revision) -> Era {
     if revision.is_modern() { Era::Modern } else { Era::Legacy }
 }
 
@@ -402,7 +402,7 @@ fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32)
     }
 }
 
-pub(super) fn rule(rule: &refusal::Rule) -> Rule {
+pub fn rule(rule: &refusal::Rule) -> Rule {
     Rule {
         id: clip(&rule.id, NAME),
         file: rule.file.as_ref().map(|file| clip(&file.to_string_lossy(), URI)),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::Entry;
 
 const INTRODUCTION: &str = include_str!("docs.md");
-const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/audit/records.md");
+const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/audit/records.md");
 
 #[test]
 fn docs_audit_records_md_is_up_to_date() {

@@ -9,14 +9,14 @@ use super::{
     Asked,
     v1::{Call, Grounds, Record, Shape},
 };
-use crate::printable::escaped;
+use portcullis_foundation::printable::escaped;
 
 /// Bytes of one record: what a call can make the log grow by is bounded.
 const RECORD_BYTES: usize = 64 * 1024;
 
 /// The JSON object of a record, without what its place in the log adds. Cuts the lists of a record
 /// that would be too large and counts what it cut.
-pub(in crate::audit) fn encode(record: &mut Record) -> serde_json::Result<Vec<u8>> {
+pub(crate) fn encode(record: &mut Record) -> serde_json::Result<Vec<u8>> {
     const CUTS: [fn(&mut Record) -> usize; 4] = [
         |record| record.shape_mut().map_or(0, |shape| std::mem::take(shape).len()),
         |record| record.grounds_mut().map_or(0, |grounds| cut(&mut grounds.findings, 3)),
@@ -104,17 +104,14 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        audit::{DigestKey, Refused, Ruling, record::Kept},
-        exchange,
-        printable::can_steer,
-        refusal,
-    };
+    use crate::{DigestKey, Refused, Ruling, record::Kept};
+    use portcullis_foundation::printable::can_steer;
+    use portcullis_protocol::{exchange, refusal};
 
     #[test]
     fn a_record_steers_no_terminal() {
         let evil = "re\u{1b}[2J\u{7}ad\r\n\u{9b}2J\u{202e}\u{7f}\u{e0041}\\\"é日";
-        let exchange = crate::audit::tests::exchange(|exchange| {
+        let exchange = portcullis_test_support::exchange(|exchange| {
             exchange.target = exchange::Target::Tool { name: evil.into(), tool: None };
         });
         let refusal = refusal::Refusal::new(refusal::Code::Unknown, evil);
@@ -138,10 +135,10 @@ mod tests {
         };
         let finding = exchange::Finding {
             interceptor: evil.clone(),
-            phase: crate::exchange::Phase::Request,
+            phase: portcullis_protocol::exchange::Phase::Request,
             rule: rule.clone(),
             message: evil.clone(),
-            effect: crate::exchange::Effect::Reported,
+            effect: portcullis_protocol::exchange::Effect::Reported,
         };
         let mut request = finding.clone();
         request.rule.id = "p/@http".into();
@@ -149,7 +146,7 @@ mod tests {
             .detail(evil.clone())
             .rule(rule.clone());
         refusal.rules.resize(100, rule.clone());
-        let exchange = crate::audit::tests::exchange(|exchange| {
+        let exchange = portcullis_test_support::exchange(|exchange| {
             exchange.method = exchange::Method::new(&evil);
             exchange.target = exchange::Target::Resource { uri: evil.clone() };
             exchange.labels = (0..100).map(|i| format!("{i}{evil}")).collect();

@@ -20,7 +20,8 @@ pub use servers::{
 };
 
 use super::reach::{Reached, Reaching};
-use crate::{audit::line::Seq, names::DecisionId};
+use crate::line::Seq;
+use portcullis_protocol::names::DecisionId;
 
 /// The events. `event` says which it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

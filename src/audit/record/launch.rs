@@ -1,155 +1,13 @@
-//! Events made of what becomes of servers.
+//! What is done with images, and what proxies that are gone left behind.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ByHand, Egress, HandedBy, Happening, ImageLockFailed, ImageLocked, ImagePullFailed,
-    ImagePulled, ImagePulling, ImageResolved, LaunchRefused, Launched, Launching, LeftBehind,
-    PlaceKind, SecretHanded, SecretSource,
-    bounds::bare_uri,
-    build::{era, micros, rule},
+    ByHand, Happening, ImageLockFailed, ImageLocked, ImagePullFailed, ImagePulled, ImagePulling,
+    LeftBehind,
 };
-use crate::{
-    identity::PrincipalKind,
-    names::{DecisionId, ServerName},
-    refusal,
-    upstream::{
-        self, By, Handing, Left, Place, Started,
-        images::{Failed, Pulled},
-        process::Origin,
-    },
-    vault::Source,
-};
-
-impl Launched {
-    /// This start of a server.
-    pub fn of(server: &ServerName, started: Started) -> Self {
-        let Started { launch, place, process, origin, party, revision, server_info, took } =
-            started;
-        let Origin { program, image_ref, image, profile, deviations, egress_tried } = origin;
-        Self {
-            launch,
-            server: server.to_string(),
-            kind: (&place).into(),
-            reason: match &place {
-                Place::Remote { .. } => "the config names a URL".to_owned(),
-                Place::Container { why } | Place::Sandbox { why } => why.clone(),
-            },
-            place: match &place {
-                Place::Remote { url } => url.clone(),
-                Place::Container { .. } | Place::Sandbox { .. } => process,
-            },
-            program,
-            image_ref,
-            image,
-            profile,
-            deviations,
-            egress_tried,
-            principal: party.as_ref().map(PrincipalKind::name),
-            era: era(revision),
-            revision: revision.to_string(),
-            server_info,
-            took_us: micros(took),
-        }
-    }
-}
-
-impl Happening {
-    /// All that is on record of a start of a server before it is made.
-    pub fn launching(
-        server: &ServerName,
-        launching: &upstream::Launching,
-        rules: &[refusal::Rule],
-        revision: &str,
-    ) -> Vec<Self> {
-        let upstream::Launching { launch, place, program, party, way, handing, resolved } =
-            launching;
-        let (launch, server) = (*launch, server.to_string());
-        let principal = party.as_ref().map(PrincipalKind::name);
-        let found_out = resolved.as_ref().map(|(image, digest)| {
-            let (server, image, digest) = (server.clone(), image.clone(), digest.clone());
-            Self::ImageResolved(ImageResolved { launch, server, image, digest })
-        });
-        let mut all: Vec<Self> = found_out.into_iter().collect();
-        all.push(Self::ServerLaunching(Launching {
-            launch,
-            server: server.clone(),
-            kind: place.into(),
-            program: match place {
-                Place::Remote { url } => url.clone(),
-                Place::Container { .. } | Place::Sandbox { .. } => bare_uri(&program.name),
-            },
-            digest: program.digest.clone(),
-            deviations: program.deviations.iter().map(|key| (*key).to_owned()).collect(),
-            signers: program.signed.signers.clone(),
-            attested: program.signed.attested.clone(),
-            principal: principal.clone(),
-            rules: rules.iter().map(rule).collect(),
-            policy_revision: revision.to_owned(),
-        }));
-        all.extend(way.as_ref().map(|way| {
-            Self::EgressOpened(Egress {
-                launch,
-                server: server.clone(),
-                principal: principal.clone(),
-                encrypted: way.url.starts_with("https://"),
-                url: way.url.clone(),
-                protocol: way.protocol.to_owned(),
-            })
-        }));
-        if !handing.is_empty() {
-            let secrets = handing.iter().map(SecretHanded::from).collect();
-            all.push(Self::SecretsHanded { launch, server, principal, secrets });
-        }
-        all
-    }
-
-    /// What became of the pull of an image.
-    pub fn pulled(server: &ServerName, pulling: upstream::Pulling) -> Self {
-        let upstream::Pulling { launch, image, digest, outcome } = pulling;
-        let what = ImageDid::of(outcome);
-        ImageDone { server: server.clone(), image, digest, what }
-            .on_record(Some(launch), ByHand::default())
-    }
-
-    /// What is on record before a server that runs is handed secrets again that it has as files.
-    pub fn handed_again(
-        server: &ServerName,
-        launching: &upstream::Launching,
-        secrets: &[String],
-    ) -> Self {
-        let files = launching
-            .handing
-            .iter()
-            .filter(|handing| handing.by == By::File && secrets.contains(&handing.secret));
-        Self::SecretsHanded {
-            launch: launching.launch,
-            server: server.to_string(),
-            principal: launching.party.as_ref().map(PrincipalKind::name),
-            secrets: files.map(SecretHanded::from).collect(),
-        }
-    }
-
-    /// What is on record where policies do not permit what a start takes: an action, and of what.
-    pub fn launch_refused(
-        server: &ServerName,
-        launching: &upstream::Launching,
-        (action, target): (&str, &str),
-        rules: &[refusal::Rule],
-        revision: &str,
-    ) -> Self {
-        Self::ServerLaunchRefused(LaunchRefused {
-            launch: launching.launch,
-            server: server.to_string(),
-            kind: (&launching.place).into(),
-            principal: launching.party.as_ref().map(PrincipalKind::name),
-            action: action.to_owned(),
-            target: bare_uri(target),
-            rules: rules.iter().map(rule).collect(),
-            policy_revision: revision.to_owned(),
-        })
-    }
-}
+use portcullis_protocol::names::{DecisionId, ServerName};
 
 /// What was done, or is about to be, with the image of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,25 +55,14 @@ pub enum ImageDid {
     },
 }
 
-impl ImageDid {
-    /// What came of a pull.
-    pub fn of(outcome: Result<Pulled, Failed>) -> Self {
-        match outcome {
-            Ok(Pulled { platform, size, took }) => {
-                Self::Pulled { platform, size, took_us: micros(took) }
-            }
-            Err(failed) => Self::NotPulled { reason: failed.to_string() },
-        }
-    }
-}
-
 impl ImageDone {
     /// It as somebody did it at the command line.
     pub fn by(self, by: ByHand) -> Happening {
         self.on_record(None, by)
     }
 
-    fn on_record(self, launch: Option<DecisionId>, by: ByHand) -> Happening {
+    /// The event, with the launch for which it was done.
+    pub fn on_record(self, launch: Option<DecisionId>, by: ByHand) -> Happening {
         let Self { server, image, digest, what } = self;
         let server = server.to_string();
         match what {
@@ -272,43 +119,43 @@ impl Reaping {
     }
 }
 
-impl From<&Place> for PlaceKind {
-    fn from(place: &Place) -> Self {
-        match place {
-            Place::Container { .. } => Self::Container,
-            Place::Sandbox { .. } => Self::Sandbox,
-            Place::Remote { .. } => Self::Remote,
+/// What kind of thing was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeftKind {
+    /// The container of a server.
+    Container,
+    /// A container that holds the network of another.
+    NetworkHolder,
+    /// A folder of secrets, in memory.
+    Secrets,
+    /// A control group of a sandbox.
+    ControlGroup,
+}
+
+impl LeftKind {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Container => "container",
+            Self::NetworkHolder => "network-holder",
+            Self::Secrets => "secrets",
+            Self::ControlGroup => "control-group",
         }
     }
 }
 
-impl From<&Source> for SecretSource {
-    fn from(source: &Source) -> Self {
-        match source {
-            Source::Env(_) => Self::Env,
-            Source::File(_) => Self::File,
-            Source::Dotenv { .. } => Self::Dotenv,
-            Source::Keyring { .. } => Self::Keyring,
-            Source::Keyctl(_) => Self::Keyctl,
-            Source::DockerPass(_) => Self::DockerPass,
-            Source::DockerCredential { .. } => Self::DockerCredential,
-            Source::Vault { .. } => Self::Vault,
-            Source::Age { .. } => Self::Age,
-        }
-    }
-}
-
-impl From<&Handing> for SecretHanded {
-    fn from(handing: &Handing) -> Self {
-        Self {
-            secret: handing.secret.clone(),
-            source: (&handing.source).into(),
-            by: match handing.by {
-                By::Environment => HandedBy::Environment,
-                By::File => HandedBy::File,
-                By::Header => HandedBy::Header,
-            },
-            own: handing.client.is_some(),
-        }
-    }
+/// One thing that was left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Left {
+    pub kind: LeftKind,
+    /// The container's name, or the path of the folder.
+    pub name: String,
+    /// The server whose container it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// Why it could not be removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }

@@ -18,15 +18,15 @@ pub mod v1;
 mod words;
 
 pub use asked::{Asked, Claimed, Lack};
-pub(crate) use bounds::bare_uri;
-pub use build::{Arrival, Conclusion, MEMBERS, RULES, Ruling};
+pub use bounds::{bare_uri, clip_words};
+pub use build::{Arrival, Conclusion, MEMBERS, RULES, Ruling, era, micros, rule};
 pub use happening::{
     AdminAction, By, ByHand, DropReason, Dropped, Egress, HandedBy, Happening, ImageLockFailed,
     ImageLocked, ImagePullFailed, ImagePulled, ImagePulling, ImageResolved, LaunchRefused,
     Launched, Launching, LeftBehind, PlaceKind, PluginLoaded, RefusalGroup, SecretHanded,
     SecretSource, SessionOpened, Stopped, SummarizedRefusals, Who,
 };
-pub use launch::{ImageDid, ImageDone, Reaping};
+pub use launch::{ImageDid, ImageDone, Left, LeftKind, Reaping};
 pub use reach::{ReachEnd, Reached, Reaching};
 pub use v1::{
     AnswerKind, Body, Call, Decision, Direction, Entry, Era, Event, Finding, Grounds, Intent, Kept,

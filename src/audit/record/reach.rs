@@ -3,18 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Happening, Rule,
-    bounds::{WORDS, clip},
-    build::{micros, rule},
-};
-use crate::{
-    egress::{Attempt, End, Outcome},
-    identity::PrincipalKind,
-    names::DecisionId,
-    refusal,
-    upstream::Reacher,
-};
+use super::Rule;
+use portcullis_protocol::names::DecisionId;
 
 /// A connection that a server is about to have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -98,66 +88,4 @@ pub enum ReachEnd {
     Revoked,
     /// The server was stopped.
     Stopped,
-}
-
-impl Happening {
-    /// A server is about to be connected to where it wants.
-    pub fn reaching(
-        reacher: &Reacher,
-        attempt: &Attempt,
-        rules: &[refusal::Rule],
-        revision: &str,
-    ) -> Self {
-        Self::ServerReaching(Reaching {
-            launch: reacher.launch,
-            server: reacher.server.to_string(),
-            principal: reacher.principal.get().map(PrincipalKind::name),
-            connection: attempt.number,
-            host: attempt.host.plain(),
-            port: attempt.port,
-            protocol: attempt.protocol.as_str().to_owned(),
-            rules: rules.iter().map(rule).collect(),
-            policy_revision: revision.to_owned(),
-        })
-    }
-
-    /// What became of it; with what policies said, where they refused it.
-    pub fn reached(
-        reacher: &Reacher,
-        outcome: &Outcome,
-        forbidden: Option<(&[refusal::Rule], &str)>,
-    ) -> Self {
-        let attempt = outcome.attempt.as_ref();
-        let (code, reason) = match &outcome.end {
-            End::Refused(refusal) => (Some(refusal.code()), Some(refusal.to_string())),
-            End::Revoked(why) => (Some("policy"), Some(why.clone())),
-            _ => (None, None),
-        };
-        let (rules, revision) = forbidden.unzip();
-        Self::ServerReached(Box::new(Reached {
-            launch: reacher.launch,
-            server: reacher.server.to_string(),
-            principal: reacher.principal.get().map(PrincipalKind::name),
-            connection: attempt.map(|attempt| attempt.number),
-            host: attempt.map(|attempt| attempt.host.plain()),
-            port: attempt.map(|attempt| attempt.port),
-            protocol: attempt.map(|attempt| attempt.protocol.as_str().to_owned()),
-            address: outcome.address.map(|address| address.to_string()),
-            up: outcome.up,
-            down: outcome.down,
-            took_us: micros(outcome.duration),
-            end: match &outcome.end {
-                End::Refused(_) => ReachEnd::Refused,
-                End::Closed => ReachEnd::Closed,
-                End::Broken => ReachEnd::Broken,
-                End::Idle => ReachEnd::Idle,
-                End::Revoked(_) => ReachEnd::Revoked,
-                End::Stopped => ReachEnd::Stopped,
-            },
-            code: code.map(str::to_owned),
-            reason: reason.map(|reason| clip(&reason, WORDS)),
-            rules: rules.unwrap_or_default().iter().map(rule).collect(),
-            policy_revision: revision.map(str::to_owned),
-        }))
-    }
 }

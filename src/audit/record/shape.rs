@@ -13,7 +13,7 @@ use serde::{
 use serde_json::Value;
 
 use super::v1::Shape;
-use crate::audit::digest::DigestKey;
+use crate::digest::DigestKey;
 
 /// Members of a shape; what is beyond is counted.
 const MEMBERS: usize = 48;

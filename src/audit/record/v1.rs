@@ -12,10 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Asked, Happening};
-use crate::{
-    audit::{line::Seq, proof::Hash},
-    names::DecisionId,
-};
+use crate::{line::Seq, proof::Hash};
+use portcullis_protocol::names::DecisionId;
 
 /// The version that these types are.
 pub const VERSION: u8 = 1;

@@ -10,7 +10,7 @@ const DENSE: usize = WORDS * 8 / 2;
 
 /// A set of places in a block, 0 to 4095.
 #[derive(Clone, PartialEq, Eq)]
-pub(in crate::audit) struct Bits(Box<[u64; WORDS]>);
+pub(crate) struct Bits(Box<[u64; WORDS]>);
 
 impl Default for Bits {
     fn default() -> Self {

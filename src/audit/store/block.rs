@@ -16,7 +16,7 @@ use super::{
     segment::Segment,
     time,
 };
-use crate::audit::{
+use crate::{
     line::Line,
     proof::{Frontier, Hash, TILE},
     query::Tally,
@@ -296,7 +296,7 @@ impl BlockMeta {
 
 /// A block of a view.
 #[derive(Clone)]
-pub(in crate::audit) struct Block(pub(super) Place);
+pub(crate) struct Block(pub(super) Place);
 
 #[derive(Clone)]
 pub(super) enum Place {

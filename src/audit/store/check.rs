@@ -8,7 +8,7 @@ use super::{Fault, View, block::BlockMeta, segment::Segment};
 
 /// An index that does not say what the records say.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::audit) struct Mismatch {
+pub(crate) struct Mismatch {
     /// The record that its segment begins with.
     pub segment: u64,
     /// The first record of the block, where it is one block's entries.
@@ -20,7 +20,7 @@ pub(in crate::audit) struct Mismatch {
 impl View {
     /// Makes again from records what the indexes should have, and says where they have something
     /// else. What can't be read is left to who looks at records.
-    pub(in crate::audit) fn check_indexes(&self) -> Vec<Mismatch> {
+    pub(crate) fn check_indexes(&self) -> Vec<Mismatch> {
         let mut found = Vec::new();
         for (first, opened) in self.open_segments() {
             match opened {

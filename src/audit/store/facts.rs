@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::audit::record::{Decision, Kind, Record, Target};
+use crate::record::{Decision, Kind, Record, Target};
 
 /// A field with an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
-pub(in crate::audit) enum Field {
+pub(crate) enum Field {
     Id = 1,
     Trace = 2,
     Session = 3,
@@ -30,7 +30,7 @@ pub(in crate::audit) enum Field {
 
 /// What the index knows of a record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(in crate::audit) struct Facts {
+pub(crate) struct Facts {
     /// The values of the indexed fields, each pair once.
     pub terms: Vec<(Field, String)>,
     /// Microseconds from the message's arrival to its end.
@@ -46,7 +46,7 @@ pub(in crate::audit) struct Facts {
 }
 
 /// The text of a decision, as the record has it.
-pub(in crate::audit) fn decision(decision: Decision) -> &'static str {
+pub(crate) fn decision(decision: Decision) -> &'static str {
     match decision {
         Decision::Allowed => "allowed",
         Decision::Refused => "refused",
@@ -56,7 +56,7 @@ pub(in crate::audit) fn decision(decision: Decision) -> &'static str {
 }
 
 /// The text of a kind, as the record has it.
-pub(in crate::audit) fn kind(kind: Kind) -> &'static str {
+pub(crate) fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Intent => "intent",
         Kind::Outcome => "outcome",
@@ -67,7 +67,7 @@ pub(in crate::audit) fn kind(kind: Kind) -> &'static str {
 
 impl Facts {
     /// The facts of a record.
-    pub(in crate::audit) fn of(record: &Record) -> Self {
+    pub(crate) fn of(record: &Record) -> Self {
         let mut facts = Self::default();
         facts.add(Field::Id, record.id().to_string());
         facts.add(Field::Kind, kind(record.kind()));
@@ -110,7 +110,7 @@ impl Facts {
     }
 
     /// The first value of a field.
-    pub(in crate::audit) fn term(&self, field: Field) -> Option<&str> {
+    pub(crate) fn term(&self, field: Field) -> Option<&str> {
         self.terms.iter().find(|(of, _)| *of == field).map(|(_, value)| value.as_str())
     }
 

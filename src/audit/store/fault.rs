@@ -4,7 +4,7 @@ use std::{io, path::Path};
 
 /// Why the store did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(in crate::audit) enum Fault {
+pub(crate) enum Fault {
     /// Its files are not what they should be.
     #[error("damaged: {0}")]
     Damaged(String),
@@ -20,7 +20,7 @@ pub(in crate::audit) enum Fault {
 }
 
 impl Fault {
-    pub(in crate::audit) fn io(doing: &str, path: &Path, error: &io::Error) -> Self {
+    pub(crate) fn io(doing: &str, path: &Path, error: &io::Error) -> Self {
         if is_full(error.kind()) {
             return Self::Full;
         }

@@ -18,10 +18,10 @@ use std::io::{self, Read};
 
 use bytes::Bytes;
 
-use crate::audit::life::{Cipher, CipherFault};
+use crate::life::{Cipher, CipherFault};
 
 /// Bytes before the body.
-pub(in crate::audit) const HEADER: usize = 21;
+pub(crate) const HEADER: usize = 21;
 const ZSTD: u8 = 1;
 const ENCRYPTED: u8 = 2;
 /// Most bytes of a body, compressed or not. What claims more is no frame of ours.
@@ -72,7 +72,7 @@ impl Frame {
 
 /// Whether a body is worth compressing: commits are not, since they are packed again soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::audit) enum Pack {
+pub(crate) enum Pack {
     Plain,
     Zstd,
 }
@@ -81,7 +81,7 @@ pub(in crate::audit) enum Pack {
 ///
 /// # Errors
 /// Where compression or encryption fails.
-pub(in crate::audit) fn write(
+pub(crate) fn write(
     out: &mut Vec<u8>,
     first: u64,
     lines: &[Bytes],
@@ -131,7 +131,7 @@ fn covered(flags: u8, first: u64, count: u32) -> [u8; HEADER - 8] {
 }
 
 /// Whether these are flags that a frame can have.
-pub(in crate::audit) fn knows(flags: u8) -> bool {
+pub(crate) fn knows(flags: u8) -> bool {
     flags & !(ZSTD | ENCRYPTED) == 0
 }
 
@@ -189,15 +189,15 @@ fn unpack(body: &[u8]) -> Result<Vec<u8>, BadFrame> {
 
 /// How often each byte may be looked at while the next frame is searched for: honest files have few
 /// bytes that look like a header.
-pub(in crate::audit) const SEARCH: u64 = 16;
+pub(crate) const SEARCH: u64 = 16;
 
 /// The bytes that a frame has by its header.
-pub(in crate::audit) fn claims(header: &[u8]) -> u64 {
+pub(crate) fn claims(header: &[u8]) -> u64 {
     header.first_chunk::<4>().map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes)) + 8)
 }
 
 /// Whether these bytes can be the header of a frame whose first record is one of `records`.
-pub(in crate::audit) fn may_begin(header: &[u8], records: &std::ops::Range<u64>) -> bool {
+pub(crate) fn may_begin(header: &[u8], records: &std::ops::Range<u64>) -> bool {
     let seq = header.get(9..17).and_then(|bytes| bytes.first_chunk::<8>());
     let length = header.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
     if !(HEADER - 8..=BODY_MAX + HEADER).contains(&length) {
@@ -211,10 +211,7 @@ pub(in crate::audit) fn may_begin(header: &[u8], records: &std::ops::Range<u64>)
 ///
 /// # Errors
 /// [`BadFrame`].
-pub(in crate::audit) fn read(
-    bytes: &[u8],
-    cipher: Option<&Cipher>,
-) -> Result<(Frame, usize), BadFrame> {
+pub(crate) fn read(bytes: &[u8], cipher: Option<&Cipher>) -> Result<(Frame, usize), BadFrame> {
     let mut frames = Frames::new(bytes, cipher);
     match frames.next() {
         Some(Ok(frame)) => Ok((frame, usize::try_from(frames.offset()).unwrap_or(usize::MAX))),
@@ -229,7 +226,7 @@ pub fn frames(file: impl Read) -> impl Iterator<Item = Result<Frame, BadFrame>> 
 }
 
 /// The frames of a file, in order. Ends after the first bad one.
-pub(in crate::audit) struct Frames<'a, R> {
+pub(crate) struct Frames<'a, R> {
     file: R,
     cipher: Option<&'a Cipher>,
     /// Where the next frame begins.

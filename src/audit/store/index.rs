@@ -25,7 +25,7 @@ use super::{
     facts::Field,
     fault::Fault,
 };
-use crate::audit::{digest::DigestKey, life::Cipher, query::Tally};
+use crate::{digest::DigestKey, life::Cipher, query::Tally};
 
 /// Bytes of pages that one open index keeps in memory.
 const CACHE: u64 = 8 << 20;

@@ -11,13 +11,13 @@ use std::{
 
 /// The lock on a store, until it is dropped or the process ends.
 #[derive(Debug)]
-pub(in crate::audit) struct Lock {
+pub(crate) struct Lock {
     _file: File,
 }
 
 /// The lock was not got.
 #[derive(Debug)]
-pub(in crate::audit) enum Refused {
+pub(crate) enum Refused {
     /// Another process has it: its id, where that could be read.
     Held(Option<u32>),
     Io(io::Error),
@@ -31,7 +31,7 @@ impl From<io::Error> for Refused {
 
 impl Lock {
     /// Takes the lock of the store in `dir`, waiting for it until `deadline` has passed.
-    pub(in crate::audit) fn take(dir: &Path, deadline: Duration) -> Result<Self, Refused> {
+    pub(crate) fn take(dir: &Path, deadline: Duration) -> Result<Self, Refused> {
         let until = Instant::now() + deadline;
         let mut file = OpenOptions::new()
             .read(true)

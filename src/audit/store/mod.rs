@@ -14,9 +14,9 @@
 mod bits;
 mod block;
 mod check;
-pub(in crate::audit) mod facts;
+pub(crate) mod facts;
 mod fault;
-pub(in crate::audit) mod frame;
+pub(crate) mod frame;
 mod index;
 mod lock;
 mod sealer;

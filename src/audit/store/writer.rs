@@ -20,7 +20,7 @@ use super::{
     segment::{Loss, Segment, Wal},
     shelf::{self, Current, Head, Mark, Opened, Shelf},
 };
-use crate::audit::{
+use crate::{
     line::{Line, LineHead, Seq},
     log::{Clock, Written},
     record::{Entry, Event, Happening, Kind, Record, VERSION, encode},
@@ -40,7 +40,7 @@ const PREPARE_FREE: u64 = 64 << 20;
 const UNSEALED: usize = 64 << 20;
 
 /// What a writer goes by.
-pub(in crate::audit) struct Settings {
+pub(crate) struct Settings {
     /// Records that may wait.
     pub queue: usize,
     /// Bytes of the disk that are left free.
@@ -56,7 +56,7 @@ pub(in crate::audit) struct Settings {
 
 /// A record on its way to the disk.
 #[derive(Debug)]
-pub(in crate::audit) struct Job {
+pub(crate) struct Job {
     record: Record,
     text: Vec<u8>,
     facts: Facts,
@@ -65,7 +65,7 @@ pub(in crate::audit) struct Job {
 
 impl Job {
     /// A job for this record, and where the answer to it will be.
-    pub(in crate::audit) fn new(
+    pub(crate) fn new(
         mut record: Record,
     ) -> Result<(Self, oneshot::Receiver<Result<(), Fault>>), Fault> {
         let text = encode(&mut record).map_err(|e| Fault::Io(format!("encoding a record: {e}")))?;
@@ -83,7 +83,7 @@ struct Draft {
 }
 
 /// The writing thread.
-pub(in crate::audit) struct Writer {
+pub(crate) struct Writer {
     shelf: Arc<Shelf>,
     settings: Settings,
     tail: broadcast::Sender<Arc<Written>>,
@@ -97,7 +97,7 @@ pub(in crate::audit) struct Writer {
 
 impl Writer {
     /// Starts the thread. It ends, everything written, when the last sender is gone.
-    pub(in crate::audit) fn start(
+    pub(crate) fn start(
         opened: Opened,
         settings: Settings,
         tail: broadcast::Sender<Arc<Written>>,

@@ -3,7 +3,8 @@
 use serde_saphyr::Spanned;
 
 use super::file::{Case, Document, Expect};
-use crate::policy::{File, Finding, span};
+use crate::policy::{File, Finding};
+use portcullis_policy_tools::span;
 
 /// Offset and length in the file.
 pub type Place = (usize, usize);

@@ -11,7 +11,8 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 
-use crate::{plugin::Grants, policy::Who};
+use crate::plugin::Grants;
+use portcullis_policy_tools::Who;
 
 /// A whole file.
 #[derive(Debug, Deserialize)]

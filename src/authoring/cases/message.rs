@@ -11,8 +11,8 @@ use crate::{
     config::Limits,
     identity::{Principal, PrincipalKind},
     plugin::{self, Direction, Message, Phase, Target},
-    policy::Who,
 };
+use portcullis_policy_tools::Who;
 
 const WHAT: &str = "give one of `call: SERVER/TOOL`, `get: SERVER/PROMPT`, `read: SERVER/URI` and \
                     `do: METHOD` with `on: SERVER`";
@@ -157,9 +157,9 @@ pub fn sound(payload: &str, phase: Phase, is_error: bool) -> Result<(), Flaw> {
 pub fn held_to(phase: Phase, is_error: bool) -> (Text, Caps) {
     let limits = Limits::default();
     match (phase, is_error) {
-        (Phase::Request, _) => (Text::Params, Caps::request(&limits)),
-        (Phase::Response, true) => (Text::Error, Caps::response(&limits)),
-        (Phase::Response, false) => (Text::Result, Caps::response(&limits)),
+        (Phase::Request, _) => (Text::Params, limits.request_caps()),
+        (Phase::Response, true) => (Text::Error, limits.response_caps()),
+        (Phase::Response, false) => (Text::Result, limits.response_caps()),
     }
 }
 

@@ -20,14 +20,16 @@ use super::{
     verdict::{Came, misses, taken},
 };
 use crate::{
-    config::{SecretRef, Size},
     exchange::Phase,
     plugin::{
         self, Compiled, Function, Grants, House, Message, Pin, Plugin, Said, Settings, Target,
     },
-    policy::{File, Finding, is_case_file, read_cases, span},
+    policy::{File, Finding},
     vault::Secret,
 };
+use portcullis_foundation::units::Size;
+use portcullis_policy_tools::{is_case_file, read_cases, span};
+use portcullis_vault::SecretRef;
 
 /// What an operator gives who gives nothing else.
 const DEADLINE_MS: u64 = 1_000;

@@ -12,8 +12,9 @@ use super::{
 use crate::{
     chain::{Fault, may_replace},
     plugin::{Decision, Failure, Message, Unusable, Values, Verdict},
-    policy::{File, span},
+    policy::File,
 };
+use portcullis_policy_tools::span;
 
 /// Bytes of a payload that a failure shows.
 const SHOWN: usize = 1_000;

@@ -4,9 +4,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::*;
-use crate::chain::Hooks;
-use crate::{
-    config::Limits,
+use crate::Hooks;
+use portcullis_protocol::{
     exchange::{Direction, Method, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
     names::DecisionId,
@@ -101,8 +100,9 @@ impl Bench {
 
     async fn run(self) -> (Result<(), Refusal>, Exchange, Trail, Vec<String>) {
         let (mut exchange, mut trail) = (exchange(), Trail::default());
-        let limits = Limits::default();
-        let chain = Chain::new(self.links, Caps::request(&limits), Caps::response(&limits));
+        let caps =
+            Caps { bytes: 1 << 20, depth: 64, nodes: 100_000, keys: 10_000, object_keys: 10_000 };
+        let chain = Chain::new(self.links, caps, caps);
         let result = chain.pass(&mut exchange, Phase::Request, &mut trail).await;
         let log = self.log.lock().unwrap().clone();
         (result, exchange, trail, log)

@@ -95,7 +95,7 @@ pub(super) fn files(config: &Config, base: &Path) -> Others {
         return Vec::new();
     }
     // What can't be read is found elsewhere.
-    let texts = Source::of(config).texts(base).unwrap_or_default();
+    let texts = Source::of(&config.policy, &config.state_dir).texts(base).unwrap_or_default();
     let policies =
         texts.into_iter().filter(|(file, _)| file.extension().is_none_or(|end| end != "json"));
     policies.map(|(file, text)| (file, parsed(&text))).collect()

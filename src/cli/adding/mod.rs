@@ -17,13 +17,13 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-pub(super) use self::{image::locate, options::Said, report::changed};
 use self::{
     confirm::Others,
     image::{onward, pin},
     options::SecretFrom,
     report::{Stage, tell},
 };
+pub(super) use self::{image::locate, options::Said, report::changed};
 use crate::{
     audit::record::{ImageDid, ImageDone},
     catalog::{

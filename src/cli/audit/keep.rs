@@ -7,9 +7,10 @@ use super::{
     place::{PATIENCE, Place, absolute},
 };
 use crate::{
-    admin::{BackupRequest, PruneRequest, Role},
+    admin::{BackupRequest, PruneRequest},
     audit::{self, Backup, Pruned, Why},
 };
+use portcullis_protocol::identity::Role;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PruneArgs {

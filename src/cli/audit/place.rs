@@ -15,11 +15,12 @@ use super::super::{
     reach::{self, Found},
 };
 use crate::{
-    admin::{Client, Role},
-    audit::{self, Keys, Pruned, Reader, Unavailable},
-    config::{Config, Encryption},
+    admin::Client,
+    audit::{self, Keys, Pruned, Reader, Unavailable, config::Encryption},
+    config::Config,
     proxy,
 };
+use portcullis_protocol::identity::Role;
 
 /// How long to wait for a store that another command is reading.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);

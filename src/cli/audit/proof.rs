@@ -16,13 +16,14 @@ use super::{
     place::{Folders, Place, Where},
 };
 use crate::{
-    admin::{Client, ConsistencyRequest, ProveRequest, Role, VerifyRequest},
+    admin::{Client, ConsistencyRequest, ProveRequest, VerifyRequest},
     audit::proof::{
-        Proof, ProofFault, Proven, Status, Verifier,
+        Proof, ProofFault, Proven, Status, Verifier, read_verifiers,
         verify::{self, KeySource, Report, Request, Since},
     },
     names::DecisionId,
 };
+use portcullis_protocol::identity::Role;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct VerifyArgs {
@@ -299,7 +300,7 @@ pub(super) fn key(place: &Where, ctx: &Context) -> anyhow::Result<Exit> {
     let Folders { state_dir, files } = place.folders(ctx)?;
     let keys = [&state_dir, &files.store]
         .into_iter()
-        .map(|dir| Verifier::read(dir))
+        .map(|dir| read_verifiers(dir))
         .find(|keys| !matches!(keys, Ok(keys) if keys.is_empty()))
         .transpose()
         .context("the verifier key can't be read")?

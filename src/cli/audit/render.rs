@@ -280,10 +280,12 @@ pub(super) fn decision(entries: &[Entry]) -> Vec<String> {
 mod tests {
     use jiff::Timestamp;
 
+    use portcullis_test_support::exchange;
+
     use super::*;
     use crate::{
-        audit::{Conclusion, DigestKey, Intent, Outcome, Refused, Ruling, tests::exchange},
-        exchange::{self, Exchange},
+        audit::{Conclusion, DigestKey, Intent, Outcome, Refused, Ruling},
+        exchange::Exchange,
         names::DecisionId,
         refusal::{self, Code, Refusal},
     };
@@ -320,13 +322,13 @@ mod tests {
 
     #[test]
     fn a_refusal_shows_the_rule_with_its_file_and_line() {
-        let key = DigestKey::for_tests();
-        let finding = exchange::Finding {
+        let key = DigestKey::from_bytes(&[7; 32]).unwrap();
+        let finding = crate::exchange::Finding {
             interceptor: "secrets".into(),
-            phase: exchange::Phase::Request,
+            phase: crate::exchange::Phase::Request,
             rule: refusal::Rule::named("entropy"),
             message: "a token at /arguments/path".into(),
-            effect: exchange::Effect::Reported,
+            effect: crate::exchange::Effect::Reported,
         };
         let ruling = Ruling {
             findings: std::slice::from_ref(&finding),
@@ -362,7 +364,7 @@ mod tests {
 
     #[test]
     fn intent_and_outcome_are_told_as_one() {
-        let key = DigestKey::for_tests();
+        let key = DigestKey::from_bytes(&[7; 32]).unwrap();
         let exchange = fixed(|exchange| {
             exchange.session = Some(crate::names::SessionId::presented("0123456789abcdef"));
         });
@@ -389,10 +391,15 @@ mod tests {
     fn a_hostile_name_cannot_steer_the_terminal() {
         let evil = "re\u{1b}[2Jad\r\n\u{202e}x";
         let exchange = fixed(|exchange| {
-            exchange.target = exchange::Target::Tool { name: evil.into(), tool: None };
-            exchange.method = exchange::Method::new(evil);
+            exchange.target = crate::exchange::Target::Tool { name: evil.into(), tool: None };
+            exchange.method = crate::exchange::Method::new(evil);
         });
-        let record = Refused::of(&exchange, &by_rule(), Ruling::default(), &DigestKey::for_tests());
+        let record = Refused::of(
+            &exchange,
+            &by_rule(),
+            Ruling::default(),
+            &DigestKey::from_bytes(&[7; 32]).unwrap(),
+        );
         let line = line(&entry(record));
         assert!(!line.contains(|c: char| c.is_control() || c == '\u{202e}'), "{line:?}");
         assert!(line.contains(r"notes/re\u{1b}[2Jad\r\n\u{202e}x"), "{line}");

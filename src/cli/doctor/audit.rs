@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::{Check, shown};
 use crate::{
-    admin::Member,
-    audit::Keys,
-    config::{Config, Loaded, OnFailure},
+    audit::{Keys, config::OnFailure},
+    config::{Config, Loaded},
 };
+use portcullis_protocol::identity::Member;
 
 /// Less free space than this is too little to begin with.
 const LITTLE: u64 = 1 << 30;

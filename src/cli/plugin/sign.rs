@@ -13,8 +13,8 @@ use crate::{
         keys::{self, KeyPlace},
     },
     plugin::{Compiled, Found, Pin, Signed, Unusable, signature_path},
-    signing::Verifier,
 };
+use portcullis_foundation::note_key::Verifier;
 
 /// Options of `key`.
 #[derive(Debug, clap::Args)]

@@ -14,8 +14,8 @@ use crate::{
         keys::{self, KeyPlace},
     },
     policy::{Bundle, Source, sign},
-    signing::Verifier,
 };
+use portcullis_foundation::note_key::Verifier;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -104,7 +104,9 @@ fn verify(dir: Option<PathBuf>, keys: Vec<Verifier>, ctx: &Context) -> anyhow::R
         (Some(dir), false) => Source::Bundle(Bundle { dir, keys, state: None }),
         (dir, without) => {
             let loaded = ctx.load()?;
-            let Source::Bundle(bundle) = Source::of(&loaded.config).from_base(&loaded.base) else {
+            let Source::Bundle(bundle) =
+                Source::of(&loaded.config.policy, &loaded.config.state_dir).from_base(&loaded.base)
+            else {
                 let message = "the config names no bundle: give the folder and `--key`";
                 return Err(Usage(message.to_owned()).into());
             };

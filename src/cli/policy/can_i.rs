@@ -13,17 +13,20 @@ use serde_json::{Map, Value};
 use super::{explain, load, reports, source};
 use crate::{
     cli::{Context, Exit, Usage},
-    codec::{Caps, Text, check},
-    config::{Config, InterceptorEntry, Use},
+    codec::{Text, check},
+    config::Config,
     exchange::{self, Transport},
     identity::{Principal, PrincipalKind, Store},
     names::{ClientName, Group, ServerName},
     policy::{
-        Action, Circumstances, Claims, Engine, Explanation, Outcome, Request, Resource, Stated,
-        Subject, Target, Unknown, Verdict, Who, worded_action,
+        Action, Circumstances, Engine, Explanation, Outcome, Request, Resource, Stated, Subject,
+        Target, Unknown, Verdict, worded_action,
     },
     upstream::kept_tools,
 };
+use portcullis_interceptors::{InterceptorEntry, Use};
+use portcullis_policy_tools::Who;
+use portcullis_protocol::claims::Claims;
 
 #[derive(Debug, clap::Args)]
 pub struct CanI {
@@ -244,7 +247,7 @@ fn arguments(json: &str, action: Action, config: &Config) -> Result<Map<String, 
         Action::CallTool | Action::GetPrompt => format!("{{\"params\":{{\"arguments\":{json}}}}}"),
         _ => format!("{{\"params\":{json}}}"),
     };
-    check(message.as_bytes(), Text::Message, Caps::request(&config.limits))
+    check(message.as_bytes(), Text::Message, config.limits.request_caps())
         .map_err(|flaw| Usage(format!("the proxy would refuse `--args`: {flaw}")))?;
     Ok(args)
 }
@@ -420,7 +423,7 @@ fn claims(
             near(tool, names)
         )));
     }
-    if let Some(stated) = Stated::of(&config.servers).claims(server, tool) {
+    if let Some(stated) = Stated::of(config.tools()).claims(server, tool) {
         return Ok((stated, Some(Origin::Given)));
     }
     let hinted = |name: &str| {

@@ -10,8 +10,9 @@ use super::{count, known, load, source};
 use crate::{
     cli::{Context, Exit},
     names::ServerName,
-    policy::{Claims, Finding, Known, KnownTool, Revision, Source, Stated},
+    policy::{Finding, Known, KnownTool, Revision, Source, Stated},
 };
+use portcullis_protocol::claims::Claims;
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
@@ -43,7 +44,7 @@ struct Checked<'a> {
 pub fn check(Check { paths, tools }: &Check, ctx: &Context) -> anyhow::Result<Exit> {
     let (engine, mut known, stated) = if paths.is_empty() {
         let loaded = ctx.load()?;
-        let stated = Stated::of(&loaded.config.servers);
+        let stated = Stated::of(loaded.config.tools());
         (load(source(&loaded)), known(&loaded.config), Some(stated))
     } else {
         (load(Source::Paths(paths.clone())), Known::default(), None)

@@ -14,8 +14,9 @@ use crate::{
     },
     identity::{Principal, Store},
     names::ServerName,
-    policy::{Access, Comparison, Difference, Recorded, Revision, Stated},
+    policy::{Revision, Stated},
 };
+use portcullis_policy_tools::{Access, Comparison, Difference, Recorded};
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
@@ -58,7 +59,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let stated = match ctx.load() {
         Ok(loaded) => {
             of_config(&mut comparison, &loaded.config)?;
-            Some(Stated::of(&loaded.config.servers))
+            Some(Stated::of(loaded.config.tools()))
         }
         Err(error) if sets.len() == 1 => return Err(error),
         Err(_) => None,

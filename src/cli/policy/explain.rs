@@ -12,9 +12,10 @@ use crate::{
         audit::{Source, Where, conclude},
     },
     names::DecisionId,
-    policy::{Aside, Condition, Explanation, Near, Recorded, Seen, Standing, Verdict},
+    policy::{Condition, Explanation, Near, Seen, Standing, Verdict},
     refusal::Code,
 };
+use portcullis_policy_tools::{Aside, Recorded};
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]

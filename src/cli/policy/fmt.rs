@@ -13,8 +13,9 @@ use similar::TextDiff;
 use super::{count, source};
 use crate::{
     cli::{Context, Exit, Reports, Usage},
-    policy::{Finding, Formatted, Source, format, format_files},
+    policy::{Finding, Source},
 };
+use portcullis_policy_tools::{Formatted, format, format_files};
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]

@@ -9,13 +9,11 @@ use std::{
 use anyhow::Context as _;
 
 use super::{count, replay::decisions};
-use crate::{
-    cli::{
-        Context, Exit, Reports, Usage,
-        audit::{Source, Where, Which, conclude},
-    },
-    policy::{Learned, Learner},
+use crate::cli::{
+    Context, Exit, Reports, Usage,
+    audit::{Source, Where, Which, conclude},
 };
+use portcullis_policy_tools::{Learned, Learner};
 
 /// Calls under obligations that are named; JSON names all.
 const TOLD: usize = 20;

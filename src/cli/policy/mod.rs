@@ -70,7 +70,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 
 /// The config's policies, wherever the program runs.
 fn source(loaded: &Loaded) -> Source {
-    Source::of(&loaded.config).from_base(&loaded.base)
+    Source::of(&loaded.config.policy, &loaded.config.state_dir).from_base(&loaded.base)
 }
 
 /// What the config knows of whom and what policies speak.
@@ -114,8 +114,9 @@ fn engine(paths: &[PathBuf], ctx: &Context) -> anyhow::Result<Engine> {
 /// The revision of the config's policies as a proxy has it: with names relative to the config.
 fn in_force(ctx: &Context) -> anyhow::Result<Revision> {
     let loaded = ctx.load()?;
-    let engine = Engine::open(Source::of(&loaded.config), &loaded.base)
-        .map_err(|diagnostics| anyhow::anyhow!("{diagnostics}"))?;
+    let engine =
+        Engine::open(Source::of(&loaded.config.policy, &loaded.config.state_dir), &loaded.base)
+            .map_err(|diagnostics| anyhow::anyhow!("{diagnostics}"))?;
     Ok(engine.revision())
 }
 

@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use crate::{
     cli::{Context, Exit, Reports, Usage},
     names::{ClientName, Group, ServerName},
-    policy::{Filling, Team, Template, ToolName, make},
 };
+use portcullis_policy_tools::{Filling, Team, Template, ToolName, make};
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]

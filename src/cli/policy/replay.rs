@@ -11,8 +11,9 @@ use crate::{
         Context, Exit,
         audit::{Source, Where, Which, conclude},
     },
-    policy::{Change, Replay, Replayed, Revision, Verdict},
+    policy::{Revision, Verdict},
 };
+use portcullis_policy_tools::{Change, Replay, Replayed};
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]

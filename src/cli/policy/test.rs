@@ -10,8 +10,9 @@ use crate::{
         Context, Exit, Usage,
         cases::{Told, count, tell},
     },
-    policy::{Coverage, Finding, Ran, run_cases},
+    policy::Finding,
 };
+use portcullis_policy_tools::{Coverage, Ran, run_cases};
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]

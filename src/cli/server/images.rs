@@ -14,17 +14,17 @@ use crate::{
     audit::record::{ImageDid, ImageDone},
     catalog::lock::{Lock, Meaning},
     cli::{Context, Exit, client::myself},
-    config::{self, Loaded},
-    container::Progress,
+    config::Loaded,
     names::ServerName,
     oci::{Reference, names_host},
     policy::{self, Start},
-    proxy::record_images_alone,
+    proxy::{pull_outcome, record_images_alone},
     upstream::{
         Launcher,
         images::{self, Pinned, Pulled, Readiness, mib, pinned},
     },
 };
+use portcullis_runtime::container::Progress;
 
 /// So many images are put on record at once.
 const AT_ONCE: usize = 64;
@@ -42,8 +42,8 @@ impl Which {
     fn of<'a>(
         &'a self,
         loaded: &'a Loaded,
-    ) -> anyhow::Result<Vec<(&'a ServerName, &'a config::Server, &'a str)>> {
-        let image = |(name, server): (&'a ServerName, &'a config::Server)| {
+    ) -> anyhow::Result<Vec<(&'a ServerName, &'a crate::upstream::config::Server, &'a str)>> {
+        let image = |(name, server): (&'a ServerName, &'a crate::upstream::config::Server)| {
             Some((name, server, server.image.as_deref()?))
         };
         if self.servers.is_empty() {
@@ -343,8 +343,11 @@ pub(super) async fn pull(ctx: &Context, which: &Which) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
     let mut launcher = launcher(&loaded).await;
     launcher.signatures = super::verify::signatures(&loaded)?;
-    let policies = policy::Engine::open(policy::Source::of(&loaded.config), &loaded.base)
-        .map_err(|diagnostics| anyhow::anyhow!("{diagnostics}"))?;
+    let policies = policy::Engine::open(
+        policy::Source::of(&loaded.config.policy, &loaded.config.state_dir),
+        &loaded.base,
+    )
+    .map_err(|diagnostics| anyhow::anyhow!("{diagnostics}"))?;
     let mut all = Vec::new();
     let mut failed = false;
     for (name, server, image) in which.of(&loaded)? {
@@ -387,7 +390,7 @@ async fn fetch(
     launcher: &Launcher,
     policies: &policy::Engine,
     name: &ServerName,
-    server: &config::Server,
+    server: &crate::upstream::config::Server,
 ) -> anyhow::Result<(Pinned, Option<Pulled>)> {
     let engine = &launcher.engine.now().map_err(|why| anyhow::anyhow!("{why}"))?;
     let pinned = {
@@ -439,7 +442,7 @@ async fn fetch(
     show(&launcher.images);
     let ready = launcher.images.ready(engine, &pinned).await;
     if let Err(failed) = &ready {
-        let did = ImageDid::of(Err(failed.clone()));
+        let did = pull_outcome(Err(failed.clone()));
         record(loaded, vec![done(did)]).await.context("nor can that be recorded")?;
     }
     match ready? {
@@ -447,7 +450,7 @@ async fn fetch(
         Readiness::Ready => Ok((pinned, None)),
         Readiness::Pulling(pull, _) => {
             let ended = pull.end.await;
-            let recorded = record(loaded, vec![done(ImageDid::of(ended.clone()))]).await;
+            let recorded = record(loaded, vec![done(pull_outcome(ended.clone()))]).await;
             let pulled = ended?;
             recorded.context("it was pulled, and that can't be recorded in the audit log")?;
             Ok((pinned, Some(pulled)))

@@ -9,13 +9,19 @@ use super::{configured, handed, launcher, verify};
 use crate::{
     admin,
     cli::{Context, Exit},
-    config::{Given, HandOver, Loaded, Server},
-    container::{self, Deviation},
+    config::Loaded,
     names::ServerName,
     policy::{self, Part, Start},
     refusal::Rule,
+    upstream::{
+        Launcher, Place,
+        config::{Given, HandOver, Server},
+    },
+};
+use portcullis_runtime::{
+    container::{self, Deviation},
+    process::LaunchFailure,
     sandbox,
-    upstream::{Launcher, Place, process::LaunchFailure},
 };
 
 mod words;
@@ -110,8 +116,11 @@ fn asked(
     settings: &Server,
     program: &policy::Program,
 ) -> Result<Vec<Asked>, String> {
-    let engine = policy::Engine::open(policy::Source::of(&loaded.config), &loaded.base)
-        .map_err(|found| found.to_string().lines().next().unwrap_or_default().to_owned())?;
+    let engine = policy::Engine::open(
+        policy::Source::of(&loaded.config.policy, &loaded.config.state_dir),
+        &loaded.base,
+    )
+    .map_err(|found| found.to_string().lines().next().unwrap_or_default().to_owned())?;
     let start = Start { server, program, url: settings.url.as_deref(), secrets: handed(settings) };
     let asked = |Part { action, target, outcome }| Asked {
         action: action.as_str(),

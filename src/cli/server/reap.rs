@@ -10,11 +10,12 @@ use crate::{
         client::myself,
         reach::{self, Found},
     },
-    config::{self, Config, Runtime},
-    container,
+    config::{self, Config},
     proxy::record_alone,
-    upstream::{Left, LeftKind, Leftovers},
+    upstream::{Leftovers, config::Runtime},
 };
+use portcullis_audit::record::{Left, LeftKind};
+use portcullis_runtime::container;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -15,7 +15,7 @@ use crate::{
 /// # Errors
 /// Where a signer cannot be told.
 pub(super) fn signatures(loaded: &Loaded) -> anyhow::Result<Signatures> {
-    Signatures::of_config(loaded).map_err(|(pointer, why)| {
+    loaded.signatures().map_err(|(pointer, why)| {
         let line = loaded.line(&pointer).map_or_else(String::new, |line| format!(":{line}"));
         anyhow::anyhow!("{}{line}: {why}", loaded.path.display())
     })

@@ -1,7 +1,9 @@
 //! Servers against the operator's ceilings.
 
 use super::Checker;
-use crate::config::{Ceilings, Loosening, Server, finding::Code, place::child};
+use crate::{Ceilings, Loosening, finding::Code};
+use portcullis_foundation::json_pointer::child;
+use portcullis_upstream::config::Server;
 
 const ALL: &str = "/limits/servers";
 
@@ -31,7 +33,7 @@ pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server, ceilin
     }
     let Some(permitted) = &ceilings.deviations else { return };
     for (loosening, key) in Loosening::ALL {
-        if server.asks_for(loosening) && !permitted.contains(&loosening) {
+        if asks_for(server, loosening) && !permitted.contains(&loosening) {
             let line = checker.line_of(&child(ALL, "deviations"));
             let message = format!(
                 "`{key}` is none of the deviations that a server may ask for (line {line})"
@@ -64,18 +66,16 @@ fn above(checker: &mut Checker<'_>, at: &str, key: &str, number: f64, ceiling: f
     }));
 }
 
-impl Server {
-    fn asks_for(&self, loosening: Loosening) -> bool {
-        let Self { hardening, .. } = self;
-        match loosening {
-            Loosening::Egress => !self.egress.is_empty(),
-            Loosening::Mounts => !self.mounts.is_empty(),
-            Loosening::Network => hardening.network,
-            Loosening::WritableRoot => hardening.writable_root,
-            Loosening::User => hardening.user.is_some(),
-            Loosening::CapAdd => !hardening.cap_add.is_empty(),
-            Loosening::ExecTmp => hardening.exec_tmp,
-            Loosening::PodSocket => self.pod_socket.is_some(),
-        }
+fn asks_for(server: &Server, loosening: Loosening) -> bool {
+    let hardening = &server.hardening;
+    match loosening {
+        Loosening::Egress => !server.egress.is_empty(),
+        Loosening::Mounts => !server.mounts.is_empty(),
+        Loosening::Network => hardening.network,
+        Loosening::WritableRoot => hardening.writable_root,
+        Loosening::User => hardening.user.is_some(),
+        Loosening::CapAdd => !hardening.cap_add.is_empty(),
+        Loosening::ExecTmp => hardening.exec_tmp,
+        Loosening::PodSocket => server.pod_socket.is_some(),
     }
 }

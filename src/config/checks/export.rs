@@ -5,11 +5,14 @@ use std::{collections::HashMap, path::Path};
 use http::HeaderName;
 
 use super::Checker;
-use crate::{
-    audit::{Filter, export::Target},
-    config::{Destination, Export, finding::Code, place::child, shape::brief},
-    vault::Source,
+use crate::{finding::Code, shape::brief};
+use portcullis_audit::{
+    Filter,
+    config::{Destination, Export},
+    export::Target,
 };
+use portcullis_foundation::json_pointer::child;
+use portcullis_vault::Source;
 
 pub(super) fn check(checker: &mut Checker<'_>, exports: &[Export]) {
     let mut names = HashMap::new();

@@ -1,9 +1,11 @@
 //! Entries of `secrets` that look at less than the default whose place they take.
 
 use super::Checker;
-use crate::{
-    config::{Finding, InterceptorEntry, Use, finding::Code, place::child, typed::Built},
-    interceptors::secrets::{self, Action},
+use crate::{Finding, finding::Code, typed::Built};
+use portcullis_foundation::json_pointer::child;
+use portcullis_interceptors::{
+    InterceptorEntry, Use,
+    secrets::{self, Action},
 };
 
 pub(super) fn check(checker: &mut Checker<'_>, built: &Built) {

@@ -6,20 +6,17 @@ use http::HeaderName;
 use reqwest::Url;
 
 use super::Checker;
-use crate::config::{
-    Given, HandOver, Server, Sharing,
-    finding::Code,
-    place::child,
-    shape::{brief, nearest},
-    values::{CAPABILITIES, is_client, is_env_name},
-};
 use crate::{
-    catalog::{begins_as_key, names_secret, url_holds_secret},
-    container::Image,
-    egress::{Destination, Destinations, Host, Pattern, is_metadata},
-    upstream::{ADDRESSES, process::SECRETS},
-    vault::Source,
+    finding::Code,
+    shape::{brief, nearest},
+    values::CAPABILITIES,
 };
+use portcullis_catalog::{begins_as_key, names_secret, url_holds_secret};
+use portcullis_egress::{Destination, Destinations, Host, Pattern, is_metadata};
+use portcullis_foundation::json_pointer::child;
+use portcullis_runtime::{container::Image, egress_netns::ADDRESSES, process::SECRETS};
+use portcullis_upstream::config::{Given, HandOver, Server, Sharing, is_client, is_env_name};
+use portcullis_vault::Source;
 
 pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
     kind(checker, at, server);
@@ -317,7 +314,7 @@ fn files(server: &Server) -> impl Iterator<Item = &String> {
 }
 
 /// By the name of the variable, by how vendors' keys begin, and by what stands in a URL.
-pub(in crate::config) fn looks_secret(name: &str, value: &str) -> bool {
+pub(crate) fn looks_secret(name: &str, value: &str) -> bool {
     let is_path = value.starts_with(['/', '.']);
     let in_url = || Url::parse(value).is_ok_and(|url| url.has_host() && url_holds_secret(&url));
     value.len() >= 8 && (begins_as_key(value) || (!is_path && names_secret(name)) || in_url())

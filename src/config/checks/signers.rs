@@ -6,14 +6,12 @@ use portcullis_provenance::Subject;
 
 use super::Checker;
 use crate::{
-    config::{
-        Config, Signer,
-        finding::Code,
-        place::child,
-        shape::{brief, nearest},
-    },
-    oci,
+    Config,
+    finding::Code,
+    shape::{brief, nearest},
 };
+use portcullis_foundation::json_pointer::child;
+use portcullis_upstream::config::Signer;
 
 pub(super) fn check(checker: &mut Checker<'_>, config: &Config) {
     for (name, signer) in &config.signers {
@@ -41,7 +39,8 @@ pub(super) fn check(checker: &mut Checker<'_>, config: &Config) {
             }
         }
         let local = server.image.as_ref().is_some_and(|image| {
-            image.starts_with("sha256:") || !image.contains('@') && !oci::names_host(image)
+            image.starts_with("sha256:")
+                || !image.contains('@') && !portcullis_oci::names_host(image)
         });
         if local && !server.signed_by.is_empty() {
             checker.conflict(

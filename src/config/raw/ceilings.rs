@@ -62,7 +62,7 @@ pub enum Loosening {
 
 impl Loosening {
     /// All of them, with their keys.
-    pub(in crate::config) const ALL: [(Self, &str); 8] = [
+    pub(crate) const ALL: [(Self, &str); 8] = [
         (Self::Egress, "egress"),
         (Self::Mounts, "mounts"),
         (Self::Network, "hardening.network"),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::ProxyNetwork;
+use crate::ProxyNetwork;
 
 /// Where clients connect.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]

@@ -1,7 +1,7 @@
 use super::*;
 
 fn key(name: &str) -> String {
-    let key = crate::signing::Signer::of(name, &[1; 32]).unwrap();
+    let key = portcullis_foundation::note_key::Signer::of(name, &[1; 32]).unwrap();
     key.verifier().to_string()
 }
 

@@ -1,4 +1,6 @@
-use super::{super::Destination, findings, parse};
+use portcullis_audit::config::Destination;
+
+use super::{findings, parse};
 
 #[test]
 fn exports_that_could_not_run_are_found() {

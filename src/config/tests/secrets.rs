@@ -1,3 +1,5 @@
+use portcullis_upstream::config::Sharing;
+
 use super::*;
 
 fn load(text: &str) -> Loaded {

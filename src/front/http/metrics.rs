@@ -20,8 +20,8 @@ use crate::{
     identity::PrincipalKind,
     proxy::Proxy,
     refusal::{Code, Refusal},
-    telemetry::CONTENT_TYPE,
 };
+use portcullis_telemetry::CONTENT_TYPE;
 
 /// The route of the TCP listener.
 pub(super) fn for_clients(front: Front) -> Router {

@@ -35,9 +35,9 @@ use crate::{
     names::{ClientName, SessionId},
     proxy::{CLIENT_CHANGED, Caller, Place, Proxy},
     refusal::{Code, Refusal},
-    router::View,
     session::Session,
 };
+use portcullis_protocol::exchange::View;
 
 use super::{batch, rest};
 use arrival::{Hosts, Speaks};

@@ -24,9 +24,9 @@ use crate::{
     names::SessionId,
     proxy::CLIENT_CHANGED,
     refusal::{Code, Refusal},
-    router::View,
     session::Event,
 };
+use portcullis_protocol::exchange::View;
 
 /// One principal may have one of so many parts of all connections, as of all sessions.
 const SHARE: usize = 10;

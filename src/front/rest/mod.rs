@@ -32,8 +32,8 @@ use crate::{
     exchange::{Method, Revision},
     proxy::{Answered, Place},
     refusal::{Code, Refusal},
-    router::View,
 };
+use portcullis_protocol::exchange::View;
 
 use answer::{Reply, json};
 

@@ -5,8 +5,8 @@ use std::ops::Range;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::{
-    chain::{Decision, Verdict},
+use portcullis_chain::{Decision, Verdict};
+use portcullis_protocol::{
     codec::{Object, Pointer, items, overwrite, splice},
     exchange::{Answer, Effect, Exchange, Finding, Method, Phase},
     obligations::Obligations,

@@ -3,10 +3,8 @@ use std::fs;
 use serde_json::json;
 
 use super::*;
-use crate::{
-    exchange::Payload,
-    interceptors::fixtures::{answered, call, message, tool},
-};
+use crate::fixtures::{answered, call, message, tool};
+use portcullis_protocol::exchange::Payload;
 
 fn gate(policies: &str) -> PolicyGate {
     let folder = tempfile::tempdir().unwrap();

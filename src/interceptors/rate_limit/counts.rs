@@ -9,7 +9,7 @@ use std::{
 use governor::{nanos::Nanos, state::StateStore};
 use parking_lot::Mutex;
 
-use crate::{identity::PrincipalKind, names::ServerName};
+use portcullis_protocol::{identity::PrincipalKind, names::ServerName};
 
 /// Tools of one client and server that have a count of their own.
 pub const TOOLS_PER_OWNER: usize = 1_024;

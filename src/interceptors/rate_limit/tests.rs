@@ -5,10 +5,10 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    chain::Decision,
-    config::{InterceptorEntry, Use},
-    interceptors::fixtures::{call, message, tool},
+    InterceptorEntry, Use,
+    fixtures::{call, message, tool},
 };
+use portcullis_chain::Decision;
 
 fn config(toml: &str) -> Config {
     toml::from_str(toml).unwrap()

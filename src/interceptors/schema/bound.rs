@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use crate::codec::References;
+use portcullis_protocol::codec::References;
 
 /// Nesting of an instance for which a bound is known.
 pub(super) const DEPTH: usize = 64;
@@ -209,7 +209,7 @@ impl<'a> Graph<'a> {
     fn targets(&self, reference: &str) -> Result<Vec<&'a Value>, Unbounded> {
         let targets = self.within.targets(reference);
         if targets.is_empty() {
-            return Err(Unbounded::Reference(crate::interceptors::schema::short(reference)));
+            return Err(Unbounded::Reference(crate::schema::short(reference)));
         }
         Ok(targets)
     }

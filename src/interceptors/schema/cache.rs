@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
 
 use super::checks::{Check, Unusable};
-use crate::exchange::Definition;
+use portcullis_protocol::exchange::Definition;
 
 /// Bytes that compiled schemas may take, by their own rough count.
 const BYTES: usize = 256 << 20;

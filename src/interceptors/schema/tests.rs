@@ -3,10 +3,10 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    chain::Decision,
-    config::{InterceptorEntry, Use},
-    interceptors::fixtures::{answered, call, tool},
+    InterceptorEntry, Use,
+    fixtures::{answered, call, tool},
 };
+use portcullis_chain::Decision;
 
 fn schema() -> Schema {
     Schema::new("schema", &Config::default()).unwrap()

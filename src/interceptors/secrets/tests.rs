@@ -11,10 +11,10 @@ use super::{
     *,
 };
 use crate::{
-    config::{InterceptorEntry, Use},
-    exchange::{Answer, Payload},
-    interceptors::fixtures::{answered, message},
+    InterceptorEntry, Use,
+    fixtures::{answered, message},
 };
+use portcullis_protocol::exchange::{Answer, Payload};
 
 fn scanner() -> Scanner {
     let sources = rules::read(rules::BUILT_IN).unwrap();

@@ -21,9 +21,9 @@ use self::{
 use super::{
     diagnostics::Finding,
     load::{Loaded, Place},
-    request::Claims,
 };
-use crate::{
+use portcullis_protocol::claims::Claims;
+use portcullis_protocol::{
     names::{ClientName, Group, ServerName},
     refusal::Rule,
 };

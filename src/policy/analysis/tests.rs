@@ -1,7 +1,7 @@
 //! A table for each finding: sets that have it and sets that have not.
 
 use super::*;
-use crate::policy::{Engine, tests::folder};
+use crate::{Engine, tests::folder};
 
 /// `CODE LINE` of each finding.
 fn found(policies: &str, known: &Known) -> Vec<String> {

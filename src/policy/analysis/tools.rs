@@ -9,14 +9,11 @@ use cedar_policy::{
 use serde_json::json;
 
 use super::{
-    super::{
-        diagnostics::Finding,
-        load::Loaded,
-        request::{Action, Claims},
-    },
+    super::{diagnostics::Finding, load::Loaded, request::Action},
     Entry, Known, KnownTool, nearest,
 };
-use crate::names::ServerName;
+use portcullis_protocol::claims::Claims;
+use portcullis_protocol::names::ServerName;
 
 /// Actions whose resource is a tool.
 const ON_TOOLS: [Action; 2] = [Action::CallTool, Action::FollowTask];

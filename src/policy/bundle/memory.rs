@@ -12,7 +12,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::Origin;
-use crate::{durable, policy::diagnostics::Finding};
+use crate::diagnostics::Finding;
+use portcullis_foundation::atomic_file;
 
 /// The file, in the state folder.
 const FILE: &str = "policy-bundles.json";
@@ -20,7 +21,7 @@ const FILE: &str = "policy-bundles.json";
 /// The last bundle of each name that was in force.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(in crate::policy) struct Memory(BTreeMap<String, Last>);
+pub(crate) struct Memory(BTreeMap<String, Last>);
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,7 +101,7 @@ impl Memory {
             .mode(0o700)
             .create(state)
             .and_then(|()| Ok(serde_json::to_vec_pretty(&self)?))
-            .and_then(|text| durable::write(state, FILE, &text));
+            .and_then(|text| atomic_file::write(state, FILE, &text));
         kept.map_err(|error| {
             let path = state.join(FILE);
             let message = format!(

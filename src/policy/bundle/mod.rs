@@ -26,11 +26,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 pub(super) use memory::Memory;
-pub(crate) use sign::sign;
+pub use sign::sign;
 pub use sign::{SignFault, Signed};
 
 use super::diagnostics::{File, Finding};
-use crate::signing::{NotSigned, Verifier};
+use portcullis_foundation::note_key::{NotSigned, Verifier};
 
 /// The manifest, in the folder that it is about: a signed note whose text is JSON.
 pub const MANIFEST: &str = "bundle.note";

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::{BYTES, FORMAT, Listed, MANIFEST, MANIFEST_BYTES, Manifest, is_plain, names, read};
-use crate::{durable, signing::Signer};
+use portcullis_foundation::{atomic_file, note_key::Signer};
 
 /// What was signed.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub enum SignFault {
 ///
 /// # Errors
 /// [`SignFault`]: then the manifest is as it was.
-pub(crate) fn sign(
+pub fn sign(
     dir: &Path,
     keys: &[Signer],
     version: Option<u64>,
@@ -98,7 +98,7 @@ pub(crate) fn sign(
     let note =
         note.filter(|note| note.len() as u64 <= MANIFEST_BYTES).ok_or(SignFault::TooLarge)?;
     // Everybody may read what everybody may check.
-    durable::write_as(dir, MANIFEST, note.as_bytes(), 0o644)
+    atomic_file::write_as(dir, MANIFEST, note.as_bytes(), 0o644)
         .map_err(|source| SignFault::Write { path: dir.join(MANIFEST), source })?;
     let files = manifest.files.into_iter().map(|file| file.name).collect();
     Ok(Signed { name: manifest.name, version, files, again })

@@ -4,10 +4,8 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 use tempfile::TempDir;
 
 use super::*;
-use crate::{
-    policy::{Diagnostics, Engine, Source},
-    signing::Signer,
-};
+use crate::{Diagnostics, Engine, Source};
+use portcullis_foundation::note_key::Signer;
 
 const PERMIT: &str = "permit (principal, action, resource);";
 

@@ -15,7 +15,7 @@ use super::{
     keys::NamedKeys,
     scope::{Bits, Slots},
 };
-use crate::policy::{
+use crate::{
     cache::Weighs,
     call::{self, Uids},
     entities::{Base, Unaskable},

@@ -12,12 +12,10 @@ use serde_json::{Map, Value};
 use smol_str::SmolStr;
 
 use super::condition::add_parts;
-use crate::{
+use crate::located;
+use portcullis_protocol::{
+    arguments::{self, Unshowable},
     codec::fold,
-    policy::{
-        args::{self, Unshowable},
-        located,
-    },
 };
 
 /// Bytes that a token of a pointer takes in [`NamedKeys`], about.
@@ -123,7 +121,7 @@ impl TagKeys {
 
     fn add_name(&mut self, name: &str) {
         let mut pointer = String::new();
-        args::push_token(&mut pointer, name);
+        arguments::push_token(&mut pointer, name);
         self.pointers.insert(pointer.into());
     }
 }

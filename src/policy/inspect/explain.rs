@@ -7,14 +7,12 @@ use serde::Serialize;
 
 use super::{Asked, Inspected, Inspector, Looks, Outcomes, Tally, Unknown, text, tree::Node};
 use crate::{
-    policy::{
-        entities::{Frame, Unaskable},
-        index::About,
-        load::Revision,
-        request::Request,
-    },
-    refusal::Rule,
+    entities::{Frame, Unaskable},
+    index::About,
+    load::Revision,
+    request::Request,
 };
+use portcullis_protocol::refusal::Rule;
 
 /// Characters of a value that are shown.
 const SHOWN: usize = 200;

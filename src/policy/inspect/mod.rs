@@ -32,7 +32,7 @@ use super::{
     load::Revision,
     request::Request,
 };
-use crate::refusal::Rule;
+use portcullis_protocol::refusal::Rule;
 
 /// Questions of which it is remembered which policies they meet.
 const KEPT: usize = 20_000;
@@ -215,7 +215,7 @@ impl Inspector {
     }
 
     /// What a policy says, however it is laid out, named and annotated.
-    pub(super) fn body(&self, rule: &Rule) -> Option<String> {
+    pub fn body(&self, rule: &Rule) -> Option<String> {
         let policy = self.policies.iter().find(|policy| policy.rule.id == rule.id)?;
         let sides = [Side::Principal, Side::Action, Side::Resource];
         let scope = sides.map(|side| policy.scope.wants(side)).join(", ");

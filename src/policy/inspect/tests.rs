@@ -9,12 +9,9 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use super::{Standing, Unknown, Verdict};
-use crate::{
-    exchange::Transport,
-    identity::Principal,
-    names::ServerName,
-    policy::{Action, Circumstances, Claims, Engine, Request, Resource, Subject},
-};
+use crate::{Action, Circumstances, Engine, Request, Resource, Subject};
+use portcullis_protocol::claims::Claims;
+use portcullis_protocol::{exchange::Transport, identity::Principal, names::ServerName};
 
 const CONDITIONS: &[&str] = &[
     "principal.verified",

@@ -11,22 +11,22 @@ const DEPTH: usize = 64;
 
 /// What an expression looks at of a question beside who asks what of what.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in crate::policy) struct Looks(u8);
+pub(crate) struct Looks(u8);
 
 impl Looks {
-    pub(in crate::policy) const NOTHING: Self = Self(0);
+    pub(crate) const NOTHING: Self = Self(0);
     /// The arguments, however they are read.
-    pub(in crate::policy) const ARGUMENTS: Self = Self(1);
+    pub(crate) const ARGUMENTS: Self = Self(1);
     /// The other circumstances.
-    pub(in crate::policy) const CIRCUMSTANCES: Self = Self(1 << 1);
+    pub(crate) const CIRCUMSTANCES: Self = Self(1 << 1);
     /// What is claimed of a tool.
-    pub(in crate::policy) const CLAIMS: Self = Self(1 << 2);
+    pub(crate) const CLAIMS: Self = Self(1 << 2);
     /// Of the other circumstances: how the client reached the proxy.
-    pub(in crate::policy) const TRANSPORT: Self = Self(1 << 3);
+    pub(crate) const TRANSPORT: Self = Self(1 << 3);
     /// Its address.
-    pub(in crate::policy) const SOURCE_IP: Self = Self(1 << 4);
+    pub(crate) const SOURCE_IP: Self = Self(1 << 4);
     /// The calls of its session.
-    pub(in crate::policy) const SESSION_CALLS: Self = Self(1 << 5);
+    pub(crate) const SESSION_CALLS: Self = Self(1 << 5);
     const ALL_OF_CONTEXT: Self = Self(
         Self::ARGUMENTS.0
             | Self::CIRCUMSTANCES.0
@@ -35,7 +35,7 @@ impl Looks {
             | Self::SESSION_CALLS.0,
     );
 
-    pub(in crate::policy) fn at(self, any: Self) -> bool {
+    pub(crate) fn at(self, any: Self) -> bool {
         self.0 & any.0 != 0
     }
 
@@ -126,12 +126,12 @@ fn children(expr: &Expr) -> Vec<&Expr> {
 }
 
 /// A condition, or a part of one that is a Bool.
-pub(in crate::policy) struct Node {
+pub(crate) struct Node {
     /// Where it stands in its file: offset and length.
-    pub(in crate::policy) place: Option<(usize, usize)>,
+    pub(crate) place: Option<(usize, usize)>,
     /// As it is written.
-    pub(in crate::policy) text: String,
-    pub(in crate::policy) looks: Looks,
+    pub(crate) text: String,
+    pub(crate) looks: Looks,
     kind: Kind,
     expr: Expr,
 }
@@ -150,10 +150,10 @@ enum Kind {
 
 /// What a condition can come to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in crate::policy) struct Outcomes {
-    pub(in crate::policy) holds: bool,
-    pub(in crate::policy) does_not: bool,
-    pub(in crate::policy) fails: bool,
+pub(crate) struct Outcomes {
+    pub(crate) holds: bool,
+    pub(crate) does_not: bool,
+    pub(crate) fails: bool,
 }
 
 impl Outcomes {
@@ -161,12 +161,12 @@ impl Outcomes {
         Self { holds: value, does_not: !value, fails: false }
     }
 
-    pub(in crate::policy) const HOLDS: Self = Self::certain(true);
-    pub(in crate::policy) const DOES_NOT: Self = Self::certain(false);
+    pub(crate) const HOLDS: Self = Self::certain(true);
+    pub(crate) const DOES_NOT: Self = Self::certain(false);
     const FAILS: Self = Self { holds: false, does_not: false, fails: true };
 
     /// Whether more than one is possible.
-    pub(in crate::policy) fn is_open(self) -> bool {
+    pub(crate) fn is_open(self) -> bool {
         u8::from(self.holds) + u8::from(self.does_not) + u8::from(self.fails) > 1
     }
 
@@ -180,7 +180,7 @@ impl Outcomes {
 
     /// Where two questions are put and either counts: it fails where it fails of one, and else holds
     /// where it holds of one.
-    pub(in crate::policy) fn either(self, other: Self) -> Self {
+    pub(crate) fn either(self, other: Self) -> Self {
         let can = |one: Self, other: Self| one.holds && (other.holds || other.does_not);
         Self {
             holds: can(self, other) || can(other, self),
@@ -195,10 +195,10 @@ impl Outcomes {
 }
 
 /// Evaluates an expression: `None` where it fails.
-pub(in crate::policy) type Evaluate<'a> = dyn FnMut(&Expression) -> Option<bool> + 'a;
+pub(crate) type Evaluate<'a> = dyn FnMut(&Expression) -> Option<bool> + 'a;
 
 impl Node {
-    pub(in crate::policy) fn of(expr: &Expr) -> Self {
+    pub(crate) fn of(expr: &Expr) -> Self {
         Self::within(expr, DEPTH)
     }
 
@@ -222,16 +222,12 @@ impl Node {
     }
 
     /// The same text for the same expression, however it is written.
-    pub(in crate::policy) fn normal(&self) -> String {
+    pub(crate) fn normal(&self) -> String {
         self.expr.to_string()
     }
 
     /// What it can come to where `unknown` is not known.
-    pub(in crate::policy) fn outcomes(
-        &self,
-        unknown: Looks,
-        evaluate: &mut Evaluate<'_>,
-    ) -> Outcomes {
+    pub(crate) fn outcomes(&self, unknown: Looks, evaluate: &mut Evaluate<'_>) -> Outcomes {
         let mut all = |nodes: &[Self], until: bool| {
             let mut outcomes = Outcomes::certain(!until);
             for node in nodes {
@@ -283,11 +279,7 @@ impl Node {
     }
 
     /// The first of the conjuncts that kept the condition from holding, as Cedar evaluates it.
-    pub(in crate::policy) fn to_blame(
-        &self,
-        unknown: Looks,
-        evaluate: &mut Evaluate<'_>,
-    ) -> Option<&Self> {
+    pub(crate) fn to_blame(&self, unknown: Looks, evaluate: &mut Evaluate<'_>) -> Option<&Self> {
         let Kind::And(nodes) = &self.kind else {
             let outcomes = self.outcomes(unknown, evaluate);
             return (outcomes.does_not || outcomes.fails).then_some(self);
@@ -306,7 +298,7 @@ impl Node {
     }
 
     /// What this part looks at: each value by its text, and the expression for it.
-    pub(in crate::policy) fn values(&self) -> Vec<Value> {
+    pub(crate) fn values(&self) -> Vec<Value> {
         let mut found: Vec<Value> = Vec::new();
         let mut left = vec![&self.expr];
         while let Some(expr) = left.pop() {
@@ -328,12 +320,12 @@ impl Node {
 }
 
 /// Something that a condition looks at.
-pub(in crate::policy) struct Value {
-    pub(in crate::policy) text: String,
-    pub(in crate::policy) expression: Expression,
-    pub(in crate::policy) looks: Looks,
+pub(crate) struct Value {
+    pub(crate) text: String,
+    pub(crate) expression: Expression,
+    pub(crate) looks: Looks,
     /// The JSON pointer of the argument that it is.
-    pub(in crate::policy) pointer: Option<String>,
+    pub(crate) pointer: Option<String>,
 }
 
 /// The value that an expression stands for, where it is a path to one, or asks whether there is one.

@@ -1,7 +1,7 @@
 use std::sync::LazyLock;
 
 use super::*;
-use crate::refusal::Rule;
+use portcullis_protocol::refusal::Rule;
 
 fn call(engine: &Engine, principal: &Principal, tool: &str, json: &str) -> Outcome {
     let (server_name, name) = tool.split_once('/').unwrap();
@@ -487,8 +487,8 @@ fn a_failure_beside_a_forbid_names_both() {
 
 #[test]
 fn arguments_beyond_what_policies_are_shown_refuse_where_a_policy_looks() {
-    let many = format!(r#"{{"a": [{}]}}"#, vec!["1"; args::MAX_LEAVES + 1].join(","));
-    let enough = format!(r#"{{"a": [{}]}}"#, vec!["1"; args::MAX_LEAVES].join(","));
+    let many = format!(r#"{{"a": [{}]}}"#, vec!["1"; arguments::MAX_LEAVES + 1].join(","));
+    let enough = format!(r#"{{"a": [{}]}}"#, vec!["1"; arguments::MAX_LEAVES].join(","));
     let looks = engine(
         r#"permit (principal, action, resource);
            forbid (principal, action, resource) when { context.args.hasTag("/a/9999") };"#,

@@ -17,7 +17,9 @@ use tempfile::TempDir;
 
 pub(super) use self::plain::whole;
 use super::{entities::Vocabulary, index::About, typed::Typed, *};
-use crate::{
+use portcullis_protocol::{
+    arguments,
+    claims::{Attested, Claims},
     exchange::{self, Transport},
     identity::{Principal, PrincipalKind},
     names::ServerName,

@@ -3,10 +3,7 @@
 
 use cedar_policy::{Context, Entity, EntityUid, RestrictedExpression as Expr};
 
-use super::{
-    super::{args, located},
-    *,
-};
+use super::{super::located, *};
 
 fn text(text: impl Into<String>) -> Expr {
     Expr::new_string(text.into())
@@ -70,8 +67,8 @@ fn context(circumstances: &Circumstances<'_>) -> Context {
 }
 
 fn arguments(request: &Request<'_>) -> [Entity; 4] {
-    let args::Arguments { leaves, lists } =
-        request.args.map(|args| args::Arguments::of(args).unwrap()).unwrap_or_default();
+    let arguments::Arguments { leaves, lists } =
+        request.args.map(|args| arguments::Arguments::of(args).unwrap()).unwrap_or_default();
     let size = leaves.iter().map(|leaf| leaf.value.len()).sum::<usize>();
     let keys = request.args.iter().flat_map(|args| args.keys());
     let summary = [

@@ -35,7 +35,7 @@ use serde_json::{Map, Value};
 use self::shape::Record;
 pub(super) use self::value::Unfit;
 use super::diagnostics::{File, Finding};
-use crate::names::ServerName;
+use portcullis_protocol::names::ServerName;
 
 /// What names of files with a server's tools end on.
 const ENDING: &str = ".tools.json";
@@ -57,7 +57,7 @@ struct Tool {
 }
 
 /// Whether a file of this name has a server's tools.
-pub(super) fn is_tools_file(name: &Path) -> bool {
+pub fn is_tools_file(name: &Path) -> bool {
     name.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with(ENDING))
 }
 

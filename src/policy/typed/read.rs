@@ -9,7 +9,7 @@ use super::{
     super::diagnostics::{File, Finding},
     ENDING, Tool, shape,
 };
-use crate::names::ServerName;
+use portcullis_protocol::names::ServerName;
 
 const INVALID: &str = "typed-tools";
 const SAVE: &str = "`portcullis server tools SERVER --save FILE` writes such a file";

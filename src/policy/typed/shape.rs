@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
-use crate::codec::pointed;
+use portcullis_protocol::codec::pointed;
 
 /// Levels of objects and arrays within each other that are typed.
 const DEPTH: usize = 16;

@@ -7,7 +7,7 @@ use super::{
     File, Tool,
     shape::{Record, Type},
 };
-use crate::names::ServerName;
+use portcullis_protocol::names::ServerName;
 
 /// The one schema, with typed actions at its end.
 pub(super) fn schema<'t>(

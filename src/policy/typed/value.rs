@@ -8,17 +8,15 @@ use std::collections::HashSet;
 use cedar_policy::RestrictedExpression;
 use serde_json::{Map, Number, Value};
 
-use super::{
-    super::args::{MAX_LEAVES, canonical},
-    shape::{Record, Type},
-};
-use crate::codec::fold;
+use super::shape::{Record, Type};
+use portcullis_protocol::arguments::{MAX_LEAVES, canonical, push_token};
+use portcullis_protocol::codec::fold;
 
 /// Where arguments do not fit their type, and how. Holds nothing of the message: the pointer has
 /// names of the type alone, and `*` for a place in a list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{problem}", if pointer.is_empty() { "they " } else { pointer })]
-pub(in crate::policy) struct Unfit {
+pub(crate) struct Unfit {
     pointer: String,
     problem: &'static str,
 }
@@ -122,7 +120,7 @@ impl<'t> Reader<'t> {
     fn unfit(&self, problem: &'static str) -> Unfit {
         let mut pointer = String::new();
         for token in &self.pointer {
-            super::super::args::push_token(&mut pointer, token);
+            push_token(&mut pointer, token);
         }
         if !pointer.is_empty() {
             pointer = format!("`{}` ", pointer.escape_debug());

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::exchange::Payload;
+use portcullis_protocol::exchange::Payload;
 
 fn tool(server: &str, name: &str) -> Definition {
     let definition = Payload::new(Bytes::from_static(b"{}"));

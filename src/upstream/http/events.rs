@@ -7,7 +7,7 @@ use futures_util::{Stream, StreamExt, stream::BoxStream};
 use reqwest::header::HeaderValue;
 
 use super::{super::link::Failure, wire::broken};
-use crate::codec::{Broken, Event, events};
+use portcullis_protocol::codec::{Broken, Event, events};
 
 /// The pause before a stream is taken up again, where the server names none.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -29,12 +29,12 @@ use super::{
     ear::Ear,
     link::{Call, Failure, Link, Reply, Said, progress_token, subscription},
 };
-use crate::{
-    chain::{Party, Weight, in_turns},
+use portcullis_chain::{Party, Weight, in_turns};
+use portcullis_protocol::{
     codec::{Caps, Frame, Kind, era::header_text},
     exchange::{Method, Revision},
-    vault::Secret,
 };
+use portcullis_vault::Secret;
 use wire::{EVENTS, JSON, PATIENCE, REVISION, SESSION, Wire, body, content_type};
 
 pub(super) use sse::Sse;

@@ -17,14 +17,14 @@ use super::{
     events::Events,
     wire::{EVENTS, PATIENCE, Wire, content_type},
 };
-use crate::{
+use portcullis_protocol::{
     codec::{Caps, Frame},
     exchange::{Method, Revision},
-    vault::Secret,
 };
+use portcullis_vault::Secret;
 
 /// A line to one server of HTTP+SSE.
-pub(in crate::upstream) struct Sse {
+pub(crate) struct Sse {
     wire: Arc<Wire>,
     /// Where it wants to be told.
     endpoint: Url,

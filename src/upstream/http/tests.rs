@@ -12,10 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::*;
-use crate::{
-    names::SessionId,
-    upstream::{Clock, Heard, PartyKey},
-};
+use crate::{Clock, Heard, PartyKey};
+use portcullis_protocol::names::SessionId;
 
 const CAPS: Caps =
     Caps { bytes: 1 << 16, depth: 64, nodes: 10_000, keys: 10_000, object_keys: 10_000 };

@@ -11,10 +11,8 @@ use reqwest::{
 };
 
 use super::super::link::Failure;
-use crate::{
-    exchange::Revision,
-    vault::{self, Secret},
-};
+use portcullis_protocol::exchange::Revision;
+use portcullis_vault::Secret;
 
 pub(super) const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 pub(super) const REVISION: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -43,7 +41,8 @@ impl Wire {
     pub fn new(url: &str, headers: &[(String, Secret)]) -> Result<Self, Failure> {
         let unavailable = |what: String| Failure::Unavailable(what);
         let url = Url::parse(url).map_err(|e| unavailable(format!("its URL is bad: {e}")))?;
-        let map = vault::headers(headers).map_err(|illegal| unavailable(illegal.to_string()))?;
+        let map = portcullis_vault::headers(headers)
+            .map_err(|illegal| unavailable(illegal.to_string()))?;
         // A redirect or a proxy of the environment would carry the operator's credentials to a place
         // that the config does not name.
         let client = reqwest::Client::builder()

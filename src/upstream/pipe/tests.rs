@@ -3,7 +3,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, duplex};
 use proptest::prelude::Strategy;
 
 use super::*;
-use crate::upstream::{Heard, PartyKey, Said};
+use crate::{Heard, PartyKey, Said};
 
 const CAPS: Caps =
     Caps { bytes: 1 << 16, depth: 64, nodes: 10_000, keys: 10_000, object_keys: 10_000 };
@@ -131,7 +131,7 @@ async fn method(told: &mut mpsc::Receiver<Said>) -> String {
 
 #[tokio::test]
 async fn what_names_no_call_belongs_to_a_partys_newest_and_to_nobody_where_all_share() {
-    let key = PartyKey::Session(crate::names::SessionId::presented("x"));
+    let key = PartyKey::Session(portcullis_protocol::names::SessionId::presented("x"));
     for party in [None, Some(key)] {
         let (pipe, mut server, mut heard) = line(party.clone());
         let calls = [hearing("{}"), hearing("{}")];

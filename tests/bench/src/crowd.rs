@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use futures_util::future::try_join_all;
-use portcullis::container::Engine;
+use portcullis_runtime::container::Engine;
 
 use crate::{
     load::Client,

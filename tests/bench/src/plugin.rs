@@ -12,13 +12,15 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use portcullis::{
     chain::{Chain, Fault, Hooks, Interceptor, Link, Trail, Verdict},
-    codec::Caps,
-    config::{EntrySettings, Limits},
+    config::Limits,
     exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
-    interceptors::plugin::{Config, Plugin},
     names::DecisionId,
     plugin::{Cache, House},
+};
+use portcullis_interceptors::{
+    EntrySettings,
+    plugin::{Config, Plugin},
 };
 use serde_json::json;
 
@@ -162,7 +164,7 @@ async fn measure(
     bytes: usize,
     time: Duration,
 ) -> anyhow::Result<(f64, f64)> {
-    let caps = Caps::request(&Limits::default());
+    let caps = Limits::default().request_caps();
     let asked = interceptor.wants(&Method::new(Method::TOOLS_CALL), Phase::Request);
     let phase = if asked { Phase::Request } else { Phase::Response };
     let link = Link { deadline: Duration::from_secs(10), ..Link::strict(interceptor) };

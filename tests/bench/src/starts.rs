@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use portcullis::{container::Engine, upstream::process::LaunchSpec};
+use portcullis_runtime::{container::Engine, process::LaunchSpec};
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader,
 };

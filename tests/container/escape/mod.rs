@@ -12,7 +12,7 @@ use std::{
     path::Path,
 };
 
-use portcullis::upstream::process::{LaunchSpec, Mount};
+use portcullis_runtime::process::{LaunchSpec, Mount};
 
 use crate::support::{engine, probe, run, spec};
 use host::Host;

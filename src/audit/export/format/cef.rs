@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::{super::Item, Origin, decision_word, kind_word, severity};
-use crate::audit::record::{Decision, Direction, Kind, Record, Target, Transport};
+use crate::record::{Decision, Direction, Kind, Record, Target, Transport};
 
 /// One record, without a line's end.
 pub(super) fn event(item: &Item, origin: &Origin, out: &mut Vec<u8>) {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::super::Item;
-use crate::audit::record::{Call, Decision, Kept, Record, Target};
+use crate::record::{Call, Decision, Kept, Record, Target};
 
 /// What a column holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Item;
-use crate::audit::record::{Decision, Kind};
+use crate::record::{Decision, Kind};
 
 /// How records are written.
 #[derive(

@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use super::{super::Item, Fault, Origin, decision_word, kind_word, severity};
-use crate::audit::record::{Direction, Target, Transport};
+use crate::record::{Direction, Target, Transport};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]

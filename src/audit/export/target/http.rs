@@ -13,7 +13,7 @@ use super::{
     super::{Format, Item, Origin, format},
     Illegal, PATIENCE, Sink, Undelivered, causes, in_time, tls,
 };
-use crate::vault::{self, Secret};
+use portcullis_vault::Secret;
 
 /// The longest that an endpoint may put us off by `Retry-After`.
 const LATEST: Duration = Duration::from_secs(300);
@@ -36,7 +36,8 @@ impl Endpoint {
         headers: &[(String, Secret)],
         ca_file: Option<&Path>,
     ) -> Result<Self, Illegal> {
-        let map = vault::headers(headers).map_err(|illegal| Illegal(illegal.to_string()))?;
+        let map =
+            portcullis_vault::headers(headers).map_err(|illegal| Illegal(illegal.to_string()))?;
         // A redirect or a proxy of the environment would carry records and credentials to a place
         // that the config does not name.
         let mut client = reqwest::Client::builder()

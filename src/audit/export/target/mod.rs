@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use reqwest::Url;
 
 use super::{Format, Item, Origin};
-use crate::vault::Secret;
+use portcullis_vault::Secret;
 #[cfg(test)]
 pub(super) use postgres::table;
 

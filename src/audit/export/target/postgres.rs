@@ -94,7 +94,7 @@ fn sql_type(kind: Kind) -> &'static str {
 }
 
 /// The table, made where it is missing.
-pub(in crate::audit::export) fn table() -> String {
+pub(in crate::export) fn table() -> String {
     let mut sql = format!("create table if not exists {TABLE} (\n    \"log\" text not null,\n");
     for Column { name, kind, always, .. } in COLUMNS {
         let null = if *always { " not null" } else { "" };

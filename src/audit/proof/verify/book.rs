@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::finding::{Finding, Findings, What};
-use crate::audit::{
+use crate::{
     digest::DigestKey,
     proof::{
         Hash, Verifier,
@@ -17,7 +17,7 @@ use crate::audit::{
 };
 
 /// The file of checkpoints in the store's folder.
-pub(in crate::audit::proof) const FILE: &str = "checkpoints";
+pub(in crate::proof) const FILE: &str = "checkpoints";
 
 /// A checkpoint, and who has it.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use super::{
     finding::{Finding, What},
     frames::Unit,
 };
-use crate::audit::{
+use crate::{
     life::Cipher,
     line::LineHead,
     proof::{Frontier, Hash, TILE},

@@ -12,14 +12,14 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::frames::{self, Fill, Piece, Source, Unit};
-use crate::audit::proof::{Frontier, Hash};
+use crate::proof::{Frontier, Hash};
 
 /// The file in which a closed segment says what it is.
 pub(super) const CLOSED: &str = "segment.json";
 
 /// What a segment that takes no more records says of itself.
 #[derive(Debug, Deserialize)]
-pub(in crate::audit::proof) struct Closed {
+pub(in crate::proof) struct Closed {
     /// `seq` after its last record.
     pub end: u64,
     pub ended: Timestamp,
@@ -29,7 +29,7 @@ pub(in crate::audit::proof) struct Closed {
 }
 
 /// What the segment that begins with `first` says of itself. Nobody has signed it.
-pub(in crate::audit::proof) fn closed(dir: &Path, first: u64) -> io::Result<Option<Closed>> {
+pub(in crate::proof) fn closed(dir: &Path, first: u64) -> io::Result<Option<Closed>> {
     match fs::read(dir.join(format!("segments/{first:016}/{CLOSED}"))) {
         Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -63,12 +63,12 @@ fn open(dir: &Path, name: String) -> io::Result<Option<Arc<Source>>> {
 }
 
 /// The first records of all segments, in order.
-pub(in crate::audit::proof) fn segments(dir: &Path) -> io::Result<Vec<u64>> {
+pub(in crate::proof) fn segments(dir: &Path) -> io::Result<Vec<u64>> {
     numbered(&dir.join("segments"), |name| Some(name).filter(|name| name.len() == 16))
 }
 
 /// The first records of all segments that were dropped, in order.
-pub(in crate::audit::proof) fn dropped(dir: &Path) -> io::Result<Vec<u64>> {
+pub(in crate::proof) fn dropped(dir: &Path) -> io::Result<Vec<u64>> {
     numbered(&dir.join("dropped"), |name| name.strip_suffix(".proof"))
 }
 

@@ -87,11 +87,11 @@ pub struct Finding {
 }
 
 impl Finding {
-    pub(in crate::audit::proof) fn new(what: What, message: impl Into<String>) -> Self {
+    pub(in crate::proof) fn new(what: What, message: impl Into<String>) -> Self {
         Self { what, message: message.into(), file: None, offset: None, seq: None }
     }
 
-    pub(in crate::audit::proof) fn file(mut self, file: impl Into<String>) -> Self {
+    pub(in crate::proof) fn file(mut self, file: impl Into<String>) -> Self {
         self.file = Some(file.into());
         self
     }

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
-use crate::audit::store::frame::{self, BODY_MAX, HEADER};
+use crate::store::frame::{self, BODY_MAX, HEADER};
 
 /// Records of a frame at most: no block has more.
 const COUNT_MAX: u32 = 4096;

@@ -20,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::audit::{
+use crate::{
     life::{Keys, Manifest},
     proof::{Hash, Verifier, key},
     store::View,
@@ -121,7 +121,7 @@ pub fn verify(request: &Request) -> Result<Report, Fault> {
 }
 
 /// Holds the indexes of a store that is open against its records.
-pub(in crate::audit) fn indexes(view: &View) -> Vec<Finding> {
+pub(crate) fn indexes(view: &View) -> Vec<Finding> {
     let found = view.check_indexes().into_iter().map(|mismatch| {
         let finding = Finding::new(What::IndexMismatch, mismatch.what);
         Finding { seq: mismatch.block, ..finding }
@@ -214,12 +214,13 @@ fn keys(request: &Request, notes: &mut Vec<String>) -> Result<(Vec<Verifier>, Ke
         return Ok((request.keys.clone(), KeySource::Given));
     }
     if let Some(state) = &request.state {
-        let found = Verifier::read(state).map_err(failed(&state.join(key::VERIFIER)))?;
+        let found = key::read_verifiers(state).map_err(failed(&state.join(key::VERIFIER)))?;
         if !found.is_empty() {
             return Ok((found, KeySource::State));
         }
     }
-    let own = Verifier::read(&request.dir).map_err(failed(&request.dir.join(key::VERIFIER)))?;
+    let own =
+        key::read_verifiers(&request.dir).map_err(failed(&request.dir.join(key::VERIFIER)))?;
     if own.is_empty() {
         notes.push("there is no verifier key: no checkpoint can be checked".into());
         return Ok((own, KeySource::None));

@@ -6,7 +6,7 @@ use jiff::{Span, Timestamp, Zoned, civil, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, book::Book, finding::Findings};
-use crate::audit::proof::{
+use crate::proof::{
     Verifier,
     checkpoint::{Checkpoint, Signed},
 };

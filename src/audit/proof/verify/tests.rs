@@ -7,7 +7,7 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 
 use super::*;
-use crate::audit::{
+use crate::{
     digest::DigestKey,
     line::{Line, LineHead, Seq},
     proof::{
@@ -120,7 +120,7 @@ fn made() -> Made {
     let dir = tempfile::tempdir().unwrap();
     let store = Manifest::open(dir.path()).unwrap();
     let signer = Signer::open(dir.path(), &store.id).unwrap();
-    signer.verifier().keep(dir.path()).unwrap();
+    key::keep_verifier(dir.path(), signer.verifier()).unwrap();
     let lines = lines(END, |_| "as it was");
     write(dir.path(), &lines);
     sign(dir.path(), &signer, &lines, &SIZES);
@@ -503,7 +503,7 @@ fn a_store_that_was_swapped_or_rolled_back_is_found() {
     let notes = fs::read_to_string(mine.path(CHECKPOINTS)).unwrap();
     let text = notes::split(notes.as_bytes()).notes.last().unwrap().1.to_vec();
     fs::write(state.path().join(NEWEST), &text).unwrap();
-    mine.signer.verifier().keep(state.path()).unwrap();
+    key::keep_verifier(state.path(), mine.signer.verifier()).unwrap();
     let earlier = tempfile::tempdir().unwrap();
     for name in ["store.json", "digest.key", "audit-verifier"] {
         fs::copy(mine.path(name), earlier.path().join(name)).unwrap();

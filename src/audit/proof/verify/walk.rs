@@ -14,7 +14,7 @@ use super::{
     finding::{Finding, Findings, SignedSize, What},
     frames::{Piece, Unit},
 };
-use crate::audit::{
+use crate::{
     life::Cipher,
     proof::{
         Frontier, Hash, TILE, Verifier,

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{notes, verify::CHECKPOINTS};
-use crate::audit::life::write_durably;
+use crate::life::write_durably;
 
 use send::Sender;
 

@@ -11,7 +11,7 @@ use super::{
 
 /// What must hold of a record.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::audit::query) enum Expr {
+pub(in crate::query) enum Expr {
     /// All of these; of none, everything.
     And(Vec<Expr>),
     /// One of these; of none, nothing.
@@ -22,7 +22,7 @@ pub(in crate::audit::query) enum Expr {
 
 /// What must hold of one column.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::audit::query) enum Test {
+pub(in crate::query) enum Test {
     /// One of its values is one of these.
     In(Column, Vec<String>),
     /// One of its values has this form.
@@ -40,7 +40,7 @@ pub(in crate::audit::query) enum Test {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::audit::query) enum Compare {
+pub(in crate::query) enum Compare {
     Less,
     AtMost,
     More,
@@ -72,7 +72,7 @@ impl Compare {
 
 /// An address, or all that begin with the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::audit::query) struct Network {
+pub(in crate::query) struct Network {
     pub address: IpAddr,
     pub bits: u8,
 }

@@ -46,7 +46,7 @@ pub(super) fn quoted(text: &str) -> Cow<'_, str> {
 
 /// A form that texts can have, or a text that they can have in them.
 #[derive(Debug, Clone)]
-pub(in crate::audit::query) struct Pattern {
+pub(in crate::query) struct Pattern {
     text: String,
     regex: Regex,
 }

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ByHand;
-use crate::names::DecisionId;
+use portcullis_protocol::names::DecisionId;
 
 /// What the tag of a server's image means.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

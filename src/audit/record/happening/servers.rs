@@ -3,11 +3,13 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::super::Left;
 use super::{
     super::v1::{Era, Rule},
     ByHand,
 };
-use crate::{names::DecisionId, policy::Attested, upstream::Left};
+use portcullis_protocol::claims::Attested;
+use portcullis_protocol::names::DecisionId;
 
 /// Where a server runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

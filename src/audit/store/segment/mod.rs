@@ -32,7 +32,7 @@ use super::{
     index::Index,
     private_dir, stamp,
 };
-use crate::audit::{
+use crate::{
     digest::DigestKey,
     life::{Cipher, write_durably},
     line::Line,
@@ -76,7 +76,7 @@ impl Tools {
 
 /// What a closed segment says of itself, so that it need not be opened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(in crate::audit) struct Closed {
+pub(crate) struct Closed {
     /// `seq` of its first record.
     pub first: u64,
     /// `seq` after its last.
@@ -103,14 +103,14 @@ fn private() -> OpenOptions {
 
 /// Whether a segment is opened to be written, or only looked at: then no record's file changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::audit) enum Mode {
+pub(crate) enum Mode {
     Write,
     Read,
 }
 
 /// Whether what was written down of records, to save reading them, is taken as it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::audit) enum Trust {
+pub(crate) enum Trust {
     Believe,
     Doubt,
 }

@@ -21,11 +21,11 @@ use super::{
     },
     Mode, Positioned, Segment, Tools, Trust, Wal, added,
 };
-use crate::audit::life::Cipher;
+use crate::life::Cipher;
 
 /// Records that were acknowledged and are gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::audit) struct Loss {
+pub(crate) struct Loss {
     /// `seq` of the first lost one: the next record takes it.
     pub from: u64,
     /// `seq` after the last lost one.
@@ -33,7 +33,7 @@ pub(in crate::audit) struct Loss {
 }
 
 /// A segment as it was found.
-pub(in crate::audit::store) struct Found {
+pub(in crate::store) struct Found {
     pub segment: Arc<Segment>,
     /// Blocks that are not in `records` yet, in order.
     pub growing: Vec<Arc<Growing>>,

@@ -16,7 +16,7 @@ const FILL: usize = 4 << 20;
 
 /// Commits of one block.
 #[derive(Debug)]
-pub(in crate::audit::store) struct Wal {
+pub(in crate::store) struct Wal {
     file: File,
     path: PathBuf,
     /// Bytes of it that are acknowledged.

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::FileExt as _, path::Path};
 
 use super::super::fault::Fault;
-use crate::audit::{life::write_durably, proof::Hash};
+use crate::{life::write_durably, proof::Hash};
 
 /// Its name.
 const HEAD: &str = "head";
@@ -29,7 +29,7 @@ fn text((seq, hash): (u64, Hash)) -> String {
 /// The file with the record that was acknowledged last. It is made durably, before the store takes
 /// records: so a store without it has lost it. Later it is written in its place, after a record was
 /// synced, and not synced itself: it can be behind the log, and never before it.
-pub(in crate::audit::store) struct Mark(fs::File);
+pub(in crate::store) struct Mark(fs::File);
 
 impl Mark {
     /// Opens the file in `dir`. Where it says nothing, makes it: `last` is the last record of the

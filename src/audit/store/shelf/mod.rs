@@ -21,7 +21,7 @@ use super::{
     fault::Fault,
     segment::{Closed, Found, Loss, Mode, Segment, Tools, Trust, Wal},
 };
-use crate::audit::{
+use crate::{
     digest::DigestKey,
     life::Cipher,
     proof::{Frontier, Hash},
@@ -29,14 +29,14 @@ use crate::audit::{
 
 pub(super) use mark::Mark;
 use mark::read_head;
-pub(in crate::audit) use view::View;
+pub(crate) use view::View;
 
 /// Old segments kept open for queries.
 const OPEN: usize = 8;
 
 /// Makes a folder that only its owner can enter, and those above it where they are missing. It is
 /// still there after a power cut.
-pub(in crate::audit) fn private_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
     let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
     let made: Vec<_> = dir.ancestors().take_while(missing).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -49,7 +49,7 @@ pub(in crate::audit) fn private_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// The time of microseconds since 1970.
-pub(in crate::audit) fn time(micros: u64) -> Timestamp {
+pub(crate) fn time(micros: u64) -> Timestamp {
     i64::try_from(micros)
         .ok()
         .and_then(|micros| Timestamp::from_microsecond(micros).ok())
@@ -57,13 +57,13 @@ pub(in crate::audit) fn time(micros: u64) -> Timestamp {
 }
 
 /// The microseconds since 1970 of a time.
-pub(in crate::audit) fn stamp(time: Timestamp) -> u64 {
+pub(crate) fn stamp(time: Timestamp) -> u64 {
     u64::try_from(time.as_microsecond()).unwrap_or(0)
 }
 
 /// The durable end of the log.
 #[derive(Debug, Clone)]
-pub(in crate::audit) struct Head {
+pub(crate) struct Head {
     /// The tree over all records.
     pub tree: Frontier,
     /// The hash of the last one.
@@ -74,7 +74,7 @@ pub(in crate::audit) struct Head {
 
 /// What is known of a segment without reading it.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::audit) struct SegmentInfo {
+pub(crate) struct SegmentInfo {
     /// `seq` of its first record.
     pub first: u64,
     /// `seq` after its last one.
@@ -119,7 +119,7 @@ impl Slot {
 }
 
 /// The segments of one store.
-pub(in crate::audit) struct Shelf {
+pub(crate) struct Shelf {
     tools: Arc<Tools>,
     inner: Mutex<Inner>,
     ends: watch::Sender<u64>,
@@ -141,7 +141,7 @@ struct Inner {
 }
 
 /// What a shelf is opened by.
-pub(in crate::audit) struct Opening<'a> {
+pub(crate) struct Opening<'a> {
     pub key: DigestKey,
     pub cipher: Option<Arc<Cipher>>,
     /// Only with [`Mode::Write`] may the files of records change.
@@ -157,7 +157,7 @@ pub(in crate::audit) struct Opening<'a> {
 }
 
 /// What a writer goes on with.
-pub(in crate::audit) struct Opened {
+pub(crate) struct Opened {
     pub shelf: Arc<Shelf>,
     pub(super) current: Option<Current>,
     /// Blocks that are to be sealed, with their segments.
@@ -166,7 +166,7 @@ pub(in crate::audit) struct Opened {
     pub(super) unclosed: Vec<Arc<Segment>>,
     pub(super) loss: Option<Loss>,
     /// Why nobody knows the tree before the first segment.
-    pub(in crate::audit) groundless: Option<String>,
+    pub(crate) groundless: Option<String>,
 }
 
 /// The segment that is written.
@@ -178,7 +178,7 @@ pub(super) struct Current {
 
 impl Shelf {
     /// Opens the store in `dir`.
-    pub(in crate::audit) fn open(dir: &Path, opening: Opening<'_>) -> Result<Opened, Fault> {
+    pub(crate) fn open(dir: &Path, opening: Opening<'_>) -> Result<Opened, Fault> {
         let Opening { key, cipher, mode, trust, again, dropped } = opening;
         let tools = Arc::new(Tools::new(dir, key, cipher));
         let mut slots = Vec::new();
@@ -309,7 +309,7 @@ impl Shelf {
     }
 
     /// The folder of the store.
-    pub(in crate::audit) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.tools.dir
     }
 
@@ -318,23 +318,23 @@ impl Shelf {
     }
 
     /// What could not be read when the store was opened, in words.
-    pub(in crate::audit) fn damage(&self) -> &[String] {
+    pub(crate) fn damage(&self) -> &[String] {
         &self.damage
     }
 
     /// How many records the log has had: `seq` after the last durable one, now and whenever it
     /// changes.
-    pub(in crate::audit) fn ends(&self) -> watch::Receiver<u64> {
+    pub(crate) fn ends(&self) -> watch::Receiver<u64> {
         self.ends.subscribe()
     }
 
     /// The durable end of the log.
-    pub(in crate::audit) fn head(&self) -> Head {
+    pub(crate) fn head(&self) -> Head {
         self.inner.lock().head.clone()
     }
 
     /// All that is durable now. Records that come later are not in it.
-    pub(in crate::audit) fn view(self: &Arc<Self>) -> View {
+    pub(crate) fn view(self: &Arc<Self>) -> View {
         let inner = self.inner.lock();
         let memory = inner
             .growing
@@ -349,7 +349,7 @@ impl Shelf {
     }
 
     /// All segments, in order.
-    pub(in crate::audit) fn segments(&self) -> Vec<SegmentInfo> {
+    pub(crate) fn segments(&self) -> Vec<SegmentInfo> {
         let (slots, head, end) = {
             let inner = self.inner.lock();
             (inner.slots.clone(), inner.head.clone(), *self.ends.borrow())
@@ -371,7 +371,7 @@ impl Shelf {
     }
 
     /// The tree at the end of the last closed segment that has no record from `size` on.
-    pub(in crate::audit) fn closed_before(&self, size: u64) -> Option<Frontier> {
+    pub(crate) fn closed_before(&self, size: u64) -> Option<Frontier> {
         let slots = self.inner.lock().slots.clone();
         slots.iter().rev().find_map(|slot| {
             let closed = slot.closed.lock();
@@ -381,7 +381,7 @@ impl Shelf {
 
     /// Forgets a closed segment, whose folder can then be removed. Views that were made before
     /// keep what they have open.
-    pub(in crate::audit) fn forget(&self, first: u64) {
+    pub(crate) fn forget(&self, first: u64) {
         let mut inner = self.inner.lock();
         Arc::make_mut(&mut inner.slots)
             .retain(|slot| slot.first != first || slot.closed.lock().is_none());
@@ -522,7 +522,7 @@ fn firsts(dir: &Path) -> Result<Vec<u64>, Fault> {
 }
 
 /// The first record of the oldest segment in `dir`; 0 where there is none.
-pub(in crate::audit) fn first_segment(dir: &Path) -> io::Result<u64> {
+pub(crate) fn first_segment(dir: &Path) -> io::Result<u64> {
     let firsts = firsts(dir).map_err(io::Error::other)?;
     Ok(firsts.first().copied().unwrap_or(0))
 }

@@ -13,11 +13,11 @@ use super::{
     },
     Shelf, Slot,
 };
-use crate::audit::line::Line;
+use crate::line::Line;
 
 /// All that was durable at one moment.
 #[derive(Clone)]
-pub(in crate::audit) struct View {
+pub(crate) struct View {
     pub(super) shelf: Arc<Shelf>,
     pub(super) slots: Arc<Vec<Arc<Slot>>>,
     /// `seq` after the last record that was sealed then.
@@ -39,12 +39,12 @@ impl View {
     }
 
     /// `seq` after the last record that is in a segment's `records`.
-    pub(in crate::audit::store) fn sealed(&self) -> u64 {
+    pub(in crate::store) fn sealed(&self) -> u64 {
         self.sealed
     }
 
     /// All segments, each opened when it is its turn.
-    pub(in crate::audit::store) fn open_segments(
+    pub(in crate::store) fn open_segments(
         &self,
     ) -> impl Iterator<Item = (u64, Result<Arc<Segment>, Fault>)> + '_ {
         self.slots.iter().map(|slot| (slot.first, self.shelf.open_slot(slot)))

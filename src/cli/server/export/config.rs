@@ -5,9 +5,13 @@ use portcullis_kubernetes::{POLICIES, PORT, SECRETS, SOCKET, STATE, hosts};
 use toml::{Table, Value};
 
 use crate::{
-    config::{self, Admin, Approvals, Audit, Config, Listen, Loaded, Policy, Server, Sharing, Use},
+    audit::config::Audit,
+    config::{Admin, Approvals, Config, Listen, Loaded},
     names::ServerName,
+    policy::Policy,
+    upstream::config::{Server, Sharing},
 };
+use portcullis_interceptors::Use;
 
 /// What becomes of a key of the config in the pod.
 #[derive(Debug, Clone, PartialEq)]
@@ -185,7 +189,7 @@ fn left_out(loaded: &Loaded, server: &ServerName, settings: &Server) -> String {
 pub(super) fn of(
     loaded: &Loaded,
     server: &ServerName,
-    settings: &config::Server,
+    settings: &crate::upstream::config::Server,
     (arguments, namespace): (Option<&[String]>, &str),
     leave_out: &[String],
 ) -> anyhow::Result<String> {
@@ -288,14 +292,14 @@ instances = 3
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("portcullis.toml");
         std::fs::write(&path, TEXT.replace("DIGEST", &"0".repeat(64))).unwrap();
-        let loaded = config::load(&path).unwrap();
+        let loaded = crate::config::load(&path).unwrap();
         let name: ServerName = server.parse().unwrap();
         let settings = &loaded.config.servers[&name];
         let leave_out: Vec<String> = leave_out.iter().map(|key| (*key).to_owned()).collect();
         assert_eq!(refused(&loaded, &leave_out), []);
         let text = of(&loaded, &name, settings, (None, "mcp"), &leave_out).unwrap();
         let parsed = toml::from_str(&text).unwrap();
-        config::parse("portcullis.toml".as_ref(), &text).unwrap();
+        crate::config::parse("portcullis.toml".as_ref(), &text).unwrap();
         (text, parsed)
     }
 
@@ -360,7 +364,7 @@ instances = 3
     #[test]
     fn what_a_pod_can_not_have_is_refused() {
         let text = TEXT.replace("DIGEST", &"0".repeat(64));
-        let loaded = config::parse("/x/portcullis.toml".as_ref(), &text).unwrap();
+        let loaded = crate::config::parse("/x/portcullis.toml".as_ref(), &text).unwrap();
         let refused = refused(&loaded, &[]);
         assert_eq!(refused, [("audit.witness".to_owned(), "/audit/witness".to_owned())]);
     }

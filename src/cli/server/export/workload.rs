@@ -11,16 +11,17 @@ use super::{
 use crate::{
     catalog::lock::{Lock, Locked, Meaning},
     cli::{Context, wrong::Wrong},
-    config::{self, HandOver, Loaded, Runtime, Server},
-    container::{Image, Profile},
+    config::{self, Loaded},
     egress::{Destination, Host, Pattern},
     oci::{Platform, Program},
     policy::{self, Part, Start},
     upstream::{
         Launcher,
+        config::{HandOver, Runtime, Server},
         images::{self, Pinned},
     },
 };
+use portcullis_runtime::container::{Image, Profile};
 
 /// The workload of a server.
 ///
@@ -168,7 +169,7 @@ fn shape(wrong: &mut Wrong<'_>, at: &str, settings: &Server, args: &K8s) -> Vec<
 }
 
 fn policies(loaded: &Loaded) -> anyhow::Result<Vec<(String, String)>> {
-    let texts = policy::Source::of(&loaded.config)
+    let texts = policy::Source::of(&loaded.config.policy, &loaded.config.state_dir)
         .texts(&loaded.base)
         .map_err(|found| anyhow::anyhow!("{found}"))?;
     let named = texts.into_iter().map(|(path, text)| {
@@ -349,8 +350,11 @@ fn may_start(
     in_pod: &Server,
     pinned: Option<&Pinned>,
 ) -> anyhow::Result<()> {
-    let engine = policy::Engine::open(policy::Source::of(&loaded.config), &loaded.base)
-        .map_err(|found| anyhow::anyhow!("{found}"))?;
+    let engine = policy::Engine::open(
+        policy::Source::of(&loaded.config.policy, &loaded.config.state_dir),
+        &loaded.base,
+    )
+    .map_err(|found| anyhow::anyhow!("{found}"))?;
     // Nobody asks in the pod who signed the image: it was asked here.
     let program = launcher.program_of(&args.server, in_pod, pinned)?;
     let program = program.for_policies(&launcher.place(in_pod));

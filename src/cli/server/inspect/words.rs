@@ -2,10 +2,16 @@
 
 use super::{Found, May, line};
 use crate::{
-    config::{Loaded, Runtime, Server},
+    config::Loaded,
     names::ServerName,
+    upstream::{
+        Place,
+        config::{Runtime, Server},
+    },
+};
+use portcullis_runtime::{
+    egress_netns::has_address,
     sandbox::{self, Outside},
-    upstream::{Place, has_address},
 };
 
 /// What the config lets it do, each with its line; first what every server may.

@@ -1,7 +1,7 @@
 //! Secrets in JSON text and other escaped text that stands within a string.
 
 use super::*;
-use crate::interceptors::secrets::layers::Layers;
+use crate::secrets::layers::Layers;
 
 /// A name, and how a text is placed in another.
 type Placing = (&'static str, fn(&str) -> String);

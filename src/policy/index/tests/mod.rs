@@ -10,17 +10,18 @@ use serde_json::{Map, Value};
 
 use super::*;
 use crate::{
+    SCHEMA,
+    diagnostics::File,
+    ground::Ground,
+    request::*,
+    tests::{none, whole},
+    typed::Typed,
+};
+use portcullis_protocol::{
+    claims::Claims,
     exchange::{self, Transport},
     identity::{Principal, PrincipalKind},
     names::ServerName,
-    policy::{
-        SCHEMA,
-        diagnostics::File,
-        ground::Ground,
-        request::*,
-        tests::{none, whole},
-        typed::Typed,
-    },
 };
 
 mod kept;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use portcullis::container::Engine;
+use portcullis_runtime::container::Engine;
 use serde_json::Value;
 
 use section5::Verdict;

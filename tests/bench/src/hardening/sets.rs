@@ -7,9 +7,9 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use portcullis::{
+use portcullis_runtime::{
     container::Engine,
-    upstream::process::{LaunchSpec, Process},
+    process::{LaunchSpec, Process},
 };
 use serde_json::Value;
 use tokio::io::AsyncBufReadExt as _;

@@ -13,10 +13,11 @@ use anyhow::ensure;
 use portcullis::{
     exchange::{Definition, Payload, Revision, Transport},
     identity::{Principal, PrincipalKind},
-    interceptors::policy::{Listed, PolicyGate},
     names::ServerName,
-    policy::{Action, Circumstances, Claims, Engine, Request, Resource, Subject},
+    policy::{Action, Circumstances, Engine, Request, Resource, Subject},
 };
+use portcullis_interceptors::policy::{Listed, PolicyGate};
+use portcullis_protocol::claims::Claims;
 use serde_json::{Map, Value, json};
 
 use self::plain::Plain;

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{
     super::super::Item, actor, api, class, client, put, resources, rules, server, unmapped,
 };
-use crate::audit::record::{Call, Decision, Direction, Kind};
+use crate::record::{Call, Decision, Direction, Kind};
 
 /// An exchange that was allowed: its intent, or what came of it.
 pub(super) fn event(item: &Item, call: &Call) -> Map<String, Value> {

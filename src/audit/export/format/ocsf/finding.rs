@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{
     super::super::Item, actor, api, class, client, put, resources, rules, server, unmapped,
 };
-use crate::audit::record::{Call, Kind, Refusal};
+use crate::record::{Call, Kind, Refusal};
 
 /// A message, or its answer, that was refused.
 pub(super) fn event(item: &Item, call: &Call, refusal: &Refusal) -> Map<String, Value> {

@@ -13,7 +13,7 @@ mod other;
 use serde_json::{Map, Value, json};
 
 use super::{super::Item, Origin, Severity, events::Class, severity};
-use crate::audit::{
+use crate::{
     proof::Hash,
     record::{Call, Decision, Target},
 };

@@ -10,7 +10,7 @@ use super::{
     super::{super::Item, Origin, events},
     Class, class, product, put,
 };
-use crate::audit::record::{Decision, Record};
+use crate::record::{Decision, Record};
 
 /// An event.
 pub(super) fn event(item: &Item, origin: &Origin) -> Map<String, Value> {

@@ -1,0 +1,232 @@
+//! `portcullis.toml`: read, checked once with spans, and from then on a [`Config`] of plain values.
+//!
+//! The text becomes a plain value with the place of everything in it (`document`), is held against
+//! the schema of its shape (`shape`), becomes typed (`typed`), and is checked for what a schema
+//! can't say (`checks`). Every step tells of all that is wrong, not only of the first; a part that
+//! one step found wrong is not shown to the next.
+//!
+//! INVARIANT: no message repeats what may be a secret; no text, however broken, panics.
+
+mod chain;
+mod checks;
+mod document;
+mod finding;
+mod literal;
+mod place;
+mod protected_paths;
+mod raw;
+mod shape;
+mod typed;
+mod values;
+mod whereabouts;
+
+#[cfg(test)]
+mod docs;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+pub use chain::{Member, Shown};
+pub use finding::{Code, Diagnostics, Finding, Located, Severity};
+pub use literal::Literal;
+pub use protected_paths::{exposing_mounts, mount_policy, protected_paths, refused_mounts};
+pub use raw::{
+    Admin, Approvals, Ceilings, ClientAddressSource, Config, ConnectionBounds, ConnectionLimits,
+    Engine, Limits, Listen, Loosening,
+};
+pub use values::ProxyNetwork;
+pub use whereabouts::{Illegible, Whereabouts, whereabouts};
+
+use sha2::{Digest as _, Sha256};
+
+use portcullis_protocol::names::ServerName;
+use portcullis_upstream::{Images, Signatures, config::Server};
+
+use document::Document;
+use finding::{MOST, Source};
+use portcullis_foundation::json_pointer::child;
+
+/// Longest path of a socket: `sun_path` has 108 bytes with the closing zero.
+pub const SOCKET_PATH_BYTES: usize = 107;
+
+/// Bytes of a config file; no honest one comes near.
+const LARGEST: u64 = 4 << 20;
+
+/// A config that holds, with what later findings need to point into its file.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The settings. Paths in them are absolute, but for those of policies and plugins, which
+    /// are loaded with `base` and called by the names that stand in the file.
+    pub config: Config,
+    /// The file, as the user named it.
+    pub path: PathBuf,
+    /// The folder that relative paths in the file are relative to. Absolute.
+    pub base: PathBuf,
+    /// `sha256:` and the digest of the file.
+    pub revision: String,
+    /// What should be looked at but does not keep the proxy from starting.
+    pub warnings: Vec<Finding>,
+    /// Whether no image runs whose tag is not in the lock file: what `run --locked` says.
+    pub only_locked: bool,
+    /// The profile for which it runs: what `run --profile` says.
+    pub profile: Option<String>,
+    /// The file's servers as they do not run for the profile, left out or with something else in the
+    /// place of what they have there: what is theirs is not the others' for that.
+    pub aside: Vec<Server>,
+    document: Document,
+}
+
+impl Loaded {
+    /// A finding at the value of a JSON pointer into the file, such as `/interceptors/0/path`, or
+    /// at the nearest thing around it that stands in the file.
+    pub fn finding(&self, pointer: &str, code: Code, message: impl Into<String>) -> Finding {
+        self.document.at_value(pointer, code, message)
+    }
+
+    /// What another room says of something that the config names, shown at the place where it is
+    /// named.
+    pub fn locate(
+        &self,
+        pointer: &str,
+        said: impl miette::Diagnostic + Send + Sync + 'static,
+    ) -> Located {
+        Located::new(Box::new(said), self.document.at_value(pointer, Code::BadValue, ""))
+    }
+
+    /// The line of a key or an array's element, from 1, by its JSON pointer.
+    pub fn line(&self, pointer: &str) -> Option<u32> {
+        self.document.at_key(pointer, Code::BadValue, "").position().map(|(line, _)| line)
+    }
+
+    /// The images of its servers.
+    pub fn images(&self) -> Images {
+        let Config { state_dir, registries, .. } = &self.config;
+        Images::new(&self.base, state_dir, registries, self.only_locked)
+    }
+
+    /// The signers whose signatures of images count.
+    ///
+    /// # Errors
+    /// The JSON pointer of a signer that is wrong, and why.
+    pub fn signatures(&self) -> Result<Signatures, (String, String)> {
+        let Config { state_dir, signers, .. } = &self.config;
+        Signatures::of_config(signers, state_dir, self.signed_by_lines())
+    }
+
+    /// The lines of secrets of servers that differ by client, by server and name.
+    pub fn secret_lines(&self) -> BTreeMap<(ServerName, String), (PathBuf, u32)> {
+        let mut lines = BTreeMap::new();
+        for (server, settings) in &self.config.servers {
+            for given in settings.given().filter(|given| !given.by_client.is_empty()) {
+                let table = child(&child("/servers", server), given.table());
+                if let Some(line) = self.line(&child(&table, given.name)) {
+                    let key = (server.clone(), given.name.to_owned());
+                    lines.insert(key, (self.path.clone(), line));
+                }
+            }
+        }
+        lines
+    }
+
+    /// The lines of servers' `signed-by`, as `FILE:LINE`.
+    pub fn signed_by_lines(&self) -> HashMap<ServerName, String> {
+        let servers = self.config.servers.iter().filter(|(_, server)| !server.signed_by.is_empty());
+        servers
+            .filter_map(|(name, _)| {
+                let line = self.line(&format!("/servers/{name}/signed-by"))?;
+                Some((name.clone(), format!("{}:{line}", self.path.display())))
+            })
+            .collect()
+    }
+
+    /// The same, where it stands in the file at all.
+    pub fn written(&self, pointer: &str) -> Option<u32> {
+        self.document.get(pointer).and_then(|_| self.line(pointer))
+    }
+}
+
+/// Reads and checks a config file.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
+    let text = read(path).map_err(|finding| Diagnostics(vec![finding]))?;
+    parse(path, &text)
+}
+
+/// Checks the text of a config file. Touches no file: `path` is what messages call it and what
+/// relative paths are relative to.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse(path: &Path, text: &str) -> Result<Loaded, Diagnostics> {
+    let base = base_of(path);
+    let (document, mut findings) = Document::parse(path, text);
+    let mut config = None;
+    if findings.is_empty() {
+        let built = typed::build(&document, shape::check(&document), &mut findings);
+        checks::check(&built, &document, &mut findings);
+        config = Some(built.config);
+    }
+    findings.sort_by_key(Finding::offset);
+    findings.truncate(MOST);
+    match config {
+        Some(mut config) if findings.iter().all(|f| f.severity == Severity::Warning) => {
+            typed::resolve(&mut config, &base);
+            let path = path.to_owned();
+            let revision = format!("sha256:{}", hex::encode(Sha256::digest(text)));
+            let warnings = findings;
+            Ok(Loaded {
+                config,
+                path,
+                base,
+                revision,
+                warnings,
+                only_locked: false,
+                profile: None,
+                aside: Vec::new(),
+                document,
+            })
+        }
+        _ => Err(Diagnostics(findings)),
+    }
+}
+
+fn base_of(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    path.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned)
+}
+
+fn read(path: &Path) -> Result<String, Finding> {
+    let unreadable =
+        |what: String| Finding::new(Code::Unreadable, what).within(&Source::new(path, ""), None);
+    let shown = path.display();
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(unreadable(format!("there is no config file `{shown}`")).help(
+                "name one with `--config FILE` or PORTCULLIS_CONFIG; \
+                 `portcullis schema config` prints what it may hold",
+            ));
+        }
+        Err(error) => return Err(unreadable(format!("`{shown}` can't be read: {error}"))),
+    }
+    if bytes.len() as u64 > LARGEST {
+        return Err(unreadable(format!("`{shown}` is larger than {} MiB", LARGEST >> 20))
+            .help("is it the right file?"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(error.as_bytes().get(..good).unwrap_or_default());
+        Finding::new(Code::Syntax, "not UTF-8 from here on".to_owned())
+            .within(&Source::new(path, &text), Some(good..good))
+            .help("save the file as UTF-8")
+    })
+}

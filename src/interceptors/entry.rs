@@ -1,0 +1,193 @@
+//! One `[[interceptors]]` entry: settings of every entry and those of the interceptor that `use`
+//! names, side by side in one table.
+//!
+//! Serde's `flatten` can't refuse unknown keys, so the two halves are taken apart by hand: here,
+//! and nowhere else.
+
+use std::{borrow::Cow, sync::LazyLock};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use portcullis_chain::Mode;
+use portcullis_foundation::json_pointer;
+
+use crate::{plugin, rate_limit, schema, secrets};
+
+/// What every entry of the chain may say.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct EntrySettings {
+    /// The name in records and refusals. Default: the value of `use`.
+    pub name: Option<String>,
+    pub mode: Mode,
+    /// Let a message pass when this interceptor fails.
+    pub fail_open: bool,
+    /// Milliseconds for one verdict. Default 1000.
+    #[schemars(range(min = 1))]
+    pub deadline_ms: Option<u64>,
+    /// Ask only for these methods (a narrowing of the interceptor's own hooks).
+    pub events: Option<Vec<String>>,
+}
+
+/// One entry of the chain.
+#[derive(Debug, Clone, Serialize)]
+pub struct InterceptorEntry {
+    #[serde(flatten)]
+    pub settings: EntrySettings,
+    #[serde(flatten)]
+    pub kind: Use,
+}
+
+/// Which interceptor an entry is, with that interceptor's own settings.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "use", rename_all = "kebab-case")]
+pub enum Use {
+    RateLimit(rate_limit::Config),
+    Schema(schema::Config),
+    Secrets(secrets::Config),
+    Plugin(Box<plugin::Config>),
+}
+
+impl Use {
+    /// The value of `use`.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::RateLimit(_) => "rate-limit",
+            Self::Schema(_) => "schema",
+            Self::Secrets(_) => "secrets",
+            Self::Plugin(_) => "plugin",
+        }
+    }
+}
+
+/// A value that is not what it should be, and where in the entry it stands.
+#[derive(Debug)]
+pub struct Misfit {
+    /// A JSON pointer, relative to the entry.
+    pub pointer: String,
+    pub message: String,
+}
+
+static SETTINGS: LazyLock<Schema> =
+    LazyLock::new(|| EntrySettings::json_schema(&mut SchemaGenerator::default()));
+
+fn is_setting(key: &str) -> bool {
+    SETTINGS.get("properties").and_then(|properties| properties.get(key)).is_some()
+}
+
+impl InterceptorEntry {
+    /// The name in records and refusals: `name`, or the value of `use`.
+    pub fn name(&self) -> &str {
+        self.settings.name.as_deref().unwrap_or(self.kind.as_str())
+    }
+
+    /// Takes an entry apart.
+    pub fn from_table(mut table: Map<String, Value>) -> Result<Self, Misfit> {
+        let which = table.remove("use");
+        let (settings, own): (Map<_, _>, Map<_, _>) =
+            table.into_iter().partition(|(key, _)| is_setting(key));
+        let settings = typed(settings)?;
+        let kind = match which.as_ref().and_then(Value::as_str) {
+            Some("rate-limit") => Use::RateLimit(typed(own)?),
+            Some("schema") => Use::Schema(typed(own)?),
+            Some("secrets") => Use::Secrets(typed(own)?),
+            Some("plugin") => Use::Plugin(Box::new(typed(own)?)),
+            _ => {
+                return Err(Misfit {
+                    pointer: "/use".into(),
+                    message: "`use` must name an interceptor".into(),
+                });
+            }
+        };
+        Ok(Self { settings, kind })
+    }
+}
+
+impl InterceptorEntry {
+    /// Whether messages are shown to it.
+    pub fn is_on(&self) -> bool {
+        self.settings.mode != Mode::Off
+    }
+
+    /// Whether it is a rate limit.
+    pub fn is_rate_limit(&self) -> bool {
+        matches!(self.kind, Use::RateLimit(_))
+    }
+}
+
+/// A table as a type, or the place that does not fit.
+pub fn typed<T: DeserializeOwned>(table: Map<String, Value>) -> Result<T, Misfit> {
+    serde_path_to_error::deserialize(Value::Object(table)).map_err(|error| Misfit {
+        pointer: json_pointer::pointer_of(error.path()),
+        message: error.into_inner().to_string(),
+    })
+}
+
+impl<'de> Deserialize<'de> for InterceptorEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let table = Map::deserialize(deserializer)?;
+        Self::from_table(table).map_err(|misfit| serde::de::Error::custom(misfit.message))
+    }
+}
+
+impl JsonSchema for InterceptorEntry {
+    fn schema_name() -> Cow<'static, str> {
+        "InterceptorEntry".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let kinds = [
+            ("rate-limit", rate_limit::Config::json_schema(generator)),
+            ("schema", schema::Config::json_schema(generator)),
+            ("secrets", secrets::Config::json_schema(generator)),
+            ("plugin", plugin::Config::json_schema(generator)),
+        ];
+        let settings = EntrySettings::json_schema(generator);
+        let entries: Vec<Schema> =
+            kinds.into_iter().map(|(name, own)| entry(name, &own, &settings)).collect();
+        json_schema!({ "description": "One entry of the chain.", "oneOf": entries })
+    }
+}
+
+/// The schema of an entry of one kind.
+fn entry(name: &str, own: &Schema, settings: &Schema) -> Schema {
+    let mut properties = Map::new();
+    properties.insert(
+        "use".into(),
+        serde_json::json!({ "description": "Which interceptor this is.", "const": name }),
+    );
+    let mut required = vec![Value::from("use")];
+    for schema in [own, settings] {
+        if let Some(Value::Object(more)) = schema.get("properties") {
+            properties.extend(more.clone());
+        }
+        if let Some(Value::Array(more)) = schema.get("required") {
+            required.extend(more.iter().cloned());
+        }
+    }
+    json_schema!({
+        "type": "object",
+        "description": own.get("description").cloned().unwrap_or_else(|| name.into()),
+        "properties": properties,
+        "required": required,
+        "additionalProperties": false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_reads_what_it_writes() {
+        let table = serde_json::json!({ "use": "schema", "mode": "audit", "name": "shape" });
+        let entry: InterceptorEntry = serde_json::from_value(table).unwrap();
+        assert_eq!((entry.name(), entry.kind.as_str()), ("shape", "schema"));
+        let written = serde_json::to_value(&entry).unwrap();
+        assert_eq!(written["use"], "schema");
+        let again: InterceptorEntry = serde_json::from_value(written).unwrap();
+        assert_eq!(again.name(), "shape");
+    }
+}

@@ -1,0 +1,500 @@
+//! From a file to a plugin that can be asked, or one clear error.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt as _;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use wasmtime::{
+    Engine, Store, UpdateDeadline,
+    component::{Component, HasSelf, Linker},
+};
+
+use super::{
+    Cache, House, Manifest, Plugin, Unusable,
+    bindings::{Plugin as World, PluginPre, exports::portcullis::interceptor::guest as wit},
+    found::Found,
+    functions::{Client, Shared, Values},
+    grants::{Asked, Function, Grants, Missing},
+    guest::Guest,
+    host::{Host, MEMORY_MIB_MAX},
+    output::excerpt,
+    signature::Signed,
+    template::Template,
+    veil::Veil,
+};
+use portcullis_foundation::note_key::Verifier;
+use portcullis_vault::Secret;
+
+/// Bytes of a component's file. Interpreters of other languages take 10 to 20 MiB.
+pub(super) const FILE_BYTES: u64 = 64 << 20;
+/// Bytes of the note of its signature.
+pub(super) const NOTE_BYTES: u64 = 64 << 10;
+/// For `describe`, when a plugin is loaded.
+pub(super) const DESCRIBE: Duration = Duration::from_secs(1);
+/// For `start`, when a plugin is loaded or made ready.
+pub(super) const START: Duration = Duration::from_secs(1);
+/// Things that are wrong with a `config` that an error names.
+const WRONG: usize = 8;
+/// Foreign imports that an error names.
+const FOREIGN: usize = 32;
+/// What it has to export.
+pub(super) const GUEST: &str = "portcullis:interceptor/guest@0.1";
+
+/// How the operator says which file it is.
+#[derive(Debug, Clone, Copy)]
+pub enum Pin<'a> {
+    /// SHA-256 in hex, with or without `sha256:` before it.
+    Sha256(&'a str),
+    /// What one of these keys signed; where a digest is given, with that too.
+    Signed { by: &'a [Verifier], sha256: Option<&'a str> },
+    /// Whatever is there: `allow-unpinned = true`.
+    Any,
+    /// Nothing was said, which is refused with the digest to write.
+    Missing,
+}
+
+/// What the operator grants and sets.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The name of its entry.
+    pub entry: String,
+    /// The plugin's own configuration.
+    pub config: Map<String, Value>,
+    /// MiB of memory for one instance, 1 to 256.
+    pub memory_mib: u64,
+    /// For one verdict.
+    pub deadline: Duration,
+    /// Whether messages pass where it fails. It is never let alone then: a few messages that it
+    /// fails on would let all others pass.
+    pub fail_open: bool,
+    /// Set where its verdicts have no effect: then nothing else that it does has one either.
+    pub trial: Option<Trial>,
+    /// What it may do beyond its verdicts.
+    pub grants: Grants,
+    /// The secrets of the grants.
+    pub secrets: BTreeMap<String, Secret>,
+}
+
+/// A plugin that is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trial {
+    /// Whether its requests are sent all the same.
+    pub http: bool,
+}
+
+/// The SHA-256 of a file as it is now, in hex.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn digest(path: &Path) -> Result<String, Unusable> {
+    Found::file(path).map(|found| hex::encode(Sha256::digest(&found.bytes)))
+}
+
+/// A component that was read, checked and compiled and has said what it is; nothing is granted yet.
+pub struct Compiled {
+    path: PathBuf,
+    size: usize,
+    sha256: String,
+    signed_by: Vec<Verifier>,
+    host: &'static Host,
+    pre: PluginPre<Guest>,
+    functions: Vec<Function>,
+    manifest: Manifest,
+}
+
+impl Compiled {
+    /// Reads, checks, compiles and asks. Takes as long as compiling takes (0.1 s for a small plugin
+    /// in Rust), so call it off the async threads.
+    ///
+    /// # Errors
+    /// What is wrong with the file, its digest, what it imports and exports, or its manifest.
+    pub fn read(path: &Path, pin: Pin<'_>) -> Result<Self, Unusable> {
+        Self::kept(path, pin, None)
+    }
+
+    /// The same, from what was compiled before where the cache has it.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn kept(path: &Path, pin: Pin<'_>, cache: Option<&Cache>) -> Result<Self, Unusable> {
+        Self::of(&Found::file(path)?, pin, cache)
+    }
+
+    /// The same of what was found, wherever.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn of(found: &Found, pin: Pin<'_>, cache: Option<&Cache>) -> Result<Self, Unusable> {
+        let Found { place: path, bytes, .. } = found;
+        let sha256 = hex::encode(Sha256::digest(bytes));
+        let signed = check_pin(found, pin, &sha256)?;
+        let host = Host::shared().map_err(|reason| Unusable::Host { reason })?;
+        let component = compile(path, &host.engine, bytes, &sha256, cache)?;
+        let functions = imports(path, &host.engine, &component)?;
+        let pre = link(path, &host.engine, &component)?;
+        let bare = Arc::new(Shared::bare("", House::bare().around));
+        let memory = usize::try_from(MEMORY_MIB_MAX << 20).unwrap_or(usize::MAX);
+        let template = Template::new(host, pre, memory, DESCRIBE, bare);
+        let manifest = describe(path, &template)?;
+        let signed_by = match signed {
+            Some((statement, keys)) => {
+                agrees(found, &manifest, statement)?;
+                keys
+            }
+            None => Vec::new(),
+        };
+        let (path, size, pre) = (path.to_owned(), bytes.len(), template.pre);
+        Ok(Self { path, size, sha256, signed_by, host, pre, functions, manifest })
+    }
+
+    /// What it says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The functions of the host that it imports.
+    pub fn functions(&self) -> &[Function] {
+        &self.functions
+    }
+
+    /// The digest of its file, in hex.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// The keys by whose signatures it was taken, where the pin asks for that.
+    pub fn signed_by(&self) -> &[Verifier] {
+        &self.signed_by
+    }
+
+    /// Bytes of its file.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// What of all that it asks for is not granted, by its imports and its manifest.
+    pub fn missing(&self, grants: &Grants) -> Option<Missing> {
+        let Manifest { hosts, secrets, .. } = &self.manifest;
+        grants.missing(&Asked { functions: &self.functions, hosts, secrets })
+    }
+
+    /// A plugin of it, with these settings.
+    ///
+    /// # Errors
+    /// What it asks for and is not granted, and what is wrong with its configuration.
+    pub fn plugin(&self, settings: Settings, house: &House) -> Result<Plugin, Unusable> {
+        let Self { path, host, pre, manifest, .. } = self;
+        if !(1..=MEMORY_MIB_MAX).contains(&settings.memory_mib) {
+            return Err(Unusable::Memory { path: path.clone(), said: settings.memory_mib });
+        }
+        if let Some(missing) = self.missing(&settings.grants) {
+            return Err(Unusable::Ungranted { path: path.clone(), missing: Box::new(missing) });
+        }
+        let memory = usize::try_from(settings.memory_mib << 20).unwrap_or(usize::MAX);
+        let tried = Arc::new(given(manifest, &settings, house, Lasting::ForNow)?);
+        let mut template = Template::new(host, pre.clone(), memory, settings.deadline, tried);
+        template.fail_open = settings.fail_open;
+        template.config = check_config(path, manifest, settings.config.clone())?.into();
+        begin(manifest, &template)?;
+        template.shared = Arc::new(given(manifest, &settings, house, Lasting::Kept)?);
+        let sha256 = self.sha256.clone();
+        let names: Vec<_> = self.signed_by.iter().map(Verifier::name).collect();
+        let signed_by = (!names.is_empty()).then(|| names.join(", "));
+        Ok(Plugin::new(template, manifest.clone(), sha256, signed_by))
+    }
+}
+
+/// Whether what a plugin keeps is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lasting {
+    ForNow,
+    Kept,
+}
+
+/// What a plugin is given: what it asks for of what is granted.
+fn given(
+    manifest: &Manifest,
+    settings: &Settings,
+    house: &House,
+    lasting: Lasting,
+) -> Result<Shared, Unusable> {
+    let (entry, grants) = (&settings.entry, &settings.grants);
+    let declared = |name: &String| manifest.secrets.contains(name);
+    let secrets: BTreeMap<_, _> =
+        settings.secrets.clone().into_iter().filter(|(name, _)| declared(name)).collect();
+    let veil = Veil::over(secrets.values())
+        .map_err(|reason| Unusable::Secrets { plugin: manifest.name.clone(), reason })?;
+    let places =
+        grants.hosts().filter(|granted| manifest.hosts.iter().any(|host| granted.is_same(host)));
+    let state = grants.state.map(|max| match (&house.states, lasting, settings.trial) {
+        (Some(states), Lasting::Kept, None) => states.of(entry, max.0),
+        _ => Values::for_now(entry, max.0),
+    });
+    Ok(Shared {
+        log: grants.log,
+        metrics: grants.metrics && lasting == Lasting::Kept,
+        state,
+        http: grants.http.is_some().then(|| Client::to(places.cloned())),
+        sends: settings.trial.is_none_or(|trial| trial.http),
+        secrets,
+        veil,
+        ..Shared::bare(entry, house.around.clone())
+    })
+}
+
+/// Whether it is the file that the operator means; what is signed of it and by which keys, where that
+/// says so.
+fn check_pin(
+    found: &Found,
+    pin: Pin<'_>,
+    sha256: &str,
+) -> Result<Option<(Signed, Vec<Verifier>)>, Unusable> {
+    let path = &*found.place;
+    match pin {
+        Pin::Any => Ok(None),
+        Pin::Missing => Err(Unusable::Unpinned { path: path.into(), sha256: sha256.into() }),
+        Pin::Sha256(said) => check_digest(path, said, sha256).map(|()| None),
+        Pin::Signed { by, sha256: said } => {
+            if let Some(said) = said {
+                check_digest(path, said, sha256)?;
+            }
+            let unsigned = |why: String| unsigned(found, why);
+            let note = found.note().map_err(|why| unsigned(why.to_owned()))?;
+            let (signed, by) =
+                Signed::verify(note, sha256, by).map_err(|error| unsigned(error.to_string()))?;
+            Ok(Some((signed, by.into_iter().cloned().collect())))
+        }
+    }
+}
+
+fn unsigned(found: &Found, why: String) -> Unusable {
+    let (path, note) = (found.place.clone(), found.note_place.clone());
+    Unusable::Unsigned { path, why, note }
+}
+
+/// What was signed has to be of the plugin that the file says it is.
+fn agrees(found: &Found, manifest: &Manifest, signed: Signed) -> Result<(), Unusable> {
+    if (&signed.name, &signed.version) == (&manifest.name, &manifest.version) {
+        return Ok(());
+    }
+    let why = format!(
+        "`{} {}` is signed, and the plugin says that it is `{} {}`",
+        excerpt(&signed.name, 64),
+        excerpt(&signed.version, 64),
+        manifest.name,
+        manifest.version
+    );
+    Err(unsigned(found, why))
+}
+
+fn check_digest(path: &Path, said: &str, sha256: &str) -> Result<(), Unusable> {
+    let (path, sha256) = (path.to_owned(), sha256.to_owned());
+    let pinned = said.strip_prefix("sha256:").unwrap_or(said).to_ascii_lowercase();
+    if pinned.len() != 64 || !pinned.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(Unusable::DigestIllegal { path, said: said.into(), sha256 });
+    }
+    if pinned != sha256 {
+        return Err(Unusable::DigestMismatch { path, pinned, sha256 });
+    }
+    Ok(())
+}
+
+fn compile(
+    path: &Path,
+    engine: &Engine,
+    bytes: &[u8],
+    sha256: &str,
+    cache: Option<&Cache>,
+) -> Result<Component, Unusable> {
+    // The preamble: magic, version, and layer 0 for a core module or 1 for a component.
+    match bytes.get(..8) {
+        Some([0, b'a', b's', b'm', _, _, 1, 0]) => {}
+        Some([0, b'a', b's', b'm', _, _, 0, 0]) => {
+            return Err(Unusable::CoreModule { path: path.into() });
+        }
+        _ => return Err(Unusable::NotWasm { path: path.into() }),
+    }
+    if let Some(found) = cache.and_then(|cache| cache.find(engine, sha256)) {
+        return Ok(found);
+    }
+    let compiled = Component::from_binary(engine, bytes).map_err(|error| Unusable::Invalid {
+        path: path.into(),
+        reason: excerpt(&format!("{error:#}"), 300),
+    })?;
+    if let Some(cache) = cache {
+        cache.keep(engine, sha256, &compiled);
+    }
+    Ok(compiled)
+}
+
+/// The functions that a component imports, if it imports nothing else.
+fn imports(path: &Path, engine: &Engine, component: &Component) -> Result<Vec<Function>, Unusable> {
+    let (mut functions, mut foreign) = (Vec::new(), Vec::new());
+    for (name, _) in component.component_type().imports(engine) {
+        match Function::imported(name) {
+            Some(function) => functions.push(function),
+            None => foreign.push(excerpt(name, 128)),
+        }
+    }
+    if foreign.is_empty() {
+        Ok(functions)
+    } else {
+        foreign.truncate(FOREIGN);
+        Err(Unusable::Foreign { path: path.into(), imports: foreign })
+    }
+}
+
+fn link(path: &Path, engine: &Engine, component: &Component) -> Result<PluginPre<Guest>, Unusable> {
+    let mut linker = Linker::new(engine);
+    World::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest: &mut Guest| guest)
+        .map_err(|error| Unusable::Host { reason: format!("{error:#}") })?;
+    linker.instantiate_pre(component).and_then(PluginPre::new).map_err(|error| Unusable::World {
+        path: path.into(),
+        reason: excerpt(&format!("{error:#}"), 300),
+    })
+}
+
+fn describe(path: &Path, template: &Template) -> Result<Manifest, Unusable> {
+    let mut store = template.store(Instant::now() + DESCRIBE, None);
+    store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Continue(1)));
+    let said = at_once(described(&mut store, template)).map_err(|error| Unusable::Describe {
+        path: path.into(),
+        reason: template.failure(&error, store.data(), DESCRIBE).to_string(),
+    })?;
+    Manifest::check(said).map_err(|reason| Unusable::Manifest { path: path.into(), reason })
+}
+
+async fn described(
+    store: &mut Store<Guest>,
+    template: &Template,
+) -> wasmtime::Result<wit::Manifest> {
+    let world = template.pre.instantiate_async(&mut *store).await?;
+    world.portcullis_interceptor_guest().call_describe(store).await
+}
+
+/// Tries whether an instance begins: what is wrong with a config, a plugin should say at once and not
+/// at the first message.
+fn begin(manifest: &Manifest, template: &Template) -> Result<(), Unusable> {
+    let mut store = template.store(Instant::now() + START, None);
+    store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Continue(1)));
+    let begun = at_once(template.begin(&mut store));
+    let failed = |reason: String| Unusable::Start { plugin: manifest.name.clone(), reason };
+    match begun {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(own)) => Err(failed(own)),
+        Err(error) => Err(failed(template.failure(&error, store.data(), START).to_string())),
+    }
+}
+
+/// What of a guest's waits for nothing: it goes on at every tick, and what could wait works in
+/// `inspect` alone. So no runtime is needed, nor in the way.
+fn at_once<T>(asked: impl Future<Output = wasmtime::Result<T>>) -> wasmtime::Result<T> {
+    asked.now_or_never().unwrap_or_else(|| Err(wasmtime::format_err!("it waited for something")))
+}
+
+fn check_config(
+    path: &Path,
+    manifest: &Manifest,
+    config: Map<String, Value>,
+) -> Result<String, Unusable> {
+    let config = Value::Object(config);
+    if let Some(text) = &manifest.config_schema {
+        let wrong = |reason: String| Unusable::Manifest {
+            path: path.into(),
+            reason: format!("its `config-schema` is no JSON Schema: {}", excerpt(&reason, 300)),
+        };
+        let schema: Value = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        let validator =
+            jsonschema::draft202012::new(&schema).map_err(|error| wrong(error.to_string()))?;
+        let wrong: Vec<_> = validator.iter_errors(&config).take(WRONG).collect();
+        if let Some(first) = wrong.first() {
+            let at = first.instance_path().as_str().to_owned();
+            let told = wrong.iter().map(|error| {
+                // Where and what was expected, not what stands there: it can be a secret.
+                let what = excerpt(&error.masked_with("what stands there").to_string(), 200);
+                match error.instance_path().as_str() {
+                    "" => what,
+                    pointer => format!("`{pointer}`: {what}"),
+                }
+            });
+            return Err(Unusable::Config {
+                plugin: manifest.name.clone(),
+                reason: told.collect::<Vec<_>>().join("; "),
+                schema: excerpt(&schema.to_string(), 1_000),
+                at,
+            });
+        }
+    }
+    Ok(config.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use miette::Diagnostic as _;
+
+    const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+    const MODULE: &[u8] = b"\0asm\x01\0\0\0";
+
+    /// A component that imports an empty interface of that name.
+    fn importing(name: &str) -> Vec<u8> {
+        let mut bytes = COMPONENT.to_vec();
+        // Section 7, types: one, an instance without declarations.
+        bytes.extend([7, 3, 1, 0x42, 0]);
+        // Section 10, imports: one, an instance of type 0.
+        let name_len = u8::try_from(name.len()).unwrap();
+        bytes.extend([10, name_len + 5, 1, 0, name_len]);
+        bytes.extend(name.bytes());
+        bytes.extend([5, 0]);
+        bytes
+    }
+
+    fn refusal(bytes: &[u8]) -> Unusable {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, bytes).unwrap();
+        Compiled::read(file.path(), Pin::Any).err().unwrap()
+    }
+
+    #[test]
+    fn what_is_no_plugin_is_told_apart() {
+        let code = |bytes: &[u8]| refusal(bytes).code().unwrap().to_string();
+        for bytes in [&b""[..], b"\0as", b"\x7fELF\x02\x01\x01\0", b"(component)"] {
+            assert_eq!(code(bytes), "plugin-not-wasm", "{bytes:?}");
+        }
+        assert_eq!(code(MODULE), "plugin-core-module");
+        assert_eq!(code(&[COMPONENT, &[99, 0]].concat()), "plugin-invalid");
+        assert_eq!(code(COMPONENT), "plugin-world");
+        assert_eq!(code(&importing("portcullis:interceptor/log@0.1.7")), "plugin-world");
+    }
+
+    #[test]
+    fn what_it_asks_for_beyond_the_contract_is_listed() {
+        for name in [
+            "wasi:cli/environment@0.2.3",
+            "wasi:http/outgoing-handler@0.2.0",
+            "portcullis:interceptor/log@0.2.0",
+            "portcullis:interceptor/files@0.1.0",
+            "log",
+        ] {
+            match refusal(&importing(name)) {
+                Unusable::Foreign { imports, .. } => assert_eq!(imports, [name]),
+                other => panic!("{name}: {other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there() {
+        let missing = Compiled::read(Path::new("no/such.wasm"), Pin::Any).err().unwrap();
+        assert_eq!(
+            missing.to_string(),
+            "cannot read the plugin `no/such.wasm`: No such file or directory (os error 2)"
+        );
+    }
+}

@@ -1,0 +1,139 @@
+//! What a plugin hands back, checked before anybody believes it.
+
+use super::{Decision, Verdict, veil::Veil};
+
+/// Labels and findings in one verdict.
+const ITEMS: usize = 32;
+/// Bytes of a label or of a rule's name.
+const NAME_BYTES: usize = 64;
+/// Bytes of a text for people.
+const TEXT_BYTES: usize = 512;
+
+/// Checks a verdict, and shortens what is only for reading. No secret that the plugin was handed is
+/// left in it.
+pub fn check(mut verdict: Verdict, veil: &Veil) -> Result<Verdict, String> {
+    if verdict.labels.len() > ITEMS || verdict.findings.len() > ITEMS {
+        return Err(format!("it gave more than {ITEMS} labels or findings"));
+    }
+    for label in &verdict.labels {
+        legal("label", label, veil)?;
+    }
+    for finding in &mut verdict.findings {
+        legal("code", &finding.code, veil)?;
+        shorten(&mut finding.message, veil);
+    }
+    match &mut verdict.decision {
+        Decision::Pass => {}
+        // The chain holds a replacement to what every message is held to.
+        Decision::Replace(text) => {
+            if veil.hides(text) {
+                return Err("its replacement holds a secret that it was handed".into());
+            }
+        }
+        Decision::Refuse(refusal) => {
+            legal("code", &refusal.code, veil)?;
+            shorten(&mut refusal.reason, veil);
+            if let Some(detail) = &mut refusal.detail {
+                shorten(detail, veil);
+            }
+        }
+    }
+    Ok(verdict)
+}
+
+fn shorten(text: &mut String, veil: &Veil) {
+    // Before it is cut: half a secret is one too.
+    veil.cover(text);
+    *text = excerpt(text, TEXT_BYTES);
+}
+
+fn legal(what: &str, name: &str, veil: &Veil) -> Result<(), String> {
+    if veil.hides(name) {
+        Err(format!("a {what} holds a secret that it was handed"))
+    } else if is_name(name) {
+        Ok(())
+    } else {
+        Err(format!("`{}` is not a legal {what}", excerpt(name, NAME_BYTES)))
+    }
+}
+
+/// Whether a text is a label, a code, or a counter's name.
+pub fn is_name(text: &str) -> bool {
+    (1..=NAME_BYTES).contains(&text.len())
+        && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b':'))
+}
+
+/// At most so many bytes of a guest's text, with control characters escaped.
+pub fn excerpt(text: &str, bytes: usize) -> String {
+    let short = &text[..text.floor_char_boundary(bytes)];
+    let mut out = String::with_capacity(short.len());
+    for c in short.chars() {
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    if short.len() < text.len() {
+        out.push('…');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Finding, Refusal};
+    use portcullis_vault::Secret;
+
+    fn verdict(decision: Decision) -> Verdict {
+        Verdict { decision, labels: Vec::new(), findings: Vec::new() }
+    }
+
+    fn refusal(code: &str, reason: &str) -> Decision {
+        Decision::Refuse(Refusal { code: code.into(), reason: reason.into(), detail: None })
+    }
+
+    #[test]
+    fn labels_and_codes_are_names_and_few() {
+        let veil = Veil::default();
+        for (label, legal) in
+            [("pii", true), ("pii:email.v1", true), ("", false), ("a b", false), ("É", false)]
+        {
+            let labelled = Verdict { labels: vec![label.into()], ..verdict(Decision::Pass) };
+            assert_eq!(check(labelled, &veil).is_ok(), legal, "{label}");
+            let finding = Finding { code: label.into(), message: "seen".into() };
+            let reported = Verdict { findings: vec![finding], ..verdict(Decision::Pass) };
+            assert_eq!(check(reported, &veil).is_ok(), legal, "{label}");
+            assert_eq!(check(verdict(refusal(label, "no")), &veil).is_ok(), legal, "{label}");
+        }
+        let many = Verdict { labels: vec!["x".into(); ITEMS + 1], ..verdict(Decision::Pass) };
+        assert!(check(many, &veil).is_err());
+    }
+
+    #[test]
+    fn words_of_a_refusal_are_short_and_of_one_line() {
+        let long = refusal("words", &format!("no\n{}", "ä".repeat(9_999)));
+        let Ok(Verdict { decision: Decision::Refuse(refusal), .. }) =
+            check(verdict(long), &Veil::default())
+        else {
+            panic!("a refusal stays one");
+        };
+        assert!(refusal.reason.starts_with("no\\nää"));
+        assert!(refusal.reason.len() < TEXT_BYTES + 8);
+    }
+
+    #[test]
+    fn no_verdict_holds_a_secret() {
+        let value = ["hunter", "2"].concat();
+        let veil = Veil::over([Secret::new(value.clone())].iter()).unwrap();
+        let finding = Finding { code: "seen".into(), message: format!("a {value}") };
+        let said = Verdict { findings: vec![finding], ..verdict(refusal("a", &value)) };
+        let told = format!("{:?}", check(said, &veil).unwrap());
+        assert!(told.contains("[redacted]") && !told.contains(&value), "{told}");
+        for bad in [
+            verdict(Decision::Replace(format!("{{\"a\":\"{value}\"}}"))),
+            verdict(refusal(&value, "no")),
+            Verdict { labels: vec![value.clone()], ..verdict(Decision::Pass) },
+        ] {
+            let error = check(bad, &veil).unwrap_err();
+            assert!(!error.contains(&value), "{error}");
+        }
+    }
+}

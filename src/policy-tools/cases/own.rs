@@ -1,0 +1,159 @@
+//! What the proxy asks policies of itself: whether a server may be started, be handed a secret, reach
+//! a host, and whether a plugin may be given a function.
+
+use super::file::{Case, Runtime, Who};
+use portcullis_policy::{Action, HandedAs, Resource, Subject};
+use portcullis_protocol::names::ServerName;
+
+/// A server or a plugin.
+pub(super) enum Holder {
+    Server(ServerName),
+    Plugin(String),
+}
+
+impl Holder {
+    fn subject(&self) -> Subject<'_> {
+        match self {
+            Self::Server(server) => Subject::Server(server),
+            Self::Plugin(plugin) => Subject::Plugin(plugin),
+        }
+    }
+
+    fn holder(&self) -> portcullis_policy::Holder<'_> {
+        match self {
+            Self::Server(server) => portcullis_policy::Holder::Server(server),
+            Self::Plugin(plugin) => portcullis_policy::Holder::Plugin(plugin),
+        }
+    }
+}
+
+/// A question of the proxy's own.
+pub(super) enum Own {
+    Launch {
+        server: ServerName,
+        program: portcullis_policy::Program,
+    },
+    HandSecret {
+        holder: Holder,
+        name: String,
+        source: String,
+        handed: HandedAs,
+        client: Option<String>,
+    },
+    Reach {
+        holder: Holder,
+        host: String,
+        port: u16,
+    },
+    Grant {
+        plugin: String,
+        function: String,
+    },
+}
+
+impl Own {
+    /// The questions of a case, each with what it is of in words. `None` where the case asks none;
+    /// an error where it cannot.
+    pub(super) fn of(case: &Case, who: &Who) -> Option<Result<Vec<(String, Self)>, String>> {
+        let server = || match who {
+            Who::Server(server) => Ok(server.clone()),
+            _ => Err("this is done for a server: write `as: server:NAME`".to_owned()),
+        };
+        let holder = || match who {
+            Who::Server(server) => Ok(Holder::Server(server.clone())),
+            Who::Plugin(plugin) => Ok(Holder::Plugin(plugin.clone())),
+            _ => Err("this is done for a server or a plugin: write `as: server:NAME` or \
+                      `as: plugin:NAME`"
+                .to_owned()),
+        };
+        if let Some(program) = &case.launch {
+            let program = &program.value;
+            let runtime = match program.runtime {
+                Runtime::Container => "container",
+                Runtime::Sandbox => "sandbox",
+                Runtime::Remote => "remote",
+            };
+            let program = portcullis_policy::Program {
+                runtime,
+                name: program.name.clone(),
+                digest: program.digest.clone(),
+                deviations: program.deviations.clone(),
+                signers: program.signers.clone(),
+                attested: program.attested.clone(),
+            };
+            let shown = format!("{runtime} {}", program.name);
+            return Some(server().map(|server| vec![(shown, Self::Launch { server, program })]));
+        }
+        if let Some(secret) = &case.hand {
+            let (name, source) = (secret.value.name.clone(), secret.value.source.clone());
+            let client = secret.value.client.clone();
+            let shown = format!("{name} from {source}");
+            let handed = |holder: &Holder| match (secret.value.handed, secret.value.header, holder)
+            {
+                (None | Some(HandedAs::Header), true, _) => Ok(HandedAs::Header),
+                (Some(_), true, _) => {
+                    Err("`header: true` and `handed` differ: keep one".to_owned())
+                }
+                (Some(handed), false, _) => Ok(handed),
+                (None, false, Holder::Server(_)) => Ok(HandedAs::Env),
+                (None, false, Holder::Plugin(_)) => Ok(HandedAs::Plugin),
+            };
+            return Some(holder().and_then(|holder| {
+                let handed = handed(&holder)?;
+                Ok(vec![(shown, Self::HandSecret { holder, name, source, handed, client })])
+            }));
+        }
+        if let Some(hosts) = &case.reach {
+            let one = |text: &String| {
+                let problem = || format!("`{}` is not HOST:PORT", text.escape_debug());
+                let (host, port) = text.rsplit_once(':').ok_or_else(problem)?;
+                let port = port.parse().map_err(|_| problem())?;
+                let (holder, host) = (holder()?, host.to_owned());
+                Ok((text.clone(), Self::Reach { holder, host, port }))
+            };
+            return Some(hosts.value.0.iter().map(one).collect());
+        }
+        let functions = case.grant.as_ref()?;
+        let one = |function: &String| match who {
+            Who::Plugin(plugin) => {
+                let own = Self::Grant { plugin: plugin.clone(), function: function.clone() };
+                Ok((function.clone(), own))
+            }
+            _ => Err("this is given to a plugin: write `as: plugin:NAME`".to_owned()),
+        };
+        Some(functions.value.0.iter().map(one).collect())
+    }
+
+    pub(super) fn action(&self) -> Action {
+        match self {
+            Self::Launch { .. } => Action::Launch,
+            Self::HandSecret { .. } => Action::HandSecret,
+            Self::Reach { .. } => Action::Reach,
+            Self::Grant { .. } => Action::Grant,
+        }
+    }
+
+    pub(super) fn sides(&self) -> (Subject<'_>, Resource<'_>) {
+        match self {
+            Self::Launch { server, program } => {
+                (Subject::Server(server), Resource::Program(program))
+            }
+            Self::HandSecret { holder, name, source, handed, client } => (
+                holder.subject(),
+                Resource::Secret {
+                    holder: holder.holder(),
+                    name,
+                    source,
+                    handed: *handed,
+                    client: client.as_deref(),
+                },
+            ),
+            Self::Reach { holder, host, port } => {
+                (holder.subject(), Resource::Host { name: host, port: *port })
+            }
+            Self::Grant { plugin, function } => {
+                (Subject::Plugin(plugin), Resource::Grant(function))
+            }
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! A least-privilege policy proposed from recorded calls: who may do just what it did, by name.
+//!
+//! INVARIANT: nothing is permitted to a client but what was recorded as allowed; the one exception is
+//! told in the policies themselves: who used something of a server may greet that server, or lists
+//! would not show what it may use. What passed only because a person allowed it, without some of its
+//! fields or so many times is not learned: a plain permit would be wider. And the proxy may start the servers that were used.
+
+mod cases;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cedar_policy::{EntityId, EntityTypeName, EntityUid};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::replay::{Aside, Recorded};
+use portcullis_audit::record::{Entry, RULES, Record};
+use portcullis_policy::{Action, Finding, Target, Verdict};
+use portcullis_protocol::claims::Claims;
+use portcullis_protocol::identity::PrincipalKind;
+
+/// Names that are remembered; a log with more is no use of this.
+const NAMES: usize = 50_000;
+
+/// Obligations that bound what is permitted: a plain permit would be wider. The others come after.
+const CONDITIONS: [&str; 3] = ["approve", "redact", "rate"];
+
+/// What recorded calls did.
+#[derive(Default)]
+pub struct Learner {
+    uses: BTreeMap<Way, BTreeMap<String, Use>>,
+    names: usize,
+    calls: u64,
+    /// Allowed calls that are not learned from, by why.
+    left_out: BTreeMap<&'static str, u64>,
+    /// Allowed calls that are not learned from, since what permitted them asked for more: by who did
+    /// what, and what was asked for.
+    obliged: BTreeMap<String, u64>,
+    /// Refused calls, by what they were of.
+    refused: BTreeMap<(Way, String), u64>,
+    time: Option<(Timestamp, Timestamp)>,
+}
+
+/// Who did what of which server.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Way {
+    who: Who,
+    server: Option<String>,
+    action: &'static str,
+    /// Of what type things are.
+    of: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Who {
+    Client(String),
+    Local(String),
+    Anonymous,
+}
+
+impl Who {
+    fn of(kind: &PrincipalKind) -> Self {
+        match kind {
+            PrincipalKind::Client(name) => Self::Client(name.to_string()),
+            PrincipalKind::Local { user } => Self::Local(user.clone()),
+            PrincipalKind::Anonymous => Self::Anonymous,
+        }
+    }
+
+    /// The name in records and in case files, and what ids of policies begin with.
+    fn name(&self) -> String {
+        match self {
+            Self::Client(name) => name.clone(),
+            Self::Local(user) => format!("local:{user}"),
+            Self::Anonymous => "anonymous".to_owned(),
+        }
+    }
+
+    fn uid(&self) -> String {
+        match self {
+            Self::Client(name) => uid("Client", name),
+            Self::Local(user) => uid("Local", user),
+            Self::Anonymous => uid("Anonymous", "anonymous"),
+        }
+    }
+
+    /// As a case file names it.
+    fn party(&self) -> String {
+        match self {
+            Self::Client(name) => format!("client:{name}"),
+            Self::Local(_) | Self::Anonymous => self.name(),
+        }
+    }
+}
+
+/// How often something was used, and what is claimed of it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Use {
+    calls: u64,
+    claims: Option<Claims>,
+}
+
+/// What is proposed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Learned {
+    /// Policies, as a file.
+    pub policies: String,
+    /// Cases for them, as a file beside it.
+    pub cases: String,
+    /// Recorded calls that it was learned from.
+    pub calls: u64,
+    /// How many policies there are.
+    pub rules: usize,
+    /// Allowed calls that it was not learned from, by why: these policies may refuse them.
+    pub left_out: BTreeMap<&'static str, u64>,
+    /// Allowed calls that it was not learned from because they passed under an obligation, such as a
+    /// person's approval, that these policies would not ask for: by who did what.
+    pub obliged: BTreeMap<String, u64>,
+    /// Refused calls of what these policies permit: something but the name decided.
+    pub refused: u64,
+}
+
+impl Learner {
+    /// Learns from a record.
+    pub fn take(&mut self, entry: &Entry) {
+        let allowed = matches!(entry.record, Record::Intent(_));
+        let recorded = match Recorded::read(entry) {
+            Ok(recorded) => recorded,
+            Err(Aside::Lacks(what)) if allowed => {
+                *self.left_out.entry(what).or_default() += 1;
+                return;
+            }
+            Err(_) => return,
+        };
+        let (way, name) = way(&recorded);
+        if recorded.was != Verdict::Allowed {
+            if self.refused.len() < NAMES {
+                *self.refused.entry((way, name)).or_default() += 1;
+            }
+            return;
+        }
+        if let Record::Intent(intent) = &entry.record {
+            let rules = &intent.grounds.rules;
+            let asks = |name: &&str| rules.iter().any(|r| r.asks.iter().any(|ask| ask == name));
+            let asked: Vec<_> =
+                CONDITIONS.iter().filter(|c| asks(c)).map(|c| format!("@{c}")).collect();
+            if !asked.is_empty() {
+                let what = way.told(&name, &asked.join(", "));
+                if self.obliged.contains_key(&what) || self.obliged.len() < NAMES {
+                    *self.obliged.entry(what).or_default() += 1;
+                } else {
+                    *self.left_out.entry("too many names").or_default() += 1;
+                }
+                return;
+            }
+            if rules.len() >= RULES && intent.grounds.omitted > 0 {
+                *self.left_out.entry("rules").or_default() += 1;
+                return;
+            }
+        }
+        let names = self.uses.entry(way).or_default();
+        if !names.contains_key(&name) {
+            if self.names >= NAMES {
+                *self.left_out.entry("too many names").or_default() += 1;
+                return;
+            }
+            self.names += 1;
+        }
+        let one = names.entry(name).or_default();
+        one.calls += 1;
+        if let Target::Tool(..) = recorded.target {
+            one.claims = Some(recorded.claims);
+        }
+        self.calls += 1;
+        let at = entry.record.at();
+        let (first, last) = self.time.unwrap_or((at, at));
+        self.time = Some((first.min(at), last.max(at)));
+    }
+
+    /// What is proposed, for a file of this name.
+    ///
+    /// # Errors
+    /// Where it cannot be laid out.
+    pub fn finish(mut self, file: &str) -> Result<Learned, Vec<Finding>> {
+        self.greet();
+        let policies = write::policies(&self);
+        let policies = super::format(std::path::Path::new(file), &policies)?;
+        let permitted =
+            |(way, name): &(Way, String)| self.uses.get(way).is_some_and(|u| u.contains_key(name));
+        let refused =
+            self.refused.iter().filter(|(of, _)| permitted(of)).map(|(_, calls)| calls).sum();
+        Ok(Learned {
+            policies,
+            cases: cases::cases(&self, file),
+            calls: self.calls,
+            rules: self.uses.len() + self.servers().len(),
+            left_out: self.left_out,
+            obliged: self.obliged,
+            refused,
+        })
+    }
+
+    /// Adds the greetings without which lists would not show what may be used.
+    fn greet(&mut self) {
+        let used: BTreeSet<(Who, String)> = self
+            .uses
+            .keys()
+            .filter(|way| way.of != "Server" && way.of != "Proxy" && !way.is_by_server())
+            .filter_map(|way| Some((way.who.clone(), way.server.clone()?)))
+            .collect();
+        for (who, server) in used {
+            let way = Way { who, server: None, action: Action::Connect.as_str(), of: "Server" };
+            self.uses.entry(way).or_default().entry(server).or_default();
+        }
+    }
+
+    /// The servers that anything was asked of, or that asked.
+    fn servers(&self) -> BTreeSet<&str> {
+        let greeted =
+            self.uses.iter().filter(|(way, _)| way.server.is_none() && way.of == "Server");
+        let named = greeted.flat_map(|(_, names)| names.keys().map(String::as_str));
+        self.uses.keys().filter_map(|way| way.server.as_deref()).chain(named).collect()
+    }
+
+    /// All names of one kind that anybody used, by server.
+    fn tools(&self) -> BTreeMap<&str, BTreeMap<&str, Use>> {
+        let mut tools: BTreeMap<&str, BTreeMap<&str, Use>> = BTreeMap::new();
+        for (way, names) in &self.uses {
+            if let ("Tool", Some(server)) = (way.of, &way.server) {
+                let names = names.iter().map(|(name, one)| (name.as_str(), *one));
+                tools.entry(server).or_default().extend(names);
+            }
+        }
+        tools
+    }
+}
+
+impl Way {
+    fn is_by_server(&self) -> bool {
+        self.of == "Method of a server"
+    }
+
+    /// Who did what of which thing under these obligations.
+    fn told(&self, name: &str, asked: &str) -> String {
+        let thing = match (&self.server, self.of) {
+            (Some(server), _) => format!("{server}/{name}"),
+            (None, _) => name.to_owned(),
+        };
+        let (who, thing) = (self.who.name(), thing.escape_debug().to_string());
+        format!("{}: {} {thing} ({asked})", who.escape_debug(), self.action)
+    }
+
+    /// The id of its policy.
+    fn id(&self) -> String {
+        let who = self.who.name();
+        match (&self.server, self.of) {
+            (Some(server), "ResourceTemplate") => {
+                format!("{who}/{server}/{}-template", self.action)
+            }
+            (Some(server), _) => format!("{who}/{server}/{}", self.action),
+            (None, "Proxy") => format!("{who}/{}", self.action),
+            (None, _) => format!("{who}/{}-servers", self.action),
+        }
+    }
+}
+
+/// Who did what, and the name of what it was of: of a thing that has none, the server or the method.
+fn way(recorded: &Recorded) -> (Way, String) {
+    let who = Who::of(&recorded.principal.kind);
+    let action = recorded.action;
+    let by_method = matches!(
+        action,
+        Action::NotifyServer
+            | Action::OtherMethod
+            | Action::NotifyClient
+            | Action::OtherServerMethod
+    );
+    let (server, of, name) = match &recorded.target {
+        Target::Proxy if by_method => (None, "Proxy", recorded.method.clone()),
+        Target::Proxy => (None, "Proxy", "portcullis".to_owned()),
+        Target::Server(server) if by_method => {
+            (Some(server.to_string()), "Server", recorded.method.clone())
+        }
+        // One policy for all servers.
+        Target::Server(server) => (None, "Server", server.to_string()),
+        Target::Tool(server, name) => (Some(server.to_string()), "Tool", name.clone()),
+        Target::Prompt(server, name) => (Some(server.to_string()), "Prompt", name.clone()),
+        Target::Resource(server, uri) => (Some(server.to_string()), "Resource", uri.clone()),
+        Target::Template(server, uri) => {
+            (Some(server.to_string()), "ResourceTemplate", uri.clone())
+        }
+        Target::Asker(server) => {
+            (Some(server.to_string()), "Method of a server", recorded.method.clone())
+        }
+    };
+    (Way { who, server, action: action.as_str(), of }, name)
+}
+
+/// An entity as Cedar writes it, whatever its name.
+fn uid(kind: &str, id: &str) -> String {
+    match format!("Portcullis::{kind}").parse::<EntityTypeName>() {
+        Ok(kind) => EntityUid::from_type_name_and_id(kind, EntityId::new(id)).to_string(),
+        Err(_) => String::new(),
+    }
+}

@@ -1,0 +1,164 @@
+//! Recorded calls decided again: what other policies would have made of them.
+//!
+//! INVARIANT: a record that kept too little to be decided again is counted as unknown, never guessed.
+
+mod recorded;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+pub use self::recorded::{Aside, Recorded};
+use portcullis_audit::record::Entry;
+use portcullis_policy::{Inspector, Target, Verdict};
+use portcullis_protocol::names::DecisionId;
+
+/// Changes that are told apart; more are counted together.
+const CHANGES: usize = 10_000;
+/// Policies that are named of one change.
+const RULES: usize = 8;
+
+/// Calls that are being decided again.
+pub struct Replay {
+    inspector: Inspector,
+    changes: BTreeMap<Key, Change>,
+    replayed: Replayed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    now: Verdict,
+    was: Verdict,
+    principal: String,
+    action: &'static str,
+    target: String,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Replayed {
+    /// Calls that policies had decided.
+    pub calls: u64,
+    /// Those that would be decided as they were.
+    pub same: u64,
+    /// Those that were allowed and would be refused.
+    pub refused: u64,
+    /// Those that were refused and would be allowed.
+    pub allowed: u64,
+    /// Those of which too little is on record.
+    pub unknown: u64,
+    /// Of those, the ones of which more than arguments is missing, by what it is.
+    pub lacking: BTreeMap<&'static str, u64>,
+    /// Messages that policies had not decided.
+    pub others: u64,
+    /// What would change, or is unknown, by principal, action and target.
+    pub changes: Vec<Change>,
+    /// Calls that would change or are unknown and are in none of these.
+    pub beyond: u64,
+}
+
+/// Calls of one principal that would change alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    pub principal: String,
+    pub action: &'static str,
+    pub target: String,
+    pub was: Verdict,
+    pub now: Verdict,
+    pub calls: u64,
+    /// The policies that would decide; of what is unknown, those that it depends on.
+    pub rules: BTreeSet<String>,
+    /// One of these decisions.
+    pub example: DecisionId,
+}
+
+impl Replay {
+    /// Of calls that these policies are to decide.
+    pub fn new(inspector: Inspector) -> Self {
+        Self { inspector, changes: BTreeMap::new(), replayed: Replayed::default() }
+    }
+
+    /// Decides a recorded call again.
+    pub fn take(&mut self, entry: &Entry) {
+        let recorded = match Recorded::read(entry) {
+            Ok(recorded) => recorded,
+            Err(Aside::NotDecided) => {
+                self.replayed.others += 1;
+                return;
+            }
+            Err(aside @ (Aside::Lacks(_) | Aside::OfAStart)) => {
+                let what = match aside {
+                    Aside::Lacks(what) => what,
+                    Aside::NotDecided | Aside::OfAStart => "decision",
+                };
+                self.replayed.calls += 1;
+                self.replayed.unknown += 1;
+                *self.replayed.lacking.entry(what).or_default() += 1;
+                return;
+            }
+        };
+        let judgement = recorded.judge(&mut self.inspector);
+        self.replayed.calls += 1;
+        match (recorded.was, judgement.verdict) {
+            (was, now) if was == now => {
+                self.replayed.same += 1;
+                return;
+            }
+            (_, Verdict::Refused) => self.replayed.refused += 1,
+            (_, Verdict::Allowed) => self.replayed.allowed += 1,
+            (_, Verdict::Unknown) => self.replayed.unknown += 1,
+        }
+        let key = Key {
+            now: judgement.verdict,
+            was: recorded.was,
+            principal: recorded.principal.name(),
+            action: recorded.action.as_str(),
+            target: named(&recorded.target),
+        };
+        if self.changes.len() >= CHANGES && !self.changes.contains_key(&key) {
+            self.replayed.beyond += 1;
+            return;
+        }
+        let change = self.changes.entry(key).or_insert_with_key(|key| Change {
+            principal: key.principal.clone(),
+            action: key.action,
+            target: key.target.clone(),
+            was: key.was,
+            now: key.now,
+            calls: 0,
+            rules: BTreeSet::new(),
+            example: recorded.id,
+        });
+        change.calls += 1;
+        for rule in judgement.rules {
+            if change.rules.len() < RULES {
+                change.rules.insert(rule.id);
+            }
+        }
+    }
+
+    /// What came of all of them: what would be refused first, the most frequent first.
+    pub fn finish(self) -> Replayed {
+        let mut replayed = self.replayed;
+        replayed.changes = self.changes.into_values().collect();
+        let order = |now| match now {
+            Verdict::Refused => 0,
+            Verdict::Allowed => 1,
+            Verdict::Unknown => 2,
+        };
+        replayed.changes.sort_by_key(|change| (order(change.now), u64::MAX - change.calls));
+        replayed
+    }
+}
+
+/// A target in a few words.
+pub(super) fn named(target: &Target) -> String {
+    match target {
+        Target::Proxy => "all servers".to_owned(),
+        Target::Server(server) | Target::Asker(server) => server.to_string(),
+        Target::Tool(server, name)
+        | Target::Prompt(server, name)
+        | Target::Resource(server, name)
+        | Target::Template(server, name) => format!("{server}/{name}"),
+    }
+}

@@ -1,0 +1,272 @@
+//! A question as a record has it.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use portcullis_audit::record::{
+    self, Call, Claimed, Direction, Entry, Grounds, Kept, Lack, Record, Shape,
+};
+use portcullis_policy::{
+    Action, Circumstances, Explanation, Inspector, Judgement, Request, Target, Unknown, Verdict,
+    client_action, is_housekeeping, server_action,
+};
+use portcullis_protocol::claims::{Claimant, Claims};
+use portcullis_protocol::{
+    exchange::{Revision, Transport},
+    identity::{Principal, PrincipalKind},
+    names::{DecisionId, ServerName},
+    refusal::Code,
+};
+
+/// A question that was decided, with what came of it.
+#[derive(Debug)]
+pub struct Recorded {
+    /// The decision.
+    pub id: DecisionId,
+    /// What the policies of that time decided.
+    pub was: Verdict,
+    /// Their revision.
+    pub revision: Option<String>,
+    pub principal: Principal,
+    pub action: Action,
+    pub method: String,
+    pub target: Target,
+    pub claims: Claims,
+    /// The arguments, where all of them are on record.
+    args: Option<Map<String, Value>>,
+    /// The types of the arguments by their JSON pointers.
+    pub shape: Shape,
+    /// Whether there were more arguments than policies are shown.
+    unshowable: bool,
+    transport: Transport,
+    spoken: Option<Revision>,
+    at: Timestamp,
+    source_ip: Option<std::net::IpAddr>,
+    session_calls: u64,
+    labels: BTreeSet<String>,
+}
+
+/// Why a record is no question that could be put again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aside {
+    /// Policies did not decide it.
+    NotDecided,
+    /// Its server may not be started, so they were not asked about the message.
+    OfAStart,
+    /// They did, and this of it is not on record.
+    Lacks(&'static str),
+}
+
+impl Recorded {
+    /// Reads the question of an intent or a refusal.
+    ///
+    /// # Errors
+    /// Where there is none, and where too little of it is on record.
+    pub fn read(entry: &Entry) -> Result<Self, Aside> {
+        let (call, asked, grounds, kept, shape, was) = match &entry.record {
+            Record::Intent(intent) => {
+                let record::Intent { call, asked, grounds, arguments, shape, .. } = &**intent;
+                (call, asked, grounds, arguments, shape, Verdict::Allowed)
+            }
+            Record::Refused(refused) if refused.refusal.code == Code::PolicyDenied.as_str() => {
+                if is_of_a_start(&refused.refusal) {
+                    return Err(Aside::OfAStart);
+                }
+                let record::Refused { call, asked, grounds, arguments, shape, .. } = &**refused;
+                (call, asked, grounds, arguments, shape, Verdict::Refused)
+            }
+            Record::Refused(_) | Record::Outcome(_) | Record::Event(_) => {
+                return Err(Aside::NotDecided);
+            }
+        };
+        let from_client = call.direction == Direction::ClientToServer;
+        let method = call.method.as_deref().ok_or(Aside::Lacks("method"))?;
+        if is_housekeeping(method, call.notification, from_client) {
+            return Err(Aside::NotDecided);
+        }
+        let asked = asked.as_ref().ok_or(Aside::Lacks("circumstances"))?;
+        for (lack, what) in [
+            (Lack::Groups, "groups"),
+            (Lack::Labels, "labels"),
+            (Lack::Method, "method"),
+            (Lack::Target, "target"),
+        ] {
+            if asked.lacks.contains(&lack) {
+                return Err(Aside::Lacks(what));
+            }
+        }
+        let principal = principal(call).ok_or(Aside::Lacks("principal"))?;
+        let action = match from_client {
+            true => client_action(method, call.notification),
+            false => server_action(method, call.notification),
+        };
+        let target = target(action, call).ok_or(Aside::Lacks("target"))?;
+        let claims = match &asked.claims {
+            Some(claimed) => claims(claimed),
+            None if matches!(target, Target::Tool(..)) => return Err(Aside::Lacks("claims")),
+            None => Claims::default(),
+        };
+        Ok(Self {
+            id: call.id,
+            was,
+            revision: grounds.policy_revision.clone(),
+            principal,
+            action,
+            method: method.to_owned(),
+            args: arguments(action, call, grounds, kept.as_ref()),
+            target,
+            claims,
+            shape: shape.clone(),
+            unshowable: asked.lacks.contains(&Lack::Arguments),
+            transport: transport(call.transport),
+            spoken: call.revision.as_deref().and_then(Revision::parse),
+            at: call.at,
+            source_ip: call.client_addr.map(|address| address.ip()),
+            session_calls: asked.session_calls,
+            labels: asked.labels.clone(),
+        })
+    }
+
+    /// What of it is not on record.
+    pub fn unknown(&self) -> Unknown {
+        if self.args.is_some() { Unknown::Nothing } else { Unknown::Arguments }
+    }
+
+    /// What these policies decide of it.
+    pub fn judge(&self, inspector: &mut Inspector) -> Judgement {
+        if self.unshowable && self.put(|request| inspector.reads_arguments(request)) {
+            return Judgement { verdict: Verdict::Refused, rules: Vec::new() };
+        }
+        self.put(|request| inspector.judge(request, self.unknown()))
+    }
+
+    /// Why these policies decide it as they do.
+    pub fn explain(&self, inspector: &mut Inspector) -> Explanation {
+        self.put(|request| inspector.explain(request, self.unknown(), &self.shape))
+    }
+
+    fn put<T>(&self, ask: impl FnOnce(&Request<'_>) -> T) -> T {
+        let (subject, resource) = self.target.sides(&self.principal, self.claims);
+        ask(&Request {
+            subject,
+            action: self.action,
+            resource,
+            args: self.args.as_ref(),
+            // Whether every number could be shown is on record.
+            written: b"",
+            circumstances: Circumstances {
+                method: &self.method,
+                transport: Some(self.transport),
+                revision: self.spoken,
+                now: self.at,
+                source_ip: self.source_ip,
+                session_calls: self.session_calls,
+                labels: &self.labels,
+            },
+        })
+    }
+}
+
+/// Whether policies refused what the start of a server takes, before they were asked about the message
+/// that wanted the server. Its record says so nowhere but in the detail, which begins with the act.
+fn is_of_a_start(refusal: &record::Refusal) -> bool {
+    let begins = |detail: &String| {
+        let first = detail.split_once(' ').map(|(first, _)| first);
+        [Action::Launch, Action::Reach, Action::HandSecret]
+            .iter()
+            .any(|act| first == Some(act.as_str()))
+    };
+    refusal.detail.as_ref().is_some_and(begins)
+}
+
+fn principal(call: &Call) -> Option<Principal> {
+    let name = call.principal.as_deref()?;
+    let kind = match name.strip_prefix("local:") {
+        Some(user) => PrincipalKind::Local { user: user.to_owned() },
+        // A client may be called so, and has a key.
+        None if name == "anonymous" && !call.verified => PrincipalKind::Anonymous,
+        None => PrincipalKind::Client(name.parse().ok()?),
+    };
+    let groups = call.groups.iter().map(|group| group.parse().ok()).collect::<Option<_>>()?;
+    Some(Principal { kind, groups, verified: call.verified, key: None })
+}
+
+fn target(action: Action, call: &Call) -> Option<Target> {
+    let server = || call.server.as_ref()?.parse::<ServerName>().ok();
+    Some(match (action, &call.target) {
+        (Action::CallTool | Action::FollowTask, Some(record::Target::Tool(name))) => {
+            Target::Tool(server()?, name.clone())
+        }
+        (Action::GetPrompt | Action::Complete, Some(record::Target::Prompt(name))) => {
+            Target::Prompt(server()?, name.clone())
+        }
+        (Action::ReadResource | Action::SubscribeResource, Some(record::Target::Resource(uri))) => {
+            Target::Resource(server()?, uri.clone())
+        }
+        (Action::Complete, Some(record::Target::Resource(uri))) => {
+            Target::Template(server()?, uri.clone())
+        }
+        (Action::Connect | Action::NotifyServer | Action::OtherMethod, _) => match call.server {
+            Some(_) => Target::Server(server()?),
+            None => Target::Proxy,
+        },
+        (
+            Action::Sample
+            | Action::Elicit
+            | Action::ListRoots
+            | Action::NotifyClient
+            | Action::OtherServerMethod,
+            _,
+        ) => Target::Asker(server()?),
+        _ => return None,
+    })
+}
+
+fn claims(claimed: &Claimed) -> Claims {
+    let Claimed { read_only, destructive, idempotent, open_world, ref by } = *claimed;
+    let by = if by == Claimant::Operator.as_str() { Claimant::Operator } else { Claimant::Server };
+    Claims { read_only, destructive, idempotent, open_world, by }
+}
+
+fn transport(transport: record::Transport) -> Transport {
+    match transport {
+        record::Transport::Http => Transport::Http,
+        record::Transport::Unix => Transport::Unix,
+        record::Transport::Stdio => Transport::Stdio,
+        record::Transport::Cli => Transport::Cli,
+    }
+}
+
+/// The arguments as policies saw them, where it is sure that the record has just those: they were
+/// kept in full, and nothing took secrets out of them or replaced them.
+fn arguments(
+    action: Action,
+    call: &Call,
+    grounds: &Grounds,
+    kept: Option<&Kept>,
+) -> Option<Map<String, Value>> {
+    // Of other messages policies see all of `params`, and records have them without `_meta`.
+    if !matches!(action, Action::CallTool | Action::GetPrompt) {
+        return None;
+    }
+    let replaced = grounds.findings.iter().any(|finding| {
+        finding.phase == "request" && matches!(finding.effect.as_str(), "replaced" | "redacted")
+    });
+    let Kept { body: Some(Value::Object(body)), redacted: 0, cut: false, .. } = kept? else {
+        return None;
+    };
+    if replaced || grounds.omitted > 0 {
+        return None;
+    }
+    // Without arguments, the parameters are kept: they name what is called.
+    let named = match &call.target {
+        Some(record::Target::Tool(name) | record::Target::Prompt(name)) => name,
+        _ => return None,
+    };
+    if body.get("name").is_some_and(|name| name == named) {
+        return None;
+    }
+    Some(body.clone())
+}

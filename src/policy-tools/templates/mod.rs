@@ -1,0 +1,138 @@
+//! Policies for the common wishes, with their cases, to begin from.
+
+use super::format::format;
+use portcullis_policy::Finding;
+use portcullis_protocol::names::{ClientName, Group, ServerName};
+
+/// A wish that many have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Template {
+    /// They look, and change nothing
+    ReadOnly,
+    /// They may do all, but a person allows what may destroy something
+    ApproveDestructive,
+    /// Once they have read from the server, nothing goes to the open world
+    NoTaintedData,
+    /// They do nothing outside certain hours (UTC)
+    WorkingHours,
+    /// They, and nobody else, may call certain tools
+    OneTeam,
+}
+
+/// Whom a policy is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Team {
+    Group(Group),
+    Client(ClientName),
+}
+
+/// What a template is filled with.
+#[derive(Debug, Clone)]
+pub struct Filling {
+    pub team: Team,
+    pub server: ServerName,
+    /// Names at the server.
+    pub tools: Vec<ToolName>,
+    /// The first hour, and the one after the last.
+    pub hours: (u8, u8),
+}
+
+/// A tool's name as MCP advises: it needs no escape, in Cedar or in YAML.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolName(String);
+
+impl std::str::FromStr for ToolName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
+        if (1..=128).contains(&name.len()) && name.chars().all(plain) {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err("a tool's name has 1 to 128 letters, digits, `_`, `-`, `.` and `/`".to_owned())
+        }
+    }
+}
+
+/// A policy and its cases, as the files that they are to be.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// What both files are called, without what says which is which.
+    pub name: &'static str,
+    pub policies: String,
+    pub cases: String,
+}
+
+impl Template {
+    /// Whether it is about certain tools.
+    pub fn needs_tools(self) -> bool {
+        self == Self::OneTeam
+    }
+
+    fn texts(self) -> (&'static str, &'static str, &'static str) {
+        macro_rules! texts {
+            ($name:literal) => {
+                (
+                    $name,
+                    include_str!(concat!($name, ".cedar")),
+                    include_str!(concat!($name, ".test.yaml")),
+                )
+            };
+        }
+        match self {
+            Self::ReadOnly => texts!("read-only"),
+            Self::ApproveDestructive => texts!("approve-destructive"),
+            Self::NoTaintedData => texts!("no-tainted-data"),
+            Self::WorkingHours => texts!("working-hours"),
+            Self::OneTeam => texts!("one-team"),
+        }
+    }
+}
+
+/// Fills a template.
+///
+/// # Errors
+/// Where what comes out is no Cedar, which is a fault of the template.
+pub fn make(template: Template, filling: &Filling) -> Result<Made, Vec<Finding>> {
+    let (name, policies, cases) = template.texts();
+    let (scope, party, team) = match &filling.team {
+        Team::Group(group) => (
+            format!("principal in Portcullis::Group::\"{group}\""),
+            format!("group:{group}"),
+            group.as_str(),
+        ),
+        Team::Client(client) => (
+            format!("principal == Portcullis::Client::\"{client}\""),
+            format!("client:{client}"),
+            client.as_str(),
+        ),
+    };
+    let each = |write: &dyn Fn(&str) -> String| {
+        let tools: Vec<_> = filling.tools.iter().map(|ToolName(tool)| write(tool)).collect();
+        tools.join(", ")
+    };
+    let server = &filling.server;
+    let (from, to) = filling.hours;
+    let values = [
+        ("TEAM_SCOPE", scope),
+        ("TEAM_PARTY", party),
+        ("TEAM", team.to_owned()),
+        ("SERVER", server.to_string()),
+        ("TOOLS", each(&|tool| format!("Portcullis::Tool::\"{server}/{tool}\""))),
+        ("TOOL_NAMES", each(&|tool| format!("{server}/{tool}"))),
+        ("FROM", from.to_string()),
+        ("TO", to.to_string()),
+        ("EARLY", format!("{:02}:59", from.saturating_sub(1))),
+        ("BEGIN", format!("{from:02}:00")),
+        ("LATE", format!("{to:02}:00")),
+        ("LAST", format!("{:02}:59", to.saturating_sub(1))),
+    ];
+    let fill = |text: &str| {
+        values.iter().fold(text.to_owned(), |text, (key, value)| {
+            text.replace(&format!("{{{{{key}}}}}"), value)
+        })
+    };
+    let file = format!("{name}.cedar");
+    let policies = format(std::path::Path::new(&file), &fill(policies))?;
+    Ok(Made { name, policies, cases: fill(cases) })
+}

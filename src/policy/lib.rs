@@ -1,0 +1,52 @@
+//! Policy: Cedar decides what passes. Deny by default: what no policy permits is refused, and so
+//! is everything on which a policy fails.
+//!
+//! Invariants:
+//! - A decision is made on one whole set of policies, and says by its revision on which.
+//! - A set that does not validate is never used; the one before stays.
+//! - A policy in shadow decides nothing, and shows or hides nothing in a list.
+//! - What [`Engine::could_allow`] denies, [`Engine::decide`] never allows.
+//! - This room knows neither the protocol's framing nor a clock: both are handed in.
+
+mod analysis;
+mod bundle;
+mod cache;
+mod call;
+mod config;
+mod diagnostics;
+mod engine;
+mod entities;
+mod ground;
+mod index;
+mod inspect;
+mod load;
+mod located;
+mod request;
+mod source;
+mod start;
+mod target;
+#[cfg(test)]
+mod tests;
+mod typed;
+mod watch;
+
+pub use analysis::{Known, KnownTool};
+pub use bundle::{Bundle, MANIFEST, Origin, SignFault, Signed, sign};
+pub use config::{Policy, Tool};
+pub use diagnostics::{Diagnostics, File, Finding};
+pub use engine::{Engine, Failure, Outcome, Reload, Shadow, Status, View};
+pub use inspect::{
+    Condition, Explanation, Inspector, Judgement, Near, Seen, Side, Standing, Unknown, Verdict,
+};
+pub use load::{Revision, read as read_files, schema, span};
+pub use request::{
+    Action, Circumstances, HandedAs, Holder, Program, Request, Resource, Stated, Subject,
+};
+pub use source::Source;
+pub use start::{Handing, Part, Start};
+pub use target::{NoTarget, Target, client_action, is_housekeeping, server_action, worded_action};
+pub use typed::is_tools_file;
+pub use watch::{Watcher, watch};
+
+/// The Cedar schema that every policy is validated against.
+pub const SCHEMA: &str = include_str!("schema.cedarschema");

@@ -1,0 +1,323 @@
+//! Who may do what at the admin socket: users and groups of this machine, by role.
+//!
+//! Root and the user who runs the proxy may do everything: they could read its files. To everybody
+//! else nothing is allowed that the config does not name.
+
+use std::{borrow::Cow, ffi::CString, fmt, str::FromStr};
+
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// What somebody is trusted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Reads and verifies the audit log.
+    Auditor,
+    /// Sees how the proxy and its servers do, and has old records dropped, but sees none.
+    Operator,
+    /// Sees the calls that wait for approval, and allows or denies them.
+    Approver,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auditor => "auditor",
+            Self::Operator => "operator",
+            Self::Approver => "approver",
+        })
+    }
+}
+
+/// Who has which role, beside root and the user who runs the proxy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Roles {
+    /// Who may read, export and verify the audit log: `user:NAME` or `group:NAME` of this machine.
+    pub auditor: Vec<Member>,
+    /// Who may see the state and the logs of servers and have old records dropped, without seeing
+    /// records.
+    pub operator: Vec<Member>,
+    /// Who may see, allow and deny the calls that wait for the approval of a person.
+    pub approver: Vec<Member>,
+}
+
+/// A user or a group of this machine: `user:NAME`, `group:NAME`, or with a number for the name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Member {
+    User(Named),
+    Group(Named),
+}
+
+/// By name or by number.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Named {
+    Name(String),
+    Id(u32),
+}
+
+/// A text that names nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum IllegalMember {
+    #[error("write `user:NAME` or `group:NAME`, of this machine")]
+    Form,
+    #[error("a name has no spaces, colons, commas or slashes")]
+    Name,
+    #[error("that number stands for everybody whom the kernel can't name: choose another user")]
+    Unmapped,
+}
+
+/// What the kernel shows for a user or group that has no number here (from another user namespace).
+/// It is also the number of `nobody`, so it proves nothing.
+const UNMAPPED: u32 = 65_534;
+
+impl FromStr for Member {
+    type Err = IllegalMember;
+
+    fn from_str(text: &str) -> Result<Self, IllegalMember> {
+        let (kind, name) = text.split_once(':').ok_or(IllegalMember::Form)?;
+        let legal = !name.is_empty()
+            && name.len() <= 256
+            && !name.chars().any(|c| c.is_whitespace() || c.is_control() || ":,/".contains(c));
+        let member = match kind {
+            "user" => Self::User,
+            "group" => Self::Group,
+            _ => return Err(IllegalMember::Form),
+        };
+        if !legal {
+            return Err(IllegalMember::Name);
+        }
+        if !name.bytes().all(|b| b.is_ascii_digit()) {
+            return Ok(member(Named::Name(name.to_owned())));
+        }
+        match name.parse().map_err(|_| IllegalMember::Name)? {
+            UNMAPPED | u32::MAX => Err(IllegalMember::Unmapped),
+            id => Ok(member(Named::Id(id))),
+        }
+    }
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, named) = match self {
+            Self::User(named) => ("user", named),
+            Self::Group(named) => ("group", named),
+        };
+        match named {
+            Named::Name(name) => write!(f, "{kind}:{name}"),
+            Named::Id(id) => write!(f, "{kind}:{id}"),
+        }
+    }
+}
+
+impl TryFrom<String> for Member {
+    type Error = IllegalMember;
+
+    fn try_from(text: String) -> Result<Self, IllegalMember> {
+        text.parse()
+    }
+}
+
+impl From<Member> for String {
+    fn from(member: Member) -> String {
+        member.to_string()
+    }
+}
+
+impl JsonSchema for Member {
+    fn schema_name() -> Cow<'static, str> {
+        "Member".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "format": "member",
+            "description": "`user:NAME` or `group:NAME` of this machine.",
+        })
+    }
+}
+
+impl Member {
+    /// The number of this user or group. `None` where the machine knows none of that name. Asks
+    /// the name service, which may take its time.
+    pub fn id(&self) -> Option<u32> {
+        match self {
+            Self::User(Named::Id(id)) | Self::Group(Named::Id(id)) => Some(*id),
+            Self::User(Named::Name(name)) => {
+                User::from_name(name).ok().flatten().map(|user| user.uid.as_raw())
+            }
+            Self::Group(Named::Name(name)) => {
+                Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+            }
+        }
+    }
+
+    fn includes(&self, uid: u32, groups: &[u32]) -> bool {
+        self.id().is_some_and(|id| {
+            id != UNMAPPED
+                && match self {
+                    Self::User(_) => id == uid,
+                    Self::Group(_) => groups.contains(&id),
+                }
+        })
+    }
+}
+
+/// What somebody may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Root, or the user who runs the proxy.
+    pub owner: bool,
+    auditor: bool,
+    operator: bool,
+    approver: bool,
+}
+
+impl Standing {
+    pub const OWNER: Self = Self { owner: true, auditor: true, operator: true, approver: true };
+    pub const STRANGER: Self =
+        Self { owner: false, auditor: false, operator: false, approver: false };
+
+    /// Whether this role is theirs.
+    pub fn has(self, role: Role) -> bool {
+        match role {
+            Role::Auditor => self.auditor,
+            Role::Operator => self.operator,
+            Role::Approver => self.approver,
+        }
+    }
+}
+
+/// Whether this is root, or the user of this process.
+pub fn is_owner(uid: u32) -> bool {
+    uid == 0 || uid == Uid::effective().as_raw()
+}
+
+impl Roles {
+    /// Whether nobody but root and the proxy's user has one.
+    pub fn is_empty(&self) -> bool {
+        self.members().next().is_none()
+    }
+
+    /// All members with the role that names them.
+    pub fn members(&self) -> impl Iterator<Item = (Role, usize, &Member)> {
+        [Role::Auditor, Role::Operator, Role::Approver]
+            .into_iter()
+            .flat_map(|role| self.with(role).iter().enumerate().map(move |(at, m)| (role, at, m)))
+    }
+
+    /// The members with this role.
+    pub fn with(&self, role: Role) -> &[Member] {
+        match role {
+            Role::Auditor => &self.auditor,
+            Role::Operator => &self.operator,
+            Role::Approver => &self.approver,
+        }
+    }
+
+    /// What the user may do whose process has this user and group. The user's further groups are
+    /// those of the name service, so that one who was taken out of a group has lost the role.
+    /// Blocks while the name service looks.
+    pub fn standing(&self, uid: u32, gid: u32) -> Standing {
+        if is_owner(uid) {
+            return Standing::OWNER;
+        }
+        if uid == UNMAPPED || self.is_empty() {
+            return Standing::STRANGER;
+        }
+        let has = |role| self.grant(role, uid, gid);
+        Standing {
+            owner: false,
+            auditor: has(Role::Auditor),
+            operator: has(Role::Operator),
+            approver: has(Role::Approver),
+        }
+    }
+
+    /// Whether the config gives this role to the user, whoever runs this process. Blocks as
+    /// [`Roles::standing`].
+    pub fn grant(&self, role: Role, uid: u32, gid: u32) -> bool {
+        let groups = groups(uid, gid);
+        uid != UNMAPPED && self.with(role).iter().any(|member| member.includes(uid, &groups))
+    }
+}
+
+/// The groups of a user whose process has this group.
+fn groups(uid: u32, gid: u32) -> Vec<u32> {
+    let mut groups = vec![gid];
+    if let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) {
+        groups.push(user.gid.as_raw());
+        let listed =
+            CString::new(user.name).ok().and_then(|name| getgrouplist(&name, user.gid).ok());
+        groups.extend(listed.into_iter().flatten().map(Gid::as_raw));
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn roles(auditor: &[&str], operator: &[&str]) -> Roles {
+        let all = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        Roles { auditor: all(auditor), operator: all(operator), ..Roles::default() }
+    }
+
+    #[test]
+    fn members_are_users_and_groups() {
+        for text in ["user:alice", "group:audit-team", "user:1000", "group:0", "user:a.b@corp"] {
+            assert_eq!(text.parse::<Member>().unwrap().to_string(), text);
+        }
+        for (text, fault) in [
+            ("", IllegalMember::Form),
+            ("alice", IllegalMember::Form),
+            ("User:alice", IllegalMember::Form),
+            ("user:", IllegalMember::Name),
+            ("user:a b", IllegalMember::Name),
+            ("group:a,b", IllegalMember::Name),
+            ("user:a:b", IllegalMember::Name),
+            ("user:99999999999", IllegalMember::Name),
+            ("user:65534", IllegalMember::Unmapped),
+            ("group:4294967295", IllegalMember::Unmapped),
+        ] {
+            assert_eq!(text.parse::<Member>(), Err(fault), "{text}");
+        }
+    }
+
+    #[test]
+    fn nobody_has_a_role_but_those_who_are_named() {
+        let own = Uid::effective().as_raw();
+        let none = Roles::default();
+        assert_eq!(none.standing(0, 0), Standing::OWNER);
+        assert_eq!(none.standing(own, 1), Standing::OWNER);
+        assert_eq!(none.standing(own + 41, 0), Standing::STRANGER);
+
+        let some = roles(&["user:4001", "group:5001"], &["user:4002"]);
+        let has = |uid, gid| {
+            let standing = some.standing(uid, gid);
+            assert!(!standing.owner);
+            (standing.has(Role::Auditor), standing.has(Role::Operator))
+        };
+        assert_eq!(has(4001, 4001), (true, false));
+        assert_eq!(has(4003, 5001), (true, false));
+        assert_eq!(has(4002, 4002), (false, true));
+        assert_eq!(has(4002, 5001), (true, true));
+        // A user's number is no group's, and the other way round.
+        assert_eq!(has(5001, 4001), (false, false));
+        assert_eq!(roles(&["user:surely-nobody-here"], &[]).standing(4001, 1), Standing::STRANGER);
+        // `nobody` is whoever has no number.
+        assert_eq!(roles(&["user:nobody"], &[]).standing(UNMAPPED, 1), Standing::STRANGER);
+    }
+
+    #[test]
+    fn groups_are_those_of_the_name_service() {
+        // Root is a user of every machine, and its group has a name.
+        let name = Group::from_gid(Gid::from_raw(0)).unwrap().unwrap().name;
+        let member: Member = format!("group:{name}").parse().unwrap();
+        assert!(member.includes(0, &groups(0, 4711)));
+        assert!(!member.includes(4711, &groups(4_000_001, 4711)));
+    }
+}

@@ -1,0 +1,45 @@
+//! `seal.key` in the state folder.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use portcullis_foundation::key_file::{self, Fault, Key};
+
+/// What is wrong with the file of the key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFault {
+    #[error("`{}`: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "`{}` can be read or written by others: whoever has the key can forge what the proxy gives \
+         out; remove the file (a new key is made; calls that wait for an answer are lost)",
+        .0.display()
+    )]
+    Open(PathBuf),
+    #[error(
+        "`{}` is not a key of 32 bytes: remove the file (a new key is made; calls that wait for an \
+         answer are lost)",
+        .0.display()
+    )]
+    Damaged(PathBuf),
+    #[error("the operating system gives no random bytes: {0}")]
+    Random(getrandom::Error),
+}
+
+impl From<Fault> for KeyFault {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Io { path, source } => Self::Io { path, source },
+            Fault::Open(path) => Self::Open(path),
+            Fault::Damaged(path) => Self::Damaged(path),
+            Fault::Random(error) => Self::Random(error),
+        }
+    }
+}
+
+/// Reads the key, and makes it where there is none.
+pub(super) fn load(state_dir: &Path) -> Result<Key, KeyFault> {
+    Ok(key_file::load(state_dir, "seal.key")?)
+}

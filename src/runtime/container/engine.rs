@@ -1,0 +1,412 @@
+//! Finding a container engine and what it can do.
+
+use std::{
+    env, fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bollard::{API_DEFAULT_VERSION, Docker, errors::Error};
+use futures_util::stream::{FuturesOrdered, StreamExt as _};
+use tokio::time::timeout;
+
+use super::{failure, limits, owner::Owner, pack};
+use crate::process::LaunchFailure;
+
+/// For one engine to answer, all its sockets asked at once.
+const CONNECT: Duration = Duration::from_secs(2);
+/// For one that has answered to say what it is: Podman runs programs to find out.
+const TELL: Duration = Duration::from_secs(30);
+/// For any later request's answer to begin. Loading an image is given longer.
+const REQUEST_SECONDS: u64 = 60;
+
+/// A connection to a container engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    pub(super) docker: Docker,
+    pub(super) facts: Arc<Facts>,
+    pub(super) packed: Arc<pack::Cache>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Engine").field(&self.facts.version).finish()
+    }
+}
+
+/// What an engine is, for `doctor` and logs.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Version {
+    /// `Docker` or `Podman`.
+    pub name: &'static str,
+    pub version: String,
+    /// The API version that both sides speak.
+    pub api: String,
+    /// Where it answered, and why it was asked: `unix:///run/docker.sock`.
+    pub host: String,
+    pub cgroup: String,
+    pub storage: String,
+    /// What it says of itself that it can't do.
+    pub warnings: Vec<String>,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} (API {}) at {}", self.name, self.version, self.api, self.host)
+    }
+}
+
+/// What the rest of this stage needs to know of an engine.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub version: Version,
+    pub podman: bool,
+    pub apparmor: bool,
+    /// In the words of Rust's target names: `x86_64`, `aarch64`.
+    pub arch: String,
+    /// The OCI runtimes that it says it has, and which of them it uses where none is asked for.
+    pub runtimes: Vec<String>,
+    pub default_runtime: String,
+    /// Whether it applies lists of system calls.
+    pub seccomp: bool,
+    /// Limits that it can't keep.
+    pub lacking: Vec<&'static str>,
+    /// Where it keeps what it has.
+    pub data: Option<PathBuf>,
+    pub owner: Owner,
+}
+
+/// No engine answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct NoEngine {
+    /// Each address with what came of it, in order.
+    pub tried: Vec<Tried>,
+}
+
+/// One address that was tried, and why it was of no use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried {
+    pub host: String,
+    /// What named it: `engine.host`, `DOCKER_HOST`, `Docker's usual socket`.
+    pub from: &'static str,
+    pub why: String,
+}
+
+impl fmt::Display for NoEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no container engine answers")?;
+        for (n, Tried { host, from, why }) in self.tried.iter().enumerate() {
+            let separator = if n == 0 { ": " } else { "; " };
+            write!(f, "{separator}{host} ({from}) {why}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Connects to `host`, else to `DOCKER_HOST`, else to the first of Docker's and Podman's usual
+    /// sockets that answers. Takes two seconds where none does. Addresses are `unix://PATH`, and `tcp://`
+    /// or `http://` on loopback: an engine's API is root on its host, and plain HTTP has no
+    /// authentication.
+    pub async fn connect(host: Option<&str>) -> Result<Self, NoEngine> {
+        let candidates = candidates(host, |name| env::var_os(name).map(PathBuf::from));
+        // All at once, and the first in their order that answers: those behind it are not waited for.
+        let mut tries: FuturesOrdered<_> = candidates
+            .into_iter()
+            .map(|(host, from)| async move {
+                let late =
+                    |limit: Duration| format!("did not answer within {} seconds", limit.as_secs());
+                let tried = match timeout(CONNECT, reach(&host)).await {
+                    Ok(Ok(docker)) => {
+                        let told = timeout(TELL, Self::of(docker, &host)).await;
+                        told.unwrap_or_else(|_| Err(late(TELL)))
+                    }
+                    Ok(Err(why)) => Err(why),
+                    Err(_) => Err(late(CONNECT)),
+                };
+                tried.map_err(|why| Tried { host, from, why })
+            })
+            .collect();
+        let mut tried = Vec::new();
+        while let Some(outcome) = tries.next().await {
+            match outcome {
+                Ok(engine) => return Ok(engine),
+                Err(failed) => tried.push(failed),
+            }
+        }
+        Err(NoEngine { tried })
+    }
+
+    async fn of(docker: Docker, host: &str) -> Result<Self, String> {
+        let docker = docker.negotiate_version().await.map_err(|error| words(&error))?;
+        let (version, info) =
+            tokio::try_join!(docker.version(), docker.info()).map_err(|error| words(&error))?;
+        let api = docker.client_version();
+        if (api.major_version, api.minor_version) < (1, 41) {
+            return Err(format!("speaks API {api} only; 1.41 (Docker 20.10) or newer is needed"));
+        }
+        if info.os_type.as_deref().is_some_and(|os| os != "linux") {
+            return Err("runs no Linux containers".to_owned());
+        }
+        let podman = version.components.iter().flatten().any(|c| c.name.contains("Podman"));
+        let lacking = limits::lacking(&info, podman);
+        let options = info.security_options.unwrap_or_default();
+        let has = |name: &str| options.iter().any(|option| option.contains(name));
+        let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
+        runtimes.sort();
+        Ok(Self {
+            docker,
+            facts: Arc::new(Facts {
+                version: Version {
+                    name: if podman { "Podman" } else { "Docker" },
+                    version: version.version.unwrap_or_default(),
+                    api: api.to_string(),
+                    host: host.to_owned(),
+                    cgroup: info.cgroup_version.map(|v| v.to_string()).unwrap_or_default(),
+                    storage: info.driver.unwrap_or_default(),
+                    warnings: info.warnings.unwrap_or_default(),
+                },
+                podman,
+                // Podman gives its own profile by itself where it can, and refuses that of Docker's name.
+                apparmor: has("apparmor") && !podman,
+                arch: match info.architecture.unwrap_or_default().as_str() {
+                    "amd64" | "x86_64" => "x86_64".to_owned(),
+                    "arm64" | "aarch64" => "aarch64".to_owned(),
+                    other => other.to_owned(),
+                },
+                runtimes,
+                seccomp: has("seccomp"),
+                lacking,
+                default_runtime: info.default_runtime.unwrap_or_default(),
+                data: info.docker_root_dir.map(PathBuf::from),
+                owner: Owner::current(),
+            }),
+            packed: Arc::default(),
+        })
+    }
+
+    /// What this engine is.
+    pub fn version(&self) -> &Version {
+        &self.facts.version
+    }
+
+    /// Its socket and its data: whoever has them has the machine.
+    pub fn host_paths(&self) -> impl Iterator<Item = PathBuf> {
+        let socket = self.facts.version.host.strip_prefix("unix://").map(PathBuf::from);
+        socket.into_iter().chain(self.facts.data.clone())
+    }
+
+    /// Whether it can confine a server as every profile wants it.
+    ///
+    /// # Errors
+    /// What it lacks, and what to do.
+    pub fn confines(&self) -> Result<(), LaunchFailure> {
+        if !self.facts.seccomp {
+            return Err(failure(
+                "the engine applies no list of system calls (seccomp)",
+                "use an engine and a kernel that have it, or run the server in the sandbox",
+            ));
+        }
+        limits::check(&self.facts.lacking)
+    }
+
+    /// Whether it runs containers by this OCI runtime where it is asked to.
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    pub fn has_runtime(&self, name: &str) -> Result<(), LaunchFailure> {
+        let Facts { runtimes, default_runtime, podman, .. } = &*self.facts;
+        if *podman && default_runtime != name {
+            // Its Docker API takes the name and goes by its own default all the same.
+            return Err(failure(
+                format!("Podman takes no OCI runtime by name here; its own is `{default_runtime}`"),
+                format!(
+                    "install {name} and write `runtime = \"{name}\"` below [engine] of Podman's \
+                         containers.conf, or use Docker"
+                ),
+            ));
+        }
+        if !runtimes.iter().any(|runtime| runtime == name) {
+            return Err(failure(
+                format!(
+                    "the engine has no OCI runtime `{name}`; it has {}",
+                    if runtimes.is_empty() { "none".to_owned() } else { runtimes.join(", ") }
+                ),
+                format!(
+                    "install gVisor's {name}, name it below `runtimes` of the engine's daemon.json \
+                     (`{name} install` does), and restart the engine"
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Opens an address and hears a first word from it.
+async fn reach(host: &str) -> Result<Docker, String> {
+    let docker = open(host)?;
+    match docker.ping().await {
+        // A guard before the engine that does not let this through has answered, too.
+        Ok(_) | Err(Error::DockerResponseServerError { .. }) => Ok(docker),
+        Err(error) => Err(words(&error)),
+    }
+}
+
+fn open(host: &str) -> Result<Docker, String> {
+    if let Some(path) = host.strip_prefix("unix://") {
+        if !Path::new(path).exists() {
+            return Err("does not exist".to_owned());
+        }
+        return Docker::connect_with_unix(path, REQUEST_SECONDS, API_DEFAULT_VERSION)
+            .map_err(|error| words(&error));
+    }
+    let Some(address) = host.strip_prefix("tcp://").or_else(|| host.strip_prefix("http://")) else {
+        return Err(
+            "is no address of an engine: use unix://PATH, or tcp://127.0.0.1:PORT".to_owned()
+        );
+    };
+    if !loopback(address) {
+        return Err("is not on this machine: an engine's plain API is root without a password, \
+                    so only loopback addresses are taken (a tunnel can end on one)"
+            .to_owned());
+    }
+    Docker::connect_with_http(host, REQUEST_SECONDS, API_DEFAULT_VERSION)
+        .map_err(|error| words(&error))
+}
+
+fn loopback(address: &str) -> bool {
+    let authority = address.split('/').next().unwrap_or("");
+    let Ok(authority) = authority.parse::<http::uri::Authority>() else { return false };
+    // `user@127.0.0.1` is not worth a reading of its own.
+    if authority.as_str().contains('@') {
+        return false;
+    }
+    let host = authority.host().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The addresses to try. One that was named is the only one: to fall back to another engine would
+/// launch servers where nobody asked for them.
+fn candidates(
+    host: Option<&str>,
+    env: impl Fn(&str) -> Option<PathBuf>,
+) -> Vec<(String, &'static str)> {
+    if let Some(host) = host {
+        return vec![(host.to_owned(), "`engine.host`")];
+    }
+    if let Some(host) = env("DOCKER_HOST").filter(|host| !host.as_os_str().is_empty()) {
+        return vec![(host.to_string_lossy().into_owned(), "DOCKER_HOST")];
+    }
+    let runtime = env("XDG_RUNTIME_DIR");
+    let below = |base: &Option<PathBuf>, path| base.as_ref().map(|base| base.join(path));
+    [
+        (Some("/var/run/docker.sock".into()), "Docker's usual socket"),
+        (below(&runtime, "docker.sock"), "rootless Docker"),
+        (below(&env("HOME"), ".docker/run/docker.sock"), "Docker Desktop"),
+        (Some("/run/podman/podman.sock".into()), "Podman"),
+        (below(&runtime, "podman/podman.sock"), "rootless Podman"),
+    ]
+    .into_iter()
+    .filter_map(|(path, from)| Some((format!("unix://{}", path?.display()), from)))
+    .collect()
+}
+
+/// Every socket at which an engine may listen: the one that was named, and those that are found.
+pub fn sockets(host: Option<&str>) -> Vec<PathBuf> {
+    let env = |name: &str| env::var_os(name).map(PathBuf::from);
+    let usual = |name: &str| env(name).filter(|_| name != "DOCKER_HOST");
+    [candidates(host, env), candidates(None, env), candidates(None, usual)]
+        .into_iter()
+        .flatten()
+        .filter_map(|(host, _)| host.strip_prefix("unix://").map(PathBuf::from))
+        .collect()
+}
+
+/// An engine's error in words, with its causes.
+pub(super) fn words(error: &Error) -> String {
+    match error {
+        Error::DockerResponseServerError { message, .. } => message.trim().to_owned(),
+        Error::RequestTimeoutError => format!("no answer within {REQUEST_SECONDS} seconds"),
+        Error::SocketNotFoundError(_) => "does not exist".to_owned(),
+        other => {
+            // The innermost cause says what a person can act on: `Permission denied`.
+            let mut cause: &dyn std::error::Error = other;
+            while let Some(inner) = cause.source() {
+                cause = inner;
+            }
+            cause.to_string()
+        }
+    }
+}
+
+/// Whether the engine says that the thing asked about is not there.
+pub(super) fn missing(error: &Error) -> bool {
+    matches!(error, Error::DockerResponseServerError { status_code: 404, .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_addresses_are_taken() {
+        for (address, taken) in [
+            ("127.0.0.1:2375", true),
+            ("localhost:2375", true),
+            ("[::1]:2375", true),
+            ("127.9.9.9", true),
+            ("10.0.0.1:2375", false),
+            ("localhost.example.com:2375", false),
+            ("127.0.0.1@example.com:2375", false),
+            ("127.0.0.1.example.com", false),
+            ("0.0.0.0:2375", false),
+            ("", false),
+        ] {
+            assert_eq!(loopback(address), taken, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_named_host_is_the_only_one_tried() {
+        let env = |name: &str| match name {
+            "XDG_RUNTIME_DIR" => Some(PathBuf::from("/run/user/1")),
+            "HOME" => Some(PathBuf::from("/home/me")),
+            _ => None,
+        };
+        assert_eq!(candidates(Some("unix:///x"), env).len(), 1);
+        assert_eq!(candidates(None, |_| Some("unix:///y".into()))[0].0, "unix:///y");
+        let usual: Vec<String> = candidates(None, env).into_iter().map(|(host, _)| host).collect();
+        assert_eq!(
+            usual,
+            [
+                "unix:///var/run/docker.sock",
+                "unix:///run/user/1/docker.sock",
+                "unix:///home/me/.docker/run/docker.sock",
+                "unix:///run/podman/podman.sock",
+                "unix:///run/user/1/podman/podman.sock",
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn an_absent_engine_is_told_in_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("none.sock");
+        let host = format!("unix://{}", socket.display());
+        let told = Engine::connect(Some(&host)).await.unwrap_err().to_string();
+        assert_eq!(
+            told,
+            format!("no container engine answers: {host} (`engine.host`) does not exist")
+        );
+        for host in ["ssh://x", "tcp://10.1.2.3:2375", "/var/run/docker.sock", ""] {
+            let told = Engine::connect(Some(host)).await.unwrap_err();
+            assert!(told.tried[0].why.starts_with("is no"), "{told}");
+        }
+        // A listener that never answers.
+        let silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let told = Engine::connect(Some(&host)).await.unwrap_err().to_string();
+        assert!(told.ends_with("did not answer within 2 seconds"), "{told}");
+        drop(silent);
+    }
+}

@@ -1,0 +1,104 @@
+//! Whether an engine keeps the limits that a container is made with. One without the control groups
+//! that this takes drops them: Docker with a warning, Podman without a word.
+
+use bollard::{
+    Docker,
+    models::{SystemInfo, SystemInfoCgroupVersionEnum},
+};
+
+use crate::process::LaunchFailure;
+
+use super::{Fault, failure};
+
+/// The limits that an engine can't keep.
+pub(super) fn lacking(info: &SystemInfo, podman: bool) -> Vec<&'static str> {
+    let mut options = info.security_options.iter().flatten();
+    let rootless = options.any(|option| option.contains("rootless"));
+    let unified = info.cgroup_version == Some(SystemInfoCgroupVersionEnum::_2);
+    // There it says that it keeps them.
+    let drops = podman && rootless && !unified;
+    // For an ordinary user it says that it limits none, whatever systemd delegated. A container whose
+    // limit can't be had is not started by its runtime.
+    let unknown = podman && unified;
+    [
+        ("memory", info.memory_limit),
+        ("processes", info.pids_limit),
+        ("processors", info.cpu_cfs_quota.filter(|_| !unknown)),
+    ]
+    .into_iter()
+    .filter(|(_, kept)| drops || *kept == Some(false))
+    .map(|(name, _)| name)
+    .collect()
+}
+
+/// Refuses an engine that lacks any.
+pub(super) fn check(lacking: &[&str]) -> Result<(), LaunchFailure> {
+    if lacking.is_empty() { Ok(()) } else { Err(unlimited(&lacking.join(", "))) }
+}
+
+/// Looks at what became of a container's limits.
+pub(super) async fn kept(docker: &Docker, id: &str) -> Result<(), LaunchFailure> {
+    let container = docker.inspect_container(id, None).await.map_err(|error| {
+        let fault = Fault::of("say how the container is limited")(error);
+        failure(fault.to_string(), "see that the engine is well: `portcullis doctor`")
+    })?;
+    let host = container.host_config.unwrap_or_default();
+    let limits =
+        [("memory", host.memory), ("processes", host.pids_limit), ("processors", host.nano_cpus)];
+    let lacking: Vec<&str> = limits
+        .into_iter()
+        .filter(|(_, limit)| limit.is_none_or(|limit| limit <= 0))
+        .map(|(name, _)| name)
+        .collect();
+    check(&lacking)
+}
+
+fn unlimited(what: &str) -> LaunchFailure {
+    failure(
+        format!("the engine does not limit containers ({what})"),
+        "run the engine as root; or, with cgroup v2, have systemd delegate these controllers to its \
+         user (`systemctl edit user@.service`, below [Service] `Delegate=cpu cpuset io memory pids`); \
+         or run the server in the sandbox",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_keeps_limits() {
+        use SystemInfoCgroupVersionEnum::{_1, _2, EMPTY};
+        let says = |kept, rootless: bool, version| SystemInfo {
+            memory_limit: kept,
+            pids_limit: kept,
+            cpu_cfs_quota: kept,
+            security_options: Some(
+                ["name=seccomp,profile=default", "name=rootless"][..1 + usize::from(rootless)]
+                    .iter()
+                    .map(|option| (*option).to_owned())
+                    .collect(),
+            ),
+            cgroup_version: version,
+            ..SystemInfo::default()
+        };
+        for (kept, rootless, version, podman, lacks) in [
+            (Some(true), false, Some(_1), false, 0),
+            (Some(true), false, Some(_1), true, 0),
+            (Some(true), true, Some(_2), true, 0),
+            (Some(true), true, Some(_2), false, 0),
+            // What Podman says of itself there is not so.
+            (Some(true), true, Some(_1), true, 3),
+            (Some(true), true, Some(EMPTY), true, 3),
+            (Some(true), true, None, true, 3),
+            (Some(false), true, Some(_1), false, 3),
+            (Some(false), false, Some(_2), true, 2),
+            (Some(false), false, Some(_2), false, 3),
+            (None, false, Some(_1), false, 0),
+        ] {
+            let lacking = lacking(&says(kept, rootless, version), podman);
+            assert_eq!(lacking.len(), lacks, "{kept:?} {rootless} {version:?} {podman}");
+            assert_eq!(check(&lacking).is_err(), lacks > 0);
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Pulling an image by its digest, through the engine.
+
+use std::collections::HashMap;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use bollard::{
+    auth::DockerCredentials,
+    errors::Error,
+    models::{CreateImageInfo, ImageInspect},
+    query_parameters::{CreateImageOptionsBuilder, RemoveImageOptions},
+};
+use futures_util::StreamExt as _;
+use http::{HeaderMap, HeaderValue};
+
+use crate::process::LaunchFailure;
+use portcullis_oci::{Login, Platform, Reference};
+
+use super::{
+    Engine,
+    engine::{missing, words},
+    failure,
+};
+
+/// Bytes of an engine's words about a pull: a registry's are among them.
+const WORDS: usize = 400;
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes that have come.
+    pub done: u64,
+    /// Bytes that there are, by the manifest.
+    pub total: u64,
+}
+
+/// An image that was not pulled, or is not the one that was to be.
+#[derive(Debug)]
+pub struct NotPulled {
+    /// Why.
+    pub why: LaunchFailure,
+    /// Whether the engine may have it all the same, now or later.
+    pub may_be_there: bool,
+}
+
+impl Engine {
+    /// What runs here, in the words of images.
+    pub fn platform(&self) -> Platform {
+        let arch = match self.facts.arch.as_str() {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "armv7l" | "armv6l" | "armhf" => "arm",
+            "i386" | "i686" => "386",
+            "loongarch64" => "loong64",
+            other => other,
+        };
+        Platform::linux(arch)
+    }
+
+    /// The id of an image that the engine has, by any name that it knows.
+    ///
+    /// # Errors
+    /// Where the engine does not say.
+    pub async fn has(&self, image: &str) -> Result<Option<String>, LaunchFailure> {
+        match self.docker.inspect_image(image).await {
+            Ok(found) => Ok(Some(found.id.unwrap_or_default())),
+            Err(error) if missing(&error) => Ok(None),
+            Err(error) => Err(failure(
+                format!("the engine could not look up the image `{image}`: {}", words(&error)),
+                "see that the engine is well: `portcullis doctor`",
+            )),
+        }
+    }
+
+    /// Has the engine pull an image by the digest that the reference is pinned to, and looks
+    /// whether what it then has is that; has it removed again if not.
+    ///
+    /// # Errors
+    /// Where it is not pulled, or is another.
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        image: &portcullis_oci::Image,
+        login: Option<Login>,
+        mut told: impl FnMut(Progress),
+    ) -> Result<(), NotPulled> {
+        let repository = format!("{}/{}", reference.host(), reference.repository());
+        let pinned = format!("{repository}@{}", image.digest);
+        let options = CreateImageOptionsBuilder::new()
+            .from_image(&repository)
+            .tag(&image.digest.to_string())
+            .platform(&format!("{}/{}", image.platform.os, image.platform.architecture))
+            .build();
+        let hidden = login.as_ref().map(Hidden::of).unwrap_or_default();
+        let credentials = login.map(|login| credentials(reference, login));
+        let failed = |error: &Error, may_be_there| NotPulled {
+            why: failure(
+                format!("the engine did not pull `{pinned}`: {}", hidden.clean(words(error))),
+                "see that the engine reaches the registry: it asks for itself, by its own settings \
+                 for proxies, certificates and registries without TLS",
+            ),
+            may_be_there,
+        };
+        let mut layers = Layers::of(image);
+        told(layers.progress());
+        let docker = self.docker.clone().with_request_modifier(|mut request| {
+            for_urls(request.headers_mut());
+            request
+        });
+        let mut stream = Box::pin(docker.create_image(Some(options), None, credentials));
+        while let Some(info) = stream.next().await {
+            let info = match info {
+                Ok(info) => info,
+                Err(error) => {
+                    drop(stream);
+                    return Err(failed(&error, self.may_have(&pinned, &error).await));
+                }
+            };
+            if let Err(layer) = layers.hear(&info) {
+                drop(stream);
+                self.remove(&pinned).await;
+                return Err(NotPulled {
+                    why: failure(
+                        format!("a layer of `{pinned}` is larger than its manifest says: {layer}"),
+                        "do not use this image, and ask the registry's owner",
+                    ),
+                    may_be_there: true,
+                });
+            }
+            told(layers.progress());
+        }
+        let found = self.docker.inspect_image(&pinned).await;
+        let found = found.map_err(|error| failed(&error, !missing(&error)))?;
+        if is(&found, image) {
+            return Ok(());
+        }
+        let removed = self.remove(&pinned).await;
+        let id = found.id.unwrap_or_default();
+        Err(NotPulled {
+            why: failure(
+                format!("what the engine pulled as `{pinned}` is another image, {id}"),
+                "do not use it; see what stands between the engine and the registry, and who made the image",
+            ),
+            may_be_there: !removed,
+        })
+    }
+
+    /// Whether the engine may have an image whose pull ended with that error, now or later.
+    async fn may_have(&self, pinned: &str, error: &Error) -> bool {
+        match error {
+            // Whoever stands before the engine had no answer of it.
+            Error::DockerResponseServerError { status_code: 502..=504, .. } => true,
+            // It is done with it, and may have stored it before it failed.
+            Error::DockerStreamError { .. } | Error::DockerResponseServerError { .. } => {
+                !matches!(self.has(pinned).await, Ok(None))
+            }
+            // One that was broken off may go on with it.
+            _ => true,
+        }
+    }
+
+    /// Has the engine remove an image by that name; whether it has none by it then.
+    async fn remove(&self, image: &str) -> bool {
+        match self.docker.remove_image(image, None::<RemoveImageOptions>, None).await {
+            Ok(_) => true,
+            Err(error) if missing(&error) => true,
+            Err(error) => {
+                tracing::warn!(
+                    image,
+                    why = words(&error),
+                    "an image that is not to be used could not be removed"
+                );
+                false
+            }
+        }
+    }
+}
+
+/// Whether what an engine has is the image that was looked at.
+fn is(found: &ImageInspect, image: &portcullis_oci::Image) -> bool {
+    let by_digest = format!("@{}", image.digest);
+    let named = found.repo_digests.iter().flatten().any(|name| name.ends_with(&by_digest));
+    // What an engine calls an image is the digest of its configuration, or of what it was pulled by,
+    // as its store has it.
+    let id = found.id.as_deref().unwrap_or_default();
+    let itself = [image.config, image.manifest].iter().any(|digest| digest.to_string() == id);
+    // The digest of a list says nothing of which image of it was taken, but its layers do.
+    let layers = || found.root_fs.as_ref().and_then(|fs| fs.layers.as_ref());
+    let of_list = || id == image.digest.to_string() && layers() == Some(&image.unpacked);
+    named && (itself || of_list())
+}
+
+/// Has a login be in base64 for URLs, as engines read it: what they can't read they take for no login
+/// at all.
+fn for_urls(headers: &mut HeaderMap) {
+    let Some(login) = headers.get_mut("x-registry-auth") else { return };
+    let bytes = login.as_bytes().iter().map(|byte| match byte {
+        b'+' => b'-',
+        b'/' => b'_',
+        other => *other,
+    });
+    let bytes = zeroize::Zeroizing::new(bytes.collect::<Vec<_>>());
+    if let Ok(mut rewritten) = HeaderValue::from_bytes(&bytes) {
+        rewritten.set_sensitive(true);
+        *login = rewritten;
+    }
+}
+
+/// The layers of an image, and how far each has come.
+struct Layers {
+    /// By the name that engines call them by, size and what has come.
+    all: HashMap<String, (u64, u64)>,
+    total: u64,
+}
+
+impl Layers {
+    fn of(image: &portcullis_oci::Image) -> Self {
+        let mut all = HashMap::new();
+        for layer in &image.layers {
+            let mut name = layer.digest.hex();
+            name.truncate(12);
+            all.insert(name, (layer.size, 0));
+        }
+        let total = all.values().fold(0u64, |sum, (size, _)| sum.saturating_add(*size));
+        Self { all, total }
+    }
+
+    fn progress(&self) -> Progress {
+        let done = self.all.values().fold(0u64, |sum, (_, done)| sum.saturating_add(*done));
+        Progress { done, total: self.total }
+    }
+
+    /// Takes a word of the engine; gives back the name of a layer that is too large.
+    fn hear(&mut self, info: &CreateImageInfo) -> Result<(), String> {
+        let Some(name) = &info.id else { return Ok(()) };
+        let Some((size, done)) = self.all.get_mut(name) else { return Ok(()) };
+        match info.status.as_deref().unwrap_or_default() {
+            "Downloading" => {
+                let current = info.progress_detail.as_ref().and_then(|detail| detail.current);
+                *done = current.and_then(|n| u64::try_from(n).ok()).unwrap_or(*done);
+                if *done > *size { Err(name.clone()) } else { Ok(()) }
+            }
+            "Download complete" | "Pull complete" | "Already exists" => {
+                *done = *size;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What stands in a login, so that an engine's words do not repeat it: a registry could have it do so.
+#[derive(Default)]
+struct Hidden(Vec<zeroize::Zeroizing<String>>);
+
+impl Hidden {
+    fn of(login: &Login) -> Self {
+        let secret = match login {
+            Login::Password { user, password } => {
+                let pair = zeroize::Zeroizing::new(format!("{user}:{}", **password));
+                vec![password.clone(), BASE64_STANDARD.encode(&*pair).into()]
+            }
+            Login::Identity(token) => vec![token.clone()],
+        };
+        Self(secret.into_iter().filter(|secret| !secret.is_empty()).collect())
+    }
+
+    fn clean(&self, mut words: String) -> String {
+        for secret in &self.0 {
+            if words.contains(secret.as_str()) {
+                words = words.replace(secret.as_str(), "[hidden]");
+            }
+        }
+        words.truncate(words.floor_char_boundary(WORDS));
+        words
+    }
+}
+
+fn credentials(reference: &Reference, login: Login) -> DockerCredentials {
+    let serveraddress = Some(reference.login_name().to_owned());
+    match login {
+        Login::Password { user, password } => DockerCredentials {
+            username: Some(user),
+            password: Some((*password).clone()),
+            serveraddress,
+            ..DockerCredentials::default()
+        },
+        Login::Identity(token) => DockerCredentials {
+            identitytoken: Some((*token).clone()),
+            serveraddress,
+            ..DockerCredentials::default()
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::prelude::BASE64_URL_SAFE;
+    use bollard::models::{ImageInspectRootFs, ProgressDetail};
+
+    use super::*;
+    use portcullis_oci::{Descriptor, Digest};
+
+    fn said(id: &str, status: &str, current: i64) -> CreateImageInfo {
+        CreateImageInfo {
+            id: Some(id.to_owned()),
+            status: Some(status.to_owned()),
+            progress_detail: Some(ProgressDetail { current: Some(current), total: None }),
+            ..CreateImageInfo::default()
+        }
+    }
+
+    #[test]
+    fn what_has_come_is_told_by_the_layers_of_the_manifest() {
+        let layer = Descriptor::of("application/vnd.oci.image.layer.v1.tar", b"twelve bytes");
+        let image = portcullis_oci::Image {
+            digest: Digest::of(b"d"),
+            manifest: Digest::of(b"m"),
+            config: Digest::of(b"c"),
+            platform: Platform::linux("amd64"),
+            layers: vec![layer.clone()],
+            unpacked: Vec::new(),
+            size: 12,
+            program: portcullis_oci::Program::default(),
+        };
+        let mut layers = Layers::of(&image);
+        let name = &layer.digest.hex()[..12];
+        assert_eq!(layers.progress(), Progress { done: 0, total: 12 });
+        layers.hear(&said(name, "Downloading", 7)).unwrap();
+        assert_eq!(layers.progress(), Progress { done: 7, total: 12 });
+        layers.hear(&said("of nobody", "Downloading", 70)).unwrap();
+        layers.hear(&said(name, "Extracting", 900)).unwrap();
+        layers.hear(&said(name, "Downloading", -1)).unwrap();
+        assert_eq!(layers.progress().done, 7);
+        assert_eq!(layers.hear(&said(name, "Downloading", 13)), Err(name.to_owned()));
+        layers.hear(&said(name, "Pull complete", 0)).unwrap();
+        assert_eq!(layers.progress(), Progress { done: 12, total: 12 });
+    }
+
+    #[test]
+    fn a_login_is_in_no_words() {
+        let password = ["not", "to", "be", "seen"].concat();
+        let login = Login::Password { user: "me".into(), password: password.clone().into() };
+        let hidden = Hidden::of(&login);
+        let encoded = BASE64_STANDARD.encode(format!("me:{password}"));
+        let told = hidden.clean(format!("denied: Basic {encoded} {password} {}", "x".repeat(999)));
+        assert!(!told.contains(&password) && !told.contains(&encoded), "{told}");
+        assert!(told.len() <= WORDS);
+    }
+
+    #[test]
+    fn a_login_is_sent_as_engines_read_it() {
+        // In three places of a group, so that both characters that differ come up.
+        for n in 0..3 {
+            let text = format!("{}~?~", "x".repeat(n));
+            let mut headers = HeaderMap::new();
+            headers.insert("x-registry-auth", BASE64_STANDARD.encode(&text).parse().unwrap());
+            for_urls(&mut headers);
+            let sent = &headers["x-registry-auth"];
+            assert_eq!(BASE64_URL_SAFE.decode(sent).unwrap(), text.as_bytes());
+            assert!(sent.is_sensitive());
+        }
+        for_urls(&mut HeaderMap::new());
+    }
+
+    #[test]
+    fn what_an_engine_has_is_held_against_what_was_looked_at() {
+        let of = |bytes: &[u8]| Digest::of(bytes).to_string();
+        let image = portcullis_oci::Image {
+            digest: Digest::of(b"list"),
+            manifest: Digest::of(b"manifest"),
+            config: Digest::of(b"config"),
+            platform: Platform::linux("amd64"),
+            layers: Vec::new(),
+            unpacked: vec![of(b"layer")],
+            size: 0,
+            program: portcullis_oci::Program::default(),
+        };
+        let has = |id: &[u8], by: &[u8], layers: &[&[u8]]| {
+            let layers = Some(layers.iter().map(|layer| of(layer)).collect());
+            let found = ImageInspect {
+                id: Some(of(id)),
+                repo_digests: Some(vec![format!("ghcr.io/a/b@{}", of(by))]),
+                root_fs: Some(ImageInspectRootFs { typ: "layers".into(), layers }),
+                ..ImageInspect::default()
+            };
+            is(&found, &image)
+        };
+        assert!(has(b"config", b"list", &[]) && has(b"manifest", b"list", &[]));
+        assert!(has(b"list", b"list", &[b"layer"]));
+        assert!(!has(b"list", b"list", &[b"of another one of the list"]));
+        assert!(!has(b"other", b"list", &[b"layer"]) && !has(b"config", b"other", &[b"layer"]));
+    }
+}

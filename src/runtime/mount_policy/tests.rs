@@ -1,0 +1,179 @@
+use std::os::unix::{fs::symlink, net::UnixListener};
+
+use nix::{mount::MsFlags, sched::CloneFlags};
+
+use super::*;
+
+fn mount(source: impl Into<PathBuf>, writable: bool) -> Mount {
+    Mount { source: source.into(), target: "/data".into(), writable }
+}
+
+fn refusal(mount: Mount, places: &MountPolicy) -> Option<String> {
+    places.check(&mount).err().map(|failure| failure.what)
+}
+
+#[test]
+fn folders_of_the_host_that_no_server_gets() {
+    let places = MountPolicy::of_host();
+    for source in [
+        "/",
+        "/proc",
+        "/proc/self",
+        "/sys",
+        "/dev",
+        "/dev/null",
+        "/dev/shm",
+        "/etc",
+        "/etc/ssl",
+        "/etc/passwd",
+        "/run",
+        "/var/run",
+        "/var",
+        "/var/lib",
+        "/root",
+        "/home",
+        "/boot",
+        "/tmp",
+        "/var/tmp",
+        "-v",
+        "relative",
+        "",
+        "/no/such/folder",
+        "/tmp/../etc",
+        "/proc/1/root",
+        "/usr/../root",
+    ] {
+        assert!(refusal(mount(source, false), &places).is_some(), "{source}");
+    }
+    assert_eq!(refusal(mount("/usr/share", false), &places), None);
+    assert!(refusal(mount("/usr/share", true), &places).is_some());
+}
+
+#[test]
+fn links_are_resolved_before_the_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let places = MountPolicy::of_host();
+    for (name, to) in [("a", "/etc"), ("b", "/"), ("c", "/var/run"), ("d", "/proc/self/root")] {
+        let link = folder.path().join(name);
+        symlink(to, &link).unwrap();
+        let why = refusal(mount(&link, false), &places).unwrap();
+        assert!(why.contains("which is /"), "{why}");
+    }
+    let data = folder.path().join("data");
+    fs::create_dir(&data).unwrap();
+    symlink(&data, folder.path().join("link")).unwrap();
+    let checked = places.check(&mount(folder.path().join("link"), true)).unwrap();
+    assert_eq!(checked, fs::canonicalize(&data).unwrap());
+}
+
+#[test]
+fn credentials_sockets_and_the_engine_are_refused_wherever_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home/me");
+    for within in [
+        ".ssh",
+        "project/.aws",
+        ".config/gh",
+        ".local/share/docker",
+        "plain/empty/.local/share",
+        "plain/.config",
+        "engine",
+        "dotfiles/kube",
+    ] {
+        fs::create_dir_all(home.join(within)).unwrap();
+    }
+    let _socket = UnixListener::bind(home.join("plain/agent.sock")).unwrap();
+    fs::create_dir_all(folder.path().join("far/gnupg")).unwrap();
+    for (link, to) in [
+        (".kube", home.join("dotfiles/kube")),
+        (".gnupg", folder.path().join("far/gnupg")),
+        // Whoever makes it has what is looked for there.
+        (".netrc", home.join("later/netrc")),
+        ("plain/.aws", home.join("plain/empty")),
+    ] {
+        symlink(to, home.join(link)).unwrap();
+    }
+    fs::create_dir(home.join("later")).unwrap();
+    for theirs in [false, true] {
+        let places = match theirs {
+            false => MountPolicy { home: Some(home.clone()), ..MountPolicy::default() },
+            true => MountPolicy { homes: vec![home.clone()], ..MountPolicy::default() },
+        };
+        let places = places.with_engine([home.join("engine")]);
+        for (within, refused) in [
+            ("", true),
+            ("..", true),
+            (".ssh", true),
+            ("project", true),
+            ("project/.aws", true),
+            (".config", true),
+            (".config/gh", true),
+            (".local", true),
+            (".local/share/docker", true),
+            ("plain/agent.sock", true),
+            ("engine", true),
+            ("dotfiles", true),
+            ("dotfiles/kube", true),
+            ("later", true),
+            // By its name alone.
+            ("plain/.aws", true),
+            ("plain/empty", false),
+            ("plain/.config", false),
+            // Homes of others are not looked into for what is outside of them.
+            ("../../far", !theirs),
+            ("../../far/gnupg", !theirs),
+        ] {
+            let why = refusal(mount(home.join(within), false), &places);
+            assert_eq!(why.is_some(), refused, "{within}, another's: {theirs}: {why:?}");
+        }
+        // It has a link of such a name in it.
+        assert!(refusal(mount(home.join("plain"), false), &places).is_some());
+    }
+}
+
+#[test]
+fn a_home_is_one_by_its_link_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = fs::canonicalize(folder.path()).unwrap();
+    fs::create_dir_all(folder.join("data/me/notes")).unwrap();
+    fs::create_dir(folder.join("home")).unwrap();
+    symlink(folder.join("data/me"), folder.join("home/me")).unwrap();
+    let places = MountPolicy { homes: vec![folder.join("home/me")], ..MountPolicy::default() };
+    for (source, refused) in [
+        ("home", true),
+        ("home/me", true),
+        ("data", true),
+        ("data/me", true),
+        ("data/me/notes", false),
+    ] {
+        let why = refusal(mount(folder.join(source), true), &places);
+        assert_eq!(why.is_some(), refused, "{source}: {why:?}");
+    }
+}
+
+#[test]
+fn folders_of_the_host_are_known_by_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mounted = |from: &str, to: &Path| {
+        fs::create_dir(to).unwrap();
+        nix::mount::mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    };
+    // For this thread alone, and its end is theirs.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            if nix::sched::unshare(CloneFlags::CLONE_NEWNS).is_err() {
+                eprintln!("only root can mount a folder elsewhere");
+                return;
+            }
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+            for (name, from, writable) in [("usr", "/usr", true), ("tmp", "/var/tmp", false)] {
+                mounted(from, &at(name)).unwrap();
+                let why = refusal(mount(at(name), writable), &MountPolicy::default());
+                assert!(why.is_some(), "{from}");
+            }
+            assert_eq!(refusal(mount(at("usr"), false), &MountPolicy::default()), None);
+        });
+    });
+}

@@ -1,0 +1,110 @@
+//! Paths of the proxy that no server may see or change.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+
+use super::path_identity::{Overlap, PathChain};
+
+/// A path of the proxy itself, such as its config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProtectedPath {
+    /// Absolute.
+    pub path: PathBuf,
+    /// The name in messages: `the config`.
+    pub what: &'static str,
+    pub protection: Protection,
+}
+
+/// What a server may not do with a protected path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    /// See it.
+    Hidden,
+    /// See it, nor what links in this folder lead to.
+    Folder,
+    /// Write it.
+    Fixed,
+}
+
+impl ProtectedPath {
+    /// Why a server may not see a source, or not so, where this has to do with it.
+    pub(super) fn refuses(&self, source: &PathChain, writable: bool) -> Option<String> {
+        if self.protection == Protection::Fixed && !writable {
+            return None;
+        }
+        let (what, place) = (self.what, self.path.display());
+        let open =
+            if self.protection == Protection::Fixed { ", and it would be writable" } else { "" };
+        match source.meets(&self.path) {
+            Some(Overlap::At) => Some(format!("it is {what}{open}")),
+            Some(Overlap::Within) => Some(format!("it is in {what}, {place}{open}")),
+            Some(Overlap::Above) => Some(format!("{what}, {place}, is inside it{open}")),
+            None if self.protection == Protection::Folder => match links(&self.path) {
+                Ok(links) => links.into_iter().find_map(|path| {
+                    Self { path, what, protection: Protection::Hidden }.refuses(source, writable)
+                }),
+                Err(error) => {
+                    Some(format!("where links in {what}, {place}, lead can't be seen: {error}"))
+                }
+            },
+            None => None,
+        }
+    }
+}
+
+/// The links in a folder, as they are now.
+fn links(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        // Nothing is in there: it is not there yet, or it is a file.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            return Ok(Vec::new());
+        }
+        entries => entries?,
+    };
+    let mut links = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_symlink() {
+            links.push(entry.path());
+        }
+    }
+    Ok(links)
+}
+
+/// The protected paths of a proxy: those of the config with which it was started, and those of the
+/// config that it follows now.
+#[derive(Debug, Default)]
+pub struct ProtectedPaths {
+    at_start: Vec<ProtectedPath>,
+    now: ArcSwap<Vec<ProtectedPath>>,
+}
+
+impl ProtectedPaths {
+    /// These paths, at the start.
+    pub fn new(at_start: Vec<ProtectedPath>) -> Self {
+        Self { now: ArcSwap::from_pointee(at_start.clone()), at_start }
+    }
+
+    /// The paths as they are now.
+    pub fn now(&self) -> Arc<Vec<ProtectedPath>> {
+        self.now.load_full()
+    }
+
+    /// The paths as they would be with those of another config. A proxy keeps what it was started with
+    /// until it stops.
+    pub fn with(&self, theirs: Vec<ProtectedPath>) -> Arc<Vec<ProtectedPath>> {
+        Arc::new([self.at_start.clone(), theirs].concat())
+    }
+
+    /// Sets the paths.
+    pub fn follow(&self, now: Arc<Vec<ProtectedPath>>) {
+        self.now.store(now);
+    }
+}

@@ -1,0 +1,258 @@
+//! The launcher's own process: `portcullis sandbox-exec`, which nobody calls by hand.
+//!
+//! It has one thread from beginning to end, and two processes: the outer one enters the
+//! namespaces and waits, the inner one is their first process and becomes nobody before it
+//! starts the program.
+
+mod below;
+mod confine;
+mod init;
+mod pod;
+mod root;
+mod seccomp;
+mod sys;
+mod tree;
+
+use std::{
+    fs,
+    io::{self, Read},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    process::ExitCode,
+};
+
+use caps::{CapSet, Capability};
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, unshare},
+    sys::{
+        prctl,
+        signal::Signal,
+        socket::MsgFlags,
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, Pid, getgid, getuid, sethostname, setsid},
+};
+use zeroize::Zeroizing;
+
+pub(super) use confine::landlock_version;
+pub use pod::pod_main;
+
+use super::{
+    fds,
+    wire::{Failure, MAX_PLAN, Plan, Report},
+};
+use crate::egress_netns;
+
+/// What to do where user namespaces are refused.
+const USER_NAMESPACES: &str = "let ordinary users make user namespaces (sysctl \
+     user.max_user_namespaces above 0, kernel.unprivileged_userns_clone=1 and \
+     kernel.apparmor_restrict_unprivileged_userns=0 where these exist), or give the proxy a \
+     container engine to run servers in";
+
+/// Runs the launcher. The exit code is the program's; 125 where it could not be started.
+pub fn exec_main() -> ExitCode {
+    let code = match control() {
+        Ok(control) => outer(control),
+        Err(error) => {
+            eprintln!("portcullis sandbox-exec is started by the proxy itself: {error}");
+            125
+        }
+    };
+    ExitCode::from(u8::try_from(code).unwrap_or(125))
+}
+
+fn control() -> io::Result<UnixStream> {
+    let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    control.peer_addr().map(|_| control)
+}
+
+/// The process that the proxy started. Returns the exit code.
+fn outer(mut control: UnixStream) -> i64 {
+    let child = match start(&mut control) {
+        Ok(child) => child,
+        Err(failure) => {
+            init::report(&mut control, &Report::Failed(failure));
+            return 125;
+        }
+    };
+    // The first process inside speaks to the proxy from here on.
+    drop(control);
+    loop {
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, code)) => return code.into(),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return 128 + i64::from(signal as i32),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return 125,
+        }
+    }
+}
+
+/// Enters the namespaces and forks their first process.
+fn start(control: &mut UnixStream) -> Result<Pid, Failure> {
+    let Given { plan, streams, door } = receive(control)?;
+    let privileged = enter(&plan)?;
+    match sys::fork().map_err(at("start its first process"))? {
+        ForkResult::Child => {
+            let code = inner(plan, streams, door, control, privileged);
+            std::process::exit(i32::try_from(code).unwrap_or(125))
+        }
+        ForkResult::Parent { child } => {
+            if privileged {
+                // Whoever only waits needs no rights.
+                confine::become_user(plan.user)?;
+            }
+            Ok(child)
+        }
+    }
+}
+
+/// What the proxy hands the launcher.
+struct Given {
+    plan: Plan,
+    /// The program's own.
+    streams: [OwnedFd; 3],
+    /// By which the sockets of its way out go to the proxy.
+    door: Option<UnixStream>,
+}
+
+/// Takes it.
+fn receive(control: &mut UnixStream) -> Result<Given, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new(format!("the sandbox's launcher got no plan: {error}"))
+    };
+    let mut length = [0; 4];
+    let mut streams = fds::receive(control, &mut length, MsgFlags::MSG_WAITALL)
+        .map_err(|error| failed(&error))?;
+    let door = (streams.len() == 4).then(|| streams.pop()).flatten().map(UnixStream::from);
+    let streams = streams.try_into().map_err(|_| failed(&"three streams belong to it"))?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > MAX_PLAN {
+        return Err(failed(&"it is too large"));
+    }
+    let mut plan = Zeroizing::new(vec![0; length]);
+    control.read_exact(&mut plan).map_err(|error| failed(&error))?;
+    let plan = serde_json::from_slice(&plan)
+        // The error's text could repeat a part of it.
+        .map_err(|_| failed(&"it is not what this version understands"))?;
+    Ok(Given { plan, streams, door })
+}
+
+/// Enters the namespaces. The process namespace begins with the next child. Returns whether the
+/// proxy may do on this host what it likes, and so needs no user namespace for it.
+fn enter(plan: &Plan) -> Result<bool, Failure> {
+    // Not in the proxy's session, so that a terminal's Ctrl-C reaches the proxy alone.
+    let _ = setsid();
+    // When memory runs out on the host, servers go first. While the file is still ours to write.
+    let _ = fs::write("/proc/self/oom_score_adj", "1000");
+    // Before the namespace of control groups is made, whose top is then the tree's own group.
+    for folder in &plan.groups {
+        fs::write(folder.join("cgroup.procs"), "0").map_err(|error| {
+            let folder = folder.display();
+            Failure::new(format!("the sandbox can't enter its control group {folder}: {error}"))
+        })?;
+    }
+    prctl::set_dumpable(false).map_err(at("hide its memory"))?;
+    confine::limit_processors(plan.cpus);
+    let privileged = is_privileged(plan.user);
+    if !privileged {
+        confine::user_namespace(plan.user, (getuid().as_raw(), getgid().as_raw()))?;
+    }
+    let mut namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWCGROUP;
+    if !plan.network {
+        namespaces |= CloneFlags::CLONE_NEWNET;
+    }
+    unshare(namespaces).map_err(|errno| {
+        Failure::new(format!("the sandbox can't have namespaces of its own ({})", errno.desc()))
+            .remedy(USER_NAMESPACES)
+    })?;
+    Ok(privileged)
+}
+
+/// Whether the launcher may mount and become any user, and that user exists: in a container or
+/// a user namespace around us, there may be few.
+pub(super) fn is_privileged((uid, gid): (u32, u32)) -> bool {
+    let needed = [Capability::CAP_SYS_ADMIN, Capability::CAP_SETUID, Capability::CAP_SETGID];
+    let able = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let exists = |file: &str, id: u32| {
+        let map = fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
+        map.lines().any(|line| {
+            let mut fields = line.split_whitespace().map(|field| field.parse::<u64>().unwrap_or(0));
+            let (first, _, count) = (fields.next(), fields.next(), fields.next());
+            let first = first.unwrap_or(0);
+            (first..first + count.unwrap_or(0)).contains(&u64::from(id))
+        })
+    };
+    needed.into_iter().all(able) && exists("uid_map", uid) && exists("gid_map", gid)
+}
+
+/// The first process inside. Returns the exit code.
+fn inner(
+    plan: Plan,
+    streams: [OwnedFd; 3],
+    door: Option<UnixStream>,
+    control: &mut UnixStream,
+    privileged: bool,
+) -> i64 {
+    let ended = confine(&plan, door, privileged)
+        .and_then(|landlock| init::run(plan, control, streams, landlock, tree::Tree::Namespace));
+    ended.unwrap_or_else(|failure| {
+        init::report(control, &Report::Failed(failure));
+        125
+    })
+}
+
+/// Puts on everything that the program, and this process too, must not be without. Returns
+/// whether landlock is among it.
+fn confine(plan: &Plan, door: Option<UnixStream>, privileged: bool) -> Result<bool, Failure> {
+    if !plan.network {
+        sys::loopback_up().map_err(|error| {
+            Failure::new(format!("the sandbox can't bring up its loopback interface: {error}"))
+        })?;
+    }
+    // While the network namespace is still ours to furnish, and the host's /proc to be read.
+    open(plan, door)?;
+    sethostname(&plan.hostname).map_err(at("set its host name"))?;
+    root::enter(plan)?;
+    if privileged {
+        confine::become_user(plan.user)?;
+        confine::user_namespace(plan.user, plan.user)?;
+    }
+    confine::drop_capabilities()?;
+    // Should the outer process be killed. Every change of identity above would have cleared it.
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(at("tie itself to its parent"))?;
+    // The outer process is in the user namespace where that came first.
+    confine::limit_resources(plan, if privileged { 1 } else { 2 })?;
+    let landlock = confine::landlock(plan)?;
+    seccomp::confine()?;
+    Ok(landlock)
+}
+
+/// Makes the sockets of its way out and hands them to the proxy, which answers at them. They are
+/// there, and nothing else is, before there is a program.
+fn open(plan: &Plan, door: Option<UnixStream>) -> Result<(), Failure> {
+    if plan.door.is_empty() {
+        return Ok(());
+    }
+    let Some(door) = door else {
+        return Err(Failure::new("the sandbox's launcher can't hand out the sockets of a way out"));
+    };
+    let sockets = egress_netns::furnish(&plan.door)
+        .map_err(|failure| Failure { what: failure.what, remedy: failure.remedy })?;
+    fds::give(&door, &sockets).map_err(|error| {
+        Failure::new(format!("the sandbox can't hand out the sockets of its way out: {error}"))
+            .remedy(
+                "list fewer names and ports in `egress`, or raise the proxy's limit of open files",
+            )
+    })
+}
+
+fn at(what: &'static str) -> impl Fn(Errno) -> Failure {
+    move |errno| Failure::new(format!("the sandbox can't {what}: {}", errno.desc()))
+}

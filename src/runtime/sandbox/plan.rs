@@ -1,0 +1,256 @@
+//! From what the operator wrote to what the launcher does: everything is looked up and checked
+//! here, in the proxy, before any process is started.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    mounts::Rules,
+    program::{self, Search},
+    wire::{Bind, Plan},
+};
+use crate::{
+    egress_netns,
+    process::{LaunchFailure, LaunchSpec, Mount, SECRETS},
+};
+
+/// The host's trees of programs and libraries, as far as it has them.
+pub(super) const SYSTEM: &[&str] =
+    &["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store"];
+
+/// What of the host's /etc is needed to link programs, check certificates and know the time.
+const ETC: &[&str] = &[
+    "alternatives",
+    "ca-certificates",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "mime.types",
+    "os-release",
+    "pki/ca-trust",
+    "pki/tls/certs",
+    "protocols",
+    "services",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+];
+
+/// User and group of a server that the operator gave no other.
+const NOBODY: u32 = 65534;
+
+impl Plan {
+    /// What it takes to start a server. `ourselves` is the running executable.
+    pub(super) fn new(spec: &LaunchSpec, ourselves: &Path) -> Result<Self, LaunchFailure> {
+        let Some((word, arguments)) = spec.command.split_first() else {
+            return Err(refused("no command is given", "write `command = [\"PROGRAM\", …]`"));
+        };
+        if !spec.hardening.cap_add.is_empty() {
+            return Err(refused(
+                "`cap-add` does not work in the local sandbox, which has no capability to give",
+                "run the server from an image, or remove `cap-add`",
+            ));
+        }
+        if spec.hardening.network && !spec.egress.is_empty() {
+            return Err(refused(
+                "it has the network of the proxy itself, where no list holds",
+                "remove `hardening.network`",
+            ));
+        }
+        let mut plan = Self::skeleton(&spec.hardening)?;
+        plan.door = egress_netns::places(&spec.egress);
+        let names = egress_netns::hosts(&spec.egress);
+        if let Some((_, hosts)) = plan.files.iter_mut().find(|(at, _)| at.ends_with("hosts")) {
+            hosts.extend(names.into_iter().map(|(name, address)| format!("{address} {name}\n")));
+        }
+        let rules = Rules::of(&spec.places);
+        for mount in &spec.mounts {
+            let Mount { source, target, writable } = rules.check(mount)?;
+            if plan.binds.iter().any(|bind| bind.target == target) {
+                return Err(refused(
+                    &format!("two mounts have the same place inside, `{}`", target.display()),
+                    "give each mount a place of its own",
+                ));
+            }
+            plan.binds.push(Bind { source, target, writable, whole: false });
+        }
+        let mut environment: BTreeMap<String, String> = spec.env.iter().cloned().collect();
+        let secrets = spec.secrets.iter();
+        environment.extend(secrets.map(|(name, value)| (name.clone(), value.expose().to_owned())));
+        let way = egress_netns::environment(&spec.egress, |name| environment.contains_key(name));
+        environment.extend(way);
+        let own_path = environment.get("PATH").cloned();
+        let mut search = Search::new(std::mem::take(&mut plan.binds), own_path.as_deref(), rules);
+        // The links of the root count as trees too while the program is looked for.
+        let links = plan.links.iter().map(|(place, _)| Bind::read_only(place, place));
+        let links: Vec<_> = links.collect();
+        search.binds.extend(links.iter().cloned());
+        let program = search.find(word, ourselves)?;
+        plan.binds = search.binds.into_iter().filter(|bind| !links.contains(bind)).collect();
+        plan.binds.extend(spec.secret_files.iter().map(|folder| Bind::read_only(folder, SECRETS)));
+        plan.binds.sort_by_key(|bind| bind.target.components().count());
+        plan.arguments = std::iter::once(program.display().to_string())
+            .chain(arguments.iter().cloned())
+            .collect();
+        plan.program = Some(program);
+        let folders: Vec<_> = search.path.iter().map(|path| path.display().to_string()).collect();
+        let path = folders.iter().map(String::as_str).chain([program::PATH]).collect::<Vec<_>>();
+        environment.entry("PATH".into()).or_insert_with(|| path.join(":"));
+        let home = spec.home(|name| environment.contains_key(name));
+        environment.extend(home.into_iter().map(|(name, value)| (name.into(), value.into())));
+        let illegal = |name: &&String| name.is_empty() || name.contains(['=', '\0']);
+        if let Some(name) = environment.keys().find(illegal) {
+            return Err(refused(
+                &format!("`{}` is no name for an environment variable", name.escape_debug()),
+                "use letters, digits and `_`",
+            ));
+        }
+        plan.environment = environment.into_iter().collect();
+        plan.hostname = spec.server.as_str().to_owned();
+        plan.memory = spec.resources.memory_mib.saturating_mul(1 << 20);
+        plan.pids = spec.resources.pids;
+        plan.tmp = spec.resources.tmp_mib.saturating_mul(1 << 20);
+        plan.open_files = spec.resources.files.into();
+        plan.cpus = spec.resources.cpus.ceil().clamp(1.0, 4096.0) as usize;
+        Ok(plan)
+    }
+
+    /// What is said of a server to the container in which its program is: the rest is there.
+    pub(super) fn for_pod(spec: &LaunchSpec) -> Self {
+        let mut environment: BTreeMap<String, String> = spec.env.iter().cloned().collect();
+        let secrets = spec.secrets.iter();
+        environment.extend(secrets.map(|(name, value)| (name.clone(), value.expose().to_owned())));
+        let home = spec.home(|name| environment.contains_key(name));
+        environment.extend(home.into_iter().map(|(name, value)| (name.into(), value.into())));
+        let mut plan = Self::empty();
+        plan.arguments = spec.command.clone();
+        plan.environment = environment.into_iter().collect();
+        plan.open_files = spec.resources.files.into();
+        plan
+    }
+
+    /// A plan that starts and bounds nothing.
+    pub(super) fn empty() -> Self {
+        Self {
+            hostname: String::new(),
+            program: None,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            binds: Vec::new(),
+            links: Vec::new(),
+            files: Vec::new(),
+            network: true,
+            writable_root: false,
+            exec_tmp: false,
+            user: (NOBODY, NOBODY),
+            // Its pod bounds the container, which all instances share; the kernel counts processes by
+            // the user, whom other pods of the node have, too.
+            memory: u64::MAX,
+            memory_is_held: false,
+            pids: u32::MAX,
+            cpus: usize::MAX,
+            tmp: 0,
+            groups: Vec::new(),
+            door: Vec::new(),
+            open_files: 1024,
+        }
+    }
+
+    /// A sandbox without a program, to see whether one can be set up.
+    pub(super) fn trial() -> Result<Self, LaunchFailure> {
+        Self::skeleton(&crate::config::Hardening::default())
+    }
+
+    fn skeleton(hardening: &crate::config::Hardening) -> Result<Self, LaunchFailure> {
+        let user = user(hardening.user.as_deref())?;
+        let (binds, links) = system();
+        Ok(Self {
+            hostname: "sandbox".into(),
+            program: None,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            binds,
+            links,
+            files: files(user, hardening.network),
+            network: hardening.network,
+            door: Vec::new(),
+            writable_root: hardening.writable_root,
+            exec_tmp: hardening.exec_tmp,
+            user,
+            memory: 64 << 20,
+            memory_is_held: false,
+            pids: 8,
+            cpus: 1,
+            tmp: 1 << 20,
+            open_files: 64,
+            groups: Vec::new(),
+        })
+    }
+}
+
+/// The host's programs, libraries and general settings: folders to bind, and links to repeat.
+fn system() -> (Vec<Bind>, Vec<(PathBuf, PathBuf)>) {
+    let mut binds = Vec::new();
+    let mut links = Vec::new();
+    for tree in SYSTEM.iter().map(Path::new) {
+        if let Ok(link) = fs::read_link(tree) {
+            links.push((tree.to_owned(), link));
+        } else if tree.is_dir() && fs::canonicalize(tree).is_ok_and(|canonical| canonical == tree) {
+            // Parts of a system may be mounts of their own: libraries of a graphics card, a disk.
+            binds.push(Bind { whole: true, ..Bind::read_only(tree, tree) });
+        }
+    }
+    for name in ETC {
+        let place = Path::new("/etc").join(name);
+        if let Ok(source) = fs::canonicalize(&place) {
+            binds.push(Bind { whole: true, ..Bind::read_only(source, place) });
+        }
+    }
+    (binds, links)
+}
+
+/// The files of /etc that tell of users and names. With a network, the host's own words on names.
+fn files((uid, gid): (u32, u32), network: bool) -> Vec<(PathBuf, String)> {
+    let host = |name: &str, otherwise: &str| match network {
+        true => fs::read_to_string(format!("/etc/{name}")).unwrap_or_else(|_| otherwise.into()),
+        false => otherwise.into(),
+    };
+    let hosts = "127.0.0.1 localhost\n::1 localhost\n";
+    [
+        (
+            "passwd",
+            format!(
+                "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\n\
+                 server:x:{uid}:{gid}:server:/tmp:/usr/sbin/nologin\n"
+            ),
+        ),
+        ("group", format!("root:x:0:\nserver:x:{gid}:\n")),
+        ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".into()),
+        ("hosts", host("hosts", hosts)),
+        ("resolv.conf", host("resolv.conf", "")),
+    ]
+    .map(|(name, text)| (Path::new("/etc").join(name), text))
+    .into()
+}
+
+pub(super) fn user(wanted: Option<&str>) -> Result<(u32, u32), LaunchFailure> {
+    let Some(wanted) = wanted else { return Ok((NOBODY, NOBODY)) };
+    let ids =
+        wanted.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
+    match ids {
+        Some((uid, gid)) if uid != 0 && gid != 0 && uid != u32::MAX && gid != u32::MAX => {
+            Ok((uid, gid))
+        }
+        _ => Err(refused(
+            &format!("`{}` is not a user and a group for a sandbox", wanted.escape_debug()),
+            "write `user = \"UID:GID\"` in numbers, neither of them 0",
+        )),
+    }
+}
+
+fn refused(what: &str, remedy: &str) -> LaunchFailure {
+    LaunchFailure { what: what.into(), remedy: Some(remedy.into()) }
+}
