@@ -10,7 +10,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use portcullis::audit::{Audit, Line, LineHead, Options, frames};
+use portcullis_audit::{Audit, Line, LineHead, Options, frames};
 
 use crate::common::{DEADLINE, call, intent};
 

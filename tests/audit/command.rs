@@ -6,13 +6,9 @@ use std::{
 };
 
 use assert_cmd::cargo::cargo_bin;
-use portcullis::{
-    admin::{Server, audit_routes},
-    audit::record::Kind,
-    exchange::Target,
-    names::DecisionId,
-    refusal::Code,
-};
+use portcullis_audit::record::Kind;
+use portcullis_gateway::admin::{Server, audit_routes};
+use portcullis_protocol::{exchange::Target, names::DecisionId, refusal::Code};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},

@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portcullis::{
-    audit::{
-        Archive, Audit, Conclusion, Intent, Outcome, PAGE_MAX, Query, Refused, Ruling, Unavailable,
-        record::Entry,
-    },
+use portcullis_audit::{
+    Archive, Audit, Conclusion, Intent, Outcome, PAGE_MAX, Query, Refused, Ruling, Unavailable,
+    record::Entry,
+};
+use portcullis_protocol::{
     exchange::{Direction, Exchange, Method, Payload, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
     names::DecisionId,

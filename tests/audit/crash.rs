@@ -9,10 +9,8 @@ use std::{
     time::Duration,
 };
 
-use portcullis::{
-    audit::{Audit, Unavailable, record::Kind},
-    names::DecisionId,
-};
+use portcullis_audit::{Audit, Unavailable, record::Kind};
+use portcullis_protocol::names::DecisionId;
 
 use crate::common::{DEADLINE, call, find, intent, open, outcome, query};
 

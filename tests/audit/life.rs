@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use portcullis::audit::{
+use portcullis_audit::config::Encryption;
+use portcullis_audit::{
     Audit, Keys, Limits, Options, Order, Query, Reader, Unavailable, Why,
     proof::verify::{Request, verify},
     record::{Happening, Record},
 };
-use portcullis_audit::config::Encryption;
 use portcullis_vault::SecretRef;
 use tempfile::TempDir;
 
@@ -58,7 +58,7 @@ async fn events(audit: &Audit) -> Vec<Happening> {
 }
 
 /// How many intents are on record, all of them readable.
-async fn intents(reader: &portcullis::audit::Archive) -> usize {
+async fn intents(reader: &portcullis_audit::Archive) -> usize {
     find_in(reader, query("kind = intent")).await.len()
 }
 
@@ -212,7 +212,7 @@ async fn calls_go_on_without_a_log_only_where_that_was_chosen_and_are_told_of_la
         intent(&audit, &call).await.unwrap();
         outcome(&audit, &call).await.unwrap();
     }
-    refuse(&audit, &call(), portcullis::refusal::Code::PolicyDenied).await.unwrap();
+    refuse(&audit, &call(), portcullis_protocol::refusal::Code::PolicyDenied).await.unwrap();
     let (missing, total) = audit.missed();
     let missing = missing.expect("calls go on without a record");
     assert_eq!((missing.intents, missing.outcomes, missing.refusals, total), (3, 3, 1, 7));

@@ -1,6 +1,6 @@
 //! Pages stay what they are while records are written.
 
-use portcullis::audit::{Audit, Order, Query, Seq};
+use portcullis_audit::{Audit, Order, Query, Seq};
 
 use crate::common::{call, intent, open};
 

@@ -3,13 +3,13 @@
 use std::{path::Path, process::Output};
 
 use assert_cmd::cargo::cargo_bin;
-use portcullis::refusal::Code;
+use portcullis_protocol::refusal::Code;
 use serde_json::Value;
 use tokio::process::Command;
 
 use crate::common::{call, exchange, find, intent, open, outcome, query, refuse};
 
-const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/audit/queries.md");
+const DOCS: &str = concat!(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."), "/docs/audit/queries.md");
 
 async fn run(state_dir: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(cargo_bin("portcullis"));

@@ -5,12 +5,12 @@ use std::{
     sync::LazyLock,
 };
 
-use portcullis::{
-    audit::{
-        Audit, By, Column, CountRequest, Counting, Intent, Order, Outcome, Query, Refused, Ruling,
-        StatsRequest, Tally,
-        record::{Happening, Stopped},
-    },
+use portcullis_audit::{
+    Audit, By, Column, CountRequest, Counting, Intent, Order, Outcome, Query, Refused, Ruling,
+    StatsRequest, Tally,
+    record::{Happening, Stopped},
+};
+use portcullis_protocol::{
     exchange::{Effect, Exchange, Finding, Method, Phase},
     names::DecisionId,
     refusal::{Code, Refusal, Rule},
@@ -91,7 +91,7 @@ async fn write(audit: &Audit, at: usize) {
         }
         _ => {
             audit.intent(Intent::of(&exchange, ruling, audit.key())).await.unwrap();
-            let conclusion = portcullis::audit::Conclusion::Delivered;
+            let conclusion = portcullis_audit::Conclusion::Delivered;
             let mut outcome = Outcome::of(&exchange, ruling, conclusion, None, audit.key());
             outcome.timing.total_us = (at * at % 1_000_000) as u64;
             outcome.timing.server_us = (at.is_multiple_of(2)).then_some((at % 5000) as u64);

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use portcullis::audit::Audit;
+use portcullis_audit::Audit;
 
 use crate::common::{DEADLINE, call, intent, open};
 
@@ -33,7 +33,7 @@ fn numbers(dir: &Path) -> Vec<u64> {
     let mut numbers = Vec::new();
     for file in files {
         let bytes = fs::read(file).unwrap();
-        for frame in portcullis::audit::frames(bytes.as_slice()).map_while(Result::ok) {
+        for frame in portcullis_audit::frames(bytes.as_slice()).map_while(Result::ok) {
             numbers.extend(frame.first..frame.first + u64::from(frame.count));
         }
     }

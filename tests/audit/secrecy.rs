@@ -2,8 +2,8 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use portcullis::{
-    audit::{Arrival, Audit, Conclusion, Intent, Options, Outcome, Refused, Ruling},
+use portcullis_audit::{Arrival, Audit, Conclusion, Intent, Options, Outcome, Refused, Ruling};
+use portcullis_protocol::{
     exchange::{Answer, Definition, Payload, Target},
     names::DecisionId,
     refusal::{Code, Refusal},
@@ -68,7 +68,7 @@ async fn no_value_of_a_message_is_in_the_store() {
     let arrival = Arrival {
         id: DecisionId::next(),
         at: jiff::Timestamp::now(),
-        transport: portcullis::exchange::Transport::Http,
+        transport: portcullis_protocol::exchange::Transport::Http,
         client_addr: None,
         principal: None,
         message: Some(canary.as_bytes()),

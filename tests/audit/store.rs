@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use portcullis::audit::{
+use portcullis_audit::{
     Audit, Options, Query, Reader, Tailed, Unavailable,
     record::{Happening, Kind, Record},
 };

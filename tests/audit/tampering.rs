@@ -12,16 +12,14 @@ use std::{
 };
 
 use assert_cmd::cargo::cargo_bin;
-use portcullis::{
-    audit::{
-        Audit, Options,
-        proof::{
-            Hash, Settings,
-            verify::{Report, Request, What, verify},
-        },
+use portcullis_audit::{
+    Audit, Options,
+    proof::{
+        Hash, Settings,
+        verify::{Report, Request, What, verify},
     },
-    names::DecisionId,
 };
+use portcullis_protocol::names::DecisionId;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -627,7 +625,7 @@ fn proofs_hold_without_the_store_and_only_for_what_they_prove() {
 
 #[test]
 fn witnesses_are_told_in_order_and_after_a_failure() {
-    use portcullis::audit::proof::Witness;
+    use portcullis_audit::proof::Witness;
     let log = Log(tempfile::tempdir().unwrap());
     let elsewhere = tempfile::tempdir().unwrap();
     let file = elsewhere.path().join("not/yet/there");
@@ -690,7 +688,8 @@ fn somebody_elses_verifier_comes_to_the_same_result() {
     let run = |lines: &[String], key: &str| {
         fs::write(&records, lines.iter().map(|line| format!("{line}\n")).collect::<String>())
             .unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/audit/verify.py");
+        let script =
+            concat!(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."), "/tests/audit/verify.py");
         let mut python = Command::new("python3");
         python.args([script, key]).args([&log.path("checkpoints"), &records]);
         python.output().unwrap()

@@ -10,7 +10,7 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use portcullis::audit::{
+use portcullis_audit::{
     Audit, Limits, Options,
     proof::{
         Settings,

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portcullis::audit::{
+use portcullis_audit::{
     Audit, Options,
     proof::{Settings, Witness},
 };

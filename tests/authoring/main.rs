@@ -13,7 +13,7 @@ use std::{
     sync::OnceLock,
 };
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// A built plugin. All are built, once, when the first is asked for.
 fn built(name: &str) -> PathBuf {

@@ -3,7 +3,7 @@
 
 use std::{path::Path, time::Duration};
 
-use portcullis::guard::{Allow, Guard, MountRule, Rules};
+use portcullis_guard::{Allow, Guard, MountRule, Rules};
 use portcullis_runtime::{
     container::{self, Engine},
     process::{Mount, Process},

@@ -2,11 +2,11 @@
 
 use std::{os::unix::fs::symlink, path::PathBuf};
 
-use portcullis::vault::Secret;
 use portcullis_runtime::{
     config::{Hardening, Resources},
     process::Mount,
 };
+use portcullis_vault::Secret;
 
 use crate::support::{bash, count, engine, spec};
 

@@ -46,7 +46,7 @@ pub fn probe() -> &'static Path {
 fn build_probe() {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--workspace", "--bin", "probe", "--quiet"]);
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     // What cargo tells a test of its package would make dependencies' build scripts run again.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();

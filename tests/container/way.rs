@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use portcullis::egress::{Attempt, Gate, Limits, Outcome, Verdict};
+use portcullis_egress::{Attempt, Gate, Limits, Outcome, Verdict};
 use portcullis_runtime::process::{LaunchSpec, Process};
 
 /// How often a program is started that asks for a host at once.

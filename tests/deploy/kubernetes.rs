@@ -65,7 +65,8 @@ impl Ground {
         let image = format!("{}/look-around:1", registry.host());
         let build = folder.path().join("image");
         fs::create_dir(&build).unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/pod/server.c");
+        let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+            .join("tests/deploy/pod/server.c");
         let program = build.join("server");
         // Without a loader and libraries: the proxy's own have to do in its image.
         output(
@@ -74,7 +75,8 @@ impl Ground {
         );
         // An image that would have its own code run before the program is confined.
         let preload = build.join("preload.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/pod/preload.c");
+        let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+            .join("tests/deploy/pod/preload.c");
         output(
             "cc",
             &["-shared", "-fPIC", "-o", preload.to_str().unwrap(), source.to_str().unwrap()],

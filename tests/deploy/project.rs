@@ -12,7 +12,7 @@ use std::{
 use tempfile::TempDir;
 
 fn root() -> PathBuf {
-    env!("CARGO_MANIFEST_DIR").into()
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into()
 }
 
 /// The image of the executable under test, built as its users build it.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path, process::Command};
 
 use clap::{ArgMatches, error::ErrorKind};
 use jiff::Zoned;
-use portcullis::audit::Filter;
+use portcullis_audit::Filter;
 
 use crate::pages::root;
 
@@ -177,7 +177,7 @@ fn exist(words: &[&str]) -> Result<(), String> {
 pub fn ours(arguments: &[&str], whole: Whole) -> Result<(), String> {
     if let Some(verb @ ("pod-exec" | "sandbox-exec")) = arguments.first().copied() {
         // Verbs that begin before the command line is read.
-        let main = include_str!("../../src/cli/mod.rs");
+        let main = include_str!("../../src/portcullis/cli/mod.rs");
         let known = main.contains(&format!("\"{verb}\""));
         return known.then_some(()).ok_or_else(|| format!("there is no verb `{verb}`"));
     }

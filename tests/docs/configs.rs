@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, sync::LazyLock};
 
-use portcullis::config::{self, Config};
+use portcullis_config::Config;
 use regex::Regex;
 use serde_json::Value;
 
@@ -70,15 +70,15 @@ pub fn check_profile(text: &str) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("profiles")).unwrap();
     fs::write(folder.path().join("profiles/p.toml"), text).unwrap();
-    let read = portcullis::catalog::profile_file::Profile::read(folder.path(), "p");
+    let read = portcullis_catalog::profile_file::Profile::read(folder.path(), "p");
     read.map(drop).map_err(|error| error.to_string())
 }
 
 fn parsed(text: &str) -> Result<(), Vec<String>> {
-    match config::parse(Path::new("/a/portcullis.toml"), text) {
+    match portcullis_config::parse(Path::new("/a/portcullis.toml"), text) {
         Ok(_) => Ok(()),
         Err(diagnostics) => {
-            let said = |finding: &config::Finding| {
+            let said = |finding: &portcullis_config::Finding| {
                 let help = finding.help.as_deref().unwrap_or_default();
                 format!("{}: {} {help}", finding.code, finding.message)
             };
@@ -119,21 +119,28 @@ pub fn check_line(line: &str) -> Result<(), String> {
     for place in PLACES {
         let number = u32::try_from(place.matches('\n').count() + 1).unwrap_or(u32::MAX);
         let text = format!("{place}{line}\n");
-        let Err(diagnostics) = config::parse(Path::new("/a/portcullis.toml"), &text) else {
+        let Err(diagnostics) = portcullis_config::parse(Path::new("/a/portcullis.toml"), &text)
+        else {
             return Ok(());
         };
         // A table that lacks a key that it needs was not looked at any further.
-        let lacks = |finding: &config::Finding| finding.code == config::Code::MissingKey;
+        let lacks = |finding: &portcullis_config::Finding| {
+            finding.code == portcullis_config::Code::MissingKey
+        };
         if !line.starts_with("use = ") && diagnostics.0.iter().any(lacks) {
             continue;
         }
-        let here =
-            |finding: &&config::Finding| finding.position().is_none_or(|(at, _)| at == number);
+        let here = |finding: &&portcullis_config::Finding| {
+            finding.position().is_none_or(|(at, _)| at == number)
+        };
         let here = diagnostics.0.iter().find(here);
         match here {
             None => return Ok(()),
             Some(finding)
-                if !matches!(finding.code, config::Code::UnknownKey | config::Code::Syntax) =>
+                if !matches!(
+                    finding.code,
+                    portcullis_config::Code::UnknownKey | portcullis_config::Code::Syntax
+                ) =>
             {
                 why = finding.message.clone();
             }

@@ -4,7 +4,8 @@
 
 use std::{collections::BTreeSet, fs};
 
-use portcullis::{audit::record::Entry, config, refusal};
+use portcullis_audit::record::Entry;
+use portcullis_protocol::refusal;
 use regex::Regex;
 use serde_json::Value;
 
@@ -44,8 +45,10 @@ impl Names {
         let files = pages::files();
         let mut tables = commands::words();
         tables.extend(refusal::Code::ALL.iter().map(|code| code.as_str().to_owned()));
-        tables.extend(config::Code::ALL.iter().map(|code| code.as_str().to_owned()));
-        for schema in [schemars::schema_for!(Entry), schemars::schema_for!(config::Config)] {
+        tables.extend(portcullis_config::Code::ALL.iter().map(|code| code.as_str().to_owned()));
+        for schema in
+            [schemars::schema_for!(Entry), schemars::schema_for!(portcullis_config::Config)]
+        {
             strings(&schema.to_value(), &mut tables);
         }
         let metrics = fs::read_to_string(root().join("src/telemetry/metrics.rs")).unwrap();

@@ -2,8 +2,6 @@
 
 use std::{fs, path::PathBuf};
 
-use portcullis::policy;
-
 use crate::pages::{Block, Page};
 
 /// Tools of the servers in the docs, for policies about typed tools.
@@ -15,7 +13,7 @@ pub fn check(text: &str) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("p.cedar"), text).unwrap();
     fs::write(folder.path().join("notes.tools.json"), TOOLS).unwrap();
-    let engine = policy::Engine::load(&[PathBuf::from(".")], folder.path());
+    let engine = portcullis_policy::Engine::load(&[PathBuf::from(".")], folder.path());
     engine.map(drop).map_err(|diagnostics| diagnostics.to_string())
 }
 
@@ -87,7 +85,7 @@ pub fn check_annotation(text: &str) -> Result<(), String> {
 /// Whether the Cedar schema has this attribute, action or type.
 pub fn has_word(word: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
-    policy::SCHEMA.split(|c| !is_part(c)).any(|part| part == word)
+    portcullis_policy::SCHEMA.split(|c| !is_part(c)).any(|part| part == word)
 }
 
 #[test]

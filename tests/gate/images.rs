@@ -342,7 +342,7 @@ async fn list(host: &str, name: &str, taken: &str, looked_at: &str) -> String {
     }
     let kind = "application/vnd.docker.distribution.manifest.list.v2+json";
     let list = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": all }).to_string();
-    let digest = portcullis::oci::Digest::of(list.as_bytes()).to_string();
+    let digest = portcullis_oci::Digest::of(list.as_bytes()).to_string();
     let put = client.put(format!("{manifests}/{digest}")).header("content-type", kind).body(list);
     assert!(put.send().await.unwrap().status().is_success());
     digest
@@ -503,7 +503,7 @@ async fn what_may_have_come_with_an_error_is_looked_at_before_it_runs() {
 
 /// The file that is there while an image is pulled.
 fn unseen(image: &str) -> String {
-    format!("state/unseen-{}", portcullis::oci::Digest::of(image.as_bytes()).hex())
+    format!("state/unseen-{}", portcullis_oci::Digest::of(image.as_bytes()).hex())
 }
 
 #[tokio::test]
@@ -804,7 +804,7 @@ async fn put_image(host: &str, name: &str, tag: &str, architecture: &str) {
     let config = json!({ "os": "linux", "architecture": architecture,
         "rootfs": { "type": "layers", "diff_ids": [] } })
     .to_string();
-    let digest = portcullis::oci::Digest::of(config.as_bytes());
+    let digest = portcullis_oci::Digest::of(config.as_bytes());
     let begun =
         client.post(format!("http://{host}/v2/{name}/blobs/uploads/")).send().await.unwrap();
     let to = begun.headers()["location"].to_str().unwrap();

@@ -2,10 +2,8 @@
 
 use std::path::Path;
 
-use portcullis::{
-    oci::{Client, Descriptor, Logins, Reference, Settings},
-    seal::Seal,
-};
+use portcullis_oci::{Client, Descriptor, Logins, Reference, Settings};
+use portcullis_protocol::seal::Seal;
 use portcullis_runtime::container::Engine;
 use rcgen::KeyPair;
 use serde_json::{Value, json};
@@ -164,7 +162,7 @@ async fn an_image_runs_once_it_is_signed_by_one_who_has_to() {
 
     // Signatures of another key, and of another image.
     let said = payload(place.image.digest);
-    let other = payload(portcullis::oci::Digest::of(b"other"));
+    let other = payload(portcullis_oci::Digest::of(b"other"));
     for (by, payload, why) in
         [(&evil, &said, "`acme`: it is not of this key"), (&acme, &other, "it is of another image")]
     {

@@ -3,12 +3,10 @@
 
 use std::time::Duration;
 
-use portcullis::{
-    chain::{Chain, Decision, Link, Trail},
-    config::Limits,
-    plugin::Grants,
-    refusal::Code,
-};
+use portcullis_chain::{Chain, Decision, Link, Trail};
+use portcullis_config::Limits;
+use portcullis_plugin_host::Grants;
+use portcullis_protocol::refusal::Code;
 
 use super::*;
 

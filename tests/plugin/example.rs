@@ -1,6 +1,7 @@
 //! What `plugins/examples/redact-pii` is for.
 
-use portcullis::{chain::Decision, names::DecisionId, refusal::Code};
+use portcullis_chain::Decision;
+use portcullis_protocol::{names::DecisionId, refusal::Code};
 
 use super::*;
 
@@ -78,7 +79,8 @@ async fn without_a_marker_every_call_passes() {
 
 /// What a component imports, by name.
 fn imports(name: &str) -> Vec<String> {
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests/release/plugin-tools");
+    let tools = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+        .join("target/guests/release/plugin-tools");
     let out = Command::new(tools).arg("imports").arg(built(name)).output().expect("plugin-tools");
     assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
     let lines = String::from_utf8(out.stdout).expect("text");

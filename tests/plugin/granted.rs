@@ -1,10 +1,8 @@
 //! What plugins are granted, and what they are not.
 
 use miette::Diagnostic as _;
-use portcullis::{
-    chain::{Decision, Mode},
-    plugin::States,
-};
+use portcullis_chain::{Decision, Mode};
+use portcullis_plugin_host::States;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,

@@ -19,16 +19,16 @@ use std::{
     time::Instant,
 };
 
-use portcullis::{
-    chain::{Fault, Interceptor, Verdict},
-    exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target, Transport},
-    identity::{Principal, PrincipalKind},
-    names::{DecisionId, SessionId},
-    plugin::{House, Surroundings, Unusable},
-};
+use portcullis_chain::{Fault, Interceptor, Verdict};
 use portcullis_interceptors::{
     EntrySettings,
     plugin::{Config, Plugin},
+};
+use portcullis_plugin_host::{House, Surroundings, Unusable};
+use portcullis_protocol::{
+    exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target, Transport},
+    identity::{Principal, PrincipalKind},
+    names::{DecisionId, SessionId},
 };
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ use serde_json::{Value, json};
 fn built(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let folder = BUILT.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let status = Command::new(root.join("plugins/build")).status().expect("plugins/build runs");
         assert!(status.success(), "plugins/build failed");
         root.join("target/plugins")

@@ -1,7 +1,8 @@
 //! Another file in a plugin's place, and what was compiled before.
 
 use miette::Diagnostic as _;
-use portcullis::{chain::Decision, plugin::Cache};
+use portcullis_chain::Decision;
+use portcullis_plugin_host::Cache;
 
 use super::*;
 

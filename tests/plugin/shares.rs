@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis::chain::Decision;
+use portcullis_chain::Decision;
 use tokio::task::JoinHandle;
 
 use super::{

@@ -538,7 +538,7 @@ fn can_i_with_broken_policies_fails() {
 fn the_cedar_schema_is_printed_as_it_is() {
     let output = portcullis(&folder(""), &["schema", "cedar"]);
     assert_eq!(output.status.code(), Some(0));
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), portcullis::policy::SCHEMA);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), portcullis_policy::SCHEMA);
 }
 
 #[test]

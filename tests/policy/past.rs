@@ -1,6 +1,6 @@
 //! `portcullis policy explain`, `replay` and `learn`: what is on record, looked at again.
 
-use portcullis::refusal::Code;
+use portcullis_protocol::refusal::Code;
 use serde_json::{Value, json};
 
 use super::{

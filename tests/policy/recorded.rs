@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portcullis::{
-    audit::{Audit, Intent, Refused, Ruling, record::Kept},
+use portcullis_audit::{Audit, Intent, Refused, Ruling, record::Kept};
+use portcullis_protocol::{
     exchange::{Definition, Direction, Exchange, Method, Payload, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
     names::DecisionId,

@@ -7,13 +7,15 @@ use super::*;
 /// A run in the folder of the sources.
 fn run_here(args: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-    let folder = env!("CARGO_MANIFEST_DIR");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
     shown(&command.args(args).current_dir(folder).env_clear().output().unwrap())
 }
 
 /// The files of policies in a folder of the sources, by their names there.
 fn files(folder: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+    let entries =
+        fs::read_dir(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(folder))
+            .unwrap();
     let mut files: Vec<_> = entries
         .map(|entry| Path::new(folder).join(entry.unwrap().file_name()))
         .filter(|name| name.extension().is_some_and(|extension| extension == "cedar"))

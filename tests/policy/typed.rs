@@ -33,7 +33,7 @@ fn the_schema_has_an_action_for_each_tool() {
     let output = portcullis(&typed(DRAFTS, TOOLS), &["schema", "cedar"]);
     assert_eq!(output.status.code(), Some(0), "{}", shown(&output));
     let text = String::from_utf8(output.stdout).unwrap();
-    let common = portcullis::policy::SCHEMA.trim_end().strip_suffix('}').unwrap();
+    let common = portcullis_policy::SCHEMA.trim_end().strip_suffix('}').unwrap();
     assert_snapshot!(text.strip_prefix(common).unwrap(), @r#"
 
       // Tools of `notes`, from policies/notes.tools.json.

@@ -8,11 +8,11 @@ use std::{
     sync::OnceLock,
 };
 
-use portcullis::vault::Secret;
 use portcullis_runtime::{
     process::{Exit, LaunchFailure, LaunchSpec, Mount, Process},
     sandbox,
 };
+use portcullis_vault::Secret;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -99,7 +99,7 @@ pub fn probe_server() -> PathBuf {
         if !server.exists() {
             let built = Command::new(env!("CARGO"))
                 .args(["build", "--workspace", "--bin", "probe", "--quiet"])
-                .current_dir(env!("CARGO_MANIFEST_DIR"))
+                .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
                 .status()
                 .unwrap();
             assert!(built.success());

@@ -10,17 +10,17 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use portcullis::{
-    chain::{Chain, Fault, Hooks, Interceptor, Link, Trail, Verdict},
-    config::Limits,
-    exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target, Transport},
-    identity::{Principal, PrincipalKind},
-    names::DecisionId,
-    plugin::{Cache, House},
-};
+use portcullis_chain::{Chain, Fault, Hooks, Interceptor, Link, Trail, Verdict};
+use portcullis_config::Limits;
 use portcullis_interceptors::{
     EntrySettings,
     plugin::{Config, Plugin},
+};
+use portcullis_plugin_host::{Cache, House};
+use portcullis_protocol::{
+    exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target, Transport},
+    identity::{Principal, PrincipalKind},
+    names::DecisionId,
 };
 use serde_json::json;
 

@@ -1,6 +1,6 @@
 //! Descriptions of servers that others wrote: catalogs, profiles, desktop clients' files.
 
-use portcullis::catalog::{
+use portcullis_catalog::{
     Image, Options, Run, describe, enabled, is_legal, read, settings, tool_lists,
     write::{add, names, policy},
 };

@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use portcullis::egress::{
+use portcullis_egress::{
     Attempt, Destination, Destinations, Egress, End, Gate, Host, Limits, Outcome, Resolver, Verdict,
 };
 use tokio::{

@@ -1,7 +1,7 @@
 //! Translation between the eras: what goes there and back again has lost nothing.
 
 use bytes::Bytes;
-use portcullis::{
+use portcullis_protocol::{
     codec::{
         Caps, Object, Text, check,
         era::{self, ResultKind, Speaker},

@@ -2,7 +2,7 @@
 //! that a plain reader of the standard sees.
 
 use bytes::Bytes;
-use portcullis::codec::{Event, EventReader, TooLarge};
+use portcullis_protocol::codec::{Event, EventReader, TooLarge};
 
 /// The first byte tells how the rest is cut into pieces.
 pub fn target(bytes: &[u8]) {

@@ -1,6 +1,6 @@
 //! The language of filters: whoever may ask writes what they like.
 
-use portcullis::audit::Filter;
+use portcullis_audit::Filter;
 
 /// Bytes of a filter that are looked at; longer ones are not read.
 const MOST: usize = 64 << 10;

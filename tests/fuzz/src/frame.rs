@@ -2,7 +2,9 @@
 //! nothing else.
 
 use bytes::Bytes;
-use portcullis::codec::{Caps, Flaw, Frame, Id, Kind, Object, Text, check, may_have, one_line};
+use portcullis_protocol::codec::{
+    Caps, Flaw, Frame, Id, Kind, Object, Text, check, may_have, one_line,
+};
 use serde_json::Value;
 
 use crate::tree::{Tree, lenient};

@@ -2,7 +2,7 @@
 //! decodes is what a plain decoder reads.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use portcullis::codec::{
+use portcullis_protocol::codec::{
     era::header_text,
     headers::{PARAM, Repeated, decoded},
 };

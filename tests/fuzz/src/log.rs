@@ -1,6 +1,6 @@
 //! Files of the audit log: whoever verifies a log reads what somebody else wrote.
 
-use portcullis::audit::{FRAME_MAX, Line, LineHead, frames};
+use portcullis_audit::{FRAME_MAX, Line, LineHead, frames};
 
 /// The first byte picks: the rest is a file, or the body of frames that are otherwise right, or a
 /// line.

@@ -9,7 +9,7 @@ mod tree;
 
 use std::collections::BTreeMap;
 
-use portcullis::audit::proof::verify;
+use portcullis_audit::proof::verify;
 use serde_json::Value;
 
 use crate::support::gate::Written;

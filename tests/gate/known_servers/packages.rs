@@ -115,7 +115,8 @@ type Versions = BTreeMap<String, PathBuf>;
 fn installed() -> &'static BTreeMap<String, Versions> {
     static FOUND: OnceLock<BTreeMap<String, Versions>> = OnceLock::new();
     FOUND.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tests/servers/node");
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+            .join("target/tests/servers/node");
         let lock = fs::read(root.join("package-lock.json")).expect("`tests/run` installs it");
         let lock: Value = serde_json::from_slice(&lock).unwrap();
         let mut found: BTreeMap<String, Versions> = BTreeMap::new();
@@ -185,7 +186,8 @@ fn tarball(folder: &Path) -> Vec<u8> {
 
 /// The simple index (PEP 503) and its files.
 fn pypi(host: &str, path: &str) -> Option<Page> {
-    let wheels = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tests/servers/wheels");
+    let wheels = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+        .join("target/tests/servers/wheels");
     if host == "files.pythonhosted.org" {
         let wheel = fs::read(wheels.join(path.strip_prefix('/')?)).ok()?;
         return Some(("application/octet-stream", wheel));

@@ -38,7 +38,7 @@ pub fn portcullis() -> PathBuf {
 
 /// The checkout.
 pub fn root() -> PathBuf {
-    env!("CARGO_MANIFEST_DIR").into()
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into()
 }
 
 /// What `cargo test` and `tests/run` put beside the executable.

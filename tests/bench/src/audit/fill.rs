@@ -12,8 +12,8 @@ use std::{
 
 use futures_util::future::try_join_all;
 use jiff::{SignedDuration, Timestamp};
-use portcullis::{
-    audit::{Audit, Conclusion, Intent, Options, Outcome, Refused, Ruling},
+use portcullis_audit::{Audit, Conclusion, Intent, Options, Outcome, Refused, Ruling};
+use portcullis_protocol::{
     exchange::{Direction, Exchange, Method, Payload, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
     names::DecisionId,

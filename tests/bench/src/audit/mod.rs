@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use portcullis::audit::{Audit, Options};
+use portcullis_audit::{Audit, Options};
 
 use self::device::Device;
 pub use self::fill::{Calendar, fill};

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use anyhow::ensure;
-use portcullis::audit::proof::verify;
+use portcullis_audit::proof::verify;
 
 use super::row;
 

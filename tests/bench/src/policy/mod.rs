@@ -10,14 +10,14 @@ use std::{
 };
 
 use anyhow::ensure;
-use portcullis::{
+use portcullis_interceptors::policy::{Listed, PolicyGate};
+use portcullis_policy::{Action, Circumstances, Engine, Request, Resource, Subject};
+use portcullis_protocol::claims::Claims;
+use portcullis_protocol::{
     exchange::{Definition, Payload, Revision, Transport},
     identity::{Principal, PrincipalKind},
     names::ServerName,
-    policy::{Action, Circumstances, Engine, Request, Resource, Subject},
 };
-use portcullis_interceptors::policy::{Listed, PolicyGate};
-use portcullis_protocol::claims::Claims;
 use serde_json::{Map, Value, json};
 
 use self::plain::Plain;

@@ -5,7 +5,7 @@ use cedar_policy::{
     Authorizer, Context, Decision, Entities, Entity, EntityUid, PolicySet, RestrictedExpression,
     Schema, ValidationMode, Validator,
 };
-use portcullis::policy::{Request, SCHEMA};
+use portcullis_policy::{Request, SCHEMA};
 
 /// A set of policies, and what of the question is the same for all calls.
 pub struct Plain {

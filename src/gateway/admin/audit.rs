@@ -1,0 +1,155 @@
+//! `/v1/audit`: the audit log of the running proxy, which alone can open its store.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `POST /v1/audit/query` with a [`Query`] | a [`Page`] |
+//! | `GET /v1/audit/show/ID` | a [`Page`] of the decision's records, or 404 |
+//! | `POST /v1/audit/tail` with a [`TailRequest`] | lines of JSON, each a [`TailLine`] |
+//! | `POST /v1/audit/count` with a [`CountRequest`] | a slice: [`Counted`] |
+//! | `POST /v1/audit/stats` with a [`StatsRequest`] | a slice: [`Summed`] |
+
+use std::convert::Infallible;
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Path, State},
+    response::Response,
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, future::ready, stream};
+use http::{HeaderValue, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::Problem;
+use portcullis_audit::{
+    Audit, CountRequest, Counted, Line, PAGE_MAX, Page, Query, Seq, StatsRequest, Summed, Tail,
+    Tailed, record::Kind,
+};
+use portcullis_protocol::names::DecisionId;
+
+/// What `tail` is asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TailRequest {
+    /// Which records. Its `order`, `limit` and `after` are not looked at.
+    pub query: Query,
+    /// How many of those on record to begin with, at most [`PAGE_MAX`].
+    pub last: usize,
+    /// Whether to go on with those to come.
+    pub follow: bool,
+}
+
+/// One line of `tail`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TailLine {
+    /// A record.
+    Record(Line),
+    /// This many records went by unseen, since the follower was too slow. They are in the store.
+    Missed(u64),
+    /// A part of the store can't be read.
+    Unreadable(String),
+}
+
+#[derive(Clone)]
+struct Held {
+    audit: Audit,
+    stopping: CancellationToken,
+}
+
+/// The routes of the audit log. Followers are let go when `stopping` is cancelled.
+pub fn routes(audit: Audit, stopping: CancellationToken) -> Router {
+    Router::new()
+        .route("/v1/audit/query", post(query))
+        .route("/v1/audit/show/{id}", get(show))
+        .route("/v1/audit/tail", post(tail))
+        .route("/v1/audit/count", post(count))
+        .route("/v1/audit/stats", post(stats))
+        .route("/v1/audit/id", get(id))
+        .with_state(Held { audit, stopping })
+}
+
+async fn id(State(held): State<Held>) -> Json<String> {
+    Json(held.audit.id().to_owned())
+}
+
+async fn query(State(held): State<Held>, Json(query): Json<Query>) -> Result<Json<Page>, Problem> {
+    Ok(Json(held.audit.archive().query(query).await?))
+}
+
+async fn count(
+    State(held): State<Held>,
+    Json(request): Json<CountRequest>,
+) -> Result<Json<Counted>, Problem> {
+    Ok(Json(held.audit.archive().count(request).await?))
+}
+
+async fn stats(
+    State(held): State<Held>,
+    Json(request): Json<StatsRequest>,
+) -> Result<Json<Summed>, Problem> {
+    Ok(Json(held.audit.archive().stats(request).await?))
+}
+
+async fn show(State(held): State<Held>, Path(id): Path<String>) -> Result<Json<Page>, Problem> {
+    let id: DecisionId = id.parse().map_err(|_| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            format!("`{}` is no decision id", id.escape_default()),
+        )
+    })?;
+    let page = held.audit.archive().show(id).await?;
+    if page.lines.is_empty() && page.unreadable.is_empty() {
+        return Err(Problem::not_found(format!("there is no record of the decision {id}")));
+    }
+    Ok(Json(page))
+}
+
+async fn tail(
+    State(held): State<Held>,
+    Json(request): Json<TailRequest>,
+) -> Result<Response, Problem> {
+    let TailRequest { query, last, follow } = request;
+    // Listen before looking, so that no record falls between the two.
+    let coming = follow.then(|| held.audit.tail());
+    let page = if last == 0 {
+        Page::default()
+    } else {
+        held.audit.archive().last(query.clone(), last.min(PAGE_MAX)).await?
+    };
+    let seen = page.lines.last().map(Line::seq);
+    let unreadable = page.unreadable.into_iter().map(TailLine::Unreadable);
+    let records = page.lines.into_iter().map(TailLine::Record);
+    let lines = stream::iter(unreadable.chain(records).collect::<Vec<_>>())
+        .chain(stream::iter(coming).flat_map(move |tail| follow_on(tail, query.clone(), seen)))
+        .map(|line| {
+            let mut text = serde_json::to_vec(&line).unwrap_or_default();
+            text.push(b'\n');
+            Ok::<_, Infallible>(Bytes::from(text))
+        })
+        .take_until(held.stopping.cancelled_owned());
+    let mut response = Response::new(Body::from_stream(lines));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    Ok(response)
+}
+
+fn follow_on(tail: Tail, query: Query, seen: Option<Seq>) -> impl Stream<Item = TailLine> + Send {
+    let intents = query.intents || query.filter.asks_for_intents();
+    stream::unfold(tail, |mut tail| async { tail.next().await.map(|tailed| (tailed, tail)) })
+        .filter_map(move |tailed| {
+            ready(match tailed {
+                Tailed::Missed(count) => Some(TailLine::Missed(count)),
+                Tailed::Record(written) => {
+                    let entry = &written.entry;
+                    let asked_for = intents || entry.record.kind() != Kind::Intent;
+                    (asked_for && Some(entry.seq) > seen && query.filter.matches(entry))
+                        .then(|| TailLine::Record(written.line.clone()))
+                }
+            })
+        })
+}

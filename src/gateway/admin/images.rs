@@ -1,0 +1,32 @@
+//! `POST /v1/images`: what somebody does at the command line with the images of servers is put on
+//! record. What moves the lock file is so before it is done.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, State},
+    routing::post,
+};
+
+use super::{Peer, Problem};
+use crate::proxy::Proxy;
+use portcullis_audit::record::{ByHand, ImageDone};
+
+/// The route.
+pub fn routes(proxy: Arc<Proxy>) -> Router {
+    Router::new().route("/v1/images", post(done)).with_state(proxy)
+}
+
+async fn done(
+    State(proxy): State<Arc<Proxy>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Json(all): Json<Vec<ImageDone>>,
+) -> Result<Json<()>, Problem> {
+    let user = peer.user.as_deref().map(str::to_owned);
+    let by = ByHand { uid: Some(peer.uid), user };
+    for done in all {
+        proxy.audit.event(done.by(by.clone())).await?;
+    }
+    Ok(Json(()))
+}

@@ -1,0 +1,120 @@
+//! What the running proxy tells of its servers.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    routing::{get, post},
+};
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::Problem;
+use crate::proxy::Proxy;
+use portcullis_upstream::{Rehanded, Reread, Restarted, Server};
+
+/// `GET /v1/servers`, `GET /v1/servers/NAME/log`, `GET /v1/servers/NAME/tools`, `GET /v1/status`,
+/// `POST /v1/servers/NAME/secrets`, `POST /v1/servers/NAME/restart`.
+pub fn routes(proxy: Arc<Proxy>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/servers", get(servers))
+        .route("/v1/servers/{name}/log", get(log))
+        .route("/v1/servers/{name}/tools", get(tools))
+        .route("/v1/servers/{name}/secrets", post(secrets))
+        .route("/v1/servers/{name}/restart", post(restart))
+        .with_state(proxy)
+}
+
+async fn status(State(proxy): State<Arc<Proxy>>) -> Json<Value> {
+    let policies = proxy.policies.status().borrow().clone();
+    let (missing, missed) = proxy.audit.missed();
+    let audit = &proxy.config.audit;
+    let (rejected, waiting) = proxy.unfollowed();
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "policies": policies,
+        "config": {
+            // Present while the file as it is now is not in use.
+            "rejected": rejected,
+            // The sections that count from the next start on.
+            "waiting": waiting,
+        },
+        "sessions": proxy.sessions.count(),
+        "servers": proxy.server_states().await,
+        "audit": {
+            "records": proxy.audit.written(),
+            "on-failure": audit.on_failure,
+            "missed": missed,
+            // Present while calls go on without a record.
+            "missing": missing,
+            // Present while checkpoints can't be signed.
+            "unsigned": proxy.audit.checkpoints().failing,
+            "retention": audit.retention,
+            "encrypted": audit.encryption.is_some(),
+        },
+    }))
+}
+
+async fn servers(State(proxy): State<Arc<Proxy>>) -> Json<Vec<Value>> {
+    Json(proxy.server_states().await)
+}
+
+async fn log(
+    State(proxy): State<Arc<Proxy>>,
+    Path(name): Path<String>,
+) -> Result<Json<Vec<String>>, Problem> {
+    Ok(Json(server(&proxy, &name)?.log()))
+}
+
+/// All tools of a server, as it lists them, whoever may call them.
+async fn tools(
+    State(proxy): State<Arc<Proxy>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let listed = server(&proxy, &name)?.tools().await.map_err(|failure| {
+        let message = format!("`{name}` does not say which tools it has: {failure}");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    })?;
+    Ok(Json(listed))
+}
+
+/// Reads a server's secrets anew, and hands it those that it gets as files.
+async fn secrets(
+    State(proxy): State<Arc<Proxy>>,
+    Path(name): Path<String>,
+) -> Result<Json<Rehanded>, Problem> {
+    let server = server(&proxy, &name)?.clone();
+    // On a task of its own: who asked may not wait for the end of it.
+    let rehanded = tokio::spawn(async move { server.rehand(proxy.as_ref(), Reread::All).await });
+    let rehanded =
+        rehanded.await.unwrap_or_else(|error| Err(error.to_string())).map_err(|why| {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("server `{name}`: {why}"))
+        })?;
+    Ok(Json(rehanded))
+}
+
+/// Starts what runs of a server anew; calls under way end at the old ones.
+async fn restart(
+    State(proxy): State<Arc<Proxy>>,
+    Path(name): Path<String>,
+) -> Result<Json<Restarted>, Problem> {
+    let server = server(&proxy, &name)?;
+    // On a task of its own: who asked may not wait for the end of it.
+    let restarted = tokio::spawn(async move { server.restart().await });
+    let restarted = restarted.await.map_err(|error| error.to_string());
+    let restarted = restarted.and_then(|done| done.map_err(|failure| failure.to_string()));
+    Ok(Json(restarted.map_err(|why| {
+        let message = format!("server `{name}` was not started anew: {why}");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
+            .remedy("what ran goes on; `portcullis server logs` may say more")
+    })?))
+}
+
+fn server(proxy: &Proxy, name: &str) -> Result<Arc<Server>, Problem> {
+    name.parse()
+        .ok()
+        .and_then(|name| proxy.router.server(&name))
+        .ok_or_else(|| Problem::not_found(format!("there is no server `{name}`")))
+}

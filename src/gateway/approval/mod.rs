@@ -1,0 +1,427 @@
+//! Calls that wait for a person. A policy's `@approve` puts a call here; `portcullis approve` or the
+//! answer of a webhook lets it go on or ends it.
+//!
+//! Invariants:
+//! - Who is asked sees all that will be sent, without its secrets.
+//! - Only what waits can be allowed, and once. What nobody allows in time is refused.
+//! - What was said is on record before it counts, whatever becomes of the call meanwhile.
+//! - One client cannot take the place of the others, and what waits is bounded.
+
+mod webhook;
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
+
+pub use webhook::{Illegal, Webhook};
+
+use portcullis_audit::record::Kept;
+use portcullis_protocol::{identity::PrincipalKind, names::DecisionId, refusal::Rule};
+
+/// Calls that may wait at once.
+const MOST: usize = 1_000;
+/// How long a call waits for the record of what was said of it in time.
+const RECORDING: Duration = Duration::from_secs(10);
+
+/// A call that waits, as who is asked sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// The decision's id, which the record and the agent share.
+    pub id: DecisionId,
+    pub principal: String,
+    pub method: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// The tool, prompt or resource, by its name on its server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// All that will be sent (`params`), without its secrets.
+    pub params: Kept,
+    /// The policies that ask, each with what it says.
+    pub rules: Vec<Asking>,
+    pub asked: Timestamp,
+    /// When it is refused, if nobody says anything.
+    pub until: Timestamp,
+}
+
+/// A policy that asks for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asking {
+    #[serde(flatten)]
+    pub rule: Rule,
+    /// Its `@approve`.
+    pub why: String,
+}
+
+/// What a person, or the webhook, said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Word {
+    pub allowed: bool,
+    /// Who said it: a user of this machine, or the webhook.
+    pub by: String,
+    /// Why, in words for the record. The agent does not read them.
+    pub reason: Option<String>,
+}
+
+/// Why a call cannot wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    #[error("{0} calls of this client wait for approval already")]
+    Client(usize),
+    #[error("{MOST} calls wait for approval already")]
+    All,
+}
+
+/// What became of a word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// The call goes on, or ends, by it.
+    Heard,
+    /// The call does not wait (any more).
+    Late,
+    /// It could not be recorded, for this reason, so it does not count: the call is refused.
+    Unrecorded(String),
+}
+
+/// Who takes down what is said.
+#[async_trait]
+pub trait Notary: Send + Sync {
+    /// Records a word on a call.
+    async fn given(&self, call: &Waiting, word: &Word) -> Result<(), String>;
+    /// Records that the webhook was not reached, or did not answer as it may.
+    async fn unreached(&self, call: &Waiting, why: &str);
+}
+
+struct Place {
+    waiting: Waiting,
+    client: PrincipalKind,
+    until: Instant,
+    answer: oneshot::Sender<Word>,
+    notary: Arc<dyn Notary>,
+    /// Whether something was said, so that nobody else can. The place is kept until that is on
+    /// record: a client that is removed meanwhile loses it.
+    heard: bool,
+}
+
+/// All calls that wait.
+pub struct Approvals {
+    patience: Duration,
+    per_client: usize,
+    webhook: Option<Webhook>,
+    places: Mutex<BTreeMap<DecisionId, Place>>,
+}
+
+/// A call's place. Given up, nobody can allow the call any more.
+pub struct Ticket {
+    approvals: Arc<Approvals>,
+    id: DecisionId,
+    until: Instant,
+    answer: oneshot::Receiver<Word>,
+    /// Ends with the call: a client that calls and gives up, again and again, leaves nothing behind.
+    _webhook: Option<AbortOnDropHandle<()>>,
+}
+
+impl Approvals {
+    /// No calls yet. Each waits as long as `patience`, and no more than `per_client` of one client.
+    pub fn new(patience: Duration, per_client: usize, webhook: Option<Webhook>) -> Self {
+        Self { patience, per_client, webhook, places: Mutex::default() }
+    }
+
+    /// The host of the webhook that is told, where there is one.
+    pub fn tells(&self) -> Option<String> {
+        self.webhook.as_ref().map(Webhook::host)
+    }
+
+    /// The times at which a call that comes now was asked about and will be refused.
+    pub fn times(&self) -> (Timestamp, Timestamp) {
+        let now = Timestamp::now();
+        let patience = SignedDuration::try_from(self.patience).unwrap_or(SignedDuration::MAX);
+        (now, now.saturating_add(patience).unwrap_or(Timestamp::MAX))
+    }
+
+    /// Puts a call among those that wait, and tells the webhook.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn ask(
+        self: &Arc<Self>,
+        client: &PrincipalKind,
+        waiting: Waiting,
+        notary: Arc<dyn Notary>,
+    ) -> Result<Ticket, Full> {
+        let (answer, answered) = oneshot::channel();
+        let (id, until) = (waiting.id, Instant::now() + self.patience);
+        let mut places = self.places.lock();
+        if places.values().filter(|place| place.client == *client).count() >= self.per_client {
+            return Err(Full::Client(self.per_client));
+        }
+        if places.len() >= MOST {
+            return Err(Full::All);
+        }
+        let told = waiting.clone();
+        let (client, notary_of) = (client.clone(), notary.clone());
+        let place = Place { waiting, client, until, answer, notary: notary_of, heard: false };
+        places.insert(id, place);
+        drop(places);
+        let webhook = self.webhook.clone().map(|webhook| {
+            let approvals = Arc::downgrade(self);
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                match webhook.tell(&told).await {
+                    Ok(Some(word)) => {
+                        if let Some(approvals) = approvals.upgrade() {
+                            approvals.answer(id, word).await;
+                        }
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::warn!(decision = %id, %error, "the webhook for approvals was not reached");
+                        notary.unreached(&told, &error).await;
+                    }
+                }
+            }))
+        });
+        Ok(Ticket { approvals: Arc::clone(self), id, until, answer: answered, _webhook: webhook })
+    }
+
+    /// The calls that wait, the oldest first.
+    pub fn waiting(&self) -> Vec<Waiting> {
+        let places = self.places.lock();
+        let open = places.values().filter(|place| !place.heard);
+        open.map(|place| place.waiting.clone()).collect()
+    }
+
+    /// Has the calls of a client wait no longer: nobody can allow them.
+    pub fn forget(&self, client: &PrincipalKind) {
+        self.places.lock().retain(|_, place| place.client != *client);
+    }
+
+    /// Says a word on a call. It goes on record to its end, also where neither who says it nor the
+    /// call waits for that.
+    pub async fn answer(self: &Arc<Self>, id: DecisionId, word: Word) -> Heard {
+        let (waiting, notary) = match self.places.lock().get_mut(&id) {
+            // Late by a moment is late: who waits may have been told so already.
+            Some(place) if !place.heard && place.until > Instant::now() => {
+                place.heard = true;
+                (place.waiting.clone(), place.notary.clone())
+            }
+            _ => return Heard::Late,
+        };
+        let approvals = self.clone();
+        let taken = tokio::spawn(async move {
+            let recorded = notary.given(&waiting, &word).await;
+            let place = approvals.places.lock().remove(&id);
+            if let Err(why) = recorded {
+                return Heard::Unrecorded(why);
+            }
+            match place.map(|place| place.answer.send(word)) {
+                Some(Ok(())) => Heard::Heard,
+                _ => Heard::Late,
+            }
+        });
+        taken.await.unwrap_or_else(|_| Heard::Unrecorded("its record was broken off".to_owned()))
+    }
+}
+
+impl Ticket {
+    /// What was said; nothing where nobody said anything in time.
+    pub async fn word(mut self) -> Option<Word> {
+        match tokio::time::timeout_at(self.until.into(), &mut self.answer).await {
+            Ok(word) => word.ok(),
+            // It was said in time, and is being recorded.
+            Err(_) if self.is_heard() => {
+                tokio::time::timeout(RECORDING, &mut self.answer).await.ok()?.ok()
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn is_heard(&self) -> bool {
+        // Where the place is gone, the word may have been sent since.
+        self.approvals.places.lock().get(&self.id).is_none_or(|place| place.heard)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.approvals.places.lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(approvals: &Approvals) -> Waiting {
+        let (asked, until) = approvals.times();
+        Waiting {
+            id: DecisionId::next(),
+            principal: "ann".into(),
+            method: "tools/call".into(),
+            server: None,
+            target: None,
+            params: Kept::default(),
+            rules: Vec::new(),
+            asked,
+            until,
+        }
+    }
+
+    fn client(name: &str) -> PrincipalKind {
+        PrincipalKind::Client(name.parse().unwrap())
+    }
+
+    /// Keeps the decisions on which something was said.
+    #[derive(Default)]
+    struct Book {
+        given: Mutex<Vec<(DecisionId, bool)>>,
+        fails: bool,
+    }
+
+    #[async_trait]
+    impl Notary for Book {
+        async fn given(&self, call: &Waiting, word: &Word) -> Result<(), String> {
+            if self.fails {
+                return Err("full".to_owned());
+            }
+            tokio::task::yield_now().await;
+            self.given.lock().push((call.id, word.allowed));
+            Ok(())
+        }
+
+        async fn unreached(&self, _: &Waiting, _: &str) {}
+    }
+
+    /// Takes down once it is let.
+    struct Slow(Mutex<Option<oneshot::Receiver<()>>>);
+
+    #[async_trait]
+    impl Notary for Slow {
+        async fn given(&self, _: &Waiting, _: &Word) -> Result<(), String> {
+            let let_go = self.0.lock().take().unwrap();
+            let_go.await.map_err(|error| error.to_string())
+        }
+
+        async fn unreached(&self, _: &Waiting, _: &str) {}
+    }
+
+    fn book() -> Arc<Book> {
+        Arc::default()
+    }
+
+    fn yes() -> Word {
+        Word { allowed: true, by: "root".into(), reason: None }
+    }
+
+    #[tokio::test]
+    async fn a_call_is_allowed_once_and_only_while_it_waits() {
+        let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
+        let call = waiting(&approvals);
+        let id = call.id;
+        let book = book();
+        let ticket = approvals.ask(&client("ann"), call.clone(), book.clone()).unwrap();
+        assert_eq!(approvals.waiting(), [call]);
+        assert_eq!(approvals.answer(DecisionId::next(), yes()).await, Heard::Late);
+        assert_eq!(approvals.answer(id, yes()).await, Heard::Heard);
+        assert_eq!(approvals.answer(id, yes()).await, Heard::Late);
+        assert_eq!(ticket.word().await, Some(yes()));
+
+        // Its client has gone.
+        let call = waiting(&approvals);
+        let id = call.id;
+        drop(approvals.ask(&client("ann"), call, book.clone()).unwrap());
+        assert!(approvals.waiting().is_empty());
+        assert_eq!(approvals.answer(id, yes()).await, Heard::Late);
+        assert_eq!(book.given.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_word_is_on_record_also_where_the_call_went_meanwhile() {
+        let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
+        let (call, book) = (waiting(&approvals), book());
+        let id = call.id;
+        let ticket = approvals.ask(&client("ann"), call, book.clone()).unwrap();
+        let mut answer = Box::pin(approvals.answer(id, yes()));
+        assert!(futures_util::poll!(&mut answer).is_pending());
+        // Its client goes between the word and the record, and so does who said it.
+        drop(ticket);
+        drop(answer);
+        while book.given.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(*book.given.lock(), [(id, true)]);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_removed_while_a_word_is_recorded_loses_it() {
+        let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 1, None));
+        let (call, book) = (waiting(&approvals), book());
+        let id = call.id;
+        let ticket = approvals.ask(&client("ann"), call, book.clone()).unwrap();
+        let mut answer = Box::pin(approvals.answer(id, yes()));
+        assert!(futures_util::poll!(&mut answer).is_pending());
+        // Its place is taken still, and nobody else can say something.
+        assert!(approvals.waiting().is_empty());
+        assert_eq!(approvals.answer(id, yes()).await, Heard::Late);
+        let another = approvals.ask(&client("ann"), waiting(&approvals), book.clone());
+        assert_eq!(another.err(), Some(Full::Client(1)));
+        approvals.forget(&client("ann"));
+        assert_eq!(answer.await, Heard::Late);
+        assert_eq!(*book.given.lock(), [(id, true)]);
+        assert_eq!(ticket.word().await, None);
+    }
+
+    #[tokio::test]
+    async fn what_was_said_in_time_counts_though_its_record_takes_longer() {
+        let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 1, None));
+        let call = waiting(&approvals);
+        let id = call.id;
+        let (slow, recorded) = oneshot::channel();
+        let book = Slow(Mutex::new(Some(recorded)));
+        let mut ticket = approvals.ask(&client("ann"), call, Arc::new(book)).unwrap();
+        let mut answer = Box::pin(approvals.answer(id, yes()));
+        assert!(futures_util::poll!(&mut answer).is_pending());
+        ticket.until = Instant::now();
+        let mut word = Box::pin(ticket.word());
+        assert!(futures_util::poll!(&mut word).is_pending());
+        slow.send(()).unwrap();
+        assert_eq!((answer.await, word.await), (Heard::Heard, Some(yes())));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_recorded_does_not_count() {
+        let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
+        let (call, book) = (waiting(&approvals), Arc::new(Book { fails: true, ..Book::default() }));
+        let id = call.id;
+        let ticket = approvals.ask(&client("ann"), call, book).unwrap();
+        assert_eq!(approvals.answer(id, yes()).await, Heard::Unrecorded("full".to_owned()));
+        assert_eq!(ticket.word().await, None);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_ever() {
+        let approvals = Arc::new(Approvals::new(Duration::from_millis(1), 2, None));
+        let call = waiting(&approvals);
+        let id = call.id;
+        let ticket = approvals.ask(&client("ann"), call, book()).unwrap();
+        assert_eq!(ticket.word().await, None);
+        assert_eq!(approvals.answer(id, yes()).await, Heard::Late);
+    }
+
+    #[tokio::test]
+    async fn a_client_takes_no_more_than_its_places() {
+        let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
+        let ask = |name| approvals.ask(&client(name), waiting(&approvals), book());
+        let _held = [ask("ann").unwrap(), ask("ann").unwrap()];
+        assert_eq!(ask("ann").err(), Some(Full::Client(2)));
+        assert!(ask("bob").is_ok());
+    }
+}

@@ -1,0 +1,118 @@
+//! Batches of revision 2025-03-26: each element is a message of its own, with its own place,
+//! decision and record. The answers come back together.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::sent::{Answer, Sent};
+use crate::{
+    proxy::{Answered, Caller, Place, Proxy},
+    session::Session,
+};
+use portcullis_protocol::{
+    codec::{Frame, Id, Kind, elements},
+    exchange::{Method, Revision},
+    refusal::{Code, Refusal},
+};
+
+/// Messages in one batch.
+const MOST: usize = 64;
+
+/// Whether a session's revision has batches.
+pub(super) fn are_taken_in(session: &Session) -> bool {
+    session.revision == Revision::V2025_03_26
+}
+
+/// Sends each message of a batch on its way.
+///
+/// # Errors
+/// A refusal of all where the text is no batch.
+pub(super) async fn take(
+    proxy: &Arc<Proxy>,
+    caller: &Caller,
+    text: &Bytes,
+    place: Place,
+) -> Result<Vec<Sent>, Refusal> {
+    let mut places = Some(place);
+    let mut all = Vec::new();
+    for element in elements(text, MOST, proxy.request_caps())? {
+        let (refusal, id) = match Frame::parse(element.clone(), proxy.request_caps()) {
+            Err(flaw) => (flaw.into(), None),
+            Ok(frame) => match admit(proxy, caller, &frame, &mut places) {
+                Ok(place) => {
+                    all.push(Sent::take(proxy, caller.clone(), frame, place));
+                    continue;
+                }
+                Err(refusal) => (refusal, id(&frame).cloned()),
+            },
+        };
+        let (transport, address) = (caller.transport, caller.client_addr);
+        let (principal, message) = (Some(&*caller.principal), Some(&*element));
+        let turned =
+            proxy.turn_away(&refusal, transport, address, principal, message, id.as_ref()).await;
+        let (refused, error) = (Some(refusal.code), Some(refusal.code.rpc().into()));
+        let answered = Answered { text: Some(turned), refused, error, session: None };
+        // What is no message may have been a request.
+        all.push(Sent::Settled(Answer { answered, asked: true }));
+    }
+    Ok(all)
+}
+
+fn admit(
+    proxy: &Proxy,
+    caller: &Caller,
+    frame: &Frame,
+    place: &mut Option<Place>,
+) -> Result<Place, Refusal> {
+    if let Kind::Request { method, .. } = &frame.kind
+        && method.as_str() == Method::INITIALIZE
+    {
+        return Err(Refusal::new(Code::InvalidRequest, "`initialize` comes alone"));
+    }
+    match place.take() {
+        Some(place) => Ok(place),
+        None => proxy.enter(&caller.principal),
+    }
+}
+
+fn id(frame: &Frame) -> Option<&Id> {
+    match &frame.kind {
+        Kind::Request { id, .. } => Some(id),
+        _ => None,
+    }
+}
+
+/// The texts of answers in one, which holds what each of them held.
+struct Joined {
+    text: Bytes,
+    _of: Vec<Bytes>,
+}
+
+impl AsRef<[u8]> for Joined {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+/// The answers to those who asked, as one array; none where nobody did.
+pub(super) fn join(answers: impl IntoIterator<Item = Answer>) -> Option<Bytes> {
+    array(answers.into_iter().filter_map(Answer::text).collect())
+}
+
+/// Texts as one array; none where there are none.
+pub(super) fn array(texts: Vec<Bytes>) -> Option<Bytes> {
+    if texts.is_empty() {
+        return None;
+    }
+    let mut joined =
+        BytesMut::with_capacity(texts.iter().map(|text| text.len() + 1).sum::<usize>() + 1);
+    let mut separator = b'[';
+    for text in &texts {
+        joined.put_u8(separator);
+        joined.put_slice(text);
+        separator = b',';
+    }
+    joined.put_u8(b']');
+    Some(Bytes::from_owner(Joined { text: joined.freeze(), _of: texts }))
+}

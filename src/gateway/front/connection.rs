@@ -1,0 +1,307 @@
+//! A client with a connection of its own, over which everything goes: standard input and output,
+//! and HTTP+SSE (2024-11-05). What is for the client waits in one bounded outbox.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use parking_lot::Mutex;
+use tokio::{
+    sync::mpsc::{self, error::SendTimeoutError},
+    task::JoinHandle,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    batch,
+    http::{greeted, unsupported},
+    sent::{Piece, Sent, pieces},
+};
+use crate::{
+    proxy::{Caller, Place, Proxy},
+    session::{Calls, Session},
+};
+use portcullis_chain::{Party, Weight, in_turns};
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    codec::{
+        Frame, Id, Kind,
+        era::{META_CAPABILITIES, META_REVISION},
+        is_batch,
+    },
+    exchange::{Method, Revision, Transport},
+    identity::Principal,
+    refusal::{Code, Refusal},
+};
+
+/// Messages that may wait for a client that does not read.
+const OUTBOX: usize = 64;
+/// How long they may, until the client is cut off.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a session has ended with its connection.
+pub(super) const ENDED: &str = "the client's connection ended";
+
+/// One client's connection.
+pub(super) struct Connection {
+    pub proxy: Arc<Proxy>,
+    pub principal: Arc<Principal>,
+    pub view: View,
+    transport: Transport,
+    outbox: mpsc::Sender<Bytes>,
+    session: Mutex<Option<Arc<Session>>>,
+    /// What is under way without a session.
+    calls: Arc<Calls>,
+    tasks: TaskTracker,
+    gone: CancellationToken,
+}
+
+/// Why a message was not taken, and which it was.
+pub(super) struct Away {
+    pub refusal: Refusal,
+    pub id: Option<Id>,
+}
+
+impl From<Refusal> for Away {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, id: None }
+    }
+}
+
+impl Connection {
+    /// A connection, and what is to be written to it.
+    pub fn new(
+        proxy: Arc<Proxy>,
+        principal: Arc<Principal>,
+        view: View,
+        transport: Transport,
+    ) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        let connection = Self {
+            proxy,
+            principal,
+            view,
+            transport,
+            outbox,
+            session: Mutex::default(),
+            calls: Arc::default(),
+            tasks: TaskTracker::new(),
+            gone: CancellationToken::new(),
+        };
+        (Arc::new(connection), messages)
+    }
+
+    /// Takes a message that comes from this address. Its answer goes to the outbox. Where the message is `initialize`, the task
+    /// that is returned ends when it is answered: all that follows is said in its session.
+    ///
+    /// # Errors
+    /// A refusal of what is no message for this connection.
+    pub async fn take(
+        self: &Arc<Self>,
+        text: Bytes,
+        place: Place,
+        address: Option<SocketAddr>,
+    ) -> Result<Option<JoinHandle<()>>, Away> {
+        let (party, weight) = (Party::Client(self.principal.kind.clone()), Weight::of(&text));
+        in_turns(party, weight, self.take_text(text, place, address)).await
+    }
+
+    async fn take_text(
+        self: &Arc<Self>,
+        text: Bytes,
+        place: Place,
+        address: Option<SocketAddr>,
+    ) -> Result<Option<JoinHandle<()>>, Away> {
+        let session = self.session.lock().clone();
+        if is_batch(&text)
+            && let Some(session) = session.filter(|session| batch::are_taken_in(session))
+        {
+            return self.take_batch(session, text, place, address).await.map(|()| None);
+        }
+        let frame = Frame::parse(text, self.proxy.request_caps()).map_err(Refusal::from)?;
+        let (id, greets) = match &frame.kind {
+            Kind::Request { id, method, .. } => {
+                (Some(id.clone()), method.as_str() == Method::INITIALIZE)
+            }
+            _ => (None, false),
+        };
+        let revision = match self.revision(&frame) {
+            Ok(revision) => revision,
+            Err(refusal) => return Err(Away { refusal, id }),
+        };
+        let greeting = greets && !revision.is_modern();
+        let session = self.session.lock().clone();
+        let session = session.filter(|_| !revision.is_modern() && !greeting);
+        let caller = self.caller(revision, session, address);
+        let sent = Sent::take(&self.proxy, caller, frame, place);
+        let task = self.tasks.spawn(self.clone().carry(vec![sent], false));
+        Ok(greeting.then_some(task))
+    }
+
+    async fn take_batch(
+        self: &Arc<Self>,
+        session: Arc<Session>,
+        text: Bytes,
+        place: Place,
+        address: Option<SocketAddr>,
+    ) -> Result<(), Away> {
+        let caller = self.caller(session.revision, Some(session), address);
+        let sent = batch::take(&self.proxy, &caller, &text, place).await?;
+        self.tasks.spawn(self.clone().carry(sent, true));
+        Ok(())
+    }
+
+    fn caller(
+        &self,
+        revision: Revision,
+        session: Option<Arc<Session>>,
+        address: Option<SocketAddr>,
+    ) -> Caller {
+        Caller {
+            principal: self.principal.clone(),
+            transport: self.transport,
+            client_addr: address,
+            view: self.view.clone(),
+            calls: Some(match &session {
+                Some(session) => session.calls.clone(),
+                None => self.calls.clone(),
+            }),
+            session,
+            revision,
+            headers: None,
+        }
+    }
+
+    /// Brings what comes of messages to the outbox; the answers to a batch together.
+    async fn carry(self: Arc<Self>, sent: Vec<Sent>, batch: bool) {
+        // The guards cancel what has not ended when this does.
+        let (mut pieces, _guards) = pieces(sent);
+        let carried = async {
+            let mut answers = Vec::new();
+            while let Some(piece) = pieces.next().await {
+                match piece {
+                    Piece::Notice(text) => self.say(text).await,
+                    Piece::Answer(answer) if batch => answers.push(answer),
+                    Piece::Answer(answer) => {
+                        if let Some(session) = &answer.answered.session {
+                            self.begin(session.clone());
+                        }
+                        if let Some(text) = answer.text() {
+                            self.say(text).await;
+                        }
+                    }
+                }
+            }
+            if let Some(text) = batch::join(answers) {
+                self.say(text).await;
+            }
+        };
+        tokio::select! {
+            () = carried => {}
+            () = self.gone.cancelled() => {}
+        }
+    }
+
+    /// Writes a message. A client that takes none for too long is cut off.
+    pub async fn say(&self, text: Bytes) {
+        let sent = tokio::select! {
+            sent = self.outbox.send_timeout(text, PATIENCE) => sent,
+            () = self.gone.cancelled() => return,
+        };
+        match sent {
+            Ok(()) => {}
+            Err(SendTimeoutError::Timeout(_)) => {
+                let client = self.principal.name();
+                tracing::warn!(%client, "a client reads too slowly and is cut off");
+                self.gone.cancel();
+            }
+            Err(SendTimeoutError::Closed(_)) => self.gone.cancel(),
+        }
+    }
+
+    /// The text of a refusal, which is recorded, where what was refused came from no address.
+    pub async fn turn_away(&self, away: &Away, message: Option<&[u8]>) -> Bytes {
+        let principal = Some(&*self.principal);
+        let id = away.id.as_ref();
+        self.proxy.turn_away(&away.refusal, self.transport, None, principal, message, id).await
+    }
+
+    /// What follows is said in this session, and what the session hears goes to the outbox.
+    fn begin(self: &Arc<Self>, session: Arc<Session>) {
+        let (mut messages, connection) = (session.listen(), self.clone());
+        tokio::spawn(async move {
+            let gone = connection.gone.clone();
+            let relayed = async {
+                while let Some(event) = messages.next().await {
+                    connection.say(event.text).await;
+                }
+            };
+            tokio::select! {
+                () = relayed => {}
+                () = gone.cancelled() => {}
+            }
+        });
+        let old = self.session.lock().replace(session.clone());
+        if let Some(old) = old {
+            self.proxy.sessions.close(&old.id, "the client opened another on its connection");
+        }
+        if self.gone.is_cancelled() {
+            self.end(ENDED);
+        }
+    }
+
+    /// The revision in which a message speaks.
+    fn revision(&self, frame: &Frame) -> Result<Revision, Refusal> {
+        let session = self.session.lock().clone();
+        let (Kind::Request { method, .. } | Kind::Notification { method, .. }) = &frame.kind else {
+            return Ok(session.map_or(Revision::LATEST_LEGACY, |session| session.revision));
+        };
+        let params = frame.params();
+        let meta = params.and_then(|params| params.object("_meta"));
+        let claimed = meta.as_ref().and_then(|meta| meta.string(META_REVISION));
+        if method.as_str() == Method::INITIALIZE && claimed.is_none() {
+            return Ok(greeted(params));
+        }
+        if let Some(claimed) = claimed {
+            // HTTP+SSE is older than what is stateless.
+            let revision = Revision::parse(&claimed)
+                .filter(|revision| revision.is_modern() && self.transport == Transport::Stdio)
+                .ok_or_else(|| unsupported(&claimed))?;
+            let capable = meta.and_then(|meta| meta.object(META_CAPABILITIES)).is_some();
+            return if capable || matches!(frame.kind, Kind::Notification { .. }) {
+                Ok(revision)
+            } else {
+                Err(Refusal::new(
+                    Code::InvalidParams,
+                    format!("`_meta` lacks `{META_CAPABILITIES}`"),
+                ))
+            };
+        }
+        match session {
+            Some(session) => Ok(session.revision),
+            None => Err(Refusal::new(
+                Code::InvalidRequest,
+                "begin with `initialize`, or speak 2026-07-28 (`_meta`)",
+            )),
+        }
+    }
+
+    /// Done once the client is gone, or was cut off.
+    pub fn gone(&self) -> &CancellationToken {
+        &self.gone
+    }
+
+    /// Lets what is under way end for a while.
+    pub async fn drain(&self) {
+        self.tasks.close();
+        let _ = tokio::time::timeout(super::DRAIN, self.tasks.wait()).await;
+    }
+
+    /// Ends the connection, its session and what is under way.
+    pub fn end(&self, why: &'static str) {
+        self.gone.cancel();
+        if let Some(session) = self.session.lock().take() {
+            self.proxy.sessions.close(&session.id, why);
+        }
+    }
+}

@@ -1,0 +1,583 @@
+//! Which connections of the TCP listener may be open.
+//!
+//! INVARIANT: a stranger takes no place of a client with a key. Connections that have not
+//! authenticated share one part of all places, and a new one always gets a place there: the oldest
+//! of a network that has too many is closed for it. A connection moves to the other part with its
+//! first request that presents a valid key, and counts for the principal of that key from then on.
+//! A trusted proxy that forwards requests of many clients has places in that part, too; each of its
+//! connections counts for the client whose request it carries, as long as it does. The last places of
+//! that part are for principals that have few connections.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::proxy::network;
+use portcullis_config::ConnectionBounds;
+use portcullis_protocol::{
+    identity::PrincipalKind,
+    refusal::{Code, Refusal},
+};
+
+/// How often the log says that connections had to give way, or were not taken.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// One of so many parts of the places of authenticated connections is for principals with few.
+const SHARE_OF_FEW: usize = 8;
+/// A principal has few connections as long as it has fewer than these.
+const FEW: usize = 8;
+
+/// All open connections of a listener.
+pub(super) struct ConnectionTable {
+    bounds: ConnectionBounds,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The number of the next connection. Numbers grow, so a lower one is older.
+    next: u64,
+    /// What closes each connection that has not authenticated, by network and number.
+    unauthenticated: HashMap<IpAddr, BTreeMap<u64, CancellationToken>>,
+    /// How many those are.
+    unauthenticated_count: usize,
+    /// How many connections of clients and of trusted proxies are open.
+    authenticated_count: usize,
+    /// How many connections each principal has.
+    clients: HashMap<PrincipalKind, usize>,
+    /// How many requests without a key trusted proxies forward for each network.
+    anonymous: HashMap<IpAddr, usize>,
+    displaced: Unlogged,
+    /// Connections of trusted proxies that had no place.
+    refused_proxies: Unlogged,
+}
+
+/// What happened since the log said so.
+#[derive(Default)]
+struct Unlogged {
+    count: u64,
+    logged: Option<Instant>,
+}
+
+impl Unlogged {
+    /// Counts one more. Returns how many there are where the log is to say it now.
+    fn add(&mut self) -> Option<u64> {
+        self.count += 1;
+        if self.logged.is_some_and(|logged| logged.elapsed() < LOG_INTERVAL) {
+            return None;
+        }
+        self.logged = Some(Instant::now());
+        Some(std::mem::take(&mut self.count))
+    }
+}
+
+/// The place of one connection. It is given up when this is dropped.
+pub(super) struct ConnectionPermit {
+    table: Arc<ConnectionTable>,
+    number: u64,
+    displaced: CancellationToken,
+    place: Mutex<Place>,
+}
+
+/// What a connection counts for.
+enum Place {
+    /// A network from which nobody has authenticated on this connection.
+    Unauthenticated(IpAddr),
+    Client(PrincipalKind),
+    /// A trusted proxy that forwards requests of many clients.
+    Proxy(Forwarding),
+}
+
+/// For whom a trusted proxy's connection carries a request.
+enum Forwarding {
+    Nobody,
+    Client(PrincipalKind),
+    /// A caller without a key.
+    Anonymous(IpAddr),
+}
+
+/// Ends what a request of a trusted proxy's connection counts for when it is dropped.
+pub(super) struct RequestGuard(pub Arc<ConnectionPermit>);
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        self.0.end_request();
+    }
+}
+
+impl ConnectionTable {
+    pub fn new(bounds: ConnectionBounds) -> Self {
+        Self { bounds, state: Mutex::default() }
+    }
+
+    /// A place for a connection from this address, and whether another had to give way for it.
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> (ConnectionPermit, bool) {
+        let network = network(address);
+        let mut state = self.state.lock();
+        let permit = self.permit(&mut state, Place::Unauthenticated(network));
+        let crowded = state.insert(network, permit.number, permit.displaced.clone(), &self.bounds);
+        (permit, crowded)
+    }
+
+    /// A place for a connection of a trusted proxy. None where they are all taken.
+    pub fn admit_proxy(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionPermit> {
+        let mut state = self.state.lock();
+        if state.authenticated_count >= self.bounds.authenticated {
+            if let Some(count) = state.refused_proxies.add() {
+                tracing::warn!(
+                    count,
+                    %address,
+                    "connections of trusted proxies were closed: too many are open",
+                );
+            }
+            return None;
+        }
+        state.authenticated_count += 1;
+        Some(self.permit(&mut state, Place::Proxy(Forwarding::Nobody)))
+    }
+
+    fn permit(self: &Arc<Self>, state: &mut State, place: Place) -> ConnectionPermit {
+        let number = state.next;
+        state.next += 1;
+        let displaced = CancellationToken::new();
+        ConnectionPermit { table: self.clone(), number, displaced, place: Mutex::new(place) }
+    }
+}
+
+impl ConnectionPermit {
+    /// Cancelled once the connection has to give way to another, unless it has authenticated since.
+    pub fn displaced(&self) -> &CancellationToken {
+        &self.displaced
+    }
+
+    /// Whether a request with a key has come on it. One that authenticates while it is to give way
+    /// does not give way any more: it has the place of its client.
+    pub fn is_authenticated(&self) -> bool {
+        matches!(*self.place.lock(), Place::Client(_))
+    }
+
+    /// Counts a trusted proxy's connection for the one client that it is for, by its address.
+    pub fn dedicate(&self, client: IpAddr) {
+        let network = network(client);
+        let mut place = self.place.lock();
+        let mut state = self.table.state.lock();
+        state.leave(&place, self.number);
+        state.insert(network, self.number, self.displaced.clone(), &self.table.bounds);
+        *place = Place::Unauthenticated(network);
+    }
+
+    /// Counts the connection, or the request that a trusted proxy forwards, for a principal whose
+    /// key it has presented.
+    ///
+    /// # Errors
+    /// `rate-limited` where the principal, or all of them, have no place left. What the connection
+    /// counts for is as before then.
+    pub fn authenticate(&self, principal: &PrincipalKind) -> Result<(), Refusal> {
+        let mut place = self.place.lock();
+        let is_proxy = match &*place {
+            Place::Client(known) | Place::Proxy(Forwarding::Client(known))
+                if known == principal =>
+            {
+                return Ok(());
+            }
+            Place::Proxy(_) => true,
+            Place::Unauthenticated(_) | Place::Client(_) => false,
+        };
+        let bounds = &self.table.bounds;
+        let mut state = self.table.state.lock();
+        let open = state.clients.get(principal).copied().unwrap_or_default();
+        if open >= bounds.per_client {
+            return Err(full("too many connections of this client are open")
+                .detail(format!("limits.connections.per-client = {}", bounds.per_client)));
+        }
+        let has_place = !matches!(*place, Place::Unauthenticated(_));
+        let others = state.authenticated_count - usize::from(has_place);
+        let (most, whom) = match open < FEW {
+            true => (bounds.authenticated, "authenticated clients"),
+            false => (
+                bounds.authenticated - bounds.authenticated / SHARE_OF_FEW,
+                "clients that have many connections",
+            ),
+        };
+        if others >= most {
+            return Err(full("too many connections are open")
+                .detail(format!("limits.connections: {most} are for {whom}")));
+        }
+        *state.clients.entry(principal.clone()).or_default() += 1;
+        let principal = principal.clone();
+        let next = if is_proxy {
+            Place::Proxy(Forwarding::Client(principal))
+        } else {
+            Place::Client(principal)
+        };
+        let before = std::mem::replace(&mut *place, next);
+        state.leave(&before, self.number);
+        state.authenticated_count += 1;
+        Ok(())
+    }
+
+    /// Counts a request without a key that a trusted proxy forwards for its client's network. A
+    /// connection of the client's own counts already.
+    ///
+    /// # Errors
+    /// `rate-limited` where the network has no place left.
+    pub fn forward_anonymous(&self, client: IpAddr) -> Result<(), Refusal> {
+        let mut place = self.place.lock();
+        let Place::Proxy(forwarding @ Forwarding::Nobody) = &mut *place else { return Ok(()) };
+        let network = network(client);
+        let most = self.table.bounds.unauthenticated_per_network;
+        let mut state = self.table.state.lock();
+        let open = state.anonymous.entry(network).or_default();
+        if *open >= most {
+            return Err(full("too many requests without a key come from this address")
+                .detail(format!("limits.connections.unauthenticated-per-network = {most}")));
+        }
+        *open += 1;
+        *forwarding = Forwarding::Anonymous(network);
+        Ok(())
+    }
+
+    /// Ends what the request of a trusted proxy's connection counts for.
+    fn end_request(&self) {
+        let mut place = self.place.lock();
+        if let Place::Proxy(forwarding) = &mut *place {
+            let before = std::mem::replace(forwarding, Forwarding::Nobody);
+            self.table.state.lock().end_forwarding(&before);
+        }
+    }
+}
+
+impl Drop for ConnectionPermit {
+    fn drop(&mut self) {
+        self.table.state.lock().leave(self.place.get_mut(), self.number);
+    }
+}
+
+impl State {
+    /// Adds a connection that has not authenticated, and closes another where it is one too many.
+    /// Returns whether it did.
+    fn insert(
+        &mut self,
+        network: IpAddr,
+        number: u64,
+        displaced: CancellationToken,
+        bounds: &ConnectionBounds,
+    ) -> bool {
+        let own = self.unauthenticated.get(&network).map_or(0, BTreeMap::len);
+        let full = if own >= bounds.unauthenticated_per_network {
+            Some(network)
+        } else if self.unauthenticated_count >= bounds.unauthenticated {
+            let networks = self.unauthenticated.iter();
+            let fullest = networks.max_by_key(|(_, open)| {
+                let oldest = open.keys().next().copied();
+                (open.len(), Reverse(oldest))
+            });
+            fullest.map(|(network, _)| *network)
+        } else {
+            None
+        };
+        if let Some(full) = full {
+            self.displace(full);
+        }
+        self.unauthenticated.entry(network).or_default().insert(number, displaced);
+        self.unauthenticated_count += 1;
+        full.is_some()
+    }
+
+    /// Closes the oldest connection of a network that has not authenticated.
+    fn displace(&mut self, network: IpAddr) {
+        let oldest = self.unauthenticated.get_mut(&network).and_then(BTreeMap::pop_first);
+        let Some((_, displaced)) = oldest else { return };
+        displaced.cancel();
+        self.forget_if_empty(network);
+        self.unauthenticated_count -= 1;
+        if let Some(count) = self.displaced.add() {
+            tracing::warn!(
+                count,
+                %network,
+                "connections without a key were closed to make room for newer ones",
+            );
+        }
+    }
+
+    /// Gives up what a connection counts for.
+    fn leave(&mut self, place: &Place, number: u64) {
+        match place {
+            Place::Unauthenticated(network) => {
+                // One that gave way is not there any more.
+                let open = self.unauthenticated.get_mut(network);
+                if open.is_some_and(|open| open.remove(&number).is_some()) {
+                    self.unauthenticated_count -= 1;
+                    self.forget_if_empty(*network);
+                }
+            }
+            Place::Client(principal) => {
+                self.authenticated_count -= 1;
+                decrease(&mut self.clients, principal);
+            }
+            Place::Proxy(forwarding) => {
+                self.authenticated_count -= 1;
+                self.end_forwarding(forwarding);
+            }
+        }
+    }
+
+    fn end_forwarding(&mut self, forwarding: &Forwarding) {
+        match forwarding {
+            Forwarding::Nobody => {}
+            Forwarding::Client(principal) => decrease(&mut self.clients, principal),
+            Forwarding::Anonymous(network) => decrease(&mut self.anonymous, network),
+        }
+    }
+
+    fn forget_if_empty(&mut self, network: IpAddr) {
+        if self.unauthenticated.get(&network).is_some_and(BTreeMap::is_empty) {
+            self.unauthenticated.remove(&network);
+        }
+    }
+}
+
+fn full(message: &str) -> Refusal {
+    Refusal::new(Code::RateLimited, message).retry_after(Duration::from_secs(1))
+}
+
+/// Takes one from a count, and forgets a count of none.
+fn decrease<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: ConnectionBounds = ConnectionBounds {
+        unauthenticated: 4,
+        unauthenticated_per_network: 2,
+        authenticated: 4,
+        per_client: 2,
+    };
+
+    fn table() -> Arc<ConnectionTable> {
+        Arc::new(ConnectionTable::new(BOUNDS))
+    }
+
+    fn admit(table: &Arc<ConnectionTable>, address: &str) -> ConnectionPermit {
+        table.admit(address.parse().unwrap()).0
+    }
+
+    fn client(name: &str) -> PrincipalKind {
+        PrincipalKind::Client(name.parse().unwrap())
+    }
+
+    /// Whether each of these was closed.
+    fn closed<const N: usize>(permits: [&ConnectionPermit; N]) -> [bool; N] {
+        permits.map(|permit| permit.displaced().is_cancelled())
+    }
+
+    fn is_empty(table: &ConnectionTable) -> bool {
+        let state = table.state.lock();
+        state.unauthenticated.is_empty()
+            && state.clients.is_empty()
+            && state.anonymous.is_empty()
+            && (state.unauthenticated_count, state.authenticated_count) == (0, 0)
+    }
+
+    #[test]
+    fn the_oldest_connection_of_a_full_network_gives_way() {
+        let table = table();
+        let first = admit(&table, "2001:db8::1");
+        let second = admit(&table, "2001:db8::ffff:2");
+        let other = admit(&table, "192.0.2.1");
+        let third = admit(&table, "2001:db8::3");
+        assert_eq!(closed([&first, &second, &other, &third]), [true, false, false, false]);
+        drop(first);
+        let fourth = admit(&table, "2001:db8::4");
+        assert_eq!(closed([&second, &other, &third, &fourth]), [true, false, false, false]);
+        drop((second, other, third, fourth));
+        assert!(is_empty(&table));
+    }
+
+    #[test]
+    fn of_many_networks_the_fullest_gives_way_and_the_oldest_of_equals() {
+        let table = table();
+        let lone = admit(&table, "192.0.2.1");
+        let pair = [admit(&table, "192.0.2.2"), admit(&table, "192.0.2.2")];
+        let last = admit(&table, "192.0.2.3");
+        let fifth = admit(&table, "192.0.2.4");
+        assert_eq!(
+            closed([&lone, &pair[0], &pair[1], &last, &fifth]),
+            [false, true, false, false, false]
+        );
+        let sixth = admit(&table, "192.0.2.5");
+        assert_eq!(closed([&lone, &pair[1], &last, &sixth]), [true, false, false, false]);
+    }
+
+    #[test]
+    fn an_authenticated_connection_never_gives_way() {
+        let table = table();
+        let known = admit(&table, "192.0.2.1");
+        known.authenticate(&client("ann")).unwrap();
+        let strangers: Vec<_> = (0..50).map(|_| admit(&table, "192.0.2.1")).collect();
+        assert_eq!(closed([&known]), [false]);
+        assert_eq!(strangers.iter().filter(|s| !s.displaced().is_cancelled()).count(), 2);
+        drop((known, strangers));
+        assert!(is_empty(&table));
+    }
+
+    #[test]
+    fn a_client_has_its_own_bound_and_all_clients_have_one() {
+        let table = table();
+        let open = |name: &str| {
+            let permit = admit(&table, "192.0.2.1");
+            permit.authenticate(&client(name)).map(|()| permit)
+        };
+        let ann = [open("ann").unwrap(), open("ann").unwrap()];
+        assert_eq!(open("ann").err().unwrap().code, Code::RateLimited);
+        // The next request on a connection of hers needs no further place.
+        ann[0].authenticate(&client("ann")).unwrap();
+        let bob = [open("bob").unwrap(), open("bob").unwrap()];
+        assert_eq!(open("eve").err().unwrap().code, Code::RateLimited);
+        // A connection on which another key comes counts for that one.
+        bob[0].authenticate(&client("eve")).unwrap();
+        assert!(open("eve").is_err());
+        drop(ann);
+        let eve = open("eve").unwrap();
+        drop((bob, eve));
+        assert!(is_empty(&table));
+    }
+
+    /// Of 40 places, 35 are for clients that have many.
+    const WIDE: ConnectionBounds = ConnectionBounds { authenticated: 40, per_client: 20, ..BOUNDS };
+
+    #[test]
+    fn clients_with_many_connections_leave_places_to_those_with_few() {
+        let table = Arc::new(ConnectionTable::new(WIDE));
+        let open = |name: &str, count: usize| -> Vec<_> {
+            let permits = (0..count).map(|_| admit(&table, "192.0.2.1"));
+            permits.filter(|permit| permit.authenticate(&client(name)).is_ok()).collect()
+        };
+        let (ann, bob) = (open("ann", 40), open("bob", 40));
+        assert_eq!((ann.len(), bob.len()), (20, 15));
+        // Whoever has few gets the rest, up to the last place.
+        let eve = open("eve", 3);
+        assert_eq!(eve.len(), 3);
+        assert_eq!(open("bob", 1).len(), 0);
+        let joe = open("joe", 3);
+        assert_eq!(joe.len(), 2);
+        drop((ann, bob, eve, joe));
+        assert!(is_empty(&table));
+    }
+
+    #[test]
+    fn clients_with_many_requests_leave_places_of_a_trusted_proxy_to_those_with_few() {
+        let table = Arc::new(ConnectionTable::new(WIDE));
+        let proxy = "192.0.2.9".parse().unwrap();
+        let forward = |name: &str, count: usize| -> Vec<_> {
+            let permits = (0..count).map_while(|_| table.admit_proxy(proxy));
+            permits.filter(|permit| permit.authenticate(&client(name)).is_ok()).collect()
+        };
+        let (ann, bob) = (forward("ann", 40), forward("bob", 40));
+        assert_eq!((ann.len(), bob.len()), (20, 15));
+        let eve = forward("eve", 6);
+        assert_eq!(eve.len(), 5, "as many as there are places");
+        drop((ann, bob, eve));
+        assert!(is_empty(&table));
+    }
+
+    #[test]
+    fn the_log_is_told_of_what_happens_often_once_in_an_interval() {
+        let mut unlogged = Unlogged::default();
+        assert_eq!([unlogged.add(), unlogged.add(), unlogged.add()], [Some(1), None, None]);
+        unlogged.logged = unlogged.logged.and_then(|at| at.checked_sub(LOG_INTERVAL));
+        assert_eq!([unlogged.add(), unlogged.add()], [Some(3), None]);
+    }
+
+    #[test]
+    fn a_connection_that_authenticates_as_it_is_to_give_way_has_a_clients_place() {
+        let table = table();
+        let first = admit(&table, "192.0.2.1");
+        let _more = [admit(&table, "192.0.2.1"), admit(&table, "192.0.2.1")];
+        assert_eq!(closed([&first]), [true]);
+        assert!(!first.is_authenticated());
+        let counts = || {
+            let state = table.state.lock();
+            let ann = state.clients.get(&client("ann")).copied().unwrap_or_default();
+            (state.unauthenticated_count, state.authenticated_count, ann)
+        };
+        assert_eq!(counts(), (2, 0, 0));
+        // Its request had arrived by then. It leaves the place of nobody else.
+        first.authenticate(&client("ann")).unwrap();
+        assert!(first.is_authenticated());
+        assert_eq!(counts(), (2, 1, 1));
+        drop(first);
+        assert_eq!(counts(), (2, 0, 0));
+    }
+
+    #[test]
+    fn a_connection_that_is_to_give_way_passes_no_bound_of_clients() {
+        let table = table();
+        let open = |name: &str| {
+            let permit = admit(&table, "192.0.2.9");
+            permit.authenticate(&client(name)).map(|()| permit)
+        };
+        let first = admit(&table, "192.0.2.1");
+        let more = [admit(&table, "192.0.2.1"), admit(&table, "192.0.2.1")];
+        let ann = [open("ann").unwrap(), open("ann").unwrap()];
+        assert_eq!(first.authenticate(&client("ann")).err().unwrap().code, Code::RateLimited);
+        let bob = [open("bob").unwrap(), open("bob").unwrap()];
+        assert_eq!(first.authenticate(&client("eve")).err().unwrap().code, Code::RateLimited);
+        assert!(!first.is_authenticated());
+        drop((ann, bob, first, more));
+        assert!(is_empty(&table));
+    }
+
+    #[test]
+    fn a_trusted_proxy_counts_for_the_clients_whose_requests_it_forwards() {
+        let table = table();
+        let proxy = "192.0.2.9".parse().unwrap();
+        let front: Vec<_> = (0..4).map(|_| Arc::new(table.admit_proxy(proxy).unwrap())).collect();
+        assert!(table.admit_proxy(proxy).is_none(), "they have the places of clients, and no more");
+        let guards: Vec<_> = front.iter().map(|permit| RequestGuard(permit.clone())).collect();
+        front[0].authenticate(&client("ann")).unwrap();
+        front[1].authenticate(&client("ann")).unwrap();
+        assert!(front[2].authenticate(&client("ann")).is_err());
+        front[2].authenticate(&client("bob")).unwrap();
+        drop(guards);
+        assert!(table.state.lock().clients.is_empty());
+
+        let stranger: IpAddr = "192.0.2.1".parse().unwrap();
+        for permit in &front[..2] {
+            permit.forward_anonymous(stranger).unwrap();
+        }
+        assert!(front[2].forward_anonymous(stranger).is_err());
+        front[2].forward_anonymous("192.0.2.2".parse().unwrap()).unwrap();
+        drop(front);
+        assert!(is_empty(&table));
+    }
+
+    #[test]
+    fn a_proxys_connection_for_one_client_counts_as_that_clients() {
+        let table = table();
+        let front: Vec<_> = (0..3)
+            .map(|_| {
+                let permit = table.admit_proxy("192.0.2.9".parse().unwrap()).unwrap();
+                permit.dedicate("192.0.2.1".parse().unwrap());
+                permit
+            })
+            .collect();
+        assert_eq!(closed([&front[0], &front[1], &front[2]]), [true, false, false]);
+        drop(front);
+        assert!(is_empty(&table));
+    }
+}

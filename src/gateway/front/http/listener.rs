@@ -1,0 +1,339 @@
+//! The TCP listener: connections with limits on what they may take without saying anything.
+
+use std::{io, net::SocketAddr, pin::Pin, sync::Arc, task, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, HttpBody},
+    extract::Request,
+    response::Response,
+};
+use bytes::Bytes;
+use hyper::{
+    body::{Frame, Incoming, SizeHint},
+    server::conn::http1,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::Semaphore,
+};
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::{Service, ServiceExt};
+
+use super::{
+    client_address::{ByTrustedProxy, ForwardingFault, TrustedProxies, refuse_foreign_loopback},
+    connections::{ConnectionPermit, ConnectionTable, RequestGuard},
+    proxy_protocol::{self, ProxyProtocolFault},
+};
+use portcullis_config::{ClientAddressSource, ConnectionBounds, ConnectionLimits, Listen};
+
+/// How long a request's headers may take to arrive, from the connection's first moment on.
+const HEADERS: Duration = Duration::from_secs(10);
+/// How long a client may take nothing of what is written to it.
+const WRITE: Duration = Duration::from_secs(30);
+/// How long connections may take to end once the proxy stops.
+const GRACE: Duration = Duration::from_secs(2);
+/// Connections that the system may hold for us until they are accepted. Linux takes no more than
+/// `net.core.somaxconn`, 4096 by default. Where they are too few, a flood makes a client wait a
+/// second until its system tries again.
+const BACKLOG: u32 = 4_096;
+/// Connections that may be open beyond their bound while those that gave way are being closed.
+const CLOSING: usize = 64;
+/// Open files that are left to everything but connections.
+const OTHER_FILES: usize = 512;
+/// The answer to a trusted proxy whose connection does not begin as the config says.
+const NO_PROXY_HEADER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\
+    Content-Type: text/plain\r\nContent-Length: 59\r\n\r\n\
+    this is for reverse proxies: begin with the PROXY protocol\n";
+
+/// A bound address.
+pub struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// What all connections share.
+struct Shared {
+    routes: Router,
+    proxies: Option<TrustedProxies>,
+    closing: CancellationToken,
+}
+
+impl Listener {
+    /// Binds an address.
+    ///
+    /// # Errors
+    /// Where it is taken or not of this machine.
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
+        Ok(Self { address: listener.local_addr()?, listener })
+    }
+
+    /// The address with the port that was given, where the config left it open.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The bounds of connections where a process may have so many open files.
+    pub fn bounds(limits: &ConnectionLimits, open_files: usize) -> ConnectionBounds {
+        let most = open_files.saturating_sub(OTHER_FILES + CLOSING).max(open_files / 2);
+        limits.bounds(most)
+    }
+
+    /// Serves until `closing`, then lets requests under way end.
+    pub async fn serve(
+        self,
+        routes: Router,
+        listen: &Listen,
+        bounds: ConnectionBounds,
+        closing: CancellationToken,
+    ) {
+        let open = Arc::new(Semaphore::new(bounds.total() + CLOSING));
+        let table = Arc::new(ConnectionTable::new(bounds));
+        let connections = TaskTracker::new();
+        let proxies = TrustedProxies::of(listen);
+        let shared = Arc::new(Shared { routes, proxies, closing: closing.clone() });
+        loop {
+            let held = tokio::select! {
+                held = open.clone().acquire_owned() => held,
+                () = closing.cancelled() => break,
+            };
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = closing.cancelled() => break,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, or a connection that was gone at once.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let is_proxy = shared.proxies.as_ref().is_some_and(|all| all.contains(peer.ip()));
+            let (permit, crowded) = if is_proxy {
+                let Some(permit) = table.admit_proxy(peer.ip()) else { continue };
+                (permit, false)
+            } else {
+                table.admit(peer.ip())
+            };
+            let _ = stream.set_nodelay(true);
+            let (permit, shared) = (Arc::new(permit), shared.clone());
+            connections.spawn(async move {
+                let _held = held;
+                let connection = shared.connection(stream, peer, is_proxy, permit.clone());
+                if until_displaced(connection, &permit).await == Ended::Displaced {
+                    tracing::debug!(%peer, "a connection without a key gave way to another");
+                }
+            });
+            if crowded {
+                // Whoever has come with a key is read before more come that it could give way to.
+                tokio::task::yield_now().await;
+            }
+        }
+        connections.close();
+        let _ = tokio::time::timeout(GRACE + super::super::DRAIN, connections.wait()).await;
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    OfItself,
+    /// It gave way to another.
+    Displaced,
+}
+
+/// Serves a connection to its end, or until it has to give way.
+///
+/// A request may authenticate at the moment at which its connection is chosen to give way. Its
+/// message is on its way then, so the connection stays. The connection is polled first, and keys are
+/// looked at nowhere else, so the look at the permit comes after all that has arrived was read.
+async fn until_displaced(connection: impl Future<Output = ()>, permit: &ConnectionPermit) -> Ended {
+    let displaced = async {
+        permit.displaced().cancelled().await;
+        if permit.is_authenticated() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = connection => Ended::OfItself,
+        () = displaced => Ended::Displaced,
+    }
+}
+
+impl Shared {
+    /// Serves one connection to its end.
+    async fn connection(
+        self: Arc<Self>,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        is_proxy: bool,
+        permit: Arc<ConnectionPermit>,
+    ) {
+        let mut client = peer;
+        let mut fault = None;
+        let source = self.proxies.as_ref().filter(|_| is_proxy).map(|proxies| proxies.source);
+        if source == Some(ClientAddressSource::ProxyProtocol) {
+            match tokio::time::timeout(HEADERS, proxy_protocol::read(&mut stream)).await {
+                Ok(Ok(Some(named))) => match refuse_foreign_loopback(peer, named) {
+                    Ok(named) => client = named,
+                    Err(wrong) => fault = Some(wrong),
+                },
+                // Its own address is not the client's. Its health checks need none.
+                Ok(Ok(None)) => fault = Some(ForwardingFault::Unnamed),
+                Ok(Err(ProxyProtocolFault::Io(error))) => {
+                    // As a health check that only connects does.
+                    tracing::debug!(%peer, %error, "a connection of a trusted proxy broke off");
+                    return;
+                }
+                Ok(Err(fault)) => {
+                    tracing::warn!(%peer, %fault, "a connection of a trusted proxy is refused");
+                    let refused = stream.write_all(NO_PROXY_HEADER);
+                    let _ = tokio::time::timeout(GRACE, refused).await;
+                    return;
+                }
+                Err(_) => {
+                    tracing::debug!(%peer, "a trusted proxy sent no header of the PROXY protocol");
+                    return;
+                }
+            }
+            permit.dedicate(client.ip());
+        }
+        let shared = self.clone();
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            if let Some(fault) = fault {
+                request.extensions_mut().insert(fault);
+            }
+            shared.clone().request(request, client, is_proxy, permit.clone())
+        });
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(WRITE));
+        // HTTP/1 alone: MCP's clients need no more, and whoever says nothing is timed
+        // from the start, which a look at the first bytes for HTTP/2 would not do.
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS)
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.closing.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%client, %error, "a connection broke off");
+        }
+    }
+
+    /// Answers one request of a client at this address, or, where a trusted proxy forwards requests
+    /// of many clients, of the one that its headers name.
+    async fn request(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+        mut client: SocketAddr,
+        is_proxy: bool,
+        permit: Arc<ConnectionPermit>,
+    ) -> Result<Response, std::convert::Infallible> {
+        let mut guard = None;
+        if is_proxy {
+            request.extensions_mut().insert(ByTrustedProxy);
+        }
+        let names_client = |proxies: &&TrustedProxies| {
+            is_proxy && proxies.source != ClientAddressSource::ProxyProtocol
+        };
+        if let Some(proxies) = self.proxies.as_ref().filter(names_client) {
+            guard = Some(RequestGuard(permit.clone()));
+            match proxies.client(client, request.headers()) {
+                Ok(named) => client = named,
+                Err(fault) => {
+                    request.extensions_mut().insert(fault);
+                }
+            }
+        }
+        request.extensions_mut().insert(client);
+        request.extensions_mut().insert(permit);
+        let mut routes = self.routes.clone();
+        let response = routes.as_service().ready().await?.call(request).await?;
+        Ok(match guard {
+            Some(guard) => response.map(|body| Body::new(GuardedBody { body, _guard: guard })),
+            None => response,
+        })
+    }
+}
+
+/// A body of an answer, until whose end its request counts.
+struct GuardedBody {
+    body: Body,
+    _guard: RequestGuard,
+}
+
+impl HttpBody for GuardedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> task::Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_protocol::identity::PrincipalKind;
+
+    /// Three connections of a network that has two places, the first of which gives way.
+    fn displaced() -> [ConnectionPermit; 3] {
+        let bounds = ConnectionBounds {
+            unauthenticated: 4,
+            unauthenticated_per_network: 2,
+            authenticated: 4,
+            per_client: 2,
+        };
+        let table = Arc::new(ConnectionTable::new(bounds));
+        let permits = [0; 3].map(|_| table.admit("192.0.2.1".parse().unwrap()).0);
+        assert!(permits[0].displaced().is_cancelled());
+        permits
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_authenticates_as_it_is_to_give_way_stays() {
+        for _ in 0..50 {
+            let permits = displaced();
+            let connection = async {
+                let ann = PrincipalKind::Client("ann".parse().unwrap());
+                permits[0].authenticate(&ann).unwrap();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            };
+            assert_eq!(until_displaced(connection, &permits[0]).await, Ended::OfItself);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_key_gives_way() {
+        let permits = displaced();
+        let ended = until_displaced(std::future::pending(), &permits[0]).await;
+        assert_eq!(ended, Ended::Displaced);
+    }
+}

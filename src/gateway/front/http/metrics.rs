@@ -1,0 +1,69 @@
+//! `/metrics`, which names servers, tools and clients.
+//!
+//! INVARIANT: a connection from loopback is no proof of anything. A reverse proxy on this machine
+//! connects from loopback for everybody, and one that sets no header of its own (nginx with
+//! `proxy_pass` alone) sends what a local program would send. So over TCP metrics need the key of a
+//! client that the config names; the local socket serves them to those whom the system lets in.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+
+use super::Front;
+use crate::proxy::Proxy;
+use portcullis_protocol::{
+    identity::PrincipalKind,
+    refusal::{Code, Refusal},
+};
+use portcullis_telemetry::CONTENT_TYPE;
+
+/// The route of the TCP listener.
+pub(super) fn for_clients(front: Front) -> Router {
+    Router::new().route("/metrics", get(for_client)).with_state(front)
+}
+
+/// The route of the local socket, which asks the system who connects.
+pub(super) fn for_owner(proxy: Arc<Proxy>) -> Router {
+    let route = get(|State(proxy): State<Arc<Proxy>>| async move { render(&proxy).await });
+    Router::new().route("/metrics", route).with_state(proxy)
+}
+
+async fn for_client(State(front): State<Front>, request: Request) -> Response {
+    let (visitor, _) = match front.enter(request).await {
+        Ok(entered) => entered,
+        Err(response) => return response,
+    };
+    let readers = &front.proxy.config.telemetry.metrics_clients;
+    let refusal = match &visitor.principal.kind {
+        PrincipalKind::Client(name) if readers.contains(name) => return render(&front.proxy).await,
+        PrincipalKind::Client(_) => {
+            Refusal::new(Code::PolicyDenied, "this client may not read metrics")
+        }
+        PrincipalKind::Local { .. } | PrincipalKind::Anonymous => {
+            Refusal::new(Code::Unauthenticated, "metrics need a key over TCP")
+        }
+    };
+    let refusal =
+        refusal.detail("telemetry.metrics-clients names the clients that may read metrics");
+    let code = refusal.code;
+    let address = visitor.address;
+    let mut response = front.turn_away(refusal, Some(&visitor), address, None, None).await;
+    if code == Code::PolicyDenied {
+        *response.status_mut() = StatusCode::FORBIDDEN;
+    }
+    response
+}
+
+async fn render(proxy: &Proxy) -> Response {
+    proxy.read_usage().await;
+    match proxy.metrics.render() {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}

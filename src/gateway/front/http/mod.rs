@@ -1,0 +1,593 @@
+//! Streamable HTTP, for both eras: `/mcp` shows all servers, `/servers/NAME/mcp` one of them.
+//!
+//! A request is turned away before its body is read where its `Host` or `Origin` is not one that
+//! is allowed here (DNS rebinding) or where it has no identity. Then its body is read within the
+//! limits, parsed once, and sent on its way.
+
+pub(super) mod arrival;
+mod client_address;
+mod connections;
+mod listener;
+mod metrics;
+mod paired;
+mod proxy_protocol;
+mod reply;
+mod sse;
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{FromRequestParts, RawPathParams, Request, State, rejection::RawPathParamsRejection},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+
+use crate::{
+    proxy::{CLIENT_CHANGED, Caller, Place, Proxy},
+    session::Session,
+};
+use portcullis_chain::{Party, Weight, in_turns};
+use portcullis_config::Listen;
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    codec::{Frame, Id, Kind, is_batch},
+    exchange::{Method, Revision, Transport},
+    identity::{Keyring, Principal, bearer},
+    names::{ClientName, SessionId},
+    refusal::{Code, Refusal},
+};
+
+use super::{batch, rest};
+use arrival::{Hosts, Speaks};
+use client_address::{ByTrustedProxy, ForwardingFault, is_forwarded};
+use connections::ConnectionPermit;
+use paired::Connections;
+
+pub(super) use arrival::{greeted, unsupported};
+pub use listener::Listener;
+
+/// The header by which the operator's command line speaks as a client, on the local socket alone.
+pub const AS: &str = "portcullis-as";
+const SESSION: &str = "mcp-session-id";
+
+/// What the handlers need.
+#[derive(Clone)]
+pub(super) struct Front {
+    pub(super) proxy: Arc<Proxy>,
+    keyring: Arc<Keyring>,
+    door: Arc<Door>,
+    connections: Arc<Connections>,
+}
+
+/// The kinds of door, which differ in how they know who is calling.
+enum Door {
+    /// TCP: keys, `Host` and `Origin`.
+    Network { hosts: Hosts, anonymous: Anonymous },
+    /// The local socket, which the system has checked: its owner.
+    Local,
+}
+
+/// Whose calls without a key are taken over TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Anonymous {
+    Refused,
+    /// Those of this machine.
+    Loopback,
+    Everywhere,
+}
+
+impl Anonymous {
+    /// Whether a call without a key is taken. Whatever a reverse proxy on this machine forwards comes
+    /// from loopback, so a request that shows the trace of one is not a local one. What a trusted proxy
+    /// forwards never is, whatever address it says.
+    fn takes(self, request: &Request) -> bool {
+        match self {
+            Self::Refused => false,
+            Self::Loopback => {
+                let extensions = request.extensions();
+                let address = extensions.get::<SocketAddr>();
+                address.is_some_and(|address| address.ip().is_loopback())
+                    && extensions.get::<ByTrustedProxy>().is_none()
+                    && !is_forwarded(request.headers())
+            }
+            Self::Everywhere => true,
+        }
+    }
+
+    fn of(listen: &Listen) -> Self {
+        match (listen.anonymous, listen.anonymous_beyond_loopback) {
+            (false, _) => Self::Refused,
+            (true, false) => Self::Loopback,
+            (true, true) => Self::Everywhere,
+        }
+    }
+}
+
+/// The routes of the network's door, bound to `address`.
+pub fn network(
+    proxy: Arc<Proxy>,
+    keyring: Arc<Keyring>,
+    listen: &Listen,
+    address: SocketAddr,
+) -> Router {
+    let hosts = Hosts::new(listen, address);
+    let door = Arc::new(Door::Network { hosts, anonymous: Anonymous::of(listen) });
+    let front = Front { proxy: proxy.clone(), keyring, door, connections: Arc::default() };
+    mcp(front.clone()).merge(health(proxy)).merge(metrics::for_clients(front))
+}
+
+/// The routes of the local socket's door.
+pub fn local(proxy: Arc<Proxy>, keyring: Arc<Keyring>) -> Router {
+    let (door, connections) = (Arc::new(Door::Local), Arc::default());
+    mcp(Front { proxy: proxy.clone(), keyring, door, connections })
+        .merge(health(proxy.clone()))
+        .merge(metrics::for_owner(proxy))
+}
+
+fn mcp(front: Front) -> Router {
+    let only = |allowed: &'static str| {
+        move |State(front): State<Front>, request: Request| {
+            other_verb(front, request, HeaderValue::from_static(allowed))
+        }
+    };
+    let methods = || {
+        let methods = post(post_message).get(get_stream).delete(delete_session);
+        methods.fallback(only("POST, GET, DELETE"))
+    };
+    let connect = || get(connect).fallback(only("GET"));
+    let post_to = || post(post_to).fallback(only("POST"));
+    let rest =
+        if front.proxy.config.listen.rest { rest::routes(front.clone()) } else { Router::new() };
+    Router::new()
+        .route("/mcp", methods())
+        .route("/servers/{server}/mcp", methods())
+        .route("/sse", connect())
+        .route("/servers/{server}/sse", connect())
+        .route("/sse/{connection}", post_to())
+        .route("/servers/{server}/sse/{connection}", post_to())
+        .fallback(other_path)
+        .with_state(front)
+        .merge(rest)
+}
+
+/// Health, which anybody may ask.
+fn health(proxy: Arc<Proxy>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(proxy)
+}
+
+async fn ready(State(proxy): State<Arc<Proxy>>) -> Response {
+    if proxy.closing().is_cancelled() {
+        (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response()
+    } else {
+        "ready\n".into_response()
+    }
+}
+
+/// What a path names.
+struct Named(Result<RawPathParams, RawPathParamsRejection>);
+
+impl Named {
+    fn get(&self, name: &str) -> Option<&str> {
+        let named = self.0.as_ref().ok()?;
+        named.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(RawPathParams::from_request_parts(parts, state).await))
+    }
+}
+
+async fn post_message(State(front): State<Front>, named: Named, request: Request) -> Response {
+    front.post(named, request).await
+}
+
+async fn get_stream(State(front): State<Front>, named: Named, request: Request) -> Response {
+    front.get(named, request).await
+}
+
+async fn delete_session(State(front): State<Front>, named: Named, request: Request) -> Response {
+    front.delete(named, request).await
+}
+
+async fn connect(State(front): State<Front>, named: Named, request: Request) -> Response {
+    front.connect(named, request).await
+}
+
+async fn post_to(State(front): State<Front>, named: Named, request: Request) -> Response {
+    front.post_to(named, request).await
+}
+
+async fn other_verb(front: Front, request: Request, allowed: HeaderValue) -> Response {
+    let address = request.extensions().get::<SocketAddr>().copied();
+    let (visitor, refusal) = match front.admit(&request) {
+        Ok(visitor) => {
+            let refusal = Refusal::new(Code::VerbUnknown, "this HTTP method is not known here");
+            (Some(Box::new(visitor)), refusal)
+        }
+        Err(NotAdmitted { visitor, refusal }) => (visitor, refusal),
+    };
+    let code = refusal.code;
+    let mut response = front.turn_away(refusal, visitor.as_deref(), address, None, None).await;
+    if code == Code::VerbUnknown {
+        response.headers_mut().insert(header::ALLOW, allowed);
+    }
+    response
+}
+
+/// What is at no path. Clients that look for something (`/.well-known/…`) before they have a key are
+/// told the same as all others.
+async fn other_path(State(front): State<Front>, request: Request) -> Response {
+    let address = request.extensions().get::<SocketAddr>().copied();
+    let visitor = match front.admit(&request) {
+        Ok(visitor) => Some(Box::new(visitor)),
+        Err(NotAdmitted { visitor, .. }) => visitor,
+    };
+    let refusal = Refusal::new(Code::Unknown, "there is nothing at this path");
+    front.turn_away(refusal, visitor.as_deref(), address, None, None).await
+}
+
+/// Who is at the door.
+pub(super) struct Visitor {
+    pub(super) principal: Arc<Principal>,
+    transport: Transport,
+    pub(super) address: Option<SocketAddr>,
+}
+
+/// A request that is refused before anything but its headers was looked at.
+pub(super) struct NotAdmitted {
+    /// Who sent it, where it presented a valid key.
+    pub(super) visitor: Option<Box<Visitor>>,
+    pub(super) refusal: Refusal,
+}
+
+impl From<Refusal> for NotAdmitted {
+    fn from(refusal: Refusal) -> Self {
+        Self { visitor: None, refusal }
+    }
+}
+
+impl Visitor {
+    /// Counts the request's connection for its principal.
+    fn take_place(&self, request: &Request) -> Result<(), Refusal> {
+        let Some(permit) = request.extensions().get::<Arc<ConnectionPermit>>() else {
+            return Ok(());
+        };
+        match (self.principal.verified, self.address) {
+            (true, _) => permit.authenticate(&self.principal.kind),
+            (false, Some(address)) => permit.forward_anonymous(address.ip()),
+            (false, None) => Ok(()),
+        }
+    }
+
+    pub(super) fn caller(
+        &self,
+        view: View,
+        session: Option<Arc<Session>>,
+        revision: Revision,
+    ) -> Caller {
+        Caller {
+            principal: self.principal.clone(),
+            transport: self.transport,
+            client_addr: self.address,
+            view,
+            calls: session.as_ref().map(|session| session.calls.clone()),
+            session,
+            revision,
+            headers: None,
+        }
+    }
+}
+
+/// A POST whose body is there.
+struct Arrived {
+    visitor: Visitor,
+    headers: HeaderMap,
+    view: View,
+    /// Whether the client takes an event stream.
+    streams: bool,
+    place: Place,
+    text: Bytes,
+}
+
+impl Front {
+    fn view(&self, named: &Named) -> Result<View, Refusal> {
+        match &named.0 {
+            Ok(_) => self.view_of(named.get("server")),
+            Err(_) => Err(no_server()),
+        }
+    }
+
+    /// The view of the one server that is named, or of all.
+    pub(super) fn view_of(&self, name: Option<&str>) -> Result<View, Refusal> {
+        let Some(name) = name else { return Ok(View::All) };
+        let server = name.parse().ok().and_then(|name| self.proxy.router.server(&name));
+        Ok(View::One(server.ok_or_else(no_server)?.name.clone()))
+    }
+
+    /// Lets a visitor in, or answers why not.
+    async fn enter(&self, request: Request) -> Result<(Visitor, Request), Response> {
+        let address = request.extensions().get::<SocketAddr>().copied();
+        match self.admit(&request) {
+            Ok(visitor) => Ok((visitor, request)),
+            Err(NotAdmitted { visitor, refusal }) => {
+                Err(self.turn_away(refusal, visitor.as_deref(), address, None, None).await)
+            }
+        }
+    }
+
+    /// Lets a visitor in, or says why not.
+    pub(super) fn admit(&self, request: &Request) -> Result<Visitor, NotAdmitted> {
+        let headers = request.headers();
+        let address = request.extensions().get::<SocketAddr>().copied();
+        match &*self.door {
+            Door::Network { hosts, anonymous } => {
+                let key = bearer(headers);
+                let known = key.as_ref().ok().and_then(Option::as_ref);
+                let known = known.and_then(|key| self.keyring.authenticate(key));
+                let fault = request.extensions().get::<ForwardingFault>().copied();
+                let refused = hosts
+                    .check(headers, request.uri())
+                    .and_then(|()| fault.map_or(Ok(()), |fault| Err(fault.into())));
+                if let Err(refusal) = refused {
+                    // The record of a client's refusal does not go under among those of strangers.
+                    let visitor = known.map(|principal| {
+                        Box::new(Visitor { principal, transport: Transport::Http, address })
+                    });
+                    return Err(NotAdmitted { visitor, refusal });
+                }
+                let unknown = |message: &str| Refusal::new(Code::Unauthenticated, message);
+                let principal = match key {
+                    Ok(Some(_)) => known.ok_or_else(|| unknown("this key is not known here"))?,
+                    Ok(None) if anonymous.takes(request) => Principal::anonymous(),
+                    Ok(None) if *anonymous == Anonymous::Loopback => {
+                        return Err(unknown("a key is needed by callers of other machines").into());
+                    }
+                    Ok(None) => {
+                        return Err(unknown("a key is needed: Authorization: Bearer …").into());
+                    }
+                    Err(fault) => return Err(unknown(&fault.to_string()).into()),
+                };
+                let visitor = Visitor { principal, transport: Transport::Http, address };
+                match visitor.take_place(request) {
+                    Ok(()) => Ok(visitor),
+                    Err(refusal) => Err(NotAdmitted { visitor: Some(Box::new(visitor)), refusal }),
+                }
+            }
+            Door::Local => {
+                let Some(name) = headers.get(AS) else {
+                    let principal = Principal::local();
+                    return Ok(Visitor { principal, transport: Transport::Unix, address: None });
+                };
+                let principal =
+                    name.to_str().ok().and_then(|name| self.stand_in(name)).ok_or_else(|| {
+                        Refusal::new(Code::Unauthenticated, "there is no such client")
+                    })?;
+                Ok(Visitor { principal, transport: Transport::Cli, address: None })
+            }
+        }
+    }
+
+    /// Reads the body of a visitor's message. A visitor may take long to send it, and is looked at again
+    /// after that.
+    pub(super) async fn body(&self, visitor: &Visitor, body: Body) -> Result<Bytes, Refusal> {
+        let incoming = self.proxy.incoming(&visitor.principal);
+        let text = arrival::body(body, self.proxy.request_caps().bytes, incoming).await?;
+        match self.keyring.still_knows(&visitor.principal) {
+            true => Ok(text),
+            false => Err(Refusal::new(Code::Unauthenticated, CLIENT_CHANGED)),
+        }
+    }
+
+    /// The principal as whom the operator wants to speak.
+    fn stand_in(&self, name: &str) -> Option<Arc<Principal>> {
+        match name {
+            "anonymous" => Some(Principal::anonymous()),
+            "local" => Some(Principal::local()),
+            name => self.keyring.client(&name.parse::<ClientName>().ok()?),
+        }
+    }
+
+    async fn turn_away(
+        &self,
+        refusal: Refusal,
+        visitor: Option<&Visitor>,
+        address: Option<SocketAddr>,
+        message: Option<&[u8]>,
+        id: Option<&Id>,
+    ) -> Response {
+        let text = self.refuse(&refusal, visitor, address, message, id).await;
+        reply::refused(refusal.code, text)
+    }
+
+    /// Records a refusal and makes its text.
+    pub(super) async fn refuse(
+        &self,
+        refusal: &Refusal,
+        visitor: Option<&Visitor>,
+        address: Option<SocketAddr>,
+        message: Option<&[u8]>,
+        id: Option<&Id>,
+    ) -> Bytes {
+        let transport = match (visitor, &*self.door) {
+            (Some(visitor), _) => visitor.transport,
+            (None, Door::Network { .. }) => Transport::Http,
+            (None, Door::Local) => Transport::Unix,
+        };
+        let principal = visitor.map(|visitor| &*visitor.principal);
+        self.proxy.turn_away(refusal, transport, address, principal, message, id).await
+    }
+
+    async fn post(&self, named: Named, request: Request) -> Response {
+        let (visitor, request) = match self.enter(request).await {
+            Ok(entered) => entered,
+            Err(response) => return response,
+        };
+        let (parts, body) = request.into_parts();
+        let headers = parts.headers;
+        let away = async |refusal| {
+            self.turn_away(refusal, Some(&visitor), visitor.address, None, None).await
+        };
+        let view = match self.view(&named) {
+            Ok(view) => view,
+            Err(refusal) => return away(refusal).await,
+        };
+        let streams = match arrival::content(&headers) {
+            Ok(streams) => streams,
+            Err(refusal) => return away(refusal).await,
+        };
+        let place = match self.proxy.enter(&visitor.principal) {
+            Ok(place) => place,
+            Err(refusal) => return away(refusal).await,
+        };
+        let text = match self.body(&visitor, body).await {
+            Ok(text) => text,
+            Err(refusal) => return away(refusal).await,
+        };
+        let (party, weight) = (Party::Client(visitor.principal.kind.clone()), Weight::of(&text));
+        let arrived = Arrived { visitor, headers, view, streams, place, text };
+        in_turns(party, weight, self.take(arrived)).await
+    }
+
+    /// Sends the message of a POST on its way once its body is there.
+    async fn take(&self, arrived: Arrived) -> Response {
+        let Arrived { visitor, headers, view, streams, place, text } = arrived;
+        let away = |refusal, message: Option<Bytes>, id: Option<Id>| {
+            let (visitor, address) = (&visitor, visitor.address);
+            async move {
+                self.turn_away(refusal, Some(visitor), address, message.as_deref(), id.as_ref())
+                    .await
+            }
+        };
+        if let Some(session) = self.takes_batch(&text, &headers, &visitor, &view) {
+            let revision = session.revision;
+            let caller = visitor.caller(view, Some(session), revision);
+            let carrier = reply::Carrier { proxy: self.proxy.clone(), caller, streams };
+            return match carrier.batch(&text, place).await {
+                Ok(response) => response,
+                Err(refusal) => away(refusal, Some(text.clone()), None).await,
+            };
+        }
+        let frame = match Frame::parse(text.clone(), self.proxy.request_caps()) {
+            Ok(frame) => frame,
+            Err(flaw) => return away(flaw.into(), Some(text), None).await,
+        };
+        let id = match &frame.kind {
+            Kind::Request { id, .. } => Some(id.clone()),
+            _ => None,
+        };
+        let spoken = arrival::speaks(&headers, &frame).and_then(|speaks| match speaks {
+            Speaks::Greeting(revision) => Ok((revision, None)),
+            // It has no answer but a stream.
+            Speaks::Modern if !streams && is_listen(&frame) => {
+                Err(arrival::not_acceptable("text/event-stream"))
+            }
+            Speaks::Modern => Ok((Revision::LATEST_MODERN, None)),
+            Speaks::Legacy { session, revision } => {
+                let found = self.proxy.sessions.find(&session, &visitor.principal, &view)?;
+                let session = arrival::agreed(revision, found)?;
+                Ok((session.revision, Some(session)))
+            }
+        });
+        let (revision, session) = match spoken {
+            Ok(spoken) => spoken,
+            Err(refusal) => return away(refusal, Some(text), id).await,
+        };
+        let mut caller = visitor.caller(view, session, revision);
+        if revision.is_modern() {
+            caller.headers = arrival::params(&headers, visitor.transport);
+        }
+        reply::Carrier { proxy: self.proxy.clone(), caller, streams }.one(frame, place).await
+    }
+
+    /// The session in which a batch is sent, where it is one that takes them. Elsewhere a batch is
+    /// no message.
+    fn takes_batch(
+        &self,
+        text: &[u8],
+        headers: &HeaderMap,
+        visitor: &Visitor,
+        view: &View,
+    ) -> Option<Arc<Session>> {
+        let id = presented(headers).filter(|_| is_batch(text))?;
+        let session = self.proxy.sessions.find(&id, &visitor.principal, view).ok()?;
+        let session = arrival::agreed(arrival::revision(headers).ok()?, session).ok()?;
+        batch::are_taken_in(&session).then_some(session)
+    }
+
+    /// The stream of a legacy session, on which it hears what answers nothing.
+    async fn get(&self, named: Named, request: Request) -> Response {
+        let (visitor, request) = match self.enter(request).await {
+            Ok(entered) => entered,
+            Err(response) => return response,
+        };
+        let listens = self.view(&named).and_then(|view| {
+            let headers = request.headers();
+            arrival::legacy(headers)?;
+            let id = presented(headers).ok_or_else(|| {
+                Refusal::new(Code::VerbUnknown, "a GET needs the `Mcp-Session-Id` of a session")
+            })?;
+            if !arrival::accepts(headers, "text/event-stream") {
+                return Err(arrival::not_acceptable("text/event-stream"));
+            }
+            let session = self.proxy.sessions.find(&id, &visitor.principal, &view)?;
+            let last = arrival::last_event(headers)?;
+            reply::listen(&session, last.as_deref(), self.proxy.closing().clone())
+        });
+        match listens {
+            Ok(response) => response,
+            Err(refusal) => {
+                self.turn_away(refusal, Some(&visitor), visitor.address, None, None).await
+            }
+        }
+    }
+
+    /// Ends a legacy session.
+    async fn delete(&self, named: Named, request: Request) -> Response {
+        let (visitor, request) = match self.enter(request).await {
+            Ok(entered) => entered,
+            Err(response) => return response,
+        };
+        let session = self.view(&named).and_then(|view| {
+            arrival::legacy(request.headers())?;
+            let id = presented(request.headers()).ok_or_else(|| {
+                Refusal::new(
+                    Code::InvalidRequest,
+                    "a DELETE needs the `Mcp-Session-Id` of a session",
+                )
+            })?;
+            self.proxy.sessions.find(&id, &visitor.principal, &view)
+        });
+        match session {
+            Ok(session) => {
+                self.proxy.sessions.close(&session.id, "the client closed it");
+                StatusCode::NO_CONTENT.into_response()
+            }
+            Err(refusal) => {
+                self.turn_away(refusal, Some(&visitor), visitor.address, None, None).await
+            }
+        }
+    }
+}
+
+fn is_listen(frame: &Frame) -> bool {
+    matches!(&frame.kind, Kind::Request { method, .. } if method.as_str() == Method::LISTEN)
+}
+
+fn no_server() -> Refusal {
+    Refusal::new(Code::Unknown, "there is no server of this name")
+}
+
+fn presented(headers: &HeaderMap) -> Option<SessionId> {
+    headers.get(SESSION).and_then(|id| id.to_str().ok()).map(SessionId::presented)
+}

@@ -1,0 +1,273 @@
+//! REST for what does not speak MCP: `GET /tools`, `POST /invoke`, `POST /batch`.
+//!
+//! Each call is a `tools/call` of 2026-07-28 without client capabilities, made here and sent on the
+//! same way as any other: the same admission, chain and records. What a tool answered comes back as
+//! it is; a refusal has an HTTP status, its stable code and its decision id. `openapi.json` beside
+//! this file says it all for machines.
+
+mod answer;
+mod call;
+
+use std::{convert::Infallible, net::SocketAddr};
+
+use axum::{
+    Router,
+    extract::{FromRequestParts, Query, Request, State, rejection::QueryRejection},
+    http::{HeaderValue, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, future::join_all};
+use parking_lot::Mutex;
+use serde::Deserialize;
+
+use super::{
+    http::{Front, NotAdmitted, Visitor, arrival},
+    sent::{Piece, Sent, pieces},
+};
+use crate::proxy::{Answered, Place};
+use portcullis_chain::{Party, Weight, grow, in_turns};
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    codec::{Frame, elements},
+    exchange::{Method, Revision},
+    refusal::{Code, Refusal},
+};
+
+use answer::{Reply, json};
+
+/// Calls in one batch.
+const MOST: usize = 64;
+
+/// The document of these routes.
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// The routes.
+pub(super) fn routes(front: Front) -> Router {
+    Router::new()
+        .route("/tools", get(tools).fallback(only_get))
+        .route("/invoke", post(invoke).fallback(only_post))
+        .route("/batch", post(invoke_all).fallback(only_post))
+        .route("/openapi.json", get(openapi).fallback(only_get))
+        .with_state(front)
+}
+
+/// What a query may name.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Asked {
+    /// One server, whose names then stand without a prefix.
+    server: Option<String>,
+    /// Where a list goes on.
+    cursor: Option<String>,
+}
+
+/// A query, or why it is none.
+struct Named(Result<Query<Asked>, QueryRejection>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(Query::from_request_parts(parts, state).await))
+    }
+}
+
+impl Named {
+    fn read(self) -> Result<Asked, Refusal> {
+        let why = "the query may have `server` and, for a list, `cursor`, each once";
+        self.0.map(|Query(asked)| asked).map_err(|_| Refusal::new(Code::InvalidRequest, why))
+    }
+}
+
+async fn openapi(State(front): State<Front>, request: Request) -> Response {
+    match enter(&front, request).await {
+        Ok(_) => json(StatusCode::OK, vec![Bytes::from_static(OPENAPI.as_bytes())]),
+        Err(reply) => reply.into_response(),
+    }
+}
+
+async fn tools(State(front): State<Front>, named: Named, request: Request) -> Response {
+    let (visitor, _) = match enter(&front, request).await {
+        Ok(entered) => entered,
+        Err(reply) => return reply.into_response(),
+    };
+    let listed = async {
+        let asked = named.read()?;
+        let view = front.view_of(asked.server.as_deref())?;
+        let place = front.proxy.enter(&visitor.principal)?;
+        let params = call::list(asked.cursor.as_deref());
+        let sent = send(&front, &visitor, view, Method::TOOLS_LIST, &params, place)?;
+        Ok(finish(sent).await)
+    };
+    let replied = async {
+        match listed.await {
+            Ok(answered) => Reply::of(answered, answer::tools),
+            Err(refusal) => settled(&front, &visitor, refusal, None).await,
+        }
+    };
+    in_turns(party(&visitor), Weight::NONE, replied).await.into_response()
+}
+
+async fn invoke(State(front): State<Front>, named: Named, request: Request) -> Response {
+    let (visitor, request) = match enter(&front, request).await {
+        Ok(entered) => entered,
+        Err(reply) => return reply.into_response(),
+    };
+    let Arrived { view, place, text } = match arrive(&front, &visitor, named, request).await {
+        Ok(arrived) => arrived,
+        Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
+    };
+    let invoked = async {
+        let sent = call::parse(text.clone(), front.proxy.request_caps())
+            .and_then(|params| send(&front, &visitor, view, Method::TOOLS_CALL, &params, place));
+        match sent {
+            Ok(sent) => Reply::of(finish(sent).await, answer::whole),
+            Err(refusal) => settled(&front, &visitor, refusal, Some(&text)).await,
+        }
+    };
+    in_turns(party(&visitor), Weight::of(&text), invoked).await.into_response()
+}
+
+async fn invoke_all(State(front): State<Front>, named: Named, request: Request) -> Response {
+    let (visitor, request) = match enter(&front, request).await {
+        Ok(entered) => entered,
+        Err(reply) => return reply.into_response(),
+    };
+    let Arrived { view, place, text } = match arrive(&front, &visitor, named, request).await {
+        Ok(arrived) => arrived,
+        Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
+    };
+    let invoked = invoke_each(&front, &visitor, view, place, &text);
+    in_turns(party(&visitor), Weight::of(&text), invoked).await
+}
+
+async fn invoke_each(
+    front: &Front,
+    visitor: &Visitor,
+    view: View,
+    place: Place,
+    text: &Bytes,
+) -> Response {
+    let calls = match elements(text, MOST, front.proxy.request_caps()) {
+        Ok(calls) => calls,
+        Err(flaw) => {
+            return settled(front, visitor, flaw.into(), Some(text)).await.into_response();
+        }
+    };
+    let place = Mutex::new(Some(place));
+    let replies = calls.into_iter().map(async |text| {
+        let sent = call::parse(text.clone(), front.proxy.request_caps()).and_then(|params| {
+            let first = place.lock().take();
+            let place = first.map_or_else(|| front.proxy.enter(&visitor.principal), Ok)?;
+            send(front, visitor, view.clone(), Method::TOOLS_CALL, &params, place)
+        });
+        match sent {
+            Ok(sent) => Reply::of(finish(sent).await, answer::whole).into_element(),
+            Err(refusal) => settled(front, visitor, refusal, Some(&text)).await.into_element(),
+        }
+    });
+    json(StatusCode::OK, answer::array(join_all(replies).await))
+}
+
+async fn only_get(State(front): State<Front>, request: Request) -> Response {
+    other_verb(front, request, "GET").await
+}
+
+async fn only_post(State(front): State<Front>, request: Request) -> Response {
+    other_verb(front, request, "POST").await
+}
+
+async fn other_verb(front: Front, request: Request, allowed: &'static str) -> Response {
+    let visitor = match enter(&front, request).await {
+        Ok((visitor, _)) => visitor,
+        Err(reply) => return reply.into_response(),
+    };
+    let refusal = Refusal::new(Code::VerbUnknown, "this HTTP method is not known here");
+    let mut response = settled(&front, &visitor, refusal, None).await.into_response();
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+/// A body, and what its calls need.
+struct Arrived {
+    view: View,
+    place: Place,
+    text: Bytes,
+}
+
+async fn arrive(
+    front: &Front,
+    visitor: &Visitor,
+    named: Named,
+    request: Request,
+) -> Result<Arrived, Refusal> {
+    let asked = named.read()?;
+    if asked.cursor.is_some() {
+        return Err(Refusal::new(Code::InvalidRequest, "a call has no `cursor`"));
+    }
+    let view = front.view_of(asked.server.as_deref())?;
+    arrival::is_json(request.headers())?;
+    let place = front.proxy.enter(&visitor.principal)?;
+    let text = front.body(visitor, request.into_body()).await?;
+    Ok(Arrived { view, place, text })
+}
+
+/// Whose turns the work on a visitor's messages takes.
+fn party(visitor: &Visitor) -> Party {
+    Party::Client(visitor.principal.kind.clone())
+}
+
+/// Sends a request that is made here on its way.
+fn send(
+    front: &Front,
+    visitor: &Visitor,
+    view: View,
+    method: &str,
+    params: &[u8],
+    place: Place,
+) -> Result<Sent, Refusal> {
+    let text = Frame::request(1, method, params);
+    let mut caps = front.proxy.request_caps();
+    // What is added here does not count as the client's.
+    caps.bytes = caps.bytes.max(text.len());
+    let caller = visitor.caller(view, None, Revision::LATEST_MODERN);
+    Ok(Sent::take(&front.proxy, caller, Frame::parse(text, caps)?, place))
+}
+
+/// Waits for what becomes of a request. Nothing can be said to the client meanwhile.
+async fn finish(sent: Sent) -> Option<Answered> {
+    // Dropped with this future, the guards cancel the call.
+    let (mut pieces, _guards) = pieces(vec![sent]);
+    while let Some(piece) = pieces.next().await {
+        if let Piece::Answer(answer) = piece {
+            grow(answer.answered.text.as_ref().map_or(Weight::NONE, Weight::of)).await;
+            return Some(answer.answered);
+        }
+    }
+    None
+}
+
+/// A call that was turned away.
+async fn settled(
+    front: &Front,
+    visitor: &Visitor,
+    refusal: Refusal,
+    text: Option<&Bytes>,
+) -> Reply {
+    let message = text.map(|text| &**text);
+    let text = front.refuse(&refusal, Some(visitor), visitor.address, message, None).await;
+    Reply::refused(refusal.code, &text)
+}
+
+/// Lets a visitor in, or answers why not.
+async fn enter(front: &Front, request: Request) -> Result<(Visitor, Request), Reply> {
+    let address = request.extensions().get::<SocketAddr>().copied();
+    let NotAdmitted { visitor, refusal } = match front.admit(&request) {
+        Ok(visitor) => return Ok((visitor, request)),
+        Err(refused) => refused,
+    };
+    let text = front.refuse(&refusal, visitor.as_deref(), address, None, None).await;
+    Err(Reply::refused(refusal.code, &text))
+}

@@ -1,0 +1,91 @@
+//! Standard input and output: one client, the local user, one JSON text a line.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    sync::mpsc,
+};
+use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, FramedRead};
+
+use super::connection::{Away, Connection, ENDED};
+use crate::proxy::Proxy;
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    codec::{Flaw, one_line},
+    exchange::Transport,
+    identity::Principal,
+    refusal::Refusal,
+};
+
+/// How long a message may wait for a place among those under way. Meanwhile no more is read: what
+/// a client sends faster than it is done waits in the pipe. Not for longer, since what is next may
+/// be the cancellation that frees a place.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Serves one client until its input ends or the proxy stops.
+pub async fn serve(
+    proxy: Arc<Proxy>,
+    input: impl AsyncRead + Unpin,
+    output: impl AsyncWrite + Unpin + Send + 'static,
+) {
+    let closing = proxy.closing().clone();
+    let bytes = proxy.request_caps().bytes;
+    let (client, messages) =
+        Connection::new(proxy, Principal::local(), View::All, Transport::Stdio);
+    let writer = tokio::spawn(write(output, messages));
+    let codec = AnyDelimiterCodec::new_with_max_length(b"\n".to_vec(), b"\n".to_vec(), bytes);
+    let mut lines = FramedRead::new(input, codec);
+    loop {
+        let line = tokio::select! {
+            line = lines.next() => line,
+            () = closing.cancelled() => break,
+            () = client.gone().cancelled() => break,
+        };
+        match line {
+            None | Some(Err(AnyDelimiterCodecError::Io(_))) => break,
+            Some(Err(AnyDelimiterCodecError::MaxChunkLengthExceeded)) => {
+                let refusal = Refusal::from(Flaw::TooLarge(bytes));
+                client.say(client.turn_away(&refusal.into(), None).await).await;
+            }
+            Some(Ok(line)) if line.iter().all(u8::is_ascii_whitespace) => {}
+            Some(Ok(line)) => {
+                if let Err(away) = take(&client, line.clone()).await {
+                    client.say(client.turn_away(&away, Some(&line)).await).await;
+                }
+            }
+        }
+    }
+    // What is under way may still be answered.
+    client.drain().await;
+    client.end(ENDED);
+    drop(client);
+    let _ = tokio::time::timeout(Duration::from_secs(2), writer).await;
+}
+
+async fn take(client: &Arc<Connection>, line: Bytes) -> Result<(), Away> {
+    let place = client.proxy.enter_within(&client.principal, PATIENCE).await?;
+    let line = client.proxy.arrived(&client.principal, line)?;
+    if let Some(greeting) = client.take(line, place, None).await? {
+        // Everything after it is said in its session.
+        let _ = greeting.await;
+    }
+    Ok(())
+}
+
+async fn write(mut output: impl AsyncWrite + Unpin, mut lines: mpsc::Receiver<Bytes>) {
+    while let Some(text) = lines.recv().await {
+        let line = one_line(text);
+        let written = async {
+            output.write_all(&line).await?;
+            output.write_all(b"\n").await?;
+            output.flush().await
+        };
+        if written.await.is_err() {
+            // The client reads no more; its input will end, too.
+            return;
+        }
+    }
+}

@@ -1,0 +1,549 @@
+//! One call at a server, in the words of both eras.
+//!
+//! Whatever the eras, a server may ask its client something in the midst of a call. The four cases:
+//!
+//! | client | server | |
+//! |---|---|---|
+//! | legacy | legacy | the question is put to the client on the call's stream |
+//! | legacy | modern | `input_required`: each question is put, then the call is made again with the answers |
+//! | modern | legacy | the call is parked, the client is told `input_required`, and takes it up with its answers |
+//! | modern | modern | `input_required` goes on, with the server's state sealed to who was asked |
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Proxy,
+    dialogue::{Dialogue, Turn},
+    guest::Guest,
+    parked::{Open, Parked},
+    questions::Way,
+    state::{State, TTL},
+};
+use portcullis_audit::record::DropReason;
+use portcullis_chain::{Party, Weight, grow, in_turns};
+use portcullis_protocol::{
+    codec::{
+        Frame, Id, Kind, Object,
+        era::{self, ResultKind, Speaker, TASKS_EXTENSION},
+    },
+    exchange::{Answer, Direction, Exchange, Method, Payload, Revision, Target},
+    refusal::{Code, Refusal},
+};
+use portcullis_upstream::{Call, Clock, Failure, Instance, Reply, Running, Said, Server};
+
+/// How often a modern server may ask a legacy client for more before its call is given up.
+const ROUNDS: usize = 32;
+/// Questions that a server may ask in one call.
+const QUESTIONS: usize = 64;
+/// Bytes of the questions that a parked call may keep.
+const PARKED_BYTES: usize = 1 << 20;
+/// How long after one question another is asked at once with it.
+const AT_ONCE: Duration = Duration::from_millis(50);
+/// How long a modern server that wants the call made again, and asks nothing, is left alone.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How far a call came.
+enum Talk {
+    Over(Result<Reply, Failure>),
+    /// The server asks a modern client something.
+    Asks(Dialogue, Vec<Open>),
+}
+
+/// A call as it is made, and made again.
+struct Making<'a> {
+    guest: &'a Guest,
+    frame: &'a Frame,
+    server: &'a Arc<Server>,
+    exchange: &'a Exchange,
+    notices: &'a mpsc::Sender<Bytes>,
+}
+
+/// Whether any instance of a server that keeps nothing between calls can answer this. A task is
+/// asked about where it was made (in 2026-07-28 the server decides what becomes one, for clients that
+/// take tasks), and what is subscribed to or told stays at one place, too.
+fn stands_alone(guest: &Guest, exchange: &Exchange) -> bool {
+    match exchange.method.as_str() {
+        Method::TOOLS_CALL if guest.abilities.extension(TASKS_EXTENSION) => false,
+        Method::TOOLS_CALL => {
+            let params = exchange.request.value();
+            params.get("task").is_none() && params.get("requestState").is_none()
+        }
+        Method::PROMPTS_GET | Method::RESOURCES_READ | Method::COMPLETE => true,
+        _ => false,
+    }
+}
+
+impl Proxy {
+    /// Asks a server, and gets the answer in the client's words.
+    ///
+    /// # Errors
+    /// A refusal where there is no answer.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        guest: &Guest,
+        frame: &Frame,
+        server: &Arc<Server>,
+        exchange: &Exchange,
+        notices: &mpsc::Sender<Bytes>,
+    ) -> Result<Answer, Refusal> {
+        let making = Making { guest, frame, server, exchange, notices };
+        let state =
+            if guest.revision.is_modern() { self.open_state(server, exchange)? } else { None };
+        if let Some(State::Parked(key)) = &state {
+            let parked = self.parked.take(key).ok_or_else(|| {
+                Refusal::new(Code::StateUnknown, "this call waits no more: begin again")
+            })?;
+            return self.resume(&making, parked).await;
+        }
+        let (mut instance, mut running) =
+            self.instance(guest, server).await.map_err(|failure| failed(&failure, &making))?;
+        if Arc::ptr_eq(&instance, server.shared()) && stands_alone(guest, exchange) {
+            let other = server.least_busy();
+            if let Some(runs) = other.peek() {
+                (instance, running) = (other, runs);
+            }
+        }
+        let revision = running.greeting.revision;
+        let mut params = outgoing(&making, revision);
+        if let (Some(State::Server(own)), Some(text)) = (&state, &params) {
+            // What the client hands back is the server's again.
+            let own = Value::from(own.as_str()).to_string();
+            params = Object::parse(text.clone())
+                .ok()
+                .map(|params| params.with(&[("requestState", Some(own.as_bytes()))]));
+        }
+        let modern = revision.is_modern();
+        for _ in 0..ROUNDS {
+            let call = self.call_of(&making, params.clone());
+            let dialogue =
+                Dialogue::begin(&self.under_way, server, instance.clone(), running.clone(), call);
+            let talk = self.converse(&making, (&instance, &running), dialogue).await;
+            let reply = match talk {
+                Talk::Over(reply) => reply.map_err(|failure| failed(&failure, &making))?,
+                Talk::Asks(dialogue, open) => {
+                    let at = (instance, running);
+                    return self.park(&making, Parked::new(dialogue, open, at));
+                }
+            };
+            let asked = match &reply {
+                Reply::Result(result) if modern && !guest.revision.is_modern() => {
+                    Object::parse(result.clone())
+                        .ok()
+                        .filter(|result| ResultKind::of(result) == ResultKind::InputRequired)
+                }
+                _ => None,
+            };
+            let Some(asked) = asked else { return self.translated(&making, revision, reply) };
+            let answers = self.gather(&making, &asked).await?;
+            params = Some(again(params.as_ref(), &asked, &answers));
+        }
+        let failure = Failure::Misbehaved(format!("it asked for more {ROUNDS} times"));
+        Err(failed(&failure, &making))
+    }
+
+    /// The instance of a server that answers this client, running.
+    pub(super) async fn instance(
+        &self,
+        guest: &Guest,
+        server: &Arc<Server>,
+    ) -> Result<(Arc<Instance>, Arc<Running>), Failure> {
+        let shared = server.shared();
+        let own = if server.settings.sharing.keeps_apart() {
+            // Whatever the server's era is. The common one need not be there for it.
+            let party = guest.party(server, None).ok_or_else(|| {
+                Failure::Misbehaved("a client that is kept apart is no party of its own".into())
+            })?;
+            server.own(&party)?
+        } else {
+            let running = shared.running().await?;
+            let Some(party) = guest.party(server, Some(running.greeting.revision)) else {
+                return Ok((shared.clone(), running));
+            };
+            match server.own(&party) {
+                Ok(own) => own,
+                // Rather one that can ask it nothing than none; and from now on the same one.
+                Err(Failure::Overloaded { .. }) if guest.shares(&server.name) => {
+                    tracing::warn!(server = %server.name, client = guest.principal.name(), "too many instances for single clients: this one shares the common one, which cannot ask it anything");
+                    return Ok((shared.clone(), running));
+                }
+                Err(failure) => return Err(failure),
+            }
+        };
+        let running = own.running().await?;
+        if let Some(level) = guest.level {
+            set_level(&own, &running, level.as_str()).await?;
+        }
+        Ok((own, running))
+    }
+
+    fn call_of(&self, making: &Making<'_>, params: Option<Bytes>) -> Call {
+        let exchange = making.exchange;
+        Call {
+            method: exchange.method.clone(),
+            name: match &exchange.target {
+                _ if Method::TASK.contains(&exchange.method.as_str()) => {
+                    let params = exchange.request.value();
+                    params.get("taskId").and_then(Value::as_str).map(str::to_owned)
+                }
+                Target::Tool { name, .. } | Target::Prompt { name, .. } => Some(name.clone()),
+                Target::Resource { uri } => Some(uri.clone()),
+                Target::None => None,
+            },
+            headers: self.repeated(making.guest, exchange),
+            params,
+            frame: Some(making.frame.clone()),
+            said: None,
+            clock: Clock::new(making.server.deadline()),
+        }
+    }
+
+    /// Hears a server out: hands on what it says meanwhile, and puts what it asks.
+    async fn converse(
+        self: &Arc<Self>,
+        making: &Making<'_>,
+        (instance, running): (&Arc<Instance>, &Arc<Running>),
+        mut dialogue: Dialogue,
+    ) -> Talk {
+        let Making { guest, server, exchange, notices, .. } = making;
+        // What is put to the client is taken back where the call ends before it is answered.
+        let over = CancellationToken::new();
+        let _over = over.clone().drop_guard();
+        let mut put = 0;
+        let mut open: Vec<Open> = Vec::new();
+        let mut together = None;
+        loop {
+            let turn = tokio::select! {
+                biased;
+                turn = dialogue.next() => turn,
+                // All that the server asks at once is handed over at once.
+                () = expired(together), if !open.is_empty() => {
+                    return Talk::Asks(dialogue, open);
+                }
+            };
+            match turn {
+                Turn::Over(reply) => {
+                    if let Ok(Reply::Result(text) | Reply::Error(text)) = &reply {
+                        grow(Weight::of(text)).await;
+                    }
+                    return Talk::Over(reply);
+                }
+                Turn::Said(Said::Notification { method, params }) => {
+                    grow(params.as_ref().map_or(Weight::NONE, Weight::of)).await;
+                    self.pass_on(guest, exchange, notices, method, params).await;
+                }
+                Turn::Said(Said::Request { id, method, params, answer }) => {
+                    put += 1;
+                    let held: usize = open.iter().map(Open::size).sum();
+                    let size = params.as_ref().map_or(0, Bytes::len);
+                    let parks = guest.session.is_none();
+                    if put > QUESTIONS || (parks && held + size > PARKED_BYTES) {
+                        let text =
+                            self.refuse_server(&server.name, Some(&id), &method, params).await;
+                        let _ = answer.send(text);
+                        continue;
+                    }
+                    if guest.session.is_some() {
+                        let way = Way {
+                            server: server.name.clone(),
+                            instance: Some((instance.clone(), running.clone())),
+                            out: Some((*notices).clone()),
+                            clock: Some(dialogue.clock().clone()),
+                            over: over.clone(),
+                        };
+                        self.put((*guest).clone(), way, (id, method, params), answer);
+                        continue;
+                    }
+                    // On a task of its own, so that it is recorded to its end.
+                    let (proxy, guest, server) =
+                        (self.clone(), (*guest).clone(), server.name.clone());
+                    let party = Party::Server(server.clone());
+                    let weight = params.as_ref().map_or(Weight::NONE, Weight::of);
+                    let admitted = self.tasks.spawn(in_turns(party, weight, async move {
+                        let admitted =
+                            proxy.admit_question(&guest, &server, &id, &method, params).await;
+                        match admitted {
+                            Ok(question) => Some(Open::new(&proxy, question, id, answer)),
+                            Err(text) => {
+                                let _ = answer.send(text);
+                                None
+                            }
+                        }
+                    }));
+                    if let Ok(Some(question)) = admitted.await {
+                        together.get_or_insert_with(|| tokio::time::Instant::now() + AT_ONCE);
+                        open.push(question);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands a server's notification on to the client that waits, through the chain.
+    async fn pass_on(
+        &self,
+        guest: &Guest,
+        exchange: &Exchange,
+        notices: &mpsc::Sender<Bytes>,
+        method: Method,
+        params: Option<Bytes>,
+    ) {
+        let mut notice = self.begin(guest, &method, true, params);
+        notice.direction = Direction::ServerToClient;
+        notice.server = exchange.server.clone();
+        if !self.is_wanted(guest, &notice) {
+            return;
+        }
+        let server = notice.server.clone();
+        if let Some(text) = self.to_client(notice).await
+            // A client that does not read loses notifications, not its answer.
+            && let Err(TrySendError::Full(_)) = notices.try_send(text)
+            && let Some(server) = server
+        {
+            self.drops.count(&server, &guest.principal.kind, DropReason::Unread);
+        }
+    }
+
+    /// Whether the client wants to hear this. Log messages are filtered by their level.
+    pub(super) fn is_wanted(&self, guest: &Guest, notice: &Exchange) -> bool {
+        let wanted = notice.method.as_str() != Method::LOG_MESSAGE
+            || guest.wants(notice.request.value().get("level").and_then(Value::as_str));
+        if let (false, Some(server)) = (wanted, &notice.server) {
+            self.drops.count(server, &guest.principal.kind, DropReason::Level);
+        }
+        wanted
+    }
+
+    /// Leaves a call waiting, and tells its client what the server asks.
+    fn park(&self, making: &Making<'_>, mut parked: Parked) -> Result<Answer, Refusal> {
+        if self.closing.is_cancelled() {
+            return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
+        }
+        parked.pause();
+        let requests: Vec<_> = parked.open.iter().map(Open::request).collect();
+        let limit = Duration::from_secs(self.config.limits.question_s).min(TTL);
+        let owner = making.guest.principal.kind.clone();
+        let key = self.parked.park(owner, parked, limit)?;
+        let state = self.seal_state(making.server, making.exchange, &State::Parked(key))?;
+        let parts: [&[u8]; 5] = [
+            b"{\"resultType\":\"input_required\",\"inputRequests\":{",
+            &requests.join(&b","[..]),
+            b"},\"requestState\":",
+            &state,
+            b"}",
+        ];
+        Ok(Answer::Result(Payload::new(parts.concat().into())))
+    }
+
+    /// Takes a parked call up with what the client answered.
+    async fn resume(
+        self: &Arc<Self>,
+        making: &Making<'_>,
+        mut parked: Parked,
+    ) -> Result<Answer, Refusal> {
+        let given = Object::parse(making.exchange.request.raw().clone())
+            .ok()
+            .and_then(|params| params.object("inputResponses"));
+        for open in std::mem::take(&mut parked.open) {
+            match given.as_ref().and_then(|given| given.get(open.key())) {
+                // On a task of its own, so that it is recorded to its end.
+                Some(result) => {
+                    let party = Party::Client(making.guest.principal.kind.clone());
+                    let weight = Weight::of(&result);
+                    let settled = in_turns(party, weight, open.settle(result));
+                    drop(self.tasks.spawn(settled).await);
+                }
+                None => parked.open.push(open),
+            }
+        }
+        if !parked.open.is_empty() {
+            return self.park(making, parked);
+        }
+        let (dialogue, (instance, running)) = parked.resume();
+        match self.converse(making, (&instance, &running), dialogue).await {
+            Talk::Over(reply) => {
+                let reply = reply.map_err(|failure| failed(&failure, making))?;
+                self.translated(making, running.greeting.revision, reply)
+            }
+            Talk::Asks(dialogue, open) => {
+                self.park(making, Parked::new(dialogue, open, (instance, running)))
+            }
+        }
+    }
+
+    /// Puts all that a modern server asks in a result to a legacy client; the answers by their
+    /// keys.
+    async fn gather(
+        self: &Arc<Self>,
+        making: &Making<'_>,
+        asked: &Object,
+    ) -> Result<Vec<(String, Bytes)>, Refusal> {
+        let misbehaved = || {
+            failed(&Failure::Misbehaved("its `inputRequests` are not as specified".into()), making)
+        };
+        let Some(requests) = asked.get("inputRequests") else {
+            tokio::time::sleep(AGAIN).await;
+            return Ok(Vec::new());
+        };
+        let requests = Object::parse(requests)
+            .ok()
+            .filter(|requests| requests.keys().count() <= QUESTIONS)
+            .ok_or_else(misbehaved)?;
+        let over = CancellationToken::new();
+        let _over = over.clone().drop_guard();
+        let mut waiting = Vec::new();
+        for key in requests.keys() {
+            let request = requests.object(key).ok_or_else(misbehaved)?;
+            let method = request.string("method").ok_or_else(misbehaved)?;
+            let (sender, answer) = oneshot::channel();
+            let way = Way {
+                server: making.server.name.clone(),
+                instance: None,
+                out: Some(making.notices.clone()),
+                clock: None,
+                over: over.clone(),
+            };
+            // The id is nobody's: the server knows the question by its key.
+            let question = (Id::from(0), Method::new(&method), request.get("params"));
+            self.put(making.guest.clone(), way, question, sender);
+            waiting.push((key.to_owned(), method, answer));
+        }
+        let mut answers = Vec::new();
+        for (key, method, answer) in waiting {
+            let text = answer.await.unwrap_or_default();
+            let frame = Object::parse(text).map_err(|_| misbehaved())?;
+            match frame.get("result") {
+                Some(result) => answers.push((key, result)),
+                // Who does not answer a form cancels it; for the rest there are no such words.
+                None if method == Method::ELICIT => {
+                    answers.push((key, Bytes::from_static(b"{\"action\":\"cancel\"}")));
+                }
+                None => {
+                    return Err(Refusal::new(
+                        Code::ClientUnavailable,
+                        "the server asked for something that the client did not give",
+                    )
+                    .detail("its `inputRequests` were not all answered"));
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    /// A server's reply in the client's words.
+    fn translated(
+        &self,
+        making: &Making<'_>,
+        revision: Revision,
+        reply: Reply,
+    ) -> Result<Answer, Refusal> {
+        let (method, client) = (&making.exchange.method, making.guest.revision);
+        match reply {
+            Reply::Error(error) => {
+                let error = era::error(error, method, revision, client);
+                Ok(Answer::Error(Payload::new(error)))
+            }
+            Reply::Result(result) => {
+                let result = era::result(result, method, revision, client)
+                    .map_err(|why| failed(&Failure::Misbehaved(why.into()), making))?;
+                if revision.is_modern() && client.is_modern() {
+                    return self.sealed(making, result);
+                }
+                Ok(Answer::Result(Payload::new(result)))
+            }
+        }
+    }
+
+    /// A modern result with the server's own `requestState` sealed into one of ours.
+    fn sealed(&self, making: &Making<'_>, result: Bytes) -> Result<Answer, Refusal> {
+        let plain = |result| Ok(Answer::Result(Payload::new(result)));
+        if !portcullis_protocol::codec::may_have(&result, "requestState") {
+            return plain(result);
+        }
+        let Ok(object) = Object::parse(result.clone()) else { return plain(result) };
+        if ResultKind::of(&object) != ResultKind::InputRequired {
+            return plain(result);
+        }
+        match object.string("requestState") {
+            Some(own) => {
+                let state = self.seal_state(making.server, making.exchange, &State::Server(own))?;
+                plain(object.with(&[("requestState", Some(&state))]))
+            }
+            None => plain(result),
+        }
+    }
+}
+
+/// Waits until a moment; for ever where there is none yet.
+async fn expired(until: Option<tokio::time::Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells a server which log messages its client wants, where it does not know that yet.
+pub(super) async fn set_level(
+    instance: &Arc<Instance>,
+    running: &Arc<Running>,
+    level: &'static str,
+) -> Result<(), Failure> {
+    if !running.greeting.offers("logging") || *running.level.lock() == Some(level) {
+        return Ok(());
+    }
+    let params = json!({ "level": level }).to_string();
+    let limit = Duration::from_secs(10);
+    let call = Call::own(Method::SET_LEVEL, Some(params.into()), limit);
+    if let Reply::Result(_) = instance.call(running, call).await? {
+        *running.level.lock() = Some(level);
+    }
+    Ok(())
+}
+
+fn failed(failure: &Failure, making: &Making<'_>) -> Refusal {
+    let (decision, server) = (making.exchange.id, &making.server.name);
+    tracing::warn!(%decision, %server, %failure, "a call failed");
+    failure.refusal(server)
+}
+
+/// The `params` of the next try, with what the client answered and the server's own state.
+fn again(params: Option<&Bytes>, asked: &Object, answers: &[(String, Bytes)]) -> Bytes {
+    let empty = Bytes::from_static(b"{}");
+    let pairs: Vec<_> = answers.iter().map(|(key, text)| (key.as_str(), Some(&text[..]))).collect();
+    let responses = Object::parse(empty.clone()).map(|object| object.with(&pairs)).ok();
+    let state = asked.get("requestState");
+    let edits = [
+        ("inputResponses", responses.as_deref().filter(|_| !answers.is_empty())),
+        ("requestState", state.as_deref()),
+    ];
+    let params = params.unwrap_or(&empty);
+    Object::parse(params.clone()).map_or_else(|_| params.clone(), |object| object.with(&edits))
+}
+
+/// The `params` for a server: what the client sent where nobody changed it, in the words of the
+/// server's era.
+fn outgoing(making: &Making<'_>, server: Revision) -> Option<Bytes> {
+    let raw = making.exchange.request.raw();
+    let guest = making.guest;
+    let speaker = Speaker {
+        revision: guest.revision,
+        capabilities: guest.abilities.raw().clone(),
+        info: guest.info.clone(),
+        level: guest.level.map(|level| level.as_str()),
+    };
+    if let Some(translated) = era::params(raw, &speaker, server) {
+        return Some(translated);
+    }
+    let sent = match &making.frame.kind {
+        Kind::Request { params, .. } | Kind::Notification { params, .. } => params.is_some(),
+        _ => false,
+    };
+    (sent || raw.as_ref() != b"{}").then(|| raw.clone())
+}

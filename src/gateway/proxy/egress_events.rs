@@ -1,0 +1,66 @@
+//! Events made of connections that servers open through the proxy.
+
+use portcullis_audit::record::{Happening, ReachEnd, Reached, Reaching, clip_words, micros, rule};
+use portcullis_egress::{Attempt, End, Outcome};
+use portcullis_protocol::{identity::PrincipalKind, refusal};
+use portcullis_runtime::egress_netns::EgressContext;
+
+/// The event that is recorded before a server is connected.
+pub(super) fn reaching(
+    reacher: &EgressContext,
+    attempt: &Attempt,
+    rules: &[refusal::Rule],
+    revision: &str,
+) -> Happening {
+    Happening::ServerReaching(Reaching {
+        launch: reacher.launch,
+        server: reacher.server.to_string(),
+        principal: reacher.principal.get().map(PrincipalKind::name),
+        connection: attempt.number,
+        host: attempt.host.plain(),
+        port: attempt.port,
+        protocol: attempt.protocol.as_str().to_owned(),
+        rules: rules.iter().map(rule).collect(),
+        policy_revision: revision.to_owned(),
+    })
+}
+
+/// The event of a connection that ended, with the policies that refused it, where they did.
+pub(super) fn reached(
+    reacher: &EgressContext,
+    outcome: &Outcome,
+    forbidden: Option<(&[refusal::Rule], &str)>,
+) -> Happening {
+    let attempt = outcome.attempt.as_ref();
+    let (code, reason) = match &outcome.end {
+        End::Refused(refusal) => (Some(refusal.code()), Some(refusal.to_string())),
+        End::Revoked(why) => (Some("policy"), Some(why.clone())),
+        _ => (None, None),
+    };
+    let (rules, revision) = forbidden.unzip();
+    Happening::ServerReached(Box::new(Reached {
+        launch: reacher.launch,
+        server: reacher.server.to_string(),
+        principal: reacher.principal.get().map(PrincipalKind::name),
+        connection: attempt.map(|attempt| attempt.number),
+        host: attempt.map(|attempt| attempt.host.plain()),
+        port: attempt.map(|attempt| attempt.port),
+        protocol: attempt.map(|attempt| attempt.protocol.as_str().to_owned()),
+        address: outcome.address.map(|address| address.to_string()),
+        up: outcome.up,
+        down: outcome.down,
+        took_us: micros(outcome.duration),
+        end: match &outcome.end {
+            End::Refused(_) => ReachEnd::Refused,
+            End::Closed => ReachEnd::Closed,
+            End::Broken => ReachEnd::Broken,
+            End::Idle => ReachEnd::Idle,
+            End::Revoked(_) => ReachEnd::Revoked,
+            End::Stopped => ReachEnd::Stopped,
+        },
+        code: code.map(str::to_owned),
+        reason: reason.map(|reason| clip_words(&reason)),
+        rules: rules.unwrap_or_default().iter().map(rule).collect(),
+        policy_revision: revision.map(str::to_owned),
+    }))
+}

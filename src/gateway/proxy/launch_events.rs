@@ -1,0 +1,185 @@
+//! Events made of what becomes of servers.
+
+use portcullis_audit::record::{
+    ByHand, Egress, HandedBy, Happening, ImageDid, ImageDone, ImageResolved, LaunchRefused,
+    Launched, Launching, PlaceKind, SecretHanded, SecretSource, bare_uri, era, micros, rule,
+};
+use portcullis_protocol::{identity::PrincipalKind, names::ServerName, refusal};
+use portcullis_runtime::process::Origin;
+use portcullis_upstream::{
+    By, Handing, Place, Started,
+    images::{Failed, Pulled},
+};
+use portcullis_vault::Source;
+
+/// The event of a server's start.
+pub(super) fn launched(server: &ServerName, started: Started) -> Launched {
+    let Started { launch, place, process, origin, party, revision, server_info, took } = started;
+    let Origin { program, image_ref, image, profile, deviations, egress_tried } = origin;
+    Launched {
+        launch,
+        server: server.to_string(),
+        kind: kind(&place),
+        reason: match &place {
+            Place::Remote { .. } => "the config names a URL".to_owned(),
+            Place::Container { why } | Place::Sandbox { why } => why.clone(),
+        },
+        place: match &place {
+            Place::Remote { url } => url.clone(),
+            Place::Container { .. } | Place::Sandbox { .. } => process,
+        },
+        program,
+        image_ref,
+        image,
+        profile,
+        deviations,
+        egress_tried,
+        principal: party.as_ref().map(PrincipalKind::name),
+        era: era(revision),
+        revision: revision.to_string(),
+        server_info,
+        took_us: micros(took),
+    }
+}
+
+/// The events that are recorded before a server is started.
+pub(super) fn launching(
+    server: &ServerName,
+    launching: &portcullis_upstream::Launching,
+    rules: &[refusal::Rule],
+    revision: &str,
+) -> Vec<Happening> {
+    let portcullis_upstream::Launching { launch, place, program, party, way, handing, resolved } =
+        launching;
+    let (launch, server) = (*launch, server.to_string());
+    let principal = party.as_ref().map(PrincipalKind::name);
+    let found_out = resolved.as_ref().map(|(image, digest)| {
+        let (server, image, digest) = (server.clone(), image.clone(), digest.clone());
+        Happening::ImageResolved(ImageResolved { launch, server, image, digest })
+    });
+    let mut all: Vec<Happening> = found_out.into_iter().collect();
+    all.push(Happening::ServerLaunching(Launching {
+        launch,
+        server: server.clone(),
+        kind: kind(place),
+        program: match place {
+            Place::Remote { url } => url.clone(),
+            Place::Container { .. } | Place::Sandbox { .. } => bare_uri(&program.name),
+        },
+        digest: program.digest.clone(),
+        deviations: program.deviations.iter().map(|key| (*key).to_owned()).collect(),
+        signers: program.signed.signers.clone(),
+        attested: program.signed.attested.clone(),
+        principal: principal.clone(),
+        rules: rules.iter().map(rule).collect(),
+        policy_revision: revision.to_owned(),
+    }));
+    all.extend(way.as_ref().map(|way| {
+        Happening::EgressOpened(Egress {
+            launch,
+            server: server.clone(),
+            principal: principal.clone(),
+            encrypted: way.url.starts_with("https://"),
+            url: way.url.clone(),
+            protocol: way.protocol.to_owned(),
+        })
+    }));
+    if !handing.is_empty() {
+        let secrets = handing.iter().map(handed).collect();
+        all.push(Happening::SecretsHanded { launch, server, principal, secrets });
+    }
+    all
+}
+
+/// The event of an image's pull that ended.
+pub(super) fn pulled(server: &ServerName, pulling: portcullis_upstream::Pulling) -> Happening {
+    let portcullis_upstream::Pulling { launch, image, digest, outcome } = pulling;
+    let what = pull_outcome(outcome);
+    ImageDone { server: server.clone(), image, digest, what }
+        .on_record(Some(launch), ByHand::default())
+}
+
+/// The outcome of a pull as records have it.
+pub fn pull_outcome(outcome: Result<Pulled, Failed>) -> ImageDid {
+    match outcome {
+        Ok(Pulled { platform, size, took }) => {
+            ImageDid::Pulled { platform, size, took_us: micros(took) }
+        }
+        Err(failed) => ImageDid::NotPulled { reason: failed.to_string() },
+    }
+}
+
+/// The event that is recorded before a running server gets new values of secrets in files.
+pub(super) fn handed_again(
+    server: &ServerName,
+    launching: &portcullis_upstream::Launching,
+    secrets: &[String],
+) -> Happening {
+    let files = launching
+        .handing
+        .iter()
+        .filter(|handing| handing.by == By::File && secrets.contains(&handing.secret));
+    Happening::SecretsHanded {
+        launch: launching.launch,
+        server: server.to_string(),
+        principal: launching.party.as_ref().map(PrincipalKind::name),
+        secrets: files.map(handed).collect(),
+    }
+}
+
+/// The event of a start that policies do not permit: the action that they refuse, and its target.
+pub(super) fn launch_refused(
+    server: &ServerName,
+    launching: &portcullis_upstream::Launching,
+    (action, target): (&str, &str),
+    rules: &[refusal::Rule],
+    revision: &str,
+) -> Happening {
+    Happening::ServerLaunchRefused(LaunchRefused {
+        launch: launching.launch,
+        server: server.to_string(),
+        kind: kind(&launching.place),
+        principal: launching.party.as_ref().map(PrincipalKind::name),
+        action: action.to_owned(),
+        target: bare_uri(target),
+        rules: rules.iter().map(rule).collect(),
+        policy_revision: revision.to_owned(),
+    })
+}
+
+/// The source of a secret as records have it.
+pub(super) fn source(source: &Source) -> SecretSource {
+    match source {
+        Source::Env(_) => SecretSource::Env,
+        Source::File(_) => SecretSource::File,
+        Source::Dotenv { .. } => SecretSource::Dotenv,
+        Source::Keyring { .. } => SecretSource::Keyring,
+        Source::Keyctl(_) => SecretSource::Keyctl,
+        Source::DockerPass(_) => SecretSource::DockerPass,
+        Source::DockerCredential { .. } => SecretSource::DockerCredential,
+        Source::Vault { .. } => SecretSource::Vault,
+        Source::Age { .. } => SecretSource::Age,
+    }
+}
+
+/// Where a server runs as records have it.
+pub(super) fn kind(place: &Place) -> PlaceKind {
+    match place {
+        Place::Container { .. } => PlaceKind::Container,
+        Place::Sandbox { .. } => PlaceKind::Sandbox,
+        Place::Remote { .. } => PlaceKind::Remote,
+    }
+}
+
+fn handed(handing: &Handing) -> SecretHanded {
+    SecretHanded {
+        secret: handing.secret.clone(),
+        source: source(&handing.source),
+        by: match handing.by {
+            By::Environment => HandedBy::Environment,
+            By::File => HandedBy::File,
+            By::Header => HandedBy::Header,
+        },
+        own: handing.client.is_some(),
+    }
+}

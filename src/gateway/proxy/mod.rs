@@ -1,0 +1,397 @@
+//! The proxy: assembles the way of a message, and is the only room that names every stage.
+//!
+//! `way` takes one exchange through all stages; `told` is what a client says that asks nothing;
+//! `own` has the answers that the proxy gives itself; `call` makes one call at a server
+//! (`dialogue`), whatever the two eras; `questions` puts to clients what servers ask, `parked` and
+//! `state` have it wait for clients that are stateless; `listen` knows who hears of changes,
+//! `subscriptions` of which resources, `tasks` whose task is whose; `guest` is a client with what
+//! it says of itself. `lists` puts the merged lists together; `params` holds headers that repeat
+//! arguments against them; `recording` puts exchanges on record, `presence` who came and went,
+//! `reloads` which policies decide, `following` which servers there are, `secrets` what they are
+//! handed, `files` what changes beside them; `obligations` does what policies ask for beside their
+//! decision, `approve` asks a person; `places` bounds what a principal has under way; `refusals`
+//! bounds how many of them are recorded one by one; `servers` hears what servers say on their own,
+//! `own_acts` has policy decide what is done to start them; `assembly` puts it all together from a
+//! config.
+
+mod approve;
+mod assembly;
+mod beginning;
+mod call;
+mod dialogue;
+mod egress_events;
+mod files;
+mod following;
+mod guest;
+mod keeping;
+mod launch_events;
+mod listen;
+mod lists;
+mod memory;
+mod obligations;
+mod own;
+mod own_acts;
+mod params;
+mod parked;
+mod places;
+mod plugins;
+mod presence;
+mod questions;
+mod reaching;
+mod recording;
+mod refusals;
+mod reloads;
+mod secrets;
+mod servers;
+mod sight;
+mod spelling;
+mod state;
+mod subscriptions;
+mod tasks;
+mod told;
+mod way;
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use crate::{
+    approval::Approvals,
+    router::Router,
+    session::{Calls, Session, Sessions},
+};
+use portcullis_audit::{Arrival, Audit, Refused, export::Streams};
+use portcullis_chain::{Chain, Party, Weight, in_turns};
+use portcullis_config::Config;
+use portcullis_foundation::{allocator::Returning, fair_semaphore::FairSemaphore};
+use portcullis_interceptors::{policy::PolicyGate, secrets::Scrubber};
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    codec::{Caps, Frame, Id},
+    exchange::{Revision, Transport},
+    identity::{Principal, PrincipalKind},
+    names::DecisionId,
+    refusal::{Code, Refusal},
+    seal::Seal,
+};
+use portcullis_telemetry::Metrics;
+use portcullis_upstream::{Launcher, Server};
+
+use dialogue::UnderWay;
+use following::Following;
+use listen::Listeners;
+use memory::MessageMemory;
+use obligations::{Carried, Rates};
+use parked::Lot;
+use places::Permits;
+use presence::{Drops, Expected, Presence};
+use refusals::Refusals;
+use reloads::Revisions;
+use subscriptions::Subscriptions;
+use tasks::Tasks;
+
+pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor};
+pub use beginning::{not_started, record_alone, record_client_alone, record_images_alone};
+pub use files::Files;
+pub use keeping::prune_alone;
+pub use launch_events::pull_outcome;
+pub use memory::Incoming;
+pub use places::Place;
+pub use plugins::{Handed as PluginSecrets, artifacts, permits, ungranted};
+pub use presence::CLIENT_CHANGED;
+
+/// How long calls under way may take to end when the proxy stops.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long exports may take to deliver the last records when the proxy stops.
+const LAST_EXPORT: Duration = Duration::from_secs(5);
+/// Notifications of one exchange that may wait for a client that does not read.
+const NOTICES: usize = 256;
+
+/// The running proxy.
+pub struct Proxy {
+    pub config: Arc<Config>,
+    pub router: Router,
+    pub sessions: Sessions,
+    pub audit: Audit,
+    /// The streams of audit records to elsewhere.
+    pub exports: Streams,
+    pub metrics: Arc<Metrics>,
+    pub policies: Arc<portcullis_policy::Engine>,
+    pub launcher: Arc<Launcher>,
+    /// Seals what clients keep for us.
+    pub seal: Arc<Seal>,
+    /// The policies that are on record.
+    revisions: Revisions,
+    gate: Arc<PolicyGate>,
+    scrubber: Arc<Scrubber>,
+    /// Large bodies that are looked through for secrets, to be kept.
+    looking: FairSemaphore<PrincipalKind>,
+    memory: MessageMemory,
+    /// Gives memory of large messages back to the system.
+    returning: Returning,
+    presence: Presence,
+    drops: Drops,
+    expected: Expected,
+    /// Calls that wait for a person.
+    pub approvals: Arc<Approvals>,
+    labels: Carried,
+    rates: Rates,
+    chain: Chain,
+    /// Exchanges under way, by principal.
+    permits: Mutex<HashMap<PrincipalKind, Permits>>,
+    refusals: Refusals,
+    under_way: Arc<UnderWay>,
+    parked: Lot,
+    listeners: Listeners,
+    subscriptions: Subscriptions,
+    /// Held by whoever takes a config that was read again.
+    follows: tokio::sync::Mutex<()>,
+    following: Mutex<Following>,
+    /// Servers that are in the config no more, until they are gone.
+    retired: Mutex<Vec<Arc<Server>>>,
+    /// What ends them.
+    retiring: TaskTracker,
+    /// Done once they need wait for no call any more.
+    ending: CancellationToken,
+    task_log: Tasks,
+    tasks: TaskTracker,
+    /// Other files of secrets may have to be followed.
+    secrets_moved: Notify,
+    closing: CancellationToken,
+}
+
+/// Who sends a message, and how it came.
+#[derive(Clone)]
+pub struct Caller {
+    pub principal: Arc<Principal>,
+    pub transport: Transport,
+    pub client_addr: Option<SocketAddr>,
+    pub view: View,
+    /// The legacy session; `initialize` comes without one.
+    pub session: Option<Arc<Session>>,
+    /// What the client has under way, where it can cancel by an id.
+    pub calls: Option<Arc<Calls>>,
+    pub revision: Revision,
+    /// The `Mcp-Param-*` headers of a modern message, where it came with headers to be held
+    /// against its body.
+    pub headers: Option<Arc<HeaderMap>>,
+}
+
+/// A message on its way.
+pub struct Ticket {
+    /// Notifications for the client that belong to it, as they come.
+    pub notices: mpsc::Receiver<Bytes>,
+    /// What became of it.
+    pub answer: oneshot::Receiver<Answered>,
+    /// Dropping it cancels the exchange.
+    pub cancel: DropGuard,
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub struct Answered {
+    /// The text of the answer; for a notification only that of its refusal, which a transport
+    /// with a channel for it may hand out. It holds its principal's [`Place`] until
+    /// it is dropped, so that answers that nobody reads are bounded as messages are.
+    pub text: Option<Bytes>,
+    /// The code of a refusal.
+    pub refused: Option<Code>,
+    /// The code in the `error` that it is, a server's or of a refusal.
+    pub error: Option<i64>,
+    /// The session that an `initialize` opened.
+    pub session: Option<Arc<Session>>,
+}
+
+/// Where an address's limits are counted: the address itself, or an IPv6 address's /64, the
+/// whole of which one machine has.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        v4 => v4,
+    }
+}
+
+impl Proxy {
+    /// Sends a message on its way, from the place that its principal took for it. It goes on by
+    /// itself; dropping the ticket cancels it.
+    pub fn take(self: &Arc<Self>, caller: Caller, frame: Frame, place: Place) -> Ticket {
+        let (notices, receiver) = mpsc::channel(NOTICES);
+        let (sender, answer) = oneshot::channel();
+        let cancel = CancellationToken::new();
+        let guard = cancel.clone().drop_guard();
+        let proxy = self.clone();
+        let party = Party::Client(caller.principal.kind.clone());
+        let weight = Weight::of(frame.raw());
+        let work = async move {
+            let who = &caller.principal.kind;
+            let fits = proxy.fits(&place, &frame);
+            // Held until the exchange is over, and its parsed form with it.
+            let mut answered =
+                match fits.and_then(|()| proxy.memory.reserve_parsed(who, frame.counts)) {
+                    Ok(_parsed) => proxy.exchange(caller, frame, notices, cancel).await,
+                    Err(refusal) => proxy.crowded_out(&caller, &frame, refusal).await,
+                };
+            answered.text = answered.text.map(|text| place.hold(text));
+            // The client may be gone; what happened is recorded all the same.
+            let _ = sender.send(answered);
+        };
+        self.tasks.spawn(in_turns(party, weight, work));
+        Ticket { notices: receiver, answer, cancel: guard }
+    }
+
+    /// Records a refusal of a message that did not become an exchange, and makes its answer. The
+    /// refusals of a flood are recorded together, under the decision id that they share.
+    pub async fn turn_away(
+        &self,
+        refusal: &Refusal,
+        transport: Transport,
+        client_addr: Option<SocketAddr>,
+        principal: Option<&Principal>,
+        message: Option<&[u8]>,
+        id: Option<&Id>,
+    ) -> Bytes {
+        self.metrics.refusal(refusal.code);
+        self.metrics.error(refusal.code.rpc().into());
+        let answer =
+            |decision| Frame::error(id, refusal.to_rpc_error(decision).to_string().as_bytes());
+        if let Some(summary) = self.refusals.on_arrival(refusal.code, principal, client_addr) {
+            summary.on_record(&self.audit).await;
+            tracing::debug!(decision = %summary.id, code = %refusal.code, "refused on arrival, one of many");
+            return answer(summary.id);
+        }
+        let decision = DecisionId::next();
+        let arrival = Arrival {
+            id: decision,
+            at: jiff::Timestamp::now(),
+            transport,
+            client_addr,
+            principal,
+            message,
+        };
+        tracing::info!(%decision, code = %refusal.code, detail = refusal.detail, "refused on arrival");
+        let made = async { Refused::on_arrival(arrival, refusal, self.audit.key()) };
+        let record = match principal {
+            Some(principal) => {
+                let party = Party::Client(principal.kind.clone());
+                in_turns(party, message.map_or(Weight::NONE, Weight::of), made).await
+            }
+            None => made.await,
+        };
+        if let Err(error) = self.audit.refused(record).await {
+            tracing::error!(%decision, %error, "a refusal could not be recorded");
+        }
+        answer(decision)
+    }
+
+    /// Whether one more refusal of this user, with this code, at the admin socket gets a record of
+    /// its own; if not, it is counted.
+    pub fn records_admin_refusal(&self, user: &str, code: &'static str) -> bool {
+        self.refusals.of_admin(user, code)
+    }
+
+    /// A text of a client's or a server's as a log may show it.
+    fn shown(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        self.scrubber.scrub(&mut text);
+        text
+    }
+
+    /// A body of this client, as it arrives.
+    pub fn incoming<'a>(&'a self, principal: &'a Principal) -> Incoming<'a> {
+        Incoming::new(&self.memory, &principal.kind)
+    }
+
+    /// A message of this client that arrived whole, counted as [`incoming`](Self::incoming) ones are.
+    ///
+    /// # Errors
+    /// `rate-limited` where there is no memory for it.
+    pub fn arrived(&self, principal: &Principal, text: Bytes) -> Result<Bytes, Refusal> {
+        self.memory.hold(&principal.kind, text)
+    }
+
+    /// What is taken of a client's message.
+    pub fn request_caps(&self) -> Caps {
+        self.config.limits.request_caps()
+    }
+
+    /// Done once the proxy takes no more messages.
+    pub fn closing(&self) -> &CancellationToken {
+        &self.closing
+    }
+
+    /// Stops: takes no more messages, lets those under way end for a while, ends the servers.
+    pub async fn close(&self, reason: &str) {
+        self.closing.cancel();
+        self.parked.clear();
+        self.tasks.close();
+        let began = Instant::now();
+        if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!(under_way = self.tasks.len(), "calls were still under way at the end");
+        } else {
+            tracing::debug!(took = ?began.elapsed(), "all calls ended");
+        }
+        self.parked.clear();
+        let servers = self.router.servers(&View::All);
+        self.ending.cancel();
+        self.retiring.close();
+        let stopped = async {
+            let all = futures_util::future::join_all(servers.iter().map(|server| async {
+                server.close("the proxy stops").await;
+                server.flush().await;
+            }));
+            tokio::join!(all, self.retiring.wait())
+        };
+        // A server that is just being started is not waited for: what it has become by then is
+        // ended by the reaping below, or with this process.
+        if tokio::time::timeout(DRAIN, stopped).await.is_err() {
+            tracing::warn!("not every server could be stopped in time");
+        }
+        if let Ok(engine) = self.launcher.engine.now()
+            && let Err(fault) = engine.reap(&self.launcher.instance).await
+        {
+            tracing::warn!(%fault, "containers could not be cleaned away");
+        }
+        let counts = async {
+            self.summarize_refusals(true).await;
+            self.tell_of_drops().await;
+        };
+        if tokio::time::timeout(DRAIN, counts).await.is_err() {
+            tracing::error!("the last counts of refusals and dropped messages are not on record");
+        }
+        let what =
+            portcullis_audit::record::Happening::ProxyStopped { reason: Some(reason.to_owned()) };
+        if let Err(error) = self.audit.event(what).await {
+            tracing::error!(%error, "the end could not be recorded");
+        }
+        self.exports.finish(LAST_EXPORT).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_counts_as_its_network() {
+        for (address, counted) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ] {
+            let counted: IpAddr = counted.parse().unwrap();
+            assert_eq!(network(address.parse().unwrap()), counted, "{address}");
+        }
+    }
+}

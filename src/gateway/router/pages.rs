@@ -1,0 +1,194 @@
+//! Merged lists, a page at a time.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Router, Sight, catalog::Catalog, shelf::Shelf};
+use portcullis_protocol::{
+    codec::Object,
+    exchange::{Definition, View},
+    names::ServerName,
+    refusal::Refusal,
+};
+use portcullis_upstream::Offer;
+
+/// What a page may hold. One item it always may.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    pub items: usize,
+    pub bytes: usize,
+}
+
+/// A part of a list, in the order of the config and then of each server.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// Each item's text.
+    pub items: Vec<Bytes>,
+    /// Where the next page begins, where there is more.
+    pub next: Option<Mark>,
+}
+
+/// The last item of a page. What comes and goes before it moves nothing behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    #[serde(rename = "s")]
+    server: ServerName,
+    #[serde(rename = "n")]
+    name: String,
+    /// Where it stood, should it be gone.
+    #[serde(rename = "a")]
+    at: usize,
+}
+
+/// One server's part of a list.
+struct Part {
+    shelf: Arc<Shelf>,
+    /// Its place in the config.
+    at: usize,
+    catalog: Arc<Catalog>,
+}
+
+impl Router {
+    /// What a list shows in this view: each visible item's text, renamed where the view has
+    /// prefixes. Among several servers one that fails is left out.
+    ///
+    /// # Errors
+    /// Where the view's only server does not say what it has.
+    pub async fn list(
+        &self,
+        view: &View,
+        offer: Offer,
+        sight: &dyn Sight,
+        after: Option<&Mark>,
+        room: Room,
+    ) -> Result<Page, Refusal> {
+        let shelves = self.shelves.load_full();
+        let parts = match view {
+            View::One(name) => {
+                let shelf = self.shelf(name)?;
+                let catalog = shelf.here(offer).await;
+                let catalog = catalog.map_err(|failure| failure.refusal(name))?;
+                vec![Part { shelf, at: 0, catalog }]
+            }
+            View::All => {
+                let seen = shelves.values().enumerate();
+                let seen = seen.filter(|(_, shelf)| sight.server(&shelf.server.name));
+                join_all(seen.map(async |(at, shelf)| {
+                    let catalog = shelf.soon(offer).await.unwrap_or_default();
+                    Part { shelf: shelf.clone(), at, catalog }
+                }))
+                .await
+            }
+        };
+        let begin = after.map(|mark| {
+            let place = match view {
+                View::One(_) => 0,
+                View::All => shelves.get_index_of(&mark.server).unwrap_or(usize::MAX),
+            };
+            (mark, place)
+        });
+        let mut page = Page::default();
+        let mut left = room.bytes;
+        let mut last = None;
+        for part in &parts {
+            let names: Vec<(&str, &Arc<Definition>)> = match view {
+                View::One(_) => {
+                    part.catalog.items().iter().map(|item| (&*item.name, item)).collect()
+                }
+                View::All => {
+                    part.catalog.entries().iter().map(|entry| (&*entry.name, &entry.item)).collect()
+                }
+            };
+            let skipped = match begin {
+                Some((_, place)) if part.at < place => continue,
+                Some((mark, place)) if part.at == place => names
+                    .iter()
+                    .position(|(name, _)| *name == mark.name)
+                    .map_or(mark.at.min(names.len()), |at| at + 1),
+                _ => 0,
+            };
+            for (at, (name, item)) in names.into_iter().enumerate().skip(skipped) {
+                if !sight.item(offer, item) || self.shown_before(&parts, part, offer, name, sight) {
+                    continue;
+                }
+                let text = outward(item, offer, name);
+                if let Some(last) = last.take()
+                    && (page.items.len() >= room.items.max(1) || text.len() > left)
+                {
+                    page.next = Some(last);
+                    return Ok(page);
+                }
+                left = left.saturating_sub(text.len());
+                page.items.push(text);
+                let server = part.shelf.server.name.clone();
+                last = Some(Mark { server, name: name.to_owned(), at });
+            }
+        }
+        Ok(page)
+    }
+
+    /// Whether a resource or a template is an earlier server's: that of the first in the config that
+    /// has it and could be asked for it by this principal. One that is away keeps what it had.
+    fn shown_before(
+        &self,
+        parts: &[Part],
+        part: &Part,
+        offer: Offer,
+        name: &str,
+        sight: &dyn Sight,
+    ) -> bool {
+        matches!(offer, Offer::Resources | Offer::Templates)
+            && parts.iter().take_while(|earlier| earlier.at < part.at).any(|earlier| {
+                let known = earlier.shelf.known(offer);
+                known
+                    .as_ref()
+                    .and_then(|catalog| catalog.get(name))
+                    .is_some_and(|item| sight.item(offer, item))
+            })
+    }
+
+    /// What an operator should know of one server's lists.
+    pub fn notices(&self, server: &ServerName) -> Vec<String> {
+        let Ok(shelf) = self.shelf(server) else { return Vec::new() };
+        let shelves = self.shelves.load_full();
+        let mut notices = shelf.notices();
+        for (offer, what) in [(Offer::Resources, "resources"), (Offer::Templates, "templates")] {
+            let Some(own) = shelf.known(offer) else { continue };
+            let mut shared: HashMap<&ServerName, usize> = HashMap::new();
+            let earlier = || shelves.values().take_while(|other| other.server.name != *server);
+            let earlier: Vec<_> = earlier()
+                .filter_map(|other| Some((&other.server.name, other.known(offer)?)))
+                .collect();
+            for entry in own.entries() {
+                if let Some((first, _)) =
+                    earlier.iter().find(|(_, catalog)| catalog.get(&entry.name).is_some())
+                {
+                    *shared.entry(first).or_default() += 1;
+                }
+            }
+            for (first, _) in &earlier {
+                if let Some(count) = shared.get(first) {
+                    notices.push(format!(
+                        "{count} of its {what} are `{first}`'s in merged lists, which comes first"
+                    ));
+                }
+            }
+        }
+        notices
+    }
+}
+
+/// An item's text under the name that a list has for it.
+fn outward(item: &Definition, offer: Offer, name: &str) -> Bytes {
+    if item.name == name {
+        return item.definition.raw().clone();
+    }
+    match Object::parse(item.definition.raw().clone()) {
+        Ok(object) => object.with(&[(offer.key(), Some(Value::from(name).to_string().as_bytes()))]),
+        Err(_) => item.definition.raw().clone(),
+    }
+}

@@ -1,0 +1,401 @@
+//! Legacy sessions: what a client said when it greeted, what it has under way, and the stream on
+//! which it hears from servers. Modern clients have none.
+//!
+//! INVARIANT: a session belongs to the principal and to the endpoint that opened it. To anybody
+//! else it does not exist.
+
+mod abilities;
+mod asks;
+mod calls;
+mod level;
+mod replay;
+mod stream;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    exchange::{Revision, Transport},
+    identity::{Principal, PrincipalKind},
+    names::{ServerName, SessionId},
+    refusal::{Code, Refusal},
+};
+
+pub use abilities::Abilities;
+pub use asks::{Ask, Asks, Word};
+pub use calls::Calls;
+pub use level::Level;
+pub use replay::Streams;
+pub use stream::{Event, Reader, Stream, TooSlow};
+
+/// One principal may have one of so many parts of all sessions, so that none takes them all.
+const SHARE: usize = 10;
+
+/// One legacy session.
+pub struct Session {
+    pub id: SessionId,
+    owner: Arc<Principal>,
+    view: View,
+    pub revision: Revision,
+    used: Mutex<Instant>,
+    pub calls: Arc<Calls>,
+    /// What servers asked of the client.
+    pub asks: Arc<Asks>,
+    pub abilities: Abilities,
+    /// `clientInfo` of the greeting, as text.
+    pub info: Option<Bytes>,
+    /// How the client reached the proxy.
+    pub transport: Transport,
+    level: Mutex<Option<Level>>,
+    /// The servers that have no more room for an instance of this client alone.
+    pub shares: Mutex<BTreeSet<ServerName>>,
+    requests: AtomicU64,
+    /// What policies and plugins labelled it with so far.
+    pub labels: Mutex<Labels>,
+    /// The event streams on which the client hears from us.
+    pub streams: Streams,
+    ended: CancellationToken,
+    /// Why it ended.
+    why: OnceLock<&'static str>,
+}
+
+/// Labels that the words of one server can give to a session, or to a client without one: a plugin may
+/// make new ones of what it reads, and a server that makes use of that harms itself alone.
+const MOST_LABELS: usize = 64;
+
+/// What a session, or a client without one, was labelled with, and why.
+#[derive(Debug, Clone, Default)]
+pub struct Labels(BTreeMap<String, By>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum By {
+    Policy,
+    /// Of one server, or of several at once, as in merged lists.
+    Words(Option<ServerName>),
+}
+
+impl Labels {
+    /// All of them.
+    pub fn all(&self) -> BTreeSet<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Adds one that a policy gives. Those are the operator's, so there are few.
+    pub fn give(&mut self, label: &str) {
+        self.0.insert(label.to_owned(), By::Policy);
+    }
+
+    /// Adds one that the words of a server got; false where there are too many of that server's.
+    #[must_use]
+    pub fn hear(&mut self, label: &str, server: Option<&ServerName>) -> bool {
+        let by = By::Words(server.cloned());
+        if self.0.contains_key(label) {
+            return true;
+        }
+        if self.0.values().filter(|given| **given == by).count() >= MOST_LABELS {
+            return false;
+        }
+        self.0.insert(label.to_owned(), by);
+        true
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Requests that the session made so far.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request.
+    pub fn count(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The principal that opened it.
+    pub fn owner(&self) -> &Arc<Principal> {
+        &self.owner
+    }
+
+    /// The endpoint that it was opened at.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Opens the stream on which the client hears what answers nothing. The stream before it ends.
+    pub fn listen(&self) -> Reader {
+        self.streams.own().join()
+    }
+
+    /// Whether somebody listens, or may come back to.
+    pub fn is_heard(&self) -> bool {
+        self.streams.own().is_heard()
+    }
+
+    /// Sends a message on the session's own stream; false where it is lost, because nobody listens.
+    pub fn tell(&self, text: Bytes) -> bool {
+        let heard = self.is_heard();
+        if heard {
+            self.streams.own().push(text);
+        }
+        heard
+    }
+
+    /// The least severe log messages that the client wants, where it said so.
+    pub fn level(&self) -> Option<Level> {
+        *self.level.lock()
+    }
+
+    /// Takes note of which log messages the client wants.
+    pub fn set_level(&self, level: Level) {
+        *self.level.lock() = Some(level);
+    }
+
+    /// Done once the session has ended.
+    pub fn ended(&self) -> &CancellationToken {
+        &self.ended
+    }
+
+    /// Why it ended, in words; empty while it has not.
+    pub fn end_reason(&self) -> &'static str {
+        self.why.get().copied().unwrap_or_default()
+    }
+
+    fn end(&self, why: &'static str) {
+        // The first reason is the one.
+        let _ = self.why.set(why);
+        self.ended.cancel();
+        self.streams.end();
+        self.calls.end();
+    }
+}
+
+/// How a client opens a session.
+pub struct Opening {
+    pub owner: Arc<Principal>,
+    pub view: View,
+    pub transport: Transport,
+    pub revision: Revision,
+    pub abilities: Abilities,
+    /// `clientInfo`, as text.
+    pub info: Option<Bytes>,
+}
+
+/// All sessions.
+pub struct Sessions {
+    sessions: Mutex<HashMap<SessionId, Arc<Session>>>,
+    most: usize,
+    idle: Duration,
+}
+
+impl Sessions {
+    /// No sessions yet, at most `most`, each ended after `idle` without use.
+    pub fn new(most: usize, idle: Duration) -> Self {
+        Self { sessions: Mutex::default(), most, idle }
+    }
+
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// A refusal where there are too many.
+    pub fn open(&self, opening: Opening) -> Result<Arc<Session>, Refusal> {
+        let mut random = [0; 24];
+        getrandom::fill(&mut random).map_err(|error| {
+            Refusal::new(Code::InterceptorFault, "no session can be opened")
+                .detail(format!("the system gives no random bytes: {error}"))
+        })?;
+        let of_owner = |s: &&Arc<Session>| s.owner.kind == opening.owner.kind;
+        let budget =
+            self.sessions.lock().values().find(of_owner).map(|s| s.streams.budget().clone());
+        let budget = budget.unwrap_or_default();
+        let session = Arc::new(Session {
+            id: SessionId::presented(&BASE64_URL_SAFE_NO_PAD.encode(random)),
+            owner: opening.owner,
+            view: opening.view,
+            revision: opening.revision,
+            transport: opening.transport,
+            abilities: opening.abilities,
+            info: opening.info,
+            requests: AtomicU64::new(0),
+            labels: Mutex::default(),
+            used: Mutex::new(Instant::now()),
+            calls: Arc::default(),
+            asks: Arc::default(),
+            level: Mutex::default(),
+            shares: Mutex::default(),
+            streams: Streams::new(budget),
+            ended: CancellationToken::new(),
+            why: OnceLock::new(),
+        });
+        let mut sessions = self.sessions.lock();
+        let own = sessions.values().filter(|s| s.owner.kind == session.owner.kind).count();
+        if sessions.len() >= self.most || own >= self.most.div_ceil(SHARE) {
+            return Err(Refusal::new(Code::RateLimited, "too many sessions are open")
+                .detail(format!("limits.sessions = {}", self.most))
+                .retry_after(Duration::from_secs(60)));
+        }
+        sessions.insert(session.id.clone(), session.clone());
+        Ok(session)
+    }
+
+    /// The session that a client presents, where it is its own and of this endpoint.
+    ///
+    /// # Errors
+    /// `session-unknown`, the same whether it never was, ended, or is another's.
+    pub fn find(
+        &self,
+        id: &SessionId,
+        principal: &Principal,
+        view: &View,
+    ) -> Result<Arc<Session>, Refusal> {
+        let session = self.sessions.lock().get(id).cloned();
+        match session {
+            // In other groups, or with another key, it is not whom the session was opened for.
+            Some(session) if *session.owner == *principal && session.view == *view => {
+                *session.used.lock() = Instant::now();
+                Ok(session)
+            }
+            _ => Err(Refusal::new(
+                Code::SessionUnknown,
+                "there is no such session: begin a new one with `initialize`",
+            )),
+        }
+    }
+
+    /// Ends a session, for a reason that goes on record.
+    pub fn close(&self, id: &SessionId, why: &'static str) {
+        if let Some(session) = self.sessions.lock().remove(id) {
+            session.end(why);
+        }
+    }
+
+    /// Ends all sessions of a principal, for a reason that goes on record.
+    pub fn close_of(&self, kind: &PrincipalKind, key: Option<&str>, why: &'static str) {
+        self.sessions.lock().retain(|_, session| {
+            let keep = !session.owner.is(kind, key);
+            if !keep {
+                session.end(why);
+            }
+            keep
+        });
+    }
+
+    /// Ends the sessions that nobody used for too long.
+    pub fn sweep(&self) {
+        let idle = self.idle;
+        self.sessions.lock().retain(|_, session| {
+            let keep = session.used.lock().elapsed() < idle
+                || session.is_heard()
+                || !session.calls.is_empty();
+            if !keep {
+                session.end("nobody used it for `limits.session-idle-s`");
+            }
+            session.streams.sweep();
+            keep
+        });
+    }
+
+    /// The session of this id, whoever asks: for what servers say to it.
+    pub fn get(&self, id: &SessionId) -> Option<Arc<Session>> {
+        self.sessions.lock().get(id).cloned()
+    }
+
+    /// Every session.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        self.sessions.lock().values().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.sessions.lock().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_protocol::codec::Id;
+
+    fn principal(name: &str) -> Arc<Principal> {
+        Arc::new(Principal {
+            kind: PrincipalKind::Client(name.parse().unwrap()),
+            groups: Vec::new(),
+            verified: true,
+            key: None,
+        })
+    }
+
+    fn opening(owner: &Arc<Principal>) -> Opening {
+        Opening {
+            owner: owner.clone(),
+            view: View::All,
+            transport: Transport::Http,
+            revision: Revision::LATEST_LEGACY,
+            abilities: Abilities::default(),
+            info: None,
+        }
+    }
+
+    #[test]
+    fn a_session_is_its_openers_alone() {
+        let sessions = Sessions::new(11, Duration::from_secs(60));
+        let (a, b) = (principal("a"), principal("b"));
+        let session = sessions.open(opening(&a)).unwrap();
+        assert!(sessions.find(&session.id, &a, &View::All).is_ok());
+        let one = View::One("s".parse().unwrap());
+        for result in [
+            sessions.find(&session.id, &b, &View::All),
+            sessions.find(&session.id, &a, &one),
+            sessions.find(&SessionId::presented("x"), &a, &View::All),
+        ] {
+            assert_eq!(result.err().unwrap().code, Code::SessionUnknown);
+        }
+        for _ in 0..2 {
+            sessions.open(opening(&b)).unwrap();
+        }
+        let refusal = sessions.open(opening(&b)).err().unwrap();
+        assert_eq!(refusal.code, Code::RateLimited);
+        sessions.close(&session.id, "the test says so");
+        assert_eq!(session.end_reason(), "the test says so");
+        assert!(sessions.find(&session.id, &a, &View::All).is_err());
+        assert!(session.ended().is_cancelled());
+    }
+
+    #[test]
+    fn idle_sessions_end_and_their_requests_with_them() {
+        let sessions = Sessions::new(2, Duration::ZERO);
+        let session = sessions.open(opening(&principal("a"))).unwrap();
+        let cancel = CancellationToken::new();
+        let under_way = session.calls.begin(&Id::from(1), cancel.clone()).unwrap();
+        sessions.sweep();
+        assert_eq!(sessions.count(), 1);
+        session.calls.cancel(&Id::from(1));
+        assert!(cancel.is_cancelled());
+        drop(under_way);
+        sessions.sweep();
+        assert_eq!(sessions.count(), 0);
+    }
+}

@@ -1,0 +1,235 @@
+//! The streams of a legacy session outlive their readers for a while: what was sent last and what
+//! is not sent yet is kept, so that a client whose connection broke can go on where it was
+//! (`Last-Event-ID`, revision 2025-11-25). What is kept is bounded in events, bytes and time for
+//! each stream, and in bytes for each principal over all its sessions.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+
+use super::stream::{OWN, Reader, Stream};
+use portcullis_protocol::refusal::{Code, Refusal};
+
+/// Bytes that all streams of one principal's sessions keep.
+const BUDGET: usize = 16 << 20;
+/// Streams that a session keeps after their end.
+const STREAMS: usize = 64;
+/// Bytes that may be kept for one principal.
+#[derive(Debug, Default)]
+pub struct Budget(AtomicUsize);
+
+impl Budget {
+    pub(super) fn take(&self, bytes: usize) -> bool {
+        self.0
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|used| *used <= BUDGET)
+            })
+            .is_ok()
+    }
+
+    pub(super) fn give_back(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// The streams of one session.
+pub struct Streams {
+    budget: Arc<Budget>,
+    own: Arc<Stream>,
+    of_requests: Mutex<OfRequests>,
+}
+
+#[derive(Default)]
+struct OfRequests {
+    last: u64,
+    streams: BTreeMap<u64, Arc<Stream>>,
+}
+
+impl Streams {
+    /// A session's streams, of which nothing is sent yet.
+    pub fn new(budget: Arc<Budget>) -> Self {
+        let own = Arc::new(Stream::new(OWN, Some(budget.clone())));
+        Self { budget, own, of_requests: Mutex::default() }
+    }
+
+    /// The budget that they share.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// The stream for what belongs to no request.
+    pub fn own(&self) -> &Arc<Stream> {
+        &self.own
+    }
+
+    /// A new stream, for the answers to one POST.
+    pub fn open(&self) -> Arc<Stream> {
+        let mut all = self.of_requests.lock();
+        all.last += 1;
+        let stream = Arc::new(Stream::new(all.last, Some(self.budget.clone())));
+        all.streams.insert(stream.number, stream.clone());
+        sweep(&mut all.streams);
+        stream
+    }
+
+    /// The rest of the stream that an event's id names, from behind that event on. A reader that
+    /// it still has ends.
+    ///
+    /// # Errors
+    /// A refusal where the id is none of this session's, or its stream is not kept any more.
+    pub fn resume(&self, last: &str) -> Result<Reader, Refusal> {
+        let gone = || {
+            Refusal::new(Code::InvalidRequest, "the stream that `Last-Event-ID` names is not kept")
+        };
+        let (number, event) = last.split_once('-').ok_or_else(gone)?;
+        let (number, event): (u64, u64) = (
+            u64::from_str_radix(number, 16).map_err(|_| gone())?,
+            event.parse().map_err(|_| gone())?,
+        );
+        let stream = match number {
+            OWN => self.own.clone(),
+            number => self.of_requests.lock().streams.get(&number).cloned().ok_or_else(gone)?,
+        };
+        stream.resume(event).ok_or_else(gone)
+    }
+
+    /// Forgets the streams that nobody came back for.
+    pub fn sweep(&self) {
+        sweep(&mut self.of_requests.lock().streams);
+    }
+
+    /// Ends them all.
+    pub fn end(&self) {
+        self.own.end();
+        self.of_requests.lock().streams.clear();
+    }
+}
+
+fn sweep(streams: &mut BTreeMap<u64, Arc<Stream>>) {
+    streams.retain(|_, stream| !stream.is_over());
+    let ended: Vec<_> =
+        streams.iter().filter(|(_, s)| s.has_ended()).map(|(number, _)| *number).collect();
+    for number in ended.iter().take(ended.len().saturating_sub(STREAMS)) {
+        streams.remove(number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::super::stream::{BYTES, EVENTS};
+    use super::*;
+    use bytes::Bytes;
+
+    fn text(text: &str) -> Bytes {
+        Bytes::copy_from_slice(text.as_bytes())
+    }
+
+    async fn drain(reader: &mut Reader) -> Vec<(String, Bytes)> {
+        let mut events = Vec::new();
+        while let Some(Some(event)) = reader.next().now_or_never() {
+            events.push((event.id.unwrap_or_default(), event.text));
+        }
+        events
+    }
+
+    #[tokio::test]
+    async fn a_stream_goes_on_behind_the_last_event_that_came() {
+        let streams = Streams::new(Arc::default());
+        let (one, two) = (streams.open(), streams.open());
+        let mut reader = one.read();
+        one.prime();
+        one.push(text("a"));
+        two.read();
+        two.push(text("x"));
+        let seen = drain(&mut reader).await;
+        assert_eq!(seen, [("1-1".into(), text("")), ("1-2".into(), text("a"))]);
+        drop(reader);
+        one.push(text("b"));
+        one.answer(text("c"));
+        one.end();
+        for (last, rest) in [("1-1", "abc"), ("1-2", "bc"), ("1-3", "c"), ("1-4", "")] {
+            let mut reader = streams.resume(last).ok().unwrap();
+            let rest: Vec<_> = rest.chars().map(|c| text(&c.to_string())).collect();
+            let texts: Vec<_> = drain(&mut reader).await.into_iter().map(|(_, t)| t).collect();
+            assert_eq!(texts, rest, "{last}");
+            assert!(reader.next().await.is_none());
+        }
+        for strange in ["1-5", "3-1", "0-1", "1", "", "1-x", "ffffffffffffffffff-1"] {
+            let refusal = streams.resume(strange).err().unwrap();
+            assert_eq!(refusal.code, Code::InvalidRequest, "{strange}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_reader_takes_the_place_of_the_old() {
+        let streams = Streams::new(Arc::default());
+        streams.own().push(text("before anybody listens"));
+        let mut first = streams.own().join();
+        streams.own().push(text("a"));
+        assert_eq!(first.next().await.unwrap().text, "a");
+        let mut second = streams.own().join();
+        streams.own().push(text("b"));
+        assert!(first.next().await.is_none());
+        assert_eq!(second.next().await.unwrap().text, "b");
+        drop(first);
+        assert!(streams.own().is_heard());
+        drop(second);
+        streams.end();
+        assert!(!streams.own().is_heard());
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_bounded() {
+        let budget = Arc::new(Budget::default());
+        let streams = Streams::new(budget.clone());
+        let kept = || budget.0.load(Ordering::Relaxed);
+        let mib = Bytes::from(vec![b'x'; BYTES]);
+        for _ in 0..40 {
+            let stream = streams.open();
+            drop(stream.read());
+            for _ in 0..3 {
+                stream.push(mib.clone());
+            }
+        }
+        assert!(kept() <= BUDGET);
+        drop(streams);
+        assert_eq!(kept(), 0);
+
+        let streams = Streams::new(budget.clone());
+        let stream = streams.open();
+        let mut reader = stream.read();
+        for n in 0..EVENTS + 1 {
+            stream.push(text(&n.to_string()));
+        }
+        assert!(reader.next().await.is_none(), "cut off");
+        drop(reader);
+        // It comes back for the rest, and for an answer that is too large to be sent twice.
+        stream.answer(Bytes::from(vec![b'x'; 2 * BYTES]));
+        stream.end();
+        let mut reader = streams.resume("1-1").ok().unwrap();
+        assert_eq!(drain(&mut reader).await.len(), EVENTS + 1);
+        assert!(streams.resume(&format!("1-{EVENTS}")).is_err());
+        drop((reader, streams, stream));
+        assert_eq!(kept(), 0);
+    }
+
+    #[test]
+    fn a_session_keeps_so_many_streams() {
+        let streams = Streams::new(Arc::default());
+        let under_way = streams.open();
+        for _ in 0..2 * STREAMS {
+            streams.open().end();
+        }
+        let kept = streams.of_requests.lock().streams.len();
+        assert!(kept <= STREAMS + 2, "{kept}");
+        assert!(streams.of_requests.lock().streams.contains_key(&under_way.number));
+    }
+}

@@ -1,0 +1,183 @@
+//! A case file as it is written: YAML, every unknown key an error.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+};
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Deserializer, de};
+use serde_json::{Map, Value};
+use serde_saphyr::Spanned;
+
+use portcullis_plugin_host::Grants;
+use portcullis_policy_tools::Who;
+
+/// A whole file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Document {
+    /// The component, relative to this file.
+    pub plugin: Option<Spanned<PathBuf>>,
+    /// What holds for all cases where they say nothing else.
+    pub config: Option<Map<String, Value>>,
+    pub grants: Option<Grants>,
+    pub secrets: Option<BTreeMap<String, String>>,
+    /// For one verdict, as in the config of the proxy.
+    pub deadline_ms: Option<u64>,
+    /// For one instance, as in the config of the proxy.
+    pub memory_mib: Option<u64>,
+    /// Parties by a name of this file.
+    #[serde(default)]
+    pub principals: IndexMap<String, Spanned<Who>>,
+    pub cases: Vec<Spanned<Case>>,
+}
+
+/// A case, or one row of its `each` or `steps`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Case {
+    pub name: Option<String>,
+
+    // The message.
+    #[serde(rename = "as")]
+    pub who: Option<Spanned<String>>,
+    pub call: Option<Spanned<String>>,
+    pub get: Option<Spanned<String>>,
+    pub read: Option<Spanned<String>>,
+    #[serde(rename = "do")]
+    pub method: Option<Spanned<String>>,
+    pub on: Option<Spanned<String>>,
+    pub args: Option<Map<String, Value>>,
+    pub params: Option<Map<String, Value>>,
+    pub result: Option<Map<String, Value>>,
+    pub text: Option<String>,
+    pub error: Option<Map<String, Value>>,
+    pub payload: Option<Spanned<String>>,
+    pub phase: Option<Spanned<Half>>,
+    pub from: Option<From>,
+    pub labels: Option<Vec<String>>,
+    pub exchange: Option<String>,
+    pub session: Option<String>,
+
+    // What the plugin finds.
+    pub config: Option<Map<String, Value>>,
+    pub grants: Option<Grants>,
+    pub secrets: Option<BTreeMap<String, String>>,
+    pub now: Option<jiff::Timestamp>,
+    pub state: Option<Spanned<BTreeMap<String, Kept>>>,
+    pub http: Option<Vec<Reply>>,
+
+    // The verdict.
+    pub expect: Option<Spanned<Expect>>,
+    pub code: Option<Spanned<String>>,
+    pub says: Option<Spanned<String>>,
+    pub becomes: Option<Spanned<Map<String, Value>>>,
+    pub becomes_text: Option<Spanned<String>>,
+    pub becomes_payload: Option<Spanned<String>>,
+    pub gives: Option<Spanned<BTreeSet<String>>>,
+    pub reports: Option<Spanned<Vec<String>>>,
+    pub leaves: Option<Spanned<BTreeMap<String, Option<Kept>>>>,
+    pub counts: Option<Spanned<BTreeMap<String, u64>>>,
+    pub logs: Option<Spanned<String>>,
+
+    /// Rows: the case once for each, with what a row says instead of what the case says.
+    pub each: Option<Vec<Spanned<Case>>>,
+    /// Messages one after the other, which find what the ones before left.
+    pub steps: Option<Vec<Spanned<Case>>>,
+}
+
+/// What a payload that is given as text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Half {
+    Request,
+    Response,
+    Error,
+}
+
+/// Who sent what began the exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum From {
+    Client,
+    Server,
+}
+
+/// What should come of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expect {
+    Pass,
+    Refuse,
+    Replace,
+    /// A trap, an error, a missed deadline, a verdict that is none.
+    Fault,
+    /// The plugin does not begin so.
+    Unusable,
+    /// No hook of the plugin meets the message.
+    Unasked,
+}
+
+impl Expect {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Refuse => "refuse",
+            Self::Replace => "replace",
+            Self::Fault => "fault",
+            Self::Unusable => "unusable",
+            Self::Unasked => "unasked",
+        }
+    }
+}
+
+/// A value of `state`: text, or a whole number for a counter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept(pub String);
+
+impl<'de> Deserialize<'de> for Kept {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = Kept;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, or a whole number for a counter")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Kept, E> {
+                Ok(Kept(text.to_owned()))
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Kept, E> {
+                Ok(Kept(number.to_string()))
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Kept, E> {
+                Ok(Kept(number.to_string()))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// What a host answers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reply {
+    pub url: String,
+    #[serde(default = "ok")]
+    pub status: u16,
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    #[serde(default)]
+    pub body: String,
+}
+
+fn ok() -> u16 {
+    200
+}

@@ -1,0 +1,185 @@
+//! What the operator confirms before anything is written.
+//!
+//! Invariant: nothing is written without a yes to a question at a terminal, or `--yes`, or a command line that
+//! names all of it; and no secret is permitted without a yes of its own, or `--secret`. `--yes` alone permits
+//! no secret.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::bail;
+use cedar_policy::{
+    ActionConstraint, Effect, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint,
+};
+
+use super::Taken;
+use crate::cli::Context;
+use portcullis_catalog::write::file_name;
+use portcullis_config::Config;
+use portcullis_policy::Source;
+
+/// Files of policies. Nothing: it can't be read.
+pub(super) type Others = Vec<(PathBuf, Option<PolicySet>)>;
+
+impl Taken {
+    /// The secrets and headers that nobody named or confirmed, with their references.
+    pub(super) fn open(&self) -> impl Iterator<Item = (&str, &str)> {
+        let open = self.server.references().filter(|(_, secret)| !secret.permitted);
+        open.map(|(name, secret)| (name.as_str(), secret.from.as_str()))
+    }
+
+    /// Permits the references that the operator names now, and those that they named or confirmed before for
+    /// the same destination. `named`: references of `--secret`; `by_operator`: secrets and headers whose
+    /// reference they wrote into the entry themselves, which counts unless the server was taken with that
+    /// reference before and it was not confirmed.
+    pub(super) fn permit(&mut self, named: &[&str], by_operator: &[String]) {
+        let destination = self.server.destination();
+        // A lock entry of a server that was removed from the config belongs to that server, not to this one.
+        let old = self.old.as_ref().filter(|_| self.changes.is_some());
+        let old = old.filter(|old| old.goes_there(&destination));
+        for (name, secret) in self.server.references_mut() {
+            let before = old.is_some_and(|old| {
+                let by_operator =
+                    by_operator.contains(name) && old.unconfirmed.get(name) != Some(&secret.from);
+                by_operator || old.confirmed.get(name) == Some(&secret.from)
+            });
+            secret.permitted = before || named.contains(&&*secret.from);
+        }
+    }
+
+    /// The other files whose policies may permit a secret that nobody confirmed, or where it is new, something by its
+    /// name.
+    pub(super) fn permitted_elsewhere(&self, files: &Others) -> Vec<(PathBuf, BTreeSet<String>)> {
+        let name = &self.server.name;
+        let own = file_name(name);
+        let others = files.iter().filter(|(file, _)| !file.ends_with(&own));
+        let named = |policy: &Policy| {
+            let text = policy.to_string();
+            policy.effect() == Effect::Permit
+                && (text.contains(&format!("::Server::\"{name}\""))
+                    || text.contains(&format!("\"{name}/")))
+        };
+        let found = others.map(|(file, all)| {
+            let secrets = perhaps_permitted(all, name, self.open().map(|(name, _)| name));
+            let named = self.changes.is_none() && all.iter().any(|all| all.policies().any(named));
+            (file.clone(), secrets, named)
+        });
+        let found = found.filter(|(_, secrets, named)| *named || !secrets.is_empty());
+        found.map(|(file, secrets, _)| (file, secrets)).collect()
+    }
+
+    /// The references that are confirmed, or those that are not, for the lock file.
+    pub(super) fn locked_references(&self, confirmed: bool) -> BTreeMap<String, String> {
+        let chosen = self.server.references().filter(|(_, secret)| secret.permitted == confirmed);
+        chosen.map(|(name, secret)| (name.clone(), secret.from.clone())).collect()
+    }
+}
+
+/// The policies of a file. Nothing: they can't be read.
+pub(super) fn policies(file: &Path) -> Option<PolicySet> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => parsed(&text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(PolicySet::new()),
+        Err(_) => None,
+    }
+}
+
+fn parsed(text: &str) -> Option<PolicySet> {
+    let policies = text.parse::<PolicySet>().ok();
+    policies.filter(|policies| policies.templates().next().is_none())
+}
+
+/// The files of policies that the config names, each with its policies. Not those of a bundle.
+pub(super) fn files(config: &Config, base: &Path) -> Others {
+    if config.policy.bundle.is_some() {
+        return Vec::new();
+    }
+    // What can't be read is found elsewhere.
+    let texts = Source::of(&config.policy, &config.state_dir).texts(base).unwrap_or_default();
+    let policies =
+        texts.into_iter().filter(|(file, _)| file.extension().is_none_or(|end| end != "json"));
+    policies.map(|(file, text)| (file, parsed(&text))).collect()
+}
+
+/// Of the secrets of a server those that policies may permit. What can't be read may permit all; what a permit's
+/// conditions say is not looked at.
+pub(super) fn perhaps_permitted<'a>(
+    policies: &Option<PolicySet>,
+    server: &str,
+    secrets: impl Iterator<Item = &'a str>,
+) -> BTreeSet<String> {
+    let is = |uid: &EntityUid, id: &str| uid.id().unescaped() == id;
+    let permits = |policy: &Policy, secret: &str| {
+        let action = match policy.action_constraint() {
+            ActionConstraint::Eq(action) => is(&action, "hand_secret"),
+            ActionConstraint::Any | ActionConstraint::In(_) => true,
+        };
+        let principal = match policy.principal_constraint() {
+            PrincipalConstraint::Eq(principal) => is(&principal, server),
+            _ => true,
+        };
+        let resource = match policy.resource_constraint() {
+            ResourceConstraint::Eq(resource) => is(&resource, &format!("{server}/{secret}")),
+            _ => true,
+        };
+        policy.effect() == Effect::Permit && action && principal && resource
+    };
+    let may = |secret: &&str| {
+        policies.as_ref().is_none_or(|all| all.policies().any(|policy| permits(policy, secret)))
+    };
+    secrets.filter(may).map(str::to_owned).collect()
+}
+
+/// Asks about what was shown, at a terminal.
+///
+/// # Errors
+/// Where there is no terminal, or the answer is no.
+pub(super) fn ask(ctx: &Context, taken: &mut [Taken]) -> anyhow::Result<()> {
+    let terminal = io::stdin().is_terminal() && io::stderr().is_terminal() && !ctx.is_json();
+    if !terminal {
+        bail!(
+            "nothing was written, since nobody confirmed it: read what is shown, and confirm it with `--yes`; a \
+             secret or a header is confirmed by its name, with `--secret NAME=REFERENCE` (of several servers, \
+             `--secret SERVER/NAME=REFERENCE`)"
+        );
+    }
+    for one in taken.iter_mut() {
+        let open: Vec<String> =
+            one.open().map(|(name, from)| format!("{name} <- {from}")).collect();
+        if open.is_empty() {
+            continue;
+        }
+        let (name, to) = (&one.server.name, one.server.destination().join(", "));
+        if yes(
+            ctx,
+            &format!("Let `{name}` have {}, which goes to {to}? [y/N] ", open.join(" and ")),
+        )? {
+            for (_, secret) in one.server.references_mut() {
+                secret.permitted = true;
+            }
+        }
+    }
+    let servers: Vec<String> = taken.iter().map(|one| format!("`{}`", one.server.name)).collect();
+    if !yes(
+        ctx,
+        &format!(
+            "Write {} as shown, with the permits to start and to reach? [y/N] ",
+            servers.join(", ")
+        ),
+    )? {
+        bail!("nothing was written");
+    }
+    Ok(())
+}
+
+/// Asks a question at the terminal. No answer is no.
+fn yes(ctx: &Context, question: &str) -> anyhow::Result<bool> {
+    ctx.ask(question);
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}

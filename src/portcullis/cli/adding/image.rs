@@ -1,0 +1,85 @@
+//! What the image of a server is: in its registry, or on this machine's engine.
+
+use anyhow::bail;
+
+use crate::cli::{Context, catalog::House};
+use portcullis_catalog::{Image, Kind, Note, Problem, Run, Server};
+use portcullis_oci::names_host;
+
+/// Finds out what an image is by content. An id, and a name without a registry, are those of the engine, where it
+/// has such an image: `docker run` would take that one, too. Other names are their registry's.
+///
+/// # Errors
+/// Where nobody can say.
+pub(in crate::cli) async fn locate(
+    ctx: &Context,
+    house: &House,
+    image: &mut Image,
+) -> anyhow::Result<()> {
+    if image.digest.is_some() {
+        return Ok(());
+    }
+    if !names_host(&image.name) {
+        let here = house.on_engine(&image.name).await;
+        match here {
+            Ok(Some(_)) if image.is_id() => return Ok(()),
+            Ok(Some(id)) => {
+                image.id = Some(id);
+                return Ok(());
+            }
+            Ok(None) if image.is_id() => bail!("no image on this engine has that id"),
+            Err(error) if image.is_id() => return Err(error),
+            Ok(None) | Err(_) => {}
+        }
+    }
+    let _progress = ctx.progress(format!("asking for the digest of {}", image.name));
+    image.digest = Some(house.resolve(image).await?);
+    Ok(())
+}
+
+/// Fixes what the image of a server is, and says how it was asked for.
+pub(super) async fn pin(
+    ctx: &Context,
+    house: &House,
+    server: &mut Server,
+) -> Result<Option<String>, Problem> {
+    let Run::Image { image, .. } = &mut server.run else { return Ok(None) };
+    let asked = image.to_string();
+    if let Err(error) = locate(ctx, house, image).await {
+        let what = match image.is_id() {
+            true => format!("the image of `{}` is `{asked}`: {error:#}", server.name),
+            false => format!(
+                "the image of `{}` is named by a tag, `{asked}`, which can come to mean another image, and its \
+                 digest could not be had ({error:#}); name it by digest, or build or load it on this engine",
+                server.name
+            ),
+        };
+        return Err(Problem::of(what));
+    }
+    if let (Some(id), false) = (&image.id, image.is_id()) {
+        let text = format!(
+            "`{asked}` names no registry, and is the image of this engine by that name ({id}); write `docker.io/…` \
+             if Docker Hub's is meant"
+        );
+        server.notes.push(Note { kind: Kind::Note, place: None, text });
+    }
+    Ok(Some(asked))
+}
+
+/// Images go on, and back only where the operator says so: whoever writes a catalog or pushes an image could put
+/// an old version there, with what was mended since.
+pub(super) fn onward(house: &House, server: &Server, back: bool) -> Result<(), Problem> {
+    let Run::Image { image, .. } = &server.run else { return Ok(()) };
+    let (Some(content), Some(locked)) = (image.content(), house.lock.servers.get(&server.name))
+    else {
+        return Ok(());
+    };
+    if back || !locked.was_once(content) {
+        return Ok(());
+    }
+    Err(Problem::of(format!(
+        "the image of `{}` would be {content} again, which was moved on from: somebody may have put an old \
+         version back; if that is meant, say `--back`",
+        server.name
+    )))
+}

@@ -1,0 +1,191 @@
+//! What is said beside a reference or a file on the command line.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use crate::cli::{
+    Usage,
+    catalog::{Fetched, file},
+};
+use portcullis_catalog::{
+    Options, Packages, Problem, brief,
+    lock::{Locked, same_origin},
+    set, settings, tool_lists,
+};
+use portcullis_vault::Source;
+
+/// What is said beside a reference or a file.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Said {
+    /// A setting of the server's catalog; may be given several times. A value may be JSON
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Settings of several servers: a `config.yaml` of Docker's
+    #[arg(long, value_name = "FILE")]
+    settings: Option<PathBuf>,
+    /// The tools that are left on: a `tools.yaml` of Docker's
+    #[arg(long, value_name = "FILE")]
+    tools: Option<PathBuf>,
+    /// Where a secret comes from, by the variable or header of the server, such as `TOKEN=env:MY_TOKEN`; of
+    /// several servers, `SERVER/TOKEN=env:MY_TOKEN`. It confirms that the server gets it
+    #[arg(long = "secret", value_name = "[SERVER/]NAME=REFERENCE")]
+    secrets: Vec<String>,
+    /// How packages that npx or uvx would fetch run
+    #[arg(long, value_enum, default_value_t = How::Process)]
+    packages: How,
+    /// Take servers again that came from the same place, tag and digest aside. `--replace=SERVER`: that
+    /// server, wherever it came from; may be given several times
+    #[arg(
+        long,
+        value_name = "SERVER",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    pub(super) replace: Vec<String>,
+    /// With `--replace`: write `server-NAME.cedar` anew also where it was changed by hand
+    #[arg(long, requires = "replace")]
+    pub(super) overwrite_policies: bool,
+    /// Take an image again that was moved on from
+    #[arg(long)]
+    pub(super) back: bool,
+    /// Say what would be written, and write nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Confirm without a question what is written: the servers with their programs, hosts, folders and
+    /// variables. Not secrets and headers: `--secret` confirms those that it names
+    #[arg(long)]
+    pub(super) yes: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum How {
+    /// As a program of this machine, in the sandbox
+    Process,
+    /// In a container of the language's own image
+    Container,
+}
+
+/// What is said of a secret: the server, if one is named, the variable or header, and the reference.
+pub(super) type SecretFrom<'a> = (Option<&'a str>, &'a str, &'a str);
+
+impl Said {
+    /// Whether nothing is to be written.
+    pub fn is_dry(&self) -> bool {
+        self.dry_run
+    }
+
+    /// Whether what came from the same place is taken again.
+    pub fn replaces(&self) -> bool {
+        self.replace.iter().any(String::is_empty)
+    }
+
+    /// Whether a server was named as one to take again.
+    pub(super) fn names(&self, server: &str) -> bool {
+        self.replace.iter().any(|name| name == server)
+    }
+
+    /// Whether a server that is there may be taken again, from a source. `strayed`: it runs something
+    /// else by now than was taken. `moved`: what it runs, and what else it would.
+    pub(super) fn may_replace(
+        &self,
+        server: &str,
+        locked: Option<&Locked>,
+        strayed: bool,
+        moved: Option<&(String, String)>,
+        source: &str,
+    ) -> Result<(), String> {
+        if self.names(server) {
+            return Ok(());
+        }
+        let came = match locked.and_then(|locked| locked.source.as_deref()) {
+            Some(came) if strayed => {
+                format!("came from {} and runs something of yours by now", brief(came))
+            }
+            Some(came) if same_origin(came, source) => {
+                let Some((was, is)) = moved else { return Ok(()) };
+                return Err(format!(
+                    "`{server}` runs {} and would run {}, with the references and folders that you gave it: if \
+                     that is meant, say `--replace={server}`",
+                    brief(was),
+                    brief(is)
+                ));
+            }
+            Some(came) => format!("came from {}", brief(came)),
+            None => "was not taken from anywhere".to_owned(),
+        };
+        Err(format!(
+            "the config has a server `{server}`, which {came}: it would become another's; if that is meant, \
+             say `--replace={server}`"
+        ))
+    }
+
+    /// The lists of tools that are left on.
+    pub(super) fn tool_lists(&self) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
+        let Some(path) = &self.tools else { return Ok(BTreeMap::new()) };
+        let fetched = file(path)?;
+        tool_lists(&fetched.text).map_err(|problem| broken(&fetched, &problem))
+    }
+
+    pub(super) fn secrets(&self) -> Result<Vec<SecretFrom<'_>>, Usage> {
+        self.secrets
+            .iter()
+            .map(|text| {
+                // What was written is not repeated: it may be the secret.
+                let (place, from) = text
+                    .split_once('=')
+                    .filter(|(_, from)| from.parse::<Source>().is_ok())
+                    .ok_or_else(|| {
+                        let text = "write `--secret NAME=REFERENCE`, such as `env:VARIABLE`, `file:PATH` or \
+                                    `vault:PATH#KEY` (docs/secrets.md has them all), never the value";
+                        Usage(text.to_owned())
+                    })?;
+                let (server, name) = place
+                    .rsplit_once('/')
+                    .map_or((None, place), |(server, name)| (Some(server), name));
+                Ok((server, name, from))
+            })
+            .collect()
+    }
+
+    /// What a reader is told of it. `server` is the server that settings without a name are of.
+    pub fn options(&self, server: Option<&str>) -> anyhow::Result<Options> {
+        let mut options = Options {
+            packages: match self.packages {
+                How::Process => Packages::Process,
+                How::Container => Packages::Container,
+            },
+            ..Options::default()
+        };
+        if let Some(path) = &self.settings {
+            let fetched = file(path)?;
+            options.values =
+                settings(&fetched.text).map_err(|problem| broken(&fetched, &problem))?;
+        }
+        options.only = self.tool_lists()?;
+        for text in &self.set {
+            let key = text.split('=').next().unwrap_or("");
+            let named = server.or_else(|| key.split_once('.').map(|(server, _)| server));
+            let Some(named) = named else {
+                return Err(
+                    Usage("of several servers, write `--set SERVER.KEY=VALUE`".to_owned()).into()
+                );
+            };
+            set(&mut options.values, named, text).map_err(Usage)?;
+        }
+        for (of, name, from) in self.secrets()? {
+            let Some(of) = of.or(server) else {
+                let text = "of several servers, write `--secret SERVER/NAME=REFERENCE`: each would get it that \
+                            asks for that name";
+                return Err(Usage(text.to_owned()).into());
+            };
+            let secrets = options.secrets.entry(of.to_owned()).or_default();
+            secrets.insert(name.to_owned(), from.to_owned());
+        }
+        Ok(options)
+    }
+}
+
+fn broken(file: &Fetched, problem: &Problem) -> anyhow::Error {
+    let place = problem.place.map_or(String::new(), |place| format!(":{place}"));
+    anyhow::anyhow!("{}{place}: {problem}", file.name)
+}

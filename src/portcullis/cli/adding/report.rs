@@ -1,0 +1,281 @@
+//! What is shown of servers before and after they are written.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use super::{Policies, Taken};
+use crate::cli::Context;
+use portcullis_catalog::{HandOver, HandOverKind, Kind, Problem, Run, Server, write::Change};
+
+/// How far it is with what is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing is written, or not yet.
+    Planned,
+    /// It is written.
+    Written,
+    /// It is written, and was shown before the operator confirmed it.
+    Confirmed,
+}
+
+/// Shows what becomes of an offer. `from` is the place that it came from.
+pub(super) fn tell(
+    ctx: &Context,
+    from: &str,
+    taken: &[Taken],
+    refused: &[(String, Vec<Problem>)],
+    stage: Stage,
+) -> anyhow::Result<()> {
+    if ctx.is_json() {
+        ctx.json(&data(taken, refused, stage))?;
+        return Ok(());
+    }
+    if stage == Stage::Confirmed {
+        for one in taken {
+            ctx.line(head(one, stage))?;
+            policies(ctx, one, stage)?;
+        }
+    } else {
+        let shared = shared(taken);
+        for one in taken {
+            told(ctx, from, one, &shared, stage)?;
+        }
+        for ((kind, text), servers) in &shared {
+            let servers: Vec<String> = servers.iter().map(|name| format!("`{name}`")).collect();
+            ctx.line(format!("{} for {}: {text}", kind.as_str(), servers.join(", ")))?;
+        }
+        for (name, problems) in refused {
+            ctx.note(format_args!("not added: `{name}`"));
+            for problem in problems {
+                let place =
+                    problem.place.map_or(String::new(), |place| format!("{from}:{place}: "));
+                ctx.note(format_args!("  {place}{problem}"));
+            }
+        }
+    }
+    if taken.iter().any(|one| matches!(one.policies, Policies::Nowhere)) {
+        ctx.note(
+            "policies are taken from a signed bundle, or from single files: no policy was written, so none of \
+             these servers may be started yet",
+        );
+    }
+    if taken.iter().any(|one| one.changes.is_none()) && stage != Stage::Planned {
+        ctx.note(
+            "nobody may call it yet: say who, in policies of your own (`portcullis policy new`)",
+        );
+    }
+    Ok(())
+}
+
+fn data(taken: &[Taken], refused: &[(String, Vec<Problem>)], stage: Stage) -> Value {
+    let planned = stage == Stage::Planned;
+    let taken: Vec<Value> = taken
+        .iter()
+        .map(|taken| {
+            let (policy, stays) = match &taken.policies {
+                Policies::Written(path, _) => (Some(path).filter(|_| !planned), None),
+                Policies::Changed(path, text) => {
+                    (None, Some(json!({ "file": path, "instead-of": text })))
+                }
+                Policies::Nowhere | Policies::Same | Policies::There(_) => (None, None),
+            };
+            let handed: Vec<HandOver<'_>> = taken.server.handed().collect();
+            let elsewhere: Vec<_> = taken.elsewhere.iter().map(|(file, _)| file).collect();
+            json!({
+                "server": taken.server, "lock": taken.locked, "policy": policy,
+                "changes": taken.changes, "changed-policy": stays,
+                "handed": handed, "destination": taken.server.destination(), "other-policies": elsewhere,
+            })
+        })
+        .collect();
+    let refused: Vec<Value> = refused
+        .iter()
+        .map(|(name, problems)| json!({ "name": name, "problems": problems }))
+        .collect();
+    json!({ "taken": taken, "refused": refused, "written": !planned })
+}
+
+/// Advice and facts that are the same for several servers, with the names of these.
+type Shared = BTreeMap<(Kind, String), BTreeSet<String>>;
+
+fn shared(taken: &[Taken]) -> Shared {
+    let mut shared = Shared::new();
+    for one in taken {
+        for note in
+            one.server.notes.iter().filter(|note| matches!(note.kind, Kind::Advice | Kind::Note))
+        {
+            let servers = shared.entry((note.kind, note.text.clone())).or_default();
+            servers.insert(one.server.name.clone());
+        }
+    }
+    shared.retain(|_, servers| servers.len() > 1);
+    shared
+}
+
+/// What becomes of a server, in a line.
+fn head(taken: &Taken, stage: Stage) -> String {
+    let server = &taken.server;
+    let what = match &server.run {
+        Run::Image { image, .. } => format!("image {image}"),
+        Run::Command { program, .. } => format!("program {program}"),
+        Run::Remote { url, .. } => format!("server at {url}"),
+    };
+    let verb = match (&taken.changes, stage) {
+        (None, Stage::Planned) => "would add",
+        (None, Stage::Written | Stage::Confirmed) => "added",
+        (Some(_), Stage::Planned) => "would replace",
+        (Some(_), Stage::Written | Stage::Confirmed) => "replaced",
+    };
+    format!("{verb} `{}`: {what}", server.name)
+}
+
+/// Shows a server that is taken.
+fn told(
+    ctx: &Context,
+    from: &str,
+    taken: &Taken,
+    shared: &Shared,
+    stage: Stage,
+) -> anyhow::Result<()> {
+    let server = &taken.server;
+    ctx.line(head(taken, stage))?;
+    for change in taken.changes.iter().flatten() {
+        changed(ctx, change)?;
+    }
+    let arguments = match &server.run {
+        Run::Image { arguments, .. } | Run::Command { arguments, .. } => arguments.as_slice(),
+        Run::Remote { .. } => &[],
+    };
+    if !arguments.is_empty() {
+        let words: Vec<String> = arguments.iter().map(|word| format!("{word:?}")).collect();
+        ctx.line(format!("  arguments  {}", words.join(" ")))?;
+    }
+    handed(ctx, taken)?;
+    for (file, _) in &taken.elsewhere {
+        ctx.line(format!("  note: {} has permits that hold for it already", file.display()))?;
+    }
+    for note in &server.notes {
+        if shared.contains_key(&(note.kind, note.text.clone())) {
+            continue;
+        }
+        let place = note.place.map_or(String::new(), |place| format!(" ({from}:{place})"));
+        ctx.line(format!("  {}: {}{place}", note.kind.as_str(), note.text))?;
+    }
+    for variable in unset(server) {
+        ctx.line(format!(
+            "  must: set `{variable}` in the environment of the proxy; it is not set here"
+        ))?;
+    }
+    if let Some(missing) = missing(server) {
+        ctx.line(format!("  must: {missing}"))?;
+    }
+    policies(ctx, taken, stage)
+}
+
+/// Shows each thing that a server is handed: what it is, where it comes from, and where it goes. A person confirms
+/// it, so nothing is cut.
+fn handed(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
+    let server = &taken.server;
+    let to = server.destination().join(", ");
+    for HandOver { kind, name, from, permitted, changes_what_runs } in server.handed() {
+        let from = match kind {
+            HandOverKind::Variable => format!("{from:?}"),
+            HandOverKind::Header | HandOverKind::Secret => from.to_owned(),
+        };
+        let open = match permitted {
+            true => "",
+            false if taken.perhaps.contains(name) => {
+                "  (not confirmed; the policy that is there may permit it)"
+            }
+            false if taken.elsewhere.iter().any(|(_, secrets)| secrets.contains(name)) => {
+                "  (not confirmed; another policy may permit it)"
+            }
+            false => "  (not permitted)",
+        };
+        let what = if changes_what_runs { "  (changes what the server runs)" } else { "" };
+        ctx.line(format!("  {} {name}  <- {from}  -> {to}{open}{what}", kind.as_str()))?;
+    }
+    Ok(())
+}
+
+/// Shows what becomes of a server's policies.
+fn policies(ctx: &Context, taken: &Taken, stage: Stage) -> anyhow::Result<()> {
+    match &taken.policies {
+        Policies::Written(path, _) if stage != Stage::Planned => {
+            ctx.line(format!("  policies: {}", path.display()))?;
+        }
+        Policies::Changed(path, text) => {
+            ctx.line(format!(
+                "  policies: {} is not as it was written, and stays as it is. `--overwrite-policies` puts this in \
+                 its place:",
+                path.display()
+            ))?;
+            for line in text.lines() {
+                ctx.line(format!("    {line}").trim_end())?;
+            }
+        }
+        Policies::Written(..) | Policies::Same | Policies::Nowhere | Policies::There(_) => {}
+    }
+    let open: Vec<String> = taken.open().map(|(name, _)| format!("`{name}`")).collect();
+    if !open.is_empty()
+        && stage != Stage::Planned
+        && matches!(taken.policies, Policies::Written(..))
+    {
+        ctx.line(format!(
+            "  must: let it have {}, or it does not start: remove the slashes before their permits in that file, or \
+             name them with `--secret NAME=REFERENCE --replace={}`",
+            open.join(", "),
+            taken.server.name
+        ))?;
+    }
+    Ok(())
+}
+
+/// Shows what becomes of a key of an entry, and what does not although the description says so.
+pub(in crate::cli) fn changed(ctx: &Context, change: &Change) -> anyhow::Result<()> {
+    let Change { key, was, is, taken } = change;
+    let list = matches!(key.as_str(), "mounts" | "egress" | "servers");
+    let nothing = || "nothing".to_owned();
+    if !taken {
+        let is = is.clone().unwrap_or_else(nothing);
+        let was = was.clone().unwrap_or_else(nothing);
+        ctx.line(format!("  {key}: stays {was}, which is yours; the description says {is}"))?;
+        return Ok(());
+    }
+    match (was, is) {
+        (Some(was), None) if list => ctx.line(format!("  {key}: no longer {was}"))?,
+        (None, Some(is)) if list => ctx.line(format!("  {key}: also {is}"))?,
+        (was, is) => {
+            ctx.line(format!("  {key}"))?;
+            ctx.line(format!("    from {}", was.clone().unwrap_or_else(nothing)))?;
+            ctx.line(format!("    to   {}", is.clone().unwrap_or_else(nothing)))?;
+        }
+    }
+    Ok(())
+}
+
+/// The variables that a server's references name, that are not set here, and of which no note tells.
+fn unset(server: &Server) -> BTreeSet<&str> {
+    let variables = server.references().filter_map(|(_, secret)| secret.from.strip_prefix("env:"));
+    let told = |variable: &str| {
+        let reference = format!("`env:{variable}`");
+        server.notes.iter().any(|note| note.text.contains(&reference))
+    };
+    variables.filter(|variable| std::env::var_os(variable).is_none() && !told(variable)).collect()
+}
+
+/// What to do about a program that is not on this machine.
+fn missing(server: &Server) -> Option<String> {
+    let Run::Command { program, .. } = &server.run else { return None };
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = program.contains('/')
+        || std::env::split_paths(&folders).any(|folder| folder.join(program).is_file());
+    let instead = match program.as_str() {
+        "npx" | "uvx" | "uv" => {
+            format!(", or import again with `--packages container --replace={}`", server.name)
+        }
+        _ => String::new(),
+    };
+    (!found).then(|| format!("`{program}` is not on the PATH here: install it{instead}"))
+}

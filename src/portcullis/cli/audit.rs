@@ -1,0 +1,246 @@
+//! `portcullis audit`: reads the audit log, through the running proxy where there is one (it alone
+//! can open its store), else from the store itself.
+
+mod export;
+mod keep;
+mod place;
+mod proof;
+mod query;
+mod render;
+mod stats;
+mod which;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use self::place::{Place, unavailable};
+pub(super) use self::{
+    place::Where,
+    which::{LANGUAGE, Which},
+};
+use super::{Context, Exit};
+use portcullis_audit::{
+    CountRequest, Counted, Line, Page, Query, Reader, StatsRequest, Summed, record::Entry,
+};
+use portcullis_gateway::admin::{Client, TailLine, TailRequest};
+use portcullis_protocol::names::DecisionId;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    place: Where,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Show the newest records, and follow the log
+    Tail {
+        /// Go on with records as they are written
+        #[arg(short, long)]
+        follow: bool,
+        /// How many records to begin with
+        #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]
+        lines: usize,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Search the log, and count what is found
+    #[command(after_long_help = which::LANGUAGE)]
+    Query(query::Args),
+    /// Show everything on record of one decision, with the rule that decided
+    Show {
+        /// The decision's id, as the agent was given it
+        #[arg(value_name = "ID")]
+        decision: DecisionId,
+    },
+    /// Write records in a format for others, oldest first
+    #[command(after_long_help = which::LANGUAGE)]
+    Export(export::Args),
+    /// Copy the log, also while the proxy runs, to a folder that can be verified and opened
+    Backup(keep::BackupArgs),
+    /// Drop the records that `audit.retention` leaves no room for; their proofs stay
+    Prune(keep::PruneArgs),
+    /// Hold the log's files against each other and against its checkpoints
+    Verify(proof::VerifyArgs),
+    /// Prove that the records of a decision are in the log, or check such a proof
+    Prove(proof::ProveArgs),
+    /// Prove that the log at one checkpoint begins with that at another, or check such a proof
+    Consistency(proof::ConsistencyArgs),
+    /// Have the running proxy sign a checkpoint now
+    Checkpoint,
+    /// Print the key that checkpoints are checked with
+    Key,
+    /// Sum up the log: who, what, how often, how long; by default of the last 24 hours
+    Stats(stats::Args),
+}
+
+/// Where records are read.
+pub(super) enum Source {
+    Proxy(Client),
+    Store(Reader),
+}
+
+impl Source {
+    /// Opens a log.
+    pub(super) async fn find(place: &Where, ctx: &Context) -> anyhow::Result<Self> {
+        let _progress = ctx.progress("opening the audit log");
+        Self::open(place.find(ctx).await?).await
+    }
+
+    async fn open(place: Place) -> anyhow::Result<Self> {
+        Ok(match place {
+            Place::Proxy(client) => Self::Proxy(client),
+            Place::Files(files) => Self::Store(files.read().await?),
+        })
+    }
+
+    /// The log's id.
+    async fn id(&self) -> anyhow::Result<String> {
+        Ok(match self {
+            Self::Proxy(client) => client.get_json("/v1/audit/id").await?,
+            Self::Store(reader) => reader.id().to_owned(),
+        })
+    }
+
+    /// A page of what a query finds.
+    pub(super) async fn query(&self, query: &Query) -> anyhow::Result<Page> {
+        Ok(match self {
+            Self::Proxy(client) => client.post_json("/v1/audit/query", query).await?,
+            Self::Store(reader) => reader.query(query.clone()).await.map_err(unavailable)?,
+        })
+    }
+
+    async fn count(&self, request: &CountRequest) -> anyhow::Result<Counted> {
+        Ok(match self {
+            Self::Proxy(client) => client.post_json("/v1/audit/count", request).await?,
+            Self::Store(reader) => reader.count(request.clone()).await.map_err(unavailable)?,
+        })
+    }
+
+    async fn stats(&self, request: &StatsRequest) -> anyhow::Result<Summed> {
+        Ok(match self {
+            Self::Proxy(client) => client.post_json("/v1/audit/stats", request).await?,
+            Self::Store(reader) => reader.stats(request.clone()).await.map_err(unavailable)?,
+        })
+    }
+
+    /// The records of a decision.
+    pub(super) async fn show(&self, id: DecisionId) -> anyhow::Result<Page> {
+        match self {
+            Self::Proxy(client) => match client.get_json(&format!("/v1/audit/show/{id}")).await {
+                Err(failure) if failure.is_not_found() => Ok(Page::default()),
+                other => Ok(other?),
+            },
+            Self::Store(reader) => reader.show(id).await.map_err(unavailable),
+        }
+    }
+}
+
+/// Runs the verb.
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    let source = async || Source::find(&args.place, ctx).await;
+    match args.verb {
+        Verb::Verify(verify) => proof::verify(&args.place, ctx, verify).await,
+        Verb::Prove(prove) => proof::prove(&args.place, ctx, prove).await,
+        Verb::Consistency(which) => proof::consistency(&args.place, ctx, which).await,
+        Verb::Checkpoint => proof::checkpoint(&args.place, ctx).await,
+        Verb::Key => proof::key(&args.place, ctx),
+        Verb::Tail { follow, lines, which } => {
+            let query = which.query()?;
+            tail(&source().await?, ctx, query, lines, follow).await
+        }
+        Verb::Query(args) => {
+            // What is asked is read first: a slip of the pen needs no store.
+            let asked = args.read()?;
+            query::run(&source().await?, ctx, asked).await
+        }
+        Verb::Show { decision } => show(&source().await?, ctx, decision).await,
+        Verb::Backup(backup) => keep::backup(&args.place.find(ctx).await?, ctx, backup).await,
+        Verb::Prune(prune) => keep::prune(&args.place.find(ctx).await?, ctx, prune).await,
+        Verb::Export(args) => {
+            let asked = args.read()?;
+            export::run(&source().await?, ctx, asked).await
+        }
+        Verb::Stats(args) => {
+            let asked = args.read()?;
+            stats::run(&source().await?, ctx, asked).await
+        }
+    }
+}
+
+/// Says which parts of the store could not be read: what was printed is then not the whole answer.
+pub(super) fn conclude(ctx: &Context, unreadable: &[String]) -> Exit {
+    for what in unreadable {
+        ctx.note(format_args!("warning: unreadable: {what}"));
+    }
+    if unreadable.is_empty() { Exit::Ok } else { Exit::Failure }
+}
+
+/// The records of lines. One of a newer version can't be shown, only handed on.
+fn entries(lines: &[Line]) -> anyhow::Result<Vec<Entry>> {
+    lines.iter().map(|line| line.entry().map_err(anyhow::Error::msg)).collect()
+}
+
+fn print(ctx: &Context, lines: &[Line]) -> anyhow::Result<()> {
+    if ctx.is_json() {
+        lines.iter().try_for_each(|line| ctx.canonical(line.json()))?;
+    } else if lines.is_empty() {
+        ctx.note("no records");
+    } else {
+        ctx.table(&render::HEADER, entries(lines)?.iter().map(render::row))?;
+    }
+    Ok(())
+}
+
+async fn tail(
+    source: &Source,
+    ctx: &Context,
+    query: Query,
+    lines: usize,
+    follow: bool,
+) -> anyhow::Result<Exit> {
+    let client = match source {
+        Source::Proxy(client) => client,
+        Source::Store(reader) => {
+            let page = reader.last(query, lines).await.map_err(unavailable)?;
+            print(ctx, &page.lines)?;
+            anyhow::ensure!(!follow, "there is nothing to follow: no proxy runs here");
+            return Ok(conclude(ctx, &page.unreadable));
+        }
+    };
+    let request = TailRequest { query, last: lines, follow };
+    let mut stream = client.stream_lines("/v1/audit/tail", &request).await?;
+    let mut unreadable = Vec::new();
+    while let Some(line) = stream.next_json::<TailLine>().await {
+        match line.context("the log can no longer be followed")? {
+            TailLine::Record(line) if ctx.is_json() => ctx.canonical(line.json())?,
+            TailLine::Record(line) => {
+                ctx.line(render::line(&line.entry().map_err(anyhow::Error::msg)?))?;
+            }
+            TailLine::Missed(count) => ctx.note(format_args!(
+                "warning: {count} records came too fast to be shown: `portcullis audit query` has them"
+            )),
+            TailLine::Unreadable(what) => unreadable.push(what),
+        }
+    }
+    if follow {
+        ctx.note("the proxy stopped");
+    }
+    Ok(conclude(ctx, &unreadable))
+}
+
+async fn show(source: &Source, ctx: &Context, id: DecisionId) -> anyhow::Result<Exit> {
+    let page = source.show(id).await?;
+    let exit = conclude(ctx, &page.unreadable);
+    anyhow::ensure!(!page.lines.is_empty(), "there is no record of the decision {id}");
+    if ctx.is_json() {
+        ctx.json(&json!({ "id": id, "records": page.lines }))?;
+    } else {
+        for line in render::decision(&entries(&page.lines)?) {
+            ctx.line(line)?;
+        }
+    }
+    Ok(exit)
+}

@@ -1,0 +1,86 @@
+//! `portcullis audit export`: records of the log in one of the formats, oldest first.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, BufWriter, Write},
+    os::unix::fs::OpenOptionsExt as _,
+    path::PathBuf,
+};
+
+use anyhow::Context as _;
+
+use super::{Source, conclude, which::Which};
+use crate::cli::{Context, Exit};
+use portcullis_audit::{
+    Order, PAGE_MAX, Query,
+    export::{Format, Item, Origin, Writer},
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    which: Which,
+    /// How records are written
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Format::Jsonl)]
+    format_out: Format,
+    /// A new file for them, instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// What is asked.
+pub(super) struct Asked {
+    query: Query,
+    format: Format,
+    output: Option<PathBuf>,
+}
+
+impl Args {
+    /// What is asked.
+    pub fn read(self) -> anyhow::Result<Asked> {
+        let query = Query {
+            // An export is of everything: nothing is left out to be short.
+            intents: true,
+            order: Order::OldestFirst,
+            limit: Some(PAGE_MAX),
+            ..self.which.query()?
+        };
+        Ok(Asked { query, format: self.format_out, output: self.output })
+    }
+}
+
+pub(super) async fn run(source: &Source, ctx: &Context, asked: Asked) -> anyhow::Result<Exit> {
+    let Asked { mut query, format, output } = asked;
+    let origin = Origin::here(source.id().await?);
+    let out: Box<dyn Write + Send> = match &output {
+        Some(path) => Box::new(create(path)?),
+        None => Box::new(io::stdout()),
+    };
+    let mut writer = Writer::new(format, origin, BufWriter::new(out))?;
+    let progress = ctx.progress("exporting the audit log");
+    let mut unreadable = Vec::new();
+    loop {
+        let page = source.query(&query).await?;
+        let items: Result<Vec<Item>, String> = page.lines.iter().map(Item::of).collect();
+        // What is written blocks; nothing else runs here that it could hold up.
+        writer.write(items.map_err(anyhow::Error::msg)?)?;
+        unreadable.extend(page.unreadable);
+        query.after = page.next;
+        if page.next.is_none() {
+            break;
+        }
+    }
+    writer.finish()?;
+    drop(progress);
+    Ok(conclude(ctx, &unreadable))
+}
+
+/// A file for its owner alone, which must not be there yet.
+fn create(path: &std::path::Path) -> anyhow::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("cannot make {}", path.display()))
+}

@@ -1,0 +1,172 @@
+//! Where an audit log is, and whether this user may read it there.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use nix::unistd::{Gid, Uid};
+
+use super::super::{
+    Context,
+    reach::{self, Found},
+};
+use portcullis_audit::{Keys, Pruned, Reader, Unavailable, config::Encryption};
+use portcullis_config::Config;
+use portcullis_gateway::{admin::Client, proxy};
+use portcullis_protocol::identity::Role;
+
+/// How long to wait for a store that another command is reading.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How the log is named on the command line.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Where {
+    /// The state folder, instead of the one that the config names
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// The running proxy's `admin.socket`, for who has a role but can't read the config
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "PORTCULLIS_ADMIN_SOCKET",
+        conflicts_with = "state_dir"
+    )]
+    socket: Option<PathBuf>,
+}
+
+/// A log: that of a running proxy, or the files of one that does not run.
+pub(super) enum Place {
+    Proxy(Client),
+    Files(Files),
+}
+
+/// The files of a log that no proxy has open.
+pub(super) struct Files {
+    /// The store's folder.
+    pub store: PathBuf,
+    /// What it is opened with, where the config said where it is.
+    config: Option<Box<Config>>,
+    /// What its records are encrypted with.
+    encryption: Option<Encryption>,
+}
+
+pub(super) fn unavailable(unavailable: Unavailable) -> anyhow::Error {
+    anyhow::anyhow!("{unavailable}: {}", unavailable.remedy())
+}
+
+impl Where {
+    /// Finds the log.
+    pub(super) async fn find(&self, ctx: &Context) -> anyhow::Result<Place> {
+        if let Some(socket) = &self.socket {
+            return Ok(Place::Proxy(reach::knock(socket).await?));
+        }
+        if let Some(state_dir) = &self.state_dir {
+            if let Some(client) = Client::connect(state_dir).await {
+                return Ok(Place::Proxy(client));
+            }
+            return Ok(Place::Files(Files::below(state_dir, ctx)));
+        }
+        Ok(match reach::find(ctx).await? {
+            Found::Running(client, _) => Place::Proxy(client),
+            Found::Alone(loaded) => Place::Files(Files::of(loaded.config).files),
+        })
+    }
+
+    /// Whether the running proxy's socket was named.
+    pub fn names_socket(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Where the files are, also of a log that a proxy has open: for what needs no lock.
+    pub(super) fn folders(&self, ctx: &Context) -> anyhow::Result<Folders> {
+        Ok(match &self.state_dir {
+            Some(state_dir) => {
+                let files = Files::below(state_dir, ctx);
+                Folders { state_dir: state_dir.clone(), files }
+            }
+            None => Files::of(ctx.load()?.config),
+        })
+    }
+}
+
+/// The folders of a log, whether or not a proxy runs.
+pub(super) struct Folders {
+    pub state_dir: PathBuf,
+    pub files: Files,
+}
+
+impl Files {
+    fn of(config: Config) -> Folders {
+        let state_dir = config.state_dir.clone();
+        let store = config.audit.dir.clone().unwrap_or_else(|| state_dir.join("audit"));
+        let encryption = config.audit.encryption.clone();
+        Folders { state_dir, files: Self { store, config: Some(Box::new(config)), encryption } }
+    }
+
+    /// Those of a state folder that was named. The config is asked for nothing but the keys of a
+    /// store that is encrypted.
+    fn below(state_dir: &Path, ctx: &Context) -> Self {
+        let store = state_dir.join("audit");
+        let config = portcullis_audit::is_encrypted(&store).then(|| ctx.load().ok()).flatten();
+        let encryption = config.and_then(|loaded| loaded.config.audit.encryption);
+        Self { store, config: None, encryption }
+    }
+
+    /// Whether this user may do with the log what takes that role. The modes of the files keep
+    /// others out; this says so in words, and holds also where somebody made them wider.
+    pub fn permit(&self, role: Role) -> anyhow::Result<()> {
+        let owner = match fs::metadata(&self.store) {
+            Ok(meta) => meta.uid(),
+            // Whoever is to open it says so.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => {
+                let store = self.store.display();
+                let advice = "ask the running proxy: start it, and name its `admin.socket`";
+                return Err(anyhow::Error::new(error).context(format!("{store}: {advice}")));
+            }
+        };
+        let (uid, gid) = (Uid::effective(), Gid::effective());
+        let own = uid.is_root() || uid.as_raw() == owner;
+        anyhow::ensure!(
+            own || self.config.as_ref().is_some_and(|config| {
+                config.admin.roles.grant(role, uid.as_raw(), gid.as_raw())
+            }),
+            "this is for root, the owner of {}, and those with the role `{role}`: have the \
+             operator name you in `admin.roles.{role}` of the config",
+            self.store.display()
+        );
+        Ok(())
+    }
+
+    /// The keys that the config names.
+    pub fn keys(&self) -> anyhow::Result<Option<Keys>> {
+        let keys = self.encryption.as_ref().map(Keys::fetch).transpose();
+        Ok(keys.map_err(|(_, trouble)| trouble)?)
+    }
+
+    /// Drops what the config's retention leaves no room for.
+    pub async fn prune(&self, dry: bool) -> anyhow::Result<Pruned> {
+        let config = self.config.as_ref().context(
+            "`audit.retention` of a config says what is dropped: name the config, no state folder",
+        )?;
+        proxy::prune_alone(config, dry).await
+    }
+
+    /// Opens the log to read its records.
+    pub async fn read(&self) -> anyhow::Result<Reader> {
+        self.permit(Role::Auditor)?;
+        let (store, keys) = (self.store.clone(), self.keys()?);
+        let open = move || Reader::open(&store, PATIENCE, keys.as_ref());
+        tokio::task::spawn_blocking(open).await?.map_err(unavailable)
+    }
+}
+
+/// A path as another process understands it.
+pub(super) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot look at {}", path.display()))
+}

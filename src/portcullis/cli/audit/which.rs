@@ -1,0 +1,151 @@
+//! Which records: the filter's language, and options that say the same.
+
+use jiff::Zoned;
+
+use crate::cli::{Reports, Usage};
+use portcullis_audit::{Column, Filter, Query, record::Decision};
+
+/// What `--help` says of the language.
+pub(in crate::cli) const LANGUAGE: &str = "\
+Filters:
+  client = ci-bot and (decision = refused or code in (policy-denied, rate-limited))
+  tool ~ \"delete_*\" and not server = notes and time > 24h ago
+  total > 200ms or response > 1MiB
+  arguments contains \"/etc/passwd\"
+
+  Fields are compared with =, !=, in (…), ~ (with * and ?), !~, contains, <, <=, >, >=; `has FIELD`
+  asks for any value. Conditions are joined with and, or, not and parentheses. All fields are in
+  docs/audit/queries.md; `--fields help` lists them.";
+
+/// A filter, and options that narrow it.
+#[derive(Debug, Clone, clap::Args)]
+pub(in crate::cli) struct Which {
+    /// Which records: `client = ci-bot and time > 24h ago`
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
+    /// The client's name, `local:USER` or `anonymous`
+    #[arg(long, value_name = "NAME")]
+    client: Option<String>,
+    /// The server's name
+    #[arg(long, value_name = "NAME")]
+    server: Option<String>,
+    /// The tool's name on its server
+    #[arg(long, value_name = "NAME")]
+    tool: Option<String>,
+    /// The method, such as `tools/call`
+    #[arg(long, value_name = "METHOD")]
+    method: Option<String>,
+    /// What was decided
+    #[arg(long, value_enum, value_name = "DECISION")]
+    decision: Option<Decision>,
+    /// The code of the refusal, such as `policy-denied`
+    #[arg(long, value_name = "CODE")]
+    code: Option<String>,
+    /// The id of a rule that decided
+    #[arg(long, value_name = "ID")]
+    rule: Option<String>,
+    /// A label that an interceptor gave
+    #[arg(long, value_name = "LABEL")]
+    label: Option<String>,
+    /// From this time on: `2026-11-21T08:00:00Z`, or a while ago: `90m`, `24h`, `7d`
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Up to this time, given like `--since`
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Show intents also where their outcome is on record
+    #[arg(long)]
+    intents: bool,
+}
+
+impl Which {
+    /// What is asked for.
+    pub fn query(self) -> anyhow::Result<Query> {
+        let intents = self.intents;
+        Ok(Query { filter: self.filter()?, intents, ..Query::default() })
+    }
+
+    /// The filter that all of it makes.
+    pub fn filter(self) -> anyhow::Result<Filter> {
+        let now = Zoned::now();
+        let text = self.filter.join(" ");
+        let mut filter =
+            Filter::parse(&text, &now).map_err(|illegal| Reports(vec![Box::new(illegal)]))?;
+        let decision = self.decision.map(|decision| match decision {
+            Decision::Allowed => "allowed",
+            Decision::Refused => "refused",
+            Decision::Failed => "failed",
+            Decision::Cancelled => "cancelled",
+        });
+        for (column, value) in [
+            (Column::Client, self.client.as_deref()),
+            (Column::Server, self.server.as_deref()),
+            (Column::Tool, self.tool.as_deref()),
+            (Column::Method, self.method.as_deref()),
+            (Column::Decision, decision),
+            (Column::Code, self.code.as_deref()),
+            (Column::Rule, self.rule.as_deref()),
+            (Column::Label, self.label.as_deref()),
+        ] {
+            if let Some(value) = value
+                && let Some(more) = Filter::equals(column, value)
+            {
+                filter = filter.and(more);
+            }
+        }
+        for (name, sign, time) in [("since", ">=", &self.since), ("until", "<", &self.until)] {
+            if let Some(time) = time {
+                filter = filter.and(moment(sign, time, &now).ok_or_else(|| {
+                    Usage(format!(
+                        "--{name} takes a time such as 2026-11-21T08:00:00Z, a day such as \
+                         2026-11-21 or today, or a while ago such as 90m, 24h or 7d"
+                    ))
+                })?);
+            }
+        }
+        Ok(filter)
+    }
+
+    /// Whether it says from when on.
+    pub fn says_when(&self) -> bool {
+        self.since.is_some() || self.until.is_some()
+    }
+}
+
+/// A time, or a while ago: the word may be left out.
+fn moment(sign: &str, text: &str, now: &Zoned) -> Option<Filter> {
+    let text = text.trim();
+    // Only a value: what else a filter can be made of is left to filters.
+    if text.contains(['"', '(', ')', '\\']) {
+        return None;
+    }
+    let read = |text: &str| Filter::parse(&format!("time {sign} \"{text}\""), now).ok();
+    read(text).or_else(|| read(&format!("{text} ago")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_absolute_local_or_ago() {
+        let now: Zoned = "2026-11-21T16:00:00+01:00[Europe/Berlin]".parse().unwrap();
+        for (text, meant) in [
+            ("2026-11-21T08:00:00Z", "time >= 2026-11-21T08:00:00Z"),
+            ("90m", "time >= 2026-11-21T13:30:00Z"),
+            ("24h ago", "time >= 2026-11-20T15:00:00Z"),
+            ("7d", "time >= 2026-11-14T15:00:00Z"),
+            ("1h30m", "time >= 2026-11-21T13:30:00Z"),
+            ("2 weeks", "time >= 2026-11-07T15:00:00Z"),
+            ("2026-11-21", "time >= 2026-11-20T23:00:00Z"),
+            ("today", "time >= 2026-11-20T23:00:00Z"),
+            ("2026-11-21T08:00", "time >= 2026-11-21T07:00:00Z"),
+        ] {
+            let found = moment(">=", text, &now).map(|filter| filter.to_string());
+            assert_eq!(found.as_deref(), Some(meant), "{text}");
+        }
+        for nonsense in ["", "tomorrow", "5", "1x", "99999999999y", "1h\" or time < \"1h"] {
+            assert_eq!(moment(">=", nonsense, &now), None, "{nonsense}");
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! Where descriptions of servers are fetched from.
+
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use futures_util::StreamExt as _;
+
+use crate::cli::Context;
+use portcullis_catalog::{
+    Described, Image, MAX_BYTES, Reference, brief, describe,
+    lock::{Kept, Lock, digest, origin, same_origin},
+};
+use portcullis_oci as oci;
+use portcullis_upstream::{Engines, images::asked};
+
+/// The media type of the one layer of such artifacts.
+const LAYER: &str = "application/json";
+
+/// The folder of the config, and what is kept there.
+pub(in crate::cli) struct House {
+    /// The folder of the config.
+    pub base: PathBuf,
+    state_dir: PathBuf,
+    pub lock: Lock,
+    registries: oci::Client,
+    /// Where the config says that the container engine is.
+    engine: Option<String>,
+}
+
+/// A text that was fetched.
+#[derive(Debug)]
+pub(in crate::cli) struct Fetched {
+    pub text: String,
+    /// What messages call it.
+    pub name: String,
+    /// `sha256:` of it.
+    pub digest: String,
+    /// The digest of its manifest, where it was an artifact.
+    pub manifest: Option<String>,
+}
+
+impl Fetched {
+    fn of(name: &str, bytes: Vec<u8>) -> anyhow::Result<Self> {
+        let text =
+            String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("{name} is not UTF-8 text"))?;
+        Ok(Self { digest: digest(text.as_bytes()), text, name: name.to_owned(), manifest: None })
+    }
+}
+
+impl House {
+    /// Opens it. A config that is not there yet is an empty one.
+    pub fn open(ctx: &Context) -> anyhow::Result<Self> {
+        let path = std::path::absolute(&ctx.config)?;
+        let base = path.parent().unwrap_or(Path::new("/")).to_owned();
+        let (state_dir, settings, engine) = match path.exists() {
+            true => {
+                let config = ctx.load()?.config;
+                (config.state_dir, asked(&config.registries), config.engine.host)
+            }
+            false => (base.join(".portcullis"), oci::Settings::default(), None),
+        };
+        let lock = Lock::read(&base)?;
+        let registries = oci::Client::new(settings)?;
+        Ok(Self { base, state_dir, lock, registries, engine })
+    }
+
+    /// Changes the lock file.
+    pub fn change(&mut self, change: impl FnOnce(&mut Lock)) -> anyhow::Result<()> {
+        self.lock = Lock::change(&self.base, change)?;
+        Ok(())
+    }
+
+    /// A file, as the lock file names it: by its way from the config, so that it is the same wherever it
+    /// is named from.
+    pub fn place(&self, path: &Path) -> String {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        path.strip_prefix(&self.base).unwrap_or(&path).display().to_string()
+    }
+
+    /// Whence the servers at a reference come. A catalog's name here says nothing of that.
+    pub fn source(&self, reference: &Reference) -> String {
+        match reference {
+            Reference::File(path) => self.place(path),
+            Reference::Catalog { catalog, servers } => match self.lock.catalogs.get(catalog) {
+                Some(kept) => match kept.source.strip_prefix("oci://") {
+                    Some(artifact) => format!("catalog://{artifact}/{}", servers.join("+")),
+                    None => kept.source.clone(),
+                },
+                None => reference.to_string(),
+            },
+            Reference::Url(_) | Reference::Image(_) => reference.to_string(),
+        }
+    }
+
+    /// What stands at a reference. Of an image, that is nothing.
+    pub async fn fetch(&self, reference: &Reference) -> anyhow::Result<Fetched> {
+        match reference {
+            Reference::File(path) => file(path),
+            Reference::Url(url) => self.url(url).await,
+            Reference::Catalog { catalog, .. } => match self.lock.catalogs.get(catalog) {
+                Some(kept) => self.kept(catalog, kept),
+                None => {
+                    self.artifact(
+                        catalog,
+                        &[portcullis_catalog::CATALOG, portcullis_catalog::SERVERS],
+                    )
+                    .await
+                }
+            },
+            Reference::Image(_) => bail!("an image is no file that describes servers"),
+        }
+    }
+
+    async fn url(&self, url: &url::Url) -> anyhow::Result<Fetched> {
+        let client = reqwest::Client::builder()
+            .timeout(Duration::from_secs(60))
+            // A redirect leads somewhere that nobody named.
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
+        let answer = client
+            .get(url.clone())
+            .header("accept", "application/json, application/yaml, */*")
+            .send();
+        let answer = answer.await.with_context(|| format!("cannot fetch {url}"))?;
+        if !answer.status().is_success() {
+            bail!("cannot fetch {url}: it answers {}", answer.status());
+        }
+        let mut bytes = Vec::new();
+        let mut pieces = answer.bytes_stream();
+        while let Some(piece) = pieces.next().await {
+            bytes.extend_from_slice(&piece.with_context(|| format!("cannot fetch {url}"))?);
+            if bytes.len() > MAX_BYTES {
+                bail!("what {url} answers has more than {} MiB", MAX_BYTES >> 20);
+            }
+        }
+        Fetched::of(url.as_str(), bytes)
+    }
+
+    fn copy_of(&self, digest: &str) -> PathBuf {
+        self.state_dir.join("catalogs").join(digest.trim_start_matches("sha256:"))
+    }
+
+    /// The copy of a catalog that was added.
+    pub fn kept(&self, name: &str, kept: &Kept) -> anyhow::Result<Fetched> {
+        let hex = kept.digest.strip_prefix("sha256:").unwrap_or_default();
+        if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+            bail!("the lock file has no digest of the catalog `{name}`: add it again");
+        }
+        let path = self.copy_of(&kept.digest);
+        let mut fetched = file(&path).with_context(|| {
+            format!("the copy of the catalog `{name}` is gone: add it again from {}", kept.source)
+        })?;
+        if fetched.digest != kept.digest {
+            bail!(
+                "the copy of the catalog `{name}` was changed ({}): add it again from {}",
+                path.display(),
+                kept.source
+            );
+        }
+        fetched.name = format!("catalog://{name}");
+        fetched.manifest.clone_from(&kept.manifest);
+        Ok(fetched)
+    }
+
+    /// Keeps a copy of a catalog, in the place of one of that name from the same source. One that was moved
+    /// on from is taken again only if `back` says so.
+    pub fn keep(
+        &mut self,
+        name: &str,
+        source: &str,
+        fetched: &Fetched,
+        back: bool,
+    ) -> anyhow::Result<()> {
+        let before = self.lock.catalogs.get(name);
+        if let Some(before) = before.filter(|before| !same_origin(&before.source, source)) {
+            bail!(
+                "there is a catalog `{name}` already, which came from {}: choose another name, or say \
+                 `portcullis catalog rm {name}` first",
+                brief(origin(&before.source))
+            );
+        }
+        if !back && before.is_some_and(|before| before.was_once(&fetched.digest)) {
+            bail!(
+                "the catalog `{name}` would be {} again, which was moved on from: somebody may have put an \
+                 old version back; if that is meant, say `--back`",
+                fetched.digest
+            );
+        }
+        let folder = self.state_dir.join("catalogs");
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        let path = self.copy_of(&fetched.digest);
+        portcullis_catalog::lock::replace(&path, fetched.text.as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        let kept = Kept {
+            source: source.to_owned(),
+            digest: fetched.digest.clone(),
+            manifest: fetched.manifest.clone(),
+            was: Vec::new(),
+        };
+        self.change(|lock| {
+            let kept = match lock.catalogs.remove(name) {
+                Some(before) => before.follow(kept),
+                None => kept,
+            };
+            lock.catalogs.insert(name.to_owned(), kept);
+        })
+    }
+
+    /// Forgets a catalog. Its copy goes unless another has the same.
+    pub fn forget(&mut self, name: &str) -> anyhow::Result<Option<Kept>> {
+        let Some(kept) = self.lock.catalogs.get(name).cloned() else { return Ok(None) };
+        self.change(|lock| drop(lock.catalogs.remove(name)))?;
+        if !self.lock.catalogs.values().any(|other| other.digest == kept.digest) {
+            // What is left of it is found by nobody.
+            let _ = std::fs::remove_file(self.copy_of(&kept.digest));
+        }
+        Ok(Some(kept))
+    }
+
+    /// Pulls an artifact of one of these kinds, whose one layer it is.
+    pub async fn artifact(&self, text: &str, kinds: &[&str]) -> anyhow::Result<Fetched> {
+        let reference = oci::Reference::of_image(text).map_err(|error| {
+            anyhow::anyhow!(
+                "`{}` is neither a catalog that was added nor an artifact's name: {error}",
+                brief(text)
+            )
+        })?;
+        let digest = self
+            .registries
+            .resolve(&reference)
+            .await
+            .with_context(|| format!("cannot find {reference}"))?;
+        let pinned = reference.pinned(digest);
+        let (pulled, blobs) = self
+            .registries
+            .pull(&pinned, |blob| blob.media_type == LAYER && blob.size <= MAX_BYTES as u64)
+            .await
+            .with_context(|| format!("cannot pull {pinned}"))?;
+        if !kinds.contains(&pulled.manifest.artifact_type()) {
+            bail!("{reference} is an artifact of another kind, and not {}", kinds.join(" or "));
+        }
+        let [(_, bytes)] = blobs.as_slice() else {
+            bail!("{reference} has {} layers of JSON, and not one", blobs.len());
+        };
+        let mut fetched = Fetched::of(&format!("oci://{text}"), bytes.to_vec())?;
+        fetched.manifest = Some(digest.to_string());
+        Ok(fetched)
+    }
+
+    /// Pushes an artifact, and tells its digest.
+    pub async fn push(
+        &self,
+        text: &str,
+        kind: &str,
+        content: &serde_json::Value,
+    ) -> anyhow::Result<String> {
+        let reference = oci::Reference::of_image(text)
+            .map_err(|error| anyhow::anyhow!("`{}` names no artifact: {error}", brief(text)))?;
+        let artifact = oci::Artifact {
+            artifact_type: Some(kind.to_owned()),
+            config: (oci::EMPTY.to_owned(), "{}".into()),
+            layers: vec![(LAYER.to_owned(), serde_json::to_vec(content)?.into())],
+            annotations: Default::default(),
+            subject: None,
+        };
+        let digest = self.registries.push(&reference, &artifact).await;
+        Ok(digest.with_context(|| format!("cannot push {reference}"))?.to_string())
+    }
+
+    /// What an image's tag stands for now.
+    pub async fn resolve(&self, image: &Image) -> anyhow::Result<String> {
+        let reference = oci::Reference::of_image(&image.to_string())?;
+        Ok(self.registries.resolve(&reference).await?.to_string())
+    }
+
+    /// The id of an image that this machine's engine has by that name or id.
+    ///
+    /// # Errors
+    /// Where no engine answers.
+    pub async fn on_engine(&self, image: &str) -> anyhow::Result<Option<String>> {
+        let engine = Engines::find(self.engine.as_deref()).await.now();
+        let engine = engine.map_err(|why| anyhow::anyhow!("no container engine answers: {why}"))?;
+        engine.has(image).await.map_err(|failure| anyhow::anyhow!("{}", failure.what))
+    }
+
+    /// What an image says of itself. Nothing, where it says nothing, or it can't be had.
+    pub async fn described(&self, image: &Image) -> Option<Described> {
+        const CONFIG: u64 = 1 << 20;
+        let reference = oci::Reference::of_image(&image.to_string()).ok()?;
+        let is_config = |blob: &oci::Descriptor| {
+            let kind = blob.media_type.as_str();
+            kind.ends_with("image.config.v1+json") || kind.ends_with("container.image.v1+json")
+        };
+        let (_, blobs) = self
+            .registries
+            .pull(&reference, |blob| is_config(blob) && blob.size <= CONFIG)
+            .await
+            .ok()?;
+        let config: serde_json::Value = serde_json::from_slice(&blobs.first()?.1).ok()?;
+        let label = config.get("config")?.get("Labels")?.get("io.docker.server.metadata")?;
+        describe(label.as_str()?).ok()
+    }
+}
+
+/// Reads a file, or standard input.
+pub(in crate::cli) fn file(path: &Path) -> anyhow::Result<Fetched> {
+    let shown = path.display().to_string();
+    let opened = std::fs::File::open(path).with_context(|| format!("cannot read {shown}"))?;
+    let mut bytes = Vec::new();
+    opened
+        .take(MAX_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("cannot read {shown}"))?;
+    if bytes.len() > MAX_BYTES {
+        bail!("{shown} has more than {} MiB", MAX_BYTES >> 20);
+    }
+    Fetched::of(&shown, bytes)
+}

@@ -1,0 +1,218 @@
+//! `portcullis check`: lists every finding in config, policies and plugins.
+
+use miette::{Diagnostic, Severity};
+use serde::Serialize;
+use tokio::task::spawn_blocking;
+
+use super::{Context, Exit, server};
+use portcullis_config::{Code, Diagnostics, Loaded};
+use portcullis_config::{mount_policy, refused_mounts};
+use portcullis_gateway::proxy::{Found, PluginSecrets, artifacts, interceptor, ungranted};
+use portcullis_plugin_host::House;
+use portcullis_policy::Start;
+use portcullis_protocol::{identity::Store, names::ServerName};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs the verb.
+pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    let path = ctx.config.clone();
+    let progress = ctx.progress("checking");
+    let (found, chain) = spawn_blocking(move || everything(&path)).await?;
+    drop(progress);
+    if ctx.is_json() {
+        ctx.json(&found.iter().map(|one| Entry::of(one.as_ref())).collect::<Vec<_>>())?;
+    } else {
+        for one in &found {
+            ctx.diagnostic(one.as_ref())?;
+            ctx.verbatim("\n")?;
+        }
+        if let Some(chain) = chain {
+            ctx.line(format_args!("chain: {chain}"))?;
+        }
+        match found.len() {
+            0 => ctx.line("nothing found")?,
+            1 => ctx.line("1 finding")?,
+            many => ctx.line(format!("{many} findings"))?,
+        }
+    }
+    Ok(if found.is_empty() { Exit::Ok } else { Exit::Findings })
+}
+
+/// All findings, and the chain of a config that can be read.
+fn everything(path: &std::path::Path) -> (Vec<Found>, Option<String>) {
+    let loaded = match portcullis_config::load(path) {
+        Ok(loaded) => loaded,
+        // What it names can't be found without it.
+        Err(Diagnostics(findings)) => return (findings.into_iter().map(boxed).collect(), None),
+    };
+    let mut found: Vec<Found> = loaded.warnings.iter().cloned().map(boxed).collect();
+    match portcullis_policy::Engine::open(
+        portcullis_policy::Source::of(&loaded.config.policy, &loaded.config.state_dir),
+        &loaded.base,
+    ) {
+        Ok(engine) => {
+            let status = engine.status();
+            let looks = engine.analyse(&super::policy::known(&loaded.config));
+            let warnings = status.borrow().warnings.clone();
+            found.extend(warnings.iter().chain(&looks).map(|warning| placed(&loaded, warning)));
+            let entries = loaded.config.interceptors.iter().enumerate();
+            let entries = entries.filter(|(_, entry)| entry.is_on());
+            found.extend(entries.flat_map(|(at, entry)| ungranted(&loaded, at, entry, &engine)));
+            found.extend(unstartable(&loaded, &engine));
+        }
+        Err(diagnostics) => {
+            found.extend(diagnostics.findings().iter().map(|finding| placed(&loaded, finding)));
+        }
+    }
+    // What is looked at is not kept: that is for whom the proxy runs as.
+    let house = House { artifacts: artifacts(&loaded, false), ..House::bare() };
+    let handed = PluginSecrets::read(&loaded, &mut found);
+    for member in loaded.config.chain() {
+        if member.entry.is_on() {
+            found.extend(interceptor(&loaded, &member, &[], &handed, &house).err());
+        }
+    }
+    for (at, text) in super::adding::held(&loaded).err().into_iter().flatten() {
+        found.push(boxed(loaded.finding(&at, Code::Conflict, text)));
+    }
+    for (at, text) in super::adding::unconfirmed(&loaded) {
+        let finding = loaded.finding(&at, Code::Unsafe, text).warning();
+        let help = "if that is meant, name it (`--secret NAME=REFERENCE`) and take the server again with `--replace`; \
+                    else take it again without, and it gets a variable of its own";
+        found.push(boxed(finding.help(help)));
+    }
+    if let Err((at, text)) = loaded.signatures() {
+        found.push(boxed(loaded.finding(&at, Code::BadValue, text)));
+    }
+    found.extend(refused_mounts(&mount_policy(&loaded), &loaded).into_iter().map(boxed));
+    for (role, at, member) in loaded.config.admin.roles.members() {
+        if member.id().is_none() {
+            let message = format!("`{member}` is not known on this machine: nobody has the role");
+            let pointer = format!("/admin/roles/{role}/{at}");
+            let finding = loaded.finding(&pointer, Code::BadValue, message).warning();
+            found.push(boxed(finding.help("correct the name, or add the user or group")));
+        }
+    }
+    if let Err(error) = Store::within(&loaded.config.state_dir).read() {
+        found.push(boxed(Unplaced { code: "clients-broken", message: error.to_string() }));
+    }
+    (found, Some(loaded.config.chain_in_words()))
+}
+
+/// Servers that cannot start, since there is no permit for a part of their start.
+fn unstartable(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<Found> {
+    let finding =
+        |(name, settings): (&ServerName, &portcullis_upstream::config::Server)| -> Option<Found> {
+            let first = settings.command.as_ref().and_then(|command| command.first());
+            let program = settings.url.as_ref().or(settings.image.as_ref()).or(first)?;
+            // Permits are found by what they are about, so that only the name counts.
+            let program = portcullis_policy::Program {
+                runtime: "",
+                name: program.clone(),
+                digest: None,
+                deviations: Vec::new(),
+                signers: Vec::new(),
+                attested: Vec::new(),
+            };
+            let (url, secrets) = (settings.url.as_deref(), server::handed(settings));
+            let start = Start { server: name, program: &program, url, secrets };
+            let missing = policies.missing_permits(&start);
+            if missing.is_empty() {
+                return None;
+            }
+            let message = format!("no policy lets the server `{name}` start");
+            let finding = loaded.finding(&format!("/servers/{name}"), Code::NotPermitted, message);
+            let help = format!(
+                "add to a file of policies, and bound it with a condition (`portcullis server inspect \
+             {name}` says what it asks for):\n{}",
+                missing.join("\n")
+            );
+            Some(boxed(finding.warning().help(help)))
+        };
+    loaded.config.servers.iter().filter_map(finding).collect()
+}
+
+/// A finding of the policies. One that is about no text of theirs is about the config's `paths`, or
+/// its `bundle`.
+fn placed(loaded: &Loaded, finding: &portcullis_policy::Finding) -> Found {
+    if finding.labels().is_some_and(|mut labels| labels.next().is_some()) {
+        return boxed(finding.clone());
+    }
+    if loaded.config.policy.bundle.is_some() {
+        return boxed(loaded.locate("/policy/bundle", finding.clone()));
+    }
+    let message = finding.to_string();
+    let mut paths = loaded.config.policy.paths.iter();
+    let pointer = match paths.position(|path| message.contains(&*path.to_string_lossy())) {
+        Some(at) => format!("/policy/paths/{at}"),
+        None => "/policy/paths".into(),
+    };
+    boxed(loaded.locate(&pointer, finding.clone()))
+}
+
+fn boxed(diagnostic: impl Diagnostic + Send + Sync + 'static) -> Found {
+    Box::new(diagnostic)
+}
+
+/// A finding about a file that no person writes.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Unplaced {
+    code: &'static str,
+    message: String,
+}
+
+impl Diagnostic for Unplaced {
+    fn code<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
+        Some(Box::new(self.code))
+    }
+}
+
+/// A finding for programs.
+#[derive(Debug, Serialize)]
+struct Entry {
+    code: Option<String>,
+    severity: &'static str,
+    file: Option<String>,
+    /// From 1.
+    line: Option<usize>,
+    /// From 1, in characters.
+    column: Option<usize>,
+    message: String,
+    help: Option<String>,
+}
+
+impl Entry {
+    fn of(found: &dyn Diagnostic) -> Self {
+        let label = found.labels().and_then(|mut labels| labels.next());
+        let source = found.source_code();
+        let before = source.and_then(|source| {
+            let offset = label.as_ref().map_or(0, |label| label.offset());
+            source.read_span(&(0, offset).into(), 0, 0).ok()
+        });
+        let position = before.as_ref().filter(|_| label.is_some()).map(|before| {
+            let text = String::from_utf8_lossy(before.data());
+            let line = text.matches('\n').count() + 1;
+            (line, text.rsplit('\n').next().unwrap_or_default().chars().count() + 1)
+        });
+        let help = found.help().map(|help| help.to_string());
+        let label = label.as_ref().and_then(|label| label.label());
+        Self {
+            code: found.code().map(|code| code.to_string()),
+            severity: match found.severity() {
+                Some(Severity::Advice | Severity::Warning) => "warning",
+                Some(Severity::Error) | None => "error",
+            },
+            line: position.map(|(line, _)| line),
+            column: position.map(|(_, column)| column),
+            file: before.and_then(|before| before.name().map(str::to_owned)),
+            message: found.to_string(),
+            help: match (label, help) {
+                (Some(label), Some(help)) => Some(format!("{label}; {help}")),
+                (label, help) => help.or(label.map(str::to_owned)),
+            },
+        }
+    }
+}

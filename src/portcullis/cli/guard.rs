@@ -1,0 +1,170 @@
+//! `portcullis guard`: a proxy in front of a container engine's socket, for a proxy that should not
+//! have that socket.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{Context, Exit, Usage};
+use portcullis_guard::{Allow, Guard, MountRule};
+use portcullis_runtime::container;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where the proxy finds the engine: `unix:PATH`
+    #[arg(long, value_name = "ADDRESS", value_parser = socket)]
+    listen: PathBuf,
+    /// The engine's socket: `unix:PATH`
+    #[arg(long, value_name = "ADDRESS", value_parser = socket, default_value = "unix:/var/run/docker.sock")]
+    engine: PathBuf,
+    /// Who may use the socket, as permissions in octal digits
+    #[arg(long, value_name = "MODE", value_parser = mode, default_value = "600")]
+    mode: u32,
+    /// Tells this guard's containers from those of others on the same engine
+    #[arg(long, value_name = "NAME", value_parser = name, default_value = "default")]
+    owner: String,
+    /// What containers may have beyond the hardened default, or what may be asked beyond launches
+    #[arg(long, value_parser = allow(), value_name = "WHAT", value_delimiter = ',')]
+    allow: Vec<Allow>,
+    /// A capability that may be added
+    #[arg(long = "cap-add", value_name = "CAPABILITY", value_delimiter = ',')]
+    capabilities: Vec<String>,
+    /// A folder of the host that may be mounted, with what is below it: `PATH`, or `PATH:rw`
+    #[arg(long = "mount", value_name = "PATH[:rw]", value_parser = mount)]
+    mounts: Vec<MountRule>,
+    /// An OCI runtime beside the engine's default
+    #[arg(long = "runtime", value_name = "NAME", value_delimiter = ',')]
+    runtimes: Vec<String>,
+    /// Memory that one container may have
+    #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(6..=1 << 20))]
+    memory_mib: u64,
+    /// Processors that one container may have
+    #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    cpus: u64,
+    /// Processes that one container may have
+    #[arg(long, value_name = "NUMBER", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(2..=65536))]
+    pids: u64,
+    /// Containers at one time
+    #[arg(long, value_name = "NUMBER", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    containers: u32,
+    /// The biggest image that may be loaded with `--allow pack`
+    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    image_mib: u64,
+    /// Ask a guard that listens there for its engine's version, and end
+    #[arg(long)]
+    check: bool,
+}
+
+/// What may be allowed, by its word.
+fn allow() -> impl TypedValueParser<Value = Allow> {
+    let value = |allow: Allow| PossibleValue::new(allow.as_str()).help(allow.about());
+    PossibleValuesParser::new(Allow::ALL.map(value)).try_map(|word| {
+        Allow::ALL.into_iter().find(|allow| allow.as_str() == word).ok_or("no such word")
+    })
+}
+
+/// Runs the verb.
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    if args.check {
+        let version = portcullis_guard::version(&args.listen).await;
+        let version =
+            version.with_context(|| format!("no guard serves {}", args.listen.display()))?;
+        ctx.line(format_args!("engine {version}"))?;
+        return Ok(Exit::Ok);
+    }
+    portcullis_telemetry::init(&Default::default())?;
+    let mut rules = container::guard_rules(&args.owner);
+    rules.allow = args.allow.into_iter().collect();
+    rules.capabilities = capabilities(&args.capabilities)?;
+    rules.mounts = args.mounts;
+    rules.runtimes = args.runtimes.into_iter().collect();
+    rules.memory = args.memory_mib << 20;
+    rules.nano_cpus = args.cpus * 1_000_000_000;
+    rules.pids = args.pids;
+    rules.containers = args.containers;
+    rules.image = args.image_mib << 20;
+    rules.fit(open_files().context("the limit of open files cannot be raised")?);
+    let end = CancellationToken::new();
+    let (mut interrupted, mut ended) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let guard = Guard::listen(rules, args.engine, &args.listen, args.mode)
+        .await
+        .context("the guard did not start")?;
+    tracing::info!(socket = %args.listen.display(), "the guard listens");
+    let told = end.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupted.recv() => {}
+            _ = ended.recv() => {}
+        }
+        told.cancel();
+    });
+    guard.serve(end).await;
+    let _ = std::fs::remove_file(&args.listen);
+    Ok(Exit::Ok)
+}
+
+/// Raises the limit of open files as far as it goes. What is usual is too little for all connections.
+fn open_files() -> nix::Result<u64> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    Ok(most)
+}
+
+fn capabilities(given: &[String]) -> Result<BTreeSet<String>, Usage> {
+    given
+        .iter()
+        .map(|given| {
+            let upper = given.to_ascii_uppercase();
+            let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
+            if name == "ALL" || !name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_') {
+                return Err(Usage(format!("`{given}` is no single capability")));
+            }
+            Ok(format!("CAP_{name}"))
+        })
+        .collect()
+}
+
+fn socket(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:"));
+    match path.map(Path::new) {
+        Some(path) if path.is_absolute() => Ok(path.to_owned()),
+        _ => Err("write unix:PATH, with the whole path".to_owned()),
+    }
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        // For everybody would be the engine for everybody.
+        Ok(mode) if mode & !0o660 == 0 => Ok(mode),
+        _ => Err("write 600, or 660 for a group".to_owned()),
+    }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if text.is_empty() || text.len() > 64 || !text.bytes().all(word) {
+        return Err("a name is 1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn mount(text: &str) -> Result<MountRule, String> {
+    let (path, writable) = match text.strip_suffix(":rw") {
+        Some(path) => (path, true),
+        None => (text.strip_suffix(":ro").unwrap_or(text), false),
+    };
+    let path = Path::new(path);
+    let plain = |c| matches!(c, std::path::Component::RootDir | std::path::Component::Normal(_));
+    if !path.is_absolute() || !path.components().all(plain) || path.components().count() < 2 {
+        return Err("write the whole path of a folder, other than the root".to_owned());
+    }
+    Ok(MountRule { path: path.components().collect(), writable })
+}

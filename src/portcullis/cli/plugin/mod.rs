@@ -1,0 +1,128 @@
+//! `portcullis plugin`: the workbench for plugins, one file a verb.
+
+mod build;
+mod call;
+mod inspect;
+mod new;
+mod push;
+mod sign;
+mod test;
+
+use std::{fs, io, path::Path};
+
+use serde_json::{Map, Value};
+
+use super::{Context, Exit, Reports, Usage};
+use portcullis_gateway::proxy;
+use portcullis_oci::Url;
+use portcullis_plugin_host::{Artifacts, Compiled, Found, House, Pin, Unusable};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Make a project that builds and passes its own cases
+    New(new::New),
+    /// Build a project into its `target/NAME.wasm`
+    Build(build::Build),
+    /// Run the cases beside a plugin (`NAME.test.yaml`)
+    Test(test::Test),
+    /// Ask a plugin about one message
+    Call(call::Call),
+    /// Say what a plugin is, what it asks for, and what it costs
+    Inspect(inspect::Inspect),
+    /// Make a signing key in a file, and print the verifier key for `signed-by`
+    ///
+    /// Of a file that is there, the verifier key is printed. Keep the file where plugins are signed,
+    /// and not where the proxy runs.
+    Key(sign::Key),
+    /// Sign a component, in `FILE.sig` beside it
+    Sign(sign::Sign),
+    /// Say whether the signature beside a component, or pushed with it, holds
+    Verify(sign::Verify),
+    /// Push a component into an OCI registry, and print what to write into a config
+    Push(push::Push),
+}
+
+/// Runs the verb.
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    match args.verb {
+        Verb::New(options) => new::new(&options, ctx),
+        Verb::Build(options) => build::build(&options, ctx),
+        Verb::Test(options) => test::test(&options, ctx).await,
+        Verb::Call(options) => call::call(&options, ctx).await,
+        Verb::Key(options) => sign::key(&options, ctx),
+        Verb::Sign(options) => sign::sign(&options, ctx),
+        Verb::Verify(options) => sign::verify(&options, ctx).await,
+        Verb::Push(options) => push::push(&options, ctx).await,
+        Verb::Inspect(options) => inspect::inspect(&options, ctx).await,
+    }
+}
+
+/// The component that is meant: a file, `oci://` and a reference, or `https://` and a URL.
+async fn found(meant: &str, ctx: &Context) -> anyhow::Result<Found> {
+    let registries = || registries(ctx);
+    let found = if let Some(reference) = meant.strip_prefix("oci://") {
+        match reference.contains('@') {
+            true => registries()?.component(reference).await,
+            // What the tag stands for now, and that is told.
+            false => {
+                let registries = registries()?;
+                match registries.pinned(reference).await {
+                    Ok(pinned) => registries.component(&pinned).await,
+                    Err(unusable) => Err(unusable),
+                }
+            }
+        }
+    } else if meant.starts_with("https://") || meant.starts_with("http://") {
+        let url: Url = meant.parse().map_err(|error| Usage(format!("`{meant}`: {error}")))?;
+        registries()?.download(&url).await
+    } else {
+        Found::file(Path::new(meant))
+    };
+    found.map_err(wrong)
+}
+
+/// How registries are asked: as the config says, where there is one. Nothing is kept.
+fn registries(ctx: &Context) -> anyhow::Result<Artifacts> {
+    match fs::symlink_metadata(&ctx.config) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(House::bare().artifacts),
+        // One that is wrong is not as good as none: without its `ca-file`, a login would go out in
+        // the clear.
+        _ => Ok(proxy::artifacts(&ctx.load()?, false)),
+    }
+}
+
+fn compiled(found: &Found) -> anyhow::Result<Compiled> {
+    Compiled::of(found, Pin::Any, None).map_err(wrong)
+}
+
+fn wrong(unusable: Unusable) -> anyhow::Error {
+    Reports(vec![Box::new(unusable)]).into()
+}
+
+/// A plugin's `config` from the command line.
+fn settings(text: &str) -> Result<Map<String, Value>, Usage> {
+    serde_json::from_str(text)
+        .map_err(|error| Usage(format!("`--settings` is no JSON object: {error}")))
+}
+
+/// Prints the lines of a config and the policies that a plugin takes.
+fn print_lines(ctx: &Context, config: &str, policies: &[String]) -> std::io::Result<()> {
+    ctx.line("")?;
+    for line in config.lines() {
+        ctx.line(line)?;
+    }
+    if !policies.is_empty() {
+        ctx.line("")?;
+        ctx.line("// and among the policies:")?;
+        for policy in policies {
+            ctx.line(policy)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! `portcullis plugin key`, `sign` and `verify`: who stands for a plugin.
+
+use std::{fs, io, path::PathBuf};
+
+use anyhow::Context as _;
+use clap::ArgAction;
+use serde_json::json;
+
+use super::{compiled, found, wrong};
+use crate::cli::{
+    Context, Exit,
+    keys::{self, KeyPlace},
+};
+use portcullis_foundation::note_key::Verifier;
+use portcullis_plugin_host::{Compiled, Found, Pin, Signed, Unusable, signature_path};
+
+/// Options of `key`.
+#[derive(Debug, clap::Args)]
+pub struct Key {
+    /// The file of the signing key
+    file: PathBuf,
+    /// The name of the key; to make one
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// Options of `sign`.
+#[derive(Debug, clap::Args)]
+pub struct Sign {
+    /// The component
+    #[arg(value_name = "FILE")]
+    component: PathBuf,
+    /// The signing key: its file, or `env:NAME`; may be given several times
+    #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append,
+          value_parser = keys::unrepeated::<KeyPlace>())]
+    keys: Vec<KeyPlace>,
+}
+
+/// Options of `verify`.
+#[derive(Debug, clap::Args)]
+pub struct Verify {
+    /// The component: a file, `oci://HOST/REPOSITORY:TAG` (or `@sha256:…`), or `https://…`
+    #[arg(value_name = "FILE")]
+    component: String,
+    /// The verifier key; may be given several times, and one that signed it is enough
+    #[arg(long = "key", value_name = "KEY", required = true, action = ArgAction::Append,
+          value_parser = keys::unrepeated::<Verifier>())]
+    keys: Vec<Verifier>,
+}
+
+/// Makes a key, or prints the verifier key of one.
+pub fn key(options: &Key, ctx: &Context) -> anyhow::Result<Exit> {
+    keys::key(&options.file, options.name.as_deref(), ctx)
+}
+
+/// Writes the signature beside the component.
+pub fn sign(options: &Sign, ctx: &Context) -> anyhow::Result<Exit> {
+    let Sign { component, keys } = options;
+    let keys = keys.iter().map(KeyPlace::read).collect::<anyhow::Result<Vec<_>>>()?;
+    // What cannot be loaded is not vouched for.
+    let signed = Signed::of(&compiled(&Found::file(component).map_err(wrong)?)?);
+    let path = signature_path(component);
+    let before = match fs::read_to_string(&path) {
+        Ok(note) => Some(note),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read {}", path.display()));
+        }
+    };
+    let note = signed.sign(&keys, before.as_deref())?;
+    let new = path.with_extension("sig.new");
+    fs::write(&new, note)
+        .and_then(|()| fs::rename(&new, &path))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    if ctx.is_json() {
+        ctx.json(&json!({ "signature": path, "signed": signed }))?;
+    } else {
+        ctx.line(format!("signed: {} {} in {}", signed.name, signed.version, path.display()))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Says whether the proxy would take the component for these keys. Of a file that they did not sign,
+/// nothing is run.
+pub async fn verify(options: &Verify, ctx: &Context) -> anyhow::Result<Exit> {
+    let Verify { component, keys } = options;
+    let found = found(component, ctx).await?;
+    let (place, note_place) = found.places();
+    if let Err(why) = found.note() {
+        anyhow::bail!("there is no signature in {note_place}: {why}");
+    }
+    match Compiled::of(&found, Pin::Signed { by: keys, sha256: None }, None) {
+        Ok(compiled) => {
+            let signed = Signed::of(&compiled);
+            let by: Vec<_> = compiled.signed_by().iter().map(ToString::to_string).collect();
+            if ctx.is_json() {
+                ctx.json(&json!({ "holds": true, "signed": signed, "signed_by": by }))?;
+            } else {
+                ctx.line(format!("{} {} holds", signed.name, signed.version))?;
+                for key in by {
+                    ctx.line(format!("signed by {key}"))?;
+                }
+            }
+            Ok(Exit::Ok)
+        }
+        Err(Unusable::Unsigned { why, .. }) => {
+            if ctx.is_json() {
+                ctx.json(&json!({ "holds": false, "why": why }))?;
+            } else {
+                ctx.line(format!("the signature of {} does not hold: {why}", place.display()))?;
+            }
+            Ok(Exit::Findings)
+        }
+        Err(unusable) => Err(wrong(unusable)),
+    }
+}

@@ -1,0 +1,82 @@
+//! `portcullis plugin test`: runs the cases beside plugins.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::{
+    authoring::{Hook, Ran, run_cases},
+    cli::{
+        Context, Exit, Usage,
+        cases::{Told, count, tell},
+    },
+};
+use portcullis_policy::Finding;
+
+/// Options of the verb.
+#[derive(Debug, clap::Args)]
+pub struct Test {
+    /// Folders and case files (`NAME.test.yaml`)
+    #[arg(value_name = "DIR|FILE", default_value = ".")]
+    paths: Vec<PathBuf>,
+    /// The component that all cases are about, instead of those of the files
+    #[arg(long, value_name = "FILE")]
+    plugin: Option<PathBuf>,
+    /// Only cases with this text in their name
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Summary<'a> {
+    passed: usize,
+    failed: usize,
+    findings: &'a [Finding],
+    cases: &'a [Ran],
+    /// What plugins are asked about and no case asks.
+    unmet: &'a [Hook],
+}
+
+/// Runs the verb.
+pub async fn test(options: &Test, ctx: &Context) -> anyhow::Result<Exit> {
+    let Test { paths, plugin, filter } = options;
+    let here = std::env::current_dir().unwrap_or_default();
+    let progress = ctx.progress("compiling plugins and asking them");
+    let report = run_cases(paths, plugin.as_deref(), &here, filter.as_deref()).await;
+    drop(progress);
+    if report.cases.is_empty() && report.findings.is_empty() {
+        return Err(Usage(match filter {
+            Some(filter) => format!("no case has `{filter}` in its name"),
+            None => "there are no cases: write some to `NAME.test.yaml` beside the plugin `NAME`"
+                .to_owned(),
+        })
+        .into());
+    }
+    let failed = report.cases.iter().filter(|case| !case.passed).count();
+    // Of some cases alone, nothing can be said of the rest.
+    let unmet = if filter.is_none() { report.unmet.as_slice() } else { &[] };
+    if ctx.is_json() {
+        ctx.json(&Summary {
+            passed: report.cases.len() - failed,
+            failed,
+            findings: &report.findings,
+            cases: &report.cases,
+            unmet,
+        })?;
+    } else {
+        let told = report.cases.iter().map(|case| Told {
+            file: &case.file,
+            passed: case.passed,
+            failure: case.failure.as_slice(),
+        });
+        tell(ctx, &report.findings, told, ["message", "messages"])?;
+        for Hook { plugin, event, phase } in unmet {
+            ctx.line(format!("no case: {plugin} is asked about the {phase} of {event}"))?;
+        }
+        if !report.findings.is_empty() {
+            ctx.line(count(report.findings.len(), "finding", "findings"))?;
+        }
+    }
+    let good = failed == 0 && report.findings.is_empty();
+    Ok(if good { Exit::Ok } else { Exit::Findings })
+}

@@ -1,0 +1,152 @@
+//! `portcullis policy diff`: which principals gain or lose which tools from one set to another.
+
+use std::path::PathBuf;
+
+use clap::ArgAction;
+use serde::Serialize;
+
+use super::{check::read_tools, check::tools_of, count, engine, replay::decisions};
+use crate::cli::{
+    Context, Exit,
+    audit::{Source, Where, conclude},
+};
+use portcullis_audit::Filter;
+use portcullis_policy::{Revision, Stated};
+use portcullis_policy_tools::{Access, Comparison, Difference, Recorded};
+use portcullis_protocol::{
+    identity::{Principal, Store},
+    names::ServerName,
+};
+
+/// Options of the verb.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A file or folder of policies, or two: with one, the config's are what it is held against
+    #[arg(value_name = "PATH", num_args = 1..=2, required = true)]
+    sets: Vec<PathBuf>,
+    /// All tools of a server, as it answers `tools/list`, in a file of JSON; may be given for
+    /// several servers
+    #[arg(long, value_name = "SERVER=FILE", value_parser = tools_of, action = ArgAction::Append)]
+    tools: Vec<(ServerName, PathBuf)>,
+    /// Ask also about the clients and tools that are on record in the audit log
+    #[arg(long)]
+    recorded: bool,
+    #[command(flatten)]
+    place: Where,
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    before: Revision,
+    after: Revision,
+    principals: usize,
+    tools: usize,
+    differences: &'a [Difference],
+}
+
+/// Runs the verb.
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    let Args { sets, tools, recorded, place } = args;
+    let (before, after) = match sets.as_slice() {
+        [after] => (engine(&[], ctx)?, engine(std::slice::from_ref(after), ctx)?),
+        [before, after, ..] => {
+            (engine(std::slice::from_ref(before), ctx)?, engine(std::slice::from_ref(after), ctx)?)
+        }
+        [] => return Ok(Exit::Usage),
+    };
+    let mut comparison = Comparison::default();
+    // Two folders can be compared where there is no config.
+    let stated = match ctx.load() {
+        Ok(loaded) => {
+            of_config(&mut comparison, &loaded.config)?;
+            Some(Stated::of(loaded.config.tools()))
+        }
+        Err(error) if sets.len() == 1 => return Err(error),
+        Err(_) => None,
+    };
+    comparison.principal((*Principal::local()).clone());
+    comparison.principal((*Principal::anonymous()).clone());
+    comparison.named(&before);
+    comparison.named(&after);
+    for (server, file) in &tools {
+        comparison.tools(server, &read_tools(server, file, stated.as_ref())?);
+    }
+    let mut unreadable = Vec::new();
+    if recorded {
+        let source = Source::find(&place, ctx).await?;
+        let take = |entry: &_| {
+            if let Ok(recorded) = Recorded::read(entry) {
+                comparison.recorded(&recorded);
+            }
+        };
+        unreadable = decisions(&source, Filter::default(), take).await?;
+    }
+    let differences = comparison.differences(&before, &after);
+    let (principals, tools) = comparison.size();
+    if ctx.is_json() {
+        ctx.json(&Report {
+            before: before.revision(),
+            after: after.revision(),
+            principals,
+            tools,
+            differences: &differences,
+        })?;
+    } else {
+        if !differences.is_empty() {
+            let header = ["CLIENT", "TOOL", "NOW", "BEFORE", "POLICIES NOW", "POLICIES BEFORE"];
+            ctx.table(&header, differences.iter().map(row))?;
+        }
+        let principals = count(principals, "principal", "principals");
+        let tools = count(tools, "tool", "tools");
+        let found = count(differences.len(), "difference", "differences");
+        ctx.line(format!("{found} among {principals} and {tools}"))?;
+    }
+    let exit = conclude(ctx, &unreadable);
+    Ok(if exit == Exit::Ok && !differences.is_empty() { Exit::Findings } else { exit })
+}
+
+fn of_config(
+    comparison: &mut Comparison,
+    config: &portcullis_config::Config,
+) -> anyhow::Result<()> {
+    for (name, client) in Store::within(&config.state_dir).read()? {
+        comparison.principal(Principal::client(name, client.groups));
+    }
+    for (name, client) in &config.clients {
+        comparison.principal(Principal::client(name.clone(), client.groups.clone()));
+    }
+    for server in config.servers.keys() {
+        comparison.server(server.as_str());
+    }
+    Ok(())
+}
+
+fn row(difference: &Difference) -> [String; 6] {
+    let Difference { principal, tool, before, after, before_rules, after_rules } = difference;
+    let change = match (before, after) {
+        (Access::No, Access::Yes) => "gained",
+        (_, Access::No) => "lost",
+        (Access::No, Access::Conditional) => "gained, if …",
+        (Access::Yes, Access::Conditional) => "now only if …",
+        (Access::Conditional, Access::Yes) => "now always",
+        (Access::Conditional, Access::Conditional) => "other conditions",
+        (Access::Yes, Access::Yes) => "the same",
+    };
+    let was = match before {
+        Access::No => "no",
+        Access::Conditional => "if …",
+        Access::Yes => "yes",
+    };
+    let rules = |ids: &std::collections::BTreeSet<String>| {
+        let ids: Vec<_> = ids.iter().take(4).map(String::as_str).collect();
+        if ids.is_empty() { "none".to_owned() } else { ids.join(", ") }
+    };
+    [
+        principal.clone(),
+        tool.clone(),
+        change.to_owned(),
+        was.to_owned(),
+        rules(after_rules),
+        rules(before_rules),
+    ]
+}

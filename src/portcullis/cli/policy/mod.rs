@@ -1,0 +1,123 @@
+//! `portcullis policy`: the workbench for policies, one file a verb.
+
+mod bundle;
+mod can_i;
+mod check;
+mod diff;
+mod explain;
+mod fmt;
+mod learn;
+mod new;
+mod replay;
+mod test;
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use super::{Context, Exit, Reports, cases::count};
+use portcullis_config::{Config, Loaded};
+use portcullis_policy::{Engine, Finding, Known, Revision, Source};
+use portcullis_protocol::identity::Store;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Check policies and list every finding
+    Check(check::Check),
+    /// Format policies, keeping their comments
+    Fmt(fmt::Fmt),
+    /// Run the cases beside policies (`NAME.test.yaml`)
+    Test(test::Test),
+    /// Print a policy for a common wish, with its cases
+    New(new::New),
+    /// Ask whether a client may do something, and which rules say so
+    CanI(can_i::CanI),
+    /// Say why a recorded decision is as it is: what matched, what nearly did, and what it saw
+    Explain(explain::Args),
+    /// Decide the recorded calls again under these policies, and say what would change
+    #[command(after_long_help = super::audit::LANGUAGE)]
+    Replay(replay::Args),
+    /// Propose policies that permit just what the recorded calls did, with cases
+    #[command(after_long_help = super::audit::LANGUAGE)]
+    Learn(learn::Args),
+    /// Say which clients gain or lose which tools from one set of policies to another
+    Diff(diff::Args),
+    /// Sign folders of policies, and verify them
+    Bundle(bundle::Args),
+}
+
+/// Runs the verb.
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    match args.verb {
+        Verb::Check(check) => check::check(&check, ctx),
+        Verb::Fmt(fmt) => fmt::fmt(&fmt, ctx),
+        Verb::Test(options) => test::test(&options, ctx),
+        Verb::New(options) => new::new(&options, ctx),
+        Verb::CanI(question) => can_i::can_i(&question, ctx),
+        Verb::Explain(args) => explain::run(args, ctx).await,
+        Verb::Replay(args) => replay::run(args, ctx).await,
+        Verb::Learn(args) => learn::run(args, ctx).await,
+        Verb::Diff(args) => diff::run(args, ctx).await,
+        Verb::Bundle(args) => bundle::run(args, ctx),
+    }
+}
+
+/// The config's policies, wherever the program runs.
+fn source(loaded: &Loaded) -> Source {
+    Source::of(&loaded.config.policy, &loaded.config.state_dir).from_base(&loaded.base)
+}
+
+/// What the config knows of whom and what policies speak.
+pub(super) fn known(config: &Config) -> Known {
+    // Clients that cannot be read are unknown; `portcullis check` says why.
+    let added = Store::within(&config.state_dir).read().ok();
+    let clients = added.as_ref().map(|added| {
+        let clients: BTreeSet<_> = config.clients.keys().chain(added.keys()).cloned().collect();
+        clients
+    });
+    let groups = added.as_ref().map(|added| {
+        let written = config.clients.values().flat_map(|client| &client.groups);
+        let groups: BTreeSet<_> =
+            written.chain(added.values().flat_map(|client| &client.groups)).cloned().collect();
+        groups
+    });
+    Known {
+        servers: Some(config.servers.keys().cloned().collect()),
+        clients,
+        groups,
+        anonymous: Some(config.listen.anonymous),
+        tools: Vec::new(),
+    }
+}
+
+/// Loads with names relative to the working folder, so that they can be opened from there.
+fn load(source: Source) -> Result<Engine, Vec<Finding>> {
+    let here = std::env::current_dir().unwrap_or_default();
+    Engine::open(source, &here).map_err(|diagnostics| diagnostics.findings().to_vec())
+}
+
+/// The policies of these paths, or those of the config where there are none.
+fn engine(paths: &[PathBuf], ctx: &Context) -> anyhow::Result<Engine> {
+    let source = match paths {
+        [] => source(&ctx.load()?),
+        paths => Source::Paths(paths.to_vec()),
+    };
+    Ok(load(source).map_err(reports)?)
+}
+
+/// The revision of the config's policies as a proxy has it: with names relative to the config.
+fn in_force(ctx: &Context) -> anyhow::Result<Revision> {
+    let loaded = ctx.load()?;
+    let engine =
+        Engine::open(Source::of(&loaded.config.policy, &loaded.config.state_dir), &loaded.base)
+            .map_err(|diagnostics| anyhow::anyhow!("{diagnostics}"))?;
+    Ok(engine.revision())
+}
+
+fn reports(findings: Vec<Finding>) -> Reports {
+    Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
+}

@@ -1,0 +1,84 @@
+//! `portcullis policy new`: policies for the common wishes, to begin from.
+
+use std::{fs::OpenOptions, io::Write as _, path::PathBuf};
+
+use anyhow::Context as _;
+
+use crate::cli::{Context, Exit, Reports, Usage};
+use portcullis_policy_tools::{Filling, Team, Template, ToolName, make};
+use portcullis_protocol::names::{ClientName, Group, ServerName};
+
+/// Options of the verb.
+#[derive(Debug, clap::Args)]
+pub struct New {
+    /// What is wished for
+    #[arg(value_enum)]
+    template: Template,
+    /// For the clients of this group
+    #[arg(long, value_name = "GROUP", required_unless_present = "client")]
+    group: Option<Group>,
+    /// For this client
+    #[arg(long, value_name = "CLIENT", conflicts_with = "group")]
+    client: Option<ClientName>,
+    /// On this server
+    #[arg(long, value_name = "SERVER")]
+    server: ServerName,
+    /// These tools of the server; may be given several times
+    #[arg(long = "tool", value_name = "TOOL")]
+    tools: Vec<ToolName>,
+    /// The hours of `working-hours`, UTC
+    #[arg(long, value_name = "FROM-TO", default_value = "8-18", value_parser = hours)]
+    hours: (u8, u8),
+    /// Write NAME.cedar and NAME.test.yaml to this folder, instead of printing them
+    #[arg(long, value_name = "FOLDER")]
+    dir: Option<PathBuf>,
+}
+
+fn hours(text: &str) -> Result<(u8, u8), String> {
+    let hours =
+        text.split_once('-').and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
+    match hours {
+        Some((from, to)) if 0 < from && from < to && to < 24 => Ok((from, to)),
+        _ => Err("write FROM-TO, hours from 1 to 23, such as 8-18".to_owned()),
+    }
+}
+
+/// Runs the verb.
+pub fn new(options: &New, ctx: &Context) -> anyhow::Result<Exit> {
+    let New { template, group, client, server, tools, hours, dir } = options;
+    let team = match (group, client) {
+        (Some(group), _) => Team::Group(group.clone()),
+        (None, Some(client)) => Team::Client(client.clone()),
+        (None, None) => return Err(Usage("give `--group` or `--client`".to_owned()).into()),
+    };
+    if template.needs_tools() && tools.is_empty() {
+        return Err(Usage("say which tools: `--tool TOOL`".to_owned()).into());
+    }
+    let (server, tools) = (server.clone(), tools.clone());
+    let made = make(*template, &Filling { team, server, tools, hours: *hours })
+        .map_err(|findings| Reports(findings.into_iter().map(|f| Box::new(f) as _).collect()))?;
+    let files = [
+        (format!("{}.cedar", made.name), made.policies, "//"),
+        (format!("{}.test.yaml", made.name), made.cases, "#"),
+    ];
+    for (at, (name, text, comment)) in files.iter().enumerate() {
+        match dir {
+            None => {
+                let apart = if at == 0 { "" } else { "\n" };
+                ctx.verbatim(&format!("{apart}{comment} ---- {name}\n\n{text}"))?;
+            }
+            Some(dir) => {
+                let path = dir.join(name);
+                // What is there already is somebody's.
+                OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .open(&path)
+                    .and_then(|mut file| file.write_all(text.as_bytes()))
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+                ctx.line(format!("wrote {}", path.display()))?;
+            }
+        }
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,42 @@
+//! `portcullis schema`: prints the schemas that other tools read.
+
+use super::{Context, Exit, Reports};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// `portcullis.toml`, as JSON Schema
+    Config,
+    /// The records of the audit log, as JSON Schema
+    Audit,
+    /// What policies may speak of, as a Cedar schema; with the actions of typed tools, where the
+    /// config has any
+    Cedar,
+}
+
+/// Runs the verb.
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    match args.what {
+        What::Config => ctx.json(&schemars::schema_for!(portcullis_config::Config))?,
+        What::Audit => ctx.json(&schemars::schema_for!(portcullis_audit::record::Entry))?,
+        // Names of tools in it are escaped.
+        What::Cedar if ctx.config.exists() => {
+            let loaded = ctx.load()?;
+            let schema = portcullis_policy::schema(
+                portcullis_policy::Source::of(&loaded.config.policy, &loaded.config.state_dir)
+                    .paths(),
+                &loaded.base,
+            );
+            ctx.verbatim(&schema.map_err(|diagnostics| {
+                let findings = diagnostics.findings().iter().cloned();
+                Reports(findings.map(|finding| Box::new(finding) as _).collect())
+            })?)?;
+        }
+        What::Cedar => ctx.verbatim(portcullis_policy::SCHEMA)?,
+    }
+    Ok(Exit::Ok)
+}

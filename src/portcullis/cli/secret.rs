@@ -1,0 +1,188 @@
+//! `portcullis secret`: an encrypted store of secrets, and the secrets that a running server has.
+
+use std::{
+    io::{self, IsTerminal as _, Read as _, Write as _},
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, bail};
+use nix::sys::termios::{self, LocalFlags, SetArg, Termios};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::{
+    Context, Exit, Usage,
+    reach::{self, Found},
+};
+use portcullis_protocol::names::ServerName;
+use portcullis_upstream::Rehanded;
+use portcullis_vault::{MAX_BYTES, Secret, Store};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Keep a secret in an encrypted store: its value is read from standard input, or asked for
+    Set {
+        /// The name of the secret in the store
+        name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// List the names of the secrets in an encrypted store
+    Ls {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Take a secret out of an encrypted store
+    Rm {
+        /// The name of the secret in the store
+        name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Encrypt a store to a new identity, and forget the old one
+    RotateKey {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Have the running proxy read a server's secrets anew, and hand it those that it gets as files
+    Rotate {
+        /// The server's name
+        server: ServerName,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Place {
+    /// The file of the store. Its identity is in the file that PORTCULLIS_AGE_IDENTITY names, else
+    /// beside it, with `.key` behind its name
+    #[arg(long, value_name = "FILE", default_value = "secrets.age")]
+    store: PathBuf,
+}
+
+/// Runs the verb.
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    match args.verb {
+        Verb::Set { name, place } => set(ctx, &name, &place),
+        Verb::Ls { place } => {
+            let names = Store::at(&place.store).names()?;
+            if ctx.is_json() {
+                ctx.json(&json!({ "secrets": names }))?;
+            } else {
+                names.iter().try_for_each(|name| ctx.line(name))?;
+            }
+            Ok(Exit::Ok)
+        }
+        Verb::Rm { name, place } => {
+            if !Store::at(&place.store).remove(&name)? {
+                bail!("the store {} has no secret `{name}`", place.store.display());
+            }
+            Ok(Exit::Ok)
+        }
+        Verb::RotateKey { place } => {
+            let store = Store::at(&place.store);
+            store.rotate_key()?;
+            ctx.note(format!(
+                "The store opens with the new identity in {} alone. Copies of the old store still \
+                 open with copies of the old identity.",
+                store.identity().display()
+            ));
+            Ok(Exit::Ok)
+        }
+        Verb::Rotate { server } => rotate(ctx, &server).await,
+    }
+}
+
+fn set(ctx: &Context, name: &str, place: &Place) -> anyhow::Result<Exit> {
+    let store = Store::at(&place.store);
+    let had_identity = store.identity().exists();
+    let is_new = store.set(name, &value()?)?;
+    let from = format!("age:{}#{name}", place.store.display());
+    if ctx.is_json() {
+        ctx.json(&json!({ "secret": name, "new": is_new, "from": from }))?;
+    } else {
+        ctx.line(format!("{{ from = \"{from}\" }}"))?;
+    }
+    if !had_identity {
+        ctx.note(format!(
+            "The store opens with the identity in {}: keep it apart from copies of the store.",
+            store.identity().display()
+        ));
+    }
+    Ok(Exit::Ok)
+}
+
+/// The value of a secret: all of standard input but for the line break at its end, or what a person
+/// types unseen. Never an argument, which would stand in the list of processes.
+fn value() -> anyhow::Result<Secret> {
+    let stdin = io::stdin();
+    let mut text = Zeroizing::new(String::with_capacity(MAX_BYTES + 2));
+    if stdin.is_terminal() {
+        let _unseen = Unseen::begin()?;
+        eprint!("Value: ");
+        io::stderr().flush()?;
+        stdin.read_line(&mut text).context("the value could not be read")?;
+        eprintln!();
+    } else {
+        let limit = MAX_BYTES as u64 + 2;
+        stdin.take(limit).read_to_string(&mut text).context("standard input is not UTF-8 text")?;
+    }
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    if line.is_empty() {
+        return Err(Usage("the value is empty: write it to standard input".to_owned()).into());
+    }
+    if line.len() > MAX_BYTES {
+        bail!("the value has more than {} KiB", MAX_BYTES >> 10);
+    }
+    if line.contains('\0') {
+        bail!("the value holds a NUL byte, which no environment can hold");
+    }
+    Ok(Secret::new(line.to_owned()))
+}
+
+/// A terminal that does not show what is typed.
+struct Unseen(Termios);
+
+impl Unseen {
+    fn begin() -> anyhow::Result<Self> {
+        let before = termios::tcgetattr(io::stdin()).context("the terminal can't be asked")?;
+        let mut unseen = before.clone();
+        unseen.local_flags.remove(LocalFlags::ECHO);
+        termios::tcsetattr(io::stdin(), SetArg::TCSAFLUSH, &unseen)
+            .context("the terminal can't be kept from showing what is typed")?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Unseen {
+    fn drop(&mut self) {
+        let _ = termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
+    }
+}
+
+async fn rotate(ctx: &Context, server: &ServerName) -> anyhow::Result<Exit> {
+    let Found::Running(proxy, _) = reach::find(ctx).await? else {
+        bail!("no proxy runs with this config: the next start reads all secrets anew");
+    };
+    let path = format!("/v1/servers/{server}/secrets");
+    let rehanded: Rehanded = proxy.post_json_slowly(&path, &()).await?;
+    if ctx.is_json() {
+        ctx.json(&json!({ "server": server, "rehanded": rehanded }))?;
+        return Ok(Exit::Ok);
+    }
+    let Rehanded { secrets, instances, later } = rehanded;
+    ctx.line(format!(
+        "{} secrets of `{server}` were read anew; running instances with the new files: {instances}",
+        secrets.len()
+    ))?;
+    if !later.is_empty() {
+        ctx.note(format!("Only its next start hands over: {}.", later.join(", ")));
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,339 @@
+//! `portcullis server`: the servers behind the proxy.
+
+mod export;
+mod images;
+mod inspect;
+mod reap;
+mod restart;
+mod stats;
+mod verify;
+
+pub(super) use images::{locking, not_locked, show as show_pulls};
+
+use std::{
+    fs::Permissions,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use super::{
+    Context, Exit, catalog,
+    reach::{Found, Where},
+    run::reported,
+};
+use portcullis_config::{Loaded, protected_paths};
+use portcullis_gateway::{
+    admin,
+    proxy::{Assembly, Purpose},
+};
+use portcullis_policy::{HandedAs, Handing};
+use portcullis_protocol::names::ServerName;
+use portcullis_runtime::ProtectedPaths;
+use portcullis_upstream::{Engines, Launcher, config::HandOver};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// List the servers: where each runs, and how it stands
+    Ls(Where),
+    /// Say what a server may do and what not, by which line of the config, and whether policies let
+    /// it be started
+    Inspect {
+        /// The server's name in the config
+        server: ServerName,
+    },
+    /// List all tools of a server, as it lists them, whoever may call them
+    Tools {
+        /// The server's name in the config
+        server: ServerName,
+        /// Write the list to a file: `SERVER.tools.json` among the policies gives each tool an action
+        /// of its own
+        #[arg(long, value_name = "FILE")]
+        save: Option<PathBuf>,
+        #[command(flatten)]
+        place: Where,
+    },
+    /// Ask the registry of a server's image who signed it, and keep what it says
+    Verify {
+        /// The server's name in the config
+        server: ServerName,
+    },
+    /// Show what each running instance does and uses: calls, time, memory, processor
+    Stats {
+        /// Only this server
+        server: Option<ServerName>,
+        #[command(flatten)]
+        place: Where,
+    },
+    /// Start what runs of a server anew: calls under way end at the old one, all others go to the new
+    Restart {
+        /// The server's name in the config
+        server: ServerName,
+        #[command(flatten)]
+        place: Where,
+    },
+    /// Remove what proxies that were killed have left: containers, secrets in memory, control groups
+    Reap(reap::Args),
+    /// Add a server that a catalog, an image, a URL or a file describes
+    Add(catalog::Add),
+    /// Add the servers of a file: a client's `mcpServers`, a catalog, a profile, a `server.json`
+    Import(catalog::Import),
+    /// Lock what the tags of images mean, where that is not locked yet
+    Lock(images::Which),
+    /// Have the tags of images mean what they mean now, and show from which digest to which
+    Update {
+        #[command(flatten)]
+        which: images::Which,
+        /// Take a digest again that was moved on from
+        #[arg(long)]
+        back: bool,
+        /// Show what would be moved, and move nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Have the engine pull images, where policies permit their start
+    Pull(images::Which),
+    /// Write what it takes to run a server elsewhere
+    #[command(subcommand)]
+    Export(export::Export),
+    /// Show the last lines that a running server wrote to standard error
+    Logs {
+        /// The server's name in the config
+        server: ServerName,
+        #[command(flatten)]
+        place: Where,
+    },
+}
+
+/// Runs the verb.
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    match args.verb {
+        // These make the config, which need not be there yet.
+        Verb::Add(args) => catalog::add(args, ctx).await,
+        Verb::Import(args) => catalog::import(args, ctx).await,
+        Verb::Lock(which) => images::lock(ctx, &which).await,
+        Verb::Update { which, back, dry_run } => images::update(ctx, &which, back, dry_run).await,
+        Verb::Pull(which) => images::pull(ctx, &which).await,
+        Verb::Export(export) => export::run(export, ctx).await,
+        Verb::Ls(place) => ls(ctx, place.proxy(ctx).await?).await,
+        Verb::Inspect { server } => {
+            let loaded = ctx.load()?;
+            let proxy = admin::Client::find(&loaded.config).await;
+            inspect::run(ctx, &loaded, proxy, &server).await
+        }
+        Verb::Tools { server, save, place } => {
+            let found = place.proxy(ctx).await?;
+            tools(ctx, found, &server, save.as_deref()).await
+        }
+        Verb::Verify { server } => verify::run(ctx, &ctx.load()?, &server).await,
+        Verb::Stats { server, place } => {
+            let proxy = running(&place, ctx, server.as_ref()).await?;
+            stats::run(ctx, proxy, server.as_ref()).await
+        }
+        Verb::Restart { server, place } => {
+            let proxy = running(&place, ctx, Some(&server)).await?;
+            restart::run(ctx, proxy, &server).await
+        }
+        Verb::Reap(args) => reap::run(ctx, &args).await,
+        Verb::Logs { server, place } => {
+            let proxy = running(&place, ctx, Some(&server)).await?;
+            logs(ctx, proxy, &server).await
+        }
+    }
+}
+
+/// The running proxy, if it may know that server. Where the config is broken, it alone says so.
+async fn running(
+    place: &Where,
+    ctx: &Context,
+    server: Option<&ServerName>,
+) -> anyhow::Result<Option<admin::Client>> {
+    let (proxy, loaded) = place.proxy(ctx).await?.parts();
+    if let (Some(loaded), Some(server)) = (&loaded, server) {
+        configured(loaded, server)?;
+    }
+    Ok(proxy)
+}
+
+async fn ls(ctx: &Context, found: Found) -> anyhow::Result<Exit> {
+    let states: Vec<Value> = match found {
+        Found::Running(proxy, _) => proxy.get_json("/v1/servers").await?,
+        Found::Alone(loaded) => {
+            let launcher = launcher(&loaded).await;
+            let servers = loaded.config.servers.iter();
+            servers
+                .map(|(name, settings)| {
+                    let place = launcher.place(settings);
+                    json!({ "name": name, "state": "stopped", "place": place.kind(), "why": place.why() })
+                })
+                .collect()
+        }
+    };
+    if ctx.is_json() {
+        ctx.json(&states)?;
+    } else {
+        let rows = states.iter().map(|state| {
+            ["name", "state", "place", "process", "revision"]
+                .map(|key| state[key].as_str().unwrap_or("").to_owned())
+                .into_iter()
+                .chain([state["failure"]
+                    .as_str()
+                    .or(state["why"].as_str())
+                    .unwrap_or("")
+                    .to_owned()])
+                .collect::<Vec<_>>()
+        });
+        ctx.table(&["SERVER", "STATE", "PLACE", "PROCESS", "REVISION", "WHY"], rows)?;
+        for state in &states {
+            let name = state["name"].as_str().unwrap_or("");
+            let notices = state["notices"].as_array().into_iter().flatten();
+            for notice in notices.filter_map(Value::as_str) {
+                ctx.line(format_args!("{name}: {notice}"))?;
+            }
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+async fn tools(
+    ctx: &Context,
+    found: Found,
+    name: &ServerName,
+    save: Option<&Path>,
+) -> anyhow::Result<Exit> {
+    if let Some(loaded) = found.loaded() {
+        configured(loaded, name)?;
+    }
+    let listed: Value = {
+        let _progress = ctx.progress("asking the server");
+        match found {
+            Found::Running(proxy, _) => {
+                proxy.get_json(&format!("/v1/servers/{name}/tools")).await?
+            }
+            Found::Alone(loaded) => alone(&loaded, name).await?,
+        }
+    };
+    let tools = listed["tools"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if let Some(file) = save {
+        let mut text = serde_json::to_string_pretty(&listed)?;
+        text.push('\n');
+        replace(file, &text).with_context(|| format!("cannot write {}", file.display()))?;
+        ctx.note(format_args!("{} tools of `{name}` are in {}", tools.len(), file.display()));
+    } else if ctx.is_json() {
+        ctx.json(&listed)?;
+    } else {
+        ctx.table(&super::tools::HEADER, tools.iter().map(super::tools::row))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Writes a file in one step: who reads it meanwhile finds all of the old or all of the new one.
+fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
+    let folder = match file.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let mut new = tempfile::NamedTempFile::new_in(folder)?;
+    new.write_all(text.as_bytes())?;
+    // Policies are for all to read who may read their folder.
+    new.as_file().set_permissions(Permissions::from_mode(0o644))?;
+    new.as_file().sync_all()?;
+    new.persist(file)?;
+    Ok(())
+}
+
+/// Starts a proxy for one question.
+async fn alone(loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
+    let assembly = Assembly::of(loaded).await.map_err(reported)?;
+    let _claim = admin::Server::bind(&loaded.config.state_dir)?;
+    let (proxy, _watcher) = assembly.start(loaded, Purpose::Serve).await.map_err(reported)?;
+    let listed = match proxy.router.server(name) {
+        Some(server) => server.tools().await.map_err(anyhow::Error::from),
+        None => Err(anyhow::anyhow!("there is no server `{name}`")),
+    };
+    proxy.close("the question is answered").await;
+    listed.with_context(|| format!("`{name}` does not say which tools it has"))
+}
+
+async fn logs(
+    ctx: &Context,
+    proxy: Option<admin::Client>,
+    name: &ServerName,
+) -> anyhow::Result<Exit> {
+    let Some(proxy) = proxy else {
+        anyhow::bail!(
+            "no proxy runs with this config, so there are no logs: start it with `portcullis run`"
+        )
+    };
+    let lines: Vec<String> = proxy.get_json(&format!("/v1/servers/{name}/log")).await?;
+    if ctx.is_json() {
+        ctx.json(&lines)?;
+    } else if lines.is_empty() {
+        ctx.note(format_args!("Server `{name}` has written nothing to standard error."));
+    } else {
+        for line in lines {
+            ctx.line(line)?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn configured<'a>(
+    loaded: &'a Loaded,
+    name: &ServerName,
+) -> anyhow::Result<&'a portcullis_upstream::config::Server> {
+    loaded.config.servers.get(name).ok_or_else(|| {
+        let known: Vec<_> = loaded.config.servers.keys().map(|name| name.as_str()).collect();
+        let near = portcullis_protocol::names::nearest(name.as_str(), known.iter().copied());
+        match near.first() {
+            Some(near) => anyhow::anyhow!("there is no server `{name}`; did you mean `{near}`?"),
+            None => anyhow::anyhow!("there is no server `{name}`; the config has {known:?}"),
+        }
+    })
+}
+
+/// The secrets of a server, as policies are asked for them. One that can't be read as a reference is an
+/// error of the config's own.
+pub(super) fn handed(settings: &portcullis_upstream::config::Server) -> Vec<Handing<'_>> {
+    let all = settings.given().flat_map(|given| {
+        let handed = match given.hand_over {
+            Some(HandOver::Env) => HandedAs::Env,
+            Some(HandOver::File) => HandedAs::File,
+            None => HandedAs::Header,
+        };
+        given.references().filter_map(move |(client, from)| {
+            let source = from.parse::<portcullis_vault::Source>().ok()?.kind();
+            Some(Handing { name: given.name, source, handed, client })
+        })
+    });
+    all.collect()
+}
+
+async fn launcher(loaded: &Loaded) -> Launcher {
+    Launcher {
+        engine: Engines::find(loaded.config.engine.host.as_deref()).await,
+        instance: String::new(),
+        base: loaded.base.clone(),
+        protected: ProtectedPaths::new(protected_paths(loaded)),
+        caps: loaded.config.limits.response_caps(),
+        // Nothing is started here.
+        hands: Default::default(),
+        runtime: Default::default(),
+        known: None,
+        digests: Default::default(),
+        images: std::sync::Arc::new(loaded.images()),
+        outward: std::sync::Arc::new(portcullis_runtime::egress_netns::DenyAllEgress),
+        signatures: Default::default(),
+        dismissed: Default::default(),
+        looks: portcullis_foundation::fair_semaphore::FairSemaphore::one_each(),
+    }
+}

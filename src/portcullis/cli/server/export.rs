@@ -1,0 +1,107 @@
+//! `portcullis server export k8s`: a server and a proxy of its own, as manifests for Kubernetes.
+
+mod config;
+mod workload;
+
+use std::{fs, path::PathBuf};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use portcullis_kubernetes::{Cni, stream};
+use serde_json::json;
+
+use super::{configured, replace};
+use crate::cli::{Context, Exit};
+use portcullis_protocol::names::ServerName;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Export {
+    /// Kubernetes manifests: a pod with a proxy for this server alone, and all around it
+    K8s(K8s),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct K8s {
+    /// The server's name in the config
+    server: ServerName,
+    /// The image with Portcullis, by its digest: as `examples/deploy/build` makes it
+    #[arg(long, value_name = "NAME@sha256:…")]
+    portcullis_image: String,
+    /// The namespace of all objects
+    #[arg(long, value_name = "NAME", default_value = "mcp")]
+    namespace: String,
+    /// Write files into a folder, and a `kustomization.yaml`. Default: all to standard output
+    #[arg(long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+    /// Who carries out network policies
+    #[arg(long, value_enum, default_value = "any")]
+    cni: Network,
+    /// The claim of a volume in the place of a folder of `mounts`, by its target: `/data=notes-data`
+    #[arg(long = "claim", value_name = "TARGET=CLAIM")]
+    claims: Vec<String>,
+    /// The cluster's runtime class, such as `gvisor`
+    #[arg(long, value_name = "NAME")]
+    runtime_class: Option<String>,
+    /// How much audit store and state may take
+    #[arg(long, value_name = "QUANTITY", default_value = "10Gi")]
+    storage: String,
+    /// The storage class for that. Default: the cluster's
+    #[arg(long, value_name = "NAME")]
+    storage_class: Option<String>,
+    /// The processor of the nodes, in the words of images
+    #[arg(long, value_name = "NAME", default_value = "amd64", value_parser = ["amd64", "arm64"])]
+    architecture: String,
+    /// A key of the config that the pod is to do without: `audit.export`, or an interceptor by its
+    /// name, `interceptors.NAME`
+    #[arg(long = "leave-out", value_name = "KEY")]
+    leave_out: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Network {
+    /// Any that knows NetworkPolicy
+    Any,
+    /// Cilium, which can tell hosts by their names
+    Cilium,
+}
+
+impl From<Network> for Cni {
+    fn from(network: Network) -> Self {
+        match network {
+            Network::Any => Self::Any,
+            Network::Cilium => Self::Cilium,
+        }
+    }
+}
+
+/// Runs the verb.
+pub(super) async fn run(export: Export, ctx: &Context) -> anyhow::Result<Exit> {
+    let Export::K8s(args) = export;
+    let loaded = ctx.load()?;
+    configured(&loaded, &args.server)?;
+    let workload = workload::of(ctx, &loaded, &args).await?;
+    let manifests = workload.manifests()?;
+    let Some(folder) = &args.output else {
+        ctx.verbatim(&stream(&manifests))?;
+        return Ok(Exit::Ok);
+    };
+    let failed = || format!("cannot write into {}", folder.display());
+    fs::create_dir_all(folder).with_context(failed)?;
+    for manifest in &manifests {
+        replace(&folder.join(manifest.file), &manifest.yaml()).with_context(failed)?;
+    }
+    let files: Vec<_> = manifests.iter().map(|manifest| manifest.file).collect();
+    let all = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": files,
+    });
+    let text = serde_yaml_ng::to_string(&all)?;
+    replace(&folder.join("kustomization.yaml"), &text).with_context(failed)?;
+    if ctx.is_json() {
+        ctx.json(&json!({ "folder": folder, "files": files }))?;
+    } else {
+        ctx.note(format_args!("{} files are in {}", files.len() + 1, folder.display()));
+    }
+    Ok(Exit::Ok)
+}

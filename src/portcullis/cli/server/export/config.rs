@@ -1,0 +1,369 @@
+//! The config of the pod's proxy: what of the operator's own concerns one server, with the places of
+//! the pod.
+
+use portcullis_kubernetes::{POLICIES, PORT, SECRETS, SOCKET, STATE, hosts};
+use toml::{Table, Value};
+
+use portcullis_audit::config::Audit;
+use portcullis_config::{Admin, Approvals, Config, Listen, Loaded};
+use portcullis_interceptors::Use;
+use portcullis_policy::Policy;
+use portcullis_protocol::names::ServerName;
+use portcullis_upstream::config::{Server, Sharing};
+
+/// What becomes of a key of the config in the pod.
+#[derive(Debug, Clone, PartialEq)]
+enum Fate {
+    /// It is there, too.
+    Kept,
+    /// The pod has its own in its place.
+    Pods,
+    /// A pod can't have it: other places, and files that are not in it. It is refused, unless the
+    /// operator leaves it out.
+    Lost,
+    /// It is of this machine, and said to be left out.
+    Left,
+    /// Each key in it has a fate of its own.
+    In(Keys),
+}
+
+type Keys = Vec<(String, Fate)>;
+
+use Fate::{In, Kept, Left, Lost, Pods};
+
+/// The keys of a table with what becomes of each. Whoever adds a key to the config finds that this does
+/// not compile, and says here what becomes of it.
+macro_rules! keys {
+    ($table:ident { $($field:ident: $fate:expr),* $(,)? }) => {{
+        let _ = |$table { $($field: _),* }: $table| ();
+        vec![$((stringify!($field).replace('_', "-"), $fate)),*]
+    }};
+}
+
+/// The keys of the whole file. Of `servers`, the pod has its own, and of that [`of_server`].
+fn of_file() -> Keys {
+    keys!(Config {
+        listen: In(keys!(Listen {
+            http: Pods,
+            anonymous: Kept,
+            anonymous_beyond_loopback: Kept,
+            allowed_hosts: Kept,
+            allowed_origins: Kept,
+            rest: Kept,
+            // Other addresses than those of the cluster.
+            trusted_proxies: Left,
+            client_address: Left,
+        })),
+        state_dir: Pods,
+        policy: In(keys!(Policy { paths: Pods, bundle: Lost, bundle_keys: Left })),
+        audit: In(keys!(Audit {
+            dir: Left,
+            deadline_ms: Kept,
+            on_failure: Kept,
+            retention: Kept,
+            encryption: Lost,
+            checkpoint: Kept,
+            witness: Lost,
+            export: Lost,
+        })),
+        admin: In(keys!(Admin { socket: Left, roles: Left })),
+        approvals: In(keys!(Approvals { timeout_s: Kept, per_client: Kept, webhook: Lost })),
+        limits: Kept,
+        telemetry: Kept,
+        engine: Left,
+        registries: Left,
+        signers: Left,
+        clients: Kept,
+        servers: Pods,
+        interceptors: Kept,
+    })
+}
+
+/// The keys of the server.
+fn of_server(settings: &Server) -> Keys {
+    let in_container = settings.image.is_some();
+    let unless = |fate: Fate| if in_container { fate } else { Kept };
+    keys!(Server {
+        image: Kept,
+        signed_by: Left,
+        command: unless(Pods),
+        url: Kept,
+        transport: Kept,
+        runtime: Left,
+        pod_socket: Pods,
+        prefix: Kept,
+        env: Kept,
+        secrets: Kept,
+        headers: Kept,
+        restart_on_rotation: Kept,
+        mounts: Kept,
+        resources: Kept,
+        egress: Kept,
+        egress_limits: Kept,
+        hardening: Kept,
+        era: Kept,
+        start_timeout_s: Kept,
+        call_timeout_s: Kept,
+        idle_stop_s: Kept,
+        health_s: Kept,
+        health_timeout_s: Kept,
+        concurrent: Kept,
+        // All instances are in one container: what one client's writes to /tmp another's would read.
+        sharing: unless(if settings.sharing == Sharing::Shared { Pods } else { Left }),
+        instances: unless(Left),
+        warm: unless(Left),
+        replicas: Kept,
+        tools: Kept,
+    })
+}
+
+/// All keys with that fate, each with its pointer.
+fn with(fate: &Fate, keys: &Keys, (name, pointer): (&str, &str)) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (key, its) in keys {
+        let (name, pointer) = (format!("{name}{key}"), format!("{pointer}/{key}"));
+        match its {
+            In(keys) => found.extend(with(fate, keys, (&format!("{name}."), &pointer))),
+            its if its == fate => found.push((name, pointer)),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Leaves what is kept in a table.
+fn keep(table: &mut Table, keys: &Keys) {
+    for (key, fate) in keys {
+        match (fate, table.get_mut(key)) {
+            (Kept, _) | (_, None) => {}
+            (In(keys), Some(Value::Table(within))) => {
+                keep(within, keys);
+                if within.is_empty() {
+                    table.remove(key);
+                }
+            }
+            _ => drop(table.remove(key)),
+        }
+    }
+}
+
+/// The keys that stand in the config and that the pod can't have, each with its pointer.
+fn lost(loaded: &Loaded) -> Vec<(String, String)> {
+    let plugins = loaded.config.interceptors.iter().enumerate();
+    let plugins = plugins.filter(|(_, entry)| matches!(entry.kind, Use::Plugin(_)));
+    let plugins = plugins.map(|(at, entry)| {
+        (format!("interceptors.{}", entry.name()), format!("/interceptors/{at}"))
+    });
+    let stands = |(_, pointer): &(String, String)| loaded.written(pointer).is_some();
+    with(&Lost, &of_file(), ("", "")).into_iter().filter(stands).chain(plugins).collect()
+}
+
+/// Those that the operator does not leave out.
+pub(super) fn refused(loaded: &Loaded, leave_out: &[String]) -> Vec<(String, String)> {
+    lost(loaded).into_iter().filter(|(key, _)| !leave_out.contains(key)).collect()
+}
+
+/// What stands in the config and is not in the pod's, as comments with the lines.
+fn left_out(loaded: &Loaded, server: &ServerName, settings: &Server) -> String {
+    let (name, pointer) = (format!("servers.{server}."), format!("/servers/{server}"));
+    let mut all = with(&Left, &of_file(), ("", ""));
+    all.extend(lost(loaded));
+    all.extend(with(&Left, &of_server(settings), (&name, &pointer)));
+    let file = loaded.path.file_name().unwrap_or_default().to_string_lossy();
+    let line = |(key, pointer): (String, String)| {
+        Some(format!("# {key} ({file}:{})\n", loaded.written(&pointer)?))
+    };
+    let lines: String = all.into_iter().filter_map(line).collect();
+    match lines.is_empty() {
+        true => lines,
+        false => format!("# Not in this pod, and in the config that it was made from:\n{lines}\n"),
+    }
+}
+
+/// The text of the pod's config.
+///
+/// # Errors
+/// Where the file is no longer what was loaded.
+pub(super) fn of(
+    loaded: &Loaded,
+    server: &ServerName,
+    settings: &portcullis_upstream::config::Server,
+    (arguments, namespace): (Option<&[String]>, &str),
+    leave_out: &[String],
+) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(&loaded.path)?;
+    let mut pod: Table = toml::from_str(&text)?;
+    let mut servers = table(pod.remove("servers"));
+    keep(&mut pod, &of_file());
+    pod.insert("state-dir".into(), STATE.into());
+    let mut listen = table(pod.remove("listen"));
+    let allowed = listen.remove("allowed-hosts");
+    let allowed = allowed.as_ref().and_then(Value::as_array).cloned().unwrap_or_default();
+    let allowed = hosts(server.as_str(), namespace).into_iter().map(Value::from).chain(allowed);
+    listen.insert("allowed-hosts".into(), allowed.collect::<Vec<_>>().into());
+    listen.insert("http".into(), format!("0.0.0.0:{PORT}").into());
+    pod.insert("listen".into(), listen.into());
+    let policy = Table::from_iter([("paths".to_owned(), Value::from(vec![POLICIES]))]);
+    pod.insert("policy".into(), policy.into());
+    let names: Vec<String> =
+        loaded.config.interceptors.iter().map(|entry| entry.name().to_owned()).collect();
+    if let Some(Value::Array(entries)) = pod.get_mut("interceptors") {
+        let mut names = names.into_iter();
+        let left_out = |name: &String| leave_out.contains(&format!("interceptors.{name}"));
+        entries.retain(|_| !names.next().as_ref().is_some_and(left_out));
+    }
+    let mut entry = table(servers.remove(server.as_str()));
+    keep(&mut entry, &of_server(settings));
+    for key in ["secrets", "headers"] {
+        let Some(Value::Table(secrets)) = entry.get_mut(key) else { continue };
+        for (name, secret) in secrets.iter_mut() {
+            if let Value::Table(secret) = secret {
+                secret.insert("from".into(), format!("file:{SECRETS}/{name}").into());
+            }
+        }
+    }
+    if settings.image.is_some() {
+        entry.insert("pod-socket".into(), SOCKET.into());
+        entry.insert("sharing".into(), "shared".into());
+        if let Some(arguments) = arguments {
+            let arguments: Vec<Value> = arguments.iter().map(|one| one.as_str().into()).collect();
+            entry.insert("command".into(), arguments.into());
+        }
+    }
+    let servers = Table::from_iter([(server.to_string(), Value::from(entry))]);
+    pod.insert("servers".into(), servers.into());
+    Ok(format!("{}{}", left_out(loaded, server, settings), toml::to_string(&pod)?))
+}
+
+fn table(value: Option<Value>) -> Table {
+    match value {
+        Some(Value::Table(table)) => table,
+        _ => Table::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+state-dir = "here"
+[listen]
+http = "127.0.0.1:9999"
+rest = false
+[policy]
+paths = ["mine"]
+[audit]
+dir = "log"
+deadline-ms = 7
+[[audit.witness]]
+file = "w"
+[admin]
+socket = "/run/x/admin.sock"
+[admin.roles]
+approver = ["user:0"]
+[approvals]
+timeout-s = 9
+[engine]
+host = "unix:///x"
+[registries]
+deadline-s = 5
+[signers.acme]
+key = "acme.pub"
+[telemetry]
+log = "debug"
+[limits]
+page = 3
+[servers.one]
+image = "example.com/one@sha256:DIGEST"
+signed-by = ["acme"]
+runtime = "runsc"
+sharing = "auto"
+instances = 3
+call-timeout-s = 4
+[servers.two]
+url = "https://two.example"
+instances = 3
+"#;
+
+    fn made(server: &str, leave_out: &[&str]) -> (String, Table) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("portcullis.toml");
+        std::fs::write(&path, TEXT.replace("DIGEST", &"0".repeat(64))).unwrap();
+        let loaded = portcullis_config::load(&path).unwrap();
+        let name: ServerName = server.parse().unwrap();
+        let settings = &loaded.config.servers[&name];
+        let leave_out: Vec<String> = leave_out.iter().map(|key| (*key).to_owned()).collect();
+        assert_eq!(refused(&loaded, &leave_out), []);
+        let text = of(&loaded, &name, settings, (None, "mcp"), &leave_out).unwrap();
+        let parsed = toml::from_str(&text).unwrap();
+        portcullis_config::parse("portcullis.toml".as_ref(), &text).unwrap();
+        (text, parsed)
+    }
+
+    #[test]
+    fn what_is_not_in_the_pod_is_said_with_its_line() {
+        let (text, pod) = made("one", &["audit.witness"]);
+        let line = |key: &str| TEXT.lines().position(|line| line == key).unwrap() + 1;
+        for (key, at) in [
+            ("audit.dir", "dir = \"log\""),
+            ("audit.witness", "[[audit.witness]]"),
+            ("admin.socket", "socket = \"/run/x/admin.sock\""),
+            ("admin.roles", "[admin.roles]"),
+            ("engine", "[engine]"),
+            ("registries", "[registries]"),
+            ("signers", "[signers.acme]"),
+            ("servers.one.signed-by", "signed-by = [\"acme\"]"),
+            ("servers.one.runtime", "runtime = \"runsc\""),
+            ("servers.one.sharing", "sharing = \"auto\""),
+            ("servers.one.instances", "instances = 3"),
+        ] {
+            let comment = format!("# {key} (portcullis.toml:{})\n", line(at));
+            assert!(text.contains(&comment), "{comment}: {text}");
+        }
+        assert_eq!(text.lines().filter(|line| line.starts_with('#')).count(), 12, "{text}");
+        let has = |pointer: &str| {
+            let mut at = Some(&Value::Table(pod.clone())).cloned();
+            for key in pointer.split('.') {
+                at = at.and_then(|value| value.get(key).cloned());
+            }
+            at
+        };
+        for (kept, value) in [
+            ("listen.rest", Value::from(false)),
+            ("audit.deadline-ms", 7.into()),
+            ("approvals.timeout-s", 9.into()),
+            ("telemetry.log", "debug".into()),
+            ("limits.page", 3.into()),
+            ("servers.one.call-timeout-s", 4.into()),
+            ("servers.one.sharing", "shared".into()),
+            ("state-dir", STATE.into()),
+        ] {
+            assert_eq!(has(kept), Some(value), "{kept}");
+        }
+        for gone in [
+            "audit.dir",
+            "audit.witness",
+            "admin",
+            "engine",
+            "registries",
+            "signers",
+            "servers.two",
+            "servers.one.signed-by",
+            "servers.one.instances",
+        ] {
+            assert_eq!(has(gone), None, "{gone}");
+        }
+        // Of a server elsewhere, each client has its own connection still.
+        let (_, pod) = made("two", &["audit.witness"]);
+        assert_eq!(pod["servers"]["two"]["instances"].as_integer(), Some(3));
+    }
+
+    #[test]
+    fn what_a_pod_can_not_have_is_refused() {
+        let text = TEXT.replace("DIGEST", &"0".repeat(64));
+        let loaded = portcullis_config::parse("/x/portcullis.toml".as_ref(), &text).unwrap();
+        let refused = refused(&loaded, &[]);
+        assert_eq!(refused, [("audit.witness".to_owned(), "/audit/witness".to_owned())]);
+    }
+}

@@ -1,0 +1,350 @@
+//! `portcullis server inspect`: what a server may do and what not, in words, each deviation with the
+//! line of the config that asks for it, and what policies say of its start.
+
+use anyhow::Context as _;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{configured, handed, launcher, verify};
+use crate::cli::{Context, Exit};
+use portcullis_config::Loaded;
+use portcullis_gateway::admin;
+use portcullis_policy::{Part, Start};
+use portcullis_protocol::{names::ServerName, refusal::Rule};
+use portcullis_runtime::{
+    container::{self, Deviation},
+    process::LaunchFailure,
+    sandbox,
+};
+use portcullis_upstream::{
+    Launcher, Place,
+    config::{Given, HandOver, Server},
+};
+
+mod words;
+
+/// Something that it may do because the config says so.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct May {
+    what: String,
+    /// The key below `[servers.NAME]`, and its line where it stands there.
+    config_key: String,
+    line: Option<u32>,
+}
+
+/// What policies say of one thing that its start takes.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Asked {
+    action: &'static str,
+    target: String,
+    allowed: bool,
+    why: String,
+    rules: Vec<Rule>,
+}
+
+/// Everything that is known of a server before it is started.
+struct Found {
+    place: Place,
+    profile: Vec<(String, String)>,
+    deviations: Vec<Deviation>,
+    digest: Option<String>,
+    /// Why it would not be started whatever policies say: its image is not signed as it has to be.
+    unsigned: Option<String>,
+    asked: Result<Vec<Asked>, String>,
+}
+
+impl Found {
+    async fn of(
+        loaded: &Loaded,
+        launcher: &Launcher,
+        name: &ServerName,
+        settings: &Server,
+    ) -> anyhow::Result<Self> {
+        let place = launcher.place(settings);
+        let (mut profile, mut deviations) = (Vec::new(), Vec::new());
+        if let Place::Remote { url } = &place {
+            profile.push(("url".to_owned(), url.clone()));
+        } else {
+            let mut spec = launcher.spec_without_secrets(name, settings);
+            if spec.image.is_none() {
+                // A packed program's image is known once it is packed, and is then an id.
+                spec.image = Some(format!("sha256:{}", "0".repeat(64)));
+            }
+            // The keys that open something are the same wherever the server runs.
+            let container = container::Profile::of(&spec)?;
+            deviations = container.deviations();
+            profile = match &place {
+                Place::Sandbox { .. } => sandbox::facts(&settings.resources, &settings.hardening),
+                _ => container.describe(),
+            };
+        }
+        // As a start would find it; where that can't be told now, policies are asked without it.
+        let pinned =
+            launcher.images.pin(&launcher.engine.now(), name, settings).await.ok().flatten();
+        let mut program = launcher.program_of(name, settings, pinned.as_ref())?;
+        let mut unsigned = None;
+        if let Some(pinned) = &pinned {
+            match launcher.signed(name, settings, pinned).await {
+                Ok(signed) => program.signed = signed,
+                Err(LaunchFailure { what, .. }) => unsigned = Some(what),
+            }
+        }
+        if let Some(hashed) = launcher.hashed(settings).await {
+            program.digest = Some(hashed.digest);
+        }
+        let digest = program.digest.clone();
+        let asked = asked(loaded, name, settings, &program.for_policies(&place));
+        Ok(Self { place, profile, deviations, digest, unsigned, asked })
+    }
+
+    /// Whether its signatures and policies would let it be started.
+    fn allowed(&self) -> bool {
+        let all = |asked: &Vec<Asked>| asked.iter().all(|one| one.allowed);
+        self.unsigned.is_none() && self.asked.as_ref().is_ok_and(all)
+    }
+}
+
+/// Asks the policies of the config, as a proxy would before it starts the server.
+fn asked(
+    loaded: &Loaded,
+    server: &ServerName,
+    settings: &Server,
+    program: &portcullis_policy::Program,
+) -> Result<Vec<Asked>, String> {
+    let engine = portcullis_policy::Engine::open(
+        portcullis_policy::Source::of(&loaded.config.policy, &loaded.config.state_dir),
+        &loaded.base,
+    )
+    .map_err(|found| found.to_string().lines().next().unwrap_or_default().to_owned())?;
+    let start = Start { server, program, url: settings.url.as_deref(), secrets: handed(settings) };
+    let asked = |Part { action, target, outcome }| Asked {
+        action: action.as_str(),
+        target,
+        allowed: outcome.permits_alone(),
+        why: outcome.explain_alone(),
+        rules: outcome.rules,
+    };
+    Ok(engine.decide_start(&start).into_iter().map(asked).collect())
+}
+
+/// Runs the verb.
+pub(super) async fn run(
+    ctx: &Context,
+    loaded: &Loaded,
+    proxy: Option<admin::Client>,
+    name: &ServerName,
+) -> anyhow::Result<Exit> {
+    let settings = configured(loaded, name)?;
+    let mut launcher = launcher(loaded).await;
+    launcher.signatures = verify::signatures(loaded)?;
+    let found = Found::of(loaded, &launcher, name, settings).await?;
+    let running: Option<Value> = match proxy {
+        Some(proxy) => {
+            let states: Vec<Value> =
+                proxy.get_json("/v1/servers").await.context("asking the proxy that runs")?;
+            states.into_iter().find(|state| state["name"] == name.as_str())
+        }
+        None => None,
+    };
+    let may = words::may(loaded, name, settings, &found);
+    let may_not = words::may_not(settings, &found.place);
+    if ctx.is_json() {
+        ctx.json(&machine(loaded, name, settings, &found, running.as_ref(), (&may, &may_not)))?;
+        return Ok(Exit::Ok);
+    }
+    let (file, chain) = (loaded.path.display().to_string(), loaded.config.chain_in_words());
+    let page = Page { ctx, file, chain };
+    page.print(name, settings, &found, running.as_ref(), (&may, &may_not))?;
+    Ok(Exit::Ok)
+}
+
+fn deviations(loaded: &Loaded, name: &ServerName, found: &Found) -> Vec<Value> {
+    let all = found.deviations.iter().map(|deviation| {
+        json!({
+            "field": deviation.field,
+            "default": deviation.default,
+            "actual": deviation.actual,
+            "configKey": deviation.config_key,
+            "line": line(loaded, name, deviation.config_key),
+        })
+    });
+    all.collect()
+}
+
+fn line(loaded: &Loaded, name: &ServerName, key: &str) -> Option<u32> {
+    loaded.written(&format!("/servers/{name}/{}", key.replace('.', "/")))
+}
+
+fn machine(
+    loaded: &Loaded,
+    name: &ServerName,
+    settings: &Server,
+    found: &Found,
+    running: Option<&Value>,
+    (may, may_not): (&[May], &[String]),
+) -> Value {
+    let fields = found.profile.iter().cloned();
+    let profile: Map<String, Value> = fields.map(|(field, value)| (field, value.into())).collect();
+    let mut told = json!({
+        "name": name,
+        "place": found.place.kind(),
+        "why": found.place.why(),
+        "running": running,
+        "image": settings.image,
+        "digest": found.digest,
+        "profile": profile,
+        "deviations": deviations(loaded, name, found),
+        "file": loaded.path.display().to_string(),
+        "may": may,
+        "mayNot": may_not,
+        "secrets": secrets(settings),
+        "chain": loaded.config.chain_shown(),
+        "launch": match &found.asked {
+            Ok(asked) => {
+                json!({ "allowed": found.allowed(), "asked": asked, "unsigned": found.unsigned })
+            }
+            Err(why) => json!({ "allowed": false, "error": why }),
+        },
+    });
+    if settings.url.is_none() {
+        told["limits"] = json!(settings.resources);
+        told["mounts"] = json!(settings.mounts);
+        told["egress"] = json!(settings.egress);
+    }
+    told
+}
+
+fn secrets(settings: &Server) -> Vec<Value> {
+    let all = settings.given().map(|given| {
+        let mut told = json!({ "name": given.name, "as": "header" });
+        if let Some(hand_over) = given.hand_over {
+            told["as"] = json!(hand_over);
+        }
+        if !given.by_client.is_empty() {
+            told["clients"] = given.by_client.keys().cloned().collect();
+            told["others"] = given.from.is_some().into();
+        }
+        told
+    });
+    all.collect()
+}
+
+/// The same for a person.
+struct Page<'a> {
+    ctx: &'a Context,
+    file: String,
+    /// The interceptors that its messages pass.
+    chain: String,
+}
+
+impl Page<'_> {
+    fn print(
+        &self,
+        name: &ServerName,
+        settings: &Server,
+        found: &Found,
+        running: Option<&Value>,
+        (may, may_not): (&[May], &[String]),
+    ) -> anyhow::Result<()> {
+        let Self { ctx, .. } = self;
+        ctx.line(format_args!("server {name}: {} ({})", found.place.kind(), found.place.why()))?;
+        if let Some(running) = running {
+            let text = |key: &str| running[key].as_str().unwrap_or("").to_owned();
+            ctx.line(format_args!("{} {} {}", text("state"), text("process"), text("revision")))?;
+        }
+        if let Some(image) = &settings.image {
+            ctx.line(format_args!("image: {image}"))?;
+        }
+        if let Some(digest) = &found.digest {
+            ctx.line(format_args!("digest: {digest}"))?;
+        }
+        self.head("it may:")?;
+        for one in may {
+            let key = &one.config_key;
+            let place = match one.line {
+                Some(line) => format!("  [{key}, {}:{line}]", self.file),
+                None => String::new(),
+            };
+            ctx.line(format_args!("  - {}{place}", one.what))?;
+        }
+        self.head("it may not:")?;
+        for one in may_not {
+            ctx.line(format_args!("  - {one}"))?;
+        }
+        self.secrets(settings)?;
+        self.head(&format!("its messages pass: {}", self.chain))?;
+        self.decided(found)?;
+        if matches!(found.place, Place::Remote { .. }) {
+            return Ok(());
+        }
+        if found.deviations.is_empty() {
+            self.head("no deviation from the hardened default profile, which is:")?;
+        } else {
+            self.head("the hardened default profile, with the deviations above:")?;
+        }
+        let rows = found.profile.iter().map(|(field, value)| [field.clone(), value.clone()]);
+        ctx.table(&["SETTING", "VALUE"], rows)?;
+        Ok(())
+    }
+
+    /// A line with an empty one before it.
+    fn head(&self, text: &str) -> anyhow::Result<()> {
+        self.ctx.line("")?;
+        Ok(self.ctx.line(text)?)
+    }
+
+    fn secrets(&self, settings: &Server) -> anyhow::Result<()> {
+        let one = |given: Given<'_>| {
+            let by = match given.hand_over {
+                Some(HandOver::Env) => "in its environment",
+                Some(HandOver::File) => "as a file in memory",
+                None => "a header of ours",
+            };
+            let own: Vec<_> = given.by_client.keys().map(String::as_str).collect();
+            let own = match (own.is_empty(), given.from.is_some()) {
+                (true, _) => String::new(),
+                (false, true) => format!("; own ones for {}", own.join(", ")),
+                (false, false) => format!("; for {} alone", own.join(", ")),
+            };
+            format!("{} ({by}{own})", given.name)
+        };
+        let all: Vec<String> = settings.given().map(one).collect();
+        if !all.is_empty() {
+            self.head(&format!("it is handed the secrets: {}", all.join(", ")))?;
+        }
+        Ok(())
+    }
+
+    fn decided(&self, found: &Found) -> anyhow::Result<()> {
+        let asked = match &found.asked {
+            Ok(asked) => asked,
+            Err(why) => {
+                let text = format!("policies can't be loaded, so it can't be started: {why}");
+                return self.head(&text);
+            }
+        };
+        if let Some(why) = &found.unsigned {
+            self.head(&format!("it can't be started, whatever policies say: {why}"))?;
+        }
+        let let_it = asked.iter().all(|one| one.allowed);
+        let would = if let_it { "let" } else { "do NOT let" };
+        self.head(&format!("policies {would} it be started:"))?;
+        for Asked { action, target, why, rules, .. } in asked {
+            self.ctx.line(format_args!("  - {action} {target}: {why}"))?;
+            for rule in rules {
+                let file = rule.file.as_ref().map(|file| file.display().to_string());
+                let place = file.zip(rule.line).map(|(file, line)| format!("{file}:{line}"));
+                let reason = rule.reason.as_ref().map(|reason| format!(" ({reason})"));
+                let place = place.unwrap_or_else(|| "not in a file".to_owned());
+                self.ctx.line(format_args!(
+                    "    `{}` at {place}{}",
+                    rule.id,
+                    reason.unwrap_or_default()
+                ))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! `portcullis server reap`: removes what proxies have left that were killed and do not come back.
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use crate::cli::{
+    Context, Exit,
+    client::myself,
+    reach::{self, Found},
+};
+use portcullis_audit::record::{Left, LeftKind};
+use portcullis_audit::record::{MEMBERS, Reaping};
+use portcullis_config::Config;
+use portcullis_gateway::proxy::record_alone;
+use portcullis_runtime::container;
+use portcullis_upstream::{Leftovers, config::Runtime};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Show what would be removed, and remove nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Remove it also where neither the config can be read nor its proxy asked, so that nothing of it goes
+    /// on record
+    #[arg(long, conflicts_with = "dry_run")]
+    unrecorded: bool,
+}
+
+/// One thing that was found, and what became of it.
+struct Row {
+    what: &'static str,
+    left: Left,
+}
+
+/// Runs the verb. That there is no proxy, nor a config that can be used, may be why none comes back.
+pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
+    let log = match reach::find(ctx).await {
+        Ok(log) => Some(log),
+        Err(wrong) if args.dry_run || args.unrecorded => {
+            ctx.note(format_args!("{}: {wrong}", ctx.config.display()));
+            None
+        }
+        Err(wrong) => {
+            ctx.note(
+                "So what is removed can't be recorded, and nothing is: mend the config, or give \
+                 --unrecorded.",
+            );
+            return Err(wrong);
+        }
+    };
+    let config = log.as_ref().and_then(Found::loaded).map(|loaded| &loaded.config);
+    let host = match config {
+        Some(config) => Ok(config.engine.host.clone()),
+        None => portcullis_config::whereabouts(&ctx.config).engine,
+    };
+    // Of a config that can't be read it is not known.
+    let needs_engine = !matches!(host, Ok(None)) || config.is_none_or(needs_engine);
+    let found = {
+        let _progress = ctx.progress("looking for what is left");
+        let engine = match host {
+            Ok(host) => {
+                let engine = container::Engine::connect(host.as_deref()).await;
+                engine.map_err(|none| none.to_string())
+            }
+            Err(illegible) => Err(illegible.to_string()),
+        };
+        Leftovers::find(engine).await
+    };
+    let unseen = found.unseen.clone();
+    let mut failed = needs_engine && unseen.is_some();
+    let stay: Vec<_> = found.stay.iter().cloned().map(|left| Row { what: "stays", left }).collect();
+    let mut rows: Vec<_> = if args.dry_run {
+        found.list().into_iter().map(|left| Row { what: "would-remove", left }).collect()
+    } else {
+        let _progress = ctx.progress("removing what is left");
+        record(log.as_ref(), &found.list(), false)
+            .await
+            .context("this can't be recorded in the audit log, so it is not done")?;
+        let all = found.remove().await;
+        if let Err(error) = record(log.as_ref(), &all, true).await {
+            failed = true;
+            ctx.note(format_args!("What came of it is not on record: {error:#}"));
+        }
+        let what = |left: &Left| if left.error.is_some() { "failed" } else { "removed" };
+        all.into_iter().map(|left| Row { what: what(&left), left }).collect()
+    };
+    failed |= rows.iter().any(|row| row.left.error.is_some());
+    rows.extend(stay);
+    tell(ctx, &rows)?;
+    if let Some(why) = unseen {
+        ctx.note(format_args!("Containers were not looked for: {why}"));
+    }
+    Ok(if failed { Exit::Failure } else { Exit::Ok })
+}
+
+/// Whether servers of this config run in containers, so that some may be left.
+fn needs_engine(config: &Config) -> bool {
+    config.servers.values().any(|server| {
+        server.image.is_some() || matches!(server.runtime, Runtime::Container | Runtime::Runsc)
+    })
+}
+
+/// Has what is about to be removed, or was, put on record: by the proxy that runs, else by this command.
+async fn record(log: Option<&Found>, left: &[Left], done: bool) -> anyhow::Result<()> {
+    let Some(log) = log.filter(|_| !left.is_empty()) else { return Ok(()) };
+    let parts = left.chunks(MEMBERS).map(|part| Reaping { left: part.to_vec(), done });
+    match log {
+        Found::Running(proxy, _) => {
+            for part in parts {
+                let () = proxy.post_json("/v1/leftovers", &part).await?;
+            }
+            Ok(())
+        }
+        Found::Alone(loaded) => record_alone(loaded, parts.map(|part| part.by(myself())).collect())
+            .await
+            .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy())),
+    }
+}
+
+fn tell(ctx: &Context, rows: &[Row]) -> anyhow::Result<()> {
+    if ctx.is_json() {
+        let all: Vec<Value> = rows
+            .iter()
+            .map(|Row { what, left: Left { kind, name, server, error } }| {
+                json!({ "kind": kind, "name": name, "server": server, "what": what, "error": error })
+            })
+            .collect();
+        ctx.json(&all)?;
+        return Ok(());
+    }
+    let stays = |row: &Row| row.what == "stays";
+    if rows.iter().all(stays) {
+        ctx.note("Nothing is left of proxies that are gone.");
+    }
+    if !rows.is_empty() {
+        let row = |Row { what, left: Left { kind, name, server, error } }: &Row| {
+            let server = server.clone().unwrap_or_default();
+            let error = error.clone().unwrap_or_default();
+            [(*what).to_owned(), kind.as_str().to_owned(), name.clone(), server, error]
+        };
+        // A sandbox has several groups, and their names say nothing: they are counted.
+        let counted =
+            |row: &&Row| row.left.kind == LeftKind::ControlGroup && row.left.error.is_none();
+        let (groups, others): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(counted);
+        let sum = groups.first().map(|first| {
+            let name = format!("{} of sandboxes", groups.len());
+            row(&Row { what: first.what, left: Left { name, ..first.left.clone() } })
+        });
+        let header = ["WHAT", "KIND", "NAME", "SERVER", "WHY"];
+        ctx.table(&header, others.into_iter().map(row).chain(sum))?;
+    }
+    if rows.iter().any(stays) {
+        ctx.note(
+            "What stays is of proxies that live, or of which it can't be told from here: of another \
+             machine or another process namespace.",
+        );
+    }
+    Ok(())
+}

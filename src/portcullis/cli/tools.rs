@@ -1,0 +1,204 @@
+//! `portcullis tools`: tools as a client sees them, through the whole chain. Speaks to the running
+//! proxy over its local socket; where none runs, one is started for the question and ended after.
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use super::{
+    Context, Exit, Usage,
+    reach::{Found, Where},
+    run::reported,
+};
+use portcullis_config::Loaded;
+use portcullis_gateway::{
+    admin,
+    front::http::AS,
+    proxy::{Assembly, Caller, Purpose},
+};
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    codec::{Frame, era},
+    exchange::{Method, Revision, Transport},
+    identity::{Keyring, Principal},
+    names::ClientName,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Speak as this client (`anonymous` for a caller without a key). Default: the local user
+    #[arg(long = "as", value_name = "CLIENT", global = true)]
+    client: Option<String>,
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    place: Where,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// List the tools that the client may see
+    Ls,
+    /// Call a tool
+    Call {
+        /// The tool, as `tools ls` names it
+        tool: String,
+        /// The arguments, a JSON object
+        #[arg(default_value = "{}")]
+        arguments: String,
+    },
+}
+
+/// Runs the verb.
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    let (method, mut params, name) = match &args.verb {
+        Verb::Ls => (Method::TOOLS_LIST, json!({}), None),
+        Verb::Call { tool, arguments } => {
+            let arguments: Value = serde_json::from_str(arguments)
+                .map_err(|error| Usage(format!("the arguments are no JSON: {error}")))?;
+            if !arguments.is_object() {
+                return Err(Usage("the arguments must be a JSON object".into()).into());
+            }
+            let params = json!({ "name": tool, "arguments": arguments });
+            (Method::TOOLS_CALL, params, Some(tool.as_str()))
+        }
+    };
+    params["_meta"] = era::own_meta();
+    let text = Frame::request(1, method, params.to_string().as_bytes());
+    let (answer, states) = {
+        let _progress = ctx.progress("asking the proxy");
+        match args.place.proxy(ctx).await? {
+            Found::Running(proxy, _) => {
+                let mut headers = vec![
+                    ("mcp-protocol-version", Revision::LATEST_MODERN.as_str().to_owned()),
+                    ("mcp-method", method.to_owned()),
+                ];
+                if let Some(name) = name {
+                    headers.push(("mcp-name", era::header_text(name)));
+                }
+                if let Some(client) = &args.client {
+                    headers.push((AS, client.clone()));
+                }
+                let answer = proxy.mcp(&headers, text).await?;
+                // A user without the role of an operator gets the list without the states.
+                let states = if name.is_none() && is_result(&answer) {
+                    proxy.get_json("/v1/servers").await.unwrap_or_default()
+                } else {
+                    Vec::new()
+                };
+                (answer, states)
+            }
+            Found::Alone(loaded) => alone(&loaded, args.client.as_deref(), text).await?,
+        }
+    };
+    let answer: Value = serde_json::from_slice(&answer).context("the proxy's answer is no JSON")?;
+    if let Some(error) = answer.get("error") {
+        if ctx.is_json() {
+            ctx.json(error)?;
+        } else {
+            ctx.note(error["message"].as_str().unwrap_or("refused"));
+        }
+        let refused = error["data"]["code"].as_str().is_some_and(|code| {
+            !matches!(
+                code,
+                "server-unavailable"
+                    | "server-resting"
+                    | "server-timeout"
+                    | "server-overloaded"
+                    | "server-misbehaved"
+            )
+        });
+        return Ok(if refused { Exit::Denied } else { Exit::Failure });
+    }
+    let result = &answer["result"];
+    let missing = if name.is_none() { missing(&states) } else { Vec::new() };
+    if ctx.is_json() {
+        ctx.json(result)?;
+    } else if name.is_none() {
+        let tools = result["tools"].as_array().into_iter().flatten();
+        ctx.table(&HEADER, tools.map(row))?;
+    } else {
+        for item in result["content"].as_array().into_iter().flatten() {
+            match item["text"].as_str() {
+                Some(text) => {
+                    for line in text.lines() {
+                        ctx.line(line)?;
+                    }
+                }
+                None => ctx.json_line(item)?,
+            }
+        }
+    }
+    missing.iter().for_each(|missing| ctx.note(missing));
+    let complete = result["isError"] != true && missing.is_empty();
+    Ok(if complete { Exit::Ok } else { Exit::Failure })
+}
+
+/// Whether an answer has a result, and not an error.
+fn is_result(answer: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(answer).is_ok_and(|answer| answer.get("result").is_some())
+}
+
+/// A sentence for each server whose tools are missing from the list, by the states of all servers.
+fn missing(states: &[Value]) -> Vec<String> {
+    let beginning = format!("missing from `{}`: ", Method::TOOLS_LIST);
+    let of = |state: &Value| {
+        let name = state["name"].as_str()?;
+        let mut notices = state["notices"].as_array()?.iter().filter_map(Value::as_str);
+        let why = notices.find_map(|notice| notice.strip_prefix(&beginning))?;
+        Some(format!("the tools of server `{name}` are missing: {why}"))
+    };
+    states.iter().filter_map(of).collect()
+}
+
+/// The head of a table of tools.
+pub(super) const HEADER: [&str; 2] = ["TOOL", "WHAT IT SAYS IT DOES"];
+
+/// A tool in a table.
+pub(super) fn row(tool: &Value) -> [String; 2] {
+    let text = |key: &str| tool[key].as_str().unwrap_or("");
+    let first = text("description").lines().next().unwrap_or("").to_owned();
+    [text("name").to_owned(), first]
+}
+
+/// Starts a proxy for one message. Returns the answer, and the states of all servers after it.
+async fn alone(
+    loaded: &Loaded,
+    client: Option<&str>,
+    text: bytes::Bytes,
+) -> anyhow::Result<(bytes::Bytes, Vec<Value>)> {
+    let principal = match client {
+        None | Some("local") => Principal::local(),
+        Some("anonymous") => Principal::anonymous(),
+        Some(name) => {
+            let name: ClientName = name.parse()?;
+            Keyring::load(&loaded.config.clients, &loaded.config.state_dir)?
+                .client(&name)
+                .with_context(|| format!("there is no client `{name}`"))?
+        }
+    };
+    let assembly = Assembly::of(loaded).await.map_err(reported)?;
+    let _claim = admin::Server::bind(&loaded.config.state_dir)?;
+    let (proxy, _watcher) = assembly.start(loaded, Purpose::Serve).await.map_err(reported)?;
+    let caller = Caller {
+        principal,
+        transport: Transport::Cli,
+        client_addr: None,
+        view: View::All,
+        session: None,
+        calls: None,
+        revision: Revision::LATEST_MODERN,
+        headers: None,
+    };
+    let answer = async {
+        let frame = Frame::parse(text, proxy.request_caps())?;
+        let place = proxy.enter(&caller.principal)?;
+        let mut ticket = proxy.take(caller, frame, place);
+        while ticket.notices.recv().await.is_some() {}
+        let answered = ticket.answer.await?;
+        answered.text.context("the call was cancelled")
+    };
+    let answer: anyhow::Result<bytes::Bytes> = answer.await;
+    let states = proxy.server_states().await;
+    proxy.close("the question is answered").await;
+    Ok((answer?, states))
+}

@@ -1,0 +1,6 @@
+//! Portcullis: a policy-enforcing security proxy for the Model Context Protocol.
+//!
+//! The command line, and the tools of plugin authors. The proxy itself is [`portcullis_gateway`].
+
+pub mod authoring;
+pub mod cli;
