@@ -231,12 +231,11 @@ async fn a_refusal_for_the_host_origin_or_path_names_the_client() {
     let gate = written.start().await;
     let bearer = format!("Bearer {key}");
     let unknown = ["Bearer pck", &"A".repeat(43)].join("_");
-    let cases: [(&str, &[(&str, &str)], &str); 3] = [
-        ("/mcp", &[("Host", "evil.example")], "forbidden-origin"),
+    for (path, headers, code) in [
+        ("/mcp", &[("Host", "evil.example")][..], "forbidden-origin"),
         ("/mcp", &[("Origin", "https://evil.example")], "forbidden-origin"),
         ("/mpc", &[], "unknown-target"),
-    ];
-    for (path, headers, code) in cases {
+    ] {
         for (authorization, client) in
             [(Some(&bearer), Some("ci")), (Some(&unknown), None), (None, None)]
         {

@@ -1,5 +1,7 @@
 //! Values that the tests of several crates share.
 
+#![expect(clippy::unwrap_used, reason = "for tests, whose values are constants")]
+
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use serde_json::json;
